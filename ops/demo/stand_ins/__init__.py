@@ -1,0 +1,1 @@
+"""Stand-in providers, and a page that shows what they got."""

@@ -1,0 +1,1 @@
+"""Cloud KMS over gRPC, with faults."""

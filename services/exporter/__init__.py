@@ -1,0 +1,1 @@
+"""Probes KMS and reads the backend's crypto state, for Prometheus."""

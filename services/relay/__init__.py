@@ -1,0 +1,1 @@
+"""Takes Alertmanager's webhooks and delivers them, from a durable outbox."""

@@ -1,0 +1,1 @@
+"""The channels. `registry.py` lists the kinds; delivery knows only `channel.py`."""

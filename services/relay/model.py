@@ -1,0 +1,70 @@
+"""What moves through the relay: frozen, no I/O. Wire shapes of Alertmanager or of a provider stop before it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """Of an alert, or of a whole group."""
+
+    FIRING = "firing"
+    RESOLVED = "resolved"
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """One alert of a group, as Alertmanager told of it."""
+
+    status: Status
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
+    starts_at: datetime
+    ends_at: datetime | None
+    """None while it fires."""
+    generator_url: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One webhook: the state of one group at one moment."""
+
+    source: str
+    """Which of several independent Alertmanagers sent it; empty where there is one."""
+    receiver: str
+    group_key: str
+    status: Status
+    alerts: tuple[Alert, ...]
+    group_labels: Mapping[str, str]
+    common_labels: Mapping[str, str]
+    common_annotations: Mapping[str, str]
+    external_url: str
+    truncated_alerts: int
+    """How many alerts Alertmanager cut off; over 0, `status` says nothing about the whole group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """Where a person goes from an alert; each is http(s), or None where there is none."""
+
+    runbook: str | None
+    dashboard: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What a channel is asked to tell: an event, enriched. The same at each retry."""
+
+    delivery_id: str
+    incident_id: str
+    """A hash of source, receiver and groupKey: the same for every event of the group, for ever."""
+    episode: int
+    """How many times the incident had begun by then; a firing accepted after a resolve begins the next."""
+    event: Event
+    links: tuple[Links, ...]
+    """One for each alert of the event, in their order."""
+    accepted_at: datetime
+    first_receipt: Mapping[str, str] | None
+    """The receipt of this episode's first delivery on this channel, which a reply can refer to."""

@@ -1,0 +1,5 @@
+"""What two services use, and nothing else."""
+
+from importlib.metadata import version
+
+VERSION = version("keypulse")

@@ -1,0 +1,55 @@
+"""Who may call: `Authorization: Bearer TOKEN`, or, for a browser, Basic with the token as its password."""
+
+import base64
+import binascii
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from shared.secret_file import SecretFile, SecretUnreadableError
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def refusal(request: Request, secret: SecretFile, *, browser: bool = False) -> Response | None:
+    """The answer to a caller that may not come in: 401, or 503 where the token file cannot be read; else None.
+
+    Args:
+        request: only its `Authorization` header is read, never its body.
+        secret: the tokens that are let in.
+        browser: whether a 401 asks a browser for a password.
+    """
+    scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+    token = credentials.strip() if scheme.lower() == "bearer" else _password(scheme, credentials)
+    try:
+        if secret.matches(token):
+            return None
+    except SecretUnreadableError:
+        return JSONResponse({"error": "the token file of this server cannot be read"}, status_code=503)
+    challenge = 'Basic realm="keypulse"' if browser else "Bearer"
+    return JSONResponse(
+        {"error": "a valid token is needed: Authorization: Bearer TOKEN"},
+        status_code=401,
+        headers={"WWW-Authenticate": challenge},
+    )
+
+
+def guarded(endpoint: Endpoint, secret: SecretFile | None, *, browser: bool = False) -> Endpoint:
+    """`endpoint` behind `secret`; with no secret it stays open (settings allow that on loopback only)."""
+    if secret is None:
+        return endpoint
+
+    async def guard(request: Request) -> Response:
+        return refusal(request, secret, browser=browser) or await endpoint(request)
+
+    return guard
+
+
+def _password(scheme: str, credentials: str) -> str:
+    if scheme.lower() != "basic":
+        return ""
+    try:
+        return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
+    except (binascii.Error, UnicodeDecodeError):
+        return ""

@@ -1,0 +1,25 @@
+"""Names that one service writes and another reads.
+
+A metric of the backend that the exporter carries over, and the fields of `/healthz`: both sides import them from
+here, so that neither can drift.
+"""
+
+from enum import StrEnum
+from typing import Final
+
+CRYPTO_MODE: Final = "crypto_mode"
+CRYPTO_READY: Final = "crypto_ready"
+CRYPTO_INIT_TIMESTAMP: Final = "crypto_init_timestamp_seconds"
+CRYPTO_DECRYPTION_ERRORS: Final = "crypto_decryption_errors_total"
+
+
+class CryptoMode(StrEnum):
+    """What wraps the service's data keys: a key on its own disk, or KMS."""
+
+    ENV = "env"
+    KMS = "kms"
+
+    @property
+    def gauge(self) -> int:
+        """The value of the metric `crypto_mode`: 0 env, 1 kms."""
+        return int(self is CryptoMode.KMS)

@@ -1,0 +1,26 @@
+"""Resource names of Cloud KMS. Pure."""
+
+import re
+from typing import Final
+
+_SEGMENT = r"[^/\s]+"
+_KEY: Final = re.compile(
+    rf"projects/{_SEGMENT}/locations/{_SEGMENT}/keyRings/[a-zA-Z0-9_-]{{1,63}}/cryptoKeys/[a-zA-Z0-9_-]{{1,63}}"
+)
+
+
+def parse_key(name: str) -> str:
+    """`name` itself where it is a key's full name; ValueError says what was expected."""
+    if not _KEY.fullmatch(name):
+        raise ValueError("expected projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY")
+    return name
+
+
+def key_of(version_name: str) -> str:
+    """The key that a version belongs to."""
+    return version_name.partition("/cryptoKeyVersions/")[0]
+
+
+def version_number(version_name: str) -> int:
+    """The number of a version: the last part of its name."""
+    return int(version_name.rpartition("/")[2])

@@ -1,0 +1,54 @@
+"""The port of a key management service: what a probe and a keyring need of it, in nobody's own types."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from shared.kms.reason import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Encrypted:
+    """An encryption whose checksums, both ways, were right."""
+
+    ciphertext: bytes
+    key_version: str
+    """The version that was used, by its full resource name."""
+    protection_level: str
+    """`SOFTWARE`, `HSM`, `EXTERNAL`, …"""
+
+
+@dataclass(frozen=True, slots=True)
+class Decrypted:
+    """A decryption whose checksums, both ways, were right."""
+
+    plaintext: bytes
+    used_primary: bool
+    """Whether the key's primary version decrypted it."""
+
+
+class KmsError(Exception):
+    """The one error of this port.
+
+    `detail` is the service's own text, fit for a log and a person: it names keys and permissions, never key material.
+    """
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class KeyProvider(Protocol):
+    """One key of one service. Safe for concurrent use on one event loop."""
+
+    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> Encrypted:
+        """Encrypts under the primary version, within `timeout` seconds. Raises KmsError."""
+        ...
+
+    async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> Decrypted:
+        """Decrypts under whichever version was used, within `timeout` seconds. Raises KmsError."""
+        ...
+
+    async def close(self) -> None:
+        """Closes the connection; calls after it raise KmsError or open a new one."""
+        ...

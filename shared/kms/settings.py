@@ -1,0 +1,37 @@
+"""What a person may set of a KMS key; a new provider is one class here, one file beside it, one line in registry.py."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, model_validator
+
+from shared.kms.names import parse_key
+from shared.settings import Section, parse_address
+
+
+class GcpKeySettings(Section):
+    """A key of Google Cloud KMS."""
+
+    provider: Literal["gcp"] = "gcp"
+    key: Annotated[str, AfterValidator(parse_key)]
+    endpoint: str | None = None
+    """HOST:PORT of an emulator or of a private endpoint; without it, Cloud KMS itself."""
+    insecure: bool = False
+    """Plaintext gRPC without credentials: for an emulator."""
+    allow_remote_insecure: bool = False
+
+    @model_validator(mode="after")
+    def _plaintext_stays_on_this_machine(self) -> Self:
+        if not self.insecure:
+            return self
+        if self.endpoint is None:
+            raise ValueError("`insecure` needs an `endpoint`: HOST:PORT of an emulator")
+        if not parse_address(self.endpoint).is_loopback and not self.allow_remote_insecure:
+            raise ValueError(
+                f"`insecure` sends plaintext to {self.endpoint}, which is not this machine; expected a loopback "
+                "endpoint, or `allow_remote_insecure: true`"
+            )
+        return self
+
+
+KeySettings = GcpKeySettings
+"""The union of all providers' settings."""

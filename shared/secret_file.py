@@ -1,0 +1,54 @@
+"""Secrets live in files, are read again when the file changes, and are compared in constant time."""
+
+import hmac
+from pathlib import Path
+
+
+class SecretUnreadableError(Exception):
+    """The file of a secret is missing, empty, or may not be read. The message names the file, never its content."""
+
+
+class SecretFile:
+    """A file that holds a secret, or two, one a line, while they are being rotated.
+
+    The file is small and local: it is read only when its inode, size or time of change differ from the last read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stamp: tuple[int, int, int] | None = None
+        self._lines: tuple[str, ...] = ()
+
+    def values(self) -> tuple[str, ...]:
+        """Every secret in the file, at least one.
+
+        Raises:
+            SecretUnreadableError: there is none to be had.
+        """
+        try:
+            status = self.path.stat()
+            stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
+            if stamp != self._stamp:
+                text = self.path.read_text(encoding="utf-8")
+                self._lines = tuple(line.strip() for line in text.splitlines() if line.strip())
+                self._stamp = stamp
+        except (OSError, UnicodeDecodeError) as error:
+            self._stamp, self._lines = None, ()
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise SecretUnreadableError(f"{self.path}: {reason}") from None
+        if not self._lines:
+            raise SecretUnreadableError(f"{self.path}: is empty; expected a secret on its first line")
+        return self._lines
+
+    def value(self) -> str:
+        """The secret to send: the first line. Raises SecretUnreadableError."""
+        return self.values()[0]
+
+    def matches(self, candidate: str) -> bool:
+        """Whether `candidate` is one of the secrets. Raises SecretUnreadableError.
+
+        Every secret is compared, in constant time, so that the answer's delay tells nothing.
+        """
+        given = candidate.encode()
+        found = [hmac.compare_digest(given, secret.encode()) for secret in self.values()]
+        return any(found)

@@ -1,0 +1,175 @@
+"""What every HTTP server here has: `/metrics`, `/-/healthy`, `/-/ready`, build information, a graceful stop.
+
+A stop on SIGTERM or SIGINT first ends the accepting of connections, then waits for what is in hand, and the process is
+gone within `STOP_SECONDS` whatever hangs.
+"""
+
+import asyncio
+import os
+import platform
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from html import escape
+
+import structlog
+import uvicorn
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from shared import VERSION
+from shared.auth import guarded
+from shared.secret_file import SecretFile
+from shared.settings import Address
+
+_LANDING = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title>
+<meta name="viewport" content="width=device-width"><style>:root{{color-scheme:light dark}}
+body{{font:1rem/1.6 system-ui;margin:2rem auto;max-width:40rem;padding:0 1rem}}</style>
+<h1>{name}</h1><p>Version {version}.</p><ul>{items}</ul></html>
+"""
+STOP_SECONDS = 14.0
+DRAIN_SECONDS = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+class StartError(Exception):
+    """The server cannot start; the message is one sentence with the next step."""
+
+
+def registry() -> CollectorRegistry:
+    """A registry of its own for a server: process metrics and `keypulse_build_info`, nothing else."""
+    metrics = CollectorRegistry()
+    ProcessCollector(registry=metrics)
+    build = Gauge("keypulse_build_info", "Version of keypulse; always 1.", ["version", "python"], registry=metrics)
+    build.labels(VERSION, platform.python_version()).set(1)
+    return metrics
+
+
+def application(
+    name: str,
+    metrics: CollectorRegistry,
+    routes: Iterable[BaseRoute],
+    *,
+    admin: SecretFile | None = None,
+    not_ready: Callable[[], str | None] = lambda: None,
+) -> Starlette:
+    """The routes of a server beside those that every server has.
+
+    Args:
+        name: the title of the page at `/`, where `routes` has none of its own.
+        metrics: what `/metrics` shows.
+        routes: the server's own; what they show or do, they guard themselves.
+        admin: the token that the page at `/` needs, if any.
+        not_ready: why it cannot serve right now, or None; the text of a 503 of `/-/ready`.
+    """
+    own = list(routes)
+
+    def metrics_endpoint(request: Request) -> Response:  # not async: Starlette encodes it off the event loop
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(metrics), headers={"content-type": content_type})
+
+    async def healthy(_request: Request) -> Response:
+        return PlainTextResponse("healthy\n")
+
+    async def ready(_request: Request) -> Response:
+        reason = not_ready()
+        return PlainTextResponse(f"{reason}\n", status_code=503) if reason else PlainTextResponse("ready\n")
+
+    async def landing(_request: Request) -> Response:
+        paths = sorted(route.path for route in [*common, *own] if isinstance(route, Route) and "{" not in route.path)
+        items = "".join(f'<li><a href="{escape(path)}">{escape(path)}</a>' for path in paths)
+        return HTMLResponse(_LANDING.format(name=escape(name), version=escape(VERSION), items=items))
+
+    common = [Route("/metrics", metrics_endpoint), Route("/-/healthy", healthy), Route("/-/ready", ready)]
+    return Starlette(routes=[*common, *own, Route("/", guarded(landing, admin, browser=True))])
+
+
+def listening(address: Address) -> socket.socket:
+    """A bound socket. Raises StartError where the address is taken or is not ours."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((address.host, address.port))
+    except OSError as error:
+        bound.close()
+        raise StartError(
+            f"cannot listen on {address}: {error.strerror}; stop what listens there, or set another address"
+        ) from None
+    return bound
+
+
+@asynccontextmanager
+async def serving(app: Starlette, address: Address) -> AsyncIterator[Address]:
+    """Serves while the body runs; gives the real address (port 0 picks a free one)."""
+    with listening(address) as bound:
+        server = _Server(
+            uvicorn.Config(
+                app, lifespan="off", log_config=None, server_header=False, timeout_graceful_shutdown=int(DRAIN_SECONDS)
+            )
+        )
+        task = asyncio.create_task(server.serve(sockets=[bound]))
+        try:
+            await server.listening.wait()
+            yield Address(*bound.getsockname()[:2])
+        finally:
+            server.should_exit = True
+            await task
+
+
+async def serve_until_stopped(app: Starlette, address: Address) -> None:
+    """Serves until SIGTERM or SIGINT, then finishes what is in hand. Raises StartError."""
+    async with serving(app, address) as actual:
+        log.info("listening", address=str(actual))
+        await stop_signal()
+        log.info("stopping")
+
+
+async def stop_signal() -> None:
+    """Returns at the first SIGTERM or SIGINT; from then on the process is gone within `STOP_SECONDS`."""
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:
+        loop.add_signal_handler(number, stopped.set)
+    try:
+        await stopped.wait()
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+    last_resort = threading.Timer(STOP_SECONDS, _give_up)
+    last_resort.daemon = True
+    last_resort.start()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that says when it listens, and without its signal handlers.
+
+    Those would raise the signal again after the stop, and end us with it.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().startup(sockets)
+        finally:
+            self.listening.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _give_up() -> None:
+    log.error("something hangs; leaving without it", seconds=STOP_SECONDS)
+    os._exit(1)

@@ -1,0 +1,226 @@
+"""YAML file + environment → a pydantic model, or one readable line for each mistake.
+
+Every value may also come from the environment (`KEYPULSE_RELAY__DELIVERY__TIMEOUT=5s`), which wins over the file.
+Unknown keys are refused. Relative paths are taken from the configuration file's folder, as Prometheus does.
+"""
+
+import ipaddress
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeVar, cast
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+_folder: ContextVar[Path] = ContextVar("_folder", default=Path())
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
+
+
+class ConfigurationError(Exception):
+    """A configuration that cannot be used; `lines` holds one sentence for each mistake."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
+
+
+class Address(NamedTuple):
+    """Where a server listens, or is reached."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        """`HOST:PORT`, an IPv6 host in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches it. A name other than `localhost` counts as the network."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def parse_address(value: object) -> Address:
+    """`HOST:PORT` → Address; ValueError says what was expected."""
+    if isinstance(value, tuple):
+        return Address(*value)
+    host, _, port = str(value).rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError("expected HOST:PORT, such as 127.0.0.1:9912")
+    return Address(host, int(port))
+
+
+def parse_duration(value: object) -> object:
+    """`30s`, `5m`, `1h30m`, `500ms` → seconds; a bare number of seconds stays."""
+    if isinstance(value, str):
+        if not _DURATION.fullmatch(value):
+            raise ValueError("expected a duration such as 30s, 5m or 1h30m")
+        return sum(float(n) * _UNITS[unit] for n, unit in re.findall(r"([\d.]+)(ms|s|m|h|d)", value))
+    return value
+
+
+ListenAddress = Annotated[Address, BeforeValidator(parse_address, json_schema_input_type=str)]
+Duration = Annotated[float, BeforeValidator(parse_duration, json_schema_input_type=str | float), Field(gt=0)]
+"""Seconds, written as `30s`, `5m` or `1h30m`."""
+FilePath = Annotated[Path, AfterValidator(lambda path: _folder.get() / path)]
+"""A path; a relative one starts at the configuration file's folder."""
+
+
+def planned(default: Any) -> Any:
+    """A key of the contract that this version reads and does not act on yet; `ignored_keys` names it when it is set."""
+    return Field(default, json_schema_extra={"planned": True})
+
+
+class Section(BaseModel):
+    """A part of a configuration: unknown keys are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Auth(Section):
+    """Who may look at pages and use the API."""
+
+    admin_token_file: FilePath | None = None
+
+
+class ServerSettings(BaseSettings):
+    """What every server lets a person set. `service_name` is the middle of the environment prefix."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, env_nested_delimiter="__")
+    service_name: ClassVar[str]
+
+    listen: ListenAddress
+    auth: Auth = Auth()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the file, whose content comes in as arguments."""
+        del env_settings, dotenv_settings, file_secret_settings
+        return EnvSettingsSource(settings_cls, env_prefix=env_prefix(cls)), init_settings
+
+    @model_validator(mode="after")
+    def _network_needs_authentication(self) -> Self:
+        if not self.listen.is_loopback and self.auth.admin_token_file is None:
+            raise ValueError(
+                f"auth.admin_token_file: expected a file that holds a token, because `listen` ({self.listen}) can be "
+                "reached from the network"
+            )
+        return self
+
+
+S = TypeVar("S", bound=ServerSettings)
+
+
+def env_prefix(model: type[ServerSettings]) -> str:
+    """The prefix of a server's environment variables, such as `KEYPULSE_RELAY__`."""
+    return f"KEYPULSE_{model.service_name.upper()}__"
+
+
+def load(model: type[S], file: Path | None) -> S:
+    """Reads a configuration.
+
+    Args:
+        model: the settings of the server.
+        file: the YAML file; None takes defaults and the environment only.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or holds mistakes; all of them are named at once.
+    """
+    with _relative_to(file.parent.resolve() if file else Path.cwd()):
+        document = _read(file) if file else {}
+        try:
+            return model(**document)
+        except ValidationError as error:
+            raise ConfigurationError([_line(model, file, e) for e in error.errors()]) from None
+        except SettingsError as error:
+            raise ConfigurationError([f"environment: {error}; expected JSON for a list or a mapping"]) from None
+
+
+def ignored_keys(settings: BaseModel, path: str = "") -> Iterator[str]:
+    """The keys that were set although this version does not act on them yet (see `planned`), as dotted paths."""
+    for name, field in type(settings).model_fields.items():
+        if name not in settings.model_fields_set:
+            continue
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("planned"):
+            yield path + name
+            continue
+        value = getattr(settings, name)
+        children: list[tuple[str, Any]]
+        if isinstance(value, dict):
+            children = [(f"{name}.{key}", child) for key, child in value.items()]
+        elif isinstance(value, (list, tuple)):
+            children = [(f"{name}.{i}", child) for i, child in enumerate(value)]
+        else:
+            children = [(name, value)]
+        for child_name, child in children:
+            if isinstance(child, BaseModel):
+                yield from ignored_keys(child, f"{path}{child_name}.")
+
+
+@contextmanager
+def _relative_to(folder: Path) -> Iterator[None]:
+    token = _folder.set(folder)
+    try:
+        yield
+    finally:
+        _folder.reset(token)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError([f"{file}: cannot be read: {error.strerror}"]) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigurationError([f"{file}: is not YAML: {reason}"]) from None
+    if document is None:
+        return {}
+    if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
+        raise ConfigurationError([f"{file}: expected a mapping of keys to values"])
+    return cast("dict[str, Any]", document)
+
+
+def _line(model: type[ServerSettings], file: Path | None, error: ErrorDetails) -> str:
+    """One mistake as `FILE: KEY: what was expected, got WHAT`; secrets stand in files of their own, so WHAT is none."""
+    key = ".".join(str(part) for part in error["loc"])
+    variable = env_prefix(model) + "__".join(str(part).upper() for part in error["loc"])
+    source = variable if variable in {name.upper() for name in os.environ} else str(file or "environment")
+    kind, message = error["type"], error["msg"]
+    if kind == "extra_forbidden":
+        message = "unknown key; see --print-schema for those that exist"
+    elif kind == "missing":
+        message = "missing; it has no default"
+    else:
+        message = message.removeprefix("Value error, ")
+        value = error["input"]
+        if key and isinstance(value, (str, int, float, bool)) and "@" not in str(value):  # a URL may hold a password
+            message += f", got {value!r}"
+    return ": ".join(part for part in (source, key, message) if part)
