@@ -1,0 +1,112 @@
+"""The demo's configuration: the product's own rules and routing on a faster clock, and a file for each service."""
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ops.demo.ports import Ports
+from ops.demo.scale import scale_yaml
+
+ROOT = Path(__file__).parents[2]
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+_SENDER = "keypulse <alerts@example.org>"
+_RUNBOOKS = "https://github.com/acme/ops/blob/main/docs/"
+
+
+def configure(folder: Path, ports: Ports) -> None:
+    """Writes every configuration and every secret of the demo into `folder`."""
+    _secret(folder / "relay_token", secrets.token_urlsafe(32))
+    _secret(folder / "slack_token", f"xoxb-{secrets.token_hex(16)}")
+    _secret(folder / "pagerduty_key", secrets.token_hex(16))
+
+    local = {
+        _RUNBOOKS: f"{ports.url('stand_ins')}/docs/",
+        "http://127.0.0.1:9912": ports.url("relay"),
+        "127.0.0.1:9911": f"127.0.0.1:{ports.exporter}",
+        "127.0.0.1:9912": f"127.0.0.1:{ports.relay}",
+        "127.0.0.1:9093": f"127.0.0.1:{ports.alertmanager}",
+        "/run/secrets/relay_token": str(folder / "relay_token"),
+    }
+
+    def rewrite(value: str) -> str:
+        for production, demo in local.items():
+            if production in value:
+                return value.replace(production, demo)
+        return value
+
+    (folder / "rules").mkdir()
+    copies = {ROOT / "ops/prometheus/prometheus.yml": folder / "prometheus.yml"}
+    copies[ROOT / "ops/alertmanager/alertmanager.yml"] = folder / "alertmanager.yml"
+    for rules in (ROOT / "ops/prometheus/rules").glob("*.yml"):
+        copies[rules] = folder / "rules" / rules.name
+    for source, copy in copies.items():
+        copy.write_text(scale_yaml(source.read_text(encoding="utf-8"), rewrite), encoding="utf-8")
+
+    kms = {"provider": "gcp", "key": KEY, "endpoint": f"127.0.0.1:{ports.emulator}", "insecure": True}
+    backend = {
+        "listen": f"127.0.0.1:{ports.backend}",
+        "database": f"sqlite:///{folder}/backend.db",
+        "kms": kms,
+        "kms_check_interval": "1s",
+        "local_key_file": "local.key",
+    }
+    exporter = {
+        "listen": f"127.0.0.1:{ports.exporter}",
+        "service": "backend",
+        "probe": {"interval": "1s", "timeout": "1s"},
+        "targets": [{"name": "ledger-kek", **kms}],
+        "backends": [
+            {
+                "service": "backend",
+                "health_url": f"{ports.url('backend')}/healthz",
+                "metrics_url": f"{ports.url('backend')}/metrics",
+            }
+        ],
+    }
+    for name, content in {"backend": backend, "exporter": exporter, "relay": _relay(folder, ports)}.items():
+        (folder / f"{name}.yml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
+def _relay(folder: Path, ports: Ports) -> dict[str, Any]:
+    health = "kms%3Acrypto_health_status%7Benv%3D%22{env}%22%7D"
+    graph = f"{ports.url('prometheus')}/graph?g0.expr={health}&g0.tab=0"
+    slack = {"kind": "slack", "token_file": "slack_token", "api_url": f"{ports.url('stand_ins')}/slack/api/"}
+    email = {
+        "kind": "email",
+        "host": "127.0.0.1",
+        "port": ports.smtp,
+        "tls": "none",
+        "from": "keypulse <alerts@example.org>",
+    }
+    return {
+        "listen": f"127.0.0.1:{ports.relay}",
+        "database": f"sqlite:///{folder}/relay.db",
+        "auth": {"bearer_token_file": "relay_token"},
+        "links": {
+            "runbook": f"{ports.url('stand_ins')}/docs/KMS_OPERATIONS.md#{{alertname_lower}}",
+            "dashboard": graph,
+        },
+        "routes": [
+            {"receiver": "kms-critical", "channels": ["slack-critical", "email-secops", "email-oncall", "pagerduty"]},
+            {"receiver": "kms-security", "channels": ["slack-security", "email-secops"]},
+        ],
+        "default_channels": ["slack-security"],
+        "channels": {
+            "slack-critical": {**slack, "channel": "#security-critical", "mention": "channel"},
+            "slack-security": {**slack, "channel": "#security-ops"},
+            "email-secops": {**email, "to": ["secops@example.org"]},
+            "email-oncall": {**email, "to": ["oncall@example.org"]},
+            "pagerduty": {
+                "kind": "pagerduty",
+                "routing_key_file": "pagerduty_key",
+                "url": f"{ports.url('stand_ins')}/pagerduty/v2/enqueue",
+            },
+        },
+    }
+
+
+def _secret(file: Path, value: str) -> None:
+    file.touch(mode=0o600)
+    file.write_text(value + "\n", encoding="utf-8")

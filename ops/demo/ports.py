@@ -1,0 +1,47 @@
+"""Where each part of the demo listens."""
+
+from dataclasses import dataclass, fields
+
+from shared.server import StartError, listening
+from shared.settings import Address
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where each part listens on 127.0.0.1. Prometheus and Alertmanager keep away from their usual ports."""
+
+    exporter: int = 9911
+    relay: int = 9912
+    backend: int = 8000
+    emulator: int = 9010
+    faults: int = 9011
+    stand_ins: int = 9913
+    prometheus: int = 9914
+    alertmanager: int = 9915
+    smtp: int = 1025
+
+    @classmethod
+    def free(cls) -> "Ports":
+        """Ports that nobody holds right now, for a demo beside another."""
+        sockets = [listening(Address("127.0.0.1", 0)) for _ in fields(cls)]
+        try:
+            return cls(*(s.getsockname()[1] for s in sockets))
+        finally:
+            for s in sockets:
+                s.close()
+
+    def url(self, name: str) -> str:
+        """`http://127.0.0.1:PORT` of one part."""
+        return f"http://127.0.0.1:{getattr(self, name)}"
+
+    def refuse_taken(self) -> None:
+        """Raises StartError where a port is in use, before anything is started."""
+        for field in fields(self):
+            port = getattr(self, field.name)
+            try:
+                listening(Address("127.0.0.1", port)).close()
+            except StartError:
+                raise StartError(
+                    f"port {port} (for {field.name}) is in use; stop what listens there "
+                    f"(ss -ltnp 'sport = :{port}' names it) and run this again"
+                ) from None

@@ -1,0 +1,75 @@
+"""Child processes of the demo: started with a log file each, watched, and gone when the demo is, however it ends."""
+
+import asyncio
+import ctypes
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from shared.server import StartError
+
+STOP_SECONDS = 15.0
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class Processes:
+    """The children, by name. Use as `async with processes(folder) as children`."""
+
+    def __init__(self, logs: Path, stack: AsyncExitStack) -> None:
+        self._logs = logs
+        self._stack = stack
+        self._running: dict[str, asyncio.subprocess.Process] = {}
+
+    async def start(self, name: str, command: Sequence[str | Path]) -> None:
+        """Starts a child; what it prints goes to `NAME.log`.
+
+        A session of its own keeps Ctrl-C with the demo, which then stops the children in order.
+        """
+        with (self._logs / f"{name}.log").open("wb") as log:
+            process = await asyncio.create_subprocess_exec(
+                *command, stdout=log, stderr=log, start_new_session=True, preexec_fn=_die_with_parent()
+            )
+        self._running[name] = process
+        self._stack.push_async_callback(_stop, process)
+
+    def check(self) -> None:
+        """Raises StartError with the end of its log when a child has ended."""
+        for name, process in self._running.items():
+            if process.returncode is not None:
+                raise StartError(f"{name} ended with exit code {process.returncode}: {self.last_words(name)}")
+
+    def last_words(self, name: str) -> str:
+        """The end of a child's log, for a person."""
+        text = (self._logs / f"{name}.log").read_text(encoding="utf-8", errors="replace").strip()
+        return text[-600:] or "it printed nothing"
+
+
+@asynccontextmanager
+async def processes(logs: Path) -> AsyncIterator[Processes]:
+    """Children that are stopped at the end, the last started first: SIGTERM, then SIGKILL after `STOP_SECONDS`."""
+    async with AsyncExitStack() as stack:
+        yield Processes(logs, stack)
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), STOP_SECONDS)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    """Linux ends the child with SIGTERM when the demo is killed and can no longer do so itself."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl  # found before the fork: nothing may be loaded between fork and exec
+
+    def before_exec() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    return before_exec

@@ -1,0 +1,170 @@
+"""One incident from end to end: break KMS, follow the page to each channel, heal it, follow the all-clear.
+
+Nothing is taken on trust: a message counts as delivered when the stand-in provider holds it, under the receipt that
+the relay wrote down, with the runbook's and the dashboard's links in it.
+"""
+
+import asyncio
+import html
+import json
+import re
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+import aiohttp
+
+from ops.demo.stack import Stack
+from ops.demo.timeline import CHANNELS, ChannelName, Hop, State
+from shared.server import StartError
+
+ALERT = "KMSCryptoModeNotKMS"
+PHASE_SECONDS = 60.0
+_POLL_SECONDS = 0.1
+_SUCCESS = re.compile(r"^kms_probe_success\{[^}]*\} (\d)", re.MULTILINE)
+
+Look = Callable[[], Awaitable[float | None]]
+"""Answers with the time at which something had happened, or None while it has not."""
+
+
+async def incident(stack: Stack, say: Callable[[Hop], None]) -> tuple[list[Hop], list[str]]:
+    """Breaks KMS and heals it.
+
+    Args:
+        stack: the running demo.
+        say: is told of each hop the moment it is seen.
+
+    Returns:
+        The hops in the order of their time, the page's before the all-clear's, and a sentence for each that did not
+        happen in time; KMS is not healed after a page that did not arrive.
+    """
+    hops: list[Hop] = []
+    states: tuple[State, ...] = ("firing", "resolved")
+    for state in states:
+        began = time.time()
+        await _order(stack, "break" if state == "firing" else "heal")
+        seen, missing = await _Phase(stack, state, began, say).follow()
+        hops += seen
+        if missing:
+            return hops, missing
+    return hops, []
+
+
+async def _order(stack: Stack, action: str) -> None:
+    body = {"fault": "permission_denied"} if action == "break" else {}
+    try:
+        async with stack.http.post(f"{stack.ports.url('stand_ins')}/api/kms/{action}", json=body) as response:
+            if response.status >= 300:
+                raise StartError(f"could not {action} KMS: the stand-ins answered {response.status}")
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise StartError(f"could not {action} KMS: {error!r}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Phase:
+    """What follows a change of KMS that was made at `began`."""
+
+    stack: Stack
+    state: State
+    began: float
+    say: Callable[[Hop], None]
+
+    async def follow(self) -> tuple[list[Hop], list[str]]:
+        """Looks for every hop at once: what happens early may be over when something later has been seen."""
+        alert = {"pending": ("pending", "firing"), "firing": ("firing",)} if self._broken else {"inactive": (None,)}
+        looks: list[tuple[str, ChannelName | None, Look]] = [
+            ("probe", None, self._probe),
+            ("backend", None, self._backend),
+        ]
+        looks += [(name, None, partial(self._alert, wanted)) for name, wanted in alert.items()]
+        looks += [("accepted", None, self._accepted)]
+        looks += [("delivered", channel, partial(self._arrived, channel)) for channel in CHANNELS]
+
+        start = Hop("fault" if self._broken else "heal", None, self.state, self.began, 0.0)
+        self.say(start)
+        seen = await asyncio.gather(*(self._hop(*look) for look in looks), return_exceptions=True)
+        for result in seen:
+            if isinstance(result, BaseException):
+                raise result
+        hops = sorted((hop for hop in seen if isinstance(hop, Hop)), key=lambda hop: hop.at)
+        missing = [
+            f"no '{name}'{f' on {channel}' if channel else ''} ({self.state}) within {PHASE_SECONDS:.0f} s"
+            for (name, channel, _), hop in zip(looks, seen, strict=True)
+            if hop is None
+        ]
+        return [start, *hops], missing
+
+    async def _hop(self, name: str, channel: ChannelName | None, look: Look) -> Hop | None:
+        while time.time() < self.began + PHASE_SECONDS:
+            self.stack.children.check()
+            if (at := await look()) is not None:
+                hop = Hop(name, channel, self.state, at, at - self.began)
+                self.say(hop)
+                return hop
+            await asyncio.sleep(_POLL_SECONDS)
+        return None
+
+    @property
+    def _broken(self) -> bool:
+        return self.state == "firing"
+
+    async def _probe(self) -> float | None:
+        found = _SUCCESS.search(await self.stack.text("exporter", "/metrics"))
+        return time.time() if found and found[1] == ("0" if self._broken else "1") else None
+
+    async def _backend(self) -> float | None:
+        health = await self.stack.get("backend", "/healthz")
+        return time.time() if health and health["crypto_mode"] == ("env" if self._broken else "kms") else None
+
+    async def _alert(self, wanted: tuple[str | None, ...]) -> float | None:
+        answer = await self.stack.get("prometheus", "/api/v1/alerts")
+        if answer is None:
+            return None
+        states = (a["state"] for a in answer["data"]["alerts"] if a["labels"]["alertname"] == ALERT)
+        return time.time() if next(states, None) in wanted else None
+
+    async def _accepted(self) -> float | None:
+        return min((_seconds(row["accepted_at"]) for row in await self._deliveries()), default=None)
+
+    async def _arrived(self, channel: ChannelName) -> float | None:
+        """When all of a channel's messages were there: `email` has two mailboxes, and counts with the last of them."""
+        rows = [row for row in await self._deliveries() if row["channel"].startswith(channel)]
+        held = await self.stack.get("stand_ins", "/api/state") if rows else None
+        if held is None or any(row["state"] != "delivered" for row in rows):
+            return None
+        messages = [self._message(held, channel, row["receipt"]) for row in rows]
+        if not all(message and self._has_links(message) for message in messages):
+            return None
+        return max(float(message["at"]) for message in messages if message)
+
+    def _message(self, held: Any, channel: ChannelName, receipt: dict[str, str]) -> dict[str, Any] | None:
+        """The message that a receipt speaks of, as the stand-in holds it."""
+        if channel == "slack":
+            candidates = [m for c in held["slack"] if c["id"] == receipt["channel"] for m in c["messages"]]
+            wanted = {"ts": receipt["ts"]}
+        elif channel == "email":
+            candidates, wanted = held["mailbox"], {"message_id": receipt["message_id"]}
+        else:
+            candidates = held["pagerduty"]["events"]
+            action = "trigger" if self._broken else "resolve"
+            wanted = {"dedup_key": receipt["dedup_key"], "event_action": action}
+        return next((m for m in reversed(candidates) if wanted.items() <= m.items()), None)
+
+    def _has_links(self, message: dict[str, Any]) -> bool:
+        text = html.unescape(json.dumps(message))
+        return self.stack.runbooks + ALERT.lower() in text and self.stack.dashboard in text
+
+    async def _deliveries(self) -> list[dict[str, Any]]:
+        answer = await self.stack.get("relay", "/api/deliveries?limit=100")
+        return [
+            row
+            for row in (answer or {"deliveries": []})["deliveries"]
+            if (row["alertname"], row["status"]) == (ALERT, self.state) and _seconds(row["accepted_at"]) >= self.began
+        ]
+
+
+def _seconds(timestamp: str) -> float:
+    return datetime.fromisoformat(timestamp).timestamp()

@@ -1,0 +1,169 @@
+"""Everything on one machine: who runs where, with which configuration, and when all of it is up.
+
+The emulator stands in for Cloud KMS, the stand-ins for Slack, PagerDuty and the mail server; Prometheus and
+Alertmanager are the real ones, with the product's own rules and routing on a faster clock.
+"""
+
+import asyncio
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from ops.demo.configure import KEY, ROOT, configure
+from ops.demo.ports import Ports
+from ops.demo.processes import Processes, processes
+from shared.server import StartError
+
+READY_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A running demo."""
+
+    ports: Ports
+    http: aiohttp.ClientSession
+    children: Processes
+
+    @property
+    def dashboard(self) -> str:
+        """What every dashboard link of the demo begins with; there is no Grafana, so Prometheus draws the graph."""
+        return f"{self.ports.url('prometheus')}/graph?g0.expr="
+
+    @property
+    def runbooks(self) -> str:
+        """What every runbook link of the demo begins with."""
+        return f"{self.ports.url('stand_ins')}/docs/KMS_OPERATIONS.md#"
+
+    async def get(self, part: str, path: str) -> Any:
+        """JSON of one part; None while it does not answer with 200."""
+        try:
+            async with self.http.get(self.ports.url(part) + path) as response:
+                return await response.json() if response.status == 200 else None
+        except (aiohttp.ClientError, TimeoutError):
+            return None
+
+    async def text(self, part: str, path: str) -> str:
+        """Text of one part; empty while it does not answer with 200."""
+        try:
+            async with self.http.get(self.ports.url(part) + path) as response:
+                return await response.text() if response.status == 200 else ""
+        except (aiohttp.ClientError, TimeoutError):
+            return ""
+
+    async def query(self, expression: str) -> float | None:
+        """The one value of a PromQL expression; None where there is none."""
+        try:
+            async with self.http.get(
+                self.ports.url("prometheus") + "/api/v1/query", params={"query": expression}
+            ) as response:
+                result = (await response.json())["data"]["result"] if response.status == 200 else []
+        except (aiohttp.ClientError, TimeoutError):
+            return None
+        return float(result[0]["value"][1]) if result else None
+
+
+@asynccontextmanager
+async def running(ports: Ports) -> AsyncIterator[Stack]:
+    """Starts everything and waits until a healthy key is seen all the way through Prometheus.
+
+    Raises:
+        StartError: a program is missing, a port is taken, or a part does not come up; one sentence.
+    """
+    prometheus = program("prometheus")
+    alertmanager = program("alertmanager", "prometheus-alertmanager")
+    ports.refuse_taken()
+    with tempfile.TemporaryDirectory(prefix="keypulse-demo-") as folder:
+        configure(Path(folder), ports)
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as http,
+            processes(Path(folder)) as children,
+        ):
+            stack = Stack(ports, http, children)
+            for name, command in commands(Path(folder), ports, prometheus, alertmanager).items():
+                await children.start(name, command)
+            await _until_healthy(stack)
+            yield stack
+
+
+def program(*names: str) -> str:
+    """The path of an installed program, by any of its names. Raises StartError."""
+    for name in names:
+        if path := shutil.which(name):
+            return path
+    raise StartError(
+        f"{names[0]} is not installed; install it (Debian: apt-get install {names[-1]}) and run this again"
+    )
+
+
+def commands(folder: Path, ports: Ports, prometheus: str, alertmanager: str) -> dict[str, list[str | Path]]:
+    """What to start, in order. Whoever sends starts after whoever receives, and is stopped before it."""
+
+    def module(name: str, *arguments: str | Path) -> list[str | Path]:
+        return [sys.executable, "-m", name, *arguments]
+
+    def local(port: int) -> str:
+        return f"127.0.0.1:{port}"
+
+    return {
+        "emulator": module(
+            "ops.kms_emulator", "--listen", local(ports.emulator), "--faults", local(ports.faults), "--key", KEY
+        ),
+        "stand-ins": module(
+            "ops.demo.stand_ins",
+            *("--http", local(ports.stand_ins), "--smtp", local(ports.smtp)),
+            *("--slack-token-file", folder / "slack_token", "--pagerduty-key-file", folder / "pagerduty_key"),
+            *("--emulator-faults", ports.url("faults"), "--docs", ROOT / "docs"),
+        ),
+        "relay": module("services.relay", "--config", folder / "relay.yml"),
+        "alertmanager": [
+            alertmanager,
+            f"--config.file={folder / 'alertmanager.yml'}",
+            f"--storage.path={folder / 'alertmanager'}",
+            f"--web.listen-address={local(ports.alertmanager)}",
+            "--cluster.listen-address=",  # one Alertmanager; no gossip port
+        ],
+        "backend": module("services.backend", "--config", folder / "backend.yml"),
+        "exporter": module("services.exporter", "--config", folder / "exporter.yml"),
+        "prometheus": [
+            prometheus,
+            f"--config.file={folder / 'prometheus.yml'}",
+            f"--storage.tsdb.path={folder / 'prometheus'}",
+            f"--web.listen-address={local(ports.prometheus)}",
+            "--query.lookback-delta=5s",  # its 5 minutes, on the demo's clock
+        ],
+    }
+
+
+async def _until_healthy(stack: Stack) -> None:
+    """Healthy means: Prometheus has seen the key, the backend and the relay in order, and no alert is about to fire."""
+    deadline = time.monotonic() + READY_SECONDS
+    missing = ""
+    while time.monotonic() < deadline:
+        stack.children.check()
+        missing = await _not_yet(stack)
+        if not missing:
+            return
+        await asyncio.sleep(0.1)
+    raise StartError(f"after {READY_SECONDS:.0f} s still waiting for {missing}")
+
+
+async def _not_yet(stack: Stack) -> str:
+    for part in ("relay", "alertmanager", "stand_ins", "prometheus"):
+        if not await stack.text(part, "/-/ready"):
+            return f"{part} to be ready"
+    if await stack.query("min(kms:crypto_health_status)") != 1:
+        return "the backend to be in kms mode, as Prometheus sees it"
+    if await stack.query("min(kms_probe_success)") != 1:
+        return "the first good probe, as Prometheus sees it"
+    if await stack.query('count(ALERTS{alertname=~"KMS.*"}) or vector(0)') != 0:
+        return "the alerts of the start to go away"
+    return ""

@@ -1,0 +1,77 @@
+"""What happened when: the hops from a fault to the message in somebody's hand, as a table and as demo.json."""
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+ChannelName = Literal["slack", "email", "pagerduty"]
+State = Literal["firing", "resolved"]
+
+CHANNELS: tuple[ChannelName, ...] = ("slack", "email", "pagerduty")
+
+WORDS = {
+    "fault": "KMS broken",
+    "heal": "KMS healed",
+    "probe": "exporter's probe saw it",
+    "backend": "backend changed",
+    "pending": "alert pending",
+    "firing": "alert firing",
+    "inactive": "alert over",
+    "accepted": "webhook committed",
+    "delivered": "delivered",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One step of the way.
+
+    `at` is in unix seconds, by the clock of who saw it first; `seconds` are counted from the fault, or from its end.
+    """
+
+    name: str
+    channel: ChannelName | None
+    state: State | None
+    at: float
+    seconds: float
+
+
+def write_json(hops: list[Hop], *, ok: bool, file: Path) -> None:
+    """Writes `{"hops": […], "ok": …}`; times in RFC 3339, UTC."""
+    rows = [
+        {
+            "name": hop.name,
+            "channel": hop.channel,
+            "state": hop.state,
+            "at": datetime.fromtimestamp(hop.at, UTC).isoformat(timespec="milliseconds"),
+            "seconds": round(hop.seconds, 3),
+        }
+        for hop in hops
+    ]
+    file.write_text(json.dumps({"hops": rows, "ok": ok}, indent=2) + "\n", encoding="utf-8")
+
+
+def print_table(hops: list[Hop], console: Console) -> None:
+    """The timeline, one row a hop, the page first and then the all-clear."""
+    table = Table(title="From a broken key to a delivered page, and back", title_justify="left")
+    for heading, justify in (("", "left"), ("hop", "left"), ("channel", "left"), ("seconds", "right")):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]  # rich's own literals
+    titles = {"firing": "page", "resolved": "all-clear"}
+    shown: str | None = None
+    for hop in hops:
+        state = hop.state or ""
+        if state != shown:
+            table.add_section()
+        table.add_row(
+            titles[state] if state and state != shown else "",
+            WORDS[hop.name],
+            hop.channel or "",
+            f"{hop.seconds:.2f}",
+        )
+        shown = state
+    console.print(table)

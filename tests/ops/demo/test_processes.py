@@ -1,0 +1,69 @@
+"""Children of the demo are gone when it is, however it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ops.demo.processes import processes
+from shared.server import StartError
+
+SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
+
+
+def _until(condition: object, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.02)  # a bounded wait for another process
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def test_children_are_stopped_at_the_end(tmp_path: Path) -> None:
+    async with processes(tmp_path) as children:
+        await children.start("sleeper", SLEEPER)
+        pid = children._running["sleeper"].pid
+        assert _alive(pid)
+    assert not _alive(pid)
+
+
+async def test_a_child_that_ended_is_named_with_its_last_words(tmp_path: Path) -> None:
+    async with processes(tmp_path) as children:
+        await children.start("relay", [sys.executable, "-c", "import sys; sys.exit('no such file')"])
+        await children._running["relay"].wait()
+        with pytest.raises(StartError, match="relay ended with exit code 1: no such file"):
+            children.check()
+
+
+def test_children_go_even_when_the_demo_is_killed(tmp_path: Path) -> None:
+    program = (
+        "import asyncio, sys\nfrom pathlib import Path\nfrom ops.demo.processes import processes\n"
+        "async def main():\n"
+        f"    async with processes(Path({str(tmp_path)!r})) as children:\n"
+        f"        await children.start('sleeper', {SLEEPER!r})\n"
+        "        print(children._running['sleeper'].pid, flush=True)\n"
+        "        await asyncio.sleep(600)\n"
+        "asyncio.run(main())\n"
+    )
+    demo = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    try:
+        assert demo.stdout is not None
+        pid = int(demo.stdout.readline())
+        _until(lambda: "up" in (tmp_path / "sleeper.log").read_text())
+        os.kill(demo.pid, signal.SIGKILL)
+        demo.wait(10)
+        _until(lambda: not _alive(pid))
+    finally:
+        demo.kill()
+        demo.wait()
+        demo.stdout.close()  # type: ignore[union-attr]
