@@ -1,0 +1,74 @@
+"""`keypulse-emulator`: options in, a running emulator until SIGTERM or SIGINT."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import click
+import structlog
+
+from ops.kms_emulator.emulator import start
+from shared import VERSION, logs
+from shared.cli import run_or_exit
+from shared.kms.names import parse_key
+from shared.server import stop_signal
+from shared.settings import Address, parse_address
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+_EPILOG = """\b
+Examples:
+  keypulse-emulator --key projects/demo/locations/global/keyRings/app/cryptoKeys/ledger
+  keypulse-emulator --data /var/lib/keypulse/kms --key projects/demo/locations/global/keyRings/app/cryptoKeys/ledger
+  curl -H 'Content-Type: application/json' -d '{"kind": "status", "status": "UNAVAILABLE"}' http://127.0.0.1:9011/faults
+  curl -X DELETE http://127.0.0.1:9011/faults
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.option("--listen", default="127.0.0.1:9010", show_default=True, metavar="HOST:PORT", help="gRPC, plaintext.")
+@click.option("--faults", default="127.0.0.1:9011", show_default=True, metavar="HOST:PORT", help="Faults over HTTP.")
+@click.option("--key", "keys", multiple=True, metavar="NAME", help="A key to create where it is missing; repeatable.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), metavar="DIR", help="Keeps the state; without it, memory does."
+)
+@click.version_option(VERSION, prog_name="keypulse")
+def main(listen: str, faults: str, keys: tuple[str, ...], data: Path | None) -> None:
+    """Cloud KMS on this machine, with faults on demand.
+
+    The official client reaches it through a plaintext gRPC channel. It asks nobody for credentials, so it only
+    listens on loopback.
+    """
+    listen_address = _value("--listen", _loopback, listen)
+    faults_address = _value("--faults", _loopback, faults)
+    names = [_value("--key", parse_key, key) for key in keys]
+    logs.configure("emulator")
+    run_or_exit(_serve(listen_address, faults_address, names, data))
+
+
+async def _serve(listen: Address, faults: Address, keys: list[str], data: Path | None) -> None:
+    async with start(listen=listen, faults=faults, keys=keys, data=data) as emulator:
+        log.info("listening", address=str(emulator.address), faults=str(emulator.faults_address))
+        await stop_signal()
+        log.info("stopping")
+
+
+def _loopback(text: str) -> Address:
+    address = parse_address(text)
+    if not address.is_loopback:
+        raise ValueError("expected a loopback address such as 127.0.0.1:9010, because nobody is asked for credentials")
+    return address
+
+
+def _value(option: str, parse: Callable[[str], T], text: str) -> T:
+    try:
+        return parse(text)
+    except ValueError as error:
+        click.echo(f"{option}: {error}, got {text!r}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""AES-256-GCM: plaintext and AAD in, a ciphertext out that says which version of which key made it.
+
+    1 byte format · 8 bytes fingerprint of the key's name · 4 bytes number of the version · 12 bytes nonce · AES-GCM
+
+The header is authenticated together with the caller's AAD, so a changed version number never decrypts.
+"""
+
+import hashlib
+import os
+import struct
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+_FORMAT = 1
+_HEADER = struct.Struct(">B8sI")
+_NONCE = 12
+_TAG = 16
+
+
+class DecryptionError(Exception):
+    """These bytes were not made by this version of this key with this AAD."""
+
+
+def new_material() -> bytes:
+    """The secret of a new version: 32 random bytes."""
+    return AESGCM.generate_key(256)
+
+
+def encrypt(plaintext: bytes, aad: bytes, *, key: str, version: int, material: bytes) -> bytes:
+    """The ciphertext; `key` is the key's name, `version` the number of the version that `material` belongs to."""
+    header = _HEADER.pack(_FORMAT, _fingerprint(key), version)
+    nonce = os.urandom(_NONCE)
+    return header + nonce + AESGCM(material).encrypt(nonce, plaintext, header + aad)
+
+
+def version_of(ciphertext: bytes, *, key: str) -> int | None:
+    """The number of the version of `key` that made this ciphertext; None where `key` did not make it."""
+    if len(ciphertext) < _HEADER.size + _NONCE + _TAG:
+        return None
+    format_, fingerprint, number = _HEADER.unpack_from(ciphertext)
+    return int(number) if (format_, fingerprint) == (_FORMAT, _fingerprint(key)) else None
+
+
+def decrypt(ciphertext: bytes, aad: bytes, *, material: bytes) -> bytes:
+    """The plaintext. Raises DecryptionError."""
+    header, nonce, sealed = (
+        ciphertext[: _HEADER.size],
+        ciphertext[_HEADER.size : _HEADER.size + _NONCE],
+        ciphertext[_HEADER.size + _NONCE :],
+    )
+    try:
+        return AESGCM(material).decrypt(nonce, sealed, header + aad)
+    except InvalidTag:
+        raise DecryptionError from None
+
+
+def _fingerprint(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()[:8]

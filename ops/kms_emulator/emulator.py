@@ -1,0 +1,79 @@
+"""Starts and stops the emulator: the composition root, in process for tests and under `keypulse-emulator`."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from ops.kms_emulator import fault_api, service
+from ops.kms_emulator.faults import Faults
+from ops.kms_emulator.store import Store
+from shared.server import StartError, listening, registry, serving
+from shared.settings import Address
+
+STOP_SECONDS = 1.0
+"""What a call in hand gets to end at a stop; then it is cancelled, whatever it waits for."""
+_ANY_PORT = Address("127.0.0.1", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Emulator:
+    """A running emulator."""
+
+    address: Address
+    """Where it speaks gRPC, in plaintext."""
+    faults_address: Address
+    """Where it speaks HTTP: faults and metrics."""
+    faults: Faults
+    store: Store
+
+
+@asynccontextmanager
+async def start(
+    *,
+    listen: Address = _ANY_PORT,
+    faults: Address = _ANY_PORT,
+    keys: Iterable[str] = (),
+    data: Path | None = None,
+    clock: Callable[[], float] = time.time,
+) -> AsyncIterator[Emulator]:
+    """A running emulator; everything it started has ended when the body is left.
+
+    Args:
+        listen: gRPC; port 0 picks a free one.
+        faults: HTTP; port 0 picks a free one.
+        keys: full names of keys that are created, with version 1 as the primary, where they do not exist.
+        data: the folder that keeps the state; without it, memory does.
+        clock: the time in Unix seconds.
+
+    Raises:
+        StartError: an address is taken, or the folder cannot be used.
+    """
+    store = await asyncio.to_thread(Store, data, clock)
+    await store.ensure(keys)
+    active = Faults(random.random)
+    metrics = registry()
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])  # else a second emulator would share the port
+    server.add_generic_rpc_handlers(service.handlers(store, active, metrics))
+    address = _bound(server, listen)
+    async with serving(fault_api.app(active, metrics), faults) as faults_address:
+        await server.start()
+        try:
+            yield Emulator(address, faults_address, active, store)
+        finally:
+            await server.stop(STOP_SECONDS)
+
+
+def _bound(server: grpc.aio.Server, address: Address) -> Address:
+    with listening(address):  # gRPC itself would log several lines and give no reason
+        pass
+    try:
+        port = server.add_insecure_port(str(address))
+    except RuntimeError as error:
+        raise StartError(f"cannot listen on {address}: {error}") from None
+    return Address(address.host, port)

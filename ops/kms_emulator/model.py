@@ -1,0 +1,127 @@
+"""A key, its versions and what may become of them. Pure: each change gives a new Key or raises FAILED_PRECONDITION.
+
+The states and the ways between them: https://cloud.google.com/kms/docs/key-states
+"""
+
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Self
+
+from ops.kms_emulator.status import failed_precondition, not_found
+
+DEFAULT_DESTROY_SCHEDULED_DURATION = 30 * 86400.0
+"""Seconds; `destroy_scheduled_duration` of a key that was created without one."""
+
+
+class State(StrEnum):
+    """The states that a version of the emulator can have, by Google's own names."""
+
+    ENABLED = "ENABLED"
+    DISABLED = "DISABLED"
+    DESTROY_SCHEDULED = "DESTROY_SCHEDULED"
+    DESTROYED = "DESTROYED"
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of a key. All times are Unix seconds."""
+
+    number: int
+    state: State
+    created: float
+    material: bytes | None = field(repr=False)
+    """32 bytes of AES-256; None once destroyed."""
+    destroy_time: float | None = None
+    destroy_event_time: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key with every version it ever had; version N stands at index N - 1."""
+
+    name: str
+    created: float
+    versions: tuple[Version, ...] = ()
+    primary: int | None = None
+    previous_primary: int | None = None
+    """The primary before the last change: what a slow change still encrypts with."""
+    primary_changed: float = 0.0
+    destroy_scheduled_duration: float = DEFAULT_DESTROY_SCHEDULED_DURATION
+    labels: dict[str, str] = field(default_factory=dict)
+    rotation_period: float | None = None
+    next_rotation: float | None = None
+
+    def version_name(self, number: int) -> str:
+        """The full resource name of a version."""
+        return f"{self.name}/cryptoKeyVersions/{number}"
+
+    def version(self, number: int) -> Version:
+        """A version by its number. Raises NOT_FOUND."""
+        if not 1 <= number <= len(self.versions):
+            raise not_found("CryptoKeyVersion", self.version_name(number))
+        return self.versions[number - 1]
+
+    def usable(self, number: int) -> bytes:
+        """The material of an ENABLED version. Raises FAILED_PRECONDITION in every other state."""
+        version = self.version(number)
+        if version.state is not State.ENABLED or version.material is None:
+            raise self._refusal("is not enabled", version)
+        return version.material
+
+    def at(self, now: float) -> Self:
+        """This key at that time: versions whose `destroy_time` has come are DESTROYED, their material is gone."""
+        return replace(self, versions=tuple(_at(version, now) for version in self.versions))
+
+    def updated(self, *, labels: dict[str, str], rotation_period: float | None, next_rotation: float | None) -> Self:
+        """The same key with other labels and another planned rotation."""
+        return replace(self, labels=labels, rotation_period=rotation_period, next_rotation=next_rotation)
+
+    def with_new_version(self, material: bytes, now: float) -> Self:
+        """One more version, ENABLED; the primary stays what it was."""
+        version = Version(len(self.versions) + 1, State.ENABLED, now, material)
+        return replace(self, versions=(*self.versions, version))
+
+    def with_primary(self, number: int, now: float) -> Self:
+        """Another primary version, which must be ENABLED."""
+        self.usable(number)
+        if number == self.primary:
+            return self
+        return replace(self, primary=number, previous_primary=self.primary, primary_changed=now)
+
+    def with_state(self, number: int, state: State) -> Self:
+        """Enables or disables a version; only one that is ENABLED or DISABLED."""
+        version = self.version(number)
+        if version.state not in {State.ENABLED, State.DISABLED}:
+            raise self._refusal("is neither enabled nor disabled", version)
+        return self._replaced(replace(version, state=state))
+
+    def with_destruction(self, number: int, now: float) -> Self:
+        """Schedules the destruction of a version that is ENABLED or DISABLED."""
+        version = self.version(number)
+        if version.state not in {State.ENABLED, State.DISABLED}:
+            raise self._refusal("cannot be destroyed", version)
+        due = now + self.destroy_scheduled_duration
+        return self._replaced(replace(version, state=State.DESTROY_SCHEDULED, destroy_time=due))
+
+    def with_restored(self, number: int) -> Self:
+        """Takes a scheduled destruction back: the version is DISABLED afterwards."""
+        version = self.version(number)
+        if version.state is not State.DESTROY_SCHEDULED:
+            raise self._refusal("is not scheduled for destruction", version)
+        return self._replaced(replace(version, state=State.DISABLED, destroy_time=None))
+
+    def _replaced(self, version: Version) -> Self:
+        others = (version if v.number == version.number else v for v in self.versions)
+        return replace(self, versions=tuple(others))
+
+    def _refusal(self, what: str, version: Version) -> Exception:
+        return failed_precondition(f"{self.version_name(version.number)} {what}, current state is: {version.state}.")
+
+
+def _at(version: Version, now: float) -> Version:
+    if version.state is not State.DESTROY_SCHEDULED or version.destroy_time is None or now < version.destroy_time:
+        return version
+    # Real destruction happens at some time after destroy_time; here it is that very time.
+    return replace(
+        version, state=State.DESTROYED, material=None, destroy_time=None, destroy_event_time=version.destroy_time
+    )

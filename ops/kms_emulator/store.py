@@ -1,0 +1,161 @@
+"""Key rings and keys, in memory or in a folder. A change is on disk before anybody can see it.
+
+Reads are plain attribute accesses. Changes run in a thread one after the other: each makes a new state from the present
+one, writes it as a whole to a new file, syncs, renames, and only then shows it.
+"""
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import grpc
+import structlog
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from ops.kms_emulator import names
+from ops.kms_emulator.crypto import new_material
+from ops.kms_emulator.model import Key
+from ops.kms_emulator.status import StatusError, already_exists, not_found
+from shared.server import StartError
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Everything:
+    rings: dict[str, float] = field(default_factory=dict)
+    """When each key ring was created, in Unix seconds."""
+    keys: dict[str, Key] = field(default_factory=dict)
+
+
+_FILE = TypeAdapter(dict[int, _Everything], config=ConfigDict(ser_json_bytes="base64", val_json_bytes="base64"))
+_FORMAT = 1
+"""The only key of the file's mapping: a later layout gets the next number."""
+
+
+class Store:
+    """What exists. Safe for concurrent calls on one event loop."""
+
+    def __init__(self, folder: Path | None, clock: Callable[[], float]) -> None:
+        self._file = folder / "state.json" if folder else None
+        self.clock = clock
+        self._now = _load(self._file) if self._file else _Everything()
+        self._changing = threading.Lock()
+
+    def ring(self, name: str) -> float:
+        """When a key ring was created. Raises NOT_FOUND."""
+        if name not in self._now.rings:
+            raise not_found("KeyRing", name)
+        return self._now.rings[name]
+
+    def rings(self, location: str) -> list[str]:
+        """The names of the key rings of a location, in order."""
+        return sorted(name for name in self._now.rings if name.startswith(f"{location}/keyRings/"))
+
+    async def key(self, name: str) -> Key:
+        """A key as it is now. Raises NOT_FOUND."""
+        key = self._now.keys.get(name)
+        if key is None:
+            raise not_found("CryptoKey", name)
+        if key.at(self.clock()) == key:
+            return key
+        return await self.change(name, lambda due: due)  # a destruction is due: its material leaves the disk too
+
+    async def keys(self, ring: str) -> list[Key]:
+        """The keys of a key ring, by name. Raises NOT_FOUND."""
+        self.ring(ring)
+        return [await self.key(name) for name in sorted(self._now.keys) if names.ring_of(name) == ring]
+
+    async def add_ring(self, name: str) -> float:
+        """Creates a key ring; gives its time. Raises ALREADY_EXISTS."""
+
+        def add(now: _Everything) -> _Everything:
+            if name in now.rings:
+                raise already_exists("KeyRing", name)
+            return replace(now, rings={**now.rings, name: self.clock()})
+
+        return (await self._changed(add)).rings[name]
+
+    async def add_key(self, key: Key) -> None:
+        """Creates a key in a key ring that exists. Raises NOT_FOUND and ALREADY_EXISTS."""
+
+        def add(now: _Everything) -> _Everything:
+            if names.ring_of(key.name) not in now.rings:
+                raise not_found("KeyRing", names.ring_of(key.name))
+            if key.name in now.keys:
+                raise already_exists("CryptoKey", key.name)
+            return replace(now, keys={**now.keys, key.name: key})
+
+        await self._changed(add)
+
+    async def change(self, name: str, change: Callable[[Key], Key]) -> Key:
+        """Replaces a key by what `change` makes of it, and gives that. Raises NOT_FOUND and what `change` raises."""
+
+        def apply(now: _Everything) -> _Everything:
+            if name not in now.keys:
+                raise not_found("CryptoKey", name)
+            return replace(now, keys={**now.keys, name: change(now.keys[name].at(self.clock()))})
+
+        return (await self._changed(apply)).keys[name]
+
+    async def ensure(self, keys: Iterable[str]) -> None:
+        """Creates what is missing of these keys: key ring, key, and version 1 as its primary."""
+        for name in keys:
+            if names.ring_of(name) not in self._now.rings:
+                await self.add_ring(names.ring_of(name))
+            if name not in self._now.keys:
+                await self.add_key(new_key(name, self.clock()))
+
+    async def _changed(self, change: Callable[[_Everything], _Everything]) -> _Everything:
+        # The whole change is the thread's, so a caller that is cancelled leaves no half of it behind.
+        return await asyncio.to_thread(self._change, change)
+
+    def _change(self, change: Callable[[_Everything], _Everything]) -> _Everything:
+        with self._changing:
+            after = change(self._now)
+            if self._file:
+                try:
+                    _write(self._file, _FILE.dump_json({_FORMAT: after}))
+                except OSError as error:
+                    log.exception("the state cannot be written; the change is refused", file=str(self._file))
+                    message = f"the emulator cannot write {self._file}: {error.strerror}"
+                    raise StatusError(grpc.StatusCode.INTERNAL, message) from None
+            self._now = after
+            return after
+
+
+def new_key(name: str, now: float) -> Key:
+    """A key with version 1, ENABLED, as its primary."""
+    return Key(name, now).with_new_version(new_material(), now).with_primary(1, now)
+
+
+def _load(file: Path) -> _Everything:
+    """The state in `file`, or nothing where there is no file yet. Raises StartError."""
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        content = file.read_bytes()
+    except FileNotFoundError:
+        return _Everything()
+    except OSError as error:
+        raise StartError(f"cannot keep state in {file.parent}: {error.strerror}; set another --data") from None
+    try:
+        return _FILE.validate_json(content)[_FORMAT]
+    except (ValidationError, KeyError):  # neither is shown: it would quote key material
+        raise StartError(f"{file} is no state of this emulator; move it away to start with nothing") from None
+
+
+def _write(file: Path, content: bytes) -> None:
+    new = file.with_suffix(".new")
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:  # noqa: PTH123 - with its mode
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
+    new.replace(file)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
