@@ -1,0 +1,115 @@
+"""A setting, metric, endpoint or command that is not documented fails here."""
+
+import importlib
+import re
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from shared.settings import ServerSettings, load
+
+ROOT = Path(__file__).parents[2]
+SERVERS = ("exporter", "relay", "backend")
+CONFIGURATION = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+REFERENCE = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
+SOURCES = {
+    file: file.read_text(encoding="utf-8")
+    for room in ("services", "shared", "ops")
+    for file in (ROOT / room).rglob("*.py")
+}
+
+
+def settings_of(server: str) -> type[ServerSettings]:
+    module = importlib.import_module(f"services.{server}.config")
+    return next(
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, ServerSettings) and value is not ServerSettings
+    )
+
+
+def models_in(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif isinstance(annotation, types.GenericAlias) or typing.get_origin(annotation) is not None:
+        for argument in typing.get_args(annotation):
+            yield from models_in(argument)
+
+
+def keys_of(model: type[BaseModel]) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield field.alias or name
+        for child in models_in(field.annotation):
+            yield from keys_of(child)
+
+
+def section(text: str, heading: str) -> str:
+    match = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL | re.IGNORECASE)
+    assert match, f"no section '## {heading}'"
+    return match[1]
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_every_setting_is_explained(server: str) -> None:
+    rows = re.findall(r"^\| `([^`]+)`", section(CONFIGURATION, server), re.MULTILINE)
+    explained = {row.rpartition(".")[2] for row in rows}
+    assert set(keys_of(settings_of(server))) - explained == set()
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_no_setting_is_explained_that_does_not_exist(server: str) -> None:
+    rows = re.findall(r"^\| `([^`]+)`", section(CONFIGURATION, server), re.MULTILINE)
+    assert {row.rpartition(".")[2] for row in rows} - set(keys_of(settings_of(server))) == set()
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_the_example_is_a_valid_configuration(server: str, tmp_path: Path) -> None:
+    example = re.search(r"```yaml\n(.*?)```", section(CONFIGURATION, server), re.DOTALL)
+    assert example, "no example"
+    file = tmp_path / f"{server}.yml"
+    file.write_text(example[1], encoding="utf-8")
+    assert load(settings_of(server), file).listen.is_loopback
+
+
+def test_every_metric_is_explained() -> None:
+    names = {
+        name
+        for file, text in SOURCES.items()
+        if "stand_ins" not in file.parts
+        for name in re.findall(r'"((?:crypto|kms|relay|emulator|keypulse)_[a-z0-9_]+)"', text)
+        if re.search(r"metrics|contract|fault_api|service|server", file.name)
+    }
+    assert len(names) > 20
+    assert {name for name in names if f"`{name.removesuffix('_total')}" not in REFERENCE} == set()
+
+
+def test_every_endpoint_is_explained() -> None:
+    paths = {
+        path
+        for file, text in SOURCES.items()
+        if "stand_ins" not in file.parts
+        for path in re.findall(r'Route\(\s*"([^"]+)"', text)
+    }
+    assert "/alerts" in paths
+    assert {path for path in paths if f"{path}`" not in REFERENCE} == set()
+
+
+def test_every_command_of_the_distribution_is_named_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    scripts = re.findall(r"^(keypulse-[a-z]+) = ", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert scripts
+    assert [script for script in scripts if script not in readme] == []
+
+
+def test_every_link_inside_the_repository_leads_somewhere() -> None:
+    links = [
+        (file, target)
+        for file in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+        for target in re.findall(r"\]\((?!https?://)([^)#\s]+)", file.read_text(encoding="utf-8"))
+    ]
+    assert links
+    assert [f"{file.name}: {target}" for file, target in links if not (file.parent / target).exists()] == []
