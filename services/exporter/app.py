@@ -1,0 +1,109 @@
+"""The composition root: settings in, a running exporter out. The only room that knows all the others."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from random import Random
+
+from starlette.applications import Starlette
+
+from services.exporter.backend_state import BackendReader, http_client
+from services.exporter.changes import Changes
+from services.exporter.config import Settings
+from services.exporter.metrics import ExporterMetrics
+from services.exporter.model import BackendState
+from services.exporter.probe import Prober
+from services.exporter.scheduler import Job, repeat
+from shared.kms.provider import KeyProvider
+from shared.kms.registry import connect
+from shared.kms.settings import KeySettings
+from shared.secret_file import SecretFile
+from shared.server import application, registry, serve_until_stopped
+
+
+@asynccontextmanager
+async def running(
+    settings: Settings, *, connect: Callable[[KeySettings], KeyProvider] = connect, random: Random | None = None
+) -> AsyncIterator[Starlette]:
+    """Probes and reads in the background while the body runs; gives the application to serve.
+
+    Args:
+        settings: what to watch.
+        connect: from a key's settings to the key behind the port.
+        random: where the schedule's jitter comes from.
+    """
+    metrics = ExporterMetrics(registry(), [(target.service, target.name) for target in settings.targets])
+    changes = Changes()
+    admin = settings.auth.admin_token_file
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(http_client())
+        probes, reads = [], []
+        for target in settings.targets:
+            key = connect(target)
+            stack.push_async_callback(key.close)
+            prober = Prober(target.service, target.name, key, settings.probe.timeout)
+            probes.append(_probe_job(prober, metrics, changes))
+        for backend in settings.backends:
+            urls = (backend.health_url, backend.metrics_url)
+            reader = BackendReader(backend.service, *urls, session, settings.probe.timeout)
+            reads.append(_read_job(reader, metrics, changes))
+        # Two schedules with places of their own: a KMS that hangs never delays what is known of the backends.
+        schedules = [
+            repeat(
+                jobs,
+                interval=settings.probe.interval,
+                concurrency=settings.probe.concurrency,
+                random=random or Random(),  # noqa: S311  jitter, no secret
+            )
+            for jobs in (probes, reads)
+            if jobs
+        ]
+        tasks = await stack.enter_async_context(_in_background(schedules))
+        yield application(
+            "keypulse exporter",
+            metrics.registry,
+            [],
+            admin=SecretFile(admin) if admin else None,
+            not_ready=lambda: "a schedule has ended; restart" if any(task.done() for task in tasks) else None,
+        )
+
+
+async def serve(settings: Settings) -> None:
+    """Runs until SIGTERM or SIGINT. Raises StartError where it cannot listen."""
+    async with running(settings) as app:
+        await serve_until_stopped(app, settings.listen)
+
+
+def _probe_job(prober: Prober, metrics: ExporterMetrics, changes: Changes) -> Job:
+    async def run() -> None:
+        result = await prober.probe()
+        metrics.observe(result)
+        changes.probe(result)
+
+    return Job(f"probe of {prober.target}", run)
+
+
+def _read_job(reader: BackendReader, metrics: ExporterMetrics, changes: Changes) -> Job:
+    async def run() -> None:
+        try:
+            state = await reader.read()
+        except Exception:
+            metrics.show(BackendState(reader.service, None))  # what is shown is never older than the last read
+            raise
+        metrics.show(state)
+        changes.backend(state)
+
+    return Job(f"read of {reader.service}", run)
+
+
+@asynccontextmanager
+async def _in_background(work: list[Coroutine[None, None, None]]) -> AsyncIterator[list[asyncio.Task[None]]]:
+    tasks = [asyncio.create_task(coroutine) for coroutine in work]
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        for ended in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(ended, Exception):
+                raise ended

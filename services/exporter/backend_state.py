@@ -1,0 +1,157 @@
+"""What a backend says of its encryption: its `/healthz` and `/metrics` → BackendState.
+
+The other side is not trusted: time, size and depth of an answer are bounded, redirects are not followed, and what is
+not of the expected type is a problem with a sentence, never an exception.
+"""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from services.exporter.model import BackendState, Health
+from shared.contract import CRYPTO_DECRYPTION_ERRORS, CRYPTO_INIT_TIMESTAMP, CryptoMode
+
+HEALTH_BYTES = 1024 * 1024
+METRICS_BYTES = 4 * 1024 * 1024
+LINE_CHARACTERS = 8192  # the parser's time grows with the square of a line's labels: 4 MiB of them would take minutes
+# How a family becomes one number where a backend gives it labels of its own.
+_CARRIED: Final[dict[str, Callable[[Iterable[float]], float]]] = {
+    CRYPTO_INIT_TIMESTAMP: max,
+    CRYPTO_DECRYPTION_ERRORS: sum,
+}
+
+
+class _UnreadableError(Exception):
+    """The message completes the sentence `health check: …`."""
+
+
+class _HealthDocument(BaseModel):
+    """The wire shape. pydantic's JSON parser refuses more than 200 levels by itself."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    crypto_mode: CryptoMode
+    crypto_ready: bool
+
+
+@asynccontextmanager
+async def http_client() -> AsyncIterator[aiohttp.ClientSession]:
+    """The client for all backends.
+
+    Each read makes a connection of its own, because an open one would still answer when no new caller gets in. Nothing
+    is decompressed, so an answer cannot grow after it was measured.
+    """
+    connector = aiohttp.TCPConnector(force_close=True, limit=0)
+    headers = {"Accept-Encoding": "identity", "User-Agent": "keypulse-exporter"}
+    async with aiohttp.ClientSession(
+        connector=connector, headers=headers, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
+    ) as session:
+        yield session
+
+
+@dataclass(frozen=True, slots=True)
+class BackendReader:
+    """Reads one backend."""
+
+    service: str
+    health_url: str
+    metrics_url: str | None
+    session: aiohttp.ClientSession
+    timeout: float
+    """Seconds for each of the two documents, which are read side by side."""
+
+    async def read(self) -> BackendState:
+        """The state right now. Whatever the backend answers or does not answer is a state, never an exception."""
+        async with asyncio.TaskGroup() as group:
+            reads = group.create_task(self._health()), group.create_task(self._metrics())
+        health, metrics = reads[0].result(), reads[1].result()
+        problems = tuple(found for found in (health, metrics) if isinstance(found, str))
+        if isinstance(health, str):
+            return BackendState(self.service, None, problems=problems)
+        carried = {} if isinstance(metrics, str) else metrics
+        return BackendState(
+            self.service,
+            health,
+            init_timestamp=carried.get(CRYPTO_INIT_TIMESTAMP),
+            decryption_errors=carried.get(CRYPTO_DECRYPTION_ERRORS),
+            problems=problems,
+        )
+
+    async def _health(self) -> Health | str:
+        try:
+            body = await self._get(self.health_url, "application/json", HEALTH_BYTES, statuses={200, 503})
+            return parse_health(body)
+        except _UnreadableError as error:
+            return f"health check: {error}"
+
+    async def _metrics(self) -> dict[str, float] | str:
+        if self.metrics_url is None:
+            return {}
+        try:
+            body = await self._get(self.metrics_url, "text/plain;version=0.0.4", METRICS_BYTES, statuses={200})
+            return await asyncio.to_thread(parse_metrics, body)
+        except _UnreadableError as error:
+            return f"metrics: {error}"
+
+    async def _get(self, url: str, accept: str, limit: int, statuses: set[int]) -> bytes:
+        body = bytearray()
+        try:
+            async with (
+                asyncio.timeout(self.timeout),
+                self.session.get(url, headers={"Accept": accept}, allow_redirects=False) as response,
+            ):
+                if response.status not in statuses:
+                    hint = "; a redirect is not followed, set the final URL" if 300 <= response.status < 400 else ""
+                    raise _UnreadableError(f"answered with HTTP {response.status}{hint}")
+                async for chunk in response.content.iter_any():
+                    body += chunk
+                    if len(body) > limit:
+                        raise _UnreadableError(f"the answer is over {limit // 1024} KiB")
+        except TimeoutError:
+            raise _UnreadableError(f"no complete answer within {self.timeout:g} s") from None
+        except aiohttp.ClientResponseError as error:  # its own text would hold the URL
+            raise _UnreadableError(f"the answer is not HTTP: {error.message.splitlines()[0][:200]}") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise _UnreadableError(str(error)[:200] or type(error).__name__) from None
+        return bytes(body)
+
+
+def parse_health(body: bytes) -> Health:
+    """The document of `/healthz`; unknown fields are fine. Raises _UnreadableError."""
+    try:
+        document = _HealthDocument.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise _UnreadableError(": ".join([*map(str, first["loc"]), first["msg"]])[:200]) from None
+    return Health(document.crypto_mode, document.crypto_ready)
+
+
+def parse_metrics(body: bytes) -> dict[str, float]:
+    """The families that are carried over, by name, as far as they are there. Raises _UnreadableError.
+
+    Only their own lines reach the parser, so a line of somebody else's family that it would refuse costs nothing.
+    """
+    try:
+        text = body.decode()
+        ours = [line for line in text.split("\n") if line.startswith(tuple(_CARRIED))]
+        if any(len(line) > LINE_CHARACTERS for line in ours):
+            raise _UnreadableError(f"a line is over {LINE_CHARACTERS} characters")
+        parsed = text_string_to_metric_families("".join(f"{line}\n" for line in ours))
+        samples = [sample for family in parsed for sample in family.samples]
+    except (ValueError, LookupError) as error:  # the parser's answers to junk; UnicodeDecodeError is one, too
+        raise _UnreadableError(f"not in Prometheus's text format: {str(error)[:200]}") from None
+    carried = {}
+    for name, combine in _CARRIED.items():
+        values = [sample.value for sample in samples if sample.name == name]
+        if not all(math.isfinite(value) and value >= 0 for value in values):
+            raise _UnreadableError(f"{name}: expected a number of at least 0")
+        if values:
+            carried[name] = combine(values)
+    return carried

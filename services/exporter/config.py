@@ -1,0 +1,106 @@
+"""What a person may set of the exporter: contract.md's YAML → frozen settings, or one line for each mistake."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Annotated, ClassVar, Literal, Self, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+
+from shared.kms.settings import KeySettings
+from shared.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings, planned
+
+
+def _http_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
+        raise ValueError("expected an http:// or https:// URL")
+    return value
+
+
+Name = Annotated[str, Field(min_length=1)]
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+
+
+class ProbeSettings(Section):
+    """The rhythm, of probes and of backend reads alike."""
+
+    interval: Duration = 30.0
+    timeout: Duration = 5.0
+    """Of each call. While KMS stalls, a cycle takes targets * timeout / concurrency, where that is over `interval`."""
+    concurrency: int = Field(16, ge=1)
+    """How many probes run at once; backend reads have as many places of their own."""
+
+    @model_validator(mode="after")
+    def _ends_before_the_next_begins(self) -> Self:
+        if self.timeout > self.interval:
+            raise ValueError(f"expected a timeout ({self.timeout:g}s) of at most the interval ({self.interval:g}s)")
+        return self
+
+
+class Target(KeySettings):
+    """A key that is probed."""
+
+    name: Name
+    service: Name = ""
+    """The label `service`; the one at the top where it is not set."""
+    canary_dir: FilePath | None = planned(None)
+
+
+class Backend(Section):
+    """A process whose crypto state is read."""
+
+    service: Name = ""
+    """The label `service`; the one at the top where it is not set."""
+    health_url: HttpUrl
+    metrics_url: HttpUrl | None = None
+    """Without it, the time of initialisation and the decryption errors are not exported."""
+    resolve: Literal["all"] | None = planned(None)
+
+
+Entry = TypeVar("Entry", Target, Backend)
+
+
+class Settings(ServerSettings):
+    """The whole configuration; once it is valid, every target and backend has its `service`."""
+
+    service_name: ClassVar[str] = "exporter"
+
+    listen: ListenAddress = Address("127.0.0.1", 9911)
+    service: Name = ""
+    probe: ProbeSettings = ProbeSettings()
+    targets: tuple[Target, ...] = ()
+    backends: tuple[Backend, ...] = ()
+
+    @field_validator("targets", mode="after")
+    @classmethod
+    def _check_targets(cls, targets: tuple[Target, ...], info: ValidationInfo) -> tuple[Target, ...]:
+        _refuse_twins("name", (target.name for target in targets))
+        return _with_service(targets, info)
+
+    @field_validator("backends", mode="after")
+    @classmethod
+    def _check_backends(cls, backends: tuple[Backend, ...], info: ValidationInfo) -> tuple[Backend, ...]:
+        backends = _with_service(backends, info)
+        # One entry is one process: two of one service would show their counters under the same labels.
+        _refuse_twins("service", (backend.service for backend in backends))
+        return backends
+
+    @model_validator(mode="after")
+    def _watches_something(self) -> Self:
+        if not self.targets and not self.backends:
+            raise ValueError("nothing to watch; expected at least one entry in `targets` or `backends`")
+        return self
+
+
+def _with_service(entries: tuple[Entry, ...], info: ValidationInfo) -> tuple[Entry, ...]:
+    default = info.data.get("service", "")
+    if not default and (without := [str(n) for n, entry in enumerate(entries) if not entry.service]):
+        raise ValueError(f"entry {', '.join(without)} has no `service`, and there is none at the top; set either")
+    return tuple(entry if entry.service else entry.model_copy(update={"service": default}) for entry in entries)
+
+
+def _refuse_twins(key: str, values: Iterable[str]) -> None:
+    twins = [value for value, count in Counter(values).items() if count > 1]
+    if twins:
+        raise ValueError(f"expected each `{key}` once; more than one entry has {', '.join(map(repr, twins))}")

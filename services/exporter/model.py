@@ -1,0 +1,78 @@
+"""What moves through the exporter: frozen, no I/O. A vendor's or a backend's own types stop before it."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from shared.contract import CryptoMode
+from shared.kms.reason import Reason
+
+
+class Operation(StrEnum):
+    """The label `operation`: one billable call of a round trip."""
+
+    ENCRYPT = "encrypt"
+    DECRYPT = "decrypt"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a call was not right."""
+
+    reason: Reason
+    detail: str
+    """For a log and a person; holds no key material."""
+    error: Exception | None = None
+    """The defect of our own behind `Reason.INTERNAL`, with its trace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call to the key management service."""
+
+    operation: Operation
+    seconds: float
+    """By a monotonic clock; a call that timed out lasted at least its whole timeout."""
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """One round trip; right in every respect where no call failed."""
+
+    service: str
+    target: str
+    at: float
+    """Unix seconds of its end."""
+    calls: tuple[Call, ...]
+    """In their order, at least one; only the last one can have failed."""
+    key_version: str | None
+    """The version that encrypted, by its full resource name; None where nothing was encrypted."""
+
+    @property
+    def failed(self) -> Call | None:
+        """The call that ended the round trip, or None where it was right."""
+        last = self.calls[-1]
+        return last if last.failure else None
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What a backend's `/healthz` says of its encryption."""
+
+    mode: CryptoMode
+    ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BackendState:
+    """A backend as it was read last."""
+
+    service: str
+    health: Health | None
+    """None where the health check did not answer in time or could not be read: the backend counts as down."""
+    init_timestamp: float | None = None
+    """Unix seconds of its last initialisation; None where its metrics do not say."""
+    decryption_errors: float | None = None
+    """Its own counter, as it is; None where its metrics do not say."""
+    problems: tuple[str, ...] = ()
+    """What could not be read, one sentence each."""
