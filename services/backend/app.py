@@ -1,0 +1,88 @@
+"""The composition root: from settings to a running backend, and everything closed again in the end."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Final
+
+from starlette.applications import Starlette
+
+from services.backend import metrics, records, web
+from services.backend.config import Settings
+from services.backend.keyring import Keyring
+from services.backend.local_key import LocalKey, LocalKeyError, read_or_make
+from services.backend.records import Records
+from shared.keyring import store
+from shared.keyring.database import Database, DatabaseError
+from shared.keyring.model import LOCAL_KEK
+from shared.keyring.store import KeyStore
+from shared.kms.registry import connect
+from shared.secret_file import SecretFile
+from shared.server import StartError, application, registry
+
+_FIRST_CHECK_SECONDS: Final = 1.5
+"""How long the start waits for the first check of KMS; a KMS that stalls must not keep the port closed."""
+
+
+@asynccontextmanager
+async def running(settings: Settings, *, clock: Callable[[], float] = time.time) -> AsyncIterator[Starlette]:
+    """The backend's application, while its keyring is kept and KMS is checked.
+
+    Args:
+        settings: what to run.
+        clock: unix time.
+
+    Raises:
+        StartError: the database or the local key cannot be used.
+    """
+    async with AsyncExitStack() as stack:
+        database = await _open(settings)
+        stack.push_async_callback(database.close)
+        keys = KeyStore(database)
+        local = await _local_key(settings, keys)
+        kms = connect(settings.kms)
+        stack.push_async_callback(kms.close)
+        keyring = Keyring(keys, local, kms, kek=settings.kms.key, timeout=settings.kms_timeout, clock=clock)
+        checked = asyncio.Event()
+        watching = asyncio.create_task(keyring.watch(settings.kms_check_interval, checked))
+        stack.push_async_callback(_end, watching)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_CHECK_SECONDS):
+                await checked.wait()
+        token_file = settings.auth.admin_token_file
+        token = SecretFile(token_file) if token_file else None
+        shown = registry()
+        count = metrics.expose(
+            shown,
+            mode=lambda: keyring.mode,
+            ready=lambda: keyring.ready,
+            initialised_at=lambda: keyring.initialised_at,
+        )
+        own = web.routes(keyring, Records(database), count_decryption_error=count, token=token)
+        yield application(
+            "keypulse backend", shown, own, admin=token, not_ready=lambda: None if keyring.ready else keyring.reason
+        )
+
+
+async def _open(settings: Settings) -> Database:
+    try:
+        return await Database.opened(settings.database, store.TABLES, records.TABLES)
+    except DatabaseError as error:
+        raise StartError(
+            f"database {settings.database}: {error}; expected an SQLite file, or a folder to make it in, "
+            "that this user may write to"
+        ) from None
+
+
+async def _local_key(settings: Settings, keys: KeyStore) -> LocalKey:
+    try:
+        needed = any(key.wrapped.kek == LOCAL_KEK for key in await keys.all())
+        return await asyncio.to_thread(read_or_make, settings.local_key_file, may_make=not needed)
+    except (LocalKeyError, DatabaseError) as error:
+        raise StartError(str(error)) from None
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,211 @@
+"""What wraps and unwraps the data keys, which one is active, and the mode: `kms`, or `env` while KMS fails.
+
+KMS is checked with a real round trip: once at the start, then at each interval. What a check finds decides the mode:
+
+- It succeeds: every data key that can be unwrapped is, those wrapped by the local key are re-wrapped by KMS, and then
+  the mode is `kms`.
+- It fails at the start, or for the second time in a row: the mode is `env`. One failure may be a lost packet or a slow
+  answer, and would page somebody; a start cannot wait for a second try.
+
+A data key, once unwrapped, stays in memory, so an outage stops neither reads nor writes. A new active key is made only
+where the active one cannot be used (none is there yet, or a restart in an outage, or a KMS version that is disabled or
+destroyed); it is wrapped by what the mode says, and its predecessor is retired: it still decrypts once it can be
+unwrapped again. No data key is ever removed here.
+"""
+
+import asyncio
+import hmac
+import os
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final
+
+import structlog
+
+from services.backend.local_key import LocalKey
+from services.backend.sealing import KEY_BYTES, SealBrokenError, UsableKey, seal, unseal
+from shared.contract import CryptoMode
+from shared.keyring.database import DatabaseError
+from shared.keyring.model import LOCAL_KEK, DataKey, Status, Wrapped, wrapping_aad
+from shared.keyring.store import KeyStore
+from shared.kms.names import version_number
+from shared.kms.provider import KeyProvider, KmsError
+from shared.kms.reason import Reason
+
+_FAILURES_TO_FALL_BACK: Final = 2
+# After a good round trip these speak of one version or one ciphertext; any other reason speaks of KMS as a whole.
+_OF_ONE_KEY: Final = {Reason.KEY_DISABLED, Reason.KEY_DESTROYED, Reason.INVALID_REQUEST}
+
+log = structlog.get_logger(__name__)
+
+
+class KeyUnavailableError(Exception):
+    """A data key cannot be used right now; the message says why, and holds no key material."""
+
+
+class Keyring:
+    """The data keys in memory. Its state changes only in `check`, which runs once at a time."""
+
+    def __init__(
+        self,
+        store: KeyStore,
+        local: LocalKey,
+        kms: KeyProvider,
+        *,
+        kek: str,
+        timeout: float,
+        clock: Callable[[], float],
+    ) -> None:
+        """`kek` is the full name of `kms`'s key; `timeout` bounds each call to it, in seconds; `clock` is unix time."""
+        self._store = store
+        self._local = local
+        self._kms = kms
+        self._kek = kek
+        self._timeout = timeout
+        self._clock = clock
+        self._usable: dict[str, UsableKey] = {}
+        self._unusable: dict[str, str] = {}  # id → why
+        self._active: UsableKey | None = None
+        self._failures = 0
+        self._settled: tuple[CryptoMode, bool] | None = None
+        self.mode = CryptoMode.ENV
+        self.reason: str | None = "KMS has not answered yet"
+        """Why the mode is `env` or no data key can be used; None while all is well."""
+        self.initialised_at = clock()
+        """When mode or readiness last changed, or the start; unix time."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether records can be encrypted: false only while no data key can be used."""
+        return self._active is not None
+
+    def active(self) -> UsableKey:
+        """The key for new records. Raises KeyUnavailableError."""
+        if self._active is None:
+            raise KeyUnavailableError(f"no data key can be used: {self.reason}")
+        return self._active
+
+    def key(self, data_key_id: str) -> UsableKey:
+        """The key that a record was encrypted with. Raises KeyUnavailableError."""
+        try:
+            return self._usable[data_key_id]
+        except KeyError:
+            why = self._unusable.get(data_key_id, "it is not in the keyring")
+            raise KeyUnavailableError(f"its data key {data_key_id} cannot be unwrapped: {why}") from None
+
+    async def watch(self, interval: float, checked: asyncio.Event) -> None:
+        """Checks now and at each `interval` seconds, until it is cancelled; sets `checked` after the first time."""
+        while True:
+            try:
+                await self.check()
+            except DatabaseError as error:
+                if not self.ready:
+                    self.reason = f"the keyring's database cannot be used: {error}"
+                log.warning("the keyring's database cannot be used; trying again", error=str(error), seconds=interval)
+            except Exception:  # a defect must not end the checks: nothing would bring KMS back
+                log.exception("the check of KMS failed in an unforeseen way; trying again", seconds=interval)
+            checked.set()
+            await asyncio.sleep(interval)
+
+    async def check(self) -> None:
+        """One round trip, and what follows from it. Raises DatabaseError; the next check goes on from there."""
+        try:
+            await self._wrap_by_kms("check", os.urandom(KEY_BYTES))
+            await self._use_keys(CryptoMode.KMS)
+        except KmsError as error:
+            self._failures += 1
+            if self.mode is CryptoMode.KMS and self._failures < _FAILURES_TO_FALL_BACK:
+                log.warning("a check of KMS failed; one more in a row, and the mode is env", reason=error.reason)
+                return
+            try:
+                await self._use_keys(CryptoMode.ENV)
+            finally:  # the mode is told even where the database fails as well
+                self._settle(CryptoMode.ENV, f"KMS cannot be used: {error.reason}", error.detail)
+        else:
+            self._failures = 0
+            self._settle(CryptoMode.KMS, None, None)
+
+    async def _use_keys(self, mode: CryptoMode) -> None:
+        """Unwraps what can be unwrapped in `mode`, and sees to it that a usable key is active."""
+        keys = await self._store.all()
+        for key in keys:
+            if key.id not in self._usable:
+                await self._take(key, mode)
+            if mode is CryptoMode.KMS and key.wrapped.kek == LOCAL_KEK and key.id in self._usable:
+                wrapped = await self._wrap_by_kms(key.id, self._usable[key.id].secret)
+                if await self._store.rewrap(key, wrapped):
+                    log.info("data key re-wrapped by KMS", data_key=key.id, kek_version=wrapped.kek_version)
+        stored = next((key for key in keys if key.status is Status.ACTIVE), None)
+        if stored and stored.id in self._usable:
+            self._active = self._usable[stored.id]
+        elif not await self._make_active(mode, instead_of=stored):
+            await self._use_keys(mode)  # another process was faster: use its key
+
+    async def _take(self, key: DataKey, mode: CryptoMode) -> None:
+        try:
+            self._usable[key.id] = UsableKey(key.id, await self._unwrap(key, mode))
+            self._unusable.pop(key.id, None)
+        except KeyUnavailableError as error:
+            if self._unusable.get(key.id) != str(error):
+                log.warning(
+                    "a data key cannot be unwrapped; its records cannot be read", data_key=key.id, why=str(error)
+                )
+            self._unusable[key.id] = str(error)
+
+    async def _unwrap(self, key: DataKey, mode: CryptoMode) -> bytes:
+        """The data key in clear, proven. Raises KeyUnavailableError, or KmsError where all of KMS is at fault."""
+        aad = wrapping_aad(key.id)
+        try:
+            if key.wrapped.kek == LOCAL_KEK:
+                secret = self._local.unwrap(key.wrapped.ciphertext, aad)
+            elif key.wrapped.kek != self._kek:
+                raise KeyUnavailableError(f"it is wrapped by {key.wrapped.kek}, which is not the configured key")
+            elif mode is CryptoMode.ENV:
+                raise KeyUnavailableError("it is wrapped by KMS, which cannot be used")
+            else:
+                secret = (await self._kms.decrypt(key.wrapped.ciphertext, aad, timeout=self._timeout)).plaintext
+            unseal(secret, key.proof, aad)
+        except SealBrokenError:
+            raise KeyUnavailableError("what it unwraps to is not the key that was stored") from None
+        except KmsError as error:
+            if error.reason in _OF_ONE_KEY:
+                raise KeyUnavailableError(f"KMS: {error.reason} (version {key.wrapped.kek_version})") from None
+            raise
+        return secret
+
+    async def _make_active(self, mode: CryptoMode, *, instead_of: DataKey | None) -> bool:
+        """A new active data key, stored before it is used; False where `instead_of` is no longer the active one."""
+        new = UsableKey(uuid.uuid4().hex, os.urandom(KEY_BYTES))
+        aad = wrapping_aad(new.id)
+        if mode is CryptoMode.KMS:
+            wrapped = await self._wrap_by_kms(new.id, new.secret)
+        else:
+            wrapped = Wrapped(self._local.wrap(new.secret, aad), LOCAL_KEK, 0)
+        created_at = datetime.fromtimestamp(self._clock(), UTC)
+        row = DataKey(new.id, Status.ACTIVE, wrapped, seal(new.secret, b"", aad), created_at)
+        if not await self._store.activate(row, instead_of=instead_of):
+            return False
+        log.info("new active data key", data_key=new.id, kek=wrapped.kek, kek_version=wrapped.kek_version)
+        self._active = self._usable[new.id] = new
+        return True
+
+    async def _wrap_by_kms(self, data_key_id: str, secret: bytes) -> Wrapped:
+        """Wraps, and unwraps again: a wrapped form that does not give the key back must never replace one that does."""
+        aad = wrapping_aad(data_key_id)
+        encrypted = await self._kms.encrypt(secret, aad, timeout=self._timeout)
+        decrypted = await self._kms.decrypt(encrypted.ciphertext, aad, timeout=self._timeout)
+        if not hmac.compare_digest(decrypted.plaintext, secret):
+            raise KmsError(Reason.PLAINTEXT_MISMATCH, "decrypt: the plaintext is not the one that was encrypted")
+        return Wrapped(encrypted.ciphertext, self._kek, version_number(encrypted.key_version))
+
+    def _settle(self, mode: CryptoMode, reason: str | None, detail: str | None) -> None:
+        """Takes over a check's outcome; a change is told once. `detail` may name keys and goes to the log alone."""
+        if (mode, self.ready) != self._settled:
+            self._settled = (mode, self.ready)
+            self.initialised_at = self._clock()
+        elif reason == self.reason:
+            return
+        self.mode, self.reason = mode, reason
+        tell = log.info if mode is CryptoMode.KMS else log.warning
+        tell("crypto mode", mode=mode.value, ready=self.ready, reason=reason, detail=detail)

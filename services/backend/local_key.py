@@ -1,0 +1,85 @@
+"""The key on this machine's own disk that wraps data keys while KMS cannot.
+
+A file of 32 random bytes that its owner alone may read, made at the first start, so that an outage finds it there.
+"""
+
+import os
+import stat
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from services.backend.sealing import KEY_BYTES, seal, unseal
+
+
+class LocalKeyError(Exception):
+    """The file cannot be used; the message is one sentence with the next step, and never its content."""
+
+
+class LocalKey:
+    """Wraps and unwraps, in memory."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def wrap(self, plaintext: bytes, aad: bytes) -> bytes:
+        """`plaintext`, sealed and bound to `aad`."""
+        return seal(self._key, plaintext, aad)
+
+    def unwrap(self, ciphertext: bytes, aad: bytes) -> bytes:
+        """What `wrap` was given. Raises SealBrokenError."""
+        return unseal(self._key, ciphertext, aad)
+
+
+def read_or_make(file: Path, *, may_make: bool) -> LocalKey:
+    """The key in `file`.
+
+    Args:
+        file: where it is.
+        may_make: whether a missing file may be made. Where data keys are wrapped by a key that is gone, a new one
+            would only hide the loss.
+
+    Raises:
+        LocalKeyError: it is missing and may not be made, others may read it, or it is no key.
+    """
+    try:
+        if may_make and not file.exists():
+            _make(file)
+        with file.open("rb") as opened:
+            permissions = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
+            if permissions & 0o077:
+                raise LocalKeyError(
+                    f"local_key_file {file}: others may read it (mode {permissions:04o}); run: chmod 600 {file}"
+                )
+            key = opened.read(KEY_BYTES + 1)
+    except FileNotFoundError:
+        raise LocalKeyError(
+            f"local_key_file {file}: is missing, but data keys in the database are wrapped by it; restore it from "
+            "a backup, or set another `database` to begin anew"
+            if not may_make
+            else f"local_key_file {file}: cannot be made; make its folder first: mkdir -p {file.parent}"
+        ) from None
+    except OSError as error:
+        raise LocalKeyError(f"local_key_file {file}: {error.strerror}; this user needs to read and make it") from None
+    if len(key) != KEY_BYTES:
+        raise LocalKeyError(f"local_key_file {file}: expected exactly {KEY_BYTES} bytes; restore it from a backup")
+    return LocalKey(key)
+
+
+def _make(file: Path) -> None:
+    """Puts the whole file in place at once, or nothing; a file that somebody else made meanwhile stays."""
+    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")  # mode 0600
+    try:
+        with open(descriptor, "wb") as opened:  # noqa: PTH123 - a Path cannot open a descriptor
+            opened.write(os.urandom(KEY_BYTES))
+            opened.flush()
+            os.fsync(opened.fileno())
+        with suppress(FileExistsError):
+            os.link(name, file)
+    finally:
+        Path(name).unlink()
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,75 @@
+"""The records: an id, a data key and bytes go in, sealed rows come out.
+
+The additional authenticated data binds a record to its id and to its data key, so that a row which is copied over
+another one does not open.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Column, Connection, LargeBinary, MetaData, String, Table
+from sqlalchemy.dialects.sqlite import insert
+
+from services.backend.sealing import SealBrokenError, UsableKey, seal, unseal
+from shared.keyring.database import Database
+
+TABLES: Final = MetaData()
+_records: Final = Table(
+    "records",
+    TABLES,
+    Column("id", String, primary_key=True),
+    Column("data_key_id", String, nullable=False, index=True),
+    Column("sealed", LargeBinary, nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SealedRecord:
+    """A record as it is stored."""
+
+    id: str
+    data_key_id: str
+    sealed: bytes
+
+
+class CorruptRecordError(Exception):
+    """The record was changed since it was stored, or is not the one that was stored under this id."""
+
+
+class Records:
+    """The records in `database`. Both methods raise DatabaseError where that cannot be read or written."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def put(self, record_id: str, plaintext: bytes, key: UsableKey) -> None:
+        """Encrypts and stores, over what was there under this id; it is on the disk when this returns."""
+
+        def upsert(connection: Connection) -> None:
+            sealed = seal(key.secret, plaintext, _aad(record_id, key.id))
+            row = {"data_key_id": key.id, "sealed": sealed}
+            statement = insert(_records).values(id=record_id, **row)
+            connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=row))
+
+        await self._database.write(upsert)
+
+    async def find(self, record_id: str) -> SealedRecord | None:
+        """The record as it is stored, or None."""
+
+        def select(connection: Connection) -> SealedRecord | None:
+            row = connection.execute(_records.select().where(_records.c.id == record_id)).one_or_none()
+            return SealedRecord(row.id, row.data_key_id, row.sealed) if row else None
+
+        return await self._database.read(select)
+
+
+def decrypt(record: SealedRecord, key: UsableKey) -> bytes:
+    """What was put. Raises CorruptRecordError."""
+    try:
+        return unseal(key.secret, record.sealed, _aad(record.id, record.data_key_id))
+    except SealBrokenError:
+        raise CorruptRecordError from None
+
+
+def _aad(record_id: str, data_key_id: str) -> bytes:
+    return b"keypulse record\0" + record_id.encode() + b"\0" + data_key_id.encode()

@@ -1,0 +1,38 @@
+"""AES-256-GCM with its nonce in front: a key and bytes go in, sealed bytes come out, and back."""
+
+import os
+from dataclasses import dataclass, field
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+KEY_BYTES: Final = 32
+# 96 bits, at random: one key may seal 2**32 times before a repeat becomes likelier than 2**-32 (NIST SP 800-38D, 8.3).
+_NONCE_BYTES: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class UsableKey:
+    """A data key, unwrapped."""
+
+    id: str
+    secret: bytes = field(repr=False)
+
+
+class SealBrokenError(Exception):
+    """The sealed bytes were changed, or belong to another key or to other additional data."""
+
+
+def seal(key: bytes, plaintext: bytes, aad: bytes) -> bytes:
+    """Nonce, ciphertext and tag; `aad` is bound to them and is needed to open them."""
+    nonce = os.urandom(_NONCE_BYTES)
+    return nonce + AESGCM(key).encrypt(nonce, plaintext, aad)
+
+
+def unseal(key: bytes, sealed: bytes, aad: bytes) -> bytes:
+    """The plaintext. Raises SealBrokenError."""
+    try:
+        return AESGCM(key).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], aad)
+    except (InvalidTag, ValueError):  # ValueError: shorter than a nonce
+        raise SealBrokenError from None

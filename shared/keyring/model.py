@@ -1,0 +1,49 @@
+"""A data key (DEK) as it is stored: wrapped, never in clear. Frozen, no I/O."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Final
+
+LOCAL_KEK: Final = "local"
+"""`DataKey.kek` of a key that is wrapped by the service's own local key; no KMS resource has such a name."""
+
+
+class Status(StrEnum):
+    """What a data key is used for."""
+
+    PENDING = "pending"
+    """Stored, not used yet: every instance of the service gets to know it before it becomes active."""
+    ACTIVE = "active"
+    """Encrypts new records; at most one."""
+    RETIRED = "retired"
+    """Decrypts the records that it once encrypted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wrapped:
+    """A data key's 32 bytes, encrypted by a key-encryption key (KEK)."""
+
+    ciphertext: bytes
+    kek: str
+    """Full resource name of the KMS key, or `LOCAL_KEK`."""
+    kek_version: int
+    """Number of the KMS key's version; 0 for the local key, which has no versions."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataKey:
+    """One row of the keyring."""
+
+    id: str
+    status: Status
+    wrapped: Wrapped
+    proof: bytes
+    """Nothing, encrypted with the data key: a wrong unwrap is noticed before it encrypts anything."""
+    created_at: datetime
+    """Aware, in UTC."""
+
+
+def wrapping_aad(data_key_id: str) -> bytes:
+    """The additional authenticated data of a wrap: a wrapped key that is moved to another row no longer unwraps."""
+    return b"keypulse data key\0" + data_key_id.encode()
