@@ -1,0 +1,110 @@
+"""`python -m ops.demo.stand_ins`: options in, running stand-ins until SIGTERM or SIGINT."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import click
+import structlog
+
+from ops.demo.stand_ins.server import start
+from shared import VERSION, logs
+from shared.cli import run_or_exit
+from shared.secret_file import SecretFile, SecretUnreadableError
+from shared.server import stop_signal
+from shared.settings import Address, parse_address
+
+log = structlog.get_logger(__name__)
+G = TypeVar("G")
+T = TypeVar("T")
+
+_EPILOG = """\b
+Examples:
+  python -m ops.demo.stand_ins --slack-token-file slack_token --pagerduty-key-file pd_key
+  python -m ops.demo.stand_ins --slack-token-file slack_token --pagerduty-key-file pd_key \\
+      --emulator-faults http://127.0.0.1:9011 --docs docs
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.option(
+    "--http", default="127.0.0.1:9913", show_default=True, metavar="HOST:PORT", help="Page, Slack, PagerDuty."
+)
+@click.option("--smtp", default="127.0.0.1:1025", show_default=True, metavar="HOST:PORT", help="The mail server.")
+@click.option("--slack-token-file", required=True, type=click.Path(path_type=Path), help="Bot tokens, one a line.")
+@click.option("--pagerduty-key-file", required=True, type=click.Path(path_type=Path), help="Routing keys, one a line.")
+@click.option("--emulator-faults", metavar="URL", help="The KMS emulator's faults API, for the page's buttons.")
+@click.option("--docs", type=click.Path(path_type=Path), help="The folder of the documents under /docs/.")
+@click.version_option(VERSION, prog_name="keypulse")
+def main(
+    http: str,
+    smtp: str,
+    slack_token_file: Path,
+    pagerduty_key_file: Path,
+    emulator_faults: str | None,
+    docs: Path | None,
+) -> None:
+    """A stand-in Slack, PagerDuty and mail server, and a page that shows what people on call would see.
+
+    Everybody on this machine can read what arrives, so it only listens on loopback.
+    """
+    http_address = _value("--http", _loopback, http)
+    smtp_address = _value("--smtp", _loopback, smtp)
+    tokens = _value("--slack-token-file", _secrets, slack_token_file)
+    keys = _value("--pagerduty-key-file", _secrets, pagerduty_key_file)
+    url = _value("--emulator-faults", _url, emulator_faults) if emulator_faults else None
+    folder = _value("--docs", _folder, docs) if docs else None
+    logs.configure("stand-ins")
+    run_or_exit(_serve(http_address, smtp_address, tokens, keys, url, folder))
+
+
+async def _serve(
+    http: Address, smtp: Address, tokens: tuple[str, ...], keys: tuple[str, ...], url: str | None, docs: Path | None
+) -> None:
+    async with start(
+        http=http, smtp=smtp, slack_tokens=tokens, pagerduty_keys=keys, emulator_faults=url, docs=docs
+    ) as stand_ins:
+        log.info("listening", http=str(stand_ins.http), smtp=str(stand_ins.smtp))
+        await stop_signal()
+        log.info("stopping")
+
+
+def _loopback(text: str) -> Address:
+    address = parse_address(text)
+    if not address.is_loopback:
+        raise ValueError("expected a loopback address such as 127.0.0.1:9913, because nobody is asked for a password")
+    return address
+
+
+def _secrets(file: Path) -> tuple[str, ...]:
+    try:
+        return SecretFile(file).values()
+    except SecretUnreadableError as error:
+        raise ValueError(f"{error}; write the demo's secret into it") from None
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme != "http" or not parts.netloc:
+        raise ValueError("expected a URL such as http://127.0.0.1:9011")
+    return text
+
+
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise ValueError("expected a folder")
+    return path
+
+
+def _value(option: str, parse: Callable[[G], T], given: G) -> T:
+    try:
+        return parse(given)
+    except ValueError as error:
+        click.echo(f"{option}: {error}, got {str(given)!r}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""What goes wrong at a provider on request: a fault comes in over `/api/faults`, a broken answer goes out.
+
+hang              nothing is stored; no answer for `seconds` (or until healed), then 504, or a closed connection
+status            this HTTP status or SMTP code
+error             Slack's `ok: false` with this `error`; PagerDuty's 400 with it among `errors`
+rate_limit        429 with `Retry-After: seconds`; SMTP 450
+lost_answer       stored, but the connection breaks (after `seconds`) before the answer is whole
+refuse_recipient  SMTP: this `recipient` is answered 550, or `status`
+"""
+
+import asyncio
+import itertools
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from enum import StrEnum
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.responses import HTMLResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from ops.demo.stand_ins.live import Changes
+
+FOR_EVER = 3600.0  # seconds of a hang that names none; longer than any client waits
+
+
+class Provider(StrEnum):
+    """Whom a fault befalls."""
+
+    SLACK = "slack"
+    PAGERDUTY = "pagerduty"
+    SMTP = "smtp"
+
+
+class Kind(StrEnum):
+    """What goes wrong; see the module."""
+
+    HANG = "hang"
+    STATUS = "status"
+    ERROR = "error"
+    RATE_LIMIT = "rate_limit"
+    LOST_ANSWER = "lost_answer"
+    REFUSE_RECIPIENT = "refuse_recipient"
+
+
+class Fault(BaseModel):
+    """One fault, for the next `count` requests that it fits, or until it is healed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    provider: Provider
+    kind: Kind
+    count: int | None = Field(None, ge=1)
+    seconds: float | None = Field(None, ge=0)
+    status: int | None = Field(None, ge=400, le=599)
+    error: str | None = None
+    recipient: str | None = None
+    target: str | None = None
+    """A Slack channel, by its name with `#`; None is every request, also those that name no channel."""
+
+    @model_validator(mode="after")
+    def _fits_the_provider(self) -> Self:
+        smtp = self.provider is Provider.SMTP
+        if self.kind is Kind.ERROR and (smtp or not self.error):
+            raise ValueError("kind error: expected slack or pagerduty, and the error's name in `error`")
+        if self.kind is Kind.REFUSE_RECIPIENT and not (smtp and self.recipient):
+            raise ValueError("kind refuse_recipient: expected provider smtp, and the address in `recipient`")
+        if self.target is not None and self.provider is not Provider.SLACK:
+            raise ValueError("target: expected with provider slack only")
+        return self
+
+
+class Faults:
+    """The faults in force."""
+
+    def __init__(self, changes: Changes) -> None:
+        self._changes = changes
+        self._active: dict[int, Fault] = {}
+        self._ids = itertools.count(1)
+        self._healed = asyncio.Event()
+
+    def add(self, fault: Fault) -> int:
+        """Puts a fault in force; gives its id."""
+        number = next(self._ids)
+        self._active[number] = fault.model_copy()
+        self._changes.happened()
+        return number
+
+    def clear(self) -> None:
+        """Heals everything; what hangs goes on at once."""
+        self._active.clear()
+        self._healed.set()
+        self._healed = asyncio.Event()
+        self._changes.happened()
+
+    def state(self) -> list[dict[str, object]]:
+        """The faults in force, as JSON."""
+        return [{"id": number, **fault.model_dump(exclude_none=True)} for number, fault in self._active.items()]
+
+    def take(self, provider: Provider, fits: Callable[[Fault], bool]) -> Fault | None:
+        """The oldest fault in force that fits, one less to come of it; None where all is well."""
+        for number, fault in self._active.items():
+            if fault.provider is provider and fits(fault):
+                if fault.count is not None:
+                    fault.count -= 1
+                    if fault.count == 0:
+                        del self._active[number]
+                    self._changes.happened()
+                return fault
+        return None
+
+    async def hold(self, seconds: float) -> None:
+        """Waits `seconds`, or until everything is healed."""
+        healed = self._healed
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await healed.wait()
+
+
+async def disturbed(
+    faults: Faults,
+    fault: Fault | None,
+    answer: Callable[[], Response],
+    *,
+    error: Callable[[str], Response],
+    rate_limited: Callable[[dict[str, str]], Response],
+) -> Response:
+    """An HTTP provider's answer under `fault`.
+
+    Args:
+        faults: whose healing ends a wait.
+        fault: what goes wrong, or None.
+        answer: stores the request and answers it.
+        error: the provider's words for an error of this name.
+        rate_limited: the provider's words for a 429 with these headers.
+    """
+    if fault is None:
+        return answer()
+    if fault.kind is Kind.HANG:
+        await faults.hold(FOR_EVER if fault.seconds is None else fault.seconds)
+        return HTMLResponse("<h1>Gateway Timeout</h1>", status_code=504)
+    if fault.kind is Kind.ERROR:
+        return error(fault.error or "")
+    if fault.kind is Kind.RATE_LIMIT:
+        return rate_limited({"Retry-After": str(math.ceil(1 if fault.seconds is None else fault.seconds))})
+    if fault.kind is Kind.LOST_ANSWER:
+        answer()
+        await faults.hold(fault.seconds or 0)
+        return CutOff()
+    status = fault.status or 503
+    return HTMLResponse(f"<h1>{status}</h1>", status_code=status)
+
+
+class CutOff(Response):
+    """Promises a body and sends none: the server then closes the connection, and the client has no answer."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Starts the answer and leaves."""
+        del scope, receive
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"64")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})

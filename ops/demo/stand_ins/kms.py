@@ -1,0 +1,87 @@
+"""Breaks KMS in the ways that happen, by their names: a name comes in, faults go to the emulator's API."""
+
+from typing import Any, Final
+
+import aiohttp
+
+TIMEOUT = aiohttp.ClientTimeout(total=5)
+
+Json = dict[str, Any]
+
+_CRYPTO = ("Encrypt", "Decrypt")
+
+
+def _both(**fault: Any) -> tuple[Json, ...]:
+    return tuple({**fault, "operation": operation} for operation in _CRYPTO)
+
+
+BREAKS: Final[dict[str, tuple[Json, ...]]] = {
+    "permission_denied": _both(kind="denied"),
+    "unavailable": ({"kind": "status", "status": "UNAVAILABLE", "message": "The service is currently unavailable."},),
+    "latency": _both(kind="latency", seconds=2.0),
+    "stall": _both(kind="stall"),
+    "disabled": _both(
+        kind="status",
+        status="FAILED_PRECONDITION",
+        message="The key version is not enabled, current state is: DISABLED.",
+    ),
+    "corrupt_crc": _both(kind="corrupt_crc"),
+}
+
+
+class EmulatorError(Exception):
+    """The emulator cannot be asked; the message is one sentence with the next step."""
+
+
+class KmsFaults:
+    """The emulator's faults, over HTTP.
+
+    Args:
+        url: where its faults API is, such as `http://127.0.0.1:9011`; None where there is no emulator.
+    """
+
+    def __init__(self, url: str | None) -> None:
+        self._url = url
+
+    async def active(self) -> Json:
+        """`{"broken": NAME | "other" | None, "faults": […]}`: what is broken now, whoever broke it."""
+        answer = await self._ask("GET")
+        faults = answer["faults"]
+        if not faults:
+            return {"broken": None, "faults": []}
+        return {
+            "broken": next((name for name, parts in BREAKS.items() if _same(parts, faults)), "other"),
+            "faults": faults,
+        }
+
+    async def break_(self, name: str) -> None:
+        """Breaks KMS as `name` says, and in no other way. Raises KeyError for an unknown name, EmulatorError."""
+        parts = BREAKS[name]
+        await self._ask("DELETE")
+        for part in parts:
+            await self._ask("POST", part)
+
+    async def heal(self) -> None:
+        """Takes every fault away. Raises EmulatorError."""
+        await self._ask("DELETE")
+
+    async def _ask(self, method: str, fault: Json | None = None) -> Json:
+        if self._url is None:
+            raise EmulatorError("no KMS emulator is connected; start the stand-ins with --emulator-faults URL")
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=TIMEOUT) as session,
+                session.request(method, f"{self._url.rstrip('/')}/faults", json=fault) as response,
+            ):
+                if response.status >= 300:
+                    raise EmulatorError(f"the KMS emulator at {self._url} answered {response.status}; see its log")
+                return await response.json() if response.status != 204 else {}
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            raise EmulatorError(
+                f"the KMS emulator at {self._url} does not answer; start it, or look at its log"
+            ) from None
+
+
+def _same(parts: tuple[Json, ...], faults: list[Json]) -> bool:
+    """Whether the faults in force are exactly these."""
+    return len(parts) == len(faults) and all(any(part.items() <= fault.items() for fault in faults) for part in parts)

@@ -1,0 +1,95 @@
+"""The composition root of the stand-ins: tokens and addresses come in, running providers and their page go out."""
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from starlette.routing import Route
+
+from ops.demo.stand_ins import mailbox as mail_server
+from ops.demo.stand_ins.api import Api
+from ops.demo.stand_ins.faults import Faults
+from ops.demo.stand_ins.guard import Guard
+from ops.demo.stand_ins.kms import KmsFaults
+from ops.demo.stand_ins.live import Changes
+from ops.demo.stand_ins.mailbox import Mailbox
+from ops.demo.stand_ins.pagerduty import PagerDuty
+from ops.demo.stand_ins.site import Site
+from ops.demo.stand_ins.slack import Slack
+from shared.server import application, registry, serving
+from shared.settings import Address
+
+FREE_PORT = Address("127.0.0.1", 0)
+
+
+@dataclass(frozen=True)
+class StandIns:
+    """The running stand-ins: where they listen, what arrived, and what goes wrong there."""
+
+    http: Address
+    smtp: Address
+    slack: Slack
+    pagerduty: PagerDuty
+    mailbox: Mailbox
+    faults: Faults
+
+    @property
+    def slack_api_url(self) -> str:
+        """What a Slack client takes for its base URL."""
+        return f"http://{self.http}/slack/api/"
+
+    @property
+    def pagerduty_url(self) -> str:
+        """Where events are posted."""
+        return f"http://{self.http}/pagerduty/v2/enqueue"
+
+
+@asynccontextmanager
+async def start(  # noqa: PLR0913  (one keyword for each thing that a test may choose)
+    *,
+    http: Address = FREE_PORT,
+    smtp: Address = FREE_PORT,
+    slack_tokens: Iterable[str] = ("xoxb-test",),
+    pagerduty_keys: Iterable[str] = ("0" * 32,),
+    slack_channels: Iterable[str] = ("#security-critical", "#security-ops"),
+    emulator_faults: str | None = None,
+    docs: Path | None = None,
+    clock: Callable[[], float] = time.time,
+) -> AsyncIterator[StandIns]:
+    """Runs a stand-in Slack, PagerDuty and mail server while the body runs.
+
+    Args:
+        http: where Slack, PagerDuty, the page and its API listen; port 0 picks a free one.
+        smtp: where the mail server listens.
+        slack_tokens: the bot tokens that Slack knows.
+        pagerduty_keys: the routing keys that PagerDuty knows, 32 characters each.
+        slack_channels: the channels that the bot is in.
+        emulator_faults: the URL of the KMS emulator's faults API, for the page's buttons.
+        docs: the folder of the documents under `/docs/`.
+        clock: gives Unix seconds; what arrives is stamped with it.
+
+    Raises:
+        StartError: an address is taken.
+    """
+    changes = Changes()
+    faults = Faults(changes)
+    slack = Slack(slack_tokens, slack_channels, faults, changes, clock)
+    pagerduty = PagerDuty(pagerduty_keys, faults, changes, clock)
+    mailbox = Mailbox(faults, changes, clock)
+    api = Api(slack, pagerduty, mailbox, faults, KmsFaults(emulator_faults), changes)
+    routes = [
+        Route("/slack/api/{method}", slack.call, methods=["GET", "POST"]),
+        Route("/pagerduty/v2/enqueue", pagerduty.enqueue, methods=["POST"]),
+        *api.routes(),
+        *Site(mailbox, docs).routes(),
+    ]
+    app = application("keypulse stand-ins", registry(), routes)
+    app.add_middleware(Guard)
+    async with mail_server.serving(mailbox, smtp) as smtp_address, serving(app, http) as http_address:
+        try:
+            yield StandIns(http_address, smtp_address, slack, pagerduty, mailbox, faults)
+        finally:
+            changes.stop()
+            faults.clear()

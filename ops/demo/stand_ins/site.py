@@ -1,0 +1,79 @@
+"""What a browser gets: the page with its styles and scripts, a mail's HTML, a rendered document."""
+
+from pathlib import Path
+
+from markdown_it import MarkdownIt
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from ops.demo.stand_ins.documents import page_of
+from ops.demo.stand_ins.mailbox import Mailbox
+
+PAGE = Path(__file__).parent / "page"
+_COMMON = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
+PAGE_HEADERS = {
+    **_COMMON,
+    # Nothing but our own files; mails come in frames of their own.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "frame-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+}
+MAIL_HEADERS = {
+    **_COMMON,
+    # `sandbox` also holds when somebody opens the mail by itself: no script, no origin. Links open outside of it.
+    "Content-Security-Policy": (
+        "sandbox allow-popups allow-popups-to-escape-sandbox; default-src 'none'; style-src 'unsafe-inline'; "
+        "img-src data:; frame-ancestors 'self'"
+    ),
+}
+_IN_A_NEW_TAB = '<base target="_blank">'
+
+
+class Site:
+    """The routes of the page.
+
+    Args:
+        mailbox: whose mails are shown.
+        docs: the folder of the documents, or None where there are none.
+    """
+
+    def __init__(self, mailbox: Mailbox, docs: Path | None) -> None:
+        self._mailbox = mailbox
+        self._docs = docs.resolve() if docs else None
+        self._markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+
+    def routes(self) -> list[Route]:
+        """The page at `/` and what it needs."""
+        return [
+            Route("/", self.page),
+            Route("/page/{name}", self.asset),
+            Route("/mail/{number:int}", self.mail),
+            Route("/docs/{path:path}", self.document),
+        ]
+
+    async def page(self, _request: Request) -> Response:
+        """The page."""
+        return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
+
+    async def asset(self, request: Request) -> Response:
+        """A style or script of the page."""
+        file = PAGE / request.path_params["name"]
+        if file.suffix not in (".css", ".js", ".svg") or not file.is_file():
+            return PlainTextResponse("there is no such file\n", status_code=404)
+        return FileResponse(file, headers=PAGE_HEADERS)
+
+    async def mail(self, request: Request) -> Response:
+        """The HTML of one mail, as it was sent, in a sandbox."""
+        mail = self._mailbox.find(request.path_params["number"])
+        if mail is None or not mail.html:
+            return PlainTextResponse("there is no such mail\n", status_code=404, headers=MAIL_HEADERS)
+        return HTMLResponse(_IN_A_NEW_TAB + mail.html, headers=MAIL_HEADERS)
+
+    def document(self, request: Request) -> Response:  # not async: Starlette reads the file off the event loop
+        """A Markdown document of the folder, rendered."""
+        file = (self._docs / request.path_params["path"]).resolve() if self._docs else None
+        if file is None or self._docs not in file.parents or file.suffix != ".md" or not file.is_file():
+            return PlainTextResponse("there is no such document\n", status_code=404)
+        return HTMLResponse(page_of(file.read_text(encoding="utf-8"), self._markdown), headers=PAGE_HEADERS)

@@ -1,0 +1,327 @@
+"""A stand-in for Slack's Web API: a call comes in, the channels' messages grow, an answer as Slack gives it goes out.
+
+Rules: https://docs.slack.dev/reference/methods/chat.postMessage and its neighbours. Errors are HTTP 200 with
+`ok: false`.
+"""
+
+import json
+import re
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl
+from zlib import crc32
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ops.demo.stand_ins import body
+from ops.demo.stand_ins.faults import Fault, Faults, Kind, Provider, disturbed
+from ops.demo.stand_ins.live import Changes
+from ops.demo.stand_ins.slack_limits import MAX_BLOCKS_TEXT, complaints, text_length
+
+MAX_BYTES = 1024 * 1024
+MAX_POST_TEXT = 40_000  # a longer one is truncated: chat.postMessage, "Truncating content"
+MAX_UPDATE_TEXT = 4000  # counted after escaping; a longer one is msg_too_long: chat.update, "Errors"
+KEPT = 500
+
+Json = dict[str, Any]
+
+
+class SlackError(Exception):
+    """Slack's `ok: false`; `details` go into the answer beside the error's name."""
+
+    def __init__(self, error: str, **details: Any) -> None:
+        super().__init__(error)
+        self.answer: Json = {"ok": False, "error": error, **details}
+
+
+@dataclass
+class SlackMessage:
+    """One message of a channel; `thread_ts` is its root's `ts`, where it is a reply."""
+
+    ts: str
+    at: float
+    text: str
+    blocks: list[Json]
+    thread_ts: str | None
+    reply_broadcast: bool
+    metadata: Json | None
+    edited_at: float | None = None
+
+
+@dataclass
+class SlackChannel:
+    """A channel that the bot is a member of, and its last messages, oldest first."""
+
+    name: str
+    id: str
+    messages: deque[SlackMessage] = field(default_factory=lambda: deque(maxlen=KEPT))
+
+    def find(self, ts: object) -> SlackMessage | None:
+        """The message with this `ts`, if it is still kept."""
+        return next((message for message in self.messages if message.ts == ts), None)
+
+
+class Slack:
+    """One workspace with one bot in it."""
+
+    def __init__(
+        self,
+        tokens: Iterable[str],
+        channels: Iterable[str],
+        faults: Faults,
+        changes: Changes,
+        clock: Callable[[], float],
+    ) -> None:
+        self._tokens = frozenset(tokens)
+        self._faults = faults
+        self._changes = changes
+        self._clock = clock
+        self._last_ts = 0.0
+        names = (f"#{name.removeprefix('#')}" for name in channels)
+        self.channels = {name: SlackChannel(name, f"C{crc32(name.encode()):010X}") for name in names}
+        self._methods: dict[str, Callable[[Json], Json]] = {
+            "auth.test": self._auth_test,
+            "chat.postMessage": self._post,
+            "chat.update": self._update,
+            "conversations.history": self._history,
+            "conversations.list": self._list,
+            "conversations.replies": self._replies,
+        }
+
+    def state(self) -> list[Json]:
+        """Channels with their messages, oldest first, as JSON."""
+        return [
+            {"channel": channel.name, "id": channel.id, "messages": [vars(message) for message in channel.messages]}
+            for channel in self.channels.values()
+        ]
+
+    async def call(self, request: Request) -> Response:
+        """`/api/{method}`: the arguments as JSON, as a form or in the query, the token in a header or among them."""
+        method = request.path_params["method"]
+        try:
+            arguments = await _arguments(request)
+            channel = self._channel(arguments)
+        except SlackError as error:
+            return JSONResponse(error.answer)
+
+        def fits(fault: Fault) -> bool:
+            if fault.kind is Kind.LOST_ANSWER and not method.startswith("chat."):
+                return False  # nothing is stored whose answer could be lost
+            return fault.target is None or (channel is not None and channel.name == fault.target)
+
+        return await disturbed(
+            self._faults,
+            self._faults.take(Provider.SLACK, fits),
+            lambda: JSONResponse(self._answer(method, arguments)),
+            error=lambda name: JSONResponse(SlackError(name).answer),
+            # https://docs.slack.dev/apis/web-api/rate-limits
+            rate_limited=lambda headers: JSONResponse(SlackError("ratelimited").answer, 429, headers=headers),
+        )
+
+    def _answer(self, method: str, arguments: Json) -> Json:
+        try:
+            return {"ok": True, **self._method(method, arguments)(arguments)}
+        except SlackError as error:
+            return error.answer
+
+    def _method(self, name: str, arguments: Json) -> Callable[[Json], Json]:
+        if not arguments.get("token"):
+            raise SlackError("not_authed")
+        if arguments["token"] not in self._tokens:
+            raise SlackError("invalid_auth")
+        if name not in self._methods:
+            raise SlackError("unknown_method", req_method=name)
+        return self._methods[name]
+
+    def _auth_test(self, _arguments: Json) -> Json:
+        return {
+            "url": "https://acme.slack.com/",
+            "team": "acme",
+            "user": "keypulse",
+            "team_id": "T0000000001",
+            "user_id": "U0000000001",
+            "bot_id": "B0000000001",
+            "is_enterprise_install": False,
+        }
+
+    def _post(self, arguments: Json) -> Json:
+        channel = self._channel(arguments)
+        if channel is None:
+            raise SlackError("channel_not_found")
+        text, blocks = _content(arguments)
+        metadata = _metadata(arguments.get("metadata"))
+        root = _root(channel, arguments.get("thread_ts"))
+        now = self._clock()
+        self._last_ts = max(round(now, 6), self._last_ts + 0.000001)
+        message = SlackMessage(
+            ts=f"{self._last_ts:.6f}",
+            at=now,
+            text=text[:MAX_POST_TEXT],
+            blocks=blocks,
+            thread_ts=root,
+            reply_broadcast=root is not None and _is_true(arguments.get("reply_broadcast")),
+            metadata=metadata,
+        )
+        channel.messages.append(message)
+        self._changes.happened()
+        return {"channel": channel.id, "ts": message.ts, "message": _shown(message, with_metadata=True)}
+
+    def _update(self, arguments: Json) -> Json:
+        channel = self._channel_by_id(arguments)
+        message = channel.find(arguments.get("ts"))
+        if message is None:
+            raise SlackError("message_not_found")
+        text, blocks = _content(arguments)
+        if len(text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")) > MAX_UPDATE_TEXT:
+            raise SlackError("msg_too_long")
+        message.text, message.blocks, message.edited_at = text, blocks, self._clock()
+        message.metadata = _metadata(arguments.get("metadata")) or message.metadata
+        self._changes.happened()
+        return {"channel": channel.id, "ts": message.ts, "text": text, "message": _shown(message, with_metadata=True)}
+
+    def _history(self, arguments: Json) -> Json:
+        """Roots and broadcast replies, newest first."""
+        channel = self._channel_by_id(arguments)
+        visible = [m for m in reversed(channel.messages) if m.thread_ts is None or m.reply_broadcast]
+        return _page(visible, arguments)
+
+    def _replies(self, arguments: Json) -> Json:
+        """The root and its replies, oldest first."""
+        channel = self._channel_by_id(arguments)
+        root = channel.find(arguments.get("ts"))
+        if root is None:
+            raise SlackError("thread_not_found")
+        root_ts = root.thread_ts or root.ts
+        return _page([m for m in channel.messages if root_ts in (m.ts, m.thread_ts)], arguments)
+
+    def _list(self, _arguments: Json) -> Json:
+        found = [
+            {"id": c.id, "name": c.name[1:], "is_channel": True, "is_member": True} for c in self.channels.values()
+        ]
+        return {"channels": found, "response_metadata": {"next_cursor": ""}}
+
+    def _channel(self, arguments: Json) -> SlackChannel | None:
+        """The channel by its ID or its name, as chat.postMessage takes both."""
+        wanted = str(arguments.get("channel") or "")
+        by_id = (channel for channel in self.channels.values() if channel.id == wanted)
+        return self.channels.get(f"#{wanted.removeprefix('#')}") or next(by_id, None)
+
+    def _channel_by_id(self, arguments: Json) -> SlackChannel:
+        """The channel by its ID: other methods than chat.postMessage take no name."""
+        channel = self._channel(arguments)
+        if channel is None or channel.id != arguments["channel"]:
+            raise SlackError("channel_not_found")
+        return channel
+
+
+async def _arguments(request: Request) -> Json:
+    try:
+        raw = await body.read(request, MAX_BYTES)
+    except body.TooLargeError:
+        raise SlackError("request_too_large") from None
+    arguments: Json = dict(request.query_params)
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
+        try:
+            given = json.loads(raw)
+        except ValueError:
+            raise SlackError("invalid_json") from None
+        if not isinstance(given, dict):
+            raise SlackError("json_not_object")
+        arguments |= given
+    else:
+        arguments |= dict(parse_qsl(raw.decode(errors="replace")))
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return {**arguments, "token": token.strip()} if scheme.lower() == "bearer" else arguments
+
+
+def _content(arguments: Json) -> tuple[str, list[Json]]:
+    """Text and blocks, checked. Raises SlackError."""
+    text, blocks = arguments.get("text") or "", arguments.get("blocks") or []
+    if isinstance(blocks, str):  # a form carries blocks as JSON in a string
+        try:
+            blocks = json.loads(blocks)
+        except ValueError:
+            raise SlackError("invalid_blocks_format") from None
+    if not isinstance(text, str) or not isinstance(blocks, list):
+        raise SlackError("invalid_blocks_format" if isinstance(text, str) else "invalid_arguments")
+    if not text and not blocks:
+        raise SlackError("no_text")
+    if found := [f"{text} [json-pointer:{pointer}]" for text, pointer in complaints(blocks)]:
+        messages = [f"[ERROR] {complaint}" for complaint in found]
+        raise SlackError("invalid_blocks", errors=found, response_metadata={"messages": messages})
+    if text_length(blocks) > MAX_BLOCKS_TEXT:
+        raise SlackError("msg_blocks_too_long")
+    return text, blocks
+
+
+def _metadata(value: Any) -> Json | None:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise SlackError("invalid_metadata_format") from None
+    if value is None:
+        return None
+    if not isinstance(value, dict) or not isinstance(value.get("event_type"), str):
+        raise SlackError("invalid_metadata_format")
+    if not isinstance(value.get("event_payload"), dict):
+        raise SlackError("invalid_metadata_format")
+    return value
+
+
+def _root(channel: SlackChannel, thread_ts: Any) -> str | None:
+    """The `ts` of the thread that a post joins.
+
+    Slack takes a `thread_ts` of which it knows no message: the post then stands in the channel, outside any thread
+    (https://github.com/slack-go/slack/issues/1571). Only one that is no timestamp is an error.
+    """
+    if not thread_ts:
+        return None
+    if not re.fullmatch(r"\d+\.\d{6}", str(thread_ts)):
+        complaint = f"[ERROR] {thread_ts} is not a valid thread_ts"
+        raise SlackError("invalid_thread_ts", response_metadata={"messages": [complaint]})
+    found = channel.find(str(thread_ts))
+    return (found.thread_ts or found.ts) if found else None
+
+
+def _page(messages: list[SlackMessage], arguments: Json) -> Json:
+    """One page of messages between `oldest` and `latest`, after `cursor`."""
+    try:
+        oldest, latest = float(arguments.get("oldest") or 0), float(arguments.get("latest") or "inf")
+        limit, start = int(arguments.get("limit") or 100), int(arguments.get("cursor") or 0)
+    except ValueError:
+        raise SlackError("invalid_arguments") from None
+    inclusive = _is_true(arguments.get("inclusive"))
+    within = [m for m in messages if oldest < float(m.ts) < latest or (inclusive and float(m.ts) in (oldest, latest))]
+    end = start + max(1, min(limit, 999))
+    with_metadata = _is_true(arguments.get("include_all_metadata"))
+    return {
+        "messages": [_shown(message, with_metadata=with_metadata) for message in within[start:end]],
+        "has_more": end < len(within),
+        "response_metadata": {"next_cursor": str(end) if end < len(within) else ""},
+    }
+
+
+def _shown(message: SlackMessage, *, with_metadata: bool) -> Json:
+    shown: Json = {
+        "type": "message",
+        "user": "U0000000001",
+        "bot_id": "B0000000001",
+        "text": message.text,
+        "ts": message.ts,
+        "blocks": message.blocks,
+    }
+    if message.thread_ts:
+        shown["thread_ts"] = message.thread_ts
+    if message.edited_at:
+        shown["edited"] = {"user": "U0000000001", "ts": f"{message.edited_at:.6f}"}
+    if with_metadata and message.metadata:
+        shown["metadata"] = message.metadata
+    return shown
+
+
+def _is_true(value: Any) -> bool:
+    return str(value).lower() in ("1", "true")
