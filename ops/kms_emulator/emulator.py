@@ -58,12 +58,12 @@ async def start(
     await store.ensure(keys)
     active = Faults(random.random)
     metrics = registry()
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])  # else a second emulator would share the port
-    server.add_generic_rpc_handlers(service.handlers(store, active, metrics))
-    address = _bound(server, listen)
     async with serving(fault_api.app(active, metrics), faults) as faults_address:
-        await server.start()
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])  # else a second emulator would share the port
         try:
+            server.add_generic_rpc_handlers(service.handlers(store, active, metrics))
+            address = _bound(server, listen)
+            await server.start()
             yield Emulator(address, faults_address, active, store)
         finally:
             await server.stop(STOP_SECONDS)

@@ -39,9 +39,12 @@ def key(name: str) -> str:
 def version(name: str) -> tuple[str, int]:
     """Key and number of a version's name."""
     parts = _VERSION.fullmatch(name)
-    if parts is None:
-        raise _malformed(name)
-    return key(parts["key"]), int(parts["number"])
+    try:
+        if parts is not None:
+            return parse_key(parts["key"]), int(parts["number"])
+    except ValueError:
+        pass
+    raise _malformed(name)
 
 
 def new_id(text: str, field: str) -> str:

@@ -1,7 +1,6 @@
 """`page_size` and `page_token` of the List methods. Pure."""
 
 import base64
-import binascii
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -36,7 +35,7 @@ def _offset(token: str) -> int:
         return 0
     try:
         text = base64.b64decode(token, altchars=b"-_", validate=True).decode("ascii")
-    except (binascii.Error, UnicodeError):
+    except ValueError:  # binascii.Error and UnicodeError among them
         text = ""
     if not text.isdecimal():
         raise invalid_argument(f"The page_token [{token}] is not one that this service gave.")

@@ -1,0 +1,108 @@
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from ops.kms_emulator.faults import Fault, Faults
+from ops.kms_emulator.permissions import PERMISSIONS
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+USE_TO_ENCRYPT = "cloudkms.cryptoKeyVersions.useToEncrypt"
+
+
+def never() -> float:
+    raise AssertionError("no dice are thrown for a fault that is certain")
+
+
+def test_a_fault_meets_only_its_key_and_operation() -> None:
+    faults = Faults(never)
+    faults.add(Fault(kind="status", key=KEY, operation="Encrypt"))
+    assert faults.take("status", "Encrypt", KEY)
+    assert not faults.take("status", "Decrypt", KEY)
+    assert not faults.take("status", "Encrypt", KEY + "2")
+    assert not faults.take("status", "Encrypt", None)
+    assert not faults.take("stall", "Encrypt", KEY)
+
+
+def test_a_fault_without_key_and_operation_meets_every_call() -> None:
+    faults = Faults(never)
+    faults.add(Fault(kind="status"))
+    assert faults.take("status", "CreateKeyRing", None)
+    assert faults.take("status", "Decrypt", KEY)
+
+
+def test_a_count_is_used_up() -> None:
+    faults = Faults(never)
+    id_ = faults.add(Fault(kind="status", count=2))
+    assert faults.take("status", "Encrypt", KEY)
+    assert faults.active()[id_].count == 1
+    assert faults.take("status", "Encrypt", KEY)
+    assert not faults.take("status", "Encrypt", KEY)
+    assert faults.active() == {}
+
+
+def test_a_probability_throws_the_dice_and_counts_only_what_it_met() -> None:
+    dice = iter([0.5, 0.49, 0.9, 0.0])
+    faults = Faults(lambda: next(dice))
+    faults.add(Fault(kind="status", probability=0.5, count=2))
+    assert [bool(faults.take("status", "Encrypt", KEY)) for _ in range(4)] == [False, True, False, True]
+    assert faults.active() == {}
+
+
+def test_faults_are_healed_one_by_one_or_all_at_once() -> None:
+    faults = Faults(never)
+    first, second = faults.add(Fault(kind="status")), faults.add(Fault(kind="stall"))
+    assert first != second
+    assert faults.remove(first)
+    assert not faults.remove(first)
+    assert list(faults.active()) == [second]
+    faults.clear()
+    assert faults.active() == {}
+
+
+@pytest.mark.parametrize(
+    ("fault", "refused"),
+    [
+        ({}, set(PERMISSIONS.values())),
+        ({"permission": USE_TO_ENCRYPT}, {USE_TO_ENCRYPT}),
+        ({"operation": "Encrypt"}, {USE_TO_ENCRYPT}),
+        ({"operation": "UpdateCryptoKey"}, {"cloudkms.cryptoKeys.update"}),
+        ({"operation": "Decrypt", "permission": USE_TO_ENCRYPT}, set()),
+    ],
+)
+def test_denied_takes_away_a_permission_by_its_name_or_by_the_operation_that_needs_it(
+    fault: dict[str, str], refused: set[str]
+) -> None:
+    denied = Fault(kind="denied", **fault)
+    assert {permission for permission in PERMISSIONS.values() if denied.refuses(permission)} == refused
+
+
+def test_only_denied_takes_away_permissions() -> None:
+    assert not Fault(kind="status").refuses(USE_TO_ENCRYPT)
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"kind": "earthquake"}, "kind"),
+        ({"kind": "latency"}, "latency needs `seconds`"),
+        ({"kind": "slow_primary"}, "slow_primary needs `seconds`"),
+        ({"kind": "latency", "seconds": -1}, "seconds"),
+        ({"kind": "latency", "seconds": float("inf")}, "seconds"),
+        ({"kind": "status", "status": "OK"}, "other than OK"),
+        ({"kind": "status", "status": "TEAPOT"}, "gRPC status"),
+        ({"kind": "status", "operation": "Encode"}, "expected one of"),
+        ({"kind": "status", "key": "ledger"}, "expected projects/PROJECT"),
+        ({"kind": "status", "probability": 0}, "probability"),
+        ({"kind": "status", "probability": 1.1}, "probability"),
+        ({"kind": "status", "count": 0}, "count"),
+        ({"kind": "status", "colour": "red"}, "colour"),
+        ({"kind": "wrong_plaintext", "operation": "Encrypt"}, "never happens to Encrypt"),
+        ({"kind": "corrupt_crc", "operation": "GetCryptoKey"}, "never happens to GetCryptoKey"),
+        ({"kind": "slow_primary", "operation": "Decrypt", "seconds": 1}, "never happens to Decrypt"),
+        ({"kind": "denied", "operation": "TestIamPermissions"}, "never happens to TestIamPermissions"),
+    ],
+)
+def test_a_fault_that_could_never_happen_is_refused(fields: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        Fault(**fields)

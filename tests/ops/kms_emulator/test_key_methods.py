@@ -1,0 +1,233 @@
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from google.api_core import exceptions
+from google.cloud import kms_v1 as kms
+from google.cloud.kms_v1 import KeyManagementServiceAsyncClient
+
+LOCATION = "projects/demo/locations/global"
+RING = f"{LOCATION}/keyRings/app"
+KEY = f"{RING}/cryptoKeys/ledger"
+V1 = f"{KEY}/cryptoKeyVersions/1"
+V2 = f"{KEY}/cryptoKeyVersions/2"
+NOW = datetime.fromtimestamp(1_800_000_000, UTC)
+ONCE: dict[str, Any] = {"retry": None, "timeout": 5}
+State = kms.CryptoKeyVersion.CryptoKeyVersionState
+SYMMETRIC = {"purpose": kms.CryptoKey.CryptoKeyPurpose.ENCRYPT_DECRYPT}
+
+
+async def test_a_key_ring_is_created_and_found(client: KeyManagementServiceAsyncClient) -> None:
+    ring = await client.create_key_ring(request={"parent": LOCATION, "key_ring_id": "new"}, **ONCE)
+    shown: Any = (ring.name, ring.create_time)
+    assert shown == (f"{LOCATION}/keyRings/new", NOW)
+    assert await client.get_key_ring(name=ring.name, **ONCE) == ring
+    assert [r.name async for r in await client.list_key_rings(parent=LOCATION, **ONCE)] == [RING, ring.name]
+
+
+async def test_a_second_key_ring_of_that_name_already_exists(client: KeyManagementServiceAsyncClient) -> None:
+    with pytest.raises(exceptions.AlreadyExists, match=f"KeyRing {RING} already exists."):
+        await client.create_key_ring(request={"parent": LOCATION, "key_ring_id": "app"}, **ONCE)
+
+
+async def test_a_new_key_has_version_1_as_its_primary(client: KeyManagementServiceAsyncClient) -> None:
+    key = await client.create_crypto_key(
+        request={"parent": RING, "crypto_key_id": "new", "crypto_key": SYMMETRIC}, **ONCE
+    )
+    assert key.name == f"{RING}/cryptoKeys/new"
+    assert key.create_time == NOW
+    assert key.destroy_scheduled_duration == timedelta(days=30)
+    assert key.version_template.protection_level == kms.ProtectionLevel.SOFTWARE
+    assert key.primary.name == f"{key.name}/cryptoKeyVersions/1"
+    assert key.primary.state == State.ENABLED
+    assert key.primary.generate_time == NOW
+    assert await client.get_crypto_key(name=key.name, **ONCE) == key
+
+
+async def test_a_new_key_keeps_its_labels_its_planned_rotation_and_its_grace(
+    client: KeyManagementServiceAsyncClient,
+) -> None:
+    wanted = {
+        **SYMMETRIC,
+        "labels": {"env": "test"},
+        "rotation_period": timedelta(days=90),
+        "next_rotation_time": NOW + timedelta(days=90),
+        "destroy_scheduled_duration": timedelta(days=1),
+    }
+    await client.create_crypto_key(request={"parent": RING, "crypto_key_id": "new", "crypto_key": wanted}, **ONCE)
+    key = await client.get_crypto_key(name=f"{RING}/cryptoKeys/new", **ONCE)
+    assert dict(key.labels) == {"env": "test"}
+    assert key.rotation_period == timedelta(days=90)
+    assert key.next_rotation_time == NOW + timedelta(days=90)
+    assert key.destroy_scheduled_duration == timedelta(days=1)
+
+
+async def test_a_key_may_start_without_a_version(client: KeyManagementServiceAsyncClient) -> None:
+    request = {"parent": RING, "crypto_key_id": "new", "crypto_key": SYMMETRIC, "skip_initial_version_creation": True}
+    key = await client.create_crypto_key(request=request, **ONCE)
+    assert not key.primary.name
+    with pytest.raises(exceptions.FailedPrecondition, match="has no primary version"):
+        await client.encrypt(name=key.name, plaintext=b"x", **ONCE)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "error"),
+    [
+        ({}, exceptions.InvalidArgument),
+        ({"purpose": kms.CryptoKey.CryptoKeyPurpose.ASYMMETRIC_SIGN}, exceptions.MethodNotImplemented),
+        (
+            {**SYMMETRIC, "version_template": {"protection_level": kms.ProtectionLevel.HSM}},
+            exceptions.MethodNotImplemented,
+        ),
+    ],
+)
+async def test_a_key_that_the_emulator_does_not_have_is_refused(
+    client: KeyManagementServiceAsyncClient, wanted: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        await client.create_crypto_key(request={"parent": RING, "crypto_key_id": "new", "crypto_key": wanted}, **ONCE)
+
+
+async def test_what_is_not_there_is_not_found_and_named(client: KeyManagementServiceAsyncClient) -> None:
+    with pytest.raises(exceptions.NotFound, match=f"KeyRing {RING}2 not found."):
+        await client.get_key_ring(name=f"{RING}2", **ONCE)
+    with pytest.raises(exceptions.NotFound, match=f"CryptoKey {KEY}2 not found."):
+        await client.get_crypto_key(name=f"{KEY}2", **ONCE)
+    with pytest.raises(exceptions.NotFound, match=f"CryptoKeyVersion {V2} not found."):
+        await client.get_crypto_key_version(name=V2, **ONCE)
+    with pytest.raises(exceptions.NotFound, match=f"KeyRing {RING}2 not found."):
+        await client.list_crypto_keys(parent=f"{RING}2", **ONCE)
+
+
+async def test_keys_are_listed_page_by_page_through_the_clients_pager(client: KeyManagementServiceAsyncClient) -> None:
+    for i in range(4):
+        await client.create_crypto_key(
+            request={"parent": RING, "crypto_key_id": f"k{i}", "crypto_key": SYMMETRIC}, **ONCE
+        )
+    pager = await client.list_crypto_keys(request={"parent": RING, "page_size": 2}, **ONCE)
+    assert pager.total_size == 5
+    pages = [[key.name.rpartition("/")[2] for key in page.crypto_keys] async for page in pager.pages]
+    assert pages == [["k0", "k1"], ["k2", "k3"], ["ledger"]]
+
+
+async def test_versions_are_listed_page_by_page_through_the_clients_pager(
+    client: KeyManagementServiceAsyncClient,
+) -> None:
+    for _ in range(11):
+        await client.create_crypto_key_version(request={"parent": KEY}, **ONCE)
+    pager = await client.list_crypto_key_versions(request={"parent": KEY, "page_size": 5}, **ONCE)
+    assert pager.total_size == 12
+    assert [v.name async for v in pager] == [f"{KEY}/cryptoKeyVersions/{n}" for n in range(1, 13)]
+
+
+async def test_a_new_version_is_enabled_and_becomes_primary_only_when_it_is_told_to(
+    client: KeyManagementServiceAsyncClient,
+) -> None:
+    version = await client.create_crypto_key_version(request={"parent": KEY}, **ONCE)
+    assert (version.name, version.state) == (V2, State.ENABLED)
+    assert await client.get_crypto_key_version(name=V2, **ONCE) == version
+    assert (await client.get_crypto_key(name=KEY, **ONCE)).primary.name == V1
+    key = await client.update_crypto_key_primary_version(name=KEY, crypto_key_version_id="2", **ONCE)
+    assert key.primary.name == V2
+    assert (await client.encrypt(name=KEY, plaintext=b"x", **ONCE)).name == V2
+
+
+@pytest.mark.parametrize(
+    ("version", "error"),
+    [("7", exceptions.NotFound), ("two", exceptions.InvalidArgument), ("", exceptions.InvalidArgument)],
+)
+async def test_a_version_that_is_not_there_cannot_become_primary(
+    client: KeyManagementServiceAsyncClient, version: str, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        await client.update_crypto_key_primary_version(name=KEY, crypto_key_version_id=version, **ONCE)
+
+
+async def test_a_version_is_disabled_and_enabled_again(client: KeyManagementServiceAsyncClient) -> None:
+    disabled = await _set_state(client, State.DISABLED)
+    assert disabled.state == State.DISABLED
+    assert (await client.get_crypto_key(name=KEY, **ONCE)).primary.state == State.DISABLED
+    assert (await _set_state(client, State.ENABLED)).state == State.ENABLED
+
+
+@pytest.mark.parametrize("state", [State.DESTROYED, State.DESTROY_SCHEDULED, State.PENDING_IMPORT, 0])
+async def test_no_other_state_can_be_set(client: KeyManagementServiceAsyncClient, state: int) -> None:
+    with pytest.raises(exceptions.InvalidArgument, match="ENABLED or DISABLED"):
+        await _set_state(client, state)
+
+
+@pytest.mark.parametrize("mask", [[], ["name"], ["state", "name"]])
+async def test_the_mask_of_a_version_names_its_state_and_nothing_else(
+    client: KeyManagementServiceAsyncClient, mask: list[str]
+) -> None:
+    with pytest.raises(exceptions.InvalidArgument, match="update_mask"):
+        await client.update_crypto_key_version(
+            request={"crypto_key_version": {"name": V1, "state": State.DISABLED}, "update_mask": {"paths": mask}},
+            **ONCE,
+        )
+    assert (await client.get_crypto_key_version(name=V1, **ONCE)).state == State.ENABLED
+
+
+async def test_a_destroyed_version_goes_through_its_grace_and_is_gone(
+    client: KeyManagementServiceAsyncClient, now: list[float]
+) -> None:
+    scheduled = await client.destroy_crypto_key_version(name=V1, **ONCE)
+    assert scheduled.state == State.DESTROY_SCHEDULED
+    assert scheduled.destroy_time == NOW + timedelta(days=30)
+    with pytest.raises(exceptions.FailedPrecondition, match="current state is: DESTROY_SCHEDULED"):
+        await client.encrypt(name=KEY, plaintext=b"x", **ONCE)
+
+    now[0] += 30 * 86400
+    destroyed = await client.get_crypto_key_version(name=V1, **ONCE)
+    assert destroyed.state == State.DESTROYED
+    assert destroyed.destroy_time is None
+    assert destroyed.destroy_event_time == NOW + timedelta(days=30)
+    with pytest.raises(exceptions.FailedPrecondition, match="current state is: DESTROYED"):
+        await client.restore_crypto_key_version(name=V1, **ONCE)
+
+
+async def test_a_restored_version_is_disabled_and_decrypts_again_once_enabled(
+    client: KeyManagementServiceAsyncClient, now: list[float]
+) -> None:
+    ciphertext = (await client.encrypt(name=KEY, plaintext=b"x", **ONCE)).ciphertext
+    await client.destroy_crypto_key_version(name=V1, **ONCE)
+    restored: Any = await client.restore_crypto_key_version(name=V1, **ONCE)
+    assert (restored.state, restored.destroy_time) == (State.DISABLED, None)
+    now[0] += 60 * 86400
+    await _set_state(client, State.ENABLED)
+    assert (await client.decrypt(name=KEY, ciphertext=ciphertext, **ONCE)).plaintext == b"x"
+
+
+async def test_labels_and_planned_rotation_change_as_far_as_the_mask_goes(
+    client: KeyManagementServiceAsyncClient,
+) -> None:
+    wanted = {"name": KEY, "labels": {"a": "b"}, "rotation_period": timedelta(days=7), "next_rotation_time": NOW}
+
+    async def update(key: dict[str, Any], *mask: str) -> Any:
+        return await client.update_crypto_key(request={"crypto_key": key, "update_mask": {"paths": mask}}, **ONCE)
+
+    labelled = await update(wanted, "labels")
+    assert dict(labelled.labels) == {"a": "b"}
+    assert "rotation_period" not in labelled
+    assert "next_rotation_time" not in labelled
+    planned = await update({**wanted, "labels": {}}, "rotation_period", "next_rotation_time")
+    assert dict(planned.labels) == {"a": "b"}
+    assert (planned.rotation_period, planned.next_rotation_time) == (timedelta(days=7), NOW)
+    assert await client.get_crypto_key(name=KEY, **ONCE) == planned
+    unplanned = await update({"name": KEY}, "rotation_period", "next_rotation_time")
+    assert "rotation_period" not in unplanned
+    assert "next_rotation_time" not in unplanned
+
+
+@pytest.mark.parametrize("mask", [[], ["purpose"]])
+async def test_what_cannot_be_changed_of_a_key_is_refused(
+    client: KeyManagementServiceAsyncClient, mask: list[str]
+) -> None:
+    with pytest.raises(exceptions.InvalidArgument, match="update_mask"):
+        await client.update_crypto_key(request={"crypto_key": {"name": KEY}, "update_mask": {"paths": mask}}, **ONCE)
+
+
+async def _set_state(client: KeyManagementServiceAsyncClient, state: int) -> kms.CryptoKeyVersion:
+    return await client.update_crypto_key_version(
+        request={"crypto_key_version": {"name": V1, "state": state}, "update_mask": {"paths": ["state"]}}, **ONCE
+    )
