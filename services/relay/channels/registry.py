@@ -1,0 +1,12 @@
+"""Every kind of channel: a new one is one file beside this one, and one member of the union."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from services.relay.channels.email.channel import EmailSettings
+from services.relay.channels.pagerduty import PagerDutySettings
+from services.relay.channels.slack.channel import SlackSettings
+
+AnyChannel = Annotated[SlackSettings | EmailSettings | PagerDutySettings, Field(discriminator="kind")]
+"""The settings of a channel of any kind, told apart by `kind`."""

@@ -1,0 +1,124 @@
+"""A message → what Slack shows: a fallback text and blocks, within Slack's limits whatever the alerts hold.
+
+Everything that comes from an alert stands in `plain_text` objects, where `*`, `_` and backticks are only characters;
+`mrkdwn` objects hold our own words alone. The limits are those of slack_sdk/models/blocks, and 13,200 characters in all
+blocks together (slackapi/bolt-js#2509).
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+from services.relay.channels import wording
+from services.relay.channels.slack.mrkdwn import escaped
+from services.relay.model import Alert, Event, Message
+
+Mention = Literal["channel", "here", "none"]
+Block = dict[str, Any]
+
+TEXT = 3_900  # of 4,000
+HEADER = 150
+SECTION = 2_500  # of 3,000: with labels and three links, one alert always fits beside the frame
+LABELS = 700  # of 3,000
+URL = 1_900  # of 3,000; a longer link is left out
+BLOCKS = 50
+CHARACTERS = 13_000  # of about 13,200
+_FRAME_BLOCKS = 2  # what follows the alerts: "and N more" with the common labels, and the link to Alertmanager
+_FRAME_CHARACTERS = 2_900
+
+
+class Post(NamedTuple):
+    """What goes into `chat.postMessage`."""
+
+    text: str
+    """For notifications, screen readers and clients without blocks; no mark-up in it."""
+    blocks: list[Block]
+
+
+def render(message: Message, mention: Mention) -> Post:
+    """The message as a post.
+
+    The mention stands in the first message of an episode only, and never in an all-clear: a channel that is called
+    at every repeat learns to look away.
+    """
+    event = message.event
+    blocks = [_header(event), _counts(event, mention if message.first_receipt is None else "none")]
+    seen: set[str] = set()
+    alerts = wording.listed(message)
+    shown = 0
+    for alert, links in alerts:
+        more = _alert(alert, event, [link for link in links if link.url not in seen])
+        room = len(blocks) + len(more) <= BLOCKS - _FRAME_BLOCKS
+        if not room or _characters(blocks) + _characters(more) > CHARACTERS - _FRAME_CHARACTERS:
+            break
+        blocks += more
+        seen |= {link.url for link in links}
+        shown += 1
+    notes = [f"… and {len(alerts) - shown} more"] if shown < len(alerts) else []
+    blocks += _context([*notes, *_labels(event.common_labels)])
+    if page := wording.alertmanager(event):
+        blocks += _buttons([page])
+    return Post(_text(event, alerts), blocks)
+
+
+def _header(event: Event) -> Block:
+    return {"type": "header", "text": _plain(_title(event), HEADER)}
+
+
+def _counts(event: Event, mention: Mention) -> Block:
+    call = f"<!{mention}> " if mention != "none" and not wording.is_over(event) else ""
+    level = wording.severity(event)
+    text = f"{call}*{wording.counts(event)}*" + (f" · {level}" if level else "")
+    return {"type": "section", "text": {"type": "mrkdwn", "text": text, "verbatim": True}}
+
+
+def _alert(alert: Alert, event: Event, links: list[wording.Link]) -> list[Block]:
+    text = "\n".join(filter(None, (wording.summary(alert), wording.description(alert))))
+    section = {"type": "section", "text": _plain(text, SECTION)}
+    own = _labels(wording.own_labels(alert, event))
+    return [section, *_context([f"{alert.status} {wording.when(alert)}", *own]), *_buttons(links)]
+
+
+def _context(parts: Iterable[str]) -> list[Block]:
+    text = "  ·  ".join(parts)
+    return [{"type": "context", "elements": [_plain(text, LABELS)]}] if text else []
+
+
+def _buttons(links: list[wording.Link]) -> list[Block]:
+    buttons = [
+        {"type": "button", "text": _plain(link.text, 75), "url": link.url} for link in links if len(link.url) <= URL
+    ]
+    return [{"type": "actions", "elements": buttons}] if buttons else []
+
+
+def _text(event: Event, alerts: list[tuple[Alert, list[wording.Link]]]) -> str:
+    """The title, then summaries and links as far as they fit; a link is never cut."""
+    lines = [f"{_title(event)} ({wording.counts(event)})"]
+    for alert, links in alerts:
+        lines += [wording.summary(alert), *(f"{link.text}: {link.url}" for link in links)]
+    text = ""
+    for line in dict.fromkeys(lines):
+        is_link = line.endswith(tuple(link.url for _, links in alerts for link in links))
+        more = escaped(line, URL * 2 if is_link else 500)
+        if len(text) + len(more) < TEXT:
+            text += f"\n{more}" if text else more
+    return text
+
+
+def _title(event: Event) -> str:
+    return f"{'🟢' if wording.is_over(event) else '🔴'} {wording.state(event)}: {wording.headline(event)}"
+
+
+def _labels(labels: Mapping[str, str]) -> list[str]:
+    return [f"{key}={value}" for key, value in wording.ordered(labels)]
+
+
+def _plain(text: str, limit: int) -> Block:
+    return {"type": "plain_text", "text": escaped(text, limit), "emoji": False}
+
+
+def _characters(value: Any) -> int:
+    """How many characters all texts and links of some blocks have."""
+    if isinstance(value, str):
+        return len(value)
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(map(_characters, children))

@@ -1,0 +1,93 @@
+"""What the channels that speak HTTP share: which addresses are fit for a secret, one session, what a status means."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import aiohttp
+from pydantic import AfterValidator
+
+from services.relay.channels.channel import Reason, Scope, SendError
+from shared.settings import Address
+
+
+def _fit_for_a_secret(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if not host or parts.scheme not in {"http", "https"} or parts.username or not url.isprintable() or " " in url:
+        raise ValueError("expected a URL such as https://HOST/PATH, without a user or a password")
+    if parts.scheme == "http" and not Address(host, 0).is_loopback:
+        raise ValueError("expected https://, because http:// would send the secret in plaintext beyond this machine")
+    return url
+
+
+ProviderUrl = Annotated[str, AfterValidator(_fit_for_a_secret)]
+"""Where a provider is reached: https, or http on this machine."""
+
+
+class Session:
+    """One aiohttp session, opened in the running loop at its first use; proxies in the environment are not used."""
+
+    def __init__(self) -> None:
+        self._session: aiohttp.ClientSession | None = None
+
+    def get(self) -> aiohttp.ClientSession:
+        """The session. Its requests have no bound of their own: `attempt` sets it."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None))
+        return self._session
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+
+@contextmanager
+def reached(provider: str) -> Iterator[None]:
+    """Turns what goes wrong on the way to a provider into SendError."""
+    try:
+        yield
+    except aiohttp.ClientSSLError as error:
+        # An untrusted or expired certificate stays so until somebody acts.
+        detail = f"{provider}: no secure connection to {error.host}: {type(error).__name__}"
+        raise SendError(Reason.MISCONFIGURED, Scope.CHANNEL, detail) from None
+    except (aiohttp.ClientError, OSError) as error:
+        if isinstance(error, TimeoutError):
+            raise
+        # Only the operating system's words: a client error's text may hold the request.
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+        raise SendError(Reason.CONNECTION, Scope.ATTEMPT, f"{provider}: no connection: {cause}") from None
+
+
+def refusal(status: int, headers: Mapping[str, str], detail: str) -> SendError:
+    """The error for an HTTP status that is no success (RFC 9110, section 15).
+
+    Args:
+        status: of the answer.
+        headers: of the answer; `Retry-After` is obeyed.
+        detail: one sentence for the log, without secrets.
+    """
+    wait = retry_after(headers)
+    if status == 429:
+        return SendError(Reason.RATE_LIMITED, Scope.ATTEMPT, detail, retry_after=wait)
+    if status == 408:
+        return SendError(Reason.TIMEOUT, Scope.ATTEMPT, detail, retry_after=wait)
+    if status in {401, 403, 407}:
+        return SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, detail)
+    if status in {400, 413, 414, 422, 431}:
+        return SendError(Reason.REJECTED, Scope.MESSAGE, detail)
+    if 300 <= status < 500:  # nothing there that takes messages: a wrong address
+        return SendError(Reason.MISCONFIGURED, Scope.CHANNEL, detail)
+    return SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, detail, retry_after=wait)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """The seconds of `Retry-After`; Slack and PagerDuty send no dates."""
+    value = headers.get("Retry-After", "")
+    return float(value) if value.isascii() and value.isdecimal() and len(value) < 7 else None

@@ -1,0 +1,168 @@
+"""The words that several channels share: a message goes in, readable pieces of text and safe links come out.
+
+Everything in an alert's labels and annotations was written by somebody else. What leaves this room holds no control
+character and no mark that turns the direction of writing, and a link is http(s) or absent. Escaping is the medium's
+own affair: each channel does it for itself.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import NamedTuple
+from urllib.parse import quote, urlsplit
+
+from services.relay.model import Alert, Event, Links, Message, Status
+
+_LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0e-\x1f\x7f-\x9f"  # control characters, tab and newline excepted
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # they turn the direction: https://trojansource.codes
+    "\ud800-\udfff\ufeff]"  # half a character, which no encoding takes
+)
+_FIRST_LABELS = ("alertname", "env", "service", "severity")
+
+
+class Severity(StrEnum):
+    """How bad, in the words of PagerDuty; the worst first."""
+
+    CRITICAL = "critical"
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"
+
+
+_SEVERITIES = {
+    **dict.fromkeys(("critical", "crit", "page", "emergency", "fatal", "p1"), Severity.CRITICAL),
+    **dict.fromkeys(("error", "high", "major", "p2"), Severity.ERROR),
+    **dict.fromkeys(("warning", "warn", "medium", "minor", "ticket", "p3"), Severity.WARNING),
+    **dict.fromkeys(("info", "informational", "notice", "low", "none", "p4", "p5"), Severity.INFO),
+}
+
+
+class Link(NamedTuple):
+    """Where a person may go from a message."""
+
+    text: str
+    url: str
+
+
+def readable(text: str) -> str:
+    """The text without what a person cannot see; every kind of line end becomes a newline."""
+    return _INVISIBLE.sub("", _LINE_ENDS.sub("\n", text)).strip()
+
+
+def one_line(text: str) -> str:
+    """The text on one line, with single spaces."""
+    return " ".join(readable(text).split())
+
+
+def shorten(text: str, limit: int) -> str:
+    """At most `limit` characters, the last of them an ellipsis where something is missing."""
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def is_over(event: Event) -> bool:
+    """Whether the whole group is resolved. Where Alertmanager cut alerts off, nobody knows: then it is not."""
+    return event.status is Status.RESOLVED and event.truncated_alerts == 0
+
+
+def state(event: Event) -> str:
+    """`Firing` or `Resolved`."""
+    return "Resolved" if is_over(event) else "Firing"
+
+
+def headline(event: Event) -> str:
+    """What it is and where, such as `KMSCryptoNotReady · production / backend`.
+
+    It is made of the group's labels alone, so it is the same for every event of an incident.
+    """
+    labels = event.group_labels
+    name = labels.get("alertname") or event.receiver
+    where = " / ".join(labels[key] for key in ("env", "service") if labels.get(key))
+    others = [f"{key}={value}" for key, value in ordered(labels) if key not in _FIRST_LABELS]
+    return " · ".join(one_line(part) for part in (name, where, *others) if part)
+
+
+def counts(event: Event) -> str:
+    """How many alerts, such as `2 firing, 1 resolved, 7 not listed`."""
+    firing = sum(alert.status is Status.FIRING for alert in event.alerts)
+    numbers = (firing, "firing"), (len(event.alerts) - firing, "resolved"), (event.truncated_alerts, "not listed")
+    return ", ".join(f"{number} {word}" for number, word in numbers if number) or "no alerts"
+
+
+def severity(event: Event) -> Severity | None:
+    """The worst severity of the alerts that still fire, else of all; None where none of them is a usual word."""
+    firing = [alert for alert in event.alerts if alert.status is Status.FIRING]
+    found = {_SEVERITIES.get(alert.labels.get("severity", "").lower()) for alert in firing or event.alerts}
+    return next((level for level in Severity if level in found), None)
+
+
+def summary(alert: Alert) -> str:
+    """One line on what is wrong."""
+    return one_line(alert.annotations.get("summary", "")) or one_line(alert.labels.get("alertname", "")) or "Alert"
+
+
+def description(alert: Alert) -> str:
+    """The longer text, perhaps of several lines, perhaps empty."""
+    return readable(alert.annotations.get("description", ""))
+
+
+def when(alert: Alert) -> str:
+    """Since when it fires, or from when to when it did, in UTC."""
+    start = _moment(alert.starts_at)
+    if alert.ends_at is None:
+        return f"since {start}"
+    return f"from {start} to {_moment(alert.ends_at)} ({_span(alert.ends_at - alert.starts_at)})"
+
+
+def ordered(labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The labels that say most first, the rest by name."""
+    known = [key for key in _FIRST_LABELS if key in labels]
+    for key in known + sorted(labels.keys() - set(known)):
+        yield one_line(key), one_line(labels[key])
+
+
+def own_labels(alert: Alert, event: Event) -> Mapping[str, str]:
+    """The labels by which this alert differs from the others of its group."""
+    return {key: value for key, value in alert.labels.items() if event.common_labels.get(key) != value}
+
+
+def listed(message: Message) -> list[tuple[Alert, list[Link]]]:
+    """The alerts with their links, those that still fire first."""
+    pairs = [(alert, _links(alert, links)) for alert, links in zip(message.event.alerts, message.links, strict=True)]
+    return sorted(pairs, key=lambda pair: pair[0].status is Status.RESOLVED)
+
+
+def alertmanager(event: Event) -> Link | None:
+    """The page of the Alertmanager that sent it, at the alerts of its receiver."""
+    url = safe_url(f"{event.external_url.rstrip('/')}/#/alerts?receiver={quote(readable(event.receiver), safe='')}")
+    return Link("Alertmanager", url) if url else None
+
+
+def safe_url(url: str | None) -> str | None:
+    """An http(s) URL in which nothing ends a link in any medium, or None."""
+    if not url or re.search(r"[\s\\]", url) or url != readable(url):
+        return None
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return None
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        return None
+    return quote(url, safe="!#$%&'()*+,-./:;=?@[]_~")
+
+
+def _links(alert: Alert, links: Links) -> list[Link]:
+    found = ("Runbook", links.runbook), ("Dashboard", links.dashboard), ("Prometheus", alert.generator_url)
+    return [Link(text, url) for text, given in found if (url := safe_url(given))]
+
+
+def _moment(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _span(span: timedelta) -> str:
+    minutes, seconds = divmod(max(0, round(span.total_seconds())), 60)
+    hours, minutes = divmod(minutes, 60)
+    return " ".join(f"{n} {unit}" for n, unit in ((hours, "h"), (minutes, "min"), (seconds, "s")) if n) or "0 s"
