@@ -4,37 +4,23 @@ Rules: https://docs.slack.dev/reference/methods/chat.postMessage and its neighbo
 `ok: false`.
 """
 
-import json
 import re
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl
 from zlib import crc32
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ops.demo.stand_ins import body
 from ops.demo.stand_ins.faults import Fault, Faults, Kind, Provider, disturbed
 from ops.demo.stand_ins.live import Changes
-from ops.demo.stand_ins.slack_limits import MAX_BLOCKS_TEXT, complaints, text_length
+from ops.demo.stand_ins.slack_arguments import Json, SlackError, content, is_true, metadata, read_arguments
 
-MAX_BYTES = 1024 * 1024
 MAX_POST_TEXT = 40_000  # a longer one is truncated: chat.postMessage, "Truncating content"
 MAX_UPDATE_TEXT = 4000  # counted after escaping; a longer one is msg_too_long: chat.update, "Errors"
 KEPT = 500
-
-Json = dict[str, Any]
-
-
-class SlackError(Exception):
-    """Slack's `ok: false`; `details` go into the answer beside the error's name."""
-
-    def __init__(self, error: str, **details: Any) -> None:
-        super().__init__(error)
-        self.answer: Json = {"ok": False, "error": error, **details}
 
 
 @dataclass
@@ -102,7 +88,7 @@ class Slack:
         """`/api/{method}`: the arguments as JSON, as a form or in the query, the token in a header or among them."""
         method = request.path_params["method"]
         try:
-            arguments = await _arguments(request)
+            arguments = await read_arguments(request)
             channel = self._channel(arguments)
         except SlackError as error:
             return JSONResponse(error.answer)
@@ -151,8 +137,8 @@ class Slack:
         channel = self._channel(arguments)
         if channel is None:
             raise SlackError("channel_not_found")
-        text, blocks = _content(arguments)
-        metadata = _metadata(arguments.get("metadata"))
+        text, blocks = content(arguments)
+        given_metadata = metadata(arguments.get("metadata"))
         root = _root(channel, arguments.get("thread_ts"))
         now = self._clock()
         self._last_ts = max(round(now, 6), self._last_ts + 0.000001)
@@ -162,8 +148,8 @@ class Slack:
             text=text[:MAX_POST_TEXT],
             blocks=blocks,
             thread_ts=root,
-            reply_broadcast=root is not None and _is_true(arguments.get("reply_broadcast")),
-            metadata=metadata,
+            reply_broadcast=root is not None and is_true(arguments.get("reply_broadcast")),
+            metadata=given_metadata,
         )
         channel.messages.append(message)
         self._changes.happened()
@@ -174,11 +160,11 @@ class Slack:
         message = channel.find(arguments.get("ts"))
         if message is None:
             raise SlackError("message_not_found")
-        text, blocks = _content(arguments)
+        text, blocks = content(arguments)
         if len(text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")) > MAX_UPDATE_TEXT:
             raise SlackError("msg_too_long")
         message.text, message.blocks, message.edited_at = text, blocks, self._clock()
-        message.metadata = _metadata(arguments.get("metadata")) or message.metadata
+        message.metadata = metadata(arguments.get("metadata")) or message.metadata
         self._changes.happened()
         return {"channel": channel.id, "ts": message.ts, "text": text, "message": _shown(message, with_metadata=True)}
 
@@ -217,61 +203,6 @@ class Slack:
         return channel
 
 
-async def _arguments(request: Request) -> Json:
-    try:
-        raw = await body.read(request, MAX_BYTES)
-    except body.TooLargeError:
-        raise SlackError("request_too_large") from None
-    arguments: Json = dict(request.query_params)
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
-        try:
-            given = json.loads(raw)
-        except ValueError:
-            raise SlackError("invalid_json") from None
-        if not isinstance(given, dict):
-            raise SlackError("json_not_object")
-        arguments |= given
-    else:
-        arguments |= dict(parse_qsl(raw.decode(errors="replace")))
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return {**arguments, "token": token.strip()} if scheme.lower() == "bearer" else arguments
-
-
-def _content(arguments: Json) -> tuple[str, list[Json]]:
-    """Text and blocks, checked. Raises SlackError."""
-    text, blocks = arguments.get("text") or "", arguments.get("blocks") or []
-    if isinstance(blocks, str):  # a form carries blocks as JSON in a string
-        try:
-            blocks = json.loads(blocks)
-        except ValueError:
-            raise SlackError("invalid_blocks_format") from None
-    if not isinstance(text, str) or not isinstance(blocks, list):
-        raise SlackError("invalid_blocks_format" if isinstance(text, str) else "invalid_arguments")
-    if not text and not blocks:
-        raise SlackError("no_text")
-    if found := [f"{text} [json-pointer:{pointer}]" for text, pointer in complaints(blocks)]:
-        messages = [f"[ERROR] {complaint}" for complaint in found]
-        raise SlackError("invalid_blocks", errors=found, response_metadata={"messages": messages})
-    if text_length(blocks) > MAX_BLOCKS_TEXT:
-        raise SlackError("msg_blocks_too_long")
-    return text, blocks
-
-
-def _metadata(value: Any) -> Json | None:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise SlackError("invalid_metadata_format") from None
-    if value is None:
-        return None
-    if not isinstance(value, dict) or not isinstance(value.get("event_type"), str):
-        raise SlackError("invalid_metadata_format")
-    if not isinstance(value.get("event_payload"), dict):
-        raise SlackError("invalid_metadata_format")
-    return value
-
-
 def _root(channel: SlackChannel, thread_ts: Any) -> str | None:
     """The `ts` of the thread that a post joins.
 
@@ -294,10 +225,10 @@ def _page(messages: list[SlackMessage], arguments: Json) -> Json:
         limit, start = int(arguments.get("limit") or 100), int(arguments.get("cursor") or 0)
     except ValueError:
         raise SlackError("invalid_arguments") from None
-    inclusive = _is_true(arguments.get("inclusive"))
+    inclusive = is_true(arguments.get("inclusive"))
     within = [m for m in messages if oldest < float(m.ts) < latest or (inclusive and float(m.ts) in (oldest, latest))]
     end = start + max(1, min(limit, 999))
-    with_metadata = _is_true(arguments.get("include_all_metadata"))
+    with_metadata = is_true(arguments.get("include_all_metadata"))
     return {
         "messages": [_shown(message, with_metadata=with_metadata) for message in within[start:end]],
         "has_more": end < len(within),
@@ -321,7 +252,3 @@ def _shown(message: SlackMessage, *, with_metadata: bool) -> Json:
     if with_metadata and message.metadata:
         shown["metadata"] = message.metadata
     return shown
-
-
-def _is_true(value: Any) -> bool:
-    return str(value).lower() in ("1", "true")

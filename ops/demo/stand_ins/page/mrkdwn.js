@@ -1,0 +1,97 @@
+// Slack's mrkdwn → nodes. https://docs.slack.dev/messaging/formatting-message-text
+
+import { el, link } from "./dom.js";
+
+const EMOJI = {
+  rotating_light: "🚨", fire: "🔥", red_circle: "🔴", large_orange_circle: "🟠", large_yellow_circle: "🟡",
+  large_green_circle: "🟢", white_check_mark: "✅", heavy_check_mark: "✔️", warning: "⚠️", x: "❌", bell: "🔔",
+  no_bell: "🔕", book: "📖", bar_chart: "📊", chart_with_upwards_trend: "📈", key: "🔑", lock: "🔒", hourglass: "⌛",
+  information_source: "ℹ️", link: "🔗", mute: "🔇", eyes: "👀", arrow_right: "➡️", large_blue_circle: "🔵",
+};
+const TOKEN = new RegExp(
+  [
+    /```\n?(?<fence>[\s\S]+?)```/,
+    /`(?<code>[^`\n]+)`/,
+    /<(?<control>[^<>\n]+)>/,
+    /:(?<emoji>[a-z0-9_+-]+):/,
+    /(?<![\p{L}\p{N}*])\*(?<bold>[^\s*](?:[^*\n]*[^\s*])?)\*(?![\p{L}\p{N}*])/u,
+    /(?<![\p{L}\p{N}_])_(?<italic>[^\s_](?:[^_\n]*[^\s_])?)_(?![\p{L}\p{N}_])/u,
+    /(?<![\p{L}\p{N}~])~(?<strike>[^\s~](?:[^~\n]*[^\s~])?)~(?![\p{L}\p{N}~])/u,
+    /(?<newline>\n)/,
+  ].map((part) => part.source).join("|"),
+  "gu",
+);
+
+// Slack escapes exactly these three, and so do we undo exactly these.
+export function unescape(text) {
+  return text.replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&");
+}
+
+export function plain(text) {
+  return unescape(text).replace(/:([a-z0-9_+-]+):/g, (all, name) => (Object.hasOwn(EMOJI, name) ? EMOJI[name] : all));
+}
+
+export function mrkdwn(text) {
+  const fragment = document.createDocumentFragment();
+  const quote = /^(?:&gt;|>) ?/;
+  let quoted = null;
+  const flush = (lines) => lines.length && fragment.append(...inline(lines.join("\n")));
+  // A fence may hold lines that begin with ">": those are no quotes.
+  if (text.includes("```")) {
+    fragment.append(...inline(text));
+    return fragment;
+  }
+  let lines = [];
+  for (const line of text.split("\n")) {
+    if (quote.test(line)) {
+      flush(lines);
+      lines = [];
+      if (!quoted) fragment.append((quoted = el("blockquote")));
+      else quoted.append(el("br"));
+      quoted.append(...inline(line.replace(quote, "")));
+    } else {
+      quoted = null;
+      lines.push(line);
+    }
+  }
+  flush(lines);
+  return fragment;
+}
+
+function inline(text) {
+  const nodes = [];
+  let at = 0;
+  for (const match of text.matchAll(TOKEN)) {
+    if (match.index > at) nodes.push(unescape(text.slice(at, match.index)));
+    nodes.push(...token(match));
+    at = match.index + match[0].length;
+  }
+  if (at < text.length) nodes.push(unescape(text.slice(at)));
+  return nodes;
+}
+
+function token({ 0: all, groups }) {
+  if (groups.fence != null) return [el("pre", {}, el("code", {}, unescape(groups.fence)))];
+  if (groups.code != null) return [el("code", {}, unescape(groups.code))];
+  if (groups.control != null) return [control(groups.control)];
+  if (groups.emoji != null) return [plain(all)];
+  if (groups.bold != null) return [el("b", {}, ...inline(groups.bold))];
+  if (groups.italic != null) return [el("i", {}, ...inline(groups.italic))];
+  if (groups.strike != null) return [el("s", {}, ...inline(groups.strike))];
+  return [el("br")];
+}
+
+// `<…>`: a mention, a date or a link, each perhaps with `|label`.
+function control(content) {
+  const bar = content.indexOf("|");
+  const target = bar < 0 ? content : content.slice(0, bar);
+  const label = bar < 0 ? null : unescape(content.slice(bar + 1));
+  if (target.startsWith("!date^")) return el("span", {}, label ?? target.split("^")[1] ?? "");
+  if (target.startsWith("!subteam^")) return mention(label ?? "@group");
+  if (target.startsWith("!")) return mention(`@${target.slice(1)}`);
+  if (target.startsWith("@")) return mention(`@${label ?? target.slice(1)}`);
+  if (target.startsWith("#")) return mention(`#${label ?? target.slice(1)}`);
+  return link(unescape(target), label ?? unescape(target));
+}
+
+const mention = (text) => el("span", { class: "mention" }, text);

@@ -1,0 +1,59 @@
+// The PagerDuty pane: incidents, the newest first, with what happened to each.
+
+import { el, link, reconcile, time } from "./dom.js";
+
+const list = document.getElementById("incidents");
+const empty = document.getElementById("pagerduty-empty");
+const EVENTS = { trigger: "Triggered", acknowledge: "Acknowledged", resolve: "Resolved" };
+const STATUS = { triggered: "Triggered", acknowledged: "Acknowledged", resolved: "Resolved" };
+
+export function showIncidents(incidents) {
+  empty.hidden = incidents.length > 0;
+  reconcile(list, incidents.toReversed(), (incident) => `${incident.opened_at} ${incident.dedup_key}`, card);
+}
+
+function card(incident) {
+  const status = el("span", { class: "pill" });
+  const opened = el("p", { class: "when" });
+  const log = el("ol", { class: "log" });
+  const links = incident.links.map((one) => link(one.href, one.text || one.href, { class: "button" }));
+  const node = el(
+    "li",
+    { class: "incident arrived" },
+    el(
+      "article",
+      {},
+      el("p", { class: "tags" }, status, el("span", { class: `severity ${incident.severity}` }, incident.severity)),
+      el("h3", {}, incident.summary),
+      el("p", { class: "source" }, incident.source),
+      opened,
+      links.length ? el("p", { class: "b-actions" }, ...links) : null,
+      details(incident.custom_details),
+      el("details", { open: true }, el("summary", {}, "Timeline"), log),
+      el("p", { class: "dedup" }, "dedup_key ", el("code", {}, incident.dedup_key)),
+    ),
+  );
+  node.update = (now) => {
+    node.dataset.status = now.status;
+    status.className = `pill ${now.status}`;
+    status.textContent = STATUS[now.status];
+    const end = now.resolved_at ? [" to ", time(now.resolved_at), ` · ${duration(now.resolved_at - now.opened_at)}`] : [];
+    opened.replaceChildren("Open ", now.resolved_at ? "from " : "since ", time(now.opened_at), ...end);
+    reconcile(log, now.log.map((entry, i) => ({ ...entry, i })), (entry) => `${entry.at} ${entry.i}`, line);
+  };
+  return node;
+}
+
+const line = (entry) =>
+  el("li", { class: entry.event_action }, time(entry.at), " ", EVENTS[entry.event_action], entry.summary ? el("span", { class: "log-summary" }, entry.summary) : null);
+
+function details(value) {
+  if (value == null || (typeof value === "object" && Object.keys(value).length === 0)) return null;
+  const text = typeof value === "string" ? value : JSON.stringify(value, null, 2);
+  return el("details", {}, el("summary", {}, "Details"), el("pre", { tabindex: "0", role: "region", "aria-label": "Details" }, text));
+}
+
+function duration(seconds) {
+  const whole = Math.round(seconds);
+  return whole < 60 ? `${whole} s` : `${Math.floor(whole / 60)} min ${whole % 60} s`;
+}

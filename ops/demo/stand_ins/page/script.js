@@ -1,0 +1,80 @@
+// Keeps the page live: the server says that something changed, the page fetches the state and draws what is new.
+
+import { summary } from "./blocks.js";
+import { showKms, showProviderFaults } from "./kms.js";
+import { showMails } from "./mail.js";
+import { showIncidents } from "./pagerduty.js";
+import { showSlack } from "./slack.js";
+
+const KMS_SECONDS = 3; // others may break KMS too
+const live = document.getElementById("live");
+const arrivals = document.getElementById("arrivals");
+const panes = document.getElementById("panes");
+let known = null; // what had arrived when the page last looked
+let fetching = false;
+let again = false;
+
+async function refresh() {
+  again = fetching;
+  if (fetching) return;
+  fetching = true;
+  try {
+    const answer = await fetch("/api/state");
+    if (answer.ok) draw(await answer.json());
+  } catch {
+    setLive(false); // the event stream notices too, and comes back by itself
+  }
+  fetching = false;
+  if (again) refresh();
+}
+
+function draw(state) {
+  announce(state);
+  showSlack(state.slack);
+  showMails(state.mailbox);
+  showIncidents(state.pagerduty.incidents);
+  showProviderFaults(state.faults);
+  const open = state.pagerduty.incidents.filter((incident) => incident.status !== "resolved").length;
+  count("slack", state.slack.reduce((sum, channel) => sum + channel.messages.length, 0));
+  count("mail", state.mailbox.length);
+  count("pagerduty", `${open} open`);
+  document.title = open ? `(${open}) keypulse on call` : "keypulse on call";
+}
+
+function count(name, value) {
+  document.getElementById(`${name}-count`).textContent = value;
+}
+
+// Tells a screen reader what is new since the last look; at the first look nothing is.
+function announce(state) {
+  const found = new Map();
+  for (const { channel, messages } of state.slack)
+    for (const message of messages) found.set(`slack ${channel} ${message.ts}`, `Slack, ${channel}: ${summary(message)}`);
+  for (const mail of state.mailbox) found.set(`mail ${mail.id}`, `Mail: ${mail.subject}`);
+  for (const incident of state.pagerduty.incidents)
+    found.set(`${incident.opened_at} ${incident.dedup_key} ${incident.status}`, `PagerDuty, ${incident.status}: ${incident.summary}`);
+  const fresh = known && [...found].filter(([id]) => !known.has(id)).map(([, text]) => text);
+  if (fresh?.length) arrivals.textContent = fresh.slice(-5).join(". ");
+  if (known) document.body.classList.add("settled"); // from now on what arrives lights up
+  known = new Set(found.keys());
+}
+
+function setLive(on) {
+  live.textContent = on ? "Live" : "Reconnecting";
+  live.classList.toggle("on", on);
+}
+
+for (const button of document.querySelectorAll(".views button"))
+  button.addEventListener("click", () => {
+    panes.dataset.view = button.dataset.view;
+    for (const other of document.querySelectorAll(".views button")) other.setAttribute("aria-pressed", String(other === button));
+  });
+
+const events = new EventSource("/api/changes");
+events.addEventListener("open", () => setLive(true));
+events.addEventListener("error", () => setLive(false));
+events.addEventListener("message", () => {
+  refresh();
+  showKms();
+});
+setInterval(() => document.hidden || showKms(), KMS_SECONDS * 1000);

@@ -1,0 +1,95 @@
+// The Slack pane: one channel at a time, threads under their roots.
+
+import { blocks } from "./blocks.js";
+import { el, reconcile, time } from "./dom.js";
+import { mrkdwn } from "./mrkdwn.js";
+
+const list = document.getElementById("messages");
+const tabs = document.getElementById("channels");
+const scroll = document.getElementById("slack-scroll");
+const empty = document.getElementById("slack-empty");
+const seen = new Map(); // channel → how many of its messages had been there when it was last shown
+let shown = null;
+let channels = [];
+
+export function showSlack(state) {
+  channels = state;
+  // Begin where something is.
+  shown ??= (channels.find((channel) => channel.messages.length) ?? channels[0])?.channel;
+  draw();
+}
+
+function draw() {
+  const atEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 60;
+  const current = channels.find((channel) => channel.channel === shown);
+  const messages = current?.messages ?? [];
+  seen.set(shown, messages.length);
+  reconcile(tabs, channels, (channel) => channel.channel, tab);
+  empty.hidden = messages.length > 0;
+  const replies = Map.groupBy(messages.filter((message) => message.thread_ts), (message) => message.thread_ts);
+  const roots = new Set(messages.filter((message) => !message.thread_ts).map((message) => message.ts));
+  const items = messages
+    // A reply whose root is no longer kept stands by itself.
+    .filter((message) => !message.thread_ts || message.reply_broadcast || !roots.has(message.thread_ts))
+    .map((message) => ({ message, replies: replies.get(message.ts) ?? [] }));
+  reconcile(list, items, (item) => `${shown} ${item.message.ts}`, thread);
+  if (atEnd) scroll.scrollTop = scroll.scrollHeight;
+}
+
+function tab({ channel }) {
+  const unread = el("span", { class: "count" });
+  const button = el("button", { type: "button" }, channel, " ", unread);
+  button.addEventListener("click", () => {
+    shown = channel;
+    draw();
+    scroll.scrollTop = scroll.scrollHeight;
+  });
+  button.update = (state) => {
+    const more = Math.max(0, state.messages.length - (seen.get(channel) ?? 0));
+    button.setAttribute("aria-pressed", String(channel === shown));
+    unread.hidden = more === 0;
+    unread.textContent = `${more} new`;
+  };
+  return button;
+}
+
+function thread() {
+  const slot = el("div");
+  const label = el("p", { class: "reply-count" });
+  const replies = el("ol", { class: "replies" });
+  const node = el("li", { class: "thread arrived" }, slot, label, replies);
+  let drawn = "";
+  node.update = (item) => {
+    const text = JSON.stringify(item.message);
+    if (text !== drawn) slot.replaceChildren(article(item.message));
+    drawn = text;
+    label.hidden = replies.hidden = item.replies.length === 0;
+    label.textContent = item.replies.length === 1 ? "1 reply" : `${item.replies.length} replies`;
+    reconcile(replies, item.replies, (reply) => reply.ts, reply);
+  };
+  return node;
+}
+
+function reply() {
+  const node = el("li", { class: "arrived" });
+  let drawn = "";
+  node.update = (message) => {
+    const text = JSON.stringify(message);
+    if (text !== drawn) node.replaceChildren(article({ ...message, reply_broadcast: false }));
+    drawn = text;
+  };
+  return node;
+}
+
+function article(message) {
+  const head = el("p", { class: "by" }, el("b", {}, "keypulse"), " ", el("span", { class: "app" }, "APP"), " ", time(message.at));
+  if (message.edited_at) head.append(" ", el("span", { class: "edited" }, "(edited)"));
+  if (message.reply_broadcast) head.append(el("span", { class: "edited" }, " replied to a thread"));
+  const content = message.blocks.length ? blocks(message.blocks) : [el("div", { class: "b-text" }, mrkdwn(message.text))];
+  return el(
+    "article",
+    { class: "message" },
+    el("img", { class: "avatar", src: "/page/icon.svg", alt: "", width: 36, height: 36 }),
+    el("div", { class: "content" }, head, ...content.filter(Boolean)),
+  );
+}
