@@ -1,0 +1,140 @@
+"""The relay put together: the only room that knows all the others."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
+from uuid import uuid4
+
+import structlog
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from services.relay.channels.channel import Channel, Reason
+from services.relay.config import RelaySettings
+from services.relay.console import api
+from services.relay.delivery.enrich.links import LinkRules
+from services.relay.delivery.retry import RetryPolicy
+from services.relay.delivery.worker import Delivering, Worker
+from services.relay.intake.endpoint import Intake, Rules
+from services.relay.intake.routing import Rule
+from services.relay.metrics import Metrics, OutboxGauges
+from services.relay.outbox import query
+from services.relay.outbox.claim import give_back
+from services.relay.outbox.schema import OPEN, State
+from services.relay.outbox.store import Store, StoreUnavailableError, StoreUnusableError, opened
+from shared.secret_file import SecretFile
+from shared.server import StartError, application, registry, serve_until_stopped
+
+GRACE_SECONDS: Final = 6.0
+"""How long a stop waits for messages that are being sent; with the server's own drain it stays within its bound."""
+_CLOSE_SECONDS: Final = 1.0
+_COUNT_SECONDS: Final = 2.0
+_OUTCOMES: Final = (State.DELIVERED, State.SUPERSEDED, State.DEAD)
+
+log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def running(settings: RelaySettings, *, clock: Callable[[], float] = time.time) -> AsyncIterator[Starlette]:
+    """A relay that delivers while the body runs, and finishes what is in hand after it.
+
+    Args:
+        settings: the configuration.
+        clock: unix seconds.
+
+    Raises:
+        StartError: the database cannot be used.
+    """
+    async with AsyncExitStack() as stack:
+        try:
+            store = await stack.enter_async_context(opened(settings.database, clock))
+        except StoreUnusableError as error:
+            raise StartError(str(error)) from None
+        metrics_registry = registry()
+        metrics = Metrics(metrics_registry, settings.channels, _OUTCOMES, Reason)
+        metrics_registry.register(OutboxGauges(settings.channels, query.COUNTED, OPEN, lambda: _counted(store)))
+        workers = await stack.enter_async_context(_delivering(settings, store, metrics))
+
+        def accepted(channels: Iterable[str]) -> None:
+            for name in channels:
+                workers[name].wake()
+
+        intake = Intake(store, SecretFile(settings.auth.bearer_token_file), _rules(settings), metrics, accepted)
+        stack.callback(intake.stop)
+        admin = SecretFile(settings.auth.admin_token_file) if settings.auth.admin_token_file else None
+        yield application(
+            "keypulse relay",
+            metrics_registry,
+            [Route("/alerts", intake.post, methods=["POST"]), *api.routes(store, admin)],
+            admin=admin,
+            not_ready=lambda: store.problem and f"the outbox cannot commit: {store.problem}",
+        )
+
+
+async def serve(settings: RelaySettings) -> None:
+    """Runs the relay until SIGTERM. Raises StartError."""
+    async with running(settings) as app:
+        await serve_until_stopped(app, settings.listen)
+
+
+@asynccontextmanager
+async def _delivering(settings: RelaySettings, store: Store, metrics: Metrics) -> AsyncIterator[Mapping[str, Worker]]:
+    """A worker for each channel; at the end they finish what is in hand, within the grace period."""
+    delivery = settings.delivery
+    shared = Delivering(
+        store=store,
+        metrics=metrics,
+        links=LinkRules(settings.links.runbook, settings.links.dashboard, frozenset(settings.links.allow_hosts)),
+        retry=RetryPolicy(delivery.backoff_initial, delivery.backoff_max, delivery.give_up_after),
+        timeout=delivery.timeout,
+        lease=delivery.lease,
+        owner=uuid4().hex,
+        random=random.random,
+    )
+    channels = {name: channel.connect(delivery.timeout) for name, channel in settings.channels.items()}
+    workers = {name: Worker(name, channel, shared) for name, channel in channels.items()}
+    tasks = [asyncio.create_task(worker.run(), name=f"deliver {name}") for name, worker in workers.items()]
+    try:
+        yield workers
+    finally:
+        for worker in workers.values():
+            worker.stop()
+        _, late = await asyncio.wait(tasks, timeout=GRACE_SECONDS)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            await give_back(store, shared.owner)
+        except StoreUnavailableError as error:
+            log.warning("claims return when their lease ends", problem=str(error))
+        await asyncio.gather(*(_close(name, channel) for name, channel in channels.items()))
+
+
+async def _close(name: str, channel: Channel) -> None:
+    try:
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await channel.close()
+    except Exception:
+        log.exception("a channel could not be closed", channel=name)
+
+
+def _rules(settings: RelaySettings) -> Rules:
+    return Rules(
+        allow_from=settings.auth.allow_from,
+        routes=[Rule(route.receiver, route.matchers, route.channels) for route in settings.routes],
+        default_channels=settings.default_channels,
+        channels=frozenset(settings.channels),
+        duplicate_window=settings.delivery.duplicate_window,
+    )
+
+
+def _counted(store: Store) -> list[tuple[str, str, int, float]] | None:
+    try:
+        counts = query.counts(store, _COUNT_SECONDS)
+    except (StoreUnavailableError, TimeoutError) as error:
+        log.warning("the outbox could not be counted for this scrape", problem=str(error))
+        return None
+    return [(count.channel, count.state, count.deliveries, count.oldest) for count in counts]

@@ -1,0 +1,198 @@
+"""`POST /alerts`: who may, then the body, then the commit, and only then the answer.
+
+Alertmanager asks again after a 5xx or a lost connection, and after nothing else: whatever may be our fault is a 503.
+https://github.com/prometheus/alertmanager/blob/main/notify/util.go
+"""
+
+import asyncio
+import ipaddress
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from services.relay.intake import identity, quarantine, webhook
+from services.relay.intake.routing import Rule, route
+from services.relay.metrics import Metrics
+from services.relay.outbox.accept import Incoming, Known, Plan, accept
+from services.relay.outbox.store import Store, StoreUnavailableError
+from shared.auth import refusal
+from shared.secret_file import SecretFile
+
+BODY_LIMIT: Final = 32 * 1024 * 1024
+IN_HAND_LIMIT: Final = 2 * BODY_LIMIT
+"""Bytes of all bodies that are being read or wait for their commit; a body that would need more is answered 503."""
+BODY_SECONDS: Final = 30.0
+"""How long a body may take to arrive."""
+_SOURCE_LIMIT: Final = 200
+_PARSE_ON_LOOP: Final = 64 * 1024
+"""Bytes up to which parsing is quicker than handing over to a thread."""
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a person set about the intake."""
+
+    allow_from: Collection[Network]
+    """Networks that may send; empty lets everybody try."""
+    routes: Sequence[Rule]
+    default_channels: Sequence[str]
+    channels: Collection[str]
+    """Every channel that exists."""
+    duplicate_window: float
+    """Seconds."""
+
+
+class _TooLargeError(Exception):
+    """A body over the limit."""
+
+
+class _NotNowError(Exception):
+    """A body that cannot be taken now, and may be sent again."""
+
+
+class Intake:
+    """Takes webhooks until `stop`.
+
+    Args:
+        store: where they are committed.
+        token: whose holders may send.
+        rules: where they go.
+        metrics: counts the answers.
+        accepted: called with the channels that have something new, after the commit.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        token: SecretFile,
+        rules: Rules,
+        metrics: Metrics,
+        accepted: Callable[[Iterable[str]], None],
+    ) -> None:
+        self._store = store
+        self._token = token
+        self._rules = rules
+        self._metrics = metrics
+        self._accepted = accepted
+        self._in_hand = 0
+        self._stopping = False
+
+    def stop(self) -> None:
+        """From now on every webhook is answered 503."""
+        self._stopping = True
+
+    async def post(self, request: Request) -> Response:
+        """The answers of the contract: 202, 200, 400, 401, 403, 413, 503."""
+        response = self._unread(request) or await self._answer(request)
+        self._metrics.webhook(response.status_code)
+        return response
+
+    def _unread(self, request: Request) -> Response | None:
+        """The answer to a webhook whose body is not even read."""
+        if not self._may_send(request):
+            return _refuse(403, "this address may not send alerts; see auth.allow_from")
+        refused = refusal(request, self._token)
+        if refused is not None:
+            return refused
+        if self._stopping:
+            return _refuse(503, "the relay is stopping")
+        if len(request.query_params.get("source", "")) > _SOURCE_LIMIT:
+            return _refuse(400, f"source: expected at most {_SOURCE_LIMIT} characters")
+        return None
+
+    async def _answer(self, request: Request) -> Response:
+        source = request.query_params.get("source", "")
+        body = bytearray()
+        try:
+            await self._read(request, body)
+            return await self._accept(bytes(body), source)
+        except webhook.MalformedError as error:
+            return await self._put_aside(body, source, 400, str(error))
+        except _TooLargeError:
+            return await self._put_aside(body, source, 413, f"the body is over {BODY_LIMIT} bytes")
+        except (_NotNowError, StoreUnavailableError) as error:
+            return _refuse(503, f"not accepted, send it again: {error}")
+        finally:
+            self._in_hand -= len(body)
+
+    def _may_send(self, request: Request) -> bool:
+        if not self._rules.allow_from:
+            return True
+        try:
+            address = ipaddress.ip_address(request.client.host if request.client else "")
+        except ValueError:
+            return False
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+            address = address.ipv4_mapped  # how a dual-stack socket shows a caller of IPv4
+        return any(address in network for network in self._rules.allow_from)
+
+    async def _read(self, request: Request, body: bytearray) -> None:
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for chunk in request.stream():
+                    body += chunk
+                    self._in_hand += len(chunk)
+                    if len(body) > BODY_LIMIT:
+                        raise _TooLargeError
+                    if self._in_hand > IN_HAND_LIMIT:
+                        raise _NotNowError("too much is being received")
+        except TimeoutError:
+            raise _NotNowError(f"the body did not arrive within {BODY_SECONDS:g} s") from None
+        except ClientDisconnect:
+            raise _NotNowError("the connection was lost") from None
+
+    async def _accept(self, body: bytes, source: str) -> Response:
+        if len(body) > _PARSE_ON_LOOP:
+            incoming = await asyncio.to_thread(_incoming, body, source)
+        else:
+            incoming = _incoming(body, source)
+        event, rules = incoming.event, self._rules
+        routed = route(event, rules.routes, rules.default_channels)
+
+        def decide(known: Known | None, now: float) -> Plan | None:
+            return identity.plan(
+                event,
+                known,
+                now=now,
+                duplicate_window=rules.duplicate_window,
+                routed=routed,
+                configured=rules.channels,
+            )
+
+        accepted = await accept(self._store, incoming, decide)
+        self._accepted(accepted.channels)
+        answer = {
+            "event_id": accepted.event_id,
+            "deliveries": accepted.deliveries,
+            "duplicate": accepted.duplicate,
+        }
+        return JSONResponse(answer, status_code=200 if accepted.duplicate else 202)
+
+    async def _put_aside(self, body: bytearray, source: str, code: int, reason: str) -> Response:
+        try:
+            await quarantine.put_aside(
+                self._store, bytes(body[: quarantine.CUT]), source=source, code=code, reason=reason
+            )
+        except StoreUnavailableError as error:
+            return _refuse(503, f"not accepted ({reason}), and the body cannot be kept: {error}")
+        return _refuse(code, reason)
+
+
+def _incoming(body: bytes, source: str) -> Incoming:
+    event = webhook.read(body, source)
+    return Incoming(
+        event=event,
+        incident_id=identity.incident_id(event),
+        fingerprint=identity.fingerprint(event),
+        alertname=identity.alertname(event),
+        body=body,
+    )
+
+
+def _refuse(code: int, reason: str) -> Response:
+    return JSONResponse({"error": reason}, status_code=code)

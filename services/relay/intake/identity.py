@@ -1,0 +1,72 @@
+"""Which incident an event belongs to, whether it was told before, and what follows. Pure."""
+
+import hashlib
+import json
+from collections.abc import Collection, Sequence
+
+from services.relay.model import Event, Status
+from services.relay.outbox.accept import Known, Plan
+
+
+def incident_id(event: Event) -> str:
+    """The same for every event of a group, for ever: a hash of source, receiver and groupKey."""
+    return _digest([event.source, event.receiver, event.group_key])
+
+
+def fingerprint(event: Event) -> str:
+    """Equal for two events that tell the same: a hash of the set of (fingerprint, status, startsAt).
+
+    `endsAt` is no part of it, nor is anything else: the twins of an HA pair may differ there.
+    """
+    return _digest(sorted({(a.fingerprint, a.status.value, a.starts_at.isoformat()) for a in event.alerts}))
+
+
+def alertname(event: Event) -> str:
+    """What a person calls it; empty where the alerts of the group have several names and none is its own."""
+    return event.group_labels.get("alertname") or event.common_labels.get("alertname", "")
+
+
+def plan(
+    event: Event,
+    known: Known | None,
+    *,
+    now: float,
+    duplicate_window: float,
+    routed: Sequence[str],
+    configured: Collection[str],
+) -> Plan | None:
+    """What to do with an event; None where it repeats the incident's latest one.
+
+    Args:
+        event: what came in.
+        known: what the outbox holds of its incident.
+        now: unix seconds.
+        duplicate_window: seconds within which an equal event is taken for the other Alertmanager's of an HA pair.
+        routed: the channels that the routes name.
+        configured: the channels that exist.
+    """
+    if known is None:
+        return Plan(1, open=_goes_on(event, before=True), channels=tuple(dict.fromkeys(routed)))
+    # A clock that was set back must not turn the next hours' repeats into duplicates: hence the distance.
+    just_now = abs(now - known.accepted_at) < duplicate_window
+    if just_now and fingerprint(event) == known.fingerprint and not known.any_dead:
+        return None
+    begins = event.status is Status.FIRING and not known.open
+    also = sorted(known.open_on.intersection(configured)) if known.open else []
+    return Plan(
+        known.episode + begins,
+        open=_goes_on(event, before=known.open),
+        channels=tuple(dict.fromkeys([*routed, *also])),
+    )
+
+
+def _goes_on(event: Event, *, before: bool) -> bool:
+    """Whether the incident is open after this event, given whether it was before."""
+    if event.status is Status.FIRING:
+        return True
+    # Alertmanager computes the status of a truncated group on the alerts that were left in it: it says nothing.
+    return before if event.truncated_alerts else False
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -1,0 +1,82 @@
+r"""Which channels an event goes to: the first route that matches any alert of it. Pure.
+
+The matchers are Alertmanager's: `name="value"` with `=`, `!=`, `=~` or `!~`; the value may stand in double quotes,
+where `\"`, `\\` and `\n` are escapes; a missing label equals the empty value; a regular expression matches the whole
+value. It is Python's `re` and not RE2: what both know means the same here (`\d` and the like are ASCII), and what only
+one of them knows (`\z`, `\pL`) is refused at the start.
+https://prometheus.io/docs/alerting/latest/configuration/#matcher
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from services.relay.model import Event
+
+_MATCHER: Final = re.compile(r'\s*([a-zA-Z_:][a-zA-Z0-9_:]*|"(?:[^"\\]|\\.)+")\s*(=~|!~|!=|=)\s*(.*?)\s*', re.DOTALL)
+_QUOTED: Final = re.compile(r'"((?:[^"\\]|\\["\\n])*)"', re.DOTALL)
+_BARE: Final = re.compile(r'[^"{}\s,]*')
+_ESCAPES: Final = {r"\"": '"', r"\\": "\\", r"\n": "\n"}
+
+
+@dataclass(frozen=True, slots=True)
+class Matcher:
+    """One condition on one label."""
+
+    label: str
+    operator: str
+    value: str
+    pattern: re.Pattern[str] | None
+    """The compiled value of `=~` and `!~`."""
+
+    def matches(self, labels: Mapping[str, str]) -> bool:
+        """Whether labels fulfil it."""
+        actual = labels.get(self.label, "")
+        found = actual == self.value if self.pattern is None else self.pattern.fullmatch(actual) is not None
+        return found is not self.operator.startswith("!")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A route: everything it names must hold for the receiver and for one and the same alert."""
+
+    receiver: str | None
+    """None matches every receiver."""
+    matchers: tuple[Matcher, ...]
+    channels: tuple[str, ...]
+
+
+def parse_matcher(text: str) -> Matcher:
+    """`severity=~"warning|critical"` → Matcher. Raises ValueError with what was expected."""
+    parts = _MATCHER.fullmatch(text)
+    if parts is None:
+        raise ValueError('expected a matcher such as severity="warning", with =, !=, =~ or !~')
+    label, operator, written = parts.groups()
+    value = _value(written)
+    pattern = None
+    if operator.endswith("~"):
+        try:
+            pattern = re.compile(value, re.ASCII)
+        except re.error as error:
+            raise ValueError(f"is not a regular expression: {error}") from None
+    return Matcher(_value(label), operator, value, pattern)
+
+
+def route(event: Event, rules: Sequence[Rule], default: Sequence[str]) -> tuple[str, ...]:
+    """The channels of the first rule that matches; those of `default` where none does."""
+    for rule in rules:
+        if rule.receiver is not None and rule.receiver != event.receiver:
+            continue
+        if any(all(matcher.matches(alert.labels) for matcher in rule.matchers) for alert in event.alerts):
+            return rule.channels
+    return tuple(default)
+
+
+def _value(written: str) -> str:
+    quoted = _QUOTED.fullmatch(written)
+    if quoted:
+        return re.sub(r'\\["\\n]', lambda escape: _ESCAPES[escape.group()], quoted.group(1))
+    if not _BARE.fullmatch(written):
+        raise ValueError('expected one matcher, its value in double quotes, such as severity="warning"')
+    return written

@@ -1,0 +1,131 @@
+"""Who delivers what, and when: one delivery of one incident on one channel at a time, in the order of acceptance.
+
+A claim is a lease: it ends by itself, so that the claims of a crashed relay return. A clean stop
+returns its own at once.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import uuid4
+
+from sqlalchemy import ColumnElement, Connection, case, exists, func, select, update
+
+from services.relay.model import Event
+from services.relay.outbox.schema import State, decode, deliveries, events
+from services.relay.outbox.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A delivery that is ours until its lease ends."""
+
+    delivery_id: str
+    lease: str
+    """Proof of this claim; a receipt is written only under it."""
+    attempt: int
+    """1 for the first."""
+    channel: str
+    incident_id: str
+    episode: int
+    accepted_at: datetime
+    first_receipt: Mapping[str, str] | None
+    """Of this episode's first delivery on this channel."""
+    written_event: bytes
+
+    def event(self) -> Event:
+        """The event to tell of. Raises ValueError where it was written by something else than this program."""
+        return decode(self.written_event)
+
+
+async def claim(store: Store, channel: str, *, owner: str, seconds: float) -> Claim | None:
+    """The oldest delivery of a channel that is due and whose predecessors of its incident are done, or None.
+
+    Args:
+        store: the outbox.
+        channel: its name.
+        owner: whose claim it becomes; unique to this run of a relay.
+        seconds: how long the lease lasts.
+
+    Raises:
+        StoreUnavailableError: nothing was claimed.
+    """
+    return await store.run(lambda connection: _claim(connection, channel, owner, store.clock(), seconds))
+
+
+async def next_due(store: Store, channel: str) -> float | None:
+    """When the next delivery of a channel becomes due (unix seconds), or a lease ends; None where nothing waits.
+
+    Raises:
+        StoreUnavailableError: it cannot be read.
+    """
+    query = select(func.min(deliveries.c.due_at)).where(*_heads(channel))
+    return await store.run(lambda connection: connection.execute(query).scalar())
+
+
+async def give_back(store: Store, owner: str) -> None:
+    """Makes what an owner claimed and did not finish due at once, for a clean stop. Raises StoreUnavailableError."""
+    back = (
+        update(deliveries)
+        .where(deliveries.c.lease.startswith(owner), deliveries.c.finished_at.is_(None))
+        .values(
+            state=case((deliveries.c.attempts > 1, State.RETRYING), else_=State.QUEUED),
+            attempts=deliveries.c.attempts - 1,
+            due_at=store.clock(),
+            lease=None,
+        )
+    )
+    await store.run(lambda connection: connection.execute(back))
+
+
+def _heads(channel: str) -> tuple[ColumnElement[bool], ...]:
+    """The unfinished deliveries of a channel that no older one of their incident stands before."""
+    older = deliveries.alias()
+    stands_before = exists().where(
+        older.c.channel == deliveries.c.channel,
+        older.c.incident_id == deliveries.c.incident_id,
+        older.c.finished_at.is_(None),
+        older.c.seq < deliveries.c.seq,
+    )
+    return deliveries.c.channel == channel, deliveries.c.finished_at.is_(None), ~stands_before
+
+
+def _claim(connection: Connection, channel: str, owner: str, now: float, seconds: float) -> Claim | None:
+    due = connection.execute(
+        select(deliveries, events.c.event)
+        .join(events, events.c.seq == deliveries.c.event_seq)
+        .where(*_heads(channel), deliveries.c.due_at <= now)
+        .order_by(deliveries.c.seq)
+        .limit(1)
+    ).first()
+    if due is None:
+        return None
+    lease = f"{owner}/{uuid4().hex}"
+    connection.execute(
+        update(deliveries)
+        .where(deliveries.c.seq == due.seq)
+        .values(state=State.SENDING, lease=lease, due_at=now + seconds, attempts=due.attempts + 1)
+    )
+    first_receipt = connection.execute(
+        select(deliveries.c.receipt)
+        .where(
+            deliveries.c.incident_id == due.incident_id,
+            deliveries.c.episode == due.episode,
+            deliveries.c.channel == channel,
+            deliveries.c.state == State.DELIVERED,
+        )
+        .order_by(deliveries.c.seq)
+        .limit(1)
+    ).scalar()
+    return Claim(
+        delivery_id=due.id,
+        lease=lease,
+        attempt=due.attempts + 1,
+        channel=channel,
+        incident_id=due.incident_id,
+        episode=due.episode,
+        accepted_at=datetime.fromtimestamp(due.accepted_at, UTC),
+        first_receipt=json.loads(first_receipt) if first_receipt else None,
+        written_event=due.event,
+    )
