@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -78,7 +79,8 @@ def parse_duration(value: object) -> object:
     return value
 
 
-ListenAddress = Annotated[Address, BeforeValidator(parse_address, json_schema_input_type=str)]
+# NoDecode: from the environment it comes as the same HOST:PORT; pydantic-settings would want a tuple as JSON.
+ListenAddress = Annotated[Address, NoDecode, BeforeValidator(parse_address, json_schema_input_type=str)]
 Duration = Annotated[float, BeforeValidator(parse_duration, json_schema_input_type=str | float), Field(gt=0)]
 """Seconds, written as `30s`, `5m` or `1h30m`."""
 FilePath = Annotated[Path, AfterValidator(lambda path: _folder.get() / path)]

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from shared.kms.settings import KeySettings
+from shared.kms.settings import GcpKeySettings
 from shared.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings, planned
 
 
@@ -38,7 +38,7 @@ class ProbeSettings(Section):
         return self
 
 
-class Target(KeySettings):
+class Target(GcpKeySettings):
     """A key that is probed."""
 
     name: Name
@@ -67,7 +67,7 @@ class Settings(ServerSettings):
     service_name: ClassVar[str] = "exporter"
 
     listen: ListenAddress = Address("127.0.0.1", 9911)
-    service: Name = ""
+    service: Name | None = None
     probe: ProbeSettings = ProbeSettings()
     targets: tuple[Target, ...] = ()
     backends: tuple[Backend, ...] = ()
@@ -94,8 +94,8 @@ class Settings(ServerSettings):
 
 
 def _with_service(entries: tuple[Entry, ...], info: ValidationInfo) -> tuple[Entry, ...]:
-    default = info.data.get("service", "")
-    if not default and (without := [str(n) for n, entry in enumerate(entries) if not entry.service]):
+    default = info.data.get("service")
+    if default is None and (without := [str(n) for n, entry in enumerate(entries) if not entry.service]):
         raise ValueError(f"entry {', '.join(without)} has no `service`, and there is none at the top; set either")
     return tuple(entry if entry.service else entry.model_copy(update={"service": default}) for entry in entries)
 

@@ -1,0 +1,32 @@
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from ops.kms_emulator.emulator import Emulator, start
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[Emulator]:
+    """A real Cloud KMS emulator over gRPC that holds KEY."""
+    async with start(keys=[KEY]) as running:
+        yield running
+
+
+Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
+
+
+@pytest.fixture
+def until() -> Until:
+    """Waits for a condition, 15 s at most, and says how it ended."""
+
+    async def wait(condition: Callable[[], Awaitable[bool]]) -> None:
+        deadline = time.monotonic() + 15
+        while not await condition():
+            assert time.monotonic() < deadline, "the condition did not come true within 15 s"
+            await asyncio.sleep(0.02)
+
+    return wait

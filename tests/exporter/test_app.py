@@ -1,0 +1,251 @@
+import asyncio
+import json
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import Fault
+from services.exporter.app import running
+from services.exporter.config import Backend, ProbeSettings, Settings, Target
+from shared.kms.provider import Decrypted, Encrypted, KeyProvider
+from shared.kms.reason import Reason
+from shared.kms.registry import connect
+from shared.kms.settings import KeySettings
+from shared.server import serving
+from shared.settings import Address
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+INTERVAL = 0.5
+FREE = Address("127.0.0.1", 0)
+Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
+
+
+class Scrape:
+    """Reads `/metrics` as Prometheus does."""
+
+    def __init__(self, address: Address, session: aiohttp.ClientSession) -> None:
+        self._url = f"http://{address}/metrics"
+        self._session = session
+
+    async def text(self) -> str:
+        async with self._session.get(self._url) as response:
+            assert response.status == 200
+            return await response.text()
+
+    async def values(self) -> dict[str, float]:
+        """Each sample's value by its name and the values of its labels, such as `kms_probe_success backend ledger`."""
+        return {
+            " ".join([sample.name, *(sample.labels[label] for label in sorted(sample.labels))]): sample.value
+            for family in text_string_to_metric_families(await self.text())
+            for sample in family.samples
+        }
+
+
+def target(emulator: Emulator, name: str = "ledger-kek") -> Target:
+    return Target(name=name, service="backend", key=KEY, endpoint=str(emulator.address), insecure=True)
+
+
+def configured(
+    *, targets: tuple[Target, ...] = (), backends: tuple[Backend, ...] = (), timeout: float = INTERVAL
+) -> Settings:
+    probe = ProbeSettings(interval=INTERVAL, timeout=timeout, concurrency=16)
+    return Settings(listen=FREE, probe=probe, targets=targets, backends=backends)
+
+
+@asynccontextmanager
+async def scraped(settings: Settings, connect: Callable[[KeySettings], KeyProvider] = connect) -> AsyncIterator[Scrape]:
+    async with (
+        running(settings, connect=connect) as app,
+        serving(app, FREE) as address,
+        aiohttp.ClientSession() as session,
+    ):
+        yield Scrape(address, session)
+
+
+class Health:
+    """A backend whose answers a test changes."""
+
+    def __init__(self) -> None:
+        self.document: object = {"crypto_mode": "kms", "crypto_ready": True}
+        self.metrics = "crypto_decryption_errors_total 17\ncrypto_init_timestamp_seconds 1700000000\n"
+
+    def app(self) -> Starlette:
+        async def healthz(_request: Request) -> Response:
+            return JSONResponse(self.document)
+
+        async def metrics(_request: Request) -> Response:
+            return PlainTextResponse(self.metrics)
+
+        return Starlette(routes=[Route("/healthz", healthz), Route("/metrics", metrics)])
+
+
+@pytest.mark.parametrize(
+    ("fault", "operation", "reason"),
+    [
+        (Fault(kind="stall"), "encrypt", Reason.TIMEOUT),
+        (Fault(kind="status", status="UNAVAILABLE"), "encrypt", Reason.UNAVAILABLE),
+        (Fault(kind="denied", operation="Decrypt"), "decrypt", Reason.PERMISSION_DENIED),
+        (Fault(kind="wrong_plaintext"), "decrypt", Reason.PLAINTEXT_MISMATCH),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Fault) else str(value),
+)
+async def test_a_fault_is_seen_under_its_reason_and_health_is_back_within_two_intervals(
+    emulator: Emulator, until: Until, fault: Fault, operation: str, reason: Reason
+) -> None:
+    async with scraped(configured(targets=(target(emulator),))) as scrape:
+
+        async def healthy() -> bool:
+            return (await scrape.values()).get("kms_probe_success backend ledger-kek") == 1
+
+        async def failing() -> bool:
+            values = await scrape.values()
+            counted = values[f"kms_probe_failures_total {operation} {reason} backend ledger-kek"]
+            return counted >= 1 and values["kms_probe_success backend ledger-kek"] == 0
+
+        await until(healthy)
+        emulator.faults.add(fault)
+        await until(failing)
+        emulator.faults.clear()
+        healed = time.monotonic()
+        await until(healthy)
+        # A probe under way may still have to time out; then the next one is due at once.
+        assert time.monotonic() - healed < 2 * INTERVAL + 0.3
+
+
+async def test_a_scrape_does_not_wait_for_probes_that_hang(emulator: Emulator, until: Until) -> None:
+    emulator.faults.add(Fault(kind="stall", count=16))
+    targets = tuple(target(emulator, f"kek-{n}") for n in range(20))
+    probe = ProbeSettings(interval=60, timeout=60, concurrency=16)
+    async with scraped(Settings(listen=FREE, probe=probe, targets=targets)) as scrape:
+
+        async def all_hang() -> bool:
+            return not emulator.faults.active()  # it has met its 16 calls, and holds them all
+
+        await until(all_hang)
+        begin = time.monotonic()
+        values = await scrape.values()
+        assert time.monotonic() - begin < 1
+        assert values["kms_probes_total backend kek-0"] == 0
+        stopping = time.monotonic()
+    assert time.monotonic() - stopping < 5
+
+
+async def test_backends_are_read_while_every_probe_hangs(emulator: Emulator, until: Until) -> None:
+    emulator.faults.add(Fault(kind="stall"))
+    health = Health()
+    async with serving(health.app(), FREE) as address:
+        backend = Backend(service="backend", health_url=f"http://{address}/healthz")
+        probe = ProbeSettings(interval=30, timeout=30, concurrency=1)
+        targets = (target(emulator, "a"), target(emulator, "b"))
+        settings = Settings(listen=FREE, probe=probe, targets=targets, backends=(backend,))
+        async with scraped(settings) as scrape:
+
+            async def read() -> bool:
+                return (await scrape.values()).get("crypto_backend_up backend") == 1
+
+            await until(read)
+
+
+async def test_a_backend_that_goes_leaves_nothing_stale_and_comes_back(until: Until) -> None:
+    health = Health()
+    async with serving(health.app(), FREE) as address:
+        urls = {"health_url": f"http://{address}/healthz", "metrics_url": f"http://{address}/metrics"}
+        async with scraped(configured(backends=(Backend(service="backend", **urls),))) as scrape:
+
+            async def shown() -> dict[str, float]:
+                return {name: value for name, value in (await scrape.values()).items() if name.startswith("crypto_")}
+
+            whole = {
+                "crypto_backend_up backend": 1,
+                "crypto_mode backend": 1,
+                "crypto_ready backend": 1,
+                "crypto_init_timestamp_seconds backend": 1_700_000_000,
+                "crypto_decryption_errors_total backend": 17,
+            }
+
+            async def is_whole() -> bool:
+                return await shown() == whole
+
+            async def only_down() -> bool:
+                return await shown() == {"crypto_backend_up backend": 0}
+
+            await until(is_whole)
+            health.document = ["junk"]
+            await until(only_down)
+            health.document = {"crypto_mode": "kms", "crypto_ready": True}
+            await until(is_whole)
+
+
+class Broken:
+    """A provider with a defect that no port foresees."""
+
+    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> Encrypted:
+        raise ZeroDivisionError(f"{len(plaintext)} {len(aad)} {timeout}")
+
+    async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> Decrypted:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Holds nothing."""
+
+
+async def test_a_defect_in_a_probe_counts_as_internal_and_the_next_probe_comes(
+    emulator: Emulator, until: Until
+) -> None:
+    async with scraped(configured(targets=(target(emulator),)), connect=lambda _settings: Broken()) as scrape:
+
+        async def counted_twice() -> bool:
+            return (await scrape.values())["kms_probe_failures_total encrypt internal backend ledger-kek"] >= 2
+
+        await until(counted_twice)
+
+
+async def test_promtool_accepts_the_whole_of_what_is_served(emulator: Emulator, until: Until) -> None:
+    health = Health()
+    async with serving(health.app(), FREE) as address:
+        urls = {"health_url": f"http://{address}/healthz", "metrics_url": f"http://{address}/metrics"}
+        settings = configured(targets=(target(emulator),), backends=(Backend(service="backend", **urls),))
+        async with scraped(settings) as scrape:
+
+            async def complete() -> bool:
+                return {"kms_probe_success backend ledger-kek", "crypto_mode backend"} <= (await scrape.values()).keys()
+
+            await until(complete)
+            text = await scrape.text()
+    verdict = await asyncio.to_thread(
+        subprocess.run,
+        ["promtool", "check", "metrics"],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (verdict.returncode, verdict.stdout, verdict.stderr) == (0, "", "")
+    assert "_created" not in text
+
+
+async def test_when_it_stops_no_task_is_left(emulator: Emulator) -> None:
+    emulator.faults.add(Fault(kind="stall"))
+    health = json.dumps({})
+    settings = configured(
+        targets=(target(emulator),),
+        backends=(Backend(service="backend", health_url=f"http://127.0.0.1:1/{health}"),),
+        timeout=INTERVAL,
+    )
+    before = asyncio.all_tasks()
+    async with running(settings):
+        await asyncio.sleep(0.2)
+        assert len(asyncio.all_tasks() - before) >= 4
+    left = {task for task in asyncio.all_tasks() - before if "services.exporter" in str(task.get_coro())}
+    assert left == set()

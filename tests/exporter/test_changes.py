@@ -1,0 +1,68 @@
+from structlog.testing import capture_logs
+
+from services.exporter.changes import Changes
+from services.exporter.model import BackendState, Call, Failure, Health, Operation, ProbeResult
+from shared.contract import CryptoMode
+from shared.kms.reason import Reason
+
+UP = BackendState("backend", Health(CryptoMode.KMS, ready=True))
+DOWN = BackendState("backend", None, problems=("health check: refused",))
+
+
+def result(failure: Failure | None = None, *, target: str = "ledger-kek") -> ProbeResult:
+    return ProbeResult("backend", target, 0.0, (Call(Operation.ENCRYPT, 0.1, failure),), None)
+
+
+def test_a_probe_is_told_of_when_its_reason_changes_and_not_each_time() -> None:
+    changes = Changes()
+    denied = Failure(Reason.PERMISSION_DENIED, "Permission 'cloudkms.cryptoKeyVersions.useToEncrypt' denied")
+    with capture_logs() as logs:
+        for failure in (None, denied, denied, Failure(Reason.TIMEOUT, "no answer within 5 s"), denied, None, None):
+            changes.probe(result(failure))
+    assert [(line["event"], line.get("reason")) for line in logs] == [
+        ("the probe fails", "permission_denied"),
+        ("the probe fails", "timeout"),
+        ("the probe fails", "permission_denied"),
+        ("the probe is right again", None),
+    ]
+    assert logs[0]["target"] == "ledger-kek"
+    assert logs[0]["operation"] == "encrypt"
+    assert logs[0]["detail"] == denied.detail
+    assert logs[0]["exc_info"] is None
+
+
+def test_a_services_changing_text_is_no_change() -> None:
+    changes = Changes()
+    with capture_logs() as logs:
+        changes.probe(result(Failure(Reason.UNAVAILABLE, "connection 1 refused")))
+        changes.probe(result(Failure(Reason.UNAVAILABLE, "connection 2 refused")))
+    assert len(logs) == 1
+
+
+def test_an_internal_failure_is_told_once_with_its_trace_until_it_changes() -> None:
+    changes = Changes()
+    first, second = ZeroDivisionError("a"), KeyError("b")
+    with capture_logs() as logs:
+        for error in (first, first, second):
+            changes.probe(result(Failure(Reason.INTERNAL, repr(error), error)))
+    assert [line["exc_info"] for line in logs] == [first, second]
+
+
+def test_one_target_does_not_speak_for_another() -> None:
+    changes = Changes()
+    with capture_logs() as logs:
+        for target in ("a", "b", "a"):
+            changes.probe(result(Failure(Reason.TIMEOUT, "no answer"), target=target))
+    assert [line["target"] for line in logs] == ["a", "b"]
+
+
+def test_a_backend_is_told_of_when_it_goes_and_when_it_is_back() -> None:
+    changes = Changes()
+    with capture_logs() as logs:
+        for state in (UP, DOWN, DOWN, UP, UP):
+            changes.backend(state)
+    assert [(line["event"], line["up"]) for line in logs] == [
+        ("the backend cannot be read", False),
+        ("the backend can be read again", True),
+    ]
+    assert logs[0]["problems"] == ("health check: refused",)

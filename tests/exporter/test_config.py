@@ -1,0 +1,135 @@
+from pathlib import Path
+
+import pytest
+
+from services.exporter.config import Settings
+from shared.settings import Address, ConfigurationError, ignored_keys, load
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+CONTRACT = f"""
+service: backend
+probe: {{interval: 30s, timeout: 5s, concurrency: 16}}
+targets:
+  - name: ledger-kek
+    provider: gcp
+    key: {KEY}
+    endpoint: 127.0.0.1:9010
+    insecure: true
+    canary_dir: /var/lib/keypulse
+backends:
+  - service: backend
+    health_url: http://127.0.0.1:8000/healthz
+    metrics_url: http://127.0.0.1:8000/metrics
+"""
+
+
+def settings(tmp_path: Path, text: str) -> Settings:
+    file = tmp_path / "exporter.yml"
+    file.write_text(text)
+    return load(Settings, file)
+
+
+def mistakes(tmp_path: Path, text: str) -> list[str]:
+    with pytest.raises(ConfigurationError) as raised:
+        settings(tmp_path, text)
+    return [line.removeprefix(f"{tmp_path / 'exporter.yml'}: ") for line in raised.value.lines]
+
+
+def test_the_example_of_the_contract_is_valid(tmp_path: Path) -> None:
+    read = settings(tmp_path, CONTRACT)
+    assert read.listen == Address("127.0.0.1", 9911)
+    assert (read.probe.interval, read.probe.timeout, read.probe.concurrency) == (30, 5, 16)
+    assert [(target.name, target.service, target.key) for target in read.targets] == [("ledger-kek", "backend", KEY)]
+    assert read.backends[0].metrics_url == "http://127.0.0.1:8000/metrics"
+
+
+def test_keys_without_an_effect_yet_are_named(tmp_path: Path) -> None:
+    read = settings(tmp_path, CONTRACT + "    resolve: all\n")
+    assert list(ignored_keys(read)) == ["targets.0.canary_dir", "backends.0.resolve"]
+
+
+def test_an_entry_takes_the_service_at_the_top_unless_it_has_its_own(tmp_path: Path) -> None:
+    read = settings(
+        tmp_path,
+        f"service: a\ntargets:\n- {{name: x, key: {KEY}}}\n- {{name: y, key: {KEY}, service: b}}\n"
+        "backends:\n- {health_url: 'http://127.0.0.1/'}\n- {service: b, health_url: 'http://127.0.0.1/'}\n",
+    )
+    assert [target.service for target in read.targets] == ["a", "b"]
+    assert [backend.service for backend in read.backends] == ["a", "b"]
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEYPULSE_EXPORTER__PROBE__INTERVAL", "1m")
+    monkeypatch.setenv("KEYPULSE_EXPORTER__LISTEN", "127.0.0.1:9921")
+    read = settings(tmp_path, CONTRACT)
+    assert read.probe.interval == 60
+    assert read.probe.timeout == 5
+    assert read.listen == Address("127.0.0.1", 9921)
+
+
+def test_timeout_and_interval_may_be_equal(tmp_path: Path) -> None:
+    assert settings(tmp_path, CONTRACT.replace("30s", "5s")).probe.timeout == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        (
+            CONTRACT.replace("timeout: 5s", "timeout: 31s"),
+            "probe: expected a timeout (31s) of at most the interval (30s)",
+        ),
+        (
+            CONTRACT.replace("concurrency: 16", "concurrency: 0"),
+            "probe.concurrency: Input should be greater than or equal to 1, got 0",
+        ),
+        (
+            CONTRACT.replace("30s", "soon"),
+            "probe.interval: expected a duration such as 30s, 5m or 1h30m, got 'soon'",
+        ),
+        (
+            f"service: a\ntargets:\n- {{name: x, key: {KEY}}}\n- {{name: x, key: {KEY}, service: b}}\n",
+            "targets: expected each `name` once; more than one entry has 'x'",
+        ),
+        (
+            "service: a\nbackends:\n- {health_url: 'http://a/'}\n- {service: a, health_url: 'http://b/'}\n",
+            "backends: expected each `service` once; more than one entry has 'a'",
+        ),
+        (
+            f"targets:\n- {{name: x, key: {KEY}, service: a}}\n- {{name: y, key: {KEY}}}\n",
+            "targets: entry 1 has no `service`, and there is none at the top; set either",
+        ),
+        (
+            CONTRACT.replace("http://127.0.0.1:8000/healthz", "ftp://127.0.0.1/"),
+            "backends.0.health_url: expected an http:// or https:// URL, got 'ftp://127.0.0.1/'",
+        ),
+        (
+            CONTRACT.replace("http://127.0.0.1:8000/metrics", "127.0.0.1:8000/metrics"),
+            "backends.0.metrics_url: expected an http:// or https:// URL, got '127.0.0.1:8000/metrics'",
+        ),
+        (
+            CONTRACT.replace("8000/healthz", "99999/healthz"),
+            "backends.0.health_url: Port out of range 0-65535, got 'http://127.0.0.1:99999/healthz'",
+        ),
+        (
+            CONTRACT.replace("127.0.0.1:9010", "kms.example.org:443"),
+            (
+                "targets.0: `insecure` sends plaintext to kms.example.org:443, which is not this machine; expected a "
+                "loopback endpoint, or `allow_remote_insecure: true`"
+            ),
+        ),
+        (
+            CONTRACT.replace(KEY, "ledger"),
+            "targets.0.key: expected projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY, got 'ledger'",
+        ),
+        (CONTRACT + "colour: red\n", "colour: unknown key; see --print-schema for those that exist"),
+        ("service: backend\n", "nothing to watch; expected at least one entry in `targets` or `backends`"),
+        (CONTRACT.replace("ledger-kek", "''"), "targets.0.name: String should have at least 1 character, got ''"),
+    ],
+)
+def test_each_mistake_is_one_line_with_what_was_expected(tmp_path: Path, text: str, mistake: str) -> None:
+    assert mistakes(tmp_path, text) == [mistake]
+
+
+def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
+    text = CONTRACT.replace("5s", "1h").replace("ledger-kek", "''").replace("http://127.0.0.1:8000/healthz", "x")
+    assert len(mistakes(tmp_path, text)) == 3

@@ -1,0 +1,136 @@
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import Fault
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+COMMAND = [sys.executable, "-m", "services.exporter"]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False)
+
+
+def config(tmp_path: Path, endpoint: str = "127.0.0.1:1", listen: str = "127.0.0.1:0") -> Path:
+    file = tmp_path / "exporter.yml"
+    file.write_text(
+        f"listen: {listen}\nservice: backend\nprobe: {{interval: 60s, timeout: 60s}}\n"
+        f"targets: [{{name: ledger-kek, key: {KEY}, endpoint: '{endpoint}', insecure: true, canary_dir: c}}]\n"
+    )
+    return file
+
+
+@contextmanager
+def started(file: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A real process, and where it listens."""
+    process = subprocess.Popen([*COMMAND, "--config", str(file)], stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr
+        for line in process.stderr:
+            if address := json.loads(line).get("address"):
+                yield process, address
+                return
+        pytest.fail(f"it ended with {process.wait()} before it listened")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_help_has_examples() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    assert "keypulse-exporter --config exporter.yml --check" in done.stdout
+
+
+def test_version_is_named() -> None:
+    done = run("--version")
+    assert done.returncode == 0
+    assert re.search(r"\d+\.\d+\.\d+", done.stdout)
+
+
+def test_the_schema_describes_every_key_of_the_contract() -> None:
+    done = run("--print-schema")
+    schema = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert schema["properties"].keys() == {"listen", "auth", "service", "probe", "targets", "backends"}
+    assert "canary_dir" in schema["$defs"]["Target"]["properties"]
+    assert "metrics_url" in schema["$defs"]["Backend"]["properties"]
+
+
+def test_check_accepts_a_valid_file_and_names_keys_without_effect(tmp_path: Path) -> None:
+    done = run("--config", config(tmp_path), "--check")
+    assert done.returncode == 0
+    assert done.stdout == "the configuration is valid\n"
+    assert "targets.0.canary_dir: has no effect" in done.stderr
+
+
+def test_a_wrong_configuration_is_one_line_for_each_mistake_and_exit_2(tmp_path: Path) -> None:
+    file = tmp_path / "exporter.yml"
+    file.write_text(f"probe: {{interval: 1s, timeout: 2s}}\ntargets: [{{name: a, key: {KEY}, colour: red}}]\n")
+    done = run("--config", file)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"{file}: probe: expected a timeout (2s) of at most the interval (1s)",
+        f"{file}: targets.0.colour: unknown key; see --print-schema for those that exist",
+    ]
+
+
+def test_a_missing_file_is_one_line_and_exit_2(tmp_path: Path) -> None:
+    done = run("--config", tmp_path / "absent.yml")
+    assert done.returncode == 2
+    assert done.stderr == f"{tmp_path / 'absent.yml'}: cannot be read: No such file or directory\n"
+
+
+def test_a_taken_port_is_one_sentence_and_exit_1(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = run("--config", config(tmp_path, listen=address))
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"cannot listen on {address}: Address already in use")
+    assert "Traceback" not in done.stderr
+
+
+def test_on_the_network_it_refuses_to_start_without_a_token_file(tmp_path: Path) -> None:
+    done = run("--config", config(tmp_path, listen="0.0.0.0:0"))
+    assert done.returncode == 2
+    assert "auth.admin_token_file" in done.stderr
+
+
+async def test_a_sigterm_during_a_stalled_probe_ends_it_with_0_at_once(tmp_path: Path, emulator: Emulator) -> None:
+    import asyncio
+
+    emulator.faults.add(Fault(kind="stall", count=1))
+
+    def stop() -> tuple[float, int, bytes]:
+        with started(config(tmp_path, str(emulator.address))) as (process, address):
+            deadline = time.monotonic() + 15
+            while emulator.faults.active() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            with urllib.request.urlopen(f"http://{address}/-/ready", timeout=5) as answer:
+                ready: bytes = answer.read()
+            begin = time.monotonic()
+            os.kill(process.pid, signal.SIGTERM)
+            code = process.wait(timeout=15)
+            return time.monotonic() - begin, code, ready
+
+    seconds, code, ready = await asyncio.to_thread(stop)
+    assert not emulator.faults.active(), "the probe never reached the emulator"
+    assert ready == b"ready\n"
+    assert code == 0
+    assert seconds < 5

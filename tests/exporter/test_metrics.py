@@ -1,0 +1,179 @@
+import subprocess
+
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from services.exporter.metrics import ExporterMetrics
+from services.exporter.model import BackendState, Call, Failure, Health, Operation, ProbeResult
+from shared.contract import CryptoMode
+from shared.kms.reason import Reason
+from shared.server import registry
+
+TARGET = {"service": "backend", "target": "ledger-kek"}
+REASONS = (  # as the contract lists them
+    "timeout",
+    "unavailable",
+    "permission_denied",
+    "unauthenticated",
+    "quota_exhausted",
+    "key_not_found",
+    "key_disabled",
+    "key_destroyed",
+    "crc_mismatch",
+    "plaintext_mismatch",
+    "invalid_request",
+    "internal",
+)
+VERSION = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger/cryptoKeyVersions/1"
+RIGHT = ProbeResult(
+    "backend", "ledger-kek", 1_700_000_000.5, (Call(Operation.ENCRYPT, 0.02), Call(Operation.DECRYPT, 1.5)), VERSION
+)
+HEALTHY = BackendState("backend", Health(CryptoMode.KMS, ready=True), 1_700_000_000.25, 17.0)
+
+
+def failed(operation: Operation, reason: Reason, seconds: float) -> ProbeResult:
+    calls = (Call(operation, seconds, Failure(reason, "because")),)
+    return ProbeResult("backend", "ledger-kek", 1_700_000_100.0, calls, None)
+
+
+@pytest.fixture
+def metrics() -> ExporterMetrics:
+    return ExporterMetrics(registry(), [("backend", "ledger-kek")])
+
+
+def text(metrics: ExporterMetrics) -> str:
+    return generate_latest(metrics.registry).decode()
+
+
+def value(metrics: ExporterMetrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, labels)
+
+
+def test_before_the_first_probe_every_counter_is_there_at_0(metrics: ExporterMetrics) -> None:
+    assert value(metrics, "kms_probes_total", **TARGET) == 0
+    for operation in ("encrypt", "decrypt"):
+        assert value(metrics, "kms_operations_total", **TARGET, operation=operation) == 0
+        assert value(metrics, "kms_operation_duration_seconds_count", **TARGET, operation=operation) == 0
+        for reason in REASONS:
+            assert value(metrics, "kms_probe_failures_total", **TARGET, operation=operation, reason=reason) == 0
+
+
+def test_before_the_first_look_nothing_is_claimed(metrics: ExporterMetrics) -> None:
+    samples = {sample.name for family in metrics.registry.collect() for sample in family.samples}
+    assert "kms_probe_success" not in samples
+    assert "kms_probe_last_success_timestamp_seconds" not in samples
+    assert not {name for name in samples if name.startswith("crypto_")}
+
+
+def test_the_bounds_of_1_and_10_seconds_are_written_as_the_contract_writes_them(metrics: ExporterMetrics) -> None:
+    metrics.observe(RIGHT)
+    shown = text(metrics)
+    labels = 'operation="decrypt",service="backend",target="ledger-kek"'
+    assert f'kms_operation_duration_seconds_bucket{{le="1",{labels}}} 0.0' in shown
+    assert f'kms_operation_duration_seconds_bucket{{le="2.5",{labels}}} 1.0' in shown
+    assert f'kms_operation_duration_seconds_bucket{{le="10",{labels}}} 1.0' in shown
+    assert f'kms_operation_duration_seconds_bucket{{le="+Inf",{labels}}} 1.0' in shown
+
+
+def test_a_right_round_trip_counts_two_billable_calls_and_two_durations(metrics: ExporterMetrics) -> None:
+    metrics.observe(RIGHT)
+    assert value(metrics, "kms_probe_success", **TARGET) == 1
+    assert value(metrics, "kms_probes_total", **TARGET) == 1
+    assert value(metrics, "kms_probe_last_success_timestamp_seconds", **TARGET) == 1_700_000_000.5
+    assert value(metrics, "kms_operations_total", **TARGET, operation="encrypt") == 1
+    assert value(metrics, "kms_operations_total", **TARGET, operation="decrypt") == 1
+    assert value(metrics, "kms_operation_duration_seconds_sum", **TARGET, operation="decrypt") == 1.5
+
+
+def test_a_timeout_is_a_duration_and_another_failure_is_none(metrics: ExporterMetrics) -> None:
+    metrics.observe(failed(Operation.ENCRYPT, Reason.TIMEOUT, 5.0))
+    metrics.observe(failed(Operation.ENCRYPT, Reason.UNAVAILABLE, 0.001))
+    labels = {**TARGET, "operation": "encrypt"}
+    assert value(metrics, "kms_operation_duration_seconds_count", **labels) == 1
+    assert value(metrics, "kms_operation_duration_seconds_sum", **labels) == 5
+    assert value(metrics, "kms_operations_total", **labels) == 2
+    assert value(metrics, "kms_probe_failures_total", **labels, reason="timeout") == 1
+    assert value(metrics, "kms_probe_failures_total", **labels, reason="unavailable") == 1
+
+
+def test_a_failure_leaves_the_time_of_the_last_success(metrics: ExporterMetrics) -> None:
+    metrics.observe(RIGHT)
+    metrics.observe(failed(Operation.DECRYPT, Reason.KEY_DISABLED, 0.1))
+    assert value(metrics, "kms_probe_success", **TARGET) == 0
+    assert value(metrics, "kms_probe_last_success_timestamp_seconds", **TARGET) == 1_700_000_000.5
+
+
+def test_a_healthy_backend_has_all_five_families(metrics: ExporterMetrics) -> None:
+    metrics.show(HEALTHY)
+    assert value(metrics, "crypto_backend_up", service="backend") == 1
+    assert value(metrics, "crypto_mode", service="backend") == 1
+    assert value(metrics, "crypto_ready", service="backend") == 1
+    assert value(metrics, "crypto_init_timestamp_seconds", service="backend") == 1_700_000_000.25
+    assert value(metrics, "crypto_decryption_errors_total", service="backend") == 17
+
+
+def test_a_backend_in_env_mode_that_is_not_ready_shows_zeros(metrics: ExporterMetrics) -> None:
+    metrics.show(BackendState("backend", Health(CryptoMode.ENV, ready=False)))
+    assert value(metrics, "crypto_backend_up", service="backend") == 1
+    assert value(metrics, "crypto_mode", service="backend") == 0
+    assert value(metrics, "crypto_ready", service="backend") == 0
+
+
+def test_of_a_backend_that_cannot_be_read_only_up_is_left(metrics: ExporterMetrics) -> None:
+    metrics.show(HEALTHY)
+    metrics.show(BackendState("backend", None, problems=("health check: refused",)))
+    left = [s for family in metrics.registry.collect() for s in family.samples if s.name.startswith("crypto_")]
+    assert [(sample.name, sample.value) for sample in left] == [("crypto_backend_up", 0)]
+
+
+def test_without_readable_metrics_a_backend_keeps_mode_and_ready(metrics: ExporterMetrics) -> None:
+    metrics.show(HEALTHY)
+    metrics.show(BackendState("backend", Health(CryptoMode.KMS, ready=True), problems=("metrics: HTTP 500",)))
+    assert value(metrics, "crypto_mode", service="backend") == 1
+    assert value(metrics, "crypto_ready", service="backend") == 1
+    assert value(metrics, "crypto_init_timestamp_seconds", service="backend") is None
+    assert value(metrics, "crypto_decryption_errors_total", service="backend") is None
+
+
+def test_a_backend_that_was_restarted_shows_its_smaller_counter(metrics: ExporterMetrics) -> None:
+    metrics.show(HEALTHY)
+    metrics.show(BackendState("backend", Health(CryptoMode.KMS, ready=True), 1_700_000_500.0, 2.0))
+    assert value(metrics, "crypto_decryption_errors_total", service="backend") == 2
+
+
+def test_hostile_label_values_are_escaped() -> None:
+    hostile = 'a"} 1\nkms_probe_success{x="'
+    metrics = ExporterMetrics(registry(), [(hostile, hostile)])
+    families = list(text_string_to_metric_families(text(metrics)))
+    (probes,) = [family for family in families if family.name == "kms_probes"]
+    assert [sample.labels for sample in probes.samples] == [{"service": hostile, "target": hostile}]
+
+
+def test_the_types_are_those_of_the_contract(metrics: ExporterMetrics) -> None:
+    types = dict(
+        line.removeprefix("# TYPE ").split() for line in text(metrics).splitlines() if line.startswith("# TYPE ")
+    )
+    assert {name: kind for name, kind in types.items() if name.startswith(("crypto_", "kms_"))} == {
+        "crypto_backend_up": "gauge",
+        "crypto_mode": "gauge",
+        "crypto_ready": "gauge",
+        "crypto_init_timestamp_seconds": "gauge",
+        "crypto_decryption_errors_total": "counter",
+        "kms_operation_duration_seconds": "histogram",
+        "kms_operations_total": "counter",
+        "kms_probe_success": "gauge",
+        "kms_probes_total": "counter",
+        "kms_probe_failures_total": "counter",
+        "kms_probe_last_success_timestamp_seconds": "gauge",
+    }
+
+
+def test_promtool_has_nothing_to_say(metrics: ExporterMetrics) -> None:
+    metrics.observe(RIGHT)
+    metrics.show(HEALTHY)
+    shown = text(metrics)
+    verdict = subprocess.run(
+        ["promtool", "check", "metrics"], input=shown, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (verdict.returncode, verdict.stdout, verdict.stderr) == (0, "", "")
