@@ -56,6 +56,8 @@ async def start(
     """
     store = await asyncio.to_thread(Store, data, clock)
     await store.ensure(keys)
+    with listening(listen):  # a taken address is said before anything starts, and by us: gRPC would log several lines
+        pass
     active = Faults(random.random)
     metrics = registry()
     async with serving(fault_api.app(active, metrics), faults) as faults_address:
@@ -70,8 +72,6 @@ async def start(
 
 
 def _bound(server: grpc.aio.Server, address: Address) -> Address:
-    with listening(address):  # gRPC itself would log several lines and give no reason
-        pass
     try:
         port = server.add_insecure_port(str(address))
     except RuntimeError as error:

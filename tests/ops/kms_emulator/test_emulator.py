@@ -1,0 +1,92 @@
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.api_core import exceptions
+from google.cloud import kms_v1 as kms
+from google.cloud.kms_v1 import KeyManagementServiceAsyncClient
+from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
+
+from ops.kms_emulator.emulator import Emulator, start
+from ops.kms_emulator.faults import Fault
+from shared.server import StartError
+from shared.settings import Address
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+ANY = Address("127.0.0.1", 0)
+ONCE: dict[str, Any] = {"retry": None, "timeout": 5}
+State = kms.CryptoKeyVersion.CryptoKeyVersionState
+
+
+def connect(emulator: Emulator) -> tuple[grpc.aio.Channel, KeyManagementServiceAsyncClient]:
+    channel = grpc.aio.insecure_channel(str(emulator.address))
+    return channel, KeyManagementServiceAsyncClient(transport=KeyManagementServiceGrpcAsyncIOTransport(channel=channel))
+
+
+async def test_keys_versions_and_ciphertexts_survive_a_restart(tmp_path: Path) -> None:
+    async with start(keys=[KEY], data=tmp_path) as emulator:
+        channel, client = connect(emulator)
+        async with channel:
+            old = (await client.encrypt(name=KEY, plaintext=b"old", **ONCE)).ciphertext
+            for _ in range(2):
+                await client.create_crypto_key_version(parent=KEY, **ONCE)
+            await client.update_crypto_key_primary_version(name=KEY, crypto_key_version_id="2", **ONCE)
+            scheduled = await client.destroy_crypto_key_version(name=f"{KEY}/cryptoKeyVersions/3", **ONCE)
+
+    async with start(keys=[KEY], data=tmp_path) as emulator:
+        channel, client = connect(emulator)
+        async with channel:
+            assert (await client.decrypt(name=KEY, ciphertext=old, **ONCE)).plaintext == b"old"
+            assert (await client.get_crypto_key(name=KEY, **ONCE)).primary.name == f"{KEY}/cryptoKeyVersions/2"
+            again = await client.get_crypto_key_version(name=f"{KEY}/cryptoKeyVersions/3", **ONCE)
+            assert again == scheduled
+            assert again.state == State.DESTROY_SCHEDULED
+
+
+async def test_without_a_folder_nothing_survives() -> None:
+    async with start(keys=[KEY]) as emulator:
+        channel, client = connect(emulator)
+        async with channel:
+            old = (await client.encrypt(name=KEY, plaintext=b"old", **ONCE)).ciphertext
+    async with start(keys=[KEY]) as emulator:
+        channel, client = connect(emulator)
+        async with channel:
+            with pytest.raises(exceptions.InvalidArgument, match="Decryption failed"):
+                await client.decrypt(name=KEY, ciphertext=old, **ONCE)
+
+
+async def test_a_stalled_call_ends_when_the_emulator_stops_and_leaves_no_task_behind() -> None:
+    before = asyncio.all_tasks()
+    async with start(keys=[KEY]) as emulator:
+        channel, client = connect(emulator)
+        await client.encrypt(name=KEY, plaintext=b"x", **ONCE)
+        emulator.faults.add(Fault(kind="stall", count=1))
+        stalled = asyncio.create_task(client.encrypt(name=KEY, plaintext=b"x", retry=None, timeout=60))
+        async with asyncio.timeout(5):
+            while emulator.faults.active():  # noqa: ASYNC110 - the call has met its fault once that is used up
+                await asyncio.sleep(0.01)
+        stopping = time.monotonic()
+    with pytest.raises((exceptions.GoogleAPICallError, asyncio.CancelledError)):
+        await stalled
+    assert time.monotonic() - stopping < 5
+    await channel.close()
+    assert asyncio.all_tasks() == before
+
+
+async def test_a_taken_address_stops_the_start_with_one_sentence_and_leaves_nothing_behind() -> None:
+    before = asyncio.all_tasks()
+    async with start() as first:
+        for listen, faults in ((first.address, ANY), (ANY, first.faults_address)):
+            with pytest.raises(StartError, match="cannot listen on 127"):
+                async with start(listen=listen, faults=faults):
+                    pytest.fail("it started on a taken address")
+    assert asyncio.all_tasks() == before
+
+
+async def test_two_emulators_live_side_by_side() -> None:
+    async with start(keys=[KEY]) as one, start(keys=[KEY]) as two:
+        assert one.address != two.address
+        assert (await one.store.key(KEY)).version(1).material != (await two.store.key(KEY)).version(1).material

@@ -1,0 +1,99 @@
+import asyncio
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ops.kms_emulator.emulator import start
+from shared.kms.gcp import GcpKey
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+FREE = ("--listen", "127.0.0.1:0", "--faults", "127.0.0.1:0")
+
+
+async def run(*options: str) -> tuple[int | None, str, str]:
+    """Exit code, standard output and standard error of a command that ends by itself."""
+    process = await _start(*options)
+    out, err = await asyncio.wait_for(process.communicate(), 20)
+    return process.returncode, out.decode(), err.decode()
+
+
+async def _start(*options: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "ops.kms_emulator", *options),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def test_help_shows_examples_and_version_names_itself() -> None:
+    code, out, _ = await run("--help")
+    assert code == 0
+    assert f"keypulse-emulator --key {KEY}" in out
+    code, out, _ = await run("--version")
+    assert code == 0
+    assert out.startswith("keypulse, version ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_it_serves_until_a_signal_and_leaves_with_0(tmp_path: Path, number: signal.Signals) -> None:
+    process = await _start(*FREE, "--key", KEY, "--data", str(tmp_path / "state"))
+    assert process.stderr is not None
+    line: dict[str, str] = {}
+    async with asyncio.timeout(20):
+        while line.get("event") != "listening":
+            line = json.loads(await process.stderr.readline())
+    assert line["service"] == "emulator"
+    key = GcpKey(KEY, endpoint=line["address"], insecure=True)
+    encrypted = await key.encrypt(b"x", b"aad", timeout=5)
+    assert (await key.decrypt(encrypted.ciphertext, b"aad", timeout=5)).plaintext == b"x"
+    await key.close()
+    stopped = time.monotonic()
+    process.send_signal(number)
+    _, err = await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == 0, err
+    assert time.monotonic() - stopped < 10
+    assert (tmp_path / "state" / "state.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--key", "ledger"), "--key: expected projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY"),
+        (("--listen", "nowhere"), "--listen: expected HOST:PORT"),
+        (("--faults", "127.0.0.1:99999"), "--faults: expected HOST:PORT"),
+        (("--listen", "0.0.0.0:9010"), "--listen: expected a loopback address"),
+        (("--faults", "[::]:9011"), "--faults: expected a loopback address"),
+    ],
+)
+async def test_a_malformed_option_is_one_readable_line_and_exit_2(options: tuple[str, str], complaint: str) -> None:
+    code, out, err = await run(*options)
+    assert code == 2
+    assert out == ""
+    assert err.startswith(complaint)
+    assert err.endswith(f"got {options[1]!r}\n")
+    assert err.count("\n") == 1
+
+
+async def test_a_taken_port_is_one_sentence_and_exit_1() -> None:
+    async with start() as other:
+        for options in (
+            ("--listen", str(other.address), "--faults", "127.0.0.1:0"),
+            ("--listen", "127.0.0.1:0", "--faults", str(other.faults_address)),
+        ):
+            code, _, err = await run(*options)
+            assert code == 1
+            assert err.startswith("cannot listen on 127.0.0.1:")
+            assert err.count("\n") == 1
+
+
+async def test_a_folder_that_cannot_be_used_is_one_sentence_and_exit_1(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, _, err = await run(*FREE, "--data", str(tmp_path / "file"))
+    assert code == 1
+    assert "set another --data" in err
+    assert err.count("\n") == 1
