@@ -43,5 +43,6 @@ def from_status(status: str, message: str) -> Reason:
             is: DESTROYED.").
     """
     if status == "FAILED_PRECONDITION":
-        return Reason.KEY_DESTROYED if "DESTROY" in message.upper() else Reason.KEY_DISABLED
+        state = message.rpartition("current state is:")[2]  # before it stands a name, which may hold any word
+        return Reason.KEY_DESTROYED if "DESTROY" in state else Reason.KEY_DISABLED
     return _BY_STATUS.get(status, Reason.UNAVAILABLE)

@@ -1,0 +1,29 @@
+"""Cloud KMS's provider on a running emulator."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from ops.kms_emulator.emulator import Emulator, start
+from shared.kms.provider import KeyProvider
+from shared.kms.registry import connect
+from shared.kms.settings import GcpKeySettings
+
+# pytest-asyncio asks for the present event loop, which Python before 3.14 would then create and nobody close.
+asyncio.set_event_loop(None)
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[Emulator]:
+    async with start(keys=[KEY]) as running:
+        yield running
+
+
+@pytest.fixture
+async def provider(emulator: Emulator) -> AsyncIterator[KeyProvider]:
+    key = connect(GcpKeySettings(key=KEY, endpoint=str(emulator.address), insecure=True))
+    yield key
+    await key.close()

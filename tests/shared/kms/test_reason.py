@@ -1,0 +1,56 @@
+import grpc
+import pytest
+
+from shared.kms.reason import Reason, from_status
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "reason"),
+    [
+        ("CANCELLED", "", Reason.UNAVAILABLE),
+        ("UNKNOWN", "", Reason.UNAVAILABLE),
+        ("INVALID_ARGUMENT", "Decryption failed", Reason.INVALID_REQUEST),
+        ("DEADLINE_EXCEEDED", "", Reason.TIMEOUT),
+        ("NOT_FOUND", "CryptoKey … not found.", Reason.KEY_NOT_FOUND),
+        ("ALREADY_EXISTS", "", Reason.UNAVAILABLE),
+        ("PERMISSION_DENIED", "", Reason.PERMISSION_DENIED),
+        ("UNAUTHENTICATED", "", Reason.UNAUTHENTICATED),
+        ("RESOURCE_EXHAUSTED", "Quota exceeded", Reason.QUOTA_EXHAUSTED),
+        ("FAILED_PRECONDITION", "… is not enabled, current state is: DISABLED.", Reason.KEY_DISABLED),
+        ("FAILED_PRECONDITION", "… is not enabled, current state is: DESTROYED.", Reason.KEY_DESTROYED),
+        ("FAILED_PRECONDITION", "… is not enabled, current state is: DESTROY_SCHEDULED.", Reason.KEY_DESTROYED),
+        ("FAILED_PRECONDITION", "DESTROY/1 is not enabled, current state is: DISABLED.", Reason.KEY_DISABLED),
+        ("FAILED_PRECONDITION", "", Reason.KEY_DISABLED),
+        ("ABORTED", "", Reason.UNAVAILABLE),
+        ("OUT_OF_RANGE", "", Reason.INVALID_REQUEST),
+        ("UNIMPLEMENTED", "", Reason.INVALID_REQUEST),
+        ("INTERNAL", "", Reason.UNAVAILABLE),
+        ("UNAVAILABLE", "", Reason.UNAVAILABLE),
+        ("DATA_LOSS", "", Reason.UNAVAILABLE),
+        ("A_STATUS_OF_THE_FUTURE", "", Reason.UNAVAILABLE),
+    ],
+)
+def test_each_status_has_its_reason(status: str, message: str, reason: Reason) -> None:
+    assert from_status(status, message) is reason
+
+
+def test_the_table_above_leaves_no_status_out() -> None:
+    [table] = [mark for mark in test_each_status_has_its_reason.pytestmark if mark.name == "parametrize"]  # type: ignore[attr-defined] # set by pytest
+    assert set(grpc.StatusCode.__members__) - {"OK"} <= {row[0] for row in table.args[1]}
+
+
+def test_the_set_is_the_one_that_dashboards_rely_on() -> None:
+    assert [str(reason) for reason in Reason] == [
+        "timeout",
+        "unavailable",
+        "permission_denied",
+        "unauthenticated",
+        "quota_exhausted",
+        "key_not_found",
+        "key_disabled",
+        "key_destroyed",
+        "crc_mismatch",
+        "plaintext_mismatch",
+        "invalid_request",
+        "internal",
+    ]

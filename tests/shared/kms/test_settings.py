@@ -1,0 +1,41 @@
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from shared.kms.settings import GcpKeySettings
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"provider": "gcp"},
+        {"endpoint": "kms.private.example.org:443"},
+        {"endpoint": "127.0.0.1:9010", "insecure": True},
+        {"endpoint": "localhost:9010", "insecure": True},
+        {"endpoint": "[::1]:9010", "insecure": True},
+        {"endpoint": "emulator:9010", "insecure": True, "allow_remote_insecure": True},
+    ],
+)
+def test_a_key_that_can_be_reached_safely_is_accepted(settings: dict[str, Any]) -> None:
+    assert GcpKeySettings(key=KEY, **settings).key == KEY
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"key": "ledger"}, "expected projects/PROJECT"),
+        ({"provider": "aws"}, "'gcp'"),
+        ({"insecure": True}, "`insecure` needs an `endpoint`"),
+        ({"endpoint": "emulator:9010", "insecure": True}, "not this machine"),
+        ({"endpoint": "10.0.0.1:9010", "insecure": True}, "not this machine"),
+        ({"endpoint": "9010", "insecure": True}, "expected HOST:PORT"),
+        ({"endpont": "127.0.0.1:9010"}, "endpont"),
+    ],
+)
+def test_a_key_that_cannot_is_refused_with_what_was_expected(settings: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        GcpKeySettings.model_validate({"key": KEY, **settings})
