@@ -1,0 +1,160 @@
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from google.cloud.kms_v1 import (
+    CreateCryptoKeyVersionRequest,
+    CryptoKeyVersion,
+    KeyManagementServiceAsyncClient,
+    UpdateCryptoKeyPrimaryVersionRequest,
+    UpdateCryptoKeyVersionRequest,
+)
+from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
+from grpc.aio import insecure_channel
+
+from ops.kms_emulator.emulator import Emulator, start
+from services.backend import records as records_module
+from services.backend.config import Settings
+from services.backend.keyring import Keyring
+from services.backend.local_key import read_or_make
+from services.backend.records import Records, decrypt
+from shared.keyring import store as store_module
+from shared.keyring.database import Database
+from shared.keyring.store import KeyStore
+from shared.kms.gcp import GcpKey
+from shared.settings import load
+
+# Says that this thread has no event loop. Else, up to Python 3.13, pytest-asyncio's look for one makes a loop that
+# nobody closes, and its ResourceWarning hits some later test.
+asyncio.set_event_loop(None)
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[Emulator]:
+    """A real Cloud KMS emulator over gRPC that holds KEY."""
+    async with start(keys=[KEY]) as running:
+        yield running
+
+
+@dataclass
+class Backend:
+    """A keyring with its records, whose checks of KMS are made by the test."""
+
+    keyring: Keyring
+    store: KeyStore
+    records: Records
+
+    async def put(self, record_id: str, plaintext: bytes) -> None:
+        await self.records.put(record_id, plaintext, self.keyring.active())
+
+    async def get(self, record_id: str) -> bytes:
+        record = await self.records.find(record_id)
+        assert record is not None
+        return decrypt(record, self.keyring.key(record.data_key_id))
+
+
+Open = Callable[..., AbstractAsyncContextManager[Backend]]
+
+
+@asynccontextmanager
+async def _backend(folder: Path, kms: str, *, timeout: float = 5.0, key: str = KEY) -> AsyncIterator[Backend]:
+    database = await Database.opened(folder / "backend.db", store_module.TABLES, records_module.TABLES)
+    provider = GcpKey(key, endpoint=kms, insecure=True)
+    try:
+        store = KeyStore(database)
+        local = read_or_make(folder / "local.key", may_make=True)
+        keyring = Keyring(store, local, provider, kek=key, timeout=timeout, clock=time.time)
+        yield Backend(keyring, store, Records(database))
+    finally:
+        await provider.close()
+        await database.close()
+
+
+@pytest.fixture
+def open_backend() -> Open:
+    """`async with open_backend(folder, kms_address)`; a second one on the same folder is a restart."""
+    return _backend
+
+
+@dataclass
+class Versions:
+    """What an operator does to the key's versions."""
+
+    client: KeyManagementServiceAsyncClient
+
+    async def rotate(self) -> None:
+        version = await self.client.create_crypto_key_version(
+            CreateCryptoKeyVersionRequest(parent=KEY, crypto_key_version=CryptoKeyVersion())
+        )
+        await self.client.update_crypto_key_primary_version(
+            UpdateCryptoKeyPrimaryVersionRequest(name=KEY, crypto_key_version_id=version.name.rpartition("/")[2])
+        )
+
+    async def disable(self, number: int) -> None:
+        await self._state(number, CryptoKeyVersion.CryptoKeyVersionState.DISABLED)
+
+    async def enable(self, number: int) -> None:
+        await self._state(number, CryptoKeyVersion.CryptoKeyVersionState.ENABLED)
+
+    async def _state(self, number: int, state: int) -> None:
+        version = CryptoKeyVersion(name=f"{KEY}/cryptoKeyVersions/{number}", state=state)
+        request = UpdateCryptoKeyVersionRequest(crypto_key_version=version, update_mask={"paths": ["state"]})
+        await self.client.update_crypto_key_version(request)
+
+
+@pytest.fixture
+async def versions(emulator: Emulator) -> AsyncIterator[Versions]:
+    channel = insecure_channel(str(emulator.address))
+    transport = KeyManagementServiceGrpcAsyncIOTransport(channel=channel)
+    yield Versions(KeyManagementServiceAsyncClient(transport=transport))
+    await channel.close()
+
+
+@pytest.fixture
+def configuration(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a backend's configuration file; every value may be overridden."""
+
+    def write(kms: str, **overrides: Any) -> Path:
+        document = {
+            "listen": "127.0.0.1:0",
+            "database": "sqlite:///backend.db",
+            "kms": {"provider": "gcp", "key": KEY, "endpoint": kms, "insecure": True},
+            "local_key_file": "local.key",
+            "kms_check_interval": "50ms",
+            **overrides,
+        }
+        file = tmp_path / "backend.yml"
+        file.write_text(yaml.safe_dump(document))
+        return file
+
+    return write
+
+
+@pytest.fixture
+def settings(configuration: Callable[..., Path]) -> Callable[..., Settings]:
+    """A backend's settings, read from a file as the command reads them."""
+    return lambda kms, **overrides: load(Settings, configuration(kms, **overrides))
+
+
+Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
+
+
+@pytest.fixture
+def until() -> Until:
+    """Waits for a condition, 15 s at most, and says how it ended."""
+
+    async def wait(condition: Callable[[], Awaitable[bool]]) -> None:
+        deadline = time.monotonic() + 15
+        while not await condition():
+            assert time.monotonic() < deadline, "the condition did not come true within 15 s"
+            await asyncio.sleep(0.02)
+
+    return wait

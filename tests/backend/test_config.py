@@ -1,0 +1,70 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.backend.config import Settings
+from shared.settings import Address, ConfigurationError, ignored_keys, load
+
+Configuration = Callable[..., Path]
+
+
+def test_the_contracts_example_is_read_as_it_stands(tmp_path: Path) -> None:
+    file = tmp_path / "backend.yml"
+    file.write_text("""
+listen: 127.0.0.1:8000
+database: sqlite:////var/lib/keypulse/backend.db
+kms: {provider: gcp, key: projects/demo/locations/global/keyRings/app/cryptoKeys/ledger, endpoint: 127.0.0.1:9010, insecure: true}
+admin: {token_file: /run/secrets/admin_token}
+local_key_file: /var/lib/keypulse/local.key
+""")  # noqa: E501 - as the contract has it
+    settings = load(Settings, file)
+    assert settings.listen == Address("127.0.0.1", 8000)
+    assert settings.database == Path("/var/lib/keypulse/backend.db")
+    assert settings.local_key_file == Path("/var/lib/keypulse/local.key")
+    assert (settings.kms_check_interval, settings.kms_timeout) == (10.0, 2.0)
+
+
+def test_the_admin_api_is_told_to_have_no_effect_yet(configuration: Configuration) -> None:
+    settings = load(Settings, configuration("127.0.0.1:9010", admin={"token_file": "token"}))
+    assert list(ignored_keys(settings)) == ["admin"]
+
+
+def test_a_relative_database_starts_at_the_configurations_folder(configuration: Configuration) -> None:
+    file = configuration("127.0.0.1:9010", database="sqlite:///data/backend.db")
+    assert load(Settings, file).database == file.parent / "data" / "backend.db"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://db.example.org/backend", "sqlite://", "sqlite:///", "sqlite:///:memory:", "/var/lib/backend.db"],
+)
+def test_another_database_is_refused_with_the_form_that_was_expected(url: str, configuration: Configuration) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        load(Settings, configuration("127.0.0.1:9010", database=url))
+    (line,) = refused.value.lines
+    assert "database: expected sqlite:////DIR/FILE" in line
+
+
+def test_a_password_in_a_refused_database_is_not_repeated(configuration: Configuration) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        load(Settings, configuration("127.0.0.1:9010", database="postgresql://me:hunter2@db.example.org/backend"))
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"kms_check_interval": "0s"}, "kms_check_interval: Input should be greater than 0"),
+        ({"kms_timeout": "soon"}, "kms_timeout: expected a duration such as 30s, 5m or 1h30m, got 'soon'"),
+        ({"databse": "sqlite:////x"}, "databse: unknown key"),
+        ({"local_key_file": None}, "local_key_file: "),
+        ({"listen": "0.0.0.0:8000"}, "auth.admin_token_file: expected a file that holds a token"),
+    ],
+)
+def test_a_mistake_is_named_in_one_line(overrides: dict[str, Any], expected: str, configuration: Configuration) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        load(Settings, configuration("127.0.0.1:9010", **overrides))
+    (line,) = refused.value.lines
+    assert expected in line

@@ -1,0 +1,65 @@
+import os
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from services.backend.records import TABLES, CorruptRecordError, Records, SealedRecord, decrypt
+from services.backend.sealing import UsableKey
+from shared.keyring.database import Database
+
+KEY = UsableKey("k1", os.urandom(32))
+
+
+@pytest.fixture
+async def records(tmp_path: Path) -> AsyncIterator[Records]:
+    database = await Database.opened(tmp_path / "backend.db", TABLES)
+    yield Records(database)
+    await database.close()
+
+
+async def _stored(records: Records, record_id: str, plaintext: bytes) -> SealedRecord:
+    await records.put(record_id, plaintext, KEY)
+    found = await records.find(record_id)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("plaintext", [b"", b"\0", bytes(range(256)), os.urandom(1024 * 1024)], ids=len)
+async def test_a_record_comes_back_as_it_was_put(plaintext: bytes, records: Records) -> None:
+    assert decrypt(await _stored(records, "r", plaintext), KEY) == plaintext
+
+
+async def test_a_second_put_replaces_the_first(records: Records) -> None:
+    await _stored(records, "r", b"old")
+    assert decrypt(await _stored(records, "r", b"new"), KEY) == b"new"
+
+
+async def test_an_unknown_record_is_none(records: Records) -> None:
+    assert await records.find("r") is None
+
+
+async def test_a_record_under_another_id_does_not_open(records: Records) -> None:
+    record = await _stored(records, "r", b"mine")
+    with pytest.raises(CorruptRecordError):
+        decrypt(replace(record, id="s"), KEY)
+
+
+async def test_a_record_under_another_data_key_id_does_not_open_even_with_the_right_secret(records: Records) -> None:
+    record = await _stored(records, "r", b"mine")
+    with pytest.raises(CorruptRecordError):
+        decrypt(replace(record, data_key_id="k2"), KEY)
+
+
+async def test_neither_the_record_nor_its_key_is_in_the_files_in_clear(records: Records, tmp_path: Path) -> None:
+    plaintext = b"a sentence that nobody else may read"
+    await records.put("r", plaintext, KEY)
+    written = _everything(tmp_path)
+    assert b"records" in written  # the right files were searched
+    assert plaintext not in written
+    assert KEY.secret not in written
+
+
+def _everything(folder: Path) -> bytes:
+    return b"".join(file.read_bytes() for file in folder.iterdir())
