@@ -88,7 +88,7 @@ class Api:
     async def kms(self, _request: Request) -> Response:
         """What is broken at KMS right now."""
         try:
-            return JSONResponse({"faults": await self._kms.active()})
+            return JSONResponse(await self._kms.active())
         except EmulatorError as error:
             return JSONResponse({"error": str(error)}, status_code=502)
 

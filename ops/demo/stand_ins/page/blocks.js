@@ -1,22 +1,23 @@
 // Slack's blocks → nodes: those that the stand-in takes, see slack_limits.py.
 
 import { el, link } from "./dom.js";
-import { mrkdwn, plain } from "./mrkdwn.js";
+import { mrkdwn, plain, words } from "./mrkdwn.js";
 
-const text = (object) => (object.type === "mrkdwn" ? mrkdwn(object.text) : plain(object.text));
+const text = (object) => (object.type === "mrkdwn" ? [mrkdwn(object.text)] : lines(object.text));
+const lines = (content) => content.split("\n").flatMap((line, i) => (i ? [el("br"), ...words(line)] : words(line)));
 
 const BLOCKS = {
-  header: (block) => el("p", { class: "b-header" }, text(block.text)),
+  header: (block) => el("p", { class: "b-header" }, ...text(block.text)),
   section: (block) =>
     el(
       "div",
       { class: "b-section" },
-      block.text && el("div", { class: "b-text" }, text(block.text)),
-      block.fields && el("div", { class: "b-fields" }, ...block.fields.map((field) => el("div", {}, text(field)))),
+      block.text && el("div", { class: "b-text" }, ...text(block.text)),
+      block.fields && el("div", { class: "b-fields" }, ...block.fields.map((field) => el("div", {}, ...text(field)))),
       block.accessory && element(block.accessory),
     ),
   context: (block) =>
-    el("div", { class: "b-context" }, ...block.elements.map((part) => (part.type === "image" ? image(part) : el("span", {}, text(part))))),
+    el("div", { class: "b-context" }, ...block.elements.map((part) => (part.type === "image" ? image(part) : el("span", {}, ...text(part))))),
   actions: (block) => el("div", { class: "b-actions" }, ...block.elements.map(element)),
   divider: () => el("hr"),
   image: (block) => image(block),

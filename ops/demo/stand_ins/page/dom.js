@@ -40,6 +40,8 @@ export function reconcile(parent, items, key, create) {
     if (!node) {
       node = create(item);
       node.dataset.key = id;
+      // What arrives while the page is open lights up; what had been there before does not.
+      node.classList.toggle("arrived", document.body.classList.contains("settled"));
     }
     node.update?.(item);
     if (node === next) next = next.nextElementSibling;

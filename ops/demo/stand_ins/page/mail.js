@@ -22,9 +22,11 @@ function item(mail) {
   open.addEventListener("click", () => {
     if (!body.firstChild) body.append(...content(mail));
     body.hidden = !body.hidden;
+    node.classList.remove("unread");
     open.setAttribute("aria-expanded", String(!body.hidden));
   });
-  return el("li", { class: "mail-item arrived" }, open, body);
+  const node = el("li", { class: "mail-item unread" }, open, body);
+  return node;
 }
 
 const name = (from) => from.replace(/\s*<[^<>]*>$/, "").replaceAll('"', "") || from;

@@ -10,7 +10,6 @@ const EMOJI = {
 };
 const TOKEN = new RegExp(
   [
-    /```\n?(?<fence>[\s\S]+?)```/,
     /`(?<code>[^`\n]+)`/,
     /<(?<control>[^<>\n]+)>/,
     /:(?<emoji>[a-z0-9_+-]+):/,
@@ -22,59 +21,79 @@ const TOKEN = new RegExp(
   "gu",
 );
 
+// Coloured discs, drawn by us: Slack brings its own emoji, and a machine without an emoji font would show boxes.
+const DISCS = { "🔴": "red", "🟠": "orange", "🟡": "yellow", "🟢": "green", "🔵": "blue" };
+
+function glyphs(text) {
+  const parts = text.split(/([🔴🟠🟡🟢🔵])/u).filter(Boolean);
+  return parts.map((part) => (DISCS[part] ? el("span", { class: `disc ${DISCS[part]}`, role: "img", "aria-label": DISCS[part] }) : part));
+}
+
 // Slack escapes exactly these three, and so do we undo exactly these.
 export function unescape(text) {
   return text.replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&");
 }
 
+// The nodes of a `plain_text` object.
+export function words(text) {
+  return glyphs(plain(text));
+}
+
+// A `plain_text` object as a string.
 export function plain(text) {
   return unescape(text).replace(/:([a-z0-9_+-]+):/g, (all, name) => (Object.hasOwn(EMOJI, name) ? EMOJI[name] : all));
 }
 
 export function mrkdwn(text) {
   const fragment = document.createDocumentFragment();
-  const quote = /^(?:&gt;|>) ?/;
-  let quoted = null;
-  const flush = (lines) => lines.length && fragment.append(...inline(lines.join("\n")));
-  // A fence may hold lines that begin with ">": those are no quotes.
-  if (text.includes("```")) {
-    fragment.append(...inline(text));
-    return fragment;
-  }
-  let lines = [];
-  for (const line of text.split("\n")) {
-    if (quote.test(line)) {
-      flush(lines);
-      lines = [];
-      if (!quoted) fragment.append((quoted = el("blockquote")));
-      else quoted.append(el("br"));
-      quoted.append(...inline(line.replace(quote, "")));
-    } else {
-      quoted = null;
-      lines.push(line);
-    }
-  }
-  flush(lines);
+  // Every second part is the content of a fence: nothing in it is mark-up.
+  for (const [i, part] of text.split(/```\n?([\s\S]+?)```\n?/).entries())
+    if (i % 2) fragment.append(el("pre", {}, el("code", {}, unescape(part))));
+    else fragment.append(...lines(part));
   return fragment;
+}
+
+// Lines that begin with ">" are quotes; those that follow one another make one.
+function lines(text) {
+  const nodes = [];
+  let quoted = null;
+  let pending = [];
+  const flush = () => {
+    if (pending.length) nodes.push(...inline(pending.join("\n")));
+    pending = [];
+  };
+  for (const line of text === "" ? [] : text.split("\n")) {
+    const quote = /^(?:&gt;|>) ?/.exec(line);
+    if (!quote) {
+      quoted = null;
+      pending.push(line);
+      continue;
+    }
+    flush();
+    if (quoted) quoted.append(el("br"));
+    else nodes.push((quoted = el("blockquote")));
+    quoted.append(...inline(line.slice(quote[0].length)));
+  }
+  flush();
+  return nodes;
 }
 
 function inline(text) {
   const nodes = [];
   let at = 0;
   for (const match of text.matchAll(TOKEN)) {
-    if (match.index > at) nodes.push(unescape(text.slice(at, match.index)));
+    if (match.index > at) nodes.push(...glyphs(unescape(text.slice(at, match.index))));
     nodes.push(...token(match));
     at = match.index + match[0].length;
   }
-  if (at < text.length) nodes.push(unescape(text.slice(at)));
+  if (at < text.length) nodes.push(...glyphs(unescape(text.slice(at))));
   return nodes;
 }
 
 function token({ 0: all, groups }) {
-  if (groups.fence != null) return [el("pre", {}, el("code", {}, unescape(groups.fence)))];
   if (groups.code != null) return [el("code", {}, unescape(groups.code))];
   if (groups.control != null) return [control(groups.control)];
-  if (groups.emoji != null) return [plain(all)];
+  if (groups.emoji != null) return words(all);
   if (groups.bold != null) return [el("b", {}, ...inline(groups.bold))];
   if (groups.italic != null) return [el("i", {}, ...inline(groups.italic))];
   if (groups.strike != null) return [el("s", {}, ...inline(groups.strike))];

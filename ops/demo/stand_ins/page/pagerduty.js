@@ -19,7 +19,7 @@ function card(incident) {
   const links = incident.links.map((one) => link(one.href, one.text || one.href, { class: "button" }));
   const node = el(
     "li",
-    { class: "incident arrived" },
+    { class: "incident" },
     el(
       "article",
       {},
@@ -30,7 +30,7 @@ function card(incident) {
       links.length ? el("p", { class: "b-actions" }, ...links) : null,
       details(incident.custom_details),
       el("details", { open: true }, el("summary", {}, "Timeline"), log),
-      el("p", { class: "dedup" }, "dedup_key ", el("code", {}, incident.dedup_key)),
+      el("p", { class: "dedup" }, "dedup_key ", el("code", { title: incident.dedup_key }, incident.dedup_key)),
     ),
   );
   node.update = (now) => {
@@ -39,13 +39,16 @@ function card(incident) {
     status.textContent = STATUS[now.status];
     const end = now.resolved_at ? [" to ", time(now.resolved_at), ` · ${duration(now.resolved_at - now.opened_at)}`] : [];
     opened.replaceChildren("Open ", now.resolved_at ? "from " : "since ", time(now.opened_at), ...end);
-    reconcile(log, now.log.map((entry, i) => ({ ...entry, i })), (entry) => `${entry.at} ${entry.i}`, line);
+    reconcile(log, now.log, (entry) => `${entry.at} ${entry.event_action}`, (entry) => line(entry, now.summary));
   };
   return node;
 }
 
-const line = (entry) =>
-  el("li", { class: entry.event_action }, time(entry.at), " ", EVENTS[entry.event_action], entry.summary ? el("span", { class: "log-summary" }, entry.summary) : null);
+// A repeated trigger may say more than the first did; a resolve only repeats it.
+function line(entry, known) {
+  const more = entry.event_action === "trigger" && entry.summary !== known ? el("span", { class: "log-summary" }, entry.summary) : null;
+  return el("li", { class: entry.event_action }, time(entry.at), " ", EVENTS[entry.event_action], more);
+}
 
 function details(value) {
   if (value == null || (typeof value === "object" && Object.keys(value).length === 0)) return null;

@@ -38,6 +38,7 @@ function draw(state) {
   count("slack", state.slack.reduce((sum, channel) => sum + channel.messages.length, 0));
   count("mail", state.mailbox.length);
   count("pagerduty", `${open} open`);
+  document.body.classList.add("settled");
   document.title = open ? `(${open}) keypulse on call` : "keypulse on call";
 }
 
@@ -55,7 +56,6 @@ function announce(state) {
     found.set(`${incident.opened_at} ${incident.dedup_key} ${incident.status}`, `PagerDuty, ${incident.status}: ${incident.summary}`);
   const fresh = known && [...found].filter(([id]) => !known.has(id)).map(([, text]) => text);
   if (fresh?.length) arrivals.textContent = fresh.slice(-5).join(". ");
-  if (known) document.body.classList.add("settled"); // from now on what arrives lights up
   known = new Set(found.keys());
 }
 

@@ -57,7 +57,7 @@ function thread() {
   const slot = el("div");
   const label = el("p", { class: "reply-count" });
   const replies = el("ol", { class: "replies" });
-  const node = el("li", { class: "thread arrived" }, slot, label, replies);
+  const node = el("li", { class: "thread" }, slot, label, replies);
   let drawn = "";
   node.update = (item) => {
     const text = JSON.stringify(item.message);
@@ -71,7 +71,7 @@ function thread() {
 }
 
 function reply() {
-  const node = el("li", { class: "arrived" });
+  const node = el("li");
   let drawn = "";
   node.update = (message) => {
     const text = JSON.stringify(message);
