@@ -7,6 +7,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ import click
 import structlog
 
 from shared import VERSION, logs
-from shared.server import StartError
+from shared.server import STOP_SIGNALS, StartError
 from shared.settings import ConfigurationError, ServerSettings, ignored_keys, load
 
 S = TypeVar("S", bound=ServerSettings)
@@ -70,7 +71,17 @@ def run_server(
     logs.configure(model.service_name)
     for key in ignored:
         log.warning("this key has no effect in this version", key=key, version=VERSION)
-    run_or_exit(serve(settings))
+    run_or_exit(_stoppable(serve(settings)))
+
+
+async def _stoppable(server: Awaitable[None]) -> None:
+    """`server`, which a signal also ends in good order before it waits for one itself (see `stop_signal`)."""
+    starting = asyncio.ensure_future(server)
+    loop = asyncio.get_running_loop()
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, starting.cancel)
+    with suppress(asyncio.CancelledError):
+        await starting
 
 
 def run_or_exit(work: Awaitable[None]) -> None:

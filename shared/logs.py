@@ -42,6 +42,7 @@ def configure(service: str, level: str = "info") -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
+    logging.captureWarnings(capture=True)
     # Each request in a log line would bury the lines that matter.
     for noisy in ("uvicorn.access", "slack_sdk", "grpc", "google"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -33,6 +33,7 @@ _LANDING = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}
 body{{font:1rem/1.6 system-ui;margin:2rem auto;max-width:40rem;padding:0 1rem}}</style>
 <h1>{name}</h1><p>Version {version}.</p><ul>{items}</ul></html>
 """
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STOP_SECONDS = 14.0
 DRAIN_SECONDS = 5.0
 
@@ -94,12 +95,13 @@ def application(
 
 
 def listening(address: Address) -> socket.socket:
-    """A bound socket. Raises StartError where the address is taken or is not ours."""
+    """A listening socket. Raises StartError where the address is taken or is not ours."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((address.host, address.port))
+        bound.listen()  # with SO_REUSEADDR, two may bind the same port; only one may listen
     except OSError as error:
         bound.close()
         raise StartError(
@@ -138,13 +140,12 @@ async def stop_signal() -> None:
     """Returns at the first SIGTERM or SIGINT; from then on the process is gone within `STOP_SECONDS`."""
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
-    signals = (signal.SIGTERM, signal.SIGINT)
-    for number in signals:
+    for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stopped.set)
     try:
         await stopped.wait()
     finally:
-        for number in signals:
+        for number in STOP_SIGNALS:
             loop.remove_signal_handler(number)
     last_resort = threading.Timer(STOP_SECONDS, _give_up)
     last_resort.daemon = True

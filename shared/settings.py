@@ -26,6 +26,7 @@ from pydantic_settings import (
 )
 
 _folder: ContextVar[Path] = ContextVar("_folder", default=Path())
+_UNKNOWN = "unknown key; see --print-schema for those that exist"
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
 
@@ -81,7 +82,11 @@ def parse_duration(value: object) -> object:
 
 # NoDecode: from the environment it comes as the same HOST:PORT; pydantic-settings would want a tuple as JSON.
 ListenAddress = Annotated[Address, NoDecode, BeforeValidator(parse_address, json_schema_input_type=str)]
-Duration = Annotated[float, BeforeValidator(parse_duration, json_schema_input_type=str | float), Field(gt=0)]
+Duration = Annotated[
+    float,
+    BeforeValidator(parse_duration, json_schema_input_type=str | float),
+    Field(gt=0, allow_inf_nan=False),
+]
 """Seconds, written as `30s`, `5m` or `1h30m`."""
 FilePath = Annotated[Path, AfterValidator(lambda path: _folder.get() / path)]
 """A path; a relative one starts at the configuration file's folder."""
@@ -156,12 +161,20 @@ def load(model: type[S], file: Path | None) -> S:
     """
     with _relative_to(file.parent.resolve() if file else Path.cwd()):
         document = _read(file) if file else {}
+        mistakes = [
+            f"{name}: unknown key; see --print-schema for those that exist" for name in _unknown_variables(model)
+        ]
         try:
-            return model(**document)
+            settings = model(**document)
         except ValidationError as error:
-            raise ConfigurationError([_line(model, file, e) for e in error.errors()]) from None
+            mistakes += [_line(model, file, e) for e in error.errors()]
         except SettingsError as error:
-            raise ConfigurationError([f"environment: {error}; expected JSON for a list or a mapping"]) from None
+            # Its text names the field, as in: error parsing value for field "kms" from source "EnvSettingsSource".
+            field = str(error).partition('"')[2].partition('"')[0]
+            mistakes.append(f"{env_prefix(model)}{field.upper()}: expected JSON for a list or a mapping")
+        if mistakes:
+            raise ConfigurationError(mistakes)
+        return settings
 
 
 def ignored_keys(settings: BaseModel, path: str = "") -> Iterator[str]:
@@ -184,6 +197,13 @@ def ignored_keys(settings: BaseModel, path: str = "") -> Iterator[str]:
         for child_name, child in children:
             if isinstance(child, BaseModel):
                 yield from ignored_keys(child, f"{path}{child_name}.")
+
+
+def _unknown_variables(model: type[ServerSettings]) -> list[str]:
+    """Environment variables with the server's prefix that set nothing; pydantic-settings passes over them."""
+    prefix = env_prefix(model)
+    names = [name for name in os.environ if name.upper().startswith(prefix)]
+    return [name for name in names if name[len(prefix) :].lower().partition("__")[0] not in model.model_fields]
 
 
 @contextmanager
@@ -213,11 +233,10 @@ def _read(file: Path) -> dict[str, Any]:
 def _line(model: type[ServerSettings], file: Path | None, error: ErrorDetails) -> str:
     """One mistake as `FILE: KEY: what was expected, got WHAT`; secrets stand in files of their own, so WHAT is none."""
     key = ".".join(str(part) for part in error["loc"])
-    variable = env_prefix(model) + "__".join(str(part).upper() for part in error["loc"])
-    source = variable if variable in {name.upper() for name in os.environ} else str(file or "environment")
+    source = _variable(model, error["loc"]) or str(file or "environment")
     kind, message = error["type"], error["msg"]
     if kind == "extra_forbidden":
-        message = "unknown key; see --print-schema for those that exist"
+        message = _UNKNOWN
     elif kind == "missing":
         message = "missing; it has no default"
     else:
@@ -226,3 +245,11 @@ def _line(model: type[ServerSettings], file: Path | None, error: ErrorDetails) -
         if key and isinstance(value, (str, int, float, bool)) and "@" not in str(value):  # a URL may hold a password
             message += f", got {value!r}"
     return ": ".join(part for part in (source, key, message) if part)
+
+
+def _variable(model: type[ServerSettings], loc: tuple[int | str, ...]) -> str | None:
+    """The environment variable that set the value at `loc`, itself or as a part of its JSON; None where none did."""
+    names = {name.upper() for name in os.environ}
+    parts = [str(part).upper() for part in loc]
+    candidates = (env_prefix(model) + "__".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((name for name in candidates if name in names), None)

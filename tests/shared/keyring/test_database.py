@@ -1,0 +1,159 @@
+import asyncio
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Column, Connection, Integer, MetaData, Table, event, text
+
+from shared.keyring.database import Database, DatabaseError
+
+TABLES = MetaData()
+_numbers = Table("numbers", TABLES, Column("number", Integer, primary_key=True))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "some.db"
+
+
+@pytest.fixture
+async def database(file: Path) -> AsyncIterator[Database]:
+    opened = await Database.opened(file, TABLES)
+    yield opened
+    await opened.close()
+
+
+def _insert(connection: Connection) -> None:
+    connection.execute(_numbers.insert().values(number=1))
+
+
+def _count(connection: Connection) -> int:
+    return len(connection.execute(_numbers.select()).all())
+
+
+async def test_what_is_written_is_read_by_another_process_at_once(database: Database, file: Path) -> None:
+    await database.write(_insert)
+    with closing(sqlite3.connect(file)) as other:
+        assert other.execute("SELECT number FROM numbers").fetchall() == [(1,)]
+
+
+async def test_an_exception_rolls_back_and_comes_out_as_it_is(database: Database) -> None:
+    def fail(connection: Connection) -> None:
+        _insert(connection)
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        await database.write(fail)
+    assert await database.read(_count) == 0
+
+
+async def test_a_commit_is_on_the_disk_before_the_answer(database: Database) -> None:
+    def pragmas(connection: Connection) -> tuple[str, int]:
+        return (
+            connection.execute(text("PRAGMA journal_mode")).scalar_one(),
+            connection.execute(text("PRAGMA synchronous")).scalar_one(),
+        )
+
+    assert await database.write(pragmas) == ("wal", 2)  # 2 is FULL
+    assert await database.read(pragmas) == ("wal", 2)
+
+
+async def test_another_writers_lock_is_waited_for(database: Database, file: Path) -> None:
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        writing = asyncio.create_task(database.write(_insert))
+        assert await database.read(_count) == 0  # a read waits for no writer
+        other.execute("COMMIT")
+        await writing
+    assert await database.read(_count) == 1
+
+
+async def test_a_lock_that_stays_is_an_error_within_its_bound(database: Database, file: Path) -> None:
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        begun = time.monotonic()
+        with pytest.raises(DatabaseError, match="database is locked"):
+            await database.write(_insert)
+        assert time.monotonic() - begun < 5
+    await database.write(_insert)
+
+
+async def test_a_writer_behind_a_stuck_one_is_answered_within_its_bound_and_writes_nothing_later(
+    database: Database,
+) -> None:
+    stuck, go_on = threading.Event(), threading.Event()
+
+    def wait(_connection: Connection) -> None:
+        stuck.set()
+        go_on.wait(20)
+
+    first = asyncio.create_task(database.write(wait))
+    try:
+        assert await asyncio.to_thread(stuck.wait, 10)
+        with pytest.raises(DatabaseError, match="no answer within 5 s"):
+            await database.write(_insert)
+    finally:
+        go_on.set()
+        await asyncio.gather(first, return_exceptions=True)
+    assert await database.write(_count) == 0
+
+
+async def test_a_full_disk_is_an_error_that_shows_no_values_and_ends_with_it(file: Path) -> None:
+    database = Database(file)
+    event.listen(database._engine, "connect", lambda connection, _: connection.execute("PRAGMA max_page_count=20"))
+    try:
+        await database.write(lambda connection: connection.execute(text("CREATE TABLE blobs (blob BLOB)")))
+
+        def insert(connection: Connection, size: int) -> None:
+            connection.execute(text("INSERT INTO blobs VALUES (:blob)"), {"blob": b"s3cret" * size})
+
+        with pytest.raises(DatabaseError) as full:
+            await database.write(lambda connection: insert(connection, 100_000))
+        assert str(full.value) == "database or disk is full"
+        await database.write(lambda connection: insert(connection, 1))
+    finally:
+        await database.close()
+
+
+@pytest.fixture
+def no_database(file: Path) -> Path:
+    file.write_bytes(os.urandom(8192))
+    return file
+
+
+async def test_a_file_that_is_no_database_is_an_error(no_database: Path) -> None:
+    with pytest.raises(DatabaseError, match="file is not a database"):
+        await Database.opened(no_database, TABLES)
+
+
+async def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseError, match="unable to open database file"):
+        await Database.opened(tmp_path / "gone" / "some.db", TABLES)
+
+
+@pytest.fixture
+def read_only(file: Path) -> Path:
+    with closing(sqlite3.connect(file)) as other:
+        other.execute("CREATE TABLE other (x)")
+    file.chmod(0o400)
+    return file
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to any file")
+async def test_a_file_that_may_only_be_read_is_an_error(read_only: Path) -> None:
+    with pytest.raises(DatabaseError, match="readonly"):
+        await Database.opened(read_only, TABLES)
+
+
+async def test_opening_again_keeps_what_is_there(database: Database, file: Path) -> None:
+    await database.write(_insert)
+    again = await Database.opened(file, TABLES)
+    try:
+        assert await again.read(_count) == 1
+    finally:
+        await again.close()

@@ -1,0 +1,205 @@
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import yaml
+from pydantic import BaseModel, Field
+
+from shared.settings import (
+    Address,
+    ConfigurationError,
+    Duration,
+    FilePath,
+    ListenAddress,
+    Section,
+    ServerSettings,
+    ignored_keys,
+    load,
+    parse_address,
+    parse_duration,
+    planned,
+)
+
+
+class Part(Section):
+    name: str
+    wait: Duration = 5.0
+    later: int = planned(0)
+
+
+class Settings(ServerSettings):
+    service_name: ClassVar[str] = "sample"
+
+    listen: ListenAddress = Address("127.0.0.1", 9000)
+    part: Part
+    many: dict[str, Part] = Field(default_factory=dict)
+    some: tuple[Part, ...] = ()
+    secret_file: FilePath | None = None
+    url: str = ""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "sample.yml"
+
+
+def _written(file: Path, **document: Any) -> Path:
+    file.write_text(yaml.safe_dump({"part": {"name": "p"}, **document}))
+    return file
+
+
+def _lines(file: Path | None) -> list[str]:
+    with pytest.raises(ConfigurationError) as refused:
+        load(Settings, file)
+    return refused.value.lines
+
+
+def test_a_file_is_read_and_the_rest_are_defaults(file: Path) -> None:
+    settings = load(Settings, _written(file, part={"name": "p", "wait": "1h30m"}))
+    assert (settings.part.name, settings.part.wait, settings.listen) == ("p", 5400.0, Address("127.0.0.1", 9000))
+
+
+def test_every_mistake_has_one_line_with_file_key_and_what_was_expected(file: Path) -> None:
+    _written(file, listen="everywhere", part={"nmae": "p", "wait": "soon"}, prat=1)
+    assert _lines(file) == [
+        f"{file}: listen: expected HOST:PORT, such as 127.0.0.1:9912, got 'everywhere'",
+        f"{file}: part.name: missing; it has no default",
+        f"{file}: part.wait: expected a duration such as 30s, 5m or 1h30m, got 'soon'",
+        f"{file}: part.nmae: unknown key; see --print-schema for those that exist",
+        f"{file}: prat: unknown key; see --print-schema for those that exist",
+    ]
+
+
+def test_the_environment_wins_over_the_file_key_by_key(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEYPULSE_SAMPLE__PART__WAIT", "7s")
+    monkeypatch.setenv("KEYPULSE_SAMPLE__LISTEN", "127.0.0.1:9001")
+    settings = load(Settings, _written(file, part={"name": "p", "wait": "1s"}))
+    assert (settings.part.name, settings.part.wait, settings.listen.port) == ("p", 7.0, 9001)
+
+
+def test_the_environment_alone_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEYPULSE_SAMPLE__PART__NAME", "p")
+    assert load(Settings, None).part.name == "p"
+
+
+def test_a_mistake_in_a_variable_is_named_by_the_variable(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEYPULSE_SAMPLE__PART__WAIT", "soon")
+    assert _lines(_written(file)) == [
+        "KEYPULSE_SAMPLE__PART__WAIT: part.wait: expected a duration such as 30s, 5m or 1h30m, got 'soon'"
+    ]
+
+
+def test_a_mistake_within_a_variables_json_is_named_by_that_variable(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEYPULSE_SAMPLE__PART", '{"name": "p", "wait": -1}')
+    assert _lines(_written(file)) == ["KEYPULSE_SAMPLE__PART: part.wait: Input should be greater than 0, got -1"]
+
+
+def test_a_variable_that_is_not_json_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEYPULSE_SAMPLE__PART", "p")
+    assert _lines(_written(file)) == ["KEYPULSE_SAMPLE__PART: expected JSON for a list or a mapping"]
+
+
+@pytest.mark.parametrize("name", ["KEYPULSE_SAMPLE__PRAT", "KEYPULSE_SAMPLE__PRAT__NAME", "keypulse_sample__prat"])
+def test_an_unknown_variable_is_refused(name: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "x")
+    assert _lines(_written(file)) == [f"{name}: unknown key; see --print-schema for those that exist"]
+
+
+def test_variables_of_other_services_and_of_kubernetes_are_passed_over(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEYPULSE_OTHER__X", "x")
+    monkeypatch.setenv("KEYPULSE_SAMPLE_PORT", "tcp://10.0.0.1:9000")
+    load(Settings, _written(file))
+
+
+def test_a_missing_file_and_one_that_is_no_mapping_are_one_line(file: Path) -> None:
+    assert _lines(file) == [f"{file}: cannot be read: No such file or directory"]
+    file.write_text("- a\n- b\n")
+    assert _lines(file) == [f"{file}: expected a mapping of keys to values"]
+    file.write_text("1: a\n")
+    assert _lines(file) == [f"{file}: expected a mapping of keys to values"]
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe\xfa", b"a: !!python/object:os.system x"])
+def test_what_is_not_yaml_is_one_line(content: bytes, file: Path) -> None:
+    file.write_bytes(content)
+    (line,) = _lines(file)
+    assert line.startswith(f"{file}: is not YAML: ")
+    assert "\n" not in line
+
+
+def test_an_empty_file_is_an_empty_configuration(file: Path) -> None:
+    file.write_text("")
+    assert _lines(file) == [f"{file}: part: missing; it has no default"]
+
+
+def test_a_relative_path_starts_at_the_files_folder_and_an_absolute_one_stays(file: Path) -> None:
+    assert load(Settings, _written(file, secret_file="a/token")).secret_file == file.parent / "a" / "token"
+    assert load(Settings, _written(file, secret_file="/run/token")).secret_file == Path("/run/token")
+
+
+def test_a_url_with_a_password_is_not_repeated(file: Path) -> None:
+    class Strict(Settings):
+        url: ListenAddress = Address("127.0.0.1", 1)  # type: ignore[assignment]  # any field that refuses a URL
+
+    _written(file, url="postgresql://me:hunter2@db.example.org")
+    with pytest.raises(ConfigurationError) as refused:
+        load(Strict, file)
+    assert refused.value.lines == [f"{file}: url: expected HOST:PORT, such as 127.0.0.1:9912"]
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:9000", "[::]:9000", "192.0.2.1:9000", "example.org:9000"])
+def test_an_address_on_the_network_needs_an_admin_token(listen: str, file: Path) -> None:
+    (line,) = _lines(_written(file, listen=listen))
+    assert line.startswith(f"{file}: auth.admin_token_file: expected a file that holds a token")
+    load(Settings, _written(file, listen=listen, auth={"admin_token_file": "token"}))
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "127.8.8.8:1", "[::1]:65535", "localhost:9000"])
+def test_an_address_of_this_machine_needs_none(listen: str, file: Path) -> None:
+    assert load(Settings, _written(file, listen=listen)).listen == parse_address(listen)
+
+
+@pytest.mark.parametrize("text", ["", "9000", ":9000", "127.0.0.1", "127.0.0.1:", "127.0.0.1:-1", "127.0.0.1:65536"])
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected HOST:PORT"):
+        parse_address(text)
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:9000", "[::1]:9000", "example.org:0"])
+def test_an_address_is_written_as_it_is_read(text: str) -> None:
+    assert str(parse_address(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("500ms", 0.5), ("30s", 30), ("1.5m", 90), ("1h30m", 5400), ("2d", 172800), (3, 3)]
+)
+def test_a_duration_is_seconds(text: object, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "5", "5 s", "s", "-5s", "5s!", "1h 30m", "5S"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected a duration"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize("wait", [0, -1, "0s", float("inf"), float("nan")])
+def test_a_wait_without_a_bound_is_refused(wait: object, file: Path) -> None:
+    (line,) = _lines(_written(file, part={"name": "p", "wait": wait}))
+    assert line.startswith(f"{file}: part.wait: ")
+
+
+def test_planned_keys_are_named_where_they_are_set_and_only_there(file: Path) -> None:
+    set_, unset = {"name": "p", "later": 1}, {"name": "p"}
+    settings = load(Settings, _written(file, part=unset, many={"a": set_, "b": unset}, some=[unset, set_]))
+    assert list(ignored_keys(settings)) == ["many.a.later", "some.1.later"]
+
+
+def test_settings_do_not_change(file: Path) -> None:
+    settings: BaseModel = load(Settings, _written(file))
+    with pytest.raises(ValueError, match="frozen"):
+        settings.url = "other"  # type: ignore[attr-defined]  # known to be a Settings
