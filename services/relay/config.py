@@ -1,11 +1,12 @@
 """What a person may set of the relay. A mistake is named with its key and what was expected."""
 
 import re
+from collections.abc import Sized
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Self, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationInfo, model_validator
+from pydantic import AfterValidator, BeforeValidator, TypeAdapter, ValidationInfo, model_validator
 
 from services.relay.channels.registry import AnyChannel
 from services.relay.delivery.enrich.links import check_template
@@ -13,6 +14,7 @@ from services.relay.intake.routing import Matcher, parse_matcher
 from shared import settings
 from shared.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings, planned
 
+T = TypeVar("T", bound=Sized)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -31,6 +33,13 @@ def _channel_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError("expected a name of letters, digits, '-', '_' and '.'")
     return name
+
+
+def _some(values: T) -> T:
+    # Not pydantic's min_length, which complains of an empty list where the items have mistakes of their own.
+    if not values:
+        raise ValueError("expected at least one")
+    return values
 
 
 def _known(name: str, info: ValidationInfo) -> str:
@@ -92,7 +101,7 @@ class Route(Section):
 
     receiver: str | None = None
     matchers: tuple[ParsedMatcher, ...] = ()
-    channels: tuple[str, ...] = Field(min_length=1)
+    channels: Annotated[tuple[str, ...], AfterValidator(_some)]
 
 
 class Delivery(Section):
@@ -133,6 +142,6 @@ class RelaySettings(ServerSettings):
     delivery: Delivery = Delivery()
     pacing: Pacing = planned(Pacing())
     # Before the routes, which are checked against it.
-    channels: dict[ChannelName, AnyChannel] = Field(min_length=1)
+    channels: Annotated[dict[ChannelName, AnyChannel], AfterValidator(_some)]
     routes: tuple[Annotated[Route, AfterValidator(_to_known)], ...] = ()
-    default_channels: tuple[KnownChannel, ...] = Field(min_length=1)
+    default_channels: Annotated[tuple[KnownChannel, ...], AfterValidator(_some)]

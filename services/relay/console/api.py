@@ -28,7 +28,7 @@ def routes(store: Store, admin: SecretFile | None) -> list[Route]:
     async def deliveries(request: Request) -> Response:
         parameters = request.query_params
         limit, state = parameters.get("limit", str(_LIMIT)), parameters.get("state")
-        if not limit.isdecimal() or not 1 <= int(limit) <= _MOST:
+        if not (limit.isdecimal() and len(limit) <= len(str(_MOST)) and 1 <= int(limit) <= _MOST):
             return _error(400, f"limit: expected a number from 1 to {_MOST}")
         if state is not None and state not in list(State):
             return _error(400, f"state: expected one of {', '.join(State)}")

@@ -172,13 +172,17 @@ async def opened(file: Path, clock: Callable[[], float]) -> AsyncIterator[Store]
 
 def _alone(connection: Connection, do: Callable[[Connection], Any]) -> tuple[Any, Exception | None]:
     """One piece of work in a savepoint: its own exception undoes it alone, the database's fails the whole batch."""
+    # By hand: where the database fails, SQLite has ended the transaction, and undoing the savepoint would fail again.
+    connection.exec_driver_sql("SAVEPOINT work")
     try:
-        with connection.begin_nested():
-            return do(connection), None
+        result, problem = do(connection), None
     except exc.DBAPIError:
         raise
     except Exception as error:  # noqa: BLE001  # handed to whoever waits for this piece of work
-        return None, error
+        result, problem = None, error
+        connection.exec_driver_sql("ROLLBACK TO work")
+    connection.exec_driver_sql("RELEASE work")
+    return result, problem
 
 
 def _prepare(connection: Connection) -> None:

@@ -1,0 +1,88 @@
+"""`GET /api/deliveries`: what was delivered, to whoever may know."""
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from services.relay.channels.channel import Reason, Scope, SendError
+from tests.relay.scripted import Scripted, payload, post, reaches, served, settings
+
+
+async def get(client: aiohttp.ClientSession, path: str, **options: Any) -> tuple[int, dict[str, Any]]:
+    async with client.get(path, **options) as response:
+        return response.status, await response.json()
+
+
+async def test_deliveries_are_told_with_all_that_is_known_the_newest_first(tmp_path: Path) -> None:
+    refused = Scripted(SendError(Reason.REJECTED, Scope.MESSAGE, "invalid_blocks"))
+    async with served(settings(tmp_path, {"good": Scripted(), "bad": refused})) as client:
+        _, accepted = await post(client, payload(1))
+        await post(client, payload(4))
+        await reaches(client, 2, "relay_deliveries_total", channel="good", outcome="delivered")
+        await reaches(client, 1, "relay_deliveries_total", channel="bad", outcome="delivered")
+        _, answer = await get(client, "/api/deliveries")
+        assert [d["alertname"] for d in answer["deliveries"]] == ["KMSTest"] * 2 + ["KMSCryptoModeNotKMS"] * 2
+        _, answer = await get(client, "/api/deliveries?state=delivered&channel=good&limit=1")
+        assert [d["alertname"] for d in answer["deliveries"]] == ["KMSTest"]
+        _, answer = await get(client, "/api/deliveries?state=dead")
+        (dead,) = answer["deliveries"]
+        assert dead.pop("id")
+        assert len(dead.pop("incident_id")) == 64
+        for key in ("accepted_at", "finished_at"):
+            assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", dead.pop(key))
+        assert dead == {
+            "event_id": accepted["event_id"],
+            "receiver": "kms-critical",
+            "alertname": "KMSCryptoModeNotKMS",
+            "status": "firing",
+            "channel": "bad",
+            "state": "dead",
+            "attempts": 1,
+            "reason": "rejected",
+            "receipt": None,
+        }
+
+
+async def test_one_delivery_is_told_with_its_attempts(tmp_path: Path) -> None:
+    channel = Scripted(SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, "HTTP 503"))
+    async with served(settings(tmp_path, {"one": channel}, delivery={"backoff_initial": "10ms"})) as client:
+        await post(client, payload(1))
+        await reaches(client, 1, "relay_deliveries_total", channel="one", outcome="delivered")
+        _, answer = await get(client, "/api/deliveries")
+        code, delivery = await get(client, f"/api/deliveries/{answer['deliveries'][0]['id']}")
+        assert code == 200
+        tried = [(attempt["number"], attempt["reason"], attempt["detail"]) for attempt in delivery["tried"]]
+        assert tried == [(1, "server_error", "HTTP 503"), (2, "ok", "")]
+        assert delivery["receipt"] == {"number": "1"}
+        assert (await get(client, "/api/deliveries/unknown"))[0] == 404
+
+
+async def test_a_wrong_filter_is_400_with_what_was_expected(tmp_path: Path) -> None:
+    async with served(settings(tmp_path, {"one": Scripted()})) as client:
+        for query in ("limit=0", "limit=1001", "limit=x", "limit=-1", "state=lost", "limit=" + "9" * 5000):
+            code, answer = await get(client, f"/api/deliveries?{query}")
+            assert code == 400
+            assert "expected" in answer["error"]
+
+
+async def test_the_admin_token_is_needed_where_there_is_one(tmp_path: Path) -> None:
+    (tmp_path / "admin").write_text("an-admin-token")
+    configuration = settings(tmp_path, {"one": Scripted()}, auth={"admin_token_file": tmp_path / "admin"})
+    admin = {"Authorization": "Bearer an-admin-token"}
+    async with served(configuration) as client:
+        for path in ("/api/deliveries", "/api/deliveries/x"):
+            assert (await get(client, path))[0] == 401  # Alertmanager's token is not enough
+            assert (await get(client, path, headers=admin))[0] != 401
+        async with client.post("/alerts", data=payload(1), headers=admin) as response:
+            assert response.status == 401  # nor is the admin's for an alert
+
+
+async def test_the_api_answers_while_a_channel_hangs(tmp_path: Path) -> None:
+    async with served(settings(tmp_path, {"one": Scripted(lambda: asyncio.sleep(0.5))})) as client:
+        await post(client, payload(1))
+        await reaches(client, 1, "relay_outbox_deliveries", channel="one", state="sending")
+        _, answer = await get(client, "/api/deliveries")
+        assert [d["state"] for d in answer["deliveries"]] == ["sending"]

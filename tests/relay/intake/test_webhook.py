@@ -1,0 +1,74 @@
+"""Bodies → events: the real ones, the odd ones, and those that are none."""
+
+import json
+from datetime import UTC
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.relay.intake import webhook
+from services.relay.model import Status
+from tests.relay.scripted import PAYLOADS, payload, webhook_of
+
+
+@pytest.mark.parametrize("file", PAYLOADS, ids=lambda file: file.stem)
+def test_a_real_webhook_keeps_all_that_it_says(file: Any) -> None:
+    wire = json.loads(file.read_bytes())
+    event = webhook.read(file.read_bytes(), "eu")
+    assert (event.source, event.receiver, event.group_key) == ("eu", wire["receiver"], wire["groupKey"])
+    assert event.status == wire["status"]
+    assert event.truncated_alerts == wire["truncatedAlerts"]
+    assert event.group_labels == wire["groupLabels"]
+    assert event.common_annotations == wire["commonAnnotations"]
+    assert [(a.status, a.labels, a.annotations, a.fingerprint) for a in event.alerts] == [
+        (a["status"], a["labels"], a["annotations"], a["fingerprint"]) for a in wire["alerts"]
+    ]
+    assert all(alert.starts_at.tzinfo is UTC for alert in event.alerts)
+
+
+def test_only_a_resolved_alert_has_an_end() -> None:
+    alerts = webhook.read(payload(7), "").alerts
+    assert {alert.status for alert in alerts} == {Status.FIRING, Status.RESOLVED}
+    assert all((alert.ends_at is not None) == (alert.status is Status.RESOLVED) for alert in alerts)
+
+
+def test_fields_of_newer_alertmanagers_and_of_grafana_are_no_mistake() -> None:
+    body = webhook_of(notification_reason="new alerts added", routeLabels={"a": "b"}, orgId=1, commonAnnotations=None)
+    assert webhook.read(body, "").common_annotations == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"", "the body: Invalid JSON"),
+        (b"\xff\xfe", "the body: Invalid JSON"),
+        (b"[]", "the body: Input should be an object"),
+        (b"[" * 100_000, "the body: Invalid JSON: recursion limit"),
+        (webhook_of(version="3"), "version: Input should be '4'"),
+        (webhook_of(alerts=[]), "alerts: List should have at least 1 item"),
+        (webhook_of(groupKey=""), "groupKey: String should have at least 1 character"),
+        (webhook_of(status="pending"), "status: Input should be 'firing' or 'resolved'"),
+        (webhook_of(truncatedAlerts=-1), "truncatedAlerts: Input should be greater than or equal to 0"),
+        (webhook_of(receiver="").replace(b"firing", b"\\ud800"), "the body: Invalid JSON"),
+        (webhook_of().replace(b"2026-11-24T22:46:10.178815Z", b"yesterday"), "alerts.0.startsAt: "),
+        (webhook_of().replace(b"2026-11-24T22:46:10.178815Z", b"0001-01-01T00:00:00+05:00"), "alerts.0.startsAt: "),
+    ],
+)
+def test_what_is_no_webhook_is_named_with_its_place(body: bytes, expected: str) -> None:
+    with pytest.raises(webhook.MalformedError) as raised:
+        webhook.read(body, "")
+    assert str(raised.value).startswith(expected)
+
+
+def test_a_reason_repeats_nothing_of_the_body() -> None:
+    with pytest.raises(webhook.MalformedError) as raised:
+        webhook.read(webhook_of(status="a-password"), "")
+    assert "a-password" not in str(raised.value)
+
+
+@given(st.binary() | st.recursive(st.none() | st.text() | st.integers(), st.lists).map(json.dumps).map(str.encode))
+def test_no_body_raises_anything_else(body: bytes) -> None:
+    with pytest.raises(webhook.MalformedError):
+        webhook.read(body, "")

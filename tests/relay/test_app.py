@@ -1,0 +1,248 @@
+"""The whole journey over real HTTP and a real SQLite file, and what a start and a stop do."""
+
+import asyncio
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import aiohttp
+import pytest
+import yaml
+
+from ops.demo.stand_ins.server import start as stand_ins
+from services.relay.app import running
+from services.relay.channels.channel import Reason, Scope, SendError
+from shared.server import StartError
+from tests.relay.scripted import (
+    PAYLOADS,
+    TOKEN,
+    Scripted,
+    hang,
+    metric,
+    payload,
+    post,
+    reaches,
+    served,
+    settings,
+    statuses,
+    until,
+    webhook_of,
+)
+
+REPEATS = {"02-firing-1.json", "06-firing-1.json", "08-firing-1.json"}
+
+
+async def test_every_webhook_of_a_real_alertmanager_is_told_on_every_channel(tmp_path: Path) -> None:
+    one, two = Scripted(), Scripted()
+    async with served(settings(tmp_path, {"one": one, "two": two})) as client:
+        for file in PAYLOADS:
+            code, answer = await post(client, file.read_bytes())
+            repeat = file.name in REPEATS
+            assert (code, answer["duplicate"], answer["deliveries"]) == (200 if repeat else 202, repeat, 2), file.name
+        told = len(PAYLOADS) - len(REPEATS)
+        await until(lambda: len(one.sent) == len(two.sent) == told)
+        assert await metric(client, "relay_webhooks_total", code="202") == told
+        assert await metric(client, "relay_webhooks_total", code="200") == len(REPEATS)
+        await reaches(client, told, "relay_deliveries_total", channel="one", outcome="delivered")
+    assert "бекенд-é-漢字:8000" in {message.event.alerts[0].labels.get("instance") for message in one.sent}
+    long = next(m for m in one.sent if m.event.common_labels["alertname"] == "KMSDecryptionErrorsBurst")
+    assert len(long.event.alerts[0].annotations["description"]) == 12_800
+    assert [m.event.truncated_alerts for m in one.sent if m.event.truncated_alerts] == [7]
+    assert one.closed
+    assert two.closed
+
+
+async def test_what_is_answered_202_is_in_the_file_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.relay.app.GRACE_SECONDS", 0.1)
+    body = webhook_of(notification_reason="first notification")
+    async with served(settings(tmp_path, {"one": Scripted(hang)})) as client:
+        code, answer = await post(client, body)
+        assert code == 202
+        with sqlite3.connect(tmp_path / "relay.db") as other:
+            rows = other.execute("SELECT e.id, body, channel FROM events e JOIN deliveries d ON d.event_seq = e.seq")
+            assert rows.fetchall() == [(answer["event_id"], body, "one")]  # with the field that no version knows
+        other.close()
+
+
+async def test_a_repeat_is_news_where_the_first_was_given_up(tmp_path: Path) -> None:
+    channel = Scripted(SendError(Reason.REJECTED, Scope.MESSAGE, "invalid_blocks"))
+    async with served(settings(tmp_path, {"one": channel})) as client:
+        await post(client, payload(1))
+        await until(lambda: len(channel.tried) == 1)
+        await reaches(client, 1, "relay_outbox_deliveries", channel="one", state="dead")
+        assert (await post(client, payload(2)))[0] == 202
+        await until(lambda: len(channel.sent) == 1)
+
+
+async def test_a_further_event_reaches_the_channels_on_which_the_incident_is_open(tmp_path: Path) -> None:
+    critical, other = Scripted(), Scripted()
+    routes = [{"matchers": ["severity=critical"], "channels": ["critical"]}]
+    configuration = settings(
+        tmp_path, {"critical": critical, "other": other}, routes=routes, default_channels=["other"]
+    )
+    resolved = json.loads(webhook_of("resolved"))
+    resolved["alerts"][0]["labels"]["severity"] = "warning"
+    async with served(configuration) as client:
+        await post(client, webhook_of("firing"))
+        assert (await post(client, json.dumps(resolved).encode()))[1]["deliveries"] == 2
+        await until(lambda: len(critical.sent) == 2 and len(other.sent) == 1)
+        # Once it is over, the routes alone decide.
+        assert (await post(client, webhook_of("firing")))[1]["deliveries"] == 1
+        await until(lambda: len(critical.sent) == 3)
+    assert statuses(critical.sent) == ["firing", "resolved", "firing"]
+    assert [message.episode for message in critical.sent] == [1, 1, 2]
+    assert [message.first_receipt for message in critical.sent] == [None, {"number": "1"}, None]
+    assert len({message.incident_id for message in critical.sent}) == 1
+
+
+async def test_a_stop_finishes_what_is_in_hand_and_refuses_the_rest(tmp_path: Path) -> None:
+    go_on = asyncio.Event()
+
+    async def wait() -> None:
+        await go_on.wait()
+
+    channel = Scripted(wait)
+    async with served(settings(tmp_path, {"one": channel})) as client:
+        await post(client, webhook_of("firing"))
+        await post(client, webhook_of("resolved"))
+        await until(lambda: channel.under_way == 1)
+        asyncio.get_running_loop().call_later(0.2, go_on.set)
+    assert statuses(channel.sent) == ["firing"]
+    assert channel.closed
+    async with served(settings(tmp_path, {"one": channel})):
+        await until(lambda: len(channel.sent) == 2)
+    assert statuses(channel.sent) == ["firing", "resolved"]
+
+
+async def test_a_send_that_outlasts_the_grace_period_returns_its_claim_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.relay.app.GRACE_SECONDS", 0.1)
+    channel = Scripted(hang)
+    lease = {"timeout": "60s", "lease": "2h"}
+    async with served(settings(tmp_path, {"one": channel}, delivery=lease)) as client:
+        await post(client, payload(1))
+        await until(lambda: channel.under_way == 1)
+    async with served(settings(tmp_path, {"one": channel}, delivery=lease)):
+        await until(lambda: len(channel.sent) == 1)  # and not in two hours
+
+
+@pytest.mark.parametrize(
+    ("prepare", "expected"),
+    [
+        (lambda file: file.parent.rmdir(), "does not exist; create it"),
+        (lambda file: file.write_bytes(b"no database" * 1000), "file is not a database"),
+        (lambda file: file.mkdir(), "unable to open database file"),
+    ],
+    ids=["folder missing", "not a database", "a folder"],
+)
+async def test_a_database_that_cannot_be_used_is_said_in_one_sentence(
+    tmp_path: Path, prepare: object, expected: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    file = tmp_path / "data" / "relay.db"
+    assert callable(prepare)
+    prepare(file)
+    with pytest.raises(StartError, match=expected) as raised:
+        async with running(settings(tmp_path, {"one": Scripted()}, database=f"sqlite:///{file}")):
+            pass
+    assert str(file.parent) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def relay_process(folder: Path, provider: str, *, lease: str = "2s") -> subprocess.Popen[str]:
+    """The relay as a person starts it, on a port of the system's choice."""
+    (folder / "token").write_text(TOKEN)
+    (folder / "key").write_text("0" * 32)
+    configuration = {
+        "listen": "127.0.0.1:0",
+        "database": f"sqlite:///{folder}/relay.db",
+        "auth": {"bearer_token_file": "token"},
+        "channels": {"pagerduty": {"kind": "pagerduty", "routing_key_file": "key", "url": provider}},
+        "default_channels": ["pagerduty"],
+        "delivery": {"timeout": "1s", "lease": lease, "backoff_initial": "100ms", "backoff_max": "200ms"},
+    }
+    (folder / "relay.yml").write_text(yaml.safe_dump(configuration))
+    return subprocess.Popen(
+        [sys.executable, "-m", "services.relay", "--config", str(folder / "relay.yml")],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def listens_at(process: subprocess.Popen[str]) -> str:
+    assert process.stderr is not None
+    for line in process.stderr:
+        entry = json.loads(line)
+        if entry["event"] == "listening":
+            return str(entry["address"])
+    raise AssertionError("the relay never listened")
+
+
+async def test_what_was_answered_202_is_delivered_after_a_kill(tmp_path: Path) -> None:
+    async with (
+        stand_ins(pagerduty_keys=("0" * 32,)) as providers,
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as client,
+    ):
+        url = f"http://{providers.http}/pagerduty/v2/enqueue"
+        async with client.post(
+            f"http://{providers.http}/api/faults", json={"provider": "pagerduty", "kind": "status", "status": 503}
+        ) as made:
+            assert made.status == 201
+        process = await asyncio.to_thread(relay_process, tmp_path, url)
+        address = await asyncio.to_thread(listens_at, process)
+        async with client.post(f"http://{address}/alerts", data=payload(1)) as accepted:
+            assert accepted.status == 202
+        os.kill(process.pid, signal.SIGKILL)
+        await asyncio.to_thread(process.communicate)
+        async with client.delete(f"http://{providers.http}/api/faults"):
+            pass
+        process = await asyncio.to_thread(relay_process, tmp_path, url)
+        address = await asyncio.to_thread(listens_at, process)
+        try:
+            found: list[dict[str, object]] = []
+            async with asyncio.timeout(15):
+                while not (found and found[0]["state"] == "delivered"):
+                    await asyncio.sleep(0.05)
+                    async with client.get(f"http://{address}/api/deliveries") as response:
+                        found = (await response.json())["deliveries"]
+            async with client.get(f"http://{providers.http}/api/state") as response:
+                incidents = (await response.json())["pagerduty"]["incidents"]
+        finally:
+            process.terminate()
+            _, log = await asyncio.to_thread(process.communicate, None, 15)
+    assert process.returncode == 0
+    assert [incident["status"] for incident in incidents] == ["triggered"]
+    assert TOKEN not in log
+    assert "0" * 32 not in log
+
+
+def test_a_wrong_configuration_exits_with_2_and_a_line_for_each_mistake(tmp_path: Path) -> None:
+    (tmp_path / "relay.yml").write_text("database: mysql://x\nnonsense: 1\n")
+    result = subprocess.run(
+        [sys.executable, "-m", "services.relay", "--config", str(tmp_path / "relay.yml")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert result.returncode == 2
+    lines = result.stderr.splitlines()
+    assert any("database: expected sqlite:///FILE" in line for line in lines)
+    assert any("nonsense: unknown key" in line for line in lines)
+    assert any("auth: missing" in line for line in lines)
+
+
+def test_a_database_of_a_newer_version_exits_with_1(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "relay.db") as database:
+        database.execute("PRAGMA user_version = 99")
+    database.close()
+    process = relay_process(tmp_path, "http://127.0.0.1:9/")
+    _, log = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "a newer keypulse wrote it" in log
+    assert "Traceback" not in log

@@ -1,0 +1,130 @@
+"""The configuration of the contract, and one readable line for each mistake."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from services.relay.config import RelaySettings
+from shared.settings import Address, ConfigurationError, ignored_keys, load
+
+CONTRACT = """
+database: sqlite:////var/lib/keypulse/relay.db
+auth: {bearer_token_file: /run/secrets/relay_token, admin_token_file: /run/secrets/relay_admin, allow_from: []}
+alertmanager: {urls: [], token_file: null}
+links:
+  runbook: https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#{alertname_lower}
+  dashboard: https://grafana.example.org/d/kms-crypto-health?var-env={env}&from={from_ms}&to={to_ms}
+routes:
+  - receiver: kms-critical
+    channels: [slack-critical, email-secops, email-oncall, pagerduty]
+  - receiver: kms-security
+    matchers: ['severity="warning"']
+    channels: [slack-security, email-secops]
+default_channels: [slack-security]
+delivery: {timeout: 10s, lease: 20s, backoff_initial: 1s, backoff_max: 5m, give_up_after: 24h, duplicate_window: 60s}
+pacing: {enabled: true}
+channels:
+  slack-critical: {kind: slack, channel: "#security-critical", mention: channel, token_file: slack_token}
+  slack-security: {kind: slack, channel: "#security-ops", token_file: slack_token}
+  email-secops:   {kind: email, host: smtp.example.org, port: 587, from: "a <a@example.org>", to: [b@example.org]}
+  email-oncall:   {kind: email, host: 127.0.0.1, port: 1025, tls: none, from: a@example.org, to: [b@example.org]}
+  pagerduty:      {kind: pagerduty, routing_key_file: pd_key}
+"""
+
+
+def read(folder: Path, text: str) -> RelaySettings:
+    file = folder / "relay.yml"
+    file.write_text(text)
+    return load(RelaySettings, file)
+
+
+def mistakes(folder: Path, **changes: Any) -> list[str]:
+    document = yaml.safe_load(CONTRACT) | changes
+    with pytest.raises(ConfigurationError) as raised:
+        read(folder, yaml.safe_dump(document))
+    assert all("\n" not in line for line in raised.value.lines)
+    return [line.removeprefix(f"{folder / 'relay.yml'}: ") for line in raised.value.lines]
+
+
+def test_the_contracts_example_is_valid_and_names_what_has_no_effect_yet(tmp_path: Path) -> None:
+    settings = read(tmp_path, CONTRACT)
+    assert settings.listen == Address("127.0.0.1", 9912)
+    assert settings.database == Path("/var/lib/keypulse/relay.db")
+    assert settings.delivery.backoff_max == 300
+    assert settings.routes[1].matchers[0].value == "warning"
+    assert {"alertmanager", "pacing"} <= set(ignored_keys(settings))
+
+
+def test_little_is_enough_and_paths_start_at_the_files_folder(tmp_path: Path) -> None:
+    settings = read(
+        tmp_path,
+        """
+        database: sqlite:///data/relay.db
+        auth: {bearer_token_file: token}
+        channels: {pd: {kind: pagerduty, routing_key_file: key}}
+        default_channels: [pd]
+        """,
+    )
+    assert settings.database == tmp_path / "data/relay.db"
+    assert settings.auth.bearer_token_file == tmp_path / "token"
+    assert (settings.delivery.timeout, settings.delivery.lease, settings.delivery.give_up_after) == (10, 20, 86400)
+
+
+def test_the_environment_sets_what_the_file_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEYPULSE_RELAY__DATABASE", f"sqlite:///{tmp_path}/other.db")
+    monkeypatch.setenv("KEYPULSE_RELAY__DELIVERY__GIVE_UP_AFTER", "1h")
+    settings = read(tmp_path, CONTRACT)
+    assert settings.database == tmp_path / "other.db"
+    assert settings.delivery.give_up_after == 3600
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"database": "postgresql://relay@db/relay"}, "database: PostgreSQL is not supported in this version"),
+        ({"database": "relay.db"}, "database: expected sqlite:///FILE"),
+        ({"auth": {}}, "auth.bearer_token_file: missing"),
+        ({"auth": {"bearer_token_file": "t", "allow_from": ["10.0.0.1/8"]}}, "auth.allow_from.0"),
+        (
+            {"routes": [{"channels": ["nowhere"]}]},
+            "routes.0: channels: nowhere: no such channel; expected one of email",
+        ),
+        ({"routes": [{"channels": []}]}, "routes.0.channels: "),
+        (
+            {"routes": [{"channels": ["pagerduty"], "matchers": ["a"]}]},
+            "routes.0.matchers.0: expected a matcher such as",
+        ),
+        ({"routes": [{"channels": ["pagerduty"], "matchers": ['a=~"("']}]}, "routes.0.matchers.0: is not a regular"),
+        ({"routes": [{"channels": ["pagerduty"], "matchers": [7]}]}, "routes.0.matchers.0: "),
+        ({"default_channels": ["nowhere"]}, "default_channels.0: no such channel; expected one of email-oncall"),
+        ({"default_channels": []}, "default_channels: "),
+        ({"links": {"runbook": "https://example.org/{+x}"}}, "links.runbook: {+x} is not simple expansion"),
+        ({"links": {"dashboard": "https://example.org/{#x}"}}, "links.dashboard: {#x} is not simple expansion"),
+        ({"links": {"dashboard": "https://example.org/{a-b}"}}, "links.dashboard: {a-b} is no variable"),
+        ({"delivery": {"lease": "10s"}}, "delivery: lease (10s) must be longer than timeout (10s)"),
+        ({"delivery": {"backoff_max": "1ms"}}, "delivery: backoff_max must not be shorter than backoff_initial"),
+        ({"delivery": {"timeout": "soon"}}, "delivery.timeout: expected a duration"),
+        ({"channels": {}, "default_channels": ["x"]}, "channels: "),
+        ({"listen": "0.0.0.0:9912", "auth": {"bearer_token_file": "t"}}, "auth.admin_token_file: expected a file"),
+        ({"unknown": 1}, "unknown: unknown key"),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_key_and_what_was_expected(
+    tmp_path: Path, changes: dict[str, Any], expected: str
+) -> None:
+    lines = mistakes(tmp_path, **changes)
+    assert any(line.startswith(expected) for line in lines), lines
+
+
+def test_several_mistakes_are_named_at_once(tmp_path: Path) -> None:
+    routes = [{"channels": ["nowhere"]}, {"channels": ["pagerduty"], "matchers": ["a", "b"]}]
+    lines = mistakes(tmp_path, routes=routes, default_channels=["x", "y"], database="x")
+    assert len(lines) == 6
+
+
+def test_the_schema_can_be_printed() -> None:
+    schema = json.dumps(RelaySettings.model_json_schema())
+    assert all(name in schema for name in ("duplicate_window", "bearer_token_file", "matchers"))
