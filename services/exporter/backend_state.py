@@ -117,7 +117,7 @@ class BackendReader:
         except TimeoutError:
             raise _UnreadableError(f"no complete answer within {self.timeout:g} s") from None
         except aiohttp.ClientResponseError as error:  # its own text would hold the URL
-            raise _UnreadableError(f"the answer is not HTTP: {error.message.splitlines()[0][:200]}") from None
+            raise _UnreadableError(f"the answer is not HTTP: {' '.join(error.message.split())[:200]}") from None
         except (aiohttp.ClientError, OSError) as error:
             raise _UnreadableError(str(error)[:200] or type(error).__name__) from None
         return bytes(body)

@@ -47,6 +47,7 @@ class Changes:
             return
         told = log.bind(watched=state.service, up=state.health is not None)
         if state.problems:
-            told.warning("the backend cannot be read", problems=state.problems)
+            what = "the backend is down" if state.health is None else "the backend's metrics cannot be read"
+            told.warning(what, problems=state.problems)
         else:
             told.info("the backend can be read again")

@@ -6,6 +6,10 @@ import pytest
 
 from ops.kms_emulator.emulator import Emulator, start
 
+# looptime asks for the event loop before each test; before the first asynchronous one, Python 3.11 would make a loop
+# that nobody closes, and the warning of it would hit whichever test comes next. Having set none once, it makes none.
+asyncio.set_event_loop(None)
+
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
 

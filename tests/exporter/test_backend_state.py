@@ -9,11 +9,9 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 from aiohttp import web
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from services.exporter import backend_state
-from services.exporter.backend_state import BackendReader, http_client, parse_health, parse_metrics
+from services.exporter.backend_state import BackendReader, http_client
 from services.exporter.model import BackendState, Health
 from shared.contract import CryptoMode
 
@@ -183,10 +181,24 @@ async def test_an_endless_answer_is_cut_at_its_limit(session: aiohttp.ClientSess
     assert sent < 16 * backend_state.HEALTH_BYTES
 
 
-async def test_what_does_not_speak_http_is_down(session: aiohttp.ClientSession) -> None:
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"SSH-2.0-OpenSSH\r\n\r\n",
+        b"HTTP/9.9 200 OK\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\n" + b"".join(b"X-%d: x\r\n" % n for n in range(50_000)) + b"\r\n{}",
+        b"HTTP/1.1 200 OK\r\nSet-Cookie: \xff=\x01; Domain=\x00\r\n\r\n{}",
+    ],
+    ids=lambda answer: repr(answer)[:60],
+)
+async def test_what_does_not_speak_http_well_is_down(session: aiohttp.ClientSession, answer: bytes) -> None:
     async def junk(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"SSH-2.0-OpenSSH\r\n\r\n")
-        await writer.drain()
+        writer.write(answer)
         writer.close()
 
     server = await asyncio.start_server(junk, "127.0.0.1", 0)
@@ -196,7 +208,8 @@ async def test_what_does_not_speak_http_is_down(session: aiohttp.ClientSession) 
         state = await BackendReader("backend", url, None, session, TIMEOUT).read()
     assert state.health is None
     (problem,) = state.problems
-    assert problem.startswith("health check: the answer is not HTTP")
+    assert problem.startswith("health check: ")
+    assert len(problem) < 300
     assert "secret" not in problem
 
 
@@ -256,74 +269,3 @@ async def test_metrics_that_answer_500_are_a_problem(session: aiohttp.ClientSess
     state = await read(session, serving(metrics_status=500))
     assert state.decryption_errors is None
     assert state.problems == ("metrics: answered with HTTP 500",)
-
-
-def test_somebody_elses_broken_line_costs_nothing() -> None:
-    assert parse_metrics(b"other_total{ what\ncrypto_decryption_errors_total 3\n") == {
-        "crypto_decryption_errors_total": 3
-    }
-
-
-def test_a_longer_name_that_begins_alike_is_another_family() -> None:
-    assert parse_metrics(b"crypto_decryption_errors_total_by_month 3\n") == {}
-
-
-def test_labels_of_the_backends_own_are_added_up() -> None:
-    body = b"""crypto_decryption_errors_total{why="tag"} 3
-crypto_decryption_errors_total{why="key"} 4
-crypto_init_timestamp_seconds{pid="1"} 100
-crypto_init_timestamp_seconds{pid="2"} 200
-"""
-    assert parse_metrics(body) == {"crypto_decryption_errors_total": 7, "crypto_init_timestamp_seconds": 200}
-
-
-def test_the_most_labels_that_fit_into_the_limits_are_parsed_in_bounded_time() -> None:
-    labels = b",".join(b'a%d="b"' % n for n in range(800))
-    line = b"crypto_decryption_errors_total{" + labels + b"} 1\n"
-    assert len(line) < backend_state.LINE_CHARACTERS
-    begin = time.monotonic()
-    parse_metrics(line * (backend_state.METRICS_BYTES // len(line)))
-    assert time.monotonic() - begin < 10
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda children: st.lists(children) | st.dictionaries(st.text(), children),
-    max_leaves=20,
-)
-documents = st.one_of(
-    st.binary(),
-    json_values.map(lambda value: json.dumps(value).encode()),
-    st.fixed_dictionaries(
-        {}, optional={"crypto_mode": st.sampled_from(["env", "kms"]) | json_values, "crypto_ready": json_values}
-    ).map(lambda value: json.dumps(value).encode()),
-)
-expositions = st.lists(
-    st.sampled_from([
-        "crypto_decryption_errors_total", "crypto_init_timestamp_seconds", "{", "}", '"', "=", ",", "\\", "#",
-        "# TYPE ", "# HELP ", "\n", " ", "1", "NaN", "-", '{a="b"}', '{"a"}',
-    ]) | st.text(max_size=3),
-    max_size=12,
-).map(lambda parts: ("crypto_decryption_errors_total" + "".join(parts)).encode(errors="replace"))  # fmt: skip
-
-
-@settings(deadline=None)
-@given(documents)
-def test_a_health_document_is_read_or_refused_and_nothing_else(document: bytes) -> None:
-    try:
-        health = parse_health(document)
-    except backend_state._UnreadableError:
-        return
-    assert json.loads(document)["crypto_mode"] == health.mode
-    assert json.loads(document)["crypto_ready"] is health.ready
-
-
-@settings(deadline=None)
-@given(expositions)
-def test_an_exposition_is_read_or_refused_and_nothing_else(body: bytes) -> None:
-    try:
-        carried = parse_metrics(body)
-    except backend_state._UnreadableError:
-        return
-    assert carried.keys() <= {"crypto_decryption_errors_total", "crypto_init_timestamp_seconds"}
-    assert all(value >= 0 for value in carried.values())

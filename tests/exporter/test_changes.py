@@ -6,6 +6,7 @@ from shared.contract import CryptoMode
 from shared.kms.reason import Reason
 
 UP = BackendState("backend", Health(CryptoMode.KMS, ready=True))
+HALF = BackendState("backend", Health(CryptoMode.KMS, ready=True), problems=("metrics: answered with HTTP 500",))
 DOWN = BackendState("backend", None, problems=("health check: refused",))
 
 
@@ -59,10 +60,11 @@ def test_one_target_does_not_speak_for_another() -> None:
 def test_a_backend_is_told_of_when_it_goes_and_when_it_is_back() -> None:
     changes = Changes()
     with capture_logs() as logs:
-        for state in (UP, DOWN, DOWN, UP, UP):
+        for state in (UP, DOWN, DOWN, HALF, UP, UP):
             changes.backend(state)
     assert [(line["event"], line["up"]) for line in logs] == [
-        ("the backend cannot be read", False),
+        ("the backend is down", False),
+        ("the backend's metrics cannot be read", True),
         ("the backend can be read again", True),
     ]
     assert logs[0]["problems"] == ("health check: refused",)

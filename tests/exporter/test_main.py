@@ -1,3 +1,4 @@
+import asyncio
 import json
 import os
 import re
@@ -113,8 +114,6 @@ def test_on_the_network_it_refuses_to_start_without_a_token_file(tmp_path: Path)
 
 
 async def test_a_sigterm_during_a_stalled_probe_ends_it_with_0_at_once(tmp_path: Path, emulator: Emulator) -> None:
-    import asyncio
-
     emulator.faults.add(Fault(kind="stall", count=1))
 
     def stop() -> tuple[float, int, bytes]:

@@ -1,0 +1,58 @@
+"""What the composition root does about defects of our own."""
+
+from collections.abc import Awaitable, Callable
+from random import Random
+
+import aiohttp
+import pytest
+
+from services.exporter import app
+from services.exporter.app import running
+from services.exporter.backend_state import BackendReader, http_client
+from services.exporter.changes import Changes
+from services.exporter.config import Backend, Settings
+from services.exporter.metrics import ExporterMetrics
+from services.exporter.model import BackendState, Health
+from shared.contract import CryptoMode
+from shared.server import registry, serving
+from shared.settings import Address
+
+FREE = Address("127.0.0.1", 0)
+Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
+
+
+async def test_a_read_that_fails_unexpectedly_leaves_nothing_stale() -> None:
+    metrics = ExporterMetrics(registry(), [])
+    metrics.show(BackendState("backend", Health(CryptoMode.KMS, ready=True), 1.0, 2.0))
+    async with http_client() as session:
+        pass
+    reader = BackendReader("backend", "http://127.0.0.1:1/", None, session, 1)  # a closed session: a defect of our own
+    with pytest.raises(ExceptionGroup, match="unhandled errors"):
+        await app._read_job(reader, metrics, Changes()).run()
+    shown = [s for family in metrics.registry.collect() for s in family.samples if s.name.startswith("crypto_")]
+    assert [(sample.name, sample.value) for sample in shown] == [("crypto_backend_up", 0)]
+
+
+async def test_a_schedule_that_ends_makes_the_server_unready_and_ends_the_stop_with_its_error(until: Until) -> None:
+    class NoJitter(Random):
+        def uniform(self, a: float, b: float) -> float:
+            raise ZeroDivisionError(a, b)
+
+    settings = Settings(listen=FREE, backends=(Backend(service="backend", health_url="http://127.0.0.1:1/"),))
+
+    async def run_until_unready() -> None:
+        async with (
+            running(settings, random=NoJitter()) as application,
+            serving(application, FREE) as address,
+            aiohttp.ClientSession() as session,
+        ):
+
+            async def unready() -> bool:
+                async with session.get(f"http://{address}/-/ready") as response:
+                    return (response.status, await response.text()) == (503, "a schedule has ended; restart\n")
+
+            await until(unready)
+
+    with pytest.raises(ExceptionGroup) as raised:
+        await run_until_unready()
+    assert raised.group_contains(ZeroDivisionError)
