@@ -1,0 +1,199 @@
+"""The command line of a server, on real processes: a sample server that has one endpoint which hangs."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shared import VERSION
+from shared.server import DRAIN_SECONDS, STOP_SECONDS
+
+SERVER = """
+import asyncio, logging, sys, threading, time, warnings
+from pathlib import Path
+from typing import ClassVar
+import click
+import structlog
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from shared.cli import run_server, server_options
+from shared.server import StartError, application, registry, serve_until_stopped
+from shared.settings import Address, ListenAddress, ServerSettings, planned
+
+class Settings(ServerSettings):
+    service_name: ClassVar[str] = "sample"
+    listen: ListenAddress = Address("127.0.0.1", 0)
+    starts: str = "well"
+    later: int = planned(0)
+
+async def hang(request):
+    print("hanging", flush=True)
+    await asyncio.Event().wait()
+
+def block(request):
+    print("hanging", flush=True)
+    time.sleep(60)
+
+async def serve(settings):
+    log = structlog.get_logger("sample")
+    if settings.starts == "slowly":
+        print("starting", flush=True)
+        await asyncio.sleep(60)
+    if settings.starts == "never":
+        raise StartError("cannot start: nothing is well; make it well")
+    log.info("own event", text='with "quotes"\\nand lines', path=Path("/x"))
+    logging.getLogger("some.library").warning("said %s", "something")
+    warnings.warn("a warning")
+    try:
+        1 / 0
+    except ZeroDivisionError:
+        log.exception("failed")
+    routes = [Route("/hang", hang), Route("/block", block)]
+    await serve_until_stopped(application("sample", registry(), routes), settings.listen)
+
+@click.command()
+@server_options
+def main(*, config, check, print_schema):
+    run_server(Settings, serve, config=config, check=check, print_schema=print_schema)
+
+main()
+"""
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    (tmp_path / "server.py").write_text(SERVER)
+    return [sys.executable, str(tmp_path / "server.py")]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "sample.yml"
+
+
+def _run(command: list[str], *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=30, check=False)
+
+
+@pytest.fixture
+def server(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
+
+
+def _lines_until_it_listens(server: subprocess.Popen[str]) -> list[str]:
+    assert server.stderr is not None
+    lines = []
+    for line in server.stderr:
+        lines.append(line)
+        if '"event": "listening"' in line:
+            return lines
+    pytest.fail(f"it does not listen: {lines}")
+
+
+def _address(server: subprocess.Popen[str]) -> tuple[str, int]:
+    host, _, port = json.loads(_lines_until_it_listens(server)[-1])["address"].rpartition(":")
+    return host, int(port)
+
+
+def test_the_version_and_the_schema_are_printed(command: list[str]) -> None:
+    assert VERSION in _run(command, "--version").stdout
+    schema = json.loads(_run(command, "--print-schema").stdout)
+    assert schema["properties"]["listen"]["type"] == "string"  # as it is written, not as it is held
+    assert schema["additionalProperties"] is False
+
+
+def test_a_wrong_configuration_exits_2_with_its_lines_on_standard_error(command: list[str], file: Path) -> None:
+    file.write_text("listen: x\nlatr: 1\n")
+    for more in ((), ("--check",)):
+        refused = _run(command, "--config", file, *more)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert refused.stderr.splitlines() == [
+            f"{file}: listen: expected HOST:PORT, such as 127.0.0.1:9912, got 'x'",
+            f"{file}: latr: unknown key; see --print-schema for those that exist",
+        ]
+
+
+def test_a_missing_configuration_file_exits_2(command: list[str], file: Path) -> None:
+    refused = _run(command, "--config", file)
+    assert (refused.returncode, refused.stderr) == (2, f"{file}: cannot be read: No such file or directory\n")
+
+
+def test_a_check_exits_0_and_names_what_has_no_effect_yet(command: list[str], file: Path) -> None:
+    file.write_text("later: 1\n")
+    checked = _run(command, "--config", file, "--check")
+    assert (checked.returncode, checked.stdout) == (0, "the configuration is valid\n")
+    assert checked.stderr == f"{file}: later: has no effect in version {VERSION}\n"
+
+
+def test_a_server_that_cannot_start_exits_1_with_one_sentence(command: list[str], file: Path) -> None:
+    file.write_text("starts: never\n")
+    failed = _run(command, "--config", file)
+    assert (failed.returncode, failed.stderr) == (1, "cannot start: nothing is well; make it well\n")
+
+
+def test_a_taken_port_exits_1_with_one_sentence_in_the_end(command: list[str], file: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        file.write_text(f"listen: 127.0.0.1:{port}\n")
+        failed = _run(command, "--config", file)
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1] == (
+        f"cannot listen on 127.0.0.1:{port}: Address already in use; stop what listens there, or set another address"
+    )
+
+
+def test_every_line_of_the_log_is_a_json_object_with_service_level_and_time(server: subprocess.Popen[str]) -> None:
+    told = [json.loads(line) for line in _lines_until_it_listens(server)]
+    for line in told:
+        assert line["service"] == "sample"
+        assert line["level"] in {"info", "warning", "error"}
+        assert line["timestamp"].endswith("Z")
+    events = {line["event"]: line for line in told}
+    assert events["own event"]["text"] == 'with "quotes"\nand lines'
+    assert (events["said something"]["logger"], events["said something"]["level"]) == ("some.library", "warning")
+    assert any("UserWarning: a warning" in event for event in events)
+    (trace,) = events["failed"]["exception"]
+    assert trace["exc_type"] == "ZeroDivisionError"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_signal_ends_an_idle_server_with_0(number: signal.Signals, server: subprocess.Popen[str]) -> None:
+    with socket.create_connection(_address(server)):  # a connection that asks nothing does not hold it up
+        server.send_signal(number)
+        assert server.wait(timeout=3) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_signal_during_the_start_ends_it_with_0(number: signal.Signals, command: list[str], file: Path) -> None:
+    file.write_text("starts: slowly\n")
+    with subprocess.Popen([*command, "--config", str(file)], stdout=subprocess.PIPE, text=True) as starting:
+        assert starting.stdout is not None
+        assert starting.stdout.readline() == "starting\n"
+        starting.send_signal(number)
+        assert starting.wait(timeout=3) == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "seconds"),
+    # A coroutine can be cancelled; a thread cannot, and then the process leaves without it.
+    [("/hang", 0, DRAIN_SECONDS), ("/block", 1, STOP_SECONDS)],
+)
+def test_whatever_hangs_the_process_is_gone_within_its_bound(
+    path: str, code: int, seconds: float, server: subprocess.Popen[str]
+) -> None:
+    with socket.create_connection(_address(server)) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert server.stdout is not None
+        assert server.stdout.readline() == "hanging\n"
+        signalled = time.monotonic()
+        server.terminate()
+        assert server.wait(timeout=20) == code
+        assert time.monotonic() - signalled < min(seconds + 3, 15)
