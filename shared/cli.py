@@ -71,10 +71,10 @@ def run_server(
     logs.configure(model.service_name)
     for key in ignored:
         log.warning("this key has no effect in this version", key=key, version=VERSION)
-    run_or_exit(_stoppable(serve(settings)))
+    run_or_exit(stoppable(serve(settings)))
 
 
-async def _stoppable(server: Awaitable[None]) -> None:
+async def stoppable(server: Awaitable[None]) -> None:
     """`server`, which a signal also ends in good order before it waits for one itself (see `stop_signal`)."""
     starting = asyncio.ensure_future(server)
     loop = asyncio.get_running_loop()

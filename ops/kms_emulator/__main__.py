@@ -10,7 +10,7 @@ import structlog
 
 from ops.kms_emulator.emulator import start
 from shared import VERSION, logs
-from shared.cli import run_or_exit
+from shared.cli import run_or_exit, stoppable
 from shared.kms.names import parse_key
 from shared.server import stop_signal
 from shared.settings import Address, parse_address
@@ -45,7 +45,7 @@ def main(listen: str, faults: str, keys: tuple[str, ...], data: Path | None) -> 
     faults_address = _value("--faults", _loopback, faults)
     names = [_value("--key", parse_key, key) for key in keys]
     logs.configure("emulator")
-    run_or_exit(_serve(listen_address, faults_address, names, data))
+    run_or_exit(stoppable(_serve(listen_address, faults_address, names, data)))
 
 
 async def _serve(listen: Address, faults: Address, keys: list[str], data: Path | None) -> None:

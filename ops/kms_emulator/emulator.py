@@ -12,6 +12,7 @@ import grpc
 
 from ops.kms_emulator import fault_api, service
 from ops.kms_emulator.faults import Faults
+from ops.kms_emulator.status import StatusError
 from ops.kms_emulator.store import Store
 from shared.server import StartError, listening, registry, serving
 from shared.settings import Address
@@ -55,7 +56,10 @@ async def start(
         StartError: an address is taken, or the folder cannot be used.
     """
     store = await asyncio.to_thread(Store, data, clock)
-    await store.ensure(keys)
+    try:
+        await store.ensure(keys)
+    except StatusError as error:
+        raise StartError(error.message) from None
     with listening(listen):  # a taken address is said before anything starts, and by us: gRPC would log several lines
         pass
     active = Faults(random.random)

@@ -75,7 +75,7 @@ class KeyMethods:
         return kms.ListCryptoKeysResponse(crypto_keys=found, next_page_token=token, total_size=len(keys))
 
     async def update_crypto_key(self, request: kms.UpdateCryptoKeyRequest) -> kms.CryptoKey:
-        """Labels and planned rotation, as far as the mask names them."""
+        """Labels and planned rotation, as far as the mask names them; the plan is kept and shown, never carried out."""
         wanted = request.crypto_key
         paths = set(request.update_mask.paths)
         unknown = paths - {"labels", "rotation_period", "next_rotation_time"}

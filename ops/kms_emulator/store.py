@@ -1,7 +1,7 @@
 """Key rings and keys, in memory or in a folder. A change is on disk before anybody can see it.
 
-Reads are plain attribute accesses. Changes run in a thread one after the other: each makes a new state from the present
-one, writes it as a whole to a new file, syncs, renames, and only then shows it.
+Changes run in a thread, one after the other: each makes a new state from the present one, writes it as a whole to a new
+file, syncs, renames, and only then shows it. The file holds key material in the clear: an emulator guards no secret.
 """
 
 import asyncio
@@ -102,8 +102,8 @@ class Store:
         return (await self._changed(apply)).keys[name]
 
     async def ensure(self, keys: Iterable[str]) -> None:
-        """Creates what is missing of these keys: key ring, key, and version 1 as its primary."""
-        for name in keys:
+        """Creates what is missing of these keys: key ring, key, and version 1 as its primary. Raises StatusError."""
+        for name in map(names.key, keys):
             if names.ring_of(name) not in self._now.rings:
                 await self.add_ring(names.ring_of(name))
             if name not in self._now.keys:
@@ -121,7 +121,7 @@ class Store:
                     _write(self._file, _FILE.dump_json({_FORMAT: after}))
                 except OSError as error:
                     log.exception("the state cannot be written; the change is refused", file=str(self._file))
-                    message = f"the emulator cannot write {self._file}: {error.strerror}"
+                    message = f"the emulator cannot write {self._file}: {error.strerror}; set another --data"
                     raise StatusError(grpc.StatusCode.INTERNAL, message) from None
             self._now = after
             return after

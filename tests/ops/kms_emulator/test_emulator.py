@@ -86,6 +86,13 @@ async def test_a_taken_address_stops_the_start_with_one_sentence_and_leaves_noth
     assert asyncio.all_tasks() == before
 
 
+async def test_a_full_disk_at_the_start_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "state.new").mkdir()  # where the new file would be written
+    with pytest.raises(StartError, match=r"cannot write .* set another --data"):
+        async with start(keys=[KEY], data=tmp_path):
+            pytest.fail("it started without its key")
+
+
 async def test_two_emulators_live_side_by_side() -> None:
     async with start(keys=[KEY]) as one, start(keys=[KEY]) as two:
         assert one.address != two.address

@@ -5,10 +5,12 @@ import sys
 import time
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from ops.kms_emulator.emulator import start
 from shared.kms.gcp import GcpKey
+from shared.kms.provider import KmsError
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 FREE = ("--listen", "127.0.0.1:0", "--faults", "127.0.0.1:0")
@@ -40,7 +42,9 @@ async def test_help_shows_examples_and_version_names_itself() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_it_serves_until_a_signal_and_leaves_with_0(tmp_path: Path, number: signal.Signals) -> None:
+async def test_it_serves_until_a_signal_and_leaves_with_0_whatever_stalls(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     process = await _start(*FREE, "--key", KEY, "--data", str(tmp_path / "state"))
     assert process.stderr is not None
     line: dict[str, str] = {}
@@ -51,13 +55,33 @@ async def test_it_serves_until_a_signal_and_leaves_with_0(tmp_path: Path, number
     key = GcpKey(KEY, endpoint=line["address"], insecure=True)
     encrypted = await key.encrypt(b"x", b"aad", timeout=5)
     assert (await key.decrypt(encrypted.ciphertext, b"aad", timeout=5)).plaintext == b"x"
-    await key.close()
-    stopped = time.monotonic()
-    process.send_signal(number)
-    _, err = await asyncio.wait_for(process.communicate(), 20)
+    async with aiohttp.ClientSession() as http:
+        fault = {"kind": "stall", "count": 1}
+        async with http.post(f"http://{line['faults']}/faults", json=fault) as answer:
+            assert answer.status == 201
+        stalled = asyncio.create_task(key.encrypt(b"x", b"", timeout=60))
+        async with asyncio.timeout(10):
+            while "stall" in await (await http.get(f"http://{line['faults']}/faults")).text():  # noqa: ASYNC110 - of a process
+                await asyncio.sleep(0.01)
+        stopped = time.monotonic()
+        process.send_signal(number)
+        _, err = await asyncio.wait_for(process.communicate(), 20)
     assert process.returncode == 0, err
     assert time.monotonic() - stopped < 10
+    with pytest.raises((KmsError, asyncio.CancelledError)):
+        await stalled
+    await key.close()
     assert (tmp_path / "state" / "state.json").exists()
+
+
+async def test_a_signal_that_comes_with_the_first_answer_is_a_graceful_stop_too() -> None:
+    for _ in range(5):
+        process = await _start(*FREE)
+        assert process.stderr is not None
+        async for line in process.stderr:
+            if b'"listening"' in line:
+                process.terminate()
+        assert await asyncio.wait_for(process.wait(), 20) == 0
 
 
 @pytest.mark.parametrize(

@@ -26,11 +26,9 @@ class Call:
     """What gRPC asks a handler with."""
 
     def __init__(self, operation: str) -> None:
-        package = "google.iam.v1.IAMPolicy" if operation == "TestIamPermissions" else _KMS
-        self.method = f"/{package}/{operation}"
-
-
-_KMS = "google.cloud.kms.v1.KeyManagementService"
+        iam = operation == "TestIamPermissions"
+        service_name = "google.iam.v1.IAMPolicy" if iam else "google.cloud.kms.v1.KeyManagementService"
+        self.method = f"/{service_name}/{operation}"
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
