@@ -86,20 +86,20 @@ async def _until_stopped() -> None:
 
 def _print_addresses(ports: Ports) -> None:
     rows = (
-        ("what the people on call see; break and heal KMS here", ports.url("stand_ins") + "/"),
+        ("on call: break and heal KMS", ports.url("stand_ins") + "/"),
         ("runbooks", ports.url("stand_ins") + "/docs/KMS_OPERATIONS.md"),
         ("Prometheus", ports.url("prometheus") + "/alerts"),
         ("Alertmanager", ports.url("alertmanager") + "/"),
         ("exporter", ports.url("exporter") + "/metrics"),
         ("relay", ports.url("relay") + "/api/deliveries"),
         ("backend", ports.url("backend") + "/healthz"),
-        ("KMS emulator (gRPC)", f"127.0.0.1:{ports.emulator}"),
-        ("KMS emulator's faults", ports.url("faults") + "/faults"),
-        ("mail server (SMTP)", f"127.0.0.1:{ports.smtp}"),
+        ("emulator (gRPC)", f"127.0.0.1:{ports.emulator}"),
+        ("emulator's faults", ports.url("faults") + "/faults"),
+        ("stand-in mail server", f"127.0.0.1:{ports.smtp}"),
     )
     console.print("everything is up, and healthy; a minute of the rules is a second here\n")
     for what, address in rows:
-        console.print(f"  {address:<52}{what}")
+        console.print(f"  {address:<46}{what}")
     console.print("\nCtrl-C stops all of it")
 
 
