@@ -5,6 +5,7 @@ or `Message-ID` (Gmail: https://support.google.com/mail/answer/81126), or one ov
 """
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from shared.settings import Address
 
 MAX_BYTES = 25 * 1024 * 1024
 KEPT = 500
+_ADDRESS = re.compile(r"[^@\s<>]+@[^@\s<>]+")
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,22 @@ class Mailbox:
         """The mail with this id, if it is still kept."""
         return next((mail for mail in self.mails if mail.id == number), None)
 
-    async def handle_RCPT(  # noqa: N802  (aiosmtpd looks for this name)
+    async def handle_MAIL(  # noqa: N802  (aiosmtpd looks for this name)
+        self, _server: SMTP, _session: Session, envelope: Envelope, address: str, options: list[str]
+    ) -> str:
+        """Takes a sender that is an address."""
+        if not _ADDRESS.fullmatch(address):
+            return "501 5.1.7 Bad sender address syntax"
+        envelope.mail_from = address
+        envelope.mail_options.extend(options)
+        return "250 2.1.0 OK"
+
+    async def handle_RCPT(  # noqa: N802  (likewise)
         self, _server: SMTP, _session: Session, envelope: Envelope, address: str, _options: list[str]
     ) -> str:
-        """Takes a recipient, unless a fault refuses that one."""
+        """Takes a recipient that is an address, unless a fault refuses that one."""
+        if not _ADDRESS.fullmatch(address):
+            return "501 5.1.3 Bad recipient address syntax"
         fault = self._faults.take(
             Provider.SMTP,
             lambda f: (

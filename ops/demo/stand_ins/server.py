@@ -34,6 +34,7 @@ class StandIns:
     pagerduty: PagerDuty
     mailbox: Mailbox
     faults: Faults
+    changes: Changes
 
     @property
     def slack_api_url(self) -> str:
@@ -89,7 +90,7 @@ async def start(  # noqa: PLR0913  (one keyword for each thing that a test may c
     app.add_middleware(Guard)
     async with mail_server.serving(mailbox, smtp) as smtp_address, serving(app, http) as http_address:
         try:
-            yield StandIns(http_address, smtp_address, slack, pagerduty, mailbox, faults)
+            yield StandIns(http_address, smtp_address, slack, pagerduty, mailbox, faults, changes)
         finally:
             changes.stop()
             faults.clear()

@@ -1,5 +1,6 @@
 """What a browser gets: the page with its styles and scripts, a mail's HTML, a rendered document."""
 
+import re
 from pathlib import Path
 
 from markdown_it import MarkdownIt
@@ -28,6 +29,7 @@ MAIL_HEADERS = {
         "img-src data:; frame-ancestors 'self'"
     ),
 }
+_DOCUMENT = re.compile(r"[\w.-]+(/[\w.-]+)*\.md")
 _IN_A_NEW_TAB = '<base target="_blank">'
 
 
@@ -73,7 +75,8 @@ class Site:
 
     def document(self, request: Request) -> Response:  # not async: Starlette reads the file off the event loop
         """A Markdown document of the folder, rendered."""
-        file = (self._docs / request.path_params["path"]).resolve() if self._docs else None
-        if file is None or self._docs not in file.parents or file.suffix != ".md" or not file.is_file():
+        path = request.path_params["path"]
+        file = (self._docs / path).resolve() if self._docs and _DOCUMENT.fullmatch(path) else None
+        if file is None or self._docs not in file.parents or not file.is_file():
             return PlainTextResponse("there is no such document\n", status_code=404)
         return HTMLResponse(page_of(file.read_text(encoding="utf-8"), self._markdown), headers=PAGE_HEADERS)

@@ -1,0 +1,156 @@
+"""Each fault of the HTTP providers, as a client meets it."""
+
+import asyncio
+from typing import Any
+
+import aiohttp
+import pytest
+from slack_sdk.errors import SlackApiError
+from slack_sdk.web.async_client import AsyncWebClient
+
+from ops.demo.stand_ins.faults import Fault, Kind, Provider
+from ops.demo.stand_ins.server import StandIns
+
+CRITICAL = "#security-critical"
+EVENT = {
+    "routing_key": "0" * 32,
+    "event_action": "trigger",
+    "dedup_key": "k1",
+    "payload": {"summary": "down", "source": "ledger", "severity": "critical"},
+}
+
+
+def add(stand_ins: StandIns, provider: Provider, kind: Kind, **fields: Any) -> None:
+    stand_ins.faults.add(Fault(provider=provider, kind=kind, **fields))
+
+
+async def until_met(stand_ins: StandIns) -> None:
+    """Until the only fault, which has a count of 1, was met."""
+    async with asyncio.timeout(5):
+        while stand_ins.faults.state():
+            await stand_ins.changes.after(stand_ins.changes.version, 5)
+
+
+async def test_slack_is_rate_limited_with_retry_after(slack: AsyncWebClient, stand_ins: StandIns) -> None:
+    add(stand_ins, Provider.SLACK, Kind.RATE_LIMIT, seconds=2.5, count=1)
+    with pytest.raises(SlackApiError) as caught:
+        await slack.chat_postMessage(channel=CRITICAL, text="x")
+    answer = caught.value.response
+    assert (answer.status_code, answer.headers["Retry-After"], answer["error"]) == (429, "3", "ratelimited")
+    await slack.chat_postMessage(channel=CRITICAL, text="x")
+    assert len(stand_ins.slack.channels[CRITICAL].messages) == 1
+
+
+async def test_slack_answers_the_error_that_a_fault_names(slack: AsyncWebClient, stand_ins: StandIns) -> None:
+    add(stand_ins, Provider.SLACK, Kind.ERROR, error="not_in_channel")
+    with pytest.raises(SlackApiError, match="not_in_channel"):
+        await slack.chat_postMessage(channel=CRITICAL, text="x")
+
+
+async def test_slack_answers_a_status(slack: AsyncWebClient, stand_ins: StandIns) -> None:
+    add(stand_ins, Provider.SLACK, Kind.STATUS)
+    with pytest.raises(SlackApiError) as caught:
+        await slack.chat_postMessage(channel=CRITICAL, text="x")
+    assert caught.value.response.status_code == 503
+
+
+async def test_a_fault_of_one_channel_spares_the_others(slack: AsyncWebClient, stand_ins: StandIns) -> None:
+    add(stand_ins, Provider.SLACK, Kind.ERROR, error="is_archived", target=CRITICAL)
+    await slack.auth_test()
+    await slack.chat_postMessage(channel="#security-ops", text="x")
+    for name in (CRITICAL, stand_ins.slack.channels[CRITICAL].id):
+        with pytest.raises(SlackApiError, match="is_archived"):
+            await slack.chat_postMessage(channel=name, text="x")
+
+
+async def test_a_post_whose_answer_is_lost_can_be_found_by_its_metadata(
+    slack: AsyncWebClient, stand_ins: StandIns
+) -> None:
+    add(stand_ins, Provider.SLACK, Kind.LOST_ANSWER, count=1)
+    await slack.auth_test()  # stores nothing, so the fault waits for the post
+    metadata = {"event_type": "delivery", "event_payload": {"id": "7"}}
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await slack.chat_postMessage(channel=CRITICAL, text="x", metadata=metadata)
+    channel = stand_ins.slack.channels[CRITICAL].id
+    history = await slack.conversations_history(channel=channel, include_all_metadata=True)
+    assert [message["metadata"] for message in history["messages"]] == [metadata]
+
+
+async def test_a_post_that_hangs_is_not_stored_and_healing_ends_the_wait(
+    slack: AsyncWebClient, stand_ins: StandIns
+) -> None:
+    add(stand_ins, Provider.SLACK, Kind.HANG, count=1)
+    posting = asyncio.ensure_future(slack.chat_postMessage(channel=CRITICAL, text="x"))
+    await until_met(stand_ins)
+    assert not posting.done()
+    stand_ins.faults.clear()
+    with pytest.raises(SlackApiError) as caught:
+        await posting
+    assert caught.value.response.status_code == 504
+    assert not stand_ins.slack.channels[CRITICAL].messages
+
+
+async def test_a_hang_of_so_many_seconds_ends_by_itself(http: aiohttp.ClientSession, stand_ins: StandIns) -> None:
+    add(stand_ins, Provider.PAGERDUTY, Kind.HANG, seconds=0.05)
+    async with http.post("/pagerduty/v2/enqueue", json=EVENT) as answer:
+        assert answer.status == 504
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "said"),
+    [
+        ({"kind": Kind.STATUS, "status": 502}, 502, "502"),
+        ({"kind": Kind.ERROR, "error": "Invalid routing key"}, 400, '"errors":["Invalid routing key"]'),
+        ({"kind": Kind.RATE_LIMIT}, 429, "Enhance Your Calm"),
+    ],
+)
+async def test_pagerduty_answers_as_the_fault_says(
+    http: aiohttp.ClientSession, stand_ins: StandIns, fault: dict[str, Any], status: int, said: str
+) -> None:
+    stand_ins.faults.add(Fault(provider=Provider.PAGERDUTY, **fault))
+    async with http.post("/pagerduty/v2/enqueue", json=EVENT) as answer:
+        assert answer.status == status
+        assert said in await answer.text()
+    assert not stand_ins.pagerduty.events
+
+
+async def test_an_event_whose_answer_is_lost_was_taken(http: aiohttp.ClientSession, stand_ins: StandIns) -> None:
+    add(stand_ins, Provider.PAGERDUTY, Kind.LOST_ANSWER, count=1)
+    with pytest.raises(aiohttp.ClientPayloadError):
+        async with http.post("/pagerduty/v2/enqueue", json=EVENT) as answer:
+            await answer.read()
+    assert len(stand_ins.pagerduty.incidents) == 1
+
+
+async def test_a_fault_with_a_count_is_over_after_so_many_requests(
+    http: aiohttp.ClientSession, stand_ins: StandIns
+) -> None:
+    add(stand_ins, Provider.PAGERDUTY, Kind.STATUS, count=2)
+    seen = []
+    for _ in range(3):
+        async with http.post("/pagerduty/v2/enqueue", json=EVENT) as answer:
+            seen.append(answer.status)
+    assert seen == [503, 503, 202]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"provider": "slack", "kind": "error"},
+        {"provider": "smtp", "kind": "error", "error": "x"},
+        {"provider": "slack", "kind": "refuse_recipient", "recipient": "a@example.org"},
+        {"provider": "smtp", "kind": "refuse_recipient"},
+        {"provider": "pagerduty", "kind": "hang", "target": "#x"},
+        {"provider": "slack", "kind": "status", "status": 200},
+        {"provider": "slack", "kind": "status", "count": 0},
+        {"provider": "slack", "kind": "explode"},
+        {"provider": "slack", "kind": "hang", "surprise": 1},
+    ],
+)
+async def test_a_fault_that_could_never_happen_is_refused_with_what_was_expected(
+    http: aiohttp.ClientSession, stand_ins: StandIns, fields: dict[str, Any]
+) -> None:
+    async with http.post("/api/faults", json=fields) as answer:
+        assert answer.status == 400
+        assert (await answer.json())["error"]
+    assert stand_ins.faults.state() == []

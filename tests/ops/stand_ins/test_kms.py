@@ -1,0 +1,123 @@
+"""The buttons that break and heal KMS, against the real emulator and the official client."""
+
+from collections.abc import AsyncIterator
+
+import aiohttp
+import grpc
+import pytest
+from google.api_core.exceptions import GoogleAPICallError
+from google.cloud import kms_v1
+from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
+
+from ops.demo.stand_ins.kms import BREAKS
+from ops.demo.stand_ins.server import start
+from ops.kms_emulator import emulator
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+
+
+@pytest.fixture
+async def kms() -> AsyncIterator[emulator.Emulator]:
+    async with emulator.start(keys=[KEY]) as running:
+        yield running
+
+
+@pytest.fixture
+async def buttons(kms: emulator.Emulator) -> AsyncIterator[aiohttp.ClientSession]:
+    async with (
+        start(emulator_faults=f"http://{kms.faults_address}") as stand_ins,
+        aiohttp.ClientSession(f"http://{stand_ins.http}") as session,
+    ):
+        yield session
+
+
+async def encrypt(kms: emulator.Emulator) -> kms_v1.EncryptResponse:
+    channel = grpc.aio.insecure_channel(str(kms.address))
+    client = kms_v1.KeyManagementServiceAsyncClient(transport=KeyManagementServiceGrpcAsyncIOTransport(channel=channel))
+    try:
+        return await client.encrypt(request={"name": KEY, "plaintext": b"x"}, retry=None, timeout=1)
+    finally:
+        await channel.close()
+
+
+async def break_(buttons: aiohttp.ClientSession, name: str) -> None:
+    async with buttons.post("/api/kms/break", json={"fault": name}) as answer:
+        assert answer.status == 201
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("permission_denied", "403 Permission 'cloudkms.cryptoKeyVersions.useToEncrypt' denied on resource"),
+        ("unavailable", "503 The service is currently unavailable."),
+        ("disabled", "400 The key version is not enabled, current state is: DISABLED."),
+        ("latency", "504 "),
+        ("stall", "504 "),
+    ],
+)
+async def test_a_break_is_what_the_client_meets_until_it_is_healed(
+    kms: emulator.Emulator, buttons: aiohttp.ClientSession, fault: str, said: str
+) -> None:
+    await break_(buttons, fault)
+    with pytest.raises(GoogleAPICallError) as caught:
+        await encrypt(kms)
+    assert str(caught.value).startswith(said)
+    async with buttons.post("/api/kms/heal") as answer:
+        assert answer.status == 204
+    assert (await encrypt(kms)).ciphertext
+
+
+async def test_corrupted_checksums_do_not_fit_what_came(kms: emulator.Emulator, buttons: aiohttp.ClientSession) -> None:
+    good = await encrypt(kms)
+    await break_(buttons, "corrupt_crc")
+    bad = await encrypt(kms)
+    from shared.kms.checksum import crc32c
+
+    assert crc32c(good.ciphertext) == good.ciphertext_crc32c
+    assert crc32c(bad.ciphertext) != bad.ciphertext_crc32c
+
+
+@pytest.mark.parametrize("name", BREAKS)
+async def test_what_is_broken_is_told_by_its_name(buttons: aiohttp.ClientSession, name: str) -> None:
+    await break_(buttons, "unavailable")
+    await break_(buttons, name)
+    async with buttons.get("/api/kms") as answer:
+        state = await answer.json()
+    assert state["broken"] == name
+    assert len(state["faults"]) == len(BREAKS[name])
+
+
+async def test_a_fault_that_somebody_else_put_in_force_is_told_as_another(
+    kms: emulator.Emulator, buttons: aiohttp.ClientSession
+) -> None:
+    async with buttons.get("/api/kms") as answer:
+        assert (await answer.json())["broken"] is None
+    async with aiohttp.ClientSession() as session:
+        await session.post(f"http://{kms.faults_address}/faults", json={"kind": "wrong_plaintext"})
+    async with buttons.get("/api/kms") as answer:
+        assert (await answer.json())["broken"] == "other"
+
+
+@pytest.mark.parametrize("body", [b'{"fault": "explode"}', b"{}", b"[]", b"{", b'{"fault": []}'])
+async def test_an_unknown_break_names_those_that_exist(buttons: aiohttp.ClientSession, body: bytes) -> None:
+    async with buttons.post("/api/kms/break", data=body) as answer:
+        assert answer.status == 400
+        assert "permission_denied, unavailable" in (await answer.json())["error"]
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        (None, "no KMS emulator is connected"),
+        ("http://127.0.0.1:1", "the KMS emulator at http://127.0.0.1:1 does not answer"),
+    ],
+)
+async def test_without_an_emulator_the_answer_is_502_with_what_to_do(url: str | None, said: str) -> None:
+    async with (
+        start(emulator_faults=url) as stand_ins,
+        aiohttp.ClientSession(f"http://{stand_ins.http}") as session,
+    ):
+        for method, path in (("GET", "/api/kms"), ("POST", "/api/kms/break"), ("POST", "/api/kms/heal")):
+            async with session.request(method, path, json={"fault": "stall"}) as answer:
+                assert answer.status == 502
+                assert (await answer.json())["error"].startswith(said)

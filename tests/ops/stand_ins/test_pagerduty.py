@@ -1,0 +1,121 @@
+"""The stand-in PagerDuty, over HTTP as every client of the Events API talks to it."""
+
+from typing import Any
+
+import aiohttp
+import pytest
+
+from ops.demo.stand_ins.server import StandIns
+
+KEY = "0" * 32
+
+
+def event(action: str = "trigger", **changes: Any) -> dict[str, Any]:
+    payload = {"summary": "ledger is down", "source": "prod/ledger", "severity": "critical"}
+    return {"routing_key": KEY, "event_action": action, "dedup_key": "k1", "payload": payload, **changes}
+
+
+def with_payload(**changes: Any) -> dict[str, Any]:
+    return event(payload={**event()["payload"], **changes})
+
+
+async def send(http: aiohttp.ClientSession, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    async with http.post("/pagerduty/v2/enqueue", json=body) as answer:
+        return answer.status, await answer.json()
+
+
+async def test_a_trigger_opens_an_incident(http: aiohttp.ClientSession, stand_ins: StandIns) -> None:
+    links = [{"href": "https://example.org/runbook", "text": "Runbook"}]
+    answer = await send(http, event(links=links))
+    assert answer == (202, {"status": "success", "message": "Event processed", "dedup_key": "k1"})
+    (incident,) = stand_ins.pagerduty.incidents
+    assert (incident.status, incident.severity, incident.links) == ("triggered", "critical", links)
+
+
+async def test_a_trigger_without_a_dedup_key_gets_one(http: aiohttp.ClientSession, stand_ins: StandIns) -> None:
+    _, answer = await send(http, event(dedup_key=None))
+    assert answer["dedup_key"] == stand_ins.pagerduty.incidents[0].dedup_key != ""
+
+
+async def test_triggers_of_one_dedup_key_are_one_incident(http: aiohttp.ClientSession, stand_ins: StandIns) -> None:
+    await send(http, event())
+    await send(http, with_payload(summary="still down"))
+    (incident,) = stand_ins.pagerduty.incidents
+    assert incident.summary == "ledger is down"
+    assert [entry["summary"] for entry in incident.log] == ["ledger is down", "still down"]
+
+
+async def test_an_incident_is_acknowledged_and_resolved(http: aiohttp.ClientSession, stand_ins: StandIns) -> None:
+    await send(http, event())
+    await send(http, event("acknowledge", payload=None))
+    assert stand_ins.pagerduty.incidents[0].status == "acknowledged"
+    await send(http, event("resolve", payload=None))
+    (incident,) = stand_ins.pagerduty.incidents
+    assert incident.status == "resolved"
+    assert incident.resolved_at is not None
+
+
+async def test_a_resolve_without_an_open_alert_is_accepted_and_dropped(
+    http: aiohttp.ClientSession, stand_ins: StandIns
+) -> None:
+    status, _ = await send(http, event("resolve"))
+    assert status == 202
+    assert not stand_ins.pagerduty.incidents
+    assert [taken["event_action"] for taken in stand_ins.pagerduty.events] == ["resolve"]
+
+
+async def test_a_trigger_after_a_resolve_opens_a_new_incident(http: aiohttp.ClientSession, stand_ins: StandIns) -> None:
+    for action in ("trigger", "resolve", "trigger"):
+        await send(http, event(action))
+    assert [incident.status for incident in stand_ins.pagerduty.incidents] == ["resolved", "triggered"]
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (event(routing_key=None), "'routing_key' is missing or blank"),
+        (event(routing_key="short"), "Length of 'routing_key' is incorrect (should be 32 characters)"),
+        (event(routing_key="1" * 32), "Invalid routing key"),
+        (event("shout"), "'event_action' is invalid (must be one of the following: trigger, acknowledge, resolve)"),
+        (event(dedup_key="x" * 256), "'dedup_key' is invalid (must be a string of at most 255 characters)"),
+        (event("resolve", dedup_key=None), "'dedup_key' is missing or blank"),
+        (event(payload=None), "'payload' is missing or blank"),
+        (with_payload(summary=None), "'payload.summary' is missing or blank"),
+        (with_payload(source=""), "'payload.source' is missing or blank"),
+        (with_payload(summary="x" * 1025), "'payload.summary' is too long (maximum is 1024 characters)"),
+        (
+            with_payload(severity="page"),
+            "'payload.severity' is invalid (must be one of the following: critical, error, warning, info)",
+        ),
+        (event(links=[{"href": "javascript:x"}]), "'links[0].href' is invalid (must be a URL: http or https)"),
+        (event(links={}), "'links' is invalid (must be an array)"),
+        (event(images=[{"src": "http://example.org/x.png"}]), "'images[0].src' is invalid (must be a URL: https)"),
+    ],
+)
+async def test_an_invalid_event_is_refused_with_its_mistake(
+    http: aiohttp.ClientSession, stand_ins: StandIns, body: dict[str, Any], error: str
+) -> None:
+    status, answer = await send(http, body)
+    assert status == 400
+    assert answer == {"status": "invalid event", "message": "Event object is invalid", "errors": [error]}
+    assert not stand_ins.pagerduty.events
+
+
+async def test_the_longest_summary_and_dedup_key_are_taken(http: aiohttp.ClientSession) -> None:
+    body = with_payload(summary="x" * 1024) | {"dedup_key": "x" * 255}
+    assert (await send(http, body))[0] == 202
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "error"),
+    [
+        (b"{", 400, "JSON is invalid"),
+        (b"[]", 400, "Event is not an object"),
+        (b" " * (512 * 1024 + 1), 413, "Event size exceeds 524288 bytes"),
+    ],
+)
+async def test_a_body_that_is_no_event_is_refused(
+    http: aiohttp.ClientSession, body: bytes, status: int, error: str
+) -> None:
+    async with http.post("/pagerduty/v2/enqueue", data=body) as answer:
+        assert (answer.status, (await answer.json())["errors"]) == (status, [error])
