@@ -3,7 +3,7 @@
 import json
 import time
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from services.exporter import backend_state
@@ -72,6 +72,7 @@ def test_a_health_document_is_read_or_refused_and_nothing_else(document: bytes) 
 
 @settings(deadline=None)
 @given(expositions)
+@example(b"crypto_decryption_errors_total{, ={le=\\-}")  # prometheus_client 0.26 answers it with an IndexError
 def test_an_exposition_is_read_or_refused_and_nothing_else(body: bytes) -> None:
     try:
         carried = parse_metrics(body)
