@@ -1,9 +1,10 @@
 """The keyring on a real SQLite file, against a real KMS emulator over gRPC; each check is made by the test."""
 
 import asyncio
+import sqlite3
 import tempfile
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from ops.kms_emulator.emulator import Emulator, start
 from ops.kms_emulator.faults import Fault
 from services.backend.keyring import KeyUnavailableError
 from shared.contract import CryptoMode
+from shared.keyring.database import DatabaseError
 from shared.keyring.model import LOCAL_KEK, Status
+from shared.kms.provider import Encrypted, KeyProvider
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 OUTAGE = Fault(kind="status", status="UNAVAILABLE")
@@ -284,6 +287,73 @@ async def test_the_time_of_initialisation_moves_with_the_mode_and_stays_between(
             await backend.keyring.check()
             times.append(backend.keyring.initialised_at)
     assert times == [101, 101, 101, 104, 105]
+
+
+async def test_a_locked_database_does_not_end_the_checks_and_is_told_as_the_reason(
+    emulator: Emulator, open_backend: Open, tmp_path: Path, until: Any
+) -> None:
+    async def locked() -> bool:
+        return str(backend.keyring.reason) == "the keyring's database cannot be used: database is locked"
+
+    async def well() -> bool:
+        return (backend.keyring.ready, backend.keyring.mode) == (True, CryptoMode.KMS)
+
+    async with open_backend(tmp_path, str(emulator.address)) as backend:
+        with closing(sqlite3.connect(tmp_path / "backend.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            watching = asyncio.create_task(backend.keyring.watch(0.02, asyncio.Event()))
+            await until(locked)
+            assert not backend.keyring.ready
+            other.execute("ROLLBACK")
+        await until(well)
+        watching.cancel()
+
+
+class _Defective:
+    """A provider with a defect, whose calls may raise what the port does not allow."""
+
+    def __init__(self, real: KeyProvider) -> None:
+        self.real = real
+        self.calls = 0
+        self.decrypt = real.decrypt
+        self.close = real.close
+
+    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> Encrypted:
+        self.calls += 1
+        if self.calls == 1:
+            raise ZeroDivisionError
+        return await self.real.encrypt(plaintext, aad, timeout=timeout)
+
+
+async def test_a_defect_does_not_end_the_checks_and_is_logged_with_its_trace(
+    emulator: Emulator, open_backend: Open, tmp_path: Path, until: Any
+) -> None:
+    async def well() -> bool:
+        return (backend.keyring.ready, backend.keyring.mode) == (True, CryptoMode.KMS)
+
+    async with open_backend(tmp_path, str(emulator.address)) as backend:
+        backend.keyring._kms = _Defective(backend.keyring._kms)
+        with capture_logs() as lines:
+            watching = asyncio.create_task(backend.keyring.watch(0.02, asyncio.Event()))
+            await until(well)
+            watching.cancel()
+    assert [line["event"] for line in lines if line.get("exc_info")] == [
+        "the check of KMS failed in an unforeseen way; trying again"
+    ]
+
+
+async def test_the_mode_is_told_even_where_the_database_fails_as_well(
+    emulator: Emulator, open_backend: Open, tmp_path: Path
+) -> None:
+    async with open_backend(tmp_path, str(emulator.address)) as backend:
+        await backend.keyring.check()
+        emulator.faults.add(OUTAGE)
+        await backend.keyring.check()
+        with closing(sqlite3.connect(tmp_path / "backend.db", isolation_level=None)) as other:
+            other.execute("DROP TABLE data_keys")
+        with pytest.raises(DatabaseError, match="no such table"):
+            await backend.keyring.check()
+        assert backend.keyring.mode is CryptoMode.ENV
 
 
 # Each example starts an emulator; the fixture is a function without state.
