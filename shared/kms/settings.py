@@ -8,12 +8,16 @@ from shared.kms.names import parse_key
 from shared.settings import Section, parse_address
 
 
+def _endpoint(value: str) -> str:
+    return str(parse_address(value))
+
+
 class GcpKeySettings(Section):
     """A key of Google Cloud KMS."""
 
     provider: Literal["gcp"] = "gcp"
     key: Annotated[str, AfterValidator(parse_key)]
-    endpoint: str | None = None
+    endpoint: Annotated[str, AfterValidator(_endpoint)] | None = None
     """HOST:PORT of an emulator or of a private endpoint; without it, Cloud KMS itself."""
     insecure: bool = False
     """Plaintext gRPC without credentials: for an emulator."""
