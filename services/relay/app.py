@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from typing import Final
 from uuid import uuid4
 
@@ -12,11 +13,12 @@ import structlog
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from services.relay.channels.channel import Channel, Reason
+from services.relay.channels.channel import Channel, Reason, Receipt, Scope, SendError
 from services.relay.config import RelaySettings
 from services.relay.console import api
 from services.relay.delivery.enrich.links import LinkRules
 from services.relay.delivery.retry import RetryPolicy
+from services.relay.delivery.trial import trial, trial_over
 from services.relay.delivery.worker import Delivering, Worker
 from services.relay.intake.endpoint import Intake, Rules
 from services.relay.intake.routing import Rule
@@ -53,6 +55,7 @@ async def running(settings: RelaySettings, *, clock: Callable[[], float] = time.
             store = await stack.enter_async_context(opened(settings.database, clock))
         except StoreUnusableError as error:
             raise StartError(str(error)) from None
+        await asyncio.to_thread(_warn_of_orphans, settings, store)
         metrics_registry = registry()
         metrics = Metrics(metrics_registry, settings.channels, _OUTCOMES, Reason)
         metrics_registry.register(OutboxGauges(settings.channels, query.COUNTED, OPEN, lambda: _counted(store)))
@@ -80,6 +83,21 @@ async def serve(settings: RelaySettings) -> None:
         await serve_until_stopped(app, settings.listen)
 
 
+async def send_test(settings: RelaySettings, name: str) -> list[Receipt]:
+    """Sends a test page and its all-clear on one channel, past the outbox; gives both receipts. Raises SendError."""
+    timeout = settings.delivery.timeout
+    channel = settings.channels[name].connect(timeout)
+    try:
+        async with asyncio.timeout(2 * timeout):
+            page = trial(datetime.now(UTC), _link_rules(settings))
+            receipt = await channel.send(page)
+            return [receipt, await channel.send(trial_over(page, receipt, datetime.now(UTC)))]
+    except TimeoutError:
+        raise SendError(Reason.TIMEOUT, Scope.ATTEMPT, f"no answer within {2 * timeout:g} s") from None
+    finally:
+        await _close(name, channel)
+
+
 @asynccontextmanager
 async def _delivering(settings: RelaySettings, store: Store, metrics: Metrics) -> AsyncIterator[Mapping[str, Worker]]:
     """A worker for each channel; at the end they finish what is in hand, within the grace period."""
@@ -87,7 +105,7 @@ async def _delivering(settings: RelaySettings, store: Store, metrics: Metrics) -
     shared = Delivering(
         store=store,
         metrics=metrics,
-        links=LinkRules(settings.links.runbook, settings.links.dashboard, frozenset(settings.links.allow_hosts)),
+        links=_link_rules(settings),
         retry=RetryPolicy(delivery.backoff_initial, delivery.backoff_max, delivery.give_up_after),
         timeout=delivery.timeout,
         lease=delivery.lease,
@@ -121,6 +139,10 @@ async def _close(name: str, channel: Channel) -> None:
         log.exception("a channel could not be closed", channel=name)
 
 
+def _link_rules(settings: RelaySettings) -> LinkRules:
+    return LinkRules(settings.links.runbook, settings.links.dashboard, frozenset(settings.links.allow_hosts))
+
+
 def _rules(settings: RelaySettings) -> Rules:
     return Rules(
         allow_from=settings.auth.allow_from,
@@ -138,3 +160,11 @@ def _counted(store: Store) -> list[tuple[str, str, int, float]] | None:
         log.warning("the outbox could not be counted for this scrape", problem=str(error))
         return None
     return [(count.channel, count.state, count.deliveries, count.oldest) for count in counts]
+
+
+def _warn_of_orphans(settings: RelaySettings, store: Store) -> None:
+    for channel, state, deliveries, _ in _counted(store) or []:
+        if channel not in settings.channels and state in OPEN:
+            log.warning(
+                "deliveries wait for a channel that is no longer configured", channel=channel, deliveries=deliveries
+            )

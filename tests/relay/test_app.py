@@ -12,6 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 import yaml
+from structlog.testing import capture_logs
 
 from ops.demo.stand_ins.server import start as stand_ins
 from services.relay.app import running
@@ -129,6 +130,32 @@ async def test_a_send_that_outlasts_the_grace_period_returns_its_claim_at_once(
         await until(lambda: channel.under_way == 1)
     async with served(settings(tmp_path, {"one": channel}, delivery=lease)):
         await until(lambda: len(channel.sent) == 1)  # and not in two hours
+
+
+async def test_what_waits_for_a_channel_that_is_gone_is_said_at_the_start_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.relay.app.GRACE_SECONDS", 0.1)
+    old, new = Scripted(hang), Scripted()
+    async with served(settings(tmp_path, {"old": old, "new": new})) as client:
+        await post(client, payload(1))
+        await until(lambda: len(new.sent) == 1)
+    with capture_logs() as logs:
+        async with served(settings(tmp_path, {"new": new})) as client:
+            assert await metric(client, "relay_outbox_deliveries", channel="old", state="queued") == 1
+            assert (await post(client, payload(3)))[1]["deliveries"] == 1  # the gone channel gets nothing new
+    assert [entry["channel"] for entry in logs if "no longer configured" in entry["event"]] == ["old"]
+    async with served(settings(tmp_path, {"old": old, "new": new})):
+        await until(lambda: len(old.sent) == 1)
+
+
+async def test_nobody_else_on_the_machine_may_read_the_outbox(tmp_path: Path) -> None:
+    async with served(settings(tmp_path, {"one": Scripted()})) as client:
+        await post(client, payload(1))
+        modes = await asyncio.to_thread(
+            lambda: {file.name: file.stat().st_mode & 0o777 for file in tmp_path.glob("relay.db*")}
+        )
+    assert modes == {"relay.db": 0o600, "relay.db-wal": 0o600, "relay.db-shm": 0o600}
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,34 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 from uuid import uuid4
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, bindparam, insert, select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from services.relay.model import Event
 from services.relay.outbox.schema import State, deliveries, encode, events, incidents
 from services.relay.outbox.store import Store
+
+# Statements are built once: building one costs more than SQLite takes to run it.
+_NEW_EVENT: Final = insert(events).returning(events.c.seq)
+_KEEP_INCIDENT: Final = upsert(incidents)
+_KEEP: Final = _KEEP_INCIDENT.on_conflict_do_update(
+    ["id"], set_={name: _KEEP_INCIDENT.excluded[name] for name in ("episode", "open", "latest_event")}
+)
+_LATEST: Final = (
+    select(incidents.c.episode, incidents.c.open, events.c.seq, events.c.id, events.c.fingerprint)
+    .add_columns(events.c.accepted_at)
+    .join(events, events.c.seq == incidents.c.latest_event)
+    .where(incidents.c.id == bindparam("incident"))
+)
+_STATES: Final = select(deliveries.c.state).where(deliveries.c.event_seq == bindparam("event"))
+_OPEN_ON: Final = (
+    select(deliveries.c.channel)
+    .distinct()
+    .where(deliveries.c.incident_id == bindparam("incident"), deliveries.c.episode == bindparam("episode"))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +119,9 @@ def _accept(connection: Connection, incoming: Incoming, decide: Decide, now: flo
         "event": encode(event),
         "body": incoming.body,
     }
-    seq = connection.execute(insert(events).values(row).returning(events.c.seq)).scalar_one()
-    state = {"episode": plan.episode, "open": int(plan.open), "latest_event": seq}
-    connection.execute(
-        upsert(incidents).values(id=incoming.incident_id, **state).on_conflict_do_update(["id"], set_=state)
-    )
+    seq = connection.execute(_NEW_EVENT, row).scalar_one()
+    state = {"id": incoming.incident_id, "episode": plan.episode, "open": int(plan.open), "latest_event": seq}
+    connection.execute(_KEEP, state)
     if plan.channels:
         connection.execute(
             insert(deliveries),
@@ -126,20 +144,11 @@ def _accept(connection: Connection, incoming: Incoming, decide: Decide, now: flo
 
 
 def _known(connection: Connection, incident_id: str) -> Known | None:
-    latest = connection.execute(
-        select(incidents.c.episode, incidents.c.open, events.c.seq, events.c.id, events.c.fingerprint)
-        .add_columns(events.c.accepted_at)
-        .join(events, events.c.seq == incidents.c.latest_event)
-        .where(incidents.c.id == incident_id)
-    ).first()
+    latest = connection.execute(_LATEST, {"incident": incident_id}).first()
     if latest is None:
         return None
-    states = list(connection.execute(select(deliveries.c.state).where(deliveries.c.event_seq == latest.seq)).scalars())
-    open_on = connection.execute(
-        select(deliveries.c.channel)
-        .distinct()
-        .where(deliveries.c.incident_id == incident_id, deliveries.c.episode == latest.episode)
-    ).scalars()
+    states = list(connection.execute(_STATES, {"event": latest.seq}).scalars())
+    open_on = connection.execute(_OPEN_ON, {"incident": incident_id, "episode": latest.episode}).scalars()
     return Known(
         episode=latest.episode,
         open=bool(latest.open),

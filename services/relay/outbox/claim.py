@@ -8,13 +8,52 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Final
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, Connection, case, exists, func, select, update
+from sqlalchemy import Connection, bindparam, case, exists, func, select, update
 
 from services.relay.model import Event
 from services.relay.outbox.schema import State, decode, deliveries, events
 from services.relay.outbox.store import Store
+
+# Statements are built once: building one costs more than SQLite takes to run it.
+_older = deliveries.alias("older")
+_HEADS: Final = (
+    deliveries.c.channel == bindparam("channel"),
+    deliveries.c.finished_at.is_(None),
+    ~exists().where(
+        _older.c.channel == deliveries.c.channel,
+        _older.c.incident_id == deliveries.c.incident_id,
+        _older.c.finished_at.is_(None),
+        _older.c.seq < deliveries.c.seq,
+    ),
+)
+"""The unfinished deliveries of a channel that no older one of their incident stands before."""
+_DUE: Final = (
+    select(deliveries, events.c.event)
+    .join(events, events.c.seq == deliveries.c.event_seq)
+    .where(*_HEADS, deliveries.c.due_at <= bindparam("now"))
+    .order_by(deliveries.c.seq)
+    .limit(1)
+)
+_TAKE: Final = (
+    update(deliveries)
+    .where(deliveries.c.seq == bindparam("taken"))
+    .values(state=State.SENDING, lease=bindparam("lease"), due_at=bindparam("ends"), attempts=deliveries.c.attempts + 1)
+)
+_FIRST_RECEIPT: Final = (
+    select(deliveries.c.receipt)
+    .where(
+        deliveries.c.incident_id == bindparam("incident"),
+        deliveries.c.episode == bindparam("episode"),
+        deliveries.c.channel == bindparam("channel"),
+        deliveries.c.state == State.DELIVERED,
+    )
+    .order_by(deliveries.c.seq)
+    .limit(1)
+)
+_NEXT_DUE: Final = select(func.min(deliveries.c.due_at)).where(*_HEADS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +99,7 @@ async def next_due(store: Store, channel: str) -> float | None:
     Raises:
         StoreUnavailableError: it cannot be read.
     """
-    query = select(func.min(deliveries.c.due_at)).where(*_heads(channel))
-    return await store.run(lambda connection: connection.execute(query).scalar())
+    return await store.run(lambda connection: connection.execute(_NEXT_DUE, {"channel": channel}).scalar())
 
 
 async def give_back(store: Store, owner: str) -> None:
@@ -79,44 +117,14 @@ async def give_back(store: Store, owner: str) -> None:
     await store.run(lambda connection: connection.execute(back))
 
 
-def _heads(channel: str) -> tuple[ColumnElement[bool], ...]:
-    """The unfinished deliveries of a channel that no older one of their incident stands before."""
-    older = deliveries.alias()
-    stands_before = exists().where(
-        older.c.channel == deliveries.c.channel,
-        older.c.incident_id == deliveries.c.incident_id,
-        older.c.finished_at.is_(None),
-        older.c.seq < deliveries.c.seq,
-    )
-    return deliveries.c.channel == channel, deliveries.c.finished_at.is_(None), ~stands_before
-
-
 def _claim(connection: Connection, channel: str, owner: str, now: float, seconds: float) -> Claim | None:
-    due = connection.execute(
-        select(deliveries, events.c.event)
-        .join(events, events.c.seq == deliveries.c.event_seq)
-        .where(*_heads(channel), deliveries.c.due_at <= now)
-        .order_by(deliveries.c.seq)
-        .limit(1)
-    ).first()
+    due = connection.execute(_DUE, {"channel": channel, "now": now}).first()
     if due is None:
         return None
     lease = f"{owner}/{uuid4().hex}"
-    connection.execute(
-        update(deliveries)
-        .where(deliveries.c.seq == due.seq)
-        .values(state=State.SENDING, lease=lease, due_at=now + seconds, attempts=due.attempts + 1)
-    )
+    connection.execute(_TAKE, {"taken": due.seq, "lease": lease, "ends": now + seconds})
     first_receipt = connection.execute(
-        select(deliveries.c.receipt)
-        .where(
-            deliveries.c.incident_id == due.incident_id,
-            deliveries.c.episode == due.episode,
-            deliveries.c.channel == channel,
-            deliveries.c.state == State.DELIVERED,
-        )
-        .order_by(deliveries.c.seq)
-        .limit(1)
+        _FIRST_RECEIPT, {"incident": due.incident_id, "episode": due.episode, "channel": channel}
     ).scalar()
     return Claim(
         delivery_id=due.id,

@@ -3,12 +3,25 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from services.relay.outbox.claim import Claim
 from services.relay.outbox.schema import State, attempts, deliveries
 from services.relay.outbox.store import Store
+
+# Statements are built once: building one costs more than SQLite takes to run it.
+_OURS: Final = select(deliveries.c.seq, deliveries.c.due_at).where(
+    deliveries.c.id == bindparam("delivery"), deliveries.c.lease == bindparam("proof")
+)
+_CHANGES: Final = ("state", "reason", "due_at", "finished_at", "receipt")
+_END: Final = (
+    update(deliveries)
+    .where(deliveries.c.seq == bindparam("ours"))
+    .values(lease=None, **{name: bindparam(name) for name in _CHANGES})
+)
+_TRIED: Final = insert(attempts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,31 +50,30 @@ async def record(store: Store, claim: Claim, ending: Ending) -> bool:
 
 
 def _record(connection: Connection, claim: Claim, ending: Ending) -> bool:
-    ours = deliveries.c.id == claim.delivery_id, deliveries.c.lease == claim.lease
-    seq = connection.execute(select(deliveries.c.seq).where(*ours)).scalar()
-    if seq is None:
+    ours = connection.execute(_OURS, {"delivery": claim.delivery_id, "proof": claim.lease}).first()
+    if ours is None:
         return False
     again = ending.state is State.RETRYING
     connection.execute(
-        update(deliveries)
-        .where(deliveries.c.seq == seq)
-        .values(
-            state=ending.state,
-            reason=ending.reason,
-            due_at=ending.due_at if again else deliveries.c.due_at,
-            lease=None,
-            finished_at=None if again else ending.ended_at,
-            receipt=None if ending.receipt is None else json.dumps(dict(ending.receipt)),
-        )
+        _END,
+        {
+            "ours": ours.seq,
+            "state": ending.state,
+            "reason": ending.reason,
+            "due_at": ending.due_at if again else ours.due_at,
+            "finished_at": None if again else ending.ended_at,
+            "receipt": None if ending.receipt is None else json.dumps(dict(ending.receipt)),
+        },
     )
     connection.execute(
-        insert(attempts).values(
-            delivery_seq=seq,
-            number=claim.attempt,
-            started_at=ending.started_at,
-            seconds=ending.ended_at - ending.started_at,
-            reason=ending.reason,
-            detail=ending.detail,
-        )
+        _TRIED,
+        {
+            "delivery_seq": ours.seq,
+            "number": claim.attempt,
+            "started_at": ending.started_at,
+            "seconds": ending.ended_at - ending.started_at,
+            "reason": ending.reason,
+            "detail": ending.detail,
+        },
     )
     return True

@@ -52,6 +52,7 @@ class Store:
     def __init__(self, file: Path, clock: Callable[[], float]) -> None:
         self.clock = clock
         self.problem: str | None = None
+        self._file = file
         self._engine = create_engine(
             URL.create("sqlite", database=str(file)),
             poolclass=QueuePool,
@@ -96,8 +97,11 @@ class Store:
     def start(self) -> None:
         """Opens the file, makes its tables, and starts the thread. Blocks. Raises StoreUnusableError."""
         try:
+            self._file.touch(mode=0o600)  # it will hold what alerts say; SQLite gives its other files the same mode
             with self._engine.begin() as connection:
                 _prepare(connection)
+        except OSError as error:
+            raise StoreUnusableError(f"{error.strerror}") from None
         except exc.DBAPIError as error:
             raise StoreUnusableError(str(error.orig)) from None
         self._thread.start()
@@ -111,15 +115,15 @@ class Store:
         self._engine.dispose()
 
     def _run(self) -> None:
-        while (first := self._work.get()) is not None:
-            batch = [first]
+        going = True
+        while going:
+            batch = [self._work.get()]
             while len(batch) < _TOGETHER and not self._work.empty():
-                following = self._work.get()
-                if following is None:
-                    self._work.put(None)  # seen again after this batch
-                    break
-                batch.append(following)
-            self._commit([work for work in batch if work.done.set_running_or_notify_cancel()])
+                batch.append(self._work.get())
+            going = None not in batch
+            work = [work for work in batch if work is not None and work.done.set_running_or_notify_cancel()]
+            if work:
+                self._commit(work)
 
     def _commit(self, batch: list[_Work]) -> None:
         try:

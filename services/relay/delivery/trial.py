@@ -1,0 +1,64 @@
+"""Messages that say they are only a test, for a person who wants to know whether a channel works: a page, its end."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from uuid import uuid4
+
+from services.relay.delivery.enrich.links import LinkRules, links
+from services.relay.model import Alert, Event, Message, Status
+
+
+def trial(now: datetime, rules: LinkRules) -> Message:
+    """A firing test alert, an incident of its own, so that it touches no real one.
+
+    Args:
+        now: when it is sent.
+        rules: for its links.
+    """
+    name = f"test-{uuid4().hex}"
+    labels = {"alertname": "KeypulseTest", "severity": "info"}
+    annotations = {"summary": "A test of this channel; nothing is wrong", "description": "Sent by keypulse-relay."}
+    alert = Alert(
+        status=Status.FIRING,
+        labels=labels,
+        annotations=annotations,
+        starts_at=now,
+        ends_at=None,
+        generator_url="",
+        fingerprint=name,
+    )
+    event = Event(
+        source="",
+        receiver="keypulse-relay",
+        group_key=name,
+        status=alert.status,
+        alerts=(alert,),
+        group_labels={"alertname": "KeypulseTest"},
+        common_labels=labels,
+        common_annotations=annotations,
+        external_url="",
+        truncated_alerts=0,
+    )
+    return Message(
+        delivery_id=name,
+        incident_id=name,
+        episode=1,
+        event=event,
+        links=(links(alert, now, rules),),
+        accepted_at=now,
+        first_receipt=None,
+    )
+
+
+def trial_over(trial: Message, receipt: Mapping[str, str], now: datetime) -> Message:
+    """The all-clear of a trial, so that it leaves nothing open.
+
+    Args:
+        trial: what was sent.
+        receipt: what the channel said of it.
+        now: when it ends.
+    """
+    alerts = tuple(replace(alert, status=Status.RESOLVED, ends_at=now) for alert in trial.event.alerts)
+    event = replace(trial.event, status=Status.RESOLVED, alerts=alerts)
+    return replace(trial, delivery_id=f"{trial.delivery_id}-over", event=event, accepted_at=now, first_receipt=receipt)

@@ -1,0 +1,70 @@
+"""The command line, as a person types it."""
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from ops.demo.stand_ins.server import start
+from shared.settings import Address
+
+KEY = "0" * 32
+
+
+def relay(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "services.relay", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def configuration(folder: Path, provider: Address) -> str:
+    (folder / "token").write_text("a-token")
+    (folder / "key").write_text(KEY)
+    url = f"http://{provider}/pagerduty/v2/enqueue"
+    document = {
+        "database": "sqlite:///relay.db",
+        "auth": {"bearer_token_file": "token"},
+        "channels": {"pager": {"kind": "pagerduty", "routing_key_file": "key", "url": url}},
+        "default_channels": ["pager"],
+        "pacing": {"enabled": True},
+    }
+    (folder / "relay.yml").write_text(yaml.safe_dump(document))
+    return str(folder / "relay.yml")
+
+
+async def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return await asyncio.to_thread(relay, *arguments)
+
+
+async def test_a_test_message_arrives_and_leaves_nothing_open(tmp_path: Path) -> None:
+    async with start(pagerduty_keys=(KEY,)) as providers:
+        result = await run("--config", configuration(tmp_path, providers.http), "send-test", "--channel", "pager")
+        (incident,) = providers.pagerduty.state()["incidents"]
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 2
+    assert incident["dedup_key"] in result.stdout
+    assert incident["status"] == "resolved"
+    assert not (tmp_path / "relay.db").exists()
+
+
+async def test_a_test_message_that_is_refused_exits_with_1_and_the_reason(tmp_path: Path) -> None:
+    async with start(pagerduty_keys=("1" * 32,)) as providers:
+        result = await run("--config", configuration(tmp_path, providers.http), "send-test", "--channel", "pager")
+    assert result.returncode == 1
+    assert result.stderr.startswith("pager: not sent (")
+    assert KEY not in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_unknown_channel_exits_with_2_and_the_names_of_those_that_exist(tmp_path: Path) -> None:
+    file = configuration(tmp_path, Address("127.0.0.1", 9))
+    result = relay("--config", file, "send-test", "--channel", "x")
+    assert result.returncode == 2
+    assert "no such channel; expected one of pager" in result.stderr
+
+
+def test_check_says_that_the_file_is_valid_and_which_keys_have_no_effect_yet(tmp_path: Path) -> None:
+    result = relay("--config", configuration(tmp_path, Address("127.0.0.1", 9)), "--check")
+    assert (result.returncode, result.stdout) == (0, "the configuration is valid\n")
+    assert "pacing: has no effect" in result.stderr
