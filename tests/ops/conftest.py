@@ -1,0 +1,45 @@
+"""A real Prometheus or Alertmanager on a port that the system picks."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+# Before a test that is no coroutine, looptime asks for the current event loop, which Python 3.11 then makes and nobody
+# closes (looptime/_internal/plugin.py, pytest_pyfunc_call). After this there is none, and none is made.
+asyncio.set_event_loop(None)
+
+START_SECONDS = 20.0
+Start = Callable[..., Awaitable[str]]
+
+
+@pytest.fixture
+async def start(tmp_path: Path) -> AsyncIterator[Start]:
+    """Starts a program that logs where it listens, and gives its URL; ended after the test."""
+    async with AsyncExitStack() as programs:
+
+        async def start(program: str, *arguments: str) -> str:
+            log = tmp_path / f"{Path(program).name}.log"
+            with log.open("wb") as output:
+                process = await asyncio.create_subprocess_exec(program, *arguments, stdout=output, stderr=output)
+            programs.push_async_callback(end, process)
+            async with asyncio.timeout(START_SECONDS):
+                while not (found := re.search(r'"Listening on" address=(\S+)', log.read_text())):
+                    assert process.returncode is None, log.read_text()
+                    await asyncio.sleep(0.05)
+            return f"http://{found[1]}"
+
+        yield start
+
+
+async def end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), START_SECONDS)
+        except TimeoutError:
+            process.kill()
+            await process.wait()

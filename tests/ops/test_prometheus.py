@@ -1,0 +1,166 @@
+"""A real Prometheus runs the product's own files, and the copy on a faster clock that the demo runs."""
+
+import asyncio
+import os
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import yaml
+from aiohttp import web
+
+from ops.demo.scale import scale_yaml
+
+ROOT = Path(__file__).parents[2]
+PROMETHEUS = ROOT / "ops/prometheus"
+RULES = yaml.safe_load((PROMETHEUS / "rules/kms.yml").read_text())["groups"][0]["rules"]
+PATIENCE = 40.0
+Start = Callable[..., Awaitable[str]]
+
+
+class Exporter:
+    """Stands where the exporter is scraped; the test says what it exposes."""
+
+    def __init__(self) -> None:
+        self.address = ""
+        self.exposed = ""
+
+    async def metrics(self, _request: web.Request) -> web.Response:
+        return web.Response(text=self.exposed)
+
+    def expose(self, *, mode: int, errors: int = 0) -> None:
+        labels = '{service="ledger"}'
+        call = 'service="ledger",target="ledger-kek",operation="encrypt"'
+        self.exposed = (
+            f"crypto_mode{labels} {mode}\ncrypto_ready{labels} 1\ncrypto_backend_up{labels} 1\n"
+            f"crypto_init_timestamp_seconds{labels} 1\ncrypto_decryption_errors_total{labels} {errors}\n"
+            f'kms_operation_duration_seconds_bucket{{{call},le="1"}} 5\n'
+            f'kms_operation_duration_seconds_bucket{{{call},le="+Inf"}} 5\n'
+        )
+
+
+@pytest.fixture
+async def exporter() -> AsyncIterator[Exporter]:
+    exporter = Exporter()
+    app = web.Application()
+    app.router.add_get("/metrics", exporter.metrics)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    exporter.address = f"127.0.0.1:{runner.addresses[0][1]}"
+    yield exporter
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def prometheus(start: Start, exporter: Exporter, tmp_path: Path) -> str:
+    """Every duration is a sixtieth: scraped and evaluated each second."""
+    # Port 1 takes nothing: neither a relay nor an Alertmanager that others run may be touched.
+    here = {"127.0.0.1:9911": exporter.address, "127.0.0.1:9912": "127.0.0.1:1", "127.0.0.1:9093": "127.0.0.1:1"}
+    (tmp_path / "rules").mkdir()
+    for file in ("prometheus.yml", "rules/kms.yml"):
+        text = (PROMETHEUS / file).read_text()
+        (tmp_path / file).write_text(scale_yaml(text, lambda value: here.get(value, value)))
+    storage = f"--storage.tsdb.path={tmp_path / 'data'}"
+    config = f"--config.file={tmp_path / 'prometheus.yml'}"
+    url = await start("prometheus", config, storage, "--web.listen-address=127.0.0.1:0")
+
+    async def ready() -> bool:
+        async with aiohttp.ClientSession(url) as session, session.get("/-/ready") as answer:
+            return answer.status == 200
+
+    await until(ready)
+    return url
+
+
+@pytest.fixture
+async def ask(prometheus: str) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+    """The `data` of an answer of Prometheus's API."""
+    async with aiohttp.ClientSession(prometheus, timeout=aiohttp.ClientTimeout(total=10)) as session:
+
+        async def ask(path: str, **parameters: str) -> Any:
+            async with session.get(f"/api/v1/{path}", params=parameters) as answer:
+                return (await answer.json())["data"]
+
+        yield ask
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not await condition():  # noqa: ASYNC110 - another program's state: nothing here could set an Event
+            await asyncio.sleep(0.1)
+
+
+async def test_on_the_demos_clock_every_rule_evaluates_and_a_lost_mode_fires_and_resolves(
+    exporter: Exporter, ask: Callable[..., Awaitable[Any]]
+) -> None:
+    async def evaluated() -> bool:
+        (group,) = (await ask("rules"))["groups"]
+        return all(rule["health"] != "unknown" for rule in group["rules"])
+
+    async def recorded(name: str, expected: str) -> bool:
+        result = (await ask("query", query=name))["result"]
+        return [(r["metric"]["env"], r["metric"]["service"], r["value"][1]) for r in result] == [
+            ("production", "ledger", expected)
+        ]
+
+    async def firing() -> set[str]:
+        return {a["labels"]["alertname"] for a in (await ask("alerts"))["alerts"] if a["state"] == "firing"}
+
+    exporter.expose(mode=1)
+    await until(lambda: recorded("kms:crypto_health_status", "1"))
+    await until(lambda: recorded("kms:decryption_error_rate_5m", "0"))
+    await until(evaluated)
+
+    exporter.expose(mode=0, errors=11)
+    await until(lambda: recorded("kms:crypto_health_status", "0"))
+
+    fired: set[str] = set()
+
+    async def both_fired() -> bool:  # not at one time: the burst has left its window when the mode's wait is over
+        fired.update(await firing())
+        return {"KMSCryptoModeNotKMS", "KMSDecryptionErrorsBurst"} <= fired
+
+    await until(both_fired)
+    exporter.expose(mode=1, errors=11)
+
+    async def nothing_fires() -> bool:
+        return not await firing()
+
+    await until(nothing_fires)
+    (group,) = (await ask("rules"))["groups"]
+    problems = {rule["name"]: rule.get("lastError") for rule in group["rules"] if rule["health"] != "ok"}
+    assert problems == {}
+    assert len(group["rules"]) == len(RULES)
+
+
+async def test_the_runbooks_queries_are_answered(
+    prometheus: str, exporter: Exporter, ask: Callable[..., Awaitable[Any]]
+) -> None:
+    exporter.expose(mode=1)
+
+    async def scraped() -> bool:
+        return bool((await ask("query", query="kms:crypto_health_status"))["result"])
+
+    await until(scraped)
+    runbook = (ROOT / "docs/KMS_OPERATIONS.md").read_text()
+    # A command goes on after a backslash, and while its quotes are open.
+    queries = re.findall(
+        r"^ *(promtool query (?:[^\n\\\"']|\\\n|\"(?:[^\"\\]|\\.)*\"|'[^']*')*)$", runbook, re.MULTILINE
+    )
+    assert len(queries) == runbook.count("promtool query ")
+    environment = {**os.environ, "PROMETHEUS": prometheus, "ENV": "production", "SERVICE": "ledger"}
+    answers = []
+    for query in queries:
+        process = await asyncio.create_subprocess_exec(
+            "bash", "-c", query, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+        output, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
+        assert process.returncode == 0, f"{query}\n{output.decode()}"
+        answers.append(output.decode())
+    assert re.search(
+        r'^kms:crypto_health_status\{env="production", service="ledger"\} => 1 @', answers[0], re.MULTILINE
+    )
