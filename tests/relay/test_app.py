@@ -181,7 +181,7 @@ async def test_a_database_that_cannot_be_used_is_said_in_one_sentence(
     assert "\n" not in str(raised.value)
 
 
-def relay_process(folder: Path, provider: str, *, lease: str = "2s") -> subprocess.Popen[str]:
+def relay_process(folder: Path, provider: str, *, timeout: str = "1s", lease: str = "2s") -> subprocess.Popen[str]:
     """The relay as a person starts it, on a port of the system's choice."""
     (folder / "token").write_text(TOKEN)
     (folder / "key").write_text("0" * 32)
@@ -191,7 +191,7 @@ def relay_process(folder: Path, provider: str, *, lease: str = "2s") -> subproce
         "auth": {"bearer_token_file": "token"},
         "channels": {"pagerduty": {"kind": "pagerduty", "routing_key_file": "key", "url": provider}},
         "default_channels": ["pagerduty"],
-        "delivery": {"timeout": "1s", "lease": lease, "backoff_initial": "100ms", "backoff_max": "200ms"},
+        "delivery": {"timeout": timeout, "lease": lease, "backoff_initial": "100ms", "backoff_max": "200ms"},
     }
     (folder / "relay.yml").write_text(yaml.safe_dump(configuration))
     return subprocess.Popen(
@@ -246,6 +246,26 @@ async def test_what_was_answered_202_is_delivered_after_a_kill(tmp_path: Path) -
     assert [incident["status"] for incident in incidents] == ["triggered"]
     assert TOKEN not in log
     assert "0" * 32 not in log
+
+
+async def test_a_relay_whose_provider_hangs_is_gone_soon_after_sigterm_and_keeps_the_delivery(tmp_path: Path) -> None:
+    async with stand_ins(pagerduty_keys=("0" * 32,)) as providers, aiohttp.ClientSession() as client:
+        fault = {"provider": "pagerduty", "kind": "hang", "seconds": 60}
+        async with client.post(f"http://{providers.http}/api/faults", json=fault) as made:
+            assert made.status == 201
+        url = f"http://{providers.http}/pagerduty/v2/enqueue"
+        process = await asyncio.to_thread(relay_process, tmp_path, url, timeout="30s", lease="60s")
+        address = await asyncio.to_thread(listens_at, process)
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        async with client.post(f"http://{address}/alerts", data=payload(1), headers=headers) as accepted:
+            assert accepted.status == 202
+        process.terminate()
+        await asyncio.to_thread(process.communicate, None, 15)
+    assert process.returncode == 0
+    with sqlite3.connect(tmp_path / "relay.db") as database:
+        rows = database.execute("SELECT state, lease FROM deliveries").fetchall()
+    database.close()
+    assert rows == [("queued", None)]
 
 
 def test_a_wrong_configuration_exits_with_2_and_a_line_for_each_mistake(tmp_path: Path) -> None:
