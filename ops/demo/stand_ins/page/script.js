@@ -7,6 +7,7 @@ import { showIncidents } from "./pagerduty.js";
 import { showSlack } from "./slack.js";
 
 const KMS_SECONDS = 3; // others may break KMS too
+const RETRY_SECONDS = 2;
 const live = document.getElementById("live");
 const arrivals = document.getElementById("arrivals");
 const panes = document.getElementById("panes");
@@ -22,7 +23,7 @@ async function refresh() {
     const answer = await fetch("/api/state");
     if (answer.ok) draw(await answer.json());
   } catch {
-    setLive(false); // the event stream notices too, and comes back by itself
+    setLive(false); // the event stream notices too, and comes back
   }
   fetching = false;
   if (again) refresh();
@@ -70,11 +71,19 @@ for (const button of document.querySelectorAll(".views button"))
     for (const other of document.querySelectorAll(".views button")) other.setAttribute("aria-pressed", String(other === button));
   });
 
-const events = new EventSource("/api/changes");
-events.addEventListener("open", () => setLive(true));
-events.addEventListener("error", () => setLive(false));
-events.addEventListener("message", () => {
-  refresh();
-  showKms();
-});
+function listen() {
+  const events = new EventSource("/api/changes");
+  events.addEventListener("open", () => setLive(true));
+  events.addEventListener("message", () => {
+    refresh();
+    showKms();
+  });
+  events.addEventListener("error", () => {
+    setLive(false);
+    // It tries again by itself after a lost connection, but not after every error.
+    if (events.readyState === EventSource.CLOSED) setTimeout(listen, RETRY_SECONDS * 1000);
+  });
+}
+
+listen();
 setInterval(() => document.hidden || showKms(), KMS_SECONDS * 1000);

@@ -48,7 +48,7 @@ function tab({ channel }) {
     const more = Math.max(0, state.messages.length - (seen.get(channel) ?? 0));
     button.setAttribute("aria-pressed", String(channel === shown));
     unread.hidden = more === 0;
-    unread.textContent = `${more} new`;
+    unread.textContent = more ? `${more} new` : "";
   };
   return button;
 }

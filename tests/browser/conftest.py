@@ -1,0 +1,69 @@
+"""An installed Chromium in front of running stand-ins."""
+
+import shutil
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+from playwright.async_api import Browser, Page, async_playwright
+
+from ops.demo.stand_ins.server import start
+from ops.kms_emulator import emulator
+from tests.browser.senders import Senders
+
+FLAGS = [
+    "--no-sandbox",  # the tests may run as root, where Chromium's own sandbox does not start
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture
+async def kms() -> AsyncIterator[emulator.Emulator]:
+    async with emulator.start() as running:
+        yield running
+
+
+@pytest.fixture
+async def senders(kms: emulator.Emulator) -> AsyncIterator[Senders]:
+    async with (
+        start(emulator_faults=f"http://{kms.faults_address}") as stand_ins,
+        aiohttp.ClientSession(f"http://{stand_ins.http}") as http,
+    ):
+        yield Senders(stand_ins, http)
+
+
+@pytest.fixture
+async def chromium() -> AsyncIterator[Browser]:
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.fail("chromium is not installed; on Debian: apt-get install chromium")
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        await browser.close()
+
+
+@pytest.fixture
+def complaints() -> list[str]:
+    """What the browser complained of: errors, and violations of the Content-Security-Policy."""
+    return []
+
+
+@pytest.fixture
+async def page(chromium: Browser, senders: Senders, complaints: list[str]) -> AsyncIterator[Page]:
+    """The page, open and live; it must not reload, and the browser must have nothing to complain of."""
+    page = await chromium.new_page(viewport={"width": 1280, "height": 800})
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
+    await page.goto(f"http://{senders.stand_ins.http}/")
+    await page.locator("#live.on").wait_for()
+    await page.locator("body.settled").wait_for()
+    await page.evaluate("window.sameDocument = true")
+    yield page
+    assert await page.evaluate("window.sameDocument") is True
+    assert complaints == []
+    await page.close()

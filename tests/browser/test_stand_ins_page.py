@@ -1,0 +1,283 @@
+"""The page of the stand-ins as a person uses it, in Chromium."""
+
+import re
+
+import pytest
+from playwright.async_api import Browser, Page, expect
+
+from ops.kms_emulator import emulator
+from ops.kms_emulator.faults import Fault
+from tests.browser.senders import RUNBOOK, Senders
+
+TITLE = "🔴 Firing: KMSCryptoModeNotKMS"
+
+
+async def test_a_slack_message_appears_with_its_blocks(page: Page, senders: Senders) -> None:
+    await senders.post(
+        TITLE, body="<!channel> *ledger* uses `local.key` &amp; no KMS\n&gt; see <https://example.org|here>"
+    )
+    message = page.locator(".message")
+    await expect(message.locator(".b-header")).to_have_text("Firing: KMSCryptoModeNotKMS")
+    await expect(message.get_by_role("img", name="red")).to_be_visible()
+    await expect(message.locator(".mention")).to_have_text("@channel")
+    await expect(message.locator("code").first).to_have_text("local.key")
+    await expect(message.locator(".b-text")).to_contain_text("& no KMS")
+    await expect(message.locator("blockquote a")).to_have_attribute("href", "https://example.org/")
+    await expect(message.locator(".b-fields > div")).to_have_text(["envprod", "serviceledger", "severitycritical"])
+    await expect(message.get_by_role("link", name="Runbook")).to_have_attribute("href", RUNBOOK)
+    await expect(message.locator("hr")).to_have_count(1)
+    await expect(message.locator(".b-context")).to_have_text("receiver kms-critical")
+    await expect(page.locator("#arrivals")).to_have_text(f"Slack, #security-critical: {TITLE}")
+
+
+async def test_a_message_without_blocks_shows_its_text(page: Page, senders: Senders) -> None:
+    await senders.slack.chat_postMessage(
+        channel="#security-critical", text="_slow_ ~not~ :warning: ```a\n&gt; b``` snake_case_name 2*3*4"
+    )
+    text = page.locator(".message .b-text")
+    await expect(text.locator("i")).to_have_text("slow")
+    await expect(text.locator("s")).to_have_text("not")
+    await expect(text.locator("pre")).to_have_text("a\n> b")
+    await expect(text).to_contain_text("snake_case_name 2*3*4")
+
+
+async def test_a_reply_appears_under_its_root_and_a_broadcast_in_the_channel_too(page: Page, senders: Senders) -> None:
+    root = await senders.post(TITLE)
+    await expect(page.locator(".thread")).to_have_count(1)
+    await senders.post("Resolved quietly", thread_ts=root)
+    await expect(page.locator(".thread .replies .b-header")).to_have_text("Resolved quietly")
+    await expect(page.locator(".thread .reply-count")).to_have_text("1 reply")
+    await senders.post("Resolved for all", thread_ts=root, reply_broadcast=True)
+    await expect(page.locator(".thread")).to_have_count(2)
+    await expect(page.locator(".replies .b-header")).to_have_text(["Resolved quietly", "Resolved for all"])
+    await expect(page.locator(".thread").last).to_contain_text("replied to a thread")
+
+
+async def test_an_edited_message_changes_in_place(page: Page, senders: Senders) -> None:
+    ts = await senders.post(TITLE)
+    await expect(page.locator(".message")).to_have_count(1)
+    channel = senders.stand_ins.slack.channels["#security-critical"].id
+    await senders.slack.chat_update(channel=channel, ts=ts, text="all is well")
+    await expect(page.locator(".message")).to_contain_text("all is well")
+    await expect(page.locator(".message")).to_contain_text("(edited)")
+
+
+async def test_a_channel_that_is_not_shown_counts_what_is_new(page: Page, senders: Senders) -> None:
+    await senders.post(TITLE)
+    await senders.post("Slow", channel="#security-ops")
+    other = page.get_by_role("button", name="#security-ops")
+    await expect(other).to_contain_text("1 new")
+    await other.click()
+    await expect(page.locator(".message .b-header")).to_have_text("Slow")
+    await expect(other).to_have_attribute("aria-pressed", "true")
+    await expect(other).not_to_contain_text("new")
+
+
+async def test_a_mail_opens_as_html_and_as_text_and_stays_open_when_another_comes(page: Page, senders: Senders) -> None:
+    await senders.mail("[prod] first", "<h1>Firing</h1><a href='https://example.org/runbook'>Runbook</a>", "as text")
+    await page.get_by_role("button", name="[prod] first").click()
+    frame = page.frame_locator("iframe[title='Mail: [prod] first']")
+    await expect(frame.get_by_role("heading")).to_have_text("Firing")
+    await senders.mail("[prod] second", "<p>x</p>")
+    await expect(page.locator(".mail-item")).to_have_count(2)
+    await expect(page.locator(".mail-item").first).to_contain_text("[prod] second")
+    await expect(frame.get_by_role("heading")).to_be_visible()
+    await page.get_by_role("button", name="Plain text").click()
+    await expect(page.locator(".mail-text")).to_have_text(re.compile("as text"))
+    await expect(page.locator("iframe")).to_be_hidden()
+    await page.get_by_text("Headers", exact=True).click()
+    await expect(page.get_by_role("row", name="Message-ID")).to_contain_text("<1@example.org>")
+
+
+async def test_an_incident_opens_and_resolves_before_ones_eyes(page: Page, senders: Senders) -> None:
+    await senders.page("trigger")
+    incident = page.locator(".incident")
+    await expect(incident.locator(".pill")).to_have_text("Triggered")
+    await expect(incident.locator("h3")).to_have_text("ledger runs without KMS")
+    await expect(incident.get_by_role("link", name="Runbook")).to_have_attribute("href", RUNBOOK)
+    await expect(page).to_have_title("(1) keypulse on call")
+    await senders.page("trigger", "still without KMS")
+    await senders.page("acknowledge")
+    await expect(incident.locator(".pill")).to_have_text("Acknowledged")
+    await senders.page("resolve")
+    await expect(incident.locator(".pill")).to_have_text("Resolved")
+    lines = incident.locator(".log li")
+    await expect(lines).to_have_text(
+        [
+            re.compile("Triggered$"),
+            re.compile("Triggeredstill without KMS$"),
+            re.compile("Acknowledged$"),
+            re.compile("Resolved$"),
+        ]
+    )
+    await expect(page.locator("#pagerduty-count")).to_have_text("0 open")
+    await expect(page).to_have_title("keypulse on call")
+    await expect(page.locator("#arrivals")).to_have_text("PagerDuty, resolved: ledger runs without KMS")
+    await senders.page("trigger")
+    await expect(incident).to_have_count(2)
+
+
+async def test_a_reader_who_scrolled_up_stays_there_and_one_at_the_end_follows(page: Page, senders: Senders) -> None:
+    for number in range(6):
+        await senders.post(f"message {number}")
+    await expect(page.locator(".message")).to_have_count(6)
+    scroll = page.locator("#slack-scroll")
+    at_end = "node => node.scrollHeight - node.scrollTop - node.clientHeight < 2"
+    assert await scroll.evaluate(at_end)
+    await senders.post("message 6")
+    await expect(page.locator(".message")).to_have_count(7)
+    assert await scroll.evaluate(at_end)
+    await scroll.evaluate("node => { node.scrollTop = 40 }")
+    await senders.post("message 7")
+    await expect(page.locator(".message")).to_have_count(8)
+    assert await scroll.evaluate("node => node.scrollTop") == 40
+
+
+async def test_the_buttons_break_and_heal_kms(page: Page, kms: emulator.Emulator) -> None:
+    now = page.locator("#kms-now")
+    await expect(now).to_have_text("KMS works")
+    await page.get_by_label("What goes wrong at KMS").select_option("Key version disabled")
+    await page.get_by_role("button", name="Break KMS").click()
+    await expect(now).to_have_text("KMS is broken: Key version disabled")
+    assert {fault.status for fault in kms.faults.active().values()} == {"FAILED_PRECONDITION"}
+    await page.get_by_role("button", name="Heal KMS").click()
+    await expect(now).to_have_text("KMS works")
+    assert kms.faults.active() == {}
+
+
+async def test_what_somebody_else_broke_is_shown(page: Page, kms: emulator.Emulator) -> None:
+    kms.faults.add(Fault(kind="wrong_plaintext"))
+    await expect(page.locator("#kms-now")).to_have_text("KMS is broken: several faults")
+
+
+async def test_a_fault_of_a_provider_is_shown_and_healed(page: Page, senders: Senders) -> None:
+    async with senders.http.post("/api/faults", json={"provider": "smtp", "kind": "status", "count": 3}) as answer:
+        assert answer.status == 201
+    await expect(page.locator("#provider-faults-text")).to_have_text("Broken: smtp (status, 3 left)")
+    await page.get_by_role("button", name="Heal providers").click()
+    await expect(page.locator("#provider-faults")).to_be_hidden()
+    assert senders.stand_ins.faults.state() == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 390, 1280])
+async def test_nothing_is_wider_than_the_window(page: Page, senders: Senders, width: int, scheme: str) -> None:
+    await page.set_viewport_size({"width": width, "height": 640})
+    await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+    await senders.everything()
+    await senders.post("x" * 140, body="y" * 500)
+    await senders.page("trigger", "z" * 500, dedup_key="w" * 255)
+    for view in ("Slack", "Mail", "PagerDuty"):
+        if width < 1024:
+            await page.locator(".views").get_by_role("button", name=view).click()
+        wider = await page.evaluate(
+            """() => [...document.querySelectorAll("body *")].filter((node) => node.scrollWidth > node.clientWidth + 1
+                 && ["auto", "scroll"].includes(getComputedStyle(node).overflowX)).map((node) => node.className)"""
+        )
+        assert wider == []
+        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    expected = {"light": "rgb(243, 245, 247)", "dark": "rgb(15, 18, 22)"}[scheme]
+    assert await page.evaluate("getComputedStyle(document.body).backgroundColor") == expected
+
+
+CONTRASTS = """() => {
+  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+  const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  const light = ([r, g, b]) =>
+    0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+  const ground = (node) => {
+    for (; node; node = node.parentElement) {
+      const colour = rgb(getComputedStyle(node).backgroundColor);
+      if ((colour[3] ?? 1) === 1) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const found = [];
+  while (walker.nextNode()) {
+    const node = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || !node.checkVisibility()) continue;
+    const [a, b] = [light(rgb(getComputedStyle(node).color)), light(ground(node))];
+    found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), node.className, walker.currentNode.data]);
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_all_text_has_enough_contrast(page: Page, senders: Senders, scheme: str) -> None:
+    """WCAG 2.2, 1.4.3: 4.5 to 1."""
+    await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light", reduced_motion="reduce")
+    await senders.everything()
+    await senders.page("resolve")
+    await senders.page("trigger", payload={"severity": "warning"})
+    await page.get_by_role("button", name="Break KMS").click()
+    await expect(page.locator("#kms-now")).to_contain_text("broken")
+    await expect(page.locator(".incident")).to_have_count(2)
+    found = await page.evaluate(CONTRASTS)
+    assert len(found) > 40
+    assert [entry for entry in found if entry[0] < 4.5] == []
+
+
+FOCUS = """() => {
+  const node = document.activeElement;
+  if (node === document.body) return ["", true];
+  const style = getComputedStyle(node);
+  return [node.id || node.textContent.trim(), style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2];
+}"""
+
+
+async def test_the_keyboard_reaches_everything_and_the_focus_is_seen(page: Page, senders: Senders) -> None:
+    await senders.everything()
+    await expect(page.locator(".incident")).to_have_count(1)
+    reached = set()
+    for _ in range(40):
+        await page.keyboard.press("Tab")
+        name, outline = await page.evaluate(FOCUS)
+        if name:
+            assert outline, name
+            reached.add(name)
+    wanted = {"Skip to what arrived", "kms-fault", "kms-break", "kms-heal", "slack-scroll", "#security-ops"}
+    assert wanted | {"Runbook", "Dashboard", "Timeline"} <= reached
+    await page.locator(".mail-open").focus()
+    await page.keyboard.press("Enter")
+    await expect(page.frame_locator("iframe").get_by_role("heading")).to_have_text("Firing")
+
+
+async def test_every_part_has_a_name_for_a_screen_reader(page: Page, senders: Senders) -> None:
+    await senders.everything()
+    await expect(page.get_by_role("main")).to_be_visible()
+    for name in ("Slack", "Mailbox", "PagerDuty", "Key management service"):
+        await expect(page.get_by_role("region", name=name, exact=True)).to_have_count(1)
+    await expect(page.locator("#arrivals")).to_have_attribute("aria-live", "polite")
+    unnamed = await page.evaluate(
+        """() => [...document.querySelectorAll("button, a, select, iframe, img:not([alt])")]
+             .filter((node) => !(node.textContent.trim() || node.labels?.length || node.title))
+             .map((node) => node.outerHTML)"""
+    )
+    assert unnamed == []
+
+
+async def test_the_page_comes_back_when_the_connection_does(chromium: Browser, senders: Senders) -> None:
+    page = await chromium.new_page()  # this one may complain: it is cut off
+    await page.goto(f"http://{senders.stand_ins.http}/")
+    await expect(page.locator("#live")).to_have_text("Live")
+    await page.context.set_offline(True)
+    await senders.post(TITLE)
+    await page.context.set_offline(False)
+    await expect(page.locator(".message .b-header")).to_have_text("Firing: KMSCryptoModeNotKMS", timeout=15_000)
+    await expect(page.locator("#live")).to_have_text("Live")
+    await page.close()
+
+
+async def test_an_absent_emulator_is_told_in_one_sentence(chromium: Browser) -> None:
+    from ops.demo.stand_ins.server import start
+
+    async with start() as stand_ins:
+        page = await chromium.new_page()
+        await page.goto(f"http://{stand_ins.http}/")
+        await expect(page.locator("#kms-problem")).to_contain_text("no KMS emulator is connected")
+        await expect(page.locator("#kms-now")).to_have_text("KMS unknown")
+        await page.get_by_role("button", name="Break KMS").click()
+        await expect(page.locator("#kms-problem")).to_contain_text("start the stand-ins with --emulator-faults URL")
+        await page.close()
