@@ -116,7 +116,7 @@ class Keyring:
         except KmsError as error:
             self._failures += 1
             if self.mode is CryptoMode.KMS and self._failures < _FAILURES_TO_FALL_BACK:
-                log.warning("a check of KMS failed; one more in a row, and the mode is env", reason=error.reason)
+                log.warning("KMS failed a check; the next failure in a row makes the mode env", reason=str(error))
                 return
             try:
                 await self._use_keys(CryptoMode.ENV)
