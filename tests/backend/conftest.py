@@ -30,10 +30,6 @@ from shared.keyring.store import KeyStore
 from shared.kms.gcp import GcpKey
 from shared.settings import load
 
-# Says that this thread has no event loop. Else, up to Python 3.13, pytest-asyncio's look for one makes a loop that
-# nobody closes, and its ResourceWarning hits some later test.
-asyncio.set_event_loop(None)
-
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
 
