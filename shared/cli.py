@@ -15,8 +15,9 @@ import click
 import structlog
 
 from shared import VERSION, logs
+from shared.planned import ignored_keys
 from shared.server import STOP_SIGNALS, StartError
-from shared.settings import ConfigurationError, ServerSettings, ignored_keys, load
+from shared.settings import ConfigurationError, ServerSettings, load
 
 S = TypeVar("S", bound=ServerSettings)
 Command = Callable[..., None]

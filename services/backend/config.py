@@ -5,7 +5,8 @@ from typing import Annotated, ClassVar
 from pydantic import BeforeValidator
 
 from shared.kms.settings import KeySettings
-from shared.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings, planned
+from shared.planned import planned
+from shared.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings
 
 
 def parse_sqlite_url(value: object) -> object:

@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from shared.kms.settings import GcpKeySettings
-from shared.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings, planned
+from shared.planned import planned
+from shared.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings
 
 
 def _http_url(value: str) -> str:

@@ -12,7 +12,8 @@ from services.relay.channels.registry import AnyChannel
 from services.relay.delivery.enrich.links import check_template
 from services.relay.intake.routing import Matcher, parse_matcher
 from shared import settings
-from shared.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings, planned
+from shared.planned import planned
+from shared.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings
 
 T = TypeVar("T", bound=Sized)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from services.backend.config import Settings
-from shared.settings import Address, ConfigurationError, ignored_keys, load
+from shared.planned import ignored_keys
+from shared.settings import Address, ConfigurationError, load
 
 Configuration = Callable[..., Path]
 

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from services.exporter.config import Settings
-from shared.settings import Address, ConfigurationError, ignored_keys, load
+from shared.planned import ignored_keys
+from shared.settings import Address, ConfigurationError, load
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 CONTRACT = f"""

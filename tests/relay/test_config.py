@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from services.relay.config import RelaySettings
-from shared.settings import Address, ConfigurationError, ignored_keys, load
+from shared.planned import ignored_keys
+from shared.settings import Address, ConfigurationError, load
 
 CONTRACT = """
 database: sqlite:////var/lib/keypulse/relay.db

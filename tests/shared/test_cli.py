@@ -24,7 +24,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from shared.cli import run_server, server_options
 from shared.server import StartError, application, registry, serve_until_stopped
-from shared.settings import Address, ListenAddress, ServerSettings, planned
+from shared.planned import planned
+from shared.settings import Address, ListenAddress, ServerSettings
 
 class Settings(ServerSettings):
     service_name: ClassVar[str] = "sample"

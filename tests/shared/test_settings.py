@@ -5,6 +5,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, Field
 
+from shared.planned import ignored_keys, planned
 from shared.settings import (
     Address,
     ConfigurationError,
@@ -13,11 +14,9 @@ from shared.settings import (
     ListenAddress,
     Section,
     ServerSettings,
-    ignored_keys,
     load,
     parse_address,
     parse_duration,
-    planned,
 )
 
 
