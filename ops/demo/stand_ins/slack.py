@@ -4,11 +4,7 @@ Rules: https://docs.slack.dev/reference/methods/chat.postMessage and its neighbo
 `ok: false`.
 """
 
-import re
-from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any
 from zlib import crc32
 
 from starlette.requests import Request
@@ -17,37 +13,10 @@ from starlette.responses import JSONResponse, Response
 from ops.demo.stand_ins.faults import Fault, Faults, Kind, Provider, disturbed
 from ops.demo.stand_ins.live import Changes
 from ops.demo.stand_ins.slack_arguments import Json, SlackError, content, is_true, metadata, read_arguments
+from ops.demo.stand_ins.slack_channel import SlackChannel, SlackMessage
 
 MAX_POST_TEXT = 40_000  # a longer one is truncated: chat.postMessage, "Truncating content"
 MAX_UPDATE_TEXT = 4000  # counted after escaping; a longer one is msg_too_long: chat.update, "Errors"
-KEPT = 500
-
-
-@dataclass
-class SlackMessage:
-    """One message of a channel; `thread_ts` is its root's `ts`, where it is a reply."""
-
-    ts: str
-    at: float
-    text: str
-    blocks: list[Json]
-    thread_ts: str | None
-    reply_broadcast: bool
-    metadata: Json | None
-    edited_at: float | None = None
-
-
-@dataclass
-class SlackChannel:
-    """A channel that the bot is a member of, and its last messages, oldest first."""
-
-    name: str
-    id: str
-    messages: deque[SlackMessage] = field(default_factory=lambda: deque(maxlen=KEPT))
-
-    def find(self, ts: object) -> SlackMessage | None:
-        """The message with this `ts`, if it is still kept."""
-        return next((message for message in self.messages if message.ts == ts), None)
 
 
 class Slack:
@@ -139,7 +108,7 @@ class Slack:
             raise SlackError("channel_not_found")
         text, blocks = content(arguments)
         given_metadata = metadata(arguments.get("metadata"))
-        root = _root(channel, arguments.get("thread_ts"))
+        root = channel.root(arguments.get("thread_ts"))
         now = self._clock()
         self._last_ts = max(round(now, 6), self._last_ts + 0.000001)
         message = SlackMessage(
@@ -153,7 +122,7 @@ class Slack:
         )
         channel.messages.append(message)
         self._changes.happened()
-        return {"channel": channel.id, "ts": message.ts, "message": _shown(message, with_metadata=True)}
+        return {"channel": channel.id, "ts": message.ts, "message": message.shown(with_metadata=True)}
 
     def _update(self, arguments: Json) -> Json:
         channel = self._channel_by_id(arguments)
@@ -166,7 +135,7 @@ class Slack:
         message.text, message.blocks, message.edited_at = text, blocks, self._clock()
         message.metadata = metadata(arguments.get("metadata")) or message.metadata
         self._changes.happened()
-        return {"channel": channel.id, "ts": message.ts, "text": text, "message": _shown(message, with_metadata=True)}
+        return {"channel": channel.id, "ts": message.ts, "text": text, "message": message.shown(with_metadata=True)}
 
     def _history(self, arguments: Json) -> Json:
         """Roots and broadcast replies, newest first."""
@@ -203,21 +172,6 @@ class Slack:
         return channel
 
 
-def _root(channel: SlackChannel, thread_ts: Any) -> str | None:
-    """The `ts` of the thread that a post joins.
-
-    Slack takes a `thread_ts` of which it knows no message: the post then stands in the channel, outside any thread
-    (https://github.com/slack-go/slack/issues/1571). Only one that is no timestamp is an error.
-    """
-    if not thread_ts:
-        return None
-    if not re.fullmatch(r"\d+\.\d{6}", str(thread_ts)):
-        complaint = f"[ERROR] {thread_ts} is not a valid thread_ts"
-        raise SlackError("invalid_thread_ts", response_metadata={"messages": [complaint]})
-    found = channel.find(str(thread_ts))
-    return (found.thread_ts or found.ts) if found else None
-
-
 def _page(messages: list[SlackMessage], arguments: Json) -> Json:
     """One page of messages between `oldest` and `latest`, after `cursor`."""
     try:
@@ -230,25 +184,7 @@ def _page(messages: list[SlackMessage], arguments: Json) -> Json:
     end = start + max(1, min(limit, 999))
     with_metadata = is_true(arguments.get("include_all_metadata"))
     return {
-        "messages": [_shown(message, with_metadata=with_metadata) for message in within[start:end]],
+        "messages": [message.shown(with_metadata=with_metadata) for message in within[start:end]],
         "has_more": end < len(within),
         "response_metadata": {"next_cursor": str(end) if end < len(within) else ""},
     }
-
-
-def _shown(message: SlackMessage, *, with_metadata: bool) -> Json:
-    shown: Json = {
-        "type": "message",
-        "user": "U0000000001",
-        "bot_id": "B0000000001",
-        "text": message.text,
-        "ts": message.ts,
-        "blocks": message.blocks,
-    }
-    if message.thread_ts:
-        shown["thread_ts"] = message.thread_ts
-    if message.edited_at:
-        shown["edited"] = {"user": "U0000000001", "ts": f"{message.edited_at:.6f}"}
-    if with_metadata and message.metadata:
-        shown["metadata"] = message.metadata
-    return shown
