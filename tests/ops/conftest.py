@@ -8,10 +8,6 @@ from pathlib import Path
 
 import pytest
 
-# Before a test that is no coroutine, looptime asks for the current event loop, which Python 3.11 then makes and nobody
-# closes (looptime/_internal/plugin.py, pytest_pyfunc_call). After this there is none, and none is made.
-asyncio.set_event_loop(None)
-
 START_SECONDS = 20.0
 Start = Callable[..., Awaitable[str]]
 
