@@ -4,9 +4,10 @@ The dedup_key is Alertmanager's own, so an Alertmanager that pages with the same
 https://developer.pagerduty.com/docs/send-alert-event
 """
 
+import asyncio
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import aiohttp
@@ -21,7 +22,6 @@ from shared.settings import FilePath
 
 SUMMARY = 1_024
 LINKS = 20
-URL = 2_000
 DETAILS = 400_000  # bytes of the 512 KB that an event may have
 _TEXT = 2_000
 _LABEL = 500
@@ -51,7 +51,7 @@ class PagerDutyChannel:
 
     async def send(self, message: Message) -> Receipt:
         """Triggers or resolves the incident; the receipt holds its `dedup_key` and PagerDuty's `status`."""
-        event = render(message)
+        event = await asyncio.to_thread(render, message)
         async with attempt("PagerDuty", self._timeout):
             key = await secret(self._routing_key)
             body = _encoded({"routing_key": key, **event})
@@ -76,7 +76,7 @@ def render(message: Message) -> dict[str, Any]:
     alerts = wording.listed(message)
     first = wording.summary(alerts[0][0]) if alerts else wording.counts(event)
     page = wording.alertmanager(event)
-    links = dict.fromkeys(link for _, found in alerts for link in found if len(link.url) <= URL)
+    links = [link for _, found in alerts for link in found]
 
     def common(name: str, otherwise: str) -> str:
         return wording.shorten(wording.one_line(event.common_labels.get(name, "")) or otherwise, 255)
@@ -93,19 +93,19 @@ def render(message: Message) -> dict[str, Any]:
             "group": common("env", ""),
             "class": common("alertname", ""),
             "timestamp": min((alert.starts_at for alert, _ in alerts), default=message.accepted_at).isoformat(),
-            "custom_details": {"alerts": wording.counts(event), **_details(alert for alert, _ in alerts)},
+            "custom_details": {"alerts": wording.counts(event), **_details([alert for alert, _ in alerts])},
         },
-        "links": [{"href": link.url, "text": link.text} for link in list(links)[:LINKS]],
+        "links": [{"href": link.url, "text": link.text} for link in links[:LINKS]],
     }
-    if page and len(page.url) <= URL:
+    if page:
         rendered["client_url"] = page.url
     return rendered
 
 
-def _details(alerts: Iterable[Alert]) -> dict[str, Any]:
-    """The alerts as far as they fit; those that do not are counted."""
-    shown: list[dict[str, Any]] = []
-    left, missing = DETAILS, 0
+def _details(alerts: Sequence[Alert]) -> dict[str, Any]:
+    """The alerts as far as they fit, and how many do not."""
+    listed: list[dict[str, Any]] = []
+    left = DETAILS
     for alert in alerts:
         detail = {
             "state": f"{alert.status} {wording.when(alert)}",
@@ -113,13 +113,11 @@ def _details(alerts: Iterable[Alert]) -> dict[str, Any]:
             "description": wording.shorten(wording.description(alert), _TEXT),
             "labels": _bounded(alert.labels),
         }
-        size = len(_encoded(detail))
-        if missing or size > left:
-            missing += 1
-            continue
-        shown.append(detail)
-        left -= size + 1
-    return {"listed": shown, **({"more": f"… and {missing} more"} if missing else {})}
+        left -= len(_encoded(detail)) + 1
+        if left < 0:
+            return {"listed": listed, "more": f"… and {len(alerts) - len(listed)} more"}
+        listed.append(detail)
+    return {"listed": listed}
 
 
 def _bounded(labels: Mapping[str, str]) -> dict[str, str]:

@@ -20,6 +20,7 @@ _INVISIBLE = re.compile(
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # they turn the direction: https://trojansource.codes
     "\ud800-\udfff\ufeff]"  # half a character, which no encoding takes
 )
+_URL = 1_900  # Slack takes 3,000 for a button, PagerDuty and browsers at least 2,000; three must fit into one message
 _FIRST_LABELS = ("alertname", "env", "service", "severity")
 
 
@@ -129,9 +130,15 @@ def own_labels(alert: Alert, event: Event) -> Mapping[str, str]:
 
 
 def listed(message: Message) -> list[tuple[Alert, list[Link]]]:
-    """The alerts with their links, those that still fire first."""
-    pairs = [(alert, _links(alert, links)) for alert, links in zip(message.event.alerts, message.links, strict=True)]
-    return sorted(pairs, key=lambda pair: pair[0].status is Status.RESOLVED)
+    """The alerts, those that still fire first, each with the links that no alert before it has."""
+    pairs = list(zip(message.event.alerts, message.links, strict=True))
+    seen: set[Link] = set()
+    result = []
+    for alert, links in sorted(pairs, key=lambda pair: pair[0].status is Status.RESOLVED):
+        new = [link for link in _links(alert, links) if link not in seen]
+        seen.update(new)
+        result.append((alert, new))
+    return result
 
 
 def alertmanager(event: Event) -> Link | None:
@@ -141,8 +148,8 @@ def alertmanager(event: Event) -> Link | None:
 
 
 def safe_url(url: str | None) -> str | None:
-    """An http(s) URL in which nothing ends a link in any medium, or None."""
-    if not url or re.search(r"[\s\\]", url) or url != readable(url):
+    """An http(s) URL in which nothing ends a link in any medium; None where it is none, or longer than media take."""
+    if not url or len(url) > _URL or re.search(r"[\s\\]", url) or url != readable(url):
         return None
     try:
         parts = urlsplit(url)
@@ -150,7 +157,8 @@ def safe_url(url: str | None) -> str | None:
         return None
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         return None
-    return quote(url, safe="!#$%&'()*+,-./:;=?@[]_~")
+    quoted = quote(url, safe="!#$%&'()*+,-./:;=?@[]_~")
+    return quoted if len(quoted) <= _URL else None
 
 
 def _links(alert: Alert, links: Links) -> list[Link]:

@@ -4,13 +4,14 @@ One mail goes to all recipients, over a connection of its own; `channels.email.r
 alerts travel encrypted, with a verified certificate, except to a server on this machine.
 """
 
+import asyncio
 import email.policy
 import ssl
 from collections import OrderedDict
 from contextlib import suppress
 from email.headerregistry import Address as MailAddress
 from email.utils import parseaddr
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import aiosmtplib
 from aiosmtplib import SMTP
@@ -75,6 +76,11 @@ class EmailSettings(ChannelSettings):
         return EmailChannel(self, timeout)
 
 
+class _Mail(NamedTuple):
+    message_id: str
+    content: bytes
+
+
 class EmailChannel:
     """Sends to one set of recipients through one mail server."""
 
@@ -95,10 +101,10 @@ class EmailChannel:
         delivered, and the receipt names the refused. Where it puts off some, the delivery is tried again for these
         alone; after a restart of the relay it goes to all of them again, with the same Message-ID.
         """
-        mail = render(message, self._sender, self._recipients)
+        mail = await asyncio.to_thread(self._rendered, message)
         have_it = self._have_it.get(message.delivery_id, set())
         to = [address for address in self._recipients if address not in have_it]
-        refused, answer = await self._mail(mail.as_bytes(policy=email.policy.SMTP), to)
+        refused, answer = await self._mail(mail.content, to)
         have_it = have_it | (set(to) - refused.keys())
         put_off = {address: code for address, code in refused.items() if code < 500}
         if put_off:
@@ -109,11 +115,15 @@ class EmailChannel:
         if not have_it:
             reason = Reason.UNAUTHORIZED if _LOGIN_REQUIRED in refused.values() else Reason.MISCONFIGURED
             raise SendError(reason, Scope.CHANNEL, f"the mail server refused every recipient: {_listed(refused)}")
-        receipt = {"message_id": str(mail["Message-ID"]), "answer": answer}
+        receipt = {"message_id": mail.message_id, "answer": answer}
         return {**receipt, "refused": _listed(refused)} if refused else receipt
 
     async def close(self) -> None:
         """Has nothing to close: each send closes its own connection."""
+
+    def _rendered(self, message: Message) -> "_Mail":
+        mail = render(message, self._sender, self._recipients)
+        return _Mail(str(mail["Message-ID"]), mail.as_bytes(policy=email.policy.SMTP))
 
     async def _mail(self, mail: bytes, to: list[str]) -> tuple[dict[str, int], str]:
         """One SMTP session: who was refused with which code, and what the server said at the end."""

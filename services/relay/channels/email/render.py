@@ -14,7 +14,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from services.relay.channels import wording
-from services.relay.model import Alert, Message
+from services.relay.model import Alert, Event, Message
 
 ALERTS = 25
 SUBJECT = 200
@@ -22,7 +22,6 @@ _TEXT = 3_000
 _SUMMARY = 500
 _LABEL = 200
 _LABELS = 20
-_URL = 2_000
 # 25 such alerts, in two parts, stay under 20 MB even where each character takes 12 bytes as quoted-printable; the
 # smallest of the usual limits is 25 MB (https://support.google.com/mail/answer/6584).
 
@@ -54,11 +53,13 @@ def render(message: Message, sender: Address, recipients: Sequence[str]) -> Emai
     mail["References"] = root
     mail["Auto-Submitted"] = "auto-generated"  # RFC 3834: no out-of-office answers
     mail["List-ID"] = f"keypulse alerts <keypulse.{sender.domain}>"
-    alerts = [_Shown(alert, links, message) for alert, links in wording.listed(message)]
-    shown, more = alerts[:ALERTS], max(0, len(alerts) - ALERTS)
+    alerts = wording.listed(message)
+    shown, more = [_Shown(alert, links, message) for alert, links in alerts[:ALERTS]], max(0, len(alerts) - ALERTS)
     # Quoted-printable: no line is too long and no byte over 127, whatever the server can take.
     mail.set_content(_text(message, shown, more), cte="quoted-printable")
     mail.add_alternative(_html(message, shown, more), subtype="html", cte="quoted-printable")
+    # Python's own boundary is random, and a retry sends the same bytes; nobody who writes an alert knows this one.
+    mail.set_boundary(_digest("boundary", message.delivery_id))
     return mail
 
 
@@ -76,9 +77,8 @@ class _Shown:
         self.summary = wording.shorten(wording.summary(alert), _SUMMARY)
         self.description = wording.shorten(wording.description(alert), _TEXT)
         self.when = wording.when(alert)
-        self.links = [link for link in links if len(link.url) <= _URL]
-        own = wording.own_labels(alert, message.event)
-        self.labels = _labels(own if len(message.event.alerts) > 1 else alert.labels)
+        self.links = links
+        self.labels = _labels(wording.own_labels(alert, message.event))
 
 
 def _labels(labels: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -100,6 +100,7 @@ def _text(message: Message, alerts: list[_Shown], more: int) -> str:
         lines += [f"  {key} = {value}" for key, value in alert.labels]
     if more:
         lines += ["", f"… and {more} more"]
+    lines += ["", *(f"{key} = {value}" for key, value in _labels(event.common_labels))]
     if page := wording.alertmanager(event):
         lines += ["", f"{page.text}: {page.url}"]
     return "\n".join(lines) + "\n"
@@ -108,18 +109,29 @@ def _text(message: Message, alerts: list[_Shown], more: int) -> str:
 def _html(message: Message, alerts: list[_Shown], more: int) -> str:
     event = message.event
     return _TEMPLATE.render(
-        over=wording.is_over(event),
+        colour=_colour(event),
         state=wording.state(event),
         headline=wording.headline(event),
         counts=wording.counts(event),
         severity=wording.severity(event),
         alerts=alerts,
         more=more,
+        labels=_labels(event.common_labels),
         page=wording.alertmanager(event),
         receiver=wording.one_line(event.receiver),
     )
 
 
+def _colour(event: Event) -> str:
+    """Behind white text, at a contrast of 5 and more."""
+    if wording.is_over(event):
+        return "#1a7f37"
+    return "#96540a" if wording.severity(event) in {wording.Severity.WARNING, wording.Severity.INFO} else "#b3261e"
+
+
 def _message_id(domain: str, *parts: str) -> str:
-    digest = hashlib.sha256("\n".join(parts).encode(errors="surrogatepass")).hexdigest()
-    return f"<{digest[:40]}@{domain}>"
+    return f"<{_digest(*parts)}@{domain}>"
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode(errors="surrogatepass")).hexdigest()[:40]

@@ -15,11 +15,11 @@ from services.relay.model import Alert, Event, Message
 Mention = Literal["channel", "here", "none"]
 Block = dict[str, Any]
 
-TEXT = 3_900  # of 4,000
+TEXT = 4_000
+SUMMARY = 500
 HEADER = 150
 SECTION = 2_500  # of 3,000: with labels and three links, one alert always fits beside the frame
 LABELS = 700  # of 3,000
-URL = 1_900  # of 3,000; a longer link is left out
 BLOCKS = 50
 CHARACTERS = 13_000  # of about 13,200
 _FRAME_BLOCKS = 2  # what follows the alerts: "and N more" with the common labels, and the link to Alertmanager
@@ -42,16 +42,14 @@ def render(message: Message, mention: Mention) -> Post:
     """
     event = message.event
     blocks = [_header(event), _counts(event, mention if message.first_receipt is None else "none")]
-    seen: set[str] = set()
     alerts = wording.listed(message)
     shown = 0
     for alert, links in alerts:
-        more = _alert(alert, event, [link for link in links if link.url not in seen])
+        more = _alert(alert, event, links)
         room = len(blocks) + len(more) <= BLOCKS - _FRAME_BLOCKS
         if not room or _characters(blocks) + _characters(more) > CHARACTERS - _FRAME_CHARACTERS:
             break
         blocks += more
-        seen |= {link.url for link in links}
         shown += 1
     notes = [f"… and {len(alerts) - shown} more"] if shown < len(alerts) else []
     blocks += _context([*notes, *_labels(event.common_labels)])
@@ -84,28 +82,28 @@ def _context(parts: Iterable[str]) -> list[Block]:
 
 
 def _buttons(links: list[wording.Link]) -> list[Block]:
-    buttons = [
-        {"type": "button", "text": _plain(link.text, 75), "url": link.url} for link in links if len(link.url) <= URL
-    ]
+    buttons = [{"type": "button", "text": _plain(link.text, 75), "url": link.url} for link in links]
     return [{"type": "actions", "elements": buttons}] if buttons else []
 
 
 def _text(event: Event, alerts: list[tuple[Alert, list[wording.Link]]]) -> str:
     """The title, then summaries and links as far as they fit; a link is never cut."""
-    lines = [f"{_title(event)} ({wording.counts(event)})"]
+    text = escaped(f"{_title(event)} ({wording.counts(event)})", SUMMARY)
     for alert, links in alerts:
-        lines += [wording.summary(alert), *(f"{link.text}: {link.url}" for link in links)]
-    text = ""
-    for line in dict.fromkeys(lines):
-        is_link = line.endswith(tuple(link.url for _, links in alerts for link in links))
-        more = escaped(line, URL * 2 if is_link else 500)
-        if len(text) + len(more) < TEXT:
-            text += f"\n{more}" if text else more
+        summary = escaped(wording.summary(alert), SUMMARY)
+        if len(text) + 1 + len(summary) > TEXT:
+            break
+        text += f"\n{summary}" if summary not in text.split("\n") else ""  # alerts of one rule often share theirs
+        for link in links:
+            line = escaped(f"\n{link.text}: {link.url}", TEXT)
+            text += line if len(text) + len(line) <= TEXT else ""
     return text
 
 
 def _title(event: Event) -> str:
-    return f"{'🟢' if wording.is_over(event) else '🔴'} {wording.state(event)}: {wording.headline(event)}"
+    urgent = wording.severity(event) not in {wording.Severity.WARNING, wording.Severity.INFO}
+    mark = "🟢" if wording.is_over(event) else "🔴" if urgent else "🟠"
+    return f"{mark} {wording.state(event)}: {wording.headline(event)}"
 
 
 def _labels(labels: Mapping[str, str]) -> list[str]:

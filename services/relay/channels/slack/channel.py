@@ -4,6 +4,7 @@ Later messages of an episode answer the first in its thread, and are shown in th
 so the all-clear stands where the alarm stood.
 """
 
+import asyncio
 from typing import Annotated, Any, Literal
 
 import aiohttp
@@ -91,7 +92,7 @@ class SlackChannel:
     async def send(self, message: Message) -> Receipt:
         """Posts the message; the receipt holds the `channel` (its ID) and the `ts` that Slack gave it."""
         first_ts = (message.first_receipt or {}).get("ts")
-        post = render(message, self._settings.mention)
+        post = await asyncio.to_thread(render, message, self._settings.mention)
         async with attempt("Slack", self._timeout):
             token = await secret(self._token)
             answer = await self._call(
@@ -122,9 +123,11 @@ class SlackChannel:
                 answer = await client.chat_postMessage(**arguments)
         except SlackApiError as error:
             raise _refused(error.response, token) from None
-        except (AttributeError, UnicodeDecodeError):  # slack_sdk calls `.get` on an answer that is text or a list
-            raise SendError(*_SERVER_ERROR, "Slack: the answer is not one of its Web API") from None
-        return answer.data if isinstance(answer.data, dict) else {}
+        except (AttributeError, ValueError):  # from inside slack_sdk, for an answer that is text, a list or bytes
+            raise _no_answer() from None
+        if not isinstance(answer.data, dict):
+            raise _no_answer()
+        return answer.data
 
 
 def _refused(response: Any, token: str) -> SendError:
@@ -135,7 +138,7 @@ def _refused(response: Any, token: str) -> SendError:
         return _refused_status(response.status_code, response.headers)
     code = response.data.get("error") if isinstance(response.data, dict) else None
     if not isinstance(code, str):
-        return SendError(*_SERVER_ERROR, "Slack: the answer is not one of its Web API")
+        return _no_answer()
     reason, scope = ERRORS.get(code, (Reason.REJECTED, Scope.ATTEMPT))
     detail = f"Slack answered {told(code, token)}"
     if code == "missing_scope" and isinstance(response.data.get("needed"), str):
@@ -145,5 +148,9 @@ def _refused(response: Any, token: str) -> SendError:
 
 def _refused_status(status: int, headers: Any) -> SendError:
     if status == 200:
-        return SendError(*_SERVER_ERROR, "Slack: the answer is not one of its Web API")
+        return _no_answer()
     return refusal(status, headers, f"Slack answered HTTP {status}")
+
+
+def _no_answer() -> SendError:
+    return SendError(*_SERVER_ERROR, "Slack: the answer is not one of its Web API")

@@ -1,0 +1,171 @@
+"""Messages and settings for the tests of channels: real payloads, hostile ones, and one example of each kind."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, get_args
+
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from services.relay.channels.channel import ChannelSettings
+from services.relay.channels.registry import AnyChannel
+from services.relay.intake.webhook import read
+from services.relay.model import Alert, Event, Links, Message, Status
+from shared.settings import Address
+
+PAYLOADS = Path(__file__).parents[1] / "payloads"
+KINDS: tuple[type[ChannelSettings], ...] = get_args(get_args(AnyChannel)[0])
+SECRET = "0123456789abcdef" * 2
+RUNBOOK = "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#kms"
+DASHBOARD = "https://grafana.example.org/d/kms-crypto-health?var-env=production&var-service=backend"
+ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyChannel)
+
+
+def kind_of(settings: type[ChannelSettings]) -> str:
+    return str(get_args(settings.model_fields["kind"].annotation)[0])
+
+
+def example(kind: str, secret_file: Path, provider: Address) -> dict[str, Any]:
+    """Settings of this kind that reach `provider` with the secret in `secret_file`; a new kind adds its own here."""
+    return {
+        "slack": {
+            "kind": "slack",
+            "channel": "#security-critical",
+            "token_file": secret_file,
+            "api_url": f"http://{provider}/slack/api/",
+        },
+        "pagerduty": {
+            "kind": "pagerduty",
+            "routing_key_file": secret_file,
+            "url": f"http://{provider}/pagerduty/v2/enqueue",
+        },
+        "email": {
+            "kind": "email",
+            "host": provider.host,
+            "port": provider.port,
+            "tls": "none",
+            "username": "keypulse",
+            "password_file": secret_file,
+            "from": "keypulse <alerts@example.org>",
+            "to": ["secops@example.org", "oncall@example.org"],
+        },
+    }[kind]
+
+
+def rotate(file: Path, secret: str) -> None:
+    file.write_text(secret)
+
+
+def settings(values: Mapping[str, Any]) -> ChannelSettings:
+    found = ADAPTER.validate_python(values)
+    assert isinstance(found, ChannelSettings)
+    return found
+
+
+def message(event: Event | str = "01-firing-1", **changes: Any) -> Message:
+    """A message about an event, or about the payload of that name, with links as enrichment makes them."""
+    if isinstance(event, str):
+        event = read((PAYLOADS / f"{event}.json").read_bytes(), "")
+    made = Message(
+        delivery_id="0192-delivery",
+        incident_id="incident",
+        episode=1,
+        event=event,
+        links=tuple(Links(RUNBOOK, DASHBOARD) for _ in event.alerts),
+        accepted_at=datetime(2026, 11, 24, 22, 46, 12, tzinfo=UTC),
+        first_receipt=None,
+    )
+    return replace(made, **changes)
+
+
+def with_text(text: str, alerts: int = 1) -> Message:
+    """A message in which everything that an alert's author can write is `text`."""
+    labels = {"alertname": text, "env": text, "service": text, "severity": text, "instance": text, text or "x": text}
+    alert = Alert(
+        status=Status.FIRING,
+        labels=labels,
+        annotations={"summary": text, "description": text, "runbook_url": text},
+        starts_at=datetime(2026, 11, 24, 22, 46, 10, tzinfo=UTC),
+        ends_at=None,
+        generator_url=text,
+        fingerprint="f",
+    )
+    event = Event(
+        source="",
+        receiver=text or "r",
+        group_key=text or "k",
+        status=Status.FIRING,
+        alerts=tuple(
+            replace(alert, fingerprint=str(i), labels={**labels, "instance": f"{i} {text}"}) for i in range(alerts)
+        ),
+        group_labels={"alertname": text, "env": text, "service": text},
+        common_labels={key: value for key, value in labels.items() if key != "instance"},
+        common_annotations={},
+        external_url=text,
+        truncated_alerts=0,
+    )
+    return message(event, links=tuple(Links(text, f"https://x/{i}?{text}") for i in range(alerts)))
+
+
+NASTY = (
+    "<!channel> <!here> <@U012ABCDEF> <https://evil.example|Runbook> @channel #general",
+    "*bold* _italic_ ~strike~ `code` ```block``` > quote\n> quote",
+    "x\r\nBcc: eve@evil.example\r\n\r\nHello\n.\n.\r\nQUIT\r\n",
+    "<script>alert(1)</script><img src=x onerror=alert(1)>\"'></a>{{ 7*7 }}{% raw %}",
+    "javascript:alert(1)",
+    "\u202egnp.exe\u202c \u2066isolate\u2069 \x00\x07\x1b[31mred\x7f\u2028line\u2029end\ufeff",
+    "https://evil.example/>|x<!channel>\"'\\",
+    "=?utf-8?q?encoded?= =?utf-8?b?PCFjaGFubmVsPg==?=",
+    "\ud800 half a character \udfff",
+    "",
+)
+HUGE = ("w" * 20_000, "& < > " * 5_000, "🔥\N{COMBINING ACUTE ACCENT}" * 10_000, '"\\' * 10_000, "line\n" * 5_000)
+
+strange = st.one_of(
+    st.sampled_from(NASTY),
+    st.text(max_size=60),
+    st.text(alphabet=st.sampled_from('&<>|"\\*_~`\r\n\t #@:!/?=\u202e\ud800é🔥'), max_size=200),
+    st.builds(
+        lambda unit, times: unit * times, st.sampled_from(["w", "&", "<", "🔥", '"', "é ", "\n"]), st.just(4_000)
+    ),
+)
+"""Text as nobody would write who means well."""
+
+_labels = st.dictionaries(st.one_of(st.sampled_from(["alertname", "env", "severity", "job"]), strange), strange)
+_moments = st.datetimes(timezones=st.just(UTC))
+_alerts = st.builds(
+    Alert,
+    status=st.sampled_from(Status),
+    labels=_labels,
+    annotations=st.dictionaries(st.sampled_from(["summary", "description"]), strange),
+    starts_at=_moments,
+    ends_at=st.none() | _moments,
+    generator_url=strange,
+    fingerprint=st.just("f"),
+)
+_many = st.lists(_alerts, max_size=4).flatmap(lambda few: st.integers(0, 30).map(lambda times: tuple(few * times)))
+_events = st.builds(
+    Event,
+    source=st.just(""),
+    receiver=strange,
+    group_key=strange,
+    status=st.sampled_from(Status),
+    alerts=_many,
+    group_labels=_labels,
+    common_labels=_labels,
+    common_annotations=_labels,
+    external_url=strange,
+    truncated_alerts=st.integers(0, 100),
+)
+_urls = st.none() | strange | strange.map(lambda text: f"https://runbooks.example.org/{text}")
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> Message:
+    """Any message that intake could let through, and worse."""
+    event = draw(_events)
+    links = draw(st.builds(Links, runbook=_urls, dashboard=_urls))
+    receipt = draw(st.none() | st.just({"channel": "C1", "ts": "1.000001"}))
+    return message(event, links=(links,) * len(event.alerts), first_receipt=receipt)

@@ -1,0 +1,157 @@
+import asyncio
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ops.demo.stand_ins.faults import Fault, Kind, Provider
+from ops.demo.stand_ins.server import StandIns
+from ops.demo.stand_ins.slack import SlackMessage
+from services.relay.channels.channel import Channel, Reason, Scope, SendError
+from services.relay.channels.slack.channel import ERRORS
+from tests.relay.channels.conftest import WebServer
+from tests.relay.channels.examples import SECRET, example, message, rotate, settings
+
+
+def connect(secret_file: Path, stand_ins: StandIns, **changes: str) -> Channel:
+    return settings({**example("slack", secret_file, stand_ins.http), **changes}).connect(5)
+
+
+def posts(stand_ins: StandIns) -> list[SlackMessage]:
+    return list(stand_ins.slack.channels["#security-critical"].messages)
+
+
+async def test_a_post_carries_its_delivery_and_the_receipt_finds_it(secret_file: Path, stand_ins: StandIns) -> None:
+    channel = connect(secret_file, stand_ins)
+    receipt = await channel.send(message())
+    await channel.close()
+    (post,) = posts(stand_ins)
+    assert receipt == {"channel": stand_ins.slack.channels["#security-critical"].id, "ts": post.ts}
+    assert post.metadata == {"event_type": "keypulse_delivery", "event_payload": {"delivery_id": "0192-delivery"}}
+    assert post.thread_ts is None
+
+
+async def test_the_all_clear_answers_in_the_thread_and_shows_in_the_channel(
+    secret_file: Path, stand_ins: StandIns
+) -> None:
+    channel = connect(secret_file, stand_ins, mention="channel")
+    receipt = await channel.send(message())
+    await channel.send(message("03-resolved-1", first_receipt=receipt))
+    await channel.close()
+    first, second = posts(stand_ins)
+    assert second.thread_ts == first.ts
+    assert second.reply_broadcast
+    assert ["<!channel>" in str(post.blocks) for post in (first, second)] == [True, False]
+
+
+async def test_a_first_message_that_is_gone_does_not_hold_back_the_next(secret_file: Path, stand_ins: StandIns) -> None:
+    channel = connect(secret_file, stand_ins)
+    await channel.send(message("03-resolved-1", first_receipt={"channel": "C1", "ts": "1700000000.000001"}))
+    await channel.close()
+    (post,) = posts(stand_ins)
+    assert post.thread_ts is None
+
+
+async def test_a_rotated_token_is_used_at_the_next_send(secret_file: Path, stand_ins: StandIns) -> None:
+    rotate(secret_file, "xoxb-revoked")
+    channel = connect(secret_file, stand_ins)
+    with pytest.raises(SendError) as refused:
+        await channel.send(message())
+    assert (refused.value.reason, refused.value.scope) == (Reason.UNAUTHORIZED, Scope.CHANNEL)
+    assert refused.value.detail == "Slack answered invalid_auth"
+    rotate(secret_file, SECRET)
+    await channel.send(message())
+    await channel.close()
+    assert len(posts(stand_ins)) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "scope"),
+    [
+        ("ratelimited", Reason.RATE_LIMITED, Scope.ATTEMPT),
+        ("internal_error", Reason.SERVER_ERROR, Scope.ATTEMPT),
+        ("service_unavailable", Reason.SERVER_ERROR, Scope.ATTEMPT),
+        ("invalid_blocks", Reason.REJECTED, Scope.MESSAGE),
+        ("msg_too_long", Reason.REJECTED, Scope.MESSAGE),
+        ("msg_blocks_too_long", Reason.REJECTED, Scope.MESSAGE),
+        ("no_text", Reason.REJECTED, Scope.MESSAGE),
+        ("token_revoked", Reason.UNAUTHORIZED, Scope.CHANNEL),
+        ("account_inactive", Reason.UNAUTHORIZED, Scope.CHANNEL),
+        ("missing_scope", Reason.UNAUTHORIZED, Scope.CHANNEL),
+        ("channel_not_found", Reason.MISCONFIGURED, Scope.CHANNEL),
+        ("not_in_channel", Reason.MISCONFIGURED, Scope.CHANNEL),
+        ("is_archived", Reason.MISCONFIGURED, Scope.CHANNEL),
+        ("an_error_of_next_year", Reason.REJECTED, Scope.ATTEMPT),
+    ],
+)
+async def test_each_error_of_slack_has_its_reason_and_scope(
+    code: str, reason: Reason, scope: Scope, secret_file: Path, stand_ins: StandIns
+) -> None:
+    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=Kind.ERROR, error=code))
+    channel = connect(secret_file, stand_ins)
+    with pytest.raises(SendError) as raised:
+        await channel.send(message())
+    await channel.close()
+    assert (raised.value.reason, raised.value.scope) == (reason, scope)
+    assert code in raised.value.detail
+
+
+def test_every_listed_error_is_spelled_as_slack_spells_errors() -> None:
+    assert [code for code in ERRORS if not re.fullmatch(r"[a-z]+(_[a-z]+)*", code)] == []
+
+
+async def test_a_missing_scope_is_named(secret_file: Path, stand_ins: StandIns, website: WebServer) -> None:
+    address = await website(
+        200, '{"ok": false, "error": "missing_scope", "needed": "chat:write"}', Content_Type="application/json"
+    )
+    channel = connect(secret_file, stand_ins, api_url=f"http://{address}/api/")
+    with pytest.raises(SendError, match="the bot needs chat:write"):
+        await channel.send(message())
+    await channel.close()
+
+
+async def test_the_wait_that_slack_asks_for_is_handed_on(secret_file: Path, stand_ins: StandIns) -> None:
+    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=Kind.RATE_LIMIT, seconds=7, count=1))
+    channel = connect(secret_file, stand_ins)
+    with pytest.raises(SendError) as raised:
+        await channel.send(message())
+    assert (raised.value.reason, raised.value.retry_after) == (Reason.RATE_LIMITED, 7.0)
+    await channel.close()
+
+
+async def test_a_lost_answer_is_not_posted_again_behind_our_back(secret_file: Path, stand_ins: StandIns) -> None:
+    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=Kind.LOST_ANSWER, count=1))
+    channel = connect(secret_file, stand_ins)
+    with pytest.raises(SendError) as raised:
+        await channel.send(message())
+    await channel.close()
+    assert (raised.value.reason, raised.value.scope) == (Reason.CONNECTION, Scope.ATTEMPT)
+    assert len(posts(stand_ins)) == 1
+
+
+async def test_a_proxy_in_the_environment_sees_nothing(
+    secret_file: Path, stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    channel = connect(secret_file, stand_ins)
+    await channel.send(message())
+    await channel.close()
+    assert len(posts(stand_ins)) == 1
+
+
+@pytest.mark.parametrize("channel", ["", "#", "security", "# ops", "#a b", None])
+def test_a_channel_is_a_name_with_a_hash_or_an_id(channel: str | None, secret_file: Path, stand_ins: StandIns) -> None:
+    values = example("slack", secret_file, stand_ins.http)
+    with pytest.raises(ValueError, match="channel"):
+        settings({**values, "channel": channel})
+    assert settings({**values, "channel": "C0123ABCD"})
+
+
+async def test_sends_of_different_incidents_run_side_by_side(secret_file: Path, stand_ins: StandIns) -> None:
+    channel = connect(secret_file, stand_ins)
+    made = [replace(message(), delivery_id=str(number)) for number in range(20)]
+    receipts = await asyncio.gather(*[channel.send(one) for one in made])
+    await channel.close()
+    assert len({receipt["ts"] for receipt in receipts}) == 20

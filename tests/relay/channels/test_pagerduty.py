@@ -1,0 +1,151 @@
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+
+from ops.demo.stand_ins.faults import Fault, Kind, Provider
+from ops.demo.stand_ins.server import StandIns
+from services.relay.channels.channel import Channel, Reason, Scope, SendError
+from services.relay.channels.pagerduty import render
+from services.relay.model import Message
+from tests.relay.channels.conftest import WebServer
+from tests.relay.channels.examples import (
+    DASHBOARD,
+    HUGE,
+    RUNBOOK,
+    SECRET,
+    example,
+    message,
+    messages,
+    rotate,
+    settings,
+    with_text,
+)
+
+
+def connect(secret_file: Path, stand_ins: StandIns) -> Channel:
+    return settings(example("pagerduty", secret_file, stand_ins.http)).connect(5)
+
+
+def size(event: dict[str, object]) -> int:
+    return len(json.dumps({"routing_key": SECRET, **event}, ensure_ascii=False).encode())
+
+
+@given(messages())
+@hypothesis_settings(max_examples=200, deadline=None)
+def test_no_message_passes_pagerdutys_limits(any_message: Message) -> None:
+    event = render(any_message)
+    payload = event["payload"]
+    assert size(event) < 512_000
+    assert 0 < len(payload["summary"]) <= 1024
+    assert payload["source"]
+    assert payload["severity"] in {"critical", "error", "warning", "info"}
+    assert len(event["dedup_key"]) <= 255
+    assert all(link["href"].startswith(("http://", "https://")) for link in event["links"])
+
+
+@pytest.mark.parametrize("text", HUGE)
+def test_alerts_that_do_not_fit_are_counted(text: str) -> None:
+    event = render(with_text(text, 2_000))
+    details = event["payload"]["custom_details"]
+    assert size(event) < 512_000
+    assert 1 <= len(details["listed"]) < 2_000
+    assert details["more"] == f"… and {2_000 - len(details['listed'])} more"
+    assert details["alerts"] == "2000 firing"
+
+
+async def test_an_incident_opens_and_resolves_under_alertmanagers_own_key(
+    secret_file: Path, stand_ins: StandIns
+) -> None:
+    channel = connect(secret_file, stand_ins)
+    firing, resolved = message("01-firing-1"), message("03-resolved-1")
+    key = hashlib.sha256(firing.event.group_key.encode()).hexdigest()
+    assert await channel.send(firing) == {"dedup_key": key, "status": "success"}
+    assert [incident.status for incident in stand_ins.pagerduty.incidents] == ["triggered"]
+    assert await channel.send(resolved) == {"dedup_key": key, "status": "success"}
+    await channel.close()
+    (incident,) = stand_ins.pagerduty.incidents
+    assert (incident.status, incident.dedup_key, incident.severity) == ("resolved", key, "critical")
+    assert incident.summary == "KMSCryptoModeNotKMS · production / backend: KMSCryptoModeNotKMS on backend"
+    assert [link["href"] for link in incident.links][:2] == [RUNBOOK, DASHBOARD]
+
+
+def test_a_list_that_was_cut_resolves_nothing() -> None:
+    event = replace(message("03-resolved-1").event, truncated_alerts=1)
+    assert render(message(event))["event_action"] == "trigger"
+
+
+@pytest.mark.parametrize(
+    ("label", "severity"),
+    [
+        ("critical", "critical"),
+        ("page", "critical"),
+        ("error", "error"),
+        ("Warning", "warning"),
+        ("info", "info"),
+        ("none", "info"),
+        ("sev-1", "error"),
+        ("", "error"),
+    ],
+)
+def test_a_severity_becomes_one_of_pagerdutys_four(label: str, severity: str) -> None:
+    event = message().event
+    (alert,) = event.alerts
+    changed = replace(event, alerts=(replace(alert, labels={**alert.labels, "severity": label}),))
+    assert render(message(changed))["payload"]["severity"] == severity
+
+
+async def test_a_rotated_key_is_used_at_the_next_send(secret_file: Path, stand_ins: StandIns) -> None:
+    channel = connect(secret_file, stand_ins)
+    for wrong in ("short", "1" * 32):
+        rotate(secret_file, wrong)
+        with pytest.raises(SendError) as refused:
+            await channel.send(message())
+        assert (refused.value.reason, refused.value.scope) == (Reason.UNAUTHORIZED, Scope.CHANNEL)
+        assert wrong not in refused.value.detail
+    rotate(secret_file, SECRET)
+    await channel.send(message())
+    await channel.close()
+    assert len(stand_ins.pagerduty.events) == 1
+
+
+async def test_an_event_that_is_called_invalid_is_the_messages_own_trouble(
+    secret_file: Path, stand_ins: StandIns
+) -> None:
+    stand_ins.faults.add(Fault(provider=Provider.PAGERDUTY, kind=Kind.ERROR, error="'payload.summary' is too long"))
+    channel = connect(secret_file, stand_ins)
+    with pytest.raises(SendError, match="is too long") as raised:
+        await channel.send(message())
+    await channel.close()
+    assert (raised.value.reason, raised.value.scope) == (Reason.REJECTED, Scope.MESSAGE)
+
+
+async def test_the_wait_that_pagerduty_asks_for_is_handed_on(secret_file: Path, stand_ins: StandIns) -> None:
+    stand_ins.faults.add(Fault(provider=Provider.PAGERDUTY, kind=Kind.RATE_LIMIT, seconds=11, count=1))
+    channel = connect(secret_file, stand_ins)
+    with pytest.raises(SendError) as raised:
+        await channel.send(message())
+    await channel.close()
+    assert (raised.value.reason, raised.value.retry_after) == (Reason.RATE_LIMITED, 11.0)
+
+
+async def test_an_accepted_event_is_delivered_whatever_the_answer_says(secret_file: Path, website: WebServer) -> None:
+    address = await website(202, "Accepted")
+    channel = settings(example("pagerduty", secret_file, address)).connect(5)
+    receipt = await channel.send(message())
+    await channel.close()
+    assert len(receipt["dedup_key"]) == 64
+
+
+async def test_a_redirect_does_not_carry_the_key_away(secret_file: Path, website: WebServer) -> None:
+    elsewhere = await website(202, "{}")
+    address = await website(307, "", Location=f"http://{elsewhere}/")
+    channel = settings(example("pagerduty", secret_file, address)).connect(5)
+    with pytest.raises(SendError) as raised:
+        await channel.send(message())
+    await channel.close()
+    assert raised.value.scope is Scope.CHANNEL

@@ -1,0 +1,102 @@
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+
+from services.relay.channels import wording
+from services.relay.model import Links, Status
+from tests.relay.channels.examples import message, strange
+
+
+@given(strange)
+def test_readable_text_can_be_encoded_and_holds_nothing_invisible(text: str) -> None:
+    readable = wording.readable(text)
+    readable.encode()
+    assert not set(readable) & set("\x00\x07\x1b\r\x7f\x85\u2028\u202e\u2066\ud800\ufeff")
+    assert wording.readable(readable) == readable
+
+
+def test_what_a_person_sees_stays_as_it_was() -> None:
+    text = "naïve ✓ 👩\N{ZERO WIDTH JOINER}🚒 עברית crypto_mode == 0\n\tsecond line"
+    assert wording.readable(text) == text
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        None,
+        "",
+        "javascript:alert(1)",
+        "JavaScript:alert(1)",
+        "data:text/html,x",
+        "//example.org/",
+        "/relative",
+        "https://",
+        "https:///path",
+        "http://[::1",
+        "https://example.org/\nSet-Cookie: x",
+        "https://example.org/a b",
+        "https://example.org/\u202egnp",
+        "https:\\\\example.org",
+        " https://example.org",
+    ],
+)
+def test_a_link_that_is_not_plainly_http_is_dropped(url: str | None) -> None:
+    assert wording.safe_url(url) is None
+
+
+def test_nothing_in_a_link_can_end_it() -> None:
+    url = 'https://example.org/a|b<c>"d`{e}?x=%20&y=é#f'
+    assert wording.safe_url(url) == "https://example.org/a%7Cb%3Cc%3E%22d%60%7Be%7D?x=%20&y=%C3%A9#f"
+
+
+@given(strange)
+def test_a_link_survives_unchanged_or_is_safe_everywhere(text: str) -> None:
+    url = wording.safe_url(f"https://example.org/{text}")
+    assert url is None or (url.isascii() and not set(url) & set('<>|"`\\ \r\n'))
+
+
+def test_a_cut_list_of_alerts_is_never_over() -> None:
+    resolved = message("03-resolved-1").event
+    assert wording.is_over(resolved)
+    cut = replace(resolved, truncated_alerts=1)
+    assert not wording.is_over(cut)
+    assert wording.state(cut) == "Firing"
+    assert wording.counts(cut) == "1 resolved, 1 not listed"
+
+
+def test_the_headline_is_the_same_for_every_event_of_a_group() -> None:
+    headlines = {wording.headline(message(name).event) for name in ("01-firing-1", "02-firing-1", "03-resolved-1")}
+    assert headlines == {"KMSCryptoModeNotKMS · production / backend"}
+
+
+def test_alerts_that_still_fire_come_first_and_a_link_comes_once() -> None:
+    listed = wording.listed(message("07-firing-3"))
+    assert [alert.status for alert, _ in listed] == [Status.FIRING, Status.FIRING, Status.RESOLVED]
+    assert [len(links) for _, links in listed] == [3, 0, 0]
+
+
+def test_an_alert_with_a_runbook_of_its_own_shows_it() -> None:
+    links = (Links("https://a.example.org/", None), Links("https://b.example.org/", None), Links(None, "ftp://c"))
+    listed = wording.listed(message("05-firing-3", links=links))
+    runbooks = [link.url for _, found in listed for link in found if link.text == "Runbook"]
+    assert runbooks == ["https://a.example.org/", "https://b.example.org/"]
+
+
+def test_the_time_of_an_alert_says_how_long_it_lasted() -> None:
+    (alert,) = message("03-resolved-1").event.alerts
+    assert wording.when(alert) == "from 2026-11-24 22:46:10 UTC to 2026-11-24 22:46:18 UTC (8 s)"
+    (alert,) = message("01-firing-1").event.alerts
+    assert wording.when(alert) == "since 2026-11-24 22:46:10 UTC"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(-5, "0 s"), (0, "0 s"), (59.6, "1 min"), (61, "1 min 1 s"), (3600, "1 h"), (90_061, "25 h 1 min 1 s")],
+)
+def test_a_span_is_told_in_hours_minutes_and_seconds(seconds: float, said: str) -> None:
+    start = datetime(2026, 11, 24, tzinfo=UTC)
+    (alert,) = message("03-resolved-1").event.alerts
+    changed = replace(alert, starts_at=start, ends_at=start + timedelta(seconds=seconds))
+    assert wording.when(changed).endswith(f"({said})")
