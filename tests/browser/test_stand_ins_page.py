@@ -170,6 +170,18 @@ async def test_the_page_comes_back_when_the_connection_does(chromium: Browser, s
     await page.close()
 
 
+async def test_a_state_that_could_not_be_read_is_asked_for_again(chromium: Browser, senders: Senders) -> None:
+    page = await chromium.new_page()  # this one may complain: its request is cut
+    await page.goto(f"http://{senders.stand_ins.http}/")
+    await page.locator("body.settled").wait_for()
+    await page.route("**/api/state", lambda route: route.abort(), times=1)
+    await senders.post(TITLE)
+    await expect(page.locator("#live")).to_have_text("Reconnecting")
+    await expect(page.locator(".message .b-header")).to_have_text("Firing: KMSCryptoModeNotKMS")
+    await expect(page.locator("#live")).to_have_text("Live")
+    await page.close()
+
+
 async def test_an_absent_emulator_is_told_in_one_sentence(chromium: Browser) -> None:
     from ops.demo.stand_ins.server import start
 

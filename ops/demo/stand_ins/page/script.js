@@ -11,6 +11,7 @@ const RETRY_SECONDS = 2;
 const live = document.getElementById("live");
 const arrivals = document.getElementById("arrivals");
 const panes = document.getElementById("panes");
+let events = null;
 let known = null; // what had arrived when the page last looked
 let fetching = false;
 let again = false;
@@ -21,9 +22,14 @@ async function refresh() {
   fetching = true;
   try {
     const answer = await fetch("/api/state");
-    if (answer.ok) draw(await answer.json());
-  } catch {
-    setLive(false); // the event stream notices too, and comes back
+    if (!answer.ok) throw new Error(`the answer was ${answer.status}`);
+    draw(await answer.json());
+    setLive(events.readyState === EventSource.OPEN);
+  } catch (error) {
+    // The stream may not notice what this request did: nobody else would ask again.
+    console.warn("the state could not be read", error);
+    setLive(false);
+    setTimeout(refresh, RETRY_SECONDS * 1000);
   }
   fetching = false;
   if (again) refresh();
@@ -72,7 +78,7 @@ for (const button of document.querySelectorAll(".views button"))
   });
 
 function listen() {
-  const events = new EventSource("/api/changes");
+  events = new EventSource("/api/changes");
   events.addEventListener("open", () => setLive(true));
   events.addEventListener("message", () => {
     refresh();
