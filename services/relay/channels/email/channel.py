@@ -10,7 +10,7 @@ import ssl
 from collections import OrderedDict
 from contextlib import suppress
 from email.headerregistry import Address as MailAddress
-from email.utils import parseaddr
+from email.utils import getaddresses, parseaddr
 from typing import Annotated, Literal, NamedTuple, Self
 
 import aiosmtplib
@@ -32,7 +32,8 @@ _TOO_LARGE = 552  # RFC 1870: at MAIL and at DATA it speaks of the message's siz
 
 
 def _one_address(value: str) -> str:
-    name, address = parseaddr(value)
+    found = getaddresses([value])
+    name, address = found[0] if len(found) == 1 else ("", "")
     try:
         parsed = MailAddress(name, addr_spec=address)
     except (ValueError, IndexError):

@@ -7,7 +7,7 @@ import pytest
 
 from ops.demo.stand_ins.faults import Fault, Kind, Provider
 from ops.demo.stand_ins.server import StandIns
-from ops.demo.stand_ins.slack import SlackMessage
+from ops.demo.stand_ins.slack_channel import SlackMessage
 from services.relay.channels.channel import Channel, Reason, Scope, SendError
 from services.relay.channels.slack.channel import ERRORS
 from tests.relay.channels.conftest import WebServer

@@ -1,0 +1,348 @@
+import asyncio
+import logging
+import ssl
+from base64 import b64encode
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from ops.demo.stand_ins.faults import Fault, Kind, Provider
+from ops.demo.stand_ins.server import StandIns
+from services.relay.channels.channel import Channel, Reason, Scope, SendError
+from shared.settings import Address
+from tests.relay.channels.conftest import TcpServer
+from tests.relay.channels.examples import SECRET, example, message, rotate, settings
+
+UNBOUND = Address("127.0.0.1", 0)
+SECOPS, ONCALL = "secops@example.org", "oncall@example.org"
+
+
+@dataclass
+class MailServer:
+    """A server of aiosmtpd that answers each stage as a test says, and keeps what it took."""
+
+    replies: dict[str, str] = field(default_factory=dict)
+    """Answers to `MAIL`, `RCPT` (or `RCPT address`) and `DATA`; without one it accepts."""
+    passwords: set[bytes] = field(default_factory=lambda: {SECRET.encode()})
+    taken: list[tuple[list[str], bytes]] = field(default_factory=list)
+    address: Address = UNBOUND
+
+    async def handle_MAIL(self, _s: SMTP, _x: Session, envelope: Envelope, address: str, _o: list[str]) -> str:  # noqa: N802
+        if "MAIL" not in self.replies:
+            envelope.mail_from = address
+        return self.replies.get("MAIL", "250 OK")
+
+    async def handle_RCPT(self, _s: SMTP, _x: Session, envelope: Envelope, address: str, _o: list[str]) -> str:  # noqa: N802
+        reply = self.replies.get(f"RCPT {address}", self.replies.get("RCPT", "250 OK"))
+        if reply.startswith("250"):
+            envelope.rcpt_tos.append(address)
+        return reply
+
+    async def handle_DATA(self, _s: SMTP, _x: Session, envelope: Envelope) -> str:  # noqa: N802
+        reply = self.replies.get("DATA", "250 2.0.0 queued as 42")
+        if reply.startswith("250"):
+            self.taken.append((list(envelope.rcpt_tos), envelope.original_content or b""))
+        return reply
+
+    def authenticate(self, _s: SMTP, _x: Session, _e: Envelope, _mechanism: str, data: LoginPassword) -> AuthResult:
+        return AuthResult(success=data.password in self.passwords, handled=False)
+
+
+StartServer = Callable[..., Awaitable[MailServer]]
+
+
+@pytest.fixture
+async def mail_server() -> AsyncIterator[StartServer]:
+    """Starts a MailServer; `starttls` and `implicit` take its certificate."""
+    loop = asyncio.get_running_loop()
+    async with AsyncExitStack() as stack:
+
+        async def serve(
+            *, starttls: ssl.SSLContext | None = None, implicit: ssl.SSLContext | None = None, **replies: str
+        ) -> MailServer:
+            server = MailServer({key.replace("_", " "): reply for key, reply in replies.items()})
+            connections: list[SMTP] = []
+
+            def connection() -> SMTP:
+                smtp = SMTP(
+                    server,
+                    loop=loop,
+                    hostname="mail",
+                    authenticator=server.authenticate,
+                    auth_require_tls=starttls is not None,
+                    tls_context=starttls,
+                    require_starttls=starttls is not None,
+                )
+                connections.append(smtp)
+                return smtp
+
+            listener = await loop.create_server(connection, "127.0.0.1", 0, ssl=implicit)
+            server.address = Address(*listener.sockets[0].getsockname()[:2])
+
+            async def stop() -> None:
+                listener.close()
+                for smtp in connections:
+                    if smtp.transport is not None:
+                        smtp.transport.close()
+                await listener.wait_closed()
+
+            stack.push_async_callback(stop)
+            return server
+
+        yield serve
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[ssl.SSLContext, Path]:
+    """A server's TLS context for 127.0.0.1, and the file of its self-signed certificate."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    certificate_file, key_file = tmp_path / "server.crt", tmp_path / "server.key"
+    certificate_file.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    key_file.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate_file, key_file)
+    return context, certificate_file
+
+
+def connect(secret_file: Path, address: Address, **changes: Any) -> Channel:
+    return settings({**example("email", secret_file, address), **changes}).connect(5)
+
+
+async def refused(channel: Channel) -> SendError:
+    with pytest.raises(SendError) as raised:
+        await channel.send(message())
+    return raised.value
+
+
+async def test_one_mail_goes_to_all_and_the_receipt_holds_the_servers_answer(
+    secret_file: Path, mail_server: StartServer
+) -> None:
+    server = await mail_server()
+    receipt = await connect(secret_file, server.address).send(message())
+    ((recipients, content),) = server.taken
+    assert recipients == [SECOPS, ONCALL]
+    assert receipt["message_id"].encode() in content
+    assert receipt == {"message_id": receipt["message_id"], "answer": "2.0.0 queued as 42"}
+
+
+@pytest.mark.parametrize(
+    ("replies", "reason", "scope"),
+    [
+        ({"MAIL": "451 4.3.0 later"}, Reason.SERVER_ERROR, Scope.ATTEMPT),
+        ({"MAIL": "530 5.7.0 log in first"}, Reason.UNAUTHORIZED, Scope.CHANNEL),
+        ({"MAIL": "550 5.7.1 this sender may not"}, Reason.MISCONFIGURED, Scope.CHANNEL),
+        ({"MAIL": "553 5.1.7 what sender"}, Reason.MISCONFIGURED, Scope.CHANNEL),
+        ({"MAIL": "552 5.3.4 too large"}, Reason.REJECTED, Scope.MESSAGE),
+        ({"RCPT": "450 4.2.0 greylisted"}, Reason.SERVER_ERROR, Scope.ATTEMPT),
+        ({"RCPT": "452 4.2.2 mailbox full"}, Reason.SERVER_ERROR, Scope.ATTEMPT),
+        ({"RCPT": "530 5.7.0 log in first"}, Reason.UNAUTHORIZED, Scope.CHANNEL),
+        ({"RCPT": "550 5.1.1 no such user"}, Reason.MISCONFIGURED, Scope.CHANNEL),
+        ({"RCPT": "554 5.7.1 relay access denied"}, Reason.MISCONFIGURED, Scope.CHANNEL),
+        ({"DATA": "421 4.3.2 shutting down"}, Reason.SERVER_ERROR, Scope.ATTEMPT),
+        ({"DATA": "451 4.3.0 later"}, Reason.SERVER_ERROR, Scope.ATTEMPT),
+        ({"DATA": "550 5.7.1 looks like spam"}, Reason.REJECTED, Scope.MESSAGE),
+        ({"DATA": "552 5.3.4 too large"}, Reason.REJECTED, Scope.MESSAGE),
+        ({"DATA": "554 5.6.0 content refused"}, Reason.REJECTED, Scope.MESSAGE),
+    ],
+)
+async def test_each_code_of_smtp_has_its_reason_and_scope(
+    replies: dict[str, str], reason: Reason, scope: Scope, secret_file: Path, mail_server: StartServer
+) -> None:
+    server = await mail_server(**replies)
+    error = await refused(connect(secret_file, server.address))
+    assert (error.reason, error.scope) == (reason, scope)
+    assert next(iter(replies.values()))[:3] in error.detail
+    assert server.taken == []
+
+
+@pytest.mark.parametrize(
+    ("greeting", "reason", "scope"),
+    [
+        (b"421 4.3.2 too busy\r\n", Reason.SERVER_ERROR, Scope.ATTEMPT),
+        (b"554 5.3.2 no SMTP here\r\n", Reason.MISCONFIGURED, Scope.CHANNEL),
+    ],
+)
+async def test_a_server_that_turns_us_away_at_the_door_is_understood(
+    greeting: bytes, reason: Reason, scope: Scope, secret_file: Path, tcp: TcpServer
+) -> None:
+    async def door(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(greeting)
+        await writer.drain()
+
+    error = await refused(connect(secret_file, await tcp(door)))
+    assert (error.reason, error.scope) == (reason, scope)
+
+
+async def test_a_rotated_password_is_used_at_the_next_send(secret_file: Path, mail_server: StartServer) -> None:
+    server = await mail_server()
+    rotate(secret_file, "revoked-password")
+    channel = connect(secret_file, server.address)
+    error = await refused(channel)
+    assert (error.reason, error.scope) == (Reason.UNAUTHORIZED, Scope.CHANNEL)
+    assert "535" in error.detail
+    assert "revoked-password" not in error.detail
+    rotate(secret_file, SECRET)
+    await channel.send(message())
+    assert len(server.taken) == 1
+
+
+async def test_a_login_leaves_no_trace_in_the_logs(
+    secret_file: Path, mail_server: StartServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    server = await mail_server()
+    await connect(secret_file, server.address).send(message())
+    ours = [record.getMessage() for record in caplog.records if not record.name.startswith("mail.")]  # not the server's
+    for encoded in (SECRET, b64encode(SECRET.encode()).decode(), b64encode(f"\0keypulse\0{SECRET}".encode()).decode()):
+        assert not any(encoded in line for line in ours)
+
+
+async def test_who_is_refused_for_good_costs_the_others_nothing_and_is_named(
+    secret_file: Path, mail_server: StartServer
+) -> None:
+    server = await mail_server(**{f"RCPT {ONCALL}": "550 5.1.1 no such user"})
+    receipt = await connect(secret_file, server.address).send(message())
+    assert receipt["refused"] == f"{ONCALL} (550)"
+    assert [recipients for recipients, _ in server.taken] == [[SECOPS]]
+
+
+async def test_who_is_put_off_is_tried_again_alone(secret_file: Path, mail_server: StartServer) -> None:
+    server = await mail_server(**{f"RCPT {ONCALL}": "450 4.2.0 greylisted"})
+    channel = connect(secret_file, server.address)
+    error = await refused(channel)
+    assert (error.reason, error.scope) == (Reason.SERVER_ERROR, Scope.ATTEMPT)
+    assert error.detail == f"the mail server put off 1 of 2 recipients: {ONCALL} (450)"
+    server.replies.clear()
+    receipt = await channel.send(message())
+    assert "refused" not in receipt
+    assert [recipients for recipients, _ in server.taken] == [[SECOPS], [ONCALL]]
+
+
+async def test_who_was_put_off_and_is_then_refused_does_not_undo_the_rest(
+    secret_file: Path, mail_server: StartServer
+) -> None:
+    server = await mail_server(**{f"RCPT {ONCALL}": "450 4.2.0 greylisted"})
+    channel = connect(secret_file, server.address)
+    await refused(channel)
+    server.replies = {f"RCPT {ONCALL}": "550 5.1.1 no such user"}
+    receipt = await channel.send(message())
+    assert receipt["refused"] == f"{ONCALL} (550)"
+    assert len(server.taken) == 1
+
+
+async def test_starttls_is_the_default_and_the_certificate_is_verified(
+    secret_file: Path,
+    mail_server: StartServer,
+    certificate: tuple[ssl.SSLContext, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    context, certificate_file = certificate
+    server = await mail_server(starttls=context)
+    encrypted = {"host": "localhost", "port": server.address.port, "tls": "starttls"}
+    error = await refused(connect(secret_file, server.address, **encrypted))
+    assert (error.reason, error.scope) == (Reason.MISCONFIGURED, Scope.CHANNEL)
+    assert error.detail == "the mail server's certificate is not trusted"
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate_file))
+    await connect(secret_file, server.address, **encrypted).send(message())
+    assert len(server.taken) == 1
+
+
+async def test_implicit_tls_is_spoken_and_its_certificate_verified(
+    secret_file: Path,
+    mail_server: StartServer,
+    certificate: tuple[ssl.SSLContext, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    context, certificate_file = certificate
+    server = await mail_server(implicit=context)
+    encrypted = {"host": "localhost", "port": server.address.port, "tls": "implicit"}
+    plain = {"username": None, "password_file": None}
+    error = await refused(connect(secret_file, server.address, **encrypted, **plain))
+    assert error.detail == "the mail server's certificate is not trusted"
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate_file))
+    await connect(secret_file, server.address, **encrypted, **plain).send(message())
+    assert len(server.taken) == 1
+
+
+async def test_a_server_without_starttls_gets_neither_password_nor_mail(
+    secret_file: Path, mail_server: StartServer
+) -> None:
+    server = await mail_server()
+    error = await refused(connect(secret_file, server.address, tls="starttls"))
+    assert (error.reason, error.scope) == (Reason.MISCONFIGURED, Scope.CHANNEL)
+    assert "STARTTLS" in error.detail
+    assert server.taken == []
+
+
+async def test_a_server_that_hangs_after_it_took_the_mail_is_no_failure(secret_file: Path, tcp: TcpServer) -> None:
+    async def conversation(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 mail\r\n")
+        replies = {b"DATA": b"354 go on\r\n", b".\r\n": b"250 taken\r\n", b"EHLO": b"250 mail\r\n"}
+        in_data = False
+        while line := await reader.readline():
+            if line.startswith(b"QUIT"):
+                await reader.read()
+            in_data = (in_data or line.startswith(b"DATA")) and line != b".\r\n"
+            if not in_data or line.startswith(b"DATA"):
+                writer.write(replies.get(line[:4] if line != b".\r\n" else line, b"250 OK\r\n"))
+
+    no_login = {"username": None, "password_file": None}
+    receipt = await connect(secret_file, await tcp(conversation), **no_login).send(message())
+    assert receipt["answer"] == "taken"
+
+
+async def test_a_lost_answer_is_tried_again_with_the_same_message_id(secret_file: Path, stand_ins: StandIns) -> None:
+    stand_ins.faults.add(Fault(provider=Provider.SMTP, kind=Kind.LOST_ANSWER, count=1))
+    channel = connect(secret_file, stand_ins.smtp, username=None, password_file=None)
+    error = await refused(channel)
+    assert (error.reason, error.scope) == (Reason.CONNECTION, Scope.ATTEMPT)
+    await channel.send(message())
+    first, second = stand_ins.mailbox.mails
+    assert first.message_id == second.message_id
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"host": "smtp.example.org"}, "would send alerts in plaintext to smtp.example.org"),
+        ({"host": "a b"}, "host"),
+        ({"password_file": None}, "`username` and `password_file` together"),
+        ({"username": None}, "`username` and `password_file` together"),
+        ({"port": 0}, "port"),
+        ({"tls": "maybe"}, "'starttls', 'implicit' or 'none'"),
+        ({"from": "nobody"}, "one address such as"),
+        ({"from": "a@example.org\nBcc: b@example.org"}, "one address such as"),
+        ({"from": "größe@example.org"}, "one address such as"),
+        ({"to": []}, "to"),
+        ({"to": ["a@example.org, b@example.org"]}, "one address such as"),
+        ({"to": ["a b@example.org"]}, "one address such as"),
+        ({"sender": "a@example.org"}, "sender"),
+    ],
+)
+def test_a_wrong_setting_is_named(changes: dict[str, Any], expected: str, secret_file: Path) -> None:
+    with pytest.raises(ValueError, match=expected):
+        settings({**example("email", secret_file, Address("127.0.0.1", 25)), **changes})
