@@ -16,8 +16,7 @@ class SecretFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._stamp: tuple[int, int, int] | None = None
-        self._lines: tuple[str, ...] = ()
+        self._read: tuple[tuple[int, int, int], tuple[str, ...]] | None = None
 
     def values(self) -> tuple[str, ...]:
         """Every secret in the file, at least one.
@@ -25,20 +24,21 @@ class SecretFile:
         Raises:
             SecretUnreadableError: there is none to be had.
         """
+        read = self._read  # one attribute, read once: a channel asks from several threads
         try:
             status = self.path.stat()
             stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
-            if stamp != self._stamp:
+            if read is None or stamp != read[0]:
                 text = self.path.read_text(encoding="utf-8")
-                self._lines = tuple(line.strip() for line in text.splitlines() if line.strip())
-                self._stamp = stamp
+                read = stamp, tuple(line.strip() for line in text.splitlines() if line.strip())
+                self._read = read
         except (OSError, UnicodeDecodeError) as error:
-            self._stamp, self._lines = None, ()
+            self._read = None
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise SecretUnreadableError(f"{self.path}: {reason}") from None
-        if not self._lines:
+        if not read[1]:
             raise SecretUnreadableError(f"{self.path}: is empty; expected a secret on its first line")
-        return self._lines
+        return read[1]
 
     def value(self) -> str:
         """The secret to send: the first line. Raises SecretUnreadableError."""
