@@ -21,7 +21,7 @@ demo: install ## everything on one machine; ONCE=1 breaks KMS, waits for page an
 
 test: install ## every test that needs no container engine
 	@ops/tools/require prometheus alertmanager chromium
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n 4 --dist loadfile
 
 check: install ## ruff, mypy --strict, import-linter, shellcheck, promtool, amtool
 	@ops/tools/require prometheus alertmanager
