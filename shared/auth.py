@@ -21,7 +21,8 @@ def refusal(request: Request, secret: SecretFile, *, browser: bool = False) -> R
         browser: whether a 401 asks a browser for a password.
     """
     scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
-    token = credentials.strip() if scheme.lower() == "bearer" else _password(scheme, credentials)
+    # The bytes as they came: Starlette reads headers as latin-1.
+    token = credentials.strip().encode("latin-1") if scheme.lower() == "bearer" else _password(scheme, credentials)
     try:
         if secret.matches(token):
             return None
@@ -46,10 +47,10 @@ def guarded(endpoint: Endpoint, secret: SecretFile | None, *, browser: bool = Fa
     return guard
 
 
-def _password(scheme: str, credentials: str) -> str:
+def _password(scheme: str, credentials: str) -> bytes:
     if scheme.lower() != "basic":
-        return ""
+        return b""
     try:
-        return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
-    except (binascii.Error, UnicodeDecodeError):
-        return ""
+        return base64.b64decode(credentials, validate=True).partition(b":")[2]
+    except (binascii.Error, ValueError):
+        return b""

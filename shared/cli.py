@@ -7,7 +7,6 @@ import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,9 +14,11 @@ import click
 import structlog
 
 from shared import VERSION, logs
+from shared.mistakes import ConfigurationError
 from shared.planned import ignored_keys
-from shared.server import STOP_SIGNALS, StartError
-from shared.settings import ConfigurationError, ServerSettings, load
+from shared.server import StartError
+from shared.settings import ServerSettings, load
+from shared.stop import stoppable
 
 S = TypeVar("S", bound=ServerSettings)
 Command = Callable[..., None]
@@ -73,16 +74,6 @@ def run_server(
     for key in ignored:
         log.warning("this key has no effect in this version", key=key, version=VERSION)
     run_or_exit(stoppable(serve(settings)))
-
-
-async def stoppable(server: Awaitable[None]) -> None:
-    """`server`, which a signal also ends in good order before it waits for one itself (see `stop_signal`)."""
-    starting = asyncio.ensure_future(server)
-    loop = asyncio.get_running_loop()
-    for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, starting.cancel)
-    with suppress(asyncio.CancelledError):
-        await starting
 
 
 def run_or_exit(work: Awaitable[None]) -> None:

@@ -29,7 +29,7 @@ class SecretFile:
             status = self.path.stat()
             stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
             if read is None or stamp != read[0]:
-                text = self.path.read_text(encoding="utf-8")
+                text = self.path.read_text(encoding="utf-8-sig")
                 read = stamp, tuple(line.strip() for line in text.splitlines() if line.strip())
                 self._read = read
         except (OSError, UnicodeDecodeError) as error:
@@ -44,11 +44,10 @@ class SecretFile:
         """The secret to send: the first line. Raises SecretUnreadableError."""
         return self.values()[0]
 
-    def matches(self, candidate: str) -> bool:
+    def matches(self, candidate: bytes) -> bool:
         """Whether `candidate` is one of the secrets. Raises SecretUnreadableError.
 
         Every secret is compared, in constant time, so that the answer's delay tells nothing.
         """
-        given = candidate.encode()
-        found = [hmac.compare_digest(given, secret.encode()) for secret in self.values()]
+        found = [hmac.compare_digest(candidate, secret.encode()) for secret in self.values()]
         return any(found)

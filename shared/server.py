@@ -5,11 +5,8 @@ gone within `STOP_SECONDS` whatever hangs.
 """
 
 import asyncio
-import os
 import platform
-import signal
 import socket
-import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from html import escape
@@ -27,14 +24,13 @@ from shared import VERSION
 from shared.auth import guarded
 from shared.secret_file import SecretFile
 from shared.settings import Address
+from shared.stop import STOP_SECONDS, stop_signal
 
 _LANDING = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title>
 <meta name="viewport" content="width=device-width"><style>:root{{color-scheme:light dark}}
 body{{font:1rem/1.6 system-ui;margin:2rem auto;max-width:40rem;padding:0 1rem}}</style>
 <h1>{name}</h1><p>Version {version}.</p><ul>{items}</ul></html>
 """
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-STOP_SECONDS = 14.0
 DRAIN_SECONDS = 5.0
 
 log = structlog.get_logger(__name__)
@@ -86,7 +82,8 @@ def application(
         return PlainTextResponse(f"{reason}\n", status_code=503) if reason else PlainTextResponse("ready\n")
 
     async def landing(_request: Request) -> Response:
-        paths = sorted(route.path for route in [*common, *own] if isinstance(route, Route) and "{" not in route.path)
+        routes = [route for route in [*common, *own] if isinstance(route, Route) and "{" not in route.path]
+        paths = sorted(route.path for route in routes if "GET" in (route.methods or ()))
         items = "".join(f'<li><a href="{escape(path)}">{escape(path)}</a>' for path in paths)
         return HTMLResponse(_LANDING.format(name=escape(name), version=escape(VERSION), items=items))
 
@@ -116,7 +113,12 @@ async def serving(app: Starlette, address: Address) -> AsyncIterator[Address]:
     with listening(address) as bound:
         server = _Server(
             uvicorn.Config(
-                app, lifespan="off", log_config=None, server_header=False, timeout_graceful_shutdown=int(DRAIN_SECONDS)
+                app,
+                lifespan="off",
+                log_config=None,
+                server_header=False,
+                proxy_headers=False,  # who calls is who connected: a header must not open `allow_from`
+                timeout_graceful_shutdown=int(DRAIN_SECONDS),
             )
         )
         task = asyncio.create_task(server.serve(sockets=[bound]))
@@ -128,28 +130,13 @@ async def serving(app: Starlette, address: Address) -> AsyncIterator[Address]:
             await task
 
 
-async def serve_until_stopped(app: Starlette, address: Address) -> None:
-    """Serves until SIGTERM or SIGINT, then finishes what is in hand. Raises StartError."""
+async def serve_until_stopped(app: Starlette, address: Address, stopping: Callable[[], object] = lambda: None) -> None:
+    """Serves until SIGTERM or SIGINT, then calls `stopping` and finishes what is in hand. Raises StartError."""
     async with serving(app, address) as actual:
         log.info("listening", address=str(actual))
         await stop_signal()
-        log.info("stopping")
-
-
-async def stop_signal() -> None:
-    """Returns at the first SIGTERM or SIGINT; from then on the process is gone within `STOP_SECONDS`."""
-    loop = asyncio.get_running_loop()
-    stopped = asyncio.Event()
-    for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, stopped.set)
-    try:
-        await stopped.wait()
-    finally:
-        for number in STOP_SIGNALS:
-            loop.remove_signal_handler(number)
-    last_resort = threading.Timer(STOP_SECONDS, _give_up)
-    last_resort.daemon = True
-    last_resort.start()
+        log.info("stopping", within_seconds=STOP_SECONDS)
+        stopping()
 
 
 class _Server(uvicorn.Server):
@@ -171,8 +158,3 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def _give_up() -> None:
-    log.error("something hangs; leaving without it", seconds=STOP_SECONDS)
-    os._exit(1)

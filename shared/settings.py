@@ -11,11 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeVar, cast
+from typing import Annotated, ClassVar, NamedTuple, Self, TypeVar
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -25,18 +23,12 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from shared import yaml_file
+from shared.mistakes import UNKNOWN, ConfigurationError, line
+
 _folder: ContextVar[Path] = ContextVar("_folder", default=Path())
-_UNKNOWN = "unknown key; see --print-schema for those that exist"
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
-
-
-class ConfigurationError(Exception):
-    """A configuration that cannot be used; `lines` holds one sentence for each mistake."""
-
-    def __init__(self, lines: list[str]) -> None:
-        super().__init__("\n".join(lines))
-        self.lines = lines
 
 
 class Address(NamedTuple):
@@ -72,8 +64,10 @@ def parse_address(value: object) -> Address:
 
 
 def parse_duration(value: object) -> object:
-    """`30s`, `5m`, `1h30m`, `500ms` → seconds; a bare number of seconds stays."""
-    if isinstance(value, str):
+    """`30s`, `5m`, `1h30m`, `500ms` → seconds; a bare number is seconds, also as text, as the environment has it."""
+    if isinstance(value, bool):
+        raise ValueError("expected a duration such as 30s, 5m or 1h30m")  # noqa: TRY004 - pydantic reports ValueError
+    if isinstance(value, str) and not value.isdecimal():
         if not _DURATION.fullmatch(value):
             raise ValueError("expected a duration such as 30s, 5m or 1h30m")
         return sum(float(n) * _UNITS[unit] for n, unit in re.findall(r"([\d.]+)(ms|s|m|h|d)", value))
@@ -155,14 +149,12 @@ def load(model: type[S], file: Path | None) -> S:
         ConfigurationError: the file cannot be read, or holds mistakes; all of them are named at once.
     """
     with _relative_to(file.parent.resolve() if file else Path.cwd()):
-        document = _read(file) if file else {}
-        mistakes = [
-            f"{name}: unknown key; see --print-schema for those that exist" for name in _unknown_variables(model)
-        ]
+        document = yaml_file.read(file) if file else {}
+        mistakes = [f"{name}: {UNKNOWN}" for name in _unknown_variables(model)]
         try:
             settings = model(**document)
         except ValidationError as error:
-            mistakes += [_line(model, file, e) for e in error.errors()]
+            mistakes += [line(model, env_prefix(model), file, e) for e in error.errors()]
         except SettingsError as error:
             # Its text names the field, as in: error parsing value for field "kms" from source "EnvSettingsSource".
             field = str(error).partition('"')[2].partition('"')[0]
@@ -186,43 +178,3 @@ def _relative_to(folder: Path) -> Iterator[None]:
         yield
     finally:
         _folder.reset(token)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError([f"{file}: cannot be read: {error.strerror}"]) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigurationError([f"{file}: is not YAML: {reason}"]) from None
-    if document is None:
-        return {}
-    if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
-        raise ConfigurationError([f"{file}: expected a mapping of keys to values"])
-    return cast("dict[str, Any]", document)
-
-
-def _line(model: type[ServerSettings], file: Path | None, error: ErrorDetails) -> str:
-    """One mistake as `FILE: KEY: what was expected, got WHAT`; secrets stand in files of their own, so WHAT is none."""
-    key = ".".join(str(part) for part in error["loc"])
-    source = _variable(model, error["loc"]) or str(file or "environment")
-    kind, message = error["type"], error["msg"]
-    if kind == "extra_forbidden":
-        message = _UNKNOWN
-    elif kind == "missing":
-        message = "missing; it has no default"
-    else:
-        message = message.removeprefix("Value error, ")
-        value = error["input"]
-        if key and isinstance(value, (str, int, float, bool)) and "@" not in str(value):  # a URL may hold a password
-            message += f", got {value!r}"
-    return ": ".join(part for part in (source, key, message) if part)
-
-
-def _variable(model: type[ServerSettings], loc: tuple[int | str, ...]) -> str | None:
-    """The environment variable that set the value at `loc`, itself or as a part of its JSON; None where none did."""
-    names = {name.upper() for name in os.environ}
-    parts = [str(part).upper() for part in loc]
-    candidates = (env_prefix(model) + "__".join(parts[:length]) for length in range(len(parts), 0, -1))
-    return next((name for name in candidates if name in names), None)

@@ -11,7 +11,8 @@ from ops.demo import scenario, stack, timeline
 from ops.demo.ports import Ports
 from shared import VERSION
 from shared.cli import run_or_exit
-from shared.server import StartError, stop_signal
+from shared.server import StartError
+from shared.stop import stop_signal
 
 console = Console(highlight=False)
 

@@ -10,10 +10,10 @@ import structlog
 
 from ops.kms_emulator.emulator import start
 from shared import VERSION, logs
-from shared.cli import run_or_exit, stoppable
+from shared.cli import run_or_exit
 from shared.kms.names import parse_key
-from shared.server import stop_signal
 from shared.settings import Address, parse_address
+from shared.stop import stop_signal, stoppable
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")

@@ -6,7 +6,8 @@ import pytest
 
 from services.backend.config import Settings
 from shared.planned import ignored_keys
-from shared.settings import Address, ConfigurationError, load
+from shared.mistakes import ConfigurationError
+from shared.settings import Address, load
 
 Configuration = Callable[..., Path]
 

@@ -4,7 +4,8 @@ import pytest
 
 from services.exporter.config import Settings
 from shared.planned import ignored_keys
-from shared.settings import Address, ConfigurationError, load
+from shared.mistakes import ConfigurationError
+from shared.settings import Address, load
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 CONTRACT = f"""

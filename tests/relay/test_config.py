@@ -9,7 +9,8 @@ import yaml
 
 from services.relay.config import RelaySettings
 from shared.planned import ignored_keys
-from shared.settings import Address, ConfigurationError, load
+from shared.mistakes import ConfigurationError
+from shared.settings import Address, load
 
 CONTRACT = """
 database: sqlite:////var/lib/keypulse/relay.db

@@ -96,3 +96,10 @@ async def test_a_rotated_token_is_let_in_without_a_restart(secret: SecretFile) -
 async def test_without_a_secret_the_endpoint_is_open() -> None:
     async with _client(None) as client:
         assert (await client.get("/")).status_code == 200
+
+
+async def test_a_token_that_is_not_ascii_is_compared_as_the_bytes_that_were_sent(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("schlüssel\n", encoding="utf-8")
+    async with _client(SecretFile(tmp_path / "token")) as client:
+        answer = await client.get("/", headers=[(b"authorization", "Bearer schlüssel".encode())])
+    assert answer.status_code == 200

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from shared import VERSION
-from shared.server import DRAIN_SECONDS, STOP_SECONDS
+from shared.server import DRAIN_SECONDS
+from shared.stop import STOP_SECONDS
 
 SERVER = """
 import asyncio, logging, sys, threading, time, warnings
@@ -41,6 +42,14 @@ def block(request):
     print("hanging", flush=True)
     time.sleep(60)
 
+async def freeze(request):
+    print("hanging", flush=True)
+    time.sleep(60)
+
+async def fill(request):
+    while True:
+        logging.getLogger("much").warning("x" * 10000)
+
 async def serve(settings):
     log = structlog.get_logger("sample")
     if settings.starts == "slowly":
@@ -55,8 +64,9 @@ async def serve(settings):
         1 / 0
     except ZeroDivisionError:
         log.exception("failed")
-    routes = [Route("/hang", hang), Route("/block", block)]
-    await serve_until_stopped(application("sample", registry(), routes), settings.listen)
+    routes = [Route("/hang", hang), Route("/block", block), Route("/freeze", freeze), Route("/fill", fill)]
+    stopping = lambda: print("stopping", flush=True)
+    await serve_until_stopped(application("sample", registry(), routes), settings.listen, stopping)
 
 @click.command()
 @server_options
@@ -184,8 +194,8 @@ def test_a_stop_signal_during_the_start_ends_it_with_0(number: signal.Signals, c
 
 @pytest.mark.parametrize(
     ("path", "code", "seconds"),
-    # A coroutine can be cancelled; a thread cannot, and then the process leaves without it.
-    [("/hang", 0, DRAIN_SECONDS), ("/block", 1, STOP_SECONDS)],
+    # A coroutine can be cancelled; a thread cannot, nor can the loop itself, and then the process leaves without them.
+    [("/hang", 0, DRAIN_SECONDS), ("/block", 1, STOP_SECONDS), ("/freeze", 1, STOP_SECONDS)],
 )
 def test_whatever_hangs_the_process_is_gone_within_its_bound(
     path: str, code: int, seconds: float, server: subprocess.Popen[str]
@@ -198,3 +208,26 @@ def test_whatever_hangs_the_process_is_gone_within_its_bound(
         server.terminate()
         assert server.wait(timeout=20) == code
         assert time.monotonic() - signalled < min(seconds + 3, 15)
+
+
+def test_a_process_whose_log_nobody_reads_is_gone_within_the_bound_too(server: subprocess.Popen[str]) -> None:
+    with socket.create_connection(_address(server)) as connection:
+        connection.sendall(b"GET /fill HTTP/1.1\r\nHost: x\r\n\r\n")
+        deadline = time.monotonic() + 10
+        while Path(f"/proc/{server.pid}/wchan").read_text() != "pipe_write" and time.monotonic() < deadline:
+            time.sleep(0.05)  # a bounded wait until its pipe is full
+        signalled = time.monotonic()
+        server.terminate()
+        assert server.wait(timeout=20) == -signal.SIGALRM
+        assert time.monotonic() - signalled < 15
+
+
+def test_a_second_signal_does_not_cut_the_stop_short(server: subprocess.Popen[str]) -> None:
+    with socket.create_connection(_address(server)) as connection:
+        connection.sendall(b"GET /hang HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert server.stdout is not None
+        assert server.stdout.readline() == "hanging\n"
+        server.send_signal(signal.SIGINT)
+        assert server.stdout.readline() == "stopping\n"  # said before the drain, while requests are in hand
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(timeout=10) == 0

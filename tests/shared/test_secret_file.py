@@ -21,7 +21,9 @@ def test_of_two_secrets_both_are_let_in_and_the_first_is_sent(file: Path) -> Non
     file.write_text("new\nold\n")
     secret = SecretFile(file)
     assert secret.value() == "new"
-    assert [secret.matches(candidate) for candidate in ("new", "old", "new\nold", "ne", "newer", "", "NEW", "ü")] == [
+    assert [
+        secret.matches(candidate.encode()) for candidate in ("new", "old", "new\nold", "ne", "newer", "", "NEW", "ü")
+    ] == [
         True,
         True,
         *[False] * 6,
@@ -31,21 +33,21 @@ def test_of_two_secrets_both_are_let_in_and_the_first_is_sent(file: Path) -> Non
 def test_a_changed_file_counts_from_the_next_call(file: Path) -> None:
     file.write_text("first")
     secret = SecretFile(file)
-    assert secret.matches("first")
+    assert secret.matches(b"first")
     file.write_text("second")
-    assert (secret.matches("first"), secret.matches("second")) == (False, True)
+    assert (secret.matches(b"first"), secret.matches(b"second")) == (False, True)
 
 
 def test_a_file_that_is_replaced_by_one_of_the_same_size_and_time_is_read_again(file: Path) -> None:
     file.write_text("one")
     secret = SecretFile(file)
-    assert secret.matches("one")
+    assert secret.matches(b"one")
     status = file.stat()
     other = file.with_suffix(".new")
     other.write_text("two")
     os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
     other.replace(file)
-    assert (secret.matches("one"), secret.matches("two")) == (False, True)
+    assert (secret.matches(b"one"), secret.matches(b"two")) == (False, True)
 
 
 def test_a_swapped_folder_behind_a_link_is_seen_as_kubernetes_does_it(tmp_path: Path) -> None:
@@ -54,10 +56,10 @@ def test_a_swapped_folder_behind_a_link_is_seen_as_kubernetes_does_it(tmp_path: 
         (tmp_path / name / "token").write_text(name)
     (tmp_path / "data").symlink_to("one")
     secret = SecretFile(tmp_path / "data" / "token")
-    assert secret.matches("one")
+    assert secret.matches(b"one")
     (tmp_path / "next").symlink_to("two")
     (tmp_path / "next").replace(tmp_path / "data")
-    assert (secret.matches("one"), secret.matches("two")) == (False, True)
+    assert (secret.matches(b"one"), secret.matches(b"two")) == (False, True)
 
 
 def test_an_unchanged_file_is_not_read_again(file: Path) -> None:
@@ -76,16 +78,16 @@ def test_a_missing_file_is_an_error_that_names_it_and_ends_when_it_appears(file:
     with pytest.raises(SecretUnreadableError, match=f"{file}: No such file"):
         secret.values()
     file.write_text("one")
-    assert secret.matches("one")
+    assert secret.matches(b"one")
 
 
 def test_a_file_that_disappears_lets_nobody_in_any_more(file: Path) -> None:
     file.write_text("one")
     secret = SecretFile(file)
-    assert secret.matches("one")
+    assert secret.matches(b"one")
     file.unlink()
     with pytest.raises(SecretUnreadableError):
-        secret.matches("one")
+        secret.matches(b"one")
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"\xff\xfe"])
@@ -94,4 +96,10 @@ def test_an_empty_or_unreadable_content_is_an_error_without_the_content(content:
     secret = SecretFile(file)
     for _ in range(2):
         with pytest.raises(SecretUnreadableError, match=r"is empty; expected a secret|it is not UTF-8"):
-            secret.matches("")
+            secret.matches(b"")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_secret(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_bytes(b"\xef\xbb\xbfone\n")
+    assert SecretFile(file).matches(b"one")

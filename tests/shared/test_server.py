@@ -26,7 +26,7 @@ async def _own(_request: Request) -> Response:
     return PlainTextResponse("own")
 
 
-OWN = [Route("/own", _own), Route("/own/{id}", _own)]
+OWN = [Route("/own", _own), Route("/own/{id}", _own), Route("/sent", _own, methods=["POST"])]
 
 
 @pytest.fixture
@@ -136,3 +136,16 @@ async def test_a_request_in_hand_is_answered_before_the_stop_and_a_later_one_is_
         assert (await asked).text == "answered"
         with pytest.raises(httpx2.ConnectError):
             await client.get(f"http://{address}/slow")
+
+
+async def test_a_header_does_not_change_who_calls() -> None:
+    async def caller(request: Request) -> Response:
+        assert request.client is not None
+        return PlainTextResponse(request.client.host)
+
+    async with (
+        serving(application("sample", registry(), [Route("/caller", caller)]), ANY_PORT) as address,
+        httpx2.AsyncClient() as client,
+    ):
+        answer = await client.get(f"http://{address}/caller", headers={"x-forwarded-for": "10.1.2.3"})
+    assert answer.text == "127.0.0.1"

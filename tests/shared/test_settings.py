@@ -1,14 +1,14 @@
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 import yaml
 from pydantic import BaseModel, Field
 
+from shared.mistakes import ConfigurationError
 from shared.planned import ignored_keys, planned
 from shared.settings import (
     Address,
-    ConfigurationError,
     Duration,
     FilePath,
     ListenAddress,
@@ -26,6 +26,16 @@ class Part(Section):
     later: int = planned(0)
 
 
+class Cat(Section):
+    kind: Literal["cat"]
+    lives: int = 9
+
+
+class Dog(Section):
+    kind: Literal["dog"]
+    tricks: int = 0
+
+
 class Settings(ServerSettings):
     service_name: ClassVar[str] = "sample"
 
@@ -33,6 +43,7 @@ class Settings(ServerSettings):
     part: Part
     many: dict[str, Part] = Field(default_factory=dict)
     some: tuple[Part, ...] = ()
+    pets: dict[str, Annotated[Cat | Dog, Field(discriminator="kind")]] = Field(default_factory=dict)
     secret_file: FilePath | None = None
     url: str = ""
 
@@ -126,7 +137,7 @@ def test_a_missing_file_and_one_that_is_no_mapping_are_one_line(file: Path) -> N
 def test_what_is_not_yaml_is_one_line(content: bytes, file: Path) -> None:
     file.write_bytes(content)
     (line,) = _lines(file)
-    assert line.startswith(f"{file}: is not YAML: ")
+    assert line.startswith(f"{file}: is not usable YAML: ")
     assert "\n" not in line
 
 
@@ -180,7 +191,7 @@ def test_a_duration_is_seconds(text: object, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "5", "5 s", "s", "-5s", "5s!", "1h 30m", "5S"])
+@pytest.mark.parametrize("text", ["", "5 s", "s", "-5s", "5s!", "1h 30m", "5S"])
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected a duration"):
         parse_duration(text)
@@ -202,3 +213,35 @@ def test_settings_do_not_change(file: Path) -> None:
     settings: BaseModel = load(Settings, _written(file))
     with pytest.raises(ValueError, match="frozen"):
         settings.url = "other"  # type: ignore[attr-defined]  # known to be a Settings
+
+
+def test_a_key_that_stands_twice_is_a_mistake_with_its_line(file: Path) -> None:
+    file.write_text("part: {name: p}\nmany:\n  a: {name: one}\n  a: {name: two}\n")
+    (line,) = _lines(file)
+    assert "the key 'a' stands twice" in line
+    assert "line 4" in line
+
+
+def test_a_mistake_inside_a_kind_is_named_as_it_is_written(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _written(file, pets={"cat": {"kind": "cat", "tricks": 3}, "rex": {"kind": "dog", "tricks": "none"}})
+    assert _lines(file) == [
+        f"{file}: pets.cat.tricks: unknown key; see --print-schema for those that exist",
+        f"{file}: pets.rex.tricks: Input should be a valid integer, unable to parse string as an integer, got 'none'",
+    ]
+    _written(file, pets={"rex": {"kind": "dog"}})
+    monkeypatch.setenv("KEYPULSE_SAMPLE__PETS__REX__TRICKS", "x")
+    (line,) = _lines(file)
+    assert line.startswith("KEYPULSE_SAMPLE__PETS__REX__TRICKS: pets.rex.tricks: ")
+
+
+def test_a_bare_number_of_seconds_is_a_duration_wherever_it_comes_from(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load(Settings, _written(file, part={"name": "p", "wait": 7})).part.wait == 7.0
+    monkeypatch.setenv("KEYPULSE_SAMPLE__PART__WAIT", "8")
+    assert load(Settings, file).part.wait == 8.0
+
+
+def test_a_truth_value_is_no_duration(file: Path) -> None:
+    (line,) = _lines(_written(file, part={"name": "p", "wait": True}))
+    assert line.startswith(f"{file}: part.wait: expected a duration such as 30s")

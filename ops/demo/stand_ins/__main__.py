@@ -13,8 +13,8 @@ from ops.demo.stand_ins.server import start
 from shared import VERSION, logs
 from shared.cli import run_or_exit
 from shared.secret_file import SecretFile, SecretUnreadableError
-from shared.server import stop_signal
 from shared.settings import Address, parse_address
+from shared.stop import stop_signal
 
 log = structlog.get_logger(__name__)
 G = TypeVar("G")

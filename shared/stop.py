@@ -1,0 +1,56 @@
+"""SIGTERM and SIGINT end a process in good order, and within `STOP_SECONDS` whatever hangs."""
+
+import asyncio
+import faulthandler
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from types import FrameType
+from typing import Final
+
+STOP_SECONDS: Final = 14.0
+"""From the signal to the end of the process, at most."""
+_STANDARD_ERROR: Final = 2
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+async def stop_signal() -> None:
+    """Returns at the first SIGTERM or SIGINT."""
+    stopped = asyncio.Event()
+    _at_each_signal(stopped.set)
+    await stopped.wait()
+
+
+async def stoppable(server: Awaitable[None]) -> None:
+    """`server`, which a signal also ends in good order before it waits for one itself, by `stop_signal`."""
+    starting = asyncio.ensure_future(server)
+    _at_each_signal(starting.cancel)
+    with suppress(asyncio.CancelledError):
+        await starting
+
+
+def _at_each_signal(act: Callable[[], object]) -> None:
+    """Calls `act` on the running loop at each of the signals, the second one too: it must not cut a stop short.
+
+    The handlers are Python's own and not the loop's: the loop may be what hangs.
+    """
+    loop = asyncio.get_running_loop()
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        _bound()
+        with suppress(RuntimeError):  # the loop is closed: the end is near anyway
+            loop.call_soon_threadsafe(act)
+
+    for number in _SIGNALS:
+        signal.signal(number, handle)
+
+
+def _bound() -> None:
+    """From the first signal on the end is certain.
+
+    A thread of faulthandler's, which needs neither the loop nor the interpreter's lock, writes where each thread hangs
+    and exits with 1. Where nobody reads standard error it would wait for ever; then SIGALRM ends the process.
+    """
+    if signal.getitimer(signal.ITIMER_REAL)[0] == 0:
+        signal.setitimer(signal.ITIMER_REAL, STOP_SECONDS)
+        faulthandler.dump_traceback_later(STOP_SECONDS - 1, exit=True, file=_STANDARD_ERROR)
