@@ -74,6 +74,12 @@ def parse_duration(value: object) -> object:
     return value
 
 
+def _from_folder(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError("expected a path; a NUL character can stand in none")
+    return _folder.get() / path
+
+
 # NoDecode: from the environment it comes as the same HOST:PORT; pydantic-settings would want a tuple as JSON.
 ListenAddress = Annotated[Address, NoDecode, BeforeValidator(parse_address, json_schema_input_type=str)]
 Duration = Annotated[
@@ -82,7 +88,7 @@ Duration = Annotated[
     Field(gt=0, allow_inf_nan=False),
 ]
 """Seconds, written as `30s`, `5m` or `1h30m`."""
-FilePath = Annotated[Path, AfterValidator(lambda path: _folder.get() / path)]
+FilePath = Annotated[Path, AfterValidator(_from_folder)]
 """A path; a relative one starts at the configuration file's folder."""
 
 

@@ -30,6 +30,8 @@ def read(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigurationError([f"{file}: is not usable YAML: {reason}"]) from None
+    except RecursionError:
+        raise ConfigurationError([f"{file}: is nested too deeply"]) from None
     if document is None:
         return {}
     if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):

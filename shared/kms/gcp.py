@@ -6,9 +6,8 @@ server took 57 s and ended without a status. Who calls decides when to try again
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
-import google.auth
 import grpc
 from google.api_core.exceptions import GoogleAPICallError
 from google.auth.exceptions import GoogleAuthError
@@ -20,12 +19,16 @@ from google.cloud.kms_v1 import (
 from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
 
 from shared.kms.checksum import crc32c
+from shared.kms.credentials import Lookup, shared_lookup
 from shared.kms.provider import Decrypted, Encrypted, KmsError
 from shared.kms.reason import Reason, from_status
 
-_SCOPE = "https://www.googleapis.com/auth/cloudkms"
 # Without these, gRPC waits up to 2 minutes before it connects again, long after the service is back.
-_CHANNEL_OPTIONS = [("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 5000)]
+_RECONNECT: Final = [("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 5000)]
+# Plaintext to an emulator on this machine must not take a way through a proxy that the environment names.
+_NO_PROXY: Final = [("grpc.enable_http_proxy", 0)]
+
+_Transport: Final = KeyManagementServiceGrpcAsyncIOTransport
 
 T = TypeVar("T")
 
@@ -33,10 +36,13 @@ T = TypeVar("T")
 class GcpKey:
     """One key of Cloud KMS, or of an emulator where `endpoint` is given with `insecure`."""
 
-    def __init__(self, key: str, *, endpoint: str | None = None, insecure: bool = False) -> None:
+    def __init__(
+        self, key: str, *, endpoint: str | None = None, insecure: bool = False, lookup: Lookup = shared_lookup
+    ) -> None:
         self._key = key
         self._endpoint = endpoint
         self._insecure = insecure
+        self._lookup = lookup
         self._client: KeyManagementServiceAsyncClient | None = None
         self._connecting = asyncio.Lock()
 
@@ -71,40 +77,56 @@ class GcpKey:
         return Decrypted(answer.plaintext, answer.used_primary)
 
     async def close(self) -> None:
-        """Closes the channel; a call under way ends with KmsError."""
+        """Closes the connection; a call under way ends with KmsError."""
         client, self._client = self._client, None
         if client is not None:
             await client.transport.close()  # type: ignore[no-untyped-call]
 
     async def _ask(self, call: Callable[[KeyManagementServiceAsyncClient], Awaitable[T]], timeout: float) -> T:
+        client: KeyManagementServiceAsyncClient | None = None
         try:
             # Bounds connecting and calling together; a little over the call's own bound, whose status says more.
             async with asyncio.timeout(timeout + 0.25):
-                return await call(await self._connected())
+                client = await self._connected()
+                return await call(client)
         except TimeoutError:
-            raise KmsError(Reason.TIMEOUT, f"no answer within {timeout:g} s") from None
+            failure = KmsError(Reason.TIMEOUT, f"no answer within {timeout:g} s")
         except GoogleAPICallError as error:
             status = error.grpc_status_code.name if error.grpc_status_code else "UNKNOWN"
-            raise KmsError(from_status(status, error.message or ""), error.message or status) from None
+            failure = KmsError(from_status(status, error.message or ""), error.message or status)
         except GoogleAuthError as error:
-            raise KmsError(Reason.UNAUTHENTICATED, f"Google credentials: {error}") from None
+            failure = KmsError(Reason.UNAUTHENTICATED, f"Google credentials: {error}")
+        except asyncio.CancelledError:
+            # gRPC raises it for a call whose connection was closed, although nobody cancelled us.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            failure = KmsError(Reason.UNAVAILABLE, "the connection was closed during the call")
+        if failure.reason is Reason.TIMEOUT and client is not None and client is self._client:
+            # Perhaps only this connection is dead: a firewall forgot it, say. gRPC would use it for ever.
+            await self.close()
+        raise failure
 
     async def _connected(self) -> KeyManagementServiceAsyncClient:
         # One client for each channel: the transport adds an interceptor to the channel it is given.
         async with self._connecting:
             if self._client is None:
-                self._client = await self._connect()
+                self._client = KeyManagementServiceAsyncClient(transport=await self._transport())
             return self._client
 
-    async def _connect(self) -> KeyManagementServiceAsyncClient:
+    async def _transport(self) -> KeyManagementServiceGrpcAsyncIOTransport:
         if self._insecure and self._endpoint:
-            channel = grpc.aio.insecure_channel(self._endpoint, options=_CHANNEL_OPTIONS)
-            return KeyManagementServiceAsyncClient(transport=KeyManagementServiceGrpcAsyncIOTransport(channel=channel))
-        # Looks at files and at the metadata server, and blocks while it does: never on the event loop.
-        credentials, _project = await asyncio.to_thread(google.auth.default, scopes=[_SCOPE])
-        host = self._endpoint or KeyManagementServiceAsyncClient.DEFAULT_ENDPOINT
-        transport = KeyManagementServiceGrpcAsyncIOTransport(host=host, credentials=credentials)
-        return KeyManagementServiceAsyncClient(transport=transport)
+            return _Transport(channel=grpc.aio.insecure_channel(self._endpoint, options=[*_RECONNECT, *_NO_PROXY]))
+        return _Transport(
+            host=self._endpoint or _Transport.DEFAULT_HOST,
+            credentials=await self._lookup.credentials(),
+            channel=_secure_channel,
+            always_use_jwt_access=True,  # as the client itself would: no token server between us and KMS
+        )
+
+
+def _secure_channel(host: str, *, options: list[tuple[str, Any]], **arguments: Any) -> grpc.aio.Channel:
+    return _Transport.create_channel(host, options=[*options, *_RECONNECT], **arguments)
 
 
 def _name(value: object) -> str:

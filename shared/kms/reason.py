@@ -33,6 +33,9 @@ _BY_STATUS: Final = {
     "UNIMPLEMENTED": Reason.INVALID_REQUEST,
 }
 
+_NO_CREDENTIALS: Final = "Getting metadata from plugin failed"
+"""https://github.com/grpc/grpc/blob/master/src/core/credentials/call/plugin/plugin_credentials.cc"""
+
 
 def from_status(status: str, message: str) -> Reason:
     """Reason of a gRPC status.
@@ -40,8 +43,10 @@ def from_status(status: str, message: str) -> Reason:
     Args:
         status: the status code's name, such as `PERMISSION_DENIED`.
         message: the service's text; Cloud KMS names a version's state only there ("… is not enabled, current state
-            is: DESTROYED.").
+            is: DESTROYED."), and gRPC itself says only there that it got no token for the call.
     """
+    if status == "UNAVAILABLE" and message.startswith(_NO_CREDENTIALS):
+        return Reason.UNAUTHENTICATED
     if status == "FAILED_PRECONDITION":
         state = message.rpartition("current state is:")[2]  # before it stands a name, which may hold any word
         return Reason.KEY_DESTROYED if "DESTROY" in state else Reason.KEY_DISABLED

@@ -245,3 +245,10 @@ def test_a_bare_number_of_seconds_is_a_duration_wherever_it_comes_from(
 def test_a_truth_value_is_no_duration(file: Path) -> None:
     (line,) = _lines(_written(file, part={"name": "p", "wait": True}))
     assert line.startswith(f"{file}: part.wait: expected a duration such as 30s")
+
+
+def test_a_path_with_a_nul_and_a_bottomless_nest_are_one_line_each(file: Path) -> None:
+    (line,) = _lines(_written(file, secret_file="a\0b"))
+    assert line.startswith(f"{file}: secret_file: expected a path; a NUL character")
+    file.write_text("[" * 3000)
+    assert _lines(file) == [f"{file}: is nested too deeply"]

@@ -26,6 +26,7 @@ from shared.kms.reason import Reason, from_status
         ("UNIMPLEMENTED", "", Reason.INVALID_REQUEST),
         ("INTERNAL", "", Reason.UNAVAILABLE),
         ("UNAVAILABLE", "", Reason.UNAVAILABLE),
+        ("UNAVAILABLE", "Getting metadata from plugin failed with error: …", Reason.UNAUTHENTICATED),
         ("DATA_LOSS", "", Reason.UNAVAILABLE),
         ("A_STATUS_OF_THE_FUTURE", "", Reason.UNAVAILABLE),
     ],

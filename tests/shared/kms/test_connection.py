@@ -1,0 +1,193 @@
+"""The connection of a key: what it sends, what becomes of it when it dies, and which way it takes."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+from google.cloud.kms_v1 import DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import Fault
+from shared.kms.checksum import crc32c
+from shared.kms.gcp import GcpKey
+from shared.kms.provider import KmsError
+from shared.kms.reason import Reason
+from shared.settings import Address
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+
+
+class Firewall:
+    """A TCP proxy that can forget its connections: they stay open, and nothing passes any more."""
+
+    def __init__(self, target: Address) -> None:
+        self._target = target
+        self._pumps: list[asyncio.Task[None]] = []
+        self._writers: list[asyncio.StreamWriter] = []
+        self.connections = 0
+
+    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        there, back = await asyncio.open_connection(*self._target)
+        self._writers += [writer, back]
+        self._pumps += [asyncio.create_task(self._pump(reader, back)), asyncio.create_task(self._pump(there, writer))]
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(65536):
+            sink.write(data)
+            await sink.drain()
+
+    def forget(self) -> None:
+        for pump in self._pumps:
+            pump.cancel()
+
+    async def close(self) -> None:
+        self.forget()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+        for writer in self._writers:
+            writer.close()
+        await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
+
+
+async def test_a_connection_that_went_silent_is_replaced(emulator: Emulator) -> None:
+    firewall = Firewall(emulator.address)
+    server = await asyncio.start_server(firewall.accept, "127.0.0.1", 0)
+    key = GcpKey(KEY, endpoint=f"127.0.0.1:{server.sockets[0].getsockname()[1]}", insecure=True)
+    await key.encrypt(b"x", b"", timeout=5)
+    firewall.forget()
+    with pytest.raises(KmsError) as silent:
+        await key.encrypt(b"x", b"", timeout=0.3)
+    assert silent.value.reason is Reason.TIMEOUT
+    await key.encrypt(b"x", b"", timeout=5)
+    assert firewall.connections == 2
+    await key.close()
+    await firewall.close()
+    server.close()
+
+
+async def test_plaintext_takes_no_way_through_a_proxy(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.read(100))
+        writer.close()
+
+    server = await asyncio.start_server(proxy, "127.0.0.1", 0)
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    key = GcpKey(KEY, endpoint=str(emulator.address), insecure=True)
+    await key.encrypt(b"x", b"", timeout=5)
+    await key.close()
+    server.close()
+    assert asked == []
+
+
+async def test_a_caller_that_is_cancelled_is_cancelled_and_not_told_of_an_error(emulator: Emulator) -> None:
+    key = GcpKey(KEY, endpoint=str(emulator.address), insecure=True)
+    emulator.faults.add(Fault(kind="stall"))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(key.encrypt(b"x", b"", timeout=30), 0.2)
+    await key.close()
+
+
+class Scripted:
+    """A KMS that answers as it is told to, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.encrypt = EncryptResponse(
+            name=f"{KEY}/cryptoKeyVersions/1",
+            ciphertext=b"c",
+            ciphertext_crc32c=crc32c(b"c"),
+            verified_plaintext_crc32c=True,
+            verified_additional_authenticated_data_crc32c=True,
+        )
+        self.decrypt = DecryptResponse(plaintext=b"p", plaintext_crc32c=crc32c(b"p"))
+        self.stalls = False
+        self.arrived = asyncio.Event()
+        self.encrypted: EncryptRequest | None = None
+        self.decrypted: DecryptRequest | None = None
+
+    async def on_encrypt(self, request: EncryptRequest, _context: object) -> EncryptResponse:
+        self.encrypted = request
+        self.arrived.set()
+        if self.stalls:
+            await asyncio.Event().wait()
+        return self.encrypt
+
+    async def on_decrypt(self, request: DecryptRequest, _context: object) -> DecryptResponse:
+        self.decrypted = request
+        return self.decrypt
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[GcpKey]:
+        server = grpc.aio.server()
+        methods = {
+            "Encrypt": grpc.unary_unary_rpc_method_handler(
+                self.on_encrypt, EncryptRequest.deserialize, EncryptResponse.serialize
+            ),
+            "Decrypt": grpc.unary_unary_rpc_method_handler(
+                self.on_decrypt, DecryptRequest.deserialize, DecryptResponse.serialize
+            ),
+        }
+        service = "google.cloud.kms.v1.KeyManagementService"
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        key = GcpKey(KEY, endpoint=f"127.0.0.1:{port}", insecure=True)
+        try:
+            yield key
+        finally:
+            await key.close()
+            await server.stop(None)
+
+
+async def test_every_checksum_is_sent() -> None:
+    kms = Scripted()
+    async with kms.serving() as key:
+        await key.encrypt(b"plain", b"aad", timeout=5)
+        await key.decrypt(b"cipher", b"", timeout=5)
+    assert kms.encrypted is not None
+    assert kms.decrypted is not None
+    assert kms.encrypted.plaintext_crc32c == crc32c(b"plain")
+    assert kms.encrypted.additional_authenticated_data_crc32c == crc32c(b"aad")
+    assert kms.decrypted.ciphertext_crc32c == crc32c(b"cipher")
+    assert kms.decrypted.additional_authenticated_data_crc32c == 0  # of nothing; 0 is a value, not its absence
+    assert "additional_authenticated_data_crc32c" in kms.decrypted
+
+
+@pytest.mark.parametrize("field", ["verified_plaintext_crc32c", "verified_additional_authenticated_data_crc32c"])
+async def test_a_service_that_did_not_look_at_our_checksums_is_not_believed(field: str) -> None:
+    kms = Scripted()
+    setattr(kms.encrypt, field, False)
+    async with kms.serving() as key:
+        with pytest.raises(KmsError) as unverified:
+            await key.encrypt(b"plain", b"aad", timeout=5)
+    assert unverified.value.reason is Reason.CRC_MISMATCH
+
+
+async def test_an_answer_without_its_checksum_is_not_believed() -> None:
+    kms = Scripted()
+    kms.encrypt = EncryptResponse(name=kms.encrypt.name, ciphertext=b"c", verified_plaintext_crc32c=True)
+    kms.encrypt.verified_additional_authenticated_data_crc32c = True
+    kms.decrypt = DecryptResponse(plaintext=b"p")
+    async with kms.serving() as key:
+        with pytest.raises(KmsError) as encrypting:
+            await key.encrypt(b"plain", b"aad", timeout=5)
+        with pytest.raises(KmsError) as decrypting:
+            await key.decrypt(b"cipher", b"aad", timeout=5)
+    assert [encrypting.value.reason, decrypting.value.reason] == [Reason.CRC_MISMATCH, Reason.CRC_MISMATCH]
+
+
+async def test_a_call_under_way_ends_with_an_error_of_the_port_when_the_key_is_closed() -> None:
+    kms = Scripted()
+    kms.stalls = True
+    async with kms.serving() as key:
+        under_way = asyncio.create_task(key.encrypt(b"x", b"", timeout=30))
+        await asyncio.wait_for(kms.arrived.wait(), 5)
+        await key.close()
+        with pytest.raises(KmsError) as closed:
+            await asyncio.wait_for(under_way, 5)
+    assert closed.value.reason is Reason.UNAVAILABLE
