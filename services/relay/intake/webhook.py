@@ -4,7 +4,7 @@ The fields: https://prometheus.io/docs/alerting/latest/configuration/#webhook_co
 """
 
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, Field, NonNegativeInt, ValidationError
 
@@ -22,7 +22,12 @@ def _to_utc(moment: datetime) -> datetime:
         raise ValueError("a time before the year 1 or after 9999") from None
 
 
-Labels = Annotated[dict[str, str], BeforeValidator(lambda value: {} if value is None else value)]  # Go's nil map: null
+# Without `fail_fast`, a body of 4 MB that holds nothing but mistakes would become gigabytes of errors.
+Labels = Annotated[
+    dict[str, str],
+    Field(fail_fast=True),
+    BeforeValidator(lambda value: {} if value is None else value),  # Go's nil map: null
+]
 Moment = Annotated[AwareDatetime, AfterValidator(_to_utc)]
 
 
@@ -52,12 +57,15 @@ class _Webhook(BaseModel):
     receiver: str = Field(min_length=1)
     group_key: str = Field(alias="groupKey", min_length=1)
     status: Status
-    alerts: list[_Alert] = Field(min_length=1)
+    alerts: list[_Alert] = Field(min_length=1, fail_fast=True)
     group_labels: Labels = Field({}, alias="groupLabels")
     common_labels: Labels = Field({}, alias="commonLabels")
     common_annotations: Labels = Field({}, alias="commonAnnotations")
     external_url: str = Field("", alias="externalURL")
     truncated_alerts: NonNegativeInt = Field(0, alias="truncatedAlerts")
+
+
+_FIELDS: Final = {field.alias or name for model in (_Webhook, _Alert) for name, field in model.model_fields.items()}
 
 
 def read(body: bytes, source: str) -> Event:
@@ -74,7 +82,8 @@ def read(body: bytes, source: str) -> Event:
         webhook = _Webhook.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the body"
+        # The key of a label is the sender's own text.
+        place = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in _FIELDS) or "the body"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise MalformedError(f"{place}: {first['msg']}{more}") from None
     return Event(

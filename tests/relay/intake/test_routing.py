@@ -1,8 +1,9 @@
 """Alertmanager's matchers, and the first route that matches."""
 
-import re
+import time
 
 import pytest
+import re2
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,6 +34,7 @@ LABELS = {"severity": "warning", "path": 'C:\\a "b"\nc', "env": ""}
         ('missing!="x"', True),
         ('env=""', True),
         ('severity=~"(?i)WARNING"', True),
+        (r'severity=~"\\pL+"', True),
     ],
 )
 def test_a_matcher_matches_as_alertmanagers_does(text: str, matches: bool) -> None:
@@ -51,7 +53,10 @@ def test_a_matcher_matches_as_alertmanagers_does(text: str, matches: bool) -> No
         ('severity="warning', "expected one matcher"),
         (r'severity="\x"', "expected one matcher"),
         ('severity=~"("', "is not a regular expression"),
-        (r'severity=~"\\pL"', "is not a regular expression"),
+        (r'severity=~"\\Z"', "is not a regular expression"),
+        ('severity=~"(?=x)"', "is not a regular expression"),
+        ('severity=~"a{2000}"', "is not a regular expression"),
+        ('severity=~"(\ud800"', "is not a regular expression"),
     ],
 )
 def test_a_bad_matcher_is_refused_with_what_was_expected(text: str, expected: str) -> None:
@@ -75,9 +80,25 @@ def test_any_value_can_be_written_and_is_compared_as_it_is(value: str, other: st
 
 @given(st.text(), st.text())
 def test_a_regular_expression_matches_the_whole_value(value: str, more: str) -> None:
-    matcher = parse_matcher(f"a=~{quoted(re.escape(value))}")
+    matcher = parse_matcher(f"a=~{quoted(re2.escape(value))}")
     assert matcher.matches({"a": value})
     assert matcher.matches({"a": value + more}) is (more == "")
+
+
+def test_no_label_makes_a_regular_expression_slow() -> None:
+    matcher = parse_matcher('service=~"(a+)+b"')
+    before = time.process_time()
+    assert not matcher.matches({"service": "a" * 100_000})
+    assert time.process_time() - before < 5  # one that tries every way would take longer than the universe has been
+
+
+def test_a_bad_regular_expression_is_one_readable_line_and_nothing_goes_past_the_log(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(ValueError, match="of RE2: missing ") as raised:
+        parse_matcher(r'severity=~"é(\n"')
+    assert str(raised.value).isprintable()
+    assert capfd.readouterr() == ("", "")
 
 
 @given(st.text())

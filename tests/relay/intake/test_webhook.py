@@ -1,6 +1,7 @@
 """Bodies → events: the real ones, the odd ones, and those that are none."""
 
 import json
+import tracemalloc
 from datetime import UTC
 from typing import Any
 
@@ -63,9 +64,36 @@ def test_what_is_no_webhook_is_named_with_its_place(body: bytes, expected: str) 
 
 
 def test_a_reason_repeats_nothing_of_the_body() -> None:
-    with pytest.raises(webhook.MalformedError) as raised:
-        webhook.read(webhook_of(status="a-password"), "")
-    assert "a-password" not in str(raised.value)
+    alert = json.loads(payload(1))["alerts"][0]
+    for body, place in (
+        (webhook_of(status="a-password"), "status: "),
+        (webhook_of(groupLabels={"a-password": 1}), "groupLabels: "),
+        (webhook_of(alerts=[alert | {"labels": {"a-password": 1}}]), "alerts.0.labels: "),
+        (webhook_of(alerts=[alert | {"annotations": {"a-password": None}}]), "alerts.0.annotations: "),
+    ):
+        with pytest.raises(webhook.MalformedError) as raised:
+            webhook.read(body, "")
+        assert str(raised.value).startswith(place)
+        assert "a-password" not in str(raised.value)
+
+
+@pytest.mark.parametrize("place", ["alerts", "labels", "annotations", "groupLabels"])
+def test_a_body_of_nothing_but_mistakes_costs_a_few_times_its_own_size_and_no_more(place: str) -> None:
+    document = json.loads(webhook_of())
+    wrong = dict.fromkeys(map(str, range(300_000)), 0)
+    if place in ("labels", "annotations"):
+        document["alerts"][0][place] = wrong
+    else:
+        document[place] = wrong if place == "groupLabels" else [0] * 1_000_000
+    body = json.dumps(document).encode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(webhook.MalformedError):
+            webhook.read(body, "")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10 * len(body)  # an error for each mistake would be fifty times as much at least
 
 
 @given(st.binary() | st.recursive(st.none() | st.text() | st.integers(), st.lists).map(json.dumps).map(str.encode))
