@@ -5,11 +5,11 @@ whoever can write a rule or a metric, so nothing of them gets into a link unesca
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
-from urllib.parse import SplitResult, quote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 import uritemplate
 
@@ -39,16 +39,22 @@ class LinkRules:
 
 
 def check_template(template: str) -> str:
-    """The template, where it can only ever give a link to its own host. Raises ValueError with what was expected."""
+    """The template, where it can give a link, and only to its own place. Raises ValueError with what was expected."""
     if not _ORIGIN.match(template):
         raise ValueError("expected http(s)://HOST/…, without a variable or credentials in the host")
-    for name in re.findall(r"\{([^}]*)\}?", template):
+    names = re.findall(r"\{([^}]*)\}?", template)
+    for name in names:
         if name[:1] and name[:1] in "+#./;?&":
             raise ValueError(f"{{{name}}} is not simple expansion, which escapes; write {{{name[1:]}}}")
         if not _VARIABLE.fullmatch(name):
             raise ValueError(f"{{{name}}} is no variable; expected the name of a label, or one of {_COMPUTED}")
     if re.search(r"[{}]", re.sub(r"\{[^{}]*\}", "", template)):
         raise ValueError("expected each { to have its }")
+    if _filled(template, dict.fromkeys(names, "x")) is None:
+        raise ValueError(
+            f"gives no link, whatever the labels; expected at most {LONGEST} characters, a plain host, a port up to "
+            "65535, no spaces, and no . or .. in its path"
+        )
     return template
 
 
@@ -82,9 +88,17 @@ def _expanded(template: str | None, alert: Alert, accepted_at: datetime) -> str 
             "from_ms": _milliseconds(alert.starts_at - _AROUND),
             "to_ms": _milliseconds((alert.ends_at or accepted_at) + _AROUND),
         }
-        return _safe(uritemplate.expand(template, {**alert.labels, **computed}))
+        return _filled(template, {**alert.labels, **computed})
     except (ValueError, OverflowError):  # a time at the edge of the calendar, a label that is no text
         return None
+
+
+def _filled(template: str, values: Mapping[str, str]) -> str | None:
+    """The link, or None where it cannot be one or a value would steer it: a browser takes `..` for the folder above."""
+    url = _safe(uritemplate.expand(template, dict(values)))
+    if url is None or {".", ".."}.intersection(re.split(r"[/\\]", unquote(urlsplit(url).path))):
+        return None
+    return url
 
 
 def _milliseconds(moment: datetime) -> str:

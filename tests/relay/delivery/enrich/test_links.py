@@ -33,6 +33,28 @@ def test_templates_are_filled_with_labels_and_the_time_around_the_alert() -> Non
     )
 
 
+@pytest.mark.parametrize(
+    ("template", "labels"),
+    [
+        ("https://example.org/acme/{a}/{b}", {"a": "..", "b": "evil"}),
+        ("https://example.org/acme/{a}/{b}", {"a": ".", "b": "x"}),
+        ("https://example.org/acme/{a}{b}", {"a": ".", "b": "."}),
+        ("https://example.org/acme/.{a}?q", {"a": "."}),
+        ("https://example.org/acme/%2e{a}", {"a": "."}),
+        ("https://example.org/acme/{a}", {"a": "../../evil"}),
+        ("https://example.org/acme/{a}", {"a": "..\\evil"}),
+    ],
+)
+def test_a_label_cannot_steer_a_link_to_another_folder(template: str, labels: dict[str, str]) -> None:
+    rules = LinkRules(check_template(template), None, frozenset())
+    assert links(alert(labels), ACCEPTED, rules).runbook is None
+    assert links(alert({"a": "x..", "b": "..y"}), ACCEPTED, rules).runbook is not None
+
+
+def test_dots_outside_of_the_path_are_a_value_like_any_other() -> None:
+    assert "var-env=..&" in (links(alert({"env": ".."}), ACCEPTED, RULES).dashboard or "")
+
+
 def test_the_end_of_a_resolved_alert_ends_the_dashboard() -> None:
     resolved = replace(alert(), status=Status.RESOLVED, ends_at=ACCEPTED + timedelta(hours=1))
     assert "to=1800005400000" in (links(resolved, ACCEPTED, RULES).dashboard or "")
@@ -146,6 +168,12 @@ def test_whatever_an_annotation_says_it_gives_a_plain_http_link_or_none(url: str
         ("https://user@example.org/", "expected http"),
         ("ftp://example.org/", "expected http"),
         ("{url}", "expected http"),
+        ("https://example.org/a b{x}", "gives no link"),
+        ("https://example.org:99999/{x}", "gives no link"),
+        ("https://-/", "gives no link"),
+        ("https://[::1/", "gives no link"),
+        ("https://example.org/../{x}", "gives no link"),
+        ("https://example.org/" + "a" * LONGEST, "gives no link"),
     ],
 )
 def test_a_template_that_could_give_anything_else_is_refused(template: str, expected: str) -> None:
