@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from services.relay.channels.channel import Channel, Reason, Receipt, Scope, SendError
+from services.relay.channels.defect import defect
 from services.relay.config import RelaySettings
 from services.relay.console import api
 from services.relay.delivery.enrich.links import LinkRules
@@ -47,6 +48,9 @@ async def running(settings: RelaySettings, *, clock: Callable[[], float] = time.
         settings: the configuration.
         clock: unix seconds.
 
+    Yields:
+        The application; its `state.stop_intake` makes every webhook a 503 from then on.
+
     Raises:
         StartError: the database cannot be used.
     """
@@ -58,6 +62,9 @@ async def running(settings: RelaySettings, *, clock: Callable[[], float] = time.
         await asyncio.to_thread(_warn_of_orphans, settings, store)
         metrics_registry = registry()
         metrics = Metrics(metrics_registry, settings.channels, _OUTCOMES, Reason)
+        for name in await _refused(store):
+            if name in settings.channels:
+                metrics.channel_up(name, up=False)
         metrics_registry.register(OutboxGauges(settings.channels, query.COUNTED, OPEN, lambda: _counted(store)))
         workers = await stack.enter_async_context(_delivering(settings, store, metrics))
 
@@ -66,21 +73,22 @@ async def running(settings: RelaySettings, *, clock: Callable[[], float] = time.
                 workers[name].wake()
 
         intake = Intake(store, SecretFile(settings.auth.bearer_token_file), _rules(settings), metrics, accepted)
-        stack.callback(intake.stop)
         admin = SecretFile(settings.auth.admin_token_file) if settings.auth.admin_token_file else None
-        yield application(
+        app = application(
             "keypulse relay",
             metrics_registry,
             [Route("/alerts", intake.post, methods=["POST"]), *api.routes(store, admin)],
             admin=admin,
             not_ready=lambda: store.problem and f"the outbox cannot commit: {store.problem}",
         )
+        app.state.stop_intake = intake.stop
+        yield app
 
 
 async def serve(settings: RelaySettings) -> None:
     """Runs the relay until SIGTERM. Raises StartError."""
     async with running(settings) as app:
-        await serve_until_stopped(app, settings.listen)
+        await serve_until_stopped(app, settings.listen, app.state.stop_intake)
 
 
 async def send_test(settings: RelaySettings, name: str) -> list[Receipt]:
@@ -135,8 +143,10 @@ async def _close(name: str, channel: Channel) -> None:
     try:
         async with asyncio.timeout(_CLOSE_SECONDS):
             await channel.close()
-    except Exception:
-        log.exception("a channel could not be closed", channel=name)
+    except Exception as error:  # noqa: BLE001  # whatever it is, the stop goes on
+        log.error(  # noqa: TRY400  # without the exception's text, which may hold a secret
+            "a channel could not be closed", channel=name, **defect(error)
+        )
 
 
 def _link_rules(settings: RelaySettings) -> LinkRules:
@@ -160,6 +170,15 @@ def _counted(store: Store) -> list[tuple[str, str, int, float]] | None:
         log.warning("the outbox could not be counted for this scrape", problem=str(error))
         return None
     return [(count.channel, count.state, count.deliveries, count.oldest) for count in counts]
+
+
+async def _refused(store: Store) -> set[str]:
+    """The channels that refused everything when the relay stopped, as far as can be told."""
+    try:
+        return await query.refused(store, (Reason.UNAUTHORIZED, Reason.MISCONFIGURED))
+    except StoreUnavailableError as error:
+        log.warning("which channels are refused is not known before their next attempt", problem=str(error))
+        return set()
 
 
 def _warn_of_orphans(settings: RelaySettings, store: Store) -> None:

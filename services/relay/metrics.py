@@ -7,7 +7,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-CODES = (200, 202, 400, 401, 403, 413, 503)
+CODES = (200, 202, 400, 401, 403, 413, 500, 503)
 _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
 
 OutboxCounts = Callable[[], Iterable[tuple[str, str, int, float]] | None]

@@ -2,25 +2,17 @@
 
 import asyncio
 import json
-import os
-import signal
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
-import aiohttp
 import pytest
-import yaml
 from structlog.testing import capture_logs
 
-from ops.demo.stand_ins.server import start as stand_ins
 from services.relay.app import running
 from services.relay.channels.channel import Reason, Scope, SendError
 from shared.server import StartError
 from tests.relay.scripted import (
     PAYLOADS,
-    TOKEN,
     Scripted,
     hang,
     metric,
@@ -132,6 +124,18 @@ async def test_a_send_that_outlasts_the_grace_period_returns_its_claim_at_once(
         await until(lambda: len(channel.sent) == 1)  # and not in two hours
 
 
+async def test_a_channel_that_does_not_close_holds_up_no_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless(Scripted):
+        async def close(self) -> None:
+            await hang()
+
+    monkeypatch.setattr("services.relay.app._CLOSE_SECONDS", 0.1)
+    with capture_logs() as logs:
+        async with asyncio.timeout(10), running(settings(tmp_path, {"one": Endless()})):
+            pass
+    assert [entry["error"] for entry in logs if entry["event"] == "a channel could not be closed"] == ["TimeoutError"]
+
+
 async def test_what_waits_for_a_channel_that_is_gone_is_said_at_the_start_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,117 +183,3 @@ async def test_a_database_that_cannot_be_used_is_said_in_one_sentence(
             pass
     assert str(file.parent) in str(raised.value)
     assert "\n" not in str(raised.value)
-
-
-def relay_process(folder: Path, provider: str, *, timeout: str = "1s", lease: str = "2s") -> subprocess.Popen[str]:
-    """The relay as a person starts it, on a port of the system's choice."""
-    (folder / "token").write_text(TOKEN)
-    (folder / "key").write_text("0" * 32)
-    configuration = {
-        "listen": "127.0.0.1:0",
-        "database": f"sqlite:///{folder}/relay.db",
-        "auth": {"bearer_token_file": "token"},
-        "channels": {"pagerduty": {"kind": "pagerduty", "routing_key_file": "key", "url": provider}},
-        "default_channels": ["pagerduty"],
-        "delivery": {"timeout": timeout, "lease": lease, "backoff_initial": "100ms", "backoff_max": "200ms"},
-    }
-    (folder / "relay.yml").write_text(yaml.safe_dump(configuration))
-    return subprocess.Popen(
-        [sys.executable, "-m", "services.relay", "--config", str(folder / "relay.yml")],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def listens_at(process: subprocess.Popen[str]) -> str:
-    assert process.stderr is not None
-    for line in process.stderr:
-        entry = json.loads(line)
-        if entry["event"] == "listening":
-            return str(entry["address"])
-    raise AssertionError("the relay never listened")
-
-
-async def test_what_was_answered_202_is_delivered_after_a_kill(tmp_path: Path) -> None:
-    async with (
-        stand_ins(pagerduty_keys=("0" * 32,)) as providers,
-        aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as client,
-    ):
-        url = f"http://{providers.http}/pagerduty/v2/enqueue"
-        async with client.post(
-            f"http://{providers.http}/api/faults", json={"provider": "pagerduty", "kind": "status", "status": 503}
-        ) as made:
-            assert made.status == 201
-        process = await asyncio.to_thread(relay_process, tmp_path, url)
-        address = await asyncio.to_thread(listens_at, process)
-        async with client.post(f"http://{address}/alerts", data=payload(1)) as accepted:
-            assert accepted.status == 202
-        os.kill(process.pid, signal.SIGKILL)
-        await asyncio.to_thread(process.communicate)
-        async with client.delete(f"http://{providers.http}/api/faults"):
-            pass
-        process = await asyncio.to_thread(relay_process, tmp_path, url)
-        address = await asyncio.to_thread(listens_at, process)
-        try:
-            found: list[dict[str, object]] = []
-            async with asyncio.timeout(15):
-                while not (found and found[0]["state"] == "delivered"):
-                    await asyncio.sleep(0.05)
-                    async with client.get(f"http://{address}/api/deliveries") as response:
-                        found = (await response.json())["deliveries"]
-            async with client.get(f"http://{providers.http}/api/state") as response:
-                incidents = (await response.json())["pagerduty"]["incidents"]
-        finally:
-            process.terminate()
-            _, log = await asyncio.to_thread(process.communicate, None, 15)
-    assert process.returncode == 0
-    assert [incident["status"] for incident in incidents] == ["triggered"]
-    assert TOKEN not in log
-    assert "0" * 32 not in log
-
-
-async def test_a_relay_whose_provider_hangs_is_gone_soon_after_sigterm_and_keeps_the_delivery(tmp_path: Path) -> None:
-    async with stand_ins(pagerduty_keys=("0" * 32,)) as providers, aiohttp.ClientSession() as client:
-        fault = {"provider": "pagerduty", "kind": "hang", "seconds": 60}
-        async with client.post(f"http://{providers.http}/api/faults", json=fault) as made:
-            assert made.status == 201
-        url = f"http://{providers.http}/pagerduty/v2/enqueue"
-        process = await asyncio.to_thread(relay_process, tmp_path, url, timeout="30s", lease="60s")
-        address = await asyncio.to_thread(listens_at, process)
-        headers = {"Authorization": f"Bearer {TOKEN}"}
-        async with client.post(f"http://{address}/alerts", data=payload(1), headers=headers) as accepted:
-            assert accepted.status == 202
-        process.terminate()
-        await asyncio.to_thread(process.communicate, None, 15)
-    assert process.returncode == 0
-    with sqlite3.connect(tmp_path / "relay.db") as database:
-        rows = database.execute("SELECT state, lease FROM deliveries").fetchall()
-    database.close()
-    assert rows == [("queued", None)]
-
-
-def test_a_wrong_configuration_exits_with_2_and_a_line_for_each_mistake(tmp_path: Path) -> None:
-    (tmp_path / "relay.yml").write_text("database: mysql://x\nnonsense: 1\n")
-    result = subprocess.run(
-        [sys.executable, "-m", "services.relay", "--config", str(tmp_path / "relay.yml")],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-    )
-    assert result.returncode == 2
-    lines = result.stderr.splitlines()
-    assert any("database: expected sqlite:///FILE" in line for line in lines)
-    assert any("nonsense: unknown key" in line for line in lines)
-    assert any("auth: missing" in line for line in lines)
-
-
-def test_a_database_of_a_newer_version_exits_with_1(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "relay.db") as database:
-        database.execute("PRAGMA user_version = 99")
-    database.close()
-    process = relay_process(tmp_path, "http://127.0.0.1:9/")
-    _, log = process.communicate(timeout=30)
-    assert process.returncode == 1
-    assert "a newer keypulse wrote it" in log
-    assert "Traceback" not in log

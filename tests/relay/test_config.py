@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from services.relay.config import RelaySettings
-from shared.planned import ignored_keys
 from shared.mistakes import ConfigurationError
+from shared.planned import ignored_keys
 from shared.settings import Address, load
 
 CONTRACT = """

@@ -5,16 +5,18 @@ import time
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 from starlette.testclient import TestClient
 
 from services.relay.app import running
-from services.relay.channels.channel import Reason
+from services.relay.channels.channel import Reason, Scope, SendError
+from services.relay.metrics import OutboxGauges
 from tests.relay.scripted import Scripted, hang, metric, post, reaches, served, settings, webhook_of
 
 
 async def test_every_label_value_exists_from_the_start(tmp_path: Path) -> None:
     async with served(settings(tmp_path, {"one": Scripted(), "two": Scripted()})) as client:
-        for code in ("200", "202", "400", "401", "403", "413", "503"):
+        for code in ("200", "202", "400", "401", "403", "413", "500", "503"):
             assert await metric(client, "relay_webhooks_total", code=code) == 0
         for channel in ("one", "two"):
             assert await metric(client, "relay_channel_up", channel=channel) == 1
@@ -43,6 +45,29 @@ async def test_the_outbox_is_counted_by_channel_and_state_with_the_oldest_of_wha
         assert oldest is not None
         assert before <= oldest <= time.time()
         assert await metric(client, "relay_outbox_oldest_timestamp_seconds", channel="works") is None
+
+
+@pytest.mark.parametrize("times", list(itertools.permutations((3.0, 4.0, 5.0))))
+def test_the_oldest_of_all_that_waits_counts_whichever_state_it_is_in(times: tuple[float, ...]) -> None:
+    waits = ("queued", "sending", "retrying")
+    rows = [("a", state, 1, at) for state, at in zip(waits, times, strict=True)]
+    registry = CollectorRegistry()
+    registry.register(OutboxGauges(["a"], [*waits, "dead"], waits, lambda: [("a", "dead", 1, 1.0), *rows]))
+    assert registry.get_sample_value("relay_outbox_oldest_timestamp_seconds", {"channel": "a"}) == 3.0
+
+
+async def test_a_channel_that_refused_everything_is_still_down_after_a_restart(tmp_path: Path) -> None:
+    revoked = Scripted(SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, "token_revoked"))
+    slow = Scripted(SendError(Reason.TIMEOUT, Scope.ATTEMPT, "no answer", retry_after=300))
+    channels = {"revoked": revoked, "slow": slow}
+    async with served(settings(tmp_path, channels)) as client:
+        await post(client, webhook_of())
+        for name in channels:
+            await reaches(client, 1, "relay_outbox_deliveries", channel=name, state="retrying")
+        assert await metric(client, "relay_channel_up", channel="revoked") == 0
+    async with served(settings(tmp_path, channels)) as client:
+        assert await metric(client, "relay_channel_up", channel="revoked") == 0
+        assert await metric(client, "relay_channel_up", channel="slow") == 1
 
 
 async def test_what_the_outbox_cannot_tell_is_absent_and_the_rest_is_there(tmp_path: Path) -> None:

@@ -83,12 +83,16 @@ class Intake:
         self._stopping = False
 
     def stop(self) -> None:
-        """From now on every webhook is answered 503."""
+        """From now on every webhook is answered 503, also one whose body is still arriving."""
         self._stopping = True
 
     async def post(self, request: Request) -> Response:
-        """The answers of the contract: 202, 200, 400, 401, 403, 413, 503."""
-        response = self._unread(request) or await self._answer(request)
+        """The answers of the contract: 202, 200, 400, 401, 403, 413, 503; 500 for a defect of ours."""
+        try:
+            response = self._unread(request) or await self._answer(request)
+        except Exception:
+            self._metrics.webhook(500)
+            raise
         self._metrics.webhook(response.status_code)
         return response
 
@@ -99,8 +103,6 @@ class Intake:
         refused = refusal(request, self._token)
         if refused is not None:
             return refused
-        if self._stopping:
-            return _refuse(503, "the relay is stopping")
         if len(request.query_params.get("source", "")) > _SOURCE_LIMIT:
             return _refuse(400, f"source: expected at most {_SOURCE_LIMIT} characters")
         return None
@@ -145,6 +147,8 @@ class Intake:
             raise _NotNowError(f"the body did not arrive within {BODY_SECONDS:g} s") from None
         except ClientDisconnect:
             raise _NotNowError("the connection was lost") from None
+        if self._stopping:
+            raise _NotNowError("the relay is stopping")
 
     async def _accept(self, body: bytes, source: str) -> Response:
         if len(body) > _PARSE_ON_LOOP:

@@ -135,7 +135,7 @@ def _accept(connection: Connection, incoming: Incoming, decide: Decide, now: flo
                     "state": State.QUEUED,
                     "attempts": 0,
                     "accepted_at": now,
-                    "due_at": now,
+                    "due_at": 0.0,  # at once, whatever becomes of the clock
                 }
                 for channel in plan.channels
             ],

@@ -2,6 +2,9 @@
 
 A claim is a lease: it ends by itself, so that the claims of a crashed relay return. A clean stop
 returns its own at once.
+
+Times are the wall clock's, for they outlive the process, and that clock may be set back: what waits for a time that was
+set in the future of now is due at once. Only this run's own leases are not: its lanes hold them and end them.
 """
 
 import json
@@ -11,10 +14,10 @@ from datetime import UTC, datetime
 from typing import Final
 from uuid import uuid4
 
-from sqlalchemy import Connection, bindparam, case, exists, func, select, update
+from sqlalchemy import Connection, and_, bindparam, case, exists, func, or_, select, update
 
 from services.relay.model import Event
-from services.relay.outbox.schema import State, decode, deliveries, events
+from services.relay.outbox.schema import State, attempts, decode, deliveries, events
 from services.relay.outbox.store import Store
 
 # Statements are built once: building one costs more than SQLite takes to run it.
@@ -30,10 +33,25 @@ _HEADS: Final = (
     ),
 )
 """The unfinished deliveries of a channel that no older one of their incident stands before."""
+_SLACK: Final = 10.0
+"""Seconds; a clock that was set back by less only prolongs a wait by as much."""
+_SET_BACK: Final = or_(
+    exists().where(  # its last attempt ended after now: that is when its wait was set
+        attempts.c.delivery_seq == deliveries.c.seq,
+        attempts.c.number == deliveries.c.attempts,
+        attempts.c.started_at + attempts.c.seconds > bindparam("now") + _SLACK,
+    ),
+    and_(
+        deliveries.c.state == State.SENDING,
+        deliveries.c.due_at > bindparam("now") + bindparam("lease_seconds") + _SLACK,
+        ~deliveries.c.lease.startswith(bindparam("owner")),
+    ),
+)
+"""What waits, or is leased, since a moment that has not come yet."""
 _DUE: Final = (
     select(deliveries, events.c.event)
     .join(events, events.c.seq == deliveries.c.event_seq)
-    .where(*_HEADS, deliveries.c.due_at <= bindparam("now"))
+    .where(*_HEADS, or_(deliveries.c.due_at <= bindparam("now"), _SET_BACK))
     .order_by(deliveries.c.seq)
     .limit(1)
 )
@@ -110,7 +128,7 @@ async def give_back(store: Store, owner: str) -> None:
         .values(
             state=case((deliveries.c.attempts > 1, State.RETRYING), else_=State.QUEUED),
             attempts=deliveries.c.attempts - 1,
-            due_at=store.clock(),
+            due_at=0.0,
             lease=None,
         )
     )
@@ -118,7 +136,7 @@ async def give_back(store: Store, owner: str) -> None:
 
 
 def _claim(connection: Connection, channel: str, owner: str, now: float, seconds: float) -> Claim | None:
-    due = connection.execute(_DUE, {"channel": channel, "now": now}).first()
+    due = connection.execute(_DUE, {"channel": channel, "now": now, "lease_seconds": seconds, "owner": owner}).first()
     if due is None:
         return None
     lease = f"{owner}/{uuid4().hex}"

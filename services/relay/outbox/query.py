@@ -1,7 +1,7 @@
 """What people and metrics read of the outbox; nothing here changes it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import Row, Select, func, select
@@ -60,23 +60,38 @@ COUNTED = (*OPEN, State.DEAD)
 """What the gauges show: what is still to be made, and what was given up. The rest only grows."""
 
 
-async def recent(store: Store, *, state: State | None, channel: str | None, limit: int) -> list[Delivery]:
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which deliveries; None stands for all."""
+
+    state: State | None = None
+    channel: str | None = None
+    alertname: str | None = None
+    since: float | None = None
+    """Accepted at or after it, unix seconds."""
+
+
+async def recent(store: Store, wanted: Filter, *, limit: int) -> list[Delivery]:
     """Deliveries, the newest first.
 
     Args:
         store: the outbox.
-        state: only those in it.
-        channel: only those of it.
+        wanted: which of them.
         limit: at most so many.
 
     Raises:
         StoreUnavailableError: they cannot be read.
     """
     query: Select[*tuple[object, ...]] = _columns.order_by(deliveries.c.seq.desc()).limit(limit)
-    if state is not None:
-        query = query.where(deliveries.c.state == state)
-    if channel is not None:
-        query = query.where(deliveries.c.channel == channel)
+    for column, value in (
+        (deliveries.c.state, wanted.state),
+        (deliveries.c.channel, wanted.channel),
+        (events.c.alertname, wanted.alertname),
+    ):
+        if value is not None:
+            query = query.where(column == value)
+    if wanted.since is not None:
+        query = query.where(deliveries.c.accepted_at >= wanted.since)
     return await store.run(lambda connection: [_delivery(row) for row in connection.execute(query)])
 
 
@@ -112,6 +127,20 @@ def counts(store: Store, seconds: float) -> list[Count]:
     )
     rows = store.submit(lambda connection: connection.execute(query).all()).result(seconds)
     return [Count(channel, State(state), number, oldest) for channel, state, number, oldest in rows]
+
+
+async def refused(store: Store, reasons: Collection[str]) -> set[str]:
+    """The channels that hold an unfinished delivery whose last attempt ended for one of `reasons`.
+
+    Raises:
+        StoreUnavailableError: they cannot be read.
+    """
+    query = (
+        select(deliveries.c.channel)
+        .distinct()
+        .where(deliveries.c.finished_at.is_(None), deliveries.c.reason.in_([str(reason) for reason in reasons]))
+    )
+    return await store.run(lambda connection: set(connection.execute(query).scalars()))
 
 
 def _delivery(row: Row[*tuple[object, ...]]) -> Delivery:

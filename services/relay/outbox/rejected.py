@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, func, insert, select
 
 from services.relay.outbox.schema import quarantine
 from services.relay.outbox.store import Store
@@ -19,6 +19,20 @@ class Rejected:
     body: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One that is kept; `body` gives its body."""
+
+    id: int
+    received_at: float
+    """Unix seconds."""
+    source: str
+    code: int
+    reason: str
+    size: int
+    """Bytes of the body that are kept."""
+
+
 async def keep(store: Store, rejected: Rejected, *, entries: int) -> None:
     """Commits one, and drops the oldest over `entries`. Raises StoreUnavailableError."""
     row = insert(quarantine).values(
@@ -33,9 +47,16 @@ async def keep(store: Store, rejected: Rejected, *, entries: int) -> None:
     await store.run(lambda connection: (connection.execute(row), connection.execute(oldest)))
 
 
-async def kept(store: Store) -> list[Rejected]:
+async def kept(store: Store) -> list[Kept]:
     """What is kept, the newest first. Raises StoreUnavailableError."""
-    query = select(quarantine.c.source, quarantine.c.code, quarantine.c.reason, quarantine.c.body).order_by(
-        quarantine.c.seq.desc()
-    )
-    return await store.run(lambda connection: [Rejected(*row) for row in connection.execute(query)])
+    columns = quarantine.c
+    query = select(
+        columns.seq, columns.received_at, columns.source, columns.code, columns.reason, func.length(columns.body)
+    ).order_by(columns.seq.desc())
+    return await store.run(lambda connection: [Kept(*row) for row in connection.execute(query)])
+
+
+async def body(store: Store, entry: int) -> bytes | None:
+    """The body of one that is kept; None where there is none. Raises StoreUnavailableError."""
+    query = select(quarantine.c.body).where(quarantine.c.seq == entry)
+    return await store.run(lambda connection: connection.execute(query).scalar())

@@ -11,6 +11,15 @@ from services.relay.channels.channel import Reason, Scope, SendError
 from tests.relay.scripted import Scripted, payload, post, reaches, served, settings
 
 
+class Clock:
+    """The event loop and the deliveries go on; only what is written down stands still."""
+
+    now = 1e9
+
+    def __call__(self) -> float:
+        return self.now
+
+
 async def get(client: aiohttp.ClientSession, path: str, **options: Any) -> tuple[int, dict[str, Any]]:
     async with client.get(path, **options) as response:
         return response.status, await response.json()
@@ -62,10 +71,66 @@ async def test_one_delivery_is_told_with_its_attempts(tmp_path: Path) -> None:
 
 async def test_a_wrong_filter_is_400_with_what_was_expected(tmp_path: Path) -> None:
     async with served(settings(tmp_path, {"one": Scripted()})) as client:
-        for query in ("limit=0", "limit=1001", "limit=x", "limit=-1", "state=lost", "limit=" + "9" * 5000):
+        for query in (
+            "limit=0",
+            "limit=1001",
+            "limit=x",
+            "limit=-1",
+            "state=lost",
+            "limit=" + "9" * 5000,
+            "since=monday",
+        ):
             code, answer = await get(client, f"/api/deliveries?{query}")
             assert code == 400
             assert "expected" in answer["error"]
+        for query in ("since=2026-11-24T22:46:10", "since="):
+            assert (await get(client, f"/api/deliveries?{query}"))[0] == 400
+        code, answer = await get(client, "/api/deliveries?stat=dead")
+        assert (code, answer["error"]) == (400, "unknown filter; expected state, channel, alertname, since, limit")
+
+
+async def test_deliveries_can_be_asked_for_by_name_and_time(tmp_path: Path) -> None:
+    clock = Clock()
+    async with served(settings(tmp_path, {"one": Scripted()}), clock=clock) as client:
+        await post(client, payload(1))
+        clock.now += 60
+        await post(client, payload(4))
+
+        async def names(query: str) -> list[str]:
+            _, answer = await get(client, f"/api/deliveries?{query}")
+            return [delivery["alertname"] for delivery in answer["deliveries"]]
+
+        assert await names("alertname=KMSTest") == ["KMSTest"]
+        assert await names("alertname=x") == []
+        assert await names("since=2001-09-09T01:46:40Z") == ["KMSTest", "KMSCryptoModeNotKMS"]
+        assert await names("since=2001-09-09T03:46:41%2B02:00") == ["KMSTest"]
+        assert await names("since=2001-09-09T01:46:41Z&alertname=KMSCryptoModeNotKMS") == []
+
+
+async def test_what_was_not_accepted_can_be_looked_at(tmp_path: Path) -> None:
+    body = b"<script>alert('\xff')</script>"
+    async with served(settings(tmp_path, {"one": Scripted()}), clock=Clock()) as client:
+        await post(client, b"{}")
+        _, refused = await post(client, body, "/alerts?source=eu")
+        code, answer = await get(client, "/api/quarantine")
+        newest, oldest = answer["quarantine"]
+        assert code == 200
+        assert newest == {
+            "id": newest["id"],
+            "received_at": "2001-09-09T01:46:40.000Z",
+            "source": "eu",
+            "code": 400,
+            "reason": refused["error"],
+            "size": len(body),
+        }
+        assert oldest["size"] == 2
+        async with client.get(f"/api/quarantine/{newest['id']}") as response:
+            assert await response.read() == body
+            assert response.headers["Content-Type"].startswith("text/plain")
+            assert response.headers["Content-Disposition"] == f'attachment; filename="webhook-{newest["id"]}.txt"'
+            assert response.headers["X-Content-Type-Options"] == "nosniff"
+        for unknown in ("9999", "x", "9" * 500):
+            assert (await get(client, f"/api/quarantine/{unknown}"))[0] == 404
 
 
 async def test_the_admin_token_is_needed_where_there_is_one(tmp_path: Path) -> None:
@@ -73,7 +138,7 @@ async def test_the_admin_token_is_needed_where_there_is_one(tmp_path: Path) -> N
     configuration = settings(tmp_path, {"one": Scripted()}, auth={"admin_token_file": tmp_path / "admin"})
     admin = {"Authorization": "Bearer an-admin-token"}
     async with served(configuration) as client:
-        for path in ("/api/deliveries", "/api/deliveries/x"):
+        for path in ("/api/deliveries", "/api/deliveries/x", "/api/quarantine", "/api/quarantine/1"):
             assert (await get(client, path))[0] == 401  # Alertmanager's token is not enough
             assert (await get(client, path, headers=admin))[0] != 401
         async with client.post("/alerts", data=payload(1), headers=admin) as response:

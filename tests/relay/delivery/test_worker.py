@@ -1,92 +1,19 @@
-"""Sending: order, isolation, waiting, and every way a channel can fail. Waits are short, but never guessed."""
+"""Sending: order, isolation and waiting. Waits are short, but never guessed."""
 
 import asyncio
+import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
-from structlog.testing import capture_logs
 
 from services.relay.channels.channel import Reason, Scope, SendError
-from services.relay.delivery.enrich.links import LinkRules
 from services.relay.delivery.retry import RetryPolicy
-from services.relay.delivery.worker import LANES, Delivering, Worker
-from services.relay.metrics import Metrics
-from services.relay.outbox.accept import Incoming, Plan, accept
-from services.relay.outbox.query import Delivery, one, recent
-from services.relay.outbox.schema import State, events
-from services.relay.outbox.store import Store, opened
+from services.relay.delivery.worker import LANES, LARGE
+from services.relay.outbox.schema import State
+from tests.relay.delivery.rig import NEARLY, QUICK, broken, rig
 from tests.relay.scripted import Scripted, event_of, hang, statuses, until
-
-QUICK = RetryPolicy(backoff_initial=0.01, backoff_max=0.3, give_up_after=60)
-NEARLY = 0.99
-"""The wall clock says when it is due, the event loop's clock how long that was."""
-
-
-class Rig:
-    """Workers over a real outbox."""
-
-    def __init__(self, store: Store, workers: dict[str, Worker], registry: CollectorRegistry) -> None:
-        self.store = store
-        self.workers = workers
-        self.registry = registry
-
-    async def tell(self, *statuses: str, group: str = "one") -> None:
-        channels = tuple(self.workers)
-        for status in statuses:
-            incoming = Incoming(event_of(status, group=group), group, "", "KMSTest", b"{}")
-            await accept(self.store, incoming, lambda _known, _now: Plan(1, open=True, channels=channels))
-            for worker in self.workers.values():
-                worker.wake()
-
-    async def deliveries(self, channel: str = "a") -> list[Delivery]:
-        return (await recent(self.store, state=None, channel=channel, limit=100))[::-1]
-
-    async def finished(self, channel: str = "a") -> list[Delivery]:
-        """The deliveries of a channel, oldest first, once all have ended."""
-
-        async def over() -> bool:
-            return all(delivery.finished_at is not None for delivery in await self.deliveries(channel))
-
-        await until(over)
-        return await self.deliveries(channel)
-
-    def value(self, name: str, **labels: str) -> float | None:
-        return self.registry.get_sample_value(name, labels)
-
-
-@asynccontextmanager
-async def rig(
-    folder: Path, policy: RetryPolicy = QUICK, timeout: float = 10, **channels: Scripted
-) -> AsyncIterator[Rig]:
-    registry = CollectorRegistry()
-    async with opened(folder / "relay.db", time.time) as store:
-        shared = Delivering(
-            store=store,
-            metrics=Metrics(registry, channels, ["delivered", "dead"], Reason),
-            links=LinkRules("https://docs.example.org/#{alertname_lower}", None, frozenset()),
-            retry=policy,
-            timeout=timeout,
-            lease=20,
-            owner="test",
-            random=lambda: 1.0,
-        )
-        workers = {name: Worker(name, channel, shared) for name, channel in channels.items()}
-        tasks = [asyncio.create_task(worker.run()) for worker in workers.values()]
-        try:
-            yield Rig(store, workers, registry)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def broken(scope: Scope = Scope.ATTEMPT, **options: float) -> SendError:
-    return SendError(Reason.SERVER_ERROR, scope, "503 from the provider", **options)
 
 
 async def test_a_message_carries_the_event_and_its_links(tmp_path: Path) -> None:
@@ -187,40 +114,52 @@ async def test_an_error_of_the_channel_waits_for_a_person_and_loses_nothing(tmp_
 
 
 async def test_it_is_given_up_after_its_time(tmp_path: Path) -> None:
-    channel = Scripted(*[broken() for _ in range(1000)])
-    async with rig(tmp_path, RetryPolicy(0.01, 0.1, 0.5), a=channel) as it:
+    ahead = 0.0
+
+    async def fail_late() -> None:
+        nonlocal ahead
+        ahead += 15
+        raise broken()
+
+    channel = Scripted(*[fail_late] * 100)
+    async with rig(tmp_path, RetryPolicy(0.01, 0.1, 60), clock=lambda: time.time() + ahead, a=channel) as it:
         await it.tell("firing")
         (delivery,) = await it.finished()
-    assert (delivery.state, delivery.reason) == (State.DEAD, "server_error")
-    assert channel.tried[-1][0] - channel.tried[0][0] >= 0.4
+    assert (delivery.state, delivery.reason, delivery.attempts) == (State.DEAD, "server_error", 4)
 
 
-async def test_a_defect_of_a_channel_is_logged_with_its_trace_and_tried_again(tmp_path: Path) -> None:
-    channel = Scripted(ZeroDivisionError("xoxb-secret"))
-    with capture_logs() as logs:
-        async with rig(tmp_path, a=channel) as it:
-            await it.tell("firing")
-            (delivery,) = await it.finished()
-            assert it.value("relay_delivery_attempts_total", channel="a", reason="internal") == 1
-            found = await one(it.store, delivery.id)
-    assert delivery.state is State.DELIVERED
-    assert [entry["event"] for entry in logs if entry.get("exc_info")] == ["a defect in this channel"]
-    assert found is not None
-    assert found[1][0].detail == "a defect: ZeroDivisionError"  # what is stored and shown holds no text of it
+class WatchedHosts(frozenset[str]):
+    """Notes which threads make links."""
+
+    threads: set[threading.Thread]
+
+    def __len__(self) -> int:
+        self.threads.add(threading.current_thread())
+        return super().__len__()
 
 
-async def test_an_event_that_cannot_be_read_holds_up_its_own_incident_only(tmp_path: Path) -> None:
-    channel = Scripted()
-    async with rig(tmp_path, RetryPolicy(0.01, 0.1, 0.5), a=channel) as it:
-        for worker in it.workers.values():
-            worker.stop()
-        await it.tell("firing", group="bad")
-        await it.store.run(lambda connection: connection.execute(events.update().values(event=b"{}")))
-        await it.tell("firing", group="good")
-    async with rig(tmp_path, RetryPolicy(0.01, 0.1, 0.5), a=channel) as it:
-        bad, good = await it.finished()
-    assert (bad.state, bad.reason) == (State.DEAD, "internal")
-    assert good.state is State.DELIVERED
+async def test_a_message_is_made_off_the_event_loop(tmp_path: Path) -> None:
+    hosts = WatchedHosts()
+    hosts.threads = set()
+    async with rig(tmp_path, hosts=hosts, a=Scripted()) as it:
+        await it.tell("firing")
+        await it.finished()
+    assert hosts.threads
+    assert threading.current_thread() not in hosts.threads
+
+
+async def test_a_large_message_is_the_only_large_one_of_its_channel_in_hand(tmp_path: Path) -> None:
+    async def slow() -> None:
+        await asyncio.sleep(0.05)
+
+    channel, other = Scripted(*[slow] * 8), Scripted(hang)
+    async with rig(tmp_path, timeout=60, a=channel, b=other) as it:
+        for number in range(2 * LANES):
+            await it.tell("firing", group=str(number), common_annotations={"description": "x" * LARGE})
+        await it.finished("a")  # while the other channel's hangs
+        assert (other.under_way, len(other.tried)) == (1, 1)
+    assert len(channel.sent) == 2 * LANES
+    assert channel.most_under_way == 1
 
 
 async def test_the_time_from_commit_to_receipt_is_measured(tmp_path: Path) -> None:

@@ -2,18 +2,23 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import aiohttp
 import pytest
+from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
+from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from services.relay.app import running
 from services.relay.intake import endpoint, quarantine
+from services.relay.metrics import Metrics
 from services.relay.outbox import rejected
 from services.relay.outbox.store import opened
+from shared.secret_file import SecretFile
 from tests.relay.scripted import (
     TOKEN,
     Scripted,
@@ -40,9 +45,10 @@ def locked(file: Path) -> Iterator[None]:
         other.close()
 
 
-async def quarantined(folder: Path) -> list[rejected.Rejected]:
+async def quarantined(folder: Path) -> list[tuple[rejected.Kept, bytes | None]]:
+    """What is kept, the newest first, each with its body."""
     async with opened(folder / "relay.db", lambda: 0.0) as store:
-        return await rejected.kept(store)
+        return [(kept, await rejected.body(store, kept.id)) for kept in await rejected.kept(store)]
 
 
 async def first_line(client: aiohttp.ClientSession, head: str) -> str:
@@ -96,8 +102,8 @@ async def test_what_is_no_webhook_is_400_with_the_reason_and_its_body_is_kept(tm
         assert code == 400
         assert answer["error"].startswith("receiver: Input should be a valid string")
         assert await metric(client, "relay_webhooks_total", code="400") == 1
-    (kept,) = await quarantined(tmp_path)
-    assert (kept.source, kept.code, kept.body) == ("eu", 400, b'{"version": "4", "receiver": 7}')
+    ((kept, body),) = await quarantined(tmp_path)
+    assert (kept.source, kept.code, body) == ("eu", 400, b'{"version": "4", "receiver": 7}')
     assert kept.reason == answer["error"]
 
 
@@ -109,9 +115,10 @@ async def test_a_body_over_the_limit_is_413_and_its_beginning_is_kept(tmp_path: 
         response = await asyncio.to_thread(client.post, "/alerts", content=body)
         assert response.status_code == 413
         assert (await asyncio.to_thread(client.post, "/alerts", content=body[1:])).status_code == 400
-    largest, over = await quarantined(tmp_path)
+    (largest, _), (over, beginning) = await quarantined(tmp_path)
     assert (over.code, largest.code) == (413, 400)
-    assert len(over.body) == len(largest.body) == quarantine.CUT
+    assert over.size == largest.size == quarantine.CUT
+    assert beginning == body[: quarantine.CUT]
 
 
 async def test_a_large_webhook_is_taken_whole(tmp_path: Path) -> None:
@@ -156,6 +163,22 @@ async def test_a_locked_store_is_503_and_accepts_again_by_itself(tmp_path: Path)
         await until(lambda: len(channel.sent) == 1)
         async with client.get("/-/ready") as ready:
             assert ready.status == 200
+
+
+async def test_a_defect_of_ours_is_500_and_counted(tmp_path: Path) -> None:
+    def broken(_channels: Iterable[str]) -> None:
+        raise ZeroDivisionError
+
+    (tmp_path / "token").write_text(TOKEN)
+    registry = CollectorRegistry()
+    rules = endpoint.Rules((), (), ("one",), {"one"}, 60.0)
+    async with opened(tmp_path / "relay.db", lambda: 0.0) as store:
+        metrics = Metrics(registry, (), (), ())
+        intake = endpoint.Intake(store, SecretFile(tmp_path / "token"), rules, metrics, broken)
+        app = Starlette(routes=[Route("/alerts", intake.post, methods=["POST"])])
+        client = TestClient(app, raise_server_exceptions=False, headers={"Authorization": f"Bearer {TOKEN}"})
+        assert (await asyncio.to_thread(client.post, "/alerts", content=payload(1))).status_code == 500
+    assert registry.get_sample_value("relay_webhooks_total", {"code": "500"}) == 1
 
 
 async def test_a_relay_that_has_stopped_answers_503(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, event, insert, select
+from sqlalchemy import Connection, event, exc, insert, select, text
 
 from services.relay.outbox.schema import quarantine
 from services.relay.outbox.store import Store, StoreUnavailableError, StoreUnusableError, opened
@@ -77,9 +77,42 @@ async def test_a_full_disk_refuses_the_work_and_the_store_goes_on_when_there_is_
     assert await bodies(store) == [b"y"]
 
 
+async def test_after_a_failure_the_file_is_opened_anew(store: Store) -> None:
+    opened_again = []
+    event.listen(store._engine, "connect", lambda _connection, _entry: opened_again.append(1))
+    await store.run(write)
+    assert opened_again == []
+    with pytest.raises(StoreUnavailableError, match="no such table"):
+        await store.run(lambda connection: connection.exec_driver_sql("SELECT * FROM missing"))
+    await store.run(write)
+    assert opened_again == [1]
+
+
+async def test_nobody_waits_for_an_answer_longer_than_a_bound(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.relay.outbox.store._ANSWER_SECONDS", 0.1)
+    blocked = threading.Event()
+    first = store.submit(lambda _connection: blocked.wait(30))
+    try:
+        async with asyncio.timeout(10):
+            with pytest.raises(StoreUnavailableError, match=r"no answer within 0\.1 s"):
+                await store.run(write)
+    finally:
+        blocked.set()
+    await asyncio.wrap_future(first)
+
+
+async def test_an_errors_text_shows_no_payload(store: Store) -> None:
+    incomplete = text("SELECT :there, :missing")
+    with pytest.raises(exc.StatementError, match="missing") as raised:
+        await store.run(lambda connection: connection.execute(incomplete, {"there": "a-payload"}))
+    assert "a-payload" not in str(raised.value)
+    assert "a-payload" not in repr(raised.value)
+
+
 async def test_work_that_was_cancelled_before_its_turn_is_not_done(store: Store) -> None:
     blocked = threading.Event()
     first = store.submit(lambda _connection: blocked.wait(5))
+    await until(first.running)
     task = asyncio.create_task(store.run(lambda c: write(c, b"never")))
     await asyncio.sleep(0)
     task.cancel()

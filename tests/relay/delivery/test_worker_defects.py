@@ -1,0 +1,176 @@
+"""What goes on when a channel, the outbox or an event is not as it should be."""
+
+import asyncio
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from prometheus_client import CollectorRegistry
+from sqlalchemy import Connection
+from structlog.testing import capture_logs
+
+from services.relay.channels.channel import Reason, Scope, SendError
+from services.relay.delivery.enrich.links import LinkRules
+from services.relay.delivery.retry import RetryPolicy
+from services.relay.delivery.worker import LANES, Delivering, Worker
+from services.relay.metrics import Metrics
+from services.relay.outbox.query import one
+from services.relay.outbox.schema import State, events
+from services.relay.outbox.store import Store
+from tests.relay.delivery.rig import QUICK, rig
+from tests.relay.scripted import Scripted, until
+
+T = TypeVar("T")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("xoxb-secret"), asyncio.CancelledError("xoxb-secret")])
+async def test_a_defect_of_a_channel_is_logged_with_its_trace_and_tried_again(
+    tmp_path: Path, error: BaseException
+) -> None:
+    # A library may let out a cancellation of its own: it must cost no more than any other defect.
+    channel = Scripted(error)
+    with capture_logs() as logs:
+        async with rig(tmp_path, a=channel) as it:
+            await it.tell("firing")
+            (delivery,) = await it.finished()
+            assert it.value("relay_delivery_attempts_total", channel="a", reason="internal") == 1
+            found = await one(it.store, delivery.id)
+    assert delivery.state is State.DELIVERED
+    (logged,) = [entry for entry in logs if entry["log_level"] == "error"]
+    assert (logged["event"], logged["error"]) == ("a defect in this channel", type(error).__name__)
+    assert any("scripted.py" in frame and frame.endswith(" in send") for frame in logged["trace"])
+    assert found is not None
+    assert found[1][0].detail == f"a defect: {type(error).__name__}"  # what is stored and shown holds no text of it
+
+
+async def test_as_many_stray_cancellations_as_lanes_stop_no_channel(tmp_path: Path) -> None:
+    channel = Scripted(*[asyncio.CancelledError() for _ in range(2 * LANES)])
+    async with rig(tmp_path, a=channel) as it:
+        for number in range(2 * LANES):
+            await it.tell("firing", group=str(number))
+        assert {delivery.state for delivery in await it.finished()} == {State.DELIVERED}
+
+
+def test_the_log_line_of_a_defect_holds_no_text_of_it() -> None:
+    program = """
+import asyncio, pathlib, sys, tempfile
+from shared import logs
+from tests.relay.scripted import Scripted, post, reaches, served, settings, webhook_of
+
+class Broken(Scripted):
+    async def close(self):
+        raise ValueError("xoxb-secret of close")
+
+async def main(folder):
+    try:
+        try:
+            raise KeyError("xoxb-secret of the cause")
+        except KeyError as cause:
+            raise ValueError("Invalid header value b'Bearer xoxb-secret'") from cause
+    except ValueError as error:
+        channel = Broken(error)
+    async with served(settings(folder, {"one": channel}, delivery={"backoff_initial": "10ms"})) as client:
+        await post(client, webhook_of())
+        await reaches(client, 1, "relay_deliveries_total", channel="one", outcome="delivered")
+
+logs.configure("relay")
+with tempfile.TemporaryDirectory() as folder:
+    asyncio.run(main(pathlib.Path(folder)))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60, env=ENVIRONMENT
+    )
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in result.stderr.splitlines()]
+    defects = [(line["event"], line["error"]) for line in lines if line["level"] == "error"]
+    assert defects == [("a defect in this channel", "ValueError"), ("a channel could not be closed", "ValueError")]
+    assert all(line["trace"] for line in lines if line["level"] == "error")
+    assert "xoxb-secret" not in result.stdout + result.stderr
+
+
+async def test_a_detail_that_cannot_be_written_costs_its_odd_characters_only(tmp_path: Path) -> None:
+    channel = Scripted(SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, "bad \ud800 answer, ü"))
+    async with rig(tmp_path, a=channel) as it:
+        await it.tell("firing")
+        (delivery,) = await it.finished()
+        found = await one(it.store, delivery.id)
+    assert (delivery.state, delivery.attempts, len(channel.tried)) == (State.DELIVERED, 2, 2)
+    assert found is not None
+    assert found[1][0].detail == "bad ? answer, ü"
+
+
+async def test_an_ending_that_cannot_be_written_is_written_once_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.relay.outbox.store._LOCK_SECONDS", 0.05)
+    monkeypatch.setattr("services.relay.delivery.worker._PAUSE", 0.05)
+    other = sqlite3.connect(tmp_path / "relay.db", isolation_level=None)
+
+    async def lock() -> None:
+        other.execute("BEGIN IMMEDIATE")
+
+    channel = Scripted(lock)
+    async with rig(tmp_path, a=channel) as it:
+        await it.tell("firing")
+        await until(lambda: len(channel.sent) == 1 and it.store.problem is not None)
+        other.execute("ROLLBACK")
+        (delivery,) = await it.finished()
+    other.close()
+    assert (delivery.state, delivery.attempts, len(channel.sent)) == (State.DELIVERED, 1, 1)
+
+
+class ClosedStore(Store):
+    """One that takes nothing, and counts how often it was asked."""
+
+    asked = 0
+
+    def submit(self, do: Callable[[Connection], T]) -> "Future[T]":
+        self.asked += 1
+        if self.asked > 1000:
+            pytest.fail("it asks without a pause")
+        return super().submit(do)
+
+
+@pytest.mark.looptime
+async def test_a_store_that_fails_is_asked_once_a_second_by_each_lane(tmp_path: Path) -> None:
+    store = ClosedStore(tmp_path / "relay.db", time.time)
+    store.close()
+    shared = Delivering(
+        store=store,
+        metrics=Metrics(CollectorRegistry(), ["a"], [], []),
+        links=LinkRules(None, None, frozenset()),
+        retry=QUICK,
+        timeout=10,
+        lease=20,
+        owner="test",
+        random=lambda: 1.0,
+    )
+    task = asyncio.create_task(Worker("a", Scripted(), shared).run())
+    await asyncio.sleep(9.5)
+    assert store.asked == 10 * LANES
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_an_event_that_cannot_be_read_holds_up_its_own_incident_only(tmp_path: Path) -> None:
+    channel = Scripted()
+    async with rig(tmp_path, RetryPolicy(0.01, 0.1, 0.5), a=channel) as it:
+        for worker in it.workers.values():
+            worker.stop()
+        await it.tell("firing", group="bad")
+        await it.store.run(lambda connection: connection.execute(events.update().values(event=b"{}")))
+        await it.tell("firing", group="good")
+    async with rig(tmp_path, RetryPolicy(0.01, 0.1, 0.5), a=channel) as it:
+        bad, good = await it.finished()
+    assert (bad.state, bad.reason) == (State.DEAD, "internal")
+    assert good.state is State.DELIVERED

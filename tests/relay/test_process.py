@@ -1,0 +1,162 @@
+"""The relay as a process of its own: a kill, a stop, and a start that cannot be."""
+
+import asyncio
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import aiohttp
+import yaml
+
+from ops.demo.stand_ins.server import start as stand_ins
+from tests.relay.scripted import (
+    TOKEN,
+    payload,
+)
+
+
+def relay_process(folder: Path, provider: str, *, timeout: str = "1s", lease: str = "2s") -> subprocess.Popen[str]:
+    """The relay as a person starts it, on a port of the system's choice."""
+    (folder / "token").write_text(TOKEN)
+    (folder / "key").write_text("0" * 32)
+    configuration = {
+        "listen": "127.0.0.1:0",
+        "database": f"sqlite:///{folder}/relay.db",
+        "auth": {"bearer_token_file": "token"},
+        "channels": {"pagerduty": {"kind": "pagerduty", "routing_key_file": "key", "url": provider}},
+        "default_channels": ["pagerduty"],
+        "delivery": {"timeout": timeout, "lease": lease, "backoff_initial": "100ms", "backoff_max": "200ms"},
+    }
+    (folder / "relay.yml").write_text(yaml.safe_dump(configuration))
+    return subprocess.Popen(
+        [sys.executable, "-m", "services.relay", "--config", str(folder / "relay.yml")],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def logs_until(process: subprocess.Popen[str], event: str) -> dict[str, object]:
+    """The log line of an event, once it is written."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        entry: dict[str, object] = json.loads(line)
+        if entry["event"] == event:
+            return entry
+    raise AssertionError(f"the relay never logged: {event}")
+
+
+def listens_at(process: subprocess.Popen[str]) -> str:
+    return str(logs_until(process, "listening")["address"])
+
+
+async def test_what_was_answered_202_is_delivered_after_a_kill(tmp_path: Path) -> None:
+    async with (
+        stand_ins(pagerduty_keys=("0" * 32,)) as providers,
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as client,
+    ):
+        url = f"http://{providers.http}/pagerduty/v2/enqueue"
+        async with client.post(
+            f"http://{providers.http}/api/faults", json={"provider": "pagerduty", "kind": "status", "status": 503}
+        ) as made:
+            assert made.status == 201
+        process = await asyncio.to_thread(relay_process, tmp_path, url)
+        address = await asyncio.to_thread(listens_at, process)
+        async with client.post(f"http://{address}/alerts", data=payload(1)) as accepted:
+            assert accepted.status == 202
+        os.kill(process.pid, signal.SIGKILL)
+        await asyncio.to_thread(process.communicate)
+        async with client.delete(f"http://{providers.http}/api/faults"):
+            pass
+        process = await asyncio.to_thread(relay_process, tmp_path, url)
+        address = await asyncio.to_thread(listens_at, process)
+        try:
+            found: list[dict[str, object]] = []
+            async with asyncio.timeout(15):
+                while not (found and found[0]["state"] == "delivered"):
+                    await asyncio.sleep(0.05)
+                    async with client.get(f"http://{address}/api/deliveries") as response:
+                        found = (await response.json())["deliveries"]
+            async with client.get(f"http://{providers.http}/api/state") as response:
+                incidents = (await response.json())["pagerduty"]["incidents"]
+        finally:
+            process.terminate()
+            _, log = await asyncio.to_thread(process.communicate, None, 15)
+    assert process.returncode == 0
+    assert [incident["status"] for incident in incidents] == ["triggered"]
+    assert TOKEN not in log
+    assert "0" * 32 not in log
+
+
+async def test_a_relay_whose_provider_hangs_is_gone_soon_after_sigterm_and_keeps_the_delivery(tmp_path: Path) -> None:
+    async with stand_ins(pagerduty_keys=("0" * 32,)) as providers, aiohttp.ClientSession() as client:
+        fault = {"provider": "pagerduty", "kind": "hang", "seconds": 60}
+        async with client.post(f"http://{providers.http}/api/faults", json=fault) as made:
+            assert made.status == 201
+        url = f"http://{providers.http}/pagerduty/v2/enqueue"
+        process = await asyncio.to_thread(relay_process, tmp_path, url, timeout="30s", lease="60s")
+        address = await asyncio.to_thread(listens_at, process)
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        async with client.post(f"http://{address}/alerts", data=payload(1), headers=headers) as accepted:
+            assert accepted.status == 202
+        process.terminate()
+        await asyncio.to_thread(process.communicate, None, 15)
+    assert process.returncode == 0
+    with sqlite3.connect(tmp_path / "relay.db") as database:
+        rows = database.execute("SELECT state, lease FROM deliveries").fetchall()
+    database.close()
+    assert rows == [("queued", None)]
+
+
+async def test_a_webhook_that_is_still_arriving_when_the_relay_stops_is_503(tmp_path: Path) -> None:
+    process = await asyncio.to_thread(relay_process, tmp_path, "http://127.0.0.1:9/")
+    address = await asyncio.to_thread(listens_at, process)
+    host, _, port = address.rpartition(":")
+    body = payload(1)
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = f"POST /alerts HTTP/1.1\r\nHost: relay\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {len(body)}\r\n"
+    try:
+        writer.write(head.encode() + b"Expect: 100-continue\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 100")  # it waits for the body
+        process.terminate()
+        await asyncio.to_thread(logs_until, process, "stopping")
+        await reader.readline()
+        writer.write(body)
+        assert (await reader.readline()).startswith(b"HTTP/1.1 503")
+    finally:
+        writer.close()
+        await asyncio.to_thread(process.communicate, None, 15)
+    assert process.returncode == 0
+    with sqlite3.connect(tmp_path / "relay.db") as database:
+        assert database.execute("SELECT count(*) FROM events").fetchone() == (0,)
+    database.close()
+
+
+def test_a_wrong_configuration_exits_with_2_and_a_line_for_each_mistake(tmp_path: Path) -> None:
+    (tmp_path / "relay.yml").write_text("database: mysql://x\nnonsense: 1\n")
+    result = subprocess.run(
+        [sys.executable, "-m", "services.relay", "--config", str(tmp_path / "relay.yml")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert result.returncode == 2
+    lines = result.stderr.splitlines()
+    assert any("database: expected sqlite:///FILE" in line for line in lines)
+    assert any("nonsense: unknown key" in line for line in lines)
+    assert any("auth: missing" in line for line in lines)
+
+
+def test_a_database_of_a_newer_version_exits_with_1(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "relay.db") as database:
+        database.execute("PRAGMA user_version = 99")
+    database.close()
+    process = relay_process(tmp_path, "http://127.0.0.1:9/")
+    _, log = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "a newer keypulse wrote it" in log
+    assert "Traceback" not in log
