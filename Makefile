@@ -1,4 +1,5 @@
 # The two commands are `make demo` and `make test`; each does its own set-up.
+# PYTHON names the Python of .venv when it is made; remove .venv to change it.
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
@@ -8,12 +9,8 @@ help: ## this list
 
 install: .venv/installed ## .venv from the hash-locked requirements
 
-.venv/installed: requirements/dev.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "keypulse needs Python 3.11 or newer; name one with: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
-	@$(PYTHON) -m venv --clear .venv || { echo "could not make .venv; on Debian: apt-get install python3-venv" >&2; exit 2; }
-	@$(BIN)/pip install --quiet --require-hashes --only-binary :all: -r requirements/dev.lock || { echo "could not install the locked requirements; pip needs to reach a package index once" >&2; exit 1; }
-	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --no-index -e .
-	@touch $@
+.venv/installed: requirements/dev.lock pyproject.toml ops/tools/install
+	@ops/tools/install $(PYTHON)
 
 demo: install ## everything on one machine; ONCE=1 breaks KMS, waits for page and all-clear, exits
 	@ops/tools/require prometheus alertmanager
@@ -29,7 +26,7 @@ check: install ## ruff, mypy --strict, import-linter, shellcheck, promtool, amto
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck ops/tools/require .ci/run
+	$(BIN)/shellcheck ops/tools/require ops/tools/install .ci/run
 	promtool check rules ops/prometheus/rules/*.yml
 	promtool check config --syntax-only ops/prometheus/prometheus.yml
 	promtool test rules ops/prometheus/tests/*.yml

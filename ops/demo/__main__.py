@@ -1,6 +1,7 @@
 """`keypulse-demo`: the whole product on this machine, with no account anywhere."""
 
 import asyncio
+import signal
 import sys
 from pathlib import Path
 
@@ -31,10 +32,13 @@ def main(once: bool) -> None:
 
     They run the product's own rules and routing, with a minute shortened to a second.
     """
+    # A terminal that is closed sends SIGHUP; what was started must be stopped then, too.
+    signal.signal(signal.SIGHUP, lambda _number, _frame: signal.raise_signal(signal.SIGTERM))
     run_or_exit(_once(Path("demo.json")) if once else _until_stopped())
 
 
 async def _once(result: Path) -> None:
+    result.unlink(missing_ok=True)  # an older one would speak for a run that failed  # noqa: ASYNC240 - nothing runs yet
     console.print("starting everything …")
     stopping = asyncio.create_task(stop_signal())
     work = asyncio.create_task(_incident(result))

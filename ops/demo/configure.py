@@ -10,6 +10,8 @@ from ops.demo.ports import Ports
 from ops.demo.scale import scale_yaml
 
 ROOT = Path(__file__).parents[2]
+DOCS = next(folder for folder in (ROOT / "docs", Path(__file__).parent / "docs") if folder.is_dir())
+"""The runbooks: in a checkout, or where the wheel puts them."""
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 _SENDER = "keypulse <alerts@example.org>"
 _RUNBOOKS = "https://github.com/acme/ops/blob/main/docs/"

@@ -35,15 +35,14 @@ class Processes:
         self._stack.push_async_callback(_stop, process)
 
     def check(self) -> None:
-        """Raises StartError with the end of its log when a child has ended."""
+        """Raises StartError with the last line of its log when a child has ended."""
         for name, process in self._running.items():
             if process.returncode is not None:
-                raise StartError(f"{name} ended with exit code {process.returncode}: {self.last_words(name)}")
+                raise StartError(f"{name} ended with exit code {process.returncode}: {self._last_line(name)}")
 
-    def last_words(self, name: str) -> str:
-        """The end of a child's log, for a person."""
-        text = (self._logs / f"{name}.log").read_text(encoding="utf-8", errors="replace").strip()
-        return text[-600:] or "it printed nothing"
+    def _last_line(self, name: str) -> str:
+        lines = (self._logs / f"{name}.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return lines[-1][:600] if lines else "it printed nothing"
 
 
 @asynccontextmanager

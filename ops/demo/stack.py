@@ -17,7 +17,7 @@ from typing import Any
 
 import aiohttp
 
-from ops.demo.configure import KEY, ROOT, configure
+from ops.demo.configure import DOCS, KEY, configure
 from ops.demo.ports import Ports
 from ops.demo.processes import Processes, processes
 from shared.server import StartError
@@ -121,7 +121,7 @@ def commands(folder: Path, ports: Ports, prometheus: str, alertmanager: str) -> 
             "ops.demo.stand_ins",
             *("--http", local(ports.stand_ins), "--smtp", local(ports.smtp)),
             *("--slack-token-file", folder / "slack_token", "--pagerduty-key-file", folder / "pagerduty_key"),
-            *("--emulator-faults", ports.url("faults"), "--docs", ROOT / "docs"),
+            *("--emulator-faults", ports.url("faults"), "--docs", DOCS),
         ),
         "relay": module("services.relay", "--config", folder / "relay.yml"),
         "alertmanager": [
@@ -129,6 +129,7 @@ def commands(folder: Path, ports: Ports, prometheus: str, alertmanager: str) -> 
             f"--config.file={folder / 'alertmanager.yml'}",
             f"--storage.path={folder / 'alertmanager'}",
             f"--web.listen-address={local(ports.alertmanager)}",
+            f"--web.external-url={ports.url('alertmanager')}",  # links in messages; the default is the host's name
             "--cluster.listen-address=",  # one Alertmanager; no gossip port
         ],
         "backend": module("services.backend", "--config", folder / "backend.yml"),
@@ -138,7 +139,10 @@ def commands(folder: Path, ports: Ports, prometheus: str, alertmanager: str) -> 
             f"--config.file={folder / 'prometheus.yml'}",
             f"--storage.tsdb.path={folder / 'prometheus'}",
             f"--web.listen-address={local(ports.prometheus)}",
-            "--query.lookback-delta=5s",  # its 5 minutes, on the demo's clock
+            f"--web.external-url={ports.url('prometheus')}",
+            # On the demo's clock: the default of 5 minutes, and the minute that ops/prometheus/prometheus.yml asks for.
+            "--query.lookback-delta=5s",
+            "--rules.alert.for-grace-period=1s",
         ],
     }
 

@@ -37,7 +37,8 @@ async def senders(kms: emulator.Emulator) -> AsyncIterator[Senders]:
 
 @pytest.fixture
 async def chromium() -> AsyncIterator[Browser]:
-    path = shutil.which("chromium")
+    # The names that `ops/tools/require` knows, too.
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
         pytest.fail("chromium is not installed; on Debian: apt-get install chromium")
     async with async_playwright() as playwright:

@@ -63,5 +63,12 @@ def test_apt_installs_only_what_is_missing(path: Path) -> None:
     assert calls.read_text().splitlines() == ["update -qq", "install -y -qq --no-install-recommends chromium"]
 
 
+def test_a_python_without_venv_is_missing_something(path: Path) -> None:
+    program(path, "python3", "exit 1")
+    done = require(path, "make", "python3", "python3-venv")
+    assert done.returncode == 1
+    assert done.stderr.startswith("missing: make python3-venv; install them")
+
+
 def test_an_unknown_program_is_wrong_usage(path: Path) -> None:
     assert require(path, "emacs").returncode == 2
