@@ -1,6 +1,7 @@
 """The routing file, judged by amtool and by a real Alertmanager."""
 
 import asyncio
+import itertools
 import re
 import shutil
 import subprocess
@@ -15,8 +16,10 @@ from aiohttp import web
 
 from ops.demo.scale import scale_yaml
 
-FILE = Path(__file__).parents[2] / "ops/alertmanager/alertmanager.yml"
+OPS = Path(__file__).parents[2] / "ops"
+FILE = OPS / "alertmanager/alertmanager.yml"
 CONFIG = yaml.safe_load(FILE.read_text())
+(RULES,) = yaml.safe_load((OPS / "prometheus/rules/kms.yml").read_text())["groups"]
 PATIENCE = 20.0
 Start = Callable[..., Awaitable[str]]
 Labels = dict[str, str]
@@ -78,6 +81,7 @@ def test_the_waits_are_the_contracts() -> None:
     (critical,) = kms["routes"]
     (slow_to_repair,) = critical["routes"]
     assert CONFIG["route"]["group_by"] == ["alertname", "env", "service"]
+    assert [CONFIG["route"][wait] for wait in waits] == ["30s", "5m", "2h"]
     assert [kms[wait] for wait in waits] == ["30s", "5m", "2h"]
     assert [critical[wait] for wait in waits] == ["10s", "2m", "30m"]
     assert slow_to_repair == {
@@ -150,16 +154,41 @@ async def inhibitors(http: aiohttp.ClientSession, alertmanager: str) -> dict[fro
     }
 
 
-@pytest.mark.parametrize(
-    ("cause", "consequence"),
-    [
-        ("KMSCryptoModeNotKMS", "KMSCryptoNotReady"),
-        ("KMSHealthChecksFailing", "KMSCryptoModeNotKMS"),
-        ("KMSHealthChecksFailing", "KMSCryptoNotReady"),
-        ("KMSProbeFailing", "KMSHighLatency"),
-        ("KMSHighCryptoErrorRate", "KMSDecryptionErrorsBurst"),
-    ],
-)
+INHIBITED = [
+    ("KMSCryptoModeNotKMS", "KMSCryptoNotReady"),
+    ("KMSHealthChecksFailing", "KMSCryptoModeNotKMS"),
+    ("KMSHealthChecksFailing", "KMSCryptoNotReady"),
+    ("KMSProbeFailing", "KMSHighLatency"),
+    ("KMSHighCryptoErrorRate", "KMSDecryptionErrorsBurst"),
+]
+
+
+async def test_of_any_two_alerts_side_by_side_only_a_known_consequence_is_inhibited(
+    alertmanager: str, http: aiohttp.ClientSession
+) -> None:
+    names = [rule["alert"] for rule in RULES["rules"] if "alert" in rule]
+    names += ["KMSProbeFailing", "RelayDown", "Watchdog"]  # known to the routing, though no rule sends them yet
+    names += ["NodeDown"]  # somebody else's
+    # Each pair has a service of its own, so that no third alert meddles. An Alertmanager takes alerts in their order:
+    # once it has seen the last cause, it has seen whatever else could have been one.
+    pairs = sorted(itertools.permutations(names, 2), key=lambda pair: pair in INHIBITED)
+    expected = {}
+    for cause, other in pairs:
+        labels = {"env": "production", "service": f"{cause} and {other}", "target": "ledger-kek"}
+        expected[frozenset({**labels, "alertname": other}.items())] = [cause] if (cause, other) in INHIBITED else []
+        expected[frozenset({**labels, "alertname": cause}.items())] = [other] if (other, cause) in INHIBITED else []
+    await post(http, alertmanager, *({"labels": dict(labels)} for labels in expected))
+
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            found = await inhibitors(http, alertmanager)
+            if sum(map(len, found.values())) >= sum(map(len, expected.values())):
+                break
+            await asyncio.sleep(0.1)
+    assert found == expected
+
+
+@pytest.mark.parametrize(("cause", "consequence"), INHIBITED)
 async def test_a_cause_inhibits_its_consequence_in_its_env_and_service_only(
     cause: str, consequence: str, alertmanager: str, http: aiohttp.ClientSession
 ) -> None:
