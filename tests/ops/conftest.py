@@ -3,30 +3,44 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 START_SECONDS = 20.0
+Running = Callable[..., AbstractAsyncContextManager[str]]
 Start = Callable[..., Awaitable[str]]
 
 
 @pytest.fixture
-async def start(tmp_path: Path) -> AsyncIterator[Start]:
-    """Starts a program that logs where it listens, and gives its URL; ended after the test."""
-    async with AsyncExitStack() as programs:
+def running(tmp_path: Path) -> Running:
+    """Runs a program that logs where it listens, for as long as the context lasts; gives its URL."""
 
-        async def start(program: str, *arguments: str) -> str:
-            log = tmp_path / f"{Path(program).name}.log"
-            with log.open("wb") as output:
-                process = await asyncio.create_subprocess_exec(program, *arguments, stdout=output, stderr=output)
-            programs.push_async_callback(end, process)
+    @asynccontextmanager
+    async def running(program: str, *arguments: str) -> AsyncIterator[str]:
+        log = tmp_path / f"{Path(program).name}.log"
+        with log.open("wb") as output:
+            process = await asyncio.create_subprocess_exec(program, *arguments, stdout=output, stderr=output)
+        try:
             async with asyncio.timeout(START_SECONDS):
                 while not (found := re.search(r'"Listening on" address=(\S+)', log.read_text())):
                     assert process.returncode is None, log.read_text()
                     await asyncio.sleep(0.05)
-            return f"http://{found[1]}"
+            yield f"http://{found[1]}"
+        finally:
+            await end(process)
+
+    return running
+
+
+@pytest.fixture
+async def start(running: Running) -> AsyncIterator[Start]:
+    """Starts such a program, and gives its URL; ended after the test."""
+    async with AsyncExitStack() as programs:
+
+        async def start(program: str, *arguments: str) -> str:
+            return await programs.enter_async_context(running(program, *arguments))
 
         yield start
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "ops/prometheus"
 RULES = yaml.safe_load((PROMETHEUS / "rules/kms.yml").read_text())["groups"][0]["rules"]
 PATIENCE = 40.0
+Running = Callable[..., AbstractAsyncContextManager[str]]
 Start = Callable[..., Awaitable[str]]
 
 
@@ -56,17 +58,25 @@ async def exporter() -> AsyncIterator[Exporter]:
 
 
 @pytest.fixture
-async def prometheus(start: Start, exporter: Exporter, tmp_path: Path) -> str:
-    """Every duration is a sixtieth: scraped and evaluated each second."""
+def arguments(exporter: Exporter, tmp_path: Path) -> list[str]:
+    """Prometheus's: every duration of its files is a sixtieth, so it scrapes and evaluates each second."""
     # Port 1 takes nothing: neither a relay nor an Alertmanager that others run may be touched.
     here = {"127.0.0.1:9911": exporter.address, "127.0.0.1:9912": "127.0.0.1:1", "127.0.0.1:9093": "127.0.0.1:1"}
     (tmp_path / "rules").mkdir()
     for file in ("prometheus.yml", "rules/kms.yml"):
         text = (PROMETHEUS / file).read_text()
         (tmp_path / file).write_text(scale_yaml(text, lambda value: here.get(value, value)))
-    storage = f"--storage.tsdb.path={tmp_path / 'data'}"
-    config = f"--config.file={tmp_path / 'prometheus.yml'}"
-    url = await start("prometheus", config, storage, "--web.listen-address=127.0.0.1:0")
+    return [
+        f"--config.file={tmp_path / 'prometheus.yml'}",
+        f"--storage.tsdb.path={tmp_path / 'data'}",
+        "--web.listen-address=127.0.0.1:0",
+        "--rules.alert.for-grace-period=1s",  # a sixtieth of what prometheus.yml asks for
+    ]
+
+
+@pytest.fixture
+async def prometheus(start: Start, arguments: list[str]) -> str:
+    url = await start("prometheus", *arguments)
 
     async def ready() -> bool:
         async with aiohttp.ClientSession(url) as session, session.get("/-/ready") as answer:
@@ -135,6 +145,32 @@ async def test_on_the_demos_clock_every_rule_evaluates_and_a_lost_mode_fires_and
     problems = {rule["name"]: rule.get("lastError") for rule in group["rules"] if rule["health"] != "ok"}
     assert problems == {}
     assert len(group["rules"]) == len(RULES)
+
+
+async def test_an_alert_that_fires_still_fires_after_a_restart_so_that_nobody_gets_an_all_clear(
+    running: Running, arguments: list[str], exporter: Exporter
+) -> None:
+    async def firing_since(url: str) -> str:
+        """When KMSCryptoModeNotKMS began, to the second: Prometheus stores no fraction of it."""
+        since = ""
+
+        async def fires() -> bool:
+            nonlocal since
+            async with aiohttp.ClientSession(url) as session, session.get("/api/v1/alerts") as answer:
+                alerts = (await answer.json())["data"]["alerts"] if answer.status == 200 else []
+            for alert in alerts:
+                if (alert["labels"]["alertname"], alert["state"]) == ("KMSCryptoModeNotKMS", "firing"):
+                    since = alert["activeAt"][: len("2026-01-01T00:00:00")]
+            return bool(since)
+
+        await until(fires)
+        return since
+
+    exporter.expose(mode=0)
+    async with running("prometheus", *arguments) as url:
+        before = await firing_since(url)
+    async with running("prometheus", *arguments) as url:
+        assert await firing_since(url) == before
 
 
 async def test_the_runbooks_queries_are_answered(
