@@ -43,6 +43,48 @@ async def test_a_broken_key_reaches_all_three_channels_and_so_does_the_all_clear
     assert [set(hop) for hop in written["hops"]] == [{"name", "channel", "state", "at", "seconds"}] * len(hops)
 
 
+ONCE_WITH_A_SILENT_PAGER = """
+from contextlib import asynccontextmanager
+
+from ops.demo import __main__ as demo, scenario, stack
+from ops.demo.ports import Ports
+
+everything = stack.running
+
+@asynccontextmanager
+async def with_a_silent_pager(_usual):
+    async with everything(Ports.free()) as running:
+        fault = {"provider": "pagerduty", "kind": "hang"}
+        async with running.http.post(running.ports.url("stand_ins") + "/api/faults", json=fault) as answer:
+            assert answer.status == 201
+        yield running
+
+stack.running = with_a_silent_pager
+scenario.PHASE_SECONDS = 25
+demo.main(["--once"])
+"""
+
+
+def test_a_channel_that_stays_silent_is_named_and_the_exit_code_says_so(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ONCE_WITH_A_SILENT_PAGER],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "no 'delivered' on pagerduty (firing) within 25 s\n" in done.stdout
+    assert done.stdout.count("no '") == 1, "the others arrived"
+    assert "all six messages arrived" not in done.stdout
+
+    written = json.loads((tmp_path / "demo.json").read_text())
+    assert written["ok"] is False
+    delivered = {(hop["channel"], hop["state"]) for hop in written["hops"] if hop["name"] == "delivered"}
+    assert delivered == {("slack", "firing"), ("email", "firing")}
+
+
 def test_a_taken_port_is_one_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ports = Ports(relay=taken.getsockname()[1])
