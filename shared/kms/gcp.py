@@ -23,8 +23,13 @@ from shared.kms.credentials import Lookup, shared_lookup
 from shared.kms.provider import Decrypted, Encrypted, KmsError
 from shared.kms.reason import Reason, from_status
 
-# Without these, gRPC waits up to 2 minutes before it connects again, long after the service is back.
-_RECONNECT: Final = [("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 5000)]
+_RECONNECT: Final = [
+    # Without these, gRPC waits up to 2 minutes before it connects again, long after the service is back.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 5000),
+    # Without this, a new channel may be given the connection of the one that was just closed because it was dead.
+    ("grpc.use_local_subchannel_pool", 1),
+]
 # Plaintext to an emulator on this machine must not take a way through a proxy that the environment names.
 _NO_PROXY: Final = [("grpc.enable_http_proxy", 0)]
 

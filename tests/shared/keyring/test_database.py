@@ -1,6 +1,9 @@
 import asyncio
 import os
 import sqlite3
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -136,18 +139,37 @@ async def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
         await Database.opened(tmp_path / "gone" / "some.db", TABLES)
 
 
-@pytest.fixture
-def read_only(file: Path) -> Path:
-    with closing(sqlite3.connect(file)) as other:
-        other.execute("CREATE TABLE other (x)")
-    file.chmod(0o400)
-    return file
+_OPEN = """
+import asyncio, os, sys
+from pathlib import Path
+from sqlalchemy import Column, Integer, MetaData, Table
+from sqlalchemy.dialects import sqlite  # now: later, as nobody, its file may be out of reach
+from shared.keyring.database import Database, DatabaseError
+
+tables = MetaData()
+Table("numbers", tables, Column("number", Integer))
+if os.geteuid() == 0:  # root may write to any file, nobody may not
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+try:
+    asyncio.run(Database.opened(Path(sys.argv[1]), tables))
+except DatabaseError as error:
+    print(f"DatabaseError: {error}")
+"""
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to any file")
-async def test_a_file_that_may_only_be_read_is_an_error(read_only: Path) -> None:
-    with pytest.raises(DatabaseError, match="readonly"):
-        await Database.opened(read_only, TABLES)
+def test_a_file_that_may_only_be_read_is_an_error() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders let no other user in
+        Path(folder).chmod(0o755)
+        file = Path(folder) / "some.db"
+        with closing(sqlite3.connect(file)) as other:
+            other.execute("CREATE TABLE other (x)")
+        file.chmod(0o444)
+        opened = subprocess.run(
+            [sys.executable, "-c", _OPEN, str(file)], capture_output=True, text=True, timeout=30, check=False
+        )
+    assert opened.stdout == "DatabaseError: attempt to write a readonly database\n", opened.stderr
 
 
 async def test_opening_again_keeps_what_is_there(database: Database, file: Path) -> None:

@@ -55,16 +55,18 @@ async def test_a_connection_that_went_silent_is_replaced(emulator: Emulator) -> 
     firewall = Firewall(emulator.address)
     server = await asyncio.start_server(firewall.accept, "127.0.0.1", 0)
     key = GcpKey(KEY, endpoint=f"127.0.0.1:{server.sockets[0].getsockname()[1]}", insecure=True)
-    await key.encrypt(b"x", b"", timeout=5)
-    firewall.forget()
-    with pytest.raises(KmsError) as silent:
-        await key.encrypt(b"x", b"", timeout=0.3)
-    assert silent.value.reason is Reason.TIMEOUT
-    await key.encrypt(b"x", b"", timeout=5)
-    assert firewall.connections == 2
-    await key.close()
-    await firewall.close()
-    server.close()
+    try:
+        await key.encrypt(b"x", b"", timeout=5)
+        firewall.forget()
+        with pytest.raises(KmsError) as silent:
+            await key.encrypt(b"x", b"", timeout=0.3)
+        assert silent.value.reason is Reason.TIMEOUT
+        await key.encrypt(b"x", b"", timeout=5)
+        assert firewall.connections == 2
+    finally:
+        await key.close()
+        await firewall.close()
+        server.close()
 
 
 async def test_plaintext_takes_no_way_through_a_proxy(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
