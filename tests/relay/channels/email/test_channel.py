@@ -298,21 +298,32 @@ async def test_a_server_without_starttls_gets_neither_password_nor_mail(
     assert server.taken == []
 
 
-async def test_a_server_that_hangs_after_it_took_the_mail_is_no_failure(secret_file: Path, tcp: TcpServer) -> None:
+async def test_a_server_that_is_slow_to_take_the_mail_and_hangs_at_quit_is_no_failure(
+    secret_file: Path, tcp: TcpServer
+) -> None:
+    said: list[bytes] = []
+    left = asyncio.Event()
+
     async def conversation(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 mail\r\n")
-        replies = {b"DATA": b"354 go on\r\n", b".\r\n": b"250 taken\r\n", b"EHLO": b"250 mail\r\n"}
-        in_data = False
         while line := await reader.readline():
-            if line.startswith(b"QUIT"):
-                await reader.read()
-            in_data = (in_data or line.startswith(b"DATA")) and line != b".\r\n"
-            if not in_data or line.startswith(b"DATA"):
-                writer.write(replies.get(line[:4] if line != b".\r\n" else line, b"250 OK\r\n"))
+            said.append(line)
+            if line.startswith(b"DATA"):
+                writer.write(b"354 go on\r\n")
+                await reader.readuntil(b"\r\n.\r\n")
+                await asyncio.sleep(0.5)  # half of the time that a send has
+                writer.write(b"250 taken\r\n")
+            elif not line.startswith(b"QUIT"):
+                writer.write(b"250 mail\r\n")
+        left.set()
 
     no_login = {"username": None, "password_file": None}
-    receipt = await connect(secret_file, await tcp(conversation), **no_login).send(message())
+    values = {**example("email", secret_file, await tcp(conversation)), **no_login}
+    async with asyncio.timeout(1):  # the bound of whoever calls; past it the mail would be sent again
+        receipt = await settings(values).connect(1).send(message())
     assert receipt["answer"] == "taken"
+    await asyncio.wait_for(left.wait(), 5)
+    assert said[-1] == b"QUIT\r\n"
 
 
 async def test_a_lost_answer_is_tried_again_with_the_same_message_id(secret_file: Path, stand_ins: StandIns) -> None:
