@@ -88,6 +88,16 @@ async def test_a_mail_opens_as_html_and_as_text_and_stays_open_when_another_come
     await expect(page.get_by_role("row", name="Message-ID")).to_contain_text("<1@example.org>")
 
 
+async def test_mails_of_one_subject_tell_the_alarm_from_the_all_clear(page: Page, senders: Senders) -> None:
+    await senders.mail("[KMSDown] prod", "<h1>x</h1>", "Firing: KMSDown · prod\n1 firing")
+    await senders.mail("[KMSDown] prod", "<h1>x</h1>", "Resolved: KMSDown · prod\n1 resolved")
+    lines = page.locator(".mail-snippet")
+    await expect(lines).to_have_text(["Resolved: KMSDown · prod", "Firing: KMSDown · prod"])
+    colours = await lines.evaluate_all("nodes => nodes.map((n) => getComputedStyle(n, '::before').backgroundColor)")
+    assert len(set(colours)) == 2
+    await expect(page.locator("#arrivals")).to_have_text(re.compile(r"Mail: \[KMSDown\] prod: Resolved: KMSDown · prod$"))
+
+
 async def test_an_incident_opens_and_resolves_before_ones_eyes(page: Page, senders: Senders) -> None:
     await senders.page("trigger")
     incident = page.locator(".incident")

@@ -2,7 +2,7 @@
 
 import { summary } from "./blocks.js";
 import { showKms, showProviderFaults } from "./kms.js";
-import { showMails } from "./mail.js";
+import { showMails, snippet } from "./mail.js";
 import { showIncidents } from "./pagerduty.js";
 import { showSlack } from "./slack.js";
 
@@ -58,7 +58,7 @@ function announce(state) {
   const found = new Map();
   for (const { channel, messages } of state.slack)
     for (const message of messages) found.set(`slack ${channel} ${message.ts}`, `Slack, ${channel}: ${summary(message)}`);
-  for (const mail of state.mailbox) found.set(`mail ${mail.id}`, `Mail: ${mail.subject}`);
+  for (const mail of state.mailbox) found.set(`mail ${mail.id}`, `Mail: ${mail.subject}: ${snippet(mail)}`);
   for (const incident of state.pagerduty.incidents)
     found.set(`${incident.opened_at} ${incident.dedup_key} ${incident.status}`, `PagerDuty, ${incident.status}: ${incident.summary}`);
   const fresh = known && [...found].filter(([id]) => !known.has(id)).map(([, text]) => text);
