@@ -127,7 +127,7 @@ async def test_a_lost_answer_is_not_posted_again_behind_our_back(secret_file: Pa
         await channel.send(message())
     await channel.close()
     assert (raised.value.reason, raised.value.scope) == (Reason.CONNECTION, Scope.ATTEMPT)
-    assert len(posts(stand_ins)) == 1
+    assert len(posts(stand_ins)) == 1  # each request that arrives is stored
 
 
 async def test_a_proxy_in_the_environment_sees_nothing(
