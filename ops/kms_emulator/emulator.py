@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import grpc
 
 from ops.kms_emulator import fault_api, service
 from ops.kms_emulator.faults import Faults
+from ops.kms_emulator.folder import Folder
 from ops.kms_emulator.status import StatusError
 from ops.kms_emulator.store import Store
 from shared.server import StartError, listening, registry, serving
@@ -53,26 +54,28 @@ async def start(
         clock: the time in Unix seconds.
 
     Raises:
-        StartError: an address is taken, or the folder cannot be used.
+        StartError: an address is taken, or the folder cannot be used or is another emulator's.
     """
-    store = await asyncio.to_thread(Store, data, clock)
-    try:
-        await store.ensure(keys)
-    except StatusError as error:
-        raise StartError(error.message) from None
-    with listening(listen):  # a taken address is said before anything starts, and by us: gRPC would log several lines
-        pass
-    active = Faults(random.random)
-    metrics = registry()
-    async with serving(fault_api.app(active, metrics), faults) as faults_address:
-        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])  # else a second emulator would share the port
+    async with AsyncExitStack() as stack:
+        if data:
+            folder = await asyncio.to_thread(Folder, data)
+            stack.callback(folder.release)
+        store = await asyncio.to_thread(Store, data, clock)
         try:
-            server.add_generic_rpc_handlers(service.handlers(store, active, metrics))
-            address = _bound(server, listen)
-            await server.start()
-            yield Emulator(address, faults_address, active, store)
-        finally:
-            await server.stop(STOP_SECONDS)
+            await store.ensure(keys)
+        except StatusError as error:
+            raise StartError(error.message) from None
+        with listening(listen):  # a taken address is said before anything starts, by us: gRPC would log several lines
+            pass
+        active = Faults(random.random)
+        metrics = registry()
+        faults_address = await stack.enter_async_context(serving(fault_api.app(active, metrics), faults))
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])  # else a second emulator would share the port
+        stack.push_async_callback(server.stop, STOP_SECONDS)
+        server.add_generic_rpc_handlers(service.handlers(store, active, metrics))
+        address = _bound(server, listen)
+        await server.start()
+        yield Emulator(address, faults_address, active, store)
 
 
 def _bound(server: grpc.aio.Server, address: Address) -> Address:

@@ -21,11 +21,18 @@ _ONLY_FOR: Final = {
     "denied": set(PERMISSIONS),
     "slow_primary": {"Encrypt"},
 }
+_WITHOUT_KEY: Final = {"CreateKeyRing", "GetKeyRing", "ListKeyRings", "CreateCryptoKey", "ListCryptoKeys"}
 
 
 def _operation(name: str) -> str:
     if name not in OPERATIONS:
         raise ValueError(f"expected one of {', '.join(OPERATIONS)}")
+    return name
+
+
+def _permission(name: str) -> str:
+    if name not in PERMISSIONS.values():
+        raise ValueError(f"expected one of {', '.join(dict.fromkeys(PERMISSIONS.values()))}")
     return name
 
 
@@ -59,7 +66,7 @@ class Fault(BaseModel):
     seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
     status: Annotated[str, AfterValidator(_status)] = "UNAVAILABLE"
     message: str | None = None
-    permission: str | None = None
+    permission: Annotated[str, AfterValidator(_permission)] | None = None
 
     @model_validator(mode="after")
     def _can_ever_happen(self) -> Self:
@@ -67,6 +74,10 @@ class Fault(BaseModel):
             raise ValueError(f"{self.kind} needs `seconds`")
         if self.operation and self.operation not in _ONLY_FOR.get(self.kind, OPERATIONS):
             raise ValueError(f"{self.kind} never happens to {self.operation}")
+        if self.key and self.operation in _WITHOUT_KEY:
+            raise ValueError(f"{self.operation} is about no key that exists; leave `key` out")
+        if self.kind == "denied" and self.operation and self.permission not in {None, PERMISSIONS[self.operation]}:
+            raise ValueError(f"{self.operation} needs {PERMISSIONS[self.operation]}, not {self.permission}")
         return self
 
     def refuses(self, permission: str) -> bool:

@@ -15,7 +15,9 @@ from ops.kms_emulator.status import invalid_argument, unimplemented
 from ops.kms_emulator.store import Store
 
 _ENCRYPT_DECRYPT = kms.CryptoKey.CryptoKeyPurpose.ENCRYPT_DECRYPT
-_SETTABLE = {State.ENABLED, State.DISABLED}
+_STATES = kms.CryptoKeyVersion.CryptoKeyVersionState
+_SETTABLE = {_STATES.ENABLED: State.ENABLED, _STATES.DISABLED: State.DISABLED}
+_HOUR = 3600.0
 
 
 class KeyMethods:
@@ -49,14 +51,16 @@ class KeyMethods:
         wanted = request.crypto_key
         _check_supported(wanted)
         now = self._store.clock()
-        key = Key(
-            name,
-            now,
-            labels=dict(wanted.labels),
-            destroy_scheduled_duration=_seconds(wanted.destroy_scheduled_duration)
-            or DEFAULT_DESTROY_SCHEDULED_DURATION,
-            rotation_period=_seconds(wanted.rotation_period),
-            next_rotation=_unix(wanted.next_rotation_time),
+        key = _checked(
+            Key(
+                name,
+                now,
+                labels=dict(wanted.labels),
+                destroy_scheduled_duration=_seconds(wanted.destroy_scheduled_duration)
+                or DEFAULT_DESTROY_SCHEDULED_DURATION,
+                rotation_period=_seconds(wanted.rotation_period),
+                next_rotation=_unix(wanted.next_rotation_time),
+            )
         )
         if not request.skip_initial_version_creation:
             key = key.with_new_version(new_material(), now).with_primary(1, now)
@@ -85,11 +89,10 @@ class KeyMethods:
             )
 
         def update(key: Key) -> Key:
-            return key.updated(
-                labels=dict(wanted.labels) if "labels" in paths else key.labels,
-                rotation_period=_seconds(wanted.rotation_period) if "rotation_period" in paths else key.rotation_period,
-                next_rotation=_unix(wanted.next_rotation_time) if "next_rotation_time" in paths else key.next_rotation,
-            )
+            period = _seconds(wanted.rotation_period) if "rotation_period" in paths else key.rotation_period
+            next_rotation = _unix(wanted.next_rotation_time) if "next_rotation_time" in paths else key.next_rotation
+            labels = dict(wanted.labels) if "labels" in paths else key.labels
+            return _checked(key.updated(labels=labels, rotation_period=period, next_rotation=next_rotation))
 
         return messages.crypto_key(await self._store.change(names.key(wanted.name), update))
 
@@ -130,10 +133,10 @@ class KeyMethods:
         name, number = names.version(request.crypto_key_version.name)
         if list(request.update_mask.paths) != ["state"]:
             raise invalid_argument(f"The update_mask {list(request.update_mask.paths)} must name state, and only that.")
-        wanted = request.crypto_key_version.state
-        if wanted.name not in _SETTABLE:
-            raise invalid_argument(f"The state of a version can be set to ENABLED or DISABLED, not to {wanted.name}.")
-        state = State(wanted.name)
+        # The number itself: proto-plus warns of one that it has no name for.
+        state = _SETTABLE.get(kms.UpdateCryptoKeyVersionRequest.pb(request).crypto_key_version.state)
+        if state is None:
+            raise invalid_argument("The state of a version can be set to ENABLED or DISABLED only.")
         return _version(await self._store.change(name, lambda key: key.with_state(number, state)), number)
 
     async def destroy_crypto_key_version(self, request: kms.DestroyCryptoKeyVersionRequest) -> kms.CryptoKeyVersion:
@@ -150,6 +153,22 @@ class KeyMethods:
 
 def _version(key: Key, number: int) -> kms.CryptoKeyVersion:
     return messages.crypto_key_version(key, key.version(number))
+
+
+def _checked(key: Key) -> Key:
+    """`key` where its durations are ones that the service would take.
+
+    The bounds: https://cloud.google.com/kms/docs/reference/rpc/google.cloud.kms.v1#cryptokey and, for the destruction,
+    https://cloud.google.com/kms/docs/create-key#soft_delete; its least, 24 hours, would only keep tests waiting.
+    """
+    if not 0 < key.destroy_scheduled_duration <= 120 * 24 * _HOUR:
+        raise invalid_argument("The destroy_scheduled_duration must be positive and at most 120 days.")
+    if key.rotation_period is not None:
+        if not 24 * _HOUR <= key.rotation_period <= 876_000 * _HOUR:
+            raise invalid_argument("The rotation_period must be at least 24 hours and at most 876000 hours.")
+        if key.next_rotation is None:
+            raise invalid_argument("A rotation_period needs a next_rotation_time.")
+    return key
 
 
 def _check_supported(wanted: kms.CryptoKey) -> None:

@@ -37,6 +37,6 @@ def _offset(token: str) -> int:
         text = base64.b64decode(token, altchars=b"-_", validate=True).decode("ascii")
     except ValueError:  # binascii.Error and UnicodeError among them
         text = ""
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > 18:  # Python itself refuses to read a number of thousands of digits
         raise invalid_argument(f"The page_token [{token}] is not one that this service gave.")
     return int(text)

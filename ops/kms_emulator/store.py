@@ -135,7 +135,6 @@ def new_key(name: str, now: float) -> Key:
 def _load(file: Path) -> _Everything:
     """The state in `file`, or nothing where there is no file yet. Raises StartError."""
     try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         content = file.read_bytes()
     except FileNotFoundError:
         return _Everything()

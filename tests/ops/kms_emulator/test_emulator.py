@@ -15,7 +15,8 @@ from ops.kms_emulator.faults import Fault
 from shared.server import StartError
 from shared.settings import Address
 
-KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+RING = "projects/demo/locations/global/keyRings/app"
+KEY = f"{RING}/cryptoKeys/ledger"
 ANY = Address("127.0.0.1", 0)
 ONCE: dict[str, Any] = {"retry": None, "timeout": 5}
 State = kms.CryptoKeyVersion.CryptoKeyVersionState
@@ -91,6 +92,16 @@ async def test_a_full_disk_at_the_start_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(StartError, match=r"cannot write .* set another --data"):
         async with start(keys=[KEY], data=tmp_path):
             pytest.fail("it started without its key")
+
+
+async def test_a_second_emulator_on_the_folder_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:
+    async with start(keys=[KEY], data=tmp_path / "new" / "folder") as first:
+        with pytest.raises(StartError, match="another emulator uses it; set another --data"):
+            async with start(keys=[KEY + "2"], data=tmp_path / "new" / "folder"):
+                pytest.fail("it started on another emulator's state")
+        assert [key.name for key in await first.store.keys(RING)] == [KEY]
+    async with start(data=tmp_path / "new" / "folder") as next_one:
+        assert [key.name for key in await next_one.store.keys(RING)] == [KEY]
 
 
 async def test_two_emulators_live_side_by_side() -> None:

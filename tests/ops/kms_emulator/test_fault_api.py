@@ -60,6 +60,7 @@ async def test_everything_is_healed_at_once(http: aiohttp.ClientSession, emulato
         (b'{"kind": "status", "status": "OK"}', "status: expected the name of a gRPC status other than OK"),
         (b'{"kind": "status", "colour": 1}', "colour: Extra inputs are not permitted"),
         (b'{"kind": "latency"}', "latency needs `seconds`"),
+        (b'{"kind": "denied", "permission": "nope"}', "permission: expected one of cloudkms.keyRings.create"),
     ],
 )
 async def test_a_body_that_is_no_fault_is_refused_with_its_mistake(

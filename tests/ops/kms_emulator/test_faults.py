@@ -67,7 +67,7 @@ def test_faults_are_healed_one_by_one_or_all_at_once() -> None:
         ({"permission": USE_TO_ENCRYPT}, {USE_TO_ENCRYPT}),
         ({"operation": "Encrypt"}, {USE_TO_ENCRYPT}),
         ({"operation": "UpdateCryptoKey"}, {"cloudkms.cryptoKeys.update"}),
-        ({"operation": "Decrypt", "permission": USE_TO_ENCRYPT}, set()),
+        ({"operation": "Encrypt", "permission": USE_TO_ENCRYPT}, {USE_TO_ENCRYPT}),
     ],
 )
 def test_denied_takes_away_a_permission_by_its_name_or_by_the_operation_that_needs_it(
@@ -101,6 +101,13 @@ def test_only_denied_takes_away_permissions() -> None:
         ({"kind": "corrupt_crc", "operation": "GetCryptoKey"}, "never happens to GetCryptoKey"),
         ({"kind": "slow_primary", "operation": "Decrypt", "seconds": 1}, "never happens to Decrypt"),
         ({"kind": "denied", "operation": "TestIamPermissions"}, "never happens to TestIamPermissions"),
+        ({"kind": "denied", "permission": "cloudkms.nope"}, "expected one of cloudkms.keyRings.create"),
+        (
+            {"kind": "denied", "operation": "Decrypt", "permission": USE_TO_ENCRYPT},
+            "Decrypt needs cloudkms.cryptoKeyVersions.useToDecrypt, not cloudkms.cryptoKeyVersions.useToEncrypt",
+        ),
+        ({"kind": "status", "operation": "CreateCryptoKey", "key": KEY}, "about no key that exists; leave `key` out"),
+        ({"kind": "stall", "operation": "ListKeyRings", "key": KEY}, "about no key that exists; leave `key` out"),
     ],
 )
 def test_a_fault_that_could_never_happen_is_refused(fields: dict[str, Any], complaint: str) -> None:

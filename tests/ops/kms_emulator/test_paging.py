@@ -33,6 +33,7 @@ def test_a_page_has_a_default_and_a_largest_size() -> None:
         (kms.ListCryptoKeysRequest(page_token="!"), grpc.StatusCode.INVALID_ARGUMENT),
         (kms.ListCryptoKeysRequest(page_token="LTE="), grpc.StatusCode.INVALID_ARGUMENT),
         (kms.ListCryptoKeysRequest(page_token="ä"), grpc.StatusCode.INVALID_ARGUMENT),
+        (kms.ListCryptoKeysRequest(page_token="OTk5" * 2000), grpc.StatusCode.INVALID_ARGUMENT),  # 6000 digits
         (kms.ListCryptoKeysRequest(filter="state=ENABLED"), grpc.StatusCode.UNIMPLEMENTED),
         (kms.ListCryptoKeysRequest(order_by="name"), grpc.StatusCode.UNIMPLEMENTED),
     ],

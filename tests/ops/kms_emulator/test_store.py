@@ -18,13 +18,13 @@ def at(time: float = 100.0) -> float:
 
 
 async def test_what_was_changed_survives_a_restart(tmp_path: Path) -> None:
-    store = Store(tmp_path / "new" / "folder", at)
+    store = Store(tmp_path, at)
     await store.ensure([KEY])
     await store.change(KEY, lambda key: key.with_new_version(b"2" * 32, 100.0))
     await store.change(KEY, lambda key: key.with_primary(2, 100.0).with_destruction(1, 100.0))
     before = await store.key(KEY)
 
-    reopened = Store(tmp_path / "new" / "folder", at)
+    reopened = Store(tmp_path, at)
     assert await reopened.key(KEY) == before
     assert reopened.ring(RING) == 100.0
 
@@ -55,6 +55,17 @@ async def test_a_change_that_cannot_be_written_is_refused_and_did_not_happen(tmp
     assert refused.value.code is grpc.StatusCode.INTERNAL
     assert str(tmp_path) in refused.value.message
     assert (await store.key(KEY)).version(1).state is State.ENABLED
+
+
+async def test_a_change_that_cannot_be_synced_is_refused_and_did_not_happen(tmp_path: Path) -> None:
+    store = Store(tmp_path, at)
+    await store.ensure([KEY])
+    before = (tmp_path / "state.json").read_bytes()
+    (tmp_path / "state.new").symlink_to("/dev/null")  # takes every byte, and refuses fsync
+    with pytest.raises(StatusError, match="Invalid argument"):
+        await store.change(KEY, lambda key: key.with_state(1, State.DISABLED))
+    assert (await store.key(KEY)).version(1).state is State.ENABLED
+    assert (tmp_path / "state.json").read_bytes() == before
 
 
 async def test_concurrent_changes_lose_none(tmp_path: Path) -> None:
