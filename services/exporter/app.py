@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from random import Random
 
@@ -45,7 +46,9 @@ async def running(
             probes.append(_probe_job(prober, metrics, changes))
         for backend in settings.backends:
             urls = (backend.health_url, backend.metrics_url)
-            reader = BackendReader(backend.service, *urls, session, settings.probe.timeout)
+            parser = ThreadPoolExecutor(1, "metrics-parser")
+            stack.callback(parser.shutdown, wait=False, cancel_futures=True)
+            reader = BackendReader(backend.service, *urls, session, parser, settings.probe.timeout)
             reads.append(_read_job(reader, metrics, changes))
         # Two schedules with places of their own: a KMS that hangs never delays what is known of the backends.
         schedules = [
@@ -87,7 +90,7 @@ def _read_job(reader: BackendReader, metrics: ExporterMetrics, changes: Changes)
     async def run() -> None:
         try:
             state = await reader.read()
-        except Exception:
+        except BaseException:  # a library's CancelledError, too
             metrics.show(BackendState(reader.service, None))  # what is shown is never older than the last read
             raise
         metrics.show(state)

@@ -6,10 +6,12 @@ not of the expected type is a problem with a sentence, never an exception.
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Iterable
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
@@ -26,6 +28,9 @@ _CARRIED: Final[dict[str, Callable[[Iterable[float]], float]]] = {
     CRYPTO_INIT_TIMESTAMP: max,
     CRYPTO_DECRYPTION_ERRORS: sum,
 }
+_NAME_END: Final = re.compile(r"[\s{]")
+
+T = TypeVar("T")
 
 
 class _UnreadableError(Exception):
@@ -51,7 +56,11 @@ async def http_client() -> AsyncIterator[aiohttp.ClientSession]:
     connector = aiohttp.TCPConnector(force_close=True, limit=0)
     headers = {"Accept-Encoding": "identity", "User-Agent": "keypulse-exporter"}
     async with aiohttp.ClientSession(
-        connector=connector, headers=headers, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
+        connector=connector,
+        headers=headers,
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(),  # none: a read has its own, and the texts of these hold the URL
     ) as session:
         yield session
 
@@ -64,13 +73,18 @@ class BackendReader:
     health_url: str
     metrics_url: str | None
     session: aiohttp.ClientSession
+    parser: Executor
+    """Where metrics are parsed; no other backend's, so that one with slow metrics delays itself alone."""
     timeout: float
     """Seconds for each of the two documents, which are read side by side."""
 
     async def read(self) -> BackendState:
         """The state right now. Whatever the backend answers or does not answer is a state, never an exception."""
         async with asyncio.TaskGroup() as group:
-            reads = group.create_task(self._health()), group.create_task(self._metrics())
+            reads = (
+                group.create_task(self._in_time("health check", self._health())),
+                group.create_task(self._in_time("metrics", self._metrics())),
+            )
         health, metrics = reads[0].result(), reads[1].result()
         problems = tuple(found for found in (health, metrics) if isinstance(found, str))
         if isinstance(health, str):
@@ -84,29 +98,29 @@ class BackendReader:
             problems=problems,
         )
 
-    async def _health(self) -> Health | str:
+    async def _in_time(self, what: str, document: Awaitable[T]) -> T | str:
+        """The document, or the sentence that says why it could not be read."""
         try:
-            body = await self._get(self.health_url, "application/json", HEALTH_BYTES, statuses={200, 503})
-            return parse_health(body)
+            async with asyncio.timeout(self.timeout):
+                return await document
+        except TimeoutError:
+            return f"{what}: no complete answer within {self.timeout:g} s"
         except _UnreadableError as error:
-            return f"health check: {error}"
+            return f"{what}: {error}"
 
-    async def _metrics(self) -> dict[str, float] | str:
+    async def _health(self) -> Health:
+        return parse_health(await self._get(self.health_url, "application/json", HEALTH_BYTES, statuses={200, 503}))
+
+    async def _metrics(self) -> dict[str, float]:
         if self.metrics_url is None:
             return {}
-        try:
-            body = await self._get(self.metrics_url, "text/plain;version=0.0.4", METRICS_BYTES, statuses={200})
-            return await asyncio.to_thread(parse_metrics, body)
-        except _UnreadableError as error:
-            return f"metrics: {error}"
+        body = await self._get(self.metrics_url, "text/plain;version=0.0.4", METRICS_BYTES, statuses={200})
+        return await asyncio.get_running_loop().run_in_executor(self.parser, parse_metrics, body)
 
     async def _get(self, url: str, accept: str, limit: int, statuses: set[int]) -> bytes:
         body = bytearray()
         try:
-            async with (
-                asyncio.timeout(self.timeout),
-                self.session.get(url, headers={"Accept": accept}, allow_redirects=False) as response,
-            ):
+            async with self.session.get(url, headers={"Accept": accept}, allow_redirects=False) as response:
                 if response.status not in statuses:
                     hint = "; a redirect is not followed, set the final URL" if 300 <= response.status < 400 else ""
                     raise _UnreadableError(f"answered with HTTP {response.status}{hint}")
@@ -114,8 +128,8 @@ class BackendReader:
                     body += chunk
                     if len(body) > limit:
                         raise _UnreadableError(f"the answer is over {limit // 1024} KiB")
-        except TimeoutError:
-            raise _UnreadableError(f"no complete answer within {self.timeout:g} s") from None
+        except (aiohttp.InvalidURL, UnicodeError):  # the text of the first is the URL, which may hold a password
+            raise _UnreadableError("its URL cannot be used; correct it in the configuration") from None
         except aiohttp.ClientResponseError as error:  # its own text would hold the URL
             raise _UnreadableError(f"the answer is not HTTP: {' '.join(error.message.split())[:200]}") from None
         except (aiohttp.ClientError, OSError) as error:
@@ -136,11 +150,11 @@ def parse_health(body: bytes) -> Health:
 def parse_metrics(body: bytes) -> dict[str, float]:
     """The families that are carried over, by name, as far as they are there. Raises _UnreadableError.
 
-    Only their own lines reach the parser, so a line of somebody else's family that it would refuse costs nothing.
+    Only their own samples reach the parser, so a line of somebody else's family that it would refuse costs nothing.
     """
     try:
         text = body.decode()
-        ours = [line for line in text.split("\n") if line.startswith(tuple(_CARRIED))]
+        ours = [line for line in text.split("\n") if _NAME_END.split(line.lstrip(), maxsplit=1)[0] in _CARRIED]
         if any(len(line) > LINE_CHARACTERS for line in ours):
             raise _UnreadableError(f"a line is over {LINE_CHARACTERS} characters")
         parsed = text_string_to_metric_families("".join(f"{line}\n" for line in ours))

@@ -16,6 +16,10 @@ def _http_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
         raise ValueError("expected an http:// or https:// URL")
+    try:
+        parts.hostname.encode("idna")  # as every look-up of a name does
+    except UnicodeError:
+        raise ValueError("expected a host whose parts between the dots have 1 to 63 characters each") from None
     return value
 
 

@@ -21,7 +21,7 @@ class Failure:
     reason: Reason
     detail: str
     """For a log and a person; holds no key material."""
-    error: Exception | None = None
+    error: BaseException | None = None
     """The defect of our own behind `Reason.INTERNAL`, with its trace."""
 
 

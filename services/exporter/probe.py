@@ -3,6 +3,7 @@
 The key stands behind the port, which checks every checksum; no vendor's library is known here.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -55,6 +56,12 @@ class Prober:
             answer = await call()
         except KmsError as error:
             failure = Failure(error.reason, error.detail)
+        except asyncio.CancelledError as error:
+            # A library may raise it although nobody cancelled us; let through, it would leave the last success on show.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            failure = Failure(Reason.INTERNAL, repr(error), error)
         except Exception as error:  # noqa: BLE001  the reason `internal`; its trace travels in the result
             failure = Failure(Reason.INTERNAL, repr(error), error)
         else:

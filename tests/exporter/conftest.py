@@ -1,10 +1,15 @@
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
+from aiohttp import web
 
 from ops.kms_emulator.emulator import Emulator, start
+from services.exporter.backend_state import BackendReader, http_client
+from services.exporter.model import BackendState
 
 # looptime asks for the event loop before each test; before the first asynchronous one, Python 3.11 would make a loop
 # that nobody closes, and the warning of it would hit whichever test comes next. Having set none once, it makes none.
@@ -18,6 +23,61 @@ async def emulator() -> AsyncIterator[Emulator]:
     """A real Cloud KMS emulator over gRPC that holds KEY."""
     async with start(keys=[KEY]) as running:
         yield running
+
+
+@pytest.fixture
+def parser() -> Iterator[Executor]:
+    """The one thread in which `reader` parses metrics."""
+    with ThreadPoolExecutor(1) as threads:
+        yield threads
+
+
+Reader = Callable[..., BackendReader]
+
+
+@pytest.fixture
+async def reader(parser: Executor) -> AsyncIterator[Reader]:
+    """Makes the reader of a backend by its URLs; it waits 1 s unless it is told otherwise."""
+    async with http_client() as session:
+
+        def make(health_url: str, metrics_url: str | None = None, *, timeout: float = 1.0) -> BackendReader:
+            return BackendReader("backend", health_url, metrics_url, session, parser, timeout)
+
+        yield make
+
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+Backend = Callable[[Handler], AbstractAsyncContextManager[str]]
+
+
+@pytest.fixture
+def backend() -> Backend:
+    """`async with backend(handler) as url`: a real HTTP server that answers every path by `handler`."""
+
+    @asynccontextmanager
+    async def serve(handler: Handler) -> AsyncIterator[str]:
+        server = web.Server(handler, access_log=None, handler_cancellation=True)
+        runner = web.ServerRunner(server, shutdown_timeout=0)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        try:
+            yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        finally:
+            await runner.cleanup()
+
+    return serve
+
+
+@pytest.fixture
+def read(reader: Reader, backend: Backend) -> Callable[..., Awaitable[BackendState]]:
+    """What is read of a backend that answers by a handler."""
+
+    async def read(handler: Handler, *, metrics: bool = True) -> BackendState:
+        async with backend(handler) as url:
+            return await reader(f"{url}/healthz", f"{url}/metrics" if metrics else None).read()
+
+    return read
 
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]

@@ -231,18 +231,3 @@ async def test_promtool_accepts_the_whole_of_what_is_served(emulator: Emulator, 
     )
     assert (verdict.returncode, verdict.stdout, verdict.stderr) == (0, "", "")
     assert "_created" not in text
-
-
-async def test_when_it_stops_no_task_is_left(emulator: Emulator) -> None:
-    emulator.faults.add(Fault(kind="stall"))
-    settings = configured(
-        targets=(target(emulator),),
-        backends=(Backend(service="backend", health_url="http://127.0.0.1:1/"),),
-        timeout=INTERVAL,
-    )
-    before = asyncio.all_tasks()
-    async with running(settings):
-        await asyncio.sleep(0.2)
-        assert len(asyncio.all_tasks() - before) >= 4
-    left = {task for task in asyncio.all_tasks() - before if "services.exporter" in str(task.get_coro())}
-    assert left == set()

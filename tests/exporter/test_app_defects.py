@@ -1,6 +1,8 @@
 """What the composition root does about defects of our own."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
 from random import Random
 
 import aiohttp
@@ -21,14 +23,30 @@ FREE = Address("127.0.0.1", 0)
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 
 
-async def test_a_read_that_fails_unexpectedly_leaves_nothing_stale() -> None:
+class Defective(BackendReader):
+    async def _health(self) -> Health:
+        raise ZeroDivisionError
+
+
+class Cancelled(BackendReader):
+    async def _health(self) -> Health:
+        raise asyncio.CancelledError  # as a library may, although nobody cancelled it
+
+
+@pytest.mark.parametrize(
+    ("kind", "raised"),
+    [(Defective, ExceptionGroup), (Cancelled, asyncio.CancelledError)],
+    ids=lambda kind: kind.__name__,
+)
+async def test_a_read_that_fails_unexpectedly_leaves_nothing_stale(
+    kind: type[BackendReader], raised: type[BaseException], parser: Executor
+) -> None:
     metrics = ExporterMetrics(registry(), [])
     metrics.show(BackendState("backend", Health(CryptoMode.KMS, ready=True), 1.0, 2.0))
     async with http_client() as session:
-        pass
-    reader = BackendReader("backend", "http://127.0.0.1:1/", None, session, 1)  # a closed session: a defect of our own
-    with pytest.raises(ExceptionGroup, match="unhandled errors"):
-        await app._read_job(reader, metrics, Changes()).run()
+        reader = kind("backend", "http://127.0.0.1:1/", None, session, parser, 1)
+        with pytest.raises(raised):
+            await app._read_job(reader, metrics, Changes()).run()
     shown = [s for family in metrics.registry.collect() for s in family.samples if s.name.startswith("crypto_")]
     assert [(sample.name, sample.value) for sample in shown] == [("crypto_backend_up", 0)]
 

@@ -20,6 +20,16 @@ def test_a_longer_name_that_begins_alike_is_another_family() -> None:
     assert parse_metrics(b"crypto_decryption_errors_total_by_month 3\n") == {}
 
 
+def test_a_broken_line_of_a_longer_name_that_begins_alike_costs_nothing() -> None:
+    body = b"crypto_decryption_errors_total_by_month{bad 1\ncrypto_decryption_errors_total 3\n"
+    assert parse_metrics(body) == {"crypto_decryption_errors_total": 3}
+
+
+def test_indented_samples_are_read() -> None:
+    body = b'  crypto_decryption_errors_total{why="tag"} 3\n\tcrypto_init_timestamp_seconds\t100\n'
+    assert parse_metrics(body) == {"crypto_decryption_errors_total": 3, "crypto_init_timestamp_seconds": 100}
+
+
 def test_labels_of_the_backends_own_are_added_up() -> None:
     body = b"""crypto_decryption_errors_total{why="tag"} 3
 crypto_decryption_errors_total{why="key"} 4

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from services.exporter.config import Settings
-from shared.planned import ignored_keys
 from shared.mistakes import ConfigurationError
+from shared.planned import ignored_keys
 from shared.settings import Address, load
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -69,6 +69,12 @@ def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.
     assert read.listen == Address("127.0.0.1", 9921)
 
 
+@pytest.mark.parametrize("host", ["exämple.org", "[::1]:8000", "a_b", "example.org.", f"{'a' * 63}.example.org"])
+def test_a_host_is_a_name_or_an_address(tmp_path: Path, host: str) -> None:
+    read = settings(tmp_path, CONTRACT.replace("127.0.0.1:8000/healthz", f"{host}/healthz"))
+    assert read.backends[0].health_url == f"http://{host}/healthz"
+
+
 def test_timeout_and_interval_may_be_equal(tmp_path: Path) -> None:
     assert settings(tmp_path, CONTRACT.replace("30s", "5s")).probe.timeout == 5
 
@@ -122,6 +128,17 @@ def test_timeout_and_interval_may_be_equal(tmp_path: Path) -> None:
         (
             CONTRACT.replace(KEY, "ledger"),
             "targets.0.key: expected projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY, got 'ledger'",
+        ),
+        (
+            CONTRACT.replace("127.0.0.1:8000/healthz", ".../"),
+            (
+                "backends.0.health_url: expected a host whose parts between the dots have 1 to 63 characters each, "
+                "got 'http://.../'"
+            ),
+        ),
+        (
+            CONTRACT.replace("127.0.0.1:8000/healthz", f"user:hunter2@{'a' * 64}.example.org/"),
+            "backends.0.health_url: expected a host whose parts between the dots have 1 to 63 characters each",
         ),
         (CONTRACT + "colour: red\n", "colour: unknown key; see --print-schema for those that exist"),
         ("service: backend\n", "nothing to watch; expected at least one entry in `targets` or `backends`"),

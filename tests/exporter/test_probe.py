@@ -21,7 +21,7 @@ TIMEOUT = 0.5
 class Mirror:
     """A key that keeps what it is asked to encrypt, and can fail in ways that no service does."""
 
-    def __init__(self, *, broken: Exception | None = None) -> None:
+    def __init__(self, *, broken: BaseException | None = None) -> None:
         self.asked: list[tuple[bytes, bytes]] = []
         self._broken = broken
 
@@ -155,6 +155,13 @@ async def test_an_unexpected_exception_is_an_internal_failure_that_carries_its_t
     assert result.failed.failure.reason is Reason.INTERNAL
     assert result.failed.failure.error is defect
     assert defect.__traceback__ is not None
+
+
+async def test_a_cancellation_that_nobody_asked_for_is_an_internal_failure() -> None:
+    result = await Prober("backend", "mirror", Mirror(broken=asyncio.CancelledError()), TIMEOUT).probe()
+    assert result.failed is not None
+    assert result.failed.failure is not None
+    assert result.failed.failure.reason is Reason.INTERNAL
 
 
 async def test_a_cancelled_probe_ends_as_cancelled(emulator: Emulator, key: KeyProvider) -> None:
