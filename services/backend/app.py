@@ -60,9 +60,13 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
             initialised_at=lambda: keyring.initialised_at,
         )
         own = web.routes(keyring, Records(database), count_decryption_error=count, token=token)
-        yield application(
-            "keypulse backend", shown, own, admin=token, not_ready=lambda: None if keyring.ready else keyring.reason
-        )
+
+        def not_ready() -> str | None:
+            if watching.done():
+                return "the checks of KMS have ended; restart"
+            return None if keyring.ready else keyring.reason
+
+        yield application("keypulse backend", shown, own, admin=token, not_ready=not_ready)
 
 
 async def _open(settings: Settings) -> Database:

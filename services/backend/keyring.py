@@ -103,7 +103,11 @@ class Keyring:
                 if not self.ready:
                     self.reason = f"the keyring's database cannot be used: {error}"
                 log.warning("the keyring's database cannot be used; trying again", error=str(error), seconds=interval)
-            except Exception:  # a defect must not end the checks: nothing would bring KMS back
+            except (Exception, asyncio.CancelledError):
+                # A defect must not end the checks: nothing would bring KMS back. Nor must a library's CancelledError.
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
                 log.exception("the check of KMS failed in an unforeseen way; trying again", seconds=interval)
             checked.set()
             await asyncio.sleep(interval)

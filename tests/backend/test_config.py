@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from services.backend.config import Settings
-from shared.planned import ignored_keys
 from shared.mistakes import ConfigurationError
+from shared.planned import ignored_keys
 from shared.settings import Address, load
 
 Configuration = Callable[..., Path]

@@ -1,93 +1,26 @@
-"""The keyring on a real SQLite file, against a real KMS emulator over gRPC; each check is made by the test."""
+"""The data keys on a real SQLite file, against a real KMS emulator over gRPC: none is lost, none is used wrongly."""
 
 import asyncio
-import sqlite3
 import tempfile
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, closing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from structlog.testing import capture_logs
 
 from ops.kms_emulator.emulator import Emulator, start
 from ops.kms_emulator.faults import Fault
 from services.backend.keyring import KeyUnavailableError
 from shared.contract import CryptoMode
-from shared.keyring.database import DatabaseError
 from shared.keyring.model import LOCAL_KEK, Status
-from shared.kms.provider import Encrypted, KeyProvider
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 OUTAGE = Fault(kind="status", status="UNAVAILABLE")
 
 Open = Callable[..., AbstractAsyncContextManager[Any]]
-
-
-async def test_with_kms_healthy_the_first_data_key_is_wrapped_by_kms(
-    emulator: Emulator, open_backend: Open, tmp_path: Path
-) -> None:
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.keyring.check()
-        (key,) = await backend.store.all()
-        assert (backend.keyring.mode, backend.keyring.ready, backend.keyring.reason) == (CryptoMode.KMS, True, None)
-        assert (key.status, key.wrapped.kek, key.wrapped.kek_version) == (Status.ACTIVE, KEY, 1)
-
-
-@pytest.mark.parametrize(
-    ("fault", "reason"),
-    [
-        (OUTAGE, "unavailable"),
-        (Fault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToEncrypt"), "permission_denied"),
-        (Fault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToDecrypt"), "permission_denied"),
-        (Fault(kind="stall"), "timeout"),
-        (Fault(kind="corrupt_crc"), "crc_mismatch"),
-        (Fault(kind="wrong_plaintext"), "plaintext_mismatch"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else value.kind,
-)
-async def test_a_start_without_kms_is_in_env_mode_with_its_reason_and_keeps_records(
-    fault: Fault, reason: str, emulator: Emulator, open_backend: Open, tmp_path: Path
-) -> None:
-    emulator.faults.add(fault)
-    timeout = 0.3 if fault.kind == "stall" else 5.0
-    async with open_backend(tmp_path, str(emulator.address), timeout=timeout) as backend:
-        await backend.keyring.check()
-        assert (backend.keyring.mode, backend.keyring.ready) == (CryptoMode.ENV, True)
-        assert reason in backend.keyring.reason
-        (key,) = await backend.store.all()
-        assert key.wrapped.kek == LOCAL_KEK
-        await backend.put("r", b"kept")
-        assert await backend.get("r") == b"kept"
-
-
-async def test_one_failed_check_changes_nothing_and_the_second_in_a_row_falls_back(
-    emulator: Emulator, open_backend: Open, tmp_path: Path
-) -> None:
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        modes = []
-        await backend.keyring.check()
-        emulator.faults.add(OUTAGE)
-        for _ in range(2):
-            await backend.keyring.check()
-            modes.append(backend.keyring.mode)
-        assert modes == [CryptoMode.KMS, CryptoMode.ENV]
-
-
-async def test_two_failed_checks_with_a_good_one_between_them_do_not_fall_back(
-    emulator: Emulator, open_backend: Open, tmp_path: Path
-) -> None:
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.keyring.check()
-        for fault in (OUTAGE, None, OUTAGE):
-            emulator.faults.clear()
-            if fault:
-                emulator.faults.add(fault)
-            await backend.keyring.check()
-        assert backend.keyring.mode is CryptoMode.KMS
 
 
 async def test_an_outage_of_a_running_backend_stops_neither_reads_nor_writes_and_makes_no_key(
@@ -255,105 +188,6 @@ async def test_two_processes_that_start_at_once_agree_on_one_active_key(
         await asyncio.gather(one.keyring.check(), other.keyring.check())
         assert one.keyring.active() == other.keyring.active()
         assert [key.status for key in await one.store.all()] == [Status.ACTIVE]
-
-
-async def test_each_change_of_mode_is_logged_once_with_its_reason(
-    emulator: Emulator, open_backend: Open, tmp_path: Path
-) -> None:
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        with capture_logs() as lines:
-            for fault in (None, None, OUTAGE, None):
-                emulator.faults.clear()
-                if fault:
-                    emulator.faults.add(fault)
-                for _ in range(3):
-                    await backend.keyring.check()
-        told = [(line["mode"], line["reason"]) for line in lines if line["event"] == "crypto mode"]
-        assert told == [("kms", None), ("env", "KMS cannot be used: unavailable"), ("kms", None)]
-
-
-async def test_the_time_of_initialisation_moves_with_the_mode_and_stays_between(
-    emulator: Emulator, open_backend: Open, tmp_path: Path
-) -> None:
-    now = 100.0
-    times = []
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        backend.keyring._clock = lambda: now
-        for fault in (None, None, OUTAGE, OUTAGE, None):
-            emulator.faults.clear()
-            if fault:
-                emulator.faults.add(fault)
-            now += 1
-            await backend.keyring.check()
-            times.append(backend.keyring.initialised_at)
-    assert times == [101, 101, 101, 104, 105]
-
-
-async def test_a_locked_database_does_not_end_the_checks_and_is_told_as_the_reason(
-    emulator: Emulator, open_backend: Open, tmp_path: Path, until: Any
-) -> None:
-    async def locked() -> bool:
-        return str(backend.keyring.reason) == "the keyring's database cannot be used: database is locked"
-
-    async def well() -> bool:
-        return (backend.keyring.ready, backend.keyring.mode) == (True, CryptoMode.KMS)
-
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        with closing(sqlite3.connect(tmp_path / "backend.db", isolation_level=None)) as other:
-            other.execute("BEGIN IMMEDIATE")
-            watching = asyncio.create_task(backend.keyring.watch(0.02, asyncio.Event()))
-            await until(locked)
-            assert not backend.keyring.ready
-            other.execute("ROLLBACK")
-        await until(well)
-        watching.cancel()
-
-
-class _Defective:
-    """A provider with a defect, whose calls may raise what the port does not allow."""
-
-    def __init__(self, real: KeyProvider) -> None:
-        self.real = real
-        self.calls = 0
-        self.decrypt = real.decrypt
-        self.close = real.close
-
-    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> Encrypted:
-        self.calls += 1
-        if self.calls == 1:
-            raise ZeroDivisionError
-        return await self.real.encrypt(plaintext, aad, timeout=timeout)
-
-
-async def test_a_defect_does_not_end_the_checks_and_is_logged_with_its_trace(
-    emulator: Emulator, open_backend: Open, tmp_path: Path, until: Any
-) -> None:
-    async def well() -> bool:
-        return (backend.keyring.ready, backend.keyring.mode) == (True, CryptoMode.KMS)
-
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        backend.keyring._kms = _Defective(backend.keyring._kms)
-        with capture_logs() as lines:
-            watching = asyncio.create_task(backend.keyring.watch(0.02, asyncio.Event()))
-            await until(well)
-            watching.cancel()
-    assert [line["event"] for line in lines if line.get("exc_info")] == [
-        "the check of KMS failed in an unforeseen way; trying again"
-    ]
-
-
-async def test_the_mode_is_told_even_where_the_database_fails_as_well(
-    emulator: Emulator, open_backend: Open, tmp_path: Path
-) -> None:
-    async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.keyring.check()
-        emulator.faults.add(OUTAGE)
-        await backend.keyring.check()
-        with closing(sqlite3.connect(tmp_path / "backend.db", isolation_level=None)) as other:
-            other.execute("DROP TABLE data_keys")
-        with pytest.raises(DatabaseError, match="no such table"):
-            await backend.keyring.check()
-        assert backend.keyring.mode is CryptoMode.ENV
 
 
 # Each example starts an emulator; the fixture is a function without state.

@@ -42,11 +42,12 @@ def test_help_names_the_options_and_shows_an_example() -> None:
 
 
 def test_a_wrong_configuration_exits_2_with_one_line_for_each_mistake(configuration: Configuration) -> None:
-    file = configuration("127.0.0.1:9010", listen="everywhere", kms_timeout=-1)
+    file = configuration("127.0.0.1:9010", listen="everywhere", kms_timeout=-1, local_key_file="local\0.key")
     refused = _run("--config", file)
     assert refused.returncode == 2
     assert [line.split(": ")[:2] for line in refused.stderr.splitlines()] == [
         [str(file), "listen"],
+        [str(file), "local_key_file"],
         [str(file), "kms_timeout"],
     ]
 

@@ -192,12 +192,19 @@ async def test_a_record_whose_key_waits_for_kms_is_unavailable_and_counted_until
 async def test_while_no_data_key_can_be_used_nothing_is_stored_and_health_says_why(
     emulator: Emulator, settings: Callable[..., Settings]
 ) -> None:
+    read = []
+
+    async def body() -> AsyncIterator[bytes]:
+        read.append("a part")
+        yield b"x"
+
     emulator.faults.add(Fault(kind="stall"))
     async with running(settings(str(emulator.address), kms_timeout="60s")) as app, _client(app) as client:
-        put = await client.put("/v1/records/r", content=b"x")
+        put = await client.put("/v1/records/r", content=body())
         health = await client.get("/healthz")
         ready = await client.get("/-/ready")
     assert (put.status_code, health.status_code, ready.status_code) == (503, 503, 503)
+    assert read == []  # it may be large
     assert put.json()["error"] == "nothing is stored: no data key can be used: KMS has not answered yet"
     assert health.json()["crypto_ready"] is False
     assert health.json()["reason"] == "KMS has not answered yet"

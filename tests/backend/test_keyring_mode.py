@@ -1,0 +1,130 @@
+"""What a check of a real KMS emulator makes of the mode; each check is made by the test."""
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import Fault
+from shared.contract import CryptoMode
+from shared.keyring.database import DatabaseError
+from shared.keyring.model import LOCAL_KEK, Status
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+OUTAGE = Fault(kind="status", status="UNAVAILABLE")
+
+Open = Callable[..., AbstractAsyncContextManager[Any]]
+
+
+async def test_with_kms_healthy_the_first_data_key_is_wrapped_by_kms(
+    emulator: Emulator, open_backend: Open, tmp_path: Path
+) -> None:
+    async with open_backend(tmp_path, str(emulator.address)) as backend:
+        await backend.keyring.check()
+        (key,) = await backend.store.all()
+        assert (backend.keyring.mode, backend.keyring.ready, backend.keyring.reason) == (CryptoMode.KMS, True, None)
+        assert (key.status, key.wrapped.kek, key.wrapped.kek_version) == (Status.ACTIVE, KEY, 1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (OUTAGE, "unavailable"),
+        (Fault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToEncrypt"), "permission_denied"),
+        (Fault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToDecrypt"), "permission_denied"),
+        (Fault(kind="stall"), "timeout"),
+        (Fault(kind="corrupt_crc"), "crc_mismatch"),
+        (Fault(kind="wrong_plaintext"), "plaintext_mismatch"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.kind,
+)
+async def test_a_start_without_kms_is_in_env_mode_with_its_reason_and_keeps_records(
+    fault: Fault, reason: str, emulator: Emulator, open_backend: Open, tmp_path: Path
+) -> None:
+    emulator.faults.add(fault)
+    timeout = 0.3 if fault.kind == "stall" else 5.0
+    async with open_backend(tmp_path, str(emulator.address), timeout=timeout) as backend:
+        await backend.keyring.check()
+        assert (backend.keyring.mode, backend.keyring.ready) == (CryptoMode.ENV, True)
+        assert reason in backend.keyring.reason
+        (key,) = await backend.store.all()
+        assert key.wrapped.kek == LOCAL_KEK
+        await backend.put("r", b"kept")
+        assert await backend.get("r") == b"kept"
+
+
+async def test_one_failed_check_changes_nothing_and_the_second_in_a_row_falls_back(
+    emulator: Emulator, open_backend: Open, tmp_path: Path
+) -> None:
+    async with open_backend(tmp_path, str(emulator.address)) as backend:
+        modes = []
+        await backend.keyring.check()
+        emulator.faults.add(OUTAGE)
+        for _ in range(2):
+            await backend.keyring.check()
+            modes.append(backend.keyring.mode)
+        assert modes == [CryptoMode.KMS, CryptoMode.ENV]
+
+
+async def test_two_failed_checks_with_a_good_one_between_them_do_not_fall_back(
+    emulator: Emulator, open_backend: Open, tmp_path: Path
+) -> None:
+    async with open_backend(tmp_path, str(emulator.address)) as backend:
+        await backend.keyring.check()
+        for fault in (OUTAGE, None, OUTAGE):
+            emulator.faults.clear()
+            if fault:
+                emulator.faults.add(fault)
+            await backend.keyring.check()
+        assert backend.keyring.mode is CryptoMode.KMS
+
+
+async def test_each_change_of_mode_is_logged_once_with_its_reason(
+    emulator: Emulator, open_backend: Open, tmp_path: Path
+) -> None:
+    async with open_backend(tmp_path, str(emulator.address)) as backend:
+        with capture_logs() as lines:
+            for fault in (None, None, OUTAGE, None):
+                emulator.faults.clear()
+                if fault:
+                    emulator.faults.add(fault)
+                for _ in range(3):
+                    await backend.keyring.check()
+        told = [(line["mode"], line["reason"]) for line in lines if line["event"] == "crypto mode"]
+        assert told == [("kms", None), ("env", "KMS cannot be used: unavailable"), ("kms", None)]
+
+
+async def test_the_time_of_initialisation_moves_with_the_mode_and_stays_between(
+    emulator: Emulator, open_backend: Open, tmp_path: Path
+) -> None:
+    now = 100.0
+    times = []
+    async with open_backend(tmp_path, str(emulator.address)) as backend:
+        backend.keyring._clock = lambda: now
+        for fault in (None, None, OUTAGE, OUTAGE, None):
+            emulator.faults.clear()
+            if fault:
+                emulator.faults.add(fault)
+            now += 1
+            await backend.keyring.check()
+            times.append(backend.keyring.initialised_at)
+    assert times == [101, 101, 101, 104, 105]
+
+
+async def test_the_mode_is_told_even_where_the_database_fails_as_well(
+    emulator: Emulator, open_backend: Open, tmp_path: Path
+) -> None:
+    async with open_backend(tmp_path, str(emulator.address)) as backend:
+        await backend.keyring.check()
+        emulator.faults.add(OUTAGE)
+        await backend.keyring.check()
+        with closing(sqlite3.connect(tmp_path / "backend.db", isolation_level=None)) as other:
+            other.execute("DROP TABLE data_keys")
+        with pytest.raises(DatabaseError, match="no such table"):
+            await backend.keyring.check()
+        assert backend.keyring.mode is CryptoMode.ENV

@@ -1,0 +1,107 @@
+"""The checks go on, whatever one of them ends with."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, closing
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from structlog.testing import capture_logs
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import Fault
+from services.backend.app import running
+from services.backend.config import Settings
+from shared.contract import CryptoMode
+from shared.kms.provider import Encrypted, KeyProvider
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+OUTAGE = Fault(kind="status", status="UNAVAILABLE")
+
+Open = Callable[..., AbstractAsyncContextManager[Any]]
+
+
+async def test_a_locked_database_does_not_end_the_checks_and_is_told_as_the_reason(
+    emulator: Emulator, open_backend: Open, tmp_path: Path, until: Any
+) -> None:
+    async def locked() -> bool:
+        return str(backend.keyring.reason) == "the keyring's database cannot be used: database is locked"
+
+    async def well() -> bool:
+        return (backend.keyring.ready, backend.keyring.mode) == (True, CryptoMode.KMS)
+
+    async with open_backend(tmp_path, str(emulator.address)) as backend:
+        with closing(sqlite3.connect(tmp_path / "backend.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            watching = asyncio.create_task(backend.keyring.watch(0.02, asyncio.Event()))
+            await until(locked)
+            assert not backend.keyring.ready
+            other.execute("ROLLBACK")
+        await until(well)
+        watching.cancel()
+
+
+class _Defective:
+    """A provider with a defect: its first call raises what the port does not allow."""
+
+    def __init__(self, real: KeyProvider, raised: BaseException) -> None:
+        self.real = real
+        self.raised = raised
+        self.calls = 0
+        self.decrypt = real.decrypt
+        self.close = real.close
+
+    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> Encrypted:
+        self.calls += 1
+        if self.calls == 1:
+            raise self.raised
+        return await self.real.encrypt(plaintext, aad, timeout=timeout)
+
+
+@pytest.mark.parametrize("raised", [ZeroDivisionError(), asyncio.CancelledError()], ids=repr)
+async def test_a_defect_does_not_end_the_checks_and_is_logged_with_its_trace(
+    raised: BaseException, emulator: Emulator, open_backend: Open, tmp_path: Path, until: Any
+) -> None:
+    async def well() -> bool:
+        return (backend.keyring.ready, backend.keyring.mode) == (True, CryptoMode.KMS)
+
+    async with open_backend(tmp_path, str(emulator.address)) as backend:
+        backend.keyring._kms = _Defective(backend.keyring._kms, raised)
+        with capture_logs() as lines:
+            watching = asyncio.create_task(backend.keyring.watch(0.02, asyncio.Event()))
+            await until(well)
+            watching.cancel()
+    assert [line["event"] for line in lines if line.get("exc_info")] == [
+        "the check of KMS failed in an unforeseen way; trying again"
+    ]
+
+
+async def test_checks_that_are_cancelled_end_even_in_the_middle_of_one(
+    emulator: Emulator, open_backend: Open, tmp_path: Path
+) -> None:
+    emulator.faults.add(Fault(kind="stall", count=1))
+    async with open_backend(tmp_path, str(emulator.address), timeout=60) as backend:
+        watching = asyncio.create_task(backend.keyring.watch(0.02, asyncio.Event()))
+        async with asyncio.timeout(10):
+            while emulator.faults.active():  # noqa: ASYNC110 - the check has met its fault once that is used up
+                await asyncio.sleep(0.01)
+        watching.cancel()
+        async with asyncio.timeout(10):
+            with pytest.raises(asyncio.CancelledError):
+                await watching
+
+
+async def test_a_backend_whose_checks_have_ended_says_so(emulator: Emulator, settings: Callable[..., Settings]) -> None:
+    before = asyncio.all_tasks()
+    async with running(settings(str(emulator.address))) as app:
+        transport = httpx2.ASGITransport(app=app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://backend") as client:
+            assert (await client.get("/-/ready")).status_code == 200
+            (watching,) = [task for task in asyncio.all_tasks() - before if "Keyring.watch" in str(task.get_coro())]
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+            ended = await client.get("/-/ready")
+            assert (ended.status_code, ended.text) == (503, "the checks of KMS have ended; restart\n")
