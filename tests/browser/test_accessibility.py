@@ -61,6 +61,7 @@ async def test_all_text_has_enough_contrast(page: Page, senders: Senders, scheme
     await page.get_by_role("button", name="Break KMS").click()
     await expect(page.locator("#kms-now")).to_contain_text("broken")
     await expect(page.locator(".incident")).to_have_count(2)
+    await page.get_by_text("1 reply").click()
     found = await page.evaluate(CONTRASTS)
     assert len(found) > 40
     assert [entry for entry in found if entry[0] < 4.5] == []
@@ -85,7 +86,7 @@ async def test_the_keyboard_reaches_everything_and_the_focus_is_seen(page: Page,
             assert outline, name
             reached.add(name)
     wanted = {"Skip to what arrived", "kms-fault", "kms-break", "kms-heal", "slack-scroll", "#security-ops"}
-    assert wanted | {"Runbook", "Dashboard", "Timeline"} <= reached
+    assert wanted | {"Runbook", "Dashboard", "1 reply", "Timeline"} <= reached
     await page.locator(".mail-open").focus()
     await page.keyboard.press("Enter")
     await expect(page.frame_locator("iframe").get_by_role("heading")).to_have_text("Firing")

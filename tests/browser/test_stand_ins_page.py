@@ -40,16 +40,34 @@ async def test_a_message_without_blocks_shows_its_text(page: Page, senders: Send
     await expect(text).to_contain_text("snake_case_name 2*3*4")
 
 
-async def test_a_reply_appears_under_its_root_and_a_broadcast_in_the_channel_too(page: Page, senders: Senders) -> None:
+async def test_replies_are_closed_under_their_root_and_a_broadcast_is_in_the_channel_too(
+    page: Page, senders: Senders
+) -> None:
     root = await senders.post(TITLE)
     await expect(page.locator(".thread")).to_have_count(1)
     await senders.post("Resolved quietly", thread_ts=root)
-    await expect(page.locator(".thread .replies .b-header")).to_have_text("Resolved quietly")
-    await expect(page.locator(".thread .reply-count")).to_have_text("1 reply")
+    await expect(page.get_by_text("1 reply", exact=True)).to_be_visible()
     await senders.post("Resolved for all", thread_ts=root, reply_broadcast=True)
+    await expect(page.get_by_text("2 replies", exact=True)).to_be_visible()
     await expect(page.locator(".thread")).to_have_count(2)
-    await expect(page.locator(".replies .b-header")).to_have_text(["Resolved quietly", "Resolved for all"])
     await expect(page.locator(".thread").last).to_contain_text("replied to a thread")
+    await expect(page.locator(".replies").get_by_text("Resolved quietly")).to_be_hidden()
+    await expect(page.locator(".b-header").filter(visible=True)).to_have_text(
+        ["Firing: KMSCryptoModeNotKMS", "Resolved for all"]
+    )
+
+
+async def test_a_thread_that_was_opened_by_keyboard_stays_open_while_it_grows(page: Page, senders: Senders) -> None:
+    root = await senders.post(TITLE)
+    await senders.post("Resolved quietly", thread_ts=root)
+    await page.get_by_text("1 reply", exact=True).focus()
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".replies").get_by_text("Resolved quietly")).to_be_visible()
+    await senders.post("Firing again", thread_ts=root)
+    await expect(page.locator(".replies .b-header").filter(visible=True)).to_have_text(
+        ["Resolved quietly", "Firing again"]
+    )
+    await expect(page.get_by_text("2 replies", exact=True)).to_be_focused()
 
 
 async def test_an_edited_message_changes_in_place(page: Page, senders: Senders) -> None:
@@ -95,7 +113,9 @@ async def test_mails_of_one_subject_tell_the_alarm_from_the_all_clear(page: Page
     await expect(lines).to_have_text(["Resolved: KMSDown · prod", "Firing: KMSDown · prod"])
     colours = await lines.evaluate_all("nodes => nodes.map((n) => getComputedStyle(n, '::before').backgroundColor)")
     assert len(set(colours)) == 2
-    await expect(page.locator("#arrivals")).to_have_text(re.compile(r"Mail: \[KMSDown\] prod: Resolved: KMSDown · prod$"))
+    await expect(page.locator("#arrivals")).to_have_text(
+        re.compile(r"Mail: \[KMSDown\] prod: Resolved: KMSDown · prod$")
+    )
 
 
 async def test_an_incident_opens_and_resolves_before_ones_eyes(page: Page, senders: Senders) -> None:

@@ -1,4 +1,4 @@
-// The Slack pane: one channel at a time, threads under their roots.
+// The Slack pane: one channel at a time, threads closed under their roots: whoever opens one sees it grow.
 
 import { blocks } from "./blocks.js";
 import { el, reconcile, time } from "./dom.js";
@@ -55,15 +55,16 @@ function tab({ channel }) {
 
 function thread() {
   const slot = el("div");
-  const label = el("p", { class: "reply-count" });
-  const replies = el("ol", { class: "replies" });
-  const node = el("li", { class: "thread" }, slot, label, replies);
+  const label = el("summary");
+  const replies = el("ol");
+  const closed = el("details", { class: "replies" }, label, replies);
+  const node = el("li", { class: "thread" }, slot, closed);
   let drawn = "";
   node.update = (item) => {
     const text = JSON.stringify(item.message);
     if (text !== drawn) slot.replaceChildren(article(item.message));
     drawn = text;
-    label.hidden = replies.hidden = item.replies.length === 0;
+    closed.hidden = item.replies.length === 0;
     label.textContent = item.replies.length === 1 ? "1 reply" : `${item.replies.length} replies`;
     reconcile(replies, item.replies, (reply) => reply.ts, reply);
   };
