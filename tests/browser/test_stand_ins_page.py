@@ -6,7 +6,7 @@ from playwright.async_api import Browser, Page, expect
 
 from ops.kms_emulator import emulator
 from ops.kms_emulator.faults import Fault
-from tests.browser.senders import RUNBOOK, Senders
+from tests.browser.senders import CRITICAL, RUNBOOK, Senders
 
 TITLE = "🔴 Firing: KMSCryptoModeNotKMS"
 
@@ -38,6 +38,17 @@ async def test_a_message_without_blocks_shows_its_text(page: Page, senders: Send
     await expect(text.locator("s")).to_have_text("not")
     await expect(text.locator("pre")).to_have_text("a\n> b")
     await expect(text).to_contain_text("snake_case_name 2*3*4")
+
+
+async def test_a_name_of_an_emoji_in_plain_text_is_one_unless_emoji_is_false(page: Page, senders: Senders) -> None:
+    for emoji in (True, False):
+        text = {"type": "plain_text", "text": "10:lock:00", "emoji": emoji}
+        button = {"type": "button", "text": text, "url": RUNBOOK}
+        blocks = [{"type": "header", "text": text}, {"type": "actions", "elements": [button]}]
+        await senders.slack.chat_postMessage(channel=CRITICAL, text="x", blocks=blocks)
+    await expect(page.locator(".b-header")).to_have_text(["10🔒00", "10:lock:00"])
+    await expect(page.locator(".message .button")).to_have_text(["10🔒00", "10:lock:00"])
+    await expect(page.locator("#arrivals")).to_have_text(re.compile("10:lock:00$"))
 
 
 async def test_replies_are_closed_under_their_root_and_a_broadcast_is_in_the_channel_too(

@@ -1,10 +1,10 @@
 // Slack's blocks → nodes: those that the stand-in takes, see slack_limits.py.
 
 import { el, link } from "./dom.js";
-import { mrkdwn, plain, words } from "./mrkdwn.js";
+import { glyphs, mrkdwn, plain } from "./mrkdwn.js";
 
-const text = (object) => (object.type === "mrkdwn" ? [mrkdwn(object.text)] : lines(object.text));
-const lines = (content) => content.split("\n").flatMap((line, i) => (i ? [el("br"), ...words(line)] : words(line)));
+const text = (object) => (object.type === "mrkdwn" ? [mrkdwn(object.text)] : lines(plain(object)));
+const lines = (content) => content.split("\n").flatMap((line, i) => (i ? [el("br"), ...glyphs(line)] : glyphs(line)));
 
 const BLOCKS = {
   header: (block) => el("p", { class: "b-header" }, ...text(block.text)),
@@ -27,8 +27,8 @@ export const blocks = (list) => list.map((block) => BLOCKS[block.type]?.(block))
 
 function element(button) {
   const look = `button ${button.style ?? ""}`;
-  if (button.url) return link(button.url, plain(button.text.text), { class: look });
-  return el("button", { class: look, type: "button", disabled: true }, plain(button.text.text));
+  if (button.url) return link(button.url, plain(button.text), { class: look });
+  return el("button", { class: look, type: "button", disabled: true }, plain(button.text));
 }
 
 // Pictures of other servers are not loaded: the page talks to nobody else.
@@ -37,5 +37,5 @@ const image = (part) => el("span", { class: "b-image" }, `🖼 ${part.alt_text}`
 // What a screen reader is told of a message.
 export function summary(message) {
   const header = message.blocks.find((block) => block.type === "header");
-  return plain(header ? header.text.text : message.text).replace(/<[^>]*>/g, "").slice(0, 200);
+  return plain(header?.text ?? { text: message.text }).replace(/<[^>]*>/g, "").slice(0, 200);
 }

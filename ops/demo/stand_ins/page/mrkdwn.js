@@ -24,7 +24,7 @@ const TOKEN = new RegExp(
 // Coloured discs, drawn by us: Slack brings its own emoji, and a machine without an emoji font would show boxes.
 const DISCS = { "🔴": "red", "🟠": "orange", "🟡": "yellow", "🟢": "green", "🔵": "blue" };
 
-function glyphs(text) {
+export function glyphs(text) {
   const parts = text.split(/([🔴🟠🟡🟢🔵])/u).filter(Boolean);
   return parts.map((part) => (DISCS[part] ? el("span", { class: `disc ${DISCS[part]}`, role: "img", "aria-label": DISCS[part] }) : part));
 }
@@ -34,14 +34,11 @@ export function unescape(text) {
   return text.replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&");
 }
 
-// The nodes of a `plain_text` object.
-export function words(text) {
-  return glyphs(plain(text));
-}
+const named = (text) => text.replace(/:([a-z0-9_+-]+):/g, (all, name) => (Object.hasOwn(EMOJI, name) ? EMOJI[name] : all));
 
-// A `plain_text` object as a string.
-export function plain(text) {
-  return unescape(text).replace(/:([a-z0-9_+-]+):/g, (all, name) => (Object.hasOwn(EMOJI, name) ? EMOJI[name] : all));
+// A `plain_text` object as a string; `emoji: false` says that `:lock:` is text.
+export function plain({ text, emoji }) {
+  return emoji === false ? unescape(text) : named(unescape(text));
 }
 
 export function mrkdwn(text) {
@@ -93,7 +90,7 @@ function inline(text) {
 function token({ 0: all, groups }) {
   if (groups.code != null) return [el("code", {}, unescape(groups.code))];
   if (groups.control != null) return [control(groups.control)];
-  if (groups.emoji != null) return words(all);
+  if (groups.emoji != null) return glyphs(named(all));
   if (groups.bold != null) return [el("b", {}, ...inline(groups.bold))];
   if (groups.italic != null) return [el("i", {}, ...inline(groups.italic))];
   if (groups.strike != null) return [el("s", {}, ...inline(groups.strike))];
