@@ -108,7 +108,7 @@ def _details(alerts: Sequence[Alert]) -> dict[str, Any]:
     left = DETAILS
     for alert in alerts:
         detail = {
-            "state": f"{alert.status} {wording.when(alert)}",
+            "state": wording.when(alert),
             "summary": wording.shorten(wording.summary(alert), _TEXT),
             "description": wording.shorten(wording.description(alert), _TEXT),
             "labels": _bounded(alert.labels),

@@ -110,11 +110,13 @@ def description(alert: Alert) -> str:
 
 
 def when(alert: Alert) -> str:
-    """Since when it fires, or from when to when it did, in UTC."""
+    """Since when it fires, or that it is over and from when to when it did, in UTC."""
     start = _moment(alert.starts_at)
+    if alert.status is Status.FIRING:
+        return f"firing since {start}"
     if alert.ends_at is None:
-        return f"since {start}"
-    return f"from {start} to {_moment(alert.ends_at)} ({_span(alert.ends_at - alert.starts_at)})"
+        return f"resolved; fired from {start}"
+    return f"resolved; fired from {start} to {_moment(alert.ends_at)} ({_span(alert.ends_at - alert.starts_at)})"
 
 
 def ordered(labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:

@@ -149,6 +149,18 @@ async def test_what_alertmanager_sends_arrives_with_its_links(
 
 
 @EVERY_KIND
+async def test_an_alert_that_is_over_says_so_and_when_it_fired(
+    kind: str, secret_file: Path, stand_ins: StandIns
+) -> None:
+    channel = settings(reaching(kind, secret_file, stand_ins)).connect(5)
+    await channel.send(message("03-resolved-1"))
+    await channel.close()
+    (one,) = arrived(kind, stand_ins)
+    said = "resolved; fired from 2026-11-24 22:46:10 UTC to 2026-11-24 22:46:18 UTC (8 s)"
+    assert one.count(said) == (2 if kind == "email" else 1)  # in both parts of a mail
+
+
+@EVERY_KIND
 async def test_a_provider_that_repeats_the_secret_does_not_bring_it_into_an_error(
     kind: str, secret_file: Path, tcp: TcpServer, website: WebServer
 ) -> None:

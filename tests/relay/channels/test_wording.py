@@ -86,9 +86,14 @@ def test_an_alert_with_a_runbook_of_its_own_shows_it() -> None:
 
 def test_the_time_of_an_alert_says_how_long_it_lasted() -> None:
     (alert,) = message("03-resolved-1").event.alerts
-    assert wording.when(alert) == "from 2026-11-24 22:46:10 UTC to 2026-11-24 22:46:18 UTC (8 s)"
+    assert wording.when(alert) == "resolved; fired from 2026-11-24 22:46:10 UTC to 2026-11-24 22:46:18 UTC (8 s)"
     (alert,) = message("01-firing-1").event.alerts
-    assert wording.when(alert) == "since 2026-11-24 22:46:10 UTC"
+    assert wording.when(alert) == "firing since 2026-11-24 22:46:10 UTC"
+
+
+def test_a_resolved_alert_without_an_end_is_not_told_as_firing() -> None:
+    (alert,) = message("03-resolved-1").event.alerts
+    assert wording.when(replace(alert, ends_at=None)) == "resolved; fired from 2026-11-24 22:46:10 UTC"
 
 
 @pytest.mark.parametrize(

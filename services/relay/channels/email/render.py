@@ -94,7 +94,7 @@ def _text(message: Message, alerts: list[_Shown], more: int) -> str:
         " · ".join(filter(None, (wording.counts(event), level))),
     ]
     for alert in alerts:
-        lines += ["", f"* {alert.summary}", f"  {alert.state} {alert.when}"]
+        lines += ["", f"* {alert.summary}", f"  {alert.when}"]
         lines += [f"  {line}" for line in alert.description.splitlines()]
         lines += [f"  {link.text}: {link.url}" for link in alert.links]
         lines += [f"  {key} = {value}" for key, value in alert.labels]

@@ -73,7 +73,7 @@ def _alert(alert: Alert, event: Event, links: list[wording.Link]) -> list[Block]
     text = "\n".join(filter(None, (wording.summary(alert), wording.description(alert))))
     section = {"type": "section", "text": _plain(text, SECTION)}
     own = _labels(wording.own_labels(alert, event))
-    return [section, *_context([f"{alert.status} {wording.when(alert)}", *own]), *_buttons(links)]
+    return [section, *_context([wording.when(alert), *own]), *_buttons(links)]
 
 
 def _context(parts: Iterable[str]) -> list[Block]:

@@ -21,7 +21,7 @@ HEADERS = {
 }
 
 
-TAGS = {"html", "head", "meta", "title", "style", "body", "table", "tr", "td", "div", "h1", "h2", "strong", "a"}
+TAGS = {"html", "head", "meta", "title", "style", "body", "table", "tr", "td", "div", "h1", "h2", "a"}
 ATTRIBUTES = {
     "lang",
     "charset",
@@ -150,7 +150,7 @@ def test_both_parts_say_what_is_wrong_and_where_to_go(kind: str) -> None:
         "critical",
         "KMSCryptoModeNotKMS · production / backend",
         "Test alert for validation",
-        "since 2026-11-24 22:46:10 UTC",
+        "firing since 2026-11-24 22:46:10 UTC",
         "backend:8000",
         RUNBOOK,
         DASHBOARD,
