@@ -74,6 +74,7 @@ def render(message: Message) -> dict[str, Any]:
     """The event without its routing key, within PagerDuty's limits whatever the alerts hold."""
     event = message.event
     alerts = wording.listed(message)
+    count = f" ({wording.counts(event)})" if len(alerts) + event.truncated_alerts > 1 else ""
     first = wording.summary(alerts[0][0]) if alerts else wording.counts(event)
     page = wording.alertmanager(event)
     links = [link for _, found in alerts for link in found]
@@ -86,7 +87,7 @@ def render(message: Message) -> dict[str, Any]:
         "dedup_key": hashlib.sha256(event.group_key.encode(errors="surrogatepass")).hexdigest(),
         "client": "keypulse",
         "payload": {
-            "summary": wording.shorten(f"{wording.headline(event)}: {first}", SUMMARY),
+            "summary": wording.shorten(f"{wording.headline(event)}{count}: {first}", SUMMARY),
             "severity": wording.severity(event) or wording.Severity.ERROR,  # Alertmanager's default, too
             "source": common("instance", common("service", "keypulse")),
             "component": common("service", ""),

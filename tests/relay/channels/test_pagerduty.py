@@ -74,6 +74,19 @@ async def test_an_incident_opens_and_resolves_under_alertmanagers_own_key(
     assert [link["href"] for link in incident.links][:2] == [RUNBOOK, DASHBOARD]
 
 
+@pytest.mark.parametrize(
+    ("payload", "truncated", "title"),
+    [
+        ("01-firing-1", 0, "KMSCryptoModeNotKMS · production / backend: "),
+        ("01-firing-1", 7, "KMSCryptoModeNotKMS · production / backend (1 firing, 7 not listed): "),
+        ("07-firing-3", 0, "KMSHighCryptoErrorRate · production / backend (2 firing, 1 resolved): "),
+    ],
+)
+def test_the_title_counts_the_alerts_where_there_are_several(payload: str, truncated: int, title: str) -> None:
+    event = replace(message(payload).event, truncated_alerts=truncated)
+    assert render(message(event))["payload"]["summary"].startswith(title)
+
+
 def test_a_list_that_was_cut_resolves_nothing() -> None:
     event = replace(message("03-resolved-1").event, truncated_alerts=1)
     assert render(message(event))["event_action"] == "trigger"
