@@ -117,6 +117,18 @@ async def test_a_mail_opens_as_html_and_as_text_and_stays_open_when_another_come
     await expect(page.get_by_role("row", name="Message-ID")).to_contain_text("<1@example.org>")
 
 
+async def test_a_mail_with_a_doctype_is_laid_out_by_the_standard(page: Page, senders: Senders) -> None:
+    html = (
+        '\n<!doctype html>\n<html lang="en"><head><title>t</title></head><body><a href="/x">Runbook</a></body></html>'
+    )
+    await senders.mail("first", html)
+    await page.locator(".mail-open").click()
+    link = page.frame_locator("iframe").get_by_role("link", name="Runbook")
+    await expect(link).to_be_visible()
+    found = "node => [document.compatMode, document.documentElement.lang, document.querySelector('base').target]"
+    assert await link.evaluate(found) == ["CSS1Compat", "en", "_blank"]
+
+
 async def test_mails_of_one_subject_tell_the_alarm_from_the_all_clear(page: Page, senders: Senders) -> None:
     await senders.mail("[KMSDown] prod", "<h1>x</h1>", "Firing: KMSDown · prod\n1 firing")
     await senders.mail("[KMSDown] prod", "<h1>x</h1>", "Resolved: KMSDown · prod\n1 resolved")

@@ -31,6 +31,7 @@ MAIL_HEADERS = {
 }
 _DOCUMENT = re.compile(r"[\w.-]+(/[\w.-]+)*\.md")
 _IN_A_NEW_TAB = '<base target="_blank">'
+_DOCTYPE = re.compile(r"\s*<!doctype[^>]*>", re.IGNORECASE)
 
 
 class Site:
@@ -71,7 +72,10 @@ class Site:
         mail = self._mailbox.find(request.path_params["number"])
         if mail is None or not mail.html:
             return PlainTextResponse("there is no such mail\n", status_code=404, headers=MAIL_HEADERS)
-        return HTMLResponse(_IN_A_NEW_TAB + mail.html, headers=MAIL_HEADERS)
+        # A tag before the doctype would put the mail into quirks mode; after it, the browser opens the head by itself.
+        doctype = _DOCTYPE.match(mail.html)
+        start = doctype.end() if doctype else 0
+        return HTMLResponse(mail.html[:start] + _IN_A_NEW_TAB + mail.html[start:], headers=MAIL_HEADERS)
 
     def document(self, request: Request) -> Response:  # not async: Starlette reads the file off the event loop
         """A Markdown document of the folder, rendered."""
