@@ -2,7 +2,7 @@
 
 import re
 
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 
 from tests.browser.senders import CRITICAL, Senders
 
@@ -84,4 +84,24 @@ async def test_a_mails_html_runs_no_script_and_leaves_its_frame_for_nobody(chrom
     assert await page.title() == "keypulse on call"
     assert senders.stand_ins.faults.state() == []
     assert any("sandboxed" in text for text in errors)
+    await page.close()
+
+
+async def test_the_frame_alone_keeps_a_mail_without_scripts_and_without_our_origin(
+    chromium: Browser, senders: Senders
+) -> None:
+    """Two fences: here the mail comes without its own Content-Security-Policy, and the frame's sandbox has to hold."""
+    await senders.mail("hostile", "<h1>shown</h1><script>document.querySelector('h1').textContent='hacked'</script>")
+    page = await chromium.new_page()  # this one may complain: the sandbox blocks what the mail tries
+
+    async def without_its_policy(route: Route) -> None:
+        answer = await route.fetch()
+        await route.fulfill(body=await answer.body(), content_type="text/html")
+
+    await page.route("**/mail/*", without_its_policy)
+    await page.goto(f"http://{senders.stand_ins.http}/")
+    await page.locator(".mail-open").click()
+    heading = page.frame_locator("iframe").get_by_role("heading")
+    await expect(heading).to_have_text("shown")
+    assert await heading.evaluate("() => self.origin") == "null"
     await page.close()
