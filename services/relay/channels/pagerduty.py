@@ -47,7 +47,7 @@ class PagerDutyChannel:
         self._url = settings.url
         self._timeout = timeout
         self._routing_key = SecretFile(settings.routing_key_file)
-        self._session = Session()
+        self._session = Session("PagerDuty")
 
     async def send(self, message: Message) -> Receipt:
         """Triggers or resolves the incident; the receipt holds its `dedup_key` and PagerDuty's `status`."""
@@ -56,8 +56,7 @@ class PagerDutyChannel:
             key = await secret(self._routing_key)
             body = _encoded({"routing_key": key, **event})
             headers = {"Content-Type": "application/json"}
-            # A redirect would carry the routing key somewhere else.
-            request = self._session.get().post(self._url, data=body, headers=headers, allow_redirects=False)
+            request = self._session.get().post(self._url, data=body, headers=headers)
             with reached("PagerDuty"):
                 async with request as response:
                     answer = await _json(response)

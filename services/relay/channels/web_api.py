@@ -30,16 +30,30 @@ ProviderUrl = Annotated[str, AfterValidator(_fit_for_a_secret)]
 
 
 class Session:
-    """One aiohttp session, opened in the running loop at its first use; proxies in the environment are not used."""
+    """One aiohttp session, opened in the running loop at its first use; proxies in the environment are not used.
 
-    def __init__(self) -> None:
+    A redirect is an error, because it would carry the alert, and perhaps the secret, somewhere else.
+    """
+
+    def __init__(self, provider: str) -> None:
+        self._provider = provider
         self._session: aiohttp.ClientSession | None = None
 
     def get(self) -> aiohttp.ClientSession:
         """The session. Its requests have no bound of their own: `attempt` sets it."""
         if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None))
+            # As a trace, since slack_sdk makes the requests itself and leaves `allow_redirects` as it is.
+            trace = aiohttp.TraceConfig()
+            trace.on_request_redirect.append(self._refuse_redirect)
+            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None), trace_configs=[trace])
         return self._session
+
+    async def _refuse_redirect(
+        self, _session: aiohttp.ClientSession, _context: object, redirect: aiohttp.TraceRequestRedirectParams
+    ) -> None:
+        redirect.response.close()
+        status = redirect.response.status
+        raise refusal(status, redirect.response.headers, f"{self._provider} answered HTTP {status}, a redirect")
 
     async def close(self) -> None:
         """Closes every connection."""

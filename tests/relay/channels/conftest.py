@@ -65,13 +65,19 @@ async def _tcp_server(handler: Handler) -> AsyncIterator[Address]:
 
 
 @pytest.fixture
-async def website() -> AsyncIterator[WebServer]:
+def requests() -> list[bytes]:
+    """The bodies of all requests that servers of `website` got."""
+    return []
+
+
+@pytest.fixture
+async def website(requests: list[bytes]) -> AsyncIterator[WebServer]:
     """Starts an HTTP server that gives every request the same answer."""
     runners: list[web.AppRunner] = []
 
     async def serve(status: int, body: str | bytes = b"", **headers: str) -> Address:
         async def answer(request: web.Request) -> web.Response:
-            await request.read()
+            requests.append(await request.read())
             raw = body.encode() if isinstance(body, str) else body
             return web.Response(
                 status=status, body=raw, headers={key.replace("_", "-"): value for key, value in headers.items()}

@@ -225,6 +225,20 @@ async def test_each_http_status_has_its_reason_and_scope(
 
 
 @pytest.mark.parametrize("kind", HTTP_KINDS)
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_not_followed(
+    kind: str, status: int, secret_file: Path, website: WebServer, requests: list[bytes]
+) -> None:
+    elsewhere = await website(200, '{"ok": true}', Content_Type="application/json")
+    provider = await website(status, Location=f"http://{elsewhere}/")
+    error = await failure(kind, secret_file, provider)
+    gc.collect()  # an unclosed answer would speak up now
+    assert (error.reason, error.scope) == (Reason.MISCONFIGURED, Scope.CHANNEL)
+    assert f"HTTP {status}" in error.detail
+    assert len(requests) == 1
+
+
+@pytest.mark.parametrize("kind", HTTP_KINDS)
 @pytest.mark.parametrize(
     ("given", "seconds"),
     [("30", 30.0), ("0", 0.0), ("soon", None), ("-1", None), ("1e9", None), ("٣", None), ("99999999999", None)],

@@ -152,13 +152,3 @@ async def test_an_accepted_event_is_delivered_whatever_the_answer_says(secret_fi
     receipt = await channel.send(message())
     await channel.close()
     assert len(receipt["dedup_key"]) == 64
-
-
-async def test_a_redirect_does_not_carry_the_key_away(secret_file: Path, website: WebServer) -> None:
-    elsewhere = await website(202, "{}")
-    address = await website(307, "", Location=f"http://{elsewhere}/")
-    channel = settings(example("pagerduty", secret_file, address)).connect(5)
-    with pytest.raises(SendError) as raised:
-        await channel.send(message())
-    await channel.close()
-    assert raised.value.scope is Scope.CHANNEL

@@ -87,7 +87,7 @@ class SlackChannel:
         self._settings = settings
         self._timeout = timeout
         self._token = SecretFile(settings.token_file)
-        self._session = Session()
+        self._session = Session("Slack")
 
     async def send(self, message: Message) -> Receipt:
         """Posts the message; the receipt holds the `channel` (its ID) and the `ts` that Slack gave it."""
