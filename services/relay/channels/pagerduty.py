@@ -1,6 +1,8 @@
 """PagerDuty, through the Events API v2: a message goes in, the answer's dedup_key comes out.
 
 The dedup_key is Alertmanager's own, so an Alertmanager that pages with the same routing key opens no second incident.
+Where a webhook names its `source`, that goes into the key as well: the groups of independent Alertmanagers, which often
+have the same groupKey, are then incidents of their own.
 https://developer.pagerduty.com/docs/send-alert-event
 """
 
@@ -16,7 +18,7 @@ from services.relay.channels import wording
 from services.relay.channels.attempt import attempt, secret, told
 from services.relay.channels.channel import ChannelSettings, Reason, Receipt, Scope, SendError
 from services.relay.channels.web_api import ProviderUrl, Session, reached, refusal
-from services.relay.model import Alert, Message
+from services.relay.model import Alert, Event, Message
 from shared.secret_file import SecretFile
 from shared.settings import FilePath
 
@@ -83,7 +85,7 @@ def render(message: Message) -> dict[str, Any]:
 
     rendered: dict[str, Any] = {
         "event_action": "resolve" if wording.is_over(event) else "trigger",
-        "dedup_key": hashlib.sha256(event.group_key.encode(errors="surrogatepass")).hexdigest(),
+        "dedup_key": _dedup_key(event),
         "client": "keypulse",
         "payload": {
             "summary": wording.shorten(f"{wording.headline(event)}{count}: {first}", SUMMARY),
@@ -100,6 +102,11 @@ def render(message: Message) -> dict[str, Any]:
     if page:
         rendered["client_url"] = page.url
     return rendered
+
+
+def _dedup_key(event: Event) -> str:
+    named = f"{event.source}\n{event.group_key}" if event.source else event.group_key
+    return hashlib.sha256(named.encode(errors="surrogatepass")).hexdigest()
 
 
 def _details(alerts: Sequence[Alert]) -> dict[str, Any]:

@@ -74,6 +74,16 @@ async def test_an_incident_opens_and_resolves_under_alertmanagers_own_key(
     assert [link["href"] for link in incident.links][:2] == [RUNBOOK, DASHBOARD]
 
 
+async def test_the_same_group_of_two_alertmanagers_is_two_incidents(secret_file: Path, stand_ins: StandIns) -> None:
+    channel = connect(secret_file, stand_ins)
+    for source, payload in (("a", "01-firing-1"), ("b", "01-firing-1"), ("b", "03-resolved-1")):
+        await channel.send(message(replace(message(payload).event, source=source)))
+    await channel.close()
+    key = hashlib.sha256(f"a\n{message().event.group_key}".encode()).hexdigest()
+    assert {incident.dedup_key: incident.status for incident in stand_ins.pagerduty.incidents}.get(key) == "triggered"
+    assert sorted(incident.status for incident in stand_ins.pagerduty.incidents) == ["resolved", "triggered"]
+
+
 @pytest.mark.parametrize(
     ("payload", "truncated", "title"),
     [
