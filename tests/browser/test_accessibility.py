@@ -27,6 +27,19 @@ async def test_nothing_is_wider_than_the_window(page: Page, senders: Senders, wi
     assert await page.evaluate("getComputedStyle(document.body).backgroundColor") == expected
 
 
+async def test_an_opened_mail_has_the_whole_width_of_a_phone_and_its_text_no_scroll_bar(
+    page: Page, senders: Senders
+) -> None:
+    await page.set_viewport_size({"width": 390, "height": 844})
+    await senders.mail("first", "<h1>Firing</h1>", "line\n" * 100)
+    await page.locator(".views").get_by_role("button", name="Mail").click()
+    await page.locator(".mail-open").click()
+    widths = await page.evaluate("[...document.querySelectorAll('#mails, iframe')].map((node) => node.offsetWidth)")
+    assert widths[0] == widths[1] > 360
+    await page.get_by_role("button", name="Plain text").click()
+    assert await page.locator(".mail-text").evaluate("node => node.scrollHeight === node.clientHeight")
+
+
 CONTRASTS = """() => {
   const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
   const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
