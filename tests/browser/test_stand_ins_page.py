@@ -4,6 +4,7 @@ import re
 
 from playwright.async_api import Browser, Page, expect
 
+from ops.demo.stand_ins.slack_channel import KEPT, SlackMessage
 from ops.kms_emulator import emulator
 from ops.kms_emulator.faults import Fault
 from tests.browser.senders import CRITICAL, RUNBOOK, Senders
@@ -99,6 +100,22 @@ async def test_a_channel_that_is_not_shown_counts_what_is_new(page: Page, sender
     await expect(page.locator(".message .b-header")).to_have_text("Slow")
     await expect(other).to_have_attribute("aria-pressed", "true")
     await expect(other).not_to_contain_text("new")
+
+
+async def test_a_channel_that_is_full_still_counts_what_is_new(page: Page, senders: Senders) -> None:
+    for number in range(KEPT):
+        text, ts = f"message {number}", f"{1_700_000_000 + number}.000000"
+        senders.stand_ins.slack.channels["#security-ops"].messages.append(
+            SlackMessage(ts, 1_700_000_000 + number, text, [], None, reply_broadcast=False, metadata=None)
+        )
+    await senders.post(TITLE)
+    other = page.get_by_role("button", name="#security-ops")
+    await expect(other).to_contain_text(f"{KEPT} new")
+    await other.click()
+    await expect(other).not_to_contain_text("new")
+    await page.get_by_role("button", name=CRITICAL).click()
+    await senders.post("Slow", channel="#security-ops")
+    await expect(other).to_contain_text("1 new")
 
 
 async def test_a_mail_opens_as_html_and_as_text_and_stays_open_when_another_comes(page: Page, senders: Senders) -> None:

@@ -8,7 +8,7 @@ const list = document.getElementById("messages");
 const tabs = document.getElementById("channels");
 const scroll = document.getElementById("slack-scroll");
 const empty = document.getElementById("slack-empty");
-const seen = new Map(); // channel → how many of its messages had been there when it was last shown
+const seen = new Map(); // channel → the last `ts` that had been there when it was last shown
 let shown = null;
 let channels = [];
 
@@ -23,7 +23,7 @@ function draw() {
   const atEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 60;
   const current = channels.find((channel) => channel.channel === shown);
   const messages = current?.messages ?? [];
-  seen.set(shown, messages.length);
+  seen.set(shown, messages.at(-1)?.ts ?? "");
   reconcile(tabs, channels, (channel) => channel.channel, tab);
   empty.hidden = messages.length > 0;
   const replies = Map.groupBy(messages.filter((message) => message.thread_ts), (message) => message.thread_ts);
@@ -45,7 +45,7 @@ function tab({ channel }) {
     scroll.scrollTop = scroll.scrollHeight;
   });
   button.update = (state) => {
-    const more = Math.max(0, state.messages.length - (seen.get(channel) ?? 0));
+    const more = state.messages.filter((message) => message.ts > (seen.get(channel) ?? "")).length;
     button.setAttribute("aria-pressed", String(channel === shown));
     unread.hidden = more === 0;
     unread.textContent = more ? `${more} new` : "";
