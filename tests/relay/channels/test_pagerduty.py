@@ -1,6 +1,7 @@
 import hashlib
 import json
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,19 @@ async def test_the_same_group_of_two_alertmanagers_is_two_incidents(secret_file:
 def test_the_title_counts_the_alerts_where_there_are_several(payload: str, truncated: int, title: str) -> None:
     event = replace(message(payload).event, truncated_alerts=truncated)
     assert render(message(event))["payload"]["summary"].startswith(title)
+
+
+def test_the_event_leads_back_to_alertmanager_where_it_can() -> None:
+    assert render(message())["client_url"] == "http://alertmanager:9093/#/alerts?receiver=kms-critical"
+    assert "client_url" not in render(message(replace(message().event, external_url="javascript:x")))
+
+
+def test_the_time_of_an_event_is_that_of_its_first_alert() -> None:
+    event = message("05-firing-3").event
+    early, *others = event.alerts
+    first = replace(early, starts_at=early.starts_at - timedelta(minutes=7))
+    for alerts in ((first, *others), (*others, first)):
+        assert render(message(replace(event, alerts=alerts)))["payload"]["timestamp"] == first.starts_at.isoformat()
 
 
 def test_a_list_that_was_cut_resolves_nothing() -> None:

@@ -66,6 +66,14 @@ def test_a_cut_list_of_alerts_is_never_over() -> None:
     assert wording.counts(cut) == "1 resolved, 1 not listed"
 
 
+def test_the_severity_is_that_of_the_alerts_that_still_fire() -> None:
+    event = message("07-firing-3").event
+    over, *firing = event.alerts
+    critical = replace(over, labels={**over.labels, "severity": "critical"})
+    assert wording.severity(replace(event, alerts=(critical, *firing))) is wording.Severity.WARNING
+    assert wording.severity(replace(event, alerts=(critical,))) is wording.Severity.CRITICAL
+
+
 def test_the_headline_is_the_same_for_every_event_of_a_group() -> None:
     headlines = {wording.headline(message(name).event) for name in ("01-firing-1", "02-firing-1", "03-resolved-1")}
     assert headlines == {"KMSCryptoModeNotKMS · production / backend"}

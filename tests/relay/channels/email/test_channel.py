@@ -242,6 +242,21 @@ async def test_who_is_put_off_is_tried_again_alone(secret_file: Path, mail_serve
     assert [recipients for recipients, _ in server.taken] == [[SECOPS], [ONCALL]]
 
 
+async def test_who_has_the_mail_is_remembered_for_the_last_thousand_deliveries(
+    secret_file: Path, mail_server: StartServer
+) -> None:
+    server = await mail_server(**{f"RCPT {ONCALL}": "450 4.2.0 greylisted"})
+    channel = connect(secret_file, server.address, username=None, password_file=None)
+    for number in range(1_001):
+        with pytest.raises(SendError):
+            await channel.send(message(delivery_id=str(number)))
+    server.replies.clear()
+    server.taken.clear()
+    for number in (0, 1, 1_000):
+        await channel.send(message(delivery_id=str(number)))
+    assert [recipients for recipients, _ in server.taken] == [[SECOPS, ONCALL], [ONCALL], [ONCALL]]
+
+
 async def test_who_was_put_off_and_is_then_refused_does_not_undo_the_rest(
     secret_file: Path, mail_server: StartServer
 ) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -128,6 +129,19 @@ async def test_a_lost_answer_is_not_posted_again_behind_our_back(secret_file: Pa
     await channel.close()
     assert (raised.value.reason, raised.value.scope) == (Reason.CONNECTION, Scope.ATTEMPT)
     assert len(posts(stand_ins)) == 1  # each request that arrives is stored
+
+
+async def test_slack_is_told_to_make_nothing_of_the_text(
+    secret_file: Path, stand_ins: StandIns, website: WebServer, requests: list[bytes]
+) -> None:
+    address = await website(200, '{"ok": true, "channel": "C1", "ts": "1.000001"}', Content_Type="application/json")
+    channel = connect(secret_file, stand_ins, api_url=f"http://{address}/api/")
+    await channel.send(message())
+    await channel.close()
+    (request,) = requests
+    arguments = json.loads(request)
+    told = {key: arguments.get(key) for key in ("mrkdwn", "parse", "unfurl_links", "unfurl_media")}
+    assert told == {"mrkdwn": False, "parse": "none", "unfurl_links": False, "unfurl_media": False}
 
 
 async def test_a_proxy_in_the_environment_sees_nothing(
