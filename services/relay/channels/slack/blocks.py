@@ -45,7 +45,7 @@ def render(message: Message, mention: Mention) -> Post:
     alerts = wording.listed(message)
     shown = 0
     for alert, links in alerts:
-        more = _alert(alert, event, links)
+        more = [*([{"type": "divider"}] if shown else []), *_alert(alert, event, links)]
         room = len(blocks) + len(more) <= BLOCKS - _FRAME_BLOCKS
         if not room or _characters(blocks) + _characters(more) > CHARACTERS - _FRAME_CHARACTERS:
             break
@@ -70,14 +70,18 @@ def _counts(event: Event, mention: Mention) -> Block:
 
 
 def _alert(alert: Alert, event: Event, links: list[wording.Link]) -> list[Block]:
-    text = "\n".join(filter(None, (wording.summary(alert), wording.description(alert))))
+    own = wording.shorten(_joined(_labels(wording.own_labels(alert, event))), LABELS)
+    text = "\n".join(filter(None, (wording.summary(alert), own, wording.description(alert))))
     section = {"type": "section", "text": _plain(text, SECTION)}
-    own = _labels(wording.own_labels(alert, event))
-    return [section, *_context([wording.when(alert), *own]), *_buttons(links)]
+    return [section, *_context([wording.when(alert)]), *_buttons(links)]
+
+
+def _joined(parts: Iterable[str]) -> str:
+    return "  ·  ".join(parts)
 
 
 def _context(parts: Iterable[str]) -> list[Block]:
-    text = "  ·  ".join(parts)
+    text = _joined(parts)
     return [{"type": "context", "elements": [_plain(text, LABELS)]}] if text else []
 
 

@@ -102,4 +102,11 @@ def test_labels_that_all_alerts_share_stand_once_at_the_end() -> None:
     assert [text for text in plain if "job=backend" in text] == [
         "alertname=KMSHighCryptoErrorRate  ·  env=production  ·  service=backend  ·  severity=warning  ·  job=backend"
     ]
-    assert sum("instance=" in text for text in plain) == 3
+
+
+def test_several_alerts_are_kept_apart_by_a_line_and_by_the_labels_beside_their_summaries() -> None:
+    blocks = render(message("05-firing-3"), "none").blocks
+    assert [block["type"] for block in blocks].count("divider") == 2
+    beside = [text.split("\n")[1] for text in texts(blocks[2:], "plain_text") if "\ninstance=" in text]
+    assert len(set(beside)) == 3
+    assert "divider" not in [block["type"] for block in render(message(), "none").blocks]
