@@ -20,7 +20,9 @@ _INVISIBLE = re.compile(
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # they turn the direction: https://trojansource.codes
     "\ud800-\udfff\ufeff]"  # half a character, which no encoding takes
 )
-_URL = 1_900  # Slack takes 3,000 for a button, PagerDuty and browsers at least 2,000; three must fit into one message
+# As in delivery/enrich. Slack takes 3,000 for a button, PagerDuty and browsers at least 2,000; three must fit into one
+# message.
+URL = 1_900
 _FIRST_LABELS = ("alertname", "env", "service", "severity")
 
 
@@ -150,17 +152,21 @@ def alertmanager(event: Event) -> Link | None:
 
 
 def safe_url(url: str | None) -> str | None:
-    """An http(s) URL in which nothing ends a link in any medium; None where it is none, or longer than media take."""
-    if not url or len(url) > _URL or re.search(r"[\s\\]", url) or url != readable(url):
+    """An http(s) URL in which nothing ends a link in any medium.
+
+    None where it is none, holds a user or a password (which may be a secret, or make a host look like another), or is
+    longer than media take.
+    """
+    if not url or len(url) > URL or re.search(r"[\s\\]", url) or url != readable(url):
         return None
     try:
         parts = urlsplit(url)
     except ValueError:
         return None
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
         return None
     quoted = quote(url, safe="!#$%&'()*+,-./:;=?@[]_~")
-    return quoted if len(quoted) <= _URL else None
+    return quoted if len(quoted) <= URL else None
 
 
 def _links(alert: Alert, links: Links) -> list[Link]:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 
 from services.relay.channels import wording
+from services.relay.delivery.enrich.links import LONGEST, LinkRules, links
 from services.relay.model import Links, Status
 from tests.relay.channels.examples import message, strange
 
@@ -39,6 +40,10 @@ def test_what_a_person_sees_stays_as_it_was() -> None:
         "https://example.org/a b",
         "https://example.org/\u202egnp",
         "https:\\\\example.org",
+        "https://user:password@example.org/",
+        "https://example.org@evil.example/",
+        "https://@example.org/",
+        "https://example.org/" + "a" * wording.URL,
         " https://example.org",
     ],
 )
@@ -55,6 +60,25 @@ def test_nothing_in_a_link_can_end_it() -> None:
 def test_a_link_survives_unchanged_or_is_safe_everywhere(text: str) -> None:
     url = wording.safe_url(f"https://example.org/{text}")
     assert url is None or (url.isascii() and not set(url) & set('<>|"`\\ \r\n'))
+
+
+@given(strange)
+def test_every_link_that_enrichment_makes_is_shown_as_it_is(path: str) -> None:
+    rules = LinkRules("https://example.org/{given}", None, frozenset())
+    annotations = {"runbook_url": f"https://example.org/{path}"}
+    (alert,) = message().event.alerts
+    for given_to in (alert, replace(alert, annotations=annotations, labels={"given": path})):
+        made = links(given_to, message().accepted_at, rules).runbook
+        assert wording.safe_url(made) == made
+
+
+def test_the_longest_link_that_enrichment_makes_is_shown() -> None:
+    longest = "https://example.org/".ljust(LONGEST, "a")
+    (alert,) = message().event.alerts
+    made = links(
+        replace(alert, annotations={"runbook_url": longest}), message().accepted_at, LinkRules(None, None, frozenset())
+    )
+    assert made.runbook == wording.safe_url(longest) == longest
 
 
 def test_a_cut_list_of_alerts_is_never_over() -> None:
@@ -86,8 +110,8 @@ def test_alerts_that_still_fire_come_first_and_a_link_comes_once() -> None:
 
 
 def test_an_alert_with_a_runbook_of_its_own_shows_it() -> None:
-    links = (Links("https://a.example.org/", None), Links("https://b.example.org/", None), Links(None, "ftp://c"))
-    listed = wording.listed(message("05-firing-3", links=links))
+    given_links = (Links("https://a.example.org/", None), Links("https://b.example.org/", None), Links(None, "ftp://c"))
+    listed = wording.listed(message("05-firing-3", links=given_links))
     runbooks = [link.url for _, found in listed for link in found if link.text == "Runbook"]
     assert runbooks == ["https://a.example.org/", "https://b.example.org/"]
 
