@@ -7,6 +7,7 @@ alerts travel encrypted, with a verified certificate, except to a server on this
 import asyncio
 import email.policy
 import ssl
+from base64 import b64encode
 from collections import OrderedDict
 from email.headerregistry import Address as MailAddress
 from email.utils import getaddresses, parseaddr
@@ -25,6 +26,7 @@ from shared.settings import Address, FilePath
 
 _PORTS = {"starttls": 587, "implicit": 465, "none": 25}
 _REMEMBERED = 1_000  # deliveries of which some recipients already have the mail
+_BROKEN_OFF = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 _LOGIN_REQUIRED = 530  # RFC 4954
 _TOO_LARGE = 552  # RFC 1870: at MAIL and at DATA it speaks of the message's size
 
@@ -127,21 +129,22 @@ class EmailChannel:
     async def _mail(self, mail: bytes, to: list[str]) -> tuple[dict[str, int], str]:
         """One SMTP session: who was refused with which code, and what the server said at the end."""
         client: SMTP | None = None
-        password = ""
+        secrets: tuple[str, ...] = ()
         try:
             async with attempt("the mail server", self._timeout):
                 password = await secret(self._password) if self._password else ""
+                secrets = _forms(self._settings.username or "", password)
                 client = self._client(password)
                 await client.connect()
                 refused, answer = await client.sendmail(self._sender.addr_spec, to, mail)
             _goodbye(client)
-            return {address: response.code for address, response in refused.items()}, told(answer, password)
+            return {address: response.code for address, response in refused.items()}, told(answer, *secrets)
         except aiosmtplib.SMTPRecipientsRefused as error:
             return {refusal.recipient: refusal.code for refusal in error.recipients}, ""
         except aiosmtplib.SMTPResponseException as error:
-            raise _refused(error, password) from None
+            raise _refused(error, secrets) from None
         except (aiosmtplib.SMTPException, OSError) as error:
-            raise _failed(error) from None
+            raise _failed(error, self._settings.tls) from None
         finally:
             if client is not None:
                 client.close()
@@ -173,14 +176,22 @@ def _goodbye(client: SMTP) -> None:
         client.transport.write(b"QUIT\r\n")  # closing sends it before it hangs up
 
 
-def _refused(error: aiosmtplib.SMTPResponseException, password: str) -> SendError:
+def _forms(username: str, password: str) -> tuple[str, ...]:
+    """The password as it is, and as AUTH PLAIN and AUTH LOGIN send it: a server may repeat what it was sent."""
+    if not password:
+        return ()
+    encoded = [b64encode(form.encode()).decode() for form in (f"\0{username}\0{password}", password)]
+    return (*encoded, *(form.rstrip("=") for form in encoded), password)
+
+
+def _refused(error: aiosmtplib.SMTPResponseException, secrets: tuple[str, ...]) -> SendError:
     """The error for a code that the server gave.
 
     4yz is for now, 5yz for ever (RFC 5321, section 4.2.1). The stage says what 5yz is about: DATA about the message,
     everything before it about who we are and where we write.
     """
     # The words that follow a login can hold what was sent, encoded.
-    words = "" if isinstance(error, aiosmtplib.SMTPAuthenticationError) else told(error.message, password)
+    words = "" if isinstance(error, aiosmtplib.SMTPAuthenticationError) else told(error.message, *secrets)
     detail = f"the mail server answered {error.code} {words or 'to the username and password'}"
     if not 500 <= error.code < 600:
         return SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, detail)
@@ -191,12 +202,16 @@ def _refused(error: aiosmtplib.SMTPResponseException, password: str) -> SendErro
     return SendError(Reason.MISCONFIGURED, Scope.CHANNEL, detail)
 
 
-def _failed(error: Exception) -> SendError:
+def _failed(error: Exception, tls: str) -> SendError:
     """The error for a session that ended without a code."""
     if isinstance(error, TimeoutError):
         return SendError(Reason.TIMEOUT, Scope.ATTEMPT, "the mail server: no answer in time")
-    if _certificate(error):
+    handshake = _handshake(error)
+    if isinstance(handshake, ssl.SSLCertVerificationError):
         return SendError(Reason.MISCONFIGURED, Scope.CHANNEL, "the mail server's certificate is not trusted")
+    if handshake is not None:
+        detail = f"the mail server speaks no TLS that fits `tls: {tls}` ({handshake.reason}); check `port` and `tls`"
+        return SendError(Reason.MISCONFIGURED, Scope.CHANNEL, detail)
     if isinstance(error, OSError):
         cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
         detail = f"the mail server: no connection: {cause.strerror or type(error).__name__}"
@@ -205,9 +220,10 @@ def _failed(error: Exception) -> SendError:
     return SendError(Reason.MISCONFIGURED, Scope.CHANNEL, f"the mail server: {told(str(error))}")
 
 
-def _certificate(error: BaseException | None) -> bool:
+def _handshake(error: BaseException | None) -> ssl.SSLError | None:
+    """What TLS has against the server, behind aiosmtplib's error; a connection that broke off is no such thing."""
     while error is not None:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return True
+        if isinstance(error, ssl.SSLError) and not isinstance(error, _BROKEN_OFF):
+            return error
         error = error.__cause__
-    return False
+    return None

@@ -1,7 +1,7 @@
 import asyncio
 import logging
 import ssl
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -219,6 +219,58 @@ async def test_a_login_leaves_no_trace_in_the_logs(
     ours = [record.getMessage() for record in caplog.records if not record.name.startswith("mail.")]  # not the server's
     for encoded in (SECRET, b64encode(SECRET.encode()).decode(), b64encode(f"\0keypulse\0{SECRET}".encode()).decode()):
         assert not any(encoded in line for line in ours)
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])
+async def test_a_server_that_repeats_the_login_does_not_bring_it_into_an_error(
+    mechanism: str, secret_file: Path, tcp: TcpServer
+) -> None:
+    sent: list[bytes] = []
+
+    async def parrot(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 mail\r\n")
+        while line := await reader.readline():
+            if line.startswith(b"EHLO"):
+                writer.write(b"250-mail\r\n250 AUTH " + mechanism.encode() + b"\r\n")
+            elif line.startswith(b"AUTH LOGIN"):
+                writer.write(b"334 UGFzc3dvcmQ6\r\n")
+                sent.append((await reader.readline()).strip())
+                writer.write(b"235 fine\r\n")
+            elif line.startswith(b"AUTH PLAIN"):
+                sent.append(line.split()[-1])
+                writer.write(b"235 fine\r\n")
+            else:
+                said = sent[-1]
+                writer.write(b"451 after " + said + b", " + said.rstrip(b"=") + b" and " + SECRET.encode() + b"\r\n")
+
+    error = await refused(connect(secret_file, await tcp(parrot)))
+    assert error.detail == "the mail server answered 451 after [secret], [secret] and [secret]"
+    assert SECRET in b64decode(sent[-1]).decode()
+
+
+@pytest.mark.parametrize("greeting", [b"220 mail, without TLS\r\n", b"HTTP/1.1 400 Bad Request\r\n"])
+async def test_a_port_without_tls_is_the_channels_trouble_and_says_what_to_check(
+    greeting: bytes, secret_file: Path, tcp: TcpServer
+) -> None:
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(greeting)
+        await reader.read()
+
+    error = await refused(connect(secret_file, await tcp(plain), tls="implicit"))
+    assert (error.reason, error.scope) == (Reason.MISCONFIGURED, Scope.CHANNEL)
+    assert error.detail == (
+        "the mail server speaks no TLS that fits `tls: implicit` (WRONG_VERSION_NUMBER); check `port` and `tls`"
+    )
+
+
+async def test_a_connection_that_breaks_off_during_the_handshake_is_tried_again(
+    secret_file: Path, tcp: TcpServer
+) -> None:
+    async def hangs_up(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+
+    error = await refused(connect(secret_file, await tcp(hangs_up), tls="implicit"))
+    assert (error.reason, error.scope) == (Reason.CONNECTION, Scope.ATTEMPT)
 
 
 async def test_who_is_refused_for_good_costs_the_others_nothing_and_is_named(
