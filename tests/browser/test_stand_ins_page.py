@@ -1,6 +1,7 @@
 """The page of the stand-ins as a person uses it, in Chromium."""
 
 import re
+from typing import Any
 
 from playwright.async_api import Browser, Page, expect
 
@@ -45,7 +46,7 @@ async def test_a_name_of_an_emoji_in_plain_text_is_one_unless_emoji_is_false(pag
     for emoji in (True, False):
         text = {"type": "plain_text", "text": "10:lock:00", "emoji": emoji}
         button = {"type": "button", "text": text, "url": RUNBOOK}
-        blocks = [{"type": "header", "text": text}, {"type": "actions", "elements": [button]}]
+        blocks: list[dict[str, Any]] = [{"type": "header", "text": text}, {"type": "actions", "elements": [button]}]
         await senders.slack.chat_postMessage(channel=CRITICAL, text="x", blocks=blocks)
     await expect(page.locator(".b-header")).to_have_text(["10🔒00", "10:lock:00"])
     await expect(page.locator(".message .button")).to_have_text(["10🔒00", "10:lock:00"])
@@ -184,6 +185,20 @@ async def test_an_incident_opens_and_resolves_before_ones_eyes(page: Page, sende
     await expect(page.locator("#arrivals")).to_have_text("PagerDuty, resolved: ledger runs without KMS")
     await senders.page("trigger")
     await expect(incident).to_have_count(2)
+
+
+async def test_an_incident_links_to_its_client_and_shows_its_details_as_a_table(page: Page, senders: Senders) -> None:
+    alert = {"summary": "no KMS", "labels": {"env": "prod", "zone": "b"}}
+    details = {"alerts": "1 firing", "listed": [alert]}
+    client = {"client": "keypulse", "client_url": "https://alertmanager.example.org/#/alerts"}
+    await senders.page("trigger", payload={"custom_details": details}, **client)
+    incident = page.locator(".incident")
+    view = incident.get_by_role("link", name="View in keypulse")
+    await expect(view).to_have_attribute("href", client["client_url"])
+    await incident.get_by_text("Details", exact=True).click()
+    for key, value in {"alerts": "1 firing", "summary": "no KMS", "env": "prod", "zone": "b"}.items():
+        cell = incident.get_by_role("rowheader", name=key, exact=True).locator("xpath=following-sibling::td")
+        await expect(cell).to_have_text(value)
 
 
 async def test_a_reader_who_scrolled_up_stays_there_and_one_at_the_end_follows(page: Page, senders: Senders) -> None:

@@ -39,6 +39,8 @@ class Incident:
     severity: str
     source: str
     links: list[Json]
+    client: Any
+    client_url: Any
     custom_details: Any
     opened_at: float
     resolved_at: float | None = None
@@ -104,6 +106,8 @@ class PagerDuty:
                 severity=payload["severity"],
                 source=payload["source"],
                 links=links,
+                client=event.get("client"),
+                client_url=event.get("client_url"),
                 custom_details=payload.get("custom_details"),
                 opened_at=now,
             )

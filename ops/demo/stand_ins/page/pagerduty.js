@@ -28,6 +28,7 @@ function card(incident) {
       el("p", { class: "source" }, incident.source),
       opened,
       links.length ? el("p", { class: "b-actions" }, ...links) : null,
+      incident.client_url ? el("p", { class: "source" }, link(incident.client_url, `View in ${incident.client || "the monitoring client"}`)) : null,
       details(incident.custom_details),
       el("details", { open: true }, el("summary", {}, "Timeline"), log),
       el("p", { class: "dedup" }, "dedup_key ", el("code", { title: incident.dedup_key }, incident.dedup_key)),
@@ -52,8 +53,21 @@ function line(entry, known) {
 
 function details(value) {
   if (value == null || (typeof value === "object" && Object.keys(value).length === 0)) return null;
-  const text = typeof value === "string" ? value : JSON.stringify(value, null, 2);
-  return el("details", {}, el("summary", {}, "Details"), el("pre", { tabindex: "0", role: "region", "aria-label": "Details" }, text));
+  return el("details", {}, el("summary", {}, "Details"), shown(value));
+}
+
+// An object as a table, as PagerDuty shows it; a list as one after the other.
+function shown(value) {
+  if (Array.isArray(value)) return el("div", {}, ...value.map(shown));
+  if (value === null || typeof value !== "object") return el("span", {}, String(value));
+  return el("table", {}, el("tbody", {}, ...Object.entries(value).flatMap(rows)));
+}
+
+// What is a table itself gets a row of its own: the pane is narrow.
+function rows([key, value]) {
+  const wide = value !== null && typeof value === "object" ? { colspan: 2 } : {};
+  const cells = [el("th", { scope: "row", ...wide }, key), el("td", wide, shown(value))];
+  return wide.colspan ? cells.map((cell) => el("tr", {}, cell)) : [el("tr", {}, ...cells)];
 }
 
 function duration(seconds) {
