@@ -137,6 +137,7 @@ SPOILT: dict[str, tuple[ChannelName, Spoil]] = {
     "a receipt for a message that nobody holds": ("slack", lambda a: _row(a, 0)["receipt"].update(ts="2.0")),
     "a receipt for an incident that nobody holds": ("pagerduty", lambda a: _row(a, 3)["receipt"].update(dedup_key="x")),
     "a mail in one of two mailboxes only": ("email", lambda a: _mails(a).pop(0)),
+    "a mailbox that nothing is on its way to": ("email", lambda a: a["relay"]["deliveries"].pop(2)),
     "a mail that is not yet delivered": ("email", lambda a: _row(a, 2).update(state="pending", receipt=None)),
     "a delivery of an earlier incident": (
         "slack",
