@@ -21,6 +21,8 @@ from shared.settings import ServerSettings, load
 from shared.stop import stoppable
 
 S = TypeVar("S", bound=ServerSettings)
+G = TypeVar("G")
+T = TypeVar("T")
 Command = Callable[..., None]
 
 log = structlog.get_logger(__name__)
@@ -36,6 +38,15 @@ def server_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def option_or_exit(option: str, parse: Callable[[G], T], given: G) -> T:
+    """What `parse` makes of an option's value; where it raises ValueError, one line on standard error, then exit 2."""
+    try:
+        return parse(given)
+    except ValueError as error:
+        click.echo(f"{option}: {error}, got {str(given)!r}", err=True)
+        sys.exit(2)
 
 
 def load_or_exit(model: type[S], config: Path | None) -> S:

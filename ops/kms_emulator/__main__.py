@@ -1,22 +1,18 @@
 """`keypulse-emulator`: options in, a running emulator until SIGTERM or SIGINT."""
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import click
 import structlog
 
 from ops.kms_emulator.emulator import start
 from shared import VERSION, logs
-from shared.cli import run_or_exit
+from shared.cli import option_or_exit, run_or_exit
 from shared.kms.names import parse_key
 from shared.settings import Address, parse_address
 from shared.stop import stop_signal, stoppable
 
 log = structlog.get_logger(__name__)
-T = TypeVar("T")
 
 _EPILOG = """\b
 Examples:
@@ -41,9 +37,9 @@ def main(listen: str, faults: str, keys: tuple[str, ...], data: Path | None) -> 
     The official client reaches it through a plaintext gRPC channel. It asks nobody for credentials, so it only
     listens on loopback.
     """
-    listen_address = _value("--listen", _loopback, listen)
-    faults_address = _value("--faults", _loopback, faults)
-    names = [_value("--key", parse_key, key) for key in keys]
+    listen_address = option_or_exit("--listen", _loopback, listen)
+    faults_address = option_or_exit("--faults", _loopback, faults)
+    names = [option_or_exit("--key", parse_key, key) for key in keys]
     logs.configure("emulator")
     run_or_exit(stoppable(_serve(listen_address, faults_address, names, data)))
 
@@ -60,14 +56,6 @@ def _loopback(text: str) -> Address:
     if not address.is_loopback:
         raise ValueError("expected a loopback address such as 127.0.0.1:9010, because nobody is asked for credentials")
     return address
-
-
-def _value(option: str, parse: Callable[[str], T], text: str) -> T:
-    try:
-        return parse(text)
-    except ValueError as error:
-        click.echo(f"{option}: {error}, got {text!r}", err=True)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

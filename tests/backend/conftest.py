@@ -1,6 +1,5 @@
-import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,19 +137,3 @@ def configuration(tmp_path: Path) -> Callable[..., Path]:
 def settings(configuration: Callable[..., Path]) -> Callable[..., Settings]:
     """A backend's settings, read from a file as the command reads them."""
     return lambda kms, **overrides: load(Settings, configuration(kms, **overrides))
-
-
-Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
-
-
-@pytest.fixture
-def until() -> Until:
-    """Waits for a condition, 15 s at most, and says how it ended."""
-
-    async def wait(condition: Callable[[], Awaitable[bool]]) -> None:
-        deadline = time.monotonic() + 15
-        while not await condition():
-            assert time.monotonic() < deadline, "the condition did not come true within 15 s"
-            await asyncio.sleep(0.02)
-
-    return wait

@@ -1,5 +1,3 @@
-import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -10,10 +8,6 @@ from aiohttp import web
 from ops.kms_emulator.emulator import Emulator, start
 from services.exporter.backend_state import BackendReader, http_client
 from services.exporter.model import BackendState
-
-# looptime asks for the event loop before each test; before the first asynchronous one, Python 3.11 would make a loop
-# that nobody closes, and the warning of it would hit whichever test comes next. Having set none once, it makes none.
-asyncio.set_event_loop(None)
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
@@ -78,19 +72,3 @@ def read(reader: Reader, backend: Backend) -> Callable[..., Awaitable[BackendSta
             return await reader(f"{url}/healthz", f"{url}/metrics" if metrics else None).read()
 
     return read
-
-
-Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
-
-
-@pytest.fixture
-def until() -> Until:
-    """Waits for a condition, 15 s at most, and says how it ended."""
-
-    async def wait(condition: Callable[[], Awaitable[bool]]) -> None:
-        deadline = time.monotonic() + 15
-        while not await condition():
-            assert time.monotonic() < deadline, "the condition did not come true within 15 s"
-            await asyncio.sleep(0.02)
-
-    return wait

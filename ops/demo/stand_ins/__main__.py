@@ -1,9 +1,6 @@
 """`python -m ops.demo.stand_ins`: options in, running stand-ins until SIGTERM or SIGINT."""
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 from urllib.parse import urlsplit
 
 import click
@@ -11,14 +8,12 @@ import structlog
 
 from ops.demo.stand_ins.server import start
 from shared import VERSION, logs
-from shared.cli import run_or_exit
+from shared.cli import option_or_exit, run_or_exit
 from shared.secret_file import SecretFile, SecretUnreadableError
 from shared.settings import Address, parse_address
 from shared.stop import stop_signal
 
 log = structlog.get_logger(__name__)
-G = TypeVar("G")
-T = TypeVar("T")
 
 _EPILOG = """\b
 Examples:
@@ -50,12 +45,12 @@ def main(
 
     Everybody on this machine can read what arrives, so it only listens on loopback.
     """
-    http_address = _value("--http", _loopback, http)
-    smtp_address = _value("--smtp", _loopback, smtp)
-    tokens = _value("--slack-token-file", _secrets, slack_token_file)
-    keys = _value("--pagerduty-key-file", _secrets, pagerduty_key_file)
-    url = _value("--emulator-faults", _url, emulator_faults) if emulator_faults else None
-    folder = _value("--docs", _folder, docs) if docs else None
+    http_address = option_or_exit("--http", _loopback, http)
+    smtp_address = option_or_exit("--smtp", _loopback, smtp)
+    tokens = option_or_exit("--slack-token-file", _secrets, slack_token_file)
+    keys = option_or_exit("--pagerduty-key-file", _secrets, pagerduty_key_file)
+    url = option_or_exit("--emulator-faults", _url, emulator_faults) if emulator_faults else None
+    folder = option_or_exit("--docs", _folder, docs) if docs else None
     logs.configure("stand-ins")
     run_or_exit(_serve(http_address, smtp_address, tokens, keys, url, folder))
 
@@ -96,14 +91,6 @@ def _folder(path: Path) -> Path:
     if not path.is_dir():
         raise ValueError("expected a folder")
     return path
-
-
-def _value(option: str, parse: Callable[[G], T], given: G) -> T:
-    try:
-        return parse(given)
-    except ValueError as error:
-        click.echo(f"{option}: {error}, got {str(given)!r}", err=True)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """A running emulator with one key, and Google's own client on it."""
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
@@ -9,9 +8,6 @@ from google.cloud.kms_v1 import KeyManagementServiceAsyncClient
 from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
 
 from ops.kms_emulator.emulator import Emulator, start
-
-# pytest-asyncio asks for the present event loop, which Python before 3.14 would then create and nobody close.
-asyncio.set_event_loop(None)
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 

@@ -1,6 +1,5 @@
 """Cloud KMS's provider on a running emulator."""
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -9,9 +8,6 @@ from ops.kms_emulator.emulator import Emulator, start
 from shared.kms.provider import KeyProvider
 from shared.kms.registry import connect
 from shared.kms.settings import GcpKeySettings
-
-# pytest-asyncio asks for the present event loop, which Python before 3.14 would then create and nobody close.
-asyncio.set_event_loop(None)
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
