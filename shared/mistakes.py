@@ -36,6 +36,14 @@ def line(model: type[BaseModel], prefix: str, file: Path | None, error: ErrorDet
     kind, message = error["type"], error["msg"]
     if kind == "extra_forbidden":
         message = UNKNOWN
+    elif kind in {"union_tag_not_found", "union_tag_invalid"}:
+        context = error["ctx"]
+        key += "." + context["discriminator"].strip("'")
+        message = (
+            f"expected one of {context['expected_tags']}"
+            if "expected_tags" in context
+            else "missing; it has no default"
+        )
     elif kind == "missing":
         message = "missing; it has no default"
     else:

@@ -27,7 +27,7 @@ def read(file: Path) -> dict[str, Any]:
         document = yaml.load(file.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise ConfigurationError([f"{file}: cannot be read: {error.strerror}"]) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:  # PyYAML's own errors of a bad scalar, too
         reason = " ".join(str(error).split())
         raise ConfigurationError([f"{file}: is not usable YAML: {reason}"]) from None
     except RecursionError:

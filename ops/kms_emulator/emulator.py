@@ -81,6 +81,6 @@ async def start(
 def _bound(server: grpc.aio.Server, address: Address) -> Address:
     try:
         port = server.add_insecure_port(str(address))
-    except RuntimeError as error:
-        raise StartError(f"cannot listen on {address}: {error}") from None
+    except RuntimeError:  # gRPC's own text only names a variable for more of it
+        raise StartError(f"cannot listen on {address}; stop what listens there, or set another address") from None
     return Address(address.host, port)

@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Sized
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, ClassVar, Self, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, TypeAdapter, ValidationInfo, model_validator
+from pydantic import AfterValidator, BeforeValidator, PlainValidator, TypeAdapter, ValidationInfo, model_validator
 
 from services.relay.channels.registry import AnyChannel
 from services.relay.delivery.enrich.links import check_template
@@ -59,6 +59,15 @@ def _to_known(route: "Route", info: ValidationInfo) -> "Route":
     return route
 
 
+def _network(value: object) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(value if isinstance(value, str) else "")
+    except ValueError:
+        raise ValueError("expected a network without host bits, such as 10.0.0.0/8") from None
+
+
+Network = Annotated[IPv4Network | IPv6Network, PlainValidator(_network, json_schema_input_type=str)]
+"""A network in CIDR notation."""
 Database = Annotated[Path, BeforeValidator(_database, json_schema_input_type=str)]
 """The SQLite file, written as `sqlite:///FILE`."""
 ParsedMatcher = Annotated[
@@ -77,7 +86,7 @@ class Auth(settings.Auth):
 
     bearer_token_file: FilePath
     """One token a line, two while they are rotated."""
-    allow_from: tuple[IPv4Network | IPv6Network, ...] = ()
+    allow_from: tuple[Network, ...] = ()
     """Networks that may send alerts; empty lets every address try."""
 
 

@@ -133,7 +133,10 @@ def test_a_missing_file_and_one_that_is_no_mapping_are_one_line(file: Path) -> N
     assert _lines(file) == [f"{file}: expected a mapping of keys to values"]
 
 
-@pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe\xfa", b"a: !!python/object:os.system x"])
+@pytest.mark.parametrize(
+    "content",
+    [b"a: [", b"\xff\xfe\xfa", b"a: !!python/object:os.system x", b"a: 2026-99-99", b"a: !!int x"],
+)
 def test_what_is_not_yaml_is_one_line(content: bytes, file: Path) -> None:
     file.write_bytes(content)
     (line,) = _lines(file)
@@ -252,3 +255,9 @@ def test_a_path_with_a_nul_and_a_bottomless_nest_are_one_line_each(file: Path) -
     assert line.startswith(f"{file}: secret_file: expected a path; a NUL character")
     file.write_text("[" * 3000)
     assert _lines(file) == [f"{file}: is nested too deeply"]
+
+
+def test_a_kind_that_is_missing_or_unknown_is_named(file: Path) -> None:
+    assert _lines(_written(file, pets={"rex": {}})) == [f"{file}: pets.rex.kind: missing; it has no default"]
+    (line,) = _lines(_written(file, pets={"rex": {"kind": "fish"}}))
+    assert line == f"{file}: pets.rex.kind: expected one of 'cat', 'dog'"

@@ -22,13 +22,19 @@ def _to_utc(moment: datetime) -> datetime:
         raise ValueError("a time before the year 1 or after 9999") from None
 
 
+def _text(value: object) -> object:
+    if not isinstance(value, str):  # pydantic would take a number for unix seconds, and a page would say 1970
+        raise ValueError("a time as RFC 3339 text")  # noqa: TRY004 - pydantic reports ValueError
+    return value
+
+
 # Without `fail_fast`, a body of 4 MB that holds nothing but mistakes would become gigabytes of errors.
 Labels = Annotated[
     dict[str, str],
     Field(fail_fast=True),
     BeforeValidator(lambda value: {} if value is None else value),  # Go's nil map: null
 ]
-Moment = Annotated[AwareDatetime, AfterValidator(_to_utc)]
+Moment = Annotated[AwareDatetime, BeforeValidator(_text), AfterValidator(_to_utc)]
 
 
 class _Alert(BaseModel):

@@ -53,6 +53,7 @@ def test_fields_of_newer_alertmanagers_and_of_grafana_are_no_mistake() -> None:
         (webhook_of(status="pending"), "status: Input should be 'firing' or 'resolved'"),
         (webhook_of(truncatedAlerts=-1), "truncatedAlerts: Input should be greater than or equal to 0"),
         (webhook_of(receiver="").replace(b"firing", b"\\ud800"), "the body: Invalid JSON"),
+        (webhook_of().replace(b'"2026-11-24T22:46:10.178815Z"', b"5"), "alerts.0.startsAt: "),
         (webhook_of().replace(b"2026-11-24T22:46:10.178815Z", b"yesterday"), "alerts.0.startsAt: "),
         (webhook_of().replace(b"2026-11-24T22:46:10.178815Z", b"0001-01-01T00:00:00+05:00"), "alerts.0.startsAt: "),
     ],
