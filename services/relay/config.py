@@ -3,31 +3,40 @@
 import re
 from collections.abc import Sized
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from pathlib import Path
 from typing import Annotated, ClassVar, Self, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, PlainValidator, TypeAdapter, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    TypeAdapter,
+    ValidationInfo,
+    model_validator,
+)
 
 from services.relay.channels.registry import AnyChannel
+from services.relay.channels.web_api import fit_for_a_secret
 from services.relay.delivery.enrich.links import check_template
 from services.relay.intake.routing import Matcher, parse_matcher
+from services.relay.outbox import database
 from shared import settings
-from shared.planned import planned
 from shared.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings
 
 T = TypeVar("T", bound=Sized)
+R = TypeVar("R", "Route", "Watchdog")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def _database(value: object) -> object:
     if not isinstance(value, str):
         return value
-    if value.startswith("postgresql"):
-        raise ValueError("PostgreSQL is not supported in this version; expected sqlite:///FILE")
-    file = value.removeprefix("sqlite:///")
-    if file == value or not file:
-        raise ValueError("expected sqlite:///FILE, with four slashes for an absolute path")
-    return TypeAdapter(FilePath).validate_python(file)
+    url = database.parse(value)
+    if url.drivername != "sqlite":
+        return url
+    return database.sqlite(TypeAdapter(FilePath).validate_python(url.database))
 
 
 def _channel_name(name: str) -> str:
@@ -50,13 +59,32 @@ def _known(name: str, info: ValidationInfo) -> str:
     return name
 
 
-def _to_known(route: "Route", info: ValidationInfo) -> "Route":
+def _to_known(route: R, info: ValidationInfo) -> R:
     for name in route.channels:
         try:
             _known(name, info)
         except ValueError as error:
             raise ValueError(f"channels: {name}: {error}") from None
     return route
+
+
+def _told_apart(watchdogs: tuple["Watchdog", ...]) -> tuple["Watchdog", ...]:
+    names = [watchdog.name for watchdog in watchdogs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"two watchdogs are called {twice}; expected matchers that tell them apart")
+    return watchdogs
+
+
+def _web_address(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if not host or parts.scheme not in {"http", "https"} or parts.username or parts.query or not url.isprintable():
+        raise ValueError("expected a URL such as http://HOST:9093, without a user or a password")
+    return url.rstrip("/")
 
 
 def _network(value: object) -> IPv4Network | IPv6Network:
@@ -68,14 +96,19 @@ def _network(value: object) -> IPv4Network | IPv6Network:
 
 Network = Annotated[IPv4Network | IPv6Network, PlainValidator(_network, json_schema_input_type=str)]
 """A network in CIDR notation."""
-Database = Annotated[Path, BeforeValidator(_database, json_schema_input_type=str)]
-"""The SQLite file, written as `sqlite:///FILE`."""
+Database = Annotated[
+    database.Database,
+    PlainValidator(_database, json_schema_input_type=str),
+    PlainSerializer(str),  # which shows no password
+]
+"""Of an SQLite file, `sqlite:///FILE`, or of PostgreSQL, `postgresql://USER@HOST/NAME`."""
 ParsedMatcher = Annotated[
     Matcher,
     BeforeValidator(
         lambda value: parse_matcher(value) if isinstance(value, str) else value, json_schema_input_type=str
     ),
 ]
+WebAddress = Annotated[str, AfterValidator(_web_address)]
 Template = Annotated[str, AfterValidator(check_template)]
 ChannelName = Annotated[str, AfterValidator(_channel_name)]
 KnownChannel = Annotated[str, AfterValidator(_known)]
@@ -91,10 +124,17 @@ class Auth(settings.Auth):
 
 
 class Alertmanager(Section):
-    """Where open incidents would be compared with Alertmanager's."""
+    """Where open incidents are compared with Alertmanager's, which sends no resolve for what is silenced by then."""
 
-    urls: tuple[str, ...] = ()
+    urls: tuple[WebAddress, ...] = ()
+    """Of every Alertmanager that sends here; empty compares nothing."""
     token_file: FilePath | None = None
+
+    @model_validator(mode="after")
+    def _no_secret_in_plaintext(self) -> Self:
+        for url in self.urls if self.token_file else ():
+            fit_for_a_secret(url)
+        return self
 
 
 class Links(Section):
@@ -139,6 +179,30 @@ class Pacing(Section):
     enabled: bool = True
 
 
+class Retention(Section):
+    """How long what is over is kept. What is still to be delivered always is."""
+
+    max_age: Duration = 30 * 86400.0
+    max_deliveries: Annotated[int, Field(ge=1)] = 100_000
+
+
+class Watchdog(Section):
+    """An alert that always fires. It is taken for a heartbeat, and its absence is told."""
+
+    matchers: Annotated[tuple[ParsedMatcher, ...], AfterValidator(_some)]
+    expect_every: Duration
+    """The longest time between two heartbeats; longer means that Prometheus or Alertmanager is gone."""
+    channels: Annotated[tuple[str, ...], AfterValidator(_some)]
+    ping_url_file: FilePath | None = None
+    """Holds an address outside of this house; asked at each heartbeat while the outbox drains."""
+
+    @property
+    def name(self) -> str:
+        """What metrics call it: its alert's name where one matcher says it, else all matchers."""
+        names = [m.value for m in self.matchers if m.label == "alertname" and m.operator == "="]
+        return names[0] if len(names) == 1 else ",".join(f"{m.label}{m.operator}{m.value}" for m in self.matchers)
+
+
 class RelaySettings(ServerSettings):
     """The relay's configuration."""
 
@@ -146,12 +210,14 @@ class RelaySettings(ServerSettings):
 
     listen: ListenAddress = Address("127.0.0.1", 9912)
     auth: Auth
-    database: Database = Path("/var/lib/keypulse/relay.db")
-    alertmanager: Alertmanager = planned(Alertmanager())
+    database: Database = Field("sqlite:////var/lib/keypulse/relay.db", validate_default=True)
+    alertmanager: Alertmanager = Alertmanager()
     links: Links = Links()
     delivery: Delivery = Delivery()
-    pacing: Pacing = planned(Pacing())
+    pacing: Pacing = Pacing()
+    retention: Retention = Retention()
     # Before the routes, which are checked against it.
     channels: Annotated[dict[ChannelName, AnyChannel], AfterValidator(_some)]
     routes: tuple[Annotated[Route, AfterValidator(_to_known)], ...] = ()
     default_channels: Annotated[tuple[KnownChannel, ...], AfterValidator(_some)]
+    watchdogs: Annotated[tuple[Annotated[Watchdog, AfterValidator(_to_known)], ...], AfterValidator(_told_apart)] = ()

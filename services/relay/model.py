@@ -43,6 +43,8 @@ class Event:
     external_url: str
     truncated_alerts: int
     """How many alerts Alertmanager cut off; over 0, `status` says nothing about the whole group."""
+    note: str = ""
+    """What the relay itself has to say of it; empty for what came from Alertmanager as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class Links:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a channel is asked to tell: an event, enriched. The same at each retry."""
+    """What a channel is asked to tell: one event, or several merged into one, enriched. The same at each retry."""
 
     delivery_id: str
     incident_id: str
@@ -68,3 +70,7 @@ class Message:
     accepted_at: datetime
     first_receipt: Mapping[str, str] | None
     """The receipt of this episode's first delivery on this channel, which a reply can refer to."""
+    untold: bool = False
+    """Whether the incident is over, and this channel was never told that it had begun."""
+    note: str = ""
+    """What the relay itself has to say to the reader, such as why it comes here; usually empty."""

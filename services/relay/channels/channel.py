@@ -1,15 +1,18 @@
 """The port of a channel: what delivery knows of Slack, mail and the rest."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from enum import StrEnum
-from typing import Protocol
+from typing import ClassVar, Protocol
 
+from services.relay.channels.rate import PerSecond, Rate
 from services.relay.model import Message
 from shared.settings import Section
 
 Receipt = Mapping[str, str]
 """What the provider said of a message that it took: Slack's channel and ts, PagerDuty's dedup_key, …"""
+Progress = Mapping[str, str]
+"""What a channel has done of a delivery already, in its own words, such as which recipients have the mail."""
 
 
 class Reason(StrEnum):
@@ -45,20 +48,87 @@ class Scope(StrEnum):
 class SendError(Exception):
     """The one error of this port. Its text is fit for a log: it never holds a token, a key or a password."""
 
-    def __init__(self, reason: Reason, scope: Scope, detail: str, *, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        reason: Reason,
+        scope: Scope,
+        detail: str,
+        *,
+        retry_after: float | None = None,
+        maybe_arrived: bool = False,
+    ) -> None:
         super().__init__(detail)
         self.reason = reason
         self.scope = scope
         self.detail = detail
         self.retry_after = retry_after
         """Seconds that the provider asked to wait."""
+        self.maybe_arrived = maybe_arrived
+        """Whether the provider may have taken the message all the same: the answer was lost, not given."""
+
+
+class LeaseLostError(Exception):
+    """The claim ended while the message was being prepared: somebody else may send it, so this attempt must not."""
+
+
+class Attempt(Protocol):
+    """One try to deliver a message, as its channel sees it."""
+
+    @property
+    def message(self) -> Message:
+        """What to tell. The same at each attempt of a delivery."""
+        ...
+
+    @property
+    def progress(self) -> Progress:
+        """What earlier attempts of this delivery kept; empty at first."""
+        ...
+
+    @property
+    def maybe_sent(self) -> bool:
+        """Whether an earlier attempt may have arrived without anybody knowing."""
+        ...
+
+    def sending(self, payload: str) -> None:
+        """To be called right before each request that tells something.
+
+        Args:
+            payload: what goes out, for the record; without credentials.
+
+        Raises:
+            LeaseLostError: nothing may be sent any more; let it pass.
+        """
+        ...
+
+    def answered(self, answer: str) -> None:
+        """Notes the provider's own words, for the record; without credentials."""
+        ...
+
+    async def keep(self, progress: Progress) -> None:
+        """Commits progress, which the next attempt sees, whatever happens to this one.
+
+        Raises:
+            LeaseLostError: nothing may be sent any more; let it pass.
+        """
+        ...
 
 
 class Channel(Protocol):
     """An open channel. `send` may be called concurrently for messages of different incidents."""
 
-    async def send(self, message: Message) -> Receipt:
-        """Delivers, or raises SendError; bounded in time by the caller's cancellation as well as by its own."""
+    async def send(self, attempt: Attempt) -> Receipt:
+        """Delivers, or raises SendError or LeaseLostError.
+
+        Bounded in time by the caller's cancellation as well as by its own.
+        """
+        ...
+
+    def payload(self, message: Message) -> str:
+        """What `send` would send, credentials masked. Pure, and may take a while: for a thread."""
+        ...
+
+    def secrets(self) -> Hashable:
+        """Something that is another when one of its secrets has changed. Reads files: for a thread."""
         ...
 
     async def close(self) -> None:
@@ -68,6 +138,13 @@ class Channel(Protocol):
 
 class ChannelSettings(Section):
     """What a person may set of a channel; each kind adds its own keys and a `kind`."""
+
+    merges: ClassVar[bool] = True
+    """Whether what waits for this kind of channel is merged into what comes after it."""
+    usual_rate: ClassVar[PerSecond | None] = None
+    """What the provider takes, where it says so."""
+    rate: Rate | None = None
+    """Messages in a time, such as 1/s or 120/m, instead of the provider's."""
 
     @abstractmethod
     def connect(self, timeout: float) -> Channel:

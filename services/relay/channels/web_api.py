@@ -12,7 +12,8 @@ from services.relay.channels.channel import Reason, Scope, SendError
 from shared.settings import Address
 
 
-def _fit_for_a_secret(url: str) -> str:
+def fit_for_a_secret(url: str) -> str:
+    """The URL, where what is sent there stays secret on its way. Raises ValueError with what was expected."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -25,7 +26,7 @@ def _fit_for_a_secret(url: str) -> str:
     return url
 
 
-ProviderUrl = Annotated[str, AfterValidator(_fit_for_a_secret)]
+ProviderUrl = Annotated[str, AfterValidator(fit_for_a_secret)]
 """Where a provider is reached: https, or http on this machine."""
 
 

@@ -13,7 +13,8 @@ from typing import Final
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from services.relay.intake import identity, quarantine, webhook
+from services.relay import identity
+from services.relay.intake import quarantine, webhook
 from services.relay.intake.routing import Rule, route
 from services.relay.metrics import Metrics
 from services.relay.outbox.accept import Incoming, Known, Plan, accept

@@ -1,19 +1,28 @@
-"""The tables of the outbox, and how an event is written into one.
+"""The tables of the outbox, and how an event is written into one. `migrations` makes them; a test compares the two.
 
 `seq` is the order of acceptance; `id` is what the outside sees. Ids are random, so that a Message-ID or a metadata
-mark made from one never meets its like from an earlier database.
+mark made from one never meets its like from an earlier database. Times are unix seconds by the database's clock.
 """
 
 from enum import StrEnum
 from typing import Final
 
 from pydantic import TypeAdapter
-from sqlalchemy import Column, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, Table, Text, text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    text,
+)
 
 from services.relay.model import Event
-
-VERSION: Final = 1
-"""Of the tables, in SQLite's `user_version`; a file of a higher one was written by a newer keypulse."""
 
 
 class State(StrEnum):
@@ -30,7 +39,12 @@ class State(StrEnum):
 OPEN: Final = (State.QUEUED, State.SENDING, State.RETRYING)
 """The states of a delivery that is still to be made; `finished_at` is null in exactly these."""
 
+WAITING: Final = (State.QUEUED, State.RETRYING)
+"""The states of a delivery that nobody is sending; where its channel merges, an incident has one of them at most."""
+
 metadata = MetaData()
+
+_Seq: Final = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts only a column of type INTEGER
 
 incidents = Table(
     "incidents",
@@ -38,20 +52,20 @@ incidents = Table(
     Column("id", Text, primary_key=True),
     Column("episode", Integer, nullable=False),
     Column("open", Integer, nullable=False),  # 1 until the whole group is told resolved
-    Column("latest_event", Integer, nullable=False),
+    Column("latest_event", BigInteger, nullable=False),  # 0 before its first event is committed
 )
 
 events = Table(
     "events",
     metadata,
-    Column("seq", Integer, primary_key=True),
+    Column("seq", _Seq, primary_key=True),
     Column("id", Text, nullable=False, unique=True),
     Column("incident_id", Text, nullable=False),
     Column("receiver", Text, nullable=False),
     Column("alertname", Text, nullable=False),
     Column("status", Text, nullable=False),
     Column("fingerprint", Text, nullable=False),  # what a twin of this event would equal
-    Column("accepted_at", Float, nullable=False),
+    Column("accepted_at", Double, nullable=False),
     Column("event", LargeBinary, nullable=False),  # as `encode` writes it
     Column("body", LargeBinary, nullable=False),  # the webhook as it came, with fields that this version does not know
     sqlite_autoincrement=True,  # a seq is never given twice, whatever is deleted
@@ -60,64 +74,92 @@ events = Table(
 deliveries = Table(
     "deliveries",
     metadata,
-    Column("seq", Integer, primary_key=True),
+    Column("seq", _Seq, primary_key=True),
     Column("id", Text, nullable=False, unique=True),
-    Column("event_seq", ForeignKey("events.seq"), nullable=False),
+    Column("event_seq", _Seq, ForeignKey("events.seq"), nullable=False),
+    # The oldest event that is told with it: every event of the incident from this one to `event_seq` is merged.
+    Column("first_event", BigInteger, nullable=False),
     Column("incident_id", Text, nullable=False),
     Column("episode", Integer, nullable=False),
     Column("channel", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("reason", Text),  # how the last attempt ended
-    Column("accepted_at", Float, nullable=False),
-    Column("due_at", Float, nullable=False),  # when it may be claimed; while `sending`, when its lease ends
+    Column("accepted_at", Double, nullable=False),
+    Column("due_at", Double, nullable=False),  # when it may be claimed; while `sending`, when its lease ends
+    Column("set_at", Double, nullable=False, server_default="0"),  # when `due_at` was written
     Column("lease", Text),  # whose claim it is
-    Column("finished_at", Float),
+    Column("maybe_sent", Integer, nullable=False, server_default="0"),  # 1: an attempt may have arrived unseen
+    Column("progress", Text),  # JSON; what its channel has done of it already
+    Column("note", Text),  # for the reader, such as why it comes here
+    Column("finished_at", Double),
+    Column("superseded_by", Text),  # the id of the delivery that tells it instead
     Column("receipt", Text),  # JSON
+    Column("payload", LargeBinary),  # as it was last sent, credentials masked; zlib
     sqlite_autoincrement=True,
 )
 
 attempts = Table(
     "attempts",
     metadata,
-    Column("delivery_seq", ForeignKey("deliveries.seq"), primary_key=True),
+    Column("delivery_seq", _Seq, ForeignKey("deliveries.seq"), primary_key=True),
     Column("number", Integer, primary_key=True),
-    Column("started_at", Float, nullable=False),
-    Column("seconds", Float, nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("seconds", Double, nullable=False),
     Column("reason", Text, nullable=False),
-    Column("detail", Text, nullable=False),
+    Column("detail", Text, nullable=False),  # the provider's answer, or what went wrong
     sqlite_with_rowid=False,
+)
+
+channels = Table(
+    "channels",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("open_at", Double, nullable=False),  # nothing is claimed before
+    Column("set_at", Double, nullable=False),  # when `open_at` was written
+    Column("next_slot", Double, nullable=False),  # when its pace lets the next message go, were none saved up
+    Column("failures", Integer, nullable=False),  # attempts in a row that did not reach it
+    Column("refused", Integer, nullable=False),  # 1: it refuses everything until a person acts
 )
 
 quarantine = Table(
     "quarantine",
     metadata,
-    Column("seq", Integer, primary_key=True),
-    Column("received_at", Float, nullable=False),
+    Column("seq", _Seq, primary_key=True),
+    Column("received_at", Double, nullable=False),
     Column("source", Text, nullable=False),
     Column("code", Integer, nullable=False),
     Column("reason", Text, nullable=False),
     Column("body", LargeBinary, nullable=False),
 )
 
-_unfinished = text("finished_at IS NULL")
-Index("deliveries_to_claim", deliveries.c.channel, deliveries.c.seq, sqlite_where=_unfinished)
-Index(
-    "deliveries_in_order",
-    deliveries.c.channel,
-    deliveries.c.incident_id,
-    deliveries.c.seq,
-    sqlite_where=_unfinished,
+watchdogs = Table(
+    "watchdogs",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("seen_at", Double, nullable=False),  # its last heartbeat; before it, when we first waited for one
 )
-Index("deliveries_of_event", deliveries.c.event_seq)
-Index("deliveries_of_episode", deliveries.c.incident_id, deliveries.c.episode, deliveries.c.channel)
-Index(
+
+
+def _index(name: str, *columns: Column[object], where: str | None = None) -> None:
+    condition = None if where is None else text(where)
+    Index(name, *columns, sqlite_where=condition, postgresql_where=condition)
+
+
+_UNFINISHED: Final = "finished_at IS NULL"
+_of = deliveries.c
+_index("deliveries_due", _of.channel, _of.due_at, _of.seq, where=_UNFINISHED)
+_index("deliveries_in_order", _of.channel, _of.incident_id, _of.seq, where=_UNFINISHED)
+_index("deliveries_of_event", _of.event_seq)
+_index("deliveries_of_episode", _of.incident_id, _of.episode, _of.channel)
+_index(
     "deliveries_counted",
-    deliveries.c.channel,
-    deliveries.c.state,
-    deliveries.c.accepted_at,
-    sqlite_where=text("state IN ('queued', 'sending', 'retrying', 'dead')"),
+    _of.channel,
+    _of.state,
+    _of.accepted_at,
+    where="state IN ('queued', 'sending', 'retrying', 'dead')",
 )
+_index("events_of_incident", events.c.incident_id, events.c.seq)
 
 _events: Final = TypeAdapter(Event)
 

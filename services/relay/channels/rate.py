@@ -1,0 +1,31 @@
+"""How many messages a channel takes in a time, as a person writes it: `1/s`, `120/m`, `500/h`."""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+from pydantic import BeforeValidator
+
+_RATE: Final = re.compile(r"([1-9][0-9]{0,5})/([smh])")
+_SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True, slots=True)
+class PerSecond:
+    """A rate."""
+
+    messages: float
+    """In one second."""
+
+
+def _parse(value: object) -> object:
+    if isinstance(value, PerSecond):
+        return value
+    parts = _RATE.fullmatch(value) if isinstance(value, str) else None
+    if parts is None:
+        raise ValueError("expected messages in a time, such as 1/s, 120/m or 500/h")
+    return PerSecond(int(parts[1]) / _SECONDS[parts[2]])
+
+
+Rate = Annotated[PerSecond, BeforeValidator(_parse, json_schema_input_type=str)]
+"""A rate, written as `1/s`."""
