@@ -1,0 +1,84 @@
+"""Brings the tables of a database to what `schema` says, or says in one sentence why this program must not use it.
+
+Alembic does the steps (`migrations`). It is imported only where there are any: at almost every start there are none.
+"""
+
+from typing import Final
+
+from sqlalchemy import Connection, func, inspect, select, text
+
+from services.relay.outbox import schema
+
+HEAD: Final = "0002"
+"""The newest revision of the tables: the one that `schema` describes."""
+
+_VERSION: Final = "alembic_version"
+"""The table in which Alembic keeps the revision."""
+_FIRST: Final = "0001"
+_FIRST_TABLES: Final = {"incidents", "events", "deliveries", "attempts", "quarantine"}
+"""Those of keypulse 0.1, which had SQLite alone and kept its version, 1, in the file's `user_version`."""
+_LOCK: Final = 0x6B657970756C7365
+"""The advisory lock of PostgreSQL under which one replica at a time migrates: "keypulse" in ASCII."""
+
+
+class UnknownDatabaseError(Exception):
+    """The tables are not ours to use; nothing was changed. The message is a sentence with the next step."""
+
+
+class NewerSchemaError(UnknownDatabaseError):
+    """A newer keypulse has brought the tables to a revision that this program does not know."""
+
+
+class ForeignDatabaseError(UnknownDatabaseError):
+    """Another program's tables are in it."""
+
+
+def upgrade(connection: Connection) -> None:
+    """Makes the tables or brings them up to date, with what they hold; does nothing where they are.
+
+    Args:
+        connection: in a transaction, which the caller commits, or rolls back where this raises. SQLite: begun
+            IMMEDIATE, so that nobody else writes. PostgreSQL: READ COMMITTED, its default, so that a replica that
+            waited here for another one then sees the tables that it made.
+
+    Raises:
+        NewerSchemaError: a newer keypulse wrote them.
+        ForeignDatabaseError: they are another program's.
+        DBAPIError: the database failed.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))  # held until the transaction ends
+    revision = _revision(connection)
+    if revision == HEAD:
+        return
+    from services.relay.outbox import migrations  # noqa: PLC0415  # 90 ms and 10 MB that few starts need
+
+    if revision is not None and revision not in migrations.known():
+        raise NewerSchemaError(
+            f"a newer keypulse wrote it (its tables are of revision {revision}, this program knows up to {HEAD}); "
+            "run that one, or set another `database`"
+        )
+    if connection.dialect.name == "postgresql":  # a step may take longer than any piece of the relay's daily work
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+    migrations.run(connection, since=revision)
+
+
+def _revision(connection: Connection) -> str | None:
+    """That of the tables; None where there are none yet."""
+    tables = set(inspect(connection).get_table_names())
+    ours = tables.intersection(schema.metadata.tables)
+    if ours and _VERSION in tables:
+        revision = connection.execute(text(f"SELECT version_num FROM {_VERSION}")).scalar()  # noqa: S608  # our own name
+        if revision is not None:
+            return str(revision)
+    if connection.dialect.name == "sqlite":
+        version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+        if version == 1 and tables >= _FIRST_TABLES:
+            return _FIRST
+        others = tables
+    else:  # tables of other names may live beside ours
+        others = tables & {_VERSION, *schema.metadata.tables}
+    if others:
+        raise ForeignDatabaseError("another program's tables are in it; set another `database`")
+    return None
