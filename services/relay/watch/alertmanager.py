@@ -1,0 +1,99 @@
+"""What an Alertmanager holds now, by its API: since when it is up, and the alerts that it knows, muted ones included.
+
+https://github.com/prometheus/alertmanager/blob/main/api/v2/openapi.yaml
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+from pydantic import AwareDatetime, BaseModel, Field, TypeAdapter, ValidationError
+
+from services.relay.channels.channel import SendError
+from services.relay.channels.web_api import Session, reached
+from shared.secret_file import SecretFile, SecretUnreadableError
+
+_ANSWER_SECONDS: Final = 10.0
+_ANSWER_LIMIT: Final = 32 * 1024 * 1024
+"""Bytes."""
+_ALERTS: Final = "/api/v2/alerts?active=true&silenced=true&inhibited=true&unprocessed=true"
+
+
+class PeerError(Exception):
+    """An Alertmanager cannot be asked; the message says why, without secrets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What one Alertmanager knows."""
+
+    since: float
+    """When it started, in unix seconds by its clock."""
+    fingerprints: frozenset[str]
+    """Of every alert that has not ended, whether it is told of or not."""
+
+
+class _Status(BaseModel):
+    uptime: AwareDatetime  # in spite of its name the moment of its start
+
+
+class _Alert(BaseModel):
+    fingerprint: str
+
+
+_alerts: Final = TypeAdapter(Annotated[list[_Alert], Field(fail_fast=True)])
+
+
+class Peer:
+    """One Alertmanager.
+
+    Args:
+        url: of its root; its `--web.external-url` may have a path.
+        token: sent as Bearer; None sends nothing.
+    """
+
+    def __init__(self, url: str, token: SecretFile | None) -> None:
+        self.url = url
+        self._token = token
+        self._session = Session("Alertmanager")
+
+    async def ask(self) -> Known:
+        """What it knows now. Raises PeerError."""
+        try:
+            status = _Status.model_validate_json(await self._get("/api/v2/status"))
+            body = await self._get(_ALERTS)
+            fingerprints = await asyncio.to_thread(_fingerprints, body)  # megabytes may take their time
+        except TimeoutError:
+            raise PeerError(f"no answer within {_ANSWER_SECONDS:g} s") from None
+        except (SendError, SecretUnreadableError) as error:
+            raise PeerError(str(error)) from None
+        except ValidationError:
+            raise PeerError("its answer is not that of Alertmanager's API, version 2") from None
+        return Known(status.uptime.timestamp(), fingerprints)
+
+    async def close(self) -> None:
+        """Closes its connections."""
+        await self._session.close()
+
+    async def _get(self, path: str) -> bytes:
+        body = bytearray()
+        with reached("Alertmanager"):
+            async with (
+                asyncio.timeout(_ANSWER_SECONDS),
+                self._session.get().get(self.url + path, headers=self._headers()) as answer,
+            ):
+                if answer.status != 200:
+                    raise PeerError(f"it answered HTTP {answer.status}")
+                async for chunk in answer.content.iter_any():
+                    body += chunk
+                    if len(body) > _ANSWER_LIMIT:
+                        raise PeerError(f"its answer is over {_ANSWER_LIMIT} bytes")
+        return bytes(body)
+
+    def _headers(self) -> Mapping[str, str]:
+        return {"Authorization": f"Bearer {self._token.value()}"} if self._token else {}
+
+
+def _fingerprints(body: bytes) -> frozenset[str]:
+    return frozenset(alert.fingerprint for alert in _alerts.validate_json(body))

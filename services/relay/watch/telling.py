@@ -1,0 +1,150 @@
+"""Events that the relay makes itself: the beginning of an incident of its own, and the end of one that goes on.
+
+They are accepted like a webhook. Replicas see the same at the same time, and one may stop in between: so both are
+decided within the transaction, and told once.
+"""
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Final
+
+from services.relay import identity
+from services.relay.metrics import Metrics
+from services.relay.model import Alert, Event, Status
+from services.relay.outbox.accept import Decide, Incoming, Known, Plan, accept
+from services.relay.outbox.incidents import OpenIncident
+from services.relay.outbox.schema import State
+from services.relay.outbox.store import Store
+
+SOURCE: Final = "keypulse"
+"""Of every incident of the relay's own; Alertmanager knows nothing of these."""
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """An incident of the relay's own."""
+
+    group: str
+    """Tells it apart from the others, for ever."""
+    labels: dict[str, str]
+    summary: str
+    description: str
+
+    @property
+    def incident_id(self) -> str:
+        """As the outbox knows it."""
+        return identity.incident_id(self.event(datetime.min.replace(tzinfo=UTC)))
+
+    def event(self, starts_at: datetime) -> Event:
+        """Its beginning."""
+        annotations = {"summary": self.summary, "description": self.description}
+        alert = Alert(
+            status=Status.FIRING,
+            labels=self.labels,
+            annotations=annotations,
+            starts_at=starts_at,
+            ends_at=None,
+            generator_url="",
+            fingerprint=self.group,
+        )
+        return Event(
+            source=SOURCE,
+            receiver="keypulse-relay",
+            group_key=self.group,
+            status=alert.status,
+            alerts=(alert,),
+            group_labels={"alertname": self.labels["alertname"]},
+            common_labels=self.labels,
+            common_annotations=annotations,
+            external_url="",
+            truncated_alerts=0,
+        )
+
+
+class Teller:
+    """Commits what the relay has to tell.
+
+    Args:
+        store: the outbox.
+        metrics: counts the deliveries that are merged away.
+        channels: those that exist.
+        accepted: called with the channels that have something new, after the commit.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        metrics: Metrics,
+        channels: Collection[str],
+        accepted: Callable[[Iterable[str]], None],
+    ) -> None:
+        self.store = store
+        self.channels = channels
+        self._metrics = metrics
+        self._accepted = accepted
+
+    def now(self) -> datetime:
+        """By this machine's clock."""
+        return datetime.fromtimestamp(self.store.clock(), UTC)
+
+    async def begin(self, own: Own, channels: Collection[str]) -> bool:
+        """Tells these channels of an incident of the relay's own; False where it goes on already.
+
+        Raises:
+            StoreUnavailableError: nothing was committed.
+        """
+        event = own.event(self.now())
+
+        def decide(known: Known | None, now: float) -> Plan | None:
+            return None if known and known.open else self._plan(event, known, now, channels)
+
+        return await self._accept(event, decide)
+
+    async def end(self, incident: OpenIncident, note: str) -> bool:
+        """Tells every channel on which an incident is open that all of it is over; False where it has changed since.
+
+        Args:
+            incident: as it was read.
+            note: what the reader should know of it.
+
+        Raises:
+            StoreUnavailableError: nothing was committed.
+        """
+        if incident.event is None:
+            return False
+        event = over(incident.event, self.now(), note)
+
+        def decide(known: Known | None, now: float) -> Plan | None:
+            unchanged = known is None or (known.open and known.event_id == incident.event_id)
+            return self._plan(event, known, now, ()) if unchanged else None
+
+        return await self._accept(event, decide)
+
+    def _plan(self, event: Event, known: Known | None, now: float, routed: Collection[str]) -> Plan | None:
+        # Without a window: no second Alertmanager tells of the same.
+        return identity.plan(event, known, now=now, duplicate_window=0, routed=tuple(routed), configured=self.channels)
+
+    async def _accept(self, event: Event, decide: Decide) -> bool:
+        incoming = Incoming(
+            event=event,
+            incident_id=identity.incident_id(event),
+            fingerprint=identity.fingerprint(event),
+            alertname=identity.alertname(event),
+            body=b"",  # there was no webhook
+        )
+        accepted = await accept(self.store, incoming, decide)
+        for channel in accepted.superseded:
+            self._metrics.ended(channel, State.SUPERSEDED)
+        self._accepted(accepted.channels)
+        return not accepted.duplicate
+
+
+def over(event: Event, now: datetime, note: str) -> Event:
+    """The end of what fires in an event; what was told resolved with it is not told again."""
+    alerts = tuple(
+        replace(alert, status=Status.RESOLVED, ends_at=max(now, alert.starts_at))
+        for alert in event.alerts
+        if alert.status is Status.FIRING
+    )
+    return replace(event, status=Status.RESOLVED, alerts=alerts, note=note)

@@ -1,0 +1,94 @@
+"""An alert that always fires has stopped coming: then nothing else would come either, and the relay tells it itself.
+
+What comes in is how long each watchdog has been silent; out goes an incident of the relay's own, on the watchdog's
+channels, and its end with the next heartbeat. The same heartbeats are passed on to an address outside of this house,
+which notices when they stop, and so when the relay is gone.
+"""
+
+import asyncio
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from services.relay.outbox import watchdogs as outbox
+from services.relay.outbox.incidents import open_incident
+from services.relay.outbox.store import StoreUnavailableError
+from services.relay.watch.telling import Own, Teller
+
+_LOOK_SECONDS: Final = 5.0
+"""The longest between two looks: another replica may have seen the heartbeat."""
+_RETURNED: Final = "The heartbeats are back."
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Watchdog:
+    """An alert that always fires."""
+
+    name: str
+    expect_every: float
+    """Seconds; a longer silence is told."""
+    channels: Collection[str]
+    ping_url_file: Path | None
+    """Holds the outside address."""
+
+    def absent(self) -> Own:
+        """The incident of its absence."""
+        return Own(
+            group=f"watchdog/{self.name}",
+            labels={"alertname": "WatchdogAbsent", "severity": "critical", "watchdog": self.name},
+            summary=f"No heartbeat of {self.name} for {self.expect_every:g} s: alerts may not reach anybody",
+            description=(
+                f"No heartbeat of {self.name} for {self.expect_every:g} s: Prometheus, Alertmanager or the way between "
+                "them and the relay is broken, and so other alerts will not arrive either. Check that Prometheus runs "
+                f"and {self.name} fires on its page of alerts, that Alertmanager lists it and routes it to the relay "
+                "at least as often as `expect_every`, and what Alertmanager's log says of its notifications."
+            ),
+        )
+
+
+class Guard:
+    """Tells which watchdogs stay away, and which are back.
+
+    Args:
+        teller: tells it.
+        watchdogs: the configured ones.
+    """
+
+    def __init__(self, teller: Teller, watchdogs: Sequence[Watchdog]) -> None:
+        self._teller = teller
+        self._watchdogs = watchdogs
+        # Of a time when no heartbeat could have been kept, nothing is concluded: before the start, ...
+        self._able_since = asyncio.get_running_loop().time()
+
+    async def look(self) -> float:
+        """Looks once; gives the seconds until the next look. Raises StoreUnavailableError."""
+        try:
+            return await self._look()
+        except StoreUnavailableError:
+            self._able_since = asyncio.get_running_loop().time()  # ... and while the outbox took none
+            raise
+
+    async def _look(self) -> float:
+        store, names = self._teller.store, [watchdog.name for watchdog in self._watchdogs]
+        silent_for = await store.run(lambda transaction: outbox.silent_for(transaction, names))
+        able_for = asyncio.get_running_loop().time() - self._able_since
+        pause = _LOOK_SECONDS
+        for watchdog in self._watchdogs:
+            absent = watchdog.absent()
+            told = await store.read(partial(open_incident, incident_id=absent.incident_id))
+            silent = min(silent_for[watchdog.name], able_for)
+            if silent >= watchdog.expect_every:
+                if told is None and await self._teller.begin(absent, watchdog.channels):
+                    log.error("a watchdog stays away", watchdog=watchdog.name, seconds=watchdog.expect_every)
+            else:
+                pause = min(pause, watchdog.expect_every - silent)
+                back = silent_for[watchdog.name] < watchdog.expect_every
+                if told is not None and back and await self._teller.end(told, _RETURNED):
+                    log.info("a watchdog is back", watchdog=watchdog.name)
+        return pause
