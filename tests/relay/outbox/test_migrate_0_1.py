@@ -1,0 +1,126 @@
+"""What keypulse 0.1 left behind goes up in place, and nothing of it is lost."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from alembic.operations import Operations
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Engine, exc, inspect, select
+
+from services.relay.outbox import database as outbox
+from services.relay.outbox import migrations, schema
+from services.relay.outbox.database import Database
+from services.relay.outbox.migrate import upgrade
+from tests.relay.outbox.tables import differences, opened, up
+
+TABLES = Path(__file__).with_name("keypulse_0_1.sql").read_text()
+HELD = Path(__file__).with_name("keypulse_0_1_held.sql").read_text()
+
+
+@pytest.fixture
+def v01(tmp_path: Path) -> Path:
+    file = tmp_path / "v01.db"
+    with closing(sqlite3.connect(file)) as connection:
+        connection.executescript(TABLES)
+        connection.executescript(HELD)
+    return file
+
+
+@pytest.fixture
+def engine(v01: Path) -> Iterator[Engine]:
+    with opened(outbox.sqlite(v01)) as engine:
+        yield engine
+
+
+def dump(file: Path) -> list[str]:
+    with closing(sqlite3.connect(file)) as connection:
+        return [*connection.iterdump(), str(connection.execute("PRAGMA user_version").fetchone())]
+
+
+def test_a_file_of_keypulse_0_1_gets_the_tables_of_a_new_one(engine: Engine, tmp_path: Path) -> None:
+    up(engine)
+
+    with engine.begin() as connection:
+        assert differences(connection) == []
+        columns = {name: str(inspect(connection).get_columns(name)) for name in schema.metadata.tables}
+    with opened(outbox.sqlite(tmp_path / "new.db")) as new:
+        up(new)
+        with new.begin() as connection:
+            assert columns == {name: str(inspect(connection).get_columns(name)) for name in schema.metadata.tables}
+
+
+def test_a_file_of_keypulse_0_1_keeps_all_that_it_holds(v01: Path, engine: Engine) -> None:
+    kept = ("incidents", "events", "attempts", "quarantine")
+    with closing(sqlite3.connect(v01)) as old:
+        before = {name: old.execute(f"SELECT * FROM {name}").fetchall() for name in kept}  # noqa: S608  # names of ours
+    with engine.begin() as connection:
+        upgrade(connection)
+
+        for name in kept:
+            assert [tuple(row) for row in connection.execute(schema.metadata.tables[name].select())] == before[name]
+        assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
+
+
+def test_what_waited_in_keypulse_0_1_is_merged_and_still_due(engine: Engine) -> None:
+    of = schema.deliveries.c
+    with engine.begin() as connection:
+        upgrade(connection)
+        columns = (of.id, of.state, of.first_event, of.event_seq, of.attempts, of.due_at, of.lease, of.superseded_by)
+
+        assert [tuple(row) for row in connection.execute(select(*columns).order_by(of.seq))] == [
+            ("d1", "delivered", 1, 1, 1, 0, None, None),
+            ("d2", "superseded", 2, 2, 3, 190, None, "d4"),
+            ("d3", "superseded", 3, 3, 0, 0, None, "d4"),
+            ("d4", "retrying", 2, 4, 3, 190, None, None),
+            ("d5", "sending", 3, 3, 1, 150, "run/1", None),
+            ("d6", "queued", 4, 4, 0, 0, None, None),
+            ("d7", "queued", 5, 5, 0, 0, None, None),
+            ("d8", "dead", 5, 5, 9, 0, None, None),
+        ]
+        unfinished = select(of.id).where(of.finished_at.is_(None)).order_by(of.seq)
+        assert connection.execute(unfinished).scalars().all() == ["d4", "d5", "d6", "d7"]
+
+
+def test_keypulse_0_1_refuses_a_file_that_was_upgraded(v01: Path, engine: Engine) -> None:
+    up(engine)
+
+    with closing(sqlite3.connect(v01)) as connection:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+    assert version > 1, "0.1 takes a file whose user_version is higher than its own, 1, for a newer keypulse's"
+
+
+def test_what_waits_is_merged_in_postgresql_too(postgres_database: Database) -> None:
+    first = migrations.SCRIPTS.get_revision("0001")
+    with opened(postgres_database) as engine:
+        with engine.begin() as connection:
+            context = MigrationContext.configure(connection)
+            first.module.upgrade(Operations(context))
+            context.stamp(migrations.SCRIPTS, "0001")
+            connection.exec_driver_sql(HELD)
+        with engine.begin() as connection:
+            upgrade(connection)
+            of = schema.deliveries.c
+            columns = (of.id, of.state, of.first_event, of.attempts, of.due_at)
+            unfinished = connection.execute(select(*columns).where(of.finished_at.is_(None)).order_by(of.seq))
+
+            assert [tuple(row) for row in unfinished] == [
+                ("d4", "retrying", 2, 3, 190),
+                ("d5", "sending", 3, 1, 150),
+                ("d6", "queued", 4, 0, 0),
+                ("d7", "queued", 5, 0, 0),
+            ]
+            assert differences(connection) == []
+
+
+def test_a_migration_that_fails_leaves_the_file_as_it_was(v01: Path, engine: Engine) -> None:
+    with closing(sqlite3.connect(v01)) as connection:
+        connection.execute("CREATE TABLE watchdogs (in_the_way TEXT)")
+    before = dump(v01)
+
+    with pytest.raises(exc.OperationalError, match="table watchdogs already exists"):
+        up(engine)
+
+    assert dump(v01) == before
