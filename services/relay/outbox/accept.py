@@ -1,35 +1,44 @@
 """The first stride's commit: an event and one delivery for each channel it goes to, or nothing where it is a repeat."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
-from sqlalchemy import Connection, bindparam, insert, select
-from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy import Row, and_, bindparam, insert, select, update
 
 from services.relay.model import Event
-from services.relay.outbox.schema import State, deliveries, encode, events, incidents
+from services.relay.outbox.dialect import insert_new
+from services.relay.outbox.enqueue import New, enqueue
+from services.relay.outbox.schema import State, deliveries, encode, events, incidents, plain
 from services.relay.outbox.store import Store
+from services.relay.outbox.together import Transaction
 
-# Statements are built once: building one costs more than SQLite takes to run it.
-_NEW_EVENT: Final = insert(events).returning(events.c.seq)
-_KEEP_INCIDENT: Final = upsert(incidents)
-_KEEP: Final = _KEEP_INCIDENT.on_conflict_do_update(
-    ["id"], set_={name: _KEEP_INCIDENT.excluded[name] for name in ("episode", "open", "latest_event")}
+# Statements are built once: building one costs more than a database takes to run it.
+_NEW_EVENTS: Final = insert(events).returning(events.c.seq, sort_by_parameter_order=True)
+_KEEP: Final = (
+    update(incidents)
+    .where(incidents.c.id == bindparam("incident"))
+    .values({name: bindparam(f"new_{name}") for name in ("episode", "open", "latest_event")})
 )
 _LATEST: Final = (
-    select(incidents.c.episode, incidents.c.open, events.c.seq, events.c.id, events.c.fingerprint)
-    .add_columns(events.c.accepted_at)
-    .join(events, events.c.seq == incidents.c.latest_event)
-    .where(incidents.c.id == bindparam("incident"))
+    select(incidents.c.id.label("incident"), incidents.c.episode, incidents.c.open, incidents.c.latest_event)
+    .add_columns(events.c.id, events.c.fingerprint, events.c.accepted_at)
+    .outerjoin(events, events.c.seq == incidents.c.latest_event)
+    .where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
+    .order_by(incidents.c.id)
+    .with_for_update(of=incidents)
 )
-_STATES: Final = select(deliveries.c.state).where(deliveries.c.event_seq == bindparam("event"))
-_OPEN_ON: Final = (
-    select(deliveries.c.channel)
+_STATES: Final = select(deliveries.c.event_seq, deliveries.c.state).where(
+    deliveries.c.event_seq.in_(bindparam("events", expanding=True))
+)
+_ON: Final = (
+    select(deliveries.c.incident_id, deliveries.c.channel)
     .distinct()
-    .where(deliveries.c.incident_id == bindparam("incident"), deliveries.c.episode == bindparam("episode"))
+    .join(incidents, and_(incidents.c.id == deliveries.c.incident_id, incidents.c.episode == deliveries.c.episode))
+    .where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
 )
+"""The channels that were given something of an incident's episode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +93,21 @@ class Accepted:
     duplicate: bool
     channels: tuple[str, ...]
     """Those that have something new to deliver."""
+    superseded: tuple[str, ...] = ()
+    """The channel of each delivery that was merged into a new one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    incoming: Incoming
+    decide: Decide
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    asked: _Asked
+    known: Known | None
+    plan: Plan
 
 
 async def accept(store: Store, incoming: Incoming, decide: Decide) -> Accepted:
@@ -97,65 +121,125 @@ async def accept(store: Store, incoming: Incoming, decide: Decide) -> Accepted:
     Raises:
         StoreUnavailableError: nothing was committed.
     """
-    return await store.run(lambda connection: _accept(connection, incoming, decide, store.clock()))
+    return await store.batch(_accept, _Asked(incoming, decide))
 
 
-def _accept(connection: Connection, incoming: Incoming, decide: Decide, now: float) -> Accepted:
-    known = _known(connection, incoming.incident_id)
-    plan = decide(known, now)
-    if plan is None:
-        if known is None:
+def _accept(transaction: Transaction, asked: Sequence[_Asked]) -> list[Accepted]:
+    """In rounds: of one incident at most one event in each, so that the next one sees it."""
+    rounds: list[dict[str, int]] = []
+    for place, each in enumerate(asked):
+        incident = each.incoming.incident_id
+        free = next((known for known in rounds if incident not in known), None)
+        if free is None:
+            rounds.append(free := {})
+        free[incident] = place
+    results: dict[int, Accepted] = {}
+    for places in rounds:
+        accepted = _round(transaction, [asked[place] for place in places.values()])
+        results.update(zip(places.values(), accepted, strict=True))
+    return [results[place] for place in range(len(asked))]
+
+
+def _round(transaction: Transaction, asked: Sequence[_Asked]) -> list[Accepted]:
+    known = _known(transaction, sorted(each.incoming.incident_id for each in asked))
+    planned, repeated = [], {}
+    for each in asked:
+        incident = each.incoming.incident_id
+        plan = each.decide(known.get(incident), transaction.now)
+        if plan is not None:
+            planned.append(_Planned(each, known.get(incident), plan))
+        elif incident in known:
+            latest = known[incident]
+            repeated[incident] = Accepted(latest.event_id, latest.deliveries, duplicate=True, channels=())
+        else:
             raise ValueError("only what is known can be repeated")
-        return Accepted(known.event_id, known.deliveries, duplicate=True, channels=())
-    event, event_id = incoming.event, uuid4().hex
-    row = {
-        "id": event_id,
+    new = _commit(transaction, planned)
+    return [(repeated | new)[each.incoming.incident_id] for each in asked]
+
+
+def _commit(transaction: Transaction, planned: Sequence[_Planned]) -> dict[str, Accepted]:
+    """Writes what is new; what was accepted of each incident."""
+    if not planned:
+        return {}
+    connection = transaction.connection
+    rows = [_event(each.asked.incoming, transaction.now) for each in planned]
+    seqs = connection.execute(_NEW_EVENTS, rows).scalars().all()
+    connection.execute(
+        _KEEP,
+        [
+            {
+                "incident": each.asked.incoming.incident_id,
+                "new_episode": each.plan.episode,
+                "new_open": int(each.plan.open),
+                "new_latest_event": seq,
+            }
+            for each, seq in zip(planned, seqs, strict=True)
+        ],
+    )
+    accepted = {}
+    for each, row, made in zip(planned, rows, _enqueue(transaction, planned, seqs), strict=True):
+        channels = each.plan.channels
+        accepted[row["incident_id"]] = Accepted(
+            row["id"], len(channels), duplicate=False, channels=channels, superseded=made
+        )
+    return accepted
+
+
+def _enqueue(transaction: Transaction, planned: Sequence[_Planned], seqs: Sequence[int]) -> list[tuple[str, ...]]:
+    """Makes the deliveries of new events; the channels of those that each of them superseded."""
+    news = [
+        [
+            New(seq, seq, each.asked.incoming.incident_id, each.plan.episode, channel, fresh=each.known is None)
+            for channel in each.plan.channels
+        ]
+        for each, seq in zip(planned, seqs, strict=True)
+    ]
+    superseded = enqueue(transaction, [new for of_event in news for new in of_event]).superseded
+    channels: dict[str, list[str]] = {}
+    for old in superseded:
+        channels.setdefault(old.incident_id, []).append(old.channel)
+    return [tuple(channels.get(each.asked.incoming.incident_id, ())) for each in planned]
+
+
+def _event(incoming: Incoming, now: float) -> dict[str, Any]:
+    return {
+        "id": uuid4().hex,
         "incident_id": incoming.incident_id,
-        "receiver": event.receiver,
-        "alertname": incoming.alertname,
-        "status": event.status,
+        "receiver": plain(incoming.event.receiver),
+        "alertname": plain(incoming.alertname),
+        "status": incoming.event.status,
         "fingerprint": incoming.fingerprint,
         "accepted_at": now,
-        "event": encode(event),
+        "event": encode(incoming.event),
         "body": incoming.body,
     }
-    seq = connection.execute(_NEW_EVENT, row).scalar_one()
-    state = {"id": incoming.incident_id, "episode": plan.episode, "open": int(plan.open), "latest_event": seq}
-    connection.execute(_KEEP, state)
-    if plan.channels:
-        connection.execute(
-            insert(deliveries),
-            [
-                {
-                    "id": uuid4().hex,
-                    "event_seq": seq,
-                    "incident_id": incoming.incident_id,
-                    "episode": plan.episode,
-                    "channel": channel,
-                    "state": State.QUEUED,
-                    "attempts": 0,
-                    "accepted_at": now,
-                    "due_at": 0.0,  # at once, whatever becomes of the clock
-                }
-                for channel in plan.channels
-            ],
-        )
-    return Accepted(event_id, len(plan.channels), duplicate=False, channels=plan.channels)
 
 
-def _known(connection: Connection, incident_id: str) -> Known | None:
-    latest = connection.execute(_LATEST, {"incident": incident_id}).first()
-    if latest is None:
-        return None
-    states = list(connection.execute(_STATES, {"event": latest.seq}).scalars())
-    open_on = connection.execute(_OPEN_ON, {"incident": incident_id, "episode": latest.episode}).scalars()
+def _known(transaction: Transaction, ids: Sequence[str]) -> dict[str, Known]:
+    """What is known of incidents; their rows, made where there are none, are locked until the transaction ends."""
+    connection = transaction.connection
+    rows = [{"id": incident, "episode": 0, "open": 0, "latest_event": 0} for incident in ids]
+    connection.execute(insert_new(incidents, connection).on_conflict_do_nothing(), rows)
+    latest = [row for row in connection.execute(_LATEST, {"incidents": ids}) if row.id is not None]
+    if not latest:
+        return {}
+    states: dict[int, list[str]] = {}
+    for event, state in connection.execute(_STATES, {"events": [row.latest_event for row in latest]}):
+        states.setdefault(event, []).append(state)
+    on: dict[str, set[str]] = {}
+    for incident, channel in connection.execute(_ON, {"incidents": [row.incident for row in latest]}):
+        on.setdefault(incident, set()).add(channel)
+    return {row.incident: _of_row(row, states.get(row.latest_event, []), on.get(row.incident, set())) for row in latest}
+
+
+def _of_row(row: Row[*tuple[Any, ...]], states: Sequence[str], on: set[str]) -> Known:
     return Known(
-        episode=latest.episode,
-        open=bool(latest.open),
-        open_on=frozenset(open_on),
-        event_id=latest.id,
-        fingerprint=latest.fingerprint,
-        accepted_at=latest.accepted_at,
+        episode=row.episode,
+        open=bool(row.open),
+        open_on=frozenset(on),
+        event_id=row.id,
+        fingerprint=row.fingerprint,
+        accepted_at=row.accepted_at,
         deliveries=len(states),
         any_dead=State.DEAD in states,
     )

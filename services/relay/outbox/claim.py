@@ -1,77 +1,82 @@
 """Who delivers what, and when: one delivery of one incident on one channel at a time, in the order of acceptance.
 
-A claim is a lease: it ends by itself, so that the claims of a crashed relay return. A clean stop
-returns its own at once.
-
-Times are the wall clock's, for they outlive the process, and that clock may be set back: what waits for a time that was
-set in the future of now is due at once. Only this run's own leases are not: its lanes hold them and end them.
+A claim is a lease: it ends by itself, so that the claims of a crashed relay return. A clean stop returns its own.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
-from sqlalchemy import Connection, and_, bindparam, case, exists, func, or_, select, update
+from sqlalchemy import Row, and_, bindparam, case, exists, func, select, update
 
-from services.relay.model import Event
-from services.relay.outbox.schema import State, attempts, decode, deliveries, events
+from services.relay.model import Status
+from services.relay.outbox import gate
+from services.relay.outbox.enqueue import Waits, merge_into_successor
+from services.relay.outbox.schema import State, deliveries, events
 from services.relay.outbox.store import Store
+from services.relay.outbox.together import Transaction
 
-# Statements are built once: building one costs more than SQLite takes to run it.
+LARGE: Final = 1024 * 1024
+"""Bytes of events over which nothing more is claimed with them, so that memory is bounded."""
+
+_of = deliveries.c
 _older = deliveries.alias("older")
 _HEADS: Final = (
-    deliveries.c.channel == bindparam("channel"),
-    deliveries.c.finished_at.is_(None),
+    _of.channel == bindparam("channel"),
+    _of.finished_at.is_(None),
     ~exists().where(
-        _older.c.channel == deliveries.c.channel,
-        _older.c.incident_id == deliveries.c.incident_id,
+        _older.c.channel == _of.channel,
+        _older.c.incident_id == _of.incident_id,
         _older.c.finished_at.is_(None),
-        _older.c.seq < deliveries.c.seq,
+        _older.c.seq < _of.seq,
     ),
 )
 """The unfinished deliveries of a channel that no older one of their incident stands before."""
-_SLACK: Final = 10.0
-"""Seconds; a clock that was set back by less only prolongs a wait by as much."""
-_SET_BACK: Final = or_(
-    exists().where(  # its last attempt ended after now: that is when its wait was set
-        attempts.c.delivery_seq == deliveries.c.seq,
-        attempts.c.number == deliveries.c.attempts,
-        attempts.c.started_at + attempts.c.seconds > bindparam("now") + _SLACK,
-    ),
-    and_(
-        deliveries.c.state == State.SENDING,
-        deliveries.c.due_at > bindparam("now") + bindparam("lease_seconds") + _SLACK,
-        ~deliveries.c.lease.startswith(bindparam("owner")),
-    ),
+# Statements are built once: building one costs more than a database takes to run it.
+_with_size = select(deliveries, func.length(events.c.event).label("size"), events.c.status).join(
+    events, events.c.seq == _of.event_seq
 )
-"""What waits, or is leased, since a moment that has not come yet."""
 _DUE: Final = (
-    select(deliveries, events.c.event)
-    .join(events, events.c.seq == deliveries.c.event_seq)
-    .where(*_HEADS, or_(deliveries.c.due_at <= bindparam("now"), _SET_BACK))
-    .order_by(deliveries.c.seq)
-    .limit(1)
+    _with_size.where(*_HEADS, _of.due_at <= bindparam("now"))
+    .order_by(_of.due_at, _of.seq)
+    .limit(bindparam("most"))
+    .with_for_update(of=deliveries, skip_locked=True)
 )
+_BY_ID: Final = _with_size.where(_of.id == bindparam("delivery")).with_for_update(of=deliveries)
+_NEXT_DUE: Final = select(func.min(_of.due_at)).where(*_HEADS)
 _TAKE: Final = (
     update(deliveries)
-    .where(deliveries.c.seq == bindparam("taken"))
-    .values(state=State.SENDING, lease=bindparam("lease"), due_at=bindparam("ends"), attempts=deliveries.c.attempts + 1)
-)
-_FIRST_RECEIPT: Final = (
-    select(deliveries.c.receipt)
-    .where(
-        deliveries.c.incident_id == bindparam("incident"),
-        deliveries.c.episode == bindparam("episode"),
-        deliveries.c.channel == bindparam("channel"),
-        deliveries.c.state == State.DELIVERED,
+    .where(_of.seq.in_(bindparam("taken", expanding=True)))
+    .values(
+        state=State.SENDING,
+        lease=bindparam("proof"),
+        due_at=bindparam("ends"),
+        set_at=bindparam("now"),
+        attempts=_of.attempts + 1,
+        # A lease that ended by itself: whoever had it may have sent the message.
+        maybe_sent=case((_of.state == State.SENDING, 1), else_=_of.maybe_sent),
     )
-    .order_by(deliveries.c.seq)
-    .limit(1)
 )
-_NEXT_DUE: Final = select(func.min(deliveries.c.due_at)).where(*_HEADS)
+_EVENTS: Final = select(events.c.seq, events.c.event).where(events.c.seq.in_(bindparam("wanted", expanding=True)))
+_told = (
+    select(func.min(_of.seq))
+    .where(
+        _of.incident_id.in_(bindparam("incidents", expanding=True)),
+        _of.channel == bindparam("channel"),
+        _of.state == State.DELIVERED,
+    )
+    .group_by(_of.incident_id, _of.episode)
+)
+_FIRST_RECEIPTS: Final = select(_of.incident_id, _of.episode, _of.receipt).where(_of.seq.in_(_told))
+_FIRED: Final = (
+    select(_of.incident_id, _of.episode)
+    .distinct()
+    .join(events, and_(events.c.seq == _of.event_seq, events.c.status == Status.FIRING))
+    .where(_of.incident_id.in_(bindparam("incidents", expanding=True)), _of.channel == bindparam("channel"))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,71 +92,134 @@ class Claim:
     incident_id: str
     episode: int
     accepted_at: datetime
+    first_event: int
+    last_event: int
+    """It tells the events of its incident from the first to the last."""
+    written_event: bytes
+    """The last of them."""
     first_receipt: Mapping[str, str] | None
     """Of this episode's first delivery on this channel."""
-    written_event: bytes
+    untold: bool
+    """Whether the incident is over, and this channel was never told that it had begun."""
+    maybe_sent: bool
+    """Whether an earlier attempt may have arrived without anybody knowing."""
+    progress: Mapping[str, str]
+    note: str
+    probe: bool
+    """Whether it tries for all others that a channel's breaker holds back."""
 
-    def event(self) -> Event:
-        """The event to tell of. Raises ValueError where it was written by something else than this program."""
-        return decode(self.written_event)
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a worker asks for."""
+
+    channel: str
+    limit: int
+    owner: str
+    """Whose claims they become; unique to this run of a relay."""
+    seconds: float
+    """How long the lease lasts."""
+    rate: float | None
+    """Messages in a second that the channel takes; None where there is no pace."""
 
 
-async def claim(store: Store, channel: str, *, owner: str, seconds: float) -> Claim | None:
-    """The oldest delivery of a channel that is due and whose predecessors of its incident are done, or None.
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What it gets."""
 
-    Args:
-        store: the outbox.
-        channel: its name.
-        owner: whose claim it becomes; unique to this run of a relay.
-        seconds: how long the lease lasts.
+    claims: tuple[Claim, ...]
+    seconds: float | None
+    """When to ask again; None where nothing waits for a moment that is known."""
+    refused: bool
+    """Whether the channel refuses everything until a person acts."""
+
+
+async def claim(store: Store, wanted: Wanted) -> Taken:
+    """Deliveries of a channel that are due and whose predecessors of their incident are done, the oldest first.
 
     Raises:
         StoreUnavailableError: nothing was claimed.
     """
-    return await store.run(lambda connection: _claim(connection, channel, owner, store.clock(), seconds))
+    return await store.batch(_claim, wanted)
 
 
-async def next_due(store: Store, channel: str) -> float | None:
-    """When the next delivery of a channel becomes due (unix seconds), or a lease ends; None where nothing waits.
-
-    Raises:
-        StoreUnavailableError: it cannot be read.
-    """
-    return await store.run(lambda connection: connection.execute(_NEXT_DUE, {"channel": channel}).scalar())
+def _claim(transaction: Transaction, asked: Sequence[Wanted]) -> list[Taken]:
+    return [_of_channel(transaction, wanted) for wanted in asked]
 
 
-async def give_back(store: Store, owner: str) -> None:
-    """Makes what an owner claimed and did not finish due at once, for a clean stop. Raises StoreUnavailableError."""
-    back = (
-        update(deliveries)
-        .where(deliveries.c.lease.startswith(owner), deliveries.c.finished_at.is_(None))
-        .values(
-            state=case((deliveries.c.attempts > 1, State.RETRYING), else_=State.QUEUED),
-            attempts=deliveries.c.attempts - 1,
-            due_at=0.0,
-            lease=None,
+def _of_channel(transaction: Transaction, wanted: Wanted) -> Taken:
+    admission, row = gate.admit(transaction, wanted.channel, wanted.limit)
+    if row is None or not admission.limit:
+        return Taken((), admission.seconds, admission.refused)
+    room, seconds = gate.within_pace(row, transaction.now, admission.limit, wanted.rate)
+    due = _due(transaction, wanted.channel, room) if room else []
+    if not due:
+        return Taken((), seconds if not room else _next(transaction, wanted.channel), admission.refused)
+    probe_seconds = wanted.seconds if admission.probe else None
+    gate.took(transaction, row, len(due), rate=wanted.rate, probe_seconds=probe_seconds)
+    lease = f"{wanted.owner}/{uuid4().hex}"
+    taking = {"taken": [each.seq for each in due], "proof": lease, "now": transaction.now}
+    transaction.connection.execute(_TAKE, {**taking, "ends": transaction.now + wanted.seconds})
+    return Taken(_claims(transaction, wanted.channel, due, lease, admission.probe), 0.0, admission.refused)
+
+
+def _due(transaction: Transaction, channel: str, most: int) -> list[Row[*tuple[Any, ...]]]:
+    """Rows of deliveries to claim, with the size and status of their event."""
+    found = transaction.connection.execute(_DUE, {"channel": channel, "now": transaction.now, "most": most}).all()
+    due: list[Row[*tuple[Any, ...]]] = []
+    size = 0
+    for row in found:
+        if due and size + row.size > LARGE:
+            break
+        size += row.size
+        due.append(_newest(transaction, row))
+    return due
+
+
+def _newest(transaction: Transaction, row: Row[*tuple[Any, ...]]) -> Row[*tuple[Any, ...]]:
+    """A delivery whose lease ended waits again, and is merged into what waits behind it."""
+    if row.state != State.SENDING:
+        return row
+    successor = merge_into_successor(transaction, row, Waits(row.attempts, transaction.now, row.reason))
+    return transaction.connection.execute(_BY_ID, {"delivery": successor}).one() if successor else row
+
+
+def _next(transaction: Transaction, channel: str) -> float | None:
+    """In how many seconds the next delivery becomes due, or a lease ends."""
+    due_at = transaction.connection.execute(_NEXT_DUE, {"channel": channel}).scalar()
+    return None if due_at is None else max(due_at - transaction.now, 0.0)
+
+
+def _claims(
+    transaction: Transaction, channel: str, due: Sequence[Row[*tuple[Any, ...]]], lease: str, probe: bool
+) -> tuple[Claim, ...]:
+    connection = transaction.connection
+    incidents = {"incidents": [row.incident_id for row in due], "channel": channel}
+    written = dict(connection.execute(_EVENTS, {"wanted": [row.event_seq for row in due]}).tuples().all())
+    receipts = {(row.incident_id, row.episode): row.receipt for row in connection.execute(_FIRST_RECEIPTS, incidents)}
+    over = any(row.status == Status.RESOLVED and (row.incident_id, row.episode) not in receipts for row in due)
+    fired = set(connection.execute(_FIRED, incidents).tuples()) if over else set()
+
+    def made(row: Row[*tuple[Any, ...]]) -> Claim:
+        episode = (row.incident_id, row.episode)
+        receipt = receipts.get(episode)
+        return Claim(
+            delivery_id=row.id,
+            lease=lease,
+            attempt=row.attempts + 1,
+            channel=channel,
+            incident_id=row.incident_id,
+            episode=row.episode,
+            accepted_at=datetime.fromtimestamp(row.accepted_at, UTC),
+            first_event=row.first_event,
+            last_event=row.event_seq,
+            written_event=written[row.event_seq],
+            first_receipt=json.loads(receipt) if receipt else None,
+            untold=receipt is None and row.status == Status.RESOLVED and episode in fired,
+            maybe_sent=bool(row.maybe_sent) or row.state == State.SENDING,
+            progress=json.loads(row.progress) if row.progress else {},
+            note=row.note or "",
+            probe=probe,
         )
-    )
-    await store.run(lambda connection: connection.execute(back))
 
-
-def _claim(connection: Connection, channel: str, owner: str, now: float, seconds: float) -> Claim | None:
-    due = connection.execute(_DUE, {"channel": channel, "now": now, "lease_seconds": seconds, "owner": owner}).first()
-    if due is None:
-        return None
-    lease = f"{owner}/{uuid4().hex}"
-    connection.execute(_TAKE, {"taken": due.seq, "lease": lease, "ends": now + seconds})
-    first_receipt = connection.execute(
-        _FIRST_RECEIPT, {"incident": due.incident_id, "episode": due.episode, "channel": channel}
-    ).scalar()
-    return Claim(
-        delivery_id=due.id,
-        lease=lease,
-        attempt=due.attempts + 1,
-        channel=channel,
-        incident_id=due.incident_id,
-        episode=due.episode,
-        accepted_at=datetime.fromtimestamp(due.accepted_at, UTC),
-        first_receipt=json.loads(first_receipt) if first_receipt else None,
-        written_event=due.event,
-    )
+    return tuple(made(row) for row in due)

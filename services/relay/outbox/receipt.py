@@ -1,27 +1,42 @@
-"""The last stride's commit: how an attempt ended, and what becomes of its delivery."""
+"""The last stride's commit: how an attempt ended, and what becomes of its delivery, its channel and its incident.
+
+Whoever lost the lease before writes no receipt. But what he sent may have arrived after something newer: so the current
+state of the incident is sent once more.
+"""
 
 import json
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Row, bindparam, insert, select, update
 
+from services.relay.outbox import gate
 from services.relay.outbox.claim import Claim
-from services.relay.outbox.schema import State, attempts, deliveries
+from services.relay.outbox.enqueue import New, Waits, enqueue, merge_into_successor
+from services.relay.outbox.schema import State, attempts, deliveries, incidents, plain
 from services.relay.outbox.store import Store
+from services.relay.outbox.together import Transaction
 
-# Statements are built once: building one costs more than SQLite takes to run it.
-_OURS: Final = select(deliveries.c.seq, deliveries.c.due_at).where(
-    deliveries.c.id == bindparam("delivery"), deliveries.c.lease == bindparam("proof")
+_of = deliveries.c
+# Statements are built once: building one costs more than a database takes to run it.
+_FIND: Final = (
+    select(*(_of.seq, _of.id, _of.lease, _of.due_at, _of.event_seq, _of.first_event, _of.incident_id, _of.episode))
+    .add_columns(_of.channel, _of.accepted_at)
+    .where(_of.id.in_(bindparam("ids", expanding=True)))
+    .order_by(_of.seq)
+    .with_for_update()
 )
-_CHANGES: Final = ("state", "reason", "due_at", "finished_at", "receipt")
+_CHANGES: Final = ("state", "reason", "due_at", "set_at", "finished_at", "receipt", "maybe_sent", "payload")
 _END: Final = (
     update(deliveries)
-    .where(deliveries.c.seq == bindparam("ours"))
-    .values(lease=None, **{name: bindparam(name) for name in _CHANGES})
+    .where(_of.seq == bindparam("ours"))
+    .values(lease=None, **{name: bindparam(f"new_{name}") for name in _CHANGES})
 )
 _TRIED: Final = insert(attempts)
+_THERE: Final = select(_of.channel).where(_of.event_seq == bindparam("event"))
+_CURRENT: Final = select(incidents.c.episode, incidents.c.latest_event).where(incidents.c.id == bindparam("incident"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,49 +46,157 @@ class Ending:
     state: State
     """DELIVERED, RETRYING or DEAD."""
     started_at: float
-    ended_at: float
+    """Unix seconds."""
+    seconds: float
     reason: str
     detail: str
-    """For a person; holds no secret."""
+    """The provider's answer or what went wrong, for a person; holds no secret."""
+    effect: gate.Effect
+    """What it says about the channel."""
     receipt: Mapping[str, str] | None = None
-    due_at: float | None = None
-    """When to try again; only where it is RETRYING."""
+    again_in: float = 0.0
+    """Seconds until the next attempt, where it is RETRYING."""
+    retry_after: float | None = None
+    """Seconds that the provider asked the whole channel to wait."""
+    sent: bool = False
+    """Whether it arrived, or may have."""
+    payload: str | None = None
+    """As it was sent, credentials masked; None where nothing was."""
+    fallback: tuple[str, ...] = ()
+    """Channels that get the same events, where this one refuses everything."""
 
 
-async def record(store: Store, claim: Claim, ending: Ending) -> bool:
-    """Commits an ending. False where the lease was lost before: then another worker's ending counts, and not this one.
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What was committed."""
 
-    Raises:
-        StoreUnavailableError: nothing was committed.
-    """
-    return await store.run(lambda connection: _record(connection, claim, ending))
+    ours: bool
+    """False where the lease was lost before: then another worker's ending counts, and not this one."""
+    state: State
+    """What the delivery is now; SUPERSEDED where it was to be tried again and something newer waited."""
+    seconds: float
+    """Since the acceptance of the event."""
+    superseded: tuple[str, ...]
+    """The channel of each delivery that was merged into another one."""
+    woken: tuple[str, ...]
+    """The channels that have something new to deliver."""
 
 
-def _record(connection: Connection, claim: Claim, ending: Ending) -> bool:
-    ours = connection.execute(_OURS, {"delivery": claim.delivery_id, "proof": claim.lease}).first()
-    if ours is None:
-        return False
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    claim: Claim
+    ending: Ending
+    pauses: gate.Pauses
+
+
+async def record(store: Store, claim: Claim, ending: Ending, pauses: gate.Pauses) -> Recorded:
+    """Commits an ending. Raises StoreUnavailableError: nothing was committed."""
+    return await store.batch(_record, _Asked(claim, ending, pauses))
+
+
+def _record(transaction: Transaction, asked: Sequence[_Asked]) -> list[Recorded]:
+    connection = transaction.connection
+    ids = [each.claim.delivery_id for each in asked]
+    rows = {row.id: row for row in connection.execute(_FIND, {"ids": ids})}
+    ours = [each for each in asked if _is_ours(each.claim, rows)]
+    if ours:
+        connection.execute(_END, [_end(each, rows[each.claim.delivery_id], transaction.now) for each in ours])
+        connection.execute(_TRIED, [_tried(each, rows[each.claim.delivery_id]) for each in ours])
+    for each in sorted(ours, key=lambda each: each.claim.channel):  # in one order, as locks have to be taken
+        gate.note(
+            transaction,
+            each.claim.channel,
+            each.ending.effect,
+            reason=each.ending.reason,
+            probe=each.claim.probe,
+            retry_after=each.ending.retry_after,
+            pauses=each.pauses,
+        )
+    return [
+        _follow(transaction, each, rows[each.claim.delivery_id])
+        if _is_ours(each.claim, rows)
+        else _send_once_more(transaction, each)
+        for each in asked
+    ]
+
+
+def _is_ours(claim: Claim, rows: Mapping[str, Row[*tuple[Any, ...]]]) -> bool:
+    row = rows.get(claim.delivery_id)
+    return row is not None and row.lease == claim.lease
+
+
+def _end(asked: _Asked, row: Row[*tuple[Any, ...]], now: float) -> dict[str, Any]:
+    ending = asked.ending
     again = ending.state is State.RETRYING
-    connection.execute(
-        _END,
-        {
-            "ours": ours.seq,
-            "state": ending.state,
-            "reason": ending.reason,
-            "due_at": ending.due_at if again else ours.due_at,
-            "finished_at": None if again else ending.ended_at,
-            "receipt": None if ending.receipt is None else json.dumps(dict(ending.receipt)),
-        },
+    return {
+        "ours": row.seq,
+        "new_state": ending.state,
+        "new_reason": ending.reason,
+        "new_due_at": now + ending.again_in if again else row.due_at,
+        "new_set_at": now,
+        "new_finished_at": None if again else now,
+        "new_receipt": None if ending.receipt is None else plain(json.dumps(dict(ending.receipt))),
+        "new_maybe_sent": int(again and (ending.sent or asked.claim.maybe_sent)),
+        "new_payload": None if ending.payload is None else zlib.compress(ending.payload.encode(errors="replace"), 1),
+    }
+
+
+def _tried(asked: _Asked, row: Row[*tuple[Any, ...]]) -> dict[str, Any]:
+    ending = asked.ending
+    return {
+        "delivery_seq": row.seq,
+        "number": asked.claim.attempt,
+        "started_at": ending.started_at,
+        "seconds": ending.seconds,
+        "reason": ending.reason,
+        "detail": plain(ending.detail),
+    }
+
+
+def _follow(transaction: Transaction, asked: _Asked, row: Row[*tuple[Any, ...]]) -> Recorded:
+    """What follows from an ending: it may be merged into what waits behind it, and others may have to tell of it."""
+    ending, superseded, state = asked.ending, [], asked.ending.state
+    woken = [row.channel]
+    if state is State.RETRYING:
+        waits = Waits(asked.claim.attempt, transaction.now + ending.again_in, ending.reason)
+        if merge_into_successor(transaction, row, waits):
+            state = State.SUPERSEDED
+            superseded.append(row.channel)
+    if ending.fallback:
+        there = set(transaction.connection.execute(_THERE, {"event": row.event_seq}).scalars())
+        news = [
+            New(row.event_seq, row.first_event, row.incident_id, row.episode, channel, _instead_of(row.channel))
+            for channel in ending.fallback
+            if channel not in there
+        ]
+        superseded += [old.channel for old in enqueue(transaction, news).superseded]
+        woken += [new.channel for new in news]
+    return Recorded(
+        ours=True,
+        state=state,
+        seconds=max(transaction.now - row.accepted_at, 0.0),
+        superseded=tuple(superseded),
+        woken=tuple(woken),
     )
-    connection.execute(
-        _TRIED,
-        {
-            "delivery_seq": ours.seq,
-            "number": claim.attempt,
-            "started_at": ending.started_at,
-            "seconds": ending.ended_at - ending.started_at,
-            "reason": ending.reason,
-            "detail": ending.detail,
-        },
+
+
+def _instead_of(channel: str) -> str:
+    return f"{channel} takes no messages at the moment, so this comes here as well"
+
+
+def _send_once_more(transaction: Transaction, asked: _Asked) -> Recorded:
+    claim, superseded = asked.claim, []
+    if asked.ending.sent:
+        current = transaction.connection.execute(_CURRENT, {"incident": claim.incident_id}).first()
+        if current is not None:
+            latest: int = current.latest_event
+            first = latest if claim.channel in transaction.unmerged else claim.first_event
+            new = New(latest, first, claim.incident_id, current.episode, claim.channel)
+            superseded = [old.channel for old in enqueue(transaction, [new]).superseded]
+    return Recorded(
+        ours=False,
+        state=asked.ending.state,
+        seconds=0.0,
+        superseded=tuple(superseded),
+        woken=(claim.channel,),
     )
-    return True

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import delete, func, insert, select
 
-from services.relay.outbox.schema import quarantine
+from services.relay.outbox.schema import plain, quarantine
 from services.relay.outbox.store import Store
+from services.relay.outbox.together import Transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +36,20 @@ class Kept:
 
 async def keep(store: Store, rejected: Rejected, *, entries: int) -> None:
     """Commits one, and drops the oldest over `entries`. Raises StoreUnavailableError."""
-    row = insert(quarantine).values(
-        received_at=store.clock(),
-        source=rejected.source,
-        code=rejected.code,
-        reason=rejected.reason,
-        body=rejected.body,
-    )
+    row = {
+        "source": plain(rejected.source),
+        "code": rejected.code,
+        "reason": plain(rejected.reason),
+        "body": rejected.body,
+    }
     newest = select(quarantine.c.seq).order_by(quarantine.c.seq.desc()).limit(entries)
     oldest = delete(quarantine).where(quarantine.c.seq.not_in(newest))
-    await store.run(lambda connection: (connection.execute(row), connection.execute(oldest)))
+
+    def commit(transaction: Transaction) -> None:
+        transaction.connection.execute(insert(quarantine), {**row, "received_at": transaction.now})
+        transaction.connection.execute(oldest)
+
+    await store.run(commit)
 
 
 async def kept(store: Store) -> list[Kept]:
@@ -53,10 +58,10 @@ async def kept(store: Store) -> list[Kept]:
     query = select(
         columns.seq, columns.received_at, columns.source, columns.code, columns.reason, func.length(columns.body)
     ).order_by(columns.seq.desc())
-    return await store.run(lambda connection: [Kept(*row) for row in connection.execute(query)])
+    return await store.read(lambda connection: [Kept(*row) for row in connection.execute(query)])
 
 
 async def body(store: Store, entry: int) -> bytes | None:
     """The body of one that is kept; None where there is none. Raises StoreUnavailableError."""
     query = select(quarantine.c.body).where(quarantine.c.seq == entry)
-    return await store.run(lambda connection: connection.execute(query).scalar())
+    return await store.read(lambda connection: connection.execute(query).scalar())

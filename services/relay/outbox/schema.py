@@ -78,7 +78,7 @@ deliveries = Table(
     Column("id", Text, nullable=False, unique=True),
     Column("event_seq", _Seq, ForeignKey("events.seq"), nullable=False),
     # The oldest event that is told with it: every event of the incident from this one to `event_seq` is merged.
-    Column("first_event", BigInteger, nullable=False),
+    Column("first_event", BigInteger, nullable=False, server_default="0"),
     Column("incident_id", Text, nullable=False),
     Column("episode", Integer, nullable=False),
     Column("channel", Text, nullable=False),
@@ -120,6 +120,7 @@ channels = Table(
     Column("next_slot", Double, nullable=False),  # when its pace lets the next message go, were none saved up
     Column("failures", Integer, nullable=False),  # attempts in a row that did not reach it
     Column("refused", Integer, nullable=False),  # 1: it refuses everything until a person acts
+    Column("reason", Text),  # how the last attempt that did not reach it ended
 )
 
 quarantine = Table(
@@ -162,6 +163,11 @@ _index(
 _index("events_of_incident", events.c.incident_id, events.c.seq)
 
 _events: Final = TypeAdapter(Event)
+
+
+def plain(text: str) -> str:
+    """A text as every database takes it: PostgreSQL refuses the character 0, and half a surrogate pair is no text."""
+    return text.replace("\0", "\ufffd").encode(errors="replace").decode()
 
 
 def encode(event: Event) -> bytes:

@@ -1,35 +1,36 @@
-"""One thread that owns the SQLite file: functions on a connection go in, their results come out after the commit.
+"""One thread that writes to the database: functions on a transaction go in, their results come out after the commit.
 
-All that waits is done in one transaction (group commit): many webhooks and receipts share one fsync, and each is
-answered only after it. The file is in WAL mode with `synchronous=FULL`, so what was answered survives a loss of power.
+All that waits is done together (group commit): many webhooks and receipts share one fsync, and each is answered only
+after it. On SQLite everything shares one transaction; on PostgreSQL each kind of work has its own, so that the order in
+which it locks rows is the same in every replica. Reads have connections of their own, and never wait for the writer.
 """
 
 import asyncio
-import queue
-import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 import structlog
-from sqlalchemy import URL, Connection, QueuePool, create_engine, event, exc
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy import Connection, exc
 
-from services.relay.outbox import schema
+from services.relay.outbox import dialect
+from services.relay.outbox.database import Database
+from services.relay.outbox.migrate import ForeignDatabaseError, NewerSchemaError, upgrade
+from services.relay.outbox.together import Outcome, Piece, Transaction, by_kind, do_all
 
 _WAITING: Final = 1024
 """How many pieces of work may wait; one more is refused, so that memory is bounded."""
 _TOGETHER: Final = 256
 """How many of them share one transaction at most."""
-_LOCK_SECONDS: Final = 2.0
-"""How long a transaction waits for another process's lock on the file."""
+_TRIES: Final = 3
 _ANSWER_SECONDS: Final = 8.0
 """How long a caller waits, its turn included: less than the 10 s that Alertmanager gives a webhook at least."""
 
 T = TypeVar("T")
+I = TypeVar("I")  # noqa: E741  # an item of work
 log = structlog.get_logger(__name__)
 
 
@@ -38,177 +39,214 @@ class StoreUnavailableError(Exception):
 
 
 class StoreUnusableError(Exception):
-    """The file cannot be opened at all; the message is one sentence with the next step."""
+    """The database cannot be opened at all; the message is one sentence with the next step."""
 
 
 class _Work(NamedTuple):
-    do: Callable[[Connection], Any]
-    done: "Future[Any]"
+    piece: Piece
+    done: "asyncio.Future[Any]"
 
 
 class Store:
-    """The open file. `problem` says why the last transaction failed; None where it did not."""
+    """The open database. `problem` says why the last transaction failed; None where it did not."""
 
-    def __init__(self, file: Path, clock: Callable[[], float]) -> None:
+    def __init__(self, database: Database, clock: Callable[[], float], unmerged: frozenset[str]) -> None:
         self.clock = clock
         self.problem: str | None = None
-        self._file = file
-        self._engine = create_engine(
-            URL.create("sqlite", database=str(file)),
-            poolclass=QueuePool,
-            pool_size=1,
-            max_overflow=0,
-            connect_args={"timeout": _LOCK_SECONDS, "check_same_thread": False},
-            hide_parameters=True,  # an error's text must show no payload
-        )
-        event.listen(self._engine, "connect", _on_connect)
-        event.listen(self._engine, "begin", _on_begin)
-        self._work: queue.Queue[_Work | None] = queue.Queue(_WAITING)
+        self._unmerged = unmerged
+        self._database = database
+        self._writing, self._reading = dialect.engines(database)
+        self._prepared = False
+        self._loop = asyncio.get_running_loop()
+        self._work: deque[_Work] = deque()
+        self._news = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
 
-    def submit(self, do: Callable[[Connection], T]) -> "Future[T]":
-        """Lets the thread do it. The future holds the result once it is on the disk; cancelled before, it is not done.
-
-        Raises:
-            StoreUnavailableError: also the future may hold it.
-        """
-        done: Future[T] = Future()
-        if self._closed:
-            raise StoreUnavailableError("the outbox is closed")
-        try:
-            self._work.put_nowait(_Work(do, done))
-        except queue.Full:
-            raise StoreUnavailableError(f"{_WAITING} pieces of work wait for the outbox already") from None
-        return done
-
-    async def run(self, do: Callable[[Connection], T]) -> T:
+    async def run(self, do: Callable[[Transaction], T]) -> T:
         """What `do` returns, once it is on the disk; an exception of `do` undoes it alone.
 
         Raises:
             StoreUnavailableError: nothing was committed; after "no answer" alone it may still be.
         """
+        return await self.batch(lambda transaction, _: [do(transaction)], None)
+
+    async def batch(self, do: Callable[[Transaction, Sequence[I]], Sequence[T]], item: I) -> T:
+        """What `do` returns for `item`, once it is on the disk; `do` gets all items that wait for it in one call.
+
+        Raises:
+            StoreUnavailableError: nothing was committed; after "no answer" alone it may still be.
+        """
+        done: asyncio.Future[T] = self._loop.create_future()
+        with self._news:
+            if self._closed:
+                raise StoreUnavailableError("the outbox is closed")
+            if len(self._work) >= _WAITING:
+                raise StoreUnavailableError(f"{_WAITING} pieces of work wait for the outbox already")
+            self._work.append(_Work(Piece(do, item), done))
+            self._news.notify()
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
-                return await asyncio.wrap_future(self.submit(do))
+                return await done
         except TimeoutError:
             raise StoreUnavailableError(f"no answer within {_ANSWER_SECONDS:g} s") from None
 
-    def start(self) -> None:
-        """Opens the file, makes its tables, and starts the thread. Blocks. Raises StoreUnusableError."""
+    async def read(self, do: Callable[[Connection], T]) -> T:
+        """What `do` reads, on a connection of its own. Raises StoreUnavailableError."""
         try:
-            self._file.touch(mode=0o600)  # it will hold what alerts say; SQLite gives its other files the same mode
-            with self._engine.begin() as connection:
-                _prepare(connection)
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                return await asyncio.to_thread(self.read_blocking, do)
+        except TimeoutError:
+            raise StoreUnavailableError(f"no answer within {_ANSWER_SECONDS:g} s") from None
+
+    def read_blocking(self, do: Callable[[Connection], T]) -> T:
+        """The same for a thread other than the event loop's. Raises StoreUnavailableError."""
+        if not self._prepared:
+            raise StoreUnavailableError(self.problem or "the outbox is not open yet")
+        try:
+            with self._reading.begin() as connection:
+                return do(connection)
+        except (exc.DBAPIError, exc.TimeoutError) as error:
+            self._reading.dispose()
+            raise StoreUnavailableError(_words(error)) from None
+
+    def start(self) -> None:
+        """Opens the database, brings its tables up to date, and starts the thread. Blocks.
+
+        One that is locked, full or not there at the moment is tried again with each transaction.
+
+        Raises:
+            StoreUnusableError: waiting would not help.
+        """
+        try:
+            if dialect.is_sqlite(self._database):
+                # It will hold what alerts say; SQLite gives its other files the same mode.
+                Path(str(self._database.database)).touch(mode=0o600)
+            self._prepare()
         except OSError as error:
             raise StoreUnusableError(f"{error.strerror}") from None
+        except (ForeignDatabaseError, NewerSchemaError) as error:
+            raise StoreUnusableError(str(error)) from None
         except exc.DBAPIError as error:
-            raise StoreUnusableError(str(error.orig)) from None
+            if not dialect.is_passing(error):
+                raise StoreUnusableError(_words(error)) from None
+            self._failed([], _words(error))
         self._thread.start()
 
     def close(self) -> None:
-        """Does what waits, then closes the file. Blocks for as long as that takes."""
-        self._closed = True
+        """Does what waits, then closes the database. Blocks for as long as that takes."""
+        with self._news:
+            self._closed = True
+            self._news.notify()
         if self._thread.is_alive():
-            self._work.put(None)
             self._thread.join()
-        self._engine.dispose()
+        self._writing.dispose()
+        self._reading.dispose()
+
+    def _prepare(self) -> None:
+        if not self._prepared:
+            with self._writing.begin() as connection:
+                upgrade(connection)
+            self._prepared = True
 
     def _run(self) -> None:
-        going = True
-        while going:
-            batch = [self._work.get()]
-            while len(batch) < _TOGETHER and not self._work.empty():
-                batch.append(self._work.get())
-            going = None not in batch
-            work = [work for work in batch if work is not None and work.done.set_running_or_notify_cancel()]
-            if work:
-                self._commit(work)
-
-    def _commit(self, batch: list[_Work]) -> None:
-        try:
-            with self._engine.begin() as connection:
-                results = [_alone(connection, work.do) for work in batch]
-        except Exception as error:  # noqa: BLE001  # this thread outlives whatever happens to the file
-            self._failed(batch, str(error.orig) if isinstance(error, exc.DBAPIError) else repr(error))
-            return
-        if self.problem is not None:
-            log.info("the outbox works again")
-            self.problem = None
-        for work, (result, problem) in zip(batch, results, strict=True):
-            if problem is None:
-                work.done.set_result(result)
+        while True:
+            with self._news:
+                self._news.wait_for(lambda: self._work or self._closed)
+                batch = [self._work.popleft() for _ in range(min(len(self._work), _TOGETHER))]
+            if not batch:
+                return
+            works = [work for work in batch if not work.done.cancelled()]
+            if dialect.is_sqlite(self._database):
+                self._commit(works)
             else:
-                work.done.set_exception(problem)
+                for places in by_kind([work.piece for work in works]).values():
+                    self._commit([works[place] for place in places])
 
-    def _failed(self, batch: list[_Work], problem: str) -> None:
+    def _commit(self, works: list[_Work], tries: int = _TRIES) -> None:
+        if not works:
+            return
+        try:
+            self._prepare()
+            with self._writing.begin() as connection:
+                now = dialect.now(connection, self.clock)
+                transaction = Transaction(connection, now, self._unmerged)
+                outcomes = do_all(transaction, [work.piece for work in works])
+        except exc.DBAPIError as error:
+            if dialect.may_succeed_at_once(error) and tries > 1:
+                self._commit(works, tries - 1)
+            elif dialect.is_ours(error):
+                self._not_together(works, error)
+            else:
+                self._failed(works, _words(error))
+        except Exception as error:  # noqa: BLE001  # this thread outlives whatever happens to the database
+            self._failed(works, repr(error))
+        else:
+            if self.problem is not None:
+                log.info("the outbox works again")
+                self.problem = None
+            self._tell(works, outcomes)
+
+    def _not_together(self, works: list[_Work], error: Exception) -> None:
+        """Of several pieces of work one was wrong: each is done alone, so that it fails alone."""
+        if len(works) == 1:
+            self._tell(works, [(None, error)])
+        for work in works if len(works) > 1 else ():
+            self._commit([work])
+
+    def _failed(self, works: list[_Work], problem: str) -> None:
         if self.problem != problem:
             log.error("the outbox cannot commit", problem=problem)
             self.problem = problem
-        self._engine.dispose()  # the next transaction opens the file anew: what was mounted or replaced is seen
-        for work in batch:
-            work.done.set_exception(StoreUnavailableError(problem))
+        self._writing.dispose()  # the next transaction opens it anew: what was mounted, replaced or restarted is seen
+        self._tell(works, [(None, StoreUnavailableError(problem)) for _ in works])
+
+    def _tell(self, works: list[_Work], outcomes: Sequence[Outcome]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(_resolve, works, outcomes)
+        except RuntimeError:  # the loop has ended, and with it everybody who waited
+            log.warning("nobody waits any more for what was committed", pieces=len(works))
 
 
 @asynccontextmanager
-async def opened(file: Path, clock: Callable[[], float]) -> AsyncIterator[Store]:
-    """The store of `file`, made where it does not exist.
+async def opened(
+    database: Database, clock: Callable[[], float], unmerged: frozenset[str] = frozenset()
+) -> AsyncIterator[Store]:
+    """The store of a database; its tables are made where there are none.
 
     Args:
-        file: the SQLite file; its folder must exist.
+        database: a file, whose folder must exist, or a database of PostgreSQL.
         clock: unix seconds.
+        unmerged: the channels on which every event is told by itself.
 
     Raises:
-        StoreUnusableError: the folder is missing, it is no database, or a newer keypulse wrote it.
+        StoreUnusableError: the folder is missing, it is something else, or a newer keypulse wrote it.
     """
-    store = Store(file, clock)
-    if not await asyncio.to_thread(file.parent.is_dir):
-        raise StoreUnusableError(f"the folder {file.parent} does not exist; create it, or set another `database`")
+    store = Store(database, clock, unmerged)
+    folder = Path(str(database.database)).parent
+    if dialect.is_sqlite(database) and not await asyncio.to_thread(folder.is_dir):
+        raise StoreUnusableError(f"the folder {folder} does not exist; create it, or set another `database`")
     try:
         await asyncio.to_thread(store.start)
     except StoreUnusableError as error:
-        raise StoreUnusableError(f"cannot use the database {file}: {error}") from None
+        name = database.database if dialect.is_sqlite(database) else database
+        raise StoreUnusableError(f"cannot use the database {name}: {error}") from None
     try:
         yield store
     finally:
         await asyncio.to_thread(store.close)
 
 
-def _alone(connection: Connection, do: Callable[[Connection], Any]) -> tuple[Any, Exception | None]:
-    """One piece of work in a savepoint: its own exception undoes it alone, the database's fails the whole batch."""
-    # By hand: where the database fails, SQLite has ended the transaction, and undoing the savepoint would fail again.
-    connection.exec_driver_sql("SAVEPOINT work")
-    try:
-        result, problem = do(connection), None
-    except exc.DBAPIError:
-        raise
-    except Exception as error:  # noqa: BLE001  # handed to whoever waits for this piece of work
-        result, problem = None, error
-        connection.exec_driver_sql("ROLLBACK TO work")
-    connection.exec_driver_sql("RELEASE work")
-    return result, problem
+def _resolve(works: list[_Work], outcomes: Sequence[Outcome]) -> None:
+    for work, (result, problem) in zip(works, outcomes, strict=True):
+        if work.done.done():
+            continue  # whoever waited has given up
+        if problem is None:
+            work.done.set_result(result)
+        else:
+            work.done.set_exception(problem)
 
 
-def _prepare(connection: Connection) -> None:
-    version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-    if version > schema.VERSION:
-        raise StoreUnusableError(
-            f"a newer keypulse wrote it (its version is {version}, this program knows {schema.VERSION}); "
-            "run that one, or set another `database`"
-        )
-    if version == 0:
-        if connection.exec_driver_sql("SELECT count(*) FROM sqlite_schema").scalar_one():
-            raise StoreUnusableError("another program's tables are in it; set another `database`")
-        schema.metadata.create_all(connection)
-        connection.exec_driver_sql(f"PRAGMA user_version = {schema.VERSION}")
-
-
-def _on_connect(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
-    connection.isolation_level = None  # transactions begin where `_on_begin` says, not where the driver guesses
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("PRAGMA foreign_keys=ON")
-
-
-def _on_begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+def _words(error: Exception) -> str:
+    """What the database says, on one line."""
+    return " ".join(str(error.orig if isinstance(error, exc.DBAPIError) else error).split())

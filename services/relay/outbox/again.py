@@ -1,0 +1,72 @@
+"""Dead letters are sent again: not as they were, which may be long over, but as the current state of their incident.
+
+What waits for its next attempt is due at once.
+"""
+
+from typing import Any, Final
+
+from sqlalchemy import Row, bindparam, select, update
+
+from services.relay.outbox.enqueue import New, enqueue
+from services.relay.outbox.schema import State, deliveries, incidents
+from services.relay.outbox.store import Store
+from services.relay.outbox.together import Transaction
+
+_of = deliveries.c
+_rows = select(
+    _of.seq, _of.id, _of.state, _of.channel, _of.incident_id, _of.event_seq, _of.first_event
+).with_for_update()
+_ONE: Final = _rows.where(_of.id == bindparam("delivery"))
+_DEAD: Final = (
+    _rows.where(_of.channel == bindparam("channel"), _of.state == State.DEAD).order_by(_of.seq).limit(bindparam("most"))
+)
+_CURRENT: Final = select(incidents.c.episode, incidents.c.latest_event).where(incidents.c.id == bindparam("incident"))
+
+
+async def again(store: Store, delivery_id: str) -> State | None:
+    """Sends a delivery again that is dead or waits; one in any other state is left alone.
+
+    Returns:
+        The state that it had; None where there is no such delivery.
+
+    Raises:
+        StoreUnavailableError: nothing was committed.
+    """
+    return await store.run(lambda transaction: _again(transaction, delivery_id))
+
+
+async def again_all(store: Store, channel: str, limit: int) -> int:
+    """Sends up to `limit` dead letters of a channel again, the oldest first; how many. Raises StoreUnavailableError."""
+    return await store.run(lambda transaction: _again_all(transaction, channel, limit))
+
+
+def _again(transaction: Transaction, delivery_id: str) -> State | None:
+    row = transaction.connection.execute(_ONE, {"delivery": delivery_id}).first()
+    if row is None:
+        return None
+    state = State(row.state)
+    if state is State.DEAD:
+        _revive(transaction, row)
+    elif state in (State.QUEUED, State.RETRYING):
+        due = update(deliveries).where(_of.seq == row.seq).values(due_at=transaction.now, set_at=transaction.now)
+        transaction.connection.execute(due)
+    return state
+
+
+def _again_all(transaction: Transaction, channel: str, limit: int) -> int:
+    rows = transaction.connection.execute(_DEAD, {"channel": channel, "most": limit}).all()
+    for row in rows:
+        _revive(transaction, row)
+    return len(rows)
+
+
+def _revive(transaction: Transaction, dead: Row[*tuple[Any, ...]]) -> None:
+    """A new delivery tells everything from what the dead one told to the incident's latest event."""
+    connection = transaction.connection
+    current = connection.execute(_CURRENT, {"incident": dead.incident_id}).one()
+    # Where every event is told by itself, the later ones have deliveries of their own.
+    last = dead.event_seq if dead.channel in transaction.unmerged else current.latest_event
+    new = New(last, dead.first_event, dead.incident_id, current.episode, dead.channel)
+    (told_by,) = enqueue(transaction, [new]).told_by
+    superseded = update(deliveries).where(_of.seq == dead.seq)
+    connection.execute(superseded.values(state=State.SUPERSEDED, superseded_by=told_by))

@@ -1,0 +1,209 @@
+"""When a channel may be used: its pace, the pause that its provider asked for, and its breaker. Shared by all replicas.
+
+Pace: a bucket that fills at the channel's rate and holds what 5 s of it give, kept as one moment, as the Generic Cell
+Rate Algorithm does. Breaker: after 5 attempts in a row that did not reach the provider, or one that was refused for a
+reason that only a person can end, nothing is claimed for a while; then one delivery tries, and its ending opens the
+gate or closes it for twice as long. When it opens, what waited for its next attempt is due at once.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any, Final
+
+from sqlalchemy import Row, bindparam, select, update
+
+from services.relay.outbox.dialect import insert_new
+from services.relay.outbox.schema import State, channels, deliveries
+from services.relay.outbox.store import Store
+from services.relay.outbox.together import Transaction
+
+BREAKS_AFTER: Final = 5
+"""Attempts in a row that did not reach the provider."""
+_SAVED_SECONDS: Final = 5.0
+"""What a channel's pace may save up: Slack allows "short bursts", https://docs.slack.dev/apis/web-api/rate-limits"""
+_BUSY_SECONDS: Final = 0.05
+"""When to look again where another replica is just claiming for the channel."""
+_SET_BACK: Final = 10.0
+"""Seconds; a clock that was set back by less only prolongs a wait by as much."""
+
+_of = channels.c
+_FIND: Final = select(channels).where(_of.name == bindparam("channel")).with_for_update(skip_locked=True)
+_FIND_SURELY: Final = select(channels).where(_of.name == bindparam("channel")).with_for_update()
+_TROUBLED: Final = select(_of.name).where(_of.name == bindparam("channel"), (_of.failures > 0) | (_of.refused > 0))
+
+
+class Effect(Enum):
+    """What an attempt said about its channel."""
+
+    NOTHING = auto()
+    REACHED = auto()
+    """The provider answered, be it that it will not have this message."""
+    FAILED = auto()
+    REFUSED = auto()
+    """Everything is refused until a person acts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pauses:
+    """How long a breaker pauses, in seconds."""
+
+    initial: float
+    longest: float
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """How many deliveries may be claimed now."""
+
+    limit: int
+    seconds: float | None = None
+    """When to ask again, where a delivery that is due has to wait for the gate."""
+    refused: bool = False
+    probe: bool = False
+    """Whether the one that is admitted tries for all the others."""
+
+
+def admit(transaction: Transaction, channel: str, limit: int) -> tuple[Admission, Row[*tuple[Any, ...]] | None]:
+    """Whether and how many of at most `limit` deliveries may be claimed; the gate's row is locked then."""
+    row = transaction.connection.execute(_FIND, {"channel": channel}).first()
+    if row is None:  # it is locked by another replica, or the channel is new
+        _make(transaction, [channel])
+        return Admission(0, _BUSY_SECONDS), None
+    now, refused = transaction.now, bool(row.refused)
+    if now < row.open_at and row.set_at <= now + _SET_BACK:
+        return Admission(0, row.open_at - now, refused), row
+    if row.failures >= BREAKS_AFTER:
+        return Admission(1, None, refused, probe=True), row
+    return Admission(limit, None, refused), row
+
+
+def within_pace(row: Row[*tuple[Any, ...]], now: float, limit: int, rate: float | None) -> tuple[int, float | None]:
+    """How many messages the pace lets go now, and in how many seconds the next one, where it is fewer than `limit`."""
+    if rate is None:
+        return limit, None
+    saved = max(1.0, rate * _SAVED_SECONDS)
+    ahead = max(row.next_slot - now, 0.0) * rate  # messages that were sent before their time
+    if ahead > saved + 1:
+        ahead = 0.0  # more than was ever possible: the clock was set back
+    room = int(saved - ahead + 1e-6)
+    if room >= limit:
+        return limit, None
+    return room, (1 - (saved - ahead - room)) / rate
+
+
+def took(
+    transaction: Transaction,
+    row: Row[*tuple[Any, ...]],
+    number: int,
+    *,
+    rate: float | None,
+    probe_seconds: float | None,
+) -> None:
+    """Takes note that deliveries were claimed.
+
+    Args:
+        transaction: the one under way.
+        row: of the gate, as `admit` gave it.
+        number: how many.
+        rate: messages in a second; None where there is no pace.
+        probe_seconds: how long nothing else is claimed, where it is the one that tries.
+    """
+    changes: dict[str, float] = {}
+    if rate is not None:
+        start = row.next_slot if row.next_slot - transaction.now <= _SAVED_SECONDS + 2 / rate else 0.0
+        changes["next_slot"] = max(start, transaction.now) + number / rate
+    if probe_seconds is not None:
+        changes |= {"open_at": transaction.now + probe_seconds, "set_at": transaction.now}
+    if changes:
+        _write(transaction, row.name, **changes)
+
+
+def note(
+    transaction: Transaction,
+    channel: str,
+    effect: Effect,
+    *,
+    reason: str,
+    probe: bool,
+    retry_after: float | None,
+    pauses: Pauses,
+) -> None:
+    """Takes note of how an attempt ended.
+
+    Args:
+        transaction: the one under way.
+        channel: its name.
+        effect: what the attempt said.
+        reason: how it ended.
+        probe: whether it was the one that tried for all.
+        retry_after: seconds that the provider asked to wait.
+        pauses: how long a breaker pauses.
+    """
+    if effect is Effect.NOTHING and retry_after is None and not probe:
+        return
+    if effect is Effect.REACHED and not transaction.connection.execute(_TROUBLED, {"channel": channel}).first():
+        return  # as almost always; nothing has to be locked for it
+    row = transaction.connection.execute(_FIND_SURELY, {"channel": channel}).first()
+    if row is None:
+        return
+    now = transaction.now
+    if effect is Effect.REACHED and (row.failures or row.refused):
+        _open(transaction, row)
+    elif effect is Effect.REFUSED:
+        failures = max(row.failures, BREAKS_AFTER)
+        _close(transaction, channel, now + pauses.longest, failures=failures, refused=1, reason=reason)
+    elif effect is Effect.FAILED and (probe or row.failures < BREAKS_AFTER):
+        failures = row.failures + 1
+        doublings = min(failures - BREAKS_AFTER, 64)
+        pause = min(pauses.longest, pauses.initial * 2.0**doublings) if doublings >= 0 else 0.0
+        _close(transaction, channel, now + pause, failures=failures, reason=reason)
+    elif probe:
+        _close(transaction, channel, now, failures=row.failures)  # it said nothing: the next one tries
+    if retry_after is not None:
+        _close(transaction, channel, max(now + retry_after, row.open_at if row.set_at <= now else 0.0))
+
+
+def reopen(transaction: Transaction, names: Iterable[str]) -> None:
+    """Lets channels that refused everything be tried at once: a secret changed, or the relay was started anew."""
+    for name in names:
+        row = transaction.connection.execute(_FIND_SURELY, {"channel": name}).first()
+        if row is not None and row.refused:
+            _close(transaction, name, transaction.now)
+            _release(transaction, name)
+
+
+async def reopened(store: Store, names: Iterable[str]) -> None:
+    """`reopen`, committed. Raises StoreUnavailableError."""
+    names = tuple(names)
+    await store.run(lambda transaction: reopen(transaction, names))
+
+
+def _open(transaction: Transaction, row: Row[*tuple[Any, ...]]) -> None:
+    was_closed = row.failures >= BREAKS_AFTER or row.refused
+    _write(transaction, row.name, failures=0, refused=0, reason=None)
+    if was_closed:
+        _close(transaction, row.name, transaction.now)
+        _release(transaction, row.name)
+
+
+def _release(transaction: Transaction, channel: str) -> None:
+    of = deliveries.c
+    waiting = (of.channel == channel, of.finished_at.is_(None), of.state == State.RETRYING)
+    due = update(deliveries).where(*waiting, of.due_at > transaction.now)
+    transaction.connection.execute(due.values(due_at=transaction.now, set_at=transaction.now))
+
+
+def _close(transaction: Transaction, channel: str, until: float, **changes: object) -> None:
+    _write(transaction, channel, open_at=until, set_at=transaction.now, **changes)
+
+
+def _write(transaction: Transaction, channel: str, **changes: object) -> None:
+    transaction.connection.execute(update(channels).where(_of.name == channel).values(**changes))
+
+
+def _make(transaction: Transaction, names: Iterable[str]) -> None:
+    rows = [
+        {"name": name, "open_at": 0.0, "set_at": 0.0, "next_slot": 0.0, "failures": 0, "refused": 0} for name in names
+    ]
+    transaction.connection.execute(insert_new(channels, transaction.connection).on_conflict_do_nothing(), rows)

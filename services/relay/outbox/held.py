@@ -1,0 +1,68 @@
+"""What the holder of a claim asks of the outbox: the events to tell, to keep progress, to take the claim back."""
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Final
+
+from sqlalchemy import bindparam, case, select, update
+
+from services.relay.outbox.claim import Claim
+from services.relay.outbox.schema import State, deliveries, events, plain
+from services.relay.outbox.store import Store
+
+_PAGE: Final = 16
+_of = deliveries.c
+_MERGED: Final = (
+    select(events.c.seq, events.c.event)
+    .where(events.c.incident_id == bindparam("incident"), events.c.seq.between(bindparam("first"), bindparam("last")))
+    .order_by(events.c.seq)
+    .limit(_PAGE)
+)
+_GIVE_BACK: Final = (
+    update(deliveries)
+    .where(_of.lease.startswith(bindparam("owner")), _of.finished_at.is_(None))
+    .values(
+        state=case((_of.attempts > 1, State.RETRYING), else_=State.QUEUED),
+        attempts=_of.attempts - 1,
+        due_at=bindparam("now"),
+        set_at=bindparam("now"),
+        lease=None,
+        maybe_sent=1,
+    )
+)
+
+
+async def told_events(store: Store, claim: Claim) -> AsyncIterator[bytes]:
+    """The events that a delivery tells, as they were written, in their order. Raises StoreUnavailableError."""
+    if claim.first_event == claim.last_event:
+        yield claim.written_event
+        return
+    page: dict[str, str | int] = {"incident": claim.incident_id, "first": claim.first_event, "last": claim.last_event}
+    while True:
+        rows = await store.read(lambda connection: connection.execute(_MERGED, page).all())
+        for row in rows:
+            yield row.event
+        if len(rows) < _PAGE:
+            return
+        page["first"] = rows[-1].seq + 1
+
+
+async def keep(store: Store, claim: Claim, progress: Mapping[str, str]) -> bool:
+    """Commits what a channel has done of a delivery already. False where the lease was lost, and nothing is kept.
+
+    Raises:
+        StoreUnavailableError: nothing was committed.
+    """
+    kept = (
+        update(deliveries)
+        .where(_of.id == claim.delivery_id, _of.lease == claim.lease)
+        .values(progress=plain(json.dumps(dict(progress))))
+    )
+    return await store.run(lambda transaction: transaction.connection.execute(kept).rowcount == 1)
+
+
+async def give_back(store: Store, owner: str) -> None:
+    """Makes what an owner claimed and did not finish due at once, for a clean stop. Raises StoreUnavailableError."""
+    await store.run(
+        lambda transaction: transaction.connection.execute(_GIVE_BACK, {"owner": owner, "now": transaction.now})
+    )

@@ -1,0 +1,71 @@
+"""What no single attempt notices: a channel that takes nothing for too long, and a clock that was set back.
+
+While a channel's gate is closed its deliveries are not tried, so nothing else would give them up. And every wait is
+written as a moment of the wall clock: where that moment was set in what is now the future, the wait would last for as
+long as the clock was set back, so it is over at once.
+"""
+
+from typing import Final
+
+from sqlalchemy import bindparam, or_, select, update
+
+from services.relay.outbox.gate import BREAKS_AFTER
+from services.relay.outbox.schema import WAITING, State, channels, deliveries
+from services.relay.outbox.store import Store
+from services.relay.outbox.together import Transaction
+
+_SET_BACK: Final = 10.0
+"""Seconds; a clock that was set back by less only prolongs a wait by as much."""
+_of = deliveries.c
+_closed = select(channels.c.name).where(or_(channels.c.failures >= BREAKS_AFTER, channels.c.refused > 0))
+_GIVE_UP: Final = (
+    update(deliveries)
+    .where(
+        _of.channel.in_(_closed),
+        _of.finished_at.is_(None),
+        _of.state.in_([state.value for state in WAITING]),
+        _of.accepted_at < bindparam("before"),
+    )
+    .values(
+        state=State.DEAD,
+        finished_at=bindparam("at"),
+        reason=select(channels.c.reason).where(channels.c.name == _of.channel).scalar_subquery(),
+    )
+    .returning(_of.channel)
+)
+_OVER: Final = (
+    update(deliveries)
+    .where(_of.finished_at.is_(None), _of.set_at > bindparam("at") + _SET_BACK)
+    .where(or_(_of.lease.is_(None), ~_of.lease.startswith(bindparam("owner"))))
+    .values(due_at=bindparam("at"), set_at=bindparam("at"))
+)
+_OPEN: Final = (
+    update(channels)
+    .where(channels.c.set_at > bindparam("at") + _SET_BACK)
+    .values(open_at=bindparam("at"), set_at=bindparam("at"))
+)
+
+
+async def look_after(store: Store, owner: str, give_up_after: float) -> list[str]:
+    """Gives up what waited too long for a closed gate, and ends waits that a clock set back would prolong.
+
+    Args:
+        store: the outbox.
+        owner: whose leases last whatever the clock says: the holder is here, and ends them.
+        give_up_after: seconds since the event was accepted.
+
+    Returns:
+        The channel of each delivery that was given up.
+
+    Raises:
+        StoreUnavailableError: nothing was committed.
+    """
+    return await store.run(lambda transaction: _look_after(transaction, owner, give_up_after))
+
+
+def _look_after(transaction: Transaction, owner: str, give_up_after: float) -> list[str]:
+    connection, now = transaction.connection, transaction.now
+    connection.execute(_OVER, {"at": now, "owner": owner})
+    connection.execute(_OPEN, {"at": now})
+    given_up = connection.execute(_GIVE_UP, {"before": now - give_up_after, "at": now})
+    return list(given_up.scalars())
