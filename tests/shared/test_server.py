@@ -149,3 +149,19 @@ async def test_a_header_does_not_change_who_calls() -> None:
     ):
         answer = await client.get(f"http://{address}/caller", headers={"x-forwarded-for": "10.1.2.3"})
     assert answer.text == "127.0.0.1"
+
+
+async def test_what_an_accepted_connection_sends_is_not_held_back() -> None:
+    accepted = asyncio.get_running_loop().create_future()
+
+    class Connection(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            accepted.set_result(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    with listening(ANY_PORT) as bound:
+        server = await asyncio.get_running_loop().create_server(Connection, sock=bound)
+        async with server:
+            _, writer = await asyncio.open_connection(*bound.getsockname())
+            writer.close()
+            await writer.wait_closed()
+            assert await accepted
