@@ -1,40 +1,36 @@
 """The relay put together: the only room that knows all the others."""
 
 import asyncio
-import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
-from typing import Final
-from uuid import uuid4
+from typing import Any, Final
 
 import structlog
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from services.relay.channels.channel import Channel, Reason, Receipt, Scope, SendError
-from services.relay.channels.defect import defect
+from services.relay.channels.channel import Reason, Receipt, Scope, SendError
 from services.relay.config import RelaySettings
 from services.relay.console import api
-from services.relay.delivery.enrich.links import LinkRules
-from services.relay.delivery.retry import RetryPolicy
-from services.relay.delivery.trial import trial, trial_over
-from services.relay.delivery.worker import Delivering, Worker
+from services.relay.delivery.trial import TrialAttempt, trial, trial_over
 from services.relay.intake.endpoint import Intake, Rules
+from services.relay.intake.heartbeat import Heartbeat
 from services.relay.intake.routing import Rule
-from services.relay.metrics import Metrics, OutboxGauges
+from services.relay.metrics import Metrics, OutboxGauges, OutboxState
 from services.relay.outbox import query
-from services.relay.outbox.claim import give_back
+from services.relay.outbox.prune import pruning
 from services.relay.outbox.schema import OPEN, State
 from services.relay.outbox.store import Store, StoreUnavailableError, StoreUnusableError, opened
+from services.relay.outbox.watchdogs import last_seen
+from services.relay.watch.telling import Teller
+from services.relay.watch.watchdog import Watchdog
+from services.relay.watch.watching import Watched, Watching
+from services.relay.workers import close, delivering, link_rules
 from shared.secret_file import SecretFile
 from shared.server import StartError, application, registry, serve_until_stopped
 
-GRACE_SECONDS: Final = 6.0
-"""How long a stop waits for messages that are being sent; with the server's own drain it stays within its bound."""
-_CLOSE_SECONDS: Final = 1.0
-_COUNT_SECONDS: Final = 2.0
 _OUTCOMES: Final = (State.DELIVERED, State.SUPERSEDED, State.DEAD)
 
 log = structlog.get_logger(__name__)
@@ -55,29 +51,31 @@ async def running(settings: RelaySettings, *, clock: Callable[[], float] = time.
         StartError: the database cannot be used.
     """
     async with AsyncExitStack() as stack:
+        unmerged = frozenset(name for name, channel in settings.channels.items() if not channel.merges)
         try:
-            store = await stack.enter_async_context(opened(settings.database, clock))
+            store = await stack.enter_async_context(opened(settings.database, clock, unmerged))
         except StoreUnusableError as error:
             raise StartError(str(error)) from None
-        await asyncio.to_thread(_warn_of_orphans, settings, store)
         metrics_registry = registry()
         metrics = Metrics(metrics_registry, settings.channels, _OUTCOMES, Reason)
-        for name in await _refused(store):
-            if name in settings.channels:
-                metrics.channel_up(name, up=False)
-        metrics_registry.register(OutboxGauges(settings.channels, query.COUNTED, OPEN, lambda: _counted(store)))
-        workers = await stack.enter_async_context(_delivering(settings, store, metrics))
-
-        def accepted(channels: Iterable[str]) -> None:
-            for name in channels:
-                workers[name].wake()
-
-        intake = Intake(store, SecretFile(settings.auth.bearer_token_file), _rules(settings), metrics, accepted)
+        names = frozenset(watchdog.name for watchdog in settings.watchdogs)
+        metrics_registry.register(
+            OutboxGauges(settings.channels, names, query.COUNTED, OPEN, lambda: _outbox_state(store))
+        )
+        await asyncio.to_thread(_warn_of_orphans, settings, store)
+        wake = await stack.enter_async_context(delivering(settings, store, metrics))
+        watching = Watching(Teller(store, metrics, settings.channels, wake), _watched(settings))
+        retention = settings.retention
+        await stack.enter_async_context(
+            _beside(watching.run(), pruning(store, retention.max_age, retention.max_deliveries))
+        )
+        token = SecretFile(settings.auth.bearer_token_file)
+        intake = Intake(store, token, _rules(settings), metrics, wake, watching.heartbeat)
         admin = SecretFile(settings.auth.admin_token_file) if settings.auth.admin_token_file else None
         app = application(
             "keypulse relay",
             metrics_registry,
-            [Route("/alerts", intake.post, methods=["POST"]), *api.routes(store, admin)],
+            [Route("/alerts", intake.post, methods=["POST"]), *api.routes(store, admin, settings.channels, wake)],
             admin=admin,
             not_ready=lambda: store.problem and f"the outbox cannot commit: {store.problem}",
         )
@@ -97,60 +95,25 @@ async def send_test(settings: RelaySettings, name: str) -> list[Receipt]:
     channel = settings.channels[name].connect(timeout)
     try:
         async with asyncio.timeout(2 * timeout):
-            page = trial(datetime.now(UTC), _link_rules(settings))
-            receipt = await channel.send(page)
-            return [receipt, await channel.send(trial_over(page, receipt, datetime.now(UTC)))]
+            page = trial(datetime.now(UTC), link_rules(settings))
+            receipt = await channel.send(TrialAttempt(page))
+            return [receipt, await channel.send(TrialAttempt(trial_over(page, receipt, datetime.now(UTC))))]
     except TimeoutError:
         raise SendError(Reason.TIMEOUT, Scope.ATTEMPT, f"no answer within {2 * timeout:g} s") from None
     finally:
-        await _close(name, channel)
+        await close(name, channel)
 
 
 @asynccontextmanager
-async def _delivering(settings: RelaySettings, store: Store, metrics: Metrics) -> AsyncIterator[Mapping[str, Worker]]:
-    """A worker for each channel; at the end they finish what is in hand, within the grace period."""
-    delivery = settings.delivery
-    shared = Delivering(
-        store=store,
-        metrics=metrics,
-        links=_link_rules(settings),
-        retry=RetryPolicy(delivery.backoff_initial, delivery.backoff_max, delivery.give_up_after),
-        timeout=delivery.timeout,
-        lease=delivery.lease,
-        owner=uuid4().hex,
-        random=random.random,
-    )
-    channels = {name: channel.connect(delivery.timeout) for name, channel in settings.channels.items()}
-    workers = {name: Worker(name, channel, shared) for name, channel in channels.items()}
-    tasks = [asyncio.create_task(worker.run(), name=f"deliver {name}") for name, worker in workers.items()]
+async def _beside(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Loops that run while the body does."""
+    tasks = [asyncio.create_task(loop) for loop in loops]
     try:
-        yield workers
+        yield
     finally:
-        for worker in workers.values():
-            worker.stop()
-        _, late = await asyncio.wait(tasks, timeout=GRACE_SECONDS)
-        for task in late:
+        for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        try:
-            await give_back(store, shared.owner)
-        except StoreUnavailableError as error:
-            log.warning("claims return when their lease ends", problem=str(error))
-        await asyncio.gather(*(_close(name, channel) for name, channel in channels.items()))
-
-
-async def _close(name: str, channel: Channel) -> None:
-    try:
-        async with asyncio.timeout(_CLOSE_SECONDS):
-            await channel.close()
-    except Exception as error:  # noqa: BLE001  # whatever it is, the stop goes on
-        log.error(  # noqa: TRY400  # without the exception's text, which may hold a secret
-            "a channel could not be closed", channel=name, **defect(error)
-        )
-
-
-def _link_rules(settings: RelaySettings) -> LinkRules:
-    return LinkRules(settings.links.runbook, settings.links.dashboard, frozenset(settings.links.allow_hosts))
 
 
 def _rules(settings: RelaySettings) -> Rules:
@@ -160,30 +123,33 @@ def _rules(settings: RelaySettings) -> Rules:
         default_channels=settings.default_channels,
         channels=frozenset(settings.channels),
         duplicate_window=settings.delivery.duplicate_window,
+        heartbeats=[Heartbeat(each.name, each.matchers) for each in settings.watchdogs],
     )
 
 
-def _counted(store: Store) -> list[tuple[str, str, int, float]] | None:
+def _watched(settings: RelaySettings) -> Watched:
+    watchdogs = [
+        Watchdog(each.name, each.expect_every, each.channels, each.ping_url_file) for each in settings.watchdogs
+    ]
+    alertmanager = settings.alertmanager
+    return Watched(watchdogs, settings.default_channels, alertmanager.urls, alertmanager.token_file)
+
+
+def _outbox_state(store: Store) -> OutboxState | None:
     try:
-        counts = query.counts(store, _COUNT_SECONDS)
-    except (StoreUnavailableError, TimeoutError) as error:
+        counts = query.counts(store)
+        refused = {each.name for each in store.read_blocking(query.channels) if each.refused}
+        seen = store.read_blocking(last_seen)
+    except StoreUnavailableError as error:
         log.warning("the outbox could not be counted for this scrape", problem=str(error))
         return None
-    return [(count.channel, count.state, count.deliveries, count.oldest) for count in counts]
-
-
-async def _refused(store: Store) -> set[str]:
-    """The channels that refused everything when the relay stopped, as far as can be told."""
-    try:
-        return await query.refused(store, (Reason.UNAUTHORIZED, Reason.MISCONFIGURED))
-    except StoreUnavailableError as error:
-        log.warning("which channels are refused is not known before their next attempt", problem=str(error))
-        return set()
+    return OutboxState([(each.channel, each.state, each.deliveries, each.oldest) for each in counts], refused, seen)
 
 
 def _warn_of_orphans(settings: RelaySettings, store: Store) -> None:
-    for channel, state, deliveries, _ in _counted(store) or []:
-        if channel not in settings.channels and state in OPEN:
+    state = _outbox_state(store)
+    for channel, each, deliveries, _ in state.counts if state else ():
+        if channel not in settings.channels and each in OPEN:
             log.warning(
                 "deliveries wait for a channel that is no longer configured", channel=channel, deliveries=deliveries
             )

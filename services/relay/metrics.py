@@ -1,8 +1,9 @@
 """The metrics of the relay; the only room that names them. Every label value exists, at 0, from the start."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -10,8 +11,17 @@ from prometheus_client.registry import Collector
 CODES = (200, 202, 400, 401, 403, 413, 500, 503)
 _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
 
-OutboxCounts = Callable[[], Iterable[tuple[str, str, int, float]] | None]
-"""(channel, state, deliveries, acceptance time of the oldest); None where the outbox cannot be read."""
+
+@dataclass(frozen=True, slots=True)
+class OutboxState:
+    """What a scrape asks of the outbox."""
+
+    counts: Iterable[tuple[str, str, int, float]]
+    """(channel, state, deliveries, acceptance time of the oldest)."""
+    refused: Collection[str]
+    """The channels that refuse everything until a person acts."""
+    seen: Mapping[str, float]
+    """When each watchdog was seen last, unix seconds."""
 
 
 class Metrics:
@@ -43,9 +53,9 @@ class Metrics:
             buckets=_BUCKETS,
             registry=registry,
         )
-        self._up = Gauge(
-            "relay_channel_up",
-            "0 while a channel refuses everything until a person acts, such as for a revoked token.",
+        self._leases_lost = Counter(
+            "relay_leases_lost_total",
+            "Claims that ended before their receipt, such as those of a process that was stopped for a while.",
             ["channel"],
             registry=registry,
         )
@@ -53,7 +63,7 @@ class Metrics:
             self._webhooks.labels(code)
         outcomes, reasons = tuple(outcomes), tuple(reasons)
         for channel in channels:
-            self._up.labels(channel).set(1)
+            self._leases_lost.labels(channel)
             self._duration.labels(channel)
             for outcome in outcomes:
                 self._deliveries.labels(channel, outcome)
@@ -76,63 +86,84 @@ class Metrics:
         """A delivery arrived so long after its commit."""
         self._duration.labels(channel).observe(seconds)
 
-    def channel_up(self, channel: str, up: bool) -> None:
-        """A channel took a message, or refuses them all."""
-        self._up.labels(channel).set(up)
+    def lease_lost(self, channel: str) -> None:
+        """A claim ended before its receipt was written."""
+        self._leases_lost.labels(channel).inc()
 
 
 class OutboxGauges(Collector):
-    """Counted by the outbox at each scrape, on the scrape's own thread; absent where it cannot be read.
+    """Asked of the outbox at each scrape, on the scrape's own thread; absent where it cannot be read.
 
     Args:
         channels: the configured names; those with nothing waiting show 0.
+        watchdogs: the configured names.
         states: those that are counted.
         unsent: which of them are still to be sent.
-        counts: asks the outbox.
+        state: asks the outbox; None where it cannot be read.
     """
 
     def __init__(
-        self, channels: Iterable[str], states: Iterable[str], unsent: Iterable[str], counts: OutboxCounts
+        self,
+        channels: Iterable[str],
+        watchdogs: Collection[str],
+        states: Iterable[str],
+        unsent: Iterable[str],
+        state: Callable[[], OutboxState | None],
     ) -> None:
         self._channels = tuple(channels)
+        self._watchdogs = watchdogs
         self._states = tuple(states)
         self._unsent = frozenset(unsent)
-        self._counts = counts
+        self._state = state
 
     def describe(self) -> Iterator[Metric]:
         """The families without values, so that registering asks no outbox."""
-        yield from self._families()
+        yield from _families()
 
     def collect(self) -> Iterator[Metric]:
         """The families as the outbox stands now."""
-        deliveries, oldest = self._families()
-        counted = self._counts()
-        if counted is None:
+        deliveries, oldest, up, last_seen = _families()
+        state = self._state()
+        if state is None:
             return
-        values = {(channel, state): 0 for channel in self._channels for state in self._states}
+        values = {(channel, each): 0 for channel in self._channels for each in self._states}
         waiting: dict[str, float] = {}
-        for channel, state, number, accepted_at in counted:
-            values[channel, state] = number
-            if state in self._unsent:
+        for channel, each, number, accepted_at in state.counts:
+            values[channel, each] = number
+            if each in self._unsent:
                 waiting[channel] = min(accepted_at, waiting.get(channel, accepted_at))
         for labels, number in values.items():
             deliveries.add_metric(labels, number)
         for channel, accepted_at in waiting.items():
             oldest.add_metric([channel], accepted_at)
-        yield deliveries
-        yield oldest
+        for channel in self._channels:
+            up.add_metric([channel], channel not in state.refused)
+        for watchdog, seen_at in state.seen.items():
+            if watchdog in self._watchdogs:
+                last_seen.add_metric([watchdog], seen_at)
+        yield from (deliveries, oldest, up, last_seen)
 
-    @staticmethod
-    def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
-        return (
-            GaugeMetricFamily(
-                "relay_outbox_deliveries",
-                "Deliveries that are still to be made, and those that were given up.",
-                labels=["channel", "state"],
-            ),
-            GaugeMetricFamily(
-                "relay_outbox_oldest_timestamp_seconds",
-                "When the oldest delivery that is still to be made was accepted; absent where none is.",
-                labels=["channel"],
-            ),
-        )
+
+def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
+    return (
+        GaugeMetricFamily(
+            "relay_outbox_deliveries",
+            "Deliveries that are still to be made, and those that were given up.",
+            labels=["channel", "state"],
+        ),
+        GaugeMetricFamily(
+            "relay_outbox_oldest_timestamp_seconds",
+            "When the oldest delivery that is still to be made was accepted; absent where none is.",
+            labels=["channel"],
+        ),
+        GaugeMetricFamily(
+            "relay_channel_up",
+            "0 while a channel refuses everything until a person acts, such as for a revoked token.",
+            labels=["channel"],
+        ),
+        GaugeMetricFamily(
+            "relay_watchdog_last_seen_timestamp_seconds",
+            "When the heartbeat of a watchdog was seen last; before the first, since when it is awaited.",
+            labels=["watchdog"],
+        ),
+    )

@@ -1,17 +1,43 @@
-"""A claimed delivery → the message that a channel is asked to tell."""
+"""A claimed delivery → the message that a channel is asked to tell: its events merged into one, and enriched."""
+
+import asyncio
+from typing import Final
 
 from services.relay.delivery.enrich.links import LinkRules, links
-from services.relay.model import Message
+from services.relay.delivery.merge import merge
+from services.relay.model import Event, Message
 from services.relay.outbox.claim import Claim
+from services.relay.outbox.held import told_events
+from services.relay.outbox.schema import decode
+from services.relay.outbox.store import Store
+
+_ON_LOOP: Final = 16 * 1024
+"""Bytes of an event up to which the work is quicker than handing it over to a thread."""
 
 
-def message(claim: Claim, rules: LinkRules) -> Message:
+async def message(store: Store, claim: Claim, rules: LinkRules) -> Message:
     """The same at each attempt, so that a channel can recognise its own.
 
     Raises:
+        StoreUnavailableError: the events cannot be read.
         ValueError: the outbox holds something that is no event.
     """
-    event = claim.event()
+    if claim.first_event == claim.last_event and len(claim.written_event) <= _ON_LOOP:
+        return _enriched(decode(claim.written_event), claim, rules)
+    told: Event | None = None
+    async for written in told_events(store, claim):
+        told = await asyncio.to_thread(_merged, told, written)
+    if told is None:
+        raise ValueError("the delivery tells no event")
+    return await asyncio.to_thread(_enriched, told, claim, rules)
+
+
+def _merged(before: Event | None, written: bytes) -> Event:
+    event = decode(written)
+    return event if before is None else merge(before, event)
+
+
+def _enriched(event: Event, claim: Claim, rules: LinkRules) -> Message:
     return Message(
         delivery_id=claim.delivery_id,
         incident_id=claim.incident_id,
@@ -20,4 +46,6 @@ def message(claim: Claim, rules: LinkRules) -> Message:
         links=tuple(links(alert, claim.accepted_at, rules) for alert in event.alerts),
         accepted_at=claim.accepted_at,
         first_receipt=claim.first_receipt,
+        untold=claim.untold,
+        note=claim.note,
     )

@@ -17,15 +17,9 @@ class RetryPolicy:
 
 
 def next_attempt(
-    error: SendError,
-    *,
-    attempt: int,
-    accepted_at: float,
-    now: float,
-    policy: RetryPolicy,
-    random: Callable[[], float],
+    error: SendError, *, attempt: int, age: float, policy: RetryPolicy, random: Callable[[], float]
 ) -> float | None:
-    """When to try again (unix seconds), or None: never.
+    """In how many seconds to try again, or None: never.
 
     Full jitter: the wait is anything between 0 and the backoff, which doubles with each attempt, so that what failed
     together does not come back together. https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
@@ -35,19 +29,21 @@ def next_attempt(
     Args:
         error: how the attempt ended.
         attempt: which it was, 1 for the first.
-        accepted_at: when the event was accepted, unix seconds.
-        now: unix seconds.
+        age: seconds since the event was accepted.
         policy: what a person set.
         random: gives a number from 0 to 1.
     """
-    gives_up_at = accepted_at + policy.give_up_after
-    if error.scope is Scope.MESSAGE or now >= gives_up_at:
+    left = policy.give_up_after - age
+    if error.scope is Scope.MESSAGE or left <= 0:
         return None
     if error.scope is Scope.CHANNEL:
         wait = policy.backoff_max
     else:
         doublings = min(attempt - 1, 64)  # beyond, every backoff is at its maximum and a float may overflow
         wait = random() * min(policy.backoff_max, policy.backoff_initial * 2.0**doublings)
-    # A provider that asks for a year is asked once more, and given up then.
-    asked = min(error.retry_after or 0.0, policy.give_up_after)
-    return max(min(now + wait, gives_up_at), now + asked)
+    return max(min(wait, left), asked_to_wait(error, policy) or 0.0)
+
+
+def asked_to_wait(error: SendError, policy: RetryPolicy) -> float | None:
+    """Seconds that the provider asked for. One that asks for a year is asked once more, and given up then."""
+    return None if error.retry_after is None else min(error.retry_after, policy.give_up_after)

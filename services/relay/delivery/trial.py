@@ -1,12 +1,35 @@
-"""Messages that say they are only a test, for a person who wants to know whether a channel works: a page, its end."""
+"""What a person sends who wants to know whether a channel works: a page that says it is a test, and its end.
+
+Such an attempt has no outbox behind it: nothing of it is kept, and nobody else could send it.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from uuid import uuid4
 
+from services.relay.channels.channel import Progress
 from services.relay.delivery.enrich.links import LinkRules, links
 from services.relay.model import Alert, Event, Message, Status
+
+
+class Unrecorded:
+    """An attempt of a message that no outbox knows: the first and the only one."""
+
+    def __init__(self, message: Message) -> None:
+        self.message = message
+        self.progress: Progress = {}
+        self.maybe_sent = False
+
+    def sending(self, payload: str) -> None:
+        """Lets everything go."""
+
+    def answered(self, answer: str) -> None:
+        """Keeps no record."""
+
+    async def keep(self, progress: Progress) -> None:
+        """Holds it as long as this attempt lasts."""
+        self.progress = progress
 
 
 def trial(now: datetime, rules: LinkRules) -> Message:
@@ -62,3 +85,22 @@ def trial_over(trial: Message, receipt: Mapping[str, str], now: datetime) -> Mes
     alerts = tuple(replace(alert, status=Status.RESOLVED, ends_at=now) for alert in trial.event.alerts)
     event = replace(trial.event, status=Status.RESOLVED, alerts=alerts)
     return replace(trial, delivery_id=f"{trial.delivery_id}-over", event=event, accepted_at=now, first_receipt=receipt)
+
+
+class TrialAttempt:
+    """The port's `Attempt` for a message that no outbox holds: it is tried once, and nothing of it is kept."""
+
+    def __init__(self, message: Message) -> None:
+        self.message = message
+        self.progress: Mapping[str, str] = {}
+        self.maybe_sent = False
+
+    def sending(self, payload: str) -> None:
+        """See the port."""
+
+    def answered(self, answer: str) -> None:
+        """See the port."""
+
+    async def keep(self, progress: Mapping[str, str]) -> None:
+        """See the port."""
+        self.progress = progress

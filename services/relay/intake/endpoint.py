@@ -15,9 +15,13 @@ from starlette.responses import JSONResponse, Response
 
 from services.relay import identity
 from services.relay.intake import quarantine, webhook
+from services.relay.intake.heartbeat import Heartbeat, taken_out
 from services.relay.intake.routing import Rule, route
 from services.relay.metrics import Metrics
+from services.relay.model import Event
+from services.relay.outbox import watchdogs
 from services.relay.outbox.accept import Incoming, Known, Plan, accept
+from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store, StoreUnavailableError
 from shared.auth import refusal
 from shared.secret_file import SecretFile
@@ -28,8 +32,8 @@ IN_HAND_LIMIT: Final = 2 * BODY_LIMIT
 BODY_SECONDS: Final = 30.0
 """How long a body may take to arrive."""
 _SOURCE_LIMIT: Final = 200
-_PARSE_ON_LOOP: Final = 64 * 1024
-"""Bytes up to which parsing is quicker than handing over to a thread."""
+_ON_LOOP: Final = 64 * 1024
+"""Bytes up to which reading a body is quicker than handing it over to a thread."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -46,6 +50,8 @@ class Rules:
     """Every channel that exists."""
     duplicate_window: float
     """Seconds."""
+    heartbeats: Sequence[Heartbeat] = ()
+    """The alerts that are signs of life, and no news."""
 
 
 class _TooLargeError(Exception):
@@ -65,6 +71,7 @@ class Intake:
         rules: where they go.
         metrics: counts the answers.
         accepted: called with the channels that have something new, after the commit.
+        alive: called with the watchdogs that were seen, after the commit.
     """
 
     def __init__(
@@ -74,12 +81,14 @@ class Intake:
         rules: Rules,
         metrics: Metrics,
         accepted: Callable[[Iterable[str]], None],
+        alive: Callable[[Iterable[str]], None],
     ) -> None:
         self._store = store
         self._token = token
         self._rules = rules
         self._metrics = metrics
         self._accepted = accepted
+        self._alive = alive
         self._in_hand = 0
         self._stopping = False
 
@@ -152,11 +161,20 @@ class Intake:
             raise _NotNowError("the relay is stopping")
 
     async def _accept(self, body: bytes, source: str) -> Response:
-        if len(body) > _PARSE_ON_LOOP:
-            incoming = await asyncio.to_thread(_incoming, body, source)
+        if len(body) > _ON_LOOP:
+            event = await asyncio.to_thread(webhook.read, body, source)
         else:
-            incoming = _incoming(body, source)
-        event, rules = incoming.event, self._rules
+            event = webhook.read(body, source)
+        news, seen = taken_out(event, self._rules.heartbeats)
+        if seen:
+            await watchdogs.seen(self._store, seen)
+            self._alive(seen)
+        if news is None:
+            return JSONResponse({"event_id": None, "deliveries": 0, "duplicate": False}, status_code=202)
+        return await self._commit(news, body)
+
+    async def _commit(self, event: Event, body: bytes) -> Response:
+        rules = self._rules
         routed = route(event, rules.routes, rules.default_channels)
 
         def decide(known: Known | None, now: float) -> Plan | None:
@@ -169,7 +187,11 @@ class Intake:
                 configured=rules.channels,
             )
 
+        large = len(body) > _ON_LOOP
+        incoming = await asyncio.to_thread(_incoming, event, body) if large else _incoming(event, body)
         accepted = await accept(self._store, incoming, decide)
+        for channel in accepted.superseded:
+            self._metrics.ended(channel, State.SUPERSEDED)
         self._accepted(accepted.channels)
         answer = {
             "event_id": accepted.event_id,
@@ -188,8 +210,7 @@ class Intake:
         return _refuse(code, reason)
 
 
-def _incoming(body: bytes, source: str) -> Incoming:
-    event = webhook.read(body, source)
+def _incoming(event: Event, body: bytes) -> Incoming:
     return Incoming(
         event=event,
         incident_id=identity.incident_id(event),

@@ -1,0 +1,123 @@
+"""The workers of all channels put together, and how they stop."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Final
+from uuid import uuid4
+
+import structlog
+
+from services.relay.channels.channel import Channel, ChannelSettings
+from services.relay.channels.defect import defect
+from services.relay.config import RelaySettings
+from services.relay.delivery.enrich.links import LinkRules
+from services.relay.delivery.retry import RetryPolicy
+from services.relay.delivery.sending import Delivering
+from services.relay.delivery.worker import Worker
+from services.relay.metrics import Metrics
+from services.relay.outbox import gate
+from services.relay.outbox.held import give_back
+from services.relay.outbox.overdue import look_after
+from services.relay.outbox.schema import State
+from services.relay.outbox.store import Store, StoreUnavailableError
+
+GRACE_SECONDS: Final = 6.0
+"""How long a stop waits for messages that are being sent; with the server's own drain it stays within its bound."""
+_CLOSE_SECONDS: Final = 1.0
+_LOOK_AFTER_SECONDS: Final = 15.0
+
+Wake = Callable[[Iterable[str]], None]
+log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def delivering(settings: RelaySettings, store: Store, metrics: Metrics) -> AsyncIterator[Wake]:
+    """A worker for each channel; at the end they finish what is in hand, within the grace period.
+
+    Yields:
+        What tells the workers of some channels that there is something new.
+    """
+    delivery = settings.delivery
+    workers: dict[str, Worker] = {}
+
+    def wake(names: Iterable[str]) -> None:
+        for name in names:
+            if name in workers:
+                workers[name].wake()
+
+    shared = Delivering(
+        store=store,
+        metrics=metrics,
+        links=link_rules(settings),
+        retry=RetryPolicy(delivery.backoff_initial, delivery.backoff_max, delivery.give_up_after),
+        timeout=delivery.timeout,
+        lease=delivery.lease,
+        owner=uuid4().hex,
+        random=random.random,
+        fallback=settings.default_channels,
+        woken=wake,
+    )
+    channels = {name: channel.connect(delivery.timeout) for name, channel in settings.channels.items()}
+    for name, channel in channels.items():
+        workers[name] = Worker(name, channel, _rate(settings, settings.channels[name]), shared)
+    await _try_refused(store, channels)
+    tasks = [asyncio.create_task(worker.run(), name=f"deliver {name}") for name, worker in workers.items()]
+    looking = asyncio.create_task(_look_after(store, shared, wake), name="overdue deliveries")
+    try:
+        yield wake
+    finally:
+        looking.cancel()
+        for worker in workers.values():
+            worker.stop()
+        _, late = await asyncio.wait(tasks, timeout=GRACE_SECONDS)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*tasks, looking, return_exceptions=True)
+        try:
+            await give_back(store, shared.owner)
+        except StoreUnavailableError as error:
+            log.warning("claims return when their lease ends", problem=str(error))
+        await asyncio.gather(*(close(name, channel) for name, channel in channels.items()))
+
+
+async def close(name: str, channel: Channel) -> None:
+    """Closes a channel, whatever happens."""
+    try:
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await channel.close()
+    except Exception as error:  # noqa: BLE001  # whatever it is, the stop goes on
+        log.error(  # noqa: TRY400  # without the exception's text, which may hold a secret
+            "a channel could not be closed", channel=name, **defect(error)
+        )
+
+
+def link_rules(settings: RelaySettings) -> LinkRules:
+    """What a person set about links."""
+    return LinkRules(settings.links.runbook, settings.links.dashboard, frozenset(settings.links.allow_hosts))
+
+
+def _rate(settings: RelaySettings, channel: ChannelSettings) -> float | None:
+    rate = channel.rate or channel.usual_rate
+    return rate.messages if rate is not None and settings.pacing.enabled else None
+
+
+async def _try_refused(store: Store, names: Iterable[str]) -> None:
+    """Whoever starts the relay anew may have mended why a channel refused everything."""
+    try:
+        await gate.reopened(store, names)
+    except StoreUnavailableError as error:
+        log.warning("channels that refused everything are tried when their pause ends", problem=str(error))
+
+
+async def _look_after(store: Store, shared: Delivering, wake: Wake) -> None:
+    while True:
+        await asyncio.sleep(_LOOK_AFTER_SECONDS)
+        try:
+            given_up = await look_after(store, shared.owner, shared.retry.give_up_after)
+        except StoreUnavailableError:
+            continue  # the store has logged it
+        for channel in given_up:
+            shared.metrics.ended(channel, State.DEAD)
+        wake(set(given_up))
