@@ -5,6 +5,7 @@ status            this HTTP status or SMTP code
 error             Slack's `ok: false` with this `error`; PagerDuty's 400 with it among `errors`
 rate_limit        429 with `Retry-After: seconds`; SMTP 450
 lost_answer       stored, but the connection breaks (after `seconds`) before the answer's first byte
+slow_answer       stored, and answered as usual, but `seconds` later, or when healed
 refuse_recipient  SMTP: this `recipient` is answered 550, or `status`
 """
 
@@ -41,7 +42,12 @@ class Kind(StrEnum):
     ERROR = "error"
     RATE_LIMIT = "rate_limit"
     LOST_ANSWER = "lost_answer"
+    SLOW_ANSWER = "slow_answer"
     REFUSE_RECIPIENT = "refuse_recipient"
+
+
+LATE = frozenset({Kind.LOST_ANSWER, Kind.SLOW_ANSWER})
+"""What is stored before it goes wrong."""
 
 
 class Fault(BaseModel):
@@ -66,6 +72,8 @@ class Fault(BaseModel):
             raise ValueError("kind error: expected slack or pagerduty, and the error's name in `error`")
         if self.kind is Kind.REFUSE_RECIPIENT and not (smtp and self.recipient):
             raise ValueError("kind refuse_recipient: expected provider smtp, and the address in `recipient`")
+        if self.kind is Kind.SLOW_ANSWER and self.seconds is None:
+            raise ValueError("kind slow_answer: expected how late, in `seconds`")
         if self.target is not None and self.provider is not Provider.SLACK:
             raise ValueError("target: expected with provider slack only")
         return self
@@ -144,10 +152,10 @@ async def disturbed(
         return error(fault.error or "")
     if fault.kind is Kind.RATE_LIMIT:
         return rate_limited({"Retry-After": str(math.ceil(1 if fault.seconds is None else fault.seconds))})
-    if fault.kind is Kind.LOST_ANSWER:
-        answer()
+    if fault.kind in LATE:
+        given = answer()
         await faults.hold(fault.seconds or 0)
-        return CutOff()
+        return given if fault.kind is Kind.SLOW_ANSWER else CutOff()
     status = fault.status or 503
     return HTMLResponse(f"<h1>{status}</h1>", status_code=status)
 

@@ -90,9 +90,15 @@ class Mailbox:
     async def handle_DATA(self, server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802  (likewise)
         """Takes a mail, or answers as the fault in force says."""
         fault = self._faults.take(Provider.SMTP, lambda f: f.kind is not Kind.REFUSE_RECIPIENT)
-        if fault is None or fault.kind is Kind.LOST_ANSWER:
+        if fault is None:
+            return await self._take(envelope)
+        if fault.kind is Kind.SLOW_ANSWER:
             answer = await self._take(envelope)
-            return answer if fault is None else await self._cut_off(server, fault.seconds or 0)
+            await self._faults.hold(fault.seconds or 0)
+            return answer
+        if fault.kind is Kind.LOST_ANSWER:
+            await self._take(envelope)
+            return await self._cut_off(server, fault.seconds or 0)
         if fault.kind is Kind.HANG:
             return await self._cut_off(server, FOR_EVER if fault.seconds is None else fault.seconds)
         return _refusal(fault)

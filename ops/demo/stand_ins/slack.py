@@ -5,17 +5,28 @@ Rules: https://docs.slack.dev/reference/methods/chat.postMessage and its neighbo
 """
 
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 from zlib import crc32
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ops.demo.stand_ins.faults import Fault, Faults, Kind, Provider, disturbed
+from ops.demo.stand_ins.faults import LATE, Fault, Faults, Provider, disturbed
 from ops.demo.stand_ins.live import Changes
 from ops.demo.stand_ins.slack_arguments import Json, SlackError, content, is_true, metadata, read_arguments
 from ops.demo.stand_ins.slack_channel import SlackChannel, SlackMessage
 
+T = TypeVar("T")
+
 MAX_POST_TEXT = 40_000  # a longer one is truncated: chat.postMessage, "Truncating content"
+MAX_LIST = 999  # "an integer under 1000": conversations.list; "Maximum of 999": conversations.history
+SCOPES = {
+    "chat.postMessage": "chat:write",
+    "chat.update": "chat:write",
+    "conversations.history": "channels:history",
+    "conversations.replies": "channels:history",
+}  # of a bot in public channels, as all of these are
+LIST_SCOPES = {"public_channel": "channels:read", "private_channel": "groups:read"}
 MAX_UPDATE_TEXT = 4000  # counted after escaping; a longer one is msg_too_long: chat.update, "Errors"
 
 
@@ -35,6 +46,8 @@ class Slack:
         self._changes = changes
         self._clock = clock
         self._last_ts = 0.0
+        self.scopes = {*SCOPES.values(), *LIST_SCOPES.values()}
+        """What the bot may do; a method that needs another answers `missing_scope`."""
         names = (f"#{name.removeprefix('#')}" for name in channels)
         self.channels = {name: SlackChannel(name, f"C{crc32(name.encode()):010X}") for name in names}
         self._methods: dict[str, Callable[[Json], Json]] = {
@@ -63,8 +76,8 @@ class Slack:
             return JSONResponse(error.answer)
 
         def fits(fault: Fault) -> bool:
-            if fault.kind is Kind.LOST_ANSWER and not method.startswith("chat."):
-                return False  # nothing is stored whose answer could be lost
+            if fault.kind in LATE and not method.startswith("chat."):
+                return False  # nothing is stored whose answer could be lost or late
             return fault.target is None or (channel is not None and channel.name == fault.target)
 
         return await disturbed(
@@ -89,7 +102,13 @@ class Slack:
             raise SlackError("invalid_auth")
         if name not in self._methods:
             raise SlackError("unknown_method", req_method=name)
+        if name in SCOPES:
+            self._need(SCOPES[name])
         return self._methods[name]
+
+    def _need(self, scope: str) -> None:
+        if scope not in self.scopes:
+            raise SlackError("missing_scope", needed=scope, provided=",".join(sorted(self.scopes)))
 
     def _auth_test(self, _arguments: Json) -> Json:
         return {
@@ -152,11 +171,17 @@ class Slack:
         root_ts = root.thread_ts or root.ts
         return _page([m for m in channel.messages if root_ts in (m.ts, m.thread_ts)], arguments)
 
-    def _list(self, _arguments: Json) -> Json:
-        found = [
-            {"id": c.id, "name": c.name[1:], "is_channel": True, "is_member": True} for c in self.channels.values()
-        ]
-        return {"channels": found, "response_metadata": {"next_cursor": ""}}
+    def _list(self, arguments: Json) -> Json:
+        """The channels of the types asked for, of which this workspace has only public ones."""
+        types = str(arguments.get("types") or "public_channel").split(",")
+        for kind in types:
+            if kind not in LIST_SCOPES:
+                raise SlackError("invalid_types")
+            self._need(LIST_SCOPES[kind])
+        channels = list(self.channels.values()) if "public_channel" in types else []
+        found, cursor = _cut(channels, arguments)
+        shown = [{"id": c.id, "name": c.name[1:], "is_channel": True, "is_member": True} for c in found]
+        return {"channels": shown, "response_metadata": {"next_cursor": cursor}}
 
     def _channel(self, arguments: Json) -> SlackChannel | None:
         """The channel by its ID or its name, as chat.postMessage takes both."""
@@ -176,15 +201,30 @@ def _page(messages: list[SlackMessage], arguments: Json) -> Json:
     """One page of messages between `oldest` and `latest`, after `cursor`."""
     try:
         oldest, latest = float(arguments.get("oldest") or 0), float(arguments.get("latest") or "inf")
-        limit, start = int(arguments.get("limit") or 100), int(arguments.get("cursor") or 0)
     except ValueError:
         raise SlackError("invalid_arguments") from None
     inclusive = is_true(arguments.get("inclusive"))
     within = [m for m in messages if oldest < float(m.ts) < latest or (inclusive and float(m.ts) in (oldest, latest))]
-    end = start + max(1, min(limit, 999))
+    found, cursor = _cut(within, arguments)
     with_metadata = is_true(arguments.get("include_all_metadata"))
     return {
-        "messages": [message.shown(with_metadata=with_metadata) for message in within[start:end]],
-        "has_more": end < len(within),
-        "response_metadata": {"next_cursor": str(end) if end < len(within) else ""},
+        "messages": [message.shown(with_metadata=with_metadata) for message in found],
+        "has_more": bool(cursor),
+        "response_metadata": {"next_cursor": cursor},
     }
+
+
+def _cut(items: list[T], arguments: Json) -> tuple[list[T], str]:
+    """At most `limit` of the items after `cursor`, and the cursor of those that follow; empty where none do."""
+    try:
+        limit = int(arguments.get("limit") or 100)
+    except ValueError:
+        raise SlackError("invalid_limit") from None
+    if not 0 < limit <= MAX_LIST:
+        raise SlackError("invalid_limit")
+    try:
+        start = int(arguments.get("cursor") or 0)
+    except ValueError:
+        raise SlackError("invalid_cursor") from None
+    end = start + limit
+    return items[start:end], str(end) if end < len(items) else ""

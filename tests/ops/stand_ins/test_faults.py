@@ -122,6 +122,17 @@ async def test_an_event_whose_answer_is_lost_was_taken(http: aiohttp.ClientSessi
     assert len(stand_ins.pagerduty.incidents) == 1
 
 
+async def test_a_slow_answer_comes_late_to_a_post_that_was_taken(slack: AsyncWebClient, stand_ins: StandIns) -> None:
+    add(stand_ins, Provider.SLACK, Kind.SLOW_ANSWER, seconds=3600, count=1)
+    await slack.auth_test()  # stores nothing, so the fault waits for the post
+    posting = asyncio.ensure_future(slack.chat_postMessage(channel=CRITICAL, text="x"))
+    await until_met(stand_ins)
+    (taken,) = stand_ins.slack.channels[CRITICAL].messages
+    assert not posting.done()
+    stand_ins.faults.clear()
+    assert (await posting)["ts"] == taken.ts
+
+
 async def test_a_fault_with_a_count_is_over_after_so_many_requests(
     http: aiohttp.ClientSession, stand_ins: StandIns
 ) -> None:
@@ -141,6 +152,7 @@ async def test_a_fault_with_a_count_is_over_after_so_many_requests(
         {"provider": "slack", "kind": "refuse_recipient", "recipient": "a@example.org"},
         {"provider": "smtp", "kind": "refuse_recipient"},
         {"provider": "pagerduty", "kind": "hang", "target": "#x"},
+        {"provider": "pagerduty", "kind": "slow_answer"},
         {"provider": "slack", "kind": "status", "status": 200},
         {"provider": "slack", "kind": "status", "count": 0},
         {"provider": "slack", "kind": "explode"},

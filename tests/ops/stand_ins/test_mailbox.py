@@ -135,6 +135,17 @@ async def test_a_lost_answer_breaks_the_connection_after_the_mail_was_taken(stan
     assert len(stand_ins.mailbox.mails) == 1
 
 
+async def test_a_slow_answer_comes_late_to_a_mail_that_was_taken(stand_ins: StandIns) -> None:
+    stand_ins.faults.add(Fault(provider=Provider.SMTP, kind=Kind.SLOW_ANSWER, seconds=3600, count=1))
+    sending = asyncio.ensure_future(send(stand_ins, mail()))
+    async with asyncio.timeout(5):
+        while not stand_ins.mailbox.mails:
+            await stand_ins.changes.after(stand_ins.changes.version, 5)
+    assert not sending.done()
+    stand_ins.faults.clear()
+    assert await sending == {}
+
+
 async def test_a_mail_that_hangs_is_not_taken_and_healing_ends_the_wait(stand_ins: StandIns) -> None:
     stand_ins.faults.add(Fault(provider=Provider.SMTP, kind=Kind.HANG, count=1))
     sending = asyncio.ensure_future(send(stand_ins, mail()))

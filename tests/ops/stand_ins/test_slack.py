@@ -190,6 +190,50 @@ async def test_the_channels_are_listed_with_their_ids(slack: AsyncWebClient, sta
     assert listed == {name.removeprefix("#"): channel.id for name, channel in stand_ins.slack.channels.items()}
 
 
+async def test_channels_are_listed_by_type_and_in_pages(slack: AsyncWebClient, stand_ins: StandIns) -> None:
+    first = await slack.conversations_list(limit=1)
+    second = await slack.conversations_list(limit=1, cursor=first["response_metadata"]["next_cursor"])
+    names = [f"#{channel['name']}" for page in (first, second) for channel in page["channels"]]
+    assert names == list(stand_ins.slack.channels)
+    assert second["response_metadata"]["next_cursor"] == ""
+    assert (await slack.conversations_list(types="private_channel"))["channels"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"limit": 1000}, "invalid_limit"),
+        ({"limit": "many"}, "invalid_limit"),
+        ({"cursor": "x"}, "invalid_cursor"),
+        ({"types": "shed"}, "invalid_types"),
+    ],
+)
+async def test_a_list_that_slack_does_not_give_is_refused_by_its_name(
+    slack: AsyncWebClient, arguments: dict[str, Any], error: str
+) -> None:
+    assert (await refusal(slack.conversations_list(**arguments)))["error"] == error
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "scope"),
+    [
+        ("chat_postMessage", {"channel": CRITICAL, "text": "x"}, "chat:write"),
+        ("conversations_history", {"channel": "C0"}, "channels:history"),
+        ("conversations_replies", {"channel": "C0", "ts": "1.000001"}, "channels:history"),
+        ("conversations_list", {"types": "public_channel"}, "channels:read"),
+        ("conversations_list", {"types": "public_channel,private_channel"}, "groups:read"),
+    ],
+)
+async def test_a_scope_that_the_bot_lacks_is_named(
+    slack: AsyncWebClient, stand_ins: StandIns, method: str, arguments: dict[str, Any], scope: str
+) -> None:
+    stand_ins.slack.scopes.discard(scope)
+    answer = await refusal(getattr(slack, method)(**arguments))
+    assert (answer["error"], answer["needed"]) == ("missing_scope", scope)
+    assert set(answer["provided"].split(",")) == stand_ins.slack.scopes
+    await slack.auth_test()  # needs none
+
+
 async def test_only_the_last_messages_are_kept(slack: AsyncWebClient, stand_ins: StandIns) -> None:
     for n in range(505):
         await slack.chat_postMessage(channel=CRITICAL, text=str(n))
