@@ -26,8 +26,7 @@ class SecretFile:
         """
         read = self._read  # one attribute, read once: a channel asks from several threads
         try:
-            status = self.path.stat()
-            stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
+            stamp = self._stamp()
             if read is None or stamp != read[0]:
                 text = self.path.read_text(encoding="utf-8-sig")
                 read = stamp, tuple(line.strip() for line in text.splitlines() if line.strip())
@@ -40,6 +39,13 @@ class SecretFile:
             raise SecretUnreadableError(f"{self.path}: is empty; expected a secret on its first line")
         return read[1]
 
+    def stamp(self) -> tuple[int, int, int] | None:
+        """Something that is another once the file has changed; None while it cannot be found or looked at."""
+        try:
+            return self._stamp()
+        except OSError:
+            return None
+
     def value(self) -> str:
         """The secret to send: the first line. Raises SecretUnreadableError."""
         return self.values()[0]
@@ -51,3 +57,7 @@ class SecretFile:
         """
         found = [hmac.compare_digest(candidate, secret.encode()) for secret in self.values()]
         return any(found)
+
+    def _stamp(self) -> tuple[int, int, int]:
+        status = self.path.stat()
+        return status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,26 +1,32 @@
 """PagerDuty, through the Events API v2: a message goes in, the answer's dedup_key comes out.
 
-The dedup_key is Alertmanager's own, so an Alertmanager that pages with the same routing key opens no second incident.
+The dedup_key is Alertmanager's own, so an Alertmanager that pages with the same routing key opens no second incident,
+and an event that is sent again, because its answer was lost, changes nothing.
 Where a webhook names its `source`, that goes into the key as well: the groups of independent Alertmanagers, which often
 have the same groupKey, are then incidents of their own.
 https://developer.pagerduty.com/docs/send-alert-event
+
+PagerDuty drops a resolve where nothing is open. So an incident that was over before anybody was told is triggered and
+then resolved, as two events; `page_resolved: false` sends the resolve alone, and nobody is called for it.
 """
 
 import asyncio
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
-
-import aiohttp
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 from services.relay.channels import wording
-from services.relay.channels.attempt import attempt, secret, told
-from services.relay.channels.channel import ChannelSettings, Reason, Receipt, Scope, SendError
-from services.relay.channels.web_api import ProviderUrl, Session, reached, refusal
+from services.relay.channels.channel import Attempt, ChannelSettings, Progress, Reason, Receipt, Scope, SendError
+from services.relay.channels.exchange import MASK, Exchange, exchange, secret, told
+from services.relay.channels.rate import PerSecond
+from services.relay.channels.web_api import ProviderUrl, Session, reached, refusal, words
 from services.relay.model import Alert, Event, Message
 from shared.secret_file import SecretFile
 from shared.settings import FilePath
+
+Action = Literal["trigger", "resolve"]
 
 SUMMARY = 1_024
 LINKS = 20
@@ -28,14 +34,20 @@ DETAILS = 400_000  # bytes of the 512 KB that an event may have
 _TEXT = 2_000
 _LABEL = 500
 _LABELS = 64
+_TRIGGERED: Progress = {"triggered": "yes"}
 
 
 class PagerDutySettings(ChannelSettings):
     """A service of PagerDuty, by the routing key of its Events API v2 integration."""
 
+    # For each integration key: https://community.pagerduty.com/forum/t/monitoring-api-rate-limiting/3318
+    usual_rate: ClassVar[PerSecond | None] = PerSecond(120 / 60)
+
     kind: Literal["pagerduty"]
     routing_key_file: FilePath
     url: ProviderUrl = "https://events.pagerduty.com/v2/enqueue"
+    page_resolved: bool = True
+    """Whether somebody is called for an incident that is over before they could be."""
 
     def connect(self, timeout: float) -> "PagerDutyChannel":
         """The channel, with `timeout` seconds for a whole send."""
@@ -45,57 +57,93 @@ class PagerDutySettings(ChannelSettings):
 class PagerDutyChannel:
     """Sends events to one service of PagerDuty."""
 
-    def __init__(self, settings: PagerDutySettings, timeout: float) -> None:
-        self._url = settings.url
+    def __init__(self, settings: PagerDutySettings, timeout: float, clock: Callable[[], float] = time.time) -> None:
+        self._settings = settings
         self._timeout = timeout
+        self._clock = clock
         self._routing_key = SecretFile(settings.routing_key_file)
         self._session = Session("PagerDuty")
 
-    async def send(self, message: Message) -> Receipt:
+    async def send(self, attempt: Attempt) -> Receipt:
         """Triggers or resolves the incident; the receipt holds its `dedup_key` and PagerDuty's `status`."""
-        event = await asyncio.to_thread(render, message)
-        async with attempt("PagerDuty", self._timeout):
-            key = await secret(self._routing_key)
-            body = _encoded({"routing_key": key, **event})
-            headers = {"Content-Type": "application/json"}
-            request = self._session.get().post(self._url, data=body, headers=headers)
-            with reached("PagerDuty"):
-                async with request as response:
-                    answer = await _json(response)
-        if response.status != 202:
-            raise _refused(response, answer, key)
-        return {"dedup_key": event["dedup_key"], "status": told(str(answer.get("status", "")), key)}
+        first, *then = self._events(attempt.message, attempt.progress)
+        async with exchange(attempt, "PagerDuty", self._timeout) as talk:
+            receipt = await self._tell(talk, attempt.message, first)
+            for action in then:
+                await attempt.keep(_TRIGGERED)
+                receipt = await self._tell(talk, attempt.message, action)
+        return receipt
+
+    def payload(self, message: Message) -> str:
+        """The events, each on a line, with the routing key masked."""
+        return "\n".join(_payload(render(message, action)) for action in self._events(message, {}))
+
+    def secrets(self) -> Hashable:
+        """Another where the routing key's file is another."""
+        return self._routing_key.stamp()
 
     async def close(self) -> None:
         """Closes its connections."""
         await self._session.close()
 
+    def _events(self, message: Message, progress: Progress) -> tuple[Action, ...]:
+        """What is still to be sent."""
+        if not wording.is_over(message.event):
+            return ("trigger",)
+        call = message.untold and self._settings.page_resolved and progress != _TRIGGERED
+        return ("trigger", "resolve") if call else ("resolve",)
 
-def render(message: Message) -> dict[str, Any]:
+    async def _tell(self, talk: Exchange, message: Message, action: Action) -> Receipt:
+        event = await asyncio.to_thread(render, message, action)
+        key = await secret(self._routing_key)
+        body = _encoded({"routing_key": key, **event})
+        talk.sending(_payload(event))
+        headers = {"Content-Type": "application/json"}
+        with reached("PagerDuty"):
+            async with self._session.get().post(self._settings.url, data=body, headers=headers) as response:
+                text = await words(response)
+        talk.answered(f"HTTP {response.status} {text}", key)
+        answer = _object(text)
+        if response.status == 202:
+            return {"dedup_key": event["dedup_key"], "status": told(str(answer.get("status", "")), key)}
+        detail, about_the_key = _complaint(response.status, answer, key)
+        if about_the_key:
+            raise SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, detail)
+        raise refusal(response.status, response.headers, detail, self._clock())
+
+
+def render(message: Message, action: Action) -> dict[str, Any]:
     """The event without its routing key, within PagerDuty's limits whatever the alerts hold."""
     event = message.event
     alerts = wording.listed(message)
-    count = f" ({wording.counts(event)})" if len(alerts) + event.truncated_alerts > 1 else ""
+    several = wording.counts(event) if len(alerts) + event.truncated_alerts > 1 else ""
+    untold = "already over" if message.untold and wording.is_over(event) else ""
+    aside = ", ".join(filter(None, (several, untold)))
     first = wording.summary(alerts[0][0]) if alerts else wording.counts(event)
     page = wording.alertmanager(event)
+    note = wording.note(message)
     links = [link for _, found in alerts for link in found]
 
     def common(name: str, otherwise: str) -> str:
         return wording.shorten(wording.one_line(event.common_labels.get(name, "")) or otherwise, 255)
 
     rendered: dict[str, Any] = {
-        "event_action": "resolve" if wording.is_over(event) else "trigger",
+        "event_action": action,
         "dedup_key": _dedup_key(event),
         "client": "keypulse",
         "payload": {
-            "summary": wording.shorten(f"{wording.headline(event)}{count}: {first}", SUMMARY),
+            "summary": wording.shorten(f"{wording.headline(event)}{f' ({aside})' if aside else ''}: {first}", SUMMARY),
             "severity": wording.severity(event) or wording.Severity.ERROR,  # Alertmanager's default, too
             "source": common("instance", common("service", "keypulse")),
             "component": common("service", ""),
             "group": common("env", ""),
             "class": common("alertname", ""),
             "timestamp": min((alert.starts_at for alert, _ in alerts), default=message.accepted_at).isoformat(),
-            "custom_details": {"alerts": wording.counts(event), **_details([alert for alert, _ in alerts])},
+            "custom_details": {
+                **({"note": note} if note else {}),
+                "alerts": wording.counts(event),
+                **_details([alert for alert, _ in alerts]),
+            },
         },
         "links": [{"href": link.url, "text": link.text} for link in links[:LINKS]],
     }
@@ -136,20 +184,23 @@ def _encoded(value: dict[str, Any]) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-async def _json(response: aiohttp.ClientResponse) -> dict[str, Any]:
+def _payload(event: Mapping[str, Any]) -> str:
+    return json.dumps({"routing_key": MASK, **event}, ensure_ascii=False)
+
+
+def _object(text: str) -> dict[str, Any]:
     """The answer as an object; empty where it is none: the status alone decides then."""
     try:
-        answer = json.loads(await response.read())
-    except ValueError:
+        answer = json.loads(text)
+    except (ValueError, RecursionError):
         return {}
     return answer if isinstance(answer, dict) else {}
 
 
-def _refused(response: aiohttp.ClientResponse, answer: dict[str, Any], key: str) -> SendError:
+def _complaint(status: int, answer: dict[str, Any], key: str) -> tuple[str, bool]:
+    """What PagerDuty has against an event, in one sentence, and whether it is the routing key."""
     errors = answer.get("errors")
-    words = "; ".join(map(str, errors)) if isinstance(errors, list) and errors else str(answer.get("message", ""))
-    detail = f"PagerDuty answered HTTP {response.status}" + (f": {told(words, key)}" if words else "")
+    said = "; ".join(map(str, errors)) if isinstance(errors, list) and errors else str(answer.get("message", ""))
+    detail = f"PagerDuty answered HTTP {status}" + (f": {told(said, key)}" if said else "")
     # PagerDuty says: Invalid routing key. Or: Length of 'routing_key' is incorrect (should be 32 characters).
-    if response.status == 400 and "routing" in words.lower() and "key" in words.lower():
-        return SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, detail)
-    return refusal(response.status, response.headers, detail)
+    return detail, status == 400 and "routing" in said.lower() and "key" in said.lower()

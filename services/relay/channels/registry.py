@@ -5,8 +5,12 @@ from typing import Annotated
 from pydantic import Field
 
 from services.relay.channels.email.channel import EmailSettings
+from services.relay.channels.log import LogSettings
 from services.relay.channels.pagerduty import PagerDutySettings
 from services.relay.channels.slack.channel import SlackSettings
+from services.relay.channels.webhook import WebhookSettings
 
-AnyChannel = Annotated[SlackSettings | EmailSettings | PagerDutySettings, Field(discriminator="kind")]
+AnyChannel = Annotated[
+    SlackSettings | EmailSettings | PagerDutySettings | WebhookSettings | LogSettings, Field(discriminator="kind")
+]
 """The settings of a channel of any kind, told apart by `kind`."""

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Annotated, Final
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -26,6 +28,10 @@ def fit_for_a_secret(url: str) -> str:
     return url
 
 
+ANSWER: Final = 64 * 1024
+"""Bytes of an answer that are read; the longest of those that these channels ask for is far shorter."""
+LONGEST_WAIT: Final = 1_000_000.0
+"""Seconds; a `Retry-After` beyond is taken for a mistake."""
 ProviderUrl = Annotated[str, AfterValidator(fit_for_a_secret)]
 """Where a provider is reached: https, or http on this machine."""
 
@@ -41,7 +47,7 @@ class Session:
         self._session: aiohttp.ClientSession | None = None
 
     def get(self) -> aiohttp.ClientSession:
-        """The session. Its requests have no bound of their own: `attempt` sets it."""
+        """The session. Its requests have no bound of their own: `exchange` sets it."""
         if self._session is None:
             # As a trace, since slack_sdk makes the requests itself and leaves `allow_redirects` as it is.
             trace = aiohttp.TraceConfig()
@@ -53,8 +59,8 @@ class Session:
         self, _session: aiohttp.ClientSession, _context: object, redirect: aiohttp.TraceRequestRedirectParams
     ) -> None:
         redirect.response.close()
-        status = redirect.response.status
-        raise refusal(status, redirect.response.headers, f"{self._provider} answered HTTP {status}, a redirect")
+        detail = f"{self._provider} answered HTTP {redirect.response.status}, a redirect"
+        raise SendError(Reason.MISCONFIGURED, Scope.CHANNEL, detail)
 
     async def close(self) -> None:
         """Closes every connection."""
@@ -65,7 +71,7 @@ class Session:
 
 @contextmanager
 def reached(provider: str) -> Iterator[None]:
-    """Turns what goes wrong on the way to a provider into SendError."""
+    """Turns what goes wrong on the way to a provider, or back, into SendError."""
     try:
         yield
     except aiohttp.ClientSSLError as error:
@@ -77,32 +83,58 @@ def reached(provider: str) -> Iterator[None]:
             raise
         # Only the operating system's words: a client error's text may hold the request.
         cause = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
-        raise SendError(Reason.CONNECTION, Scope.ATTEMPT, f"{provider}: no connection: {cause}") from None
+        # Without a connection nothing was sent; one that broke off later may have carried the request.
+        arrived = not isinstance(error, aiohttp.ClientConnectorError)
+        lost = "the connection broke off" if arrived else "no connection"
+        raise SendError(
+            Reason.CONNECTION, Scope.ATTEMPT, f"{provider}: {lost}: {cause}", maybe_arrived=arrived
+        ) from None
 
 
-def refusal(status: int, headers: Mapping[str, str], detail: str) -> SendError:
+async def words(response: aiohttp.ClientResponse) -> str:
+    """The beginning of an answer's body as text, whatever it holds."""
+    body = bytearray()
+    while len(body) < ANSWER and (chunk := await response.content.read(ANSWER - len(body))):
+        body += chunk
+    return body.decode(errors="replace")
+
+
+def refusal(status: int, headers: Mapping[str, str], detail: str, now: float) -> SendError:
     """The error for an HTTP status that is no success (RFC 9110, section 15).
 
     Args:
         status: of the answer.
         headers: of the answer; `Retry-After` is obeyed.
         detail: one sentence for the log, without secrets.
+        now: unix seconds.
     """
-    wait = retry_after(headers)
     if status == 429:
-        return SendError(Reason.RATE_LIMITED, Scope.ATTEMPT, detail, retry_after=wait)
+        return SendError(Reason.RATE_LIMITED, Scope.ATTEMPT, detail, retry_after=retry_after(headers, now))
     if status == 408:
-        return SendError(Reason.TIMEOUT, Scope.ATTEMPT, detail, retry_after=wait)
+        return SendError(Reason.TIMEOUT, Scope.ATTEMPT, detail, retry_after=retry_after(headers, now))
     if status in {401, 403, 407}:
         return SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, detail)
     if status in {400, 413, 414, 422, 431}:
         return SendError(Reason.REJECTED, Scope.MESSAGE, detail)
     if 300 <= status < 500:  # nothing there that takes messages: a wrong address
         return SendError(Reason.MISCONFIGURED, Scope.CHANNEL, detail)
-    return SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, detail, retry_after=wait)
+    # A success that this provider never answers, or a 5xx that a proxy may have given after the request went through.
+    wait = retry_after(headers, now)
+    return SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, detail, retry_after=wait, maybe_arrived=True)
 
 
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds of `Retry-After`; Slack and PagerDuty send no dates."""
-    value = headers.get("Retry-After", "")
-    return float(value) if value.isascii() and value.isdecimal() and len(value) < 7 else None
+def retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """The wait that `Retry-After` asks for, in seconds, given so or as a date (RFC 9110, section 10.2.3).
+
+    None where there is none, or where it is nonsense.
+    """
+    value = headers.get("Retry-After", "").strip()
+    if value.isascii() and value.isdecimal():
+        wait = float(value)
+    else:
+        try:
+            date = parsedate_to_datetime(value)  # all three forms of a date that section 5.6.7 knows
+        except (ValueError, OverflowError):
+            return None
+        wait = max((date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now, 0.0)
+    return wait if wait < LONGEST_WAIT else None

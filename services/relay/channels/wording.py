@@ -23,6 +23,7 @@ _INVISIBLE = re.compile(
 # As in delivery/enrich. Slack takes 3,000 for a button, PagerDuty and browsers at least 2,000; three must fit into one
 # message.
 URL = 1_900
+NOTE = 500
 _FIRST_LABELS = ("alertname", "env", "service", "severity")
 
 
@@ -70,9 +71,21 @@ def is_over(event: Event) -> bool:
     return event.status is Status.RESOLVED and event.truncated_alerts == 0
 
 
-def state(event: Event) -> str:
-    """`Firing` or `Resolved`."""
-    return "Resolved" if is_over(event) else "Firing"
+def status(event: Event) -> Status:
+    """That of the whole group."""
+    return Status.RESOLVED if is_over(event) else Status.FIRING
+
+
+def state(message: Message) -> str:
+    """`Firing` or `Resolved`; `Fired and resolved` where the reader has heard nothing of it before."""
+    if not is_over(message.event):
+        return "Firing"
+    return "Fired and resolved" if message.untold else "Resolved"
+
+
+def note(message: Message) -> str:
+    """What the relay itself has to say, on one line; empty where that is nothing."""
+    return shorten(" ".join(filter(None, map(one_line, (message.note, message.event.note)))), NOTE)
 
 
 def headline(event: Event) -> str:

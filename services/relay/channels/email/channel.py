@@ -2,33 +2,31 @@
 
 One mail goes to all recipients, over a connection of its own; `channels.email.render` makes it. The password and the
 alerts travel encrypted, with a verified certificate, except to a server on this machine.
+
+Where a server takes some recipients and puts others off, what became of each is kept before the delivery is tried
+again, so that nobody gets the mail twice. A mail that is sent again all the same, because its answer was lost, has the
+same Message-ID, by which mail programs and servers know it again.
 """
 
 import asyncio
 import email.policy
-import ssl
-from base64 import b64encode
-from collections import OrderedDict
+from collections.abc import Hashable, Mapping
 from email.headerregistry import Address as MailAddress
 from email.utils import getaddresses, parseaddr
 from typing import Annotated, Literal, NamedTuple, Self
 
-import aiosmtplib
 from aiosmtplib import SMTP
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from services.relay.channels.attempt import attempt, secret, told
-from services.relay.channels.channel import ChannelSettings, Reason, Receipt, Scope, SendError
+from services.relay.channels.channel import Attempt, ChannelSettings, Reason, Receipt, Scope, SendError
 from services.relay.channels.email.render import render
+from services.relay.channels.email.session import LOGIN_REQUIRED, TAKEN, Envelope, Outcome, session
+from services.relay.channels.exchange import Exchange, exchange, secret
 from services.relay.model import Message
 from shared.secret_file import SecretFile
 from shared.settings import Address, FilePath
 
 _PORTS = {"starttls": 587, "implicit": 465, "none": 25}
-_REMEMBERED = 1_000  # deliveries of which some recipients already have the mail
-_BROKEN_OFF = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
-_LOGIN_REQUIRED = 530  # RFC 4954
-_TOO_LARGE = 552  # RFC 1870: at MAIL and at DATA it speaks of the message's size
 
 
 def _one_address(value: str) -> str:
@@ -79,7 +77,7 @@ class EmailSettings(ChannelSettings):
 
 class _Mail(NamedTuple):
     message_id: str
-    content: bytes
+    content: str
 
 
 class EmailChannel:
@@ -92,138 +90,65 @@ class EmailChannel:
         self._sender = MailAddress(name, addr_spec=address)
         self._recipients = tuple(dict.fromkeys(parseaddr(to)[1] for to in settings.to))
         self._password = SecretFile(settings.password_file) if settings.password_file else None
-        self._have_it: OrderedDict[str, set[str]] = OrderedDict()
-        """By delivery: who has the mail although the delivery goes on, because others were put off."""
 
-    async def send(self, message: Message) -> Receipt:
+    async def send(self, attempt: Attempt) -> Receipt:
         """Mails the message; the receipt holds the `message_id`, the server's `answer`, and who was `refused`.
 
         Where the server takes some recipients, refuses others for good (5xx) and puts off none (4xx), the mail is
         delivered, and the receipt names the refused. Where it puts off some, the delivery is tried again for these
-        alone; after a restart of the relay it goes to all of them again, with the same Message-ID.
+        alone; progress holds the code of every other one.
         """
-        mail = await asyncio.to_thread(self._rendered, message)
-        have_it = self._have_it.get(message.delivery_id, set())
-        to = [address for address in self._recipients if address not in have_it]
-        refused, answer = await self._mail(mail.content, to)
-        have_it = have_it | (set(to) - refused.keys())
-        put_off = {address: code for address, code in refused.items() if code < 500}
+        mail = await asyncio.to_thread(self._rendered, attempt.message)
+        settled = {address: int(code) for address, code in attempt.progress.items()}
+        to = [address for address in self._recipients if address not in settled]
+        async with exchange(attempt, "the mail server", self._timeout) as talk:
+            codes, answer = await self._session(talk, Envelope(self._sender.addr_spec, to, mail.content))
+        put_off = {address: code for address, code in codes.items() if code not in TAKEN and code < 500}
+        settled |= {address: code for address, code in codes.items() if address not in put_off}
+        taken = not TAKEN.isdisjoint(settled.values())
         if put_off:
-            self._remember(message.delivery_id, have_it)
+            if taken:  # where nobody has the mail, the next attempt is for all
+                await attempt.keep({address: str(code) for address, code in settled.items()})
             detail = f"the mail server put off {len(put_off)} of {len(self._recipients)} recipients: {_listed(put_off)}"
             raise SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, detail)
-        self._have_it.pop(message.delivery_id, None)
-        if not have_it:
-            reason = Reason.UNAUTHORIZED if _LOGIN_REQUIRED in refused.values() else Reason.MISCONFIGURED
+        refused = {address: code for address, code in settled.items() if code >= 500}
+        if not taken:
+            reason = Reason.UNAUTHORIZED if LOGIN_REQUIRED in refused.values() else Reason.MISCONFIGURED
             raise SendError(reason, Scope.CHANNEL, f"the mail server refused every recipient: {_listed(refused)}")
         receipt = {"message_id": mail.message_id, "answer": answer}
         return {**receipt, "refused": _listed(refused)} if refused else receipt
 
+    def payload(self, message: Message) -> str:
+        """The mail as it goes over the wire."""
+        return self._rendered(message).content
+
+    def secrets(self) -> Hashable:
+        """Another where the password's file is another."""
+        return self._password.stamp() if self._password else None
+
     async def close(self) -> None:
         """Has nothing to close: each send closes its own connection."""
 
-    def _rendered(self, message: Message) -> "_Mail":
+    def _rendered(self, message: Message) -> _Mail:
         mail = render(message, self._sender, self._recipients)
-        return _Mail(str(mail["Message-ID"]), mail.as_bytes(policy=email.policy.SMTP))
+        return _Mail(str(mail["Message-ID"]), mail.as_bytes(policy=email.policy.SMTP).decode("ascii"))
 
-    async def _mail(self, mail: bytes, to: list[str]) -> tuple[dict[str, int], str]:
-        """One SMTP session: who was refused with which code, and what the server said at the end."""
-        client: SMTP | None = None
-        secrets: tuple[str, ...] = ()
-        try:
-            async with attempt("the mail server", self._timeout):
-                password = await secret(self._password) if self._password else ""
-                secrets = _forms(self._settings.username or "", password)
-                client = self._client(password)
-                await client.connect()
-                refused, answer = await client.sendmail(self._sender.addr_spec, to, mail)
-            _goodbye(client)
-            return {address: response.code for address, response in refused.items()}, told(answer, *secrets)
-        except aiosmtplib.SMTPRecipientsRefused as error:
-            return {refusal.recipient: refusal.code for refusal in error.recipients}, ""
-        except aiosmtplib.SMTPResponseException as error:
-            raise _refused(error, secrets) from None
-        except (aiosmtplib.SMTPException, OSError) as error:
-            raise _failed(error, self._settings.tls) from None
-        finally:
-            if client is not None:
-                client.close()
-
-    def _client(self, password: str) -> SMTP:
-        return SMTP(
+    async def _session(self, talk: Exchange, envelope: Envelope) -> Outcome:
+        if not envelope.to:  # those whom the mail was still for are no longer in the configuration
+            return Outcome({}, "")
+        username = self._settings.username or ""
+        password = await secret(self._password) if self._password else ""
+        client = SMTP(
             hostname=self._settings.host,
             port=self._settings.port or _PORTS[self._settings.tls],
-            username=self._settings.username,
+            username=username or None,
             password=password or None,
             timeout=self._timeout,
             use_tls=self._settings.tls == "implicit",
             start_tls=self._settings.tls == "starttls",
         )
-
-    def _remember(self, delivery_id: str, have_it: set[str]) -> None:
-        self._have_it[delivery_id] = have_it
-        if len(self._have_it) > _REMEMBERED:
-            self._have_it.popitem(last=False)
+        return await session(client, talk, envelope, (username, password), self._settings.tls)
 
 
-def _listed(refused: dict[str, int]) -> str:
+def _listed(refused: Mapping[str, int]) -> str:
     return ", ".join(f"{address} ({code})" for address, code in refused.items())
-
-
-def _goodbye(client: SMTP) -> None:
-    """Ends a session whose mail is taken, without the answer: the time of a send may be over, and the mail is sent."""
-    if isinstance(client.transport, asyncio.WriteTransport):
-        client.transport.write(b"QUIT\r\n")  # closing sends it before it hangs up
-
-
-def _forms(username: str, password: str) -> tuple[str, ...]:
-    """The password as it is, and as AUTH PLAIN and AUTH LOGIN send it: a server may repeat what it was sent."""
-    if not password:
-        return ()
-    encoded = [b64encode(form.encode()).decode() for form in (f"\0{username}\0{password}", password)]
-    return (*encoded, *(form.rstrip("=") for form in encoded), password)
-
-
-def _refused(error: aiosmtplib.SMTPResponseException, secrets: tuple[str, ...]) -> SendError:
-    """The error for a code that the server gave.
-
-    4yz is for now, 5yz for ever (RFC 5321, section 4.2.1). The stage says what 5yz is about: DATA about the message,
-    everything before it about who we are and where we write.
-    """
-    # The words that follow a login can hold what was sent, encoded.
-    words = "" if isinstance(error, aiosmtplib.SMTPAuthenticationError) else told(error.message, *secrets)
-    detail = f"the mail server answered {error.code} {words or 'to the username and password'}"
-    if not 500 <= error.code < 600:
-        return SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, detail)
-    if isinstance(error, aiosmtplib.SMTPDataError) or error.code == _TOO_LARGE:
-        return SendError(Reason.REJECTED, Scope.MESSAGE, detail)
-    if isinstance(error, aiosmtplib.SMTPAuthenticationError) or error.code == _LOGIN_REQUIRED:
-        return SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, detail)
-    return SendError(Reason.MISCONFIGURED, Scope.CHANNEL, detail)
-
-
-def _failed(error: Exception, tls: str) -> SendError:
-    """The error for a session that ended without a code."""
-    if isinstance(error, TimeoutError):
-        return SendError(Reason.TIMEOUT, Scope.ATTEMPT, "the mail server: no answer in time")
-    handshake = _handshake(error)
-    if isinstance(handshake, ssl.SSLCertVerificationError):
-        return SendError(Reason.MISCONFIGURED, Scope.CHANNEL, "the mail server's certificate is not trusted")
-    if handshake is not None:
-        detail = f"the mail server speaks no TLS that fits `tls: {tls}` ({handshake.reason}); check `port` and `tls`"
-        return SendError(Reason.MISCONFIGURED, Scope.CHANNEL, detail)
-    if isinstance(error, OSError):
-        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-        detail = f"the mail server: no connection: {cause.strerror or type(error).__name__}"
-        return SendError(Reason.CONNECTION, Scope.ATTEMPT, detail)
-    # What is left: no STARTTLS, no login where one is set, no way to log in that both sides know.
-    return SendError(Reason.MISCONFIGURED, Scope.CHANNEL, f"the mail server: {told(str(error))}")
-
-
-def _handshake(error: BaseException | None) -> ssl.SSLError | None:
-    """What TLS has against the server, behind aiosmtplib's error; a connection that broke off is no such thing."""
-    while error is not None:
-        if isinstance(error, ssl.SSLError) and not isinstance(error, _BROKEN_OFF):
-            return error
-        error = error.__cause__
-    return None

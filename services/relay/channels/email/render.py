@@ -90,9 +90,11 @@ def _text(message: Message, alerts: list[_Shown], more: int) -> str:
     event = message.event
     level = wording.severity(event)
     lines = [
-        f"{wording.state(event)}: {wording.headline(event)}",
+        f"{wording.state(message)}: {wording.headline(event)}",
         " · ".join(filter(None, (wording.counts(event), level))),
     ]
+    if note := wording.note(message):
+        lines += ["", note]
     for alert in alerts:
         lines += ["", f"* {alert.summary}", f"  {alert.when}"]
         lines += [f"  {line}" for line in alert.description.splitlines()]
@@ -110,10 +112,11 @@ def _html(message: Message, alerts: list[_Shown], more: int) -> str:
     event = message.event
     return _TEMPLATE.render(
         colour=_colour(event),
-        state=wording.state(event),
+        state=wording.state(message),
         headline=wording.headline(event),
         counts=wording.counts(event),
         severity=wording.severity(event),
+        note=wording.note(message),
         alerts=alerts,
         more=more,
         labels=_labels(event.common_labels),

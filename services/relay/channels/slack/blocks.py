@@ -18,12 +18,13 @@ Block = dict[str, Any]
 TEXT = 4_000
 SUMMARY = 500
 HEADER = 150
-SECTION = 2_500  # of 3,000: with labels and three links, one alert always fits beside the frame
+SECTION = 2_000  # of 3,000: with labels and three links, one alert always fits beside the frame
 LABELS = 700  # of 3,000
 BLOCKS = 50
 CHARACTERS = 13_000  # of about 13,200
 _FRAME_BLOCKS = 2  # what follows the alerts: "and N more" with the common labels, and the link to Alertmanager
 _FRAME_CHARACTERS = 2_900
+REPEAT = "This may be a repeat: the answer to an earlier attempt was lost, and Slack could not be asked for it."
 
 
 class Post(NamedTuple):
@@ -34,14 +35,16 @@ class Post(NamedTuple):
     blocks: list[Block]
 
 
-def render(message: Message, mention: Mention) -> Post:
+def render(message: Message, mention: Mention, *, may_be_a_repeat: bool = False) -> Post:
     """The message as a post.
 
     The mention stands in the first message of an episode only, and never in an all-clear: a channel that is called
     at every repeat learns to look away.
     """
     event = message.event
-    blocks = [_header(event), _counts(event, mention if message.first_receipt is None else "none")]
+    notes = [note for note in (REPEAT if may_be_a_repeat else "", wording.note(message)) if note]
+    blocks = [_header(message), _counts(event, mention if message.first_receipt is None else "none")]
+    blocks += [block for note in notes for block in _context([note])]
     alerts = wording.listed(message)
     shown = 0
     for alert, links in alerts:
@@ -51,15 +54,15 @@ def render(message: Message, mention: Mention) -> Post:
             break
         blocks += more
         shown += 1
-    notes = [f"… and {len(alerts) - shown} more"] if shown < len(alerts) else []
-    blocks += _context([*notes, *_labels(event.common_labels)])
+    more_alerts = [f"… and {len(alerts) - shown} more"] if shown < len(alerts) else []
+    blocks += _context([*more_alerts, *_labels(event.common_labels)])
     if page := wording.alertmanager(event):
         blocks += _buttons([page])
-    return Post(_text(event, alerts), blocks)
+    return Post(_text(message, notes, alerts), blocks)
 
 
-def _header(event: Event) -> Block:
-    return {"type": "header", "text": _plain(_title(event), HEADER)}
+def _header(message: Message) -> Block:
+    return {"type": "header", "text": _plain(_title(message), HEADER)}
 
 
 def _counts(event: Event, mention: Mention) -> Block:
@@ -90,9 +93,10 @@ def _buttons(links: list[wording.Link]) -> list[Block]:
     return [{"type": "actions", "elements": buttons}] if buttons else []
 
 
-def _text(event: Event, alerts: list[tuple[Alert, list[wording.Link]]]) -> str:
-    """The title, then summaries and links as far as they fit; a link is never cut."""
-    text = escaped(f"{_title(event)} ({wording.counts(event)})", SUMMARY)
+def _text(message: Message, notes: Iterable[str], alerts: list[tuple[Alert, list[wording.Link]]]) -> str:
+    """The title, the notes, then summaries and links as far as they fit; a link is never cut."""
+    title = f"{_title(message)} ({wording.counts(message.event)})"
+    text = "\n".join(escaped(line, SUMMARY) for line in (title, *notes))
     for alert, links in alerts:
         summary = escaped(wording.summary(alert), SUMMARY)
         if len(text) + 1 + len(summary) > TEXT:
@@ -104,10 +108,11 @@ def _text(event: Event, alerts: list[tuple[Alert, list[wording.Link]]]) -> str:
     return text
 
 
-def _title(event: Event) -> str:
+def _title(message: Message) -> str:
+    event = message.event
     urgent = wording.severity(event) not in {wording.Severity.WARNING, wording.Severity.INFO}
     mark = "🟢" if wording.is_over(event) else "🔴" if urgent else "🟠"
-    return f"{mark} {wording.state(event)}: {wording.headline(event)}"
+    return f"{mark} {wording.state(message)}: {wording.headline(event)}"
 
 
 def _labels(labels: Mapping[str, str]) -> list[str]:

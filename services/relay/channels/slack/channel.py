@@ -2,73 +2,42 @@
 
 Later messages of an episode answer the first in its thread, and are shown in the channel as well (`reply_broadcast`),
 so the all-clear stands where the alarm stood.
+
+The bot needs the scope `chat:write`. With `channels:history` (`groups:history` for a private channel) a post whose
+answer was lost is looked for before it is made again; without it, the second post says that it may be a repeat.
+`look_up` says when `channels:read` and `groups:read` are needed as well; with a channel's ID they never are.
 """
 
 import asyncio
-from typing import Annotated, Any, Literal
+import json
+import re
+import time
+from collections.abc import Callable, Hashable
+from typing import Annotated, Any, ClassVar, Literal
 
-import aiohttp
 from pydantic import StringConstraints
-from slack_sdk.errors import SlackApiError
-from slack_sdk.web.async_client import AsyncWebClient
 
-from services.relay.channels.attempt import attempt, secret, told
-from services.relay.channels.channel import ChannelSettings, Reason, Receipt, Scope, SendError
+from services.relay.channels.channel import Attempt, ChannelSettings, Receipt
+from services.relay.channels.exchange import Exchange, exchange, secret
+from services.relay.channels.rate import PerSecond
 from services.relay.channels.slack.blocks import Mention, render
-from services.relay.channels.web_api import ProviderUrl, Session, reached, refusal, retry_after
+from services.relay.channels.slack.look_up import Absent, look_up, mark
+from services.relay.channels.slack.web_api import SlackApi
+from services.relay.channels.web_api import ProviderUrl, Session
 from services.relay.model import Message
 from shared.secret_file import SecretFile
 from shared.settings import FilePath
 
-_SERVER_ERROR = (Reason.SERVER_ERROR, Scope.ATTEMPT)
-_REJECTED = (Reason.REJECTED, Scope.MESSAGE)
-_UNAUTHORIZED = (Reason.UNAUTHORIZED, Scope.CHANNEL)
-_MISCONFIGURED = (Reason.MISCONFIGURED, Scope.CHANNEL)
-
-# https://docs.slack.dev/reference/methods/chat.postMessage, "Errors". They come as HTTP 200 with `ok: false`.
-ERRORS: dict[str, tuple[Reason, Scope]] = {
-    **dict.fromkeys(("ratelimited", "rate_limited", "message_limit_exceeded"), (Reason.RATE_LIMITED, Scope.ATTEMPT)),
-    **dict.fromkeys(
-        ("internal_error", "fatal_error", "request_timeout", "service_unavailable", "team_added_to_org"), _SERVER_ERROR
-    ),
-    **dict.fromkeys(
-        (
-            *("invalid_blocks", "invalid_blocks_format", "msg_too_long", "msg_blocks_too_long", "no_text"),
-            *("invalid_arguments", "invalid_arg_name", "invalid_array_arg", "invalid_charset", "invalid_json"),
-            *("invalid_metadata_format", "invalid_metadata_schema", "metadata_too_large"),
-            *("json_not_object", "request_too_large", "invalid_thread_ts"),
-        ),
-        _REJECTED,
-    ),
-    **dict.fromkeys(
-        (
-            *("invalid_auth", "not_authed", "token_revoked", "token_expired", "account_inactive", "missing_scope"),
-            *("no_permission", "access_denied", "not_allowed_token_type", "org_login_required", "ekm_access_denied"),
-            *("enterprise_is_restricted", "team_access_not_granted", "two_factor_setup_required"),
-        ),
-        _UNAUTHORIZED,
-    ),
-    **dict.fromkeys(
-        (
-            *("channel_not_found", "not_in_channel", "is_archived", "is_inactive", "team_not_found"),
-            *("restricted_action", "restricted_action_read_only_channel", "restricted_action_thread_locked"),
-            *("restricted_action_thread_only_channel", "restricted_action_non_threadable_channel"),
-            *("messages_tab_disabled", "unknown_method", "method_deprecated", "deprecated_endpoint"),
-        ),
-        _MISCONFIGURED,
-    ),
-}
-"""Which of Slack's errors is about what.
-
-One that is not listed is tried again with backoff: the message is not given up, nor the channel declared broken.
-"""
+_ID = "[CDG][A-Z0-9]{2,}"
 
 
 class SlackSettings(ChannelSettings):
     """A channel of a Slack workspace, with the token of a bot that is a member of it."""
 
+    usual_rate: ClassVar[PerSecond | None] = PerSecond(1.0)  # https://docs.slack.dev/apis/web-api/rate-limits
+
     kind: Literal["slack"]
-    channel: Annotated[str, StringConstraints(pattern=r"^(#[^\s#]{1,80}|[CDG][A-Z0-9]{2,})$")]
+    channel: Annotated[str, StringConstraints(pattern=rf"^(#[^\s#]{{1,80}}|{_ID})$")]
     """`"#name"` (in quotes, else YAML takes it for a comment) or the channel's ID."""
     mention: Mention = "none"
     """Who is called by the first message of an episode."""
@@ -83,74 +52,68 @@ class SlackSettings(ChannelSettings):
 class SlackChannel:
     """Posts to one channel of Slack."""
 
-    def __init__(self, settings: SlackSettings, timeout: float) -> None:
+    def __init__(self, settings: SlackSettings, timeout: float, clock: Callable[[], float] = time.time) -> None:
         self._settings = settings
         self._timeout = timeout
+        self._clock = clock
         self._token = SecretFile(settings.token_file)
         self._session = Session("Slack")
+        self._id = settings.channel if re.fullmatch(_ID, settings.channel) else None
+        """The channel's ID as far as it is known."""
 
-    async def send(self, message: Message) -> Receipt:
-        """Posts the message; the receipt holds the `channel` (its ID) and the `ts` that Slack gave it."""
-        first_ts = (message.first_receipt or {}).get("ts")
-        post = await asyncio.to_thread(render, message, self._settings.mention)
-        async with attempt("Slack", self._timeout):
+    async def send(self, attempt: Attempt) -> Receipt:
+        """Posts the message; the receipt holds the `channel` (its ID) and the `ts` that Slack gave it.
+
+        Where an earlier attempt may have arrived, and is found, nothing is posted, and the receipt says `found`.
+        """
+        async with exchange(attempt, "Slack", self._timeout) as talk:
             token = await secret(self._token)
-            answer = await self._call(
-                token,
-                channel=self._settings.channel,
-                text=post.text,
-                blocks=post.blocks,
-                thread_ts=first_ts,
-                reply_broadcast=True if first_ts else None,
-                metadata={"event_type": "keypulse_delivery", "event_payload": {"delivery_id": message.delivery_id}},
-                mrkdwn=False,
-                parse="none",
-                unfurl_links=False,
-                unfurl_media=False,
-            )
+            api = SlackApi(self._session.get(), self._settings.api_url, token, talk, self._clock())
+            found = await self._found(api, talk, attempt.message) if attempt.maybe_sent else None
+            if found is not None:
+                return found
+            arguments = await asyncio.to_thread(self._arguments, attempt.message, may_be_a_repeat=talk.in_doubt)
+            talk.sending(_written(arguments))
+            answer = await api.post("chat.postMessage", arguments)
+            self._id = str(answer.get("channel") or "") or self._id
         return {"channel": str(answer.get("channel", "")), "ts": str(answer.get("ts", ""))}
+
+    def payload(self, message: Message) -> str:
+        """The arguments as JSON; the token stands in a header, and so not among them."""
+        return _written(self._arguments(message, may_be_a_repeat=False))
+
+    def secrets(self) -> Hashable:
+        """Another where the token's file is another."""
+        return self._token.stamp()
 
     async def close(self) -> None:
         """Closes its connections."""
         await self._session.close()
 
-    async def _call(self, token: str, **arguments: Any) -> dict[str, Any]:
-        # Without `retry_handlers=[]` it posts again after a lost connection, perhaps for the second time.
-        client = AsyncWebClient(token, self._settings.api_url, session=self._session.get(), retry_handlers=[])
-        client.proxy = None  # it takes one from the environment even for addresses that NO_PROXY names
-        try:
-            with reached("Slack"):
-                answer = await client.chat_postMessage(**arguments)
-        except SlackApiError as error:
-            raise _refused(error.response, token) from None
-        except (AttributeError, ValueError):  # from inside slack_sdk, for an answer that is text, a list or bytes
-            raise _no_answer() from None
-        if not isinstance(answer.data, dict):
-            raise _no_answer()
-        return answer.data
+    async def _found(self, api: SlackApi, talk: Exchange, message: Message) -> Receipt | None:
+        """The receipt of a post that is there already; settles the doubt where it can be."""
+        channel = self._id or (message.first_receipt or {}).get("channel")
+        place = await look_up(api, message, self._settings.channel, channel)
+        if isinstance(place, Absent):
+            talk.in_doubt = place is Absent.UNKNOWN
+            return None
+        return {"channel": place.channel, "ts": place.ts, "found": "yes"}
+
+    def _arguments(self, message: Message, *, may_be_a_repeat: bool) -> dict[str, Any]:
+        post = render(message, self._settings.mention, may_be_a_repeat=may_be_a_repeat)
+        first_ts = (message.first_receipt or {}).get("ts")
+        return {
+            "channel": self._settings.channel,
+            "text": post.text,
+            "blocks": post.blocks,
+            **({"thread_ts": first_ts, "reply_broadcast": True} if first_ts else {}),
+            "metadata": mark(message),
+            "mrkdwn": False,
+            "parse": "none",
+            "unfurl_links": False,
+            "unfurl_media": False,
+        }
 
 
-def _refused(response: Any, token: str) -> SendError:
-    """The error for slack_sdk's `response`, which is aiohttp's own where the body could not be read as JSON."""
-    if isinstance(response, aiohttp.ClientResponse):
-        return _refused_status(response.status, response.headers)
-    if response.status_code != 200:
-        return _refused_status(response.status_code, response.headers)
-    code = response.data.get("error") if isinstance(response.data, dict) else None
-    if not isinstance(code, str):
-        return _no_answer()
-    reason, scope = ERRORS.get(code, (Reason.REJECTED, Scope.ATTEMPT))
-    detail = f"Slack answered {told(code, token)}"
-    if code == "missing_scope" and isinstance(response.data.get("needed"), str):
-        detail += f"; the bot needs {told(response.data['needed'], token)}"
-    return SendError(reason, scope, detail, retry_after=retry_after(response.headers))
-
-
-def _refused_status(status: int, headers: Any) -> SendError:
-    if status == 200:
-        return _no_answer()
-    return refusal(status, headers, f"Slack answered HTTP {status}")
-
-
-def _no_answer() -> SendError:
-    return SendError(*_SERVER_ERROR, "Slack: the answer is not one of its Web API")
+def _written(arguments: dict[str, Any]) -> str:
+    return json.dumps(arguments, ensure_ascii=False)

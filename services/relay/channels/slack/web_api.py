@@ -1,0 +1,63 @@
+"""Calls of Slack's Web API in one attempt: a method and its arguments go in, its answer or a SendError comes out."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+from slack_sdk.errors import SlackApiError
+from slack_sdk.web.async_client import AsyncWebClient
+
+from services.relay.channels.exchange import Exchange
+from services.relay.channels.slack.errors import no_answer, refused
+from services.relay.channels.web_api import reached
+
+_SHOWN = ("ok", "error", "needed", "provided", "channel", "ts")
+
+
+class SlackApi:
+    """One workspace, with the token of a bot."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, token: str, talk: Exchange, now: float) -> None:
+        """Makes the client.
+
+        Args:
+            session: for the requests.
+            url: ends with `/api/`.
+            token: of the bot.
+            talk: notes the answers.
+            now: unix seconds; an attempt is too short for it to matter that they pass.
+        """
+        # Without `retry_handlers=[]` it posts again after a lost connection, perhaps for the second time.
+        self._client = AsyncWebClient(token, url, session=session, retry_handlers=[])
+        self._client.proxy = None  # it takes one from the environment even for addresses that NO_PROXY names
+        self._token = token
+        self._talk = talk
+        self._now = now
+
+    async def post(self, method: str, arguments: dict[str, Any]) -> Mapping[str, Any]:
+        """The answer to a call that changes something. Raises SendError."""
+        return await self._call(method, json=arguments)
+
+    async def read(self, method: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The answer to a call that changes nothing. Raises SendError."""
+        return await self._call(method, http_verb="GET", params=dict(arguments))
+
+    async def _call(self, method: str, **how: Any) -> Mapping[str, Any]:
+        try:
+            with reached("Slack"):
+                answer = await self._client.api_call(method, **how)
+        except SlackApiError as error:
+            self._note(method, getattr(error.response, "data", None))
+            raise refused(error.response, self._token, self._now) from None
+        except (AttributeError, ValueError):  # from inside slack_sdk, for an answer that is text, a list or bytes
+            raise no_answer() from None
+        if not isinstance(answer.data, dict):
+            raise no_answer()
+        self._note(method, answer.data)
+        return answer.data
+
+    def _note(self, method: str, answer: object) -> None:
+        if isinstance(answer, dict):
+            shown = {key: answer[key] for key in _SHOWN if key in answer}
+            self._talk.answered(f"{method}: {json.dumps(shown)}", self._token)
