@@ -8,28 +8,8 @@ from dataclasses import replace
 from datetime import datetime
 from uuid import uuid4
 
-from services.relay.channels.channel import Progress
 from services.relay.delivery.enrich.links import LinkRules, links
 from services.relay.model import Alert, Event, Message, Status
-
-
-class Unrecorded:
-    """An attempt of a message that no outbox knows: the first and the only one."""
-
-    def __init__(self, message: Message) -> None:
-        self.message = message
-        self.progress: Progress = {}
-        self.maybe_sent = False
-
-    def sending(self, payload: str) -> None:
-        """Lets everything go."""
-
-    def answered(self, answer: str) -> None:
-        """Keeps no record."""
-
-    async def keep(self, progress: Progress) -> None:
-        """Holds it as long as this attempt lasts."""
-        self.progress = progress
 
 
 def trial(now: datetime, rules: LinkRules) -> Message:
