@@ -5,13 +5,11 @@ name this machine in `Host` (else a page could point its own name at 127.0.0.1: 
 something must not come from another origin.
 """
 
-from urllib.parse import urlsplit
-
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from shared.settings import Address
+from shared.other_pages import names_this_machine, sent_by_another_page
 
 PROVIDERS = ("/slack/", "/pagerduty/")
 """Prefixes that ask for a token of their own, and may be reached by any name."""
@@ -36,22 +34,8 @@ class Guard:
 def _refusal(request: Request) -> str | None:
     if request.url.path.startswith(PROVIDERS):
         return None
-    host = request.headers.get("host", "")
-    if not _is_loopback(host):
+    if not names_this_machine(request):
         return "this page is for this machine only: open it as http://127.0.0.1:PORT/"
     if request.method in SAFE_METHODS:
         return None
-    origin = request.headers.get("origin")
-    if origin is not None and origin != f"{request.url.scheme}://{host}":
-        return "another web page may not do this"
-    if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-        return "another web page may not do this"
-    return None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        name = urlsplit(f"//{host}").hostname
-    except ValueError:
-        return False
-    return name is not None and Address(name, 0).is_loopback
+    return "another web page may not do this" if sent_by_another_page(request) else None

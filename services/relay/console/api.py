@@ -1,59 +1,126 @@
-"""`GET /api/deliveries` and `/api/deliveries/{id}`: what was delivered; `GET /api/quarantine`: what was not accepted.
+"""`/api/deliveries`: what was delivered, and what was given up tried again; `/api/quarantine`: what was not accepted.
 
 All of it is JSON, but for a body that was not accepted: `GET /api/quarantine/{id}` gives it as it came.
-Times are RFC 3339 in UTC with milliseconds.
+Times are RFC 3339 in UTC with milliseconds. What changes something is refused to other web pages.
 """
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict
-from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final, TypeVar
 
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from services.relay.console.again import OVER, retry_channel
+from services.relay.console.written import document, moment, state, whole_document, written
 from services.relay.outbox import query, rejected
-from services.relay.outbox.schema import State
+from services.relay.outbox.again import again
 from services.relay.outbox.store import Store, StoreUnavailableError
-from shared.auth import guarded
+from shared.auth import Endpoint, guarded
+from shared.other_pages import not_for_other_pages
 from shared.secret_file import SecretFile
 
+T = TypeVar("T")
 _LIMIT: Final = 100
 _MOST: Final = 1000
-_FILTERS: Final = ("state", "channel", "alertname", "since", "limit")
+_FILTERS: Final = ("state", "channel", "alertname", "since", "limit", "cursor")
 
 
-def routes(store: Store, admin: SecretFile | None) -> list[Route]:
-    """The routes of the API, behind the admin token where there is one."""
+def routes(
+    store: Store, admin: SecretFile | None, channels: Collection[str], wake: Callable[[Iterable[str]], None]
+) -> list[Route]:
+    """The routes of the API.
 
-    async def deliveries(request: Request) -> Response:
+    Args:
+        store: the outbox.
+        admin: the token that they need; None where this machine alone reaches them, and they need none.
+        channels: the configured names.
+        wake: called with the channels that have something to do.
+    """
+    deliveries, quarantine = _Deliveries(store, channels, wake), _Quarantine(store)
+
+    def reads(endpoint: Endpoint) -> Endpoint:
+        return guarded(_or_503(endpoint), admin)
+
+    def changes(endpoint: Endpoint) -> Endpoint:
+        return not_for_other_pages(guarded(_or_503(endpoint), admin), open_to_this_machine=admin is None)
+
+    return [
+        Route("/api/deliveries", reads(deliveries.recent)),
+        Route("/api/deliveries/retry", changes(deliveries.retry_all), methods=["POST"]),
+        Route("/api/deliveries/{id}", reads(deliveries.one)),
+        Route("/api/deliveries/{id}/retry", changes(deliveries.retry), methods=["POST"]),
+        Route("/api/quarantine", reads(quarantine.all)),
+        Route("/api/quarantine/{id}", reads(quarantine.body)),
+    ]
+
+
+class _Deliveries:
+    def __init__(self, store: Store, channels: Collection[str], wake: Callable[[Iterable[str]], None]) -> None:
+        self._store = store
+        self._channels = channels
+        self._wake = wake
+
+    async def recent(self, request: Request) -> Response:
         try:
-            wanted, limit = _wanted(request.query_params)
+            wanted, limit, before = _wanted(request.query_params)
         except ValueError as error:
             return _error(400, str(error))
-        found = await query.recent(store, wanted, limit=limit)
-        return JSONResponse({"deliveries": [_delivery(delivery) for delivery in found]})
+        page = await query.recent(self._store, wanted, limit=limit, before=before)
+        cursor = None if page.before is None else f"{page.before:x}"
+        return JSONResponse({"deliveries": [document(delivery) for delivery in page.deliveries], "next_cursor": cursor})
 
-    async def delivery(request: Request) -> Response:
-        found = await query.one(store, request.path_params["id"])
-        if found is None:
+    async def one(self, request: Request) -> Response:
+        record = await query.one(self._store, request.path_params["id"])
+        return _error(404, "no such delivery") if record is None else JSONResponse(whole_document(record))
+
+    async def retry(self, request: Request) -> Response:
+        delivery_id = request.path_params["id"]
+        record = await query.one(self._store, delivery_id)
+        if record is None:
             return _error(404, "no such delivery")
-        one, attempts = found
-        tried = [{**asdict(attempt), "started_at": _time(attempt.started_at)} for attempt in attempts]
-        return JSONResponse({**_delivery(one), "tried": tried})
+        channel = record.delivery.channel
+        if channel not in self._channels:
+            return _error(409, f"its channel, {channel}, is not configured any more")
+        had = await again(self._store, delivery_id)
+        if had in OVER:
+            return _error(409, f"there is nothing to try again: {OVER[had]}")
+        self._wake([channel])
+        now = await query.one(self._store, delivery_id)
+        if now is None:  # retention has taken it meanwhile
+            return _error(404, "no such delivery")
+        told = {"id": delivery_id, "state": now.delivery.state, "superseded_by": now.delivery.superseded_by}
+        return JSONResponse(told, status_code=202)
 
-    async def quarantine(_request: Request) -> Response:
-        kept = await rejected.kept(store)
+    async def retry_all(self, request: Request) -> Response:
+        channel = request.query_params.get("channel")
+        if channel is None:
+            return _error(400, "channel: missing; expected the name of one")
+        if channel not in self._channels:
+            return _error(404, f"no such channel; expected one of {', '.join(sorted(self._channels))}")
+        retried = 0
+        async for taken in retry_channel(self._store, channel):
+            retried += taken
+            self._wake([channel])
+        return JSONResponse({"retried": retried}, status_code=202)
+
+
+class _Quarantine:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def all(self, _request: Request) -> Response:
+        kept = await rejected.kept(self._store)
         return JSONResponse(
-            {"quarantine": [{**asdict(entry), "received_at": _time(entry.received_at)} for entry in kept]}
+            {"quarantine": [{**asdict(entry), "received_at": written(entry.received_at)} for entry in kept]}
         )
 
-    async def quarantined(request: Request) -> Response:
+    async def body(self, request: Request) -> Response:
         entry = request.path_params["id"]
-        body = await rejected.body(store, int(entry)) if re.fullmatch("[0-9]{1,18}", entry) else None
+        body = await rejected.body(self._store, int(entry)) if re.fullmatch("[0-9]{1,18}", entry) else None
         if body is None:
             return _error(404, "no such entry")
         headers = {
@@ -62,61 +129,42 @@ def routes(store: Store, admin: SecretFile | None) -> list[Route]:
         }
         return Response(body, media_type="text/plain", headers=headers)
 
-    endpoints = {
-        "/api/deliveries": deliveries,
-        "/api/deliveries/{id}": delivery,
-        "/api/quarantine": quarantine,
-        "/api/quarantine/{id}": quarantined,
-    }
-    return [Route(path, guarded(_or_503(endpoint), admin)) for path, endpoint in endpoints.items()]
 
-
-def _wanted(parameters: QueryParams) -> tuple[query.Filter, int]:
-    """What was asked for, and how much of it. Raises ValueError with what was expected."""
+def _wanted(parameters: QueryParams) -> tuple[query.Filter, int, int | None]:
+    """What was asked for, how much of it, and where to begin. Raises ValueError with what was expected."""
     if set(parameters) - set(_FILTERS):
         raise ValueError(f"unknown filter; expected {', '.join(_FILTERS)}")
-    limit, state = parameters.get("limit", str(_LIMIT)), parameters.get("state")
+    limit, cursor = parameters.get("limit", str(_LIMIT)), parameters.get("cursor")
     if not re.fullmatch("[0-9]{1,4}", limit) or not 1 <= int(limit) <= _MOST:
         raise ValueError(f"limit: expected a number from 1 to {_MOST}")
-    if state is not None and state not in list(State):
-        raise ValueError(f"state: expected one of {', '.join(State)}")
-    return query.Filter(
-        state=State(state) if state is not None else None,
+    if cursor is not None and not re.fullmatch("[0-9a-f]{1,15}", cursor):
+        raise ValueError("cursor: expected the next_cursor of an earlier answer")
+    wanted = query.Filter(
+        state=_read("state", state, parameters),
         channel=parameters.get("channel"),
         alertname=parameters.get("alertname"),
-        since=_moment(parameters["since"]) if "since" in parameters else None,
-    ), int(limit)
+        since=_read("since", moment, parameters),
+    )
+    return wanted, int(limit), None if cursor is None else int(cursor, 16)
 
 
-def _moment(text: str) -> float:
+def _read(name: str, parse: Callable[[str], T], parameters: QueryParams) -> T | None:
+    if name not in parameters:
+        return None
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        raise ValueError("since: expected a time with its zone, such as 2026-11-24T22:46:10Z")
-    return moment.timestamp()
+        return parse(parameters[name])
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
-def _or_503(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+def _or_503(endpoint: Endpoint) -> Endpoint:
     async def answer(request: Request) -> Response:
         try:
             return await endpoint(request)
         except StoreUnavailableError as error:
-            return _error(503, f"the outbox cannot be read: {error}")
+            return _error(503, f"the outbox cannot be used now, try again: {error}")
 
     return answer
-
-
-def _delivery(delivery: query.Delivery) -> dict[str, Any]:
-    times = {"accepted_at": _time(delivery.accepted_at), "finished_at": _time(delivery.finished_at)}
-    return {**asdict(delivery), **times}
-
-
-def _time(seconds: float | None) -> str | None:
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _error(code: int, reason: str) -> Response:

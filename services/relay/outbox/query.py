@@ -1,18 +1,30 @@
-"""What people and metrics read of the outbox; nothing here changes it."""
+"""What people and metrics read of the outbox; nothing here changes it, and nothing here waits for who does."""
 
 import json
-from collections.abc import Collection, Mapping
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
-from sqlalchemy import Row, Select, func, select
+from sqlalchemy import Connection, Row, func, select
 
+from services.relay.outbox import schema
 from services.relay.outbox.schema import OPEN, State, attempts, deliveries, events
 from services.relay.outbox.store import Store
+
+COUNTED: Final = (*OPEN, State.DEAD)
+"""What the gauges show: what is still to be made, and what was given up. The rest only grows."""
+_of = deliveries.c
+_columns = (
+    select(*(column for column in _of if column is not _of.payload), events.c.id.label("public_event_id"))
+    .add_columns(events.c.receiver, events.c.alertname, events.c.status)
+    .join(events, events.c.seq == _of.event_seq)
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One event on its way to one channel. Times are unix seconds."""
+    """One event, or several merged, on the way to one channel. Times are unix seconds."""
 
     id: str
     event_id: str
@@ -28,6 +40,10 @@ class Delivery:
     """How the last attempt ended; None before the first."""
     accepted_at: float
     finished_at: float | None
+    superseded_by: str | None
+    """The delivery that tells it instead."""
+    note: str | None
+    """What the relay itself has to say to the reader, such as why it comes here."""
     receipt: Mapping[str, str] | None
 
 
@@ -40,6 +56,29 @@ class Attempt:
     seconds: float
     reason: str
     detail: str
+    """The provider's answer, or what went wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """All that is known of one delivery."""
+
+    delivery: Delivery
+    tried: list[Attempt]
+    """The oldest first."""
+    superseded: list[str]
+    """The deliveries that it tells of, too; those that retention has taken are missing."""
+    payload: str | None
+    """What was last sent, credentials masked; None before the first attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some deliveries, the newest first."""
+
+    deliveries: list[Delivery]
+    before: int | None
+    """Where the next page begins; None where there is none. It stays right while deliveries are added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +91,17 @@ class Count:
     oldest: float
 
 
-_columns = (
-    select(deliveries, events.c.id.label("public_event_id"), events.c.receiver, events.c.alertname, events.c.status)
-    .join(events, events.c.seq == deliveries.c.event_seq)
-)  # fmt: skip
-COUNTED = (*OPEN, State.DEAD)
-"""What the gauges show: what is still to be made, and what was given up. The rest only grows."""
+@dataclass(frozen=True, slots=True)
+class ChannelState:
+    """How a channel stands with all replicas."""
+
+    name: str
+    refused: bool
+    """Whether it refuses everything until a person acts."""
+    open_at: float
+    """Nothing is claimed before; unix seconds."""
+    failures: int
+    """Attempts in a row that did not reach it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,76 +115,94 @@ class Filter:
     """Accepted at or after it, unix seconds."""
 
 
-async def recent(store: Store, wanted: Filter, *, limit: int) -> list[Delivery]:
+async def recent(store: Store, wanted: Filter, *, limit: int, before: int | None = None) -> Page:
     """Deliveries, the newest first.
 
     Args:
         store: the outbox.
         wanted: which of them.
         limit: at most so many.
+        before: the `before` of the page that came before this one; None begins with the newest.
 
     Raises:
         StoreUnavailableError: they cannot be read.
     """
-    query: Select[*tuple[object, ...]] = _columns.order_by(deliveries.c.seq.desc()).limit(limit)
+    query = _columns.order_by(_of.seq.desc()).limit(limit + 1)
     for column, value in (
-        (deliveries.c.state, wanted.state),
-        (deliveries.c.channel, wanted.channel),
+        (_of.state, wanted.state),
+        (_of.channel, wanted.channel),
         (events.c.alertname, wanted.alertname),
     ):
         if value is not None:
             query = query.where(column == value)
     if wanted.since is not None:
-        query = query.where(deliveries.c.accepted_at >= wanted.since)
-    return await store.run(lambda connection: [_delivery(row) for row in connection.execute(query)])
+        query = query.where(_of.accepted_at >= wanted.since)
+    if before is not None:
+        query = query.where(_of.seq < before)
+    rows = await store.read(lambda connection: connection.execute(query).all())
+    shown = rows[:limit]
+    return Page([_delivery(row) for row in shown], shown[-1].seq if len(rows) > limit else None)
 
 
-async def one(store: Store, delivery_id: str) -> tuple[Delivery, list[Attempt]] | None:
-    """A delivery and its attempts, the oldest first; None where there is none. Raises StoreUnavailableError."""
-    query = _columns.where(deliveries.c.id == delivery_id)
-    tries = (
-        select(attempts.c.number, attempts.c.started_at, attempts.c.seconds, attempts.c.reason, attempts.c.detail)
-        .join(deliveries, deliveries.c.seq == attempts.c.delivery_seq)
-        .where(deliveries.c.id == delivery_id)
-        .order_by(attempts.c.number)
-    )
-    row, tried = await store.run(
-        lambda connection: (connection.execute(query).first(), connection.execute(tries).all())
-    )
-    return None if row is None else (_delivery(row), [Attempt(*attempt) for attempt in tried])
+async def one(store: Store, delivery_id: str) -> Record | None:
+    """All that is known of a delivery; None where there is none. Raises StoreUnavailableError."""
+    return await store.read(lambda connection: _record(connection, delivery_id))
 
 
-def counts(store: Store, seconds: float) -> list[Count]:
+def counts(store: Store) -> list[Count]:
     """How many deliveries each channel has in each of `COUNTED`; those with none are left out.
 
-    Blocks, for `seconds` at most: for a thread other than the event loop's.
+    Blocks: for a thread other than the event loop's.
 
     Raises:
         StoreUnavailableError: they cannot be read.
-        TimeoutError: not in time.
     """
-    state = deliveries.c.state
     query = (
-        select(deliveries.c.channel, state, func.count(), func.min(deliveries.c.accepted_at))
-        .where(state.in_([literal.value for literal in COUNTED]))
-        .group_by(deliveries.c.channel, state)
+        select(_of.channel, _of.state, func.count(), func.min(_of.accepted_at))
+        .where(_of.state.in_([state.value for state in COUNTED]))
+        .group_by(_of.channel, _of.state)
     )
-    rows = store.submit(lambda connection: connection.execute(query).all()).result(seconds)
+    rows = store.read_blocking(lambda connection: connection.execute(query).all())
     return [Count(channel, State(state), number, oldest) for channel, state, number, oldest in rows]
 
 
-async def refused(store: Store, reasons: Collection[str]) -> set[str]:
-    """The channels that hold an unfinished delivery whose last attempt ended for one of `reasons`.
+async def dead(store: Store, channel: str) -> int:
+    """How many deliveries of a channel were given up. Raises StoreUnavailableError."""
+    query = select(func.count()).select_from(deliveries).where(_of.channel == channel, _of.state == State.DEAD)
+    return await store.read(lambda connection: connection.execute(query).scalar_one())
 
-    Raises:
-        StoreUnavailableError: they cannot be read.
-    """
-    query = (
-        select(deliveries.c.channel)
-        .distinct()
-        .where(deliveries.c.finished_at.is_(None), deliveries.c.reason.in_([str(reason) for reason in reasons]))
+
+def channels(connection: Connection) -> list[ChannelState]:
+    """How each channel stands that was ever tried; for `Store.read` and `read_blocking`."""
+    columns = schema.channels.c
+    query = select(columns.name, columns.refused, columns.open_at, columns.failures)
+    return [
+        ChannelState(name, bool(refused), open_at, failures)
+        for name, refused, open_at, failures in connection.execute(query)
+    ]
+
+
+def _record(connection: Connection, delivery_id: str) -> Record | None:
+    row = connection.execute(_columns.add_columns(_of.payload).where(_of.id == delivery_id)).first()
+    if row is None:
+        return None
+    of_try = attempts.c
+    tried = connection.execute(
+        select(of_try.number, of_try.started_at, of_try.seconds, of_try.reason, of_try.detail)
+        .where(of_try.delivery_seq == row.seq)
+        .order_by(of_try.number)
     )
-    return await store.run(lambda connection: set(connection.execute(query).scalars()))
+    superseded = connection.execute(
+        select(_of.id)
+        .where(_of.incident_id == row.incident_id, _of.channel == row.channel, _of.superseded_by == delivery_id)
+        .order_by(_of.seq)
+    )
+    return Record(
+        delivery=_delivery(row),
+        tried=[Attempt(*each) for each in tried],
+        superseded=list(superseded.scalars()),
+        payload=None if row.payload is None else zlib.decompress(row.payload).decode(),
+    )
 
 
 def _delivery(row: Row[*tuple[object, ...]]) -> Delivery:
@@ -157,5 +219,7 @@ def _delivery(row: Row[*tuple[object, ...]]) -> Delivery:
         reason=row.reason,
         accepted_at=row.accepted_at,
         finished_at=row.finished_at,
+        superseded_by=row.superseded_by,
+        note=row.note,
         receipt=json.loads(row.receipt) if row.receipt else None,
     )

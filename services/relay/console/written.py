@@ -1,0 +1,49 @@
+"""A delivery as JSON, and the times in it as text: the same for the API and for the command line."""
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from services.relay.outbox import query
+from services.relay.outbox.schema import State
+
+
+def document(delivery: query.Delivery) -> dict[str, Any]:
+    """A delivery."""
+    times = {"accepted_at": written(delivery.accepted_at), "finished_at": written(delivery.finished_at)}
+    return {**asdict(delivery), **times}
+
+
+def whole_document(record: query.Record) -> dict[str, Any]:
+    """A delivery with its attempts, what it stands for, and the payload as sent."""
+    return {
+        **document(record.delivery),
+        "superseded": record.superseded,
+        "tried": [{**asdict(attempt), "started_at": written(attempt.started_at)} for attempt in record.tried],
+        "payload": record.payload,
+    }
+
+
+def written(seconds: float | None) -> str | None:
+    """Unix seconds → RFC 3339 in UTC with milliseconds."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def moment(text: str) -> float:
+    """RFC 3339 → unix seconds. Raises ValueError with what was expected."""
+    try:
+        read = datetime.fromisoformat(text)
+    except ValueError:
+        read = None
+    if read is None or read.tzinfo is None:
+        raise ValueError("expected a time with its zone, such as 2026-11-24T22:46:10Z")
+    return read.timestamp()
+
+
+def state(text: str) -> State:
+    """Raises ValueError with what was expected."""
+    if text not in list(State):
+        raise ValueError(f"expected one of {', '.join(State)}")
+    return State(text)
