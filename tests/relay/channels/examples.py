@@ -51,6 +51,12 @@ def example(kind: str, secret_file: Path, provider: Address) -> dict[str, Any]:
             "from": "keypulse <alerts@example.org>",
             "to": ["secops@example.org", "oncall@example.org"],
         },
+        "webhook": {
+            "kind": "webhook",
+            "url": f"http://{provider}/hook",
+            "token_file": secret_file,
+        },
+        "log": {"kind": "log"},
     }[kind]
 
 
@@ -158,6 +164,7 @@ _events = st.builds(
     common_annotations=_labels,
     external_url=strange,
     truncated_alerts=st.integers(0, 100),
+    note=strange,
 )
 _urls = st.none() | strange | strange.map(lambda text: f"https://runbooks.example.org/{text}")
 
@@ -168,4 +175,10 @@ def messages(draw: st.DrawFn) -> Message:
     event = draw(_events)
     links = draw(st.builds(Links, runbook=_urls, dashboard=_urls))
     receipt = draw(st.none() | st.just({"channel": "C1", "ts": "1.000001"}))
-    return message(event, links=(links,) * len(event.alerts), first_receipt=receipt)
+    return message(
+        event,
+        links=(links,) * len(event.alerts),
+        first_receipt=receipt,
+        untold=draw(st.booleans()),
+        note=draw(strange),
+    )

@@ -17,10 +17,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ops.demo.stand_ins.faults import Fault, Kind, Provider
 from ops.demo.stand_ins.server import StandIns
-from services.relay.channels.channel import Channel, Reason, Scope, SendError
+from services.relay.channels.channel import Channel, LeaseLostError, Reason, Scope, SendError
 from shared.settings import Address
 from tests.relay.channels.conftest import TcpServer
 from tests.relay.channels.examples import SECRET, example, message, rotate, settings
+from tests.relay.channels.recorded import Recorded, send
 
 UNBOUND = Address("127.0.0.1", 0)
 SECOPS, ONCALL = "secops@example.org", "oncall@example.org"
@@ -132,9 +133,9 @@ def connect(secret_file: Path, address: Address, **changes: Any) -> Channel:
     return settings({**example("email", secret_file, address), **changes}).connect(5)
 
 
-async def refused(channel: Channel) -> SendError:
+async def refused(channel: Channel, attempt: Recorded | None = None) -> SendError:
     with pytest.raises(SendError) as raised:
-        await channel.send(message())
+        await channel.send(attempt or Recorded(message()))
     return raised.value
 
 
@@ -142,7 +143,7 @@ async def test_one_mail_goes_to_all_and_the_receipt_holds_the_servers_answer(
     secret_file: Path, mail_server: StartServer
 ) -> None:
     server = await mail_server()
-    receipt = await connect(secret_file, server.address).send(message())
+    receipt = await send(connect(secret_file, server.address), message())
     ((recipients, content),) = server.taken
     assert recipients == [SECOPS, ONCALL]
     assert receipt["message_id"].encode() in content
@@ -176,6 +177,7 @@ async def test_each_code_of_smtp_has_its_reason_and_scope(
     error = await refused(connect(secret_file, server.address))
     assert (error.reason, error.scope) == (reason, scope)
     assert next(iter(replies.values()))[:3] in error.detail
+    assert not error.maybe_arrived
     assert server.taken == []
 
 
@@ -206,7 +208,7 @@ async def test_a_rotated_password_is_used_at_the_next_send(secret_file: Path, ma
     assert "535" in error.detail
     assert "revoked-password" not in error.detail
     rotate(secret_file, SECRET)
-    await channel.send(message())
+    await send(channel, message())
     assert len(server.taken) == 1
 
 
@@ -215,7 +217,7 @@ async def test_a_login_leaves_no_trace_in_the_logs(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     server = await mail_server()
-    await connect(secret_file, server.address).send(message())
+    await send(connect(secret_file, server.address), message())
     ours = [record.getMessage() for record in caplog.records if not record.name.startswith("mail.")]  # not the server's
     for encoded in (SECRET, b64encode(SECRET.encode()).decode(), b64encode(f"\0keypulse\0{SECRET}".encode()).decode()):
         assert not any(encoded in line for line in ours)
@@ -277,48 +279,124 @@ async def test_who_is_refused_for_good_costs_the_others_nothing_and_is_named(
     secret_file: Path, mail_server: StartServer
 ) -> None:
     server = await mail_server(**{f"RCPT {ONCALL}": "550 5.1.1 no such user"})
-    receipt = await connect(secret_file, server.address).send(message())
+    receipt = await send(connect(secret_file, server.address), message())
     assert receipt["refused"] == f"{ONCALL} (550)"
     assert [recipients for recipients, _ in server.taken] == [[SECOPS]]
 
 
-async def test_who_is_put_off_is_tried_again_alone(secret_file: Path, mail_server: StartServer) -> None:
-    server = await mail_server(**{f"RCPT {ONCALL}": "450 4.2.0 greylisted"})
-    channel = connect(secret_file, server.address)
-    error = await refused(channel)
-    assert (error.reason, error.scope) == (Reason.SERVER_ERROR, Scope.ATTEMPT)
-    assert error.detail == f"the mail server put off 1 of 2 recipients: {ONCALL} (450)"
-    server.replies.clear()
-    receipt = await channel.send(message())
-    assert "refused" not in receipt
-    assert [recipients for recipients, _ in server.taken] == [[SECOPS], [ONCALL]]
-
-
-async def test_who_has_the_mail_is_remembered_for_the_last_thousand_deliveries(
+async def test_who_is_put_off_is_tried_again_alone_after_a_restart_too(
     secret_file: Path, mail_server: StartServer
 ) -> None:
     server = await mail_server(**{f"RCPT {ONCALL}": "450 4.2.0 greylisted"})
-    channel = connect(secret_file, server.address, username=None, password_file=None)
-    for number in range(1_001):
-        with pytest.raises(SendError):
-            await channel.send(message(delivery_id=str(number)))
+    first = Recorded(message())
+    error = await refused(connect(secret_file, server.address), first)
+    assert (error.reason, error.scope, error.maybe_arrived) == (Reason.SERVER_ERROR, Scope.ATTEMPT, False)
+    assert error.detail == f"the mail server put off 1 of 2 recipients: {ONCALL} (450)"
+    assert first.kept == [{SECOPS: "250"}]
+    second = first.again(error)
+    await refused(connect(secret_file, server.address), second)  # and again, with nothing new to keep but the same
     server.replies.clear()
-    server.taken.clear()
-    for number in (0, 1, 1_000):
-        await channel.send(message(delivery_id=str(number)))
-    assert [recipients for recipients, _ in server.taken] == [[SECOPS, ONCALL], [ONCALL], [ONCALL]]
+    receipt = await connect(secret_file, server.address).send(second.again(error))
+    assert "refused" not in receipt
+    assert [recipients for recipients, _ in server.taken] == [[SECOPS], [ONCALL]]
+    ids = {line for _, content in server.taken for line in content.splitlines() if line.startswith(b"Message-ID")}
+    assert len(ids) == 1
+
+
+async def test_where_nobody_has_the_mail_yet_all_are_tried_again(secret_file: Path, mail_server: StartServer) -> None:
+    server = await mail_server(**{f"RCPT {ONCALL}": "450 4.2.0 greylisted", f"RCPT {SECOPS}": "550 5.1.1 not yet"})
+    attempt = Recorded(message())
+    error = await refused(connect(secret_file, server.address), attempt)
+    assert (error.reason, attempt.kept, attempt.payloads) == (Reason.SERVER_ERROR, [], [])
+    server.replies.clear()
+    await connect(secret_file, server.address).send(attempt.again(error))
+    assert [recipients for recipients, _ in server.taken] == [[SECOPS, ONCALL]]
 
 
 async def test_who_was_put_off_and_is_then_refused_does_not_undo_the_rest(
     secret_file: Path, mail_server: StartServer
 ) -> None:
     server = await mail_server(**{f"RCPT {ONCALL}": "450 4.2.0 greylisted"})
-    channel = connect(secret_file, server.address)
-    await refused(channel)
+    first = Recorded(message())
+    error = await refused(connect(secret_file, server.address), first)
     server.replies = {f"RCPT {ONCALL}": "550 5.1.1 no such user"}
-    receipt = await channel.send(message())
+    receipt = await connect(secret_file, server.address).send(first.again(error))
     assert receipt["refused"] == f"{ONCALL} (550)"
     assert len(server.taken) == 1
+
+
+async def test_who_was_refused_for_good_is_not_asked_again_for_the_sake_of_who_was_put_off(
+    secret_file: Path, mail_server: StartServer
+) -> None:
+    gone = "gone@example.org"
+    server = await mail_server(**{f"RCPT {gone}": "550 5.1.1 no such user", f"RCPT {ONCALL}": "450 4.2.0 greylisted"})
+    first = Recorded(message())
+    to = [SECOPS, gone, ONCALL]
+    error = await refused(connect(secret_file, server.address, to=to), first)
+    assert first.kept == [{SECOPS: "250", gone: "550"}]
+    server.replies.clear()
+    receipt = await connect(secret_file, server.address, to=to).send(first.again(error))
+    assert receipt["refused"] == f"{gone} (550)"
+    assert [recipients for recipients, _ in server.taken] == [[SECOPS], [ONCALL]]
+
+
+async def test_a_mail_whose_last_recipients_were_taken_from_the_configuration_is_delivered(
+    secret_file: Path, mail_server: StartServer
+) -> None:
+    server = await mail_server(**{f"RCPT {ONCALL}": "450 4.2.0 greylisted"})
+    first = Recorded(message())
+    error = await refused(connect(secret_file, server.address), first)
+    last = first.again(error)
+    receipt = await connect(secret_file, server.address, to=[SECOPS]).send(last)
+    assert receipt["answer"] == ""
+    assert last.payloads == []
+    assert len(server.taken) == 1
+
+
+async def test_a_lease_that_is_lost_after_the_mail_was_taken_keeps_nothing(
+    secret_file: Path, mail_server: StartServer
+) -> None:
+    server = await mail_server(**{f"RCPT {ONCALL}": "450 4.2.0 greylisted"})
+
+    class Overtaken(Recorded):
+        def sending(self, payload: str) -> None:
+            super().sending(payload)
+            self.lease_lost = True
+
+    attempt = Overtaken(message())
+    with pytest.raises(LeaseLostError):
+        await connect(secret_file, server.address).send(attempt)
+    assert (len(server.taken), attempt.kept) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("stage", "arrived"), [(b"EHLO", False), (b"MAIL", False), (b"RCPT", False), (b"DATA", True), (b".", True)]
+)
+@pytest.mark.parametrize("how", ["hangs up", "says nothing", "talks nonsense"])
+async def test_only_a_session_that_breaks_off_after_the_envelope_may_have_delivered(
+    stage: bytes, arrived: bool, how: str, secret_file: Path, tcp: TcpServer
+) -> None:
+    async def server(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 mail\r\n")
+        in_mail = False
+        while line := await reader.readline():
+            if in_mail and line != b".\r\n":
+                continue
+            if line.startswith(stage):
+                if how == "says nothing":
+                    await reader.read()
+                elif how == "talks nonsense":
+                    writer.write(b"nonsense\r\n")
+                    await reader.read()
+                return
+            in_mail = line.startswith(b"DATA")
+            writer.write(b"354 go on\r\n" if in_mail else b"250 mail\r\n")
+
+    no_login = {"username": None, "password_file": None}
+    channel = settings({**example("email", secret_file, await tcp(server)), **no_login}).connect(0.5)
+    error = await refused(channel)
+    assert (error.scope, error.maybe_arrived) == (Scope.ATTEMPT, arrived)
+    assert error.reason in {Reason.CONNECTION, Reason.TIMEOUT, Reason.SERVER_ERROR}
 
 
 async def test_starttls_is_the_default_and_the_certificate_is_verified(
@@ -334,7 +412,7 @@ async def test_starttls_is_the_default_and_the_certificate_is_verified(
     assert (error.reason, error.scope) == (Reason.MISCONFIGURED, Scope.CHANNEL)
     assert error.detail == "the mail server's certificate is not trusted"
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate_file))
-    await connect(secret_file, server.address, **encrypted).send(message())
+    await send(connect(secret_file, server.address, **encrypted), message())
     assert len(server.taken) == 1
 
 
@@ -351,7 +429,7 @@ async def test_implicit_tls_is_spoken_and_its_certificate_verified(
     error = await refused(connect(secret_file, server.address, **encrypted, **plain))
     assert error.detail == "the mail server's certificate is not trusted"
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate_file))
-    await connect(secret_file, server.address, **encrypted, **plain).send(message())
+    await send(connect(secret_file, server.address, **encrypted, **plain), message())
     assert len(server.taken) == 1
 
 
@@ -387,7 +465,7 @@ async def test_a_server_that_is_slow_to_take_the_mail_and_hangs_at_quit_is_no_fa
     no_login = {"username": None, "password_file": None}
     values = {**example("email", secret_file, await tcp(conversation)), **no_login}
     async with asyncio.timeout(1):  # the bound of whoever calls; past it the mail would be sent again
-        receipt = await settings(values).connect(1).send(message())
+        receipt = await send(settings(values).connect(1), message())
     assert receipt["answer"] == "taken"
     await asyncio.wait_for(left.wait(), 5)
     assert said[-1] == b"QUIT\r\n"
@@ -396,9 +474,10 @@ async def test_a_server_that_is_slow_to_take_the_mail_and_hangs_at_quit_is_no_fa
 async def test_a_lost_answer_is_tried_again_with_the_same_message_id(secret_file: Path, stand_ins: StandIns) -> None:
     stand_ins.faults.add(Fault(provider=Provider.SMTP, kind=Kind.LOST_ANSWER, count=1))
     channel = connect(secret_file, stand_ins.smtp, username=None, password_file=None)
-    error = await refused(channel)
-    assert (error.reason, error.scope) == (Reason.CONNECTION, Scope.ATTEMPT)
-    await channel.send(message())
+    attempt = Recorded(message())
+    error = await refused(channel, attempt)
+    assert (error.reason, error.scope, error.maybe_arrived) == (Reason.CONNECTION, Scope.ATTEMPT, True)
+    await channel.send(attempt.again(error))
     first, second = stand_ins.mailbox.mails
     assert first.message_id == second.message_id
 

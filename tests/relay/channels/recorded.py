@@ -1,0 +1,44 @@
+"""An attempt without an outbox, which notes what its channel said of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from services.relay.channels.channel import Channel, LeaseLostError, Progress, Receipt, SendError
+from services.relay.model import Message
+
+
+@dataclass
+class Recorded:
+    """One attempt; `again` is the next one of the same delivery."""
+
+    message: Message
+    progress: Progress = field(default_factory=dict)
+    maybe_sent: bool = False
+    lease_lost: bool = False
+    """Whether somebody else has the delivery by now."""
+    payloads: list[str] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    kept: list[Mapping[str, str]] = field(default_factory=list)
+
+    def sending(self, payload: str) -> None:
+        if self.lease_lost:
+            raise LeaseLostError
+        self.payloads.append(payload)
+
+    def answered(self, answer: str) -> None:
+        self.answers.append(answer)
+
+    async def keep(self, progress: Progress) -> None:
+        if self.lease_lost:
+            raise LeaseLostError
+        self.kept.append(dict(progress))
+
+    def again(self, error: SendError) -> "Recorded":
+        """The attempt that follows one that failed so."""
+        progress = self.kept[-1] if self.kept else self.progress
+        return Recorded(self.message, progress=progress, maybe_sent=error.maybe_arrived)
+
+
+async def send(channel: Channel, message: Message) -> Receipt:
+    """Sends a message at the first attempt."""
+    return await channel.send(Recorded(message))
