@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 
 from services.relay.app import running
-from services.relay.channels.channel import Channel, ChannelSettings, Receipt
+from services.relay.channels.channel import Attempt, Channel, ChannelSettings, Receipt
 from services.relay.config import RelaySettings
 from services.relay.intake import webhook
 from services.relay.model import Event, Message
@@ -30,13 +30,16 @@ class Scripted:
 
     def __init__(self, *script: Step) -> None:
         self.script = list(script)
+        self.secret = 0
         self.tried: list[tuple[float, Message]] = []
         self.sent: list[Message] = []
         self.under_way = 0
         self.most_under_way = 0
         self.closed = False
 
-    async def send(self, message: Message) -> Receipt:
+    async def send(self, attempt: Attempt) -> Receipt:
+        message = attempt.message
+        attempt.sending(self.payload(message))
         self.tried.append((asyncio.get_running_loop().time(), message))
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
@@ -49,7 +52,14 @@ class Scripted:
         finally:
             self.under_way -= 1
         self.sent.append(message)
+        attempt.answered("taken")
         return {"number": str(len(self.sent))}
+
+    def payload(self, message: Message) -> str:
+        return f"{message.delivery_id}: {message.event.status}"
+
+    def secrets(self) -> int:
+        return self.secret
 
     async def close(self) -> None:
         self.closed = True

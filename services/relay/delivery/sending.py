@@ -129,7 +129,7 @@ class Sender:
         again_in = next_attempt(
             error,
             attempt=claim.attempt,
-            age=started_at + seconds - claim.accepted_at.timestamp(),
+            age=shared.store.clock() - claim.accepted_at.timestamp(),
             policy=shared.retry,
             random=shared.random,
         )

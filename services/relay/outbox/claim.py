@@ -195,10 +195,11 @@ def _claims(
 ) -> tuple[Claim, ...]:
     connection = transaction.connection
     incidents = {"incidents": [row.incident_id for row in due], "channel": channel}
-    written = dict(connection.execute(_EVENTS, {"wanted": [row.event_seq for row in due]}).tuples().all())
+    wanted = {"wanted": [row.event_seq for row in due]}
+    written = {row.seq: row.event for row in connection.execute(_EVENTS, wanted)}
     receipts = {(row.incident_id, row.episode): row.receipt for row in connection.execute(_FIRST_RECEIPTS, incidents)}
     over = any(row.status == Status.RESOLVED and (row.incident_id, row.episode) not in receipts for row in due)
-    fired = set(connection.execute(_FIRED, incidents).tuples()) if over else set()
+    fired = {(row.incident_id, row.episode) for row in connection.execute(_FIRED, incidents)} if over else set()
 
     def made(row: Row[*tuple[Any, ...]]) -> Claim:
         episode = (row.incident_id, row.episode)

@@ -26,8 +26,9 @@ _POSTGRESQL: Final = {
     "tcp_user_timeout": 6_000,
     "options": "-c lock_timeout=2s -c statement_timeout=7s -c idle_in_transaction_session_timeout=5s",
 }
-_AGAIN: Final = {"40001", "40P01"}
-"""Serialization failure and deadlock: the same transaction can succeed at once (PostgreSQL, appendix A)."""
+_AGAIN: Final = {"40001", "40P01", "55P03"}
+"""Serialization failure, deadlock, lock time-out: the same transaction may succeed now (PostgreSQL, appendix A)."""
+_NOT_NOW: Final = ("starting up", "shutting down", "too many", "connection slots", "recovery", "administrator")
 _NOW: Final = select(func.extract("epoch", func.clock_timestamp()))
 
 
@@ -68,8 +69,10 @@ def is_passing(error: exc.DBAPIError) -> bool:
     if isinstance(error.orig, sqlite3.Error):
         return error.orig.sqlite_errorcode & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL}
     state = getattr(error.orig, "sqlstate", None)
-    # No state: no connection. 08: connection, 53: resources, 55: locked, 57: shutting down or starting up.
-    return isinstance(error, exc.OperationalError) and (state is None or state[:2] in {"08", "53", "55", "57"})
+    if state is None:  # no connection; why the server gave none is to be had in words alone
+        words = str(error.orig)
+        return "FATAL" not in words or any(passing in words for passing in _NOT_NOW)
+    return state[:2] in {"08", "53", "55", "57"}  # connection, resources, locked, shutting down or starting up
 
 
 def _sqlite(database: Database, connections: int, on_begin: Callable[[Connection], None]) -> Engine:

@@ -31,6 +31,7 @@ _WAITING: Final = (
     .order_by(_of.seq)
     .with_for_update()
 )
+_BEHIND: Final = _WAITING.where(_of.seq > bindparam("before"))
 _SUPERSEDE: Final = (
     update(deliveries)
     .where(_of.seq == bindparam("old"))
@@ -130,7 +131,7 @@ def merge_into_successor(transaction: Transaction, old: Row[*tuple[Any, ...]], w
     if old.channel in transaction.unmerged:
         return None
     found = transaction.connection.execute(
-        _WAITING, {"channels": [old.channel], "incidents": [old.incident_id]}
+        _BEHIND, {"channels": [old.channel], "incidents": [old.incident_id], "before": old.seq}
     ).first()
     if found is None:
         return None

@@ -67,8 +67,10 @@ class Admission:
 def admit(transaction: Transaction, channel: str, limit: int) -> tuple[Admission, Row[*tuple[Any, ...]] | None]:
     """Whether and how many of at most `limit` deliveries may be claimed; the gate's row is locked then."""
     row = transaction.connection.execute(_FIND, {"channel": channel}).first()
-    if row is None:  # it is locked by another replica, or the channel is new
-        _make(transaction, [channel])
+    if row is None:  # the channel is new, or another replica is just claiming
+        _make(transaction, channel)
+        row = transaction.connection.execute(_FIND, {"channel": channel}).first()
+    if row is None:
         return Admission(0, _BUSY_SECONDS), None
     now, refused = transaction.now, bool(row.refused)
     if now < row.open_at and row.set_at <= now + _SET_BACK:
@@ -202,8 +204,6 @@ def _write(transaction: Transaction, channel: str, **changes: object) -> None:
     transaction.connection.execute(update(channels).where(_of.name == channel).values(**changes))
 
 
-def _make(transaction: Transaction, names: Iterable[str]) -> None:
-    rows = [
-        {"name": name, "open_at": 0.0, "set_at": 0.0, "next_slot": 0.0, "failures": 0, "refused": 0} for name in names
-    ]
-    transaction.connection.execute(insert_new(channels, transaction.connection).on_conflict_do_nothing(), rows)
+def _make(transaction: Transaction, channel: str) -> None:
+    row = {"name": channel, "open_at": 0.0, "set_at": 0.0, "next_slot": 0.0, "failures": 0, "refused": 0}
+    transaction.connection.execute(insert_new(channels, transaction.connection).on_conflict_do_nothing(), row)

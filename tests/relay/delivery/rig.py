@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,12 @@ from prometheus_client import CollectorRegistry
 from services.relay.channels.channel import Reason, Scope, SendError
 from services.relay.delivery.enrich.links import LinkRules
 from services.relay.delivery.retry import RetryPolicy
-from services.relay.delivery.worker import Delivering, Worker
+from services.relay.delivery.sending import Delivering
+from services.relay.delivery.worker import Worker
 from services.relay.metrics import Metrics
+from services.relay.outbox import database, query
 from services.relay.outbox.accept import Incoming, Plan, accept
+from services.relay.outbox.database import Database
 from services.relay.outbox.query import Delivery, Filter, recent
 from services.relay.outbox.store import Store, opened
 from tests.relay.scripted import Scripted, event_of, until
@@ -32,16 +35,19 @@ class Rig:
         self.workers = workers
         self.registry = registry
 
-    async def tell(self, *statuses: str, group: str = "one", **changes: Any) -> None:
-        channels = tuple(self.workers)
+    async def tell(
+        self, *statuses: str, group: str = "one", channels: tuple[str, ...] | None = None, **changes: Any
+    ) -> None:
+        channels = channels or tuple(self.workers)
         for status in statuses:
             incoming = Incoming(event_of(status, group=group, **changes), group, "", "KMSTest", b"{}")
-            await accept(self.store, incoming, lambda _known, _now: Plan(1, open=True, channels=channels))
+            plan = Plan(1, open=True, channels=channels)
+            await accept(self.store, incoming, lambda _known, _now, plan=plan: plan)
             for worker in self.workers.values():
                 worker.wake()
 
     async def deliveries(self, channel: str = "a") -> list[Delivery]:
-        return (await recent(self.store, Filter(channel=channel), limit=100))[::-1]
+        return (await recent(self.store, Filter(channel=channel), limit=200)).deliveries[::-1]
 
     async def finished(self, channel: str = "a") -> list[Delivery]:
         """The deliveries of a channel, oldest first, once all have ended."""
@@ -52,32 +58,47 @@ class Rig:
         await until(over)
         return await self.deliveries(channel)
 
+    async def refused(self) -> set[str]:
+        return {each.name for each in await self.store.read(query.channels) if each.refused}
+
     def value(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(name, labels)
 
 
 @asynccontextmanager
 async def rig(
-    folder: Path,
+    where: Path | Database,
     policy: RetryPolicy = QUICK,
     timeout: float = 10,
     clock: Callable[[], float] = time.time,
     hosts: frozenset[str] = frozenset(),
+    fallback: tuple[str, ...] = (),
+    rate: float | None = None,
     **channels: Scripted,
 ) -> AsyncIterator[Rig]:
     registry = CollectorRegistry()
-    async with opened(folder / "relay.db", clock) as store:
+    unmerged = frozenset(name for name in channels if name.startswith("every"))
+    file = database.sqlite(where / "relay.db") if isinstance(where, Path) else where
+    async with opened(file, clock, unmerged) as store:
+        workers: dict[str, Worker] = {}
+
+        def wake(names: Iterable[str]) -> None:
+            for name in names:
+                workers[name].wake()
+
         shared = Delivering(
             store=store,
-            metrics=Metrics(registry, channels, ["delivered", "dead"], Reason),
+            metrics=Metrics(registry, channels, ["delivered", "superseded", "dead"], Reason),
             links=LinkRules("https://docs.example.org/#{alertname_lower}", None, hosts),
             retry=policy,
             timeout=timeout,
-            lease=20,
+            lease=timeout * 2,
             owner="test",
             random=lambda: 1.0,
+            fallback=fallback,
+            woken=wake,
         )
-        workers = {name: Worker(name, channel, shared) for name, channel in channels.items()}
+        workers |= {name: Worker(name, channel, rate, shared) for name, channel in channels.items()}
         tasks = [asyncio.create_task(worker.run()) for worker in workers.values()]
         try:
             yield Rig(store, workers, registry)

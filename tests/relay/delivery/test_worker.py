@@ -10,7 +10,8 @@ import pytest
 
 from services.relay.channels.channel import Reason, Scope, SendError
 from services.relay.delivery.retry import RetryPolicy
-from services.relay.delivery.worker import LANES, LARGE
+from services.relay.delivery.worker import LANES
+from services.relay.outbox.claim import LARGE
 from services.relay.outbox.schema import State
 from tests.relay.delivery.rig import NEARLY, QUICK, broken, rig
 from tests.relay.scripted import Scripted, event_of, hang, statuses, until
@@ -29,11 +30,32 @@ async def test_a_message_carries_the_event_and_its_links(tmp_path: Path) -> None
     assert (delivery.state, delivery.receipt, delivery.reason) == (State.DELIVERED, {"number": "1"}, "ok")
 
 
-async def test_the_resolve_waits_for_the_firing_that_failed_first(tmp_path: Path) -> None:
-    channel = Scripted(broken(), broken(), broken())
+async def test_what_waits_is_merged_into_its_successor_and_told_as_one(tmp_path: Path) -> None:
+    started = asyncio.Event()
+
+    async def fail_late() -> None:
+        started.set()
+        await asyncio.sleep(0.1)
+        raise broken()
+
+    channel = Scripted(fail_late)
     async with rig(tmp_path, a=channel) as it:
+        await it.tell("firing")
+        await started.wait()
+        await it.tell("resolved", "firing", "resolved")
+        done = await it.finished()
+        assert [delivery.state for delivery in done] == [State.SUPERSEDED] * 3 + [State.DELIVERED]
+        assert {each.superseded_by for each in done[:3]} <= {each.id for each in done[1:]}
+        assert it.value("relay_deliveries_total", channel="a", outcome="superseded") == 1
+    assert statuses(message for _, message in channel.tried) == ["firing", "resolved"]
+    assert channel.sent[0].untold  # fired and resolved, and nobody was told
+
+
+async def test_every_event_is_told_where_a_channel_merges_none(tmp_path: Path) -> None:
+    channel = Scripted(broken(), broken(), broken())
+    async with rig(tmp_path, every=channel) as it:
         await it.tell("firing", "resolved", "firing")
-        assert [delivery.attempts for delivery in await it.finished()] == [4, 1, 1]
+        assert [delivery.attempts for delivery in await it.finished("every")] == [4, 1, 1]
     assert statuses(message for _, message in channel.tried) == ["firing"] * 4 + ["resolved", "firing"]
     assert len({message.delivery_id for message in channel.sent}) == 3
 
@@ -42,15 +64,22 @@ async def test_one_incident_is_told_one_message_at_a_time_and_many_incidents_a_f
     async def slow() -> None:
         await asyncio.sleep(0.05)
 
-    one_incident, many = Scripted(*[slow] * 5), Scripted(*[slow] * 20)
-    async with rig(tmp_path, a=one_incident) as it:
+    all_told = asyncio.Event()
+
+    async def held() -> None:
+        await all_told.wait()
+
+    one_incident, many = Scripted(*[slow] * 5), Scripted(*[held] * 2 * LANES)
+    async with rig(tmp_path, every=one_incident) as it:
         await it.tell(*["firing", "resolved"] * 2, "firing")
-        await it.finished()
+        await it.finished("every")
     assert one_incident.most_under_way == 1
     (tmp_path / "many").mkdir()
     async with rig(tmp_path / "many", a=many) as it:
-        for number in range(20):
+        for number in range(2 * LANES):
             await it.tell("firing", group=str(number))
+        await until(lambda: many.under_way == LANES)
+        all_told.set()
         await it.finished()
     assert many.most_under_way == LANES
 
@@ -58,11 +87,11 @@ async def test_one_incident_is_told_one_message_at_a_time_and_many_incidents_a_f
 async def test_a_channel_that_hangs_delays_no_other(tmp_path: Path) -> None:
     hanging, healthy = Scripted(*[hang] * 100), Scripted()
     async with rig(tmp_path, timeout=60, a=hanging, b=healthy) as it:
-        for number in range(20):
+        for number in range(2 * LANES):
             await it.tell("firing", group=str(number))
         done = await it.finished("b")
         assert (hanging.under_way, len(hanging.tried)) == (LANES, LANES)  # still in its first sends
-    assert len(healthy.sent) == 20
+    assert len(healthy.sent) == 2 * LANES
     assert all(delivery.state is State.DELIVERED for delivery in done)
 
 
@@ -91,26 +120,78 @@ async def test_retry_after_is_obeyed_and_delays_no_other_channel(tmp_path: Path)
 async def test_an_error_of_the_message_ends_it_and_the_next_goes_out(tmp_path: Path) -> None:
     channel = Scripted(SendError(Reason.REJECTED, Scope.MESSAGE, "invalid_blocks"))
     async with rig(tmp_path, a=channel) as it:
-        await it.tell("firing", "resolved")
+        await it.tell("firing")
+        await it.finished()
+        await it.tell("resolved")
         first, second = await it.finished()
         assert (first.state, first.reason, first.attempts) == (State.DEAD, "rejected", 1)
         assert second.state is State.DELIVERED
         assert it.value("relay_deliveries_total", channel="a", outcome="dead") == 1
-        assert it.value("relay_channel_up", channel="a") == 1
+        assert not await it.refused()
+
+
+def revoked() -> SendError:
+    return SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, "token_revoked")
 
 
 async def test_an_error_of_the_channel_waits_for_a_person_and_loses_nothing(tmp_path: Path) -> None:
-    revoked = [SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, "token_revoked") for _ in range(3)]
-    channel = Scripted(*revoked)
+    channel = Scripted(revoked(), revoked(), revoked())
     async with rig(tmp_path, a=channel) as it:
-        await it.tell("firing")
+        for number in range(20):
+            await it.tell("firing", group=str(number))
+            await until(lambda: bool(channel.tried))  # the others come to a closed gate
         await until(lambda: len(channel.tried) == 2)
-        assert it.value("relay_channel_up", channel="a") == 0
-        (delivery,) = await it.finished()
-        assert (delivery.state, delivery.attempts) == (State.DELIVERED, 4)
-        assert it.value("relay_channel_up", channel="a") == 1
+        assert await it.refused() == {"a"}
+        done = await it.finished()
+        assert {delivery.state for delivery in done} == {State.DELIVERED}
+        assert not await it.refused()
     times = [at for at, _ in channel.tried]
-    assert all(later - earlier >= QUICK.backoff_max * NEARLY for earlier, later in pairwise(times))
+    assert all(later - earlier >= QUICK.backoff_max * NEARLY for earlier, later in pairwise(times[:4]))
+    assert len(times) == 20 + 3  # one tries for all of them
+
+
+async def test_another_secret_is_tried_at_once(tmp_path: Path) -> None:
+    channel = Scripted(revoked())
+    async with rig(tmp_path, RetryPolicy(0.01, 300, 3600), a=channel) as it:
+        await it.tell("firing")
+        await until(lambda: len(channel.tried) == 1)
+        channel.secret += 1
+        (delivery,) = await it.finished()  # long before the 300 s are over
+    assert delivery.state is State.DELIVERED
+
+
+async def test_what_a_channel_refuses_goes_to_the_fallback_at_once(tmp_path: Path) -> None:
+    channel, other = Scripted(*[revoked() for _ in range(100)]), Scripted()
+    async with rig(tmp_path, RetryPolicy(0.01, 300, 3600), fallback=("b",), a=channel, b=other) as it:
+        await it.tell("firing", channels=("a",))
+        await until(lambda: bool(other.sent))
+        (delivery,) = await it.finished("b")
+        assert delivery.state is State.DELIVERED
+        assert len(await it.deliveries("a")) == 1
+    assert other.sent[0].note == "a takes no messages at the moment, so this comes here as well"
+
+
+async def test_a_provider_that_cannot_be_reached_is_left_alone_for_a_while(tmp_path: Path) -> None:
+    channel = Scripted(*[broken() for _ in range(200)])
+    async with rig(tmp_path, RetryPolicy(30, 300, 3600), a=channel) as it:
+        for number in range(100):
+            await it.tell("firing", group=str(number))
+        await until(lambda: len(channel.tried) >= 5 and not channel.under_way)
+        assert len(channel.tried) <= 5 + LANES  # those that were under way by then
+        tried = len(channel.tried)
+        await it.tell("firing", group="one more")
+        assert len(channel.tried) == tried
+
+
+async def test_a_channel_keeps_its_pace(tmp_path: Path) -> None:
+    channel = Scripted()
+    async with rig(tmp_path, rate=10.0, a=channel) as it:
+        for number in range(55):
+            await it.tell("firing", group=str(number))
+        await it.finished()
+    times = [at for at, _ in channel.tried]
+    assert times[49] - times[0] < 4  # saved up
+    assert times[54] - times[0] >= 0.5 * NEARLY
 
 
 async def test_it_is_given_up_after_its_time(tmp_path: Path) -> None:
@@ -138,11 +219,11 @@ class WatchedHosts(frozenset[str]):
         return super().__len__()
 
 
-async def test_a_message_is_made_off_the_event_loop(tmp_path: Path) -> None:
+async def test_a_message_that_takes_its_time_is_made_off_the_event_loop(tmp_path: Path) -> None:
     hosts = WatchedHosts()
     hosts.threads = set()
     async with rig(tmp_path, hosts=hosts, a=Scripted()) as it:
-        await it.tell("firing")
+        await it.tell("firing", common_annotations={"description": "x" * 100_000})
         await it.finished()
     assert hosts.threads
     assert threading.current_thread() not in hosts.threads

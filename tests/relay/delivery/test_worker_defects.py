@@ -7,28 +7,30 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 from prometheus_client import CollectorRegistry
-from sqlalchemy import Connection
 from structlog.testing import capture_logs
 
 from services.relay.channels.channel import Reason, Scope, SendError
 from services.relay.delivery.enrich.links import LinkRules
 from services.relay.delivery.retry import RetryPolicy
-from services.relay.delivery.worker import LANES, Delivering, Worker
+from services.relay.delivery.sending import Delivering
+from services.relay.delivery.worker import LANES, Worker
 from services.relay.metrics import Metrics
+from services.relay.outbox import database
 from services.relay.outbox.query import one
 from services.relay.outbox.schema import State, events
 from services.relay.outbox.store import Store
+from services.relay.outbox.together import Transaction
 from tests.relay.delivery.rig import QUICK, rig
 from tests.relay.scripted import Scripted, until
 
 T = TypeVar("T")
+I = TypeVar("I")  # noqa: E741  # an item of work
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
 
 
@@ -49,7 +51,7 @@ async def test_a_defect_of_a_channel_is_logged_with_its_trace_and_tried_again(
     assert (logged["event"], logged["error"]) == ("a defect in this channel", type(error).__name__)
     assert any("scripted.py" in frame and frame.endswith(" in send") for frame in logged["trace"])
     assert found is not None
-    assert found[1][0].detail == f"a defect: {type(error).__name__}"  # what is stored and shown holds no text of it
+    assert found.tried[0].detail == f"a defect: {type(error).__name__}"  # what is stored and shown holds no text of it
 
 
 async def test_as_many_stray_cancellations_as_lanes_stop_no_channel(tmp_path: Path) -> None:
@@ -105,14 +107,14 @@ async def test_a_detail_that_cannot_be_written_costs_its_odd_characters_only(tmp
         found = await one(it.store, delivery.id)
     assert (delivery.state, delivery.attempts, len(channel.tried)) == (State.DELIVERED, 2, 2)
     assert found is not None
-    assert found[1][0].detail == "bad ? answer, ü"
+    assert found.tried[0].detail == "bad ? answer, ü"
 
 
 async def test_an_ending_that_cannot_be_written_is_written_once_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.relay.outbox.store._LOCK_SECONDS", 0.05)
-    monkeypatch.setattr("services.relay.delivery.worker._PAUSE", 0.05)
+    monkeypatch.setattr("services.relay.outbox.dialect._LOCK_SECONDS", 0.05)
+    monkeypatch.setattr("services.relay.delivery.sending._PAUSE", 0.05)
     other = sqlite3.connect(tmp_path / "relay.db", isolation_level=None)
 
     async def lock() -> None:
@@ -133,16 +135,16 @@ class ClosedStore(Store):
 
     asked = 0
 
-    def submit(self, do: Callable[[Connection], T]) -> "Future[T]":
+    async def batch(self, do: Callable[[Transaction, Sequence[I]], Sequence[T]], item: I) -> T:
         self.asked += 1
         if self.asked > 1000:
             pytest.fail("it asks without a pause")
-        return super().submit(do)
+        return await super().batch(do, item)
 
 
 @pytest.mark.looptime
-async def test_a_store_that_fails_is_asked_once_a_second_by_each_lane(tmp_path: Path) -> None:
-    store = ClosedStore(tmp_path / "relay.db", time.time)
+async def test_a_store_that_fails_is_asked_once_a_second(tmp_path: Path) -> None:
+    store = ClosedStore(database.sqlite(tmp_path / "relay.db"), time.time, frozenset())
     store.close()
     shared = Delivering(
         store=store,
@@ -153,10 +155,12 @@ async def test_a_store_that_fails_is_asked_once_a_second_by_each_lane(tmp_path: 
         lease=20,
         owner="test",
         random=lambda: 1.0,
+        fallback=(),
+        woken=lambda _names: None,
     )
-    task = asyncio.create_task(Worker("a", Scripted(), shared).run())
+    task = asyncio.create_task(Worker("a", Scripted(), None, shared).run())
     await asyncio.sleep(9.5)
-    assert store.asked == 10 * LANES
+    assert store.asked == 10
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -168,7 +172,7 @@ async def test_an_event_that_cannot_be_read_holds_up_its_own_incident_only(tmp_p
         for worker in it.workers.values():
             worker.stop()
         await it.tell("firing", group="bad")
-        await it.store.run(lambda connection: connection.execute(events.update().values(event=b"{}")))
+        await it.store.run(lambda transaction: transaction.connection.execute(events.update().values(event=b"{}")))
         await it.tell("firing", group="good")
     async with rig(tmp_path, RetryPolicy(0.01, 0.1, 0.5), a=channel) as it:
         bad, good = await it.finished()

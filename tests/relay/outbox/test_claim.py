@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.model import Event
-from services.relay.outbox.accept import Accepted, Incoming, Plan, accept
-from services.relay.outbox.claim import Claim, claim, give_back, next_due
+from services.relay.outbox import database as outbox
+from services.relay.outbox.claim import LARGE
+from services.relay.outbox.database import Database
+from services.relay.outbox.held import give_back, keep, told_events
+from services.relay.outbox.overdue import look_after
 from services.relay.outbox.query import Filter, one, recent
-from services.relay.outbox.receipt import Ending, record
-from services.relay.outbox.schema import State
+from services.relay.outbox.schema import State, decode
 from services.relay.outbox.store import Store, opened
+from tests.relay.outbox.acts import claimed, end, nothing, take, told
 from tests.relay.scripted import event_of
 
 
@@ -29,90 +31,107 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
-    async with opened(tmp_path / "relay.db", clock) as store:
+    async with opened(outbox.sqlite(tmp_path / "relay.db"), clock) as store:
         yield store
 
 
-async def told(store: Store, incident: str, *channels: str, episode: int = 1, event: Event | None = None) -> Accepted:
-    incoming = Incoming(event or event_of(), incident, "fingerprint", "KMSTest", b"{}")
-    return await accept(store, incoming, lambda _known, _now: Plan(episode, open=True, channels=channels or ("a",)))
+@pytest.fixture
+async def either(database: Database) -> AsyncIterator[Store]:
+    """One of each kind, by its own clock."""
+    async with opened(database, lambda: 1000.0, frozenset({"every"})) as store:
+        yield store
 
 
-async def claimed(store: Store, channel: str = "a", owner: str = "me") -> Claim:
-    found = await claim(store, channel, owner=owner, seconds=20)
-    assert found is not None
-    return found
+async def test_the_oldest_is_claimed_first_and_incidents_do_not_wait_for_each_other(either: Store) -> None:
+    await told(either, "x")
+    await told(either, "y")
+    assert [(await claimed(either)).incident_id for _ in range(2)] == ["x", "y"]
+    assert await nothing(either)
 
 
-async def nothing(store: Store, channel: str = "a") -> bool:
-    return await claim(store, channel, owner="me", seconds=20) is None
+async def test_as_many_are_claimed_as_were_asked_for(either: Store) -> None:
+    for number in range(5):
+        await told(either, str(number))
+    assert [each.incident_id for each in (await take(either, limit=3)).claims] == ["0", "1", "2"]
+    assert [each.incident_id for each in (await take(either, limit=3)).claims] == ["3", "4"]
 
 
-def ended(state: State, due_at: float | None = None, number: int = 1) -> Ending:
-    receipt = {"number": str(number)} if state is State.DELIVERED else None
-    return Ending(state, 1000.0, 1001.5, "ok", "", receipt, due_at)
-
-
-def ended_at(now: float, due_at: float) -> Ending:
-    return Ending(State.RETRYING, now - 1.5, now, "timeout", "", None, due_at)
-
-
-async def test_the_oldest_is_claimed_first_and_incidents_do_not_wait_for_each_other(store: Store) -> None:
-    await told(store, "x")
-    await told(store, "y")
-    assert [(await claimed(store)).incident_id for _ in range(2)] == ["x", "y"]
-    assert await nothing(store)
-
-
-async def test_an_incident_goes_out_one_by_one_in_the_order_of_acceptance(store: Store, clock: Clock) -> None:
+async def test_every_event_goes_out_by_itself_and_in_order_where_the_channel_merges_none(either: Store) -> None:
     for _ in range(3):
-        await told(store, "x")
-    first = await claimed(store)
-    assert await nothing(store)
-    await record(store, first, ended(State.RETRYING, due_at=clock.now + 5))
-    assert await nothing(store)
-    assert await next_due(store, "a") == clock.now + 5
-    clock.now += 5
-    again = await claimed(store)
+        await told(either, "x", "every")
+    first = await claimed(either, "every")
+    assert await nothing(either, "every")
+    await end(either, first, State.RETRYING, again_in=0.0)
+    again = await claimed(either, "every")
     assert (again.delivery_id, again.attempt) == (first.delivery_id, 2)
-    await record(store, again, ended(State.DELIVERED))
-    second = await claimed(store)
+    await end(either, again)
+    second = await claimed(either, "every")
     assert second.delivery_id != first.delivery_id
-    await record(store, second, ended(State.DEAD))
-    assert (await claimed(store)).delivery_id not in {first.delivery_id, second.delivery_id}
+    await end(either, second, State.DEAD)
+    third = await claimed(either, "every")
+    assert third.delivery_id not in {first.delivery_id, second.delivery_id}
+    assert {each.first_event - each.last_event for each in (first, second, third)} == {0}
 
 
-async def test_channels_do_not_wait_for_each_other(store: Store) -> None:
-    await told(store, "x", "a", "b")
-    assert (await claimed(store, "a")).delivery_id != (await claimed(store, "b")).delivery_id
+async def test_what_failed_waits_for_its_time(store: Store, clock: Clock) -> None:
+    await told(store, "x")
+    await end(store, await claimed(store), State.RETRYING, again_in=5.0)
+    taken = await take(store)
+    assert (taken.claims, taken.seconds) == ((), 5.0)
+    clock.now += 5
+    assert (await claimed(store)).attempt == 2
+
+
+async def test_channels_do_not_wait_for_each_other(either: Store) -> None:
+    await told(either, "x", "a", "b")
+    assert (await claimed(either, "a")).delivery_id != (await claimed(either, "b")).delivery_id
 
 
 async def test_a_crashed_relays_claim_returns_when_its_lease_ends(store: Store, clock: Clock) -> None:
     await told(store, "x")
     lost = await claimed(store)
-    assert await next_due(store, "a") == clock.now + 20
+    assert (await take(store)).seconds == 20
     clock.now += 19.9
     assert await nothing(store)
     clock.now += 0.1
     again = await claimed(store, owner="other")
     assert again.delivery_id == lost.delivery_id
-    assert not await record(store, lost, ended(State.DELIVERED))  # its time is over
-    assert await record(store, again, ended(State.DELIVERED))
-    assert await next_due(store, "a") is None
+    assert (lost.maybe_sent, again.maybe_sent) == (False, True)
+    assert not await keep(store, lost, {"late": "yes"})
+    assert not (await end(store, lost, State.RETRYING)).ours  # its time is over
+    assert (await end(store, again)).ours
+    assert (await take(store)).seconds is None
+
+
+async def test_a_crashed_relays_claim_is_merged_into_what_waits_behind_it(store: Store, clock: Clock) -> None:
+    await told(store, "x", event=event_of("firing"))
+    lost = await claimed(store)
+    await told(store, "x", event=event_of("resolved"))
+    clock.now += 20
+    newer = await claimed(store)
+    assert newer.delivery_id != lost.delivery_id
+    assert (newer.first_event, newer.attempt, newer.untold) == (lost.last_event, 2, True)
+    found = await one(store, lost.delivery_id)
+    assert found is not None
+    assert found.delivery.state is State.SUPERSEDED
+    assert found.delivery.superseded_by == newer.delivery_id
 
 
 @pytest.mark.parametrize("back", [30, 3600, 86400 * 365])
 async def test_a_clock_that_is_set_back_holds_up_nothing(store: Store, clock: Clock, back: float) -> None:
     clock.now = 1e9
-    for incident in ("retried", "leased", "given back", "queued"):
+    for incident in ("retried", "leased", "given back", "queued", "ours"):
         await told(store, incident)
-    await record(store, await claimed(store), ended_at(clock.now, due_at=clock.now + 300))
+    await end(store, await claimed(store), State.RETRYING, again_in=300.0)
     await claimed(store, owner="crashed")
     await claimed(store, owner="stopped")
     await give_back(store, "stopped")
     clock.now -= back
-    assert [(await claimed(store)).incident_id for _ in range(4)] == ["retried", "leased", "given back", "queued"]
+    await look_after(store, "me", 86400)
+    found = [(await claimed(store)).incident_id for _ in range(5)]
+    assert sorted(found) == ["given back", "leased", "ours", "queued", "retried"]
     clock.now -= back
+    await look_after(store, "me", 86400)
     assert await nothing(store)  # what this very run holds, it holds: another claim would send it twice
 
 
@@ -120,53 +139,86 @@ async def test_a_clock_that_is_set_back_by_a_moment_ends_no_wait_and_no_lease(st
     clock.now = 1e9
     await told(store, "retried")
     await told(store, "leased")
-    await record(store, await claimed(store), ended_at(clock.now, due_at=clock.now + 300))
+    await end(store, await claimed(store), State.RETRYING, again_in=300.0)
     await claimed(store, owner="them")
     clock.now -= 5
+    await look_after(store, "me", 86400)
     assert await nothing(store)
-    clock.now += 5
-    clock.now += 300
+    clock.now += 305
+    assert (await claimed(store)).incident_id == "leased"
     assert (await claimed(store)).incident_id == "retried"
 
 
-async def test_a_clean_stop_returns_its_own_claims_and_no_others(store: Store) -> None:
-    await told(store, "x")
-    await told(store, "y")
-    mine, _theirs = await claimed(store, owner="me"), await claimed(store, owner="them")
-    await give_back(store, "me")
-    back = await claimed(store)
-    assert (back.delivery_id, back.attempt) == (mine.delivery_id, 1)
-    assert await nothing(store)
+async def test_a_clean_stop_returns_its_own_claims_and_no_others(either: Store) -> None:
+    await told(either, "x")
+    await told(either, "y")
+    mine, _theirs = await claimed(either, owner="me"), await claimed(either, owner="them")
+    await give_back(either, "me")
+    back = await claimed(either)
+    assert (back.delivery_id, back.attempt, back.maybe_sent) == (mine.delivery_id, 1, True)
+    assert await nothing(either)
 
 
-async def test_the_first_receipt_is_that_of_this_episode_on_this_channel(store: Store) -> None:
-    for episode in (1, 1, 1, 2):
-        await told(store, "x", "a", "b", episode=episode)
+async def test_the_first_receipt_is_that_of_this_episode_on_this_channel(either: Store) -> None:
     receipts = []
-    for number in range(1, 5):
-        mine = await claimed(store, "a")
+    for number, episode in enumerate((1, 1, 1, 2), 1):
+        await told(either, "x", "a", "b", episode=episode)
+        mine = await claimed(either, "a")
         receipts.append(mine.first_receipt)
-        await record(store, mine, ended(State.DEAD if number == 1 else State.DELIVERED, number=number))
+        if number == 1:
+            await end(either, mine, State.DEAD)
+        else:
+            await end(either, mine, receipt={"number": str(number)})
     assert receipts == [None, None, {"number": "2"}, None]
-    assert (await claimed(store, "b")).first_receipt is None
+    assert (await claimed(either, "b")).first_receipt is None
 
 
-async def test_an_event_comes_out_as_it_went_in(store: Store) -> None:
+async def test_an_event_comes_out_as_it_went_in(either: Store) -> None:
     event = event_of("resolved", source="eu", truncated_alerts=3)
-    await told(store, "x", event=event)
-    assert (await claimed(store)).event() == event
+    await told(either, "x", event=event)
+    assert decode((await claimed(either)).written_event) == event
 
 
-async def test_a_delivery_is_its_own_receipt_with_each_of_its_attempts(store: Store, clock: Clock) -> None:
-    accepted = await told(store, "x")
-    await record(store, await claimed(store), ended(State.RETRYING, due_at=clock.now))
-    await record(store, await claimed(store), ended(State.DELIVERED))
-    (delivery,) = await recent(store, Filter(state=State.DELIVERED, channel="a"), limit=10)
+async def test_progress_outlives_an_attempt_and_a_restart(database: Database) -> None:
+    async with opened(database, lambda: 1000.0) as store:
+        await told(store, "x")
+        mine = await claimed(store)
+        assert await keep(store, mine, {"have_it": "oncall@example.org"})
+        await end(store, mine, State.RETRYING)
+    async with opened(database, lambda: 1000.0) as store:
+        assert (await claimed(store)).progress == {"have_it": "oncall@example.org"}
+
+
+async def test_large_events_are_claimed_one_by_one(either: Store) -> None:
+    large = event_of(common_annotations={"description": "x" * LARGE})
+    for number in range(3):
+        await told(either, str(number), event=large)
+    assert len((await take(either, limit=3)).claims) == 1
+
+
+async def test_all_events_of_a_long_wait_are_told_in_their_order(either: Store) -> None:
+    await told(either, "x")
+    await end(either, await claimed(either), State.RETRYING)
+    for number in range(40):
+        await told(either, "x", event=event_of(truncated_alerts=number))
+        await told(either, "y", event=event_of(truncated_alerts=1000))
+    claims = {each.incident_id: each for each in (await take(either, limit=3)).claims}
+    told_of = [decode(written).truncated_alerts async for written in told_events(either, claims["x"])]
+    assert told_of == [0, *range(40)]
+
+
+async def test_a_delivery_is_its_own_receipt_with_each_of_its_attempts(either: Store) -> None:
+    accepted = await told(either, "x")
+    await end(either, await claimed(either), State.RETRYING, detail="put off")
+    await end(either, await claimed(either), detail="taken", payload="what was sent")
+    (delivery,) = (await recent(either, Filter(state=State.DELIVERED, channel="a"), limit=10)).deliveries
     assert (delivery.event_id, delivery.attempts, delivery.receipt) == (accepted.event_id, 2, {"number": "1"})
-    assert (delivery.accepted_at, delivery.finished_at) == (1000.0, 1001.5)
-    found = await one(store, delivery.id)
+    found = await one(either, delivery.id)
     assert found is not None
-    assert [(attempt.number, attempt.seconds) for attempt in found[1]] == [(1, 1.5), (2, 1.5)]
-    assert await recent(store, Filter(state=State.DEAD), limit=10) == []
-    assert await recent(store, Filter(channel="b"), limit=10) == []
-    assert await one(store, "unknown") is None
+    assert [(tried.number, tried.seconds, tried.detail) for tried in found.tried] == [
+        (1, 1.5, "put off"),
+        (2, 1.5, "taken"),
+    ]
+    assert found.payload == "what was sent"
+    assert (await recent(either, Filter(state=State.DEAD), limit=10)).deliveries == []
+    assert await one(either, "unknown") is None
