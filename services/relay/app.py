@@ -51,9 +51,8 @@ async def running(settings: RelaySettings, *, clock: Callable[[], float] = time.
         StartError: the database cannot be used.
     """
     async with AsyncExitStack() as stack:
-        unmerged = frozenset(name for name, channel in settings.channels.items() if not channel.merges)
         try:
-            store = await stack.enter_async_context(opened(settings.database, clock, unmerged))
+            store = await stack.enter_async_context(opened(settings.database, clock, settings.unmerged))
         except StoreUnusableError as error:
             raise StartError(str(error)) from None
         metrics_registry = registry()

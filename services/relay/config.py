@@ -221,3 +221,8 @@ class RelaySettings(ServerSettings):
     routes: tuple[Annotated[Route, AfterValidator(_to_known)], ...] = ()
     default_channels: Annotated[tuple[KnownChannel, ...], AfterValidator(_some)]
     watchdogs: Annotated[tuple[Annotated[Watchdog, AfterValidator(_to_known)], ...], AfterValidator(_told_apart)] = ()
+
+    @property
+    def unmerged(self) -> frozenset[str]:
+        """The channels on which every event is told by itself."""
+        return frozenset(name for name, channel in self.channels.items() if not channel.merges)

@@ -14,10 +14,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from services.relay.console.again import OVER, retry_channel
+from services.relay.console.again import NothingToRetryError, UnknownDeliveryError, retry, retry_channel
 from services.relay.console.written import document, moment, state, whole_document, written
 from services.relay.outbox import query, rejected
-from services.relay.outbox.again import again
 from services.relay.outbox.store import Store, StoreUnavailableError
 from shared.auth import Endpoint, guarded
 from shared.other_pages import not_for_other_pages
@@ -78,22 +77,14 @@ class _Deliveries:
         return _error(404, "no such delivery") if record is None else JSONResponse(whole_document(record))
 
     async def retry(self, request: Request) -> Response:
-        delivery_id = request.path_params["id"]
-        record = await query.one(self._store, delivery_id)
-        if record is None:
-            return _error(404, "no such delivery")
-        channel = record.delivery.channel
-        if channel not in self._channels:
-            return _error(409, f"its channel, {channel}, is not configured any more")
-        had = await again(self._store, delivery_id)
-        if had in OVER:
-            return _error(409, f"there is nothing to try again: {OVER[had]}")
-        self._wake([channel])
-        now = await query.one(self._store, delivery_id)
-        if now is None:  # retention has taken it meanwhile
-            return _error(404, "no such delivery")
-        told = {"id": delivery_id, "state": now.delivery.state, "superseded_by": now.delivery.superseded_by}
-        return JSONResponse(told, status_code=202)
+        try:
+            now = await retry(self._store, request.path_params["id"], self._channels)
+        except UnknownDeliveryError as error:
+            return _error(404, str(error))
+        except NothingToRetryError as error:
+            return _error(409, str(error))
+        self._wake([now.channel])
+        return JSONResponse({"id": now.id, "state": now.state, "superseded_by": now.superseded_by}, status_code=202)
 
     async def retry_all(self, request: Request) -> Response:
         channel = request.query_params.get("channel")

@@ -8,7 +8,7 @@ SQLite's file does not shrink: freed pages are used again. (VACUUM would lock ev
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -122,7 +122,8 @@ async def pruning(store: Store, max_age: float, max_deliveries: int, *, every: f
 async def prune(store: Store, max_age: float, max_deliveries: int) -> Pruned:
     """One round. Raises StoreUnavailableError: what was pruned before it stays so."""
     bounds = await store.read(lambda connection: _bounds(connection, max_deliveries))
-    gone = await _walk(store, _Deliveries(max_age, bounds.delivery).step)
+    needed = await store.read(_needed)
+    gone = await _walk(store, _Deliveries(max_age, bounds.delivery, needed).step)
     needed = await store.read(_needed)
     unused = await _walk(store, partial(_prune_events, max_age, bounds.event, needed))
     return Pruned(gone, unused)
@@ -157,15 +158,16 @@ def _needed(connection: Connection) -> dict[str, int]:
     Without one in between, an alert that ended there would be told as if it still fired.
     """
     query = select(_of.incident_id, func.min(_of.first_event)).where(_of.state.in_(_NOT_TOLD)).group_by(_of.incident_id)
-    return dict(connection.execute(query).tuples().all())
+    return dict(connection.execute(query).all())
 
 
 class _Deliveries:
     """The steps of one walk over the deliveries. A step may be done again: the store repeats what was in the way."""
 
-    def __init__(self, max_age: float, bound: int) -> None:
+    def __init__(self, max_age: float, bound: int, not_told: Collection[str]) -> None:
         self._max_age = max_age
         self._bound = bound
+        self._not_told = not_told
         # Of what goes on: the oldest delivery for each (incident, episode, channel), and the oldest that arrived. They
         # say that the channel is told of the incident, and what it replies to.
         self._first: dict[tuple[str, int, str], int] = {}
@@ -189,7 +191,7 @@ class _Deliveries:
         return row.finished_at < cutoff or (row.seq <= self._bound and row.state in _TOLD)
 
     def _is_needed(self, row: Row[Any]) -> bool:
-        if not row.goes_on:
+        if not row.goes_on and row.incident_id not in self._not_told:
             return False
         about = (row.incident_id, row.episode, row.channel)
         first = self._first.setdefault(about, row.seq)

@@ -1,0 +1,52 @@
+"""The outbox for a command, whether a relay runs beside it or not; and a channel's name, as it was typed."""
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import click
+import structlog
+
+from services.relay.config import RelaySettings
+from services.relay.outbox import dialect
+from services.relay.outbox.store import Store, StoreUnavailableError, StoreUnusableError, opened
+from shared.cli import option_or_exit
+
+T = TypeVar("T")
+
+
+def with_outbox(settings: RelaySettings, work: Callable[[Store], Awaitable[T]]) -> T:
+    """What `work` returns; where the database cannot be used, one sentence on standard error, then exit 1."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))  # the sentence says it
+
+    file = Path(str(settings.database.database))
+    if dialect.is_sqlite(settings.database) and not file.exists():  # the store would make it
+        click.echo(f"there is no database {file}; start the relay, or set another `database`", err=True)
+        sys.exit(1)
+
+    async def run() -> T:
+        async with opened(settings.database, time.time, settings.unmerged) as store:
+            return await work(store)
+
+    try:
+        return asyncio.run(run())
+    except StoreUnusableError as error:
+        click.echo(str(error), err=True)
+    except StoreUnavailableError as error:
+        click.echo(f"the outbox cannot be used now, try again: {error}", err=True)
+    sys.exit(1)
+
+
+def channel_or_exit(settings: RelaySettings, name: str) -> str:
+    """The name of a configured channel; where it is none, one line on standard error, then exit 2."""
+
+    def known(given: str) -> str:
+        if given not in settings.channels:
+            raise ValueError(f"no such channel; expected one of {', '.join(sorted(settings.channels))}")
+        return given
+
+    return option_or_exit("--channel", known, name)

@@ -1,0 +1,81 @@
+"""`retry`: tries again what was given up."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+
+from services.relay.commands.outbox import channel_or_exit, with_outbox
+from services.relay.config import RelaySettings
+from services.relay.console.again import STEP, NothingToRetryError, UnknownDeliveryError, retry, retry_channel
+from services.relay.outbox import query
+from services.relay.outbox.store import Store
+from shared.cli import load_or_exit
+
+_EXAMPLES: Final = """\b
+Examples:
+  keypulse-relay --config relay.yml retry 5f0c8e4f1b3f4c1e9a52d1f7f6a3b9d2
+  keypulse-relay --config relay.yml retry --channel slack-critical
+  keypulse-relay --config relay.yml retry --all"""
+
+
+@click.command("retry", short_help="Try again what was given up.", epilog=_EXAMPLES)
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@click.option("--channel", help="All that were given up on this channel.")
+@click.option("--all", "all_channels", is_flag=True, help="All that were given up on every configured channel.")
+@click.pass_obj
+def command(config: Path | None, ids: tuple[str, ...], channel: str | None, all_channels: bool) -> None:
+    """Try again what was given up (dead): it tells the current state of its incident. What waits is due at once.
+
+    A relay that runs notices within seconds; else it goes out at the next start.
+    """
+    settings = load_or_exit(RelaySettings, config)
+    if [bool(ids), channel is not None, all_channels].count(True) != 1:
+        click.echo("expected one of: IDs, --channel, --all", err=True)
+        sys.exit(2)
+    if ids:
+        retried, problems = with_outbox(settings, lambda store: _each(store, ids, settings))
+    else:
+        names = [channel_or_exit(settings, channel)] if channel is not None else sorted(settings.channels)
+        retried, problems = with_outbox(settings, lambda store: _channels(store, names)), []
+    for problem in problems:
+        click.echo(problem, err=True)
+    click.echo(f"{retried} to be sent again")
+    sys.exit(1 if problems else 0)
+
+
+async def _each(store: Store, ids: Sequence[str], settings: RelaySettings) -> tuple[int, list[str]]:
+    """How many are tried again, and a line for each of the others."""
+    problems = []
+    with _progress(len(ids)) as advance:
+        for delivery_id in ids:
+            try:
+                await retry(store, delivery_id, settings.channels)
+            except (UnknownDeliveryError, NothingToRetryError) as error:
+                problems.append(f"{delivery_id}: {error}")
+            advance(1)
+    return len(ids) - len(problems), problems
+
+
+async def _channels(store: Store, names: Sequence[str]) -> int:
+    retried = 0
+    with _progress(sum([await query.dead(store, name) for name in names])) as advance:
+        for name in names:
+            async for taken in retry_channel(store, name):
+                retried += taken
+                advance(taken)
+    return retried
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[float], None]]:
+    """A bar on standard error, where a person looks at it and it is more than one step."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal or total <= STEP) as progress:
+        yield partial(progress.advance, progress.add_task("to be sent again", total=total))

@@ -1,0 +1,34 @@
+"""`send-test`: whether a channel works."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Final
+
+import click
+
+from services.relay.app import send_test
+from services.relay.channels.channel import SendError
+from services.relay.commands.outbox import channel_or_exit
+from services.relay.config import RelaySettings
+from shared.cli import load_or_exit
+
+_EXAMPLES: Final = """\b
+Example:
+  keypulse-relay --config relay.yml send-test --channel slack-critical"""
+
+
+@click.command("send-test", short_help="Send a test page and its all-clear.", epilog=_EXAMPLES)
+@click.option("--channel", required=True, help="The name of a channel in the configuration.")
+@click.pass_obj
+def command(config: Path | None, channel: str) -> None:
+    """Send a test page and its all-clear on one channel, and print what the provider answered."""
+    settings = load_or_exit(RelaySettings, config)
+    channel_or_exit(settings, channel)
+    try:
+        for receipt in asyncio.run(send_test(settings, channel)):
+            click.echo(json.dumps(dict(receipt)))
+    except SendError as error:
+        click.echo(f"{channel}: not sent ({error.reason}): {error.detail}", err=True)
+        sys.exit(1)
