@@ -67,7 +67,8 @@ events = Table(
     Column("fingerprint", Text, nullable=False),  # what a twin of this event would equal
     Column("accepted_at", Double, nullable=False),
     Column("event", LargeBinary, nullable=False),  # as `encode` writes it
-    Column("body", LargeBinary, nullable=False),  # the webhook as it came, with fields that this version does not know
+    # The webhook as it came, with fields that this version does not know; empty for an event of the relay's own.
+    Column("body", LargeBinary, nullable=False),
     sqlite_autoincrement=True,  # a seq is never given twice, whatever is deleted
 )
 
@@ -161,6 +162,7 @@ _index(
     where="state IN ('queued', 'sending', 'retrying', 'dead')",
 )
 _index("events_of_incident", events.c.incident_id, events.c.seq)
+_index("events_of_ours", events.c.incident_id, events.c.seq, where="length(body) = 0")
 
 _events: Final = TypeAdapter(Event)
 

@@ -6,6 +6,7 @@ https://github.com/prometheus/alertmanager/blob/main/api/v2/openapi.yaml
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Annotated, Final
 
 from pydantic import AwareDatetime, BaseModel, Field, TypeAdapter, ValidationError
@@ -25,6 +26,14 @@ class PeerError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Active:
+    """An alert that fires and is neither silenced nor inhibited."""
+
+    starts_at: datetime
+    receivers: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Known:
     """What one Alertmanager knows."""
 
@@ -32,14 +41,27 @@ class Known:
     """When it started, in unix seconds by its clock."""
     fingerprints: frozenset[str]
     """Of every alert that has not ended, whether it is told of or not."""
+    active: Mapping[str, Active]
+    """Those of them that are told of, by fingerprint."""
 
 
 class _Status(BaseModel):
     uptime: AwareDatetime  # in spite of its name the moment of its start
 
 
+class _Receiver(BaseModel):
+    name: str
+
+
+class _AlertStatus(BaseModel):
+    state: str  # active, suppressed, unprocessed
+
+
 class _Alert(BaseModel):
     fingerprint: str
+    starts_at: AwareDatetime = Field(alias="startsAt")
+    receivers: list[_Receiver]
+    status: _AlertStatus
 
 
 _alerts: Final = TypeAdapter(Annotated[list[_Alert], Field(fail_fast=True)])
@@ -63,14 +85,13 @@ class Peer:
         try:
             status = _Status.model_validate_json(await self._get("/api/v2/status"))
             body = await self._get(_ALERTS)
-            fingerprints = await asyncio.to_thread(_fingerprints, body)  # megabytes may take their time
+            return await asyncio.to_thread(_known, status.uptime.timestamp(), body)  # megabytes may take their time
         except TimeoutError:
             raise PeerError(f"no answer within {_ANSWER_SECONDS:g} s") from None
         except (SendError, SecretUnreadableError) as error:
             raise PeerError(str(error)) from None
         except ValidationError:
             raise PeerError("its answer is not that of Alertmanager's API, version 2") from None
-        return Known(status.uptime.timestamp(), fingerprints)
 
     async def close(self) -> None:
         """Closes its connections."""
@@ -95,5 +116,11 @@ class Peer:
         return {"Authorization": f"Bearer {self._token.value()}"} if self._token else {}
 
 
-def _fingerprints(body: bytes) -> frozenset[str]:
-    return frozenset(alert.fingerprint for alert in _alerts.validate_json(body))
+def _known(since: float, body: bytes) -> Known:
+    alerts = _alerts.validate_json(body)
+    active = {
+        alert.fingerprint: Active(alert.starts_at.astimezone(UTC), frozenset(each.name for each in alert.receivers))
+        for alert in alerts
+        if alert.status.state == "active"
+    }
+    return Known(since, frozenset(alert.fingerprint for alert in alerts), active)

@@ -6,22 +6,25 @@ alerts it has not known for a while. A false all-clear is worse than a late one,
 - What Alertmanager cut off cannot be compared, so an incident with truncated alerts is never closed here.
 - Where some alerts of a group are gone and others fire, Alertmanager goes on telling of it.
 - How long they have been gone is counted anew after a round in which no Alertmanager counted, and after a restart.
+
+Alertmanager's own log still says that it has told of such an alert: should it fire again, it would be silent until its
+`repeat_interval` is over, with our all-clear standing. So the relay tells that, too.
+https://github.com/prometheus/alertmanager/blob/main/notify/notify.go, DedupStage.needsUpdate
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
 
-from services.relay.model import Status
-from services.relay.outbox.incidents import PAGE, OpenIncident, open_incidents
-from services.relay.watch.alertmanager import Peer, PeerError
+from services.relay.model import Event, Status
+from services.relay.outbox.incidents import Incident, closed_by_us, open_incidents
+from services.relay.watch.alertmanager import Active, Peer, PeerError
 from services.relay.watch.telling import SOURCE, Teller
 
-NOTE: Final = "Closed by the relay: it ended while silenced or inhibited, and Alertmanager sends no all-clear then."
+ENDED: Final = "Closed by the relay: it ended while silenced or inhibited, and Alertmanager sends no all-clear then."
+AGAIN: Final = "It fires again since the relay closed it; Alertmanager will tell of it only after its repeat_interval."
 
 log = structlog.get_logger(__name__)
 
@@ -41,7 +44,8 @@ class Waits:
 class _Sight:
     """What all Alertmanagers together know."""
 
-    fingerprints: frozenset[str]
+    fingerprints: Collection[str]
+    active: Mapping[str, Active]
     counted: int
     """How many of them answered, and have been up for long enough."""
 
@@ -53,34 +57,55 @@ class Reconcile:
         teller: tells the ends.
         peers: every Alertmanager that sends here; at least one.
         waits: how long things must have been so.
+        monotonic: seconds that no clock change touches.
     """
 
-    def __init__(self, teller: Teller, peers: Sequence[Peer], waits: Waits) -> None:
+    def __init__(self, teller: Teller, peers: Sequence[Peer], waits: Waits, monotonic: Callable[[], float]) -> None:
         self._teller = teller
+        self._monotonic = monotonic
         self._peers = peers
         self._waits = waits
         self._problems: dict[str, str] = {}
         self._absent_since: dict[str, float] = {}
         """By the id of the incident's latest event: where another came, its alerts have been there again."""
+        self._back: set[str] = set()
+        """The latest events of closed incidents that fired again at the last round."""
 
     async def round(self) -> float:
         """Compares once; gives the seconds until the next round. Raises StoreUnavailableError."""
         sight = await self._look()
-        before, self._absent_since = self._absent_since, {}
-        if sight.counted:
-            now = asyncio.get_running_loop().time()
-            async for incident in self._open():
-                if not self._is_gone(incident, sight):
-                    continue
-                since = before.get(incident.event_id, now)
-                if now - since < self._waits.absent:
-                    self._absent_since[incident.event_id] = since
-                elif await self._teller.end(incident, NOTE):
-                    log.info("an incident ended while silenced or inhibited", incident=incident.id)
+        await self._close(sight)
+        await self._open_again(sight)
         return self._waits.between_rounds
+
+    async def _close(self, sight: _Sight) -> None:
+        before, self._absent_since = self._absent_since, {}
+        if not sight.counted:
+            return
+        now = self._monotonic()
+        async for incident in open_incidents(self._teller.store):
+            if not self._is_gone(incident, sight):
+                continue
+            since = before.get(incident.event_id, now)
+            if now - since < self._waits.absent:
+                self._absent_since[incident.event_id] = since
+            elif await self._teller.end(incident, ENDED):
+                log.info("an incident ended while silenced or inhibited", incident=incident.id)
+
+    async def _open_again(self, sight: _Sight) -> None:
+        before, self._back = self._back, set()
+        async for incident in closed_by_us(self._teller.store):
+            event = _back(incident.event, sight) if incident.event else None
+            if event is None:
+                continue
+            if incident.event_id not in before:
+                self._back.add(incident.event_id)  # Alertmanager may still tell of it, or be told of what inhibits it
+            elif await self._teller.follow(incident, event):
+                log.info("an incident that the relay had closed fires again", incident=incident.id)
 
     async def _look(self) -> _Sight:
         fingerprints: set[str] = set()
+        active: dict[str, Active] = {}
         counted = 0
         for peer in self._peers:  # one after the other: each answer may have megabytes
             try:
@@ -89,22 +114,13 @@ class Reconcile:
                 self._say(peer, str(error))
                 continue
             fingerprints |= known.fingerprints
+            active |= known.active
             young = self._teller.store.clock() - known.since < self._waits.up
             counted += not young
             self._say(peer, f"it started less than {self._waits.up:g} s ago" if young else None)
-        return _Sight(frozenset(fingerprints), counted)
+        return _Sight(fingerprints, active, counted)
 
-    async def _open(self) -> AsyncIterator[OpenIncident]:
-        """Every open incident, page by page."""
-        page = await self._teller.store.read(partial(open_incidents, after=""))
-        while page:
-            for incident in page:
-                yield incident
-            page = (
-                await self._teller.store.read(partial(open_incidents, after=page[-1].id)) if len(page) == PAGE else []
-            )
-
-    def _is_gone(self, incident: OpenIncident, sight: _Sight) -> bool:
+    def _is_gone(self, incident: Incident, sight: _Sight) -> bool:
         event = incident.event
         if event is None or event.source == SOURCE or event.truncated_alerts:
             return False
@@ -124,3 +140,13 @@ class Reconcile:
         else:
             log.warning("open incidents are not compared with an Alertmanager", url=peer.url, problem=problem)
             self._problems[peer.url] = problem
+
+
+def _back(event: Event, sight: _Sight) -> Event | None:
+    """What fires again of an incident that the relay closed, and is told of; None where nothing does."""
+    alerts = tuple(
+        replace(alert, status=Status.FIRING, starts_at=active.starts_at, ends_at=None)
+        for alert in event.alerts
+        if (active := sight.active.get(alert.fingerprint)) and event.receiver in active.receivers
+    )
+    return replace(event, status=Status.FIRING, alerts=alerts, note=AGAIN) if alerts else None

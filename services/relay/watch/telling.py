@@ -1,4 +1,4 @@
-"""Events that the relay makes itself: the beginning of an incident of its own, and the end of one that goes on.
+"""Events that the relay makes itself: the beginning of an incident of its own, and what follows in one that is known.
 
 They are accepted like a webhook. Replicas see the same at the same time, and one may stop in between: so both are
 decided within the transaction, and told once.
@@ -13,7 +13,7 @@ from services.relay import identity
 from services.relay.metrics import Metrics
 from services.relay.model import Alert, Event, Status
 from services.relay.outbox.accept import Decide, Incoming, Known, Plan, accept
-from services.relay.outbox.incidents import OpenIncident
+from services.relay.outbox.incidents import Incident
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store
 
@@ -101,29 +101,32 @@ class Teller:
 
         return await self._accept(event, decide)
 
-    async def end(self, incident: OpenIncident, note: str) -> bool:
-        """Tells every channel on which an incident is open that all of it is over; False where it has changed since.
+    async def end(self, incident: Incident, note: str) -> bool:
+        """Tells that all of an incident is over; as `follow`, with a note for the reader."""
+        return incident.event is not None and await self.follow(incident, over(incident.event, self.now(), note))
+
+    async def follow(self, incident: Incident, event: Event) -> bool:
+        """Tells what follows, on every channel that its latest episode was told on; False where it has changed since.
 
         Args:
             incident: as it was read.
-            note: what the reader should know of it.
+            event: what follows.
 
         Raises:
             StoreUnavailableError: nothing was committed.
         """
-        if incident.event is None:
-            return False
-        event = over(incident.event, self.now(), note)
 
         def decide(known: Known | None, now: float) -> Plan | None:
-            unchanged = known is None or (known.open and known.event_id == incident.event_id)
-            return self._plan(event, known, now, ()) if unchanged else None
+            if known is None or known.event_id != incident.event_id:
+                return None
+            return self._plan(event, known, now, known.open_on)
 
         return await self._accept(event, decide)
 
-    def _plan(self, event: Event, known: Known | None, now: float, routed: Collection[str]) -> Plan | None:
+    def _plan(self, event: Event, known: Known | None, now: float, channels: Collection[str]) -> Plan | None:
+        routed = tuple(sorted(set(channels).intersection(self.channels)))
         # Without a window: no second Alertmanager tells of the same.
-        return identity.plan(event, known, now=now, duplicate_window=0, routed=tuple(routed), configured=self.channels)
+        return identity.plan(event, known, now=now, duplicate_window=0, routed=routed, configured=self.channels)
 
     async def _accept(self, event: Event, decide: Decide) -> bool:
         incoming = Incoming(

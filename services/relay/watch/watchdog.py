@@ -5,8 +5,7 @@ channels, and its end with the next heartbeat. The same heartbeats are passed on
 which notices when they stop, and so when the relay is gone.
 """
 
-import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -58,26 +57,28 @@ class Guard:
     Args:
         teller: tells it.
         watchdogs: the configured ones.
+        monotonic: seconds that no clock change touches.
     """
 
-    def __init__(self, teller: Teller, watchdogs: Sequence[Watchdog]) -> None:
+    def __init__(self, teller: Teller, watchdogs: Sequence[Watchdog], monotonic: Callable[[], float]) -> None:
         self._teller = teller
         self._watchdogs = watchdogs
+        self._monotonic = monotonic
         # Of a time when no heartbeat could have been kept, nothing is concluded: before the start, ...
-        self._able_since = asyncio.get_running_loop().time()
+        self._able_since = self._monotonic()
 
     async def look(self) -> float:
         """Looks once; gives the seconds until the next look. Raises StoreUnavailableError."""
         try:
             return await self._look()
         except StoreUnavailableError:
-            self._able_since = asyncio.get_running_loop().time()  # ... and while the outbox took none
+            self._able_since = self._monotonic()  # ... and while the outbox took none
             raise
 
     async def _look(self) -> float:
         store, names = self._teller.store, [watchdog.name for watchdog in self._watchdogs]
         silent_for = await store.run(lambda transaction: outbox.silent_for(transaction, names))
-        able_for = asyncio.get_running_loop().time() - self._able_since
+        able_for = self._monotonic() - self._able_since
         pause = _LOOK_SECONDS
         for watchdog in self._watchdogs:
             absent = watchdog.absent()

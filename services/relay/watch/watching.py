@@ -1,6 +1,7 @@
 """The watch put together: its tasks run side by side until they are cancelled."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -58,7 +59,7 @@ class Watching:
         turns: dict[str, Callable[[], Awaitable[float]]] = {"quarantine": notice.look}
         async with AsyncExitStack() as stack:
             if watched.watchdogs:
-                turns["watchdogs"] = Guard(self._teller, watched.watchdogs).look
+                turns["watchdogs"] = Guard(self._teller, watched.watchdogs, time.monotonic).look
             for name, outside in self._outsides.items():
                 stack.push_async_callback(outside.close)
                 turns[f"outside address of {name}"] = outside.pass_on
@@ -67,7 +68,7 @@ class Watching:
                 peers = [Peer(url, token) for url in watched.alertmanagers]
                 for peer in peers:
                     stack.push_async_callback(peer.close)
-                turns["reconcile"] = Reconcile(self._teller, peers, watched.waits).round
+                turns["reconcile"] = Reconcile(self._teller, peers, watched.waits, time.monotonic).round
             async with asyncio.TaskGroup() as tasks:
                 for name, turn in turns.items():
                     tasks.create_task(again_and_again(name, turn), name=f"watch {name}")

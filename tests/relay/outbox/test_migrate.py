@@ -45,7 +45,7 @@ def test_the_tables_are_those_that_the_program_works_with(engine: Engine) -> Non
 
         assert differences(connection) == []
         made = conditions(connection)
-        assert made.keys() == {"deliveries_due", "deliveries_in_order", "deliveries_counted"}
+        assert made.keys() == {"deliveries_due", "deliveries_in_order", "deliveries_counted", "events_of_ours"}
     with engine.begin() as connection:
         for table in reversed(schema.metadata.sorted_tables):
             table.drop(connection)

@@ -47,6 +47,8 @@ def upgrade(op: Operations) -> None:
         postgresql_where=unfinished,
     )
     op.create_index("events_of_incident", "events", ["incident_id", "seq"])
+    ours = text("length(body) = 0")
+    op.create_index("events_of_ours", "events", ["incident_id", "seq"], sqlite_where=ours, postgresql_where=ours)
     _merge(op.get_bind())
     if op.get_bind().dialect.name == "sqlite":
         op.execute("PRAGMA user_version = 2")  # keypulse 0.1 would write into it; so it says that it is too old

@@ -1,0 +1,97 @@
+"""When a watchdog was seen, on both stores."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from sqlalchemy import insert, update
+
+from services.relay.outbox.accept import Incoming, Plan, accept
+from services.relay.outbox.database import Database
+from services.relay.outbox.schema import deliveries, watchdogs
+from services.relay.outbox.store import Store, opened
+from services.relay.outbox.watchdogs import drains, last_seen, seen, silent_for
+from tests.relay.watch.told import START, event
+
+AGES = 100.0
+
+
+@pytest.fixture
+async def store(database: Database) -> AsyncIterator[Store]:
+    async with opened(database, lambda: START) as store:
+        yield store
+
+
+async def now(store: Store) -> float:
+    return await store.run(lambda transaction: transaction.now)
+
+
+async def silences(store: Store, *names: str) -> dict[str, float]:
+    return dict(await store.run(lambda transaction: silent_for(transaction, names)))
+
+
+async def set_back(store: Store, name: str, seconds: float) -> None:
+    """As if it had been seen so long before."""
+    earlier = update(watchdogs).where(watchdogs.c.name == name).values(seen_at=watchdogs.c.seen_at - seconds)
+    await store.run(lambda transaction: transaction.connection.execute(earlier))
+
+
+async def test_one_that_was_never_seen_is_awaited_from_the_first_question_on(store: Store) -> None:
+    assert (await silences(store, "Watchdog"))["Watchdog"] < 5
+    await set_back(store, "Watchdog", AGES)
+    assert (await silences(store, "Watchdog"))["Watchdog"] == pytest.approx(AGES, abs=5)
+
+
+async def test_a_heartbeat_ends_the_silence_of_its_watchdog_alone(store: Store) -> None:
+    await silences(store, "Watchdog", "Other")
+    for name in ("Watchdog", "Other"):
+        await set_back(store, name, AGES)
+    await seen(store, ["Watchdog"])
+    silent = await silences(store, "Watchdog", "Other")
+    assert silent["Watchdog"] < 5
+    assert silent["Other"] == pytest.approx(AGES, abs=5)
+
+
+async def test_heartbeats_of_several_watchdogs_and_at_once_are_all_kept(store: Store) -> None:
+    await asyncio.gather(seen(store, ["a", "b"]), seen(store, ["b", "a"]), seen(store, {"c"}), seen(store, []))
+    assert set(await store.read(last_seen)) == {"a", "b", "c"}
+
+
+async def test_it_is_asked_only_for_those_that_are_configured(store: Store) -> None:
+    await seen(store, ["gone"])
+    assert set(await silences(store, "Watchdog")) == {"Watchdog"}
+    assert await silences(store) == {}
+
+
+async def test_a_heartbeat_never_moves_it_backwards(store: Store) -> None:
+    future = await now(store) + 5
+    row = insert(watchdogs).values(name="Watchdog", seen_at=future)
+    await store.run(lambda transaction: transaction.connection.execute(row))
+    await seen(store, ["Watchdog"])
+    assert await store.read(last_seen) == {"Watchdog": future}
+    assert await silences(store, "Watchdog") == {"Watchdog": 0}
+
+
+async def test_a_clock_that_was_set_back_hides_no_absence(store: Store) -> None:
+    moment = await now(store)
+    row = insert(watchdogs).values(name="Watchdog", seen_at=moment + 3600)
+    await store.run(lambda transaction: transaction.connection.execute(row))
+    await silences(store, "Watchdog")
+    assert (await store.read(last_seen))["Watchdog"] == pytest.approx(moment, abs=5)
+
+
+async def test_the_outbox_drains_unless_something_unsent_is_too_old(store: Store) -> None:
+    async def draining(*channels: str) -> bool:
+        return await store.run(lambda transaction: drains(transaction, channels, within=300))
+
+    assert await draining("slack")
+    incoming = Incoming(event(), "incident", "", "KMSTest", b"{}")
+    await accept(store, incoming, lambda _known, _now: Plan(1, open=True, channels=("slack",)))
+    assert await draining("slack")
+    older = update(deliveries).values(accepted_at=deliveries.c.accepted_at - 400)
+    await store.run(lambda transaction: transaction.connection.execute(older))
+    assert not await draining("slack", "email")
+    assert await draining("email")
+    done = update(deliveries).values(finished_at=deliveries.c.accepted_at)
+    await store.run(lambda transaction: transaction.connection.execute(done))
+    assert await draining("slack")

@@ -1,0 +1,81 @@
+"""A webhook in quarantine is told on the default channels, once, until none came for an hour."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services.relay.model import Status
+from services.relay.outbox import database, rejected
+from services.relay.outbox.rejected import Rejected
+from services.relay.watch.notice import Notice
+from tests.relay.watch.told import Clock, Desk, desk
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def at(tmp_path: Path, clock: Clock) -> AsyncIterator[Desk]:
+    async with desk(database.sqlite(tmp_path / "relay.db"), clock) as at:
+        yield at
+
+
+async def quarantined(at: Desk, reason: str = "the body: is no JSON") -> None:
+    await rejected.keep(at.store, Rejected("", 400, reason, b"{"), entries=100)
+
+
+def notice(at: Desk) -> Notice:
+    return Notice(at.teller, ["slack", "email"])
+
+
+async def test_an_empty_quarantine_is_not_told(at: Desk) -> None:
+    await notice(at).look()
+    assert await at.told() == []
+
+
+async def test_a_new_entry_is_told_once_by_whichever_replica_looks_first(at: Desk) -> None:
+    await quarantined(at, "older")
+    await quarantined(at)
+    for replica in (notice(at), notice(at)):
+        await replica.look()
+    ((told, channels),) = await at.told()
+    assert channels == {"slack", "email"}
+    assert told.common_labels == {"alertname": "RelayWebhookQuarantined", "severity": "warning"}
+    description = told.common_annotations["description"]
+    assert description.startswith("2 webhooks were not accepted")
+    assert "the last one because: the body: is no JSON." in description
+    assert "GET /api/quarantine" in description
+
+
+async def test_it_ends_when_none_came_for_an_hour_and_begins_anew_with_the_next(at: Desk, clock: Clock) -> None:
+    await quarantined(at)
+    await notice(at).look()
+    clock.go(3000)
+    await quarantined(at)
+    clock.go(3000)
+    await notice(at).look()
+    assert len(await at.told()) == 1
+    clock.go(600)
+    await notice(at).look()
+    await quarantined(at)
+    await notice(at).look()
+    statuses = [told.event.status for told in await at.told()]
+    assert statuses == [Status.FIRING, Status.RESOLVED, Status.FIRING]
+
+
+async def test_a_start_does_not_tell_what_is_over_an_hour_old(at: Desk, clock: Clock) -> None:
+    await quarantined(at)
+    clock.go(3600)
+    await notice(at).look()
+    assert await at.told() == []
+
+
+async def test_a_reason_that_quotes_what_was_sent_stays_one_short_line(at: Desk) -> None:
+    await quarantined(at, "labels:\n\x1b[31m\u202e" + "<!channel> " * 1000)
+    await notice(at).look()
+    description = (await at.told())[0].event.common_annotations["description"]
+    assert len(description) < 500
+    assert not set(description) & {"\n", "\x1b", "\u202e"}

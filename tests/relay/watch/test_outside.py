@@ -1,0 +1,169 @@
+"""A heartbeat is passed on outside while the outbox drains, and the address is never shown."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from structlog.testing import capture_logs
+
+from services.relay.model import Status
+from services.relay.outbox import database
+from services.relay.watch.outside import Outside
+from tests.relay.watch.told import CHANNELS, Clock, Desk, desk, event
+
+PATH = "/ping/3c0de-a-secret"
+
+
+@dataclass
+class Switch:
+    """A dead man's switch outside."""
+
+    url: str = ""
+    status: int = 200
+    asked: list[str] = field(default_factory=list)
+
+    async def take(self, request: web.Request) -> web.Response:
+        self.asked.append(f"{request.method} {request.path}")
+        headers = {"Location": "/elsewhere"} if self.status == 302 else {}
+        return web.Response(status=self.status, headers=headers)
+
+
+@pytest.fixture
+async def switch() -> AsyncIterator[Switch]:
+    switch = Switch()
+    app = web.Application()
+    app.router.add_get("/{anything:.*}", switch.take)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    switch.url = f"http://127.0.0.1:{runner.addresses[0][1]}{PATH}"
+    yield switch
+    await runner.cleanup()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def at(tmp_path: Path, clock: Clock) -> AsyncIterator[Desk]:
+    async with desk(database.sqlite(tmp_path / "relay.db"), clock) as at:
+        yield at
+
+
+@pytest.fixture
+def file(tmp_path: Path, switch: Switch) -> Path:
+    file = tmp_path / "ping_url"
+    file.write_text(switch.url + "\n")
+    return file
+
+
+@pytest.fixture
+async def outside(at: Desk, file: Path) -> AsyncIterator[Outside]:
+    outside = Outside("Watchdog", file, at.store, CHANNELS)
+    yield outside
+    await outside.close()
+
+
+async def test_each_heartbeat_is_passed_on_and_those_in_between_together(outside: Outside, switch: Switch) -> None:
+    outside.heartbeat()
+    outside.heartbeat()
+    await outside.pass_on()
+    assert switch.asked == [f"GET {PATH}"]
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(outside.pass_on(), 0.05)  # without another heartbeat nothing is asked
+    outside.heartbeat()
+    await outside.pass_on()
+    assert len(switch.asked) == 2
+
+
+async def test_it_is_not_asked_while_something_waits_for_over_five_minutes(
+    outside: Outside, switch: Switch, at: Desk, clock: Clock
+) -> None:
+    await at.accept(event(("A", Status.FIRING)), "email")
+    clock.go(300)
+    outside.heartbeat()
+    await outside.pass_on()
+    assert len(switch.asked) == 1
+    clock.go(1)
+    outside.heartbeat()
+    with capture_logs() as logs:
+        await outside.pass_on()
+    assert len(switch.asked) == 1
+    assert [line["event"] for line in logs] == ["the outside address is not asked while the outbox does not drain"]
+
+
+async def test_what_waits_for_a_channel_that_is_gone_does_not_hold_it_up(
+    at: Desk, file: Path, switch: Switch, clock: Clock
+) -> None:
+    await at.accept(event(("A", Status.FIRING)), "email")
+    clock.go(301)
+    outside = Outside("Watchdog", file, at.store, ["slack"])
+    outside.heartbeat()
+    await outside.pass_on()
+    await outside.close()
+    assert len(switch.asked) == 1
+
+
+def refused(file: Path, switch: Switch) -> None:
+    switch.status = 404
+
+
+def redirected(file: Path, switch: Switch) -> None:
+    switch.status = 302
+
+
+def unreachable(file: Path, switch: Switch) -> None:
+    file.write_text(f"http://127.0.0.1:1{PATH}")
+
+
+def in_plaintext(file: Path, switch: Switch) -> None:
+    file.write_text(f"http://ping.example.org{PATH}")
+
+
+def no_address(file: Path, switch: Switch) -> None:
+    file.write_text(PATH)
+
+
+def missing(file: Path, switch: Switch) -> None:
+    file.unlink()
+
+
+def mended(file: Path, switch: Switch) -> None:
+    switch.status = 200
+    file.write_text(switch.url + "\n\n")  # of another length: it is read again
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (refused, "it answered HTTP 404"),
+        (redirected, "a redirect"),
+        (unreachable, "no connection"),
+        (in_plaintext, "expected https://"),
+        (no_address, "expected a URL"),
+        (missing, "No such file"),
+    ],
+)
+async def test_one_that_fails_is_logged_without_the_address_and_tried_with_the_next_heartbeat(
+    spoil: Callable[[Path, Switch], None], words: str, outside: Outside, file: Path, switch: Switch
+) -> None:
+    spoil(file, switch)
+    outside.heartbeat()
+    with capture_logs() as logs:
+        assert await outside.pass_on() == 0
+    (line,) = logs
+    assert words in line["problem"]
+    assert PATH not in str(line)
+    assert "/elsewhere" not in str(switch.asked)
+
+    mended(file, switch)
+    outside.heartbeat()
+    with capture_logs() as logs:
+        await outside.pass_on()
+    assert logs == []
+    assert switch.asked[-1] == f"GET {PATH}"

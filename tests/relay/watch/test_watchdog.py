@@ -1,0 +1,117 @@
+"""A watchdog that stays away is told once, and its return too; a relay that could not have seen it says nothing."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services.relay.model import Status
+from services.relay.outbox import database, watchdogs
+from services.relay.outbox.store import StoreUnavailableError
+from services.relay.watch.watchdog import Guard, Watchdog
+from tests.relay.watch.told import Clock, Desk, desk
+
+WATCHDOG = Watchdog("Watchdog", 180.0, ("email", "pagerduty"), None)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def at(tmp_path: Path, clock: Clock) -> AsyncIterator[Desk]:
+    async with desk(database.sqlite(tmp_path / "relay.db"), clock) as at:
+        yield at
+
+
+def started(at: Desk, clock: Clock, *others: Watchdog) -> Guard:
+    return Guard(at.teller, [WATCHDOG, *others], clock.steady)
+
+
+async def look_after(seconds: float, guard: Guard, clock: Clock) -> float:
+    clock.go(seconds)
+    return await guard.look()
+
+
+async def test_one_that_was_never_seen_is_told_after_its_time_and_once(at: Desk, clock: Clock) -> None:
+    guard = started(at, clock)
+    await guard.look()
+    await look_after(179, guard, clock)
+    assert await at.told() == []
+    for _ in range(3):
+        await look_after(1, guard, clock)
+    ((told, channels),) = await at.told()
+    assert channels == {"email", "pagerduty"}
+    assert told.common_labels == {"alertname": "WatchdogAbsent", "severity": "critical", "watchdog": "Watchdog"}
+    assert "Prometheus, Alertmanager or the way between" in told.common_annotations["description"]
+    assert "Watchdog" in told.group_key
+
+
+async def test_one_that_is_seen_in_time_is_not_told(at: Desk, clock: Clock) -> None:
+    guard = started(at, clock)
+    for _ in range(5):
+        await look_after(170, guard, clock)
+        await watchdogs.seen(at.store, ["Watchdog"])
+    await guard.look()
+    assert await at.told() == []
+
+
+async def test_a_heartbeat_that_returns_ends_it_on_whichever_replica_looks_next(at: Desk, clock: Clock) -> None:
+    guard, other = started(at, clock), started(at, clock)
+    await look_after(180, guard, clock)  # the first look begins to wait for it
+    await look_after(180, guard, clock)
+    await other.look()
+    await watchdogs.seen(at.store, ["Watchdog"])
+    await other.look()
+    await guard.look()
+    told = await at.told()
+    assert [told.event.status for told in told] == [Status.FIRING, Status.RESOLVED]
+    assert told[-1].channels == {"email", "pagerduty"}
+    assert told[-1].event.note == "The heartbeats are back."
+
+
+async def test_a_relay_that_was_down_waits_before_it_tells_and_before_it_believes(at: Desk, clock: Clock) -> None:
+    await started(at, clock).look()
+    clock.go(3600)
+    guard = started(at, clock)  # a new process; nothing was seen for an hour, for it was down itself
+    await guard.look()
+    await look_after(179, guard, clock)
+    assert await at.told() == []
+    await look_after(1, guard, clock)
+    assert len(await at.told()) == 1
+
+    restarted = started(at, clock)
+    await restarted.look()
+    assert len(await at.told()) == 1, "a start is no heartbeat"
+
+
+async def test_an_outbox_that_took_no_heartbeats_is_no_absence(at: Desk, clock: Clock) -> None:
+    guard = started(at, clock)
+    await guard.look()
+    clock.go(3600)
+    at.store._closed = True
+    with pytest.raises(StoreUnavailableError):
+        await guard.look()
+    at.store._closed = False
+    await look_after(179, guard, clock)
+    assert await at.told() == []
+    await look_after(1, guard, clock)
+    assert len(await at.told()) == 1
+
+
+async def test_one_that_stays_away_is_told_though_another_is_seen(at: Desk, clock: Clock) -> None:
+    guard = started(at, clock, Watchdog("Other", 60.0, ("slack",), None))
+    await guard.look()
+    clock.go(60)
+    await watchdogs.seen(at.store, ["Watchdog"])
+    await guard.look()
+    ((told, channels),) = await at.told()
+    assert (told.common_labels["watchdog"], channels) == ("Other", {"slack"})
+
+
+async def test_it_looks_again_at_the_next_deadline_and_every_five_seconds_at_least(at: Desk, clock: Clock) -> None:
+    guard = started(at, clock)
+    assert await guard.look() == 5
+    assert await look_after(177, guard, clock) == 3
+    assert await look_after(3, guard, clock) == 5
