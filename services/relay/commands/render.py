@@ -24,9 +24,7 @@ Examples:
 
 
 @click.command("render", short_help="Print what a channel would be sent.", epilog=_EXAMPLES)
-@click.option(
-    "--payload", required=True, metavar="FILE", help="A webhook of Alertmanager as JSON; - is standard input."
-)
+@click.option("--payload", required=True, metavar="FILE", help="A webhook as JSON; - is standard input.")
 @click.option("--channel", required=True, help="The name of a channel in the configuration.")
 @click.pass_obj
 def command(config: Path | None, payload: str, channel: str) -> None:

@@ -121,11 +121,12 @@ async def pruning(store: Store, max_age: float, max_deliveries: int, *, every: f
 
 async def prune(store: Store, max_age: float, max_deliveries: int) -> Pruned:
     """One round. Raises StoreUnavailableError: what was pruned before it stays so."""
-    bounds = await store.read(lambda connection: _bounds(connection, max_deliveries))
-    needed = await store.read(_needed)
-    gone = await _walk(store, _Deliveries(max_age, bounds.delivery, needed).step)
-    needed = await store.read(_needed)
-    unused = await _walk(store, partial(_prune_events, max_age, bounds.event, needed))
+    cutoff = await store.run(lambda transaction: transaction.now) - max_age
+    bounds = await store.read(partial(_bounds, max_deliveries))
+    needed = await store.read(partial(_needed, cutoff))
+    gone = await _walk(store, _Deliveries(cutoff, bounds.delivery, needed).step)
+    needed = await store.read(partial(_needed, cutoff))
+    unused = await _walk(store, partial(_prune_events, cutoff, bounds.event, needed))
     return Pruned(gone, unused)
 
 
@@ -141,7 +142,7 @@ async def _walk(store: Store, step: Callable[[int, Transaction], _Step]) -> int:
         await asyncio.sleep(_PAUSE)
 
 
-def _bounds(connection: Connection, max_deliveries: int) -> _Bounds:
+def _bounds(max_deliveries: int, connection: Connection) -> _Bounds:
     everything = connection.execute(select(func.count()).select_from(deliveries)).scalar_one()
     others = select(func.count()).select_from(deliveries).where(_of.state.in_(_NOT_TOLD))
     too_many = everything - connection.execute(others).scalar_one() - max_deliveries
@@ -152,20 +153,24 @@ def _bounds(connection: Connection, max_deliveries: int) -> _Bounds:
     return _Bounds(0, 0) if newest is None else _Bounds(*newest)  # PostgreSQL: another replica may be at it, too
 
 
-def _needed(connection: Connection) -> dict[str, int]:
+def _needed(cutoff: float, connection: Connection) -> dict[str, int]:
     """Of each incident that is not told, or not in full: the first event that is needed, as are all after it.
 
     Without one in between, an alert that ended there would be told as if it still fired.
     """
-    query = select(_of.incident_id, func.min(_of.first_event)).where(_of.state.in_(_NOT_TOLD)).group_by(_of.incident_id)
+    query = (
+        select(_of.incident_id, func.min(_of.first_event))
+        .where(_of.state.in_(_NOT_TOLD), or_(_of.finished_at.is_(None), _of.finished_at >= cutoff))
+        .group_by(_of.incident_id)
+    )
     return dict(connection.execute(query).all())
 
 
 class _Deliveries:
     """The steps of one walk over the deliveries. A step may be done again: the store repeats what was in the way."""
 
-    def __init__(self, max_age: float, bound: int, not_told: Collection[str]) -> None:
-        self._max_age = max_age
+    def __init__(self, cutoff: float, bound: int, not_told: Collection[str]) -> None:
+        self._cutoff = cutoff
         self._bound = bound
         self._not_told = not_told
         # Of what goes on: the oldest delivery for each (incident, episode, channel), and the oldest that arrived. They
@@ -174,21 +179,21 @@ class _Deliveries:
         self._arrived: dict[tuple[str, int, str], int] = {}
 
     def step(self, after: int, transaction: Transaction) -> _Step:
-        connection, cutoff = transaction.connection, transaction.now - self._max_age
+        connection = transaction.connection
         rows = connection.execute(_DELIVERIES, {"after": after}).all()
         if not rows:
             return _Step(0, after, more=False)
-        old = [row.seq for row in rows if self._is_over(row, cutoff) and not self._is_needed(row)]
+        old = [row.seq for row in rows if self._is_over(row) and not self._is_needed(row)]
         if old:
             connection.execute(delete(attempts).where(attempts.c.delivery_seq.in_(old)))
             connection.execute(delete(deliveries).where(_of.seq.in_(old)))
         last = rows[-1]
-        return _Step(len(old), last.seq, more=last.seq < self._bound or last.accepted_at < cutoff)
+        return _Step(len(old), last.seq, more=last.seq < self._bound or last.accepted_at < self._cutoff)
 
-    def _is_over(self, row: Row[Any], cutoff: float) -> bool:
+    def _is_over(self, row: Row[Any]) -> bool:
         if row.finished_at is None:
             return False
-        return row.finished_at < cutoff or (row.seq <= self._bound and row.state in _TOLD)
+        return row.finished_at < self._cutoff or (row.seq <= self._bound and row.state in _TOLD)
 
     def _is_needed(self, row: Row[Any]) -> bool:
         if not row.goes_on and row.incident_id not in self._not_told:
@@ -199,8 +204,8 @@ class _Deliveries:
         return row.seq in (first, arrived)
 
 
-def _prune_events(max_age: float, bound: int, needed: Mapping[str, int], after: int, transaction: Transaction) -> _Step:
-    connection, cutoff = transaction.connection, transaction.now - max_age
+def _prune_events(cutoff: float, bound: int, needed: Mapping[str, int], after: int, transaction: Transaction) -> _Step:
+    connection = transaction.connection
     rows = connection.execute(_EVENTS, {"after": after}).all()
     if not rows:
         return _Step(0, after, more=False)

@@ -1,0 +1,83 @@
+"""Puts events and deliveries into an outbox as if they had been accepted and sent long ago."""
+
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import Table, func, insert, select, update
+
+from services.relay.outbox.schema import OPEN, State, attempts, deliveries, events, incidents
+from services.relay.outbox.store import Store
+from services.relay.outbox.together import Transaction
+
+
+class Rows:
+    """Ages are seconds before now, by the database's clock."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    async def event(self, incident: str = "one", *, age: float = 0, goes_on: bool = True, episode: int = 1) -> int:
+        """The latest event of an incident; gives its seq."""
+
+        def put(transaction: Transaction) -> int:
+            row = {
+                "id": uuid4().hex,
+                "incident_id": incident,
+                "receiver": "kms-critical",
+                "alertname": f"Alert-{incident}",
+                "status": "firing",
+                "fingerprint": "same",
+                "accepted_at": transaction.now - age,
+                "event": b"{}",
+                "body": b"{}",
+            }
+            connection = transaction.connection
+            seq: int = connection.execute(insert(events).values(row).returning(events.c.seq)).scalar_one()
+            state = {"episode": episode, "open": int(goes_on), "latest_event": seq}
+            if not connection.execute(update(incidents).where(incidents.c.id == incident).values(state)).rowcount:
+                connection.execute(insert(incidents).values(id=incident, **state))
+            return seq
+
+        return await self.store.run(put)
+
+    async def delivery(self, event: int, channel: str = "slack", state: State = State.DELIVERED, **more: Any) -> str:
+        """A delivery of an event that was tried once; gives its id."""
+
+        def put(transaction: Transaction) -> str:
+            connection = transaction.connection
+            of = connection.execute(select(events).where(events.c.seq == event)).one()
+            row = {
+                "id": uuid4().hex,
+                "event_seq": event,
+                "first_event": event,
+                "incident_id": of.incident_id,
+                "episode": 1,
+                "channel": channel,
+                "state": state,
+                "attempts": 1,
+                "reason": "ok",
+                "accepted_at": of.accepted_at,
+                "due_at": 0.0,
+                "finished_at": None if state in OPEN else of.accepted_at,
+                **more,
+            }
+            seq = connection.execute(insert(deliveries).values(row).returning(deliveries.c.seq)).scalar_one()
+            tried = {"delivery_seq": seq, "number": 1, "started_at": of.accepted_at, "seconds": 0.5}
+            connection.execute(insert(attempts).values(tried | {"reason": "ok", "detail": "250 queued"}))
+            return str(row["id"])
+
+        return await self.store.run(put)
+
+    async def left(self) -> set[str]:
+        """The ids of the deliveries that are there."""
+        return await self.store.read(lambda connection: set(connection.execute(select(deliveries.c.id)).scalars()))
+
+    async def events(self) -> list[int]:
+        """The seqs of the events that are there."""
+        query = select(events.c.seq).order_by(events.c.seq)
+        return await self.store.read(lambda connection: list(connection.execute(query).scalars()))
+
+    async def count(self, table: Table) -> int:
+        return await self.store.read(
+            lambda connection: connection.execute(select(func.count()).select_from(table)).scalar_one()
+        )

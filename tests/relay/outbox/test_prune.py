@@ -1,0 +1,246 @@
+"""Retention, on both stores: what goes, what stays, and that nobody waits for it."""
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from services.relay import identity
+from services.relay.outbox import prune as retention
+from services.relay.outbox.accept import Incoming, Known, Plan, accept
+from services.relay.outbox.database import Database, sqlite
+from services.relay.outbox.prune import STEP, Pruned, prune, pruning
+from services.relay.outbox.schema import OPEN, State, attempts, deliveries, incidents
+from services.relay.outbox.store import Store, opened
+from services.relay.outbox.together import Transaction
+from tests.conftest import Until
+from tests.relay.outbox.rows import Rows
+from tests.relay.scripted import event_of
+
+DAY = 86400.0
+MANY = 1_000_000
+
+
+@pytest.fixture
+async def store(database: Database) -> AsyncIterator[Store]:
+    async with opened(database, time.time) as store:
+        yield store
+
+
+@pytest.fixture
+def rows(store: Store) -> Rows:
+    return Rows(store)
+
+
+async def test_what_is_over_and_old_goes_with_its_attempts(store: Store, rows: Rows) -> None:
+    old = await rows.event(age=2 * DAY, goes_on=False)
+    await rows.delivery(old, "slack")
+    await rows.delivery(old, "email", State.SUPERSEDED)
+    young = await rows.event(age=DAY / 2, goes_on=False)
+    kept = await rows.delivery(young)
+    assert await prune(store, DAY, MANY) == Pruned(deliveries=2, events=1)
+    assert await rows.left() == {kept}
+    assert await rows.events() == [young]
+    assert await rows.count(attempts) == 1
+
+
+async def test_the_age_counts_from_the_end_of_a_delivery(store: Store, rows: Rows) -> None:
+    event = await rows.event(age=2 * DAY, goes_on=False)
+    now = await store.run(lambda transaction: transaction.now)
+    late = await rows.delivery(event, finished_at=now - DAY / 2)
+    await prune(store, DAY, MANY)
+    assert await rows.left() == {late}
+
+
+@pytest.mark.parametrize("state", OPEN)
+async def test_what_is_still_to_be_delivered_stays_however_old_it_is(store: Store, rows: Rows, state: State) -> None:
+    event = await rows.event(age=99 * DAY, goes_on=False)
+    waiting = await rows.delivery(event, "slack", state)
+    assert await prune(store, DAY, 1) == Pruned(0, 0)
+    assert await rows.left() == {waiting}
+    assert await rows.events() == [event]
+
+
+async def test_of_what_was_told_the_newest_are_kept_and_what_was_given_up_is_not_among_them(
+    store: Store, rows: Rows
+) -> None:
+    made = []
+    for number in range(6):
+        event = await rows.event(f"{number}", age=60 - number, goes_on=False)
+        made.append(await rows.delivery(event, "slack", State.DEAD if number == 1 else State.DELIVERED))
+    await prune(store, DAY, 2)
+    assert await rows.left() == {made[1], made[4], made[5]}
+
+
+async def test_what_was_given_up_goes_by_its_age(store: Store, rows: Rows) -> None:
+    await rows.delivery(await rows.event("old", age=2 * DAY, goes_on=False), "slack", State.DEAD)
+    young = await rows.delivery(await rows.event("young", age=DAY / 2, goes_on=False), "slack", State.DEAD)
+    await prune(store, DAY, 1)
+    assert await rows.left() == {young}
+
+
+async def test_an_open_incident_keeps_where_it_is_told_and_what_to_reply_to(store: Store, rows: Rows) -> None:
+    before = await rows.event(age=9 * DAY)
+    await rows.delivery(before, "slack")
+    event = await rows.event(age=8 * DAY, episode=2)
+    oldest = await rows.delivery(event, "slack", State.SUPERSEDED, episode=2)
+    only = await rows.delivery(event, "email", State.SUPERSEDED, episode=2)
+    event = await rows.event(age=7 * DAY, episode=2)
+    replied_to = await rows.delivery(event, "slack", episode=2)
+    await rows.delivery(event, "slack", State.SUPERSEDED, episode=2)
+    await rows.delivery(await rows.event(age=6 * DAY, episode=2), "slack", episode=2)
+    await prune(store, DAY, 1)
+    assert await rows.left() == {oldest, only, replied_to}
+    await prune(store, DAY, 1)
+    assert await rows.left() == {oldest, only, replied_to}
+
+
+@pytest.mark.parametrize("state", [State.QUEUED, State.RETRYING, State.DEAD])
+async def test_an_incident_whose_end_is_not_told_keeps_what_to_reply_to(store: Store, rows: Rows, state: State) -> None:
+    page = await rows.delivery(await rows.event(age=3 * DAY, goes_on=True))
+    await rows.delivery(await rows.event(age=2 * DAY, goes_on=True))
+    end = await rows.delivery(await rows.event(age=DAY / 2, goes_on=False), "slack", state)
+    await prune(store, DAY, 1)
+    assert await rows.left() == {page, end}
+
+
+@pytest.mark.parametrize("state", [State.QUEUED, State.RETRYING, State.DEAD])
+async def test_every_event_stays_that_a_delivery_may_still_have_to_tell(store: Store, rows: Rows, state: State) -> None:
+    untold = await rows.event("other", age=4 * DAY, goes_on=False)
+    first = await rows.event(age=3 * DAY)
+    merged = await rows.event(age=3 * DAY)
+    last = await rows.event(age=DAY / 2)
+    await rows.delivery(last, "slack", state, first_event=first)
+    latest = await rows.event(age=DAY / 2, goes_on=False)
+    await prune(store, DAY, MANY)
+    assert await rows.events() == [first, merged, last, latest]
+    assert untold not in await rows.events()
+
+
+async def test_an_event_stays_until_its_last_channel_is_pruned(store: Store, rows: Rows) -> None:
+    event = await rows.event(age=2 * DAY)
+    await rows.delivery(event, "slack")
+    now = await store.run(lambda transaction: transaction.now)
+    await rows.delivery(event, "email", finished_at=now - DAY / 2)
+    latest = await rows.event(age=DAY / 3, goes_on=False)
+    await prune(store, DAY, MANY)
+    assert await rows.events() == [event, latest]
+    await prune(store, DAY / 4, MANY)
+    assert await rows.events() == []
+
+
+async def test_a_closed_incident_goes_with_its_last_event_and_an_open_one_stays(store: Store, rows: Rows) -> None:
+    await rows.delivery(await rows.event("closed", age=2 * DAY, goes_on=False))
+    young = await rows.event("young", age=DAY / 2, goes_on=False)
+    await rows.delivery(young)
+    still = await rows.event("open", age=2 * DAY)
+    told = await rows.delivery(still)
+    await prune(store, DAY, 1)
+    assert await rows.events() == [young, still]
+    assert told in await rows.left()
+    assert await rows.count(incidents) == 2
+
+
+async def test_a_repeat_is_known_for_one_when_the_deliveries_of_what_it_repeats_are_gone(
+    store: Store, rows: Rows
+) -> None:
+    event = event_of("resolved")
+    incoming = Incoming(event, identity.incident_id(event), "same", "KMSTest", b"{}")
+    asked: list[Known | None] = []
+
+    def decide(known: Known | None, _now: float) -> Plan | None:
+        asked.append(known)
+        return None if known else Plan(1, open=False, channels=())
+
+    await accept(store, incoming, decide)
+    for number in range(3):
+        await rows.delivery(await rows.event(f"{number}", goes_on=False))
+    await prune(store, DAY, 1)
+    assert (await accept(store, replace(incoming), decide)).duplicate
+    assert [known is not None for known in asked] == [False, True]
+
+
+async def test_more_than_one_step_is_pruned_in_a_round_and_the_oldest_go_first(store: Store, rows: Rows) -> None:
+    made = [await rows.delivery(await rows.event(f"{number}", age=60, goes_on=False)) for number in range(STEP + 30)]
+    assert await prune(store, DAY, 10) == Pruned(deliveries=STEP + 20, events=0)
+    assert await rows.left() == set(made[-10:])
+    assert (await prune(store, 1.0, MANY)).events == STEP + 30
+    assert await rows.count(deliveries) == await rows.count(incidents) == 0
+
+
+async def test_a_step_that_is_done_again_keeps_the_same(store: Store, rows: Rows) -> None:
+    kept = await rows.delivery(await rows.event(age=3 * DAY))
+    await rows.delivery(await rows.event(age=2 * DAY))
+    step = retention._Deliveries(time.time() - DAY, 0, ()).step
+
+    def undone(transaction: Transaction) -> None:
+        assert step(0, transaction).pruned == 1
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        await store.run(undone)
+    await store.run(lambda transaction: step(0, transaction))
+    assert await rows.left() == {kept}
+
+
+async def test_an_empty_outbox_is_pruned_of_nothing(store: Store) -> None:
+    assert await prune(store, DAY, 1) == Pruned(0, 0)
+
+
+async def test_two_replicas_may_prune_at_once(database: Database, rows: Rows) -> None:
+    for number in range(STEP * 2):
+        await rows.delivery(await rows.event(f"{number}", age=2 * DAY, goes_on=False))
+    async with opened(database, time.time) as one, opened(database, time.time) as other:
+        pruned = await asyncio.gather(prune(one, DAY, MANY), prune(other, DAY, MANY))
+    assert sum(each.deliveries for each in pruned) >= STEP * 2
+    assert await rows.left() == set()
+    assert await rows.events() == []
+
+
+async def test_it_goes_on_after_the_store_was_not_available(tmp_path: Path, until: Until) -> None:
+    file = tmp_path / "relay.db"
+    async with opened(sqlite(file), time.time) as store:
+        rows = Rows(store)
+        await rows.delivery(await rows.event(age=2 * DAY, goes_on=False))
+        other = sqlite3.connect(file, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        task = asyncio.create_task(pruning(store, DAY, MANY, every=0.05))
+
+        async def failed() -> bool:
+            return store.problem is not None
+
+        async def pruned() -> bool:
+            return await rows.events() == []
+
+        await until(failed)
+        other.execute("ROLLBACK")
+        other.close()
+        await until(pruned)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_the_pages_of_what_is_gone_are_used_again(tmp_path: Path) -> None:
+    async with opened(sqlite(tmp_path / "relay.db"), time.time) as store:
+        rows = Rows(store)
+
+        async def pages() -> int:
+            return await store.read(lambda connection: connection.execute(text("PRAGMA page_count")).scalar_one())
+
+        async def a_day() -> None:
+            for number in range(50):
+                await rows.delivery(await rows.event(f"{number}", age=2 * DAY, goes_on=False), payload=b"x" * 9000)
+            await prune(store, DAY, MANY)
+
+        await a_day()
+        full = await pages()
+        for _ in range(3):
+            await a_day()
+        assert full > 100
+        assert await pages() <= full * 1.05
