@@ -13,6 +13,7 @@ import pytest
 
 from services.relay.outbox import database as outbox
 from services.relay.outbox.database import Database
+from tests.faults import summary
 from tests.postgres import Postgres
 
 # looptime asks for the event loop before each test; before the first asynchronous one, Python 3.11 would make a loop
@@ -78,3 +79,11 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
         return outbox.sqlite(tmp_path / "relay.db")
     made: Database = request.getfixturevalue("postgres_database")
     return made
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints the fault suite's table; here, for pytest-xdist's controller loads no conftest of a folder below."""
+    if rows := summary.rows(terminalreporter):
+        terminalreporter.section("faults")
+        for line in summary.table(rows):
+            terminalreporter.write_line(line)

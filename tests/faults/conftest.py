@@ -1,0 +1,44 @@
+"""What the scenarios stand on.
+
+`FAULTS=long` makes them long; `FAULTS_SEED` takes the randomness of an earlier run, which its row of the summary names.
+"""
+
+import os
+import random
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from ops.demo.stand_ins.server import StandIns, start
+from services.relay.outbox.database import Database
+from tests.faults import summary
+from tests.faults.relay import ROUTING_KEY, SLACK_TOKEN
+from tests.faults.scenario import Scenario
+
+Scenarios = Callable[[Database], Scenario]
+
+
+@pytest.fixture(scope="session")
+def long() -> bool:
+    return os.environ.get("FAULTS") == "long"
+
+
+@pytest.fixture
+def seed() -> int:
+    return int(os.environ.get("FAULTS_SEED") or random.SystemRandom().randrange(1_000_000))
+
+
+@pytest.fixture
+async def providers() -> AsyncIterator[StandIns]:
+    async with start(slack_tokens=[SLACK_TOKEN], pagerduty_keys=[ROUTING_KEY]) as stand_ins:
+        yield stand_ins
+
+
+@pytest.fixture
+def scenario(request: pytest.FixtureRequest, tmp_path: Path, providers: StandIns, seed: int) -> Scenarios:
+    def report(row: summary.Row) -> None:
+        request.node.user_properties.append((summary.PROPERTY, dict(row)))
+
+    name = request.node.originalname.removeprefix("test_").replace("_", " ")
+    return lambda database: Scenario(name, tmp_path, database, providers, seed, report)

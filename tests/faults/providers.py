@@ -1,0 +1,98 @@
+"""What the stand-ins hold, as the judge reads it; and what goes wrong there, at random."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from random import Random
+
+from ops.demo.stand_ins.faults import Fault, Faults
+from ops.demo.stand_ins.server import StandIns
+from tests.faults.incidents import told
+from tests.faults.relay import PLACES
+from tests.faults.verdict import Said
+
+KEPT = 500
+"""Of which kind of message the stand-ins forget the oldest."""
+
+PASSING = (
+    {"provider": "slack", "kind": "status", "status": 503},
+    {"provider": "slack", "kind": "error", "error": "internal_error"},
+    {"provider": "slack", "kind": "rate_limit", "seconds": 1},
+    {"provider": "slack", "kind": "hang", "seconds": 1.5},
+    {"provider": "slack", "kind": "lost_answer"},
+    {"provider": "slack", "kind": "lost_answer", "seconds": 1.5},
+    {"provider": "slack", "kind": "error", "error": "token_revoked"},
+    {"provider": "pagerduty", "kind": "status", "status": 500},
+    {"provider": "pagerduty", "kind": "rate_limit", "seconds": 1},
+    {"provider": "pagerduty", "kind": "hang", "seconds": 1.5},
+    {"provider": "pagerduty", "kind": "lost_answer"},
+    {"provider": "pagerduty", "kind": "lost_answer", "seconds": 1.5},
+    {"provider": "smtp", "kind": "status", "status": 451},
+    {"provider": "smtp", "kind": "rate_limit"},
+    {"provider": "smtp", "kind": "hang", "seconds": 1.5},
+    {"provider": "smtp", "kind": "lost_answer"},
+    {"provider": "smtp", "kind": "lost_answer", "seconds": 1.5},
+    {"provider": "smtp", "kind": "refuse_recipient", "recipient": PLACES["email"][0], "status": 450},
+    {"provider": "smtp", "kind": "refuse_recipient", "recipient": PLACES["email"][1], "status": 450},
+)
+"""After these the same message may be sent again."""
+DEADLY = (
+    {"provider": "slack", "kind": "error", "error": "invalid_blocks"},
+    {"provider": "pagerduty", "kind": "status", "status": 400},
+    {"provider": "smtp", "kind": "status", "status": 554},
+)
+"""These kill the message that they meet."""
+
+
+async def disturb(faults: Faults, random: Random, *, every: float = 0.3) -> None:
+    """Breaks and heals the providers until it is cancelled; leaves them as they are then.
+
+    Args:
+        faults: of the stand-ins.
+        random: chooses what and when.
+        every: seconds between two changes, on average.
+    """
+    while True:
+        await asyncio.sleep(random.uniform(0, 2 * every))
+        if random.random() < 0.15:
+            faults.clear()
+        else:
+            fault = random.choice(DEADLY if random.random() < 0.03 else PASSING)
+            faults.add(Fault.model_validate({**fault, "count": random.randint(1, 4)}))
+
+
+def said(providers: StandIns) -> list[Said]:
+    """Every message that arrived, those of each reader in the order of their arrival."""
+    found = [*_posts(providers), *_mails(providers), *_pages(providers)]
+    forgotten = [reader for reader in (providers.mailbox.mails, providers.pagerduty.events) if len(reader) == KEPT]
+    assert not forgotten, "the stand-ins have forgotten the first messages; play less"
+    return found
+
+
+def _posts(providers: StandIns) -> Iterator[Said]:
+    for name, channel in providers.slack.channels.items():
+        assert len(channel.messages) < KEPT, "the stand-in has forgotten the first messages; play less"
+        for post in channel.messages:
+            key = (post.metadata or {}).get("event_payload", {}).get("delivery_id", "")
+            yield _said(_channel(name), name, key, post.text + json.dumps(post.blocks))
+
+
+def _mails(providers: StandIns) -> Iterator[Said]:
+    for mail in providers.mailbox.mails:
+        for recipient in mail.to:
+            yield _said(_channel(recipient), recipient, mail.message_id, mail.text)
+
+
+def _pages(providers: StandIns) -> Iterator[Said]:
+    for event in providers.pagerduty.events:
+        text = json.dumps(event["payload"])
+        yield _said("pagerduty", "pagerduty", event["dedup_key"], text, event["event_action"])
+
+
+def _said(channel: str, place: str, key: str, text: str, action: str = "") -> Said:
+    alerts = told(text)
+    return Said(channel, place, key, min((alert.group for alert, _ in alerts), default=0), alerts, action)
+
+
+def _channel(place: str) -> str:
+    return next((channel for channel, places in PLACES.items() if place in places), place)

@@ -1,0 +1,179 @@
+"""The relay as a process: a configuration comes in; it is started, killed, stopped and continued like anybody's."""
+
+import asyncio
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import yaml
+
+from ops.demo.stand_ins.server import StandIns
+from services.relay.outbox.database import Database
+from tests.relay.scripted import TOKEN, until
+
+START_SECONDS = 30.0
+STOP_SECONDS = 20.0
+ROUTING_KEY = "0" * 32
+SLACK_TOKEN = "xoxb-test"
+PLACES = {
+    "slack": ("#security-critical",),
+    "email": ("oncall@example.org", "secops@example.org"),
+    "pagerduty": ("pagerduty",),
+}
+"""Who reads which channel."""
+
+
+def configuration(folder: Path, database: Database, providers: StandIns, **changes: Any) -> dict[str, Any]:
+    """Every event on every channel, and everything that takes its time in earnest takes seconds at most."""
+    for name, secret in (("token", TOKEN), ("key", ROUTING_KEY), ("slack_token", SLACK_TOKEN)):
+        (folder / name).write_text(secret)
+    return {
+        "database": database.render_as_string(hide_password=False),
+        "auth": {"bearer_token_file": "token"},
+        "delivery": {"timeout": "1s", "lease": "2s", "backoff_initial": "100ms", "backoff_max": "500ms"},
+        "pacing": {"enabled": False},
+        "channels": {
+            "slack": {
+                "kind": "slack",
+                "channel": PLACES["slack"][0],
+                "token_file": "slack_token",
+                "api_url": providers.slack_api_url,
+            },
+            "email": {
+                "kind": "email",
+                "host": providers.smtp.host,
+                "port": providers.smtp.port,
+                "tls": "none",
+                "from": "alerts@example.org",
+                "to": list(PLACES["email"]),
+            },
+            "pagerduty": {"kind": "pagerduty", "routing_key_file": "key", "url": providers.pagerduty_url},
+        },
+        "default_channels": list(PLACES),
+        **changes,
+    }
+
+
+class Relay:
+    """One process of the relay, always at the same address."""
+
+    def __init__(self, address: str, command: tuple[str, ...], log: Path, http: aiohttp.ClientSession) -> None:
+        self.url = f"http://{address}"
+        self.http = http
+        """A client that holds the token."""
+        self._command = command
+        self._log = log
+        self.process: asyncio.subprocess.Process | None = None
+
+    @property
+    def log(self) -> str:
+        """Everything that it ever logged."""
+        return self._log.read_text()
+
+    async def launch(self) -> None:
+        """Starts it; `up` waits until it listens."""
+        with self._log.open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                *self._command, stdout=log, stderr=log, start_new_session=True
+            )
+
+    async def up(self) -> None:
+        """Waits until it answers."""
+        await self.answers(200, "/-/healthy", START_SECONDS)
+
+    async def answers(self, status: int, path: str, seconds: float = 15.0) -> None:
+        """Waits until a GET is answered with this status."""
+
+        async def so() -> bool:
+            return await self.answer(path) == status
+
+        await until(so, seconds)
+
+    async def answer(self, path: str) -> int | None:
+        """The status of a GET; None where nobody answers. Fails where the process ended by itself."""
+        assert self.process is not None
+        assert self.process.returncode is None, self.log[-3000:]
+        try:
+            async with self.http.get(path) as response:
+                return response.status
+        except (aiohttp.ClientError, TimeoutError):
+            return None
+
+    async def kill(self) -> None:
+        """SIGKILL: no time for anything."""
+        await self._end(signal.SIGKILL)
+
+    async def stop(self) -> None:
+        """SIGTERM, and a check that it went in good order."""
+        await self._end(signal.SIGTERM)
+        assert self.process is not None
+        assert self.process.returncode == 0, self.log[-3000:]
+
+    def freeze(self) -> None:
+        """SIGSTOP: it does nothing and holds everything, until `thaw`."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    async def _end(self, how: signal.Signals) -> None:
+        assert self.process is not None
+        assert self.process.returncode is None, self.log[-3000:]
+        self.process.send_signal(how)
+        try:
+            await asyncio.wait_for(self.process.wait(), STOP_SECONDS)
+        finally:
+            if self.process.returncode is None:
+                self.process.kill()
+                await self.process.wait()
+
+
+@asynccontextmanager
+async def relay(
+    folder: Path,
+    configuration: Mapping[str, Any],
+    *,
+    name: str = "relay",
+    clock_ahead: float | None = None,
+    through: tuple[str, ...] = (),
+) -> AsyncIterator[Relay]:
+    """A running relay, gone at the end.
+
+    Args:
+        folder: where its configuration and its log are written.
+        configuration: without `listen`.
+        name: tells replicas apart.
+        clock_ahead: seconds by which its wall clock is wrong; None starts it as a person does.
+        through: a command that starts it, such as one that takes privileges away.
+    """
+    timeout = aiohttp.ClientTimeout(total=3)
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    # Bound and never listening, this socket keeps the port for every process that comes after a kill.
+    with socket.socket() as port:
+        port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        port.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{port.getsockname()[1]}"
+        file = folder / f"{name}.yml"
+        file.write_text(yaml.safe_dump({**configuration, "listen": address}))
+        module = ("services.relay", "--config", str(file))
+        if clock_ahead is not None:
+            module = ("tests.faults.replica", str(file), str(clock_ahead))
+        command = (*through, sys.executable, "-m", *module)
+        async with aiohttp.ClientSession(f"http://{address}", headers=headers, timeout=timeout) as http:
+            made = Relay(address, command, folder / f"{name}.log", http)
+            await made.launch()
+            try:
+                await made.up()
+                yield made
+            finally:
+                if made.process is not None and made.process.returncode is None:
+                    made.process.kill()
+                    await made.process.wait()

@@ -1,0 +1,129 @@
+"""One scenario of the suite: a database, providers that can break, relays, and at the end the judge and a row."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from ops.demo.stand_ins.server import StandIns
+from services.relay.outbox.database import Database
+from tests.faults import ledger, summary
+from tests.faults.alertmanager import Alertmanager
+from tests.faults.incidents import Webhook, history, seeded
+from tests.faults.providers import said
+from tests.faults.relay import PLACES, Relay, configuration, relay
+from tests.faults.verdict import Verdict, judge
+from tests.relay.scripted import until
+
+DRAIN_SECONDS = 45.0
+
+
+class Scenario:
+    """What a test of this suite stands on.
+
+    Args:
+        name: of the test.
+        folder: for everything that is written.
+        database: of the outbox.
+        providers: running stand-ins.
+        seed: of all randomness.
+        report: takes the row of the summary.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        database: Database,
+        providers: StandIns,
+        seed: int,
+        report: Callable[[summary.Row], None],
+    ) -> None:
+        self.done: Counter[str] = Counter()
+        """How often what was done to it."""
+        self.providers = providers
+        self._name = name
+        self._folder = folder
+        self._database = database
+        self._seed = seed
+        self._report = report
+        self._begun = time.monotonic()
+
+    def random(self, what: str) -> Random:
+        """Randomness of its own for each part, so that one part's use of it changes nothing for another."""
+        return seeded(self._seed, self._name, what)
+
+    def histories(self, *, groups: int, length: int) -> list[Iterator[Webhook]]:
+        """What happens to `groups` groups of alerts."""
+        return [history(self.random(f"group {group}"), group, length) for group in range(1, groups + 1)]
+
+    def relay(
+        self,
+        *,
+        name: str = "relay",
+        clock_ahead: float | None = None,
+        through: tuple[str, ...] = (),
+        database: Database | None = None,
+        **changes: Any,
+    ) -> AbstractAsyncContextManager[Relay]:
+        """A running relay, as `tests.faults.relay` says.
+
+        Args:
+            name: likewise.
+            clock_ahead: likewise.
+            through: likewise.
+            database: the same outbox by another way, such as a proxy.
+            changes: replace keys of its configuration.
+        """
+        settings = configuration(self._folder, database or self._database, self.providers, **changes)
+        return relay(self._folder, settings, name=name, clock_ahead=clock_ahead, through=through)
+
+    async def drained(self) -> None:
+        """Waits until nothing is left to be delivered."""
+
+        async def nothing_left() -> bool:
+            return not await asyncio.to_thread(ledger.unfinished, self._database)
+
+        with suppress(TimeoutError):  # what is left then, the judge names
+            await until(nothing_left, DRAIN_SECONDS)
+
+    async def concluded(self, alertmanager: Alertmanager) -> Verdict:
+        """Heals the providers, waits for the end, and fails where a promise was broken."""
+        self.providers.faults.clear()
+        await self.drained()
+        events, deliveries = await asyncio.to_thread(ledger.read, self._database)
+        verdict = judge(alertmanager.accepted, events, deliveries, said(self.providers), PLACES)
+        self._report(self._row(len(events), verdict))
+        assert alertmanager.accepted
+        assert verdict.violations == [], f"seed {self._seed}"
+        return verdict
+
+    def _row(self, accepted: int, verdict: Verdict) -> summary.Row:
+        return {
+            "scenario": self._name,
+            "store": self._database.drivername,
+            "seed": str(self._seed),
+            "accepted": str(accepted),
+            "done to it": ", ".join(f"{count} {what}" for what, count in self.done.items()),
+            **{state: str(verdict.states[state]) for state in ("delivered", "superseded", "dead")},
+            "duplicates": ", ".join(f"{channel} {count}" for channel, count in sorted(verdict.duplicates.items())),
+            "late": str(len(verdict.late)),
+            "violations": str(len(verdict.violations)),
+            "seconds": f"{time.monotonic() - self._begun:.1f}",
+        }
+
+
+@asynccontextmanager
+async def meanwhile(work: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.Task[None]]:
+    """Works while the body runs, and no longer; an error of it comes out at the end."""
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

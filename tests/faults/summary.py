@@ -1,0 +1,28 @@
+"""The suite's own summary: what each scenario went through and came to, as a table at the end of the test run.
+
+A test's rows travel on its report, so those of other processes (pytest-xdist) are in the table too.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import pytest
+
+PROPERTY = "faults"
+Row = Mapping[str, str]
+
+
+def rows(terminal: pytest.TerminalReporter) -> list[Row]:
+    """The rows of every test that ran."""
+    reports = [report for outcome in ("passed", "failed") for report in terminal.getreports(outcome)]
+    return [
+        row for report in reports if report.when == "call" for name, row in report.user_properties if name == PROPERTY
+    ]
+
+
+def table(rows: Iterable[Row]) -> list[str]:
+    """The rows as lines of equal columns, the longest cell of each deciding its width."""
+    filled = list(rows)
+    columns = list(dict.fromkeys(column for row in filled for column in row))
+    cells = [columns, *([row.get(column, "") for column in columns] for row in filled)]
+    widths = [max(len(line[number]) for line in cells) for number in range(len(columns))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]

@@ -1,0 +1,90 @@
+"""A provider that asks for patience, and one that refuses everything for a while: nobody else waits for it."""
+
+import asyncio
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ops.demo.stand_ins.faults import Fault
+from services.relay.outbox import database as outbox
+from services.relay.outbox.database import Database
+from tests.faults import ledger
+from tests.faults.alertmanager import Alertmanager
+from tests.faults.conftest import Scenarios
+from tests.faults.relay import SLACK_TOKEN
+from tests.faults.scenario import Scenario
+from tests.relay.scripted import reaches, until
+
+AT_ONCE = 3.0
+"""Seconds within which a channel that works delivers, on a busy machine."""
+
+
+async def test_retry_after_on_one_channel(tmp_path: Path, scenario: Scenarios, long: bool) -> None:
+    wait = 30 if long else 5
+    database = outbox.sqlite(tmp_path / "relay.db")
+    trial = scenario(database)
+    _break(trial, kind="rate_limit", seconds=wait, count=1)
+    async with trial.relay() as relay:
+        alertmanager = Alertmanager([relay.url], trial.random("alertmanager"), pause=0.1)
+        first, *others = trial.histories(groups=5, length=4)
+        await alertmanager.play([islice(first, 1)])
+        await until(lambda: trial.providers.faults.state() == [])
+        limited = time.time()
+        await alertmanager.play([first, *others])
+        await _all_but_slack_deliver(database)
+        assert time.time() < limited + wait
+        verdict = await trial.concluded(alertmanager)
+        await relay.stop()
+    began = trial.providers.slack.channels["#security-critical"].messages[0].at
+    assert limited + wait - 0.5 < began < limited + wait + AT_ONCE
+    assert verdict.states["dead"] == sum(verdict.duplicates.values()) == len(verdict.late) == 0
+
+
+async def test_token_revoked_and_given_back(tmp_path: Path, scenario: Scenarios, long: bool) -> None:
+    database = outbox.sqlite(tmp_path / "relay.db")
+    trial = scenario(database)
+    async with trial.relay() as relay:
+        alertmanager = Alertmanager([relay.url], trial.random("alertmanager"), pause=0.1)
+        histories = trial.histories(groups=5, length=8)
+        await alertmanager.play([islice(history, 4) for history in histories])
+        _break(trial, kind="error", error="token_revoked")
+        await alertmanager.play([islice(history, 2) for history in histories])
+        await reaches(relay.http, 0, "relay_channel_up", channel="slack")
+        await _all_but_slack_deliver(database)
+        await asyncio.sleep(20 if long else 1)
+        await alertmanager.play(histories)
+        await _all_but_slack_deliver(database)
+        assert (await asyncio.to_thread(ledger.unfinished, database))["slack"] == 5
+        verdict = await trial.concluded(alertmanager)
+        await reaches(relay.http, 1, "relay_channel_up", channel="slack")
+        await relay.stop()
+    assert verdict.states["dead"] == sum(verdict.duplicates.values()) == len(verdict.late) == 0
+
+
+async def test_token_replaced_by_a_new_one(tmp_path: Path, scenario: Scenarios) -> None:
+    database = outbox.sqlite(tmp_path / "relay.db")
+    trial = scenario(database)
+    waits = {"timeout": "1s", "lease": "2s", "backoff_initial": "100ms", "backoff_max": "1h"}
+    async with trial.relay(delivery=waits) as relay:
+        (tmp_path / "slack_token").write_text("xoxb-revoked")
+        alertmanager = Alertmanager([relay.url], trial.random("alertmanager"), pause=0.1)
+        await alertmanager.play(trial.histories(groups=3, length=4))
+        await reaches(relay.http, 0, "relay_channel_up", channel="slack")
+        await _all_but_slack_deliver(database)
+        (tmp_path / "slack_token").write_text(SLACK_TOKEN)
+        verdict = await trial.concluded(alertmanager)
+        await reaches(relay.http, 1, "relay_channel_up", channel="slack")
+        await relay.stop()
+    assert verdict.states["dead"] == sum(verdict.duplicates.values()) == len(verdict.late) == 0
+
+
+def _break(trial: Scenario, **fault: Any) -> None:
+    trial.providers.faults.add(Fault.model_validate({"provider": "slack", "target": "#security-critical", **fault}))
+
+
+async def _all_but_slack_deliver(database: Database) -> None:
+    async def so() -> bool:
+        return set(await asyncio.to_thread(ledger.unfinished, database)) <= {"slack"}
+
+    await until(so, AT_ONCE)
