@@ -103,3 +103,13 @@ def test_a_byte_order_mark_is_no_part_of_the_secret(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_bytes(b"\xef\xbb\xbfone\n")
     assert SecretFile(file).matches(b"one")
+
+
+def test_a_file_that_changed_has_another_stamp_and_one_that_is_gone_has_none(file: Path) -> None:
+    secret = SecretFile(file)
+    assert secret.stamp() is None
+    file.write_text("first")
+    first = secret.stamp()
+    assert first == secret.stamp()
+    file.write_text("second")
+    assert secret.stamp() not in {None, first}

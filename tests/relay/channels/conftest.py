@@ -1,20 +1,26 @@
 """Providers for the tests of channels: the stand-ins, and servers that answer as a test says."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from aiohttp import web
 
+from ops.demo.stand_ins.faults import Fault, Kind, Provider
 from ops.demo.stand_ins.server import StandIns, start
 from shared.settings import Address
-from tests.relay.channels.examples import SECRET
+from tests.relay.channels.examples import SECRET, example
 
+HOOK_BYTES = 1_000_000
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 TcpServer = Callable[[Handler], Awaitable[Address]]
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Answering = Callable[[Answer], Awaitable[Address]]
 WebServer = Callable[..., Awaitable[Address]]
 
 
@@ -29,6 +35,58 @@ def secret_file(tmp_path: Path) -> Path:
 async def stand_ins() -> AsyncIterator[StandIns]:
     async with start(slack_tokens=(SECRET,), pagerduty_keys=(SECRET,)) as running:
         yield running
+
+
+class Providers:
+    """One provider for each kind of channel, all of which take whatever is within the documented limits."""
+
+    def __init__(self, stand_ins: StandIns, hook: Address, hooked: list[str], logged: list[Any]) -> None:
+        self.hook_is_late = False
+        self._stand_ins = stand_ins
+        self._hook = hook
+        self._hooked = hooked
+        self._logged = logged
+
+    def example(self, kind: str, secret_file: Path) -> dict[str, Any]:
+        """The example of this kind, reaching its provider; the mail server asks nobody for a password."""
+        addresses = {"email": self._stand_ins.smtp, "webhook": self._hook}
+        values = example(kind, secret_file, addresses.get(kind, self._stand_ins.http))
+        return {key: value for key, value in values.items() if key not in {"username", "password_file"}}
+
+    def arrived(self, kind: str) -> list[str]:
+        """Everything that came over a channel of this kind, as text."""
+        stand_ins = self._stand_ins
+        slack = [str(message) for channel in stand_ins.slack.channels.values() for message in channel.messages]
+        mails = [f"{mail.text} {mail.html}" for mail in stand_ins.mailbox.mails]
+        lines = [json.dumps(line) for line in self._logged if line["event"] == "alert"]
+        events = [str(event) for event in stand_ins.pagerduty.events]
+        return {"slack": slack, "email": mails, "pagerduty": events, "webhook": self._hooked, "log": lines}[kind]
+
+    def answer_late(self, kind: str) -> None:
+        """From now on the provider takes everything, and answers in an hour."""
+        if kind == "webhook":
+            self.hook_is_late = True
+            return
+        of = {"slack": Provider.SLACK, "pagerduty": Provider.PAGERDUTY, "email": Provider.SMTP}[kind]
+        self._stand_ins.faults.add(Fault(provider=of, kind=Kind.SLOW_ANSWER, seconds=3600))
+
+
+@pytest.fixture
+async def providers(stand_ins: StandIns, answering: Answering) -> AsyncIterator[Providers]:
+    hooked: list[str] = []
+
+    async def take(request: web.Request) -> web.Response:
+        body = await request.text()
+        if len(body.encode()) > HOOK_BYTES or request.headers["Authorization"] != f"Bearer {SECRET}":
+            return web.Response(status=400)
+        hooked.append(body)
+        if found.hook_is_late:
+            await asyncio.sleep(3600)
+        return web.Response(status=204)
+
+    with structlog.testing.capture_logs() as logged:
+        found = Providers(stand_ins, await answering(take), hooked, logged)
+        yield found
 
 
 @pytest.fixture
@@ -71,18 +129,11 @@ def requests() -> list[bytes]:
 
 
 @pytest.fixture
-async def website(requests: list[bytes]) -> AsyncIterator[WebServer]:
-    """Starts an HTTP server that gives every request the same answer."""
+async def answering() -> AsyncIterator[Answering]:
+    """Starts an HTTP server that answers every request as the test says."""
     runners: list[web.AppRunner] = []
 
-    async def serve(status: int, body: str | bytes = b"", **headers: str) -> Address:
-        async def answer(request: web.Request) -> web.Response:
-            requests.append(await request.read())
-            raw = body.encode() if isinstance(body, str) else body
-            return web.Response(
-                status=status, body=raw, headers={key.replace("_", "-"): value for key, value in headers.items()}
-            )
-
+    async def serve(answer: Answer) -> Address:
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", answer)
         runner = web.AppRunner(app)
@@ -96,3 +147,20 @@ async def website(requests: list[bytes]) -> AsyncIterator[WebServer]:
     yield serve
     for runner in runners:
         await runner.cleanup()
+
+
+@pytest.fixture
+async def website(requests: list[bytes], answering: Answering) -> WebServer:
+    """Starts an HTTP server that gives every request the same answer."""
+
+    async def serve(status: int, body: str | bytes = b"", **headers: str) -> Address:
+        async def answer(request: web.Request) -> web.Response:
+            requests.append(await request.read())
+            raw = body.encode() if isinstance(body, str) else body
+            return web.Response(
+                status=status, body=raw, headers={key.replace("_", "-"): value for key, value in headers.items()}
+            )
+
+        return await answering(answer)
+
+    return serve

@@ -29,7 +29,7 @@ def kind_of(settings: type[ChannelSettings]) -> str:
 
 def example(kind: str, secret_file: Path, provider: Address) -> dict[str, Any]:
     """Settings of this kind that reach `provider` with the secret in `secret_file`; a new kind adds its own here."""
-    return {
+    examples: dict[str, dict[str, Any]] = {
         "slack": {
             "kind": "slack",
             "channel": "#security-critical",
@@ -57,7 +57,8 @@ def example(kind: str, secret_file: Path, provider: Address) -> dict[str, Any]:
             "token_file": secret_file,
         },
         "log": {"kind": "log"},
-    }[kind]
+    }
+    return examples[kind]
 
 
 def rotate(file: Path, secret: str) -> None:

@@ -10,7 +10,7 @@ from hypothesis import settings as hypothesis_settings
 
 from ops.demo.stand_ins.faults import Fault, Kind, Provider
 from ops.demo.stand_ins.server import StandIns
-from services.relay.channels.channel import Channel, Reason, Scope, SendError
+from services.relay.channels.channel import Channel, LeaseLostError, Progress, Reason, Scope, SendError
 from services.relay.channels.pagerduty import render
 from services.relay.model import Message
 from tests.relay.channels.conftest import WebServer
@@ -26,10 +26,19 @@ from tests.relay.channels.examples import (
     settings,
     with_text,
 )
+from tests.relay.channels.recorded import Recorded, send
 
 
-def connect(secret_file: Path, stand_ins: StandIns) -> Channel:
-    return settings(example("pagerduty", secret_file, stand_ins.http)).connect(5)
+def connect(secret_file: Path, stand_ins: StandIns, **changes: bool) -> Channel:
+    return settings({**example("pagerduty", secret_file, stand_ins.http), **changes}).connect(5)
+
+
+def sent(stand_ins: StandIns) -> list[str]:
+    return [event["event_action"] for event in stand_ins.pagerduty.events]
+
+
+def actions(payload: str) -> list[str]:
+    return [json.loads(line)["event_action"] for line in payload.split("\n")]
 
 
 def size(event: dict[str, object]) -> int:
@@ -39,7 +48,7 @@ def size(event: dict[str, object]) -> int:
 @given(messages())
 @hypothesis_settings(max_examples=200, deadline=None)
 def test_no_message_passes_pagerdutys_limits(any_message: Message) -> None:
-    event = render(any_message)
+    event = render(any_message, "trigger")
     payload = event["payload"]
     assert size(event) < 512_000
     assert 0 < len(payload["summary"]) <= 1024
@@ -51,7 +60,7 @@ def test_no_message_passes_pagerdutys_limits(any_message: Message) -> None:
 
 @pytest.mark.parametrize("text", HUGE)
 def test_alerts_that_do_not_fit_are_counted(text: str) -> None:
-    event = render(with_text(text, 2_000))
+    event = render(with_text(text, 2_000), "trigger")
     details = event["payload"]["custom_details"]
     assert size(event) < 512_000
     assert 1 <= len(details["listed"]) < 2_000
@@ -65,9 +74,9 @@ async def test_an_incident_opens_and_resolves_under_alertmanagers_own_key(
     channel = connect(secret_file, stand_ins)
     firing, resolved = message("01-firing-1"), message("03-resolved-1")
     key = hashlib.sha256(firing.event.group_key.encode()).hexdigest()
-    assert await channel.send(firing) == {"dedup_key": key, "status": "success"}
+    assert await send(channel, firing) == {"dedup_key": key, "status": "success"}
     assert [incident.status for incident in stand_ins.pagerduty.incidents] == ["triggered"]
-    assert await channel.send(resolved) == {"dedup_key": key, "status": "success"}
+    assert await send(channel, resolved) == {"dedup_key": key, "status": "success"}
     await channel.close()
     (incident,) = stand_ins.pagerduty.incidents
     assert (incident.status, incident.dedup_key, incident.severity) == ("resolved", key, "critical")
@@ -78,7 +87,7 @@ async def test_an_incident_opens_and_resolves_under_alertmanagers_own_key(
 async def test_the_same_group_of_two_alertmanagers_is_two_incidents(secret_file: Path, stand_ins: StandIns) -> None:
     channel = connect(secret_file, stand_ins)
     for source, payload in (("a", "01-firing-1"), ("b", "01-firing-1"), ("b", "03-resolved-1")):
-        await channel.send(message(replace(message(payload).event, source=source)))
+        await send(channel, message(replace(message(payload).event, source=source)))
     await channel.close()
     key = hashlib.sha256(f"a\n{message().event.group_key}".encode()).hexdigest()
     assert {incident.dedup_key: incident.status for incident in stand_ins.pagerduty.incidents}.get(key) == "triggered"
@@ -95,12 +104,12 @@ async def test_the_same_group_of_two_alertmanagers_is_two_incidents(secret_file:
 )
 def test_the_title_counts_the_alerts_where_there_are_several(payload: str, truncated: int, title: str) -> None:
     event = replace(message(payload).event, truncated_alerts=truncated)
-    assert render(message(event))["payload"]["summary"].startswith(title)
+    assert render(message(event), "trigger")["payload"]["summary"].startswith(title)
 
 
 def test_the_event_leads_back_to_alertmanager_where_it_can() -> None:
-    assert render(message())["client_url"] == "http://alertmanager:9093/#/alerts?receiver=kms-critical"
-    assert "client_url" not in render(message(replace(message().event, external_url="javascript:x")))
+    assert render(message(), "trigger")["client_url"] == "http://alertmanager:9093/#/alerts?receiver=kms-critical"
+    assert "client_url" not in render(message(replace(message().event, external_url="javascript:x")), "trigger")
 
 
 def test_the_time_of_an_event_is_that_of_its_first_alert() -> None:
@@ -108,12 +117,15 @@ def test_the_time_of_an_event_is_that_of_its_first_alert() -> None:
     early, *others = event.alerts
     first = replace(early, starts_at=early.starts_at - timedelta(minutes=7))
     for alerts in ((first, *others), (*others, first)):
-        assert render(message(replace(event, alerts=alerts)))["payload"]["timestamp"] == first.starts_at.isoformat()
+        assert (
+            render(message(replace(event, alerts=alerts)), "trigger")["payload"]["timestamp"]
+            == first.starts_at.isoformat()
+        )
 
 
-def test_a_list_that_was_cut_resolves_nothing() -> None:
+def test_a_list_that_was_cut_resolves_nothing(secret_file: Path, stand_ins: StandIns) -> None:
     event = replace(message("03-resolved-1").event, truncated_alerts=1)
-    assert render(message(event))["event_action"] == "trigger"
+    assert actions(connect(secret_file, stand_ins).payload(message(event, untold=True))) == ["trigger"]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +145,7 @@ def test_a_severity_becomes_one_of_pagerdutys_four(label: str, severity: str) ->
     event = message().event
     (alert,) = event.alerts
     changed = replace(event, alerts=(replace(alert, labels={**alert.labels, "severity": label}),))
-    assert render(message(changed))["payload"]["severity"] == severity
+    assert render(message(changed), "trigger")["payload"]["severity"] == severity
 
 
 async def test_a_rotated_key_is_used_at_the_next_send(secret_file: Path, stand_ins: StandIns) -> None:
@@ -141,11 +153,11 @@ async def test_a_rotated_key_is_used_at_the_next_send(secret_file: Path, stand_i
     for wrong in ("short", "1" * 32):
         rotate(secret_file, wrong)
         with pytest.raises(SendError) as refused:
-            await channel.send(message())
+            await send(channel, message())
         assert (refused.value.reason, refused.value.scope) == (Reason.UNAUTHORIZED, Scope.CHANNEL)
         assert wrong not in refused.value.detail
     rotate(secret_file, SECRET)
-    await channel.send(message())
+    await send(channel, message())
     await channel.close()
     assert len(stand_ins.pagerduty.events) == 1
 
@@ -156,7 +168,7 @@ async def test_an_event_that_is_called_invalid_is_the_messages_own_trouble(
     stand_ins.faults.add(Fault(provider=Provider.PAGERDUTY, kind=Kind.ERROR, error="'payload.summary' is too long"))
     channel = connect(secret_file, stand_ins)
     with pytest.raises(SendError, match="is too long") as raised:
-        await channel.send(message())
+        await send(channel, message())
     await channel.close()
     assert (raised.value.reason, raised.value.scope) == (Reason.REJECTED, Scope.MESSAGE)
 
@@ -165,7 +177,7 @@ async def test_the_wait_that_pagerduty_asks_for_is_handed_on(secret_file: Path, 
     stand_ins.faults.add(Fault(provider=Provider.PAGERDUTY, kind=Kind.RATE_LIMIT, seconds=11, count=1))
     channel = connect(secret_file, stand_ins)
     with pytest.raises(SendError) as raised:
-        await channel.send(message())
+        await send(channel, message())
     await channel.close()
     assert (raised.value.reason, raised.value.retry_after) == (Reason.RATE_LIMITED, 11.0)
 
@@ -173,6 +185,61 @@ async def test_the_wait_that_pagerduty_asks_for_is_handed_on(secret_file: Path, 
 async def test_an_accepted_event_is_delivered_whatever_the_answer_says(secret_file: Path, website: WebServer) -> None:
     address = await website(202, "Accepted")
     channel = settings(example("pagerduty", secret_file, address)).connect(5)
-    receipt = await channel.send(message())
+    receipt = await send(channel, message())
     await channel.close()
     assert len(receipt["dedup_key"]) == 64
+
+
+async def test_what_was_over_before_anybody_heard_calls_and_then_resolves(
+    secret_file: Path, stand_ins: StandIns
+) -> None:
+    channel = connect(secret_file, stand_ins)
+    attempt = Recorded(message("03-resolved-1", untold=True))
+    receipt = await channel.send(attempt)
+    await channel.close()
+    assert sent(stand_ins) == ["trigger", "resolve"]
+    (incident,) = stand_ins.pagerduty.incidents
+    assert (incident.status, incident.dedup_key) == ("resolved", receipt["dedup_key"])
+    assert incident.summary.startswith("KMSCryptoModeNotKMS · production / backend (already over): ")
+    assert attempt.kept == [{"triggered": "yes"}]
+    assert "\n".join(attempt.payloads) == channel.payload(attempt.message)
+
+
+async def test_what_has_called_already_only_resolves(secret_file: Path, stand_ins: StandIns) -> None:
+    channel = connect(secret_file, stand_ins)
+    over = message("03-resolved-1", untold=True)
+    first = Recorded(over)
+    stand_ins.faults.add(Fault(provider=Provider.PAGERDUTY, kind=Kind.LOST_ANSWER, count=1))
+    with pytest.raises(SendError) as lost:
+        await channel.send(first)
+    assert (lost.value.maybe_arrived, first.kept) == (True, [])
+
+    class Cut(Recorded):
+        """Its process ends between the two events."""
+
+        async def keep(self, progress: Progress) -> None:
+            await super().keep(progress)
+            self.lease_lost = True
+
+    second = Cut(over, maybe_sent=True)
+    with pytest.raises(LeaseLostError):
+        await channel.send(second)
+    await channel.send(Recorded(over, progress=second.kept[-1], maybe_sent=True))
+    await channel.close()
+    assert sent(stand_ins) == ["trigger", "trigger", "resolve"]
+    assert [incident.status for incident in stand_ins.pagerduty.incidents] == ["resolved"]
+
+
+async def test_a_person_may_choose_not_to_be_called_for_what_is_over(secret_file: Path, stand_ins: StandIns) -> None:
+    channel = connect(secret_file, stand_ins, page_resolved=False)
+    await send(channel, message("03-resolved-1", untold=True))
+    await channel.close()
+    assert sent(stand_ins) == ["resolve"]
+    assert not stand_ins.pagerduty.incidents
+
+
+def test_what_the_relay_has_to_say_comes_first_in_the_details() -> None:
+    noted = message(replace(message().event, note="Ended while silenced."), note="Slack is down.")
+    details = render(noted, "trigger")["payload"]["custom_details"]
+    assert next(iter(details.items())) == ("note", "Slack is down. Ended while silenced.")
+    assert "note" not in render(message(), "trigger")["payload"]["custom_details"]

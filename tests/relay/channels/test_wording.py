@@ -86,8 +86,21 @@ def test_a_cut_list_of_alerts_is_never_over() -> None:
     assert wording.is_over(resolved)
     cut = replace(resolved, truncated_alerts=1)
     assert not wording.is_over(cut)
-    assert wording.state(cut) == "Firing"
+    assert wording.state(message(cut)) == "Firing"
     assert wording.counts(cut) == "1 resolved, 1 not listed"
+
+
+def test_what_nobody_heard_of_before_it_was_over_is_told_as_both() -> None:
+    assert wording.state(message("03-resolved-1", untold=True)) == "Fired and resolved"
+    assert wording.state(message("03-resolved-1")) == "Resolved"
+    assert wording.state(message("01-firing-1", untold=True)) == "Firing"
+
+
+def test_the_relays_own_words_stand_on_one_short_line() -> None:
+    event = replace(message().event, note="Ended\nwhile silenced.")
+    assert wording.note(message(event, note=" Slack is down. ")) == "Slack is down. Ended while silenced."
+    assert wording.note(message()) == ""
+    assert len(wording.note(message(event, note="w" * 20_000))) == wording.NOTE
 
 
 def test_the_severity_is_that_of_the_alerts_that_still_fire() -> None:

@@ -93,8 +93,9 @@ def test_no_message_breaks_the_form_of_a_mail(any_message: Message) -> None:
 @pytest.mark.parametrize("text", [*NASTY, *HUGE])
 @pytest.mark.parametrize("alerts", [1, 40])
 def test_no_text_adds_a_header_a_tag_or_a_link(text: str, alerts: int) -> None:
-    check_form(with_text(text, alerts))
-    page = part(received(with_text(text, alerts)), "html")
+    noted = replace(with_text(text, alerts), note=text)
+    check_form(noted)
+    page = part(received(noted), "html")
     found = Tags()
     found.feed(page)
     assert found.names <= TAGS
@@ -186,3 +187,12 @@ def test_a_subject_in_any_script_arrives_as_it_was_written() -> None:
     subject = str(received(message(replace(event, group_labels=labels)))["Subject"])
     assert subject.startswith("[Schlüssel-Ausfall ✓ Wort")
     assert len(subject) == 200 or subject.endswith("größe")
+
+
+@pytest.mark.parametrize("kind", ["plain", "html"])
+def test_both_parts_say_that_it_began_and_is_over_and_what_the_relay_has_to_say(kind: str) -> None:
+    over = message("03-resolved-1", untold=True, note="<b>Slack</b> is down.")
+    text = part(received(over), kind)
+    assert "Fired and resolved" in text
+    assert "<b>" not in (text if kind == "html" else "")
+    assert html.unescape(text).index("<b>Slack</b> is down.") < html.unescape(text).index("fired from")

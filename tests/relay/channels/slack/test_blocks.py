@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ops.demo.stand_ins.slack_limits import MAX_BLOCKS_TEXT, complaints, text_length
 from services.relay.channels.slack.blocks import render
@@ -25,10 +26,10 @@ def urls(blocks: list[dict[str, Any]]) -> list[str]:
     return [button["url"] for block in blocks if block["type"] == "actions" for button in block["elements"]]
 
 
-@given(messages())
+@given(messages(), st.booleans())
 @settings(max_examples=200, deadline=None)
-def test_no_message_passes_slacks_limits(any_message: Message) -> None:
-    post = render(any_message, "channel")
+def test_no_message_passes_slacks_limits(any_message: Message, repeat: bool) -> None:
+    post = render(any_message, "channel", may_be_a_repeat=repeat)
     json.dumps(post.blocks, ensure_ascii=False).encode()
     assert list(complaints(post.blocks)) == []
     assert text_length(post.blocks) + sum(map(len, urls(post.blocks))) <= MAX_BLOCKS_TEXT
@@ -38,7 +39,8 @@ def test_no_message_passes_slacks_limits(any_message: Message) -> None:
 @pytest.mark.parametrize("text", [*HUGE, "x"])
 @pytest.mark.parametrize("alerts", [1, 2, 20, 500])
 def test_of_any_number_of_alerts_the_first_is_shown_and_the_rest_is_counted(text: str, alerts: int) -> None:
-    post = render(with_text(text, alerts), "none")
+    noted = replace(with_text(text, alerts), note=text)
+    post = render(noted, "none", may_be_a_repeat=True)
     shown = sum(text.startswith("firing since") for text in texts(post.blocks, "plain_text"))
     assert 1 <= shown <= alerts
     assert (f"… and {alerts - shown} more" in json.dumps(post.blocks, ensure_ascii=False)) is (shown < alerts)
@@ -49,7 +51,7 @@ def test_of_any_number_of_alerts_the_first_is_shown_and_the_rest_is_counted(text
 @pytest.mark.parametrize("text", NASTY)
 @pytest.mark.parametrize("mention", ["channel", "none"])
 def test_what_an_alert_says_stands_in_no_markup(text: str, mention: Any) -> None:
-    post = render(with_text(text), mention)
+    post = render(replace(with_text(text), note=text), mention)
     call = "<!channel> " if mention == "channel" else ""
     assert texts(post.blocks, "mrkdwn") == [f"{call}*1 firing*"]
     assert not any("<" in plain or ">" in plain for plain in [post.text, *texts(post.blocks, "plain_text")])
@@ -110,3 +112,14 @@ def test_several_alerts_are_kept_apart_by_a_line_and_by_the_labels_beside_their_
     beside = [text.split("\n")[1] for text in texts(blocks[2:], "plain_text") if "\ninstance=" in text]
     assert len(set(beside)) == 3
     assert "divider" not in [block["type"] for block in render(message(), "none").blocks]
+
+
+def test_a_repeat_and_what_the_relay_has_to_say_stand_above_the_alerts_and_in_the_text() -> None:
+    noted = message("03-resolved-1", note="Slack was down.", untold=True)
+    post = render(noted, "none", may_be_a_repeat=True)
+    assert [block["type"] for block in post.blocks[:5]] == ["header", "section", "context", "context", "section"]
+    title, repeat, note = post.text.split("\n")[:3]
+    assert title.startswith("🟢 Fired and resolved: ")
+    assert [texts(block, "plain_text") for block in post.blocks[2:4]] == [[repeat], [note]]
+    assert ("may be a repeat" in repeat, note) == (True, "Slack was down.")
+    assert "repeat" not in str(render(noted, "none"))

@@ -1,0 +1,43 @@
+"""The kinds of channels, by what is true of them, and one attempt that fails."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from services.relay.channels.channel import SendError
+from shared.settings import Address
+from tests.relay.channels.examples import KINDS, example, kind_of, message, settings
+from tests.relay.channels.recorded import Recorded
+
+
+def having(*fields: str) -> list[str]:
+    return [kind_of(kind) for kind in KINDS if set(fields) & kind.model_fields.keys()]
+
+
+HTTP_KINDS = having("url", "api_url")  # those of which a status can be asked
+REMOTE_KINDS = having("url", "api_url", "host")  # those that somebody else provides, who asks for a secret
+EVERY_KIND = pytest.mark.parametrize("kind", [kind_of(settings) for settings in KINDS])
+EVERY_REMOTE_KIND = pytest.mark.parametrize("kind", REMOTE_KINDS)
+EVERY_HTTP_KIND = pytest.mark.parametrize("kind", HTTP_KINDS)
+EVERY_KIND_THAT_READS_ANSWERS = pytest.mark.parametrize("kind", sorted({*REMOTE_KINDS} - {"webhook"}))
+"""All but `webhook`, to which a status of 2xx says everything."""
+
+
+async def failure(
+    kind: str, secret_file: Path, provider: Address, timeout: float = 5, attempt: Recorded | None = None
+) -> SendError:
+    """The error of one send to `provider`; the channel is closed again."""
+    channel = settings(example(kind, secret_file, provider)).connect(timeout)
+    try:
+        with pytest.raises(SendError) as raised:
+            await channel.send(attempt or Recorded(message()))
+    finally:
+        await channel.close()
+    return raised.value
+
+
+def unused_address() -> Address:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return Address("127.0.0.1", free.getsockname()[1])

@@ -1,0 +1,220 @@
+"""A post whose answer was lost is looked for before it is made again."""
+
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from slack_sdk.web.async_client import AsyncWebClient
+
+from ops.demo.stand_ins.faults import Fault, Kind, Provider
+from ops.demo.stand_ins.server import StandIns
+from ops.demo.stand_ins.slack_channel import SlackMessage
+from services.relay.channels.channel import Channel, Receipt, Scope, SendError
+from services.relay.model import Message
+from tests.relay.channels.conftest import Answering
+from tests.relay.channels.examples import SECRET, example, message, settings
+from tests.relay.channels.recorded import Recorded, send
+
+CRITICAL = "#security-critical"
+Connect = Callable[..., Channel]
+
+
+@pytest.fixture
+async def connect(secret_file: Path, stand_ins: StandIns) -> AsyncIterator[Connect]:
+    """Connects channels; each has no memory of another."""
+    opened: list[Channel] = []
+
+    def connect(channel: str = CRITICAL) -> Channel:
+        values = {**example("slack", secret_file, stand_ins.http), "channel": channel}
+        opened.append(settings(values).connect(5))
+        return opened[-1]
+
+    yield connect
+    for channel in opened:
+        await channel.close()
+
+
+@pytest.fixture
+def slack(stand_ins: StandIns) -> AsyncWebClient:
+    return AsyncWebClient(SECRET, base_url=stand_ins.slack_api_url, retry_handlers=[], timeout=5)
+
+
+def posts(stand_ins: StandIns) -> list[SlackMessage]:
+    return list(stand_ins.slack.channels[CRITICAL].messages)
+
+
+def now(**changes: Any) -> Message:
+    """A message that was accepted a moment ago."""
+    return message(accepted_at=datetime.now(UTC), **changes)
+
+
+async def lost(stand_ins: StandIns, channel: Channel, message: Message) -> Recorded:
+    """Posts a message whose answer is lost; gives the next attempt."""
+    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=Kind.LOST_ANSWER, count=1))
+    first = Recorded(message)
+    with pytest.raises(SendError) as raised:
+        await channel.send(first)
+    return first.again(raised.value)
+
+
+def place(stand_ins: StandIns, post: SlackMessage) -> Receipt:
+    return {"channel": stand_ins.slack.channels[CRITICAL].id, "ts": post.ts, "found": "yes"}
+
+
+@pytest.mark.parametrize("by", ["name", "id"])
+async def test_a_post_that_arrived_is_found_and_not_made_again(by: str, connect: Connect, stand_ins: StandIns) -> None:
+    channel = CRITICAL if by == "name" else stand_ins.slack.channels[CRITICAL].id
+    again = await lost(stand_ins, connect(channel), now())
+    receipt = await connect(channel).send(again)
+    (post,) = posts(stand_ins)
+    assert receipt == place(stand_ins, post)
+    assert again.payloads == []
+
+
+async def test_a_post_that_did_not_arrive_is_made_without_a_word_of_a_repeat(
+    connect: Connect, stand_ins: StandIns
+) -> None:
+    channel = connect()
+    await send(channel, now(delivery_id="another"))
+    receipt = await channel.send(Recorded(now(), maybe_sent=True))
+    _, post = posts(stand_ins)
+    assert receipt == {"channel": stand_ins.slack.channels[CRITICAL].id, "ts": post.ts}
+    assert "repeat" not in post.text
+
+
+async def test_a_reply_is_found_in_its_thread(connect: Connect, stand_ins: StandIns) -> None:
+    channel = connect()
+    first = await send(channel, now(delivery_id="first"))
+    again = await lost(stand_ins, channel, now(first_receipt=first))
+    stand_ins.slack.scopes -= {"channels:read", "groups:read"}  # the first receipt names the channel
+    receipt = await connect().send(again)
+    _, reply = posts(stand_ins)
+    assert receipt == place(stand_ins, reply)
+
+
+async def test_a_reply_to_a_message_that_is_gone_is_found_outside_the_thread(
+    connect: Connect, stand_ins: StandIns
+) -> None:
+    gone = {"channel": stand_ins.slack.channels[CRITICAL].id, "ts": "1700000000.000001"}
+    again = await lost(stand_ins, connect(), now(first_receipt=gone))
+    receipt = await connect().send(again)
+    (post,) = posts(stand_ins)
+    assert receipt == place(stand_ins, post)
+
+
+async def test_a_channel_whose_id_was_in_an_answer_needs_no_list(connect: Connect, stand_ins: StandIns) -> None:
+    channel = connect()
+    await send(channel, now(delivery_id="another"))
+    again = await lost(stand_ins, channel, now())
+    stand_ins.slack.scopes -= {"channels:read", "groups:read"}
+    assert (await channel.send(again))["found"] == "yes"
+
+
+async def test_a_bot_that_may_list_public_channels_alone_finds_them(connect: Connect, stand_ins: StandIns) -> None:
+    again = await lost(stand_ins, connect(), now())
+    stand_ins.slack.scopes.discard("groups:read")
+    assert (await connect().send(again))["found"] == "yes"
+
+
+@pytest.mark.parametrize("scope", ["channels:history", "channels:read"])
+async def test_without_a_scope_the_second_post_says_that_it_may_be_a_repeat(
+    scope: str, connect: Connect, stand_ins: StandIns
+) -> None:
+    again = await lost(stand_ins, connect(), now())
+    stand_ins.slack.scopes.discard(scope)
+    receipt = await connect().send(again)
+    first, second = posts(stand_ins)
+    assert receipt == {"channel": stand_ins.slack.channels[CRITICAL].id, "ts": second.ts}
+    assert ["may be a repeat" in post.text for post in (first, second)] == [False, True]
+    assert "may be a repeat" in str(second.blocks)
+    assert "may be a repeat" in again.payloads[0]
+
+
+async def test_a_doubt_that_could_not_be_settled_outlives_a_clear_refusal(
+    connect: Connect, stand_ins: StandIns
+) -> None:
+    channel = connect()
+    again = await lost(stand_ins, channel, now())
+    stand_ins.slack.scopes.clear()  # neither the look-up nor the post is allowed
+    with pytest.raises(SendError, match="the bot needs chat:write") as refused:
+        await channel.send(again)
+    assert refused.value.maybe_arrived
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [{"kind": Kind.STATUS}, {"kind": Kind.RATE_LIMIT, "seconds": 9}, {"kind": Kind.ERROR, "error": "fatal_error"}],
+)
+async def test_nothing_is_posted_while_slack_cannot_say(
+    fault: dict[str, object], connect: Connect, stand_ins: StandIns
+) -> None:
+    channel = connect()
+    again = await lost(stand_ins, channel, now())
+    stand_ins.faults.add(Fault.model_validate({"provider": Provider.SLACK, "count": 1, **fault}))
+    with pytest.raises(SendError) as raised:
+        await channel.send(again)
+    assert (raised.value.scope, raised.value.maybe_arrived) == (Scope.ATTEMPT, True)
+    assert raised.value.retry_after == fault.get("seconds")
+    assert again.payloads == []
+    assert (await channel.send(again))["found"] == "yes"
+    assert len(posts(stand_ins)) == 1
+
+
+async def test_a_look_up_that_hangs_costs_no_more_than_the_timeout(
+    secret_file: Path, connect: Connect, stand_ins: StandIns
+) -> None:
+    again = await lost(stand_ins, connect(), now())
+    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=Kind.HANG, count=1))
+    channel = settings(example("slack", secret_file, stand_ins.http)).connect(0.2)
+    with pytest.raises(SendError, match=r"no answer within 0.2 s") as raised:
+        await channel.send(again)
+    await channel.close()
+    assert raised.value.maybe_arrived
+    assert len(posts(stand_ins)) == 1
+
+
+async def test_a_post_is_found_behind_many_others(connect: Connect, stand_ins: StandIns, slack: AsyncWebClient) -> None:
+    again = await lost(stand_ins, connect(), now())
+    for number in range(250):
+        await slack.chat_postMessage(channel=CRITICAL, text=str(number))
+    assert (await connect().send(again))["found"] == "yes"
+
+
+async def test_what_is_older_than_the_delivery_is_not_looked_at(connect: Connect, stand_ins: StandIns) -> None:
+    channel = connect()
+    again = await lost(stand_ins, channel, now())
+    later = message(accepted_at=datetime.now(UTC) + timedelta(minutes=5))
+    assert "found" not in await channel.send(Recorded(later, maybe_sent=again.maybe_sent))
+    assert len(posts(stand_ins)) == 2
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        {"ok": True, "messages": [], "response_metadata": {"next_cursor": "more"}},  # of which there is no end
+        {"ok": False, "error": "not_in_channel"},
+        {"ok": False, "error": "an_error_of_next_year"},
+    ],
+)
+async def test_a_search_without_a_result_is_bounded_and_leaves_the_doubt(
+    page: dict[str, object], secret_file: Path, answering: Answering
+) -> None:
+    asked: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        method = request.path.rpartition("/")[2]
+        asked.append(method)
+        posted = {"ok": True, "channel": "C0123ABCD", "ts": "1.000001"}
+        return web.json_response(posted if method == "chat.postMessage" else page)
+
+    values = {**example("slack", secret_file, await answering(answer)), "channel": "C0123ABCD"}
+    channel = settings(values).connect(5)
+    attempt = Recorded(now(), maybe_sent=True)
+    await channel.send(attempt)
+    await channel.close()
+    assert "may be a repeat" in attempt.payloads[0]
+    assert asked[-1] == "chat.postMessage"
+    assert len(asked) <= 6

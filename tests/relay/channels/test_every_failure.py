@@ -1,0 +1,242 @@
+"""How every kind of channel fails: with which reason, about what, and whether the message may have arrived."""
+
+import asyncio
+import gc
+from email.utils import formatdate
+from pathlib import Path
+from time import time
+
+import pytest
+
+from services.relay.channels.channel import Reason, Scope, SendError
+from tests.relay.channels.conftest import Providers, TcpServer, WebServer
+from tests.relay.channels.examples import SECRET, example, message, settings
+from tests.relay.channels.kinds import (
+    EVERY_HTTP_KIND,
+    EVERY_KIND,
+    EVERY_KIND_THAT_READS_ANSWERS,
+    EVERY_REMOTE_KIND,
+    HTTP_KINDS,
+    failure,
+    unused_address,
+)
+from tests.relay.channels.recorded import Recorded, send
+
+
+async def silence(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+    """Takes everything and says nothing, until the other side leaves."""
+    while await reader.read(65_536):
+        pass
+
+
+@EVERY_REMOTE_KIND
+async def test_a_provider_that_never_answers_costs_no_more_than_the_timeout(
+    kind: str, secret_file: Path, tcp: TcpServer
+) -> None:
+    begun = asyncio.get_running_loop().time()
+    error = await failure(kind, secret_file, await tcp(silence), timeout=0.2)
+    assert (error.reason, error.scope) == (Reason.TIMEOUT, Scope.ATTEMPT)
+    assert error.maybe_arrived is (kind in HTTP_KINDS)  # a mail server that does not even greet was told nothing
+    assert asyncio.get_running_loop().time() - begun < 2
+
+
+@EVERY_REMOTE_KIND
+async def test_what_was_taken_and_answered_too_late_may_have_arrived(
+    kind: str, secret_file: Path, providers: Providers
+) -> None:
+    providers.answer_late(kind)
+    channel = settings(providers.example(kind, secret_file)).connect(0.5)
+    with pytest.raises(SendError) as raised:
+        await send(channel, message())
+    await channel.close()
+    assert (raised.value.reason, raised.value.scope) == (Reason.TIMEOUT, Scope.ATTEMPT)
+    assert raised.value.maybe_arrived
+    assert len(providers.arrived(kind)) == 1
+
+
+@EVERY_REMOTE_KIND
+async def test_a_refused_connection_is_tried_again_and_nothing_arrived(kind: str, secret_file: Path) -> None:
+    error = await failure(kind, secret_file, unused_address())
+    assert (error.reason, error.scope, error.maybe_arrived) == (Reason.CONNECTION, Scope.ATTEMPT, False)
+
+
+@EVERY_REMOTE_KIND
+async def test_a_doubt_of_an_earlier_attempt_is_not_settled_by_a_refused_connection(
+    kind: str, secret_file: Path
+) -> None:
+    error = await failure(kind, secret_file, unused_address(), attempt=Recorded(message(), maybe_sent=True))
+    assert error.maybe_arrived
+
+
+@EVERY_HTTP_KIND
+async def test_without_a_secure_connection_nothing_arrived(kind: str, secret_file: Path, tcp: TcpServer) -> None:
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 no TLS here\r\n\r\n")
+        await writer.drain()
+
+    values = example(kind, secret_file, await tcp(plain))
+    key = "api_url" if "api_url" in values else "url"
+    channel = settings({**values, key: values[key].replace("http://", "https://")}).connect(5)
+    with pytest.raises(SendError) as raised:
+        await send(channel, message())
+    await channel.close()
+    assert (raised.value.reason, raised.value.scope) == (Reason.MISCONFIGURED, Scope.CHANNEL)
+    assert not raised.value.maybe_arrived
+
+
+@EVERY_KIND_THAT_READS_ANSWERS
+@pytest.mark.parametrize("said", [b"", b"\x00\xff nonsense\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"])
+async def test_an_answer_that_is_none_is_tried_again(kind: str, said: bytes, secret_file: Path, tcp: TcpServer) -> None:
+    async def hangs_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if kind in HTTP_KINDS:
+            await reader.read(1)
+        writer.write(said)
+        await writer.drain()
+
+    error = await failure(kind, secret_file, await tcp(hangs_up))
+    assert error.scope is Scope.ATTEMPT
+    assert error.reason in {Reason.CONNECTION, Reason.SERVER_ERROR}
+    assert error.maybe_arrived is (kind in HTTP_KINDS)  # a mail server that greets like this was told nothing
+
+
+@EVERY_REMOTE_KIND
+@pytest.mark.parametrize("content", [None, "", "\n \n", "a\x00b", b"\xff\xfe"])
+async def test_an_unusable_secret_is_the_channels_trouble_until_it_is_mended(
+    kind: str, content: str | bytes | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "mended"
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    channel = settings(example(kind, file, unused_address())).connect(5)
+    with pytest.raises(SendError) as unusable:
+        await send(channel, message())
+    assert (unusable.value.reason, unusable.value.scope) == (Reason.UNAUTHORIZED, Scope.CHANNEL)
+    assert str(file) in unusable.value.detail
+
+    file.write_text(SECRET)
+    with pytest.raises(SendError) as mended:
+        await send(channel, message())
+    assert mended.value.reason is Reason.CONNECTION
+    await channel.close()
+
+
+@EVERY_REMOTE_KIND
+async def test_cancelling_a_send_lets_go_of_the_provider(kind: str, secret_file: Path, tcp: TcpServer) -> None:
+    connected, left = asyncio.Event(), asyncio.Event()
+
+    async def provider(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.set()
+        await silence(reader, writer)
+        left.set()
+
+    channel = settings(example(kind, secret_file, await tcp(provider))).connect(60)
+    sending = asyncio.create_task(send(channel, message()))
+    await asyncio.wait_for(connected.wait(), 5)
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    await asyncio.wait_for(left.wait(), 5)
+    await channel.close()
+
+
+@EVERY_KIND
+async def test_closing_twice_or_before_any_send_is_no_error(kind: str, secret_file: Path) -> None:
+    channel = settings(example(kind, secret_file, unused_address())).connect(5)
+    await channel.close()
+    await channel.close()
+
+
+@EVERY_REMOTE_KIND
+async def test_a_provider_that_repeats_the_secret_does_not_bring_it_into_an_error(
+    kind: str, secret_file: Path, tcp: TcpServer, website: WebServer
+) -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 hello\r\n")
+        while line := await reader.read(65_536):
+            writer.write(b"535 " + line.replace(b"\r\n", b" ") + SECRET.encode() + b"\r\n")
+
+    body = f'{{"ok": false, "error": "{SECRET}", "errors": ["{SECRET}"], "message": "{SECRET}", "needed": "{SECRET}"}}'
+    providers = [await tcp(echo)] if kind not in HTTP_KINDS else []
+    for status in (200, 400, 403, 503) if kind in HTTP_KINDS else ():
+        if kind == "webhook" and status == 200:
+            continue  # which is a success
+        providers.append(await website(status, body, Content_Type="application/json"))
+        providers.append(await website(status, SECRET, Content_Type="text/plain"))
+    for provider in providers:
+        attempt = Recorded(message())
+        error = await failure(kind, secret_file, provider, attempt=attempt)
+        assert SECRET not in f"{error} {error!r} {error.detail} {error.__cause__!r} {attempt}"
+
+
+@EVERY_HTTP_KIND
+@pytest.mark.parametrize(
+    ("status", "reason", "scope"),
+    [
+        (301, Reason.MISCONFIGURED, Scope.CHANNEL),
+        (400, Reason.REJECTED, Scope.MESSAGE),
+        (401, Reason.UNAUTHORIZED, Scope.CHANNEL),
+        (403, Reason.UNAUTHORIZED, Scope.CHANNEL),
+        (404, Reason.MISCONFIGURED, Scope.CHANNEL),
+        (405, Reason.MISCONFIGURED, Scope.CHANNEL),
+        (408, Reason.TIMEOUT, Scope.ATTEMPT),
+        (410, Reason.MISCONFIGURED, Scope.CHANNEL),
+        (413, Reason.REJECTED, Scope.MESSAGE),
+        (422, Reason.REJECTED, Scope.MESSAGE),
+        (429, Reason.RATE_LIMITED, Scope.ATTEMPT),
+        (500, Reason.SERVER_ERROR, Scope.ATTEMPT),
+        (502, Reason.SERVER_ERROR, Scope.ATTEMPT),
+        (503, Reason.SERVER_ERROR, Scope.ATTEMPT),
+        (504, Reason.SERVER_ERROR, Scope.ATTEMPT),
+        (599, Reason.SERVER_ERROR, Scope.ATTEMPT),
+    ],
+)
+@pytest.mark.parametrize("body", ["", "<h1>Oops</h1>", '{"message": "Oops"}', "[1]", "null"])
+async def test_each_http_status_has_its_reason_and_scope(
+    kind: str, status: int, reason: Reason, scope: Scope, body: str, secret_file: Path, website: WebServer
+) -> None:
+    content_type = "application/json" if body[:1] in "[{n" else "text/html"
+    provider = await website(status, body, Content_Type=content_type)
+    attempt = Recorded(message())
+    error = await failure(kind, secret_file, provider, attempt=attempt)
+    assert (error.reason, error.scope) == (reason, scope)
+    assert error.maybe_arrived is (status >= 500)  # which a proxy may have given after the request went through
+    assert f"HTTP {status}" in error.detail
+
+
+@EVERY_HTTP_KIND
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_not_followed(
+    kind: str, status: int, secret_file: Path, website: WebServer, requests: list[bytes]
+) -> None:
+    elsewhere = await website(200, '{"ok": true}', Content_Type="application/json")
+    provider = await website(status, Location=f"http://{elsewhere}/")
+    error = await failure(kind, secret_file, provider)
+    gc.collect()  # an unclosed answer would speak up now
+    assert (error.reason, error.scope) == (Reason.MISCONFIGURED, Scope.CHANNEL)
+    assert f"HTTP {status}" in error.detail
+    assert len(requests) == 1
+
+
+@EVERY_HTTP_KIND
+@pytest.mark.parametrize("status", [429, 503])
+async def test_retry_after_is_handed_on_in_seconds_and_as_a_date(
+    kind: str, status: int, secret_file: Path, website: WebServer
+) -> None:
+    given = await failure(kind, secret_file, await website(status, "", Retry_After="30"))
+    assert given.retry_after == 30.0
+    date = formatdate(time() + 30, usegmt=True)
+    dated = await failure(kind, secret_file, await website(status, "", Retry_After=date))
+    assert dated.retry_after is not None
+    assert 20 < dated.retry_after <= 30
+
+
+@pytest.mark.parametrize("kind", sorted({*HTTP_KINDS} - {"webhook"}))
+@pytest.mark.parametrize("body", ["", "fine", "[1]", "null", "{}", '{"ok": 1', b"\xff\xfe"])
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain", "text/html", "application/gzip"])
+async def test_a_page_in_the_providers_place_is_no_receipt(
+    kind: str, body: str | bytes, content_type: str, secret_file: Path, website: WebServer
+) -> None:
+    error = await failure(kind, secret_file, await website(200, body, Content_Type=content_type))
+    assert error.scope is Scope.ATTEMPT
+    assert error.maybe_arrived

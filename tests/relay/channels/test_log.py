@@ -1,0 +1,45 @@
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+
+from services.relay.channels.log import line
+from services.relay.model import Message
+from tests.relay.channels.examples import HUGE, RUNBOOK, message, messages, with_text
+
+
+@given(messages())
+@hypothesis_settings(max_examples=200, deadline=None)
+def test_no_line_is_cut_by_whoever_collects_it(any_message: Message) -> None:
+    note = "Ours. " * 100
+    fields = line(replace(any_message, note=note, event=replace(any_message.event, note="")))
+    assert len(json.dumps(fields)) < 16_000
+    assert len(fields["alerts"]) + fields.get("not_listed", 0) == (
+        len(any_message.event.alerts) + any_message.event.truncated_alerts
+    )
+
+
+@pytest.mark.parametrize("text", HUGE)
+def test_of_many_alerts_the_first_is_listed_and_the_rest_is_counted(text: str) -> None:
+    fields = line(with_text(text, 500))
+    assert len(json.dumps(fields)) < 16_000
+    assert fields["alerts"]
+    assert fields["not_listed"] == 500 - len(fields["alerts"])
+
+
+def test_a_line_says_what_and_where_and_that_it_is_over() -> None:
+    fields = line(message("03-resolved-1"))
+    (alert,) = fields.pop("alerts")
+    assert fields == {
+        "delivery_id": "0192-delivery",
+        "incident_id": "incident",
+        "episode": 1,
+        "status": "resolved",
+        "alertname": "KMSCryptoModeNotKMS",
+        "receiver": "kms-critical",
+    }
+    assert alert["summary"] == "KMSCryptoModeNotKMS on backend"
+    assert alert["labels"]["instance"] == "backend:8000"
+    assert alert["links"]["runbook"] == RUNBOOK

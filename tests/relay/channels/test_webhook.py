@@ -1,0 +1,153 @@
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+
+from services.relay.channels.channel import Reason, Scope, SendError
+from services.relay.channels.webhook import BODY, render
+from services.relay.model import Message
+from tests.relay.channels.conftest import Answering, TcpServer, WebServer
+from tests.relay.channels.examples import (
+    DASHBOARD,
+    HUGE,
+    RUNBOOK,
+    SECRET,
+    example,
+    message,
+    messages,
+    rotate,
+    settings,
+    with_text,
+)
+from tests.relay.channels.recorded import Recorded, send
+
+
+def size(message: Message) -> int:
+    return len(json.dumps(render(message), ensure_ascii=False, separators=(",", ":")).encode())
+
+
+@given(messages())
+@hypothesis_settings(max_examples=200, deadline=None)
+def test_no_body_passes_its_limit(any_message: Message) -> None:
+    body = render(any_message)
+    assert size(any_message) <= BODY
+    assert len(body["alerts"]) + body["not_listed"] == (
+        len(any_message.event.alerts) + any_message.event.truncated_alerts
+    )
+
+
+@pytest.mark.parametrize("text", HUGE)
+def test_alerts_that_do_not_fit_are_counted(text: str) -> None:
+    labels = {f"{number}{text}": text for number in range(100)}
+    wide = with_text(text, 500)
+    event = replace(
+        wide.event,
+        group_labels=labels,
+        common_labels=labels,
+        alerts=tuple(replace(alert, labels=labels, annotations=labels) for alert in wide.event.alerts),
+    )
+    body = render(replace(wide, event=event))
+    assert size(replace(wide, event=event)) <= BODY
+    assert 1 <= len(body["alerts"]) < 500
+    assert body["not_listed"] == 500 - len(body["alerts"])
+
+
+def test_the_body_is_the_documented_one() -> None:
+    body = render(message("03-resolved-1", note="Ours."))
+    (alert,) = body.pop("alerts")
+    assert body == {
+        "delivery_id": "0192-delivery",
+        "incident_id": "incident",
+        "episode": 1,
+        "accepted_at": "2026-11-24T22:46:12+00:00",
+        "status": "resolved",
+        "receiver": "kms-critical",
+        "group_labels": {"alertname": "KMSCryptoModeNotKMS", "env": "production", "service": "backend"},
+        "common_labels": dict(message("03-resolved-1").event.common_labels),
+        "note": "Ours.",
+        "not_listed": 0,
+    }
+    assert alert.keys() == {"status", "labels", "annotations", "starts_at", "ends_at", "fingerprint", "links"}
+    assert alert["links"].keys() == {"runbook", "dashboard", "prometheus"}
+    assert (alert["links"]["runbook"], alert["links"]["dashboard"]) == (RUNBOOK, DASHBOARD)
+    assert alert["status"] == "resolved"
+
+
+def test_a_list_that_was_cut_is_not_told_as_resolved() -> None:
+    body = render(message(replace(message("03-resolved-1").event, truncated_alerts=2)))
+    assert (body["status"], body["not_listed"]) == ("firing", 2)
+
+
+async def test_the_token_and_the_key_of_the_delivery_stand_in_the_headers(
+    secret_file: Path, answering: Answering
+) -> None:
+    seen: list[Mapping[str, str]] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        seen.append(request.headers.copy())
+        return web.Response(status=202)
+
+    values = example("webhook", secret_file, await answering(answer))
+    with_token, without = settings(values).connect(5), settings({**values, "token_file": None}).connect(5)
+    assert await send(with_token, message()) == {"status": "202"}
+    rotate(secret_file, "rotated")
+    await send(with_token, message())
+    await send(without, message())
+    await with_token.close()
+    await without.close()
+    assert [headers.get("Authorization") for headers in seen] == [f"Bearer {SECRET}", "Bearer rotated", None]
+    assert {headers["Idempotency-Key"] for headers in seen} == {"0192-delivery"}
+    assert {headers["Content-Type"] for headers in seen} == {"application/json"}
+    assert without.secrets() is None
+
+
+@pytest.mark.parametrize("status", [200, 201, 204, 299])
+@pytest.mark.parametrize("body", ["", "<h1>Thanks</h1>", "{"])
+async def test_every_2xx_takes_the_event(status: int, body: str, secret_file: Path, website: WebServer) -> None:
+    channel = settings(example("webhook", secret_file, await website(status, body))).connect(5)
+    assert await send(channel, message()) == {"status": str(status)}
+    await channel.close()
+
+
+async def test_what_follows_a_success_is_not_waited_for(secret_file: Path, tcp: TcpServer) -> None:
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{")
+        await reader.read(10_000_000)
+        await asyncio.Event().wait()
+
+    channel = settings(example("webhook", secret_file, await tcp(slow))).connect(2)
+    assert await send(channel, message()) == {"status": "200"}
+    await channel.close()
+
+
+async def test_the_words_of_a_refusal_are_handed_on(secret_file: Path, website: WebServer) -> None:
+    channel = settings(example("webhook", secret_file, await website(422, f"no field `team` ({SECRET})"))).connect(5)
+    attempt = Recorded(message())
+    with pytest.raises(SendError) as raised:
+        await channel.send(attempt)
+    await channel.close()
+    assert (raised.value.reason, raised.value.scope) == (Reason.REJECTED, Scope.MESSAGE)
+    assert raised.value.detail == "the webhook answered HTTP 422: no field `team` ([secret])"
+    assert attempt.answers == ["HTTP 422 no field `team` ([secret])"]
+
+
+async def test_an_answer_without_end_is_read_only_at_its_beginning(secret_file: Path, answering: Answering) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(status=503)
+        await response.prepare(request)
+        while True:
+            await response.write(b"no " * 10_000)
+
+    channel = settings(example("webhook", secret_file, await answering(answer))).connect(5)
+    with pytest.raises(SendError) as raised:
+        await send(channel, message())
+    await channel.close()
+    assert raised.value.reason is Reason.SERVER_ERROR
+    assert len(raised.value.detail) < 300
