@@ -20,6 +20,10 @@ test: install ## every test that needs no container engine
 	@ops/tools/require prometheus alertmanager chromium
 	@$(BIN)/pytest -n 4 --dist loadfile
 
+bench: install ## the benchmarks, each beside what it is compared with; takes ten minutes
+	@ops/tools/require prometheus alertmanager
+	@$(BIN)/python -m tests.bench
+
 check: install ## ruff, mypy --strict, import-linter, shellcheck, promtool, amtool
 	@ops/tools/require prometheus alertmanager
 	$(BIN)/ruff check .
@@ -37,4 +41,4 @@ lock: ## writes requirements/*.lock anew (needs uv)
 	for extra in exporter relay backend emulator; do \
 	  uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra $$extra -c requirements/dev.lock pyproject.toml -o requirements/$$extra.lock; done
 
-.PHONY: help install demo test check lock
+.PHONY: help install demo test bench check lock

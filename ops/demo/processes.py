@@ -22,8 +22,8 @@ class Processes:
         self._stack = stack
         self._running: dict[str, asyncio.subprocess.Process] = {}
 
-    async def start(self, name: str, command: Sequence[str | Path]) -> None:
-        """Starts a child; what it prints goes to `NAME.log`.
+    async def start(self, name: str, command: Sequence[str | Path]) -> int:
+        """Starts a child, and gives its process id; what it prints goes to `NAME.log`.
 
         A session of its own keeps Ctrl-C with the demo, which then stops the children in order.
         """
@@ -33,6 +33,7 @@ class Processes:
             )
         self._running[name] = process
         self._stack.push_async_callback(_stop, process)
+        return process.pid
 
     def check(self) -> None:
         """Raises StartError with the last line of its log when a child has ended."""

@@ -1,0 +1,103 @@
+"""`python -m tests.bench`: the benchmarks. Each runs what it compares side by side, so that ratios outlive the machine.
+
+Exits 1 where a program is missing or something was not delivered, never for being slow.
+"""
+
+import asyncio
+import sys
+from collections.abc import Awaitable
+from pathlib import Path
+
+import click
+
+from shared.server import StartError
+from tests.bench.claim import claims
+from tests.bench.hanging import hanging
+from tests.bench.intake import intake
+from tests.bench.machine import described
+from tests.bench.stage import BenchError
+from tests.bench.storm import storm
+
+ROUNDS = click.option("--rounds", default=3, show_default=True, help="Medians are of so many.")
+
+
+@click.group(invoke_without_command=True)
+@click.option(
+    "--disk",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default="/var/tmp",
+    show_default=True,
+    help="A folder on a real disk, for the databases.",
+)
+@click.pass_context
+def main(context: click.Context, disk: Path) -> None:
+    r"""Measure the relay; without a command, everything.
+
+    \b
+    Examples:
+      python -m tests.bench
+      python -m tests.bench storm --rounds 1 --groups 1000
+    """
+    context.obj = disk
+    try:
+        click.echo("\n".join(described(disk)))
+    except StartError as error:
+        _end(error)
+    if context.invoked_subcommand is None:
+        for command in main.commands.values():
+            context.invoke(command)
+
+
+@main.command("storm")
+@ROUNDS
+@click.option("--groups", default=5000, show_default=True, help="How many groups fire at once.")
+@click.pass_obj
+def _storm(disk: Path, rounds: int, groups: int) -> None:
+    """A storm of groups, by Alertmanager's own receivers and by the relay."""
+    _run(storm(disk, groups, rounds))
+
+
+@main.command("hanging")
+@ROUNDS
+@click.option("--webhooks", default=200, show_default=True, help="How many are posted.")
+@click.pass_obj
+def _hanging(disk: Path, rounds: int, webhooks: int) -> None:
+    """A Slack that never answers, beside healthy mail and PagerDuty."""
+    _run(hanging(disk, webhooks, rounds))
+
+
+@main.command("intake")
+@ROUNDS
+@click.option("--webhooks", default=5000, show_default=True, help="How many are posted.")
+@click.pass_obj
+def _intake(disk: Path, rounds: int, webhooks: int) -> None:
+    """How fast webhooks are accepted."""
+    _run(intake(disk, webhooks, rounds))
+
+
+@main.command("claim")
+@ROUNDS
+@click.option("--waiting", default=20_000, show_default=True, help="How many others are in the outbox.")
+@click.pass_obj
+def _claim(disk: Path, rounds: int, waiting: int) -> None:
+    """What a full outbox costs its workers."""
+    _run(claims(disk, waiting, rounds))
+
+
+def _run(benchmark: Awaitable[None]) -> None:
+    async def run() -> None:
+        await benchmark
+
+    try:
+        asyncio.run(run())
+    except (StartError, BenchError) as error:
+        _end(error)
+
+
+def _end(error: Exception) -> None:
+    click.echo(str(error), err=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m tests.bench")

@@ -1,0 +1,132 @@
+"""What a full outbox costs its workers: a claim, its receipt, and a look that finds nothing due, beside an empty one.
+
+On SQLite on the disk, and on PostgreSQL as the tests run it, with `fsync=off`: there only the ratios tell something.
+"""
+
+import asyncio
+import statistics
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple, TypeVar
+from uuid import uuid4
+
+import click
+
+from services.relay.outbox import database
+from services.relay.outbox.claim import Wanted, claim
+from services.relay.outbox.database import Database
+from services.relay.outbox.gate import Effect, Pauses
+from services.relay.outbox.receipt import Ending, record
+from services.relay.outbox.schema import State
+from services.relay.outbox.store import Store, StoreUnavailableError, opened
+from shared.server import StartError
+from tests.bench.filled import CHANNEL, fill, put_off
+from tests.bench.stage import BenchError, temporary
+from tests.postgres import Postgres
+
+TIMES: Final = 100
+_HOUR: Final = 3600.0
+_WANTED: Final = Wanted(CHANNEL, limit=1, owner="bench", seconds=60.0, rate=None)
+_SENT: Final = Ending(State.DELIVERED, 0.0, 0.1, "ok", "", Effect.REACHED, receipt={"ts": "1"}, sent=True, payload="{}")
+_PAUSES: Final = Pauses(1.0, 300.0)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """What lies in the outbox beside the deliveries that are claimed."""
+
+    name: str
+    number: int
+    state: State = State.QUEUED
+    due_in: float = 0.0
+
+
+class Costs(NamedTuple):
+    """Milliseconds."""
+
+    claim: float
+    receipt: float
+    look: float
+    """A claim where nothing is due."""
+
+
+async def claims(disk: Path, waiting: int, rounds: int) -> None:
+    """Runs and prints the benchmark.
+
+    Raises:
+        BenchError: a delivery that was due could not be claimed, or not in time.
+        StartError: there is no PostgreSQL.
+    """
+    click.echo(f"\nclaim: one delivery beside {waiting} others, {TIMES} times in each round; milliseconds")
+    with temporary(disk) as folder, _postgres() as server:
+        stores: dict[str, Callable[[], Database]] = {
+            "SQLite": lambda: database.sqlite(folder / f"{uuid4().hex}.db"),
+            "PostgreSQL": lambda: server.database(f"bench_{uuid4().hex}"),
+        }
+        for name, new in stores.items():
+            await _compare(name, new, waiting, rounds)
+
+
+async def _compare(store: str, new: Callable[[], Database], waiting: int, rounds: int) -> None:
+    empty = Others("beside none", 0)
+    cases = (empty, Others("due as well", waiting), Others("retrying later", waiting, State.RETRYING, _HOUR))
+    runs: dict[Others, list[Costs]] = {others: [] for others in cases}
+    for _ in range(rounds):
+        for others, costs in runs.items():
+            async with opened(await asyncio.to_thread(new), time.time) as outbox:
+                try:
+                    costs.append(await _costs(outbox, others))
+                except StoreUnavailableError as error:
+                    raise BenchError(f"{store}, {others.name}: not answered in time: {error}") from None
+    medians = {others: Costs(*map(statistics.median, zip(*costs, strict=True))) for others, costs in runs.items()}
+    for others, median in medians.items():
+        told = (
+            f"{name} {mine:6.2f} ({mine / alone:5.2f} times)"
+            for name, mine, alone in zip(Costs._fields, median, medians[empty], strict=True)
+        )
+        click.echo(f"  {store:10}  {others.name:14}  {'  '.join(told)}")
+
+
+async def _costs(outbox: Store, others: Others) -> Costs:
+    await claim(outbox, _WANTED)  # a channel's first claim makes its gate
+    await fill(outbox, others.number, others.state, others.due_in)
+    await fill(outbox, TIMES)
+    claiming, receipts, looks = [], [], []
+    for _ in range(TIMES):
+        taken, seconds = await _timed(claim(outbox, _WANTED))
+        claiming.append(seconds)
+        if len(taken.claims) != 1:
+            raise BenchError("a delivery that is due was not claimed")
+        _, seconds = await _timed(record(outbox, taken.claims[0], _SENT, _PAUSES))
+        receipts.append(seconds)
+    await put_off(outbox, _HOUR)
+    for _ in range(TIMES):
+        nothing, seconds = await _timed(claim(outbox, _WANTED))
+        looks.append(seconds)
+        if nothing.claims:
+            raise BenchError("a delivery that is not due was claimed")
+    return Costs(*(1000 * statistics.median(each) for each in (claiming, receipts, looks)))
+
+
+async def _timed(work: Awaitable[T]) -> tuple[T, float]:
+    started = time.perf_counter()
+    result = await work
+    return result, time.perf_counter() - started
+
+
+@contextmanager
+def _postgres() -> Iterator[Postgres]:
+    with tempfile.TemporaryDirectory(prefix="pg-") as folder:  # a short path, for its socket
+        try:
+            server = Postgres(Path(folder))
+        except RuntimeError as error:
+            raise StartError(str(error)) from None
+        try:
+            yield server
+        finally:
+            server.stop()

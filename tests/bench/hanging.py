@@ -1,0 +1,99 @@
+"""A Slack that takes every request and never answers: what it costs the intake, the mail and the pages.
+
+Mail and PagerDuty are the demo's stand-ins. Time runs from the first webhook until both have all of them.
+"""
+
+import re
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import click
+
+from tests.bench.alerts import webhook
+from tests.bench.intake import end
+from tests.bench.load import Load, load
+from tests.bench.stage import Stage, free_port, pagerduty, slack, stage
+
+CLIENTS: Final = 20
+_PATIENCE: Final = 60.0
+_GROUP: Final = re.compile(r"group-\d{5}")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One round."""
+
+    intake: Load
+    mail: float
+    """Seconds until the mailbox had everything."""
+    pages: float
+
+
+async def hanging(disk: Path, webhooks: int, rounds: int) -> None:
+    """Runs and prints the benchmark. Raises BenchError where something was not accepted or not delivered."""
+    click.echo(f"\nhanging: {webhooks} webhooks from {CLIENTS} clients while Slack hangs, the pace lifted")
+    runs: list[Run] = []
+    for number in range(1, rounds + 1):
+        async with stage(disk) as place:
+            runs.append(await _run(place, webhooks))
+        click.echo(f"  round {number}  {_told(runs[-1].intake.percentile, runs[-1].mail, runs[-1].pages)}")
+
+    def median_percentile(percent: int) -> float:
+        return statistics.median(run.intake.percentile(percent) for run in runs)
+
+    mail, pages = statistics.median(run.mail for run in runs), statistics.median(run.pages for run in runs)
+    click.echo(f"  medians  {_told(median_percentile, mail, pages)}")
+    click.echo(
+        f"  of the aims: p99 {median_percentile(99) / 100:.2f} of 100 ms, all {max(mail, pages) / 10:.2f} of 10 s"
+    )
+
+
+async def _run(place: Stage, webhooks: int) -> Run:
+    sink = await place.module("tests.bench.sink")
+    smtp = free_port()
+    stand_ins = await place.stand_ins(smtp)
+    mail = {"kind": "email", "host": "127.0.0.1", "port": smtp, "tls": "none"}
+    addresses = {"from": "keypulse <alerts@example.org>", "to": ["oncall@example.org"]}
+    channels = {
+        "slack": slack(f"{sink.url}/hang"),
+        "email": {**mail, **addresses},
+        "pagerduty": pagerduty(stand_ins.url),
+    }
+    relay = await place.relay(channels)
+    try:
+        bodies = [webhook(number) for number in range(webhooks)]
+        started = time.time()
+        accepted = await load(relay, bodies, CLIENTS)
+        arrived: dict[str, dict[str, float]] = {}
+
+        async def all_arrived() -> bool:
+            state = await place.get(f"{stand_ins.url}/api/state")
+            arrived["mail"] = _first({mail["at"]: mail["subject"] + mail["text"] for mail in state["mailbox"]})
+            pages = state["pagerduty"]["events"]
+            arrived["pages"] = _first({event["at"]: event["payload"]["summary"] for event in pages})
+            return all(len(groups) == webhooks for groups in arrived.values())
+
+        await place.until("every mail and every page", _PATIENCE, all_arrived)
+    finally:
+        end(sink)
+    return Run(accepted, *(max(arrived[name].values()) - started for name in ("mail", "pages")))
+
+
+def _first(messages: dict[float, str]) -> dict[str, float]:
+    """When each group was told of for the first time."""
+    first: dict[str, float] = {}
+    for at, text in sorted(messages.items()):
+        for group in _GROUP.findall(text):
+            first.setdefault(group, at)
+    return first
+
+
+def _told(percentile: Callable[[int], float], mail: float, pages: float) -> str:
+    return (
+        f"intake p50 {percentile(50):6.1f} ms  p99 {percentile(99):6.1f} ms  "
+        f"all mails {mail:5.2f} s  all pages {pages:5.2f} s"
+    )

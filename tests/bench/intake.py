@@ -1,0 +1,60 @@
+"""How fast webhooks are accepted: the relay beside a bare server that reads nothing, and one that only commits.
+
+The three take turns. The relay's one channel hangs, so that delivering costs its intake as little as it can.
+"""
+
+import os
+import signal
+import statistics
+from pathlib import Path
+from typing import Final
+
+import click
+
+from tests.bench.alerts import webhook
+from tests.bench.load import Load, load
+from tests.bench.stage import Running, Stage, pagerduty, stage
+
+CLIENTS: Final = 64
+UNREAD: Final = "bare, unread"
+COMMIT: Final = "bare, committed"
+RELAY: Final = "relay"
+
+
+async def intake(disk: Path, webhooks: int, rounds: int) -> None:
+    """Runs and prints the benchmark. Raises BenchError where a webhook was not accepted."""
+    click.echo(f"\nintake: {webhooks} webhooks of different groups from {CLIENTS} clients")
+    runs: dict[str, list[Load]] = {UNREAD: [], COMMIT: [], RELAY: []}
+    for number in range(1, rounds + 1):
+        for name, loads in runs.items():
+            async with stage(disk) as place:
+                loads.append(await _run(place, name, webhooks))
+            click.echo(
+                f"  round {number}, {name:16}  {loads[-1].per_second:6.0f}/s  "
+                f"p50 {loads[-1].percentile(50):6.1f} ms  p99 {loads[-1].percentile(99):6.1f} ms"
+            )
+    rate = {name: statistics.median(one.per_second for one in loads) for name, loads in runs.items()}
+    p99 = {name: statistics.median(one.percentile(99) for one in loads) for name, loads in runs.items()}
+    for name in (UNREAD, COMMIT):
+        click.echo(
+            f"  medians: the relay accepts {rate[RELAY] / rate[name]:.2f} of what {name} does, "
+            f"with {p99[RELAY] / p99[name]:.2f} times its p99"
+        )
+
+
+async def _run(place: Stage, name: str, webhooks: int) -> Load:
+    bodies = [webhook(number) for number in range(webhooks)]
+    if name != RELAY:
+        file = [str(place.folder / "bare.db")] if name == COMMIT else []
+        return await load(await place.module("tests.bench.bare", *file), bodies, CLIENTS)
+    hanging = await place.module("tests.bench.sink")
+    relay = await place.relay({"pagerduty": pagerduty(f"{hanging.url}/hang")}, timeout="60s")
+    try:
+        return await load(relay, bodies, CLIENTS)
+    finally:
+        end(hanging)
+
+
+def end(hanging: Running) -> None:
+    """Stops a server that hangs, so that the relay's own stop need not wait for it."""
+    os.kill(hanging.pid, signal.SIGTERM)

@@ -1,0 +1,147 @@
+"""Many groups at once: Alertmanager's own Slack and PagerDuty receivers, and Alertmanager → relay, into the same sinks.
+
+The two take turns, each time with fresh programs and a fresh database. Time runs from the moment at which Alertmanager
+may first send (the first alert is posted, plus `group_wait`, which is longer than the posting takes) until both sinks
+have every group. Before, one message of each is shown to the demo's stand-ins, which refuse what the providers would.
+"""
+
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from tests.bench.alerts import annotations, labels
+from tests.bench.machine import peak_mb
+from tests.bench.stage import ROUTING_KEY, TOKEN, BenchError, Running, Stage, free_port, pagerduty, slack, stage
+
+GROUP_WAIT: Final = 3.0
+_BATCH: Final = 500
+_PATIENCE: Final = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One storm."""
+
+    seconds: float
+    messages: int
+    alertmanager_mb: float
+    relay_mb: float | None
+    """None where there was no relay."""
+    refused: int
+    """How many requests Alertmanager had to make again."""
+
+
+async def storm(disk: Path, groups: int, rounds: int) -> None:
+    """Runs and prints the benchmark. Raises BenchError where something is missing or was not delivered."""
+    click.echo(f"\nstorm: {groups} groups at once from Alertmanager to Slack and PagerDuty, the pace lifted")
+    await _real(disk)
+    click.echo("  one message of each way was taken by the stand-ins")
+    own: list[Run] = []
+    relayed: list[Run] = []
+    for number in range(1, rounds + 1):
+        for name, runs, with_relay in (("Alertmanager's own", own, False), ("with the relay", relayed, True)):
+            async with stage(disk) as place:
+                runs.append(await _run(place, groups, with_relay=with_relay))
+            click.echo(f"  round {number}, {name:18}  {_told(runs[-1], groups)}")
+    ours, theirs = (statistics.median(run.seconds for run in runs) for runs in (relayed, own))
+    click.echo(f"  medians: relay {ours:.2f} s, Alertmanager {theirs:.2f} s: {ours / theirs:.2f} times as long")
+
+
+async def _run(place: Stage, groups: int, *, with_relay: bool) -> Run:
+    sink = await place.module("tests.bench.sink")
+    relay = await place.relay({"slack": slack(sink.url), "pagerduty": pagerduty(sink.url)}) if with_relay else None
+    receiver = _to_relay(relay) if relay else {**_to_slack(sink), **_to_pagerduty(sink)}
+    alertmanager = await place.alertmanager(receiver, f"{GROUP_WAIT:g}s")
+    may_send = time.monotonic() + GROUP_WAIT
+    await _post(place, alertmanager, groups)
+    if time.monotonic() > may_send:
+        raise BenchError(f"posting took longer than {GROUP_WAIT:g} s; this machine is too busy to measure on")
+
+    async def complete() -> bool:
+        found = await place.get(f"{sink.url}/")
+        return all(provider["groups"] == groups for provider in found.values())
+
+    await place.until("every group to be delivered", _PATIENCE, complete)
+    found = await place.get(f"{sink.url}/")
+    return Run(
+        seconds=max(provider["last"] for provider in found.values()) - may_send,
+        messages=sum(provider["messages"] for provider in found.values()),
+        alertmanager_mb=peak_mb(alertmanager.pid),
+        relay_mb=peak_mb(relay.pid) if relay else None,
+        refused=await _refused(place, alertmanager),
+    )
+
+
+def _told(run: Run, groups: int) -> str:
+    repeated = run.messages - 2 * groups
+    return "  ".join(
+        (
+            f"{run.seconds:6.2f} s",
+            f"{2 * groups / run.seconds:6.0f} deliveries/s",
+            f"Alertmanager {run.alertmanager_mb:.0f} MB",
+            *([f"relay {run.relay_mb:.0f} MB"] if run.relay_mb else []),
+            *([f"{repeated} sent twice"] if repeated else []),
+            *([f"{run.refused} requests of Alertmanager's refused"] if run.refused else []),
+        )
+    )
+
+
+async def _real(disk: Path) -> None:
+    """Raises BenchError where a message is not what the providers take."""
+    async with stage(disk) as place:
+        sink = await place.module("tests.bench.sink")
+        stand_ins = await place.stand_ins(free_port())
+        relay = await place.relay({"slack": slack(stand_ins.url), "pagerduty": pagerduty(stand_ins.url)})
+        # The stand-in Slack has no incoming webhooks, so of Alertmanager's own message only the content is looked at.
+        receiver = {**_to_slack(sink), **_to_pagerduty(stand_ins), **_to_relay(relay)}
+        await _post(place, await place.alertmanager(receiver, "0s"), 1)
+
+        async def shown() -> bool:
+            state = await place.get(f"{stand_ins.url}/api/state")
+            own = (await place.get(f"{sink.url}/"))["slack"]["first_message"]
+            relayed = [message["text"] for channel in state["slack"] for message in channel["messages"]]
+            pages = [event["payload"]["summary"] for event in state["pagerduty"]["events"]]
+            said = annotations(0)["summary"]
+            return len(pages) == 2 and "attachments" in own and "group-00000" in own and said in "".join(relayed)
+
+        await place.until("one message of each way, taken by Slack and PagerDuty", 10, shown)
+
+
+async def _post(place: Stage, alertmanager: Running, groups: int) -> None:
+    for batch in _batches(groups):
+        async with place.http.post(f"{alertmanager.url}/api/v2/alerts", json=batch) as answer:
+            if answer.status != 200:
+                raise BenchError(f"Alertmanager refused the alerts: {await answer.text()}")
+
+
+def _batches(groups: int) -> Iterator[list[dict[str, Any]]]:
+    now = datetime.now(UTC).isoformat()
+    for first in range(0, groups, _BATCH):
+        numbers = range(first, min(first + _BATCH, groups))
+        yield [{"labels": labels(n), "annotations": annotations(n), "startsAt": now} for n in numbers]
+
+
+async def _refused(place: Stage, alertmanager: Running) -> int:
+    async with place.http.get(f"{alertmanager.url}/metrics") as response:
+        lines = (await response.text()).splitlines()
+    failed = "alertmanager_notification_requests_failed_total{"
+    return sum(int(float(line.rsplit(" ", 1)[1])) for line in lines if line.startswith(failed))
+
+
+def _to_slack(sink: Running) -> dict[str, object]:
+    return {"slack_configs": [{"api_url": f"{sink.url}/webhook", "channel": "#security-critical"}]}
+
+
+def _to_pagerduty(provider: Running) -> dict[str, object]:
+    return {"pagerduty_configs": [{"routing_key": ROUTING_KEY, "url": f"{provider.url}/pagerduty/v2/enqueue"}]}
+
+
+def _to_relay(relay: Running) -> dict[str, object]:
+    authorization = {"authorization": {"type": "Bearer", "credentials": TOKEN}}
+    return {"webhook_configs": [{"url": f"{relay.url}/alerts", "http_config": authorization}]}
