@@ -92,6 +92,7 @@ class SlackChannel:
 
     async def _found(self, api: SlackApi, talk: Exchange, message: Message) -> Receipt | None:
         """The receipt of a post that is there already; settles the doubt where it can be."""
+        # An answer of this run names the channel as it is set now; the first receipt may be of another one.
         channel = self._id or (message.first_receipt or {}).get("channel")
         place = await look_up(api, message, self._settings.channel, channel)
         if isinstance(place, Absent):

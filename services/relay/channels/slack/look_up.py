@@ -64,10 +64,9 @@ async def look_up(api: SlackApi, message: Message, name: str, channel: str | Non
         channel = channel or await _channel_id(api, name.removeprefix("#"))
         return await _find(api, message, channel) if channel else Absent.UNKNOWN
     except SendError as error:
-        if error.reason not in _TEMPORARY:
-            return Absent.UNKNOWN
-        error.maybe_arrived = True
-        raise
+        if error.reason in _TEMPORARY:
+            raise
+        return Absent.UNKNOWN
 
 
 async def _find(api: SlackApi, message: Message, channel: str) -> Place | Absent:
