@@ -135,6 +135,8 @@ def _watched(settings: RelaySettings) -> Watched:
 
 
 def _outbox_state(store: Store) -> OutboxState | None:
+    if store.problem is not None:
+        return None  # what can still be read would hide that nothing is committed
     try:
         counts = query.counts(store)
         refused = {each.name for each in store.read_blocking(query.channels) if each.refused}

@@ -16,6 +16,7 @@ from pydantic import (
     ValidationInfo,
     model_validator,
 )
+from pydantic_settings import NoDecode
 
 from services.relay.channels.registry import AnyChannel
 from services.relay.channels.web_api import fit_for_a_secret
@@ -98,6 +99,7 @@ Network = Annotated[IPv4Network | IPv6Network, PlainValidator(_network, json_sch
 """A network in CIDR notation."""
 Database = Annotated[
     database.Database,
+    NoDecode,  # from the environment it comes as the same text; pydantic-settings would want JSON
     PlainValidator(_database, json_schema_input_type=str),
     PlainSerializer(str),  # which shows no password
 ]

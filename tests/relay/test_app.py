@@ -50,7 +50,7 @@ async def test_every_webhook_of_a_real_alertmanager_is_told_on_every_channel(tmp
 
 
 async def test_what_is_answered_202_is_in_the_file_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.relay.app.GRACE_SECONDS", 0.1)
+    monkeypatch.setattr("services.relay.workers.GRACE_SECONDS", 0.1)
     body = webhook_of(notification_reason="first notification")
     async with served(settings(tmp_path, {"one": Scripted(hang)})) as client:
         code, answer = await post(client, body)
@@ -114,7 +114,7 @@ async def test_a_stop_finishes_what_is_in_hand_and_refuses_the_rest(tmp_path: Pa
 async def test_a_send_that_outlasts_the_grace_period_returns_its_claim_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.relay.app.GRACE_SECONDS", 0.1)
+    monkeypatch.setattr("services.relay.workers.GRACE_SECONDS", 0.1)
     channel = Scripted(hang)
     lease = {"timeout": "60s", "lease": "2h"}
     async with served(settings(tmp_path, {"one": channel}, delivery=lease)) as client:
@@ -129,7 +129,7 @@ async def test_a_channel_that_does_not_close_holds_up_no_stop(tmp_path: Path, mo
         async def close(self) -> None:
             await hang()
 
-    monkeypatch.setattr("services.relay.app._CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr("services.relay.workers._CLOSE_SECONDS", 0.1)
     with capture_logs() as logs:
         async with asyncio.timeout(10), running(settings(tmp_path, {"one": Endless()})):
             pass
@@ -139,7 +139,7 @@ async def test_a_channel_that_does_not_close_holds_up_no_stop(tmp_path: Path, mo
 async def test_what_waits_for_a_channel_that_is_gone_is_said_at_the_start_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.relay.app.GRACE_SECONDS", 0.1)
+    monkeypatch.setattr("services.relay.workers.GRACE_SECONDS", 0.1)
     old, new = Scripted(hang), Scripted()
     async with served(settings(tmp_path, {"old": old, "new": new})) as client:
         await post(client, payload(1))

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from services.relay.config import RelaySettings
+from services.relay.outbox import database
 from shared.mistakes import ConfigurationError
 from shared.planned import ignored_keys
 from shared.settings import Address, load
@@ -37,6 +38,9 @@ channels:
 """
 
 
+WATCHDOG = {"matchers": ['alertname="Watchdog"'], "expect_every": "2m", "channels": ["pagerduty"]}
+
+
 def read(folder: Path, text: str) -> RelaySettings:
     file = folder / "relay.yml"
     file.write_text(text)
@@ -51,13 +55,13 @@ def mistakes(folder: Path, **changes: Any) -> list[str]:
     return [line.removeprefix(f"{folder / 'relay.yml'}: ") for line in raised.value.lines]
 
 
-def test_the_contracts_example_is_valid_and_names_what_has_no_effect_yet(tmp_path: Path) -> None:
+def test_the_contracts_example_is_valid_and_every_key_of_it_has_an_effect(tmp_path: Path) -> None:
     settings = read(tmp_path, CONTRACT)
     assert settings.listen == Address("127.0.0.1", 9912)
-    assert settings.database == Path("/var/lib/keypulse/relay.db")
+    assert settings.database == database.sqlite(Path("/var/lib/keypulse/relay.db"))
     assert settings.delivery.backoff_max == 300
     assert settings.routes[1].matchers[0].value == "warning"
-    assert {"alertmanager", "pacing"} <= set(ignored_keys(settings))
+    assert not set(ignored_keys(settings))
 
 
 def test_little_is_enough_and_paths_start_at_the_files_folder(tmp_path: Path) -> None:
@@ -70,7 +74,7 @@ def test_little_is_enough_and_paths_start_at_the_files_folder(tmp_path: Path) ->
         default_channels: [pd]
         """,
     )
-    assert settings.database == tmp_path / "data/relay.db"
+    assert settings.database == database.sqlite(tmp_path / "data/relay.db")
     assert settings.auth.bearer_token_file == tmp_path / "token"
     assert (settings.delivery.timeout, settings.delivery.lease, settings.delivery.give_up_after) == (10, 20, 86400)
 
@@ -79,14 +83,32 @@ def test_the_environment_sets_what_the_file_does_not(tmp_path: Path, monkeypatch
     monkeypatch.setenv("KEYPULSE_RELAY__DATABASE", f"sqlite:///{tmp_path}/other.db")
     monkeypatch.setenv("KEYPULSE_RELAY__DELIVERY__GIVE_UP_AFTER", "1h")
     settings = read(tmp_path, CONTRACT)
-    assert settings.database == tmp_path / "other.db"
+    assert settings.database == database.sqlite(tmp_path / "other.db")
     assert settings.delivery.give_up_after == 3600
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"database": "postgresql://relay@db/relay"}, "database: PostgreSQL is not supported in this version"),
+        ({"database": "postgresql://relay:secret@db"}, "database: expected sqlite:///FILE"),
+        ({"database": "postgres://relay@db/relay"}, "database: expected sqlite:///FILE"),
+        ({"database": "sqlite:////tmp/x?mode=ro"}, "database: expected sqlite:///FILE"),
+        (
+            {"watchdogs": [{"matchers": ["a=b"], "expect_every": "2m", "channels": ["x"]}]},
+            "watchdogs.0: channels: x: no",
+        ),
+        ({"watchdogs": [{"matchers": [], "expect_every": "2m", "channels": ["pagerduty"]}]}, "watchdogs.0.matchers: "),
+        ({"watchdogs": 2 * [WATCHDOG]}, "watchdogs: two watchdogs are called Watchdog"),
+        ({"alertmanager": {"urls": ["localhost:9093"]}}, "alertmanager.urls.0: expected a URL such as"),
+        (
+            {"alertmanager": {"urls": ["http://alertmanager:9093"], "token_file": "t"}},
+            "alertmanager: expected https://",
+        ),
+        ({"retention": {"max_deliveries": 0}}, "retention.max_deliveries: "),
+        (
+            {"channels": {"pagerduty": {"kind": "pagerduty", "routing_key_file": "k", "rate": "2"}}},
+            "channels.pagerduty.rate: expected messages in a time, such as 1/s, 120/m or 500/h",
+        ),
         ({"database": "relay.db"}, "database: expected sqlite:///FILE"),
         ({"auth": {}}, "auth.bearer_token_file: missing"),
         ({"auth": {"bearer_token_file": "t", "allow_from": ["10.0.0.1/8"]}}, "auth.allow_from.0"),
@@ -130,3 +152,25 @@ def test_several_mistakes_are_named_at_once(tmp_path: Path) -> None:
 def test_the_schema_can_be_printed() -> None:
     schema = json.dumps(RelaySettings.model_json_schema())
     assert all(name in schema for name in ("duplicate_window", "bearer_token_file", "matchers"))
+
+
+def test_the_password_of_a_database_is_shown_nowhere(tmp_path: Path) -> None:
+    settings = read(
+        tmp_path, CONTRACT.replace("sqlite:////var/lib/keypulse/relay.db", "postgresql://a:geheim@db/relay")
+    )
+    assert settings.database.password == "geheim"
+    assert "geheim" not in f"{settings!r} {settings.database} {settings.model_dump_json(include={'database'})}"
+
+
+@pytest.mark.parametrize(
+    ("matchers", "name"),
+    [
+        (['alertname="Watchdog"'], "Watchdog"),
+        (['alertname="Watchdog"', "cluster=eu"], "Watchdog"),
+        (['alertname=~"Watch.*"'], "alertname=~Watch.*"),
+        (["cluster=eu", "severity=none"], "cluster=eu,severity=none"),
+    ],
+)
+def test_a_watchdog_is_called_after_its_alert(tmp_path: Path, matchers: list[str], name: str) -> None:
+    document = yaml.safe_load(CONTRACT) | {"watchdogs": [WATCHDOG | {"matchers": matchers}]}
+    assert [each.name for each in read(tmp_path, yaml.safe_dump(document)).watchdogs] == [name]

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from services.relay import identity, webhook
+from services.relay import identity
+from services.relay.intake import webhook
 from services.relay.model import Event, Status
 from services.relay.outbox.accept import Known, Plan
 from tests.relay.scripted import at, event_of, payload

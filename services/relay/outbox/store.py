@@ -57,7 +57,6 @@ class Store:
         self._database = database
         self._writing, self._reading = dialect.engines(database)
         self._prepared = False
-        self._loop = asyncio.get_running_loop()
         self._work: deque[_Work] = deque()
         self._news = threading.Condition()
         self._closed = False
@@ -77,12 +76,12 @@ class Store:
         Raises:
             StoreUnavailableError: nothing was committed; after "no answer" alone it may still be.
         """
-        done: asyncio.Future[T] = self._loop.create_future()
         with self._news:
             if self._closed:
                 raise StoreUnavailableError("the outbox is closed")
             if len(self._work) >= _WAITING:
                 raise StoreUnavailableError(f"{_WAITING} pieces of work wait for the outbox already")
+            done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
             self._work.append(_Work(Piece(do, item), done))
             self._news.notify()
         try:
@@ -101,8 +100,8 @@ class Store:
 
     def read_blocking(self, do: Callable[[Connection], T]) -> T:
         """The same for a thread other than the event loop's. Raises StoreUnavailableError."""
-        if not self._prepared:
-            raise StoreUnavailableError(self.problem or "the outbox is not open yet")
+        if self._closed or not self._prepared:
+            raise StoreUnavailableError(self.problem or "the outbox is closed")
         try:
             with self._reading.begin() as connection:
                 return do(connection)
@@ -202,10 +201,12 @@ class Store:
         self._tell(works, [(None, StoreUnavailableError(problem)) for _ in works])
 
     def _tell(self, works: list[_Work], outcomes: Sequence[Outcome]) -> None:
-        try:
-            self._loop.call_soon_threadsafe(_resolve, works, outcomes)
-        except RuntimeError:  # the loop has ended, and with it everybody who waited
-            log.warning("nobody waits any more for what was committed", pieces=len(works))
+        told = list(zip(works, outcomes, strict=True))
+        for loop in {work.done.get_loop() for work in works}:
+            try:
+                loop.call_soon_threadsafe(_resolve, [each for each in told if each[0].done.get_loop() is loop])
+            except RuntimeError:  # the loop has ended, and with it everybody who waited
+                log.warning("nobody waits any more for what was committed")
 
 
 @asynccontextmanager
@@ -237,8 +238,8 @@ async def opened(
         await asyncio.to_thread(store.close)
 
 
-def _resolve(works: list[_Work], outcomes: Sequence[Outcome]) -> None:
-    for work, (result, problem) in zip(works, outcomes, strict=True):
+def _resolve(told: list[tuple[_Work, Outcome]]) -> None:
+    for work, (result, problem) in told:
         if work.done.done():
             continue  # whoever waited has given up
         if problem is None:
