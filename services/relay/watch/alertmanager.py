@@ -90,7 +90,7 @@ class Peer:
             raise PeerError(f"no answer within {_ANSWER_SECONDS:g} s") from None
         except (SendError, SecretUnreadableError) as error:
             raise PeerError(str(error)) from None
-        except ValidationError:
+        except (ValidationError, OverflowError):  # the latter for a time near the year 1 or 9999
             raise PeerError("its answer is not that of Alertmanager's API, version 2") from None
 
     async def close(self) -> None:

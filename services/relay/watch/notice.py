@@ -16,7 +16,7 @@ from services.relay.outbox.incidents import open_incident
 from services.relay.outbox.rejected import Kept
 from services.relay.watch.telling import Own, Teller
 
-_LOOK_SECONDS: Final = 10.0
+_LOOK_SECONDS: Final = 5.0
 _QUIET_SECONDS: Final = 3600.0
 _REASON_LIMIT: Final = 200
 """Characters; it may quote what was sent."""

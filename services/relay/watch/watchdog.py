@@ -14,13 +14,16 @@ from typing import Final
 import structlog
 
 from services.relay.outbox import watchdogs as outbox
-from services.relay.outbox.incidents import open_incident
+from services.relay.outbox.incidents import open_incident, open_incidents
 from services.relay.outbox.store import StoreUnavailableError
-from services.relay.watch.telling import Own, Teller
+from services.relay.watch.telling import SOURCE, Own, Teller
 
 _LOOK_SECONDS: Final = 5.0
 """The longest between two looks: another replica may have seen the heartbeat."""
+_IDLE_SECONDS: Final = 3600.0
+_GROUP: Final = "watchdog/"
 _RETURNED: Final = "The heartbeats are back."
+_REMOVED: Final = "This watchdog is no longer configured."
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +42,7 @@ class Watchdog:
     def absent(self) -> Own:
         """The incident of its absence."""
         return Own(
-            group=f"watchdog/{self.name}",
+            group=f"{_GROUP}{self.name}",
             labels={"alertname": "WatchdogAbsent", "severity": "critical", "watchdog": self.name},
             summary=f"No heartbeat of {self.name} for {self.expect_every:g} s: alerts may not reach anybody",
             description=(
@@ -64,6 +67,7 @@ class Guard:
         self._teller = teller
         self._watchdogs = watchdogs
         self._monotonic = monotonic
+        self._tidy = False
         # Of a time when no heartbeat could have been kept, nothing is concluded: before the start, ...
         self._able_since = self._monotonic()
 
@@ -77,6 +81,11 @@ class Guard:
 
     async def _look(self) -> float:
         store, names = self._teller.store, [watchdog.name for watchdog in self._watchdogs]
+        if not self._tidy:
+            await self._forget_all_but(names)
+            self._tidy = True
+        if not names:
+            return _IDLE_SECONDS
         silent_for = await store.run(lambda transaction: outbox.silent_for(transaction, names))
         able_for = self._monotonic() - self._able_since
         pause = _LOOK_SECONDS
@@ -93,3 +102,12 @@ class Guard:
                 if told is not None and back and await self._teller.end(told, _RETURNED):
                     log.info("a watchdog is back", watchdog=watchdog.name)
         return pause
+
+    async def _forget_all_but(self, names: Collection[str]) -> None:
+        """Ends the incidents of watchdogs that a person took out of the configuration while they were absent."""
+        async for incident in open_incidents(self._teller.store):
+            event = incident.event
+            if event is None or event.source != SOURCE or not event.group_key.startswith(_GROUP):
+                continue
+            if event.group_key.removeprefix(_GROUP) not in names:
+                await self._teller.end(incident, _REMOVED)

@@ -56,10 +56,9 @@ class Watching:
         """Watches until cancelled."""
         watched = self._watched
         notice = Notice(self._teller, watched.default_channels)
-        turns: dict[str, Callable[[], Awaitable[float]]] = {"quarantine": notice.look}
+        guard = Guard(self._teller, watched.watchdogs, time.monotonic)
+        turns: dict[str, Callable[[], Awaitable[float]]] = {"quarantine": notice.look, "watchdogs": guard.look}
         async with AsyncExitStack() as stack:
-            if watched.watchdogs:
-                turns["watchdogs"] = Guard(self._teller, watched.watchdogs, time.monotonic).look
             for name, outside in self._outsides.items():
                 stack.push_async_callback(outside.close)
                 turns[f"outside address of {name}"] = outside.pass_on

@@ -113,6 +113,10 @@ async def is_another_json(request: web.Request) -> web.StreamResponse:
     return web.json_response([{"labels": {}}])
 
 
+async def is_before_all_time(request: web.Request) -> web.StreamResponse:
+    return web.json_response([{**alert("a1", "active"), "startsAt": "0001-01-01T00:00:00+09:00"}])
+
+
 async def is_too_long(request: web.Request) -> web.StreamResponse:
     return web.Response(body=b"[" + b" " * alertmanager._ANSWER_LIMIT)
 
@@ -133,6 +137,7 @@ async def breaks_off(request: web.Request) -> web.StreamResponse:
         (redirects, "redirect"),
         (is_a_page, "not that of Alertmanager's API"),
         (is_another_json, "not that of Alertmanager's API"),
+        (is_before_all_time, "not that of Alertmanager's API"),
         (is_too_long, "over 33554432 bytes"),
         (breaks_off, "Alertmanager"),
     ],

@@ -54,6 +54,16 @@ async def test_of_many_that_tell_it_at_once_one_does(at: Desk) -> None:
     assert [told.event.status for told in await at.told()] == [FIRING, RESOLVED]
 
 
+async def test_of_two_replicas_one_does(at: Desk, database: Database) -> None:
+    async with desk(database, Clock()) as other:
+        begun = await asyncio.gather(*(each.teller.begin(OWN, ["email"]) for each in (at, other) * 5))
+        assert begun.count(True) == 1
+        incident = await going_on(other)
+        over = await asyncio.gather(*(each.teller.end(incident, "over") for each in (at, other) * 5))
+        assert over.count(True) == 1
+    assert [told.event.status for told in await at.told()] == [FIRING, RESOLVED]
+
+
 async def test_its_end_goes_where_it_was_told_with_a_note_and_counts_what_it_merged(at: Desk) -> None:
     await at.teller.begin(OWN, ["email", "pagerduty"])
     assert await at.teller.end(await going_on(at), "it is back")

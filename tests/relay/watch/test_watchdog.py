@@ -9,7 +9,7 @@ from services.relay.model import Status
 from services.relay.outbox import database, watchdogs
 from services.relay.outbox.store import StoreUnavailableError
 from services.relay.watch.watchdog import Guard, Watchdog
-from tests.relay.watch.told import Clock, Desk, desk
+from tests.relay.watch.told import Clock, Desk, desk, event
 
 WATCHDOG = Watchdog("Watchdog", 180.0, ("email", "pagerduty"), None)
 
@@ -115,3 +115,18 @@ async def test_it_looks_again_at_the_next_deadline_and_every_five_seconds_at_lea
     assert await guard.look() == 5
     assert await look_after(177, guard, clock) == 3
     assert await look_after(3, guard, clock) == 5
+
+
+async def test_one_that_is_no_longer_configured_is_over_at_the_next_start(at: Desk, clock: Clock) -> None:
+    guard = started(at, clock, Watchdog("Other", 180.0, ("slack",), None))
+    await guard.look()
+    await look_after(180, guard, clock)
+    await at.accept(event(("A", Status.FIRING)))
+    assert len(await at.told()) == 3
+    await started(at, clock).look()
+    told, channels = (await at.told())[-1]
+    assert (told.common_labels["watchdog"], told.status, channels) == ("Other", Status.RESOLVED, {"slack"})
+    assert told.note == "This watchdog is no longer configured."
+    await Guard(at.teller, [], clock.steady).look()
+    assert (await at.told())[-1].event.common_labels["watchdog"] == "Watchdog"
+    assert len(await at.told()) == 5

@@ -1,0 +1,53 @@
+"""A watchdog's webhook through the whole relay: taken, counted, passed on, and told to nobody."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import Until
+from tests.relay.scripted import Scripted, metric, payload, post, served, settings
+
+WATCHDOG = {"matchers": ["alertname=Watchdog"], "expect_every": "3m", "channels": ["page"]}
+
+
+def webhook(*names: str) -> bytes:
+    document = json.loads(payload(1))
+    (alert,) = document["alerts"]
+    alerts = [{**alert, "labels": {**alert["labels"], "alertname": name}, "fingerprint": name} for name in names]
+    return json.dumps(document | {"alerts": alerts}).encode()
+
+
+async def test_heartbeats_are_answered_and_seen_and_what_comes_with_them_is_delivered(
+    tmp_path: Path, until: Until
+) -> None:
+    page = Scripted()
+    async with served(settings(tmp_path, {"page": page}, watchdogs=[WATCHDOG])) as client:
+        start = time.time()
+        answers: list[tuple[int, dict[str, Any]]] = [await post(client, webhook("Watchdog")) for _ in range(2)]
+        for code, answer in answers:
+            assert (code, answer["deliveries"], answer["duplicate"]) == (202, 0, False)
+        seen = await metric(client, "relay_watchdog_last_seen_timestamp_seconds", watchdog="Watchdog")
+        assert seen is not None
+        assert start <= seen <= time.time()
+
+        code, answer = await post(client, webhook("Watchdog", "KMSCryptoNotReady"))
+        assert (code, answer["deliveries"]) == (202, 1)
+
+        async def delivered() -> bool:
+            return len(page.sent) == 1
+
+        await until(delivered)
+        assert [alert.labels["alertname"] for alert in page.sent[0].event.alerts] == ["KMSCryptoNotReady"]
+
+
+async def test_a_webhook_that_is_not_accepted_is_told_on_the_default_channels(tmp_path: Path, until: Until) -> None:
+    page = Scripted()
+    async with served(settings(tmp_path, {"page": page})) as client:
+        code, _ = await post(client, b"{")
+        assert code == 400
+
+        async def told() -> bool:
+            return [message.event.common_labels["alertname"] for message in page.sent] == ["RelayWebhookQuarantined"]
+
+        await until(told)

@@ -1,0 +1,63 @@
+"""The watch put together: every task runs, and all of them end with it."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from services.relay.outbox import database, rejected, watchdogs
+from services.relay.outbox.rejected import Rejected
+from services.relay.watch.watchdog import Watchdog
+from services.relay.watch.watching import Watched, Watching
+from tests.conftest import Until
+from tests.relay.watch.told import Clock, Desk, desk
+
+
+class Real(Clock):
+    def wall(self) -> float:
+        return time.time()
+
+
+@pytest.fixture
+async def at(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with desk(database.sqlite(tmp_path / "relay.db"), Real()) as at:
+        yield at
+
+
+async def test_absences_quarantine_and_heartbeats_are_seen_side_by_side_until_it_is_cancelled(
+    at: Desk, tmp_path: Path, until: Until
+) -> None:
+    asked: list[str] = []
+
+    async def take(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/ping", take)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    file = tmp_path / "url"
+    file.write_text(f"http://127.0.0.1:{runner.addresses[0][1]}/ping")
+    await rejected.keep(at.store, Rejected("", 400, "a reason", b"{"), entries=100)
+
+    seen, absent = Watchdog("Seen", 60, ["slack"], file), Watchdog("Absent", 0.2, ["email"], None)
+    # No Alertmanager is there: the others do not wait for it.
+    watching = Watching(at.teller, Watched([seen, absent], ["slack"], ["http://127.0.0.1:1"], None))
+    task = asyncio.create_task(watching.run())
+    await watchdogs.seen(at.store, ["Seen", "Absent"])
+    watching.heartbeat(["Seen", "Absent"])
+
+    async def all_told() -> bool:
+        names = sorted(told.event.common_labels["alertname"] for told in await at.told())
+        return names == ["RelayWebhookQuarantined", "WatchdogAbsent"] and asked == ["/ping"]
+
+    await until(all_told)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await runner.cleanup()
