@@ -17,6 +17,7 @@ def described(disk: Path) -> list[str]:
     """One line for each thing that a reader needs to know. Raises StartError where a needed program is missing."""
     return [
         f"machine       {_cores()} cores of {_processor()}, {_memory_gb():.0f} GB of memory",
+        f"load          {os.getloadavg()[0]:.1f} in the minute before; at more than 0.5, others are at work as well",
         f"system        {platform.freedesktop_os_release()['PRETTY_NAME']}, Linux {platform.release()}",
         f"disk          {disk} ({file_system(disk)})",
         f"Python        {platform.python_version()}, SQLite {sqlite3.sqlite_version}",
