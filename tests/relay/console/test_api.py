@@ -8,7 +8,8 @@ from typing import Any
 import aiohttp
 
 from services.relay.channels.channel import Reason, Scope, SendError
-from tests.relay.scripted import Scripted, payload, post, reaches, served, settings
+from tests.postgres import Postgres
+from tests.relay.scripted import Scripted, payload, post, reaches, served, settings, webhook_of
 
 
 class Clock:
@@ -51,6 +52,8 @@ async def test_deliveries_are_told_with_all_that_is_known_the_newest_first(tmp_p
             "state": "dead",
             "attempts": 1,
             "reason": "rejected",
+            "superseded_by": None,
+            "note": None,
             "receipt": None,
         }
 
@@ -64,8 +67,10 @@ async def test_one_delivery_is_told_with_its_attempts(tmp_path: Path) -> None:
         code, delivery = await get(client, f"/api/deliveries/{answer['deliveries'][0]['id']}")
         assert code == 200
         tried = [(attempt["number"], attempt["reason"], attempt["detail"]) for attempt in delivery["tried"]]
-        assert tried == [(1, "server_error", "HTTP 503"), (2, "ok", "")]
+        assert tried == [(1, "server_error", "HTTP 503"), (2, "ok", "taken")]
         assert delivery["receipt"] == {"number": "1"}
+        assert delivery["payload"] == f"{delivery['id']}: firing"
+        assert delivery["superseded"] == []
         assert (await get(client, "/api/deliveries/unknown"))[0] == 404
 
 
@@ -79,6 +84,9 @@ async def test_a_wrong_filter_is_400_with_what_was_expected(tmp_path: Path) -> N
             "state=lost",
             "limit=" + "9" * 5000,
             "since=monday",
+            "cursor=",
+            "cursor=x",
+            "cursor=" + "f" * 16,
         ):
             code, answer = await get(client, f"/api/deliveries?{query}")
             assert code == 400
@@ -86,7 +94,26 @@ async def test_a_wrong_filter_is_400_with_what_was_expected(tmp_path: Path) -> N
         for query in ("since=2026-11-24T22:46:10", "since="):
             assert (await get(client, f"/api/deliveries?{query}"))[0] == 400
         code, answer = await get(client, "/api/deliveries?stat=dead")
-        assert (code, answer["error"]) == (400, "unknown filter; expected state, channel, alertname, since, limit")
+        assert (code, answer["error"]) == (
+            400,
+            "unknown filter; expected state, channel, alertname, since, limit, cursor",
+        )
+
+
+async def test_pages_follow_one_another_by_their_cursor(tmp_path: Path) -> None:
+    async with served(settings(tmp_path, {"one": Scripted()})) as client:
+        for number in range(5):
+            await post(client, webhook_of(group=f"{number}"))
+        _, whole = await get(client, "/api/deliveries")
+        assert whole["next_cursor"] is None
+        pages, path = [], "/api/deliveries?limit=2"
+        while path:
+            _, answer = await get(client, path)
+            pages.append([delivery["id"] for delivery in answer["deliveries"]])
+            await post(client, webhook_of(group=f"later-{len(pages)}"))
+            path = answer["next_cursor"] and f"/api/deliveries?limit=2&cursor={answer['next_cursor']}"
+        assert [len(page) for page in pages] == [2, 2, 1]
+        assert [each for page in pages for each in page] == [delivery["id"] for delivery in whole["deliveries"]]
 
 
 async def test_deliveries_can_be_asked_for_by_name_and_time(tmp_path: Path) -> None:
@@ -141,6 +168,10 @@ async def test_the_admin_token_is_needed_where_there_is_one(tmp_path: Path) -> N
         for path in ("/api/deliveries", "/api/deliveries/x", "/api/quarantine", "/api/quarantine/1"):
             assert (await get(client, path))[0] == 401  # Alertmanager's token is not enough
             assert (await get(client, path, headers=admin))[0] != 401
+        for path in ("/api/deliveries/x/retry", "/api/deliveries/retry?channel=x"):
+            for headers, code in (({}, 401), (admin, 404)):
+                async with client.post(path, headers=headers) as response:
+                    assert response.status == code
         async with client.post("/alerts", data=payload(1), headers=admin) as response:
             assert response.status == 401  # nor is the admin's for an alert
 
@@ -151,3 +182,16 @@ async def test_the_api_answers_while_a_channel_hangs(tmp_path: Path) -> None:
         await reaches(client, 1, "relay_outbox_deliveries", channel="one", state="sending")
         _, answer = await get(client, "/api/deliveries")
         assert [d["state"] for d in answer["deliveries"]] == ["sending"]
+
+
+async def test_a_store_that_cannot_be_read_is_503_with_the_reason(own_postgres: Postgres, tmp_path: Path) -> None:
+    database = own_postgres.database("relay").render_as_string()
+    async with served(settings(tmp_path, {"one": Scripted()}, database=database)) as client:
+        assert (await get(client, "/api/deliveries"))[0] == 200
+        await asyncio.to_thread(own_postgres.stop)
+        for path in ("/api/deliveries", "/api/deliveries/x", "/api/quarantine"):
+            code, answer = await get(client, path)
+            assert code == 503
+            assert answer["error"].startswith("the outbox cannot be used now, try again: ")
+        await asyncio.to_thread(own_postgres.start)
+        assert (await get(client, "/api/deliveries"))[0] == 200

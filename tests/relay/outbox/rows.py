@@ -1,5 +1,6 @@
 """Puts events and deliveries into an outbox as if they had been accepted and sent long ago."""
 
+import asyncio
 from typing import Any
 from uuid import uuid4
 
@@ -67,6 +68,11 @@ class Rows:
             return str(row["id"])
 
         return await self.store.run(put)
+
+    async def many(self, number: int, *, age: float) -> list[str]:
+        """Deliveries of as many incidents that are over; gives their ids, the oldest first."""
+        made = await asyncio.gather(*(self.event(f"{each}", age=age, goes_on=False) for each in range(number)))
+        return await asyncio.gather(*map(self.delivery, made))
 
     async def left(self) -> set[str]:
         """The ids of the deliveries that are there."""

@@ -193,8 +193,7 @@ async def test_an_empty_outbox_is_pruned_of_nothing(store: Store) -> None:
 
 
 async def test_two_replicas_may_prune_at_once(database: Database, rows: Rows) -> None:
-    for number in range(STEP * 2):
-        await rows.delivery(await rows.event(f"{number}", age=2 * DAY, goes_on=False))
+    await rows.many(STEP * 2, age=2 * DAY)
     async with opened(database, time.time) as one, opened(database, time.time) as other:
         pruned = await asyncio.gather(prune(one, DAY, MANY), prune(other, DAY, MANY))
     assert sum(each.deliveries for each in pruned) >= STEP * 2
