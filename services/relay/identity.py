@@ -3,9 +3,13 @@
 import hashlib
 import json
 from collections.abc import Collection, Sequence
+from typing import Final
 
 from services.relay.model import Event, Status
 from services.relay.outbox.accept import Known, Plan
+
+OWN_SOURCE: Final = "keypulse"
+"""Of every incident of the relay's own; no sender may use it."""
 
 
 def incident_id(event: Event) -> str:

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from services.relay import identity
+from services.relay.identity import OWN_SOURCE
 from services.relay.intake import quarantine, webhook
 from services.relay.intake.heartbeat import Heartbeat, taken_out
 from services.relay.intake.routing import Rule, route
@@ -113,8 +114,9 @@ class Intake:
         refused = refusal(request, self._token)
         if refused is not None:
             return refused
-        if len(request.query_params.get("source", "")) > _SOURCE_LIMIT:
-            return _refuse(400, f"source: expected at most {_SOURCE_LIMIT} characters")
+        source = request.query_params.get("source", "")
+        if len(source) > _SOURCE_LIMIT or source == OWN_SOURCE:
+            return _refuse(400, f"source: expected at most {_SOURCE_LIMIT} characters, and not {OWN_SOURCE}")
         return None
 
     async def _answer(self, request: Request) -> Response:

@@ -1,5 +1,6 @@
 """The first stride's commit: an event and one delivery for each channel it goes to, or nothing where it is a repeat."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,6 +15,8 @@ from services.relay.outbox.schema import State, deliveries, encode, events, inci
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
 
+_LARGE: Final = 64 * 1024
+"""Bytes of a webhook up to which writing its event is quicker than handing it over to a thread."""
 # Statements are built once: building one costs more than a database takes to run it.
 _NEW_EVENTS: Final = insert(events).returning(events.c.seq, sort_by_parameter_order=True)
 _KEEP: Final = (
@@ -100,6 +103,7 @@ class Accepted:
 @dataclass(frozen=True, slots=True)
 class _Asked:
     incoming: Incoming
+    written: bytes
     decide: Decide
 
 
@@ -121,7 +125,10 @@ async def accept(store: Store, incoming: Incoming, decide: Decide) -> Accepted:
     Raises:
         StoreUnavailableError: nothing was committed.
     """
-    return await store.batch(_accept, _Asked(incoming, decide))
+    # Written before its turn comes, so that a large event makes nobody wait.
+    large = len(incoming.body) > _LARGE
+    written = await asyncio.to_thread(encode, incoming.event) if large else encode(incoming.event)
+    return await store.batch(_accept, _Asked(incoming, written, decide))
 
 
 def _accept(transaction: Transaction, asked: Sequence[_Asked]) -> list[Accepted]:
@@ -162,7 +169,7 @@ def _commit(transaction: Transaction, planned: Sequence[_Planned]) -> dict[str, 
     if not planned:
         return {}
     connection = transaction.connection
-    rows = [_event(each.asked.incoming, transaction.now) for each in planned]
+    rows = [_event(each.asked, transaction.now) for each in planned]
     seqs = connection.execute(_NEW_EVENTS, rows).scalars().all()
     connection.execute(
         _KEEP,
@@ -201,7 +208,8 @@ def _enqueue(transaction: Transaction, planned: Sequence[_Planned], seqs: Sequen
     return [tuple(channels.get(each.asked.incoming.incident_id, ())) for each in planned]
 
 
-def _event(incoming: Incoming, now: float) -> dict[str, Any]:
+def _event(asked: _Asked, now: float) -> dict[str, Any]:
+    incoming = asked.incoming
     return {
         "id": uuid4().hex,
         "incident_id": incoming.incident_id,
@@ -210,7 +218,7 @@ def _event(incoming: Incoming, now: float) -> dict[str, Any]:
         "status": incoming.event.status,
         "fingerprint": incoming.fingerprint,
         "accepted_at": now,
-        "event": encode(incoming.event),
+        "event": asked.written,
         "body": incoming.body,
     }
 

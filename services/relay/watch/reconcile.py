@@ -18,10 +18,11 @@ from typing import Final
 
 import structlog
 
+from services.relay.identity import OWN_SOURCE
 from services.relay.model import Event, Status
 from services.relay.outbox.incidents import Incident, closed_by_us, open_incidents
 from services.relay.watch.alertmanager import Active, Peer, PeerError
-from services.relay.watch.telling import SOURCE, Teller
+from services.relay.watch.telling import Teller
 
 ENDED: Final = "Closed by the relay: it ended while silenced or inhibited, and Alertmanager sends no all-clear then."
 AGAIN: Final = "It fires again since the relay closed it; Alertmanager will tell of it only after its repeat_interval."
@@ -122,7 +123,7 @@ class Reconcile:
 
     def _is_gone(self, incident: Incident, sight: _Sight) -> bool:
         event = incident.event
-        if event is None or event.source == SOURCE or event.truncated_alerts:
+        if event is None or event.source == OWN_SOURCE or event.truncated_alerts:
             return False
         # With a source there are Alertmanagers that do not know of one another: it may be the one that did not answer.
         if event.source and sight.counted < len(self._peers):

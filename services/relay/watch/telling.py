@@ -7,7 +7,6 @@ decided within the transaction, and told once.
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Final
 
 from services.relay import identity
 from services.relay.metrics import Metrics
@@ -16,9 +15,6 @@ from services.relay.outbox.accept import Decide, Incoming, Known, Plan, accept
 from services.relay.outbox.incidents import Incident
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store
-
-SOURCE: Final = "keypulse"
-"""Of every incident of the relay's own; Alertmanager knows nothing of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +45,7 @@ class Own:
             fingerprint=self.group,
         )
         return Event(
-            source=SOURCE,
+            source=identity.OWN_SOURCE,
             receiver="keypulse-relay",
             group_key=self.group,
             status=alert.status,

@@ -13,10 +13,11 @@ from typing import Final
 
 import structlog
 
+from services.relay.identity import OWN_SOURCE
 from services.relay.outbox import watchdogs as outbox
 from services.relay.outbox.incidents import open_incident, open_incidents
 from services.relay.outbox.store import StoreUnavailableError
-from services.relay.watch.telling import SOURCE, Own, Teller
+from services.relay.watch.telling import Own, Teller
 
 _LOOK_SECONDS: Final = 5.0
 """The longest between two looks: another replica may have seen the heartbeat."""
@@ -107,7 +108,7 @@ class Guard:
         """Ends the incidents of watchdogs that a person took out of the configuration while they were absent."""
         async for incident in open_incidents(self._teller.store):
             event = incident.event
-            if event is None or event.source != SOURCE or not event.group_key.startswith(_GROUP):
+            if event is None or event.source != OWN_SOURCE or not event.group_key.startswith(_GROUP):
                 continue
             if event.group_key.removeprefix(_GROUP) not in names:
                 await self._teller.end(incident, _REMOVED)

@@ -37,5 +37,5 @@ async def end(store: Store, claim: Claim, state: State = State.DELIVERED, **chan
     effects = {State.DELIVERED: Effect.REACHED, State.RETRYING: Effect.FAILED, State.DEAD: Effect.REACHED}
     if state is State.DELIVERED:
         changes = {"receipt": {"number": "1"}, "sent": True} | changes
-    ending = {"reason": "ok", "detail": "", "effect": effects[state]} | changes
+    ending: dict[str, Any] = {"reason": "ok", "detail": "", "effect": effects[state]} | changes
     return await record(store, claim, Ending(state, 1000.0, 1.5, **ending), PAUSES)
