@@ -7,8 +7,10 @@ from typing import Final
 from sqlalchemy import bindparam, case, select, update
 
 from services.relay.outbox.claim import Claim
+from services.relay.outbox.enqueue import Waits, merge_into_successor
 from services.relay.outbox.schema import State, deliveries, events, plain
 from services.relay.outbox.store import Store
+from services.relay.outbox.together import Transaction
 
 _PAGE: Final = 16
 _of = deliveries.c
@@ -18,9 +20,16 @@ _MERGED: Final = (
     .order_by(events.c.seq)
     .limit(_PAGE)
 )
+_whose = (_of.lease.startswith(bindparam("owner")), _of.finished_at.is_(None))
+_HELD: Final = (
+    select(_of.seq, _of.channel, _of.incident_id, _of.first_event, _of.attempts, _of.reason)
+    .where(*_whose)
+    .order_by(_of.seq)
+    .with_for_update()
+)
 _GIVE_BACK: Final = (
     update(deliveries)
-    .where(_of.lease.startswith(bindparam("owner")), _of.finished_at.is_(None))
+    .where(*_whose)
     .values(
         state=case((_of.attempts > 1, State.RETRYING), else_=State.QUEUED),
         attempts=_of.attempts - 1,
@@ -63,6 +72,11 @@ async def keep(store: Store, claim: Claim, progress: Mapping[str, str]) -> bool:
 
 async def give_back(store: Store, owner: str) -> None:
     """Makes what an owner claimed and did not finish due at once, for a clean stop. Raises StoreUnavailableError."""
-    await store.run(
-        lambda transaction: transaction.connection.execute(_GIVE_BACK, {"owner": owner, "now": transaction.now})
-    )
+    await store.run(lambda transaction: _give_back(transaction, owner))
+
+
+def _give_back(transaction: Transaction, owner: str) -> None:
+    connection = transaction.connection
+    for row in connection.execute(_HELD, {"owner": owner}).all():
+        merge_into_successor(transaction, row, Waits(row.attempts - 1, transaction.now, row.reason))
+    connection.execute(_GIVE_BACK, {"owner": owner, "now": transaction.now})
