@@ -203,6 +203,7 @@ async def test_what_was_over_before_anybody_heard_calls_and_then_resolves(
     assert incident.summary.startswith("KMSCryptoModeNotKMS · production / backend (already over): ")
     assert attempt.kept == [{"triggered": "yes"}]
     assert "\n".join(attempt.payloads) == channel.payload(attempt.message)
+    assert [json.loads(payload)["routing_key"] for payload in attempt.payloads] == ["[secret]"] * 2
 
 
 async def test_what_has_called_already_only_resolves(secret_file: Path, stand_ins: StandIns) -> None:

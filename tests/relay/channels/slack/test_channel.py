@@ -13,7 +13,7 @@ from services.relay.channels.channel import Channel, Reason, Scope, SendError
 from services.relay.channels.slack.errors import ERRORS
 from tests.relay.channels.conftest import WebServer
 from tests.relay.channels.examples import SECRET, example, message, rotate, settings
-from tests.relay.channels.recorded import send
+from tests.relay.channels.recorded import Recorded, send
 
 
 def connect(secret_file: Path, stand_ins: StandIns, **changes: str) -> Channel:
@@ -141,10 +141,13 @@ async def test_slack_is_told_to_make_nothing_of_the_text(
 ) -> None:
     address = await website(200, '{"ok": true, "channel": "C1", "ts": "1.000001"}', Content_Type="application/json")
     channel = connect(secret_file, stand_ins, api_url=f"http://{address}/api/")
-    await send(channel, message())
+    attempt = Recorded(message())
+    await channel.send(attempt)
     await channel.close()
     (request,) = requests
     arguments = json.loads(request)
+    assert attempt.payloads == [json.dumps(arguments, ensure_ascii=False)]
+    assert attempt.answers == ['chat.postMessage: {"ok": true, "channel": "C1", "ts": "1.000001"}']
     told = {key: arguments.get(key) for key in ("mrkdwn", "parse", "unfurl_links", "unfurl_media")}
     assert told == {"mrkdwn": False, "parse": "none", "unfurl_links": False, "unfurl_media": False}
 
