@@ -11,6 +11,7 @@ from tests.faults.incidents import Webhook
 from tests.relay.scripted import TOKEN
 
 RETRY_SECONDS = 0.1
+PLAY_SECONDS = 600.0
 ANSWER_SECONDS = 10.0
 """What Alertmanager gives a webhook, at least."""
 
@@ -38,9 +39,17 @@ class Alertmanager:
         """How often it had to ask again, by the answer's status; `none` where there was no answer."""
 
     async def play(self, histories: Iterable[Iterable[Webhook]]) -> None:
-        """Posts the webhooks of each group in their order, and all groups at once."""
+        """Posts the webhooks of each group in their order, and all groups at once.
+
+        Raises:
+            TimeoutError: the relay did not take them in any reasonable time.
+        """
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        async with aiohttp.ClientSession(headers=headers, timeout=self._timeout) as http, asyncio.TaskGroup() as groups:
+        async with (
+            asyncio.timeout(PLAY_SECONDS),
+            aiohttp.ClientSession(headers=headers, timeout=self._timeout) as http,
+            asyncio.TaskGroup() as groups,
+        ):
             for history in histories:
                 groups.create_task(self._play(http, history))
 

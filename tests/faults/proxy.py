@@ -25,7 +25,7 @@ class Proxy:
 
     def __init__(self, upstream: Path) -> None:
         self._upstream = upstream
-        self._cuts: list[Cut] = []
+        self._cut: Cut | None = None
         self.open = asyncio.Event()
         """Cleared, nothing gets through, and nobody is told."""
         self.open.set()
@@ -34,7 +34,7 @@ class Proxy:
 
     def cut(self, how: Cut) -> None:
         """Resets the connection that sends the next COMMIT."""
-        self._cuts.append(how)
+        self._cut = how
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serves one connection until one side ends it."""
@@ -58,8 +58,9 @@ class Proxy:
     ) -> None:
         while data := await reader.read(65536):
             await self.open.wait()
-            if b"COMMIT" in data and self._cuts:
-                if self._cuts.pop(0) is Cut.BEFORE_THE_COMMIT:
+            if b"COMMIT" in data and self._cut is not None:
+                how, self._cut = self._cut, None
+                if how is Cut.BEFORE_THE_COMMIT:
                     self.cut_off += 1
                     return
                 silenced.set()

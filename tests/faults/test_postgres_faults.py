@@ -52,7 +52,7 @@ async def test_connection_reset_in_a_commit(postgres_database: Database, scenari
         async with meanwhile(alertmanager.play(trial.histories(groups=6, length=60 if long else 20))) as playing:
             while not playing.done():
                 door.cut(random.choice(list(Cut)))
-                await asyncio.sleep(random.uniform(0, 0.2))
+                await asyncio.sleep(random.uniform(0, 0.6))
         trial.done["cuts"] = door.cut_off
         verdict = await trial.concluded(alertmanager)
         await relay.stop()
