@@ -5,9 +5,11 @@ may first send (the first alert is posted, plus `group_wait`, which is longer th
 have every group. Before, one message of each is shown to the demo's stand-ins, which refuse what the providers would.
 """
 
+import re
 import statistics
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +37,8 @@ class Run:
     """None where there was no relay."""
     refused: int
     """How many requests Alertmanager had to make again."""
+    failed: Mapping[str, int]
+    """How many attempts of the relay's failed, by reason."""
 
 
 async def storm(disk: Path, groups: int, rounds: int) -> None:
@@ -74,7 +78,8 @@ async def _run(place: Stage, groups: int, *, with_relay: bool) -> Run:
         messages=sum(provider["messages"] for provider in found.values()),
         alertmanager_mb=peak_mb(alertmanager.pid),
         relay_mb=peak_mb(relay.pid) if relay else None,
-        refused=await _refused(place, alertmanager),
+        refused=sum((await _failures(place, alertmanager, "alertmanager_notification_requests_failed_total")).values()),
+        failed=await _failures(place, relay, "relay_delivery_attempts_total") if relay else {},
     )
 
 
@@ -88,6 +93,7 @@ def _told(run: Run, groups: int) -> str:
             *([f"relay {run.relay_mb:.0f} MB"] if run.relay_mb else []),
             *([f"{repeated} sent twice"] if repeated else []),
             *([f"{run.refused} requests of Alertmanager's refused"] if run.refused else []),
+            *(f"{number} attempts of the relay's: {reason}" for reason, number in run.failed.items()),
         )
     )
 
@@ -127,11 +133,15 @@ def _batches(groups: int) -> Iterator[list[dict[str, Any]]]:
         yield [{"labels": labels(n), "annotations": annotations(n), "startsAt": now} for n in numbers]
 
 
-async def _refused(place: Stage, alertmanager: Running) -> int:
-    async with place.http.get(f"{alertmanager.url}/metrics") as response:
-        lines = (await response.text()).splitlines()
-    failed = "alertmanager_notification_requests_failed_total{"
-    return sum(int(float(line.rsplit(" ", 1)[1])) for line in lines if line.startswith(failed))
+async def _failures(place: Stage, program: Running, name: str) -> dict[str, int]:
+    """What a counter says by its label `reason`, where it has one, without what went well and what is 0."""
+    async with place.http.get(f"{program.url}/metrics") as response:
+        text = await response.text()
+    found: Counter[str] = Counter()
+    for given, number in re.findall(rf"^{name}{{(.*)}} (\S+)$", text, re.MULTILINE):
+        reason = re.search(r'reason="(\w+)"', given)
+        found[reason[1] if reason else ""] += int(float(number))
+    return {reason: number for reason, number in found.items() if number and reason != "ok"}
 
 
 def _to_slack(sink: Running) -> dict[str, object]:
