@@ -74,3 +74,5 @@ class Message:
     """Whether the incident is over, and this channel was never told that it had begun."""
     note: str = ""
     """What the relay itself has to say to the reader, such as why it comes here; usually empty."""
+    size: int = 0
+    """Bytes of the events as they were written: how much there is to do for whoever makes something of it."""

@@ -5,14 +5,20 @@ else: not of a connection that was refused, nor of an answer that says no.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Final, TypeVar
 
 from services.relay.channels.channel import Attempt, Reason, Scope, SendError
 from services.relay.channels.wording import one_line, shorten
+from services.relay.model import Message
 from shared.secret_file import SecretFile, SecretUnreadableError
 
 MASK = "[secret]"
+_QUICK: Final = 16 * 1024
+"""Bytes of a message up to which making something of it is quicker than handing it over to a thread."""
+
+T = TypeVar("T")
 
 
 class Exchange:
@@ -64,15 +70,23 @@ async def exchange(attempt: Attempt, provider: str, timeout: float) -> AsyncIter
         raise
 
 
-async def secret(file: SecretFile) -> str:
-    """The secret as it stands in its file now. Raises SendError where there is none to be had."""
+def secret(file: SecretFile) -> str:
+    """The secret as it stands in its file now. Raises SendError where there is none to be had.
+
+    On the event loop, as for every webhook: the file is small and local, and read only where it has changed.
+    """
     try:
-        value = await asyncio.to_thread(file.value)
+        value = file.value()
     except SecretUnreadableError as error:
         raise SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, str(error)) from None
     if not value.isprintable():  # no header and no SMTP command can carry it
         raise SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, f"{file.path}: its first line holds control characters")
     return value
+
+
+async def made(message: Message, make: Callable[[], T]) -> T:
+    """What `make` makes of a message; in a thread where that takes its time."""
+    return make() if message.size <= _QUICK else await asyncio.to_thread(make)
 
 
 def told(answer: str, *secrets: str) -> str:

@@ -5,7 +5,6 @@ It gets every event, merged with none, so that whatever collects the logs has th
 of its alerts has `state`, `summary`, `labels` and `links`. Alerts that do not fit are counted in `not_listed`.
 """
 
-import asyncio
 import json
 from collections.abc import Hashable
 from typing import Any, ClassVar, Literal
@@ -14,7 +13,7 @@ import structlog
 
 from services.relay.channels import wording
 from services.relay.channels.channel import Attempt, ChannelSettings, Receipt
-from services.relay.channels.exchange import exchange
+from services.relay.channels.exchange import exchange, made
 from services.relay.model import Alert, Message
 
 # Container engines cut a line at 16 KiB. As JSON in ASCII a character takes up to 12.
@@ -50,7 +49,7 @@ class LogChannel:
     async def send(self, attempt: Attempt) -> Receipt:
         """Writes the line; the receipt holds the `delivery_id` by which it can be found."""
         async with exchange(attempt, "the log", self._timeout) as talk:
-            fields = await asyncio.to_thread(line, attempt.message)
+            fields = await made(attempt.message, lambda: line(attempt.message))
             talk.sending(_payload(fields))
             log.info("alert", **fields)
             talk.answered("written")

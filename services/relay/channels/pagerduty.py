@@ -10,7 +10,6 @@ PagerDuty drops a resolve where nothing is open. So an incident that was over be
 then resolved, as two events; `page_resolved: false` sends the resolve alone, and nobody is called for it.
 """
 
-import asyncio
 import hashlib
 import json
 import time
@@ -19,7 +18,7 @@ from typing import Any, ClassVar, Literal
 
 from services.relay.channels import wording
 from services.relay.channels.channel import Attempt, ChannelSettings, Progress, Reason, Receipt, Scope, SendError
-from services.relay.channels.exchange import MASK, Exchange, exchange, secret, told
+from services.relay.channels.exchange import MASK, Exchange, exchange, made, secret, told
 from services.relay.channels.rate import PerSecond
 from services.relay.channels.web_api import ProviderUrl, Session, reached, refusal, words
 from services.relay.model import Alert, Event, Message
@@ -94,8 +93,8 @@ class PagerDutyChannel:
         return ("trigger", "resolve") if call else ("resolve",)
 
     async def _tell(self, talk: Exchange, message: Message, action: Action) -> Receipt:
-        event = await asyncio.to_thread(render, message, action)
-        key = await secret(self._routing_key)
+        event = await made(message, lambda: render(message, action))
+        key = secret(self._routing_key)
         body = _encoded({"routing_key": key, **event})
         talk.sending(_payload(event))
         headers = {"Content-Type": "application/json"}

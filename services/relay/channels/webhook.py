@@ -17,7 +17,6 @@ Text is as Alertmanager sent it, without control characters, and cut where it is
 http(s) or absent.
 """
 
-import asyncio
 import json
 import time
 from collections.abc import Callable, Hashable, Mapping
@@ -25,7 +24,7 @@ from typing import Any, ClassVar, Literal
 
 from services.relay.channels import wording
 from services.relay.channels.channel import Attempt, ChannelSettings, Receipt
-from services.relay.channels.exchange import exchange, secret, told
+from services.relay.channels.exchange import exchange, made, secret, told
 from services.relay.channels.web_api import ProviderUrl, Session, reached, refusal, words
 from services.relay.model import Alert, Message
 from shared.secret_file import SecretFile
@@ -68,9 +67,9 @@ class WebhookChannel:
     async def send(self, attempt: Attempt) -> Receipt:
         """Posts the event; the receipt holds the HTTP `status`."""
         message = attempt.message
-        body = await asyncio.to_thread(self.payload, message)
+        body = await made(message, lambda: self.payload(message))
         async with exchange(attempt, "the webhook", self._timeout) as talk:
-            token = await secret(self._token) if self._token else ""
+            token = secret(self._token) if self._token else ""
             headers = {"Content-Type": "application/json", "Idempotency-Key": message.delivery_id}
             if token:
                 headers["Authorization"] = f"Bearer {token}"

@@ -23,13 +23,14 @@ async def message(store: Store, claim: Claim, rules: LinkRules) -> Message:
         ValueError: the outbox holds something that is no event.
     """
     if claim.first_event == claim.last_event and len(claim.written_event) <= _ON_LOOP:
-        return _enriched(decode(claim.written_event), claim, rules)
+        return _enriched(decode(claim.written_event), len(claim.written_event), claim, rules)
     told: Event | None = None
+    size = 0
     async for written in told_events(store, claim):
-        told = await asyncio.to_thread(_merged, told, written)
+        told, size = await asyncio.to_thread(_merged, told, written), size + len(written)
     if told is None:
         raise ValueError("the delivery tells no event")
-    return await asyncio.to_thread(_enriched, told, claim, rules)
+    return await asyncio.to_thread(_enriched, told, size, claim, rules)
 
 
 def _merged(before: Event | None, written: bytes) -> Event:
@@ -37,7 +38,7 @@ def _merged(before: Event | None, written: bytes) -> Event:
     return event if before is None else merge(before, event)
 
 
-def _enriched(event: Event, claim: Claim, rules: LinkRules) -> Message:
+def _enriched(event: Event, size: int, claim: Claim, rules: LinkRules) -> Message:
     return Message(
         delivery_id=claim.delivery_id,
         incident_id=claim.incident_id,
@@ -48,4 +49,5 @@ def _enriched(event: Event, claim: Claim, rules: LinkRules) -> Message:
         first_receipt=claim.first_receipt,
         untold=claim.untold,
         note=claim.note,
+        size=size,
     )

@@ -8,7 +8,6 @@ again, so that nobody gets the mail twice. A mail that is sent again all the sam
 same Message-ID, by which mail programs and servers know it again.
 """
 
-import asyncio
 import email.policy
 from collections.abc import Hashable, Mapping
 from email.headerregistry import Address as MailAddress
@@ -21,7 +20,7 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from services.relay.channels.channel import Attempt, ChannelSettings, Reason, Receipt, Scope, SendError
 from services.relay.channels.email.render import render
 from services.relay.channels.email.session import LOGIN_REQUIRED, TAKEN, Envelope, Outcome, session
-from services.relay.channels.exchange import Exchange, exchange, secret
+from services.relay.channels.exchange import Exchange, exchange, made, secret
 from services.relay.model import Message
 from shared.secret_file import SecretFile
 from shared.settings import Address, FilePath
@@ -98,7 +97,7 @@ class EmailChannel:
         delivered, and the receipt names the refused. Where it puts off some, the delivery is tried again for these
         alone; progress holds the code of every other one.
         """
-        mail = await asyncio.to_thread(self._rendered, attempt.message)
+        mail = await made(attempt.message, lambda: self._rendered(attempt.message))
         settled = {address: int(code) for address, code in attempt.progress.items()}
         to = [address for address in self._recipients if address not in settled]
         async with exchange(attempt, "the mail server", self._timeout) as talk:
@@ -137,7 +136,7 @@ class EmailChannel:
         if not envelope.to:  # those whom the mail was still for are no longer in the configuration
             return Outcome({}, "")
         username = self._settings.username or ""
-        password = await secret(self._password) if self._password else ""
+        password = secret(self._password) if self._password else ""
         client = SMTP(
             hostname=self._settings.host,
             port=self._settings.port or _PORTS[self._settings.tls],

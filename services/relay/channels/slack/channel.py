@@ -8,7 +8,6 @@ answer was lost is looked for before it is made again; without it, the second po
 `look_up` says when `channels:read` and `groups:read` are needed as well; with a channel's ID they never are.
 """
 
-import asyncio
 import json
 import re
 import time
@@ -18,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import StringConstraints
 
 from services.relay.channels.channel import Attempt, ChannelSettings, Receipt
-from services.relay.channels.exchange import Exchange, exchange, secret
+from services.relay.channels.exchange import Exchange, exchange, made, secret
 from services.relay.channels.rate import PerSecond
 from services.relay.channels.slack.blocks import Mention, render
 from services.relay.channels.slack.look_up import Absent, look_up, mark
@@ -66,13 +65,14 @@ class SlackChannel:
 
         Where an earlier attempt may have arrived, and is found, nothing is posted, and the receipt says `found`.
         """
+        message = attempt.message
         async with exchange(attempt, "Slack", self._timeout) as talk:
-            token = await secret(self._token)
+            token = secret(self._token)
             api = SlackApi(self._session.get(), self._settings.api_url, token, talk, self._clock())
-            found = await self._found(api, talk, attempt.message) if attempt.maybe_sent else None
+            found = await self._found(api, talk, message) if attempt.maybe_sent else None
             if found is not None:
                 return found
-            arguments = await asyncio.to_thread(self._arguments, attempt.message, may_be_a_repeat=talk.in_doubt)
+            arguments = await made(message, lambda: self._arguments(message, may_be_a_repeat=talk.in_doubt))
             talk.sending(_written(arguments))
             answer = await api.post("chat.postMessage", arguments)
             self._id = str(answer.get("channel") or "") or self._id
