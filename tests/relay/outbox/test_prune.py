@@ -77,6 +77,19 @@ async def test_of_what_was_told_the_newest_are_kept_and_what_was_given_up_is_not
     assert await rows.left() == {made[1], made[4], made[5]}
 
 
+async def test_what_was_given_up_stays_beside_what_its_incident_was_told_before(store: Store, rows: Rows) -> None:
+    event = await rows.event(age=60, goes_on=False)
+    kept = {
+        await rows.delivery(event),
+        await rows.delivery(event, "slack", State.DEAD),
+        await rows.delivery(event, "slack", State.DEAD),
+    }
+    await rows.delivery(await rows.event("newer", goes_on=False))
+    kept.add(await rows.delivery(await rows.event("newest", goes_on=False)))
+    await prune(store, DAY, 1)
+    assert await rows.left() == kept
+
+
 async def test_what_was_given_up_goes_by_its_age(store: Store, rows: Rows) -> None:
     await rows.delivery(await rows.event("old", age=2 * DAY, goes_on=False), "slack", State.DEAD)
     young = await rows.delivery(await rows.event("young", age=DAY / 2, goes_on=False), "slack", State.DEAD)
@@ -146,6 +159,23 @@ async def test_a_closed_incident_goes_with_its_last_event_and_an_open_one_stays(
     assert await rows.count(incidents) == 2
 
 
+async def test_an_open_incident_stays_that_no_channel_was_told_of(store: Store, rows: Rows) -> None:
+    event = await rows.event(age=9 * DAY)
+    await prune(store, DAY, 1)
+    assert await rows.events() == [event]
+    assert await rows.count(incidents) == 1
+
+
+async def test_an_incident_stays_while_one_of_its_deliveries_does(store: Store, rows: Rows) -> None:
+    first = await rows.event(age=3 * DAY)
+    now = await store.run(lambda transaction: transaction.now)
+    await rows.delivery(first, finished_at=now - DAY / 2)
+    latest = await rows.event(age=2 * DAY, goes_on=False)
+    await prune(store, DAY, MANY)
+    assert await rows.events() == [first, latest]
+    assert await rows.count(incidents) == 1
+
+
 async def test_a_repeat_is_known_for_one_when_the_deliveries_of_what_it_repeats_are_gone(
     store: Store, rows: Rows
 ) -> None:
@@ -186,6 +216,16 @@ async def test_a_step_that_is_done_again_keeps_the_same(store: Store, rows: Rows
         await store.run(undone)
     await store.run(lambda transaction: step(0, transaction))
     assert await rows.left() == {kept}
+
+
+async def test_an_end_that_is_accepted_while_a_round_is_under_way_keeps_what_to_reply_to(
+    store: Store, rows: Rows
+) -> None:
+    page = await rows.delivery(await rows.event(age=3 * DAY))
+    step = retention._Deliveries(time.time() - DAY, 0, not_told=()).step
+    end = await rows.delivery(await rows.event(goes_on=False), "slack", State.QUEUED)
+    await store.run(lambda transaction: step(0, transaction))
+    assert await rows.left() == {page, end}
 
 
 async def test_an_empty_outbox_is_pruned_of_nothing(store: Store) -> None:
