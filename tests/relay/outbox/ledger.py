@@ -88,6 +88,7 @@ class Ledger:
             self._agree_at(place, of_place)
         for row in rows.values():
             assert (row.finished_at is None) == (row.state in OPEN)
+            assert (row.lease is not None) == (row.state == State.SENDING)
             if row.state == State.SUPERSEDED:
                 teller = told_by(rows, row)
                 assert (teller.incident_id, teller.channel) == (row.incident_id, row.channel)

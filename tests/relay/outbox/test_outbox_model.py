@@ -20,6 +20,7 @@ from services.relay.outbox import schema
 from services.relay.outbox.database import Database
 from tests.relay.outbox.machine import Machine
 from tests.relay.outbox.tables import opened, up
+from tests.relay.outbox.world import World
 
 START = 1_800_000_000.0
 LONGER = 30 if os.environ.get("FAULTS") == "long" else 1
@@ -85,7 +86,7 @@ def test_an_outbox_in_sqlite_agrees_with_the_model(folder: Path) -> None:
         def __init__(self) -> None:
             file = folder / f"{next(number)}.db"
             shutil.copyfile(empty, file)
-            super().__init__(outbox.sqlite(file), FileClock())
+            super().__init__(World(outbox.sqlite(file), FileClock()))
 
     check(InSqlite, 60)
 
@@ -98,6 +99,6 @@ def test_an_outbox_in_postgresql_agrees_with_the_model(postgres_database: Databa
         class InPostgresql(Machine):
             def __init__(self) -> None:
                 clock.start_again()
-                super().__init__(postgres_database, clock)
+                super().__init__(World(postgres_database, clock))
 
         check(InPostgresql, 15)

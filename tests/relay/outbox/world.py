@@ -1,0 +1,241 @@
+"""A real outbox and those who use it: each act is done to it, noted in the ledger, and what it gives back is checked."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Coroutine, Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol, TypeVar
+
+from sqlalchemy import select
+
+from services.relay.delivery.enrich.links import LinkRules
+from services.relay.delivery.message import message
+from services.relay.identity import fingerprint, incident_id, plan
+from services.relay.model import Alert, Event, Status
+from services.relay.outbox import accept as accepting
+from services.relay.outbox import query
+from services.relay.outbox.accept import Accepted, Incoming, Plan, accept
+from services.relay.outbox.claim import Taken, Wanted, claim
+from services.relay.outbox.database import Database
+from services.relay.outbox.gate import Effect, Pauses
+from services.relay.outbox.overdue import look_after
+from services.relay.outbox.receipt import Ending, Recorded, record
+from services.relay.outbox.schema import WAITING, State, deliveries, events
+from services.relay.outbox.store import opened
+from tests.relay.outbox.ledger import Alerts, Held, Known, Ledger, Rows, by_place, superseded
+
+LEASE: Final = 20.0
+WINDOW: Final = 60.0
+RATES: Final = {"slack": None, "mail": 1.0, "log": None}
+MERGING: Final = frozenset({"slack", "mail"})
+PAUSES: Final = Pauses(1.0, 300.0)
+DAY: Final = 86_400.0
+LONGEST_WAIT: Final = 310.0
+"""Seconds: no ending below asks for more, and a clock that was set back by less than 10 s is not noticed."""
+NO_LINKS: Final = LinkRules(None, None, ())
+T = TypeVar("T")
+
+ENDINGS: Final = {
+    "delivered": Ending(State.DELIVERED, 0, 1, "ok", "", Effect.REACHED, {"ts": "1"}, sent=True, payload="sent"),
+    "answer lost": Ending(State.RETRYING, 0, 1, "timeout", "", Effect.FAILED, again_in=2, sent=True, payload="sent"),
+    "failed": Ending(State.RETRYING, 0, 1, "server_error", "", Effect.FAILED, again_in=30),
+    "limited": Ending(State.RETRYING, 0, 1, "rate_limited", "", Effect.NOTHING, again_in=5, retry_after=30),
+    "refused": Ending(State.RETRYING, 0, 1, "unauthorized", "", Effect.REFUSED, again_in=300, fallback=("mail", "log")),
+    "rejected": Ending(State.DEAD, 0, 1, "rejected", "", Effect.REACHED),
+}
+
+UNSURE: Final = (Effect.NOTHING, Effect.FAILED)
+"""They do not say whether the channel refuses everything."""
+
+
+class Clock(Protocol):
+    """The database's."""
+
+    def __call__(self) -> float: ...
+
+    def move(self, seconds: float) -> None:
+        """Forward, or back."""
+        ...
+
+
+class World:
+    """One outbox.
+
+    Args:
+        database: an empty one.
+        clock: its.
+    """
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self.database, self.clock = database, clock
+        self.elapsed = 0.0
+        self.ledger = Ledger(MERGING)
+        self.held: list[Held] = []
+        self.latest: dict[str, tuple[Alerts, float]] = {}
+        """The last webhook of each group, and when it was accepted."""
+        self._runner = asyncio.Runner()
+        self._stack = AsyncExitStack()
+        self.open()
+        self.rows: Rows = {}
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._runner.run(work)
+
+    def open(self) -> None:
+        self.store = self.run(self._stack.enter_async_context(opened(self.database, self.clock, frozenset({"log"}))))
+
+    def close(self) -> None:
+        self.run(self._stack.aclose())
+
+    def end(self) -> None:
+        self.close()
+        self._runner.close()
+
+    def look(self) -> None:
+        """Reads the deliveries, and checks them."""
+        everything = select(deliveries)
+        found = self.run(self.store.read(lambda connection: connection.execute(everything).all()))
+        self.rows = {row.id: row for row in found}
+        self.ledger.agree(self.rows)
+        counted = Counter((row.channel, row.state) for row in found if row.state in query.COUNTED)
+        assert {(one.channel, one.state): one.deliveries for one in query.counts(self.store)} == counted
+
+    def wait(self, seconds: float) -> None:
+        self.elapsed += seconds
+        self.clock.move(seconds)
+
+    def accept(self, webhooks: Sequence[tuple[str, Alerts, list[str]]]) -> None:
+        """Several at once are committed together."""
+        before = self.rows
+        planned: list[list[Plan | None]] = [[] for _ in webhooks]
+
+        async def together() -> list[Accepted]:
+            return await asyncio.gather(
+                *(self._accept(*webhook, plans) for webhook, plans in zip(webhooks, planned, strict=True))
+            )
+
+        accepted = self.run(together())
+        ids = select(events.c.id, events.c.seq)
+        seqs = {row.id: row.seq for row in self.run(self.store.read(lambda connection: connection.execute(ids).all()))}
+        for (group, alerts, routed), plans, one in zip(webhooks, planned, accepted, strict=True):
+            repeat = self._is_repeat(group, alerts, before) if len(webhooks) == 1 else one.duplicate
+            assert one.duplicate == repeat == (plans[-1] is None)
+            if plans[-1] is not None:
+                assert set(one.channels) >= set(routed)
+                seq, incident = seqs[one.event_id], incident_id(event_of(group, alerts))
+                assert seq > self.ledger.current(incident), "not in the order of acceptance"
+                self.ledger.events[seq] = Known(seq, incident, alerts, plans[-1].episode, one.channels)
+                self.latest[group] = (alerts, self.clock())
+        self.look()
+        assert superseded(before, self.rows) == Counter(channel for one in accepted for channel in one.superseded)
+
+    async def _accept(self, group: str, alerts: Alerts, routed: list[str], plans: list[Plan | None]) -> Accepted:
+        event = event_of(group, alerts)
+
+        def decide(known: accepting.Known | None, now: float) -> Plan | None:
+            plans.append(plan(event, known, now=now, duplicate_window=WINDOW, routed=routed, configured=RATES))
+            return plans[-1]
+
+        return await accept(self.store, Incoming(event, incident_id(event), fingerprint(event), "Down", b"{}"), decide)
+
+    def _is_repeat(self, group: str, alerts: Alerts, rows: Rows) -> bool:
+        told, at = self.latest.get(group, ({}, 0.0))
+        seq = self.ledger.current(incident_id(event_of(group, alerts)))
+        dead = any(row.event_seq == seq and row.state == State.DEAD for row in rows.values())
+        return told == alerts and abs(self.clock() - at) < WINDOW and not dead
+
+    def claim(self, channel: str, owner: str, limit: int) -> Taken:
+        taken = self.run(claim(self.store, Wanted(channel, limit, owner, LEASE, RATES[channel])))
+        self.look()
+        assert len(taken.claims) <= limit
+        for each in taken.claims:
+            held = Held(each, owner, self.elapsed + LEASE, self.elapsed + LEASE)
+            before = self.ledger.live.get(held.place)
+            assert before is None or before.exclusive_until <= self.elapsed, "two hold the same"
+            self.ledger.claimed(each, self.rows)
+            told = self.run(message(self.store, each, NO_LINKS))
+            assert {alert.fingerprint: alert.status for alert in told.event.alerts} == self.ledger.folded(each)
+            self.ledger.live[held.place] = held
+            self.held.append(held)
+        if not taken.claims and any(row.channel == channel and row.finished_at is None for row in self.rows.values()):
+            assert taken.seconds is not None, "nobody would look again"
+        return taken
+
+    def record(self, ending: Sequence[Held], how: Ending) -> None:
+        """Several at once are committed together."""
+        before = self.rows
+
+        async def together() -> list[Recorded]:
+            return await asyncio.gather(*(record(self.store, held.claim, how, PAUSES) for held in ending))
+
+        recorded = self.run(together())
+        self.look()
+        assert superseded(before, self.rows) == Counter(channel for one in recorded for channel in one.superseded)
+        gates = {gate.name: gate for gate in self.run(self.store.read(query.channels))}
+        for held, one in zip(ending, recorded, strict=True):
+            self.held.remove(held)
+            assert one.ours == (self.ledger.live.get(held.place) is held)
+            if one.ours:
+                del self.ledger.live[held.place]
+                assert self.rows[held.claim.delivery_id].state == one.state
+                if how.effect is Effect.REACHED:
+                    assert not gates[held.claim.channel].failures
+                assert gates[held.claim.channel].refused == (how.effect is Effect.REFUSED) or how.effect in UNSURE
+            elif how.sent:
+                self._is_sent_once_more(held)
+
+    def _is_sent_once_more(self, held: Held) -> None:
+        waiting = [row for row in by_place(self.rows)[held.place] if row.state in WAITING]
+        assert waiting
+        assert waiting[-1].event_seq == self.ledger.current(held.claim.incident_id)
+        assert held.claim.channel == "log" or waiting[-1].first_event <= held.claim.first_event
+
+    def look_after(self, owner: str, give_up_after: float) -> None:
+        before = self.rows
+        given_up = self.run(look_after(self.store, owner, give_up_after))
+        self.look()
+        now_dead = [row for row in self.rows.values() if row.state == State.DEAD and before[row.id].state != State.DEAD]
+        assert Counter(given_up) == Counter(row.channel for row in now_dead)
+        for held in self.ledger.live.values():
+            if self.rows[held.claim.delivery_id].due_at <= self.clock():
+                held.exclusive_until = self.elapsed
+
+    def drain(self) -> None:
+        """A relay that does nothing wrong delivers what is left, and looks no sooner than it is told to."""
+        self.held.clear()
+        self.look_after("last", 100 * DAY)
+        for _ in range(200):
+            taken = [self.claim(channel, "last", 32) for channel in sorted(RATES)]
+            for held in self.held:
+                self.ledger.arrive(held)
+            if self.held:
+                self.record(list(self.held), ENDINGS["delivered"])
+                continue
+            waits = [one.seconds for one in taken if one.seconds is not None]
+            if not waits:
+                self.ledger.settled(self.rows)
+                return
+            assert max(waits) <= LONGEST_WAIT
+            self.wait(min(waits) + 0.001)
+        raise AssertionError("what is left is not delivered")
+
+
+def event_of(group: str, alerts: Alerts) -> Event:
+    begun = datetime(2026, 1, 1, tzinfo=UTC)
+    status = Status.FIRING if Status.FIRING in alerts.values() else Status.RESOLVED
+    return Event(
+        source="",
+        receiver="kms",
+        group_key=group,
+        status=status,
+        alerts=tuple(
+            Alert(alerts[name], {"alertname": "Down", "key": name}, {}, begun, None, "", name)
+            for name in sorted(alerts)
+        ),
+        group_labels={},
+        common_labels={},
+        common_annotations={},
+        external_url="",
+        truncated_alerts=0,
+    )
