@@ -157,6 +157,21 @@ def test_a_page_that_is_opened_again_by_an_old_trigger_is_a_duplicate() -> None:
     assert judged(deliveries, harmful).duplicates == {"pagerduty by key": 1}
 
 
+def test_a_page_that_tells_and_ends_at_once_is_a_duplicate_the_second_time() -> None:
+    once = pages(("trigger", ENDS), ("resolve", ENDS))
+    deliveries = [delivery(2, channel="pagerduty", first=1), delivery(3, channel="pagerduty")]
+    assert judged(deliveries, [*once, *pages(("trigger", ANEW))]).duplicates == {"pagerduty by key": 0}
+    assert judged(deliveries, [*once, *once, *pages(("trigger", ANEW))]).duplicates == {"pagerduty by key": 1}
+
+
+def test_a_page_that_is_opened_by_a_webhook_accepted_again_is_none() -> None:
+    events = [*EVENTS[:2], replace(EVENTS[0], seq=3, id="e3")]
+    deliveries = [delivery(seq, channel="pagerduty") for seq in (1, 2, 3)]
+    said = pages(("trigger", FIRES), ("resolve", ENDS), ("trigger", FIRES))
+    verdict = judge([], events, deliveries, said, {"pagerduty": ["pagerduty"]})
+    assert (verdict.violations, verdict.late, +verdict.duplicates) == ([], [], {})
+
+
 def test_a_post_that_stands_twice_in_slack_is_a_duplicate() -> None:
     twice = [*SAID[:1], SAID[1], SAID[1], *SAID[2:]]
     assert judged(said=twice).duplicates["slack"] == 1

@@ -117,7 +117,7 @@ def judge(
                 verdict.violations += _untold(place, of_group, heard, dead)
                 verdict.late += _late(place, of_group, heard)
             verdict.violations += _not_ours(place, events, said)
-    _count_duplicates(verdict.duplicates, deliveries, said)
+    _count_duplicates(verdict.duplicates, events, deliveries, said)
     return verdict
 
 
@@ -172,13 +172,21 @@ def _untold(place: str, events: Sequence[Event], heard: Sequence[Said], dead: Co
 
 def _late(place: str, events: Sequence[Event], heard: Sequence[Said]) -> Iterator[str]:
     """Messages that tell only what is older than what an earlier message told."""
+    for message, seq in zip(heard, _placed(events, heard), strict=True):
+        if seq is None:
+            yield f"{place}: webhook {message.number} of group {message.group} came after a newer one"
+
+
+def _placed(events: Sequence[Event], heard: Sequence[Said]) -> Iterator[int | None]:
+    """Which of a group's events each message tells last; None where it must be one from before the message before.
+
+    The same webhook may have been accepted twice, with others in between: a replica that was stopped takes it late.
+    """
     so_far = 0
     for message in heard:
-        fits = next((e.seq for e in events if e.seq >= so_far and e.number == message.number), None)
-        if fits is None:
-            yield f"{place}: webhook {message.number} of group {message.group} came after a newer one"
-        else:
-            so_far = fits
+        seq = next((e.seq for e in events if e.seq >= so_far and e.number == message.number), None)
+        so_far = seq or so_far
+        yield seq
 
 
 def _not_ours(place: str, events: Sequence[Event], said: Sequence[Said]) -> Iterator[str]:
@@ -188,13 +196,17 @@ def _not_ours(place: str, events: Sequence[Event], said: Sequence[Said]) -> Iter
             yield f"{place}: a message tells what was never accepted: {sorted(message.alerts - accepted)}"
 
 
-def _count_duplicates(duplicates: Counter[str], deliveries: Sequence[Delivery], said: Sequence[Said]) -> None:
+def _count_duplicates(
+    duplicates: Counter[str], events: Sequence[Event], deliveries: Sequence[Delivery], said: Sequence[Said]
+) -> None:
     pages = [message for message in said if message.action]
     copies = Counter((message.channel, message.place, message.key) for message in said if not message.action)
     for (channel, _, _), count in copies.items():
         duplicates[channel] += count - 1
     for channel in {message.channel for message in pages}:
-        duplicates[f"{channel} by key"] += _opened_twice([page for page in pages if page.channel == channel])
+        for group in {event.group for event in events}:
+            of_group = [page for page in pages if (page.channel, page.group) == (channel, group)]
+            duplicates[f"{channel} by key"] += _opened_twice([e for e in events if e.group == group], of_group)
     for channel in {delivery.channel for delivery in deliveries if delivery.key}:
         mine = [delivery for delivery in deliveries if delivery.channel == channel]
         keys = {message.key for message in said if message.channel == channel}
@@ -204,16 +216,13 @@ def _count_duplicates(duplicates: Counter[str], deliveries: Sequence[Delivery], 
         duplicates[f"{channel} by key"] += max(0, len(without_receipt) - unseen)
 
 
-def _opened_twice(pages: Sequence[Said]) -> int:
-    """How often a page was opened again by what was older than its end."""
-    resolved: dict[str, int] = {}
-    is_open: set[str] = set()
-    twice = 0
-    for page in pages:
+def _opened_twice(events: Sequence[Event], pages: Sequence[Said]) -> int:
+    """How often a group's page was opened again by what is no newer than its end."""
+    is_open, ended, twice = False, 0, 0
+    for page, seq in zip(pages, _placed(events, pages), strict=True):
         if page.action == "resolve":
-            is_open.discard(page.key)
-            resolved[page.key] = max(page.number, resolved.get(page.key, 0))
-        elif page.key not in is_open:
-            is_open.add(page.key)
-            twice += page.number <= resolved.get(page.key, 0)
+            is_open, ended = False, seq or ended
+        elif not is_open:
+            is_open = True
+            twice += seq is None or seq <= ended
     return twice
