@@ -1,94 +1,24 @@
-"""The routing file, judged by amtool and by a real Alertmanager."""
+"""A real Alertmanager runs the product's own routing file, on a faster clock."""
 
 import asyncio
 import itertools
-import re
 import shutil
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-import yaml
 from aiohttp import web
 
 from ops.demo.scale import scale_yaml
+from tests.ops.routing import FILE, uncommented
+from tests.ops.rules import ALERTS
 
-OPS = Path(__file__).parents[2] / "ops"
-FILE = OPS / "alertmanager/alertmanager.yml"
-CONFIG = yaml.safe_load(FILE.read_text())
-(RULES,) = yaml.safe_load((OPS / "prometheus/rules/kms.yml").read_text())["groups"]
 PATIENCE = 20.0
 Start = Callable[..., Awaitable[str]]
 Labels = dict[str, str]
-
-
-def amtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["amtool", *arguments], capture_output=True, text=True, timeout=30, check=False)
-
-
-def test_amtool_accepts_the_file_although_the_secrets_are_not_there() -> None:
-    answer = amtool("check-config", FILE)
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-
-
-def test_what_is_ready_to_uncomment_is_valid_once_it_is_uncommented(tmp_path: Path) -> None:
-    yaml_in_comment = re.compile(r"^( +)# ( *(?:- )?[a-z_]+:(?: \S.*)?)$", re.MULTILINE)
-    uncommented, blocks = yaml_in_comment.subn(r"\1\2", FILE.read_text())
-    assert blocks > 0
-    file = tmp_path / "alertmanager.yml"
-    file.write_text(uncommented)
-    answer = amtool("check-config", file)
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    integrations = {r["name"]: set(r) - {"name"} for r in yaml.safe_load(uncommented)["receivers"]}
-    assert integrations == {
-        "kms-critical": {"webhook_configs", "pagerduty_configs"},
-        "kms-security": {"webhook_configs"},
-        "direct": {"email_configs", "slack_configs", "pagerduty_configs"},
-        "watchdog": {"webhook_configs"},
-    }
-
-
-@pytest.mark.parametrize(
-    ("labels", "receiver"),
-    [
-        (["alertname=KMSTest", "severity=warning"], "kms-security"),
-        (["alertname=KMSTest"], "kms-security"),
-        (["alertname=KMSTest", "severity=critical"], "kms-critical"),
-        (["alertname=KMSCryptoModeNotKMS", "severity=critical"], "kms-critical"),
-        (["alertname=KMSCryptoNotReady", "severity=critical"], "kms-critical"),
-        (["alertname=KMSHealthChecksFailing", "severity=critical"], "kms-critical"),
-        (["alertname=KMSHighLatency", "severity=warning"], "kms-security"),
-        (["alertname=RelayDown", "severity=critical"], "direct"),
-        (["alertname=RelayBacklog", "severity=warning"], "direct"),
-        (["alertname=Watchdog"], "watchdog"),
-        (["alertname=NodeDown", "severity=critical"], "kms-security"),
-        (["alertname=NotKMS", "severity=critical"], "kms-security"),
-    ],
-    ids=lambda value: ",".join(value) if isinstance(value, list) else value,
-)
-def test_an_alert_goes_to_one_receiver(labels: list[str], receiver: str) -> None:
-    answer = amtool("config", "routes", "test", f"--config.file={FILE}", *labels)
-    assert answer.returncode == 0, answer.stderr
-    assert answer.stdout.strip() == receiver
-
-
-def test_the_waits_are_the_contracts() -> None:
-    waits = ("group_wait", "group_interval", "repeat_interval")
-    watchdog, _relay, kms = CONFIG["route"]["routes"]
-    (critical,) = kms["routes"]
-    (slow_to_repair,) = critical["routes"]
-    assert CONFIG["route"]["group_by"] == ["alertname", "env", "service"]
-    assert [CONFIG["route"][wait] for wait in waits] == ["30s", "5m", "2h"]
-    assert [kms[wait] for wait in waits] == ["30s", "5m", "2h"]
-    assert [critical[wait] for wait in waits] == ["10s", "2m", "30m"]
-    assert slow_to_repair == {
-        "matchers": ['alertname=~"KMSCryptoModeNotKMS|KMSCryptoNotReady"'],
-        "repeat_interval": "2h",
-    }
-    assert [watchdog[wait] for wait in waits] == ["0s", "1m", "1m"]
 
 
 class Sink:
@@ -96,34 +26,56 @@ class Sink:
 
     def __init__(self) -> None:
         self.url = ""
+        self.hangs = False
         self.received: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
 
     async def take(self, request: web.Request) -> web.Response:
         self.received.put_nowait((request.headers.get("Authorization", ""), await request.json()))
+        if self.hangs:
+            await asyncio.Event().wait()
         return web.Response(status=202)
 
 
-@pytest.fixture
-async def sink() -> AsyncIterator[Sink]:
+@asynccontextmanager
+async def listening() -> AsyncIterator[Sink]:
     sink = Sink()
     app = web.Application()
     app.router.add_post("/alerts", sink.take)
-    runner = web.AppRunner(app)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)  # 0 would wait for ever
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
     sink.url = f"http://127.0.0.1:{runner.addresses[0][1]}/alerts"
     yield sink
     await runner.cleanup()
 
 
 @pytest.fixture
-async def alertmanager(start: Start, sink: Sink, tmp_path: Path) -> str:
-    """The product's own file on a clock 60 times as fast, with the sink in the relay's place."""
+async def sink() -> AsyncIterator[Sink]:
+    """In the relay's place."""
+    async with listening() as sink:
+        yield sink
+
+
+@pytest.fixture
+async def outside() -> AsyncIterator[Sink]:
+    """In the place of the dead man's switch."""
+    async with listening() as sink:
+        yield sink
+
+
+@pytest.fixture
+async def alertmanager(start: Start, sink: Sink, outside: Sink, tmp_path: Path) -> str:
+    """The product's own file on a clock 60 times as fast, with the sinks in the relay's and the switch's places."""
     (tmp_path / "token").write_text("a-secret-token\n")
-    here = {"http://127.0.0.1:9912/alerts": sink.url, "/run/secrets/relay_token": str(tmp_path / "token")}
+    (tmp_path / "switch").write_text(outside.url + "\n")
+    here = {
+        "http://127.0.0.1:9912/alerts": sink.url,
+        "/run/secrets/relay_token": str(tmp_path / "token"),
+        "/run/secrets/dead_mans_switch_url": str(tmp_path / "switch"),
+    }
     config = tmp_path / "alertmanager.yml"
-    config.write_text(scale_yaml(FILE.read_text(), lambda value: here.get(value, value)))
+    others, name, watchdog = FILE.read_text().partition("  - name: watchdog\n")
+    config.write_text(scale_yaml(others + name + uncommented(watchdog), lambda value: here.get(value, value)))
     program = shutil.which("alertmanager") or shutil.which("prometheus-alertmanager")
     assert program, "install alertmanager"
     storage = f"--storage.path={tmp_path / 'data'}"
@@ -166,9 +118,7 @@ INHIBITED = [
 async def test_of_any_two_alerts_side_by_side_only_a_known_consequence_is_inhibited(
     alertmanager: str, http: aiohttp.ClientSession
 ) -> None:
-    names = [rule["alert"] for rule in RULES["rules"] if "alert" in rule]
-    names += ["KMSProbeFailing", "RelayDown", "Watchdog"]  # known to the routing, though no rule sends them yet
-    names += ["NodeDown"]  # somebody else's
+    names = [*ALERTS, "KMSProbeFailing", "NodeDown"]  # one that only the routing knows, and somebody else's
     # Each pair has a service of its own, so that no third alert meddles. An Alertmanager takes alerts in their order:
     # once it has seen the last cause, it has seen whatever else could have been one.
     pairs = sorted(itertools.permutations(names, 2), key=lambda pair: pair in INHIBITED)
@@ -227,3 +177,23 @@ async def test_the_relay_is_told_of_the_fire_and_of_its_end_with_the_bearer_toke
         assert body["status"] == status
         assert body["receiver"] == receiver
         assert body["groupLabels"] == {key: labels[key] for key in ("alertname", "env", "service")}
+
+
+async def test_the_heartbeat_goes_on_reaching_the_relay_and_the_switch_outside(
+    alertmanager: str, sink: Sink, outside: Sink, http: aiohttp.ClientSession
+) -> None:
+    await post(http, alertmanager, {"labels": {"alertname": "Watchdog", "severity": "none"}})
+    for place, credentials in ((sink, "Bearer a-secret-token"), (outside, "")):
+        for _ in range(3):
+            token, body = await asyncio.wait_for(place.received.get(), PATIENCE)
+            assert (token, body["receiver"], body["status"]) == (credentials, "watchdog", "firing")
+
+
+async def test_a_relay_that_hangs_keeps_no_heartbeat_from_the_switch_outside(
+    alertmanager: str, sink: Sink, outside: Sink, http: aiohttp.ClientSession
+) -> None:
+    sink.hangs = True
+    await post(http, alertmanager, {"labels": {"alertname": "Watchdog", "severity": "none"}})
+    for _ in range(2):
+        await asyncio.wait_for(outside.received.get(), PATIENCE)
+    assert sink.received.qsize() > 0, "the relay was asked as well"

@@ -1,0 +1,53 @@
+"""What Prometheus finds at the exporter and at the relay, by their own code."""
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
+
+from services.exporter.metrics import ExporterMetrics
+from services.exporter.model import BackendState, Call, Health, Operation, ProbeResult
+from services.relay.app import running
+from services.relay.config import RelaySettings
+from shared.contract import CryptoMode
+
+
+def by_the_exporter() -> list[Metric]:
+    """After a round trip and the reading of a backend."""
+    metrics = ExporterMetrics(CollectorRegistry(), [("ledger", "ledger-kek")])
+    call = Call(Operation.ENCRYPT, 0.1)
+    metrics.observe(ProbeResult("ledger", "ledger-kek", at=1.0, calls=(call,), key_version=None))
+    metrics.show(BackendState("ledger", Health(CryptoMode.KMS, ready=True), init_timestamp=1.0, decryption_errors=0.0))
+    return list(metrics.registry.collect())
+
+
+def by_a_relay(folder: Path) -> list[Metric]:
+    """At its first scrape, with nothing accepted so far."""
+    (folder / "token").write_text("a-secret-token\n")
+    (folder / "key").write_text("0" * 32)
+    configuration: dict[str, Any] = {
+        "database": f"sqlite:///{folder}/relay.db",
+        "auth": {"bearer_token_file": str(folder / "token")},
+        "channels": {"pagerduty": {"kind": "pagerduty", "routing_key_file": str(folder / "key")}},
+        "default_channels": ["pagerduty"],
+    }
+
+    async def scrape() -> str:
+        async with running(RelaySettings(**configuration)) as app:
+            answer = await asyncio.to_thread(TestClient(app).get, "/metrics")
+        return answer.text
+
+    return list(text_string_to_metric_families(asyncio.run(scrape())))
+
+
+def names(families: Iterable[Metric]) -> set[str]:
+    """Of all samples, and of gauges that have none yet."""
+    families = list(families)
+    return {family.name for family in families if family.type == "gauge"} | {
+        sample.name for family in families for sample in family.samples
+    }

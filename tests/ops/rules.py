@@ -1,0 +1,22 @@
+"""What the tests of the rules share: the rules by name, their files, and promtool."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PROMETHEUS = ROOT / "ops/prometheus"
+FILES = sorted((PROMETHEUS / "rules").glob("*.yml"))
+TEST_FILES = sorted((PROMETHEUS / "tests").glob("*.yml"))
+RUNBOOK = ROOT / "docs/KMS_OPERATIONS.md"
+
+GROUPS: list[dict[str, Any]] = [group for file in FILES for group in yaml.safe_load(file.read_text())["groups"]]
+RULES: list[dict[str, Any]] = [rule for group in GROUPS for rule in group["rules"]]
+ALERTS: dict[str, dict[str, Any]] = {rule["alert"]: rule for rule in RULES if "alert" in rule}
+RECORDINGS: dict[str, dict[str, Any]] = {rule["record"]: rule for rule in RULES if "record" in rule}
+
+
+def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=60, check=False)

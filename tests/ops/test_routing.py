@@ -1,0 +1,84 @@
+"""The routing file, judged by amtool and against the contract."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.ops.routing import FILE, uncommented
+
+CONFIG = yaml.safe_load(FILE.read_text())
+
+
+def amtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["amtool", *arguments], capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_amtool_accepts_the_file_although_the_secrets_are_not_there() -> None:
+    answer = amtool("check-config", FILE)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_what_is_ready_to_uncomment_is_valid_once_it_is_uncommented(tmp_path: Path) -> None:
+    file = tmp_path / "alertmanager.yml"
+    file.write_text(uncommented(FILE.read_text()))
+    answer = amtool("check-config", file)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    integrations = {
+        receiver["name"]: {kind: len(of_kind) for kind, of_kind in receiver.items() if kind != "name"}
+        for receiver in yaml.safe_load(file.read_text())["receivers"]
+    }
+    assert integrations == {
+        "kms-critical": {"webhook_configs": 1, "pagerduty_configs": 1},
+        "kms-security": {"webhook_configs": 1},
+        "direct": {"email_configs": 1, "slack_configs": 1, "pagerduty_configs": 1},
+        "watchdog": {"webhook_configs": 2},
+    }
+
+
+@pytest.mark.parametrize(
+    ("labels", "receiver"),
+    [
+        (["alertname=KMSTest", "severity=warning"], "kms-security"),
+        (["alertname=KMSTest"], "kms-security"),
+        (["alertname=KMSTest", "severity=critical"], "kms-critical"),
+        (["alertname=KMSCryptoModeNotKMS", "severity=critical"], "kms-critical"),
+        (["alertname=KMSCryptoNotReady", "severity=critical"], "kms-critical"),
+        (["alertname=KMSHealthChecksFailing", "severity=critical"], "kms-critical"),
+        (["alertname=KMSHighLatency", "severity=warning"], "kms-security"),
+        (["alertname=RelayDown", "severity=critical"], "direct"),
+        (["alertname=RelayDeadLetters", "severity=warning"], "direct"),
+        (["alertname=RelayOfTomorrow"], "direct"),
+        (["alertname=Watchdog", "severity=none"], "watchdog"),
+        (["alertname=NodeDown", "severity=critical"], "kms-security"),
+        (["alertname=NotKMS", "severity=critical"], "kms-security"),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, list) else value,
+)
+def test_an_alert_goes_to_one_receiver(labels: list[str], receiver: str) -> None:
+    answer = amtool("config", "routes", "test", f"--config.file={FILE}", *labels)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.strip() == receiver
+
+
+def test_the_waits_are_the_contracts() -> None:
+    waits = ("group_wait", "group_interval", "repeat_interval")
+    watchdog, _relay, kms = CONFIG["route"]["routes"]
+    (critical,) = kms["routes"]
+    (slow_to_repair,) = critical["routes"]
+    assert CONFIG["route"]["group_by"] == ["alertname", "env", "service"]
+    assert [CONFIG["route"][wait] for wait in waits] == ["30s", "5m", "2h"]
+    assert [kms[wait] for wait in waits] == ["30s", "5m", "2h"]
+    assert [critical[wait] for wait in waits] == ["10s", "2m", "30m"]
+    assert slow_to_repair == {
+        "matchers": ['alertname=~"KMSCryptoModeNotKMS|KMSCryptoNotReady"'],
+        "repeat_interval": "2h",
+    }
+    assert [watchdog[wait] for wait in waits] == ["0s", "1m", "1m"]
+
+
+def test_nobody_is_told_of_the_end_of_a_heartbeat() -> None:
+    receivers = yaml.safe_load(uncommented(FILE.read_text()))["receivers"]
+    (watchdog,) = [receiver for receiver in receivers if receiver["name"] == "watchdog"]
+    assert [webhook["send_resolved"] for webhook in watchdog["webhook_configs"]] == [False, False]
