@@ -29,6 +29,7 @@ def configure(folder: Path, ports: Ports) -> None:
         "127.0.0.1:9911": f"127.0.0.1:{ports.exporter}",
         "127.0.0.1:9912": f"127.0.0.1:{ports.relay}",
         "127.0.0.1:9093": f"127.0.0.1:{ports.alertmanager}",
+        "127.0.0.1:25": f"127.0.0.1:{ports.smtp}",
         "/run/secrets/relay_token": str(folder / "relay_token"),
     }
 
@@ -95,6 +96,14 @@ def _relay(folder: Path, ports: Ports) -> dict[str, Any]:
             {"receiver": "kms-security", "channels": ["slack-security", "email-secops"]},
         ],
         "default_channels": ["slack-security"],
+        # Its alert arrives every second or every other one; Prometheus may take this long to start.
+        "watchdogs": [
+            {
+                "matchers": ['alertname="Watchdog"'],
+                "expect_every": "60s",
+                "channels": ["slack-critical", "email-oncall", "pagerduty"],
+            }
+        ],
         "channels": {
             "slack-critical": {**slack, "channel": "#security-critical", "mention": "channel"},
             "slack-security": {**slack, "channel": "#security-ops"},

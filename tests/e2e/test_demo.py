@@ -25,7 +25,13 @@ async def test_a_broken_key_reaches_all_three_channels_and_so_does_the_all_clear
     async with stack.running(Ports.free()) as running:
         assert len(_children() - before) == 7
         hops, missing = await scenario.incident(running, told.append)
+        silence = await running.query("time() - relay_watchdog_last_seen_timestamp_seconds")
+        held = await running.text("stand_ins", "/api/state")
     assert missing == []
+    assert silence is not None
+    assert silence < 10
+    assert scenario.ALERT in held
+    assert "Watchdog" not in held, "the heartbeat arrives, and nobody is told of it"
     assert _children() - before == set()
     assert sorted(told, key=lambda h: h.at) == sorted(hops, key=lambda h: h.at)
 
