@@ -172,21 +172,25 @@ def _untold(place: str, events: Sequence[Event], heard: Sequence[Said], dead: Co
 
 def _late(place: str, events: Sequence[Event], heard: Sequence[Said]) -> Iterator[str]:
     """Messages that tell only what is older than what an earlier message told."""
-    for message, seq in zip(heard, _placed(events, heard), strict=True):
+    so_far = 0
+    for message in heard:
+        seq = _last_told(events, message, so_far)
         if seq is None:
             yield f"{place}: webhook {message.number} of group {message.group} came after a newer one"
+        so_far = seq or so_far
 
 
-def _placed(events: Sequence[Event], heard: Sequence[Said]) -> Iterator[int | None]:
-    """Which of a group's events each message tells last; None where it must be one from before the message before.
+def _last_told(events: Sequence[Event], message: Said, since: int) -> int | None:
+    """The seq of the last event that a message tells: the first from `since` on that it can be; None where none can.
 
     The same webhook may have been accepted twice, with others in between: a replica that was stopped takes it late.
     """
-    so_far = 0
-    for message in heard:
-        seq = next((e.seq for e in events if e.seq >= so_far and e.number == message.number), None)
-        so_far = seq or so_far
-        yield seq
+    accepted: set[tuple[Alert, Told]] = set()
+    for event in events:
+        accepted |= event.alerts
+        if event.seq >= since and event.alerts <= message.alerts <= accepted:
+            return event.seq
+    return None
 
 
 def _not_ours(place: str, events: Sequence[Event], said: Sequence[Said]) -> Iterator[str]:
@@ -218,11 +222,11 @@ def _count_duplicates(
 
 def _opened_twice(events: Sequence[Event], pages: Sequence[Said]) -> int:
     """How often a group's page was opened again by what is no newer than its end."""
-    is_open, ended, twice = False, 0, 0
-    for page, seq in zip(pages, _placed(events, pages), strict=True):
-        if page.action == "resolve":
-            is_open, ended = False, seq or ended
-        elif not is_open:
-            is_open = True
-            twice += seq is None or seq <= ended
+    is_open, so_far, twice = False, 0, 0
+    for page in pages:
+        opens = page.action == "trigger" and not is_open
+        seq = _last_told(events, page, so_far + 1 if opens else so_far)
+        twice += opens and seq is None
+        so_far = seq or so_far
+        is_open = page.action == "trigger"
     return twice
