@@ -14,7 +14,7 @@ from services.relay.outbox.together import Transaction
 
 _of = deliveries.c
 _rows = select(
-    _of.seq, _of.id, _of.state, _of.channel, _of.incident_id, _of.event_seq, _of.first_event
+    _of.seq, _of.id, _of.state, _of.channel, _of.incident_id, _of.event_seq, _of.first_event, _of.episode
 ).with_for_update()
 _ONE: Final = _rows.where(_of.id == bindparam("delivery"))
 _DEAD: Final = (
@@ -65,8 +65,9 @@ def _revive(transaction: Transaction, dead: Row[*tuple[Any, ...]]) -> None:
     connection = transaction.connection
     current = connection.execute(_CURRENT, {"incident": dead.incident_id}).one()
     # Where every event is told by itself, the later ones have deliveries of their own.
-    last = dead.event_seq if dead.channel in transaction.unmerged else current.latest_event
-    new = New(last, dead.first_event, dead.incident_id, current.episode, dead.channel)
+    itself = dead.channel in transaction.unmerged
+    last, episode = (dead.event_seq, dead.episode) if itself else (current.latest_event, current.episode)
+    new = New(last, dead.first_event, dead.incident_id, episode, dead.channel)
     (told_by,) = enqueue(transaction, [new]).told_by
     superseded = update(deliveries).where(_of.seq == dead.seq)
     connection.execute(superseded.values(state=State.SUPERSEDED, superseded_by=told_by))

@@ -35,7 +35,9 @@ _END: Final = (
     .values(lease=None, **{name: bindparam(f"new_{name}") for name in _CHANGES})
 )
 _TRIED: Final = insert(attempts)
-_THERE: Final = select(_of.channel).where(_of.event_seq == bindparam("event"))
+_THERE: Final = select(_of.channel).where(
+    _of.incident_id == bindparam("incident"), bindparam("event").between(_of.first_event, _of.event_seq)
+)
 _CURRENT: Final = select(incidents.c.episode, incidents.c.latest_event).where(incidents.c.id == bindparam("incident"))
 
 
@@ -163,12 +165,7 @@ def _follow(transaction: Transaction, asked: _Asked, row: Row[*tuple[Any, ...]])
             state = State.SUPERSEDED
             superseded.append(row.channel)
     if ending.fallback:
-        there = set(transaction.connection.execute(_THERE, {"event": row.event_seq}).scalars())
-        news = [
-            New(row.event_seq, row.first_event, row.incident_id, row.episode, channel, _instead_of(row.channel))
-            for channel in ending.fallback
-            if channel not in there
-        ]
+        news = _fall_back(transaction, ending.fallback, row)
         superseded += [old.channel for old in enqueue(transaction, news).superseded]
         woken += [new.channel for new in news]
     return Recorded(
@@ -178,6 +175,21 @@ def _follow(transaction: Transaction, asked: _Asked, row: Row[*tuple[Any, ...]])
         superseded=tuple(superseded),
         woken=tuple(woken),
     )
+
+
+def _fall_back(transaction: Transaction, channels: Sequence[str], row: Row[*tuple[Any, ...]]) -> list[New]:
+    """What other channels tell instead, where they do not tell that event anyway."""
+    which = {"incident": row.incident_id, "event": row.event_seq}
+    there = set(transaction.connection.execute(_THERE, which).scalars())
+    current = transaction.connection.execute(_CURRENT, {"incident": row.incident_id}).first()
+    news = []
+    for channel in channels:
+        last, episode = row.event_seq, row.episode
+        if current is not None and channel not in transaction.unmerged:
+            last, episode = current.latest_event, current.episode  # something newer may have been told there already
+        if channel not in there:
+            news.append(New(last, row.first_event, row.incident_id, episode, channel, _instead_of(row.channel)))
+    return news
 
 
 def _instead_of(channel: str) -> str:
