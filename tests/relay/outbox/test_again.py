@@ -1,0 +1,103 @@
+"""What was given up is sent again as things stand; what waits is due at once; the rest is left alone."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.relay.outbox.again import again, again_all
+from services.relay.outbox.database import Database
+from services.relay.outbox.query import one
+from services.relay.outbox.schema import State
+from services.relay.outbox.store import Store, opened
+from tests.relay.outbox.acts import claimed, end, nothing, take, told
+
+
+@pytest.fixture
+async def store(database: Database) -> AsyncIterator[Store]:
+    async with opened(database, lambda: 1000.0, frozenset({"every"})) as store:
+        yield store
+
+
+async def state_of(store: Store, delivery_id: str) -> State:
+    record = await one(store, delivery_id)
+    assert record is not None
+    return record.delivery.state
+
+
+async def given_up(store: Store, incident: str = "x", channel: str = "a") -> str:
+    await told(store, incident, channel)
+    claim = await claimed(store, channel)
+    await end(store, claim, State.DEAD)
+    return claim.delivery_id
+
+
+async def test_a_dead_letter_is_sent_again_as_its_incident_stands(store: Store) -> None:
+    dead = await given_up(store)
+    await told(store, "x")
+    await end(store, await claimed(store))
+
+    assert await again(store, dead) is State.DEAD
+
+    claim = await claimed(store)
+    assert (claim.first_event, claim.last_event) == (1, 2)
+    assert await state_of(store, dead) is State.SUPERSEDED
+
+
+async def test_what_waits_already_tells_of_the_dead_letter_too(store: Store) -> None:
+    dead = await given_up(store)
+    await told(store, "x")
+
+    assert await again(store, dead) is State.DEAD
+
+    claim = await claimed(store)
+    assert (claim.first_event, claim.last_event) == (1, 2)
+    await end(store, claim)
+    assert await nothing(store)
+
+
+async def test_a_dead_letter_of_a_channel_that_tells_every_event_is_sent_as_it_was(store: Store) -> None:
+    dead = await given_up(store, channel="every")
+    await told(store, "x", "every", episode=2)
+    await end(store, await claimed(store, "every"))
+
+    assert await again(store, dead) is State.DEAD
+
+    claim = await claimed(store, "every")
+    assert (claim.first_event, claim.last_event, claim.episode) == (1, 1, 1)
+
+
+async def test_what_waits_for_its_next_attempt_is_due_at_once(store: Store) -> None:
+    await told(store, "x")
+    waiting = await claimed(store)
+    await end(store, waiting, State.RETRYING, again_in=300.0)
+    assert await nothing(store)
+
+    assert await again(store, waiting.delivery_id) is State.RETRYING
+
+    assert (await claimed(store)).delivery_id == waiting.delivery_id
+
+
+async def test_what_is_being_sent_or_has_arrived_is_left_alone(store: Store) -> None:
+    await told(store, "x")
+    claim = await claimed(store)
+
+    assert await again(store, claim.delivery_id) is State.SENDING
+    assert (await end(store, claim)).ours
+    assert await again(store, claim.delivery_id) is State.DELIVERED
+    assert await nothing(store)
+
+
+async def test_there_is_no_delivery_of_an_id_that_was_never_given(store: Store) -> None:
+    assert await again(store, "nobody") is None
+
+
+async def test_the_dead_letters_of_one_channel_are_sent_again_the_oldest_first(store: Store) -> None:
+    dead = [await given_up(store, incident) for incident in ("x", "y", "z")]
+    other = await given_up(store, "x", "b")
+
+    assert await again_all(store, "a", 2) == 2
+
+    assert [await state_of(store, each) for each in dead] == [State.SUPERSEDED, State.SUPERSEDED, State.DEAD]
+    assert await state_of(store, other) is State.DEAD
+    assert [claim.incident_id for claim in (await take(store, limit=5)).claims] == ["x", "y"]
+    assert await again_all(store, "a", 2) == 1

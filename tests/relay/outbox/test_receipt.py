@@ -1,0 +1,83 @@
+"""What follows from an ending: for its delivery, for what waits behind it, and for the channels that stand in."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.relay.outbox.database import Database
+from services.relay.outbox.gate import Effect
+from services.relay.outbox.held import give_back
+from services.relay.outbox.schema import State
+from services.relay.outbox.store import Store, opened
+from tests.relay.outbox.acts import claimed, end, nothing, told
+
+REFUSED = {"effect": Effect.REFUSED, "again_in": 300.0, "fallback": ("b", "every")}
+
+
+@pytest.fixture
+async def store(database: Database) -> AsyncIterator[Store]:
+    async with opened(database, lambda: 1000.0, frozenset({"every"})) as store:
+        yield store
+
+
+async def test_an_attempt_that_failed_is_merged_into_what_waits_behind_it(store: Store) -> None:
+    await told(store, "x")
+    first = await claimed(store)
+    await told(store, "x")
+
+    recorded = await end(store, first, State.RETRYING, again_in=0.0)
+
+    assert (recorded.ours, recorded.state, recorded.superseded) == (True, State.SUPERSEDED, ("a",))
+    second = await claimed(store)
+    assert (second.first_event, second.last_event, second.attempt) == (1, 2, 2)
+    await end(store, second)
+    assert await nothing(store)
+
+
+async def test_what_a_stop_gives_back_is_merged_into_what_waits_behind_it(store: Store) -> None:
+    await told(store, "x")
+    await claimed(store)
+    await told(store, "x")
+
+    await give_back(store, "me")
+
+    claim = await claimed(store)
+    assert (claim.first_event, claim.last_event, claim.attempt) == (1, 2, 1)
+    await end(store, claim)
+    assert await nothing(store)
+
+
+async def test_what_a_channel_refuses_goes_to_its_fallbacks_once(store: Store) -> None:
+    await told(store, "x")
+    claim = await claimed(store)
+
+    recorded = await end(store, claim, State.RETRYING, **REFUSED)
+
+    assert set(recorded.woken) == {"a", "b", "every"}
+    for channel in ("b", "every"):
+        instead = await claimed(store, channel)
+        assert (instead.first_event, instead.last_event) == (1, 1)
+        assert instead.note == "a takes no messages at the moment, so this comes here as well"
+        await end(store, instead)
+        assert await nothing(store, channel)
+
+
+async def test_a_fallback_that_is_told_of_the_event_anyway_gets_nothing_more(store: Store) -> None:
+    await told(store, "x", "a", "b", "every")
+    await told(store, "x", "b")  # its delivery there tells both
+
+    recorded = await end(store, await claimed(store), State.RETRYING, **REFUSED)
+
+    assert recorded.woken == ("a",)
+
+
+async def test_a_fallback_is_never_told_something_older_than_it_knows(store: Store) -> None:
+    await told(store, "x")
+    refused = await claimed(store)
+    await told(store, "x", "a", "b")
+    await end(store, await claimed(store, "b"))
+
+    await end(store, refused, State.RETRYING, **REFUSED)
+
+    instead = await claimed(store, "b")
+    assert (instead.first_event, instead.last_event) == (1, 2)
