@@ -136,7 +136,9 @@ class Ledger:
         assert not any(row.state in OPEN for row in rows.values())
         for (incident, channel), of_place in by_place(rows).items():
             messages = self.messages[incident, channel]
-            if channel in self.merging and of_place[-1].state == State.DELIVERED:
+            if channel not in self.merging:  # what is told of each event by itself may be told again, much later
+                messages = sorted(messages, key=lambda claim: claim.last_event)
+            elif of_place[-1].state == State.DELIVERED:
                 assert messages[-1].last_event == of_place[-1].event_seq, "the last message is not the current state"
             shown: Alerts = {}
             for claim in messages:

@@ -1,10 +1,11 @@
 """Does anything in any order to an outbox: what relays, their crashes, their clocks and their readers may do."""
 
 import sys
-from typing import Final
+from typing import Any, Final
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from sqlalchemy import Row
 
 from services.relay.model import Status
 from services.relay.outbox.again import again, again_all
@@ -12,7 +13,7 @@ from services.relay.outbox.gate import reopened
 from services.relay.outbox.held import give_back, keep
 from services.relay.outbox.schema import State
 from tests.relay.outbox.ledger import Alerts, Held, told_by
-from tests.relay.outbox.world import DAY, ENDINGS, LEASE, MERGING, RATES, World
+from tests.relay.outbox.world import DAY, ENDINGS, LEASE, MERGING, RATES, World, group_id
 
 OTHER: Final = {"one": "two", "two": "one"}
 owners = st.sampled_from(sorted(OTHER))
@@ -75,10 +76,24 @@ class Machine(RuleBasedStateMachine):
         held = self._held(place)
         if arrives:
             self._arrive(held)
-        self.world.wait(max(held.until - self.world.elapsed, 0.0) + 0.001)
-        self.world.claim(held.claim.channel, OTHER[held.owner], 3)
+        for moment in (held.until - 1, held.until + 0.001):  # before it, the other one must not get it
+            self.world.wait(max(moment - self.world.elapsed, 0.0))
+            self.world.claim(held.claim.channel, OTHER[held.owner], 3)
         self._keep(held, done)
         self._end(held, how)
+
+    @precondition(lambda self: self.world.held)
+    @rule(place=places, alerts=groups, twin=st.booleans(), told=st.booleans())
+    def reject(self, place: int, alerts: Alerts, twin: bool, told: bool) -> None:
+        """A message is given up; its incident goes on, and a person sends it again."""
+        held = self._held(place)
+        self._end(held, "rejected")
+        group = next(name for name in self.world.latest if group_id(name) == held.claim.incident_id)
+        self.world.accept([(group, self.world.latest[group][0] if twin else alerts, sorted(RATES))])
+        if told:
+            self.world.claim(held.claim.channel, held.owner, 3)
+            self.end_all(held.owner)
+        self._again(self.world.rows[held.claim.delivery_id])
 
     @precondition(lambda self: self.world.held)
     @rule(owner=owners)
@@ -112,11 +127,12 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.world.rows)
     @rule(place=places, dead=st.booleans())
     def again(self, place: int, dead: bool) -> None:
+        rows = [row for row in self.world.rows.values() if not dead or row.state == State.DEAD]
+        if rows:
+            self._again(rows[-1 - place % len(rows)])
+
+    def _again(self, row: Row[Any]) -> None:
         world = self.world
-        rows = [row for row in world.rows.values() if not dead or row.state == State.DEAD]
-        if not rows:
-            return
-        row = rows[-1 - place % len(rows)]
         assert world.run(again(world.store, row.id)) == row.state
         world.look()
         if row.state == State.DEAD and row.channel in MERGING:

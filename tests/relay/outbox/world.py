@@ -1,4 +1,4 @@
-"""A real outbox and those who use it: each act is done to it, noted in the ledger, and what it gives back is checked."""
+"""A real outbox and those who use it: each act is done to it and noted in the ledger, and its answer is checked."""
 
 import asyncio
 from collections import Counter
@@ -123,7 +123,7 @@ class World:
             assert one.duplicate == repeat == (plans[-1] is None)
             if plans[-1] is not None:
                 assert set(one.channels) >= set(routed)
-                seq, incident = seqs[one.event_id], incident_id(event_of(group, alerts))
+                seq, incident = seqs[one.event_id], group_id(group)
                 assert seq > self.ledger.current(incident), "not in the order of acceptance"
                 self.ledger.events[seq] = Known(seq, incident, alerts, plans[-1].episode, one.channels)
                 self.latest[group] = (alerts, self.clock())
@@ -141,7 +141,7 @@ class World:
 
     def _is_repeat(self, group: str, alerts: Alerts, rows: Rows) -> bool:
         told, at = self.latest.get(group, ({}, 0.0))
-        seq = self.ledger.current(incident_id(event_of(group, alerts)))
+        seq = self.ledger.current(group_id(group))
         dead = any(row.event_seq == seq and row.state == State.DEAD for row in rows.values())
         return told == alerts and abs(self.clock() - at) < WINDOW and not dead
 
@@ -219,6 +219,11 @@ class World:
             assert max(waits) <= LONGEST_WAIT
             self.wait(min(waits) + 0.001)
         raise AssertionError("what is left is not delivered")
+
+
+def group_id(group: str) -> str:
+    """Of its incident."""
+    return incident_id(event_of(group, {}))
 
 
 def event_of(group: str, alerts: Alerts) -> Event:
