@@ -24,6 +24,7 @@ S = TypeVar("S", bound=ServerSettings)
 G = TypeVar("G")
 T = TypeVar("T")
 Command = Callable[..., None]
+Loop = Callable[[], asyncio.AbstractEventLoop]
 
 log = structlog.get_logger(__name__)
 
@@ -60,7 +61,13 @@ def load_or_exit(model: type[S], config: Path | None) -> S:
 
 
 def run_server(
-    model: type[S], serve: Callable[[S], Awaitable[None]], *, config: Path | None, check: bool, print_schema: bool
+    model: type[S],
+    serve: Callable[[S], Awaitable[None]],
+    *,
+    config: Path | None,
+    check: bool,
+    print_schema: bool,
+    loop: Loop | None = None,
 ) -> None:
     """What a server's command does when no subcommand is given.
 
@@ -70,6 +77,7 @@ def run_server(
         config: the YAML file, or None.
         check: only validate.
         print_schema: only print the JSON Schema.
+        loop: makes the event loop; None takes asyncio's own.
     """
     if print_schema:
         click.echo(json.dumps(model.model_json_schema(), indent=2))
@@ -84,17 +92,18 @@ def run_server(
     logs.configure(model.service_name)
     for key in ignored:
         log.warning("this key has no effect in this version", key=key, version=VERSION)
-    run_or_exit(stoppable(serve(settings)))
+    run_or_exit(stoppable(serve(settings)), loop)
 
 
-def run_or_exit(work: Awaitable[None]) -> None:
+def run_or_exit(work: Awaitable[None], loop: Loop | None = None) -> None:
     """Runs `work`; a StartError becomes one sentence on standard error and exit 1."""
 
     async def until_done() -> None:
         await work
 
     try:
-        asyncio.run(until_done())
+        with asyncio.Runner(loop_factory=loop) as runner:
+            runner.run(until_done())
     except StartError as error:
         click.echo(str(error), err=True)
         sys.exit(1)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Final
 
 import click
+import uvloop
 
 from services.relay.app import serve
 from services.relay.commands import deliveries, render, retry, send_test
@@ -29,7 +30,8 @@ def main(context: click.Context, config: Path | None, check: bool, print_schema:
     """
     context.obj = config
     if context.invoked_subcommand is None:
-        run_server(RelaySettings, serve, config=config, check=check, print_schema=print_schema)
+        loop = uvloop.new_event_loop
+        run_server(RelaySettings, serve, config=config, check=check, print_schema=print_schema, loop=loop)
 
 
 for module in (deliveries, retry, render, send_test):

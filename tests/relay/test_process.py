@@ -153,7 +153,9 @@ def test_a_wrong_configuration_exits_with_2_and_a_line_for_each_mistake(tmp_path
 
 def test_a_database_of_a_newer_version_exits_with_1(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "relay.db") as database:
-        database.execute("PRAGMA user_version = 99")
+        for statement in ("CREATE TABLE events (seq)", "CREATE TABLE alembic_version (version_num)"):
+            database.execute(statement)
+        database.execute("INSERT INTO alembic_version VALUES ('9999')")
     database.close()
     process = relay_process(tmp_path, "http://127.0.0.1:9/")
     _, log = process.communicate(timeout=30)

@@ -53,12 +53,15 @@ class Link(NamedTuple):
 
 def readable(text: str) -> str:
     """The text without what a person cannot see; every kind of line end becomes a newline."""
+    if text.isprintable():  # as almost always: nothing in it is invisible, or ends a line
+        return text.strip()
     return _INVISIBLE.sub("", _LINE_ENDS.sub("\n", text)).strip()
 
 
 def one_line(text: str) -> str:
     """The text on one line, with single spaces."""
-    return " ".join(readable(text).split())
+    text = readable(text)
+    return " ".join(text.split()) if "  " in text or not text.isprintable() else text
 
 
 def shorten(text: str, limit: int) -> str:

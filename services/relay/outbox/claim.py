@@ -28,7 +28,8 @@ _HEADS: Final = (
     _of.channel == bindparam("channel"),
     _of.finished_at.is_(None),
     ~exists().where(
-        _older.c.channel == _of.channel,
+        # Not as it stands: PostgreSQL without statistics would look through all of the channel for each row.
+        _older.c.channel.concat("") == _of.channel,
         _older.c.incident_id == _of.incident_id,
         _older.c.finished_at.is_(None),
         _older.c.seq < _of.seq,
@@ -46,7 +47,8 @@ _DUE: Final = (
     .with_for_update(of=deliveries, skip_locked=True)
 )
 _BY_ID: Final = _with_size.where(_of.id == bindparam("delivery")).with_for_update(of=deliveries)
-_NEXT_DUE: Final = select(func.min(_of.due_at)).where(*_HEADS)
+# Not `min`, for which PostgreSQL looks at every row.
+_NEXT_DUE: Final = select(_of.due_at).where(*_HEADS).order_by(_of.due_at, _of.seq).limit(1)
 _TAKE: Final = (
     update(deliveries)
     .where(_of.seq.in_(bindparam("taken", expanding=True)))

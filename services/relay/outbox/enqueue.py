@@ -20,7 +20,7 @@ _of = deliveries.c
 _WAITING: Final = (
     select(
         *(_of.seq, _of.channel, _of.incident_id, _of.event_seq, _of.first_event, _of.id),
-        *(_of.due_at, _of.set_at, _of.attempts, _of.reason),
+        *(_of.due_at, _of.set_at, _of.attempts, _of.reason, _of.waits_since),
     )
     .where(
         _of.channel.in_(bindparam("channels", expanding=True)),
@@ -43,6 +43,7 @@ _TAKE_OVER: Final = (
     .values(
         state=bindparam("new_state"),
         first_event=bindparam("first"),
+        waits_since=bindparam("since"),
         attempts=bindparam("tried"),
         due_at=bindparam("due"),
         set_at=bindparam("at"),
@@ -101,7 +102,7 @@ def enqueue(transaction: Transaction, news: Sequence[New]) -> Enqueued:
             continue
         row = _row(new, transaction.now)
         if old is not None:
-            row |= {name: getattr(old, name) for name in ("due_at", "set_at", "attempts", "reason")}
+            row |= {name: getattr(old, name) for name in ("due_at", "set_at", "attempts", "reason", "waits_since")}
             row |= {
                 "first_event": min(old.first_event, new.first_event),
                 "state": State.RETRYING if old.attempts else State.QUEUED,
@@ -122,7 +123,7 @@ def merge_into_successor(transaction: Transaction, old: Row[*tuple[Any, ...]], w
 
     Args:
         transaction: the one under way.
-        old: its row, with seq, channel, incident_id and first_event.
+        old: its row, with seq, channel, incident_id, first_event and waits_since.
         waits: when it would be tried again; the successor then is.
 
     Returns:
@@ -142,6 +143,7 @@ def merge_into_successor(transaction: Transaction, old: Row[*tuple[Any, ...]], w
             "successor": found.seq,
             "new_state": State.RETRYING,
             "first": min(old.first_event, found.first_event),
+            "since": min(old.waits_since, found.waits_since),
             "tried": waits.attempts,
             "due": waits.due_at,
             "at": transaction.now,
@@ -181,6 +183,7 @@ def _row(new: New, now: float) -> dict[str, Any]:
         "attempts": 0,
         "reason": None,
         "accepted_at": now,
+        "waits_since": now,
         "due_at": now,
         "set_at": now,
         "note": new.note,

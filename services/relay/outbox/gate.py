@@ -6,7 +6,7 @@ reason that only a person can end, nothing is claimed for a while; then one deli
 gate or closes it for twice as long. When it opens, what waited for its next attempt is due at once.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Final
@@ -30,7 +30,7 @@ _SET_BACK: Final = 10.0
 _of = channels.c
 _FIND: Final = select(channels).where(_of.name == bindparam("channel")).with_for_update(skip_locked=True)
 _FIND_SURELY: Final = select(channels).where(_of.name == bindparam("channel")).with_for_update()
-_TROUBLED: Final = select(_of.name).where(_of.name == bindparam("channel"), (_of.failures > 0) | (_of.refused > 0))
+_TROUBLED: Final = select(_of.name).where((_of.failures > 0) | (_of.refused > 0))
 
 
 class Effect(Enum):
@@ -121,6 +121,11 @@ def took(
         _write(transaction, row.name, **changes)
 
 
+def untroubled(transaction: Transaction, names: Collection[str]) -> frozenset[str]:
+    """Those of some channels to which another success says nothing new: almost always all, and nothing is locked."""
+    return frozenset(names).difference(transaction.connection.execute(_TROUBLED).scalars())
+
+
 def note(
     transaction: Transaction,
     channel: str,
@@ -144,8 +149,6 @@ def note(
     """
     if effect is Effect.NOTHING and retry_after is None and not probe:
         return
-    if effect is Effect.REACHED and not transaction.connection.execute(_TROUBLED, {"channel": channel}).first():
-        return  # as almost always; nothing has to be locked for it
     row = transaction.connection.execute(_FIND_SURELY, {"channel": channel}).first()
     if row is None:
         return

@@ -22,7 +22,7 @@ _MERGED: Final = (
 )
 _whose = (_of.lease.startswith(bindparam("owner")), _of.finished_at.is_(None))
 _HELD: Final = (
-    select(_of.seq, _of.channel, _of.incident_id, _of.first_event, _of.attempts, _of.reason)
+    select(_of.seq, _of.channel, _of.incident_id, _of.first_event, _of.attempts, _of.reason, _of.waits_since)
     .where(*_whose)
     .order_by(_of.seq)
     .with_for_update()

@@ -158,7 +158,7 @@ def counts(store: Store) -> list[Count]:
         StoreUnavailableError: they cannot be read.
     """
     query = (
-        select(_of.channel, _of.state, func.count(), func.min(_of.accepted_at))
+        select(_of.channel, _of.state, func.count(), func.min(_of.waits_since))
         .where(_of.state.in_([state.value for state in COUNTED]))
         .group_by(_of.channel, _of.state)
     )

@@ -23,7 +23,7 @@ _of = deliveries.c
 # Statements are built once: building one costs more than a database takes to run it.
 _FIND: Final = (
     select(*(_of.seq, _of.id, _of.lease, _of.due_at, _of.event_seq, _of.first_event, _of.incident_id, _of.episode))
-    .add_columns(_of.channel, _of.accepted_at)
+    .add_columns(_of.channel, _of.accepted_at, _of.waits_since)
     .where(_of.id.in_(bindparam("ids", expanding=True)))
     .order_by(_of.seq)
     .with_for_update()
@@ -104,16 +104,19 @@ def _record(transaction: Transaction, asked: Sequence[_Asked]) -> list[Recorded]
     if ours:
         connection.execute(_END, [_end(each, rows[each.claim.delivery_id], transaction.now) for each in ours])
         connection.execute(_TRIED, [_tried(each, rows[each.claim.delivery_id]) for each in ours])
+    reached = gate.untroubled(transaction, {each.claim.channel for each in ours}) if ours else frozenset()
     for each in sorted(ours, key=lambda each: each.claim.channel):  # in one order, as locks have to be taken
-        gate.note(
-            transaction,
-            each.claim.channel,
-            each.ending.effect,
-            reason=each.ending.reason,
-            probe=each.claim.probe,
-            retry_after=each.ending.retry_after,
-            pauses=each.pauses,
-        )
+        if each.claim.channel not in reached or each.ending.effect is not gate.Effect.REACHED:
+            gate.note(
+                transaction,
+                each.claim.channel,
+                each.ending.effect,
+                reason=each.ending.reason,
+                probe=each.claim.probe,
+                retry_after=each.ending.retry_after,
+                pauses=each.pauses,
+            )
+            reached -= {each.claim.channel}
     return [
         _follow(transaction, each, rows[each.claim.delivery_id])
         if _is_ours(each.claim, rows)

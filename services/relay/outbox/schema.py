@@ -87,6 +87,7 @@ deliveries = Table(
     Column("attempts", Integer, nullable=False),
     Column("reason", Text),  # how the last attempt ended
     Column("accepted_at", Double, nullable=False),
+    Column("waits_since", Double, nullable=False, server_default="0"),  # when the first that it tells was accepted
     Column("due_at", Double, nullable=False),  # when it may be claimed; while `sending`, when its lease ends
     Column("set_at", Double, nullable=False, server_default="0"),  # when `due_at` was written
     Column("lease", Text),  # whose claim it is
@@ -151,14 +152,14 @@ def _index(name: str, *columns: Column[object], where: str | None = None) -> Non
 _UNFINISHED: Final = "finished_at IS NULL"
 _of = deliveries.c
 _index("deliveries_due", _of.channel, _of.due_at, _of.seq, where=_UNFINISHED)
-_index("deliveries_in_order", _of.channel, _of.incident_id, _of.seq, where=_UNFINISHED)
+_index("deliveries_in_order", _of.incident_id, _of.channel, _of.seq, where=_UNFINISHED)
 _index("deliveries_of_event", _of.event_seq)
 _index("deliveries_of_episode", _of.incident_id, _of.episode, _of.channel)
 _index(
     "deliveries_counted",
     _of.channel,
     _of.state,
-    _of.accepted_at,
+    _of.waits_since,
     where="state IN ('queued', 'sending', 'retrying', 'dead')",
 )
 _index("events_of_incident", events.c.incident_id, events.c.seq)

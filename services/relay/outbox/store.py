@@ -21,7 +21,7 @@ from services.relay.outbox.database import Database
 from services.relay.outbox.migrate import ForeignDatabaseError, NewerSchemaError, upgrade
 from services.relay.outbox.together import Outcome, Piece, Transaction, by_kind, do_all
 
-_WAITING: Final = 1024
+_WAITING: Final = 8192
 """How many pieces of work may wait; one more is refused, so that memory is bounded."""
 _TOGETHER: Final = 256
 """How many of them share one transaction at most."""

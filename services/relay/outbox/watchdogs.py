@@ -54,11 +54,11 @@ def last_seen(connection: Connection) -> dict[str, float]:
 
 def drains(transaction: Transaction, channels: Collection[str], *, within: float) -> bool:
     """Whether nothing that was accepted more than `within` seconds ago still waits for one of these channels."""
-    oldest = select(func.min(deliveries.c.accepted_at)).where(
+    oldest = select(func.min(deliveries.c.waits_since)).where(
         deliveries.c.finished_at.is_(None), deliveries.c.channel.in_(channels)
     )
-    accepted_at = transaction.connection.execute(oldest).scalar()
-    return accepted_at is None or transaction.now - accepted_at <= within
+    since = transaction.connection.execute(oldest).scalar()
+    return since is None or transaction.now - since <= within
 
 
 def _rows(names: Collection[str], now: float) -> list[dict[str, object]]:

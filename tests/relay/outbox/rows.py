@@ -29,6 +29,7 @@ class Rows:
                 "status": "firing",
                 "fingerprint": "same",
                 "accepted_at": transaction.now - age,
+                "waits_since": transaction.now - age,
                 "event": b"{}",
                 "body": b"{}",
             }

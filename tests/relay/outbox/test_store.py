@@ -224,12 +224,12 @@ async def test_work_that_was_cancelled_before_its_turn_is_not_done(store: Store)
 
 async def test_more_than_a_bound_of_waiting_work_is_refused(store: Store) -> None:
     async with blocked(store):
-        waiting = [asyncio.create_task(store.run(write)) for _ in range(1024)]
+        waiting = [asyncio.create_task(store.run(write)) for _ in range(8192)]
         await asyncio.sleep(0)
         with pytest.raises(StoreUnavailableError, match="wait for the outbox already"):
             await store.run(write)
     await asyncio.gather(*waiting)
-    assert len(await bodies(store)) == 1024
+    assert len(await bodies(store)) == 8192
 
 
 async def test_closing_does_what_waits_and_refuses_what_comes_later(database: Database) -> None:

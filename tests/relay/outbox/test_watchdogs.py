@@ -88,7 +88,7 @@ async def test_the_outbox_drains_unless_something_unsent_is_too_old(store: Store
     incoming = Incoming(event(), "incident", "", "KMSTest", b"{}")
     await accept(store, incoming, lambda _known, _now: Plan(1, open=True, channels=("slack",)))
     assert await draining("slack")
-    older = update(deliveries).values(accepted_at=deliveries.c.accepted_at - 400)
+    older = update(deliveries).values(waits_since=deliveries.c.waits_since - 400)
     await store.run(lambda transaction: transaction.connection.execute(older))
     assert not await draining("slack", "email")
     assert await draining("email")

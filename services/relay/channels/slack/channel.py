@@ -15,13 +15,14 @@ from collections.abc import Callable, Hashable
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import StringConstraints
+from slack_sdk.web.async_client import AsyncWebClient
 
 from services.relay.channels.channel import Attempt, ChannelSettings, Receipt
 from services.relay.channels.exchange import Exchange, exchange, made, secret
 from services.relay.channels.rate import PerSecond
 from services.relay.channels.slack.blocks import Mention, render
 from services.relay.channels.slack.look_up import Absent, look_up, mark
-from services.relay.channels.slack.web_api import SlackApi
+from services.relay.channels.slack.web_api import SlackApi, client
 from services.relay.channels.web_api import ProviderUrl, Session
 from services.relay.model import Message
 from shared.secret_file import SecretFile
@@ -57,6 +58,7 @@ class SlackChannel:
         self._clock = clock
         self._token = SecretFile(settings.token_file)
         self._session = Session("Slack")
+        self._client: AsyncWebClient | None = None
         self._id = settings.channel if re.fullmatch(_ID, settings.channel) else None
         """The channel's ID as far as it is known."""
 
@@ -68,7 +70,7 @@ class SlackChannel:
         message = attempt.message
         async with exchange(attempt, "Slack", self._timeout) as talk:
             token = secret(self._token)
-            api = SlackApi(self._session.get(), self._settings.api_url, token, talk, self._clock())
+            api = SlackApi(self._client_for(token), token, talk, self._clock())
             found = await self._found(api, talk, message) if attempt.maybe_sent else None
             if found is not None:
                 return found
@@ -99,6 +101,11 @@ class SlackChannel:
             talk.in_doubt = place is Absent.UNKNOWN
             return None
         return {"channel": place.channel, "ts": place.ts, "found": "yes"}
+
+    def _client_for(self, token: str) -> AsyncWebClient:
+        if self._client is None or self._client.token != token:
+            self._client = client(self._session.get(), self._settings.api_url, token)
+        return self._client
 
     def _arguments(self, message: Message, *, may_be_a_repeat: bool) -> dict[str, Any]:
         post = render(message, self._settings.mention, may_be_a_repeat=may_be_a_repeat)

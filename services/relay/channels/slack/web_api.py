@@ -15,22 +15,27 @@ from services.relay.channels.web_api import reached
 _SHOWN = ("ok", "error", "needed", "provided", "channel", "ts")
 
 
+def client(session: aiohttp.ClientSession, url: str, token: str) -> AsyncWebClient:
+    """A client for one token; `url` ends with `/api/`."""
+    # Without `retry_handlers=[]` it posts again after a lost connection, perhaps for the second time.
+    made = AsyncWebClient(token, url, session=session, retry_handlers=[])
+    made.proxy = None  # it takes one from the environment even for addresses that NO_PROXY names
+    return made
+
+
 class SlackApi:
     """One workspace, with the token of a bot."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, token: str, talk: Exchange, now: float) -> None:
-        """Makes the client.
+    def __init__(self, client: AsyncWebClient, token: str, talk: Exchange, now: float) -> None:
+        """Takes up an attempt.
 
         Args:
-            session: for the requests.
-            url: ends with `/api/`.
+            client: with the token, as `client` makes it.
             token: of the bot.
             talk: notes the answers.
             now: unix seconds; an attempt is too short for it to matter that they pass.
         """
-        # Without `retry_handlers=[]` it posts again after a lost connection, perhaps for the second time.
-        self._client = AsyncWebClient(token, url, session=session, retry_handlers=[])
-        self._client.proxy = None  # it takes one from the environment even for addresses that NO_PROXY names
+        self._client = client
         self._token = token
         self._talk = talk
         self._now = now

@@ -14,6 +14,7 @@ def upgrade(op: Operations) -> None:
     """Adds what 0.1 had not, and merges what waits there."""
     for column in (
         Column("first_event", BigInteger, nullable=False, server_default="0"),
+        Column("waits_since", Double, nullable=False, server_default="0"),
         Column("set_at", Double, nullable=False, server_default="0"),
         Column("maybe_sent", Integer, nullable=False, server_default="0"),
         Column("progress", Text),
@@ -37,15 +38,17 @@ def upgrade(op: Operations) -> None:
         Column("name", Text, primary_key=True),
         Column("seen_at", Double, nullable=False),
     )
-    op.drop_index("deliveries_to_claim", "deliveries")
+    for name in ("deliveries_to_claim", "deliveries_in_order", "deliveries_counted"):
+        op.drop_index(name, "deliveries")
     unfinished = text("finished_at IS NULL")
-    op.create_index(
-        "deliveries_due",
-        "deliveries",
-        ["channel", "due_at", "seq"],
-        sqlite_where=unfinished,
-        postgresql_where=unfinished,
-    )
+    for name, columns in (
+        ("deliveries_due", ["channel", "due_at", "seq"]),
+        ("deliveries_in_order", ["incident_id", "channel", "seq"]),
+    ):
+        op.create_index(name, "deliveries", columns, sqlite_where=unfinished, postgresql_where=unfinished)
+    counted = text("state IN ('queued', 'sending', 'retrying', 'dead')")
+    columns = ["channel", "state", "waits_since"]
+    op.create_index("deliveries_counted", "deliveries", columns, sqlite_where=counted, postgresql_where=counted)
     op.create_index("events_of_incident", "events", ["incident_id", "seq"])
     ours = text("length(body) = 0")
     op.create_index("events_of_ours", "events", ["incident_id", "seq"], sqlite_where=ours, postgresql_where=ours)
@@ -57,7 +60,9 @@ def upgrade(op: Operations) -> None:
 def _merge(connection: Connection) -> None:
     """An incident has one waiting delivery on a channel at most: the newest, which goes on where the oldest stood."""
     # `set_at` as early as it can have been: a clock that is set back to before it makes what waits due.
-    connection.execute(text("UPDATE deliveries SET first_event = event_seq, set_at = accepted_at"))
+    connection.execute(
+        text("UPDATE deliveries SET first_event = event_seq, set_at = accepted_at, waits_since = accepted_at")
+    )
     waiting = connection.execute(
         text("SELECT * FROM deliveries WHERE state IN ('queued', 'retrying') ORDER BY incident_id, channel, seq")
     )
@@ -73,7 +78,8 @@ def _merge(connection: Connection) -> None:
         connection.execute(
             text(
                 "UPDATE deliveries SET first_event = :first_event, state = :state, attempts = :attempts, "
-                "reason = :reason, due_at = :due_at, set_at = :set_at WHERE seq = :successor"
+                "reason = :reason, due_at = :due_at, set_at = :set_at, waits_since = :waits_since "
+                "WHERE seq = :successor"
             ),
             {**oldest, "successor": newest["seq"]},
         )
