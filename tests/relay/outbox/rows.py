@@ -29,7 +29,6 @@ class Rows:
                 "status": "firing",
                 "fingerprint": "same",
                 "accepted_at": transaction.now - age,
-                "waits_since": transaction.now - age,
                 "event": b"{}",
                 "body": b"{}",
             }
@@ -59,6 +58,7 @@ class Rows:
                 "attempts": 1,
                 "reason": "ok",
                 "accepted_at": of.accepted_at,
+                "waits_since": of.accepted_at,
                 "due_at": 0.0,
                 "finished_at": None if state in OPEN else of.accepted_at,
                 **more,
