@@ -33,6 +33,8 @@ PAUSES: Final = Pauses(1.0, 300.0)
 DAY: Final = 86_400.0
 LONGEST_WAIT: Final = 310.0
 """Seconds: no ending below asks for more, and a clock that was set back by less than 10 s is not noticed."""
+ROUNDED: Final = 1e-5
+"""Seconds: PostgreSQL keeps time in microseconds."""
 NO_LINKS: Final = LinkRules(None, None, ())
 T = TypeVar("T")
 
@@ -152,7 +154,7 @@ class World:
         for each in taken.claims:
             held = Held(each, owner, self.elapsed + LEASE, self.elapsed + LEASE)
             before = self.ledger.live.get(held.place)
-            assert before is None or before.exclusive_until <= self.elapsed, "two hold the same"
+            assert before is None or before.exclusive_until <= self.elapsed + ROUNDED, "two hold the same"
             self.ledger.claimed(each, self.rows)
             told = self.run(message(self.store, each, NO_LINKS))
             assert {alert.fingerprint: alert.status for alert in told.event.alerts} == self.ledger.folded(each)
@@ -198,7 +200,7 @@ class World:
         now_dead = [row for row in self.rows.values() if row.state == State.DEAD and before[row.id].state != State.DEAD]
         assert Counter(given_up) == Counter(row.channel for row in now_dead)
         for held in self.ledger.live.values():
-            if self.rows[held.claim.delivery_id].due_at <= self.clock():
+            if self.rows[held.claim.delivery_id].due_at <= self.clock() + ROUNDED:
                 held.exclusive_until = self.elapsed
 
     def drain(self) -> None:
