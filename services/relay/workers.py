@@ -61,7 +61,9 @@ async def delivering(settings: RelaySettings, store: Store, metrics: Metrics) ->
     )
     channels = {name: channel.connect(delivery.timeout) for name, channel in settings.channels.items()}
     for name, channel in channels.items():
-        workers[name] = Worker(name, channel, _rate(settings, settings.channels[name]), shared)
+        workers[name] = Worker(
+            name, channel, _rate(settings, settings.channels[name]), settings.channels[name].lanes, shared
+        )
     await _try_refused(store, channels)
     tasks = [asyncio.create_task(worker.run(), name=f"deliver {name}") for name, worker in workers.items()]
     looking = asyncio.create_task(_look_after(store, shared, wake), name="overdue deliveries")

@@ -141,6 +141,8 @@ class ChannelSettings(Section):
 
     merges: ClassVar[bool] = True
     """Whether what waits for this kind of channel is merged into what comes after it."""
+    lanes: ClassVar[int] = 64
+    """Messages under way at once."""
     usual_rate: ClassVar[PerSecond | None] = None
     """What the provider takes, where it says so."""
     rate: Rate | None = None

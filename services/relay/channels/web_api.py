@@ -49,18 +49,23 @@ class Session:
     def get(self) -> aiohttp.ClientSession:
         """The session. Its requests have no bound of their own: `exchange` sets it."""
         if self._session is None:
-            # As a trace, since slack_sdk makes the requests itself and leaves `allow_redirects` as it is.
-            trace = aiohttp.TraceConfig()
-            trace.on_request_redirect.append(self._refuse_redirect)
-            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None), trace_configs=[trace])
+            self._session = aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(total=None),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                middlewares=[self._refuse_redirect],
+            )
         return self._session
 
     async def _refuse_redirect(
-        self, _session: aiohttp.ClientSession, _context: object, redirect: aiohttp.TraceRequestRedirectParams
-    ) -> None:
-        redirect.response.close()
-        detail = f"{self._provider} answered HTTP {redirect.response.status}, a redirect"
-        raise SendError(Reason.MISCONFIGURED, Scope.CHANNEL, detail)
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        # Here, since slack_sdk makes the requests itself and leaves `allow_redirects` as it is.
+        response = await handler(request)
+        if 300 <= response.status < 400:
+            response.close()
+            detail = f"{self._provider} answered HTTP {response.status}, a redirect"
+            raise SendError(Reason.MISCONFIGURED, Scope.CHANNEL, detail)
+        return response
 
     async def close(self) -> None:
         """Closes every connection."""

@@ -17,8 +17,6 @@ from services.relay.outbox import gate
 from services.relay.outbox.claim import LARGE, Claim, Taken, Wanted, claim
 from services.relay.outbox.store import StoreUnavailableError
 
-LANES: Final = 32
-"""Messages of one channel under way at once."""
 _PAUSE: Final = 1.0
 """Seconds to wait after the outbox failed."""
 _LONGEST_SLEEP: Final = 2.0
@@ -36,13 +34,15 @@ class Worker:
         name: of the channel.
         channel: itself.
         rate: messages in a second; None where there is no pace.
+        lanes: how many messages are under way at once.
         shared: what all workers share.
     """
 
-    def __init__(self, name: str, channel: Channel, rate: float | None, shared: Delivering) -> None:
+    def __init__(self, name: str, channel: Channel, rate: float | None, lanes: int, shared: Delivering) -> None:
         self._name = name
         self._channel = channel
         self._rate = rate
+        self._lanes = lanes
         self._shared = shared
         self._sender = Sender(name, channel, shared)
         self._news = asyncio.Event()
@@ -76,7 +76,7 @@ class Worker:
 
     async def _step(self, sends: asyncio.TaskGroup) -> None:
         self._free.clear()
-        if self._in_hand >= LANES:
+        if self._in_hand >= self._lanes:
             await self._free.wait()
             return
         self._news.clear()
@@ -94,7 +94,7 @@ class Worker:
             await self._sleep(taken)
 
     async def _claim(self) -> Taken:
-        wanted = Wanted(self._name, LANES - self._in_hand, self._shared.owner, self._shared.lease, self._rate)
+        wanted = Wanted(self._name, self._lanes - self._in_hand, self._shared.owner, self._shared.lease, self._rate)
         return await claim(self._shared.store, wanted)
 
     async def _deliver(self, claimed: Claim, lease_ends: float) -> None:

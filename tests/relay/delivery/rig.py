@@ -23,6 +23,7 @@ from services.relay.outbox.store import Store, opened
 from tests.relay.scripted import Scripted, event_of, until
 
 QUICK = RetryPolicy(backoff_initial=0.01, backoff_max=0.3, give_up_after=60)
+LANES = 8
 NEARLY = 0.99
 """The wall clock says when it is due, the event loop's clock how long that was."""
 
@@ -98,7 +99,7 @@ async def rig(
             fallback=fallback,
             woken=wake,
         )
-        workers |= {name: Worker(name, channel, rate, shared) for name, channel in channels.items()}
+        workers |= {name: Worker(name, channel, rate, LANES, shared) for name, channel in channels.items()}
         tasks = [asyncio.create_task(worker.run()) for worker in workers.values()]
         try:
             yield Rig(store, workers, registry)
@@ -108,5 +109,5 @@ async def rig(
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def broken(scope: Scope = Scope.ATTEMPT, **options: float) -> SendError:
-    return SendError(Reason.SERVER_ERROR, scope, "503 from the provider", **options)
+def broken(scope: Scope = Scope.ATTEMPT, retry_after: float | None = None) -> SendError:
+    return SendError(Reason.SERVER_ERROR, scope, "503 from the provider", retry_after=retry_after)

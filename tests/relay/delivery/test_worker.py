@@ -10,10 +10,9 @@ import pytest
 
 from services.relay.channels.channel import Reason, Scope, SendError
 from services.relay.delivery.retry import RetryPolicy
-from services.relay.delivery.worker import LANES
 from services.relay.outbox.claim import LARGE
 from services.relay.outbox.schema import State
-from tests.relay.delivery.rig import NEARLY, QUICK, broken, rig
+from tests.relay.delivery.rig import LANES, NEARLY, QUICK, broken, rig
 from tests.relay.scripted import Scripted, event_of, hang, statuses, until
 
 

@@ -19,14 +19,14 @@ from services.relay.channels.channel import Reason, Scope, SendError
 from services.relay.delivery.enrich.links import LinkRules
 from services.relay.delivery.retry import RetryPolicy
 from services.relay.delivery.sending import Delivering
-from services.relay.delivery.worker import LANES, Worker
+from services.relay.delivery.worker import Worker
 from services.relay.metrics import Metrics
 from services.relay.outbox import database
 from services.relay.outbox.query import one
 from services.relay.outbox.schema import State, events
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
-from tests.relay.delivery.rig import QUICK, rig
+from tests.relay.delivery.rig import LANES, QUICK, rig
 from tests.relay.scripted import Scripted, until
 
 T = TypeVar("T")
@@ -158,7 +158,7 @@ async def test_a_store_that_fails_is_asked_once_a_second(tmp_path: Path) -> None
         fallback=(),
         woken=lambda _names: None,
     )
-    task = asyncio.create_task(Worker("a", Scripted(), None, shared).run())
+    task = asyncio.create_task(Worker("a", Scripted(), None, LANES, shared).run())
     await asyncio.sleep(9.5)
     assert store.asked == 10
     task.cancel()

@@ -8,11 +8,12 @@ again, so that nobody gets the mail twice. A mail that is sent again all the sam
 same Message-ID, by which mail programs and servers know it again.
 """
 
+import asyncio
 import email.policy
 from collections.abc import Hashable, Mapping
 from email.headerregistry import Address as MailAddress
 from email.utils import getaddresses, parseaddr
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 from aiosmtplib import SMTP
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
@@ -20,7 +21,7 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from services.relay.channels.channel import Attempt, ChannelSettings, Reason, Receipt, Scope, SendError
 from services.relay.channels.email.render import render
 from services.relay.channels.email.session import LOGIN_REQUIRED, TAKEN, Envelope, Outcome, session
-from services.relay.channels.exchange import Exchange, exchange, made, secret
+from services.relay.channels.exchange import Exchange, exchange, secret
 from services.relay.model import Message
 from shared.secret_file import SecretFile
 from shared.settings import Address, FilePath
@@ -46,6 +47,8 @@ Mailbox = Annotated[str, AfterValidator(_one_address)]
 
 class EmailSettings(ChannelSettings):
     """A mail server, and to whom it carries the alerts."""
+
+    lanes: ClassVar[int] = 4  # mail servers count connections: Postfix takes 50, many take 10
 
     kind: Literal["email"]
     host: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:_-]+$")]
@@ -97,7 +100,7 @@ class EmailChannel:
         delivered, and the receipt names the refused. Where it puts off some, the delivery is tried again for these
         alone; progress holds the code of every other one.
         """
-        mail = await made(attempt.message, lambda: self._rendered(attempt.message))
+        mail = await asyncio.to_thread(self._rendered, attempt.message)
         settled = {address: int(code) for address, code in attempt.progress.items()}
         to = [address for address in self._recipients if address not in settled]
         async with exchange(attempt, "the mail server", self._timeout) as talk:
