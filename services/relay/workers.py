@@ -21,7 +21,8 @@ from services.relay.outbox import gate
 from services.relay.outbox.held import give_back
 from services.relay.outbox.overdue import look_after
 from services.relay.outbox.schema import State
-from services.relay.outbox.store import Store, StoreUnavailableError
+from services.relay.outbox.store import Store
+from services.relay.outbox.waiting import StoreUnavailableError
 
 GRACE_SECONDS: Final = 6.0
 """How long a stop waits for messages that are being sent; with the server's own drain it stays within its bound."""

@@ -22,7 +22,8 @@ from services.relay.outbox.database import Database
 from services.relay.outbox.gate import Effect, Pauses
 from services.relay.outbox.receipt import Ending, record
 from services.relay.outbox.schema import State
-from services.relay.outbox.store import Store, StoreUnavailableError, opened
+from services.relay.outbox.store import Store, opened
+from services.relay.outbox.waiting import StoreUnavailableError
 from shared.server import StartError
 from tests.bench.filled import CHANNEL, fill, put_off
 from tests.bench.stage import BenchError, temporary

@@ -44,6 +44,12 @@ def peak_mb(pid: int) -> float:
     return int(found[1]) / 1024
 
 
+def cpu_seconds(pid: int) -> float:
+    """What a living process has used of all cores since its start: utime and stime of proc(5)."""
+    after_the_name = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(after_the_name[11]) + int(after_the_name[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
 

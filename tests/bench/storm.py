@@ -18,7 +18,7 @@ from typing import Any, Final
 import click
 
 from tests.bench.alerts import annotations, labels
-from tests.bench.machine import peak_mb
+from tests.bench.machine import cpu_seconds, peak_mb
 from tests.bench.stage import ROUTING_KEY, TOKEN, BenchError, Running, Stage, free_port, pagerduty, slack, stage
 
 GROUP_WAIT: Final = 3.0
@@ -35,6 +35,8 @@ class Run:
     alertmanager_mb: float
     relay_mb: float | None
     """None where there was no relay."""
+    relay_cpu: float | None
+    """Seconds of all cores, its start included."""
     refused: int
     """How many requests Alertmanager had to make again."""
     failed: Mapping[str, int]
@@ -78,6 +80,7 @@ async def _run(place: Stage, groups: int, *, with_relay: bool) -> Run:
         messages=sum(provider["messages"] for provider in found.values()),
         alertmanager_mb=peak_mb(alertmanager.pid),
         relay_mb=peak_mb(relay.pid) if relay else None,
+        relay_cpu=cpu_seconds(relay.pid) if relay else None,
         refused=sum((await _failures(place, alertmanager, "alertmanager_notification_requests_failed_total")).values()),
         failed=await _failures(place, relay, "relay_delivery_attempts_total") if relay else {},
     )
@@ -90,7 +93,7 @@ def _told(run: Run, groups: int) -> str:
             f"{run.seconds:6.2f} s",
             f"{2 * groups / run.seconds:6.0f} deliveries/s",
             f"Alertmanager {run.alertmanager_mb:.0f} MB",
-            *([f"relay {run.relay_mb:.0f} MB"] if run.relay_mb else []),
+            *([f"relay {run.relay_mb:.0f} MB, {run.relay_cpu:.1f} s of CPU"] if run.relay_mb else []),
             *([f"{repeated} sent twice"] if repeated else []),
             *([f"{run.refused} requests of Alertmanager's refused"] if run.refused else []),
             *(f"{number} attempts of the relay's: {reason}" for reason, number in run.failed.items()),

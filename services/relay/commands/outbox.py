@@ -13,7 +13,8 @@ import structlog
 
 from services.relay.config import RelaySettings
 from services.relay.outbox import dialect
-from services.relay.outbox.store import Store, StoreUnavailableError, StoreUnusableError, opened
+from services.relay.outbox.store import Store, StoreUnusableError, opened
+from services.relay.outbox.waiting import StoreUnavailableError
 from shared.cli import option_or_exit
 
 T = TypeVar("T")

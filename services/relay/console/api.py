@@ -17,7 +17,8 @@ from starlette.routing import Route
 from services.relay.console.again import NothingToRetryError, UnknownDeliveryError, retry, retry_channel
 from services.relay.console.written import document, moment, state, whole_document, written
 from services.relay.outbox import query, rejected
-from services.relay.outbox.store import Store, StoreUnavailableError
+from services.relay.outbox.store import Store
+from services.relay.outbox.waiting import StoreUnavailableError
 from shared.auth import Endpoint, guarded
 from shared.other_pages import not_for_other_pages
 from shared.secret_file import SecretFile

@@ -18,7 +18,8 @@ from services.relay.outbox.claim import Claim
 from services.relay.outbox.gate import Effect, Pauses
 from services.relay.outbox.receipt import Ending, Recorded, record
 from services.relay.outbox.schema import State
-from services.relay.outbox.store import Store, StoreUnavailableError
+from services.relay.outbox.store import Store
+from services.relay.outbox.waiting import StoreUnavailableError
 
 _PAUSE: Final = 1.0
 """Seconds to wait after the outbox failed."""

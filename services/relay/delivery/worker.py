@@ -15,7 +15,7 @@ from services.relay.channels.channel import Channel
 from services.relay.delivery.sending import Delivering, Sender
 from services.relay.outbox import gate
 from services.relay.outbox.claim import LARGE, Claim, Taken, Wanted, claim
-from services.relay.outbox.store import StoreUnavailableError
+from services.relay.outbox.waiting import StoreUnavailableError
 
 _PAUSE: Final = 1.0
 """Seconds to wait after the outbox failed."""

@@ -23,7 +23,8 @@ from services.relay.model import Event
 from services.relay.outbox import watchdogs
 from services.relay.outbox.accept import Incoming, Known, Plan, accept
 from services.relay.outbox.schema import State
-from services.relay.outbox.store import Store, StoreUnavailableError
+from services.relay.outbox.store import Store
+from services.relay.outbox.waiting import StoreUnavailableError
 from shared.auth import refusal
 from shared.secret_file import SecretFile
 

@@ -16,8 +16,9 @@ import structlog
 from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, func, or_, select
 
 from services.relay.outbox.schema import State, attempts, deliveries, events, incidents
-from services.relay.outbox.store import Store, StoreUnavailableError
+from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
+from services.relay.outbox.waiting import StoreUnavailableError
 
 STEP: Final = 100
 """Rows that one transaction looks at: a few milliseconds of the writer's time."""

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 import structlog
 from sqlalchemy import Connection, exc
@@ -20,7 +20,8 @@ from sqlalchemy import Connection, exc
 from services.relay.outbox import dialect
 from services.relay.outbox.database import Database
 from services.relay.outbox.migrate import ForeignDatabaseError, NewerSchemaError, upgrade
-from services.relay.outbox.together import Outcome, Piece, Transaction, by_kind, do_all
+from services.relay.outbox.together import Piece, Transaction, by_kind, do_all
+from services.relay.outbox.waiting import StoreUnavailableError, Work, tell, too_late
 
 _WAITING: Final = 8192
 """How many pieces of work may wait; one more is refused, so that memory is bounded."""
@@ -29,7 +30,7 @@ _TOGETHER: Final = 256
 _FEW: Final = 4
 """Pieces of work in one transaction after which the next one waits a moment, so that it finds more of them."""
 _GATHER_SECONDS: Final = 0.004
-"""That moment. A busy outbox does a third more with it, since a flush to the disk costs the same for one and for many."""
+"""That moment. A busy outbox does more with it, since a flush to the disk costs the same for one and for many."""
 _TRIES: Final = 3
 _ANSWER_SECONDS: Final = 8.0
 """How long a caller waits, its turn included: less than the 10 s that Alertmanager gives a webhook at least."""
@@ -39,17 +40,8 @@ I = TypeVar("I")  # noqa: E741  # an item of work
 log = structlog.get_logger(__name__)
 
 
-class StoreUnavailableError(Exception):
-    """Nothing was committed: locked, full, read-only, closed, or too much is waiting. Try again later."""
-
-
 class StoreUnusableError(Exception):
     """The database cannot be opened at all; the message is one sentence with the next step."""
-
-
-class _Work(NamedTuple):
-    piece: Piece
-    done: "asyncio.Future[Any]"
 
 
 class Store:
@@ -62,7 +54,7 @@ class Store:
         self._database = database
         self._writing, self._reading = dialect.engines(database)
         self._prepared = False
-        self._work: deque[_Work] = deque()
+        self._work: deque[Work] = deque()
         self._news = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
@@ -86,14 +78,15 @@ class Store:
                 raise StoreUnavailableError("the outbox is closed")
             if len(self._work) >= _WAITING:
                 raise StoreUnavailableError(f"{_WAITING} pieces of work wait for the outbox already")
-            done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-            self._work.append(_Work(Piece(do, item), done))
+            loop = asyncio.get_running_loop()
+            done: asyncio.Future[T] = loop.create_future()
+            self._work.append(Work(Piece(do, item), done))
             self._news.notify()
+        late = loop.call_later(_ANSWER_SECONDS, too_late, done, _ANSWER_SECONDS)
         try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                return await done
-        except TimeoutError:
-            raise StoreUnavailableError(f"no answer within {_ANSWER_SECONDS:g} s") from None
+            return await done
+        finally:
+            late.cancel()
 
     async def read(self, do: Callable[[Connection], T]) -> T:
         """What `do` reads, on a connection of its own. Raises StoreUnavailableError."""
@@ -172,7 +165,7 @@ class Store:
                 for places in by_kind([work.piece for work in works]).values():
                     self._commit([works[place] for place in places])
 
-    def _commit(self, works: list[_Work], tries: int = _TRIES) -> None:
+    def _commit(self, works: list[Work], tries: int = _TRIES) -> None:
         if not works:
             return
         try:
@@ -194,29 +187,21 @@ class Store:
             if self.problem is not None:
                 log.info("the outbox works again")
                 self.problem = None
-            self._tell(works, outcomes)
+            tell(works, outcomes)
 
-    def _not_together(self, works: list[_Work], error: Exception) -> None:
+    def _not_together(self, works: list[Work], error: Exception) -> None:
         """Of several pieces of work one was wrong: each is done alone, so that it fails alone."""
         if len(works) == 1:
-            self._tell(works, [(None, error)])
+            tell(works, [(None, error)])
         for work in works if len(works) > 1 else ():
             self._commit([work])
 
-    def _failed(self, works: list[_Work], problem: str) -> None:
+    def _failed(self, works: list[Work], problem: str) -> None:
         if self.problem != problem:
             log.error("the outbox cannot commit", problem=problem)
             self.problem = problem
         self._writing.dispose()  # the next transaction opens it anew: what was mounted, replaced or restarted is seen
-        self._tell(works, [(None, StoreUnavailableError(problem)) for _ in works])
-
-    def _tell(self, works: list[_Work], outcomes: Sequence[Outcome]) -> None:
-        told = list(zip(works, outcomes, strict=True))
-        for loop in {work.done.get_loop() for work in works}:
-            try:
-                loop.call_soon_threadsafe(_resolve, [each for each in told if each[0].done.get_loop() is loop])
-            except RuntimeError:  # the loop has ended, and with it everybody who waited
-                log.warning("nobody waits any more for what was committed")
+        tell(works, [(None, StoreUnavailableError(problem)) for _ in works])
 
 
 @asynccontextmanager
@@ -246,16 +231,6 @@ async def opened(
         yield store
     finally:
         await asyncio.to_thread(store.close)
-
-
-def _resolve(told: list[tuple[_Work, Outcome]]) -> None:
-    for work, (result, problem) in told:
-        if work.done.done():
-            continue  # whoever waited has given up
-        if problem is None:
-            work.done.set_result(result)
-        else:
-            work.done.set_exception(problem)
 
 
 def _words(error: Exception) -> str:

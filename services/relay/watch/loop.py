@@ -7,7 +7,7 @@ from typing import Final
 import structlog
 
 from services.relay.channels.defect import defect
-from services.relay.outbox.store import StoreUnavailableError
+from services.relay.outbox.waiting import StoreUnavailableError
 
 _STORE_SECONDS: Final = 1.0
 _DEFECT_SECONDS: Final = 60.0

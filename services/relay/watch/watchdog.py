@@ -16,7 +16,7 @@ import structlog
 from services.relay.identity import OWN_SOURCE
 from services.relay.outbox import watchdogs as outbox
 from services.relay.outbox.incidents import open_incident, open_incidents
-from services.relay.outbox.store import StoreUnavailableError
+from services.relay.outbox.waiting import StoreUnavailableError
 from services.relay.watch.telling import Own, Teller
 
 _LOOK_SECONDS: Final = 5.0

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from services.relay.delivery.sending import Delivering
 from services.relay.delivery.worker import Worker
 from services.relay.metrics import Metrics
 from services.relay.outbox import database, query
-from services.relay.outbox.accept import Incoming, Plan, accept
+from services.relay.outbox.accept import Incoming, Known, Plan, accept
 from services.relay.outbox.database import Database
 from services.relay.outbox.query import Delivery, Filter, recent
 from services.relay.outbox.store import Store, opened
@@ -26,6 +27,10 @@ QUICK = RetryPolicy(backoff_initial=0.01, backoff_max=0.3, give_up_after=60)
 LANES = 8
 NEARLY = 0.99
 """The wall clock says when it is due, the event loop's clock how long that was."""
+
+
+def _always(plan: Plan, _known: Known | None, _now: float) -> Plan:
+    return plan
 
 
 class Rig:
@@ -43,7 +48,7 @@ class Rig:
         for status in statuses:
             incoming = Incoming(event_of(status, group=group, **changes), group, "", "KMSTest", b"{}")
             plan = Plan(1, open=True, channels=channels)
-            await accept(self.store, incoming, lambda _known, _now, plan=plan: plan)
+            await accept(self.store, incoming, partial(_always, plan))
             for worker in self.workers.values():
                 worker.wake()
 

@@ -117,7 +117,8 @@ class Ledger:
         assert row.state == State.SENDING
         assert row.lease == claim.lease
         if claim.channel in self.merging:
-            assert claim.last_event == max(other.event_seq for other in of_place), "it is stale"
+            newest = max(other.event_seq for other in of_place if other.state != State.DEAD)
+            assert claim.last_event == newest, "it is stale"
         event = self.events[claim.last_event]
         assert claim.episode == event.episode
         assert claim.progress.get("done") == self.kept.get(claim.delivery_id)

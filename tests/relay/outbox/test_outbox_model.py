@@ -88,7 +88,7 @@ def test_an_outbox_in_sqlite_agrees_with_the_model(folder: Path) -> None:
             shutil.copyfile(empty, file)
             super().__init__(World(outbox.sqlite(file), FileClock()))
 
-    check(InSqlite, 60)
+    check(InSqlite, 40)
 
 
 def test_an_outbox_in_postgresql_agrees_with_the_model(postgres_database: Database) -> None:
@@ -101,4 +101,4 @@ def test_an_outbox_in_postgresql_agrees_with_the_model(postgres_database: Databa
                 clock.start_again()
                 super().__init__(World(postgres_database, clock))
 
-        check(InPostgresql, 15)
+        check(InPostgresql, 12)

@@ -14,8 +14,9 @@ from sqlalchemy import event, exc, insert, select, text
 from services.relay.outbox import database as outbox
 from services.relay.outbox.database import Database
 from services.relay.outbox.schema import quarantine
-from services.relay.outbox.store import Store, StoreUnavailableError, StoreUnusableError, opened
+from services.relay.outbox.store import Store, StoreUnusableError, opened
 from services.relay.outbox.together import Transaction
+from services.relay.outbox.waiting import StoreUnavailableError
 from tests.postgres import Postgres
 from tests.relay.scripted import until
 
@@ -76,10 +77,14 @@ async def test_the_file_is_written_ahead_and_flushed_at_each_commit(store: Store
     assert await pragma("synchronous") == 2  # FULL
 
 
+def show(setting: str, transaction: Transaction) -> object:
+    return transaction.connection.exec_driver_sql(f"SHOW {setting}").scalar()
+
+
 async def test_postgresql_flushes_at_each_commit_and_bounds_every_wait(postgres_database: Database) -> None:
     async with opened(postgres_database, lambda: 0.0) as store:
         settings = {
-            name: await store.run(lambda tx, name=name: tx.connection.exec_driver_sql(f"SHOW {name}").scalar())
+            name: await store.run(partial(show, name))
             for name in ("synchronous_commit", "lock_timeout", "statement_timeout")
         }
     assert settings == {"synchronous_commit": "on", "lock_timeout": "2s", "statement_timeout": "7s"}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from structlog.testing import capture_logs
 
-from services.relay.outbox.store import StoreUnavailableError
+from services.relay.outbox.waiting import StoreUnavailableError
 from services.relay.watch.loop import again_and_again
 
 pytestmark = pytest.mark.looptime

@@ -7,7 +7,7 @@ import pytest
 
 from services.relay.model import Status
 from services.relay.outbox import database, watchdogs
-from services.relay.outbox.store import StoreUnavailableError
+from services.relay.outbox.waiting import StoreUnavailableError
 from services.relay.watch.watchdog import Guard, Watchdog
 from tests.relay.watch.told import Clock, Desk, desk, event
 

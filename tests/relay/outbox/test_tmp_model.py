@@ -1,0 +1,110 @@
+"""Whatever relays, crashes, clocks and people do to the outbox, in any order: nothing is lost, stale or told at once.
+
+`FAULTS=long` tries more of it.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+from sqlalchemy import Engine, text
+
+from services.relay.outbox import database as outbox
+from services.relay.outbox import schema
+from services.relay.outbox.database import Database
+from tests.relay.outbox.machine import Machine
+from tests.relay.outbox.tables import opened, up
+from tests.relay.outbox.world import World
+
+START = 1_800_000_000.0
+LONGER = 8
+SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
+"""A history takes a tenth of a second, and more on a busy machine: that says nothing of the outbox."""
+
+
+class FileClock:
+    now = START
+
+    def __call__(self) -> float:
+        return self.now
+
+    def move(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class ServerClock(FileClock):
+    """Puts a clock that can be set before PostgreSQL's own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._run("CREATE TABLE the_time (now DOUBLE PRECISION)", f"INSERT INTO the_time VALUES ({START})")  # noqa: S608  # numbers of ours
+        self._run(
+            "CREATE FUNCTION clock_timestamp() RETURNS timestamptz LANGUAGE sql "
+            "AS 'SELECT to_timestamp(now) FROM public.the_time'",
+            f"ALTER DATABASE {engine.url.database} SET search_path = public, pg_catalog",
+        )
+
+    def move(self, seconds: float) -> None:
+        super().move(seconds)
+        self._run(f"UPDATE the_time SET now = {self.now}")  # noqa: S608  # likewise
+
+    def start_again(self) -> None:
+        self.move(START - self.now)
+        self._run(f"TRUNCATE {', '.join(schema.metadata.tables)} RESTART IDENTITY")
+
+    def _run(self, *statements: str) -> None:
+        with self._engine.begin() as connection:
+            for statement in statements:
+                connection.execute(text(statement))
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """In memory where there is such a place: these files need to outlive no power cut."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as made:
+        yield Path(made)
+
+
+def check(machine: type[Machine], examples: int) -> None:
+    some = settings(
+        max_examples=examples * LONGER,
+        stateful_step_count=40,
+        deadline=None,
+        phases=[Phase.generate],
+        database=None,
+        suppress_health_check=SLOW,
+    )
+    run_state_machine_as_test(machine, settings=some)
+
+
+def test_an_outbox_in_sqlite_agrees_with_the_model(folder: Path) -> None:
+    empty, number = folder / "empty.db", count()
+    with opened(outbox.sqlite(empty)) as engine:
+        up(engine)
+
+    class InSqlite(Machine):
+        def __init__(self) -> None:
+            file = folder / f"{next(number)}.db"
+            shutil.copyfile(empty, file)
+            super().__init__(World(outbox.sqlite(file), FileClock()))
+
+    check(InSqlite, 40)
+
+
+def test_an_outbox_in_postgresql_agrees_with_the_model(postgres_database: Database) -> None:
+    with opened(postgres_database) as engine:
+        up(engine)
+        clock = ServerClock(engine)
+
+        class InPostgresql(Machine):
+            def __init__(self) -> None:
+                clock.start_again()
+                super().__init__(World(postgres_database, clock))
+
+        check(InPostgresql, 12)
