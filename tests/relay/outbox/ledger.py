@@ -126,10 +126,7 @@ class Ledger:
         assert claim.maybe_sent or not arrived, "an earlier attempt arrived, and it does not say so"
         told = any(other.state == State.DELIVERED and other.episode == claim.episode for other in of_place)
         assert (claim.first_receipt is not None) == told
-        fired = any(
-            claim.channel in other.channels and other.episode == claim.episode and is_firing(other)
-            for other in self.of(claim.incident_id)
-        )
+        fired = any(other.episode == claim.episode and is_firing(self.events[other.event_seq]) for other in of_place)
         assert claim.untold == (fired and not told and not is_firing(event))
 
     def settled(self, rows: Rows) -> None:

@@ -101,4 +101,4 @@ def test_an_outbox_in_postgresql_agrees_with_the_model(postgres_database: Databa
                 clock.start_again()
                 super().__init__(World(postgres_database, clock))
 
-        check(InPostgresql, 12)
+        check(InPostgresql, 10)
