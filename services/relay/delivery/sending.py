@@ -76,13 +76,12 @@ class Sender:
                 attempt = OutboxAttempt(self._shared.store, claim, told, ends=ends, lease_ends=lease_ends)
                 receipt, error = await self._channel.send(attempt), None
         except LeaseLostError:
-            log.warning(
-                "the lease ended before the message was sent", channel=self._name, delivery_id=claim.delivery_id
-            )
-            self._shared.metrics.lease_lost(self._name)
-            return
-        except StoreUnavailableError:
-            raise
+            if attempt is None or attempt.payload is None:
+                log.warning("the lease ended before a send", channel=self._name, delivery_id=claim.delivery_id)
+                self._shared.metrics.lease_lost(self._name)
+                return
+            detail = "the lease ended between two requests"
+            receipt, error = None, SendError(Reason.TIMEOUT, Scope.ATTEMPT, detail, maybe_arrived=True)
         except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001  # every ending is recorded
             receipt, error = None, self._error(claim, raised, sent=attempt is not None and attempt.payload is not None)
         seconds = loop.time() - started
@@ -97,6 +96,9 @@ class Sender:
         """What was raised as an error of the port."""
         if isinstance(raised, SendError):
             return raised
+        if isinstance(raised, StoreUnavailableError):
+            detail = f"the outbox was not available in the middle of it: {raised}"
+            return SendError(Reason.INTERNAL, Scope.ATTEMPT, detail, maybe_arrived=sent)
         if isinstance(raised, TimeoutError):
             detail = f"no answer within {self._shared.timeout:g} s"
             return SendError(Reason.TIMEOUT, Scope.ATTEMPT, detail, maybe_arrived=sent)
@@ -130,7 +132,7 @@ class Sender:
         again_in = next_attempt(
             error,
             attempt=claim.attempt,
-            age=shared.store.clock() - claim.accepted_at.timestamp(),
+            age=claim.age + seconds,
             policy=shared.retry,
             random=shared.random,
         )

@@ -21,6 +21,8 @@ _PAUSE: Final = 1.0
 """Seconds to wait after the outbox failed."""
 _LONGEST_SLEEP: Final = 2.0
 """Seconds: what another replica accepted and did not deliver, or a command made due, is noticed by then."""
+_SHORTEST_SLEEP: Final = 0.02
+"""Seconds: what is due may be what another replica is just changing."""
 _LOOK_AT_SECRETS: Final = 1.0
 """Seconds between looks at a refused channel's secrets."""
 
@@ -48,7 +50,7 @@ class Worker:
         self._news = asyncio.Event()
         self._free = asyncio.Event()
         self._secrets: Hashable = None
-        self._in_hand = 0
+        self._in_hand: set[str] = set()
         self._stopping = False
 
     def wake(self) -> None:
@@ -76,7 +78,7 @@ class Worker:
 
     async def _step(self, sends: asyncio.TaskGroup) -> None:
         self._free.clear()
-        if self._in_hand >= self._lanes:
+        if len(self._in_hand) >= self._lanes:
             await self._free.wait()
             return
         self._news.clear()
@@ -84,7 +86,7 @@ class Worker:
         taken = await self._claim()
         size = sum(len(each.written_event) for each in taken.claims)
         for each in taken.claims:
-            self._in_hand += 1
+            self._in_hand.add(each.delivery_id)
             sends.create_task(self._deliver(each, asked_at + self._shared.lease))
         if size > LARGE:  # nothing more is taken in hand with so much
             while self._in_hand and not self._stopping:
@@ -94,8 +96,9 @@ class Worker:
             await self._sleep(taken)
 
     async def _claim(self) -> Taken:
-        wanted = Wanted(self._name, self._lanes - self._in_hand, self._shared.owner, self._shared.lease, self._rate)
-        return await claim(self._shared.store, wanted)
+        shared, free = self._shared, self._lanes - len(self._in_hand)
+        wanted = Wanted(self._name, free, shared.owner, shared.lease, self._rate, tuple(self._in_hand))
+        return await claim(shared.store, wanted)
 
     async def _deliver(self, claimed: Claim, lease_ends: float) -> None:
         try:
@@ -103,12 +106,12 @@ class Worker:
         except Exception:
             log.exception("a defect in the delivery of this channel; it goes on", channel=self._name)
         finally:
-            self._in_hand -= 1
+            self._in_hand.discard(claimed.delivery_id)
             self._free.set()
             self._news.set()
 
     async def _sleep(self, taken: Taken) -> None:
-        seconds = _LONGEST_SLEEP if taken.seconds is None else min(taken.seconds, _LONGEST_SLEEP)
+        seconds = _LONGEST_SLEEP if taken.seconds is None else min(max(taken.seconds, _SHORTEST_SLEEP), _LONGEST_SLEEP)
         if taken.refused:
             await self._look_at_secrets()
             seconds = min(seconds, _LOOK_AT_SECRETS)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
 from sqlalchemy import Row, and_, bindparam, insert, select, update
@@ -11,12 +11,12 @@ from sqlalchemy import Row, and_, bindparam, insert, select, update
 from services.relay.model import Event
 from services.relay.outbox.dialect import insert_new
 from services.relay.outbox.enqueue import New, enqueue
+from services.relay.outbox.lock import lock
 from services.relay.outbox.schema import State, deliveries, encode, events, incidents, plain
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
 
-_LARGE: Final = 64 * 1024
-"""Bytes of a webhook up to which writing its event is quicker than handing it over to a thread."""
+_LARGE: Final = 64 * 1024  # bytes of a webhook up to which writing its event is quicker than a thread
 # Statements are built once: building one costs more than a database takes to run it.
 _NEW_EVENTS: Final = insert(events).returning(events.c.seq, sort_by_parameter_order=True)
 _KEEP: Final = (
@@ -29,8 +29,6 @@ _LATEST: Final = (
     .add_columns(events.c.id, events.c.fingerprint, events.c.accepted_at)
     .outerjoin(events, events.c.seq == incidents.c.latest_event)
     .where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
-    .order_by(incidents.c.id)
-    .with_for_update(of=incidents)
 )
 _STATES: Final = select(deliveries.c.event_seq, deliveries.c.state).where(
     deliveries.c.event_seq.in_(bindparam("events", expanding=True))
@@ -100,15 +98,13 @@ class Accepted:
     """The channel of each delivery that was merged into a new one."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
+class _Asked(NamedTuple):
     incoming: Incoming
     written: bytes
     decide: Decide
 
 
-@dataclass(frozen=True, slots=True)
-class _Planned:
+class _Planned(NamedTuple):
     asked: _Asked
     known: Known | None
     plan: Plan
@@ -228,6 +224,7 @@ def _known(transaction: Transaction, ids: Sequence[str]) -> dict[str, Known]:
     connection = transaction.connection
     rows = [{"id": incident, "episode": 0, "open": 0, "latest_event": 0} for incident in ids]
     connection.execute(insert_new(incidents, connection).on_conflict_do_nothing(), rows)
+    lock(transaction, ids)
     latest = [row for row in connection.execute(_LATEST, {"incidents": ids}) if row.id is not None]
     if not latest:
         return {}

@@ -3,22 +3,30 @@
 What waits for its next attempt is due at once.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from sqlalchemy import Row, bindparam, select, update
 
 from services.relay.outbox.enqueue import New, enqueue
+from services.relay.outbox.lock import lock
 from services.relay.outbox.schema import State, deliveries, incidents
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
 
 _of = deliveries.c
-_rows = select(
-    _of.seq, _of.id, _of.state, _of.channel, _of.incident_id, _of.event_seq, _of.first_event, _of.episode
-).with_for_update()
-_ONE: Final = _rows.where(_of.id == bindparam("delivery"))
+_ONE: Final = select(_of.seq, _of.incident_id).where(_of.id == bindparam("delivery"))
 _DEAD: Final = (
-    _rows.where(_of.channel == bindparam("channel"), _of.state == State.DEAD).order_by(_of.seq).limit(bindparam("most"))
+    select(_of.seq, _of.incident_id)
+    .where(_of.channel == bindparam("channel"), _of.state == State.DEAD)
+    .order_by(_of.seq)
+    .limit(bindparam("most"))
+)
+_ROWS: Final = (
+    select(_of.seq, _of.state, _of.channel, _of.incident_id, _of.event_seq, _of.first_event, _of.episode)
+    .where(_of.seq.in_(bindparam("seqs", expanding=True)))
+    .order_by(_of.seq)
+    .with_for_update()
 )
 _CURRENT: Final = select(incidents.c.episode, incidents.c.latest_event).where(incidents.c.id == bindparam("incident"))
 
@@ -41,9 +49,10 @@ async def again_all(store: Store, channel: str, limit: int) -> int:
 
 
 def _again(transaction: Transaction, delivery_id: str) -> State | None:
-    row = transaction.connection.execute(_ONE, {"delivery": delivery_id}).first()
-    if row is None:
+    found = transaction.connection.execute(_ONE, {"delivery": delivery_id}).all()
+    if not found:
         return None
+    (row,) = _locked(transaction, found)
     state = State(row.state)
     if state is State.DEAD:
         _revive(transaction, row)
@@ -54,10 +63,17 @@ def _again(transaction: Transaction, delivery_id: str) -> State | None:
 
 
 def _again_all(transaction: Transaction, channel: str, limit: int) -> int:
-    rows = transaction.connection.execute(_DEAD, {"channel": channel, "most": limit}).all()
-    for row in rows:
+    found = transaction.connection.execute(_DEAD, {"channel": channel, "most": limit}).all()
+    dead = [row for row in _locked(transaction, found) if row.state == State.DEAD]
+    for row in dead:
         _revive(transaction, row)
-    return len(rows)
+    return len(found)
+
+
+def _locked(transaction: Transaction, found: Sequence[Row[*tuple[Any, ...]]]) -> Sequence[Row[*tuple[Any, ...]]]:
+    """The deliveries as they are once nobody else changes anything of their incidents."""
+    lock(transaction, {row.incident_id for row in found})
+    return transaction.connection.execute(_ROWS, {"seqs": [row.seq for row in found]}).all() if found else []
 
 
 def _revive(transaction: Transaction, dead: Row[*tuple[Any, ...]]) -> None:

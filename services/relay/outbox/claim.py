@@ -15,6 +15,7 @@ from sqlalchemy import Row, and_, bindparam, case, exists, func, select, update
 from services.relay.model import Status
 from services.relay.outbox import gate
 from services.relay.outbox.enqueue import Waits, merge_into_successor
+from services.relay.outbox.lock import locked_now
 from services.relay.outbox.schema import State, deliveries, events
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
@@ -41,7 +42,7 @@ _with_size = select(deliveries, func.length(events.c.event).label("size"), event
     events, events.c.seq == _of.event_seq
 )
 _DUE: Final = (
-    _with_size.where(*_HEADS, _of.due_at <= bindparam("now"))
+    _with_size.where(*_HEADS, _of.due_at <= bindparam("now"), _of.id.not_in(bindparam("held", expanding=True)))
     .order_by(_of.due_at, _of.seq)
     .limit(bindparam("most"))
     .with_for_update(of=deliveries, skip_locked=True)
@@ -94,6 +95,8 @@ class Claim:
     incident_id: str
     episode: int
     accepted_at: datetime
+    age: float
+    """Seconds since then, by the clock that it was accepted by."""
     first_event: int
     last_event: int
     """It tells the events of its incident from the first to the last."""
@@ -123,6 +126,8 @@ class Wanted:
     """How long the lease lasts."""
     rate: float | None
     """Messages in a second that the channel takes; None where there is no pace."""
+    held: tuple[str, ...] = ()
+    """The deliveries that it is just sending: theirs are the leases that it trusts, whatever the clock was set to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +159,7 @@ def _of_channel(transaction: Transaction, wanted: Wanted) -> Taken:
     if row is None or not admission.limit:
         return Taken((), admission.seconds, admission.refused)
     room, seconds = gate.within_pace(row, transaction.now, admission.limit, wanted.rate)
-    due = _due(transaction, wanted.channel, room) if room else []
+    due = _due(transaction, wanted, room) if room else []
     if not due:
         return Taken((), seconds if not room else _next(transaction, wanted.channel), admission.refused)
     probe_seconds = wanted.seconds if admission.probe else None
@@ -165,23 +170,31 @@ def _of_channel(transaction: Transaction, wanted: Wanted) -> Taken:
     return Taken(_claims(transaction, wanted.channel, due, lease, admission.probe), 0.0, admission.refused)
 
 
-def _due(transaction: Transaction, channel: str, most: int) -> list[Row[*tuple[Any, ...]]]:
+def _due(transaction: Transaction, wanted: Wanted, most: int) -> list[Row[*tuple[Any, ...]]]:
     """Rows of deliveries to claim, with the size and status of their event."""
-    found = transaction.connection.execute(_DUE, {"channel": channel, "now": transaction.now, "most": most}).all()
+    asked = {"channel": wanted.channel, "now": transaction.now, "most": most, "held": wanted.held}
+    found = transaction.connection.execute(_DUE, asked).all()
     due: list[Row[*tuple[Any, ...]]] = []
     size = 0
     for row in found:
         if due and size + row.size > LARGE:
             break
-        size += row.size
-        due.append(_newest(transaction, row))
+        newest = _newest(transaction, row)
+        if newest is not None:
+            size += newest.size
+            due.append(newest)
     return due
 
 
-def _newest(transaction: Transaction, row: Row[*tuple[Any, ...]]) -> Row[*tuple[Any, ...]]:
-    """A delivery whose lease ended waits again, and is merged into what waits behind it."""
+def _newest(transaction: Transaction, row: Row[*tuple[Any, ...]]) -> Row[*tuple[Any, ...]] | None:
+    """A delivery whose lease ended waits again, and is merged into what waits behind it.
+
+    None where somebody else is just changing what waits of its incident: it has a moment's time.
+    """
     if row.state != State.SENDING:
         return row
+    if not locked_now(transaction, row.incident_id):
+        return None
     successor = merge_into_successor(transaction, row, Waits(row.attempts, transaction.now, row.reason))
     return transaction.connection.execute(_BY_ID, {"delivery": successor}).one() if successor else row
 
@@ -214,6 +227,7 @@ def _claims(
             incident_id=row.incident_id,
             episode=row.episode,
             accepted_at=datetime.fromtimestamp(row.accepted_at, UTC),
+            age=transaction.now - row.accepted_at,
             first_event=row.first_event,
             last_event=row.event_seq,
             written_event=written[row.event_seq],

@@ -20,7 +20,7 @@ _of = deliveries.c
 _WAITING: Final = (
     select(
         *(_of.seq, _of.channel, _of.incident_id, _of.event_seq, _of.first_event, _of.id),
-        *(_of.due_at, _of.set_at, _of.attempts, _of.reason, _of.waits_since),
+        *(_of.due_at, _of.set_at, _of.attempts, _of.reason, _of.waits_since, _of.note),
     )
     .where(
         _of.channel.in_(bindparam("channels", expanding=True)),
@@ -44,6 +44,7 @@ _TAKE_OVER: Final = (
         state=bindparam("new_state"),
         first_event=bindparam("first"),
         waits_since=bindparam("since"),
+        note=bindparam("said"),
         attempts=bindparam("tried"),
         due_at=bindparam("due"),
         set_at=bindparam("at"),
@@ -106,6 +107,7 @@ def enqueue(transaction: Transaction, news: Sequence[New]) -> Enqueued:
             row |= {
                 "first_event": min(old.first_event, new.first_event),
                 "state": State.RETRYING if old.attempts else State.QUEUED,
+                "note": new.note or old.note,
             }
             changes.append({"old": old.seq, "by": row["id"], "at": transaction.now})
             result.superseded.append(old)
@@ -123,7 +125,7 @@ def merge_into_successor(transaction: Transaction, old: Row[*tuple[Any, ...]], w
 
     Args:
         transaction: the one under way.
-        old: its row, with seq, channel, incident_id, first_event and waits_since.
+        old: its row, with seq, channel, incident_id, first_event, waits_since and note.
         waits: when it would be tried again; the successor then is.
 
     Returns:
@@ -144,6 +146,7 @@ def merge_into_successor(transaction: Transaction, old: Row[*tuple[Any, ...]], w
             "new_state": State.RETRYING,
             "first": min(old.first_event, found.first_event),
             "since": min(old.waits_since, found.waits_since),
+            "said": found.note or old.note,
             "tried": waits.attempts,
             "due": waits.due_at,
             "at": transaction.now,

@@ -29,6 +29,7 @@ _SET_BACK: Final = 10.0
 
 _of = channels.c
 _FIND: Final = select(channels).where(_of.name == bindparam("channel")).with_for_update(skip_locked=True)
+_THERE: Final = select(_of.name).where(_of.name == bindparam("channel"))
 _FIND_SURELY: Final = select(channels).where(_of.name == bindparam("channel")).with_for_update()
 _TROUBLED: Final = select(_of.name).where((_of.failures > 0) | (_of.refused > 0))
 
@@ -67,10 +68,10 @@ class Admission:
 def admit(transaction: Transaction, channel: str, limit: int) -> tuple[Admission, Row[*tuple[Any, ...]] | None]:
     """Whether and how many of at most `limit` deliveries may be claimed; the gate's row is locked then."""
     row = transaction.connection.execute(_FIND, {"channel": channel}).first()
-    if row is None:  # the channel is new, or another replica is just claiming
+    if row is None and not transaction.connection.execute(_THERE, {"channel": channel}).first():
         _make(transaction, channel)
         row = transaction.connection.execute(_FIND, {"channel": channel}).first()
-    if row is None:
+    if row is None:  # another replica is just claiming
         return Admission(0, _BUSY_SECONDS), None
     now, refused = transaction.now, bool(row.refused)
     if now < row.open_at and row.set_at <= now + _SET_BACK:
@@ -194,8 +195,10 @@ def _open(transaction: Transaction, row: Row[*tuple[Any, ...]]) -> None:
 
 def _release(transaction: Transaction, channel: str) -> None:
     of = deliveries.c
-    waiting = (of.channel == channel, of.finished_at.is_(None), of.state == State.RETRYING)
-    due = update(deliveries).where(*waiting, of.due_at > transaction.now)
+    waiting = (of.channel == channel, of.finished_at.is_(None), of.state == State.RETRYING, of.due_at > transaction.now)
+    # Those that somebody else is just merging are due when he says.
+    free = select(of.seq).where(*waiting).order_by(of.seq).with_for_update(skip_locked=True)
+    due = update(deliveries).where(of.seq.in_(free))
     transaction.connection.execute(due.values(due_at=transaction.now, set_at=transaction.now))
 
 

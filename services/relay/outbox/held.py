@@ -1,28 +1,32 @@
 """What the holder of a claim asks of the outbox: the events to tell, to keep progress, to take the claim back."""
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Final
 
-from sqlalchemy import bindparam, case, select, update
+from sqlalchemy import Connection, Row, bindparam, case, func, select, update
 
-from services.relay.outbox.claim import Claim
+from services.relay.outbox.claim import LARGE, Claim
 from services.relay.outbox.enqueue import Waits, merge_into_successor
+from services.relay.outbox.lock import lock
 from services.relay.outbox.schema import State, deliveries, events, plain
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
 
-_PAGE: Final = 16
 _of = deliveries.c
 _MERGED: Final = (
-    select(events.c.seq, events.c.event)
+    select(events.c.seq, func.length(events.c.event).label("size"))
     .where(events.c.incident_id == bindparam("incident"), events.c.seq.between(bindparam("first"), bindparam("last")))
     .order_by(events.c.seq)
-    .limit(_PAGE)
+)
+_EVENTS: Final = (
+    select(events.c.event).where(events.c.seq.in_(bindparam("wanted", expanding=True))).order_by(events.c.seq)
 )
 _whose = (_of.lease.startswith(bindparam("owner")), _of.finished_at.is_(None))
+_WHOSE: Final = select(_of.incident_id).where(*_whose)
 _HELD: Final = (
-    select(_of.seq, _of.channel, _of.incident_id, _of.first_event, _of.attempts, _of.reason, _of.waits_since)
+    select(_of.seq, _of.channel, _of.incident_id, _of.first_event, _of.attempts, _of.reason, _of.waits_since, _of.note)
     .where(*_whose)
     .order_by(_of.seq)
     .with_for_update()
@@ -46,14 +50,27 @@ async def told_events(store: Store, claim: Claim) -> AsyncIterator[bytes]:
     if claim.first_event == claim.last_event:
         yield claim.written_event
         return
-    page: dict[str, str | int] = {"incident": claim.incident_id, "first": claim.first_event, "last": claim.last_event}
-    while True:
-        rows = await store.read(lambda connection: connection.execute(_MERGED, page).all())
-        for row in rows:
-            yield row.event
-        if len(rows) < _PAGE:
-            return
-        page["first"] = rows[-1].seq + 1
+    which = {"incident": claim.incident_id, "first": claim.first_event, "last": claim.last_event}
+    for page in _pages(await store.read(lambda connection: connection.execute(_MERGED, which).all())):
+        for written in await store.read(partial(_read, page)):
+            yield written
+
+
+def _pages(events_of: Sequence[Row[int, int]]) -> Iterator[list[int]]:
+    """Events that are read together: as many as their size allows, so that memory is bounded."""
+    page: list[int] = []
+    size = 0
+    for seq, length in events_of:
+        if page and size + length > LARGE:
+            yield page
+            page, size = [], 0
+        page.append(seq)
+        size += length
+    yield page
+
+
+def _read(wanted: list[int], connection: Connection) -> Sequence[bytes]:
+    return connection.execute(_EVENTS, {"wanted": wanted}).scalars().all()
 
 
 async def keep(store: Store, claim: Claim, progress: Mapping[str, str]) -> bool:
@@ -77,6 +94,7 @@ async def give_back(store: Store, owner: str) -> None:
 
 def _give_back(transaction: Transaction, owner: str) -> None:
     connection = transaction.connection
+    lock(transaction, set(connection.execute(_WHOSE, {"owner": owner}).scalars()))
     for row in connection.execute(_HELD, {"owner": owner}).all():
         merge_into_successor(transaction, row, Waits(row.attempts - 1, transaction.now, row.reason))
     connection.execute(_GIVE_BACK, {"owner": owner, "now": transaction.now})

@@ -15,6 +15,7 @@ from sqlalchemy import Row, bindparam, insert, select, update
 from services.relay.outbox import gate
 from services.relay.outbox.claim import Claim
 from services.relay.outbox.enqueue import New, Waits, enqueue, merge_into_successor
+from services.relay.outbox.lock import lock
 from services.relay.outbox.schema import State, attempts, deliveries, incidents, plain
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
@@ -23,7 +24,7 @@ _of = deliveries.c
 # Statements are built once: building one costs more than a database takes to run it.
 _FIND: Final = (
     select(*(_of.seq, _of.id, _of.lease, _of.due_at, _of.event_seq, _of.first_event, _of.incident_id, _of.episode))
-    .add_columns(_of.channel, _of.accepted_at, _of.waits_since)
+    .add_columns(_of.channel, _of.accepted_at, _of.waits_since, _of.state, _of.note)
     .where(_of.id.in_(bindparam("ids", expanding=True)))
     .order_by(_of.seq)
     .with_for_update()
@@ -35,6 +36,11 @@ _END: Final = (
     .values(lease=None, **{name: bindparam(f"new_{name}") for name in _CHANGES})
 )
 _TRIED: Final = insert(attempts)
+_KNOWN: Final = select(attempts.c.number).where(
+    attempts.c.delivery_seq == bindparam("delivery"),
+    attempts.c.number == bindparam("attempt"),
+    attempts.c.started_at == bindparam("since"),
+)
 _THERE: Final = select(_of.channel).where(
     _of.incident_id == bindparam("incident"), bindparam("event").between(_of.first_event, _of.event_seq)
 )
@@ -98,6 +104,7 @@ async def record(store: Store, claim: Claim, ending: Ending, pauses: gate.Pauses
 
 def _record(transaction: Transaction, asked: Sequence[_Asked]) -> list[Recorded]:
     connection = transaction.connection
+    lock(transaction, {each.claim.incident_id for each in asked})
     ids = [each.claim.delivery_id for each in asked]
     rows = {row.id: row for row in connection.execute(_FIND, {"ids": ids})}
     ours = [each for each in asked if _is_ours(each.claim, rows)]
@@ -120,7 +127,7 @@ def _record(transaction: Transaction, asked: Sequence[_Asked]) -> list[Recorded]
     return [
         _follow(transaction, each, rows[each.claim.delivery_id])
         if _is_ours(each.claim, rows)
-        else _send_once_more(transaction, each)
+        else _not_ours(transaction, each, rows.get(each.claim.delivery_id))
         for each in asked
     ]
 
@@ -197,6 +204,16 @@ def _fall_back(transaction: Transaction, channels: Sequence[str], row: Row[*tupl
 
 def _instead_of(channel: str) -> str:
     return f"{channel} takes no messages at the moment, so this comes here as well"
+
+
+def _not_ours(transaction: Transaction, asked: _Asked, row: Row[*tuple[Any, ...]] | None) -> Recorded:
+    """The lease was lost; or this very ending is committed already, and only the answer to the commit was lost."""
+    if row is not None:
+        known = {"delivery": row.seq, "attempt": asked.claim.attempt, "since": asked.ending.started_at}
+        if transaction.connection.execute(_KNOWN, known).first() is not None:
+            seconds = max(transaction.now - row.accepted_at, 0.0)
+            return Recorded(ours=True, state=State(row.state), seconds=seconds, superseded=(), woken=(row.channel,))
+    return _send_once_more(transaction, asked)
 
 
 def _send_once_more(transaction: Transaction, asked: _Asked) -> Recorded:
