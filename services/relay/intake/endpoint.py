@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import structlog
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
@@ -36,6 +37,8 @@ BODY_SECONDS: Final = 30.0
 _SOURCE_LIMIT: Final = 200
 _ON_LOOP: Final = 64 * 1024
 """Bytes up to which reading a body is quicker than handing it over to a thread."""
+
+log = structlog.get_logger(__name__)
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -102,6 +105,9 @@ class Intake:
         """The answers of the contract: 202, 200, 400, 401, 403, 413, 503; 500 for a defect of ours."""
         try:
             response = self._unread(request) or await self._answer(request)
+        except ClientDisconnect:  # nobody is left to be answered, so no answer is counted
+            log.warning("a sender went away before the end of its webhook; Alertmanager sends it again")
+            return Response(status_code=503)
         except Exception:
             self._metrics.webhook(500)
             raise
@@ -112,19 +118,16 @@ class Intake:
         """The answer to a webhook whose body is not even read."""
         if not self._may_send(request):
             return _refuse(403, "this address may not send alerts; see auth.allow_from")
-        refused = refusal(request, self._token)
-        if refused is not None:
-            return refused
-        source = request.query_params.get("source", "")
-        if len(source) > _SOURCE_LIMIT or source == OWN_SOURCE:
-            return _refuse(400, f"source: expected at most {_SOURCE_LIMIT} characters, and not {OWN_SOURCE}")
-        return None
+        return refusal(request, self._token)
 
     async def _answer(self, request: Request) -> Response:
         source = request.query_params.get("source", "")
         body = bytearray()
         try:
             await self._read(request, body)
+            if len(source) > _SOURCE_LIMIT or source == OWN_SOURCE:
+                reason = f"source: expected at most {_SOURCE_LIMIT} characters, and not {OWN_SOURCE}"
+                return await self._put_aside(body, source, 400, reason)
             return await self._accept(bytes(body), source)
         except webhook.MalformedError as error:
             return await self._put_aside(body, source, 400, str(error))
@@ -158,8 +161,6 @@ class Intake:
                         raise _NotNowError("too much is being received")
         except TimeoutError:
             raise _NotNowError(f"the body did not arrive within {BODY_SECONDS:g} s") from None
-        except ClientDisconnect:
-            raise _NotNowError("the connection was lost") from None
         if self._stopping:
             raise _NotNowError("the relay is stopping")
 
@@ -205,9 +206,8 @@ class Intake:
 
     async def _put_aside(self, body: bytearray, source: str, code: int, reason: str) -> Response:
         try:
-            await quarantine.put_aside(
-                self._store, bytes(body[: quarantine.CUT]), source=source, code=code, reason=reason
-            )
+            kept = bytes(body[: quarantine.CUT])
+            await quarantine.put_aside(self._store, kept, source=source[:_SOURCE_LIMIT], code=code, reason=reason)
         except StoreUnavailableError as error:
             return _refuse(503, f"not accepted ({reason}), and the body cannot be kept: {error}")
         return _refuse(code, reason)

@@ -194,8 +194,6 @@ async def test_sources_with_equal_group_keys_are_incidents_of_their_own(tmp_path
         for source in ("eu", "us"):
             assert (await post(client, payload(1), f"/alerts?source={source}"))[0] == 202
         assert (await post(client, payload(1), "/alerts?source=eu"))[0] == 200
-        assert (await post(client, payload(1), "/alerts?source=" + "x" * 201))[0] == 400
-        assert (await post(client, payload(1), "/alerts?source=keypulse"))[0] == 400  # the relay's own
         await until(lambda: len(channel.sent) == 2)
     assert len({message.incident_id for message in channel.sent}) == 2
 
