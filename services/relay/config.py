@@ -200,9 +200,12 @@ class Watchdog(Section):
 
     @property
     def name(self) -> str:
-        """What metrics call it: its alert's name where one matcher says it, else all matchers."""
-        names = [m.value for m in self.matchers if m.label == "alertname" and m.operator == "="]
-        return names[0] if len(names) == 1 else ",".join(f"{m.label}{m.operator}{m.value}" for m in self.matchers)
+        """What metrics and its incident call it: its alert and its other matchers, such as `Watchdog{cluster=eu}`."""
+        alert = next((m for m in self.matchers if m.label == "alertname" and m.operator == "="), None)
+        others = ",".join(f"{m.label}{m.operator}{m.value}" for m in self.matchers if m is not alert)
+        if alert is None:
+            return others
+        return f"{alert.value}{{{others}}}" if others else alert.value
 
 
 class RelaySettings(ServerSettings):

@@ -166,11 +166,12 @@ def test_the_password_of_a_database_is_shown_nowhere(tmp_path: Path) -> None:
     ("matchers", "name"),
     [
         (['alertname="Watchdog"'], "Watchdog"),
-        (['alertname="Watchdog"', "cluster=eu"], "Watchdog"),
+        (['alertname="Watchdog"', "cluster=eu"], "Watchdog{cluster=eu}"),
+        (["cluster=~eu|us", "alertname=Watchdog", "env!=test"], "Watchdog{cluster=~eu|us,env!=test}"),
         (['alertname=~"Watch.*"'], "alertname=~Watch.*"),
         (["cluster=eu", "severity=none"], "cluster=eu,severity=none"),
     ],
 )
-def test_a_watchdog_is_called_after_its_alert(tmp_path: Path, matchers: list[str], name: str) -> None:
+def test_a_watchdog_is_called_after_its_matchers(tmp_path: Path, matchers: list[str], name: str) -> None:
     document = yaml.safe_load(CONTRACT) | {"watchdogs": [WATCHDOG | {"matchers": matchers}]}
     assert [each.name for each in read(tmp_path, yaml.safe_dump(document)).watchdogs] == [name]

@@ -11,10 +11,12 @@ from tests.relay.scripted import Scripted, metric, payload, post, served, settin
 WATCHDOG = {"matchers": ["alertname=Watchdog"], "expect_every": "3m", "channels": ["page"]}
 
 
-def webhook(*names: str) -> bytes:
+def webhook(*names: str, **labels: str) -> bytes:
     document = json.loads(payload(1))
     (alert,) = document["alerts"]
-    alerts = [{**alert, "labels": {**alert["labels"], "alertname": name}, "fingerprint": name} for name in names]
+    alerts = [
+        {**alert, "labels": {**alert["labels"], **labels, "alertname": name}, "fingerprint": name} for name in names
+    ]
     return json.dumps(document | {"alerts": alerts}).encode()
 
 
@@ -39,6 +41,33 @@ async def test_heartbeats_are_answered_and_seen_and_what_comes_with_them_is_deli
 
         await until(delivered)
         assert [alert.labels["alertname"] for alert in page.sent[0].event.alerts] == ["KMSCryptoNotReady"]
+
+
+async def test_the_watchdogs_of_two_clusters_are_told_apart(tmp_path: Path, until: Until) -> None:
+    page = Scripted()
+    clusters = [
+        WATCHDOG | {"matchers": ["alertname=Watchdog", f"cluster={cluster}"], "expect_every": longest}
+        for cluster, longest in [("eu", "1m"), ("us", "1s"), ("ap", "1s")]
+    ]
+    async with served(settings(tmp_path, {"page": page}, watchdogs=clusters)) as client:
+
+        async def told() -> bool:
+            return len(page.sent) == 2
+
+        await until(told)
+        await post(client, webhook("Watchdog", cluster="eu"))
+        absent = {message.event.common_labels["watchdog"]: message.incident_id for message in page.sent}
+        assert set(absent) == {"Watchdog{cluster=us}", "Watchdog{cluster=ap}"}
+        assert len(set(absent.values())) == 2
+        seen = [
+            await metric(
+                client, "relay_watchdog_last_seen_timestamp_seconds", watchdog=f"Watchdog{{cluster={cluster}}}"
+            )
+            for cluster in ("eu", "us")
+        ]
+        assert seen[0] is not None
+        assert seen[1] is not None
+        assert seen[0] > seen[1]
 
 
 async def test_a_webhook_that_is_not_accepted_is_told_on_the_default_channels(tmp_path: Path, until: Until) -> None:
