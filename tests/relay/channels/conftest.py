@@ -136,7 +136,7 @@ async def answering() -> AsyncIterator[Answering]:
     async def serve(answer: Answer) -> Address:
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", answer)
-        runner = web.AppRunner(app)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)  # who answers in an hour is not waited for
         runners.append(runner)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
