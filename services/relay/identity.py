@@ -53,7 +53,9 @@ def plan(
         return Plan(1, open=_goes_on(event, before=True), channels=tuple(dict.fromkeys(routed)))
     # A clock that was set back must not turn the next hours' repeats into duplicates: hence the distance.
     just_now = abs(now - known.accepted_at) < duplicate_window
-    if just_now and fingerprint(event) == known.fingerprint and not known.any_dead:
+    # Where the relay told the end itself, Alertmanager's own is no news, however late it comes.
+    told_by_us = known.ours and not known.open
+    if (just_now or told_by_us) and fingerprint(event) == known.fingerprint and not known.any_dead:
         return None
     begins = event.status is Status.FIRING and not known.open
     also = sorted(known.open_on.intersection(configured)) if known.open else []

@@ -22,6 +22,7 @@ def known(event: Event, **changes: Any) -> Known:
         accepted_at=1000.0,
         deliveries=1,
         any_dead=False,
+        ours=False,
     )
     return replace(before, **changes)
 
@@ -63,6 +64,17 @@ def test_the_same_webhook_outside_the_window_is_news_whichever_way_the_clock_wen
 
 def test_the_same_webhook_is_news_where_a_delivery_was_given_up() -> None:
     assert plan(event_of(), known(event_of(), any_dead=True)) is not None
+
+
+def test_alertmanagers_end_of_what_the_relay_ended_is_no_news_however_late_it_comes() -> None:
+    ended = known(event_of("resolved"), ours=True)
+    assert plan(event_of("resolved"), ended, now=9999.0) is None
+    assert plan(event_of("resolved"), replace(ended, any_dead=True), now=9999.0) is not None
+    assert plan(event_of(), ended, now=9999.0) == Plan(2, open=True, channels=("slack",))
+    others = tuple(replace(alert, starts_at=at(1)) for alert in event_of().alerts)  # it had fired once more meanwhile
+    assert plan(event_of("resolved", alerts=others), ended, now=9999.0) is not None
+    told_again = known(event_of(), ours=True)
+    assert plan(event_of(), told_again, now=9999.0) is not None, "a reminder of what fires is told"
 
 
 def test_only_the_latest_event_counts_so_a_firing_after_a_resolve_is_news_and_a_new_episode() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import Row, and_, bindparam, insert, select, update
+from sqlalchemy import Row, and_, bindparam, func, insert, select, update
 
 from services.relay.model import Event
 from services.relay.outbox.dialect import insert_new
@@ -26,7 +26,7 @@ _KEEP: Final = (
 )
 _LATEST: Final = (
     select(incidents.c.id.label("incident"), incidents.c.episode, incidents.c.open, incidents.c.latest_event)
-    .add_columns(events.c.id, events.c.fingerprint, events.c.accepted_at)
+    .add_columns(events.c.id, events.c.fingerprint, events.c.accepted_at, func.length(events.c.body).label("size"))
     .outerjoin(events, events.c.seq == incidents.c.latest_event)
     .where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
 )
@@ -70,6 +70,8 @@ class Known:
     deliveries: int
     any_dead: bool
     """Whether a delivery of the latest event was given up."""
+    ours: bool
+    """Whether the relay made the latest event itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +166,9 @@ def _commit(transaction: Transaction, planned: Sequence[_Planned]) -> dict[str, 
     """Writes what is new; what was accepted of each incident."""
     if not planned:
         return {}
-    connection = transaction.connection
     rows = [_event(each.asked, transaction.now) for each in planned]
-    seqs = connection.execute(_NEW_EVENTS, rows).scalars().all()
-    connection.execute(
+    seqs = transaction.connection.execute(_NEW_EVENTS, rows).scalars().all()
+    transaction.connection.execute(
         _KEEP,
         [
             {
@@ -181,10 +182,8 @@ def _commit(transaction: Transaction, planned: Sequence[_Planned]) -> dict[str, 
     )
     accepted = {}
     for each, row, made in zip(planned, rows, _enqueue(transaction, planned, seqs), strict=True):
-        channels = each.plan.channels
-        accepted[row["incident_id"]] = Accepted(
-            row["id"], len(channels), duplicate=False, channels=channels, superseded=made
-        )
+        channels, incident = each.plan.channels, row["incident_id"]
+        accepted[incident] = Accepted(row["id"], len(channels), duplicate=False, channels=channels, superseded=made)
     return accepted
 
 
@@ -247,4 +246,5 @@ def _of_row(row: Row[*tuple[Any, ...]], states: Sequence[str], on: set[str]) -> 
         accepted_at=row.accepted_at,
         deliveries=len(states),
         any_dead=State.DEAD in states,
+        ours=not row.size,
     )

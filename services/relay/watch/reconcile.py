@@ -1,5 +1,8 @@
 """Alertmanager sends no all-clear for an alert that is silenced or inhibited when it ends: so the relay tells it.
 
+Why Alertmanager no longer has an alert it does not say: it may also have lost its state, or its resolve was lost. So
+the relay says no more than it knows. Should Alertmanager's own resolve come after all, it is no news (see `identity`).
+
 What comes in are the open incidents and the alerts that Alertmanager knows; out goes the end of an incident whose
 alerts it has not known for a while. A false all-clear is worse than a late one, so a doubt keeps the incident open:
 
@@ -24,8 +27,8 @@ from services.relay.outbox.incidents import Incident, closed_by_us, open_inciden
 from services.relay.watch.alertmanager import Active, Peer, PeerError
 from services.relay.watch.telling import Teller
 
-ENDED: Final = "Closed by the relay: it ended while silenced or inhibited, and Alertmanager sends no all-clear then."
-AGAIN: Final = "It fires again since the relay closed it; Alertmanager will tell of it only after its repeat_interval."
+ENDED: Final = "Closed by the relay: Alertmanager no longer has it; it may have ended while silenced or inhibited."
+AGAIN: Final = "It fires again since the relay closed it; Alertmanager may tell of it only after its repeat_interval."
 
 log = structlog.get_logger(__name__)
 
@@ -91,7 +94,7 @@ class Reconcile:
             if now - since < self._waits.absent:
                 self._absent_since[incident.event_id] = since
             elif await self._teller.end(incident, ENDED):
-                log.info("an incident ended while silenced or inhibited", incident=incident.id)
+                log.info("an incident was closed, for Alertmanager no longer has its alerts", incident=incident.id)
 
     async def _open_again(self, sight: _Sight) -> None:
         before, self._back = self._back, set()

@@ -88,7 +88,7 @@ class Teller:
         """Tells these channels of an incident of the relay's own; False where it goes on already.
 
         Raises:
-            StoreUnavailableError: nothing was committed.
+            StoreUnavailableError: it is not known to be committed.
         """
         event = own.event(self.now())
 
@@ -109,7 +109,7 @@ class Teller:
             event: what follows.
 
         Raises:
-            StoreUnavailableError: nothing was committed.
+            StoreUnavailableError: it is not known to be committed.
         """
 
         def decide(known: Known | None, now: float) -> Plan | None:

@@ -1,5 +1,34 @@
-"""The watch is tried beside a real Alertmanager, which is started as the tests of ops start it."""
+"""The watch is tried over a real outbox, and beside a real Alertmanager, which is started as the tests of ops do."""
 
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services.relay.outbox import database
 from tests.ops.conftest import running, start
+from tests.relay.watch.comparing import Answers
+from tests.relay.watch.told import Clock, Desk, desk
 
 __all__ = ["running", "start"]
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def at(tmp_path: Path, clock: Clock) -> AsyncIterator[Desk]:
+    async with desk(database.sqlite(tmp_path / "relay.db"), clock) as at:
+        yield at
+
+
+@pytest.fixture
+def one() -> Answers:
+    return Answers()
+
+
+@pytest.fixture
+def two() -> Answers:
+    return Answers("http://two.example.org")

@@ -1,26 +1,10 @@
 """A webhook in quarantine is told on the default channels, once, until none came for an hour."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
-import pytest
-
 from services.relay.model import Status
-from services.relay.outbox import database, rejected
+from services.relay.outbox import rejected
 from services.relay.outbox.rejected import Rejected
 from services.relay.watch.notice import Notice
-from tests.relay.watch.told import Clock, Desk, desk
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def at(tmp_path: Path, clock: Clock) -> AsyncIterator[Desk]:
-    async with desk(database.sqlite(tmp_path / "relay.db"), clock) as at:
-        yield at
+from tests.relay.watch.told import Clock, Desk
 
 
 async def quarantined(at: Desk, reason: str = "the body: is no JSON") -> None:

@@ -10,9 +10,8 @@ from aiohttp import web
 from structlog.testing import capture_logs
 
 from services.relay.model import Status
-from services.relay.outbox import database
 from services.relay.watch.outside import Outside
-from tests.relay.watch.told import CHANNELS, Clock, Desk, desk, event
+from tests.relay.watch.told import CHANNELS, Clock, Desk, event
 
 PATH = "/ping/3c0de-a-secret"
 
@@ -42,17 +41,6 @@ async def switch() -> AsyncIterator[Switch]:
     switch.url = f"http://127.0.0.1:{runner.addresses[0][1]}{PATH}"
     yield switch
     await runner.cleanup()
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def at(tmp_path: Path, clock: Clock) -> AsyncIterator[Desk]:
-    async with desk(database.sqlite(tmp_path / "relay.db"), clock) as at:
-        yield at
 
 
 @pytest.fixture

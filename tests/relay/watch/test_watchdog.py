@@ -1,28 +1,14 @@
 """A watchdog that stays away is told once, and its return too; a relay that could not have seen it says nothing."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
 from services.relay.model import Status
-from services.relay.outbox import database, watchdogs
+from services.relay.outbox import watchdogs
 from services.relay.outbox.waiting import StoreUnavailableError
 from services.relay.watch.watchdog import Guard, Watchdog
-from tests.relay.watch.told import Clock, Desk, desk, event
+from tests.relay.watch.told import Clock, Desk, event
 
 WATCHDOG = Watchdog("Watchdog", 180.0, ("email", "pagerduty"), None)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def at(tmp_path: Path, clock: Clock) -> AsyncIterator[Desk]:
-    async with desk(database.sqlite(tmp_path / "relay.db"), clock) as at:
-        yield at
 
 
 def started(at: Desk, clock: Clock, *others: Watchdog) -> Guard:

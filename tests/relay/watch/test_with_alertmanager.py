@@ -14,11 +14,10 @@ from aiohttp import web
 
 from services.relay.intake import webhook
 from services.relay.model import Event, Status
-from services.relay.outbox import database
 from services.relay.watch.reconcile import AGAIN, ENDED, Waits
 from services.relay.watch.watching import Watched, Watching
 from tests.conftest import Until
-from tests.relay.watch.told import CHANNELS, Clock, Desk, desk
+from tests.relay.watch.told import CHANNELS, Clock, Desk
 
 Start = Callable[..., Awaitable[str]]
 PROGRAM = shutil.which("alertmanager") or shutil.which("prometheus-alertmanager")
@@ -31,17 +30,24 @@ class Real(Clock):
 
 
 @pytest.fixture
-async def at(tmp_path: Path) -> AsyncIterator[Desk]:
-    async with desk(database.sqlite(tmp_path / "relay.db"), Real()) as at:
-        yield at
+def clock() -> Clock:
+    return Real()
 
 
 @pytest.fixture
-async def intake(at: Desk) -> AsyncIterator[str]:
+def sent() -> list[Event]:
+    """What Alertmanager has sent, whatever was made of it."""
+    return []
+
+
+@pytest.fixture
+async def intake(at: Desk, sent: list[Event]) -> AsyncIterator[str]:
     """Where the webhooks go; gives the URL."""
 
     async def take(request: web.Request) -> web.Response:
-        await at.accept(webhook.read(await request.read(), ""), "email")
+        event = webhook.read(await request.read(), "")
+        await at.accept(event, "email")
+        sent.append(event)
         return web.Response(status=202)
 
     app = web.Application()
@@ -91,8 +97,11 @@ class Alertmanager:
 
 
 @pytest.fixture
-async def alertmanager(start: Start, intake: str, tmp_path: Path) -> AsyncIterator[Alertmanager]:
-    waits = {"group_wait": "0s", "group_interval": "1s", "repeat_interval": "1h"}
+async def alertmanager(
+    request: pytest.FixtureRequest, start: Start, intake: str, tmp_path: Path
+) -> AsyncIterator[Alertmanager]:
+    """Its group_interval is a second, or what the test says."""
+    waits = {"group_wait": "0s", "group_interval": getattr(request, "param", "1s"), "repeat_interval": "1h"}
     config: dict[str, Any] = {
         "route": {"receiver": "relay", "group_by": ["alertname"], **waits},
         "receivers": [{"name": "relay", "webhook_configs": [{"url": intake}]}],
@@ -202,3 +211,19 @@ async def test_an_alert_that_fires_again_after_its_silence_is_told_though_alertm
 
     await until(over_again)
     assert (await told_of(at, "A"))[-1].note == "", "Alertmanager tells of this end itself"
+
+
+@pytest.mark.parametrize("alertmanager", ["8s"], indirect=True, ids=["a long group_interval"])
+async def test_where_alertmanager_tells_of_an_end_only_after_the_relay_did_it_is_not_told_twice(
+    at: Desk, alertmanager: Alertmanager, sent: list[Event], watching: None, until: Until
+) -> None:
+    at.duplicate_window = 0  # as if it came a minute later
+    await fire(at, alertmanager, until, "Ends")
+    await alertmanager.ends("Ends")
+    assert (await told_over(at, until, "Ends")).note == ENDED
+
+    async def sent_over() -> bool:
+        return sent[-1].status is Status.RESOLVED
+
+    await until(sent_over)
+    await told_over(at, until, "Ends")  # and so at once, with two events in all

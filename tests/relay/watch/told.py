@@ -53,6 +53,7 @@ class Desk:
         self.store = store
         self.registry = registry
         self.woken: list[str] = []
+        self.duplicate_window = 60.0
         metrics = Metrics(registry, CHANNELS, (State.DELIVERED, State.SUPERSEDED, State.DEAD), ())
         self.teller = Teller(store, metrics, CHANNELS, self._accepted)
 
@@ -77,7 +78,12 @@ class Desk:
 
         def decide(known: Known | None, now: float) -> Plan | None:
             return identity.plan(
-                event, known, now=now, duplicate_window=60, routed=channels or ("slack",), configured=CHANNELS
+                event,
+                known,
+                now=now,
+                duplicate_window=self.duplicate_window,
+                routed=channels or ("slack",),
+                configured=CHANNELS,
             )
 
         incoming = Incoming(
