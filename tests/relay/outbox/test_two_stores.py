@@ -1,0 +1,224 @@
+"""Two replicas' stores on one PostgreSQL, at the same time and about the same incidents.
+
+PostgreSQL itself watches, at each commit, that of an incident never two deliveries wait for one channel; what was told
+is judged at the end.
+"""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from random import Random
+
+import pytest
+from sqlalchemy import Connection, create_engine, select, text
+
+from services.relay import identity
+from services.relay.model import Event
+from services.relay.outbox.accept import Incoming, Known, Plan, accept
+from services.relay.outbox.again import again, again_all
+from services.relay.outbox.claim import Claim, Wanted, claim
+from services.relay.outbox.database import Database
+from services.relay.outbox.gate import BREAKS_AFTER, Effect
+from services.relay.outbox.schema import State, deliveries, events
+from services.relay.outbox.store import Store, opened
+from tests.faults.incidents import seeded
+from tests.relay.outbox.acts import claimed, end, told
+from tests.relay.scripted import event_of, until
+
+CHANNELS = ("a", "b")
+_ONE_WAITS = """
+    ALTER TABLE deliveries ADD CONSTRAINT one_waits EXCLUDE USING btree (incident_id WITH =, channel WITH =)
+    WHERE (state IN ('queued', 'retrying')) DEFERRABLE INITIALLY DEFERRED
+"""
+"""Checked when a transaction commits; one that breaks it fails, and so does whoever asked for it."""
+
+
+class Replicas:
+    """Two stores, and what was told by claims that ended as delivered."""
+
+    def __init__(self, one: Store, other: Store) -> None:
+        self.stores = (one, other)
+        self.told: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+        """By incident and channel: the first and the last event of each message, in the order of their receipts."""
+
+    async def deliver(self, store: Store, channel: str, random: Random, *, fails: float) -> int:
+        """Claims what is due and ends it, some of it as failed; how many claims that were."""
+        taken = await claim(store, Wanted(channel, 3, "me", 60, None))
+        await asyncio.gather(*(self.end(store, one, failed=random.random() < fails) for one in taken.claims))
+        return len(taken.claims)
+
+    async def end(self, store: Store, one: Claim, *, failed: bool) -> None:
+        """Ends a claim as delivered, or as failed."""
+        if failed:
+            # It says nothing of the channel, whose gate would else keep everybody waiting.
+            await end(store, one, State.RETRYING, effect=Effect.NOTHING)
+        else:
+            self.told[one.incident_id, one.channel].append((one.first_event, one.last_event))
+            assert (await end(store, one)).ours
+
+    async def drain(self) -> None:
+        """Delivers everything that is left, whoever claims it."""
+
+        async def finished() -> bool:
+            for channel in CHANNELS:
+                for store in self.stores:
+                    await self.deliver(store, channel, seeded("drain"), fails=0)
+            return not await self.stores[0].read(_unfinished)
+
+        await until(finished, 20)
+
+    async def judge(self) -> None:
+        """Nothing is untold or stale, and what was merged is told by what took its place."""
+        rows = await self.stores[0].read(lambda connection: connection.execute(select(deliveries)).all())
+        by_id = {row.id: row for row in rows}
+        for row in rows:
+            heir = row
+            while heir.state == State.SUPERSEDED:
+                heir = by_id[heir.superseded_by]
+                assert (heir.incident_id, heir.channel) == (row.incident_id, row.channel)
+            assert heir.state == State.DELIVERED
+            assert heir.first_event <= row.first_event <= row.event_seq <= heir.event_seq
+        of_incident = select(events.c.incident_id, events.c.seq).order_by(events.c.seq)
+        accepted = defaultdict(list)
+        for incident, seq in await self.stores[0].read(lambda connection: connection.execute(of_incident).all()):
+            accepted[incident].append(seq)
+        assert set(self.told) == {(incident, channel) for incident in accepted for channel in CHANNELS}
+        for (incident, channel), messages in self.told.items():
+            last = [message[1] for message in messages]
+            assert last == sorted(last), f"{incident} on {channel}: {messages}"
+            assert last[-1] == accepted[incident][-1]
+            untold = [s for s in accepted[incident] if not any(first <= s <= last for first, last in messages)]
+            assert untold == [], f"{incident} on {channel}: {messages}"
+
+
+def _unfinished(connection: Connection) -> bool:
+    return connection.execute(select(deliveries.c.seq).where(deliveries.c.finished_at.is_(None))).first() is not None
+
+
+@pytest.fixture
+async def replicas(postgres_database: Database) -> AsyncIterator[Replicas]:
+    async with opened(postgres_database, time.time) as one, opened(postgres_database, time.time) as other:
+        await asyncio.to_thread(_watch, postgres_database)
+        yield Replicas(one, other)
+
+
+def _watch(database: Database) -> None:
+    engine = create_engine(database)
+    with engine.begin() as connection:
+        connection.execute(text(_ONE_WAITS))
+    engine.dispose()
+
+
+async def _accept(store: Store, incident: str, number: int) -> None:
+    for _ in range(number):
+        await told(store, incident, *CHANNELS)
+
+
+async def test_events_at_both_while_claims_and_receipts_go_on(replicas: Replicas) -> None:
+    all_accepted = asyncio.Event()
+
+    async def go_on(store: Store, channel: str, random: Random) -> None:
+        while not all_accepted.is_set():
+            await replicas.deliver(store, channel, random, fails=0.5)
+
+    async with asyncio.TaskGroup() as workers:
+        for number, store in enumerate(replicas.stores):
+            for channel in CHANNELS:
+                workers.create_task(go_on(store, channel, seeded(number, channel)))
+        await asyncio.gather(*(_accept(store, incident, 40) for store in replicas.stores for incident in "xyz"))
+        all_accepted.set()
+    await replicas.drain()
+    await replicas.judge()
+
+
+async def test_an_attempt_that_fails_while_the_other_accepts(replicas: Replicas) -> None:
+    one, other = replicas.stores
+    for number in range(40):
+        incident = str(number)
+        await told(one, incident, *CHANNELS)
+        tried = [await claimed(one, channel) for channel in CHANNELS]
+        await asyncio.gather(
+            *(replicas.end(one, each, failed=True) for each in tried), told(other, incident, *CHANNELS)
+        )
+        await replicas.drain()
+    await replicas.judge()
+
+
+async def test_a_notification_that_comes_to_both_at_once_is_accepted_once(replicas: Replicas) -> None:
+    async def posted(store: Store, event: Event) -> bool:
+        def decide(known: Known | None, now: float) -> Plan | None:
+            return identity.plan(event, known, now=now, duplicate_window=60, routed=CHANNELS, configured=CHANNELS)
+
+        incident = Incoming(event, identity.incident_id(event), identity.fingerprint(event), "KMSTest", b"{}")
+        return (await accept(store, incident, decide)).duplicate
+
+    for number in range(40):
+        for status in ("firing", "resolved"):
+            event = event_of(status, group=str(number))
+            repeats = await asyncio.gather(*(posted(store, event) for store in replicas.stores))
+            assert sorted(repeats) == [False, True]
+    await replicas.drain()
+    await replicas.judge()
+
+
+async def test_a_claim_whose_lease_ended_while_the_other_accepts(replicas: Replicas) -> None:
+    one, other = replicas.stores
+    for number in range(40):
+        incident = str(number)
+        await told(one, incident, *CHANNELS)
+        for channel in CHANNELS:  # a crash: nobody ends this claim
+            assert len((await claim(one, Wanted(channel, 1, "crashed", 0, None))).claims) == 1
+        if number % 2:  # something waits behind it already
+            await told(other, incident, *CHANNELS)
+        await asyncio.gather(
+            told(other, incident, *CHANNELS),
+            *(replicas.deliver(one, channel, seeded(number), fails=0) for channel in CHANNELS),
+        )
+        await replicas.drain()
+    await replicas.judge()
+
+
+async def test_a_dead_letter_that_is_sent_again_while_the_other_accepts(replicas: Replicas) -> None:
+    one, other = replicas.stores
+    for number in range(40):
+        incident = str(number)
+        await told(one, incident, *CHANNELS)
+        dead = {channel: await claimed(one, channel) for channel in CHANNELS}
+        for each in dead.values():
+            await end(one, each, State.DEAD)
+        state, revived, _ = await asyncio.gather(
+            again(one, dead["a"].delivery_id), again_all(one, "b", 10), told(other, incident, *CHANNELS)
+        )
+        assert (state, revived) == (State.DEAD, 1)
+        await replicas.drain()
+    await replicas.judge()
+
+
+async def test_a_gate_that_opens_while_what_waits_behind_it_is_merged(replicas: Replicas) -> None:
+    one, other = replicas.stores
+    incidents = [str(number) for number in range(BREAKS_AFTER + 15)]
+    for _ in range(6):
+        for incident in incidents:
+            await told(one, incident, *CHANNELS)
+        openers = [await _closed_but_for_one(one, channel, len(incidents)) for channel in CHANNELS]
+        # No deadlock comes out of any of these: `gather` would raise what it became.
+        await asyncio.gather(
+            *(replicas.end(one, opener, failed=False) for opener in openers),
+            *(told(other, incident, *CHANNELS) for incident in incidents),
+            *(
+                replicas.deliver(store, channel, seeded(channel), fails=0.5)
+                for store in replicas.stores
+                for channel in CHANNELS
+            ),
+        )
+        await replicas.drain()
+    await replicas.judge()
+
+
+async def _closed_but_for_one(store: Store, channel: str, number: int) -> Claim:
+    """All deliveries of a channel fail and wait, its gate is closed; but one claim is still to end, and may open it."""
+    opener, *others = (await claim(store, Wanted(channel, number, "me", 60, None))).claims
+    assert len(others) == number - 1
+    await asyncio.gather(*(end(store, each, State.RETRYING, again_in=1) for each in others))
+    return opener
