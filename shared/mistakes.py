@@ -1,9 +1,10 @@
 """Mistakes in a configuration, each as one line that a person can act on: `FILE: KEY: what was expected, got WHAT`."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
@@ -11,6 +12,25 @@ from pydantic_core import ErrorDetails
 UNKNOWN = "unknown key; see --print-schema for those that exist"
 
 Loc = tuple[int | str, ...]
+
+_EXPECTED: Final = {
+    **dict.fromkeys(("bool_type", "bool_parsing"), "expected true or false"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "expected a mapping of keys to values"),
+    **dict.fromkeys(("float_type", "float_parsing", "finite_number"), "expected a number"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "expected a whole number"),
+    **dict.fromkeys(("list_type", "tuple_type"), "expected a list"),
+    "greater_than": "expected more than {gt}",
+    "greater_than_equal": "expected at least {ge}",
+    "less_than_equal": "expected at most {le}",
+    "literal_error": "expected {expected}",
+    "path_type": "expected a path",
+    "string_too_long": "expected text of at most {max_length} characters",
+    "string_too_short": "expected text that is longer",
+    "string_type": "expected text",
+    "too_long": "expected a list of at most {max_length}",
+    "too_short": "expected a list of at least {min_length}",
+}
+"""By the kinds of pydantic's errors, whose own words speak of Python."""
 
 
 class ConfigurationError(Exception):
@@ -47,11 +67,18 @@ def line(model: type[BaseModel], prefix: str, file: Path | None, error: ErrorDet
     elif kind == "missing":
         message = "missing; it has no default"
     else:
+        message = _EXPECTED[kind].format(**error.get("ctx", {})) if kind in _EXPECTED else message
         message = message.removeprefix("Value error, ")
         value = error["input"]
-        if key and isinstance(value, (str, int, float, bool)) and "@" not in str(value):  # a URL may hold a password
+        if key and isinstance(value, (str, int, float, bool)) and not _may_hold_a_secret(loc, value):
             message += f", got {value!r}"
     return ": ".join(part for part in (source, key, message) if part)
+
+
+def _may_hold_a_secret(loc: Loc, value: object) -> bool:
+    """Whether it is, or should have been, a URL, in which a password or a token may stand."""
+    name = next((part for part in reversed(loc) if isinstance(part, str)), "")
+    return re.search("(^|_)(database|urls?)$", name) is not None or re.search("@|://", str(value)) is not None
 
 
 def _as_written(schema: dict[str, Any], loc: Loc) -> Iterator[int | str]:

@@ -65,7 +65,7 @@ def parse_address(value: object) -> Address:
 
 def parse_duration(value: object) -> object:
     """`30s`, `5m`, `1h30m`, `500ms` → seconds; a bare number is seconds, also as text, as the environment has it."""
-    if isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise ValueError("expected a duration such as 30s, 5m or 1h30m")  # noqa: TRY004 - pydantic reports ValueError
     if isinstance(value, str) and not value.isdecimal():
         if not _DURATION.fullmatch(value):
@@ -74,7 +74,8 @@ def parse_duration(value: object) -> object:
     return value
 
 
-def _from_folder(path: Path) -> Path:
+def from_folder(path: Path) -> Path:
+    """A path as a person wrote it → from where the process is; a relative one starts at the configuration's folder."""
     if "\0" in str(path):
         raise ValueError("expected a path; a NUL character can stand in none")
     return _folder.get() / path
@@ -88,7 +89,7 @@ Duration = Annotated[
     Field(gt=0, allow_inf_nan=False),
 ]
 """Seconds, written as `30s`, `5m` or `1h30m`."""
-FilePath = Annotated[Path, AfterValidator(_from_folder)]
+FilePath = Annotated[Path, AfterValidator(from_folder)]
 """A path; a relative one starts at the configuration file's folder."""
 
 

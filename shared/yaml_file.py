@@ -28,8 +28,7 @@ def read(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigurationError([f"{file}: cannot be read: {error.strerror}"]) from None
     except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:  # PyYAML's own errors of a bad scalar, too
-        reason = " ".join(str(error).split())
-        raise ConfigurationError([f"{file}: is not usable YAML: {reason}"]) from None
+        raise ConfigurationError([f"{file}: is not usable YAML: {_reason(error)}"]) from None
     except RecursionError:
         raise ConfigurationError([f"{file}: is nested too deeply"]) from None
     if document is None:
@@ -37,3 +36,10 @@ def read(file: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
         raise ConfigurationError([f"{file}: expected a mapping of keys to values"])
     return cast("dict[str, Any]", document)
+
+
+def _reason(error: Exception) -> str:
+    """On one line, and without the lines of the file that PyYAML shows: they may hold a password."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
+    return " ".join(str(error).split())

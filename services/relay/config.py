@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sized
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
 from typing import Annotated, ClassVar, Self, TypeVar
 from urllib.parse import urlsplit
 
@@ -12,7 +13,6 @@ from pydantic import (
     Field,
     PlainSerializer,
     PlainValidator,
-    TypeAdapter,
     ValidationInfo,
     model_validator,
 )
@@ -24,20 +24,23 @@ from services.relay.delivery.enrich.links import check_template
 from services.relay.intake.routing import Matcher, parse_matcher
 from services.relay.outbox import database
 from shared import settings
-from shared.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings
+from shared.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings, from_folder
 
 T = TypeVar("T", bound=Sized)
 R = TypeVar("R", "Route", "Watchdog")
+_NO_FILE = {"", "system"}  # libpq's words for none, and for the certificates of the operating system
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
-def _database(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    url = database.parse(value)
-    if url.drivername != "sqlite":
-        return url
-    return database.sqlite(TypeAdapter(FilePath).validate_python(url.database))
+def _database(value: object) -> database.Database:
+    url = database.parse(value if isinstance(value, str) else "")
+    if url.drivername == "sqlite":
+        return database.sqlite(from_folder(Path(url.database or "")))
+    written = {key: url.query.get(key) for key in database.FILES}
+    files = {
+        key: from_folder(Path(name)) for key, name in written.items() if isinstance(name, str) and name not in _NO_FILE
+    }
+    return url.update_query_dict({key: str(file) for key, file in files.items()})
 
 
 def _channel_name(name: str) -> str:

@@ -58,7 +58,7 @@ def test_a_password_in_a_refused_database_is_not_repeated(configuration: Configu
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ({"kms_check_interval": "0s"}, "kms_check_interval: Input should be greater than 0"),
+        ({"kms_check_interval": "0s"}, "kms_check_interval: expected more than 0"),
         ({"kms_timeout": "soon"}, "kms_timeout: expected a duration such as 30s, 5m or 1h30m, got 'soon'"),
         ({"databse": "sqlite:////x"}, "databse: unknown key"),
         ({"local_key_file": None}, "local_key_file: "),

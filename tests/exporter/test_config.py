@@ -88,7 +88,7 @@ def test_timeout_and_interval_may_be_equal(tmp_path: Path) -> None:
         ),
         (
             CONTRACT.replace("concurrency: 16", "concurrency: 0"),
-            "probe.concurrency: Input should be greater than or equal to 1, got 0",
+            "probe.concurrency: expected at least 1, got 0",
         ),
         (
             CONTRACT.replace("30s", "soon"),
@@ -108,15 +108,15 @@ def test_timeout_and_interval_may_be_equal(tmp_path: Path) -> None:
         ),
         (
             CONTRACT.replace("http://127.0.0.1:8000/healthz", "ftp://127.0.0.1/"),
-            "backends.0.health_url: expected an http:// or https:// URL, got 'ftp://127.0.0.1/'",
+            "backends.0.health_url: expected an http:// or https:// URL",
         ),
         (
             CONTRACT.replace("http://127.0.0.1:8000/metrics", "127.0.0.1:8000/metrics"),
-            "backends.0.metrics_url: expected an http:// or https:// URL, got '127.0.0.1:8000/metrics'",
+            "backends.0.metrics_url: expected an http:// or https:// URL",
         ),
         (
             CONTRACT.replace("8000/healthz", "99999/healthz"),
-            "backends.0.health_url: Port out of range 0-65535, got 'http://127.0.0.1:99999/healthz'",
+            "backends.0.health_url: Port out of range 0-65535",
         ),
         (
             CONTRACT.replace("127.0.0.1:9010", "kms.example.org:443"),
@@ -131,10 +131,7 @@ def test_timeout_and_interval_may_be_equal(tmp_path: Path) -> None:
         ),
         (
             CONTRACT.replace("127.0.0.1:8000/healthz", ".../"),
-            (
-                "backends.0.health_url: expected a host whose parts between the dots have 1 to 63 characters each, "
-                "got 'http://.../'"
-            ),
+            "backends.0.health_url: expected a host whose parts between the dots have 1 to 63 characters each",
         ),
         (
             CONTRACT.replace("127.0.0.1:8000/healthz", f"user:hunter2@{'a' * 64}.example.org/"),
@@ -142,7 +139,7 @@ def test_timeout_and_interval_may_be_equal(tmp_path: Path) -> None:
         ),
         (CONTRACT + "colour: red\n", "colour: unknown key; see --print-schema for those that exist"),
         ("service: backend\n", "nothing to watch; expected at least one entry in `targets` or `backends`"),
-        (CONTRACT.replace("ledger-kek", "''"), "targets.0.name: String should have at least 1 character, got ''"),
+        (CONTRACT.replace("ledger-kek", "''"), "targets.0.name: expected text that is longer, got ''"),
     ],
 )
 def test_each_mistake_is_one_line_with_what_was_expected(tmp_path: Path, text: str, mistake: str) -> None:

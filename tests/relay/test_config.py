@@ -38,6 +38,7 @@ channels:
 """
 
 
+NO_URLS: tuple[object, ...] = (5, 5.5, "", [], {}, None, True)
 WATCHDOG = {"matchers": ['alertname="Watchdog"'], "expect_every": "2m", "channels": ["pagerduty"]}
 
 
@@ -104,19 +105,29 @@ def test_the_environment_sets_what_the_file_does_not(tmp_path: Path, monkeypatch
             {"alertmanager": {"urls": ["http://alertmanager:9093"], "token_file": "t"}},
             "alertmanager: expected https://",
         ),
-        ({"retention": {"max_deliveries": 0}}, "retention.max_deliveries: "),
+        ({"retention": {"max_deliveries": 0}}, "retention.max_deliveries: expected at least 1, got 0"),
         (
             {"channels": {"pagerduty": {"kind": "pagerduty", "routing_key_file": "k", "rate": "2"}}},
             "channels.pagerduty.rate: expected messages in a time, such as 1/s, 120/m or 500/h",
         ),
         ({"database": "relay.db"}, "database: expected sqlite:///FILE"),
+        *(({"database": other}, "database: expected sqlite:///FILE") for other in NO_URLS),
+        ({"database": "postgresql://db/relay?password=x"}, "database: password would stand there for everybody"),
+        ({"database": "sqlite:///a\0b"}, "database: expected a path; a NUL character can stand in none"),
         ({"auth": {}}, "auth.bearer_token_file: missing"),
         ({"auth": {"bearer_token_file": "t", "allow_from": ["10.0.0.1/8"]}}, "auth.allow_from.0"),
         (
             {"routes": [{"channels": ["nowhere"]}]},
             "routes.0: channels: nowhere: no such channel; expected one of email",
         ),
-        ({"routes": [{"channels": []}]}, "routes.0.channels: "),
+        ({"routes": [{"channels": []}]}, "routes.0.channels: expected at least one"),
+        ({"routes": "slack"}, "routes: expected a list, got 'slack'"),
+        ({"links": []}, "links: expected a mapping of keys to values"),
+        ({"links": {"runbook": 7}}, "links.runbook: expected text, got 7"),
+        ({"pacing": {"enabled": "maybe"}}, "pacing.enabled: expected true or false, got 'maybe'"),
+        ({"retention": {"max_deliveries": "all"}}, "retention.max_deliveries: expected a whole number, got 'all'"),
+        ({"delivery": {"timeout": ["1s"]}}, "delivery.timeout: expected a duration such as 30s"),
+        ({"delivery": {"timeout": 0}}, "delivery.timeout: expected more than 0, got 0"),
         (
             {"routes": [{"channels": ["pagerduty"], "matchers": ["a"]}]},
             "routes.0.matchers.0: expected a matcher such as",
@@ -143,6 +154,27 @@ def test_a_mistake_is_one_line_with_its_key_and_what_was_expected(
     assert any(line.startswith(expected) for line in lines), lines
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"kind": "slack", "channel": None}, 'channel: expected "#name", in quotes, since YAML takes # for a comment'),
+        ({"kind": "slack", "channel": "ops"}, 'channel: expected "#name", in quotes, since YAML takes # for a comment'),
+        ({"kind": "slack", "mention": "all"}, "mention: expected 'channel', 'here' or 'none', got 'all'"),
+        ({"kind": "email", "host": "a b"}, "host: expected the name or the address of a mail server"),
+        ({"kind": "email", "port": 70000}, "port: expected at most 65535, got 70000"),
+        ({"kind": "email", "to": []}, "to: expected a list of at least 1"),
+        ({"kind": "pagerduty", "routing_key_file": 7}, "routing_key_file: expected a path, got 7"),
+        ({"kind": "webhook", "url": "hooks.example.org/T0/geheim"}, "url: expected a URL such as https://HOST/PATH"),
+    ],
+)
+def test_a_mistake_in_a_channel_is_said_in_the_words_of_the_documentation(
+    tmp_path: Path, changes: dict[str, Any], expected: str
+) -> None:
+    lines = mistakes(tmp_path, channels={"one": changes}, default_channels=["one"], routes=[])
+    assert any(line.startswith(f"channels.one.{expected}") for line in lines), lines
+    assert not any("geheim" in line or "nput should" in line for line in lines)
+
+
 def test_several_mistakes_are_named_at_once(tmp_path: Path) -> None:
     routes = [{"channels": ["nowhere"]}, {"channels": ["pagerduty"], "matchers": ["a", "b"]}]
     lines = mistakes(tmp_path, routes=routes, default_channels=["x", "y"], database="x")
@@ -160,6 +192,32 @@ def test_the_password_of_a_database_is_shown_nowhere(tmp_path: Path) -> None:
     )
     assert settings.database.password == "geheim"
     assert "geheim" not in f"{settings!r} {settings.database} {settings.model_dump_json(include={'database'})}"
+
+
+@pytest.mark.parametrize(
+    "database",
+    [
+        "postgresql://db/relay?password=geheim",
+        "postgresql://a:geheim@db:port/relay",
+        "postgresql:/db/relay?password=geheim",
+        "host=db password=geheim",
+        '"postgresql://a:geheim@db/relay',
+        "postgresql://a:geheim@db/relay: 1",
+    ],
+)
+def test_nor_does_a_mistake_in_its_address_show_it(tmp_path: Path, database: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        read(tmp_path, CONTRACT.replace("sqlite:////var/lib/keypulse/relay.db", database))
+    (line,) = raised.value.lines
+    assert "geheim" not in line
+    assert "\n" not in line
+
+
+def test_the_files_of_a_database_start_at_the_files_folder(tmp_path: Path) -> None:
+    url = "postgresql://db/relay?passfile=secrets/pgpass&sslcert=/etc/relay.crt&sslrootcert=system"
+    settings = read(tmp_path, CONTRACT.replace("sqlite:////var/lib/keypulse/relay.db", url))
+    files = {"passfile": f"{tmp_path}/secrets/pgpass", "sslcert": "/etc/relay.crt", "sslrootcert": "system"}
+    assert settings.database.query == files
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_a_mistake_within_a_variables_json_is_named_by_that_variable(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KEYPULSE_SAMPLE__PART", '{"name": "p", "wait": -1}')
-    assert _lines(_written(file)) == ["KEYPULSE_SAMPLE__PART: part.wait: Input should be greater than 0, got -1"]
+    assert _lines(_written(file)) == ["KEYPULSE_SAMPLE__PART: part.wait: expected more than 0, got -1"]
 
 
 def test_a_variable_that_is_not_json_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +229,7 @@ def test_a_mistake_inside_a_kind_is_named_as_it_is_written(file: Path, monkeypat
     _written(file, pets={"cat": {"kind": "cat", "tricks": 3}, "rex": {"kind": "dog", "tricks": "none"}})
     assert _lines(file) == [
         f"{file}: pets.cat.tricks: unknown key; see --print-schema for those that exist",
-        f"{file}: pets.rex.tricks: Input should be a valid integer, unable to parse string as an integer, got 'none'",
+        f"{file}: pets.rex.tricks: expected a whole number, got 'none'",
     ]
     _written(file, pets={"rex": {"kind": "dog"}})
     monkeypatch.setenv("KEYPULSE_SAMPLE__PETS__REX__TRICKS", "x")

@@ -56,6 +56,7 @@ class SendError(Exception):
         *,
         retry_after: float | None = None,
         maybe_arrived: bool = False,
+        reached: bool = False,
     ) -> None:
         super().__init__(detail)
         self.reason = reason
@@ -65,6 +66,8 @@ class SendError(Exception):
         """Seconds that the provider asked to wait."""
         self.maybe_arrived = maybe_arrived
         """Whether the provider may have taken the message all the same: the answer was lost, not given."""
+        self.reached = reached
+        """Whether the provider answered and works, so that this error says nothing against the next message."""
 
 
 class LeaseLostError(Exception):

@@ -32,6 +32,14 @@ ANSWER: Final = 64 * 1024
 """Bytes of an answer that are read; the longest of those that these channels ask for is far shorter."""
 LONGEST_WAIT: Final = 1_000_000.0
 """Seconds; a `Retry-After` beyond is taken for a mistake."""
+_PASSING: Final = {
+    408: Reason.TIMEOUT,
+    409: Reason.SERVER_ERROR,  # in conflict, such as with an attempt of ours that is still being worked on
+    423: Reason.SERVER_ERROR,  # locked: RFC 4918
+    425: Reason.SERVER_ERROR,  # too early: RFC 8470
+    429: Reason.RATE_LIMITED,
+}
+"""Of the statuses that say it was our fault, those that another attempt may not meet."""
 ProviderUrl = Annotated[str, AfterValidator(fit_for_a_secret)]
 """Where a provider is reached: https, or http on this machine."""
 
@@ -113,10 +121,8 @@ def refusal(status: int, headers: Mapping[str, str], detail: str, now: float) ->
         detail: one sentence for the log, without secrets.
         now: unix seconds.
     """
-    if status == 429:
-        return SendError(Reason.RATE_LIMITED, Scope.ATTEMPT, detail, retry_after=retry_after(headers, now))
-    if status == 408:
-        return SendError(Reason.TIMEOUT, Scope.ATTEMPT, detail, retry_after=retry_after(headers, now))
+    if status in _PASSING:
+        return SendError(_PASSING[status], Scope.ATTEMPT, detail, retry_after=retry_after(headers, now))
     if status in {401, 403, 407}:
         return SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, detail)
     if status in {400, 413, 414, 422, 431}:

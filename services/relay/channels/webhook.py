@@ -18,20 +18,26 @@ http(s) or absent.
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import model_validator
 
 from services.relay.channels import wording
-from services.relay.channels.channel import Attempt, ChannelSettings, Receipt
+from services.relay.channels.channel import Attempt, ChannelSettings, Reason, Receipt, Scope, SendError
 from services.relay.channels.exchange import exchange, made, secret, told
-from services.relay.channels.web_api import ProviderUrl, Session, reached, refusal, words
+from services.relay.channels.web_api import ProviderUrl, Session, fit_for_a_secret, reached, refusal, words
 from services.relay.model import Alert, Message
 from shared.secret_file import SecretFile
 from shared.settings import FilePath
 
 BODY = 1_000_000  # nginx takes 1 MiB unless it is told otherwise
 _FRAME = 400_000  # of it, for everything but the alerts: two sets of labels, each 64 * (200 + 500) * 4 bytes at most
+_TOKEN = 8
+"""Characters from which on a part of an address may be a secret."""
 _NAME = 200
 _LABEL = 500
 _LABELS = 64
@@ -45,9 +51,17 @@ class WebhookSettings(ChannelSettings):
     merges: ClassVar[bool] = False
 
     kind: Literal["webhook"]
-    url: ProviderUrl
+    url: ProviderUrl | None = None
+    url_file: FilePath | None = None
+    """Holds the address instead, where that is a secret itself."""
     token_file: FilePath | None = None
     """Sent as `Authorization: Bearer`."""
+
+    @model_validator(mode="after")
+    def _one_address(self) -> Self:
+        if (self.url is None) is (self.url_file is None):
+            raise ValueError("expected either `url` or `url_file`")
+        return self
 
     def connect(self, timeout: float) -> "WebhookChannel":
         """The channel, with `timeout` seconds for a whole send."""
@@ -59,6 +73,7 @@ class WebhookChannel:
 
     def __init__(self, settings: WebhookSettings, timeout: float, clock: Callable[[], float] = time.time) -> None:
         self._url = settings.url
+        self._url_file = SecretFile(settings.url_file) if settings.url_file else None
         self._timeout = timeout
         self._clock = clock
         self._token = SecretFile(settings.token_file) if settings.token_file else None
@@ -69,19 +84,20 @@ class WebhookChannel:
         message = attempt.message
         body = await made(message, lambda: self.payload(message))
         async with exchange(attempt, "the webhook", self._timeout) as talk:
-            token = secret(self._token) if self._token else ""
+            url, token = self._address(), secret(self._token) if self._token else ""
+            ours = (token, *_confidential(url))
             headers = {"Content-Type": "application/json", "Idempotency-Key": message.delivery_id}
             if token:
                 headers["Authorization"] = f"Bearer {token}"
             talk.sending(body)
             with reached("the webhook"):
-                async with self._session.get().post(self._url, data=body.encode(), headers=headers) as response:
+                async with self._session.get().post(url, data=body.encode(), headers=headers) as response:
                     if 200 <= response.status < 300:  # what follows the status decides nothing
-                        talk.answered(f"HTTP {response.status} {response.reason}", token)
+                        talk.answered(f"HTTP {response.status} {response.reason}", *ours)
                         return {"status": str(response.status)}
                     said = await words(response)
-            talk.answered(f"HTTP {response.status} {said}", token)
-            detail = f"the webhook answered HTTP {response.status}" + (f": {told(said, token)}" if said.strip() else "")
+            talk.answered(f"HTTP {response.status} {said}", *ours)
+            detail = f"the webhook answered HTTP {response.status}" + (f": {told(said, *ours)}" if said.strip() else "")
             raise refusal(response.status, response.headers, detail, self._clock())
 
     def payload(self, message: Message) -> str:
@@ -89,12 +105,28 @@ class WebhookChannel:
         return json.dumps(render(message), ensure_ascii=False, separators=(",", ":"))
 
     def secrets(self) -> Hashable:
-        """Another where the token's file is another."""
-        return self._token.stamp() if self._token else None
+        """Another where the token's file is another, or that of the address."""
+        return tuple(file.stamp() for file in (self._token, self._url_file) if file)
 
     async def close(self) -> None:
         """Closes its connections."""
         await self._session.close()
+
+    def _address(self) -> str:
+        """Where to post to. Raises SendError where its file holds no address."""
+        if self._url_file is None:
+            return self._url or ""
+        try:
+            return fit_for_a_secret(secret(self._url_file))
+        except ValueError as error:
+            raise SendError(Reason.MISCONFIGURED, Scope.CHANNEL, f"{self._url_file.path}: {error}") from None
+
+
+def _confidential(url: str) -> list[str]:
+    """What of an address may be a secret, whole and in the parts that an answer may repeat: all but its host."""
+    target = url.partition(urlsplit(url).netloc)[2]
+    parts = [part for part in re.split("[/?&=#]", target) if len(part) >= _TOKEN]
+    return [url, *([target] if len(target) >= _TOKEN else []), *sorted(parts, key=len, reverse=True)]
 
 
 def render(message: Message) -> dict[str, Any]:

@@ -186,7 +186,7 @@ class Sender:
 def _effect(error: SendError) -> Effect:
     if error.scope is Scope.CHANNEL:
         return Effect.REFUSED
-    if error.scope is Scope.MESSAGE:
+    if error.scope is Scope.MESSAGE or error.reached:
         return Effect.REACHED
     if error.reason is Reason.INTERNAL or (error.reason is Reason.RATE_LIMITED and error.retry_after is not None):
         return Effect.NOTHING

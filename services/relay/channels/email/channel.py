@@ -10,21 +10,25 @@ same Message-ID, by which mail programs and servers know it again.
 
 import asyncio
 import email.policy
+import re
 from collections.abc import Hashable, Mapping
 from email.headerregistry import Address as MailAddress
 from email.utils import getaddresses, parseaddr
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
+import structlog
 from aiosmtplib import SMTP
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from services.relay.channels.channel import Attempt, ChannelSettings, Reason, Receipt, Scope, SendError
 from services.relay.channels.email.render import render
-from services.relay.channels.email.session import LOGIN_REQUIRED, TAKEN, Envelope, Outcome, session
+from services.relay.channels.email.session import LOGIN_REQUIRED, TAKEN, Envelope, Outcome, code, session
 from services.relay.channels.exchange import Exchange, exchange, secret
 from services.relay.model import Message
 from shared.secret_file import SecretFile
 from shared.settings import Address, FilePath
+
+log = structlog.get_logger(__name__)
 
 _PORTS = {"starttls": 587, "implicit": 465, "none": 25}
 
@@ -41,6 +45,12 @@ def _one_address(value: str) -> str:
     return value
 
 
+def _host(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9.:_-]+", value):
+        raise ValueError("expected the name or the address of a mail server, such as smtp.example.org")
+    return value
+
+
 Mailbox = Annotated[str, AfterValidator(_one_address)]
 """An address, perhaps with a name before it."""
 
@@ -51,7 +61,7 @@ class EmailSettings(ChannelSettings):
     lanes: ClassVar[int] = 4  # mail servers count connections: Postfix takes 50, many take 10
 
     kind: Literal["email"]
-    host: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:_-]+$")]
+    host: Annotated[str, AfterValidator(_host)]
     port: Annotated[int | None, Field(ge=1, le=65535)] = None
     """587 with `starttls`, 465 with `implicit`, 25 with `none`."""
     tls: Literal["starttls", "implicit", "none"] = "starttls"
@@ -94,31 +104,35 @@ class EmailChannel:
         self._password = SecretFile(settings.password_file) if settings.password_file else None
 
     async def send(self, attempt: Attempt) -> Receipt:
-        """Mails the message; the receipt holds the `message_id`, the server's `answer`, and who was `refused`.
+        """Mails the message; the receipt holds the `message_id`, the server's `answer`, and who was `refused`, and why.
 
         Where the server takes some recipients, refuses others for good (5xx) and puts off none (4xx), the mail is
-        delivered, and the receipt names the refused. Where it puts off some, the delivery is tried again for these
-        alone; progress holds the code of every other one.
+        delivered, and the receipt and the log name the refused. Where it puts off some, the delivery is tried again for
+        these alone; progress holds the reply to every other one.
         """
         mail = await asyncio.to_thread(self._rendered, attempt.message)
-        settled = {address: int(code) for address, code in attempt.progress.items()}
+        settled = dict(attempt.progress)
         to = [address for address in self._recipients if address not in settled]
         async with exchange(attempt, "the mail server", self._timeout) as talk:
-            codes, answer = await self._session(talk, Envelope(self._sender.addr_spec, to, mail.content))
-        put_off = {address: code for address, code in codes.items() if code not in TAKEN and code < 500}
-        settled |= {address: code for address, code in codes.items() if address not in put_off}
-        taken = not TAKEN.isdisjoint(settled.values())
+            replies, answer = await self._session(talk, Envelope(self._sender.addr_spec, to, mail.content))
+        put_off = {who: reply for who, reply in replies.items() if code(reply) not in TAKEN and code(reply) < 500}
+        settled |= {who: reply for who, reply in replies.items() if who not in put_off}
+        taken = not TAKEN.isdisjoint(map(code, settled.values()))
         if put_off:
             if taken:  # where nobody has the mail, the next attempt is for all
-                await attempt.keep({address: str(code) for address, code in settled.items()})
+                await attempt.keep(settled)
             detail = f"the mail server put off {len(put_off)} of {len(self._recipients)} recipients: {_listed(put_off)}"
-            raise SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, detail)
-        refused = {address: code for address, code in settled.items() if code >= 500}
+            raise SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, detail, reached=taken)
+        refused = {who: reply for who, reply in settled.items() if code(reply) >= 500}
         if not taken:
-            reason = Reason.UNAUTHORIZED if LOGIN_REQUIRED in refused.values() else Reason.MISCONFIGURED
+            login = LOGIN_REQUIRED in map(code, refused.values())
+            reason = Reason.UNAUTHORIZED if login else Reason.MISCONFIGURED
             raise SendError(reason, Scope.CHANNEL, f"the mail server refused every recipient: {_listed(refused)}")
         receipt = {"message_id": mail.message_id, "answer": answer}
-        return {**receipt, "refused": _listed(refused)} if refused else receipt
+        if refused:
+            receipt["refused"] = _listed(refused)
+            log.warning("recipients refused", delivery_id=attempt.message.delivery_id, refused=receipt["refused"])
+        return receipt
 
     def payload(self, message: Message) -> str:
         """The mail as it goes over the wire."""
@@ -152,5 +166,5 @@ class EmailChannel:
         return await session(client, talk, envelope, (username, password), self._settings.tls)
 
 
-def _listed(refused: Mapping[str, int]) -> str:
-    return ", ".join(f"{address} ({code})" for address, code in refused.items())
+def _listed(refused: Mapping[str, str]) -> str:
+    return ", ".join(f"{address} ({reply})" for address, reply in refused.items())

@@ -15,11 +15,14 @@ from aiosmtplib import SMTP
 
 from services.relay.channels.channel import Reason, Scope, SendError
 from services.relay.channels.exchange import Exchange, told
+from services.relay.channels.wording import shorten
 
 TAKEN: Final = frozenset({250, 251})
 """A recipient is accepted, or the server will forward (RFC 5321, section 4.3.2)."""
 LOGIN_REQUIRED: Final = 530  # RFC 4954
 _TOO_LARGE = 552  # RFC 1870: at MAIL and at DATA it speaks of the message's size
+_WHY: Final = 100
+"""Characters of the reason for which a recipient is refused; there may be 100 of them."""
 _NO_CODE = -1  # aiosmtplib's, for an answer that is none of SMTP's
 _BROKEN_OFF = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
@@ -35,10 +38,15 @@ class Envelope(NamedTuple):
 class Outcome(NamedTuple):
     """How a session ended that a server went through with."""
 
-    codes: Mapping[str, int]
-    """What it answered to each recipient."""
+    replies: Mapping[str, str]
+    """What it answered to each recipient: the code, and why where it did not take the recipient."""
     answer: str
     """What it said when it took the mail; empty where it took it for nobody."""
+
+
+def code(reply: str) -> int:
+    """The three digits at the beginning of a reply."""
+    return int(reply.partition(" ")[0])
 
 
 async def session(client: SMTP, talk: Exchange, envelope: Envelope, login: tuple[str, str], tls: str) -> Outcome:
@@ -71,19 +79,19 @@ async def session(client: SMTP, talk: Exchange, envelope: Envelope, login: tuple
 async def _mailed(client: SMTP, talk: Exchange, envelope: Envelope, secrets: tuple[str, ...]) -> Outcome:
     size = [f"SIZE={len(envelope.mail)}"] if client.supports_extension("size") else []
     await client.mail(envelope.sender, options=size)
-    codes: dict[str, int] = {}
+    replies: dict[str, str] = {}
     for address in envelope.to:
         try:
-            codes[address] = (await client.rcpt(address)).code
+            replies[address] = str((await client.rcpt(address)).code)
         except aiosmtplib.SMTPRecipientRefused as error:
-            codes[address] = error.code
-            talk.answered(f"{address}: {error.code} {error.message}", *secrets)
-    if TAKEN.isdisjoint(codes.values()):
-        return Outcome(codes, "")
+            replies[address] = f"{error.code} {shorten(told(error.message, *secrets), _WHY)}".strip()
+            talk.answered(f"{address}: {replies[address]}", *secrets)
+    if TAKEN.isdisjoint(map(code, replies.values())):
+        return Outcome(replies, "")
     talk.sending(envelope.mail)
-    code, words = await client.data(envelope.mail)
-    talk.answered(f"{code} {words}", *secrets)
-    return Outcome(codes, told(words, *secrets))
+    done, words = await client.data(envelope.mail)
+    talk.answered(f"{done} {words}", *secrets)
+    return Outcome(replies, told(words, *secrets))
 
 
 def _goodbye(client: SMTP) -> None:

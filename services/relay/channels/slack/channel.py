@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import StringConstraints
+from pydantic import BeforeValidator
 from slack_sdk.web.async_client import AsyncWebClient
 
 from services.relay.channels.channel import Attempt, ChannelSettings, Receipt
-from services.relay.channels.exchange import Exchange, exchange, made, secret
+from services.relay.channels.exchange import Exchange, exchange, made, secret, told
 from services.relay.channels.rate import PerSecond
 from services.relay.channels.slack.blocks import Mention, render
 from services.relay.channels.slack.look_up import Absent, look_up, mark
@@ -31,13 +31,19 @@ from shared.settings import FilePath
 _ID = "[CDG][A-Z0-9]{2,}"
 
 
+def _name_or_id(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(rf"#[^\s#]{{1,80}}|{_ID}", value):
+        raise ValueError('expected "#name", in quotes, since YAML takes # for a comment, or the ID of the channel')
+    return value
+
+
 class SlackSettings(ChannelSettings):
     """A channel of a Slack workspace, with the token of a bot that is a member of it."""
 
     usual_rate: ClassVar[PerSecond | None] = PerSecond(1.0)  # https://docs.slack.dev/apis/web-api/rate-limits
 
     kind: Literal["slack"]
-    channel: Annotated[str, StringConstraints(pattern=rf"^(#[^\s#]{{1,80}}|{_ID})$")]
+    channel: Annotated[str, BeforeValidator(_name_or_id, json_schema_input_type=str)]
     """`"#name"` (in quotes, else YAML takes it for a comment) or the channel's ID."""
     mention: Mention = "none"
     """Who is called by the first message of an episode."""
@@ -77,8 +83,9 @@ class SlackChannel:
             arguments = await made(message, lambda: self._arguments(message, may_be_a_repeat=talk.in_doubt))
             talk.sending(_written(arguments))
             answer = await api.post("chat.postMessage", arguments)
-            self._id = str(answer.get("channel") or "") or self._id
-        return {"channel": str(answer.get("channel", "")), "ts": str(answer.get("ts", ""))}
+            receipt = {key: told(str(answer.get(key) or ""), token) for key in ("channel", "ts")}
+            self._id = receipt["channel"] or self._id
+        return receipt
 
     def payload(self, message: Message) -> str:
         """The arguments as JSON; the token stands in a header, and so not among them."""
@@ -94,9 +101,7 @@ class SlackChannel:
 
     async def _found(self, api: SlackApi, talk: Exchange, message: Message) -> Receipt | None:
         """The receipt of a post that is there already; settles the doubt where it can be."""
-        # An answer of this run names the channel as it is set now; the first receipt may be of another one.
-        channel = self._id or (message.first_receipt or {}).get("channel")
-        place = await look_up(api, message, self._settings.channel, channel)
+        place = await look_up(api, message, self._settings.channel, self._id)
         if isinstance(place, Absent):
             talk.in_doubt = place is Absent.UNKNOWN
             return None

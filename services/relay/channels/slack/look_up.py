@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from services.relay.channels.channel import Reason, SendError
 from services.relay.channels.slack.errors import SlackRefusedError
 from services.relay.channels.slack.web_api import SlackApi
+from services.relay.channels.wording import shorten
 from services.relay.model import Message
 
 EVENT_TYPE: Final = "keypulse_delivery"
@@ -22,6 +23,8 @@ _BEFORE: Final = 60.0
 _PAGES: Final = 5
 _MESSAGES: Final = 200
 """On a page."""
+_TS: Final = 200
+"""Characters of a `ts` that are kept; Slack's have 17."""
 _CHANNELS: Final = 999
 """On a page; Slack's limit."""
 _TEMPORARY: Final = {Reason.TIMEOUT, Reason.CONNECTION, Reason.RATE_LIMITED, Reason.SERVER_ERROR}
@@ -55,14 +58,19 @@ async def look_up(api: SlackApi, message: Message, name: str, channel: str | Non
         api: the workspace.
         message: as it was posted, or not.
         name: of its channel, with `#`.
-        channel: its ID, where that is known.
+        channel: its ID, where an answer of this run or the configuration named it.
 
     Raises:
         SendError: a temporary trouble; it is worth asking again.
     """
     try:
         channel = channel or await _channel_id(api, name.removeprefix("#"))
-        return await _find(api, message, channel) if channel else Absent.UNKNOWN
+        if channel:
+            return await _find(api, message, channel)
+        # The channel of the first receipt may be another one than is configured now: what is not there may be here.
+        first = (message.first_receipt or {}).get("channel")
+        place = await _find(api, message, first) if first else Absent.UNKNOWN
+        return Absent.UNKNOWN if isinstance(place, Absent) else place
     except SendError as error:
         if error.reason in _TEMPORARY:
             raise
@@ -91,7 +99,7 @@ async def _search(api: SlackApi, method: str, arguments: Mapping[str, Any], mess
         return isinstance(metadata, dict) and all(metadata.get(key) == ours[key] for key in ours)
 
     post = await _first(api, method, arguments, "messages", is_it)
-    return post if isinstance(post, Absent) else Place(arguments["channel"], str(post.get("ts", "")))
+    return post if isinstance(post, Absent) else Place(arguments["channel"], shorten(str(post.get("ts", "")), _TS))
 
 
 async def _channel_id(api: SlackApi, name: str) -> str | None:

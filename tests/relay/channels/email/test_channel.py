@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -279,9 +280,22 @@ async def test_who_is_refused_for_good_costs_the_others_nothing_and_is_named(
     secret_file: Path, mail_server: StartServer
 ) -> None:
     server = await mail_server(**{f"RCPT {ONCALL}": "550 5.1.1 no such user"})
-    receipt = await send(connect(secret_file, server.address), message())
-    assert receipt["refused"] == f"{ONCALL} (550)"
+    with structlog.testing.capture_logs() as logged:
+        receipt = await send(connect(secret_file, server.address), message())
+    assert receipt["refused"] == f"{ONCALL} (550 5.1.1 no such user)"
     assert [recipients for recipients, _ in server.taken] == [[SECOPS]]
+    (line,) = logged
+    assert (line["log_level"], line["event"], line["refused"]) == ("warning", "recipients refused", receipt["refused"])
+    assert line["delivery_id"] == message().delivery_id
+
+
+async def test_the_reason_of_a_refusal_is_short_and_holds_no_password(
+    secret_file: Path, mail_server: StartServer
+) -> None:
+    server = await mail_server(**{f"RCPT {ONCALL}": f"550 not for {SECRET} {'x' * 300}"})
+    receipt = await send(connect(secret_file, server.address), message())
+    assert receipt["refused"].startswith(f"{ONCALL} (550 not for [secret] xxx")
+    assert len(receipt["refused"]) < 150
 
 
 async def test_who_is_put_off_is_tried_again_alone_after_a_restart_too(
@@ -291,10 +305,12 @@ async def test_who_is_put_off_is_tried_again_alone_after_a_restart_too(
     first = Recorded(message())
     error = await refused(connect(secret_file, server.address), first)
     assert (error.reason, error.scope, error.maybe_arrived) == (Reason.SERVER_ERROR, Scope.ATTEMPT, False)
-    assert error.detail == f"the mail server put off 1 of 2 recipients: {ONCALL} (450)"
+    assert error.detail == f"the mail server put off 1 of 2 recipients: {ONCALL} (450 4.2.0 greylisted)"
+    assert error.reached
     assert first.kept == [{SECOPS: "250"}]
     second = first.again(error)
-    await refused(connect(secret_file, server.address), second)  # and again, with nothing new to keep but the same
+    # And again, with nothing new to keep but the same; the server still works for others.
+    assert (await refused(connect(secret_file, server.address), second)).reached
     server.replies.clear()
     receipt = await connect(secret_file, server.address).send(second.again(error))
     assert "refused" not in receipt
@@ -308,6 +324,7 @@ async def test_where_nobody_has_the_mail_yet_all_are_tried_again(secret_file: Pa
     attempt = Recorded(message())
     error = await refused(connect(secret_file, server.address), attempt)
     assert (error.reason, attempt.kept, attempt.payloads) == (Reason.SERVER_ERROR, [], [])
+    assert not error.reached
     server.replies.clear()
     await connect(secret_file, server.address).send(attempt.again(error))
     assert [recipients for recipients, _ in server.taken] == [[SECOPS, ONCALL]]
@@ -321,7 +338,7 @@ async def test_who_was_put_off_and_is_then_refused_does_not_undo_the_rest(
     error = await refused(connect(secret_file, server.address), first)
     server.replies = {f"RCPT {ONCALL}": "550 5.1.1 no such user"}
     receipt = await connect(secret_file, server.address).send(first.again(error))
-    assert receipt["refused"] == f"{ONCALL} (550)"
+    assert receipt["refused"] == f"{ONCALL} (550 5.1.1 no such user)"
     assert len(server.taken) == 1
 
 
@@ -333,10 +350,10 @@ async def test_who_was_refused_for_good_is_not_asked_again_for_the_sake_of_who_w
     first = Recorded(message())
     to = [SECOPS, gone, ONCALL]
     error = await refused(connect(secret_file, server.address, to=to), first)
-    assert first.kept == [{SECOPS: "250", gone: "550"}]
+    assert first.kept == [{SECOPS: "250", gone: "550 5.1.1 no such user"}]
     server.replies.clear()
     receipt = await connect(secret_file, server.address, to=to).send(first.again(error))
-    assert receipt["refused"] == f"{gone} (550)"
+    assert receipt["refused"] == f"{gone} (550 5.1.1 no such user)"
     assert [recipients for recipients, _ in server.taken] == [[SECOPS], [ONCALL]]
 
 

@@ -152,6 +152,18 @@ async def test_slack_is_told_to_make_nothing_of_the_text(
     assert told == {"mrkdwn": False, "parse": "none", "unfurl_links": False, "unfurl_media": False}
 
 
+async def test_what_slack_answers_is_kept_short_and_without_the_token(secret_file: Path, website: WebServer) -> None:
+    answer = {"ok": True, "channel": f"C{SECRET}{'x' * 70_000}", "ts": [SECRET, "1" * 70_000]}
+    address = await website(200, json.dumps(answer), Content_Type="application/json")
+    channel = settings(example("slack", secret_file, address)).connect(5)
+    attempt = Recorded(message())
+    receipt = await channel.send(attempt)
+    await channel.close()
+    assert receipt["channel"].startswith("C[secret]xxx")
+    assert SECRET not in f"{receipt} {attempt.answers}"
+    assert len(f"{receipt} {attempt.answers}") < 2048
+
+
 async def test_a_proxy_in_the_environment_sees_nothing(
     secret_file: Path, stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,9 +1,7 @@
 """A post whose answer was lost is looked for before it is made again."""
 
-from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from aiohttp import web
@@ -11,57 +9,16 @@ from slack_sdk.web.async_client import AsyncWebClient
 
 from ops.demo.stand_ins.faults import Fault, Kind, Provider
 from ops.demo.stand_ins.server import StandIns
-from ops.demo.stand_ins.slack_channel import SlackMessage
-from services.relay.channels.channel import Channel, Receipt, Scope, SendError
-from services.relay.model import Message
+from services.relay.channels.channel import Scope, SendError
 from tests.relay.channels.conftest import Answering
 from tests.relay.channels.examples import SECRET, example, message, settings
 from tests.relay.channels.recorded import Recorded, send
-
-CRITICAL = "#security-critical"
-Connect = Callable[..., Channel]
-
-
-@pytest.fixture
-async def connect(secret_file: Path, stand_ins: StandIns) -> AsyncIterator[Connect]:
-    """Connects channels; each has no memory of another."""
-    opened: list[Channel] = []
-
-    def connect(channel: str = CRITICAL) -> Channel:
-        values = {**example("slack", secret_file, stand_ins.http), "channel": channel}
-        opened.append(settings(values).connect(5))
-        return opened[-1]
-
-    yield connect
-    for channel in opened:
-        await channel.close()
+from tests.relay.channels.slack.posted import CRITICAL, Connect, lost, now, place, posts
 
 
 @pytest.fixture
 def slack(stand_ins: StandIns) -> AsyncWebClient:
     return AsyncWebClient(SECRET, base_url=stand_ins.slack_api_url, retry_handlers=[], timeout=5)
-
-
-def posts(stand_ins: StandIns) -> list[SlackMessage]:
-    return list(stand_ins.slack.channels[CRITICAL].messages)
-
-
-def now(**changes: Any) -> Message:
-    """A message that was accepted a moment ago."""
-    return message(accepted_at=datetime.now(UTC), **changes)
-
-
-async def lost(stand_ins: StandIns, channel: Channel, message: Message) -> Recorded:
-    """Posts a message whose answer is lost; gives the next attempt."""
-    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=Kind.LOST_ANSWER, count=1))
-    first = Recorded(message)
-    with pytest.raises(SendError) as raised:
-        await channel.send(first)
-    return first.again(raised.value)
-
-
-def place(stand_ins: StandIns, post: SlackMessage) -> Receipt:
-    return {"channel": stand_ins.slack.channels[CRITICAL].id, "ts": post.ts, "found": "yes"}
 
 
 @pytest.mark.parametrize("by", ["name", "id"])
@@ -103,20 +60,6 @@ async def test_a_reply_to_a_message_that_is_gone_is_found_outside_the_thread(
     receipt = await connect().send(again)
     (post,) = posts(stand_ins)
     assert receipt == place(stand_ins, post)
-
-
-async def test_a_channel_whose_id_was_in_an_answer_needs_no_list(connect: Connect, stand_ins: StandIns) -> None:
-    channel = connect()
-    await send(channel, now(delivery_id="another"))
-    again = await lost(stand_ins, channel, now())
-    stand_ins.slack.scopes -= {"channels:read", "groups:read"}
-    assert (await channel.send(again))["found"] == "yes"
-
-
-async def test_a_bot_that_may_list_public_channels_alone_finds_them(connect: Connect, stand_ins: StandIns) -> None:
-    again = await lost(stand_ins, connect(), now())
-    stand_ins.slack.scopes.discard("groups:read")
-    assert (await connect().send(again))["found"] == "yes"
 
 
 @pytest.mark.parametrize("scope", ["channels:history", "channels:read"])

@@ -1,0 +1,40 @@
+"""Posts to the stand-in for Slack, and one whose answer is lost."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from ops.demo.stand_ins.faults import Fault, Kind, Provider
+from ops.demo.stand_ins.server import StandIns
+from ops.demo.stand_ins.slack_channel import SlackMessage
+from services.relay.channels.channel import Channel, Receipt, SendError
+from services.relay.model import Message
+from tests.relay.channels.examples import message
+from tests.relay.channels.recorded import Recorded
+
+CRITICAL = "#security-critical"
+Connect = Callable[..., Channel]
+
+
+def posts(stand_ins: StandIns) -> list[SlackMessage]:
+    return list(stand_ins.slack.channels[CRITICAL].messages)
+
+
+def now(**changes: Any) -> Message:
+    """A message that was accepted a moment ago."""
+    return message(accepted_at=datetime.now(UTC), **changes)
+
+
+async def lost(stand_ins: StandIns, channel: Channel, message: Message) -> Recorded:
+    """Posts a message whose answer is lost; gives the next attempt."""
+    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=Kind.LOST_ANSWER, count=1))
+    first = Recorded(message)
+    with pytest.raises(SendError) as raised:
+        await channel.send(first)
+    return first.again(raised.value)
+
+
+def place(stand_ins: StandIns, post: SlackMessage) -> Receipt:
+    return {"channel": stand_ins.slack.channels[CRITICAL].id, "ts": post.ts, "found": "yes"}

@@ -1,0 +1,104 @@
+"""Where a webhook is posted to: an address may be a secret, and is read and kept as one."""
+
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from services.relay.channels.channel import Reason, Scope, SendError
+from tests.relay.channels.conftest import Answering
+from tests.relay.channels.examples import message, rotate, settings
+from tests.relay.channels.kinds import unused_address
+from tests.relay.channels.recorded import Recorded, send
+
+TARGET = "/services/T0123456789/B-geheim-geheim?key=0123456789abcdef"
+
+
+@pytest.fixture
+def url_file(tmp_path: Path) -> Path:
+    return tmp_path / "url"
+
+
+async def test_an_address_in_a_file_is_read_again_when_it_changes(url_file: Path, answering: Answering) -> None:
+    asked: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(request.path_qs)
+        return web.Response(status=204)
+
+    provider = await answering(answer)
+    rotate(url_file, f"http://{provider}{TARGET}\n")
+    channel = settings({"kind": "webhook", "url_file": url_file}).connect(5)
+    before = channel.secrets()
+    await send(channel, message())
+    rotate(url_file, f"http://{provider}/another")
+    assert channel.secrets() != before
+    await send(channel, message())
+    await channel.close()
+    assert asked == [TARGET, "/another"]
+
+
+@pytest.mark.parametrize("given", ["url", "url_file"])
+@pytest.mark.parametrize(
+    "said", ["http://{host}{target}", "nothing at {target}", "no team T0123456789", "B-geheim-geheim is gone"]
+)
+async def test_an_answer_that_repeats_the_address_does_not_bring_it_into_the_record(
+    given: str, said: str, url_file: Path, answering: Answering
+) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(status=404, text=said.format(host=request.host, target=request.path_qs))
+
+    url = f"http://{await answering(answer)}{TARGET}"
+    rotate(url_file, url)
+    attempt = Recorded(message())
+    channel = settings({"kind": "webhook", given: url if given == "url" else url_file}).connect(5)
+    with pytest.raises(SendError) as raised:
+        await channel.send(attempt)
+    await channel.close()
+    assert "[secret]" in raised.value.detail
+    shown = f"{raised.value!r} {raised.value.detail} {attempt}"
+    assert not [part for part in ("T0123456789", "geheim", "0123456789abcdef") if part in shown]
+
+
+async def test_no_connection_says_nothing_of_the_address(url_file: Path) -> None:
+    rotate(url_file, f"http://{unused_address()}{TARGET}")
+    channel = settings({"kind": "webhook", "url_file": url_file}).connect(5)
+    with pytest.raises(SendError) as raised:
+        await send(channel, message())
+    await channel.close()
+    assert raised.value.detail.startswith("the webhook: no connection")
+    assert not [part for part in ("T0123456789", "geheim", "0123456789abcdef") if part in raised.value.detail]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "expected"),
+    [
+        (None, Reason.UNAUTHORIZED, "No such file or directory"),
+        ("", Reason.UNAUTHORIZED, "is empty"),
+        ("hooks.example.org/geheim", Reason.MISCONFIGURED, "expected a URL such as https://HOST/PATH"),
+        ("http://hooks.example.org/geheim", Reason.MISCONFIGURED, "expected https://"),
+        ("https://u:geheim@hooks.example.org/", Reason.MISCONFIGURED, "expected a URL such as https://HOST/PATH"),
+    ],
+)
+async def test_a_file_without_an_address_is_the_channels_trouble_until_it_is_mended(
+    content: str | None, reason: Reason, expected: str, url_file: Path
+) -> None:
+    if content is not None:
+        rotate(url_file, content)
+    channel = settings({"kind": "webhook", "url_file": url_file}).connect(5)
+    with pytest.raises(SendError) as unusable:
+        await send(channel, message())
+    assert (unusable.value.reason, unusable.value.scope) == (reason, Scope.CHANNEL)
+    assert unusable.value.detail.startswith(f"{url_file}: {expected}")
+    assert "geheim" not in unusable.value.detail
+    rotate(url_file, f"http://{unused_address()}/")
+    with pytest.raises(SendError) as mended:
+        await send(channel, message())
+    assert mended.value.reason is Reason.CONNECTION
+    await channel.close()
+
+
+@pytest.mark.parametrize("given", [{}, {"url": "https://example.org/", "url_file": "f"}])
+def test_an_address_is_given_in_one_way(given: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="expected either `url` or `url_file`"):
+        settings({"kind": "webhook", **given})
