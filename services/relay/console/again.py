@@ -11,7 +11,11 @@ from services.relay.outbox.store import Store
 
 STEP: Final = 200
 """Deliveries in one transaction."""
-_OVER: Final = {State.DELIVERED: "it was delivered", State.SUPERSEDED: "another delivery tells it instead"}
+_NOT_AGAIN: Final = {
+    State.SENDING: "it is being sent",
+    State.DELIVERED: "it was delivered",
+    State.SUPERSEDED: "another delivery tells it instead",
+}
 
 
 class UnknownDeliveryError(Exception):
@@ -39,8 +43,8 @@ async def retry(store: Store, delivery_id: str, channels: Collection[str]) -> De
     if before.channel not in channels:
         raise NothingToRetryError(f"its channel, {before.channel}, is not configured any more")
     had = await again(store, delivery_id)
-    if had in _OVER:
-        raise NothingToRetryError(f"there is nothing to try again: {_OVER[had]}")
+    if had in _NOT_AGAIN:
+        raise NothingToRetryError(f"there is nothing to try again: {_NOT_AGAIN[had]}")
     return await _found(store, delivery_id)
 
 

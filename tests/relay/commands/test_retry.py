@@ -46,11 +46,13 @@ def test_some_are_tried_again_by_their_ids(typed: Typed, fill: Fill) -> None:
 
 def test_each_that_cannot_be_is_a_line_and_the_others_are_tried_again(typed: Typed, fill: Fill) -> None:
     made = fill(one_of_each)
-    result = typed("retry", made["delivered"], "unknown", made["dead"], made["superseded"], made["gone"])
+    ids = [made[name] for name in ("delivered", "sending", "dead", "superseded", "gone")]
+    result = typed("retry", ids[0], "unknown", *ids[1:])
     assert (result.exit_code, result.stdout) == (1, "1 to be sent again\n")
     assert result.stderr.splitlines() == [
         f"{made['delivered']}: there is nothing to try again: it was delivered",
         "unknown: no such delivery",
+        f"{made['sending']}: there is nothing to try again: it is being sent",
         f"{made['superseded']}: there is nothing to try again: another delivery tells it instead",
         f"{made['gone']}: its channel, gone, is not configured any more",
     ]

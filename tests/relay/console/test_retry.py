@@ -77,7 +77,9 @@ async def test_what_is_being_sent_is_left_alone(tmp_path: Path) -> None:
         await reaches(client, 1, "relay_outbox_deliveries", channel="one", state="sending")
         (under_way,) = await listed(client, "")
         code, answer = await retry(client, f"{under_way['id']}/retry")
-        assert (code, answer["state"]) == (202, "sending")
+        assert (code, answer["error"]) == (409, "there is nothing to try again: it is being sent")
+        (still,) = await listed(client, "")
+        assert (still["id"], still["state"]) == (under_way["id"], "sending")
         assert len(channel.tried) == 1
 
 
