@@ -8,13 +8,14 @@ SQLite's file does not shrink: freed pages are used again. (VACUUM would lock ev
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Final, NamedTuple
 
 import structlog
 from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, func, or_, select
 
+from services.relay.outbox.needed import NOT_TOLD, TOLD, Needed, needed, said_again
 from services.relay.outbox.schema import State, attempts, deliveries, events, incidents
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
@@ -28,9 +29,6 @@ _PAUSE: Final = 0.05
 """Seconds between two steps, in which the writer belongs to the others."""
 
 _of = deliveries.c
-_TOLD: Final = (State.DELIVERED, State.SUPERSEDED)
-"""How a delivery ends that nobody has to look at."""
-_NOT_TOLD: Final = [state.value for state in State if state not in _TOLD]  # as an index of `schema` has it
 log = structlog.get_logger(__name__)
 
 
@@ -124,10 +122,10 @@ async def prune(store: Store, max_age: float, max_deliveries: int) -> Pruned:
     """One round. Raises StoreUnavailableError: what was pruned before it stays so."""
     cutoff = await store.run(lambda transaction: transaction.now) - max_age
     bounds = await store.read(partial(_bounds, max_deliveries))
-    needed = await store.read(partial(_needed, cutoff))
-    gone = await _walk(store, _Deliveries(cutoff, bounds.delivery, needed).step)
-    needed = await store.read(partial(_needed, cutoff))
-    unused = await _walk(store, partial(_prune_events, cutoff, bounds.event, needed))
+    gone = await _walk(store, _Deliveries(cutoff, bounds.delivery, await needed(store, cutoff)).step)
+    not_told = await needed(store, cutoff)
+    superfluous = await said_again(store, not_told, cutoff)
+    unused = await _walk(store, _Events(cutoff, bounds.event, not_told, superfluous).step)
     return Pruned(gone, unused)
 
 
@@ -145,26 +143,13 @@ async def _walk(store: Store, step: Callable[[int, Transaction], _Step]) -> int:
 
 def _bounds(max_deliveries: int, connection: Connection) -> _Bounds:
     everything = connection.execute(select(func.count()).select_from(deliveries)).scalar_one()
-    others = select(func.count()).select_from(deliveries).where(_of.state.in_(_NOT_TOLD))
+    others = select(func.count()).select_from(deliveries).where(_of.state.in_(NOT_TOLD))
     too_many = everything - connection.execute(others).scalar_one() - max_deliveries
     if too_many <= 0:
         return _Bounds(0, 0)
-    told = select(_of.seq, _of.event_seq).where(_of.state.in_(_TOLD)).order_by(_of.seq)
+    told = select(_of.seq, _of.event_seq).where(_of.state.in_(TOLD)).order_by(_of.seq)
     newest = connection.execute(told.offset(too_many - 1).limit(1)).first()
     return _Bounds(0, 0) if newest is None else _Bounds(*newest)  # PostgreSQL: another replica may be at it, too
-
-
-def _needed(cutoff: float, connection: Connection) -> dict[str, int]:
-    """Of each incident that is not told, or not in full: the first event that is needed, as are all after it.
-
-    Without one in between, an alert that ended there would be told as if it still fired.
-    """
-    query = (
-        select(_of.incident_id, func.min(_of.first_event))
-        .where(_of.state.in_(_NOT_TOLD), or_(_of.finished_at.is_(None), _of.finished_at >= cutoff))
-        .group_by(_of.incident_id)
-    )
-    return dict(connection.execute(query).all())
 
 
 class _Deliveries:
@@ -194,7 +179,7 @@ class _Deliveries:
     def _is_over(self, row: Row[Any]) -> bool:
         if row.finished_at is None:
             return False
-        return row.finished_at < self._cutoff or (row.seq <= self._bound and row.state in _TOLD)
+        return row.finished_at < self._cutoff or (row.seq <= self._bound and row.state in TOLD)
 
     def _is_needed(self, row: Row[Any]) -> bool:
         if not row.goes_on and row.incident_id not in self._not_told:
@@ -205,16 +190,28 @@ class _Deliveries:
         return row.seq in (first, arrived)
 
 
-def _prune_events(cutoff: float, bound: int, needed: Mapping[str, int], after: int, transaction: Transaction) -> _Step:
-    connection = transaction.connection
-    rows = connection.execute(_EVENTS, {"after": after}).all()
-    if not rows:
-        return _Step(0, after, more=False)
-    last = rows[-1]
-    found = connection.execute(_UNUSED_EVENTS, {"after": after, "last": last.seq, "cutoff": cutoff})
-    unused = {seq: incident for seq, incident in found if seq < needed.get(incident, seq + 1)}
-    if unused:
-        over = incidents.c.id.in_(unused.values()), incidents.c.latest_event.in_(unused), incidents.c.open == 0
-        connection.execute(delete(incidents).where(*over))
-        connection.execute(delete(events).where(events.c.seq.in_(unused)))
-    return _Step(len(unused), last.seq, more=last.seq < bound or last.accepted_at < cutoff)
+class _Events:
+    """The steps of one walk over the events."""
+
+    def __init__(self, cutoff: float, bound: int, not_told: Needed, superfluous: Collection[int]) -> None:
+        self._cutoff = cutoff
+        self._bound = bound
+        self._first = {incident: min(each.start for each in ranges) for incident, ranges in not_told.items()}
+        self._superfluous = superfluous
+
+    def step(self, after: int, transaction: Transaction) -> _Step:
+        connection = transaction.connection
+        rows = connection.execute(_EVENTS, {"after": after}).all()
+        if not rows:
+            return _Step(0, after, more=False)
+        last = rows[-1]
+        found = connection.execute(_UNUSED_EVENTS, {"after": after, "last": last.seq, "cutoff": self._cutoff})
+        unused = {seq: incident for seq, incident in found if not self._is_needed(seq, incident)}
+        if unused:
+            over = incidents.c.id.in_(unused.values()), incidents.c.latest_event.in_(unused), incidents.c.open == 0
+            connection.execute(delete(incidents).where(*over))
+            connection.execute(delete(events).where(events.c.seq.in_(unused)))
+        return _Step(len(unused), last.seq, more=last.seq < self._bound or last.accepted_at < self._cutoff)
+
+    def _is_needed(self, seq: int, incident: str) -> bool:
+        return incident in self._first and seq >= self._first[incident] and seq not in self._superfluous

@@ -17,7 +17,15 @@ class Rows:
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    async def event(self, incident: str = "one", *, age: float = 0, goes_on: bool = True, episode: int = 1) -> int:
+    async def event(
+        self,
+        incident: str = "one",
+        *,
+        age: float = 0,
+        goes_on: bool = True,
+        episode: int = 1,
+        written: bytes = b"{}",
+    ) -> int:
         """The latest event of an incident; gives its seq."""
 
         def put(transaction: Transaction) -> int:
@@ -29,7 +37,7 @@ class Rows:
                 "status": "firing",
                 "fingerprint": "same",
                 "accepted_at": transaction.now - age,
-                "event": b"{}",
+                "event": written,
                 "body": b"{}",
             }
             connection = transaction.connection

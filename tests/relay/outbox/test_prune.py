@@ -1,24 +1,17 @@
-"""Retention, on both stores: what goes, what stays, and that nobody waits for it."""
+"""Retention, on both stores: what goes, and what stays."""
 
-import asyncio
-import sqlite3
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from sqlalchemy import text
 
 from services.relay import identity
-from services.relay.outbox import prune as retention
 from services.relay.outbox.accept import Incoming, Known, Plan, accept
-from services.relay.outbox.database import Database, sqlite
-from services.relay.outbox.prune import STEP, Pruned, prune, pruning
-from services.relay.outbox.schema import OPEN, State, attempts, deliveries, incidents
+from services.relay.outbox.database import Database
+from services.relay.outbox.prune import Pruned, prune
+from services.relay.outbox.schema import OPEN, State, attempts, incidents
 from services.relay.outbox.store import Store, opened
-from services.relay.outbox.together import Transaction
-from tests.conftest import Until
 from tests.relay.outbox.rows import Rows
 from tests.relay.scripted import event_of
 
@@ -193,93 +186,3 @@ async def test_a_repeat_is_known_for_one_when_the_deliveries_of_what_it_repeats_
     await prune(store, DAY, 1)
     assert (await accept(store, replace(incoming), decide)).duplicate
     assert [known is not None for known in asked] == [False, True]
-
-
-async def test_more_than_one_step_is_pruned_in_a_round_and_the_oldest_go_first(store: Store, rows: Rows) -> None:
-    made = [await rows.delivery(await rows.event(f"{number}", age=60, goes_on=False)) for number in range(STEP + 30)]
-    assert await prune(store, DAY, 10) == Pruned(deliveries=STEP + 20, events=0)
-    assert await rows.left() == set(made[-10:])
-    assert (await prune(store, 1.0, MANY)).events == STEP + 30
-    assert await rows.count(deliveries) == await rows.count(incidents) == 0
-
-
-async def test_a_step_that_is_done_again_keeps_the_same(store: Store, rows: Rows) -> None:
-    kept = await rows.delivery(await rows.event(age=3 * DAY))
-    await rows.delivery(await rows.event(age=2 * DAY))
-    step = retention._Deliveries(time.time() - DAY, 0, ()).step
-
-    def undone(transaction: Transaction) -> None:
-        assert step(0, transaction).pruned == 1
-        raise LookupError
-
-    with pytest.raises(LookupError):
-        await store.run(undone)
-    await store.run(lambda transaction: step(0, transaction))
-    assert await rows.left() == {kept}
-
-
-async def test_an_end_that_is_accepted_while_a_round_is_under_way_keeps_what_to_reply_to(
-    store: Store, rows: Rows
-) -> None:
-    page = await rows.delivery(await rows.event(age=3 * DAY))
-    step = retention._Deliveries(time.time() - DAY, 0, not_told=()).step
-    end = await rows.delivery(await rows.event(goes_on=False), "slack", State.QUEUED)
-    await store.run(lambda transaction: step(0, transaction))
-    assert await rows.left() == {page, end}
-
-
-async def test_an_empty_outbox_is_pruned_of_nothing(store: Store) -> None:
-    assert await prune(store, DAY, 1) == Pruned(0, 0)
-
-
-async def test_two_replicas_may_prune_at_once(database: Database, rows: Rows) -> None:
-    await rows.many(STEP * 2, age=2 * DAY)
-    async with opened(database, time.time) as one, opened(database, time.time) as other:
-        pruned = await asyncio.gather(prune(one, DAY, MANY), prune(other, DAY, MANY))
-    assert sum(each.deliveries for each in pruned) >= STEP * 2
-    assert await rows.left() == set()
-    assert await rows.events() == []
-
-
-async def test_it_goes_on_after_the_store_was_not_available(tmp_path: Path, until: Until) -> None:
-    file = tmp_path / "relay.db"
-    async with opened(sqlite(file), time.time) as store:
-        rows = Rows(store)
-        await rows.delivery(await rows.event(age=2 * DAY, goes_on=False))
-        other = sqlite3.connect(file, isolation_level=None)
-        other.execute("BEGIN IMMEDIATE")
-        task = asyncio.create_task(pruning(store, DAY, MANY, every=0.05))
-
-        async def failed() -> bool:
-            return store.problem is not None
-
-        async def pruned() -> bool:
-            return await rows.events() == []
-
-        await until(failed)
-        other.execute("ROLLBACK")
-        other.close()
-        await until(pruned)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-
-async def test_the_pages_of_what_is_gone_are_used_again(tmp_path: Path) -> None:
-    async with opened(sqlite(tmp_path / "relay.db"), time.time) as store:
-        rows = Rows(store)
-
-        async def pages() -> int:
-            return await store.read(lambda connection: connection.execute(text("PRAGMA page_count")).scalar_one())
-
-        async def a_day() -> None:
-            for number in range(50):
-                await rows.delivery(await rows.event(f"{number}", age=2 * DAY, goes_on=False), payload=b"x" * 9000)
-            await prune(store, DAY, MANY)
-
-        await a_day()
-        full = await pages()
-        for _ in range(3):
-            await a_day()
-        assert full > 100
-        assert await pages() <= full * 1.05
