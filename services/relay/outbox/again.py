@@ -1,6 +1,6 @@
 """Dead letters are sent again: not as they were, which may be long over, but as the current state of their incident.
 
-What waits for its next attempt is due at once.
+What waits for its next attempt is due at once, and where a breaker holds the channel back, it is tried at once.
 """
 
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from sqlalchemy import Row, bindparam, select, update
 
+from services.relay.outbox import gate
 from services.relay.outbox.enqueue import New, enqueue
 from services.relay.outbox.lock import lock
 from services.relay.outbox.schema import State, deliveries, incidents
@@ -38,7 +39,7 @@ async def again(store: Store, delivery_id: str) -> State | None:
         The state that it had; None where there is no such delivery.
 
     Raises:
-        StoreUnavailableError: nothing was committed.
+        StoreUnavailableError: it is not known to be committed.
     """
     return await store.run(lambda transaction: _again(transaction, delivery_id))
 
@@ -59,6 +60,8 @@ def _again(transaction: Transaction, delivery_id: str) -> State | None:
     elif state in (State.QUEUED, State.RETRYING):
         due = update(deliveries).where(_of.seq == row.seq).values(due_at=transaction.now, set_at=transaction.now)
         transaction.connection.execute(due)
+    if state in (State.DEAD, State.QUEUED, State.RETRYING):
+        gate.reopen(transaction, [row.channel])
     return state
 
 
@@ -67,6 +70,8 @@ def _again_all(transaction: Transaction, channel: str, limit: int) -> int:
     dead = [row for row in _locked(transaction, found) if row.state == State.DEAD]
     for row in dead:
         _revive(transaction, row)
+    if dead:
+        gate.reopen(transaction, [channel])
     return len(found)
 
 

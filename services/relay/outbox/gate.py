@@ -171,10 +171,13 @@ def note(
 
 
 def reopen(transaction: Transaction, names: Iterable[str]) -> None:
-    """Lets channels that refused everything be tried at once: a secret changed, or the relay was started anew."""
+    """Lets channels behind their breaker be tried at once: a secret changed, somebody asked, or the relay was started.
+
+    The pause that a provider asked for stays.
+    """
     for name in names:
         row = transaction.connection.execute(_FIND_SURELY, {"channel": name}).first()
-        if row is not None and row.refused:
+        if row is not None and (row.refused or row.failures >= BREAKS_AFTER):
             _close(transaction, name, transaction.now)
             _release(transaction, name)
 

@@ -6,6 +6,7 @@ import pytest
 
 from services.relay.outbox.again import again, again_all
 from services.relay.outbox.database import Database
+from services.relay.outbox.gate import BREAKS_AFTER
 from services.relay.outbox.query import one
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store, opened
@@ -22,6 +23,15 @@ async def state_of(store: Store, delivery_id: str) -> State:
     record = await one(store, delivery_id)
     assert record is not None
     return record.delivery.state
+
+
+async def broken(store: Store) -> None:
+    """The channel's breaker opens."""
+    for number in range(BREAKS_AFTER):
+        await told(store, f"failing{number}")
+    for claim in (await take(store, limit=BREAKS_AFTER)).claims:
+        await end(store, claim, State.RETRYING, again_in=60.0)
+    assert await nothing(store)
 
 
 async def given_up(store: Store, incident: str = "x", channel: str = "a") -> str:
@@ -101,3 +111,17 @@ async def test_the_dead_letters_of_one_channel_are_sent_again_the_oldest_first(s
     assert await state_of(store, other) is State.DEAD
     assert [claim.incident_id for claim in (await take(store, limit=5)).claims] == ["x", "y"]
     assert await again_all(store, "a", 2) == 1
+
+
+async def test_whoever_asks_for_another_try_gets_it_though_the_breaker_holds_the_channel_back(store: Store) -> None:
+    dead = await given_up(store)
+    await broken(store)
+    assert await again(store, dead) is State.DEAD
+    assert len((await take(store, limit=9)).claims) == 1  # which tries for all
+
+
+async def test_dead_letters_that_are_sent_again_do_not_wait_for_the_breaker(store: Store) -> None:
+    await given_up(store)
+    await broken(store)
+    assert await again_all(store, "a", 9) == 1
+    assert len((await take(store, limit=9)).claims) == 1

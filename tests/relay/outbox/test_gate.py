@@ -1,28 +1,20 @@
-"""When a channel may be used: pace, Retry-After and breaker, by a clock under the test's control."""
+"""When a channel may be used: pace and Retry-After, by a clock under the test's control."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from services.relay.outbox import database as outbox
 from services.relay.outbox import query
-from services.relay.outbox.claim import Claim, Taken
-from services.relay.outbox.gate import BREAKS_AFTER, Effect, reopened
+from services.relay.outbox.claim import Taken
+from services.relay.outbox.gate import Effect, reopened
 from services.relay.outbox.overdue import look_after
-from services.relay.outbox.query import ChannelState, Filter, recent
-from services.relay.outbox.receipt import Recorded
+from services.relay.outbox.query import Filter, recent
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store, opened
-from tests.relay.outbox.acts import claimed, end, nothing, take, told
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.relay.outbox.acts import claimed, nothing, take, told
+from tests.relay.outbox.gated import Clock, fail, state_of, waiting
 
 
 @pytest.fixture
@@ -34,26 +26,6 @@ def clock() -> Clock:
 async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
     async with opened(outbox.sqlite(tmp_path / "relay.db"), clock) as store:
         yield store
-
-
-async def waiting(store: Store, number: int, channel: str = "a") -> None:
-    for incident in range(number):
-        await told(store, f"{channel}{incident}", channel)
-
-
-async def fail(store: Store, claim: Claim, effect: Effect = Effect.FAILED, **changes: Any) -> Recorded:
-    return await end(store, claim, State.RETRYING, **{"reason": "timeout", "effect": effect, "again_in": 1.0} | changes)
-
-
-async def state_of(store: Store, channel: str = "a") -> ChannelState:
-    (state,) = [each for each in await store.read(query.channels) if each.name == channel]
-    return state
-
-
-async def break_it(store: Store) -> None:
-    """The breaker of channel `a` opens: as many attempts in a row as it takes do not reach the provider."""
-    for claim in (await take(store, limit=BREAKS_AFTER)).claims:
-        await fail(store, claim)
 
 
 async def at_pace(store: Store, rate: float, limit: int = 100) -> Taken:
@@ -123,108 +95,6 @@ async def test_a_shorter_retry_after_does_not_shorten_a_longer_one(store: Store,
     await fail(store, second, Effect.NOTHING, retry_after=5.0)
     clock.now += 29
     assert await nothing(store)
-
-
-async def test_after_failures_in_a_row_one_tries_for_all_and_each_failure_doubles_the_pause(
-    store: Store, clock: Clock
-) -> None:
-    await waiting(store, BREAKS_AFTER + 3)
-    await break_it(store)
-    for pause in (1.0, 2.0, 4.0, 8.0):
-        taken = await take(store, limit=9)
-        assert (taken.claims, taken.seconds) == ((), pause)
-        clock.now += pause
-        (probe,) = (await take(store, limit=9)).claims
-        assert probe.probe
-        assert await nothing(store)  # while it tries
-        await fail(store, probe)
-    clock.now += 16
-    await end(store, await claimed(store))
-    assert len((await take(store, limit=99)).claims) == BREAKS_AFTER + 2  # also those that had to wait
-
-
-async def test_the_longest_pause_has_a_bound(store: Store, clock: Clock) -> None:
-    await waiting(store, BREAKS_AFTER)
-    await break_it(store)
-    for _ in range(20):
-        clock.now += (await take(store)).seconds or 0
-        await fail(store, await claimed(store), again_in=0.0)
-    assert (await take(store)).seconds == 300
-
-
-async def test_failures_with_a_success_between_them_break_nothing(store: Store) -> None:
-    await waiting(store, 20)
-    for _ in range(4):
-        for _ in range(BREAKS_AFTER - 1):
-            await fail(store, await claimed(store))
-        await end(store, await claimed(store))
-    assert (await state_of(store)).failures == 0
-
-
-async def test_those_under_way_when_it_breaks_do_not_make_the_pause_longer(store: Store) -> None:
-    await waiting(store, 30)
-    for claim in (await take(store, limit=29)).claims:
-        await fail(store, claim)
-    assert (await take(store)).seconds == 1.0
-
-
-async def test_one_of_those_under_way_that_arrives_opens_the_gate(store: Store) -> None:
-    await waiting(store, BREAKS_AFTER + 2)
-    *others, last = (await take(store, limit=BREAKS_AFTER + 1)).claims
-    for claim in others:
-        await fail(store, claim)
-    assert await nothing(store)
-    await end(store, last)
-    assert not await nothing(store)
-
-
-async def test_a_message_that_is_refused_says_that_the_channel_works(store: Store) -> None:
-    await waiting(store, BREAKS_AFTER + 1)
-    for _ in range(BREAKS_AFTER - 1):
-        await fail(store, await claimed(store))
-    await end(store, await claimed(store), State.DEAD)
-    assert (await state_of(store)).failures == 0
-
-
-async def test_a_channel_that_refuses_everything_is_tried_after_the_longest_pause(store: Store, clock: Clock) -> None:
-    await waiting(store, 5)
-    await fail(store, await claimed(store), Effect.REFUSED, reason="unauthorized", again_in=300.0)
-    assert (await state_of(store)).refused
-    taken = await take(store)
-    assert (taken.claims, taken.seconds, taken.refused) == ((), 300.0, True)
-    clock.now += 300
-    (probe,) = (await take(store, limit=9)).claims
-    await end(store, probe)
-    assert not (await state_of(store)).refused
-    assert len((await take(store, limit=9)).claims) == 4
-
-
-async def test_a_probe_that_says_nothing_lets_the_next_try(store: Store, clock: Clock) -> None:
-    await waiting(store, BREAKS_AFTER + 1)
-    await break_it(store)
-    clock.now += 1
-    await fail(store, await claimed(store), Effect.NOTHING, again_in=60.0)
-    assert len((await take(store, limit=9)).claims) == 1
-
-
-async def test_a_probe_that_crashed_lets_the_next_try_when_its_lease_ends(store: Store, clock: Clock) -> None:
-    await waiting(store, BREAKS_AFTER + 1)
-    await break_it(store)
-    clock.now += 1
-    await claimed(store, owner="crashed")
-    assert (await take(store)).seconds == 20
-    clock.now += 20
-    assert len((await take(store, limit=9)).claims) == 1
-
-
-async def test_another_secret_is_tried_at_once_by_one_for_all(store: Store) -> None:
-    await waiting(store, 5)
-    await fail(store, await claimed(store), Effect.REFUSED, again_in=300.0)
-    await reopened(store, ["a"])
-    (probe,) = (await take(store, limit=9)).claims
-    assert (await state_of(store)).refused  # until something arrives
-    await end(store, probe)
-    assert len((await take(store, limit=9)).claims) == 4
 
 
 async def test_a_pause_that_a_provider_asked_for_is_kept_whoever_starts_anew(store: Store) -> None:
