@@ -1,10 +1,15 @@
-"""An installed Chromium in front of running stand-ins."""
+"""An installed Chromium in front of running stand-ins.
+
+To start it takes longer than most tests, so all tests of a process share one, and with it the event loop; each has a
+fresh profile.
+"""
 
 import shutil
 from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
+import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright
 
 from ops.demo.stand_ins.server import start
@@ -20,13 +25,13 @@ FLAGS = [
 ]
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def kms() -> AsyncIterator[emulator.Emulator]:
     async with emulator.start() as running:
         yield running
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def senders(kms: emulator.Emulator) -> AsyncIterator[Senders]:
     async with (
         start(emulator_faults=f"http://{kms.faults_address}") as stand_ins,
@@ -35,7 +40,7 @@ async def senders(kms: emulator.Emulator) -> AsyncIterator[Senders]:
         yield Senders(stand_ins, http)
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session", scope="session")
 async def chromium() -> AsyncIterator[Browser]:
     # The names that `ops/tools/require` knows, too.
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -53,18 +58,17 @@ def complaints() -> list[str]:
     return []
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def page(chromium: Browser, senders: Senders, complaints: list[str]) -> AsyncIterator[Page]:
     """The page, open and live; it must not reload, and the browser must have nothing to complain of."""
-    page = await chromium.new_page(viewport={"width": 1280, "height": 800})
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
-    await page.goto(f"http://{senders.stand_ins.http}/")
-    await page.locator("#live.on").wait_for()
-    await page.locator("body.settled").wait_for()
-    await page.evaluate("window.sameDocument = true")
-    yield page
-    assert await page.evaluate("window.sameDocument") is True
-    assert complaints == []
-    await page.close()
+    async with await chromium.new_page(viewport={"width": 1280, "height": 800}) as page:
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
+        await page.goto(f"http://{senders.stand_ins.http}/")
+        await page.locator("#live.on").wait_for()
+        await page.locator("body.settled").wait_for()
+        await page.evaluate("window.sameDocument = true")
+        yield page
+        assert await page.evaluate("window.sameDocument") is True
+        assert complaints == []

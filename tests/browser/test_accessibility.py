@@ -5,6 +5,8 @@ from playwright.async_api import Page, expect
 
 from tests.browser.senders import Senders
 
+pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
+
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 390, 1280])

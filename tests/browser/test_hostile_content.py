@@ -2,9 +2,12 @@
 
 import re
 
+import pytest
 from playwright.async_api import Browser, Page, Route, expect
 
 from tests.browser.senders import CRITICAL, Senders
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 
 SCRIPT = "<script>document.title='hacked'</script>"
 IMAGE = "<img src=x onerror=\"document.title='hacked'\">"
