@@ -69,7 +69,7 @@ def _check(url: Database) -> None:
         if key in _NUMBERS and not value.isdecimal():
             raise ValueError(f"{key} is no number; {_KEYS}")
         values[key] = value
-    values |= {"host": _NOWHERE, "passfile": _NOWHERE}
+    values |= {"host": _NOWHERE, "passfile": f"{_NOWHERE}/none"}
     connection = pq.PGconn.connect_start(make_conninfo(**values).encode())
     said = connection.error_message.decode()
     connection.finish()

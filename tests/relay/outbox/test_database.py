@@ -19,8 +19,9 @@ from services.relay.outbox.database import parse
         "postgresql://db/relay?options=-c%20search_path%3Dkeypulse",
     ],
 )
-def test_what_can_be_used_is_read_as_it_is_written(text: str) -> None:
+def test_what_can_be_used_is_read_as_it_is_written(text: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert parse(text) == make_url(text)
+    assert capfd.readouterr() == ("", "")  # libpq writes its warnings by itself
 
 
 @pytest.mark.parametrize(
