@@ -20,7 +20,7 @@ from services.relay.outbox import database, query
 from services.relay.outbox.accept import Incoming, Known, Plan, accept
 from services.relay.outbox.database import Database
 from services.relay.outbox.query import Delivery, Filter, recent
-from services.relay.outbox.store import Store, opened
+from services.relay.outbox.store import opened
 from tests.relay.scripted import Scripted, event_of, until
 
 QUICK = RetryPolicy(backoff_initial=0.01, backoff_max=0.3, give_up_after=60)
@@ -36,8 +36,9 @@ def _always(plan: Plan, _known: Known | None, _now: float) -> Plan:
 class Rig:
     """Workers over a real outbox."""
 
-    def __init__(self, store: Store, workers: dict[str, Worker], registry: CollectorRegistry) -> None:
-        self.store = store
+    def __init__(self, shared: Delivering, workers: dict[str, Worker], registry: CollectorRegistry) -> None:
+        self.shared = shared
+        self.store = shared.store
         self.workers = workers
         self.registry = registry
 
@@ -89,7 +90,7 @@ async def rig(
         workers: dict[str, Worker] = {}
 
         def wake(names: Iterable[str]) -> None:
-            for name in names:
+            for name in workers.keys() & set(names):
                 workers[name].wake()
 
         shared = Delivering(
@@ -107,7 +108,7 @@ async def rig(
         workers |= {name: Worker(name, channel, rate, LANES, shared) for name, channel in channels.items()}
         tasks = [asyncio.create_task(worker.run()) for worker in workers.values()]
         try:
-            yield Rig(store, workers, registry)
+            yield Rig(shared, workers, registry)
         finally:
             for task in tasks:
                 task.cancel()

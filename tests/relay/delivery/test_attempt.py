@@ -1,0 +1,89 @@
+"""An attempt is bound to its lease: what would outlast it is not sent, and what may have arrived is remembered."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services.relay.channels.channel import Attempt, Channel, LeaseLostError, Reason, Receipt, Scope, SendError
+from services.relay.delivery.sending import Sender
+from services.relay.outbox.claim import Claim
+from services.relay.outbox.query import Record, one
+from services.relay.outbox.schema import State
+from tests.relay.delivery.rig import Rig, rig
+from tests.relay.outbox.acts import claimed, take
+from tests.relay.scripted import Scripted, until
+
+LEASE = 20.0
+
+
+@pytest.fixture
+async def it(tmp_path: Path) -> AsyncIterator[Rig]:
+    async with rig(tmp_path, a=Scripted()) as it:
+        await it.tell("firing", channels=("b",))  # for which no worker runs: the test claims it
+        yield it
+
+
+class Twice(Scripted):
+    """Tells something in two requests, and is stopped for longer than its lease between them."""
+
+    async def send(self, attempt: Attempt) -> Receipt:
+        attempt.sending("the first request")
+        raise LeaseLostError
+
+
+def sender(it: Rig, channel: Channel) -> Sender:
+    return Sender("b", channel, it.shared)
+
+
+async def due(it: Rig) -> Claim:
+    """The delivery's next claim, once its wait of a hundredth of a second is over."""
+    claims: list[Claim] = []
+
+    async def there() -> bool:
+        claims.extend((await take(it.store, "b")).claims)
+        return bool(claims)
+
+    await until(there)
+    return claims[0]
+
+
+async def record_of(it: Rig, delivery_id: str) -> Record:
+    record = await one(it.store, delivery_id)
+    assert record is not None
+    return record
+
+
+@pytest.mark.parametrize("left", [-1.0, 0.0, 9.9])  # a send may take 10 s
+async def test_nothing_is_sent_that_could_outlast_its_lease(it: Rig, left: float) -> None:
+    channel = Scripted()
+    claim = await claimed(it.store, "b")
+    await sender(it, channel).deliver(claim, asyncio.get_running_loop().time() + left)
+    assert not channel.tried
+    assert (await record_of(it, claim.delivery_id)).delivery.state is State.SENDING  # the end of the lease is its end
+    assert it.value("relay_leases_lost_total", channel="b") == 1
+
+
+async def test_a_send_that_its_lease_outlasts_goes_out(it: Rig) -> None:
+    channel = Scripted()
+    claim = await claimed(it.store, "b")
+    await sender(it, channel).deliver(claim, asyncio.get_running_loop().time() + LEASE)
+    assert len(channel.sent) == 1
+    assert (await record_of(it, claim.delivery_id)).delivery.state is State.DELIVERED
+
+
+async def test_what_was_sent_before_the_lease_ended_may_have_arrived(it: Rig) -> None:
+    claim = await claimed(it.store, "b")
+    await sender(it, Twice()).deliver(claim, asyncio.get_running_loop().time() + LEASE)
+    assert (await record_of(it, claim.delivery_id)).delivery.state is State.RETRYING
+    assert (await due(it)).maybe_sent
+
+
+async def test_a_doubt_outlives_an_attempt_that_settles_nothing(it: Rig) -> None:
+    lost = SendError(Reason.TIMEOUT, Scope.ATTEMPT, "no answer", maybe_arrived=True)
+    refused = SendError(Reason.CONNECTION, Scope.ATTEMPT, "no connection")
+    channel = Scripted(lost, refused)
+    for _ in range(2):
+        await sender(it, channel).deliver(await due(it), asyncio.get_running_loop().time() + LEASE)
+    assert (await due(it)).maybe_sent
