@@ -15,6 +15,7 @@ from services.relay.outbox import database as outbox
 from services.relay.outbox.database import Database
 from tests.faults import summary
 from tests.postgres import Postgres
+from tests.relay.outbox.tables import opened, up
 
 # looptime asks for the event loop before each test; before the first asynchronous one, Python 3.11 would make a loop
 # that nobody closes, and the warning of it would hit whichever test comes next. Having set none once, it makes none.
@@ -73,11 +74,48 @@ def postgres_database(shared_postgres: Postgres) -> Iterator[Database]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
-    """An empty outbox: the test runs once with each store."""
+def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
+    """An empty database: the test runs once with each kind."""
     if request.param == "sqlite":
         return outbox.sqlite(tmp_path / "relay.db")
     made: Database = request.getfixturevalue("postgres_database")
+    return made
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An outbox in a file, to be copied: to make its tables takes longer than many tests."""
+    file = tmp_path_factory.mktemp("template") / "relay.db"
+    with opened(outbox.sqlite(file)) as engine:
+        up(engine)
+    return file
+
+
+@pytest.fixture(scope="session")
+def postgres_template(shared_postgres: Postgres) -> Database:
+    """An outbox in PostgreSQL, likewise."""
+    database = shared_postgres.database("template_of_tests")
+    with opened(database) as engine:
+        up(engine)
+    return database
+
+
+@pytest.fixture
+def postgres_outbox(shared_postgres: Postgres, postgres_template: Database) -> Iterator[Database]:
+    """An outbox in PostgreSQL: its tables, and nothing in them."""
+    database = shared_postgres.database(f"test_{uuid4().hex}", postgres_template)
+    yield database
+    shared_postgres.drop(database)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
+    """An outbox, its tables and nothing in them: the test runs once with each store."""
+    if request.param == "sqlite":
+        file = tmp_path / "relay.db"
+        shutil.copyfile(request.getfixturevalue("sqlite_template"), file)
+        return outbox.sqlite(file)
+    made: Database = request.getfixturevalue("postgres_outbox")
     return made
 
 

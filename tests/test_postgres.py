@@ -8,8 +8,8 @@ from services.relay.outbox.database import Database, parse
 from tests.postgres import Postgres
 
 
-def test_each_test_gets_an_empty_database_of_each_kind(database: Database) -> None:
-    engine = create_engine(database)
+def test_each_test_gets_an_empty_database_of_each_kind(empty_database: Database) -> None:
+    engine = create_engine(empty_database)
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE only_mine (number integer)"))
         connection.execute(text("INSERT INTO only_mine VALUES (1)"))

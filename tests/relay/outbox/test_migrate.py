@@ -17,8 +17,8 @@ from tests.relay.outbox.tables import differences, opened, up
 
 
 @pytest.fixture
-def engine(database: Database) -> Iterator[Engine]:
-    with opened(database) as engine:
+def engine(empty_database: Database) -> Iterator[Engine]:
+    with opened(empty_database) as engine:
         yield engine
 
 
@@ -45,7 +45,13 @@ def test_the_tables_are_those_that_the_program_works_with(engine: Engine) -> Non
 
         assert differences(connection) == []
         made = conditions(connection)
-        assert made.keys() == {"deliveries_due", "deliveries_in_order", "deliveries_counted", "events_of_ours"}
+        assert made.keys() == {
+            "deliveries_due",
+            "deliveries_in_order",
+            "deliveries_counted",
+            "deliveries_delivered",
+            "events_of_ours",
+        }
     with engine.begin() as connection:
         for table in reversed(schema.metadata.sorted_tables):
             table.drop(connection)
