@@ -12,6 +12,7 @@ HEALTH = "kms:crypto_health_status"
 RATE = "kms:decryption_error_rate_5m"
 UPTIME = "kms:uptime_since_last_crypto_init"
 OUTBOX = "relay:outbox_deliveries"
+OLDEST = "relay:outbox_oldest_timestamp_seconds"
 
 # One plausible mistake a line: the rule, what stands there, what somebody might write instead.
 MISTAKES = [
@@ -114,15 +115,26 @@ MISTAKES = [
     ("RelayChannelFailing", '{state!="dead"}', ""),
     ("RelayChannelFailing", '{state!="dead"}', '{state="queued"}'),
     ("RelayChannelFailing", '{state!="dead"}) > 0', '{state!="dead"}) >= 0'),
+    (OLDEST, "min by (env, channel) (relay_", "max by (env, channel) (relay_"),
+    (OLDEST, "env, channel", "env"),
+    (OLDEST, "env, channel", "channel"),
+    (OLDEST, "[15m]", "[10m]"),
+    (OLDEST, "[15m]", "[20m]"),
+    (OLDEST, "on (env)", "on ()"),
+    (OLDEST, "unless on (env) relay_outbox_deliveries", ""),
     ("RelayOutboxStuck", "> 600", ">= 600"),
     ("RelayOutboxStuck", "> 600", "> 615"),
-    ("RelayOutboxStuck", "min by (env, channel) (relay_", "max by (env, channel) (relay_"),
-    ("RelayOutboxStuck", "env, channel", "env"),
-    ("RelayOutboxStuck", "env, channel", "channel"),
-    ("RelayOutboxStuck", "[15m]", "[10m]"),
-    ("RelayOutboxStuck", "[15m]", "[20m]"),
-    ("RelayOutboxStuck", "on (env)", "on ()"),
-    ("RelayOutboxStuck", "unless on (env) relay_outbox_deliveries", ""),
+    ("RelayOutboxStuck", "> 7200", ">= 7200"),
+    ("RelayOutboxStuck", "> 7200", "> 7215"),
+    ("RelayOutboxStuck", "or\ntime() - relay:outbox_oldest_timestamp_seconds > 7200", ""),
+    ("RelayOutboxStuck", "on (env, channel)", "on (env)"),
+    ("RelayOutboxStuck", "on (env, channel)", "on (channel)"),
+    ("RelayOutboxStuck", "sum by", "min by"),
+    ("RelayOutboxStuck", '{outcome="delivered"}', '{outcome=~"delivered|superseded"}'),
+    ("RelayOutboxStuck", '{outcome="delivered"}', '{outcome=~"delivered|dead"}'),
+    ("RelayOutboxStuck", "[10m]", "[5m]"),
+    ("RelayOutboxStuck", "[10m]", "[15m]"),
+    ("RelayOutboxStuck", ") > 0", ") >= 0"),
     ("RelayDeadLetters", '{state="dead"}', ""),
     ("RelayDeadLetters", "> 0", ">= 0"),
     ("RelayDeadLetters", "> 0", "> 1"),

@@ -7,13 +7,21 @@ watchdog outlives the relay, so that a restart forgets no absence.
 from collections.abc import Collection, Mapping
 from typing import Final
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, bindparam, func, literal_column, select, update
 
 from services.relay.outbox.dialect import insert_new
 from services.relay.outbox.schema import deliveries, watchdogs
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
 
+_of = deliveries.c
+_DELIVERED: Final = (
+    select(_of.seq)
+    # In the words of the index `deliveries_delivered`: there may be a hundred thousand of them.
+    .where(_of.state == literal_column("'delivered'"))
+    .where(_of.channel == bindparam("on"), _of.finished_at >= bindparam("since"))
+    .limit(1)
+)
 _SLACK: Final = 10.0
 """Seconds; a clock that was set back by less only prolongs a wait by as much."""
 
@@ -52,13 +60,28 @@ def last_seen(connection: Connection) -> dict[str, float]:
     return {row.name: row.seen_at for row in connection.execute(select(watchdogs.c.name, watchdogs.c.seen_at))}
 
 
-def drains(transaction: Transaction, channels: Collection[str], *, within: float) -> bool:
-    """Whether nothing that was accepted more than `within` seconds ago still waits for one of these channels."""
-    oldest = select(func.min(deliveries.c.waits_since)).where(
-        deliveries.c.finished_at.is_(None), deliveries.c.channel.in_(channels)
+def drains(transaction: Transaction, channels: Collection[str], *, within: float, longest: float) -> bool:
+    """Whether nobody waits too long on any of these channels; the alert RelayOutboxStuck judges by the same.
+
+    Args:
+        transaction: the one under way.
+        channels: what waits for another one is waited for by nobody.
+        within: seconds; what is older is too old where nothing was delivered on its channel within them.
+        longest: seconds; what is older is too old even while others are delivered.
+    """
+    oldest = (
+        select(_of.channel, func.min(_of.waits_since))
+        .where(_of.finished_at.is_(None), _of.channel.in_(channels))
+        .group_by(_of.channel)
     )
-    since = transaction.connection.execute(oldest).scalar()
-    return since is None or transaction.now - since <= within
+    now = transaction.now
+    old = [(channel, now - since) for channel, since in transaction.connection.execute(oldest) if now - since > within]
+    return all(age <= longest and _delivers(transaction, channel, within) for channel, age in old)
+
+
+def _delivers(transaction: Transaction, channel: str, within: float) -> bool:
+    asked = {"on": channel, "since": transaction.now - within}
+    return transaction.connection.execute(_DELIVERED, asked).first() is not None
 
 
 def _rows(names: Collection[str], now: float) -> list[dict[str, object]]:

@@ -6,6 +6,7 @@ the relay stops. The address is a secret, for whoever knows it can keep the swit
 
 import asyncio
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,8 +19,9 @@ from services.relay.outbox.watchdogs import drains
 from shared.secret_file import SecretFile, SecretUnreadableError
 
 _ANSWER_SECONDS: Final = 5.0
-_DRAINS_WITHIN: Final = 300.0
-"""Seconds; what waits longer than that shows that the outbox does not drain."""
+WITHIN: Final = 600.0
+LONGEST: Final = 7200.0
+"""Seconds, both: see `drains`. They are those of the alert RelayOutboxStuck."""
 
 log = structlog.get_logger(__name__)
 
@@ -50,11 +52,10 @@ class Outside:
         """Waits for a heartbeat and passes it on; gives the seconds until the next, 0. Raises StoreUnavailableError."""
         await self._seen.wait()
         self._seen.clear()
-        if not await self._store.run(lambda transaction: drains(transaction, self._channels, within=_DRAINS_WITHIN)):
+        if not await self._store.run(partial(drains, channels=self._channels, within=WITHIN, longest=LONGEST)):
             log.warning(
-                "the outside address is not asked while the outbox does not drain",
+                "the outside address is not asked while the outbox does not drain; see RelayOutboxStuck in the runbook",
                 watchdog=self._watchdog,
-                waiting_over_seconds=_DRAINS_WITHIN,
             )
             return 0.0
         problem = await self._ask()

@@ -6,12 +6,11 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import insert, update
 
-from services.relay.outbox.accept import Incoming, Plan, accept
 from services.relay.outbox.database import Database
-from services.relay.outbox.schema import deliveries, watchdogs
+from services.relay.outbox.schema import watchdogs
 from services.relay.outbox.store import Store, opened
-from services.relay.outbox.watchdogs import drains, last_seen, seen, silent_for
-from tests.relay.watch.told import START, event
+from services.relay.outbox.watchdogs import last_seen, seen, silent_for
+from tests.relay.watch.told import START
 
 AGES = 100.0
 
@@ -78,20 +77,3 @@ async def test_a_clock_that_was_set_back_hides_no_absence(store: Store) -> None:
     await store.run(lambda transaction: transaction.connection.execute(row))
     await silences(store, "Watchdog")
     assert (await store.read(last_seen))["Watchdog"] == pytest.approx(moment, abs=5)
-
-
-async def test_the_outbox_drains_unless_something_unsent_is_too_old(store: Store) -> None:
-    async def draining(*channels: str) -> bool:
-        return await store.run(lambda transaction: drains(transaction, channels, within=300))
-
-    assert await draining("slack")
-    incoming = Incoming(event(), "incident", "", "KMSTest", b"{}")
-    await accept(store, incoming, lambda _known, _now: Plan(1, open=True, channels=("slack",)))
-    assert await draining("slack")
-    older = update(deliveries).values(waits_since=deliveries.c.waits_since - 400)
-    await store.run(lambda transaction: transaction.connection.execute(older))
-    assert not await draining("slack", "email")
-    assert await draining("email")
-    done = update(deliveries).values(finished_at=deliveries.c.accepted_at)
-    await store.run(lambda transaction: transaction.connection.execute(done))
-    assert await draining("slack")

@@ -1,6 +1,7 @@
 """A heartbeat is passed on outside while the outbox drains, and the address is never shown."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,9 @@ from aiohttp import web
 from structlog.testing import capture_logs
 
 from services.relay.model import Status
-from services.relay.watch.outside import Outside
+from services.relay.watch.outside import LONGEST, WITHIN, Outside
+from tests.ops.rules import ALERTS
+from tests.relay.outbox.acts import claimed, end
 from tests.relay.watch.told import CHANNELS, Clock, Desk, event
 
 PATH = "/ping/3c0de-a-secret"
@@ -69,11 +72,11 @@ async def test_each_heartbeat_is_passed_on_and_those_in_between_together(outside
     assert len(switch.asked) == 2
 
 
-async def test_it_is_not_asked_while_something_waits_for_over_five_minutes(
+async def test_it_is_not_asked_while_something_waits_for_over_ten_minutes_and_nothing_is_delivered(
     outside: Outside, switch: Switch, at: Desk, clock: Clock
 ) -> None:
     await at.accept(event(("A", Status.FIRING)), "email")
-    clock.go(300)
+    clock.go(600)
     outside.heartbeat()
     await outside.pass_on()
     assert len(switch.asked) == 1
@@ -82,14 +85,38 @@ async def test_it_is_not_asked_while_something_waits_for_over_five_minutes(
     with capture_logs() as logs:
         await outside.pass_on()
     assert len(switch.asked) == 1
-    assert [line["event"] for line in logs] == ["the outside address is not asked while the outbox does not drain"]
+    (line,) = logs
+    assert line["event"].startswith("the outside address is not asked while the outbox does not drain")
+
+
+async def test_it_is_asked_while_a_storm_is_delivered_slowly(
+    outside: Outside, switch: Switch, at: Desk, clock: Clock
+) -> None:
+    for number in range(7):
+        await at.accept(event((f"A{number}", Status.FIRING), group=str(number)), "email")
+    for asked in range(1, 7):
+        clock.go(500)
+        await end(at.store, await claimed(at.store, "email"))
+        outside.heartbeat()
+        await outside.pass_on()
+        assert len(switch.asked) == asked
+    clock.go(601)
+    outside.heartbeat()
+    await outside.pass_on()
+    assert len(switch.asked) == 6, "the last one waits, and nothing was delivered for over 10 minutes"
+
+
+def test_the_times_are_those_of_the_alert_that_tells_people() -> None:
+    expression = ALERTS["RelayOutboxStuck"]["expr"]
+    assert re.findall(r"> (\d{2,})", expression) == [f"{WITHIN:g}", f"{LONGEST:g}"]
+    assert re.findall(r"\[(\d+)m\]", expression) == [f"{WITHIN / 60:g}"]
 
 
 async def test_what_waits_for_a_channel_that_is_gone_does_not_hold_it_up(
     at: Desk, file: Path, switch: Switch, clock: Clock
 ) -> None:
     await at.accept(event(("A", Status.FIRING)), "email")
-    clock.go(301)
+    clock.go(601)
     outside = Outside("Watchdog", file, at.store, ["slack"])
     outside.heartbeat()
     await outside.pass_on()

@@ -49,6 +49,9 @@ def upgrade(op: Operations) -> None:
     counted = text("state IN ('queued', 'sending', 'retrying', 'dead')")
     columns = ["channel", "state", "waits_since"]
     op.create_index("deliveries_counted", "deliveries", columns, sqlite_where=counted, postgresql_where=counted)
+    delivered = text("state = 'delivered'")
+    columns = ["channel", "finished_at"]
+    op.create_index("deliveries_delivered", "deliveries", columns, sqlite_where=delivered, postgresql_where=delivered)
     op.create_index("events_of_incident", "events", ["incident_id", "seq"])
     ours = text("length(body) = 0")
     op.create_index("events_of_ours", "events", ["incident_id", "seq"], sqlite_where=ours, postgresql_where=ours)
