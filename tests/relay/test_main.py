@@ -1,6 +1,7 @@
 """The command line, as a person types it."""
 
 import asyncio
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,14 @@ def test_an_unknown_channel_exits_with_2_and_the_names_of_those_that_exist(tmp_p
     result = relay("--config", file, "send-test", "--channel", "x")
     assert result.returncode == 2
     assert "no such channel; expected one of pager" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["deliveries"], ["deliveries", "--channel"], ["retry"]])
+def test_an_argument_that_is_not_utf_8_exits_with_2_and_one_line(tmp_path: Path, arguments: list[str]) -> None:
+    file = configuration(tmp_path, Address("127.0.0.1", 9))
+    result = relay("--config", file, *arguments, os.fsdecode(b"\xff"))
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert "expected UTF-8 without a NUL character" in result.stderr
 
 
 def test_check_says_that_the_file_is_valid(tmp_path: Path) -> None:

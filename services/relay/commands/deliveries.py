@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +13,7 @@ import click
 from services.relay.commands.outbox import with_outbox
 from services.relay.commands.shown import show, show_all
 from services.relay.config import RelaySettings
-from services.relay.console.written import document, moment, state, whole_document
+from services.relay.console.written import document, moment, searchable, state, whole_document
 from services.relay.outbox import query
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store
@@ -47,7 +48,7 @@ def command(config: Path | None, /, delivery_id: str | None, *, as_json: bool, *
     elif given:
         click.echo("ID: expected alone; the filters are for a list", err=True)
         sys.exit(2)
-    elif not with_outbox(settings, lambda store: _one(store, delivery_id, as_json=as_json)):
+    elif not with_outbox(settings, partial(_one, option_or_exit("ID", searchable, delivery_id), as_json=as_json)):
         click.echo(f"{delivery_id}: no such delivery", err=True)
         sys.exit(1)
 
@@ -56,8 +57,8 @@ def _wanted(given: dict[str, str]) -> tuple[query.Filter, int]:
     """What was asked for, and how much of it; on a mistake one line on standard error, then exit 2."""
     wanted = query.Filter(
         state=option_or_exit("--state", state, given["in_state"]) if "in_state" in given else None,
-        channel=given.get("channel"),
-        alertname=given.get("alertname"),
+        channel=option_or_exit("--channel", searchable, given["channel"]) if "channel" in given else None,
+        alertname=option_or_exit("--alertname", searchable, given["alertname"]) if "alertname" in given else None,
         since=option_or_exit("--since", moment, given["since"]) if "since" in given else None,
     )
     return wanted, option_or_exit("--limit", _number, given.get("limit", str(_LIMIT)))
@@ -77,7 +78,7 @@ async def _list(store: Store, wanted: query.Filter, limit: int, *, as_json: bool
         show_all([delivery async for delivery in _recent(store, wanted, limit)])
 
 
-async def _one(store: Store, delivery_id: str, *, as_json: bool) -> bool:
+async def _one(delivery_id: str, store: Store, *, as_json: bool) -> bool:
     record = await query.one(store, delivery_id)
     if record is None:
         return False

@@ -14,9 +14,10 @@ from rich.progress import Progress
 from services.relay.commands.outbox import channel_or_exit, with_outbox
 from services.relay.config import RelaySettings
 from services.relay.console.again import STEP, NothingToRetryError, UnknownDeliveryError, retry, retry_channel
+from services.relay.console.written import searchable
 from services.relay.outbox import query
 from services.relay.outbox.store import Store
-from shared.cli import load_or_exit
+from shared.cli import load_or_exit, option_or_exit
 
 _EXAMPLES: Final = """\b
 Examples:
@@ -39,6 +40,8 @@ def command(config: Path | None, ids: tuple[str, ...], channel: str | None, all_
     if [bool(ids), channel is not None, all_channels].count(True) != 1:
         click.echo("expected one of: IDs, --channel, --all", err=True)
         sys.exit(2)
+    for delivery_id in ids:
+        option_or_exit("ID", searchable, delivery_id)
     if ids:
         retried, problems = with_outbox(settings, lambda store: _each(store, ids, settings))
     else:

@@ -15,8 +15,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from services.relay.console.again import NothingToRetryError, UnknownDeliveryError, retry, retry_channel
-from services.relay.console.written import document, moment, state, whole_document, written
+from services.relay.console.written import document, moment, searchable, state, whole_document, written
 from services.relay.outbox import query, rejected
+from services.relay.outbox.schema import plain
 from services.relay.outbox.store import Store
 from services.relay.outbox.waiting import StoreUnavailableError
 from shared.auth import Endpoint, guarded
@@ -74,12 +75,12 @@ class _Deliveries:
         return JSONResponse({"deliveries": [document(delivery) for delivery in page.deliveries], "next_cursor": cursor})
 
     async def one(self, request: Request) -> Response:
-        record = await query.one(self._store, request.path_params["id"])
+        record = await query.one(self._store, plain(request.path_params["id"]))
         return _error(404, "no such delivery") if record is None else JSONResponse(whole_document(record))
 
     async def retry(self, request: Request) -> Response:
         try:
-            now = await retry(self._store, request.path_params["id"], self._channels)
+            now = await retry(self._store, plain(request.path_params["id"]), self._channels)
         except UnknownDeliveryError as error:
             return _error(404, str(error))
         except NothingToRetryError as error:
@@ -133,8 +134,8 @@ def _wanted(parameters: QueryParams) -> tuple[query.Filter, int, int | None]:
         raise ValueError("cursor: expected the next_cursor of an earlier answer")
     wanted = query.Filter(
         state=_read("state", state, parameters),
-        channel=parameters.get("channel"),
-        alertname=parameters.get("alertname"),
+        channel=_read("channel", searchable, parameters),
+        alertname=_read("alertname", searchable, parameters),
         since=_read("since", moment, parameters),
     )
     return wanted, int(limit), None if cursor is None else int(cursor, 16)

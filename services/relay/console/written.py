@@ -1,11 +1,11 @@
-"""A delivery as JSON, and the times in it as text: the same for the API and for the command line."""
+"""A delivery as JSON, and what is asked for as it is written: the same for the API and for the command line."""
 
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from services.relay.outbox import query
-from services.relay.outbox.schema import State
+from services.relay.outbox.schema import State, plain
 
 
 def document(delivery: query.Delivery) -> dict[str, Any]:
@@ -40,6 +40,13 @@ def moment(text: str) -> float:
     if read is None or read.tzinfo is None:
         raise ValueError("expected a time with its zone, such as 2026-11-24T22:46:10Z")
     return read.timestamp()
+
+
+def searchable(text: str) -> str:
+    """Raises ValueError with what was expected: a database takes only what it could hold itself."""
+    if text != plain(text):
+        raise ValueError("expected UTF-8 without a NUL character")
+    return text
 
 
 def state(text: str) -> State:

@@ -110,6 +110,9 @@ def test_what_an_alert_says_cannot_steer_the_terminal(typed: Typed, fill: Fill) 
         (["--state", "lost"], "--state: expected one of queued, sending, retrying, delivered, superseded, dead"),
         (["--since", "monday"], "--since: expected a time with its zone, such as 2026-11-24T22:46:10Z, got 'monday'"),
         (["--limit", "0"], "--limit: expected a number from 1 on, got '0'"),
+        (["--channel", "a\0b"], "--channel: expected UTF-8 without a NUL character, got 'a\\x00b'"),
+        (["--alertname", "\udcff"], "--alertname: expected UTF-8 without a NUL character, got '\\udcff'"),
+        (["\udcff"], "ID: expected UTF-8 without a NUL character, got '\\udcff'"),
         (["an-id", "--state", "dead"], "ID: expected alone; the filters are for a list"),
     ],
 )

@@ -1,7 +1,6 @@
 """`keypulse-relay retry`: what was given up goes out again, with or without a relay beside it."""
 
 import asyncio
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ import pytest
 from sqlalchemy import select
 
 from services.relay.channels.channel import Reason, Scope, SendError
-from services.relay.console.again import STEP
 from services.relay.outbox.database import Database
 from services.relay.outbox.schema import State, deliveries
 from tests.relay.commands.conftest import Fill, Typed
@@ -119,40 +117,16 @@ def test_what_is_meant_must_be_said_in_one_way(typed: Typed, arguments: list[str
     assert (result.exit_code, result.stderr) == (2, "expected one of: IDs, --channel, --all\n")
 
 
+@pytest.mark.parametrize("given", ["\udcff", "a\0b"])
+def test_what_can_be_no_id_exits_with_2_and_nothing_is_tried_again(typed: Typed, fill: Fill, given: str) -> None:
+    made = fill(one_of_each)
+    result = typed("retry", made["dead"], given)
+    line = f"ID: expected UTF-8 without a NUL character, got {given!r}\n"
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", line)
+    assert fill(states)["dead"] == 2
+
+
 def test_an_unknown_channel_exits_with_2_and_those_that_exist(typed: Typed) -> None:
     result = typed("retry", "--channel", "x")
     assert result.exit_code == 2
     assert result.stderr == "--channel: no such channel; expected one of log, mail, pager, slack, got 'x'\n"
-
-
-def test_a_bar_shows_long_work_to_a_person_and_to_nobody_else(configuration: Path, fill: Fill) -> None:
-    async def many(rows: Rows) -> None:
-        event = await rows.event()
-        await asyncio.gather(*(rows.delivery(event, "log", State.DEAD) for _ in range(STEP + 50)))
-
-    fill(many)
-    command = [sys.executable, "-m", "services.relay", "--config", str(configuration), "retry", "--all"]
-    terminal, end = os.openpty()
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=end, text=True, env={**os.environ, "TERM": "xterm"}
-    )
-    os.close(end)
-    seen = b""
-    while chunk := _read(terminal):
-        seen += chunk
-    os.close(terminal)
-    stdout, _ = process.communicate(timeout=30)
-    assert (process.returncode, stdout) == (0, f"{STEP + 50} to be sent again\n")
-    assert b"to be sent again" in seen
-    assert b"100%" in seen
-
-    fill(many)
-    piped = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    assert (piped.stdout, piped.stderr) == (f"{STEP + 50} to be sent again\n", "")
-
-
-def _read(terminal: int) -> bytes:
-    try:
-        return os.read(terminal, 65536)
-    except OSError:  # Linux's way to say that the other end is closed
-        return b""

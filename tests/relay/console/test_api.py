@@ -8,6 +8,7 @@ from typing import Any
 import aiohttp
 
 from services.relay.channels.channel import Reason, Scope, SendError
+from services.relay.outbox.database import Database
 from tests.postgres import Postgres
 from tests.relay.scripted import Scripted, payload, post, reaches, served, settings, webhook_of
 
@@ -87,6 +88,8 @@ async def test_a_wrong_filter_is_400_with_what_was_expected(tmp_path: Path) -> N
             "cursor=",
             "cursor=x",
             "cursor=" + "f" * 16,
+            "channel=%00",
+            "alertname=a%00b",
         ):
             code, answer = await get(client, f"/api/deliveries?{query}")
             assert code == 400
@@ -98,6 +101,22 @@ async def test_a_wrong_filter_is_400_with_what_was_expected(tmp_path: Path) -> N
             400,
             "unknown filter; expected state, channel, alertname, since, limit, cursor",
         )
+
+
+async def test_a_nul_character_is_a_mistake_and_no_defect_with_either_store(tmp_path: Path, database: Database) -> None:
+    configuration = settings(tmp_path, {"one": Scripted()}, database=database.render_as_string())
+    async with served(configuration) as client:
+        for method, path, code in (
+            ("GET", "/api/deliveries/%00", 404),
+            ("GET", "/api/deliveries?channel=a%00b", 400),
+            ("GET", "/api/deliveries?alertname=%00", 400),
+            ("GET", "/api/deliveries?state=%00", 400),
+            ("GET", "/api/quarantine/%00", 404),
+            ("POST", "/api/deliveries/%00/retry", 404),
+            ("POST", "/api/deliveries/retry?channel=%00", 404),
+        ):
+            async with client.request(method, path) as response:
+                assert (response.status, list(await response.json())) == (code, ["error"]), path
 
 
 async def test_pages_follow_one_another_by_their_cursor(tmp_path: Path) -> None:
