@@ -47,7 +47,7 @@ async def running(settings: RelaySettings, *, clock: Callable[[], float] = time.
         clock: unix seconds.
 
     Yields:
-        The application; its `state.stop_intake` makes every webhook a 503 from then on.
+        The application; its `state.stop` makes every webhook a 503 from then on, and bounds the wait for the outbox.
 
     Raises:
         StartError: the database cannot be used.
@@ -80,7 +80,12 @@ async def running(settings: RelaySettings, *, clock: Callable[[], float] = time.
             admin=admin,
             not_ready=lambda: store.problem and f"the outbox cannot commit: {store.problem}",
         )
-        app.state.stop_intake = intake.stop
+
+        def stop() -> None:
+            intake.stop()
+            store.stop()
+
+        app.state.stop = stop
         yield app
 
 
@@ -90,7 +95,7 @@ async def serve(settings: RelaySettings) -> None:
     gc.freeze()
     gc.set_threshold(50_000)
     async with running(settings) as app:
-        await serve_until_stopped(app, settings.listen, app.state.stop_intake)
+        await serve_until_stopped(app, settings.listen, app.state.stop)
 
 
 async def send_test(settings: RelaySettings, name: str) -> list[Receipt]:
@@ -143,13 +148,16 @@ def _outbox_state(store: Store) -> OutboxState | None:
     if store.problem is not None:
         return None  # what can still be read would hide that nothing is committed
     try:
-        counts = query.counts(store)
-        refused = {each.name for each in store.read_blocking(query.channels) if each.refused}
-        seen = store.read_blocking(last_seen)
+        return store.read_blocking(
+            lambda connection: OutboxState(
+                [(each.channel, each.state, each.deliveries, each.oldest) for each in query.counts(connection)],
+                {each.name for each in query.channels(connection) if each.refused},
+                last_seen(connection),
+            )
+        )
     except StoreUnavailableError as error:
         log.warning("the outbox could not be counted for this scrape", problem=str(error))
         return None
-    return OutboxState([(each.channel, each.state, each.deliveries, each.oldest) for each in counts], refused, seen)
 
 
 def _warn_of_orphans(settings: RelaySettings, store: Store) -> None:

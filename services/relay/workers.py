@@ -79,9 +79,10 @@ async def delivering(settings: RelaySettings, store: Store, metrics: Metrics) ->
             task.cancel()
         await asyncio.gather(*tasks, looking, return_exceptions=True)
         try:
-            await give_back(store, shared.owner)
-        except StoreUnavailableError as error:
-            log.warning("claims return when their lease ends", problem=str(error))
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await give_back(store, shared.owner)
+        except (StoreUnavailableError, TimeoutError) as error:
+            log.warning("claims return when their lease ends", problem=str(error) or "the outbox does not answer")
         await asyncio.gather(*(close(name, channel) for name, channel in channels.items()))
 
 

@@ -33,7 +33,7 @@ class Tmpfs:
     def __init__(self, folder: Path) -> None:
         self._ballast = folder / "ballast"
 
-    def fill(self, _relay: Relay, /) -> None:
+    def fill(self, _relay: Relay | None = None, /) -> None:
         """Takes every block that is left."""
         with self._ballast.open("wb", buffering=0) as ballast:
             try:
@@ -42,7 +42,7 @@ class Tmpfs:
             except OSError as error:
                 assert error.errno == errno.ENOSPC  # noqa: PT017  # writes until this error comes
 
-    def free(self, _relay: Relay, /) -> None:
+    def free(self, _relay: Relay | None = None, /) -> None:
         """Gives them back."""
         self._ballast.unlink()
 

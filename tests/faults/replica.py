@@ -14,7 +14,7 @@ from shared.stop import stoppable
 
 async def serve(settings: RelaySettings, ahead: float) -> None:
     async with running(settings, clock=lambda: time.time() + ahead) as app:
-        await serve_until_stopped(app, settings.listen, app.state.stop_intake)
+        await serve_until_stopped(app, settings.listen, app.state.stop)
 
 
 if __name__ == "__main__":

@@ -121,12 +121,12 @@ async def accept(store: Store, incoming: Incoming, decide: Decide) -> Accepted:
         decide: pure; asked within the transaction, so that it sees the latest event whatever arrives beside this one.
 
     Raises:
-        StoreUnavailableError: nothing was committed.
+        StoreUnavailableError: it is not known to be committed.
     """
     # Written before its turn comes, so that a large event makes nobody wait.
     large = len(incoming.body) > _LARGE
     written = await asyncio.to_thread(encode, incoming.event) if large else encode(incoming.event)
-    return await store.batch(_accept, _Asked(incoming, written, decide))
+    return await store.batch(_accept, _Asked(incoming, written, decide), size=len(incoming.body))
 
 
 def _accept(transaction: Transaction, asked: Sequence[_Asked]) -> list[Accepted]:

@@ -145,7 +145,7 @@ async def claim(store: Store, wanted: Wanted) -> Taken:
     """Deliveries of a channel that are due and whose predecessors of their incident are done, the oldest first.
 
     Raises:
-        StoreUnavailableError: nothing was claimed.
+        StoreUnavailableError: it is not known whether anything was claimed.
     """
     return await store.batch(_claim, wanted)
 

@@ -1,22 +1,29 @@
 """What SQLite and PostgreSQL do differently; the rest of the outbox is written once.
 
 SQLite: WAL with `synchronous=FULL`, one writer at a time, its transactions `IMMEDIATE`; the clock is this machine's.
-PostgreSQL: durable by its own default; every wait of a connection is bounded, so that a replica that is stopped in the
-middle of a transaction holds nobody up for long; the clock is the server's, which all replicas share.
+PostgreSQL: durable by its own default; every wait of a connection is bounded, so that neither a server that hangs nor a
+replica that is stopped in the middle of a transaction holds anybody up for long; the clock is the server's, which all
+replicas share.
 """
 
+import errno
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, QueuePool, Table, create_engine, event, exc, func, select
+from sqlalchemy import Connection, Engine, QueuePool, Table, create_engine, event, exc, func, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from services.relay.outbox.database import Database
+from services.relay.outbox.patience import Patience, PatientConnection
 
+READERS: Final = 4
+"""How many may read at once."""
 _LOCK_SECONDS: Final = 2.0
-"""How long a transaction waits for a lock of another process."""
+"""How long a transaction waits for SQLite's one lock, and a read for a connection."""
 _POSTGRESQL: Final = {
     "application_name": "keypulse-relay",
     "connect_timeout": 3,
@@ -24,19 +31,31 @@ _POSTGRESQL: Final = {
     "keepalives_interval": 2,
     "keepalives_count": 3,
     "tcp_user_timeout": 6_000,
-    "options": "-c lock_timeout=2s -c statement_timeout=7s -c idle_in_transaction_session_timeout=5s",
+    "options": "-c lock_timeout=1100ms -c statement_timeout=7s -c idle_in_transaction_session_timeout=5s",
 }
-_AGAIN: Final = {"40001", "40P01", "55P03"}
-"""Serialization failure, deadlock, lock time-out: the same transaction may succeed now (PostgreSQL, appendix A)."""
+"""What a person may set otherwise in the URL. While a transaction waits for a lock all others wait for it; but after a
+second PostgreSQL finds a deadlock, and ends one of the two, where this time-out would end both."""
+_AGAIN: Final = {"40001", "40P01"}
+"""Serialization failure, deadlock: the same transaction may succeed now (PostgreSQL, appendix A)."""
+_HELD: Final = "55P03"
+"""Lock time-out (ibid.)."""
+_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+_SQLITE_PASSING: Final = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,  # on a full disk too, where the files beside the database cannot grow
+}
 _NOT_NOW: Final = ("starting up", "shutting down", "too many", "connection slots", "recovery", "administrator")
 _NOW: Final = select(func.extract("epoch", func.clock_timestamp()))
 
 
-def engines(database: Database) -> tuple[Engine, Engine]:
-    """One to write with, of one connection, and one to read with."""
+def engines(database: Database, patience: Patience | None = None) -> tuple[Engine, Engine]:
+    """One to write with, of one connection, and one to read with; `patience` is that of PostgreSQL's connections."""
     if is_sqlite(database):
-        return _sqlite(database, 1, _on_write), _sqlite(database, 4, _on_read)
-    return _postgresql(database, 1), _postgresql(database, 4)
+        return _sqlite(database, 1, _on_write), _sqlite(database, READERS, _on_read)
+    patience = patience or Patience()
+    return _postgresql(database, 1, patience), _postgresql(database, READERS, patience)
 
 
 def is_sqlite(database: Database) -> bool:
@@ -54,9 +73,40 @@ def insert_new(table: Table, connection: Connection) -> Any:
     return (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)
 
 
+@contextmanager
+def unhurried(connection: Connection) -> Iterator[None]:
+    """While the body runs, a statement may take as long as it takes: a migration is no piece of daily work."""
+    if connection.dialect.name == "sqlite":
+        yield
+        return
+    connection.execute(text("SET LOCAL statement_timeout = 0"))
+    connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+    patient: Any = connection.connection.driver_connection
+    usual, patient.patience = patient.patience, Patience(None)
+    try:
+        yield
+    finally:
+        patient.patience = usual
+
+
+def hurry(connection: Connection) -> None:
+    """For this transaction: what another one holds is hardly waited for."""
+    connection.execute(text("SET LOCAL lock_timeout = '100ms'"))
+
+
 def may_succeed_at_once(error: exc.DBAPIError) -> bool:
-    """Whether a transaction failed only because another one was in its way."""
+    """Whether a transaction failed only because another one was in its way, and no longer is."""
     return getattr(error.orig, "sqlstate", None) in _AGAIN
+
+
+def is_held(error: exc.DBAPIError) -> bool:
+    """Whether another transaction, such as that of a replica that hangs, held a row for too long."""
+    return getattr(error.orig, "sqlstate", None) == _HELD
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a file could not be made only because there was no room."""
+    return error.errno in _FULL
 
 
 def is_ours(error: exc.DBAPIError) -> bool:
@@ -64,15 +114,22 @@ def is_ours(error: exc.DBAPIError) -> bool:
     return isinstance(error, exc.IntegrityError | exc.DataError | exc.ProgrammingError)
 
 
-def is_passing(error: exc.DBAPIError) -> bool:
+def is_passing(error: exc.DBAPIError, database: Database) -> bool:
     """Whether a database that cannot be opened now may be opened later, without anybody changing the configuration."""
     if isinstance(error.orig, sqlite3.Error):
-        return error.orig.sqlite_errorcode & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL}
+        code = error.orig.sqlite_errorcode & 0xFF
+        # A file that is there, and cannot be opened: those beside it cannot be made.
+        return code in _SQLITE_PASSING or (code == sqlite3.SQLITE_CANTOPEN and Path(str(database.database)).is_file())
     state = getattr(error.orig, "sqlstate", None)
     if state is None:  # no connection; why the server gave none is to be had in words alone
         words = str(error.orig)
         return "FATAL" not in words or any(passing in words for passing in _NOT_NOW)
     return state[:2] in {"08", "53", "55", "57"}  # connection, resources, locked, shutting down or starting up
+
+
+def words(error: exc.SQLAlchemyError) -> str:
+    """What the database says, on one line."""
+    return " ".join(str(error.orig if isinstance(error, exc.DBAPIError) else error).split())
 
 
 def _sqlite(database: Database, connections: int, on_begin: Callable[[Connection], None]) -> Engine:
@@ -89,16 +146,30 @@ def _sqlite(database: Database, connections: int, on_begin: Callable[[Connection
     return engine
 
 
-def _postgresql(database: Database, connections: int) -> Engine:
-    return create_engine(
+def _postgresql(database: Database, connections: int, patience: Patience) -> Engine:
+    def connect(_dialect: object, _entry: object, _none: object, parameters: dict[str, Any]) -> PatientConnection:
+        connection = PatientConnection.connect(**parameters)
+        connection.patience = patience
+        return connection
+
+    engine = create_engine(
         database,
         pool_size=connections,
         max_overflow=0,
         pool_timeout=_LOCK_SECONDS,
         pool_pre_ping=connections > 1,  # a read may find a connection that a restart cut; the writer notices by itself
-        connect_args=_POSTGRESQL,
+        connect_args=_arguments(database),
         hide_parameters=True,
     )
+    event.listen(engine, "do_connect", connect)
+    return engine
+
+
+def _arguments(database: Database) -> dict[str, object]:
+    """Ours, where the URL has none of its own; of `options` the last ones win."""
+    asked = database.normalized_query
+    arguments: dict[str, object] = {key: value for key, value in _POSTGRESQL.items() if key not in asked}
+    return arguments | {"options": " ".join((str(_POSTGRESQL["options"]), *asked.get("options", ())))}
 
 
 def _on_connect(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:

@@ -77,7 +77,7 @@ async def keep(store: Store, claim: Claim, progress: Mapping[str, str]) -> bool:
     """Commits what a channel has done of a delivery already. False where the lease was lost, and nothing is kept.
 
     Raises:
-        StoreUnavailableError: nothing was committed.
+        StoreUnavailableError: it is not known to be committed.
     """
     kept = (
         update(deliveries)

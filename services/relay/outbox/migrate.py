@@ -7,7 +7,7 @@ from typing import Final
 
 from sqlalchemy import Connection, func, inspect, select, text
 
-from services.relay.outbox import schema
+from services.relay.outbox import dialect, schema
 
 HEAD: Final = "0002"
 """The newest revision of the tables: the one that `schema` describes."""
@@ -47,6 +47,7 @@ def upgrade(connection: Connection) -> None:
         DBAPIError: the database failed.
     """
     if connection.dialect.name == "postgresql":
+        connection.execute(text("SET LOCAL lock_timeout = '2s'"))  # while another replica makes the tables
         connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))  # held until the transaction ends
     revision = _revision(connection)
     if revision == HEAD:
@@ -58,10 +59,8 @@ def upgrade(connection: Connection) -> None:
             f"a newer keypulse wrote it (its tables are of revision {revision}, this program knows up to {HEAD}); "
             "run that one, or set another `database`"
         )
-    if connection.dialect.name == "postgresql":  # a step may take longer than any piece of the relay's daily work
-        connection.execute(text("SET LOCAL statement_timeout = 0"))
-        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
-    migrations.run(connection, since=revision)
+    with dialect.unhurried(connection):
+        migrations.run(connection, since=revision)
 
 
 def _revision(connection: Connection) -> str | None:

@@ -58,7 +58,7 @@ async def look_after(store: Store, owner: str, give_up_after: float) -> list[str
         The channel of each delivery that was given up.
 
     Raises:
-        StoreUnavailableError: nothing was committed.
+        StoreUnavailableError: it is not known to be committed.
     """
     return await store.run(lambda transaction: _look_after(transaction, owner, give_up_after))
 

@@ -149,20 +149,14 @@ async def one(store: Store, delivery_id: str) -> Record | None:
     return await store.read(lambda connection: _record(connection, delivery_id))
 
 
-def counts(store: Store) -> list[Count]:
-    """How many deliveries each channel has in each of `COUNTED`; those with none are left out.
-
-    Blocks: for a thread other than the event loop's.
-
-    Raises:
-        StoreUnavailableError: they cannot be read.
-    """
+def counts(connection: Connection) -> list[Count]:
+    """How many deliveries each channel has in each of `COUNTED`, for `Store.read`; those with none are left out."""
     query = (
         select(_of.channel, _of.state, func.count(), func.min(_of.waits_since))
         .where(_of.state.in_([state.value for state in COUNTED]))
         .group_by(_of.channel, _of.state)
     )
-    rows = store.read_blocking(lambda connection: connection.execute(query).all())
+    rows = connection.execute(query)
     return [Count(channel, State(state), number, oldest) for channel, state, number, oldest in rows]
 
 
@@ -173,7 +167,7 @@ async def dead(store: Store, channel: str) -> int:
 
 
 def channels(connection: Connection) -> list[ChannelState]:
-    """How each channel stands that was ever tried; for `Store.read` and `read_blocking`."""
+    """How each channel stands that was ever tried; for `Store.read`."""
     columns = schema.channels.c
     query = select(columns.name, columns.refused, columns.open_at, columns.failures)
     return [

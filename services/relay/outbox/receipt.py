@@ -98,7 +98,7 @@ class _Asked:
 
 
 async def record(store: Store, claim: Claim, ending: Ending, pauses: gate.Pauses) -> Recorded:
-    """Commits an ending. Raises StoreUnavailableError: nothing was committed."""
+    """Commits an ending. Raises StoreUnavailableError: it is not known to be committed."""
     return await store.batch(_record, _Asked(claim, ending, pauses))
 
 

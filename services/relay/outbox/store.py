@@ -1,39 +1,38 @@
-"""One thread that writes to the database: functions on a transaction go in, their results come out after the commit.
+"""The open outbox: functions on a transaction go in, their results come out after the commit.
 
-All that waits is done together (group commit): many webhooks and receipts share one fsync, and each is answered only
-after it. On SQLite everything shares one transaction; on PostgreSQL each kind of work has its own, so that the order in
-which it locks rows is the same in every replica. Reads have connections of their own, and never wait for the writer.
+All that waits is done together by one thread (group commit): many webhooks and receipts share one fsync, and each is
+answered only after it. Reads have threads and connections of their own, and never wait for the writer.
 """
 
 import asyncio
-import threading
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import structlog
 from sqlalchemy import Connection, exc
 
 from services.relay.outbox import dialect
 from services.relay.outbox.database import Database
-from services.relay.outbox.migrate import ForeignDatabaseError, NewerSchemaError, upgrade
-from services.relay.outbox.together import Piece, Transaction, by_kind, do_all
-from services.relay.outbox.waiting import StoreUnavailableError, Work, tell, too_late
+from services.relay.outbox.migrate import ForeignDatabaseError, NewerSchemaError
+from services.relay.outbox.patience import Patience
+from services.relay.outbox.together import Piece, Transaction
+from services.relay.outbox.waiting import Queue, StoreUnavailableError, Work, too_late
+from services.relay.outbox.writer import Writer
 
-_WAITING: Final = 8192
-"""How many pieces of work may wait; one more is refused, so that memory is bounded."""
-_TOGETHER: Final = 256
-"""How many of them share one transaction at most."""
-_FEW: Final = 4
-"""Pieces of work in one transaction after which the next one waits a moment, so that it finds more of them."""
-_GATHER_SECONDS: Final = 0.004
-"""That moment. A busy outbox does more with it, since a flush to the disk costs the same for one and for many."""
-_TRIES: Final = 3
 _ANSWER_SECONDS: Final = 8.0
 """How long a caller waits, its turn included: less than the 10 s that Alertmanager gives a webhook at least."""
+_SCRAPE_SECONDS: Final = 2.0
+"""How long a scrape waits for what it asks, so that it still brings the other metrics in time."""
+_STOP_SECONDS: Final = 4.0
+"""How long callers wait after `stop`: less than the server's drain, so that a webhook still gets its 503."""
+_CLOSE_SECONDS: Final = 1.0
+"""How long `close` waits for the database."""
+_LAST_SECONDS: Final = 0.5
+"""How long the connections to it then wait for an answer."""
 
 T = TypeVar("T")
 I = TypeVar("I")  # noqa: E741  # an item of work
@@ -45,67 +44,83 @@ class StoreUnusableError(Exception):
 
 
 class Store:
-    """The open database. `problem` says why the last transaction failed; None where it did not."""
+    """The open database.
 
-    def __init__(self, database: Database, clock: Callable[[], float], unmerged: frozenset[str]) -> None:
+    Args:
+        database: where it is.
+        clock: unix seconds, by this machine.
+        unmerged: the channels on which every event is told by itself.
+        monotonic: seconds, to see how long a transaction takes.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Callable[[], float],
+        unmerged: frozenset[str],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.clock = clock
-        self.problem: str | None = None
-        self._unmerged = unmerged
         self._database = database
-        self._writing, self._reading = dialect.engines(database)
-        self._prepared = False
-        self._work: deque[Work] = deque()
-        self._news = threading.Condition()
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+        self._patience = Patience()
+        writing, self._reading = dialect.engines(database, self._patience)
+        self._queue = Queue()
+        self._writer = Writer(database, writing, self._queue, clock, unmerged, monotonic)
+        self._readers = ThreadPoolExecutor(dialect.READERS, "outbox read")
+        self._reads: set[Future[Any]] = set()
+
+    @property
+    def problem(self) -> str | None:
+        """Why the last transaction failed, or that one hangs; None where all is well."""
+        return self._writer.problem
 
     async def run(self, do: Callable[[Transaction], T]) -> T:
         """What `do` returns, once it is on the disk; an exception of `do` undoes it alone.
 
         Raises:
-            StoreUnavailableError: nothing was committed; after "no answer" alone it may still be.
+            StoreUnavailableError: it is not known to be committed.
         """
         return await self.batch(lambda transaction, _: [do(transaction)], None)
 
-    async def batch(self, do: Callable[[Transaction, Sequence[I]], Sequence[T]], item: I) -> T:
+    async def batch(self, do: Callable[[Transaction, Sequence[I]], Sequence[T]], item: I, size: int = 0) -> T:
         """What `do` returns for `item`, once it is on the disk; `do` gets all items that wait for it in one call.
 
+        Args:
+            do: does its items in one transaction.
+            item: one of them.
+            size: its bytes, where they may be many.
+
         Raises:
-            StoreUnavailableError: nothing was committed; after "no answer" alone it may still be.
+            StoreUnavailableError: it is not known to be committed.
         """
-        with self._news:
-            if self._closed:
-                raise StoreUnavailableError("the outbox is closed")
-            if len(self._work) >= _WAITING:
-                raise StoreUnavailableError(f"{_WAITING} pieces of work wait for the outbox already")
-            loop = asyncio.get_running_loop()
-            done: asyncio.Future[T] = loop.create_future()
-            self._work.append(Work(Piece(do, item), done))
-            self._news.notify()
-        late = loop.call_later(_ANSWER_SECONDS, too_late, done, _ANSWER_SECONDS)
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+        work = Work(Piece(do, item), done, size)
+        self._queue.put(work)
+        late = loop.call_later(_ANSWER_SECONDS, too_late, done, f"no answer within {_ANSWER_SECONDS:g} s")
         try:
             return await done
         finally:
             late.cancel()
+            self._queue.leave(work)
 
     async def read(self, do: Callable[[Connection], T]) -> T:
         """What `do` reads, on a connection of its own. Raises StoreUnavailableError."""
+        reading = asyncio.wrap_future(self._submitted(do))
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
-                return await asyncio.to_thread(self.read_blocking, do)
+                return await reading
         except TimeoutError:
             raise StoreUnavailableError(f"no answer within {_ANSWER_SECONDS:g} s") from None
 
     def read_blocking(self, do: Callable[[Connection], T]) -> T:
-        """The same for a thread other than the event loop's. Raises StoreUnavailableError."""
-        if self._closed or not self._prepared:
-            raise StoreUnavailableError(self.problem or "the outbox is closed")
+        """The same for the thread of a scrape, within 2 s. Raises StoreUnavailableError."""
+        reading = self._submitted(do)
         try:
-            with self._reading.begin() as connection:
-                return do(connection)
-        except (exc.DBAPIError, exc.TimeoutError) as error:
-            self._reading.dispose()
-            raise StoreUnavailableError(_words(error)) from None
+            return reading.result(_SCRAPE_SECONDS)
+        except TimeoutError:
+            reading.cancel()
+            raise StoreUnavailableError(f"no answer within {_SCRAPE_SECONDS:g} s") from None
 
     def start(self) -> None:
         """Opens the database, brings its tables up to date, and starts the thread. Blocks.
@@ -116,97 +131,65 @@ class Store:
             StoreUnusableError: waiting would not help.
         """
         try:
-            if dialect.is_sqlite(self._database):
-                # It will hold what alerts say; SQLite gives its other files the same mode.
-                Path(str(self._database.database)).touch(mode=0o600)
-            self._prepare()
+            self._writer.prepare()
         except OSError as error:
-            raise StoreUnusableError(f"{error.strerror}") from None
+            if not dialect.is_full(error):
+                raise StoreUnusableError(f"{error.strerror}") from None
+            self._writer.failed([], f"{error.strerror}")
         except (ForeignDatabaseError, NewerSchemaError) as error:
             raise StoreUnusableError(str(error)) from None
         except exc.DBAPIError as error:
-            if not dialect.is_passing(error):
-                raise StoreUnusableError(_words(error)) from None
-            self._failed([], _words(error))
-        self._thread.start()
+            if not dialect.is_passing(error, self._database):
+                raise StoreUnusableError(dialect.words(error)) from None
+            self._writer.failed([], dialect.words(error))
+        self._writer.start()
+
+    def stop(self) -> None:
+        """The process is about to end; soon nobody waits any more for a database that hangs. For the event loop."""
+        asyncio.get_running_loop().call_later(_STOP_SECONDS, self._give_up)
 
     def close(self) -> None:
-        """Does what waits, then closes the database. Blocks for as long as that takes."""
-        with self._news:
-            self._closed = True
-            self._news.notify()
-        if self._thread.is_alive():
-            self._thread.join()
-        self._writing.dispose()
+        """Does what waits, then closes the database. Blocks, for a second at most where that hangs."""
+        ends = time.monotonic() + _CLOSE_SECONDS
+        self._patience.seconds = _LAST_SECONDS
+        self._queue.close()
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        wait(self._reads, _CLOSE_SECONDS)
+        if not self._writer.join(max(0.0, ends - time.monotonic())):
+            log.warning("the outbox is left in the middle of a transaction", problem=self.problem)
         self._reading.dispose()
 
-    def _prepare(self) -> None:
-        if not self._prepared:
-            with self._writing.begin() as connection:
-                upgrade(connection)
-            self._prepared = True
+    def _give_up(self) -> None:
+        self._patience.seconds = _LAST_SECONDS
+        if self.problem is not None:
+            self._queue.give_up(self.problem)
 
-    def _run(self) -> None:
-        before = 0
-        while True:
-            with self._news:
-                self._news.wait_for(lambda: self._work or self._closed)
-            if before > _FEW:
-                time.sleep(_GATHER_SECONDS)
-            with self._news:
-                batch = [self._work.popleft() for _ in range(min(len(self._work), _TOGETHER))]
-            if not batch:
-                return
-            before = len(batch)
-            works = [work for work in batch if not work.done.cancelled()]
-            if dialect.is_sqlite(self._database):
-                self._commit(works)
-            else:
-                for places in by_kind([work.piece for work in works]).values():
-                    self._commit([works[place] for place in places])
-
-    def _commit(self, works: list[Work], tries: int = _TRIES) -> None:
-        if not works:
-            return
+    def _submitted(self, do: Callable[[Connection], T]) -> Future[T]:
         try:
-            self._prepare()
-            with self._writing.begin() as connection:
-                now = dialect.now(connection, self.clock)
-                transaction = Transaction(connection, now, self._unmerged)
-                outcomes = do_all(transaction, [work.piece for work in works])
-        except exc.DBAPIError as error:
-            if dialect.may_succeed_at_once(error) and tries > 1:
-                self._commit(works, tries - 1)
-            elif dialect.is_ours(error):
-                self._not_together(works, error)
-            else:
-                self._failed(works, _words(error))
-        except Exception as error:  # noqa: BLE001  # this thread outlives whatever happens to the database
-            self._failed(works, repr(error))
-        else:
-            if self.problem is not None:
-                log.info("the outbox works again")
-                self.problem = None
-            tell(works, outcomes)
+            read = self._readers.submit(self._read, do)
+        except RuntimeError:
+            raise StoreUnavailableError("the outbox is closed") from None
+        self._reads.add(read)
+        read.add_done_callback(self._reads.discard)
+        return read
 
-    def _not_together(self, works: list[Work], error: Exception) -> None:
-        """Of several pieces of work one was wrong: each is done alone, so that it fails alone."""
-        if len(works) == 1:
-            tell(works, [(None, error)])
-        for work in works if len(works) > 1 else ():
-            self._commit([work])
-
-    def _failed(self, works: list[Work], problem: str) -> None:
-        if self.problem != problem:
-            log.error("the outbox cannot commit", problem=problem)
-            self.problem = problem
-        self._writing.dispose()  # the next transaction opens it anew: what was mounted, replaced or restarted is seen
-        tell(works, [(None, StoreUnavailableError(problem)) for _ in works])
+    def _read(self, do: Callable[[Connection], T]) -> T:
+        if not self._writer.prepared:
+            raise StoreUnavailableError(self.problem or "the outbox is not open yet")
+        try:
+            with self._reading.begin() as connection:
+                return do(connection)
+        except (exc.DBAPIError, exc.TimeoutError) as error:
+            self._reading.dispose()
+            raise StoreUnavailableError(dialect.words(error)) from None
 
 
 @asynccontextmanager
 async def opened(
-    database: Database, clock: Callable[[], float], unmerged: frozenset[str] = frozenset()
+    database: Database,
+    clock: Callable[[], float],
+    unmerged: frozenset[str] = frozenset(),
+    monotonic: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Store]:
     """The store of a database; its tables are made where there are none.
 
@@ -214,11 +197,12 @@ async def opened(
         database: a file, whose folder must exist, or a database of PostgreSQL.
         clock: unix seconds.
         unmerged: the channels on which every event is told by itself.
+        monotonic: seconds, to see how long a transaction takes.
 
     Raises:
         StoreUnusableError: the folder is missing, it is something else, or a newer keypulse wrote it.
     """
-    store = Store(database, clock, unmerged)
+    store = Store(database, clock, unmerged, monotonic)
     folder = Path(str(database.database)).parent
     if dialect.is_sqlite(database) and not await asyncio.to_thread(folder.is_dir):
         raise StoreUnusableError(f"the folder {folder} does not exist; create it, or set another `database`")
@@ -231,8 +215,3 @@ async def opened(
         yield store
     finally:
         await asyncio.to_thread(store.close)
-
-
-def _words(error: Exception) -> str:
-    """What the database says, on one line."""
-    return " ".join(str(error.orig if isinstance(error, exc.DBAPIError) else error).split())

@@ -93,7 +93,7 @@ async def test_what_waits_and_what_was_given_up_is_counted(store: Store, rows: R
     await rows.delivery(new, "slack", State.QUEUED)
     await rows.delivery(new, "slack", State.DEAD)
     await rows.delivery(new, "slack", State.DELIVERED)
-    counted = await asyncio.to_thread(query.counts, store)
+    counted = await store.read(query.counts)
     now = await store.run(lambda transaction: transaction.now)
     assert {(each.channel, each.state, each.deliveries) for each in counted} == {
         ("slack", State.QUEUED, 2),

@@ -101,7 +101,7 @@ class World:
         self.rows = {row.id: row for row in found}
         self.ledger.agree(self.rows)
         counted = Counter((row.channel, row.state) for row in found if row.state in query.COUNTED)
-        assert {(one.channel, one.state): one.deliveries for one in query.counts(self.store)} == counted
+        assert {(one.channel, one.state): one.deliveries for one in self.run(self.store.read(query.counts))} == counted
 
     def wait(self, seconds: float) -> None:
         self.elapsed += seconds

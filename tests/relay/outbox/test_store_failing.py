@@ -1,0 +1,153 @@
+"""What the store does when the database fails, is full, is not there or is not ours."""
+
+import sqlite3
+import subprocess
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from sqlalchemy import event, exc, text
+
+from services.relay.outbox import database as outbox
+from services.relay.outbox.database import Database
+from services.relay.outbox.store import Store, StoreUnusableError, opened
+from services.relay.outbox.waiting import StoreUnavailableError
+from tests.faults.disk import tmpfs
+from tests.postgres import Postgres
+from tests.relay.outbox.storing import bodies, write
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    async with opened(outbox.sqlite(tmp_path / "relay.db"), lambda: 0.0) as store:
+        yield store
+
+
+@pytest.fixture
+async def either(database: Database) -> AsyncIterator[Store]:
+    """One of each kind."""
+    async with opened(database, lambda: 0.0) as store:
+        yield store
+
+
+async def test_a_full_disk_refuses_the_work_and_the_store_goes_on_when_there_is_room(store: Store) -> None:
+    # SQLite's own limit on the file gives the error of a full disk; it ends with the connection.
+    await store.run(lambda tx: tx.connection.exec_driver_sql("PRAGMA max_page_count = 1"))
+    with pytest.raises(StoreUnavailableError, match="full"):
+        await store.run(partial(write, body=b"x" * 1_000_000))
+    assert store.problem == "database or disk is full"
+    await store.run(partial(write, body=b"y"))
+    assert store.problem is None
+    assert await bodies(store) == [b"y"]
+
+
+async def test_after_a_failure_the_file_is_opened_anew(store: Store) -> None:
+    opened_again = []
+    event.listen(store._writer._engine, "connect", lambda _connection, _entry: opened_again.append(1))
+    await store.run(write)
+    assert opened_again == []
+    with pytest.raises(StoreUnavailableError, match="no such table"):
+        await store.run(lambda tx: tx.connection.exec_driver_sql("SELECT * FROM missing"))
+    await store.run(write)
+    assert opened_again == [1]
+
+
+async def test_a_read_that_fails_is_no_defect(either: Store) -> None:
+    with pytest.raises(StoreUnavailableError, match="missing"):
+        await either.read(lambda connection: connection.exec_driver_sql("SELECT * FROM missing"))
+    assert await bodies(either) == []
+
+
+async def test_an_errors_text_shows_no_payload(either: Store) -> None:
+    incomplete = text("SELECT :there, :missing")
+    with pytest.raises(exc.StatementError, match="missing") as raised:
+        await either.run(lambda tx: tx.connection.execute(incomplete, {"there": "a-payload"}))
+    assert "a-payload" not in str(raised.value)
+    assert "a-payload" not in repr(raised.value)
+
+
+async def test_a_database_that_is_not_there_yet_is_used_once_it_is(own_postgres: Postgres) -> None:
+    database = own_postgres.database("later")
+    own_postgres.stop()
+    async with opened(database, lambda: 0.0) as store:
+        assert store.problem is not None
+        with pytest.raises(StoreUnavailableError):
+            await store.run(write)
+        with pytest.raises(StoreUnavailableError):
+            await bodies(store)
+        own_postgres.start()
+        await store.run(partial(write, body=b"at last"))
+        assert store.problem is None
+        assert await bodies(store) == [b"at last"]
+
+
+async def test_a_database_that_nobody_made_is_a_mistake_of_the_configuration(shared_postgres: Postgres) -> None:
+    missing = shared_postgres.database("made").set(database="missing")
+    with pytest.raises(StoreUnusableError, match='database "missing" does not exist'):
+        async with opened(missing, lambda: 0.0):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [("CREATE TABLE theirs (x)", "another program's tables")],
+)
+async def test_a_file_that_is_not_ours_is_refused_and_left_as_it_is(
+    tmp_path: Path, statement: str, expected: str
+) -> None:
+    file = tmp_path / "relay.db"
+    other = sqlite3.connect(file)
+    other.execute(statement)
+    before = other.execute("SELECT name FROM sqlite_schema").fetchall()
+    with pytest.raises(StoreUnusableError, match=expected):
+        async with opened(outbox.sqlite(file), lambda: 0.0):
+            pass
+    assert other.execute("SELECT name FROM sqlite_schema").fetchall() == before
+    other.close()
+
+
+async def made(file: Path) -> None:
+    """An outbox that was used and closed."""
+    async with opened(outbox.sqlite(file), lambda: 0.0) as store:
+        await store.run(write)
+
+
+@pytest.mark.parametrize("before", ["an outbox", "nothing"])
+async def test_a_disk_that_is_full_at_the_start_is_waited_for(tmp_path: Path, before: str) -> None:
+    with tmpfs(tmp_path) as disk:
+        if before == "an outbox":
+            await made(tmp_path / "relay.db")
+        disk.fill()
+        async with opened(outbox.sqlite(tmp_path / "relay.db"), lambda: 0.0) as store:
+            assert store.problem is not None
+            with pytest.raises(StoreUnavailableError):
+                await store.run(write)
+            with pytest.raises(StoreUnavailableError):
+                await bodies(store)
+            disk.free()
+            await store.run(partial(write, body=b"at last"))
+            assert store.problem is None
+            assert (await bodies(store))[-1] == b"at last"
+            assert (tmp_path / "relay.db").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("before", ["an outbox", "nothing"])
+async def test_a_disk_that_takes_no_more_files_at_the_start_is_waited_for(tmp_path: Path, before: str) -> None:
+    with tmpfs(tmp_path):
+        if before == "an outbox":
+            await made(tmp_path / "relay.db")
+        _may_hold(tmp_path, 1 if before == "an outbox" else 0)
+        async with opened(outbox.sqlite(tmp_path / "relay.db"), lambda: 0.0) as store:
+            assert store.problem is not None
+            with pytest.raises(StoreUnavailableError):
+                await store.run(write)
+            _may_hold(tmp_path, 100)
+            await store.run(partial(write, body=b"at last"))
+            assert store.problem is None
+            assert (await bodies(store))[-1] == b"at last"
+
+
+def _may_hold(folder: Path, files: int) -> None:
+    """Sets how many files a tmpfs may hold, beside its root."""
+    subprocess.run(["mount", "-o", f"remount,nr_inodes={files + 1}", str(folder)], check=True)

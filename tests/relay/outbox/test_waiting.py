@@ -1,0 +1,130 @@
+"""What waits for the thread of the store: bounded, and gone when nobody waits for it any more."""
+
+import asyncio
+import gc
+import weakref
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from services.relay.outbox import database as outbox
+from services.relay.outbox.accept import Incoming, Plan, accept
+from services.relay.outbox.database import Database
+from services.relay.outbox.store import Store, opened
+from services.relay.outbox.together import Transaction
+from services.relay.outbox.waiting import StoreUnavailableError
+from tests.relay.outbox.storing import blocked, bodies, write, write_all
+from tests.relay.scripted import event_of
+
+MOST = 64 * 1024 * 1024
+"""Bytes."""
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    async with opened(outbox.sqlite(tmp_path / "relay.db"), lambda: 0.0) as store:
+        yield store
+
+
+async def test_nobody_waits_for_an_answer_longer_than_a_bound(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with blocked(store), asyncio.timeout(10):
+        monkeypatch.setattr("services.relay.outbox.store._ANSWER_SECONDS", 0.1)
+        with pytest.raises(StoreUnavailableError, match=r"no answer within 0\.1 s"):
+            await store.run(write)
+
+
+async def test_work_that_was_cancelled_before_its_turn_is_not_done(store: Store) -> None:
+    async with blocked(store):
+        task = asyncio.create_task(store.run(partial(write, body=b"never")))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    await store.run(partial(write, body=b"later"))
+    assert await bodies(store) == [b"later"]
+
+
+async def test_more_than_a_bound_of_waiting_work_is_refused(store: Store) -> None:
+    async with blocked(store):
+        waiting = [asyncio.create_task(store.run(write)) for _ in range(8192)]
+        await asyncio.sleep(0)
+        with pytest.raises(StoreUnavailableError, match="wait for the outbox already"):
+            await store.run(write)
+    await asyncio.gather(*waiting)
+    assert len(await bodies(store)) == 8192
+
+
+async def test_closing_does_what_waits_and_refuses_what_comes_later(database: Database) -> None:
+    async with opened(database, lambda: 0.0) as store:
+        late = asyncio.create_task(store.run(partial(write, body=b"in time")))
+        await asyncio.sleep(0)
+    await late
+    with pytest.raises(StoreUnavailableError, match="closed"):
+        await store.run(partial(write, body=b"too late"))
+    async with opened(database, lambda: 0.0) as again:
+        assert await bodies(again) == [b"in time"]
+
+
+class Large:
+    """Something that ought not to be kept."""
+
+
+def nothing(_transaction: Transaction, items: Sequence[Large]) -> Sequence[None]:
+    return [None] * len(items)
+
+
+@pytest.mark.parametrize("end", ["too late", "cancelled"])
+async def test_what_nobody_waits_for_is_kept_no_longer(store: Store, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    async with blocked(store):
+        if end == "too late":
+            monkeypatch.setattr("services.relay.outbox.store._ANSWER_SECONDS", 0.1)
+        item = Large()
+        kept = weakref.ref(item)
+        task = asyncio.create_task(store.batch(nothing, item, size=MOST))
+        del item
+        await asyncio.sleep(0)
+        assert kept() is not None
+        if end == "cancelled":
+            task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled() or isinstance(task.exception(), StoreUnavailableError)
+        del task
+        gc.collect()
+        assert kept() is None
+        next_one = asyncio.create_task(store.batch(nothing, Large(), size=MOST))  # there is room again
+        await asyncio.sleep(0)
+        assert not next_one.done()
+        next_one.cancel()
+
+
+async def test_more_than_a_bound_of_bytes_is_refused_until_the_ones_before_are_done(store: Store) -> None:
+    async with blocked(store):
+        large = asyncio.create_task(store.batch(write_all, b"a", size=MOST - 1))
+        await asyncio.sleep(0)
+        with pytest.raises(StoreUnavailableError, match="bytes wait for the outbox already"):
+            await store.batch(write_all, b"b", size=2)
+        small = asyncio.create_task(store.batch(write_all, b"c", size=1))
+        await asyncio.sleep(0)
+    await asyncio.gather(large, small)
+    await store.batch(write_all, b"d", size=MOST)
+    assert await bodies(store) == [b"a", b"c", b"d"]
+
+
+async def test_what_the_thread_has_in_hand_counts_until_it_is_done(store: Store) -> None:
+    async with blocked(store, size=MOST):
+        with pytest.raises(StoreUnavailableError, match="bytes wait for the outbox already"):
+            await store.batch(write_all, b"x", size=1)
+        await asyncio.wait_for(store.read(lambda _: None), 5)
+    await store.batch(write_all, b"y", size=MOST)
+    assert await bodies(store) == [b"y"]
+
+
+async def test_a_webhook_counts_with_its_size(store: Store) -> None:
+    event = event_of()
+    async with blocked(store, size=MOST - 10):
+        with pytest.raises(StoreUnavailableError, match="bytes wait for the outbox already"):
+            await accept(
+                store, Incoming(event, "one", "same", "alert", bytes(11)), lambda *_: Plan(1, open=True, channels=())
+            )
