@@ -18,7 +18,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 from sqlalchemy import URL
 
-from ops.demo.processes import _die_with_parent
+from ops.demo.processes import die_with_parent
 from services.relay.outbox.database import Database
 
 START_SECONDS = 30.0
@@ -47,7 +47,7 @@ class Postgres:
         self._data = folder / "data"
         self._log = folder / "log"
         # Ctrl-C is for the tests, which then stop it; where they are killed, it ends by itself.
-        self._as_user: dict[str, Any] = {"start_new_session": True, "preexec_fn": _die_with_parent()}
+        self._as_user: dict[str, Any] = {"start_new_session": True, "preexec_fn": die_with_parent()}
         self._programs = _wheel() / _PROGRAMS
         if os.geteuid() == 0:
             self._become_nobody()

@@ -29,7 +29,7 @@ class Processes:
         """
         with (self._logs / f"{name}.log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
-                *command, stdout=log, stderr=log, start_new_session=True, preexec_fn=_die_with_parent()
+                *command, stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent()
             )
         self._running[name] = process
         self._stack.push_async_callback(_stop, process)
@@ -63,8 +63,8 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
             await process.wait()
 
 
-def _die_with_parent() -> Callable[[], None] | None:
-    """Linux ends the child with SIGTERM when the demo is killed and can no longer do so itself."""
+def die_with_parent() -> Callable[[], None] | None:
+    """A `preexec_fn` with which Linux ends the child with SIGTERM when its parent is killed and cannot; else None."""
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None).prctl  # found before the fork: nothing may be loaded between fork and exec

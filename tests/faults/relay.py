@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import yaml
 
-from ops.demo.processes import _die_with_parent
+from ops.demo.processes import die_with_parent
 from ops.demo.stand_ins.server import StandIns
 from services.relay.outbox.database import Database
 from tests.relay.scripted import TOKEN, until
@@ -80,7 +80,7 @@ class Relay:
         """Starts it; `up` waits until it listens."""
         with self._log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *self._command, stdout=log, stderr=log, start_new_session=True, preexec_fn=_die_with_parent()
+                *self._command, stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent()
             )
 
     async def up(self) -> None:
