@@ -23,7 +23,7 @@ from tests.relay.outbox.tables import opened, up
 from tests.relay.outbox.world import World
 
 START = 1_800_000_000.0
-LONGER = 30 if os.environ.get("FAULTS") == "long" else 1
+LONGER = 50 if os.environ.get("FAULTS") == "long" else 1
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 """A history takes a tenth of a second, and more on a busy machine: that says nothing of the outbox."""
 
@@ -88,7 +88,7 @@ def test_an_outbox_in_sqlite_agrees_with_the_model(folder: Path) -> None:
             shutil.copyfile(empty, file)
             super().__init__(World(outbox.sqlite(file), FileClock()))
 
-    check(InSqlite, 40)
+    check(InSqlite, 25)
 
 
 def test_an_outbox_in_postgresql_agrees_with_the_model(postgres_database: Database) -> None:
