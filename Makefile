@@ -18,7 +18,7 @@ demo: install ## everything on one machine; ONCE=1 breaks KMS, waits for page an
 
 test: install ## every test that needs no container engine
 	@ops/tools/require prometheus alertmanager chromium
-	@$(BIN)/pytest -n 4 --dist loadfile
+	@$(BIN)/pytest -n 4 --dist worksteal
 
 bench: install ## the benchmarks, each beside what it is compared with; takes ten minutes
 	@ops/tools/require prometheus alertmanager
