@@ -1,9 +1,11 @@
 """`keypulse-relay`: takes Alertmanager's webhooks and delivers them."""
 
+import logging
 from pathlib import Path
 from typing import Final
 
 import click
+import structlog
 import uvloop
 
 from services.relay.app import serve
@@ -32,6 +34,8 @@ def main(context: click.Context, config: Path | None, check: bool, print_schema:
     if context.invoked_subcommand is None:
         loop = uvloop.new_event_loop
         run_server(RelaySettings, serve, config=config, check=check, print_schema=print_schema, loop=loop)
+    else:  # a person reads what a command prints, and a sentence of it says what the log would
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
 for module in (deliveries, retry, render, send_test):

@@ -1,7 +1,6 @@
 """The outbox for a command, whether a relay runs beside it or not; and a channel's name, as it was typed."""
 
 import asyncio
-import logging
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import click
-import structlog
 
 from services.relay.config import RelaySettings
 from services.relay.outbox import dialect
@@ -22,8 +20,6 @@ T = TypeVar("T")
 
 def with_outbox(settings: RelaySettings, work: Callable[[Store], Awaitable[T]]) -> T:
     """What `work` returns; where the database cannot be used, one sentence on standard error, then exit 1."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))  # the sentence says it
-
     file = Path(str(settings.database.database))
     if dialect.is_sqlite(settings.database) and not file.exists():  # the store would make it
         click.echo(f"there is no database {file}; start the relay, or set another `database`", err=True)

@@ -19,7 +19,7 @@ from shared.cli import load_or_exit, option_or_exit
 
 _EXAMPLES: Final = """\b
 Examples:
-  keypulse-relay --config relay.yml render --payload webhook.json --channel slack-critical
+  keypulse-relay --config ops/relay/relay.yml render --payload tests/relay/payloads/01-firing-1.json --channel pagerduty
   curl -s localhost:9912/api/quarantine/7 | keypulse-relay --config relay.yml render --payload - --channel pagerduty"""
 
 

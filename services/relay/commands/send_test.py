@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Final
 
 import click
+import structlog
 
 from services.relay.app import send_test
 from services.relay.channels.channel import SendError
 from services.relay.commands.outbox import channel_or_exit
 from services.relay.config import RelaySettings
+from shared import logs
 from shared.cli import load_or_exit
 
 _EXAMPLES: Final = """\b
@@ -26,6 +28,9 @@ def command(config: Path | None, channel: str) -> None:
     """Send a test page and its all-clear on one channel, and print what the provider answered."""
     settings = load_or_exit(RelaySettings, config)
     channel_or_exit(settings, channel)
+    if settings.channels[channel].kind == "log":
+        structlog.reset_defaults()
+        logs.configure(settings.service_name)  # what it sends are lines of the log
     try:
         for receipt in asyncio.run(send_test(settings, channel)):
             click.echo(json.dumps(dict(receipt)))

@@ -3,6 +3,9 @@
 import email
 import email.policy
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,8 @@ import pytest
 from services.relay.outbox.database import Database, sqlite
 from tests.relay.commands.conftest import Typed
 from tests.relay.scripted import PAYLOADS, payload
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -45,6 +50,18 @@ def test_every_payload_can_be_rendered_on_every_kind_of_channel(typed: Typed, ch
     result = typed("render", "--payload", "-", "--channel", channel, stdin=payload(number))
     assert (result.exit_code, result.stderr) == (0, "")
     assert "KMS" in result.stdout
+
+
+def test_the_first_example_of_its_help_works_when_it_is_typed_in_a_checkout() -> None:
+    def typed_there(*arguments: str) -> str:
+        command = [sys.executable, "-m", "services.relay", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
+
+    example = next(
+        line for line in typed_there("render", "--help").splitlines() if line.strip().startswith("keypulse-relay ")
+    )
+    _, *arguments = shlex.split(example)
+    assert json.loads(typed_there(*arguments))["event_action"] == "trigger"
 
 
 def test_what_is_no_webhook_exits_with_2_and_says_where(typed: Typed, tmp_path: Path) -> None:
