@@ -1,5 +1,9 @@
 """A watchdog that stays away is told once, and its return too; a relay that could not have seen it says nothing."""
 
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
 import pytest
 
 from services.relay.model import Status
@@ -72,14 +76,14 @@ async def test_a_relay_that_was_down_waits_before_it_tells_and_before_it_believe
     assert len(await at.told()) == 1, "a start is no heartbeat"
 
 
-async def test_an_outbox_that_took_no_heartbeats_is_no_absence(at: Desk, clock: Clock) -> None:
+async def test_an_outbox_that_took_no_heartbeats_is_no_absence(at: Desk, clock: Clock, tmp_path: Path) -> None:
     guard = started(at, clock)
     await guard.look()
     clock.go(3600)
-    at.store._closed = True
-    with pytest.raises(StoreUnavailableError):
-        await guard.look()
-    at.store._closed = False
+    with closing(sqlite3.connect(tmp_path / "relay.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnavailableError):
+            await guard.look()
     await look_after(179, guard, clock)
     assert await at.told() == []
     await look_after(1, guard, clock)
