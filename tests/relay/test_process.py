@@ -19,13 +19,15 @@ from tests.relay.scripted import (
 )
 
 
-def relay_process(folder: Path, provider: str, *, timeout: str = "1s", lease: str = "2s") -> subprocess.Popen[str]:
+def relay_process(
+    folder: Path, provider: str, *, timeout: str = "1s", lease: str = "2s", database: str | None = None
+) -> subprocess.Popen[str]:
     """The relay as a person starts it, on a port of the system's choice."""
     (folder / "token").write_text(TOKEN)
     (folder / "key").write_text("0" * 32)
     configuration = {
         "listen": "127.0.0.1:0",
-        "database": f"sqlite:///{folder}/relay.db",
+        "database": database or f"sqlite:///{folder}/relay.db",
         "auth": {"bearer_token_file": "token"},
         "channels": {"pagerduty": {"kind": "pagerduty", "routing_key_file": "key", "url": provider}},
         "default_channels": ["pagerduty"],

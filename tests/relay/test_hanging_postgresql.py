@@ -1,0 +1,94 @@
+"""The relay while PostgreSQL hangs: what it says of itself, what it answers, and how it stops."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import aiohttp
+import psycopg
+import pytest
+
+from services.relay.outbox.database import Database
+from tests.postgres import Postgres
+from tests.relay.outbox.frozen import frozen
+from tests.relay.scripted import TOKEN, Scripted, payload, post, served, settings, until
+from tests.relay.test_process import listens_at, relay_process
+
+NOBODY = "http://127.0.0.1:9/"
+
+
+@pytest.fixture
+def database(own_postgres: Postgres) -> Database:
+    return own_postgres.database("relay")
+
+
+async def test_it_says_so_and_answers_within_bounds(tmp_path: Path, own_postgres: Postgres, database: Database) -> None:
+    channel = Scripted()
+    configuration = settings(tmp_path, {"one": channel}, database=database.render_as_string(hide_password=False))
+    async with served(configuration) as client:
+        assert (await post(client, payload(1)))[0] == 202
+        await until(lambda: len(channel.sent) == 1)
+        assert await _ready(client) == (200, "ready\n")
+        with frozen(own_postgres):
+            text, seconds = await _scraped(client)
+            assert seconds < 3
+            assert "relay_outbox_deliveries{" not in text
+            assert 'relay_webhooks_total{code="202"} 1.0' in text
+            began = time.monotonic()
+            code, answer = await post(client, payload(3))
+            assert code == 503
+            assert "send it again" in str(answer)
+            assert time.monotonic() - began < 9
+            status, reason = await _ready(client)
+            assert status == 503
+            assert reason.startswith("the outbox cannot commit: ")
+            assert (await _scraped(client))[1] < 1  # what is known to hang is not asked
+        await until(lambda: _is_ready(client), 15)
+        assert (await post(client, payload(3)))[0] in {200, 202}
+        await until(lambda: len(channel.sent) == 2)
+
+
+async def test_a_stop_answers_what_waits_and_ends_in_good_order(
+    tmp_path: Path, own_postgres: Postgres, database: Database
+) -> None:
+    url = database.render_as_string(hide_password=False)
+    process = await asyncio.to_thread(relay_process, tmp_path, NOBODY, database=url)
+    address = await asyncio.to_thread(listens_at, process)
+    async with aiohttp.ClientSession(f"http://{address}", headers={"Authorization": f"Bearer {TOKEN}"}) as client:
+        assert (await post(client, payload(1)))[0] == 202
+        with frozen(own_postgres):
+            waiting = [asyncio.create_task(post(client, payload(number))) for number in (3, 4, 5)]
+            await until(lambda: _is_unready(client))
+            assert not any(task.done() for task in waiting)
+            began = time.monotonic()
+            process.terminate()
+            answers = await asyncio.gather(*waiting)
+            _, log = await asyncio.to_thread(process.communicate, None, 20)
+            seconds = time.monotonic() - began
+    assert [code for code, _ in answers] == [503] * 3
+    assert process.returncode == 0, log
+    assert seconds < 14
+    assert "Traceback" not in log
+    assert "claims return when their lease ends" in log
+    with psycopg.connect(url) as connection:
+        assert connection.execute("SELECT count(*) FROM events").fetchone() in {(1,), (2,), (3,), (4,)}
+        assert connection.execute("SELECT count(*) FROM deliveries WHERE state = 'delivered'").fetchone() == (0,)
+
+
+async def _ready(client: aiohttp.ClientSession) -> tuple[int, str]:
+    async with client.get("/-/ready") as response:
+        return response.status, await response.text()
+
+
+async def _is_ready(client: aiohttp.ClientSession) -> bool:
+    return (await _ready(client))[0] == 200
+
+
+async def _is_unready(client: aiohttp.ClientSession) -> bool:
+    return (await _ready(client))[0] == 503
+
+
+async def _scraped(client: aiohttp.ClientSession) -> tuple[str, float]:
+    began = time.monotonic()
+    async with client.get("/metrics") as response:
+        return await response.text(), time.monotonic() - began
