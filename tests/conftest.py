@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from services.relay.outbox import database as outbox
 from services.relay.outbox.database import Database
@@ -21,6 +22,9 @@ from tests.relay.outbox.tables import opened, up
 # that nobody closes, and the warning of it would hit whichever test comes next. Having set none once, it makes none.
 asyncio.set_event_loop(None)
 
+# How long an example takes says how busy the machine is, and nothing of the product.
+settings.register_profile("whatever else runs", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("whatever else runs")
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 

@@ -191,7 +191,7 @@ async def test_two_processes_that_start_at_once_agree_on_one_active_key(
 
 
 # Each example starts an emulator; the fixture is a function without state.
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.sampled_from(["outage", "heal", "restart", "check", "put", "put"]), max_size=14))
 def test_after_any_outages_and_restarts_every_record_is_readable_and_only_kms_wraps(
     steps: list[str], open_backend: Open

@@ -3,7 +3,7 @@
 import json
 import time
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from services.exporter import backend_state
@@ -43,9 +43,9 @@ def test_the_most_labels_that_fit_into_the_limits_are_parsed_in_bounded_time() -
     labels = b",".join(b'a%d="b"' % n for n in range(800))
     line = b"crypto_decryption_errors_total{" + labels + b"} 1\n"
     assert len(line) < backend_state.LINE_CHARACTERS
-    begin = time.monotonic()
+    begin = time.process_time()  # its own, whatever else the machine does meanwhile
     parse_metrics(line * (backend_state.METRICS_BYTES // len(line)))
-    assert time.monotonic() - begin < 10
+    assert time.process_time() - begin < 10
 
 
 json_values = st.recursive(
@@ -69,7 +69,6 @@ expositions = st.lists(
 ).map(lambda parts: ("crypto_decryption_errors_total" + "".join(parts)).encode(errors="replace"))  # fmt: skip
 
 
-@settings(deadline=None)
 @given(documents)
 def test_a_health_document_is_read_or_refused_and_nothing_else(document: bytes) -> None:
     try:
@@ -80,7 +79,6 @@ def test_a_health_document_is_read_or_refused_and_nothing_else(document: bytes) 
     assert json.loads(document)["crypto_ready"] is health.ready
 
 
-@settings(deadline=None)
 @given(expositions)
 @example(b"crypto_decryption_errors_total{, ={le=\\-}")  # prometheus_client 0.26 answers it with an IndexError
 def test_an_exposition_is_read_or_refused_and_nothing_else(body: bytes) -> None:

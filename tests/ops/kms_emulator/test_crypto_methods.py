@@ -17,7 +17,7 @@ LIMIT = 64 * 1024
 
 
 # All examples share one emulator on purpose: a round trip must not depend on what was encrypted before.
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(plaintext=st.binary(max_size=500), aad=st.binary(max_size=500))
 async def test_any_bytes_make_the_round_trip_with_every_checksum_right(
     client: KeyManagementServiceAsyncClient, plaintext: bytes, aad: bytes

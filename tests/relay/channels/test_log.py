@@ -11,7 +11,7 @@ from tests.relay.channels.examples import HUGE, RUNBOOK, message, messages, with
 
 
 @given(messages())
-@hypothesis_settings(max_examples=200, deadline=None)
+@hypothesis_settings(max_examples=200)
 def test_no_line_is_cut_by_whoever_collects_it(any_message: Message) -> None:
     note = "Ours. " * 100
     fields = line(replace(any_message, note=note, event=replace(any_message.event, note="")))

@@ -46,7 +46,7 @@ def size(event: dict[str, object]) -> int:
 
 
 @given(messages())
-@hypothesis_settings(max_examples=200, deadline=None)
+@hypothesis_settings(max_examples=200)
 def test_no_message_passes_pagerdutys_limits(any_message: Message) -> None:
     event = render(any_message, "trigger")
     payload = event["payload"]

@@ -33,7 +33,7 @@ def size(message: Message) -> int:
 
 
 @given(messages())
-@hypothesis_settings(max_examples=200, deadline=None)
+@hypothesis_settings(max_examples=200)
 def test_no_body_passes_its_limit(any_message: Message) -> None:
     body = render(any_message)
     assert size(any_message) <= BODY

@@ -73,7 +73,7 @@ def folder() -> Iterator[Path]:
 
 
 def check(machine: type[Machine], examples: int) -> None:
-    some = settings(max_examples=examples * LONGER, stateful_step_count=40, deadline=None, suppress_health_check=SLOW)
+    some = settings(max_examples=examples * LONGER, stateful_step_count=40, suppress_health_check=SLOW)
     run_state_machine_as_test(machine, settings=some)
 
 

@@ -19,7 +19,7 @@ KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
 
 # All examples share one emulator on purpose: a round trip must not depend on what was encrypted before.
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(plaintext=st.binary(max_size=200), aad=st.binary(max_size=200))
 async def test_any_bytes_make_the_round_trip(provider: KeyProvider, plaintext: bytes, aad: bytes) -> None:
     encrypted = await provider.encrypt(plaintext, aad, timeout=5)

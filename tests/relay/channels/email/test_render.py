@@ -85,7 +85,7 @@ def check_form(of: Message) -> None:
 
 
 @given(messages())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_message_breaks_the_form_of_a_mail(any_message: Message) -> None:
     check_form(any_message)
 

@@ -27,7 +27,7 @@ def urls(blocks: list[dict[str, Any]]) -> list[str]:
 
 
 @given(messages(), st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_message_passes_slacks_limits(any_message: Message, repeat: bool) -> None:
     post = render(any_message, "channel", may_be_a_repeat=repeat)
     json.dumps(post.blocks, ensure_ascii=False).encode()
