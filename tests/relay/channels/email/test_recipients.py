@@ -1,0 +1,121 @@
+"""A server that takes some recipients: the others are tried again alone, or named."""
+
+from pathlib import Path
+
+import pytest
+import structlog
+
+from services.relay.channels.channel import LeaseLostError, Reason, Scope
+from tests.relay.channels.email.mail_server import ONCALL, SECOPS, StartServer, connect, refused
+from tests.relay.channels.examples import SECRET, message
+from tests.relay.channels.recorded import Recorded, send
+
+
+async def test_who_is_refused_for_good_costs_the_others_nothing_and_is_named(
+    secret_file: Path, mail_server: StartServer
+) -> None:
+    server = await mail_server(**{f"RCPT {ONCALL}": "550 5.1.1 no such user"})
+    with structlog.testing.capture_logs() as logged:
+        receipt = await send(connect(secret_file, server.address), message())
+    assert receipt["refused"] == f"{ONCALL} (550 5.1.1 no such user)"
+    assert [recipients for recipients, _ in server.taken] == [[SECOPS]]
+    (line,) = logged
+    assert (line["log_level"], line["event"], line["refused"]) == ("warning", "recipients refused", receipt["refused"])
+    assert line["delivery_id"] == message().delivery_id
+
+
+async def test_the_reason_of_a_refusal_is_short_and_holds_no_password(
+    secret_file: Path, mail_server: StartServer
+) -> None:
+    server = await mail_server(**{f"RCPT {ONCALL}": f"550 not for {SECRET} {'x' * 300}"})
+    receipt = await send(connect(secret_file, server.address), message())
+    assert receipt["refused"].startswith(f"{ONCALL} (550 not for [secret] xxx")
+    assert len(receipt["refused"]) < 150
+
+
+async def test_who_is_put_off_is_tried_again_alone_after_a_restart_too(
+    secret_file: Path, mail_server: StartServer
+) -> None:
+    server = await mail_server(**{f"RCPT {ONCALL}": "450 4.2.0 greylisted"})
+    first = Recorded(message())
+    error = await refused(connect(secret_file, server.address), first)
+    assert (error.reason, error.scope, error.maybe_arrived) == (Reason.SERVER_ERROR, Scope.ATTEMPT, False)
+    assert error.detail == f"the mail server put off 1 of 2 recipients: {ONCALL} (450 4.2.0 greylisted)"
+    assert error.reached
+    assert first.kept == [{SECOPS: "250"}]
+    second = first.again(error)
+    # And again, with nothing new to keep but the same; the server still works for others.
+    assert (await refused(connect(secret_file, server.address), second)).reached
+    server.replies.clear()
+    receipt = await connect(secret_file, server.address).send(second.again(error))
+    assert "refused" not in receipt
+    assert [recipients for recipients, _ in server.taken] == [[SECOPS], [ONCALL]]
+    ids = {line for _, content in server.taken for line in content.splitlines() if line.startswith(b"Message-ID")}
+    assert len(ids) == 1
+
+
+async def test_where_nobody_has_the_mail_yet_all_are_tried_again(secret_file: Path, mail_server: StartServer) -> None:
+    server = await mail_server(**{f"RCPT {ONCALL}": "450 4.2.0 greylisted", f"RCPT {SECOPS}": "550 5.1.1 not yet"})
+    attempt = Recorded(message())
+    error = await refused(connect(secret_file, server.address), attempt)
+    assert (error.reason, attempt.kept, attempt.payloads) == (Reason.SERVER_ERROR, [], [])
+    assert not error.reached
+    server.replies.clear()
+    await connect(secret_file, server.address).send(attempt.again(error))
+    assert [recipients for recipients, _ in server.taken] == [[SECOPS, ONCALL]]
+
+
+async def test_who_was_put_off_and_is_then_refused_does_not_undo_the_rest(
+    secret_file: Path, mail_server: StartServer
+) -> None:
+    server = await mail_server(**{f"RCPT {ONCALL}": "450 4.2.0 greylisted"})
+    first = Recorded(message())
+    error = await refused(connect(secret_file, server.address), first)
+    server.replies = {f"RCPT {ONCALL}": "550 5.1.1 no such user"}
+    receipt = await connect(secret_file, server.address).send(first.again(error))
+    assert receipt["refused"] == f"{ONCALL} (550 5.1.1 no such user)"
+    assert len(server.taken) == 1
+
+
+async def test_who_was_refused_for_good_is_not_asked_again_for_the_sake_of_who_was_put_off(
+    secret_file: Path, mail_server: StartServer
+) -> None:
+    gone = "gone@example.org"
+    server = await mail_server(**{f"RCPT {gone}": "550 5.1.1 no such user", f"RCPT {ONCALL}": "450 4.2.0 greylisted"})
+    first = Recorded(message())
+    to = [SECOPS, gone, ONCALL]
+    error = await refused(connect(secret_file, server.address, to=to), first)
+    assert first.kept == [{SECOPS: "250", gone: "550 5.1.1 no such user"}]
+    server.replies.clear()
+    receipt = await connect(secret_file, server.address, to=to).send(first.again(error))
+    assert receipt["refused"] == f"{gone} (550 5.1.1 no such user)"
+    assert [recipients for recipients, _ in server.taken] == [[SECOPS], [ONCALL]]
+
+
+async def test_a_mail_whose_last_recipients_were_taken_from_the_configuration_is_delivered(
+    secret_file: Path, mail_server: StartServer
+) -> None:
+    server = await mail_server(**{f"RCPT {ONCALL}": "450 4.2.0 greylisted"})
+    first = Recorded(message())
+    error = await refused(connect(secret_file, server.address), first)
+    last = first.again(error)
+    receipt = await connect(secret_file, server.address, to=[SECOPS]).send(last)
+    assert receipt["answer"] == ""
+    assert last.payloads == []
+    assert len(server.taken) == 1
+
+
+async def test_a_lease_that_is_lost_after_the_mail_was_taken_keeps_nothing(
+    secret_file: Path, mail_server: StartServer
+) -> None:
+    server = await mail_server(**{f"RCPT {ONCALL}": "450 4.2.0 greylisted"})
+
+    class Overtaken(Recorded):
+        def sending(self, payload: str) -> None:
+            super().sending(payload)
+            self.lease_lost = True
+
+    attempt = Overtaken(message())
+    with pytest.raises(LeaseLostError):
+        await connect(secret_file, server.address).send(attempt)
+    assert (len(server.taken), attempt.kept) == (1, [])
