@@ -109,9 +109,7 @@ Database = Annotated[
 """Of an SQLite file, `sqlite:///FILE`, or of PostgreSQL, `postgresql://USER@HOST/NAME`."""
 ParsedMatcher = Annotated[
     Matcher,
-    BeforeValidator(
-        lambda value: parse_matcher(value) if isinstance(value, str) else value, json_schema_input_type=str
-    ),
+    BeforeValidator(lambda value: parse_matcher(value if isinstance(value, str) else ""), json_schema_input_type=str),
 ]
 WebAddress = Annotated[str, AfterValidator(_web_address)]
 Template = Annotated[str, AfterValidator(check_template)]

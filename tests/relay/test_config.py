@@ -133,7 +133,7 @@ def test_the_environment_sets_what_the_file_does_not(tmp_path: Path, monkeypatch
             "routes.0.matchers.0: expected a matcher such as",
         ),
         ({"routes": [{"channels": ["pagerduty"], "matchers": ['a=~"("']}]}, "routes.0.matchers.0: is not a regular"),
-        ({"routes": [{"channels": ["pagerduty"], "matchers": [7]}]}, "routes.0.matchers.0: "),
+        ({"routes": [{"channels": ["pagerduty"], "matchers": [7]}]}, "routes.0.matchers.0: expected a matcher such as"),
         ({"default_channels": ["nowhere"]}, "default_channels.0: no such channel; expected one of email-oncall"),
         ({"default_channels": []}, "default_channels: "),
         ({"links": {"runbook": "https://example.org/{+x}"}}, "links.runbook: {+x} is not simple expansion"),
