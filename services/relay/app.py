@@ -93,7 +93,7 @@ async def serve(settings: RelaySettings) -> None:
     """Runs the relay until SIGTERM. Raises StartError."""
     # What is there by now stays, and looking for cycles in it again and again took a seventh of the time of a storm.
     gc.freeze()
-    gc.set_threshold(50_000)
+    gc.set_threshold(100_000, 50, 50)
     async with running(settings) as app:
         await serve_until_stopped(app, settings.listen, app.state.stop)
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
@@ -167,6 +168,7 @@ def alertmanager(event: Event) -> Link | None:
     return Link("Alertmanager", url) if url else None
 
 
+@lru_cache(maxsize=256)
 def safe_url(url: str | None) -> str | None:
     """An http(s) URL in which nothing ends a link in any medium.
 
