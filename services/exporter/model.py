@@ -1,9 +1,11 @@
 """What moves through the exporter: frozen, no I/O. A vendor's or a backend's own types stop before it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from shared.contract import CryptoMode
+from shared.kms.provider import KeyDescription, Phase
 from shared.kms.reason import Reason
 
 
@@ -12,6 +14,16 @@ class Operation(StrEnum):
 
     ENCRYPT = "encrypt"
     DECRYPT = "decrypt"
+    CANARY_DECRYPT = "canary_decrypt"
+    """Of a ciphertext that an older version made."""
+
+
+class Read(StrEnum):
+    """The label `operation` of `kms_operations_total` for what is only read."""
+
+    GET_KEY = "get_key"
+    LIST_VERSIONS = "list_versions"
+    TEST_PERMISSIONS = "test_permissions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +59,45 @@ class ProbeResult:
     """In their order, at least one; only the last one can have failed."""
     key_version: str | None
     """The version that encrypted, by its full resource name; None where nothing was encrypted."""
+    protection_level: str | None = None
+    """Of that version, such as `HSM`."""
+    way: tuple[Phase, ...] = ()
+    """The way to the service, measured where the round trip failed on it: is it the network, or KMS?"""
 
     @property
     def failed(self) -> Call | None:
         """The call that ended the round trip, or None where it was right."""
         last = self.calls[-1]
         return last if last.failure else None
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """The decryption of a ciphertext that was made under an older version and kept."""
+
+    version: str
+    """Number of the version that made it."""
+    call: Call
+
+
+@dataclass(frozen=True, slots=True)
+class KeySnapshot:
+    """What the slower beat found of a target's key; what could not be read is None, and `problems` says why."""
+
+    service: str
+    target: str
+    at: float
+    """Unix seconds."""
+    description: KeyDescription | None
+    permissions: Mapping[str, bool] | None
+    """Whether IAM grants each permission that was asked for."""
+    canaries: tuple[Canary, ...]
+    wrong_aad: Call | None
+    """A decryption with the wrong AAD, which has to be refused; its failure says that it was not."""
+    reads: Mapping[Read, int]
+    """How many calls of each kind were made."""
+    problems: tuple[str, ...] = ()
+    """One sentence each."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,42 @@ class Decrypted:
     """Whether the key's primary version decrypted it."""
 
 
+@dataclass(frozen=True, slots=True)
+class KeyVersion:
+    """One version of a key."""
+
+    number: str
+    state: str
+    """In the service's own words, such as `ENABLED`; one that is newer than its client is a bare number."""
+    protection_level: str
+    destroy_at: float | None
+    """Unix seconds; None where no destruction is scheduled."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyDescription:
+    """A key and all its versions, as they were read."""
+
+    primary: str | None
+    """Number of the version that encrypts; None where there is none."""
+    next_rotation: float | None
+    """Unix seconds; None where none is planned."""
+    versions: tuple[KeyVersion, ...]
+    reads: int
+    """How many calls this took: a long list comes in pages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One step on the way to the service."""
+
+    name: str
+    """`dns`, `tcp` or `tls`."""
+    seconds: float
+    failure: str | None = None
+    """What went wrong, one sentence; later phases are missing then."""
+
+
 class KmsError(Exception):
     """The one error of this port.
 
