@@ -24,14 +24,22 @@ class Alertmanager:
         random: chooses among them, and when to send what another Alertmanager of a pair has sent already.
         pause: seconds between two webhooks of a group, on average.
         patience: seconds that it waits for an answer.
+        repeats: how many of its webhooks the other of the pair sends as well.
     """
 
     def __init__(
-        self, urls: Sequence[str], random: Random, *, pause: float = 0.2, patience: float = ANSWER_SECONDS
+        self,
+        urls: Sequence[str],
+        random: Random,
+        *,
+        pause: float = 0.2,
+        patience: float = ANSWER_SECONDS,
+        repeats: float = 0.2,
     ) -> None:
         self._urls = urls
         self._random = random
         self._pause = pause
+        self._repeats = repeats
         self._timeout = aiohttp.ClientTimeout(total=patience)
         self.accepted: list[str] = []
         """The id of each event that was answered 202."""
@@ -56,7 +64,7 @@ class Alertmanager:
     async def _play(self, http: aiohttp.ClientSession, history: Iterable[Webhook]) -> None:
         for webhook in history:
             await self._post(http, webhook)
-            if self._random.random() < 0.2:
+            if self._random.random() < self._repeats:
                 await self._post(http, webhook)
             await asyncio.sleep(self._random.uniform(0, 2 * self._pause))
 

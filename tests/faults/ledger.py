@@ -1,15 +1,21 @@
 """What stands in the outbox, read past the relay: a database comes in, its events and deliveries go out."""
 
 import json
-from collections import Counter
-from typing import NamedTuple
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from sqlalchemy import create_engine, select
+from sqlalchemy import Row, create_engine, select
 
 from services.relay.outbox import schema
 from services.relay.outbox.database import Database
+from tests.faults import keys
+from tests.faults.evidence import Delivery, Event
 from tests.faults.incidents import told
-from tests.faults.verdict import Delivery, Event
+from tests.faults.relay import PLACES, SENDER
+
+_UNANSWERED = ("timeout", "connection", "internal")
+"""How an attempt ended whose message may have arrived."""
 
 
 class Ledger(NamedTuple):
@@ -21,32 +27,62 @@ class Ledger(NamedTuple):
 
 def read(database: Database) -> Ledger:
     """Everything. For a thread."""
-    of = schema.deliveries.c
     engine = create_engine(database)
     try:
         with engine.connect() as connection:
-            events = [
-                Event(row.seq, row.id, row.incident_id, min(alert.group for alert, _ in alerts), alerts)
-                for row in connection.execute(select(schema.events).order_by(schema.events.c.seq))
-                if (alerts := told(row.event.decode()))
-            ]
-            deliveries = [
-                Delivery(
-                    id=row.id,
-                    event_seq=row.event_seq,
-                    first_event=row.first_event,
-                    incident=row.incident_id,
-                    channel=row.channel,
-                    state=row.state,
-                    attempts=row.attempts,
-                    superseded_by=row.superseded_by,
-                    key=json.loads(row.receipt or "{}").get("message_id"),
-                )
-                for row in connection.execute(select(schema.deliveries).order_by(of.seq))
-            ]
+            events = connection.execute(select(schema.events).order_by(schema.events.c.seq)).all()
+            deliveries = connection.execute(select(schema.deliveries).order_by(schema.deliveries.c.seq)).all()
+            attempts = connection.execute(select(schema.attempts)).all()
     finally:
         engine.dispose()
-    return Ledger(events, deliveries)
+    ended: dict[int, list[str]] = defaultdict(list)
+    for attempt in attempts:
+        ended[attempt.delivery_seq].append(attempt.reason)
+    group_keys = {row.incident_id: json.loads(row.body)["groupKey"] for row in events}
+    inherited = _inherited(deliveries)
+    return Ledger(
+        [
+            Event(row.seq, row.id, row.incident_id, min(alert.group for alert, _ in alerts), alerts)
+            for row in events
+            if (alerts := told(row.event.decode()))
+        ],
+        [
+            _delivery(row, group_keys[row.incident_id], ended[row.seq], row.attempts - inherited[row.id])
+            for row in deliveries
+        ],
+    )
+
+
+def _inherited(deliveries: Sequence[Row[Any]]) -> Counter[str]:
+    """How many attempts a delivery took over from what was merged into it."""
+    attempts: Counter[str] = Counter()
+    for row in deliveries:
+        if row.superseded_by:
+            attempts[row.superseded_by] = max(attempts[row.superseded_by], row.attempts)
+    return attempts
+
+
+def _delivery(row: Row[Any], group_key: str, ended: Sequence[str], claims: int) -> Delivery:
+    return Delivery(
+        id=row.id,
+        event_seq=row.event_seq,
+        first_event=row.first_event,
+        incident=row.incident_id,
+        channel=row.channel,
+        state=row.state,
+        key=_key(row, group_key),
+        superseded_by=row.superseded_by,
+        taken=ended.count("ok"),
+        doubts=claims - len(ended) + sum(reason in _UNANSWERED for reason in ended),
+    )
+
+
+def _key(row: Row[Any], group_key: str) -> str:
+    if row.channel == "pagerduty":
+        return keys.dedup_key(group_key)
+    if row.channel == "email":
+        return keys.message_id(row.id, PLACES["email"], SENDER.partition("@")[2])
+    return str(row.id)
 
 
 def unfinished(database: Database) -> Counter[str]:

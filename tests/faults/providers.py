@@ -3,16 +3,18 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from random import Random
 
 from ops.demo.stand_ins.faults import Fault, Faults
 from ops.demo.stand_ins.server import StandIns
+from tests.faults.evidence import Said
 from tests.faults.incidents import told
 from tests.faults.relay import PLACES
-from tests.faults.verdict import Said
 
 KEPT = 500
 """Of which kind of message the stand-ins forget the oldest."""
+MAY_BE_A_REPEAT = "This may be a repeat"
 
 PASSING = (
     {"provider": "slack", "kind": "status", "status": 503},
@@ -74,7 +76,8 @@ def _posts(providers: StandIns) -> Iterator[Said]:
         assert len(channel.messages) < KEPT, "the stand-in has forgotten the first messages; play less"
         for post in channel.messages:
             key = (post.metadata or {}).get("event_payload", {}).get("delivery_id", "")
-            yield _said(_channel(name), name, key, post.text + json.dumps(post.blocks))
+            text = post.text + json.dumps(post.blocks)
+            yield replace(_said(_channel(name), name, key, text), says_repeat=MAY_BE_A_REPEAT in text)
 
 
 def _mails(providers: StandIns) -> Iterator[Said]:

@@ -1,13 +1,15 @@
-"""A door before PostgreSQL that breaks in the middle of a commit, or lets nothing through for a while."""
+"""A door before PostgreSQL or Slack: it breaks in the middle of a commit, holds a request, or lets nothing through."""
 
 import asyncio
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 
+from ops.demo.stand_ins.server import StandIns
 from services.relay.outbox.database import Database
 
 
@@ -20,12 +22,28 @@ class Cut(Enum):
     """PostgreSQL has committed, and nobody is told."""
 
 
-class Proxy:
-    """Carries bytes both ways; `address` is where it listens."""
+class Held(Enum):
+    """What stands still where a connection is held."""
 
-    def __init__(self, upstream: Path) -> None:
-        self._upstream = upstream
+    REQUEST = auto()
+    """The server does not hear of it before the release."""
+    ANSWER = auto()
+    """The server does what it was asked, and nobody is told before the release."""
+
+
+Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
+
+
+class Proxy:
+    """Carries bytes both ways."""
+
+    def __init__(self, connect: Connect) -> None:
+        self._connect = connect
         self._cut: Cut | None = None
+        self._hold: tuple[Held, tuple[bytes, ...]] | None = None
+        self._released = asyncio.Event()
+        self.held = 0
+        """How many connections stand still, or stood."""
         self.open = asyncio.Event()
         """Cleared, nothing gets through, and nobody is told."""
         self.open.set()
@@ -36,13 +54,22 @@ class Proxy:
         """Resets the connection that sends the next COMMIT."""
         self._cut = how
 
+    def hold(self, what: Held, *words: bytes) -> None:
+        """Every connection on which a client says these words, one after the other, stands still at the last one."""
+        self._hold = (what, words)
+
+    def release(self) -> None:
+        """What stood still goes on, and nothing is held any more."""
+        self._hold = None
+        self._released.set()
+
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serves one connection until one side ends it."""
-        server_reader, server_writer = await asyncio.open_unix_connection(self._upstream)
-        silenced = asyncio.Event()
+        server_reader, server_writer = await self._connect()
+        connection = _Connection()
         ways = [
-            asyncio.create_task(self._to_server(reader, server_writer, silenced)),
-            asyncio.create_task(self._to_client(server_reader, writer, silenced)),
+            asyncio.create_task(self._to_server(reader, server_writer, connection)),
+            asyncio.create_task(self._to_client(server_reader, writer, connection)),
         ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -54,7 +81,7 @@ class Proxy:
             server_writer.transport.abort()
 
     async def _to_server(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, silenced: asyncio.Event
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connection: "_Connection"
     ) -> None:
         while data := await reader.read(65536):
             await self.open.wait()
@@ -63,26 +90,66 @@ class Proxy:
                 if how is Cut.BEFORE_THE_COMMIT:
                     self.cut_off += 1
                     return
-                silenced.set()
+                connection.silenced = True
+            if self._is_held(data, connection) is Held.REQUEST:
+                await self._released.wait()
             writer.write(data)
             await writer.drain()
 
     async def _to_client(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, silenced: asyncio.Event
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connection: "_Connection"
     ) -> None:
         while data := await reader.read(65536):
             await self.open.wait()
-            if silenced.is_set():
+            if connection.silenced:
                 self.cut_off += 1
                 return
+            if connection.held:
+                await self._released.wait()
             writer.write(data)
             await writer.drain()
+
+    def _is_held(self, data: bytes, connection: "_Connection") -> Held | None:
+        if self._hold is None:
+            return None
+        what, words = self._hold
+        connection.said += words[connection.said] in data
+        if connection.said < len(words):
+            return None
+        connection.said, connection.held = 0, what is Held.ANSWER
+        self.held += 1
+        return what
+
+
+@dataclass
+class _Connection:
+    silenced: bool = False
+    """Whether its answers are lost."""
+    held: bool = False
+    """Whether its answers wait for the release."""
+    said: int = 0
+    """How many of the words were said at which it is held."""
 
 
 @asynccontextmanager
 async def before(database: Database) -> AsyncIterator[tuple[Proxy, Database]]:
     """A proxy before a database that listens on a socket of the file system; and the database's address through it."""
-    proxy = Proxy(Path(str(database.query["host"]), ".s.PGSQL.5432"))
+    file = Path(str(database.query["host"]), ".s.PGSQL.5432")
+    async with _serving(lambda: asyncio.open_unix_connection(file)) as (proxy, (host, port)):
+        yield proxy, database.set(host=host, port=port, query={})
+
+
+@asynccontextmanager
+async def before_slack(providers: StandIns) -> AsyncIterator[tuple[Proxy, str]]:
+    """A proxy before the stand-in Slack, and its base URL through it."""
+    host, port = providers.http
+    async with _serving(lambda: asyncio.open_connection(host, port)) as (proxy, address):
+        yield proxy, providers.slack_api_url.replace(f"{host}:{port}", "{}:{}".format(*address))
+
+
+@asynccontextmanager
+async def _serving(connect: Connect) -> AsyncIterator[tuple[Proxy, tuple[str, int]]]:
+    proxy = Proxy(connect)
     connections: set[asyncio.Task[None]] = set()
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -96,7 +163,7 @@ async def before(database: Database) -> AsyncIterator[tuple[Proxy, Database]]:
     server = await asyncio.start_server(connected, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
     try:
-        yield proxy, database.set(host=host, port=port, query={})
+        yield proxy, (host, port)
     finally:
         server.close()
         for task in [*connections]:

@@ -21,6 +21,7 @@ START_SECONDS = 30.0
 STOP_SECONDS = 20.0
 ROUTING_KEY = "0" * 32
 SLACK_TOKEN = "xoxb-test"
+SENDER = "alerts@example.org"
 PLACES = {
     "slack": ("#security-critical",),
     "email": ("oncall@example.org", "secops@example.org"),
@@ -29,7 +30,9 @@ PLACES = {
 """Who reads which channel."""
 
 
-def configuration(folder: Path, database: Database, providers: StandIns, **changes: Any) -> dict[str, Any]:
+def configuration(
+    folder: Path, database: Database, providers: StandIns, *, slack_api_url: str | None = None, **changes: Any
+) -> dict[str, Any]:
     """Every event on every channel, and everything that takes its time in earnest takes seconds at most."""
     for name, secret in (("token", TOKEN), ("key", ROUTING_KEY), ("slack_token", SLACK_TOKEN)):
         (folder / name).write_text(secret)
@@ -43,14 +46,14 @@ def configuration(folder: Path, database: Database, providers: StandIns, **chang
                 "kind": "slack",
                 "channel": PLACES["slack"][0],
                 "token_file": "slack_token",
-                "api_url": providers.slack_api_url,
+                "api_url": slack_api_url or providers.slack_api_url,
             },
             "email": {
                 "kind": "email",
                 "host": providers.smtp.host,
                 "port": providers.smtp.port,
                 "tls": "none",
-                "from": "alerts@example.org",
+                "from": SENDER,
                 "to": list(PLACES["email"]),
             },
             "pagerduty": {"kind": "pagerduty", "routing_key_file": "key", "url": providers.pagerduty_url},
@@ -69,6 +72,7 @@ class Relay:
         """A client that holds the token."""
         self._command = command
         self._log = log
+        self._lost_before = 0
         self.process: asyncio.subprocess.Process | None = None
 
     @property
@@ -105,6 +109,21 @@ class Relay:
         except (aiohttp.ClientError, TimeoutError):
             return None
 
+    async def leases_lost(self) -> int:
+        """How many claims ended before their receipt, by `relay_leases_lost_total`."""
+        try:
+            async with self.http.get("/metrics") as response:
+                lines = (await response.text()).splitlines()
+        except (aiohttp.ClientError, TimeoutError):
+            return self._lost_before
+        now = (float(line.rpartition(" ")[2]) for line in lines if line.startswith("relay_leases_lost_total{"))
+        return self._lost_before + int(sum(now))
+
+    async def kill_and_remember(self) -> None:
+        """The same as `kill`, a moment after it was asked how many leases it had lost, which a new process forgets."""
+        self._lost_before = await self.leases_lost()
+        await self.kill()
+
     async def kill(self) -> None:
         """SIGKILL: no time for anything."""
         await self._end(signal.SIGKILL)
@@ -137,6 +156,18 @@ class Relay:
                 await self.process.wait()
 
 
+def set_ahead(folder: Path, name: str, seconds: float) -> None:
+    """Sets the clock of a relay that was started with one of its own: how far ahead it is of the machine's."""
+    clock = _clock(folder, name)
+    new = clock.with_suffix(".new")
+    new.write_text(str(seconds))
+    new.replace(clock)  # so that nobody reads half of it
+
+
+def _clock(folder: Path, name: str) -> Path:
+    return folder / f"{name}.clock"
+
+
 @asynccontextmanager
 async def relay(
     folder: Path,
@@ -166,7 +197,8 @@ async def relay(
         file.write_text(yaml.safe_dump({**configuration, "listen": address}))
         module = ("services.relay", "--config", str(file))
         if clock_ahead is not None:
-            module = ("tests.faults.replica", str(file), str(clock_ahead))
+            set_ahead(folder, name, clock_ahead)
+            module = ("tests.faults.replica", str(file), str(_clock(folder, name)))
         command = (*through, sys.executable, "-m", *module)
         async with aiohttp.ClientSession(f"http://{address}", headers=headers, timeout=timeout) as http:
             made = Relay(address, command, folder / f"{name}.log", http)

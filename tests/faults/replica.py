@@ -1,4 +1,4 @@
-"""`python -m tests.faults.replica CONFIG SECONDS`: the relay on a machine whose clock is SECONDS ahead."""
+"""`python -m tests.faults.replica CONFIG FILE`: the relay on a machine whose clock is ahead by the seconds in FILE."""
 
 import sys
 import time
@@ -12,11 +12,11 @@ from shared.server import serve_until_stopped
 from shared.stop import stoppable
 
 
-async def serve(settings: RelaySettings, ahead: float) -> None:
-    async with running(settings, clock=lambda: time.time() + ahead) as app:
+async def serve(settings: RelaySettings, ahead: Path) -> None:
+    async with running(settings, clock=lambda: time.time() + float(ahead.read_text())) as app:
         await serve_until_stopped(app, settings.listen, app.state.stop)
 
 
 if __name__ == "__main__":
     logs.configure("relay")
-    run_or_exit(stoppable(serve(load_or_exit(RelaySettings, Path(sys.argv[1])), float(sys.argv[2]))))
+    run_or_exit(stoppable(serve(load_or_exit(RelaySettings, Path(sys.argv[1])), Path(sys.argv[2]))))

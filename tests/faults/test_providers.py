@@ -12,12 +12,13 @@ from services.relay.outbox.database import Database
 from tests.faults import ledger
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios
-from tests.faults.relay import SLACK_TOKEN
+from tests.faults.relay import SLACK_TOKEN, Relay, set_ahead
 from tests.faults.scenario import Scenario
-from tests.relay.scripted import reaches, until
+from tests.relay.scripted import metric, reaches, until
 
 AT_ONCE = 3.0
 """Seconds within which a channel that works delivers, on a busy machine."""
+WAITS = {"timeout": "1s", "lease": "2s", "backoff_initial": "100ms"}
 
 
 async def test_retry_after_on_one_channel(tmp_path: Path, scenario: Scenarios, long: bool) -> None:
@@ -41,21 +42,26 @@ async def test_retry_after_on_one_channel(tmp_path: Path, scenario: Scenarios, l
     assert verdict.states["dead"] == sum(verdict.duplicates.values()) == len(verdict.late) == 0
 
 
-async def test_token_revoked_and_given_back(tmp_path: Path, scenario: Scenarios, long: bool) -> None:
+async def test_token_revoked_for_an_hour_and_given_back(tmp_path: Path, scenario: Scenarios) -> None:
     database = outbox.sqlite(tmp_path / "relay.db")
     trial = scenario(database)
-    async with trial.relay() as relay:
+    async with trial.relay(delivery=WAITS | {"backoff_max": "5m"}, clock_ahead=0) as relay:
         alertmanager = Alertmanager([relay.url], trial.random("alertmanager"), pause=0.1)
         histories = trial.histories(groups=5, length=8)
         await alertmanager.play([islice(history, 4) for history in histories])
         _break(trial, kind="error", error="token_revoked")
         await alertmanager.play([islice(history, 2) for history in histories])
         await reaches(relay.http, 0, "relay_channel_up", channel="slack")
-        await _all_but_slack_deliver(database)
-        await asyncio.sleep(20 if long else 1)
+        for minutes in (20, 40, 60):
+            await _all_but_slack_deliver(database)
+            refused = await _refused(relay)
+            set_ahead(tmp_path, "relay", 60.0 * minutes)
+            await _refused_more(relay, refused)
         await alertmanager.play(histories)
         await _all_but_slack_deliver(database)
         assert (await asyncio.to_thread(ledger.unfinished, database))["slack"] == 5
+        trial.providers.faults.clear()
+        set_ahead(tmp_path, "relay", 60.0 * 70)
         verdict = await trial.concluded(alertmanager)
         await reaches(relay.http, 1, "relay_channel_up", channel="slack")
         await relay.stop()
@@ -65,8 +71,7 @@ async def test_token_revoked_and_given_back(tmp_path: Path, scenario: Scenarios,
 async def test_token_replaced_by_a_new_one(tmp_path: Path, scenario: Scenarios) -> None:
     database = outbox.sqlite(tmp_path / "relay.db")
     trial = scenario(database)
-    waits = {"timeout": "1s", "lease": "2s", "backoff_initial": "100ms", "backoff_max": "1h"}
-    async with trial.relay(delivery=waits) as relay:
+    async with trial.relay(delivery=WAITS | {"backoff_max": "1h"}) as relay:
         (tmp_path / "slack_token").write_text("xoxb-revoked")
         alertmanager = Alertmanager([relay.url], trial.random("alertmanager"), pause=0.1)
         await alertmanager.play(trial.histories(groups=3, length=4))
@@ -77,6 +82,20 @@ async def test_token_replaced_by_a_new_one(tmp_path: Path, scenario: Scenarios) 
         await reaches(relay.http, 1, "relay_channel_up", channel="slack")
         await relay.stop()
     assert verdict.states["dead"] == sum(verdict.duplicates.values()) == len(verdict.late) == 0
+
+
+async def _refused(relay: Relay) -> float:
+    """How often Slack would have nothing."""
+    return await metric(relay.http, "relay_delivery_attempts_total", channel="slack", reason="unauthorized") or 0
+
+
+async def _refused_more(relay: Relay, before: float) -> None:
+    """Returns once it was asked again."""
+
+    async def so() -> bool:
+        return await _refused(relay) > before
+
+    await until(so)
 
 
 def _break(trial: Scenario, **fault: Any) -> None:

@@ -7,67 +7,11 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tests.faults import repeats
+from tests.faults.evidence import Delivery, Event, Said, last_told
 from tests.faults.incidents import Alert, Told
 
-Alerts = frozenset[tuple[Alert, Told]]
 FINAL = ("delivered", "superseded", "dead")
-
-
-@dataclass(frozen=True)
-class Event:
-    """An accepted webhook, from the outbox."""
-
-    seq: int
-    id: str
-    incident: str
-    group: int
-    alerts: Alerts
-
-    @property
-    def number(self) -> int:
-        """Of the webhook within its group."""
-        return _number(self.alerts)
-
-    @property
-    def over(self) -> bool:
-        """Whether the whole group is resolved."""
-        return all(what.state == "resolved" for _, what in self.alerts)
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """A delivery, from the outbox."""
-
-    id: str
-    event_seq: int
-    first_event: int
-    incident: str
-    channel: str
-    state: str
-    attempts: int = 0
-    superseded_by: str | None = None
-    key: str | None = None
-    """By which a reader knows it again, from a mail's receipt: its Message-ID."""
-
-
-@dataclass(frozen=True)
-class Said:
-    """A message that reached one reader, from a stand-in."""
-
-    channel: str
-    place: str
-    """A mailbox, or the channel itself."""
-    key: str
-    """By which a reader knows it again: the delivery's id in Slack, the Message-ID in mail, the dedup_key of a page."""
-    group: int
-    alerts: Alerts
-    action: str = ""
-    """PagerDuty's: `trigger` or `resolve`."""
-
-    @property
-    def number(self) -> int:
-        """Of the newest webhook that it tells."""
-        return _number(self.alerts)
 
 
 @dataclass
@@ -78,7 +22,7 @@ class Verdict:
     late: list[str] = field(default_factory=list)
     """Messages that came after newer ones: allowed only where a process was stopped in the middle of a send."""
     duplicates: Counter[str] = field(default_factory=Counter)
-    """By channel: messages that a reader sees twice; by "CHANNEL by key": those that its key could not prevent."""
+    """As `repeats.count` counts them."""
     states: Counter[str] = field(default_factory=Counter)
     """How many deliveries ended how."""
 
@@ -89,6 +33,7 @@ def judge(
     deliveries: Sequence[Delivery],
     said: Sequence[Said],
     places: Mapping[str, Sequence[str]],
+    lost: int = 0,
 ) -> Verdict:
     """Everything that is wrong.
 
@@ -98,6 +43,7 @@ def judge(
         deliveries: in the order of their seq.
         said: in the order of arrival.
         places: by channel: who reads it. Every event goes to every channel.
+        lost: how many leases the relays lost, by their own count.
     """
     verdict = Verdict(states=Counter(delivery.state for delivery in deliveries))
     known = {event.id for event in events}
@@ -105,10 +51,9 @@ def judge(
     verdict.violations += _endings(deliveries)
     for channel, readers in places.items():
         ends = {event.seq: _end(event, channel, deliveries) for event in events}
-        lost = [
-            f"event {event.seq} has no delivery on {channel} that tells it" for event in events if not ends[event.seq]
+        verdict.violations += [
+            f"event {seq} has no delivery on {channel} that tells it" for seq, end in ends.items() if end is None
         ]
-        verdict.violations += lost
         dead = {seq for seq, end in ends.items() if end is not None and end.state == "dead"}
         for place in readers:
             for group in sorted({event.group for event in events}):
@@ -116,13 +61,12 @@ def judge(
                 heard = [message for message in said if message.place == place and message.group == group]
                 verdict.violations += _untold(place, of_group, heard, dead)
                 verdict.late += _late(place, of_group, heard)
-            verdict.violations += _not_ours(place, events, said)
-    _count_duplicates(verdict.duplicates, events, deliveries, said)
+            verdict.violations += _not_ours(place, events, deliveries, said)
+    if len(verdict.late) > lost * max(map(len, places.values())):
+        verdict.violations.append(f"{len(verdict.late)} messages came late, but {lost} leases were lost")
+    verdict.duplicates = repeats.count(events, deliveries, said)
+    verdict.violations += repeats.unexplained(events, deliveries, said, verdict.duplicates, lost)
     return verdict
-
-
-def _number(alerts: Alerts) -> int:
-    return max((what.version for _, what in alerts), default=0)
 
 
 def _endings(deliveries: Sequence[Delivery]) -> Iterator[str]:
@@ -134,6 +78,8 @@ def _endings(deliveries: Sequence[Delivery]) -> Iterator[str]:
             heir = by_id.get(delivery.superseded_by or "")
             if heir is None or (heir.incident, heir.channel) != (delivery.incident, delivery.channel):
                 yield f"delivery {delivery.id} is superseded by none of its incident and channel"
+        elif delivery.superseded_by:
+            yield f"delivery {delivery.id} is {delivery.state}, and superseded by {delivery.superseded_by}"
 
 
 def _end(event: Event, channel: str, deliveries: Sequence[Delivery]) -> Delivery | None:
@@ -174,59 +120,26 @@ def _late(place: str, events: Sequence[Event], heard: Sequence[Said]) -> Iterato
     """Messages that tell only what is older than what an earlier message told."""
     so_far = 0
     for message in heard:
-        seq = _last_told(events, message, so_far)
+        seq = last_told(events, message, so_far)
         if seq is None:
             yield f"{place}: webhook {message.number} of group {message.group} came after a newer one"
         so_far = seq or so_far
 
 
-def _last_told(events: Sequence[Event], message: Said, since: int) -> int | None:
-    """The seq of the last event that a message tells: the first from `since` on that it can be; None where none can.
-
-    The same webhook may have been accepted twice, with others in between: a replica that was stopped takes it late.
-    """
-    accepted: set[tuple[Alert, Told]] = set()
-    for event in events:
-        accepted |= event.alerts
-        if event.seq >= since and event.alerts <= message.alerts <= accepted:
-            return event.seq
-    return None
-
-
-def _not_ours(place: str, events: Sequence[Event], said: Sequence[Said]) -> Iterator[str]:
+def _not_ours(
+    place: str, events: Sequence[Event], deliveries: Sequence[Delivery], said: Sequence[Said]
+) -> Iterator[str]:
+    """What none of the deliveries tells that have the message's key: it was made up, or its key was."""
     accepted = {about for event in events for about in event.alerts}
+    tells: dict[tuple[str, str], set[tuple[Alert, Told]]] = {}
+    for delivery in deliveries:
+        of = (event for event in events if event.incident == delivery.incident)
+        alerts = (e.alerts for e in of if delivery.first_event <= e.seq <= delivery.event_seq)
+        tells.setdefault((delivery.channel, delivery.key), set()).update(*alerts)
     for message in said:
-        if message.place == place and not (message.alerts and message.alerts <= accepted):
+        if message.place != place:
+            continue
+        if not (message.alerts and message.alerts <= accepted):
             yield f"{place}: a message tells what was never accepted: {sorted(message.alerts - accepted)}"
-
-
-def _count_duplicates(
-    duplicates: Counter[str], events: Sequence[Event], deliveries: Sequence[Delivery], said: Sequence[Said]
-) -> None:
-    pages = [message for message in said if message.action]
-    copies = Counter((message.channel, message.place, message.key) for message in said if not message.action)
-    for (channel, _, _), count in copies.items():
-        duplicates[channel] += count - 1
-    for channel in {message.channel for message in pages}:
-        for group in {event.group for event in events}:
-            of_group = [page for page in pages if (page.channel, page.group) == (channel, group)]
-            duplicates[f"{channel} by key"] += _opened_twice([e for e in events if e.group == group], of_group)
-    for channel in {delivery.channel for delivery in deliveries if delivery.key}:
-        mine = [delivery for delivery in deliveries if delivery.channel == channel]
-        keys = {message.key for message in said if message.channel == channel}
-        # A message whose answer was lost has its key in no receipt; its delivery was then merged, or is dead.
-        unseen = sum(delivery.attempts > 0 and delivery.state != "delivered" for delivery in mine)
-        without_receipt = keys - {delivery.key for delivery in mine}
-        duplicates[f"{channel} by key"] += max(0, len(without_receipt) - unseen)
-
-
-def _opened_twice(events: Sequence[Event], pages: Sequence[Said]) -> int:
-    """How often a group's page was opened again by what is no newer than its end."""
-    is_open, so_far, twice = False, 0, 0
-    for page in pages:
-        opens = page.action == "trigger" and not is_open
-        seq = _last_told(events, page, so_far + 1 if opens else so_far)
-        twice += opens and seq is None
-        so_far = seq or so_far
-        is_open = page.action == "trigger"
-    return twice
+        elif not message.alerts <= tells.get((message.channel, message.key), set()):
+            yield f"{place}: webhook {message.number} of group {message.group} came under the key {message.key}"
