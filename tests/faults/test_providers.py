@@ -6,13 +6,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ops.demo.stand_ins.faults import Fault
+from ops.demo.stand_ins.faults import Fault, Kind, Provider
 from services.relay.outbox import database as outbox
 from services.relay.outbox.database import Database
 from tests.faults import ledger
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios
-from tests.faults.relay import SLACK_TOKEN, Relay, set_ahead
+from tests.faults.relay import PLACES, SLACK_TOKEN, Relay, set_ahead
 from tests.faults.scenario import Scenario
 from tests.relay.scripted import metric, reaches, until
 
@@ -40,6 +40,22 @@ async def test_retry_after_on_one_channel(tmp_path: Path, scenario: Scenarios, l
     began = trial.providers.slack.channels["#security-critical"].messages[0].at
     assert limited + wait - 0.5 < began < limited + wait + AT_ONCE
     assert verdict.states["dead"] == sum(verdict.duplicates.values()) == len(verdict.late) == 0
+
+
+async def test_answers_that_are_lost(tmp_path: Path, scenario: Scenarios) -> None:
+    """Everything arrives, and nobody is told so: Slack is asked, and the others know a repeat by its key."""
+    trial = scenario(outbox.sqlite(tmp_path / "relay.db"))
+    for provider in Provider:
+        trial.providers.faults.add(Fault(provider=provider, kind=Kind.LOST_ANSWER, count=5))
+    async with trial.relay() as relay:
+        alertmanager = Alertmanager([relay.url], trial.random("alertmanager"), repeats=0)
+        await alertmanager.play(trial.histories(groups=5, length=1))
+        await trial.drained()
+        assert trial.providers.faults.state() == []
+        verdict = await trial.concluded(alertmanager)
+        await relay.stop()
+    assert +verdict.duplicates == {"email": 5 * len(PLACES["email"])}
+    assert len(trial.providers.pagerduty.events) == 2 * len(trial.providers.pagerduty.incidents) == 10
 
 
 async def test_token_revoked_for_an_hour_and_given_back(tmp_path: Path, scenario: Scenarios) -> None:
