@@ -3,6 +3,8 @@
 import asyncio
 import json
 import sqlite3
+import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,11 @@ from structlog.testing import capture_logs
 
 from services.relay.app import running
 from services.relay.channels.channel import Reason, Scope, SendError
-from shared.server import StartError
+from services.relay.metrics import Metrics
+from services.relay.outbox.store import opened
+from services.relay.workers import delivering
+from shared.server import StartError, registry
+from tests.relay.outbox.storing import blocked
 from tests.relay.scripted import (
     PAYLOADS,
     Scripted,
@@ -134,6 +140,21 @@ async def test_a_channel_that_does_not_close_holds_up_no_stop(tmp_path: Path, mo
         async with asyncio.timeout(10), running(settings(tmp_path, {"one": Endless()})):
             pass
     assert [entry["error"] for entry in logs if entry["event"] == "a channel could not be closed"] == ["TimeoutError"]
+
+
+async def test_an_outbox_that_hangs_holds_up_no_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.relay.workers.GRACE_SECONDS", 0.1)
+    configuration = settings(tmp_path, {"one": Scripted()})
+    metrics = Metrics(registry(), configuration.channels, (), Reason)
+    with capture_logs() as logs:
+        async with opened(configuration.database, time.time) as store, AsyncExitStack() as stack:
+            await stack.enter_async_context(delivering(configuration, store, metrics))
+            async with blocked(store):
+                began = time.monotonic()
+                await stack.aclose()
+                assert time.monotonic() - began < 3
+    (said,) = [entry for entry in logs if entry["event"] == "claims return when their lease ends"]
+    assert said["problem"] == "the outbox does not answer"
 
 
 async def test_what_waits_for_a_channel_that_is_gone_is_said_at_the_start_and_kept(

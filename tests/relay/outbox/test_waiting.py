@@ -2,12 +2,14 @@
 
 import asyncio
 import gc
+import time
 import weakref
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from services.relay.outbox import database as outbox
 from services.relay.outbox.accept import Incoming, Plan, accept
@@ -54,6 +56,15 @@ async def test_more_than_a_bound_of_waiting_work_is_refused(store: Store) -> Non
             await store.run(write)
     await asyncio.gather(*waiting)
     assert len(await bodies(store)) == 8192
+
+
+async def test_closing_waits_no_longer_than_a_second_for_what_hangs(store: Store) -> None:
+    with capture_logs() as logs:
+        async with blocked(store):
+            began = time.monotonic()
+            await asyncio.to_thread(store.close)
+            assert time.monotonic() - began < 2
+    assert [entry["event"] for entry in logs] == ["the outbox is left in the middle of a transaction"]
 
 
 async def test_closing_does_what_waits_and_refuses_what_comes_later(database: Database) -> None:
