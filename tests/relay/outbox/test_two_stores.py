@@ -101,6 +101,7 @@ async def replicas(postgres_database: Database) -> AsyncIterator[Replicas]:
     async with opened(postgres_database, time.time) as one, opened(postgres_database, time.time) as other:
         await asyncio.to_thread(_watch, postgres_database)
         yield Replicas(one, other)
+    assert await asyncio.to_thread(_deadlocks, postgres_database) == 0
 
 
 def _watch(database: Database) -> None:
@@ -108,6 +109,16 @@ def _watch(database: Database) -> None:
     with engine.begin() as connection:
         connection.execute(text(_ONE_WAITS))
     engine.dispose()
+
+
+def _deadlocks(database: Database) -> int:
+    """How many PostgreSQL had to resolve; each costs somebody a second, whom the store lets try again."""
+    engine = create_engine(database)
+    with engine.connect() as connection:
+        counted = text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+        found: int = connection.execute(counted).scalar_one()
+    engine.dispose()
+    return found
 
 
 async def _accept(store: Store, incident: str, number: int) -> None:
