@@ -121,3 +121,5 @@ class BackendState:
     """Its own counter, as it is; None where its metrics do not say."""
     problems: tuple[str, ...] = ()
     """What could not be read, one sentence each."""
+    replica: str | None = None
+    """The address that was read, where the backend's name has several; None where it is not told apart."""

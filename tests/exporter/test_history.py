@@ -1,0 +1,205 @@
+"""What is remembered: enough for a person, and never more than its bounds."""
+
+from array import array
+
+import pytest
+
+from services.exporter.history import FAILURES, ROUND_TRIPS, WINDOW, History, TargetRecord, quantile
+from services.exporter.model import BackendState, Call, Failure, Health, KeySnapshot, Operation, ProbeResult
+from shared.contract import CryptoMode
+from shared.kms.provider import Phase
+from shared.kms.reason import Reason
+
+DENIED = Failure(Reason.PERMISSION_DENIED, "Permission 'useToEncrypt' denied")
+
+
+def right(at: float, *, target: str = "ledger-kek", encrypt: float = 0.004, decrypt: float = 0.006) -> ProbeResult:
+    calls = (Call(Operation.ENCRYPT, encrypt), Call(Operation.DECRYPT, decrypt))
+    return ProbeResult("backend", target, at, calls, "v/1")
+
+
+def wrong(at: float, failure: Failure = DENIED, *, seconds: float = 0.002, way: tuple[Phase, ...] = ()) -> ProbeResult:
+    return ProbeResult("backend", "ledger-kek", at, (Call(Operation.ENCRYPT, seconds, failure),), None, way=way)
+
+
+@pytest.fixture
+def history() -> History:
+    made = History(clock=lambda: 5000.0)
+    made.keep([("backend", "ledger-kek")], ["backend"])
+    return made
+
+
+@pytest.fixture
+def ledger(history: History) -> TargetRecord:
+    return history.targets["ledger-kek"]
+
+
+def test_since_when_is_the_first_result_of_its_kind(history: History, ledger: TargetRecord) -> None:
+    assert (ledger.since, ledger.last_success) == (None, None)
+    for at in (10, 40):
+        history.probe(right(at))
+    assert (ledger.since, ledger.last_success) == (10, 40)
+    for at in (70, 100):
+        history.probe(wrong(at))
+    assert (ledger.since, ledger.last_success) == (70, 40)
+    history.probe(right(130))
+    assert (ledger.since, ledger.last_success) == (130, 130)
+
+
+def test_failures_of_one_kind_in_a_row_are_one_span_with_the_latest_words(
+    history: History, ledger: TargetRecord
+) -> None:
+    history.probe(wrong(10, Failure(Reason.UNAVAILABLE, "first")))
+    history.probe(wrong(40, Failure(Reason.UNAVAILABLE, "second")))
+    history.probe(wrong(70, Failure(Reason.TIMEOUT, "third")))
+    history.probe(right(100))
+    history.probe(wrong(130, Failure(Reason.TIMEOUT, "fourth")))
+    spans = [(span.first, span.last, span.count, span.reason, span.detail) for span in ledger.failures]
+    assert spans == [
+        (10, 40, 2, Reason.UNAVAILABLE, "second"),
+        (70, 70, 1, Reason.TIMEOUT, "third"),
+        (130, 130, 1, Reason.TIMEOUT, "fourth"),
+    ]
+
+
+def test_the_way_that_was_measured_once_stays_with_its_failures(history: History, ledger: TargetRecord) -> None:
+    way = (Phase("dns", 0.1, "no such name"),)
+    history.probe(wrong(10, way=way))
+    history.probe(wrong(40))
+    assert ledger.failures[-1].way == way
+
+
+def test_a_failure_outlives_the_hour_and_a_success_does_not(history: History, ledger: TargetRecord) -> None:
+    history.probe(wrong(0))
+    history.probe(right(30))
+    history.probe(right(31 + WINDOW))
+    assert list(ledger.trips.at) == [31 + WINDOW]
+    assert len(ledger.failures) == 1
+
+
+def test_only_the_last_failures_are_kept_and_no_sentence_is_endless(history: History, ledger: TargetRecord) -> None:
+    for n in range(FAILURES + 20):
+        history.probe(wrong(2 * n, Failure(Reason.UNAVAILABLE, "x" * 100_000)))
+        history.probe(right(2 * n + 1))
+    assert len(ledger.failures) == FAILURES
+    assert ledger.failures[0].first == 40
+    assert {len(span.detail) for span in ledger.failures} == {500}
+
+
+def test_the_quantiles_are_of_what_succeeded_or_timed_out(history: History, ledger: TargetRecord) -> None:
+    for n in range(98):
+        history.probe(right(n, encrypt=0.001))
+    history.probe(wrong(98, seconds=100.0))
+    for at in (99, 100):
+        history.probe(wrong(at, Failure(Reason.TIMEOUT, "late"), seconds=5.0))
+    assert quantile(ledger.trips.encrypt, 0.5) == pytest.approx(0.001)
+    assert quantile(ledger.trips.encrypt, 0.98) == pytest.approx(0.001)
+    assert quantile(ledger.trips.encrypt, 0.99) == 5.0
+    assert quantile(ledger.trips.decrypt, 1.0) == pytest.approx(0.006)
+    assert list(ledger.trips.ok) == [1] * 98 + [0] * 3
+
+
+def test_a_quantile_is_the_nearest_rank() -> None:
+    assert quantile([], 0.5) is None
+    assert quantile(array("d", [float("nan")]), 0.5) is None
+    hundred = [float(n) for n in range(100, 0, -1)]
+    assert [quantile(hundred, q) for q in (0.0, 0.5, 0.95, 1.0)] == [1.0, 50.0, 95.0, 100.0]
+
+
+def test_a_clock_that_is_set_back_breaks_no_bound(history: History, ledger: TargetRecord) -> None:
+    for n in range(2 * ROUND_TRIPS):
+        history.probe(right(1_000_000 - n))
+    assert {len(column) for column in ledger.trips.columns} == {ROUND_TRIPS}
+    history.probe(right(1_000_000 + WINDOW + 1))
+    assert len(ledger.trips.at) == 1
+
+
+def test_an_hour_of_a_thousand_targets_every_30_seconds_stays_under_20_megabytes() -> None:
+    history = History()
+    names = [f"target-{n}" for n in range(1000)]
+    history.keep([("backend", name) for name in names], [])
+    for name in names:
+        for n in range(240):
+            history.probe(right(30.0 * n, target=name))
+    held = [column for record in history.targets.values() for column in record.trips.columns]
+    assert {len(column) for column in held} == {121}
+    assert sum(column.__sizeof__() for column in held) < 4_000_000  # of 20 MB; the rest is for the sentences
+
+
+def test_a_copy_does_not_change_with_its_original(history: History, ledger: TargetRecord) -> None:
+    history.probe(right(1))
+    copy = ledger.trips.copy()
+    history.probe(right(2))
+    assert [len(column) for column in copy.columns] == [1, 1, 1, 1]
+
+
+def test_what_a_reload_took_out_is_forgotten_and_what_it_left_is_kept(history: History, ledger: TargetRecord) -> None:
+    history.probe(right(1))
+    history.backend(BackendState("backend", None, problems=("refused",)))
+    history.keep([("backend", "ledger-kek"), ("other", "second")], ["backend", "other"])
+    assert history.targets["ledger-kek"] is ledger
+    assert history.targets["second"].last is None
+    assert [(record.service, record.state is None) for record in history.backends.values()] == [
+        ("backend", False),
+        ("other", True),
+    ]
+    history.keep([("other", "ledger-kek")], ["other"])
+    assert history.targets["ledger-kek"].last is None  # the same name, but of another service
+    assert list(history.backends) == [("other", None)]
+
+
+def test_what_is_not_configured_leaves_no_trace(history: History) -> None:
+    version = history.version
+    history.probe(right(1, target="gone"))
+    history.lifecycle(KeySnapshot("backend", "gone", 1.0, None, None, (), None, {}))
+    history.backend(BackendState("gone", None))
+    history.forget("backend", "10.0.0.9")
+    assert history.version == version
+    assert list(history.targets) == ["ledger-kek"]
+    assert list(history.backends) == [("backend", None)]
+
+
+def test_the_last_snapshot_is_kept(history: History, ledger: TargetRecord) -> None:
+    snapshot = KeySnapshot("backend", "ledger-kek", 1.0, None, None, (), None, {})
+    history.lifecycle(snapshot)
+    assert ledger.snapshot is snapshot
+    assert ledger.version == history.version
+
+
+def test_a_backend_has_its_state_since_when_and_its_last_failure(history: History) -> None:
+    kms, env = Health(CryptoMode.KMS, ready=True), Health(CryptoMode.ENV, ready=True)
+    for now, state in enumerate(
+        [
+            BackendState("backend", kms),
+            BackendState("backend", None, problems=("health check: refused",)),
+            BackendState("backend", None, problems=("health check: late",)),
+            BackendState("backend", env),
+            BackendState("backend", env, problems=("metrics: HTTP 500",)),
+        ]
+    ):
+        history._clock = lambda now=now: float(now)  # type: ignore[misc]
+        history.backend(state)
+    (record,) = history.backends.values()
+    assert (record.at, record.since, record.last_success) == (4, 3, 4)
+    assert record.last_failure == (4, ("metrics: HTTP 500",))
+
+
+def test_replicas_are_told_apart_and_take_the_place_of_the_backend_without_one(history: History) -> None:
+    for replica in ("10.0.0.1", "10.0.0.2"):
+        history.backend(BackendState("backend", None, replica=replica))
+    assert list(history.backends) == [("backend", "10.0.0.1"), ("backend", "10.0.0.2")]
+    history.forget("backend", "10.0.0.1")
+    assert list(history.backends) == [("backend", "10.0.0.2")]
+    history.forget("backend", "10.0.0.2")
+    assert list(history.backends) == [("backend", None)]  # it is still configured
+
+
+def test_every_change_has_a_higher_number(history: History, ledger: TargetRecord) -> None:
+    numbers = [history.version]
+    history.probe(right(1))
+    numbers.append(ledger.version)
+    history.backend(BackendState("backend", None))
+    numbers.append(history.backends["backend", None].version)
+    history.forget("backend", None)
+    numbers.append(history.version)
+    assert numbers == sorted(set(numbers))
