@@ -49,7 +49,7 @@ async def test_connection_reset_in_a_commit(postgres_database: Database, scenari
     random = trial.random("cuts")
     async with proxy.before(postgres_database) as (door, address), trial.relay(database=address) as relay:
         alertmanager = Alertmanager([relay.url], trial.random("alertmanager"), pause=0.1)
-        async with meanwhile(alertmanager.play(trial.histories(groups=6, length=60 if long else 14))) as playing:
+        async with meanwhile(alertmanager.play(trial.histories(groups=6, length=60 if long else 20))) as playing:
             while not playing.done():
                 door.cut(random.choice(list(Cut)))
                 await asyncio.sleep(random.uniform(0, 0.6))
