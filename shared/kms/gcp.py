@@ -5,23 +5,38 @@ server took 57 s and ended without a status. Who calls decides when to try again
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import os
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from enum import IntEnum
+from functools import cache
+from importlib import resources
 from typing import Any, Final, TypeVar
 
 import grpc
 from google.api_core.exceptions import GoogleAPICallError
 from google.auth.exceptions import GoogleAuthError
 from google.cloud.kms_v1 import (
+    CryptoKey,
+    CryptoKeyVersion,
     DecryptRequest,
     EncryptRequest,
+    EncryptResponse,
+    GetCryptoKeyRequest,
     KeyManagementServiceAsyncClient,
+    ListCryptoKeyVersionsRequest,
+    ProtectionLevel,
 )
 from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
+from google.iam.v1.iam_policy_pb2 import TestIamPermissionsRequest
 
 from shared.kms.checksum import crc32c
 from shared.kms.credentials import Lookup, shared_lookup
-from shared.kms.provider import Decrypted, Encrypted, KmsError
+from shared.kms.provider import Decrypted, Encrypted, KeyDescription, KeyVersion, KmsError, Phase
+from shared.kms.proxy import proxy_of
 from shared.kms.reason import Reason, from_status
+from shared.kms.way import measure
+from shared.settings import parse_address
 
 _RECONNECT: Final = [
     # Without these, gRPC waits up to 2 minutes before it connects again, long after the service is back.
@@ -33,7 +48,12 @@ _RECONNECT: Final = [
 # Plaintext to an emulator on this machine must not take a way through a proxy that the environment names.
 _NO_PROXY: Final = [("grpc.enable_http_proxy", 0)]
 
+MAX_PAGES: Final = 20
+"""Of versions, `_PAGE_SIZE` each: two versions a day for 27 years. A longer list is refused, never shown in part."""
+_PAGE_SIZE: Final = 1000  # the most the service gives
+
 _Transport: Final = KeyManagementServiceGrpcAsyncIOTransport
+_States: Final = CryptoKeyVersion.CryptoKeyVersionState
 
 T = TypeVar("T")
 
@@ -45,8 +65,8 @@ class GcpKey:
         self, key: str, *, endpoint: str | None = None, insecure: bool = False, lookup: Lookup = shared_lookup
     ) -> None:
         self._key = key
-        self._endpoint = endpoint
-        self._insecure = insecure
+        self._address = parse_address(endpoint or f"{_Transport.DEFAULT_HOST}:443")
+        self._plaintext = insecure and endpoint is not None
         self._lookup = lookup
         self._client: KeyManagementServiceAsyncClient | None = None
         self._connecting = asyncio.Lock()
@@ -65,7 +85,8 @@ class GcpKey:
             raise KmsError(Reason.CRC_MISMATCH, "encrypt: the service did not verify the request's checksums")
         if answer.ciphertext_crc32c is None or answer.ciphertext_crc32c != crc32c(answer.ciphertext):
             raise KmsError(Reason.CRC_MISMATCH, "encrypt: the ciphertext does not match its checksum")
-        return Encrypted(answer.ciphertext, answer.name, _name(answer.protection_level))
+        level = EncryptResponse.pb(answer).protection_level
+        return Encrypted(answer.ciphertext, answer.name, _name(ProtectionLevel, level))
 
     async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> Decrypted:
         """See the port."""
@@ -80,6 +101,42 @@ class GcpKey:
         if answer.plaintext_crc32c is None or answer.plaintext_crc32c != crc32c(answer.plaintext):
             raise KmsError(Reason.CRC_MISMATCH, "decrypt: the plaintext does not match its checksum")
         return Decrypted(answer.plaintext, answer.used_primary)
+
+    async def describe(self, *, timeout: float) -> KeyDescription:
+        """See the port."""
+        list_ = ListCryptoKeyVersionsRequest(parent=self._key, page_size=_PAGE_SIZE)
+
+        async def read(client: KeyManagementServiceAsyncClient) -> KeyDescription:
+            request = GetCryptoKeyRequest(name=self._key)
+            key = CryptoKey.pb(await client.get_crypto_key(request, retry=None, timeout=timeout))
+            pages = []
+            async for page in (await client.list_crypto_key_versions(list_, retry=None, timeout=timeout)).pages:
+                pages.append(page)
+                if len(pages) == MAX_PAGES and page.next_page_token:
+                    raise KmsError(Reason.INTERNAL, f"the key has over {MAX_PAGES * _PAGE_SIZE} versions")
+            return KeyDescription(
+                primary=_number(key.primary.name) or None,
+                next_rotation=_unix(key, "next_rotation_time"),
+                versions=tuple(_version(v) for page in pages for v in type(page).pb(page).crypto_key_versions),
+                reads=1 + len(pages),
+            )
+
+        return await self._ask(read, timeout)
+
+    async def permissions(self, wanted: Sequence[str], *, timeout: float) -> frozenset[str]:
+        """See the port."""
+        request = TestIamPermissionsRequest(resource=self._key, permissions=wanted)
+        answer = await self._ask(
+            lambda client: client.test_iam_permissions(request, retry=None, timeout=timeout), timeout
+        )
+        return frozenset(answer.permissions)
+
+    async def way(self, *, timeout: float) -> tuple[Phase, ...]:
+        """See the port."""
+        if not self._plaintext and (proxy := proxy_of(self._address.host, os.environ)):
+            told = f"{proxy[0]} leads the way to {self._address} through the proxy {proxy[1]}: it is not measured"
+            return (Phase("proxy", 0.0, told),)
+        return await measure(self._address, trust=None if self._plaintext else _trust, timeout=timeout)
 
     async def close(self) -> None:
         """Closes the connection; a call under way ends with KmsError."""
@@ -120,10 +177,11 @@ class GcpKey:
             return self._client
 
     async def _transport(self) -> KeyManagementServiceGrpcAsyncIOTransport:
-        if self._insecure and self._endpoint:
-            return _Transport(channel=grpc.aio.insecure_channel(self._endpoint, options=[*_RECONNECT, *_NO_PROXY]))
+        if self._plaintext:
+            options = [*_RECONNECT, *_NO_PROXY]
+            return _Transport(channel=grpc.aio.insecure_channel(str(self._address), options=options))
         return _Transport(
-            host=self._endpoint or _Transport.DEFAULT_HOST,
+            host=str(self._address),
             credentials=await self._lookup.credentials(),
             channel=_secure_channel,
             always_use_jwt_access=True,  # as the client itself would: no token server between us and KMS
@@ -134,6 +192,35 @@ def _secure_channel(host: str, *, options: list[tuple[str, Any]], **arguments: A
     return _Transport.create_channel(host, options=[*options, *_RECONNECT], **arguments)
 
 
-def _name(value: object) -> str:
+@cache  # gRPC, too, reads its roots once
+def _trust() -> ssl.SSLContext:
+    """Trusts what gRPC trusts, which is not what the machine does. Raises OSError."""
+    own = resources.files("grpc._cython") / "_credentials" / "roots.pem"
+    return ssl.create_default_context(cafile=os.environ.get("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH") or str(own))
+
+
+# From here on Google's bare protobuf messages: proto-plus warns on standard error of an enum's value it does not know.
+def _version(version: Any) -> KeyVersion:
+    return KeyVersion(
+        number=_number(version.name),
+        state=_name(_States, version.state),
+        protection_level=_name(ProtectionLevel, version.protection_level),
+        # The field may go on holding a time after the destruction was taken back or has happened.
+        destroy_at=_unix(version, "destroy_time") if version.state == _States.DESTROY_SCHEDULED else None,
+    )
+
+
+def _number(version_name: str) -> str:
+    return version_name.rpartition("/")[2]
+
+
+def _name(enum: type[IntEnum], value: int) -> str:
     """An enum's name; a value newer than this client is a bare number."""
-    return str(getattr(value, "name", value))
+    return enum(value).name if value in set(enum) else str(value)
+
+
+def _unix(message: Any, field: str) -> float | None:
+    if not message.HasField(field):
+        return None
+    time = getattr(message, field)
+    return float(time.seconds + time.nanos / 1e9)

@@ -1,5 +1,6 @@
 """The port of a key management service: what a probe and a keyring need of it, in nobody's own types."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,10 +57,10 @@ class Phase:
     """One step on the way to the service."""
 
     name: str
-    """`dns`, `tcp` or `tls`."""
+    """`dns`, `tcp` or `tls`; or `proxy` alone, where one stands in the way and nothing is measured."""
     seconds: float
     failure: str | None = None
-    """What went wrong, one sentence; later phases are missing then."""
+    """What went wrong, or which proxy it is, in one sentence; later phases are missing then."""
 
 
 class KmsError(Exception):
@@ -83,6 +84,21 @@ class KeyProvider(Protocol):
 
     async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> Decrypted:
         """Decrypts under whichever version was used, within `timeout` seconds. Raises KmsError."""
+        ...
+
+    async def describe(self, *, timeout: float) -> KeyDescription:
+        """Reads the key and all its versions, within `timeout` seconds in all. Raises KmsError."""
+        ...
+
+    async def permissions(self, wanted: Sequence[str], *, timeout: float) -> frozenset[str]:
+        """Those of `wanted` that IAM grants on the key, within `timeout` seconds. Raises KmsError.
+
+        A key that does not exist grants none.
+        """
+        ...
+
+    async def way(self, *, timeout: float) -> tuple[Phase, ...]:
+        """Measures the way to the service anew, on a connection of its own, within `timeout` seconds. Never raises."""
         ...
 
     async def close(self) -> None:

@@ -16,7 +16,8 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from services.exporter.app import running
 from services.exporter.config import Backend, ProbeSettings, Settings, Target
-from shared.kms.provider import Decrypted, Encrypted, KeyProvider
+from shared.kms.gcp import GcpKey
+from shared.kms.provider import Encrypted, KeyProvider
 from shared.kms.reason import Reason
 from shared.kms.registry import connect
 from shared.kms.settings import KeySettings
@@ -184,23 +185,17 @@ async def test_a_backend_that_goes_leaves_nothing_stale_and_comes_back(until: Un
             await until(is_whole)
 
 
-class Broken:
+class Broken(GcpKey):
     """A provider with a defect that no port foresees."""
 
     async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> Encrypted:
         raise ZeroDivisionError(f"{len(plaintext)} {len(aad)} {timeout}")
 
-    async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> Decrypted:
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        """Holds nothing."""
-
 
 async def test_a_defect_in_a_probe_counts_as_internal_and_the_next_probe_comes(
     emulator: Emulator, until: Until
 ) -> None:
-    async with scraped(configured(targets=(target(emulator),)), connect=lambda _settings: Broken()) as scrape:
+    async with scraped(configured(targets=(target(emulator),)), connect=lambda key: Broken(key.key)) as scrape:
 
         async def counted_twice() -> bool:
             return (await scrape.values())["kms_probe_failures_total encrypt internal backend ledger-kek"] >= 2

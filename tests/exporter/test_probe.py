@@ -8,6 +8,7 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from services.exporter.model import Operation
 from services.exporter.probe import AAD_BYTES, PLAINTEXT_BYTES, Prober
+from shared.kms.gcp import GcpKey
 from shared.kms.provider import Decrypted, Encrypted, KeyProvider
 from shared.kms.reason import Reason
 from shared.kms.registry import connect
@@ -18,10 +19,11 @@ OTHER = "projects/demo/locations/global/keyRings/app/cryptoKeys/absent"
 TIMEOUT = 0.5
 
 
-class Mirror:
+class Mirror(GcpKey):
     """A key that keeps what it is asked to encrypt, and can fail in ways that no service does."""
 
     def __init__(self, *, broken: BaseException | None = None) -> None:
+        super().__init__(KEY, endpoint="127.0.0.1:1", insecure=True)
         self.asked: list[tuple[bytes, bytes]] = []
         self._broken = broken
 
@@ -36,9 +38,6 @@ class Mirror:
             raise self._broken
         assert aad == self.asked[-1][1]
         return Decrypted(ciphertext[::-1], used_primary=True)
-
-    async def close(self) -> None:
-        """Holds nothing."""
 
 
 @pytest.fixture

@@ -1,0 +1,161 @@
+"""The way to a service, measured step by step on a connection of its own: is it the network, or the service?
+
+DNS, TCP and TLS come one after the other; the first that fails says so in one sentence and ends the measurement.
+"""
+
+import asyncio
+import os
+import socket
+import ssl
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from contextlib import ExitStack, asynccontextmanager
+from itertools import zip_longest
+from typing import Any, Final
+
+from shared.kms.provider import Phase
+from shared.settings import Address
+
+ATTEMPT_DELAY: Final = 0.25
+"""Seconds until the next address gets its turn beside one that has not answered: RFC 8305, section 5."""
+_HTTP2: Final = "h2"
+
+Resolved = tuple[socket.AddressFamily, Any]
+"""Family of an address, and the address as a socket of that family wants it."""
+Resolve = Callable[[Address], list[Resolved]]
+"""The addresses of a name. May block; raises OSError, or UnicodeError where no host can have that name."""
+
+
+class _PhaseError(Exception):
+    """A phase failed; the text is its sentence."""
+
+
+def resolve(to: Address) -> list[Resolved]:
+    """The addresses by this machine's resolver."""
+    return [(family, address) for family, *_, address in socket.getaddrinfo(*to, type=socket.SOCK_STREAM)]
+
+
+async def measure(
+    to: Address, *, trust: Callable[[], ssl.SSLContext] | None, timeout: float, resolve: Resolve = resolve
+) -> tuple[Phase, ...]:
+    """Walks the way once. Raises nothing but cancellation, and leaves nothing open.
+
+    Args:
+        to: the service.
+        trust: gives the TLS context, in a thread, for it may read files; None where the service speaks no TLS.
+        timeout: seconds for all phases together.
+        resolve: finds the addresses, in a thread.
+    """
+    phases: list[Phase] = []
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+
+    @asynccontextmanager
+    async def phase(name: str) -> AsyncIterator[None]:
+        begin = loop.time()
+        failure = None
+        try:
+            async with asyncio.timeout_at(deadline):
+                yield
+        except TimeoutError:
+            failure = f"{name} to {to} had not ended when the {timeout:g} s for the whole way were over"
+        except _PhaseError as error:
+            failure = str(error)
+        phases.append(Phase(name, loop.time() - begin, failure))
+        if failure:
+            raise _PhaseError(failure)
+
+    with ExitStack() as sockets:
+        try:
+            async with phase("dns"):
+                addresses = await _resolved(to, resolve)
+            async with phase("tcp"):
+                connection = await _connected(addresses, sockets)
+            if trust:
+                async with phase("tls"):
+                    await _shake_hands(connection, to, trust)
+        except _PhaseError:
+            pass  # its phase says it
+    return tuple(phases)
+
+
+async def _resolved(to: Address, resolve: Resolve) -> list[Resolved]:
+    # A thread of its own, which ends with the process: a resolver that hangs would take the loop's few threads from
+    # everybody else, one at each round trip that fails, and would hold up the end of the process.
+    looking: Future[list[Resolved]] = Future()
+    looking.set_running_or_notify_cancel()  # running, so that a wait that ends early leaves it to the thread
+
+    def look() -> None:
+        try:
+            looking.set_result(resolve(to))
+        except (OSError, UnicodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "no host can have such a name"
+            looking.set_exception(_PhaseError(f"the name {to.host} cannot be resolved: {why}"))
+
+    threading.Thread(target=look, name="dns of the way", daemon=True).start()
+    return await asyncio.wrap_future(looking)
+
+
+async def _connected(addresses: list[Resolved], sockets: ExitStack) -> socket.socket:
+    """The first connection that comes about. A next attempt begins when one has failed, or `ATTEMPT_DELAY` later."""
+    waiting = _by_turns(addresses)
+    attempts: dict[asyncio.Task[socket.socket], Any] = {}
+    try:
+        while waiting or not all(attempt.done() for attempt in attempts):
+            if waiting:
+                family, address = waiting.pop(0)
+                connection = sockets.enter_context(socket.socket(family, socket.SOCK_STREAM))
+                attempts[asyncio.create_task(_connection(connection, address))] = address
+            running = [attempt for attempt in attempts if not attempt.done()]
+            done, _ = await asyncio.wait(
+                running, timeout=ATTEMPT_DELAY if waiting else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            for attempt in done:
+                if not attempt.exception():
+                    return attempt.result()
+        raise _PhaseError(_refusals({address: attempt.exception() for attempt, address in attempts.items()}))
+    finally:
+        for attempt in attempts:
+            attempt.cancel()
+        await asyncio.gather(*attempts, return_exceptions=True)
+
+
+async def _connection(connection: socket.socket, address: Any) -> socket.socket:
+    connection.setblocking(False)  # noqa: FBT003 - as the socket module has it
+    await asyncio.get_running_loop().sock_connect(connection, address)
+    return connection
+
+
+def _by_turns(addresses: list[Resolved]) -> list[Resolved]:
+    """IPv6 and IPv4 in turn, the resolver's first choice first: RFC 8305, section 4."""
+    preferred = [one for one in addresses if one[0] == addresses[0][0]]
+    others = [one for one in addresses if one[0] != addresses[0][0]]
+    return [one for pair in zip_longest(preferred, others) for one in pair if one]
+
+
+def _refusals(errors: dict[Any, BaseException | None]) -> str:
+    """One sentence for all addresses: each kind of error once, with the first address that gave it."""
+    kinds: dict[str, list[Address]] = {}
+    for (host, port, *_), error in errors.items():
+        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else repr(error)
+        kinds.setdefault(why, []).append(Address(host, port))
+    told = (f"{why} ({of[0]}{f' and {len(of) - 1} more' if of[1:] else ''})" for why, of in kinds.items())
+    return f"no connection: {', '.join(told)}"
+
+
+async def _shake_hands(connection: socket.socket, to: Address, trust: Callable[[], ssl.SSLContext]) -> None:
+    try:
+        context = await asyncio.to_thread(trust)
+        context.set_alpn_protocols([_HTTP2])
+        transport, _ = await asyncio.get_running_loop().create_connection(
+            asyncio.Protocol, ssl=context, sock=connection, server_hostname=to.host
+        )
+    except ssl.SSLCertVerificationError as error:
+        raise _PhaseError(f"the certificate of {to} is not trusted: {error.verify_message}") from None
+    except OSError as error:
+        raise _PhaseError(f"no TLS with {to}: {error.strerror or error or type(error).__name__}") from None
+    spoken = transport.get_extra_info("ssl_object").selected_alpn_protocol()
+    transport.abort()
+    if spoken != _HTTP2:  # gRPC, too, then refuses: https://github.com/grpc/grpc/issues/36119
+        raise _PhaseError(f"{to} speaks TLS, but not HTTP/2, which gRPC needs")
