@@ -103,6 +103,8 @@ class Store:
         finally:
             late.cancel()
             self._queue.leave(work)
+            # An exception that `done` holds holds this frame: without a cycle, all of it is gone at once.
+            del work, done
 
     async def read(self, do: Callable[[Connection], T]) -> T:
         """What `do` reads, on a connection of its own. Raises StoreUnavailableError."""
@@ -112,6 +114,8 @@ class Store:
                 return await reading
         except TimeoutError:
             raise StoreUnavailableError(f"no answer within {_ANSWER_SECONDS:g} s") from None
+        finally:
+            del reading  # as above
 
     def read_blocking(self, do: Callable[[Connection], T]) -> T:
         """The same for the thread of a scrape, within 2 s. Raises StoreUnavailableError."""

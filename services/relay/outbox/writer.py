@@ -6,6 +6,7 @@ locks rows is the same in every replica.
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -128,6 +129,8 @@ class Writer:
         try:
             outcomes = self._transact(works, hurry=hurry)
         except exc.DBAPIError as error:
+            # SQLAlchemy's frames hold their own error, and so all that was to be written, until cycles are looked for.
+            traceback.clear_frames(error.__traceback__)
             if dialect.is_held(error) and self.prepared:
                 self._held(works, StoreUnavailableError(dialect.words(error)))
             elif dialect.may_succeed_at_once(error) and tries > 1:

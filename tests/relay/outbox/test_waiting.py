@@ -12,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from services.relay.outbox import database as outbox
+from services.relay.outbox import dialect
 from services.relay.outbox.accept import Incoming, Plan, accept
 from services.relay.outbox.database import Database
 from services.relay.outbox.store import Store, opened
@@ -22,6 +23,13 @@ from tests.relay.scripted import event_of
 
 MOST = 64 * 1024 * 1024
 """Bytes."""
+
+
+@pytest.fixture
+async def either(database: Database) -> AsyncIterator[Store]:
+    """One of each kind."""
+    async with opened(database, lambda: 0.0) as store:
+        yield store
 
 
 @pytest.fixture
@@ -93,6 +101,7 @@ async def test_what_nobody_waits_for_is_kept_no_longer(store: Store, monkeypatch
             monkeypatch.setattr("services.relay.outbox.store._ANSWER_SECONDS", 0.1)
         item = Large()
         kept = weakref.ref(item)
+        gc.disable()  # the relay rarely looks for cycles
         task = asyncio.create_task(store.batch(nothing, item, size=MOST))
         del item
         await asyncio.sleep(0)
@@ -102,12 +111,35 @@ async def test_what_nobody_waits_for_is_kept_no_longer(store: Store, monkeypatch
         await asyncio.wait([task])
         assert task.cancelled() or isinstance(task.exception(), StoreUnavailableError)
         del task
-        gc.collect()
-        assert kept() is None
+        gone = kept() is None
+        gc.enable()
+        assert gone
         next_one = asyncio.create_task(store.batch(nothing, Large(), size=MOST))  # there is room again
         await asyncio.sleep(0)
         assert not next_one.done()
         next_one.cancel()
+
+
+async def test_what_cannot_be_committed_is_kept_no_longer(either: Store, database: Database) -> None:
+    def fail(transaction: Transaction, _items: Sequence[Large]) -> Sequence[None]:
+        lost = "SELECT * FROM missing" if sqlite else "SELECT pg_terminate_backend(pg_backend_pid())"
+        transaction.connection.exec_driver_sql(lost)
+        return []
+
+    async def attempt(item: Large) -> None:
+        with pytest.raises(StoreUnavailableError):
+            await either.batch(fail, item)
+
+    sqlite = dialect.is_sqlite(database)
+    item = Large()
+    kept = weakref.ref(item)
+    gc.disable()
+    await attempt(item)
+    del item
+    await either.run(write)  # the thread has turned to something else
+    gone = kept() is None
+    gc.enable()
+    assert gone
 
 
 async def test_more_than_a_bound_of_bytes_is_refused_until_the_ones_before_are_done(store: Store) -> None:
