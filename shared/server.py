@@ -58,6 +58,7 @@ def application(
     *,
     admin: SecretFile | None = None,
     not_ready: Callable[[], str | None] = lambda: None,
+    exposition: Callable[[Request], Response] | None = None,
 ) -> Starlette:
     """The routes of a server beside those that every server has.
 
@@ -67,6 +68,7 @@ def application(
         routes: the server's own; what they show or do, they guard themselves.
         admin: the token that the page at `/` needs, if any.
         not_ready: why it cannot serve right now, or None; the text of a 503 of `/-/ready`.
+        exposition: answers `/metrics` instead, where `metrics` would take long to encode; called off the event loop.
     """
     own = list(routes)
 
@@ -87,7 +89,7 @@ def application(
         items = "".join(f'<li><a href="{escape(path)}">{escape(path)}</a>' for path in paths)
         return HTMLResponse(_LANDING.format(name=escape(name), version=escape(VERSION), items=items))
 
-    common = [Route("/metrics", metrics_endpoint), Route("/-/healthy", healthy), Route("/-/ready", ready)]
+    common = [Route("/metrics", exposition or metrics_endpoint), Route("/-/healthy", healthy), Route("/-/ready", ready)]
     return Starlette(routes=[*common, *own, Route("/", guarded(landing, admin, browser=True))])
 
 

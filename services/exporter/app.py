@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 from services.exporter.backend_state import BackendReader, http_client
 from services.exporter.changes import Changes
 from services.exporter.config import Settings
+from services.exporter.exposition import Exposition
 from services.exporter.metrics import ExporterMetrics
 from services.exporter.model import BackendState
 from services.exporter.probe import Prober
@@ -33,7 +34,11 @@ async def running(
         connect: from a key's settings to the key behind the port.
         random: where the schedule's jitter comes from.
     """
-    metrics = ExporterMetrics(registry(), [(target.service, target.name) for target in settings.targets])
+    metrics = ExporterMetrics(
+        [(target.service, target.name) for target in settings.targets], [backend.service for backend in settings.backends]
+    )
+    process = registry()
+    exposition = Exposition(metrics.parts, process)
     changes = Changes()
     admin = settings.auth.admin_token_file
     async with AsyncExitStack() as stack:
@@ -61,13 +66,14 @@ async def running(
             for jobs in (probes, reads)
             if jobs
         ]
-        tasks = await stack.enter_async_context(_in_background(schedules))
+        tasks = await stack.enter_async_context(_in_background([*schedules, exposition.keep_ahead(metrics.changed)]))
         yield application(
             "keypulse exporter",
-            metrics.registry,
+            process,
             [],
             admin=SecretFile(admin) if admin else None,
             not_ready=lambda: "a schedule has ended; restart" if any(task.done() for task in tasks) else None,
+            exposition=exposition.answer,
         )
 
 

@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import aiohttp
+from prometheus_client.core import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as text_string_to_openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel, ConfigDict, ValidationError
+from yarl import URL
 
 from services.exporter.model import BackendState, Health
 from shared.contract import CRYPTO_DECRYPTION_ERRORS, CRYPTO_INIT_TIMESTAMP, CryptoMode
@@ -28,7 +31,15 @@ _CARRIED: Final[dict[str, Callable[[Iterable[float]], float]]] = {
     CRYPTO_INIT_TIMESTAMP: max,
     CRYPTO_DECRYPTION_ERRORS: sum,
 }
+_OPENMETRICS: Final = "application/openmetrics-text"
+_ACCEPTED_METRICS: Final = f"text/plain;version=0.0.4,{_OPENMETRICS};version=1.0.0;q=0.5"
+# In OpenMetrics a sample may have an exemplar only where its type is known.
+_OPENMETRICS_TYPES: Final = {
+    CRYPTO_INIT_TIMESTAMP: f"# TYPE {CRYPTO_INIT_TIMESTAMP} gauge\n",
+    CRYPTO_DECRYPTION_ERRORS: f"# TYPE {CRYPTO_DECRYPTION_ERRORS.removesuffix('_total')} counter\n",
+}
 _NAME_END: Final = re.compile(r"[\s{]")
+_UNUSABLE: Final = "its URL cannot be used; correct it in the configuration"
 
 T = TypeVar("T")
 
@@ -78,17 +89,22 @@ class BackendReader:
     timeout: float
     """Seconds for each of the two documents, which are read side by side."""
 
-    async def read(self) -> BackendState:
-        """The state right now. Whatever the backend answers or does not answer is a state, never an exception."""
+    async def read(self, address: str | None = None) -> BackendState:
+        """The state right now. Whatever the backend answers or does not answer is a state, never an exception.
+
+        Args:
+            address: the one to read, of those that the URLs' name has; `Host` and TLS keep the name. None leaves the
+                choice to the system, and the state without a replica.
+        """
         async with asyncio.TaskGroup() as group:
             reads = (
-                group.create_task(self._in_time("health check", self._health())),
-                group.create_task(self._in_time("metrics", self._metrics())),
+                group.create_task(self._in_time("health check", self._health(address))),
+                group.create_task(self._in_time("metrics", self._metrics(address))),
             )
         health, metrics = reads[0].result(), reads[1].result()
         problems = tuple(found for found in (health, metrics) if isinstance(found, str))
         if isinstance(health, str):
-            return BackendState(self.service, None, problems=problems)
+            return BackendState(self.service, None, problems=problems, replica=address)
         carried = {} if isinstance(metrics, str) else metrics
         return BackendState(
             self.service,
@@ -96,6 +112,7 @@ class BackendReader:
             init_timestamp=carried.get(CRYPTO_INIT_TIMESTAMP),
             decryption_errors=carried.get(CRYPTO_DECRYPTION_ERRORS),
             problems=problems,
+            replica=address,
         )
 
     async def _in_time(self, what: str, document: Awaitable[T]) -> T | str:
@@ -108,19 +125,34 @@ class BackendReader:
         except _UnreadableError as error:
             return f"{what}: {error}"
 
-    async def _health(self) -> Health:
-        return parse_health(await self._get(self.health_url, "application/json", HEALTH_BYTES, statuses={200, 503}))
+    async def _health(self, address: str | None) -> Health:
+        _, body = await self._get(self.health_url, address, "application/json", HEALTH_BYTES, statuses={200, 503})
+        return parse_health(body)
 
-    async def _metrics(self) -> dict[str, float]:
+    async def _metrics(self, address: str | None) -> dict[str, float]:
         if self.metrics_url is None:
             return {}
-        body = await self._get(self.metrics_url, "text/plain;version=0.0.4", METRICS_BYTES, statuses={200})
-        return await asyncio.get_running_loop().run_in_executor(self.parser, parse_metrics, body)
+        kind, body = await self._get(self.metrics_url, address, _ACCEPTED_METRICS, METRICS_BYTES, statuses={200})
+        parse = parse_openmetrics if kind == _OPENMETRICS else parse_metrics
+        return await asyncio.get_running_loop().run_in_executor(self.parser, parse, body)
 
-    async def _get(self, url: str, accept: str, limit: int, statuses: set[int]) -> bytes:
+    async def _get(
+        self, url: str, address: str | None, accept: str, limit: int, *, statuses: set[int]
+    ) -> tuple[str, bytes]:
+        """The media type and the body."""
         body = bytearray()
         try:
-            async with self.session.get(url, headers={"Accept": accept}, allow_redirects=False) as response:
+            named = URL(url)
+            at = named.with_host(address) if address else named
+        except ValueError:  # its text is the URL, which may hold a password
+            raise _UnreadableError(_UNUSABLE) from None
+        try:
+            async with self.session.get(
+                at,
+                headers={"Accept": accept, "Host": named.host_port_subcomponent or ""},
+                server_hostname=named.raw_host,
+                allow_redirects=False,
+            ) as response:
                 if response.status not in statuses:
                     hint = "; a redirect is not followed, set the final URL" if 300 <= response.status < 400 else ""
                     raise _UnreadableError(f"answered with HTTP {response.status}{hint}")
@@ -128,13 +160,13 @@ class BackendReader:
                     body += chunk
                     if len(body) > limit:
                         raise _UnreadableError(f"the answer is over {limit // 1024} KiB")
-        except (aiohttp.InvalidURL, UnicodeError):  # the text of the first is the URL, which may hold a password
-            raise _UnreadableError("its URL cannot be used; correct it in the configuration") from None
+        except (aiohttp.InvalidURL, UnicodeError):  # likewise
+            raise _UnreadableError(_UNUSABLE) from None
         except aiohttp.ClientResponseError as error:  # its own text would hold the URL
             raise _UnreadableError(f"the answer is not HTTP: {' '.join(error.message.split())[:200]}") from None
         except (aiohttp.ClientError, OSError) as error:
             raise _UnreadableError(str(error)[:200] or type(error).__name__) from None
-        return bytes(body)
+        return response.content_type, bytes(body)
 
 
 def parse_health(body: bytes) -> Health:
@@ -148,22 +180,50 @@ def parse_health(body: bytes) -> Health:
 
 
 def parse_metrics(body: bytes) -> dict[str, float]:
-    """The families that are carried over, by name, as far as they are there. Raises _UnreadableError.
+    """The families that are carried over, by name, as far as they are there. Raises _UnreadableError."""
 
-    Only their own samples reach the parser, so a line of somebody else's family that it would refuse costs nothing.
-    """
+    def families() -> Iterable[Metric]:
+        yield from text_string_to_metric_families("".join(_own_lines(body)))
+
+    return _carried("Prometheus's text format", families)
+
+
+def parse_openmetrics(body: bytes) -> dict[str, float]:
+    """The same of an answer in OpenMetrics. Raises _UnreadableError."""
+    if not body.endswith((b"# EOF", b"# EOF\n")):
+        raise _UnreadableError("OpenMetrics without its # EOF: the answer is cut off")
+
+    def families() -> Iterable[Metric]:
+        lines = _own_lines(body)
+        by_family = [
+            kind + "".join(line for line in lines if _name(line) == name) for name, kind in _OPENMETRICS_TYPES.items()
+        ]
+        ours = "".join(by_family) + "# EOF\n"
+        yield from text_string_to_openmetrics_families(ours)  # type: ignore[no-untyped-call]  # it has no types
+
+    return _carried("OpenMetrics", families)
+
+
+def _own_lines(body: bytes) -> list[str]:
+    """Only these reach the parser, so a line of somebody else's family that it would refuse costs nothing."""
+    lines = [f"{line}\n" for line in body.decode().split("\n") if _name(line) in _CARRIED]
+    if any(len(line) > LINE_CHARACTERS for line in lines):
+        raise _UnreadableError(f"a line is over {LINE_CHARACTERS} characters")
+    return lines
+
+
+def _name(line: str) -> str:
+    return _NAME_END.split(line.lstrip(), maxsplit=1)[0]
+
+
+def _carried(language: str, families: Callable[[], Iterable[Metric]]) -> dict[str, float]:
     try:
-        text = body.decode()
-        ours = [line for line in text.split("\n") if _NAME_END.split(line.lstrip(), maxsplit=1)[0] in _CARRIED]
-        if any(len(line) > LINE_CHARACTERS for line in ours):
-            raise _UnreadableError(f"a line is over {LINE_CHARACTERS} characters")
-        parsed = text_string_to_metric_families("".join(f"{line}\n" for line in ours))
-        samples = [sample for family in parsed for sample in family.samples]
-    except (ValueError, LookupError) as error:  # the parser's answers to junk; UnicodeDecodeError is one, too
-        raise _UnreadableError(f"not in Prometheus's text format: {str(error)[:200]}") from None
+        samples = [(sample.name, float(sample.value)) for family in families() for sample in family.samples]
+    except (ValueError, LookupError, AttributeError, OverflowError) as error:  # the parsers' answers to junk
+        raise _UnreadableError(f"not in {language}: {str(error)[:200]}") from None
     carried = {}
     for name, combine in _CARRIED.items():
-        values = [sample.value for sample in samples if sample.name == name]
+        values = [value for sample, value in samples if sample == name]
         if not all(math.isfinite(value) and value >= 0 for value in values):
             raise _UnreadableError(f"{name}: expected a number of at least 0")
         if values:

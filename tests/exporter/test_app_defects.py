@@ -16,7 +16,7 @@ from services.exporter.config import Backend, Settings
 from services.exporter.metrics import ExporterMetrics
 from services.exporter.model import BackendState, Health
 from shared.contract import CryptoMode
-from shared.server import registry, serving
+from shared.server import serving
 from shared.settings import Address
 
 FREE = Address("127.0.0.1", 0)
@@ -24,12 +24,12 @@ Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 
 
 class Defective(BackendReader):
-    async def _health(self) -> Health:
+    async def _health(self, address: str | None) -> Health:
         raise ZeroDivisionError
 
 
 class Cancelled(BackendReader):
-    async def _health(self) -> Health:
+    async def _health(self, address: str | None) -> Health:
         raise asyncio.CancelledError  # as a library may, although nobody cancelled it
 
 
@@ -41,13 +41,13 @@ class Cancelled(BackendReader):
 async def test_a_read_that_fails_unexpectedly_leaves_nothing_stale(
     kind: type[BackendReader], raised: type[BaseException], parser: Executor
 ) -> None:
-    metrics = ExporterMetrics(registry(), [])
+    metrics = ExporterMetrics([], ["backend"])
     metrics.show(BackendState("backend", Health(CryptoMode.KMS, ready=True), 1.0, 2.0))
     async with http_client() as session:
         reader = kind("backend", "http://127.0.0.1:1/", None, session, parser, 1)
         with pytest.raises(raised):
             await app._read_job(reader, metrics, Changes()).run()
-    shown = [s for family in metrics.registry.collect() for s in family.samples if s.name.startswith("crypto_")]
+    shown = [s for family in metrics.collect() for s in family.samples if s.name.startswith("crypto_")]
     assert [(sample.name, sample.value) for sample in shown] == [("crypto_backend_up", 0)]
 
 

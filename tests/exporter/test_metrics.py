@@ -1,4 +1,5 @@
 import subprocess
+from dataclasses import replace
 
 import pytest
 from prometheus_client import generate_latest
@@ -8,7 +9,6 @@ from services.exporter.metrics import ExporterMetrics
 from services.exporter.model import BackendState, Call, Failure, Health, Operation, ProbeResult
 from shared.contract import CryptoMode
 from shared.kms.reason import Reason
-from shared.server import registry
 
 TARGET = {"service": "backend", "target": "ledger-kek"}
 REASONS = (  # as the contract lists them
@@ -39,20 +39,22 @@ def failed(operation: Operation, reason: Reason, seconds: float) -> ProbeResult:
 
 @pytest.fixture
 def metrics() -> ExporterMetrics:
-    return ExporterMetrics(registry(), [("backend", "ledger-kek")])
+    return ExporterMetrics([("backend", "ledger-kek")], ["backend"])
 
 
 def text(metrics: ExporterMetrics) -> str:
-    return generate_latest(metrics.registry).decode()
+    return generate_latest(metrics).decode()
 
 
 def value(metrics: ExporterMetrics, name: str, **labels: str) -> float | None:
-    return metrics.registry.get_sample_value(name, labels)
+    return next((s.value for f in metrics.collect() for s in f.samples if (s.name, s.labels) == (name, labels)), None)
 
 
 def test_before_the_first_probe_every_counter_is_there_at_0(metrics: ExporterMetrics) -> None:
     assert value(metrics, "kms_probes_total", **TARGET) == 0
-    for operation in ("encrypt", "decrypt"):
+    for operation in ("get_key", "list_versions", "test_permissions"):
+        assert value(metrics, "kms_operations_total", **TARGET, operation=operation) == 0
+    for operation in ("encrypt", "decrypt", "canary_decrypt"):
         assert value(metrics, "kms_operations_total", **TARGET, operation=operation) == 0
         assert value(metrics, "kms_operation_duration_seconds_count", **TARGET, operation=operation) == 0
         for reason in REASONS:
@@ -60,10 +62,10 @@ def test_before_the_first_probe_every_counter_is_there_at_0(metrics: ExporterMet
 
 
 def test_before_the_first_look_nothing_is_claimed(metrics: ExporterMetrics) -> None:
-    samples = {sample.name for family in metrics.registry.collect() for sample in family.samples}
+    samples = {sample.name for family in metrics.collect() for sample in family.samples}
     assert "kms_probe_success" not in samples
     assert "kms_probe_last_success_timestamp_seconds" not in samples
-    assert not {name for name in samples if name.startswith("crypto_")}
+    assert not {name for name in samples if name.startswith(("crypto_", "kms_key_"))}
 
 
 def test_the_bounds_of_1_and_10_seconds_are_written_as_the_contract_writes_them(metrics: ExporterMetrics) -> None:
@@ -123,7 +125,7 @@ def test_a_backend_in_env_mode_that_is_not_ready_shows_zeros(metrics: ExporterMe
 def test_of_a_backend_that_cannot_be_read_only_up_is_left(metrics: ExporterMetrics) -> None:
     metrics.show(HEALTHY)
     metrics.show(BackendState("backend", None, problems=("health check: refused",)))
-    left = [s for family in metrics.registry.collect() for s in family.samples if s.name.startswith("crypto_")]
+    left = [s for family in metrics.collect() for s in family.samples if s.name.startswith("crypto_")]
     assert [(sample.name, sample.value) for sample in left] == [("crypto_backend_up", 0)]
 
 
@@ -142,9 +144,49 @@ def test_a_backend_that_was_restarted_shows_its_smaller_counter(metrics: Exporte
     assert value(metrics, "crypto_decryption_errors_total", service="backend") == 2
 
 
+def test_each_replica_is_shown_by_its_address_and_disappears_with_it(metrics: ExporterMetrics) -> None:
+    one, two = (replace(HEALTHY, replica=address) for address in ("10.0.0.1", "fd00::2"))
+    metrics.show(one, two)
+    assert value(metrics, "crypto_mode", service="backend", replica="10.0.0.1") == 1
+    assert value(metrics, "crypto_decryption_errors_total", service="backend", replica="fd00::2") == 17
+    metrics.show(one, BackendState("backend", None, replica="fd00::3"))
+    shown = {
+        (s.labels.get("replica"), s.value)
+        for f in metrics.collect()
+        for s in f.samples
+        if s.name == "crypto_backend_up"
+    }
+    assert shown == {("10.0.0.1", 1), ("fd00::3", 0)}
+
+
+def test_a_backend_that_is_read_as_a_whole_has_no_replica(metrics: ExporterMetrics) -> None:
+    metrics.show(HEALTHY)
+    assert "replica" not in text(metrics)
+
+
+def test_a_reload_starts_the_new_at_0_drops_the_old_and_keeps_the_rest(metrics: ExporterMetrics) -> None:
+    metrics.observe(RIGHT)
+    metrics.show(HEALTHY)
+    metrics.watch([("backend", "ledger-kek"), ("backend", "new-kek")], ["other"])
+    assert value(metrics, "kms_probes_total", **TARGET) == 1
+    assert value(metrics, "kms_probes_total", service="backend", target="new-kek") == 0
+    assert value(metrics, "crypto_mode", service="backend") is None
+    metrics.watch([("backend", "new-kek")], [])
+    assert "ledger-kek" not in text(metrics)
+
+
+def test_what_was_under_way_when_a_reload_took_its_target_out_brings_nothing_back(metrics: ExporterMetrics) -> None:
+    metrics.watch([], [])
+    metrics.changed.clear()
+    metrics.observe(RIGHT)
+    metrics.show(HEALTHY)
+    assert [s for family in metrics.collect() for s in family.samples] == []
+    assert not metrics.changed.is_set()
+
+
 def test_hostile_label_values_are_escaped() -> None:
     hostile = 'a"} 1\nkms_probe_success{x="'
-    metrics = ExporterMetrics(registry(), [(hostile, hostile)])
+    metrics = ExporterMetrics([(hostile, hostile)], [])
     families = list(text_string_to_metric_families(text(metrics)))
     (probes,) = [family for family in families if family.name == "kms_probes"]
     assert [sample.labels for sample in probes.samples] == [{"service": hostile, "target": hostile}]
@@ -166,6 +208,11 @@ def test_the_types_are_those_of_the_contract(metrics: ExporterMetrics) -> None:
         "kms_probes_total": "counter",
         "kms_probe_failures_total": "counter",
         "kms_probe_last_success_timestamp_seconds": "gauge",
+        "kms_key_primary_version": "gauge",
+        "kms_key_versions": "gauge",
+        "kms_key_next_rotation_timestamp_seconds": "gauge",
+        "kms_key_version_destroy_timestamp_seconds": "gauge",
+        "kms_key_permission": "gauge",
     }
 
 

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
@@ -19,11 +18,11 @@ from shared.contract import CryptoMode
 
 def by_the_exporter() -> list[Metric]:
     """After a round trip and the reading of a backend."""
-    metrics = ExporterMetrics(CollectorRegistry(), [("ledger", "ledger-kek")])
+    metrics = ExporterMetrics([("ledger", "ledger-kek")], ["ledger"])
     call = Call(Operation.ENCRYPT, 0.1)
     metrics.observe(ProbeResult("ledger", "ledger-kek", at=1.0, calls=(call,), key_version=None))
     metrics.show(BackendState("ledger", Health(CryptoMode.KMS, ready=True), init_timestamp=1.0, decryption_errors=0.0))
-    return list(metrics.registry.collect())
+    return list(metrics.collect())
 
 
 def by_a_relay(folder: Path) -> list[Metric]:

@@ -1,0 +1,182 @@
+"""`/metrics`, encoded ahead of the scrape: a thousand targets have a hundred thousand lines, which take a second.
+
+Comes in: parts, each of which says by a number that it changed. Goes out: one text, in Prometheus's format or in
+OpenMetrics, plain or compressed. Only the parts that changed are encoded again, in a thread; a scrape adds the few
+metrics of the process, which always change.
+"""
+
+import asyncio
+import math
+import time
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Lock
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.registry import Collector
+from starlette.requests import Request
+from starlette.responses import Response
+
+REST = 20
+"""After each encoding, that many times its duration goes by until the next: it takes a twentieth of a core at most."""
+FORGOTTEN_AFTER = 300.0
+"""Seconds without a scrape after which a format is no longer encoded ahead."""
+_END = b"# EOF\n"
+
+
+class Part(Protocol):
+    """Some of the metrics; no part has a series of another's, but they may have families in common."""
+
+    version: int
+    """Grows after each change."""
+
+    def collect(self) -> Iterable[Metric]:
+        """Its families, also from another thread than the one that changes it."""
+        ...
+
+
+class Exposition:
+    """The answers of `/metrics`."""
+
+    def __init__(
+        self,
+        parts: Callable[[], Sequence[Part]],
+        process: CollectorRegistry,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Takes what to show.
+
+        Args:
+            parts: all there are right now.
+            process: small; encoded anew at each scrape.
+            monotonic: seconds.
+        """
+        self._parts = parts
+        self._process = process
+        self._monotonic = monotonic
+        self._text = _Format(generate_latest)
+        self._openmetrics = _Format(generate_openmetrics)
+        self._ahead = False
+
+    async def keep_ahead(self, changed: asyncio.Event) -> None:
+        """Encodes after each change, for as long as it is not cancelled. Without it, a scrape encodes by itself."""
+        loop = asyncio.get_running_loop()
+        thread = ThreadPoolExecutor(1, "exposition")  # its own, so that encoding waits for nobody
+        self._ahead = True
+        try:
+            while True:
+                await changed.wait()
+                changed.clear()
+                begin = loop.time()
+                for format_ in (self._text, self._openmetrics):
+                    if format_.asked + FORGOTTEN_AFTER < self._monotonic():
+                        format_.body = None
+                    else:
+                        await loop.run_in_executor(thread, format_.encode, self._parts())
+                await asyncio.sleep(REST * (loop.time() - begin))
+        finally:
+            self._ahead = False
+            thread.shutdown(wait=False, cancel_futures=True)
+
+    def answer(self, request: Request) -> Response:
+        """Answers a scrape; not async, so that Starlette calls it off the event loop."""
+        content_type = _content_type(request.headers.get("accept", ""))
+        format_ = self._openmetrics if content_type.startswith("application/openmetrics-text") else self._text
+        format_.asked = self._monotonic()
+        body = (self._ahead and format_.body) or format_.encode(self._parts())
+        tail = format_.generate(self._process)
+        headers = {"content-type": content_type, "vary": "accept, accept-encoding"}
+        if not _takes_gzip(request.headers.get("accept-encoding", "")):
+            return Response(body.plain + tail, headers=headers)
+        rest = body.compressor.copy()
+        return Response(
+            body.compressed + rest.compress(tail) + rest.flush(), headers=headers | {"content-encoding": "gzip"}
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Body:
+    """What all parts show, without an end."""
+
+    plain: bytes
+    compressed: bytes
+    compressor: "zlib._Compress"
+    """As it is after `plain`; a copy of it goes on with what a scrape adds."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """One family of one part."""
+
+    head: bytes
+    """What it is and of which type; two lines."""
+    samples: bytes
+
+    @classmethod
+    def encoded(cls, family: Metric, generate: Callable[[Collector], bytes]) -> "_Family":
+        help_, type_, samples = generate(_Alone(family)).removesuffix(_END).split(b"\n", 2)
+        return cls(b"%s\n%s\n" % (help_, type_), samples)
+
+
+class _Alone(Collector):
+    """One family, as prometheus_client's encoders take it."""
+
+    def __init__(self, family: Metric) -> None:
+        self._family = family
+
+    def collect(self) -> Iterable[Metric]:
+        return [self._family]
+
+
+class _Format:
+    """One of the two text formats."""
+
+    def __init__(self, generate: Callable[[Collector], bytes]) -> None:
+        self.generate = generate
+        self.body: _Body | None = None
+        self.asked = -math.inf
+        """When it was scraped last, by the monotonic clock."""
+        self._known: dict[Part, tuple[int, dict[str, _Family]]] = {}
+        self._lock = Lock()
+
+    def encode(self, parts: Sequence[Part]) -> _Body:
+        """The body as the parts are now."""
+        with self._lock:
+            self._known = {part: self._families(part) for part in parts}
+            lines: dict[str, list[bytes]] = {}
+            for _, families in self._known.values():
+                for name, family in families.items():
+                    lines.setdefault(name, [family.head]).append(family.samples)
+            plain = b"".join(line for family in lines.values() for line in family)
+            compressor = zlib.compressobj(level=1, wbits=31)  # 31: a gzip stream
+            compressed = compressor.compress(plain) + compressor.flush(zlib.Z_SYNC_FLUSH)
+            self.body = _Body(plain, compressed, compressor)
+            return self.body
+
+    def _families(self, part: Part) -> tuple[int, dict[str, _Family]]:
+        version = part.version  # before it is read: a change in the middle leads to another encoding
+        known = self._known.get(part)
+        if known and known[0] == version:
+            return known
+        return version, {family.name: _Family.encoded(family, self.generate) for family in part.collect()}
+
+
+def _content_type(accept: str) -> str:
+    try:
+        return choose_encoder(accept)[1]
+    except TypeError:  # prometheus_client's answer to a version that is no number
+        return CONTENT_TYPE_PLAIN_0_0_4
+
+
+def _takes_gzip(accept_encoding: str) -> bool:
+    for accepted in accept_encoding.split(","):
+        coding, _, weight = accepted.replace(" ", "").lower().partition(";q=")
+        if coding == "gzip":
+            return not weight or weight.strip("0.") != ""
+    return False

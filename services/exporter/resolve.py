@@ -1,0 +1,85 @@
+"""`resolve: all`: every process behind a backend's name is read by itself → one BackendState for each address.
+
+DNS is asked anew at each beat, so that what a roll-out brings and takes away is followed. A DNS that does not answer is
+no backend that is down: the addresses of its last answer go on for a while.
+"""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
+
+from services.exporter.model import BackendState
+
+MAX_ADDRESSES = 1000
+AT_ONCE = 100
+"""Replicas that are read side by side: two connections each, and a process may have no more than 1,024 by default."""
+KEPT_SECONDS = 300.0
+"""How long addresses count after DNS named them last."""
+
+
+async def addresses_of(host: str) -> set[str]:
+    """All addresses of a name, IPv4 and IPv6. Raises OSError, or UnicodeError for what is no name."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return {str(address[0]) for *_, address in found}
+
+
+@dataclass(slots=True)
+class Replicas:
+    """The processes behind the name of one service's backend."""
+
+    service: str
+    host: str
+    """The name in the backend's URLs."""
+    read_one: Callable[[str], Awaitable[BackendState]]
+    """Reads the process at an address; whatever it answers is a state."""
+    timeout: float
+    """Seconds for DNS; `read_one` has its own."""
+    resolve: Callable[[str], Awaitable[set[str]]] = addresses_of
+    _known: list[str] = field(default_factory=list, init=False)
+    _known_until: float = field(default=0.0, init=False)
+
+    async def read(self) -> tuple[BackendState, ...]:
+        """The state of each replica right now; one of the service alone where no address is known."""
+        problems = await self._look_up()
+        if not self._known:
+            return (BackendState(self.service, None, problems=problems),)
+        places = asyncio.Semaphore(AT_ONCE)
+
+        async def read(address: str) -> BackendState:
+            async with places:
+                state = await self.read_one(address)
+            return replace(state, problems=problems + state.problems)
+
+        async with asyncio.TaskGroup() as group:
+            reads = [group.create_task(read(address)) for address in self._known]
+        return tuple(task.result() for task in reads)
+
+    async def _look_up(self) -> tuple[str, ...]:
+        """Brings the known addresses up to date; gives what there is to say about it."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self.timeout):
+                found = await self.resolve(self.host)
+        except TimeoutError:
+            return self._without_answer(f"no answer within {self.timeout:g} s")
+        except (OSError, UnicodeError) as error:
+            return self._without_answer(getattr(error, "strerror", None) or "it is no host name")
+        self._known = sorted(found, key=_order)[:MAX_ADDRESSES]
+        self._known_until = loop.time() + KEPT_SECONDS
+        if len(found) > MAX_ADDRESSES:
+            return (f"DNS: {self.host} has {len(found)} addresses, of which the first {MAX_ADDRESSES} are read",)
+        return ()
+
+    def _without_answer(self, why: str) -> tuple[str, ...]:
+        if asyncio.get_running_loop().time() >= self._known_until:
+            self._known = []
+        then = f"; its last addresses are read for {KEPT_SECONDS / 60:g} minutes after they were named"
+        return (f"DNS: {self.host} has no address: {why}{then if self._known else ''}",)
+
+
+def _order(address: str) -> tuple[int, int]:
+    """The same addresses in the same order at each beat, whatever turn DNS gives them."""
+    parsed = ip_address(address)
+    return parsed.version, int(parsed)

@@ -1,0 +1,169 @@
+"""What `/metrics` says of one target: ProbeResult and KeySnapshot in, Prometheus's families out.
+
+The numbers are plain, and the families are built anew from them: what a key was before its last snapshot cannot stay on
+show, and what belongs to a target goes with it. Changed on the event loop, read from the thread that encodes.
+"""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+from typing import TypeVar
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from services.exporter.model import Call, KeySnapshot, Operation, ProbeResult, Read
+from shared.kms.reason import Reason
+
+# 1 s is where KMSHighLatency begins; over 10 s an answer counts as an error in Cloud KMS's SLA.
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+# As the contract and Prometheus's own clients write them; `le="1.0"` is another series for Prometheus before version 3.
+_BOUNDS = [*(f"{bound:g}" for bound in BUCKETS), "+Inf"]
+VERSION_STATES = (
+    "PENDING_GENERATION",
+    "ENABLED",
+    "DISABLED",
+    "DESTROYED",
+    "DESTROY_SCHEDULED",
+    "PENDING_IMPORT",
+    "IMPORT_FAILED",
+    "GENERATION_FAILED",
+    "PENDING_EXTERNAL_DESTRUCTION",
+    "EXTERNAL_DESTRUCTION_FAILED",
+)
+"""https://cloud.google.com/kms/docs/reference/rest/v1/projects.locations.keyRings.cryptoKeys.cryptoKeyVersions"""
+
+Family = TypeVar("Family", bound=Metric)
+
+
+class TargetMetrics:
+    """One target; every counter starts at 0, so that a first failure is an increase, not a beginning."""
+
+    def __init__(self, service: str, target: str) -> None:
+        self.version = 0
+        """Grows after each change."""
+        self._labels = {"service": service, "target": target}
+        self._probes = 0
+        self._success: bool | None = None
+        self._last_success: float | None = None
+        self._operations: Counter[str] = Counter(dict.fromkeys([*Operation, *Read], 0))
+        self._failures = Counter({(operation, reason): 0 for operation in Operation for reason in Reason})
+        self._durations = {operation: _Durations() for operation in Operation}
+        self._key: KeySnapshot | None = None
+
+    def observe(self, result: ProbeResult) -> None:
+        """Counts a round trip."""
+        self._probes += 1
+        for call in result.calls:
+            self._count(call)
+        self._success = result.failed is None
+        if self._success:
+            self._last_success = result.at
+        self.version += 1
+
+    def lifecycle(self, snapshot: KeySnapshot) -> None:
+        """Counts the calls of a snapshot, and shows the key as it says; what it does not know disappears."""
+        for call in (snapshot.encrypt, *(canary.call for canary in snapshot.canaries)):
+            if call:
+                self._count(call)
+        if snapshot.wrong_aad:
+            self._count(snapshot.wrong_aad, timed=False)  # a refusal, whose duration says nothing of a decryption
+        self._operations.update(snapshot.reads)
+        self._key = snapshot
+        self.version += 1
+
+    def _count(self, call: Call, *, timed: bool = True) -> None:
+        self._operations[call.operation] += 1
+        if call.failure is not None:
+            self._failures[call.operation, call.failure.reason] += 1
+        if timed and (call.failure is None or call.failure.reason is Reason.TIMEOUT):
+            self._durations[call.operation].observe(call.seconds)
+
+    def collect(self) -> Iterator[Metric]:
+        """Every family of a target, also those of which it has no sample now."""
+        yield self._filled(
+            GaugeMetricFamily("kms_probe_success", "1 if the last round trip was right in every respect."),
+            _known(self._success),
+        )
+        yield self._filled(
+            GaugeMetricFamily(
+                "kms_probe_last_success_timestamp_seconds",
+                "Unix time of the last right round trip; absent until the first.",
+            ),
+            _known(self._last_success),
+        )
+        yield self._filled(CounterMetricFamily("kms_probes_total", "Round trips tried."), _known(self._probes))
+        yield self._filled(
+            CounterMetricFamily("kms_probe_failures_total", "Calls that were not right, by what they were and why."),
+            (({"operation": operation, "reason": reason}, n) for (operation, reason), n in self._failures.items()),
+        )
+        yield self._filled(
+            CounterMetricFamily("kms_operations_total", "Calls to KMS, those that only read the key included."),
+            (({"operation": operation}, n) for operation, n in self._operations.items()),
+        )
+        durations = HistogramMetricFamily(
+            "kms_operation_duration_seconds",
+            "Duration of the calls that succeeded, and of those that timed out, at their full length.",
+            labels=[*self._labels, "operation"],
+        )
+        for operation, measured in self._durations.items():
+            durations.add_metric([*self._labels.values(), operation], measured.buckets(), measured.sum)
+        yield durations
+        yield from self._of_the_key()
+
+    def _of_the_key(self) -> Iterator[Metric]:
+        key = self._key.description if self._key else None
+        permissions = (self._key.permissions if self._key else None) or {}
+        yield self._filled(
+            GaugeMetricFamily("kms_key_primary_version", "Number of the version that encrypts."),
+            _known(int(key.primary) if key and key.primary else None),
+        )
+        states = {**dict.fromkeys(VERSION_STATES, 0), **Counter(v.state for v in key.versions)} if key else {}
+        yield self._filled(
+            GaugeMetricFamily("kms_key_versions", "Versions of the key by state."),
+            (({"state": state}, n) for state, n in states.items()),
+        )
+        yield self._filled(
+            GaugeMetricFamily(
+                "kms_key_next_rotation_timestamp_seconds",
+                "Unix time of the next planned rotation; absent where none is planned.",
+            ),
+            _known(key.next_rotation if key else None),
+        )
+        scheduled = [(v.number, v.destroy_at) for v in (key.versions if key else ()) if v.destroy_at is not None]
+        yield self._filled(
+            GaugeMetricFamily(
+                "kms_key_version_destroy_timestamp_seconds",
+                "Unix time at which a version will be destroyed; only while that is scheduled.",
+            ),
+            (({"version": number}, at) for number, at in scheduled),
+        )
+        yield self._filled(
+            GaugeMetricFamily("kms_key_permission", "1 if IAM grants the permission."),
+            (({"permission": permission}, granted) for permission, granted in permissions.items()),
+        )
+
+    def _filled(self, family: Family, samples: Iterable[tuple[dict[str, str], float]]) -> Family:
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        for labels, value in samples:
+            family.add_sample(name, {**self._labels, **labels}, value)
+        return family
+
+
+class _Durations:
+    """A histogram of one operation."""
+
+    def __init__(self) -> None:
+        self.sum = 0.0
+        self._counts = [0] * len(_BOUNDS)
+
+    def observe(self, seconds: float) -> None:
+        self._counts[bisect_left(BUCKETS, seconds)] += 1
+        self.sum += seconds
+
+    def buckets(self) -> list[tuple[str, float]]:
+        return list(zip(_BOUNDS, accumulate(self._counts), strict=True))
+
+
+def _known(value: float | None) -> list[tuple[dict[str, str], float]]:
+    return [] if value is None else [({}, value)]

@@ -1,0 +1,141 @@
+"""What `/metrics` says of a key, from its snapshots."""
+
+from dataclasses import replace
+
+import pytest
+
+from services.exporter.metrics import ExporterMetrics
+from services.exporter.model import Call, Canary, Failure, KeySnapshot, Operation, Read
+from shared.kms.provider import KeyDescription, KeyVersion
+from shared.kms.reason import Reason
+
+KEY = KeyDescription(
+    primary="3",
+    next_rotation=1_800_000_000.0,
+    versions=(
+        KeyVersion("1", "DESTROYED", "SOFTWARE", None),
+        KeyVersion("2", "DESTROY_SCHEDULED", "SOFTWARE", 1_750_000_000.0),
+        KeyVersion("3", "ENABLED", "HSM", None),
+        KeyVersion("4", "ENABLED", "HSM", None),
+    ),
+    reads=2,
+)
+ALL_STATES_OF_CLOUD_KMS = {
+    "PENDING_GENERATION", "ENABLED", "DISABLED", "DESTROYED", "DESTROY_SCHEDULED", "PENDING_IMPORT", "IMPORT_FAILED",
+    "GENERATION_FAILED", "PENDING_EXTERNAL_DESTRUCTION", "EXTERNAL_DESTRUCTION_FAILED",
+}  # fmt: skip
+ENCRYPT, DECRYPT = "cloudkms.cryptoKeyVersions.useToEncrypt", "cloudkms.cryptoKeyVersions.useToDecrypt"
+WHOLE = KeySnapshot(
+    "backend",
+    "ledger-kek",
+    1_700_000_000.0,
+    KEY,
+    {ENCRYPT: True, DECRYPT: False},
+    (Canary("1", Call(Operation.CANARY_DECRYPT, 0.3)),),
+    None,
+    {Read.GET_KEY: 1, Read.LIST_VERSIONS: 2, Read.TEST_PERMISSIONS: 1},
+)
+
+
+@pytest.fixture
+def metrics() -> ExporterMetrics:
+    return ExporterMetrics([("backend", "ledger-kek"), ("backend", "other-kek")], [])
+
+
+def shown(metrics: ExporterMetrics, name: str, label: str | None = None) -> dict[str, float]:
+    """The samples of ledger-kek by the value of a label."""
+    return {
+        sample.labels[label] if label else "": sample.value
+        for family in metrics.collect()
+        for sample in family.samples
+        if sample.name == name and sample.labels["target"] == "ledger-kek"
+    }
+
+
+def keys_families(metrics: ExporterMetrics) -> set[str]:
+    samples = [sample for family in metrics.collect() for sample in family.samples]
+    return {sample.name for sample in samples if sample.name.startswith("kms_key_")}
+
+
+def test_a_key_is_shown_whole(metrics: ExporterMetrics) -> None:
+    metrics.lifecycle(WHOLE)
+    assert shown(metrics, "kms_key_primary_version") == {"": 3}
+    assert shown(metrics, "kms_key_next_rotation_timestamp_seconds") == {"": 1_800_000_000}
+    assert shown(metrics, "kms_key_version_destroy_timestamp_seconds", "version") == {"2": 1_750_000_000}
+    assert shown(metrics, "kms_key_permission", "permission") == {ENCRYPT: 1, DECRYPT: 0}
+
+
+def test_versions_are_counted_by_state_and_every_known_state_is_there(metrics: ExporterMetrics) -> None:
+    metrics.lifecycle(WHOLE)
+    counted = {"DESTROYED": 1, "DESTROY_SCHEDULED": 1, "ENABLED": 2}
+    assert shown(metrics, "kms_key_versions", "state") == dict.fromkeys(ALL_STATES_OF_CLOUD_KMS, 0) | counted
+
+
+def test_the_known_states_are_those_of_googles_own_client() -> None:
+    from google.cloud.kms_v1 import CryptoKeyVersion
+
+    from services.exporter.target_metrics import VERSION_STATES
+
+    states = set(CryptoKeyVersion.CryptoKeyVersionState.__members__)
+    assert states - {"CRYPTO_KEY_VERSION_STATE_UNSPECIFIED"} == set(VERSION_STATES) == ALL_STATES_OF_CLOUD_KMS
+
+
+def test_a_state_that_is_newer_than_we_are_is_shown_as_it_is_called(metrics: ExporterMetrics) -> None:
+    new = KeyVersion("5", "17", "HSM", None)
+    metrics.lifecycle(replace(WHOLE, description=replace(KEY, versions=(*KEY.versions, new))))
+    assert shown(metrics, "kms_key_versions", "state")["17"] == 1
+
+
+def test_without_a_primary_a_rotation_or_a_destruction_their_gauges_are_absent(metrics: ExporterMetrics) -> None:
+    metrics.lifecycle(WHOLE)
+    restored = tuple(replace(version, destroy_at=None) for version in KEY.versions)
+    metrics.lifecycle(replace(WHOLE, description=KeyDescription(None, None, restored, 2)))
+    assert keys_families(metrics) == {"kms_key_versions", "kms_key_permission"}
+
+
+def test_of_a_key_that_cannot_be_read_nothing_old_is_shown(metrics: ExporterMetrics) -> None:
+    metrics.lifecycle(WHOLE)
+    metrics.lifecycle(replace(WHOLE, description=None, problems=("cloudkms.cryptoKeys.get is not granted",)))
+    assert keys_families(metrics) == {"kms_key_permission"}
+    metrics.lifecycle(replace(WHOLE, permissions=None))
+    assert "kms_key_permission" not in keys_families(metrics)
+
+
+def test_reads_and_canaries_count_as_operations(metrics: ExporterMetrics) -> None:
+    metrics.lifecycle(replace(WHOLE, encrypt=Call(Operation.ENCRYPT, 0.1), wrong_aad=Call(Operation.DECRYPT, 9)))
+    metrics.lifecycle(WHOLE)
+    assert shown(metrics, "kms_operations_total", "operation") == {
+        "encrypt": 1,
+        "decrypt": 1,
+        "canary_decrypt": 2,
+        "get_key": 2,
+        "list_versions": 4,
+        "test_permissions": 2,
+    }
+    # What is refused, as it has to be, lasted for as long as no decryption does.
+    counted = {"encrypt": 1, "decrypt": 0, "canary_decrypt": 2}
+    assert shown(metrics, "kms_operation_duration_seconds_count", "operation") == counted
+    assert shown(metrics, "kms_operation_duration_seconds_sum", "operation")["canary_decrypt"] == 0.6
+
+
+def test_what_a_snapshot_found_to_be_wrong_counts_as_a_failure_by_its_reason(metrics: ExporterMetrics) -> None:
+    lost = Canary("1", Call(Operation.CANARY_DECRYPT, 0.1, Failure(Reason.KEY_DESTROYED, "gone")))
+    accepted = Call(Operation.DECRYPT, 0.1, Failure(Reason.PLAINTEXT_MISMATCH, "a wrong AAD was accepted"))
+    metrics.lifecycle(replace(WHOLE, canaries=(lost,), wrong_aad=accepted))
+    failed = {
+        (sample.labels["operation"], sample.labels["reason"]): sample.value
+        for family in metrics.collect()
+        for sample in family.samples
+        if sample.name == "kms_probe_failures_total" and sample.labels["target"] == "ledger-kek"
+    }
+    assert {both for both, count in failed.items() if count} == {
+        ("canary_decrypt", "key_destroyed"),
+        ("decrypt", "plaintext_mismatch"),
+    }
+    assert shown(metrics, "kms_probes_total") == {"": 0}
+
+
+def test_a_snapshot_of_a_target_that_is_gone_is_dropped(metrics: ExporterMetrics) -> None:
+    metrics.watch([("backend", "other-kek")], [])
+    metrics.lifecycle(WHOLE)
+    assert keys_families(metrics) == set()
