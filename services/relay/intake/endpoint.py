@@ -6,7 +6,8 @@ https://github.com/prometheus/alertmanager/blob/main/notify/util.go
 
 import asyncio
 import ipaddress
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,6 +35,10 @@ IN_HAND_LIMIT: Final = 2 * BODY_LIMIT
 """Bytes of all bodies that are being read or wait for their commit; a body that would need more is answered 503."""
 BODY_SECONDS: Final = 30.0
 """How long a body may take to arrive."""
+TURNS: Final = 512
+"""How many webhooks are taken apart and committed at a time, so that thousands at once fit into memory."""
+TURN_SECONDS: Final = 8.0
+"""How long one that was read waits for its turn; then Alertmanager may ask again."""
 _SOURCE_LIMIT: Final = 200
 _ON_LOOP: Final = 64 * 1024
 """Bytes up to which reading a body is quicker than handing it over to a thread."""
@@ -95,6 +100,7 @@ class Intake:
         self._accepted = accepted
         self._alive = alive
         self._in_hand = 0
+        self._turns = asyncio.Semaphore(TURNS)
         self._stopping = False
 
     def stop(self) -> None:
@@ -128,7 +134,8 @@ class Intake:
             if len(source) > _SOURCE_LIMIT or source == OWN_SOURCE:
                 reason = f"source: expected at most {_SOURCE_LIMIT} characters, and not {OWN_SOURCE}"
                 return await self._put_aside(body, source, 400, reason)
-            return await self._accept(bytes(body), source)
+            async with self._turn():
+                return await self._accept(bytes(body), source)
         except webhook.MalformedError as error:
             return await self._put_aside(body, source, 400, str(error))
         except _TooLargeError:
@@ -163,6 +170,18 @@ class Intake:
             raise _NotNowError(f"the body did not arrive within {BODY_SECONDS:g} s") from None
         if self._stopping:
             raise _NotNowError("the relay is stopping")
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(TURN_SECONDS):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise _NotNowError(f"{TURNS} others come first") from None
+        try:
+            yield
+        finally:
+            self._turns.release()
 
     async def _accept(self, body: bytes, source: str) -> Response:
         if len(body) > _ON_LOOP:
