@@ -72,6 +72,22 @@ class ProbeResult:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptCiphertext:
+    """What a version encrypted once, kept to be decrypted again and again; of its plaintext only the digest."""
+
+    key: str
+    """Full resource name of the key."""
+    version: str
+    """Number of the version."""
+    aad: bytes
+    ciphertext: bytes
+    plaintext_sha256: bytes
+    """32 bytes."""
+    created: float
+    """Unix seconds."""
+
+
+@dataclass(frozen=True, slots=True)
 class Canary:
     """The decryption of a ciphertext that was made under an older version and kept."""
 
@@ -98,6 +114,8 @@ class KeySnapshot:
     """How many calls of each kind were made."""
     problems: tuple[str, ...] = ()
     """One sentence each."""
+    encrypt: Call | None = None
+    """The encryption that a new canary, or the check with the wrong AAD, needed; None where none did."""
 
 
 @dataclass(frozen=True, slots=True)
