@@ -180,12 +180,16 @@ class Store:
     def _read(self, do: Callable[[Connection], T]) -> T:
         if not self._writer.prepared:
             raise StoreUnavailableError(self.problem or "the outbox is not open yet")
+        pool = self._reading.pool
         try:
             with self._reading.begin() as connection:
                 return do(connection)
         except (exc.DBAPIError, exc.TimeoutError) as error:
             self._reading.dispose()
             raise StoreUnavailableError(dialect.words(error)) from None
+        finally:
+            if pool is not self._reading.pool:
+                pool.dispose()  # another read failed meanwhile and closed what was idle; ours is so only now
 
 
 @asynccontextmanager

@@ -1,13 +1,15 @@
 """What the store does when the database fails, is full, is not there or is not ours."""
 
+import asyncio
 import sqlite3
 import subprocess
+import threading
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
 import pytest
-from sqlalchemy import event, exc, text
+from sqlalchemy import Connection, event, exc, text
 
 from services.relay.outbox import database as outbox
 from services.relay.outbox.database import Database
@@ -57,6 +59,24 @@ async def test_a_read_that_fails_is_no_defect(either: Store) -> None:
     with pytest.raises(StoreUnavailableError, match="missing"):
         await either.read(lambda connection: connection.exec_driver_sql("SELECT * FROM missing"))
     assert await bodies(either) == []
+
+
+async def test_a_read_during_which_another_fails_leaves_no_connection_open(either: Store) -> None:
+    reads, fails = threading.Event(), threading.Event()
+    closed = []
+    event.listen(either._reading, "close", lambda connection, _entry: closed.append(connection))
+
+    def read(connection: Connection) -> object:
+        reads.set()
+        assert fails.wait(10)
+        return connection.connection.driver_connection
+
+    first = asyncio.create_task(either.read(read))
+    assert await asyncio.to_thread(reads.wait, 10)
+    with pytest.raises(StoreUnavailableError, match="missing"):
+        await either.read(lambda connection: connection.exec_driver_sql("SELECT * FROM missing"))
+    fails.set()
+    assert await first in closed
 
 
 async def test_an_errors_text_shows_no_payload(either: Store) -> None:
