@@ -6,7 +6,7 @@ from random import Random
 import pytest
 from structlog.testing import capture_logs
 
-from services.exporter.scheduler import JITTER, START_SPACING, Job, repeat
+from services.exporter.scheduler import JITTER, START_SPACING, Beat, Job, repeat
 
 pytestmark = pytest.mark.looptime
 
@@ -26,13 +26,14 @@ class Diary:
         self.ended: list[float] = []
         self._seconds = seconds
 
-    async def run(self) -> None:
+    async def run(self) -> Beat:
         self.begun.append(now())
         await asyncio.sleep(self._seconds)
         self.ended.append(now())
+        return Beat.NEXT
 
 
-async def run_for(seconds: float, *runs: Callable[[], Awaitable[None]], interval: float, concurrency: int = 16) -> None:
+async def run_for(seconds: float, *runs: Callable[[], Awaitable[Beat]], interval: float, concurrency: int = 16) -> None:
     jobs = [Job(f"job {n}", run) for n, run in enumerate(runs)]
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(seconds):
@@ -74,12 +75,13 @@ async def test_the_first_runs_of_a_few_jobs_come_at_once() -> None:
 async def test_no_more_jobs_run_at_once_than_allowed() -> None:
     running = most = 0
 
-    async def run() -> None:
+    async def run() -> Beat:
         nonlocal running, most
         running += 1
         most = max(most, running)
         await asyncio.sleep(5)
         running -= 1
+        return Beat.NEXT
 
     await run_for(300, *[run] * 50, interval=10, concurrency=4)
     assert most == 4
@@ -103,10 +105,11 @@ async def test_a_job_slower_than_its_interval_never_overlaps_itself_and_runs_aga
 async def test_beats_missed_during_one_long_run_are_left_out() -> None:
     begun: list[float] = []
 
-    async def run() -> None:
+    async def run() -> Beat:
         begun.append(now())
         if len(begun) == 1:
             await asyncio.sleep(95)
+        return Beat.NEXT
 
     begin = now()
     await run_for(131, run, interval=10)
@@ -119,7 +122,7 @@ async def test_a_job_that_raises_goes_on_and_harms_no_other() -> None:
     diary = Diary()
     tries = 0
 
-    async def broken() -> None:
+    async def broken() -> Beat:
         nonlocal tries
         tries += 1
         raise ZeroDivisionError("defect")
@@ -138,9 +141,10 @@ async def test_a_job_that_fails_again_after_a_success_or_differently_is_logged_a
     outcomes = [ValueError("a"), ValueError("a"), ValueError("b"), None, ValueError("b"), ValueError("b")]
     left = iter(outcomes)
 
-    async def run() -> None:
+    async def run() -> Beat:
         if outcome := next(left, None):
             raise outcome
+        return Beat.NEXT
 
     with capture_logs() as logs:
         await run_for(100, run, interval=10)
@@ -150,7 +154,7 @@ async def test_a_job_that_fails_again_after_a_success_or_differently_is_logged_a
 async def test_a_library_that_raises_cancelled_error_does_not_end_the_job() -> None:
     tries = 0
 
-    async def run() -> None:
+    async def run() -> Beat:
         nonlocal tries
         tries += 1
         raise asyncio.CancelledError

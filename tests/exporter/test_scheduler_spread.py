@@ -1,0 +1,53 @@
+"""Jobs at a slow beat, as those that read keys: the first come at once, and never too many in a minute."""
+
+import asyncio
+from bisect import bisect_left
+from random import Random
+
+import pytest
+
+from services.exporter.scheduler import Beat, Job, repeat
+
+pytestmark = pytest.mark.looptime
+
+QUOTA = 300
+"""Reads a minute: https://cloud.google.com/kms/quotas."""
+READS = 3
+"""Of one job."""
+
+
+async def begins(jobs: int, seconds: float, *, interval: float, spacing: float) -> list[float]:
+    """When runs began, of all jobs together, since the start."""
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    begun: list[float] = []
+
+    async def run() -> Beat:
+        begun.append(loop.time() - start)
+        return Beat.NEXT
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await repeat(
+                [Job("job", run)] * jobs,
+                interval=interval,
+                concurrency=16,
+                random=Random(1),  # noqa: S311  jitter, no secret
+                spacing=spacing,
+            )
+    return begun
+
+
+async def test_a_spacing_holds_between_the_first_runs_however_long_the_interval() -> None:
+    assert await begins(5, 59, interval=900, spacing=0.9) == pytest.approx([0, 0.9, 1.8, 2.7, 3.6], abs=0.001)
+
+
+async def test_a_spacing_that_would_not_fit_into_the_interval_is_shortened() -> None:
+    assert await begins(5, 9.9, interval=10, spacing=5) == pytest.approx([0, 2, 4, 6, 8], abs=0.001)
+
+
+async def test_a_thousand_keys_are_never_read_more_often_in_any_minute_than_the_quota_grants() -> None:
+    begun = await begins(1000, 4 * 900, interval=900, spacing=0.9)
+    most = max(bisect_left(begun, at + 60) - n for n, at in enumerate(begun))
+    assert len(begun) > 3800
+    assert most * READS <= QUOTA

@@ -1,0 +1,73 @@
+"""A week passes by the event loop's clock: no drift, no growth."""
+
+import asyncio
+import gc
+import time
+from random import Random
+
+import pytest
+
+from services.exporter.scheduler import JITTER, Beat, Job, repeat
+
+pytestmark = pytest.mark.looptime
+
+RANDOM = Random(1)  # noqa: S311  jitter, no secret
+INTERVAL = 60.0
+HOUR = 3600.0
+WEEK_BEATS = 10_080
+
+
+def kept() -> tuple[int, int, int]:
+    """Tasks, timers of the loop, and all objects that the collector knows."""
+    loop = asyncio.get_running_loop()
+    gc.collect()
+    return len(asyncio.all_tasks()), len(loop._scheduled), len(gc.get_objects())  # type: ignore[attr-defined]
+
+
+async def test_a_week_stays_on_the_grid_and_leaves_nothing_behind() -> None:
+    loop = asyncio.get_running_loop()
+    begun: float | None = None
+    earliest = latest = 0.0
+    runs = 0
+
+    async def run() -> Beat:
+        nonlocal begun, earliest, latest, runs
+        begun = loop.time() if begun is None else begun
+        late = loop.time() - begun - runs * INTERVAL
+        earliest, latest = min(earliest, late), max(latest, late)
+        runs += 1
+        await asyncio.sleep(1.3)
+        return Beat.NEXT
+
+    task = asyncio.create_task(repeat([Job("job", run)], interval=INTERVAL, concurrency=1, random=RANDOM))
+    await asyncio.sleep(HOUR)
+    after_an_hour = kept()
+    await asyncio.sleep(WEEK_BEATS * INTERVAL - HOUR - 1)
+    after_a_week = kept()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert runs == WEEK_BEATS
+    assert earliest >= -0.001
+    assert latest <= JITTER * INTERVAL + 0.001
+    assert after_a_week[:2] == after_an_hour[:2]
+    assert after_a_week[2] - after_an_hour[2] < 100  # of 10,000 beats, one object each would show
+
+
+async def test_a_wall_clock_that_jumps_moves_no_beat(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    begun: list[float] = []
+
+    async def run() -> Beat:
+        begun.append(loop.time())
+        jumps = (-1) ** len(begun) * 86_400.0 * len(begun)
+        monkeypatch.setattr(time, "time", lambda: 1_800_000_000.0 + jumps)
+        return Beat.NEXT
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(100 * INTERVAL):
+            await repeat([Job("job", run)], interval=INTERVAL, concurrency=1, random=RANDOM)
+    late = [at - begun[0] - n * INTERVAL for n, at in enumerate(begun)]
+    assert len(begun) in {100, 101}
+    assert min(late) >= -0.001
+    assert max(late) <= JITTER * INTERVAL + 0.001
