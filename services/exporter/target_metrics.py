@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
@@ -32,6 +32,8 @@ VERSION_STATES = (
     "EXTERNAL_DESTRUCTION_FAILED",
 )
 """https://cloud.google.com/kms/docs/reference/rest/v1/projects.locations.keyRings.cryptoKeys.cryptoKeyVersions"""
+_REFUSED: Final = {"": True, Reason.PLAINTEXT_MISMATCH: False}
+"""What the check with a wrong AAD found, by its reason; any other says that KMS gave no answer to it."""
 
 Family = TypeVar("Family", bound=Metric)
 
@@ -142,6 +144,32 @@ class TargetMetrics:
             GaugeMetricFamily("kms_key_permission", "1 if IAM grants the permission."),
             (({"permission": permission}, granted) for permission, granted in permissions.items()),
         )
+        yield from self._of_what_it_encrypted()
+
+    def _of_what_it_encrypted(self) -> Iterator[Metric]:
+        look = self._key
+        reasons = {canary.version: _reason(canary.call) for canary in (look.canaries if look else ())}
+        yield self._filled(
+            GaugeMetricFamily(
+                "kms_canary_success",
+                "1 if what a version encrypted once could be decrypted; where not, the label says why.",
+            ),
+            (({"version": version, "reason": reason}, not reason) for version, reason in reasons.items()),
+        )
+        wrong_aad = look.wrong_aad if look else None
+        yield self._filled(
+            GaugeMetricFamily(
+                "kms_wrong_aad_refused",
+                "1 if KMS refused to decrypt with other authenticated data; absent where that could not be asked.",
+            ),
+            _known(_REFUSED.get(_reason(wrong_aad)) if wrong_aad else None),
+        )
+        yield self._filled(
+            GaugeMetricFamily(
+                "kms_key_problems", "What could not be read of the key, and what was wrong with its canaries' file."
+            ),
+            _known(len(look.problems) if look else None),
+        )
 
     def _filled(self, family: Family, samples: Iterable[tuple[dict[str, str], float]]) -> Family:
         name = f"{family.name}_total" if family.type == "counter" else family.name
@@ -163,6 +191,10 @@ class _Durations:
 
     def buckets(self) -> list[tuple[str, float]]:
         return list(zip(_BOUNDS, accumulate(self._counts), strict=True))
+
+
+def _reason(call: Call) -> str:
+    return call.failure.reason if call.failure else ""
 
 
 def _known(value: float | None) -> list[tuple[dict[str, str], float]]:

@@ -192,30 +192,6 @@ def test_hostile_label_values_are_escaped() -> None:
     assert [sample.labels for sample in probes.samples] == [{"service": hostile, "target": hostile}]
 
 
-def test_the_types_are_those_of_the_contract(metrics: ExporterMetrics) -> None:
-    types = dict(
-        line.removeprefix("# TYPE ").split() for line in text(metrics).splitlines() if line.startswith("# TYPE ")
-    )
-    assert {name: kind for name, kind in types.items() if name.startswith(("crypto_", "kms_"))} == {
-        "crypto_backend_up": "gauge",
-        "crypto_mode": "gauge",
-        "crypto_ready": "gauge",
-        "crypto_init_timestamp_seconds": "gauge",
-        "crypto_decryption_errors_total": "counter",
-        "kms_operation_duration_seconds": "histogram",
-        "kms_operations_total": "counter",
-        "kms_probe_success": "gauge",
-        "kms_probes_total": "counter",
-        "kms_probe_failures_total": "counter",
-        "kms_probe_last_success_timestamp_seconds": "gauge",
-        "kms_key_primary_version": "gauge",
-        "kms_key_versions": "gauge",
-        "kms_key_next_rotation_timestamp_seconds": "gauge",
-        "kms_key_version_destroy_timestamp_seconds": "gauge",
-        "kms_key_permission": "gauge",
-    }
-
-
 def test_promtool_has_nothing_to_say(metrics: ExporterMetrics) -> None:
     metrics.observe(RIGHT)
     metrics.show(HEALTHY)

@@ -90,13 +90,13 @@ def test_without_a_primary_a_rotation_or_a_destruction_their_gauges_are_absent(m
     metrics.lifecycle(WHOLE)
     restored = tuple(replace(version, destroy_at=None) for version in KEY.versions)
     metrics.lifecycle(replace(WHOLE, description=KeyDescription(None, None, restored, 2)))
-    assert keys_families(metrics) == {"kms_key_versions", "kms_key_permission"}
+    assert keys_families(metrics) == {"kms_key_versions", "kms_key_permission", "kms_key_problems"}
 
 
 def test_of_a_key_that_cannot_be_read_nothing_old_is_shown(metrics: ExporterMetrics) -> None:
     metrics.lifecycle(WHOLE)
     metrics.lifecycle(replace(WHOLE, description=None, problems=("cloudkms.cryptoKeys.get is not granted",)))
-    assert keys_families(metrics) == {"kms_key_permission"}
+    assert keys_families(metrics) == {"kms_key_permission", "kms_key_problems"}
     metrics.lifecycle(replace(WHOLE, permissions=None))
     assert "kms_key_permission" not in keys_families(metrics)
 
@@ -133,6 +133,52 @@ def test_what_a_snapshot_found_to_be_wrong_counts_as_a_failure_by_its_reason(met
         ("decrypt", "plaintext_mismatch"),
     }
     assert shown(metrics, "kms_probes_total") == {"": 0}
+
+
+def canary(version: str, reason: Reason | None = None) -> Canary:
+    return Canary(version, Call(Operation.CANARY_DECRYPT, 0.1, Failure(reason, "because") if reason else None))
+
+
+def canaries(metrics: ExporterMetrics) -> set[tuple[str, str, float]]:
+    return {
+        (sample.labels["version"], sample.labels["reason"], sample.value)
+        for family in metrics.collect()
+        for sample in family.samples
+        if sample.name == "kms_canary_success"
+    }
+
+
+def test_a_canary_that_fails_says_which_version_and_why_and_is_well_again_when_it_works(
+    metrics: ExporterMetrics,
+) -> None:
+    metrics.lifecycle(replace(WHOLE, canaries=(canary("1"), canary("2", Reason.KEY_DISABLED))))
+    assert canaries(metrics) == {("1", "", 1), ("2", "key_disabled", 0)}
+    metrics.lifecycle(replace(WHOLE, canaries=(canary("1"), canary("2", Reason.KEY_DESTROYED))))
+    assert canaries(metrics) == {("1", "", 1), ("2", "key_destroyed", 0)}
+    metrics.lifecycle(replace(WHOLE, canaries=(canary("1"), canary("2"))))
+    assert canaries(metrics) == {("1", "", 1), ("2", "", 1)}
+    metrics.lifecycle(replace(WHOLE, canaries=()))
+    assert canaries(metrics) == set()
+
+
+@pytest.mark.parametrize("reason", [None, *Reason])
+def test_a_wrong_aad_counts_as_accepted_only_where_kms_decrypted_with_it(
+    metrics: ExporterMetrics, reason: Reason | None
+) -> None:
+    failure = Failure(reason, "because") if reason else None
+    metrics.lifecycle(replace(WHOLE, wrong_aad=Call(Operation.DECRYPT, 0.1, failure)))
+    known = {None: {"": 1}, Reason.PLAINTEXT_MISMATCH: {"": 0}}
+    assert shown(metrics, "kms_wrong_aad_refused") == known.get(reason, {})
+    metrics.lifecycle(WHOLE)
+    assert shown(metrics, "kms_wrong_aad_refused") == {}
+
+
+def test_what_was_wrong_at_the_last_look_is_counted_and_gone_with_it(metrics: ExporterMetrics) -> None:
+    assert shown(metrics, "kms_key_problems") == {}
+    metrics.lifecycle(replace(WHOLE, problems=("the canary file was lost", "cloudkms.cryptoKeys.get is not granted")))
+    assert shown(metrics, "kms_key_problems") == {"": 2}
+    metrics.lifecycle(WHOLE)
+    assert shown(metrics, "kms_key_problems") == {"": 0}
 
 
 def test_a_snapshot_of_a_target_that_is_gone_is_dropped(metrics: ExporterMetrics) -> None:

@@ -1,0 +1,89 @@
+"""Each family that others rely on: its type and its labels, as they are exposed and as they are documented."""
+
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client.core import Metric
+
+from services.exporter.metrics import ExporterMetrics
+from services.exporter.model import (
+    BackendState,
+    Call,
+    Canary,
+    Failure,
+    Health,
+    KeySnapshot,
+    Operation,
+    ProbeResult,
+    Read,
+)
+from shared.contract import CryptoMode
+from shared.kms.provider import KeyDescription, KeyVersion
+from shared.kms.reason import Reason
+
+REFERENCE = Path(__file__).parents[2] / "docs/reference.md"
+# As the contract lists them: the labels are those beyond `service`.
+CONTRACT = """
+| `crypto_mode` | gauge | |
+| `crypto_ready` | gauge | |
+| `crypto_backend_up` | gauge | |
+| `crypto_init_timestamp_seconds` | gauge | |
+| `crypto_decryption_errors_total` | counter | |
+| `kms_operation_duration_seconds` | histogram | `target`, `operation` |
+| `kms_probe_success` | gauge | `target` |
+| `kms_probes_total` | counter | `target` |
+| `kms_probe_failures_total` | counter | `target`, `operation`, `reason` |
+| `kms_probe_last_success_timestamp_seconds` | gauge | `target` |
+| `kms_operations_total` | counter | `target`, `operation` |
+| `kms_key_primary_version` | gauge | `target` |
+| `kms_key_versions` | gauge | `target`, `state` |
+| `kms_key_next_rotation_timestamp_seconds` | gauge | `target` |
+| `kms_key_version_destroy_timestamp_seconds` | gauge | `target`, `version` |
+| `kms_key_permission` | gauge | `target`, `permission` |
+"""
+Rows = dict[str, tuple[str, set[str]]]
+
+
+def rows(table: str) -> Rows:
+    """Type and labels by name."""
+    found = re.findall(r"^\| `(\w+)` \| (gauge|counter|histogram) \| ([^|]*)\|", table, re.MULTILINE)
+    return {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in found}
+
+
+@pytest.fixture
+def families() -> dict[str, Metric]:
+    """Everything that can be known of one target and one service, by the names that samples have."""
+    metrics = ExporterMetrics([("backend", "ledger-kek")], ["backend"])
+    metrics.show(BackendState("backend", Health(CryptoMode.KMS, ready=True), 1.0, 2.0))
+    metrics.observe(ProbeResult("backend", "ledger-kek", 1.0, (Call(Operation.ENCRYPT, 0.1),), None))
+    key = KeyDescription("1", 5.0, (KeyVersion("1", "ENABLED", "HSM", 5.0),), 1)
+    canary = Canary("1", Call(Operation.CANARY_DECRYPT, 0.1, Failure(Reason.KEY_DISABLED, "because")))
+    wrong_aad = Call(Operation.DECRYPT, 0.1)
+    seen = (key, {"p": True}, (canary,), wrong_aad, {Read.GET_KEY: 1})
+    metrics.lifecycle(KeySnapshot("backend", "ledger-kek", 1.0, *seen))
+    return {f"{family.name}_total" if family.type == "counter" else family.name: family for family in metrics.collect()}
+
+
+def exposed(families: dict[str, Metric]) -> Rows:
+    """Of each family the labels that every sample of it has."""
+    found = {}
+    for name, family in families.items():
+        (labels,) = {frozenset(sample.labels) - {"le"} for sample in family.samples}
+        assert "service" in labels
+        found[name] = (family.type, set(labels) - {"service"})
+    return found
+
+
+@pytest.mark.parametrize("name", rows(CONTRACT))
+def test_a_family_of_the_contract_has_its_type_and_its_labels(families: dict[str, Metric], name: str) -> None:
+    assert exposed(families)[name] == rows(CONTRACT)[name]
+
+
+def test_the_contract_has_16_families() -> None:
+    assert len(rows(CONTRACT)) == 16
+
+
+def test_each_family_is_documented_with_its_type_and_its_labels(families: dict[str, Metric]) -> None:
+    section = REFERENCE.read_text().partition("## Exporter\n")[2].partition("\n## ")[0]
+    assert rows(section) == exposed(families)
