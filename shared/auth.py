@@ -9,6 +9,8 @@ from starlette.responses import JSONResponse, Response
 
 from shared.secret_file import SecretFile, SecretUnreadableError
 
+USER = "keypulse.user"
+"""The key of a request's scope under which the name of a user of web.yml stands, once the password was right."""
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -16,13 +18,15 @@ def refusal(request: Request, secret: SecretFile, *, browser: bool = False) -> R
     """The answer to a caller that may not come in: 401, or 503 where the token file cannot be read; else None.
 
     Args:
-        request: only its `Authorization` header is read, never its body.
+        request: only its `Authorization` header is read, never its body. A user of web.yml may come in everywhere.
         secret: the tokens that are let in.
         browser: whether a 401 asks a browser for a password.
     """
+    if USER in request.scope:
+        return None
     scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
     # The bytes as they came: Starlette reads headers as latin-1.
-    token = credentials.strip().encode("latin-1") if scheme.lower() == "bearer" else _password(scheme, credentials)
+    token = credentials.strip().encode("latin-1") if scheme.lower() == "bearer" else basic(request)[1]
     try:
         if secret.matches(token):
             return None
@@ -47,10 +51,13 @@ def guarded(endpoint: Endpoint, secret: SecretFile | None, *, browser: bool = Fa
     return guard
 
 
-def _password(scheme: str, credentials: str) -> bytes:
+def basic(request: Request) -> tuple[str, bytes]:
+    """Name and password of a Basic header; both empty where there is none."""
+    scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "basic":
-        return b""
+        return "", b""
     try:
-        return base64.b64decode(credentials, validate=True).partition(b":")[2]
+        name, _, password = base64.b64decode(credentials, validate=True).partition(b":")
+        return name.decode(), password
     except (binascii.Error, ValueError):
-        return b""
+        return "", b""

@@ -1,17 +1,26 @@
-"""JSON logs on standard error, one object a line, for our own events and for the libraries' alike."""
+"""Logs on standard error, one line each, for our own events and for the libraries' alike: JSON, or logfmt."""
 
+import json
 import logging
 import sys
+from typing import Literal
 
 import structlog
 
+Level = Literal["debug", "info", "warn", "error"]
+Format = Literal["json", "logfmt"]
 
-def configure(service: str, level: str = "info") -> None:
-    """Sends every log line of this process to standard error as JSON.
+_NUMBERS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
+_OWN = ("services", "shared", "ops")
+
+
+def configure(service: str, level: Level = "info", form: Format = "json") -> None:
+    """Sends every log line of this process to standard error.
 
     Args:
         service: the name that goes into each line, such as `relay`.
-        level: the lowest level that is written.
+        level: the lowest level that is written, as Prometheus names them.
+        form: how a line is written.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -31,18 +40,36 @@ def configure(service: str, level: str = "info") -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                # Never the locals of a traceback's frames: they may hold a token or a payload.
-                structlog.processors.ExceptionRenderer(
-                    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-                ),
-                structlog.processors.JSONRenderer(),
+                *(_JSON if form == "json" else _LOGFMT),
             ],
         )
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(level.upper())
+    # A library's debug lines may show what was sent, secrets too: they are never written.
+    root.setLevel(max(logging.INFO, _NUMBERS[level]))
+    for own in _OWN:
+        logging.getLogger(own).setLevel(_NUMBERS[level])
     logging.captureWarnings(capture=True)
     # Each request in a log line would bury the lines that matter.
     for noisy in ("uvicorn.access", "slack_sdk", "grpc", "google"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, _NUMBERS[level]))
+
+
+def _logfmt(_logger: structlog.typing.WrappedLogger, _method: str, event: structlog.typing.EventDict) -> str:
+    """`key=value …`; a value that a reader could take for something else is quoted, as Prometheus's loggers do."""
+    return " ".join(f"{key}={_value(value)}" for key, value in event.items())
+
+
+def _value(value: object) -> str:
+    text = str(value)
+    plain = text and text.isprintable() and not any(character in text for character in ' ="\\')
+    return text if plain else json.dumps(text, ensure_ascii=False)
+
+
+_JSON: list[structlog.typing.Processor] = [
+    # Never the locals of a traceback's frames: they may hold a token or a payload.
+    structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
+    structlog.processors.JSONRenderer(),
+]
+_LOGFMT: list[structlog.typing.Processor] = [structlog.processors.format_exc_info, _logfmt]

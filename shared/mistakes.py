@@ -46,13 +46,13 @@ def line(model: type[BaseModel], prefix: str, file: Path | None, error: ErrorDet
 
     Args:
         model: the settings.
-        prefix: of their environment variables.
+        prefix: of their environment variables; empty where none are read.
         file: where the rest came from.
         error: pydantic's.
     """
     loc = tuple(_as_written(model.model_json_schema(), error["loc"]))
     key = ".".join(str(part) for part in loc)
-    source = _variable(prefix, loc) or str(file or "environment")
+    source = (prefix and _variable(prefix, loc)) or str(file or "environment")
     kind, message = error["type"], error["msg"]
     if kind == "extra_forbidden":
         message = UNKNOWN
@@ -76,7 +76,9 @@ def line(model: type[BaseModel], prefix: str, file: Path | None, error: ErrorDet
 
 
 def _may_hold_a_secret(loc: Loc, value: object) -> bool:
-    """Whether it is, or should have been, a URL, in which a password or a token may stand."""
+    """Whether it is a password, or is or should have been a URL, in which a password or a token may stand."""
+    if "basic_auth_users" in loc:
+        return True
     name = next((part for part in reversed(loc) if isinstance(part, str)), "")
     return re.search("(^|_)(database|urls?)$", name) is not None or re.search("@|://", str(value)) is not None
 

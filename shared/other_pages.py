@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from shared.auth import Endpoint
+from shared.auth import USER, Endpoint
 from shared.settings import Address
 
 
@@ -40,7 +40,10 @@ def not_for_other_pages(endpoint: Endpoint, *, open_to_this_machine: bool) -> En
     """
 
     async def answer(request: Request) -> Response:
-        if sent_by_another_page(request) or (open_to_this_machine and not names_this_machine(request)):
+        # A page that points its own name here has neither this server's certificate nor a user's password.
+        proven = request.url.scheme == "https" or USER in request.scope
+        by_name = proven or not open_to_this_machine or names_this_machine(request)
+        if sent_by_another_page(request) or not by_name:
             return JSONResponse({"error": "another web page may not do this"}, status_code=403)
         return await endpoint(request)
 

@@ -155,7 +155,7 @@ def load(model: type[S], file: Path | None) -> S:
     Raises:
         ConfigurationError: the file cannot be read, or holds mistakes; all of them are named at once.
     """
-    with _relative_to(file.parent.resolve() if file else Path.cwd()):
+    with relative_to(file.parent.resolve() if file else Path.cwd()):
         document = yaml_file.read(file) if file else {}
         mistakes = [f"{name}: {UNKNOWN}" for name in _unknown_variables(model)]
         try:
@@ -179,7 +179,8 @@ def _unknown_variables(model: type[ServerSettings]) -> list[str]:
 
 
 @contextmanager
-def _relative_to(folder: Path) -> Iterator[None]:
+def relative_to(folder: Path) -> Iterator[None]:
+    """Within it, a relative path of a configuration starts at `folder`."""
     token = _folder.set(folder)
     try:
         yield
