@@ -75,8 +75,6 @@ class ProbeResult:
 class KeptCiphertext:
     """What a version encrypted once, kept to be decrypted again and again; of its plaintext only the digest."""
 
-    key: str
-    """Full resource name of the key."""
     version: str
     """Number of the version."""
     aad: bytes
@@ -109,7 +107,8 @@ class KeySnapshot:
     """Whether IAM grants each permission that was asked for."""
     canaries: tuple[Canary, ...]
     wrong_aad: Call | None
-    """A decryption with the wrong AAD, which has to be refused; its failure says that it was not."""
+    """A decryption with the wrong AAD, which has to be refused; its failure says that it was not. None where the call
+    ended otherwise, so that nobody knows."""
     reads: Mapping[Read, int]
     """How many calls of each kind were made."""
     problems: tuple[str, ...] = ()

@@ -1,0 +1,241 @@
+"""The file of canaries, lost, foreign, corrupt or in the way: said in a sentence, and never a crash."""
+
+import asyncio
+import os
+import resource
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from services.exporter import canary
+from services.exporter.canary import MAX_BYTES, CanaryFile
+from services.exporter.model import KeptCiphertext
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+ONE = KeptCiphertext("1", b"aad", b"ciphertext", bytes(32), 1_700_000_000.25)
+TWO = KeptCiphertext("2", b"aad", b"another ciphertext", bytes(32), 1_700_000_060.5)
+
+
+def canary_file(folder: Path, key: str = KEY) -> CanaryFile:
+    return CanaryFile(folder, "ledger-kek", key)
+
+
+def bad(file: CanaryFile) -> Path:
+    return Path(f"{file.path}.bad")
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def at_work() -> int:
+    return sum(thread.name == "canaries" for thread in threading.enumerate())
+
+
+def corrupt(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def changed(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b'"version": "1"', b'"version": "7"'))
+
+
+def foreign(path: Path) -> None:
+    path.write_text(path.read_text().replace(KEY, f"{KEY}-of-somebody-else"))
+
+
+def huge(path: Path) -> None:
+    path.write_bytes(b" " * MAX_BYTES + path.read_bytes())
+
+
+def directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+BAD: list[tuple[Callable[[Path], None], str]] = [
+    (corrupt, "holds no canaries (json_invalid)"),
+    (changed, "holds a canary that was changed"),
+    (foreign, "holds canaries of another key"),
+    (huge, f"is larger than {MAX_BYTES} bytes"),
+    (directory, "is no regular file"),
+    (pipe, "is no regular file"),
+    (link, "is a symbolic link"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "told"), BAD, ids=lambda value: getattr(value, "__name__", ""))
+async def test_a_file_of_no_use_is_set_aside_and_memory_gives_back_what_it_held(
+    tmp_path: Path, spoil: Callable[[Path], None], told: str
+) -> None:
+    file = canary_file(tmp_path)
+    await file.sync(ONE)
+    spoil(file.path)
+    canaries, problems = await file.sync()
+    aside = f"it is kept as {file.path.name}.bad, and a new one takes its place"
+    assert (canaries, problems) == ((ONE,), (f"{file.path} {told}; {aside}",))
+    assert bad(file).name in names(tmp_path)
+    assert await file.sync() == ((ONE,), ())
+    assert await canary_file(tmp_path).sync() == ((ONE,), ())
+
+
+@pytest.mark.parametrize(("spoil", "told"), BAD, ids=lambda value: getattr(value, "__name__", ""))
+async def test_a_file_of_no_use_at_the_start_is_replaced_by_what_comes(
+    tmp_path: Path, spoil: Callable[[Path], None], told: str
+) -> None:
+    await canary_file(tmp_path).sync(ONE)
+    file = canary_file(tmp_path)
+    spoil(file.path)
+    canaries, (problem,) = await file.sync()
+    assert canaries == ()
+    assert told in problem
+    assert await file.sync(TWO) == ((TWO,), ())
+    assert await canary_file(tmp_path).sync() == ((TWO,), ())
+
+
+async def test_of_bad_files_the_first_is_kept(tmp_path: Path) -> None:
+    file = canary_file(tmp_path)
+    for content in ("first", "second"):
+        file.path.write_text(content)
+        _, problems = await file.sync(ONE)
+    assert "a new one takes its place; an earlier bad one is kept" in problems[0]
+    assert bad(file).read_text() == "first"
+
+
+async def test_a_lost_file_is_said_and_written_anew(tmp_path: Path) -> None:
+    file = canary_file(tmp_path)
+    await file.sync(ONE)
+    file.path.unlink()
+    assert await file.sync() == ((ONE,), (f"{file.path} was lost; the canaries in memory are written anew",))
+    assert await canary_file(tmp_path).sync() == ((ONE,), ())
+
+
+async def test_a_missing_folder_is_said_at_each_look_until_it_is_there(tmp_path: Path) -> None:
+    file = canary_file(tmp_path / "missing")
+    for _ in range(2):
+        canaries, (problem,) = await file.sync(ONE)
+        assert canaries == (ONE,)
+        assert "cannot be written: No such file or directory" in problem
+        assert f"give the exporter a folder {tmp_path / 'missing'} that it may write to" in problem
+    (tmp_path / "missing").mkdir()
+    assert await file.sync() == ((ONE,), ())
+    assert await canary_file(tmp_path / "missing").sync() == ((ONE,), ())
+
+
+async def test_a_folder_that_is_a_file_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    canaries, (problem,) = await canary_file(tmp_path / "file").sync(ONE)
+    assert canaries == (ONE,)
+    assert "cannot be read: Not a directory" in problem
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file can grow: writes fail as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+async def test_on_a_full_disk_the_old_file_stays_whole_and_memory_keeps_the_rest(tmp_path: Path) -> None:
+    file = canary_file(tmp_path)
+    await file.sync(ONE)
+    with full_disk():
+        canaries, (problem,) = await file.sync(TWO)
+    assert canaries == (ONE, TWO)
+    assert "cannot be written: File too large; the canaries are in memory only, until a restart" in problem
+    assert names(tmp_path) == [file.path.name]
+    assert await canary_file(tmp_path).sync() == ((ONE,), ())
+    assert await file.sync() == ((ONE, TWO), ())
+    assert await canary_file(tmp_path).sync() == ((ONE, TWO), ())
+
+
+@pytest.fixture
+def folder_of_nobody() -> Iterator[Path]:
+    """A folder in which the test's process has no more rights than any user."""
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders let no other user in
+        user = os.geteuid()
+        if user == 0:  # root may read any file
+            shutil.chown(name, 65534)
+            os.seteuid(65534)
+        yield Path(name)
+        os.seteuid(user)
+
+
+async def test_a_file_that_may_not_be_read_is_set_aside(folder_of_nobody: Path) -> None:
+    file = canary_file(folder_of_nobody)
+    await file.sync(ONE)
+    file.path.chmod(0)
+    canaries, (problem,) = await file.sync()
+    assert canaries == (ONE,)
+    assert f"{file.path} cannot be read: Permission denied; it is kept as" in problem
+    assert await canary_file(folder_of_nobody).sync() == ((ONE,), ())
+
+
+async def test_a_folder_that_may_only_be_read_is_said(folder_of_nobody: Path) -> None:
+    file = canary_file(folder_of_nobody)
+    await file.sync(ONE)
+    os.chmod(folder_of_nobody, 0o500)  # noqa: PTH101  no matter for a loop
+    canaries, (problem,) = await file.sync(TWO)
+    os.chmod(folder_of_nobody, 0o700)  # noqa: PTH101
+    assert canaries == (ONE, TWO)
+    assert "cannot be written: Permission denied" in problem
+
+
+async def test_a_file_that_cannot_be_opened_for_now_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = canary_file(tmp_path)
+    await file.sync(ONE)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        canaries, (problem,) = await file.sync(TWO)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert canaries == (ONE, TWO)
+    assert "cannot be read: Too many open files; canaries are in memory only until it can" in problem
+    assert await canary_file(tmp_path).sync() == ((ONE,), ())
+    assert await file.sync() == ((ONE, TWO), ())
+
+
+async def test_a_disk_that_hangs_is_said_in_time_has_one_thread_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await canary_file(tmp_path).sync(ONE)
+    awake, content = threading.Event(), canary._content
+    monkeypatch.setattr(canary, "_content", lambda path: (awake.wait(), content(path))[1])
+    monkeypatch.setattr(canary, "DISK_SECONDS", 0.05)
+    file = canary_file(tmp_path)
+    for _ in range(3):
+        async with asyncio.timeout(5):
+            canaries, problems = await file.sync(TWO)
+        assert (canaries, problems) == ((TWO,), (f"{tmp_path} did not answer within 0.05 s; see to its disk",))
+    assert at_work() == 1
+    cancelled = asyncio.create_task(file.sync())
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    awake.set()
+    async with asyncio.timeout(5):
+        while at_work():  # noqa: ASYNC110  a thread tells no loop of its end
+            await asyncio.sleep(0.01)
+    monkeypatch.setattr(canary, "DISK_SECONDS", 5.0)
+    assert await file.sync() == ((ONE, TWO), ())
