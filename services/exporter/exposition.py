@@ -25,6 +25,8 @@ from starlette.responses import Response
 
 REST = 20
 """After each encoding, that many times its duration goes by until the next: it takes a twentieth of a core at most."""
+LONGEST_REST = 5.0
+"""Seconds; wins over `REST`: what is shown is this and two encodings old at most, however slow the machine is."""
 FORGOTTEN_AFTER = 300.0
 """Seconds without a scrape after which a format is no longer encoded ahead."""
 _END = b"# EOF\n"
@@ -73,13 +75,13 @@ class Exposition:
             while True:
                 await changed.wait()
                 changed.clear()
-                begin = loop.time()
+                begin = self._monotonic()
                 for format_ in (self._text, self._openmetrics):
                     if format_.asked + FORGOTTEN_AFTER < self._monotonic():
-                        format_.body = None
+                        format_.forget()
                     else:
                         await loop.run_in_executor(thread, format_.encode, self._parts())
-                await asyncio.sleep(REST * (loop.time() - begin))
+                await asyncio.sleep(min(REST * (self._monotonic() - begin), LONGEST_REST))
         finally:
             self._ahead = False
             thread.shutdown(wait=False, cancel_futures=True)
@@ -148,16 +150,22 @@ class _Format:
     def encode(self, parts: Sequence[Part]) -> _Body:
         """The body as the parts are now."""
         with self._lock:
-            self._known = {part: self._families(part) for part in parts}
+            known = {part: self._families(part) for part in parts}
             lines: dict[str, list[bytes]] = {}
-            for _, families in self._known.values():
+            for _, families in known.values():
                 for name, family in families.items():
                     lines.setdefault(name, [family.head]).append(family.samples)
             plain = b"".join(line for family in lines.values() for line in family)
             compressor = zlib.compressobj(level=1, wbits=31)  # 31: a gzip stream
             compressed = compressor.compress(plain) + compressor.flush(zlib.Z_SYNC_FLUSH)
-            self.body = _Body(plain, compressed, compressor)
-            return self.body
+            self._known = known
+            self.body = body = _Body(plain, compressed, compressor)
+            return body
+
+    def forget(self) -> None:
+        """Gives the memory back; the next scrape encodes all. Waits for no encoding: it is called on the event loop."""
+        self.body = None
+        self._known = {}
 
     def _families(self, part: Part) -> tuple[int, dict[str, _Family]]:
         version = part.version  # before it is read: a change in the middle leads to another encoding

@@ -26,7 +26,8 @@ from services.exporter.model import (
 from shared.contract import CryptoMode
 from shared.kms.provider import KeyDescription, KeyVersion
 from shared.kms.reason import Reason
-from shared.server import application, registry
+from shared.server import application, registry, serving
+from shared.settings import Address
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.5"
 HOSTILE = 'a"} 1\n# HELP x \\ # EOF\n'
@@ -156,3 +157,21 @@ async def test_it_is_compressed_for_who_can_read_it(
     assert (answer.headers.get("content-encoding") == "gzip") is compressed
     assert answer.headers["vary"] == "accept, accept-encoding"
     assert "keypulse_build_info" in answer.text
+
+
+@pytest.mark.parametrize("coding", ["gzip", "identity"])
+async def test_head_is_answered_like_get_without_the_body(
+    coding: str, metrics: ExporterMetrics, process: CollectorRegistry
+) -> None:
+    app = application("sample", process, [], exposition=Exposition(metrics.parts, process).answer)
+    async with serving(app, Address("127.0.0.1", 0)) as address:
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        head = f"HEAD /metrics HTTP/1.1\r\nHost: sample\r\nAccept-Encoding: {coding}\r\nConnection: close\r\n\r\n"
+        writer.write(head.encode())
+        answer = (await asyncio.wait_for(reader.read(), 15)).decode().lower()
+        writer.close()
+    assert answer.startswith("http/1.1 200 ")
+    assert "content-type: text/plain; version=0.0.4" in answer
+    assert ("content-encoding: gzip" in answer) is (coding == "gzip")
+    assert answer.endswith("\r\n\r\n")
+    assert answer.count("\r\n\r\n") == 1

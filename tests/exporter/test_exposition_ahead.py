@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -125,6 +126,57 @@ async def test_a_change_while_it_is_encoded_is_not_forgotten(until: Until) -> No
         await until(up_to_date)
 
 
+async def test_a_scrape_does_not_wait_for_an_encoding() -> None:
+    changed, begun, go_on = asyncio.Event(), threading.Event(), threading.Event()
+
+    class Hanging(Part):
+        def collect(self) -> Iterable[Metric]:
+            if self.version:
+                begun.set()
+                assert go_on.wait(30)
+            return super().collect()
+
+    hanging = Hanging("hanging")
+    exposed = Exposition(lambda: [hanging], CollectorRegistry())
+    async with ahead(exposed, changed):
+        shown(exposed)
+        hanging.set(1)
+        changed.set()
+        assert await asyncio.to_thread(begun.wait, 15)
+        try:
+            answer = await asyncio.wait_for(asyncio.to_thread(shown, exposed), 15)
+        finally:
+            go_on.set()
+    assert answer == ['sample{part="hanging"} 0.0']
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize(("takes", "rest"), [(0.01, 0.2), (0.2, 4), (0.3, 5), (60, 5)])
+async def test_what_changes_all_the_time_is_encoded_again_after_a_rest_that_is_never_long(
+    takes: float, rest: float
+) -> None:
+    changed, now, encoded = asyncio.Event(), 0.0, []
+    loop = asyncio.get_running_loop()
+
+    class Slow(Part):
+        def collect(self) -> Iterable[Metric]:
+            nonlocal now
+            now += takes
+            encoded.append(loop.time())
+            self.version += 1
+            return super().collect()
+
+    slow = Slow("slow")
+    exposed = Exposition(lambda: [slow], CollectorRegistry(), lambda: now)
+    shown(exposed)
+    encoded.clear()
+    async with ahead(exposed, changed):
+        while len(encoded) < 3:
+            changed.set()
+            await asyncio.sleep(0.001)
+    assert [later - earlier for earlier, later in pairwise(encoded)] == [pytest.approx(rest, abs=0.01)] * 2
+
+
 async def test_what_nobody_scrapes_is_not_encoded(until: Until) -> None:
     part, changed, now = Part("a"), asyncio.Event(), 0.0
     exposed = Exposition(lambda: [part], CollectorRegistry(), lambda: now)
@@ -143,6 +195,32 @@ async def test_what_nobody_scrapes_is_not_encoded(until: Until) -> None:
         await until(taken)
         assert len(part.threads) == 1
         assert shown(exposed) == ['sample{part="a"} 7.0']
+
+
+async def test_what_nobody_scrapes_any_more_takes_no_memory(until: Until) -> None:
+    part, changed, now = Part("a"), asyncio.Event(), 0.0
+    exposed = Exposition(lambda: [part], CollectorRegistry(), lambda: now)
+
+    async def taken() -> bool:
+        return not changed.is_set()
+
+    async with ahead(exposed, changed):
+        shown(exposed)
+        now = exposition.FORGOTTEN_AFTER + 1
+        changed.set()
+        await until(taken)
+        shown(exposed)
+    assert len(part.threads) == 2  # it has not changed, but what was encoded of it is gone
+
+
+def test_what_is_forgotten_while_it_is_encoded_is_answered_whole() -> None:
+    class Forgotten(Part):
+        def collect(self) -> Iterable[Metric]:
+            exposed._text.forget()
+            return super().collect()
+
+    exposed = Exposition(lambda: [Part("a"), Forgotten("b")], CollectorRegistry())
+    assert shown(exposed) == ['sample{part="a"} 0.0', 'sample{part="b"} 0.0']
 
 
 async def test_after_a_defect_nothing_old_is_shown() -> None:
