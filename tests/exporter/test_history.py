@@ -177,7 +177,7 @@ def test_a_backend_has_its_state_since_when_and_its_last_failure(history: Histor
             BackendState("backend", env, problems=("metrics: HTTP 500",)),
         ]
     ):
-        history._clock = lambda now=now: float(now)  # type: ignore[misc]
+        history.clock = lambda now=now: float(now)  # type: ignore[misc]
         history.backend(state)
     (record,) = history.backends.values()
     assert (record.at, record.since, record.last_success) == (4, 3, 4)

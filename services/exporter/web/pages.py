@@ -1,0 +1,191 @@
+"""The board for people: its pages, what its script asks for, its files. HTML is made here and nowhere else.
+
+A look is taken on the event loop, where the history lives; the HTML of it is made in a thread.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, Final
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from services.exporter.history import FAILURES, History, quantile
+from services.exporter.web import advice, cards, plot, words
+from services.exporter.web.board import Asked, Board, Heads, Look, look
+from services.exporter.web.cards import Light
+from shared import VERSION
+from shared.auth import USER, Endpoint, guarded
+from shared.other_pages import names_this_machine, sent_by_another_page
+from shared.secret_file import SecretFile
+
+_FOLDER: Final = Path(__file__).parent / "board"
+_TYPES: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_FILES: Final = {
+    file.name: (file.read_bytes(), _TYPES[file.suffix]) for file in _FOLDER.iterdir() if file.suffix in _TYPES
+}
+HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
+        "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class Pages:
+    """The routes of the board.
+
+    Args:
+        history: what is shown.
+        admin: the token that is needed, if any.
+        stale_after: seconds without news after which the last ones are said to be old.
+        runbook: the URL of docs/KMS_OPERATIONS.md as people here read it; without it, sections are named only.
+        clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        history: History,
+        *,
+        admin: SecretFile | None,
+        stale_after: float,
+        runbook: str | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._history = history
+        self._admin = admin
+        self._stale_after = stale_after
+        self._heads = Heads(stale_after)
+        self._clock = clock
+        self._boot = token_hex(8)  # a number of an earlier process's history says nothing here
+        self._templates = Environment(
+            loader=FileSystemLoader(_FOLDER),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._templates.filters.update(
+            ago=words.ago,
+            span=words.span,
+            moment=words.moment,
+            short=words.short,
+            iso=words.iso,
+            took=words.took,
+            quantile=quantile,
+        )
+        self._templates.globals.update(
+            version=VERSION,
+            runbook=runbook,
+            runbook_file=advice.RUNBOOK,
+            Light=Light,
+            WORDS=cards.WORDS,
+            LISTED=cards.LISTED,
+            FAILURES=FAILURES,
+            plot=plot,
+            protection=cards.protection,
+            versions=cards.versions,
+            canaries=cards.canaries,
+            of_the_way=advice.of_the_way,
+            of_a_failure=advice.of_a_failure,
+        )
+
+    def routes(self) -> list[Route]:
+        """The page at `/` and what it needs."""
+        return [
+            Route("/", self._fenced(self._page, from_elsewhere=True)),
+            Route("/history", self._fenced(self._failures, from_elsewhere=True)),
+            Route("/api/board", self._fenced(self._changes)),
+            Route("/board/{name}", self._fenced(self._file)),
+        ]
+
+    def _fenced(self, page: Endpoint, *, from_elsewhere: bool = False) -> Endpoint:
+        """`page` for those who may see it. A link of another site may lead to it (`from_elsewhere`), never read it."""
+        inside = guarded(page, self._admin, browser=True)
+
+        async def answer(request: Request) -> Response:
+            followed = from_elsewhere and request.headers.get("sec-fetch-mode") == "navigate"
+            # A page that points its own name here has neither this server's certificate nor anybody's password.
+            proven = self._admin is not None or request.url.scheme == "https" or USER in request.scope
+            if (sent_by_another_page(request) and not followed) or not (proven or names_this_machine(request)):
+                response: Response = PlainTextResponse("another web page may not read this\n", status_code=403)
+            else:
+                response = await inside(request)
+            response.headers.update(HEADERS)
+            return response
+
+        return answer
+
+    async def _page(self, request: Request) -> Response:
+        asked = Asked.of(request.query_params)
+        board = look(self._history, self._heads, asked, self._clock())
+        return HTMLResponse(await run_in_threadpool(self._html, board, asked))
+
+    async def _changes(self, request: Request) -> Response:
+        """What is new for a page that looked before, as HTML by the id of its card."""
+        asked = Asked.of(request.query_params)
+        last = self._last(request.query_params.get("cursor", ""))
+        board = look(self._history, self._heads, asked, self._clock(), last)
+        return JSONResponse(await run_in_threadpool(self._news, board, asked))
+
+    async def _failures(self, request: Request) -> Response:
+        name = request.query_params.get("target")
+        if not name:
+            return PlainTextResponse("say which target: /history?target=NAME\n", status_code=400)
+        record = self._history.targets.get(name)
+        if record is None:
+            return PlainTextResponse("there is no such target; / lists all of them\n", status_code=404)
+        now = self._clock()
+        head = cards.head(record.copy(), now, self._stale_after)
+        return HTMLResponse(await run_in_threadpool(self._template("history.html.j2").render, head=head, now=now))
+
+    async def _file(self, request: Request) -> Response:
+        found = _FILES.get(request.path_params["name"])
+        if found is None:
+            return PlainTextResponse("there is no such file\n", status_code=404)
+        return Response(found[0], media_type=found[1])
+
+    def _template(self, name: str) -> Template:
+        return self._templates.get_template(name)
+
+    def _html(self, board: Board, asked: Asked) -> str:
+        return self._template("board.html.j2").render(board=board, asked=asked, cursor=self._cursor(board))
+
+    def _news(self, board: Board, asked: Asked) -> dict[str, object]:
+        parts: Any = self._template("parts.html.j2").module  # its macros
+        return {
+            "cursor": self._cursor(board),
+            "overall": str(parts.overall(board)),
+            "title": str(parts.title(board)),
+            "sections": {
+                section.kind: {
+                    "order": section.order,
+                    "total": section.total,
+                    "foot": str(parts.foot(section, asked)),
+                }
+                for section in board.sections
+            },
+            "cards": {head.id: str(parts.card(head, board.at)) for section in board.sections for head in section.fresh},
+        }
+
+    def _cursor(self, board: Board) -> str:
+        return f"{self._boot}.{board.version}.{board.at!r}"
+
+    def _last(self, cursor: str) -> Look | None:
+        """The look that a cursor stands for; None where it is none of ours."""
+        boot, _, rest = cursor.partition(".")
+        version, _, at = rest.partition(".")
+        try:
+            return Look(int(version), float(at)) if boot == self._boot else None
+        except ValueError:
+            return None

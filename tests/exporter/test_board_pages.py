@@ -1,0 +1,165 @@
+"""The board's pages without a browser: who may see them, their headers, and what a wrong question is answered."""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import httpx2
+import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from services.exporter.history import History
+from services.exporter.model import Call, Failure, Operation, ProbeResult
+from services.exporter.web.pages import Pages
+from shared.auth import USER
+from shared.kms.reason import Reason
+from shared.secret_file import SecretFile
+from shared.server import application, registry
+
+PATHS: Final = ("/", "/history?target=ledger-kek", "/api/board", "/board/board.js")
+LOOPBACK: Final = "http://127.0.0.1:9911"
+NOW: Final = 1_768_469_400.0
+
+
+@asynccontextmanager
+async def asking(
+    admin: Path | None = None, *, base: str = LOOPBACK, user: str | None = None
+) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of a whole exporter's server that knows one key, `ledger-kek`, which fails."""
+    history = History()
+    history.keep([("ledger", "ledger-kek")], [])
+    failure = Failure(Reason.PERMISSION_DENIED, "no role")
+    history.probe(ProbeResult("ledger", "ledger-kek", NOW - 9, (Call(Operation.ENCRYPT, 0.01, failure),), None))
+    secret = SecretFile(admin) if admin else None
+    pages = Pages(history, admin=secret, stale_after=180, clock=lambda: NOW)
+    app: ASGIApp = application("keypulse exporter", registry(), pages.routes(), admin=secret)
+
+    async def known(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, USER: user}, receive, send)
+
+    transport = httpx2.ASGITransport(app=known if user else app)
+    async with httpx2.AsyncClient(transport=transport, base_url=base) as client:
+        yield client
+
+
+@pytest.fixture
+def token(tmp_path: Path) -> Path:
+    file = tmp_path / "token"
+    file.write_text("secret\n")
+    return file
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_token_that_is_set_is_needed_for_every_page(path: str, token: Path) -> None:
+    async with asking(token) as client:
+        answer = await client.get(path)
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"].startswith("Basic")  # a browser asks for it
+        assert "ledger-kek" not in answer.text
+        assert (await client.get(path, auth=("anybody", "wrong"))).status_code == 401
+        assert (await client.get(path, auth=("anybody", "secret"))).status_code == 200
+        assert (await client.get(path, headers={"authorization": "Bearer secret"})).status_code == 200
+
+
+async def test_a_token_file_that_cannot_be_read_opens_nothing(tmp_path: Path) -> None:
+    async with asking(tmp_path / "missing") as client:
+        assert {(await client.get(path, auth=("anybody", ""))).status_code for path in PATHS} == {503}
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_page_of_another_site_reads_nothing(path: str, token: Path) -> None:
+    for admin in (None, token):
+        async with asking(admin) as client:
+            for headers in (
+                {"sec-fetch-site": "cross-site", "sec-fetch-mode": "cors"},
+                {"sec-fetch-site": "same-site", "sec-fetch-mode": "no-cors"},
+                {"origin": "https://evil.example.org"},
+                {"origin": "null"},
+            ):
+                answer = await client.get(path, headers=headers, auth=("anybody", "secret"))
+                assert answer.status_code == 403
+                assert "ledger-kek" not in answer.text
+
+
+async def test_a_link_of_another_site_leads_to_the_pages_and_not_to_their_data() -> None:
+    followed = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    async with asking() as client:
+        codes = [(await client.get(path, headers=followed)).status_code for path in PATHS]
+    assert codes == [200, 200, 403, 403]
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_name_that_somebody_pointed_here_reads_nothing_without_credentials(path: str, token: Path) -> None:
+    elsewhere = "http://rebound.example.org:9911"
+    async with asking(base=elsewhere) as client:
+        answer = await client.get(path)
+        assert answer.status_code == 403
+        assert "ledger-kek" not in answer.text
+    async with asking(token, base=elsewhere) as client:
+        assert (await client.get(path, auth=("anybody", "secret"))).status_code == 200
+    async with asking(base="http://localhost:9911") as client:
+        assert (await client.get(path)).status_code == 200
+
+
+async def test_a_user_of_web_yml_needs_no_token_and_may_use_any_name(token: Path) -> None:
+    for admin in (None, token):
+        async with asking(admin, base="http://exporter.example.org", user="alice") as client:
+            assert {(await client.get(path)).status_code for path in PATHS} == {200}
+
+
+@pytest.mark.parametrize("path", [*PATHS, "/history", "/board/nothing"])
+async def test_every_answer_has_the_headers_that_fence_it(path: str, token: Path) -> None:
+    async with asking(token) as client:
+        for answer in (await client.get(path), await client.get(path, auth=("", "secret"))):
+            policy = answer.headers["content-security-policy"]
+            assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+            assert "unsafe" not in policy
+            assert "frame-ancestors 'none'" in policy
+            assert answer.headers["cache-control"] == "no-store"
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+            assert answer.headers["referrer-policy"] == "no-referrer"
+
+
+async def test_metrics_and_the_two_probes_stay_open(token: Path) -> None:
+    async with asking(token, base="http://exporter.example.org") as client:
+        for path in ("/metrics", "/-/healthy", "/-/ready"):
+            assert (await client.get(path)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "words"),
+    [
+        ("/history", 400, "/history?target=NAME"),
+        ("/history?target=", 400, "/history?target=NAME"),
+        ("/history?target=gone", 404, "there is no such target"),
+        ("/history?target=%00%F0%9F", 404, "there is no such target"),
+        ("/board/nothing.js", 404, "there is no such file"),
+        ("/board/board.html.j2", 404, "there is no such file"),
+        ("/board/..%2Fpages.py", 404, ""),
+    ],
+)
+async def test_a_wrong_question_is_answered_in_a_sentence(path: str, code: int, words: str) -> None:
+    async with asking() as client:
+        answer = await client.get(path)
+    assert answer.status_code == code
+    assert words in answer.text
+    assert "<" not in answer.text
+
+
+async def test_the_pages_hold_no_script_and_no_style_of_their_own() -> None:
+    """What the Content-Security-Policy would refuse is not even there."""
+    async with asking() as client:
+        for path in PATHS[:2]:
+            html = (await client.get(path)).text
+            assert re.findall(r"<script(?! type=\"module\" src=\"/board/board.js\"></script>)", html) == []
+            assert re.findall(r"<style|\sstyle=|\son\w+=", html) == []
+            assert re.findall(r"(?:src|href)=\"(?!/|#)[^\"]*", html) == []
+
+
+async def test_without_a_runbooks_address_its_file_and_section_are_named() -> None:
+    async with asking() as client:
+        for path in PATHS[:2]:
+            assert "<code>docs/KMS_OPERATIONS.md#grant-the-role</code>" in (await client.get(path)).text
