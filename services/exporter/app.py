@@ -15,12 +15,14 @@ from services.exporter.exposition import Exposition
 from services.exporter.metrics import ExporterMetrics
 from services.exporter.model import BackendState
 from services.exporter.probe import Prober
-from services.exporter.scheduler import Job, repeat
+from services.exporter.scheduler import Beat, Job, repeat
 from shared.kms.provider import KeyProvider
+from shared.kms.reason import Reason
 from shared.kms.registry import connect
 from shared.kms.settings import KeySettings
+from shared.launch import Launch
 from shared.secret_file import SecretFile
-from shared.server import application, registry, serve_until_stopped
+from shared.server import application, registry
 
 
 @asynccontextmanager
@@ -35,7 +37,8 @@ async def running(
         random: where the schedule's jitter comes from.
     """
     metrics = ExporterMetrics(
-        [(target.service, target.name) for target in settings.targets], [backend.service for backend in settings.backends]
+        [(target.service, target.name) for target in settings.targets],
+        [backend.service for backend in settings.backends],
     )
     process = registry()
     exposition = Exposition(metrics.parts, process)
@@ -77,23 +80,25 @@ async def running(
         )
 
 
-async def serve(settings: Settings) -> None:
+async def serve(launch: Launch[Settings]) -> None:
     """Runs until SIGTERM or SIGINT. Raises StartError where it cannot listen."""
-    async with running(settings) as app:
-        await serve_until_stopped(app, settings.listen)
+    async with running(launch.settings) as app:
+        await launch.serve(app)
 
 
 def _probe_job(prober: Prober, metrics: ExporterMetrics, changes: Changes) -> Job:
-    async def run() -> None:
+    async def run() -> Beat:
         result = await prober.probe()
         metrics.observe(result)
         changes.probe(result)
+        failure = result.calls[-1].failure
+        return Beat.SLOWER if failure and failure.reason is Reason.QUOTA_EXHAUSTED else Beat.NEXT
 
     return Job(f"probe of {prober.target}", run)
 
 
 def _read_job(reader: BackendReader, metrics: ExporterMetrics, changes: Changes) -> Job:
-    async def run() -> None:
+    async def run() -> Beat:
         try:
             state = await reader.read()
         except BaseException:  # a library's CancelledError, too
@@ -101,6 +106,7 @@ def _read_job(reader: BackendReader, metrics: ExporterMetrics, changes: Changes)
             raise
         metrics.show(state)
         changes.backend(state)
+        return Beat.NEXT
 
     return Job(f"read of {reader.service}", run)
 

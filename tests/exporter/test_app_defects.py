@@ -24,12 +24,12 @@ Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 
 
 class Defective(BackendReader):
-    async def _health(self, address: str | None) -> Health:
+    async def _health(self, _address: str | None) -> Health:
         raise ZeroDivisionError
 
 
 class Cancelled(BackendReader):
-    async def _health(self, address: str | None) -> Health:
+    async def _health(self, _address: str | None) -> Health:
         raise asyncio.CancelledError  # as a library may, although nobody cancelled it
 
 
