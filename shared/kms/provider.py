@@ -37,6 +37,8 @@ class KeyVersion:
     protection_level: str
     destroy_at: float | None
     """Unix seconds; None where no destruction is scheduled."""
+    destroyed_at: float | None = None
+    """Unix seconds; None while it is not destroyed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,80 @@
+"""A round trip, and a look at a key, that end before their time: nothing is left of them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import Fault
+from services.exporter.lifecycle import Lifecycle
+from services.exporter.probe import Prober
+from shared.kms.gcp import GcpKey
+from shared.kms.provider import KeyProvider
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+
+
+def probe(key: KeyProvider) -> Awaitable[object]:
+    return Prober("backend", "ledger-kek", key, 30).probe()
+
+
+def look(key: KeyProvider) -> Awaitable[object]:
+    return Lifecycle("backend", "ledger-kek", key, 30).read()
+
+
+def tasks() -> set[str]:
+    """All that run, but for gRPC's server, which always has one that waits for the next call."""
+    return {task.get_name() for task in asyncio.all_tasks() if "AioServer._request_call" not in repr(task)}
+
+
+def sockets() -> int:
+    """How many this process has open, the emulator's ends included."""
+    return sum(
+        path.readlink().name.startswith("socket:") for path in Path("/proc/self/fd").iterdir() if path.is_symlink()
+    )
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  the server's side of a call and of a connection ends on its own
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("work", [probe, look])
+@pytest.mark.parametrize(
+    "fault", [Fault(kind="stall"), Fault(kind="stall", operation="Decrypt"), Fault(kind="latency", seconds=20)]
+)
+async def test_cancelled_it_ends_as_cancelled_and_leaves_neither_task_nor_channel(
+    emulator: Emulator, work: Callable[[KeyProvider], Awaitable[object]], fault: Fault
+) -> None:
+    key = GcpKey(KEY, endpoint=str(emulator.address), insecure=True)
+    tasks_before, sockets_before = tasks(), sockets()
+    emulator.faults.add(fault)
+    running = asyncio.ensure_future(work(key))
+    await until(lambda: sockets() > sockets_before)
+    await asyncio.sleep(0.05)  # in the middle of a call, wherever that is
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        async with asyncio.timeout(5):
+            await running
+    await until(lambda: tasks() <= tasks_before)
+    await key.close()
+    await until(lambda: sockets() == sockets_before)
+
+
+@pytest.mark.parametrize("work", [probe, look])
+async def test_cancelled_before_it_is_connected_it_leaves_nothing_either(
+    work: Callable[[KeyProvider], Awaitable[object]],
+) -> None:
+    key = GcpKey(KEY, endpoint="127.0.0.1:1", insecure=True)
+    tasks_before, sockets_before = tasks(), sockets()
+    running = asyncio.ensure_future(work(key))
+    await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        async with asyncio.timeout(5):
+            await running
+    await key.close()
+    await until(lambda: tasks() <= tasks_before and sockets() == sockets_before)
