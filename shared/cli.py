@@ -1,4 +1,4 @@
-"""The part of a command line that all servers share: `--config`, `--check`, `--print-schema`, exit codes.
+"""The part of a command line that all servers share: their files, `--check`, `--print-schema`, the log, exit codes.
 
 0 done, 1 failed, 2 wrong usage or configuration with one line for each mistake.
 """
@@ -8,14 +8,16 @@ import json
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypedDict, TypeVar, get_args
 
 import click
 import structlog
 
 from shared import VERSION, logs
+from shared.launch import Launch, prepared
 from shared.mistakes import ConfigurationError
 from shared.planned import ignored_keys
+from shared.reload import hold_hangups
 from shared.server import StartError
 from shared.settings import ServerSettings, load
 from shared.stop import stoppable
@@ -23,17 +25,48 @@ from shared.stop import stoppable
 S = TypeVar("S", bound=ServerSettings)
 G = TypeVar("G")
 T = TypeVar("T")
-Command = Callable[..., None]
+Command = Callable[..., Any]
 Loop = Callable[[], asyncio.AbstractEventLoop]
 
 log = structlog.get_logger(__name__)
 
 
+class ServerOptions(TypedDict):
+    """What `server_options` hands to a command, and the command to `run_server`."""
+
+    config: Path | None
+    web_config: Path | None
+    log_level: logs.Level
+    log_format: logs.Format
+    check: bool
+    print_schema: bool
+
+
 def server_options(command: Command) -> Command:
     """Adds the options of every server to a click command, and `--version`."""
     for option in (
+        click.option(
+            "--log.format",
+            "log_format",
+            type=click.Choice(get_args(logs.Format)),
+            default="json",
+            help="How a line of the log is written.",
+        ),
+        click.option(
+            "--log.level",
+            "log_level",
+            type=click.Choice(get_args(logs.Level)),
+            default="info",
+            help="The lowest level that is logged.",
+        ),
         click.option("--print-schema", is_flag=True, help="Print the configuration's JSON Schema and exit."),
         click.option("--check", is_flag=True, help="Validate the configuration and exit."),
+        click.option(
+            "--web.config.file",
+            "web_config",
+            type=click.Path(path_type=Path),
+            help="TLS and users, as exporter-toolkit's web.yml has them.",
+        ),
         click.option("--config", type=click.Path(path_type=Path), help="The YAML file; without it, defaults."),
         click.version_option(VERSION, prog_name="keypulse"),
     ):
@@ -52,21 +85,13 @@ def option_or_exit(option: str, parse: Callable[[G], T], given: G) -> T:
 
 def load_or_exit(model: type[S], config: Path | None) -> S:
     """The settings; on mistakes, one line for each on standard error, then exit 2."""
-    try:
-        return load(model, config)
-    except ConfigurationError as error:
-        for line in error.lines:
-            click.echo(line, err=True)
-        sys.exit(2)
+    return _or_exit(lambda: load(model, config))
 
 
 def run_server(
     model: type[S],
-    serve: Callable[[S], Awaitable[None]],
-    *,
-    config: Path | None,
-    check: bool,
-    print_schema: bool,
+    serve: Callable[[Launch[S]], Awaitable[None]],
+    options: ServerOptions,
     loop: Loop | None = None,
 ) -> None:
     """What a server's command does when no subcommand is given.
@@ -74,25 +99,35 @@ def run_server(
     Args:
         model: the server's settings.
         serve: runs the server until it is stopped.
-        config: the YAML file, or None.
-        check: only validate.
-        print_schema: only print the JSON Schema.
+        options: what the command was given.
         loop: makes the event loop; None takes asyncio's own.
     """
-    if print_schema:
+    if options["print_schema"]:
         click.echo(json.dumps(model.model_json_schema(), indent=2))
         return
-    settings = load_or_exit(model, config)
-    ignored = list(ignored_keys(settings))
-    if check:
-        for key in ignored:
-            click.echo(f"{config}: {key}: has no effect in version {VERSION}", err=True)
+    hold_hangups()
+    config, web_config = options["config"], options["web_config"]
+    launch = _or_exit(lambda: prepared(model, config, web_config))
+    ignored = [(config, key) for key in ignored_keys(launch.settings)]
+    ignored += [(web_config, key) for key in ignored_keys(launch.web.current().config)] if launch.web else []
+    if options["check"]:
+        for file, key in ignored:
+            click.echo(f"{file}: {key}: has no effect in version {VERSION}", err=True)
         click.echo("the configuration is valid")
         return
-    logs.configure(model.service_name)
-    for key in ignored:
+    logs.configure(model.service_name, options["log_level"], options["log_format"])
+    for _, key in ignored:
         log.warning("this key has no effect in this version", key=key, version=VERSION)
-    run_or_exit(stoppable(serve(settings)), loop)
+    run_or_exit(stoppable(serve(launch)), loop)
+
+
+def _or_exit(read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except ConfigurationError as error:
+        for line in error.lines:
+            click.echo(line, err=True)
+        sys.exit(2)
 
 
 def run_or_exit(work: Awaitable[None], loop: Loop | None = None) -> None:

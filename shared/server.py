@@ -7,6 +7,7 @@ gone within `STOP_SECONDS` whatever hangs.
 import asyncio
 import platform
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from html import escape
@@ -19,6 +20,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
 
 from shared import VERSION
 from shared.auth import guarded
@@ -64,7 +66,7 @@ def application(
 
     Args:
         name: the title of the page at `/`, where `routes` has none of its own.
-        metrics: what `/metrics` shows.
+        metrics: what `/metrics` shows; it is `state.metrics` of the application.
         routes: the server's own; what they show or do, they guard themselves.
         admin: the token that the page at `/` needs, if any.
         not_ready: why it cannot serve right now, or None; the text of a 503 of `/-/ready`.
@@ -90,7 +92,9 @@ def application(
         return HTMLResponse(_LANDING.format(name=escape(name), version=escape(VERSION), items=items))
 
     common = [Route("/metrics", exposition or metrics_endpoint), Route("/-/healthy", healthy), Route("/-/ready", ready)]
-    return Starlette(routes=[*common, *own, Route("/", guarded(landing, admin, browser=True))])
+    app = Starlette(routes=[*common, *own, Route("/", guarded(landing, admin, browser=True))])
+    app.state.metrics = metrics
+    return app
 
 
 def listening(address: Address) -> socket.socket:
@@ -112,13 +116,15 @@ def listening(address: Address) -> socket.socket:
 
 
 @asynccontextmanager
-async def serving(app: Starlette, address: Address) -> AsyncIterator[Address]:
-    """Serves while the body runs; gives the real address (port 0 picks a free one)."""
+async def serving(app: ASGIApp, address: Address, tls: ssl.SSLContext | None = None) -> AsyncIterator[Address]:
+    """Serves while the body runs, by TLS where there is a context; gives the real address (port 0 picks a free one)."""
     with listening(address) as bound:
         server = _Server(
             uvicorn.Config(
                 app,
                 lifespan="off",
+                ws="none",
+                ssl_context_factory=(lambda _config, _default: tls) if tls else None,
                 log_config=None,
                 server_header=False,
                 proxy_headers=False,  # who calls is who connected: a header must not open `allow_from`
@@ -134,9 +140,14 @@ async def serving(app: Starlette, address: Address) -> AsyncIterator[Address]:
             await task
 
 
-async def serve_until_stopped(app: Starlette, address: Address, stopping: Callable[[], object] = lambda: None) -> None:
+async def serve_until_stopped(
+    app: ASGIApp,
+    address: Address,
+    stopping: Callable[[], object] = lambda: None,
+    tls: ssl.SSLContext | None = None,
+) -> None:
     """Serves until SIGTERM or SIGINT, then calls `stopping` and finishes what is in hand. Raises StartError."""
-    async with serving(app, address) as actual:
+    async with serving(app, address, tls) as actual:
         log.info("listening", address=str(actual))
         await stop_signal()
         log.info("stopping", within_seconds=STOP_SECONDS)

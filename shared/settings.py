@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, ClassVar, NamedTuple, Self, TypeVar
+from typing import Annotated, ClassVar, NamedTuple, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -126,15 +126,6 @@ class ServerSettings(BaseSettings):
         """The environment wins over the file, whose content comes in as arguments."""
         del env_settings, dotenv_settings, file_secret_settings
         return EnvSettingsSource(settings_cls, env_prefix=env_prefix(cls)), init_settings
-
-    @model_validator(mode="after")
-    def _network_needs_authentication(self) -> Self:
-        if not self.listen.is_loopback and self.auth.admin_token_file is None:
-            raise ValueError(
-                f"auth.admin_token_file: expected a file that holds a token, because `listen` ({self.listen}) can be "
-                "reached from the network"
-            )
-        return self
 
 
 S = TypeVar("S", bound=ServerSettings)

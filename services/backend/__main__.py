@@ -1,13 +1,12 @@
 """The command `keypulse-backend`."""
 
-from pathlib import Path
+from typing import Unpack
 
 import click
 
-from services.backend.app import running
+from services.backend.app import serve
 from services.backend.config import Settings
-from shared.cli import run_server, server_options
-from shared.server import serve_until_stopped
+from shared.cli import ServerOptions, run_server, server_options
 
 _EXAMPLES = """\b
 Examples:
@@ -20,14 +19,9 @@ Examples:
 
 @click.command(epilog=_EXAMPLES)
 @server_options
-def main(*, config: Path | None, check: bool, print_schema: bool) -> None:
+def main(**options: Unpack[ServerOptions]) -> None:
     """A reference service: keeps records in SQLite, encrypted with data keys that KMS wraps."""
-    run_server(Settings, _serve, config=config, check=check, print_schema=print_schema)
-
-
-async def _serve(settings: Settings) -> None:
-    async with running(settings) as app:
-        await serve_until_stopped(app, settings.listen)
+    run_server(Settings, serve, options)
 
 
 if __name__ == "__main__":

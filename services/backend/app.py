@@ -18,6 +18,7 @@ from shared.keyring.database import Database, DatabaseError
 from shared.keyring.model import LOCAL_KEK
 from shared.keyring.store import KeyStore
 from shared.kms.registry import connect
+from shared.launch import Launch
 from shared.secret_file import SecretFile
 from shared.server import StartError, application, registry
 
@@ -32,6 +33,10 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
     Args:
         settings: what to run.
         clock: unix time.
+
+    Yields:
+        The application; its `state.apply` takes `auth` of other settings. All else needs a restart: a keyring that is
+        begun anew while KMS is out would have lost the keys that the running one keeps in memory.
 
     Raises:
         StartError: the database or the local key cannot be used.
@@ -50,8 +55,6 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
         with suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_CHECK_SECONDS):
                 await checked.wait()
-        token_file = settings.auth.admin_token_file
-        token = SecretFile(token_file) if token_file else None
         shown = registry()
         count = metrics.expose(
             shown,
@@ -59,14 +62,31 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
             ready=lambda: keyring.ready,
             initialised_at=lambda: keyring.initialised_at,
         )
-        own = web.routes(keyring, Records(database), count_decryption_error=count, token=token)
 
         def not_ready() -> str | None:
             if watching.done():
                 return "the checks of KMS have ended; restart"
             return None if keyring.ready else keyring.reason
 
-        yield application("keypulse backend", shown, own, admin=token, not_ready=not_ready)
+        def answering(settings: Settings) -> Starlette:
+            token_file = settings.auth.admin_token_file
+            token = SecretFile(token_file) if token_file else None
+            own = web.routes(keyring, Records(database), count_decryption_error=count, token=token)
+            return application("keypulse backend", shown, own, admin=token, not_ready=not_ready)
+
+        app = answering(settings)
+
+        async def apply(settings: Settings) -> None:
+            app.router.routes = answering(settings).routes
+
+        app.state.apply = apply
+        yield app
+
+
+async def serve(launch: Launch[Settings]) -> None:
+    """Runs until SIGTERM or SIGINT. Raises StartError."""
+    async with running(launch.settings) as app:
+        await launch.serve(app, app.state.apply, restart=set(Settings.model_fields) - {"auth"})
 
 
 async def _open(settings: Settings) -> Database:

@@ -1,12 +1,12 @@
 """`keypulse-exporter`: argument parsing and start."""
 
-from pathlib import Path
+from typing import Unpack
 
 import click
 
 from services.exporter.app import serve
 from services.exporter.config import Settings
-from shared.cli import run_server, server_options
+from shared.cli import ServerOptions, run_server, server_options
 
 
 @click.command(
@@ -18,9 +18,9 @@ Examples:
 """
 )
 @server_options
-def main(config: Path | None, check: bool, print_schema: bool) -> None:
+def main(**options: Unpack[ServerOptions]) -> None:
     """Probe KMS with real round trips, read the backends' crypto state, and show both to Prometheus at /metrics."""
-    run_server(Settings, serve, config=config, check=check, print_schema=print_schema)
+    run_server(Settings, serve, options)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """`keypulse-relay`: takes Alertmanager's webhooks and delivers them."""
 
 import logging
-from pathlib import Path
-from typing import Final
+from typing import Final, Unpack
 
 import click
 import structlog
@@ -11,7 +10,7 @@ import uvloop
 from services.relay.app import serve
 from services.relay.commands import deliveries, render, retry, send_test
 from services.relay.config import RelaySettings
-from shared.cli import run_server, server_options
+from shared.cli import ServerOptions, run_server, server_options
 
 _EXAMPLES: Final = """\b
 Examples:
@@ -25,15 +24,14 @@ Examples:
 @click.group(invoke_without_command=True, epilog=_EXAMPLES)
 @server_options
 @click.pass_context
-def main(context: click.Context, config: Path | None, check: bool, print_schema: bool) -> None:
+def main(context: click.Context, **options: Unpack[ServerOptions]) -> None:
     """Take Alertmanager's webhooks, and deliver them to Slack, email and PagerDuty.
 
     Serves when no command is given.
     """
-    context.obj = config
+    context.obj = options["config"]
     if context.invoked_subcommand is None:
-        loop = uvloop.new_event_loop
-        run_server(RelaySettings, serve, config=config, check=check, print_schema=print_schema, loop=loop)
+        run_server(RelaySettings, serve, options, uvloop.new_event_loop)
     else:  # a person reads what a command prints, and a sentence of it says what the log would
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 

@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -16,6 +16,7 @@ from services.relay.channels.channel import Reason, Receipt, Scope, SendError
 from services.relay.config import RelaySettings
 from services.relay.console import api
 from services.relay.delivery.trial import TrialAttempt, trial, trial_over
+from services.relay.generations import Generations
 from services.relay.intake.endpoint import Intake, Rules
 from services.relay.intake.heartbeat import Heartbeat
 from services.relay.intake.routing import Rule
@@ -30,9 +31,11 @@ from services.relay.watch.telling import Teller
 from services.relay.watch.watchdog import Watchdog
 from services.relay.watch.watching import Watched, Watching
 from services.relay.workers import close, delivering, link_rules
+from shared.launch import Launch
 from shared.secret_file import SecretFile
-from shared.server import StartError, application, registry, serve_until_stopped
+from shared.server import StartError, application, registry
 
+_ALERTS: Final = "/alerts"
 _OUTCOMES: Final = (State.DELIVERED, State.SUPERSEDED, State.DEAD)
 
 log = structlog.get_logger(__name__)
@@ -47,7 +50,8 @@ async def running(settings: RelaySettings, *, clock: Callable[[], float] = time.
         clock: unix seconds.
 
     Yields:
-        The application; its `state.stop` makes every webhook a 503 from then on, and bounds the wait for the outbox.
+        The application; its `state.stop` makes every webhook a 503 from then on, and bounds the wait for the outbox,
+        and `state.apply` makes what runs what other settings say, but for the database.
 
     Raises:
         StartError: the database cannot be used.
@@ -57,45 +61,55 @@ async def running(settings: RelaySettings, *, clock: Callable[[], float] = time.
             store = await stack.enter_async_context(opened(settings.database, clock, settings.unmerged))
         except StoreUnusableError as error:
             raise StartError(str(error)) from None
-        metrics_registry = registry()
-        metrics = Metrics(metrics_registry, settings.channels, _OUTCOMES, Reason)
-        names = frozenset(watchdog.name for watchdog in settings.watchdogs)
-        metrics_registry.register(
-            OutboxGauges(settings.channels, names, query.COUNTED, OPEN, lambda: _outbox_state(store))
-        )
-        await asyncio.to_thread(_warn_of_orphans, settings, store)
-        wake = await stack.enter_async_context(delivering(settings, store, metrics))
-        watching = Watching(Teller(store, metrics, settings.channels, wake), _watched(settings))
-        retention = settings.retention
-        await stack.enter_async_context(
-            _beside(watching.run(), pruning(store, retention.max_age, retention.max_deliveries))
-        )
-        token = SecretFile(settings.auth.bearer_token_file)
-        intake = Intake(store, token, _rules(settings), metrics, wake, watching.heartbeat)
-        admin = SecretFile(settings.auth.admin_token_file) if settings.auth.admin_token_file else None
-        app = application(
-            "keypulse relay",
-            metrics_registry,
-            [Route("/alerts", intake.post, methods=["POST"]), *api.routes(store, admin, settings.channels, wake)],
-            admin=admin,
-            not_ready=lambda: store.problem and f"the outbox cannot commit: {store.problem}",
-        )
+        shown = registry()
+        metrics = Metrics(shown, (), _OUTCOMES, Reason)
+        gauges = OutboxGauges((), (), query.COUNTED, OPEN, lambda: _outbox_state(store))
+        shown.register(gauges)
 
-        def stop() -> None:
-            intake.stop()
-            store.stop()
+        @asynccontextmanager
+        async def generation(settings: RelaySettings) -> AsyncIterator[Starlette]:
+            store.tell_alone(settings.unmerged)
+            metrics.show(settings.channels)
+            gauges.show(settings.channels, frozenset(watchdog.name for watchdog in settings.watchdogs))
+            await asyncio.to_thread(_warn_of_orphans, settings, store)
+            async with _working(settings, store, metrics) as (intake, wake):
+                admin = SecretFile(settings.auth.admin_token_file) if settings.auth.admin_token_file else None
+                app = application(
+                    "keypulse relay",
+                    shown,
+                    [Route(_ALERTS, intake.post, methods=["POST"]), *api.routes(store, admin, settings.channels, wake)],
+                    admin=admin,
+                    not_ready=lambda: (
+                        generations.problem or (store.problem and f"the outbox cannot commit: {store.problem}")
+                    ),
+                )
 
-        app.state.stop = stop
+                def stop() -> None:
+                    intake.stop()
+                    store.stop()
+
+                app.state.stop = stop
+                yield app
+
+        generations = Generations(generation)
+        app = await stack.enter_async_context(generations.running(settings))
+        app.state.apply = generations.apply
         yield app
 
 
-async def serve(settings: RelaySettings) -> None:
+async def serve(launch: Launch[RelaySettings]) -> None:
     """Runs the relay until SIGTERM. Raises StartError."""
     # What is there by now stays, and looking for cycles in it again and again took a seventh of the time of a storm.
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)
-    async with running(settings) as app:
-        await serve_until_stopped(app, settings.listen, app.state.stop)
+    async with running(launch.settings) as app:
+        await launch.serve(
+            app,
+            app.state.apply,
+            restart=("listen", "database"),
+            own_credentials=(_ALERTS,),
+            stopping=lambda: app.state.stop(),  # noqa: PLW0108 - the one of the generation that runs by then
+        )
 
 
 async def send_test(settings: RelaySettings, name: str) -> list[Receipt]:
@@ -111,6 +125,19 @@ async def send_test(settings: RelaySettings, name: str) -> list[Receipt]:
         raise SendError(Reason.TIMEOUT, Scope.ATTEMPT, f"no answer within {2 * timeout:g} s") from None
     finally:
         await close(name, channel)
+
+
+@asynccontextmanager
+async def _working(
+    settings: RelaySettings, store: Store, metrics: Metrics
+) -> AsyncIterator[tuple[Intake, Callable[[Iterable[str]], None]]]:
+    """Takes in, delivers and watches while the body runs; gives the intake, and what wakes channels."""
+    async with delivering(settings, store, metrics) as wake:
+        watching = Watching(Teller(store, metrics, settings.channels, wake), _watched(settings))
+        retention = settings.retention
+        async with _beside(watching.run(), pruning(store, retention.max_age, retention.max_deliveries)):
+            token = SecretFile(settings.auth.bearer_token_file)
+            yield Intake(store, token, _rules(settings), metrics, wake, watching.heartbeat), wake
 
 
 @asynccontextmanager

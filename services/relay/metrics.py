@@ -29,7 +29,7 @@ class Metrics:
 
     Args:
         registry: where `/metrics` finds it.
-        channels: the configured names.
+        channels: the configured names; see `show`.
         outcomes: how a delivery can end.
         reasons: how an attempt can end.
     """
@@ -61,14 +61,24 @@ class Metrics:
         )
         for code in CODES:
             self._webhooks.labels(code)
-        outcomes, reasons = tuple(outcomes), tuple(reasons)
+        self._outcomes, self._reasons = tuple(outcomes), tuple(reasons)
+        self._channels: frozenset[str] = frozenset()
+        self.show(channels)
+
+    def show(self, channels: Iterable[str]) -> None:
+        """These are the configured channels from now on; what was counted of others is gone."""
+        channels = frozenset(channels)
+        for channel in self._channels - channels:
+            for each in (self._leases_lost, self._duration, self._deliveries, self._attempts):
+                each.remove_by_labels({"channel": channel})
         for channel in channels:
             self._leases_lost.labels(channel)
             self._duration.labels(channel)
-            for outcome in outcomes:
+            for outcome in self._outcomes:
                 self._deliveries.labels(channel, outcome)
-            for reason in reasons:
+            for reason in self._reasons:
                 self._attempts.labels(channel, reason)
+        self._channels = channels
 
     def webhook(self, code: int) -> None:
         """A webhook was answered with this status."""
@@ -95,8 +105,8 @@ class OutboxGauges(Collector):
     """Asked of the outbox at each scrape, on the scrape's own thread; absent where it cannot be read.
 
     Args:
-        channels: the configured names; those with nothing waiting show 0.
-        watchdogs: the configured names.
+        channels: the configured names; see `show`.
+        watchdogs: likewise.
         states: those that are counted.
         unsent: which of them are still to be sent.
         state: asks the outbox; None where it cannot be read.
@@ -110,11 +120,15 @@ class OutboxGauges(Collector):
         unsent: Iterable[str],
         state: Callable[[], OutboxState | None],
     ) -> None:
-        self._channels = tuple(channels)
-        self._watchdogs = watchdogs
+        self.show(channels, watchdogs)
         self._states = tuple(states)
         self._unsent = frozenset(unsent)
         self._state = state
+
+    def show(self, channels: Iterable[str], watchdogs: Collection[str]) -> None:
+        """These are configured from now on; channels with nothing waiting show 0."""
+        self._channels = tuple(channels)
+        self._watchdogs = watchdogs
 
     def describe(self) -> Iterator[Metric]:
         """The families without values, so that registering asks no outbox."""

@@ -74,16 +74,18 @@ async def delivering(settings: RelaySettings, store: Store, metrics: Metrics) ->
         looking.cancel()
         for worker in workers.values():
             worker.stop()
-        _, late = await asyncio.wait(tasks, timeout=GRACE_SECONDS)
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*tasks, looking, return_exceptions=True)
         try:
-            async with asyncio.timeout(_CLOSE_SECONDS):
-                await give_back(store, shared.owner)
-        except (StoreUnavailableError, TimeoutError) as error:
-            log.warning("claims return when their lease ends", problem=str(error) or "the outbox does not answer")
-        await asyncio.gather(*(close(name, channel) for name, channel in channels.items()))
+            await asyncio.wait(tasks, timeout=GRACE_SECONDS)
+        finally:  # whoever cancels a reload, such as a stop, ends the grace, and no more than that
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, looking, return_exceptions=True)
+            try:
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await give_back(store, shared.owner)
+            except (StoreUnavailableError, TimeoutError) as error:
+                log.warning("claims return when their lease ends", problem=str(error) or "the outbox does not answer")
+            await asyncio.gather(*(close(name, channel) for name, channel in channels.items()))
 
 
 async def close(name: str, channel: Channel) -> None:

@@ -62,7 +62,6 @@ def test_a_password_in_a_refused_database_is_not_repeated(configuration: Configu
         ({"kms_timeout": "soon"}, "kms_timeout: expected a duration such as 30s, 5m or 1h30m, got 'soon'"),
         ({"databse": "sqlite:////x"}, "databse: unknown key"),
         ({"local_key_file": None}, "local_key_file: "),
-        ({"listen": "0.0.0.0:8000"}, "auth.admin_token_file: expected a file that holds a token"),
     ],
 )
 def test_a_mistake_is_named_in_one_line(overrides: dict[str, Any], expected: str, configuration: Configuration) -> None:

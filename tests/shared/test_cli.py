@@ -29,7 +29,7 @@ import structlog
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from shared.cli import run_server, server_options
-from shared.server import StartError, application, registry, serve_until_stopped
+from shared.server import StartError, application, registry
 from shared.planned import planned
 from shared.settings import Address, ListenAddress, ServerSettings
 
@@ -55,7 +55,8 @@ async def fill(request):
     while True:
         logging.getLogger("much").warning("x" * 10000)
 
-async def serve(settings):
+async def serve(launch):
+    settings = launch.settings
     log = structlog.get_logger("sample")
     if settings.starts == "slowly":
         print("starting", flush=True)
@@ -71,12 +72,12 @@ async def serve(settings):
         log.exception("failed")
     routes = [Route("/hang", hang), Route("/block", block), Route("/freeze", freeze), Route("/fill", fill)]
     stopping = lambda: print("stopping", flush=True)
-    await serve_until_stopped(application("sample", registry(), routes), settings.listen, stopping)
+    await launch.serve(application("sample", registry(), routes), stopping=stopping)
 
 @click.command()
 @server_options
-def main(*, config, check, print_schema):
-    run_server(Settings, serve, config=config, check=check, print_schema=print_schema)
+def main(**options):
+    run_server(Settings, serve, options)
 
 main()
 """

@@ -15,8 +15,6 @@ from shared.settings import (
     Section,
     ServerSettings,
     load,
-    parse_address,
-    parse_duration,
 )
 
 
@@ -162,42 +160,6 @@ def test_a_url_with_a_password_is_not_repeated(file: Path) -> None:
     with pytest.raises(ConfigurationError) as refused:
         load(Strict, file)
     assert refused.value.lines == [f"{file}: url: expected HOST:PORT, such as 127.0.0.1:9912"]
-
-
-@pytest.mark.parametrize("listen", ["0.0.0.0:9000", "[::]:9000", "192.0.2.1:9000", "example.org:9000"])
-def test_an_address_on_the_network_needs_an_admin_token(listen: str, file: Path) -> None:
-    (line,) = _lines(_written(file, listen=listen))
-    assert line.startswith(f"{file}: auth.admin_token_file: expected a file that holds a token")
-    load(Settings, _written(file, listen=listen, auth={"admin_token_file": "token"}))
-
-
-@pytest.mark.parametrize("listen", ["127.0.0.1:0", "127.8.8.8:1", "[::1]:65535", "localhost:9000"])
-def test_an_address_of_this_machine_needs_none(listen: str, file: Path) -> None:
-    assert load(Settings, _written(file, listen=listen)).listen == parse_address(listen)
-
-
-@pytest.mark.parametrize("text", ["", "9000", ":9000", "127.0.0.1", "127.0.0.1:", "127.0.0.1:-1", "127.0.0.1:65536"])
-def test_what_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="expected HOST:PORT"):
-        parse_address(text)
-
-
-@pytest.mark.parametrize("text", ["127.0.0.1:9000", "[::1]:9000", "example.org:0"])
-def test_an_address_is_written_as_it_is_read(text: str) -> None:
-    assert str(parse_address(text)) == text
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("500ms", 0.5), ("30s", 30), ("1.5m", 90), ("1h30m", 5400), ("2d", 172800), (3, 3)]
-)
-def test_a_duration_is_seconds(text: object, seconds: float) -> None:
-    assert parse_duration(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "5 s", "s", "-5s", "5s!", "1h 30m", "5S"])
-def test_what_is_no_duration_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="expected a duration"):
-        parse_duration(text)
 
 
 @pytest.mark.parametrize("wait", [0, -1, "0s", float("inf"), float("nan")])

@@ -74,6 +74,10 @@ class Store:
         """Why the last transaction failed, or that one hangs; None where all is well."""
         return self._writer.problem
 
+    def tell_alone(self, unmerged: frozenset[str]) -> None:
+        """From now on, every event is told by itself on these channels alone."""
+        self._writer.unmerged = unmerged
+
     async def run(self, do: Callable[[Transaction], T]) -> T:
         """What `do` returns, once it is on the disk; an exception of `do` undoes it alone.
 

@@ -60,7 +60,7 @@ class Writer:
         self._engine = engine
         self._queue = queue
         self._clock = clock
-        self._unmerged = unmerged
+        self.unmerged = unmerged
         self._monotonic = monotonic
         self._problem: str | None = None
         self._began: float | None = None
@@ -155,7 +155,7 @@ class Writer:
                 if hurry:
                     dialect.hurry(connection)
                 now = dialect.now(connection, self._clock)
-                return do_all(Transaction(connection, now, self._unmerged), [work.piece for work in works])
+                return do_all(Transaction(connection, now, self.unmerged), [work.piece for work in works])
         finally:
             self._began = None
 

@@ -1,0 +1,54 @@
+"""What a reload replaces as a whole: the old generation ends in good order, and only then the new one starts.
+
+The application stays, and answers by the routes of the old one until the new one is there.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+
+from starlette.applications import Starlette
+
+from services.relay.config import RelaySettings
+
+
+class Generations:
+    """One at a time.
+
+    Args:
+        start: does what settings say while its body runs, and gives the application that answers by them; the
+            `state.stop` of that is called before the end.
+    """
+
+    def __init__(self, start: Callable[[RelaySettings], AbstractAsyncContextManager[Starlette]]) -> None:
+        self.problem: str | None = None
+        """Why nothing is delivered; None while all is well."""
+        self._start = start
+        self._now = AsyncExitStack()
+
+    @asynccontextmanager
+    async def running(self, settings: RelaySettings) -> AsyncIterator[Starlette]:
+        """The first, and those that follow, while the body runs; gives the one application of all of them."""
+        self._app = await self._now.enter_async_context(self._start(settings))
+        self._settings = settings
+        try:
+            yield self._app
+        finally:
+            await self._now.aclose()
+
+    async def apply(self, settings: RelaySettings) -> None:
+        """A new generation. Where it cannot start, the old one is started again, and the error is raised."""
+        ending, self._now = self._now, AsyncExitStack()
+        await ending.aclose()
+        try:
+            await self._begin(settings)
+        except Exception:
+            self.problem = "a reload failed, and what ran before could not be started again; restart"
+            await self._begin(self._settings)
+            raise
+        self._settings = settings
+
+    async def _begin(self, settings: RelaySettings) -> None:
+        app = await self._now.enter_async_context(self._start(settings))
+        self._app.router.routes = app.routes
+        self._app.state.stop = app.state.stop
+        self.problem = None

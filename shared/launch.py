@@ -1,0 +1,128 @@
+"""From a command line to a server that serves: what both of its files say, and what stands before its application.
+
+    async def serve(launch: Launch[Settings]) -> None:
+        async with running(launch.settings) as app:
+            await launch.serve(app, app.state.apply)
+
+`apply` is explained in `reload`.
+"""
+
+import ssl
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from starlette.applications import Starlette
+from starlette.types import ASGIApp
+
+from shared.gate import Gate
+from shared.mistakes import ConfigurationError
+from shared.reload import Reloading
+from shared.server import serve_until_stopped
+from shared.settings import ServerSettings, load
+from shared.web_file import LiveContext, WebFile
+
+S = TypeVar("S", bound=ServerSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch(Generic[S]):
+    """What a command line asks for."""
+
+    settings: S
+    config: Path | None = None
+    """Where they were read, beside the environment."""
+    web: WebFile | None = None
+
+    async def serve(
+        self,
+        app: Starlette,
+        apply: Callable[[S], Awaitable[None]] | None = None,
+        *,
+        restart: Collection[str] = ("listen",),
+        own_credentials: Collection[str] = (),
+        stopping: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Serves, and reloads when asked to, until SIGTERM or SIGINT. Raises StartError.
+
+        Args:
+            app: made by `application`.
+            apply: makes what runs what settings say; None where nothing can change without a restart.
+            restart: the keys that change only with a restart.
+            own_credentials: paths that check credentials of their own, beside a web.yml's users.
+            stopping: called at the signal, while requests are still in hand.
+        """
+
+        def again() -> S:
+            return load(type(self.settings), self.config)
+
+        reloading = Reloading(app, self.settings, again, apply and self._guarded(apply), restart, app.state.metrics)
+        served: ASGIApp = reloading
+        if self.web:
+            served = Gate(reloading, self.web, lambda: reloading.admin, own_credentials)
+        async with reloading.at_hangups():
+            await serve_until_stopped(served, self.settings.listen, stopping, self._tls())
+
+    def guard(self, settings: S) -> None:
+        """Raises ConfigurationError where the network would reach what nobody has to prove anything for."""
+        if not _needs_a_guard(settings):
+            return
+        if self.web:
+            self.web.must_authenticate = True
+            if self.web.current().config.authenticates:
+                return
+        mistake = (
+            f"{self.config or 'environment'}: auth.admin_token_file: expected a file that holds a token, because "
+            f"`listen` ({settings.listen}) can be reached from the network; or a --web.config.file with "
+            "basic_auth_users or required client certificates"
+        )
+        raise ConfigurationError([mistake])
+
+    def _guarded(self, apply: Callable[[S], Awaitable[None]]) -> Callable[[S], Awaitable[None]]:
+        async def guarded(settings: S) -> None:
+            self.guard(settings)
+            await apply(settings)
+            if self.web:
+                self.web.must_authenticate = _needs_a_guard(settings)
+
+        return guarded
+
+    def _tls(self) -> ssl.SSLContext | None:
+        if self.web is None or self.web.current().tls is None:
+            return None
+        context = LiveContext(ssl.PROTOCOL_TLS_SERVER)
+        context.web = self.web
+        return context
+
+
+def prepared(model: type[S], config: Path | None, web_config: Path | None) -> Launch[S]:
+    """Reads both files.
+
+    Args:
+        model: the settings of the server.
+        config: its configuration; None takes defaults and the environment only.
+        web_config: a web.yml, if any.
+
+    Raises:
+        ConfigurationError: the mistakes of both.
+    """
+    mistakes: list[str] = []
+    web, settings = None, None
+    try:
+        web = WebFile(web_config) if web_config else None
+    except ConfigurationError as error:
+        mistakes += error.lines
+    try:
+        settings = load(model, config)
+    except ConfigurationError as error:
+        mistakes += error.lines
+    if settings is None or mistakes:
+        raise ConfigurationError(mistakes)
+    launch = Launch(settings, config, web)
+    launch.guard(settings)
+    return launch
+
+
+def _needs_a_guard(settings: ServerSettings) -> bool:
+    return not settings.listen.is_loopback and settings.auth.admin_token_file is None

@@ -1,0 +1,175 @@
+"""What runs becomes what the configuration says, at SIGHUP and at `POST /-/reload`, without a restart.
+
+A server hands in `apply(settings)`, a coroutine function: when it returns, what runs is what these settings say. Where
+they cannot be had it raises ConfigurationError or StartError, and what ran before runs on. It is never called twice at
+once; a stop may cancel it, and then it leaves what the server closes at its end. An application whose routes change
+with it may get the routes of another one: `app.router.routes = other.routes`. `shared.generations` does both for a
+server that can be begun anew as a whole. Keys that `restart` names do not change while the server runs: a
+configuration that changes one is refused as a whole, so that what runs is always what some version of the file said.
+Like Prometheus, a configuration that is refused is answered 500: it is no mistake of the one who asks.
+"""
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager, suppress
+from types import FrameType
+from typing import Generic, TypeVar
+
+import structlog
+from prometheus_client import CollectorRegistry, Gauge
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from shared.auth import guarded
+from shared.mistakes import ConfigurationError
+from shared.other_pages import not_for_other_pages
+from shared.secret_file import SecretFile
+from shared.server import StartError
+from shared.settings import ServerSettings
+
+PATH = "/-/reload"
+S = TypeVar("S", bound=ServerSettings)
+
+log = structlog.get_logger(__name__)
+
+
+class Reloading(Generic[S]):
+    """An ASGI application before another, which answers `POST /-/reload`.
+
+    Args:
+        app: what is behind it.
+        settings: what runs.
+        load: reads the configuration again. Raises ConfigurationError.
+        apply: see above; None where nothing can change without a restart.
+        restart: the keys that change only with a restart.
+        metrics: gets the two gauges.
+        clock: unix seconds.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: S,
+        load: Callable[[], S],
+        apply: Callable[[S], Awaitable[None]] | None,
+        restart: Collection[str],
+        metrics: CollectorRegistry,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._runs(settings)
+        self._app = app
+        self._own = Starlette(routes=[Route(PATH, self._asked, methods=["POST"])])
+        self._load = load
+        self._apply = apply
+        self._restart = frozenset(restart if apply else type(settings).model_fields)
+        self._clock = clock
+        self._one = asyncio.Lock()
+        self._successful = Gauge(
+            "keypulse_config_last_reload_successful",
+            "1 if the configuration was read and taken at the start or the last reload.",
+            registry=metrics,
+        )
+        self._at = Gauge(
+            "keypulse_config_last_reload_success_timestamp_seconds",
+            "When the configuration was last read and taken, the start included; unix time.",
+            registry=metrics,
+        )
+        self._successful.set(1)
+        self._at.set(clock())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers itself, or lets the application answer."""
+        await (self._own if scope["path"] == PATH else self._app)(scope, receive, send)
+
+    async def reload(self) -> list[str]:
+        """Reads the configuration again; gives what is wrong with it, one sentence each, or nothing."""
+        async with self._one:
+            try:
+                settings = await asyncio.to_thread(self._load)
+                self._keeps(settings)
+                if self._apply:
+                    await self._apply(settings)
+            except ConfigurationError as error:
+                mistakes = error.lines
+            except StartError as error:
+                mistakes = [str(error)]
+            except Exception:
+                log.exception("a defect in a reload")
+                mistakes = ["a defect of this server; its trace is in the log"]
+            else:
+                self._runs(settings)
+                self._successful.set(1)
+                self._at.set(self._clock())
+                log.info("the configuration was reloaded")
+                return []
+            self._successful.set(0)
+            for mistake in mistakes:
+                log.error("the configuration was not reloaded; what was before stays in force", mistake=mistake)
+            return mistakes
+
+    @asynccontextmanager
+    async def at_hangups(self) -> AsyncIterator[None]:
+        """Reloads at each SIGHUP while the body runs; after it, no reload is under way any more."""
+        hung_up = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def handle(_number: int, _frame: FrameType | None) -> None:
+            with suppress(RuntimeError):  # the loop is closed: the end is near anyway
+                loop.call_soon_threadsafe(hung_up.set)
+
+        async def each() -> None:
+            while True:
+                await hung_up.wait()
+                hung_up.clear()
+                await self.reload()
+
+        signal.signal(signal.SIGHUP, handle)
+        release_hangups()
+        task = asyncio.create_task(each(), name="reload at SIGHUP")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            async with self._one:  # one that was asked for over HTTP, and cancelled with its request, ends first
+                pass
+
+    def _runs(self, settings: S) -> None:
+        file = settings.auth.admin_token_file
+        self.settings = settings
+        """What runs."""
+        self.admin = SecretFile(file) if file else None
+        """The token of what runs, if it has one."""
+
+    def _keeps(self, settings: S) -> None:
+        changed = [key for key in self._restart if getattr(settings, key) != getattr(self.settings, key)]
+        if changed:
+            raise ConfigurationError(
+                [f"{key}: changes only with a restart; restart, or set it back" for key in sorted(changed)]
+            )
+
+    async def _asked(self, request: Request) -> Response:
+        admin = self.admin
+        guard = not_for_other_pages(guarded(self._answer, admin), open_to_this_machine=admin is None)
+        return await guard(request)
+
+    async def _answer(self, _request: Request) -> Response:
+        mistakes = await self.reload()
+        if not mistakes:
+            return PlainTextResponse("reloaded\n")
+        return PlainTextResponse("".join(f"{mistake}\n" for mistake in mistakes), status_code=500)
+
+
+def hold_hangups() -> None:
+    """From now on a SIGHUP waits until `release_hangups`: before a server can reload, it would end it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+
+
+def release_hangups() -> None:
+    """One that waited comes now."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})

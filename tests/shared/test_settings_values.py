@@ -1,0 +1,39 @@
+"""Addresses and durations as a person writes them."""
+
+import pytest
+
+from shared.settings import parse_address, parse_duration
+
+
+@pytest.mark.parametrize("text", ["", "9000", ":9000", "127.0.0.1", "127.0.0.1:", "127.0.0.1:-1", "127.0.0.1:65536"])
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected HOST:PORT"):
+        parse_address(text)
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:9000", "[::1]:9000", "example.org:0"])
+def test_an_address_is_written_as_it_is_read(text: str) -> None:
+    assert str(parse_address(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("500ms", 0.5), ("30s", 30), ("1.5m", 90), ("1h30m", 5400), ("2d", 172800), (3, 3)]
+)
+def test_a_duration_is_seconds(text: object, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "5 s", "s", "-5s", "5s!", "1h 30m", "5S"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected a duration"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:0", "127.8.8.8:1", "[::1]:65535", "localhost:9000"])
+def test_an_address_of_this_machine_is_known(text: str) -> None:
+    assert parse_address(text).is_loopback
+
+
+@pytest.mark.parametrize("text", ["0.0.0.0:9000", "[::]:9000", "192.0.2.1:9000", "example.org:9000"])
+def test_every_other_one_is_the_network(text: str) -> None:
+    assert not parse_address(text).is_loopback
