@@ -41,7 +41,11 @@ class Replicas:
     _known_until: float = field(default=0.0, init=False)
 
     async def read(self) -> tuple[BackendState, ...]:
-        """The state of each replica right now; one of the service alone where no address is known."""
+        """The state of each replica right now; one of the service alone, down, where no address is known.
+
+        What is not among the states is no longer there. A replica that hangs makes the answer late by the time that
+        `read_one` gives it; more than `AT_ONCE` that hang, by a multiple of it.
+        """
         problems = await self._look_up()
         if not self._known:
             return (BackendState(self.service, None, problems=problems),)
@@ -76,7 +80,7 @@ class Replicas:
         if asyncio.get_running_loop().time() >= self._known_until:
             self._known = []
         then = f"; its last addresses are read for {KEPT_SECONDS / 60:g} minutes after they were named"
-        return (f"DNS: {self.host} has no address: {why}{then if self._known else ''}",)
+        return (f"DNS: {self.host} could not be resolved: {why}{then if self._known else ''}",)
 
 
 def _order(address: str) -> tuple[int, int]:
