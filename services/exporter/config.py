@@ -8,11 +8,12 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from shared.kms.settings import GcpKeySettings
-from shared.planned import planned
 from shared.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings
 
 
 def _http_url(value: str) -> str:
+    if not value.isprintable() or " " in value:  # urlsplit would leave some of them out
+        raise ValueError("expected a URL without spaces and line breaks")
     parts = urlsplit(value)
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
         raise ValueError("expected an http:// or https:// URL")
@@ -34,7 +35,9 @@ class ProbeSettings(Section):
     timeout: Duration = 5.0
     """Of each call. While KMS stalls, a cycle takes targets * timeout / concurrency, where that is over `interval`."""
     concurrency: int = Field(16, ge=1)
-    """How many probes run at once; backend reads have as many places of their own."""
+    """How many probes run at once; backend reads, and looks at keys, have as many places of their own."""
+    min_interval: Duration = 5.0
+    """`GET /probe` that comes sooner after the last probe of its target is answered with that one."""
 
     @model_validator(mode="after")
     def _ends_before_the_next_begins(self) -> Self:
@@ -49,7 +52,8 @@ class Target(GcpKeySettings):
     name: Name
     service: Name = ""
     """The label `service`; the one at the top where it is not set."""
-    canary_dir: FilePath | None = planned(None)
+    canary_dir: FilePath | None = None
+    """Where ciphertexts of older versions are kept, one file for each target; the folder has to exist."""
 
 
 class Backend(Section):
@@ -60,7 +64,15 @@ class Backend(Section):
     health_url: HttpUrl
     metrics_url: HttpUrl | None = None
     """Without it, the time of initialisation and the decryption errors are not exported."""
-    resolve: Literal["all"] | None = planned(None)
+    resolve: Literal["all"] | None = None
+    """`all`: each address behind the URLs' name is read by itself, with the label `replica`."""
+
+    @model_validator(mode="after")
+    def _one_name(self) -> Self:
+        urls = [url for url in (self.health_url, self.metrics_url) if url]
+        if self.resolve and len({urlsplit(url).hostname for url in urls}) > 1:
+            raise ValueError("expected `health_url` and `metrics_url` with the same host, where `resolve` is set")
+        return self
 
 
 Entry = TypeVar("Entry", Target, Backend)
@@ -76,6 +88,8 @@ class Settings(ServerSettings):
     probe: ProbeSettings = ProbeSettings()
     targets: tuple[Target, ...] = ()
     backends: tuple[Backend, ...] = ()
+    runbook_url: HttpUrl | None = None
+    """Where people here read docs/KMS_OPERATIONS.md; the board links to its sections."""
 
     @field_validator("targets", mode="after")
     @classmethod

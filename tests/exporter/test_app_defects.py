@@ -8,13 +8,12 @@ from random import Random
 import aiohttp
 import pytest
 
-from services.exporter import app
+from services.exporter import watch
 from services.exporter.app import running
 from services.exporter.backend_state import BackendReader, http_client
-from services.exporter.changes import Changes
 from services.exporter.config import Backend, Settings
-from services.exporter.metrics import ExporterMetrics
 from services.exporter.model import BackendState, Health
+from services.exporter.record import Record
 from shared.contract import CryptoMode
 from shared.server import serving
 from shared.settings import Address
@@ -41,13 +40,18 @@ class Cancelled(BackendReader):
 async def test_a_read_that_fails_unexpectedly_leaves_nothing_stale(
     kind: type[BackendReader], raised: type[BaseException], parser: Executor
 ) -> None:
-    metrics = ExporterMetrics([], ["backend"])
-    metrics.show(BackendState("backend", Health(CryptoMode.KMS, ready=True), 1.0, 2.0))
+    record = Record()
+    record.watch(Settings(backends=(Backend(service="backend", health_url="http://127.0.0.1:1/"),)))
+    record.backend([BackendState("backend", Health(CryptoMode.KMS, ready=True), 1.0, 2.0)])
     async with http_client() as session:
         reader = kind("backend", "http://127.0.0.1:1/", None, session, parser, 1)
+
+        async def read() -> list[BackendState]:
+            return [await reader.read()]
+
         with pytest.raises(raised):
-            await app._read_job(reader, metrics, Changes()).run()
-    shown = [s for family in metrics.collect() for s in family.samples if s.name.startswith("crypto_")]
+            await watch._read_job("backend", read, record).run()
+    shown = [s for family in record.metrics.collect() for s in family.samples if s.name.startswith("crypto_")]
     assert [(sample.name, sample.value) for sample in shown] == [("crypto_backend_up", 0)]
 
 

@@ -1,7 +1,18 @@
+from dataclasses import replace
+
 from structlog.testing import capture_logs
 
 from services.exporter.changes import Changes
-from services.exporter.model import BackendState, Call, Failure, Health, Operation, ProbeResult
+from services.exporter.model import (
+    BackendState,
+    Call,
+    Canary,
+    Failure,
+    Health,
+    KeySnapshot,
+    Operation,
+    ProbeResult,
+)
 from shared.contract import CryptoMode
 from shared.kms.reason import Reason
 
@@ -61,10 +72,62 @@ def test_a_backend_is_told_of_when_it_goes_and_when_it_is_back() -> None:
     changes = Changes()
     with capture_logs() as logs:
         for state in (UP, DOWN, DOWN, HALF, UP, UP):
-            changes.backend(state)
+            changes.backend([state])
     assert [(line["event"], line["up"]) for line in logs] == [
         ("the backend is down", False),
         ("the backend's metrics cannot be read", True),
         ("the backend can be read again", True),
     ]
     assert logs[0]["problems"] == ("health check: refused",)
+
+
+def test_replicas_are_told_apart_and_one_that_is_gone_is_forgotten() -> None:
+    changes = Changes()
+    a, b = replace(DOWN, replica="127.0.0.1"), replace(UP, replica="127.0.0.2")
+    with capture_logs() as logs:
+        for states in ([a, b], [a, b], [b], [a, b]):
+            changes.backend(states)
+    assert [(line["event"], line["replica"]) for line in logs] == [("the backend is down", "127.0.0.1")] * 2
+
+
+def look(*problems: str, canary: Failure | None = None, wrong_aad: Failure | None = None) -> KeySnapshot:
+    return KeySnapshot(
+        "backend",
+        "ledger-kek",
+        0.0,
+        None,
+        {"cloudkms.cryptoKeys.get": not problems},
+        (Canary("3", Call(Operation.CANARY_DECRYPT, 0.1, canary)),),
+        Call(Operation.DECRYPT, 0.1, wrong_aad),
+        {},
+        problems,
+    )
+
+
+def test_a_look_at_a_key_is_told_of_when_it_finds_something_else() -> None:
+    changes = Changes()
+    disabled = Failure(Reason.KEY_DISABLED, "ledger/cryptoKeyVersions/3 is not enabled")
+    accepted = Failure(Reason.PLAINTEXT_MISMATCH, "decrypt accepted another AAD than was encrypted with")
+    with capture_logs() as logs:
+        changes.lifecycle(look())
+        changes.lifecycle(look("the key cannot be read: unavailable: connection 1 refused"))
+        changes.lifecycle(look("the key cannot be read: unavailable: connection 2 refused"))
+        changes.lifecycle(look(canary=disabled, wrong_aad=accepted))
+        changes.lifecycle(look())
+    assert [line.get("problems") for line in logs] == [
+        ("the key cannot be read: unavailable: connection 1 refused", "IAM does not grant cloudkms.cryptoKeys.get"),
+        ("what version 3 encrypted cannot be decrypted: key_disabled", accepted.detail),
+        None,
+    ]
+    assert logs[-1]["event"] == "all is well with the key again"
+
+
+def test_what_is_no_longer_watched_is_forgotten() -> None:
+    changes = Changes()
+    with capture_logs() as logs:
+        for _ in range(2):
+            changes.probe(result(Failure(Reason.TIMEOUT, "no answer")))
+            changes.lifecycle(look("the key cannot be read: timeout: no answer"))
+            changes.backend([DOWN])
+            changes.watch([], [])
+    assert len(logs) == 6

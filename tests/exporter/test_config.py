@@ -45,9 +45,9 @@ def test_the_example_of_the_contract_is_valid(tmp_path: Path) -> None:
     assert read.backends[0].metrics_url == "http://127.0.0.1:8000/metrics"
 
 
-def test_keys_without_an_effect_yet_are_named(tmp_path: Path) -> None:
+def test_every_key_has_an_effect(tmp_path: Path) -> None:
     read = settings(tmp_path, CONTRACT + "    resolve: all\n")
-    assert list(ignored_keys(read)) == ["targets.0.canary_dir", "backends.0.resolve"]
+    assert list(ignored_keys(read)) == []
 
 
 def test_an_entry_takes_the_service_at_the_top_unless_it_has_its_own(tmp_path: Path) -> None:
@@ -136,6 +136,14 @@ def test_timeout_and_interval_may_be_equal(tmp_path: Path) -> None:
         (
             CONTRACT.replace("127.0.0.1:8000/healthz", f"user:hunter2@{'a' * 64}.example.org/"),
             "backends.0.health_url: expected a host whose parts between the dots have 1 to 63 characters each",
+        ),
+        (
+            CONTRACT.replace("http://127.0.0.1:8000/healthz", '"http://127.0.0.1:8000/\\nhealthz"'),
+            "backends.0.health_url: expected a URL without spaces and line breaks",
+        ),
+        (
+            CONTRACT.replace("127.0.0.1:8000/metrics", "localhost:8000/metrics") + "    resolve: all\n",
+            "backends.0: expected `health_url` and `metrics_url` with the same host, where `resolve` is set",
         ),
         (CONTRACT + "colour: red\n", "colour: unknown key; see --print-schema for those that exist"),
         ("service: backend\n", "nothing to watch; expected at least one entry in `targets` or `backends`"),

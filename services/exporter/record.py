@@ -1,0 +1,49 @@
+"""Where everything that was found goes: to Prometheus, to the board and to the log. Nobody else knows all three."""
+
+from collections.abc import Sequence
+
+from services.exporter.changes import Changes
+from services.exporter.config import Settings
+from services.exporter.history import History
+from services.exporter.metrics import ExporterMetrics
+from services.exporter.model import BackendState, KeySnapshot, ProbeResult
+
+
+class Record:
+    """What is known of all that is watched; it outlives a reload."""
+
+    def __init__(self) -> None:
+        self.metrics = ExporterMetrics([], [])
+        self.history = History()
+        self._changes = Changes()
+
+    def watch(self, settings: Settings) -> None:
+        """From now on this is watched: what is gone is forgotten, what is new is unknown, the rest goes on."""
+        targets = [(target.service, target.name) for target in settings.targets]
+        services = [backend.service for backend in settings.backends]
+        self.metrics.watch(targets, services)
+        self.history.keep(targets, services)
+        self._changes.watch(targets, services)
+
+    def probe(self, result: ProbeResult) -> None:
+        """A round trip."""
+        self.metrics.observe(result)
+        self.history.probe(result)
+        self._changes.probe(result)
+
+    def lifecycle(self, snapshot: KeySnapshot) -> None:
+        """A look at a key."""
+        self.metrics.lifecycle(snapshot)
+        self.history.lifecycle(snapshot)
+        self._changes.lifecycle(snapshot)
+
+    def backend(self, states: Sequence[BackendState]) -> None:
+        """The backend of one service, by all its replicas; one that is not among them is gone."""
+        service, replicas = states[0].service, {state.replica for state in states}
+        self.metrics.show(*states)
+        for known, replica in list(self.history.backends):
+            if known == service and replica not in replicas:
+                self.history.forget(service, replica)
+        for state in states:
+            self.history.backend(state)
+        self._changes.backend(states)

@@ -1,0 +1,160 @@
+"""What one configuration watches: probes, looks at keys and reads of backends, for as long as the body runs.
+
+Settings in; what is found goes to the record. A reload ends one of these and begins the next over the same record.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from services.exporter.backend_state import BackendReader, http_client
+from services.exporter.canary import CanaryFile
+from services.exporter.config import Backend, Settings, Target
+from services.exporter.demand import Demand
+from services.exporter.lifecycle import Lifecycle, beat, keep_none
+from services.exporter.model import BackendState, ProbeResult
+from services.exporter.probe import Prober
+from services.exporter.record import Record
+from services.exporter.resolve import Replicas
+from services.exporter.scheduler import Beat, Job, repeat
+from shared.kms.provider import KeyProvider
+from shared.kms.reason import Reason
+from shared.kms.settings import KeySettings
+
+Connect = Callable[[KeySettings], KeyProvider]
+Read = Callable[[], Awaitable[Sequence[BackendState]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What runs."""
+
+    demands: Mapping[str, Demand]
+    """By the name of the target."""
+    schedules: Sequence[asyncio.Task[None]]
+    """None of them ends by itself."""
+
+
+@asynccontextmanager
+async def watching(settings: Settings, record: Record, connect: Connect, random: Random) -> AsyncIterator[Watch]:
+    """Watches what `settings` say while the body runs; after it nothing is left running or open.
+
+    Args:
+        settings: what to watch.
+        record: takes what is found.
+        connect: from a key's settings to the key behind the port.
+        random: where the schedule's jitter comes from.
+    """
+    record.watch(settings)
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(http_client())
+        places = asyncio.Semaphore(settings.probe.concurrency)
+        demands, probes, looks = {}, [], []
+        for target in settings.targets:
+            key = connect(target)
+            stack.push_async_callback(key.close)
+            demand = _demand(target, settings, key, record.probe, places)
+            stack.push_async_callback(demand.close)
+            demands[target.name] = demand
+            probes.append(_probe_job(demand))
+            looks.append(_look_job(target, settings.probe.timeout, connect, record))
+        reads = [
+            _read_job(backend.service, _read(backend, settings.probe.timeout, session, stack), record)
+            for backend in settings.backends
+        ]
+        # Schedules with places of their own: a KMS that hangs never delays what is known of the backends.
+        schedule = partial(repeat, concurrency=settings.probe.concurrency, random=random)
+        interval = settings.probe.interval
+        slow = beat(len(looks))
+        schedules = [
+            *([schedule(probes, interval=interval)] if probes else []),
+            *([schedule(looks, interval=slow, spacing=slow / len(looks))] if looks else []),
+            *([schedule(reads, interval=interval)] if reads else []),
+        ]
+        tasks = [asyncio.create_task(each) for each in schedules]
+        stack.push_async_callback(_end, tasks)
+        yield Watch(demands, tasks)
+
+
+def _demand(
+    target: Target,
+    settings: Settings,
+    key: KeyProvider,
+    observe: Callable[[ProbeResult], None],
+    places: asyncio.Semaphore,
+) -> Demand:
+    timeout = settings.probe.timeout
+    return Demand(
+        target.service,
+        target.name,
+        probe=Prober(target.service, target.name, key, timeout).probe,
+        way=lambda: key.way(timeout=timeout),
+        observe=observe,
+        places=places,
+        min_interval=settings.probe.min_interval,
+    )
+
+
+def _probe_job(demand: Demand) -> Job:
+    async def run() -> Beat:
+        call = (await demand.now()).failed
+        return Beat.SLOWER if call and call.failure and call.failure.reason is Reason.QUOTA_EXHAUSTED else Beat.NEXT
+
+    return Job(f"probe of {demand.target}", run)
+
+
+def _look_job(target: Target, timeout: float, connect: Connect, record: Record) -> Job:
+    # A connection of its own: one that a look finds dead is closed, and must not take a probe with it.
+    key = connect(target)
+    sync = CanaryFile(target.canary_dir, target.name, target.key).sync if target.canary_dir else keep_none
+    lifecycle = Lifecycle(target.service, target.name, key, timeout, sync)
+
+    async def run() -> Beat:
+        try:
+            record.lifecycle(await lifecycle.read())
+        finally:
+            await key.close()  # a thousand idle connections would cost more than one that is opened each minute
+        return Beat.NEXT
+
+    return Job(f"look at the key of {target.name}", run)
+
+
+def _read(backend: Backend, timeout: float, session: aiohttp.ClientSession, stack: AsyncExitStack) -> Read:
+    parser = ThreadPoolExecutor(1, "metrics-parser")
+    stack.callback(parser.shutdown, wait=False, cancel_futures=True)
+    reader = BackendReader(backend.service, backend.health_url, backend.metrics_url, session, parser, timeout)
+    if backend.resolve == "all":
+        return Replicas(backend.service, urlsplit(backend.health_url).hostname or "", reader.read, timeout).read
+
+    async def read() -> tuple[BackendState, ...]:
+        return (await reader.read(),)
+
+    return read
+
+
+def _read_job(service: str, read: Read, record: Record) -> Job:
+    async def run() -> Beat:
+        try:
+            states = await read()
+        except BaseException:  # a library's CancelledError, too
+            record.metrics.show(BackendState(service, None))  # what is shown is never older than the last read
+            raise
+        record.backend(states)
+        return Beat.NEXT
+
+    return Job(f"read of {service}", run)
+
+
+async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    for ended in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(ended, Exception):
+            raise ended
