@@ -124,8 +124,9 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Prints the fault suite's table; here, for pytest-xdist's controller loads no conftest of a folder below."""
-    if rows := summary.rows(terminalreporter):
-        terminalreporter.section("faults")
-        for line in summary.table(rows):
-            terminalreporter.write_line(line)
+    """Prints the tables; here, for pytest-xdist's controller loads no conftest of a folder below."""
+    for table in (summary.PROPERTY, summary.REASONS):
+        if rows := summary.rows(terminalreporter, table):
+            terminalreporter.section(table)
+            for line in summary.table(rows):
+                terminalreporter.write_line(line)

@@ -1,12 +1,8 @@
 import asyncio
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 
-import aiohttp
-import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -14,62 +10,13 @@ from starlette.routing import Route
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
-from services.exporter.app import running
-from services.exporter.config import Backend, ProbeSettings, Settings, Target
+from services.exporter.config import Backend, ProbeSettings, Settings
 from shared.kms.gcp import GcpKey
-from shared.kms.provider import Encrypted, KeyProvider
-from shared.kms.reason import Reason
-from shared.kms.registry import connect
-from shared.kms.settings import KeySettings
+from shared.kms.provider import Encrypted
 from shared.server import serving
-from shared.settings import Address
+from tests.exporter.scraped import FREE, configured, scraped, target
 
-KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
-INTERVAL = 1.0
-FREE = Address("127.0.0.1", 0)
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
-
-
-class Scrape:
-    """Reads `/metrics` as Prometheus does."""
-
-    def __init__(self, address: Address, session: aiohttp.ClientSession) -> None:
-        self._url = f"http://{address}/metrics"
-        self._session = session
-
-    async def text(self) -> str:
-        async with self._session.get(self._url) as response:
-            assert response.status == 200
-            return await response.text()
-
-    async def values(self) -> dict[str, float]:
-        """Each sample's value by its name and the values of its labels, such as `kms_probe_success backend ledger`."""
-        return {
-            " ".join([sample.name, *(sample.labels[label] for label in sorted(sample.labels))]): sample.value
-            for family in text_string_to_metric_families(await self.text())
-            for sample in family.samples
-        }
-
-
-def target(emulator: Emulator, name: str = "ledger-kek") -> Target:
-    return Target(name=name, service="backend", key=KEY, endpoint=str(emulator.address), insecure=True)
-
-
-def configured(
-    *, targets: tuple[Target, ...] = (), backends: tuple[Backend, ...] = (), timeout: float = INTERVAL
-) -> Settings:
-    probe = ProbeSettings(interval=INTERVAL, timeout=timeout, concurrency=16)
-    return Settings(listen=FREE, probe=probe, targets=targets, backends=backends)
-
-
-@asynccontextmanager
-async def scraped(settings: Settings, connect: Callable[[KeySettings], KeyProvider] = connect) -> AsyncIterator[Scrape]:
-    async with (
-        running(settings, connect=connect) as application,
-        serving(application, FREE) as address,
-        aiohttp.ClientSession() as session,
-    ):
-        yield Scrape(address, session)
 
 
 class Health:
@@ -87,38 +34,6 @@ class Health:
             return PlainTextResponse(self.metrics)
 
         return Starlette(routes=[Route("/healthz", healthz), Route("/metrics", metrics)])
-
-
-@pytest.mark.parametrize(
-    ("fault", "operation", "reason"),
-    [
-        (Fault(kind="stall"), "encrypt", Reason.TIMEOUT),
-        (Fault(kind="status", status="UNAVAILABLE"), "encrypt", Reason.UNAVAILABLE),
-        (Fault(kind="denied", operation="Decrypt"), "decrypt", Reason.PERMISSION_DENIED),
-        (Fault(kind="wrong_plaintext"), "decrypt", Reason.PLAINTEXT_MISMATCH),
-    ],
-    ids=lambda value: value.kind if isinstance(value, Fault) else str(value),
-)
-async def test_a_fault_is_seen_under_its_reason_and_health_is_back_within_two_intervals(
-    emulator: Emulator, until: Until, fault: Fault, operation: str, reason: Reason
-) -> None:
-    async with scraped(configured(targets=(target(emulator),))) as scrape:
-
-        async def healthy() -> bool:
-            return (await scrape.values()).get("kms_probe_success backend ledger-kek") == 1
-
-        async def failing() -> bool:
-            values = await scrape.values()
-            counted = values[f"kms_probe_failures_total {operation} {reason} backend ledger-kek"]
-            return counted >= 1 and values["kms_probe_success backend ledger-kek"] == 0
-
-        await until(healthy)
-        emulator.faults.add(fault)
-        await until(failing)
-        emulator.faults.clear()
-        healed = time.monotonic()
-        await until(healthy)
-        assert time.monotonic() - healed < 2 * INTERVAL  # a probe under way may still have to time out before the next
 
 
 async def test_a_scrape_does_not_wait_for_probes_that_hang(emulator: Emulator, until: Until) -> None:

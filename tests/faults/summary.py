@@ -1,4 +1,4 @@
-"""The suite's own summary: what each scenario went through and came to, as a table at the end of the test run.
+"""A suite's own summary, as a table at the end of the test run: a row for each scenario or fault.
 
 A test's rows travel on its report, so those of other processes (pytest-xdist) are in the table too.
 """
@@ -8,15 +8,16 @@ from collections.abc import Iterable, Mapping
 import pytest
 
 PROPERTY = "faults"
+"""What each scenario of the relay's fault suite went through and came to."""
+REASONS = "the exporter's faults"
+"""What goes wrong at a key, and the reason under which it is seen."""
 Row = Mapping[str, str]
 
 
-def rows(terminal: pytest.TerminalReporter) -> list[Row]:
-    """The rows of every test that ran."""
+def rows(terminal: pytest.TerminalReporter, of: str) -> list[Row]:
+    """The rows of one of the tables, of every test that ran."""
     reports = [report for outcome in ("passed", "failed") for report in terminal.getreports(outcome)]
-    return [
-        row for report in reports if report.when == "call" for name, row in report.user_properties if name == PROPERTY
-    ]
+    return [row for report in reports if report.when == "call" for name, row in report.user_properties if name == of]
 
 
 def table(rows: Iterable[Row]) -> list[str]:

@@ -1,0 +1,62 @@
+"""A running exporter, and its `/metrics` as Prometheus reads it."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+from ops.kms_emulator.emulator import Emulator
+from services.exporter.app import running
+from services.exporter.config import Backend, ProbeSettings, Settings, Target
+from shared.kms.provider import KeyProvider
+from shared.kms.registry import connect
+from shared.kms.settings import KeySettings
+from shared.server import serving
+from shared.settings import Address
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+INTERVAL = 1.0
+FREE = Address("127.0.0.1", 0)
+
+
+class Scrape:
+    """Reads `/metrics` as Prometheus does."""
+
+    def __init__(self, address: Address, session: aiohttp.ClientSession) -> None:
+        self._url = f"http://{address}/metrics"
+        self._session = session
+
+    async def text(self) -> str:
+        async with self._session.get(self._url) as response:
+            assert response.status == 200
+            return await response.text()
+
+    async def values(self) -> dict[str, float]:
+        """Each sample's value by its name and the values of its labels, such as `kms_probe_success backend ledger`."""
+        return {
+            " ".join([sample.name, *(sample.labels[label] for label in sorted(sample.labels))]): sample.value
+            for family in text_string_to_metric_families(await self.text())
+            for sample in family.samples
+        }
+
+
+def target(emulator: Emulator, name: str = "ledger-kek") -> Target:
+    return Target(name=name, service="backend", key=KEY, endpoint=str(emulator.address), insecure=True)
+
+
+def configured(
+    *, targets: tuple[Target, ...] = (), backends: tuple[Backend, ...] = (), timeout: float = INTERVAL
+) -> Settings:
+    probe = ProbeSettings(interval=INTERVAL, timeout=timeout, concurrency=16)
+    return Settings(listen=FREE, probe=probe, targets=targets, backends=backends)
+
+
+@asynccontextmanager
+async def scraped(settings: Settings, connect: Callable[[KeySettings], KeyProvider] = connect) -> AsyncIterator[Scrape]:
+    async with (
+        running(settings, connect=connect) as application,
+        serving(application, FREE) as address,
+        aiohttp.ClientSession() as session,
+    ):
+        yield Scrape(address, session)

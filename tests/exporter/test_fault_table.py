@@ -1,0 +1,192 @@
+"""Whatever goes wrong at a key: the call and the reason under which it is seen, and how soon it is over again."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import pytest
+
+from ops.kms_emulator.emulator import Emulator, start
+from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.model import Key, State
+from services.exporter.config import ProbeSettings, Settings, Target
+from services.exporter.model import Operation
+from shared.kms.reason import Reason
+from shared.server import listening
+from shared.settings import Address
+from tests.exporter.scraped import FREE, scraped
+from tests.faults import summary
+
+INTERVAL = 2.0
+TIMEOUT = 1.0
+RING = "projects/demo/locations/global/keyRings/app/cryptoKeys"
+Act = Callable[[Emulator], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    operation: Operation
+    reason: Reason
+    breaks: Act
+    heals: Act
+
+    @property
+    def key(self) -> str:
+        return f"{RING}/{self.name.replace(' ', '-')}"
+
+
+def fault(name: str, seen_at: Operation, reason: Reason, **how: object) -> Row:
+    """One of the emulator's faults, at one key."""
+    ids: list[str] = []
+    row: Row
+
+    async def breaks(emulator: Emulator) -> None:
+        ids.append(emulator.faults.add(Fault.model_validate({"key": row.key, **how})))
+
+    async def heals(emulator: Emulator) -> None:
+        emulator.faults.remove(ids.pop())
+
+    row = Row(name, seen_at, reason, breaks, heals)
+    return row
+
+
+def status(code: str, reason: Reason) -> Row:
+    return fault(f"status {code}", Operation.ENCRYPT, reason, kind="status", status=code, operation="Encrypt")
+
+
+def version(name: str, reason: Reason, breaks: Callable[[Key], Key], heals: Callable[[Key], Key]) -> Row:
+    """Something happens to the key's only version, and is taken back."""
+    row: Row
+
+    async def broken(emulator: Emulator) -> None:
+        await emulator.store.change(row.key, breaks)
+
+    async def healed(emulator: Emulator) -> None:
+        await emulator.store.change(row.key, heals)
+
+    row = Row(name, Operation.ENCRYPT, reason, broken, healed)
+    return row
+
+
+def enabled(key: Key) -> Key:
+    return key.with_state(1, State.ENABLED)
+
+
+ENCRYPT, DECRYPT = Operation.ENCRYPT, Operation.DECRYPT
+ROWS = (
+    fault("stalled encrypt", ENCRYPT, Reason.TIMEOUT, kind="stall", operation="Encrypt"),
+    fault("stalled decrypt", DECRYPT, Reason.TIMEOUT, kind="stall", operation="Decrypt"),
+    fault("slow encrypt", ENCRYPT, Reason.TIMEOUT, kind="latency", operation="Encrypt", seconds=2 * TIMEOUT),
+    fault("denied encrypt", ENCRYPT, Reason.PERMISSION_DENIED, kind="denied", operation="Encrypt"),
+    fault("denied decrypt", DECRYPT, Reason.PERMISSION_DENIED, kind="denied", operation="Decrypt"),
+    fault("wrong checksum of encrypt", ENCRYPT, Reason.CRC_MISMATCH, kind="corrupt_crc", operation="Encrypt"),
+    fault("wrong checksum of decrypt", DECRYPT, Reason.CRC_MISMATCH, kind="corrupt_crc", operation="Decrypt"),
+    fault("wrong plaintext", DECRYPT, Reason.PLAINTEXT_MISMATCH, kind="wrong_plaintext"),
+    status("UNAVAILABLE", Reason.UNAVAILABLE),
+    status("INTERNAL", Reason.UNAVAILABLE),
+    status("ABORTED", Reason.UNAVAILABLE),
+    status("CANCELLED", Reason.UNAVAILABLE),
+    status("DEADLINE_EXCEEDED", Reason.TIMEOUT),
+    status("UNAUTHENTICATED", Reason.UNAUTHENTICATED),
+    status("RESOURCE_EXHAUSTED", Reason.QUOTA_EXHAUSTED),
+    status("NOT_FOUND", Reason.KEY_NOT_FOUND),
+    status("INVALID_ARGUMENT", Reason.INVALID_REQUEST),
+    version("disabled version", Reason.KEY_DISABLED, lambda key: key.with_state(1, State.DISABLED), enabled),
+    version(
+        "version scheduled for destruction",
+        Reason.KEY_DESTROYED,
+        lambda key: key.with_destruction(1, time.time()),
+        lambda key: enabled(key.with_restored(1)),
+    ),
+)
+
+
+@pytest.fixture
+async def kms() -> AsyncIterator[Emulator]:
+    async with start(keys=[row.key for row in ROWS]) as running:
+        yield running
+
+
+async def test_each_fault_is_seen_under_its_reason_and_over_within_two_intervals(
+    kms: Emulator, request: pytest.FixtureRequest
+) -> None:
+    """All at once, each at a key of its own: so none of them spoils the others."""
+    targets = tuple(
+        Target(name=row.name, service="backend", key=row.key, endpoint=str(kms.address), insecure=True) for row in ROWS
+    )
+    probe = ProbeSettings(interval=INTERVAL, timeout=TIMEOUT, concurrency=len(ROWS))
+    async with scraped(Settings(listen=FREE, probe=probe, targets=targets)) as scrape:
+        shown: dict[str, float] = {}
+
+        async def keep_looking() -> None:
+            while True:
+                shown.update(await scrape.values())
+                await asyncio.sleep(0.1)
+
+        async def until(condition: Callable[[], bool]) -> float:
+            """The seconds that it took."""
+            begin = time.monotonic()
+            while not condition():
+                assert time.monotonic() - begin < 15, "the condition did not come true within 15 s"
+                await asyncio.sleep(0.05)
+            return time.monotonic() - begin
+
+        async def play(row: Row) -> None:
+            success = f"kms_probe_success backend {row.name}"
+            failures = f"kms_probe_failures_total {row.operation} {row.reason} backend {row.name}"
+            await until(lambda: shown.get(success) == 1)
+            await row.breaks(kms)
+            seen = await until(lambda: shown[success] == 0)
+            assert shown[failures] >= 1, row.name
+            others = {
+                name: count
+                for name, count in shown.items()
+                if name.startswith("kms_probe_failures_total ") and name.endswith(f" backend {row.name}") and count
+            }
+            assert list(others) == [failures]
+            await row.heals(kms)
+            healed = await until(lambda: shown[success] == 1)
+            cells = {"fault": row.name, "operation": row.operation, "reason": row.reason}
+            cells |= {"seen after": f"{seen:.2f} s", "right again after": f"{healed:.2f} s"}
+            request.node.user_properties.append((summary.REASONS, cells))
+            # A quota's backoff is two intervals after the first failure, and every beat may come a tenth later.
+            assert healed < 2 * INTERVAL + TIMEOUT, row.name
+
+        looking = asyncio.create_task(keep_looking())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for row in ROWS:
+                    group.create_task(play(row))
+        finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+
+
+async def test_a_service_that_cannot_be_reached_is_unavailable_until_it_is_there(
+    until: Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]], request: pytest.FixtureRequest
+) -> None:
+    key = f"{RING}/ledger"
+    with listening(Address("127.0.0.1", 0)) as free:
+        address = Address(*free.getsockname()[:2])
+    target = Target(name="ledger-kek", service="backend", key=key, endpoint=str(address), insecure=True)
+    probe = ProbeSettings(interval=INTERVAL, timeout=TIMEOUT)
+    async with AsyncExitStack() as stack:
+        scrape = await stack.enter_async_context(scraped(Settings(listen=FREE, probe=probe, targets=(target,))))
+
+        async def unavailable() -> bool:
+            failures = (await scrape.values()).get("kms_probe_failures_total encrypt unavailable backend ledger-kek", 0)
+            return failures >= 2
+
+        async def healthy() -> bool:
+            return (await scrape.values())["kms_probe_success backend ledger-kek"] == 1
+
+        await until(unavailable)
+        await stack.enter_async_context(start(listen=address, keys=[key]))
+        begin = time.monotonic()
+        await until(healthy)
+        cells = {"fault": "nobody listens", "operation": "encrypt", "reason": "unavailable"}
+        cells |= {"seen after": "", "right again after": f"{time.monotonic() - begin:.2f} s"}
+        request.node.user_properties.append((summary.REASONS, cells))
