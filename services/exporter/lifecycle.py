@@ -113,7 +113,7 @@ class Lifecycle:
             encrypt, present = await self._new_canary(problems)
             self._last.canary = present
         await self._settled(kept, present, self._over(description), problems)
-        newest = primary or (present.version if present else None)
+        newest = primary or next((one.version for one in (present, *reversed(kept)) if one), None)
         return KeySnapshot(
             self.service,
             self.target,

@@ -19,7 +19,7 @@ from shared.kms.reason import Reason
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 DAY = 86400.0
-TIMEOUT = 2.0
+TIMEOUT = 5.0
 
 
 class Counting(GcpKey):
@@ -187,6 +187,18 @@ async def test_without_the_right_to_read_the_key_canaries_are_made_and_decrypted
     lifecycle = start()
     assert found(await lifecycle.read()) == {}
     await change(rotated)
+    assert found(await lifecycle.read()) == {"1": None}
+
+
+async def test_where_nothing_tells_the_present_version_the_last_one_that_was_kept_is_taken_for_it(
+    emulator: Emulator, start: Start, change: Change
+) -> None:
+    lifecycle = start()
+    await lifecycle.read()
+    await change(rotated)
+    await lifecycle.read()
+    emulator.faults.add(Fault(kind="denied", operation="GetCryptoKey"))
+    emulator.faults.add(Fault(kind="denied", operation="Encrypt"))
     assert found(await lifecycle.read()) == {"1": None}
 
 

@@ -17,7 +17,7 @@ from shared.kms.settings import KeySettings
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 OTHER = "projects/demo/locations/global/keyRings/app/cryptoKeys/absent"
-TIMEOUT = 0.5
+TIMEOUT = 2.0
 
 
 class Mirror(GcpKey):

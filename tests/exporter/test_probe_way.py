@@ -14,7 +14,7 @@ from shared.kms.provider import Decrypted, Encrypted, KmsError, Phase
 from shared.kms.reason import Reason
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
-TIMEOUT = 0.5
+TIMEOUT = 2.0
 WELL = (Phase("dns", 0.1), Phase("tcp", 0.1))
 
 
