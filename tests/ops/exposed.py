@@ -10,17 +10,35 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from services.exporter.metrics import ExporterMetrics
-from services.exporter.model import BackendState, Call, Health, Operation, ProbeResult
+from services.exporter.model import (
+    BackendState,
+    Call,
+    Canary,
+    Failure,
+    Health,
+    KeySnapshot,
+    Operation,
+    ProbeResult,
+)
 from services.relay.app import running
 from services.relay.config import RelaySettings
 from shared.contract import CryptoMode
+from shared.kms.reason import Reason
 
 
 def by_the_exporter() -> list[Metric]:
-    """After a round trip and the reading of a backend."""
+    """After a round trip, a look at the key whose older versions fail in every way, and the reading of a backend."""
     metrics = ExporterMetrics([("ledger", "ledger-kek")], ["ledger"])
     call = Call(Operation.ENCRYPT, 0.1)
     metrics.observe(ProbeResult("ledger", "ledger-kek", at=1.0, calls=(call,), key_version=None))
+    canaries = tuple(
+        Canary(str(n), Call(Operation.CANARY_DECRYPT, 0.1, Failure(reason, "as a test has it")))
+        for n, reason in enumerate(Reason)
+    )
+    look = KeySnapshot(
+        "ledger", "ledger-kek", at=1.0, description=None, permissions=None, canaries=canaries, wrong_aad=None, reads={}
+    )
+    metrics.lifecycle(look)
     metrics.show(BackendState("ledger", Health(CryptoMode.KMS, ready=True), init_timestamp=1.0, decryption_errors=0.0))
     return list(metrics.collect())
 

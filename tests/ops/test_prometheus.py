@@ -115,6 +115,10 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.1)
 
 
+async def has(ask: Callable[..., Awaitable[Any]], metric: str) -> bool:
+    return bool((await ask("query", query=metric))["result"])
+
+
 async def test_on_the_demos_clock_every_rule_evaluates_and_a_lost_mode_fires_and_resolves(
     exporter: Scraped, ask: Callable[..., Awaitable[Any]]
 ) -> None:
@@ -184,15 +188,47 @@ async def test_an_alert_that_fires_still_fires_after_a_restart_so_that_nobody_ge
         assert await firing_since(url) == before
 
 
+def probed(*, success: int, **failures: int) -> str:
+    """What it exposes of a key, with the failures of its encryptions by their reason."""
+    labels = 'service="ledger",target="ledger-kek"'
+    counted = (
+        f'kms_probe_failures_total{{{labels},operation="encrypt",reason="{reason}"}} {failures.get(reason, 0)}\n'
+        for reason in ("permission_denied", "timeout")
+    )
+    gauges = f"kms_probe_success{{{labels}}} {success}\nkms_probe_last_success_timestamp_seconds{{{labels}}} 1\n"
+    return gauges + "".join(counted)
+
+
+async def test_a_message_has_the_reasons_of_the_moment_while_its_alert_stays_the_same(
+    exporter: Scraped, ask: Callable[..., Awaitable[Any]]
+) -> None:
+    async def alert_that_says(reason: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+
+        async def says() -> bool:
+            for alert in (await ask("alerts"))["alerts"]:
+                if alert["labels"]["alertname"] == "KMSProbeFailing" and alert["state"] == "firing":
+                    found.update(alert)
+            return f"{reason} at encrypt" in found.get("annotations", {}).get("description", "")
+
+        await until(says)
+        return found
+
+    exporter.exposed = probed(success=1)
+    await until(lambda: has(ask, "kms_probe_success"))
+    exporter.exposed = probed(success=0, permission_denied=3)
+    denied = await alert_that_says("permission_denied")
+    assert "was right: 1970-01-01 00:00:01 +0000 UTC." in denied["annotations"]["description"]
+    exporter.exposed = probed(success=0, permission_denied=3, timeout=3)
+    assert {**await alert_that_says("timeout"), "annotations": {}} == {**denied, "annotations": {}}
+
+
 async def test_the_runbooks_queries_are_answered(
     prometheus: str, exporter: Scraped, ask: Callable[..., Awaitable[Any]]
 ) -> None:
     exporter.exposed = crypto(mode=1)
 
-    async def scraped() -> bool:
-        return bool((await ask("query", query="kms:crypto_health_status"))["result"])
-
-    await until(scraped)
+    await until(lambda: has(ask, "kms:crypto_health_status"))
     runbook = RUNBOOK.read_text()
     # A command goes on after a backslash, and while its quotes are open.
     queries = re.findall(

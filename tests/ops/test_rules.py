@@ -20,6 +20,15 @@ SEVERITIES_AND_WAITS = {
         "KMSHighLatency": ("warning", "10m"),
         "KMSDecryptionErrorsBurst": ("warning", None),
     },
+    "kms_keys": {
+        "KMSProbeFailing": ("critical", "1m"),
+        "KMSCanaryLost": ("critical", "2m"),
+        "KMSWrongAADAccepted": ("critical", None),
+        "KMSKeyVersionDestroyScheduled": ("warning", None),
+        "KMSPermissionMissing": ("warning", "5m"),
+        "KMSBackendOnEnvWhileKMSHealthy": ("warning", "2m"),
+        "KMSExporterAbsent": ("critical", "2m"),
+    },
     "keypulse_relay": {
         "RelayDown": ("critical", "2m"),
         "RelayChannelFailing": ("critical", "5m"),
@@ -75,6 +84,9 @@ def metrics(tmp_path_factory: pytest.TempPathFactory) -> list[Metric]:
     return [*exposed.by_the_exporter(), *exposed.by_a_relay(tmp_path_factory.mktemp("relay"))]
 
 
+NAME = r"\b(?:crypto|kms|relay)_[a-z_]+\b|\b(?:kms|relay):[a-z0-9_]+\b"
+
+
 def metrics_in(expression: str) -> set[str]:
     """The metric names of an expression: what is left without label lists, ranges, functions and operators."""
     bare = re.sub(r"\b(?:by|on)\s*\([^)]*\)|\{[^}]*\}|\[[^\]]*\]", " ", expression)
@@ -86,6 +98,13 @@ def test_a_rule_reads_only_what_is_exposed_or_a_rule_records(rule: str, metrics:
     names = metrics_in({**RECORDINGS, **ALERTS}[rule]["expr"])
     assert names, "no metric found in the expression"
     assert names <= exposed.names(metrics) | RECORDINGS.keys() | {"up"}
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_a_message_looks_up_only_what_is_exposed_or_a_rule_records(alert: str, metrics: list[Metric]) -> None:
+    description = ALERTS[alert]["annotations"]["description"]
+    looked_up = {name for query in re.findall(r"`([^`]*)`", description) for name in re.findall(NAME, query)}
+    assert looked_up <= exposed.names(metrics) | RECORDINGS.keys()
 
 
 def test_every_label_value_that_a_rule_selects_is_exposed(metrics: list[Metric]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from services.exporter.web.advice import EVERY
 from services.relay.channels import channel
 from shared.kms.reason import Reason
 from tests.ops import exposed
@@ -36,17 +37,23 @@ def test_the_runbook_names_only_metrics_that_exist(tmp_path: Path) -> None:
     assert named <= exposed.names(families) | RECORDINGS.keys()
 
 
-@pytest.mark.parametrize(
-    ("heading", "reasons"),
-    [
-        ("## What a reason means", set(map(str, Reason))),
-        ("### What a channel's reason means", set(map(str, channel.Reason)) - {"ok"}),
-    ],
-)
-def test_the_runbook_explains_every_reason(heading: str, reasons: set[str]) -> None:
+def test_the_runbook_explains_every_reason_of_a_channel() -> None:
+    heading = "### What a channel's reason means"
     (section,) = re.findall(rf"^{heading}\n(.*?)(?=^#)", RUNBOOK.read_text(), re.MULTILINE | re.DOTALL)
     rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
-    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == reasons
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(map(str, channel.Reason)) - {"ok"}
+
+
+def test_the_runbook_explains_every_reason_of_kms_and_says_what_to_run_first() -> None:
+    (section,) = re.findall(r"^## What a reason means\n(.*?)(?=^## )", RUNBOOK.read_text(), re.MULTILINE | re.DOTALL)
+    explained = dict(re.findall(r"^### `(\w+)`\n(.*?)(?=^###)", section, re.MULTILINE | re.DOTALL))
+    assert list(explained) == list(map(str, Reason))
+    assert [reason for reason, text in explained.items() if "```bash" not in text] == []
+
+
+def test_the_sections_to_which_the_board_links_exist() -> None:
+    headings = re.findall(r"^#+ (.+)$", RUNBOOK.read_text(), re.MULTILINE)
+    assert {advice.section for advice in EVERY} <= set(headings)
 
 
 def test_every_link_within_the_runbook_leads_to_a_heading() -> None:

@@ -1,0 +1,50 @@
+"""What the tests of the rules' tests share: a rule is spoilt, and its promtool tests are asked whether they notice."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.ops.rules import ALERTS, RECORDINGS, TEST_FILES, promtool
+
+TESTS: dict[str, dict[str, Any]] = {file.name: yaml.safe_load(file.read_text()) for file in TEST_FILES}
+
+
+def mistaken(folder: Path, name: str, right: str, wrong: str) -> bool:
+    """Whether it is noticed that a rule's expression has `wrong` wherever it should have `right`."""
+    expression = {**RECORDINGS, **ALERTS}[name]["expr"]
+    assert right in expression
+    return noticed(folder, name, {"expr": expression.replace(right, wrong)})
+
+
+def noticed(folder: Path, name: str, change: dict[str, Any]) -> bool:
+    """Whether a promtool test of a rule, or of one that reads it, fails once it is changed.
+
+    The copy holds only those tests, and the rules that they are about: to evaluate the others takes most of the time.
+    """
+    rules = {**RECORDINGS, **ALERTS}
+    rules[name] = {**rules[name], **change}
+    judged = {name, *(other for other, rule in rules.items() if name in rule["expr"])}
+    read = {recording for recording in RECORDINGS for one in judged if recording in rules[one]["expr"]}
+    kept = [rule for key, rule in rules.items() if key in judged | read]
+    files = [_write(folder / "rules.yml", {"groups": [{"name": "changed", "rules": kept}]})]
+    for file, document in TESTS.items():
+        if cases := [case for case in (_about(judged, case) for case in document["tests"]) if case]:
+            files.append(_write(folder / file, {**document, "rule_files": ["rules.yml"], "tests": cases}))
+    assert files[1:], "no test is about this rule"
+    answer = promtool("test", "rules", *files[1:])
+    said = answer.stdout + answer.stderr
+    assert answer.returncode == 0 or "got:" in said, f"the mistake must still be a rule: {said}"
+    return answer.returncode != 0
+
+
+def _about(judged: set[str], case: dict[str, Any]) -> dict[str, Any] | None:
+    """What a test expects of some rules."""
+    alerts = [one for one in case.get("alert_rule_test", []) if one["alertname"] in judged]
+    values = [one for one in case.get("promql_expr_test", []) if any(name in one["expr"] for name in judged)]
+    return {**case, "alert_rule_test": alerts, "promql_expr_test": values} if alerts or values else None
+
+
+def _write(file: Path, document: dict[str, Any]) -> Path:
+    file.write_text(yaml.dump(document, Dumper=yaml.CSafeDumper))
+    return file
