@@ -68,8 +68,13 @@ class Demand:
         """The way to the service, measured as seldom as `recent` probes. Raises ClosedError."""
         return await self._way.recent()
 
+    def end(self) -> None:
+        """Ends what is under way, so that nobody waits for it any more; from then on nothing begins."""
+        self._probe.end()
+        self._way.end()
+
     async def close(self) -> None:
-        """Ends what is under way, and waits for its end; from then on nothing begins."""
+        """The same, and waits for its end."""
         await self._probe.close()
         await self._way.close()
 
@@ -100,10 +105,14 @@ class _Once(Generic[T]):
         fresh = self._last and asyncio.get_running_loop().time() - self._last[0] < self._min_interval
         return self._last[1] if self._last and fresh and self._task is None else await self.now()
 
-    async def close(self) -> None:
+    def end(self) -> None:
         self._closed = True
+        if self._task:
+            self._task.cancel()
+
+    async def close(self) -> None:
+        self.end()
         if task := self._task:
-            task.cancel()
             await asyncio.wait({task})
 
     async def _run(self) -> T:

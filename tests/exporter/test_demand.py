@@ -195,6 +195,16 @@ async def test_closed_it_ends_what_is_under_way_tells_who_waits_and_begins_nothi
     assert key.observed == []
 
 
+async def test_ended_it_tells_who_waits_before_what_is_under_way_has_ended() -> None:
+    key = Key()
+    asked = [asyncio.ensure_future(ask()) for ask in (key.demand.recent, key.demand.way)]
+    await asyncio.sleep(0.5)
+    key.demand.end()
+    assert [type(error) for error in await asyncio.gather(*asked, return_exceptions=True)] == [ClosedError] * 2
+    with pytest.raises(ClosedError):
+        await key.demand.recent()
+
+
 async def test_closed_while_it_waits_for_a_place_it_takes_none() -> None:
     places = asyncio.Semaphore(1)
     key = Key(places)

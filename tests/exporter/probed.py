@@ -1,0 +1,72 @@
+"""A page `/probe` on a real server: one target, `ledger-kek`, whose key a real emulator holds."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import aiohttp
+from starlette.applications import Starlette
+
+from ops.kms_emulator.emulator import Emulator, start
+from services.exporter.demand import Demand
+from services.exporter.model import ProbeResult
+from services.exporter.probe import Prober
+from services.exporter.web import probe
+from shared.kms.registry import connect
+from shared.kms.settings import KeySettings
+from shared.secret_file import SecretFile
+from shared.server import serving
+from shared.settings import Address
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+TIMEOUT = 1.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: str
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What a test asks, and what it looks at."""
+
+    url: str
+    emulator: Emulator
+    demand: Demand
+    observed: list[ProbeResult]
+    session: aiohttp.ClientSession
+
+    async def get(
+        self, query: str, headers: Mapping[str, str] | None = None, *, method: str = "GET", seconds: float = 15
+    ) -> Answer:
+        async with asyncio.timeout(seconds), self.session.request(method, f"{self.url}{query}", headers=headers) as a:
+            return Answer(a.status, {name.lower(): value for name, value in a.headers.items()}, await a.text())
+
+
+@asynccontextmanager
+async def probed(admin: SecretFile | None = None, **changed: Any) -> AsyncIterator[Probed]:
+    """`changed`: other arguments for Demand."""
+    async with start(keys=[KEY]) as emulator:
+        key = connect(KeySettings(key=KEY, endpoint=str(emulator.address), insecure=True))
+        observed: list[ProbeResult] = []
+        arguments: dict[str, Any] = {
+            "probe": Prober("backend", "ledger-kek", key, TIMEOUT).probe,
+            "way": partial(key.way, timeout=TIMEOUT),
+            "observe": observed.append,
+            "places": asyncio.Semaphore(16),
+            "min_interval": 1.0,
+        }
+        demand = Demand("backend", "ledger-kek", **(arguments | changed))
+        app = Starlette(routes=[probe.route(lambda: {"ledger-kek": demand}, admin)])
+        try:
+            async with serving(app, Address("127.0.0.1", 0)) as address, aiohttp.ClientSession() as session:
+                yield Probed(f"http://{address}/probe", emulator, demand, observed, session)
+        finally:
+            await demand.close()
+            await key.close()

@@ -1,0 +1,180 @@
+"""`/probe` on a real server, before a real emulator."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
+from prometheus_client.parser import text_string_to_metric_families as text
+
+from ops.kms_emulator.faults import Fault
+from shared.kms.reason import Reason
+from tests.exporter.probed import Probed, probed
+
+Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
+SCRAPE_TIMEOUT = "X-Prometheus-Scrape-Timeout-Seconds"
+
+
+@pytest.fixture
+async def page() -> AsyncIterator[Probed]:
+    async with probed() as running:
+        yield running
+
+
+def samples(body: str) -> dict[tuple[str, ...], float]:
+    return {(s.name, *s.labels.values()): s.value for family in text(body) for s in family.samples}
+
+
+async def test_a_right_probe_is_told_in_metrics_of_its_own(page: Probed) -> None:
+    answer = await page.get("?target=ledger-kek")
+    found = samples(answer.body)
+    assert answer.status == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert found[("probe_success",)] == 1
+    assert {reason for reason in Reason if found["probe_failure_reason", reason] == 0} == set(Reason)
+    calls = [found["probe_operation_duration_seconds", operation] for operation in ("encrypt", "decrypt")]
+    assert found[("probe_duration_seconds",)] == pytest.approx(sum(calls))
+    assert found[("probe_key_version",)] == 1
+    assert found[("probe_timestamp_seconds",)] == page.observed[0].at
+    assert {name for name, *_ in found} == {
+        "probe_success",
+        "probe_duration_seconds",
+        "probe_failure_reason",
+        "probe_operation_duration_seconds",
+        "probe_key_version",
+        "probe_timestamp_seconds",
+    }
+
+
+async def test_openmetrics_is_given_where_it_is_asked_for(page: Probed) -> None:
+    answer = await page.get("?target=ledger-kek", {"Accept": "application/openmetrics-text; version=1.0.0"})
+    assert answer.headers["content-type"].startswith("application/openmetrics-text")
+    assert "probe_success" in {family.name for family in openmetrics(answer.body)}  # type: ignore[no-untyped-call]
+
+
+async def test_an_accept_header_that_nobody_understands_gets_text(page: Probed) -> None:
+    answer = await page.get("?target=ledger-kek", {"Accept": "application/openmetrics-text; version=one.two"})
+    assert samples(answer.body)[("probe_success",)] == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "calls"),
+    [
+        (Fault(kind="denied", operation="Encrypt"), Reason.PERMISSION_DENIED, {"encrypt"}),
+        (Fault(kind="wrong_plaintext"), Reason.PLAINTEXT_MISMATCH, {"encrypt", "decrypt"}),
+        (Fault(kind="status", status="UNAVAILABLE"), Reason.UNAVAILABLE, {"encrypt"}),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Fault) else "",
+)
+async def test_a_failed_probe_says_why_and_which_calls_were_made(
+    page: Probed, fault: Fault, reason: Reason, calls: set[str]
+) -> None:
+    page.emulator.faults.add(fault)
+    found = samples((await page.get("?target=ledger-kek")).body)
+    assert found[("probe_success",)] == 0
+    assert [known for known in Reason if found["probe_failure_reason", known] == 1] == [reason]
+    assert {labels[0] for name, *labels in found if name == "probe_operation_duration_seconds"} == calls
+
+
+async def test_a_failure_on_the_way_brings_the_steps_of_the_way(page: Probed) -> None:
+    page.emulator.faults.add(Fault(kind="status", status="UNAVAILABLE"))
+    found = samples((await page.get("?target=ledger-kek")).body)
+    assert {labels[0] for name, *labels in found if name == "probe_phase_duration_seconds"} == {"dns", "tcp"}
+
+
+async def test_when_the_scrape_ends_first_the_answer_is_a_timeout_and_the_probe_goes_on(
+    page: Probed, until: Until
+) -> None:
+    page.emulator.faults.add(Fault(kind="latency", seconds=0.6, operation="Decrypt"))
+    found = samples((await page.get("?target=ledger-kek", {SCRAPE_TIMEOUT: "0.7"})).body)
+    assert found[("probe_success",)] == 0
+    assert found["probe_failure_reason", "timeout"] == 1
+    assert found[("probe_duration_seconds",)] == pytest.approx(0.2)
+    assert page.observed == []
+
+    async def observed() -> bool:
+        return len(page.observed) == 1
+
+    await until(observed)
+    assert page.observed[0].failed is None
+
+
+@pytest.mark.parametrize("header", ["", "soon", "nan", "inf", "-inf", "1e999", "5,5", "10"])
+async def test_a_header_that_is_no_number_is_passed_over(page: Probed, header: str) -> None:
+    answer = await page.get("?target=ledger-kek", {SCRAPE_TIMEOUT: header})
+    assert samples(answer.body)[("probe_success",)] == 1
+
+
+@pytest.mark.parametrize("header", ["0.5", "0", "-1", "0.001", "-1e300"])
+async def test_a_scrape_that_ends_before_an_answer_could_come_is_refused_and_costs_no_probe(
+    page: Probed, header: str
+) -> None:
+    answer = await page.get("?target=ledger-kek", {SCRAPE_TIMEOUT: header})
+    assert answer.status == 400
+    assert "set a longer scrape_timeout" in answer.body
+    assert page.observed == []
+
+
+@pytest.mark.parametrize("query", ["", "?target=", "?target=ledger-kek&target=other", "?name=ledger-kek"])
+async def test_without_one_name_there_is_no_probe(page: Probed, query: str) -> None:
+    answer = await page.get(query)
+    assert (answer.status, answer.body) == (400, "say which target, once: /probe?target=NAME\n")
+    assert page.observed == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["other", "LEDGER-KEK", "<script>alert(1)</script>", "%1b[2J%0d%0aSet-Cookie:x", "..%2f..", "%ff%fe", "x" * 30_000],
+    ids=["unknown", "case", "markup", "control", "path", "no utf-8", "long"],
+)
+async def test_a_name_that_is_not_configured_is_refused_whatever_it_is(page: Probed, name: str) -> None:
+    answer = await page.get(f"?target={name}")
+    assert answer.status == 404
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "the board at / lists all of them" in answer.body
+    assert len(answer.body) < 200
+    assert answer.body.strip().isprintable()
+    assert page.observed == []
+
+
+async def test_a_hundred_scrapes_at_once_are_one_probe(page: Probed) -> None:
+    answers = await asyncio.gather(*(page.get("?target=ledger-kek") for _ in range(100)))
+    assert len({answer.body for answer in answers}) == 1
+    assert len(page.observed) == 1
+
+
+async def test_a_scrape_just_after_another_gets_the_same_probe() -> None:
+    async with probed(min_interval=3600) as page:
+        first = await page.get("?target=ledger-kek")
+        assert (await page.get("?target=ledger-kek")).body == first.body
+        assert len(page.observed) == 1
+
+
+async def test_a_scraper_that_hangs_up_ends_nothing_for_the_others(page: Probed) -> None:
+    page.emulator.faults.add(Fault(kind="latency", seconds=0.4, operation="Encrypt"))
+    waiting = asyncio.create_task(page.get("?target=ledger-kek"))
+    with pytest.raises(TimeoutError):
+        await page.get("?target=ledger-kek", seconds=0.1)
+    assert samples((await waiting).body)[("probe_success",)] == 1
+    assert len(page.observed) == 1
+
+
+async def test_a_target_that_is_watched_no_more_is_told_at_once(page: Probed) -> None:
+    page.emulator.faults.add(Fault(kind="stall"))
+    waiting = asyncio.create_task(page.get("?target=ledger-kek"))
+    await asyncio.sleep(0.2)
+    begin = time.monotonic()
+    await page.demand.close()
+    answer = await waiting
+    assert time.monotonic() - begin < 2
+    assert (answer.status, answer.body) == (503, "this target is not watched any more\n")
+
+
+@pytest.mark.parametrize("method", ["HEAD", "POST", "PUT", "DELETE", "OPTIONS"])
+async def test_nothing_but_get_costs_a_probe(page: Probed, method: str) -> None:
+    answer = await page.get("?target=ledger-kek", method=method)
+    assert answer.status == 405
+    assert "GET" in answer.headers["allow"]
+    assert page.observed == []

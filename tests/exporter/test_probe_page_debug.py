@@ -1,0 +1,145 @@
+"""`/probe?debug=true`: the steps in words; and who may ask for a probe."""
+
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families as text
+
+from ops.kms_emulator.faults import Fault
+from services.exporter.model import Call, Failure, Operation, ProbeResult
+from services.exporter.probe import Prober
+from shared.kms.provider import Phase
+from shared.kms.reason import Reason
+from shared.kms.registry import connect
+from shared.kms.settings import KeySettings
+from shared.secret_file import SecretFile
+from tests.exporter.probed import KEY, probed
+
+STEPS = "?target=ledger-kek&debug=true"
+
+
+@pytest.fixture
+def token(tmp_path: Path) -> SecretFile:
+    file = tmp_path / "token"
+    file.write_text("an-admin-token\n")
+    return SecretFile(file)
+
+
+def lines(body: str) -> dict[str, str]:
+    """What stands behind the first word of each step."""
+    steps = body.partition("What a scrape gets:")[0].splitlines()
+    return {line.split("  ")[1]: line for line in steps if line.startswith("  ")}
+
+
+async def test_the_steps_of_a_right_probe_are_told_and_its_way_is_measured_too() -> None:
+    async with probed() as page:
+        answer = await page.get(STEPS)
+    steps = lines(answer.body)
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert answer.body.startswith("Probe of ledger-kek, service backend\n")
+    assert "right: plaintext and AAD arrived by their CRC32C" in steps["encrypt"]
+    assert "is the one that was encrypted" in steps["decrypt"]
+    assert "right" in steps["dns"]
+    assert "right" in steps["tcp"]
+    assert f"{page.observed[0].calls[0].seconds:.4f} s" in steps["first call"]
+    assert f"key version that encrypted: {KEY}/cryptoKeyVersions/1" in answer.body
+    assert "protection level: SOFTWARE" in answer.body
+    metrics = {
+        s.name: s.value for family in text(answer.body.partition("What a scrape gets:\n")[2]) for s in family.samples
+    }
+    assert metrics["probe_success"] == 1
+    assert "probe_phase_duration_seconds" in metrics
+
+
+async def test_a_scrape_measures_no_way_while_all_is_well() -> None:
+    ways = 0
+
+    async def way() -> tuple[Phase, ...]:
+        nonlocal ways
+        ways += 1
+        return (Phase("dns", 0.001),)
+
+    async with probed(way=way) as page:
+        await page.get("?target=ledger-kek")
+        assert ways == 0
+        await page.get(STEPS)
+        assert ways == 1
+
+
+async def test_the_steps_tell_a_fault_of_kms_from_one_of_the_network() -> None:
+    async with probed() as page:
+        page.emulator.faults.add(Fault(kind="status", status="UNAVAILABLE", message="try again later"))
+        of_kms = (await page.get(STEPS)).body
+    assert "unavailable: try again later" in lines(of_kms)["encrypt"]
+    assert "The network is well" in of_kms
+    assert "Look at https://status.cloud.google.com" in of_kms
+    key = connect(KeySettings(key=KEY, endpoint="127.0.0.1:1", insecure=True))  # where nobody listens
+    async with probed(probe=Prober("backend", "ledger-kek", key, 0.5).probe) as page:
+        of_the_network = (await page.get(STEPS)).body
+    await key.close()
+    assert "It is the network, at TCP: no connection" in of_the_network
+    assert "key version that encrypted: none" in of_the_network
+
+
+async def test_the_steps_of_a_probe_that_has_not_ended_say_so() -> None:
+    async with probed() as page:
+        page.emulator.faults.add(Fault(kind="stall"))
+        answer = await page.get(STEPS, {"X-Prometheus-Scrape-Timeout-Seconds": "0.6"})
+    assert "It had not ended after 0.1 s: timeout. It goes on, and is counted at /metrics" in answer.body
+    assert "not measured: no time was left" in answer.body
+    assert 'probe_failure_reason{reason="timeout"} 1.0' in answer.body
+
+
+async def test_what_a_service_says_moves_no_terminal_and_forges_no_line() -> None:
+    said = Failure(Reason.INVALID_REQUEST, "\x1b[2J\nprobe_success 1\r" + "x" * 10_000)
+    result = ProbeResult("backend", "ledger-kek", 1.0, (Call(Operation.ENCRYPT, 0.1, said),), None)
+
+    async def probe() -> ProbeResult:
+        return result
+
+    async with probed(probe=probe) as page:
+        body = (await page.get(STEPS)).body
+    assert "\x1b" not in body
+    assert "\nprobe_success 1\r" not in body
+    assert len(lines(body)["encrypt"]) < 600
+    assert "probe_success 0.0" in body
+
+
+async def test_only_true_asks_for_the_steps() -> None:
+    async with probed() as page:
+        for value in ("", "1", "false", "TRUE"):
+            assert (await page.get(f"?target=ledger-kek&debug={value}")).body.startswith("# HELP")
+
+
+async def test_the_steps_need_the_admin_token_and_the_metrics_do_not(token: SecretFile) -> None:
+    async with probed(token) as page:
+        refused = await page.get(STEPS)
+        assert refused.status == 401
+        assert refused.headers["www-authenticate"] == 'Basic realm="keypulse"'
+        assert page.observed == []
+        assert (await page.get(STEPS, {"Authorization": "Bearer an-admin-token"})).status == 200
+        assert (await page.get("?target=ledger-kek", {"Host": "exporter.example.org:9911"})).status == 200
+
+
+@pytest.mark.parametrize("query", ["?target=ledger-kek", STEPS])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "https://evil.example.org"},
+        {"Host": "evil.example.org", "Sec-Fetch-Site": "same-origin"},
+    ],
+    ids=["image", "link", "neighbour", "script", "name that points here"],
+)
+async def test_another_web_page_makes_a_browser_probe_nothing(headers: dict[str, str], query: str) -> None:
+    async with probed() as page:
+        assert (await page.get(query, headers)).status == 403
+        assert page.observed == []
+
+
+@pytest.mark.parametrize("host", ["localhost:9911", "127.0.0.1:9911", "[::1]:9911"])
+async def test_a_person_on_this_machine_types_its_address(host: str) -> None:
+    async with probed() as page:
+        assert (await page.get(STEPS, {"Host": host, "Sec-Fetch-Site": "none"})).status == 200
