@@ -73,10 +73,11 @@ class RoundTrips:
         for column in self.columns:
             del column[:old]
 
-    def copy(self) -> "RoundTrips":
-        """One that stays as it is."""
-        copy = RoundTrips()
-        copy.at, copy.encrypt, copy.decrypt, copy.ok = self.at[:], self.encrypt[:], self.decrypt[:], self.ok[:]
+    def copy(self, now: float) -> "RoundTrips":
+        """One that stays as it is, of the hour before `now`: nothing may have been added for long."""
+        copy, old = RoundTrips(), bisect_left(self.at, now - WINDOW)
+        copy.at, copy.ok = self.at[old:], self.ok[old:]
+        copy.encrypt, copy.decrypt = self.encrypt[old:], self.decrypt[old:]
         return copy
 
 
@@ -123,9 +124,9 @@ class TargetRecord:
             kind = (call.operation, failure.reason)
             self.failures.append(FailureSpan(result.at, result.at, 1, *kind, detail, result.way))
 
-    def copy(self) -> "TargetRecord":
+    def copy(self, now: float) -> "TargetRecord":
         """For a reader in another thread."""
-        return replace(self, trips=self.trips.copy(), failures=deque(replace(span) for span in self.failures))
+        return replace(self, trips=self.trips.copy(now), failures=deque(replace(span) for span in self.failures))
 
 
 @dataclass(slots=True)
@@ -155,7 +156,7 @@ class BackendRecord:
         if state.problems:
             self.last_failure = at, tuple(problem[:SENTENCE] for problem in state.problems)
 
-    def copy(self) -> "BackendRecord":
+    def copy(self, _now: float) -> "BackendRecord":
         """For a reader in another thread."""
         return replace(self)
 

@@ -1,4 +1,4 @@
-"""An installed Chromium in front of running stand-ins.
+"""An installed Chromium in front of running stand-ins, or of an exporter's board.
 
 To start it takes longer than most tests, so all tests of a process share one, and with it the event loop; each has a
 fresh profile.
@@ -6,6 +6,7 @@ fresh profile.
 
 import shutil
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
@@ -15,6 +16,7 @@ from playwright.async_api import Browser, Page, async_playwright
 from ops.demo.stand_ins.server import start
 from ops.kms_emulator import emulator
 from tests.browser.senders import Senders
+from tests.browser.watched import Watched, watched
 
 FLAGS = [
     "--no-sandbox",  # the tests may run as root, where Chromium's own sandbox does not start
@@ -23,6 +25,14 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+
+def chromium_path() -> str:
+    """Where it is, by the names that `ops/tools/require` knows, too."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.fail("chromium is not installed; on Debian: apt-get install chromium")
+    return path
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -42,12 +52,8 @@ async def senders(kms: emulator.Emulator) -> AsyncIterator[Senders]:
 
 @pytest_asyncio.fixture(loop_scope="session", scope="session")
 async def chromium() -> AsyncIterator[Browser]:
-    # The names that `ops/tools/require` knows, too.
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        pytest.fail("chromium is not installed; on Debian: apt-get install chromium")
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=path, args=FLAGS)
+        browser = await playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)
         yield browser
         await browser.close()
 
@@ -58,17 +64,37 @@ def complaints() -> list[str]:
     return []
 
 
-@pytest_asyncio.fixture(loop_scope="session")
-async def page(chromium: Browser, senders: Senders, complaints: list[str]) -> AsyncIterator[Page]:
-    """The page, open and live; it must not reload, and the browser must have nothing to complain of."""
+@asynccontextmanager
+async def opened(chromium: Browser, url: str, complaints: list[str]) -> AsyncIterator[Page]:
+    """A page, open; it must not reload, and the browser must have nothing to complain of."""
     async with await chromium.new_page(viewport={"width": 1280, "height": 800}) as page:
         page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
-        await page.goto(f"http://{senders.stand_ins.http}/")
+        await page.goto(url)
         await page.locator("#live.on").wait_for()
-        await page.locator("body.settled").wait_for()
         await page.evaluate("window.sameDocument = true")
         yield page
         assert await page.evaluate("window.sameDocument") is True
         assert complaints == []
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def page(chromium: Browser, senders: Senders, complaints: list[str]) -> AsyncIterator[Page]:
+    """The page of the stand-ins, live."""
+    async with opened(chromium, f"http://{senders.stand_ins.http}/", complaints) as page:
+        await page.locator("body.settled").wait_for()
+        yield page
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def watch() -> AsyncIterator[Watched]:
+    async with watched() as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def board(chromium: Browser, watch: Watched, complaints: list[str]) -> AsyncIterator[Page]:
+    """The board of `watch`, live."""
+    async with opened(chromium, watch.url, complaints) as page:
+        yield page

@@ -91,7 +91,7 @@ def test_news_that_are_old_are_said_to_be_whatever_they_are() -> None:
 def test_a_broken_way_says_that_it_is_the_network_and_a_whole_one_that_it_is_not() -> None:
     dns, tcp = Phase("dns", 0.002), Phase("tcp", 0.004, "refused")
     (broken,) = Key().fails(Reason.UNAVAILABLE, dns, tcp).head().findings
-    assert broken.way == "It is the network: no connection comes about: refused (before it: DNS 2 ms)"
+    assert broken.way == "It is the network, at TCP: refused (before it: DNS 2 ms)"
     assert broken.advice is advice.NETWORK
     (whole,) = Key().fails(Reason.UNAVAILABLE, dns, Phase("tcp", 0.004), Phase("tls", 0.03)).head().findings
     assert whole.way == "The network is well (DNS 2 ms, TCP 4 ms, TLS 30 ms): it is KMS that does not answer."

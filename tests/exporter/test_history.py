@@ -127,10 +127,20 @@ def test_an_hour_of_a_thousand_targets_every_30_seconds_stays_under_20_megabytes
 
 
 def test_a_copy_does_not_change_with_its_original(history: History, ledger: TargetRecord) -> None:
-    history.probe(right(1))
-    copy = ledger.trips.copy()
-    history.probe(right(2))
-    assert [len(column) for column in copy.columns] == [1, 1, 1, 1]
+    history.probe(wrong(1))
+    copy = ledger.copy(1.0)
+    history.probe(wrong(2))
+    assert [len(column) for column in copy.trips.columns] == [1, 1, 1, 1]
+    assert [span.count for span in copy.failures] == [1]
+
+
+def test_a_copy_holds_no_round_trip_that_is_older_than_an_hour_by_then(history: History, ledger: TargetRecord) -> None:
+    for at in (0, 10):
+        history.probe(right(at))
+    assert list(ledger.copy(10.0).trips.at) == [0, 10]
+    assert list(ledger.copy(5 + WINDOW).trips.at) == [10]
+    assert [len(column) for column in ledger.copy(11 + WINDOW).trips.columns] == [0, 0, 0, 0]
+    assert list(ledger.trips.at) == [0, 10]
 
 
 def test_what_a_reload_took_out_is_forgotten_and_what_it_left_is_kept(history: History, ledger: TargetRecord) -> None:

@@ -48,17 +48,12 @@ BACKEND_DOWN: Final = Advice("Ask its health check yourself, and see whether it 
 NOT_KMS: Final = Advice("Its /healthz says why; mend that, and it returns to KMS by itself.", "KMSCryptoModeNotKMS")
 NOT_READY: Final = Advice("Its /healthz says what it waits for.", "KMSCryptoNotReady")
 EVERY: Final = (*BY_REASON.values(), NETWORK, DESTRUCTION, PERMISSION, LOST, ROTATION, BACKEND_DOWN, NOT_KMS, NOT_READY)
-
-_BROKEN: Final = {
-    "dns": "It is the network: the name of the service is not found",
-    "tcp": "It is the network: no connection comes about",
-    "tls": "It is the network or what stands in it: the encryption of the connection does not come about",
-}
+_PHASES: Final = ("dns", "tcp", "tls")
 
 
 def of_a_failure(reason: Reason, way: Sequence[Phase]) -> Advice:
     """What to do about a failed round trip."""
-    broken = any(phase.failure for phase in way if phase.name in _BROKEN)
+    broken = any(phase.failure for phase in way if phase.name in _PHASES)
     return NETWORK if broken else BY_REASON[reason]
 
 
@@ -72,5 +67,5 @@ def of_the_way(way: Sequence[Phase]) -> str | None:
             return f"Not known whether it is the network or KMS: {phase.failure}"
         if phase.failure:
             before = f" (before it: {took})" if took else ""
-            return f"{_BROKEN[phase.name]}: {phase.failure}{before}"
+            return f"It is the network, at {phase.name.upper()}: {phase.failure}{before}"
     return f"The network is well ({took}): it is KMS that does not answer."

@@ -127,7 +127,12 @@ def look(history: History, heads: Heads, asked: Asked, now: float, last: Look | 
         order = tuple(head.id for head in shown)
         fresh = [head for head in shown if last is None or heads.changed(head, now, last)]
         return Section(
-            kind, order, tuple(replace(head, record=head.record.copy()) for head in fresh), len(matching), page, pages
+            kind,
+            order,
+            tuple(replace(head, record=head.record.copy(now)) for head in fresh),
+            len(matching),
+            page,
+            pages,
         )
 
     lights: Counter[Light] = Counter()

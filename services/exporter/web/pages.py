@@ -146,7 +146,7 @@ class Pages:
         if record is None:
             return PlainTextResponse("there is no such target; / lists all of them\n", status_code=404)
         now = self._clock()
-        head = cards.head(record.copy(), now, self._stale_after)
+        head = cards.head(record.copy(now), now, self._stale_after)
         return HTMLResponse(await run_in_threadpool(self._template("history.html.j2").render, head=head, now=now))
 
     async def _file(self, request: Request) -> Response:

@@ -105,18 +105,18 @@ function replace(node, html) {
   kept?.();
 }
 
-// How to give the focus back to what has it, once its card was renewed or moved.
+// How to give the focus back to what has it, once its card was renewed or moved; what is gone gives it to its neighbour.
 function focused() {
   const node = document.activeElement;
   const home = node?.closest(".card, .foot, .overall");
   if (!home) return null;
-  const which = [...home.querySelectorAll("a, summary, [tabindex]")].indexOf(node);
   const kind = home.closest(".kind")?.dataset.kind;
   return () => {
     if (document.activeElement === node) return;
     const again = home.id ? document.getElementById(home.id) : document.querySelector(`[data-kind="${kind}"] .foot`);
-    const same = again?.querySelectorAll("a, summary, [tabindex]")[which] ?? document.getElementById("main");
-    same.focus({ preventScroll: true });
+    const all = [...(again?.querySelectorAll("a, summary, [tabindex]") ?? [])];
+    const same = all.find((other) => other.localName === node.localName && other.href === node.href);
+    (same ?? all[0] ?? document.getElementById("main")).focus({ preventScroll: true });
   };
 }
 

@@ -1,0 +1,39 @@
+"""`python -m tests.browser.pictures` makes docs/images anew: the board in three states, with Chromium."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+from playwright.async_api import ViewportSize, async_playwright
+
+from tests.browser.conftest import FLAGS, chromium_path
+from tests.browser.scenes import NOW, SCENES
+from tests.browser.watched import shown
+
+IMAGES = Path(__file__).parents[2] / "docs/images"
+SIZES = {"": ViewportSize(width=1040, height=880), "-phone": ViewportSize(width=390, height=844)}
+
+
+async def take(folder: Path, *, every: bool) -> None:
+    """Writes board-STATE.png as a light window shows it; or, of `every` scheme and width, the whole page."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)
+        for name, scene in SCENES.items():
+            async with shown(scene(), clock=lambda: NOW) as address:
+                for size, viewport in SIZES.items() if every else [("", SIZES[""])]:
+                    for scheme in ("light", "dark") if every else ("light",):
+                        page = await browser.new_page(
+                            viewport=viewport,
+                            color_scheme="dark" if scheme == "dark" else "light",
+                            reduced_motion="reduce",
+                        )
+                        await page.goto(f"http://{address}/")
+                        await page.locator("#live.on").wait_for()
+                        ending = f"{size}-{scheme}" if every else ""
+                        await page.screenshot(path=folder / f"board-{name}{ending}.png", full_page=every)
+                        await page.close()
+        await browser.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(take(Path(sys.argv[1]) if sys.argv[1:] else IMAGES, every=bool(sys.argv[1:])))

@@ -1,0 +1,101 @@
+"""Three mornings of an exporter: what the board shows of them is tested, and photographed for the README."""
+
+from random import Random
+from typing import Final
+
+from services.exporter.history import History
+from services.exporter.model import BackendState, Call, Canary, Failure, Health, KeySnapshot, Operation, ProbeResult
+from shared.contract import CryptoMode
+from shared.kms.provider import KeyDescription, KeyVersion, Phase
+from shared.kms.reason import Reason
+
+NOW: Final = 1_768_469_400.0
+"""2026-01-15 09:30:00 UTC."""
+DAY: Final = 86_400.0
+SERVICES: Final = {"ledger-kek": "ledger", "vault-kek": "vault", "archive-kek": "ledger"}
+PERMISSIONS: Final = (
+    "cloudkms.cryptoKeyVersions.useToEncrypt",
+    "cloudkms.cryptoKeyVersions.useToDecrypt",
+    "cloudkms.cryptoKeys.get",
+)
+
+
+def well(vault_until: float = 0) -> History:
+    """Nothing is wrong.
+
+    Args:
+        vault_until: seconds ago; later nothing is known of vault-kek.
+    """
+    history = History()
+    history.keep([(service, target) for target, service in SERVICES.items()], ["ledger", "vault"])
+    for target in SERVICES:
+        _hour(history, target, vault_until if target == "vault-kek" else 0)
+        _key(history, target)
+    for service in ("ledger", "vault"):
+        _backend(history, service, CryptoMode.KMS, since=3 * DAY)
+    return history
+
+
+def failing() -> History:
+    """The network to KMS is cut for one key, for four minutes by now."""
+    history = well(vault_until=240)
+    detail = "failed to connect to all addresses; last error: UNKNOWN: ipv4:10.20.0.9:443: connection attempt timed out"
+    failure = Failure(Reason.UNAVAILABLE, detail)
+    way = (Phase("dns", 0.003), Phase("tcp", 5.0, "no connection with 10.20.0.9:443: timed out"))
+    for ago in range(233, 0, -30):
+        call = Call(Operation.ENCRYPT, 5.0, failure)
+        history.probe(ProbeResult("vault", "vault-kek", NOW - ago, (call,), None, None, way))
+    return history
+
+
+def attention() -> History:
+    """A version is disabled that data still needs, another one will be destroyed, and a backend is without KMS."""
+    history = well()
+    detail = "projects/demo/…/cryptoKeyVersions/2 is not enabled, current state is: DISABLED."
+    lost = Canary("2", Call(Operation.CANARY_DECRYPT, 0.012, Failure(Reason.KEY_DISABLED, detail)))
+    _key(history, "archive-kek", lost, states={"2": "DISABLED"})
+    _key(history, "ledger-kek", states={"1": "DESTROY_SCHEDULED"})
+    _backend(history, "ledger", CryptoMode.ENV, since=95)
+    return history
+
+
+SCENES: Final = {"well": well, "failing": failing, "attention": attention}
+
+
+def _hour(history: History, target: str, until: float) -> None:
+    """Round trips every 30 s."""
+    random = Random(target)  # noqa: S311  the same picture each time
+    for ago in range(3595, int(until), -30):
+        calls = (
+            Call(Operation.ENCRYPT, 0.018 + random.lognormvariate(-5.2, 0.5)),
+            Call(Operation.DECRYPT, 0.022 + random.lognormvariate(-5.0, 0.6)),
+        )
+        version = f"projects/demo/locations/global/keyRings/app/cryptoKeys/{target}/cryptoKeyVersions/3"
+        history.probe(ProbeResult(SERVICES[target], target, NOW - ago, calls, version, "HSM"))
+
+
+def _key(history: History, target: str, lost: Canary | None = None, states: dict[str, str] | None = None) -> None:
+    versions = []
+    for number in "123":
+        state = (states or {}).get(number, "ENABLED")
+        versions.append(KeyVersion(number, state, "HSM", NOW + 9.5 * DAY if state == "DESTROY_SCHEDULED" else None))
+    kept = [Canary(number, Call(Operation.CANARY_DECRYPT, 0.024)) for number in "12"]
+    canaries = tuple(lost if lost and lost.version == canary.version else canary for canary in kept)
+    history.lifecycle(
+        KeySnapshot(
+            SERVICES[target],
+            target,
+            NOW - 20,
+            KeyDescription("3", NOW + 41.5 * DAY, tuple(versions), 2),
+            dict.fromkeys(PERMISSIONS, True),
+            canaries,
+            Call(Operation.DECRYPT, 0.02),
+            {},
+        )
+    )
+
+
+def _backend(history: History, service: str, mode: CryptoMode, since: float) -> None:
+    for ago in (since, 4):
+        history.clock = lambda ago=ago: NOW - ago  # type: ignore[misc]
+        history.backend(BackendState(service, Health(mode, ready=True), NOW - 3 * DAY, 0.0))

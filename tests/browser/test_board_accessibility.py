@@ -1,0 +1,191 @@
+"""The board for everybody: narrow windows, both colour schemes, the keyboard, a screen reader, no JavaScript."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import pairwise
+
+import pytest
+from playwright.async_api import Browser, Page, expect
+
+from services.exporter.history import History
+from services.exporter.model import Call, Failure, Operation, ProbeResult
+from shared.kms.reason import Reason
+from tests.browser.conftest import opened
+from tests.browser.scenes import NOW, SCENES, attention, failing
+from tests.browser.test_accessibility import CONTRASTS, FOCUS
+from tests.browser.watched import shown
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
+
+SCHEMES = ("light", "dark")
+
+
+@asynccontextmanager
+async def board(chromium: Browser, history: History, complaints: list[str]) -> AsyncIterator[Page]:
+    async with (
+        shown(history, clock=lambda: NOW) as address,
+        opened(chromium, f"http://{address}/", complaints) as page,
+    ):
+        yield page
+
+
+async def look_at_the_failures(page: Page, target: str) -> None:
+    await page.goto(f"{page.url}history?target={target}")
+    await page.evaluate("window.sameDocument = true")  # the board was meant to be left
+
+
+@pytest.mark.parametrize("scene", SCENES)
+async def test_all_text_has_enough_contrast(chromium: Browser, complaints: list[str], scene: str) -> None:
+    """WCAG 2.2, 1.4.3: 4.5 to 1."""
+    async with board(chromium, SCENES[scene](), complaints) as page:
+        await page.evaluate("document.querySelectorAll('details').forEach((node) => (node.open = true))")
+        for scheme in SCHEMES:
+            await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light", reduced_motion="reduce")
+            for old in (False, True):
+                await page.evaluate("old => document.body.classList.toggle('old', old)", old)
+                found = await page.evaluate(CONTRASTS)
+                assert len(found) > 80
+                assert [entry for entry in found if entry[0] < 4.5] == []
+        await look_at_the_failures(page, "vault-kek")
+        for scheme in SCHEMES:
+            await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+            assert [entry for entry in await page.evaluate(CONTRASTS) if entry[0] < 4.5] == []
+
+
+MARKS = """() => {
+  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+  const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+  const ground = (node) => {
+    for (; node; node = node.parentElement) {
+      const colour = rgb(getComputedStyle(node).backgroundColor);
+      if ((colour[3] ?? 1) === 1) return colour;
+    }
+  };
+  const of = (node, colour) => {
+    const [a, b] = [light(rgb(colour)), light(ground(node.closest("svg")))];
+    return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), node.closest("svg").getAttribute("class")];
+  };
+  return [
+    ...[...document.querySelectorAll(".led")].map((node) => of(node, getComputedStyle(node).color)),
+    ...[...document.querySelectorAll("polyline")].map((node) => of(node, getComputedStyle(node).stroke)),
+  ];
+}"""
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+async def test_lights_and_lines_are_seen(chromium: Browser, complaints: list[str], scheme: str) -> None:
+    """WCAG 2.2, 1.4.11: 3 to 1."""
+    async with board(chromium, attention(), complaints) as page:
+        await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light", reduced_motion="reduce")
+        found = await page.evaluate(MARKS)
+        assert len(found) > 12
+        assert [entry for entry in found if entry[0] < 3] == []
+
+
+async def test_a_light_is_more_than_its_colour(chromium: Browser, complaints: list[str]) -> None:
+    """WCAG 2.2, 1.4.1: each has a shape and a word."""
+    history = attention()
+    history.keep([(record.service, name) for name, record in history.targets.items()] + [("x", "new")], ["ledger"])
+    async with board(chromium, history, complaints) as page:
+        shapes = await page.evaluate(
+            """() => Object.fromEntries([...document.querySelectorAll(".card > header")].map((header) =>
+                 [header.querySelector(".state").textContent, header.querySelector(".led").innerHTML.trim()]))"""
+        )
+    assert set(shapes) == {"Failing", "Attention", "No news", "Well"}
+    assert len(set(shapes.values())) == 4
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
+async def test_nothing_is_wider_than_the_window(chromium: Browser, complaints: list[str], width: int) -> None:
+    history = attention()
+    long = "w" * 200
+    history.keep([(record.service, name) for name, record in history.targets.items()] + [(long, long)], ["ledger"])
+    failure = Failure(Reason.INVALID_REQUEST, "y" * 500)
+    history.probe(ProbeResult(long, long, NOW - 3, (Call(Operation.ENCRYPT, 0.1, failure),), None))
+    async with board(chromium, history, complaints) as page:
+        await page.set_viewport_size({"width": width, "height": 640})
+        await page.evaluate("document.querySelectorAll('details').forEach((node) => (node.open = true))")
+        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        spilling = """() => [...document.querySelectorAll(".card *:not(svg *):not(.hidden)")]
+          .filter((node) => !node.closest(".scroll table") &&
+            node.getBoundingClientRect().right > node.closest(".card").getBoundingClientRect().right + 1)
+          .map((node) => node.outerHTML)"""
+        assert await page.evaluate(spilling) == []
+        await look_at_the_failures(page, long)
+        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+async def test_the_keyboard_reaches_everything_and_the_focus_is_seen(chromium: Browser, complaints: list[str]) -> None:
+    async with board(chromium, failing(), complaints) as page:
+        reached = []
+        for _ in range(40):
+            await page.keyboard.press("Tab")
+            name, outline = await page.evaluate(FOCUS)
+            if name:
+                assert outline, name
+                reached.append(name)
+        assert reached[0] == "Skip to what is watched"
+        assert {"filter", "Runbook: What a reason means", "All failures of vault-kek", "metrics"} <= set(reached)
+        assert reached.count("Versions, permissions, canaries") >= 3
+        await page.locator("summary").first.focus()
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("region", name="Versions of vault-kek")).to_be_visible()
+        await page.keyboard.press("Tab")
+        await expect(page.get_by_role("region", name="Versions of vault-kek")).to_be_focused()  # so that it scrolls
+        await page.get_by_role("link", name="Skip to what is watched").focus()
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("main")).to_be_focused()
+
+
+UNNAMED = """() =>
+  [...document.querySelectorAll("a, button, input, summary, [role=img], [role=region], img:not([alt])")]
+    .filter((node) => !(node.textContent.trim() || node.labels?.length || node.getAttribute("aria-label")))
+    .map((node) => node.outerHTML)"""
+TWINS = """() => [...document.querySelectorAll("[id]")].map((node) => node.id)
+  .filter((id, n, all) => all.indexOf(id) !== n)"""
+LOST = """() => [...document.querySelectorAll("[aria-labelledby]")].filter((node) =>
+  !document.getElementById(node.getAttribute("aria-labelledby"))).map((node) => node.outerHTML)"""
+HEADINGS = """() => [...document.querySelectorAll("h1, h2, h3, h4")].map((node) => Number(node.localName[1]))"""
+
+
+async def test_every_part_has_a_name_and_a_place_for_a_screen_reader(chromium: Browser, complaints: list[str]) -> None:
+    async with board(chromium, attention(), complaints) as page:
+        for role in ("banner", "main", "contentinfo", "search", "status"):
+            await expect(page.get_by_role(role)).to_have_count(1)
+        for name in ("Overall", "Backends 2", "Keys 3"):
+            await expect(page.get_by_role("region", name=name, exact=True)).to_have_count(1)
+        for name in ("ledger", "vault", "ledger-kek", "vault-kek", "archive-kek"):
+            await expect(page.get_by_role("article", name=name, exact=True)).to_have_count(1)
+        plot = page.get_by_role("img", name="Seconds of encrypt and decrypt over the last hour")
+        await expect(plot).to_have_count(3)
+        await page.evaluate("document.querySelectorAll('details').forEach((node) => (node.open = true))")
+        for _ in ("the board", "the failures"):
+            assert [await page.evaluate(wrong) for wrong in (UNNAMED, TWINS, LOST)] == [[], [], []]
+            levels = await page.evaluate(HEADINGS)
+            assert levels[0] == 1
+            assert levels.count(1) == 1
+            assert all(below - above <= 1 for above, below in pairwise(levels))
+            assert await page.locator("html").get_attribute("lang") == "en"
+            if page.url.endswith("/"):
+                await look_at_the_failures(page, "vault-kek")
+
+
+async def test_without_javascript_everything_is_there(chromium: Browser) -> None:
+    context = await chromium.new_context(java_script_enabled=False)
+    page = await context.new_page()
+    async with shown(failing(), clock=lambda: NOW) as address:
+        await page.goto(f"http://{address}/")
+        await expect(page.locator(".live")).to_have_text("As of 2026-01-15 09:30:00 UTC; reload for news")
+        await expect(page.get_by_role("article")).to_have_count(5)
+        vault = page.get_by_role("article", name="vault-kek")
+        for text in ("Failing", "unavailable at encrypt", "It is the network", "What to do:", "4 min ago"):
+            await expect(vault).to_contain_text(text)
+        await vault.locator("summary").click()
+        await expect(vault.get_by_role("row").filter(has_text="ENABLED")).to_have_count(3)
+        await page.get_by_role("searchbox").fill("archive")
+        await page.get_by_role("searchbox").press("Enter")
+        await expect(page.get_by_role("article")).to_have_count(1)
+        await page.goto(f"http://{address}/history?target=vault-kek")
+        await expect(page.locator(".spans .card")).to_have_count(1)
+    await context.close()

@@ -1,0 +1,68 @@
+"""A wrong clock, of the person's machine or of the exporter's, tells no wrong age and breaks nothing."""
+
+import re
+from datetime import UTC, datetime
+
+import pytest
+from playwright.async_api import Browser, expect
+
+from services.exporter.history import History
+from services.exporter.model import Call, Operation, ProbeResult
+from tests.browser.scenes import NOW, failing
+from tests.browser.watched import shown
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
+
+
+@pytest.mark.parametrize("year", [2001, 2126])
+async def test_ages_are_by_the_servers_clock(chromium: Browser, year: int) -> None:
+    page = await chromium.new_page()  # this one may complain: its connection ends
+    await page.clock.install(time=datetime(year, 1, 1, tzinfo=UTC))
+    async with shown(failing(), clock=lambda: NOW) as address:
+        await page.goto(f"http://{address}/")
+        await expect(page.get_by_role("status")).to_have_text("Live")
+        vault = page.get_by_role("article", name="vault-kek")
+        await expect(vault.get_by_text("4 min ago")).to_have_count(1)
+        assert await page.evaluate("new Date().getUTCFullYear()") == year
+        ages = " ".join(await page.locator(".facts time, .since [data-for]").all_text_contents())
+        assert {int(days) for days in re.findall(r"(\d+) days", ages)} == {3, 41}
+    await expect(page.get_by_role("status")).to_contain_text(re.compile("What is shown is from 09:(29:5|30:0)"))
+    await page.close()
+
+
+async def test_a_servers_clock_that_jumps_back_is_followed(chromium: Browser) -> None:
+    now = [NOW]
+    page = await chromium.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    async with shown(failing(), clock=lambda: now[0]) as address:
+        await page.goto(f"http://{address}/")
+        vault = page.get_by_role("article", name="vault-kek")
+        await expect(vault.get_by_text("4 min ago")).to_have_count(1)
+        now[0] = NOW - 7200
+        await expect(vault.get_by_text("in 1 h")).not_to_have_count(0)
+        await expect(page.get_by_role("status")).to_have_text("Live")
+        now[0] = NOW + 600
+        await expect(vault.get_by_text("no news")).to_have_count(1)
+        await expect(vault.get_by_text("14 min ago")).to_have_count(1)
+    assert errors == []
+    await page.close()
+
+
+async def test_the_script_words_an_age_as_the_server_does(chromium: Browser) -> None:
+    history = History()
+    ages = (70, 3590, 3610, 7190, 86_000, 172_000, 173_000, 1e8)
+    history.keep([("ledger", f"key-{age:.0f}") for age in ages], [])
+    for age in ages:
+        history.probe(ProbeResult("ledger", f"key-{age:.0f}", NOW - age, (Call(Operation.ENCRYPT, 0.1),), None))
+    told = []
+    async with shown(history, clock=lambda: NOW) as address:
+        for script in (False, True):
+            page = await chromium.new_page(java_script_enabled=script)
+            await page.goto(f"http://{address}/")
+            if script:
+                await page.locator("#live.on").wait_for()
+            told.append(await page.locator(".facts time, .since [data-for]").all_text_contents())
+            await page.close()
+    assert len(told[0]) == 2 * len(ages)
+    assert told[0] == told[1]

@@ -1,0 +1,174 @@
+"""The board changes by itself, tells a screen reader once, and takes nothing away from the person who reads it."""
+
+import pytest
+from playwright.async_api import Browser, Locator, Page, expect
+
+from ops.kms_emulator.faults import Fault
+from services.exporter.model import BackendState, Health
+from shared.contract import CryptoMode
+from shared.settings import Address
+from tests.browser.scenes import NOW, failing, well
+from tests.browser.watched import Watched, key_name, shown
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
+
+LEDGER = "ledger-kek"
+HEARD = """() => {
+  window.heard = [];
+  const node = document.getElementById("changes");
+  new MutationObserver(() => heard.push(node.textContent)).observe(node, { childList: true });
+}"""
+
+
+def card(page: Page, name: str) -> Locator:
+    return page.get_by_role("article", name=name, exact=True)
+
+
+async def break_ledger(watch: Watched, kind: str = "PERMISSION_DENIED", message: str = "no role") -> None:
+    watch.kms.faults.add(Fault(kind="status", status=kind, message=message, key=key_name(LEDGER)))
+    await watch.probe(LEDGER)
+
+
+async def test_a_probe_that_fails_turns_its_card_without_a_reload(board: Page, watch: Watched) -> None:
+    await expect(card(board, LEDGER).locator(".state")).to_have_text("No news")
+    await watch.probe()
+    await expect(card(board, LEDGER).locator(".state")).to_have_text("Well")
+    await break_ledger(watch)
+    await expect(card(board, LEDGER).locator(".state")).to_have_text("Failing")
+    await expect(card(board, LEDGER)).to_contain_text("permission_denied at encrypt")
+    await expect(card(board, LEDGER)).to_contain_text("no role")
+    await expect(card(board, LEDGER)).to_contain_text(
+        "What to do: Grant the service account its role on this key again."
+    )
+    link = card(board, LEDGER).get_by_role("link", name="Runbook: Grant the role")
+    await expect(link).to_have_attribute("href", "https://example.org/docs/KMS_OPERATIONS.md#grant-the-role")
+    await expect(board.locator(".verdict")).to_have_text("1 of 4 failing")
+    await expect(board).to_have_title("(1 failing) keypulse exporter")
+    await expect(board.locator("[data-kind=keys] h3").first).to_have_text(LEDGER)  # the failing ones first
+    watch.kms.faults.clear()
+    await watch.probe(LEDGER)
+    await expect(card(board, LEDGER).locator(".state")).to_have_text("Well")
+    await expect(card(board, LEDGER)).to_contain_text("Last failure")
+    await expect(board).to_have_title("keypulse exporter")
+
+
+async def test_a_screen_reader_hears_of_a_failure_once(board: Page, watch: Watched) -> None:
+    await watch.probe()
+    await expect(card(board, LEDGER).locator(".state")).to_have_text("Well")
+    await board.evaluate(HEARD)
+    await break_ledger(watch)
+    for count in (2, 3):
+        await watch.probe(LEDGER)
+        await expect(card(board, LEDGER)).to_contain_text(f"{count} in a row")
+    assert await board.evaluate("heard") == [f"{LEDGER}: Failing, permission_denied at encrypt"]
+    assert await board.locator("#changes").get_attribute("aria-live") == "polite"
+
+
+async def test_the_focus_and_what_was_opened_stay_when_a_card_is_renewed_or_moves(board: Page, watch: Watched) -> None:
+    await watch.probe()
+    await watch.read()
+    summary = card(board, LEDGER).locator("summary")
+    await summary.click()
+    await expect(card(board, LEDGER).locator("details")).to_have_attribute("open", "")
+    assert await board.locator("[data-kind=keys] h3").all_text_contents() == ["archive-kek", LEDGER, "vault-kek"]
+    await break_ledger(watch)
+    await expect(card(board, LEDGER).locator(".state")).to_have_text("Failing")
+    await expect(board.locator("[data-kind=keys] h3").first).to_have_text(LEDGER)
+    await expect(summary).to_be_focused()
+    await expect(card(board, LEDGER).locator("details")).to_have_attribute("open", "")
+    await expect(card(board, "vault-kek").locator("details")).not_to_have_attribute("open", "")
+
+
+async def test_a_focus_whose_place_is_gone_is_not_thrown_out_of_the_page(board: Page, watch: Watched) -> None:
+    await watch.probe()
+    await watch.read(LEDGER)
+    await card(board, LEDGER).locator("summary").focus()
+    watch.history.keep([("backend", "vault-kek")], ["backend"])
+    await expect(card(board, LEDGER)).to_have_count(0)
+    await expect(board.get_by_role("main")).to_be_focused()
+
+
+async def test_text_that_is_being_selected_stays_until_there_is_news(board: Page, watch: Watched) -> None:
+    await break_ledger(watch)
+    await expect(card(board, LEDGER).locator(".state")).to_have_text("Failing")
+    await board.evaluate("getSelection().selectAllChildren(document.querySelector('.failing .what'))")
+    await watch.probe(LEDGER, "vault-kek")
+    await expect(card(board, "vault-kek").locator(".state")).to_have_text("Well")  # so the page has looked again
+    assert await board.evaluate("String(getSelection()).trim()") == "permission_denied at encrypt"
+    await board.evaluate("getSelection().removeAllRanges()")
+    await expect(card(board, LEDGER)).to_contain_text("2 in a row")
+    await board.evaluate("getSelection().selectAllChildren(document.querySelector('.failing .what'))")
+    watch.kms.faults.clear()
+    await watch.probe(LEDGER)
+    await expect(card(board, LEDGER).locator(".state")).to_have_text("Well")  # news go before
+
+
+async def test_a_backend_turns_too_and_a_reload_brings_and_takes_cards(board: Page, watch: Watched) -> None:
+    watch.backend()
+    await expect(card(board, "backend").locator(".state")).to_have_text("Well")
+    watch.backend(Health(CryptoMode.ENV, ready=True))
+    await expect(card(board, "backend")).to_contain_text("mode is env")
+    watch.backend(None, "health check: connection refused")
+    await expect(card(board, "backend")).to_contain_text("health check: connection refused")
+    watch.history.keep([("backend", LEDGER), ("backend", "brand-new")], ["backend", "other"])
+    await expect(card(board, "brand-new").locator(".state")).to_have_text("No news")
+    await expect(card(board, "other").locator(".state")).to_have_text("No news")
+    await expect(card(board, "vault-kek")).to_have_count(0)
+    watch.history.backend(BackendState("other", Health(CryptoMode.KMS, ready=True), replica="10.0.0.7"))
+    await expect(card(board, "other 10.0.0.7").locator(".state")).to_have_text("Well")
+
+
+async def test_a_lost_connection_is_said_and_ends_when_it_is_back(chromium: Browser, watch: Watched) -> None:
+    page = await chromium.new_page()  # this one may complain: it is cut off
+    await page.goto(watch.url)
+    live = page.get_by_role("status")
+    await expect(live).to_have_text("Live")
+    await page.context.set_offline(True)
+    await expect(live).to_contain_text("Connection lost. What is shown is from")
+    await expect(live).to_be_in_viewport()
+    assert await page.evaluate("getComputedStyle(document.querySelector('.top')).position") == "sticky"
+    await watch.probe()
+    await page.context.set_offline(False)
+    await expect(live).to_have_text("Live")
+    await expect(card(page, LEDGER).locator(".state")).to_have_text("Well")
+    await page.close()
+
+
+async def test_an_answer_that_is_an_error_is_named(chromium: Browser, watch: Watched) -> None:
+    page = await chromium.new_page()  # this one may complain: it is refused
+    await page.route("**/api/board?*", lambda route: route.fulfill(status=401, body="{}"))
+    await page.goto(watch.url)
+    await expect(page.get_by_role("status")).to_contain_text("Connection lost: the server answered 401.")
+    await page.close()
+
+
+async def test_the_board_goes_on_with_an_exporter_that_was_restarted(chromium: Browser) -> None:
+    page = await chromium.new_page()  # this one may complain: the server is away for a while
+    async with shown(well(), clock=lambda: NOW) as address:
+        await page.goto(f"http://{address}/")
+        await expect(page.get_by_role("status")).to_have_text("Live")
+        await expect(page.locator(".verdict")).to_have_text("All 5 well")
+        await page.evaluate("window.sameDocument = true")
+    await expect(page.get_by_role("status")).to_contain_text("Connection lost")
+    async with shown(failing(), clock=lambda: NOW, listen=Address(*address)):
+        await expect(page.locator(".verdict")).to_have_text("1 of 5 failing", timeout=15_000)
+        await expect(card(page, "vault-kek").locator(".state")).to_have_text("Failing")
+    assert await page.evaluate("window.sameDocument") is True
+    await page.close()
+
+
+async def test_what_is_filtered_stays_filtered(board: Page, watch: Watched) -> None:
+    await watch.probe()
+    await expect(card(board, "vault-kek").locator(".state")).to_have_text("Well")
+    await board.evaluate(HEARD)
+    await board.get_by_role("searchbox", name="Filter").fill("VAULT")
+    await expect(board.locator("[data-kind=keys] h3")).to_have_text(["vault-kek"])
+    await expect(board.locator("[data-kind=backends] .foot")).to_have_text("None of these holds “VAULT”.")
+    await break_ledger(watch)
+    await expect(board.locator(".verdict")).to_have_text("1 of 4 failing")
+    await expect(board.locator("[data-kind=keys] h3")).to_have_text(["vault-kek"])
+    assert board.url.endswith("/?q=VAULT")
+    await board.get_by_role("searchbox", name="Filter").fill("")
+    await expect(board.locator("[data-kind=keys] h3")).to_have_count(3)
+    await expect(card(board, LEDGER).locator(".state")).to_have_text("Failing")
+    assert await board.evaluate("heard") == []  # a person knows what the filter did

@@ -1,0 +1,90 @@
+"""A thousand keys: a page stays small, what fails comes first wherever it was, and the search finds the rest."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, Page, expect
+
+from services.exporter.history import History
+from services.exporter.model import Call, Failure, Operation, ProbeResult
+from shared.kms.reason import Reason
+from tests.browser.conftest import opened
+from tests.browser.scenes import NOW
+from tests.browser.test_board_live import HEARD, card
+from tests.browser.watched import shown
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
+
+NAMES = [f"key-{n}" for n in range(1000)]
+
+
+def probe(history: History, target: str, ago: float, reason: Reason | None = None) -> None:
+    calls = [Call(Operation.ENCRYPT, 0.02), Call(Operation.DECRYPT, 0.03)]
+    if reason:
+        calls = [Call(Operation.ENCRYPT, 0.02, Failure(reason, "said"))]
+    history.probe(ProbeResult("ledger", target, NOW - ago, tuple(calls), "v/1"))
+
+
+@pytest.fixture(scope="module")
+def hour() -> History:
+    made = History(clock=lambda: NOW)
+    made.keep([("ledger", name) for name in NAMES], [])
+    for name in NAMES:
+        for ago in range(3590, 0, -30):
+            probe(made, name, ago)
+    return made
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def many(chromium: Browser, hour: History, complaints: list[str]) -> AsyncIterator[Page]:
+    async with (
+        shown(hour, clock=lambda: NOW) as address,
+        opened(chromium, f"http://{address}/", complaints) as page,
+    ):
+        yield page
+
+
+async def test_a_page_holds_fifty_of_a_thousand_and_leads_to_the_others(many: Page) -> None:
+    await expect(many.locator(".verdict")).to_have_text("All 1000 well")
+    await expect(many.locator("[data-kind=keys] .total")).to_have_text("1000")
+    await expect(many.get_by_role("article")).to_have_count(50)
+    assert await many.locator("*").count() < 5000
+    await many.get_by_role("navigation", name="Pages of keys").get_by_role("link", name="Next").click()
+    await expect(many.get_by_role("navigation", name="Pages of keys")).to_contain_text("Page 2 of 20")
+    await expect(many.locator("[data-kind=keys] h3").first).to_have_text("key-50")
+    await many.evaluate("window.sameDocument = true")  # the first page was meant to be left
+
+
+async def test_a_key_that_fails_comes_to_the_first_page_and_is_told(many: Page, hour: History) -> None:
+    await expect(card(many, "key-0").locator(".state")).to_have_text("Well")
+    await many.evaluate(HEARD)
+    probe(hour, "key-777", 1, Reason.KEY_DISABLED)
+    await expect(many.locator("[data-kind=keys] h3").first).to_have_text("key-777")
+    await expect(card(many, "key-777").locator(".state")).to_have_text("Failing")
+    await expect(many.get_by_role("article")).to_have_count(50)
+    assert await many.evaluate("heard") == ["key-777: Failing, key_disabled at encrypt"]
+    probe(hour, "key-777", 0)
+    await expect(many.locator("[data-kind=keys] h3").first).to_have_text("key-0")
+    await expect(many.locator("[data-kind=keys] h3").last).to_have_text("key-49")  # fetched anew: it had left the page
+    assert await many.evaluate("heard") == ["key-777: Failing, key_disabled at encrypt"]
+
+
+async def test_when_all_of_them_change_at_once_the_page_is_whole(many: Page, hour: History) -> None:
+    for name in NAMES:
+        probe(hour, name, 0, Reason.UNAVAILABLE)
+    await expect(many.locator(".verdict")).to_have_text("All 1000 failing")
+    await expect(many.locator(".card.failing")).to_have_count(50)
+    spoken = await many.locator("#changes").text_content()
+    assert spoken
+    assert len(spoken) < 500  # nobody is read a thousand names
+    for name in NAMES:
+        probe(hour, name, 0)
+    await expect(many.locator(".verdict")).to_have_text("All 1000 well")
+
+
+async def test_the_filter_finds_one_of_a_thousand(many: Page) -> None:
+    await many.get_by_role("searchbox").press_sequentially("key-999")
+    await expect(many.locator("[data-kind=keys] h3")).to_have_text(["key-999"])
+    await expect(many.locator("[data-kind=keys] .total")).to_have_text("1")
+    await expect(many.locator(".verdict")).to_have_text("All 1000 well")

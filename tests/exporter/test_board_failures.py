@@ -1,0 +1,89 @@
+"""The page of a key's failures: they stay when the hour is over, with their words, their way and what to do."""
+
+import re
+from typing import Final
+
+import httpx2
+
+from services.exporter.history import FAILURES, History
+from services.exporter.model import Call, Failure, Operation, ProbeResult
+from services.exporter.web.pages import Pages
+from shared.kms.provider import Phase
+from shared.kms.reason import Reason
+from shared.server import application, registry
+
+NOW: Final = 1_768_469_400.0
+HOUR: Final = 3600.0
+NAME: Final = "a/b & c?"
+
+
+def probe(history: History, at: float, reason: Reason | None = None, detail: str = "", *way: Phase) -> None:
+    call = Call(Operation.ENCRYPT, 0.01, Failure(reason, detail) if reason else None)
+    history.probe(ProbeResult("ledger", NAME, at, (call,), None, None, way))
+
+
+def started() -> History:
+    history = History(clock=lambda: NOW)
+    history.keep([("ledger", NAME)], [])
+    return history
+
+
+async def page(history: History) -> str:
+    """The page that the board links to."""
+    pages = Pages(history, admin=None, stale_after=180, runbook="https://example.org/r", clock=lambda: NOW)
+    app = application("keypulse exporter", registry(), pages.routes())
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
+        links = re.findall(r'href="(/history[^"]+)"', (await client.get("/")).text)
+        answer = await client.get(links[0] if links else "/history", params=None if links else {"target": NAME})
+    assert answer.status_code == 200
+    return answer.text
+
+
+async def test_a_failure_stays_when_the_successes_around_it_are_over() -> None:
+    history = started()
+    probe(history, NOW - 3 * HOUR)
+    probe(history, NOW - 2 * HOUR, Reason.KEY_DISABLED, "version 2 is not enabled")
+    probe(history, NOW - 2 * HOUR + 30, Reason.KEY_DISABLED, "version 2 is still not enabled")
+    probe(history, NOW - 2 * HOUR + 60)
+    probe(history, NOW - 10)
+    html = await page(history)
+    assert "version 2 is still not enabled" in html
+    assert "2 times in a row, from 2026-01-15 07:30:00 UTC to 2026-01-15 07:30:30 UTC (1 h ago)" in html
+    assert "In the last hour 1 of 1 round trips were right" in html
+    assert '<a href="https://example.org/r#enable-a-version" rel="noreferrer">Runbook: Enable a version</a>' in html
+
+
+async def test_after_a_quiet_hour_the_last_success_is_gone_and_the_failure_is_not() -> None:
+    history = started()
+    probe(history, NOW - 3 * HOUR, Reason.TIMEOUT, "late")
+    probe(history, NOW - 3 * HOUR + 30)
+    html = await page(history)
+    assert "late" in html
+    assert "No round trip in the last hour." in html
+    assert "In the last hour" not in html.replace("No round trip in the last hour", "")
+
+
+async def test_the_newest_comes_first_each_with_its_way() -> None:
+    history = started()
+    probe(history, NOW - 90, Reason.UNAVAILABLE, "this was before", Phase("dns", 0.1, "no such name"))
+    probe(history, NOW - 60, Reason.PERMISSION_DENIED, "this came after")
+    html = await page(history)
+    assert html.index("this came after") < html.index("this was before")
+    assert "It is the network, at DNS: no such name" in html
+    assert "name servers, routes, firewalls" in html
+
+
+async def test_no_more_are_shown_than_are_kept() -> None:
+    history = started()
+    for n in range(FAILURES + 50):
+        probe(history, NOW - 1000 + n, Reason.TIMEOUT if n % 2 else Reason.UNAVAILABLE, f"number {n}.")
+    html = await page(history)
+    assert html.count('<li class="card failing">') == FAILURES
+    assert "number 149." in html
+    assert "number 49." not in html
+
+
+async def test_a_key_without_failures_says_so() -> None:
+    html = await page(started())
+    assert "No round trip has failed since the exporter started." in html
+    assert "a/b &amp; c?" in html
