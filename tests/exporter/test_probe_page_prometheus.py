@@ -1,0 +1,71 @@
+"""A real Prometheus scrapes `/probe` as docs/reference.md says."""
+
+import asyncio
+import re
+import subprocess
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import aiohttp
+import yaml
+
+from ops.demo.processes import processes
+from ops.kms_emulator.faults import Fault
+from shared.server import listening
+from shared.settings import Address
+from tests.exporter.probed import Probed, probed
+
+Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference.md"
+
+
+def configuration(page: Probed) -> str:
+    """The one of the reference, with the address of `page`."""
+    (documented,) = re.findall(r"```yaml\n(- job_name: keypulse-probe\n.*?)```", REFERENCE.read_text(), re.DOTALL)
+    assert "127.0.0.1:9911" in documented
+    here = documented.replace("127.0.0.1:9911", page.url.removeprefix("http://").removesuffix("/probe"))
+    return yaml.safe_dump(
+        {"global": {"scrape_interval": "1s", "scrape_timeout": "900ms"}, "scrape_configs": yaml.safe_load(here)}
+    )
+
+
+async def test_prometheus_sees_a_failure_its_reason_and_the_end_of_its_own_patience(
+    tmp_path: Path, until: Until
+) -> None:
+    with listening(Address("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = ("prometheus", f"--storage.tsdb.path={tmp_path / 'data'}", f"--web.listen-address={address}")
+    file = tmp_path / "prometheus.yml"
+    async with probed(min_interval=0.1) as page, processes(tmp_path) as children:
+        file.write_text(configuration(page))
+        await children.start("prometheus", (*command, f"--config.file={file}"))
+
+        def holds(query: str) -> Callable[[], Awaitable[bool]]:
+            async def asked() -> bool:
+                children.check()
+                url = f"http://{address}/api/v1/query"
+                try:
+                    async with page.session.get(url, params={"query": query}) as answer:
+                        return answer.status == 200 and bool((await answer.json())["data"]["result"])
+                except aiohttp.ClientConnectionError:
+                    return False
+
+            return asked
+
+        await until(holds('probe_success{job="keypulse-probe",target="ledger-kek"} == 1'))
+        page.emulator.faults.add(Fault(kind="denied"))
+        await until(holds('probe_failure_reason{target="ledger-kek",reason="permission_denied"} == 1'))
+        page.emulator.faults.clear()
+        page.emulator.faults.add(Fault(kind="stall"))
+        await until(holds('probe_failure_reason{target="ledger-kek",reason="timeout"} == 1 and on(target) up == 1'))
+
+
+async def test_promtool_has_nothing_to_say_of_a_probe() -> None:
+    async with probed() as page:
+        page.emulator.faults.add(Fault(kind="status"))
+        shown = (await page.get("?target=ledger-kek")).body
+    check = ["promtool", "check", "metrics"]
+    found = await asyncio.to_thread(
+        subprocess.run, check, input=shown, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
