@@ -90,7 +90,7 @@ class CanaryFile:
         """
         known = {version: kept for version, kept in self._known.items() if version not in forget}
         if add:
-            known.setdefault(add.version, add)
+            known[add.version] = add
         self._known = known
         problems: tuple[str, ...] = (f"{self.path.parent} did not answer within {DISK_SECONDS:g} s; see to its disk",)
         if self._work is None or self._work.done():  # a second thread would hang beside the first

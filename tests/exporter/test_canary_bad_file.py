@@ -1,0 +1,124 @@
+"""A file that holds no canaries, or those of another key: said in a sentence, set aside, and never a crash."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from services.exporter.canary import MAX_BYTES, CanaryFile
+from services.exporter.model import KeptCiphertext
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+ONE = KeptCiphertext("1", b"aad", b"ciphertext", bytes(32), 1_700_000_000.25)
+TWO = KeptCiphertext("2", b"aad", b"another ciphertext", bytes(32), 1_700_000_060.5)
+
+
+def canary_file(folder: Path, key: str = KEY) -> CanaryFile:
+    return CanaryFile(folder, "ledger-kek", key)
+
+
+def bad(file: CanaryFile) -> Path:
+    return Path(f"{file.path}.bad")
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def corrupt(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def changed(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b'"version": "1"', b'"version": "7"'))
+
+
+def foreign(path: Path) -> None:
+    path.write_text(path.read_text().replace(KEY, f"{KEY}-of-somebody-else"))
+
+
+def huge(path: Path) -> None:
+    path.write_bytes(b" " * MAX_BYTES + path.read_bytes())
+
+
+def directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+BAD: list[tuple[Callable[[Path], None], str]] = [
+    (corrupt, "holds no canaries (json_invalid)"),
+    (changed, "holds a canary that was changed"),
+    (foreign, "holds canaries of another key"),
+    (huge, f"is larger than {MAX_BYTES} bytes"),
+    (directory, "is no regular file"),
+    (pipe, "is no regular file"),
+    (link, "is a symbolic link"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "told"), BAD, ids=lambda value: getattr(value, "__name__", ""))
+async def test_a_file_of_no_use_is_set_aside_and_memory_gives_back_what_it_held(
+    tmp_path: Path, spoil: Callable[[Path], None], told: str
+) -> None:
+    file = canary_file(tmp_path)
+    await file.sync(ONE)
+    spoil(file.path)
+    canaries, problems = await file.sync()
+    aside = f"it is kept as {file.path.name}.bad, and a new one takes its place"
+    assert (canaries, problems) == ((ONE,), (f"{file.path} {told}; {aside}",))
+    assert bad(file).name in names(tmp_path)
+    assert await file.sync() == ((ONE,), ())
+    assert await canary_file(tmp_path).sync() == ((ONE,), ())
+
+
+@pytest.mark.parametrize(("spoil", "told"), BAD, ids=lambda value: getattr(value, "__name__", ""))
+async def test_a_file_of_no_use_at_the_start_is_replaced_by_what_comes(
+    tmp_path: Path, spoil: Callable[[Path], None], told: str
+) -> None:
+    await canary_file(tmp_path).sync(ONE)
+    file = canary_file(tmp_path)
+    spoil(file.path)
+    canaries, (problem,) = await file.sync()
+    assert canaries == ()
+    assert told in problem
+    assert await file.sync(TWO) == ((TWO,), ())
+    assert await canary_file(tmp_path).sync() == ((TWO,), ())
+
+
+@pytest.mark.parametrize(
+    "no_canary",
+    [replace(ONE, version=version) for version in ("", "x", "-1", "1" * 20, "\u0661")]
+    + [replace(ONE, plaintext_sha256=b"short")],
+)
+async def test_a_canary_that_no_exporter_wrote_is_not_taken_for_one(tmp_path: Path, no_canary: KeptCiphertext) -> None:
+    await canary_file(tmp_path).sync(no_canary)
+    canaries, (problem,) = await canary_file(tmp_path).sync()
+    assert canaries == ()
+    assert "holds a canary that was changed" in problem
+
+
+async def test_a_defect_is_raised_to_whoever_waits() -> None:
+    with pytest.raises(ValueError, match="null byte"):
+        await canary_file(Path("no\0folder")).sync()
+
+
+async def test_of_bad_files_the_first_is_kept(tmp_path: Path) -> None:
+    file = canary_file(tmp_path)
+    for content in ("first", "second"):
+        file.path.write_text(content)
+        _, problems = await file.sync(ONE)
+    assert "a new one takes its place; an earlier bad one is kept" in problems[0]
+    assert bad(file).read_text() == "first"
