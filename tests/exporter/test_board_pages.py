@@ -162,4 +162,4 @@ async def test_the_pages_hold_no_script_and_no_style_of_their_own() -> None:
 async def test_without_a_runbooks_address_its_file_and_section_are_named() -> None:
     async with asking() as client:
         for path in PATHS[:2]:
-            assert "<code>docs/KMS_OPERATIONS.md#grant-the-role</code>" in (await client.get(path)).text
+            assert "<code>docs/KMS_OPERATIONS.md#permission_denied</code>" in (await client.get(path)).text

@@ -16,38 +16,43 @@ class Advice:
 
     sentence: str
     section: str
-    """The heading in the runbook."""
+    """The heading in the runbook: a reason, or an alert."""
 
     @property
     def anchor(self) -> str:
-        """The heading's anchor, as GitHub makes it."""
-        return self.section.lower().replace(" ", "-")
+        """The heading's anchor, as GitHub makes it of one word."""
+        return self.section.lower()
 
 
-_REASONS: Final = "What a reason means"
-BY_REASON: Final = {
-    Reason.TIMEOUT: Advice("Look at https://status.cloud.google.com, then at the network and its DNS.", _REASONS),
-    Reason.UNAVAILABLE: Advice("Look at https://status.cloud.google.com, then at the network and its DNS.", _REASONS),
-    Reason.PERMISSION_DENIED: Advice("Grant the service account its role on this key again.", "Grant the role"),
-    Reason.UNAUTHENTICATED: Advice("Mount the service account's credentials again, and check the clock.", _REASONS),
-    Reason.QUOTA_EXHAUSTED: Advice("Find the caller in the project's quota page, and raise the quota.", _REASONS),
-    Reason.KEY_NOT_FOUND: Advice("Compare key in the configuration with what gcloud kms keys list shows.", _REASONS),
-    Reason.KEY_DISABLED: Advice("Enable the version that is needed.", "Enable a version"),
-    Reason.KEY_DESTROYED: Advice("Restore the version now: after its date it is gone for good.", "Enable a version"),
-    Reason.CRC_MISMATCH: Advice("Bytes changed on the way: stop writing, and escalate.", "Escalation"),
-    Reason.PLAINTEXT_MISMATCH: Advice("Stop writing, and escalate: what is encrypted may not come back.", "Escalation"),
-    Reason.INVALID_REQUEST: Advice("The sentence names the call; roll the last change back.", _REASONS),
-    Reason.INTERNAL: Advice("A defect of keypulse: its log has the trace; the key may be well.", _REASONS),
+_SENTENCES: Final = {
+    Reason.TIMEOUT: "Look at https://status.cloud.google.com, then at the network and its DNS.",
+    Reason.UNAVAILABLE: "Look at https://status.cloud.google.com, then at the network and its DNS.",
+    Reason.PERMISSION_DENIED: "Grant the service account its role on this key again.",
+    Reason.UNAUTHENTICATED: "Mount the service account's credentials again, and check the clock.",
+    Reason.QUOTA_EXHAUSTED: "Find the caller in the project's quota page, and raise the quota.",
+    Reason.KEY_NOT_FOUND: "Compare key in the configuration with what gcloud kms keys list shows.",
+    Reason.KEY_DISABLED: "Enable the version that is needed.",
+    Reason.KEY_DESTROYED: "Restore the version now: after its date it is gone for good.",
+    Reason.CRC_MISMATCH: "Bytes changed on the way: stop writing, and escalate.",
+    Reason.PLAINTEXT_MISMATCH: "Stop writing, and escalate: what is encrypted may not come back.",
+    Reason.INVALID_REQUEST: "The sentence names the call; roll the last change back.",
+    Reason.INTERNAL: "A defect of keypulse: its log has the trace; the key may be well.",
 }
-NETWORK: Final = Advice("Look at what is between here and KMS: name servers, routes, firewalls, proxies.", _REASONS)
-DESTRUCTION: Final = Advice("Restore it if anything was ever encrypted under it.", "Enable a version")
-PERMISSION: Final = Advice("Grant the service account its role on this key again.", "Grant the role")
-LOST: Final = Advice("Data of that version cannot be read either: make it usable again.", "Enable a version")
-ROTATION: Final = Advice("See why the key was not rotated: gcloud kms keys describe shows its plan.", _REASONS)
+BY_REASON: Final = {reason: Advice(sentence, reason) for reason, sentence in _SENTENCES.items()}
+NETWORK: Final = Advice(
+    "Look at what is between here and KMS: name servers, routes, firewalls, proxies.", "unavailable"
+)
+DESTRUCTION: Final = Advice(
+    "Restore it if anything was ever encrypted under it and not again since.", "KMSKeyVersionDestroyScheduled"
+)
+PERMISSION: Final = Advice("Grant the service account its role on this key again.", "KMSPermissionMissing")
+LOST: Final = Advice("Data of that version cannot be read either: make it usable again, or escalate.", "KMSCanaryLost")
+WRONG_AAD: Final = Advice(
+    "Stop writing, and escalate: nothing binds a ciphertext to its record.", "KMSWrongAADAccepted"
+)
 BACKEND_DOWN: Final = Advice("Ask its health check yourself, and see whether it runs.", "KMSHealthChecksFailing")
 NOT_KMS: Final = Advice("Its /healthz says why; mend that, and it returns to KMS by itself.", "KMSCryptoModeNotKMS")
 NOT_READY: Final = Advice("Its /healthz says what it waits for.", "KMSCryptoNotReady")
-EVERY: Final = (*BY_REASON.values(), NETWORK, DESTRUCTION, PERMISSION, LOST, ROTATION, BACKEND_DOWN, NOT_KMS, NOT_READY)
 _PHASES: Final = ("dns", "tcp", "tls")
 
 

@@ -8,7 +8,8 @@ from typing import Final
 from urllib.parse import urlencode
 
 from services.exporter.history import History
-from services.exporter.web.cards import Head, Light, Record, head, turned
+from services.exporter.web.cards import Head, Record, head, turned
+from services.exporter.web.findings import Light
 
 CARDS: Final = 50
 """Of a kind on one page."""

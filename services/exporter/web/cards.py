@@ -1,59 +1,20 @@
 """What the board says of one target or backend: a record in, a light with its findings out. Pure."""
 
 import re
-from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from enum import IntEnum
 from hashlib import sha256
 from typing import Final
 
-from services.exporter.history import SENTENCE, BackendRecord, TargetRecord
-from services.exporter.model import BackendState, Canary, KeySnapshot
-from services.exporter.web import advice
-from services.exporter.web.advice import Advice
+from services.exporter.history import BackendRecord, TargetRecord
+from services.exporter.model import Canary, KeySnapshot
+from services.exporter.web.findings import WORDS, Finding, Light, of_failures, of_old_news, of_snapshot, of_state
 from services.exporter.web.words import moment
-from shared.contract import CryptoMode
 from shared.kms.provider import KeyVersion
-from shared.kms.reason import Reason
 
-LISTED: Final = 20
+LISTED: Final = 10
 """Versions and canaries shown of a key."""
 _DIGITS: Final = re.compile(r"(\d+)")
-_NAMED: Final = 5
-"""Versions named in a sentence."""
-_OF_THE_VERSION: Final = {Reason.KEY_DISABLED, Reason.KEY_DESTROYED}
-_PASSING: Final = {Reason.TIMEOUT, Reason.UNAVAILABLE, Reason.QUOTA_EXHAUSTED}
-"""They say nothing of the ciphertext."""
-
-
 Record = TargetRecord | BackendRecord
-
-
-class Light(IntEnum):
-    """How it stands, the worst first. Its name in lower case is the class of its colour and shape."""
-
-    FAILING = 0
-    ATTENTION = 1
-    UNKNOWN = 2
-    WELL = 3
-
-
-WORDS = {Light.FAILING: "Failing", Light.ATTENTION: "Attention", Light.UNKNOWN: "No news", Light.WELL: "Well"}
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is not as it should be."""
-
-    light: Light
-    title: str
-    """A reason, or a few words."""
-    sentence: str
-    advice: Advice | None = None
-    way: str | None = None
-    """Whether it is the network or KMS."""
-    at: float | None = None
-    """Unix seconds: when what the sentence says will happen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,28 +76,24 @@ def turned(record: Record, now: float, stale_after: float) -> tuple[bool, bool]:
 
 
 def _of_target(record: TargetRecord, now: float, stale_after: float) -> Head:
-    findings = [] if record.snapshot is None else list(_of_snapshot(record.snapshot, now))
+    findings = [] if record.snapshot is None else list(of_snapshot(record.snapshot, now))
     if record.last is None:
         light = Light.UNKNOWN
     elif record.last.failed and record.failures:
         light = Light.FAILING
-        span = record.failures[-1]
-        about = advice.of_the_way(span.way)
-        title = f"{span.reason} at {span.operation}"
-        advised = advice.of_a_failure(span.reason, span.way)
-        findings.append(Finding(light, title, span.detail, advised, about))
+        findings.append(of_failures(record.failures[-1]))
     else:
         light = Light.WELL
     if record.last and record.last.at + stale_after < now:
-        findings.append(_stale(f"No round trip since {moment(record.last.at)}"))
+        findings.append(of_old_news(f"No round trip since {moment(record.last.at)}"))
     return _head("key", record.target, record.service, light, findings, record)
 
 
 def _of_backend(record: BackendRecord, now: float, stale_after: float) -> Head:
-    findings = [] if record.state is None else list(_of_state(record.state))
+    findings = [] if record.state is None else list(of_state(record.state))
     light = Light.UNKNOWN if record.state is None else Light.WELL
     if record.at is not None and record.at + stale_after < now:
-        findings.append(_stale(f"Not read since {moment(record.at)}"))
+        findings.append(of_old_news(f"Not read since {moment(record.at)}"))
     name = record.service if record.replica is None else f"{record.service} {record.replica}"
     return _head("backend", name, record.service, light, findings, record)
 
@@ -161,57 +118,6 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part) if part.isdecimal() and len(part) < 20 else 0, part) for part in parts]
 
 
-def _stale(sentence: str) -> Finding:
-    return Finding(Light.ATTENTION, "no news", f"{sentence}; what is shown may be over. Look at the exporter's log.")
-
-
-def _of_snapshot(snapshot: KeySnapshot, now: float) -> Iterator[Finding]:
-    yield from _of_canaries(snapshot)
-    if snapshot.wrong_aad and (failure := snapshot.wrong_aad.failure):
-        yield Finding(Light.FAILING, failure.reason, _cut(failure.detail), advice.BY_REASON[failure.reason])
-    known = snapshot.description.versions if snapshot.description else ()
-    if doomed := {version.number: version.destroy_at for version in known if version.destroy_at is not None}:
-        first = min(doomed.values())
-        sentence = f"{_of_versions(doomed).capitalize()} will be destroyed{', the first' if len(doomed) > 1 else ''}"
-        yield Finding(Light.ATTENTION, "destruction scheduled", sentence, advice.DESTRUCTION, at=first)
-    if missing := [name for name, granted in (snapshot.permissions or {}).items() if not granted]:
-        sentence = f"IAM does not grant {', '.join(missing)}."
-        yield Finding(Light.ATTENTION, "permission missing", sentence, advice.PERMISSION)
-    planned = snapshot.description.next_rotation if snapshot.description else None
-    if planned is not None and planned < now:
-        sentence = f"The key was to be rotated at {moment(planned)}."
-        yield Finding(Light.ATTENTION, "rotation overdue", sentence, advice.ROTATION)
-    if snapshot.problems:
-        yield Finding(Light.ATTENTION, "not all could be read", _cut("; ".join(snapshot.problems)))
-
-
-def _of_canaries(snapshot: KeySnapshot) -> Iterator[Finding]:
-    """One finding for each reason, whatever the number of versions."""
-    lost: dict[Reason, dict[str, str]] = {}
-    for canary in snapshot.canaries:
-        if failure := canary.call.failure:
-            lost.setdefault(failure.reason, {})[canary.version] = failure.detail
-    for reason, details in lost.items():
-        title = "canary not decrypted" if reason in _PASSING else "canary lost"
-        what = f"What {_of_versions(details)} encrypted cannot be decrypted: {next(iter(details.values()))}"
-        advised = advice.LOST if reason in _OF_THE_VERSION else advice.BY_REASON[reason]
-        yield Finding(Light.FAILING, f"{title}, {reason}", _cut(what), advised)
-
-
-def _of_state(state: BackendState) -> Iterator[Finding]:
-    problems = _cut("; ".join(state.problems))
-    if state.health is None:
-        yield Finding(Light.FAILING, "down", problems, advice.BACKEND_DOWN)
-        return
-    if state.health.mode is not CryptoMode.KMS:
-        sentence = "New data keys are wrapped by a key on its own disk, not by KMS."
-        yield Finding(Light.FAILING, f"mode is {state.health.mode}", sentence, advice.NOT_KMS)
-    if not state.health.ready:
-        yield Finding(Light.FAILING, "not ready", "It can neither encrypt nor decrypt.", advice.NOT_READY)
-    if problems:
-        yield Finding(Light.ATTENTION, "not all could be read", problems)
-
-
 def protection(record: TargetRecord) -> str | None:
     """The protection level of the version that encrypted last, else of the primary version as it was read."""
     if record.last and record.last.protection_level:
@@ -230,16 +136,6 @@ def versions(snapshot: KeySnapshot) -> list[KeyVersion]:
 def canaries(snapshot: KeySnapshot) -> list[Canary]:
     """The canaries of a key, those that are lost first, then the newest."""
     return sorted(snapshot.canaries, key=lambda canary: (canary.call.failure is None, -_number(canary.version)))
-
-
-def _of_versions(numbers: Collection[str]) -> str:
-    """`version 3`, `versions 3, 2, 1`, `versions 9, 8, 7, 6, 5 and 4 more`."""
-    named, more = list(numbers)[:_NAMED], len(numbers) - _NAMED
-    return f"version{'s' if len(numbers) > 1 else ''} {', '.join(named)}{f' and {more} more' if more > 0 else ''}"
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= SENTENCE else f"{text[:SENTENCE]}…"
 
 
 def _number(version: str) -> int:

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from services.exporter.history import FAILURES, History, quantile
 from services.exporter.web import advice, cards, plot, words
 from services.exporter.web.board import Asked, Board, Heads, Look, look
-from services.exporter.web.cards import Light
+from services.exporter.web.findings import WORDS, Light
 from shared import VERSION
 from shared.auth import USER, Endpoint, guarded
 from shared.other_pages import names_this_machine, sent_by_another_page
@@ -89,7 +89,7 @@ class Pages:
             runbook=runbook,
             runbook_file=advice.RUNBOOK,
             Light=Light,
-            WORDS=cards.WORDS,
+            WORDS=WORDS,
             LISTED=cards.LISTED,
             FAILURES=FAILURES,
             plot=plot,
