@@ -25,6 +25,7 @@ import structlog
 
 from services.backend.local_key import LocalKey
 from services.backend.sealing import KEY_BYTES, SealBrokenError, UsableKey, seal, unseal
+from shared.cancelled import task_is_cancelled
 from shared.contract import CryptoMode
 from shared.keyring.database import DatabaseError
 from shared.keyring.model import LOCAL_KEK, DataKey, Status, Wrapped, wrapping_aad
@@ -105,8 +106,7 @@ class Keyring:
                 log.warning("the keyring's database cannot be used; trying again", error=str(error), seconds=interval)
             except (Exception, asyncio.CancelledError):
                 # A defect must not end the checks: nothing would bring KMS back. Nor must a library's CancelledError.
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
+                if task_is_cancelled():
                     raise
                 log.exception("the check of KMS failed in an unforeseen way; trying again", seconds=interval)
             checked.set()

@@ -32,12 +32,14 @@ async def running(
         random: where the schedule's jitter comes from.
 
     Yields:
-        The application to serve; its `state.apply` watches what other settings say instead.
+        The application to serve; its `state.apply` watches what other settings say instead, and its `state.stop`
+        answers whoever waits for a probe.
     """
     record, process = Record(), registry()
     exposition = Exposition(record.metrics.parts, process)
     random = random or Random()  # noqa: S311  jitter, no secret
     async with AsyncExitStack() as stack, AsyncExitStack() as generation:
+        watch = Watch({}, [])
         ahead = await stack.enter_async_context(_in_background(exposition, record))
 
         def answering(settings: Settings, watch: Watch) -> Starlette:
@@ -60,23 +62,27 @@ async def running(
             )
 
         async def begin(settings: Settings) -> Starlette:
-            return answering(
-                settings, await generation.enter_async_context(watching(settings, record, connect, random))
-            )
+            nonlocal watch
+            watch = await generation.enter_async_context(watching(settings, record, connect, random))
+            return answering(settings, watch)
 
         async def apply(settings: Settings) -> None:
             await generation.aclose()  # first: no target is probed by two
             app.router.routes = (await begin(settings)).routes
 
+        def stop() -> None:
+            for demand in watch.demands.values():
+                demand.end()
+
         app = await begin(settings)
-        app.state.apply = apply
+        app.state.apply, app.state.stop = apply, stop
         yield app
 
 
 async def serve(launch: Launch[Settings]) -> None:
     """Runs until SIGTERM or SIGINT. Raises StartError where it cannot listen."""
     async with running(launch.settings) as app:
-        await launch.serve(app, app.state.apply)
+        await launch.serve(app, app.state.apply, stopping=app.state.stop)
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from services.exporter.model import Failure
+from shared.cancelled import task_is_cancelled
 from shared.kms.provider import KmsError
 from shared.kms.reason import Reason
 
@@ -34,8 +35,7 @@ async def tried(
         failure = Failure(error.reason, error.detail)
     except asyncio.CancelledError as error:
         # A library may raise it although nobody cancelled us; let through, it would leave the last success on show.
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
+        if task_is_cancelled():
             raise
         failure = Failure(Reason.INTERNAL, repr(error), error)
     except Exception as error:  # noqa: BLE001  the reason `internal`; its trace travels in the failure

@@ -12,6 +12,8 @@ from random import Random
 
 import structlog
 
+from shared.cancelled import task_is_cancelled
+
 START_SPACING = 0.1
 """Seconds between the first runs of two jobs, so that they do not all begin in the same moment."""
 JITTER = 0.1
@@ -111,8 +113,7 @@ async def _survive(job: Job, known: str | None) -> tuple[Beat, str | None]:
         return await job.run(), None
     except asyncio.CancelledError as error:
         # A library may raise it although nobody cancelled us; let through, it would end this job without a word.
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
+        if task_is_cancelled():
             raise
         return Beat.NEXT, _tell(job, error, known)
     except Exception as error:  # noqa: BLE001  whatever a job raises, the others and its next run go on

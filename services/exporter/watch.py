@@ -17,7 +17,7 @@ import aiohttp
 from services.exporter.backend_state import BackendReader, http_client
 from services.exporter.canary import CanaryFile
 from services.exporter.config import Backend, Settings, Target
-from services.exporter.demand import Demand
+from services.exporter.demand import ClosedError, Demand
 from services.exporter.lifecycle import Lifecycle, beat, keep_none
 from services.exporter.model import BackendState, ProbeResult
 from services.exporter.probe import Prober
@@ -104,7 +104,10 @@ def _demand(
 
 def _probe_job(demand: Demand) -> Job:
     async def run() -> Beat:
-        call = (await demand.now()).failed
+        try:
+            call = (await demand.now()).failed
+        except ClosedError:  # everything ends
+            return Beat.NEXT
         return Beat.SLOWER if call and call.failure and call.failure.reason is Reason.QUOTA_EXHAUSTED else Beat.NEXT
 
     return Job(f"probe of {demand.target}", run)

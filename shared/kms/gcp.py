@@ -30,6 +30,7 @@ from google.cloud.kms_v1 import (
 from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
 from google.iam.v1.iam_policy_pb2 import TestIamPermissionsRequest
 
+from shared.cancelled import task_is_cancelled
 from shared.kms.checksum import crc32c
 from shared.kms.credentials import Lookup, shared_lookup
 from shared.kms.provider import Decrypted, Encrypted, KeyDescription, KeyVersion, KmsError, Phase
@@ -160,8 +161,7 @@ class GcpKey:
             failure = KmsError(Reason.UNAUTHENTICATED, f"Google credentials: {error}")
         except asyncio.CancelledError:
             # gRPC raises it for a call whose connection was closed, although nobody cancelled us.
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if task_is_cancelled():
                 raise
             failure = KmsError(Reason.UNAVAILABLE, "the connection was closed during the call")
         if failure.reason is Reason.TIMEOUT and client is not None and client is self._client:

@@ -2,36 +2,68 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
+import httpx2
 from aiohttp import web
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from services.exporter.app import running
 from services.exporter.config import Backend, ProbeSettings, Settings, Target
+from shared.server import serving
 from shared.settings import Address
+from tests.connections import connections
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 FREE = Address("127.0.0.1", 0)
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 
 
-async def test_when_it_stops_no_task_is_left(emulator: Emulator) -> None:
+async def test_when_it_stops_no_task_and_no_connection_is_left(
+    emulator: Emulator, until: Until, tmp_path: Path
+) -> None:
+    """A probe and a look at the key hang, and somebody waits at `/probe`."""
     emulator.faults.add(Fault(kind="stall"))
+    target = Target(
+        name="ledger-kek",
+        service="backend",
+        key=KEY,
+        endpoint=str(emulator.address),
+        insecure=True,
+        canary_dir=tmp_path,
+    )
     settings = Settings(
         listen=FREE,
-        probe=ProbeSettings(interval=1, timeout=1),
-        targets=(Target(name="ledger-kek", service="backend", key=KEY, endpoint=str(emulator.address), insecure=True),),
+        probe=ProbeSettings(interval=30, timeout=30),
+        targets=(target,),
         backends=(Backend(service="backend", health_url="http://127.0.0.1:1/"),),
     )
     before = asyncio.all_tasks()
-    async with running(settings):
-        await asyncio.sleep(0.2)
-        assert len(asyncio.all_tasks() - before) >= 4
+
+    async def gone() -> bool:
+        return connections(emulator.address) == 0
+
+    async with httpx2.AsyncClient(timeout=30) as client, asyncio.TaskGroup() as group:
+        async with running(settings) as app, serving(app, FREE) as address:
+
+            async def connected(address: Address = address) -> bool:
+                return connections(emulator.address) == 2 and connections(address) == 1
+
+            asked = group.create_task(client.get(f"http://{address}/probe", params={"target": "ledger-kek"}))
+            await until(connected)
+            await client.get(f"http://{address}/-/healthy")  # came in after the other
+            assert len(asyncio.all_tasks() - before) >= 6
+            begin = time.monotonic()
+            app.state.stop()
+        assert time.monotonic() - begin < 4  # uvicorn would wait 5 s for the answer
+        assert (await asked).status_code == 503
     left = {task for task in asyncio.all_tasks() - before if "services.exporter" in str(task.get_coro())}
     assert left == set()
+    await until(gone)
 
 
 async def test_when_it_stops_no_thread_of_a_parser_is_left(until: Until, backend: Callable[..., Any]) -> None:

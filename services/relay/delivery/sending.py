@@ -20,6 +20,7 @@ from services.relay.outbox.receipt import Ending, Recorded, record
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store
 from services.relay.outbox.waiting import StoreUnavailableError
+from shared.cancelled import task_is_cancelled
 
 _PAUSE: Final = 1.0
 """Seconds to wait after the outbox failed."""
@@ -102,8 +103,7 @@ class Sender:
         if isinstance(raised, TimeoutError):
             detail = f"no answer within {self._shared.timeout:g} s"
             return SendError(Reason.TIMEOUT, Scope.ATTEMPT, detail, maybe_arrived=sent)
-        task = asyncio.current_task()
-        if isinstance(raised, asyncio.CancelledError) and (task is None or task.cancelling()):
+        if isinstance(raised, asyncio.CancelledError) and task_is_cancelled():
             raise raised  # somebody did cancel us; else a channel's library let its own cancellation out
         log.error(  # without the exception's text, which may hold a secret
             "a defect in this channel", channel=self._name, delivery_id=claim.delivery_id, **defect(raised)

@@ -1,7 +1,8 @@
 """The connection of a key: what it sends, what becomes of it when it dies, and which way it takes."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import gc
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import grpc
@@ -15,6 +16,7 @@ from shared.kms.gcp import GcpKey
 from shared.kms.provider import KmsError
 from shared.kms.reason import Reason
 from shared.settings import Address
+from tests.connections import connections
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
@@ -193,3 +195,28 @@ async def test_a_call_under_way_ends_with_an_error_of_the_port_when_the_key_is_c
         with pytest.raises(KmsError) as closed:
             await asyncio.wait_for(under_way, 5)
     assert closed.value.reason is Reason.UNAVAILABLE
+
+
+async def test_after_a_call_that_was_cancelled_the_connection_is_closed_and_not_left_to_the_collector(
+    emulator: Emulator, until: Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
+) -> None:
+    emulator.faults.add(Fault(kind="stall"))
+    key = GcpKey(KEY, endpoint=str(emulator.address), insecure=True)
+
+    async def connected() -> bool:
+        return connections(emulator.address) == 1
+
+    async def closed() -> bool:
+        return connections(emulator.address) == 0
+
+    gc.disable()
+    try:
+        under_way = asyncio.create_task(key.encrypt(b"x", b"", timeout=30))
+        await until(connected)
+        under_way.cancel()
+        await asyncio.wait({under_way})
+        del under_way
+        await key.close()
+        await until(closed)
+    finally:
+        gc.enable()
