@@ -95,7 +95,7 @@ def _print_addresses(ports: Ports) -> None:
         ("runbooks", ports.url("stand_ins") + "/docs/KMS_OPERATIONS.md"),
         ("Prometheus", ports.url("prometheus") + "/alerts"),
         ("Alertmanager", ports.url("alertmanager") + "/"),
-        ("exporter", ports.url("exporter") + "/metrics"),
+        ("exporter: the board", ports.url("exporter") + "/"),
         ("relay", ports.url("relay") + "/api/deliveries"),
         ("backend", ports.url("backend") + "/healthz"),
         ("emulator (gRPC)", f"127.0.0.1:{ports.emulator}"),

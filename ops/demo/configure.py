@@ -40,6 +40,7 @@ def configure(folder: Path, ports: Ports) -> None:
         return value
 
     (folder / "rules").mkdir()
+    (folder / "canaries").mkdir()
     copies = {ROOT / "ops/prometheus/prometheus.yml": folder / "prometheus.yml"}
     copies[ROOT / "ops/alertmanager/alertmanager.yml"] = folder / "alertmanager.yml"
     for rules in (ROOT / "ops/prometheus/rules").glob("*.yml"):
@@ -59,7 +60,7 @@ def configure(folder: Path, ports: Ports) -> None:
         "listen": f"127.0.0.1:{ports.exporter}",
         "service": "backend",
         "probe": {"interval": "1s", "timeout": "1s"},
-        "targets": [{"name": "ledger-kek", **kms}],
+        "targets": [{"name": "ledger-kek", "canary_dir": "canaries", **kms}],
         "backends": [
             {
                 "service": "backend",
@@ -67,6 +68,7 @@ def configure(folder: Path, ports: Ports) -> None:
                 "metrics_url": f"{ports.url('backend')}/metrics",
             }
         ],
+        "runbook_url": f"{ports.url('stand_ins')}/docs/KMS_OPERATIONS.md",
     }
     for name, content in {"backend": backend, "exporter": exporter, "relay": _relay(folder, ports)}.items():
         (folder / f"{name}.yml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
