@@ -175,7 +175,7 @@ def parse_health(body: bytes) -> Health:
         document = _HealthDocument.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise _UnreadableError(": ".join([*map(str, first["loc"]), first["msg"]])[:200]) from None
+        raise _UnreadableError(": ".join([*map(str, first["loc"]), first["msg"]])) from None
     return Health(document.crypto_mode, document.crypto_ready)
 
 

@@ -39,6 +39,18 @@ crypto_init_timestamp_seconds{pid="2"} 200
     assert parse_metrics(body) == {"crypto_decryption_errors_total": 7, "crypto_init_timestamp_seconds": 200}
 
 
+@pytest.mark.parametrize("parse", [parse_metrics, parse_openmetrics])
+def test_a_line_of_ours_that_is_too_long_is_refused_and_somebody_elses_costs_nothing(
+    parse: Callable[[bytes], dict[str, float]],
+) -> None:
+    long = b'{a="' + b"b" * 8200 + b'"} 1\n'
+    assert parse(b"other_total" + long + b"crypto_decryption_errors_total 3\n# EOF\n") == {
+        "crypto_decryption_errors_total": 3
+    }
+    with pytest.raises(backend_state._UnreadableError, match="a line is over 8192 characters"):
+        parse(b"crypto_decryption_errors_total" + long + b"# EOF\n")
+
+
 MANY_LABELS = b",".join(b'a%d="b"' % n for n in range(800))
 LINES = {
     "labels": b"crypto_decryption_errors_total{" + MANY_LABELS + b"} 1\n",

@@ -115,6 +115,12 @@ def test_a_healthy_backend_has_all_five_families(metrics: ExporterMetrics) -> No
     assert value(metrics, "crypto_decryption_errors_total", service="backend") == 17
 
 
+def test_a_backend_without_errors_shows_0_so_that_the_first_one_is_an_increase(metrics: ExporterMetrics) -> None:
+    metrics.show(replace(HEALTHY, init_timestamp=0.0, decryption_errors=0.0))
+    assert value(metrics, "crypto_decryption_errors_total", service="backend") == 0
+    assert value(metrics, "crypto_init_timestamp_seconds", service="backend") == 0
+
+
 def test_a_backend_in_env_mode_that_is_not_ready_shows_zeros(metrics: ExporterMetrics) -> None:
     metrics.show(BackendState("backend", Health(CryptoMode.ENV, ready=False)))
     assert value(metrics, "crypto_backend_up", service="backend") == 1
