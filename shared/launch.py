@@ -62,7 +62,7 @@ class Launch(Generic[S]):
         if self.web:
             served = Gate(reloading, self.web, lambda: reloading.admin, own_credentials)
         async with reloading.at_hangups():
-            await serve_until_stopped(served, self.settings.listen, stopping, self._tls())
+            await serve_until_stopped(served, self.settings.listen, stopping, self.tls())
 
     def guard(self, settings: S) -> None:
         """Raises ConfigurationError where the network would reach what nobody has to prove anything for."""
@@ -88,7 +88,8 @@ class Launch(Generic[S]):
 
         return guarded
 
-    def _tls(self) -> ssl.SSLContext | None:
+    def tls(self) -> ssl.SSLContext | None:
+        """What each connection is handed to, where the web.yml has certificates."""
         if self.web is None or self.web.current().tls is None:
             return None
         context = LiveContext(ssl.PROTOCOL_TLS_SERVER)

@@ -47,12 +47,12 @@ def server_context(web_file: Path, settings: TlsServer) -> ssl.SSLContext:
     try:
         # An encrypted key would be asked for on the terminal, and a server has none.
         context.load_cert_chain(settings.cert_file, settings.key_file, password=lambda: "")
-    except (ssl.SSLError, ValueError) as error:
+    except (OSError, ValueError) as error:  # ssl.SSLError, too
         raise ConfigurationError([f"{where}: {_of_pair(settings, error)}"]) from None
     if settings.client_ca_file:
         try:
             context.load_verify_locations(settings.client_ca_file)
-        except ssl.SSLError:
+        except OSError:  # ssl.SSLError, too
             file = settings.client_ca_file
             raise ConfigurationError([f"{where}.client_ca_file: {file}: expected certificates in PEM"]) from None
     context.verify_mode = _CLIENTS[settings.client_auth_type]

@@ -1,0 +1,16 @@
+"""Settings of a server that does nothing, for the tests of what every server has."""
+
+from typing import ClassVar
+
+from shared.settings import Address, ListenAddress, ServerSettings
+
+
+class Settings(ServerSettings):
+    service_name: ClassVar[str] = "sample"
+
+    listen: ListenAddress = Address("127.0.0.1", 0)
+    word: str = "one"
+    many: int = 1
+
+
+SETTINGS = Settings()

@@ -1,0 +1,150 @@
+"""Who gets past a web.yml to a server's pages."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import bcrypt
+import httpx2
+import pytest
+import yaml
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from shared.auth import USER, guarded
+from shared.basic_auth import BusyError, Users
+from shared.gate import Gate
+from shared.secret_file import SecretFile
+from shared.server import application, registry
+from shared.web_file import WebFile
+
+HASH = bcrypt.hashpw(b"a secret", bcrypt.gensalt(4)).decode()
+ALICE = ("alice", "a secret")
+OPEN = ("/-/healthy", "/-/ready")
+CLOSED = ("/", "/metrics", "/page", "/-/reload", "/absent", "/-/healthy/", "//-/healthy")
+
+
+class Rig:
+    """A server behind a gate: `/page` needs the admin token, `/sent` a bearer token of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        for name in ("admin", "bearer"):
+            (folder / name).write_text(f"the {name} token")
+        self.folder = folder
+        self.write({"basic_auth_users": {"alice": HASH}})
+        self.admin: SecretFile | None = SecretFile(folder / "admin")
+        self.bodies_read = 0
+        self.web = WebFile(folder / "web.yml")
+
+    def write(self, document: object) -> None:
+        (self.folder / "web.yml").write_text(yaml.safe_dump(document))
+
+    def client(self) -> httpx2.AsyncClient:
+        async def page(request: Request) -> Response:
+            return PlainTextResponse(request.scope.get(USER, "nobody"), headers={"X-Frame-Options": "sameorigin"})
+
+        async def sent(request: Request) -> Response:
+            await request.body()
+            self.bodies_read += 1
+            return PlainTextResponse("taken")
+
+        own = [
+            Route("/page", guarded(page, self.admin)),
+            Route("/sent", guarded(sent, SecretFile(self.folder / "bearer")), methods=["POST"]),
+        ]
+        app = Gate(application("sample", registry(), own, admin=self.admin), self.web, lambda: self.admin, ("/sent",))
+        return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://sample")
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    return Rig(tmp_path)
+
+
+@pytest.fixture
+async def client(rig: Rig) -> AsyncIterator[httpx2.AsyncClient]:
+    async with rig.client() as client:
+        yield client
+
+
+async def test_nothing_but_the_two_probes_is_open(client: httpx2.AsyncClient) -> None:
+    for path in OPEN:
+        assert (await client.get(path)).status_code == 200
+        assert (await client.head(path)).status_code == 200
+    for path in CLOSED:
+        refused = await client.get(path)
+        assert (refused.status_code, refused.headers["www-authenticate"]) == (401, 'Basic realm="keypulse"'), path
+
+
+async def test_a_user_comes_in_everywhere_and_is_known_by_name(client: httpx2.AsyncClient) -> None:
+    assert (await client.get("/page", auth=ALICE)).text == "alice"
+    for path in ("/", "/metrics"):
+        assert (await client.get(path, auth=ALICE)).status_code == 200
+    for wrong in (("alice", "another"), ("bob", "a secret"), ("", "a secret")):
+        assert (await client.get("/page", auth=wrong)).status_code == 401
+
+
+async def test_the_admin_token_comes_in_everywhere_too(client: httpx2.AsyncClient) -> None:
+    for path in ("/", "/metrics", "/page"):
+        assert (await client.get(path, headers={"authorization": "Bearer the admin token"})).status_code == 200
+        assert (await client.get(path, auth=("anybody", "the admin token"))).status_code == 200
+    assert (await client.get("/page", headers={"authorization": "Bearer the bearer token"})).status_code == 401
+
+
+async def test_a_path_with_credentials_of_its_own_takes_those_or_a_user(rig: Rig, client: httpx2.AsyncClient) -> None:
+    bearer = {"authorization": "Bearer the bearer token"}
+    assert (await client.post("/sent", headers=bearer, content=b"x")).status_code == 200
+    assert (await client.post("/sent", auth=ALICE, content=b"x")).status_code == 200
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Bearer the admin token"}):
+        assert (await client.post("/sent", headers=headers, content=b"x")).status_code == 401
+    assert (await client.post("/sent", auth=("alice", "wrong"), content=b"x")).status_code == 401
+    assert rig.bodies_read == 2
+
+
+async def test_an_unreadable_token_file_is_503_and_a_user_comes_in_all_the_same(
+    rig: Rig, client: httpx2.AsyncClient
+) -> None:
+    (rig.folder / "admin").unlink()
+    assert (await client.get("/metrics")).status_code == 503
+    assert (await client.get("/metrics", auth=ALICE)).status_code == 200
+
+
+async def test_without_an_admin_token_a_user_is_asked_for(rig: Rig) -> None:
+    rig.admin = None
+    async with rig.client() as client:
+        refused = await client.get("/page")
+        assert (refused.status_code, refused.headers["www-authenticate"]) == (401, 'Basic realm="keypulse"')
+        assert "basic_auth_users" in refused.text
+        assert (await client.get("/page", auth=ALICE)).text == "alice"
+
+
+async def test_too_many_passwords_at_once_are_503(client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def busy(*_: object) -> bool:
+        raise BusyError
+
+    monkeypatch.setattr(Users, "admits", busy)
+    for path in ("/page", "/metrics"):
+        assert (await client.get(path, auth=ALICE)).status_code == 503
+    assert (await client.post("/sent", auth=ALICE)).status_code == 503  # so that Alertmanager asks again
+
+
+async def test_headers_of_the_file_are_on_every_answer_unless_the_page_has_its_own(
+    rig: Rig, client: httpx2.AsyncClient
+) -> None:
+    headers = {"X-Frame-Options": "deny", "Strict-Transport-Security": "max-age=9"}
+    rig.write({"http_server_config": {"headers": headers}, "basic_auth_users": {"alice": HASH}})
+    for answer in (await client.get("/-/healthy"), await client.get("/page"), await client.get("/metrics", auth=ALICE)):
+        assert answer.headers["strict-transport-security"] == "max-age=9"
+        assert answer.headers["x-frame-options"] == "deny"
+    page = await client.get("/page", auth=ALICE)
+    assert page.headers.get_list("x-frame-options") == ["sameorigin"]
+
+
+async def test_a_changed_file_counts_from_the_next_request(rig: Rig, client: httpx2.AsyncClient) -> None:
+    assert (await client.get("/page", auth=ALICE)).status_code == 200
+    rig.write({"basic_auth_users": {"bob": HASH}})
+    assert (await client.get("/page", auth=ALICE)).status_code == 401
+    assert (await client.get("/page", auth=("bob", "a secret"))).text == "bob"
+    rig.write({})  # nobody has to prove anything to the gate; the page still wants its token
+    assert (await client.get("/metrics")).status_code == 200
+    assert (await client.get("/page")).status_code == 401

@@ -1,0 +1,76 @@
+"""What a command line's two files must say together, before a server starts and at a reload."""
+
+from pathlib import Path
+from typing import Any
+
+import bcrypt
+import pytest
+
+from shared.launch import Launch, prepared
+from shared.mistakes import ConfigurationError
+from shared.settings import Auth, parse_address
+from shared.web_file import WebFile
+from tests.shared.certificates import Authority, web_yml
+from tests.shared.sample import SETTINGS, Settings
+
+HASH = bcrypt.hashpw(b"a secret", bcrypt.gensalt(4)).decode()
+NETWORK = ["0.0.0.0:9000", "[::]:9000", "192.0.2.1:9000", "example.org:9000"]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "sample.yml"
+
+
+def _mistakes(config: Path, web: Path | None = None) -> list[str]:
+    with pytest.raises(ConfigurationError) as refused:
+        prepared(Settings, config, web)
+    return refused.value.lines
+
+
+@pytest.mark.parametrize("listen", NETWORK)
+def test_an_address_on_the_network_needs_an_admin_token(listen: str, file: Path) -> None:
+    file.write_text(f"listen: '{listen}'")
+    (line,) = _mistakes(file)
+    assert line.startswith(f"{file}: auth.admin_token_file: expected a file that holds a token")
+    file.write_text(f"listen: '{listen}'\nauth: {{admin_token_file: token}}")
+    assert str(prepared(Settings, file, None).settings.listen) == listen
+
+
+def test_an_address_of_this_machine_needs_none(file: Path) -> None:
+    file.write_text("listen: 127.0.0.1:9000")
+    assert prepared(Settings, file, None).settings.listen.port == 9000
+
+
+def test_on_the_network_users_or_required_certificates_do_too(file: Path, tmp_path: Path) -> None:
+    file.write_text("listen: 0.0.0.0:9000")
+    assert prepared(Settings, file, web_yml(tmp_path, users={"alice": HASH})).web
+    Authority(tmp_path).sign("server")
+    tls: dict[str, Any] = {"client_auth_type": "RequireAndVerifyClientCert", "client_ca_file": "ca.pem"}
+    assert prepared(Settings, file, web_yml(tmp_path, **tls)).web
+    tls["client_auth_type"] = "VerifyClientCertIfGiven"
+    (line,) = _mistakes(file, web_yml(tmp_path, **tls))
+    assert "basic_auth_users or required client certificates" in line
+
+
+def test_the_mistakes_of_both_files_are_named_at_once(file: Path, tmp_path: Path) -> None:
+    file.write_text("many: none")
+    (tmp_path / "web.yml").write_text("users: 1")
+    assert [line.partition(": ")[0] for line in _mistakes(file, tmp_path / "web.yml")] == [
+        f"{tmp_path}/web.yml",
+        str(file),
+    ]
+    (line,) = _mistakes(file, web_yml(tmp_path, users={"alice": HASH}))
+    assert line.startswith(f"{file}: many: ")
+
+
+def test_from_then_on_the_web_yml_may_not_let_everybody_in(tmp_path: Path) -> None:
+    launch = Launch(SETTINGS, web=WebFile(web_yml(tmp_path, users={"alice": HASH})))
+    assert launch.web
+    launch.guard(SETTINGS)
+    assert not launch.web.must_authenticate
+    network = SETTINGS.model_copy(update={"listen": parse_address("0.0.0.0:1")})
+    launch.guard(network.model_copy(update={"auth": Auth(admin_token_file=tmp_path / "token")}))
+    assert not launch.web.must_authenticate
+    launch.guard(network)
+    assert launch.web.must_authenticate

@@ -1,0 +1,235 @@
+"""What an operator does to a running server: SIGHUP, `/-/reload`, a web.yml, the log's options. On real processes."""
+
+import base64
+import json
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import bcrypt
+import pytest
+
+from tests.shared.certificates import LOCALHOST, Authority, web_yml
+
+HASH = bcrypt.hashpw(b"a secret", bcrypt.gensalt(4)).decode()
+SERVER = """
+import asyncio, logging
+import click
+import structlog
+from shared.cli import run_server, server_options
+from shared.server import application, registry
+from tests.shared.sample import Settings
+
+log = structlog.get_logger("shared.sample")
+
+async def serve(launch):
+    if launch.settings.many > 1:
+        log.info("starting")
+        await asyncio.to_thread(input)
+    logging.getLogger("library").debug("secret of a library")
+    log.debug("own detail")
+    log.warning("own warning", text='a "b"', empty="", number=1)
+
+    log.error("own error")
+
+    async def apply(settings):
+        log.error("runs", word=settings.word)
+
+    await launch.serve(application("sample", registry(), []), apply)
+
+@click.command()
+@server_options
+def main(**options):
+    run_server(Settings, serve, options)
+
+main()
+"""
+
+
+class Server:
+    """A process; what it logs is read line by line."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self.url = ""
+
+    def until(self, pattern: str) -> re.Match[str]:
+        """The next line of the log in which the pattern is."""
+        assert self.process.stderr
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if found := re.search(pattern, line):
+                return found
+        pytest.fail(f"{pattern} is not said: {self.lines}")
+
+    def listens(self, scheme: str = "http") -> None:
+        line = self.until('event("?: "|=)listening').string
+        address = re.search(r"127\.0\.0\.1:[0-9]+", line)
+        assert address, line
+        self.url = f"{scheme}://{address[0]}"
+
+    def asks(
+        self, path: str, method: str = "GET", user: str = "", context: ssl.SSLContext | None = None
+    ) -> tuple[int, str]:
+        headers = {"Authorization": "Basic " + base64.b64encode(user.encode()).decode()} if user else {}
+        request = urllib.request.Request(self.url + path, method=method, headers=headers)  # noqa: S310 - our own
+        try:
+            with urllib.request.urlopen(request, timeout=10, context=context) as answer:  # noqa: S310 - our own
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as refused:
+            return refused.code, refused.read().decode()
+
+
+Start = Callable[..., AbstractContextManager[Server]]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "sample.yml").write_text("word: one\n")
+    return tmp_path / "sample.yml"
+
+
+@pytest.fixture
+def start(tmp_path: Path, file: Path) -> Start:
+    (tmp_path / "server.py").write_text(SERVER)
+
+    @contextmanager
+    def started(*options: object) -> Iterator[Server]:
+        command = [sys.executable, str(tmp_path / "server.py"), "--config", str(file), *map(str, options)]
+        environment: dict[str, Any] = {"env": {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONWARNINGS": "error"}}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, **pipes, **environment) as process:
+            bound = threading.Timer(30, process.kill)
+            bound.start()
+            try:
+                yield Server(process)
+                process.terminate()
+                assert process.wait(15) == 0
+            finally:
+                process.kill()
+                bound.cancel()
+
+    return started
+
+
+def test_a_hangup_and_a_post_reload_and_a_bad_file_keeps_what_runs(start: Start, file: Path) -> None:
+    with start() as server:
+        server.listens()
+        file.write_text("word: two\n")
+        server.process.send_signal(signal.SIGHUP)
+        assert json.loads(server.until('"runs"').string)["word"] == "two"
+        server.until("the configuration was reloaded")
+        file.write_text("word: three\n")
+        assert server.asks("/-/reload", "POST") == (200, "reloaded\n")
+        assert json.loads(server.until('"runs"').string)["word"] == "three"
+        file.write_text("wrod: four\nmany: x\n")
+        server.process.send_signal(signal.SIGHUP)
+        server.until("many: expected a whole number")
+        code, answer = server.asks("/-/reload", "POST")
+        assert (code, answer.splitlines()[0]) == (500, f"{file}: many: expected a whole number, got 'x'")
+        assert "keypulse_config_last_reload_successful 0.0" in server.asks("/metrics")[1]
+        file.write_text("word: five\n")
+        server.process.send_signal(signal.SIGHUP)
+        server.until("the configuration was reloaded")
+        assert "keypulse_config_last_reload_successful 1.0" in server.asks("/metrics")[1]
+
+
+def test_a_hangup_before_the_start_is_complete_waits_and_then_reloads(start: Start, file: Path) -> None:
+    file.write_text("many: 2\n")
+    with start() as server:
+        server.until("starting")
+        server.process.send_signal(signal.SIGHUP)
+        file.write_text("many: 2\nword: late\n")
+        assert server.process.stdin
+        server.process.stdin.write("\n")
+        server.process.stdin.flush()
+        assert json.loads(server.until('"runs"').string)["word"] == "late"
+
+
+def test_a_web_yml_brings_tls_and_users_and_is_read_again(start: Start, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    authority.sign("server", *LOCALHOST)
+    context = ssl.create_default_context(cafile=authority.ca)
+    with start("--web.config.file", web_yml(tmp_path, users={"alice": HASH})) as server:
+        server.listens("https")
+        assert server.asks("/metrics", context=context)[0] == 401
+        assert server.asks("/-/healthy", context=context) == (200, "healthy\n")
+        assert server.asks("/metrics", user="alice:a secret", context=context)[0] == 200
+        assert server.asks("/-/reload", "POST", context=context)[0] == 401
+        assert server.asks("/-/reload", "POST", user="alice:a secret", context=context)[0] == 200
+        authority.sign("server", *LOCALHOST)
+        web_yml(tmp_path, users={"bob": HASH})
+        assert server.asks("/metrics", user="alice:a secret", context=context)[0] == 401
+        assert server.asks("/metrics", user="bob:a secret", context=context)[0] == 200
+    assert not any("a secret" in line or HASH in line for line in server.lines)
+
+
+def test_a_connection_that_never_ends_its_handshake_holds_up_no_stop(start: Start, tmp_path: Path) -> None:
+    Authority(tmp_path).sign("server", *LOCALHOST)
+    with start("--web.config.file", web_yml(tmp_path)) as server:
+        server.listens()
+        host, port = server.url.removeprefix("http://").split(":")
+        connection = socket.create_connection((host, int(port)))
+        connection.sendall(b"\x16\x03")
+    connection.close()
+
+
+@pytest.mark.parametrize("network", [False, True])
+def test_a_check_validates_both_files_and_what_they_say_together(network: bool, file: Path, tmp_path: Path) -> None:
+    (tmp_path / "server.py").write_text(SERVER)
+    if network:
+        file.write_text("listen: 0.0.0.0:0\n")
+    web = web_yml(tmp_path, users={"alice": HASH})
+
+    def check() -> tuple[int, str, str]:
+        command = [
+            sys.executable,
+            str(tmp_path / "server.py"),
+            "--config",
+            str(file),
+            *("--web.config.file", str(web), "--check"),
+        ]
+        environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=environment)
+        return done.returncode, done.stdout, done.stderr
+
+    assert check() == (0, "the configuration is valid\n", "")
+    web.write_text("http_server_config: {http2: true}\n")
+    code, _, told = check()
+    assert code == (2 if network else 0)
+    assert ("auth.admin_token_file: expected" if network else "http2: has no effect") in told
+    web.write_text("tls_server_config: {cert_file: absent.pem, key_file: absent.key}\n")
+    code, _, told = check()
+    assert (code, told.splitlines()[0]) == (
+        2,
+        f"{web}: tls_server_config.cert_file: {tmp_path}/absent.pem: cannot be read: No such file or directory",
+    )
+
+
+@pytest.mark.parametrize(("level", "said"), [("debug", 3), ("info", 2), ("warn", 1), ("error", 0)])
+def test_the_log_holds_what_its_level_says_and_of_libraries_no_debug(level: str, said: int, start: Start) -> None:
+    with start("--log.level", level) as server:
+        server.until("listening" if said >= 2 else "own error")
+    log = "".join(server.lines)
+    assert ["own warning" in log, '"listening"' in log, "own detail" in log] == [said >= 1, said >= 2, said >= 3]
+    assert "secret of a library" not in log
+
+
+def test_logfmt_is_one_line_each_with_what_could_be_misread_in_quotes(start: Start) -> None:
+    with start("--log.format", "logfmt") as server:
+        server.listens()
+    (line,) = [line for line in server.lines if "own warning" in line]
+    assert 'text="a \\"b\\"" empty="" number=1' in line
+    assert 'event="own warning"' in line
+    assert re.search(r" level=warning timestamp=\S+Z", line)
