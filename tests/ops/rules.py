@@ -11,6 +11,7 @@ PROMETHEUS = ROOT / "ops/prometheus"
 FILES = sorted((PROMETHEUS / "rules").glob("*.yml"))
 TEST_FILES = sorted((PROMETHEUS / "tests").glob("*.yml"))
 RUNBOOK = ROOT / "docs/KMS_OPERATIONS.md"
+REFERENCE = ROOT / "docs/reference.md"
 
 GROUPS: list[dict[str, Any]] = [group for file in FILES for group in yaml.safe_load(file.read_text())["groups"]]
 RULES: list[dict[str, Any]] = [rule for group in GROUPS for rule in group["rules"]]

@@ -165,23 +165,22 @@ async def test_on_the_demos_clock_every_rule_evaluates_and_a_lost_mode_fires_and
 async def test_an_alert_that_fires_still_fires_after_a_restart_so_that_nobody_gets_an_all_clear(
     running: Running, arguments: list[str], exporter: Scraped
 ) -> None:
-    async def firing_since(url: str) -> str:
-        """When KMSCryptoModeNotKMS began, to the second: Prometheus stores no fraction of it."""
-        since = ""
+    async def firing_since(url: str) -> dict[str, str]:
+        """When each began, to the second: Prometheus stores no fraction of it."""
+        since: dict[str, str] = {}
 
-        async def fires() -> bool:
-            nonlocal since
+        async def fire() -> bool:
             async with aiohttp.ClientSession(url) as session, session.get("/api/v1/alerts") as answer:
                 alerts = (await answer.json())["data"]["alerts"] if answer.status == 200 else []
-            for alert in alerts:
-                if (alert["labels"]["alertname"], alert["state"]) == ("KMSCryptoModeNotKMS", "firing"):
-                    since = alert["activeAt"][: len("2026-01-01T00:00:00")]
-            return bool(since)
+            firing = {a["labels"]["alertname"]: a["activeAt"] for a in alerts if a["state"] == "firing"}
+            since.update({name: firing[name][: len("2026-01-01T00:00:00")] for name in names & firing.keys()})
+            return since.keys() == names
 
-        await until(fires)
+        await until(fire)
         return since
 
-    exporter.exposed = crypto(mode=0)
+    names = {"KMSCryptoModeNotKMS", "KMSProbeFailing"}
+    exporter.exposed = crypto(mode=0) + probed(success=0)
     async with running("prometheus", *arguments) as url:
         before = await firing_since(url)
     async with running("prometheus", *arguments) as url:

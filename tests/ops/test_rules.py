@@ -8,7 +8,7 @@ import yaml
 from prometheus_client.metrics_core import Metric
 
 from tests.ops import exposed
-from tests.ops.rules import ALERTS, FILES, GROUPS, PROMETHEUS, RECORDINGS, RULES, TEST_FILES, promtool
+from tests.ops.rules import ALERTS, FILES, GROUPS, PROMETHEUS, RECORDINGS, REFERENCE, RULES, TEST_FILES, promtool
 
 SEVERITIES_AND_WAITS = {
     "kms_crypto": {
@@ -54,6 +54,12 @@ def test_the_groups_hold_the_contracts_alerts_and_recordings() -> None:
         "kms:decryption_error_rate_5m",
         "kms:uptime_since_last_crypto_init",
     } <= RECORDINGS.keys()
+
+
+def test_the_reference_lists_every_alert_with_its_wait_and_severity() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| .+ \| (\w*) ?\| (\w+) \|$", REFERENCE.read_text(), re.MULTILINE)
+    listed = {name: (severity, wait or None) for name, wait, severity in rows if name in ALERTS}
+    assert listed == {name: spec for group in SEVERITIES_AND_WAITS.values() for name, spec in group.items()}
 
 
 def test_promtool_accepts_the_rules_and_the_configuration_that_loads_them() -> None:
