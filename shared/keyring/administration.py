@@ -1,0 +1,220 @@
+"""The administration of a keyring: the port that a rotation drives, and the shapes of its questions and answers.
+
+Three rooms hold to it: the backend's admin API answers it, the rotator's drivers ask it, and `keyring.rotation` carries
+it out over a database and KMS. The shapes are JSON on the wire, with fields that only ever grow. No answer but a
+backup's rows holds key material, and there it is wrapped.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared.keyring.model import Status
+
+PAGE: int = 1000
+"""Data keys in one page, at most: a hundred thousand of them never stand in memory at once."""
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class RotationType(StrEnum):
+    """What is rotated."""
+
+    NEW_DEK = "new-dek"
+    """A new active data key; the old one stays for reading."""
+    REWRAP_KEK = "rewrap-kek"
+    """Every data key wrapped anew under the KMS key's current primary version. Does not contain a leaked data key."""
+
+
+class RotationState(StrEnum):
+    """How far a rotation is."""
+
+    RUNNING = "running"
+    """Under way, or left in the middle: `rotate` with the same id goes on."""
+    DONE = "done"
+    FAILED = "failed"
+    """All that could be done is; `problems` names what could not. `rotate` with the same id tries those again."""
+    ROLLED_BACK = "rolled_back"
+
+
+class KeyInfo(_Wire):
+    """A data key without its wrapped form."""
+
+    id: str
+    status: Status
+    kek: str
+    """Full resource name of the KMS key, or `local`."""
+    kek_version: int
+    algorithm: str
+    created_at: datetime
+    fingerprint: str
+    """Of the data key itself, hexadecimal: the same whatever wraps it."""
+
+
+class StoredKey(KeyInfo):
+    """A row of a backup."""
+
+    wrapped: str
+    """Base64."""
+
+
+class VersionCount(_Wire):
+    """What needs one version of a key."""
+
+    kek: str
+    kek_version: int
+    data_keys: int
+    records: int
+    """Records that are encrypted by one of these data keys."""
+
+
+class Census(_Wire):
+    """Which data keys, and how many records, need which version."""
+
+    versions: tuple[VersionCount, ...]
+    active: str | None
+    """Id of the active data key."""
+    active_since: datetime | None
+    retired_versions: tuple[int, ...] = ()
+    """Versions of the KMS key that nothing may be wrapped by any more."""
+
+
+class Problem(_Wire):
+    """One data key or record that was left out."""
+
+    id: str
+    why: str
+    """One sentence."""
+    foreign: bool = False
+    """Another key's wrap: skipped, and no failure."""
+
+
+class Progress(_Wire):
+    """A rotation."""
+
+    rotation_id: str
+    type: RotationType
+    state: RotationState
+    target_version: int | None
+    """Of the KMS key, which every data key is wrapped by in the end."""
+    caller: str
+    started_at: datetime
+    updated_at: datetime
+    total: int
+    done: int
+    problems: tuple[Problem, ...] = ()
+    """The first hundred."""
+    steps: tuple[str, ...] = ()
+    """What the runner noted, in its order, such as `backup NAME SHA256`."""
+
+
+class Verification(_Wire):
+    """Whether everything can be read."""
+
+    data_keys: int
+    records: int
+    """How many were looked at."""
+    problems: tuple[Problem, ...]
+    fingerprint: str
+    """Of all data keys by id, hexadecimal; a re-wrap leaves it as it is."""
+
+
+class Lease(_Wire):
+    """Who may rotate."""
+
+    holder: str
+    token: str
+    """A secret: only who took the lease gives it up."""
+    expires_at: datetime
+    """By the database's clock."""
+
+
+class RotateRequest(_Wire):
+    """Begins a rotation, or goes on with it: the same id never does anything twice."""
+
+    rotation_id: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    type: RotationType
+    token: str
+    """Of the lease."""
+    caller: str = Field(max_length=200)
+    target_version: int | None = None
+    """The version that Encrypt is known to use by now; a wrap under another one is refused."""
+    batch: int = Field(100, ge=1, le=PAGE)
+    """Data keys in this call, at most."""
+
+
+class AdministrationError(Exception):
+    """Something could not be done; the message is one sentence for a person, with the next step."""
+
+
+class RefusedError(AdministrationError):
+    """What was asked must not be done, such as a rotation while another runner holds the lease."""
+
+
+class UnreachableError(AdministrationError):
+    """Nobody answered, or nobody that can be understood. It may be tried again; what was asked may have been done."""
+
+
+class Administration(Protocol):
+    """One keyring. Every method may raise AdministrationError, and may be called again after UnreachableError."""
+
+    async def keys(self, after: str = "", limit: int = PAGE) -> Sequence[KeyInfo]:
+        """Those whose id comes after `after`, in the order of their ids."""
+        ...
+
+    async def census(self) -> Census:
+        """What needs which version."""
+        ...
+
+    async def lease(self, holder: str, seconds: float, token: str = "") -> Lease:
+        """Takes the lease, or keeps it where `token` is its own. Raises RefusedError, which names the other holder."""
+        ...
+
+    async def release(self, token: str) -> None:
+        """Gives the lease up; one that is another's by now stays."""
+        ...
+
+    async def backup(self, after: str = "", limit: int = PAGE) -> Sequence[StoredKey]:
+        """The rows after `after`, in the order of their ids, wrapped as they are."""
+        ...
+
+    async def rotate(self, request: RotateRequest) -> Progress:
+        """Does one batch, each data key journalled before the next; call it until the state is no longer `running`."""
+        ...
+
+    async def dry_run(self, type_: RotationType, target_version: int | None) -> Progress:
+        """What `rotate` would do; changes nothing."""
+        ...
+
+    async def progress(self, rotation_id: str | None = None) -> Progress | None:
+        """That rotation, or the latest; None where there is none."""
+        ...
+
+    async def note(self, rotation_id: str, token: str, step: str) -> None:
+        """Writes one of the runner's own steps into the journal."""
+        ...
+
+    async def rollback(self, rotation_id: str, token: str) -> Progress:
+        """Undoes a rotation by its journal: wrapped forms become what they were, the old data key active again."""
+        ...
+
+    async def restore(self, rows: Sequence[StoredKey], token: str) -> int:
+        """Puts rows of a backup in the place of those with the same id and fingerprint; gives how many changed."""
+        ...
+
+    async def verify(self, mode: Literal["sample", "full"]) -> Verification:
+        """Unwraps every data key, and decrypts records: some of each data key's, or all."""
+        ...
+
+    async def retire(self, kek_version: int, token: str) -> None:
+        """From now on nothing may be wrapped by this version. Raises RefusedError where something still is."""
+        ...
+
+    async def reload(self) -> None:
+        """Every instance of the service that can be reached reads the keyring again."""
+        ...
