@@ -20,7 +20,7 @@ test: install ## every test that needs no container engine
 	@ops/tools/require prometheus alertmanager chromium
 	@$(BIN)/pytest -n 4 --dist worksteal
 
-bench: install ## the benchmarks, each beside what it is compared with; takes ten minutes
+bench: install ## the benchmarks, each beside what it is compared with; takes twenty minutes
 	@ops/tools/require prometheus alertmanager
 	@$(BIN)/python -m tests.bench
 

@@ -17,6 +17,7 @@ from tests.bench.intake import intake
 from tests.bench.machine import described
 from tests.bench.stage import BenchError
 from tests.bench.storm import storm
+from tests.bench.targets import targets
 
 ROUNDS = click.option("--rounds", default=3, show_default=True, help="Medians are of so many.")
 
@@ -31,7 +32,7 @@ ROUNDS = click.option("--rounds", default=3, show_default=True, help="Medians ar
 )
 @click.pass_context
 def main(context: click.Context, disk: Path) -> None:
-    r"""Measure the relay; without a command, everything.
+    r"""Measure the relay and the exporter; without a command, everything.
 
     \b
     Examples:
@@ -82,6 +83,19 @@ def _intake(disk: Path, rounds: int, webhooks: int) -> None:
 def _claim(disk: Path, rounds: int, waiting: int) -> None:
     """What a full outbox costs its workers."""
     _run(claims(disk, waiting, rounds))
+
+
+@main.command("targets")
+@click.option(
+    "--count", "counts", default=(1, 100, 1000), show_default=True, multiple=True, help="Targets; repeatable."
+)
+@click.option("--interval", default=30.0, show_default=True, help="Seconds from one probe of a target to its next.")
+@click.option("--intervals", default=2, show_default=True, help="How many are watched.")
+@click.option("--scrapes", default=200, show_default=True, help="How many are timed, plain and compressed each.")
+@click.pass_obj
+def _targets(disk: Path, counts: tuple[int, ...], interval: float, intervals: int, scrapes: int) -> None:
+    """An exporter with few and with many targets: missed intervals, scrapes, memory, and a KMS that stalls."""
+    _run(targets(disk, counts, interval, intervals, scrapes))
 
 
 def _run(benchmark: Awaitable[None]) -> None:

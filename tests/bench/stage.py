@@ -70,7 +70,7 @@ class Stage:
             "pacing": {"enabled": False},
         }
         file = self.write("relay.yml", configuration)
-        return await self._start("relay", (sys.executable, "-m", "services.relay", "--config", file), address)
+        return await self.start("relay", (sys.executable, "-m", "services.relay", "--config", file), address)
 
     async def alertmanager(self, receiver: Mapping[str, object], group_wait: str) -> Running:
         """An Alertmanager that has sent nothing yet; each `instance` is a group of its own and goes to `receiver`."""
@@ -94,13 +94,13 @@ class Stage:
             "--cluster.listen-address=",  # one Alertmanager; no gossip port
             "--log.level=error",
         )
-        return await self._start("alertmanager", command, address)
+        return await self.start("alertmanager", command, address)
 
     async def module(self, name: str, *arguments: str) -> Running:
         """`python -m NAME PORT ARGUMENTS`, once it answers."""
         port = free_port()
         command = (sys.executable, "-m", name, str(port), *arguments)
-        return await self._start(name, command, f"127.0.0.1:{port}", ready="/")
+        return await self.start(name, command, f"127.0.0.1:{port}", ready="/")
 
     async def stand_ins(self, smtp_port: int) -> Running:
         """The demo's Slack, PagerDuty and mail server, which check what they get."""
@@ -109,7 +109,7 @@ class Stage:
         token = ("--slack-token-file", self.secret("slack_token", SLACK_TOKEN))
         key = ("--pagerduty-key-file", self.secret("pagerduty_key", ROUTING_KEY))
         command = (sys.executable, "-m", "ops.demo.stand_ins", *listen, *token, *key)
-        return await self._start("stand-ins", command, address)
+        return await self.start("stand-ins", command, address)
 
     async def get(self, url: str) -> Any:
         """The JSON of a running program. Raises BenchError where there is none, StartError where it has ended."""
@@ -142,7 +142,8 @@ class Stage:
         file.write_text(value, encoding="utf-8")
         return file
 
-    async def _start(self, name: str, command: Sequence[str | Path], address: str, ready: str = "/-/ready") -> Running:
+    async def start(self, name: str, command: Sequence[str | Path], address: str, ready: str = "/-/ready") -> Running:
+        """A program, once it answers 200 to `ready`; what it prints goes to `NAME.log` in the folder."""
         pid = await self._children.start(name, command)
 
         async def answers() -> bool:
