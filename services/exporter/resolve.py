@@ -43,8 +43,9 @@ class Replicas:
     async def read(self) -> tuple[BackendState, ...]:
         """The state of each replica right now; one of the service alone, down, where no address is known.
 
-        What is not among the states is no longer there. A replica that hangs makes the answer late by the time that
-        `read_one` gives it; more than `AT_ONCE` that hang, by a multiple of it.
+        What is not among the states is no longer there. What is wrong with DNS is said once, by the first. A replica
+        that hangs makes the answer late by the time that `read_one` gives it; more than `AT_ONCE` that hang, by a
+        multiple of it.
         """
         problems = await self._look_up()
         if not self._known:
@@ -53,12 +54,12 @@ class Replicas:
 
         async def read(address: str) -> BackendState:
             async with places:
-                state = await self.read_one(address)
-            return replace(state, problems=problems + state.problems)
+                return await self.read_one(address)
 
         async with asyncio.TaskGroup() as group:
             reads = [group.create_task(read(address)) for address in self._known]
-        return tuple(task.result() for task in reads)
+        first, *others = (task.result() for task in reads)
+        return (replace(first, problems=problems + first.problems), *others)
 
     async def _look_up(self) -> tuple[str, ...]:
         """Brings the known addresses up to date; gives what there is to say about it."""
