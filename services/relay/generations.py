@@ -38,8 +38,8 @@ class Generations:
     async def apply(self, settings: RelaySettings) -> None:
         """A new generation. Where it cannot start, the old one is started again, and the error is raised."""
         ending, self._now = self._now, AsyncExitStack()
-        await ending.aclose()
         try:
+            await ending.aclose()
             await self._begin(settings)
         except Exception:
             self.problem = "a reload failed, and what ran before could not be started again; restart"
