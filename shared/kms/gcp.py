@@ -205,9 +205,9 @@ def _version(version: Any) -> KeyVersion:
         number=_number(version.name),
         state=_name(_States, version.state),
         protection_level=_name(ProtectionLevel, version.protection_level),
-        # A field may go on holding a time after the destruction was taken back or has happened.
+        # The field may go on holding a time after the destruction was taken back or has happened.
         destroy_at=_unix(version, "destroy_time") if version.state == _States.DESTROY_SCHEDULED else None,
-        destroyed_at=_unix(version, "destroy_event_time") if version.state == _States.DESTROYED else None,
+        destroyed_at=_unix(version, "destroy_event_time"),
     )
 
 

@@ -53,7 +53,7 @@ async def test_a_round_trip_through_a_healthy_key_is_right_in_every_respect(key:
     assert result.failed is None
     assert [call.operation for call in result.calls] == [Operation.ENCRYPT, Operation.DECRYPT]
     assert all(0 < call.seconds < TIMEOUT for call in result.calls)
-    assert result.key_version == f"{KEY}/cryptoKeyVersions/1"
+    assert (result.key_version, result.protection_level) == (f"{KEY}/cryptoKeyVersions/1", "SOFTWARE")
     assert (result.service, result.target, result.at) == ("backend", "ledger-kek", 1_700_000_000.5)
 
 
