@@ -88,7 +88,7 @@ class Changes:
         if state.replica:
             told = told.bind(replica=state.replica)
         if state.problems:
-            what = "the backend is down" if state.health is None else "the backend's metrics cannot be read"
+            what = "the backend is down" if state.health is None else "not all of the backend can be read"
             told.warning(what, problems=state.problems)
         else:
             told.info("the backend can be read again")

@@ -75,7 +75,7 @@ def test_a_backend_is_told_of_when_it_goes_and_when_it_is_back() -> None:
             changes.backend([state])
     assert [(line["event"], line["up"]) for line in logs] == [
         ("the backend is down", False),
-        ("the backend's metrics cannot be read", True),
+        ("not all of the backend can be read", True),
         ("the backend can be read again", True),
     ]
     assert logs[0]["problems"] == ("health check: refused",)
