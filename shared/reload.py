@@ -32,7 +32,6 @@ from shared.secret_file import SecretFile
 from shared.server import StartError
 from shared.settings import ServerSettings
 
-PATH = "/-/reload"
 S = TypeVar("S", bound=ServerSettings)
 
 log = structlog.get_logger(__name__)
@@ -63,7 +62,8 @@ class Reloading(Generic[S]):
     ) -> None:
         self._runs(settings)
         self._app = app
-        self._own = Starlette(routes=[Route(PATH, self._asked, methods=["POST"])])
+        self._route = Route("/-/reload", self._asked, methods=["POST"])
+        self._own = Starlette(routes=[self._route])
         self._load = load
         self._apply = apply
         self._restart = frozenset(restart if apply else type(settings).model_fields)
@@ -84,7 +84,7 @@ class Reloading(Generic[S]):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers itself, or lets the application answer."""
-        await (self._own if scope["path"] == PATH else self._app)(scope, receive, send)
+        await (self._own if scope["path"] == self._route.path else self._app)(scope, receive, send)
 
     async def reload(self) -> list[str]:
         """Reads the configuration again; gives what is wrong with it, one sentence each, or nothing."""

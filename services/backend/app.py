@@ -25,6 +25,9 @@ from shared.server import StartError, application, registry
 _FIRST_CHECK_SECONDS: Final = 1.5
 """How long the start waits for the first check of KMS; a KMS that stalls must not keep the port closed."""
 
+RESTART: Final = frozenset(Settings.model_fields) - {"auth"}
+"""A keyring that is begun anew while KMS is out would have lost the keys that the running one keeps in memory."""
+
 
 @asynccontextmanager
 async def running(settings: Settings, *, clock: Callable[[], float] = time.time) -> AsyncIterator[Starlette]:
@@ -35,8 +38,7 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
         clock: unix time.
 
     Yields:
-        The application; its `state.apply` takes `auth` of other settings. All else needs a restart: a keyring that is
-        begun anew while KMS is out would have lost the keys that the running one keeps in memory.
+        The application; its `state.apply` takes `auth` of other settings. All else needs a restart.
 
     Raises:
         StartError: the database or the local key cannot be used.
@@ -86,7 +88,7 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
 async def serve(launch: Launch[Settings]) -> None:
     """Runs until SIGTERM or SIGINT. Raises StartError."""
     async with running(launch.settings) as app:
-        await launch.serve(app, app.state.apply, restart=set(Settings.model_fields) - {"auth"})
+        await launch.serve(app, app.state.apply, restart=RESTART)
 
 
 async def _open(settings: Settings) -> Database:

@@ -35,7 +35,6 @@ from shared.launch import Launch
 from shared.secret_file import SecretFile
 from shared.server import StartError, application, registry
 
-_ALERTS: Final = "/alerts"
 _OUTCOMES: Final = (State.DELIVERED, State.SUPERSEDED, State.DEAD)
 
 log = structlog.get_logger(__name__)
@@ -77,7 +76,10 @@ async def running(settings: RelaySettings, *, clock: Callable[[], float] = time.
                 app = application(
                     "keypulse relay",
                     shown,
-                    [Route(_ALERTS, intake.post, methods=["POST"]), *api.routes(store, admin, settings.channels, wake)],
+                    [
+                        Route("/alerts", intake.post, methods=["POST"]),
+                        *api.routes(store, admin, settings.channels, wake),
+                    ],
                     admin=admin,
                     not_ready=lambda: (
                         generations.problem or (store.problem and f"the outbox cannot commit: {store.problem}")
@@ -107,7 +109,7 @@ async def serve(launch: Launch[RelaySettings]) -> None:
             app,
             app.state.apply,
             restart=("listen", "database"),
-            own_credentials=(_ALERTS,),
+            own_credentials=("/alerts",),
             stopping=lambda: app.state.stop(),  # noqa: PLW0108 - the one of the generation that runs by then
         )
 

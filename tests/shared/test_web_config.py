@@ -10,7 +10,7 @@ import yaml
 
 from shared.mistakes import ConfigurationError
 from shared.planned import ignored_keys
-from shared.web_config import HIGHEST_COST, read
+from shared.web_config import HIGHEST_COST, HttpServer, TlsServer, WebConfig, read
 
 HASH = bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()
 PAIR = {"cert_file": "a.pem", "key_file": "/b.key"}
@@ -118,3 +118,15 @@ def test_what_is_no_bcrypt_hash_is_refused_and_never_repeated(password: str, tmp
     (line,) = refused.value.lines
     assert re.search("basic_auth_users.alice: expected a bcrypt hash", line)
     assert password not in line
+
+
+def test_the_documented_example_is_valid_and_every_key_is_explained(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs/configuration.md").read_text(encoding="utf-8")
+    section = re.search(r"^### TLS and users: web.yml\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)
+    assert section
+    example = re.search(r"```yaml\n(.*?)```", section[1], re.DOTALL)
+    assert example
+    (tmp_path / "web.yml").write_text(example[1])
+    assert read(tmp_path / "web.yml").authenticates
+    for model in (WebConfig, TlsServer, HttpServer):
+        assert {key for key in model.model_fields if f"`{key}`" not in section[1]} == set()
