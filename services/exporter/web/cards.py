@@ -108,7 +108,7 @@ def _head(
 ) -> Head:
     worst_first = tuple(sorted(findings, key=lambda finding: finding.light))
     light = min([light, *(finding.light for finding in worst_first)])
-    known_by = sha256(f"{kind}\0{service}\0{name}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    known_by = sha256(f"{service}\0{name}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
     text = "\n".join([name, service, WORDS[light], *(finding.title for finding in worst_first)]).casefold()
     return Head(f"{kind}-{known_by}", name, service, light, worst_first, record, text, (light, _natural(name)))
 

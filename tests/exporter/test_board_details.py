@@ -1,0 +1,113 @@
+"""What a card lists of a key and a backend, in the words that a person reads."""
+
+import re
+from typing import Final
+
+import httpx2
+import pytest
+
+from services.exporter.history import History
+from services.exporter.model import BackendState, Call, Canary, Failure, Health, KeySnapshot, Operation, ProbeResult
+from services.exporter.web.cards import LISTED
+from services.exporter.web.pages import Pages
+from shared.contract import CryptoMode
+from shared.kms.provider import KeyDescription, KeyVersion
+from shared.kms.reason import Reason
+from shared.server import application, registry
+
+NOW: Final = 1_768_469_400.0
+WELL: Final = Call(Operation.CANARY_DECRYPT, 0.0242)
+
+
+@pytest.fixture
+def history() -> History:
+    made = History(clock=lambda: NOW - 4)
+    made.keep([("ledger", "ledger-kek")], ["ledger"])
+    return made
+
+
+async def text(history: History) -> str:
+    """All that stands on the board, its parts parted by bars."""
+    app = application(
+        "keypulse exporter",
+        registry(),
+        Pages(history, admin=None, stale_after=180, clock=lambda: NOW).routes(),
+    )
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
+        html = (await client.get("/")).text
+    return re.sub(r"[\s|]*\|[\s|]*", "|", re.sub(r"<[^>]+>", "|", html)).replace("\n", " ")
+
+
+def look(
+    description: KeyDescription | None = None,
+    permissions: dict[str, bool] | None = None,
+    canaries: tuple[Canary, ...] = (),
+    wrong_aad: Call | None = None,
+) -> KeySnapshot:
+    return KeySnapshot("ledger", "ledger-kek", NOW - 20, description, permissions, canaries, wrong_aad, {})
+
+
+async def test_versions_have_their_state_and_their_dates(history: History) -> None:
+    versions = (
+        KeyVersion("1", "DESTROYED", "SOFTWARE", None, NOW - 3 * 86_400),
+        KeyVersion("2", "DESTROY_SCHEDULED", "HSM", NOW + 5 * 86_400),
+        KeyVersion("3", "ENABLED", "HSM", None),
+    )
+    history.lifecycle(look(KeyDescription("3", NOW + 50 * 86_400, versions, 2)))
+    shown = await text(history)
+    assert "|As read|20 s ago|." in shown
+    assert "|2|DESTROY_SCHEDULED|HSM|2026-01-20 09:30:00 UTC (|in 5 days|)|" in shown
+    assert "|3|primary|ENABLED|HSM|-|" in shown
+    assert "|1|DESTROYED|SOFTWARE|2026-01-12 09:30:00 UTC (|3 days ago|)|" in shown
+    assert "|Next rotation|in 50 days|" in shown
+    assert "|Primary version|3|" in shown
+    assert "|Protection|HSM|" in shown
+
+
+async def test_a_key_without_plan_and_primary_version_says_so(history: History) -> None:
+    history.lifecycle(look(KeyDescription(None, None, (), 1)))
+    shown = await text(history)
+    assert "|Next rotation|not planned|" in shown
+    assert "|Primary version|none|" in shown
+    assert "|Permissions|could not be read|" in shown
+    assert "|Canaries|none kept|" in shown
+
+
+async def test_permissions_and_canaries_are_listed(history: History) -> None:
+    lost = Canary("2", Call(Operation.CANARY_DECRYPT, 0.1, Failure(Reason.KEY_DISABLED, "said")))
+    accepted = Call(Operation.DECRYPT, 0.1, Failure(Reason.PLAINTEXT_MISMATCH, "accepted"))
+    history.lifecycle(look(None, {"a.use": False, "a.get": True}, (Canary("3", WELL), lost), accepted))
+    shown = await text(history)
+    assert "|Permissions|a.get: granted|a.use: missing|Canaries|" in shown
+    assert "|Canaries|version 2: key_disabled|version 3: decrypted in 24 ms|" in shown
+    assert "|Decryption with a wrong AAD|was not refused|" in shown
+
+
+async def test_long_lists_are_cut_and_say_so(history: History) -> None:
+    numbers = [str(n) for n in range(1, LISTED + 4)]
+    versions = tuple(KeyVersion(number, "ENABLED", "HSM", None) for number in numbers)
+    history.lifecycle(
+        look(KeyDescription("1", None, versions, 2), canaries=tuple(Canary(number, WELL) for number in numbers))
+    )
+    shown = await text(history)
+    assert shown.count("|and 3 older ones|") == 2
+    assert shown.count("|ENABLED|") == LISTED
+    assert shown.count("decrypted in") == LISTED
+
+
+async def test_a_key_that_was_never_right_says_so(history: History) -> None:
+    assert "|Last success|never|" in await text(history)
+    history.probe(ProbeResult("ledger", "ledger-kek", NOW - 61, (Call(Operation.ENCRYPT, 0.0042),), None))
+    assert "|Last success|1 min ago|" in await text(history)
+    assert "|encrypt|4.2 ms|4.2 ms|decrypt|-|-|" in await text(history)
+
+
+async def test_a_backend_tells_its_last_answer_and_its_last_failure(history: History) -> None:
+    assert "|Last answer|never|" in await text(history)
+    history.backend(BackendState("ledger", Health(CryptoMode.KMS, ready=True), NOW - 7200, 12.0))
+    shown = await text(history)
+    assert "|Mode|kms|Ready|yes|Initialised|2 h ago|Decrypt errors|12|Last answer|4 s ago|" in shown
+    history.backend(BackendState("ledger", None, problems=("refused", "late")))
+    shown = await text(history)
+    assert "|Mode|" not in shown  # nothing stale
+    assert "|Last failure|2026-01-15 09:29:56 UTC (|4 s ago|): refused; late|" in shown
