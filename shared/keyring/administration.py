@@ -73,6 +73,14 @@ class VersionCount(_Wire):
     """Records that are encrypted by one of these data keys."""
 
 
+class RetiredVersion(_Wire):
+    """A version of the KMS key that nothing may be wrapped by any more."""
+
+    kek_version: int
+    retired_at: datetime
+    """By the database's clock."""
+
+
 class Census(_Wire):
     """Which data keys, and how many records, need which version."""
 
@@ -80,8 +88,7 @@ class Census(_Wire):
     active: str | None
     """Id of the active data key."""
     active_since: datetime | None
-    retired_versions: tuple[int, ...] = ()
-    """Versions of the KMS key that nothing may be wrapped by any more."""
+    retired_versions: tuple[RetiredVersion, ...] = ()
 
 
 class Problem(_Wire):
@@ -144,8 +151,8 @@ class RotateRequest(_Wire):
     caller: str = Field(max_length=200)
     target_version: int | None = None
     """The version that Encrypt is known to use by now; a wrap under another one is refused."""
-    batch: int = Field(100, ge=1, le=PAGE)
-    """Data keys in this call, at most."""
+    batch: int = Field(100, ge=0, le=PAGE)
+    """Data keys in this call, at most; 0 only begins the rotation, so that the runner's steps can be noted."""
 
 
 class AdministrationError(Exception):
