@@ -74,3 +74,28 @@ def test_from_then_on_the_web_yml_may_not_let_everybody_in(tmp_path: Path) -> No
     assert not launch.web.must_authenticate
     launch.guard(network)
     assert launch.web.must_authenticate
+
+
+async def test_a_reload_may_not_open_a_server_to_the_network_and_one_that_adds_a_token_frees_the_web_yml(
+    tmp_path: Path,
+) -> None:
+    applied: list[Settings] = []
+
+    async def apply(settings: Settings) -> None:
+        applied.append(settings)
+
+    alone = SETTINGS.model_copy(update={"listen": parse_address("0.0.0.0:1")})
+    with_token = alone.model_copy(update={"auth": Auth(admin_token_file=tmp_path / "token")})
+    (tmp_path / "web.yml").write_text("# nobody")
+    launch = Launch(with_token, web=WebFile(tmp_path / "web.yml"))
+    reloaded = launch._guarded(apply)
+    with pytest.raises(ConfigurationError, match="can be reached from the network"):
+        await reloaded(alone)
+    assert not applied
+    web_yml(tmp_path, users={"alice": HASH})
+    await reloaded(alone)
+    assert launch.web
+    assert launch.web.must_authenticate
+    await reloaded(with_token)
+    assert not launch.web.must_authenticate
+    assert applied == [alone, with_token]

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -165,3 +166,28 @@ async def test_what_an_accepted_connection_sends_is_not_held_back() -> None:
             writer.close()
             await writer.wait_closed()
             assert await accepted
+
+
+async def test_the_two_probes_answer_while_every_scrape_hangs_to_a_head_too() -> None:
+    go_on, asked = threading.Event(), threading.Semaphore(0)
+
+    def hanging(_request: Request) -> Response:
+        asked.release()
+        go_on.wait(30)
+        return PlainTextResponse("")
+
+    app = application("sample", registry(), OWN, exposition=hanging)
+    async with (
+        asyncio.timeout(20),
+        serving(app, ANY_PORT) as address,
+        httpx2.AsyncClient(base_url=f"http://{address}") as client,
+        asyncio.TaskGroup() as tasks,
+    ):
+        for _ in range(45):  # more than there are threads for them
+            tasks.create_task(client.get("/metrics"))
+        assert await asyncio.to_thread(asked.acquire, timeout=10)
+        for path, text in (("/-/healthy", "healthy\n"), ("/-/ready", "ready\n")):
+            assert (await client.get(path)).text == text
+            head = await client.head(path)
+            assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(len(text)))
+        go_on.set()

@@ -114,8 +114,9 @@ async def test_only_certificates_with_an_allowed_name_are_let_in(
     assert [entry["event"] for entry in logs if "client_allowed_sans" in entry["event"]]
 
 
-def test_a_name_of_an_address_that_is_none_is_only_a_name() -> None:
-    assert names_of({"subjectAltName": (("IP Address", "<invalid>"), ("DNS", "a"))}) == {"<invalid>", "a"}
+def test_a_name_of_an_address_that_is_none_is_only_a_name_and_other_kinds_are_none() -> None:
+    names = (("IP Address", "<invalid>"), ("DNS", "a"), ("Registered ID", "1.2.3"), ("othername", "<unsupported>"))
+    assert names_of({"subjectAltName": names}) == {"<invalid>", "a"}
 
 
 async def test_a_renewed_certificate_and_other_clients_need_no_restart(authority: Authority, tmp_path: Path) -> None:

@@ -196,9 +196,8 @@ def _enqueue(transaction: Transaction, planned: Sequence[_Planned], seqs: Sequen
         ]
         for each, seq in zip(planned, seqs, strict=True)
     ]
-    superseded = enqueue(transaction, [new for of_event in news for new in of_event]).superseded
     channels: dict[str, list[str]] = {}
-    for old in superseded:
+    for old in enqueue(transaction, [new for of_event in news for new in of_event]).superseded:
         channels.setdefault(old.incident_id, []).append(old.channel)
     return [tuple(channels.get(each.asked.incoming.incident_id, ())) for each in planned]
 
