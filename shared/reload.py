@@ -3,10 +3,10 @@
 A server hands in `apply(settings)`, a coroutine function: when it returns, what runs is what these settings say. Where
 they cannot be had it raises ConfigurationError or StartError, and what ran before runs on. It is never called twice at
 once; a stop may cancel it, and then it leaves what the server closes at its end. An application whose routes change
-with it may get the routes of another one: `app.router.routes = other.routes`. `shared.generations` does both for a
-server that can be begun anew as a whole. Keys that `restart` names do not change while the server runs: a
-configuration that changes one is refused as a whole, so that what runs is always what some version of the file said.
-Like Prometheus, a configuration that is refused is answered 500: it is no mistake of the one who asks.
+with it may get the routes of another one: `app.router.routes = other.routes`. Keys that `restart` names do not change
+while the server runs: a configuration that changes one is refused as a whole, so that what runs is always what some
+version of the file said. Like Prometheus, a configuration that is refused is answered 500: it is no mistake of the one
+who asks.
 """
 
 import asyncio
