@@ -172,3 +172,34 @@ async def test_what_is_filtered_stays_filtered(board: Page, watch: Watched) -> N
     await expect(board.locator("[data-kind=keys] h3")).to_have_count(3)
     await expect(card(board, LEDGER).locator(".state")).to_have_text("Failing")
     assert await board.evaluate("heard") == []  # a person knows what the filter did
+
+
+async def test_a_tab_behind_another_asks_less_often_and_its_title_still_tells(
+    chromium: Browser, watch: Watched
+) -> None:
+    page = await chromium.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/api/board" in request.url else None)
+    await page.add_init_script("Object.defineProperty(document, 'hidden', { get: () => Boolean(window.behind) })")
+    await page.clock.install()
+    await page.goto(watch.url)
+    await expect(page.get_by_role("status")).to_have_text("Live")
+
+    async def seconds(number: int) -> int:
+        """Passes them, each with time enough for an answer; how often the page asked meanwhile."""
+        before = len(asked)
+        for _ in range(number):
+            await page.clock.run_for(1000)
+            await page.evaluate("fetch('/-/healthy').then((answer) => answer.text())")
+        return len(asked) - before
+
+    assert await seconds(10) >= 3
+    await page.evaluate("window.behind = true")
+    await break_ledger(watch)
+    assert await seconds(40) <= 3
+    await expect(page).to_have_title("(1 failing) keypulse exporter")
+    watch.kms.faults.clear()
+    await watch.probe(LEDGER)
+    await page.evaluate("window.behind = false; document.dispatchEvent(new Event('visibilitychange'))")
+    await expect(page).to_have_title("keypulse exporter")  # at once
+    await page.close()

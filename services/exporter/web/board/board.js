@@ -1,6 +1,7 @@
 // Keeps the board live: asks what has changed since the last look, and puts in only that. One request at a time.
 
 const EVERY = 2000; // ms
+const AWAY = 30000; // ms; while another tab is in front, the title still tells
 const PATIENCE = 10000; // ms; then the connection counts as lost
 const live = document.getElementById("live");
 const changes = document.getElementById("changes");
@@ -36,7 +37,7 @@ async function ask() {
     clearTimeout(bound);
   }
   asking = null;
-  if (!document.hidden) timer = setTimeout(ask, EVERY);
+  timer = setTimeout(ask, document.hidden ? AWAY : EVERY);
 }
 
 function show(text, state) {
@@ -144,6 +145,6 @@ filter.addEventListener("input", () => {
   cursor = "";
   ask();
 });
-document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : ask()));
+document.addEventListener("visibilitychange", () => document.hidden || ask());
 setInterval(age, 1000);
 ask();
