@@ -19,9 +19,10 @@ from shared.mistakes import ConfigurationError
 from shared.planned import ignored_keys
 from shared.reload import hold_hangups
 from shared.server import StartError
-from shared.settings import ServerSettings, load
+from shared.settings import CommandSettings, ServerSettings, load
 from shared.stop import stoppable
 
+C = TypeVar("C", bound=CommandSettings)
 S = TypeVar("S", bound=ServerSettings)
 G = TypeVar("G")
 T = TypeVar("T")
@@ -83,7 +84,7 @@ def option_or_exit(option: str, parse: Callable[[G], T], given: G) -> T:
         sys.exit(2)
 
 
-def load_or_exit(model: type[S], config: Path | None) -> S:
+def load_or_exit(model: type[C], config: Path | None) -> C:
     """The settings; on mistakes, one line for each on standard error, then exit 2."""
     return _or_exit(lambda: load(model, config))
 

@@ -105,14 +105,11 @@ class Auth(Section):
     admin_token_file: FilePath | None = None
 
 
-class ServerSettings(BaseSettings):
-    """What every server lets a person set. `service_name` is the middle of the environment prefix."""
+class CommandSettings(BaseSettings):
+    """The configuration of a command. `service_name` is the middle of the environment prefix."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, env_nested_delimiter="__")
     service_name: ClassVar[str]
-
-    listen: ListenAddress
-    auth: Auth = Auth()
 
     @classmethod
     def settings_customise_sources(
@@ -128,11 +125,18 @@ class ServerSettings(BaseSettings):
         return EnvSettingsSource(settings_cls, env_prefix=env_prefix(cls)), init_settings
 
 
-S = TypeVar("S", bound=ServerSettings)
+class ServerSettings(CommandSettings):
+    """What every server lets a person set."""
+
+    listen: ListenAddress
+    auth: Auth = Auth()
 
 
-def env_prefix(model: type[ServerSettings]) -> str:
-    """The prefix of a server's environment variables, such as `KEYPULSE_RELAY__`."""
+S = TypeVar("S", bound=CommandSettings)
+
+
+def env_prefix(model: type[CommandSettings]) -> str:
+    """The prefix of a command's environment variables, such as `KEYPULSE_RELAY__`."""
     return f"KEYPULSE_{model.service_name.upper()}__"
 
 
@@ -140,7 +144,7 @@ def load(model: type[S], file: Path | None) -> S:
     """Reads a configuration.
 
     Args:
-        model: the settings of the server.
+        model: the settings.
         file: the YAML file; None takes defaults and the environment only.
 
     Raises:
@@ -162,8 +166,8 @@ def load(model: type[S], file: Path | None) -> S:
         return settings
 
 
-def _unknown_variables(model: type[ServerSettings]) -> list[str]:
-    """Environment variables with the server's prefix that set nothing; pydantic-settings passes over them."""
+def _unknown_variables(model: type[CommandSettings]) -> list[str]:
+    """Environment variables with the command's prefix that set nothing; pydantic-settings passes over them."""
     prefix = env_prefix(model)
     names = [name for name in os.environ if name.upper().startswith(prefix)]
     return [name for name in names if name[len(prefix) :].lower().partition("__")[0] not in model.model_fields]
