@@ -1,16 +1,13 @@
 """The pictures of the README can be made anew, and are those that are kept."""
 
+import asyncio
 from pathlib import Path
-
-import pytest
 
 from tests.browser.pictures import IMAGES, take
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 
-
-async def test_the_pictures_can_be_made_anew(tmp_path: Path) -> None:
-    await take(tmp_path, every=False)
+def test_the_pictures_can_be_made_anew(tmp_path: Path) -> None:
+    asyncio.run(take(tmp_path, every=False))
     made = {picture.name for picture in tmp_path.iterdir()}
     assert made == {"board-well.png", "board-failing.png", "board-attention.png"}
     for name in made:
