@@ -1,0 +1,106 @@
+"""One check: a name, a look, and one line that says how it went and, where it failed, what to do.
+
+checks = [Check("answers", look), Check("mode", look_at_mode, needs="answers")]
+for result in await run(checks, time.monotonic): print(line(result))
+"""
+
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+
+class Outcome(StrEnum):
+    """How a check went."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    """What it needs has failed: it would only say the same in other words."""
+
+
+_MARKS: Final = {Outcome.PASSED: "✓", Outcome.FAILED: "✗", Outcome.SKIPPED: "-"}
+
+
+class TroubleError(Exception):
+    """What a look has found wrong. Neither sentence may hold a secret.
+
+    Args:
+        found: what is wrong.
+        todo: what to do about it.
+    """
+
+    def __init__(self, found: str, todo: str) -> None:
+        super().__init__(f"{found}; {todo}")
+        self.found = found
+        self.todo = todo
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing to look at."""
+
+    name: str
+    look: Callable[[], Awaitable[str]]
+    """Gives what was seen, in a few words. Raises TroubleError; it must end by itself, in bounded time."""
+    needs: str | None = None
+    """The name of an earlier check, without which this one has nothing to say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How one check went."""
+
+    name: str
+    outcome: Outcome
+    seen: str
+    """What was seen; of a failure, what is wrong; of a skipped one, why."""
+    todo: str = ""
+    """Of a failure: what to do."""
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether it passed."""
+        return self.outcome is Outcome.PASSED
+
+
+async def run(checks: Iterable[Check], clock: Callable[[], float]) -> list[Result]:
+    """Every check in order; one that needs a check that did not pass is skipped.
+
+    Args:
+        checks: in the order of their lines.
+        clock: seconds, monotonic.
+    """
+    results: dict[str, Result] = {}
+    for check in checks:
+        if check.needs is not None and not results[check.needs].ok:
+            why = f"not looked at: it needs '{check.needs}'"
+            results[check.name] = Result(check.name, Outcome.SKIPPED, why)
+            continue
+        began = clock()
+        try:
+            seen = await check.look()
+        except TroubleError as trouble:
+            failed = Result(check.name, Outcome.FAILED, trouble.found, trouble.todo, clock() - began)
+            results[check.name] = failed
+        else:
+            results[check.name] = Result(check.name, Outcome.PASSED, seen, seconds=clock() - began)
+    return list(results.values())
+
+
+def line(result: Result, *, verbose: bool = False) -> str:
+    """`✓ NAME` or `✗ NAME: what is wrong; what to do`, in one line whatever a server has answered.
+
+    Args:
+        result: of one check.
+        verbose: whether what passed also tells what was seen, and how long it took.
+    """
+    text = f"{_MARKS[result.outcome]} {result.name}"
+    if not result.ok or verbose:
+        text += f": {result.seen}"
+    if result.todo:
+        text += f"; {result.todo}"
+    if verbose and result.outcome is not Outcome.SKIPPED:
+        text += f" ({result.seconds:.2f} s)"
+    return "".join(character if character.isprintable() else " " for character in text)

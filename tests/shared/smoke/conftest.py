@@ -1,0 +1,59 @@
+"""A real backend over a real KMS emulator, and servers that answer what a test says."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ops.kms_emulator.emulator import Emulator, start
+from services.backend.app import running
+from services.backend.config import Settings
+from shared.server import serving
+from shared.settings import Address
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+Handler = Callable[[Request], Awaitable[Response]]
+Answering = Callable[[Handler], AbstractAsyncContextManager[str]]
+
+
+@dataclass
+class Backend:
+    """A running backend, and the KMS that it uses."""
+
+    url: str
+    kms: Emulator
+    folder: Path
+
+
+@pytest.fixture
+async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
+    async with start(keys=[KEY]) as emulator:
+        settings = Settings.model_validate(
+            {
+                "database": f"sqlite:///{tmp_path}/backend.db",
+                "kms": {"provider": "gcp", "key": KEY, "endpoint": str(emulator.address), "insecure": True},
+                "local_key_file": str(tmp_path / "local.key"),
+                "kms_check_interval": "50ms",
+            }
+        )
+        async with running(settings) as app, serving(app, Address("127.0.0.1", 0)) as address:
+            yield Backend(f"http://{address}", emulator, tmp_path)
+
+
+@asynccontextmanager
+async def _answering(handler: Handler) -> AsyncIterator[str]:
+    app = Starlette(routes=[Route("/{path:path}", handler, methods=["GET", "PUT", "POST"])])
+    async with serving(app, Address("127.0.0.1", 0)) as address:
+        yield f"http://{address}"
+
+
+@pytest.fixture
+def answering() -> Answering:
+    """`async with answering(handler) as url`: a server for whatever is asked."""
+    return _answering

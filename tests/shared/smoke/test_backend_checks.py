@@ -1,0 +1,204 @@
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ops.kms_emulator.faults import Fault
+from shared.secret_file import SecretFile
+from shared.smoke.backend import backend_checks
+from shared.smoke.check import Outcome, Result, line
+from tests.shared.smoke.conftest import Answering, Backend
+
+HEALTHY = {"crypto_mode": "kms", "crypto_ready": True}
+METRICS = "crypto_mode 1\ncrypto_ready 1\ncrypto_init_timestamp_seconds 1\ncrypto_decryption_errors_total 0\n"
+Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
+
+
+def failed(results: list[Result]) -> list[str]:
+    return [result.name for result in results if result.outcome is Outcome.FAILED]
+
+
+def written(results: list[Result]) -> str:
+    return "\n".join(line(result) for result in results)
+
+
+async def test_a_healthy_backend_passes_every_check(backend: Backend) -> None:
+    results = await backend_checks(backend.url)
+    assert [result.outcome for result in results] == [Outcome.PASSED] * 5
+    assert written(results).splitlines() == [
+        "✓ backend answers",
+        "✓ backend is ready",
+        "✓ backend uses KMS",
+        "✓ backend's metrics",
+        "✓ a record is written and read",
+    ]
+
+
+async def test_a_second_smoke_test_leaves_no_second_record(backend: Backend) -> None:
+    for _ in range(2):
+        assert failed(await backend_checks(backend.url)) == []
+    size = (backend.folder / "backend.db").stat().st_size
+    for _ in range(20):
+        assert failed(await backend_checks(backend.url)) == []
+    assert (backend.folder / "backend.db").stat().st_size == size
+
+
+async def test_two_smoke_tests_at_once_do_not_disturb_each_other(backend: Backend) -> None:
+    both = await asyncio.gather(*(backend_checks(backend.url) for _ in range(3)))
+    assert [failed(results) for results in both] == [[], [], []]
+
+
+async def test_a_backend_that_is_down_is_one_red_line_and_the_rest_is_not_looked_at() -> None:
+    results = await backend_checks("http://127.0.0.1:1")
+    assert failed(results) == ["backend answers"]
+    assert {result.outcome for result in results[1:]} == {Outcome.SKIPPED}
+    first = written(results).splitlines()[0]
+    assert first.startswith("✗ backend answers: http://127.0.0.1:1/healthz cannot be reached: ")
+    assert first.endswith("; start it, or correct the address")
+
+
+async def test_the_mode_env_is_one_red_line(backend: Backend, until: Until) -> None:
+    backend.kms.faults.add(Fault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToEncrypt"))
+
+    async def on_its_own_key() -> bool:
+        return failed(await backend_checks(backend.url)) != []
+
+    await until(on_its_own_key)
+    results = await backend_checks(backend.url)
+    assert failed(results) == ["backend uses KMS"]
+    assert "crypto_mode is env: KMS does not wrap its data keys; see KMSCryptoModeNotKMS" in written(results)
+
+
+@pytest.mark.parametrize("family", ["crypto_mode", "crypto_decryption_errors_total"])
+async def test_a_metric_that_is_missing_is_named(answering: Answering, family: str) -> None:
+    async with answering(_backend(metrics=METRICS.replace(f"{family} ", f"{family}_of_another "))) as url:
+        results = await backend_checks(url)
+    assert failed(results) == ["backend's metrics"]
+    assert f"GET /metrics has no {family}; " in written(results)
+
+
+async def test_metrics_with_labels_count_and_the_help_of_one_that_is_missing_does_not(answering: Answering) -> None:
+    labelled = METRICS.replace("crypto_ready 1", 'crypto_ready{pod="a"} 1').replace(
+        "crypto_mode 1", "# HELP crypto_mode 1"
+    )
+    async with answering(_backend(metrics=labelled)) as url:
+        results = await backend_checks(url)
+    assert "GET /metrics has no crypto_mode; " in written(results)
+
+
+@pytest.mark.parametrize(("stored", "said"), [(b"other bytes", 1), (b"keypulse smoke test 0123", 5)])
+async def test_a_record_that_comes_back_changed_is_red(answering: Answering, stored: bytes, said: int) -> None:
+    reads = []
+
+    async def changed(request: Request) -> Response:
+        if request.method == "PUT":
+            return Response(status_code=204)
+        reads.append(request)
+        return Response(stored)
+
+    async with answering(_backend(record=changed)) as url:
+        results = await backend_checks(url)
+    assert failed(results) == ["a record is written and read"]
+    assert "what was read is not what was written" in written(results)
+    assert len(reads) == said, "what another smoke test wrote is no damage until it stays so"
+
+
+async def test_a_backend_that_is_not_ready_says_why_and_no_record_is_tried(answering: Answering) -> None:
+    health = {"crypto_mode": "kms", "crypto_ready": False, "reason": "permission_denied"}
+    async with answering(_backend(health=JSONResponse(health, status_code=503))) as url:
+        results = await backend_checks(url)
+    assert failed(results) == ["backend is ready"]
+    assert "crypto_ready is false: permission_denied" in written(results)
+    assert results[-1].outcome is Outcome.SKIPPED
+
+
+async def test_the_token_is_sent_and_a_wrong_one_has_a_next_step(answering: Answering, tmp_path: Path) -> None:
+    async def guarded(request: Request) -> Response:
+        if request.headers.get("authorization") != "Bearer right":
+            return JSONResponse({"error": "a valid token is needed"}, status_code=401)
+        record.update({b"": await request.body()} if request.method == "PUT" else {})
+        return Response(status_code=204) if request.method == "PUT" else Response(record[b""])
+
+    record: dict[bytes, bytes] = {}
+    token = tmp_path / "token"
+    async with answering(_backend(record=guarded)) as url:
+        token.write_text("right\n")
+        assert failed(await backend_checks(url, SecretFile(token))) == []
+        token.write_text("a-wrong-token\n")
+        refused = await backend_checks(url, SecretFile(token))
+        token.unlink()
+        unreadable = await backend_checks(url, SecretFile(token))
+    assert failed(refused) == ["a record is written and read"]
+    assert "HTTP 401: " in written(refused)
+    assert "--token-file" in written(refused)
+    assert "a-wrong-token" not in written(refused)
+    assert f"the token cannot be read: {token}: No such file or directory" in written(unreadable)
+
+
+@pytest.mark.parametrize(
+    ("health", "sentence"),
+    [
+        (Response("hello"), "GET /healthz answers with something that is not JSON (HTTP 200)"),
+        (JSONResponse(["crypto_mode"]), "GET /healthz answers without crypto_mode and crypto_ready"),
+        (Response("no such page", status_code=404), "GET /healthz answers with HTTP 404: no such page"),
+        (Response(status_code=302, headers={"location": "https://elsewhere"}), "answers with a redirect (HTTP 302)"),
+        (Response(b"x" * 17_000_000), "answers with more than 16 MiB"),
+        (Response("[" * 100_000), "GET /healthz answers with something that is not JSON"),
+    ],
+)
+async def test_what_is_no_backend_is_said(answering: Answering, health: Response, sentence: str) -> None:
+    async with answering(_backend(health=health)) as url:
+        results = await backend_checks(url)
+    assert failed(results) == ["backend answers"]
+    assert sentence in written(results)
+
+
+async def test_a_backend_that_never_answers_is_given_up(answering: Answering) -> None:
+    async def never(_request: Request) -> Response:
+        await asyncio.sleep(3600)
+        return Response()
+
+    asked = answering(never)
+    async with asked as url:
+        results = await backend_checks(url, seconds=0.2)
+    assert "gives no complete answer within 0.2 s" in written(results)
+
+
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8000", "ftp://host", "http:///path", "http://a:b@[", "http://host/?token=x"]
+)
+async def test_an_address_that_cannot_be_used_is_refused_without_being_repeated(url: str) -> None:
+    with pytest.raises(ValueError, match="expected http://HOST:PORT") as error:
+        await backend_checks(url)
+    assert url not in str(error.value)
+
+
+async def test_a_password_in_an_address_is_never_shown() -> None:
+    assert "hunter2" not in written(await backend_checks("http://me:hunter2@127.0.0.1:1"))
+
+
+def _backend(
+    health: Response | None = None,
+    metrics: str = METRICS,
+    record: Callable[[Request], Awaitable[Response]] | None = None,
+) -> Callable[[Request], Awaitable[Response]]:
+    """A backend that is well, but for what a test says; a record that it is given comes back."""
+    held: dict[str, bytes] = {}
+
+    async def answer(request: Request) -> Response:
+        path = request.url.path
+        if path == "/healthz":
+            return health or JSONResponse(HEALTHY)
+        if path == "/metrics":
+            return Response(metrics)
+        if record:
+            return await record(request)
+        if request.method == "PUT":
+            held[path] = await request.body()
+            return Response(status_code=204)
+        return Response(held[path])
+
+    return answer
