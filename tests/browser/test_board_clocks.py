@@ -30,6 +30,18 @@ async def test_ages_are_by_the_servers_clock(chromium: Browser, year: int) -> No
     await page.close()
 
 
+async def test_the_servers_clock_counts_before_the_first_answer_too(chromium: Browser) -> None:
+    page = await chromium.new_page()  # this one may complain: it is refused
+    await page.clock.install(time=datetime(2001, 1, 1, 15, 45, tzinfo=UTC))
+    await page.route("**/api/board?*", lambda route: route.fulfill(status=503))
+    async with shown(failing(), clock=lambda: NOW) as address:
+        await page.goto(f"http://{address}/")
+        await expect(page.get_by_role("status")).to_contain_text(
+            re.compile("503. What is shown is from 09:(29:5|30:0)")
+        )
+    await page.close()
+
+
 async def test_a_servers_clock_that_jumps_back_is_followed(chromium: Browser) -> None:
     now = [NOW]
     page = await chromium.new_page()
