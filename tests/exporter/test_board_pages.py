@@ -96,6 +96,7 @@ async def test_a_name_that_somebody_pointed_here_reads_nothing_without_credentia
     async with asking(base=elsewhere) as client:
         answer = await client.get(path)
         assert answer.status_code == 403
+        assert "set auth.admin_token_file" in answer.text
         assert "ledger-kek" not in answer.text
     async with asking(token, base=elsewhere) as client:
         assert (await client.get(path, auth=("anybody", "secret"))).status_code == 200

@@ -40,6 +40,9 @@ HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+_NOT_BY_THIS_NAME: Final = (
+    "without credentials, only names of this machine are answered: ask for 127.0.0.1, or set auth.admin_token_file\n"
+)
 
 
 class Pages:
@@ -117,8 +120,10 @@ class Pages:
             followed = from_elsewhere and request.headers.get("sec-fetch-mode") == "navigate"
             # A page that points its own name here has neither this server's certificate nor anybody's password.
             proven = self._admin is not None or request.url.scheme == "https" or USER in request.scope
-            if (sent_by_another_page(request) and not followed) or not (proven or names_this_machine(request)):
+            if sent_by_another_page(request) and not followed:
                 response: Response = PlainTextResponse("another web page may not read this\n", status_code=403)
+            elif not (proven or names_this_machine(request)):
+                response = PlainTextResponse(_NOT_BY_THIS_NAME, status_code=403)
             else:
                 response = await inside(request)
             response.headers.update(HEADERS)
