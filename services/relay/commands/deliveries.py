@@ -10,6 +10,7 @@ from typing import Final
 
 import click
 
+from services.relay.commands.configured import configured
 from services.relay.commands.outbox import with_outbox
 from services.relay.commands.shown import show, show_all
 from services.relay.config import RelaySettings
@@ -37,7 +38,7 @@ Examples:
 @click.option("--since", metavar="TIME", help="Only those accepted since, such as 2026-11-24T22:46:10Z.")
 @click.option("--limit", metavar="NUMBER", help=f"At most so many; {_LIMIT} where it is not given.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line.")
-@click.pass_obj
+@configured
 def command(config: Path | None, /, delivery_id: str | None, *, as_json: bool, **filters: str | None) -> None:
     """Show the newest deliveries, or all that is known of one: its attempts, its receipt, the payload as sent."""
     settings = load_or_exit(RelaySettings, config)

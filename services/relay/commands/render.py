@@ -9,6 +9,7 @@ from typing import Final
 import click
 
 from services.relay import identity
+from services.relay.commands.configured import configured
 from services.relay.commands.outbox import channel_or_exit
 from services.relay.config import RelaySettings
 from services.relay.delivery.enrich.links import LinkRules, links
@@ -26,7 +27,7 @@ Examples:
 @click.command("render", short_help="Print what a channel would be sent.", epilog=_EXAMPLES)
 @click.option("--payload", required=True, metavar="FILE", help="A webhook as JSON; - is standard input.")
 @click.option("--channel", required=True, help="The name of a channel in the configuration.")
-@click.pass_obj
+@configured
 def command(config: Path | None, payload: str, channel: str) -> None:
     """Print what a channel would be sent for a webhook; sends nothing."""
     settings = load_or_exit(RelaySettings, config)

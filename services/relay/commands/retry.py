@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
+from services.relay.commands.configured import configured
 from services.relay.commands.outbox import channel_or_exit, with_outbox
 from services.relay.config import RelaySettings
 from services.relay.console.again import STEP, NothingToRetryError, UnknownDeliveryError, retry, retry_channel
@@ -30,7 +31,7 @@ Examples:
 @click.argument("ids", metavar="[ID]...", nargs=-1)
 @click.option("--channel", help="All that were given up on this channel.")
 @click.option("--all", "all_channels", is_flag=True, help="All that were given up on every configured channel.")
-@click.pass_obj
+@configured
 def command(config: Path | None, ids: tuple[str, ...], channel: str | None, all_channels: bool) -> None:
     """Try again what was given up (dead): it tells the current state of its incident. What waits is due at once.
 

@@ -11,6 +11,7 @@ import structlog
 
 from services.relay.app import send_test
 from services.relay.channels.channel import SendError
+from services.relay.commands.configured import configured
 from services.relay.commands.outbox import channel_or_exit
 from services.relay.config import RelaySettings
 from shared import logs
@@ -23,7 +24,7 @@ Example:
 
 @click.command("send-test", short_help="Send a test page and its all-clear.", epilog=_EXAMPLES)
 @click.option("--channel", required=True, help="The name of a channel in the configuration.")
-@click.pass_obj
+@configured
 def command(config: Path | None, channel: str) -> None:
     """Send a test page and its all-clear on one channel, and print what the provider answered."""
     settings = load_or_exit(RelaySettings, config)

@@ -1,0 +1,26 @@
+"""`--config` after a command, where many people type it; before it, it is the relay's own."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+Command = Callable[..., Any]
+
+
+def configured(command: Command) -> Command:
+    """Hands the configuration's file to a command as its first argument."""
+    option = click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        expose_value=False,
+        callback=_instead,
+        help="The relay's YAML file; it may stand before the command, too.",
+    )
+    return option(click.pass_obj(command))
+
+
+def _instead(context: click.Context, _option: click.Parameter, given: Path | None) -> None:
+    if given is not None:
+        context.obj = given
