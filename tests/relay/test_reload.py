@@ -95,11 +95,18 @@ async def test_what_is_being_sent_is_finished_first_and_what_comes_meanwhile_fol
     async def wait() -> None:
         await go_on.wait()
 
+    class Follows(ScriptedSettings):
+        def connect(self, timeout: float) -> Channel:
+            assert old.closed
+            return super().connect(timeout)
+
     old, new = Scripted(wait), Scripted()
-    async with started(settings(tmp_path, {"one": old}, delivery=LEASE)) as relay:
+    first = settings(tmp_path, {"one": old}, delivery=LEASE)
+    async with started(first) as relay:
         await relay.accepts("firing")
         await until(lambda: old.under_way == 1)
-        reload = asyncio.create_task(relay.reload(settings(tmp_path, {"one": new}, delivery=LEASE)))
+        second = first.model_copy(update={"channels": {"one": Follows(channel=new)}})
+        reload = asyncio.create_task(relay.reload(second))
         await asyncio.sleep(0)
         await relay.accepts("resolved")
         await relay.accepts("firing", "another")
