@@ -8,7 +8,17 @@ from collections.abc import Iterator, Sequence
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from services.exporter.model import BackendState
-from shared.contract import CRYPTO_DECRYPTION_ERRORS, CRYPTO_INIT_TIMESTAMP, CRYPTO_MODE, CRYPTO_READY
+from shared.contract import (
+    CRYPTO_DECRYPTION_ERRORS,
+    CRYPTO_INIT_TIMESTAMP,
+    CRYPTO_MODE,
+    CRYPTO_READY,
+    KEYRING_FAMILIES,
+    KMS_DATA_KEYS,
+    KMS_ROTATION_FAILURES,
+    KMS_ROTATION_IN_PROGRESS,
+    KMS_ROTATION_LAST_SUCCESS,
+)
 
 CRYPTO_BACKEND_UP = "crypto_backend_up"
 
@@ -33,6 +43,18 @@ class BackendMetrics:
         ready = GaugeMetricFamily(CRYPTO_READY, "1 if the backend can encrypt and decrypt.")
         init = GaugeMetricFamily(CRYPTO_INIT_TIMESTAMP, "Unix time of the backend's last initialisation.")
         errors = CounterMetricFamily(CRYPTO_DECRYPTION_ERRORS, "Decryption failures, as the backend counts them.")
+        keyring = {
+            KMS_ROTATION_LAST_SUCCESS: GaugeMetricFamily(
+                KMS_ROTATION_LAST_SUCCESS, "Unix time of the last rotation that succeeded, as the backend says."
+            ),
+            KMS_ROTATION_IN_PROGRESS: GaugeMetricFamily(
+                KMS_ROTATION_IN_PROGRESS, "1 while a rotation is under way, as the backend says."
+            ),
+            KMS_ROTATION_FAILURES: CounterMetricFamily(
+                KMS_ROTATION_FAILURES, "Failures of rotations, as the backend counts them."
+            ),
+            KMS_DATA_KEYS: GaugeMetricFamily(KMS_DATA_KEYS, "Data keys, as the backend says."),
+        }
         for state in self._states:
             labels = {"service": state.service} | ({"replica": state.replica} if state.replica else {})
             up.add_sample(CRYPTO_BACKEND_UP, labels, state.health is not None)
@@ -43,4 +65,8 @@ class BackendMetrics:
                 init.add_sample(CRYPTO_INIT_TIMESTAMP, labels, state.init_timestamp)
             if state.decryption_errors is not None:
                 errors.add_sample(CRYPTO_DECRYPTION_ERRORS, labels, state.decryption_errors)
-        yield from (up, mode, ready, init, errors)
+            for name, series in state.keyring.items():
+                for values, value in series.items():
+                    own = dict(zip(KEYRING_FAMILIES[name], values, strict=True))
+                    keyring[name].add_sample(name, labels | own, value)
+        yield from (up, mode, ready, init, errors, *keyring.values())

@@ -1,7 +1,7 @@
 """What moves through the exporter: frozen, no I/O. A vendor's or a backend's own types stop before it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from shared.contract import CryptoMode
@@ -125,6 +125,10 @@ class Health:
     ready: bool
 
 
+Series = Mapping[tuple[str, ...], float]
+"""The samples of a family, by the values of its labels."""
+
+
 @dataclass(frozen=True, slots=True)
 class BackendState:
     """A backend as it was read last."""
@@ -136,6 +140,8 @@ class BackendState:
     """Unix seconds of its last initialisation; None where its metrics do not say."""
     decryption_errors: float | None = None
     """Its own counter, as it is; None where its metrics do not say."""
+    keyring: Mapping[str, Series] = field(default_factory=dict)
+    """The families of its data keys and their rotation, as they are, by name; without those that it does not tell."""
     problems: tuple[str, ...] = ()
     """What could not be read, one sentence each."""
     replica: str | None = None

@@ -6,14 +6,16 @@ from contextlib import suppress
 
 import pytest
 
-from services.exporter import backend_state
-from services.exporter.backend_state import parse_health, parse_metrics, parse_openmetrics
+from services.exporter import backend_documents, backend_state
+from services.exporter.backend_documents import parse_health, parse_metrics, parse_openmetrics
+from services.exporter.model import Series
+
+ERRORS = "crypto_decryption_errors_total"
+INIT = "crypto_init_timestamp_seconds"
 
 
 def test_somebody_elses_broken_line_costs_nothing() -> None:
-    assert parse_metrics(b"other_total{ what\ncrypto_decryption_errors_total 3\n") == {
-        "crypto_decryption_errors_total": 3
-    }
+    assert parse_metrics(b"other_total{ what\ncrypto_decryption_errors_total 3\n") == {ERRORS: {(): 3}}
 
 
 def test_a_longer_name_that_begins_alike_is_another_family() -> None:
@@ -22,12 +24,12 @@ def test_a_longer_name_that_begins_alike_is_another_family() -> None:
 
 def test_a_broken_line_of_a_longer_name_that_begins_alike_costs_nothing() -> None:
     body = b"crypto_decryption_errors_total_by_month{bad 1\ncrypto_decryption_errors_total 3\n"
-    assert parse_metrics(body) == {"crypto_decryption_errors_total": 3}
+    assert parse_metrics(body) == {ERRORS: {(): 3}}
 
 
 def test_indented_samples_are_read() -> None:
     body = b'  crypto_decryption_errors_total{why="tag"} 3\n\tcrypto_init_timestamp_seconds\t100\n'
-    assert parse_metrics(body) == {"crypto_decryption_errors_total": 3, "crypto_init_timestamp_seconds": 100}
+    assert parse_metrics(body) == {ERRORS: {(): 3}, INIT: {(): 100}}
 
 
 def test_labels_of_the_backends_own_are_added_up() -> None:
@@ -36,18 +38,16 @@ crypto_decryption_errors_total{why="key"} 4
 crypto_init_timestamp_seconds{pid="1"} 100
 crypto_init_timestamp_seconds{pid="2"} 200
 """
-    assert parse_metrics(body) == {"crypto_decryption_errors_total": 7, "crypto_init_timestamp_seconds": 200}
+    assert parse_metrics(body) == {ERRORS: {(): 7}, INIT: {(): 200}}
 
 
 @pytest.mark.parametrize("parse", [parse_metrics, parse_openmetrics])
 def test_a_line_of_ours_that_is_too_long_is_refused_and_somebody_elses_costs_nothing(
-    parse: Callable[[bytes], dict[str, float]],
+    parse: Callable[[bytes], dict[str, Series]],
 ) -> None:
     long = b'{a="' + b"b" * 8200 + b'"} 1\n'
-    assert parse(b"other_total" + long + b"crypto_decryption_errors_total 3\n# EOF\n") == {
-        "crypto_decryption_errors_total": 3
-    }
-    with pytest.raises(backend_state._UnreadableError, match="a line is over 8192 characters"):
+    assert parse(b"other_total" + long + b"crypto_decryption_errors_total 3\n# EOF\n") == {ERRORS: {(): 3}}
+    with pytest.raises(backend_documents.UnreadableError, match="a line is over 8192 characters"):
         parse(b"crypto_decryption_errors_total" + long + b"# EOF\n")
 
 
@@ -64,7 +64,7 @@ LINES = {
 
 def bounded(parse: Callable[[bytes], object], body: bytes) -> None:
     begin = time.process_time()  # its own, whatever else the machine does meanwhile
-    with suppress(backend_state._UnreadableError):
+    with suppress(backend_documents.UnreadableError):
         parse(body)
     assert time.process_time() - begin < 10
 
@@ -74,7 +74,7 @@ def bounded(parse: Callable[[bytes], object], body: bytes) -> None:
 def test_the_most_metrics_that_fit_into_the_limits_are_parsed_in_bounded_time(
     parse: Callable[[bytes], object], line: bytes
 ) -> None:
-    assert len(line) <= backend_state.LINE_CHARACTERS
+    assert len(line) <= backend_documents.LINE_CHARACTERS
     end = b"# EOF\n"
     bounded(parse, line * ((backend_state.METRICS_BYTES - len(end)) // len(line)) + end)
 

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from services.exporter import backend_state
-from services.exporter.backend_state import parse_health, parse_metrics, parse_openmetrics
+from services.exporter import backend_documents
+from services.exporter.backend_documents import parse_health, parse_metrics, parse_openmetrics
+from services.exporter.model import Series
+from shared.contract import KEYRING_FAMILIES
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -36,10 +38,11 @@ documents = st.one_of(
     st.lists(tokens, max_size=12).map(lambda parts: ("{" + "".join(parts) + "}").encode()),
     damaged,
 )
-names = st.sampled_from(["crypto_decryption_errors_total", "crypto_init_timestamp_seconds"])
+names = st.sampled_from(["crypto_decryption_errors_total", "crypto_init_timestamp_seconds", *KEYRING_FAMILIES])
 words = names | st.text(max_size=3) | st.sampled_from([
     "{", "}", '"', "=", ",", "\\", "#", "# TYPE ", "# HELP ", "\n", "\r", " ", "\t", "\0", "1", "1e999", "NaN", "-",
-    "_", "0x1", '{a="b"}', '{"a"}', ' # {a="b"} 1', " # {} ", "# EOF", " {count:1}", " st@1", "\u2028", "\u0663",
+    "_", "0x1", '{a="b"}', '{"a"}', '{kek_version="3",status="active"}', ' # {a="b"} 1', " # {} ", "# EOF",
+    " {count:1}", " st@1", "\u2028", "\u0663",
 ])  # fmt: skip
 expositions = st.one_of(
     st.lists(st.binary() | names.map(str.encode)).map(b"".join),
@@ -51,7 +54,7 @@ T = TypeVar("T")
 def read_or_refused(parse: Callable[[bytes], T], body: bytes) -> T | None:
     try:
         return parse(body)
-    except backend_state._UnreadableError as error:
+    except backend_documents.UnreadableError as error:
         sentence = str(error)
     assert 0 < len(sentence) < 250
     sentence.encode()  # a log and a page can show it
@@ -77,8 +80,10 @@ def test_whatever_else_a_health_document_holds_is_passed_over(one: object, other
 @given(expositions)
 @example(b"crypto_decryption_errors_total{, ={le=\\-}")  # prometheus_client 0.26 answers it with an IndexError
 def test_an_exposition_is_read_or_refused_and_nothing_else(
-    parse: Callable[[bytes], dict[str, float]], end: bytes, body: bytes
+    parse: Callable[[bytes], dict[str, Series]], end: bytes, body: bytes
 ) -> None:
     carried = read_or_refused(parse, body + end) or {}
-    assert carried.keys() <= {"crypto_decryption_errors_total", "crypto_init_timestamp_seconds"}
-    assert all(0 <= value < float("inf") for value in carried.values())
+    assert carried.keys() <= {"crypto_decryption_errors_total", "crypto_init_timestamp_seconds", *KEYRING_FAMILIES}
+    for name, series in carried.items():
+        assert {len(labels) for labels in series} == {len(KEYRING_FAMILIES.get(name, ()))}
+        assert all(0 <= value < float("inf") for value in series.values())

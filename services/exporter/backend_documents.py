@@ -1,0 +1,147 @@
+"""The two documents of a backend as it answered them: bytes in, what they say of its encryption out.
+
+The other side is not trusted: depth, lines and series are bounded, and what is not of the expected type is refused with
+a sentence, never with another exception.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
+
+from prometheus_client.core import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as text_string_to_openmetrics_families
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from services.exporter.model import Health, Series
+from shared.contract import (
+    CRYPTO_DECRYPTION_ERRORS,
+    CRYPTO_INIT_TIMESTAMP,
+    KEYRING_FAMILIES,
+    KMS_ROTATION_FAILURES,
+    CryptoMode,
+)
+
+LINE_CHARACTERS = 8192  # the parser's time grows with the square of a line's labels: 4 MiB of them would take minutes
+SERIES: Final = 100
+"""Of one family, at most: each becomes a series of ours. A keyring has a handful of versions, in three states."""
+_LABEL_CHARACTERS: Final = 64
+
+
+class _Family(NamedTuple):
+    """A family that is carried over."""
+
+    labels: tuple[str, ...] = ()
+    combine: Callable[[Iterable[float]], float] = max
+    """How samples become one where a backend gives them more labels than these."""
+
+    @property
+    def kind(self) -> str:
+        """In OpenMetrics a sample may have an exemplar only where its type is known."""
+        return "counter" if self.combine is sum else "gauge"
+
+
+_CARRIED: Final = {
+    CRYPTO_INIT_TIMESTAMP: _Family(),
+    CRYPTO_DECRYPTION_ERRORS: _Family(combine=sum),
+    **{
+        name: _Family(labels, sum if name == KMS_ROTATION_FAILURES else max)
+        for name, labels in KEYRING_FAMILIES.items()
+    },
+}
+_NAME_END: Final = re.compile(r"[\s{]")
+
+
+class UnreadableError(Exception):
+    """The message completes the sentence `health check: …`."""
+
+
+class _HealthDocument(BaseModel):
+    """The wire shape. pydantic's JSON parser refuses more than 200 levels by itself."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    crypto_mode: CryptoMode
+    crypto_ready: bool
+
+
+def parse_health(body: bytes) -> Health:
+    """The document of `/healthz`; unknown fields are fine. Raises UnreadableError."""
+    try:
+        document = _HealthDocument.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise UnreadableError(": ".join([*map(str, first["loc"]), first["msg"]])) from None
+    return Health(document.crypto_mode, document.crypto_ready)
+
+
+def parse_metrics(body: bytes) -> dict[str, Series]:
+    """The families that are carried over, by name, as far as they are there. Raises UnreadableError."""
+
+    def families() -> Iterable[Metric]:
+        yield from text_string_to_metric_families("".join(_own_lines(body)))
+
+    return _carried("Prometheus's text format", families)
+
+
+def parse_openmetrics(body: bytes) -> dict[str, Series]:
+    """The same of an answer in OpenMetrics. Raises UnreadableError."""
+    if not body.endswith((b"# EOF", b"# EOF\n")):
+        raise UnreadableError("OpenMetrics without its # EOF: the answer is cut off")
+
+    def families() -> Iterable[Metric]:
+        lines = _own_lines(body)
+        by_family = [
+            f"# TYPE {name.removesuffix('_total')} {family.kind}\n"
+            + "".join(line for line in lines if _name(line) == name)
+            for name, family in _CARRIED.items()
+        ]
+        ours = "".join(by_family) + "# EOF\n"
+        yield from text_string_to_openmetrics_families(ours)  # type: ignore[no-untyped-call]  # it has no types
+
+    return _carried("OpenMetrics", families)
+
+
+def _own_lines(body: bytes) -> list[str]:
+    """Only these reach the parser, so a line of somebody else's family that it would refuse costs nothing."""
+    lines = [f"{line}\n" for line in body.decode().split("\n") if _name(line) in _CARRIED]
+    if any(len(line) > LINE_CHARACTERS for line in lines):
+        raise UnreadableError(f"a line is over {LINE_CHARACTERS} characters")
+    return lines
+
+
+def _name(line: str) -> str:
+    return _NAME_END.split(line.lstrip(), maxsplit=1)[0]
+
+
+def _carried(language: str, families: Callable[[], Iterable[Metric]]) -> dict[str, Series]:
+    try:
+        samples = [
+            (sample.name, sample.labels, float(sample.value)) for family in families() for sample in family.samples
+        ]
+    except (ValueError, LookupError, AttributeError, OverflowError) as error:  # the parsers' answers to junk
+        raise UnreadableError(f"not in {language}: {str(error)[:200]}") from None
+    values: dict[str, dict[tuple[str, ...], list[float]]] = {}
+    for name, labels, value in samples:
+        if name not in _CARRIED:
+            continue
+        if not (math.isfinite(value) and value >= 0):
+            raise UnreadableError(f"{name}: expected a number of at least 0")
+        series = values.setdefault(name, {})
+        series.setdefault(_told_apart_by(name, labels), []).append(value)
+        if len(series) > SERIES:
+            raise UnreadableError(f"{name}: over {SERIES} series")
+    return {
+        name: {key: _CARRIED[name].combine(several) for key, several in series.items()}
+        for name, series in values.items()
+    }
+
+
+def _told_apart_by(name: str, labels: dict[str, str]) -> tuple[str, ...]:
+    """The values of the labels that are kept."""
+    wanted = _CARRIED[name].labels
+    kept = tuple(labels.get(label, "") for label in wanted)
+    if not all(0 < len(value) <= _LABEL_CHARACTERS for value in kept):
+        raise UnreadableError(f"{name}: expected {' and '.join(wanted)} with up to {_LABEL_CHARACTERS} characters each")
+    return kept

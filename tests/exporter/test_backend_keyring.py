@@ -1,0 +1,97 @@
+"""What a backend tells of its data keys and their rotation, from its bytes to our own `/metrics`."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+
+from services.exporter.backend_documents import UnreadableError, parse_metrics, parse_openmetrics
+from services.exporter.metrics import ExporterMetrics
+from services.exporter.model import BackendState
+
+Read = Callable[..., Awaitable[BackendState]]
+TOLD = b"""kms_data_keys{kek_version="3",status="active"} 1
+kms_data_keys{kek_version="3",status="retired"} 11
+kms_data_keys{kek_version="2",status="retired"} 2
+kms_rotation_last_success_timestamp_seconds{type="new-dek"} 1.7e+09
+kms_rotation_in_progress 0
+kms_rotation_failures_total{step="rotate"} 4
+"""
+
+
+def answering(metrics: bytes) -> Callable[[web.BaseRequest], Awaitable[web.Response]]:
+    async def handler(request: web.BaseRequest) -> web.Response:
+        if request.path == "/metrics":
+            return web.Response(body=metrics)
+        return web.json_response({"crypto_mode": "kms", "crypto_ready": True})
+
+    return handler
+
+
+async def test_what_a_backend_tells_of_its_data_keys_is_shown_with_the_same_names_and_labels(read: Read) -> None:
+    metrics = ExporterMetrics([], ["backend"])
+    metrics.show(await read(answering(TOLD)))
+    registry = CollectorRegistry()
+    registry.register(metrics)
+    shown = [line for line in generate_latest(registry).decode().splitlines() if line.startswith("kms_")]
+    assert shown == [
+        'kms_rotation_last_success_timestamp_seconds{service="backend",type="new-dek"} 1.7e+09',
+        'kms_rotation_in_progress{service="backend"} 0.0',
+        'kms_rotation_failures_total{service="backend",step="rotate"} 4.0',
+        'kms_data_keys{kek_version="3",service="backend",status="active"} 1.0',
+        'kms_data_keys{kek_version="3",service="backend",status="retired"} 11.0',
+        'kms_data_keys{kek_version="2",service="backend",status="retired"} 2.0',
+    ]
+
+
+async def test_a_backend_that_is_down_shows_nothing_of_its_data_keys(read: Read) -> None:
+    async def handler(request: web.BaseRequest) -> web.Response:
+        return web.Response(body=TOLD) if request.path == "/metrics" else web.Response(status=500)
+
+    assert (await read(handler)).keyring == {}
+
+
+def test_openmetrics_says_the_same() -> None:
+    assert parse_openmetrics(TOLD + b"# EOF\n") == parse_metrics(TOLD)
+
+
+def test_labels_of_the_backends_own_are_left_out_and_its_processes_are_not_counted_twice() -> None:
+    body = b"""kms_data_keys{kek_version="3",status="active",pid="1"} 1
+kms_data_keys{kek_version="3",status="active",pid="2"} 1
+kms_rotation_failures_total{step="rotate",pid="1"} 1
+kms_rotation_failures_total{step="rotate",pid="2"} 2
+"""
+    assert parse_metrics(body) == {
+        "kms_data_keys": {("3", "active"): 1},
+        "kms_rotation_failures_total": {("rotate",): 3},
+    }
+
+
+@pytest.mark.parametrize("parse", [parse_metrics, parse_openmetrics])
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (
+            b'kms_data_keys{kek_version="3"} 1',
+            "kms_data_keys: expected kek_version and status with up to 64 characters",
+        ),
+        (b'kms_data_keys{kek_version="3",status=""} 1', "kms_data_keys: expected kek_version and status"),
+        (b'kms_data_keys{kek_version="%s",status="active"} 1' % (b"3" * 65), "kms_data_keys: expected kek_version and"),
+        (b'kms_data_keys{kek_version="3",status="active"} -1', "kms_data_keys: expected a number of at least 0"),
+        (b"kms_rotation_in_progress NaN", "kms_rotation_in_progress: expected a number of at least 0"),
+        (b'kms_rotation_last_success_timestamp_seconds{type="x"} +Inf', "expected a number of at least 0"),
+    ],
+)
+def test_what_is_of_no_use_is_refused(parse: Callable[[bytes], object], line: bytes, why: str) -> None:
+    with pytest.raises(UnreadableError, match=why):
+        parse(line + b"\n# EOF\n")
+
+
+def test_more_series_than_any_keyring_has_are_refused() -> None:
+    def lines(count: int) -> bytes:
+        return b"".join(b'kms_data_keys{kek_version="%d",status="active"} 1\n' % n for n in range(count))
+
+    assert len(parse_metrics(lines(100))["kms_data_keys"]) == 100
+    with pytest.raises(UnreadableError, match="kms_data_keys: over 100 series"):
+        parse_metrics(lines(101))
