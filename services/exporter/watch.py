@@ -18,7 +18,7 @@ from services.exporter.backend_state import BackendReader, http_client
 from services.exporter.canary import CanaryFile
 from services.exporter.config import Backend, Settings, Target
 from services.exporter.demand import ClosedError, Demand
-from services.exporter.lifecycle import Lifecycle, beat, keep_none
+from services.exporter.lifecycle import READS, READS_A_MINUTE, Lifecycle, beat, keep_none
 from services.exporter.model import BackendState, ProbeResult
 from services.exporter.probe import Prober
 from services.exporter.record import Record
@@ -72,10 +72,10 @@ async def watching(settings: Settings, record: Record, connect: Connect, random:
         # Schedules with places of their own: a KMS that hangs never delays what is known of the backends.
         schedule = partial(repeat, concurrency=settings.probe.concurrency, random=random)
         interval = settings.probe.interval
-        slow = beat(len(looks))
+        slow, apart = beat(len(looks)), 60 * READS / READS_A_MINUTE
         schedules = [
             *([schedule(probes, interval=interval)] if probes else []),
-            *([schedule(looks, interval=slow, spacing=slow / len(looks))] if looks else []),
+            *([schedule(looks, interval=slow, spacing=apart)] if looks else []),
             *([schedule(reads, interval=interval)] if reads else []),
         ]
         tasks = [asyncio.create_task(each) for each in schedules]
