@@ -16,6 +16,7 @@ from services.relay.model import Status
 from services.relay.outbox import gate
 from services.relay.outbox.enqueue import Waits, merge_into_successor
 from services.relay.outbox.lock import locked_now
+from services.relay.outbox.pace import within_pace
 from services.relay.outbox.schema import State, deliveries, events
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
@@ -158,7 +159,7 @@ def _of_channel(transaction: Transaction, wanted: Wanted) -> Taken:
     admission, row = gate.admit(transaction, wanted.channel, wanted.limit)
     if row is None or not admission.limit:
         return Taken((), admission.seconds, admission.refused)
-    room, seconds = gate.within_pace(row, transaction.now, admission.limit, wanted.rate)
+    room, seconds = within_pace(row.next_slot, transaction.now, admission.limit, wanted.rate)
     due = _due(transaction, wanted, room) if room else []
     if not due:
         return Taken((), seconds if not room else _next(transaction, wanted.channel), admission.refused)

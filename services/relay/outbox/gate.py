@@ -1,9 +1,9 @@
 """When a channel may be used: its pace, the pause that its provider asked for, and its breaker. Shared by all replicas.
 
-Pace: a bucket that fills at the channel's rate and holds what 5 s of it give, kept as one moment, as the Generic Cell
-Rate Algorithm does. Breaker: after 5 attempts in a row that did not reach the provider, or one that was refused for a
-reason that only a person can end, nothing is claimed for a while; then one delivery tries, and its ending opens the
-gate or closes it for twice as long. When it opens, what waited for its next attempt is due at once.
+Breaker: after 5 attempts in a row that did not reach the provider, or one that was refused for a reason that only a
+person can end, nothing is claimed for a while; then one delivery tries, and its ending opens the gate or closes it for
+twice as long. When it opens, what waited for its next attempt is due at once. The pause that the provider asked for is
+kept apart from it (`asked_until`): nothing that else happens to the channel shortens that one.
 """
 
 from collections.abc import Collection, Iterable
@@ -14,17 +14,16 @@ from typing import Any, Final
 from sqlalchemy import Row, bindparam, select, update
 
 from services.relay.outbox.dialect import insert_new
+from services.relay.outbox.pace import slot_after
 from services.relay.outbox.schema import State, channels, deliveries
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
 
 BREAKS_AFTER: Final = 5
 """Attempts in a row that did not reach the provider."""
-_SAVED_SECONDS: Final = 5.0
-"""What a channel's pace may save up: Slack allows "short bursts", https://docs.slack.dev/apis/web-api/rate-limits"""
 _BUSY_SECONDS: Final = 0.05
 """When to look again where another replica is just claiming for the channel."""
-_SET_BACK: Final = 10.0
+SET_BACK: Final = 10.0
 """Seconds; a clock that was set back by less only prolongs a wait by as much."""
 
 _of = channels.c
@@ -74,25 +73,12 @@ def admit(transaction: Transaction, channel: str, limit: int) -> tuple[Admission
     if row is None:  # another replica is just claiming
         return Admission(0, _BUSY_SECONDS), None
     now, refused = transaction.now, bool(row.refused)
-    if now < row.open_at and row.set_at <= now + _SET_BACK:
-        return Admission(0, row.open_at - now, refused), row
+    seconds = max(_left(row.open_at, row.set_at, now), _asked(row, now))
+    if seconds > 0:
+        return Admission(0, seconds, refused), row
     if row.failures >= BREAKS_AFTER:
         return Admission(1, None, refused, probe=True), row
     return Admission(limit, None, refused), row
-
-
-def within_pace(row: Row[*tuple[Any, ...]], now: float, limit: int, rate: float | None) -> tuple[int, float | None]:
-    """How many messages the pace lets go now, and in how many seconds the next one, where it is fewer than `limit`."""
-    if rate is None:
-        return limit, None
-    saved = max(1.0, rate * _SAVED_SECONDS)
-    ahead = max(row.next_slot - now, 0.0) * rate  # messages that were sent before their time
-    if ahead > saved + 1:
-        ahead = 0.0  # more than was ever possible: the clock was set back
-    room = int(saved - ahead + 1e-6)
-    if room >= limit:
-        return limit, None
-    return room, (1 - (saved - ahead - room)) / rate
 
 
 def took(
@@ -114,8 +100,7 @@ def took(
     """
     changes: dict[str, float] = {}
     if rate is not None:
-        start = row.next_slot if row.next_slot - transaction.now <= _SAVED_SECONDS + 2 / rate else 0.0
-        changes["next_slot"] = max(start, transaction.now) + number / rate
+        changes["next_slot"] = slot_after(row.next_slot, transaction.now, number, rate)
     if probe_seconds is not None:
         changes |= {"open_at": transaction.now + probe_seconds, "set_at": transaction.now}
     if changes:
@@ -154,6 +139,8 @@ def note(
     if row is None:
         return
     now = transaction.now
+    if retry_after is not None:
+        _write(transaction, channel, asked_until=now + max(_asked(row, now), retry_after), asked_at=now)
     if effect is Effect.REACHED and (row.failures or row.refused):
         _open(transaction, row)
     elif effect is Effect.REFUSED:
@@ -166,8 +153,6 @@ def note(
         _close(transaction, channel, now + pause, failures=failures, reason=reason)
     elif probe:
         _close(transaction, channel, now, failures=row.failures)  # it said nothing: the next one tries
-    if retry_after is not None:
-        _close(transaction, channel, max(now + retry_after, row.open_at if row.set_at <= now else 0.0))
 
 
 def reopen(transaction: Transaction, names: Iterable[str]) -> None:
@@ -188,6 +173,16 @@ async def reopened(store: Store, names: Iterable[str]) -> None:
     await store.run(lambda transaction: reopen(transaction, names))
 
 
+def _left(until: float, written_at: float, now: float) -> float:
+    """Seconds of a pause that are left; none of one that was written by a clock that has been set back since."""
+    return max(until - now, 0.0) if written_at <= now + SET_BACK else 0.0
+
+
+def _asked(row: Row[*tuple[Any, ...]], now: float) -> float:
+    """Seconds that are left of the pause that the provider asked for."""
+    return 0.0 if row.asked_until is None else _left(row.asked_until, row.asked_at, now)
+
+
 def _open(transaction: Transaction, row: Row[*tuple[Any, ...]]) -> None:
     was_closed = row.failures >= BREAKS_AFTER or row.refused
     _write(transaction, row.name, failures=0, refused=0, reason=None)
@@ -197,6 +192,7 @@ def _open(transaction: Transaction, row: Row[*tuple[Any, ...]]) -> None:
 
 
 def _release(transaction: Transaction, channel: str) -> None:
+    """What waits for its next attempt is due at once, as far as its provider did not ask for a pause: `admit` knows."""
     of = deliveries.c
     waiting = (of.channel == channel, of.finished_at.is_(None), of.state == State.RETRYING, of.due_at > transaction.now)
     # Those that somebody else is just merging are due when he says.

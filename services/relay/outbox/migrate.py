@@ -9,7 +9,7 @@ from sqlalchemy import Connection, func, inspect, select, text
 
 from services.relay.outbox import dialect, schema
 
-HEAD: Final = "0002"
+HEAD: Final = "0003"
 """The newest revision of the tables: the one that `schema` describes."""
 
 _VERSION: Final = "alembic_version"

@@ -9,13 +9,11 @@ from typing import Final
 
 from sqlalchemy import bindparam, or_, select, update
 
-from services.relay.outbox.gate import BREAKS_AFTER
+from services.relay.outbox.gate import BREAKS_AFTER, SET_BACK
 from services.relay.outbox.schema import WAITING, State, channels, deliveries
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
 
-_SET_BACK: Final = 10.0
-"""Seconds; a clock that was set back by less only prolongs a wait by as much."""
 _of = deliveries.c
 _closed = select(channels.c.name).where(or_(channels.c.failures >= BREAKS_AFTER, channels.c.refused > 0))
 _GIVE_UP: Final = (
@@ -35,14 +33,18 @@ _GIVE_UP: Final = (
 )
 _OVER: Final = (
     update(deliveries)
-    .where(_of.finished_at.is_(None), _of.set_at > bindparam("at") + _SET_BACK)
+    .where(_of.finished_at.is_(None), _of.set_at > bindparam("at") + SET_BACK)
     .where(or_(_of.lease.is_(None), ~_of.lease.startswith(bindparam("owner"))))
     .values(due_at=bindparam("at"), set_at=bindparam("at"))
 )
 _OPEN: Final = (
     update(channels)
-    .where(channels.c.set_at > bindparam("at") + _SET_BACK)
+    .where(channels.c.set_at > bindparam("at") + SET_BACK)
     .values(open_at=bindparam("at"), set_at=bindparam("at"))
+)
+
+_FORGET: Final = (
+    update(channels).where(channels.c.asked_at > bindparam("at") + SET_BACK).values(asked_until=None, asked_at=None)
 )
 
 
@@ -67,5 +69,6 @@ def _look_after(transaction: Transaction, owner: str, give_up_after: float) -> l
     connection, now = transaction.connection, transaction.now
     connection.execute(_OVER, {"at": now, "owner": owner})
     connection.execute(_OPEN, {"at": now})
+    connection.execute(_FORGET, {"at": now})
     given_up = connection.execute(_GIVE_UP, {"before": now - give_up_after, "at": now})
     return list(given_up.scalars())

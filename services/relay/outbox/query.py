@@ -99,7 +99,7 @@ class ChannelState:
     refused: bool
     """Whether it refuses everything until a person acts."""
     open_at: float
-    """Nothing is claimed before; unix seconds."""
+    """Its breaker lets nothing be claimed before; unix seconds."""
     failures: int
     """Attempts in a row that did not reach it."""
 

@@ -117,12 +117,14 @@ channels = Table(
     "channels",
     metadata,
     Column("name", Text, primary_key=True),
-    Column("open_at", Double, nullable=False),  # nothing is claimed before
+    Column("open_at", Double, nullable=False),  # its breaker lets nothing be claimed before
     Column("set_at", Double, nullable=False),  # when `open_at` was written
     Column("next_slot", Double, nullable=False),  # when its pace lets the next message go, were none saved up
     Column("failures", Integer, nullable=False),  # attempts in a row that did not reach it
     Column("refused", Integer, nullable=False),  # 1: it refuses everything until a person acts
     Column("reason", Text),  # how the last attempt that did not reach it ended
+    Column("asked_until", Double),  # nothing is claimed before, since the provider asked for it
+    Column("asked_at", Double),  # when it did
 )
 
 quarantine = Table(

@@ -1,0 +1,120 @@
+"""The pause that a provider asked for its whole channel lasts as long as it said, whatever else happens meanwhile."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services.relay.outbox import database as outbox
+from services.relay.outbox.gate import BREAKS_AFTER, Effect, reopened
+from services.relay.outbox.overdue import look_after
+from services.relay.outbox.schema import State
+from services.relay.outbox.store import Store, opened
+from tests.relay.outbox.acts import end, nothing, take
+from tests.relay.outbox.gated import Clock, break_it, fail, waiting
+
+LIMITED = {"reason": "rate_limited", "retry_after": 30.0, "again_in": 30.0}
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
+    async with opened(outbox.sqlite(tmp_path / "relay.db"), clock) as store:
+        yield store
+
+
+async def waits(store: Store, seconds: float) -> bool:
+    taken = await take(store, limit=9)
+    return not taken.claims and taken.seconds == seconds
+
+
+@pytest.mark.parametrize("effect", [Effect.FAILED, Effect.NOTHING, Effect.REFUSED])
+async def test_another_attempt_that_fails_does_not_shorten_it(store: Store, clock: Clock, effect: Effect) -> None:
+    await waiting(store, 4)
+    limited, other = (await take(store, limit=2)).claims
+    await fail(store, limited, Effect.NOTHING, **LIMITED)
+    await fail(store, other, effect)
+    clock.now += 29
+    assert await nothing(store)
+
+
+async def test_another_attempt_that_arrives_does_not_shorten_it(store: Store, clock: Clock) -> None:
+    await waiting(store, 4)
+    limited, other = (await take(store, limit=2)).claims
+    await fail(store, limited, Effect.NOTHING, **LIMITED)
+    await end(store, other)
+    assert await waits(store, 30)
+    clock.now += 30
+    assert len((await take(store, limit=9)).claims) == 3
+
+
+async def test_a_breaker_that_opens_does_not_shorten_it(store: Store, clock: Clock) -> None:
+    await waiting(store, BREAKS_AFTER + 4)
+    *failing, limited, arriving = (await take(store, limit=BREAKS_AFTER + 2)).claims
+    for claim in failing:
+        await fail(store, claim, again_in=100.0)
+    await fail(store, limited, Effect.NOTHING, **LIMITED)
+    await end(store, arriving)
+    assert await waits(store, 30)
+    clock.now += 30
+    assert len((await take(store, limit=9)).claims) == BREAKS_AFTER + 3  # those that failed wait no longer than that
+
+
+async def test_whoever_starts_anew_does_not_shorten_it(store: Store, clock: Clock) -> None:
+    await waiting(store, BREAKS_AFTER + 4)
+    *failing, limited = (await take(store, limit=BREAKS_AFTER + 1)).claims
+    for claim in failing:
+        await fail(store, claim)
+    await fail(store, limited, Effect.NOTHING, **LIMITED)
+    await reopened(store, ["a"])
+    assert await waits(store, 30)
+    clock.now += 30
+    (probe,) = (await take(store, limit=9)).claims
+    assert probe.probe
+
+
+async def test_a_probe_that_is_put_off_is_not_tried_before(store: Store, clock: Clock) -> None:
+    await waiting(store, BREAKS_AFTER + 4)
+    await break_it(store)
+    clock.now += 1
+    (probe,) = (await take(store, limit=9)).claims
+    await fail(store, probe, Effect.FAILED, **LIMITED)  # the breaker alone would pause for 2 s
+    assert await waits(store, 30)
+
+
+async def test_the_longer_of_two_counts(store: Store, clock: Clock) -> None:
+    await waiting(store, 4)
+    first, second, third = (await take(store, limit=3)).claims
+    await fail(store, first, Effect.NOTHING, **LIMITED)
+    clock.now += 10
+    await fail(store, second, Effect.NOTHING, retry_after=5.0)
+    assert await waits(store, 20)
+    await fail(store, third, Effect.NOTHING, retry_after=40.0)
+    assert await waits(store, 40)
+
+
+async def test_a_clock_that_is_set_back_ends_it(store: Store, clock: Clock) -> None:
+    await waiting(store, 4)
+    limited, other = (await take(store, limit=2)).claims
+    await fail(store, limited, Effect.NOTHING, **LIMITED)
+    clock.now -= 500
+    await fail(store, other, again_in=0.0)  # which writes when its own pause began
+    assert not await nothing(store)
+    await look_after(store, "me", 86400)
+    clock.now += 510  # as late as when it was asked for
+    assert not await nothing(store)
+
+
+async def test_a_message_that_is_refused_ends_no_pause_but_that_of_the_breaker(store: Store, clock: Clock) -> None:
+    await waiting(store, BREAKS_AFTER + 4)
+    *failing, limited, refused = (await take(store, limit=BREAKS_AFTER + 2)).claims
+    for claim in failing:
+        await fail(store, claim)
+    await fail(store, limited, Effect.NOTHING, **LIMITED)
+    clock.now += 12
+    await end(store, refused, State.DEAD)
+    assert await waits(store, 18)
