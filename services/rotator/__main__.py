@@ -1,0 +1,124 @@
+"""`keypulse-rotator`: rotates data keys and wraps them anew, and says what it did."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from services.rotator import look
+from services.rotator.app import Work, done
+from services.rotator.config import Settings
+from services.rotator.run import resume, rollback, run
+from shared import VERSION
+from shared.cli import load_or_exit
+from shared.keyring.administration import RotationType
+
+_EXAMPLES: Final = """\b
+Examples:
+  keypulse-rotator plan --config rotator.yml
+  keypulse-rotator run --type rewrap-kek --config rotator.yml --dry-run
+  keypulse-rotator run --type new-dek --config rotator.yml
+  keypulse-rotator resume --config rotator.yml
+  keypulse-rotator rollback --config rotator.yml
+  keypulse-rotator census --config rotator.yml --json
+  keypulse-rotator restore-check latest --config rotator.yml
+  keypulse-rotator retire 1 --confirm 1 --config rotator.yml"""
+
+Command = Callable[..., Any]
+_TYPES: Final = click.Choice([str(each) for each in RotationType])
+
+
+@click.group(epilog=_EXAMPLES)
+@click.version_option(VERSION, prog_name="keypulse")
+def main() -> None:
+    """Rotate data keys: a new one, or all of them wrapped by the KMS key's current version.
+
+    Exits with 0 done, 1 failed, 2 wrong usage or configuration.
+    """
+
+
+def _options(command: Command) -> Command:
+    """What every command takes."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
+        click.option("--config", required=True, type=click.Path(path_type=Path), help="The YAML file."),
+    ):
+        command = option(command)
+    return command
+
+
+def _do(name: str, config: Path, as_json: bool, work: Work) -> None:
+    settings = load_or_exit(Settings, config)
+    sys.exit(done(name, settings, str(config), work, os.environ, as_json=as_json))
+
+
+@main.command()
+@_options
+@click.option("--type", "type_", type=_TYPES, help="Of one type only.")
+def plan(config: Path, *, as_json: bool, type_: str | None) -> None:
+    """Say what a run would do. Changes nothing."""
+    types = (RotationType(type_),) if type_ else tuple(RotationType)
+    _do("plan", config, as_json, lambda session: look.plans(session, types))
+
+
+@main.command("run")
+@_options
+@click.option("--type", "type_", type=_TYPES, required=True, help="What is rotated.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+def run_(config: Path, *, as_json: bool, type_: str, dry_run: bool) -> None:
+    """Rotate, where there is something to do; never asks."""
+    wanted = RotationType(type_)
+    if dry_run:
+        _do("run", config, as_json, lambda session: look.plans(session, (wanted,), f"run --type {wanted} --dry-run"))
+    _do("run", config, as_json, lambda session: run(session, wanted))
+
+
+@main.command("resume")
+@_options
+def resume_(config: Path, *, as_json: bool) -> None:
+    """Finish a rotation that was left in the middle."""
+    _do("resume", config, as_json, resume)
+
+
+@main.command("rollback")
+@_options
+def rollback_(config: Path, *, as_json: bool) -> None:
+    """Undo the latest rotation by its journal."""
+    _do("rollback", config, as_json, rollback)
+
+
+@main.command()
+@_options
+def status(config: Path, *, as_json: bool) -> None:
+    """Show the latest rotation."""
+    _do("status", config, as_json, look.status)
+
+
+@main.command()
+@_options
+def census(config: Path, *, as_json: bool) -> None:
+    """Count which data keys and records need which version."""
+    _do("census", config, as_json, look.census)
+
+
+@main.command()
+@_options
+@click.option("--full", is_flag=True, help="Read every record, not some of each data key's.")
+def verify(config: Path, *, as_json: bool, full: bool) -> None:
+    """Read everything, and say what cannot be read."""
+    _do("verify", config, as_json, lambda session: look.verify(session, full=full))
+
+
+@main.command("restore-check")
+@click.argument("file", metavar="FILE|latest")
+@_options
+def restore_check(config: Path, file: str, *, as_json: bool) -> None:
+    """Read a backup whole, compare it with the keyring, and try a data key of each version."""
+    _do("restore-check", config, as_json, lambda session: look.restore_check(session, file))
+
+
+if __name__ == "__main__":
+    main(prog_name="keypulse-rotator")

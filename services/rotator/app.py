@@ -1,0 +1,75 @@
+"""From a command line to a report: opens the session, does the work, and shows what it came to.
+
+A report goes to standard output, to the folder of reports, and to GitHub's summary of the job where there is one.
+"""
+
+import asyncio
+import signal
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+import click
+
+from services.rotator.backup import BackupError
+from services.rotator.config import Settings
+from services.rotator.model import RotatorError, Tell, Took
+from services.rotator.progress import telling
+from services.rotator.report import Outcome, Report, markdown
+from services.rotator.session import Session, opened
+from shared.keyring.administration import AdministrationError, RefusedError
+
+Work = Callable[[Session], Awaitable[Report]]
+
+
+def done(
+    command: str, settings: Settings, config: str, work: Work, environ: Mapping[str, str], *, as_json: bool
+) -> int:
+    """Does `work` and shows its report; gives the exit code.
+
+    Args:
+        command: its name.
+        settings: of the rotator.
+        config: how their file was named.
+        work: gives the report.
+        environ: of the process.
+        as_json: whether a program reads it.
+    """
+    with telling() as tell:
+        report = asyncio.run(_reported(command, settings, work, tell))
+    text = markdown(report, config)
+    click.echo(report.model_dump_json(indent=2, exclude_none=True) if as_json else text, nl=not text.endswith("\n"))
+    if summary := environ.get("GITHUB_STEP_SUMMARY"):
+        try:
+            with Path(summary).open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            click.echo(f"GITHUB_STEP_SUMMARY {summary} cannot be written: {error.strerror}", err=True)
+    return 1 if report.outcome is Outcome.FAILED else 0
+
+
+async def _reported(command: str, settings: Settings, work: Work, tell: Tell) -> Report:
+    took: list[Took] = []
+    working = asyncio.ensure_future(_worked(settings, work, tell, took))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, working.cancel)
+    try:
+        report = await working
+    except asyncio.CancelledError:
+        report = _failed(command, "it was stopped by a signal; what was done stays", "status")
+    except RotatorError as error:
+        report = _failed(command, error.why, *error.then)
+    except RefusedError as error:
+        report = _failed(command, str(error), "status")
+    except (AdministrationError, BackupError) as error:
+        report = _failed(command, str(error), "status")
+    return report.model_copy(update={"steps": tuple(took)})
+
+
+def _failed(command: str, why: str, *then: str) -> Report:
+    return Report(command=command, outcome=Outcome.FAILED, sentence=why, then=then)
+
+
+async def _worked(settings: Settings, work: Work, tell: Tell, took: list[Took]) -> Report:
+    async with opened(settings, tell, took, time.time) as session:
+        return await work(session)

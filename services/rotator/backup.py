@@ -1,0 +1,196 @@
+"""A backup: every data key's metadata and wrapped form as CSV, encrypted, with the SHA-256 of it all in the last page.
+
+The key of the file is random and wrapped by the same KMS key as the data keys. The header says which versions of it the
+backup needs, so that `retire` and `destroy` know.
+"""
+
+import asyncio
+import base64
+import csv
+import io
+import os
+from collections.abc import AsyncIterator, Collection, Sequence
+from datetime import datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from services.rotator import sealed
+from shared.keyring.administration import Administration, StoredKey
+from shared.kms.names import key_of, version_number
+from shared.kms.provider import KeyProvider, KmsError
+
+_AAD: Final = b"keypulse backup\0"
+_COLUMNS: Final = tuple(StoredKey.model_fields)
+
+
+class BackupError(Exception):
+    """A backup cannot be written or read; the message is one sentence for a person."""
+
+
+class Header(BaseModel):
+    """What can be known of a backup without its key. Forward compatible: fields only grow."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    keypulse_backup: Literal[1] = 1
+    rotation_id: str
+    created_at: datetime
+    kek: str
+    kek_version: int
+    """The version of the KMS key without which the backup cannot be read."""
+    needs: tuple[int, ...]
+    """Versions of the KMS key that wrap its data keys, and thus are needed to restore it."""
+    wrapped: str
+    """Base64 of the file's key, wrapped."""
+
+
+class Summary(BaseModel):
+    """What a backup holds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    data_keys: int
+    sha256: str
+    """Of the CSV, hexadecimal."""
+    fingerprint: str
+    """Of all its data keys by id, as `Verification` has it."""
+
+
+class Counted:
+    """A summary that grows by pages."""
+
+    def __init__(self) -> None:
+        self._rows, self._csv, self._keys = 0, sha256(), sha256()
+
+    def add(self, rows: Sequence[StoredKey], text: bytes) -> None:
+        """One page: the rows, and the same as CSV."""
+        self._rows += len(rows)
+        self._csv.update(text)
+        for row in rows:
+            self._keys.update(f"{row.id} {row.fingerprint}\n".encode())
+
+    def summary(self) -> Summary:
+        """Of all pages so far."""
+        return Summary(data_keys=self._rows, sha256=self._csv.hexdigest(), fingerprint=self._keys.hexdigest())
+
+
+async def write(
+    file: Path,
+    administration: Administration,
+    kms: KeyProvider,
+    *,
+    rotation_id: str,
+    needs: Collection[int],
+    now: datetime,
+    timeout: float,
+) -> Summary:
+    """Writes every data key into `file`, which is there as a whole afterwards, or not at all.
+
+    Args:
+        file: in a folder that exists.
+        administration: gives the rows, a page at a time.
+        kms: wraps the file's key.
+        rotation_id: for whose sake.
+        needs: versions of the KMS key that wrap the rows.
+        now: aware.
+        timeout: seconds of one call to KMS.
+
+    Raises:
+        BackupError: the disk or KMS refuses.
+        AdministrationError: the rows cannot be read.
+    """
+    key = os.urandom(sealed.KEY_BYTES)
+    try:
+        wrapped = await kms.encrypt(key, _AAD + rotation_id.encode(), timeout=timeout)
+    except KmsError as error:
+        raise BackupError(f"KMS does not wrap the backup's key: {error}") from None
+    header = Header(
+        rotation_id=rotation_id,
+        created_at=now,
+        kek=key_of(wrapped.key_version),
+        kek_version=version_number(wrapped.key_version),
+        needs=tuple(sorted(needs)),
+        wrapped=base64.b64encode(wrapped.ciphertext).decode(),
+    )
+    try:
+        writer = await asyncio.to_thread(sealed.Writer, file, header.model_dump_json().encode(), key)
+        try:
+            counted = Counted()
+            async for rows in _stored(administration):
+                text = _csv(rows)
+                counted.add(rows, text)
+                await asyncio.to_thread(writer.page, text)
+            await asyncio.to_thread(writer.finish, counted.summary().model_dump_json().encode())
+        except BaseException:
+            writer.abandon()
+            raise
+    except OSError as error:
+        raise BackupError(f"the backup cannot be written to {file.parent}: {error.strerror}") from None
+    return counted.summary()
+
+
+def header(file: Path) -> Header:
+    """Raises BackupError."""
+    try:
+        return Header.model_validate_json(sealed.header(file))
+    except OSError as error:
+        raise BackupError(f"the backup {file} cannot be read: {error.strerror}") from None
+    except (sealed.DamagedError, ValidationError):
+        raise BackupError(f"{file} is no backup of keypulse's, or its header is damaged") from None
+
+
+async def pages(
+    file: Path, kms: KeyProvider, counted: Counted, *, timeout: float
+) -> AsyncIterator[tuple[StoredKey, ...]]:
+    """The rows, a page at a time; at the end they are known to be all that was written, as it was written.
+
+    Args:
+        file: the backup.
+        kms: unwraps the file's key.
+        counted: a new one, which each page is added to.
+        timeout: seconds of the call to KMS.
+
+    Raises:
+        BackupError: it cannot be read, or is not what was written; at the end at the latest.
+    """
+    first = await asyncio.to_thread(header, file)
+    try:
+        wrapped = base64.b64decode(first.wrapped, validate=True)
+        key = (await kms.decrypt(wrapped, _AAD + first.rotation_id.encode(), timeout=timeout)).plaintext
+        read = sealed.pages(file, key)
+        while page := await asyncio.to_thread(next, read, None):
+            text, last = page
+            if last:
+                if Summary.model_validate_json(text) != counted.summary():
+                    raise BackupError(f"the backup {file} holds other rows than its last page says")
+                return
+            rows = _rows(text)
+            counted.add(rows, text)
+            yield rows
+    except KmsError as error:
+        raise BackupError(f"KMS does not unwrap the key of the backup {file}: {error}") from None
+    except OSError as error:
+        raise BackupError(f"the backup {file} cannot be read: {error.strerror}") from None
+    except (sealed.DamagedError, ValidationError, ValueError) as error:
+        why = str(error) if isinstance(error, sealed.DamagedError) else "its content is not a backup's"
+        raise BackupError(f"the backup {file} is damaged: {why}") from None
+
+
+async def _stored(administration: Administration) -> AsyncIterator[Sequence[StoredKey]]:
+    after = ""
+    while rows := await administration.backup(after):
+        yield rows
+        after = rows[-1].id
+
+
+def _csv(rows: Sequence[StoredKey]) -> bytes:
+    text = io.StringIO()
+    csv.DictWriter(text, _COLUMNS, lineterminator="\n").writerows(row.model_dump(mode="json") for row in rows)
+    return text.getvalue().encode()
+
+
+def _rows(text: bytes) -> tuple[StoredKey, ...]:
+    return tuple(StoredKey.model_validate(row) for row in csv.DictReader(io.StringIO(text.decode()), _COLUMNS))

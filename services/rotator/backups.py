@@ -1,0 +1,108 @@
+"""The folder of backups: names, which are kept, what they need, and whether one can be restored."""
+
+import base64
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from services.rotator import backup
+from services.rotator.backup import BackupError, Header, Summary
+from services.rotator.model import RotatorError
+from shared.keyring.administration import Administration, KeyInfo, Problem
+from shared.keyring.model import fingerprint, wrapping_aad
+from shared.kms.provider import KeyProvider, KmsError
+
+LATEST: Final = "latest"
+_END: Final = ".backup"
+_SHOWN: Final = 100
+
+
+class Backups:
+    """The backups in `state_dir`/backups. Raises RotatorError where the folder cannot be used."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.folder = state_dir / "backups"
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise RotatorError(
+                f"the folder {self.folder} cannot be made: {error.strerror}; set another `state_dir`", "plan"
+            ) from None
+
+    def new(self, rotation_id: str, now: datetime) -> Path:
+        """Where a rotation's backup is written."""
+        return self.folder / f"{rotation_id}.{now:%Y%m%dT%H%M%SZ}{_END}"
+
+    def kept(self) -> list[tuple[Path, Header]]:
+        """All of them, the newest last. Raises BackupError, OSError."""
+        found = [(file, backup.header(file)) for file in self.folder.glob(f"[!.]*{_END}")]
+        return sorted(found, key=lambda each: each[1].created_at)
+
+    def named(self, name: str) -> Path:
+        """`latest`, a name in the folder, or a path. Raises BackupError where there is none."""
+        if name == LATEST:
+            kept = self.kept()
+            if not kept:
+                raise BackupError(f"there is no backup in {self.folder}")
+            return kept[-1][0]
+        return next((file for file in (self.folder / name, Path(name)) if file.is_file()), Path(name))
+
+
+async def check(file: Path, kms: KeyProvider, *, timeout: float) -> Summary:
+    """What a backup holds, once all of it was read and compared. Raises BackupError."""
+    counted = backup.Counted()
+    async for _ in backup.pages(file, kms, counted, timeout=timeout):
+        pass
+    return counted.summary()
+
+
+async def differences(file: Path, administration: Administration, kms: KeyProvider, *, timeout: float) -> list[Problem]:
+    """Data keys of the backup that are gone, or are others by now: a hundred at most.
+
+    Raises BackupError, AdministrationError.
+    """
+    found: list[Problem] = []
+    async with aclosing(_keys(administration)) as keys:
+        key = await anext(keys, None)
+        async for rows in backup.pages(file, kms, backup.Counted(), timeout=timeout):
+            for row in rows:
+                while key is not None and key.id < row.id:
+                    key = await anext(keys, None)
+                if key is None or key.id != row.id:
+                    found.append(Problem(id=row.id, why="it is in the backup, and no longer in the keyring"))
+                elif key.fingerprint != row.fingerprint:
+                    found.append(Problem(id=row.id, why="it is not the one in the backup: its fingerprint differs"))
+                if len(found) == _SHOWN:
+                    return found
+    return found
+
+
+async def unwrapped(file: Path, kms: KeyProvider, *, timeout: float) -> list[Problem]:
+    """Unwraps one data key of each version, and gives those that it does not give back. Raises BackupError."""
+    found: list[Problem] = []
+    tried: set[tuple[str, int]] = set()
+    kek = backup.header(file).kek
+    async for rows in backup.pages(file, kms, backup.Counted(), timeout=timeout):
+        for row in rows:
+            if row.kek != kek or (row.kek, row.kek_version) in tried:
+                continue
+            tried.add((row.kek, row.kek_version))
+            try:
+                secret = await kms.decrypt(base64.b64decode(row.wrapped), wrapping_aad(row.id), timeout=timeout)
+                wrong = "" if fingerprint(secret.plaintext).hex() == row.fingerprint else "its fingerprint differs"
+            except KmsError as error:
+                wrong = str(error)
+            if wrong:
+                found.append(Problem(id=row.id, why=f"version {row.kek_version} does not unwrap it: {wrong}"))
+    return found
+
+
+async def _keys(administration: Administration) -> AsyncGenerator[KeyInfo, None]:
+    """All of them, a page at a time, in the order of their ids."""
+    after = ""
+    while page := await administration.keys(after):
+        for key in page:
+            yield key
+        after = page[-1].id

@@ -1,0 +1,40 @@
+"""What a person may set of the rotator."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from services.rotator.drivers.registry import DriverSettings
+from shared.keyring.administration import PAGE
+from shared.kms.settings import KeySettings
+from shared.settings import CommandSettings, Duration, FilePath
+
+
+class Settings(CommandSettings):
+    """Every setting of the rotator."""
+
+    service_name: ClassVar[str] = "rotator"
+
+    driver: DriverSettings
+    kms: KeySettings
+    state_dir: FilePath
+    """Encrypted backups and reports; made if missing."""
+    kms_timeout: Duration = 5.0
+    """Of one call."""
+    lease: Duration = Field(60.0, le=3600)
+    """How long nobody else may rotate once this runner was killed."""
+    batch: int = Field(100, ge=1, le=PAGE)
+    """Data keys in one step."""
+    encrypt_checks: int = Field(3, ge=1)
+    """Answers in a row in which Encrypt has to use the new primary version."""
+    encrypt_pause: Duration = 1.0
+    """Between two of them."""
+    encrypt_wait: Duration = 600.0
+    """For all of them."""
+    verify_mode: Literal["sample", "full"] = "sample"
+    """Of the records; every data key is unwrapped in both."""
+    verify_tries: int = Field(3, ge=1)
+    verify_pause: Duration = 5.0
+    """Between two tries."""
+    new_dek_min_age: Duration = 86400.0
+    """A data key that `new-dek` made more recently than that is not replaced by the next one."""

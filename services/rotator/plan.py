@@ -1,0 +1,110 @@
+"""What a rotation would do, in words and numbers. Pure: the census, the primary version and the type come in."""
+
+from datetime import datetime, timedelta
+from typing import Final
+
+from pydantic import BaseModel
+
+from shared.keyring.administration import Census, Progress, RotationState, RotationType
+from shared.keyring.model import LOCAL_KEK
+
+_HINT: Final = "shorten `new_dek_min_age` where it must be replaced now"
+
+
+class Plan(BaseModel):
+    """What one type of rotation would do."""
+
+    type: RotationType
+    target_version: int
+    data_keys: int
+    """How many would be made, or wrapped anew; 0 where there is nothing to do."""
+    sentence: str
+    left_out: tuple[str, ...] = ()
+    """What no rotation touches, each in one sentence."""
+
+
+def unfinished(latest: Progress | None) -> bool:
+    """Whether a rotation was left in the middle: under way, or done and not yet verified by its runner."""
+    if latest is None:
+        return False
+    verified = any(step.startswith("verify") for step in latest.steps)
+    return latest.state is RotationState.RUNNING or (
+        latest.state is RotationState.DONE and bool(latest.steps) and not verified
+    )
+
+
+def not_finished(latest: Progress) -> str:
+    """Says so, of a rotation that is `unfinished`, and how far it is."""
+    what = "the rollback of rotation" if latest.rolling_back else "rotation"
+    return (
+        f"{what} {latest.rotation_id}, begun by {latest.caller}, is not finished: {latest.done} of {latest.total} data "
+        "keys are done"
+    )
+
+
+def ways_on(latest: Progress) -> tuple[str, ...]:
+    """What to type about it, most likely first."""
+    return ("rollback",) if latest.rolling_back else ("resume", "rollback")
+
+
+def plan(
+    type_: RotationType,
+    census: Census,
+    *,
+    key: str,
+    primary: int,
+    latest: Progress | None,
+    now: datetime,
+    min_age: float,
+) -> Plan:
+    """What would be done.
+
+    Args:
+        type_: what is rotated.
+        census: of the keyring.
+        key: full name of the KMS key.
+        primary: number of its primary version.
+        latest: the latest rotation, if there was one.
+        now: aware.
+        min_age: seconds; a data key that a rotation made more recently than that is not replaced.
+    """
+    if type_ is RotationType.NEW_DEK:
+        count, sentence = _new_dek(census, primary, latest, now, min_age)
+    else:
+        count, sentence = _rewrap(census, key, primary)
+    return Plan(
+        type=type_, target_version=primary, data_keys=count, sentence=sentence, left_out=tuple(_left_out(census, key))
+    )
+
+
+def _new_dek(census: Census, primary: int, latest: Progress | None, now: datetime, min_age: float) -> tuple[int, str]:
+    done = latest is not None and latest.type is RotationType.NEW_DEK and latest.state is RotationState.DONE
+    if latest and done and now - latest.updated_at < timedelta(seconds=min_age):
+        made = f"the active data key {census.active} was made by rotation {latest.rotation_id}"
+        return 0, f"nothing to do: {made} at {latest.updated_at:%Y-%m-%d %H:%M:%S} UTC; {_HINT}"
+    instead = f"; {census.active} stays for reading" if census.active else ""
+    return 1, f"1 new data key, wrapped by version {primary} of the KMS key, becomes the active one{instead}"
+
+
+def _rewrap(census: Census, key: str, primary: int) -> tuple[int, str]:
+    ours = [count for count in census.versions if count.kek == key]
+    due = [count for count in ours if count.kek_version != primary and count.data_keys]
+    total = sum(count.data_keys for count in due)
+    if not total:
+        held = sum(count.data_keys for count in ours)
+        return 0, f"nothing to do: all {held} data keys of the KMS key are wrapped by its primary version {primary}"
+    by = ", ".join(f"{count.data_keys} by version {count.kek_version}" for count in due)
+    return total, f"{total} data keys ({by}) are wrapped anew by version {primary} of the KMS key"
+
+
+def _left_out(census: Census, key: str) -> list[str]:
+    told = []
+    for count in census.versions:
+        if count.kek == LOCAL_KEK:
+            told.append(
+                f"{count.data_keys} data keys are wrapped by the local fallback key; the service wraps them anew by "
+                "itself once it reaches KMS"
+            )
+        elif count.kek != key:
+            told.append(f"{count.data_keys} data keys are wrapped by {count.kek}, which is not the configured KMS key")
+    return told

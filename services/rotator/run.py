@@ -1,0 +1,135 @@
+"""The orders of steps, each under the lease: `run` begins a rotation, `resume` finishes one, `rollback` undoes one.
+
+smoke → target → backup → encrypt → rotate → reload → compare → verify
+
+Until `rotate` nothing is changed, and a failure leaves nothing to be finished. `verify` comes last: a rotation without
+it is not finished, whatever state the keyring gives it.
+"""
+
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+from services.rotator.backup import Summary
+from services.rotator.model import RotatorError
+from services.rotator.plan import not_finished, plan, unfinished, ways_on
+from services.rotator.report import KeptBackup, Outcome, Report
+from services.rotator.session import Session
+from services.rotator.steps import Steps
+from services.rotator.verify import failures
+from shared.keyring.administration import Lease, Problem, Progress, RotationState, RotationType
+
+
+async def run(session: Session, type_: RotationType) -> Report:
+    """Rotates, where there is something to do. Raises RotatorError, AdministrationError, BackupError."""
+    return await session.holding(lambda lease: _run(session, lease, type_))
+
+
+async def resume(session: Session) -> Report:
+    """Finishes the rotation that was left in the middle. Raises RotatorError, AdministrationError, BackupError."""
+    return await session.holding(lambda lease: _resume(session, lease))
+
+
+async def rollback(session: Session) -> Report:
+    """Undoes the latest rotation. Raises RotatorError, AdministrationError, BackupError."""
+    return await session.holding(lambda lease: _rollback(session, lease))
+
+
+async def _run(session: Session, lease: Lease, type_: RotationType) -> Report:
+    latest = await session.administration.progress()
+    if latest is not None and unfinished(latest):
+        raise RotatorError(not_finished(latest), *ways_on(latest))
+    again, now = f"run --type {type_}", session.database_now(lease)
+    steps = Steps(session, lease.token, type_, f"{type_}-{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}", again)
+    await steps.smoke()
+    version = await steps.target()
+    census, settings = await session.administration.census(), session.settings
+    wanted = plan(
+        type_,
+        census,
+        key=settings.kms.key,
+        primary=version,
+        latest=latest,
+        now=now,
+        min_age=settings.new_dek_min_age,
+    )
+    if not wanted.data_keys:
+        return Report(command="run", outcome=Outcome.NOTHING_TO_DO, sentence=wanted.sentence, plans=(wanted,))
+    file, summary = await steps.backup()
+    await steps.encrypt(version)
+    rotation = await steps.rotate(version)
+    return await _finished("run", session, steps, rotation, file, summary)
+
+
+async def _resume(session: Session, lease: Lease) -> Report:
+    latest = await session.administration.progress()
+    if latest is None or not (unfinished(latest) or latest.state is RotationState.FAILED):
+        why = f"rotation {latest.rotation_id} is {latest.state}" if latest else "there was no rotation"
+        nothing = f"nothing to do: {why}"
+        return Report(command="resume", outcome=Outcome.NOTHING_TO_DO, sentence=nothing, rotation=latest)
+    if latest.rolling_back:
+        raise RotatorError(not_finished(latest), *ways_on(latest))
+    steps = Steps(session, lease.token, latest.type, latest.rotation_id, "resume")
+    await steps.smoke()
+    version = await steps.target()
+    if latest.target_version not in {None, version}:
+        raise RotatorError(
+            f"rotation {latest.rotation_id} was begun for version {latest.target_version} of the KMS key, whose "
+            f"primary version is {version} by now",
+            "rollback",
+        )
+    file, summary = await steps.backup(latest.steps)
+    if latest.state is not RotationState.DONE:
+        await steps.encrypt(version)
+        latest = await steps.rotate(version)
+    return await _finished("resume", session, steps, latest, file, summary)
+
+
+async def _finished(
+    command: str, session: Session, steps: Steps, rotation: Progress, file: Path, summary: Summary
+) -> Report:
+    await steps.reload()
+    differing = await steps.compare(file)
+    found = await steps.verify()
+    latest = await session.administration.progress(rotation.rotation_id) or rotation
+    wrong = (*latest.problems, *differing, *failures(found))
+    failed = latest.state is not RotationState.DONE or bool(differing or failures(found))
+    what = f"rotation {latest.rotation_id}: {latest.done} of {latest.total} data keys are done"
+    return Report(
+        command=command,
+        outcome=Outcome.FAILED if failed else Outcome.DONE,
+        sentence=f"{what}, and what is named below is not" if failed else f"{what}; everything can be read",
+        then=("resume", "rollback") if failed else (),
+        rotation=latest,
+        backup=KeptBackup(file=str(file), **summary.model_dump()),
+        verification=found,
+        problems=_distinct(wrong),
+    )
+
+
+async def _rollback(session: Session, lease: Lease) -> Report:
+    latest = await session.administration.progress()
+    if latest is None or (latest.state is RotationState.ROLLED_BACK and not unfinished(latest)):
+        why = f"rotation {latest.rotation_id} is rolled back" if latest else "there was no rotation"
+        nothing = f"nothing to do: {why}"
+        return Report(command="rollback", outcome=Outcome.NOTHING_TO_DO, sentence=nothing, rotation=latest)
+    steps = Steps(session, lease.token, latest.type, latest.rotation_id, "rollback")
+    rotation = await steps.rollback()
+    await steps.reload()
+    found = await steps.verify()
+    wrong = _distinct((*rotation.problems, *failures(found)))
+    what = f"rotation {rotation.rotation_id} is rolled back"
+    return Report(
+        command="rollback",
+        outcome=Outcome.FAILED if wrong else Outcome.DONE,
+        sentence=f"{what}, but for what is named below" if wrong else f"{what}; everything can be read",
+        then=("verify", "status") if wrong else (),
+        rotation=await session.administration.progress(rotation.rotation_id),
+        verification=found,
+        problems=wrong,
+    )
+
+
+def _distinct(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """One for each thing, what was said of it last."""
+    return tuple({problem.id: problem for problem in problems}.values())

@@ -1,0 +1,165 @@
+"""The steps of a rotation, each for itself; `run`, `resume` and `rollback` put them in their order.
+
+Each is told, timed, and noted in the keyring's journal, so that whoever comes next, on whatever machine, knows what was
+done.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final, TypeVar
+
+from services.rotator import backup, backups, target
+from services.rotator.backup import BackupError, Summary
+from services.rotator.model import RotatorError, Took
+from services.rotator.session import Session
+from services.rotator.smoke import smoke
+from services.rotator.verify import failures, verified
+from shared.keyring.administration import (
+    Problem,
+    Progress,
+    RotateRequest,
+    RotationState,
+    RotationType,
+    Verification,
+)
+
+_STALLED_CALLS: Final = 10
+"""Calls in a row that change nothing: it would never end."""
+
+T = TypeVar("T")
+
+
+class Steps:
+    """Those of one rotation. Any of them may raise RotatorError, AdministrationError or BackupError.
+
+    Args:
+        session: the way to everything.
+        token: of the lease.
+        type_: what is rotated.
+        rotation_id: of this rotation, whether the keyring knows it yet or not.
+        again: what to type when something is mended that was missing.
+    """
+
+    def __init__(self, session: Session, token: str, type_: RotationType, rotation_id: str, again: str) -> None:
+        self._session, self._settings, self._administration = session, session.settings, session.administration
+        self._token, self._type, self._id, self._again = token, type_, rotation_id, again
+
+    async def smoke(self) -> None:
+        """Whether all that is needed works."""
+        await self._step("smoke", smoke(self._session, self._again), str)
+
+    async def target(self) -> int:
+        """The version that everything is to be wrapped by: the primary one, which is ENABLED."""
+        asked = target.enabled_primary(self._session.kms, self._settings.kms_timeout, self._again)
+        return await self._step("target", asked, lambda number: f"version {number}")
+
+    async def backup(self, noted: tuple[str, ...] = ()) -> tuple[Path, Summary]:
+        """The backup of this rotation: that of the steps `noted`, where it is here and whole; else a new one."""
+        for words in (step.split() for step in reversed(noted) if step.startswith("backup ")):
+            file = self._session.backups.folder / Path(words[1]).name
+            try:
+                summary = await backups.check(file, self._session.kms, timeout=self._settings.kms_timeout)
+            except BackupError:
+                continue  # it is on another machine, or damaged
+            if words[2:] == [summary.sha256]:
+                return file, summary
+        file = self._session.backups.new(self._id, self._session.now)
+        return file, await self._step("backup", self._backup(file), lambda made: f"{file.name} {made.sha256}")
+
+    async def _backup(self, file: Path) -> Summary:
+        versions = (await self._administration.census()).versions
+        return await backup.write(
+            file,
+            self._administration,
+            self._session.kms,
+            rotation_id=self._id,
+            needs={each.kek_version for each in versions if each.kek == self._settings.kms.key and each.data_keys},
+            now=self._session.now,
+            timeout=self._settings.kms_timeout,
+        )
+
+    async def encrypt(self, version: int) -> None:
+        """Waits until Encrypt uses `version`."""
+        settings = self._settings
+        settled = target.settled(
+            self._session.kms,
+            version,
+            self._again,
+            checks=settings.encrypt_checks,
+            wait=settings.encrypt_wait,
+            pause=settings.encrypt_pause,
+            timeout=settings.kms_timeout,
+        )
+        await self._step("encrypt", settled, lambda _: f"uses version {version}")
+
+    async def rotate(self, version: int) -> Progress:
+        """Begins where the keyring does not know the rotation yet, and goes on to its end, batch by batch."""
+        request = RotateRequest(
+            rotation_id=self._id,
+            type=self._type,
+            token=self._token,
+            caller=self._session.caller,
+            target_version=version,
+            batch=self._settings.batch,
+        )
+
+        async def batch() -> Progress:
+            progress = await self._administration.rotate(request)
+            if self._type is RotationType.NEW_DEK and progress.state is RotationState.RUNNING:
+                await self._administration.reload()  # who reads must know the new data key before anybody writes by it
+            return progress
+
+        return await self._step("rotate", self._to_the_end(batch), _told)
+
+    async def rollback(self) -> Progress:
+        """Undoes it to its beginning."""
+        undoing = self._to_the_end(lambda: self._administration.rollback(self._id, self._token))
+        return await self._step("rollback", undoing, _told)
+
+    async def _to_the_end(self, batch: Callable[[], Awaitable[Progress]]) -> Progress:
+        before, stalled = None, 0
+        while True:
+            progress = await batch()
+            self._session.tell.progress(progress.done, progress.total)
+            if progress.state is not RotationState.RUNNING:
+                return progress
+            stalled = stalled + 1 if progress == before else 0
+            if stalled == _STALLED_CALLS:
+                raise RotatorError(f"rotation {self._id} does not go on: call after call changes nothing", "status")
+            before = progress
+
+    async def reload(self) -> None:
+        """Every instance of the service reads the keyring again."""
+        await self._step("reload", self._administration.reload(), lambda _: "done")
+
+    async def verify(self) -> Verification:
+        """Reads everything."""
+        checking = verified(self._session, self._settings.verify_mode)
+        return await self._step("verify", checking, lambda found: _wrong(len(failures(found))))
+
+    async def compare(self, file: Path) -> list[Problem]:
+        """What differs from the backup: every data key must be the one that it was."""
+        differing = backups.differences(
+            file, self._administration, self._session.kms, timeout=self._settings.kms_timeout
+        )
+        return await self._step("compare", differing, lambda found: _wrong(len(found)))
+
+    async def _step(self, name: str, work: Awaitable[T], seen: Callable[[T], str]) -> T:
+        now = asyncio.get_running_loop().time
+        began = now()
+        self._session.tell.step(name)
+        outcome = await work
+        told = Took(step=name, seen=seen(outcome), seconds=now() - began)
+        self._session.took.append(told)
+        self._session.tell.step(name, told.seen)
+        await self._administration.note(self._id, self._token, f"{name} {told.seen}")
+        return outcome
+
+
+def _told(progress: Progress) -> str:
+    return f"{progress.done} of {progress.total}, {progress.state}"
+
+
+def _wrong(number: int) -> str:
+    return f"{number} problems" if number else "all is well"

@@ -1,0 +1,47 @@
+"""A keyring of three data keys, in each kind of database, under a running emulator."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL
+
+from ops.kms_emulator.crypto import new_material
+from ops.kms_emulator.emulator import Emulator, start
+from tests.rotator.rotated import KEY, Rotated
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[Emulator]:
+    async with start(keys=[KEY]) as running:
+        yield running
+
+
+@pytest.fixture
+def new_version(emulator: Emulator) -> Callable[[], Awaitable[None]]:
+    """The KMS key gets another version, which is the primary from then on."""
+
+    async def rotate() -> None:
+        now = emulator.store.clock()
+        key = await emulator.store.key(KEY)
+        number = len(key.versions) + 1
+        await emulator.store.change(
+            KEY, lambda key: key.with_new_version(new_material(), now).with_primary(number, now)
+        )
+
+    return rotate
+
+
+@pytest.fixture
+async def rotated(empty_database: URL, emulator: Emulator, tmp_path: Path) -> Rotated:
+    keyring = Rotated(empty_database, emulator.address, tmp_path)
+    await keyring.fill(3)
+    return keyring
+
+
+@pytest.fixture
+async def in_a_file(emulator: Emulator, tmp_path: Path) -> Rotated:
+    """In SQLite alone: what does not depend on the store."""
+    keyring = Rotated(URL.create("sqlite", database=str(tmp_path / "keyring.db")), emulator.address, tmp_path)
+    await keyring.fill(3)
+    return keyring
