@@ -14,7 +14,6 @@ unwrapped again. No data key is ever removed here.
 """
 
 import asyncio
-import hmac
 import os
 import uuid
 from collections.abc import Callable
@@ -24,19 +23,17 @@ from typing import Final
 import structlog
 
 from services.backend.local_key import LocalKey
-from services.backend.sealing import KEY_BYTES, SealBrokenError, UsableKey, seal, unseal
+from services.backend.sealing import UsableKey
 from shared.cancelled import task_is_cancelled
 from shared.contract import CryptoMode
 from shared.keyring.database import DatabaseError
-from shared.keyring.model import LOCAL_KEK, DataKey, Status, Wrapped, wrapping_aad
-from shared.keyring.store import KeyStore
-from shared.kms.names import version_number
+from shared.keyring.model import KEY_BYTES, LOCAL_KEK, DataKey, Status, Wrapped, fingerprint, wrapping_aad
+from shared.keyring.store import KeyStore, RetiredVersionError
+from shared.keyring.wrapping import UnwrapError, Wrapping
 from shared.kms.provider import KeyProvider, KmsError
 from shared.kms.reason import Reason
 
 _FAILURES_TO_FALL_BACK: Final = 2
-# After a good round trip these speak of one version or one ciphertext; any other reason speaks of KMS as a whole.
-_OF_ONE_KEY: Final = {Reason.KEY_DISABLED, Reason.KEY_DESTROYED, Reason.INVALID_REQUEST}
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +43,7 @@ class KeyUnavailableError(Exception):
 
 
 class Keyring:
-    """The data keys in memory. Its state changes only in `check`, which runs once at a time."""
+    """The data keys in memory. What is active and the mode change in `check` and `reload`, one at a time."""
 
     def __init__(
         self,
@@ -61,14 +58,13 @@ class Keyring:
         """`kek` is the full name of `kms`'s key; `timeout` bounds each call to it, in seconds; `clock` is unix time."""
         self._store = store
         self._local = local
-        self._kms = kms
-        self._kek = kek
-        self._timeout = timeout
+        self._wrapping = Wrapping(kms, kek, timeout, local)
         self._clock = clock
         self._usable: dict[str, UsableKey] = {}
         self._unusable: dict[str, str] = {}  # id → why
         self._active: UsableKey | None = None
         self._failures = 0
+        self._changing = asyncio.Lock()
         self._settled: tuple[CryptoMode, bool] | None = None
         self.mode = CryptoMode.ENV
         self.reason: str | None = "KMS has not answered yet"
@@ -87,8 +83,15 @@ class Keyring:
             raise KeyUnavailableError(f"no data key can be used: {self.reason}")
         return self._active
 
-    def key(self, data_key_id: str) -> UsableKey:
-        """The key that a record was encrypted with. Raises KeyUnavailableError."""
+    async def key(self, data_key_id: str) -> UsableKey:
+        """The key that a record was encrypted with; one that another instance made since is looked for at once.
+
+        Raises:
+            KeyUnavailableError: it is not there, or cannot be unwrapped.
+            DatabaseError: the keyring cannot be read.
+        """
+        if data_key_id not in self._usable and data_key_id not in self._unusable:
+            await self._meet(data_key_id)
         try:
             return self._usable[data_key_id]
         except KeyError:
@@ -114,21 +117,38 @@ class Keyring:
 
     async def check(self) -> None:
         """One round trip, and what follows from it. Raises DatabaseError; the next check goes on from there."""
-        try:
-            await self._wrap_by_kms("check", os.urandom(KEY_BYTES))
-            await self._use_keys(CryptoMode.KMS)
-        except KmsError as error:
-            self._failures += 1
-            if self.mode is CryptoMode.KMS and self._failures < _FAILURES_TO_FALL_BACK:
-                log.warning("KMS failed a check; the next failure in a row makes the mode env", reason=str(error))
-                return
+        async with self._changing:
             try:
-                await self._use_keys(CryptoMode.ENV)
-            finally:  # the mode is told even where the database fails as well
-                self._settle(CryptoMode.ENV, f"KMS cannot be used: {error.reason}", error.detail)
-        else:
-            self._failures = 0
-            self._settle(CryptoMode.KMS, None, None)
+                await self._wrapping.wrap("check", os.urandom(KEY_BYTES))
+                await self._use_keys(CryptoMode.KMS)
+            except RetiredVersionError as error:
+                await self._failed(KmsError(Reason.KEY_DISABLED, str(error)))
+            except KmsError as error:
+                await self._failed(error)
+            else:
+                self._failures = 0
+                self._settle(CryptoMode.KMS, None, None)
+
+    async def reload(self) -> None:
+        """Reads the keyring again, now, because somebody changed it. Raises DatabaseError.
+
+        What KMS says meanwhile decides nothing: that is for the checks.
+        """
+        async with self._changing:
+            try:
+                await self._use_keys(self.mode)
+            except (KmsError, RetiredVersionError) as error:
+                log.warning("the keyring was read, and KMS failed at it; the next check tries again", error=str(error))
+
+    async def _failed(self, error: KmsError) -> None:
+        self._failures += 1
+        if self.mode is CryptoMode.KMS and self._failures < _FAILURES_TO_FALL_BACK:
+            log.warning("KMS failed a check; the next failure in a row makes the mode env", reason=str(error))
+            return
+        try:
+            await self._use_keys(CryptoMode.ENV)
+        finally:  # the mode is told even where the database fails as well
+            self._settle(CryptoMode.ENV, f"KMS cannot be used: {error.reason}", error.detail)
 
     async def _use_keys(self, mode: CryptoMode) -> None:
         """Unwraps what can be unwrapped in `mode`, and sees to it that a usable key is active."""
@@ -137,7 +157,7 @@ class Keyring:
             if key.id not in self._usable:
                 await self._take(key, mode)
             if mode is CryptoMode.KMS and key.wrapped.kek == LOCAL_KEK and key.id in self._usable:
-                wrapped = await self._wrap_by_kms(key.id, self._usable[key.id].secret)
+                wrapped = await self._wrapping.wrap(key.id, self._usable[key.id].secret)
                 if await self._store.rewrap(key, wrapped):
                     log.info("data key re-wrapped by KMS", data_key=key.id, kek_version=wrapped.kek_version)
         stored = next((key for key in keys if key.status is Status.ACTIVE), None)
@@ -146,11 +166,19 @@ class Keyring:
         elif not await self._make_active(mode, instead_of=stored):
             await self._use_keys(mode)  # another process was faster: use its key
 
+    async def _meet(self, data_key_id: str) -> None:
+        stored = await self._store.find(data_key_id)
+        try:
+            if stored:
+                await self._take(stored, self.mode)
+        except KmsError as error:
+            raise KeyUnavailableError(f"its data key {data_key_id} cannot be unwrapped: KMS: {error.reason}") from None
+
     async def _take(self, key: DataKey, mode: CryptoMode) -> None:
         try:
             self._usable[key.id] = UsableKey(key.id, await self._unwrap(key, mode))
             self._unusable.pop(key.id, None)
-        except KeyUnavailableError as error:
+        except UnwrapError as error:
             if self._unusable.get(key.id) != str(error):
                 log.warning(
                     "a data key cannot be unwrapped; its records cannot be read", data_key=key.id, why=str(error)
@@ -158,50 +186,26 @@ class Keyring:
             self._unusable[key.id] = str(error)
 
     async def _unwrap(self, key: DataKey, mode: CryptoMode) -> bytes:
-        """The data key in clear, proven. Raises KeyUnavailableError, or KmsError where all of KMS is at fault."""
-        aad = wrapping_aad(key.id)
-        try:
-            if key.wrapped.kek == LOCAL_KEK:
-                secret = self._local.unwrap(key.wrapped.ciphertext, aad)
-            elif key.wrapped.kek != self._kek:
-                raise KeyUnavailableError(f"it is wrapped by {key.wrapped.kek}, which is not the configured key")
-            elif mode is CryptoMode.ENV:
-                raise KeyUnavailableError("it is wrapped by KMS, which cannot be used")
-            else:
-                secret = (await self._kms.decrypt(key.wrapped.ciphertext, aad, timeout=self._timeout)).plaintext
-            unseal(secret, key.proof, aad)
-        except SealBrokenError:
-            raise KeyUnavailableError("what it unwraps to is not the key that was stored") from None
-        except KmsError as error:
-            if error.reason in _OF_ONE_KEY:
-                raise KeyUnavailableError(f"KMS: {error.reason} (version {key.wrapped.kek_version})") from None
-            raise
-        return secret
+        """The data key in clear. Raises UnwrapError, or KmsError where all of KMS is at fault."""
+        refusal = self._wrapping.refusal(key.wrapped)
+        if refusal is None and mode is CryptoMode.ENV and key.wrapped.kek != LOCAL_KEK:
+            raise UnwrapError("it is wrapped by KMS, which cannot be used")
+        return await self._wrapping.unwrap(key)
 
     async def _make_active(self, mode: CryptoMode, *, instead_of: DataKey | None) -> bool:
         """A new active data key, stored before it is used; False where `instead_of` is no longer the active one."""
         new = UsableKey(uuid.uuid4().hex, os.urandom(KEY_BYTES))
-        aad = wrapping_aad(new.id)
         if mode is CryptoMode.KMS:
-            wrapped = await self._wrap_by_kms(new.id, new.secret)
+            wrapped = await self._wrapping.wrap(new.id, new.secret)
         else:
-            wrapped = Wrapped(self._local.wrap(new.secret, aad), LOCAL_KEK, 0)
+            wrapped = Wrapped(self._local.wrap(new.secret, wrapping_aad(new.id)), LOCAL_KEK, 0)
         created_at = datetime.fromtimestamp(self._clock(), UTC)
-        row = DataKey(new.id, Status.ACTIVE, wrapped, seal(new.secret, b"", aad), created_at)
+        row = DataKey(new.id, Status.ACTIVE, wrapped, fingerprint(new.secret), created_at)
         if not await self._store.activate(row, instead_of=instead_of):
             return False
         log.info("new active data key", data_key=new.id, kek=wrapped.kek, kek_version=wrapped.kek_version)
         self._active = self._usable[new.id] = new
         return True
-
-    async def _wrap_by_kms(self, data_key_id: str, secret: bytes) -> Wrapped:
-        """Wraps, and unwraps again: a wrapped form that does not give the key back must never replace one that does."""
-        aad = wrapping_aad(data_key_id)
-        encrypted = await self._kms.encrypt(secret, aad, timeout=self._timeout)
-        decrypted = await self._kms.decrypt(encrypted.ciphertext, aad, timeout=self._timeout)
-        if not hmac.compare_digest(decrypted.plaintext, secret):
-            raise KmsError(Reason.PLAINTEXT_MISMATCH, "decrypt: the plaintext is not the one that was encrypted")
-        return Wrapped(encrypted.ciphertext, self._kek, version_number(encrypted.key_version))
 
     def _settle(self, mode: CryptoMode, reason: str | None, detail: str | None) -> None:
         """Takes over a check's outcome; a change is told once. `detail` may name keys and goes to the log alone."""

@@ -9,7 +9,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from services.backend.sealing import KEY_BYTES, seal, unseal
+from services.backend.sealing import seal, unseal
+from shared.keyring.model import KEY_BYTES
 
 
 class LocalKeyError(Exception):

@@ -4,35 +4,29 @@ The additional authenticated data binds a record to its id and to its data key, 
 another one does not open.
 """
 
-from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Column, Connection, LargeBinary, MetaData, String, Table
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import Column, Connection, Index, LargeBinary, MetaData, Table
+from sqlalchemy.dialects import postgresql, sqlite
 
 from services.backend.sealing import SealBrokenError, UsableKey, seal, unseal
 from shared.keyring.database import Database
+from shared.keyring.records import Record, RecordsTable
+from shared.keyring.tables import Id
 
 TABLES: Final = MetaData()
 _records: Final = Table(
     "records",
     TABLES,
-    Column("id", String, primary_key=True),
-    Column("data_key_id", String, nullable=False, index=True),
+    Column("id", Id, primary_key=True),
+    Column("data_key_id", Id, nullable=False),
     Column("sealed", LargeBinary, nullable=False),
 )
+# What a rotation counts, and pages through.
+Index("records_of_data_key", _records.c.data_key_id, _records.c.id)
 
 
-@dataclass(frozen=True, slots=True)
-class SealedRecord:
-    """A record as it is stored."""
-
-    id: str
-    data_key_id: str
-    sealed: bytes
-
-
-class CorruptRecordError(Exception):
+class CorruptRecordError(ValueError):
     """The record was changed since it was stored, or is not the one that was stored under this id."""
 
 
@@ -48,27 +42,36 @@ class Records:
         def upsert(connection: Connection) -> None:
             sealed = seal(key.secret, plaintext, _aad(record_id, key.id))
             row = {"data_key_id": key.id, "sealed": sealed}
-            statement = insert(_records).values(id=record_id, **row)
+            dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+            statement = dialect.insert(_records).values(id=record_id, **row)
             connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=row))
 
         await self._database.write(upsert)
 
-    async def find(self, record_id: str) -> SealedRecord | None:
+    async def find(self, record_id: str) -> Record | None:
         """The record as it is stored, or None."""
 
-        def select(connection: Connection) -> SealedRecord | None:
+        def select(connection: Connection) -> Record | None:
             row = connection.execute(_records.select().where(_records.c.id == record_id)).one_or_none()
-            return SealedRecord(row.id, row.data_key_id, row.sealed) if row else None
+            return Record(row.id, row.data_key_id, row.sealed) if row else None
 
         return await self._database.read(select)
 
 
-def decrypt(record: SealedRecord, key: UsableKey) -> bytes:
+def decrypt(record: Record, key: UsableKey) -> bytes:
     """What was put. Raises CorruptRecordError."""
     try:
         return unseal(key.secret, record.sealed, _aad(record.id, record.data_key_id))
     except SealBrokenError:
         raise CorruptRecordError from None
+
+
+def _open(record: Record, secret: bytes) -> bytes:
+    return decrypt(record, UsableKey(record.data_key_id, secret))
+
+
+RECORDS: Final = RecordsTable("records", "data_key_id", opening=_open)
+"""As a rotation looks at them."""
 
 
 def _aad(record_id: str, data_key_id: str) -> bytes:

@@ -7,7 +7,6 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-KEY_BYTES: Final = 32
 # 96 bits, at random: one key may seal 2**32 times before a repeat becomes likelier than 2**-32 (NIST SP 800-38D, 8.3).
 _NONCE_BYTES: Final = 12
 
@@ -20,7 +19,7 @@ class UsableKey:
     secret: bytes = field(repr=False)
 
 
-class SealBrokenError(Exception):
+class SealBrokenError(ValueError):
     """The sealed bytes were changed, or belong to another key or to other additional data."""
 
 

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sized
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from pathlib import Path
 from typing import Annotated, ClassVar, Self, TypeVar
 from urllib.parse import urlsplit
 
@@ -11,36 +10,22 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    PlainSerializer,
     PlainValidator,
     ValidationInfo,
     model_validator,
 )
-from pydantic_settings import NoDecode
 
 from services.relay.channels.registry import AnyChannel
 from services.relay.channels.web_api import fit_for_a_secret
 from services.relay.delivery.enrich.links import check_template
 from services.relay.intake.routing import Matcher, parse_matcher
-from services.relay.outbox import database
 from shared import settings
-from shared.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings, from_folder
+from shared.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings
+from shared.sql.setting import Database
 
 T = TypeVar("T", bound=Sized)
 R = TypeVar("R", "Route", "Watchdog")
-_NO_FILE = {"", "system"}  # libpq's words for none, and for the certificates of the operating system
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
-
-def _database(value: object) -> database.Database:
-    url = database.parse(value if isinstance(value, str) else "")
-    if url.drivername == "sqlite":
-        return database.sqlite(from_folder(Path(url.database or "")))
-    written = {key: url.query.get(key) for key in database.FILES}
-    files = {
-        key: from_folder(Path(name)) for key, name in written.items() if isinstance(name, str) and name not in _NO_FILE
-    }
-    return url.update_query_dict({key: str(file) for key, file in files.items()})
 
 
 def _channel_name(name: str) -> str:
@@ -100,13 +85,6 @@ def _network(value: object) -> IPv4Network | IPv6Network:
 
 Network = Annotated[IPv4Network | IPv6Network, PlainValidator(_network, json_schema_input_type=str)]
 """A network in CIDR notation."""
-Database = Annotated[
-    database.Database,
-    NoDecode,  # from the environment it comes as the same text; pydantic-settings would want JSON
-    PlainValidator(_database, json_schema_input_type=str),
-    PlainSerializer(str),  # which shows no password
-]
-"""Of an SQLite file, `sqlite:///FILE`, or of PostgreSQL, `postgresql://USER@HOST/NAME`."""
 ParsedMatcher = Annotated[
     Matcher,
     BeforeValidator(lambda value: parse_matcher(value if isinstance(value, str) else ""), json_schema_input_type=str),

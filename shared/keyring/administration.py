@@ -118,6 +118,8 @@ class Progress(_Wire):
     """The first hundred."""
     steps: tuple[str, ...] = ()
     """What the runner noted, in its order, such as `backup NAME SHA256`."""
+    rolling_back: bool = False
+    """A rollback has begun: it is `rollback` that goes on, `rotate` no longer."""
 
 
 class Verification(_Wire):
@@ -151,8 +153,8 @@ class RotateRequest(_Wire):
     caller: str = Field(max_length=200)
     target_version: int | None = None
     """The version that Encrypt is known to use by now; a wrap under another one is refused."""
-    batch: int = Field(100, ge=0, le=PAGE)
-    """Data keys in this call, at most; 0 only begins the rotation, so that the runner's steps can be noted."""
+    batch: int = Field(100, ge=1, le=PAGE)
+    """Data keys in this call, at most."""
 
 
 class AdministrationError(Exception):
@@ -207,7 +209,10 @@ class Administration(Protocol):
         ...
 
     async def rollback(self, rotation_id: str, token: str) -> Progress:
-        """Undoes a rotation by its journal: wrapped forms become what they were, the old data key active again."""
+        """Undoes a batch by the journal; call it until the state is no longer `running`.
+
+        Wrapped forms become what they were, the old data key active again.
+        """
         ...
 
     async def restore(self, rows: Sequence[StoredKey], token: str) -> int:

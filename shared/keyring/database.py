@@ -1,63 +1,74 @@
-"""An SQLite file behind asyncio: functions on a connection go in, their results come out, off the event loop.
+"""An SQLite file or a PostgreSQL database behind asyncio: functions on a connection go in, results come out.
 
-Writes wait for each other on one thread, as SQLite allows a single writer anyway; reads never wait for a write (WAL).
-A commit is on the disk before `write` returns (`synchronous=FULL`).
+Writes of this process wait for each other on one thread; reads have connections of their own and never wait for a
+write. What `write` and `change` return is committed, and durable.
 """
 
 import asyncio
-import sqlite3
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from pathlib import Path
 from typing import Final, Self, TypeVar
 
-from sqlalchemy import URL, Connection, MetaData, create_engine, event, exc
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy import URL, Connection, Engine, MetaData, exc, func, inspect, select
 
-_LOCK_SECONDS: Final = 2.0
-"""How long a statement waits for another process's lock."""
-_ANSWER_SECONDS: Final = 5.0
+from shared.keyring import engine
+
+ANSWER_SECONDS: Final = 5.0
 """How long a caller waits, its turn behind other writers included."""
+_TRIES: Final = 3
+_NOW: Final = select(func.extract("epoch", func.clock_timestamp()))
 
 T = TypeVar("T")
 
 
 class DatabaseError(Exception):
-    """The one error of this room: locked, full, unreadable, no database. Its text is SQLite's own, without values."""
+    """The one error of this room: locked, full, unreachable. Its text is the database's own, and shows no values."""
 
 
 class Database:
-    """An open SQLite file. `close` it."""
+    """An open database. `close` it.
 
-    def __init__(self, file: Path) -> None:
-        self._engine = create_engine(
-            URL.create("sqlite", database=str(file)),
-            connect_args={"timeout": _LOCK_SECONDS},
-            hide_parameters=True,  # an error's text must never show a record or a wrapped key
-        )
-        event.listen(self._engine, "connect", _durable)
+    Args:
+        url: of SQLite or PostgreSQL; see `shared.sql.location.parse`.
+        clock: unix seconds by this machine, which is SQLite's clock too; PostgreSQL has its own.
+    """
+
+    def __init__(self, url: URL, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._writing, self._reading = engine.engines(url)
         self._writer = ThreadPoolExecutor(1, "database-writer")
-        self._readers = ThreadPoolExecutor(2, "database-reader")
+        self._readers = ThreadPoolExecutor(engine.READERS, "database-reader")
 
     @classmethod
-    async def opened(cls, file: Path, *tables: MetaData) -> Self:
-        """Opens `file`, makes it and the missing ones of `tables` where needed. Raises DatabaseError."""
+    async def opened(cls, url: URL, *tables: MetaData, clock: Callable[[], float] = time.time) -> Self:
+        """Opens `url`, makes a missing file and the missing ones of `tables`. Raises DatabaseError."""
 
         def create(connection: Connection) -> None:
             for some in tables:
                 some.create_all(connection)
+                _check(connection, some)
 
-        database = cls(file)
+        database = cls(url, clock)
         try:
-            await database.write(create)
+            await database.change(create)
         except BaseException:
             await database.close()
             raise
         return database
 
-    async def read(self, work: Callable[[Connection], T]) -> T:
-        """What `work` finds. Raises DatabaseError."""
-        return await self._run(self._readers, work)
+    async def read(self, work: Callable[[Connection], T], *, seconds: float = ANSWER_SECONDS) -> T:
+        """What `work` finds, within `seconds`. Raises DatabaseError."""
+
+        def unhurried(connection: Connection) -> T:
+            engine.unhurried(connection, seconds)
+            try:
+                return work(connection)
+            finally:
+                engine.hurried(connection)
+
+        patient = seconds > ANSWER_SECONDS
+        return await self._run(self._readers, self._reading, unhurried if patient else work, seconds)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         """What `work` returns, once it is committed; an exception of `work` rolls it back.
@@ -65,30 +76,58 @@ class Database:
         Raises:
             DatabaseError: nothing is committed; after "no answer" alone it may still be.
         """
-        return await self._run(self._writer, work)
+        return await self._run(self._writer, self._writing, work)
+
+    async def change(self, work: Callable[[Connection], T]) -> T:
+        """Like `write`, and no other `change` of any process goes on meanwhile: what `work` reads stays true."""
+
+        def undisturbed(connection: Connection) -> T:
+            engine.alone(connection)
+            return work(connection)
+
+        return await self.write(undisturbed)
+
+    def now(self, connection: Connection) -> float:
+        """The time by the database's clock, unix seconds."""
+        return self._clock() if connection.dialect.name == "sqlite" else float(connection.execute(_NOW).scalar_one())
 
     async def close(self) -> None:
-        """Waits for the statements under way (each ends within the wait for a lock) and closes the file."""
+        """Waits for the statements under way, each of which is bounded, and closes all connections."""
         for threads in (self._writer, self._readers):
             await asyncio.to_thread(threads.shutdown, cancel_futures=True)
-        self._engine.dispose()
+        for some in (self._writing, self._reading):
+            some.dispose()
 
-    async def _run(self, threads: Executor, work: Callable[[Connection], T]) -> T:
-        def transaction() -> T:
-            with self._engine.begin() as connection:
-                return work(connection)
-
+    async def _run(
+        self, threads: Executor, engine: Engine, work: Callable[[Connection], T], seconds: float = ANSWER_SECONDS
+    ) -> T:
         try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                return await asyncio.get_running_loop().run_in_executor(threads, transaction)
+            async with asyncio.timeout(seconds):
+                return await asyncio.get_running_loop().run_in_executor(threads, _transact, engine, work)
         except TimeoutError:
-            raise DatabaseError(f"no answer within {_ANSWER_SECONDS:g} s") from None
-        except exc.IntegrityError:
-            raise  # a lost race: its meaning is known only to `work`'s owner
-        except exc.DBAPIError as error:
-            raise DatabaseError(str(error.orig)) from None
+            raise DatabaseError(f"no answer within {seconds:g} s") from None
 
 
-def _durable(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
+def _transact(engines: Engine, work: Callable[[Connection], T], tries: int = _TRIES) -> T:
+    try:
+        with engines.begin() as connection:
+            return work(connection)
+    except exc.IntegrityError:
+        raise  # a lost race: its meaning is known only to `work`'s owner
+    except exc.SQLAlchemyError as error:
+        if tries > 1 and engine.may_succeed_at_once(error):
+            return _transact(engines, work, tries - 1)
+        raise DatabaseError(engine.words(error)) from None
+
+
+def _check(connection: Connection, tables: MetaData) -> None:
+    """Whether the tables that were there already have the columns that we need."""
+    found = inspect(connection)
+    for table in tables.sorted_tables:
+        there = {column["name"] for column in found.get_columns(table.name)}
+        missing = {column.name for column in table.columns} - there
+        if missing:
+            raise DatabaseError(
+                f"its table {table.name} has no column {', '.join(sorted(missing))}: an older keypulse or another "
+                "program made it; set another `database`"
+            )

@@ -1,5 +1,8 @@
 """A data key (DEK) as it is stored: wrapped, never in clear. Frozen, no I/O."""
 
+import hashlib
+import hmac
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -7,6 +10,10 @@ from typing import Final
 
 LOCAL_KEK: Final = "local"
 """`DataKey.kek` of a key that is wrapped by the service's own local key; no KMS resource has such a name."""
+ALGORITHM: Final = "AES-256-GCM"
+"""What a data key is used with."""
+KEY_BYTES: Final = 32
+"""Of a data key."""
 
 
 class Status(StrEnum):
@@ -38,12 +45,34 @@ class DataKey:
     id: str
     status: Status
     wrapped: Wrapped
-    proof: bytes
-    """Nothing, encrypted with the data key: a wrong unwrap is noticed before it encrypts anything."""
+    fingerprint: bytes
+    """See `fingerprint`: a wrong unwrap is noticed before it encrypts anything."""
     created_at: datetime
     """Aware, in UTC."""
+    algorithm: str = ALGORITHM
 
 
 def wrapping_aad(data_key_id: str) -> bytes:
     """The additional authenticated data of a wrap: a wrapped key that is moved to another row no longer unwraps."""
     return b"keypulse data key\0" + data_key_id.encode()
+
+
+def fingerprint(secret: bytes) -> bytes:
+    """32 bytes that tell one data key from every other, and nothing else about it."""
+    return hmac.digest(secret, b"keypulse data key fingerprint", "sha256")
+
+
+class FingerprintOfAll:
+    """The fingerprint of a whole keyring, taken page by page: the same as long as every data key is."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, keys: Iterable[DataKey]) -> None:
+        """Takes the next ones, in the order of their ids."""
+        for key in keys:
+            self._hash.update(f"{key.id} {key.fingerprint.hex()}\n".encode())
+
+    def hexdigest(self) -> str:
+        """Of all that were added."""
+        return self._hash.hexdigest()

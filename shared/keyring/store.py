@@ -1,32 +1,91 @@
-"""The keyring's table. Every change names what it expects to find, so that two runners never undo each other.
+"""The data keys in their table. Every change names what it expects to find, so that two runners never undo each other.
 
 A change that finds something else does nothing and says so (compare-and-swap); its caller reads again and decides anew.
+The functions work on a connection, in whatever transaction the caller has begun: a rotation writes its journal in the
+same one. `KeyStore` is what the service itself needs of them.
 """
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
-from sqlalchemy import Column, Connection, Float, Index, Integer, LargeBinary, MetaData, Row, String, Table, text
+from sqlalchemy import ColumnElement, Connection, Row, select
 from sqlalchemy.exc import IntegrityError
 
 from shared.keyring.database import Database
 from shared.keyring.model import DataKey, Status, Wrapped
+from shared.keyring.tables import data_keys, retired_versions
 
-TABLES: Final = MetaData()
-_keys: Final = Table(
-    "data_keys",
-    TABLES,
-    Column("id", String, primary_key=True),
-    Column("status", String, nullable=False),
-    Column("wrapped", LargeBinary, nullable=False),
-    Column("kek", String, nullable=False),
-    Column("kek_version", Integer, nullable=False),
-    Column("proof", LargeBinary, nullable=False),
-    Column("created_at", Float, nullable=False),  # unix seconds
-)
-# The database itself refuses a second active key.
-Index("one_active", _keys.c.status, unique=True, sqlite_where=text("status = 'active'"))
+PAGE: Final = 1000
+"""Data keys in one read, at most."""
+_c: Final = data_keys.c
+
+
+class RetiredVersionError(Exception):
+    """A wrap by a version that was retired, which must not be stored; the message says which, and what to do."""
+
+
+def page(
+    connection: Connection, after: str, limit: int, condition: ColumnElement[bool] | None = None
+) -> tuple[DataKey, ...]:
+    """Those whose id comes after `after`, in the order of their ids."""
+    these = select(data_keys).where(_c.id > after).order_by(_c.id).limit(limit)
+    rows = connection.execute(these if condition is None else these.where(condition))
+    return tuple(_data_key(row) for row in rows)
+
+
+def find(connection: Connection, data_key_id: str) -> DataKey | None:
+    """The data key of that id."""
+    row = connection.execute(select(data_keys).where(_c.id == data_key_id)).one_or_none()
+    return _data_key(row) if row else None
+
+
+def active(connection: Connection) -> DataKey | None:
+    """The one that encrypts."""
+    row = connection.execute(select(data_keys).where(_c.status == Status.ACTIVE)).one_or_none()
+    return _data_key(row) if row else None
+
+
+def insert(connection: Connection, key: DataKey) -> None:
+    """Stores a new one. Raises IntegrityError where its id is there or another is active, and RetiredVersionError."""
+    refuse_retired(connection, key.wrapped)
+    columns = {
+        "id": key.id,
+        "status": key.status.value,
+        "algorithm": key.algorithm,
+        "fingerprint": key.fingerprint,
+        "created_at": key.created_at.timestamp(),
+    }
+    connection.execute(data_keys.insert().values(**columns, **_wrapped_columns(key.wrapped)))
+
+
+def change_status(connection: Connection, data_key_id: str, expected: Status, new: Status) -> bool:
+    """False, and nothing is changed, where its status is another."""
+    found = (_c.id == data_key_id) & (_c.status == expected)
+    return connection.execute(data_keys.update().where(found).values(status=new.value)).rowcount == 1
+
+
+def rewrap(connection: Connection, data_key_id: str, expected: Wrapped, new: Wrapped) -> bool:
+    """Replaces the wrapped form; False, and nothing is changed, where it is another. Raises RetiredVersionError."""
+    refuse_retired(connection, new)
+    found = (_c.id == data_key_id) & (_c.wrapped == expected.ciphertext)
+    return connection.execute(data_keys.update().where(found).values(**_wrapped_columns(new))).rowcount == 1
+
+
+def refuse_retired(connection: Connection, wrapped: Wrapped) -> None:
+    """Raises RetiredVersionError where nothing may be wrapped by this version any more."""
+    if wrapped.kek_version in retired(connection, wrapped.kek):
+        raise RetiredVersionError(
+            f"version {wrapped.kek_version} of {wrapped.kek} was retired, and nothing may be wrapped by it; "
+            "set another primary version, and wait until Encrypt uses it"
+        )
+
+
+def retired(connection: Connection, kek: str) -> tuple[int, ...]:
+    """The versions of `kek` that nothing may be wrapped by any more, ascending."""
+    version = retired_versions.c.kek_version
+    return tuple(connection.execute(select(version).where(retired_versions.c.kek == kek).order_by(version)).scalars())
 
 
 class KeyStore:
@@ -37,12 +96,16 @@ class KeyStore:
 
     async def all(self) -> tuple[DataKey, ...]:
         """Every data key, oldest first."""
+        keys: list[DataKey] = []
+        after = ""
+        while some := await self._database.read(partial(page, after=after, limit=PAGE)):
+            keys += some
+            after = some[-1].id
+        return tuple(sorted(keys, key=lambda key: (key.created_at, key.id)))
 
-        def select(connection: Connection) -> tuple[DataKey, ...]:
-            rows = connection.execute(_keys.select().order_by(_keys.c.created_at, _keys.c.id))
-            return tuple(_data_key(row) for row in rows)
-
-        return await self._database.read(select)
+    async def find(self, data_key_id: str) -> DataKey | None:
+        """The data key of that id."""
+        return await self._database.read(partial(find, data_key_id=data_key_id))
 
     async def activate(self, new: DataKey, *, instead_of: DataKey | None) -> bool:
         """Stores `new` as the active key, and retires the one that was active, in one step.
@@ -53,42 +116,29 @@ class KeyStore:
 
         Returns:
             False, and nothing is changed, where another key is active.
+
+        Raises:
+            RetiredVersionError: its wrap is by a version that was retired.
         """
-        new = replace(new, status=Status.ACTIVE)
 
         def swap(connection: Connection) -> bool:
-            if instead_of is not None:
-                expected = (_keys.c.id == instead_of.id) & (_keys.c.status == Status.ACTIVE)
-                retired = connection.execute(_keys.update().where(expected).values(status=Status.RETIRED.value))
-                if retired.rowcount == 0:
-                    return False
-            connection.execute(_keys.insert().values(**_columns(new)))
+            if instead_of and not change_status(connection, instead_of.id, Status.ACTIVE, Status.RETIRED):
+                return False
+            insert(connection, replace(new, status=Status.ACTIVE))
             return True
 
         try:
-            return await self._database.write(swap)
+            return await self._database.change(swap)
         except IntegrityError:
             return False
 
     async def rewrap(self, key: DataKey, wrapped: Wrapped) -> bool:
-        """Replaces the wrapped form of `key`; False, and nothing is changed, where it is no longer the one in `key`."""
+        """Replaces the wrapped form of `key`; False, and nothing is changed, where it is no longer the one in `key`.
 
-        def swap(connection: Connection) -> bool:
-            expected = (_keys.c.id == key.id) & (_keys.c.wrapped == key.wrapped.ciphertext)
-            changed = connection.execute(_keys.update().where(expected).values(**_wrapped_columns(wrapped)))
-            return changed.rowcount == 1
-
-        return await self._database.write(swap)
-
-
-def _columns(key: DataKey) -> dict[str, Any]:
-    return {
-        "id": key.id,
-        "status": key.status.value,
-        "proof": key.proof,
-        "created_at": key.created_at.timestamp(),
-        **_wrapped_columns(key.wrapped),
-    }
+        Raises:
+            RetiredVersionError: the new wrap is by a version that was retired.
+        """
+        return await self._database.change(lambda connection: rewrap(connection, key.id, key.wrapped, wrapped))
 
 
 def _wrapped_columns(wrapped: Wrapped) -> dict[str, Any]:
@@ -100,6 +150,7 @@ def _data_key(row: Row[Any]) -> DataKey:
         id=row.id,
         status=Status(row.status),
         wrapped=Wrapped(row.wrapped, row.kek, row.kek_version),
-        proof=row.proof,
+        fingerprint=row.fingerprint,
         created_at=datetime.fromtimestamp(row.created_at, UTC),
+        algorithm=row.algorithm,
     )

@@ -23,11 +23,12 @@ from services.backend.config import Settings
 from services.backend.keyring import Keyring
 from services.backend.local_key import read_or_make
 from services.backend.records import Records, decrypt
-from shared.keyring import store as store_module
 from shared.keyring.database import Database
 from shared.keyring.store import KeyStore
+from shared.keyring.tables import TABLES
 from shared.kms.gcp import GcpKey
 from shared.settings import load
+from shared.sql.location import sqlite
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
@@ -53,7 +54,7 @@ class Backend:
     async def get(self, record_id: str) -> bytes:
         record = await self.records.find(record_id)
         assert record is not None
-        return decrypt(record, self.keyring.key(record.data_key_id))
+        return decrypt(record, await self.keyring.key(record.data_key_id))
 
 
 Open = Callable[..., AbstractAsyncContextManager[Backend]]
@@ -61,7 +62,7 @@ Open = Callable[..., AbstractAsyncContextManager[Backend]]
 
 @asynccontextmanager
 async def _backend(folder: Path, kms: str, *, timeout: float = 5.0, key: str = KEY) -> AsyncIterator[Backend]:
-    database = await Database.opened(folder / "backend.db", store_module.TABLES, records_module.TABLES)
+    database = await Database.opened(sqlite(folder / "backend.db"), TABLES, records_module.TABLES)
     provider = GcpKey(key, endpoint=kms, insecure=True)
     try:
         store = KeyStore(database)

@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ async def test_a_defect_does_not_end_the_checks_and_is_logged_with_its_trace(
         return (backend.keyring.ready, backend.keyring.mode) == (True, CryptoMode.KMS)
 
     async with open_backend(tmp_path, str(emulator.address)) as backend:
-        backend.keyring._kms = _Defective(backend.keyring._kms, raised)
+        wrapping = backend.keyring._wrapping
+        backend.keyring._wrapping = replace(wrapping, kms=_Defective(wrapping.kms, raised))
         with capture_logs() as lines:
             watching = asyncio.create_task(backend.keyring.watch(0.02, asyncio.Event()))
             await until(well)

@@ -5,21 +5,23 @@ from pathlib import Path
 
 import pytest
 
-from services.backend.records import TABLES, CorruptRecordError, Records, SealedRecord, decrypt
+from services.backend.records import TABLES, CorruptRecordError, Records, decrypt
 from services.backend.sealing import UsableKey
 from shared.keyring.database import Database
+from shared.keyring.records import Record
+from shared.sql.location import sqlite
 
 KEY = UsableKey("k1", os.urandom(32))
 
 
 @pytest.fixture
 async def records(tmp_path: Path) -> AsyncIterator[Records]:
-    database = await Database.opened(tmp_path / "backend.db", TABLES)
+    database = await Database.opened(sqlite(tmp_path / "backend.db"), TABLES)
     yield Records(database)
     await database.close()
 
 
-async def _stored(records: Records, record_id: str, plaintext: bytes) -> SealedRecord:
+async def _stored(records: Records, record_id: str, plaintext: bytes) -> Record:
     await records.put(record_id, plaintext, KEY)
     found = await records.find(record_id)
     assert found is not None

@@ -18,7 +18,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from services.relay.outbox.database import Database
-from services.relay.outbox.patience import Patience, PatientConnection
+from shared.sql.patience import Patience, PatientConnection
 
 READERS: Final = 4
 """How many may read at once."""

@@ -18,10 +18,10 @@ from sqlalchemy import Connection, exc
 from services.relay.outbox import dialect
 from services.relay.outbox.database import Database
 from services.relay.outbox.migrate import ForeignDatabaseError, NewerSchemaError
-from services.relay.outbox.patience import Patience
 from services.relay.outbox.together import Piece, Transaction
 from services.relay.outbox.waiting import Queue, StoreUnavailableError, Work, too_late
 from services.relay.outbox.writer import Writer
+from shared.sql.patience import Patience
 
 _ANSWER_SECONDS: Final = 8.0
 """How long a caller waits, its turn included: less than the 10 s that Alertmanager gives a webhook at least."""

@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import Column, Connection, Integer, MetaData, Table, event, text
 
 from shared.keyring.database import Database, DatabaseError
+from shared.sql.location import sqlite
 
 TABLES = MetaData()
 _numbers = Table("numbers", TABLES, Column("number", Integer, primary_key=True))
@@ -26,7 +27,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def database(file: Path) -> AsyncIterator[Database]:
-    opened = await Database.opened(file, TABLES)
+    opened = await Database.opened(sqlite(file), TABLES)
     yield opened
     await opened.close()
 
@@ -107,8 +108,8 @@ async def test_a_writer_behind_a_stuck_one_is_answered_within_its_bound_and_writ
 
 
 async def test_a_full_disk_is_an_error_that_shows_no_values_and_ends_with_it(file: Path) -> None:
-    database = Database(file)
-    event.listen(database._engine, "connect", lambda connection, _: connection.execute("PRAGMA max_page_count=20"))
+    database = Database(sqlite(file))
+    event.listen(database._writing, "connect", lambda connection, _: connection.execute("PRAGMA max_page_count=20"))
     try:
         await database.write(lambda connection: connection.execute(text("CREATE TABLE blobs (blob BLOB)")))
 
@@ -131,12 +132,12 @@ def no_database(file: Path) -> Path:
 
 async def test_a_file_that_is_no_database_is_an_error(no_database: Path) -> None:
     with pytest.raises(DatabaseError, match="file is not a database"):
-        await Database.opened(no_database, TABLES)
+        await Database.opened(sqlite(no_database), TABLES)
 
 
 async def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DatabaseError, match="unable to open database file"):
-        await Database.opened(tmp_path / "gone" / "some.db", TABLES)
+        await Database.opened(sqlite(tmp_path / "gone" / "some.db"), TABLES)
 
 
 _OPEN = """
@@ -145,6 +146,7 @@ from pathlib import Path
 from sqlalchemy import Column, Integer, MetaData, Table
 from sqlalchemy.dialects import sqlite  # now: later, as nobody, its file may be out of reach
 from shared.keyring.database import Database, DatabaseError
+from shared.sql.location import sqlite as at
 
 tables = MetaData()
 Table("numbers", tables, Column("number", Integer))
@@ -153,7 +155,7 @@ if os.geteuid() == 0:  # root may write to any file, nobody may not
     os.setgid(65534)
     os.setuid(65534)
 try:
-    asyncio.run(Database.opened(Path(sys.argv[1]), tables))
+    asyncio.run(Database.opened(at(Path(sys.argv[1])), tables))
 except DatabaseError as error:
     print(f"DatabaseError: {error}")
 """
@@ -174,7 +176,7 @@ def test_a_file_that_may_only_be_read_is_an_error() -> None:
 
 async def test_opening_again_keeps_what_is_there(database: Database, file: Path) -> None:
     await database.write(_insert)
-    again = await Database.opened(file, TABLES)
+    again = await Database.opened(sqlite(file), TABLES)
     try:
         assert await again.read(_count) == 1
     finally:

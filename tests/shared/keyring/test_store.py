@@ -10,7 +10,9 @@ import pytest
 
 from shared.keyring.database import Database
 from shared.keyring.model import LOCAL_KEK, DataKey, Status, Wrapped, wrapping_aad
-from shared.keyring.store import TABLES, KeyStore
+from shared.keyring.store import KeyStore
+from shared.keyring.tables import TABLES
+from shared.sql.location import sqlite
 
 NOW = datetime(2026, 11, 25, 12, 0, 0, 123456, tzinfo=UTC)
 KEK = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -18,12 +20,12 @@ KEK = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
 def _key(name: str, *, age: int = 0) -> DataKey:
     wrapped = Wrapped(f"wrapped {name}".encode(), LOCAL_KEK, 0)
-    return DataKey(name, Status.ACTIVE, wrapped, b"proof of " + name.encode(), NOW - timedelta(seconds=age))
+    return DataKey(name, Status.ACTIVE, wrapped, b"fingerprint of " + name.encode(), NOW - timedelta(seconds=age))
 
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    opened = await Database.opened(tmp_path / "keys.db", TABLES)
+    opened = await Database.opened(sqlite(tmp_path / "keys.db"), TABLES)
     yield opened
     await opened.close()
 
@@ -72,7 +74,7 @@ async def test_a_key_that_expects_one_which_is_no_longer_active_changes_nothing(
 
 
 async def test_of_many_that_activate_at_once_one_succeeds(tmp_path: Path, store: KeyStore) -> None:
-    other = await Database.opened(tmp_path / "keys.db", TABLES)  # another process, to SQLite
+    other = await Database.opened(sqlite(tmp_path / "keys.db"), TABLES)  # another process, to SQLite
     try:
         stores = (store, KeyStore(other))
         outcomes = await asyncio.gather(*(stores[n % 2].activate(_key(str(n)), instead_of=None) for n in range(10)))
@@ -84,8 +86,9 @@ async def test_of_many_that_activate_at_once_one_succeeds(tmp_path: Path, store:
 
 async def test_the_database_itself_refuses_a_second_active_key(store: KeyStore, tmp_path: Path) -> None:
     await store.activate(_key("a"), instead_of=None)
+    second = "SELECT 'b', status, wrapped, kek, kek_version, algorithm, fingerprint, 0 FROM data_keys"
     with closing(sqlite3.connect(tmp_path / "keys.db")) as other, pytest.raises(sqlite3.IntegrityError):
-        other.execute("INSERT INTO data_keys SELECT 'b', status, wrapped, kek, kek_version, proof, 0 FROM data_keys")
+        other.execute("INSERT INTO data_keys " + second)
 
 
 async def test_a_rewrap_changes_the_wrap_alone(store: KeyStore) -> None:

@@ -1,0 +1,82 @@
+"""The lease: one runner at a time may change the keyring. Its row is in the keyring's database, and so is its clock.
+
+A runner that died keeps nobody out for longer than its lease, and one that slept beyond it can write nothing more: each
+of its writes looks for its token first, in the same transaction.
+"""
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import Connection, Row
+
+from shared.keyring.administration import Lease, RefusedError
+from shared.keyring.database import Database
+from shared.keyring.tables import lease
+
+LONGEST_SECONDS: Final = 3600.0
+"""A lease, at most: nobody waits longer for a runner that is dead."""
+T = TypeVar("T")
+
+
+def take(connection: Connection, now: float, holder: str, seconds: float, token: str = "") -> Lease:
+    """Takes a lease that is free, or keeps one's own. Raises RefusedError."""
+    if not 0 < seconds <= LONGEST_SECONDS:
+        raise RefusedError(f"a lease may last up to {LONGEST_SECONDS:g} s; ask for that, and keep it by asking again")
+    current = connection.execute(lease.select()).one_or_none()
+    if current and not _is_its(current, token):
+        if current.expires_at > now:
+            raise RefusedError(_held(current))
+        token = ""
+    elif not current:
+        token = ""  # it was given up meanwhile
+    token = token or secrets.token_urlsafe(32)
+    connection.execute(lease.delete())
+    expires_at = now + seconds
+    connection.execute(lease.insert().values(only=1, holder=holder, token=_digest(token), expires_at=expires_at))
+    return Lease(holder=holder, token=token, expires_at=datetime.fromtimestamp(expires_at, UTC))
+
+
+def release(connection: Connection, token: str) -> None:
+    """Gives it up; another's stays."""
+    connection.execute(lease.delete().where(lease.c.token == _digest(token)))
+
+
+async def under_lease(database: Database, token: str, work: Callable[[Connection, float], T]) -> T:
+    """What `work` returns, once it is committed; it gets the connection and the time.
+
+    Raises:
+        RefusedError: the lease is another's, or over.
+        DatabaseError: see `Database.change`.
+    """
+
+    def change(connection: Connection) -> T:
+        now = database.now(connection)
+        current = connection.execute(lease.select()).one_or_none()
+        if current is None or not _is_its(current, token):
+            who = f"; {_held(current)}" if current and current.expires_at > now else ""
+            raise RefusedError(f"the lease is not yours{who}; take it, then resume")
+        if current.expires_at <= now:
+            raise RefusedError(f"the lease ended at {_time(current.expires_at)}; take it again, then resume")
+        return work(connection, now)
+
+    return await database.change(change)
+
+
+def _held(current: Row[Any]) -> str:
+    return f"{current.holder} holds the lease until {_time(current.expires_at)}"
+
+
+def _is_its(current: Row[Any], token: str) -> bool:
+    return hmac.compare_digest(current.token, _digest(token))
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _time(unix: float) -> str:
+    return datetime.fromtimestamp(unix, UTC).isoformat(timespec="seconds")

@@ -1,0 +1,76 @@
+"""The records of a service, as far as a rotation must know them: which data key each needs, and whether they open.
+
+The service's own table is named by whoever knows it: the service itself, or the configuration of the `sql` driver. It
+is in the keyring's database. Only the service knows how its records are opened; without that they are counted alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, TableClause, column, func, inspect, select, table
+
+from shared.keyring.database import Database, DatabaseError
+from shared.keyring.tables import data_keys
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record as it is stored."""
+
+    id: str
+    data_key_id: str
+    sealed: bytes
+
+
+Opening = Callable[[Record, bytes], object]
+"""Opens a record with its data key; raises ValueError where it is not what was stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordsTable:
+    """Where the records are."""
+
+    name: str
+    data_key_column: str
+    id_column: str = "id"
+    sealed_column: str = "sealed"
+    opening: Opening | None = None
+    """None where nobody here can open them."""
+
+    async def check(self, database: Database) -> None:
+        """Raises DatabaseError where there is no such table or column."""
+
+        def columns(connection: Connection) -> set[str]:
+            found = inspect(connection)
+            return {each["name"] for each in found.get_columns(self.name)} if found.has_table(self.name) else set()
+
+        found = await database.read(columns)
+        needed = {self.data_key_column} | ({self.id_column, self.sealed_column} if self.opening else set())
+        if missing := needed - found:
+            raise DatabaseError(f"there is no table {self.name} with a column {', '.join(sorted(missing))}")
+
+    def count(self, connection: Connection) -> dict[tuple[str, int], int]:
+        """How many records need each version of each KMS key."""
+        records, key = self._table(), data_keys.c
+        joined = data_keys.join(records, records.c[self.data_key_column] == key.id)
+        counted = select(key.kek, key.kek_version, func.count()).select_from(joined).group_by(key.kek, key.kek_version)
+        return {(kek, version): number for kek, version, number in connection.execute(counted)}
+
+    def without_key(self, connection: Connection) -> dict[str, int]:
+        """How many records need a data key that is not in the keyring, by its id: the first hundred."""
+        records = self._table()
+        needed = records.c[self.data_key_column]
+        joined = records.outerjoin(data_keys, needed == data_keys.c.id)
+        lost = select(needed, func.count()).select_from(joined).where(data_keys.c.id.is_(None))
+        return {row[0]: row[1] for row in connection.execute(lost.group_by(needed).limit(100))}
+
+    def page(self, connection: Connection, data_key_id: str, after: str, limit: int) -> tuple[Record, ...]:
+        """Records of one data key whose id comes after `after`, in the order of their ids."""
+        records = self._table()
+        own_id, needed = records.c[self.id_column], records.c[self.data_key_column]
+        these = select(own_id, needed, records.c[self.sealed_column]).where(needed == data_key_id, own_id > after)
+        return tuple(Record(*row) for row in connection.execute(these.order_by(own_id).limit(limit)))
+
+    def _table(self) -> TableClause:
+        names = {self.id_column, self.sealed_column, self.data_key_column}
+        return table(self.name, *(column(name) for name in sorted(names)))

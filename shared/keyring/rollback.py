@@ -1,0 +1,104 @@
+"""Undoes a rotation by its journal, the latest entry first, one batch in each call.
+
+A wrapped form goes back only where the row still holds the one that the rotation wrote, and only after the old one was
+unwrapped: a version that was disabled meanwhile would take the data key with it. No data key is ever removed.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from sqlalchemy import Connection
+
+from shared.keyring import journal, store
+from shared.keyring.administration import PAGE, Problem, RotationState
+from shared.keyring.database import Database
+from shared.keyring.journal import Entry, Outcome, Rotation
+from shared.keyring.lease import under_lease
+from shared.keyring.model import Status
+from shared.keyring.store import RetiredVersionError
+from shared.keyring.tables import rotations
+from shared.keyring.together import together
+from shared.keyring.wrapping import UnwrapError, Wrapping
+
+_CHANGED: Final = "another hand changed its wrapped form since; it was left as it is"
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """Of one rotation, under the lease with `token`."""
+
+    database: Database
+    wrapping: Wrapping
+    rotation: Rotation
+    token: str
+
+    async def begin(self) -> Rotation:
+        """From now on the rotation goes backwards only."""
+
+        def write(connection: Connection, now: float) -> Rotation:
+            if self.rotation.state is not RotationState.RUNNING:
+                journal.refuse_while_running(connection)
+            columns = {"state": RotationState.RUNNING.value, "rolling_back": True}
+            journal.forget_problems(connection, self.rotation)
+            journal.update(connection, now, self.rotation, **columns)
+            return journal.required(connection, self.rotation.id)
+
+        return await under_lease(self.database, self.token, write)
+
+    async def batch(self) -> None:
+        """Undoes the next entries. What is undone is journalled, also where this raises."""
+        rotation = self.rotation
+        entries = await self.database.read(lambda connection: journal.to_undo(connection, rotation, PAGE))
+        await together(entries, self._obstacle, self._undo)
+        if len(entries) < PAGE:
+            await under_lease(self.database, self.token, self._finish)
+
+    async def _obstacle(self, entry: Entry) -> str | None:
+        key = await self.database.read(lambda connection: store.find(connection, entry.data_key_id))
+        if key is None:
+            return "it is no longer in the keyring"
+        if key.wrapped != entry.new:
+            return _CHANGED
+        try:
+            await self.wrapping.unwrap(replace(key, wrapped=entry.old))
+        except UnwrapError as error:
+            return f"its former wrapped form cannot be unwrapped: {error}; it was left as it is"
+        return None
+
+    async def _undo(self, entry: Entry, obstacle: str | None) -> None:
+        def write(connection: Connection, now: float) -> None:
+            journal.still(connection, self.rotation)
+            left = obstacle
+            try:
+                if left is None and not store.rewrap(connection, entry.data_key_id, entry.new, entry.old):
+                    left = _CHANGED
+            except RetiredVersionError as error:
+                left = f"its former wrapped form is not put back: {error}"
+            if left is None:
+                journal.conclude(connection, entry, Outcome.UNDONE)
+                journal.update(connection, now, self.rotation, done=rotations.c.done - 1)
+            else:
+                journal.conclude(connection, entry, Outcome.KEPT)
+                journal.add_problem(connection, self.rotation, Problem(id=entry.data_key_id, why=left))
+                journal.update(connection, now, self.rotation)
+
+        await under_lease(self.database, self.token, write)
+
+    def _finish(self, connection: Connection, now: float) -> None:
+        journal.still(connection, self.rotation)
+        columns: dict[str, object] = {}
+        if self.rotation.added:
+            self._take_back(connection, self.rotation.added, self.rotation.former)
+            columns["done"] = 0
+        journal.update(connection, now, self.rotation, state=RotationState.ROLLED_BACK.value, **columns)
+
+    def _take_back(self, connection: Connection, added: str, former: str | None) -> None:
+        """The new data key is retired, for records may need it; the former one is active again."""
+        if store.change_status(connection, added, Status.PENDING, Status.RETIRED):
+            return
+        if not store.change_status(connection, added, Status.ACTIVE, Status.RETIRED):
+            why = "another data key is active since; nothing was changed"
+            journal.add_problem(connection, self.rotation, Problem(id=added, why=why))
+        elif former and not store.change_status(connection, former, Status.RETIRED, Status.ACTIVE):
+            why = "it cannot be active again, for it is no longer in the keyring; no data key is active now"
+            journal.add_problem(connection, self.rotation, Problem(id=former, why=why))

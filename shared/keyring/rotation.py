@@ -1,0 +1,153 @@
+"""Carries out a rotation, one batch in each call, so that it may be killed and resumed between any two commits.
+
+What a call may do follows from the journal alone: whoever calls next, from wherever, goes on where the last one was.
+"""
+
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+
+from sqlalchemy import Connection
+
+from shared.keyring import journal, rewrap, store, target
+from shared.keyring.administration import (
+    PAGE,
+    Problem,
+    Progress,
+    RefusedError,
+    RotateRequest,
+    RotationState,
+    RotationType,
+)
+from shared.keyring.database import Database
+from shared.keyring.journal import SHOWN, Rotation
+from shared.keyring.lease import under_lease
+from shared.keyring.new_dek import STEPS, NewDek
+from shared.keyring.rewrap import Rewrap
+from shared.keyring.rollback import Rollback
+from shared.keyring.wrapping import Wrapping
+
+
+@dataclass(frozen=True, slots=True)
+class Rotations:
+    """The rotations of one keyring. Every method raises AdministrationError, KmsError and DatabaseError."""
+
+    database: Database
+    wrapping: Wrapping
+    show: Callable[[], Awaitable[None]]
+    """Has every instance of the service read the keyring again."""
+    random: Callable[[int], bytes] = os.urandom
+
+    async def rotate(self, request: RotateRequest) -> None:
+        """Begins a rotation or does its next batch; one that is done stays as it is."""
+        rotation = await self._found(request.rotation_id)
+        if rotation:
+            _refuse_another(rotation, request)
+            if rotation.state is RotationState.DONE:
+                return
+        version = await self._target(rotation.target_version if rotation else request.target_version)
+        new_dek = NewDek(self.database, self.wrapping, request, self.random)
+        if rotation is None:
+            if request.type is RotationType.NEW_DEK:
+                await new_dek.add(_begun(request, version, STEPS, done=1), version)
+                return
+            rotation = await self._begin_rewrap(request, version)
+        if rotation.state is RotationState.FAILED:
+            rotation = await self._again(request, rotation)
+        if request.type is RotationType.NEW_DEK:
+            await new_dek.promote(rotation, self.show)
+        elif rotation.state is RotationState.RUNNING:
+            await Rewrap(self.database, self.wrapping, request, rotation).batch()
+
+    async def dry_run(self, type_: RotationType, target_version: int | None) -> Progress:
+        """What `rotate` would do; its id is `dry-run`."""
+        version = await self._target(target_version)
+        request = RotateRequest(rotation_id="dry-run", type=type_, token="", caller="", target_version=version)
+        if type_ is RotationType.NEW_DEK:
+            return _begun(request, version, STEPS)
+        kek = self.wrapping.kek
+        total = await self.database.read(lambda connection: rewrap.count(connection, kek, version))
+        return _begun(request, version, total).model_copy(update={"problems": await self._left_out(version)})
+
+    async def rollback(self, rotation_id: str, token: str) -> None:
+        """Undoes a rotation's next entries; one that is rolled back stays as it is."""
+        rotation = await self.database.read(lambda connection: journal.required(connection, rotation_id))
+        if rotation.state is RotationState.ROLLED_BACK:
+            return
+        if not rotation.rolling_back:
+            rotation = await Rollback(self.database, self.wrapping, rotation, token).begin()
+        await Rollback(self.database, self.wrapping, rotation, token).batch()
+
+    async def _found(self, rotation_id: str) -> Rotation | None:
+        return await self.database.read(lambda connection: journal.find(connection, rotation_id))
+
+    async def _target(self, wanted: int | None) -> int:
+        kek = self.wrapping.kek
+        retired = await self.database.read(lambda connection: store.retired(connection, kek))
+        return await target.checked(self.wrapping, wanted, retired)
+
+    async def _begin_rewrap(self, request: RotateRequest, version: int) -> Rotation:
+        def begin(connection: Connection, now: float) -> Rotation:
+            total = rewrap.count(connection, self.wrapping.kek, version)
+            return journal.begin(connection, now, _begun(request, version, total))
+
+        return await under_lease(self.database, request.token, begin)
+
+    async def _again(self, request: RotateRequest, rotation: Rotation) -> Rotation:
+        """A rotation that failed tries once more what it could not do."""
+
+        def again(connection: Connection, now: float) -> Rotation:
+            journal.still(connection, rotation)
+            journal.refuse_while_running(connection)
+            journal.forget_problems(connection, rotation)
+            journal.update(connection, now, rotation, state=RotationState.RUNNING.value, cursor="")
+            return journal.required(connection, rotation.id)
+
+        return await under_lease(self.database, request.token, again)
+
+    async def _left_out(self, version: int) -> tuple[Problem, ...]:
+        """The data keys that would not even be tried."""
+        left_out: list[Problem] = []
+        after, needed = "", rewrap.needed(self.wrapping.kek, version)
+        while len(left_out) < SHOWN:
+            keys = await self.database.read(partial(store.page, after=after, limit=PAGE, condition=needed))
+            if not keys:
+                break
+            after = keys[-1].id
+            refusals = ((key.id, self.wrapping.refusal(key.wrapped)) for key in keys)
+            left_out += (Problem(id=each, why=str(why), foreign=why.foreign) for each, why in refusals if why)
+        return tuple(left_out[:SHOWN])
+
+
+def _begun(request: RotateRequest, version: int, total: int, *, done: int = 0) -> Progress:
+    now = datetime.now(UTC)
+    return Progress(
+        rotation_id=request.rotation_id,
+        type=request.type,
+        state=RotationState.DONE,
+        target_version=version,
+        caller=request.caller,
+        started_at=now,
+        updated_at=now,
+        total=total,
+        done=done,
+    )
+
+
+def _refuse_another(rotation: Rotation, request: RotateRequest) -> None:
+    if rotation.rolling_back:
+        done = rotation.state is RotationState.ROLLED_BACK
+        raise RefusedError(
+            f"rotation {rotation.id} was rolled back; begin another one"
+            if done
+            else f"rotation {rotation.id} is being rolled back; go on with that"
+        )
+    if rotation.type is not request.type:
+        raise RefusedError(f"rotation {rotation.id} is of the type {rotation.type}, not {request.type}")
+    if request.target_version not in (None, rotation.target_version):
+        raise RefusedError(
+            f"rotation {rotation.id} is to version {rotation.target_version}, not {request.target_version}; "
+            "finish it or roll it back, then begin another one"
+        )

@@ -1,0 +1,76 @@
+"""What a service's metrics say of its keyring, from the database alone: so a rotation by whatever runner is seen.
+
+A note of a runner that begins with `failed STEP` is a failure of that step. A rotation has succeeded once its state is
+`done` and its last note is no failure; so one that could not be verified has not, until it is resumed.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Connection, func, select
+
+from shared.keyring.administration import RotationState, RotationType
+from shared.keyring.model import Status
+from shared.keyring.tables import data_keys, notes, rotations
+
+STEPS: Final = ("smoke", "target", "backup", "encrypt", "rotate", "reload", "verify", "compare", "rollback")
+"""Of a rotation; each is counted from the start, at 0."""
+_OTHER: Final = "other"
+_FAILED: Final = re.compile(r"failed (\w+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A keyring at one moment; times are unix seconds."""
+
+    data_keys: Mapping[tuple[int, Status], int]
+    """By version of the KMS key, 0 for the local key; of a key that is not ours, too."""
+    last_success: Mapping[RotationType, float]
+    """Of `new-dek` it is there from the start: the first data key is as new as one that was just rotated."""
+    last_failure: float | None
+    in_progress: bool
+    """Under way, or left in the middle."""
+    failures: Mapping[str, int]
+    """By step, since the keyring began."""
+
+
+def seen(connection: Connection) -> Seen:
+    """Reads it."""
+    last_note = select(notes.c.rotation_id, func.max(notes.c.number).label("number")).group_by(notes.c.rotation_id)
+    last = last_note.subquery()
+    ended = (
+        select(rotations.c.type, rotations.c.updated_at, notes.c.step, notes.c.noted_at)
+        .select_from(
+            rotations.outerjoin(last, last.c.rotation_id == rotations.c.id).outerjoin(
+                notes, notes.c.number == last.c.number
+            )
+        )
+        .where(rotations.c.state == RotationState.DONE.value)
+    )
+    success: dict[RotationType, float] = {}
+    first = connection.execute(select(func.min(data_keys.c.created_at))).scalar_one()
+    if first is not None:
+        success[RotationType.NEW_DEK] = first
+    for type_, updated_at, step, noted_at in connection.execute(ended):
+        if not _FAILED.match(step or ""):
+            at = max(updated_at, noted_at or 0.0)
+            success[RotationType(type_)] = max(success.get(RotationType(type_), 0.0), at)
+    failures, last_failure = dict.fromkeys(STEPS, 0), None
+    failed = select(notes.c.step, notes.c.noted_at).where(notes.c.step.startswith("failed "))
+    for step, noted_at in connection.execute(failed):
+        if found := _FAILED.match(step):
+            name = found[1] if found[1] in failures else _OTHER
+            failures[name] = failures.get(name, 0) + 1
+            last_failure = max(last_failure or 0.0, noted_at)
+    group = (data_keys.c.kek_version, data_keys.c.status)
+    counted = connection.execute(select(*group, func.count()).group_by(*group))
+    running = rotations.c.state == RotationState.RUNNING.value
+    return Seen(
+        data_keys={(version, Status(status)): number for version, status, number in counted},
+        last_success=success,
+        last_failure=last_failure,
+        in_progress=connection.execute(select(rotations.c.id).where(running).limit(1)).first() is not None,
+        failures=failures,
+    )

@@ -1,0 +1,96 @@
+"""The keyring's tables, the same on SQLite and PostgreSQL: data keys, and beside them all that a rotation leaves."""
+
+from typing import Final
+
+from sqlalchemy import Boolean, Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, text
+
+TABLES: Final = MetaData()
+# Compared byte by byte, as Python does: in the order of a language, the fingerprint of all would be another one.
+Id: Final = String().with_variant(String(collation="C"), "postgresql")
+"""The type of an id, of data keys and of records."""
+
+data_keys: Final = Table(
+    "data_keys",
+    TABLES,
+    Column("id", Id, primary_key=True),
+    Column("status", String, nullable=False),
+    Column("wrapped", LargeBinary, nullable=False),
+    Column("kek", String, nullable=False),
+    Column("kek_version", Integer, nullable=False),
+    Column("algorithm", String, nullable=False),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("created_at", Float, nullable=False),  # unix seconds, as all times here
+)
+_ACTIVE: Final = text("status = 'active'")
+# The database itself refuses a second active key.
+Index("one_active", data_keys.c.status, unique=True, sqlite_where=_ACTIVE, postgresql_where=_ACTIVE)
+
+retired_versions: Final = Table(
+    "keyring_retired_versions",
+    TABLES,
+    Column("kek", String, primary_key=True),
+    Column("kek_version", Integer, primary_key=True, autoincrement=False),
+    Column("retired_at", Float, nullable=False),
+)
+
+lease: Final = Table(
+    "keyring_lease",
+    TABLES,
+    Column("only", Integer, primary_key=True, autoincrement=False),  # 1: there is one lease
+    Column("holder", String, nullable=False),
+    Column("token", LargeBinary, nullable=False),  # its SHA-256: a copy of the database gives nobody the lease
+    Column("expires_at", Float, nullable=False),
+)
+
+rotations: Final = Table(
+    "keyring_rotations",
+    TABLES,
+    Column("number", Integer, primary_key=True),  # in the order in which they began, whatever the clock did
+    Column("id", String, nullable=False, unique=True),
+    Column("type", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("rolling_back", Boolean, nullable=False),
+    Column("target_version", Integer),
+    Column("caller", String, nullable=False),
+    Column("started_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    Column("total", Integer, nullable=False),
+    Column("done", Integer, nullable=False),
+    Column("cursor", Id, nullable=False),  # rewrap-kek: the last data key that was looked at in this pass
+    Column("added", String),  # new-dek: the new data key
+    Column("former", String),  # new-dek: the one that was active before it
+)
+
+entries: Final = Table(
+    "keyring_journal",
+    TABLES,
+    Column("number", Integer, primary_key=True),
+    Column("rotation", Integer, nullable=False),
+    Column("data_key_id", String, nullable=False),
+    Column("old_wrapped", LargeBinary, nullable=False),
+    Column("old_kek", String, nullable=False),
+    Column("old_kek_version", Integer, nullable=False),
+    Column("new_wrapped", LargeBinary, nullable=False),
+    Column("new_kek", String, nullable=False),
+    Column("new_kek_version", Integer, nullable=False),
+    Column("outcome", String, nullable=False),  # `done`; after a rollback `undone`, or `kept` where that was impossible
+)
+Index("keyring_journal_of_rotation", entries.c.rotation, entries.c.number)
+
+problems: Final = Table(
+    "keyring_problems",
+    TABLES,
+    Column("rotation", Integer, primary_key=True, autoincrement=False),
+    Column("data_key_id", Id, primary_key=True),
+    Column("why", String, nullable=False),
+    Column("is_foreign", Boolean, nullable=False),
+)
+
+notes: Final = Table(
+    "keyring_notes",
+    TABLES,
+    Column("number", Integer, primary_key=True),
+    Column("rotation_id", String, nullable=False, index=True),  # may come before the rotation itself
+    Column("step", String, nullable=False),
+    Column("noted_at", Float, nullable=False),
+)

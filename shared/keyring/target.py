@@ -1,0 +1,37 @@
+"""Which version of the KMS key a rotation wraps by; refused where that could not be unwrapped tomorrow."""
+
+from collections.abc import Collection
+
+from shared.keyring.administration import AdministrationError, RefusedError
+from shared.keyring.model import Wrapped
+from shared.keyring.wrapping import Wrapping
+
+
+async def checked(wrapping: Wrapping, wanted: int | None, retired: Collection[int]) -> int:
+    """The version that was `wanted`, or else the primary one, which is ENABLED.
+
+    Raises:
+        RefusedError: it is not, or was retired.
+        KmsError: the key cannot be read.
+    """
+    described = await wrapping.kms.describe(timeout=wrapping.timeout)
+    if wanted is None and described.primary is None:
+        raise RefusedError(f"{wrapping.kek} has no primary version; set one, then try again")
+    target = int(described.primary or 0) if wanted is None else wanted
+    state = next((each.state for each in described.versions if each.number == str(target)), None)
+    if state is None:
+        raise RefusedError(f"{wrapping.kek} has no version {target}; its primary version is {described.primary}")
+    if state != "ENABLED":
+        raise RefusedError(f"version {target} of {wrapping.kek} is {state}; enable it or set another primary version")
+    if target in retired:
+        raise RefusedError(f"version {target} of {wrapping.kek} was retired; set another primary version")
+    return target
+
+
+def refuse_another(wrapped: Wrapped, target: int) -> None:
+    """Raises AdministrationError where a wrap is not by the target version."""
+    if wrapped.kek_version != target:
+        raise AdministrationError(
+            f"Encrypt uses version {wrapped.kek_version}, not {target}; a new primary version takes effect "
+            "within hours: wait until Encrypt uses it, then resume"
+        )

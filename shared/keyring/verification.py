@@ -1,0 +1,96 @@
+"""Whether everything can be read: each data key is unwrapped, and records are opened with it. Changes nothing.
+
+Nothing large stands in memory: data keys and records come in pages.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from sqlalchemy import Connection
+
+from shared.keyring import store
+from shared.keyring.administration import Problem, Verification
+from shared.keyring.database import Database
+from shared.keyring.journal import SHOWN
+from shared.keyring.model import DataKey, FingerprintOfAll
+from shared.keyring.records import Record, RecordsTable
+from shared.keyring.together import together
+from shared.keyring.wrapping import UnwrapError, Wrapping
+
+SAMPLE: Final = 3
+"""Records of each data key in a sample."""
+COUNT_SECONDS: Final = 60.0
+"""How long the database may take to look at all records."""
+_RECORDS: Final = 16
+"""Records in memory at a time: each may be large."""
+
+
+@dataclass(slots=True)
+class Inspection:
+    """One look at everything."""
+
+    database: Database
+    wrapping: Wrapping
+    records: RecordsTable | None
+    full: bool
+    _problems: list[Problem] = field(default_factory=list)
+    _foreign: list[Problem] = field(default_factory=list)
+    _data_keys: int = 0
+    _records: int = 0
+
+    async def result(self) -> Verification:
+        """What was found. Raises KmsError and DatabaseError."""
+        fingerprint, after = FingerprintOfAll(), ""
+        while keys := await self.database.read(partial(store.page, after=after, limit=store.PAGE)):
+            after = keys[-1].id
+            fingerprint.add(keys)
+            await together(keys, self._secret, self._look)
+        if self.records:
+            lost = await self.database.read(self.records.without_key, seconds=COUNT_SECONDS)
+            for data_key_id, number in lost.items():
+                self._tell(data_key_id, f"{number} records need it, and it is not in the keyring")
+        return Verification(
+            data_keys=self._data_keys,
+            records=self._records,
+            problems=(*self._problems, *self._foreign)[:SHOWN],
+            fingerprint=fingerprint.hexdigest(),
+        )
+
+    async def _secret(self, key: DataKey) -> bytes | None:
+        try:
+            return await self.wrapping.unwrap(key)
+        except UnwrapError as error:
+            self._tell(key.id, str(error), foreign=error.foreign)
+            return None
+
+    async def _look(self, key: DataKey, secret: bytes | None) -> None:
+        self._data_keys += 1
+        if secret and self.records and self.records.opening:
+            await self._open(self.records, key, secret)
+
+    async def _open(self, records: RecordsTable, key: DataKey, secret: bytes) -> None:
+        after, limit = "", _RECORDS if self.full else SAMPLE
+
+        def some(connection: Connection) -> tuple[Record, ...]:
+            return records.page(connection, key.id, after, limit)
+
+        while found := await self.database.read(some):
+            for record in found:
+                self._check(records, record, secret)
+            after = found[-1].id
+            if not self.full:
+                break
+
+    def _check(self, records: RecordsTable, record: Record, secret: bytes) -> None:
+        self._records += 1
+        try:
+            if records.opening:
+                records.opening(record, secret)
+        except ValueError as error:
+            self._tell(record.id, f"this record cannot be opened: {error or 'it is not what was stored under this id'}")
+
+    def _tell(self, name: str, why: str, *, foreign: bool = False) -> None:
+        known = self._foreign if foreign else self._problems
+        if len(known) < SHOWN:
+            known.append(Problem(id=name, why=why, foreign=foreign))

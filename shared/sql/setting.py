@@ -1,0 +1,32 @@
+"""A database among a person's settings."""
+
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import PlainSerializer, PlainValidator
+from pydantic_settings import NoDecode
+
+from shared.settings import from_folder
+from shared.sql import location
+
+_NO_FILE: Final = {"", "system"}  # libpq's words for none, and for the certificates of the operating system
+
+
+def _database(value: object) -> location.Database:
+    url = location.parse(value if isinstance(value, str) else "")
+    if url.drivername == "sqlite":
+        return location.sqlite(from_folder(Path(url.database or "")))
+    written = {key: url.query.get(key) for key in location.FILES}
+    files = {
+        key: from_folder(Path(name)) for key, name in written.items() if isinstance(name, str) and name not in _NO_FILE
+    }
+    return url.update_query_dict({key: str(file) for key, file in files.items()})
+
+
+Database = Annotated[
+    location.Database,
+    NoDecode,  # from the environment it comes as the same text; pydantic-settings would want JSON
+    PlainValidator(_database, json_schema_input_type=str),
+    PlainSerializer(str),  # which shows no password
+]
+"""Of an SQLite file, `sqlite:///FILE`, or of PostgreSQL, `postgresql://USER@HOST/NAME`."""
