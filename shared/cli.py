@@ -5,6 +5,7 @@
 
 import asyncio
 import json
+import resource
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -119,7 +120,14 @@ def run_server(
     logs.configure(model.service_name, options["log_level"], options["log_format"])
     for _, key in ignored:
         log.warning("this key has no effect in this version", key=key, version=VERSION)
+    _as_many_files_as_allowed()
     run_or_exit(stoppable(serve(launch)), loop)
+
+
+def _as_many_files_as_allowed() -> None:
+    """A thousand keys are a thousand connections; systemd lets a process open 1,024 files unless it asks for more."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _or_exit(read: Callable[[], T]) -> T:

@@ -14,6 +14,7 @@ from services.exporter.scheduler import SLOWEST
 from services.exporter.watch import Connect, Watch, watching
 from services.exporter.web import probe
 from services.exporter.web.pages import Pages
+from shared.generations import Generations
 from shared.kms.registry import connect
 from shared.launch import Launch
 from shared.secret_file import SecretFile
@@ -38,51 +39,40 @@ async def running(
     record, process = Record(), registry()
     exposition = Exposition(record.metrics.parts, process)
     random = random or Random()  # noqa: S311  jitter, no secret
-    async with AsyncExitStack() as stack, AsyncExitStack() as generation:
-        watch = Watch({}, [])
+    async with AsyncExitStack() as stack:
         ahead = await stack.enter_async_context(_in_background(exposition, record))
 
-        def answering(settings: Settings, watch: Watch) -> Starlette:
-            file = settings.auth.admin_token_file
-            admin = SecretFile(file) if file else None
-            tasks = [ahead, *watch.schedules]
-            pages = Pages(
-                record.history,
-                admin=admin,
-                stale_after=3 * max(settings.probe.interval, SLOWEST),
-                runbook=settings.runbook_url,
-            )
-            return application(
-                "keypulse exporter",
-                process,
-                [*pages.routes(), probe.route(lambda: watch.demands, admin)],
-                admin=admin,
-                not_ready=lambda: "a schedule has ended; restart" if any(task.done() for task in tasks) else None,
-                exposition=exposition.answer,
-            )
+        def not_ready(watch: Watch) -> str | None:
+            ended = any(task.done() for task in [ahead, *watch.schedules])
+            return generations.problem or ("a schedule has ended; restart" if ended else None)
 
-        async def begin(settings: Settings) -> Starlette:
-            nonlocal watch
-            watch = await generation.enter_async_context(watching(settings, record, connect, random))
-            return answering(settings, watch)
+        @asynccontextmanager
+        async def generation(settings: Settings) -> AsyncIterator[Starlette]:
+            admin = SecretFile(settings.auth.admin_token_file) if settings.auth.admin_token_file else None
+            stale_after = 3 * max(settings.probe.interval, SLOWEST)
+            pages = Pages(record.history, admin=admin, stale_after=stale_after, runbook=settings.runbook_url)
+            async with watching(settings, record, connect, random) as watch:
+                app = application(
+                    "keypulse exporter",
+                    process,
+                    [*pages.routes(), probe.route(lambda: watch.demands, admin)],
+                    admin=admin,
+                    not_ready=lambda: not_ready(watch),
+                    exposition=exposition.answer,
+                )
+                app.state.stop = watch.stop
+                yield app
 
-        async def apply(settings: Settings) -> None:
-            await generation.aclose()  # first: no target is probed by two
-            app.router.routes = (await begin(settings)).routes
-
-        def stop() -> None:
-            for demand in watch.demands.values():
-                demand.end()
-
-        app = await begin(settings)
-        app.state.apply, app.state.stop = apply, stop
+        generations = Generations(generation)
+        app = await stack.enter_async_context(generations.running(settings))
+        app.state.apply = generations.apply
         yield app
 
 
 async def serve(launch: Launch[Settings]) -> None:
     """Runs until SIGTERM or SIGINT. Raises StartError where it cannot listen."""
     async with running(launch.settings) as app:
-        await launch.serve(app, app.state.apply, stopping=app.state.stop)
+        await launch.serve(app, app.state.apply, stopping=lambda: app.state.stop())  # noqa: PLW0108 - that of the generation that runs by then
 
 
 @asynccontextmanager

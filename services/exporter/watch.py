@@ -41,6 +41,11 @@ class Watch:
     schedules: Sequence[asyncio.Task[None]]
     """None of them ends by itself."""
 
+    def stop(self) -> None:
+        """The end is near: whoever waits for a probe is answered at once."""
+        for demand in self.demands.values():
+            demand.end()
+
 
 @asynccontextmanager
 async def watching(settings: Settings, record: Record, connect: Connect, random: Random) -> AsyncIterator[Watch]:

@@ -16,7 +16,6 @@ from services.relay.channels.channel import Reason, Receipt, Scope, SendError
 from services.relay.config import RelaySettings
 from services.relay.console import api
 from services.relay.delivery.trial import TrialAttempt, trial, trial_over
-from services.relay.generations import Generations
 from services.relay.intake.endpoint import Intake, Rules
 from services.relay.intake.heartbeat import Heartbeat
 from services.relay.intake.routing import Rule
@@ -31,6 +30,7 @@ from services.relay.watch.telling import Teller
 from services.relay.watch.watchdog import Watchdog
 from services.relay.watch.watching import Watched, Watching
 from services.relay.workers import close, delivering, link_rules
+from shared.generations import Generations
 from shared.launch import Launch
 from shared.secret_file import SecretFile
 from shared.server import StartError, application, registry

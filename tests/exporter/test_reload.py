@@ -3,11 +3,15 @@
 from collections.abc import Awaitable, Callable
 
 import aiohttp
+import pytest
 
 from ops.kms_emulator.emulator import Emulator
 from services.exporter.app import running
-from shared.server import serving
-from tests.exporter.scraped import FREE, Scrape, configured, target
+from shared.kms.provider import KeyProvider
+from shared.kms.registry import connect
+from shared.kms.settings import KeySettings
+from shared.server import StartError, serving
+from tests.exporter.scraped import FREE, KEY, Scrape, configured, target
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 
@@ -70,3 +74,30 @@ async def test_after_a_reload_no_target_is_probed_by_two(emulator: Emulator, unt
         before, encrypted = await probes(), await encryptions()
         await until(three_more)
         assert await encryptions() - encrypted <= await probes() - before + 1
+
+
+async def test_where_the_new_configuration_cannot_be_watched_the_old_one_is_again(
+    emulator: Emulator, until: Until
+) -> None:
+    def connecting(key: KeySettings) -> KeyProvider:
+        if key.key != KEY:
+            raise StartError("this key cannot be connected")
+        return connect(key)
+
+    settings = configured(targets=(target(emulator),))
+    other = target(emulator, "other").model_copy(update={"key": f"{KEY}-other"})
+    async with (
+        running(settings, connect=connecting) as app,
+        serving(app, FREE) as address,
+        aiohttp.ClientSession() as session,
+    ):
+        scrape = Scrape(address, session)
+        with pytest.raises(StartError):
+            await app.state.apply(configured(targets=(other,)))
+        before = (await scrape.values()).get("kms_probes_total backend ledger-kek", 0)
+
+        async def goes_on() -> bool:
+            return (await scrape.values())["kms_probes_total backend ledger-kek"] > before
+
+        await until(goes_on)
+        assert 'target="other"' not in await scrape.text()

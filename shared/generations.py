@@ -5,13 +5,16 @@ The application stays, and answers by the routes of the old one until the new on
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Generic, TypeVar
 
 from starlette.applications import Starlette
 
-from services.relay.config import RelaySettings
+from shared.settings import ServerSettings
+
+S = TypeVar("S", bound=ServerSettings)
 
 
-class Generations:
+class Generations(Generic[S]):
     """One at a time.
 
     Args:
@@ -19,14 +22,14 @@ class Generations:
             `state.stop` of that is called before the end.
     """
 
-    def __init__(self, start: Callable[[RelaySettings], AbstractAsyncContextManager[Starlette]]) -> None:
+    def __init__(self, start: Callable[[S], AbstractAsyncContextManager[Starlette]]) -> None:
         self.problem: str | None = None
-        """Why nothing is delivered; None while all is well."""
+        """Why nothing runs; None while all is well."""
         self._start = start
         self._now = AsyncExitStack()
 
     @asynccontextmanager
-    async def running(self, settings: RelaySettings) -> AsyncIterator[Starlette]:
+    async def running(self, settings: S) -> AsyncIterator[Starlette]:
         """The first, and those that follow, while the body runs; gives the one application of all of them."""
         self._app = await self._now.enter_async_context(self._start(settings))
         self._settings = settings
@@ -35,7 +38,7 @@ class Generations:
         finally:
             await self._now.aclose()
 
-    async def apply(self, settings: RelaySettings) -> None:
+    async def apply(self, settings: S) -> None:
         """A new generation. Where it cannot start, the old one is started again, and the error is raised."""
         ending, self._now = self._now, AsyncExitStack()
         try:
@@ -47,7 +50,7 @@ class Generations:
             raise
         self._settings = settings
 
-    async def _begin(self, settings: RelaySettings) -> None:
+    async def _begin(self, settings: S) -> None:
         app = await self._now.enter_async_context(self._start(settings))
         self._app.router.routes = app.routes
         self._app.state.stop = app.state.stop
