@@ -72,7 +72,7 @@ class Watched:
     def backend(self, health: Health | None = IN_KMS, *problems: str) -> None:
         """The backend is read."""
         now = self.history.clock()
-        self.history.backend(BackendState("backend", health, now - 8000, 0.0, problems))
+        self.history.backend(BackendState("backend", health, now - 8000, 0.0, problems=problems))
 
 
 @asynccontextmanager
