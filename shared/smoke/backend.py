@@ -31,7 +31,6 @@ async def backend_checks(
     *,
     seconds: float = SECONDS,
     random: Callable[[int], str] = secrets.token_hex,
-    clock: Callable[[], float] = time.monotonic,
 ) -> list[Result]:
     """Looks at one backend; all is well where every result is `ok`.
 
@@ -40,7 +39,6 @@ async def backend_checks(
         token: what `/v1/records` needs, if anything.
         seconds: for one whole answer.
         random: gives that many bytes in hexadecimal.
-        clock: seconds, monotonic.
 
     Raises:
         ValueError: `base_url` is no address.
@@ -75,7 +73,7 @@ async def backend_checks(
             Check("backend's metrics", lambda: _metrics(server), needs="backend answers"),
             Check("a record is written and read", lambda: _record(server, random), needs="backend is ready"),
         ]
-        return await run(checks, clock)
+        return await run(checks, time.monotonic)
 
 
 async def _health(server: Server) -> dict[str, Any]:

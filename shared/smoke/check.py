@@ -103,4 +103,9 @@ def line(result: Result, *, verbose: bool = False) -> str:
         text += f"; {result.todo}"
     if verbose and result.outcome is not Outcome.SKIPPED:
         text += f" ({result.seconds:.2f} s)"
+    return one_line(text)
+
+
+def one_line(text: str) -> str:
+    """`text` without what steers a terminal or breaks a line: servers wrote some of it."""
     return "".join(character if character.isprintable() else " " for character in text)

@@ -1,0 +1,134 @@
+"""`keypulse-smoke`: whether a deployment works, a line a check, and what to do about each that failed."""
+
+import asyncio
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from ops.smoke.deployment import Deployment, looked_at
+from shared import VERSION
+from shared.secret_file import SecretFile
+from shared.settings import parse_duration
+from shared.smoke.alert import PATIENCE, Severity
+from shared.smoke.check import Result, line
+from shared.smoke.http import base_url
+from shared.smoke.report import document, junit
+
+_EXAMPLES = """\b
+Examples:
+  keypulse-smoke --base-url http://127.0.0.1:8000
+  keypulse-smoke --base-url http://127.0.0.1:8000 --prometheus http://127.0.0.1:9090 --verbose
+  keypulse-smoke --base-url http://127.0.0.1:8000 --alertmanager http://127.0.0.1:9093 \\
+      --relay http://127.0.0.1:9912 --relay-token-file relay_admin --test-alert
+  keypulse-smoke --base-url http://127.0.0.1:8000 --json --junit smoke.xml
+Each option is also read from the environment: --base-url from KEYPULSE_SMOKE_BASE_URL, and so on.
+"""
+
+
+class _Url(click.ParamType[str]):
+    name = "url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return base_url(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)  # without the value: it may hold a password
+
+
+class _Seconds(click.ParamType[float]):
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            seconds = float(str(parse_duration(value)))
+        except ValueError as error:
+            self.fail(f"{error}, got {value!r}", param, ctx)
+        if seconds <= 0:
+            self.fail(f"expected more than 0, got {value!r}", param, ctx)
+        return seconds
+
+
+_URL, _FILE = _Url(), click.Path(path_type=Path)
+
+
+@click.command(epilog=_EXAMPLES, context_settings={"auto_envvar_prefix": "KEYPULSE_SMOKE"})
+@click.option("--base-url", type=_URL, required=True, help="The backend.")
+@click.option("--token-file", type=_FILE, help="The token that the backend's /v1/records needs.")
+@click.option("--prometheus", type=_URL, help="Looks at its targets, rules and recordings.")
+@click.option("--alertmanager", type=_URL, help="Looks whether it is ready.")
+@click.option("--relay", type=_URL, help="Looks whether it is ready, and whether its API answers.")
+@click.option("--relay-token-file", type=_FILE, help="The relay's admin token.")
+@click.option("--grafana", type=_URL, help="Looks for the dashboard.")
+@click.option("--grafana-token-file", type=_FILE, help="The token of a service account that may view it.")
+@click.option(
+    "--test-alert",
+    type=click.Choice(get_args(Severity)),
+    is_flag=False,
+    flag_value="warning",
+    help="Posts KMSTest to Alertmanager and follows it to a receipt on every channel; people get it. "
+    "A warning, or `critical`, which pages.",
+)
+@click.option(
+    "--timeout", type=_Seconds(), default=PATIENCE, help="Of the test alert, to its last receipt. Default 3m."
+)
+@click.option("--junit", "junit_file", type=_FILE, help="Writes JUnit's XML there, too.")
+@click.option("--json", "as_json", is_flag=True, help="Prints JSON instead of lines.")
+@click.option("--verbose", is_flag=True, help="Says of what passed, too, what was seen and how long it took.")
+@click.version_option(VERSION, prog_name="keypulse-smoke")
+def main(**options: Any) -> None:
+    """Looks whether a deployment of keypulse works: a line a check, with what to do where one failed.
+
+    Exit codes: 0 everything works, 1 something does not, 2 wrong usage.
+    """
+    if options["test_alert"] and not (options["alertmanager"] and options["relay"]):
+        raise click.UsageError(
+            "--test-alert needs --alertmanager, which it is posted to, and --relay, which delivers it"
+        )
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that has no ✓
+    where = Deployment(
+        backend=options["base_url"],
+        backend_token=_secret(options["token_file"]),
+        prometheus=options["prometheus"],
+        alertmanager=options["alertmanager"],
+        relay=options["relay"],
+        relay_token=_secret(options["relay_token_file"]),
+        grafana=options["grafana"],
+        grafana_token=_secret(options["grafana_token_file"]),
+    )
+    results = asyncio.run(_look(where, options))
+    if options["as_json"]:
+        click.echo(json.dumps(document(results), indent=2))
+    if options["junit_file"]:
+        _write(options["junit_file"], junit(results))
+    sys.exit(0 if all(result.ok for result in results) else 1)
+
+
+async def _look(where: Deployment, options: dict[str, Any]) -> list[Result]:
+    results: list[Result] = []
+    async for part in looked_at(where, options["test_alert"], options["timeout"]):
+        results += part
+        for result in part:
+            if not options["as_json"]:
+                click.echo(line(result, verbose=options["verbose"]))
+    return results
+
+
+def _secret(file: Path | None) -> SecretFile | None:
+    return SecretFile(file) if file else None
+
+
+def _write(file: Path, content: bytes) -> None:
+    try:
+        file.write_bytes(content)
+    except OSError as error:
+        click.echo(f"--junit: {file}: {error.strerror}; name a file that can be written", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(prog_name="keypulse-smoke")

@@ -1,0 +1,143 @@
+"""`keypulse-smoke` as a command: its exit codes, what it prints and writes, and its launchers."""
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from click.testing import CliRunner
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from ops.smoke.__main__ import main
+from ops.smoke.deployment import expected_rules
+from shared.server import serving
+from shared.settings import Address
+from tests.ops.rules import GROUPS
+
+LAUNCHERS = Path(__file__).parents[3] / "ops/smoke"
+
+
+@pytest.fixture
+async def backend() -> AsyncIterator[str]:
+    """One that is well but for a record, which comes back changed."""
+
+    async def answer(request: Request) -> Response:
+        if request.url.path == "/healthz":
+            return JSONResponse({"crypto_mode": "kms", "crypto_ready": True})
+        if request.url.path == "/metrics":
+            names = ("crypto_mode", "crypto_ready", "crypto_init_timestamp_seconds", "crypto_decryption_errors_total")
+            return Response("".join(f"{name} 1\n" for name in names))
+        return Response(status_code=204) if request.method == "PUT" else Response("changed")
+
+    app = Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "PUT"])])
+    async with serving(app, Address("127.0.0.1", 0)) as address:
+        yield f"http://{address}"
+
+
+async def smoke(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "ops.smoke", *arguments]
+    return await asyncio.to_thread(
+        subprocess.run,
+        command,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+
+
+async def test_a_line_for_each_check_and_exit_code_1_for_one_that_failed(backend: str, tmp_path: Path) -> None:
+    done = await smoke("--base-url", backend, "--junit", str(tmp_path / "smoke.xml"))
+    assert done.returncode == 1, done.stderr
+    lines = done.stdout.splitlines()
+    assert [text[0] for text in lines] == ["✓", "✓", "✓", "✓", "✗"]
+    assert "; stop writing, and compare with a backup" in lines[-1]
+    suite = ET.parse(tmp_path / "smoke.xml").getroot()[0]  # noqa: S314 - our own
+    assert (suite.get("tests"), suite.get("failures")) == ("5", "1")
+
+
+async def test_json_stands_alone_on_standard_output(backend: str) -> None:
+    done = await smoke("--json", KEYPULSE_SMOKE_BASE_URL=backend)
+    read = json.loads(done.stdout)
+    assert (done.returncode, read["ok"], len(read["checks"])) == (1, False, 5)
+
+
+async def test_verbose_tells_what_was_seen(backend: str) -> None:
+    done = await smoke("--verbose", "--base-url", backend)
+    assert "✓ backend's metrics: 4 families (" in done.stdout
+
+
+async def test_a_terminal_that_has_no_tick_gets_something_else(backend: str) -> None:
+    done = await smoke("--base-url", backend, PYTHONIOENCODING="cp1252")
+    assert done.stdout.startswith("? backend answers\n"), "as Windows may have it"
+
+
+async def test_a_junit_file_that_cannot_be_written_is_one_sentence(backend: str, tmp_path: Path) -> None:
+    done = await smoke("--base-url", backend, "--junit", str(tmp_path / "no/smoke.xml"))
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"--junit: {tmp_path}/no/smoke.xml: No such file or directory; name a file that can be written\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "Missing option '--base-url'"),
+        (["--base-url", "backend:8000"], "expected http://HOST:PORT or https://HOST"),
+        (["--base-url", "http://b", "--test-alert"], "--test-alert needs --alertmanager"),
+        (["--base-url", "http://b", "--test-alert", "--relay", "http://r"], "--test-alert needs --alertmanager"),
+        (["--base-url", "http://b", "--test-alert", "loud"], "'loud' is not one of 'warning', 'critical'"),
+        (["--base-url", "http://b", "--timeout", "soon"], "expected a duration such as 30s, 5m or 1h30m, got 'soon'"),
+        (["--base-url", "http://b", "--timeout", "0s"], "expected more than 0"),
+        (["--base-url", "ftp://me:hunter2@b"], "expected http://HOST:PORT"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2_and_says_what_was_expected(arguments: list[str], sentence: str) -> None:
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 2
+    assert sentence in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+def test_the_help_has_examples() -> None:
+    assert "Examples:\n    keypulse-smoke --base-url" in CliRunner().invoke(main, ["--help"]).output
+
+
+def test_the_expected_rules_are_those_that_prometheus_is_given() -> None:
+    every = {rule.get("alert") or rule["record"] for group in GROUPS for rule in group["rules"]}
+    assert {name for names in expected_rules().values() for name in names} == every
+
+
+def test_the_launcher_runs_from_anywhere(tmp_path: Path) -> None:
+    command = [sys.executable, str(LAUNCHERS / "smoke-crypto-kms.py"), "--base-url", "http://127.0.0.1:1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.startswith("✗ backend answers: http://127.0.0.1:1/healthz cannot be reached")
+
+
+def test_the_launcher_without_an_installation_is_one_sentence(tmp_path: Path) -> None:
+    bare = [sys.executable, "-I", "-S", str(LAUNCHERS / "smoke-crypto-kms.py"), "--help"]
+    done = subprocess.run(bare, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert "is not installed; run `make install`" in done.stderr
+
+
+def test_the_launcher_for_powershell_runs_the_other_one() -> None:
+    text = (LAUNCHERS / "smoke-crypto-kms.ps1").read_text()
+    assert "smoke-crypto-kms.py') @args" in text
+    assert text.endswith("exit $LASTEXITCODE\n")
+    if pwsh := shutil.which("pwsh"):
+        command = [pwsh, "-File", str(LAUNCHERS / "smoke-crypto-kms.ps1"), "--version"]
+        assert "keypulse-smoke" in subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -1,0 +1,109 @@
+"""The whole product, real Prometheus and Alertmanager included: green, and red in the right line for each fault."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from ops.demo import stack
+from ops.demo.ports import Ports
+from ops.demo.stack import Stack
+
+Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
+LIGHTS = ("passed", "failed")
+CRITICAL = ("slack-critical", "email-secops", "email-oncall", "pagerduty")
+
+
+async def smoke(running: Stack, *arguments: str) -> dict[str, list[str]]:
+    """The names of the checks, by how they went."""
+    url = running.ports.url
+    places = ("--prometheus", url("prometheus"), "--alertmanager", url("alertmanager"), "--relay", url("relay"))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "ops.smoke", "--json", "--base-url", url("backend"), *places, *arguments),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    printed, _ = await asyncio.wait_for(process.communicate(), 60)
+    read = json.loads(printed)
+    assert process.returncode == (0 if read["ok"] else 1)
+    return {light: [c["name"] for c in read["checks"] if c["outcome"] == light] for light in LIGHTS}
+
+
+async def test_a_deployment_that_is_well_is_green_and_each_fault_is_red_in_its_line(until: Until) -> None:
+    async with stack.running(Ports.free()) as running:
+        everything = await smoke(running, "--test-alert", "critical")
+        assert everything["failed"] == []
+        assert {f"delivered on {channel}" for channel in CRITICAL} < set(everything["passed"])
+
+        async with a_channel_that_refuses(running):
+            broken = await smoke(running, "--test-alert", "critical", "--timeout", "5s")
+            assert broken["failed"] == ["delivered on slack-critical"]
+            assert len(broken["passed"]) == len(everything["passed"]) - 1, "the other channels got it"
+
+        faults: list[tuple[Callable[[Stack], AbstractAsyncContextManager[None]], str]] = [
+            (kms_denied, "backend uses KMS"),
+            (a_rule_file_is_missing, "rules are loaded"),
+            (the_exporter_hangs, "Prometheus scrapes the exporter"),
+            (the_backend_is_gone, "backend answers"),
+        ]
+        for fault, line in faults:
+            async with fault(running):
+                await until(lambda line=line: red(running, {line}))  # type: ignore[misc]  # mypy infers no default
+
+
+async def red(running: Stack, lines: Collection[str]) -> bool:
+    """Whether these are the first that fail; what a backend that is gone leaves without data may follow."""
+    failed = (await smoke(running))["failed"]
+    return bool(failed) and failed[0] in lines and all(name in lines or "has data" in name for name in failed)
+
+
+@asynccontextmanager
+async def a_channel_that_refuses(running: Stack) -> AsyncIterator[None]:
+    await _ask(running, "stand_ins", "/api/faults", {"provider": "slack", "kind": "error", "error": "token_revoked"})
+    yield
+    async with running.http.delete(running.ports.url("stand_ins") + "/api/faults") as answer:
+        assert answer.status in {200, 204}, await answer.text()
+
+
+@asynccontextmanager
+async def kms_denied(running: Stack) -> AsyncIterator[None]:
+    await _ask(running, "faults", "/faults", {"kind": "denied", "operation": "Encrypt"})
+    yield
+    async with running.http.delete(running.ports.url("faults") + "/faults") as answer:
+        assert answer.status in {200, 204}, await answer.text()
+
+
+@asynccontextmanager
+async def a_rule_file_is_missing(running: Stack) -> AsyncIterator[None]:
+    file = running.children._logs / "rules/keys.yml"
+    kept = file.read_text()
+    file.unlink()
+    _signal(running, "prometheus", signal.SIGHUP)
+    yield
+    file.write_text(kept)
+    _signal(running, "prometheus", signal.SIGHUP)
+
+
+@asynccontextmanager
+async def the_exporter_hangs(running: Stack) -> AsyncIterator[None]:
+    _signal(running, "exporter", signal.SIGSTOP)
+    yield
+    _signal(running, "exporter", signal.SIGCONT)
+
+
+@asynccontextmanager
+async def the_backend_is_gone(running: Stack) -> AsyncIterator[None]:
+    _signal(running, "backend", signal.SIGTERM)
+    yield
+
+
+def _signal(running: Stack, name: str, number: signal.Signals) -> None:
+    os.kill(running.children._running[name].pid, number)
+
+
+async def _ask(running: Stack, part: str, path: str, document: dict[str, Any]) -> None:
+    async with running.http.post(running.ports.url(part) + path, json=document) as answer:
+        assert answer.status == 201, await answer.text()

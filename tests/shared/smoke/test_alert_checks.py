@@ -1,0 +1,110 @@
+"""The test alert, where Alertmanager or the relay do what the real ones do only on a bad day."""
+
+import re
+from datetime import datetime
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from shared.smoke.alert import alert_checks
+from shared.smoke.check import Outcome, line
+from tests.shared.smoke.conftest import Answering
+
+SERVICE = "keypulse-smoke-7"
+
+
+class Way:
+    """Alertmanager and the relay in one server: what was posted, and a delivery for each channel."""
+
+    def __init__(self, *states: str, payload: str = SERVICE, taken: int = 200) -> None:
+        self.alerts: list[Any] = []
+        self.states, self.payload, self.taken = list(states), payload, taken
+        self.down = 0
+        """Requests that the relay does not answer, yet."""
+
+    async def answer(self, request: Request) -> Response:
+        path = request.url.path
+        if path == "/api/v2/alerts":
+            self.alerts += await request.json()
+            return Response("no disk", status_code=self.taken)
+        if self.down:
+            self.down -= 1
+            return JSONResponse({"error": "the store cannot be read"}, status_code=503)
+        if path == "/api/deliveries":
+            rows = [self._row(number) for number in range(len(self.states))]
+            return JSONResponse({"deliveries": [{**row, "event_id": "e", "status": "firing"} for row in rows]})
+        number = path.rpartition("/")[2]
+        row = self._row(int(number)) if number.isdecimal() else {"state": "delivered", "receipt": {"ts": "9"}}
+        return JSONResponse({**row, "payload": f"… {self.payload} …"})
+
+    def _row(self, number: int) -> dict[str, Any]:
+        later = {"superseded_by": "later"}
+        about = {"id": str(number), "channel": f"channel-{number}", "state": self.states[number]}
+        return {**about, "reason": "rejected", "receipt": {"ts": str(number)}, **later}
+
+
+async def follow(answering: Answering, way: Way, patience: float = 0.5) -> list[str]:
+    async with answering(way.answer) as url:
+        results = await alert_checks(url, url, patience=patience, random=lambda _: "7", now=lambda: 1e9)
+    lines = [line(result, verbose=result.outcome is Outcome.PASSED) for result in results]
+    return [re.sub(r" \([\d.]+ s\)$", "", text) for text in lines]
+
+
+async def test_a_receipt_on_each_channel_is_shown_and_the_alert_is_over_afterwards(answering: Answering) -> None:
+    way = Way("delivered", "delivered")
+    assert await follow(answering, way) == [
+        "✓ Alertmanager takes a test alert: KMSTest of keypulse-smoke-7",
+        "✓ the test alert arrives at the relay: 2 channels",
+        "✓ delivered on channel-0: ts=0",
+        "✓ delivered on channel-1: ts=1",
+    ]
+    begun, ended = way.alerts
+    assert begun["labels"] == ended["labels"]
+    assert begun["labels"] | {"alertname": "KMSTest", "severity": "warning", "service": SERVICE} == begun["labels"]
+    assert begun["startsAt"] == ended["startsAt"] == ended["endsAt"]
+    assert datetime.fromisoformat(begun["endsAt"]).timestamp() == 1e9 + 0.5 + 60
+
+
+async def test_what_the_relay_gave_up_is_said_at_once(answering: Answering) -> None:
+    lines = await follow(answering, Way("delivered", "dead"), patience=60)
+    assert lines[2] == "✓ delivered on channel-0: ts=0"
+    assert lines[3].startswith("✗ delivered on channel-1: the relay gave up; its last attempt ended with rejected; see")
+
+
+async def test_a_message_that_another_one_tells_is_followed_there(answering: Answering) -> None:
+    assert (await follow(answering, Way("superseded"), patience=60))[2] == "✓ delivered on channel-0: ts=9"
+
+
+async def test_a_channel_without_a_receipt_in_time_is_red(answering: Answering) -> None:
+    lines = await follow(answering, Way("retrying"))
+    assert lines[2].startswith("✗ delivered on channel-0: no receipt within 0.5 s: it is retrying; its last attempt")
+
+
+async def test_the_message_of_another_smoke_test_is_not_taken_for_ours(answering: Answering) -> None:
+    lines = await follow(answering, Way("delivered", payload="keypulse-smoke-8"))
+    assert len(lines) == 2
+    assert lines[1].startswith("✗ the test alert arrives at the relay: within 0.5 s the relay sent nothing of it; look")
+
+
+async def test_a_relay_that_is_restarted_meanwhile_is_waited_for(answering: Answering) -> None:
+    way = Way("delivered")
+    way.down = 1
+    assert (await follow(answering, way, patience=60))[2] == "✓ delivered on channel-0: ts=0"
+
+
+async def test_a_relay_that_stays_away_is_named(answering: Answering) -> None:
+    way = Way("delivered")
+    way.down = 1000
+    assert "sent nothing of it (/api/deliveries answers with HTTP 503); look" in (await follow(answering, way))[1]
+
+
+@pytest.mark.parametrize("taken", [400, 500])
+async def test_an_alertmanager_that_refuses_is_the_one_red_line(answering: Answering, taken: int) -> None:
+    lines = await follow(answering, Way("delivered", taken=taken))
+    start = "✗ Alertmanager takes a test alert: it answers with HTTP"
+    assert lines == [
+        f"{start} {taken}: no disk; look at Alertmanager's log",
+        "- the test alert arrives at the relay: not looked at: it needs 'Alertmanager takes a test alert'",
+    ]

@@ -1,0 +1,150 @@
+"""Prometheus, Grafana, Alertmanager and the relay, where they answer what they should not."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from shared.secret_file import SecretFile
+from shared.smoke.check import Outcome, line
+from shared.smoke.delivery import alertmanager_checks, relay_checks
+from shared.smoke.grafana import grafana_checks
+from shared.smoke.prometheus import RECORDINGS, prometheus_checks
+from tests.shared.smoke.conftest import Answering, Handler
+
+RULES = {"rules/kms.yml": ["KMSHighLatency"], "rules/keys.yml": ["KMSCanaryLost", "KMSProbeFailing"]}
+UP = {"labels": {"job": "keypulse-exporter", "instance": "a:9911"}, "health": "up", "lastError": ""}
+LOADED = [{"name": name, "health": "ok"} for names in RULES.values() for name in names]
+
+
+def prometheus(changed: Mapping[str, Any], ready: int = 200) -> Handler:
+    """One that is well, but for the `data` of the paths that a test changes."""
+    data = {
+        "targets": {"activeTargets": [UP]},
+        "rules": {"groups": [{"rules": LOADED}]},
+        "query": {"result": [{"value": [0, "1"]}]},
+        **changed,
+    }
+
+    async def answer(request: Request) -> Response:
+        if request.url.path == "/-/ready":
+            return Response(status_code=ready)
+        found = data[request.url.path.rpartition("/")[2]]
+        if isinstance(found, Response):
+            return found
+        return JSONResponse({"status": "success", "data": found})
+
+    return answer
+
+
+async def test_a_prometheus_that_is_well_passes(answering: Answering) -> None:
+    async with answering(prometheus({})) as url:
+        results = await prometheus_checks(url, RULES)
+    assert {result.outcome for result in results} == {Outcome.PASSED}
+    assert len(results) == 3 + len(RECORDINGS)
+
+
+DOWN = {**UP, "health": "down", "lastError": "connection refused"}
+BROKEN = {"name": "KMSHighLatency", "health": "err", "lastError": "many-to-many matching not allowed"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "failed", "sentence"),
+    [
+        (
+            {"targets": {"activeTargets": []}},
+            "Prometheus scrapes the exporter",
+            "no target of the job keypulse-exporter",
+        ),
+        (
+            {"targets": {"activeTargets": [UP, DOWN]}},
+            "Prometheus scrapes the exporter",
+            "1 of 2 targets of keypulse-exporter cannot be scraped, such as a:9911: connection refused",
+        ),
+        (
+            {"rules": {"groups": [{"rules": LOADED[:2]}]}},
+            "rules are loaded",
+            "1 rules of rules/keys.yml are not loaded, such as KMSProbeFailing; add rules/keys.yml to rule_files",
+        ),
+        (
+            {"rules": {"groups": [{"rules": [*LOADED, BROKEN]}]}},
+            "rules are loaded",
+            "KMSHighLatency cannot be evaluated: many-to-many",
+        ),
+        ({"rules": JSONResponse({}, status_code=500)}, "rules are loaded", "/api/v1/rules answers with HTTP 500"),
+        ({"rules": Response("<html>")}, "rules are loaded", "/api/v1/rules answers with something that is not JSON"),
+        ({"query": {"result": []}}, f"{RECORDINGS[0]} has data", "it returns nothing"),
+    ],
+)
+async def test_each_defect_of_a_prometheus_is_red_in_its_line(
+    answering: Answering, changed: dict[str, Any], failed: str, sentence: str
+) -> None:
+    async with answering(prometheus(changed)) as url:
+        results = await prometheus_checks(url, RULES)
+    first = next(result for result in results if result.outcome is Outcome.FAILED)
+    assert first.name == failed
+    assert sentence in line(first)
+
+
+async def test_without_a_target_no_recording_is_looked_at(answering: Answering) -> None:
+    async with answering(prometheus({"targets": {"activeTargets": []}, "query": {"result": []}})) as url:
+        results = await prometheus_checks(url, RULES)
+    assert [r.name for r in results if r.outcome is Outcome.SKIPPED] == [f"{name} has data" for name in RECORDINGS]
+
+
+async def test_a_prometheus_that_is_not_ready_is_one_red_line(answering: Answering) -> None:
+    async with answering(prometheus({}, ready=503)) as url:
+        results = await prometheus_checks(url, RULES)
+    assert [r.outcome for r in results] == [Outcome.FAILED] + [Outcome.SKIPPED] * (len(results) - 1)
+
+
+@pytest.mark.parametrize(
+    ("status", "sentence"),
+    [
+        (200, "✓ the dashboard can be reached"),
+        (401, "it does not let us look .HTTP 401.; give the token of a service account: --grafana-token-file"),
+        (404, "it has no dashboard kms-crypto-health; import ops/grafana/dashboards/kms-health.json"),
+        (500, "it answers with HTTP 500; look at Grafana's log"),
+    ],
+)
+async def test_the_dashboard_is_looked_for_by_its_uid(answering: Answering, status: int, sentence: str) -> None:
+    asked = []
+
+    async def grafana(request: Request) -> Response:
+        asked.append(request.url.path)
+        return JSONResponse({}, status_code=status)
+
+    async with answering(grafana) as url:
+        (result,) = await grafana_checks(f"{url}/grafana/")
+    assert asked == ["/grafana/api/dashboards/uid/kms-crypto-health"]
+    assert re.search(sentence, line(result))
+
+
+async def test_an_alertmanager_that_starts_is_not_ready(answering: Answering) -> None:
+    async def starting(_request: Request) -> Response:
+        return Response("still starting", status_code=503)
+
+    async with answering(starting) as url:
+        (result,) = await alertmanager_checks(url)
+    assert line(result) == "✗ Alertmanager is ready: it is not ready (HTTP 503): still starting; look at its log"
+
+
+async def test_a_relay_whose_api_refuses_the_token_says_which_one_it_needs(
+    answering: Answering, tmp_path: Path
+) -> None:
+    async def relay(request: Request) -> Response:
+        if request.url.path == "/-/ready":
+            return Response("ready")
+        known = request.headers.get("authorization") == "Bearer right"
+        return JSONResponse({"deliveries": []}, status_code=200 if known else 401)
+
+    (tmp_path / "right").write_text("right")
+    async with answering(relay) as url:
+        refused = await relay_checks(url)
+        passed = await relay_checks(url, SecretFile(tmp_path / "right"))
+    assert line(refused[1]) == "✗ the relay's API: it refuses us (HTTP 401); give its admin token: --relay-token-file"
+    assert [result.ok for result in passed] == [True, True]
