@@ -45,11 +45,13 @@ def command(config: Path | None, /, delivery_id: str | None, *, as_json: bool, *
     given = {name: value for name, value in filters.items() if value is not None}
     if delivery_id is None:
         wanted, limit = _wanted(given)
-        with_outbox(settings, lambda store: _list(store, wanted, limit, as_json=as_json))
+        with_outbox(settings, lambda store: _list(store, wanted, limit, as_json=as_json), to_read=True)
     elif given:
         click.echo("ID: expected alone; the filters are for a list", err=True)
         sys.exit(2)
-    elif not with_outbox(settings, partial(_one, option_or_exit("ID", searchable, delivery_id), as_json=as_json)):
+    elif not with_outbox(
+        settings, partial(_one, option_or_exit("ID", searchable, delivery_id), as_json=as_json), to_read=True
+    ):
         click.echo(f"{delivery_id}: no such delivery", err=True)
         sys.exit(1)
 

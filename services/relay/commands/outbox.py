@@ -18,15 +18,21 @@ from shared.cli import option_or_exit
 T = TypeVar("T")
 
 
-def with_outbox(settings: RelaySettings, work: Callable[[Store], Awaitable[T]]) -> T:
-    """What `work` returns; where the database cannot be used, one sentence on standard error, then exit 1."""
+def with_outbox(settings: RelaySettings, work: Callable[[Store], Awaitable[T]], *, to_read: bool = False) -> T:
+    """What `work` returns; where the database cannot be used, one sentence on standard error, then exit 1.
+
+    Args:
+        settings: say where it is.
+        work: what to do with it.
+        to_read: `work` only reads: then whoever holds the database is not waited for.
+    """
     file = Path(str(settings.database.database))
     if dialect.is_sqlite(settings.database) and not file.exists():  # the store would make it
         click.echo(f"there is no database {file}; start the relay, or set another `database`", err=True)
         sys.exit(1)
 
     async def run() -> T:
-        async with opened(settings.database, time.time, settings.unmerged) as store:
+        async with opened(settings.database, time.time, settings.unmerged, to_read=to_read) as store:
             return await work(store)
 
     try:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, func, inspect, select, text
 
 from services.relay.outbox import dialect, schema
 
-HEAD: Final = "0003"
+HEAD: Final = "0004"
 """The newest revision of the tables: the one that `schema` describes."""
 
 _VERSION: Final = "alembic_version"
@@ -61,6 +61,21 @@ def upgrade(connection: Connection) -> None:
         )
     with dialect.unhurried(connection):
         migrations.run(connection, since=revision)
+
+
+def check(connection: Connection) -> None:
+    """For who only reads: changes nothing, and waits for nobody who writes.
+
+    Raises:
+        UnknownDatabaseError: the tables are of another version, or another program's.
+        DBAPIError: the database failed.
+    """
+    revision = _revision(connection)
+    if revision != HEAD:
+        raise UnknownDatabaseError(
+            f"its tables are of revision {revision or 'none'}, and this program reads {HEAD}; run the version that the "
+            "relay has, or start a relay of this one, which brings them up to date"
+        )
 
 
 def _revision(connection: Connection) -> str | None:

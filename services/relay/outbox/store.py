@@ -17,7 +17,7 @@ from sqlalchemy import Connection, exc
 
 from services.relay.outbox import dialect
 from services.relay.outbox.database import Database
-from services.relay.outbox.migrate import ForeignDatabaseError, NewerSchemaError
+from services.relay.outbox.migrate import UnknownDatabaseError, check
 from services.relay.outbox.together import Piece, Transaction
 from services.relay.outbox.waiting import Queue, StoreUnavailableError, Work, too_late
 from services.relay.outbox.writer import Writer
@@ -144,13 +144,30 @@ class Store:
             if not dialect.is_full(error):
                 raise StoreUnusableError(f"{error.strerror}") from None
             self._writer.failed([], f"{error.strerror}")
-        except (ForeignDatabaseError, NewerSchemaError) as error:
+        except UnknownDatabaseError as error:
             raise StoreUnusableError(str(error)) from None
         except exc.DBAPIError as error:
             if not dialect.is_passing(error, self._database):
                 raise StoreUnusableError(dialect.words(error)) from None
             self._writer.failed([], dialect.words(error))
         self._writer.start()
+
+    def start_reading(self) -> None:
+        """For who only reads, beside whoever writes: makes and changes nothing. Blocks.
+
+        Raises:
+            StoreUnusableError: waiting would not help, as where the tables are of another version.
+            StoreUnavailableError: the database cannot be read now.
+        """
+        try:
+            with self._reading.begin() as connection:
+                check(connection)
+        except UnknownDatabaseError as error:
+            raise StoreUnusableError(str(error)) from None
+        except exc.DBAPIError as error:
+            passing = dialect.is_passing(error, self._database)
+            raise (StoreUnavailableError if passing else StoreUnusableError)(dialect.words(error)) from None
+        self._writer.prepared = True
 
     def stop(self) -> None:
         """The process is about to end; soon nobody waits any more for a database that hangs. For the event loop."""
@@ -202,6 +219,8 @@ async def opened(
     clock: Callable[[], float],
     unmerged: frozenset[str] = frozenset(),
     monotonic: Callable[[], float] = time.monotonic,
+    *,
+    to_read: bool = False,
 ) -> AsyncIterator[Store]:
     """The store of a database; its tables are made where there are none.
 
@@ -210,6 +229,7 @@ async def opened(
         clock: unix seconds.
         unmerged: the channels on which every event is told by itself.
         monotonic: seconds, to see how long a transaction takes.
+        to_read: it is only read; nothing is made or changed.
 
     Raises:
         StoreUnusableError: the folder is missing, it is something else, or a newer keypulse wrote it.
@@ -219,11 +239,10 @@ async def opened(
     if dialect.is_sqlite(database) and not await asyncio.to_thread(folder.is_dir):
         raise StoreUnusableError(f"the folder {folder} does not exist; create it, or set another `database`")
     try:
-        await asyncio.to_thread(store.start)
+        await asyncio.to_thread(store.start_reading if to_read else store.start)
+        yield store
     except StoreUnusableError as error:
         name = database.database if dialect.is_sqlite(database) else database
         raise StoreUnusableError(f"cannot use the database {name}: {error}") from None
-    try:
-        yield store
     finally:
         await asyncio.to_thread(store.close)

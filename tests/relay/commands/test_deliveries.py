@@ -5,9 +5,10 @@ import json
 import zlib
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import create_engine, text, update
 
 from services.relay.commands.deliveries import _PAGE
+from services.relay.outbox.database import Database
 from services.relay.outbox.schema import State, events
 from tests.relay.commands.conftest import Fill, Typed
 from tests.relay.outbox.rows import Rows
@@ -121,3 +122,27 @@ def test_a_mistake_exits_with_2_and_one_line(typed: Typed, arguments: list[str],
     assert result.exit_code == 2
     assert result.stderr.startswith(line)
     assert result.stderr.count("\n") == 1
+
+
+def test_it_is_shown_while_somebody_else_holds_the_database(typed: Typed, fill: Fill, database: Database) -> None:
+    _, delivered = fill(two)
+    hold = "BEGIN EXCLUSIVE" if database.drivername == "sqlite" else "LOCK TABLE deliveries, events IN EXCLUSIVE MODE"
+    engine = create_engine(database)
+    with engine.connect() as holder:
+        holder.exec_driver_sql(hold)
+        result = typed("deliveries", "--channel", "pager")
+    engine.dispose()
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert delivered in result.stdout
+
+
+def test_tables_of_another_version_are_left_as_they_are(typed: Typed, fill: Fill) -> None:
+    fill(two)
+
+    async def older(rows: Rows) -> None:
+        await rows.store.run(lambda tx: tx.connection.execute(text("UPDATE alembic_version SET version_num = '0001'")))
+
+    fill(older)
+    result = typed("deliveries")
+    assert result.exit_code == 1
+    assert "its tables are of revision 0001" in result.stderr
