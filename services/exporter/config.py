@@ -24,6 +24,12 @@ def _http_url(value: str) -> str:
     return value
 
 
+def _whole_page(url: str) -> str:
+    if "#" in url:
+        raise ValueError("expected a URL without #; the board adds the section")
+    return url
+
+
 Name = Annotated[str, Field(min_length=1)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 
@@ -88,7 +94,7 @@ class Settings(ServerSettings):
     probe: ProbeSettings = ProbeSettings()
     targets: tuple[Target, ...] = ()
     backends: tuple[Backend, ...] = ()
-    runbook_url: HttpUrl | None = None
+    runbook_url: Annotated[HttpUrl, AfterValidator(_whole_page)] | None = None
     """Where people here read docs/KMS_OPERATIONS.md; the board links to its sections."""
 
     @field_validator("targets", mode="after")

@@ -145,6 +145,10 @@ def test_timeout_and_interval_may_be_equal(tmp_path: Path) -> None:
             CONTRACT.replace("127.0.0.1:8000/metrics", "localhost:8000/metrics") + "    resolve: all\n",
             "backends.0: expected `health_url` and `metrics_url` with the same host, where `resolve` is set",
         ),
+        (
+            CONTRACT + "runbook_url: https://example.org/KMS_OPERATIONS.md#timeout\n",
+            "runbook_url: expected a URL without #; the board adds the section",
+        ),
         (CONTRACT + "colour: red\n", "colour: unknown key; see --print-schema for those that exist"),
         ("service: backend\n", "nothing to watch; expected at least one entry in `targets` or `backends`"),
         (CONTRACT.replace("ledger-kek", "''"), "targets.0.name: expected text that is longer, got ''"),
