@@ -11,6 +11,8 @@ PROPERTY = "faults"
 """What each scenario of the relay's fault suite went through and came to."""
 REASONS = "the exporter's faults"
 """What goes wrong at a key, and the reason under which it is seen."""
+KILLS = "the rotator, killed after each commit"
+"""By store, type and what was typed next: how many kills, and what was lost."""
 Row = Mapping[str, str]
 
 

@@ -1,6 +1,9 @@
 """A keyring of three data keys, in each kind of database, under a running emulator."""
 
+import itertools
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,8 @@ from sqlalchemy import URL
 from ops.kms_emulator.crypto import new_material
 from ops.kms_emulator.emulator import Emulator, start
 from tests.rotator.rotated import KEY, Rotated
+
+Another = Callable[[], Awaitable[Rotated]]
 
 
 @pytest.fixture
@@ -45,3 +50,23 @@ async def in_a_file(emulator: Emulator, tmp_path: Path) -> Rotated:
     keyring = Rotated(URL.create("sqlite", database=str(tmp_path / "keyring.db")), emulator.address, tmp_path)
     await keyring.fill(3)
     return keyring
+
+
+@pytest.fixture
+async def another(empty_database: URL, emulator: Emulator, tmp_path: Path) -> Another:
+    """Makes the same keyring of two data keys again and again."""
+    first = Rotated(empty_database, emulator.address, tmp_path)
+    await first.fill(2, records=1)
+    keys = await first.keys()
+    numbers = itertools.count()
+
+    async def again() -> Rotated:
+        folder = tmp_path / str(next(numbers))
+        folder.mkdir()
+        if empty_database.drivername == "sqlite":
+            file = shutil.copy(str(empty_database.database), folder)
+            return replace(first, url=URL.create("sqlite", database=str(file)), folder=folder)
+        await first.reset(keys.values())  # a database of PostgreSQL takes longer to make than all the rest
+        return replace(first, folder=folder)
+
+    return again

@@ -1,7 +1,7 @@
 """A keyring in a database, with records, that a rotator works on, and a look at it past the rotator."""
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -111,6 +111,18 @@ class Rotated:
                     sealed = AESGCM(secret(number)).encrypt(NONCE, b"record %d" % record, None)
                     values = {"id": f"{number}-{record}", "key": data_key_id(number), "sealed": sealed}
                     connection.execute(text("INSERT INTO records VALUES (:id, :key, :sealed)"), values)
+
+        async with self.database() as database:
+            await database.write(write)
+
+    async def reset(self, keys: Iterable[DataKey]) -> None:
+        """These data keys alone, and nothing of any rotation."""
+
+        def write(connection: Connection) -> None:
+            for table in TABLES.sorted_tables:
+                connection.execute(table.delete())
+            for key in keys:
+                store.insert(connection, key)
 
         async with self.database() as database:
             await database.write(write)

@@ -1,0 +1,89 @@
+"""kill -9 after every single commit of a rotator: what was left is resumed, or rolled back, and nothing is lost."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+from sqlalchemy import text
+
+from services.rotator.report import Outcome
+from services.rotator.run import resume, rollback, run
+from shared.keyring.administration import RotationState, RotationType
+from shared.keyring.model import DataKey, Status
+from tests.faults.summary import KILLS
+from tests.rotator.killed import killed
+from tests.rotator.rotated import Rotated
+
+NewVersion = Callable[[], Awaitable[None]]
+Another = Callable[[], Awaitable[Rotated]]
+
+
+@pytest.mark.parametrize("way", ["resume", "rollback"])
+@pytest.mark.parametrize("type_", list(RotationType))
+async def test_a_rotator_that_is_killed_after_any_commit_loses_nothing(
+    another: Another,
+    new_version: NewVersion,
+    type_: RotationType,
+    way: str,
+    record_property: Callable[[str, object], None],
+) -> None:
+    await new_version()
+    kills, lost, whole = 0, list[str](), False
+    while not whole:
+        rotated = await another()
+        before = await rotated.keys()
+        whole = await killed(rotated, "run", type_, kills + 1)
+        kills += not whole
+        await _lease_ends(rotated)
+        if way == "resume":
+            await _resumed(rotated, type_)
+            await _is_done(rotated, type_, before)
+        else:
+            await _rolled_back(rotated)
+            await _is_undone(rotated, type_, before)
+        lost += await rotated.broken()
+    store = rotated.url.drivername
+    record_property(KILLS, {"store": store, "type": type_, "then": way, "kills": str(kills), "lost": str(len(lost))})
+    assert (kills > 10, lost) == (True, [])
+
+
+async def _lease_ends(rotated: Rotated) -> None:
+    """As if its time had passed."""
+    async with rotated.database() as database:
+        await database.write(lambda connection: connection.execute(text("UPDATE keyring_lease SET expires_at = 0")))
+
+
+async def _resumed(rotated: Rotated, type_: RotationType) -> None:
+    async with rotated.session() as session:
+        resumed = await resume(session)
+        if resumed.outcome is Outcome.NOTHING_TO_DO:  # it had not begun, or was done
+            resumed = await run(session, type_)
+        assert resumed.outcome in {Outcome.DONE, Outcome.NOTHING_TO_DO}
+        assert (await run(session, type_)).outcome is Outcome.NOTHING_TO_DO
+
+
+async def _rolled_back(rotated: Rotated) -> None:
+    async with rotated.session() as session:
+        assert (await rollback(session)).outcome in {Outcome.DONE, Outcome.NOTHING_TO_DO}
+        assert (await rollback(session)).outcome is Outcome.NOTHING_TO_DO
+        latest = await session.administration.progress()
+        assert latest is None or latest.state is RotationState.ROLLED_BACK
+
+
+async def _is_done(rotated: Rotated, type_: RotationType, before: dict[str, DataKey]) -> None:
+    after = await rotated.keys()
+    assert _fingerprints(after, before) == _fingerprints(before, before)
+    if type_ is RotationType.REWRAP_KEK:
+        assert {key.wrapped.kek_version for key in after.values()} == {2}
+    else:
+        assert len(after) == len(before) + 1
+        assert [key.id in before for key in after.values() if key.status is Status.ACTIVE] == [False]
+
+
+async def _is_undone(rotated: Rotated, type_: RotationType, before: dict[str, DataKey]) -> None:
+    after = await rotated.keys()
+    assert {id_: after[id_] for id_ in before} == before
+    assert [key.status for id_, key in after.items() if id_ not in before] in ([], [Status.RETIRED])
+
+
+def _fingerprints(keys: dict[str, DataKey], of: dict[str, DataKey]) -> dict[str, bytes]:
+    return {id_: keys[id_].fingerprint for id_ in of}
