@@ -14,19 +14,23 @@ USER = "keypulse.user"
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def refusal(request: Request, secret: SecretFile, *, browser: bool = False) -> Response | None:
+def refusal(
+    request: Request, secret: SecretFile, *, browser: bool = False, bearer_only: bool = False
+) -> Response | None:
     """The answer to a caller that may not come in: 401, or 503 where the token file cannot be read; else None.
 
     Args:
         request: only its `Authorization` header is read, never its body. A user of web.yml may come in everywhere.
         secret: the tokens that are let in.
         browser: whether a 401 asks a browser for a password.
+        bearer_only: whether a user of web.yml, or the password that a browser sends by itself, is not enough.
     """
-    if USER in request.scope:
+    if USER in request.scope and not bearer_only:
         return None
     scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
     # The bytes as they came: Starlette reads headers as latin-1.
-    token = credentials.strip().encode("latin-1") if scheme.lower() == "bearer" else basic(request)[1]
+    bearer = credentials.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
+    token = bearer if bearer or bearer_only else basic(request)[1]
     try:
         if secret.matches(token):
             return None

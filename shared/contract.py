@@ -13,11 +13,13 @@ CRYPTO_INIT_TIMESTAMP: Final = "crypto_init_timestamp_seconds"
 CRYPTO_DECRYPTION_ERRORS: Final = "crypto_decryption_errors_total"
 
 KMS_ROTATION_LAST_SUCCESS: Final = "kms_rotation_last_success_timestamp_seconds"
+KMS_ROTATION_LAST_FAILURE: Final = "kms_rotation_last_failure_timestamp_seconds"
 KMS_ROTATION_IN_PROGRESS: Final = "kms_rotation_in_progress"
 KMS_ROTATION_FAILURES: Final = "kms_rotation_failures_total"
 KMS_DATA_KEYS: Final = "kms_data_keys"
 KEYRING_FAMILIES: Final[dict[str, tuple[str, ...]]] = {
     KMS_ROTATION_LAST_SUCCESS: ("type",),
+    KMS_ROTATION_LAST_FAILURE: (),
     KMS_ROTATION_IN_PROGRESS: (),
     KMS_ROTATION_FAILURES: ("step",),
     KMS_DATA_KEYS: ("kek_version", "status"),

@@ -26,7 +26,8 @@ class Gate:
         app: what is behind it.
         web: says who gets in.
         admin: gives the admin token, which opens everything too, if there is one.
-        own_credentials: paths that check credentials of their own, where a user is not the only one let in.
+        own_credentials: paths that check credentials of their own, where a user is not the only one let in; one that
+            ends with a slash stands for all below it.
     """
 
     def __init__(
@@ -70,7 +71,8 @@ class Gate:
                 return None
         except BusyError:
             return JSONResponse({"error": "too many passwords are being checked; try again"}, status_code=503)
-        if request.url.path in self._own_credentials:
+        path = request.url.path
+        if any(path == own or (own.endswith("/") and path.startswith(own)) for own in self._own_credentials):
             return None
         return by_token or JSONResponse(
             {"error": "a user and a password are needed; see basic_auth_users in web.yml"},

@@ -4,6 +4,7 @@ from typing import Unpack
 
 import click
 
+from services.backend import admin_command
 from services.backend.app import serve
 from services.backend.config import Settings
 from shared.cli import ServerOptions, run_server, server_options
@@ -12,16 +13,25 @@ _EXAMPLES = """\b
 Examples:
   keypulse-backend --config backend.yml
   keypulse-backend --config backend.yml --check
+  keypulse-backend admin --config backend.yml
   curl -X PUT --data-binary @letter.pdf http://127.0.0.1:8000/v1/records/letter
   curl http://127.0.0.1:8000/healthz
 """
 
 
-@click.command(epilog=_EXAMPLES)
+@click.group(invoke_without_command=True, epilog=_EXAMPLES)
 @server_options
-def main(**options: Unpack[ServerOptions]) -> None:
-    """A reference service: keeps records in SQLite, encrypted with data keys that KMS wraps."""
-    run_server(Settings, serve, options)
+@click.pass_context
+def main(context: click.Context, **options: Unpack[ServerOptions]) -> None:
+    """A reference service: keeps records in SQLite or PostgreSQL, encrypted with data keys that KMS wraps.
+
+    Serves when no command is given.
+    """
+    if context.invoked_subcommand is None:
+        run_server(Settings, serve, options)
+
+
+main.add_command(admin_command.command)
 
 
 if __name__ == "__main__":

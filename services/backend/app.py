@@ -4,19 +4,23 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
 from typing import Final
 
 from starlette.applications import Starlette
 
-from services.backend import metrics, records, web
+from services.backend import admin, metrics, records, web
 from services.backend.config import Settings
 from services.backend.keyring import Keyring
 from services.backend.local_key import LocalKey, LocalKeyError, read_or_make
-from services.backend.records import Records
-from shared.keyring import store
+from services.backend.look import Look
+from services.backend.records import RECORDS, Records
+from shared.keyring.carrier import KeyringAdministration
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.model import LOCAL_KEK
 from shared.keyring.store import KeyStore
+from shared.keyring.tables import TABLES
+from shared.keyring.wrapping import Wrapping
 from shared.kms.registry import connect
 from shared.launch import Launch
 from shared.secret_file import SecretFile
@@ -25,7 +29,7 @@ from shared.server import StartError, application, registry
 _FIRST_CHECK_SECONDS: Final = 1.5
 """How long the start waits for the first check of KMS; a KMS that stalls must not keep the port closed."""
 
-RESTART: Final = frozenset(Settings.model_fields) - {"auth"}
+RESTART: Final = frozenset(Settings.model_fields) - {"auth", "admin"}
 """A keyring that is begun anew while KMS is out would have lost the keys that the running one keeps in memory."""
 
 
@@ -38,7 +42,7 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
         clock: unix time.
 
     Yields:
-        The application; its `state.apply` takes `auth` of other settings. All else needs a restart.
+        The application; its `state.apply` takes `auth` and `admin` of other settings. All else needs a restart.
 
     Raises:
         StartError: the database or the local key cannot be used.
@@ -57,12 +61,19 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
         with suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_CHECK_SECONDS):
                 await checked.wait()
+        look = Look(database)
+        await look.again()
+        looking = asyncio.create_task(look.watch(settings.kms_check_interval))
+        stack.push_async_callback(_end, looking)
+        wrapping = Wrapping(kms, settings.kms.key, settings.kms_timeout, local)
+        administration = KeyringAdministration(database, wrapping, RECORDS, keyring.reload)
         shown = registry()
         count = metrics.expose(
             shown,
             mode=lambda: keyring.mode,
             ready=lambda: keyring.ready,
             initialised_at=lambda: keyring.initialised_at,
+            seen=lambda: look.seen,
         )
 
         def not_ready() -> str | None:
@@ -71,9 +82,9 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
             return None if keyring.ready else keyring.reason
 
         def answering(settings: Settings) -> Starlette:
-            token_file = settings.auth.admin_token_file
-            token = SecretFile(token_file) if token_file else None
+            token, admins = _secret(settings.auth.admin_token_file), _secret(settings.admin.token_file)
             own = web.routes(keyring, Records(database), count_decryption_error=count, token=token)
+            own += admin.routes(administration, admins)
             return application("keypulse backend", shown, own, admin=token, not_ready=not_ready)
 
         app = answering(settings)
@@ -88,12 +99,12 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
 async def serve(launch: Launch[Settings]) -> None:
     """Runs until SIGTERM or SIGINT. Raises StartError."""
     async with running(launch.settings) as app:
-        await launch.serve(app, app.state.apply, restart=RESTART)
+        await launch.serve(app, app.state.apply, restart=RESTART, own_credentials=(admin.PATH,))
 
 
 async def _open(settings: Settings) -> Database:
     try:
-        return await Database.opened(settings.database, store.TABLES, records.TABLES)
+        return await Database.opened(settings.database, TABLES, records.TABLES)
     except DatabaseError as error:
         raise StartError(
             f"database {settings.database}: {error}; expected an SQLite file, or a folder to make it in, "
@@ -107,6 +118,10 @@ async def _local_key(settings: Settings, keys: KeyStore) -> LocalKey:
         return await asyncio.to_thread(read_or_make, settings.local_key_file, may_make=not needed)
     except (LocalKeyError, DatabaseError) as error:
         raise StartError(str(error)) from None
+
+
+def _secret(file: Path | None) -> SecretFile | None:
+    return SecretFile(file) if file else None
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -1,28 +1,17 @@
 """What a person may set of the backend."""
 
-from typing import Annotated, ClassVar
-
-from pydantic import BeforeValidator
+from typing import ClassVar
 
 from shared.kms.settings import KeySettings
-from shared.planned import planned
 from shared.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings
-
-
-def parse_sqlite_url(value: object) -> object:
-    """`sqlite:////DIR/FILE` → its path; `sqlite:///FILE` starts at the configuration file's folder."""
-    if not isinstance(value, str):
-        return value
-    file = value.removeprefix("sqlite:///")
-    if file in (value, "", ":memory:") or "?" in file:
-        raise ValueError("expected sqlite:////DIR/FILE; no other database is supported")
-    return file
+from shared.sql.setting import Database
 
 
 class Admin(Section):
     """Who may call `/admin/crypto`."""
 
     token_file: FilePath | None = None
+    """One token a line, two while they are rotated; without a file the admin API is off."""
 
 
 class Settings(ServerSettings):
@@ -31,9 +20,9 @@ class Settings(ServerSettings):
     service_name: ClassVar[str] = "backend"
 
     listen: ListenAddress = Address("127.0.0.1", 8000)
-    database: Annotated[FilePath, BeforeValidator(parse_sqlite_url, json_schema_input_type=str)]
+    database: Database
     kms: KeySettings
-    admin: Admin | None = planned(None)
+    admin: Admin = Admin()
     local_key_file: FilePath
     """Made at the first start; wraps data keys in `env` mode."""
     kms_check_interval: Duration = 10.0

@@ -1,16 +1,24 @@
 """The backend's metrics, by the names of the contract; the only room that names them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from shared.contract import (
     CRYPTO_DECRYPTION_ERRORS,
     CRYPTO_INIT_TIMESTAMP,
     CRYPTO_MODE,
     CRYPTO_READY,
+    KMS_DATA_KEYS,
+    KMS_ROTATION_FAILURES,
+    KMS_ROTATION_IN_PROGRESS,
+    KMS_ROTATION_LAST_FAILURE,
+    KMS_ROTATION_LAST_SUCCESS,
     CryptoMode,
 )
+from shared.keyring.seen import Seen
 
 
 def expose(
@@ -19,6 +27,7 @@ def expose(
     mode: Callable[[], CryptoMode],
     ready: Callable[[], bool],
     initialised_at: Callable[[], float],
+    seen: Callable[[], Seen | None],
 ) -> Callable[[], None]:
     """Registers every metric; the functions are asked at each scrape.
 
@@ -37,4 +46,38 @@ def expose(
         "Reads of a record that failed: its data key cannot be unwrapped, or it is corrupt.",
         registry=registry,
     )
+    registry.register(_KeyringMetrics(seen))
     return errors.inc
+
+
+class _KeyringMetrics(Collector):
+    """The keyring as it was seen last; nothing where it was not."""
+
+    def __init__(self, seen: Callable[[], Seen | None]) -> None:
+        self._seen = seen
+
+    def collect(self) -> Iterator[Metric]:
+        seen = self._seen()
+        if seen is None:
+            return
+        keys = GaugeMetricFamily(
+            KMS_DATA_KEYS, "Data keys by version of the KMS key, 0 for the local key.", labels=["kek_version", "status"]
+        )
+        for (version, status), number in sorted(seen.data_keys.items()):
+            keys.add_metric([str(version), status], number)
+        success = GaugeMetricFamily(
+            KMS_ROTATION_LAST_SUCCESS, "When a rotation last succeeded; unix time.", labels=["type"]
+        )
+        for type_, at in seen.last_success.items():
+            success.add_metric([type_], at)
+        failures = CounterMetricFamily(KMS_ROTATION_FAILURES, "What failed in rotations, by step.", labels=["step"])
+        for step, number in seen.failures.items():
+            failures.add_metric([step], number)
+        yield from (keys, success, failures)
+        yield GaugeMetricFamily(
+            KMS_ROTATION_IN_PROGRESS, "1 while a rotation is under way, or was left in the middle.", seen.in_progress
+        )
+        if seen.last_failure is not None:
+            yield GaugeMetricFamily(
+                KMS_ROTATION_LAST_FAILURE, "When a step of a rotation last failed; unix time.", seen.last_failure
+            )

@@ -3,35 +3,26 @@
 Every answer but a record's own bytes is JSON; a refusal is `{"error": one sentence}`. Nothing here holds key material.
 """
 
-import asyncio
 import re
 from collections.abc import Callable
 from typing import Final
 
 import structlog
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from services.backend.keyring import Keyring, KeyUnavailableError
 from services.backend.records import CorruptRecordError, Records, decrypt
+from services.backend.request import RefusedError, body
 from shared.auth import Endpoint, guarded
 from shared.keyring.database import DatabaseError
 from shared.secret_file import SecretFile
 
 MAX_RECORD_BYTES: Final = 1024 * 1024
-_BODY_SECONDS: Final = 30.0
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 log = structlog.get_logger(__name__)
-
-
-class _RefusedError(Exception):
-    """A request that gets no record; `status` and one sentence."""
-
-    def __init__(self, status: int, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status = status
 
 
 def routes(
@@ -49,24 +40,24 @@ def routes(
     async def put(request: Request) -> Response:
         record_id = _record_id(request)
         keyring.active()  # before the body is read: it may be large
-        body = await _body(request)
-        await records.put(record_id, body, keyring.active())
+        content = await body(request, MAX_RECORD_BYTES, "a record")
+        await records.put(record_id, content, keyring.active())
         return Response(status_code=204)
 
     async def get(request: Request) -> Response:
         record_id = _record_id(request)
         record = await records.find(record_id)
         if record is None:
-            raise _RefusedError(404, f"there is no record {record_id}")
+            raise RefusedError(404, f"there is no record {record_id}")
         try:
-            plaintext = decrypt(record, keyring.key(record.data_key_id))
+            plaintext = decrypt(record, await keyring.key(record.data_key_id))
         except KeyUnavailableError as error:
             count_decryption_error()
-            raise _RefusedError(503, f"record {record_id} cannot be decrypted right now: {error}") from None
+            raise RefusedError(503, f"record {record_id} cannot be decrypted right now: {error}") from None
         except CorruptRecordError:
             count_decryption_error()
             log.error("corrupt record", record=record_id, data_key=record.data_key_id)  # noqa: TRY400 - a trace adds nothing
-            raise _RefusedError(
+            raise RefusedError(
                 500, f"record {record_id} is corrupt: it is not what was stored under this id; restore it"
             ) from None
         return Response(
@@ -100,7 +91,7 @@ def _with_refusals(endpoint: Endpoint) -> Endpoint:
     async def answer(request: Request) -> Response:
         try:
             return await endpoint(request)
-        except _RefusedError as error:
+        except RefusedError as error:
             return JSONResponse({"error": str(error)}, status_code=error.status)
         except KeyUnavailableError as error:
             return JSONResponse({"error": f"nothing is stored: {error}"}, status_code=503)
@@ -114,28 +105,5 @@ def _with_refusals(endpoint: Endpoint) -> Endpoint:
 def _record_id(request: Request) -> str:
     record_id: str = request.path_params["id"]
     if not _ID.fullmatch(record_id):
-        raise _RefusedError(400, "expected an id of 1 to 128 letters, digits, dots, underscores or hyphens")
+        raise RefusedError(400, "expected an id of 1 to 128 letters, digits, dots, underscores or hyphens")
     return record_id
-
-
-async def _body(request: Request) -> bytes:
-    """The whole body; refused as soon as it is known to be over the limit."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > MAX_RECORD_BYTES:
-        raise _too_large()
-    body = bytearray()
-    try:
-        async with asyncio.timeout(_BODY_SECONDS):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_RECORD_BYTES:
-                    raise _too_large()
-    except TimeoutError:
-        raise _RefusedError(408, f"the body did not arrive within {_BODY_SECONDS:g} s") from None
-    except ClientDisconnect:
-        raise _RefusedError(400, "the body ended early") from None
-    return bytes(body)
-
-
-def _too_large() -> _RefusedError:
-    return _RefusedError(413, f"a record may have up to {MAX_RECORD_BYTES} bytes")

@@ -17,6 +17,7 @@ from shared.contract import (
     KMS_DATA_KEYS,
     KMS_ROTATION_FAILURES,
     KMS_ROTATION_IN_PROGRESS,
+    KMS_ROTATION_LAST_FAILURE,
     KMS_ROTATION_LAST_SUCCESS,
 )
 
@@ -46,6 +47,9 @@ class BackendMetrics:
         keyring = {
             KMS_ROTATION_LAST_SUCCESS: GaugeMetricFamily(
                 KMS_ROTATION_LAST_SUCCESS, "Unix time of the last rotation that succeeded, as the backend says."
+            ),
+            KMS_ROTATION_LAST_FAILURE: GaugeMetricFamily(
+                KMS_ROTATION_LAST_FAILURE, "Unix time of the last failure of a rotation, as the backend says."
             ),
             KMS_ROTATION_IN_PROGRESS: GaugeMetricFamily(
                 KMS_ROTATION_IN_PROGRESS, "1 while a rotation is under way, as the backend says."

@@ -8,6 +8,7 @@ from services.backend.config import Settings
 from shared.mistakes import ConfigurationError
 from shared.planned import ignored_keys
 from shared.settings import Address, load
+from shared.sql.location import sqlite
 
 Configuration = Callable[..., Path]
 
@@ -23,35 +24,45 @@ local_key_file: /var/lib/keypulse/local.key
 """)  # noqa: E501 - as the contract has it
     settings = load(Settings, file)
     assert settings.listen == Address("127.0.0.1", 8000)
-    assert settings.database == Path("/var/lib/keypulse/backend.db")
+    assert settings.database == sqlite(Path("/var/lib/keypulse/backend.db"))
+    assert settings.admin.token_file == Path("/run/secrets/admin_token")
     assert settings.local_key_file == Path("/var/lib/keypulse/local.key")
     assert (settings.kms_check_interval, settings.kms_timeout) == (10.0, 2.0)
 
 
-def test_the_admin_api_is_told_to_have_no_effect_yet(configuration: Configuration) -> None:
+def test_every_key_has_an_effect(configuration: Configuration) -> None:
     settings = load(Settings, configuration("127.0.0.1:9010", admin={"token_file": "token"}))
-    assert list(ignored_keys(settings)) == ["admin"]
+    assert list(ignored_keys(settings)) == []
+    assert settings.admin.token_file is not None
 
 
 def test_a_relative_database_starts_at_the_configurations_folder(configuration: Configuration) -> None:
     file = configuration("127.0.0.1:9010", database="sqlite:///data/backend.db")
-    assert load(Settings, file).database == file.parent / "data" / "backend.db"
+    assert load(Settings, file).database == sqlite(file.parent / "data" / "backend.db")
+
+
+def test_postgresql_is_the_other_database_and_its_password_stands_in_a_file(configuration: Configuration) -> None:
+    url = "postgresql://keypulse@db.example.org/backend?passfile=pgpass"
+    file = configuration("127.0.0.1:9010", database=url)
+    database = load(Settings, file).database
+    assert (database.drivername, database.host, database.database) == ("postgresql", "db.example.org", "backend")
+    assert database.query["passfile"] == str(file.parent / "pgpass")
 
 
 @pytest.mark.parametrize(
     "url",
-    ["postgresql://db.example.org/backend", "sqlite://", "sqlite:///", "sqlite:///:memory:", "/var/lib/backend.db"],
+    ["mysql://db.example.org/backend", "postgresql://", "sqlite://", "sqlite:///", "/var/lib/backend.db"],
 )
 def test_another_database_is_refused_with_the_form_that_was_expected(url: str, configuration: Configuration) -> None:
     with pytest.raises(ConfigurationError) as refused:
         load(Settings, configuration("127.0.0.1:9010", database=url))
     (line,) = refused.value.lines
-    assert "database: expected sqlite:////DIR/FILE" in line
+    assert "database: expected sqlite:///FILE, with four slashes for an absolute path, or postgresql://" in line
 
 
 def test_a_password_in_a_refused_database_is_not_repeated(configuration: Configuration) -> None:
     with pytest.raises(ConfigurationError) as refused:
-        load(Settings, configuration("127.0.0.1:9010", database="postgresql://me:hunter2@db.example.org/backend"))
+        load(Settings, configuration("127.0.0.1:9010", database="mysql://me:hunter2@db.example.org/backend"))
     assert "hunter2" not in str(refused.value)
 
 

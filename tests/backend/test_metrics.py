@@ -1,15 +1,47 @@
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 
 from services.backend.metrics import expose
-from shared.contract import CryptoMode
+from shared.contract import KEYRING_FAMILIES, CryptoMode
+from shared.keyring.administration import RotationType
+from shared.keyring.model import Status
+from shared.keyring.seen import Seen
 
 
 def test_every_scrape_shows_the_state_of_that_moment() -> None:
     registry = CollectorRegistry()
     mode, ready, at = CryptoMode.ENV, False, 5.0
-    count = expose(registry, mode=lambda: mode, ready=lambda: ready, initialised_at=lambda: at)
+    count = expose(registry, mode=lambda: mode, ready=lambda: ready, initialised_at=lambda: at, seen=lambda: None)
     names = ("crypto_mode", "crypto_ready", "crypto_init_timestamp_seconds", "crypto_decryption_errors_total")
     assert [registry.get_sample_value(name) for name in names] == [0, 0, 5, 0]
     mode, ready, at = CryptoMode.KMS, True, 6.0
     count()
     assert [registry.get_sample_value(name) for name in names] == [1, 1, 6, 1]
+
+
+def _shown(seen: Seen | None) -> list[str]:
+    registry = CollectorRegistry()
+    expose(registry, mode=lambda: CryptoMode.KMS, ready=lambda: True, initialised_at=lambda: 0.0, seen=lambda: seen)
+    return [line for line in generate_latest(registry).decode().splitlines() if line.startswith("kms_")]
+
+
+def test_the_keyring_is_shown_as_it_was_seen_last() -> None:
+    seen = Seen(
+        data_keys={(3, Status.ACTIVE): 1, (2, Status.RETIRED): 4},
+        last_success={RotationType.NEW_DEK: 7.0},
+        last_failure=8.0,
+        in_progress=True,
+        failures={"verify": 2},
+    )
+    assert _shown(seen) == [
+        'kms_data_keys{kek_version="2",status="retired"} 4.0',
+        'kms_data_keys{kek_version="3",status="active"} 1.0',
+        'kms_rotation_last_success_timestamp_seconds{type="new-dek"} 7.0',
+        'kms_rotation_failures_total{step="verify"} 2.0',
+        "kms_rotation_in_progress 1.0",
+        "kms_rotation_last_failure_timestamp_seconds 8.0",
+    ]
+    assert {line.partition("{")[0].partition(" ")[0] for line in _shown(seen)} == KEYRING_FAMILIES.keys()
+
+
+def test_a_keyring_that_cannot_be_seen_is_not_shown() -> None:
+    assert _shown(None) == []

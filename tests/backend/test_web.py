@@ -16,7 +16,7 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from services.backend.app import running
 from services.backend.config import Settings
-from services.backend.web import _body, _RefusedError
+from services.backend.request import RefusedError, body
 from shared.server import serving
 from shared.settings import Address
 
@@ -70,8 +70,8 @@ async def test_a_body_that_does_not_arrive_is_waited_for_within_a_bound() -> Non
         await asyncio.Event().wait()
         raise AssertionError
 
-    with pytest.raises(_RefusedError, match="the body did not arrive within 30 s") as refused:
-        await _body(Request({"type": "http", "method": "PUT", "headers": []}, receive))
+    with pytest.raises(RefusedError, match="the body did not arrive within 30 s") as refused:
+        await body(Request({"type": "http", "method": "PUT", "headers": []}, receive), MIB, "a record")
     assert refused.value.status == 408
     assert asyncio.get_running_loop().time() == 30
 
@@ -85,8 +85,8 @@ async def test_a_caller_that_leaves_in_the_middle_of_its_body_stores_nothing() -
     async def receive() -> Message:
         return messages.pop(0)
 
-    with pytest.raises(_RefusedError, match="the body ended early"):
-        await _body(Request({"type": "http", "method": "PUT", "headers": []}, receive))
+    with pytest.raises(RefusedError, match="the body ended early"):
+        await body(Request({"type": "http", "method": "PUT", "headers": []}, receive), MIB, "a record")
 
 
 async def test_a_record_of_undeclared_length_is_refused_at_the_limit(client: httpx2.AsyncClient) -> None:

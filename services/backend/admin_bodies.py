@@ -1,0 +1,88 @@
+"""What the admin API is asked: the shapes of its requests' bodies, bounded."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared.keyring.administration import PAGE, RotateRequest, RotationType, StoredKey
+
+RotationId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+Token = Annotated[str, Field(max_length=200)]
+
+
+class Body(BaseModel):
+    """Fields only ever grow, so unknown ones are passed over."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Page(Body):
+    """Some of a long list, by id."""
+
+    after: str = Field("", max_length=200)
+    limit: int = Field(PAGE, ge=1, le=PAGE)
+
+
+class TakeLease(Body):
+    """Takes the lease, or keeps it."""
+
+    holder: str = Field(min_length=1, max_length=200)
+    seconds: float = Field(gt=0, le=3600)
+    token: Token = ""
+
+
+class Release(Body):
+    """Gives the lease up."""
+
+    token: Token
+
+
+class DryRun(Body):
+    """What a rotation would do."""
+
+    type: RotationType
+    target_version: int | None = None
+
+
+class Note(Body):
+    """One of the runner's own steps."""
+
+    rotation_id: RotationId
+    token: Token
+    step: str = Field(min_length=1, max_length=1000)
+
+
+class Rollback(Body):
+    """Undoes a rotation."""
+
+    rotation_id: RotationId
+    token: Token
+
+
+class Restore(Body):
+    """Rows of a backup."""
+
+    rows: tuple[StoredKey, ...] = Field(max_length=PAGE)
+    token: Token
+
+
+class Verify(Body):
+    """Whether everything can be read."""
+
+    mode: Literal["sample", "full"] = "sample"
+
+
+class Retire(Body):
+    """Ends the use of a version."""
+
+    kek_version: int = Field(ge=1)
+    token: Token
+
+
+class _MaybeDry(Body):
+    dry_run: bool = Field(default=False, strict=True)  # anything else must never be taken for a no
+
+
+def rotation(document: object) -> DryRun | RotateRequest:
+    """What `rotate` is asked. Raises ValidationError."""
+    return (DryRun if _MaybeDry.model_validate(document).dry_run else RotateRequest).model_validate(document)

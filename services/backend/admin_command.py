@@ -1,0 +1,145 @@
+"""`keypulse-backend admin`: the far side of the rotator's driver `command`.
+
+A line of JSON on standard input is a request of the admin API, and a line on standard output its answer:
+
+    {"method": "POST", "path": "rotate", "caller": "…", "body": {…}}
+    {"status": 200, "body": {…}}
+
+Each is carried to the backend that runs on this machine, by its own configuration: its address and its token file. So
+whoever may run a command beside the backend needs to know neither, and no value stands on a command line.
+"""
+
+import json
+import ssl
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Literal
+
+import click
+from pydantic import BaseModel, Field, JsonValue, ValidationError
+
+from services.backend.config import Settings
+from shared.cli import load_or_exit, option_or_exit
+from shared.mistakes import ConfigurationError
+from shared.secret_file import SecretFile, SecretUnreadableError
+from shared.settings import Address
+from shared.web_config import read
+
+_LINE_BYTES: Final = 4 * 1024 * 1024 + 65536
+"""Of a request; its body may have as much as the admin API takes."""
+_ANSWER_BYTES: Final = 16 * 1024 * 1024
+_ANSWER_SECONDS: Final = 3600.0
+"""Without a byte from the backend; whoever asks has a bound of its own."""
+_ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what is listened on there is reached here
+
+_EXAMPLES: Final = """\b
+Examples:
+  echo '{"method": "GET", "path": "census"}' | keypulse-backend admin --config backend.yml
+  ssh backend.example.org keypulse-backend admin --config /etc/keypulse/backend.yml"""
+
+
+class _Line(BaseModel):
+    method: Literal["GET", "POST"]
+    path: str = Field(pattern=r"^[A-Za-z0-9._~%/?=&+-]{1,1000}$")
+    caller: str = Field("", pattern=r"^[ -~]{0,200}$")
+    body: JsonValue = None
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """How the running backend is reached."""
+
+    address: Address
+    token: SecretFile
+    tls: ssl.SSLContext | None = None
+
+    def ask(self, line: bytes) -> Mapping[str, object]:
+        """The answer to a line; whatever goes wrong is an answer, too."""
+        try:
+            asked = _Line.model_validate_json(line)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            return _refused(400, ": ".join(["a line", *map(str, first["loc"]), first["msg"]]))
+        try:
+            token = self.token.value()
+            if not (token.isascii() and token.isprintable()):
+                return _refused(502, f"admin.token_file {self.token.path}: its first line fits into no HTTP header")
+            return self._answer(asked, token)
+        except SecretUnreadableError as error:
+            return _refused(502, f"admin.token_file {error}")
+        except (OSError, HTTPException) as error:
+            why = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+            return _refused(502, f"the backend at {self.address} does not answer: {why}; is it running?")
+
+    def _answer(self, asked: _Line, token: str) -> Mapping[str, object]:
+        host, port = _ANYWHERE.get(self.address.host, self.address.host), self.address.port
+        connection = (
+            HTTPSConnection(host, port, timeout=_ANSWER_SECONDS, context=self.tls)
+            if self.tls
+            else HTTPConnection(host, port, timeout=_ANSWER_SECONDS)
+        )
+        headers = {"Authorization": f"Bearer {token}", "X-Keypulse-Caller": asked.caller or "keypulse-backend admin"}
+        try:
+            body = None if asked.body is None else json.dumps(asked.body).encode()
+            connection.request(asked.method, f"/admin/crypto/{asked.path}", body, headers)
+            response = connection.getresponse()
+            answer = response.read(_ANSWER_BYTES + 1)
+        finally:
+            connection.close()
+        if len(answer) > _ANSWER_BYTES:
+            return _refused(502, f"the backend's answer is over {_ANSWER_BYTES // 1024**2} MiB")
+        return {"status": response.status, "body": _document(answer)}
+
+
+def _document(answer: bytes) -> Any:
+    try:
+        return json.loads(answer)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _refused(status: int, sentence: str) -> Mapping[str, object]:
+    return {"status": status, "body": {"error": sentence}}
+
+
+def carry(requests: BinaryIO, answers: BinaryIO, backend: Backend) -> None:
+    """Answers each line of `requests` with one of `answers`, until they end."""
+    while line := requests.readline(_LINE_BYTES):
+        answers.write(json.dumps(backend.ask(line)).encode() + b"\n")
+        answers.flush()
+        if not line.endswith(b"\n"):  # too long, or cut off: the rest is no request
+            return
+
+
+def own_certificate(web_config: Path) -> ssl.SSLContext | None:
+    """Trusts the certificate of the backend's own web.yml, whatever name it is for. Raises ConfigurationError."""
+    tls = read(web_config).tls_server_config
+    if tls is None:
+        return None
+    context = ssl.create_default_context(cafile=str(tls.cert_file))
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.check_hostname = False
+    return context
+
+
+@click.command("admin", short_help="Carry lines of JSON to the running backend's admin API.", epilog=_EXAMPLES)
+@click.option("--config", type=click.Path(path_type=Path), help="The running backend's configuration.")
+@click.option("--web.config.file", "web_config", type=click.Path(path_type=Path), help="Its web.yml, where it has one.")
+def command(config: Path | None, web_config: Path | None) -> None:
+    """Answer each line of JSON on standard input with one on standard output, through the running backend."""
+    settings = load_or_exit(Settings, config)
+    if settings.admin.token_file is None:
+        click.echo(f"{config}: admin.token_file: expected a file that holds a token; the admin API is off", err=True)
+        sys.exit(2)
+    tls = option_or_exit("--web.config.file", _tls, web_config) if web_config else None
+    carry(sys.stdin.buffer, sys.stdout.buffer, Backend(settings.listen, SecretFile(settings.admin.token_file), tls))
+
+
+def _tls(web_config: Path) -> ssl.SSLContext | None:
+    try:
+        return own_certificate(web_config)
+    except (ConfigurationError, OSError) as error:  # ssl's errors are OSErrors
+        raise ValueError(str(error)) from None

@@ -1,0 +1,108 @@
+"""The driver `admin_api`: a service's admin API, by HTTPS.
+
+`http://` is refused for anything but this machine, because it would send the token in plaintext: through
+`kubectl port-forward` or `ssh -L` a service is on this machine. Proxies of the environment are not used.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
+
+import aiohttp
+from pydantic import AfterValidator
+
+from services.rotator.drivers.remote import ANSWER_BYTES, Answer, Question, RemoteAdministration
+from shared.keyring.administration import Administration, RefusedError, UnreachableError
+from shared.kms.settings import KeySettings
+from shared.secret_file import SecretFile, SecretUnreadableError
+from shared.settings import Address, Duration, FilePath, Section
+
+_CONNECT_SECONDS: Final = 10.0
+
+
+def _fit_for_a_token(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    plain = parts.username is None and not parts.query and not parts.fragment if host else False
+    if not host or not plain or parts.scheme not in {"http", "https"} or not url.isprintable() or " " in url:
+        raise ValueError("expected a URL such as https://HOST, without a user, a password or a query")
+    if parts.scheme == "http" and not Address(host, 0).is_loopback:
+        raise ValueError("expected https://, because http:// would send the token in plaintext beyond this machine")
+    return url.rstrip("/")
+
+
+class AdminApiSettings(Section):
+    """Over HTTPS."""
+
+    kind: Literal["admin_api"]
+    url: Annotated[str, AfterValidator(_fit_for_a_token)]
+    """Of the service; `/admin/crypto/…` follows it."""
+    token_file: FilePath
+    """The first line is sent."""
+    timeout: Duration = 300.0
+    """Of one call. That which takes longest is a full verification."""
+
+    @asynccontextmanager
+    async def opened(self, kms: KeySettings, caller: str) -> AsyncIterator[Administration]:
+        """The service's administration; `kms` is the service's own affair here."""
+        del kms
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(force_close=True),  # one left idle may be closed just as it is used again
+            timeout=aiohttp.ClientTimeout(total=self.timeout, sock_connect=_CONNECT_SECONDS),
+            headers={"Accept-Encoding": "identity", "User-Agent": "keypulse-rotator", "X-Keypulse-Caller": caller},
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+        ) as session:
+            yield RemoteAdministration(self.url, _Http(self, session).carry)
+
+
+class _Http:
+    def __init__(self, settings: AdminApiSettings, session: aiohttp.ClientSession) -> None:
+        self._settings = settings
+        self._session = session
+        self._token = SecretFile(settings.token_file)
+
+    async def carry(self, question: Question) -> Answer:
+        token = self._secret()
+        url = self._settings.url
+        try:
+            async with self._session.request(
+                question.method,
+                f"{url}/admin/crypto/{question.path}",
+                json=question.body,
+                headers={"Authorization": f"Bearer {token}"},
+                allow_redirects=False,
+            ) as response:
+                body = bytearray()
+                async for chunk in response.content.iter_any():
+                    body += chunk
+                    if len(body) > ANSWER_BYTES:
+                        raise UnreachableError(f"{url}: the answer is over {ANSWER_BYTES // 1024**2} MiB")
+        except TimeoutError:
+            raise UnreachableError(
+                f"{url}: no answer within {self._settings.timeout:g} s; it may have been done: look with `status`"
+            ) from None
+        except aiohttp.ClientSSLError as error:
+            raise RefusedError(
+                f"{url}: no secure connection ({type(error).__name__}); where its certificate is by a CA of your own, "
+                "name that CA's file in the environment variable SSL_CERT_FILE"
+            ) from None
+        except (aiohttp.ClientError, OSError) as error:
+            # Only the operating system's words: a client error's text may hold the request.
+            cause = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+            raise UnreachableError(f"{url}: no answer: {cause}; is the service running there?") from None
+        # Whoever answers may repeat what it was told.
+        return Answer(response.status, bytes(body).replace(token.encode(), b"[secret]"))
+
+    def _secret(self) -> str:
+        try:
+            token = self._token.value()
+        except SecretUnreadableError as error:
+            raise RefusedError(f"token_file {error}; expected the service's admin token") from None
+        if not (token.isascii() and token.isprintable()):
+            raise RefusedError(f"token_file {self._token.path}: its first line holds what no HTTP header can carry")
+        return token

@@ -1,0 +1,31 @@
+"""Every kind of driver: a new one is one file beside this one, and one member of the union."""
+
+from contextlib import AbstractAsyncContextManager
+from typing import Annotated
+
+from pydantic import Field
+
+from services.rotator.drivers.admin_api import AdminApiSettings
+from services.rotator.drivers.command import CommandSettings
+from services.rotator.drivers.sql import SqlSettings
+from shared.keyring.administration import Administration
+from shared.kms.settings import KeySettings
+
+DriverSettings = Annotated[AdminApiSettings | CommandSettings | SqlSettings, Field(discriminator="kind")]
+"""The settings of a driver of any kind, told apart by `kind`."""
+
+
+def connect(
+    settings: DriverSettings, kms: KeySettings, *, caller: str = "keypulse-rotator"
+) -> AbstractAsyncContextManager[Administration]:
+    """The keyring that `settings` lead to, open until the context ends.
+
+    Args:
+        settings: which way leads there.
+        kms: the key that wraps the data keys; only the driver `sql` calls it itself.
+        caller: who asks, for the service's log; what is no printable ASCII becomes a question mark.
+
+    Raises:
+        AdministrationError: it cannot be opened at all. A service that does not answer is found at the first call.
+    """
+    return settings.opened(kms, "".join(c if c.isascii() and c.isprintable() else "?" for c in caller)[:200])

@@ -1,0 +1,80 @@
+"""The driver `sql`: the keyring's database and KMS directly, where a service has no admin API or does not run.
+
+No instance of the service is reached this way: each notices at its next look at the keyring. Data keys that the
+service's local key wraps stay as they are, and are named: that key is on the service's own disk.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from shared.keyring.administration import Administration, RefusedError, UnreachableError
+from shared.keyring.carrier import KeyringAdministration
+from shared.keyring.database import Database, DatabaseError
+from shared.keyring.records import RecordsTable
+from shared.keyring.wrapping import Wrapping
+from shared.kms.registry import connect
+from shared.kms.settings import KeySettings
+from shared.settings import Duration, Section
+from shared.sql import setting
+
+
+class RecordsSettings(Section):
+    """The service's own table in the keyring's database, so that the census counts what each version is needed for."""
+
+    table: str = Field(min_length=1)
+    data_key_column: str = Field(min_length=1)
+
+
+class SqlSettings(Section):
+    """Without the service."""
+
+    kind: Literal["sql"]
+    database: setting.Database
+    """The service's."""
+    records: RecordsSettings | None = None
+    kms_timeout: Duration = 5.0
+    """Of one call."""
+
+    @asynccontextmanager
+    async def opened(self, kms: KeySettings, caller: str) -> AsyncIterator[Administration]:
+        """The keyring in `database`; its journal names the caller of a rotation."""
+        del caller
+        provider = connect(kms)
+        try:
+            async with _database(self.database, self.records) as database:
+                records = RecordsTable(self.records.table, self.records.data_key_column) if self.records else None
+                wrapping = Wrapping(provider, kms.key, self.kms_timeout)
+                yield KeyringAdministration(database, wrapping, records)
+        finally:
+            await provider.close()
+
+
+@asynccontextmanager
+async def _database(location: setting.Database, records: RecordsSettings | None) -> AsyncIterator[Database]:
+    """The service's database. One that is not there is never made: an empty keyring has nothing to rotate."""
+    where = f"driver.database {location}"
+    if location.drivername == "sqlite" and not await asyncio.to_thread(Path(location.database or "").is_file):
+        raise RefusedError(f"{where}: there is no such file; expected the database of the service")
+    try:
+        database = await Database.opened(location)
+    except DatabaseError as error:
+        raise UnreachableError(f"{where}: {error}; expected the database of the service") from None
+    try:
+        await _check(database, "data_keys", "fingerprint", f"{where}: %s; expected the database of the service")
+        if records:
+            await _check(database, records.table, records.data_key_column, f"{where}: %s; correct driver.records")
+        yield database
+    finally:
+        await database.close()
+
+
+async def _check(database: Database, table: str, column: str, sentence: str) -> None:
+    try:
+        await RecordsTable(table, column).check(database)
+    except DatabaseError as error:
+        raise RefusedError(sentence % error) from None

@@ -1,0 +1,118 @@
+"""A real backend on a real KMS emulator, and the settings of a driver of each kind that leads to its keyring."""
+
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import httpx2
+import pytest
+import yaml
+from pydantic import TypeAdapter
+from sqlalchemy import URL
+
+from ops.kms_emulator.emulator import Emulator, start
+from services.backend.app import running
+from services.backend.config import Settings
+from services.rotator.drivers.registry import DriverSettings, connect
+from shared.keyring.administration import Administration
+from shared.kms.settings import GcpKeySettings
+from shared.server import serving
+from shared.settings import load, relative_to
+from tests.backend.conftest import KEY, versions  # noqa: F401 - a fixture, used by its name
+
+TOKEN = "a-token-that-nobody-may-see"
+KINDS = tuple(
+    settings.model_fields["kind"].annotation.__args__[0] for settings in get_args(get_args(DriverSettings)[0])
+)
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[Emulator]:
+    """A real Cloud KMS emulator over gRPC that holds KEY."""
+    async with start(keys=[KEY]) as running_emulator:
+        yield running_emulator
+
+
+@dataclass
+class Backend:
+    """A running one."""
+
+    url: str
+    configuration: Path
+    database: URL
+    kms: GcpKeySettings
+    folder: Path
+
+    @property
+    def admin_command(self) -> list[str]:
+        return [sys.executable, "-m", "services.backend", "admin", "--config", str(self.configuration)]
+
+    def driver(self, kind: str, **overrides: object) -> Any:
+        """The settings of a driver to it."""
+        kinds: dict[str, dict[str, object]] = {
+            "admin_api": {"url": self.url, "token_file": "token"},
+            "command": {"argv": self.admin_command},
+            "sql": {
+                "database": self.database.render_as_string(hide_password=False),
+                "records": {"table": "records", "data_key_column": "data_key_id"},
+            },
+        }
+        with relative_to(self.folder):
+            return TypeAdapter(DriverSettings).validate_python({"kind": kind, **kinds[kind], **overrides})
+
+    def connected(self, kind: str, **overrides: object) -> AbstractAsyncContextManager[Administration]:
+        return connect(self.driver(kind, **overrides), self.kms, caller="a test")
+
+    async def put(self, record_id: str, content: bytes) -> None:
+        async with httpx2.AsyncClient(base_url=self.url) as client:
+            (await client.put(f"/v1/records/{record_id}", content=content)).raise_for_status()
+
+    async def get(self, record_id: str) -> bytes:
+        async with httpx2.AsyncClient(base_url=self.url) as client:
+            return (await client.get(f"/v1/records/{record_id}")).raise_for_status().content
+
+
+Serve = Callable[..., AbstractAsyncContextManager[Backend]]
+
+
+@pytest.fixture
+def serve(emulator: Emulator, tmp_path: Path) -> Serve:
+    """`async with serve(database)`: a backend on it."""
+
+    @asynccontextmanager
+    async def served(database: URL, **overrides: object) -> AsyncIterator[Backend]:
+        (tmp_path / "token").write_text(TOKEN)
+        kms = GcpKeySettings(key=KEY, endpoint=str(emulator.address), insecure=True)
+        document = {
+            "listen": "127.0.0.1:0",
+            "database": database.render_as_string(hide_password=False),
+            "kms": kms.model_dump(),
+            "admin": {"token_file": "token"},
+            "local_key_file": "local.key",
+            "kms_timeout": "5s",
+            **overrides,
+        }
+        file = tmp_path / "backend.yml"
+        file.write_text(yaml.safe_dump(document))
+        async with running(load(Settings, file)) as app, serving(app, load(Settings, file).listen) as address:
+            file.write_text(yaml.safe_dump({**document, "listen": str(address)}))
+            yield Backend(f"http://{address}", file, database, kms, tmp_path)
+
+    return served
+
+
+@pytest.fixture
+async def backend(serve: Serve, empty_database: URL) -> AsyncIterator[Backend]:
+    """One that runs; with each store."""
+    async with serve(empty_database) as running_backend:
+        yield running_backend
+
+
+@pytest.fixture(params=KINDS)
+async def keyring(request: pytest.FixtureRequest, backend: Backend) -> AsyncIterator[Administration]:
+    """Its keyring, once through a driver of each kind."""
+    async with backend.connected(request.param) as administration:
+        yield administration

@@ -1,0 +1,202 @@
+"""One contract for all drivers: each behaves alike towards a real backend, on SQLite and on PostgreSQL.
+
+`keyring` is a driver of each kind in the registry, so that a new one is tested the day it arrives.
+"""
+
+import pytest
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import Fault
+from shared.keyring.administration import (
+    Administration,
+    AdministrationError,
+    Progress,
+    RefusedError,
+    RotateRequest,
+    RotationState,
+    RotationType,
+    UnreachableError,
+)
+from tests.backend.conftest import KEY
+from tests.key_versions import Versions
+from tests.rotator.drivers.conftest import KINDS, Backend
+
+NEW_DEK, REWRAP = RotationType.NEW_DEK, RotationType.REWRAP_KEK
+
+
+async def rotate(keyring: Administration, type_: RotationType, rotation_id: str, *, batch: int = 100) -> Progress:
+    """To the end, and gives the lease up."""
+    lease = await keyring.lease("a test", 60)
+    request = RotateRequest(rotation_id=rotation_id, type=type_, token=lease.token, caller="a test", batch=batch)
+    for _ in range(20):
+        progress = await keyring.rotate(request)
+        if progress.state is not RotationState.RUNNING:
+            await keyring.release(lease.token)
+            return progress
+    pytest.fail("the rotation does not end")
+
+
+def test_every_kind_is_here() -> None:
+    assert KINDS == ("admin_api", "command", "sql")
+
+
+async def test_keys_come_in_pages_by_id_and_without_what_wraps_them(keyring: Administration) -> None:
+    await rotate(keyring, NEW_DEK, "first")
+    await rotate(keyring, NEW_DEK, "second")
+    keys = await keyring.keys()
+    assert len(keys) == 3
+    assert [key.id for key in keys] == sorted(key.id for key in keys)
+    assert list(await keyring.keys(limit=2)) == list(keys[:2])
+    assert list(await keyring.keys(after=keys[1].id)) == list(keys[2:])
+    assert {(key.kek, key.kek_version, key.algorithm) for key in keys} == {(KEY, 1, "AES-256-GCM")}
+    assert not hasattr(keys[0], "wrapped")
+
+
+async def test_the_census_counts_data_keys_and_records_of_each_version(
+    keyring: Administration, backend: Backend, versions: Versions
+) -> None:
+    await backend.put("before", b"x")
+    await versions.rotate()
+    await rotate(keyring, NEW_DEK, "new")
+    await keyring.reload()
+    census = await keyring.census()
+    (active,) = [key for key in await keyring.keys() if key.status == "active"]
+    assert census.active == active.id
+    assert census.active_since == active.created_at
+    assert [(each.kek_version, each.data_keys) for each in census.versions] == [(1, 1), (2, 1)]
+    assert census.versions[0].records == 1
+    assert census.retired_versions == ()
+
+
+async def test_one_at_a_time_holds_the_lease_and_the_other_is_told_who(keyring: Administration) -> None:
+    first = await keyring.lease("the first", 60)
+    with pytest.raises(RefusedError, match="the first"):
+        await keyring.lease("the second", 60)
+    again = await keyring.lease("the first", 120, first.token)
+    assert again.token == first.token
+    assert again.expires_at > first.expires_at
+    await keyring.release("another's")
+    with pytest.raises(RefusedError):
+        await keyring.lease("the second", 60)
+    await keyring.release(first.token)
+    assert (await keyring.lease("the second", 60)).holder == "the second"
+
+
+async def test_a_new_data_key_is_rotated_once_whoever_asks_again(keyring: Administration, backend: Backend) -> None:
+    await backend.put("before", b"kept")
+    done = await rotate(keyring, NEW_DEK, "once")
+    assert (done.state, done.type, done.caller, done.problems) == (RotationState.DONE, NEW_DEK, "a test", ())
+    keys = list(await keyring.keys())
+    assert sorted(key.status for key in keys) == ["active", "retired"]
+    assert await rotate(keyring, NEW_DEK, "once") == done
+    assert list(await keyring.keys()) == keys
+    assert await keyring.progress("once") == await keyring.progress() == done
+    assert await keyring.progress("another") is None
+    await keyring.reload()
+    await backend.put("after", b"new")
+    assert [await backend.get(record) for record in ("before", "after")] == [b"kept", b"new"]
+
+
+async def test_where_nothing_was_rotated_there_is_no_progress(keyring: Administration) -> None:
+    assert await keyring.progress() is None
+
+
+async def test_data_keys_are_wrapped_anew_in_batches_and_stay_what_they_are(
+    keyring: Administration, backend: Backend, versions: Versions
+) -> None:
+    await backend.put("before", b"kept")
+    await rotate(keyring, NEW_DEK, "another-key")
+    before = {key.id: key.fingerprint for key in await keyring.keys()}
+    await versions.rotate()
+    done = await rotate(keyring, REWRAP, "rewrap", batch=1)
+    assert (done.state, done.total, done.done, done.target_version) == (RotationState.DONE, 2, 2, 2)
+    keys = await keyring.keys()
+    assert {key.kek_version for key in keys} == {2}
+    assert {key.id: key.fingerprint for key in keys} == before
+    assert await backend.get("before") == b"kept"
+
+
+async def test_a_dry_run_says_what_would_be_done_and_changes_nothing(
+    keyring: Administration, versions: Versions
+) -> None:
+    await versions.rotate()
+    before = list(await keyring.keys())
+    would = await keyring.dry_run(REWRAP, 2)
+    assert (would.type, would.total, would.done, would.target_version) == (REWRAP, 1, 0, 2)
+    assert list(await keyring.keys()) == before
+    assert await keyring.progress() is None
+
+
+async def test_without_the_lease_nothing_is_changed(keyring: Administration) -> None:
+    request = RotateRequest(rotation_id="r", type=NEW_DEK, token="none", caller="a test")
+    for change in (
+        lambda: keyring.rotate(request),
+        lambda: keyring.note("r", "none", "a step"),
+        lambda: keyring.retire(1, "none"),
+        lambda: keyring.rollback("r", "none"),
+    ):
+        with pytest.raises(RefusedError):
+            await change()
+    assert len(await keyring.keys()) == 1
+
+
+async def test_a_rotation_is_undone_and_its_steps_are_noted(keyring: Administration) -> None:
+    (before,) = await keyring.keys()
+    await rotate(keyring, NEW_DEK, "undone")
+    lease = await keyring.lease("a test", 60)
+    await keyring.note("undone", lease.token, "backup x.csv abc")
+    back = await keyring.rollback("undone", lease.token)
+    assert back.state is RotationState.ROLLED_BACK
+    assert back.steps[-1:] == ("backup x.csv abc",)
+    assert {key.status for key in await keyring.keys() if key.id == before.id} == {"active"}
+    with pytest.raises(RefusedError, match="no rotation"):
+        await keyring.rollback("unheard-of", lease.token)
+
+
+async def test_a_backup_is_put_back(keyring: Administration, versions: Versions) -> None:
+    (row,) = await keyring.backup()
+    assert row.wrapped
+    await versions.rotate()
+    await rotate(keyring, REWRAP, "rewrap")
+    assert (await keyring.backup())[0].wrapped != row.wrapped
+    lease = await keyring.lease("a test", 60)
+    assert await keyring.restore([row], lease.token) == 1
+    assert await keyring.restore([row], lease.token) == 0
+    assert list(await keyring.backup()) == [row]
+
+
+@pytest.mark.parametrize("mode", ["sample", "full"])
+async def test_everything_is_verified(keyring: Administration, backend: Backend, mode: str) -> None:
+    await backend.put("a", b"x")
+    found = await keyring.verify(mode)  # type: ignore[arg-type]
+    assert (found.data_keys, found.problems) == (1, ())
+    assert len(found.fingerprint) == 64
+
+
+async def test_a_version_is_retired_once_nothing_needs_it(keyring: Administration, versions: Versions) -> None:
+    lease = await keyring.lease("a test", 60)
+    with pytest.raises(RefusedError, match="still wrapped by version 1"):
+        await keyring.retire(1, lease.token)
+    await keyring.release(lease.token)
+    await versions.rotate()
+    await rotate(keyring, REWRAP, "rewrap")
+    lease = await keyring.lease("a test", 60)
+    await keyring.retire(1, lease.token)
+    assert [each.kek_version for each in (await keyring.census()).retired_versions] == [1]
+
+
+async def test_what_kms_refuses_is_told_and_tried_again_by_nobody(keyring: Administration, emulator: Emulator) -> None:
+    lease = await keyring.lease("a test", 60)
+    emulator.faults.add(Fault(kind="denied", operation="Encrypt"))
+    request = RotateRequest(rotation_id="r", type=NEW_DEK, token=lease.token, caller="a test")
+    with pytest.raises(AdministrationError, match="permission_denied") as refused:
+        await keyring.rotate(request)
+    assert not isinstance(refused.value, (RefusedError, UnreachableError))
+
+
+async def test_a_kms_that_is_not_there_may_be_tried_again(keyring: Administration, emulator: Emulator) -> None:
+    lease = await keyring.lease("a test", 60)
+    emulator.faults.add(Fault(kind="status", operation="Encrypt"))
+    request = RotateRequest(rotation_id="r", type=NEW_DEK, token=lease.token, caller="a test")
+    with pytest.raises(UnreachableError, match="unavailable"):
+        await keyring.rotate(request)
