@@ -24,7 +24,6 @@ from shared.keyring.administration import (
 )
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.lease import under_lease
-from shared.keyring.model import Status
 from shared.keyring.records import RecordsTable
 from shared.keyring.rotation import Rotations
 from shared.keyring.store import RetiredVersionError
@@ -85,11 +84,6 @@ class KeyringAdministration:
 
         async with _told():
             return await self._database.read(count, seconds=COUNT_SECONDS)
-
-    async def key_counts(self) -> dict[tuple[str, int, Status], int]:
-        """How many data keys there are, by KMS key, version and status: for `kms_data_keys`."""
-        async with _told():
-            return await self._database.read(census.key_counts)
 
     async def lease(self, holder: str, seconds: float, token: str = "") -> Lease:
         """For `LONGEST_SECONDS` at most."""

@@ -97,7 +97,7 @@ def still(connection: Connection, seen: Rotation) -> None:
 
 
 def update(connection: Connection, now: float, rotation: Rotation, **columns: Any) -> None:
-    """Changes the rotation's row. That it failed is noted too: `rotate` may make it good, and then no row tells of it."""
+    """Changes the rotation's row. That it failed is noted too: once `rotate` made it good, no row tells of it."""
     if columns.get("state") == RotationState.FAILED:
         add_note(connection, now, rotation.id, "failed rotate")
     changed = rotations.update().where(rotations.c.number == rotation.number)

@@ -82,10 +82,11 @@ def refuse_retired(connection: Connection, wrapped: Wrapped) -> None:
         )
 
 
-def retired(connection: Connection, kek: str) -> tuple[int, ...]:
-    """The versions of `kek` that nothing may be wrapped by any more, ascending."""
-    version = retired_versions.c.kek_version
-    return tuple(connection.execute(select(version).where(retired_versions.c.kek == kek).order_by(version)).scalars())
+def retired(connection: Connection, kek: str) -> dict[int, float]:
+    """The versions of `kek` that nothing may be wrapped by any more, ascending, and since when (unix seconds)."""
+    columns = retired_versions.c
+    these = select(columns.kek_version, columns.retired_at).where(columns.kek == kek).order_by(columns.kek_version)
+    return {row.kek_version: row.retired_at for row in connection.execute(these)}
 
 
 class KeyStore:

@@ -88,7 +88,8 @@ class Inspection:
             if records.opening:
                 records.opening(record, secret)
         except ValueError as error:
-            self._tell(record.id, f"this record cannot be opened: {error or 'it is not what was stored under this id'}")
+            why = str(error) or "it is not what was stored under this id"
+            self._tell(record.id, f"this record cannot be opened: {why}")
 
     def _tell(self, name: str, why: str, *, foreign: bool = False) -> None:
         known = self._foreign if foreign else self._problems

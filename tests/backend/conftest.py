@@ -7,13 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from google.cloud.kms_v1 import (
-    CreateCryptoKeyVersionRequest,
-    CryptoKeyVersion,
-    KeyManagementServiceAsyncClient,
-    UpdateCryptoKeyPrimaryVersionRequest,
-    UpdateCryptoKeyVersionRequest,
-)
+from google.cloud.kms_v1 import KeyManagementServiceAsyncClient
 from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
 from grpc.aio import insecure_channel
 
@@ -29,6 +23,7 @@ from shared.keyring.tables import TABLES
 from shared.kms.gcp import GcpKey
 from shared.settings import load
 from shared.sql.location import sqlite
+from tests.key_versions import Versions
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
@@ -80,37 +75,11 @@ def open_backend() -> Open:
     return _backend
 
 
-@dataclass
-class Versions:
-    """What an operator does to the key's versions."""
-
-    client: KeyManagementServiceAsyncClient
-
-    async def rotate(self) -> None:
-        version = await self.client.create_crypto_key_version(
-            CreateCryptoKeyVersionRequest(parent=KEY, crypto_key_version=CryptoKeyVersion())
-        )
-        await self.client.update_crypto_key_primary_version(
-            UpdateCryptoKeyPrimaryVersionRequest(name=KEY, crypto_key_version_id=version.name.rpartition("/")[2])
-        )
-
-    async def disable(self, number: int) -> None:
-        await self._state(number, CryptoKeyVersion.CryptoKeyVersionState.DISABLED)
-
-    async def enable(self, number: int) -> None:
-        await self._state(number, CryptoKeyVersion.CryptoKeyVersionState.ENABLED)
-
-    async def _state(self, number: int, state: int) -> None:
-        version = CryptoKeyVersion(name=f"{KEY}/cryptoKeyVersions/{number}", state=state)
-        request = UpdateCryptoKeyVersionRequest(crypto_key_version=version, update_mask={"paths": ["state"]})
-        await self.client.update_crypto_key_version(request)
-
-
 @pytest.fixture
 async def versions(emulator: Emulator) -> AsyncIterator[Versions]:
     channel = insecure_channel(str(emulator.address))
     transport = KeyManagementServiceGrpcAsyncIOTransport(channel=channel)
-    yield Versions(KeyManagementServiceAsyncClient(transport=transport))
+    yield Versions(KeyManagementServiceAsyncClient(transport=transport), KEY)
     await channel.close()
 
 

@@ -1,0 +1,114 @@
+"""A keyring as the tests use it: data keys with known secrets, and a rotation that is called until it ends."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import URL
+
+from shared.keyring import store
+from shared.keyring.administration import Progress, RotateRequest, RotationState, RotationType
+from shared.keyring.carrier import KeyringAdministration
+from shared.keyring.database import Database
+from shared.keyring.model import DataKey, FingerprintOfAll, Status, Wrapped, fingerprint
+from shared.keyring.tables import TABLES
+from shared.keyring.wrapping import LocalWrapping, Wrapping
+from shared.kms.provider import Encrypted, KeyProvider
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+REWRAP, NEW_DEK = RotationType.REWRAP_KEK, RotationType.NEW_DEK
+
+
+def secret_of(name: str) -> bytes:
+    return name.encode().ljust(32, b"-")
+
+
+@dataclass
+class Keyring:
+    database: Database
+    wrapping: Wrapping
+    administration: KeyringAdministration
+    token: str = ""
+
+    async def take_lease(self) -> None:
+        self.token = (await self.administration.lease("the test", 600)).token
+
+    async def add(self, name: str, wrapped: Wrapped | None = None, status: Status = Status.RETIRED) -> DataKey:
+        wrapped = wrapped or await self.wrapping.wrap(name, secret_of(name))
+        key = DataKey(name, status, wrapped, fingerprint(secret_of(name)), datetime(2026, 11, 25, tzinfo=UTC))
+        await self.database.change(lambda connection: store.insert(connection, key))
+        return key
+
+    async def replace(self, key: DataKey, wrapped: Wrapped) -> None:
+        """As another hand does."""
+        assert await self.database.change(lambda connection: store.rewrap(connection, key.id, key.wrapped, wrapped))
+
+    async def fill(self, number: int) -> list[DataKey]:
+        return [await self.add(f"k{i:03}", status=Status.RETIRED if i else Status.ACTIVE) for i in range(number)]
+
+    async def keys(self) -> dict[str, DataKey]:
+        found = await self.database.read(lambda connection: store.page(connection, "", 1000))
+        return {key.id: key for key in found}
+
+    async def key(self, name: str) -> DataKey:
+        return (await self.keys())[name]
+
+    async def versions(self) -> dict[str, int]:
+        return {name: key.wrapped.kek_version for name, key in (await self.keys()).items()}
+
+    async def statuses(self) -> dict[str, Status]:
+        return {name: key.status for name, key in (await self.keys()).items()}
+
+    async def fingerprint(self) -> str:
+        whole = FingerprintOfAll()
+        whole.add((await self.keys()).values())
+        return whole.hexdigest()
+
+    def request(self, type_: RotationType = REWRAP, rotation_id: str = "r1", **other: Any) -> RotateRequest:
+        values = {"rotation_id": rotation_id, "type": type_, "token": self.token, "caller": "the test", **other}
+        return RotateRequest.model_validate(values)
+
+    async def rotate(self, type_: RotationType = REWRAP, rotation_id: str = "r1", **other: Any) -> Progress:
+        """Calls until it is no longer running."""
+        for _ in range(1000):
+            progress = await self.administration.rotate(self.request(type_, rotation_id, **other))
+            if progress.state is not RotationState.RUNNING:
+                return progress
+        raise AssertionError("the rotation does not end")
+
+    async def rollback(self, rotation_id: str = "r1") -> Progress:
+        for _ in range(1000):
+            progress = await self.administration.rollback(rotation_id, self.token)
+            if progress.state is not RotationState.RUNNING:
+                return progress
+        raise AssertionError("the rollback does not end")
+
+
+class Meddled:
+    """A KMS during whose next Encrypt, once, somebody else does something."""
+
+    def __init__(self, real: KeyProvider) -> None:
+        self._real = real
+        self.meddle: Callable[[], Awaitable[object]] | None = None
+        self.decrypt, self.describe = real.decrypt, real.describe
+        self.permissions, self.way, self.close = real.permissions, real.way, real.close
+
+    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> Encrypted:
+        meddle, self.meddle = self.meddle, None
+        if meddle:
+            await meddle()
+        return await self._real.encrypt(plaintext, aad, timeout=timeout)
+
+
+@asynccontextmanager
+async def opened(
+    url: URL, kms: KeyProvider, *, local: LocalWrapping | None = None, kek: str = KEY, **other: Any
+) -> AsyncIterator[Keyring]:
+    database = await Database.opened(url, TABLES)
+    try:
+        wrapping = Wrapping(kms, kek, 10.0, local)
+        yield Keyring(database, wrapping, KeyringAdministration(database, wrapping, **other))
+    finally:
+        await database.close()

@@ -1,0 +1,165 @@
+"""The lease: one runner at a time, by the database's clock; who lost it writes nothing more."""
+
+import asyncio
+
+import pytest
+from sqlalchemy import URL
+
+from shared.keyring.administration import RefusedError
+from shared.keyring.carrier import KeyringAdministration
+from shared.keyring.database import Database
+from shared.keyring.tables import TABLES, lease
+from tests.conftest import Until
+from tests.key_versions import Versions
+from tests.shared.keyring.keyring import NEW_DEK, REWRAP, Keyring, Meddled, secret_of
+
+
+@pytest.fixture
+async def free(keyring: Keyring) -> KeyringAdministration:
+    """A keyring whose lease nobody holds."""
+    await keyring.administration.release(keyring.token)
+    return keyring.administration
+
+
+async def _end(database: Database) -> None:
+    await database.change(lambda connection: connection.execute(lease.update().values(expires_at=1.0)))
+
+
+async def test_a_second_runner_is_refused_and_told_who_holds_it(free: KeyringAdministration) -> None:
+    taken = await free.lease("ci run 7", 60)
+    with pytest.raises(RefusedError, match=r"ci run 7 holds the lease until 20\d\d-"):
+        await free.lease("ci run 8", 60)
+    with pytest.raises(RefusedError, match="ci run 7 holds the lease"):
+        await free.lease("ci run 8", 60, "a guess")
+    assert taken.holder == "ci run 7"
+
+
+async def test_its_holder_keeps_it_by_its_token_and_it_lasts_longer(free: KeyringAdministration) -> None:
+    taken = await free.lease("one", 60)
+    kept = await free.lease("one", 120, taken.token)
+    assert kept.token == taken.token
+    assert kept.expires_at > taken.expires_at
+
+
+async def test_after_it_was_given_up_another_takes_it_with_a_token_of_its_own(free: KeyringAdministration) -> None:
+    taken = await free.lease("one", 60)
+    await free.release("another token")
+    with pytest.raises(RefusedError):
+        await free.lease("two", 60)
+    await free.release(taken.token)
+    assert (await free.lease("two", 60, taken.token)).token != taken.token
+
+
+async def test_of_many_that_ask_at_once_one_gets_it(free: KeyringAdministration, url: URL, keyring: Keyring) -> None:
+    other = await Database.opened(url, TABLES)
+    try:
+        carriers = [free, KeyringAdministration(other, keyring.wrapping)]
+        asked = (carriers[n % 2].lease(str(n), 60) for n in range(10))
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    finally:
+        await other.close()
+    assert sum(isinstance(outcome, RefusedError) for outcome in outcomes) == 9
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 3601, float("nan")])
+async def test_a_lease_is_for_a_bounded_time(free: KeyringAdministration, seconds: float) -> None:
+    with pytest.raises(RefusedError, match="up to 3600 s"):
+        await free.lease("one", seconds)
+
+
+async def test_the_database_holds_no_token(free: KeyringAdministration, keyring: Keyring) -> None:
+    taken = await free.lease("one", 60)
+    (row,) = await keyring.database.read(lambda connection: connection.execute(lease.select()).all())
+    assert taken.token not in str(tuple(row))
+    assert taken.token.encode() not in row.token
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+async def test_a_dead_runners_lease_ends_by_postgresqls_clock_though_this_machines_stands_still(
+    url: URL, free: KeyringAdministration, keyring: Keyring, until: Until
+) -> None:
+    database = await Database.opened(url, TABLES, clock=lambda: 0.0)
+    try:
+        behind = KeyringAdministration(database, keyring.wrapping)
+        await behind.lease("dead", 0.3)
+
+        async def taken() -> bool:
+            try:
+                await behind.lease("next", 60)
+            except RefusedError:
+                return False
+            return True
+
+        assert not await taken()
+
+        await until(taken)
+    finally:
+        await database.close()
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+async def test_in_a_file_it_ends_by_the_clock_of_this_machine(url: URL, keyring: Keyring) -> None:
+    now = 1000.0
+    database = await Database.opened(url, TABLES, clock=lambda: now)
+    try:
+        carrier = KeyringAdministration(database, keyring.wrapping)
+        await carrier.release(keyring.token)
+        await carrier.lease("dead", 60)
+        now = 1059.9
+        with pytest.raises(RefusedError, match="dead holds the lease"):
+            await carrier.lease("next", 60)
+        now = 1060.0
+        await carrier.lease("next", 60)
+    finally:
+        await database.close()
+
+
+async def test_a_runner_whose_lease_ended_or_was_taken_in_the_middle_writes_nothing_more(
+    keyring: Keyring, versions: Versions, meddled: Meddled
+) -> None:
+    await keyring.fill(3)
+    await versions.rotate()
+    before = await keyring.keys()
+
+    async def end() -> None:
+        await _end(keyring.database)
+
+    async def end_and_take() -> None:
+        await end()
+        await keyring.administration.lease("another", 60)
+
+    meddled.meddle = end
+    with pytest.raises(RefusedError, match=r"the lease ended at .*; take it again, then resume"):
+        await keyring.rotate(batch=1)
+    assert await keyring.keys() == before
+    keyring.token = (await keyring.administration.lease("the test", 600, keyring.token)).token
+    meddled.meddle = end_and_take
+    with pytest.raises(RefusedError, match="the lease is not yours; another holds the lease until"):
+        await keyring.rotate(batch=1)
+    assert await keyring.keys() == before
+
+
+async def test_nothing_is_changed_without_the_lease(keyring: Keyring, versions: Versions) -> None:
+    await keyring.fill(2)
+    await keyring.rotate(NEW_DEK, "done")
+    rows = await keyring.administration.backup()
+    key = await keyring.key("k000")
+    await keyring.replace(key, await keyring.wrapping.wrap(key.id, secret_of(key.id)))
+    await versions.rotate()
+    before = await keyring.keys()
+    own, keyring.token = keyring.token, "a guess"
+    carrier = keyring.administration
+    for change in (
+        lambda: keyring.rotate(REWRAP),
+        lambda: keyring.rotate(NEW_DEK, "r2"),
+        lambda: keyring.rollback("done"),
+        lambda: carrier.restore(rows, "a guess"),
+        lambda: carrier.retire(2, "a guess"),
+        lambda: carrier.note("r1", "a guess", "step"),
+    ):
+        with pytest.raises(RefusedError, match="the lease is not yours; the test holds the lease"):
+            await change()
+    assert await keyring.keys() == before
+    await carrier.release(own)
+    with pytest.raises(RefusedError, match="the lease is not yours; take it, then resume"):
+        await keyring.rotate()

@@ -1,0 +1,89 @@
+"""A backup's rows go back only where they are the same data key, and only after they were unwrapped."""
+
+import pytest
+
+from shared.keyring.administration import PAGE, AdministrationError, RefusedError, StoredKey
+from shared.keyring.model import Status, Wrapped
+from shared.keyring.tables import data_keys
+from tests.key_versions import Versions
+from tests.shared.keyring.keyring import Keyring, secret_of
+
+
+async def _backup(keyring: Keyring) -> list[StoredKey]:
+    return [StoredKey.model_validate_json(row.model_dump_json()) for row in await keyring.administration.backup()]
+
+
+async def test_a_backup_holds_every_row_page_by_page_and_no_key_in_clear(keyring: Keyring) -> None:
+    await keyring.fill(5)
+    rows = [*await keyring.administration.backup("", 3), *await keyring.administration.backup("k002", 3)]
+    assert [row.id for row in rows] == ["k000", "k001", "k002", "k003", "k004"]
+    assert not any("secret" in row.model_dump_json() or secret_of(row.id).hex() in row.wrapped for row in rows)
+    keys = await keyring.administration.keys("k003", 10**9)
+    assert [key.id for key in keys] == ["k004"]
+    assert "wrapped" not in type(keys[0]).model_fields
+
+
+async def test_what_a_rotation_changed_is_put_back_and_a_second_time_changes_nothing(
+    keyring: Keyring, versions: Versions
+) -> None:
+    await keyring.fill(3)
+    rows, before = await _backup(keyring), await keyring.keys()
+    await versions.rotate()
+    await keyring.rotate()
+    assert await keyring.administration.restore(rows, keyring.token) == 3
+    assert await keyring.keys() == before
+    assert await keyring.administration.restore(rows, keyring.token) == 0
+
+
+async def test_a_row_that_is_missing_comes_back_and_encrypts_nothing(keyring: Keyring) -> None:
+    (key,) = await keyring.fill(1)
+    rows = await _backup(keyring)
+    await keyring.database.change(lambda connection: connection.execute(data_keys.delete()))
+    assert await keyring.administration.restore(rows, keyring.token) == 1
+    restored = await keyring.key(key.id)
+    assert (restored.status, restored.wrapped, restored.created_at) == (Status.RETIRED, key.wrapped, key.created_at)
+
+
+async def test_rows_that_are_damaged_or_of_other_data_keys_are_named_and_the_rest_is_put_back(
+    keyring: Keyring, versions: Versions
+) -> None:
+    await keyring.fill(4)
+    damaged, no_base64, other, good = await _backup(keyring)
+    await versions.rotate()
+    await keyring.rotate()
+    before = await keyring.versions()
+    rows = [
+        damaged.model_copy(update={"wrapped": "AAAA" + damaged.wrapped[4:]}),
+        no_base64.model_copy(update={"wrapped": "?"}),
+        other.model_copy(update={"fingerprint": "00" * 32}),
+        good,
+    ]
+    with pytest.raises(AdministrationError) as told:
+        await keyring.administration.restore(rows, keyring.token)
+    assert "of 4 rows 1 were changed" in str(told.value)
+    assert "k000 (KMS: invalid_request (version 1)), k001 (it is damaged), k002 (the keyring has another" in str(
+        told.value
+    )
+    assert await keyring.versions() == {**before, "k003": 1}
+
+
+async def test_a_row_that_is_right_already_needs_no_kms_even_if_its_wrap_is_foreign(keyring: Keyring) -> None:
+    await keyring.add("foreign", Wrapped(b"?", "projects/other", 1))
+    assert await keyring.administration.restore(await _backup(keyring), keyring.token) == 0
+
+
+async def test_a_wrap_by_a_retired_version_is_not_put_back(keyring: Keyring, versions: Versions) -> None:
+    await keyring.fill(1)
+    rows = await _backup(keyring)
+    await versions.rotate()
+    await keyring.rotate()
+    await keyring.administration.retire(1, keyring.token)
+    with pytest.raises(RefusedError, match=r"version 1 of .* was retired"):
+        await keyring.administration.restore(rows, keyring.token)
+    assert await keyring.versions() == {"k000": 2}
+
+
+async def test_too_many_rows_at_once_are_refused(keyring: Keyring) -> None:
+    await keyring.fill(1)
+    with pytest.raises(RefusedError, match=f"up to {PAGE} rows"):
+        await keyring.administration.restore((await _backup(keyring)) * (PAGE + 1), keyring.token)

@@ -1,0 +1,86 @@
+"""A verification finds every data key and record that cannot be read, and looks at all of them in its full mode."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from sqlalchemy import URL
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import Fault
+from services.backend import records as backend
+from services.backend.records import RECORDS, Records
+from services.backend.sealing import UsableKey
+from shared.keyring.administration import UnreachableError
+from shared.keyring.model import Wrapped
+from shared.keyring.tables import data_keys
+from shared.kms.gcp import GcpKey
+from tests.key_versions import Versions
+from tests.shared.keyring.keyring import Keyring, opened, secret_of
+
+
+@pytest.fixture
+async def keyring(url: URL, kms: GcpKey) -> AsyncIterator[Keyring]:
+    """Two data keys, with five records and one."""
+    async with opened(url, kms, records=RECORDS) as keyring:
+        await keyring.database.change(backend.TABLES.create_all)
+        await keyring.take_lease()
+        await keyring.fill(2)
+        for number in range(5):
+            await _put(keyring, f"r{number}", "k000")
+        await _put(keyring, "r5", "k001")
+        yield keyring
+
+
+async def _put(keyring: Keyring, record: str, key: str, secret: bytes | None = None) -> None:
+    await Records(keyring.database).put(record, record.encode(), UsableKey(key, secret or secret_of(key)))
+
+
+async def test_where_all_is_well_nothing_is_named_and_the_fingerprint_outlives_a_rotation(
+    keyring: Keyring, versions: Versions
+) -> None:
+    before = await keyring.administration.verify("full")
+    assert (before.data_keys, before.records, before.problems) == (2, 6, ())
+    await versions.rotate()
+    await keyring.rotate()
+    assert await keyring.administration.verify("full") == before
+    assert before.fingerprint == await keyring.fingerprint()
+
+
+async def test_a_sample_looks_at_some_records_of_every_data_key(keyring: Keyring) -> None:
+    assert (await keyring.administration.verify("sample")).records == 4
+
+
+async def test_the_full_mode_goes_through_many_pages_of_records(keyring: Keyring) -> None:
+    for number in range(6, 60):
+        await _put(keyring, f"r{number}", "k000")
+    assert (await keyring.administration.verify("full")).records == 60
+
+
+async def test_what_cannot_be_read_is_named(keyring: Keyring) -> None:
+    await _put(keyring, "broken", "k001", b"another data key's 32 bytes     ")
+    await _put(keyring, "orphan", "gone")
+    await keyring.add("foreign", Wrapped(b"?", "projects/other", 1))
+    broken = data_keys.update().where(data_keys.c.id == "k000").values(wrapped=b"?")
+    await keyring.database.change(lambda connection: connection.execute(broken))
+    found = await keyring.administration.verify("full")
+    assert (found.data_keys, found.records) == (3, 2)
+    assert {problem.id: (problem.foreign, problem.why) for problem in found.problems} == {
+        "k000": (False, "KMS: invalid_request (version 1)"),
+        "broken": (False, "this record cannot be opened: it is not what was stored under this id"),
+        "gone": (False, "1 records need it, and it is not in the keyring"),
+        "foreign": (True, "it is wrapped by projects/other, which is not the configured key"),
+    }
+
+
+async def test_a_hundred_foreign_wraps_hide_no_problem_of_our_own(keyring: Keyring) -> None:
+    for number in range(101):
+        await keyring.add(f"a{number:03}", Wrapped(b"?", "projects/other", 1))
+    await _put(keyring, "orphan", "gone")
+    problems = (await keyring.administration.verify("sample")).problems
+    assert (len(problems), problems[0].id) == (100, "gone")
+
+
+async def test_kms_that_is_out_is_no_problem_of_a_data_key(keyring: Keyring, emulator: Emulator) -> None:
+    emulator.faults.add(Fault(kind="status", status="UNAVAILABLE"))
+    with pytest.raises(UnreachableError, match="KMS: unavailable"):
+        await keyring.administration.verify("sample")
