@@ -11,6 +11,7 @@ import click
 from services.rotator import look
 from services.rotator.app import Work, done
 from services.rotator.config import Settings
+from services.rotator.retire import destroy, retire
 from services.rotator.run import resume, rollback, run
 from shared import VERSION
 from shared.cli import load_or_exit
@@ -118,6 +119,42 @@ def verify(config: Path, *, as_json: bool, full: bool) -> None:
 def restore_check(config: Path, file: str, *, as_json: bool) -> None:
     """Read a backup whole, compare it with the keyring, and try a data key of each version."""
     _do("restore-check", config, as_json, lambda session: look.restore_check(session, file))
+
+
+def _confirmed(command: Command) -> Command:
+    """A version as the argument, and once more."""
+    for option in (
+        click.option(
+            "--confirm", required=True, type=int, metavar="VERSION", help="The version again, as you mean it."
+        ),
+        click.argument("version", type=click.IntRange(min=1)),
+    ):
+        command = option(command)
+    return command
+
+
+def _check(version: int, confirm: int) -> None:
+    if confirm != version:
+        click.echo(f"--confirm: expected the same version, {version}, got {confirm}", err=True)
+        sys.exit(2)
+
+
+@main.command("retire")
+@_options
+@_confirmed
+def retire_(config: Path, *, as_json: bool, version: int, confirm: int) -> None:
+    """Disable a version of the KMS key that nothing needs any more."""
+    _check(version, confirm)
+    _do("retire", config, as_json, lambda session: retire(session, version))
+
+
+@main.command("destroy")
+@_options
+@_confirmed
+def destroy_(config: Path, *, as_json: bool, version: int, confirm: int) -> None:
+    """Have a version destroyed that was retired 30 days ago. Older backups of the database may need it for ever."""
+    _check(version, confirm)
+    _do("destroy", config, as_json, lambda session: destroy(session, version))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from services.rotator.drivers.registry import connect as connect_keyring
 from services.rotator.lease import holder, holding
 from services.rotator.model import Tell, Took
 from shared.keyring.administration import Administration, Lease
-from shared.kms.provider import KeyProvider
+from shared.kms.provider import KeyAdmin
 from shared.kms.registry import connect as connect_kms
 
 T = TypeVar("T")
@@ -25,7 +25,7 @@ class Session:
 
     settings: Settings
     administration: Administration
-    kms: KeyProvider
+    kms: KeyAdmin
     backups: Backups
     tell: Tell
     clock: Callable[[], float]

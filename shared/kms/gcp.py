@@ -20,12 +20,14 @@ from google.cloud.kms_v1 import (
     CryptoKey,
     CryptoKeyVersion,
     DecryptRequest,
+    DestroyCryptoKeyVersionRequest,
     EncryptRequest,
     EncryptResponse,
     GetCryptoKeyRequest,
     KeyManagementServiceAsyncClient,
     ListCryptoKeyVersionsRequest,
     ProtectionLevel,
+    UpdateCryptoKeyVersionRequest,
 )
 from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
 from google.iam.v1.iam_policy_pb2 import TestIamPermissionsRequest
@@ -131,6 +133,26 @@ class GcpKey:
             lambda client: client.test_iam_permissions(request, retry=None, timeout=timeout), timeout
         )
         return frozenset(answer.permissions)
+
+    async def enable(self, number: int, *, enabled: bool, timeout: float) -> KeyVersion:
+        """See the port."""
+        version = CryptoKeyVersion(name=self._version(number), state=_States.ENABLED if enabled else _States.DISABLED)
+        request = UpdateCryptoKeyVersionRequest(crypto_key_version=version, update_mask={"paths": ["state"]})
+        answer = await self._ask(
+            lambda client: client.update_crypto_key_version(request, retry=None, timeout=timeout), timeout
+        )
+        return _version(CryptoKeyVersion.pb(answer))
+
+    async def schedule_destruction(self, number: int, *, timeout: float) -> KeyVersion:
+        """See the port."""
+        request = DestroyCryptoKeyVersionRequest(name=self._version(number))
+        answer = await self._ask(
+            lambda client: client.destroy_crypto_key_version(request, retry=None, timeout=timeout), timeout
+        )
+        return _version(CryptoKeyVersion.pb(answer))
+
+    def _version(self, number: int) -> str:
+        return f"{self._key}/cryptoKeyVersions/{number}"
 
     async def way(self, *, timeout: float) -> tuple[Phase, ...]:
         """See the port."""

@@ -106,3 +106,21 @@ class KeyProvider(Protocol):
     async def close(self) -> None:
         """Closes the connection; calls after it raise KmsError or open a new one."""
         ...
+
+
+class KeyAdmin(KeyProvider, Protocol):
+    """A key whose versions are administered, which needs more permissions than a service ever has."""
+
+    async def enable(self, number: int, *, enabled: bool, timeout: float) -> KeyVersion:
+        """Enables or disables a version, within `timeout` seconds; what it is by then. Raises KmsError.
+
+        Disabling takes effect within minutes, rarely hours: https://cloud.google.com/kms/docs/consistency.
+        """
+        ...
+
+    async def schedule_destruction(self, number: int, *, timeout: float) -> KeyVersion:
+        """Has a version destroyed after the key's own delay, within `timeout` seconds. Raises KmsError.
+
+        Until then it can be restored; after it, nobody can decrypt what it encrypted.
+        """
+        ...

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from ops.kms_emulator.emulator import Emulator, start
-from shared.kms.provider import KeyProvider
+from shared.kms.provider import KeyAdmin
 from shared.kms.registry import connect
 from shared.kms.settings import GcpKeySettings
 
@@ -19,7 +19,7 @@ async def emulator() -> AsyncIterator[Emulator]:
 
 
 @pytest.fixture
-async def provider(emulator: Emulator) -> AsyncIterator[KeyProvider]:
+async def provider(emulator: Emulator) -> AsyncIterator[KeyAdmin]:
     key = connect(GcpKeySettings(key=KEY, endpoint=str(emulator.address), insecure=True))
     yield key
     await key.close()

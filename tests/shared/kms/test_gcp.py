@@ -11,7 +11,7 @@ from ops.kms_emulator.emulator import Emulator, start
 from ops.kms_emulator.faults import Fault
 from ops.kms_emulator.model import State
 from shared.kms.gcp import GcpKey
-from shared.kms.provider import KeyProvider, KmsError
+from shared.kms.provider import KeyAdmin, KeyProvider, KmsError
 from shared.kms.reason import Reason
 from shared.settings import Address
 
@@ -99,6 +99,36 @@ async def test_wrong_aad_is_an_invalid_request_and_quotes_neither_plaintext_nor_
     assert refused.value.reason is Reason.INVALID_REQUEST
     assert "plaintext" not in str(refused.value)
     assert "aad" not in str(refused.value)
+
+
+async def test_a_version_is_disabled_and_enabled_and_its_destruction_scheduled(
+    provider: KeyAdmin, emulator: Emulator
+) -> None:
+    await emulator.store.change(KEY, lambda key: key.with_new_version(bytes(32), 0.0).with_primary(2, 0.0))
+    assert (await provider.enable(1, enabled=False, timeout=5)).state == "DISABLED"
+    assert (await provider.enable(1, enabled=False, timeout=5)).state == "DISABLED"
+    assert (await provider.enable(1, enabled=True, timeout=5)).state == "ENABLED"
+    scheduled = await provider.schedule_destruction(1, timeout=5)
+    assert (scheduled.number, scheduled.state) == ("1", "DESTROY_SCHEDULED")
+    assert scheduled.destroy_at == (await provider.describe(timeout=5)).versions[0].destroy_at
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [(Fault(kind="denied"), Reason.PERMISSION_DENIED), (Fault(kind="stall"), Reason.TIMEOUT)],
+)
+async def test_who_may_not_administer_a_version_or_gets_no_answer_is_told(
+    provider: KeyAdmin, emulator: Emulator, fault: Fault, reason: Reason
+) -> None:
+    emulator.faults.add(fault)
+    for call in (
+        provider.enable(1, enabled=False, timeout=0.3),
+        provider.schedule_destruction(1, timeout=0.3),
+        provider.enable(9, enabled=True, timeout=0.3),
+    ):
+        with pytest.raises(KmsError) as refused:
+            await call
+        assert refused.value.reason is reason
 
 
 async def test_a_stalled_service_is_a_timeout_after_the_callers_own_bound(

@@ -1,0 +1,115 @@
+"""The end of a version of the KMS key, in two commands: `retire` disables it, `destroy` has it destroyed a month later.
+
+Both refuse while anything that is known of needs the version: a data key, a record, a kept backup. What is not known of
+is an older backup of the service's whole database; `destroy` warns of it.
+"""
+
+import asyncio
+from collections.abc import Awaitable
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from services.rotator.model import RotatorError
+from services.rotator.report import Outcome, Report
+from services.rotator.session import Session
+from shared.keyring.administration import Lease, RefusedError
+from shared.kms.provider import KeyDescription, KmsError
+
+DISABLED_DAYS: Final = 30
+"""Between `retire` and `destroy`, at least: whoever still needs the version finds out while it can be enabled again."""
+
+
+async def retire(session: Session, version: int) -> Report:
+    """Disables a version. Raises RotatorError, AdministrationError, BackupError."""
+    return await session.holding(lambda lease: _told("retire", version, _retire(session, lease, version)))
+
+
+async def destroy(session: Session, version: int) -> Report:
+    """Schedules a version's destruction. Raises RotatorError, AdministrationError, BackupError."""
+    return await session.holding(lambda lease: _told("destroy", version, _destroy(session, lease, version)))
+
+
+async def _told(command: str, version: int, work: Awaitable[str]) -> Report:
+    try:
+        return Report(command=command, outcome=Outcome.DONE, sentence=await work, then=("census",))
+    except KmsError as error:
+        raise RotatorError(f"KMS: {error}", _again(command, version)) from None
+
+
+async def _retire(session: Session, lease: Lease, version: int) -> str:
+    timeout = session.settings.kms_timeout
+    key = await session.kms.describe(timeout=timeout)
+    _state(key, version, "retire", ("ENABLED", "DISABLED"))
+    if key.primary == str(version):
+        raise RotatorError(
+            f"version {version} is the primary one, by which everything is wrapped; set another, and rotate",
+            "run --type rewrap-kek",
+        )
+    await _refuse_while_needed(session, version)
+    # Disabled before it is written down: the days that `destroy` counts must be days without it.
+    await session.kms.enable(version, enabled=False, timeout=timeout)
+    try:
+        await session.administration.retire(version, lease.token)
+    except RefusedError:
+        await session.kms.enable(version, enabled=True, timeout=timeout)
+        raise
+    return (
+        f"version {version} is disabled, and nothing can be wrapped by it any more; in {DISABLED_DAYS} days it can be "
+        "destroyed, until then KMS can enable it again"
+    )
+
+
+async def _destroy(session: Session, lease: Lease, version: int) -> str:
+    timeout = session.settings.kms_timeout
+    _state(await session.kms.describe(timeout=timeout), version, "destroy", ("DISABLED",))
+    census = await session.administration.census()
+    since = next((each.retired_at for each in census.retired_versions if each.kek_version == version), None)
+    if since is None:
+        raise RotatorError(f"version {version} is not retired", _again("retire", version))
+    day = since + timedelta(days=DISABLED_DAYS)
+    if session.database_now(lease) < day:
+        raise RotatorError(
+            f"version {version} is retired since {since:%Y-%m-%d}; it can be destroyed from {day:%Y-%m-%d} on, after "
+            f"{DISABLED_DAYS} days",
+            "census",
+        )
+    await _refuse_while_needed(session, version)
+    scheduled = await session.kms.schedule_destruction(version, timeout=timeout)
+    at = datetime.fromtimestamp(scheduled.destroy_at or 0.0, UTC)
+    return (
+        f"version {version} will be destroyed at {at:%Y-%m-%d %H:%M} UTC; until then KMS can restore it. An older "
+        f"backup of the database, from before {since:%Y-%m-%d}, may hold data keys that only this version unwraps: then "
+        "nobody can read its records any more"
+    )
+
+
+def _state(key: KeyDescription, version: int, command: str, expected: tuple[str, ...]) -> None:
+    state = next((each.state for each in key.versions if each.number == str(version)), None)
+    if state is None:
+        raise RotatorError(f"the KMS key has no version {version}", "census")
+    if state not in expected:
+        then = _again("retire", version) if command == "destroy" and state == "ENABLED" else "census"
+        raise RotatorError(f"version {version} is {state}, not {' or '.join(expected)}; nothing was changed", then)
+
+
+async def _refuse_while_needed(session: Session, version: int) -> None:
+    """Raises RotatorError where a data key, a record or a kept backup needs the version."""
+    kek = session.settings.kms.key
+    for each in (await session.administration.census()).versions:
+        if (each.kek, each.kek_version) == (kek, version) and (each.data_keys or each.records):
+            raise RotatorError(
+                f"version {version} is needed by {each.data_keys} data keys and {each.records} records; nothing was "
+                "changed",
+                "run --type rewrap-kek",
+            )
+    for file, header in await asyncio.to_thread(session.backups.kept):
+        if header.kek == kek and version in {header.kek_version, *header.needs}:
+            raise RotatorError(
+                f"version {version} is needed by the backup {file}; nothing was changed; remove that file once nobody "
+                "wants to restore it",
+                "census",
+            )
+
+
+def _again(command: str, version: int) -> str:
+    return f"{command} {version} --confirm {version}"

@@ -1,0 +1,145 @@
+"""`retire` and `destroy`: refused while anything needs the version, and not before its month is over."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+from sqlalchemy import text
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.model import State
+from services.rotator.model import RotatorError
+from services.rotator.report import Outcome
+from services.rotator.retire import destroy, retire
+from services.rotator.run import run
+from shared.keyring.administration import RotationType
+from tests.rotator.rotated import KEY, Rotated
+
+NewVersion = Callable[[], Awaitable[None]]
+DAY = 86400
+
+
+async def rewrapped(rotated: Rotated, new_version: NewVersion) -> None:
+    """All is wrapped by version 2, and no backup is kept that needs version 1."""
+    await new_version()
+    async with rotated.session() as session:
+        assert (await run(session, RotationType.REWRAP_KEK)).outcome is Outcome.DONE
+        for file, _ in session.backups.kept():
+            file.unlink()
+
+
+async def state(emulator: Emulator, number: int) -> State:
+    return (await emulator.store.key(KEY)).version(number).state
+
+
+async def refusal(rotated: Rotated, command: Callable[..., Awaitable[object]], version: int) -> RotatorError:
+    async with rotated.session() as session:
+        with pytest.raises(RotatorError) as refused:
+            await command(session, version)
+    return refused.value
+
+
+async def passed(rotated: Rotated, days: float) -> None:
+    """As if that had been so many days ago."""
+    async with rotated.database() as database:
+        ago = text("UPDATE keyring_retired_versions SET retired_at = retired_at - :seconds")
+        await database.write(lambda connection: connection.execute(ago, {"seconds": days * DAY}))
+
+
+async def test_a_version_that_nothing_needs_is_disabled_and_destroyed_after_its_month(
+    rotated: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(rotated, new_version)
+    async with rotated.session() as session:
+        assert (await retire(session, 1)).outcome is Outcome.DONE
+    assert await state(emulator, 1) is State.DISABLED
+    await passed(rotated, 29.9)
+    assert "after 30 days" in (await refusal(rotated, destroy, 1)).why
+    assert await state(emulator, 1) is State.DISABLED
+    await passed(rotated, 0.2)
+    async with rotated.session() as session:
+        report = await destroy(session, 1)
+    assert "An older backup of the database" in report.sentence
+    assert await state(emulator, 1) is State.DESTROY_SCHEDULED
+    assert await rotated.broken() == []
+
+
+async def test_a_wrong_clock_of_this_machine_destroys_nothing_early(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(in_a_file, new_version)
+    async with in_a_file.session() as session:
+        await retire(session, 1)
+    async with in_a_file.session(now=[emulator.store.clock() + 365 * DAY]) as session:
+        with pytest.raises(RotatorError, match="after 30 days"):
+            await destroy(session, 1)
+
+
+async def test_a_version_is_not_retired_while_a_data_key_needs_it(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await new_version()
+    refused = await refusal(in_a_file, retire, 1)
+    assert "needed by 3 data keys and 6 records" in refused.why
+    assert refused.then == ("run --type rewrap-kek",)
+    assert await state(emulator, 1) is State.ENABLED
+
+
+async def test_a_version_is_not_retired_while_a_kept_backup_needs_it(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await new_version()
+    async with in_a_file.session() as session:
+        await run(session, RotationType.REWRAP_KEK)
+        ((file, header),) = session.backups.kept()
+    assert (header.kek_version, header.needs) == (2, (1,))
+    assert f"needed by the backup {file}" in (await refusal(in_a_file, retire, 1)).why
+    assert await state(emulator, 1) is State.ENABLED
+
+
+async def test_a_version_by_which_a_backup_itself_is_encrypted_is_not_retired(
+    in_a_file: Rotated, new_version: NewVersion
+) -> None:
+    async with in_a_file.session() as session:
+        await run(session, RotationType.NEW_DEK)
+        ((file, _),) = session.backups.kept()
+    await new_version()
+    async with in_a_file.session() as session:
+        await run(session, RotationType.REWRAP_KEK)
+        for other, _ in session.backups.kept():
+            if other != file:
+                other.unlink()
+    assert f"needed by the backup {file}" in (await refusal(in_a_file, retire, 1)).why
+
+
+async def test_the_primary_version_is_not_retired(in_a_file: Rotated, new_version: NewVersion) -> None:
+    await rewrapped(in_a_file, new_version)
+    assert "is the primary one" in (await refusal(in_a_file, retire, 2)).why
+    assert "has no version 3" in (await refusal(in_a_file, retire, 3)).why
+
+
+async def test_only_a_version_that_was_retired_and_is_still_disabled_is_destroyed(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(in_a_file, new_version)
+    refused = await refusal(in_a_file, destroy, 1)
+    assert ("is ENABLED" in refused.why, refused.then) == (True, ("retire 1 --confirm 1",))
+    await emulator.store.change(KEY, lambda key: key.with_state(1, State.DISABLED))
+    assert "is not retired" in (await refusal(in_a_file, destroy, 1)).why
+    async with in_a_file.session() as session:
+        await retire(session, 1)
+    await passed(in_a_file, 31)
+    await emulator.store.change(KEY, lambda key: key.with_state(1, State.ENABLED))
+    assert "is ENABLED" in (await refusal(in_a_file, destroy, 1)).why
+
+
+async def test_a_refusal_of_kms_is_told_and_nothing_is_written_down(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(in_a_file, new_version)
+    emulator.faults.add(Fault(kind="denied", operation="UpdateCryptoKeyVersion"))
+    refused = await refusal(in_a_file, retire, 1)
+    assert "PERMISSION_DENIED" in refused.why.upper()
+    assert refused.then == ("retire 1 --confirm 1",)
+    async with in_a_file.session() as session:
+        assert (await session.administration.census()).retired_versions == ()
