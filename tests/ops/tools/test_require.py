@@ -70,5 +70,9 @@ def test_a_python_without_venv_is_missing_something(path: Path) -> None:
     assert done.stderr.startswith("missing: make python3-venv; install them")
 
 
+def test_a_package_of_another_name_is_named(path: Path) -> None:
+    assert require(path, "node", "npm").stderr.startswith("missing: nodejs npm; install them")
+
+
 def test_an_unknown_program_is_wrong_usage(path: Path) -> None:
     assert require(path, "emacs").returncode == 2

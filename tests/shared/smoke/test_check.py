@@ -3,7 +3,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from shared.smoke.check import Check, Outcome, Result, TroubleError, line, run
-from shared.smoke.report import document, junit
+from shared.smoke.report import document, junit, markdown
 
 PASSED = Result("mode", Outcome.PASSED, "kms", seconds=0.25)
 FAILED = Result("mode", Outcome.FAILED, "it is <env>", "see the runbook", 1.5)
@@ -84,3 +84,14 @@ def test_junit_counts_and_names_what_failed_and_what_was_skipped() -> None:
     assert suite[1][0].get("message") == "it is <env>"
     assert suite[1][0].text == "see the runbook"
     assert suite[3][0].get("message") == "  <&"
+
+
+def test_the_summary_of_a_job_is_a_list_in_which_nothing_is_mark_up() -> None:
+    hostile = Result("mode", Outcome.FAILED, "<b>[a](b)\n# `c`", "d", 1)
+    assert markdown([PASSED, hostile]).splitlines() == [
+        "## keypulse-smoke",
+        "",
+        "- ✓ mode: kms (0.25 s)",
+        r"- ✗ mode: \<b\>\[a\](b) # \`c\`; d (1.00 s)",
+        "",
+    ]

@@ -1,0 +1,145 @@
+"""A job of a workflow on this machine: each step in order, with the environment that GitHub's runner gives it.
+
+`run:` steps run for real, in bash. `uses:` steps are looked at and passed over: what they bring (a checkout, Python, an
+artifact's storage, credentials) is the test's own. What a workflow uses beyond that is refused.
+"""
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from tests.ops.workflows.expression import condition, interpolate
+
+_WORKFLOW: Final = {"name", True, "permissions", "concurrency", "defaults", "jobs"}  # YAML reads `on` as true
+_JOB: Final = {"if", "runs-on", "environment", "timeout-minutes", "permissions", "env", "steps"}
+_STEP: Final = {"name", "id", "if", "env", "run", "uses", "with"}
+_SHELL: Final = ("bash", "--noprofile", "--norc", "-eo", "pipefail")
+"""What `shell: bash` stands for."""
+
+
+@dataclass
+class Step:
+    """How one step went."""
+
+    name: str
+    outcome: str
+    """success, failure or skipped."""
+    output: str = ""
+    """What it printed."""
+    outputs: dict[str, str] = field(default_factory=dict)
+    """What it wrote to GITHUB_OUTPUT."""
+    using: dict[str, str] = field(default_factory=dict)
+    """`with`, of a `uses` step."""
+
+
+@dataclass
+class Runner:
+    """One machine. `contexts` holds `inputs`, `vars`, `secrets` and `github`, as far as a workflow asks for them."""
+
+    folder: Path
+    path: str
+    """PATH."""
+    contexts: dict[str, dict[str, Any]]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What the machine itself has."""
+
+    def __post_init__(self) -> None:
+        self.workspace, self.temp = self.folder / "workspace", self.folder / "temp"
+        for each in (self.workspace, self.temp):
+            each.mkdir(exist_ok=True)
+        self.summary = ""
+        self.status = "success"
+
+    def run(self, workflow: Path) -> list[Step]:
+        """The steps of the workflow's only job; none where its `if` says no."""
+        document = yaml.safe_load(workflow.read_text(encoding="utf-8"))
+        _known(document, _WORKFLOW)
+        assert document["defaults"] == {"run": {"shell": "bash"}}
+        (job,) = document["jobs"].values()
+        _known(job, _JOB)
+        github = {"workspace": str(self.workspace), **self.contexts["github"]}
+        outputs: dict[str, Any] = {}
+        contexts: dict[str, Any] = {**self.contexts, "github": github}
+        if not condition(job.get("if"), contexts, self.status):
+            return []
+        env = {name: interpolate(text, contexts) for name, text in job.get("env", {}).items()}
+        steps = []
+        for number, step in enumerate(job["steps"]):
+            _known(step, _STEP)
+            inside = {**contexts, "steps": outputs, "runner": {"temp": str(self.temp)}}
+            own = {k: interpolate(v, {**inside, "env": env}) for k, v in step.get("env", {}).items()}
+            inside["env"] = {**env, **own}
+            done = self._step(step, number, inside, env)
+            if done.outcome == "failure":
+                self.status = "failure"
+            if "id" in step:
+                outputs[step["id"]] = {"outcome": done.outcome, "outputs": done.outputs}
+            steps.append(done)
+        return steps
+
+    def _step(self, step: dict[str, Any], number: int, contexts: dict[str, Any], env: dict[str, str]) -> Step:
+        name = step.get("name") or step.get("uses") or step["run"]
+        if not condition(step.get("if"), contexts, self.status):
+            return Step(name, "skipped")
+        if "uses" in step:
+            using = {key: interpolate(str(value), contexts) for key, value in step.get("with", {}).items()}
+            return Step(name, "success", using=using)
+        assert "${{" not in step["run"], "a value that somebody else chooses would be read as a command"
+        files = {key: self.folder / f"{key}_{number}" for key in ("ENV", "OUTPUT", "PATH", "STEP_SUMMARY")}
+        for file in files.values():
+            file.touch()
+        script = self.folder / f"step_{number}.sh"
+        script.write_text(step["run"], encoding="utf-8")
+        done = subprocess.run(
+            [*_SHELL, script],
+            cwd=self.workspace,
+            env={
+                "PATH": self.path,
+                "HOME": str(self.folder),
+                "LANG": "C.UTF-8",
+                "CI": "true",
+                "GITHUB_ACTIONS": "true",
+                "GITHUB_WORKSPACE": str(self.workspace),
+                "RUNNER_TEMP": str(self.temp),
+                **self.environment,
+                **contexts["env"],
+                **{f"GITHUB_{key}": str(file) for key, file in files.items()},
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        env |= commands(files["ENV"].read_text(encoding="utf-8"))
+        self.path = os.pathsep.join([*reversed(files["PATH"].read_text().split()), self.path])
+        self.summary += files["STEP_SUMMARY"].read_text(encoding="utf-8")
+        outputs = commands(files["OUTPUT"].read_text(encoding="utf-8"))
+        return Step(name, "success" if done.returncode == 0 else "failure", done.stdout, outputs)
+
+
+def commands(text: str) -> dict[str, str]:
+    """What a step wrote to GITHUB_ENV: lines of `NAME=VALUE`, or `NAME<<WORD`, lines, `WORD`."""
+    values: dict[str, str] = {}
+    lines = iter(text.splitlines())
+    for line in lines:
+        if several := re.fullmatch(r"(\w+)<<(\S+)", line):
+            held = []
+            while (each := next(lines)) != several[2]:
+                held.append(each)
+            values[several[1]] = "\n".join(held)
+        else:
+            name, equals, value = line.partition("=")
+            assert equals, f"the runner would refuse {line!r}"
+            values[name] = value
+    return values
+
+
+def _known(mapping: dict[Any, Any], keys: set[Any]) -> None:
+    assert set(mapping) <= keys, f"the runner of the tests does not know {set(mapping) - keys}"

@@ -1,0 +1,78 @@
+"""`kms-crypto-smoke.yml`, every step of it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from shared.server import serving
+from shared.settings import Address
+from tests.ops.workflows.conftest import WORKFLOWS, NewMachine
+
+SMOKE = WORKFLOWS / "kms-crypto-smoke.yml"
+TOKEN = "a-token-of-the-records"
+METRICS = "crypto_mode 1\ncrypto_ready 1\ncrypto_init_timestamp_seconds 1\ncrypto_decryption_errors_total 0\n"
+
+
+@pytest.fixture
+async def backend() -> AsyncIterator[str]:
+    """One that is well, whose records need TOKEN."""
+    held = b""
+
+    async def answer(request: Request) -> Response:
+        nonlocal held
+        if request.url.path == "/healthz":
+            return JSONResponse({"crypto_mode": "kms", "crypto_ready": True})
+        if request.url.path == "/metrics":
+            return Response(METRICS)
+        if request.headers.get("authorization") != f"Bearer {TOKEN}":
+            return Response(status_code=401)
+        if request.method == "PUT":
+            held = await request.body()
+            return Response(status_code=204)
+        return Response(held)
+
+    app = Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "PUT"])])
+    async with serving(app, Address("127.0.0.1", 0)) as address:
+        yield f"http://{address}"
+
+
+async def run(machine: NewMachine, backend: str, **given: Any) -> tuple[dict[str, str], str, str]:
+    """How each step went, what all of them printed, and the summary."""
+    runner = machine(variables={"KEYPULSE_BASE_URL": backend}, **given)
+    steps = await asyncio.to_thread(runner.run, SMOKE)
+    assert list(runner.temp.iterdir()) == [], "no secret is left"
+    return {step.name: step.outcome for step in steps}, "".join(step.output for step in steps), runner.summary
+
+
+async def test_a_deployment_that_is_well_passes_and_its_summary_says_so(machine: NewMachine, backend: str) -> None:
+    outcomes, printed, summary = await run(machine, backend, secrets={"KEYPULSE_RECORDS_TOKEN": TOKEN})
+    assert set(outcomes.values()) == {"success"}, printed
+    assert printed.count("✓") == summary.count("✓") == 5
+    assert TOKEN not in printed + summary
+
+
+async def test_a_red_line_fails_the_job_and_the_result_is_kept(machine: NewMachine, backend: str) -> None:
+    outcomes, printed, summary = await run(machine, backend, secrets={"KEYPULSE_RECORDS_TOKEN": "wrong"})
+    assert [name for name, outcome in outcomes.items() if outcome == "failure"] == ["Smoke test"]
+    assert outcomes["Keep the result"] == outcomes["Remove the tokens"] == "success"
+    assert "✗ a record is written and read: writing a record answers with HTTP 401" in printed
+    assert "✗ a record is written and read" in summary
+
+
+async def test_a_deployment_that_failed_is_not_looked_at(machine: NewMachine, backend: str) -> None:
+    event: dict[str, Any] = {"event_name": "deployment_status", "event": {"deployment_status": {"state": "failure"}}}
+    assert (await run(machine, backend, event=event))[0] == {}
+    event["event"] = {"deployment_status": {"state": "success"}}
+    assert (await run(machine, backend, event=event, secrets={"KEYPULSE_RECORDS_TOKEN": TOKEN}))[0] != {}
+
+
+async def test_a_test_alert_without_an_alertmanager_is_refused(machine: NewMachine, backend: str) -> None:
+    outcomes, printed, _ = await run(machine, backend, inputs={"test_alert": True})
+    assert outcomes["Smoke test"] == "failure"
+    assert "--test-alert needs --alertmanager" in printed

@@ -1,0 +1,89 @@
+"""What a workflow may never do, whoever changes it."""
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from services.rotator.config import Settings
+from shared.settings import load
+from tests.ops.workflows.conftest import ROOT, WORKFLOWS
+
+FILES = sorted(WORKFLOWS.glob("*.yml"))
+DOCUMENTS: dict[str, dict[Any, Any]] = {file.stem: yaml.safe_load(file.read_text()) for file in FILES}
+JOBS = [(file, job) for file, document in DOCUMENTS.items() for job in document["jobs"].values()]
+STEPS = [(f"{file}: {step.get('name') or step.get('uses')}", step) for file, job in JOBS for step in job["steps"]]
+RUNS = [(name, step) for name, step in STEPS if "run" in step]
+
+
+def test_there_are_these_workflows() -> None:
+    assert set(DOCUMENTS) == {"kms-rotate", "kms-crypto-smoke"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_action_is_pinned_to_a_commit_and_says_its_version(file: Path) -> None:
+    used = re.findall(r"uses: (.*)", file.read_text())
+    assert used
+    assert [each for each in used if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", each)] == []
+
+
+@pytest.mark.parametrize(("name", "step"), RUNS, ids=[name for name, _ in RUNS])
+def test_no_expression_stands_in_a_command(name: str, step: dict[str, Any]) -> None:
+    assert "${{" not in step["run"]
+
+
+@pytest.mark.parametrize(("name", "step"), RUNS, ids=[name for name, _ in RUNS])
+def test_shellcheck_has_nothing_to_say(name: str, step: dict[str, Any]) -> None:
+    done = subprocess.run(
+        [ROOT / ".venv/bin/shellcheck", "--shell=bash", "-"],
+        input=step["run"],
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, ""), name
+
+
+def test_a_secret_is_given_to_no_step_that_does_not_use_it() -> None:
+    given = []
+    for file in FILES:
+        given += re.findall(r"secrets\.(\w+)", re.sub(r"(?m)^\s*#.*", "", file.read_text()))
+    used = [
+        (name, value)
+        for _, step in RUNS
+        for name, value in step.get("env", {}).items()
+        if "secrets." in value and f'"${name}"' in step["run"]
+    ]
+    assert len(given) == len(used) > 0, "each secret stands in the `env` of a step whose command reads it"
+
+
+@pytest.mark.parametrize("file", DOCUMENTS)
+def test_no_permission_is_granted_but_to_read_the_code_and_to_prove_who_runs(file: str) -> None:
+    granted: dict[str, str] = dict(DOCUMENTS[file]["permissions"])
+    for job in DOCUMENTS[file]["jobs"].values():
+        granted |= job.get("permissions", {})
+    allowed = {"contents": "read"} | ({"id-token": "write"} if file == "kms-rotate" else {})
+    assert granted == allowed
+
+
+def test_a_rotation_waits_for_its_approval_and_is_alone() -> None:
+    rotate = DOCUMENTS["kms-rotate"]
+    assert rotate["concurrency"] == {"group": "kms-rotate", "cancel-in-progress": False}
+    assert [job["environment"] for job in rotate["jobs"].values()] == ["production"]
+    assert rotate[True]["schedule"] == [{"cron": "0 9 1 * *"}]  # YAML reads `on` as true
+    assert set(rotate[True]["workflow_dispatch"]["inputs"]) == {"dry_run", "rotation_type", "path"}
+
+
+def test_what_is_kept_is_kept_after_a_failure_too() -> None:
+    kept = [step for _, step in STEPS if "upload-artifact" in step.get("uses", "")]
+    assert [step["if"] for step in kept] == ["${{ always() }}"] * len(DOCUMENTS)
+
+
+def test_every_path_has_a_configuration_that_is_valid() -> None:
+    paths = DOCUMENTS["kms-rotate"][True]["workflow_dispatch"]["inputs"]["path"]["options"]
+    kinds = [load(Settings, ROOT / f"ops/rotator/{path}.yml").driver.kind for path in paths]
+    assert kinds == paths == ["admin_api", "command", "sql"]
