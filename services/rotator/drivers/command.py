@@ -67,7 +67,7 @@ class _Command:
         self._caller = caller
         self._running: _Running | None = None
         self._turn = asyncio.Lock()
-        self.name = shlex.join(settings.argv)[:80]
+        self.name = " ".join(shlex.join(settings.argv).split())[:80]
 
     async def carry(self, question: Question) -> Answer:
         line = json.dumps({**question._asdict(), "caller": self._caller}).encode() + b"\n"

@@ -1,0 +1,163 @@
+"""The driver `command` beyond the contract: through a real ssh, and with commands that do not do what they should."""
+
+import asyncio
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL
+
+from services.rotator.drivers.command import CommandSettings
+from services.rotator.drivers.registry import connect
+from shared.keyring.administration import RefusedError, RotateRequest, RotationType, UnreachableError
+from shared.kms.settings import GcpKeySettings
+from shared.sql.location import sqlite
+from tests.backend.conftest import KEY
+from tests.conftest import Until
+from tests.rotator.drivers.conftest import Backend, Serve
+from tests.rotator.drivers.sshd import SSHD, sshd
+
+KMS = GcpKeySettings(key=KEY)
+CENSUS: dict[str, object] = {"versions": [], "active": None, "active_since": None}
+
+
+def python(script: str, *, timeout: float = 20.0) -> CommandSettings:
+    """A command that does what the script says."""
+    return CommandSettings(kind="command", argv=(sys.executable, "-c", script), timeout=timeout)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> URL:
+    return sqlite(tmp_path / "backend.db")
+
+
+@pytest.mark.skipif(SSHD is None, reason="sshd is not installed: apt-get install openssh-server")
+async def test_through_a_real_ssh_a_data_key_is_rotated_and_no_value_is_on_a_command_line(
+    serve: Serve, database: URL, tmp_path: Path
+) -> None:
+    (tmp_path / "ssh").mkdir()
+    async with serve(database) as backend, sshd(tmp_path / "ssh") as ssh:
+        settings = CommandSettings(kind="command", argv=(*ssh, shlex.join(backend.admin_command)), timeout=60.0)
+        async with connect(settings, KMS, caller='o\'clock; rm -rf "$HOME"') as keyring:
+            lease = await keyring.lease("by 'ssh' $(id)", 60)
+            request = RotateRequest(rotation_id="by-ssh", type=RotationType.NEW_DEK, token=lease.token, caller="x")
+            seen = b"".join(_command_lines())
+            while (progress := await keyring.rotate(request)).state == "running":
+                seen += b"".join(_command_lines())
+            assert (progress.state, len(await keyring.keys())) == ("done", 2)
+    assert b"services.backend" in seen
+    assert lease.token.encode() not in seen
+
+
+def _command_lines() -> list[bytes]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            found.append((process / "cmdline").read_bytes())
+        except OSError:
+            continue
+    return found
+
+
+async def test_one_process_serves_the_whole_run_and_ends_with_it(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    script = f"""
+import os, sys
+open({str(log)!r}, "a").write("began %d\\n" % os.getpid())
+for line in sys.stdin:
+    print('{{"status": 200, "body": {json.dumps(CENSUS)}}}', flush=True)
+open({str(log)!r}, "a").write("ended\\n")
+"""
+    async with connect(python(script), KMS) as keyring:
+        assert not log.exists(), "it starts at the first call"
+        await asyncio.gather(*(keyring.census() for _ in range(3)))
+    first, second = log.read_text().splitlines()
+    assert (first.startswith("began"), second) == (True, "ended")
+
+
+@pytest.mark.parametrize(
+    ("script", "sentence"),
+    [
+        (
+            "import sys; sys.exit('no such host: backend')",
+            r"ended before it answered.*exit code 1: no such host: backend",
+        ),
+        ("pass", r"ended before it answered.*exit code 0: nothing on standard error"),
+        ("print('Welcome to Debian')", r"expected one line of JSON for an answer, got 'Welcome to Debian"),
+        ("print('{}')", "expected one line of JSON for an answer"),
+        ("print('{\"status\": 200', end='')", "ended before it answered"),
+        ("print('x' * (17 * 1024 * 1024))", "the answer is over 16 MiB"),
+        ('print(\'{"status": 503, "body": {"error": "the disk is full"}}\')', "the disk is full; try again"),
+        ('print(\'{"status": 200, "body": 7}\')', "the answer to census is not one of an admin API"),
+    ],
+)
+async def test_a_command_that_does_not_answer_is_one_sentence_with_its_last_words(script: str, sentence: str) -> None:
+    async with connect(python(f"import sys; sys.stdin.readline()\n{script}"), KMS) as keyring:
+        with pytest.raises(UnreachableError, match=sentence) as told:
+            await keyring.census()
+        assert "\n" not in str(told.value)
+        assert len(str(told.value)) < 800
+
+
+async def test_a_command_that_hangs_is_ended_with_what_it_started_and_the_next_call_starts_it_anew(
+    tmp_path: Path,
+) -> None:
+    script = f"""
+import os, pathlib, subprocess, sys, time
+first = not pathlib.Path({str(tmp_path / "pid")!r}).exists()
+pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(os.getpid()))
+sys.stdin.readline()
+if first:
+    while True: time.sleep(60)
+print('{{"status": 200, "body": {json.dumps(CENSUS)}}}', flush=True)
+"""
+    async with connect(python(script, timeout=2.0), KMS) as keyring:
+        with pytest.raises(UnreachableError, match="no answer within 2 s; it may have been done"):
+            await keyring.census()
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / "pid").read_text()), 0)
+        assert (await keyring.census()).active is None
+
+
+async def test_a_cancelled_call_leaves_no_answer_for_the_next_one(tmp_path: Path, until: Until) -> None:
+    asked = tmp_path / "asked"
+    script = f"""
+import pathlib, sys, time
+for line in sys.stdin:
+    if "keys" in line:
+        pathlib.Path({str(asked)!r}).touch()
+        time.sleep(600)
+    print('{{"status": 200, "body": {json.dumps(CENSUS)}}}', flush=True)
+"""
+
+    async def was_asked() -> bool:
+        return asked.exists()
+
+    async with connect(python(script), KMS) as keyring:
+        asking = asyncio.create_task(keyring.keys())
+        await until(was_asked)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        assert (await keyring.census()).active is None
+
+
+@pytest.mark.parametrize("argv", [("/no/such/program",), ("/etc/passwd",), ("a\0b",)])
+async def test_a_command_that_cannot_be_started_is_refused(argv: tuple[str, ...]) -> None:
+    async with connect(CommandSettings(kind="command", argv=argv), KMS) as keyring:
+        with pytest.raises(RefusedError, match=r"cannot be started: .*; correct driver.argv"):
+            await keyring.census()
+
+
+async def test_a_backend_that_is_gone_is_said_by_the_far_side(backend_gone: Backend) -> None:
+    async with backend_gone.connected("command") as keyring:
+        with pytest.raises(UnreachableError, match=r"does not answer: Connection refused; is it running\?"):
+            await keyring.census()
+
+
+@pytest.fixture
+async def backend_gone(serve: Serve, database: URL) -> Backend:
+    async with serve(database) as backend:
+        return backend
