@@ -78,8 +78,8 @@ async def _destroy(session: Session, lease: Lease, version: int) -> str:
     at = datetime.fromtimestamp(scheduled.destroy_at or 0.0, UTC)
     return (
         f"version {version} will be destroyed at {at:%Y-%m-%d %H:%M} UTC; until then KMS can restore it. An older "
-        f"backup of the database, from before {since:%Y-%m-%d}, may hold data keys that only this version unwraps: then "
-        "nobody can read its records any more"
+        f"backup of the database, from before {since:%Y-%m-%d}, may hold data keys that only this version unwraps: "
+        "then nobody can read its records any more"
     )
 
 

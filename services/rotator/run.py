@@ -7,17 +7,26 @@ it is not finished, whatever state the keyring gives it.
 """
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from services.rotator.backup import Summary
+from services.rotator.backup import BackupError, Summary
 from services.rotator.model import RotatorError
 from services.rotator.plan import not_finished, plan, unfinished, ways_on
 from services.rotator.report import KeptBackup, Outcome, Report
 from services.rotator.session import Session
 from services.rotator.steps import Steps
 from services.rotator.verify import failures
-from shared.keyring.administration import Lease, Problem, Progress, RotationState, RotationType
+from shared.keyring.administration import (
+    AdministrationError,
+    Lease,
+    Problem,
+    Progress,
+    RefusedError,
+    RotationState,
+    RotationType,
+)
 
 
 async def run(session: Session, type_: RotationType) -> Report:
@@ -55,10 +64,12 @@ async def _run(session: Session, lease: Lease, type_: RotationType) -> Report:
     )
     if not wanted.data_keys:
         return Report(command="run", outcome=Outcome.NOTHING_TO_DO, sentence=wanted.sentence, plans=(wanted,))
-    file, summary = await steps.backup()
-    await steps.encrypt(version)
-    rotation = await steps.rotate(version)
-    return await _finished("run", session, steps, rotation, file, summary)
+    with _leads_to(again):
+        file, summary = await steps.backup()
+        await steps.encrypt(version)
+    with _leads_to("resume", "rollback"):
+        rotation = await steps.rotate(version)
+        return await _finished("run", session, steps, rotation, file, summary)
 
 
 async def _resume(session: Session, lease: Lease) -> Report:
@@ -78,11 +89,12 @@ async def _resume(session: Session, lease: Lease) -> Report:
             f"primary version is {version} by now",
             "rollback",
         )
-    file, summary = await steps.backup(latest.steps)
-    if latest.state is not RotationState.DONE:
-        await steps.encrypt(version)
-        latest = await steps.rotate(version)
-    return await _finished("resume", session, steps, latest, file, summary)
+    with _leads_to("resume", "rollback"):
+        file, summary = await steps.backup(latest.steps)
+        if latest.state is not RotationState.DONE:
+            await steps.encrypt(version)
+            latest = await steps.rotate(version)
+        return await _finished("resume", session, steps, latest, file, summary)
 
 
 async def _finished(
@@ -114,9 +126,10 @@ async def _rollback(session: Session, lease: Lease) -> Report:
         nothing = f"nothing to do: {why}"
         return Report(command="rollback", outcome=Outcome.NOTHING_TO_DO, sentence=nothing, rotation=latest)
     steps = Steps(session, lease.token, latest.type, latest.rotation_id, "rollback")
-    rotation = await steps.rollback()
-    await steps.reload()
-    found = await steps.verify()
+    with _leads_to("rollback"):
+        rotation = await steps.rollback()
+        await steps.reload()
+        found = await steps.verify()
     wrong = _distinct((*rotation.problems, *failures(found)))
     what = f"rotation {rotation.rotation_id} is rolled back"
     return Report(
@@ -128,6 +141,17 @@ async def _rollback(session: Session, lease: Lease) -> Report:
         verification=found,
         problems=wrong,
     )
+
+
+@contextmanager
+def _leads_to(*then: str) -> Iterator[None]:
+    """Where something fails in it, this is what to type next."""
+    try:
+        yield
+    except RefusedError as error:  # somebody else has the lease, say
+        raise RotatorError(str(error), "status", *then) from None
+    except (AdministrationError, BackupError) as error:
+        raise RotatorError(str(error), *then) from None
 
 
 def _distinct(problems: Iterable[Problem]) -> tuple[Problem, ...]:

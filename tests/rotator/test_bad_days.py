@@ -1,0 +1,190 @@
+"""What goes wrong in the middle: nothing is lost, one sentence says what it is, and what to type next."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from sqlalchemy import text
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.model import State
+from services.rotator.model import RotatorError
+from services.rotator.report import Outcome, Report
+from services.rotator.run import resume, rollback, run
+from services.rotator.session import Session
+from shared.keyring.administration import RefusedError, RotationState, RotationType
+from tests.rotator.rotated import KEY, Rotated, data_key_id
+
+NewVersion = Callable[[], Awaitable[None]]
+REWRAP, NEW = RotationType.REWRAP_KEK, RotationType.NEW_DEK
+
+
+async def failing(session: Session, type_: RotationType = REWRAP) -> RotatorError:
+    with pytest.raises(RotatorError) as failed:
+        await run(session, type_)
+    return failed.value
+
+
+def at_progress(session: Session, act: Callable[[int], object]) -> None:
+    """Calls `act` with the number of data keys done, after each batch."""
+    session.tell.progress = lambda done, _total: act(done)  # type: ignore[method-assign,assignment]
+
+
+async def sql(rotated: Rotated, statement: str, **values: object) -> None:
+    async with rotated.database() as database:
+        await database.write(lambda connection: connection.execute(text(statement), values))
+
+
+@pytest.mark.parametrize("type_", [REWRAP, NEW])
+async def test_a_primary_version_that_is_not_enabled_stops_a_run_before_anything_is_changed(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator, type_: RotationType
+) -> None:
+    before = await in_a_file.keys()
+    await new_version()
+    await emulator.store.change(KEY, lambda key: key.with_state(2, State.DISABLED))
+    async with in_a_file.session() as session:
+        failed = await failing(session, type_)
+        assert await session.administration.progress() is None
+    assert failed.then == (f"run --type {type_}",)
+    assert await in_a_file.keys() == before
+
+
+async def test_a_kms_that_refuses_half_way_leaves_a_rotation_that_can_be_resumed(
+    rotated: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await new_version()
+    denied = Fault(kind="denied", operation="Encrypt")
+    async with rotated.session(batch=1) as session:
+        at_progress(session, lambda done: emulator.faults.add(denied) if done == 1 else None)
+        failed = await failing(session)
+    assert "permission_denied" in failed.why
+    assert failed.then == ("resume", "rollback")
+    assert sorted(key.wrapped.kek_version for key in (await rotated.keys()).values()) == [1, 1, 2]
+    assert await rotated.broken() == []
+    emulator.faults.clear()
+    async with rotated.session() as session:
+        assert (await failing(session)).then == ("resume", "rollback")
+        assert (await resume(session)).outcome is Outcome.DONE
+    assert {key.wrapped.kek_version for key in (await rotated.keys()).values()} == {2}
+
+
+async def test_a_run_waits_until_encrypt_uses_the_new_primary_version(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    emulator.faults.add(Fault(kind="slow_primary", seconds=1.0))
+    await new_version()
+    async with in_a_file.session() as session:
+        assert (await run(session, REWRAP)).outcome is Outcome.DONE
+
+
+async def test_an_encrypt_that_never_uses_it_ends_a_run_before_anything_is_changed(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    emulator.faults.add(Fault(kind="slow_primary", seconds=3600.0))
+    before = await in_a_file.keys()
+    await new_version()
+    async with in_a_file.session(encrypt_wait="300ms") as session:
+        failed = await failing(session)
+        assert await session.administration.progress() is None
+    assert "the last answer: version 1" in failed.why
+    assert failed.then == ("run --type rewrap-kek",)
+    assert await in_a_file.keys() == before
+
+
+async def test_another_keys_wrap_is_skipped_and_named_and_no_failure(rotated: Rotated, new_version: NewVersion) -> None:
+    foreign = KEY.replace("ledger", "other")
+    await sql(rotated, "UPDATE data_keys SET kek = :kek WHERE id = :id", kek=foreign, id=data_key_id(0))
+    await new_version()
+    async with rotated.session() as session:
+        report = await run(session, REWRAP)
+    assert report.outcome is Outcome.DONE
+    assert [(problem.id, problem.foreign) for problem in report.problems] == [(data_key_id(0), True)]
+    assert foreign in report.problems[0].why
+
+
+async def test_a_corrupt_wrap_is_named_and_the_rest_goes_on(rotated: Rotated, new_version: NewVersion) -> None:
+    await sql(rotated, "UPDATE data_keys SET wrapped = :junk WHERE id = :id", junk=b"junk", id=data_key_id(1))
+    await new_version()
+    async with rotated.session() as session:
+        report = await run(session, REWRAP)
+    assert report.outcome is Outcome.FAILED
+    assert [problem.id for problem in report.problems] == [data_key_id(1)]
+    assert report.then == ("resume", "rollback")
+    assert [key.wrapped.kek_version for key in (await rotated.keys()).values()] == [2, 1, 2]
+
+
+async def test_the_second_of_two_runs_at_once_refuses_and_names_the_first(
+    rotated: Rotated, new_version: NewVersion
+) -> None:
+    await new_version()
+    async with rotated.session() as first, rotated.session() as second:
+        outcomes = await asyncio.gather(run(first, REWRAP), run(second, REWRAP), return_exceptions=True)
+    done = [outcome for outcome in outcomes if isinstance(outcome, Report)]
+    (refused,) = (outcome for outcome in outcomes if isinstance(outcome, RefusedError))
+    assert [report.outcome for report in done] == [Outcome.DONE]
+    assert first.caller in str(refused)
+
+
+async def test_who_loses_the_lease_in_the_middle_writes_nothing_more(rotated: Rotated, new_version: NewVersion) -> None:
+    await new_version()
+    async with rotated.session(batch=1) as session, rotated.session() as other:
+        taken: list[asyncio.Task[object]] = []
+
+        async def take() -> None:
+            await sql(rotated, "UPDATE keyring_lease SET expires_at = 0")
+            await other.administration.lease("somebody else", 60)
+
+        def act(done: int) -> None:
+            if done == 1:
+                taken.append(asyncio.ensure_future(take()))
+
+        at_progress(session, act)
+        rotate = session.administration.rotate
+
+        async def after_the_other(request: object) -> object:
+            for task in taken:
+                await task
+            return await rotate(request)  # type: ignore[arg-type]
+
+        session.administration.rotate = after_the_other  # type: ignore[method-assign,assignment]
+        failed = await failing(session)
+    assert "somebody else" in failed.why
+    assert failed.then == ("status", "resume", "rollback")
+    assert sorted(key.wrapped.kek_version for key in (await rotated.keys()).values()) == [1, 1, 2]
+
+
+async def test_a_run_that_is_stopped_gives_the_lease_up_and_can_be_rolled_back(
+    rotated: Rotated, new_version: NewVersion
+) -> None:
+    before = await rotated.keys()
+    await new_version()
+    async with rotated.session(batch=1) as session:
+        running = asyncio.ensure_future(run(session, REWRAP))
+        at_progress(session, lambda done: running.cancel() if done == 1 else None)
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    async with rotated.session() as session:
+        report = await rollback(session)
+        assert report.outcome is Outcome.DONE
+        assert report.rotation
+        assert report.rotation.state is RotationState.ROLLED_BACK
+    assert await rotated.keys() == before
+
+
+async def test_a_rotation_for_a_version_that_is_no_longer_the_primary_can_only_be_rolled_back(
+    in_a_file: Rotated, new_version: NewVersion
+) -> None:
+    before = await in_a_file.keys()
+    await new_version()
+    async with in_a_file.session(batch=1) as session:
+        running = asyncio.ensure_future(run(session, REWRAP))
+        at_progress(session, lambda done: running.cancel() if done == 1 else None)
+        await asyncio.wait([running])
+    await new_version()
+    async with in_a_file.session() as session:
+        with pytest.raises(RotatorError, match=r"begun for version 2 .* 3 by now") as failed:
+            await resume(session)
+        assert failed.value.then == ("rollback",)
+        assert (await rollback(session)).outcome is Outcome.DONE
+    assert await in_a_file.keys() == before
