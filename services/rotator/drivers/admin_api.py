@@ -4,6 +4,8 @@
 `kubectl port-forward` or `ssh -L` a service is on this machine. Proxies of the environment are not used.
 """
 
+import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Final, Literal
@@ -50,8 +52,10 @@ class AdminApiSettings(Section):
     async def opened(self, kms: KeySettings, caller: str) -> AsyncIterator[Administration]:
         """The service's administration; `kms` is the service's own affair here."""
         del kms
+        trusted = await asyncio.to_thread(ssl.create_default_context)  # aiohttp's own is made once, at its import
         async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(force_close=True),  # one left idle may be closed just as it is used again
+            # Not kept open: one left idle may be closed just as it is used again.
+            connector=aiohttp.TCPConnector(force_close=True, ssl=trusted),
             timeout=aiohttp.ClientTimeout(total=self.timeout, sock_connect=_CONNECT_SECONDS),
             headers={"Accept-Encoding": "identity", "User-Agent": "keypulse-rotator", "X-Keypulse-Caller": caller},
             cookie_jar=aiohttp.DummyCookieJar(),

@@ -65,16 +65,16 @@ async def _database(location: setting.Database, records: RecordsSettings | None)
     except DatabaseError as error:
         raise UnreachableError(f"{where}: {error}; expected the database of the service") from None
     try:
-        await _check(database, "data_keys", "fingerprint", f"{where}: %s; expected the database of the service")
+        await _check(database, "data_keys", "fingerprint", where, "expected the database of the service")
         if records:
-            await _check(database, records.table, records.data_key_column, f"{where}: %s; correct driver.records")
+            await _check(database, records.table, records.data_key_column, where, "correct driver.records")
         yield database
     finally:
         await database.close()
 
 
-async def _check(database: Database, table: str, column: str, sentence: str) -> None:
+async def _check(database: Database, table: str, column: str, where: str, then: str) -> None:
     try:
         await RecordsTable(table, column).check(database)
     except DatabaseError as error:
-        raise RefusedError(sentence % error) from None
+        raise RefusedError(f"{where}: {error}; {then}") from None

@@ -1,0 +1,196 @@
+"""The driver `admin_api` beyond the contract: towards a server that answers whatever it likes."""
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from pydantic import TypeAdapter, ValidationError
+
+from services.rotator.drivers.admin_api import AdminApiSettings
+from services.rotator.drivers.registry import connect
+from shared.keyring.administration import Administration, AdministrationError, RefusedError, UnreachableError
+from shared.kms.settings import GcpKeySettings
+from tests.backend.conftest import KEY
+from tests.rotator.drivers.conftest import TOKEN
+from tests.shared.certificates import LOCALHOST, Authority
+
+KMS = GcpKeySettings(key=KEY)
+CENSUS: dict[str, object] = {"versions": [], "active": None, "active_since": None}
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+@pytest.fixture
+def asking(tmp_path: Path) -> Callable[..., AbstractAsyncContextManager[Administration]]:
+    """`async with asking(handler) as keyring`: a driver, and a real HTTP server that answers it by `handler`."""
+
+    @asynccontextmanager
+    async def asking(
+        handler: Handler, *, timeout: float = 20.0, caller: str = "a test", tls: ssl.SSLContext | None = None
+    ) -> AsyncIterator[Administration]:
+        (tmp_path / "token").write_text(f"{TOKEN}\nthe-old-token\n")
+        runner = web.ServerRunner(web.Server(handler, access_log=None, handler_cancellation=True), shutdown_timeout=0)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
+        await site.start()
+        url = f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}/base/"
+        settings = AdminApiSettings(kind="admin_api", url=url, token_file=tmp_path / "token", timeout=timeout)
+        try:
+            async with connect(settings, KMS, caller=caller) as keyring:
+                yield keyring
+        finally:
+            await runner.cleanup()
+
+    return asking
+
+
+Asking = Callable[..., AbstractAsyncContextManager[Administration]]
+
+
+def always(status: int, body: str | bytes = b"", **headers: str) -> Handler:
+    async def handler(_request: web.BaseRequest) -> web.Response:
+        return web.Response(status=status, body=body.encode() if isinstance(body, str) else body, headers=headers)
+
+    return handler
+
+
+async def test_the_first_token_is_sent_and_the_caller_is_named(asking: Asking, tmp_path: Path) -> None:
+    seen = []
+
+    async def handler(request: web.BaseRequest) -> web.Response:
+        seen.append((request.path, request.headers["Authorization"], request.headers["X-Keypulse-Caller"]))
+        return web.json_response(CENSUS)
+
+    async with asking(handler, caller="me\r\nX-Evil: ünd") as keyring:
+        await keyring.census()
+        (tmp_path / "token").write_text("a-new-token")
+        await keyring.census()
+    assert seen == [
+        ("/base/admin/crypto/census", f"Bearer {TOKEN}", "me??X-Evil: ?nd"),
+        ("/base/admin/crypto/census", "Bearer a-new-token", "me??X-Evil: ?nd"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("handler", "kind", "sentence"),
+    [
+        (
+            always(401, '{"error": "a valid token is needed"}'),
+            RefusedError,
+            "the token is refused; expected in token_file",
+        ),
+        (always(404), RefusedError, "no admin API is there"),
+        (
+            always(302, Location="http://elsewhere/"),
+            RefusedError,
+            r"a redirect \(HTTP 302\), which would take the token",
+        ),
+        (always(409, '{"error": "held by\\nanother"}'), RefusedError, "held by another$"),
+        (always(424, '{"error": "KMS: denied"}'), AdministrationError, "KMS: denied$"),
+        (always(500, "<html>"), UnreachableError, "answered HTTP 500; try again"),
+        (always(503, '{"error": "the disk is full"}'), UnreachableError, "the disk is full; try again"),
+        (always(503, '{"error": ' + "[" * 100_000), UnreachableError, "answered HTTP 503"),
+        (always(200, "<html>"), UnreachableError, "the answer to census is not one of an admin API"),
+        (always(200, "[" * 100_000), UnreachableError, "is not one of an admin API"),
+        (always(200, b" " * (17 * 1024 * 1024)), UnreachableError, "the answer is over 16 MiB"),
+        (always(200, b"\x1f\x8b", **{"Content-Encoding": "gzip"}), UnreachableError, "is not one of an admin API"),
+    ],
+)
+async def test_each_answer_that_is_none_is_one_sentence_with_the_next_step(
+    asking: Asking, handler: Handler, kind: type[AdministrationError], sentence: str
+) -> None:
+    async with asking(handler) as keyring:
+        with pytest.raises(kind, match=sentence) as told:
+            await keyring.census()
+    assert type(told.value) is kind
+    assert len(str(told.value)) < 800
+
+
+async def test_a_server_that_repeats_the_token_does_not_get_it_into_any_text(asking: Asking) -> None:
+    for status in (200, 409, 500):
+        async with asking(always(status, json.dumps({"error": f"you sent {TOKEN}"}))) as keyring:
+            with pytest.raises(AdministrationError) as told:
+                await keyring.census()
+        assert TOKEN not in str(told.value)
+
+
+async def test_a_server_that_does_not_answer_is_waited_for_within_a_bound(asking: Asking) -> None:
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        while True:
+            await answer.write(b" ")
+            await asyncio.sleep(0.1)
+
+    async with asking(handler, timeout=1.0) as keyring:
+        with pytest.raises(UnreachableError, match="no answer within 1 s; it may have been done: look with `status`"):
+            await keyring.census()
+
+
+async def test_nobody_who_listens_is_said_in_the_systems_own_words(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    settings = AdminApiSettings(kind="admin_api", url="http://127.0.0.1:1", token_file=tmp_path / "token")
+    async with connect(settings, KMS) as keyring:
+        with pytest.raises(UnreachableError, match=r"no answer: .*; is the service running there"):
+            await keyring.census()
+
+
+@pytest.mark.parametrize(("content", "sentence"), [(None, "No such file"), ("", "is empty"), ("\0x", "no HTTP header")])
+async def test_a_token_that_cannot_be_sent_is_refused_before_anything_is(
+    tmp_path: Path, content: str | None, sentence: str
+) -> None:
+    if content is not None:
+        (tmp_path / "token").write_text(content)
+    settings = AdminApiSettings(kind="admin_api", url="http://127.0.0.1:1", token_file=tmp_path / "token")
+    async with connect(settings, KMS) as keyring:
+        with pytest.raises(RefusedError, match=f"token_file .*{sentence}"):
+            await keyring.census()
+
+
+async def test_only_a_certificate_that_somebody_vouches_for_gets_the_token(
+    asking: Asking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, seen = Authority(tmp_path), []
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(*authority.sign("server", *LOCALHOST))
+
+    async def handler(request: web.BaseRequest) -> web.Response:
+        seen.append(request.headers["Authorization"])
+        return web.json_response(CENSUS)
+
+    async with asking(handler, tls=tls) as keyring:
+        with pytest.raises(RefusedError, match=r"no secure connection .*SSL_CERT_FILE"):
+            await keyring.census()
+    assert seen == []
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.ca))
+    async with asking(handler, tls=tls) as keyring:
+        await keyring.census()
+    assert seen == [f"Bearer {TOKEN}"]
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://backend.example.org", "expected https://, because http:// would send the token in plaintext"),
+        ("https://me:secret@backend.example.org", "without a user, a password or a query"),
+        ("https://backend.example.org/?a=b", "without a user, a password or a query"),
+        ("ftp://backend.example.org", "expected a URL such as https://HOST"),
+        ("https://", "expected a URL such as https://HOST"),
+        ("https://a b", "expected a URL such as https://HOST"),
+    ],
+)
+def test_a_url_that_would_give_the_token_away_is_refused(url: str, expected: str) -> None:
+    with pytest.raises(ValidationError, match=expected):
+        TypeAdapter(AdminApiSettings).validate_python({"kind": "admin_api", "url": url, "token_file": "t"})
+
+
+@pytest.mark.parametrize(
+    "url", ["https://backend.example.org/", "http://127.0.0.1:8000", "http://localhost", "http://[::1]:1"]
+)
+def test_https_and_this_machine_are_fit_for_a_token(url: str) -> None:
+    settings = TypeAdapter(AdminApiSettings).validate_python({"kind": "admin_api", "url": url, "token_file": "t"})
+    assert settings.url == url.rstrip("/")
