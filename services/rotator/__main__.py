@@ -73,7 +73,7 @@ def run_(config: Path, *, as_json: bool, type_: str, dry_run: bool) -> None:
     """Rotate, where there is something to do; never asks."""
     wanted = RotationType(type_)
     if dry_run:
-        _do("run", config, as_json, lambda session: look.plans(session, (wanted,), f"run --type {wanted} --dry-run"))
+        _do("plan", config, as_json, lambda session: look.plans(session, (wanted,), f"run --type {wanted} --dry-run"))
     _do("run", config, as_json, lambda session: run(session, wanted))
 
 

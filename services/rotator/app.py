@@ -7,7 +7,9 @@ import asyncio
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -18,6 +20,9 @@ from services.rotator.progress import telling
 from services.rotator.report import Outcome, Report, markdown
 from services.rotator.session import Session, opened
 from shared.keyring.administration import AdministrationError, RefusedError
+
+_KEPT: Final = {"run", "resume", "rollback", "retire", "destroy"}
+"""The commands whose report stays in the folder of the state."""
 
 Work = Callable[[Session], Awaitable[Report]]
 
@@ -39,13 +44,24 @@ def done(
         report = asyncio.run(_reported(command, settings, work, tell))
     text = markdown(report, config)
     click.echo(report.model_dump_json(indent=2, exclude_none=True) if as_json else text, nl=not text.endswith("\n"))
+    if command in _KEPT:
+        folder = settings.state_dir / "reports"
+        _append(
+            folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{command}.json", report.model_dump_json(indent=2) + "\n"
+        )
     if summary := environ.get("GITHUB_STEP_SUMMARY"):
-        try:
-            with Path(summary).open("a", encoding="utf-8") as file:
-                file.write(text)
-        except OSError as error:
-            click.echo(f"GITHUB_STEP_SUMMARY {summary} cannot be written: {error.strerror}", err=True)
+        _append(Path(summary), text)
     return 1 if report.outcome is Outcome.FAILED else 0
+
+
+def _append(file: Path, text: str) -> None:
+    """Where that is impossible it is said: what was done is done, and is on standard output."""
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write(text)
+    except OSError as error:
+        click.echo(f"{file}: the report cannot be written: {error.strerror}", err=True)
 
 
 async def _reported(command: str, settings: Settings, work: Work, tell: Tell) -> Report:
