@@ -1,0 +1,48 @@
+"""Where a panel, a row of a table or the head of the dashboard leads to.
+
+Grafana puts in what stands in `${…}`; `raw` leaves an address as it is.
+"""
+
+import re
+from pathlib import Path
+from typing import Final
+
+import yaml
+from grafana_foundation_sdk.builders.dashboard import DashboardLink
+from grafana_foundation_sdk.cog.builder import Builder
+from grafana_foundation_sdk.models import dashboard
+
+Link = Builder[dashboard.DashboardLink]
+_RULES: Final = Path(__file__).parents[1] / "prometheus/rules"
+BOARD: Final = "${board:raw}"
+RELAY: Final = "${relay:raw}"
+ALERTS: Final = "${prometheus:raw}/alerts"
+
+
+def runbook(anchor: str) -> str:
+    """The address of a section of docs/KMS_OPERATIONS.md."""
+    return f"${{runbook:raw}}#{anchor}"
+
+
+def link(title: str, url: str) -> Link:
+    """Opens beside the dashboard."""
+    return DashboardLink(title).url(url).target_blank(target_blank=True)
+
+
+def sections(*headings: str) -> list[Link]:
+    """A link to each section of the runbook, by its heading; GitHub makes the anchor from it."""
+    return [
+        link(f"Runbook: {heading}", runbook(re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")))
+        for heading in headings
+    ]
+
+
+def alerts() -> list[str]:
+    """The names of the product's alerts."""
+    return [
+        rule["alert"]
+        for file in sorted(_RULES.glob("*.yml"))
+        for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]
+        for rule in group["rules"]
+        if "alert" in rule
+    ]

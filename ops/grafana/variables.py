@@ -1,0 +1,63 @@
+"""What a reader chooses at the top of the dashboard, and the addresses that its links begin with."""
+
+from typing import Final
+
+from grafana_foundation_sdk.builders.dashboard import ConstantVariable, DatasourceVariable, QueryVariable
+from grafana_foundation_sdk.cog.builder import Builder
+from grafana_foundation_sdk.models.dashboard import (
+    DataSourceRef,
+    VariableHide,
+    VariableModel,
+    VariableOption,
+    VariableRefresh,
+    VariableSort,
+)
+
+DATASOURCE: Final = DataSourceRef(type_val="prometheus", uid="${datasource}")
+ENV: Final = 'env=~"$env"'
+"""Selects what is told by environment, such as all of the relay."""
+SERVICE: Final = 'env=~"$env", service=~"$service"'
+"""Selects what is told by service."""
+ADDRESSES: Final = {
+    "runbook": "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md",
+    "board": "http://127.0.0.1:9911/",
+    "relay": "http://127.0.0.1:9912/",
+    "prometheus": "http://127.0.0.1:9090",
+}
+"""Constants of the dashboard; each installation has its own."""
+
+
+def variables() -> list[Builder[VariableModel]]:
+    """In the order of the dashboard's head; the addresses are hidden."""
+    default = VariableOption(text="default", value="default")
+    datasource = DatasourceVariable("datasource").label("Data source").type("prometheus").current(default)
+    return [
+        datasource,
+        _chosen("env", 'label_values(up{job=~"keypulse-exporter|keypulse-relay"}, env)'),
+        # A service may have keys and no backend, or a backend and no keys.
+        _chosen("service", f'label_values({{__name__=~"crypto_backend_up|kms_probe_success", {ENV}}}, service)'),
+        *(_address(name, url) for name, url in ADDRESSES.items()),
+    ]
+
+
+def _chosen(name: str, query: str) -> QueryVariable:
+    """Any number of a label's values; at the start all of them."""
+    return (
+        QueryVariable(name)
+        .label(name)
+        .datasource(DATASOURCE)
+        .query(query)
+        .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .sort(VariableSort.ALPHABETICAL_ASC)
+        .multi(multi=True)
+        .include_all(include_all=True)
+        .all_value(".*")  # short, however many there are, and right where Prometheus adds no `env`
+        .current(VariableOption(selected=True, text=["All"], value=["$__all"]))
+    )
+
+
+def _address(name: str, url: str) -> ConstantVariable:
+    constant = ConstantVariable(name).label(name).value(url)
+    constant.build().hide = VariableHide.HIDE_VARIABLE
+    constant.build().skip_url_sync = True  # nobody's link to the dashboard may change where its own links lead
+    return constant
