@@ -1,0 +1,205 @@
+"""`kms-rotate.yml`, every step of it, dry and for real, against a real backend and a real KMS emulator."""
+
+import asyncio
+import json
+import sqlite3
+import sys
+from base64 import b64encode
+from collections.abc import AsyncIterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import yaml
+
+from ops.kms_emulator.crypto import new_material
+from ops.kms_emulator.emulator import Emulator, start
+from services.backend.app import running
+from services.backend.config import Settings
+from shared.server import listening, serving
+from shared.settings import Address, load
+from tests.ops.workflows.conftest import WORKFLOWS, NewMachine
+from tests.ops.workflows.runner import Runner, Step
+
+ROTATE = WORKFLOWS / "kms-rotate.yml"
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+TOKEN = "a-token-of-the-admin-api"
+BOTH = {"dry_run": False, "rotation_type": "both", "path": "admin_api"}
+RUNS = ("Wrap all data keys under the primary version", "New data key")
+ANY_TIME = {"KEYPULSE_ROTATOR__NEW_DEK_MIN_AGE": "1ms", "KEYPULSE_ROTATOR__ENCRYPT_PAUSE": "1ms"}
+
+
+@dataclass
+class Deployment:
+    """A backend with one data key, under version 1 of a KMS key whose primary version is 2."""
+
+    url: str
+    config: Path
+    kms: Emulator
+
+    def reached(self, path: str) -> dict[str, str]:
+        """What an operator writes into ops/rotator/PATH.yml, as environment variables."""
+        command = [sys.executable, "-m", "services.backend", "admin", "--config", str(self.config)]
+        driver = {
+            "admin_api": {"URL": self.url},
+            "command": {"ARGV": json.dumps(command)},
+            "sql": {"DATABASE": f"sqlite:///{self.config.parent}/backend.db"},
+        }[path]
+        kms = {"KEY": KEY, "ENDPOINT": str(self.kms.address), "INSECURE": "true"}
+        return {
+            **{f"KEYPULSE_ROTATOR__DRIVER__{key}": value for key, value in driver.items()},
+            **{f"KEYPULSE_ROTATOR__KMS__{key}": value for key, value in kms.items()},
+        }
+
+    async def keys(self) -> list[dict[str, Any]]:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"{self.url}/admin/crypto/keys", headers=headers) as answer,
+        ):
+            assert answer.status == 200, await answer.text()
+            found: list[dict[str, Any]] = await answer.json()
+            return found
+
+
+@pytest.fixture
+async def deployment(tmp_path: Path) -> AsyncIterator[Deployment]:
+    (tmp_path / "admin_token").write_text(TOKEN)
+    async with start(keys=[KEY]) as emulator:
+        kms = {"provider": "gcp", "key": KEY, "endpoint": str(emulator.address), "insecure": True}
+        config = tmp_path / "backend.yml"
+        document = {"database": "sqlite:///backend.db", "kms": kms, "local_key_file": "local.key"}
+        with listening(Address("127.0.0.1", 0)) as free:
+            listen = Address(*free.getsockname())
+        document |= {"listen": str(listen)}  # `keypulse-backend admin` looks for the backend there
+        document |= {"admin": {"token_file": "admin_token"}, "kms_check_interval": "50ms"}
+        config.write_text(yaml.safe_dump(document))
+        async with running(load(Settings, config)) as app, serving(app, listen) as address:
+            now = emulator.store.clock()
+            await emulator.store.change(KEY, lambda key: key.with_new_version(new_material(), now).with_primary(2, now))
+            yield Deployment(f"http://{address}", config, emulator)
+
+
+@dataclass
+class Job:
+    """A job that has ended."""
+
+    runner: Runner
+    steps: list[Step]
+
+    @property
+    def outcomes(self) -> dict[str, str]:
+        return {step.name: step.outcome for step in self.steps}
+
+    @property
+    def printed(self) -> str:
+        return "\n".join(f"# {step.name}\n{step.output}" for step in self.steps if step.output)
+
+    @property
+    def kept(self) -> list[Path]:
+        """The files that the job uploads."""
+        (paths,) = (step.using["path"].split() for step in self.steps if step.name.startswith("Keep"))
+        found = [file for path in paths for file in [*self.runner.workspace.glob(path)]]
+        return [file for path in found for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()]
+
+
+async def run(machine: NewMachine, deployment: Deployment, inputs: dict[str, Any], **environment: str) -> Job:
+    path = inputs.get("path", "admin_api")
+    runner = machine(
+        inputs=inputs,
+        variables={"KEYPULSE_BASE_URL": deployment.url},
+        secrets={"KEYPULSE_ADMIN_TOKEN": TOKEN, "KEYPULSE_PGPASS": "*:*:*:*:a-password"},
+        environment={**deployment.reached(path), **ANY_TIME, **environment},
+    )
+    job = Job(runner, await asyncio.to_thread(runner.run, ROTATE))
+    assert list(runner.temp.iterdir()) == [], "no secret is left"
+    assert TOKEN not in job.printed + runner.summary
+    assert "a-password" not in job.printed + runner.summary
+    return job
+
+
+def wrapped(deployment: Deployment) -> list[bytes]:
+    with closing(sqlite3.connect(deployment.config.parent / "backend.db")) as database:
+        return [row[0] for row in database.execute("SELECT wrapped FROM data_keys")]
+
+
+def shape(keys: list[dict[str, Any]]) -> list[tuple[str, int]]:
+    return sorted((key["status"], key["kek_version"]) for key in keys)
+
+
+async def test_a_dry_run_changes_nothing_and_says_what_it_would_do(machine: NewMachine, deployment: Deployment) -> None:
+    before = await deployment.keys()
+    job = await run(machine, deployment, {**BOTH, "dry_run": True})
+    assert job.runner.status == "success", job.printed
+    assert job.outcomes["Finish what an earlier job left"] == "skipped"
+    assert await deployment.keys() == before
+    assert "run --type new-dek --dry-run" in job.runner.summary
+    assert "run --type rewrap-kek --dry-run" in job.runner.summary
+    assert not any("backup" in file.name for file in job.kept)
+
+
+@pytest.mark.parametrize("path", ["admin_api", "command", "sql"])
+async def test_a_rotation_runs_to_the_end_on_each_path(machine: NewMachine, deployment: Deployment, path: str) -> None:
+    before = wrapped(deployment)
+    job = await run(machine, deployment, {**BOTH, "path": path})
+    assert job.runner.status == "success", job.printed
+    assert {job.outcomes[name] for name in RUNS} == {"success"}
+    assert shape(await deployment.keys()) == [("active", 2), ("retired", 2)]
+    assert job.runner.summary.count("everything can be read") >= 2
+    assert sum("backup" in str(file) for file in job.kept) >= 2
+    for held in {*before, *wrapped(deployment)}:
+        assert not any(form in file.read_bytes() for form in (held, b64encode(held)) for file in job.kept)
+    assert {"smoke-before.xml", "smoke-after.xml"} <= {file.name for file in job.kept}
+
+
+async def test_on_schedule_there_are_no_inputs_and_it_rotates_what_is_due(
+    machine: NewMachine, deployment: Deployment
+) -> None:
+    job = await run(machine, deployment, {})
+    assert job.runner.status == "success", job.printed
+    assert shape(await deployment.keys()) == [("active", 2), ("retired", 2)]
+    again = await run(machine, deployment, {}, KEYPULSE_ROTATOR__NEW_DEK_MIN_AGE="1d")
+    assert again.runner.status == "success", again.printed
+    assert "nothing to do" in again.runner.summary
+    assert shape(await deployment.keys()) == [("active", 2), ("retired", 2)]
+
+
+async def test_after_a_failure_the_summary_and_the_backup_are_kept_and_the_next_job_finishes(
+    machine: NewMachine, deployment: Deployment
+) -> None:
+    database = sqlite3.connect(deployment.config.parent / "backend.db", isolation_level=None)
+    with closing(database):
+        database.execute(
+            "INSERT INTO data_keys "
+            "SELECT 'corrupt', 'retired', zeroblob(64), kek, 1, algorithm, fingerprint, created_at FROM data_keys"
+        )
+        inputs = {**BOTH, "rotation_type": "rewrap-kek"}
+        job = await run(machine, deployment, inputs)
+        outcomes = job.outcomes
+        assert [name for name, outcome in outcomes.items() if outcome == "failure"] == [RUNS[0]], job.printed
+        assert {outcomes[name] for name in (RUNS[1], "Verify", "Smoke test after")} == {"skipped"}
+        assert {outcomes[name] for name in ("Status", "Keep the backup and the reports")} == {"success"}
+        assert "✗ keypulse-rotator run: failed" in job.runner.summary
+        assert "| corrupt | " in job.runner.summary
+        assert sum("backup" in str(file) for file in job.kept) >= 1
+
+        database.execute("DELETE FROM data_keys WHERE id = 'corrupt'")
+    job = await run(machine, deployment, inputs)
+    assert job.runner.status == "success", job.printed
+    assert job.outcomes["New data key"] == "skipped"
+    assert shape(await deployment.keys()) == [("active", 2)]
+
+
+async def test_a_wrong_token_is_one_sentence_and_nothing_is_changed(
+    machine: NewMachine, deployment: Deployment
+) -> None:
+    before = await deployment.keys()
+    (deployment.config.parent / "admin_token").write_text("another")
+    job = await run(machine, deployment, BOTH)
+    assert job.outcomes["Plan"] == "failure"
+    assert {job.outcomes[name] for name in RUNS} == {"skipped"}
+    (deployment.config.parent / "admin_token").write_text(TOKEN)
+    assert await deployment.keys() == before
