@@ -51,8 +51,12 @@ class Rig:
         own = [
             Route("/page", guarded(page, self.admin)),
             Route("/sent", guarded(sent, SecretFile(self.folder / "bearer")), methods=["POST"]),
+            Route("/own/{name}", guarded(page, SecretFile(self.folder / "bearer"))),
+            Route("/own", page),
+            Route("/owned", page),
         ]
-        app = Gate(application("sample", registry(), own, admin=self.admin), self.web, lambda: self.admin, ("/sent",))
+        behind = application("sample", registry(), own, admin=self.admin)
+        app = Gate(behind, self.web, lambda: self.admin, ("/sent", "/own/"))
         return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://sample")
 
 
@@ -99,6 +103,16 @@ async def test_a_path_with_credentials_of_its_own_takes_those_or_a_user(rig: Rig
         assert (await client.post("/sent", headers=headers, content=b"x")).status_code == 401
     assert (await client.post("/sent", auth=("alice", "wrong"), content=b"x")).status_code == 401
     assert rig.bodies_read == 2
+
+
+async def test_paths_below_one_that_ends_with_a_slash_check_their_own_credentials_and_no_others_do(
+    client: httpx2.AsyncClient,
+) -> None:
+    bearer = {"authorization": "Bearer the bearer token"}
+    assert (await client.get("/own/x", headers=bearer)).status_code == 200
+    assert (await client.get("/own/x")).status_code == 401
+    for path in ("/own", "/owned", "/sent/x"):
+        assert (await client.get(path, headers=bearer)).status_code == 401, path
 
 
 async def test_an_unreadable_token_file_is_503_and_a_user_comes_in_all_the_same(

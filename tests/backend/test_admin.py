@@ -1,0 +1,212 @@
+"""The admin API of a whole backend, on both stores: who gets in, what is refused, and what the log tells."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from sqlalchemy import URL
+from starlette.routing import Route
+from structlog.testing import capture_logs
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import Fault
+from services.backend.app import running
+from services.backend.config import Settings
+from shared.auth import USER
+from tests.conftest import Until
+
+TOKEN = "the-admin-token"
+OURS = {"Authorization": f"Bearer {TOKEN}"}
+ADMIN = {"token_file": "token"}
+
+
+def client(app: Any, **headers: str) -> httpx2.AsyncClient:
+    transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
+    return httpx2.AsyncClient(transport=transport, base_url="http://backend/admin/crypto/", headers=headers)
+
+
+@pytest.fixture(autouse=True)
+def token(tmp_path: Path) -> Path:
+    file = tmp_path / "token"
+    file.write_text(TOKEN)
+    return file
+
+
+@pytest.fixture
+async def app(emulator: Emulator, settings: Callable[..., Settings], empty_database: URL) -> AsyncIterator[Any]:
+    database = empty_database.render_as_string(hide_password=False)
+    slow = settings(str(emulator.address), admin=ADMIN, database=database, kms_check_interval="1h")
+    async with running(slow) as app:
+        yield app
+
+
+@pytest.fixture
+async def admin(app: Any) -> AsyncIterator[httpx2.AsyncClient]:
+    async with client(app, **OURS) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def lease(admin: httpx2.AsyncClient) -> str:
+    return str((await admin.post("lease", json={"holder": "a test", "seconds": 60})).json()["token"])
+
+
+async def test_no_path_lets_anybody_in_without_the_token(app: Any) -> None:
+    routes = [route for route in app.routes if isinstance(route, Route) and route.path.startswith("/admin/crypto/")]
+    assert len(routes) == 13
+    for route in routes:
+        (method,) = (route.methods or set()) - {"HEAD"}
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic OnRoZS1hZG1pbi10b2tlbg=="}):
+            async with client(app, **headers) as stranger:
+                answer = await stranger.request(method, f"http://backend{route.path}")
+            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer"), route.path
+
+
+async def test_without_a_token_file_it_is_off_and_says_how_to_set_it(
+    emulator: Emulator, settings: Callable[..., Settings]
+) -> None:
+    async with running(settings(str(emulator.address))) as app, client(app, **OURS) as anybody:
+        for answer in (await anybody.get("census"), await anybody.post("lease", json={})):
+            assert answer.status_code == 401
+            assert "admin.token_file" in answer.json()["error"]
+
+
+async def test_both_tokens_count_while_they_are_rotated_and_a_lost_file_is_said(app: Any, token: Path) -> None:
+    await asyncio.to_thread(token.write_text, "new-token\nthe-admin-token\n")
+    for sent, status in (("new-token", 200), (TOKEN, 200), ("other", 401)):
+        async with client(app, Authorization=f"Bearer {sent}") as caller:
+            assert (await caller.get("keys")).status_code == status
+    await asyncio.to_thread(token.unlink)
+    async with client(app, **OURS) as caller:
+        assert (await caller.get("keys")).status_code == 503
+
+
+async def test_a_user_of_web_yml_who_may_read_metrics_may_not_rotate(app: Any) -> None:
+    async def as_user(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, USER: "prometheus"}, receive, send)
+
+    async with client(as_user) as user:
+        assert (await user.get("http://backend/metrics")).status_code == 200
+        assert (await user.get("keys")).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "sentence"),
+    [
+        ("lease", b"{", "Invalid JSON"),
+        ("lease", b"[]", "valid dictionary"),
+        ("lease", b'{"holder": "", "seconds": 60}', "holder: "),
+        ("lease", b'{"holder": "me", "seconds": 0}', "seconds: "),
+        ("lease", b'{"holder": "me", "seconds": 1e999}', "seconds: "),
+        ("rotate", b'{"rotation_id": "a/b", "type": "new-dek", "token": "t", "caller": "me"}', "rotation_id: "),
+        (
+            "rotate",
+            b'{"rotation_id": "r", "type": "new-dek", "token": "t", "caller": "", "dry_run": "no"}',
+            "dry_run: ",
+        ),
+        ("rotate", b'{"dry_run": true, "type": "all"}', "type: "),
+        ("backup", b'{"limit": 1001}', "limit: "),
+        ("verify", b'{"mode": "quick"}', "mode: "),
+        ("retire", b'{"kek_version": "one", "token": "t"}', "kek_version: "),
+        ("note", b'{"rotation_id": "r", "token": "t", "step": ""}', "step: "),
+        ("restore", b'{"rows": [{}], "token": "t"}', "rows: 0: id: "),
+    ],
+)
+async def test_what_was_not_expected_is_named_and_not_repeated(
+    admin: httpx2.AsyncClient, path: str, body: bytes, sentence: str
+) -> None:
+    answer = await admin.post(path, content=body)
+    assert (answer.status_code, sentence in answer.json()["error"]) == (400, True), answer.text
+
+
+async def test_a_page_of_keys_is_bounded(admin: httpx2.AsyncClient) -> None:
+    assert (await admin.get("keys?limit=0")).status_code == 400
+    assert (await admin.get("keys?limit=many")).status_code == 400
+    assert len((await admin.get("keys?limit=1")).json()) == 1
+
+
+async def test_a_body_over_the_limit_is_refused(admin: httpx2.AsyncClient) -> None:
+    answer = await admin.post("restore", content=b" " * (4 * 1024 * 1024 + 1))
+    assert (answer.status_code, answer.json()) == (413, {"error": "a request may have up to 4194304 bytes"})
+
+
+async def test_every_call_is_told_and_neither_token_nor_key_is(app: Any, admin: httpx2.AsyncClient, lease: str) -> None:
+    with capture_logs() as logs:
+        asked = {"rotation_id": "r", "type": "new-dek", "token": lease, "caller": "by body"}
+        while (await admin.post("rotate", json=asked)).json()["state"] == "running":
+            pass
+        rows = (await admin.post("backup", headers={"X-Keypulse-Caller": "by header" + "x" * 300})).json()
+        await admin.get("rotations/r")
+        await admin.post("rotate", json={"dry_run": True, "type": "new-dek"})
+        async with client(app) as stranger:
+            await stranger.post("retire", json={})
+    told = [line for line in logs if line["event"] == "admin call"]
+    assert [(line["call"].rpartition("crypto/")[2], line["status"]) for line in told][-4:] == [
+        ("backup", 200), ("rotations/r", 200), ("rotate", 200), ("retire", 401),
+    ]  # fmt: skip
+    assert told[0] == {
+        "event": "admin call", "log_level": "info", "call": "/admin/crypto/rotate", "caller": "by body",
+        "peer": "127.0.0.1", "rotation_id": "r", "type": "new-dek", "dry_run": False, "status": 200,
+    }  # fmt: skip
+    assert told[-4]["caller"].startswith("by header")
+    assert len(told[-4]["caller"]) == 200
+    assert (told[-3]["rotation_id"], told[-2]["dry_run"]) == ("r", True)
+    for secret in (TOKEN, lease, *(row["wrapped"] for row in rows)):
+        assert secret not in str(logs)
+
+
+async def test_each_refusal_has_its_status(admin: httpx2.AsyncClient, lease: str, emulator: Emulator) -> None:
+    asked = {"rotation_id": "r", "type": "new-dek", "token": lease, "caller": "me"}
+    assert (await admin.get("rotations/r")).status_code == 404
+    assert (await admin.get("rotations/latest")).json() == {"error": "no rotation was ever made"}
+    answer = await admin.post("rotate", json={**asked, "token": "another's"})
+    assert answer.status_code == 409
+    emulator.faults.add(Fault(kind="denied", operation="Encrypt", count=1))
+    answer = await admin.post("rotate", json=asked)
+    assert (answer.status_code, "permission_denied" in answer.json()["error"]) == (424, True)
+    emulator.faults.add(Fault(kind="status", operation="Encrypt", count=1))
+    assert (await admin.post("rotate", json=asked)).status_code == 503
+    assert (await admin.post("release", json={"token": lease})).status_code == 204
+
+
+async def test_another_instance_uses_the_new_data_key_soon_and_reads_its_records_at_once(
+    emulator: Emulator, settings: Callable[..., Settings], empty_database: URL, until: Until
+) -> None:
+    database = empty_database.render_as_string(hide_password=False)
+    slow = settings(str(emulator.address), admin=ADMIN, database=database, kms_check_interval="1h")
+    async with running(slow) as one, running(slow) as other, client(one, **OURS) as admin, client(other) as elsewhere:
+        token = (await admin.post("lease", json={"holder": "a test", "seconds": 60})).json()["token"]
+        asked = {"rotation_id": "r", "type": "new-dek", "token": token, "caller": "me"}
+        while (await admin.post("rotate", json=asked)).json()["state"] == "running":
+            pass
+        await admin.post("reload")
+        assert (await admin.put("http://backend/v1/records/a", content=b"new key")).status_code == 204
+        assert [each["records"] for each in (await admin.get("census")).json()["versions"]] == [1]
+        assert (await elsewhere.get("http://other/v1/records/a")).content == b"new key"
+
+
+async def test_the_metrics_tell_of_a_rotation_by_whatever_runner(
+    admin: httpx2.AsyncClient,
+    lease: str,
+    emulator: Emulator,
+    settings: Callable[..., Settings],
+    empty_database: URL,
+    until: Until,
+) -> None:
+    database = empty_database.render_as_string(hide_password=False)
+    async with running(settings(str(emulator.address), database=database)) as other, client(other) as scraper:
+
+        async def shows(line: str) -> bool:
+            return line in (await scraper.get("http://other/metrics")).text.splitlines()
+
+        assert await shows('kms_data_keys{kek_version="1",status="active"} 1.0')
+        assert await shows("kms_rotation_in_progress 0.0")
+        asked = {"rotation_id": "r", "type": "new-dek", "token": lease, "caller": "me"}
+        assert (await admin.post("rotate", json=asked)).json()["state"] == "running"
+        await until(lambda: shows("kms_rotation_in_progress 1.0"))
+        assert (await admin.post("rotate", json=asked)).json()["state"] == "done"
+        await until(lambda: shows('kms_data_keys{kek_version="1",status="retired"} 1.0'))
+        assert await shows("kms_rotation_in_progress 0.0")

@@ -1,0 +1,127 @@
+"""`keypulse-backend admin`, as the rotator's driver `command` starts it: a real process beside a real backend."""
+
+import asyncio
+import json
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ops.kms_emulator.emulator import Emulator
+from services.backend.app import running
+from services.backend.config import Settings
+from shared.server import serving
+from shared.settings import Address
+from tests.shared.certificates import Authority, web_yml
+
+COMMAND = (sys.executable, "-m", "services.backend", "admin")
+TOKEN = "the-admin-token"
+ADMIN = {"token_file": "token"}
+
+
+async def said(*arguments: str | Path, lines: bytes) -> list[dict[str, Any]]:
+    """What it answers to `lines`; it ends with them."""
+    done = await asyncio.to_thread(
+        subprocess.run, [*COMMAND, *map(str, arguments)], input=lines, capture_output=True, timeout=60, check=True
+    )
+    assert done.stderr == b""
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def token(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+
+
+@pytest.fixture
+def configured(configuration: Callable[..., Path], emulator: Emulator) -> Callable[[Address], Path]:
+    """The configuration of a backend that listens there."""
+    return lambda address: configuration(str(emulator.address), listen=str(address), admin=ADMIN)
+
+
+async def test_each_line_is_answered_by_one_and_a_bad_one_spoils_no_other(
+    settings: Callable[..., Settings], configured: Callable[[Address], Path], emulator: Emulator
+) -> None:
+    lines = b"""{"method": "GET", "path": "census", "caller": "a test"}
+what?
+{"method": "DELETE", "path": "keys"}
+{"method": "GET", "path": "keys\\r\\nX-Evil: 1"}
+{"method": "GET", "path": "no/such/path"}
+{"method": "GET", "path": "rotations/none"}
+{"method": "POST", "path": "lease", "body": {"holder": "me", "seconds": 60}}
+"""
+    async with (
+        running(settings(str(emulator.address), admin=ADMIN)) as app,
+        serving(app, Address("127.0.0.1", 0)) as address,
+    ):
+        answers = await said("--config", configured(address), lines=lines)
+    assert [answer["status"] for answer in answers] == [200, 400, 400, 400, 404, 404, 200]
+    assert answers[0]["body"]["versions"][0]["data_keys"] == 1
+    assert answers[4]["body"] is None
+    assert answers[5]["body"] == {"error": "there is no rotation none"}
+    assert answers[6]["body"]["holder"] == "me"
+
+
+async def test_what_listens_everywhere_is_reached_here(
+    settings: Callable[..., Settings], configured: Callable[[Address], Path], emulator: Emulator
+) -> None:
+    async with (
+        running(settings(str(emulator.address), admin=ADMIN)) as app,
+        serving(app, Address("127.0.0.1", 0)) as address,
+    ):
+        everywhere = configured(Address("0.0.0.0", address.port))
+        (answer,) = await said("--config", everywhere, lines=b'{"method": "GET", "path": "keys"}\n')
+    assert answer["status"] == 200
+
+
+async def test_by_tls_only_the_backends_own_certificate_is_trusted(
+    settings: Callable[..., Settings], configured: Callable[[Address], Path], emulator: Emulator, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = authority.sign("server")  # for no name at all
+    yml = web_yml(tmp_path)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate, key)
+    line = b'{"method": "GET", "path": "keys"}\n'
+    async with (
+        running(settings(str(emulator.address), admin=ADMIN)) as app,
+        serving(app, Address("127.0.0.1", 0), tls) as address,
+    ):
+        arguments = ("--config", configured(address), "--web.config.file", yml)
+        assert [answer["status"] for answer in await said(*arguments, lines=line)] == [200]
+        authority.sign("server")  # another one, which the backend does not have
+        (refused,) = await said(*arguments, lines=line)
+    assert refused["status"] == 502
+    assert "does not answer" in refused["body"]["error"]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [("", "is empty"), ("töken", "fits into no HTTP header"), (TOKEN, "Connection refused; is it running?")],
+)
+async def test_what_is_in_the_way_is_an_answer(
+    configured: Callable[[Address], Path], tmp_path: Path, content: str, sentence: str
+) -> None:
+    await asyncio.to_thread((tmp_path / "token").write_text, content)
+    config = configured(Address("127.0.0.1", 1))
+    (answer,) = await said("--config", config, lines=b'{"method": "GET", "path": "keys"}\n')
+    assert (answer["status"], sentence in answer["body"]["error"]) == (502, True), answer
+
+
+async def test_without_an_admin_api_or_with_a_bad_web_yml_it_exits_2(
+    configuration: Callable[..., Path], configured: Callable[[Address], Path], tmp_path: Path
+) -> None:
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [*COMMAND, *map(str, arguments)]
+        return subprocess.run(command, input="", capture_output=True, text=True, timeout=60, check=False)
+
+    off = await asyncio.to_thread(run, "--config", configuration("127.0.0.1:1"))
+    assert (off.returncode, "admin.token_file: expected a file" in off.stderr) == (2, True)
+    config = configured(Address("127.0.0.1", 1))
+    bad = await asyncio.to_thread(run, "--config", config, "--web.config.file", tmp_path / "none.yml")
+    assert (bad.returncode, bad.stderr.startswith("--web.config.file: ")) == (2, True)
+    assert len(bad.stderr.splitlines()) == 1
