@@ -24,6 +24,7 @@ from shared.kms.provider import KeyProvider, KmsError
 
 _AAD: Final = b"keypulse backup\0"
 _COLUMNS: Final = tuple(StoredKey.model_fields)
+_HEAD: Final = ",".join(_COLUMNS).encode() + b"\n"
 
 
 class BackupError(Exception):
@@ -63,18 +64,18 @@ class Counted:
     """A summary that grows by pages."""
 
     def __init__(self) -> None:
-        self._rows, self._csv, self._keys = 0, sha256(), sha256()
+        self.data_keys, self._csv, self._keys = 0, sha256(), sha256()
 
     def add(self, rows: Sequence[StoredKey], text: bytes) -> None:
         """One page: the rows, and the same as CSV."""
-        self._rows += len(rows)
+        self.data_keys += len(rows)
         self._csv.update(text)
         for row in rows:
             self._keys.update(f"{row.id} {row.fingerprint}\n".encode())
 
     def summary(self) -> Summary:
         """Of all pages so far."""
-        return Summary(data_keys=self._rows, sha256=self._csv.hexdigest(), fingerprint=self._keys.hexdigest())
+        return Summary(data_keys=self.data_keys, sha256=self._csv.hexdigest(), fingerprint=self._keys.hexdigest())
 
 
 async def write(
@@ -120,7 +121,7 @@ async def write(
         try:
             counted = Counted()
             async for rows in _stored(administration):
-                text = _csv(rows)
+                text = (_HEAD if not counted.data_keys else b"") + _csv(rows)
                 counted.add(rows, text)
                 await asyncio.to_thread(writer.page, text)
             await asyncio.to_thread(writer.finish, counted.summary().model_dump_json().encode())
@@ -167,7 +168,7 @@ async def pages(
                 if Summary.model_validate_json(text) != counted.summary():
                     raise BackupError(f"the backup {file} holds other rows than its last page says")
                 return
-            rows = _rows(text)
+            rows = _rows(text if counted.data_keys else text.removeprefix(_HEAD))
             counted.add(rows, text)
             yield rows
     except KmsError as error:

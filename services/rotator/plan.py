@@ -8,6 +8,8 @@ from pydantic import BaseModel
 from shared.keyring.administration import Census, Progress, RotationState, RotationType
 from shared.keyring.model import LOCAL_KEK
 
+PROBLEMS: Final = "problems: "
+"""Begins what a step saw that has come to its end, and is not content."""
 _HINT: Final = "shorten `new_dek_min_age` where it must be replaced now"
 
 
@@ -24,13 +26,19 @@ class Plan(BaseModel):
 
 
 def unfinished(latest: Progress | None) -> bool:
-    """Whether a rotation was left in the middle: under way, or done and not yet verified by its runner."""
+    """Whether a rotation was left in the middle: under way, or done and never looked at by its runner."""
     if latest is None:
         return False
-    verified = any(step.startswith("verify") for step in latest.steps)
+    looked = any(step.startswith(("verify", f"failed verify: {PROBLEMS}")) for step in latest.steps)
     return latest.state is RotationState.RUNNING or (
-        latest.state is RotationState.DONE and bool(latest.steps) and not verified
+        latest.state is RotationState.DONE and bool(latest.steps) and not looked
     )
+
+
+def may_resume(latest: Progress) -> bool:
+    """Whether it can be tried again: it was left in the middle, or something in it failed."""
+    failed = bool(latest.steps) and latest.steps[-1].startswith("failed")
+    return unfinished(latest) or latest.state is RotationState.FAILED or (latest.state is RotationState.DONE and failed)
 
 
 def not_finished(latest: Progress) -> str:

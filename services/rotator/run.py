@@ -1,6 +1,6 @@
 """The orders of steps, each under the lease: `run` begins a rotation, `resume` finishes one, `rollback` undoes one.
 
-smoke → target → backup → encrypt → rotate → reload → compare → verify
+smoke → target → backup → encrypt → rotate → reload → verify
 
 Until `rotate` nothing is changed, and a failure leaves nothing to be finished. `verify` comes last: a rotation without
 it is not finished, whatever state the keyring gives it.
@@ -13,11 +13,10 @@ from pathlib import Path
 
 from services.rotator.backup import BackupError, Summary
 from services.rotator.model import RotatorError
-from services.rotator.plan import not_finished, plan, unfinished, ways_on
+from services.rotator.plan import may_resume, not_finished, plan, unfinished, ways_on
 from services.rotator.report import KeptBackup, Outcome, Report
 from services.rotator.session import Session
 from services.rotator.steps import Steps
-from services.rotator.verify import failures
 from shared.keyring.administration import (
     AdministrationError,
     Lease,
@@ -74,7 +73,7 @@ async def _run(session: Session, lease: Lease, type_: RotationType) -> Report:
 
 async def _resume(session: Session, lease: Lease) -> Report:
     latest = await session.administration.progress()
-    if latest is None or not (unfinished(latest) or latest.state is RotationState.FAILED):
+    if latest is None or not may_resume(latest):
         why = f"rotation {latest.rotation_id} is {latest.state}" if latest else "there was no rotation"
         nothing = f"nothing to do: {why}"
         return Report(command="resume", outcome=Outcome.NOTHING_TO_DO, sentence=nothing, rotation=latest)
@@ -101,11 +100,9 @@ async def _finished(
     command: str, session: Session, steps: Steps, rotation: Progress, file: Path, summary: Summary
 ) -> Report:
     await steps.reload()
-    differing = await steps.compare(file)
-    found = await steps.verify()
+    found, wrong = await steps.verify(file)
     latest = await session.administration.progress(rotation.rotation_id) or rotation
-    wrong = (*latest.problems, *differing, *failures(found))
-    failed = latest.state is not RotationState.DONE or bool(differing or failures(found))
+    failed = latest.state is not RotationState.DONE or bool(wrong)
     what = f"rotation {latest.rotation_id}: {latest.done} of {latest.total} data keys are done"
     return Report(
         command=command,
@@ -115,7 +112,7 @@ async def _finished(
         rotation=latest,
         backup=KeptBackup(file=str(file), **summary.model_dump()),
         verification=found,
-        problems=_distinct(wrong),
+        problems=_distinct((*latest.problems, *wrong)),
     )
 
 
@@ -129,8 +126,8 @@ async def _rollback(session: Session, lease: Lease) -> Report:
     with _leads_to("rollback"):
         rotation = await steps.rollback()
         await steps.reload()
-        found = await steps.verify()
-    wrong = _distinct((*rotation.problems, *failures(found)))
+        found, unreadable = await steps.verify()
+    wrong = _distinct((*rotation.problems, *unreadable))
     what = f"rotation {rotation.rotation_id} is rolled back"
     return Report(
         command="rollback",

@@ -1,21 +1,24 @@
 """The steps of a rotation, each for itself; `run`, `resume` and `rollback` put them in their order.
 
 Each is told, timed, and noted in the keyring's journal, so that whoever comes next, on whatever machine, knows what was
-done.
+done, and what failed.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
 from services.rotator import backup, backups, target
 from services.rotator.backup import BackupError, Summary
 from services.rotator.model import RotatorError, Took
+from services.rotator.plan import PROBLEMS
 from services.rotator.session import Session
 from services.rotator.smoke import smoke
 from services.rotator.verify import failures, verified
 from shared.keyring.administration import (
+    AdministrationError,
     Problem,
     Progress,
     RotateRequest,
@@ -24,6 +27,7 @@ from shared.keyring.administration import (
     Verification,
 )
 
+_LONGEST_NOTE: Final = 1000
 _STALLED_CALLS: Final = 10
 """Calls in a row that change nothing: it would never end."""
 
@@ -133,33 +137,40 @@ class Steps:
         """Every instance of the service reads the keyring again."""
         await self._step("reload", self._administration.reload(), lambda _: "done")
 
-    async def verify(self) -> Verification:
-        """Reads everything."""
-        checking = verified(self._session, self._settings.verify_mode)
-        return await self._step("verify", checking, lambda found: _wrong(len(failures(found))))
+    async def verify(self, file: Path | None = None) -> tuple[Verification, list[Problem]]:
+        """Reads everything, compares each data key with the backup in `file`, and gives what is wrong."""
 
-    async def compare(self, file: Path) -> list[Problem]:
-        """What differs from the backup: every data key must be the one that it was."""
-        differing = backups.differences(
-            file, self._administration, self._session.kms, timeout=self._settings.kms_timeout
+        async def look() -> tuple[Verification, list[Problem]]:
+            differing: list[Problem] = []
+            if file:
+                kms, timeout = self._session.kms, self._settings.kms_timeout
+                differing = await backups.differences(file, self._administration, kms, timeout=timeout)
+            found = await verified(self._session, self._settings.verify_mode)
+            return found, [*differing, *failures(found)]
+
+        return await self._step(
+            "verify", look(), lambda seen: PROBLEMS + str(len(seen[1])) if seen[1] else "all is well"
         )
-        return await self._step("compare", differing, lambda found: _wrong(len(found)))
 
     async def _step(self, name: str, work: Awaitable[T], seen: Callable[[T], str]) -> T:
         now = asyncio.get_running_loop().time
         began = now()
         self._session.tell.step(name)
-        outcome = await work
+        try:
+            outcome = await work
+        except (RotatorError, AdministrationError, BackupError) as error:
+            with suppress(AdministrationError):  # perhaps it is just what failed
+                await self._note(f"failed {name}: {error}"[:_LONGEST_NOTE])
+            raise
         told = Took(step=name, seen=seen(outcome), seconds=now() - began)
         self._session.took.append(told)
         self._session.tell.step(name, told.seen)
-        await self._administration.note(self._id, self._token, f"{name} {told.seen}")
+        await self._note(f"failed {name}: {told.seen}" if told.seen.startswith(PROBLEMS) else f"{name} {told.seen}")
         return outcome
+
+    async def _note(self, step: str) -> None:
+        await self._administration.note(self._id, self._token, step)
 
 
 def _told(progress: Progress) -> str:
     return f"{progress.done} of {progress.total}, {progress.state}"
-
-
-def _wrong(number: int) -> str:
-    return f"{number} problems" if number else "all is well"

@@ -14,6 +14,7 @@ from services.rotator.report import Outcome, Report
 from services.rotator.run import resume, rollback, run
 from services.rotator.session import Session
 from shared.keyring.administration import RefusedError, RotationState, RotationType
+from shared.keyring.seen import seen
 from tests.rotator.rotated import KEY, Rotated, data_key_id
 
 NewVersion = Callable[[], Awaitable[None]]
@@ -62,6 +63,9 @@ async def test_a_kms_that_refuses_half_way_leaves_a_rotation_that_can_be_resumed
     assert failed.then == ("resume", "rollback")
     assert sorted(key.wrapped.kek_version for key in (await rotated.keys()).values()) == [1, 1, 2]
     assert await rotated.broken() == []
+    async with rotated.database() as database:
+        counted = await database.read(seen)
+    assert (counted.failures["rotate"], counted.in_progress) == (1, True)
     emulator.faults.clear()
     async with rotated.session() as session:
         assert (await failing(session)).then == ("resume", "rollback")

@@ -65,7 +65,7 @@ async def test_plan_run_status_and_a_second_run(in_a_file: Rotated, new_version:
     report = json.loads(done.out)
     assert (done.code, report["outcome"]) == (0, "done")
     assert [step["step"] for step in report["steps"]] == (
-        ["smoke", "target", "backup", "encrypt", "rotate", "reload", "compare", "verify"]
+        ["smoke", "target", "backup", "encrypt", "rotate", "reload", "verify"]
     )
     assert "3 of 3 data keys" in done.err
     assert summary.read_text().startswith("# before\n## ✓ keypulse-rotator run: done\n")

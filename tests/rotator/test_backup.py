@@ -1,0 +1,197 @@
+"""A backup: whole or not there, readable by who may use the KMS key, and every change of it noticed."""
+
+import base64
+import csv
+import hashlib
+import io
+import json
+import stat
+import tracemalloc
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.model import State
+from services.rotator import backup, backups, sealed
+from services.rotator.backup import BackupError, Summary
+from services.rotator.look import restore_check
+from services.rotator.report import Outcome
+from services.rotator.session import Session
+from shared.keyring.administration import PAGE, StoredKey
+from tests.rotator.rotated import KEY, Rotated, data_key_id
+
+NewVersion = Callable[[], Awaitable[None]]
+
+
+async def written(session: Session, rotation_id: str = "one") -> tuple[Path, Summary]:
+    file = session.backups.new(rotation_id, session.now)
+    summary = await backup.write(
+        file, session.administration, session.kms, rotation_id=rotation_id, needs={1}, now=session.now, timeout=5
+    )
+    return file, summary
+
+
+async def read(session: Session, file: Path) -> list[StoredKey]:
+    pages = backup.pages(file, session.kms, backup.Counted(), timeout=5)
+    return [row async for rows in pages for row in rows]
+
+
+async def test_what_is_read_is_what_was_written_and_only_its_owner_may_read_it(rotated: Rotated) -> None:
+    async with rotated.session() as session:
+        file, summary = await written(session)
+        assert await read(session, file) == await session.administration.backup()
+        assert await backups.check(file, session.kms, timeout=5) == summary
+        verification = await session.administration.verify("full")
+    assert (summary.data_keys, summary.fingerprint) == (3, verification.fingerprint)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    assert list(file.parent.iterdir()) == [file]
+
+
+async def test_its_content_is_csv_of_metadata_and_wrapped_keys(in_a_file: Rotated) -> None:
+    async with in_a_file.session() as session:
+        file, _ = await written(session)
+        wrapped = base64.b64decode(backup.header(file).wrapped)
+        key = (await session.kms.decrypt(wrapped, b"keypulse backup\0one", timeout=5)).plaintext
+    ((text, _), (last, _)) = sealed.pages(file, key)
+    assert json.loads(last)["sha256"] == hashlib.sha256(text).hexdigest()
+    rows = list(csv.DictReader(io.StringIO(text.decode())))
+    assert [row["id"] for row in rows] == [data_key_id(number) for number in range(3)]
+    assert {row["kek"] for row in rows} == {KEY}
+
+
+async def test_every_single_changed_byte_and_every_cut_is_noticed(in_a_file: Rotated) -> None:
+    async with in_a_file.session() as session:
+        file, summary = await written(session)
+        whole = file.read_bytes()
+        begin = whole.index(b"\n") + 1
+        for position in {*range(0, len(whole), 41), *range(begin, begin + 8), len(whole) - 1}:
+            file.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+            with pytest.raises(BackupError):
+                await backups.check(file, session.kms, timeout=5)
+            file.write_bytes(whole[:position])
+            with pytest.raises(BackupError):
+                await backups.check(file, session.kms, timeout=5)
+        file.write_bytes(whole + b"\0")
+        with pytest.raises(BackupError):
+            await backups.check(file, session.kms, timeout=5)
+        file.write_bytes(whole)
+        assert await backups.check(file, session.kms, timeout=5) == summary
+
+
+def test_pages_cannot_be_left_out_or_change_places_and_the_last_one_cannot_be_missing(tmp_path: Path) -> None:
+    file, key = tmp_path / "file", bytes(32)
+    writer = sealed.Writer(file, b"{}", key)
+    for page in (b"first", b"other"):
+        writer.page(page)
+    writer.finish(b"at last")
+    assert list(sealed.pages(file, key)) == [(b"first", False), (b"other", False), (b"at last", True)]
+    size = 4 + 5 + 16
+    head, one, two, last = (
+        (whole := file.read_bytes())[:3],
+        whole[3:][:size],
+        whole[3:][size:][:size],
+        whole[3:][2 * size :],
+    )
+    for changed in (head + two + one + last, head + one + last, head + one + two, head + last, head):
+        file.write_bytes(changed)
+        with pytest.raises(sealed.DamagedError):
+            list(sealed.pages(file, key))
+
+
+async def test_a_backup_that_fails_half_way_leaves_nothing(in_a_file: Rotated) -> None:
+    async with in_a_file.session() as session:
+
+        async def rows(after: str = "", _limit: int = 0) -> list[StoredKey]:
+            if after:
+                raise OSError(28, "No space left on device")
+            return list(all_rows)
+
+        all_rows = await session.administration.backup()
+        session.administration.backup = rows  # type: ignore[method-assign,assignment]
+        with pytest.raises(BackupError, match="No space left on device"):
+            await written(session)
+        assert list(session.backups.folder.iterdir()) == []
+
+
+async def test_what_a_killed_runner_left_half_is_no_backup_and_in_nobodys_way(in_a_file: Rotated) -> None:
+    async with in_a_file.session() as session:
+        file = session.backups.new("one", datetime(2026, 1, 1, tzinfo=UTC))
+        half = file.with_name(f".{file.name}.part")
+        half.write_bytes(b"half")
+        assert session.backups.kept() == []
+        with pytest.raises(BackupError, match="there is no backup in"):
+            session.backups.named("latest")
+        sealed.Writer(file, b"{}", bytes(32)).finish(b"")
+        assert not half.exists()
+
+
+async def test_restore_check_compares_the_latest_backup_with_the_keyring(
+    rotated: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    async with rotated.session() as session:
+        await written(session, "older")
+        file, summary = await written(session, "newer")
+        report = await restore_check(session, "latest")
+        assert (report.outcome, report.problems) == (Outcome.DONE, ())
+        assert report.backup
+        assert (report.backup.file, report.backup.sha256) == (str(file), summary.sha256)
+        kept = await rotated.keys()
+        del kept[data_key_id(1)]
+        await rotated.reset(kept.values())
+        report = await restore_check(session, file.name)
+        assert report.outcome is Outcome.FAILED
+        assert [(each.id, "no longer in the keyring" in each.why) for each in report.problems] == [
+            (data_key_id(1), True)
+        ]
+        await new_version()
+        await emulator.store.change(KEY, lambda key: key.with_state(1, State.DISABLED))
+        with pytest.raises(BackupError, match="KMS does not unwrap the key of the backup"):
+            await restore_check(session, str(file))
+
+
+async def test_restore_check_tries_the_version_that_the_data_keys_need(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await new_version()
+    async with in_a_file.session() as session:
+        await written(session)  # its own key is wrapped by version 2, the data keys by version 1
+        await emulator.store.change(KEY, lambda key: key.with_state(1, State.DISABLED))
+        report = await restore_check(session, "latest")
+    assert report.outcome is Outcome.FAILED
+    assert [problem.id for problem in report.problems] == [data_key_id(0)]
+    assert "version 1 does not unwrap it: key_disabled" in report.problems[0].why
+
+
+async def test_a_kms_that_refuses_the_backups_key_is_a_sentence(in_a_file: Rotated, emulator: Emulator) -> None:
+    async with in_a_file.session() as session:
+        emulator.faults.add(Fault(kind="denied"))
+        with pytest.raises(BackupError, match="KMS does not wrap the backup's key: permission_denied"):
+            await written(session)
+        assert list(session.backups.folder.iterdir()) == []
+
+
+async def test_a_hundred_thousand_data_keys_are_backed_up_and_checked_in_bounded_memory(in_a_file: Rotated) -> None:
+    async with in_a_file.session() as session:
+        first = (await session.administration.backup())[0]
+
+        async def rows(after: str = "", _limit: int = 0) -> list[StoredKey]:
+            begin = int(after, 16) + 1 if after else 0
+            numbers = range(begin, min(begin + PAGE, 100_000))
+            return [first.model_copy(update={"id": data_key_id(number)}) for number in numbers]
+
+        session.administration.backup = rows  # type: ignore[method-assign,assignment]
+        tracemalloc.start()
+        try:
+            file, summary = await written(session)
+            assert await backups.check(file, session.kms, timeout=5) == summary
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert summary.data_keys == 100_000
+    assert file.stat().st_size > 30_000_000
+    assert peak < 20_000_000

@@ -1,0 +1,128 @@
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.rotator.plan import may_resume, plan, unfinished, ways_on
+from shared.keyring.administration import Census, Progress, RotationState, RotationType, VersionCount
+from shared.keyring.model import LOCAL_KEK
+
+KEY, OTHER = "projects/p/locations/l/keyRings/r/cryptoKeys/ours", "projects/p/locations/l/keyRings/r/cryptoKeys/other"
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+REWRAP, NEW = RotationType.REWRAP_KEK, RotationType.NEW_DEK
+
+counts = st.lists(
+    st.builds(
+        VersionCount,
+        kek=st.sampled_from([KEY, OTHER, LOCAL_KEK]),
+        kek_version=st.integers(0, 4),
+        data_keys=st.integers(0, 9),
+        records=st.integers(0, 9),
+    ),
+    unique_by=lambda each: (each.kek, each.kek_version),
+).map(tuple)
+
+
+def census(*versions: VersionCount) -> Census:
+    return Census(versions=versions, active="a", active_since=NOW)
+
+
+def rotation(
+    type_: RotationType = NEW,
+    state: RotationState = RotationState.DONE,
+    steps: tuple[str, ...] = ("backup x", "verify all is well"),
+    ago: float = 0,
+    rolling_back: bool = False,
+) -> Progress:
+    return Progress(
+        rotation_id="id",
+        type=type_,
+        state=state,
+        target_version=1,
+        caller="me",
+        started_at=NOW,
+        updated_at=NOW - timedelta(seconds=ago),
+        total=1,
+        done=1,
+        steps=steps,
+        rolling_back=rolling_back,
+    )
+
+
+@given(versions=counts, primary=st.integers(1, 4))
+def test_a_rewrap_counts_each_of_our_data_keys_that_another_version_wraps_and_names_each_other_key(
+    versions: tuple[VersionCount, ...], primary: int
+) -> None:
+    made = plan(REWRAP, census(*versions), key=KEY, primary=primary, latest=None, now=NOW, min_age=60)
+    due = [each for each in versions if each.kek == KEY and each.kek_version != primary]
+    assert made.data_keys == sum(each.data_keys for each in due)
+    assert made.sentence.startswith("nothing to do") is (made.data_keys == 0)
+    assert len(made.left_out) == len([each for each in versions if each.kek != KEY])
+
+
+@given(versions=counts, primary=st.integers(1, 4), done=st.data())
+def test_a_rewrap_that_did_what_was_planned_leaves_nothing_to_do(
+    versions: tuple[VersionCount, ...], primary: int, done: st.DataObject
+) -> None:
+    total = sum(each.data_keys for each in versions if each.kek == KEY)
+    others = tuple(each for each in versions if each.kek != KEY)
+    after = (*others, VersionCount(kek=KEY, kek_version=primary, data_keys=total, records=0))
+    assert not plan(REWRAP, census(*after), key=KEY, primary=primary, latest=None, now=NOW, min_age=60).data_keys
+
+
+@pytest.mark.parametrize(
+    ("latest", "data_keys"),
+    [
+        (None, 1),
+        (rotation(ago=59), 0),
+        (rotation(ago=-3600), 0),  # a clock behind
+        (rotation(ago=60), 1),
+        (rotation(type_=REWRAP), 1),
+        (rotation(state=RotationState.ROLLED_BACK), 1),
+        (rotation(state=RotationState.FAILED), 1),
+    ],
+)
+def test_a_new_data_key_is_due_unless_one_was_just_made(latest: Progress | None, data_keys: int) -> None:
+    made = plan(NEW, census(), key=KEY, primary=2, latest=latest, now=NOW, min_age=60)
+    assert made.data_keys == data_keys
+    assert made.sentence.startswith("nothing to do") is (data_keys == 0)
+
+
+@pytest.mark.parametrize(
+    ("latest", "expected"),
+    [
+        (None, False),
+        (rotation(), False),
+        (rotation(state=RotationState.RUNNING), True),
+        (rotation(state=RotationState.RUNNING, steps=()), True),
+        (rotation(steps=("backup x", "rotate")), True),  # killed before it was verified
+        (rotation(steps=("rotate", "failed verify: nobody answers")), True),
+        (rotation(steps=("rotate", "failed verify: problems: 1")), False),  # it was looked at: the next may come
+        (rotation(steps=()), False),  # nobody's runner made it
+        (rotation(state=RotationState.FAILED), False),
+        (rotation(state=RotationState.ROLLED_BACK, steps=("backup x",)), False),
+    ],
+)
+def test_a_rotation_is_finished_once_its_runner_has_verified_it(latest: Progress | None, expected: bool) -> None:
+    assert unfinished(latest) is expected
+
+
+@pytest.mark.parametrize(
+    ("latest", "expected"),
+    [
+        (rotation(), False),
+        (rotation(state=RotationState.ROLLED_BACK, steps=("failed rollback: x",)), False),
+        (rotation(state=RotationState.FAILED), True),
+        (rotation(state=RotationState.RUNNING), True),
+        (rotation(steps=("rotate", "failed verify: problems: 1")), True),
+        (rotation(steps=("failed verify: problems: 1", "verify all is well")), False),
+    ],
+)
+def test_what_failed_can_be_tried_again(latest: Progress, expected: bool) -> None:
+    assert may_resume(latest) is expected
+
+
+def test_a_rollback_that_has_begun_can_only_be_finished() -> None:
+    assert ways_on(rotation(state=RotationState.RUNNING, rolling_back=True)) == ("rollback",)
+    assert ways_on(rotation(state=RotationState.RUNNING)) == ("resume", "rollback")
