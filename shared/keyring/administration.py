@@ -193,7 +193,7 @@ class Administration(Protocol):
         ...
 
     async def rotate(self, request: RotateRequest) -> Progress:
-        """Does one batch, each data key journalled before the next; call it until the state is no longer `running`."""
+        """Does one batch, each data key in one commit with its journal entry; call it until it no longer runs."""
         ...
 
     async def dry_run(self, type_: RotationType, target_version: int | None) -> Progress:

@@ -4,6 +4,7 @@ Of each data key the new wrapped form and its entry in the journal are one commi
 what was read. What another hand changes meanwhile is found in the next pass; the last one finds nothing to do.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, exists, func, select
@@ -63,23 +64,29 @@ class Rewrap:
 
     async def _wrapped(self, key: DataKey) -> Wrapped | Problem:
         try:
-            return await self.wrapping.wrap(key.id, await self.wrapping.unwrap(key))
+            wrapped = await self.wrapping.wrap(key.id, await self.wrapping.unwrap(key))
         except UnwrapError as error:
             return Problem(id=key.id, why=str(error), foreign=error.foreign)
+        target.refuse_another(wrapped, self.rotation.target_version)
+        return wrapped
 
-    async def _write(self, key: DataKey, outcome: Wrapped | Problem) -> None:
-        if isinstance(outcome, Wrapped):
-            target.refuse_another(outcome, self.rotation.target_version)
+    async def _write(self, outcomes: Sequence[tuple[DataKey, Wrapped | Problem]]) -> None:
+        """In one commit, for a disk takes as long for one as for many."""
 
         def write(connection: Connection, now: float) -> None:
             journal.still(connection, self.rotation)
-            columns: dict[str, object] = {"cursor": key.id}
-            if isinstance(outcome, Problem):
-                if store.find(connection, key.id) == key:
-                    journal.add_problem(connection, self.rotation, outcome)
-            elif store.rewrap(connection, key.id, key.wrapped, outcome):
-                journal.enter(connection, self.rotation, key.id, key.wrapped, outcome)
-                columns["done"] = rotations.c.done + 1
-            journal.update(connection, now, self.rotation, **columns)
+            done = sum(self._took(connection, key, outcome) for key, outcome in outcomes)
+            journal.update(connection, now, self.rotation, cursor=outcomes[-1][0].id, done=rotations.c.done + done)
 
-        await under_lease(self.database, self.request.token, write)
+        if outcomes:
+            await under_lease(self.database, self.request.token, write)
+
+    def _took(self, connection: Connection, key: DataKey, outcome: Wrapped | Problem) -> bool:
+        if isinstance(outcome, Problem):
+            if store.find(connection, key.id) == key:
+                journal.add_problem(connection, self.rotation, outcome)
+            return False
+        if not store.rewrap(connection, key.id, key.wrapped, outcome):
+            return False  # another hand changed it: the next pass finds it
+        journal.enter(connection, self.rotation, key.id, key.wrapped, outcome)
+        return True

@@ -4,6 +4,7 @@ A wrapped form goes back only where the row still holds the one that the rotatio
 unwrapped: a version that was disabled meanwhile would take the data key with it. No data key is ever removed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -65,24 +66,25 @@ class Rollback:
             return f"its former wrapped form cannot be unwrapped: {error}; it was left as it is"
         return None
 
-    async def _undo(self, entry: Entry, obstacle: str | None) -> None:
+    async def _undo(self, entries: Sequence[tuple[Entry, str | None]]) -> None:
         def write(connection: Connection, now: float) -> None:
             journal.still(connection, self.rotation)
-            left = obstacle
-            try:
-                if left is None and not store.rewrap(connection, entry.data_key_id, entry.new, entry.old):
-                    left = _CHANGED
-            except RetiredVersionError as error:
-                left = f"its former wrapped form is not put back: {error}"
-            if left is None:
-                journal.conclude(connection, entry, Outcome.UNDONE)
-                journal.update(connection, now, self.rotation, done=rotations.c.done - 1)
-            else:
-                journal.conclude(connection, entry, Outcome.KEPT)
-                journal.add_problem(connection, self.rotation, Problem(id=entry.data_key_id, why=left))
-                journal.update(connection, now, self.rotation)
+            undone = sum(self._undid(connection, entry, obstacle) for entry, obstacle in entries)
+            journal.update(connection, now, self.rotation, done=rotations.c.done - undone)
 
-        await under_lease(self.database, self.token, write)
+        if entries:
+            await under_lease(self.database, self.token, write)
+
+    def _undid(self, connection: Connection, entry: Entry, obstacle: str | None) -> bool:
+        try:
+            if obstacle is None and not store.rewrap(connection, entry.data_key_id, entry.new, entry.old):
+                obstacle = _CHANGED
+        except RetiredVersionError as error:
+            obstacle = f"its former wrapped form is not put back: {error}"
+        if obstacle is not None:
+            journal.add_problem(connection, self.rotation, Problem(id=entry.data_key_id, why=obstacle))
+        journal.conclude(connection, entry, Outcome.KEPT if obstacle else Outcome.UNDONE)
+        return obstacle is None
 
     def _finish(self, connection: Connection, now: float) -> None:
         journal.still(connection, self.rotation)

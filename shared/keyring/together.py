@@ -12,18 +12,17 @@ O = TypeVar("O")  # noqa: E741  # its outcome
 
 
 async def together(
-    items: Sequence[I], do: Callable[[I], Awaitable[O]], take: Callable[[I, O], Awaitable[None]]
+    items: Sequence[I], do: Callable[[I], Awaitable[O]], take: Callable[[Sequence[tuple[I, O]]], Awaitable[None]]
 ) -> None:
-    """Hands each item with what `do` made of it to `take`, one after the other, in their order.
+    """Hands the items with what `do` made of them to `take`, a few at a time, in their order.
 
     An exception of `do` comes out after what was done at the same time was taken, so that nothing of it is lost.
     """
     for first in range(0, len(items), TOGETHER):
         some = items[first : first + TOGETHER]
         outcomes = await asyncio.gather(*map(do, some), return_exceptions=True)
-        for item, outcome in zip(some, outcomes, strict=True):
-            if not isinstance(outcome, BaseException):
-                await take(item, outcome)
+        done = zip(some, outcomes, strict=True)
+        await take([(item, outcome) for item, outcome in done if not isinstance(outcome, BaseException)])
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome

@@ -3,6 +3,7 @@
 Nothing large stands in memory: data keys and records come in pages.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -64,10 +65,11 @@ class Inspection:
             self._tell(key.id, str(error), foreign=error.foreign)
             return None
 
-    async def _look(self, key: DataKey, secret: bytes | None) -> None:
-        self._data_keys += 1
-        if secret and self.records and self.records.opening:
-            await self._open(self.records, key, secret)
+    async def _look(self, keys: Sequence[tuple[DataKey, bytes | None]]) -> None:
+        self._data_keys += len(keys)
+        for key, secret in keys:
+            if secret and self.records and self.records.opening:
+                await self._open(self.records, key, secret)
 
     async def _open(self, records: RecordsTable, key: DataKey, secret: bytes) -> None:
         after, limit = "", _RECORDS if self.full else SAMPLE

@@ -1,0 +1,141 @@
+"""What a keyring in PostgreSQL does on a bad day of its server: bounded, told without a value, and over with it."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL, Column, Connection, Integer, MetaData, Table, exc, text
+
+from shared.keyring.database import Database, DatabaseError
+from shared.keyring.tables import TABLES
+from shared.sql.location import sqlite
+from tests.conftest import Until
+from tests.postgres import Postgres
+
+PASSWORD = "s3cret-password"
+_tables = MetaData()
+_numbers = Table("numbers", _tables, Column("number", Integer, primary_key=True))
+
+
+@pytest.fixture
+async def database(postgres_database: URL) -> AsyncIterator[Database]:
+    opened = await Database.opened(postgres_database, _tables)
+    yield opened
+    await opened.close()
+
+
+def _insert(connection: Connection) -> None:
+    connection.execute(_numbers.insert().values(number=1))
+
+
+def _count(connection: Connection) -> int:
+    return len(connection.execute(_numbers.select()).all())
+
+
+async def test_many_processes_that_make_the_tables_at_once_all_succeed(postgres_database: URL) -> None:
+    opened = await asyncio.gather(*(Database.opened(postgres_database, TABLES) for _ in range(6)))
+    for database in opened:
+        await database.close()
+
+
+async def test_a_server_that_restarts_in_between_is_nobodys_error(own_postgres: Postgres) -> None:
+    database = await Database.opened(own_postgres.database("restarted"), _tables)
+    try:
+        await database.write(_insert)
+        assert await database.read(_count) == 1
+        await asyncio.to_thread(own_postgres.stop)
+        with pytest.raises(DatabaseError):
+            await database.read(_count)
+        await asyncio.to_thread(own_postgres.start)
+        assert await database.read(_count) == 1
+        await database.write(lambda connection: connection.execute(_numbers.insert().values(number=2)))
+    finally:
+        await database.close()
+
+
+async def test_a_server_that_is_not_there_is_an_error_that_shows_no_password(tmp_path: Path) -> None:
+    nowhere = URL.create("postgresql", "user", PASSWORD, database="keyring", query={"host": str(tmp_path)})
+    with pytest.raises(DatabaseError) as told:
+        await Database.opened(nowhere, TABLES)
+    assert "No such file or directory" in str(told.value)
+    assert PASSWORD not in repr(told.value)
+
+
+async def test_a_statement_that_takes_too_long_ends_within_its_bound_and_a_patient_reader_may_wait(
+    database: Database,
+) -> None:
+    begun = time.monotonic()
+    with pytest.raises(DatabaseError, match="statement timeout"):
+        await database.read(lambda connection: connection.execute(text("SELECT pg_sleep(60)")))
+    assert time.monotonic() - begun < 10
+    patient = await database.read(lambda it: it.execute(text("SELECT 1 FROM pg_sleep(4.6)")).scalar_one(), seconds=30)
+    assert patient == 1
+    with pytest.raises(DatabaseError, match="statement timeout"):  # the same connection is impatient again
+        await database.read(lambda connection: connection.execute(text("SELECT pg_sleep(60)")))
+
+
+async def test_whoever_changes_the_keyring_keeps_others_waiting_and_no_reader(
+    database: Database, postgres_database: URL, until: Until
+) -> None:
+    other = await Database.opened(postgres_database, _tables)
+    order: list[str] = []
+
+    def slowly(connection: Connection) -> None:
+        connection.execute(text("SELECT pg_sleep(0.5)"))
+        _insert(connection)
+        order.append("first")
+
+    def see(connection: Connection) -> int:
+        order.append("second")
+        return _count(connection)
+
+    try:
+        first = asyncio.create_task(database.change(slowly))
+        await until(lambda: other.read(_is_held))
+        assert await other.read(_count) == 0
+        assert await other.change(see) == 1
+        await first
+    finally:
+        await other.close()
+    assert order == ["first", "second"]
+
+
+def _is_held(connection: Connection) -> bool:
+    return bool(connection.execute(text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")).scalar_one())
+
+
+async def test_a_lock_that_stays_is_an_error_within_its_bound(
+    database: Database, postgres_database: URL, until: Until
+) -> None:
+    other = await Database.opened(postgres_database, _tables)
+    try:
+        held = asyncio.create_task(other.change(lambda connection: connection.execute(text("SELECT pg_sleep(3.5)"))))
+        await until(lambda: database.read(_is_held))
+        with pytest.raises(DatabaseError, match="lock timeout"):
+            await database.change(_insert)
+        await held
+    finally:
+        await other.close()
+
+
+async def test_a_lost_race_is_told_as_it_is_and_other_errors_show_no_values(database: Database) -> None:
+    await database.write(_insert)
+    with pytest.raises(exc.IntegrityError):
+        await database.write(_insert)
+    with pytest.raises(DatabaseError) as told:
+        await database.write(lambda it: it.execute(text("INSERT INTO nothing VALUES (:secret)"), {"secret": PASSWORD}))
+    assert str(told.value) == 'relation "nothing" does not exist'
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+async def test_tables_of_an_older_version_are_refused_with_a_sentence(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    url = sqlite(tmp_path / "old.db") if kind == "sqlite" else request.getfixturevalue("postgres_database")
+    old = MetaData()
+    Table("data_keys", old, Column("id", Integer, primary_key=True), Column("status", Integer))
+    await (await Database.opened(url, old)).close()
+    with pytest.raises(DatabaseError, match=r"data_keys has no column algorithm, .*: an older keypulse"):
+        await Database.opened(url, TABLES)
