@@ -20,7 +20,6 @@ from services.relay.metrics import Metrics
 from services.relay.outbox import gate
 from services.relay.outbox.held import give_back
 from services.relay.outbox.overdue import look_after
-from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store
 from services.relay.outbox.waiting import StoreUnavailableError
 
@@ -121,9 +120,9 @@ async def _look_after(store: Store, shared: Delivering, wake: Wake) -> None:
     while True:
         await asyncio.sleep(_LOOK_AFTER_SECONDS)
         try:
-            given_up = await look_after(store, shared.owner, shared.retry.give_up_after)
+            looked = await look_after(store, shared.owner, shared.retry.give_up_after, shared.fallback)
         except StoreUnavailableError:
             continue  # the store has logged it
-        for channel in given_up:
-            shared.metrics.ended(channel, State.DEAD)
-        wake(set(given_up))
+        for channel, state in looked.ended:
+            shared.metrics.ended(channel, state)
+        wake(looked.woken)

@@ -15,6 +15,7 @@ from services.relay.delivery.message import message
 from services.relay.delivery.retry import RetryPolicy, asked_to_wait, next_attempt
 from services.relay.metrics import Metrics
 from services.relay.outbox.claim import Claim
+from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.gate import Effect, Pauses
 from services.relay.outbox.receipt import Ending, Recorded, record
 from services.relay.outbox.schema import State
@@ -93,6 +94,18 @@ class Sender:
         self._shared.metrics.attempt(self._name, ending.reason)
         await self._record(claim, ending)
 
+    async def fall_back(self) -> bool:
+        """Has other channels tell some of what waits while this one refuses everything; whether there may be more.
+
+        Raises:
+            StoreUnavailableError: it is not known to be committed.
+        """
+        told = await fall_back(self._shared.store, self._name, self._fallback)
+        for channel in told.superseded:
+            self._shared.metrics.ended(channel, State.SUPERSEDED)
+        self._shared.woken(told.woken)
+        return told.more
+
     def _error(self, claim: Claim, raised: BaseException, *, sent: bool) -> SendError:
         """What was raised as an error of the port."""
         if isinstance(raised, SendError):
@@ -156,7 +169,7 @@ class Sender:
             retry_after=asked_to_wait(error, shared.retry),
             sent=error.maybe_arrived,
             payload=attempt.payload if attempt else None,
-            fallback=self._fallback if error.scope is Scope.CHANNEL else (),
+            fallback=self._fallback,
         )
 
     async def _record(self, claim: Claim, ending: Ending) -> None:

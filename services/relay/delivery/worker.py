@@ -2,7 +2,8 @@
 
 Each channel claims as many deliveries as it has lanes free, and each is sent by a task of its own; the outbox sees to
 it that the messages of one incident go out one after the other, and at the channel's pace. The worker sleeps until
-something is due or `wake` is called, and looks every few seconds for what another process made due.
+something is due or `wake` is called, and looks every few seconds for what another process made due. While the channel
+refuses everything, it hands what waits on to those that stand in.
 """
 
 import asyncio
@@ -84,6 +85,8 @@ class Worker:
         self._news.clear()
         asked_at = asyncio.get_running_loop().time()
         taken = await self._claim()
+        if taken.refused and await self._sender.fall_back():
+            self._news.set()
         size = sum(len(each.written_event) for each in taken.claims)
         for each in taken.claims:
             self._in_hand.add(each.delivery_id)

@@ -20,7 +20,7 @@ _of = deliveries.c
 _WAITING: Final = (
     select(
         *(_of.seq, _of.channel, _of.incident_id, _of.event_seq, _of.first_event, _of.id),
-        *(_of.due_at, _of.set_at, _of.attempts, _of.reason, _of.waits_since, _of.note),
+        *(_of.due_at, _of.set_at, _of.attempts, _of.reason, _of.waits_since, _of.note, _of.fell_back),
     )
     .where(
         _of.channel.in_(bindparam("channels", expanding=True)),
@@ -49,8 +49,11 @@ _TAKE_OVER: Final = (
         due_at=bindparam("due"),
         set_at=bindparam("at"),
         reason=bindparam("why"),
+        fell_back=bindparam("fell"),
     )
 )
+
+_INHERITED: Final = ("due_at", "set_at", "attempts", "reason", "waits_since", "fell_back")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,7 @@ class Enqueued:
 def enqueue(transaction: Transaction, news: Sequence[New]) -> Enqueued:
     """Inserts deliveries.
 
-    At most one for each incident and channel may be among `news`.
+    At most one for each incident and channel may be among `news`, but for channels that merge nothing.
     """
     waiting = _waiting(transaction, [new for new in news if not new.fresh])
     rows, changes = [], []
@@ -103,7 +106,7 @@ def enqueue(transaction: Transaction, news: Sequence[New]) -> Enqueued:
             continue
         row = _row(new, transaction.now)
         if old is not None:
-            row |= {name: getattr(old, name) for name in ("due_at", "set_at", "attempts", "reason", "waits_since")}
+            row |= {name: getattr(old, name) for name in _INHERITED}
             row |= {
                 "first_event": min(old.first_event, new.first_event),
                 "state": State.RETRYING if old.attempts else State.QUEUED,
@@ -125,7 +128,7 @@ def merge_into_successor(transaction: Transaction, old: Row[*tuple[Any, ...]], w
 
     Args:
         transaction: the one under way.
-        old: its row, with seq, channel, incident_id, first_event, waits_since and note.
+        old: its row, with seq, channel, incident_id, first_event, waits_since, note and fell_back.
         waits: when it would be tried again; the successor then is.
 
     Returns:
@@ -151,6 +154,7 @@ def merge_into_successor(transaction: Transaction, old: Row[*tuple[Any, ...]], w
             "due": waits.due_at,
             "at": transaction.now,
             "why": waits.reason,
+            "fell": old.fell_back,
         },
     )
     successor: str = found.id
@@ -170,7 +174,7 @@ def _waiting(transaction: Transaction, news: Sequence[New]) -> dict[tuple[str, s
 def _widen(transaction: Transaction, waiting: Row[*tuple[Any, ...]], first_event: int) -> None:
     """What waits tells something newer already: it tells of the older, too."""
     if first_event < waiting.first_event:
-        widened = update(deliveries).where(_of.seq == waiting.seq).values(first_event=first_event)
+        widened = update(deliveries).where(_of.seq == waiting.seq).values(first_event=first_event, fell_back=None)
         transaction.connection.execute(widened)
 
 
@@ -190,4 +194,5 @@ def _row(new: New, now: float) -> dict[str, Any]:
         "due_at": now,
         "set_at": now,
         "note": new.note,
+        "fell_back": None,
     }

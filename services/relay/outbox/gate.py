@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Final
 
-from sqlalchemy import Row, bindparam, select, update
+from sqlalchemy import Connection, Row, bindparam, select, update
 
 from services.relay.outbox.dialect import insert_new
 from services.relay.outbox.pace import slot_after
@@ -30,6 +30,7 @@ _of = channels.c
 _FIND: Final = select(channels).where(_of.name == bindparam("channel")).with_for_update(skip_locked=True)
 _THERE: Final = select(_of.name).where(_of.name == bindparam("channel"))
 _FIND_SURELY: Final = select(channels).where(_of.name == bindparam("channel")).with_for_update()
+_REFUSED: Final = select(_of.name).where(_of.refused > 0)
 _TROUBLED: Final = select(_of.name).where((_of.failures > 0) | (_of.refused > 0))
 
 
@@ -110,6 +111,11 @@ def took(
 def untroubled(transaction: Transaction, names: Collection[str]) -> frozenset[str]:
     """Those of some channels to which another success says nothing new: almost always all, and nothing is locked."""
     return frozenset(names).difference(transaction.connection.execute(_TROUBLED).scalars())
+
+
+def refusing(connection: Connection) -> frozenset[str]:
+    """The channels that refuse everything until a person acts."""
+    return frozenset(connection.execute(_REFUSED).scalars())
 
 
 def note(

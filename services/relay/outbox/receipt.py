@@ -15,6 +15,7 @@ from sqlalchemy import Row, bindparam, insert, select, update
 from services.relay.outbox import gate
 from services.relay.outbox.claim import Claim
 from services.relay.outbox.enqueue import New, Waits, enqueue, merge_into_successor
+from services.relay.outbox.fallback import instead
 from services.relay.outbox.lock import lock
 from services.relay.outbox.schema import State, attempts, deliveries, incidents, plain
 from services.relay.outbox.store import Store
@@ -24,7 +25,7 @@ _of = deliveries.c
 # Statements are built once: building one costs more than a database takes to run it.
 _FIND: Final = (
     select(*(_of.seq, _of.id, _of.lease, _of.due_at, _of.event_seq, _of.first_event, _of.incident_id, _of.episode))
-    .add_columns(_of.channel, _of.accepted_at, _of.waits_since, _of.state, _of.note)
+    .add_columns(_of.channel, _of.accepted_at, _of.waits_since, _of.state, _of.note, _of.fell_back)
     .where(_of.id.in_(bindparam("ids", expanding=True)))
     .order_by(_of.seq)
     .with_for_update()
@@ -40,9 +41,6 @@ _KNOWN: Final = select(attempts.c.number).where(
     attempts.c.delivery_seq == bindparam("delivery"),
     attempts.c.number == bindparam("attempt"),
     attempts.c.started_at == bindparam("since"),
-)
-_THERE: Final = select(_of.channel).where(
-    _of.incident_id == bindparam("incident"), bindparam("event").between(_of.first_event, _of.event_seq)
 )
 _CURRENT: Final = select(incidents.c.episode, incidents.c.latest_event).where(incidents.c.id == bindparam("incident"))
 
@@ -71,7 +69,7 @@ class Ending:
     payload: str | None = None
     """As it was sent, credentials masked; None where nothing was."""
     fallback: tuple[str, ...] = ()
-    """Channels that get the same events, where this one refuses everything."""
+    """Channels that get the same events, where this one refuses everything, now or until it was given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +172,10 @@ def _follow(transaction: Transaction, asked: _Asked, row: Row[*tuple[Any, ...]])
         if merge_into_successor(transaction, row, waits):
             state = State.SUPERSEDED
             superseded.append(row.channel)
-    if ending.fallback:
-        news = _fall_back(transaction, ending.fallback, row)
+    if ending.effect is gate.Effect.REFUSED or (
+        state is State.DEAD and row.channel in gate.refusing(transaction.connection)
+    ):
+        news = instead(transaction, row, ending.fallback)
         superseded += [old.channel for old in enqueue(transaction, news).superseded]
         woken += [new.channel for new in news]
     return Recorded(
@@ -185,25 +185,6 @@ def _follow(transaction: Transaction, asked: _Asked, row: Row[*tuple[Any, ...]])
         superseded=tuple(superseded),
         woken=tuple(woken),
     )
-
-
-def _fall_back(transaction: Transaction, channels: Sequence[str], row: Row[*tuple[Any, ...]]) -> list[New]:
-    """What other channels tell instead, where they do not tell that event anyway."""
-    which = {"incident": row.incident_id, "event": row.event_seq}
-    there = set(transaction.connection.execute(_THERE, which).scalars())
-    current = transaction.connection.execute(_CURRENT, {"incident": row.incident_id}).first()
-    news = []
-    for channel in channels:
-        last, episode = row.event_seq, row.episode
-        if current is not None and channel not in transaction.unmerged:
-            last, episode = current.latest_event, current.episode  # something newer may have been told there already
-        if channel not in there:
-            news.append(New(last, row.first_event, row.incident_id, episode, channel, _instead_of(row.channel)))
-    return news
-
-
-def _instead_of(channel: str) -> str:
-    return f"{channel} takes no messages at the moment, so this comes here as well"
 
 
 def _not_ours(transaction: Transaction, asked: _Asked, row: Row[*tuple[Any, ...]] | None) -> Recorded:

@@ -98,6 +98,7 @@ deliveries = Table(
     Column("superseded_by", Text),  # the id of the delivery that tells it instead
     Column("receipt", Text),  # JSON
     Column("payload", LargeBinary),  # as it was last sent, credentials masked; zlib
+    Column("fell_back", BigInteger),  # up to this event other channels tell it, too, since its own refuses everything
     sqlite_autoincrement=True,
 )
 

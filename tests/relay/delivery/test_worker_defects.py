@@ -135,11 +135,11 @@ class ClosedStore(Store):
 
     asked = 0
 
-    async def batch(self, do: Callable[[Transaction, Sequence[I]], Sequence[T]], item: I) -> T:
+    async def batch(self, do: Callable[[Transaction, Sequence[I]], Sequence[T]], item: I, size: int = 0) -> T:
         self.asked += 1
         if self.asked > 1000:
             pytest.fail("it asks without a pause")
-        return await super().batch(do, item)
+        return await super().batch(do, item, size)
 
 
 @pytest.mark.looptime

@@ -12,8 +12,10 @@ from services.relay.outbox.again import again, again_all
 from services.relay.outbox.gate import reopened
 from services.relay.outbox.held import give_back, keep
 from services.relay.outbox.schema import State
+from tests.relay.outbox.endings import ENDINGS
+from tests.relay.outbox.groups import group_id
 from tests.relay.outbox.ledger import Alerts, Held, told_by
-from tests.relay.outbox.world import DAY, ENDINGS, LEASE, MERGING, RATES, World, group_id
+from tests.relay.outbox.world import DAY, LEASE, MERGING, RATES, World
 
 OTHER: Final = {"one": "two", "two": "one"}
 owners = st.sampled_from(sorted(OTHER))
@@ -68,6 +70,12 @@ class Machine(RuleBasedStateMachine):
     @rule(place=places, how=endings)
     def end(self, place: int, how: str) -> None:
         self._end(self._held(place), how)
+
+    @precondition(lambda self: self.world.refused())
+    @rule()
+    def fall_back(self) -> None:
+        for channel in sorted(self.world.refused()):
+            self.world.fall_back(channel)
 
     @precondition(lambda self: self.world.held)
     @rule(place=places, how=endings, done=st.sampled_from("xyz"), arrives=st.booleans())

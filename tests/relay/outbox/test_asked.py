@@ -104,7 +104,7 @@ async def test_a_clock_that_is_set_back_ends_it(store: Store, clock: Clock) -> N
     clock.now -= 500
     await fail(store, other, again_in=0.0)  # which writes when its own pause began
     assert not await nothing(store)
-    await look_after(store, "me", 86400)
+    await look_after(store, "me", 86400, ())
     clock.now += 510  # as late as when it was asked for
     assert not await nothing(store)
 

@@ -127,11 +127,11 @@ async def test_a_clock_that_is_set_back_holds_up_nothing(store: Store, clock: Cl
     await claimed(store, owner="stopped")
     await give_back(store, "stopped")
     clock.now -= back
-    await look_after(store, "me", 86400)
+    await look_after(store, "me", 86400, ())
     found = [(await claimed(store)).incident_id for _ in range(5)]
     assert sorted(found) == ["given back", "leased", "ours", "queued", "retried"]
     clock.now -= back
-    await look_after(store, "me", 86400)
+    await look_after(store, "me", 86400, ())
     assert await nothing(store)  # what this very run holds, it holds: another claim would send it twice
 
 
@@ -142,7 +142,7 @@ async def test_a_clock_that_is_set_back_by_a_moment_ends_no_wait_and_no_lease(st
     await end(store, await claimed(store), State.RETRYING, again_in=300.0)
     await claimed(store, owner="them")
     clock.now -= 5
-    await look_after(store, "me", 86400)
+    await look_after(store, "me", 86400, ())
     assert await nothing(store)
     clock.now += 305
     assert (await claimed(store)).incident_id == "leased"

@@ -34,3 +34,18 @@ def test_nobody_is_known_to_have_asked_for_a_pause(engine: Engine) -> None:
         (row,) = connection.execute(select(schema.channels)).mappings()
         assert row == held | {"asked_until": None, "asked_at": None}
         assert differences(connection) == []
+
+
+def test_what_waits_was_told_by_no_other_channel(engine: Engine) -> None:
+    event = {"seq": 1, "id": "e", "incident_id": "x", "receiver": "", "alertname": "", "status": "firing"}
+    event |= {"fingerprint": "", "accepted_at": 1.0, "event": b"", "body": b""}
+    held = {"id": "d", "event_seq": 1, "incident_id": "x", "episode": 1, "channel": "a", "state": "queued"}
+    held |= {"attempts": 0, "accepted_at": 1.0, "due_at": 1.0}
+    with engine.begin() as connection:
+        connection.execute(insert(schema.events).values(event))
+        connection.execute(insert(schema.deliveries).values(held))
+    up(engine)
+
+    with engine.begin() as connection:
+        assert connection.execute(select(schema.deliveries.c.fell_back)).scalars().all() == [None]
+        assert differences(connection) == []

@@ -4,32 +4,32 @@ import asyncio
 from collections import Counter
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 from typing import Any, Final, Protocol, TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import Row, select
 
 from services.relay.delivery.enrich.links import LinkRules
 from services.relay.delivery.message import message
 from services.relay.identity import fingerprint, incident_id, plan
-from services.relay.model import Alert, Event, Status
 from services.relay.outbox import accept as accepting
 from services.relay.outbox import query
 from services.relay.outbox.accept import Accepted, Incoming, Plan, accept
 from services.relay.outbox.claim import Taken, Wanted, claim
 from services.relay.outbox.database import Database
-from services.relay.outbox.gate import Effect, Pauses
+from services.relay.outbox.fallback import fall_back
+from services.relay.outbox.gate import Effect
 from services.relay.outbox.overdue import look_after
 from services.relay.outbox.receipt import Ending, Recorded, record
 from services.relay.outbox.schema import WAITING, State, deliveries, events
 from services.relay.outbox.store import opened
-from tests.relay.outbox.ledger import Alerts, Held, Known, Ledger, Rows, by_place, superseded
+from tests.relay.outbox.endings import ENDINGS, FALLBACK, PAUSES, UNSURE
+from tests.relay.outbox.groups import event_of, group_id
+from tests.relay.outbox.ledger import Alerts, Held, Known, Ledger, Rows, by_place, covers, superseded
 
 LEASE: Final = 20.0
 WINDOW: Final = 60.0
 RATES: Final = {"slack": None, "mail": 1.0, "log": None}
 MERGING: Final = frozenset({"slack", "mail"})
-PAUSES: Final = Pauses(1.0, 300.0)
 DAY: Final = 86_400.0
 LONGEST_WAIT: Final = 310.0
 """Seconds: no ending below asks for more, and a clock that was set back by less than 10 s is not noticed."""
@@ -37,18 +37,6 @@ ROUNDED: Final = 1e-5
 """Seconds: PostgreSQL keeps time in microseconds."""
 NO_LINKS: Final = LinkRules(None, None, ())
 T = TypeVar("T")
-
-ENDINGS: Final = {
-    "delivered": Ending(State.DELIVERED, 0, 1, "ok", "", Effect.REACHED, {"ts": "1"}, sent=True, payload="sent"),
-    "answer lost": Ending(State.RETRYING, 0, 1, "timeout", "", Effect.FAILED, again_in=2, sent=True, payload="sent"),
-    "failed": Ending(State.RETRYING, 0, 1, "server_error", "", Effect.FAILED, again_in=30),
-    "limited": Ending(State.RETRYING, 0, 1, "rate_limited", "", Effect.NOTHING, again_in=5, retry_after=30),
-    "refused": Ending(State.RETRYING, 0, 1, "unauthorized", "", Effect.REFUSED, again_in=300, fallback=("mail", "log")),
-    "rejected": Ending(State.DEAD, 0, 1, "rejected", "", Effect.REACHED),
-}
-
-UNSURE: Final = (Effect.NOTHING, Effect.FAILED)
-"""They do not say whether the channel refuses everything."""
 
 
 class Clock(Protocol):
@@ -195,13 +183,45 @@ class World:
 
     def look_after(self, owner: str, give_up_after: float) -> None:
         before = self.rows
-        given_up = self.run(look_after(self.store, owner, give_up_after))
+        looked = self.run(look_after(self.store, owner, give_up_after, FALLBACK))
         self.look()
         now_dead = [row for row in self.rows.values() if row.state == State.DEAD and before[row.id].state != State.DEAD]
-        assert Counter(given_up) == Counter(row.channel for row in now_dead)
+        ended = [(row.channel, row.state) for row in now_dead]
+        ended += [(channel, State.SUPERSEDED) for channel in superseded(before, self.rows).elements()]
+        assert Counter(looked.ended) == Counter(ended)
+        refused = self.refused()
+        for row in now_dead:
+            assert row.channel not in refused or self._stands_in(row), "given up, and nobody else tells it"
         for held in self.ledger.live.values():
             if self.rows[held.claim.delivery_id].due_at <= self.clock() + ROUNDED:
                 held.exclusive_until = self.elapsed
+
+    def refused(self) -> set[str]:
+        """The channels that refuse everything."""
+        return {gate.name for gate in self.run(self.store.read(query.channels)) if gate.refused}
+
+    def fall_back(self, channel: str) -> None:
+        """What its worker does while a channel refuses everything."""
+        before, more = self.rows, True
+        merged: list[str] = []
+        while more:
+            told = self.run(fall_back(self.store, channel, [name for name in FALLBACK if name != channel]))
+            merged += told.superseded
+            more = told.more
+        self.look()
+        assert superseded(before, self.rows) == Counter(merged)
+        assert all(
+            self._stands_in(row) for row in self.rows.values() if row.channel == channel and row.state in WAITING
+        )
+
+    def _stands_in(self, row: Row[Any]) -> bool:
+        """Whether each channel that stands in tells every event of a delivery."""
+        events = [
+            event.seq for event in self.ledger.of(row.incident_id) if row.first_event <= event.seq <= row.event_seq
+        ]
+        places = by_place(self.rows)
+        tell = {name: places.get((row.incident_id, name), []) for name in FALLBACK if name != row.channel}
+        return all(any(covers(other, seq) for other in of_place) for of_place in tell.values() for seq in events)
 
     def drain(self) -> None:
         """A relay that does nothing wrong delivers what is left, and looks no sooner than it is told to."""
@@ -221,28 +241,3 @@ class World:
             assert max(waits) <= LONGEST_WAIT
             self.wait(min(waits) + 0.001)
         raise AssertionError("what is left is not delivered")
-
-
-def group_id(group: str) -> str:
-    """Of its incident."""
-    return incident_id(event_of(group, {}))
-
-
-def event_of(group: str, alerts: Alerts) -> Event:
-    begun = datetime(2026, 1, 1, tzinfo=UTC)
-    status = Status.FIRING if Status.FIRING in alerts.values() else Status.RESOLVED
-    return Event(
-        source="",
-        receiver="kms",
-        group_key=group,
-        status=status,
-        alerts=tuple(
-            Alert(alerts[name], {"alertname": "Down", "key": name}, {}, begun, None, "", name)
-            for name in sorted(alerts)
-        ),
-        group_labels={},
-        common_labels={},
-        common_annotations={},
-        external_url="",
-        truncated_alerts=0,
-    )

@@ -1,0 +1,88 @@
+"""A channel that refuses everything: others tell what waits for it and what is accepted meanwhile, at once."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from services.relay.channels.channel import Reason, Scope, SendError
+from services.relay.delivery import worker
+from services.relay.delivery.retry import RetryPolicy
+from services.relay.outbox.fallback import STEP
+from services.relay.outbox.schema import State
+from tests.relay.delivery.rig import LANES, rig
+from tests.relay.scripted import Scripted, hang, until
+
+LONG = RetryPolicy(backoff_initial=0.01, backoff_max=300, give_up_after=3600)
+NOTE = "a takes no messages at the moment, so this comes here as well"
+
+
+def revoked() -> SendError:
+    return SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, "token_revoked")
+
+
+def refusing(number: int = 100) -> Scripted:
+    return Scripted(*[revoked() for _ in range(number)])
+
+
+async def test_what_waited_and_what_comes_meanwhile_goes_to_the_fallback_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_LONGEST_SLEEP", "_LOOK_AT_SECRETS"):  # so that nothing is found only because somebody looks again
+        monkeypatch.setattr(worker, name, 600.0)
+    over = asyncio.Event()
+
+    async def refuse_late() -> None:
+        await over.wait()
+        raise revoked()
+
+    channel, other = Scripted(*[refuse_late] * 100), Scripted()
+    async with rig(tmp_path, LONG, fallback=("a", "b"), a=channel, b=other) as it:
+        groups = [str(number) for number in range((LANES + 3) * STEP)]  # each ending is followed by one step
+        await asyncio.gather(*(it.tell("firing", group=group, channels=("a",)) for group in groups))
+        over.set()
+        await until(lambda: len(other.sent) == len(groups))
+        groups.append("meanwhile")
+        await it.tell("firing", group="meanwhile", channels=("a",))
+        await until(lambda: len(other.sent) == len(groups))
+        assert {delivery.state for delivery in await it.finished("b")} == {State.DELIVERED}
+        assert {delivery.state for delivery in await it.deliveries("a")} <= {State.QUEUED, State.RETRYING}
+    assert {message.event.group_key for message in other.sent} == {f"{{}}:{{{group}}}" for group in groups}
+    assert {message.note for message in other.sent} == {NOTE}
+
+
+async def test_what_waited_arrives_on_its_own_channel_when_that_takes_it_again(tmp_path: Path) -> None:
+    channel, other = refusing(1), Scripted()
+    async with rig(tmp_path, LONG, fallback=("b",), a=channel, b=other) as it:
+        for group in "one", "two", "three":
+            await it.tell("firing", group=group, channels=("a",))
+            await until(lambda: bool(channel.tried) and not channel.under_way)
+        await until(lambda: len(other.sent) == 3)
+        channel.secret += 1
+        assert {delivery.state for delivery in await it.finished()} == {State.DELIVERED}
+    assert len(other.sent) == 3
+
+
+async def test_a_fallback_that_refuses_as_well_sends_nothing_back(tmp_path: Path) -> None:
+    first, second, last = refusing(), refusing(), Scripted()
+    async with rig(tmp_path, LONG, fallback=("b", "c"), a=first, b=second, c=last) as it:
+        for group in "one", "two", "three":
+            await it.tell("firing", group=group, channels=("a",))
+        await until(lambda: len(last.sent) == 3)
+        await until(lambda: bool(second.tried))
+        await it.tell("resolved", group="one", channels=("a", "b", "c"))
+        await it.finished("c")
+        told = {name: len(await it.deliveries(name)) for name in "abc"}
+        assert told == {"a": 4, "b": 4, "c": 4}
+    assert len(last.sent) == 4
+
+
+async def test_others_tell_it_while_one_tries_for_all(tmp_path: Path) -> None:
+    channel, other = Scripted(revoked(), hang), Scripted()
+    async with rig(tmp_path, LONG, fallback=("b",), a=channel, b=other) as it:
+        await it.tell("firing", channels=("a",))
+        await until(lambda: len(other.sent) == 1)
+        channel.secret += 1
+        await until(lambda: channel.under_way == 1)
+        await it.tell("firing", group="two", channels=("a",))
+        await until(lambda: len(other.sent) == 2)

@@ -1,0 +1,32 @@
+"""The groups of alerts in the histories that the outbox is tried with."""
+
+from datetime import UTC, datetime
+
+from services.relay.identity import incident_id
+from services.relay.model import Alert, Event, Status
+from tests.relay.outbox.ledger import Alerts
+
+
+def group_id(group: str) -> str:
+    """Of its incident."""
+    return incident_id(event_of(group, {}))
+
+
+def event_of(group: str, alerts: Alerts) -> Event:
+    begun = datetime(2026, 1, 1, tzinfo=UTC)
+    status = Status.FIRING if Status.FIRING in alerts.values() else Status.RESOLVED
+    return Event(
+        source="",
+        receiver="kms",
+        group_key=group,
+        status=status,
+        alerts=tuple(
+            Alert(alerts[name], {"alertname": "Down", "key": name}, {}, begun, None, "", name)
+            for name in sorted(alerts)
+        ),
+        group_labels={},
+        common_labels={},
+        common_annotations={},
+        external_url="",
+        truncated_alerts=0,
+    )

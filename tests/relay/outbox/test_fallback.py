@@ -1,0 +1,210 @@
+"""What waits for a channel that refuses everything is told by those that stand in: in order, each event once."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services.relay.outbox import database as outbox
+from services.relay.outbox import fallback
+from services.relay.outbox.again import again
+from services.relay.outbox.database import Database
+from services.relay.outbox.fallback import FellBack, fall_back
+from services.relay.outbox.gate import BREAKS_AFTER, Effect, reopened
+from services.relay.outbox.overdue import Looked, look_after
+from services.relay.outbox.query import Filter, recent
+from services.relay.outbox.schema import State
+from services.relay.outbox.store import Store, opened
+from tests.relay.outbox.acts import claimed, end, nothing, take, told
+from tests.relay.outbox.gated import Clock, break_it, fail, waiting
+
+NOTE = "a takes no messages at the moment, so this comes here as well"
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def store(database: Database, clock: Clock) -> AsyncIterator[Store]:
+    async with opened(database, clock, frozenset({"every"})) as store:
+        yield store
+
+
+async def refuse(store: Store, channel: str = "a", *others: str) -> None:
+    """One attempt says that the channel refuses everything."""
+    claim = await claimed(store, channel)
+    await fail(store, claim, Effect.REFUSED, reason="unauthorized", again_in=300.0, fallback=others)
+
+
+async def all_of(store: Store, channel: str) -> list[tuple[str, int, int]]:
+    """What a channel tells now, in this order: the incident, from which event to which."""
+    claims = (await take(store, channel, limit=200)).claims
+    for claim in claims:
+        assert claim.note == NOTE
+        await end(store, claim)
+    return [(claim.incident_id, claim.first_event, claim.last_event) for claim in claims]
+
+
+async def test_all_that_waits_goes_to_the_others_in_order_and_once(store: Store) -> None:
+    await waiting(store, 4)
+    await refuse(store, "a", "b", "every")
+    assert await fall_back(store, "a", ("b", "every")) == FellBack(woken=("b", "every"))
+    for channel in ("b", "every"):
+        assert await all_of(store, channel) == [(f"a{number}", number + 1, number + 1) for number in range(4)]
+    assert await fall_back(store, "a", ("b", "every")) == FellBack()
+    assert await nothing(store, "b")
+
+
+async def test_what_is_accepted_meanwhile_goes_there_too_and_no_event_twice(store: Store) -> None:
+    await told(store, "x")
+    await refuse(store, "a", "b", "every")
+    await fall_back(store, "a", ("b", "every"))
+    assert await all_of(store, "b") == [("x", 1, 1)]
+    await told(store, "x")  # merged into what waits
+    await told(store, "y")
+    await fall_back(store, "a", ("b", "every"))
+    assert await all_of(store, "b") == [("x", 2, 2), ("y", 3, 3)]
+    every = [await claimed(store, "every") for _ in range(2)]  # of one incident one after the other
+    assert [(claim.first_event, claim.last_event) for claim in every] == [(1, 1), (3, 3)]
+    await end(store, every[0])
+    assert await all_of(store, "every") == [("x", 2, 2)]
+
+
+async def test_what_another_channel_tells_anyway_is_not_told_twice(store: Store) -> None:
+    await told(store, "x", "a", "b")
+    await told(store, "x", "a")
+    await refuse(store)
+    assert await fall_back(store, "a", ("b",)) == FellBack(superseded=("b",), woken=("b",))
+    assert await all_of(store, "b") == [("x", 1, 2)]
+
+
+async def test_one_that_tells_every_event_by_itself_does_so_here_too(store: Store) -> None:
+    await told(store, "x")
+    await told(store, "x")
+    await refuse(store)
+    await fall_back(store, "a", ("every",))
+    assert await all_of(store, "every") == [("x", 1, 1)]
+    assert await all_of(store, "every") == [("x", 2, 2)]
+
+
+async def test_it_is_still_tried_on_its_own_channel(store: Store) -> None:
+    await waiting(store, 3)
+    await refuse(store)
+    await fall_back(store, "a", ("b",))
+    await reopened(store, ["a"])
+    (probe,) = (await take(store, limit=9)).claims
+    await end(store, probe)
+    assert {claim.incident_id for claim in (await take(store, limit=9)).claims} | {probe.incident_id} == {
+        "a0",
+        "a1",
+        "a2",
+    }
+
+
+async def test_thousands_are_handed_on_in_steps(store: Store) -> None:
+    await waiting(store, 2 * fallback.STEP + 2)
+    await refuse(store, "a", "b")
+    handed_on = []
+    more = True
+    while more:
+        more = (await fall_back(store, "a", ("b",))).more
+        handed_on.append(len((await recent(store, Filter(channel="b"), limit=200)).deliveries))
+    assert handed_on == [1 + fallback.STEP, 1 + 2 * fallback.STEP, 2 + 2 * fallback.STEP]
+    assert [each[0] for each in await all_of(store, "b")] == [f"a{number}" for number in range(2 * fallback.STEP + 2)]
+
+
+async def test_two_that_refuse_do_not_hand_it_to_and_fro(store: Store) -> None:
+    await told(store, "x")
+    await refuse(store, "a", "b")
+    await refuse(store, "b", "a")
+    for _ in range(3):
+        for channel, other in (("a", "b"), ("b", "a")):
+            assert await fall_back(store, channel, (other,)) == FellBack()
+    await told(store, "x", "a", "b")
+    for channel, other in (("a", "b"), ("b", "a")):
+        assert await fall_back(store, channel, (other,)) == FellBack()
+
+
+async def test_what_a_third_one_stands_in_for_twice_is_told_there_once(store: Store) -> None:
+    await told(store, "x")
+    await refuse(store, "a", "b", "c")
+    await refuse(store, "b", "a", "c")
+    assert await all_of(store, "c") == [("x", 1, 1)]
+    assert await fall_back(store, "b", ("a", "c")) == FellBack()
+    assert await nothing(store, "c")
+
+
+@pytest.mark.parametrize("others", [("b",), ()])
+async def test_nothing_is_given_up_that_nobody_else_tells(store: Store, others: tuple[str, ...]) -> None:
+    await waiting(store, fallback.STEP + 2)
+    await refuse(store)
+    looked = await look_after(store, "me", -1, others)
+    given_up = fallback.STEP if others else fallback.STEP + 2
+    assert looked.ended == (("a", State.DEAD),) * given_up
+    assert looked.woken == {"a", *others}
+    looked = await look_after(store, "me", -1, others)
+    assert looked.ended == (("a", State.DEAD),) * (fallback.STEP + 2 - given_up)
+    assert len(await all_of(store, "b")) == (fallback.STEP + 2 if others else 0)
+
+
+async def test_those_that_stand_in_and_refuse_as_well_give_it_up_each_by_itself(store: Store) -> None:
+    await told(store, "x")
+    await refuse(store, "a", "b")
+    await refuse(store, "b", "a")
+    looked = await look_after(store, "me", -1, ("a", "b"))
+    assert sorted(looked.ended) == [("a", State.DEAD), ("b", State.DEAD)]
+    assert await look_after(store, "me", -1, ("a", "b")) == Looked((), frozenset())
+
+
+@pytest.mark.parametrize("effect", [Effect.REFUSED, Effect.FAILED])
+async def test_a_last_attempt_hands_on_what_no_step_did_before(store: Store, effect: Effect) -> None:
+    await waiting(store, 2)
+    await refuse(store)
+    await reopened(store, ["a"])
+    probe = await claimed(store)
+    recorded = await end(store, probe, State.DEAD, effect=effect, reason="timeout", fallback=("b",))
+    assert recorded.woken == ("a", "b")
+    assert [each[0] for each in await all_of(store, "b")] == [probe.incident_id]
+
+
+async def test_a_message_that_is_refused_itself_is_told_by_nobody_else(store: Store) -> None:
+    await told(store, "x")
+    await end(store, await claimed(store), State.DEAD, fallback=("b",))
+    assert await nothing(store, "b")
+
+
+async def test_a_channel_that_cannot_be_reached_waits_for_itself(store: Store) -> None:
+    await waiting(store, BREAKS_AFTER + 2)
+    await fail(store, await claimed(store), fallback=("b",))
+    await end(store, await claimed(store), State.DEAD, effect=Effect.FAILED, fallback=("b",))
+    await break_it(store)
+    assert {state for _, state in (await look_after(store, "me", -1, ("b",))).ended} == {State.DEAD}
+    assert await nothing(store, "b")
+
+
+async def test_what_a_crashed_relay_held_goes_there_once_its_lease_ended(tmp_path: Path, clock: Clock) -> None:
+    async with opened(outbox.sqlite(tmp_path / "relay.db"), clock) as store:
+        await waiting(store, 2)
+        await claimed(store, owner="crashed")
+        await refuse(store, "a", "b")
+        assert await all_of(store, "b") == [("a1", 2, 2)]
+        clock.now += 19
+        assert await fall_back(store, "a", ("b",)) == FellBack()  # it may be under way
+        clock.now += 1
+        await fall_back(store, "a", ("b",))
+        assert await all_of(store, "b") == [("a0", 1, 1)]
+
+
+async def test_a_dead_letter_that_is_sent_again_goes_there_too(store: Store) -> None:
+    await told(store, "x")
+    claim = await claimed(store)
+    await end(store, claim, State.DEAD)
+    await told(store, "x")
+    await told(store, "y")
+    await refuse(store)
+    await fall_back(store, "a", ("b",))
+    assert await again(store, claim.delivery_id) is State.DEAD
+    await fall_back(store, "a", ("b",))
+    assert ("x", 1, 2) in await all_of(store, "b")
