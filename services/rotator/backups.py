@@ -33,7 +33,7 @@ class Backups:
 
     def new(self, rotation_id: str, now: datetime) -> Path:
         """Where a rotation's backup is written."""
-        return self.folder / f"{rotation_id}.{now:%Y%m%dT%H%M%SZ}{_END}"
+        return self.folder / f"{rotation_id}.{now:%Y%m%dT%H%M%S.%fZ}{_END}"
 
     def kept(self) -> list[tuple[Path, Header]]:
         """All of them, the newest last. Raises BackupError, OSError."""

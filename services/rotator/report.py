@@ -1,5 +1,6 @@
 """What a command came to: for programs as JSON, for people as Markdown. Neither holds key material."""
 
+import shlex
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import Final
@@ -49,9 +50,13 @@ _MARKS: Final = {Outcome.DONE: "✓", Outcome.NOTHING_TO_DO: "-", Outcome.FAILED
 
 def markdown(report: Report, config: str) -> str:
     """For a person, in a terminal or a summary of GitHub's; `config` is how the configuration was named."""
-    lines = [f"## {_MARKS[report.outcome]} {PROGRAM} {report.command}: {report.outcome}", "", report.sentence]
+    lines = [f"## {_MARKS[report.outcome]} {PROGRAM} {report.command}: {report.outcome}", "", _cell(report.sentence)]
     for plan in report.plans:
-        lines += ["", f"**{plan.type}**: {plan.sentence}", *(f"- left out: {left}" for left in plan.left_out)]
+        lines += [
+            "",
+            f"**{plan.type}**: {_cell(plan.sentence)}",
+            *(f"- left out: {_cell(left)}" for left in plan.left_out),
+        ]
     if rotation := report.rotation:
         lines += ["", *_facts(_of_rotation(rotation))]
     if backup := report.backup:
@@ -67,7 +72,7 @@ def markdown(report: Report, config: str) -> str:
         rows = ((each.step, each.seen, f"{each.seconds:.1f} s") for each in report.steps)
         lines += ["", *_table(("step", "seen", "took"), rows)]
     if report.then:
-        lines += ["", "Next:", "", *(f"    {PROGRAM} {words} --config {config}" for words in report.then)]
+        lines += ["", "Next:", "", *(f"    {PROGRAM} {words} --config {shlex.quote(config)}" for words in report.then)]
     return "\n".join(lines) + "\n"
 
 

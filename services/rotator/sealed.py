@@ -6,6 +6,7 @@ number, the header's SHA-256 and whether it is the last page are authenticated: 
 or taken from another file, and a file that ends too early is noticed.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -50,6 +51,8 @@ class Writer:
         self._stream.flush()
         os.fsync(self._stream.fileno())
         self._stream.close()
+        if self._file.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         self._part.rename(self._file)
         folder = os.open(self._file.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:

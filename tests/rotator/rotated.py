@@ -127,6 +127,11 @@ class Rotated:
         async with self.database() as database:
             await database.write(write)
 
+    async def lease_ends(self) -> None:
+        """As if its time had passed."""
+        async with self.database() as database:
+            await database.write(lambda connection: connection.execute(text("UPDATE keyring_lease SET expires_at = 0")))
+
     async def keys(self) -> dict[str, DataKey]:
         """What the database holds."""
         async with self.database() as database:

@@ -118,6 +118,17 @@ async def test_a_backup_that_fails_half_way_leaves_nothing(in_a_file: Rotated) -
         assert list(session.backups.folder.iterdir()) == []
 
 
+def test_no_file_takes_the_place_of_another(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    sealed.Writer(file, b"{}", bytes(32)).finish(b"first")
+    other = sealed.Writer(file, b"{}", bytes(32))
+    with pytest.raises(FileExistsError):
+        other.finish(b"other")
+    other.abandon()
+    assert list(sealed.pages(file, bytes(32))) == [(b"first", True)]
+    assert list(tmp_path.iterdir()) == [file]
+
+
 async def test_what_a_killed_runner_left_half_is_no_backup_and_in_nobodys_way(in_a_file: Rotated) -> None:
     async with in_a_file.session() as session:
         file = session.backups.new("one", datetime(2026, 1, 1, tzinfo=UTC))

@@ -3,7 +3,6 @@
 from collections.abc import Awaitable, Callable
 
 import pytest
-from sqlalchemy import text
 
 from services.rotator.report import Outcome
 from services.rotator.run import resume, rollback, run
@@ -33,7 +32,7 @@ async def test_a_rotator_that_is_killed_after_any_commit_loses_nothing(
         before = await rotated.keys()
         whole = await killed(rotated, "run", type_, kills + 1)
         kills += not whole
-        await _lease_ends(rotated)
+        await rotated.lease_ends()
         if way == "resume":
             await _resumed(rotated, type_)
             await _is_done(rotated, type_, before)
@@ -44,12 +43,6 @@ async def test_a_rotator_that_is_killed_after_any_commit_loses_nothing(
     store = rotated.url.drivername
     record_property(KILLS, {"store": store, "type": type_, "then": way, "kills": str(kills), "lost": str(len(lost))})
     assert (kills > 10, lost) == (True, [])
-
-
-async def _lease_ends(rotated: Rotated) -> None:
-    """As if its time had passed."""
-    async with rotated.database() as database:
-        await database.write(lambda connection: connection.execute(text("UPDATE keyring_lease SET expires_at = 0")))
 
 
 async def _resumed(rotated: Rotated, type_: RotationType) -> None:

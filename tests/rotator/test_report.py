@@ -1,0 +1,100 @@
+"""What is shown to people: Markdown that nothing can break, lines for a pipe, a bar on a terminal."""
+
+import os
+import pty
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+
+import pytest
+from markdown_it import MarkdownIt
+
+from services.rotator.plan import Plan
+from services.rotator.progress import Lines, telling
+from services.rotator.report import Outcome, Report, markdown
+from shared.keyring.administration import (
+    Census,
+    Problem,
+    Progress,
+    RetiredVersion,
+    RotationState,
+    RotationType,
+    VersionCount,
+)
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+HOSTILE = "a|b\n# <img src=x onerror=alert(1)> `code` [link](javascript:alert(1)) \x1b[31m\u202e"
+
+
+def hostile() -> Report:
+    problem = Problem(id=HOSTILE, why=HOSTILE)
+    return Report(
+        command="run",
+        outcome=Outcome.FAILED,
+        sentence=HOSTILE,
+        then=("resume", "rollback"),
+        plans=(Plan(type=RotationType.NEW_DEK, target_version=1, data_keys=1, sentence=HOSTILE, left_out=(HOSTILE,)),),
+        rotation=Progress(
+            rotation_id=HOSTILE,
+            type=RotationType.NEW_DEK,
+            state=RotationState.FAILED,
+            target_version=1,
+            caller=HOSTILE,
+            started_at=NOW,
+            updated_at=NOW,
+            total=2,
+            done=1,
+            problems=(problem,),
+            steps=(HOSTILE,),
+        ),
+        census=Census(
+            versions=(VersionCount(kek=HOSTILE, kek_version=1, data_keys=1, records=1),),
+            active=HOSTILE,
+            active_since=NOW,
+            retired_versions=(RetiredVersion(kek_version=1, retired_at=NOW),),
+        ),
+        problems=(problem,),
+    )
+
+
+def test_what_a_server_answers_is_neither_mark_up_nor_a_control_character() -> None:
+    text = markdown(hostile(), "rotator.yml")
+    assert not any(character in text for character in "\x1b\u202e")
+    shown = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
+    assert not any(mark in shown for mark in ("<img", "<a ", "<code>code", "<h1>"))
+    assert shown.count("<h2>") == 1
+    assert shown.count("<table>") == 2
+
+
+def test_it_says_what_to_type_next() -> None:
+    text = markdown(hostile(), "my rotator.yml")
+    assert "    keypulse-rotator resume --config 'my rotator.yml'\n    keypulse-rotator rollback --config" in text
+    assert text.startswith("## ✗ keypulse-rotator run: failed\n")
+
+
+def test_lines_of_progress_come_now_and_then_and_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    lines = Lines(lambda: now[0])
+    for done in range(1, 13):
+        lines.progress(done, 12)
+        now[0] += 1.0
+    assert capsys.readouterr().err.splitlines() == [f"{done} of 12 data keys" for done in (1, 6, 11, 12)]
+
+
+def test_a_terminal_gets_a_bar_with_counts_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    master, slave = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    with os.fdopen(slave, "w", buffering=1) as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with telling() as tell:
+            tell.step("rotate")
+            tell.progress(1, 4)
+            tell.progress(4, 4)
+            tell.step("rotate", "4 of 4 [bold]")
+    shown = b""
+    with os.fdopen(master, "rb", buffering=0) as screen, suppress(OSError):  # EIO, once the other side is closed
+        while read := screen.read(1 << 16):
+            shown += read
+    assert b"4/4" in shown
+    assert b"0:00:00" in shown
+    assert b"rotate: 4 of 4 [bold]" in shown

@@ -1,0 +1,181 @@
+"""What a runner left is finished by the next one, on this machine or another."""
+
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from services.rotator import backup
+from services.rotator.model import RotatorError
+from services.rotator.report import Outcome
+from services.rotator.run import resume, rollback, run
+from services.rotator.session import Session
+from shared.keyring.administration import (
+    Problem,
+    Progress,
+    RefusedError,
+    RotateRequest,
+    RotationState,
+    RotationType,
+    UnreachableError,
+    Verification,
+)
+from shared.keyring.model import Status
+from shared.keyring.seen import seen
+from tests.rotator.killed import killed
+from tests.rotator.rotated import Rotated
+
+NewVersion = Callable[[], Awaitable[None]]
+REWRAP, NEW = RotationType.REWRAP_KEK, RotationType.NEW_DEK
+
+
+async def left_in_the_middle(rotated: Rotated) -> None:
+    """One of three data keys is wrapped anew, and the runner is gone."""
+    async with rotated.session(batch=1) as session:
+        await _unreachable_after(session, 1)
+        with pytest.raises(RotatorError, match="nobody answers") as failed:
+            await run(session, REWRAP)
+    assert failed.value.then == ("resume", "rollback")
+
+
+async def _unreachable_after(session: Session, batches: int) -> None:
+    rotate = session.administration.rotate
+    left = batches
+
+    async def some(request: RotateRequest) -> Progress:
+        nonlocal left
+        if left == 0:
+            raise UnreachableError("nobody answers")
+        left -= 1
+        return await rotate(request)
+
+    session.administration.rotate = some  # type: ignore[method-assign]
+
+
+async def test_a_backup_that_is_there_and_whole_is_kept(rotated: Rotated, new_version: NewVersion) -> None:
+    await new_version()
+    await left_in_the_middle(rotated)
+    async with rotated.session() as session:
+        ((file, _),) = session.backups.kept()
+        report = await resume(session)
+        assert [kept for kept, _ in session.backups.kept()] == [file]
+    assert report.backup
+    assert (report.outcome, report.backup.file) == (Outcome.DONE, str(file))
+    assert "backup" not in [step.step for step in report.steps]
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "another"])
+async def test_a_backup_that_is_not_the_one_of_the_journal_is_made_anew(
+    in_a_file: Rotated, new_version: NewVersion, damage: str
+) -> None:
+    await new_version()
+    await left_in_the_middle(in_a_file)
+    async with in_a_file.session() as session:
+        ((file, _),) = session.backups.kept()
+        if damage == "cut":
+            file.write_bytes(file.read_bytes()[:-1])
+        else:
+            file.unlink()
+        if damage == "another":
+            async with in_a_file.session(state_dir=str(in_a_file.folder / "other")) as other:
+                await run_another(other, file)
+        assert (await resume(session)).outcome is Outcome.DONE
+        newest = session.backups.named("latest")
+        assert newest != file
+        assert session.took[2].step == "backup"
+
+
+async def run_another(session: Session, file: Path) -> None:
+    """A whole backup, of the half-done keyring, in the place of the first."""
+    target = session.backups.new("other", session.now)
+    await backup.write(
+        target, session.administration, session.kms, rotation_id="other", needs={1}, now=session.now, timeout=5
+    )
+    shutil.move(target, file)
+
+
+async def test_what_cannot_be_verified_is_not_finished_until_it_is_resumed(
+    in_a_file: Rotated, new_version: NewVersion
+) -> None:
+    await new_version()
+    async with in_a_file.session(verify_tries=2) as session:
+
+        async def nobody(mode: object) -> Verification:
+            raise UnreachableError("nobody answers")
+
+        verify = session.administration.verify
+        session.administration.verify = nobody  # type: ignore[method-assign]
+        with pytest.raises(RotatorError) as failed:
+            await run(session, REWRAP)
+        assert failed.value.then == ("resume", "rollback")
+        session.administration.verify = verify  # type: ignore[method-assign]
+        with pytest.raises(RotatorError, match="is not finished"):
+            await run(session, REWRAP)
+        assert (await resume(session)).outcome is Outcome.DONE
+        assert (await resume(session)).outcome is Outcome.NOTHING_TO_DO
+    async with in_a_file.database() as database:
+        assert (await database.read(seen)).failures["verify"] == 1
+
+
+async def test_a_verification_is_tried_again_before_it_is_believed(in_a_file: Rotated) -> None:
+    async with in_a_file.session() as session:
+        verify, tries = session.administration.verify, 0
+
+        async def late(mode: str) -> Verification:
+            nonlocal tries
+            tries += 1
+            found = await verify("full" if mode == "full" else "sample")
+            return found if tries == 3 else found.model_copy(update={"problems": (Problem(id="x", why="not yet"),)})
+
+        session.administration.verify = late  # type: ignore[method-assign]
+        assert (await run(session, NEW)).outcome is Outcome.DONE
+        tries = 4
+        report = await rollback(session)
+        assert (report.outcome, [each.id for each in report.problems]) == (Outcome.FAILED, ["x"])
+
+
+async def test_every_instance_knows_a_new_data_key_before_it_becomes_the_active_one(in_a_file: Rotated) -> None:
+    seen_at_reload: list[set[Status]] = []
+    async with in_a_file.session() as session:
+
+        async def reload() -> None:
+            seen_at_reload.append({key.status for key in (await in_a_file.keys()).values()})
+
+        session.administration.reload = reload  # type: ignore[method-assign]
+        await run(session, NEW)
+    assert Status.PENDING in seen_at_reload[0]
+    assert Status.PENDING not in seen_at_reload[-1]
+
+
+async def test_a_keyring_that_changes_nothing_ends_the_run(in_a_file: Rotated, new_version: NewVersion) -> None:
+    await new_version()
+    async with in_a_file.session(batch=1) as session:
+        rotate, first = session.administration.rotate, list[Progress]()
+
+        async def stuck(request: RotateRequest) -> Progress:
+            first.append(first[0] if first else await rotate(request))
+            return first[0]
+
+        session.administration.rotate = stuck  # type: ignore[method-assign]
+        with pytest.raises(RotatorError, match="does not go on"):
+            await run(session, REWRAP)
+
+
+async def test_a_rollback_that_was_killed_can_only_be_finished(in_a_file: Rotated, new_version: NewVersion) -> None:
+    before = await in_a_file.keys()
+    await new_version()
+    async with in_a_file.session() as session:
+        await run(session, REWRAP)
+    commits = 1
+    while not await killed(in_a_file, "rollback", REWRAP, commits):
+        async with in_a_file.session() as session:
+            latest = await session.administration.progress()
+            assert latest
+            if latest.state is RotationState.RUNNING:
+                with pytest.raises((RotatorError, RefusedError)):
+                    await run(session, REWRAP)
+        await in_a_file.lease_ends()
+        commits += 1
+    assert await in_a_file.keys() == before
+    assert await in_a_file.broken() == []
