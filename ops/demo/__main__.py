@@ -79,7 +79,7 @@ async def _until_stopped() -> None:
     stopping = asyncio.create_task(stop_signal())
     try:
         async with stack.running(ports) as running:
-            _print_addresses(ports)
+            _print_addresses(ports, running.folder)
             while not stopping.done():
                 running.children.check()
                 await asyncio.wait({stopping}, timeout=1)
@@ -89,7 +89,7 @@ async def _until_stopped() -> None:
         await asyncio.gather(stopping, return_exceptions=True)
 
 
-def _print_addresses(ports: Ports) -> None:
+def _print_addresses(ports: Ports, folder: Path) -> None:
     rows = (
         ("on call: break and heal KMS", ports.url("stand_ins") + "/"),
         ("runbooks", ports.url("stand_ins") + "/docs/KMS_OPERATIONS.md"),
@@ -105,6 +105,8 @@ def _print_addresses(ports: Ports) -> None:
     console.print("everything is up, and healthy; a minute of the rules is a second here\n")
     for what, address in rows:
         console.print(f"  {address:<46}{what}")
+    rotate = f"keypulse-rotator run --type new-dek --config {folder / 'rotator.yml'}"
+    console.print(f"\n  {rotate}\n  rotates the backend's data key; --help names the other commands", soft_wrap=True)
     console.print("\nCtrl-C stops all of it")
 
 

@@ -22,6 +22,7 @@ def configure(folder: Path, ports: Ports) -> None:
     _secret(folder / "relay_token", secrets.token_urlsafe(32))
     _secret(folder / "slack_token", f"xoxb-{secrets.token_hex(16)}")
     _secret(folder / "pagerduty_key", secrets.token_hex(16))
+    _secret(folder / "admin_token", secrets.token_urlsafe(32))
 
     local = {
         _RUNBOOKS: f"{ports.url('stand_ins')}/docs/",
@@ -53,6 +54,7 @@ def configure(folder: Path, ports: Ports) -> None:
         "listen": f"127.0.0.1:{ports.backend}",
         "database": f"sqlite:///{folder}/backend.db",
         "kms": kms,
+        "admin": {"token_file": "admin_token"},
         "kms_check_interval": "1s",
         "local_key_file": "local.key",
     }
@@ -70,7 +72,14 @@ def configure(folder: Path, ports: Ports) -> None:
         ],
         "runbook_url": f"{ports.url('stand_ins')}/docs/KMS_OPERATIONS.md",
     }
-    for name, content in {"backend": backend, "exporter": exporter, "relay": _relay(folder, ports)}.items():
+    rotator = {
+        "driver": {"kind": "admin_api", "url": ports.url("backend"), "token_file": "admin_token"},
+        "kms": kms,
+        "state_dir": "rotator",
+        "encrypt_pause": "100ms",
+    }
+    files = {"backend": backend, "exporter": exporter, "relay": _relay(folder, ports), "rotator": rotator}
+    for name, content in files.items():
         (folder / f"{name}.yml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
 

@@ -32,6 +32,8 @@ class Stack:
     ports: Ports
     http: aiohttp.ClientSession
     children: Processes
+    folder: Path
+    """Configurations and data; gone with the demo."""
 
     @property
     def dashboard(self) -> str:
@@ -87,7 +89,7 @@ async def running(ports: Ports) -> AsyncIterator[Stack]:
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as http,
             processes(Path(folder)) as children,
         ):
-            stack = Stack(ports, http, children)
+            stack = Stack(ports, http, children, Path(folder))
             for name, command in commands(Path(folder), ports, prometheus, alertmanager).items():
                 await children.start(name, command)
             await _until_healthy(stack)

@@ -13,6 +13,10 @@ REASONS = "the exporter's faults"
 """What goes wrong at a key, and the reason under which it is seen."""
 KILLS = "the rotator, killed after each commit"
 """By store, type and what was typed next: how many kills, and what was lost."""
+ROTATIONS = "rotations under load"
+"""Requests of the service meanwhile, and how many of them failed."""
+PANELS = "the dashboard's panels"
+"""How many series each has, of everything and of what is chosen."""
 Row = Mapping[str, str]
 
 

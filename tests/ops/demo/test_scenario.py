@@ -49,7 +49,7 @@ async def follow(tmp_path: Path) -> AsyncIterator[Follow]:
 
         async def follow(answers: dict[str, Any], state: State) -> tuple[list[Hop], list[str]]:
             began = time.time() - scenario.PHASE_SECONDS + PATIENCE
-            stack = ScriptedStack(Ports(), http, children, answers)
+            stack = ScriptedStack(Ports(), http, children, tmp_path, answers)
             return await scenario._Phase(stack, state, began, lambda _hop: None).follow()
 
         yield follow
