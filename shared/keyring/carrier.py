@@ -138,7 +138,7 @@ class KeyringAdministration:
             return await restore.restore(self._database, self._wrapping, rows, token)
 
     async def verify(self, mode: Literal["sample", "full"]) -> Verification:
-        """Takes as long as it takes: three calls of KMS for each data key a second, or a thousand."""
+        """One call of KMS for each data key: of a hundred thousand it takes minutes."""
         async with _told():
             return await Inspection(self._database, self._wrapping, self._records, mode == "full").result()
 

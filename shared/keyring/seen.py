@@ -15,7 +15,7 @@ from shared.keyring.administration import RotationState, RotationType
 from shared.keyring.model import Status
 from shared.keyring.tables import data_keys, notes, rotations
 
-STEPS: Final = ("smoke", "target", "backup", "encrypt", "rotate", "reload", "verify", "compare", "rollback")
+STEPS: Final = ("smoke", "target", "backup", "encrypt", "rotate", "reload", "verify", "rollback")
 """Of a rotation; each is counted from the start, at 0."""
 _OTHER: Final = "other"
 _FAILED: Final = re.compile(r"failed (\w+)")

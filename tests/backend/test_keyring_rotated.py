@@ -1,0 +1,85 @@
+"""A keyring that somebody else rotates while the backend runs."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import Fault
+from services.backend.keyring import KeyUnavailableError
+from shared.contract import CryptoMode
+from shared.keyring.administration import RotateRequest, RotationType
+from shared.keyring.carrier import KeyringAdministration
+from shared.keyring.model import LOCAL_KEK
+
+
+async def _new_dek(backend: Any, rotation_id: str = "r1") -> None:
+    carrier = KeyringAdministration(backend.store._database, backend.keyring._wrapping)
+    token = (await carrier.lease("the test", 60)).token
+    request = RotateRequest(rotation_id=rotation_id, type=RotationType.NEW_DEK, token=token, caller="the test")
+    while (await carrier.rotate(request)).state == "running":
+        pass
+    await carrier.release(token)
+
+
+async def test_a_record_of_a_data_key_that_another_instance_has_since_is_read_at_once(
+    emulator: Emulator, open_backend: Any, tmp_path: Path
+) -> None:
+    async with (
+        open_backend(tmp_path, str(emulator.address)) as one,
+        open_backend(tmp_path, str(emulator.address)) as other,
+    ):
+        await one.keyring.check()
+        await other.keyring.check()
+        await _new_dek(other)
+        await other.keyring.reload()
+        await other.put("r", b"by the new key")
+        assert one.keyring.active() != other.keyring.active()
+        assert await one.get("r") == b"by the new key"
+        await one.keyring.reload()
+        assert one.keyring.active() == other.keyring.active()
+
+
+async def test_kms_that_is_out_when_a_data_key_is_met_says_so_and_is_asked_again(
+    emulator: Emulator, open_backend: Any, tmp_path: Path
+) -> None:
+    async with (
+        open_backend(tmp_path, str(emulator.address)) as one,
+        open_backend(tmp_path, str(emulator.address)) as other,
+    ):
+        await one.keyring.check()
+        await _new_dek(other)
+        await other.keyring.check()
+        await other.put("r", b"kept")
+        emulator.faults.add(Fault(kind="status", status="UNAVAILABLE", count=2))
+        with pytest.raises(KeyUnavailableError, match="KMS: unavailable"):
+            await one.get("r")
+        await one.keyring.reload()  # it meets the fault, and leaves mode and keys as they are
+        assert one.keyring.mode is CryptoMode.KMS
+        assert await one.get("r") == b"kept"
+
+
+async def test_a_check_and_many_reloads_at_once_agree(emulator: Emulator, open_backend: Any, tmp_path: Path) -> None:
+    async with open_backend(tmp_path, str(emulator.address)) as backend:
+        await asyncio.gather(backend.keyring.check(), *(backend.keyring.reload() for _ in range(5)))
+        await _new_dek(backend)
+        await asyncio.gather(backend.keyring.check(), *(backend.keyring.reload() for _ in range(5)))
+        assert len(await backend.store.all()) == 2
+
+
+async def test_a_primary_version_that_was_retired_wraps_nothing_and_is_told(
+    emulator: Emulator, versions: Any, open_backend: Any, tmp_path: Path
+) -> None:
+    async with open_backend(tmp_path, str(emulator.address)) as backend:
+        carrier = KeyringAdministration(backend.store._database, backend.keyring._wrapping)
+        token = (await carrier.lease("the test", 60)).token
+        await carrier.retire(1, token)
+        await backend.keyring.check()
+        assert (backend.keyring.mode, backend.keyring.ready) == (CryptoMode.ENV, True)
+        assert [key.wrapped.kek for key in await backend.store.all()] == [LOCAL_KEK]
+        await versions.rotate()
+        await backend.keyring.check()
+        assert backend.keyring.mode is CryptoMode.KMS
+        assert [key.wrapped.kek_version for key in await backend.store.all()] == [2]
