@@ -7,10 +7,10 @@ import httpx2
 import pytest
 
 from services.exporter.history import History
-from services.exporter.model import BackendState, Call, Canary, Failure, Health, KeySnapshot, Operation, ProbeResult
+from services.exporter.model import BackendState, Call, Canary, Failure, Health, KeySnapshot, Operation, ProbeResult, Series
 from services.exporter.web.cards import LISTED
 from services.exporter.web.pages import Pages
-from shared.contract import CryptoMode
+from shared.contract import KMS_DATA_KEYS, KMS_ROTATION_LAST_SUCCESS, CryptoMode
 from shared.kms.provider import KeyDescription, KeyVersion
 from shared.kms.reason import Reason
 from shared.server import application, registry
@@ -111,3 +111,28 @@ async def test_a_backend_tells_its_last_answer_and_its_last_failure(history: His
     shown = await text(history)
     assert "|Mode|" not in shown  # nothing stale
     assert "|Last failure|2026-01-15 09:29:56 UTC (|4 s ago|): refused; late|" in shown
+
+
+async def test_a_backend_tells_how_many_data_keys_each_version_wraps_and_when_they_were_rotated(
+    history: History,
+) -> None:
+    keys: Series = {("2", "retired"): 2.0, ("11", "active"): 1.0, ("11", "retired"): 11.0, ("0", "retired"): 1.0}
+    keys = {**keys, ("3", "retired"): 0.0}
+    health = Health(CryptoMode.KMS, ready=True)
+    history.backend(BackendState("ledger", health, keyring={KMS_DATA_KEYS: keys}))
+    told = "|Data keys|12 under version 11 · 2 under version 2 · 1 under the local key"
+    assert f"{told}|Last answer|" in await text(history)
+    rotated: Series = {("new-dek",): NOW - 3 * 86_400, ("rewrap-kek",): NOW - 9 * 86_400}
+    history.backend(BackendState("ledger", health, keyring={KMS_DATA_KEYS: keys, KMS_ROTATION_LAST_SUCCESS: rotated}))
+    assert f"{told}; last rotated|3 days ago|Last answer|" in await text(history)
+    history.backend(BackendState("ledger", health))
+    assert "|Data keys|" not in await text(history)
+
+
+async def test_what_a_backend_makes_up_of_its_data_keys_is_cut_and_escaped(history: History) -> None:
+    keys: Series = {(f"<b>{n}</b>", "active"): 1e300 for n in range(100)}
+    health = Health(CryptoMode.KMS, ready=True)
+    history.backend(BackendState("ledger", health, keyring={KMS_DATA_KEYS: keys}))
+    shown = await text(history)
+    assert f"and {100 - LISTED} more|" in shown
+    assert "version &lt;b&gt;0&lt;/b&gt;" in shown

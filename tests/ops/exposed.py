@@ -22,7 +22,8 @@ from services.exporter.model import (
 )
 from services.relay.app import running
 from services.relay.config import RelaySettings
-from shared.contract import CryptoMode
+from shared.contract import KEYRING_FAMILIES, KMS_ROTATION_LAST_SUCCESS, CryptoMode
+from shared.keyring.administration import RotationType
 from shared.kms.reason import Reason
 
 
@@ -39,7 +40,10 @@ def by_the_exporter() -> list[Metric]:
         "ledger", "ledger-kek", at=1.0, description=None, permissions=None, canaries=canaries, wrong_aad=None, reads={}
     )
     metrics.lifecycle(look)
-    metrics.show(BackendState("ledger", Health(CryptoMode.KMS, ready=True), init_timestamp=1.0, decryption_errors=0.0))
+    keyring = {name: {labels: 1.0} for name, labels in KEYRING_FAMILIES.items()}
+    keyring[KMS_ROTATION_LAST_SUCCESS] = {(type_.value,): 1.0 for type_ in RotationType}
+    health = Health(CryptoMode.KMS, ready=True)
+    metrics.show(BackendState("ledger", health, init_timestamp=1.0, decryption_errors=0.0, keyring=keyring))
     return list(metrics.collect())
 
 
@@ -63,8 +67,8 @@ def by_a_relay(folder: Path) -> list[Metric]:
 
 
 def names(families: Iterable[Metric]) -> set[str]:
-    """Of all samples, and of gauges that have none yet."""
+    """Of all samples, and of gauges and counters that have none yet."""
     families = list(families)
-    return {family.name for family in families if family.type == "gauge"} | {
-        sample.name for family in families for sample in family.samples
-    }
+    suffixes = {"gauge": "", "counter": "_total"}
+    without = {family.name + suffixes[family.type] for family in families if family.type in suffixes}
+    return without | {sample.name for family in families for sample in family.samples}

@@ -27,6 +27,8 @@ SEVERITIES_AND_WAITS = {
         "KMSKeyVersionDestroyScheduled": ("warning", None),
         "KMSPermissionMissing": ("warning", "5m"),
         "KMSBackendOnEnvWhileKMSHealthy": ("warning", "2m"),
+        "KMSRotationOverdue": ("warning", "1d"),
+        "KMSRotationFailed": ("warning", None),
         "KMSExporterAbsent": ("critical", "2m"),
     },
     "keypulse_relay": {
@@ -94,8 +96,8 @@ NAME = r"\b(?:crypto|kms|relay)_[a-z_]+\b|\b(?:kms|relay):[a-z0-9_]+\b"
 
 
 def metrics_in(expression: str) -> set[str]:
-    """The metric names of an expression: what is left without label lists, ranges, functions and operators."""
-    bare = re.sub(r"\b(?:by|on)\s*\([^)]*\)|\{[^}]*\}|\[[^\]]*\]", " ", expression)
+    """The metric names of an expression: what is left without label lists, ranges, texts, functions and operators."""
+    bare = re.sub(r"\b(?:by|on)\s*\([^)]*\)|\{[^}]*\}|\[[^\]]*\]|\"[^\"]*\"|\boffset \w+", " ", expression)
     return set(re.findall(r"\b[a-z][a-z0-9_:]*\b(?!\s*\()", bare)) - {"or", "and", "unless", "min", "max", "sum"}
 
 

@@ -6,9 +6,10 @@ from hashlib import sha256
 from typing import Final
 
 from services.exporter.history import BackendRecord, TargetRecord
-from services.exporter.model import Canary, KeySnapshot
+from services.exporter.model import BackendState, Canary, KeySnapshot
 from services.exporter.web.findings import WORDS, Finding, Light, of_failures, of_old_news, of_snapshot, of_state
 from services.exporter.web.words import moment
+from shared.contract import KMS_DATA_KEYS, KMS_ROTATION_LAST_SUCCESS
 from shared.kms.provider import KeyVersion
 
 LISTED: Final = 10
@@ -136,6 +137,24 @@ def versions(snapshot: KeySnapshot) -> list[KeyVersion]:
 def canaries(snapshot: KeySnapshot) -> list[Canary]:
     """The canaries of a key, those that are lost first, then the newest."""
     return sorted(snapshot.canaries, key=lambda canary: (canary.call.failure is None, -_number(canary.version)))
+
+
+def data_keys(state: BackendState) -> str | None:
+    """How many data keys each version wraps, the newest first; None where the backend does not say."""
+    wrapped: dict[str, float] = {}
+    for (version, _status), number in state.keyring.get(KMS_DATA_KEYS, {}).items():
+        wrapped[version] = wrapped.get(version, 0.0) + number
+    counted = sorted(
+        ((version, number) for version, number in wrapped.items() if number), key=lambda it: -_number(it[0])
+    )
+    by = [f"{number:.0f} under {'the local key' if v == '0' else f'version {v}'}" for v, number in counted]
+    more = [f"and {len(by) - LISTED} more"] if len(by) > LISTED else []
+    return " · ".join(by[:LISTED] + more) or None
+
+
+def last_rotated(state: BackendState) -> float | None:
+    """When a rotation of whatever type last succeeded, Unix seconds; None where the backend does not say."""
+    return max(state.keyring.get(KMS_ROTATION_LAST_SUCCESS, {}).values(), default=None)
 
 
 def _number(version: str) -> int:

@@ -99,6 +99,8 @@ class Pages:
             protection=cards.protection,
             versions=cards.versions,
             canaries=cards.canaries,
+            data_keys=cards.data_keys,
+            last_rotated=cards.last_rotated,
             of_the_way=advice.of_the_way,
             of_a_failure=advice.of_a_failure,
         )

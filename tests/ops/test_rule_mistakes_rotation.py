@@ -1,0 +1,63 @@
+"""As test_rule_mistakes.py, for the alerts about rotation, and for what their messages look up."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.ops.rule_mistakes import mistaken, noticed
+from tests.ops.rules import ALERTS
+
+OVERDUE, FAILED = "KMSRotationOverdue", "KMSRotationFailed"
+SUCCESS = "max by (env, service) (last_over_time(kms_rotation_last_success_timestamp_seconds[1h]))"
+LAST_FAILURE = "kms_rotation_last_failure_timestamp_seconds"
+MISTAKES = [
+    *[(alert, "(env, service)", wrong) for alert in (OVERDUE, FAILED) for wrong in ("(service)", "(env)")],
+    (OVERDUE, f"{SUCCESS} > 35", f"{SUCCESS.replace('max', 'min')} > 35"),
+    (OVERDUE, "> 35 * 86400", "> 34 * 86400"),
+    (OVERDUE, "> 35 * 86400", "> 36 * 86400"),
+    (OVERDUE, "<= 35 * 86400", "<= 33 * 86400"),
+    (OVERDUE, "<= 35 * 86400", "<= 37 * 86400"),
+    (OVERDUE, "[1h]", "[10m]"),
+    (OVERDUE, '{type="rewrap-kek"}', ""),
+    (OVERDUE, "> 0", ">= 0"),
+    (OVERDUE, "unless on (env, service, kek_version)", "and on (env, service, kek_version)"),
+    (OVERDUE, "on (env, service, kek_version)", "on (service, kek_version)"),
+    (OVERDUE, "on (env, service, kek_version)", "on (env, service)"),
+    (OVERDUE, "and on (env, service) last_over_time(kms_key_primary_version[1h])\n", ""),
+    (FAILED, "last_over_time(kms_rotation_last_failure_timestamp_seconds[1h])", f"{LAST_FAILURE} + 0"),
+    (FAILED, ">= on (env, service)", "> on (env, service)"),
+    (FAILED, ">= on (env, service)", "< on (env, service)"),
+    (FAILED, SUCCESS, SUCCESS.replace("max", "min")),
+    (FAILED, "[6h]", "[5h30m]"),
+    (FAILED, "min_over_time", "max_over_time"),
+    (FAILED, "and on (env, service) last_over_time(kms_rotation_in_progress[1h] offset 6h) == 1", ""),
+]  # fmt: skip
+MISLEADING = [
+    (OVERDUE, "max(last_over_time(kms_rotation", "min(last_over_time(kms_rotation"),
+    (OVERDUE, "max by (kek_version, status)", "sum by (kek_version, status)"),
+    (OVERDUE, ") > 0", ")"),
+    (OVERDUE, "env=%q", "env!=%q"),
+    (OVERDUE, "service=%q", "service!=%q"),
+    (FAILED, "[1d]", "[1m]"),
+    (FAILED, "> 0", ">= 0"),
+    (FAILED, "env=%q", "env!=%q"),
+    (FAILED, "service=%q", "service!=%q"),
+]
+
+
+@pytest.mark.parametrize(("rule", "right", "wrong"), MISTAKES)
+def test_a_mistake_in_an_expression_fails_a_promtool_test(rule: str, right: str, wrong: str, tmp_path: Path) -> None:
+    assert mistaken(tmp_path, rule, right, wrong)
+
+
+@pytest.mark.parametrize(("alert", "right", "wrong"), MISLEADING)
+def test_a_mistake_in_a_message_fails_a_promtool_test(alert: str, right: str, wrong: str, tmp_path: Path) -> None:
+    annotations = ALERTS[alert]["annotations"]
+    assert right in annotations["description"]
+    change = {**annotations, "description": annotations["description"].replace(right, wrong)}
+    assert noticed(tmp_path, alert, {"annotations": change})
+
+
+@pytest.mark.parametrize("wait", ["22h", "26h"])
+def test_a_wait_that_is_hours_off_fails_a_promtool_test(wait: str, tmp_path: Path) -> None:
+    assert noticed(tmp_path, OVERDUE, {"for": wait})
