@@ -1,18 +1,16 @@
 import asyncio
-import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
+from sqlalchemy import URL, text
+from sqlalchemy.exc import IntegrityError
 
 from shared.keyring.database import Database
-from shared.keyring.model import LOCAL_KEK, DataKey, Status, Wrapped, wrapping_aad
+from shared.keyring.model import LOCAL_KEK, DataKey, Status, Wrapped
 from shared.keyring.store import KeyStore
 from shared.keyring.tables import TABLES
-from shared.sql.location import sqlite
 
 NOW = datetime(2026, 11, 25, 12, 0, 0, 123456, tzinfo=UTC)
 KEK = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -24,8 +22,8 @@ def _key(name: str, *, age: int = 0) -> DataKey:
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    opened = await Database.opened(sqlite(tmp_path / "keys.db"), TABLES)
+async def database(url: URL) -> AsyncIterator[Database]:
+    opened = await Database.opened(url, TABLES)
     yield opened
     await opened.close()
 
@@ -73,8 +71,8 @@ async def test_a_key_that_expects_one_which_is_no_longer_active_changes_nothing(
     assert await store.all() == before
 
 
-async def test_of_many_that_activate_at_once_one_succeeds(tmp_path: Path, store: KeyStore) -> None:
-    other = await Database.opened(sqlite(tmp_path / "keys.db"), TABLES)  # another process, to SQLite
+async def test_of_many_that_activate_at_once_one_succeeds(url: URL, store: KeyStore) -> None:
+    other = await Database.opened(url, TABLES)  # as another process
     try:
         stores = (store, KeyStore(other))
         outcomes = await asyncio.gather(*(stores[n % 2].activate(_key(str(n)), instead_of=None) for n in range(10)))
@@ -84,11 +82,11 @@ async def test_of_many_that_activate_at_once_one_succeeds(tmp_path: Path, store:
     assert len(await store.all()) == 1
 
 
-async def test_the_database_itself_refuses_a_second_active_key(store: KeyStore, tmp_path: Path) -> None:
+async def test_the_database_itself_refuses_a_second_active_key(store: KeyStore, database: Database) -> None:
     await store.activate(_key("a"), instead_of=None)
     second = "SELECT 'b', status, wrapped, kek, kek_version, algorithm, fingerprint, 0 FROM data_keys"
-    with closing(sqlite3.connect(tmp_path / "keys.db")) as other, pytest.raises(sqlite3.IntegrityError):
-        other.execute("INSERT INTO data_keys " + second)
+    with pytest.raises(IntegrityError):
+        await database.write(lambda connection: connection.execute(text("INSERT INTO data_keys " + second)))
 
 
 async def test_a_rewrap_changes_the_wrap_alone(store: KeyStore) -> None:
@@ -109,7 +107,3 @@ async def test_a_rewrap_of_a_wrap_that_was_replaced_meanwhile_changes_nothing(st
 async def test_a_rewrap_of_an_unknown_key_changes_nothing(store: KeyStore) -> None:
     assert not await store.rewrap(_key("a"), Wrapped(b"by kms", KEK, 7))
     assert await store.all() == ()
-
-
-def test_the_wrapping_data_of_two_keys_differ() -> None:
-    assert wrapping_aad("a") != wrapping_aad("b")
