@@ -11,6 +11,7 @@ import click
 from services.rotator import look
 from services.rotator.app import Work, done
 from services.rotator.config import Settings
+from services.rotator.restore import restore
 from services.rotator.retire import destroy, retire
 from services.rotator.run import resume, rollback, run
 from shared import VERSION
@@ -119,6 +120,14 @@ def verify(config: Path, *, as_json: bool, full: bool) -> None:
 def restore_check(config: Path, file: str, *, as_json: bool) -> None:
     """Read a backup whole, compare it with the keyring, and try a data key of each version."""
     _do("restore-check", config, as_json, lambda session: look.restore_check(session, file))
+
+
+@main.command("restore")
+@click.argument("file", metavar="FILE|latest")
+@_options
+def restore_(config: Path, file: str, *, as_json: bool) -> None:
+    """Put a backup back, for data keys that are damaged or gone; a rotation is undone by `rollback`."""
+    _do("restore", config, as_json, lambda session: restore(session, file))
 
 
 def _confirmed(command: Command) -> Command:

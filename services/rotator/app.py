@@ -21,7 +21,7 @@ from services.rotator.report import Outcome, Report, markdown
 from services.rotator.session import Session, opened
 from shared.keyring.administration import AdministrationError, RefusedError
 
-_KEPT: Final = {"run", "resume", "rollback", "retire", "destroy"}
+_KEPT: Final = {"run", "resume", "rollback", "restore", "retire", "destroy"}
 """The commands whose report stays in the folder of the state."""
 
 Work = Callable[[Session], Awaitable[Report]]

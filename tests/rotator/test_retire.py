@@ -12,7 +12,7 @@ from services.rotator.model import RotatorError
 from services.rotator.report import Outcome
 from services.rotator.retire import destroy, retire
 from services.rotator.run import run
-from shared.keyring.administration import RotationType
+from shared.keyring.administration import RefusedError, RotationType
 from tests.rotator.rotated import KEY, Rotated
 
 NewVersion = Callable[[], Awaitable[None]]
@@ -143,3 +143,19 @@ async def test_a_refusal_of_kms_is_told_and_nothing_is_written_down(
     assert refused.then == ("retire 1 --confirm 1",)
     async with in_a_file.session() as session:
         assert (await session.administration.census()).retired_versions == ()
+
+
+async def test_a_version_that_the_keyring_refuses_to_retire_is_enabled_again(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(in_a_file, new_version)
+    async with in_a_file.session() as session:
+
+        async def refuses(kek_version: int, token: str) -> None:
+            assert await state(emulator, kek_version) is State.DISABLED
+            raise RefusedError("a data key needs it since")
+
+        session.administration.retire = refuses  # type: ignore[method-assign]
+        with pytest.raises(RefusedError, match="a data key needs it since"):
+            await retire(session, 1)
+    assert await state(emulator, 1) is State.ENABLED

@@ -1,0 +1,58 @@
+"""Puts a backup back, where the journal cannot help: data keys that were damaged, or are gone."""
+
+import asyncio
+
+from services.rotator import backup, backups
+from services.rotator.model import RotatorError
+from services.rotator.plan import not_finished, unfinished, ways_on
+from services.rotator.report import KeptBackup, Outcome, Report
+from services.rotator.session import Session
+from services.rotator.verify import failures, verified
+from shared.keyring.administration import AdministrationError, Lease, Problem, RefusedError, UnreachableError
+
+
+async def restore(session: Session, name: str) -> Report:
+    """Each data key of the backup gets the wrapped form that it has there; one that is gone comes back as retired.
+
+    Args:
+        session: the way to everything.
+        name: of the backup, or `latest`.
+
+    Raises:
+        RotatorError: a rotation is not finished, or nobody answers in the middle.
+        BackupError: the backup cannot be read, all of it; nothing was changed.
+        AdministrationError: the lease is another's.
+    """
+    return await session.holding(lambda lease: _restore(session, lease, name))
+
+
+async def _restore(session: Session, lease: Lease, name: str) -> Report:
+    latest = await session.administration.progress()
+    if latest is not None and unfinished(latest):
+        raise RotatorError(not_finished(latest), *ways_on(latest))
+    timeout = session.settings.kms_timeout
+    file = await asyncio.to_thread(session.backups.named, name)
+    summary = await backups.check(file, session.kms, timeout=timeout)
+    changed, left = 0, list[Problem]()
+    async for rows in backup.pages(file, session.kms, backup.Counted(), timeout=timeout):
+        try:
+            changed += await session.administration.restore(rows, lease.token)
+        except (RefusedError, UnreachableError) as error:
+            raise RotatorError(str(error), "status", f"restore {name}") from None
+        except AdministrationError as error:  # of some rows; the others are back
+            left.append(Problem(id=f"from {rows[0].id} on", why=str(error)))
+    await session.administration.reload()
+    found = await verified(session, session.settings.verify_mode)
+    wrong = (*left, *failures(found))
+    what = (
+        f"{changed} data keys are as in the backup again" if changed else "what could be put back was as in the backup"
+    )
+    return Report(
+        command="restore",
+        outcome=Outcome.FAILED if wrong else Outcome.DONE,
+        sentence=f"{what}; what is named below cannot be read" if wrong else f"{what}; everything can be read",
+        then=("verify", "status") if wrong else (),
+        backup=KeptBackup(file=str(file), **summary.model_dump()),
+        verification=found,
+        problems=wrong,
+    )

@@ -1,0 +1,78 @@
+"""A backup is put back: what was damaged is healed, and nothing that works is displaced by what does not."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+from sqlalchemy import text
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import Fault
+from services.rotator.backup import BackupError
+from services.rotator.model import RotatorError
+from services.rotator.report import Outcome
+from services.rotator.restore import restore
+from services.rotator.run import run
+from shared.keyring.administration import RotationType
+from shared.keyring.model import Status
+from tests.rotator.rotated import Rotated, data_key_id
+
+NewVersion = Callable[[], Awaitable[None]]
+
+
+async def sql(rotated: Rotated, statement: str, **values: object) -> None:
+    async with rotated.database() as database:
+        await database.write(lambda connection: connection.execute(text(statement), values))
+
+
+async def test_damaged_and_lost_data_keys_come_back(rotated: Rotated) -> None:
+    before = await rotated.keys()
+    async with rotated.session() as session:
+        await run(session, RotationType.NEW_DEK)
+        await sql(rotated, "UPDATE data_keys SET wrapped = :junk WHERE id = :id", junk=b"junk", id=data_key_id(0))
+        await sql(rotated, "DELETE FROM data_keys WHERE id = :id", id=data_key_id(1))
+        report = await restore(session, "latest")
+    after = await rotated.keys()
+    assert (report.outcome, report.sentence) == (
+        Outcome.DONE,
+        "2 data keys are as in the backup again; everything can be read",
+    )
+    assert {id_: after[id_].wrapped for id_ in before} == {id_: key.wrapped for id_, key in before.items()}
+    assert [key.id in before for key in after.values() if key.status is Status.ACTIVE] == [False]
+    assert await rotated.broken() == []
+
+
+async def test_a_damaged_backup_changes_nothing(in_a_file: Rotated) -> None:
+    async with in_a_file.session() as session:
+        await run(session, RotationType.NEW_DEK)
+        file = session.backups.named("latest")
+        file.write_bytes(file.read_bytes()[:-1])
+        await sql(in_a_file, "DELETE FROM data_keys WHERE id = :id", id=data_key_id(1))
+        before = await in_a_file.keys()
+        with pytest.raises(BackupError, match="is damaged"):
+            await restore(session, "latest")
+    assert await in_a_file.keys() == before
+
+
+async def test_what_cannot_be_put_back_is_named(in_a_file: Rotated) -> None:
+    async with in_a_file.session() as session:
+        await sql(in_a_file, "UPDATE data_keys SET wrapped = :junk WHERE id = :id", junk=b"junk", id=data_key_id(0))
+        await run(session, RotationType.NEW_DEK)  # its backup holds the junk, too
+        await sql(in_a_file, "UPDATE data_keys SET wrapped = :other WHERE id = :id", other=b"other", id=data_key_id(0))
+        report = await restore(session, "latest")
+    assert report.outcome is Outcome.FAILED
+    assert data_key_id(0) in report.problems[0].why
+
+
+async def test_no_backup_is_put_back_in_the_middle_of_a_rotation(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await new_version()
+    async with in_a_file.session(batch=1) as session:
+        denied = Fault(kind="denied", operation="Encrypt")
+        session.tell.progress = lambda *_: emulator.faults.add(denied)  # type: ignore[method-assign,assignment]
+        with pytest.raises(RotatorError):
+            await run(session, RotationType.REWRAP_KEK)
+        emulator.faults.clear()
+        with pytest.raises(RotatorError, match="is not finished") as refused:
+            await restore(session, "latest")
+    assert refused.value.then == ("resume", "rollback")
