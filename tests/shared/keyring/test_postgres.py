@@ -40,6 +40,18 @@ async def test_many_processes_that_make_the_tables_at_once_all_succeed(postgres_
         await database.close()
 
 
+async def test_ids_are_compared_byte_by_byte_whatever_the_language_of_the_database(postgres_database: URL) -> None:
+    database = await Database.opened(postgres_database, TABLES)
+    collation = "SELECT collation_name FROM information_schema.columns WHERE table_name = :t AND column_name = :c"
+    try:
+        for table, name in (("data_keys", "id"), ("keyring_rotations", "cursor"), ("keyring_problems", "data_key_id")):
+            values = {"t": table, "c": name}
+            found = await database.read(lambda it, values=values: it.execute(text(collation), values).scalar_one())  # type: ignore[misc]
+            assert found == "C"
+    finally:
+        await database.close()
+
+
 async def test_a_server_that_restarts_in_between_is_nobodys_error(own_postgres: Postgres) -> None:
     database = await Database.opened(own_postgres.database("restarted"), _tables)
     try:
