@@ -25,8 +25,8 @@ from shared.contract import (
 
 LINE_CHARACTERS = 8192  # the parser's time grows with the square of a line's labels: 4 MiB of them would take minutes
 SERIES: Final = 1000
-"""Of one family, at most: each becomes a series of ours. A keyring has a handful of versions, in three states; where the
-KMS key is rotated each day, and no data key is ever wrapped anew, a few hundred."""
+"""Of one family, at most: each becomes a series of ours. A keyring has a handful of versions, in three states; where
+the KMS key is rotated each day, and no data key is ever wrapped anew, a few hundred."""
 _LABEL_CHARACTERS: Final = 64
 
 
