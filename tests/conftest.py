@@ -125,7 +125,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Prints the tables; here, for pytest-xdist's controller loads no conftest of a folder below."""
-    for table in (summary.PROPERTY, summary.REASONS, summary.KILLS, summary.ROTATIONS):
+    for table in (summary.PROPERTY, summary.REASONS, summary.KILLS, summary.ROTATIONS, summary.PANELS):
         if rows := summary.rows(terminalreporter, table):
             terminalreporter.section(table)
             for line in summary.table(rows):

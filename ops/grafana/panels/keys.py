@@ -108,13 +108,13 @@ def rotation() -> list[Builder[Panel]]:
     return [
         stat(
             "Since the last rotation",
-            "How long ago data keys were last rotated, by type. Orange after 90 days, the period of the CIS benchmark "
-            "for Google Cloud (1.10).",
+            "How long ago data keys were last rotated, by type: a new one made, or old ones wrapped anew. Orange after "
+            "35 days: a rotation is monthly.",
         )
         .with_target(now(f"time() - {told}", "{{service}} {{type}}"))
         .unit("s")
-        .thresholds(thresholds({90 * 86400: "orange"}))
-        .links([link("Board", links.BOARD)])
+        .thresholds(thresholds({35 * 86400: "orange"}))
+        .links([link("Board", links.BOARD), *sections("KMSRotationOverdue")])
         .span(8)
         .height(5),
         stat("Rotation under way", "Whether a rotation is under way, or was left in the middle.")
@@ -122,7 +122,7 @@ def rotation() -> list[Builder[Panel]]:
         .unit("none")
         .mappings(words(_UNDER_WAY))
         .thresholds(thresholds({1: "blue"}))
-        .links([link("Board", links.BOARD)])
+        .links([link("Board", links.BOARD), *sections("KMSRotationFailed")])
         .span(8)
         .height(5),
         stat("Since a step last failed", "How long ago a step of a rotation failed. Red within a day; none is best.")
@@ -130,7 +130,7 @@ def rotation() -> list[Builder[Panel]]:
         .unit("s")
         .thresholds(thresholds({86400: "green"}, base="red"))
         .no_value("none failed")
-        .links([link("Board", links.BOARD)])
+        .links([link("Board", links.BOARD), *sections("KMSRotationFailed")])
         .span(8)
         .height(5),
         lines(
@@ -141,13 +141,13 @@ def rotation() -> list[Builder[Panel]]:
         .with_target(over_time(keys, "{{service}} version {{kek_version}} {{status}}"))
         .unit("short")
         .decimals(0)
-        .links(sections("KMSKeyVersionDestroyScheduled"))
+        .links(sections("KMSRotationOverdue", "KMSKeyVersionDestroyScheduled"))
         .span(12)
         .height(8),
         bars("Failures of rotations", "Steps of rotations that failed in each interval.")
         .with_target(over_time(steps, "{{service}} {{step}}"))
         .unit("short")
-        .links([link("Board", links.BOARD)])
+        .links([link("Board", links.BOARD), *sections("KMSRotationFailed")])
         .span(12)
         .height(8),
     ]

@@ -15,7 +15,7 @@ def now(expr: str, legend: str) -> Dataquery:
 
 
 def columns(expr: str, ref: str = "A") -> Dataquery:
-    """Likewise, for a table: a row for each series, a column for each label, so a metric's own name must not be left."""
+    """Likewise, for a table: a column for each label, so a metric's own name must not be left among them."""
     return _query(expr, ref).format(PromQueryFormat.TABLE).instant()
 
 

@@ -1,0 +1,102 @@
+"""The demo's stack, watched twice over, after a bad day: what the dashboard is asked about.
+
+Prometheus scrapes it as two environments, and its exporter watches two services, so that a choice of one leaves half.
+"""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from google.cloud.kms_v1 import (
+    CryptoKey,
+    DestroyCryptoKeyVersionRequest,
+    KeyManagementServiceAsyncClient,
+    UpdateCryptoKeyRequest,
+)
+from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from grpc.aio import insecure_channel
+
+from ops.demo import stack
+from ops.demo.configure import KEY, configure
+from ops.demo.ports import Ports
+from ops.demo.stack import Stack
+from tests.key_versions import Versions
+
+Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
+ENVS = ["production", "staging"]
+SERVICES = ["backend", "other"]
+MONTH = 30 * 86400
+
+
+@asynccontextmanager
+async def after_a_bad_day(monkeypatch: pytest.MonkeyPatch, until: Until) -> AsyncIterator[Stack]:
+    """KMS was denied for a while, Slack still refuses, and a version that data needs is to be destroyed."""
+    monkeypatch.setattr(stack, "configure", _twice)
+    async with stack.running(Ports.free()) as running:
+
+        async def some(expression: str) -> bool:
+            return bool(await running.query(f"count({expression})"))
+
+        refused = {"provider": "slack", "kind": "error", "error": "token_revoked"}
+        await _post(running, "stand_ins", "/api/faults", refused)
+        await _post(running, "faults", "/faults", {"kind": "denied", "operation": "Encrypt"})
+        await until(lambda: some('ALERTS{alertname="KMSCryptoModeNotKMS", alertstate="firing"}'))
+        await until(lambda: some("relay_delivery_duration_seconds_count > 0"))
+        await until(lambda: some("relay:outbox_oldest_timestamp_seconds"))
+        async with running.http.delete(running.ports.url("faults") + "/faults") as answer:
+            assert answer.status < 300
+        await _turn_over_the_key(running.ports)
+        await _restart_the_exporter(running)  # its first look comes at once, the next one after a minute
+        await until(lambda: some("count(kms_canary_success) == 4"))  # of both services in both environments
+        for alert in ("KMSKeyVersionDestroyScheduled", "RelayChannelFailing"):
+            firing = f'ALERTS{{alertname="{alert}", alertstate="firing"}}'
+            await until(lambda firing=firing: some(firing))  # type: ignore[misc]  # mypy infers no default
+        yield running
+
+
+def _twice(folder: Path, ports: Ports) -> None:
+    configure(folder, ports)
+    exporter = yaml.safe_load((folder / "exporter.yml").read_text())
+    exporter["targets"].append({**exporter["targets"][0], "name": "other-kek", "service": "other"})
+    exporter["backends"].append({**exporter["backends"][0], "service": "other"})
+    (folder / "exporter.yml").write_text(yaml.safe_dump(exporter))
+    prometheus = yaml.safe_load((folder / "prometheus.yml").read_text())
+    for job in prometheus["scrape_configs"]:
+        (production,) = job["static_configs"]
+        job["static_configs"].append({**production, "labels": {"env": "staging"}})
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(prometheus))
+
+
+async def _turn_over_the_key(ports: Ports) -> None:
+    """A new version encrypts, another one is planned, and the old one is to be destroyed."""
+    async with insecure_channel(f"127.0.0.1:{ports.emulator}") as channel:
+        transport = KeyManagementServiceGrpcAsyncIOTransport(channel=channel)
+        client = KeyManagementServiceAsyncClient(transport=transport)
+        await Versions(client, KEY).rotate()
+        planned = CryptoKey(
+            name=KEY,
+            rotation_period=Duration(seconds=MONTH),
+            next_rotation_time=Timestamp(seconds=int(time.time()) + MONTH),
+        )
+        mask = {"paths": ["rotation_period", "next_rotation_time"]}
+        await client.update_crypto_key(UpdateCryptoKeyRequest(crypto_key=planned, update_mask=mask))
+        await client.destroy_crypto_key_version(DestroyCryptoKeyVersionRequest(name=f"{KEY}/cryptoKeyVersions/1"))
+
+
+async def _restart_the_exporter(running: Stack) -> None:
+    folder = running.children._logs
+    exporter = running.children._running["exporter"]
+    exporter.terminate()
+    await exporter.wait()
+    await running.children.start("exporter", stack.commands(folder, running.ports, "", "")["exporter"])
+
+
+async def _post(running: Stack, part: str, path: str, document: dict[str, Any]) -> None:
+    async with running.http.post(running.ports.url(part) + path, json=document) as answer:
+        assert answer.status == 201, await answer.text()

@@ -1,0 +1,114 @@
+"""The JSON that is checked in: what the Python says, in types that Grafana knows, with what provisions it."""
+
+import json
+from typing import Any
+
+import pytest
+import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from ops.grafana.build import FILE, UID, text
+from services.exporter.metrics import ExporterMetrics
+from shared.smoke.grafana import DASHBOARD as SMOKED
+from tests.ops.grafana.dashboard import ANNOTATIONS, DASHBOARD, PANELS, VARIABLES
+from tests.ops.rules import ALERTS, PROMETHEUS, REFERENCE
+
+PROVISIONING = FILE.parents[1] / "provisioning"
+OF_PROMETHEUS = {"step", "titleFormat", "textFormat", "tagKeys", "useValueForTime"}
+"""What Grafana's Prometheus data source reads of an annotation, and the SDK's type lacks."""
+
+
+def test_the_json_is_what_the_python_builds() -> None:
+    assert FILE.read_text(encoding="utf-8") == text(), "python -m ops.grafana.build writes it anew"
+
+
+def test_the_json_is_wholly_of_types_that_the_sdk_knows() -> None:
+    register_default_plugins()
+    known = json.loads(json.dumps(Dashboard.from_json(json.loads(text())).to_json(), cls=JSONEncoder))
+    ours = json.loads(text())
+    for annotation in ours["annotations"]["list"]:
+        for key in OF_PROMETHEUS:
+            del annotation[key]
+    for panel, ours_of_it in zip(known["panels"], ours["panels"], strict=True):
+        if panel["type"] in {"table", "heatmap"}:  # the SDK adds its defaults, which Grafana takes anyway
+            del panel["fieldConfig"]["defaults"]["custom"]
+            assert "custom" not in ours_of_it["fieldConfig"]["defaults"]
+    assert known == ours
+
+
+def test_the_dashboard_is_where_messages_and_the_smoke_test_look_for_it() -> None:
+    assert DASHBOARD["uid"] == UID == SMOKED == "kms-crypto-health"
+    links = (PROMETHEUS.parent / "relay/relay.yml").read_text(encoding="utf-8")
+    assert f"/d/{UID}?var-env={{env}}&var-service={{service}}&from={{from_ms}}&to={{to_ms}}" in links
+
+
+def test_env_and_service_may_be_one_or_several_or_all_and_are_all_at_the_start() -> None:
+    assert list(VARIABLES)[:3] == ["datasource", "env", "service"]
+    for name in ("env", "service"):
+        variable = VARIABLES[name]
+        assert (variable["multi"], variable["includeAll"], variable["allValue"]) == (True, True, ".*")
+        assert variable["current"]["value"] == ["$__all"]
+
+
+def test_addresses_are_constants_that_a_link_to_the_dashboard_cannot_change() -> None:
+    constants = [variable for variable in VARIABLES.values() if variable["type"] == "constant"]
+    assert [constant["name"] for constant in constants] == ["runbook", "board", "relay", "prometheus"]
+    assert all((constant["hide"], constant["skipUrlSync"]) == (2, True) for constant in constants)
+
+
+def test_alerts_inits_and_deployments_are_annotated() -> None:
+    assert [annotation["name"] for annotation in ANNOTATIONS] == ["Alerts", "Crypto initialised", "Deployments"]
+    for annotation in ANNOTATIONS:
+        in_ms = annotation["expr"].startswith("1000 * ")
+        assert annotation["useValueForTime"] == in_ms, "Grafana takes a value for a time in ms"
+
+
+@pytest.mark.parametrize(
+    ("title", "alert", "limit"),
+    [
+        ("Decryption error rate", "KMSHighCryptoErrorRate", "0.1"),
+        ("Latency, p95", "KMSHighLatency", "1"),
+        ("Age of the oldest that waits", "RelayOutboxStuck", "600"),
+        ("Age of the oldest that waits", "RelayOutboxStuck", "7200"),
+    ],
+)
+def test_a_line_is_drawn_where_the_alert_judges(title: str, alert: str, limit: str) -> None:
+    (panel,) = [panel for panel in PANELS if panel["title"] == title]
+    assert float(limit) in [step["value"] for step in panel["fieldConfig"]["defaults"]["thresholds"]["steps"]]
+    assert f"> {limit}\n" in ALERTS[alert]["expr"] + "\n"
+
+
+def test_there_is_a_heatmap_for_each_operation() -> None:
+    titles = {panel["title"] for panel in PANELS if panel["type"] == "heatmap"}
+    families = ExporterMetrics([("ledger", "ledger-kek")], ["ledger"]).collect()
+    (failures,) = [family for family in families if family.name == "kms_probe_failures"]
+    assert titles == {f"Latency of {sample.labels['operation']}" for sample in failures.samples}
+
+
+def test_the_costs_are_those_of_the_documentation() -> None:
+    (panel,) = [panel for panel in PANELS if panel["title"] == "Costs of probing in 30 days"]
+    asked = panel["targets"][0]["expr"].replace('env=~"$env", service=~"$service", ', "")
+    squeezed = asked.replace(" (", "(")
+    assert squeezed in REFERENCE.read_text(encoding="utf-8").replace(" (", "(")
+
+
+def test_the_provisioned_data_source_is_scraped_as_often_as_it_says() -> None:
+    (source,) = provisioned("datasources/prometheus.yml")["datasources"]
+    assert (source["type"], source["isDefault"]) == ("prometheus", True)
+    scraped = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["global"]["scrape_interval"]
+    assert source["jsonData"]["timeInterval"] == scraped
+
+
+def test_the_provisioned_dashboard_is_read_from_files() -> None:
+    (provider,) = provisioned("dashboards/keypulse.yml")["providers"]
+    assert provider["type"] == "file"
+    assert provider["options"]["path"].startswith("/var/lib/grafana/")
+    assert provider["options"]["path"] in REFERENCE.read_text(encoding="utf-8")
+
+
+def provisioned(file: str) -> dict[str, Any]:
+    read: dict[str, Any] = yaml.safe_load((PROVISIONING / file).read_text(encoding="utf-8"))
+    assert read["apiVersion"] == 1
+    return read

@@ -1,0 +1,24 @@
+"""Everything that the dashboard asks for is told by the exporter, the relay, a rule or Prometheus itself."""
+
+from pathlib import Path
+
+from tests.ops import exposed
+from tests.ops.grafana.dashboard import VARIABLES, expressions, metrics
+from tests.ops.rules import RECORDINGS
+
+OF_PROMETHEUS = {"up", "ALERTS", "ALERTS_FOR_STATE", "process_start_time_seconds"}
+"""The last one is of Prometheus's clients, in every server."""
+
+
+def test_every_metric_is_exposed_or_recorded(tmp_path: Path) -> None:
+    known = exposed.names([*exposed.by_the_exporter(), *exposed.by_a_relay(tmp_path)]) | RECORDINGS.keys()
+    for title, expression in expressions():
+        assert metrics(expression), title
+        assert metrics(expression) <= known | OF_PROMETHEUS, title
+    for variable in ("env", "service"):
+        assert metrics(VARIABLES[variable]["query"]) <= known | OF_PROMETHEUS
+
+
+def test_the_names_in_an_expression_are_found() -> None:
+    of_all = 'sum by (le, up) (rate(kms_x_total{reason="relay_y"}[5m])) / on (env) kms:z_5m * ALERTS_FOR_STATE - up'
+    assert metrics(of_all) == {"kms_x_total", "kms:z_5m", "ALERTS_FOR_STATE", "up"}

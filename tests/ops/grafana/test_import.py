@@ -1,0 +1,59 @@
+"""The commands of the documentation, as a person types them: Grafana's API is asked as its reference says.
+
+https://grafana.com/docs/grafana/latest/developers/http_api/dashboard/
+"""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from ops.grafana.build import UID
+from ops.grafana.variables import ADDRESSES
+from tests.ops.rules import REFERENCE, ROOT
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the documented command is curl's")
+async def test_the_documented_commands_set_the_addresses_and_import_the_dashboard(tmp_path: Path) -> None:
+    posted: list[dict[str, Any]] = []
+
+    async def post(request: web.Request) -> web.Response:
+        assert request.headers["Authorization"] == "Bearer a-token"
+        assert request.content_type == "application/json"
+        posted.append(await request.json())
+        return web.json_response({"status": "success", "uid": UID})
+
+    app = web.Application(client_max_size=1 << 20)
+    app.router.add_post("/api/dashboards/db", post)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    (tmp_path / "grafana_token").write_text("a-token\n")
+    (tmp_path / "ops").symlink_to(ROOT / "ops")
+    (section,) = re.findall(r"^## Dashboard\n(.*?)(?=^## )", REFERENCE.read_text(), re.MULTILINE | re.DOTALL)
+    commands = "\n".join(["set -eu", *re.findall(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)])
+    typed = await asyncio.create_subprocess_exec(
+        *("sh", "-c", commands),
+        cwd=tmp_path,
+        env={**os.environ, "GRAFANA": f"http://127.0.0.1:{runner.addresses[0][1]}"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await asyncio.wait_for(typed.communicate(), 30)
+    await runner.cleanup()
+    assert typed.returncode == 0, output.decode()
+    assert json.loads(output)["uid"] == UID
+
+    (imported,) = posted
+    assert imported.keys() == {"overwrite", "dashboard"}
+    assert imported["overwrite"] is True
+    assert imported["dashboard"]["uid"] == UID
+    assert "id" not in imported["dashboard"], "Grafana would look for a dashboard of that number"
+    told = {variable["name"]: variable["query"] for variable in imported["dashboard"]["templating"]["list"]}
+    assert all(told[name] != address and "example.org" in told[name] for name, address in ADDRESSES.items())

@@ -1,0 +1,61 @@
+"""Where the dashboard leads: addresses of its own constants, and sections that the runbook has."""
+
+import re
+from typing import Any
+
+from ops.grafana.build import UID
+from shared.kms.reason import Reason
+from tests.ops.grafana.dashboard import DASHBOARD, PANELS, VARIABLES, urls
+from tests.ops.rules import ALERTS, RUNBOOK
+
+ANCHORS = {
+    re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+    for title in re.findall(r"^#+ (.+)$", RUNBOOK.read_text(encoding="utf-8"), re.MULTILINE)
+}
+OF_A_ROW = {"${__value.text}", "${__value.raw}"}
+"""Anchors that stand in the row itself."""
+
+
+def of_column(title: str, name: str) -> list[dict[str, Any]]:
+    """How a column of a table differs from the others."""
+    (panel,) = [panel for panel in PANELS if panel["title"] == title]
+    (override,) = [one for one in panel["fieldConfig"]["overrides"] if one["matcher"]["options"] == name]
+    properties: list[dict[str, Any]] = override["properties"]
+    return properties
+
+
+def test_every_link_begins_with_a_constant_of_the_dashboard_or_leads_to_itself() -> None:
+    beginnings = {re.match(r"\$\{(\w+):raw\}|/d/[\w-]+", url) for url in urls(DASHBOARD)}
+    assert None not in beginnings
+    constants = {name for name, variable in VARIABLES.items() if variable["type"] == "constant"}
+    assert {found[1] or found[0] for found in beginnings if found} == constants | {f"/d/{UID}"}
+
+
+def test_every_section_of_the_runbook_to_which_a_link_leads_exists() -> None:
+    anchors = {url.partition("#")[2] for url in urls(DASHBOARD) if url.startswith("${runbook:raw}")}
+    assert len(anchors) > 20
+    assert anchors - OF_A_ROW <= ANCHORS
+
+
+def test_every_alert_leads_to_its_section() -> None:
+    (mapping,), (link,) = (one["value"] for one in of_column("Active alerts", "runbook"))
+    assert link["url"] == "${runbook:raw}#${__value.text}"
+    shown = {name: to["text"] for name, to in mapping["options"].items()}
+    assert shown == {name: name.lower() for name in ALERTS}
+    assert set(shown.values()) <= ANCHORS
+
+
+def test_every_reason_leads_to_its_section() -> None:
+    (links,) = of_column("Failures of each key", "reason")
+    assert [link["url"] for link in links["value"]] == ["${runbook:raw}#${__value.raw}"]
+    assert set(Reason) <= ANCHORS
+
+
+def test_a_service_leads_to_its_health_on_the_board_and_to_what_else_is_known_of_it() -> None:
+    (links,) = of_column("Services", "service")
+    assert [link["url"] for link in links["value"]] == [
+        "${board:raw}?q=${__data.fields.service:percentencode}",
+        f"/d/{UID}?var-env=${{__data.fields.env:percentencode}}&var-service=${{__data.fields.service:percentencode}}",
+        "${prometheus:raw}/alerts",
+        "${runbook:raw}#what-to-look-at-first",
+    ]
