@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from sqlalchemy import URL
+from sqlalchemy import URL, create_engine, text
 from starlette.routing import Route
 from structlog.testing import capture_logs
 
@@ -172,8 +172,16 @@ async def test_each_refusal_has_its_status(admin: httpx2.AsyncClient, lease: str
     assert (await admin.post("release", json={"token": lease})).status_code == 204
 
 
-async def test_another_instance_uses_the_new_data_key_soon_and_reads_its_records_at_once(
-    emulator: Emulator, settings: Callable[..., Settings], empty_database: URL, until: Until
+def _data_key_of_the_record(database: URL) -> str:
+    engine = create_engine(database)
+    with engine.connect() as connection:
+        (used,) = connection.execute(text("SELECT data_key_id FROM records")).scalars()
+    engine.dispose()
+    return str(used)
+
+
+async def test_a_reload_uses_the_new_data_key_and_another_instance_reads_its_records_at_once(
+    emulator: Emulator, settings: Callable[..., Settings], empty_database: URL
 ) -> None:
     database = empty_database.render_as_string(hide_password=False)
     slow = settings(str(emulator.address), admin=ADMIN, database=database, kms_check_interval="1h")
@@ -184,7 +192,8 @@ async def test_another_instance_uses_the_new_data_key_soon_and_reads_its_records
             pass
         await admin.post("reload")
         assert (await admin.put("http://backend/v1/records/a", content=b"new key")).status_code == 204
-        assert [each["records"] for each in (await admin.get("census")).json()["versions"]] == [1]
+        used = await asyncio.to_thread(_data_key_of_the_record, empty_database)
+        assert used == (await admin.get("census")).json()["active"], "a reload takes the new data key into use"
         assert (await elsewhere.get("http://other/v1/records/a")).content == b"new key"
 
 
