@@ -4,11 +4,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import URL, Column, Connection, Integer, MetaData, Table, exc, text
 
 from shared.keyring.database import Database, DatabaseError
+from shared.keyring.engine import STATEMENT_SECONDS
 from shared.keyring.tables import TABLES
 from shared.sql.location import sqlite
 from tests.conftest import Until
@@ -84,6 +86,7 @@ async def test_a_statement_that_takes_too_long_ends_within_its_bound_and_a_patie
     assert time.monotonic() - begun < 10
     patient = await database.read(lambda it: it.execute(text("SELECT 1 FROM pg_sleep(4.6)")).scalar_one(), seconds=30)
     assert patient == 1
+    assert await database.read(_patience) == STATEMENT_SECONDS + 0.5
     with pytest.raises(DatabaseError, match="statement timeout"):  # the same connection is impatient again
         await database.read(lambda connection: connection.execute(text("SELECT pg_sleep(60)")))
 
@@ -112,6 +115,11 @@ async def test_whoever_changes_the_keyring_keeps_others_waiting_and_no_reader(
     finally:
         await other.close()
     assert order == ["first", "second"]
+
+
+def _patience(connection: Connection) -> float:
+    own: Any = connection.connection.driver_connection
+    return float(own.patience.seconds)
 
 
 def _is_held(connection: Connection) -> bool:
