@@ -78,9 +78,11 @@ _FIRST_RECEIPTS: Final = select(_of.incident_id, _of.episode, _of.receipt).where
 _FIRED: Final = (
     select(_of.incident_id, _of.episode)
     .distinct()
-    .join(events, and_(events.c.seq == _of.event_seq, events.c.status == Status.FIRING))
+    .join(events, and_(events.c.incident_id == _of.incident_id, events.c.seq.between(_of.first_event, _of.event_seq)))
     .where(_of.incident_id.in_(bindparam("incidents", expanding=True)), _of.channel == bindparam("channel"))
+    .where(events.c.status == Status.FIRING)
 )
+"""Of what a delivery tells any event may have fired: what falls back late tells the beginning and the end as one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,8 +42,9 @@ _ROWS: Final = (
 _FELL_BACK: Final = (
     update(deliveries).where(_of.seq.in_(bindparam("seqs", expanding=True))).values(fell_back=_of.event_seq)
 )
+_EPISODE: Final = select(_of.episode).where(_of.event_seq == events.c.seq).limit(1).scalar_subquery()
 _UNTOLD: Final = (
-    select(events.c.seq)
+    select(events.c.seq, _EPISODE.label("episode"))
     .where(
         events.c.incident_id == bindparam("incident"),
         events.c.seq.between(bindparam("first"), bindparam("last")),
@@ -121,11 +122,13 @@ def instead(transaction: Transaction, row: Row[*tuple[Any, ...]], others: Sequen
     span = {"incident": row.incident_id, "first": max(row.first_event, (row.fell_back or 0) + 1), "last": row.event_seq}
     news = []
     for channel in others:
-        untold = transaction.connection.execute(_UNTOLD, {**span, "channel": channel}).scalars().all()
+        untold = transaction.connection.execute(_UNTOLD, {**span, "channel": channel}).all()
         if channel in transaction.unmerged:
-            news += [New(event, event, row.incident_id, row.episode, channel, note) for event in untold]
+            # One that waits may tell events of several episodes.
+            for event, episode in untold:
+                news.append(New(event, event, row.incident_id, episode or row.episode, channel, note))
         elif untold:
             current = transaction.connection.execute(_CURRENT, {"incident": row.incident_id}).one()
             # Something newer may have been told there already: so it tells how things stand now.
-            news.append(New(current.latest_event, untold[0], row.incident_id, current.episode, channel, note))
+            news.append(New(current.latest_event, untold[0].seq, row.incident_id, current.episode, channel, note))
     return news

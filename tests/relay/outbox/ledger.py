@@ -126,7 +126,12 @@ class Ledger:
         assert claim.maybe_sent or not arrived, "an earlier attempt arrived, and it does not say so"
         told = any(other.state == State.DELIVERED and other.episode == claim.episode for other in of_place)
         assert (claim.first_receipt is not None) == told
-        fired = any(other.episode == claim.episode and is_firing(self.events[other.event_seq]) for other in of_place)
+        told_of = [other for other in of_place if other.episode == claim.episode]
+        fired = any(
+            is_firing(known) and other.first_event <= known.seq <= other.event_seq
+            for other in told_of
+            for known in self.of(claim.incident_id)
+        )
         assert claim.untold == (fired and not told and not is_firing(event))
 
     def settled(self, rows: Rows) -> None:

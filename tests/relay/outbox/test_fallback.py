@@ -17,6 +17,7 @@ from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store, opened
 from tests.relay.outbox.acts import claimed, end, nothing, take, told
 from tests.relay.outbox.gated import Clock, break_it, fail, waiting
+from tests.relay.scripted import event_of
 
 NOTE = "a takes no messages at the moment, so this comes here as well"
 
@@ -81,12 +82,33 @@ async def test_what_another_channel_tells_anyway_is_not_told_twice(store: Store)
 
 
 async def test_one_that_tells_every_event_by_itself_does_so_here_too(store: Store) -> None:
-    await told(store, "x")
-    await told(store, "x")
+    await told(store, "x", episode=1)
+    await told(store, "x", episode=2)
     await refuse(store)
     await fall_back(store, "a", ("every",))
-    assert await all_of(store, "every") == [("x", 1, 1)]
-    assert await all_of(store, "every") == [("x", 2, 2)]
+    for number in (1, 2):
+        claim = await claimed(store, "every")
+        assert (claim.first_event, claim.last_event, claim.episode) == (number, number, number)
+        await end(store, claim)
+
+
+async def test_a_beginning_and_an_end_that_fall_back_as_one_were_told_to_nobody_there(store: Store) -> None:
+    await told(store, "x", event=event_of("firing"))
+    hanging = await claimed(store)
+    await told(store, "x", event=event_of("resolved"))
+    await fail(store, hanging, Effect.REFUSED, reason="unauthorized", again_in=300.0, fallback=("b",))
+    claim = await claimed(store, "b")
+    assert (claim.first_event, claim.last_event, claim.untold) == (1, 2, True)
+
+
+async def test_an_end_that_falls_back_where_the_beginning_was_told_is_an_end(store: Store) -> None:
+    await told(store, "x", "a", "b", event=event_of("firing"))
+    await end(store, await claimed(store, "b"))
+    await told(store, "x", event=event_of("resolved"))
+    await refuse(store, "a", "b")
+    claim = await claimed(store, "b")
+    assert (claim.first_event, claim.last_event, claim.untold) == (2, 2, False)
+    assert claim.first_receipt is not None
 
 
 async def test_it_is_still_tried_on_its_own_channel(store: Store) -> None:
