@@ -110,6 +110,14 @@ async def test_each_answer_that_is_none_is_one_sentence_with_the_next_step(
     assert len(str(told.value)) < 800
 
 
+async def test_a_server_without_an_admin_api_is_not_taken_for_one_without_a_rotation(asking: Asking) -> None:
+    async with asking(always(404, "Not Found")) as keyring:
+        with pytest.raises(RefusedError, match="no admin API is there"):
+            await keyring.progress()
+    async with asking(always(404, '{"error": "no rotation was ever made"}')) as keyring:
+        assert await keyring.progress() is None
+
+
 async def test_a_server_that_repeats_the_token_does_not_get_it_into_any_text(asking: Asking) -> None:
     for status in (200, 409, 500):
         async with asking(always(status, json.dumps({"error": f"you sent {TOKEN}"}))) as keyring:
