@@ -30,7 +30,7 @@ check: install ## ruff, mypy --strict, import-linter, shellcheck, promtool, amto
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck ops/tools/require ops/tools/install ops/tools/install-locked .ci/run
+	$(BIN)/shellcheck ops/tools/require ops/tools/install ops/tools/install-locked .ci/run ops/audit/setup-kms-audit-logging.sh
 	promtool check rules ops/prometheus/rules/*.yml
 	promtool check config --syntax-only ops/prometheus/prometheus.yml
 	promtool test rules ops/prometheus/tests/*.yml
@@ -42,7 +42,7 @@ check: install ## ruff, mypy --strict, import-linter, shellcheck, promtool, amto
 lock: ## writes requirements/*.lock anew (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --all-extras --group dev pyproject.toml -o requirements/dev.lock
 	echo hatchling | uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 -c requirements/dev.lock - -o requirements/build.lock
-	for extra in exporter relay backend rotator smoke emulator; do \
+	for extra in exporter relay backend rotator smoke audit emulator; do \
 	  uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra $$extra -c requirements/dev.lock pyproject.toml -o requirements/$$extra.lock; done
 
 .PHONY: help install demo test bench check lock

@@ -1,0 +1,226 @@
+"""`keypulse-audit`: audit logging of Cloud KMS, for one project or several."""
+
+import logging
+import random
+import re
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import click
+
+from ops.audit.apply import apply as applied
+from ops.audit.client import Google
+from ops.audit.cloud import read
+from ops.audit.model import Change, Wish
+from ops.audit.plan import ImpossibleError, changes, notes
+from ops.audit.queries import queries as asked
+from ops.audit.refusal import GoogleError
+from ops.audit.show import diff, title
+from ops.audit.verify import Clock, Probe, looked_at
+from shared import VERSION
+from shared.settings import parse_duration
+from shared.smoke.check import line, one_line
+
+_EXAMPLES = """\b
+Examples:
+  keypulse-audit plan --project acme-prod
+  keypulse-audit apply --project acme-prod --project acme-test --location europe-west3 --bigquery \\
+      --bucket '{project}-kms-audit' --exempt serviceAccount:exporter@acme-prod.iam.gserviceaccount.com
+  keypulse-audit verify --project acme-prod --location europe-west3 --bigquery
+  keypulse-audit queries --project acme-prod --bigquery
+"""
+_PROJECT: Final = re.compile(r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
+_BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
+_MEMBER: Final = re.compile(r"(user|serviceAccount|group|domain|principal|principalSet):\S+")
+_LOCATION: Final = re.compile(r"[A-Za-z][A-Za-z0-9-]+")
+_ENDPOINT: Final = re.compile(r"https?://[^\s/@]+/?")
+
+Command = Callable[..., None]
+
+
+def _matches(pattern: re.Pattern[str], expected: str) -> Callable[[Any, Any, Any], Any]:
+    def check(_context: click.Context, _parameter: click.Parameter, given: Any) -> Any:
+        for value in given if isinstance(given, tuple) else [given] if given is not None else []:
+            if not pattern.fullmatch(value):
+                raise click.BadParameter(f"expected {expected}, got {value!r}")
+        return given
+
+    return check
+
+
+def _duration(_context: click.Context, _parameter: click.Parameter, given: str) -> float:
+    try:
+        return float(str(parse_duration(given)))
+    except ValueError as error:
+        raise click.BadParameter(f"{error}, got {given!r}") from None
+
+
+def _probe(_context: click.Context, _parameter: click.Parameter, given: str | None) -> Probe | None:
+    try:
+        return Probe.parse(given) if given else None
+    except ValueError as error:
+        raise click.BadParameter(f"{error}, got {given!r}") from None
+
+
+_PROJECTS = click.option(
+    "--project",
+    "projects",
+    multiple=True,
+    required=True,
+    callback=_matches(_PROJECT, "the ID of a project, such as acme-prod"),
+    help="The ID of a project; may be given several times.",
+)
+_BIGQUERY = click.option("--bigquery", is_flag=True, help="The logs also go to BigQuery, dataset kms_audit.")
+
+
+def _wish(command: Command) -> Command:
+    """Adds the options that say what is wished."""
+    for option in (
+        click.option(
+            "--endpoint",
+            envvar="KEYPULSE_AUDIT_ENDPOINT",
+            callback=_matches(_ENDPOINT, "the address of a stand-in, such as http://127.0.0.1:8080"),
+            help="A stand-in for Google, for tests; it gets no credentials. Also from KEYPULSE_AUDIT_ENDPOINT.",
+        ),
+        click.option(
+            "--exempt",
+            "exempted",
+            multiple=True,
+            callback=_matches(_MEMBER, "a member, such as serviceAccount:NAME@PROJECT.iam.gserviceaccount.com"),
+            help="A member whose reads are not logged, such as the exporter; several times.",
+        ),
+        click.option(
+            "--location",
+            callback=_matches(_LOCATION, "a region such as europe-west3, or EU or US"),
+            help="Where dataset and bucket are.",
+        ),
+        click.option(
+            "--bucket", help="The logs also go to this bucket, for two years; {project} stands for the project's ID."
+        ),
+        _BIGQUERY,
+        _PROJECTS,
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(epilog=_EXAMPLES)
+@click.version_option(VERSION, prog_name="keypulse-audit")
+def main() -> None:
+    """Sets up the audit logging of Cloud KMS, and looks whether it works.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage.
+    """
+    logging.getLogger("googleapiclient").setLevel(logging.ERROR)  # a refusal is told once, in our own words
+
+
+@main.command()
+@_wish
+def plan(**options: Any) -> None:
+    """Says what `apply` would change, and changes nothing."""
+
+    def each(google: Google, wish: Wish) -> Iterator[str]:
+        state = {part: read(google, part, wish) for part in wish.parts}
+        due = changes(state, wish)
+        for change in due:
+            yield from _lines(change, wish)
+        yield from (f"note: {note}" for note in notes(state))
+        yield f"{len(due)} to change, {len(wish.parts) - len(due)} as wished. Nothing was changed."
+
+    _for_each(options, each)
+
+
+@main.command()
+@_wish
+def apply(**options: Any) -> None:
+    """Makes the changes that `plan` names. It can be stopped and run again: it goes on where it stopped."""
+
+    def each(google: Google, wish: Wish) -> Iterator[str]:
+        made = 0
+        for change in applied(google, wish, time.sleep):
+            made += 1
+            yield from _lines(change, wish)
+        yield f"{made} changed, {len(wish.parts) - made} as wished."
+
+    _for_each(options, each)
+
+
+@main.command()
+@_wish
+@click.option("--timeout", default="10m", callback=_duration, help="From the probe to the last place. Default 10m.")
+@click.option("--probe", callback=_probe, help="Looks for the probe of an earlier run, and sends none.")
+def verify(**options: Any) -> None:
+    """Sends an operation to KMS and waits until it shows in the log and in each sink."""
+    wishes = _wishes(options)
+    probe = options["probe"] or Probe.new(utc_now(), secrets.token_hex(4))
+    clock, ok = Clock(time.monotonic, time.sleep), True
+    with closing(_google(options)) as google:
+        for result in looked_at(google, wishes, probe, clock, send=not options["probe"], patience=options["timeout"]):
+            click.echo(line(result, verbose=True))
+            ok = ok and result.ok
+    sys.exit(0 if ok else 1)
+
+
+@main.command()
+@_PROJECTS
+@_BIGQUERY
+def queries(projects: tuple[str, ...], *, bigquery: bool) -> None:
+    """Prints commands that answer what auditors ask, for gcloud and bq."""
+    for project in projects:
+        for question, command in asked(project, bigquery=bigquery):
+            click.echo(f"# {question}\n{command}\n")
+
+
+def utc_now() -> datetime:
+    """The time of day, from which the probe has its name."""
+    return datetime.now(UTC)
+
+
+def _wishes(options: dict[str, Any]) -> list[Wish]:
+    bucket, projects = options["bucket"], dict.fromkeys(options["projects"])
+    if (bucket or options["bigquery"]) and not options["location"]:
+        raise click.UsageError("--bigquery and --bucket need --location: where the logs are kept")
+    if bucket and len(projects) > 1 and "{project}" not in bucket:
+        raise click.UsageError("--bucket needs {project} in its name where there are several projects: one for each")
+    wishes = []
+    for project in projects:
+        name = bucket and bucket.replace("{project}", project)
+        if name and not _BUCKET.fullmatch(name):
+            raise click.UsageError(f"--bucket: expected 3 to 63 of a-z, 0-9, '.', '_' and '-', got {name!r}")
+        exempted = frozenset(options["exempted"])
+        wishes.append(Wish(project, exempted, options["bigquery"], name, options["location"] or ""))
+    return wishes
+
+
+def _google(options: dict[str, Any]) -> Google:
+    return Google(time.sleep, random.random, options["endpoint"])
+
+
+def _for_each(options: dict[str, Any], each: Callable[[Google, Wish], Iterator[str]]) -> None:
+    """Does it for every project, whatever becomes of the others; exit 1 where one failed."""
+    wishes, ok = _wishes(options), True
+    with closing(_google(options)) as google:
+        for wish in wishes:
+            click.secho(f"project {wish.project}", bold=True)
+            try:
+                for text in each(google, wish):
+                    colour = {"-": "red", "+": "green"}.get(text.strip()[:1])
+                    click.secho(f"  {one_line(text)}", fg=colour)
+            except (GoogleError, ImpossibleError) as error:
+                ok = False
+                click.secho(f"  {one_line(str(error))}", fg="red", err=True)
+    sys.exit(0 if ok else 1)
+
+
+def _lines(change: Change, wish: Wish) -> Iterator[str]:
+    yield title(change.part, wish)
+    yield from (f"  {fact}" for fact in diff(change))
+
+
+if __name__ == "__main__":
+    main(prog_name="keypulse-audit")

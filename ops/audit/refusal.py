@@ -1,0 +1,63 @@
+"""What Google answered instead of doing it → of what kind that is, and a sentence that says what to do. Pure."""
+
+from enum import Enum, auto
+from typing import Final
+
+from ops.audit.permissions import advice
+
+LOGIN: Final = "log in with `gcloud auth application-default login`, or name a file in GOOGLE_APPLICATION_CREDENTIALS"
+AGAIN: Final = "run this again: it goes on where it stopped"
+
+
+class Kind(Enum):
+    """Of what kind a refusal is, for whoever can do something about it."""
+
+    MISSING = auto()
+    CONFLICT = auto()
+    """It has changed since it was read, or is there already."""
+    INVALID = auto()
+    FAILED = auto()
+
+
+_KINDS: Final = {400: Kind.INVALID, 404: Kind.MISSING, 409: Kind.CONFLICT, 412: Kind.CONFLICT}
+
+
+class GoogleError(Exception):
+    """Google has not done what it was asked for.
+
+    Args:
+        kind: of the refusal.
+        sentence: what was refused and what to do; no secret.
+    """
+
+    def __init__(self, kind: Kind, sentence: str) -> None:
+        super().__init__(sentence)
+        self.kind = kind
+
+
+def passes(status: int, reasons: set[str]) -> bool:
+    """Whether it may pass by itself; BigQuery and Cloud Storage have rate limits that answer 403."""
+    return status == 429 or status >= 500 or "rateLimitExceeded" in reasons
+
+
+def refusal(name: str, status: int, said: str, reasons: set[str]) -> GoogleError:
+    """What an answer means.
+
+    Args:
+        name: of API and method.
+        status: of HTTP.
+        said: Google's own words.
+        reasons: Google's words for machines.
+    """
+    kind, api = _KINDS.get(status, Kind.FAILED), name.partition(".")[0]
+    if status == 401:
+        return GoogleError(kind, f"the credentials are not taken; {LOGIN}")
+    if passes(status, reasons):
+        return GoogleError(kind, f"{name} still fails with {status} ({said}); wait a minute and {AGAIN}")
+    if reasons & {"SERVICE_DISABLED", "accessNotConfigured"}:
+        todo = f"switch the API on with `gcloud services enable {api}.googleapis.com`, and wait a minute"
+    elif status == 403:
+        todo = advice(name)
+    else:
+        todo = "look whether the names are right"
+    return GoogleError(kind, f"{name} is refused with {status} ({said}); {todo}")

@@ -1,0 +1,216 @@
+"""Audit logging is set up against Google's own schemas, whatever goes wrong meanwhile."""
+
+from collections.abc import Callable
+
+import pytest
+
+from ops.audit.apply import ATTEMPTS, apply
+from ops.audit.client import Google
+from ops.audit.model import Part, Wish
+from ops.audit.permissions import NEEDED
+from ops.audit.refusal import GoogleError
+from tests.ops.audit.conftest import Waits
+from tests.ops.audit.logs import LoggingWorld
+from tests.ops.audit.server import Fault, RefusedError, Stand
+
+WISH = Wish("acme-prod", bigquery=True, bucket="acme-kms-audit", location="europe-west3")
+GET_POLICY = "cloudresourcemanager.projects.getIamPolicy"
+SET_POLICY = "cloudresourcemanager.projects.setIamPolicy"
+WRITES = {
+    "serviceusage.services.enable",
+    SET_POLICY,
+    "bigquery.datasets.insert",
+    "logging.projects.sinks.create",
+    "bigquery.datasets.patch",
+    "storage.buckets.insert",
+    "storage.buckets.setIamPolicy",
+}
+UPDATES = {"logging.projects.sinks.update", "storage.buckets.patch"}
+WRITER = "serviceAccount:service-1234@gcp-sa-logging.iam.gserviceaccount.com"
+
+Run = Callable[[], list[Part]]
+
+
+@pytest.fixture
+def run(google: Google, waits: Waits) -> Run:
+    return lambda: [change.part for change in apply(google, WISH, waits.sleep)]
+
+
+def test_everything_is_set_up_and_a_second_run_changes_nothing(run: Run, world: LoggingWorld, stand: Stand) -> None:
+    assert run() == list(WISH.parts)
+    assert set(stand.names()) >= WRITES
+    assert world.enabled == {"projects/acme-prod/services/cloudkms.googleapis.com"}
+    (config,) = world.policies["acme-prod"]["auditConfigs"]
+    assert [log["logType"] for log in config["auditLogConfigs"]] == ["ADMIN_READ", "DATA_READ", "DATA_WRITE"]
+    to_bigquery, to_storage = (world.sinks[f"projects/acme-prod/sinks/kms-audit-{x}"] for x in ("bigquery", "storage"))
+    assert to_bigquery["bigqueryOptions"] == {"usePartitionedTables": True}
+    assert to_storage["writerIdentity"] == to_bigquery["writerIdentity"] == WRITER
+    assert world.datasets["acme-prod.kms_audit"]["location"] == "europe-west3"
+    bucket = world.buckets["acme-kms-audit"]
+    assert bucket["iamConfiguration"]["uniformBucketLevelAccess"] == {"enabled": True}
+    assert bucket["lifecycle"]["rule"] == [{"action": {"type": "Delete"}, "condition": {"age": 730}}]
+    stand.asked.clear()
+    assert run() == []
+    assert not set(stand.names()) & (WRITES | UPDATES)
+
+
+def test_the_writers_are_granted_what_they_need_and_no_more(run: Run, world: LoggingWorld) -> None:
+    run()
+    email = WRITER.removeprefix("serviceAccount:")
+    entries = [entry for entry in world.datasets["acme-prod.kms_audit"]["access"] if entry.get("userByEmail") == email]
+    assert entries == [{"role": "WRITER", "userByEmail": email}]
+    granted = [
+        binding for binding in world.bucket_policies["acme-kms-audit"]["bindings"] if WRITER in binding["members"]
+    ]
+    assert granted == [{"role": "roles/storage.objectCreator", "members": [WRITER]}]
+    assert WRITER not in str(world.policies)
+
+
+def test_a_policy_that_changes_between_read_and_write_keeps_the_change(
+    run: Run, world: LoggingWorld, stand: Stand, waits: Waits
+) -> None:
+    guest = {"role": "roles/viewer", "members": ["user:a@x"], "condition": {"expression": "true"}}
+    storage = {"service": "storage.googleapis.com", "auditLogConfigs": [{"logType": "DATA_READ"}]}
+
+    def somebody_else() -> None:
+        policy = world.project("acme-prod")
+        policy["bindings"].append(guest)
+        policy.setdefault("auditConfigs", []).append(storage)
+        policy["etag"] = world.etag()
+
+    stand.faults.append(Fault(SET_POLICY, before=somebody_else))
+    run()
+    policy = world.policies["acme-prod"]
+    assert guest in policy["bindings"]
+    assert [config["service"] for config in policy["auditConfigs"]] == [
+        "storage.googleapis.com",
+        "cloudkms.googleapis.com",
+    ]
+    assert stand.names().count(SET_POLICY) == 2
+    assert len(waits.pauses) == 1
+
+
+def test_the_policy_is_written_with_its_etag_its_version_and_a_mask_that_names_the_logs(run: Run, stand: Stand) -> None:
+    run()
+    read, written = (next(asked for asked in stand.asked if asked.method == name) for name in (GET_POLICY, SET_POLICY))
+    assert read.body == {"options": {"requestedPolicyVersion": 3}}
+    assert written.body["updateMask"] == "auditConfigs,etag"
+    assert written.body["policy"]["version"] == 3
+    assert written.body["policy"]["etag"]
+
+
+def change_dataset(world: LoggingWorld) -> None:
+    dataset = world.datasets["acme-prod.kms_audit"]
+    dataset["access"].append({"role": "READER", "userByEmail": "auditor@x"})
+    dataset["etag"] = world.etag()
+
+
+def change_bucket_policy(world: LoggingWorld) -> None:
+    policy = world.bucket_policies["acme-kms-audit"]
+    policy["bindings"].append({"role": "roles/storage.objectViewer", "members": ["user:auditor@x"]})
+    policy["etag"] = world.etag()
+
+
+def change_bucket(world: LoggingWorld) -> None:
+    cold = {"action": {"type": "SetStorageClass", "storageClass": "ARCHIVE"}, "condition": {"age": 90}}
+    world.buckets["acme-kms-audit"]["lifecycle"]["rule"].append(cold)
+    world.buckets["acme-kms-audit"]["metageneration"] += "0"
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "kept"),
+    [
+        ("bigquery.datasets.patch", change_dataset, "auditor@x"),
+        ("storage.buckets.setIamPolicy", change_bucket_policy, "user:auditor@x"),
+        ("storage.buckets.patch", change_bucket, "ARCHIVE"),
+    ],
+)
+def test_every_other_concurrent_change_survives(
+    method: str, change: Callable[[LoggingWorld], None], kept: str, run: Run, world: LoggingWorld, stand: Stand
+) -> None:
+    if method == "storage.buckets.patch":
+        run()
+        world.buckets["acme-kms-audit"]["lifecycle"]["rule"] = []
+    stand.faults.append(Fault(method, before=lambda: change(world)))
+    run()
+    assert kept in str((world.datasets, world.buckets, world.bucket_policies))
+    assert run() == []
+
+
+def test_somebody_who_changes_the_policy_again_and_again_is_given_up_on(
+    run: Run, world: LoggingWorld, stand: Stand
+) -> None:
+    def somebody_else() -> None:
+        world.project("acme-prod")["etag"] = world.etag()
+
+    stand.faults.append(Fault(SET_POLICY, times=1000, before=somebody_else))
+    with pytest.raises(GoogleError, match="concurrent policy changes"):
+        run()
+    assert stand.names().count(SET_POLICY) < ATTEMPTS
+
+
+def test_a_change_that_never_shows_is_given_up_on(run: Run, stand: Stand, world: LoggingWorld) -> None:
+    def undone() -> None:
+        world.project("acme-prod").pop("auditConfigs", None)
+
+    stand.faults.append(Fault(GET_POLICY, times=1000, before=undone))
+    with pytest.raises(GoogleError, match="changes it again and again"):
+        run()
+
+
+def test_a_writer_that_iam_has_not_heard_of_yet_is_waited_for(run: Run, world: LoggingWorld, waits: Waits) -> None:
+    world.slowness = 3
+    assert run() == list(WISH.parts)
+    assert waits.seconds > 0
+
+
+def test_an_api_that_is_enabled_slowly_is_waited_for_in_bounded_time(
+    run: Run, world: LoggingWorld, waits: Waits
+) -> None:
+    world.slowness = 1000
+    with pytest.raises(GoogleError, match="still being enabled; wait a minute and run this again"):
+        run()
+    assert 60 < waits.seconds < 600
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("method", sorted(WRITES | {GET_POLICY}))
+def test_what_passes_by_itself_is_tried_again(
+    method: str, status: int, late: bool, run: Run, stand: Stand, waits: Waits
+) -> None:
+    stand.faults.append(Fault(method, times=2, refuse=RefusedError(status), late=late))
+    run()
+    assert waits.pauses[0] >= (7 if status == 429 else 1)
+    assert run() == []
+
+
+@pytest.mark.parametrize("method", sorted(WRITES | {GET_POLICY, "storage.buckets.get", "logging.projects.sinks.get"}))
+def test_a_missing_permission_names_the_role_and_the_rest_is_done_when_it_is_there(
+    method: str, run: Run, stand: Stand
+) -> None:
+    stand.denied.add(method)
+    with pytest.raises(GoogleError) as refused:
+        run()
+    permission, role = NEEDED[method]
+    assert f"it needs {permission}: ask for {role} on the project" in str(refused.value)
+    assert stand.names().count(method) == 1
+    stand.denied.clear()
+    run()
+    assert run() == []
+
+
+def test_an_api_that_is_off_is_named(run: Run, stand: Stand) -> None:
+    stand.faults.append(Fault("logging.projects.sinks.get", refuse=RefusedError(403, "off", "SERVICE_DISABLED")))
+    with pytest.raises(GoogleError, match=r"gcloud services enable logging\.googleapis\.com"):
+        run()
+
+
+def test_every_method_has_a_permission_to_ask_for(run: Run, stand: Stand, world: LoggingWorld) -> None:
+    world.slowness = 1
+    run()
+    world.buckets["acme-kms-audit"]["lifecycle"] = {"rule": []}
+    world.sinks["projects/acme-prod/sinks/kms-audit-storage"]["disabled"] = True
+    run()
+    assert set(stand.names()) >= WRITES | UPDATES
+    assert set(stand.names()) <= set(NEEDED)

@@ -1,0 +1,102 @@
+"""The launchers install once, what is locked, and pass everything on."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import tree_sitter_pwsh
+from tree_sitter import Language, Node, Parser
+
+ROOT = Path(__file__).parents[3]
+SHELL = "ops/audit/setup-kms-audit-logging.sh"
+POWERSHELL = "ops/audit/setup-kms-audit-logging.ps1"
+PYTHON = """\
+#!/bin/sh
+echo "$@" >>"$CALLS"
+case "$*" in
+  *"-m venv"*) for last; do :; done; mkdir -p "$last/bin"; cp "$0" "$last/bin/python" ;;
+  *"$FAILS"*) exit 1 ;;
+esac
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What the launchers need of a checkout, with a Python that writes down what it is called with."""
+    root = tmp_path / "a checkout"
+    for name in (SHELL, "requirements/audit.lock", "requirements/build.lock"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    (tmp_path / "python3").write_text(PYTHON)
+    (tmp_path / "python3").chmod(0o755)
+    return root
+
+
+def launch(root: Path, *arguments: str, fails: str = "nothing") -> tuple[int, list[str], str]:
+    calls = root.parent / "calls"
+    calls.write_text("")
+    environment = {"PATH": f"{root.parent}:{os.environ['PATH']}", "CALLS": str(calls), "FAILS": fails}
+    command = ["bash", str(root / SHELL), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, calls.read_text().splitlines(), done.stderr
+
+
+def test_it_installs_once_and_passes_everything_on(checkout: Path) -> None:
+    code, calls, _ = launch(checkout, "plan", "--project", "acme prod")
+    assert code == 0
+    assert [call.partition("pip install")[1] for call in calls] == ["", "", "pip install", "pip install", ""]
+    assert "--require-hashes" in calls[2]
+    assert "--no-index" in calls[3]
+    assert calls[4] == "-m ops.audit plan --project acme prod"
+    assert launch(checkout, "apply")[1] == ["-m ops.audit apply"]
+
+
+def test_it_installs_anew_when_the_lock_has_changed(checkout: Path) -> None:
+    launch(checkout)
+    later = (checkout / ".venv-audit/installed").stat().st_mtime + 10
+    os.utime(checkout / "requirements/audit.lock", (later, later))
+    assert len(launch(checkout)[1]) == 5
+
+
+def test_the_exit_code_is_the_command_s(checkout: Path) -> None:
+    launch(checkout)
+    assert launch(checkout, "plan", fails="ops.audit plan")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("fails", "code", "said"), [("-c import", 2, "Python 3.11"), ("pip install", 1, "package index")]
+)
+def test_what_goes_wrong_is_a_sentence_and_is_tried_again(fails: str, code: int, said: str, checkout: Path) -> None:
+    failed, _, stderr = launch(checkout, "plan", fails=fails)
+    assert failed == code
+    assert said in stderr
+    assert launch(checkout, "plan")[1][-1] == "-m ops.audit plan"
+
+
+def test_the_one_for_powershell_is_powershell_and_does_the_same() -> None:
+    source = (ROOT / POWERSHELL).read_bytes()
+    tree = Parser(Language(tree_sitter_pwsh.language())).parse(source)
+    assert not tree.root_node.has_error
+    commands = [" ".join(node.text.decode().split()) for node in _commands(tree.root_node) if node.text]
+    run = [command for command in commands if command.startswith("&")]
+    assert [command.partition(" -m ")[2].partition(" --quiet")[0] for command in run] == [
+        "venv --clear $venv",
+        "pip install",
+        "pip install",
+        "ops.audit @args",
+    ]
+    assert "--require-hashes" in run[1]
+    assert "--no-index" in run[2]
+    assert source.rstrip().endswith(b"exit $LASTEXITCODE")
+
+
+def test_the_grammar_refuses_what_is_no_powershell() -> None:
+    tree = Parser(Language(tree_sitter_pwsh.language())).parse(b"if (Test-Path $x { & $y @args")
+    assert tree.root_node.has_error
+
+
+def _commands(node: Node) -> list[Node]:
+    inner = [each for child in node.children for each in _commands(child)]
+    return [node, *inner] if node.type == "command" else inner

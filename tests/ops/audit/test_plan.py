@@ -1,0 +1,188 @@
+"""What is planned, from documents as Google writes them."""
+
+from typing import Any
+
+import pytest
+
+from ops.audit.model import KMS, Document, Part, Wish
+from ops.audit.plan import UNKNOWN_WRITER, ImpossibleError, change_of, changes, notes
+from ops.audit.show import diff, title
+
+PLAIN = Wish("acme-prod")
+FULL = Wish(
+    "acme-prod",
+    frozenset({"serviceAccount:exporter@x"}),
+    bigquery=True,
+    bucket="acme-kms-audit",
+    location="europe-west3",
+)
+WRITER = "serviceAccount:service-1@gcp-sa-logging.iam.gserviceaccount.com"
+EMAIL = WRITER.removeprefix("serviceAccount:")
+ENABLED: Document = {"parent": "projects/1234", "state": "ENABLED"}
+EMPTY: dict[Part, Document | None] = {
+    **dict.fromkeys(FULL.parts),
+    Part.API: {"parent": "projects/1234", "state": "DISABLED"},
+    Part.POLICY: {"etag": "a", "bindings": []},
+}
+BUCKET: Document = {
+    "name": "acme-kms-audit",
+    "location": "EUROPE-WEST3",
+    "projectNumber": "1234",
+    "iamConfiguration": {"uniformBucketLevelAccess": {"enabled": True}, "publicAccessPrevention": "enforced"},
+    "lifecycle": {"rule": [{"action": {"type": "Delete"}, "condition": {"age": 730}}]},
+}
+
+
+def planned(part: Part, old: Document | None, wish: Wish = FULL, **others: Document) -> Any:
+    state = EMPTY | {Part.API: ENABLED, part: old} | {Part[name]: value for name, value in others.items()}
+    change = change_of(part, state, wish)
+    return change and change.new
+
+
+def logs(*configs: Document) -> Document:
+    return {"etag": "a", "bindings": [], "auditConfigs": list(configs)}
+
+
+def test_without_sinks_only_the_api_and_the_logs_are_wished() -> None:
+    assert [change.part for change in changes(EMPTY, PLAIN)] == [Part.API, Part.POLICY]
+
+
+def test_all_three_types_are_logged_and_only_reads_are_exempted() -> None:
+    (ours,) = planned(Part.POLICY, EMPTY[Part.POLICY])["auditConfigs"]
+    reads = {"exemptedMembers": ["serviceAccount:exporter@x"]}
+    assert ours == {
+        "service": KMS,
+        "auditLogConfigs": [
+            {"logType": "ADMIN_READ"} | reads,
+            {"logType": "DATA_READ"} | reads,
+            {"logType": "DATA_WRITE"},
+        ],
+    }
+
+
+def test_other_services_stay_where_and_as_they_are() -> None:
+    storage = {"service": "storage.googleapis.com", "auditLogConfigs": [{"logType": "DATA_READ"}]}
+    everything = {"service": "allServices", "auditLogConfigs": [{"logType": "ADMIN_READ"}]}
+    old = {"service": KMS, "auditLogConfigs": [{"logType": "DATA_READ"}]}
+    new = planned(Part.POLICY, logs(storage, old, everything))["auditConfigs"]
+    assert (new[0], new[1]["service"], new[2]) == (storage, KMS, everything)
+
+
+def test_the_order_of_log_types_and_members_is_no_change() -> None:
+    both = Wish("acme-prod", frozenset({"user:a@x", "user:b@x"}))
+    reads = [{"logType": kind, "exemptedMembers": ["user:b@x", "user:a@x"]} for kind in ("DATA_READ", "ADMIN_READ")]
+    there = logs({"service": KMS, "auditLogConfigs": [{"logType": "DATA_WRITE"}, *reads]})
+    assert planned(Part.POLICY, there, both) is None
+    assert planned(Part.POLICY, there, Wish("acme-prod", frozenset({"user:a@x"})))
+
+
+def test_who_is_exempted_for_all_services_is_told() -> None:
+    config = {"service": "allServices", "auditLogConfigs": [{"logType": "DATA_READ", "exemptedMembers": ["user:a@x"]}]}
+    assert [note.partition(" ")[0] for note in notes(EMPTY | {Part.POLICY: logs(config)})] == ["user:a@x"]
+
+
+def test_a_writer_that_is_not_known_yet_is_named_as_such_and_then_granted() -> None:
+    new = planned(Part.BUCKET_ACCESS, {"bindings": []})
+    assert new["bindings"] == [{"role": "roles/storage.objectCreator", "members": [UNKNOWN_WRITER]}]
+    new = planned(Part.BUCKET_ACCESS, {"bindings": []}, STORAGE_SINK={"writerIdentity": WRITER})
+    assert new["bindings"] == [{"role": "roles/storage.objectCreator", "members": [WRITER]}]
+
+
+@pytest.mark.parametrize("role", ["WRITER", "roles/bigquery.dataEditor"])
+def test_the_dataset_s_role_has_two_names(role: str) -> None:
+    sink = {"writerIdentity": WRITER}
+    assert planned(Part.DATASET_ACCESS, {"access": [{"role": role, "userByEmail": EMAIL}]}, BIGQUERY_SINK=sink) is None
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"role": "READER", "userByEmail": EMAIL},
+        {"role": "WRITER", "userByEmail": "other@x"},
+        {"role": "WRITER", "userByEmail": EMAIL, "condition": {"expression": "false"}},
+    ],
+)
+def test_another_access_to_the_dataset_is_not_enough_and_stays(entry: Document) -> None:
+    new = planned(Part.DATASET_ACCESS, {"access": [entry]}, BIGQUERY_SINK={"writerIdentity": WRITER})
+    assert new["access"] == [entry, {"role": "WRITER", "userByEmail": EMAIL}]
+
+
+def test_a_grant_with_a_condition_is_not_enough_and_stays() -> None:
+    bindings = [
+        {"role": "roles/storage.objectCreator", "members": [WRITER], "condition": {"expression": "false"}},
+        {"role": "roles/storage.objectCreator", "members": ["user:a@x"]},
+        {"role": "roles/storage.admin", "members": [WRITER]},
+    ]
+    new = planned(Part.BUCKET_ACCESS, {"bindings": bindings}, STORAGE_SINK={"writerIdentity": WRITER})["bindings"]
+    assert new == [
+        bindings[0],
+        bindings[2],
+        {"role": "roles/storage.objectCreator", "members": ["user:a@x", WRITER]},
+    ]
+
+
+@pytest.mark.parametrize(
+    "drift",
+    [
+        {"filter": "severity>=ERROR"},
+        {"destination": "storage.googleapis.com/elsewhere"},
+        {"disabled": True},
+        {"bigqueryOptions": {}},
+        {"writerIdentity": "group:cloud-logs@google.com"},
+    ],
+)
+def test_a_sink_that_was_changed_is_set_right_and_its_exclusions_stay(drift: Document) -> None:
+    right = planned(Part.BIGQUERY_SINK, None) | {"writerIdentity": WRITER, "exclusions": [{"name": "mine"}]}
+    assert planned(Part.BIGQUERY_SINK, right) is None
+    new = planned(Part.BIGQUERY_SINK, right | drift)
+    assert new["exclusions"] == [{"name": "mine"}]
+    assert {name: new.get(name) for name in drift} != drift
+
+
+def test_a_bucket_as_it_is_wished_is_left_alone() -> None:
+    assert planned(Part.BUCKET, BUCKET) is None
+
+
+def test_what_deletes_by_another_age_gives_way_and_other_rules_stay() -> None:
+    soon = {"action": {"type": "Delete"}, "condition": {"age": 30}}
+    cold = {"action": {"type": "SetStorageClass", "storageClass": "ARCHIVE"}, "condition": {"age": 90}}
+    drafts = {"action": {"type": "Delete"}, "condition": {"age": 1, "matchesPrefix": ["drafts/"]}}
+    new = planned(Part.BUCKET, BUCKET | {"lifecycle": {"rule": [soon, cold, drafts]}})
+    assert new["lifecycle"]["rule"] == [cold, drafts, BUCKET["lifecycle"]["rule"][0]]
+
+
+@pytest.mark.parametrize(
+    ("switches", "changed"),
+    [
+        ({"uniformBucketLevelAccess": {"enabled": False}, "publicAccessPrevention": "enforced"}, True),
+        ({"uniformBucketLevelAccess": {"enabled": True}, "publicAccessPrevention": "inherited"}, True),
+        (
+            {"uniformBucketLevelAccess": {"enabled": True, "lockedTime": "x"}, "publicAccessPrevention": "enforced"},
+            False,
+        ),
+    ],
+)
+def test_access_by_object_and_publicity_are_switched_off(switches: Document, changed: bool) -> None:
+    new = planned(Part.BUCKET, BUCKET | {"iamConfiguration": switches | {"bucketPolicyOnly": {"enabled": False}}})
+    assert (new is not None) == changed
+    assert not changed or new["iamConfiguration"] == BUCKET["iamConfiguration"]
+
+
+@pytest.mark.parametrize(
+    ("part", "old", "said"),
+    [
+        (Part.DATASET, {"location": "US"}, "kms_audit is in US, and Google moves none; say --location US"),
+        (Part.BUCKET, BUCKET | {"location": "EU"}, "acme-kms-audit is in EU, and Google moves none; say --location EU"),
+        (Part.BUCKET, BUCKET | {"projectNumber": "9"}, "acme-kms-audit belongs to another project, number 9"),
+    ],
+)
+def test_what_cannot_be_changed_is_a_sentence(part: Part, old: Document, said: str) -> None:
+    with pytest.raises(ImpossibleError, match=said):
+        planned(part, old)
+
+
+def test_every_part_has_a_title_and_every_change_a_line() -> None:
+    due = changes(EMPTY, FULL)
+    assert [change.part for change in due] == list(FULL.parts)
+    assert len({title(part, FULL) for part in Part}) == len(Part)
+    assert all(diff(change) for change in due)

@@ -1,0 +1,166 @@
+"""A probe is logged and routed, and is waited for as long as was asked for."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from ops.audit.apply import apply
+from ops.audit.client import Google
+from ops.audit.model import Wish
+from ops.audit.verify import Clock, Probe, looked_at
+from shared.smoke.check import Outcome, Result
+from tests.ops.audit.conftest import Waits
+from tests.ops.audit.logs import CALLER, LoggingWorld
+from tests.ops.audit.server import Fault, RefusedError, Stand
+
+FULL = Wish("acme-prod", bigquery=True, bucket="acme-kms-audit", location="europe-west3")
+NAMES = ["settings", "access to the log", "probe", "log", "BigQuery", "bucket"]
+
+Look = Callable[..., list[Result]]
+
+
+@pytest.fixture
+def look(google: Google, waits: Waits, world: LoggingWorld) -> Look:
+    def look(wishes: list[Wish] | None = None, *, sent: Probe | None = None, patience: float = 60) -> list[Result]:
+        probe = sent or Probe.new(world.now, "1a2b")
+        clock = Clock(waits.now, waits.sleep)
+        results = looked_at(google, wishes or [FULL], probe, clock, send=sent is None, patience=patience)
+        return list(results)
+
+    return look
+
+
+@pytest.fixture
+def set_up(google: Google, waits: Waits) -> None:
+    list(apply(google, FULL, waits.sleep))
+    waits.seconds = 0
+
+
+def outcomes(results: list[Result]) -> dict[str, Outcome]:
+    return {result.name.partition(": ")[2]: result.outcome for result in results}
+
+
+def failed(results: list[Result]) -> Result:
+    (result,) = [result for result in results if result.outcome is Outcome.FAILED]
+    return result
+
+
+def test_a_probe_is_found_in_the_log_and_in_both_sinks(set_up: None, look: Look, waits: Waits) -> None:
+    assert outcomes(look()) == dict.fromkeys(NAMES, Outcome.PASSED)
+    assert waits.seconds == 0
+
+
+def test_it_is_waited_for(set_up: None, look: Look, world: LoggingWorld, waits: Waits) -> None:
+    world.delay, world.empty_pages = 3, 1
+    assert outcomes(look()) == dict.fromkeys(NAMES, Outcome.PASSED)
+    assert waits.seconds == 30
+
+
+def test_it_is_waited_for_in_bounded_time_and_each_place_says_what_to_do(
+    set_up: None, look: Look, world: LoggingWorld, waits: Waits
+) -> None:
+    world.delay = 1000
+    results = look(patience=45)
+    assert waits.seconds == 45
+    late = {result.name: result.todo for result in results if not result.ok}
+    assert list(late) == ["acme-prod: log", "acme-prod: BigQuery", "acme-prod: bucket"]
+    again = "look again later with --probe keypulse-20260102T235950Z-1a2b"
+    assert all(todo.endswith(again) for todo in late.values())
+
+
+def test_the_probe_of_an_earlier_run_is_looked_for_and_none_is_sent(
+    set_up: None, look: Look, world: LoggingWorld, stand: Stand
+) -> None:
+    mark = Probe.new(world.now, "1a2b").mark
+    world.delay = 1000
+    look(patience=0)
+    world.delay, world.now = 0, world.now + timedelta(hours=3)
+    stand.asked.clear()
+    results = look(sent=Probe.parse(mark))
+    assert [result.outcome for result in results] == [Outcome.PASSED] * 5
+    assert not any("keyRings" in name for name in stand.names())
+
+
+def test_another_run_s_probe_is_not_taken_for_it(set_up: None, look: Look, world: LoggingWorld) -> None:
+    look()
+    results = look(sent=Probe.new(world.now, "ffff"), patience=0)
+    assert [result.name.partition(": ")[2] for result in results if not result.ok] == ["log", "BigQuery", "bucket"]
+
+
+def test_who_is_exempted_is_told_to_look_there(set_up: None, look: Look, world: LoggingWorld) -> None:
+    for log in world.policies["acme-prod"]["auditConfigs"][0]["auditLogConfigs"]:
+        log["exemptedMembers"] = [CALLER]
+    wish = Wish("acme-prod", frozenset({CALLER}))
+    world.policies["acme-prod"]["auditConfigs"][0]["auditLogConfigs"][2].pop("exemptedMembers")
+    assert "whether your own account is exempted" in failed(look([wish], patience=1)).todo
+
+
+def test_settings_that_are_not_as_wished_are_named_and_the_rest_is_skipped(
+    look: Look, set_up: None, world: LoggingWorld
+) -> None:
+    world.sinks["projects/acme-prod/sinks/kms-audit-storage"]["disabled"] = True
+    results = look()
+    assert failed(results).seen == "not as wished: sink to Cloud Storage"
+    assert list(outcomes(results).values()).count(Outcome.SKIPPED) == 3
+
+
+def test_who_may_not_read_the_log_is_told_at_once(set_up: None, look: Look, world: LoggingWorld) -> None:
+    world.log_readers = False
+    assert "ask for roles/logging.privateLogViewer" in failed(look()).todo
+
+
+@pytest.mark.parametrize(
+    ("method", "place", "role"),
+    [
+        ("cloudkms.projects.locations.keyRings.list", "probe", "roles/cloudkms.viewer"),
+        ("bigquery.jobs.query", "BigQuery", "roles/bigquery.jobUser"),
+        ("storage.objects.list", "bucket", "roles/storage.objectViewer"),
+        ("storage.objects.get_media", "bucket", "roles/storage.objectViewer"),
+        ("logging.entries.list", "log", "roles/logging.privateLogViewer"),
+    ],
+)
+def test_a_missing_permission_names_the_role(
+    method: str, place: str, role: str, set_up: None, look: Look, stand: Stand
+) -> None:
+    stand.denied.add(method)
+    result = failed(look())
+    assert result.name == f"acme-prod: {place}"
+    assert role in result.todo
+
+
+def test_a_table_that_is_not_there_yet_is_waited_for(set_up: None, look: Look, stand: Stand, waits: Waits) -> None:
+    stand.faults.append(Fault("bigquery.jobs.query", times=2, refuse=RefusedError(404, "Not found: Table")))
+    assert outcomes(look())["BigQuery"] is Outcome.PASSED
+    assert waits.seconds == 20
+
+
+def test_a_file_that_is_larger_than_one_read_is_read_to_its_end(
+    set_up: None, look: Look, world: LoggingWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ops.audit.places._CHUNK", 64)
+    assert outcomes(look())["bucket"] is Outcome.PASSED
+
+
+def test_several_projects_are_waited_for_together(
+    google: Google, look: Look, world: LoggingWorld, waits: Waits
+) -> None:
+    wishes = [Wish("acme-prod"), Wish("acme-test")]
+    for wish in wishes:
+        list(apply(google, wish, waits.sleep))
+    world.delay, waits.seconds = 2, 0
+    assert all(result.ok for result in look(wishes))
+    assert waits.seconds == 20
+
+
+@pytest.mark.parametrize(
+    "name", ["", "keypulse-2026-1a", "keypulse-20269901T000000Z-1a2b", "keypulse-20260101T000000Z-'"]
+)
+def test_a_probe_s_name_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="expected the name that an earlier run printed"):
+        Probe.parse(name)
+
+
+def test_a_probe_is_known_by_its_name_alone() -> None:
+    probe = Probe.new(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "1a2b3c4d")
+    assert Probe.parse(probe.mark) == probe
