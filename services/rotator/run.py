@@ -1,6 +1,6 @@
 """The orders of steps, each under the lease: `run` begins a rotation, `resume` finishes one, `rollback` undoes one.
 
-smoke → target → backup → encrypt → rotate → reload → verify
+target → smoke → backup → encrypt → rotate → reload → verify
 
 Until `rotate` nothing is changed, and a failure leaves nothing to be finished. `verify` comes last: a rotation without
 it is not finished, whatever state the keyring gives it.
@@ -49,8 +49,8 @@ async def _run(session: Session, lease: Lease, type_: RotationType) -> Report:
         raise RotatorError(not_finished(latest), *ways_on(latest))
     again, now = f"run --type {type_}", session.database_now(lease)
     steps = Steps(session, lease.token, type_, f"{type_}-{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}", again)
-    await steps.smoke()
     version = await steps.target()
+    await steps.smoke()
     census, settings = await session.administration.census(), session.settings
     wanted = plan(
         type_,
@@ -80,8 +80,8 @@ async def _resume(session: Session, lease: Lease) -> Report:
     if latest.rolling_back:
         raise RotatorError(not_finished(latest), *ways_on(latest))
     steps = Steps(session, lease.token, latest.type, latest.rotation_id, "resume")
-    await steps.smoke()
     version = await steps.target()
+    await steps.smoke()
     if latest.target_version not in {None, version}:
         raise RotatorError(
             f"rotation {latest.rotation_id} was begun for version {latest.target_version} of the KMS key, whose "

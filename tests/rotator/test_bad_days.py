@@ -47,6 +47,7 @@ async def test_a_primary_version_that_is_not_enabled_stops_a_run_before_anything
     async with in_a_file.session() as session:
         failed = await failing(session, type_)
         assert await session.administration.progress() is None
+    assert "the primary version 2 of the KMS key is DISABLED, not ENABLED" in failed.why
     assert failed.then == (f"run --type {type_}",)
     assert await in_a_file.keys() == before
 

@@ -65,7 +65,7 @@ async def test_plan_run_status_and_a_second_run(in_a_file: Rotated, new_version:
     report = json.loads(done.out)
     assert (done.code, report["outcome"]) == (0, "done")
     assert [step["step"] for step in report["steps"]] == (
-        ["smoke", "target", "backup", "encrypt", "rotate", "reload", "verify"]
+        ["target", "smoke", "backup", "encrypt", "rotate", "reload", "verify"]
     )
     assert "3 of 3 data keys" in done.err
     assert summary.read_text().startswith("# before\n## ✓ keypulse-rotator run: done\n")
@@ -130,7 +130,7 @@ async def test_a_failure_is_one_sentence_and_1_and_says_what_to_type(
 ) -> None:
     config = str(in_a_file.configuration())
     await new_version()
-    emulator.faults.add(Fault(kind="status", status="UNAVAILABLE"))
+    emulator.faults.add(Fault(kind="status", status="UNAVAILABLE", operation="Encrypt"))
     ended = await rotator("run", "--type", "rewrap-kek", "--config", config)
     assert ended.code == 1
     assert "the smoke test failed, nothing was changed: ✗ KMS" in ended.out
