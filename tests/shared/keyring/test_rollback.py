@@ -8,7 +8,7 @@ from shared.keyring.administration import AdministrationError, RefusedError, Rot
 from shared.keyring.model import Status
 from shared.keyring.tables import data_keys
 from tests.key_versions import Versions
-from tests.shared.keyring.keyring import NEW_DEK, Keyring, secret_of
+from tests.shared.keyring.keyring import NEW_DEK, Keyring, Meddled, secret_of
 
 
 async def test_a_rotation_that_is_done_is_undone_to_the_byte(keyring: Keyring, versions: Versions) -> None:
@@ -134,3 +134,15 @@ async def test_a_data_key_that_is_gone_is_named(keyring: Keyring, versions: Vers
     await keyring.database.change(lambda it: it.execute(data_keys.delete().where(data_keys.c.id == "k000")))
     assert [problem.why for problem in (await keyring.rollback()).problems] == ["it is no longer in the keyring"]
     assert await keyring.versions() == {"k001": 1}
+
+
+async def test_a_batch_during_which_the_rotation_was_rolled_back_writes_nothing(
+    keyring: Keyring, versions: Versions, meddled: Meddled
+) -> None:
+    await keyring.fill(2)
+    before = await keyring.keys()
+    await versions.rotate()
+    meddled.meddle = keyring.rollback
+    with pytest.raises(RefusedError, match="r1 was changed by another runner meanwhile; look at its status"):
+        await keyring.rotate()
+    assert await keyring.keys() == before
