@@ -26,7 +26,7 @@ def runbook(anchor: str) -> str:
 
 def link(title: str, url: str) -> Link:
     """Opens beside the dashboard."""
-    return DashboardLink(title).url(url).target_blank(target_blank=True)
+    return DashboardLink(title).icon("external link").url(url).target_blank(target_blank=True)
 
 
 def sections(*headings: str) -> list[Link]:

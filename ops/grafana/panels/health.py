@@ -1,5 +1,6 @@
 """The eight panels that stand first: is anything wrong, where, since when, and what to do."""
 
+from grafana_foundation_sdk.builders.common import TableSortByFieldState
 from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models.dashboard import DynamicConfigValue, Panel
 
@@ -149,6 +150,7 @@ def _alerts() -> Builder[Panel]:
             names,
         )
         .with_target(columns(f'label_replace({since}, "runbook", "$1", "alertname", "(.*)")'))
+        .sort_by([TableSortByFieldState().display_name("state")])  # what fires, then what waits
         .override_by_name("state", cell(_STATES))
         .override_by_name("since", unit("dateTimeFromNow"))
         .override_by_name(

@@ -3,8 +3,9 @@
 Prometheus scrapes it as two environments, and its exporter watches two services, so that a choice of one leaves half.
 """
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -28,36 +29,40 @@ from ops.demo.ports import Ports
 from ops.demo.stack import Stack
 from tests.key_versions import Versions
 
-Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 ENVS = ["production", "staging"]
 SERVICES = ["backend", "other"]
 MONTH = 30 * 86400
+PATIENCE = 60.0
 
 
 @asynccontextmanager
-async def after_a_bad_day(monkeypatch: pytest.MonkeyPatch, until: Until) -> AsyncIterator[Stack]:
+async def after_a_bad_day(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stack]:
     """KMS was denied for a while, Slack still refuses, and a version that data needs is to be destroyed."""
     monkeypatch.setattr(stack, "configure", _twice)
     async with stack.running(Ports.free()) as running:
-
-        async def some(expression: str) -> bool:
-            return bool(await running.query(f"count({expression})"))
-
+        await _seen(running, "count(kms_key_primary_version) == 4")  # so version 1 has its canaries
         refused = {"provider": "slack", "kind": "error", "error": "token_revoked"}
         await _post(running, "stand_ins", "/api/faults", refused)
         await _post(running, "faults", "/faults", {"kind": "denied", "operation": "Encrypt"})
-        await until(lambda: some('ALERTS{alertname="KMSCryptoModeNotKMS", alertstate="firing"}'))
-        await until(lambda: some("relay_delivery_duration_seconds_count > 0"))
-        await until(lambda: some("relay:outbox_oldest_timestamp_seconds"))
+        await _seen(running, 'ALERTS{alertname="KMSCryptoModeNotKMS", alertstate="firing"}')
+        await _seen(running, "relay_delivery_duration_seconds_count > 0")
+        await _seen(running, "relay:outbox_oldest_timestamp_seconds")
         async with running.http.delete(running.ports.url("faults") + "/faults") as answer:
             assert answer.status < 300
         await _turn_over_the_key(running.ports)
         await _restart_the_exporter(running)  # its first look comes at once, the next one after a minute
-        await until(lambda: some("count(kms_canary_success) == 4"))  # of both services in both environments
-        for alert in ("KMSKeyVersionDestroyScheduled", "RelayChannelFailing"):
-            firing = f'ALERTS{{alertname="{alert}", alertstate="firing"}}'
-            await until(lambda firing=firing: some(firing))  # type: ignore[misc]  # mypy infers no default
+        await _seen(running, "count(kms_canary_success) == 4")  # of both services in both environments
+        await _seen(running, 'ALERTS{alertname="KMSKeyVersionDestroyScheduled", alertstate="firing"}')
+        await _seen(running, 'ALERTS{alertname="RelayChannelFailing", alertstate="firing"}')
         yield running
+
+
+async def _seen(running: Stack, expression: str) -> None:
+    """Waits, with a bound, until the expression has a value."""
+    deadline = time.monotonic() + PATIENCE
+    while await running.query(f"count({expression})") is None:
+        assert time.monotonic() < deadline, f"not seen within {PATIENCE:.0f} s: {expression}"
+        await asyncio.sleep(0.2)
 
 
 def _twice(folder: Path, ports: Ports) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.faults import summary
 from tests.ops.grafana.asking import Asked, Choice, Series
 from tests.ops.grafana.dashboard import ANNOTATIONS, BY_ENV_ONLY, PANELS, VARIABLES, labels, metrics
-from tests.ops.grafana.demo import ENVS, SERVICES, Until, after_a_bad_day
+from tests.ops.grafana.demo import ENVS, SERVICES, after_a_bad_day
 
 EMPTY = {"Since a step last failed": "no step of a rotation failed"}
 """What rightly has no data, and why."""
@@ -22,11 +22,11 @@ NO_ENV, NO_SERVICE = Choice(env="nowhere"), Choice(service="nobody")
 
 
 async def test_every_expression_has_data_and_follows_the_variables(
-    monkeypatch: pytest.MonkeyPatch, until: Until, request: pytest.FixtureRequest
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     began = time.time()
     timeout = aiohttp.ClientTimeout(total=60)
-    async with after_a_bad_day(monkeypatch, until) as running, aiohttp.ClientSession(timeout=timeout) as http:
+    async with after_a_bad_day(monkeypatch) as running, aiohttp.ClientSession(timeout=timeout) as http:
         end = time.time()
         start = end - int(end - began)  # whole seconds, so that the last of the steps is at the end itself
         asked = Asked(http, running.ports.url("prometheus"), start, end)
