@@ -8,6 +8,7 @@ import json
 import stat
 import tracemalloc
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -206,3 +207,34 @@ async def test_a_hundred_thousand_data_keys_are_backed_up_and_checked_in_bounded
     assert summary.data_keys == 100_000
     assert file.stat().st_size > 30_000_000
     assert peak < 20_000_000
+
+
+async def test_restore_check_finds_a_data_key_that_is_another_one(in_a_file: Rotated) -> None:
+    kept = await in_a_file.keys()
+    wrong = replace(kept[data_key_id(0)], fingerprint=bytes(32))
+    await in_a_file.reset([wrong, *(key for id_, key in kept.items() if id_ != wrong.id)])
+    async with in_a_file.session() as session:
+        await written(session)
+        report = await restore_check(session, "latest")  # keyring and backup agree, and KMS does not
+        assert [(each.id, each.why) for each in report.problems] == [
+            (wrong.id, "version 1 does not unwrap it: its fingerprint differs")
+        ]
+        await in_a_file.reset(kept.values())
+        report = await restore_check(session, "latest")
+    assert report.outcome is Outcome.FAILED
+    assert "it is not the one in the backup: its fingerprint differs" in {each.why for each in report.problems}
+
+
+async def test_a_last_page_that_tells_of_other_rows_is_noticed(in_a_file: Rotated) -> None:
+    async with in_a_file.session() as session:
+        file, summary = await written(session)
+        header = file.read_bytes().partition(b"\n")[0]
+        wrapped = base64.b64decode(backup.header(file).wrapped)
+        key = (await session.kms.decrypt(wrapped, b"keypulse backup\0one", timeout=5)).plaintext
+        ((text, _), _) = sealed.pages(file, key)
+        file.unlink()
+        writer = sealed.Writer(file, header, key)
+        writer.page(text)
+        writer.finish(summary.model_copy(update={"data_keys": 4}).model_dump_json().encode())
+        with pytest.raises(BackupError, match="holds other rows than its last page says"):
+            await backups.check(file, session.kms, timeout=5)
