@@ -6,7 +6,7 @@ attempts, and no sooner than that one.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import uuid4
 
@@ -20,6 +20,7 @@ _of = deliveries.c
 _WAITING: Final = (
     select(
         *(_of.seq, _of.channel, _of.incident_id, _of.event_seq, _of.first_event, _of.id),
+        *(_of.episode, _of.maybe_sent),
         *(_of.due_at, _of.set_at, _of.attempts, _of.reason, _of.waits_since, _of.note, _of.fell_back),
     )
     .where(
@@ -101,9 +102,12 @@ def enqueue(transaction: Transaction, news: Sequence[New]) -> Enqueued:
     for new in news:
         old = waiting.get((new.channel, new.incident_id))
         if old is not None and old.event_seq >= new.event_seq:
-            _widen(transaction, old, new.first_event)
-            result.told_by.append(old.id)
-            continue
+            if old.first_event <= new.first_event or not (old.attempts or old.maybe_sent):
+                _widen(transaction, old, new.first_event)
+                result.told_by.append(old.id)
+                continue
+            # It may have arrived without the older events: a message of its own has to tell those.
+            new = replace(new, event_seq=old.event_seq, episode=old.episode)  # noqa: PLW2901
         row = _row(new, transaction.now)
         if old is not None:
             row |= {name: getattr(old, name) for name in _INHERITED}
@@ -112,6 +116,8 @@ def enqueue(transaction: Transaction, news: Sequence[New]) -> Enqueued:
                 "state": State.RETRYING if old.attempts else State.QUEUED,
                 "note": new.note or old.note,
             }
+            if new.first_event < old.first_event:
+                row["fell_back"] = None  # of the older events that is not known
             changes.append({"old": old.seq, "by": row["id"], "at": transaction.now})
             result.superseded.append(old)
         result.told_by.append(row["id"])
@@ -172,7 +178,7 @@ def _waiting(transaction: Transaction, news: Sequence[New]) -> dict[tuple[str, s
 
 
 def _widen(transaction: Transaction, waiting: Row[*tuple[Any, ...]], first_event: int) -> None:
-    """What waits tells something newer already: it tells of the older, too."""
+    """What waits tells something newer already, and was never sent: it tells of the older, too."""
     if first_event < waiting.first_event:
         widened = update(deliveries).where(_of.seq == waiting.seq).values(first_event=first_event, fell_back=None)
         transaction.connection.execute(widened)

@@ -7,6 +7,7 @@ import pytest
 from services.relay.outbox.again import again, again_all
 from services.relay.outbox.database import Database
 from services.relay.outbox.gate import BREAKS_AFTER
+from services.relay.outbox.held import give_back
 from services.relay.outbox.query import one
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store, opened
@@ -61,6 +62,29 @@ async def test_what_waits_already_tells_of_the_dead_letter_too(store: Store) -> 
 
     claim = await claimed(store)
     assert (claim.first_event, claim.last_event) == (1, 2)
+    await end(store, claim)
+    assert await nothing(store)
+
+
+@pytest.mark.parametrize("how", ["answer lost", "given back"])
+async def test_what_was_sent_already_and_waits_is_told_anew_with_the_dead_letter(store: Store, how: str) -> None:
+    dead = await given_up(store)
+    await told(store, "x")
+    tried = await claimed(store)
+    if how == "given back":
+        await give_back(store, "me")
+    else:
+        await end(store, tried, State.RETRYING, sent=True, again_in=0.0)
+
+    assert await again(store, dead) is State.DEAD
+
+    claim = await claimed(store)
+    assert claim.delivery_id != tried.delivery_id  # by which its channel would take it for sent
+    assert (claim.first_event, claim.last_event, claim.maybe_sent) == (1, 2, False)
+    assert claim.attempt == tried.attempt + (how == "answer lost")
+    record = await one(store, tried.delivery_id)
+    assert record is not None
+    assert (record.delivery.state, record.delivery.superseded_by) == (State.SUPERSEDED, claim.delivery_id)
     await end(store, claim)
     assert await nothing(store)
 

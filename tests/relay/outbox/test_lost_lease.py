@@ -1,0 +1,65 @@
+"""Whoever lost the lease while he sent writes no receipt; what he sent may come late, so the state is sent once more."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services.relay.outbox import database as outbox
+from services.relay.outbox.claim import Claim
+from services.relay.outbox.schema import State
+from services.relay.outbox.store import Store, opened
+from tests.relay.outbox.acts import claimed, end, nothing, told
+from tests.relay.outbox.gated import Clock
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
+    async with opened(outbox.sqlite(tmp_path / "relay.db"), clock, frozenset({"every"})) as store:
+        yield store
+
+
+async def lost(store: Store, clock: Clock, channel: str = "a") -> Claim:
+    """The claim of one whose lease ended."""
+    await told(store, "x", channel)
+    claim = await claimed(store, channel, owner="late")
+    clock.now += 20
+    return claim
+
+
+@pytest.mark.parametrize(("channel", "first"), [("a", 1), ("every", 2)])
+async def test_what_came_late_is_followed_by_how_things_stand(
+    store: Store, clock: Clock, channel: str, first: int
+) -> None:
+    late = await lost(store, clock, channel)
+    await end(store, await claimed(store, channel))
+    await told(store, "x", channel, episode=2)
+    await end(store, await claimed(store, channel))
+
+    recorded = await end(store, late)
+
+    assert (recorded.ours, recorded.woken) == (False, (channel,))
+    once_more = await claimed(store, channel)
+    assert (once_more.first_event, once_more.last_event, once_more.episode) == (first, 2, 2)
+    await end(store, once_more)
+    assert await nothing(store, channel)
+
+
+async def test_what_was_not_sent_is_followed_by_nothing(store: Store, clock: Clock) -> None:
+    late = await lost(store, clock)
+    await end(store, await claimed(store))
+    assert not (await end(store, late, State.RETRYING, sent=False)).ours
+    assert await nothing(store)
+
+
+async def test_what_waits_and_tells_it_is_enough(store: Store, clock: Clock) -> None:
+    late = await lost(store, clock)
+    await end(store, await claimed(store), State.RETRYING, sent=True, again_in=0.0)
+    await end(store, late)
+    again = await claimed(store)
+    assert (again.delivery_id, again.maybe_sent) == (late.delivery_id, True)
