@@ -33,7 +33,6 @@ _LINE_BYTES: Final = 4 * 1024 * 1024 + 65536
 _ANSWER_BYTES: Final = 16 * 1024 * 1024
 _ANSWER_SECONDS: Final = 3600.0
 """Without a byte from the backend; whoever asks has a bound of its own."""
-_ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what is listened on there is reached here
 
 _EXAMPLES: Final = """\b
 Examples:
@@ -75,7 +74,7 @@ class Backend:
             return _refused(502, f"the backend at {self.address} does not answer: {why}; is it running?")
 
     def _answer(self, asked: _Line, token: str) -> Mapping[str, object]:
-        host, port = _ANYWHERE.get(self.address.host, self.address.host), self.address.port
+        host, port = self.address  # 0.0.0.0 and ::, where it listens everywhere, lead to this machine as well
         connection = (
             HTTPSConnection(host, port, timeout=_ANSWER_SECONDS, context=self.tls)
             if self.tls

@@ -7,7 +7,17 @@ import httpx2
 import pytest
 
 from services.exporter.history import History
-from services.exporter.model import BackendState, Call, Canary, Failure, Health, KeySnapshot, Operation, ProbeResult, Series
+from services.exporter.model import (
+    BackendState,
+    Call,
+    Canary,
+    Failure,
+    Health,
+    KeySnapshot,
+    Operation,
+    ProbeResult,
+    Series,
+)
 from services.exporter.web.cards import LISTED
 from services.exporter.web.pages import Pages
 from shared.contract import KMS_DATA_KEYS, KMS_ROTATION_LAST_SUCCESS, CryptoMode
