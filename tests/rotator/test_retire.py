@@ -8,6 +8,7 @@ from sqlalchemy import text
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from ops.kms_emulator.model import State
+from services.rotator import backup
 from services.rotator.model import RotatorError
 from services.rotator.report import Outcome
 from services.rotator.retire import destroy, retire
@@ -101,8 +102,10 @@ async def test_a_version_by_which_a_backup_itself_is_encrypted_is_not_retired(
     in_a_file: Rotated, new_version: NewVersion
 ) -> None:
     async with in_a_file.session() as session:
-        await run(session, RotationType.NEW_DEK)
-        ((file, _),) = session.backups.kept()
+        file = session.backups.new("one", session.now)
+        await backup.write(
+            file, session.administration, session.kms, rotation_id="one", needs=(), now=session.now, timeout=5
+        )
     await new_version()
     async with in_a_file.session() as session:
         await run(session, RotationType.REWRAP_KEK)
