@@ -57,7 +57,7 @@ class Links:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a channel is asked to tell: one event, or several merged into one, enriched. The same at each retry."""
+    """What a channel is asked to tell: one event, or several merged, enriched. At a retry only its age is another."""
 
     delivery_id: str
     incident_id: str
@@ -76,3 +76,5 @@ class Message:
     """What the relay itself has to say to the reader, such as why it comes here; usually empty."""
     size: int = 0
     """Bytes of the events as they were written: how much there is to do for whoever makes something of it."""
+    age: float = 0.0
+    """Seconds since it was accepted, by the clock that it was accepted by, which may be another than a provider's."""

@@ -64,4 +64,5 @@ def _message(event: Event, found: tuple[Links, ...], size: int, claim: Claim) ->
         untold=claim.untold,
         note=claim.note,
         size=size,
+        age=claim.age,
     )

@@ -1,4 +1,4 @@
-"""Whoever lost the lease while he sent writes no receipt; what he sent may come late, so the state is sent once more."""
+"""Whoever lost the lease while he sent writes no receipt; what he sent may come late, so the state is sent again."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

@@ -19,7 +19,7 @@ from services.relay.model import Message
 
 EVENT_TYPE: Final = "keypulse_delivery"
 _BEFORE: Final = 60.0
-"""Seconds by which Slack's clock may be behind."""
+"""Seconds before a message was accepted from which on it is looked for."""
 _PAGES: Final = 5
 _MESSAGES: Final = 200
 """On a page."""
@@ -78,8 +78,19 @@ async def look_up(api: SlackApi, message: Message, name: str, channel: str | Non
 
 
 async def _find(api: SlackApi, message: Message, channel: str) -> Place | Absent:
-    oldest = f"{message.accepted_at.timestamp() - _BEFORE:.6f}"
-    arguments = {"channel": channel, "oldest": oldest, "limit": _MESSAGES, "include_all_metadata": True}
+    """What is not there by our clock is looked for by Slack's, which stamped the post and is in each of its answers."""
+    since = message.accepted_at.timestamp() - _BEFORE
+    place = await _find_since(api, message, channel, since)
+    if place is not Absent.NOT_THERE:
+        return place
+    if api.time is None:
+        return Absent.UNKNOWN
+    by_slack = api.time - message.age - _BEFORE
+    return await _find_since(api, message, channel, by_slack) if by_slack < since else place
+
+
+async def _find_since(api: SlackApi, message: Message, channel: str, since: float) -> Place | Absent:
+    arguments = {"channel": channel, "oldest": f"{since:.6f}", "limit": _MESSAGES, "include_all_metadata": True}
     first_ts = (message.first_receipt or {}).get("ts")
     try:
         if first_ts:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
@@ -23,6 +24,17 @@ def client(session: aiohttp.ClientSession, url: str, token: str) -> AsyncWebClie
     return made
 
 
+def _date(headers: Mapping[str, str]) -> float | None:
+    """When an answer was given, by the clock of who gave it: RFC 9110, section 6.6.1."""
+    for name, value in headers.items():  # slack_sdk makes a plain dict of them
+        if name.lower() == "date":
+            try:
+                return parsedate_to_datetime(value).timestamp()
+            except (ValueError, OverflowError):
+                return None
+    return None
+
+
 class SlackApi:
     """One workspace, with the token of a bot."""
 
@@ -39,6 +51,8 @@ class SlackApi:
         self._token = token
         self._talk = talk
         self._now = now
+        self.time: float | None = None
+        """Unix seconds by Slack's own clock, as its last answer said; None where none did."""
 
     async def post(self, method: str, arguments: dict[str, Any]) -> Mapping[str, Any]:
         """The answer to a call that changes something. Raises SendError."""
@@ -60,6 +74,7 @@ class SlackApi:
         if not isinstance(answer.data, dict):
             raise no_answer()
         self._note(method, answer.data)
+        self.time = _date(answer.headers)
         return answer.data
 
     def _note(self, method: str, answer: object) -> None:

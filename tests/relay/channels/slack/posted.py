@@ -24,7 +24,7 @@ def posts(stand_ins: StandIns) -> list[SlackMessage]:
 
 def now(**changes: Any) -> Message:
     """A message that was accepted a moment ago."""
-    return message(accepted_at=datetime.now(UTC), **changes)
+    return message(**{"accepted_at": datetime.now(UTC)} | changes)
 
 
 async def lost(stand_ins: StandIns, channel: Channel, message: Message) -> Recorded:

@@ -1,5 +1,6 @@
 """A post whose answer was lost is looked for before it is made again."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from ops.demo.stand_ins.faults import Fault, Kind, Provider
 from ops.demo.stand_ins.server import StandIns
 from services.relay.channels.channel import Scope, SendError
 from tests.relay.channels.conftest import Answering
-from tests.relay.channels.examples import SECRET, example, message, settings
+from tests.relay.channels.examples import SECRET, example, settings
 from tests.relay.channels.recorded import Recorded, send
 from tests.relay.channels.slack.posted import CRITICAL, Connect, lost, now, place, posts
 
@@ -39,6 +40,36 @@ async def test_a_post_that_did_not_arrive_is_made_without_a_word_of_a_repeat(
     receipt = await channel.send(Recorded(now(), maybe_sent=True))
     _, post = posts(stand_ins)
     assert receipt == {"channel": stand_ins.slack.channels[CRITICAL].id, "ts": post.ts}
+    assert "repeat" not in post.text
+
+
+@pytest.mark.parametrize("minutes", [-5, 5, 600])
+async def test_a_clock_that_differs_from_slacks_hides_no_post(
+    minutes: int, connect: Connect, stand_ins: StandIns
+) -> None:
+    accepted = now(accepted_at=datetime.now(UTC) + timedelta(minutes=minutes), age=2.0)
+    again = await lost(stand_ins, connect(), accepted)
+    receipt = await connect().send(again)
+    (post,) = posts(stand_ins)
+    assert receipt == place(stand_ins, post)
+
+
+async def test_a_post_of_a_while_ago_is_found_though_the_clock_is_ahead_of_slacks(
+    connect: Connect, stand_ins: StandIns
+) -> None:
+    accepted = now(accepted_at=datetime.now(UTC) + timedelta(minutes=2), age=180.0)
+    again = await lost(stand_ins, connect(), accepted)
+    (post,) = posts(stand_ins)
+    stand_ins.slack.channels[CRITICAL].messages[0] = replace(post, ts=f"{post.at - 170:.6f}")
+    assert (await connect().send(again))["found"] == "yes"
+
+
+async def test_a_clock_that_differs_from_slacks_makes_no_repeat_of_what_did_not_arrive(
+    connect: Connect, stand_ins: StandIns
+) -> None:
+    ahead = now(accepted_at=datetime.now(UTC) + timedelta(minutes=5), age=2.0)
+    await connect().send(Recorded(ahead, maybe_sent=True))
+    (post,) = posts(stand_ins)
     assert "repeat" not in post.text
 
 
@@ -129,9 +160,26 @@ async def test_a_post_is_found_behind_many_others(connect: Connect, stand_ins: S
 async def test_what_is_older_than_the_delivery_is_not_looked_at(connect: Connect, stand_ins: StandIns) -> None:
     channel = connect()
     again = await lost(stand_ins, channel, now())
-    later = message(accepted_at=datetime.now(UTC) + timedelta(minutes=5))
-    assert "found" not in await channel.send(Recorded(later, maybe_sent=again.maybe_sent))
+    (post,) = posts(stand_ins)
+    stand_ins.slack.channels[CRITICAL].messages[0] = replace(post, ts=f"{post.at - 300:.6f}")
+    assert "found" not in await channel.send(again)
     assert len(posts(stand_ins)) == 2
+
+
+@pytest.mark.parametrize("said", [True, False])
+async def test_only_where_slack_does_not_say_the_time_the_doubt_stays(
+    said: bool, secret_file: Path, answering: Answering
+) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        posted = {"ok": True, "channel": "C0123ABCD", "ts": "1.000001", "messages": []}
+        return web.json_response(posted, headers={} if said else {"Date": "never"})
+
+    values = {**example("slack", secret_file, await answering(answer)), "channel": "C0123ABCD"}
+    channel = settings(values).connect(5)
+    attempt = Recorded(now(), maybe_sent=True)
+    await channel.send(attempt)
+    await channel.close()
+    assert ("may be a repeat" in attempt.payloads[0]) is not said
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,71 @@
+"""What a claim makes a message of: every alert of its events in its last state, and how old it is."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from services.relay.delivery.merge import merge
+from services.relay.model import Alert, Event, Status
+from tests.relay.delivery.rig import broken, rig
+from tests.relay.scripted import Scripted, event_of
+
+
+def of(**alerts: str) -> Event:
+    """An event of these alerts; it fires where one of them does."""
+    (like,) = event_of().alerts
+    made = tuple(_alert(like, name, status) for name, status in alerts.items())
+    status = Status.FIRING if any(alert.status is Status.FIRING for alert in made) else Status.RESOLVED
+    shared = dict(like.labels) if len(made) > 1 else {**like.labels, "key": made[0].fingerprint}
+    return replace(event_of(status.value), alerts=made, common_labels=shared)
+
+
+def _alert(like: Alert, name: str, status: str) -> Alert:
+    return replace(like, fingerprint=name, status=Status(status), labels={**like.labels, "key": name})
+
+
+def states(event: Event) -> dict[str, str]:
+    return {alert.fingerprint: alert.status.value for alert in event.alerts}
+
+
+def test_an_alert_that_only_an_untold_event_speaks_of_is_told_in_its_last_state() -> None:
+    told = merge(merge(of(a="firing", b="firing"), of(a="resolved", b="firing")), of(b="firing"))
+    assert states(told) == {"a": "resolved", "b": "firing"}
+    assert told.status is Status.FIRING
+
+
+def test_of_an_alert_that_several_speak_of_the_last_word_counts() -> None:
+    assert states(merge(of(a="resolved", b="firing"), of(a="firing"))) == {"a": "firing", "b": "firing"}
+
+
+def test_what_all_its_alerts_share_is_what_a_merged_event_shares() -> None:
+    told = merge(of(a="resolved"), of(b="firing"))
+    assert "key" not in told.common_labels
+    assert told.common_labels["alertname"] == of(b="firing").common_labels["alertname"]
+
+
+async def test_all_that_waited_is_in_the_message(tmp_path: Path) -> None:
+    channel = Scripted(broken())
+    async with rig(tmp_path, a=channel) as it:
+        for event in of(a="firing", b="firing"), of(a="resolved", b="firing"), of(b="firing"):
+            await it.tell(event.status.value, alerts=event.alerts)
+        await it.finished()
+    last_told: dict[str, str] = {}
+    for message in channel.sent:
+        last_told |= states(message.event)
+    assert last_told == {"a": "resolved", "b": "firing"}
+
+
+async def test_a_message_that_is_tried_again_is_as_old_as_its_event(tmp_path: Path) -> None:
+    ahead = 0.0
+
+    async def fail_late() -> None:
+        nonlocal ahead
+        ahead += 15
+        raise broken()
+
+    channel = Scripted(fail_late)
+    async with rig(tmp_path, clock=lambda: time.time() + ahead, a=channel) as it:
+        await it.tell("firing")
+        await it.finished()
+    ages = [message.age for _, message in channel.tried]
+    assert ages[0] < 15 <= ages[1]
