@@ -1,13 +1,14 @@
 """Users of web.yml: a name and a password → whether it is right, by bcrypt, off the event loop.
 
-A bcrypt check takes tens of milliseconds of a core, on purpose. So only one runs at a time, few wait for it, and a
-password that was right is not hashed again: a fast keyed hash of it is kept for each user.
+A bcrypt check takes tens of milliseconds of a core, on purpose. So only one runs at a time, in a thread of its own,
+few wait for it, and a password that was right is not hashed again: a fast keyed hash of it is kept for each user.
 """
 
 import asyncio
 import hmac
 import secrets
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import bcrypt
 
@@ -34,7 +35,7 @@ class Users:
         self._of_nobody = max(self._hashes.values(), key=lambda value: value[4:6])
         self._key = secrets.token_bytes(32)
         self._right: dict[str, bytes] = {}  # at most one for each user, so it needs no other bound
-        self._one = asyncio.Semaphore(1)
+        self._one = ThreadPoolExecutor(1, "bcrypt")  # no other's work can keep a right password waiting
         self._waiting = 0
 
     async def admits(self, name: str, password: bytes) -> bool:
@@ -46,9 +47,10 @@ class Users:
             raise BusyError
         self._waiting += 1
         try:
-            async with self._one:
-                stored = self._hashes.get(name, self._of_nobody)
-                right = await asyncio.to_thread(bcrypt.checkpw, password[:_BCRYPT_BYTES], stored)
+            stored = self._hashes.get(name, self._of_nobody)
+            right = await asyncio.get_running_loop().run_in_executor(
+                self._one, bcrypt.checkpw, password[:_BCRYPT_BYTES], stored
+            )
         finally:
             self._waiting -= 1
         if not right or name not in self._hashes:

@@ -12,8 +12,7 @@ import os
 import re
 import stat
 import tempfile
-import threading
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Final
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from services.exporter.model import KeptCiphertext
+from shared.own_thread import begun
 
 MAX_VERSIONS = 100
 """How many canaries a key has: those of the versions that came last."""
@@ -94,7 +94,7 @@ class CanaryFile:
         self._known = known
         problems: tuple[str, ...] = (f"{self.path.parent} did not answer within {DISK_SECONDS:g} s; see to its disk",)
         if self._work is None or self._work.done():  # a second thread would hang beside the first
-            self._work = _in_thread(lambda: self._merge(known, forget))
+            self._work = begun("canaries", lambda: self._merge(known, forget))
             try:
                 async with asyncio.timeout(DISK_SECONDS):
                     merged = await asyncio.wrap_future(self._work)
@@ -163,21 +163,6 @@ class CanaryFile:
 
 class _BadFileError(Exception):
     """The file cannot be used. The message goes on where the file's name ends."""
-
-
-def _in_thread(work: Callable[[], _Merged]) -> "Future[_Merged]":
-    """Begins `work` in a thread of its own, which ends with the process: a disk that hangs holds up nobody else."""
-    future: Future[_Merged] = Future()
-    future.set_running_or_notify_cancel()  # running, so that a wait that ends early leaves it to the thread
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except Exception as error:  # noqa: BLE001  whatever it is, whoever waits is told
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="canaries", daemon=True).start()
-    return future
 
 
 def _digest(canary: KeptCiphertext) -> bytes:

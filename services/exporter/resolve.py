@@ -5,12 +5,12 @@ no backend that is down: the addresses of its last answer go on for a while.
 """
 
 import asyncio
-import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 
 from services.exporter.model import BackendState
+from shared.resolver import resolved
 
 MAX_ADDRESSES = 1000
 AT_ONCE = 100
@@ -21,8 +21,7 @@ KEPT_SECONDS = 300.0
 
 async def addresses_of(host: str) -> set[str]:
     """All addresses of a name, IPv4 and IPv6. Raises OSError, or UnicodeError for what is no name."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return {str(address[0]) for *_, address in found}
+    return {str(address[0]) for _, address in await resolved(host)}
 
 
 @dataclass(slots=True)

@@ -7,45 +7,31 @@ import asyncio
 import os
 import socket
 import ssl
-import threading
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager
 from itertools import zip_longest
 from typing import Any, Final
 
 from shared.kms.provider import Phase
+from shared.resolver import Resolved, resolved
 from shared.settings import Address
 
 ATTEMPT_DELAY: Final = 0.25
 """Seconds until the next address gets its turn beside one that has not answered: RFC 8305, section 5."""
 _HTTP2: Final = "h2"
 
-Resolved = tuple[socket.AddressFamily, Any]
-"""Family of an address, and the address as a socket of that family wants it."""
-Resolve = Callable[[Address], list[Resolved]]
-"""The addresses of a name. May block; raises OSError, or UnicodeError where no host can have that name."""
-
 
 class _PhaseError(Exception):
     """A phase failed; the text is its sentence."""
 
 
-def resolve(to: Address) -> list[Resolved]:
-    """The addresses by this machine's resolver."""
-    return [(family, address) for family, *_, address in socket.getaddrinfo(*to, type=socket.SOCK_STREAM)]
-
-
-async def measure(
-    to: Address, *, trust: Callable[[], ssl.SSLContext] | None, timeout: float, resolve: Resolve = resolve
-) -> tuple[Phase, ...]:
+async def measure(to: Address, *, trust: Callable[[], ssl.SSLContext] | None, timeout: float) -> tuple[Phase, ...]:
     """Walks the way once. Raises nothing but cancellation, and leaves nothing open.
 
     Args:
         to: the service.
         trust: gives the TLS context, in a thread, for it may read files; None where the service speaks no TLS.
         timeout: seconds for all phases together.
-        resolve: finds the addresses, in a thread.
     """
     phases: list[Phase] = []
     loop = asyncio.get_running_loop()
@@ -69,7 +55,7 @@ async def measure(
     with ExitStack() as sockets:
         try:
             async with phase("dns"):
-                addresses = await _resolved(to, resolve)
+                addresses = await _addresses(to)
             async with phase("tcp"):
                 connection = await _connected(addresses, sockets)
             if trust:
@@ -80,21 +66,12 @@ async def measure(
     return tuple(phases)
 
 
-async def _resolved(to: Address, resolve: Resolve) -> list[Resolved]:
-    # A thread of its own, which ends with the process: a resolver that hangs would take the loop's few threads from
-    # everybody else, one at each round trip that fails, and would hold up the end of the process.
-    looking: Future[list[Resolved]] = Future()
-    looking.set_running_or_notify_cancel()  # running, so that a wait that ends early leaves it to the thread
-
-    def look() -> None:
-        try:
-            looking.set_result(resolve(to))
-        except (OSError, UnicodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "no host can have such a name"
-            looking.set_exception(_PhaseError(f"the name {to.host} cannot be resolved: {why}"))
-
-    threading.Thread(target=look, name="dns of the way", daemon=True).start()
-    return await asyncio.wrap_future(looking)
+async def _addresses(to: Address) -> list[Resolved]:
+    try:
+        return await resolved(*to)
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "no host can have such a name"
+        raise _PhaseError(f"the name {to.host} cannot be resolved: {why}") from None
 
 
 async def _connected(addresses: list[Resolved], sockets: ExitStack) -> socket.socket:

@@ -99,3 +99,15 @@ async def test_any_password_can_be_asked_about(password: bytes) -> None:
     users = Users({"alice": _hash(password[:72])})
     assert await users.admits("alice", password)
     assert not await users.admits("alice", b"x" + password)
+
+
+async def test_a_right_password_is_answered_while_the_threads_of_the_event_loop_are_all_taken() -> None:
+    go_on = threading.Event()
+    waiting = [asyncio.create_task(asyncio.to_thread(go_on.wait, 60)) for _ in range(64)]
+    try:
+        await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            assert await Users(USERS).admits("alice", b"a secret")
+    finally:
+        go_on.set()
+        await asyncio.gather(*waiting)

@@ -1,0 +1,44 @@
+"""A host's name → its addresses, by this machine's resolver, which may hang: it never holds up anything else."""
+
+import asyncio
+import socket
+from concurrent.futures import Future
+from ipaddress import ip_address
+from typing import Any, Final
+
+from shared.own_thread import begun
+
+Resolved = tuple[socket.AddressFamily, Any]
+"""Family of an address, and the address as a socket of that family wants it."""
+
+_under_way: Final[dict[tuple[str, int], Future[list[Resolved]]]] = {}
+"""The last look-up of each name; one that hangs is not joined by a second one."""
+
+
+async def resolved(host: str, port: int = 0) -> list[Resolved]:
+    """All addresses, in the resolver's order; has no bound of its own. An address stands for itself.
+
+    Raises:
+        OSError: it is not known, or nobody answers.
+        UnicodeError: no host can have such a name.
+    """
+    if (literal := _literal(host, port)) is not None:
+        return [literal]
+    looking = _under_way.get((host, port))
+    if looking is None or looking.done():
+        looking = _under_way[host, port] = begun("name look-up", lambda: _look_up(host, port))
+    return await asyncio.wrap_future(looking)
+
+
+def _literal(host: str, port: int) -> Resolved | None:
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return None
+    if address.version == 4:
+        return socket.AF_INET, (host, port)
+    return None if "%" in host else (socket.AF_INET6, (host, port, 0, 0))  # the system knows the interface's number
+
+
+def _look_up(host: str, port: int) -> list[Resolved]:
+    return [(family, address) for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]

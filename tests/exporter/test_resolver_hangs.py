@@ -1,0 +1,95 @@
+"""A name server that does not answer harms what needs it, and nothing else."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from aiohttp import web
+
+from services.exporter.resolve import Replicas
+
+HANGS = "backend.hangs"
+
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whoever asks for HANGS waits."""
+    real, end = socket.getaddrinfo, threading.Event()
+
+    def look_up(host: str, *arguments: Any, **named: Any) -> Any:
+        if host.endswith(HANGS):
+            end.wait(60)
+            raise OSError
+        return real(host, *arguments, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    yield
+    end.set()
+
+
+@pytest.mark.usefixtures("hanging")
+async def test_backends_whose_names_hang_are_down_and_one_beside_them_is_well(
+    backend: Callable[..., Any], reader: Callable[..., Any]
+) -> None:
+    async def healthy(_request: web.BaseRequest) -> web.Response:
+        return web.json_response({"crypto_mode": "kms", "crypto_ready": True})
+
+    async with backend(healthy) as url, asyncio.timeout(30):
+        port = urlsplit(url).port
+        hang = [reader(f"http://{n}.{HANGS}:{port}/healthz", timeout=0.2).read() for n in range(64)]
+        replicas = [Replicas("backend", f"all-{n}.{HANGS}", reader(url).read, timeout=0.2).read() for n in range(64)]
+        down, unknown = await asyncio.gather(*hang), await asyncio.gather(*replicas)
+        assert {state.problems for state in down} == {("health check: no complete answer within 0.2 s",)}
+        assert all(states[0].health is None for states in unknown)
+        well = await reader(f"http://localhost:{port}/healthz", timeout=10).read()
+        assert await asyncio.to_thread(lambda: "done") == "done"
+    assert well.health is not None
+
+
+SERVER = f"""
+import socket, time
+real = socket.getaddrinfo
+def look_up(host, *arguments, **named):
+    if host == {HANGS!r}:
+        print('{{"asked": true}}', file=__import__("sys").stderr, flush=True)
+        time.sleep(60)
+    return real(host, *arguments, **named)
+socket.getaddrinfo = look_up
+from services.exporter.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("resolve", ["null", "all"])
+def test_a_sigterm_while_a_name_hangs_ends_the_exporter_with_0(tmp_path: Path, resolve: str) -> None:
+    file = tmp_path / "exporter.yml"
+    file.write_text(
+        "listen: 127.0.0.1:0\nprobe: {interval: 60s, timeout: 60s}\n"
+        f"backends: [{{service: backend, health_url: 'http://{HANGS}/healthz', resolve: {resolve}}}]\n"
+    )
+    command = [sys.executable, "-c", SERVER, "--config", str(file)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr
+            for line in process.stderr:
+                if json.loads(line).get("asked"):
+                    break
+            begin = time.monotonic()
+            os.kill(process.pid, signal.SIGTERM)
+            _, told = process.communicate(timeout=30)
+            took = time.monotonic() - begin
+        finally:
+            process.kill()
+    assert (process.returncode, "Thread" in told) == (0, False), told
+    assert took < 13  # by then the process would have been ended by force
