@@ -41,6 +41,21 @@ async def test_more_than_one_step_is_pruned_in_a_round_and_the_oldest_go_first(s
     assert await rows.count(deliveries) == await rows.count(incidents) == 0
 
 
+async def test_between_any_hundred_rows_the_writer_belongs_to_the_others(
+    store: Store, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rows.many(250, age=2 * DAY)
+    left: list[int] = []
+
+    async def sleep(seconds: float) -> None:
+        assert seconds >= 0.05
+        left.append(await rows.count(deliveries))
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    await prune(store, DAY, MANY)
+    assert left[:3] == [150, 50, 0]
+
+
 async def test_a_step_that_is_done_again_keeps_the_same(store: Store, rows: Rows) -> None:
     kept = await rows.delivery(await rows.event(age=3 * DAY))
     await rows.delivery(await rows.event(age=2 * DAY))

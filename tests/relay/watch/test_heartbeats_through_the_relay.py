@@ -43,6 +43,19 @@ async def test_heartbeats_are_answered_and_seen_and_what_comes_with_them_is_deli
         assert [alert.labels["alertname"] for alert in page.sent[0].event.alerts] == ["KMSCryptoNotReady"]
 
 
+async def test_a_heartbeat_beside_a_repeat_counts(tmp_path: Path) -> None:
+    async with served(settings(tmp_path, {"page": Scripted()}, watchdogs=[WATCHDOG])) as client:
+        seen: list[float | None] = []
+        for repeat in (False, True):
+            _, answer = await post(client, webhook("Watchdog", "KMSCryptoNotReady"))
+            assert answer["duplicate"] is repeat
+            seen.append(await metric(client, "relay_watchdog_last_seen_timestamp_seconds", watchdog="Watchdog"))
+        first, second = seen
+        assert first is not None
+        assert second is not None
+        assert second > first
+
+
 async def test_the_watchdogs_of_two_clusters_are_told_apart(tmp_path: Path, until: Until) -> None:
     page = Scripted()
     clusters = [

@@ -1,0 +1,63 @@
+"""What comes for an incident goes on where what waited stood: since when, after how many attempts, and until when."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services.relay.outbox import database as outbox
+from services.relay.outbox import query
+from services.relay.outbox.store import Store, opened
+from tests.relay.outbox.acts import claimed, end, nothing, take, told
+from tests.relay.outbox.gated import Clock, fail
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
+    async with opened(outbox.sqlite(tmp_path / "relay.db"), clock) as store:
+        yield store
+
+
+async def waits_since(store: Store) -> float:
+    """What RelayOutboxStuck and the outside ping go by."""
+    (waiting,) = await store.read(query.counts)
+    return waiting.oldest
+
+
+async def test_a_message_that_is_replaced_again_and_again_gets_no_younger(store: Store, clock: Clock) -> None:
+    for _ in range(3):
+        await told(store, "x")
+        clock.now += 1800
+    assert await waits_since(store) == 1000
+
+
+async def test_nor_does_one_into_which_a_failed_attempt_is_merged(store: Store, clock: Clock) -> None:
+    await told(store, "x")
+    claim = await claimed(store)
+    clock.now += 10
+    await told(store, "x")
+    await fail(store, claim)
+    assert await waits_since(store) == 1000
+
+
+async def test_what_replaces_a_message_that_failed_is_tried_no_sooner_and_counts_its_attempts(
+    store: Store, clock: Clock
+) -> None:
+    await told(store, "x")
+    await fail(store, await claimed(store), again_in=100.0)
+    clock.now += 60
+    await told(store, "x")
+    assert (await take(store)).seconds == 40
+    clock.now += 39
+    assert await nothing(store)
+    clock.now += 1
+    again = await claimed(store)
+    assert (again.attempt, again.first_event, again.last_event) == (2, 1, 2)
+    await end(store, again)
+    await told(store, "x")
+    assert (await claimed(store)).attempt == 1  # what arrived leaves nothing behind
