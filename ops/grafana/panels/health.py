@@ -7,7 +7,7 @@ from grafana_foundation_sdk.models.dashboard import DynamicConfigValue, Panel
 from ops.grafana import links
 from ops.grafana.links import link, runbook, sections
 from ops.grafana.panels.kinds import cell, leads, lines, stat, table, timeline, unit
-from ops.grafana.panels.looks import HEALTH, MODE, YES, thresholds, words
+from ops.grafana.panels.looks import HEALTH, LIGHT, MODE, YES, words
 from ops.grafana.panels.queries import columns, now, over_time
 from ops.grafana.variables import ENV, SERVICE
 
@@ -18,7 +18,6 @@ _READY = f"min by (env, service) (crypto_ready{{{SERVICE}}})"
 _UPTIME = f"kms:uptime_since_last_crypto_init{{{SERVICE}}}"
 _ERRORS = f"kms:decryption_error_rate_5m{{{SERVICE}}}"
 _KEYS = f"min by (env, service) (kms_probe_success{{{SERVICE}}})"
-_LIGHT = thresholds({1: "green"}, base="red")
 _STATES = {"firing": ("firing", "red"), "pending": ("pending", "orange")}
 
 
@@ -29,11 +28,11 @@ def panels() -> list[Builder[Panel]]:
             "Health",
             "Green: KMS wraps the data keys, the service is ready, and its health check answers. Red: one of them is "
             "not so, or nothing reports on a service that was there within a day. Of replicas the worst counts.",
+            LIGHT,
         )
         .with_target(now(_HEALTH, _NAME))
         .unit("none")
         .mappings(words(HEALTH))
-        .thresholds(_LIGHT)
         .links([link("Board", links.BOARD), *sections("What to look at first", "KMSHealthChecksFailing")])
         .span(6)
         .height(5),
@@ -41,22 +40,22 @@ def panels() -> list[Builder[Panel]]:
             "Crypto mode",
             "What wraps the service's data keys: kms, or env, a local key out of the reach of KMS and its audit log. "
             "Absent while the service cannot be read.",
+            LIGHT,
         )
         .with_target(now(_MODE, _NAME))
         .unit("none")
         .mappings(words(MODE))
-        .thresholds(_LIGHT)
         .links(sections("KMSCryptoModeNotKMS", "KMSBackendOnEnvWhileKMSHealthy", "KMSCryptoModeFlapping"))
         .span(6)
         .height(5),
         stat(
             "Crypto ready",
             "Whether the service can encrypt and decrypt. Absent while the service cannot be read.",
+            LIGHT,
         )
         .with_target(now(_READY, _NAME))
         .unit("none")
         .mappings(words(YES))
-        .thresholds(_LIGHT)
         .links(sections("KMSCryptoNotReady"))
         .span(6)
         .height(5),
@@ -64,10 +63,10 @@ def panels() -> list[Builder[Panel]]:
             "Uptime since init",
             "How long ago the service last initialised its encryption: at its start, and when its mode or readiness "
             "changed. Orange for the first 5 minutes.",
+            {0: "orange", 300: "green"},
         )
         .with_target(now(_UPTIME, _NAME))
         .unit("s")
-        .thresholds(thresholds({300: "green"}, base="orange"))
         .links(sections("KMSCryptoModeFlapping"))
         .span(6)
         .height(5),

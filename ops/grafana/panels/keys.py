@@ -6,7 +6,7 @@ from grafana_foundation_sdk.models.dashboard import Panel
 from ops.grafana import links
 from ops.grafana.links import link, sections
 from ops.grafana.panels.kinds import bars, cell, lines, stat, table, timeline, unit
-from ops.grafana.panels.looks import YES, thresholds, words
+from ops.grafana.panels.looks import YES, words
 from ops.grafana.panels.queries import columns, now, over_time
 from ops.grafana.variables import SERVICE
 
@@ -25,7 +25,7 @@ def lifecycle() -> list[Builder[Panel]]:
         .with_target(
             over_time(
                 f"max by (env, service, target, state) (kms_key_versions{{{SERVICE}}}) > 0",
-                "{{service}} {{target}} {{state}}",
+                "{{env}} {{service}} {{target}} {{state}}",
             )
         )
         .unit("short")
@@ -42,7 +42,7 @@ def lifecycle() -> list[Builder[Panel]]:
         .with_target(
             over_time(
                 f"min by (env, service, target, version) (kms_canary_success{{{SERVICE}}})",
-                "{{service}} {{target}} version {{version}}",
+                "{{env}} {{service}} {{target}} version {{version}}",
             )
         )
         .links([link("Board", links.BOARD), *sections("KMSCanaryLost", "key_destroyed")])
@@ -52,7 +52,7 @@ def lifecycle() -> list[Builder[Panel]]:
         .with_target(
             over_time(
                 f"min by (env, service, target, permission) (kms_key_permission{{{SERVICE}}})",
-                "{{service}} {{target}} {{permission}}",
+                "{{env}} {{service}} {{target}} {{permission}}",
             )
         )
         .links(sections("KMSPermissionMissing", "Grant the role"))
@@ -110,25 +110,31 @@ def rotation() -> list[Builder[Panel]]:
             "Since the last rotation",
             "How long ago data keys were last rotated, by type: a new one made, or old ones wrapped anew. Orange after "
             "35 days: a rotation is monthly.",
+            {0: "green", 35 * 86400: "orange"},
         )
-        .with_target(now(f"time() - {told}", "{{service}} {{type}}"))
+        .with_target(now(f"time() - {told}", "{{env}} {{service}} {{type}}"))
         .unit("s")
-        .thresholds(thresholds({35 * 86400: "orange"}))
         .links([link("Board", links.BOARD), *sections("KMSRotationOverdue")])
         .span(8)
         .height(5),
-        stat("Rotation under way", "Whether a rotation is under way, or was left in the middle.")
+        stat(
+            "Rotation under way",
+            "Whether a rotation is under way, or was left in the middle.",
+            {0: "green", 1: "blue"},
+        )
         .with_target(now(f"max by (env, service) (kms_rotation_in_progress{{{SERVICE}}})", "{{env}} {{service}}"))
         .unit("none")
         .mappings(words(_UNDER_WAY))
-        .thresholds(thresholds({1: "blue"}))
         .links([link("Board", links.BOARD), *sections("KMSRotationFailed")])
         .span(8)
         .height(5),
-        stat("Since a step last failed", "How long ago a step of a rotation failed. Red within a day; none is best.")
+        stat(
+            "Since a step last failed",
+            "How long ago a step of a rotation failed. Red within a day; none is best.",
+            {0: "red", 86400: "green"},
+        )
         .with_target(now(f"time() - {failed}", "{{env}} {{service}}"))
         .unit("s")
-        .thresholds(thresholds({86400: "green"}, base="red"))
         .no_value("none failed")
         .links([link("Board", links.BOARD), *sections("KMSRotationFailed")])
         .span(8)
@@ -138,14 +144,14 @@ def rotation() -> list[Builder[Panel]]:
             "Data keys by the version of the KMS key that wraps them (0: the local key) and by status. A version is to "
             "be disabled only when it wraps none.",
         )
-        .with_target(over_time(keys, "{{service}} version {{kek_version}} {{status}}"))
+        .with_target(over_time(keys, "{{env}} {{service}} version {{kek_version}} {{status}}"))
         .unit("short")
         .decimals(0)
         .links(sections("KMSRotationOverdue", "KMSKeyVersionDestroyScheduled"))
         .span(12)
         .height(8),
         bars("Failures of rotations", "Steps of rotations that failed in each interval.")
-        .with_target(over_time(steps, "{{service}} {{step}}"))
+        .with_target(over_time(steps, "{{env}} {{service}} {{step}}"))
         .unit("short")
         .links([link("Board", links.BOARD), *sections("KMSRotationFailed")])
         .span(12)

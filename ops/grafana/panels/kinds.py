@@ -35,11 +35,11 @@ from grafana_foundation_sdk.models.dashboard import (
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 
 from ops.grafana.links import Link
-from ops.grafana.panels.looks import Limits, Words, thresholds, words
+from ops.grafana.panels.looks import LIGHT, UNKNOWN, Limits, Words, thresholds, words
 
 
-def stat(title: str, description: str) -> Stat:
-    """A light for each series, with its name."""
+def stat(title: str, description: str, limits: Limits) -> Stat:
+    """A light for each series, with its name; `limits` begin with the colour from 0 on."""
     return (
         Stat()
         .title(title)
@@ -48,6 +48,7 @@ def stat(title: str, description: str) -> Stat:
         .graph_mode(BigValueGraphMode.NONE)
         .text_mode(BigValueTextMode.VALUE_AND_NAME)
         .reduce_options(ReduceDataOptions().calcs(["lastNotNull"]))
+        .thresholds(thresholds(limits, base=UNKNOWN))
         .color_scheme(_by_thresholds())
         .no_value("no data")
     )
@@ -89,7 +90,7 @@ def timeline(title: str, description: str, states: Words) -> StateTimeline:
         .description(description)
         .unit("none")
         .mappings(words(states))
-        .thresholds(thresholds({1: "green"}, base="red"))
+        .thresholds(thresholds(LIGHT, base=UNKNOWN))
         .color_scheme(_by_thresholds())
         .show_value(VisibilityMode.NEVER)
         .merge_values(merge_values=True)

@@ -6,7 +6,7 @@ from grafana_foundation_sdk.models.dashboard import Panel
 from ops.grafana import links
 from ops.grafana.links import link, runbook, sections
 from ops.grafana.panels.kinds import bars, heat, leads, lines, stat, table, timeline
-from ops.grafana.panels.looks import YES, thresholds
+from ops.grafana.panels.looks import YES
 from ops.grafana.panels.queries import buckets, columns, now, over_time
 from ops.grafana.variables import SERVICE
 
@@ -32,7 +32,9 @@ def _quantile(q: float, share: str) -> Builder[Panel]:
             "full length. KMSHighLatency judges p95 by the line at 1 s.",
             {1: "red"},
         )
-        .with_target(over_time(f"histogram_quantile({q}, {series} ({rate}))", "{{service}} {{target}} {{operation}}"))
+        .with_target(
+            over_time(f"histogram_quantile({q}, {series} ({rate}))", "{{env}} {{service}} {{target}} {{operation}}")
+        )
         .unit("s")
         .links([*sections("KMSHighLatency", "timeout"), link("Alerts", links.ALERTS)])
         .span(12)
@@ -78,10 +80,10 @@ def failures() -> list[Builder[Panel]]:
         stat(
             "Since the last right round trip",
             "How long ago a round trip with each key was right. Orange after a minute, red after 5.",
+            {0: "green", 60: "orange", 300: "red"},
         )
-        .with_target(now(last, "{{service}} {{target}}"))
+        .with_target(now(last, "{{env}} {{service}} {{target}}"))
         .unit("s")
-        .thresholds(thresholds({60: "orange", 300: "red"}))
         .links(sections("KMSProbeFailing"))
         .span(8)
         .height(8),
@@ -135,11 +137,11 @@ def calls() -> list[Builder[Panel]]:
             "Costs of probing in 30 days",
             "At the pace of the last hour, and 0.03 USD for 10,000 cryptographic operations; reading a key is free. "
             "Orange above 10 USD.",
+            {0: "green", 10: "orange"},
         )
         .with_target(now(month, "{{env}} {{service}}"))
         .unit("currencyUSD")
         .decimals(2)
-        .thresholds(thresholds({10: "orange"}))
         .links(sections("quota_exhausted"))
         .span(6)
         .height(8),

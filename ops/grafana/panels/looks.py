@@ -16,6 +16,9 @@ Limits = Mapping[float, str]
 Words = Mapping[str, tuple[str, str | None]]
 """What a value is called, and in which colour."""
 PLAIN: Final = "green"
+UNKNOWN: Final = "#808080"
+"""Of a light that has no value, and so is neither green nor red."""
+LIGHT: Final[Limits] = {0: "red", 1: "green"}
 HEALTH: Final[Words] = {"0": ("failing", "red"), "1": ("healthy", "green")}
 MODE: Final[Words] = {"0": ("env", "red"), "1": ("kms", "green")}
 YES: Final[Words] = {"0": ("no", "red"), "1": ("yes", "green")}

@@ -6,7 +6,6 @@ from grafana_foundation_sdk.models.dashboard import Panel
 from ops.grafana import links
 from ops.grafana.links import link, sections
 from ops.grafana.panels.kinds import bars, lines, stat, timeline
-from ops.grafana.panels.looks import thresholds
 from ops.grafana.panels.queries import now, over_time
 from ops.grafana.variables import ENV
 
@@ -22,10 +21,13 @@ def panels() -> list[Builder[Panel]]:
         .links([link("Relay", links.RELAY), *sections("RelayChannelFailing", "What a channel's reason means")])
         .span(12)
         .height(8),
-        stat("Dead letters", "Messages that were given up, by channel; they are kept, and can be sent again.")
+        stat(
+            "Dead letters",
+            "Messages that were given up, by channel; they are kept, and can be sent again.",
+            {0: "green", 1: "red"},
+        )
         .with_target(now(f'max by (env, channel) (relay:outbox_deliveries{{{ENV}, state="dead"}})', _CHANNEL))
         .unit("short")
-        .thresholds(thresholds({1: "red"}))
         .links([link("Relay", links.RELAY), *sections("RelayDeadLetters")])
         .span(6)
         .height(8),
@@ -33,12 +35,15 @@ def panels() -> list[Builder[Panel]]:
             "Since the last heartbeat",
             "How long ago Alertmanager's Watchdog arrived. Red after 5 minutes: Prometheus or Alertmanager is gone, "
             "and no alert arrives either.",
+            {0: "green", 300: "red"},
         )
         .with_target(
-            now(f"time() - max by (env, watchdog) (relay_watchdog_last_seen_timestamp_seconds{{{ENV}}})", "{{env}}")
+            now(
+                f"time() - max by (env, watchdog) (relay_watchdog_last_seen_timestamp_seconds{{{ENV}}})",
+                "{{env}} {{watchdog}}",
+            )
         )
         .unit("s")
-        .thresholds(thresholds({300: "red"}))
         .links(sections("Watchdog", "WatchdogAbsent"))
         .span(6)
         .height(8),

@@ -38,7 +38,8 @@ async def test_every_expression_has_data_and_follows_the_variables(
             if panel["type"] == "table":
                 _columns(panel, of_all)
             elif panel["title"] not in EMPTY:
-                _names(panel["targets"][0]["legendFormat"], of_all[0])
+                names = _names(panel["targets"][0]["legendFormat"], of_all[0])
+                assert len(set(names)) == len(names), f"{panel['title']}: two series are called the same"
         for annotation in ANNOTATIONS:
             of_one = await _asked(asked, request, annotation["name"], {**annotation, "refId": "annotation"})
             _names(annotation["titleFormat"], of_one)
@@ -71,10 +72,11 @@ async def _asked(asked: Asked, request: pytest.FixtureRequest, title: str, targe
     return series
 
 
-def _names(pattern: str, series: Series) -> None:
-    """Each series can be named."""
+def _names(pattern: str, series: Series) -> list[str]:
+    """What the series are called; each of them has what its name is made of."""
     wanted = set(re.findall(r"\{\{(\w+)\}\}", pattern))
     assert all(wanted <= one.keys() for one in series), f"{pattern}: {series}"
+    return [re.sub(r"\{\{(\w+)\}\}", r"{\1}", pattern).format(**one) for one in series]
 
 
 def _columns(panel: dict[str, Any], of_all: list[Series]) -> None:

@@ -34,7 +34,7 @@ MISTAKES: list[tuple[str, str, Break]] = [
     (
         "Health",
         "Health: one colour whatever the value is",
-        lambda panel: panel["fieldConfig"]["defaults"]["thresholds"]["steps"].pop(),
+        lambda panel: panel["fieldConfig"]["defaults"]["thresholds"].update(steps=[{"value": None}]),
     ),
     (
         "Decryption error rate",
@@ -85,7 +85,10 @@ def test_the_health_of_a_service_is_a_green_or_a_red_light_with_its_name() -> No
     assert "{{service}}" in light["targets"][0]["legendFormat"]
 
 
-def test_what_says_that_something_is_gone_is_no_green_light() -> None:
+def test_a_light_that_has_no_value_is_grey_and_says_so() -> None:
     for panel in PANELS:
         if panel["type"] == "stat":
-            assert panel["fieldConfig"]["defaults"]["noValue"] in {"no data", "none failed"}, panel["title"]
+            defaults = panel["fieldConfig"]["defaults"]
+            assert defaults["noValue"] in {"no data", "none failed"}, panel["title"]
+            assert defaults["thresholds"]["steps"][0] == {"value": None, "color": "#808080"}, panel["title"]
+            assert defaults["thresholds"]["steps"][1]["value"] == 0, panel["title"]
