@@ -5,8 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from services.exporter.metrics import ExporterMetrics
@@ -25,6 +27,8 @@ from services.relay.config import RelaySettings
 from shared.contract import KEYRING_FAMILIES, KMS_ROTATION_LAST_SUCCESS, CryptoMode
 from shared.keyring.administration import RotationType
 from shared.kms.reason import Reason
+from shared.reload import Reloading
+from tests.shared.sample import SETTINGS
 
 
 def by_the_exporter() -> list[Metric]:
@@ -64,6 +68,13 @@ def by_a_relay(folder: Path) -> list[Metric]:
         return answer.text
 
     return list(text_string_to_metric_families(asyncio.run(scrape())))
+
+
+def by_every_server() -> list[Metric]:
+    """What each says of its configuration."""
+    shown = CollectorRegistry()
+    Reloading(Starlette(), SETTINGS, lambda: SETTINGS, None, (), shown)
+    return list(shown.collect())
 
 
 def names(families: Iterable[Metric]) -> set[str]:

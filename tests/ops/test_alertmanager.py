@@ -112,6 +112,7 @@ INHIBITED = [
     ("KMSHealthChecksFailing", "KMSCryptoModeNotKMS"),
     ("KMSHealthChecksFailing", "KMSCryptoNotReady"),
     ("KMSProbeFailing", "KMSHighLatency"),
+    ("KMSProbeFailing", "KMSProbeFlapping"),
     ("KMSHighCryptoErrorRate", "KMSDecryptionErrorsBurst"),
 ]
 

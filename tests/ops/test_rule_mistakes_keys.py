@@ -31,6 +31,22 @@ MISTAKES = [
     ("KMSProbeFailing", 'up{job="keypulse-exporter"}', 'up{job="keypulse-exporter"} == 1'),
     ("KMSProbeFailing", "\n  or\n", "\n  and\n"),
     ("KMSProbeFailing", "  or\n  min by (env, service, target) (last_over_time(kms_probe_success[15m]))\n", ""),
+    *[("KMSProbeFlapping", old, new) for old, new in OF_A_KEY],
+    ("KMSProbeFlapping", "max by", "min by"),
+    ("KMSProbeFlapping", "[15m]", "[10m]"),
+    ("KMSProbeFlapping", "[15m]", "[20m]"),
+    ("KMSProbeFlapping", "> 5", "> 4"),
+    ("KMSProbeFlapping", "> 5", "> 6"),
+    *[("KMSKeyProblems", old, new) for old, new in OF_A_KEY],
+    ("KMSKeyProblems", "max by", "min by"),
+    ("KMSKeyProblems", "[20m]", "[4m]"),
+    ("KMSKeyProblems", "[20m]", "[30m]"),
+    ("KMSKeyProblems", "> 0", ">= 0"),
+    *[
+        (alert, old, new)
+        for alert in ("KMSConfigReloadFailed", "RelayConfigReloadFailed")
+        for old, new in [("env, instance", "env"), ("env, instance", "instance"), ("== 0", "== 1"), ("job=", "job!=")]
+    ],
     (LOST, "key_disabled|", ""),
     (LOST, "|key_destroyed", ""),
     (LOST, "|key_not_found", ""),
@@ -115,6 +131,10 @@ MISLEADING = [
     ("KMSProbeFailing", "min(", "max("),
     ("KMSProbeFailing", "[1d]", "[1m]"),
     ("KMSProbeFailing", "[15m]", "[1m]"),
+    ("KMSProbeFlapping", "[15m]", "[5m]"),
+    ("KMSProbeFlapping", 'operation!="canary_decrypt", ', ""),
+    ("KMSProbeFlapping", "target=%q", "target!=%q"),
+    ("KMSProbeFlapping", "100 * ", ""),
     ("KMSCanaryLost", "[1h]", "[1m]"),
     ("KMSCanaryLost", ", version=%q", ", version!=%q"),
     ("KMSKeyVersionDestroyScheduled", "- time()", ""),

@@ -32,7 +32,7 @@ def test_an_alert_tells_a_person_what_happened_and_what_to_do(alert: str) -> Non
 def test_the_runbook_names_only_metrics_that_exist(tmp_path: Path) -> None:
     named = set(re.findall(r"\b(?:crypto|kms|relay)_[a-z_]+\b|\b(?:kms|relay):[a-z0-9_]+\b", RUNBOOK.read_text()))
     named -= {"relay_token"}  # a file
-    families = [*exposed.by_the_exporter(), *exposed.by_a_relay(tmp_path)]
+    families = [*exposed.by_the_exporter(), *exposed.by_a_relay(tmp_path), *exposed.by_every_server()]
     assert named <= exposed.names(families) | RECORDINGS.keys()
 
 
