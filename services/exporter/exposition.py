@@ -2,7 +2,7 @@
 
 Comes in: parts, each of which says by a number that it changed. Goes out: one text, in Prometheus's format or in
 OpenMetrics, plain or compressed. Only the parts that changed are encoded again, in a thread; a scrape adds the few
-metrics of the process, which always change.
+metrics of the process, which always change. A part with a defect is left out, and takes no other with it.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Protocol
 
+import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
@@ -30,6 +31,8 @@ LONGEST_REST = 5.0
 FORGOTTEN_AFTER = 300.0
 """Seconds without a scrape after which a format is no longer encoded ahead."""
 _END = b"# EOF\n"
+
+log = structlog.get_logger(__name__)
 
 
 class Part(Protocol):
@@ -172,7 +175,12 @@ class _Format:
         known = self._known.get(part)
         if known and known[0] == version:
             return known
-        return version, {family.name: _Family.encoded(family, self.generate) for family in part.collect()}
+        try:
+            return version, {family.name: _Family.encoded(family, self.generate) for family in part.collect()}
+        except Exception:
+            if known is None or known[1]:
+                log.exception("some metrics cannot be shown: a defect", part=repr(part))
+            return version, {}
 
 
 def _content_type(accept: str) -> str:

@@ -1,7 +1,7 @@
 """Google Cloud KMS behind the port. The only room of `services` and `shared` that imports google.*.
 
-Every call has `retry=None` and a timeout: with the client's default retry, `encrypt(timeout=1)` against a stalled
-server took 57 s and ended without a status. Who calls decides when to try again.
+Every call has `retry=None` and a timeout: with the client's own retry, `encrypt(timeout=1)` took 57 s where a server
+stalled, and ended without a status. Who calls decides when to try again.
 """
 
 import asyncio
@@ -83,7 +83,7 @@ class GcpKey:
             plaintext_crc32c=crc32c(plaintext),
             additional_authenticated_data_crc32c=crc32c(aad),
         )
-        answer = await self._ask(lambda client: client.encrypt(request, retry=None, timeout=timeout), timeout)
+        answer = await self._ask(lambda kms: kms.encrypt(request, retry=None, timeout=timeout), timeout)
         if not (answer.verified_plaintext_crc32c and answer.verified_additional_authenticated_data_crc32c):
             raise KmsError(Reason.CRC_MISMATCH, "encrypt: the service did not verify the request's checksums")
         if answer.ciphertext_crc32c is None or answer.ciphertext_crc32c != crc32c(answer.ciphertext):
@@ -100,7 +100,7 @@ class GcpKey:
             ciphertext_crc32c=crc32c(ciphertext),
             additional_authenticated_data_crc32c=crc32c(aad),
         )
-        answer = await self._ask(lambda client: client.decrypt(request, retry=None, timeout=timeout), timeout)
+        answer = await self._ask(lambda kms: kms.decrypt(request, retry=None, timeout=timeout), timeout)
         if answer.plaintext_crc32c is None or answer.plaintext_crc32c != crc32c(answer.plaintext):
             raise KmsError(Reason.CRC_MISMATCH, "decrypt: the plaintext does not match its checksum")
         return Decrypted(answer.plaintext, answer.used_primary)
@@ -118,7 +118,7 @@ class GcpKey:
                 if len(pages) == MAX_PAGES and page.next_page_token:
                     raise KmsError(Reason.INTERNAL, f"the key has over {MAX_PAGES * _PAGE_SIZE} versions")
             return KeyDescription(
-                primary=_number(key.primary.name) or None,
+                primary=_number(key.primary.name) if key.primary.name else None,
                 next_rotation=_unix(key, "next_rotation_time"),
                 versions=tuple(_version(v) for page in pages for v in type(page).pb(page).crypto_key_versions),
                 reads=1 + len(pages),
@@ -129,9 +129,7 @@ class GcpKey:
     async def permissions(self, wanted: Sequence[str], *, timeout: float) -> frozenset[str]:
         """See the port."""
         request = TestIamPermissionsRequest(resource=self._key, permissions=wanted)
-        answer = await self._ask(
-            lambda client: client.test_iam_permissions(request, retry=None, timeout=timeout), timeout
-        )
+        answer = await self._ask(lambda kms: kms.test_iam_permissions(request, retry=None, timeout=timeout), timeout)
         return frozenset(answer.permissions)
 
     async def enable(self, number: int, *, enabled: bool, timeout: float) -> KeyVersion:
@@ -139,7 +137,7 @@ class GcpKey:
         version = CryptoKeyVersion(name=self._version(number), state=_States.ENABLED if enabled else _States.DISABLED)
         request = UpdateCryptoKeyVersionRequest(crypto_key_version=version, update_mask={"paths": ["state"]})
         answer = await self._ask(
-            lambda client: client.update_crypto_key_version(request, retry=None, timeout=timeout), timeout
+            lambda kms: kms.update_crypto_key_version(request, retry=None, timeout=timeout), timeout
         )
         return _version(CryptoKeyVersion.pb(answer))
 
@@ -147,7 +145,7 @@ class GcpKey:
         """See the port."""
         request = DestroyCryptoKeyVersionRequest(name=self._version(number))
         answer = await self._ask(
-            lambda client: client.destroy_crypto_key_version(request, retry=None, timeout=timeout), timeout
+            lambda kms: kms.destroy_crypto_key_version(request, retry=None, timeout=timeout), timeout
         )
         return _version(CryptoKeyVersion.pb(answer))
 
@@ -234,7 +232,10 @@ def _version(version: Any) -> KeyVersion:
 
 
 def _number(version_name: str) -> str:
-    return version_name.rpartition("/")[2]
+    number = version_name.rpartition("/")[2]
+    if not (number.isascii() and number.isdecimal() and len(number) < 20):
+        raise KmsError(Reason.UNAVAILABLE, f"the service named a version {number[:100]!r}, which is no number")
+    return number
 
 
 def _name(enum: type[IntEnum], value: int) -> str:
@@ -243,7 +244,5 @@ def _name(enum: type[IntEnum], value: int) -> str:
 
 
 def _unix(message: Any, field: str) -> float | None:
-    if not message.HasField(field):
-        return None
     time = getattr(message, field)
-    return float(time.seconds + time.nanos / 1e9)
+    return float(time.seconds + time.nanos / 1e9) if message.HasField(field) else None

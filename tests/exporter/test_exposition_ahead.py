@@ -4,12 +4,14 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import pairwise
 
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
 from starlette.requests import Request
+from structlog.testing import capture_logs
 
 from services.exporter import exposition
 from services.exporter.exposition import Exposition
@@ -223,16 +225,23 @@ def test_what_is_forgotten_while_it_is_encoded_is_answered_whole() -> None:
     assert shown(exposed) == ['sample{part="a"} 0.0', 'sample{part="b"} 0.0']
 
 
-async def test_after_a_defect_nothing_old_is_shown() -> None:
-    part, changed = Broken("a"), asyncio.Event()
-    exposed = Exposition(lambda: [part], CollectorRegistry())
+async def test_a_part_with_a_defect_is_not_shown_and_said_once_and_the_others_go_on(until: Until) -> None:
+    broken, other, changed = Broken("a"), Part("b"), asyncio.Event()
+    exposed = Exposition(lambda: [broken, other], CollectorRegistry())
+
+    async def shows(*lines: str) -> bool:
+        return shown(exposed) == list(lines)
+
     async with ahead(exposed, changed) as task:
         shown(exposed)
-        part.set(13)
+        with capture_logs() as logged:
+            for value in (1, 2):
+                broken.set(13)
+                other.set(value)
+                changed.set()
+                await until(partial(shows, f'sample{{part="b"}} {value}.0'))
+        broken.set(14)
         changed.set()
-        with pytest.raises(ZeroDivisionError):
-            await task
-        with pytest.raises(ZeroDivisionError):
-            shown(exposed)
-        part.set(14)
-        assert shown(exposed) == ['sample{part="a"} 14.0']
+        await until(partial(shows, 'sample{part="a"} 14.0', 'sample{part="b"} 2.0'))
+        assert not task.done()
+    assert [entry["event"] for entry in logged] == ["some metrics cannot be shown: a defect"]
