@@ -61,18 +61,20 @@ class _Merged:
 class CanaryFile:
     """The canaries of one target's key. Exporters may share the folder: each adds to what the others wrote."""
 
-    def __init__(self, folder: Path, target: str, key: str) -> None:
+    def __init__(self, folder: Path, target: str, key: str, known: Kept | None = None) -> None:
         """Touches nothing yet.
 
         Args:
             folder: where the file is; it has to exist.
             target: any name; the file's name begins with what is harmless of it.
             key: the full resource name of the target's key. With another one the target has another file.
+            known: what is in memory already, to be written.
         """
         digest = hashlib.sha256(f"{target}\0{key}".encode("utf-8", "surrogatepass")).hexdigest()
         self.path = folder / f"{re.sub('[^A-Za-z0-9_-]', '_', target)[:64]}-{digest[:16]}.json"
         self._key = key
-        self._known: Kept = {}
+        self.known: Kept = known or {}
+        """What is in memory now."""
         self._on_disk: frozenset[str] | None = None
         self._work: Future[_Merged] | None = None
 
@@ -88,10 +90,10 @@ class CanaryFile:
         Returns:
             every canary that is known now, the newest last, and a sentence for each thing that is broken.
         """
-        known = {version: kept for version, kept in self._known.items() if version not in forget}
+        known = {version: kept for version, kept in self.known.items() if version not in forget}
         if add:
             known[add.version] = add
-        self._known = known
+        self.known = known
         problems: tuple[str, ...] = (f"{self.path.parent} did not answer within {DISK_SECONDS:g} s; see to its disk",)
         if self._work is None or self._work.done():  # a second thread would hang beside the first
             self._work = begun("canaries", lambda: self._merge(known, forget))
@@ -101,8 +103,8 @@ class CanaryFile:
             except TimeoutError:
                 pass
             else:
-                self._known, self._on_disk, problems = merged.kept, merged.on_disk, merged.problems
-        return tuple(self._known.values()), problems
+                self.known, self._on_disk, problems = merged.kept, merged.on_disk, merged.problems
+        return tuple(self.known.values()), problems
 
     def _merge(self, known: Kept, forget: Collection[str]) -> _Merged:
         problems: list[str] = []
@@ -159,6 +161,24 @@ class CanaryFile:
         except OSError as error:
             return f"it could not be kept: {error.strerror}"
         return f"it is kept as {bad.name}, and a new one takes its place"
+
+
+class CanaryFiles:
+    """Those of all targets. They outlive a reload, which must not take away what only memory holds."""
+
+    def __init__(self) -> None:
+        self._files: dict[tuple[str, str], CanaryFile] = {}
+
+    def keep(self, targets: Collection[tuple[str, str]]) -> None:
+        """Forgets all others; `targets`: the name and key of each."""
+        self._files = {both: file for both, file in self._files.items() if both in targets}
+
+    def file(self, folder: Path, target: str, key: str) -> CanaryFile:
+        """The one of a target, in this folder from now on; see CanaryFile."""
+        known = self._files.get((target, key))
+        if known is None or known.path.parent != folder:
+            known = self._files[target, key] = CanaryFile(folder, target, key, known.known if known else {})
+        return known
 
 
 class _BadFileError(Exception):

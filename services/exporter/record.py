@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from services.exporter.canary import CanaryFiles
 from services.exporter.changes import Changes
 from services.exporter.config import Settings
 from services.exporter.history import History
@@ -15,12 +16,14 @@ class Record:
     def __init__(self) -> None:
         self.metrics = ExporterMetrics([], [])
         self.history = History()
+        self.canaries = CanaryFiles()
         self._changes = Changes()
 
     def watch(self, settings: Settings) -> None:
         """From now on this is watched: what is gone is forgotten, what is new is unknown, the rest goes on."""
         targets = [(target.service, target.name) for target in settings.targets]
         services = [backend.service for backend in settings.backends]
+        self.canaries.keep({(target.name, target.key) for target in settings.targets})
         self.metrics.watch(targets, services)
         self.history.keep(targets, services)
         self._changes.watch(targets, services)

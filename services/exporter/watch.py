@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from services.exporter.backend_state import BackendReader, http_client
-from services.exporter.canary import CanaryFile
 from services.exporter.config import Backend, Settings, Target
 from services.exporter.demand import ClosedError, Demand
 from services.exporter.lifecycle import READS, READS_A_MINUTE, Lifecycle, beat, keep_none
@@ -121,7 +120,8 @@ def _probe_job(demand: Demand) -> Job:
 def _look_job(target: Target, timeout: float, connect: Connect, record: Record) -> Job:
     # A connection of its own: one that a look finds dead is closed, and must not take a probe with it.
     key = connect(target)
-    sync = CanaryFile(target.canary_dir, target.name, target.key).sync if target.canary_dir else keep_none
+    folder = target.canary_dir
+    sync = record.canaries.file(folder, target.name, target.key).sync if folder else keep_none
     lifecycle = Lifecycle(target.service, target.name, key, timeout, sync)
 
     async def run() -> Beat:

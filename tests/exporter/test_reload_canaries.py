@@ -1,0 +1,92 @@
+"""What a key's older versions encrypted is not forgotten by a reload, wherever it is kept."""
+
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from random import Random
+
+from ops.kms_emulator.emulator import Emulator
+from services.exporter.config import Target
+from services.exporter.model import KeySnapshot
+from services.exporter.record import Record
+from services.exporter.watch import watching
+from shared.kms.registry import connect
+from tests.exporter.scraped import KEY, configured, target
+
+Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
+
+
+def kept_in(emulator: Emulator, folder: Path | None) -> Target:
+    return target(emulator).model_copy(update={"canary_dir": folder})
+
+
+async def reloaded(record: Record, until: Until, *targets: Target) -> dict[str, KeySnapshot]:
+    """The first look at each key of a generation, which has ended by then."""
+    for known in record.history.targets.values():
+        known.snapshot = None
+    looks: dict[str, KeySnapshot] = {}
+    async with watching(configured(targets=targets, timeout=1), record, connect, Random(1)):  # noqa: S311  jitter
+
+        async def all_looked_at() -> bool:
+            looks.update({name: one.snapshot for name, one in record.history.targets.items() if one.snapshot})
+            return looks.keys() == {each.name for each in targets}
+
+        await until(all_looked_at)
+    return looks
+
+
+async def rotated(emulator: Emulator, version: int) -> None:
+    await emulator.store.change(KEY, lambda key: key.with_new_version(bytes(32), 0.0).with_primary(version, 0.0))
+
+
+def versions(look: dict[str, KeySnapshot]) -> list[str]:
+    return [canary.version for canary in look["ledger-kek"].canaries]
+
+
+def written(folder: Path) -> list[str]:
+    (file,) = folder.glob("*.json")
+    return [entry["canary"]["version"] for entry in json.loads(file.read_text())[KEY]]
+
+
+def take_out_the_first(folder: Path) -> None:
+    (file,) = folder.glob("*.json")
+    file.write_text(json.dumps({KEY: json.loads(file.read_text())[KEY][1:]}))
+
+
+async def test_what_only_memory_holds_goes_into_the_folder_that_a_reload_brings(
+    emulator: Emulator, until: Until, tmp_path: Path
+) -> None:
+    record = Record()
+    await reloaded(record, until, kept_in(emulator, tmp_path / "missing"))
+    await rotated(emulator, 2)
+    assert versions(await reloaded(record, until, kept_in(emulator, tmp_path / "missing"))) == ["1"]
+    assert versions(await reloaded(record, until, kept_in(emulator, tmp_path))) == ["1"]
+    assert written(tmp_path) == ["1", "2"]
+
+
+async def test_a_reload_without_a_folder_forgets_nothing(emulator: Emulator, until: Until, tmp_path: Path) -> None:
+    record = Record()
+    await reloaded(record, until, kept_in(emulator, tmp_path / "missing"))
+    await rotated(emulator, 2)
+    assert versions(await reloaded(record, until, kept_in(emulator, None))) == []
+    assert versions(await reloaded(record, until, kept_in(emulator, tmp_path))) == ["1"]
+
+
+async def test_what_a_person_took_out_of_the_file_stays_out_over_a_reload(
+    emulator: Emulator, until: Until, tmp_path: Path
+) -> None:
+    record = Record()
+    await reloaded(record, until, kept_in(emulator, tmp_path))
+    await rotated(emulator, 2)
+    assert versions(await reloaded(record, until, kept_in(emulator, tmp_path))) == ["1"]
+    take_out_the_first(tmp_path)
+    assert versions(await reloaded(record, until, kept_in(emulator, tmp_path))) == []
+    assert written(tmp_path) == ["2"]
+
+
+async def test_the_canaries_of_a_target_that_is_gone_are_gone(emulator: Emulator, until: Until, tmp_path: Path) -> None:
+    record, missing = Record(), tmp_path / "missing"
+    await reloaded(record, until, kept_in(emulator, missing))
+    await rotated(emulator, 2)
+    await reloaded(record, until, target(emulator, "other-kek"))
+    assert versions(await reloaded(record, until, kept_in(emulator, missing))) == []
