@@ -1,6 +1,6 @@
 """`keypulse-audit`: audit logging of Cloud KMS, for one project or several."""
 
-import logging
+import io
 import random
 import re
 import secrets
@@ -28,11 +28,12 @@ from shared.smoke.check import line, one_line
 
 _EXAMPLES = """\b
 Examples:
-  keypulse-audit plan --project acme-prod
+  keypulse-audit plan --project acme-prod --exempt serviceAccount:exporter@acme-prod.iam.gserviceaccount.com
   keypulse-audit apply --project acme-prod --project acme-test --location europe-west3 --bigquery \\
-      --bucket '{project}-kms-audit' --exempt serviceAccount:exporter@acme-prod.iam.gserviceaccount.com
+      --bucket '{project}-kms-audit'
   keypulse-audit verify --project acme-prod --location europe-west3 --bigquery
   keypulse-audit queries --project acme-prod --bigquery
+`verify` compares with what it is told: give it the options that `apply` was given.
 """
 _PROJECT: Final = re.compile(r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
@@ -116,7 +117,8 @@ def main() -> None:
 
     Exit codes: 0 done, 1 failed, 2 wrong usage.
     """
-    logging.getLogger("googleapiclient").setLevel(logging.ERROR)  # a refusal is told once, in our own words
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that has no ✓
 
 
 @main.command()

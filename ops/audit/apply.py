@@ -33,7 +33,8 @@ def apply(google: Caller, wish: Wish, sleep: Callable[[float], None]) -> Iterato
     """
     state: dict[Part, Document | None] = {}
     for part in wish.parts:
-        made: Change | None = None
+        first: Change | None = None
+        written = False
         for attempt in range(1, ATTEMPTS + 1):
             state[part] = read(google, part, wish)
             change = change_of(part, state, wish)
@@ -43,21 +44,22 @@ def apply(google: Caller, wish: Wish, sleep: Callable[[float], None]) -> Iterato
                 raise GoogleError(
                     Kind.FAILED, f"{part}: somebody changes it again and again; find out who, and {AGAIN}"
                 )
-            if made:
+            if written:
                 sleep(_PAUSE)
+            first = first or change
             try:
-                _made(google, change, wish, sleep)
-                made = made or change
+                _make(google, change, wish, sleep)
+                written = True
             except GoogleError as error:
                 passes = error.kind is Kind.CONFLICT or (error.kind is Kind.INVALID and part in _LATE)
                 if not passes or attempt == ATTEMPTS - 1:
                     raise
-                sleep(_PAUSE)
-        if made:
-            yield Change(part, made.old, state[part] or made.new)
+                sleep(_PAUSE * attempt)
+        if first:
+            yield Change(part, first.old, state[part] or first.new)
 
 
-def _made(google: Caller, change: Change, wish: Wish, sleep: Callable[[float], None]) -> None:
+def _make(google: Caller, change: Change, wish: Wish, sleep: Callable[[float], None]) -> None:
     operation = write(google, change, wish)
     if operation is None:
         return

@@ -27,7 +27,6 @@ NEEDED: Final = {
         "resourcemanager.projects.setIamPolicy",
         "roles/resourcemanager.projectIamAdmin",
     ),
-    "cloudresourcemanager.projects.testIamPermissions": ("resourcemanager.projects.get", "roles/browser"),
     "logging.projects.sinks.get": ("logging.sinks.get", _SINKS),
     "logging.projects.sinks.create": ("logging.sinks.create", _SINKS),
     "logging.projects.sinks.update": ("logging.sinks.update", _SINKS),
@@ -53,5 +52,7 @@ NEEDED: Final = {
 
 def advice(method: str) -> str:
     """What to ask for, in words; Google answers the same to a name that is somebody else's or nobody's."""
+    if method not in NEEDED:  # it needs none
+        return "look whether the names are right"
     permission, role = NEEDED[method]
     return f"it needs {permission}: ask for {role} on the project, and look whether the names are right"

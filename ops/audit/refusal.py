@@ -54,7 +54,9 @@ def refusal(name: str, status: int, said: str, reasons: set[str]) -> GoogleError
         return GoogleError(kind, f"the credentials are not taken; {LOGIN}")
     if passes(status, reasons):
         return GoogleError(kind, f"{name} still fails with {status} ({said}); wait a minute and {AGAIN}")
-    if reasons & {"SERVICE_DISABLED", "accessNotConfigured"}:
+    if "quota project" in said:  # whoever is logged in as a person has to say who pays for the calls
+        todo = "say which with `gcloud auth application-default set-quota-project PROJECT`"
+    elif reasons & {"SERVICE_DISABLED", "accessNotConfigured"}:
         todo = f"switch the API on with `gcloud services enable {api}.googleapis.com`, and wait a minute"
     elif status == 403:
         todo = advice(name)

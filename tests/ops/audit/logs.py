@@ -22,6 +22,8 @@ class LoggingWorld(World):
     entries: list[Document] = field(default_factory=list)
     rows: dict[str, list[Document]] = field(default_factory=dict)
     objects: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    late: set[str] = field(default_factory=set)
+    """Places where none shows."""
     looks: dict[str, int] = field(default_factory=dict)
     log_readers: bool = True
     empty_pages: int = 0
@@ -72,7 +74,7 @@ class LoggingWorld(World):
 
     def _shows(self, place: str) -> bool:
         self.looks[place] = self.looks.get(place, 0) + 1
-        return self.looks[place] > self.delay
+        return self.looks[place] > self.delay and place not in self.late
 
     def _logging_entries_list(self, asked: Asked) -> Document:
         if self.empty_pages and "pageToken" not in asked.body:

@@ -123,7 +123,9 @@ def test_a_project_that_is_named_twice_is_done_once(audit: Audit) -> None:
 
 
 def test_the_program_talks_to_a_stand_in_and_logs_nothing_of_the_sdk_s(stand: Stand) -> None:
-    stand.denied.add("serviceusage.services.get")
+    refused = RefusedError(403, "no")
+    refused.body["error"]["errors"] = [{"reason": "forbidden"}]
+    stand.faults.append(Fault("serviceusage.services.get", refuse=refused))
     run = [sys.executable, "-m", "ops.audit", "plan", "--project", "acme-prod"]
     environment = os.environ | {"KEYPULSE_AUDIT_ENDPOINT": stand.url}
     done = subprocess.run(run, capture_output=True, text=True, timeout=120, env=environment, check=False)

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from ops.audit.model import KMS, Document, Part, Wish
-from ops.audit.plan import UNKNOWN_WRITER, ImpossibleError, change_of, changes, notes
+from ops.audit.model import KMS, Change, Document, Part, Wish
+from ops.audit.plan import SINK_FILTER, UNKNOWN_WRITER, ImpossibleError, change_of, changes, notes
 from ops.audit.show import diff, title
 
 PLAIN = Wish("acme-prod")
@@ -122,21 +122,24 @@ def test_a_grant_with_a_condition_is_not_enough_and_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    "drift",
+    ("drift", "lines"),
     [
-        {"filter": "severity>=ERROR"},
-        {"destination": "storage.googleapis.com/elsewhere"},
-        {"disabled": True},
-        {"bigqueryOptions": {}},
-        {"writerIdentity": "group:cloud-logs@google.com"},
+        ({"filter": "severity>=ERROR"}, ["- of severity>=ERROR", f"+ of {SINK_FILTER}"]),
+        ({"disabled": True}, ["- off", "+ on"]),
+        ({"bigqueryOptions": {}}, ["- in a table for each day", "+ in partitioned tables"]),
+        ({"writerIdentity": "group:a@x"}, ["- as group:a@x", f"+ as {UNKNOWN_WRITER}"]),
+        (
+            {"destination": "bigquery.googleapis.com/x"},
+            ["- to bigquery.googleapis.com/x", "+ to bigquery.googleapis.com/projects/acme-prod/datasets/kms_audit"],
+        ),
     ],
 )
-def test_a_sink_that_was_changed_is_set_right_and_its_exclusions_stay(drift: Document) -> None:
+def test_a_sink_that_was_changed_is_set_right_and_its_exclusions_stay(drift: Document, lines: list[str]) -> None:
     right = planned(Part.BIGQUERY_SINK, None) | {"writerIdentity": WRITER, "exclusions": [{"name": "mine"}]}
     assert planned(Part.BIGQUERY_SINK, right) is None
     new = planned(Part.BIGQUERY_SINK, right | drift)
     assert new["exclusions"] == [{"name": "mine"}]
-    assert {name: new.get(name) for name in drift} != drift
+    assert diff(Change(Part.BIGQUERY_SINK, right | drift, new)) == lines
 
 
 def test_a_bucket_as_it_is_wished_is_left_alone() -> None:
@@ -149,6 +152,10 @@ def test_what_deletes_by_another_age_gives_way_and_other_rules_stay() -> None:
     drafts = {"action": {"type": "Delete"}, "condition": {"age": 1, "matchesPrefix": ["drafts/"]}}
     new = planned(Part.BUCKET, BUCKET | {"lifecycle": {"rule": [soon, cold, drafts]}})
     assert new["lifecycle"]["rule"] == [cold, drafts, BUCKET["lifecycle"]["rule"][0]]
+    assert diff(Change(Part.BUCKET, BUCKET | {"lifecycle": {"rule": [soon, cold, drafts]}}, new)) == [
+        "- Delete at age 30 days",
+        "+ Delete at age 730 days",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ def test_a_query_can_be_run_as_it_is(question: str, tmp_path: Path) -> None:
         ALL[question].partition(" | ")[0].replace("\\\n", "")
     )
     assert "acme-prod" in arguments[1 if "BigQuery" in question else 2]
+    assert ("activity" in str(arguments)) == ("Who changed" in question)
     assert ("Decrypt" in str(arguments)) == ("decrypted" in question)
 
 

@@ -135,10 +135,10 @@ def test_a_table_that_is_not_there_yet_is_waited_for(set_up: None, look: Look, s
     assert waits.seconds == 20
 
 
-def test_a_file_that_is_larger_than_one_read_is_read_to_its_end(
+def test_a_mark_that_two_reads_of_a_large_file_share_is_found(
     set_up: None, look: Look, world: LoggingWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ops.audit.places._CHUNK", 64)
+    monkeypatch.setattr("ops.audit.places._CHUNK", 16)
     assert outcomes(look())["bucket"] is Outcome.PASSED
 
 

@@ -27,6 +27,8 @@ class World:
     slowness: int = 0
     """How often a new writer is called invalid, and an operation not done."""
     operations: dict[str, tuple[str, int]] = field(default_factory=dict)
+    unpaid: bool = False
+    """Whether no API can be enabled."""
     counter: int = 0
 
     def project(self, name: str) -> Document:
@@ -60,6 +62,8 @@ class World:
         self.operations[name] = (service, left - 1)
         if left > 0:
             return {"name": name}
+        if self.unpaid:
+            return {"name": name, "done": True, "error": {"code": 9, "message": "Billing account not found"}}
         self.enabled.add(service)
         return {"name": name, "done": True, "response": {}}
 
