@@ -6,6 +6,7 @@ refused. Where canaries are kept is not known here: a function is handed over.
 
 import asyncio
 import hashlib
+import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,11 @@ AT_ONCE: Final = 10
 """Canaries decrypted at the same time: where nothing answers, 100 of them are done within ten timeouts."""
 FORGET_SECONDS: Final = 86400.0
 """How long a canary goes on failing after its version was destroyed: a day to see that it was no mistake."""
+
+NEVER_NEEDED: Final = frozenset(
+    {"DESTROYED", "PENDING_GENERATION", "GENERATION_FAILED", "PENDING_IMPORT", "IMPORT_FAILED"}
+)
+"""States of versions that are gone for good, or have never encrypted anything."""
 
 PERMISSIONS: Final = (
     "cloudkms.cryptoKeyVersions.useToEncrypt",
@@ -125,7 +131,16 @@ class Lifecycle:
             reads=_reads(description),
             problems=tuple(dict.fromkeys(problems)),
             encrypt=encrypt,
+            without_canary=self._without([one.version for one in (*kept, present) if one], description),
         )
+
+    def _without(self, kept: Collection[str], description: KeyDescription | None) -> tuple[str, ...] | None:
+        if description is None or self.sync is keep_none:
+            return None
+        older = int(description.primary) if description.primary else math.inf
+        needed = [one.number for one in description.versions if one.state not in NEVER_NEEDED]
+        without = (number for number in needed if int(number) < older and number not in kept)
+        return tuple(sorted(without, key=int, reverse=True))
 
     def _over(self, description: KeyDescription | None) -> frozenset[str]:
         """The versions that have been destroyed for so long that their canaries end."""

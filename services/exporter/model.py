@@ -115,6 +115,9 @@ class KeySnapshot:
     """One sentence each."""
     encrypt: Call | None = None
     """The encryption that a new canary, or the check with the wrong AAD, needed; None where none did."""
+    without_canary: tuple[str, ...] | None = None
+    """Numbers of older versions that may be needed and have no canary, so that nobody watches what they encrypted, the
+    newest first; None where that is not known, or no canaries are kept."""
 
 
 @dataclass(frozen=True, slots=True)

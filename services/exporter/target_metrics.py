@@ -156,6 +156,13 @@ class TargetMetrics:
             ),
             (({"version": version, "reason": reason}, not reason) for version, reason in reasons.items()),
         )
+        unwatched = look.without_canary if look else None
+        yield self._filled(
+            GaugeMetricFamily(
+                "kms_key_versions_without_canary", "Older versions, not destroyed, of which no canary is kept."
+            ),
+            _known(None if unwatched is None else len(unwatched)),
+        )
         wrong_aad = look.wrong_aad if look else None
         yield self._filled(
             GaugeMetricFamily(

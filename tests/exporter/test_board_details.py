@@ -1,6 +1,7 @@
 """What a card lists of a key and a backend, in the words that a person reads."""
 
 import re
+from dataclasses import replace
 from typing import Final
 
 import httpx2
@@ -91,6 +92,18 @@ async def test_permissions_and_canaries_are_listed(history: History) -> None:
     assert "|Permissions|a.get: granted|a.use: missing|Canaries|" in shown
     assert "|Canaries|version 2: key_disabled|version 3: decrypted in 24 ms|" in shown
     assert "|Decryption with a wrong AAD|was not refused|" in shown
+
+
+async def test_versions_that_no_canary_watches_are_named_without_a_reproach(history: History) -> None:
+    history.probe(ProbeResult("ledger", "ledger-kek", NOW - 4, (Call(Operation.ENCRYPT, 0.0042),), None))
+    history.lifecycle(replace(look(), without_canary=("2", "1")))
+    shown = await text(history)
+    assert "|None of versions 2, 1: nobody watches what was encrypted under them.|" in shown
+    assert "1 of 2 in need of attention" not in shown
+    history.lifecycle(replace(look(canaries=(Canary("2", WELL),)), without_canary=("1",)))
+    assert "|version 2: decrypted in 24 ms|None of version 1: nobody watches what was encrypted under it.|" in (
+        await text(history)
+    )
 
 
 async def test_long_lists_are_cut_and_say_so(history: History) -> None:

@@ -80,7 +80,7 @@ def of_snapshot(snapshot: KeySnapshot, now: float) -> Iterator[Finding]:
     known = snapshot.description.versions if snapshot.description else ()
     if doomed := {version.number: version.destroy_at for version in known if version.destroy_at is not None}:
         first = min(doomed.values())
-        sentence = f"{_of_versions(doomed).capitalize()} will be destroyed{', the first' if len(doomed) > 1 else ''}"
+        sentence = f"{of_versions(doomed).capitalize()} will be destroyed{', the first' if len(doomed) > 1 else ''}"
         yield Finding(Light.ATTENTION, "destruction scheduled", sentence, advice.DESTRUCTION, at=first)
     if missing := [name for name, granted in (snapshot.permissions or {}).items() if not granted]:
         sentence = f"IAM does not grant {', '.join(missing)}."
@@ -100,7 +100,7 @@ def _of_canaries(snapshot: KeySnapshot) -> Iterator[Finding]:
         if failure := canary.call.failure:
             failed.setdefault(failure.reason, {})[canary.version] = failure.detail
     for reason, details in failed.items():
-        what = f"What {_of_versions(details)} encrypted cannot be decrypted: {next(iter(details.values()))}"
+        what = f"What {of_versions(details)} encrypted cannot be decrypted: {next(iter(details.values()))}"
         if reason in LOST:
             yield Finding(Light.FAILING, f"canary lost, {reason}", _cut(what), advice.LOST)
         else:
@@ -122,7 +122,7 @@ def of_state(state: BackendState) -> Iterator[Finding]:
         yield Finding(Light.ATTENTION, "not all could be read", problems)
 
 
-def _of_versions(numbers: Collection[str]) -> str:
+def of_versions(numbers: Collection[str]) -> str:
     """`version 3`, `versions 3, 2, 1`, `versions 9, 8, 7, 6, 5 and 4 more`."""
     named, more = list(numbers)[:_NAMED], len(numbers) - _NAMED
     return f"version{'s' if len(numbers) > 1 else ''} {', '.join(named)}{f' and {more} more' if more > 0 else ''}"

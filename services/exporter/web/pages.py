@@ -18,7 +18,7 @@ from starlette.routing import Route
 from services.exporter.history import FAILURES, History, quantile
 from services.exporter.web import advice, cards, plot, words
 from services.exporter.web.board import Asked, Board, Heads, Look, look
-from services.exporter.web.findings import WORDS, Light
+from services.exporter.web.findings import WORDS, Light, of_versions
 from shared import VERSION
 from shared.auth import USER, Endpoint, guarded
 from shared.other_pages import names_this_machine, sent_by_another_page
@@ -101,6 +101,7 @@ class Pages:
             canaries=cards.canaries,
             data_keys=cards.data_keys,
             last_rotated=cards.last_rotated,
+            of_versions=of_versions,
             of_the_way=advice.of_the_way,
             of_a_failure=advice.of_a_failure,
         )

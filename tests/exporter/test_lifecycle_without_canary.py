@@ -1,0 +1,85 @@
+"""Older versions that nobody watches, since no canary of theirs is kept: how many there are is said, and which."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.model import Key, State
+from services.exporter.canary import CanaryFile
+from services.exporter.lifecycle import Lifecycle
+from services.exporter.metrics import ExporterMetrics
+from services.exporter.model import KeySnapshot
+from shared.kms.provider import KeyProvider
+from shared.kms.registry import connect
+from shared.kms.settings import KeySettings
+from tests.exporter.scraped import KEY
+
+Start = Callable[[], Lifecycle]
+DAY = 86400.0
+
+
+@pytest.fixture
+async def key(emulator: Emulator) -> AsyncIterator[KeyProvider]:
+    provider = connect(KeySettings(key=KEY, endpoint=str(emulator.address), insecure=True))
+    yield provider
+    await provider.close()
+
+
+@pytest.fixture
+def start(key: KeyProvider, tmp_path: Path) -> Start:
+    """Starts an exporter anew: nothing is in memory, the folder is what it was."""
+    return lambda: Lifecycle("backend", "ledger-kek", key, 5, CanaryFile(tmp_path, "ledger-kek", KEY).sync)
+
+
+def rotated(key: Key) -> Key:
+    after = key.with_new_version(bytes(32), 0.0)
+    return after.with_primary(len(after.versions), 0.0)
+
+
+def shown(look: KeySnapshot) -> list[float]:
+    metrics = ExporterMetrics([("backend", "ledger-kek")], [])
+    metrics.lifecycle(look)
+    name = "kms_key_versions_without_canary"
+    return [sample.value for family in metrics.collect() for sample in family.samples if sample.name == name]
+
+
+async def test_a_file_that_is_lost_while_nothing_runs_is_seen(emulator: Emulator, start: Start, tmp_path: Path) -> None:
+    running = start()
+    await running.read()
+    await emulator.store.change(KEY, rotated)
+    look = await running.read()
+    assert (look.without_canary, shown(look)) == ((), [0])
+    assert (await start().read()).without_canary == ()  # as after any restart
+    await emulator.store.change(KEY, lambda key: key.with_state(1, State.DISABLED))
+    (file,) = await asyncio.to_thread(lambda: list(tmp_path.iterdir()))
+    file.unlink()
+    look = await start().read()
+    assert (look.without_canary, shown(look)) == (("1",), [1])
+    assert look.problems == ()  # no failure: of versions that are older than the first start there never is one
+
+
+async def test_versions_that_were_never_primary_yet_or_are_gone_for_good_need_none(
+    emulator: Emulator, start: Start
+) -> None:
+    for _ in range(11):
+        await emulator.store.change(KEY, rotated)
+    now = emulator.store.clock()
+    await emulator.store.change(KEY, lambda key: key.with_primary(11, now).with_state(2, State.DISABLED))
+    await emulator.store.change(KEY, lambda key: key.with_destruction(3, now).with_destruction(4, now - 31 * DAY))
+    look = await start().read()
+    assert look.without_canary == ("10", "9", "8", "7", "6", "5", "3", "2", "1")
+
+
+async def test_where_the_key_cannot_be_read_or_no_folder_is_configured_nothing_is_said(
+    emulator: Emulator, key: KeyProvider, start: Start
+) -> None:
+    await emulator.store.change(KEY, rotated)
+    look = await Lifecycle("backend", "ledger-kek", key, 5).read()
+    assert (look.without_canary, shown(look)) == (None, [])
+    emulator.faults.add(Fault(kind="denied", operation="GetCryptoKey"))
+    look = await start().read()
+    assert (look.without_canary, shown(look)) == (None, [])
