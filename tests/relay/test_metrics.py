@@ -64,7 +64,7 @@ def test_the_oldest_of_all_that_waits_counts_whichever_state_it_is_in(times: tup
 
 
 async def test_a_channel_that_refused_everything_is_still_down_after_a_restart(tmp_path: Path) -> None:
-    revoked = Scripted(SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, "token_revoked"))
+    revoked = Scripted(SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, "token_revoked"), hang)
     slow = Scripted(SendError(Reason.TIMEOUT, Scope.ATTEMPT, "no answer", retry_after=300))
     channels = {"revoked": revoked, "slow": slow}
     async with served(settings(tmp_path, channels)) as client:
