@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import Metric
 from tests.ops import exposed
 from tests.ops.rules import ALERTS, FILES, GROUPS, PROMETHEUS, RECORDINGS, REFERENCE, RULES, TEST_FILES, promtool
 
-SEVERITIES_AND_WAITS = {
+SEVERITIES_AND_WAITS: dict[str, dict[str, tuple[str, str | None]]] = {
     "kms_crypto": {
         "KMSCryptoModeNotKMS": ("critical", "5m"),
         "KMSCryptoNotReady": ("critical", "5m"),
