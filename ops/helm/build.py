@@ -1,0 +1,46 @@
+"""Writes what in the chart is made of something else: `python -m ops.helm.build`.
+
+Helm reads nothing outside of a chart, so the rules, the dashboard and Alertmanager's configuration are copied into it.
+values.schema.json comes from values.yaml and the servers' own schemas, README.md's table from values.yaml's comments.
+"""
+
+import json
+from pathlib import Path
+from typing import Final
+
+import yaml
+
+from ops.helm.schema import schema
+from ops.helm.table import table
+
+_OPS: Final = Path(__file__).parents[1]
+CHART: Final = _OPS / "helm/keypulse"
+TABLE_FROM: Final = "<!-- values.yaml's comments, by python -m ops.helm.build -->\n\n"
+
+
+def made() -> dict[Path, str]:
+    """The content of each file that is made of something else."""
+    copied = {f"rules/{rules.name}": rules for rules in (_OPS / "prometheus/rules").glob("*.yml")}
+    copied["kms-health.json"] = _OPS / "grafana/dashboards/kms-health.json"
+    copied["alertmanager.yml"] = _OPS / "alertmanager/alertmanager.yml"
+    files = {CHART / "files" / name: source.read_text(encoding="utf-8") for name, source in copied.items()}
+    values = (CHART / "values.yaml").read_text(encoding="utf-8")
+    files[CHART / "values.schema.json"] = json.dumps(schema(yaml.safe_load(values)), indent=1) + "\n"
+    readme = CHART / "README.md"
+    prose = readme.read_text(encoding="utf-8").partition(TABLE_FROM)[0]
+    files[readme] = prose + TABLE_FROM + table(values)
+    return files
+
+
+def main() -> None:
+    """Writes them, and removes the copy of what is gone."""
+    files = made()
+    for file in (CHART / "files").rglob("*.*"):
+        if file not in files:
+            file.unlink()
+    for file, content in files.items():
+        file.write_text(content, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

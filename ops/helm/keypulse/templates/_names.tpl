@@ -1,0 +1,66 @@
+{{/* What every object's name begins with. */}}
+{{- define "keypulse.fullname" -}}
+{{- $own := ternary .Release.Name (printf "%s-keypulse" .Release.Name) (contains "keypulse" .Release.Name) -}}
+{{- .Values.fullnameOverride | default $own | trunc 40 | trimSuffix "-" -}}
+{{- end }}
+
+{{/* The name of a part's objects. Takes (dict "root" $ "part" NAME), as all below that speak of a part. */}}
+{{- define "keypulse.partName" -}}
+{{ include "keypulse.fullname" .root }}-{{ .part }}
+{{- end }}
+
+{{- define "keypulse.selector" -}}
+app.kubernetes.io/name: keypulse
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .part }}
+{{- end }}
+
+{{- define "keypulse.labels" -}}
+{{ include "keypulse.selector" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{- define "keypulse.metadata" -}}
+name: {{ include "keypulse.partName" . }}
+namespace: {{ .root.Release.Namespace }}
+labels: {{- include "keypulse.labels" . | nindent 2 }}
+{{- end }}
+
+{{- define "keypulse.image" -}}
+{{- $image := .root.Values.image -}}
+{{- (index .root.Values .part).image | default (printf "%s-%s:%s" $image.repository .part ($image.tag | default .root.Chart.AppVersion)) -}}
+{{- end }}
+
+{{- define "keypulse.serviceAccountName" -}}
+{{- (index .root.Values .part).serviceAccount.name | default (include "keypulse.partName" .) -}}
+{{- end }}
+
+{{- define "keypulse.port" -}}
+{{- get (dict "exporter" 9911 "relay" 9912 "backend" 8000) .part -}}
+{{- end }}
+
+{{- define "keypulse.scheme" -}}
+{{- (index .root.Values .part).web.tls | ternary "https" "http" -}}
+{{- end }}
+
+{{/* The address of a part's Service, as other namespaces see it. */}}
+{{- define "keypulse.url" -}}
+{{ include "keypulse.scheme" . }}://{{ include "keypulse.partName" . }}.{{ .root.Release.Namespace }}.svc:{{ include "keypulse.port" . }}
+{{- end }}
+
+{{/* "true" where the part keeps its data in a PostgreSQL. */}}
+{{- define "keypulse.onPostgres" -}}
+{{- if hasPrefix "postgresql:" ((index .root.Values .part).config.database | default "") }}true{{ end -}}
+{{- end }}
+
+{{/* "true" where the part has a volume that only one pod can hold. */}}
+{{- define "keypulse.hasVolume" -}}
+{{- $values := index .root.Values .part -}}
+{{- if and $values.persistence.enabled (not (and (eq .part "relay") (include "keypulse.onPostgres" .))) }}true{{ end -}}
+{{- end }}
+
+{{- define "keypulse.runbook" -}}
+{{- .Values.runbookUrl | default "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md" -}}
+{{- end }}

@@ -1,0 +1,118 @@
+{{/*
+What the parts' pods share. All take (dict "root" $ "part" NAME). The volumes' names begin with keypulse-, because the
+exporter's may stand beside those of a pod of yours.
+*/}}
+
+{{- define "keypulse.configuration" -}}
+{{- $values := index .root.Values .part -}}
+{{- $listen := dict -}}
+{{- if ne .part "rotator" }}{{ $_ := set $listen "listen" (printf "0.0.0.0:%s" (include "keypulse.port" .)) }}{{ end -}}
+{{- toYaml (merge $listen $values.config) -}}
+{{- end }}
+
+{{/*
+A pod is made anew when its configuration or a Secret is another at the next install or upgrade. The Secret's uid is
+hashed with it, so that nobody who may look at pods can try passwords against the sum. `helm template` sees no cluster:
+without the Secrets it leaves their sum out.
+*/}}
+{{- define "keypulse.checksums" -}}
+{{- $namespace := .root.Release.Namespace -}}
+{{- $values := index .root.Values .part -}}
+{{- $seen := list -}}
+{{- range compact (list $values.existingSecret (dig "web" "existingSecret" "" $values) (dig "postgres" "existingSecret" "" $values)) -}}
+{{- with lookup "v1" "Secret" $namespace . }}{{ $seen = append $seen (list .metadata.uid .data) }}{{ end -}}
+{{- end -}}
+checksum/config: {{ include "keypulse.configuration" . | sha256sum }}
+{{- with $seen }}
+checksum/secrets: {{ toJson . | sha256sum }}
+{{- end }}
+{{- end }}
+
+{{- define "keypulse.podMetadata" -}}
+labels: {{- include "keypulse.labels" . | nindent 2 }}
+annotations:
+  kubectl.kubernetes.io/default-container: {{ .part }}
+  {{- include "keypulse.checksums" . | nindent 2 }}
+  {{- with (index .root.Values .part).podAnnotations }}{{ toYaml . | nindent 2 }}{{ end }}
+{{- end }}
+
+{{/* What of a pod's spec is not its containers. */}}
+{{- define "keypulse.podSpec" -}}
+{{- $values := index .root.Values .part -}}
+serviceAccountName: {{ include "keypulse.serviceAccountName" . }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+securityContext:
+  runAsNonRoot: true
+  seccompProfile: {type: RuntimeDefault}
+  {{- with .root.Values.podSecurityContext }}{{ toYaml . | nindent 2 }}{{ end }}
+{{- with .root.Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- with $values.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+volumes: {{- include "keypulse.volumes" . | nindent 2 }}
+{{- end }}
+
+{{- define "keypulse.volumes" -}}
+{{- $values := index .root.Values .part -}}
+- name: keypulse-config
+  configMap: {name: {{ include "keypulse.partName" . }}}
+- name: keypulse-secret
+  secret: {secretName: {{ $values.existingSecret }}}
+{{- with dig "web" "existingSecret" "" $values }}
+- name: keypulse-web
+  secret: {secretName: {{ . }}}
+{{- end }}
+- name: keypulse-data
+  {{- if include "keypulse.hasVolume" . }}
+  persistentVolumeClaim: {claimName: {{ $values.persistence.existingClaim | default (include "keypulse.partName" .) }}}
+  {{- else }}
+  emptyDir: {}
+  {{- end }}
+{{- end }}
+
+{{/* What every container of a part has, whatever it runs. */}}
+{{- define "keypulse.containerBase" -}}
+{{- $values := index .root.Values .part -}}
+image: {{ include "keypulse.image" . | quote }}
+imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+{{- $password := dig "postgres" "existingSecret" "" $values }}
+{{- if or $values.env $password }}
+env:
+  {{- range $name, $value := $values.env }}
+  - {name: {{ $name }}, value: {{ $value | quote }}}
+  {{- end }}
+  {{- with $password }}
+  - name: PGPASSWORD
+    valueFrom: {secretKeyRef: {name: {{ . }}, key: {{ $values.postgres.key }}}}
+  {{- end }}
+{{- end }}
+resources: {{- toYaml $values.resources | nindent 2 }}
+securityContext: {{- include "keypulse.containerSecurity" . | nindent 2 }}
+volumeMounts:
+  - {name: keypulse-config, mountPath: /etc/keypulse, readOnly: true}
+  - {name: keypulse-secret, mountPath: /run/secrets/keypulse, readOnly: true}
+  {{- if dig "web" "existingSecret" "" $values }}
+  - {name: keypulse-web, mountPath: /run/secrets/keypulse-web, readOnly: true}
+  {{- end }}
+  - {name: keypulse-data, mountPath: /var/lib/keypulse}
+{{- end }}
+
+{{- define "keypulse.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+capabilities: {drop: [ALL]}
+seccompProfile: {type: RuntimeDefault}
+{{- end }}

@@ -1,0 +1,51 @@
+{{/*
+Which ports a part has to reach, by its configuration: lines of numbers, some of them twice. An address of this machine
+is none. Policies know no names, so it is ports that they narrow.
+*/}}
+
+{{/* A URL's port. */}}
+{{- define "keypulse.ports.url" -}}
+{{- $url := urlParse . -}}
+{{- if not (regexMatch "^(127\\.|localhost(:|$)|\\[::1\\])" $url.host) -}}
+{{ regexFind "[0-9]+$" (regexFind ":[0-9]+$" $url.host) | default (get (dict "http" "80" "postgresql" "5432") $url.scheme) | default "443" }}
+{{ end -}}
+{{- end }}
+
+{{/* A KMS key's. */}}
+{{- define "keypulse.ports.kms" -}}
+{{- with .endpoint }}{{ include "keypulse.ports.url" (printf "grpc://%s" .) }}{{ else }}443
+{{ end -}}
+{{- end }}
+
+{{- define "keypulse.ports.exporter" -}}
+{{- range .targets }}{{ include "keypulse.ports.kms" . }}{{ end -}}
+{{- range .backends -}}
+{{- include "keypulse.ports.url" .health_url -}}
+{{- with .metrics_url }}{{ include "keypulse.ports.url" . }}{{ end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "keypulse.ports.relay" -}}
+{{- if hasPrefix "postgresql:" .database }}{{ include "keypulse.ports.url" .database }}{{ end -}}
+{{- range dig "alertmanager" "urls" list . }}{{ include "keypulse.ports.url" . }}{{ end -}}
+{{- range .watchdogs }}{{ if .ping_url_file }}443
+{{ end }}{{ end -}}
+{{- range .channels -}}
+{{- if eq .kind "email" }}{{ .port | default (ternary 465 587 (eq (.tls | default "starttls") "implicit")) | int }}
+{{ else if ne .kind "log" -}}
+{{- include "keypulse.ports.url" (.url | default .api_url | default "https://") -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "keypulse.ports.rotator" -}}
+{{- with .kms }}{{ include "keypulse.ports.kms" . }}{{ end -}}
+{{- with .driver -}}
+{{- with .url | default .database }}{{ include "keypulse.ports.url" . }}{{ end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "keypulse.ports.backend" -}}
+{{- include "keypulse.ports.kms" .kms -}}
+{{- if hasPrefix "postgresql:" .database }}{{ include "keypulse.ports.url" .database }}{{ end -}}
+{{- end }}

@@ -1,0 +1,26 @@
+"""`helm lint --strict` by Helm's own engine: `python -m ops.helm.lint CHART…`, exit code 1 where it finds something."""
+
+import sys
+from pathlib import Path
+
+import helm_python as helm
+
+_WARNING = 2
+
+
+def findings(chart: Path) -> list[str]:
+    """What Helm warns of or refuses, a line each, with the default values."""
+    report = helm.lint(chart, strict=True)
+    said = [f"{chart}/{each['path']}: {each['error']}" for each in report["messages"] if each["severity"] >= _WARNING]
+    return said or [f"{chart}: {error}" for error in report["errors"]]
+
+
+def main() -> None:
+    """Lints each chart that is named."""
+    found = [line for chart in sys.argv[1:] for line in findings(Path(chart))]
+    sys.stderr.write("".join(f"{line}\n" for line in found))
+    sys.exit(1 if found else 0)
+
+
+if __name__ == "__main__":
+    main()

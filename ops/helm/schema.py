@@ -1,0 +1,123 @@
+"""values.yaml and the servers' own schemas → the chart's values.schema.json.
+
+What values.yaml has is what may be set, by the types that stand there; what is free or narrower than its type is named
+here. A part's `config` is what the part itself would accept, so that a typo is refused before anything is installed.
+"""
+
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from services.backend.config import Settings as Backend
+from services.exporter.config import Settings as Exporter
+from services.relay.config import RelaySettings as Relay
+from services.rotator.config import Settings as Rotator
+
+Schema = dict[str, Any]
+
+_SETTINGS: Final[dict[str, type[BaseModel]]] = {
+    "exporter": Exporter,
+    "relay": Relay,
+    "rotator": Rotator,
+    "backend": Backend,
+}
+_TEXTS: Final[Schema] = {"type": "object", "additionalProperties": {"type": "string"}}
+_ANYTHING: Final[Schema] = {"type": "object"}
+_QUANTITIES: Final[Schema] = {"type": "object", "additionalProperties": {"type": ["string", "number"]}}
+_RESOURCES: Final[Schema] = {
+    "type": "object",
+    "properties": {"requests": _QUANTITIES, "limits": _QUANTITIES, "claims": {"type": "array"}},
+    "additionalProperties": False,
+}
+_USER: Final[Schema] = {"type": ["integer", "null"], "minimum": 1}
+_RULES_OF_PARTS: Final[Schema] = {
+    "type": "object",
+    "properties": {part: {"type": "array"} for part in _SETTINGS},
+    "additionalProperties": False,
+}
+_BY_NAME: Final[dict[str, Schema]] = {  # whatever it belongs to
+    "resources": _RESOURCES,
+    "labels": _TEXTS,
+    "annotations": _TEXTS,
+    "podAnnotations": _TEXTS,
+    "nodeSelector": _TEXTS,
+    "affinity": _ANYTHING,
+    "existingSecret": {"type": "string", "maxLength": 253},
+}
+_BY_PATH: Final[dict[str, Schema]] = {
+    "env": {"type": "string", "minLength": 1},
+    "image.pullPolicy": {"enum": ["Always", "IfNotPresent", "Never"]},
+    "image.pullSecrets": {"type": "array", "items": {"type": "string"}},
+    "podSecurityContext": {
+        "type": "object",
+        "properties": {"runAsUser": _USER, "runAsGroup": _USER, "fsGroup": _USER},
+        "additionalProperties": False,
+    },
+    "exporter.mode": {"enum": ["deployment", "sidecar", "off"]},
+    "exporter.sidecarSelector": _TEXTS,
+    "relay.replicas": {"type": "integer", "minimum": 1},
+    "rotator.types": {
+        "type": "array",
+        "items": {"enum": ["new-dek", "rewrap-kek"]},
+        "minItems": 1,
+        "uniqueItems": True,
+    },
+    "serviceMonitor.endpoint": _ANYTHING,
+    "networkPolicy.ingress": _RULES_OF_PARTS,
+    "networkPolicy.egress": _RULES_OF_PARTS,
+    "smokeTest.testAlert": {"enum": ["", "warning", "critical"]},
+    **{f"{part}.env": _TEXTS for part in _SETTINGS},
+}
+
+
+def schema(values: dict[str, Any]) -> Schema:
+    """The whole of it, for values.yaml as it was read."""
+    definitions: Schema = {}
+    configs = {f"{name}.config": _config(name, definitions) for name in _SETTINGS}
+    whole = _of(values, "", _BY_PATH | configs)
+    for part in _SETTINGS:  # its Secret is a volume, which has to have a name
+        whole["properties"][part]["properties"]["existingSecret"] = {"type": "string", "minLength": 1}
+    whole["properties"]["global"] = _ANYTHING  # Helm hands it to every chart below another
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **whole, "$defs": definitions}
+
+
+def _of(value: object, path: str, known: dict[str, Schema]) -> Schema:
+    if path in known:
+        return known[path]
+    name = path.rpartition(".")[2]
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    if isinstance(value, dict):
+        properties = {key: _of(each, f"{path}.{key}".lstrip("."), known) for key, each in value.items()}
+        return {"type": "object", "properties": properties, "additionalProperties": False}
+    kinds = {bool: "boolean", int: "integer", str: "string", list: "array"}
+    return {"type": kinds[type(value)]}
+
+
+def _config(name: str, definitions: Schema) -> Schema:
+    """What the part accepts, without `listen`, which is the chart's; what it requires, it or a template asks for."""
+    found = _by_kind(_SETTINGS[name].model_json_schema(ref_template=f"#/$defs/{name}.{{model}}"))
+    definitions.update({f"{name}.{key}": each for key, each in found.pop("$defs").items()})
+    found["properties"].pop("listen", None)
+    found.pop("required", None)
+    return dict(found)
+
+
+def _by_kind(found: Any) -> Any:
+    """With a choice by `kind` for each `oneOf`, of which Helm would say what is wrong with all that was not meant."""
+    if isinstance(found, list):
+        return [_by_kind(each) for each in found]
+    if not isinstance(found, dict):
+        return found
+    if "discriminator" not in found:
+        return {key: _by_kind(each) for key, each in found.items()}
+    name, kinds = found["discriminator"]["propertyName"], found["discriminator"]["mapping"]
+    return {
+        "type": "object",
+        "properties": {name: {"enum": list(kinds)}},
+        "required": [name],
+        "allOf": [
+            {"if": {"properties": {name: {"const": kind}}, "required": [name]}, "then": {"$ref": model}}
+            for kind, model in kinds.items()
+        ],
+    }
