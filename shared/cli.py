@@ -1,4 +1,4 @@
-"""The part of a command line that all servers share: their files, `--check`, `--print-schema`, the log, exit codes.
+"""The part of a command line that all servers share: their files, what they do instead of serving, the log, exit codes.
 
 0 done, 1 failed, 2 wrong usage or configuration with one line for each mistake.
 """
@@ -15,6 +15,7 @@ import click
 import structlog
 
 from shared import VERSION, logs
+from shared.healthcheck import answer, complaint_about
 from shared.launch import Launch, prepared
 from shared.mistakes import ConfigurationError
 from shared.planned import ignored_keys
@@ -41,6 +42,7 @@ class ServerOptions(TypedDict):
     log_level: logs.Level
     log_format: logs.Format
     check: bool
+    healthcheck: bool
     print_schema: bool
 
 
@@ -60,6 +62,9 @@ def server_options(command: Command) -> Command:
             type=click.Choice(get_args(logs.Level)),
             default="info",
             help="The lowest level that is logged.",
+        ),
+        click.option(
+            "--healthcheck", is_flag=True, help="Ask the running server whether it is healthy; exit with 0 or 1."
         ),
         click.option("--print-schema", is_flag=True, help="Print the configuration's JSON Schema and exit."),
         click.option("--check", is_flag=True, help="Validate the configuration and exit."),
@@ -107,8 +112,10 @@ def run_server(
     if options["print_schema"]:
         click.echo(json.dumps(model.model_json_schema(), indent=2))
         return
-    hold_hangups()
     config, web_config = options["config"], options["web_config"]
+    if options["healthcheck"]:
+        answer(complaint_about(model, config, web_config))
+    hold_hangups()
     launch = _or_exit(lambda: prepared(model, config, web_config))
     ignored = [(config, key) for key in ignored_keys(launch.settings)]
     ignored += [(web_config, key) for key in ignored_keys(launch.web.current().config)] if launch.web else []

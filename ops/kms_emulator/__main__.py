@@ -30,15 +30,19 @@ Examples:
 @click.option(
     "--data", type=click.Path(path_type=Path), metavar="DIR", help="Keeps the state; without it, memory does."
 )
+@click.option(
+    "--allow-remote-insecure", is_flag=True, help="Lets it listen beyond loopback: between containers, for a test."
+)
 @click.version_option(VERSION, prog_name="keypulse")
-def main(listen: str, faults: str, keys: tuple[str, ...], data: Path | None) -> None:
+def main(listen: str, faults: str, keys: tuple[str, ...], data: Path | None, allow_remote_insecure: bool) -> None:
     """Cloud KMS on this machine, with faults on demand.
 
     The official client reaches it through a plaintext gRPC channel. It asks nobody for credentials, so it only
-    listens on loopback.
+    listens on loopback, unless it is allowed more.
     """
-    listen_address = option_or_exit("--listen", _loopback, listen)
-    faults_address = option_or_exit("--faults", _loopback, faults)
+    parse = parse_address if allow_remote_insecure else _loopback
+    listen_address = option_or_exit("--listen", parse, listen)
+    faults_address = option_or_exit("--faults", parse, faults)
     names = [option_or_exit("--key", parse_key, key) for key in keys]
     logs.configure("emulator")
     run_or_exit(stoppable(_serve(listen_address, faults_address, names, data)))
@@ -54,7 +58,10 @@ async def _serve(listen: Address, faults: Address, keys: list[str], data: Path |
 def _loopback(text: str) -> Address:
     address = parse_address(text)
     if not address.is_loopback:
-        raise ValueError("expected a loopback address such as 127.0.0.1:9010, because nobody is asked for credentials")
+        raise ValueError(
+            "expected a loopback address such as 127.0.0.1:9010, because nobody is asked for credentials, or "
+            "--allow-remote-insecure"
+        )
     return address
 
 

@@ -32,6 +32,9 @@ Examples:
 @click.option("--pagerduty-key-file", required=True, type=click.Path(path_type=Path), help="Routing keys, one a line.")
 @click.option("--emulator-faults", metavar="URL", help="The KMS emulator's faults API, for the page's buttons.")
 @click.option("--docs", type=click.Path(path_type=Path), help="The folder of the documents under /docs/.")
+@click.option(
+    "--allow-remote-insecure", is_flag=True, help="Lets them listen beyond loopback: between containers, for a test."
+)
 @click.version_option(VERSION, prog_name="keypulse")
 def main(
     http: str,
@@ -40,13 +43,15 @@ def main(
     pagerduty_key_file: Path,
     emulator_faults: str | None,
     docs: Path | None,
+    allow_remote_insecure: bool,
 ) -> None:
     """A stand-in Slack, PagerDuty and mail server, and a page that shows what people on call would see.
 
-    Everybody on this machine can read what arrives, so it only listens on loopback.
+    Everybody on this machine can read what arrives, so it only listens on loopback, unless it is allowed more.
     """
-    http_address = option_or_exit("--http", _loopback, http)
-    smtp_address = option_or_exit("--smtp", _loopback, smtp)
+    parse = parse_address if allow_remote_insecure else _loopback
+    http_address = option_or_exit("--http", parse, http)
+    smtp_address = option_or_exit("--smtp", parse, smtp)
     tokens = option_or_exit("--slack-token-file", _secrets, slack_token_file)
     keys = option_or_exit("--pagerduty-key-file", _secrets, pagerduty_key_file)
     url = option_or_exit("--emulator-faults", _url, emulator_faults) if emulator_faults else None
@@ -69,7 +74,10 @@ async def _serve(
 def _loopback(text: str) -> Address:
     address = parse_address(text)
     if not address.is_loopback:
-        raise ValueError("expected a loopback address such as 127.0.0.1:9913, because nobody is asked for a password")
+        raise ValueError(
+            "expected a loopback address such as 127.0.0.1:9913, because nobody is asked for a password, or "
+            "--allow-remote-insecure"
+        )
     return address
 
 

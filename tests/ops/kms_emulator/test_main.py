@@ -32,6 +32,16 @@ async def _start(*options: str) -> asyncio.subprocess.Process:
     )
 
 
+async def _listening(process: asyncio.subprocess.Process) -> dict[str, str]:
+    """The line of the log that says where it listens."""
+    assert process.stderr is not None
+    line: dict[str, str] = {}
+    async with asyncio.timeout(20):
+        while line.get("event") != "listening":
+            line = json.loads(await process.stderr.readline())
+    return line
+
+
 async def test_help_shows_examples_and_version_names_itself() -> None:
     code, out, _ = await run("--help")
     assert code == 0
@@ -46,11 +56,7 @@ async def test_it_serves_until_a_signal_and_leaves_with_0_whatever_stalls(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     process = await _start(*FREE, "--key", KEY, "--data", str(tmp_path / "state"))
-    assert process.stderr is not None
-    line: dict[str, str] = {}
-    async with asyncio.timeout(20):
-        while line.get("event") != "listening":
-            line = json.loads(await process.stderr.readline())
+    line = await _listening(process)
     assert line["service"] == "emulator"
     key = GcpKey(KEY, endpoint=line["address"], insecure=True)
     encrypted = await key.encrypt(b"x", b"aad", timeout=5)
@@ -101,6 +107,14 @@ async def test_a_malformed_option_is_one_readable_line_and_exit_2(options: tuple
     assert err.startswith(complaint)
     assert err.endswith(f"got {options[1]!r}\n")
     assert err.count("\n") == 1
+
+
+async def test_it_listens_beyond_loopback_only_where_that_is_allowed() -> None:
+    process = await _start("--listen", "0.0.0.0:0", "--faults", "0.0.0.0:0", "--allow-remote-insecure")
+    line = await _listening(process)
+    assert (line["address"].split(":")[0], line["faults"].split(":")[0]) == ("0.0.0.0", "0.0.0.0")
+    process.terminate()
+    assert await asyncio.wait_for(process.wait(), 20) == 0
 
 
 async def test_a_taken_port_is_one_sentence_and_exit_1() -> None:

@@ -65,7 +65,8 @@ class EmailSettings(ChannelSettings):
     port: Annotated[int | None, Field(ge=1, le=65535)] = None
     """587 with `starttls`, 465 with `implicit`, 25 with `none`."""
     tls: Literal["starttls", "implicit", "none"] = "starttls"
-    """`none` is for a server on this machine only."""
+    """`none` is for a server on this machine only, unless `allow_remote_insecure`."""
+    allow_remote_insecure: bool = False
     username: str | None = None
     password_file: FilePath | None = None
     sender: Mailbox = Field(alias="from")
@@ -73,10 +74,10 @@ class EmailSettings(ChannelSettings):
 
     @model_validator(mode="after")
     def _nothing_leaves_in_plaintext(self) -> Self:
-        if self.tls == "none" and not Address(self.host, 0).is_loopback:
+        if self.tls == "none" and not Address(self.host, 0).is_loopback and not self.allow_remote_insecure:
             raise ValueError(
                 f"`tls: none` would send alerts in plaintext to {self.host}, which is not this machine; expected "
-                "`starttls` or `implicit`"
+                "`starttls` or `implicit`, or `allow_remote_insecure: true`"
             )
         if (self.username is None) is not (self.password_file is None):
             raise ValueError("expected `username` and `password_file` together, or neither of them")
