@@ -43,7 +43,7 @@ check: install ## ruff, mypy --strict, import-linter, shellcheck, promtool, amto
 lock: ## writes requirements/*.lock anew (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --all-extras --group dev pyproject.toml -o requirements/dev.lock
 	echo hatchling | uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 -c requirements/dev.lock - -o requirements/build.lock
-	for extra in exporter relay backend rotator smoke audit emulator; do \
+	for extra in exporter relay backend rotator smoke audit emulator stand-ins; do \
 	  uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra $$extra -c requirements/dev.lock pyproject.toml -o requirements/$$extra.lock; done
 
 .PHONY: help install demo test bench check lock
