@@ -39,9 +39,9 @@ class ProbeSettings(Section):
 
     interval: Duration = 30.0
     timeout: Duration = 5.0
-    """Of each call. While KMS stalls, a cycle takes targets * timeout / concurrency, where that is over `interval`."""
+    """Of each call. While an endpoint stalls, a cycle takes its targets * timeout / concurrency, if over `interval`."""
     concurrency: int = Field(16, ge=1)
-    """How many probes run at once; backend reads, and looks at keys, have as many places of their own."""
+    """How many probes of one endpoint run at once; its looks at keys, and backend reads, have as many of their own."""
     min_interval: Duration = 5.0
     """`GET /probe` that comes sooner after the last probe of its target is answered with that one."""
 

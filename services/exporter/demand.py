@@ -30,7 +30,7 @@ class Demand:
         probe: one round trip; bounds itself.
         way: measures the way to the service anew; bounds itself.
         observe: takes each result, once.
-        places: one for each probe that may run at the same time, of all targets.
+        places: one for each probe that may run at the same time, of all targets of one endpoint.
         min_interval: seconds for which the last result answers who asks again.
     """
 
@@ -45,8 +45,13 @@ class Demand:
         places: asyncio.Semaphore,
         min_interval: float,
     ) -> None:
+        self.began: float | None = None
+        """When the last probe was given a place, by the loop's clock; None while it waits for one."""
+
         async def observed() -> ProbeResult:
+            self.began = None
             async with places:
+                self.began = asyncio.get_running_loop().time()
                 result = await probe()
             observe(result)
             return result

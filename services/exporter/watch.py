@@ -4,6 +4,7 @@ Settings in; what is found goes to the record. A reload ends one of these and be
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -59,28 +60,31 @@ async def watching(settings: Settings, record: Record, connect: Connect, random:
     record.watch(settings)
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(http_client())
-        places = asyncio.Semaphore(settings.probe.concurrency)
+        # By endpoint: a KMS that hangs takes no place from the keys of another one.
+        new = partial(asyncio.Semaphore, settings.probe.concurrency)
+        probing: defaultdict[str | None, asyncio.Semaphore] = defaultdict(new)
+        looking: defaultdict[str | None, asyncio.Semaphore] = defaultdict(new)
         demands, probes, looks = {}, [], []
         for target in settings.targets:
             key = connect(target)
             stack.push_async_callback(key.close)
-            demand = _demand(target, settings, key, record.probe, places)
+            demand = _demand(target, settings, key, record.probe, probing[target.endpoint])
             stack.push_async_callback(demand.close)
             demands[target.name] = demand
             probes.append(_probe_job(demand))
-            looks.append(_look_job(target, settings.probe.timeout, connect, record))
+            looks.append(_look_job(target, settings.probe.timeout, connect, record, looking[target.endpoint]))
         reads = [
             _read_job(backend.service, _read(backend, settings.probe.timeout, session, stack), record)
             for backend in settings.backends
         ]
-        # Schedules with places of their own: a KMS that hangs never delays what is known of the backends.
-        schedule = partial(repeat, concurrency=settings.probe.concurrency, random=random)
+        # Schedules of their own: a KMS that hangs never delays what is known of the backends.
+        schedule, every = partial(repeat, random=random), len(settings.targets)
         interval = settings.probe.interval
         slow, apart = beat(len(looks)), 60 * READS / READS_A_MINUTE
         schedules = [
-            *([schedule(probes, interval=interval)] if probes else []),
-            *([schedule(looks, interval=slow, spacing=apart)] if looks else []),
-            *([schedule(reads, interval=interval)] if reads else []),
+            *([schedule(probes, interval=interval, concurrency=every)] if probes else []),
+            *([schedule(looks, interval=slow, concurrency=every, spacing=apart)] if looks else []),
+            *([schedule(reads, interval=interval, concurrency=settings.probe.concurrency)] if reads else []),
         ]
         tasks = [asyncio.create_task(each) for each in schedules]
         stack.push_async_callback(_end, tasks)
@@ -117,7 +121,7 @@ def _probe_job(demand: Demand) -> Job:
     return Job(f"probe of {demand.target}", run)
 
 
-def _look_job(target: Target, timeout: float, connect: Connect, record: Record) -> Job:
+def _look_job(target: Target, timeout: float, connect: Connect, record: Record, places: asyncio.Semaphore) -> Job:
     # A connection of its own: one that a look finds dead is closed, and must not take a probe with it.
     key = connect(target)
     folder = target.canary_dir
@@ -126,7 +130,8 @@ def _look_job(target: Target, timeout: float, connect: Connect, record: Record) 
 
     async def run() -> Beat:
         try:
-            record.lifecycle(await lifecycle.read())
+            async with places:
+                record.lifecycle(await lifecycle.read())
         finally:
             await key.close()  # a thousand idle connections would cost more than one that is opened each minute
         return Beat.NEXT

@@ -74,7 +74,7 @@ async def _answer(request: Request, demands: Mapping[str, Demand], *, debug: boo
         return PlainTextResponse(told, status_code=400)
     try:
         probed = await _Probed.of(demand, seconds, debug=debug)
-    except ClosedError as error:
+    except (ClosedError, _BusyError) as error:
         return PlainTextResponse(f"{error}\n", status_code=503)
     if debug:
         metrics = generate_latest(probed).decode()
@@ -95,6 +95,16 @@ def _seconds(header: str) -> float:
     return min(given - OFFSET, LONGEST) if math.isfinite(given) else LONGEST
 
 
+class _BusyError(Exception):
+    """The probe could not be made in time, and KMS is not to blame."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"for most of {seconds:g} s no place was free for this probe: others of its endpoint took all of them; "
+            "/metrics says how they went. Raise probe.concurrency, or wait longer"
+        )
+
+
 class _Probed(Collector):
     """What one probe found, as metrics of its own."""
 
@@ -105,7 +115,11 @@ class _Probed(Collector):
 
     @classmethod
     async def of(cls, demand: Demand, seconds: float, *, debug: bool) -> "_Probed":
-        """Waits so many `seconds` for a probe, and for a look at its way where that is wanted. Raises ClosedError."""
+        """Waits so many `seconds` for a probe, and for a look at its way where that is wanted.
+
+        Raises ClosedError, or _BusyError where the probe was given its place too late to say anything of KMS.
+        """
+        late = asyncio.get_running_loop().time() + seconds / 2
         result: ProbeResult | None = None
         way: tuple[Phase, ...] = ()
         try:
@@ -114,8 +128,9 @@ class _Probed(Collector):
                 way = result.way
                 if debug and not way:
                     way = await demand.way()
-        except TimeoutError:
-            pass  # what is missing says it
+        except TimeoutError:  # what is missing says it
+            if result is None and (demand.began is None or demand.began > late):
+                raise _BusyError(seconds) from None
         return cls(result, way, seconds)
 
     def collect(self) -> Iterable[Metric]:

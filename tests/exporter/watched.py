@@ -1,0 +1,85 @@
+"""Keys for `watching`, made up: what is asked of them, and when, is written down."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from random import Random
+
+from services.exporter.config import ProbeSettings, Settings, Target
+from services.exporter.record import Record
+from services.exporter.watch import Watch, watching
+from shared.kms.provider import Decrypted, Encrypted, KeyDescription, KmsError, Phase
+from shared.kms.reason import Reason
+from shared.kms.settings import KeySettings
+from tests.exporter.scraped import FREE
+
+RING = "projects/demo/locations/global/keyRings/app/cryptoKeys"
+
+
+class Kms:
+    """All keys of all endpoints."""
+
+    def __init__(self) -> None:
+        self.stalled: set[str | None] = set()
+        """Endpoints that give no answer."""
+        self.reason: Reason | None = None
+        """Why each call fails."""
+        self.asked: defaultdict[str, list[float]] = defaultdict(list)
+        """When each `encrypt` and `describe` began, by `operation key`."""
+
+    def connect(self, settings: KeySettings) -> "Key":
+        return Key(self, settings)
+
+    def times(self, operation: str, name: str) -> list[float]:
+        return self.asked[f"{operation} {RING}/{name}"]
+
+
+class Key:
+    """One connection to a key."""
+
+    def __init__(self, kms: Kms, settings: KeySettings) -> None:
+        self._kms = kms
+        self._settings = settings
+
+    async def _called(self, operation: str, timeout: float) -> None:
+        self._kms.asked[f"{operation} {self._settings.key}"].append(asyncio.get_running_loop().time())
+        if self._settings.endpoint in self._kms.stalled:
+            await asyncio.sleep(timeout)
+            raise KmsError(Reason.TIMEOUT, "stalled")
+        if self._kms.reason:
+            raise KmsError(self._kms.reason, "told to")
+
+    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> Encrypted:  # noqa: ARG002  the port's
+        await self._called("encrypt", timeout)
+        return Encrypted(plaintext, f"{self._settings.key}/cryptoKeyVersions/1", "SOFTWARE")
+
+    async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> Decrypted:  # noqa: ARG002  the port's
+        await self._called("decrypt", timeout)
+        return Decrypted(ciphertext, used_primary=True)
+
+    async def describe(self, *, timeout: float) -> KeyDescription:
+        await self._called("describe", timeout)
+        return KeyDescription("1", None, (), 2)
+
+    async def permissions(self, wanted: Sequence[str], *, timeout: float) -> frozenset[str]:
+        await self._called("permissions", timeout)
+        return frozenset(wanted)
+
+    async def way(self, *, timeout: float) -> tuple[Phase, ...]:
+        return (Phase("dns", timeout),)
+
+    async def close(self) -> None:
+        pass
+
+
+def named(name: str, endpoint: str = "127.0.0.1:1") -> Target:
+    return Target(name=name, service="backend", key=f"{RING}/{name}", endpoint=endpoint, insecure=True)
+
+
+@asynccontextmanager
+async def watched(kms: Kms, *targets: Target, record: Record | None = None, **probe: float) -> AsyncIterator[Watch]:
+    """Watches `targets` each 30 s, 5 s at most, 16 at once, or as `probe` says."""
+    settings = Settings(listen=FREE, probe=ProbeSettings.model_validate(probe), targets=targets)
+    async with watching(settings, record or Record(), kms.connect, Random(1)) as watch:  # noqa: S311  jitter
+        yield watch
