@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from services.exporter.canary import CanaryFile
 from services.exporter.lifecycle import Lifecycle
 from services.exporter.metrics import ExporterMetrics
 from services.exporter.model import KeySnapshot
-from shared.kms.provider import KeyProvider
+from shared.kms.gcp import GcpKey
+from shared.kms.provider import KeyDescription, KeyProvider
 from shared.kms.registry import connect
 from shared.kms.settings import KeySettings
 from tests.exporter.scraped import KEY
@@ -72,6 +74,27 @@ async def test_versions_that_were_never_primary_yet_or_are_gone_for_good_need_no
     await emulator.store.change(KEY, lambda key: key.with_destruction(3, now).with_destruction(4, now - 31 * DAY))
     look = await start().read()
     assert look.without_canary == ("10", "9", "8", "7", "6", "5", "3", "2", "1")
+
+
+class Between(GcpKey):
+    """A key in the moments after a rotation: another primary version is described than the one that encrypts."""
+
+    primary: str | None = None
+
+    async def describe(self, *, timeout: float) -> KeyDescription:
+        return replace(await super().describe(timeout=timeout), primary=self.primary)
+
+
+async def test_without_a_primary_version_all_are_older_and_one_that_encrypted_just_now_has_its_canary(
+    emulator: Emulator, tmp_path: Path
+) -> None:
+    await emulator.store.change(KEY, rotated)
+    between = Between(KEY, endpoint=str(emulator.address), insecure=True)
+    start = Lifecycle("backend", "ledger-kek", between, 5, CanaryFile(tmp_path, "ledger-kek", KEY).sync)
+    assert (await start.read()).without_canary == ("1",)
+    between.primary = "3"
+    assert (await start.read()).without_canary == ("1",)
+    await between.close()
 
 
 async def test_where_the_key_cannot_be_read_or_no_folder_is_configured_nothing_is_said(

@@ -1,0 +1,86 @@
+"""What `watching` makes of a configuration: how often, how far apart, and what is shared."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from itertools import pairwise
+from random import Random
+
+import pytest
+
+from services.exporter.config import Backend
+from services.exporter.record import Record
+from services.exporter.scheduler import SLOWEST
+from services.exporter.watch import watching
+from shared.kms.reason import Reason
+from shared.kms.registry import connect
+from tests.exporter.scraped import configured
+from tests.exporter.watched import Kms, named, watched
+
+Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
+
+
+@pytest.mark.looptime
+async def test_a_hundred_keys_are_looked_at_one_after_the_other_and_seldom_enough_for_the_quota() -> None:
+    kms = Kms()
+    names = [f"key-{n}" for n in range(100)]
+    async with watched(kms, *map(named, names)):
+        await asyncio.sleep(600)
+    first = [kms.times("describe", name)[0] for name in names]
+    assert [round(later - earlier, 2) for earlier, later in pairwise(first)] == [0.9] * 99
+    every = sorted(at for name in names for at in kms.times("describe", name))
+    looks_in_90_s = [len([at for at in every if begin <= at < begin + 90]) for begin in range(0, 500, 10)]
+    assert max(looks_in_90_s) <= 112  # 3 reads each: 200 a minute, and what the jitter of a tenth may move
+    assert all(
+        80 <= later - earlier <= 100 for name in names for earlier, later in pairwise(kms.times("describe", name))
+    )
+
+
+@pytest.mark.looptime
+async def test_while_a_quota_is_exhausted_a_key_is_probed_less_often_and_with_any_other_reason_as_ever() -> None:
+    kms = Kms()
+    async with watched(kms, named("ledger"), interval=10):
+        await asyncio.sleep(35)
+        assert len(kms.times("encrypt", "ledger")) in {4, 5}  # one for the look
+        kms.reason = Reason.QUOTA_EXHAUSTED
+        await asyncio.sleep(600)
+        slow = kms.times("encrypt", "ledger")[-4:]
+        kms.reason = Reason.UNAVAILABLE
+        await asyncio.sleep(100)
+        before = len(kms.times("encrypt", "ledger"))
+        await asyncio.sleep(60)
+        assert len(kms.times("encrypt", "ledger")) - before >= 5
+    assert slow[-1] - slow[0] >= SLOWEST  # looks try to encrypt, too
+
+
+@pytest.mark.looptime
+async def test_who_asks_soon_after_a_probe_gets_the_last_one_and_later_a_new_one() -> None:
+    kms = Kms()
+    async with watched(kms, named("ledger"), min_interval=5, interval=60) as watch:
+        await asyncio.sleep(20)
+        first = await watch.demands["ledger"].recent()
+        await asyncio.sleep(4.9)
+        assert await watch.demands["ledger"].recent() is first
+        await asyncio.sleep(0.2)
+        assert await watch.demands["ledger"].recent() is not first
+
+
+async def test_a_backend_with_resolve_all_is_read_by_its_addresses_and_another_by_its_name(until: Until) -> None:
+    record = Record()
+    url = "http://localhost:1/healthz"
+    backends = (
+        Backend(service="all", health_url=url, resolve="all"),
+        Backend(service="one", health_url=url),
+    )
+
+    async with watching(configured(backends=backends), record, connect, Random(1)):  # noqa: S311  jitter
+
+        async def both_read() -> bool:
+            return {service for (service, _), known in record.history.backends.items() if known.at} == {"all", "one"}
+
+        await until(both_read)
+    replicas = {
+        service: {of for known, of in record.history.backends if known == service} for service in ("all", "one")
+    }
+    assert replicas["one"] == {None}
+    assert replicas["all"]
+    assert replicas["all"] <= {"127.0.0.1", "::1"}
