@@ -103,14 +103,17 @@ class Lifecycle:
         A read that fails counts as one call, however far it came.
         """
         problems: list[str] = []
-        description = await self._told(
+        failure, description = await self._told(
             "the key cannot be read", lambda: self.key.describe(timeout=self.timeout), problems
         )
-        granted = await self._told(
-            "its permissions cannot be read",
-            lambda: self.key.permissions(PERMISSIONS, timeout=self.timeout),
-            problems,
-        )
+        granted: frozenset[str] | None = None
+        is_there = failure is None or failure.reason is not Reason.KEY_NOT_FOUND
+        if is_there:  # of a key that is not, IAM grants nothing, whatever the account may do
+            _, granted = await self._told(
+                "its permissions cannot be read",
+                lambda: self.key.permissions(PERMISSIONS, timeout=self.timeout),
+                problems,
+            )
         kept = await self._synced(problems)
         primary = description.primary if description else None
         present = next((one for one in (*kept, self._last.canary) if one and one.version == primary), None)
@@ -128,7 +131,7 @@ class Lifecycle:
             at=self.wall(),
             description=description,
             permissions=None if granted is None else {one: one in granted for one in PERMISSIONS},
-            reads=_reads(description),
+            reads=_reads(description, permissions=is_there),
             problems=tuple(dict.fromkeys(problems)),
             encrypt=encrypt,
             without_canary=self._without([one.version for one in (*kept, present) if one], description),
@@ -205,16 +208,18 @@ class Lifecycle:
     async def _synced(
         self, problems: list[str], add: KeptCiphertext | None = None, forget: Collection[str] = ()
     ) -> Sequence[KeptCiphertext]:
-        answer = await self._told("the canaries cannot be used", lambda: self.sync(add, forget), problems)
+        _, answer = await self._told("the canaries cannot be used", lambda: self.sync(add, forget), problems)
         kept, broken = answer or ((), ())
         problems.extend(broken)
         return kept
 
-    async def _told(self, what: str, call: Callable[[], Awaitable[T]], problems: list[str]) -> T | None:
+    async def _told(
+        self, what: str, call: Callable[[], Awaitable[T]], problems: list[str]
+    ) -> tuple[Failure | None, T | None]:
         _, failure, answer = await self._tried(call)
         if failure:
             problems.append(_sentence(what, failure))
-        return answer
+        return failure, answer
 
     async def _tried(self, call: Callable[[], Awaitable[T]]) -> tuple[float, Failure | None, T | None]:
         seconds, failure, answer = await tried(call, timeout=self.timeout, monotonic=self.monotonic)
@@ -223,9 +228,9 @@ class Lifecycle:
         return seconds, failure, answer
 
 
-def _reads(description: KeyDescription | None) -> Mapping[Read, int]:
+def _reads(description: KeyDescription | None, *, permissions: bool) -> Mapping[Read, int]:
     listed = description.reads - 1 if description else 0
-    return {Read.GET_KEY: 1, Read.LIST_VERSIONS: listed, Read.TEST_PERMISSIONS: 1}
+    return {Read.GET_KEY: 1, Read.LIST_VERSIONS: listed, Read.TEST_PERMISSIONS: int(permissions)}
 
 
 def _sentence(what: str, failure: Failure | None) -> str:

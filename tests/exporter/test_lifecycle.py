@@ -9,7 +9,9 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from ops.kms_emulator.model import State
 from services.exporter.lifecycle import LEAST_SECONDS, PERMISSIONS, READS, Lifecycle, beat
+from services.exporter.metrics import ExporterMetrics
 from services.exporter.model import KeySnapshot, Operation, Read
+from services.exporter.web.findings import of_snapshot
 from shared.kms.provider import KeyProvider
 from shared.kms.reason import Reason
 from shared.kms.registry import connect
@@ -85,6 +87,19 @@ async def test_where_the_key_may_not_be_read_the_permissions_and_the_wrong_aad_s
         )
         assert refused(snapshot)
         assert snapshot.encrypt is not None  # only what it encrypts tells the version
+
+
+async def test_of_a_key_that_is_not_there_no_permission_is_said_to_be_missing(emulator: Emulator) -> None:
+    absent = connect(KeySettings(key=f"{KEY}-absent", endpoint=str(emulator.address), insecure=True))
+    snapshot = await Lifecycle("backend", "ledger-kek", absent, TIMEOUT).read()
+    await absent.close()
+    assert snapshot.permissions is None
+    assert snapshot.reads == {Read.GET_KEY: 1, Read.LIST_VERSIONS: 0, Read.TEST_PERMISSIONS: 0}
+    assert [problem.partition(": ")[2].partition(":")[0] for problem in snapshot.problems] == ["key_not_found"] * 2
+    assert [finding.title for finding in of_snapshot(snapshot, 0.0)] == ["not all could be read or kept"]
+    metrics = ExporterMetrics([("backend", "ledger-kek")], [])
+    metrics.lifecycle(snapshot)
+    assert [family.samples for family in metrics.collect() if family.name == "kms_key_permission"] == [[]]
 
 
 async def test_permissions_that_cannot_be_asked_for_are_unknown_and_not_0(
