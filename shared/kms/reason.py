@@ -43,11 +43,14 @@ def from_status(status: str, message: str) -> Reason:
     Args:
         status: the status code's name, such as `PERMISSION_DENIED`.
         message: the service's text; Cloud KMS names a version's state only there ("… is not enabled, current state
-            is: DESTROYED."), and gRPC itself says only there that it got no token for the call.
+            is: DESTROYED."), and gRPC itself says only there that it got no token for the call. A precondition that
+            names no state, such as an external key manager's, says nothing of the version.
     """
     if status == "UNAVAILABLE" and message.startswith(_NO_CREDENTIALS):
         return Reason.UNAUTHENTICATED
     if status == "FAILED_PRECONDITION":
-        state = message.rpartition("current state is:")[2]  # before it stands a name, which may hold any word
+        _, told, state = message.rpartition("current state is:")  # before it stands a name, which may hold any word
+        if not told:
+            return Reason.UNAVAILABLE
         return Reason.KEY_DESTROYED if "DESTROY" in state else Reason.KEY_DISABLED
     return _BY_STATUS.get(status, Reason.UNAVAILABLE)

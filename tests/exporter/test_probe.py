@@ -76,7 +76,12 @@ async def test_a_round_trip_through_a_healthy_key_is_right_in_every_respect(key:
         (Fault(kind="status", status="RESOURCE_EXHAUSTED"), "encrypt", Reason.QUOTA_EXHAUSTED),
         (Fault(kind="status", status="NOT_FOUND"), "encrypt", Reason.KEY_NOT_FOUND),
         (Fault(kind="status", status="INVALID_ARGUMENT"), "encrypt", Reason.INVALID_REQUEST),
-        (Fault(kind="status", status="FAILED_PRECONDITION"), "encrypt", Reason.KEY_DISABLED),
+        (Fault(kind="status", status="FAILED_PRECONDITION"), "encrypt", Reason.UNAVAILABLE),
+        (
+            Fault(kind="status", status="FAILED_PRECONDITION", message="is not enabled, current state is: DISABLED."),
+            "encrypt",
+            Reason.KEY_DISABLED,
+        ),
         (
             Fault(kind="status", status="FAILED_PRECONDITION", message="is not enabled, current state is: DESTROYED."),
             "encrypt",
