@@ -27,6 +27,8 @@ MAX_VERSIONS = 100
 """How many canaries a key has: those of the versions that came last."""
 MAX_BYTES = 1024 * 1024
 """Of a file; with `MAX_VERSIONS` canaries it has about 50 KiB."""
+KEPT_BAD = 9
+"""Bad files of a key that are kept; a disk that spoils each of them must not be filled."""
 DISK_SECONDS = 5.0
 """How long a folder may take to answer."""
 
@@ -152,15 +154,16 @@ class CanaryFile:
         return {entry.canary.version: entry.canary for entry in found[self._key]}
 
     def _set_aside(self) -> str:
-        """Keeps the first bad file beside the place of the next; says what became of this one."""
-        bad = self.path.with_name(f"{self.path.name}.bad")
-        if os.path.lexists(bad):
-            return f"a new one takes its place; an earlier bad one is kept as {bad.name}"
+        """Keeps a bad file under the next free name beside it; says what became of it."""
+        bad = [f"{self.path.name}.bad", *(f"{self.path.name}.bad{n}" for n in range(2, KEPT_BAD + 1))]
+        free = next((name for name in bad if not os.path.lexists(self.path.with_name(name))), None)
+        if free is None:
+            return f"a new one takes its place; {KEPT_BAD} earlier bad ones are kept, up to {bad[-1]}"
         try:
-            self.path.rename(bad)
+            self.path.rename(self.path.with_name(free))
         except OSError as error:
             return f"it could not be kept: {error.strerror}"
-        return f"it is kept as {bad.name}, and a new one takes its place"
+        return f"it is kept as {free}, and a new one takes its place"
 
 
 class CanaryFiles:
@@ -201,11 +204,11 @@ def _content(path: Path) -> bytes:
         # Without O_NONBLOCK, a named pipe in its place would be waited for.
         opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
-        # These stay; others, such as too many open files, are no reason to replace the file.
+        # These are no files of ours; one that cannot be read, or opened for now, may be whole and is not replaced.
         if error.errno == errno.ELOOP:
             raise _BadFileError("is a symbolic link") from None
-        if error.errno in {errno.EACCES, errno.ENXIO}:
-            raise _BadFileError(f"cannot be read: {error.strerror}") from None
+        if error.errno == errno.ENXIO:
+            raise _BadFileError("is no regular file") from None
         raise
     try:
         if not stat.S_ISREG(os.fstat(opened).st_mode):

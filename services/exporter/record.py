@@ -18,15 +18,21 @@ class Record:
         self.history = History()
         self.canaries = CanaryFiles()
         self._changes = Changes()
+        self._keys: dict[tuple[str, str], str] = {}
 
     def watch(self, settings: Settings) -> None:
-        """From now on this is watched: what is gone is forgotten, what is new is unknown, the rest goes on."""
-        targets = [(target.service, target.name) for target in settings.targets]
+        """From now on this is watched: what is gone is forgotten, what is new is unknown, the rest goes on.
+
+        A target that has another key than before is a new one.
+        """
+        keys = {(target.service, target.name): target.key for target in settings.targets}
         services = [backend.service for backend in settings.backends]
-        self.canaries.keep({(target.name, target.key) for target in settings.targets})
-        self.metrics.watch(targets, services)
-        self.history.keep(targets, services)
-        self._changes.watch(targets, services)
+        self.canaries.keep({(name, key) for (_, name), key in keys.items()})
+        for targets in ([both for both, key in keys.items() if self._keys.get(both) == key], list(keys)):
+            self.metrics.watch(targets, services)
+            self.history.keep(targets, services)
+            self._changes.watch(targets, services)
+        self._keys = keys
 
     def probe(self, result: ProbeResult) -> None:
         """A round trip."""

@@ -57,7 +57,6 @@ async def watching(settings: Settings, record: Record, connect: Connect, random:
         connect: from a key's settings to the key behind the port.
         random: where the schedule's jitter comes from.
     """
-    record.watch(settings)
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(http_client())
         # By endpoint: a KMS that hangs takes no place from the keys of another one.
@@ -86,6 +85,7 @@ async def watching(settings: Settings, record: Record, connect: Connect, random:
             *([schedule(looks, interval=slow, concurrency=every, spacing=apart)] if looks else []),
             *([schedule(reads, interval=interval, concurrency=settings.probe.concurrency)] if reads else []),
         ]
+        record.watch(settings)  # not before it is certain that this will be watched: it forgets the rest
         tasks = [asyncio.create_task(each) for each in schedules]
         stack.push_async_callback(_end, tasks)
         yield Watch(demands, tasks)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.exporter.canary import MAX_BYTES, CanaryFile
+from services.exporter.canary import KEPT_BAD, MAX_BYTES, CanaryFile
 from services.exporter.model import KeptCiphertext
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -115,10 +115,14 @@ async def test_a_defect_is_raised_to_whoever_waits() -> None:
         await canary_file(Path("no\0folder")).sync()
 
 
-async def test_of_bad_files_the_first_is_kept(tmp_path: Path) -> None:
+async def test_bad_files_take_no_place_of_one_another_and_are_bounded(tmp_path: Path) -> None:
     file = canary_file(tmp_path)
-    for content in ("first", "second"):
-        file.path.write_text(content)
-        _, problems = await file.sync(ONE)
-    assert "a new one takes its place; an earlier bad one is kept" in problems[0]
-    assert bad(file).read_text() == "first"
+    told: list[str] = []
+    for number in range(KEPT_BAD + 2):
+        file.path.write_text(f"bad {number}")
+        told += (await file.sync(ONE))[1]
+    assert f"it is kept as {file.path.name}.bad2, and a new one takes its place" in told[1]
+    assert f"a new one takes its place; {KEPT_BAD} earlier bad ones are kept" in told[-1]
+    kept = {path.read_text() for path in bad(file).parent.glob("*.bad*")}
+    assert kept == {f"bad {number}" for number in range(KEPT_BAD)}
+    assert bad(file).read_text() == "bad 0"

@@ -97,14 +97,17 @@ def folder_of_nobody() -> Iterator[Path]:
         os.seteuid(user)
 
 
-async def test_a_file_that_may_not_be_read_is_set_aside(folder_of_nobody: Path) -> None:
+async def test_a_file_that_may_not_be_read_is_left_as_it_is(folder_of_nobody: Path) -> None:
     file = canary_file(folder_of_nobody)
     await file.sync(ONE)
     file.path.chmod(0)
-    canaries, (problem,) = await file.sync()
-    assert canaries == (ONE,)
-    assert f"{file.path} cannot be read: Permission denied; it is kept as" in problem
+    canaries, (problem,) = await file.sync(TWO)
+    assert canaries == (ONE, TWO)
+    assert f"{file.path} cannot be read: Permission denied; canaries are in memory only until it can" in problem
+    file.path.chmod(0o600)
     assert await canary_file(folder_of_nobody).sync() == ((ONE,), ())
+    assert await file.sync() == ((ONE, TWO), ())
+    assert [path.name for path in folder_of_nobody.iterdir()] == [file.path.name]  # noqa: ASYNC240
 
 
 async def test_a_folder_that_may_only_be_read_is_said(folder_of_nobody: Path) -> None:

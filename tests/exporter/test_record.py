@@ -1,12 +1,14 @@
-"""What is forgotten everywhere: on the board as at /metrics."""
+"""What is forgotten, and that it is forgotten everywhere: on the board as at /metrics."""
 
 import pytest
 
 from services.exporter.config import Backend
-from services.exporter.model import BackendState, Health
+from services.exporter.model import BackendState, Call, Health, KeySnapshot, Operation, ProbeResult
 from services.exporter.record import Record
 from shared.contract import CryptoMode
+from shared.kms.provider import KeyDescription
 from tests.exporter.scraped import configured
+from tests.exporter.watched import named
 
 
 @pytest.fixture
@@ -36,3 +38,22 @@ def test_a_replica_that_is_gone_is_forgotten_on_the_board_too(record: Record) ->
     record.backend(read("10.0.0.2", "10.0.0.3"))
     assert record.history.backends.keys() == {("backend", "10.0.0.2"), ("backend", "10.0.0.3")}
     assert shown(record) == {"10.0.0.2", "10.0.0.3"}
+
+
+def test_a_target_that_has_another_key_is_a_new_one_and_one_that_has_the_same_goes_on() -> None:
+    record, ledger = Record(), named("ledger")
+    record.watch(configured(targets=(ledger,)))
+    record.probe(ProbeResult("backend", "ledger", 1.0, (Call(Operation.ENCRYPT, 0.1),), None))
+    key = KeyDescription("7", None, (), 2)
+    record.lifecycle(KeySnapshot("backend", "ledger", 1.0, key, None, (), None, {}))
+
+    def known() -> tuple[list[float], list[float], bool]:
+        samples = [sample for family in record.metrics.collect() for sample in family.samples]
+        primary = [sample.value for sample in samples if sample.name == "kms_key_primary_version"]
+        probes = [sample.value for sample in samples if sample.name == "kms_probes_total"]
+        return primary, probes, record.history.targets["ledger"].last is not None
+
+    record.watch(configured(targets=(ledger, named("other"))))
+    assert known() == ([7], [1, 0], True)
+    record.watch(configured(targets=(ledger.model_copy(update={"key": f"{ledger.key}-2"}),)))
+    assert known() == ([], [0], False)

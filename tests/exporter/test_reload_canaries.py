@@ -5,12 +5,17 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
 
+import pytest
+
 from ops.kms_emulator.emulator import Emulator
 from services.exporter.config import Target
 from services.exporter.model import KeySnapshot
 from services.exporter.record import Record
 from services.exporter.watch import watching
+from shared.kms.provider import KeyProvider
 from shared.kms.registry import connect
+from shared.kms.settings import KeySettings
+from shared.server import StartError
 from tests.exporter.scraped import KEY, configured, target
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
@@ -90,3 +95,16 @@ async def test_the_canaries_of_a_target_that_is_gone_are_gone(emulator: Emulator
     await rotated(emulator, 2)
     await reloaded(record, until, target(emulator, "other-kek"))
     assert versions(await reloaded(record, until, kept_in(emulator, missing))) == []
+
+
+async def test_a_reload_that_fails_forgets_nothing(emulator: Emulator, until: Until, tmp_path: Path) -> None:
+    def refused(_key: KeySettings) -> KeyProvider:
+        raise StartError("this key cannot be connected")
+
+    record, missing = Record(), tmp_path / "missing"
+    await reloaded(record, until, kept_in(emulator, missing))
+    await rotated(emulator, 2)
+    with pytest.raises(StartError):
+        async with watching(configured(targets=(target(emulator, "other"),)), record, refused, Random(1)):  # noqa: S311
+            pass
+    assert versions(await reloaded(record, until, kept_in(emulator, missing))) == ["1"]
