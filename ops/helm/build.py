@@ -10,11 +10,11 @@ from typing import Final
 
 import yaml
 
+from ops.helm import CHART
 from ops.helm.schema import schema
 from ops.helm.table import table
 
 _OPS: Final = Path(__file__).parents[1]
-CHART: Final = _OPS / "helm/keypulse"
 TABLE_FROM: Final = "<!-- values.yaml's comments, by python -m ops.helm.build -->\n\n"
 
 

@@ -30,7 +30,7 @@ labels: {{- include "keypulse.labels" . | nindent 2 }}
 
 {{- define "keypulse.image" -}}
 {{- $image := .root.Values.image -}}
-{{- (index .root.Values .part).image | default (printf "%s-%s:%s" $image.repository .part ($image.tag | default .root.Chart.AppVersion)) -}}
+{{- (index .root.Values .part).image | default (printf "%s/%s:%s" $image.repository .part ($image.tag | default .root.Chart.AppVersion)) -}}
 {{- end }}
 
 {{- define "keypulse.serviceAccountName" -}}
@@ -48,6 +48,11 @@ labels: {{- include "keypulse.labels" . | nindent 2 }}
 {{/* The address of a part's Service, as other namespaces see it. */}}
 {{- define "keypulse.url" -}}
 {{ include "keypulse.scheme" . }}://{{ include "keypulse.partName" . }}.{{ .root.Release.Namespace }}.svc:{{ include "keypulse.port" . }}
+{{- end }}
+
+{{/* "true" where the exporter has something to watch: without, it would refuse to start. */}}
+{{- define "keypulse.watches" -}}
+{{- with .root.Values.exporter.config }}{{ if or .targets .backends }}true{{ end }}{{ end -}}
 {{- end }}
 
 {{/* "true" where the part keeps its data in a PostgreSQL. */}}

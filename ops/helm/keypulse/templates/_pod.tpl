@@ -5,6 +5,11 @@ exporter's may stand beside those of a pod of yours.
 
 {{- define "keypulse.configuration" -}}
 {{- $values := index .root.Values .part -}}
+{{- range list $values.config.database (dig "driver" "database" "" $values.config) -}}
+{{- if regexMatch "^[a-z]+://[^/?]*:[^/?]*@" (. | default "") -}}
+{{- fail (printf "%s.config: a password would stand in a ConfigMap; expected it in the Secret %s.postgres.existingSecret" $.part $.part) -}}
+{{- end -}}
+{{- end -}}
 {{- $listen := dict -}}
 {{- if ne .part "rotator" }}{{ $_ := set $listen "listen" (printf "0.0.0.0:%s" (include "keypulse.port" .)) }}{{ end -}}
 {{- toYaml (merge $listen $values.config) -}}

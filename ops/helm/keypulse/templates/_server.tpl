@@ -32,7 +32,9 @@ readinessProbe:
 
 {{/* A volume that one pod holds has to be let go before the next one starts; else the next is ready first. */}}
 {{- define "keypulse.deployment" -}}
-{{- $replicas := (index .root.Values .part).replicas | default 1 | int -}}
+{{- $values := index .root.Values .part -}}
+{{- $replicas := $values.replicas | default 1 | int -}}
+{{- if eq .part "exporter" }}{{ $replicas = ternary 1 0 (include "keypulse.watches" . | eq "true") }}{{ end -}}
 apiVersion: apps/v1
 kind: Deployment
 metadata: {{- include "keypulse.metadata" . | nindent 2 }}

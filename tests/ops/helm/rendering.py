@@ -1,0 +1,56 @@
+"""What Helm's own engine makes of the chart, as Kubernetes would be given it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import helm_python as helm
+import yaml
+
+from ops.helm import CHART
+
+Object = dict[str, Any]
+
+
+def rendered(values: dict[str, Any] | None = None, chart: Path = CHART, name: str = "keypulse") -> list[Object]:
+    """Every object, NOTES left out. Raises helm.HelmError where the values are refused."""
+    return [
+        found for file, text in texts(values, chart, name).items() if file.endswith(".yaml") for found in _objects(text)
+    ]
+
+
+def texts(values: dict[str, Any] | None = None, chart: Path = CHART, name: str = "keypulse") -> dict[str, str]:
+    """Each template's text by its path."""
+    with helm.Chart.load(chart) as loaded:
+        return loaded.render(values, name=name, namespace="ops")
+
+
+def notes(values: dict[str, Any] | None = None) -> str:
+    """What `helm install` says at its end."""
+    return texts(values)["keypulse/templates/NOTES.txt"]
+
+
+def of_kind(kind: str, objects: list[Object]) -> dict[str, Object]:
+    """The objects of a kind by name."""
+    return {found["metadata"]["name"]: found for found in objects if found["kind"] == kind}
+
+
+def pods(objects: list[Object]) -> Iterator[tuple[str, Object]]:
+    """Each pod, or template of one, with the name of what makes it."""
+    for found in objects:
+        match found["kind"]:
+            case "Pod":
+                yield found["metadata"]["name"], found
+            case "Deployment":
+                yield found["metadata"]["name"], found["spec"]["template"]
+            case "CronJob":
+                yield found["metadata"]["name"], found["spec"]["jobTemplate"]["spec"]["template"]
+
+
+def containers(pod: Object) -> list[Object]:
+    """All of them, those that run first included."""
+    return [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]
+
+
+def _objects(text: str) -> Iterator[Object]:
+    yield from filter(None, yaml.load_all(text, yaml.CSafeLoader))  # as safe, and ten times as fast

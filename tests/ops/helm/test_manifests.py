@@ -1,0 +1,130 @@
+"""What the chart renders, for each deployment of the matrix, is what Kubernetes takes and Pod Security lets run."""
+
+import json
+from functools import cache
+from typing import Any
+
+import kubernetes_validate
+import pytest
+
+from ops.helm import CHART
+from ops.helm.lint import findings
+from tests.ops.helm.matrix import MATRIX
+from tests.ops.helm.rendering import Object, containers, of_kind, pods, rendered
+
+OLDEST = "1.27"  # Chart.yaml's kubeVersion
+every_deployment = pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
+
+
+def test_the_schemas_are_asked_for_the_oldest_version_that_the_chart_allows() -> None:
+    assert f'kubeVersion: ">={OLDEST}.0-0"' in (CHART / "Chart.yaml").read_text(encoding="utf-8")
+
+
+@every_deployment
+def test_helm_finds_nothing_to_warn_of(values: dict[str, Any]) -> None:
+    assert findings(CHART, values) == []
+
+
+@pytest.mark.parametrize("version", [OLDEST, kubernetes_validate.latest_version()])
+def test_kubernetes_knows_every_field_of_every_object(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes_validate.utils, "schema_contents", cache(kubernetes_validate.utils.schema_contents))
+    different = {json.dumps(found, sort_keys=True): found for values in MATRIX.values() for found in rendered(values)}
+    known = [found for found in different.values() if not found["apiVersion"].startswith("monitoring.coreos.com/")]
+    assert len(known) > 50
+
+    for found in known:
+        kubernetes_validate.validate(found, version, strict=True)
+
+
+def test_a_field_that_kubernetes_does_not_know_is_found() -> None:
+    service = of_kind("Service", rendered())["keypulse-relay"]
+    service["spec"]["selectr"] = service["spec"].pop("selector")
+
+    with pytest.raises(kubernetes_validate.ValidationError, match="selectr"):
+        kubernetes_validate.validate(service, OLDEST, strict=True)
+
+
+@every_deployment
+def test_each_pod_meets_restricted_pod_security(values: dict[str, Any]) -> None:
+    for name, pod in pods(rendered(values)):
+        spec = pod["spec"]
+        assert spec["securityContext"]["runAsNonRoot"] is True, name
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert spec["securityContext"].get("runAsUser") != 0
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
+        assert all(set(volume) - {"name"} <= _VOLUMES for volume in spec.get("volumes", []))
+        for container in containers(pod):
+            assert container["securityContext"] == _RESTRICTED
+            assert not any("hostPort" in port for port in container.get("ports", []))
+
+
+_VOLUMES = {"configMap", "secret", "emptyDir", "persistentVolumeClaim"}
+_RESTRICTED = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "runAsNonRoot": True,
+    "capabilities": {"drop": ["ALL"]},
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+
+
+@every_deployment
+def test_no_pod_gets_a_token_of_kubernetes(values: dict[str, Any]) -> None:
+    objects = rendered(values)
+
+    assert all(pod["spec"]["automountServiceAccountToken"] is False for _, pod in pods(objects))
+    assert all(
+        account["automountServiceAccountToken"] is False for account in of_kind("ServiceAccount", objects).values()
+    )
+
+
+@every_deployment
+def test_what_a_pod_mounts_and_runs_as_exists_in_the_chart_or_is_named_in_its_values(values: dict[str, Any]) -> None:
+    objects = rendered(values)
+    claims, maps = of_kind("PersistentVolumeClaim", objects), of_kind("ConfigMap", objects)
+    accounts = of_kind("ServiceAccount", objects)
+
+    for name, pod in pods(objects):
+        volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+        for container in containers(pod):
+            assert {mount["name"] for mount in container["volumeMounts"]} <= set(volumes), name
+        for volume in volumes.values():
+            assert volume.get("configMap", {}).get("name") in {None, *maps}
+            assert volume.get("persistentVolumeClaim", {}).get("claimName") in {None, "mine", *claims}
+        assert pod["spec"].get("serviceAccountName") in {None, "mine", *accounts}
+
+
+@every_deployment
+def test_no_object_stands_twice(values: dict[str, Any]) -> None:
+    found = [(each["kind"], each["metadata"]["name"]) for each in rendered(values)]
+
+    assert len(found) == len(set(found))
+
+
+@every_deployment
+def test_every_server_says_when_it_is_alive_and_when_it_is_ready(values: dict[str, Any]) -> None:
+    for _, pod in pods(rendered(values)):
+        for container in pod["spec"]["containers"]:
+            if "ports" not in container:
+                continue
+            assert container["livenessProbe"]["httpGet"]["path"] == "/-/healthy"
+            assert container["startupProbe"]["httpGet"]["path"] == "/-/healthy"
+            assert container["readinessProbe"]["httpGet"]["path"] == "/-/ready"
+            tls = any(argument.startswith("--web.config.file") for argument in container["args"])
+            assert container["livenessProbe"]["httpGet"]["scheme"] == ("HTTPS" if tls else "HTTP")
+
+
+def test_each_part_has_bounds_of_memory_but_none_of_cpu() -> None:
+    for _, pod in pods(rendered(MATRIX["everything on"])):
+        for container in containers(pod):
+            assert container["resources"]["requests"].keys() == {"cpu", "memory"}
+            assert container["resources"]["limits"].keys() == {"memory"}
+
+
+def test_every_object_bears_the_chart_s_labels_and_its_namespace() -> None:
+    def labels(found: Object) -> set[str]:
+        return set(found["metadata"]["labels"])
+
+    for found in rendered(MATRIX["everything on"]):
+        assert found["metadata"]["namespace"] == "ops"
+        assert {"app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/component"} <= labels(found)

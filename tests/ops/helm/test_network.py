@@ -1,0 +1,119 @@
+"""Who may reach a pod of the chart, and what it may reach."""
+
+from typing import Any
+
+import pytest
+
+from tests.ops.helm.matrix import DRIVER, KEY, MATRIX
+from tests.ops.helm.rendering import Object, of_kind, pods, rendered
+
+
+def _policy(part: str, values: dict[str, Any]) -> Object:
+    return dict(of_kind("NetworkPolicy", rendered(values))[f"keypulse-{part}"]["spec"])
+
+
+def _reached(policy: Object) -> set[int]:
+    """The ports of the rule that names no peers: what the configuration needs."""
+    return {port["port"] for rule in policy["egress"] if "to" not in rule for port in rule["ports"]}
+
+
+@pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
+def test_every_pod_that_stays_is_under_a_policy_of_both_directions_and_nobody_else_is(values: dict[str, Any]) -> None:
+    objects = rendered(values)
+    policies = of_kind("NetworkPolicy", objects)
+    stay = {name: pod for name, pod in pods(objects) if name != "keypulse-smoke"}
+
+    assert set(policies) == (set() if values.get("networkPolicy", {}).get("enabled") is False else set(stay))
+    for name, policy in policies.items():
+        assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+        chosen = policy["spec"]["podSelector"]["matchLabels"]
+        assert [other for other, pod in stay.items() if chosen.items() <= pod["metadata"]["labels"].items()] == [name]
+
+
+@pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
+def test_no_rule_lets_everybody_in(values: dict[str, Any]) -> None:
+    """An empty `from` would."""
+    for policy in of_kind("NetworkPolicy", rendered(values)).values():
+        for rule in policy["spec"]["ingress"]:
+            assert rule["from"]
+            assert rule["ports"]
+
+
+def test_prometheus_scrapes_alertmanager_sends_and_nobody_calls_the_rotator() -> None:
+    prometheus = [{"podSelector": {"matchLabels": {"app": "prometheus"}}}]
+    alertmanager = [{"podSelector": {"matchLabels": {"app": "alertmanager"}}}]
+    values = MATRIX["everything on"] | {"networkPolicy": {"prometheus": prometheus, "alertmanager": alertmanager}}
+
+    def callers(part: str) -> list[Object]:
+        return [peer for rule in _policy(part, values)["ingress"] for peer in rule["from"]]
+
+    def of(part: str) -> Object:
+        labels = {"app.kubernetes.io/name": "keypulse", "app.kubernetes.io/instance": "keypulse"}
+        return {"podSelector": {"matchLabels": labels | {"app.kubernetes.io/component": part}}}
+
+    assert callers("exporter") == [*prometheus, of("smoke")]
+    assert callers("relay") == [*prometheus, *alertmanager, of("smoke")]
+    assert callers("backend") == [of("exporter"), of("rotator"), of("smoke")]
+    assert callers("rotator") == []
+
+
+def test_the_exporter_reaches_kms_and_the_backends_that_are_not_beside_it() -> None:
+    def exporter(**config: Any) -> set[int]:
+        return _reached(_policy("exporter", {"exporter": {"config": config}}))
+
+    target = {"name": "a", "key": KEY}
+    assert exporter() == set()
+    assert exporter(targets=[target]) == {443}
+    assert exporter(targets=[target | {"endpoint": "kms.example.org:8443"}]) == {8443}
+    assert exporter(backends=[{"health_url": "http://127.0.0.1:8000/healthz"}]) == set()
+    assert exporter(backends=[{"health_url": "http://localhost:8000/healthz"}]) == set()
+    backend = {"health_url": "http://ledger/healthz", "metrics_url": "https://ledger:9000/metrics"}
+    assert exporter(backends=[backend]) == {80, 9000}
+
+
+def test_the_relay_reaches_its_channels_its_database_and_alertmanager() -> None:
+    def relay(**config: Any) -> set[int]:
+        return _reached(_policy("relay", {"relay": {"config": config}}))
+
+    def channel(**settings: Any) -> set[int]:
+        return relay(channels={"a": settings})
+
+    mail = {"kind": "email", "host": "smtp.example.org", "from": "a@example.org", "to": ["b@example.org"]}
+    assert relay() == set(), "its log needs no way"
+    assert channel(kind="slack", channel="#a", token_file="/t") == {443}
+    assert channel(kind="pagerduty", routing_key_file="/k") == {443}
+    assert channel(kind="webhook", url="https://hook.example.org:8443/x") == {8443}
+    assert channel(kind="webhook", url_file="/u") == {443}
+    assert channel(**mail) == {587}
+    assert channel(**mail, tls="implicit") == {465}
+    assert channel(**mail, port=2525) == {2525}
+    assert relay(database="postgresql://relay@postgres/relay") == {5432}
+    assert relay(database="postgresql://relay@postgres:6432/relay") == {6432}
+    assert relay(alertmanager={"urls": ["http://alertmanager.monitoring.svc:9093"]}) == {9093}
+    watchdog = {"matchers": ['alertname="Watchdog"'], "expect_every": "5m", "channels": ["log"]}
+    assert relay(watchdogs=[watchdog | {"ping_url_file": "/p"}]) == {443}
+
+
+def test_the_rotator_reaches_kms_and_its_driver_s_side() -> None:
+    def rotator(driver: Object) -> set[int]:
+        return _reached(_policy("rotator", {"rotator": {"config": {"driver": driver, "kms": {"key": KEY}}}}))
+
+    assert rotator(DRIVER | {"url": "https://ledger:8443"}) == {443, 8443}
+    assert rotator({"kind": "sql", "database": "postgresql://rotator@postgres/ledger"}) == {443, 5432}
+
+
+def test_only_what_asks_kms_reaches_google_s_metadata_server() -> None:
+    policies = of_kind("NetworkPolicy", rendered(MATRIX["everything on"]))
+
+    reach = {name for name, policy in policies.items() if "169.254.169.254/32" in str(policy["spec"]["egress"])}
+    assert reach == {"keypulse-exporter", "keypulse-rotator", "keypulse-backend"}
+
+
+def test_further_rules_stand_beside_the_others() -> None:
+    rule = {"from": [{"namespaceSelector": {"matchLabels": {"a": "b"}}}], "ports": [{"port": "relay"}]}
+    way = {"ports": [{"port": 8000}]}
+    values = {"networkPolicy": {"ingress": {"relay": [rule]}, "egress": {"exporter": [way], "relay": [way]}}}
+
+    assert _policy("relay", values)["ingress"][-1] == rule
+    assert len(_policy("relay", values)["ingress"]) == 2
+    assert _policy("exporter", values)["egress"][-1] == way

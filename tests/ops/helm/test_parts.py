@@ -1,0 +1,145 @@
+"""Each part in the shapes that it may have."""
+
+from typing import Any
+
+from tests.ops.helm.matrix import DRIVER, KEY, MATRIX
+from tests.ops.helm.rendering import containers, of_kind, pods, rendered
+
+
+def test_what_comes_by_itself_is_the_exporter_the_relay_and_a_rotator_that_is_suspended() -> None:
+    objects = rendered()
+
+    assert set(of_kind("Deployment", objects)) == {"keypulse-exporter", "keypulse-relay"}
+    assert of_kind("CronJob", objects)["keypulse-rotator"]["spec"]["suspend"] is True
+
+
+def test_an_exporter_that_has_nothing_to_watch_waits_for_it() -> None:
+    """It would refuse to start."""
+    target, backend = {"name": "a", "key": KEY}, {"health_url": "http://ledger/healthz"}
+
+    def replicas(config: dict[str, Any]) -> int:
+        values = {"exporter": {"config": {"service": "ledger"} | config}}
+        return int(of_kind("Deployment", rendered(values))["keypulse-exporter"]["spec"]["replicas"])
+
+    assert replicas({}) == 0
+    assert replicas({"targets": [target]}) == 1
+    assert replicas({"backends": [backend]}) == 1
+
+
+def test_one_relay_keeps_its_outbox_on_a_volume_and_lets_go_of_it_before_the_next_one_starts() -> None:
+    objects = rendered()
+    relay = of_kind("Deployment", objects)["keypulse-relay"]["spec"]
+
+    assert relay["replicas"] == 1
+    assert relay["strategy"] == {"type": "Recreate"}
+    claim = {"name": "keypulse-data", "persistentVolumeClaim": {"claimName": "keypulse-relay"}}
+    assert claim in relay["template"]["spec"]["volumes"]
+    assert of_kind("PodDisruptionBudget", objects) == {}
+    assert "topologySpreadConstraints" not in relay["template"]["spec"]
+
+
+def test_relays_on_postgresql_have_no_volume_are_spread_and_one_of_them_is_always_there() -> None:
+    objects = rendered(MATRIX["the README's replicas"])
+    relay = of_kind("Deployment", objects)["keypulse-relay"]["spec"]
+    pod = relay["template"]["spec"]
+
+    assert relay["replicas"] == 2
+    assert relay["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    assert {"name": "keypulse-data", "emptyDir": {}} in pod["volumes"]
+    assert "keypulse-relay" not in of_kind("PersistentVolumeClaim", objects)
+    budget = of_kind("PodDisruptionBudget", objects)["keypulse-relay"]["spec"]
+    assert budget["maxUnavailable"] == 1
+    spread = {each["topologyKey"]: each["labelSelector"] for each in pod["topologySpreadConstraints"]}
+    assert set(spread) == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
+    assert all(selector == budget["selector"] == relay["selector"] for selector in spread.values())
+    password = {"secretKeyRef": {"name": "keypulse-postgres", "key": "password"}}
+    assert pod["containers"][0]["env"] == [{"name": "PGPASSWORD", "valueFrom": password}]
+
+
+def test_what_cannot_be_made_again_outlives_an_uninstall() -> None:
+    claims = of_kind("PersistentVolumeClaim", rendered(MATRIX["everything on"]))
+
+    assert set(claims) == {"keypulse-exporter", "keypulse-relay", "keypulse-rotator", "keypulse-backend"}
+    for claim in claims.values():
+        assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+
+
+def test_a_claim_of_one_s_own_takes_the_place_of_the_chart_s() -> None:
+    objects = rendered(MATRIX["claims of one's own"])
+
+    assert of_kind("PersistentVolumeClaim", objects) == {}
+    for _, pod in pods(objects):
+        assert {"name": "keypulse-data", "persistentVolumeClaim": {"claimName": "mine"}} in pod["spec"]["volumes"]
+
+
+def test_the_rotator_resumes_first_and_then_rotates_one_type_after_the_other() -> None:
+    job = of_kind("CronJob", rendered(MATRIX["everything on"]))["keypulse-rotator"]["spec"]
+    pod = job["jobTemplate"]["spec"]["template"]
+
+    assert job["suspend"] is False
+    assert job["concurrencyPolicy"] == "Forbid"
+    assert [container["command"] + container["args"][:-1] for container in containers(pod)] == [
+        ["keypulse-rotator", "resume"],
+        ["keypulse-rotator", "run", "--type=new-dek"],
+        ["keypulse-rotator", "run", "--type=rewrap-kek"],
+    ]
+
+
+def test_one_type_alone_has_no_other_before_it() -> None:
+    values = {"rotator": {"types": ["new-dek"], "config": {"driver": DRIVER, "kms": {"key": KEY}}}}
+    _, pod = next(each for each in pods(rendered(values)) if each[0] == "keypulse-rotator")
+
+    assert [container["args"][0] for container in containers(pod)] == ["resume", "run"]
+
+
+def test_workload_identity_is_said_on_the_service_account() -> None:
+    accounts = of_kind("ServiceAccount", rendered(MATRIX["the README's first"]))
+
+    assert accounts["keypulse-exporter"]["metadata"]["annotations"] == {
+        "iam.gke.io/gcp-service-account": "keypulse-exporter@acme-prod.iam.gserviceaccount.com"
+    }
+
+
+def test_an_image_is_named_by_part_and_version_or_as_a_whole() -> None:
+    images = {name: pod["spec"]["containers"][0]["image"] for name, pod in pods(rendered(MATRIX["names of one's own"]))}
+
+    assert images["kp-exporter"] == "registry.example.org/kp/exporter:2"
+    assert images["kp-relay"].startswith("registry.example.org/relay@sha256:")
+    _, relay = next(each for each in pods(rendered()) if each[0] == "keypulse-relay")
+    assert relay["spec"]["containers"][0]["image"] == "ghcr.io/acme/keypulse/relay:0.1.0"
+
+
+def test_the_names_begin_with_the_release_s() -> None:
+    def deployments(release: str, **values: Any) -> set[str]:
+        return set(of_kind("Deployment", rendered(values, name=release)))
+
+    assert deployments("prod") == {"prod-keypulse-exporter", "prod-keypulse-relay"}
+    assert deployments("prod-keypulse-eu") == {"prod-keypulse-eu-exporter", "prod-keypulse-eu-relay"}
+    assert max(map(len, deployments("r" * 53))) <= 63
+
+
+def test_helm_s_test_is_the_smoke_test_with_what_it_needs() -> None:
+    smoke = of_kind("Pod", rendered(MATRIX["everything on"]))["keypulse-smoke"]
+    container = smoke["spec"]["containers"][0]
+
+    assert smoke["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    assert container["command"] == ["keypulse-smoke"]
+    assert container["args"] == [
+        "--verbose",
+        "--base-url=http://keypulse-backend.ops.svc:8000",
+        "--token-file=/run/secrets/service/token",
+        "--relay=http://keypulse-relay.ops.svc:9912",
+        "--relay-token-file=/run/secrets/relay/relay_admin",
+        "--prometheus=http://prometheus.monitoring.svc:9090",
+        "--alertmanager=http://alertmanager.monitoring.svc:9093",
+        "--test-alert=warning",
+    ]
+    secrets = {volume["name"]: volume["secret"] for volume in smoke["spec"]["volumes"]}
+    assert secrets["service"]["items"] == [{"key": "records_token", "path": "token"}]
+    assert secrets["relay"]["items"] == [{"key": "relay_admin", "path": "relay_admin"}], "not what its channels send"
+    assert of_kind("Pod", rendered()) == {}, "there is no service to look at"
+    own = rendered({"smokeTest": {"baseUrl": "https://ledger.example.org"}})
+    assert (
+        "--base-url=https://ledger.example.org"
+        in of_kind("Pod", own)["keypulse-smoke"]["spec"]["containers"][0]["args"]
+    )

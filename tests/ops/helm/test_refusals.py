@@ -1,0 +1,124 @@
+"""Values that are wrong are refused before anything is installed, and the sentence says where and why."""
+
+from typing import Any
+
+import helm_python as helm
+import pytest
+
+from tests.ops.helm.matrix import KEY
+from tests.ops.helm.rendering import rendered
+
+SLACK = {"kind": "slack", "channel": "#ops", "token_file": "/run/secrets/keypulse/slack_token"}
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a part that is none": ({"exportr": {}}, "at '': additional properties 'exportr' not allowed"),
+    "a typo in a part": ({"relay": {"replica": 2}}, "at '/relay': additional properties 'replica' not allowed"),
+    "a typo in a volume": (
+        {"relay": {"persistence": {"sise": "1Gi"}}},
+        "at '/relay/persistence': additional properties 'sise' not allowed",
+    ),
+    "a typo in resources": (
+        {"relay": {"resources": {"limit": {}}}},
+        "at '/relay/resources': additional properties 'limit' not allowed",
+    ),
+    "a typo in the exporter's configuration": (
+        {"exporter": {"config": {"targts": []}}},
+        "at '/exporter/config': additional properties 'targts' not allowed",
+    ),
+    "a typo in a target": (
+        {"exporter": {"config": {"targets": [{"name": "a", "key": KEY, "canarydir": "/x"}]}}},
+        "at '/exporter/config/targets/0': additional properties 'canarydir' not allowed",
+    ),
+    "a target without its key": (
+        {"exporter": {"config": {"targets": [{"name": "a"}]}}},
+        "at '/exporter/config/targets/0': missing property 'key'",
+    ),
+    "a channel of no kind that is known": (
+        {"relay": {"config": {"channels": {"a": SLACK | {"kind": "slak"}}}}},
+        "at '/relay/config/channels/a/kind': value must be one of 'email', 'log', 'pagerduty', 'slack', 'webhook'",
+    ),
+    "a typo in a channel": (
+        {"relay": {"config": {"channels": {"a": SLACK | {"mentoin": "here"}}}}},
+        "at '/relay/config/channels/a': additional properties 'mentoin' not allowed",
+    ),
+    "a driver with another's key": (
+        {"rotator": {"config": {"driver": {"kind": "command", "argv": ["ssh"], "url": "https://x"}}}},
+        "at '/rotator/config/driver': additional properties 'url' not allowed",
+    ),
+    "an address to listen on": (
+        {"relay": {"config": {"listen": "0.0.0.0:80"}}},
+        "at '/relay/config': additional properties 'listen' not allowed",
+    ),
+    "a number that has to be text": ({"image": {"tag": 1.0}}, "at '/image/tag': got number, want string"),
+    "text that has to be a truth": (
+        {"rotator": {"suspend": "false"}},
+        "at '/rotator/suspend': got string, want boolean",
+    ),
+    "no Secret": ({"relay": {"existingSecret": ""}}, "at '/relay/existingSecret': minLength: got 0, want 1"),
+    "root": (
+        {"podSecurityContext": {"runAsUser": 0}},
+        "at '/podSecurityContext/runAsUser': minimum: got 0, want 1",
+    ),
+    "an unknown mode": (
+        {"exporter": {"mode": "daemonset"}},
+        "at '/exporter/mode': value must be one of 'deployment', 'sidecar', 'off'",
+    ),
+    "no environment": ({"env": ""}, "at '/env': minLength: got 0, want 1"),
+    "nothing to rotate": ({"rotator": {"types": []}}, "at '/rotator/types': minItems: got 0, want 1"),
+    "a rule of a part that is none": (
+        {"networkPolicy": {"ingress": {"prometheus": []}}},
+        "at '/networkPolicy/ingress': additional properties 'prometheus' not allowed",
+    ),
+    "relays that share no database": (
+        {"relay": {"replicas": 2}},
+        "more than 1 replica needs a database that they share; expected relay.config.database to be postgresql://",
+    ),
+    "a rotation without a driver": (
+        {"rotator": {"suspend": False, "config": {"kms": {"key": KEY}}}},
+        "rotator.config.driver: required once rotator.suspend is false",
+    ),
+    "a rotation without a key": (
+        {"rotator": {"suspend": False, "config": {"driver": {"kind": "command", "argv": ["ssh"]}}}},
+        "rotator.config.kms: required once rotator.suspend is false",
+    ),
+    "a sidecar of nobody": (
+        {"exporter": {"mode": "sidecar"}},
+        "exporter.sidecarSelector: with exporter.mode `sidecar`, expected the labels of the pods",
+    ),
+    "a sidecar that watches nothing": (
+        {"exporter": {"mode": "sidecar", "sidecarSelector": {"app": "ledger"}}},
+        "exporter.config: nothing to watch; expected targets or backends",
+    ),
+    "a password in the relay's database": (
+        {"relay": {"config": {"database": "postgresql://relay:hunter2@postgres/relay"}}},
+        "relay.config: a password would stand in a ConfigMap; expected it in the Secret relay.postgres.existingSecret",
+    ),
+    "a password in the rotator's database": (
+        {"rotator": {"config": {"driver": {"kind": "sql", "database": "postgresql://a:b@postgres/ledger"}}}},
+        "rotator.config: a password would stand in a ConfigMap; expected it in the Secret rotator.postgres",
+    ),
+    "a backend without a key": (
+        {"backend": {"enabled": True}},
+        "backend.config.kms.key: expected the key's full name, projects/…/cryptoKeys/…",
+    ),
+    "a test alert that goes nowhere": (
+        {"smokeTest": {"testAlert": "warning"}},
+        "smokeTest.testAlert: expected smokeTest.alertmanagerUrl, which it is posted to, and relay.enabled",
+    ),
+    "a typo in the snippet": (
+        {"alertmanager": {"secretPath": "/x"}},
+        "at '/alertmanager': additional properties 'secretPath' not allowed",
+    ),
+}
+
+
+@pytest.mark.parametrize(("values", "said"), REFUSED.values(), ids=REFUSED)
+def test_it_is_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(helm.HelmError) as refusal:
+        rendered(values)
+
+    assert said in str(refusal.value)
+    assert "hunter2" not in str(refusal.value)
+
+
+def test_values_of_a_chart_around_it_are_no_typo() -> None:
+    rendered({"global": {"imageRegistry": "registry.example.org"}})
