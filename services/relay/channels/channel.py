@@ -150,6 +150,8 @@ class ChannelSettings(Section):
     """What the provider takes, where it says so."""
     rate: Rate | None = None
     """Messages in a time, such as 1/s or 120/m, instead of the provider's."""
+    allow_remote_insecure: bool = False
+    """Lets plaintext leave this machine: to a stand-in among containers."""
 
     @abstractmethod
     def connect(self, timeout: float) -> Channel:

@@ -8,14 +8,14 @@ from typing import Annotated, Final
 from urllib.parse import urlsplit
 
 import aiohttp
-from pydantic import AfterValidator
+from pydantic import AfterValidator, ValidationInfo
 
 from services.relay.channels.channel import Reason, Scope, SendError
 from shared.settings import Address
 
 
-def fit_for_a_secret(url: str) -> str:
-    """The URL, where what is sent there stays secret on its way. Raises ValueError with what was expected."""
+def fit_for_a_secret(url: str, *, allow_remote_insecure: bool = False) -> str:
+    """The URL, where what is sent there stays secret on its way, or need not. Raises ValueError: what is expected."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -23,7 +23,7 @@ def fit_for_a_secret(url: str) -> str:
         host = None
     if not host or parts.scheme not in {"http", "https"} or parts.username or not url.isprintable() or " " in url:
         raise ValueError("expected a URL such as https://HOST/PATH, without a user or a password")
-    if parts.scheme == "http" and not Address(host, 0).is_loopback:
+    if parts.scheme == "http" and not Address(host, 0).is_loopback and not allow_remote_insecure:
         raise ValueError("expected https://, because http:// would send the secret in plaintext beyond this machine")
     return url
 
@@ -40,8 +40,14 @@ _PASSING: Final = {
     429: Reason.RATE_LIMITED,
 }
 """Of the statuses that say it was our fault, those that another attempt may not meet."""
-ProviderUrl = Annotated[str, AfterValidator(fit_for_a_secret)]
-"""Where a provider is reached: https, or http on this machine."""
+
+
+def _of_a_channel(url: str, info: ValidationInfo) -> str:
+    return fit_for_a_secret(url, allow_remote_insecure=info.data.get("allow_remote_insecure", False))
+
+
+ProviderUrl = Annotated[str, AfterValidator(_of_a_channel)]
+"""Where a channel's provider is reached: https, or http on this machine, or anywhere with `allow_remote_insecure`."""
 
 
 class Session:

@@ -74,6 +74,7 @@ class WebhookChannel:
     def __init__(self, settings: WebhookSettings, timeout: float, clock: Callable[[], float] = time.time) -> None:
         self._url = settings.url
         self._url_file = SecretFile(settings.url_file) if settings.url_file else None
+        self._allow_remote_insecure = settings.allow_remote_insecure
         self._timeout = timeout
         self._clock = clock
         self._token = SecretFile(settings.token_file) if settings.token_file else None
@@ -117,7 +118,7 @@ class WebhookChannel:
         if self._url_file is None:
             return self._url or ""
         try:
-            return fit_for_a_secret(secret(self._url_file))
+            return fit_for_a_secret(secret(self._url_file), allow_remote_insecure=self._allow_remote_insecure)
         except ValueError as error:
             raise SendError(Reason.MISCONFIGURED, Scope.CHANNEL, f"{self._url_file.path}: {error}") from None
 

@@ -177,6 +177,17 @@ def test_an_address_that_would_give_the_secret_away_is_refused(
         settings({**values, key: url})
 
 
+@EVERY_REMOTE_KIND
+@pytest.mark.parametrize("allowed", [False, True])
+def test_plaintext_leaves_this_machine_only_where_that_is_allowed(kind: str, allowed: bool, secret_file: Path) -> None:
+    values = {**example(kind, secret_file, Address("stand-ins", 1)), "allow_remote_insecure": allowed}
+    if allowed:
+        settings(values)
+    else:
+        with pytest.raises(ValueError, match="plaintext"):
+            settings(values)
+
+
 def test_an_unknown_kind_names_those_that_exist() -> None:
     with pytest.raises(ValueError, match="'slack', 'email', 'pagerduty', 'webhook', 'log'"):
         settings({"kind": "pigeon"})

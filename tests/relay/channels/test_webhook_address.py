@@ -38,6 +38,18 @@ async def test_an_address_in_a_file_is_read_again_when_it_changes(url_file: Path
     assert asked == [TARGET, "/another"]
 
 
+@pytest.mark.parametrize(("allowed", "reason"), [(False, Reason.MISCONFIGURED), (True, Reason.CONNECTION)])
+async def test_plaintext_to_an_address_in_a_file_leaves_this_machine_only_where_that_is_allowed(
+    allowed: bool, reason: Reason, url_file: Path
+) -> None:
+    rotate(url_file, "http://absent.invalid/")
+    channel = settings({"kind": "webhook", "url_file": url_file, "allow_remote_insecure": allowed}).connect(5)
+    with pytest.raises(SendError) as failed:
+        await send(channel, message())
+    await channel.close()
+    assert failed.value.reason is reason
+
+
 @pytest.mark.parametrize("given", ["url", "url_file"])
 @pytest.mark.parametrize(
     "said", ["http://{host}{target}", "nothing at {target}", "no team T0123456789", "B-geheim-geheim is gone"]

@@ -66,7 +66,6 @@ class EmailSettings(ChannelSettings):
     """587 with `starttls`, 465 with `implicit`, 25 with `none`."""
     tls: Literal["starttls", "implicit", "none"] = "starttls"
     """`none` is for a server on this machine only, unless `allow_remote_insecure`."""
-    allow_remote_insecure: bool = False
     username: str | None = None
     password_file: FilePath | None = None
     sender: Mailbox = Field(alias="from")

@@ -219,12 +219,3 @@ async def test_a_lost_answer_is_tried_again_with_the_same_message_id(secret_file
 def test_a_wrong_setting_is_named(changes: dict[str, Any], expected: str, secret_file: Path) -> None:
     with pytest.raises(ValueError, match=expected):
         settings({**example("email", secret_file, Address("127.0.0.1", 25)), **changes})
-
-
-def test_a_mail_server_among_containers_is_reached_in_plaintext_where_that_is_allowed(secret_file: Path) -> None:
-    given = {
-        **example("email", secret_file, Address("127.0.0.1", 25)),
-        "host": "mailpit",
-        "allow_remote_insecure": True,
-    }
-    settings({**given, "allow_remote_insecure": True})

@@ -1,0 +1,62 @@
+"""`python -m ops.compose.secrets`: makes the secrets of compose.yaml where there are none; what is there stays.
+
+A file belongs to who makes it, and its group may read it, since Alertmanager runs under another number than we do.
+`pgpass` is for its owner alone: libpq reads no other.
+"""
+
+import secrets
+import sys
+from pathlib import Path
+
+import click
+
+LAST = "relay_token"
+"""Written when all others are there: where it is, the folder is whole, or somebody's own."""
+_READABLE = 0o440
+_OWN = 0o400
+
+
+def contents() -> dict[str, str]:
+    """The name of each file, and what it holds; all of it random."""
+    password = secrets.token_urlsafe(32)
+    return {
+        "admin_token": secrets.token_urlsafe(32),
+        "slack_token": f"xoxb-{secrets.token_hex(16)}",
+        "pagerduty_key": secrets.token_hex(16),
+        "postgres_password": password,
+        "pgpass": f"postgres:5432:keypulse:keypulse:{password}",
+        LAST: secrets.token_urlsafe(32),
+    }
+
+
+def make(folder: Path) -> str:
+    """Makes them where they are missing, and says what it did. Raises OSError."""
+    if (folder / LAST).exists():
+        return f"{folder} has its secrets already"
+    for name, content in contents().items():
+        file = folder / name
+        file.unlink(missing_ok=True)  # of a start that was cut off
+        file.touch(mode=0o600)
+        file.write_text(content + "\n", encoding="utf-8")
+        file.chmod(_OWN if name == "pgpass" else _READABLE)
+    return f"made the secrets in {folder}"
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path), default="/run/secrets")
+@click.option("--show", metavar="NAME", help="Print one of them instead, such as admin_token.")
+def main(folder: Path, show: str | None) -> None:
+    """Make the secrets of compose.yaml, where there are none."""
+    try:
+        click.echo((folder / show).read_text(encoding="utf-8").strip() if show else make(folder))
+    except OSError as error:
+        click.echo(f"{error.filename or folder}: {error.strerror}; it must belong to user {_user()}", err=True)
+        sys.exit(1)
+
+
+def _user() -> int:
+    return Path("/proc/self").stat().st_uid
+
+
+if __name__ == "__main__":
+    main()

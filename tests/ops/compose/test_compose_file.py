@@ -1,0 +1,97 @@
+"""compose.yaml as it is written: what each profile brings up, and that nothing of it can do more than it must."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ops.compose.build import built
+
+ROOT = Path(__file__).parents[3]
+TEXT = (ROOT / "compose.yaml").read_text(encoding="utf-8")
+FILE: dict[str, Any] = yaml.safe_load(TEXT)
+SERVICES: dict[str, dict[str, Any]] = FILE["services"]
+DEMO = {"alertmanager", "backend", "emulator", "exporter", "grafana", "mailpit", "prometheus", "secrets", "stand-ins"}
+
+
+def running(profile: str) -> set[str]:
+    return {name for name, service in SERVICES.items() if profile in service.get("profiles", [profile])}
+
+
+@pytest.mark.parametrize(
+    ("profile", "expected"),
+    [
+        ("demo", DEMO | {"relay"}),
+        ("postgres", DEMO | {"postgres", "relay-1", "relay-2"}),
+        ("gcp", DEMO - {"emulator", "backend", "exporter"} | {"backend-gcp", "exporter-gcp", "relay"}),
+        ("minimal", {"exporter-gcp", "relay", "secrets"}),
+    ],
+)
+def test_each_profile_is_whole(profile: str, expected: set[str]) -> None:
+    services = running(profile)
+    assert services == expected
+    missing = {name: set(SERVICES[name].get("depends_on", {})) - services for name in services}
+    assert {name: names for name, names in missing.items() if names} == {}
+
+
+def test_without_another_word_it_is_the_demo() -> None:
+    chosen = re.findall("^COMPOSE_PROFILES=(.*)$", (ROOT / ".env").read_text(), re.MULTILINE)
+    assert chosen
+    assert set(chosen[0].split(",")) <= {"demo", "postgres", "gcp", "minimal"}, "demo, unless somebody chose another"
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_no_service_can_do_more_than_it_must(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert {"mem_limit", "cpus", "pids_limit"} <= service.keys()
+    assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+    assert not service.get("cap_add") or name == "postgres"
+    assert "privileged" not in service
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_each_service_says_whether_it_is_healthy_and_waits_for_what_it_needs(name: str) -> None:
+    assert SERVICES[name]["healthcheck"].get("test") or name == "secrets"
+    for needed, wait in SERVICES[name].get("depends_on", {}).items():
+        expected = "service_completed_successfully" if needed == "secrets" else "service_healthy"
+        assert wait["condition"] == expected
+
+
+def test_each_image_can_be_another() -> None:
+    assert {name for name, service in SERVICES.items() if not service["image"].startswith("${")} == set()
+
+
+def test_no_secret_stands_in_the_file() -> None:
+    given = [(key, value) for service in SERVICES.values() for key, value in service.get("environment", {}).items()]
+    secret = [(key, value) for key, value in given if re.search("PASSWORD|TOKEN|CREDENTIALS", key)]
+    assert secret
+    assert [key for key, value in secret if not value.startswith("/run/")] == []
+
+
+def test_every_variable_is_explained_with_its_default() -> None:
+    defaults = dict(re.findall(r"\$\{([A-Z0-9_]+):-([^}]*)\}", TEXT))
+    explained = dict(re.findall(r"^([A-Z0-9_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    assert explained == {**defaults, "COMPOSE_PROFILES": "demo"}
+
+
+def test_each_variable_has_one_default() -> None:
+    found: dict[str, set[str]] = {}
+    for name, default in re.findall(r"\$\{([A-Z0-9_]+):-([^}]*)\}", TEXT):
+        found.setdefault(name, set()).add(default)
+    assert {name: defaults for name, defaults in found.items() if len(defaults) > 1} == {}
+    assert re.findall(r"\$\{[A-Z0-9_]+\}", TEXT) == []
+
+
+@pytest.mark.parametrize("file", built(), ids=lambda file: file.name)
+def test_the_files_of_the_containers_are_those_of_production(file: Path) -> None:
+    assert file.read_text(encoding="utf-8") == built()[file], "run: python -m ops.compose.build"
+
+
+def test_no_container_looks_for_another_at_its_own_loopback() -> None:
+    for file in built():
+        assert "127.0.0.1" not in file.read_text(encoding="utf-8")
