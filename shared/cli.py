@@ -119,14 +119,19 @@ def run_server(
     launch = _or_exit(lambda: prepared(model, config, web_config))
     ignored = [(config, key) for key in ignored_keys(launch.settings)]
     ignored += [(web_config, key) for key in ignored_keys(launch.web.current().config)] if launch.web else []
+    doubts = list(launch.settings.doubts())
     if options["check"]:
         for file, key in ignored:
             click.echo(f"{file}: {key}: has no effect in version {VERSION}", err=True)
+        for key, doubt in doubts:
+            click.echo(f"{config or 'environment'}: {key}: {doubt}", err=True)
         click.echo("the configuration is valid")
         return
     logs.configure(model.service_name, options["log_level"], options["log_format"])
     for _, key in ignored:
         log.warning("this key has no effect in this version", key=key, version=VERSION)
+    for key, doubt in doubts:
+        log.warning("this key will not do as it is", key=key, doubt=doubt)
     _as_many_files_as_allowed()
     run_or_exit(stoppable(serve(launch)), loop)
 

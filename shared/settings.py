@@ -131,6 +131,10 @@ class ServerSettings(CommandSettings):
     listen: ListenAddress
     auth: Auth = Auth()
 
+    def doubts(self) -> Iterator[tuple[str, str]]:
+        """Keys whose valid values will not do as things are, with a sentence; told by `--check` and at the start."""
+        yield from ()
+
 
 S = TypeVar("S", bound=CommandSettings)
 

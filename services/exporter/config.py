@@ -1,13 +1,17 @@
 """What a person may set of the exporter: contract.md's YAML → frozen settings, or one line for each mistake."""
 
+import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
+from services.exporter.canary import DISK_SECONDS
 from shared.kms.settings import GcpKeySettings
+from shared.own_thread import begun
 from shared.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings
 
 
@@ -116,6 +120,21 @@ class Settings(ServerSettings):
         if not self.targets and not self.backends:
             raise ValueError("nothing to watch; expected at least one entry in `targets` or `backends`")
         return self
+
+    def doubts(self) -> Iterator[tuple[str, str]]:
+        """A missing folder stops no probe: it may be mounted later, and until then each look tells of it."""
+        there = {folder: _is_there(folder) for folder in {target.canary_dir for target in self.targets} if folder}
+        for n, target in enumerate(self.targets):
+            if target.canary_dir and not there[target.canary_dir]:
+                expected = f"expected an existing folder, got {str(target.canary_dir)!r}"
+                yield f"targets.{n}.canary_dir", f"{expected}; until it is there canaries are in memory only"
+
+
+def _is_there(folder: Path) -> bool:
+    try:
+        return begun("canary folder", lambda: os.path.isdir(folder)).result(DISK_SECONDS)  # noqa: PTH112  never raises
+    except TimeoutError:
+        return False
 
 
 def _with_service(entries: tuple[Entry, ...], info: ValidationInfo) -> tuple[Entry, ...]:

@@ -73,10 +73,24 @@ def test_the_schema_describes_every_key_of_the_contract() -> None:
 
 
 def test_check_accepts_a_valid_file(tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
     done = run("--config", config(tmp_path), "--check")
     assert done.returncode == 0
     assert done.stdout == "the configuration is valid\n"
     assert done.stderr == ""
+
+
+def test_a_missing_folder_of_canaries_is_named_by_check_and_at_the_start_and_stops_neither(tmp_path: Path) -> None:
+    file = config(tmp_path)
+    told = f"expected an existing folder, got '{tmp_path / 'c'}'; until it is there canaries are in memory only"
+    done = run("--config", file, "--check")
+    assert (done.returncode, done.stdout) == (0, "the configuration is valid\n")
+    assert done.stderr == f"{file}: targets.0.canary_dir: {told}\n"
+    with subprocess.Popen([*COMMAND, "--config", str(file)], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        first = json.loads(process.stderr.readline())
+        process.kill()
+    assert (first["level"], first["key"], first["doubt"]) == ("warning", "targets.0.canary_dir", told)
 
 
 def test_a_wrong_configuration_is_one_line_for_each_mistake_and_exit_2(tmp_path: Path) -> None:
