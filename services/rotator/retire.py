@@ -95,7 +95,14 @@ def _state(key: KeyDescription, version: int, command: str, expected: tuple[str,
 async def _refuse_while_needed(session: Session, version: int) -> None:
     """Raises RotatorError where a data key, a record or a kept backup needs the version."""
     kek = session.settings.kms.key
-    for each in (await session.administration.census()).versions:
+    versions = (await session.administration.census()).versions
+    if not any(each.kek == kek for each in versions):
+        raise RotatorError(
+            f"no data key is wrapped by {kek}, so who needs its versions is not known here; nothing was changed; "
+            "expected the service's own key in `kms.key`",
+            "census",
+        )
+    for each in versions:
         if (each.kek, each.kek_version) == (kek, version) and (each.data_keys or each.records):
             raise RotatorError(
                 f"version {version} is needed by {each.data_keys} data keys and {each.records} records; nothing was "

@@ -11,7 +11,7 @@ from services.rotator.backups import Backups
 from services.rotator.config import Settings
 from services.rotator.drivers.registry import connect as connect_keyring
 from services.rotator.lease import holder, holding
-from services.rotator.model import Tell, Took
+from services.rotator.model import RotatorError, Tell, Took
 from shared.keyring.administration import Administration, Lease
 from shared.kms.provider import KeyAdmin
 from shared.kms.registry import connect as connect_kms
@@ -48,7 +48,17 @@ class Session:
         return lease.expires_at - timedelta(seconds=self.settings.lease)
 
     async def holding(self, work: Callable[[Lease], Awaitable[T]]) -> T:
-        """What `work` returns, done while the lease is held. Raises as `lease.holding` does."""
+        """What `work` returns, done while the lease is held. Raises RotatorError, and as `lease.holding` does.
+
+        Every command that changes anything passes here: what is retired of one key must not be judged by another's users.
+        """
+        kek, key = (await self.administration.census()).kek, self.settings.kms.key
+        if kek != key:
+            raise RotatorError(
+                f"the service wraps its data keys by {kek or 'a KMS key that it does not tell'}, and `kms.key` is {key}: "
+                "nothing was changed; expected the same key in both",
+                "census",
+            )
         return await holding(self.administration, self.settings.lease, work, self.caller)
 
 

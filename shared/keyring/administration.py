@@ -89,6 +89,9 @@ class Census(_Wire):
     """Id of the active data key."""
     active_since: datetime | None
     retired_versions: tuple[RetiredVersion, ...] = ()
+    """Of `kek`."""
+    kek: str | None = None
+    """Full resource name of the KMS key that new data keys are wrapped by; None where the service does not tell."""
 
 
 class Problem(_Wire):

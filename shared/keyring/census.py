@@ -14,12 +14,13 @@ _c: Final = data_keys.c
 
 
 def census(connection: Connection, kek: str, records: RecordsTable | None) -> Census:
-    """Of the whole keyring; `kek` is the KMS key whose retired versions are told."""
+    """Of the whole keyring; `kek` is the KMS key that it is wrapped by now."""
     counted = select(_c.kek, _c.kek_version, func.count()).group_by(_c.kek, _c.kek_version)
     data_keys_of = connection.execute(counted.order_by(_c.kek, _c.kek_version)).all()
     of_records = records.count(connection) if records else {}
     active = store.active(connection)
     return Census(
+        kek=kek,
         versions=tuple(
             VersionCount(kek=name, kek_version=version, data_keys=number, records=of_records.get((name, version), 0))
             for name, version, number in data_keys_of

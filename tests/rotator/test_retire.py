@@ -11,9 +11,10 @@ from ops.kms_emulator.model import State
 from services.rotator import backup
 from services.rotator.model import RotatorError
 from services.rotator.report import Outcome
+from services.rotator.restore import restore
 from services.rotator.retire import destroy, retire
-from services.rotator.run import run
-from shared.keyring.administration import RefusedError, RotationType
+from services.rotator.run import resume, rollback, run
+from shared.keyring.administration import Census, RefusedError, RotationType
 from tests.rotator.rotated import KEY, Rotated
 
 NewVersion = Callable[[], Awaitable[None]]
@@ -113,6 +114,47 @@ async def test_a_version_by_which_a_backup_itself_is_encrypted_is_not_retired(
             if other != file:
                 other.unlink()
     assert f"needed by the backup {file}" in (await refusal(in_a_file, retire, 1)).why
+
+
+async def test_a_key_whose_users_the_census_does_not_know_is_neither_rotated_nor_retired(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(in_a_file, new_version)
+    commands = (
+        lambda session: run(session, RotationType.NEW_DEK),
+        resume,
+        rollback,
+        lambda session: restore(session, "latest"),
+        lambda session: retire(session, 1),
+        lambda session: destroy(session, 1),
+    )
+    before = await in_a_file.keys()
+    async with in_a_file.session() as session:
+        counted = await session.administration.census()
+
+        async def of(kek: str | None) -> None:
+            async def census() -> Census:
+                return counted.model_copy(update={"kek": kek})
+
+            session.administration.census = census  # type: ignore[method-assign]
+            for command in commands:
+                with pytest.raises(RotatorError, match=f"by .*{kek or 'does not tell'}.*`kms.key` is {KEY}"):
+                    await command(session)
+
+        await of("another/key")
+        await of(None)
+    assert await in_a_file.keys() == before
+    assert await state(emulator, 1) is State.ENABLED
+
+
+async def test_a_key_that_wraps_nothing_of_the_keyring_is_not_retired(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(in_a_file, new_version)
+    async with in_a_file.database() as database:
+        await database.write(lambda connection: connection.execute(text("UPDATE data_keys SET kek = 'another/key'")))
+    assert f"no data key is wrapped by {KEY}" in (await refusal(in_a_file, retire, 1)).why
+    assert await state(emulator, 1) is State.ENABLED
 
 
 async def test_the_primary_version_is_not_retired(in_a_file: Rotated, new_version: NewVersion) -> None:
