@@ -20,12 +20,18 @@ class Look:
 
     async def again(self) -> None:
         """Looks now."""
+        before, self.seen = self.seen, None
         try:
             self.seen = await self._database.read(seen)
         except DatabaseError as error:
-            if self.seen is not None:
+            if before is not None:
                 log.warning("the keyring's database cannot be read; its metrics are absent", error=str(error))
-            self.seen = None
+        except Exception:  # a defect, or a row that nobody foresaw, must end neither the looks nor the start
+            log.exception("the keyring was looked at in vain in an unforeseen way; its metrics are absent")
+        else:
+            for row_id, why in self.seen.unreadable.items():
+                if before is None or row_id not in before.unreadable:
+                    log.error("a row of the keyring cannot be read", id=row_id, why=why)
 
     async def watch(self, interval: float) -> None:
         """Looks after each `interval` seconds, until it is cancelled."""

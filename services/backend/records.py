@@ -10,9 +10,9 @@ from sqlalchemy import Column, Connection, Index, LargeBinary, MetaData, Table
 from sqlalchemy.dialects import postgresql, sqlite
 
 from services.backend.sealing import SealBrokenError, UsableKey, seal, unseal
+from shared.keyring.columns import Id
 from shared.keyring.database import Database
 from shared.keyring.records import Record, RecordsTable
-from shared.keyring.tables import Id
 
 TABLES: Final = MetaData()
 _records: Final = Table(

@@ -154,9 +154,10 @@ class KeyringAdministration:
                     f"data key {first[0].id} is still wrapped by version {kek_version} of {kek}; rotate with "
                     "--type rewrap-kek, then retire it"
                 )
-            if kek_version not in store.retired(connection, kek):
-                values = {"kek": kek, "kek_version": kek_version, "retired_at": now}
-                connection.execute(retired_versions.insert().values(**values))
+            same = (retired_versions.c.kek == kek) & (retired_versions.c.kek_version == kek_version)
+            connection.execute(retired_versions.delete().where(same))  # whoever retires it again begins the days anew
+            values = {"kek": kek, "kek_version": kek_version, "retired_at": now}
+            connection.execute(retired_versions.insert().values(**values))
 
         async with _told():
             await under_lease(self._database, token, retire)

@@ -12,6 +12,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, select
 
 from shared.keyring.administration import Problem, Progress, RefusedError, RotationState, RotationType
+from shared.keyring.columns import defects
 from shared.keyring.model import Wrapped
 from shared.keyring.tables import entries, notes, problems, rotations
 
@@ -54,7 +55,7 @@ class Entry:
 
 
 def find(connection: Connection, rotation_id: str) -> Rotation | None:
-    """The rotation of that id."""
+    """The rotation of that id. Raises RefusedError where its row cannot be read."""
     row = connection.execute(select(rotations).where(rotations.c.id == rotation_id)).one_or_none()
     return _rotation(row) if row else None
 
@@ -156,14 +157,20 @@ def add_note(connection: Connection, now: float, rotation_id: str, step: str) ->
     connection.execute(notes.insert().values(rotation_id=rotation_id, step=step, noted_at=now))
 
 
+def unreadable(connection: Connection) -> dict[str, str]:
+    """Why rotations' rows cannot be read, by id: see `defects`."""
+    return defects(connection, rotations, type=list(RotationType), state=list(RotationState))
+
+
 def progress(connection: Connection, rotation_id: str | None) -> Progress | None:
-    """How far that rotation is, or the latest."""
+    """How far that rotation is, or the latest. Raises RefusedError where its row cannot be read."""
     these = select(rotations).order_by(rotations.c.number.desc()).limit(1)
     if rotation_id is not None:
         these = these.where(rotations.c.id == rotation_id)
     row = connection.execute(these).one_or_none()
     if row is None:
         return None
+    _refuse_unreadable(row)
     own = problems.c.rotation == row.number
     order = (problems.c.is_foreign, problems.c.data_key_id)
     left_out = connection.execute(select(problems).where(own).order_by(*order).limit(SHOWN))
@@ -184,6 +191,15 @@ def progress(connection: Connection, rotation_id: str | None) -> Progress | None
     )
 
 
+def _refuse_unreadable(row: Row[Any]) -> None:
+    if row.type not in list(RotationType) or row.state not in list(RotationState):
+        raise RefusedError(
+            f"rotation {row.id} cannot be read: its type or its state in the table {rotations.name} is none; "
+            "correct it there"
+        )
+
+
 def _rotation(row: Row[Any]) -> Rotation:
+    _refuse_unreadable(row)
     columns = (row.rolling_back, row.target_version, row.cursor, row.added, row.former)
     return Rotation(row.number, row.id, RotationType(row.type), RotationState(row.state), *columns)

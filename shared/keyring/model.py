@@ -25,6 +25,12 @@ class Status(StrEnum):
     """Encrypts new records; at most one."""
     RETIRED = "retired"
     """Decrypts the records that it once encrypted."""
+    UNKNOWN = "unknown"
+    """Whatever else another hand wrote there: it decrypts, too, and nothing makes it active."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Status":  # noqa: ARG003
+        return cls.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,14 @@ A note of a runner that begins with `failed STEP` is a failure of that step. A r
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy import Connection, func, select
 
+from shared.keyring import journal, store
 from shared.keyring.administration import RotationState, RotationType
 from shared.keyring.model import Status
 from shared.keyring.tables import data_keys, notes, rotations
@@ -34,6 +36,8 @@ class Seen:
     """Under way, or left in the middle."""
     failures: Mapping[str, int]
     """By step, since the keyring began."""
+    unreadable: Mapping[str, str]
+    """Why rows cannot be read, by the id of a data key or of a rotation: the first ones."""
 
 
 def seen(connection: Connection) -> Seen:
@@ -53,10 +57,11 @@ def seen(connection: Connection) -> Seen:
     first = connection.execute(select(func.min(data_keys.c.created_at))).scalar_one()
     if first is not None:
         success[RotationType.NEW_DEK] = first
-    for type_, updated_at, step, noted_at in connection.execute(ended):
-        if not _FAILED.match(step or ""):
+    types = {each.value: each for each in RotationType}
+    for name, updated_at, step, noted_at in connection.execute(ended):
+        if (type_ := types.get(name)) and not _FAILED.match(step or ""):
             at = max(updated_at, noted_at or 0.0)
-            success[RotationType(type_)] = max(success.get(RotationType(type_), 0.0), at)
+            success[type_] = max(success.get(type_, 0.0), at)
     failures, last_failure = dict.fromkeys(STEPS, 0), None
     failed = select(notes.c.step, notes.c.noted_at).where(notes.c.step.startswith("failed "))
     for step, noted_at in connection.execute(failed):
@@ -65,12 +70,15 @@ def seen(connection: Connection) -> Seen:
             failures[name] = failures.get(name, 0) + 1
             last_failure = max(last_failure or 0.0, noted_at)
     group = (data_keys.c.kek_version, data_keys.c.status)
-    counted = connection.execute(select(*group, func.count()).group_by(*group))
+    counted: Counter[tuple[int, Status]] = Counter()
+    for version, status, number in connection.execute(select(*group, func.count()).group_by(*group)):
+        counted[version, Status(status)] += number
     running = rotations.c.state == RotationState.RUNNING.value
     return Seen(
-        data_keys={(version, Status(status)): number for version, status, number in counted},
+        data_keys=counted,
         last_success=success,
         last_failure=last_failure,
         in_progress=connection.execute(select(rotations.c.id).where(running).limit(1)).first() is not None,
         failures=failures,
+        unreadable=journal.unreadable(connection) | store.unreadable(connection),
     )

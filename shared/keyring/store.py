@@ -13,6 +13,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, Row, select
 from sqlalchemy.exc import IntegrityError
 
+from shared.keyring.columns import defects
 from shared.keyring.database import Database
 from shared.keyring.model import DataKey, Status, Wrapped
 from shared.keyring.tables import data_keys, retired_versions
@@ -87,6 +88,11 @@ def retired(connection: Connection, kek: str) -> dict[int, float]:
     columns = retired_versions.c
     these = select(columns.kek_version, columns.retired_at).where(columns.kek == kek).order_by(columns.kek_version)
     return {row.kek_version: row.retired_at for row in connection.execute(these)}
+
+
+def unreadable(connection: Connection) -> dict[str, str]:
+    """Why data keys' rows cannot be read, by id: see `defects`."""
+    return defects(connection, data_keys, status=[each.value for each in Status if each is not Status.UNKNOWN])
 
 
 class KeyStore:

@@ -2,24 +2,23 @@
 
 from typing import Final
 
-from sqlalchemy import Boolean, Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, text
+from sqlalchemy import Boolean, Column, Index, Integer, MetaData, String, Table, text
+
+from shared.keyring.columns import Bytes, Id, Seconds, Version
 
 TABLES: Final = MetaData()
-# Compared byte by byte, as Python does: in the order of a language, the fingerprint of all would be another one.
-Id: Final = String().with_variant(String(collation="C"), "postgresql")
-"""The type of an id, of data keys and of records."""
 
 data_keys: Final = Table(
     "data_keys",
     TABLES,
     Column("id", Id, primary_key=True),
     Column("status", String, nullable=False),
-    Column("wrapped", LargeBinary, nullable=False),
+    Column("wrapped", Bytes, nullable=False),
     Column("kek", String, nullable=False),
-    Column("kek_version", Integer, nullable=False),
+    Column("kek_version", Version, nullable=False),
     Column("algorithm", String, nullable=False),
-    Column("fingerprint", LargeBinary, nullable=False),
-    Column("created_at", Float, nullable=False),  # unix seconds, as all times here
+    Column("fingerprint", Bytes, nullable=False),
+    Column("created_at", Seconds, nullable=False),
 )
 _ACTIVE: Final = text("status = 'active'")
 # The database itself refuses a second active key.
@@ -29,8 +28,8 @@ retired_versions: Final = Table(
     "keyring_retired_versions",
     TABLES,
     Column("kek", String, primary_key=True),
-    Column("kek_version", Integer, primary_key=True, autoincrement=False),
-    Column("retired_at", Float, nullable=False),
+    Column("kek_version", Version, primary_key=True, autoincrement=False),
+    Column("retired_at", Seconds, nullable=False),
 )
 
 lease: Final = Table(
@@ -38,8 +37,8 @@ lease: Final = Table(
     TABLES,
     Column("only", Integer, primary_key=True, autoincrement=False),  # 1: there is one lease
     Column("holder", String, nullable=False),
-    Column("token", LargeBinary, nullable=False),  # its SHA-256: a copy of the database gives nobody the lease
-    Column("expires_at", Float, nullable=False),
+    Column("token", Bytes, nullable=False),  # its SHA-256: a copy of the database gives nobody the lease
+    Column("expires_at", Seconds, nullable=False),
 )
 
 rotations: Final = Table(
@@ -50,10 +49,10 @@ rotations: Final = Table(
     Column("type", String, nullable=False),
     Column("state", String, nullable=False),
     Column("rolling_back", Boolean, nullable=False),
-    Column("target_version", Integer),
+    Column("target_version", Version),
     Column("caller", String, nullable=False),
-    Column("started_at", Float, nullable=False),
-    Column("updated_at", Float, nullable=False),
+    Column("started_at", Seconds, nullable=False),
+    Column("updated_at", Seconds, nullable=False),
     Column("total", Integer, nullable=False),
     Column("done", Integer, nullable=False),
     Column("cursor", Id, nullable=False),  # rewrap-kek: the last data key that was looked at in this pass
@@ -67,12 +66,12 @@ entries: Final = Table(
     Column("number", Integer, primary_key=True),
     Column("rotation", Integer, nullable=False),
     Column("data_key_id", String, nullable=False),
-    Column("old_wrapped", LargeBinary, nullable=False),
+    Column("old_wrapped", Bytes, nullable=False),
     Column("old_kek", String, nullable=False),
-    Column("old_kek_version", Integer, nullable=False),
-    Column("new_wrapped", LargeBinary, nullable=False),
+    Column("old_kek_version", Version, nullable=False),
+    Column("new_wrapped", Bytes, nullable=False),
     Column("new_kek", String, nullable=False),
-    Column("new_kek_version", Integer, nullable=False),
+    Column("new_kek_version", Version, nullable=False),
     Column("outcome", String, nullable=False),  # `done`; after a rollback `undone`, or `kept` where that was impossible
 )
 Index("keyring_journal_of_rotation", entries.c.rotation, entries.c.number)
@@ -92,5 +91,5 @@ notes: Final = Table(
     Column("number", Integer, primary_key=True),
     Column("rotation_id", String, nullable=False, index=True),  # may come before the rotation itself
     Column("step", String, nullable=False),
-    Column("noted_at", Float, nullable=False),
+    Column("noted_at", Seconds, nullable=False),
 )

@@ -43,6 +43,8 @@ class Inspection:
     async def result(self) -> Verification:
         """What was found. Raises KmsError and DatabaseError."""
         fingerprint, after = FingerprintOfAll(), ""
+        for data_key_id, why in (await self.database.read(store.unreadable)).items():
+            self._tell(data_key_id, why)
         while keys := await self.database.read(partial(store.page, after=after, limit=store.PAGE)):
             after = keys[-1].id
             fingerprint.add(keys)

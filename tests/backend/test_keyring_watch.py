@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import pytest
@@ -16,7 +16,9 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from services.backend.app import running
 from services.backend.config import Settings
+from services.backend.look import Look
 from shared.contract import CryptoMode
+from shared.keyring.database import Database
 from shared.kms.provider import Encrypted, KeyProvider
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -107,3 +109,39 @@ async def test_a_backend_whose_checks_have_ended_says_so(emulator: Emulator, set
             await asyncio.gather(watching, return_exceptions=True)
             ended = await client.get("/-/ready")
             assert (ended.status_code, ended.text) == (503, "the checks of KMS have ended; restart\n")
+
+
+async def test_a_backend_starts_and_reads_though_rows_of_its_keyring_are_wrong_and_names_them(
+    emulator: Emulator, settings: Callable[..., Settings], tmp_path: Path, until: Any
+) -> None:
+    slow = settings(str(emulator.address), kms_check_interval="20ms")
+    async with running(slow) as app, _client(app) as client:
+        assert (await client.put("/v1/records/a", content=b"kept")).status_code == 204
+    with closing(sqlite3.connect(tmp_path / "backend.db")) as other:
+        other.execute("UPDATE data_keys SET status = 'weird', created_at = 1e20")
+        other.commit()
+    with capture_logs() as lines:
+        async with running(slow) as app, _client(app) as client:
+            assert (await client.get("/v1/records/a")).content == b"kept"
+
+            async def shows() -> bool:
+                return 'status="unknown"} 1.0' in (await client.get("/metrics")).text
+
+            await until(shows)
+    assert [line["event"] for line in lines].count("a row of the keyring cannot be read") == 1
+
+
+async def test_a_look_that_ends_in_a_defect_ends_neither_the_looks_nor_the_start() -> None:
+    class Defective:
+        async def read(self, _work: object) -> object:
+            raise OverflowError
+
+    look = Look(cast("Database", Defective()))
+    with capture_logs() as lines:
+        await look.again()
+    assert look.seen is None
+    assert [line.get("exc_info") for line in lines] == [True]
+
+
+def _client(app: Any) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://backend")

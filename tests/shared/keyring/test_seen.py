@@ -18,7 +18,7 @@ async def look(keyring: Keyring) -> Seen:
 
 
 async def test_an_empty_keyring_shows_that_nothing_failed_yet(keyring: Keyring) -> None:
-    assert await look(keyring) == Seen({}, {}, None, in_progress=False, failures=dict.fromkeys(STEPS, 0))
+    assert await look(keyring) == Seen({}, {}, None, in_progress=False, failures=dict.fromkeys(STEPS, 0), unreadable={})
 
 
 async def test_data_keys_are_counted_by_version_and_status(keyring: Keyring, versions: Versions) -> None:
