@@ -12,7 +12,7 @@ from typing import Final
 from services.rotator.model import RotatorError
 from services.rotator.report import Outcome, Report
 from services.rotator.session import Session
-from shared.keyring.administration import Lease, RefusedError
+from shared.keyring.administration import AdministrationError, Lease
 from shared.kms.provider import KeyDescription, KmsError
 
 DISABLED_DAYS: Final = 30
@@ -39,31 +39,53 @@ async def _told(command: str, version: int, work: Awaitable[str]) -> Report:
 async def _retire(session: Session, lease: Lease, version: int) -> str:
     timeout = session.settings.kms_timeout
     key = await session.kms.describe(timeout=timeout)
-    _state(key, version, "retire", ("ENABLED", "DISABLED"))
+    was_enabled = _state(key, version, "retire", ("ENABLED", "DISABLED")) == "ENABLED"
     if key.primary == str(version):
         raise RotatorError(
             f"version {version} is the primary one, by which everything is wrapped; set another, and rotate",
             "run --type rewrap-kek",
         )
     await _refuse_while_needed(session, version)
+    since = await _retired_at(session, version)
+    if since and not was_enabled:
+        return f"version {version} is retired since {since:%Y-%m-%d}, and disabled; nothing was changed"
     # Disabled before it is written down: the days that `destroy` counts must be days without it.
-    await session.kms.enable(version, enabled=False, timeout=timeout)
+    if was_enabled:
+        await session.kms.enable(version, enabled=False, timeout=timeout)
     try:
         await session.administration.retire(version, lease.token)
-    except RefusedError:
-        await session.kms.enable(version, enabled=True, timeout=timeout)
-        raise
+    except (AdministrationError, asyncio.CancelledError) as error:
+        left = await _as_before(session, version, was_enabled=was_enabled)
+        if isinstance(error, asyncio.CancelledError):
+            session.tell.step("retire", left)
+            raise
+        raise RotatorError(f"version {version} is not retired: {error}; {left}", _again("retire", version)) from None
     return (
         f"version {version} is disabled, and nothing can be wrapped by it any more; in {DISABLED_DAYS} days it can be "
         "destroyed, until then KMS can enable it again"
     )
 
 
+async def _retired_at(session: Session, version: int) -> datetime | None:
+    retired = (await session.administration.census()).retired_versions
+    return next((each.retired_at for each in retired if each.kek_version == version), None)
+
+
+async def _as_before(session: Session, version: int, *, was_enabled: bool) -> str:
+    """Enables the version again where it was that disabled it; says how it is now."""
+    if not was_enabled:
+        return "it is disabled in KMS, as it was before"
+    try:
+        await session.kms.enable(version, enabled=True, timeout=session.settings.kms_timeout)
+    except KmsError as error:
+        return f"it is left DISABLED in KMS, which does not enable it again: {error}"
+    return "it is enabled again in KMS"
+
+
 async def _destroy(session: Session, lease: Lease, version: int) -> str:
     timeout = session.settings.kms_timeout
     _state(await session.kms.describe(timeout=timeout), version, "destroy", ("DISABLED",))
-    census = await session.administration.census()
-    since = next((each.retired_at for each in census.retired_versions if each.kek_version == version), None)
+    since = await _retired_at(session, version)
     if since is None:
         raise RotatorError(f"version {version} is not retired", _again("retire", version))
     day = since + timedelta(days=DISABLED_DAYS)
@@ -83,13 +105,15 @@ async def _destroy(session: Session, lease: Lease, version: int) -> str:
     )
 
 
-def _state(key: KeyDescription, version: int, command: str, expected: tuple[str, ...]) -> None:
+def _state(key: KeyDescription, version: int, command: str, expected: tuple[str, ...]) -> str:
+    """The version's state in KMS. Raises RotatorError where it is none of those `expected`."""
     state = next((each.state for each in key.versions if each.number == str(version)), None)
     if state is None:
         raise RotatorError(f"the KMS key has no version {version}", "census")
     if state not in expected:
         then = _again("retire", version) if command == "destroy" and state == "ENABLED" else "census"
         raise RotatorError(f"version {version} is {state}, not {' or '.join(expected)}; nothing was changed", then)
+    return state
 
 
 async def _refuse_while_needed(session: Session, version: int) -> None:

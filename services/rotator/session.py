@@ -50,13 +50,13 @@ class Session:
     async def holding(self, work: Callable[[Lease], Awaitable[T]]) -> T:
         """What `work` returns, done while the lease is held. Raises RotatorError, and as `lease.holding` does.
 
-        Every command that changes anything passes here: what is retired of one key must not be judged by another's users.
+        Every command that changes anything passes here: one key must not be retired by the census of another.
         """
         kek, key = (await self.administration.census()).kek, self.settings.kms.key
         if kek != key:
             raise RotatorError(
-                f"the service wraps its data keys by {kek or 'a KMS key that it does not tell'}, and `kms.key` is {key}: "
-                "nothing was changed; expected the same key in both",
+                f"the service wraps its data keys by {kek or 'a KMS key that it does not tell'}, and `kms.key` is {key}"
+                "; expected the same key; nothing was changed",
                 "census",
             )
         return await holding(self.administration, self.settings.lease, work, self.caller)

@@ -1,12 +1,11 @@
 """`retire` and `destroy`: refused while anything needs the version, and not before its month is over."""
 
-from collections.abc import Awaitable, Callable
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
 from ops.kms_emulator.model import State
 from services.rotator import backup
 from services.rotator.model import RotatorError
@@ -14,38 +13,9 @@ from services.rotator.report import Outcome
 from services.rotator.restore import restore
 from services.rotator.retire import destroy, retire
 from services.rotator.run import resume, rollback, run
-from shared.keyring.administration import Census, RefusedError, RotationType
+from shared.keyring.administration import Census, RotationType
 from tests.rotator.rotated import KEY, Rotated
-
-NewVersion = Callable[[], Awaitable[None]]
-DAY = 86400
-
-
-async def rewrapped(rotated: Rotated, new_version: NewVersion) -> None:
-    """All is wrapped by version 2, and no backup is kept that needs version 1."""
-    await new_version()
-    async with rotated.session() as session:
-        assert (await run(session, RotationType.REWRAP_KEK)).outcome is Outcome.DONE
-        for file, _ in session.backups.kept():
-            file.unlink()
-
-
-async def state(emulator: Emulator, number: int) -> State:
-    return (await emulator.store.key(KEY)).version(number).state
-
-
-async def refusal(rotated: Rotated, command: Callable[..., Awaitable[object]], version: int) -> RotatorError:
-    async with rotated.session() as session:
-        with pytest.raises(RotatorError) as refused:
-            await command(session, version)
-    return refused.value
-
-
-async def passed(rotated: Rotated, days: float) -> None:
-    """As if that had been so many days ago."""
-    async with rotated.database() as database:
-        ago = text("UPDATE keyring_retired_versions SET retired_at = retired_at - :seconds")
-        await database.write(lambda connection: connection.execute(ago, {"seconds": days * DAY}))
+from tests.rotator.versions import DAY, NewVersion, passed, refusal, rewrapped, state
 
 
 async def test_a_version_that_nothing_needs_is_disabled_and_destroyed_after_its_month(
@@ -64,6 +34,26 @@ async def test_a_version_that_nothing_needs_is_disabled_and_destroyed_after_its_
     assert "An older backup of the database" in report.sentence
     assert await state(emulator, 1) is State.DESTROY_SCHEDULED
     assert await rotated.broken() == []
+
+
+async def test_the_month_begins_again_where_the_version_was_enabled_meanwhile(
+    rotated: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(rotated, new_version)
+    async with rotated.session() as session:
+        await retire(session, 1)
+    await passed(rotated, 31)
+    async with rotated.session() as session:
+        report = await retire(session, 1)  # it is disabled all the time: these days count
+        (before,) = (await session.administration.census()).retired_versions
+    assert "is retired since" in report.sentence
+    await emulator.store.change(KEY, lambda key: key.with_state(1, State.ENABLED))
+    async with rotated.session() as session:
+        assert (await retire(session, 1)).outcome is Outcome.DONE
+        (after,) = (await session.administration.census()).retired_versions
+    assert after.retired_at - before.retired_at > timedelta(days=30.9)
+    assert "after 30 days" in (await refusal(rotated, destroy, 1)).why
+    assert await state(emulator, 1) is State.DISABLED
 
 
 async def test_a_wrong_clock_of_this_machine_destroys_nothing_early(
@@ -176,31 +166,3 @@ async def test_only_a_version_that_was_retired_and_is_still_disabled_is_destroye
     await passed(in_a_file, 31)
     await emulator.store.change(KEY, lambda key: key.with_state(1, State.ENABLED))
     assert "is ENABLED" in (await refusal(in_a_file, destroy, 1)).why
-
-
-async def test_a_refusal_of_kms_is_told_and_nothing_is_written_down(
-    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
-) -> None:
-    await rewrapped(in_a_file, new_version)
-    emulator.faults.add(Fault(kind="denied", operation="UpdateCryptoKeyVersion"))
-    refused = await refusal(in_a_file, retire, 1)
-    assert "PERMISSION_DENIED" in refused.why.upper()
-    assert refused.then == ("retire 1 --confirm 1",)
-    async with in_a_file.session() as session:
-        assert (await session.administration.census()).retired_versions == ()
-
-
-async def test_a_version_that_the_keyring_refuses_to_retire_is_enabled_again(
-    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
-) -> None:
-    await rewrapped(in_a_file, new_version)
-    async with in_a_file.session() as session:
-
-        async def refuses(kek_version: int, token: str) -> None:
-            assert await state(emulator, kek_version) is State.DISABLED
-            raise RefusedError("a data key needs it since")
-
-        session.administration.retire = refuses  # type: ignore[method-assign]
-        with pytest.raises(RefusedError, match="a data key needs it since"):
-            await retire(session, 1)
-    assert await state(emulator, 1) is State.ENABLED

@@ -1,0 +1,89 @@
+"""`retire` where KMS or the keyring refuses in the middle: the version is as before, or it is said how it is."""
+
+import asyncio
+
+import pytest
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.model import State
+from services.rotator.model import RotatorError
+from services.rotator.retire import retire
+from services.rotator.session import Session
+from shared.keyring.administration import AdministrationError, RefusedError, UnreachableError
+from tests.rotator.rotated import KEY, Rotated
+from tests.rotator.versions import NewVersion, refusal, rewrapped, state
+
+
+async def test_a_refusal_of_kms_is_told_and_nothing_is_written_down(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(in_a_file, new_version)
+    emulator.faults.add(Fault(kind="denied", operation="UpdateCryptoKeyVersion"))
+    refused = await refusal(in_a_file, retire, 1)
+    assert "PERMISSION_DENIED" in refused.why.upper()
+    assert refused.then == ("retire 1 --confirm 1",)
+    async with in_a_file.session() as session:
+        assert (await session.administration.census()).retired_versions == ()
+
+
+def does_not_retire(session: Session, why: BaseException) -> None:
+    """As the keyring may answer once KMS has disabled the version."""
+
+    async def answers(kek_version: int, token: str) -> None:
+        raise why
+
+    session.administration.retire = answers  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("error", [RefusedError, UnreachableError, AdministrationError])
+async def test_a_version_that_the_keyring_does_not_retire_is_enabled_again(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator, error: type[AdministrationError]
+) -> None:
+    await rewrapped(in_a_file, new_version)
+    async with in_a_file.session() as session:
+        does_not_retire(session, error("a data key needs it since"))
+        with pytest.raises(RotatorError, match="a data key needs it since; it is enabled again") as failed:
+            await retire(session, 1)
+    assert failed.value.then == ("retire 1 --confirm 1",)
+    assert await state(emulator, 1) is State.ENABLED
+
+
+async def test_a_version_is_enabled_again_where_the_command_is_stopped(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(in_a_file, new_version)
+    async with in_a_file.session() as session:
+        does_not_retire(session, asyncio.CancelledError())
+        with pytest.raises(asyncio.CancelledError):
+            await retire(session, 1)
+    assert await state(emulator, 1) is State.ENABLED
+
+
+async def test_a_version_that_somebody_had_disabled_stays_so(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(in_a_file, new_version)
+    await emulator.store.change(KEY, lambda key: key.with_state(1, State.DISABLED))
+    async with in_a_file.session() as session:
+        does_not_retire(session, RefusedError("a data key needs it since"))
+        with pytest.raises(RotatorError, match="it is disabled in KMS, as it was before"):
+            await retire(session, 1)
+    assert await state(emulator, 1) is State.DISABLED
+
+
+async def test_a_version_that_kms_does_not_enable_again_is_said_to_be_disabled(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(in_a_file, new_version)
+    async with in_a_file.session() as session:
+
+        async def dies(kek_version: int, token: str) -> None:
+            emulator.faults.add(Fault(kind="denied", operation="UpdateCryptoKeyVersion"))
+            raise UnreachableError("nobody answers")
+
+        session.administration.retire = dies  # type: ignore[method-assign]
+        with pytest.raises(RotatorError, match="nobody answers; it is left DISABLED in KMS") as failed:
+            await retire(session, 1)
+    assert failed.value.then == ("retire 1 --confirm 1",)
+    assert await state(emulator, 1) is State.DISABLED

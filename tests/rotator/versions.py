@@ -1,0 +1,44 @@
+"""The versions of the KMS key in the tests of `retire` and `destroy`."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+from sqlalchemy import text
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.model import State
+from services.rotator.model import RotatorError
+from services.rotator.report import Outcome
+from services.rotator.run import run
+from shared.keyring.administration import RotationType
+from tests.rotator.rotated import KEY, Rotated
+
+NewVersion = Callable[[], Awaitable[None]]
+DAY = 86400
+
+
+async def rewrapped(rotated: Rotated, new_version: NewVersion) -> None:
+    """All is wrapped by version 2, and no backup is kept that needs version 1."""
+    await new_version()
+    async with rotated.session() as session:
+        assert (await run(session, RotationType.REWRAP_KEK)).outcome is Outcome.DONE
+        for file, _ in session.backups.kept():
+            file.unlink()
+
+
+async def state(emulator: Emulator, number: int) -> State:
+    return (await emulator.store.key(KEY)).version(number).state
+
+
+async def refusal(rotated: Rotated, command: Callable[..., Awaitable[object]], version: int) -> RotatorError:
+    async with rotated.session() as session:
+        with pytest.raises(RotatorError) as refused:
+            await command(session, version)
+    return refused.value
+
+
+async def passed(rotated: Rotated, days: float) -> None:
+    """As if that had been so many days ago."""
+    async with rotated.database() as database:
+        ago = text("UPDATE keyring_retired_versions SET retired_at = retired_at - :seconds")
+        await database.write(lambda connection: connection.execute(ago, {"seconds": days * DAY}))
