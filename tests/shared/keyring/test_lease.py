@@ -163,3 +163,17 @@ async def test_nothing_is_changed_without_the_lease(keyring: Keyring, versions: 
     await carrier.release(own)
     with pytest.raises(RefusedError, match="the lease is not yours; take it, then resume"):
         await keyring.rotate()
+
+
+async def test_one_that_a_clock_which_was_ahead_took_keeps_nobody_out_once_the_clock_is_right(
+    free: KeyringAdministration, keyring: Keyring
+) -> None:
+    ahead = await free.lease("ahead", 3600)
+    add = lease.update().values(expires_at=lease.c.expires_at + 3 * 365 * 86400)
+    await keyring.database.change(lambda connection: connection.execute(add))
+    taken = await free.lease("next", 3600)
+    with pytest.raises(RefusedError, match="next holds the lease until"):
+        await free.lease("a third", 60)
+    with pytest.raises(RefusedError, match="the lease is not yours; next holds the lease"):
+        await free.note("r1", ahead.token, "step")
+    await free.note("r1", taken.token, "step")
