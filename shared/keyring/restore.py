@@ -1,11 +1,13 @@
 """Puts the rows of a backup back: those whose data key is the same, and those that are missing altogether.
 
-A row is believed only after it was unwrapped: a backup that was damaged must not displace what works.
+A row is believed only after it was unwrapped: a backup that was damaged must not displace what works. Where its version
+was retired meanwhile, what can be read as it is stays so, and the rest is wrapped anew by the primary version.
 """
 
 import base64
 import binascii
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
@@ -37,6 +39,7 @@ async def restore(database: Database, wrapping: Wrapping, rows: Sequence[StoredK
 
     Raises:
         RefusedError: the lease is not held, or these are too many rows.
+        RetiredVersionError: Encrypt uses a version that was retired.
         AdministrationError: some could not be put back; all others were.
         KmsError, DatabaseError: the rest was not tried.
     """
@@ -64,7 +67,12 @@ async def _restore(database: Database, wrapping: Wrapping, row: StoredKey, token
         raise ValueError("the keyring has another data key of this id")
     if found and found.wrapped == wanted.wrapped:
         return False
-    await wrapping.unwrap(wanted)
+    if wanted.wrapped.kek_version in await database.read(lambda it: store.retired(it, wanted.wrapped.kek)):
+        if found and await _can_be_read(wrapping, found):
+            return False
+        wanted = replace(wanted, wrapped=await wrapping.wrap(wanted.id, await wrapping.unwrap(wanted)))
+    else:
+        await wrapping.unwrap(wanted)
 
     def write(connection: Connection, _now: float) -> bool:
         if found is None:
@@ -78,6 +86,14 @@ async def _restore(database: Database, wrapping: Wrapping, row: StoredKey, token
     except IntegrityError:
         pass
     raise ValueError("another hand changed it meanwhile")
+
+
+async def _can_be_read(wrapping: Wrapping, key: DataKey) -> bool:
+    try:
+        await wrapping.unwrap(key)
+    except UnwrapError:
+        return False
+    return True
 
 
 def _data_key(row: StoredKey) -> DataKey:

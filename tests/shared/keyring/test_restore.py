@@ -72,15 +72,41 @@ async def test_a_row_that_is_right_already_needs_no_kms_even_if_its_wrap_is_fore
     assert await keyring.administration.restore(await _backup(keyring), keyring.token) == 0
 
 
-async def test_a_wrap_by_a_retired_version_is_not_put_back(keyring: Keyring, versions: Versions) -> None:
-    await keyring.fill(1)
+async def test_of_a_retired_version_only_what_cannot_be_read_is_put_back_wrapped_anew_by_the_primary_one(
+    keyring: Keyring, versions: Versions
+) -> None:
+    damaged, gone, whole = await keyring.fill(3)
     rows = await _backup(keyring)
     await versions.rotate()
     await keyring.rotate()
     await keyring.administration.retire(1, keyring.token)
-    with pytest.raises(RefusedError, match=r"version 1 of .* was retired"):
+    before = await keyring.keys()
+    await keyring.replace(before[damaged.id], Wrapped(b"damaged", damaged.wrapped.kek, 2))
+    gone_now = data_keys.delete().where(data_keys.c.id == gone.id)
+    await keyring.database.change(lambda connection: connection.execute(gone_now))
+    assert await keyring.administration.restore(rows, keyring.token) == 2
+    assert await keyring.versions() == dict.fromkeys(before, 2)
+    assert (await keyring.key(whole.id)).wrapped == before[whole.id].wrapped
+    assert (await keyring.administration.verify("full")).problems == ()
+    assert await keyring.administration.restore(rows, keyring.token) == 0
+
+
+async def test_while_a_retired_version_is_disabled_what_needs_it_is_named_and_the_rest_is_put_back(
+    keyring: Keyring, versions: Versions
+) -> None:
+    damaged, _whole, late = await keyring.fill(3)
+    rows = await _backup(keyring)
+    await versions.rotate()
+    await keyring.rotate()
+    await keyring.administration.retire(1, keyring.token)
+    rows[2] = (await _backup(keyring))[2]  # of a later backup
+    for key in (damaged, late):
+        await keyring.replace(await keyring.key(key.id), Wrapped(b"damaged", key.wrapped.kek, 2))
+    await versions.disable(1)
+    with pytest.raises(AdministrationError, match=r"of 3 rows 1 .*: k000 \(KMS: key_disabled \(version 1\)\); look"):
         await keyring.administration.restore(rows, keyring.token)
-    assert await keyring.versions() == {"k000": 2}
+    await versions.enable(1)
+    assert await keyring.administration.restore(rows, keyring.token) == 1
 
 
 async def test_too_many_rows_at_once_are_refused(keyring: Keyring) -> None:
