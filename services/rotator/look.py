@@ -20,8 +20,6 @@ async def plans(session: Session, types: tuple[RotationType, ...], command: str 
             census,
             key=settings.kms.key,
             primary=primary,
-            latest=latest,
-            now=session.now,
             min_age=settings.new_dek_min_age,
         )
         for type_ in types

@@ -1,6 +1,6 @@
 """What a rotation would do, in words and numbers. Pure: the census, the primary version and the type come in."""
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
 from pydantic import BaseModel
@@ -61,23 +61,19 @@ def plan(
     *,
     key: str,
     primary: int,
-    latest: Progress | None,
-    now: datetime,
     min_age: float,
 ) -> Plan:
-    """What would be done.
+    """What would be done. The clock is the database's, as the census tells it: this machine's may be wrong.
 
     Args:
         type_: what is rotated.
         census: of the keyring.
         key: full name of the KMS key.
         primary: number of its primary version.
-        latest: the latest rotation, if there was one.
-        now: aware.
         min_age: seconds; a data key that a rotation made more recently than that is not replaced.
     """
     if type_ is RotationType.NEW_DEK:
-        count, sentence = _new_dek(census, primary, latest, now, min_age)
+        count, sentence = _new_dek(census, primary, min_age)
     else:
         count, sentence = _rewrap(census, key, primary)
     return Plan(
@@ -85,11 +81,11 @@ def plan(
     )
 
 
-def _new_dek(census: Census, primary: int, latest: Progress | None, now: datetime, min_age: float) -> tuple[int, str]:
-    done = latest is not None and latest.type is RotationType.NEW_DEK and latest.state is RotationState.DONE
-    if latest and done and now - latest.updated_at < timedelta(seconds=min_age):
-        made = f"the active data key {census.active} was made by rotation {latest.rotation_id}"
-        return 0, f"nothing to do: {made} at {latest.updated_at:%Y-%m-%d %H:%M:%S} UTC; {_HINT}"
+def _new_dek(census: Census, primary: int, min_age: float) -> tuple[int, str]:
+    made, now = census.new_dek_at, census.counted_at
+    if made and now and now - made < timedelta(seconds=min_age):
+        active = f"the active data key {census.active} was made by a rotation at {made:%Y-%m-%d %H:%M:%S} UTC"
+        return 0, f"nothing to do: {active}; {_HINT}"
     instead = f"; {census.active} stays for reading" if census.active else ""
     return 1, f"1 new data key, wrapped by version {primary} of the KMS key, becomes the active one{instead}"
 

@@ -57,11 +57,11 @@ async def _run(session: Session, lease: Lease, type_: RotationType) -> Report:
         census,
         key=settings.kms.key,
         primary=version,
-        latest=latest,
-        now=now,
         min_age=settings.new_dek_min_age,
     )
     if not wanted.data_keys:
+        if latest is None or not may_resume(latest):
+            await steps.nothing()
         return Report(command="run", outcome=Outcome.NOTHING_TO_DO, sentence=wanted.sentence, plans=(wanted,))
     with _leads_to(again):
         file, summary = await steps.backup()

@@ -26,6 +26,7 @@ from shared.keyring.administration import (
     RotationType,
     Verification,
 )
+from shared.keyring.seen import NOTHING_TO_DO
 
 _LONGEST_NOTE: Final = 1000
 _STALLED_CALLS: Final = 10
@@ -151,6 +152,10 @@ class Steps:
         return await self._step(
             "verify", look(), lambda seen: PROBLEMS + str(len(seen[1])) if seen[1] else "all is well"
         )
+
+    async def nothing(self) -> None:
+        """Notes that nothing is due, which ends a failure that stood before."""
+        await self._note(NOTHING_TO_DO + self._type)
 
     async def _step(self, name: str, work: Awaitable[T], seen: Callable[[T], str]) -> T:
         now = asyncio.get_running_loop().time

@@ -92,6 +92,10 @@ class Census(_Wire):
     """Of `kek`."""
     kek: str | None = None
     """Full resource name of the KMS key that new data keys are wrapped by; None where the service does not tell."""
+    new_dek_at: datetime | None = None
+    """When a rotation last made a data key the active one, by the database's clock."""
+    counted_at: datetime | None = None
+    """By the same clock; None where the service does not tell."""
 
 
 class Problem(_Wire):

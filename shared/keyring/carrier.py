@@ -80,7 +80,7 @@ class KeyringAdministration:
         """Counts in the database."""
 
         def count(connection: Connection) -> Census:
-            return census.census(connection, self._wrapping.kek, self._records)
+            return census.census(connection, self._database.now(connection), self._wrapping.kek, self._records)
 
         async with _told():
             return await self._database.read(count, seconds=COUNT_SECONDS)

@@ -6,21 +6,25 @@ from typing import Final
 from sqlalchemy import Connection, func, select
 
 from shared.keyring import store
-from shared.keyring.administration import Census, RetiredVersion, VersionCount
+from shared.keyring.administration import Census, RetiredVersion, RotationState, RotationType, VersionCount
 from shared.keyring.records import RecordsTable
-from shared.keyring.tables import data_keys
+from shared.keyring.tables import data_keys, rotations
 
 _c: Final = data_keys.c
 
 
-def census(connection: Connection, kek: str, records: RecordsTable | None) -> Census:
-    """Of the whole keyring; `kek` is the KMS key that it is wrapped by now."""
+def census(connection: Connection, now: float, kek: str, records: RecordsTable | None) -> Census:
+    """Of the whole keyring at `now`, unix seconds; `kek` is the KMS key that it is wrapped by now."""
     counted = select(_c.kek, _c.kek_version, func.count()).group_by(_c.kek, _c.kek_version)
     data_keys_of = connection.execute(counted.order_by(_c.kek, _c.kek_version)).all()
     of_records = records.count(connection) if records else {}
     active = store.active(connection)
+    new_dek = (rotations.c.type == RotationType.NEW_DEK) & (rotations.c.state == RotationState.DONE)
+    new_dek_at = connection.execute(select(func.max(rotations.c.updated_at)).where(new_dek)).scalar_one()
     return Census(
         kek=kek,
+        new_dek_at=None if new_dek_at is None else datetime.fromtimestamp(new_dek_at, UTC),
+        counted_at=datetime.fromtimestamp(now, UTC),
         versions=tuple(
             VersionCount(kek=name, kek_version=version, data_keys=number, records=of_records.get((name, version), 0))
             for name, version, number in data_keys_of

@@ -1,7 +1,8 @@
 """What a service's metrics say of its keyring, from the database alone: so a rotation by whatever runner is seen.
 
 A note of a runner that begins with `failed STEP` is a failure of that step. A rotation has succeeded once its state is
-`done` and its last note is no failure; so one that could not be verified has not, until it is resumed.
+`done` and its last note is no failure; so one that could not be verified has not, until it is resumed. One that found
+nothing to do, and everything it needs in order, has succeeded, too: else a failure that was mended would stand for a month.
 """
 
 import re
@@ -19,6 +20,8 @@ from shared.keyring.tables import data_keys, notes, rotations
 
 STEPS: Final = ("smoke", "target", "backup", "encrypt", "rotate", "reload", "verify", "rollback")
 """Of a rotation; each is counted from the start, at 0."""
+NOTHING_TO_DO: Final = "nothing to do: "
+"""Begins the note of such a one; the type follows."""
 _OTHER: Final = "other"
 _FAILED: Final = re.compile(r"failed (\w+)")
 
@@ -62,6 +65,10 @@ def seen(connection: Connection) -> Seen:
         if (type_ := types.get(name)) and not _FAILED.match(step or ""):
             at = max(updated_at, noted_at or 0.0)
             success[type_] = max(success.get(type_, 0.0), at)
+    content = {NOTHING_TO_DO + each: each for each in RotationType}
+    idle = select(notes.c.step, func.max(notes.c.noted_at)).where(notes.c.step.in_(content)).group_by(notes.c.step)
+    for step, noted_at in connection.execute(idle):
+        success[content[step]] = max(success.get(content[step], 0.0), noted_at)
     failures, last_failure = dict.fromkeys(STEPS, 0), None
     failed = select(notes.c.step, notes.c.noted_at).where(notes.c.step.startswith("failed "))
     for step, noted_at in connection.execute(failed):

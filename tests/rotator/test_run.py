@@ -1,10 +1,19 @@
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 
+import pytest
+from sqlalchemy import text
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import Fault
+from services.rotator.look import plans
+from services.rotator.model import RotatorError
 from services.rotator.report import Outcome
-from services.rotator.run import run
+from services.rotator.run import rollback, run
 from shared.keyring.administration import RotationState, RotationType
 from shared.keyring.model import Status
-from tests.rotator.rotated import Rotated
+from shared.keyring.seen import seen
+from tests.rotator.rotated import Rotated, data_key_id
 
 NewVersion = Callable[[], Awaitable[None]]
 
@@ -50,3 +59,62 @@ async def test_a_second_run_is_told_to_have_nothing_to_do_and_changes_no_key(
         assert report.outcome is Outcome.NOTHING_TO_DO
         assert report.sentence.startswith("nothing to do")
         assert await rotated.keys() == before
+
+
+@pytest.mark.parametrize("type_", [RotationType.REWRAP_KEK, RotationType.NEW_DEK])
+async def test_a_failure_is_over_once_a_run_finds_all_in_order_and_nothing_to_do(
+    in_a_file: Rotated, emulator: Emulator, type_: RotationType
+) -> None:
+    async with in_a_file.session() as session:
+        if type_ is RotationType.NEW_DEK:
+            await run(session, type_)
+        emulator.faults.add(Fault(kind="denied", operation="Encrypt"))
+        with pytest.raises(RotatorError, match="smoke test failed"):
+            await run(session, type_)
+        emulator.faults.clear()
+        assert (await run(session, type_)).outcome is Outcome.NOTHING_TO_DO
+    async with in_a_file.database() as database:
+        found = await database.read(seen)
+    assert found.last_failure
+    assert found.last_success[type_] > found.last_failure
+
+
+async def test_a_failed_rotation_is_not_over_because_another_type_has_nothing_to_do(
+    in_a_file: Rotated, new_version: NewVersion
+) -> None:
+    await new_version()
+    async with in_a_file.session() as session:
+        await run(session, RotationType.NEW_DEK)
+        async with in_a_file.database() as database:
+            junk = text("UPDATE data_keys SET wrapped = :junk WHERE id = :id")
+            await database.write(lambda c: c.execute(junk, {"junk": b"junk", "id": data_key_id(0)}))
+        assert (await run(session, RotationType.REWRAP_KEK)).outcome is Outcome.FAILED
+        assert (await run(session, RotationType.NEW_DEK)).outcome is Outcome.NOTHING_TO_DO
+    async with in_a_file.database() as database:
+        found = await database.read(seen)
+    assert found.last_failure
+    assert found.last_success[RotationType.NEW_DEK] < found.last_failure
+
+
+async def test_a_new_data_key_is_not_replaced_within_its_day_whatever_was_rotated_since(
+    rotated: Rotated, new_version: NewVersion
+) -> None:
+    async with rotated.session() as session:
+        await run(session, RotationType.NEW_DEK)
+        await new_version()
+        await run(session, RotationType.REWRAP_KEK)
+        assert (await run(session, RotationType.NEW_DEK)).outcome is Outcome.NOTHING_TO_DO
+    async with rotated.session(new_dek_min_age="1ms") as session:
+        assert (await run(session, RotationType.NEW_DEK)).outcome is Outcome.DONE
+        await rollback(session)
+    assert len(await rotated.keys()) == 5
+
+
+async def test_what_a_plan_says_is_due_is_not_told_by_the_clock_of_this_machine(in_a_file: Rotated) -> None:
+    async with in_a_file.session() as session:
+        await run(session, RotationType.NEW_DEK)
+    ahead = datetime.now(UTC).timestamp() + 3 * 365 * 86400
+    async with in_a_file.session(now=[ahead]) as session:
+        assert (await plans(session, (RotationType.NEW_DEK,))).outcome is Outcome.NOTHING_TO_DO
+        await rollback(session)
+        assert (await plans(session, (RotationType.NEW_DEK,))).outcome is Outcome.DONE

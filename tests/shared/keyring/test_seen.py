@@ -66,6 +66,20 @@ async def test_one_that_could_not_be_verified_is_no_success_until_it_is(keyring:
     assert now.failures["verify"] == 1
 
 
+async def test_a_rotation_that_has_nothing_to_do_is_a_success_of_its_type(keyring: Keyring) -> None:
+    await keyring.fill(1)
+    note = keyring.administration.note
+    await note("rewrap-kek-1", keyring.token, "failed target: the primary version is DISABLED")
+    for step in ("nothing to do: at all", "target nothing to do: rewrap-kek"):
+        await note("rewrap-kek-2", keyring.token, step)
+    assert (await look(keyring)).last_success == {NEW_DEK: BEGINNING}
+    await note("rewrap-kek-2", keyring.token, "nothing to do: rewrap-kek")
+    now = await look(keyring)
+    assert now.last_failure
+    assert now.last_success[REWRAP] >= now.last_failure
+    assert now.last_success[NEW_DEK] == BEGINNING
+
+
 async def test_a_step_that_nobody_knows_is_counted_without_its_name(keyring: Keyring) -> None:
     for step in ("failed to do it", "failed x", "failed ", "failedverify", "backup failed x", "failed smoke"):
         await keyring.administration.note("r", keyring.token, step)
