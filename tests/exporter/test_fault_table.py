@@ -181,7 +181,7 @@ async def test_each_fault_is_seen_under_its_reason_and_over_within_two_intervals
             await row.heals(kms)
             healed = await ended(row, time.time(), right=True)
             await until(lambda: shown[success] == 1)
-            cells = {"fault": row.name, "operation": row.operation, "reason": row.reason}
+            cells = {"fault": row.name, "operation": row.operation.value, "reason": row.reason.value}
             cells |= {"seen after": f"{seen:.2f} s", "right again after": f"{healed:.2f} s"}
             request.node.user_properties.append((summary.REASONS, cells))
             # A quota's backoff is two intervals after the first failure, and every beat may come a tenth later.
