@@ -82,7 +82,18 @@ async def _resume(session: Session, lease: Lease) -> Report:
     steps = Steps(session, lease.token, latest.type, latest.rotation_id, "resume")
     version = await steps.target()
     await steps.smoke()
-    if latest.target_version not in {None, version}:
+    overtaken = latest.target_version not in {None, version}
+    if overtaken and latest.state is RotationState.FAILED:  # what it could do is done, and a run does the rest
+        return Report(
+            command="resume",
+            outcome=Outcome.NOTHING_TO_DO,
+            sentence=f"nothing to do: rotation {latest.rotation_id} failed for version {latest.target_version} of the KMS "
+            f"key, whose primary version is {version} by now; another run tries what is left",
+            then=(f"run --type {latest.type}",),
+            rotation=latest,
+            problems=latest.problems,
+        )
+    if overtaken and latest.state is not RotationState.DONE:
         raise RotatorError(
             f"rotation {latest.rotation_id} was begun for version {latest.target_version} of the KMS key, whose "
             f"primary version is {version} by now",

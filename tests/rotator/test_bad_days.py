@@ -13,7 +13,7 @@ from services.rotator.model import RotatorError
 from services.rotator.report import Outcome, Report
 from services.rotator.run import resume, rollback, run
 from services.rotator.session import Session
-from shared.keyring.administration import RefusedError, RotationState, RotationType
+from shared.keyring.administration import RefusedError, RotationState, RotationType, UnreachableError, Verification
 from shared.keyring.seen import seen
 from tests.rotator.rotated import KEY, Rotated, data_key_id
 
@@ -193,3 +193,35 @@ async def test_a_rotation_for_a_version_that_is_no_longer_the_primary_can_only_b
         assert failed.value.then == ("rollback",)
         assert (await rollback(session)).outcome is Outcome.DONE
     assert await in_a_file.keys() == before
+
+
+async def test_what_failed_for_a_version_that_is_no_longer_the_primary_is_left_to_another_run(
+    in_a_file: Rotated, new_version: NewVersion
+) -> None:
+    await sql(in_a_file, "UPDATE data_keys SET wrapped = :junk WHERE id = :id", junk=b"junk", id=data_key_id(1))
+    await new_version()
+    async with in_a_file.session() as session:
+        assert (await run(session, REWRAP)).outcome is Outcome.FAILED
+        await new_version()
+        report = await resume(session)
+        assert (report.outcome, report.then) == (Outcome.NOTHING_TO_DO, ("run --type rewrap-kek",))
+        assert [problem.id for problem in report.problems] == [data_key_id(1)]
+        assert (await run(session, REWRAP)).outcome is Outcome.FAILED
+    assert [key.wrapped.kek_version for key in (await in_a_file.keys()).values()] == [3, 1, 3]
+
+
+async def test_what_is_done_and_was_not_verified_is_verified_though_another_version_is_the_primary_by_now(
+    in_a_file: Rotated, new_version: NewVersion
+) -> None:
+    async with in_a_file.session() as session:
+        await new_version()
+        verify = session.administration.verify
+
+        async def nobody(mode: object) -> Verification:
+            raise UnreachableError("nobody answers")
+
+        session.administration.verify = nobody  # type: ignore[method-assign]
+        await failing(session)
+        session.administration.verify = verify  # type: ignore[method-assign]
+        await new_version()
+        assert (await resume(session)).outcome is Outcome.DONE

@@ -193,6 +193,26 @@ async def test_after_a_failure_the_summary_and_the_backup_are_kept_and_the_next_
     assert shape(await deployment.keys()) == [("active", 2)]
 
 
+async def test_a_data_key_that_cannot_be_wrapped_fails_each_job_and_keeps_no_other_from_being_rotated(
+    machine: NewMachine, deployment: Deployment
+) -> None:
+    with closing(sqlite3.connect(deployment.config.parent / "backend.db", isolation_level=None)) as database:
+        database.execute(
+            "INSERT INTO data_keys "
+            "SELECT 'corrupt', 'retired', zeroblob(64), kek, 1, algorithm, fingerprint, created_at FROM data_keys"
+        )
+    job = await run(machine, deployment, BOTH)
+    assert job.runner.status == "failure"
+    corrupt = ("retired", 1)
+    assert shape(await deployment.keys()) == [("active", 2), corrupt, ("retired", 2)]
+    now = deployment.kms.store.clock()
+    await deployment.kms.store.change(KEY, lambda key: key.with_new_version(new_material(), now).with_primary(3, now))
+    job = await run(machine, deployment, BOTH)
+    assert job.runner.status == "failure"
+    assert "| corrupt | " in job.runner.summary
+    assert shape(await deployment.keys()) == [("active", 3), corrupt, ("retired", 3), ("retired", 3)]
+
+
 async def test_a_wrong_token_is_one_sentence_and_nothing_is_changed(
     machine: NewMachine, deployment: Deployment
 ) -> None:
