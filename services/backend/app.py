@@ -1,7 +1,9 @@
 """The composition root: from settings to a running backend, and everything closed again in the end."""
 
 import asyncio
+import socket
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -17,6 +19,7 @@ from services.backend.look import Look
 from services.backend.records import RECORDS, Records
 from shared.keyring.carrier import KeyringAdministration
 from shared.keyring.database import Database, DatabaseError
+from shared.keyring.instances import Heartbeat
 from shared.keyring.model import LOCAL_KEK
 from shared.keyring.store import KeyStore
 from shared.keyring.tables import TABLES
@@ -54,7 +57,9 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
         local = await _local_key(settings, keys)
         kms = connect(settings.kms)
         stack.push_async_callback(kms.close)
-        keyring = Keyring(keys, local, kms, kek=settings.kms.key, timeout=settings.kms_timeout, clock=clock)
+        heartbeat = Heartbeat(database, f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}", settings.kms_check_interval)
+        stack.push_async_callback(_end_of, heartbeat)
+        keyring = Keyring(keys, local, kms, heartbeat, kek=settings.kms.key, timeout=settings.kms_timeout, clock=clock)
         checked = asyncio.Event()
         watching = asyncio.create_task(keyring.watch(settings.kms_check_interval, checked))
         stack.push_async_callback(_end, watching)
@@ -127,3 +132,8 @@ def _secret(file: Path | None) -> SecretFile | None:
 async def _end(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def _end_of(heartbeat: Heartbeat) -> None:
+    with suppress(DatabaseError):  # then a rotation waits for it a little
+        await heartbeat.end()

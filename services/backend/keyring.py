@@ -27,6 +27,7 @@ from services.backend.sealing import UsableKey
 from shared.cancelled import task_is_cancelled
 from shared.contract import CryptoMode
 from shared.keyring.database import DatabaseError
+from shared.keyring.instances import Heartbeat
 from shared.keyring.model import KEY_BYTES, LOCAL_KEK, DataKey, Status, Wrapped, fingerprint, wrapping_aad
 from shared.keyring.store import KeyStore, RetiredVersionError
 from shared.keyring.wrapping import UnwrapError, Wrapping
@@ -50,19 +51,32 @@ class Keyring:
         store: KeyStore,
         local: LocalKey,
         kms: KeyProvider,
+        heartbeat: Heartbeat,
         *,
         kek: str,
         timeout: float,
         clock: Callable[[], float],
     ) -> None:
-        """`kek` is the full name of `kms`'s key; `timeout` bounds each call to it, in seconds; `clock` is unix time."""
+        """Reads nothing yet.
+
+        Args:
+            store: the keyring.
+            local: wraps while KMS fails.
+            kms: wraps else.
+            heartbeat: is told after each check and each reload which pending data keys are held here.
+            kek: full name of `kms`'s key.
+            timeout: of each call to `kms`, in seconds.
+            clock: unix time.
+        """
         self._store = store
+        self._heartbeat = heartbeat
         self._local = local
         self._wrapping = Wrapping(kms, kek, timeout, local)
         self._clock = clock
         self._usable: dict[str, UsableKey] = {}
         self._unusable: dict[str, str] = {}  # id → why
         self._active: UsableKey | None = None
+        self._pending: tuple[str, ...] = ()
         self._failures = 0
         self._changing = asyncio.Lock()
         self._settled: tuple[CryptoMode, bool] | None = None
@@ -128,6 +142,7 @@ class Keyring:
             else:
                 self._failures = 0
                 self._settle(CryptoMode.KMS, None, None)
+            await self._heartbeat.beat(self._pending)
 
     async def reload(self) -> None:
         """Reads the keyring again, now, because somebody changed it. Raises DatabaseError.
@@ -139,6 +154,7 @@ class Keyring:
                 await self._use_keys(self.mode)
             except (KmsError, RetiredVersionError) as error:
                 log.warning("the keyring was read, and KMS failed at it; the next check tries again", error=str(error))
+            await self._heartbeat.beat(self._pending)
 
     async def _failed(self, error: KmsError) -> None:
         self._failures += 1
@@ -160,6 +176,7 @@ class Keyring:
                 wrapped = await self._wrapping.wrap(key.id, self._usable[key.id].secret)
                 if await self._store.rewrap(key, wrapped):
                     log.info("data key re-wrapped by KMS", data_key=key.id, kek_version=wrapped.kek_version)
+        self._pending = tuple(key.id for key in keys if key.status is Status.PENDING and key.id in self._usable)
         stored = next((key for key in keys if key.status is Status.ACTIVE), None)
         if stored and stored.id in self._usable:
             self._active = self._usable[stored.id]

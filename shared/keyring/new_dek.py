@@ -1,6 +1,6 @@
 """`new-dek`: a new data key is stored as pending, shown to every instance of the service, and only then made active.
 
-Two steps, each one commit; between them nothing is encrypted with it. An instance that was not shown it reads the
+Two steps, each one commit; between them nothing is encrypted with it. An instance that starts in between reads the
 keyring again when it meets its first record.
 """
 
@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 from shared.keyring import journal, store, target
 from shared.keyring.administration import Problem, Progress, RefusedError, RotateRequest, RotationState
 from shared.keyring.database import Database
+from shared.keyring.instances import wait_until_all_hold
 from shared.keyring.journal import Rotation
 from shared.keyring.lease import under_lease
 from shared.keyring.model import KEY_BYTES, DataKey, Status, fingerprint
@@ -49,7 +50,7 @@ class NewDek:
         await under_lease(self.database, self.request.token, write)
 
     async def promote(self, rotation: Rotation, show: Callable[[], Awaitable[None]]) -> None:
-        """Makes it active, once it was shown and has been unwrapped, and retires the one that was."""
+        """Makes it active, once every instance holds it, and retires the one that was."""
         data_key_id = rotation.added or ""
         new = await self.database.read(lambda connection: store.find(connection, data_key_id))
         problem = None
@@ -62,6 +63,7 @@ class NewDek:
                 problem = f"the new data key was not made active: {error}"
         if problem is None:
             await show()
+            await wait_until_all_hold(self.database, data_key_id)
 
         def write(connection: Connection, now: float) -> None:
             journal.still(connection, rotation)

@@ -93,3 +93,12 @@ notes: Final = Table(
     Column("step", String, nullable=False),
     Column("noted_at", Seconds, nullable=False),
 )
+
+instances: Final = Table(
+    "keyring_instances",
+    TABLES,
+    Column("id", String, primary_key=True),
+    Column("beat_at", Seconds, nullable=False),
+    Column("interval", Seconds, nullable=False),
+    Column("holds", String, nullable=False),  # ids of the pending data keys that it has unwrapped, with spaces between
+)

@@ -4,6 +4,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import yaml
@@ -18,6 +19,7 @@ from services.backend.keyring import Keyring
 from services.backend.local_key import read_or_make
 from services.backend.records import Records, decrypt
 from shared.keyring.database import Database
+from shared.keyring.instances import Heartbeat
 from shared.keyring.store import KeyStore
 from shared.keyring.tables import TABLES
 from shared.kms.gcp import GcpKey
@@ -62,7 +64,8 @@ async def _backend(folder: Path, kms: str, *, timeout: float = 5.0, key: str = K
     try:
         store = KeyStore(database)
         local = read_or_make(folder / "local.key", may_make=True)
-        keyring = Keyring(store, local, provider, kek=key, timeout=timeout, clock=time.time)
+        heartbeat = Heartbeat(database, uuid4().hex, 0.0)
+        keyring = Keyring(store, local, provider, heartbeat, kek=key, timeout=timeout, clock=time.time)
         yield Backend(keyring, store, Records(database))
     finally:
         await provider.close()

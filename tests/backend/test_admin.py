@@ -185,11 +185,16 @@ async def test_a_reload_uses_the_new_data_key_and_another_instance_reads_its_rec
 ) -> None:
     database = empty_database.render_as_string(hide_password=False)
     slow = settings(str(emulator.address), admin=ADMIN, database=database, kms_check_interval="1h")
-    async with running(slow) as one, running(slow) as other, client(one, **OURS) as admin, client(other) as elsewhere:
+    async with (
+        running(slow) as one,
+        running(slow) as other,
+        client(one, **OURS) as admin,
+        client(other, **OURS) as elsewhere,
+    ):
         token = (await admin.post("lease", json={"holder": "a test", "seconds": 60})).json()["token"]
         asked = {"rotation_id": "r", "type": "new-dek", "token": token, "caller": "me"}
         while (await admin.post("rotate", json=asked)).json()["state"] == "running":
-            pass
+            await elsewhere.post("reload")
         await admin.post("reload")
         assert (await admin.put("http://backend/v1/records/a", content=b"new key")).status_code == 204
         used = await asyncio.to_thread(_data_key_of_the_record, empty_database)

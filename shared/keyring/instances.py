@@ -1,0 +1,83 @@
+"""Which instances of a service are alive, and which pending data keys each of them holds unwrapped.
+
+Each writes its row at each of its checks. A new data key becomes active only once all of them hold it: a record that
+one instance encrypts by it can then be read at every other, though KMS be out.
+"""
+
+import asyncio
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Connection
+
+from shared.keyring.administration import RefusedError
+from shared.keyring.database import Database
+from shared.keyring.tables import instances
+
+_INTERVALS: Final = 3
+"""Of an instance's checks without a row of it: then it is gone."""
+_LEAST_SECONDS: Final = 10.0
+"""However short its interval is: a busy machine is late."""
+_LONGEST_WAIT_SECONDS: Final = 120.0
+"""Far from the five minutes after which a driver of the rotator gives a call up."""
+_PAUSE_SECONDS: Final = 0.2
+_FORGOTTEN_SECONDS: Final = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """One instance's row. Every method raises DatabaseError."""
+
+    database: Database
+    instance: str
+    """Names one process, to the database and to people."""
+    interval: float
+    """Seconds from one beat to the next."""
+
+    async def beat(self, pending: Collection[str]) -> None:
+        """Says that it is alive, and holds these data keys of status pending; each `interval` at least."""
+
+        def write(connection: Connection) -> None:
+            now = self.database.now(connection)
+            old = (instances.c.id == self.instance) | (instances.c.beat_at < now - _FORGOTTEN_SECONDS)
+            connection.execute(instances.delete().where(old))
+            values = {"id": self.instance, "interval": self.interval, "holds": " ".join(pending)}
+            connection.execute(instances.insert().values(beat_at=now, **values))
+
+        await self.database.write(write)
+
+    async def end(self) -> None:
+        """Nobody waits for it any more."""
+        own = instances.c.id == self.instance
+        await self.database.write(lambda connection: connection.execute(instances.delete().where(own)))
+
+
+async def wait_until_all_hold(database: Database, data_key_id: str) -> None:
+    """Returns once every instance that is alive holds the pending data key.
+
+    Raises:
+        RefusedError: one does not, after three of its intervals, or two minutes where those are longer.
+    """
+    began = asyncio.get_running_loop().time()
+    while lacking := await database.read(
+        lambda connection: _lacking(connection, database.now(connection), data_key_id)
+    ):
+        name, alive = lacking[0]
+        if asyncio.get_running_loop().time() - began > min(alive, _LONGEST_WAIT_SECONDS):
+            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            raise RefusedError(
+                f"{name}{more} of the service's instances cannot use the new data key {data_key_id} yet, so it was not "
+                "made active; see in its log whether KMS answers it, or stop it, then resume"
+            )
+        await asyncio.sleep(_PAUSE_SECONDS)
+
+
+def _lacking(connection: Connection, now: float, data_key_id: str) -> list[tuple[str, float]]:
+    """The instances that are alive and do not hold it, and for how many seconds each is taken to be alive."""
+    found = []
+    for row in connection.execute(instances.select().order_by(instances.c.id)):
+        alive = max(_INTERVALS * row.interval, _LEAST_SECONDS)
+        if abs(now - row.beat_at) <= alive and data_key_id not in row.holds.split():
+            found.append((row.id, alive))
+    return found

@@ -1,0 +1,86 @@
+"""A new data key becomes active only once every instance that is alive holds it."""
+
+import asyncio
+
+import pytest
+
+from shared.keyring import instances
+from shared.keyring.administration import RefusedError, RotationState
+from shared.keyring.instances import Heartbeat
+from shared.keyring.model import Status
+from shared.keyring.tables import instances as table
+from tests.shared.keyring.keyring import NEW_DEK, Keyring
+
+
+@pytest.fixture
+async def begun(keyring: Keyring) -> Keyring:
+    """A rotation whose new data key is pending."""
+    await keyring.fill(1)
+    await keyring.administration.rotate(keyring.request(NEW_DEK))
+    return keyring
+
+
+async def _pending(keyring: Keyring) -> str:
+    return next(name for name, status in (await keyring.statuses()).items() if status is Status.PENDING)
+
+
+async def test_with_no_instance_alive_it_waits_for_none(begun: Keyring) -> None:
+    assert (await begun.administration.rotate(begun.request(NEW_DEK))).state is RotationState.DONE
+
+
+async def test_it_waits_for_the_last_one_and_then_goes_on(begun: Keyring) -> None:
+    one, other = (Heartbeat(begun.database, name, 60.0) for name in ("one", "other"))
+    new = await _pending(begun)
+    await one.beat([new, "another"])
+    await other.beat(["another"])
+    promoting = asyncio.create_task(begun.administration.rotate(begun.request(NEW_DEK)))
+    done, _ = await asyncio.wait([promoting], timeout=1)
+    assert not done
+    assert await _pending(begun) == new
+    await other.beat([new])
+    async with asyncio.timeout(10):
+        assert (await promoting).state is RotationState.DONE
+    assert (await begun.statuses())[new] is Status.ACTIVE
+
+
+async def test_one_that_never_gets_it_is_named_and_nothing_is_promoted_until_it_is_gone(
+    begun: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instances, "_LONGEST_WAIT_SECONDS", 0.3)
+    stuck = Heartbeat(begun.database, "web-7", 60.0)
+    await stuck.beat([])
+    with pytest.raises(RefusedError, match=r"web-7 of the service's instances cannot use .* or stop it, then resume"):
+        await begun.administration.rotate(begun.request(NEW_DEK))
+    assert (await begun.statuses())["k000"] is Status.ACTIVE
+    await stuck.end()
+    assert (await begun.administration.rotate(begun.request(NEW_DEK))).state is RotationState.DONE
+
+
+@pytest.mark.parametrize("seconds", [-181, 181], ids=["of one that was killed", "of a clock that was ahead"])
+async def test_a_row_that_is_not_of_the_last_three_intervals_keeps_nobody_waiting(begun: Keyring, seconds: int) -> None:
+    await Heartbeat(begun.database, "gone", 60.0).beat([])
+    moved = table.update().values(beat_at=table.c.beat_at + seconds)
+    await begun.database.change(lambda connection: connection.execute(moved))
+    assert (await begun.administration.rotate(begun.request(NEW_DEK))).state is RotationState.DONE
+
+
+async def test_one_whose_checks_are_far_apart_is_waited_for_between_them(
+    begun: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instances, "_LONGEST_WAIT_SECONDS", 0.3)
+    await Heartbeat(begun.database, "slow", 60.0).beat([])
+    moved = table.update().values(beat_at=table.c.beat_at - 170)
+    await begun.database.change(lambda connection: connection.execute(moved))
+    with pytest.raises(RefusedError, match="slow of the service's instances"):
+        await begun.administration.rotate(begun.request(NEW_DEK))
+
+
+async def test_an_instance_has_one_row_and_those_of_another_day_are_removed(keyring: Keyring) -> None:
+    one, other = (Heartbeat(keyring.database, name, 60.0) for name in ("one", "other"))
+    await other.beat([])
+    moved = table.update().values(beat_at=table.c.beat_at - 90_000)
+    await keyring.database.change(lambda connection: connection.execute(moved))
+    await one.beat([])
+    await one.beat(["a", "b"])
+    rows = await keyring.database.read(lambda connection: connection.execute(table.select()).all())
+    assert [(row.id, row.interval, row.holds) for row in rows] == [("one", 60.0, "a b")]
