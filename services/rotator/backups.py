@@ -1,7 +1,7 @@
 """The folder of backups: names, which are kept, what they need, and whether one can be restored."""
 
 import base64
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from datetime import datetime
 from pathlib import Path
@@ -40,14 +40,23 @@ class Backups:
         found = [(file, backup.header(file)) for file in self.folder.glob(f"[!.]*{_END}")]
         return sorted(found, key=lambda each: each[1].created_at)
 
-    def named(self, name: str) -> Path:
-        """`latest`, a name in the folder, or a path. Raises BackupError where there is none."""
+    def named(self, name: str, steps: Iterable[str] = ()) -> Path:
+        """`latest`, a name in the folder, or a path. Raises BackupError where there is none.
+
+        `latest` is that of the latest rotation, whose `steps` these are, where it is here; else the newest.
+        """
         if name == LATEST:
-            kept = self.kept()
+            kept = [file for file, _ in self.kept()]
             if not kept:
                 raise BackupError(f"there is no backup in {self.folder}")
-            return kept[-1][0]
+            return next((file for each, _ in noted(steps) if (file := self.folder / each) in kept), kept[-1])
         return next((file for file in (self.folder / name, Path(name)) if file.is_file()), Path(name))
+
+
+def noted(steps: Iterable[str]) -> list[tuple[str, str]]:
+    """Name and SHA-256 of each backup that these steps of the journal tell of, the last one first."""
+    words = [step.split() for step in steps if step.startswith("backup ")]
+    return [(Path(name).name, digest) for _, name, digest in reversed([each for each in words if len(each) == 3])]
 
 
 async def check(file: Path, kms: KeyProvider, *, timeout: float) -> Summary:

@@ -1,5 +1,7 @@
 """The commands that only look: what would be done, what goes on, what needs which version, whether all can be read."""
 
+import asyncio
+
 from services.rotator import backups
 from services.rotator.plan import not_finished, plan, unfinished, ways_on
 from services.rotator.report import KeptBackup, Outcome, Report
@@ -82,7 +84,8 @@ async def verify(session: Session, *, full: bool) -> Report:
 async def restore_check(session: Session, name: str) -> Report:
     """Whether a backup can be restored. Raises BackupError, AdministrationError."""
     timeout = session.settings.kms_timeout
-    file = session.backups.named(name)
+    latest = await session.administration.progress()
+    file = await asyncio.to_thread(session.backups.named, name, latest.steps if latest else ())
     summary = await backups.check(file, session.kms, timeout=timeout)
     wrong = [
         *await backups.differences(file, session.administration, session.kms, timeout=timeout),

@@ -31,7 +31,7 @@ async def _restore(session: Session, lease: Lease, name: str) -> Report:
     if latest is not None and unfinished(latest):
         raise RotatorError(not_finished(latest), *ways_on(latest))
     timeout = session.settings.kms_timeout
-    file = await asyncio.to_thread(session.backups.named, name)
+    file = await asyncio.to_thread(session.backups.named, name, latest.steps if latest else ())
     summary = await backups.check(file, session.kms, timeout=timeout)
     changed, left = 0, list[Problem]()
     async for rows in backup.pages(file, session.kms, backup.Counted(), timeout=timeout):

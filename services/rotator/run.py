@@ -87,8 +87,8 @@ async def _resume(session: Session, lease: Lease) -> Report:
         return Report(
             command="resume",
             outcome=Outcome.NOTHING_TO_DO,
-            sentence=f"nothing to do: rotation {latest.rotation_id} failed for version {latest.target_version} of the KMS "
-            f"key, whose primary version is {version} by now; another run tries what is left",
+            sentence=f"nothing to do: rotation {latest.rotation_id} failed for version {latest.target_version} of the "
+            f"KMS key, whose primary version is {version} by now; another run tries what is left",
             then=(f"run --type {latest.type}",),
             rotation=latest,
             problems=latest.problems,

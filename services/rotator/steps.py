@@ -61,26 +61,29 @@ class Steps:
 
     async def backup(self, noted: tuple[str, ...] = ()) -> tuple[Path, Summary]:
         """The backup of this rotation: that of the steps `noted`, where it is here and whole; else a new one."""
-        for words in (step.split() for step in reversed(noted) if step.startswith("backup ")):
-            file = self._session.backups.folder / Path(words[1]).name
+        for name, digest in backups.noted(noted):
+            file = self._session.backups.folder / name
             try:
                 summary = await backups.check(file, self._session.kms, timeout=self._settings.kms_timeout)
             except BackupError:
                 continue  # it is on another machine, or damaged
-            if words[2:] == [summary.sha256]:
+            if digest == summary.sha256:
                 return file, summary
-        file = self._session.backups.new(self._id, self._session.now)
-        return file, await self._step("backup", self._backup(file), lambda made: f"{file.name} {made.sha256}")
+        return await self._step("backup", self._backup(), lambda made: f"{made[0].name} {made[1].sha256}")
 
-    async def _backup(self, file: Path) -> Summary:
-        versions = (await self._administration.census()).versions
-        return await backup.write(
+    async def _backup(self) -> tuple[Path, Summary]:
+        census = await self._administration.census()
+        now = census.counted_at or self._session.now  # the keyring's clock, the same on whatever machine
+        file = self._session.backups.new(self._id, now)
+        return file, await backup.write(
             file,
             self._administration,
             self._session.kms,
             rotation_id=self._id,
-            needs={each.kek_version for each in versions if each.kek == self._settings.kms.key and each.data_keys},
-            now=self._session.now,
+            needs={
+                each.kek_version for each in census.versions if each.kek == self._settings.kms.key and each.data_keys
+            },
+            now=now,
             timeout=self._settings.kms_timeout,
         )
 

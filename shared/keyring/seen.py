@@ -2,7 +2,7 @@
 
 A note of a runner that begins with `failed STEP` is a failure of that step. A rotation has succeeded once its state is
 `done` and its last note is no failure; so one that could not be verified has not, until it is resumed. One that found
-nothing to do, and all that it needs in order, has succeeded, too: else a failure that was mended would stand for a month.
+nothing to do, and all that it needs in order, has succeeded, too: else a failure that was mended would stand for weeks.
 """
 
 import re

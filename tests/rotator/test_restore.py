@@ -1,13 +1,16 @@
 """A backup is put back: what was damaged is healed, and nothing that works is displaced by what does not."""
 
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 
 import pytest
 from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
+from services.rotator import backup
 from services.rotator.backup import BackupError
+from services.rotator.look import restore_check
 from services.rotator.model import RotatorError
 from services.rotator.report import Outcome
 from services.rotator.restore import restore
@@ -76,3 +79,23 @@ async def test_no_backup_is_put_back_in_the_middle_of_a_rotation(
         with pytest.raises(RotatorError, match="is not finished") as refused:
             await restore(session, "latest")
     assert refused.value.then == ("resume", "rollback")
+
+
+async def test_the_latest_backup_is_that_of_the_latest_rotation_whatever_the_clock_of_this_machine_says(
+    in_a_file: Rotated,
+) -> None:
+    ahead = [datetime.now(UTC).timestamp() + 3 * 365 * 86400]
+    async with in_a_file.session(now=ahead) as session:
+        await run(session, RotationType.NEW_DEK)
+        ((file, header),) = session.backups.kept()
+        assert header.created_at < datetime.now(UTC)
+        later = session.backups.new("later", session.now)  # as a database on such a machine, too, would have it
+        await backup.write(
+            later, session.administration, session.kms, rotation_id="later", needs={1}, now=session.now, timeout=5
+        )
+        for command in (restore_check, restore):
+            report = await command(session, "latest")
+            assert report.backup
+            assert report.backup.file == str(file)
+        file.unlink()
+        assert session.backups.named("latest") == later
