@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from services.backend.config import Settings
 from shared.mistakes import ConfigurationError
@@ -28,6 +29,16 @@ local_key_file: /var/lib/keypulse/local.key
     assert settings.admin.token_file == Path("/run/secrets/admin_token")
     assert settings.local_key_file == Path("/var/lib/keypulse/local.key")
     assert (settings.kms_check_interval, settings.kms_timeout) == (10.0, 2.0)
+
+
+def test_the_documents_backend_lets_the_documents_rotator_in() -> None:
+    document = (Path(__file__).parents[2] / "docs/configuration.md").read_text()
+    backend, rotator = (
+        yaml.safe_load(document.partition(f"\n## {name}\n\n```yaml\n")[2].partition("```")[0])
+        for name in ("Backend", "Rotator")
+    )
+    assert backend["admin"]["token_file"] == rotator["driver"]["token_file"]
+    assert backend["kms"]["key"] == rotator["kms"]["key"]
 
 
 def test_every_key_has_an_effect(configuration: Configuration) -> None:
