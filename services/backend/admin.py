@@ -28,7 +28,7 @@ def routes(keyring: Administration, token: SecretFile | None) -> list[BaseRoute]
         return await keyring.census()
 
     async def progress(request: Request) -> object:
-        rotation_id = request.path_params["rotation_id"]
+        rotation_id = parsed(bodies.rotation_id, request.path_params["rotation_id"])
         found = await keyring.progress(None if rotation_id == "latest" else rotation_id)
         if found is None:
             latest = "no rotation was ever made" if rotation_id == "latest" else f"there is no rotation {rotation_id}"

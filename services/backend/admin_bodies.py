@@ -1,10 +1,10 @@
 """What the admin API is asked: the shapes of its requests' bodies, bounded."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from shared.keyring.administration import PAGE, RotateRequest, RotationType, StoredKey
+from shared.keyring.administration import PAGE, RotateRequest, RotationType, StoredKey, Text, VersionNumber
 
 RotationId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 Token = Annotated[str, Field(max_length=200)]
@@ -19,14 +19,14 @@ class Body(BaseModel):
 class Page(Body):
     """Some of a long list, by id."""
 
-    after: str = Field("", max_length=200)
+    after: Text = Field("", max_length=200)
     limit: int = Field(PAGE, ge=1, le=PAGE)
 
 
 class TakeLease(Body):
     """Takes the lease, or keeps it."""
 
-    holder: str = Field(min_length=1, max_length=200)
+    holder: Text = Field(min_length=1, max_length=200)
     seconds: float = Field(gt=0, le=3600)
     token: Token = ""
 
@@ -41,7 +41,7 @@ class DryRun(Body):
     """What a rotation would do."""
 
     type: RotationType
-    target_version: int | None = None
+    target_version: VersionNumber | None = None
 
 
 class Note(Body):
@@ -49,7 +49,7 @@ class Note(Body):
 
     rotation_id: RotationId
     token: Token
-    step: str = Field(min_length=1, max_length=1000)
+    step: Text = Field(min_length=1, max_length=1000)
 
 
 class Rollback(Body):
@@ -75,7 +75,7 @@ class Verify(Body):
 class Retire(Body):
     """Ends the use of a version."""
 
-    kek_version: int = Field(ge=1)
+    kek_version: VersionNumber
     token: Token
 
 
@@ -86,3 +86,7 @@ class _MaybeDry(Body):
 def rotation(document: object) -> DryRun | RotateRequest:
     """What `rotate` is asked. Raises ValidationError."""
     return (DryRun if _MaybeDry.model_validate(document).dry_run else RotateRequest).model_validate(document)
+
+
+rotation_id: Final = TypeAdapter[str](RotationId).validate_python
+"""The id in a path. Raises ValidationError."""

@@ -8,14 +8,19 @@ backup's rows holds key material, and there it is wrapped.
 from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.keyring.model import Status
+from shared.keyring.model import GREATEST_VERSION, Status
 
 PAGE: int = 1000
 """Data keys in one page, at most: a hundred thousand of them never stand in memory at once."""
+
+Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+"""PostgreSQL has no text with a NUL in it."""
+VersionNumber = Annotated[int, Field(ge=1, le=GREATEST_VERSION)]
+"""Of a version of a KMS key."""
 
 
 class _Wire(BaseModel):
@@ -45,12 +50,13 @@ class RotationState(StrEnum):
 class KeyInfo(_Wire):
     """A data key without its wrapped form."""
 
-    id: str
+    id: Text
     status: Status
-    kek: str
+    kek: Text
     """Full resource name of the KMS key, or `local`."""
-    kek_version: int
-    algorithm: str
+    kek_version: int = Field(ge=-1, le=GREATEST_VERSION)
+    """0 of the local key, -1 where it cannot be read."""
+    algorithm: Text
     created_at: datetime
     fingerprint: str
     """Of the data key itself, hexadecimal: the same whatever wraps it."""
@@ -94,6 +100,8 @@ class Census(_Wire):
     """Full resource name of the KMS key that new data keys are wrapped by; None where the service does not tell."""
     new_dek_at: datetime | None = None
     """When a rotation last made a data key the active one, by the database's clock."""
+    backups: tuple[str, ...] = ()
+    """What runners noted of the backups that they made, oldest first: steps as in `Progress`, of all rotations."""
     counted_at: datetime | None = None
     """By the same clock; None where the service does not tell."""
 
@@ -157,8 +165,8 @@ class RotateRequest(_Wire):
     type: RotationType
     token: str
     """Of the lease."""
-    caller: str = Field(max_length=200)
-    target_version: int | None = None
+    caller: Text = Field(max_length=200)
+    target_version: VersionNumber | None = None
     """The version that Encrypt is known to use by now; a wrap under another one is refused."""
     batch: int = Field(100, ge=1, le=PAGE)
     """Data keys in this call, at most."""

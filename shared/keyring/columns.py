@@ -9,13 +9,13 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Dialect, Float, Integer, LargeBinary, String, Table, TypeDecorator, select
 
+from shared.keyring.model import GREATEST_VERSION
+
 Id: Final = String().with_variant(String(collation="C"), "postgresql")
 """Of an id, of data keys and of records. Compared byte by byte, as Python does: in the order of a language, the
 fingerprint of all would be another one."""
 LAST_SECOND: Final = 253402300799
 """Of the year 9999; Python knows no later one."""
-GREATEST: Final = 2**31 - 1
-"""Of PostgreSQL's integers."""
 
 
 class Seconds(TypeDecorator[float]):
@@ -37,7 +37,7 @@ class Version(TypeDecorator[int]):
 
     def process_result_value(self, value: Any, dialect: Dialect) -> int | None:  # noqa: ARG002
         """See the class."""
-        return value if value is None or (isinstance(value, int) and _within(value, GREATEST)) else -1
+        return value if value is None or (isinstance(value, int) and _within(value, GREATEST_VERSION)) else -1
 
 
 class Bytes(LargeBinary):
@@ -55,7 +55,7 @@ def defects(connection: Connection, table: Table, **known: Collection[str]) -> d
         if isinstance(column.type, Seconds):
             bad[column.name] = ~column.between(0, LAST_SECOND)
         elif isinstance(column.type, Version):
-            bad[column.name] = ~column.between(0, GREATEST)
+            bad[column.name] = ~column.between(0, GREATEST_VERSION)
     found: dict[str, str] = {}
     for name, condition in bad.items():
         for row_id in connection.execute(select(table.c.id).where(condition).limit(100)).scalars():

@@ -14,6 +14,8 @@ ALGORITHM: Final = "AES-256-GCM"
 """What a data key is used with."""
 KEY_BYTES: Final = 32
 """Of a data key."""
+GREATEST_VERSION: Final = 2**31 - 1
+"""Of a KMS key that the keyring's tables can hold: PostgreSQL's integers end there."""
 
 
 class Status(StrEnum):

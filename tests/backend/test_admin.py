@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from sqlalchemy import URL, create_engine, text
+from sqlalchemy import URL
 from starlette.routing import Route
 from structlog.testing import capture_logs
 
@@ -122,6 +122,44 @@ async def test_what_was_not_expected_is_named_and_not_repeated(
     assert (answer.status_code, sentence in answer.json()["error"]) == (400, True), answer.text
 
 
+ROW = {
+    "id": "k", "status": "retired", "kek": "local", "kek_version": 0, "algorithm": "AES-256-GCM", "wrapped": "",
+    "created_at": "2026-01-01T00:00:00Z", "fingerprint": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "changed"),
+    [
+        ("retire", {"kek_version": 2**31}),
+        ("rotate", {"target_version": 2**40}),
+        ("rotate", {"dry_run": True, "target_version": 2**70}),
+        ("rotate", {"caller": "m\0e"}),
+        ("lease", {"holder": "m\0e"}),
+        ("note", {"step": "done\0"}),
+        ("backup", {"after": "k\0"}),
+        ("restore", {"rows": [{**ROW, "id": "k\0"}]}),
+        ("restore", {"rows": [{**ROW, "kek": "\0"}]}),
+        ("restore", {"rows": [{**ROW, "algorithm": "\0"}]}),
+        ("restore", {"rows": [{**ROW, "kek_version": 2**31}]}),
+    ],
+    ids=str,
+)
+async def test_what_no_database_can_hold_is_the_callers_mistake_and_is_named(
+    admin: httpx2.AsyncClient, lease: str, path: str, changed: dict[str, Any]
+) -> None:
+    well = {"rotation_id": "r", "type": "new-dek", "token": lease, "caller": "me", "holder": "me", "seconds": 60}
+    answer = await admin.post(path, json=well | {"kek_version": 7, "step": "done", "rows": [ROW]} | changed)
+    assert answer.status_code == 400, answer.text
+    (name,) = changed.keys() - {"dry_run"}
+    assert answer.json()["error"].startswith(name)
+
+
+async def test_neither_can_an_address(admin: httpx2.AsyncClient) -> None:
+    for address in ("keys?after=%00", "rotations/%00", "rotations/a%20b"):
+        assert (await admin.get(address)).status_code == 400
+
+
 async def test_a_page_of_keys_is_bounded(admin: httpx2.AsyncClient) -> None:
     assert (await admin.get("keys?limit=0")).status_code == 400
     assert (await admin.get("keys?limit=many")).status_code == 400
@@ -170,36 +208,6 @@ async def test_each_refusal_has_its_status(admin: httpx2.AsyncClient, lease: str
     emulator.faults.add(Fault(kind="status", operation="Encrypt", count=1))
     assert (await admin.post("rotate", json=asked)).status_code == 503
     assert (await admin.post("release", json={"token": lease})).status_code == 204
-
-
-def _data_key_of_the_record(database: URL) -> str:
-    engine = create_engine(database)
-    with engine.connect() as connection:
-        (used,) = connection.execute(text("SELECT data_key_id FROM records")).scalars()
-    engine.dispose()
-    return str(used)
-
-
-async def test_a_reload_uses_the_new_data_key_and_another_instance_reads_its_records_at_once(
-    emulator: Emulator, settings: Callable[..., Settings], empty_database: URL
-) -> None:
-    database = empty_database.render_as_string(hide_password=False)
-    slow = settings(str(emulator.address), admin=ADMIN, database=database, kms_check_interval="1h")
-    async with (
-        running(slow) as one,
-        running(slow) as other,
-        client(one, **OURS) as admin,
-        client(other, **OURS) as elsewhere,
-    ):
-        token = (await admin.post("lease", json={"holder": "a test", "seconds": 60})).json()["token"]
-        asked = {"rotation_id": "r", "type": "new-dek", "token": token, "caller": "me"}
-        while (await admin.post("rotate", json=asked)).json()["state"] == "running":
-            await elsewhere.post("reload")
-        await admin.post("reload")
-        assert (await admin.put("http://backend/v1/records/a", content=b"new key")).status_code == 204
-        used = await asyncio.to_thread(_data_key_of_the_record, empty_database)
-        assert used == (await admin.get("census")).json()["active"], "a reload takes the new data key into use"
-        assert (await elsewhere.get("http://other/v1/records/a")).content == b"new key"
 
 
 async def test_the_metrics_tell_of_a_rotation_by_whatever_runner(

@@ -50,7 +50,9 @@ async def test_a_record_of_a_data_key_that_was_just_made_is_read_by_the_other_in
         emulator.faults.add(Fault(kind="status", status="UNAVAILABLE"))
         await a.post("/admin/crypto/reload")
         assert (await a.put("/v1/records/x", content=b"kept")).status_code == 204
-        assert await asyncio.to_thread(_rows, empty_database, "SELECT data_key_id FROM records") != [before]
+        active = (await a.get("/admin/crypto/census")).json()["active"]
+        assert active != before
+        assert await asyncio.to_thread(_rows, empty_database, "SELECT data_key_id FROM records") == [active]
         assert (await b.get("/v1/records/x")).content == b"kept"
 
 
