@@ -131,8 +131,16 @@ def restore_(config: Path, file: str, *, as_json: bool) -> None:
 
 
 def _confirmed(command: Command) -> Command:
-    """A version as the argument, and once more."""
+    """A version as the argument, and once more; and how many backups are lost with it."""
     for option in (
+        click.option(
+            "--confirm-backups",
+            "lost",
+            default=0,
+            type=click.IntRange(min=0),
+            metavar="N",
+            help="How many backups that are kept elsewhere nobody wants to restore any more.",
+        ),
         click.option(
             "--confirm", required=True, type=int, metavar="VERSION", help="The version again, as you mean it."
         ),
@@ -151,19 +159,19 @@ def _check(version: int, confirm: int) -> None:
 @main.command("retire")
 @_options
 @_confirmed
-def retire_(config: Path, *, as_json: bool, version: int, confirm: int) -> None:
+def retire_(config: Path, *, as_json: bool, version: int, confirm: int, lost: int) -> None:
     """Disable a version of the KMS key that nothing needs any more."""
     _check(version, confirm)
-    _do("retire", config, as_json, lambda session: retire(session, version))
+    _do("retire", config, as_json, lambda session: retire(session, version, lost))
 
 
 @main.command("destroy")
 @_options
 @_confirmed
-def destroy_(config: Path, *, as_json: bool, version: int, confirm: int) -> None:
+def destroy_(config: Path, *, as_json: bool, version: int, confirm: int, lost: int) -> None:
     """Have a version destroyed that was retired 30 days ago. Older backups of the database may need it for ever."""
     _check(version, confirm)
-    _do("destroy", config, as_json, lambda session: destroy(session, version))
+    _do("destroy", config, as_json, lambda session: destroy(session, version, lost))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """The folder of backups: names, which are kept, what they need, and whether one can be restored."""
 
 import base64
+import re
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from services.rotator import backup
 from services.rotator.backup import BackupError, Header, Summary
@@ -17,6 +18,7 @@ from shared.kms.provider import KeyProvider, KmsError
 LATEST: Final = "latest"
 _END: Final = ".backup"
 _SHOWN: Final = 100
+_NOTED: Final = re.compile(r"backup (?P<name>\S+) (?P<sha256>\S+)( needs (?P<needs>\d+(,\d+)*))?")
 
 
 class Backups:
@@ -49,14 +51,41 @@ class Backups:
             kept = [file for file, _ in self.kept()]
             if not kept:
                 raise BackupError(f"there is no backup in {self.folder}")
-            return next((file for each, _ in noted(steps) if (file := self.folder / each) in kept), kept[-1])
+            return next((file for each in noted(steps) if (file := self.folder / each.name) in kept), kept[-1])
         return next((file for file in (self.folder / name, Path(name)) if file.is_file()), Path(name))
 
 
-def noted(steps: Iterable[str]) -> list[tuple[str, str]]:
-    """Name and SHA-256 of each backup that these steps of the journal tell of, the last one first."""
-    words = [step.split() for step in steps if step.startswith("backup ")]
-    return [(Path(name).name, digest) for _, name, digest in reversed([each for each in words if len(each) == 3])]
+class Noted(NamedTuple):
+    """What the journal tells of a backup, wherever it is."""
+
+    name: str
+    sha256: str
+    needs: frozenset[int] | None
+    """Versions of the KMS key without which it cannot be read and restored; None where that was not noted."""
+
+    def may_need(self, version: int) -> bool:
+        """Whether it does, as far as is known."""
+        return self.needs is None or version in self.needs
+
+
+def note(file: Path, made: Summary) -> str:
+    """What the journal is told of a backup that was just made, for `noted`. Raises BackupError."""
+    header = backup.header(file)
+    return f"{file.name} {made.sha256} needs {','.join(map(str, sorted({header.kek_version, *header.needs})))}"
+
+
+def noted(steps: Iterable[str]) -> list[Noted]:
+    """The backups that these steps of the journal tell of, the last one first."""
+    found = [_NOTED.fullmatch(step) for step in steps]
+    return [
+        Noted(
+            Path(each["name"]).name,
+            each["sha256"],
+            frozenset(map(int, each["needs"].split(","))) if each["needs"] else None,
+        )
+        for each in reversed(found)
+        if each
+    ]
 
 
 async def check(file: Path, kms: KeyProvider, *, timeout: float) -> Summary:

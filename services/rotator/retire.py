@@ -1,7 +1,8 @@
 """The end of a version of the KMS key, in two commands: `retire` disables it, `destroy` has it destroyed a month later.
 
-Both refuse while anything that is known of needs the version: a data key, a record, a kept backup. What is not known of
-is an older backup of the service's whole database; `destroy` warns of it.
+Both refuse while anything that is known of needs the version: a data key, a record, a backup in the folder. One that
+only the journal knows of has to be confirmed. What is not known of is an older backup of the service's whole database;
+`destroy` warns of it.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ from collections.abc import Awaitable
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from services.rotator.backups import noted
 from services.rotator.model import RotatorError
 from services.rotator.report import Outcome, Report
 from services.rotator.session import Session
@@ -18,15 +20,23 @@ from shared.kms.provider import KeyDescription, KmsError
 DISABLED_DAYS: Final = 30
 """Between `retire` and `destroy`, at least: whoever still needs the version finds out while it can be enabled again."""
 
-
-async def retire(session: Session, version: int) -> Report:
-    """Disables a version. Raises RotatorError, AdministrationError, BackupError."""
-    return await session.holding(lambda lease: _told("retire", version, _retire(session, lease, version)))
+_NAMED: Final = 5
 
 
-async def destroy(session: Session, version: int) -> Report:
-    """Schedules a version's destruction. Raises RotatorError, AdministrationError, BackupError."""
-    return await session.holding(lambda lease: _told("destroy", version, _destroy(session, lease, version)))
+async def retire(session: Session, version: int, lost: int = 0) -> Report:
+    """Disables a version. Raises RotatorError, AdministrationError, BackupError.
+
+    Args:
+        session: the way to everything.
+        version: its number.
+        lost: how many backups that are elsewhere, or gone, may never be restored again: all that may need the version.
+    """
+    return await session.holding(lambda lease: _told("retire", version, _retire(session, lease, version, lost)))
+
+
+async def destroy(session: Session, version: int, lost: int = 0) -> Report:
+    """Schedules a version's destruction. Arguments and errors are those of `retire`."""
+    return await session.holding(lambda lease: _told("destroy", version, _destroy(session, lease, version, lost)))
 
 
 async def _told(command: str, version: int, work: Awaitable[str]) -> Report:
@@ -36,7 +46,7 @@ async def _told(command: str, version: int, work: Awaitable[str]) -> Report:
         raise RotatorError(f"KMS: {error}", _again(command, version)) from None
 
 
-async def _retire(session: Session, lease: Lease, version: int) -> str:
+async def _retire(session: Session, lease: Lease, version: int, lost: int) -> str:
     timeout = session.settings.kms_timeout
     key = await session.kms.describe(timeout=timeout)
     was_enabled = _state(key, version, "retire", ("ENABLED", "DISABLED")) == "ENABLED"
@@ -45,7 +55,7 @@ async def _retire(session: Session, lease: Lease, version: int) -> str:
             f"version {version} is the primary one, by which everything is wrapped; set another, and rotate",
             "run --type rewrap-kek",
         )
-    await _refuse_while_needed(session, version)
+    await _refuse_while_needed(session, "retire", version, lost)
     since = await _retired_at(session, version)
     if since and not was_enabled:
         return f"version {version} is retired since {since:%Y-%m-%d}, and disabled; nothing was changed"
@@ -82,7 +92,7 @@ async def _as_before(session: Session, version: int, *, was_enabled: bool) -> st
     return "it is enabled again in KMS"
 
 
-async def _destroy(session: Session, lease: Lease, version: int) -> str:
+async def _destroy(session: Session, lease: Lease, version: int, lost: int) -> str:
     timeout = session.settings.kms_timeout
     _state(await session.kms.describe(timeout=timeout), version, "destroy", ("DISABLED",))
     since = await _retired_at(session, version)
@@ -95,7 +105,7 @@ async def _destroy(session: Session, lease: Lease, version: int) -> str:
             f"{DISABLED_DAYS} days",
             "census",
         )
-    await _refuse_while_needed(session, version)
+    await _refuse_while_needed(session, "destroy", version, lost)
     scheduled = await session.kms.schedule_destruction(version, timeout=timeout)
     at = datetime.fromtimestamp(scheduled.destroy_at or 0.0, UTC)
     return (
@@ -116,10 +126,11 @@ def _state(key: KeyDescription, version: int, command: str, expected: tuple[str,
     return state
 
 
-async def _refuse_while_needed(session: Session, version: int) -> None:
-    """Raises RotatorError where a data key, a record or a kept backup needs the version."""
+async def _refuse_while_needed(session: Session, command: str, version: int, lost: int) -> None:
+    """Raises RotatorError where a data key, a record, a kept backup or more than the `lost` ones need the version."""
     kek = session.settings.kms.key
-    versions = (await session.administration.census()).versions
+    census = await session.administration.census()
+    versions = census.versions
     if not any(each.kek == kek for each in versions):
         raise RotatorError(
             f"no data key is wrapped by {kek}, so who needs its versions is not known here; nothing was changed; "
@@ -133,13 +144,23 @@ async def _refuse_while_needed(session: Session, version: int) -> None:
                 "changed",
                 "run --type rewrap-kek",
             )
-    for file, header in await asyncio.to_thread(session.backups.kept):
+    kept = await asyncio.to_thread(session.backups.kept)
+    for file, header in kept:
         if header.kek == kek and version in {header.kek_version, *header.needs}:
             raise RotatorError(
                 f"version {version} is needed by the backup {file}; nothing was changed; remove that file once nobody "
                 "wants to restore it",
                 "census",
             )
+    here = {file.name for file, _ in kept}
+    away = [each.name for each in noted(census.backups) if each.name not in here and each.may_need(version)]
+    if len(away) != lost:
+        raise RotatorError(
+            f"version {version} is needed by {len(away)} backups that are not in {session.backups.folder}, the latest "
+            f"{', '.join(away[:_NAMED]) or 'none'}; nothing was changed; wherever they are, nobody can restore them "
+            "without it: where that is meant, confirm their number",
+            f"{_again(command, version)} --confirm-backups {len(away)}",
+        )
 
 
 def _again(command: str, version: int) -> str:

@@ -61,15 +61,15 @@ class Steps:
 
     async def backup(self, noted: tuple[str, ...] = ()) -> tuple[Path, Summary]:
         """The backup of this rotation: that of the steps `noted`, where it is here and whole; else a new one."""
-        for name, digest in backups.noted(noted):
-            file = self._session.backups.folder / name
+        for known in backups.noted(noted):
+            file = self._session.backups.folder / known.name
             try:
                 summary = await backups.check(file, self._session.kms, timeout=self._settings.kms_timeout)
             except BackupError:
                 continue  # it is on another machine, or damaged
-            if digest == summary.sha256:
+            if known.sha256 == summary.sha256:
                 return file, summary
-        return await self._step("backup", self._backup(), lambda made: f"{made[0].name} {made[1].sha256}")
+        return await self._step("backup", self._backup(), lambda made: backups.note(*made))
 
     async def _backup(self) -> tuple[Path, Summary]:
         census = await self._administration.census()

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, func, select
 from shared.keyring import store
 from shared.keyring.administration import Census, RetiredVersion, RotationState, RotationType, VersionCount
 from shared.keyring.records import RecordsTable
-from shared.keyring.tables import data_keys, rotations
+from shared.keyring.tables import data_keys, notes, rotations
 
 _c: Final = data_keys.c
 
@@ -21,9 +21,11 @@ def census(connection: Connection, now: float, kek: str, records: RecordsTable |
     active = store.active(connection)
     new_dek = (rotations.c.type == RotationType.NEW_DEK) & (rotations.c.state == RotationState.DONE)
     new_dek_at = connection.execute(select(func.max(rotations.c.updated_at)).where(new_dek)).scalar_one()
+    of_backups = select(notes.c.step).where(notes.c.step.startswith("backup ")).order_by(notes.c.number)
     return Census(
         kek=kek,
         new_dek_at=None if new_dek_at is None else datetime.fromtimestamp(new_dek_at, UTC),
+        backups=tuple(connection.execute(of_backups).scalars()),
         counted_at=datetime.fromtimestamp(now, UTC),
         versions=tuple(
             VersionCount(kek=name, kek_version=version, data_keys=number, records=of_records.get((name, version), 0))

@@ -24,6 +24,14 @@ async def rewrapped(rotated: Rotated, new_version: NewVersion) -> None:
         assert (await run(session, RotationType.REWRAP_KEK)).outcome is Outcome.DONE
         for file, _ in session.backups.kept():
             file.unlink()
+    await forgotten(rotated)
+
+
+async def forgotten(rotated: Rotated) -> None:
+    """As if no runner had noted a backup."""
+    async with rotated.database() as database:
+        those = text("DELETE FROM keyring_notes WHERE step LIKE 'backup %'")
+        await database.write(lambda connection: connection.execute(those))
 
 
 async def state(emulator: Emulator, number: int) -> State:

@@ -1,0 +1,43 @@
+"""Backups that `retire` and `destroy` know of by the journal alone: artifacts of a job, or files on another machine."""
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.model import State
+from services.rotator.backups import noted
+from services.rotator.report import Outcome
+from services.rotator.retire import destroy, retire
+from services.rotator.run import run
+from shared.keyring.administration import RotationType
+from tests.rotator.rotated import Rotated
+from tests.rotator.versions import NewVersion, passed, refusal, rewrapped, state
+
+
+async def test_a_version_that_a_backup_elsewhere_needs_is_retired_and_destroyed_only_where_that_is_confirmed(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(in_a_file, new_version)
+    await new_version()
+    async with in_a_file.session() as session:
+        assert (await run(session, RotationType.REWRAP_KEK)).outcome is Outcome.DONE
+        ((file, _),) = session.backups.kept()
+        file.unlink()  # the job's machine is thrown away
+    refused = await refusal(in_a_file, retire, 2)
+    assert f"needed by 1 backups that are not in {file.parent}, the latest {file.name}" in refused.why
+    assert refused.then == ("retire 2 --confirm 2 --confirm-backups 1",)
+    assert await state(emulator, 2) is State.ENABLED
+    async with in_a_file.session() as session:
+        await retire(session, 1)  # no backup that is known of needs it
+        await retire(session, 2, 1)
+    assert await state(emulator, 2) is State.DISABLED
+    await passed(in_a_file, 31)
+    assert (await refusal(in_a_file, destroy, 2)).then == ("destroy 2 --confirm 2 --confirm-backups 1",)
+    async with in_a_file.session() as session:
+        await destroy(session, 2, 1)
+    assert await state(emulator, 2) is State.DESTROY_SCHEDULED
+
+
+def test_a_note_that_does_not_say_what_its_backup_needs_is_one_that_may_need_every_version() -> None:
+    old, new = "backup a.backup 0123", "backup b.backup 4567 needs 2,11"
+    others = ("backup", "backup c", "backup d 1 needs", "rotate done", "failed backup: no space")
+    found = noted([old, new, *others])
+    assert [(each.name, each.sha256) for each in found] == [("b.backup", "4567"), ("a.backup", "0123")]
+    assert [[each.may_need(version) for version in (1, 2, 11)] for each in found] == [[False, True, True], [True] * 3]
