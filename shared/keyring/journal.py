@@ -141,6 +141,11 @@ def add_problem(connection: Connection, rotation: Rotation, problem: Problem) ->
     connection.execute(problems.insert().values(rotation=rotation.number, **values))
 
 
+def total(connection: Connection, rotation: Rotation) -> int:
+    """How many data keys it was to do."""
+    return connection.execute(select(rotations.c.total).where(rotations.c.number == rotation.number)).scalar_one()
+
+
 def forget_problems(connection: Connection, rotation: Rotation) -> None:
     """What could not be done is tried again."""
     connection.execute(problems.delete().where(problems.c.rotation == rotation.number))

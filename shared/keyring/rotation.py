@@ -102,7 +102,12 @@ class Rotations:
             journal.still(connection, rotation)
             journal.refuse_while_running(connection)
             journal.forget_problems(connection, rotation)
-            journal.update(connection, now, rotation, state=RotationState.RUNNING.value, cursor="")
+            columns: dict[str, int] = {}
+            if rotation.type is RotationType.REWRAP_KEK:  # what was done may be due again: a backup was put back, say
+                left = rewrap.count(connection, self.wrapping.kek, rotation.target_version)
+                total = max(left, journal.total(connection, rotation))
+                columns = {"total": total, "done": total - left}
+            journal.update(connection, now, rotation, state=RotationState.RUNNING.value, cursor="", **columns)
             return journal.required(connection, rotation.id)
 
         return await under_lease(self.database, request.token, again)

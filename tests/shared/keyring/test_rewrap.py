@@ -222,3 +222,18 @@ async def test_a_rotation_that_is_not_finished_keeps_others_away_and_says_which_
     await versions.rotate()
     with pytest.raises(RefusedError, match="r1 is to version 2, not 3"):
         await keyring.rotate(target_version=3)
+
+
+async def test_what_a_rotation_did_and_is_due_again_is_counted_once(keyring: Keyring, versions: Versions) -> None:
+    keys = await keyring.fill(4)
+    whole = keys[0]
+    await keyring.replace(whole, Wrapped(b"corrupt", whole.wrapped.kek, 1))
+    await versions.rotate()
+    failed = await keyring.rotate()
+    assert (failed.state, failed.done, failed.total) == (RotationState.FAILED, 3, 4)
+    for key in keys:  # a backup was put back
+        await keyring.replace(await keyring.key(key.id), key.wrapped)
+    begun = await keyring.administration.rotate(keyring.request(batch=1))
+    assert (begun.done, begun.total) == (1, 4)
+    done = await keyring.rotate()
+    assert (done.state, done.done, done.total) == (RotationState.DONE, 4, 4)
