@@ -77,7 +77,8 @@ def schema(values: dict[str, Any]) -> Schema:
     whole = _of(values, "", _BY_PATH | configs)
     for part in _SETTINGS:  # its Secret is a volume, which has to have a name
         whole["properties"][part]["properties"]["existingSecret"] = {"type": "string", "minLength": 1}
-    whole["properties"]["global"] = _ANYTHING  # Helm hands it to every chart below another
+    # What a chart around this one hands down: `global`, and `enabled`, by which its dependency's condition may go.
+    whole["properties"] |= {"global": _ANYTHING, "enabled": {"type": "boolean"}}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **whole, "$defs": definitions}
 
 

@@ -45,7 +45,8 @@ MATRIX: Final[dict[str, dict[str, Any]]] = {
     "everything on": EVERYTHING,
     "the README's first": _readme(1),
     "the README's replicas": _readme(2),
-    "the README's NetworkPolicy": _readme(3),
+    "the README's rotation": _readme(3),
+    "the README's NetworkPolicy": _readme(4),
     "only the exporter": {"relay": {"enabled": False}, "rotator": {"enabled": False}, "dashboard": {"enabled": False}},
     "only the relay": {"exporter": {"mode": "off"}, "rotator": {"enabled": False}},
     "nothing at all": {

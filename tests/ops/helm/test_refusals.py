@@ -121,4 +121,4 @@ def test_it_is_refused(values: dict[str, Any], said: str) -> None:
 
 
 def test_values_of_a_chart_around_it_are_no_typo() -> None:
-    rendered({"global": {"imageRegistry": "registry.example.org"}})
+    rendered({"global": {"imageRegistry": "registry.example.org"}, "enabled": True})
