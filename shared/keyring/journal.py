@@ -143,7 +143,8 @@ def add_problem(connection: Connection, rotation: Rotation, problem: Problem) ->
 
 def total(connection: Connection, rotation: Rotation) -> int:
     """How many data keys it was to do."""
-    return connection.execute(select(rotations.c.total).where(rotations.c.number == rotation.number)).scalar_one()
+    these = select(rotations.c.total).where(rotations.c.number == rotation.number)
+    return int(connection.execute(these).scalar_one())
 
 
 def forget_problems(connection: Connection, rotation: Rotation) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection, text
 
 from services.rotator import backup
 from services.rotator.model import RotatorError
@@ -24,7 +25,7 @@ from shared.keyring.administration import (
 from shared.keyring.model import Status
 from shared.keyring.seen import seen
 from tests.rotator.killed import killed
-from tests.rotator.rotated import Rotated
+from tests.rotator.rotated import Rotated, data_key_id
 
 NewVersion = Callable[[], Awaitable[None]]
 REWRAP, NEW = RotationType.REWRAP_KEK, RotationType.NEW_DEK
@@ -133,6 +134,27 @@ async def test_a_verification_is_tried_again_before_it_is_believed(in_a_file: Ro
         tries = 4
         report = await rollback(session)
         assert (report.outcome, [each.id for each in report.problems]) == (Outcome.FAILED, ["x"])
+
+
+async def test_a_data_key_that_was_backed_up_and_is_gone_after_the_rotation_is_named(in_a_file: Rotated) -> None:
+    async with in_a_file.session() as session:
+        reload = session.administration.reload
+
+        async def loses() -> None:
+            def gone(connection: Connection) -> None:  # with its records, so that nothing else misses it
+                connection.execute(text("DELETE FROM records WHERE data_key_id = :id"), {"id": data_key_id(0)})
+                connection.execute(text("DELETE FROM data_keys WHERE id = :id"), {"id": data_key_id(0)})
+
+            async with in_a_file.database() as database:
+                await database.write(gone)
+            await reload()
+
+        session.administration.reload = loses  # type: ignore[method-assign]
+        report = await run(session, NEW)
+    assert report.outcome is Outcome.FAILED
+    assert [(each.id, each.why) for each in report.problems] == [
+        (data_key_id(0), "it is in the backup, and no longer in the keyring")
+    ]
 
 
 async def test_every_instance_knows_a_new_data_key_before_it_becomes_the_active_one(in_a_file: Rotated) -> None:

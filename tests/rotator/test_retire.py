@@ -1,9 +1,10 @@
 """`retire` and `destroy`: refused while anything needs the version, and not before its month is over."""
 
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import URL, text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.model import State
@@ -74,6 +75,16 @@ async def test_a_version_is_not_retired_while_a_data_key_needs_it(
     refused = await refusal(in_a_file, retire, 1)
     assert "needed by 3 data keys and 6 records" in refused.why
     assert refused.then == ("run --type rewrap-kek",)
+    assert await state(emulator, 1) is State.ENABLED
+
+
+async def test_a_version_is_not_retired_while_a_data_key_without_any_record_needs_it(
+    emulator: Emulator, tmp_path: Path, new_version: NewVersion
+) -> None:
+    keyring = Rotated(URL.create("sqlite", database=str(tmp_path / "keyring.db")), emulator.address, tmp_path)
+    await keyring.fill(1, records=0)
+    await new_version()
+    assert "needed by 1 data keys and 0 records" in (await refusal(keyring, retire, 1)).why
     assert await state(emulator, 1) is State.ENABLED
 
 

@@ -1,3 +1,4 @@
+import hmac
 import os
 from pathlib import Path
 
@@ -28,6 +29,22 @@ def test_of_two_secrets_both_are_let_in_and_the_first_is_sent(file: Path) -> Non
         True,
         *[False] * 6,
     ]
+
+
+def test_each_secret_is_compared_in_constant_time_also_after_one_that_matches(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+    compare = hmac.compare_digest
+
+    def seen(candidate: bytes, secret: bytes) -> bool:
+        compared.append((candidate, secret))
+        return compare(candidate, secret)
+
+    monkeypatch.setattr(hmac, "compare_digest", seen)
+    file.write_text("first\nsecond\n")
+    assert SecretFile(file).matches(b"first")
+    assert compared == [(b"first", b"first"), (b"first", b"second")]
 
 
 def test_a_changed_file_counts_from_the_next_call(file: Path) -> None:
