@@ -217,7 +217,7 @@ async def test_what_is_done_and_was_not_verified_is_verified_though_another_vers
         await new_version()
         verify = session.administration.verify
 
-        async def nobody(mode: object) -> Verification:
+        async def nobody(mode: object, after: object = None) -> Verification:
             raise UnreachableError("nobody answers")
 
         session.administration.verify = nobody  # type: ignore[method-assign]

@@ -102,7 +102,7 @@ async def test_what_cannot_be_verified_is_not_finished_until_it_is_resumed(
     await new_version()
     async with in_a_file.session(verify_tries=2) as session:
 
-        async def nobody(mode: object) -> Verification:
+        async def nobody(mode: object, after: object = None) -> Verification:
             raise UnreachableError("nobody answers")
 
         verify = session.administration.verify
@@ -123,7 +123,7 @@ async def test_a_verification_is_tried_again_before_it_is_believed(in_a_file: Ro
     async with in_a_file.session() as session:
         verify, tries = session.administration.verify, 0
 
-        async def late(mode: str) -> Verification:
+        async def late(mode: str, after: str | None = None) -> Verification:
             nonlocal tries
             tries += 1
             found = await verify("full" if mode == "full" else "sample")
