@@ -46,7 +46,7 @@ def routes(keyring: Administration, token: SecretFile | None) -> list[BaseRoute]
     lease = asked(bodies.TakeLease.model_validate, lambda it: keyring.lease(it.holder, it.seconds, it.token))
     release = asked(bodies.Release.model_validate, lambda it: keyring.release(it.token))
     backup = asked(bodies.Page.model_validate, lambda it: keyring.backup(it.after, it.limit))
-    verify = asked(bodies.Verify.model_validate, lambda it: keyring.verify(it.mode))
+    verify = asked(bodies.Verify.model_validate, lambda it: keyring.verify(it.mode, it.after))
     retire = asked(bodies.Retire.model_validate, lambda it: keyring.retire(it.kek_version, it.token))
     reload = asked(bodies.Body.model_validate, lambda _: keyring.reload())
     note = asked(bodies.Note.model_validate, lambda it: keyring.note(it.rotation_id, it.token, it.step))

@@ -70,6 +70,8 @@ class Verify(Body):
     """Whether everything can be read."""
 
     mode: Literal["sample", "full"] = "sample"
+    after: Text | None = Field(None, max_length=200)
+    """Asks for a page; without it, for all at once."""
 
 
 class Retire(Body):

@@ -145,7 +145,9 @@ class Verification(_Wire):
     """How many were looked at."""
     problems: tuple[Problem, ...]
     fingerprint: str
-    """Of all data keys by id, hexadecimal; a re-wrap leaves it as it is."""
+    """Of all data keys by id, hexadecimal; a re-wrap leaves it as it is. Empty before the last page."""
+    next: str | None = None
+    """`after` of the next page. The last one tells what belongs to no data key, such as records that lost theirs."""
 
 
 class Lease(_Wire):
@@ -234,8 +236,8 @@ class Administration(Protocol):
         """Puts rows of a backup in the place of those with the same id and fingerprint; gives how many changed."""
         ...
 
-    async def verify(self, mode: Literal["sample", "full"]) -> Verification:
-        """Unwraps every data key, and decrypts records: some of each data key's, or all."""
+    async def verify(self, mode: Literal["sample", "full"], after: str | None = None) -> Verification:
+        """Unwraps every data key, or a page of those behind `after`, and decrypts some of their records, or all."""
         ...
 
     async def retire(self, kek_version: int, token: str) -> None:

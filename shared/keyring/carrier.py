@@ -137,10 +137,10 @@ class KeyringAdministration:
         async with _told():
             return await restore.restore(self._database, self._wrapping, rows, token)
 
-    async def verify(self, mode: Literal["sample", "full"]) -> Verification:
-        """One call of KMS for each data key: of a hundred thousand it takes minutes."""
+    async def verify(self, mode: Literal["sample", "full"], after: str | None = None) -> Verification:
+        """One call of KMS for each data key: of a hundred thousand it takes minutes, of a page seconds."""
         async with _told():
-            return await Inspection(self._database, self._wrapping, self._records, mode == "full").result()
+            return await Inspection(self._database, self._wrapping, self._records, mode == "full").result(after)
 
     async def retire(self, kek_version: int, token: str) -> None:
         """Of the KMS key that is configured."""

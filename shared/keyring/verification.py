@@ -40,24 +40,39 @@ class Inspection:
     _data_keys: int = 0
     _records: int = 0
 
-    async def result(self) -> Verification:
-        """What was found. Raises KmsError and DatabaseError."""
-        fingerprint, after = FingerprintOfAll(), ""
+    async def result(self, after: str | None = None) -> Verification:
+        """What was found, of all or of the page after that id. Raises KmsError and DatabaseError."""
+        last = after or ""
+        while keys := await self._page(last):
+            last = keys[-1].id
+            await together(keys, self._secret, self._look)
+            if after is not None and len(keys) == store.PAGE:
+                return self._found("", last)
         for data_key_id, why in (await self.database.read(store.unreadable)).items():
             self._tell(data_key_id, why)
-        while keys := await self.database.read(partial(store.page, after=after, limit=store.PAGE)):
-            after = keys[-1].id
-            fingerprint.add(keys)
-            await together(keys, self._secret, self._look)
         if self.records:
             lost = await self.database.read(self.records.without_key, seconds=COUNT_SECONDS)
             for data_key_id, number in lost.items():
                 self._tell(data_key_id, f"{number} records need it, and it is not in the keyring")
+        return self._found(await self._fingerprint(), None)
+
+    async def _fingerprint(self) -> str:
+        whole, last = FingerprintOfAll(), ""
+        while keys := await self._page(last):
+            last = keys[-1].id
+            whole.add(keys)
+        return whole.hexdigest()
+
+    async def _page(self, after: str) -> tuple[DataKey, ...]:
+        return await self.database.read(partial(store.page, after=after, limit=store.PAGE))
+
+    def _found(self, fingerprint: str, following: str | None) -> Verification:
         return Verification(
             data_keys=self._data_keys,
             records=self._records,
             problems=(*self._problems, *self._foreign)[:SHOWN],
-            fingerprint=fingerprint.hexdigest(),
+            fingerprint=fingerprint,
+            next=following,
         )
 
     async def _secret(self, key: DataKey) -> bytes | None:

@@ -10,6 +10,7 @@ from ops.kms_emulator.faults import Fault
 from services.backend import records as backend
 from services.backend.records import RECORDS, Records
 from services.backend.sealing import UsableKey
+from shared.keyring import store
 from shared.keyring.administration import UnreachableError
 from shared.keyring.model import Wrapped
 from shared.keyring.tables import data_keys
@@ -84,3 +85,20 @@ async def test_kms_that_is_out_is_no_problem_of_a_data_key(keyring: Keyring, emu
     emulator.faults.add(Fault(kind="status", status="UNAVAILABLE"))
     with pytest.raises(UnreachableError, match="KMS: unavailable"):
         await keyring.administration.verify("sample")
+
+
+async def test_a_page_looks_at_its_own_data_keys_and_the_last_one_at_what_belongs_to_none(
+    keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _put(keyring, "orphan", "gone")
+    whole = await keyring.administration.verify("full")
+    monkeypatch.setattr(store, "PAGE", 1)
+    pages = [await keyring.administration.verify("full", after) for after in ("", "k000", "k001")]
+    assert [(page.data_keys, page.records, page.next) for page in pages] == [
+        (1, 5, "k000"),
+        (1, 1, "k001"),
+        (0, 0, None),
+    ]
+    assert [page.problems for page in pages] == [(), (), whole.problems]
+    assert [page.fingerprint for page in pages] == ["", "", whole.fingerprint]
+    assert await keyring.administration.verify("full") == whole

@@ -1,0 +1,71 @@
+"""A verification through a service's admin API: by pages, so that no call lasts as long as the keyring is large."""
+
+import json
+from typing import Any
+
+import pytest
+
+from services.rotator.drivers.remote import Answer, Question, RemoteAdministration
+from shared.keyring import store
+from shared.keyring.administration import Administration, Problem, UnreachableError, Verification
+from tests.rotator.drivers.conftest import Backend
+from tests.rotator.drivers.test_contract import NEW_DEK, rotate
+
+
+async def test_what_the_pages_find_is_one_verification(
+    keyring: Administration, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await backend.put("before", b"x")
+    await rotate(keyring, NEW_DEK, "new")
+    await keyring.reload()
+    await backend.put("after", b"y")
+    at_once = await keyring.verify("full")
+    assert at_once.data_keys == 2
+    monkeypatch.setattr(store, "PAGE", 1)
+    assert await keyring.verify("full") == at_once
+
+
+class Service:
+    """Answers a verification's pages as it was told to, and keeps what it was asked."""
+
+    def __init__(self, *pages: Verification) -> None:
+        self.pages = list(pages)
+        self.asked: list[Any] = []
+
+    async def carry(self, question: Question) -> Answer:
+        self.asked.append(question.body)
+        return Answer(200, self.pages.pop(0).model_dump_json().encode())
+
+
+def page(following: str | None, *problems: Problem, fingerprint: str = "") -> Verification:
+    return Verification(data_keys=2, records=3, problems=problems, fingerprint=fingerprint, next=following)
+
+
+async def test_each_page_is_a_call_and_problems_of_our_own_come_first() -> None:
+    ours, foreign = Problem(id="z", why="w"), Problem(id="a", why="w", foreign=True)
+    service = Service(page("b", foreign), page("d"), page(None, ours, fingerprint="f"))
+    whole = await RemoteAdministration("there", service.carry).verify("sample")
+    assert [(body["mode"], body["after"]) for body in service.asked] == [
+        ("sample", ""),
+        ("sample", "b"),
+        ("sample", "d"),
+    ]
+    assert whole == Verification(data_keys=6, records=9, problems=(ours, foreign), fingerprint="f")
+
+
+async def test_a_hundred_problems_are_told_at_most() -> None:
+    service = Service(*(page(name, *[Problem(id="k", why="w")] * 60) for name in ("b", None)))
+    assert len((await RemoteAdministration("there", service.carry).verify("full")).problems) == 100
+
+
+async def test_an_older_service_that_knows_no_pages_has_looked_at_all() -> None:
+    async def carry(_question: Question) -> Answer:
+        return Answer(200, json.dumps({"data_keys": 9, "records": 1, "problems": [], "fingerprint": "f"}).encode())
+
+    assert (await RemoteAdministration("there", carry).verify("full")).data_keys == 9
+
+
+async def test_pages_that_lead_in_a_circle_end_with_a_sentence() -> None:
+    service = Service(page("b"), page("b"))
+    with pytest.raises(UnreachableError, match="there: its verification does not go on after data key b"):
+        await RemoteAdministration("there", service.carry).verify("full")
