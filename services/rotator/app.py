@@ -6,6 +6,7 @@ A report goes to standard output, to the folder of reports, and to GitHub's summ
 import asyncio
 import signal
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,7 +42,7 @@ def done(
         as_json: whether a program reads it.
     """
     with telling() as tell:
-        report = asyncio.run(_reported(command, settings, work, tell))
+        report = asyncio.run(reported(command, settings, work, tell))
     text = markdown(report, config)
     click.echo(report.model_dump_json(indent=2, exclude_none=True) if as_json else text, nl=not text.endswith("\n"))
     if command in _KEPT:
@@ -64,7 +65,8 @@ def _append(file: Path, text: str) -> None:
         click.echo(f"{file}: the report cannot be written: {error.strerror}", err=True)
 
 
-async def _reported(command: str, settings: Settings, work: Work, tell: Tell) -> Report:
+async def reported(command: str, settings: Settings, work: Work, tell: Tell) -> Report:
+    """The report of `work`, whatever it raises; arguments as of `done`."""
     took: list[Took] = []
     working = asyncio.ensure_future(_worked(settings, work, tell, took))
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -79,6 +81,11 @@ async def _reported(command: str, settings: Settings, work: Work, tell: Tell) ->
         report = _failed(command, str(error), "status")
     except (AdministrationError, BackupError) as error:
         report = _failed(command, str(error), "status")
+    except Exception as error:  # noqa: BLE001  # a defect, or a row that another program got wrong
+        # Without its words: those of a value that was not expected may hold the value.
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        why = f"it met what it does not expect, {type(error).__name__} in {Path(at.filename).name}, line {at.lineno}"
+        report = _failed(command, f"{why}; what was done stays", "status", "verify")
     return report.model_copy(update={"steps": tuple(took)})
 
 

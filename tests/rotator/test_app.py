@@ -1,0 +1,15 @@
+from services.rotator.app import reported
+from services.rotator.report import Outcome, Report
+from services.rotator.session import Session
+from tests.rotator.rotated import Quiet, Rotated
+
+
+async def test_what_nobody_expected_is_a_report_without_the_value_that_it_is_about(in_a_file: Rotated) -> None:
+    async def work(session: Session) -> Report:
+        raise ValueError(f"{session.caller} cannot read 'a value'")
+
+    report = await reported("verify", in_a_file.settings(), work, Quiet())
+    assert report.outcome is Outcome.FAILED
+    assert "ValueError in test_app.py, line " in report.sentence
+    assert "a value" not in report.sentence
+    assert report.then == ("status", "verify")
