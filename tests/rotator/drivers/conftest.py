@@ -93,6 +93,7 @@ def serve(emulator: Emulator, tmp_path: Path) -> Serve:
             "admin": {"token_file": "token"},
             "local_key_file": "local.key",
             "kms_timeout": "5s",
+            "kms_check_interval": "1s",  # a new data key waits for one check
             **overrides,
         }
         file = tmp_path / "backend.yml"
