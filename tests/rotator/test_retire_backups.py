@@ -1,5 +1,7 @@
 """Backups that `retire` and `destroy` know of by the journal alone: artifacts of a job, or files on another machine."""
 
+from sqlalchemy import text
+
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.model import State
 from services.rotator.backups import noted
@@ -33,6 +35,20 @@ async def test_a_version_that_a_backup_elsewhere_needs_is_retired_and_destroyed_
     async with in_a_file.session() as session:
         await destroy(session, 2, 1)
     assert await state(emulator, 2) is State.DESTROY_SCHEDULED
+
+
+async def test_what_a_backup_that_is_here_needs_is_what_it_says_itself(
+    in_a_file: Rotated, new_version: NewVersion
+) -> None:
+    await rewrapped(in_a_file, new_version)
+    async with in_a_file.session() as session:
+        await run(session, RotationType.NEW_DEK)  # its backup needs version 2 alone
+        async with in_a_file.database() as database:
+            bare = text("UPDATE keyring_notes SET step = replace(step, ' needs 2', '') WHERE step LIKE 'backup %'")
+            await database.write(lambda connection: connection.execute(bare))
+        ((file, _),) = session.backups.kept()
+        assert (await session.administration.census()).backups[0].startswith(f"backup {file.name} ")
+        assert (await retire(session, 1)).outcome is Outcome.DONE
 
 
 def test_a_note_that_does_not_say_what_its_backup_needs_is_one_that_may_need_every_version() -> None:
