@@ -21,6 +21,8 @@ async def test_a_version_that_a_backup_elsewhere_needs_is_retired_and_destroyed_
     async with in_a_file.session() as session:
         assert (await run(session, RotationType.REWRAP_KEK)).outcome is Outcome.DONE
         ((file, _),) = session.backups.kept()
+        (noted_of_it,) = (await session.administration.census()).backups
+        assert noted_of_it.endswith(" needs 2,3")  # 2 for its data keys, 3 for the file itself
         file.unlink()  # the job's machine is thrown away
     refused = await refusal(in_a_file, retire, 2)
     assert f"needed by 1 backups that are not in {file.parent}, the latest {file.name}" in refused.why
