@@ -13,6 +13,7 @@ from shared.contract import CryptoMode
 from shared.keyring.administration import RotateRequest, RotationType
 from shared.keyring.carrier import KeyringAdministration
 from shared.keyring.model import LOCAL_KEK
+from shared.keyring.tables import instances
 
 
 async def _new_dek(backend: Any) -> None:
@@ -67,6 +68,27 @@ async def test_kms_that_is_out_when_a_data_key_is_met_says_so_and_is_asked_again
         await one.keyring.reload()  # it meets the fault, and leaves mode and keys as they are
         assert one.keyring.mode is CryptoMode.KMS
         assert await one.get("r") == b"kept"
+
+
+async def test_an_instance_claims_a_pending_data_key_only_once_it_has_unwrapped_it(
+    emulator: Emulator, open_backend: Any, tmp_path: Path
+) -> None:
+    async with open_backend(tmp_path, str(emulator.address)) as backend:
+        carrier = KeyringAdministration(backend.store._database, backend.keyring._wrapping)
+        token = (await carrier.lease("the test", 60)).token
+        request = RotateRequest(rotation_id="r1", type=RotationType.NEW_DEK, token=token, caller="the test")
+        await carrier.rotate(request)
+        (pending,) = await backend.store.all()
+
+        async def holds() -> str:
+            row = await backend.store._database.read(lambda connection: connection.execute(instances.select()).one())
+            return str(row.holds)
+
+        assert backend.keyring.mode is CryptoMode.ENV
+        await backend.keyring.reload()
+        assert await holds() == ""
+        await backend.keyring.check()
+        assert await holds() == pending.id
 
 
 async def test_a_check_and_many_reloads_at_once_agree(emulator: Emulator, open_backend: Any, tmp_path: Path) -> None:

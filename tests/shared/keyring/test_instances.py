@@ -32,7 +32,7 @@ async def test_it_waits_for_the_last_one_and_then_goes_on(begun: Keyring) -> Non
     one, other = (Heartbeat(begun.database, name, 60.0) for name in ("one", "other"))
     new = await _pending(begun)
     await one.beat([new, "another"])
-    await other.beat(["another"])
+    await other.beat([f"{new}-not"])
     promoting = asyncio.create_task(begun.administration.rotate(begun.request(NEW_DEK)))
     done, _ = await asyncio.wait([promoting], timeout=1)
     assert not done
