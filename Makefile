@@ -5,7 +5,7 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: .venv/installed ## .venv from the hash-locked requirements
 
@@ -20,17 +20,24 @@ test: install ## every test that needs no container engine
 	@ops/tools/require prometheus alertmanager chromium sshd
 	@$(BIN)/pytest -n 4 --dist worksteal
 
+test-containers: install ## images, compose.yaml and the chart, brought up for real with docker or podman
+	@ops/tools/with-containers $(BIN)/pytest -o 'norecursedirs=.*' tests/containers
+
+images: ## an image of each part, with its size
+	@ops/docker/build
+
 bench: install ## the benchmarks, each beside what it is compared with; takes twenty minutes
 	@ops/tools/require prometheus alertmanager
 	@$(BIN)/python -m tests.bench
 
-check: install ## ruff, mypy --strict, import-linter, shellcheck, promtool, amtool, helm lint, actionlint
+check: install ## ruff, mypy --strict, import-linter, shellcheck, promtool, amtool, hadolint, helm lint, actionlint
 	@ops/tools/require prometheus alertmanager node npm
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck ops/tools/require ops/tools/install ops/tools/install-locked .ci/run ops/audit/setup-kms-audit-logging.sh
+	$(BIN)/shellcheck ops/tools/require ops/tools/install ops/tools/install-locked ops/tools/with-containers ops/docker/build ops/docker/engine ops/docker/install .ci/run ops/audit/setup-kms-audit-logging.sh
+	$(BIN)/hadolint ops/docker/Dockerfile
 	promtool check rules ops/prometheus/rules/*.yml
 	promtool check config --syntax-only ops/prometheus/prometheus.yml
 	promtool test rules ops/prometheus/tests/*.yml
@@ -46,4 +53,4 @@ lock: ## writes requirements/*.lock anew (needs uv)
 	for extra in exporter relay backend rotator smoke audit emulator stand-ins; do \
 	  uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra $$extra -c requirements/dev.lock pyproject.toml -o requirements/$$extra.lock; done
 
-.PHONY: help install demo test bench check lock
+.PHONY: help install demo test test-containers images bench check lock

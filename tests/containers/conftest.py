@@ -1,0 +1,35 @@
+"""Images are built once, whatever is tested with them; their sizes stand at the end of the run."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.containers.engine import Engine
+
+ROOT = Path(__file__).parents[2]
+_said: list[str] = []
+
+
+@pytest.fixture(scope="session")
+def engine() -> Engine:
+    return Engine.found()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def images(engine: Engine) -> None:
+    """Builds every target; a build that fails shows its own words."""
+    built = subprocess.run([ROOT / "ops/docker/build"], capture_output=True, text=True, timeout=1800, check=False)
+    assert built.returncode == 0, built.stderr
+    _said.extend(line for line in built.stdout.splitlines() if " MB" in line)
+
+
+@pytest.fixture(scope="session")
+def say() -> list[str]:
+    """What is appended here stands at the end of the run."""
+    return _said
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in _said:
+        terminalreporter.write_line(line)
