@@ -26,6 +26,7 @@ _LOCK_SECONDS: Final = 2.0
 """How long a transaction waits for SQLite's one lock, and a read for a connection."""
 _POSTGRESQL: Final = {
     "application_name": "keypulse-relay",
+    "client_encoding": "utf8",  # a database made without a locale is in SQL_ASCII, and its text would come as bytes
     "connect_timeout": 3,
     "keepalives_idle": 5,
     "keepalives_interval": 2,
