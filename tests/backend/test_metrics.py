@@ -31,6 +31,7 @@ def test_the_keyring_is_shown_as_it_was_seen_last() -> None:
         last_failure=8.0,
         in_progress=True,
         failures={"verify": 2},
+        unreadable={},
     )
     assert _shown(seen) == [
         'kms_data_keys{kek_version="2",status="retired"} 4.0',

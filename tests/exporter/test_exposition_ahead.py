@@ -176,7 +176,8 @@ async def test_what_changes_all_the_time_is_encoded_again_after_a_rest_that_is_n
         while len(encoded) < 3:
             changed.set()
             await asyncio.sleep(0.001)
-    assert [later - earlier for earlier, later in pairwise(encoded)] == [pytest.approx(rest, abs=0.01)] * 2
+    # While a thread works, this loop's clock is moved on.
+    assert [later - earlier for earlier, later in pairwise(encoded)] == [pytest.approx(rest, rel=0.1)] * 2
 
 
 async def test_what_nobody_scrapes_is_not_encoded(until: Until) -> None:

@@ -92,13 +92,21 @@ WAITS_OFF = {
     "2m": ("1m45s", "2m15s"),
     "5m": ("4m45s", "5m15s"),
     "10m": ("9m45s", "10m15s"),
+    "30m": ("29m45s", "30m15s"),
+    "1d": ("23h", "25h"),
     None: ("15s",),
 }
+BY_THE_HOUR = "KMSRotationFailed"
+"""Its tests are evaluated each hour."""
 
 
 @pytest.mark.parametrize(
     ("alert", "wait"),
-    [(alert, wait) for alert, rule in ALERTS.items() for wait in WAITS_OFF[rule.get("for")]],
+    [
+        (alert, "1h" if alert == BY_THE_HOUR else wait)
+        for alert, rule in ALERTS.items()
+        for wait in WAITS_OFF[rule.get("for")]
+    ],
 )
-def test_a_wait_that_is_15_seconds_off_fails_a_promtool_test(alert: str, wait: str, tmp_path: Path) -> None:
+def test_a_wait_that_is_off_by_one_evaluation_fails_a_promtool_test(alert: str, wait: str, tmp_path: Path) -> None:
     assert noticed(tmp_path, alert, {"for": wait})
