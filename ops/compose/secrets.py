@@ -5,6 +5,7 @@ A file belongs to who makes it, and its group may read it, since Alertmanager ru
 """
 
 import secrets
+import signal
 import sys
 from pathlib import Path
 
@@ -45,13 +46,18 @@ def make(folder: Path) -> str:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), default="/run/secrets")
 @click.option("--show", metavar="NAME", help="Print one of them instead, such as admin_token.")
-def main(folder: Path, show: str | None) -> None:
+@click.option("--stay", is_flag=True, help="End only with SIGTERM, so that what waited for it can be started again.")
+def main(folder: Path, show: str | None, stay: bool) -> None:
     """Make the secrets of compose.yaml, where there are none."""
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # the first process of a container has no default for them
     try:
         click.echo((folder / show).read_text(encoding="utf-8").strip() if show else make(folder))
     except OSError as error:
         click.echo(f"{error.filename or folder}: {error.strerror}; it must belong to user {_user()}", err=True)
         sys.exit(1)
+    if stay:
+        signal.sigwait(ends)
 
 
 def _user() -> int:

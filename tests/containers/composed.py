@@ -80,7 +80,7 @@ class Composed:
         except subprocess.TimeoutExpired:  # podman-compose waits for ever for what has ended
             pytest.fail("".join(f"== {name}\n{self.logs(name)[-1500:]}" for name in names))
         assert done.returncode == 0, done.stderr[-4000:]
-        self.until_healthy(*[name for name in names if name != "secrets"])
+        self.until_healthy(*names)
         return time.monotonic() - began
 
     def until_healthy(self, *names: str) -> None:
@@ -92,10 +92,7 @@ class Composed:
             time.sleep(0.2)  # bounded, until other processes are there
 
     def restart(self, *names: str) -> None:
-        """Ends the processes of these as a stop does, and waits until their restart policy has brought them back.
-
-        Not the engine's `restart`: podman's refuses while a service that was waited for, as `secrets`, is over.
-        """
+        """Ends the processes of these as a stop does, and waits until their restart policy has brought them back."""
         pids = {name: self.pid(name) for name in names}
         for pid in pids.values():
             os.kill(pid, signal.SIGTERM)

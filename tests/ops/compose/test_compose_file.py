@@ -56,10 +56,10 @@ def test_no_service_can_do_more_than_it_must(name: str) -> None:
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_each_service_says_whether_it_is_healthy_and_waits_for_what_it_needs(name: str) -> None:
-    assert SERVICES[name]["healthcheck"].get("test") or name == "secrets"
-    for needed, wait in SERVICES[name].get("depends_on", {}).items():
-        expected = "service_completed_successfully" if needed == "secrets" else "service_healthy"
-        assert wait["condition"] == expected
+    assert SERVICES[name]["healthcheck"]["test"][0] == "CMD", "without a shell"
+    waits = [wait["condition"] for wait in SERVICES[name].get("depends_on", {}).values()]
+    assert set(waits) <= {"service_healthy"}, "podman starts nothing again whose dependency is over"
+    assert SERVICES[name]["restart"] == "unless-stopped"
 
 
 def test_each_image_can_be_another() -> None:

@@ -1,6 +1,8 @@
 """The secrets of compose.yaml: made once, for their owner and its group, and never over somebody's own."""
 
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,14 @@ def test_a_folder_that_cannot_be_used_is_one_sentence(options: list[str], tmp_pa
     assert failed.exit_code == 1
     assert "No such file or directory; it must belong to user" in failed.stderr
     assert failed.stderr.count("\n") == 1
+
+
+def test_it_stays_until_it_is_told_to_end(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ops.compose.secrets", str(tmp_path), "--stay"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as staying:
+        assert staying.stdout
+        assert "made" in staying.stdout.readline()
+        with pytest.raises(subprocess.TimeoutExpired):
+            staying.wait(0.5)
+        staying.terminate()
+        assert staying.wait(15) == 0
