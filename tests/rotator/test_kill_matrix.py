@@ -41,7 +41,9 @@ async def test_a_rotator_that_is_killed_after_any_commit_loses_nothing(
             await _is_undone(rotated, type_, before)
         lost += await rotated.broken()
     store = rotated.url.drivername
-    record_property(KILLS, {"store": store, "type": type_.value, "then": way, "kills": str(kills), "lost": str(len(lost))})
+    record_property(
+        KILLS, {"store": store, "type": type_.value, "then": way, "kills": str(kills), "lost": str(len(lost))}
+    )
     assert (kills > 10, lost) == (True, [])
 
 
