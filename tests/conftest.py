@@ -12,8 +12,8 @@ from uuid import uuid4
 import pytest
 from hypothesis import HealthCheck, settings
 
-from services.relay.outbox import database as outbox
-from services.relay.outbox.database import Database
+from shared.sql import location
+from shared.sql.location import Database
 from tests.faults import summary
 from tests.postgres import Postgres
 from tests.relay.outbox.tables import opened, up
@@ -81,7 +81,7 @@ def postgres_database(shared_postgres: Postgres) -> Iterator[Database]:
 def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
     """An empty database: the test runs once with each kind."""
     if request.param == "sqlite":
-        return outbox.sqlite(tmp_path / "relay.db")
+        return location.sqlite(tmp_path / "relay.db")
     made: Database = request.getfixturevalue("postgres_database")
     return made
 
@@ -90,7 +90,7 @@ def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An outbox in a file, to be copied: to make its tables takes longer than many tests."""
     file = tmp_path_factory.mktemp("template") / "relay.db"
-    with opened(outbox.sqlite(file)) as engine:
+    with opened(location.sqlite(file)) as engine:
         up(engine)
     return file
 
@@ -118,7 +118,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
     if request.param == "sqlite":
         file = tmp_path / "relay.db"
         shutil.copyfile(request.getfixturevalue("sqlite_template"), file)
-        return outbox.sqlite(file)
+        return location.sqlite(file)
     made: Database = request.getfixturevalue("postgres_outbox")
     return made
 

@@ -19,7 +19,7 @@ from psycopg.conninfo import make_conninfo
 from sqlalchemy import URL
 
 from ops.demo.processes import die_with_parent
-from services.relay.outbox.database import Database
+from shared.sql.location import Database
 
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0

@@ -4,7 +4,7 @@ import psycopg
 import pytest
 from sqlalchemy import create_engine, text
 
-from services.relay.outbox.database import Database, parse
+from shared.sql.location import Database, parse
 from tests.postgres import Postgres
 
 

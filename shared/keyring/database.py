@@ -13,6 +13,7 @@ from typing import Final, Self, TypeVar
 from sqlalchemy import URL, Connection, Engine, MetaData, exc, func, inspect, select
 
 from shared.keyring import engine
+from shared.sql.engine import may_succeed_at_once
 
 ANSWER_SECONDS: Final = 5.0
 """How long a caller waits, its turn behind other writers included."""
@@ -115,7 +116,7 @@ def _transact(engines: Engine, work: Callable[[Connection], T], tries: int = _TR
     except exc.IntegrityError:
         raise  # a lost race: its meaning is known only to `work`'s owner
     except exc.SQLAlchemyError as error:
-        if tries > 1 and engine.may_succeed_at_once(error):
+        if tries > 1 and may_succeed_at_once(error):
             return _transact(engines, work, tries - 1)
         raise DatabaseError(engine.words(error)) from None
 

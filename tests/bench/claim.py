@@ -16,15 +16,15 @@ from uuid import uuid4
 
 import click
 
-from services.relay.outbox import database
 from services.relay.outbox.claim import Wanted, claim
-from services.relay.outbox.database import Database
 from services.relay.outbox.gate import Effect, Pauses
 from services.relay.outbox.receipt import Ending, record
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store, opened
 from services.relay.outbox.waiting import StoreUnavailableError
 from shared.server import StartError
+from shared.sql import location
+from shared.sql.location import Database
 from tests.bench.filled import CHANNEL, fill, put_off
 from tests.bench.stage import BenchError, temporary
 from tests.postgres import Postgres
@@ -66,7 +66,7 @@ async def claims(disk: Path, waiting: int, rounds: int) -> None:
     click.echo(f"\nclaim: one delivery beside {waiting} others, {TIMES} times in each round; milliseconds")
     with temporary(disk) as folder, _postgres() as server:
         stores: dict[str, Callable[[], Database]] = {
-            "SQLite": lambda: database.sqlite(folder / f"{uuid4().hex}.db"),
+            "SQLite": lambda: location.sqlite(folder / f"{uuid4().hex}.db"),
             "PostgreSQL": lambda: server.database(f"bench_{uuid4().hex}"),
         }
         for name, new in stores.items():

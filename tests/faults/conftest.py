@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ops.demo.stand_ins.server import StandIns, start
-from services.relay.outbox.database import Database
+from shared.sql.location import Database
 from tests.faults import summary
 from tests.faults.relay import ROUTING_KEY, SLACK_TOKEN
 from tests.faults.scenario import Scenario

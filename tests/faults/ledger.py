@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Row, create_engine, select
 
 from services.relay.outbox import schema
-from services.relay.outbox.database import Database
+from shared.sql.location import Database
 from tests.faults import keys
 from tests.faults.evidence import Delivery, Event
 from tests.faults.incidents import told

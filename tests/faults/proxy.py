@@ -10,7 +10,7 @@ from enum import Enum, auto
 from pathlib import Path
 
 from ops.demo.stand_ins.server import StandIns
-from services.relay.outbox.database import Database
+from shared.sql.location import Database
 
 
 class Cut(Enum):

@@ -14,7 +14,7 @@ import yaml
 
 from ops.demo.processes import die_with_parent
 from ops.demo.stand_ins.server import StandIns
-from services.relay.outbox.database import Database
+from shared.sql.location import Database
 from tests.relay.scripted import TOKEN, until
 
 START_SECONDS = 30.0

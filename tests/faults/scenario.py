@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from ops.demo.stand_ins.server import StandIns
-from services.relay.outbox.database import Database
+from shared.sql.location import Database
 from tests.faults import ledger, summary
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.evidence import Said

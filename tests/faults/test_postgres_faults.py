@@ -2,7 +2,7 @@
 
 import asyncio
 
-from services.relay.outbox.database import Database
+from shared.sql.location import Database
 from tests.faults import proxy
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios

@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 
-from services.relay.outbox.database import Database
+from shared.sql.location import Database
 from tests.faults import proxy
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios

@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from services.relay.config import RelaySettings
-from services.relay.outbox import database
 from shared.mistakes import ConfigurationError
 from shared.planned import ignored_keys
 from shared.settings import Address, load
+from shared.sql import location
 
 CONTRACT = """
 database: sqlite:////var/lib/keypulse/relay.db
@@ -59,7 +59,7 @@ def mistakes(folder: Path, **changes: Any) -> list[str]:
 def test_the_contracts_example_is_valid_and_every_key_of_it_has_an_effect(tmp_path: Path) -> None:
     settings = read(tmp_path, CONTRACT)
     assert settings.listen == Address("127.0.0.1", 9912)
-    assert settings.database == database.sqlite(Path("/var/lib/keypulse/relay.db"))
+    assert settings.database == location.sqlite(Path("/var/lib/keypulse/relay.db"))
     assert settings.delivery.backoff_max == 300
     assert settings.routes[1].matchers[0].value == "warning"
     assert not set(ignored_keys(settings))
@@ -75,7 +75,7 @@ def test_little_is_enough_and_paths_start_at_the_files_folder(tmp_path: Path) ->
         default_channels: [pd]
         """,
     )
-    assert settings.database == database.sqlite(tmp_path / "data/relay.db")
+    assert settings.database == location.sqlite(tmp_path / "data/relay.db")
     assert settings.auth.bearer_token_file == tmp_path / "token"
     assert (settings.delivery.timeout, settings.delivery.lease, settings.delivery.give_up_after) == (10, 20, 86400)
 
@@ -84,7 +84,7 @@ def test_the_environment_sets_what_the_file_does_not(tmp_path: Path, monkeypatch
     monkeypatch.setenv("KEYPULSE_RELAY__DATABASE", f"sqlite:///{tmp_path}/other.db")
     monkeypatch.setenv("KEYPULSE_RELAY__DELIVERY__GIVE_UP_AFTER", "1h")
     settings = read(tmp_path, CONTRACT)
-    assert settings.database == database.sqlite(tmp_path / "other.db")
+    assert settings.database == location.sqlite(tmp_path / "other.db")
     assert settings.delivery.give_up_after == 3600
 
 

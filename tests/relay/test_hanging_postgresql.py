@@ -8,7 +8,7 @@ import aiohttp
 import psycopg
 import pytest
 
-from services.relay.outbox.database import Database
+from shared.sql.location import Database
 from tests.postgres import Postgres
 from tests.relay.outbox.frozen import frozen
 from tests.relay.scripted import TOKEN, Scripted, payload, post, served, settings, until

@@ -13,31 +13,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, QueuePool, Table, create_engine, event, exc, func, select, text
+from sqlalchemy import Connection, Engine, Table, exc, func, select, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.pool import ConnectionPoolEntry
 
-from services.relay.outbox.database import Database
-from shared.sql.patience import Patience, PatientConnection
+from shared.sql.engine import postgresql_engine, sqlite_engine
+from shared.sql.location import Database
+from shared.sql.patience import Patience
 
 READERS: Final = 4
 """How many may read at once."""
-_LOCK_SECONDS: Final = 2.0
-"""How long a transaction waits for SQLite's one lock, and a read for a connection."""
-_POSTGRESQL: Final = {
-    "application_name": "keypulse-relay",
-    "client_encoding": "utf8",  # a database made without a locale is in SQL_ASCII, and its text would come as bytes
-    "connect_timeout": 3,
-    "keepalives_idle": 5,
-    "keepalives_interval": 2,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 6_000,
-    "options": "-c lock_timeout=1100ms -c statement_timeout=7s -c idle_in_transaction_session_timeout=5s",
-}
-"""What a person may set otherwise in the URL. While a transaction waits for a lock all others wait for it; but after a
-second PostgreSQL finds a deadlock, and ends one of the two, where this time-out would end both."""
-_AGAIN: Final = {"40001", "40P01"}
-"""Serialization failure, deadlock: the same transaction may succeed now (PostgreSQL, appendix A)."""
+_OPTIONS: Final = "-c lock_timeout=1100ms -c statement_timeout=7s -c idle_in_transaction_session_timeout=5s"
+"""While a transaction waits for a lock all others wait for it; but after a second PostgreSQL finds a deadlock, and ends
+one of the two, where this time-out would end both."""
 _HELD: Final = "55P03"
 """Lock time-out (ibid.)."""
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
@@ -54,7 +41,7 @@ _NOW: Final = select(func.extract("epoch", func.clock_timestamp()))
 def engines(database: Database, patience: Patience | None = None) -> tuple[Engine, Engine]:
     """One to write with, of one connection, and one to read with; `patience` is that of PostgreSQL's connections."""
     if is_sqlite(database):
-        return _sqlite(database, 1, _on_write), _sqlite(database, READERS, _on_read)
+        return sqlite_engine(database, 1, "BEGIN IMMEDIATE"), sqlite_engine(database, READERS, "BEGIN")
     patience = patience or Patience()
     return _postgresql(database, 1, patience), _postgresql(database, READERS, patience)
 
@@ -95,11 +82,6 @@ def hurry(connection: Connection) -> None:
     connection.execute(text("SET LOCAL lock_timeout = '100ms'"))
 
 
-def may_succeed_at_once(error: exc.DBAPIError) -> bool:
-    """Whether a transaction failed only because another one was in its way, and no longer is."""
-    return getattr(error.orig, "sqlstate", None) in _AGAIN
-
-
 def is_held(error: exc.DBAPIError) -> bool:
     """Whether another transaction, such as that of a replica that hangs, held a row for too long."""
     return getattr(error.orig, "sqlstate", None) == _HELD
@@ -133,56 +115,12 @@ def words(error: exc.SQLAlchemyError) -> str:
     return " ".join(str(error.orig if isinstance(error, exc.DBAPIError) else error).split())
 
 
-def _sqlite(database: Database, connections: int, on_begin: Callable[[Connection], None]) -> Engine:
-    engine = create_engine(
-        database,
-        poolclass=QueuePool,
-        pool_size=connections,
-        max_overflow=0,
-        connect_args={"timeout": _LOCK_SECONDS, "check_same_thread": False},
-        hide_parameters=True,  # an error's text must show no payload
-    )
-    event.listen(engine, "connect", _on_connect)
-    event.listen(engine, "begin", on_begin)
-    return engine
-
-
 def _postgresql(database: Database, connections: int, patience: Patience) -> Engine:
-    def connect(_dialect: object, _entry: object, _none: object, parameters: dict[str, Any]) -> PatientConnection:
-        connection = PatientConnection.connect(**parameters)
-        connection.patience = patience
-        return connection
-
-    engine = create_engine(
+    return postgresql_engine(
         database,
-        pool_size=connections,
-        max_overflow=0,
-        pool_timeout=_LOCK_SECONDS,
-        pool_pre_ping=connections > 1,  # a read may find a connection that a restart cut; the writer notices by itself
-        connect_args=_arguments(database),
-        hide_parameters=True,
+        connections,
+        program="keypulse-relay",
+        options=_OPTIONS,
+        ping=connections > 1,  # a read may find a connection that a restart cut; the writer notices by itself
+        patience=lambda: patience,
     )
-    event.listen(engine, "do_connect", connect)
-    return engine
-
-
-def _arguments(database: Database) -> dict[str, object]:
-    """Ours, where the URL has none of its own; of `options` the last ones win."""
-    asked = database.normalized_query
-    arguments: dict[str, object] = {key: value for key, value in _POSTGRESQL.items() if key not in asked}
-    return arguments | {"options": " ".join((str(_POSTGRESQL["options"]), *asked.get("options", ())))}
-
-
-def _on_connect(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
-    connection.isolation_level = None  # transactions begin where `_on_write` says, not where the driver guesses
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("PRAGMA foreign_keys=ON")
-
-
-def _on_write(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def _on_read(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN")

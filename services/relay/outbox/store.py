@@ -16,11 +16,11 @@ import structlog
 from sqlalchemy import Connection, exc
 
 from services.relay.outbox import dialect
-from services.relay.outbox.database import Database
 from services.relay.outbox.migrate import UnknownDatabaseError, check
 from services.relay.outbox.together import Piece, Transaction
 from services.relay.outbox.waiting import Queue, StoreUnavailableError, Work, too_late
 from services.relay.outbox.writer import Writer
+from shared.sql.location import Database
 from shared.sql.patience import Patience
 
 _ANSWER_SECONDS: Final = 8.0

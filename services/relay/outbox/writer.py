@@ -15,10 +15,11 @@ import structlog
 from sqlalchemy import Engine, exc
 
 from services.relay.outbox import dialect
-from services.relay.outbox.database import Database
 from services.relay.outbox.migrate import upgrade
 from services.relay.outbox.together import Outcome, Transaction, by_kind, do_all
 from services.relay.outbox.waiting import Queue, StoreUnavailableError, Work
+from shared.sql.engine import may_succeed_at_once
+from shared.sql.location import Database
 
 _TOGETHER: Final = 256
 """How many pieces of work share one transaction at most."""
@@ -133,7 +134,7 @@ class Writer:
             traceback.clear_frames(error.__traceback__)
             if dialect.is_held(error) and self.prepared:
                 self._held(works, StoreUnavailableError(dialect.words(error)))
-            elif dialect.may_succeed_at_once(error) and tries > 1:
+            elif may_succeed_at_once(error) and tries > 1:
                 self._commit(works, tries - 1, hurry=hurry)
             elif dialect.is_ours(error):
                 self._one_by_one(works, error)

@@ -12,8 +12,8 @@ import yaml
 from click.testing import CliRunner, Result
 
 from services.relay.__main__ import main
-from services.relay.outbox.database import Database
 from services.relay.outbox.store import opened
+from shared.sql.location import Database
 from tests.relay.outbox.rows import Rows
 
 Typed = Callable[..., Result]

@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import create_engine, text, update
 
 from services.relay.commands.deliveries import _PAGE
-from services.relay.outbox.database import Database
 from services.relay.outbox.schema import State, events
+from shared.sql.location import Database
 from tests.relay.commands.conftest import Fill, Typed
 from tests.relay.outbox.rows import Rows
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox.database import Database, sqlite
+from shared.sql.location import Database, sqlite
 from tests.relay.commands.conftest import Typed
 
 COMMANDS = (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox.database import Database, sqlite
+from shared.sql.location import Database, sqlite
 from tests.relay.commands.conftest import Typed
 from tests.relay.scripted import PAYLOADS, payload
 

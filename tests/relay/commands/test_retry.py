@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import select
 
 from services.relay.channels.channel import Reason, Scope, SendError
-from services.relay.outbox.database import Database
 from services.relay.outbox.schema import State, deliveries
+from shared.sql.location import Database
 from tests.relay.commands.conftest import Fill, Typed
 from tests.relay.outbox.rows import Rows
 from tests.relay.scripted import Scripted, post, reaches, served, settings, webhook_of

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from services.relay.console.again import STEP
-from services.relay.outbox.database import Database, sqlite
 from services.relay.outbox.schema import State
+from shared.sql.location import Database, sqlite
 from tests.relay.commands.conftest import Fill, Typed
 from tests.relay.outbox.rows import Rows
 

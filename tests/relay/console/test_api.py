@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 
 from services.relay.channels.channel import Reason, Scope, SendError
-from services.relay.outbox.database import Database
+from shared.sql.location import Database
 from tests.postgres import Postgres
 from tests.relay.scripted import Scripted, payload, post, reaches, served, settings, webhook_of
 

@@ -5,9 +5,9 @@ import time
 
 from services.relay.console.again import STEP, retry_channel
 from services.relay.outbox import query
-from services.relay.outbox.database import Database
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import opened
+from shared.sql.location import Database
 from tests.relay.outbox.rows import Rows
 
 UNMERGED = frozenset({"log"})

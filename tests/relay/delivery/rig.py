@@ -16,11 +16,12 @@ from services.relay.delivery.retry import RetryPolicy
 from services.relay.delivery.sending import Delivering
 from services.relay.delivery.worker import Worker
 from services.relay.metrics import Metrics
-from services.relay.outbox import database, query
+from services.relay.outbox import query
 from services.relay.outbox.accept import Incoming, Known, Plan, accept
-from services.relay.outbox.database import Database
 from services.relay.outbox.query import Delivery, Filter, recent
 from services.relay.outbox.store import opened
+from shared.sql import location
+from shared.sql.location import Database
 from tests.relay.scripted import Scripted, event_of, until
 
 QUICK = RetryPolicy(backoff_initial=0.01, backoff_max=0.3, give_up_after=60)
@@ -85,7 +86,7 @@ async def rig(
 ) -> AsyncIterator[Rig]:
     registry = CollectorRegistry()
     unmerged = frozenset(name for name in channels if name.startswith("every"))
-    file = database.sqlite(where / "relay.db") if isinstance(where, Path) else where
+    file = location.sqlite(where / "relay.db") if isinstance(where, Path) else where
     async with opened(file, clock, unmerged) as store:
         workers: dict[str, Worker] = {}
 

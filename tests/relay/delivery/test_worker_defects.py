@@ -21,11 +21,11 @@ from services.relay.delivery.retry import RetryPolicy
 from services.relay.delivery.sending import Delivering
 from services.relay.delivery.worker import Worker
 from services.relay.metrics import Metrics
-from services.relay.outbox import database
 from services.relay.outbox.query import one
 from services.relay.outbox.schema import State, events
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
+from shared.sql import location
 from tests.relay.delivery.rig import LANES, QUICK, rig
 from tests.relay.scripted import Scripted, until
 
@@ -113,7 +113,7 @@ async def test_a_detail_that_cannot_be_written_costs_its_odd_characters_only(tmp
 async def test_an_ending_that_cannot_be_written_is_written_once_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.relay.outbox.dialect._LOCK_SECONDS", 0.05)
+    monkeypatch.setattr("shared.sql.engine.LOCK_SECONDS", 0.05)
     monkeypatch.setattr("services.relay.delivery.sending._PAUSE", 0.05)
     other = sqlite3.connect(tmp_path / "relay.db", isolation_level=None)
 
@@ -144,7 +144,7 @@ class ClosedStore(Store):
 
 @pytest.mark.looptime
 async def test_a_store_that_fails_is_asked_once_a_second(tmp_path: Path) -> None:
-    store = ClosedStore(database.sqlite(tmp_path / "relay.db"), time.time, frozenset())
+    store = ClosedStore(location.sqlite(tmp_path / "relay.db"), time.time, frozenset())
     store.close()
     shared = Delivering(
         store=store,

@@ -16,9 +16,10 @@ from starlette.testclient import TestClient
 from services.relay.app import running
 from services.relay.intake import endpoint, quarantine
 from services.relay.metrics import Metrics
-from services.relay.outbox import database, rejected
+from services.relay.outbox import rejected
 from services.relay.outbox.store import opened
 from shared.secret_file import SecretFile
+from shared.sql import location
 from tests.relay.scripted import (
     TOKEN,
     Scripted,
@@ -47,7 +48,7 @@ def locked(file: Path) -> Iterator[None]:
 
 async def quarantined(folder: Path) -> list[tuple[rejected.Kept, bytes | None]]:
     """What is kept, the newest first, each with its body."""
-    async with opened(database.sqlite(folder / "relay.db"), lambda: 0.0) as store:
+    async with opened(location.sqlite(folder / "relay.db"), lambda: 0.0) as store:
         return [(kept, await rejected.body(store, kept.id)) for kept in await rejected.kept(store)]
 
 
@@ -188,7 +189,7 @@ async def test_a_defect_of_ours_is_500_and_counted(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(TOKEN)
     registry = CollectorRegistry()
     rules = endpoint.Rules((), (), ("one",), {"one"}, 60.0)
-    async with opened(database.sqlite(tmp_path / "relay.db"), lambda: 0.0) as store:
+    async with opened(location.sqlite(tmp_path / "relay.db"), lambda: 0.0) as store:
         metrics = Metrics(registry, (), (), ())
         intake = endpoint.Intake(store, SecretFile(tmp_path / "token"), rules, metrics, broken, lambda _names: None)
         app = Starlette(routes=[Route("/alerts", intake.post, methods=["POST"])])

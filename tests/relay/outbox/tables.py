@@ -10,8 +10,8 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.types import TypeEngine
 
 from services.relay.outbox import dialect, schema
-from services.relay.outbox.database import Database
 from services.relay.outbox.migrate import upgrade
+from shared.sql.location import Database
 
 
 @contextmanager

@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from services.relay.outbox.again import again, again_all
-from services.relay.outbox.database import Database
 from services.relay.outbox.gate import BREAKS_AFTER
 from services.relay.outbox.held import give_back
 from services.relay.outbox.query import one
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store, opened
+from shared.sql.location import Database
 from tests.relay.outbox.acts import claimed, end, nothing, take, told
 
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox import database as outbox
 from services.relay.outbox.claim import LARGE
-from services.relay.outbox.database import Database
 from services.relay.outbox.held import give_back, keep, told_events
 from services.relay.outbox.overdue import look_after
 from services.relay.outbox.query import Filter, one, recent
 from services.relay.outbox.schema import State, decode
 from services.relay.outbox.store import Store, opened
+from shared.sql import location
+from shared.sql.location import Database
 from tests.relay.outbox.acts import claimed, end, nothing, take, told
 from tests.relay.scripted import event_of
 
@@ -31,7 +31,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
-    async with opened(outbox.sqlite(tmp_path / "relay.db"), clock) as store:
+    async with opened(location.sqlite(tmp_path / "relay.db"), clock) as store:
         yield store
 
 

@@ -3,7 +3,7 @@
 import pytest
 from sqlalchemy import make_url
 
-from services.relay.outbox.database import parse
+from shared.sql.location import parse
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import pytest
 from sqlalchemy import Connection, text
 
 from services.relay.outbox import watchdogs
-from services.relay.outbox.database import Database
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store, opened
 from services.relay.outbox.watchdogs import drains
+from shared.sql.location import Database
 from tests.relay.outbox.rows import Rows
 
 

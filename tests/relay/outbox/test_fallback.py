@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox import database as outbox
 from services.relay.outbox import fallback
 from services.relay.outbox.again import again
-from services.relay.outbox.database import Database
 from services.relay.outbox.fallback import FellBack, fall_back
 from services.relay.outbox.gate import BREAKS_AFTER, Effect, reopened
 from services.relay.outbox.overdue import Looked, look_after
 from services.relay.outbox.query import Filter, recent
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store, opened
+from shared.sql import location
+from shared.sql.location import Database
 from tests.relay.outbox.acts import claimed, end, nothing, take, told
 from tests.relay.outbox.gated import Clock, break_it, fail, waiting
 from tests.relay.scripted import event_of
@@ -207,7 +207,7 @@ async def test_a_channel_that_cannot_be_reached_waits_for_itself(store: Store) -
 
 
 async def test_what_a_crashed_relay_held_goes_there_once_its_lease_ended(tmp_path: Path, clock: Clock) -> None:
-    async with opened(outbox.sqlite(tmp_path / "relay.db"), clock) as store:
+    async with opened(location.sqlite(tmp_path / "relay.db"), clock) as store:
         await waiting(store, 2)
         await claimed(store, owner="crashed")
         await refuse(store, "a", "b")

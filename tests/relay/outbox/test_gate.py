@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox import database as outbox
 from services.relay.outbox import query
 from services.relay.outbox.claim import Taken
 from services.relay.outbox.gate import Effect, reopened
@@ -13,6 +12,7 @@ from services.relay.outbox.overdue import look_after
 from services.relay.outbox.query import Filter, recent
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store, opened
+from shared.sql import location
 from tests.relay.outbox.acts import claimed, nothing, take, told
 from tests.relay.outbox.gated import Clock, fail, state_of, waiting
 
@@ -24,7 +24,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
-    async with opened(outbox.sqlite(tmp_path / "relay.db"), clock) as store:
+    async with opened(location.sqlite(tmp_path / "relay.db"), clock) as store:
         yield store
 
 

@@ -8,10 +8,10 @@ from sqlalchemy import update
 
 from services.relay.model import Event, Status
 from services.relay.outbox.accept import Incoming, Plan, accept
-from services.relay.outbox.database import Database
 from services.relay.outbox.incidents import PAGE, Incident, closed_by_us, open_incident, open_incidents
 from services.relay.outbox.schema import events
 from services.relay.outbox.store import Store, opened
+from shared.sql.location import Database
 from tests.relay.watch.told import START, event
 
 FIRES = event(("A", Status.FIRING))

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox import database as outbox
 from services.relay.outbox import query
 from services.relay.outbox.store import Store, opened
+from shared.sql import location
 from tests.relay.outbox.acts import claimed, end, nothing, take, told
 from tests.relay.outbox.gated import Clock, fail
 
@@ -19,7 +19,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
-    async with opened(outbox.sqlite(tmp_path / "relay.db"), clock) as store:
+    async with opened(location.sqlite(tmp_path / "relay.db"), clock) as store:
         yield store
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox import database as outbox
 from services.relay.outbox.claim import Claim
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store, opened
+from shared.sql import location
 from tests.relay.outbox.acts import claimed, end, nothing, told
 from tests.relay.outbox.gated import Clock
 
@@ -20,7 +20,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
-    async with opened(outbox.sqlite(tmp_path / "relay.db"), clock, frozenset({"every"})) as store:
+    async with opened(location.sqlite(tmp_path / "relay.db"), clock, frozenset({"every"})) as store:
         yield store
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, Engine, exc, inspect, text
 
-from services.relay.outbox import database as outbox
 from services.relay.outbox import migrations, schema
-from services.relay.outbox.database import Database
 from services.relay.outbox.migrate import HEAD, ForeignDatabaseError, NewerSchemaError, upgrade
+from shared.sql import location
+from shared.sql.location import Database
 from tests.relay.outbox.tables import differences, opened, up
 
 
@@ -77,8 +77,9 @@ def test_the_newest_revision_is_the_one_that_the_program_expects() -> None:
 
 def test_alembic_is_imported_only_where_there_is_something_to_do(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from services.relay.outbox import database, dialect, migrate\n"
-        "writing, _ = dialect.engines(database.sqlite(Path(sys.argv[1])))\n"
+        "import sys; from pathlib import Path; from services.relay.outbox import dialect, migrate\n"
+        "from shared.sql import location\n"
+        "writing, _ = dialect.engines(location.sqlite(Path(sys.argv[1])))\n"
         "with writing.begin() as connection: migrate.upgrade(connection)\n"
         "print('alembic' in sys.modules)"
     )
@@ -127,7 +128,7 @@ def test_an_sqlite_file_of_another_program_is_refused_whatever_its_tables_are_ca
     with closing(sqlite3.connect(file)) as connection:
         connection.executescript("CREATE TABLE notes (words TEXT); PRAGMA user_version = 1;")
 
-    with opened(outbox.sqlite(file)) as engine, pytest.raises(ForeignDatabaseError):
+    with opened(location.sqlite(file)) as engine, pytest.raises(ForeignDatabaseError):
         up(engine)
 
 

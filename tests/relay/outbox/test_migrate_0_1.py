@@ -10,10 +10,10 @@ from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, exc, inspect, select
 
-from services.relay.outbox import database as outbox
 from services.relay.outbox import migrations, schema
-from services.relay.outbox.database import Database
 from services.relay.outbox.migrate import upgrade
+from shared.sql import location
+from shared.sql.location import Database
 from tests.relay.outbox.tables import differences, opened, up
 
 TABLES = Path(__file__).with_name("keypulse_0_1.sql").read_text()
@@ -31,7 +31,7 @@ def v01(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def engine(v01: Path) -> Iterator[Engine]:
-    with opened(outbox.sqlite(v01)) as engine:
+    with opened(location.sqlite(v01)) as engine:
         yield engine
 
 
@@ -46,7 +46,7 @@ def test_a_file_of_keypulse_0_1_gets_the_tables_of_a_new_one(engine: Engine, tmp
     with engine.begin() as connection:
         assert differences(connection) == []
         columns = {name: str(inspect(connection).get_columns(name)) for name in schema.metadata.tables}
-    with opened(outbox.sqlite(tmp_path / "new.db")) as new:
+    with opened(location.sqlite(tmp_path / "new.db")) as new:
         up(new)
         with new.begin() as connection:
             assert columns == {name: str(inspect(connection).get_columns(name)) for name in schema.metadata.tables}

@@ -8,7 +8,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, insert, select
 
 from services.relay.outbox import migrations, schema
-from services.relay.outbox.database import Database
+from shared.sql.location import Database
 from tests.relay.outbox.tables import differences, opened, up
 
 

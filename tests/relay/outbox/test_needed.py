@@ -9,10 +9,10 @@ from services.relay.delivery.enrich.links import LinkRules
 from services.relay.delivery.message import message
 from services.relay.model import Status
 from services.relay.outbox.again import again
-from services.relay.outbox.database import Database
 from services.relay.outbox.prune import prune
 from services.relay.outbox.schema import State, encode
 from services.relay.outbox.store import Store, opened
+from shared.sql.location import Database
 from tests.relay.outbox.acts import claimed
 from tests.relay.outbox.rows import Rows
 from tests.relay.watch.told import event

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy import Engine, text
 
-from services.relay.outbox import database as outbox
 from services.relay.outbox import schema
-from services.relay.outbox.database import Database
+from shared.sql import location
+from shared.sql.location import Database
 from tests.relay.outbox.machine import Machine
 from tests.relay.outbox.tables import opened, up
 from tests.relay.outbox.world import World
@@ -79,14 +79,14 @@ def check(machine: type[Machine], examples: int) -> None:
 
 def test_an_outbox_in_sqlite_agrees_with_the_model(folder: Path) -> None:
     empty, number = folder / "empty.db", count()
-    with opened(outbox.sqlite(empty)) as engine:
+    with opened(location.sqlite(empty)) as engine:
         up(engine)
 
     class InSqlite(Machine):
         def __init__(self) -> None:
             file = folder / f"{next(number)}.db"
             shutil.copyfile(empty, file)
-            super().__init__(World(outbox.sqlite(file), FileClock()))
+            super().__init__(World(location.sqlite(file), FileClock()))
 
     check(InSqlite, 25)
 

@@ -8,10 +8,10 @@ import pytest
 
 from services.relay import identity
 from services.relay.outbox.accept import Incoming, Known, Plan, accept
-from services.relay.outbox.database import Database
 from services.relay.outbox.prune import Pruned, prune
 from services.relay.outbox.schema import OPEN, State, attempts, incidents
 from services.relay.outbox.store import Store, opened
+from shared.sql.location import Database
 from tests.relay.outbox.rows import Rows
 from tests.relay.scripted import event_of
 

@@ -10,11 +10,11 @@ import pytest
 from sqlalchemy import text
 
 from services.relay.outbox import prune as retention
-from services.relay.outbox.database import Database, sqlite
 from services.relay.outbox.prune import STEP, Pruned, prune, pruning
 from services.relay.outbox.schema import State, deliveries, incidents
 from services.relay.outbox.store import Store, opened
 from services.relay.outbox.together import Transaction
+from shared.sql.location import Database, sqlite
 from tests.conftest import Until
 from tests.relay.outbox.rows import Rows
 

@@ -10,11 +10,11 @@ import pytest
 from sqlalchemy import insert
 
 from services.relay.outbox import query
-from services.relay.outbox.database import Database
 from services.relay.outbox.query import Attempt, ChannelState, Filter, recent
 from services.relay.outbox.schema import State, channels
 from services.relay.outbox.store import Store, opened
 from services.relay.outbox.together import Transaction
+from shared.sql.location import Database
 from tests.relay.outbox.rows import Rows
 
 

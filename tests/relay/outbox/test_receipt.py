@@ -4,11 +4,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.relay.outbox.database import Database
 from services.relay.outbox.gate import Effect
 from services.relay.outbox.held import give_back
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store, opened
+from shared.sql.location import Database
 from tests.relay.outbox.acts import claimed, end, nothing, told
 
 REFUSED = {"effect": Effect.REFUSED, "again_in": 300.0, "fallback": ("b", "every")}

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event, exc
 
-from services.relay.outbox import database as outbox
-from services.relay.outbox.database import Database
 from services.relay.outbox.store import Store, opened
 from services.relay.outbox.together import Transaction
+from shared.sql import location
+from shared.sql.location import Database
 from tests.relay.outbox.storing import blocked, bodies, write, write_all
 
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with opened(outbox.sqlite(tmp_path / "relay.db"), lambda: 0.0) as store:
+    async with opened(location.sqlite(tmp_path / "relay.db"), lambda: 0.0) as store:
         yield store
 
 

@@ -12,11 +12,11 @@ import pytest
 from sqlalchemy import select
 
 from services.relay.outbox.accept import Accepted, Incoming, Plan, accept
-from services.relay.outbox.database import Database
 from services.relay.outbox.schema import quarantine
 from services.relay.outbox.store import Store, opened
 from services.relay.outbox.together import Transaction
 from services.relay.outbox.waiting import StoreUnavailableError
+from shared.sql.location import Database
 from tests.postgres import Postgres
 from tests.relay.outbox.frozen import frozen
 from tests.relay.outbox.storing import bodies, write

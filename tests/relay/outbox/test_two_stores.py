@@ -18,10 +18,10 @@ from services.relay.model import Event
 from services.relay.outbox.accept import Incoming, Known, Plan, accept
 from services.relay.outbox.again import again, again_all
 from services.relay.outbox.claim import Claim, Wanted, claim
-from services.relay.outbox.database import Database
 from services.relay.outbox.gate import BREAKS_AFTER, Effect
 from services.relay.outbox.schema import State, deliveries, events
 from services.relay.outbox.store import Store, opened
+from shared.sql.location import Database
 from tests.faults.incidents import seeded
 from tests.relay.outbox.acts import claimed, end, told
 from tests.relay.scripted import event_of, until

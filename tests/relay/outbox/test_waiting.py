@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from services.relay.outbox import database as outbox
 from services.relay.outbox import dialect
 from services.relay.outbox.accept import Incoming, Plan, accept
-from services.relay.outbox.database import Database
 from services.relay.outbox.store import Store, opened
 from services.relay.outbox.together import Transaction
 from services.relay.outbox.waiting import StoreUnavailableError
+from shared.sql import location
+from shared.sql.location import Database
 from tests.relay.outbox.storing import blocked, bodies, write, write_all
 from tests.relay.scripted import event_of
 
@@ -34,7 +34,7 @@ async def either(database: Database) -> AsyncIterator[Store]:
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with opened(outbox.sqlite(tmp_path / "relay.db"), lambda: 0.0) as store:
+    async with opened(location.sqlite(tmp_path / "relay.db"), lambda: 0.0) as store:
         yield store
 
 

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import insert, update
 
-from services.relay.outbox.database import Database
 from services.relay.outbox.schema import watchdogs
 from services.relay.outbox.store import Store, opened
 from services.relay.outbox.watchdogs import last_seen, seen, silent_for
+from shared.sql.location import Database
 from tests.relay.watch.told import START
 
 AGES = 100.0

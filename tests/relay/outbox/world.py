@@ -15,13 +15,13 @@ from services.relay.outbox import accept as accepting
 from services.relay.outbox import query
 from services.relay.outbox.accept import Accepted, Incoming, Plan, accept
 from services.relay.outbox.claim import Taken, Wanted, claim
-from services.relay.outbox.database import Database
 from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.gate import Effect
 from services.relay.outbox.overdue import look_after
 from services.relay.outbox.receipt import Ending, Recorded, record
 from services.relay.outbox.schema import WAITING, State, deliveries, events
 from services.relay.outbox.store import opened
+from shared.sql.location import Database
 from tests.relay.outbox.endings import ENDINGS, FALLBACK, PAUSES, UNSURE
 from tests.relay.outbox.groups import event_of, group_id
 from tests.relay.outbox.ledger import Alerts, Held, Known, Ledger, Rows, by_place, covers, superseded

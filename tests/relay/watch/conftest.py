@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox import database
+from shared.sql import location
 from tests.ops.conftest import running, start
 from tests.relay.watch.comparing import Answers
 from tests.relay.watch.told import Clock, Desk, desk
@@ -20,7 +20,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def at(tmp_path: Path, clock: Clock) -> AsyncIterator[Desk]:
-    async with desk(database.sqlite(tmp_path / "relay.db"), clock) as at:
+    async with desk(location.sqlite(tmp_path / "relay.db"), clock) as at:
         yield at
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from services.relay import identity
 from services.relay.model import Status
-from services.relay.outbox.database import Database
 from services.relay.outbox.incidents import Incident, open_incident
 from services.relay.watch.telling import Own
+from shared.sql.location import Database
 from tests.relay.watch.told import START, Clock, Desk, desk, event
 
 OWN = Own("watchdog/Watchdog", {"alertname": "WatchdogAbsent", "severity": "critical"}, "a summary", "a description")

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from services.relay.outbox import database, rejected, watchdogs
+from services.relay.outbox import rejected, watchdogs
 from services.relay.outbox.rejected import Rejected
 from services.relay.watch.watchdog import Watchdog
 from services.relay.watch.watching import Watched, Watching
+from shared.sql import location
 from tests.conftest import Until
 from tests.relay.watch.told import Clock, Desk, desk
 
@@ -23,7 +24,7 @@ class Real(Clock):
 
 @pytest.fixture
 async def at(tmp_path: Path) -> AsyncIterator[Desk]:
-    async with desk(database.sqlite(tmp_path / "relay.db"), Real()) as at:
+    async with desk(location.sqlite(tmp_path / "relay.db"), Real()) as at:
         yield at
 
 

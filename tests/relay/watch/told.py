@@ -12,10 +12,10 @@ from services.relay import identity
 from services.relay.metrics import Metrics
 from services.relay.model import Alert, Event, Status
 from services.relay.outbox.accept import Incoming, Known, Plan, accept
-from services.relay.outbox.database import Database
 from services.relay.outbox.schema import State, decode, deliveries, events
 from services.relay.outbox.store import Store, opened
 from services.relay.watch.telling import Teller
+from shared.sql.location import Database
 
 CHANNELS = ("slack", "email", "pagerduty")
 START = 1_700_000_000.0

@@ -17,8 +17,7 @@ from shared.kms.provider import KmsError
 from shared.kms.reason import Reason
 from shared.settings import Address
 from tests.connections import connections
-
-KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+from tests.shared.kms.scripted import KEY, key_of
 
 
 class Firewall:
@@ -127,7 +126,6 @@ class Scripted:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[GcpKey]:
-        server = grpc.aio.server()
         methods = {
             "Encrypt": grpc.unary_unary_rpc_method_handler(
                 self.on_encrypt, EncryptRequest.deserialize, EncryptResponse.serialize
@@ -136,16 +134,8 @@ class Scripted:
                 self.on_decrypt, DecryptRequest.deserialize, DecryptResponse.serialize
             ),
         }
-        service = "google.cloud.kms.v1.KeyManagementService"
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        key = GcpKey(KEY, endpoint=f"127.0.0.1:{port}", insecure=True)
-        try:
+        async with key_of(methods) as key:
             yield key
-        finally:
-            await key.close()
-            await server.stop(None)
 
 
 async def test_every_checksum_is_sent() -> None:

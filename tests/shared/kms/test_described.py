@@ -17,8 +17,7 @@ from google.cloud.kms_v1 import (
 from shared.kms.gcp import GcpKey
 from shared.kms.provider import KmsError
 from shared.kms.reason import Reason
-
-KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+from tests.shared.kms.scripted import KEY, key_of
 
 
 def version(number: str, **fields: object) -> CryptoKeyVersion:
@@ -47,7 +46,6 @@ class Scripted:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[GcpKey]:
-        server = grpc.aio.server()
         methods = {
             "GetCryptoKey": grpc.unary_unary_rpc_method_handler(
                 self.on_get, GetCryptoKeyRequest.deserialize, CryptoKey.serialize
@@ -56,16 +54,8 @@ class Scripted:
                 self.on_list, ListCryptoKeyVersionsRequest.deserialize, ListCryptoKeyVersionsResponse.serialize
             ),
         }
-        service = "google.cloud.kms.v1.KeyManagementService"
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        key = GcpKey(KEY, endpoint=f"127.0.0.1:{port}", insecure=True)
-        try:
+        async with key_of(methods) as key:
             yield key
-        finally:
-            await key.close()
-            await server.stop(None)
 
 
 @pytest.mark.parametrize("number", ["abc", "", "-1", "1e3", "٣", "9" * 20])

@@ -1,0 +1,91 @@
+"""Connections to SQLite and PostgreSQL on which a commit is on the disk, and every wait ends.
+
+SQLite: WAL with `synchronous=FULL`. PostgreSQL: durable by its own default; its waits are bounded by the server, and by
+`patience` where that is silent.
+"""
+
+import sqlite3
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import URL, Engine, QueuePool, create_engine, event, exc
+from sqlalchemy.pool import ConnectionPoolEntry
+
+if TYPE_CHECKING:
+    from shared.sql.patience import Patience, PatientConnection
+
+LOCK_SECONDS: Final = 2.0
+"""How long a transaction waits for SQLite's one lock, and a read for a connection."""
+_AGAIN: Final = {"40001", "40P01"}
+"""Serialization failure, deadlock: the same transaction may succeed now (PostgreSQL, appendix A)."""
+_PATIENT: Final = {
+    "client_encoding": "utf8",  # a database made without a locale is in SQL_ASCII, and its text would come as bytes
+    "connect_timeout": 3,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 6_000,
+}
+
+
+def sqlite_engine(url: URL, connections: int, begin: str) -> Engine:
+    """Its transactions begin with the statement `begin`."""
+    engine = create_engine(
+        url,
+        poolclass=QueuePool,
+        pool_size=connections,
+        max_overflow=0,
+        connect_args={"timeout": LOCK_SECONDS, "check_same_thread": False},
+        hide_parameters=True,  # an error's text must never show a payload, a record or a wrapped key
+    )
+    event.listen(engine, "connect", _durable)
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
+    return engine
+
+
+def postgresql_engine(
+    url: URL, connections: int, *, program: str, options: str, ping: bool, patience: Callable[[], "Patience"]
+) -> Engine:
+    """What a person sets otherwise in the URL counts.
+
+    Args:
+        url: the database.
+        connections: how many at most.
+        program: the name under which the server shows them.
+        options: the server's own time-outs, as `-c NAME=VALUE …`.
+        ping: whether a connection is tried before it is used, so that a restart of the server is nobody's error.
+        patience: of each connection that is made.
+    """
+    from shared.sql.patience import PatientConnection  # noqa: PLC0415  # 0.1 s that a file does not need
+
+    def connect(_dialect: object, _entry: object, _none: object, parameters: dict[str, Any]) -> "PatientConnection":
+        connection = PatientConnection.connect(**parameters)
+        connection.patience = patience()
+        return connection
+
+    asked = url.normalized_query
+    ours = {"application_name": program, **_PATIENT}
+    arguments: dict[str, object] = {key: value for key, value in ours.items() if key not in asked}
+    engine = create_engine(
+        url,
+        pool_size=connections,
+        max_overflow=0,
+        pool_timeout=LOCK_SECONDS,
+        pool_pre_ping=ping,
+        connect_args=arguments | {"options": " ".join((options, *asked.get("options", ())))},  # the last ones win
+        hide_parameters=True,
+    )
+    event.listen(engine, "do_connect", connect)
+    return engine
+
+
+def may_succeed_at_once(error: exc.SQLAlchemyError) -> bool:
+    """Whether a transaction failed only because another one was in its way, and no longer is."""
+    return getattr(getattr(error, "orig", None), "sqlstate", None) in _AGAIN
+
+
+def _durable(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
+    connection.isolation_level = None  # transactions begin where `begin` says, not where the driver guesses
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA foreign_keys=ON")
