@@ -161,10 +161,14 @@ async def test_a_scraper_that_hangs_up_ends_nothing_for_the_others(page: Probed)
     assert len(page.observed) == 1
 
 
-async def test_a_target_that_is_watched_no_more_is_told_at_once(page: Probed) -> None:
-    page.emulator.faults.add(Fault(kind="stall"))
+async def test_a_target_that_is_watched_no_more_is_told_at_once(page: Probed, until: Until) -> None:
+    page.emulator.faults.add(Fault(kind="stall", count=1))
     waiting = asyncio.create_task(page.get("?target=ledger-kek"))
-    await asyncio.sleep(0.2)
+
+    async def stalls() -> bool:
+        return not page.emulator.faults.active()  # the one call that it meets has come
+
+    await until(stalls)
     begin = time.monotonic()
     await page.demand.close()
     answer = await waiting

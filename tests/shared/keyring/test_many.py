@@ -1,6 +1,7 @@
 """Many data keys: every question and every batch stands in the memory of a page, however many there are."""
 
 import gc
+import os
 import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from shared.sql.location import sqlite
 from tests.shared.keyring.fake_kms import FakeKms
 from tests.shared.keyring.keyring import REWRAP, Keyring, opened, secret_of
 
-NUMBER = 10_000
+NUMBER = 100_000 if os.environ.get("FAULTS") == "long" else 10_000
 MEBIBYTE = 1024 * 1024
 
 
