@@ -1,4 +1,4 @@
-"""An attempt is bound to its lease: what would outlast it is not sent, and what may have arrived is remembered."""
+"""An attempt is bound to its lease: what would outlast it is not sent, what may have arrived is remembered; and it is timed."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,7 +11,7 @@ from services.relay.delivery.sending import Sender
 from services.relay.outbox.claim import Claim
 from services.relay.outbox.query import Record, one
 from services.relay.outbox.schema import State
-from tests.relay.delivery.rig import Rig, rig
+from tests.relay.delivery.rig import NEARLY, Rig, broken, rig
 from tests.relay.outbox.acts import claimed, take
 from tests.relay.scripted import Scripted, until
 
@@ -87,3 +87,13 @@ async def test_a_doubt_outlives_an_attempt_that_settles_nothing(it: Rig) -> None
     for _ in range(2):
         await sender(it, channel).deliver(await due(it), asyncio.get_running_loop().time() + LEASE)
     assert (await due(it)).maybe_sent
+
+
+async def test_the_time_from_commit_to_receipt_is_measured(tmp_path: Path) -> None:
+    async with rig(tmp_path, a=Scripted(broken(retry_after=0.5))) as it:
+        await it.tell("firing")
+        await it.finished()
+        assert it.value("relay_delivery_duration_seconds_count", channel="a") == 1
+        seconds = it.value("relay_delivery_duration_seconds_sum", channel="a")
+    assert seconds is not None
+    assert 0.5 * NEARLY <= seconds < 10
