@@ -1,4 +1,4 @@
-"""An attempt is bound to its lease: what would outlast it is not sent, what may have arrived is remembered; and it is timed."""
+"""An attempt is bound to its lease, what may have arrived is remembered, and how long it took is measured."""
 
 import asyncio
 from collections.abc import AsyncIterator
