@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -40,6 +41,15 @@ def until() -> Until:
             await asyncio.sleep(0.02)
 
     return wait
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Iterator[None]:
+    """What is started later inherits which signals are blocked, and could not be ended."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    yield
+    after = signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert after - before == set(), "the test left signals blocked"
 
 
 @contextmanager

@@ -50,7 +50,8 @@ def make(folder: Path) -> str:
 def main(folder: Path, show: str | None, stay: bool) -> None:
     """Make the secrets of compose.yaml, where there are none."""
     ends = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # the first process of a container has no default for them
+    if stay:
+        signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # the first process of a container has no default for them
     try:
         click.echo((folder / show).read_text(encoding="utf-8").strip() if show else make(folder))
     except OSError as error:
