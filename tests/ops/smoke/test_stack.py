@@ -33,6 +33,9 @@ async def smoke(running: Stack, *arguments: str) -> dict[str, list[str]]:
 
 async def test_a_deployment_that_is_well_is_green_and_each_fault_is_red_in_its_line() -> None:
     async with stack.running(Ports.free()) as running:
+        async with asyncio.timeout(30):
+            while await running.query("kms:decryption_error_rate_5m") is None:  # of two scrapes: healthy is one
+                await asyncio.sleep(0.1)
         everything = await smoke(running, "--test-alert", "critical")
         assert everything["failed"] == []
         assert {f"delivered on {channel}" for channel in CRITICAL} < set(everything["passed"])
