@@ -34,7 +34,7 @@ async def smoke(running: Stack, *arguments: str) -> dict[str, list[str]]:
 async def test_a_deployment_that_is_well_is_green_and_each_fault_is_red_in_its_line() -> None:
     async with stack.running(Ports.free()) as running:
         async with asyncio.timeout(30):
-            while await running.query("kms:decryption_error_rate_5m") is None:  # of two scrapes: healthy is one
+            while await running.query("kms:decryption_error_rate_5m") is None:  # noqa: ASYNC110 - of two scrapes
                 await asyncio.sleep(0.1)
         everything = await smoke(running, "--test-alert", "critical")
         assert everything["failed"] == []
