@@ -115,7 +115,8 @@ def run_server(
     config, web_config = options["config"], options["web_config"]
     if options["healthcheck"]:
         answer(complaint_about(model, config, web_config))
-    hold_hangups()
+    if not options["check"]:
+        hold_hangups()
     launch = _or_exit(lambda: prepared(model, config, web_config))
     ignored = [(config, key) for key in ignored_keys(launch.settings)]
     ignored += [(web_config, key) for key in ignored_keys(launch.web.current().config)] if launch.web else []
