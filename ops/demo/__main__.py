@@ -1,6 +1,8 @@
 """`keypulse-demo`: the whole product on this machine, with no account anywhere."""
 
 import asyncio
+import io
+import os
 import signal
 import sys
 from pathlib import Path
@@ -8,11 +10,14 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from ops.demo import scenario, stack, timeline
+from ops.demo import environment, scenario, stack, timeline
 from ops.demo.ports import Ports
+from ops.smoke.deployment import Deployment, looked_at
 from shared import VERSION
 from shared.cli import run_or_exit
 from shared.server import StartError
+from shared.smoke.alert import PATIENCE
+from shared.smoke.check import line
 from shared.stop import stop_signal
 
 console = Console(highlight=False)
@@ -34,6 +39,8 @@ def main(once: bool) -> None:
     """
     # A terminal that is closed sends SIGHUP; what was started must be stopped then, too.
     signal.signal(signal.SIGHUP, lambda _number, _frame: signal.raise_signal(signal.SIGTERM))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that has no ✓
     run_or_exit(_once(Path("demo.json")) if once else _until_stopped())
 
 
@@ -56,7 +63,9 @@ async def _once(result: Path) -> None:
 
 async def _incident(result: Path) -> bool:
     async with stack.running(Ports()) as running:
-        console.print("all healthy; breaking KMS (IAM permission revoked), then healing it\n")
+        if not await _all_green(running.ports):
+            return False
+        console.print("\nall healthy; breaking KMS (IAM permission revoked), then healing it\n")
         hops, missing = await scenario.incident(running, _say)
         timeline.write_json(hops, ok=not missing, file=result)
         console.print()
@@ -73,24 +82,58 @@ def _say(hop: timeline.Hop) -> None:
     console.print(f"  {hop.seconds:6.2f} s  {timeline.WORDS[hop.name]}{where}")
 
 
+async def _all_green(ports: Ports) -> bool:
+    """Prints the smoke test's lines; whether each check passed."""
+    where = Deployment(
+        backend=ports.url("backend"),
+        prometheus=ports.url("prometheus"),
+        alertmanager=ports.url("alertmanager"),
+        relay=ports.url("relay"),
+    )
+    green = True
+    async for results in looked_at(where, None, PATIENCE):
+        for result in results:
+            console.print(f"  {line(result)}", style=None if result.ok else "red", markup=False, soft_wrap=True)
+            green &= result.ok
+    return green
+
+
 async def _until_stopped() -> None:
     console.print("starting everything …")
-    ports = Ports()
     stopping = asyncio.create_task(stop_signal())
+    again = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, again.set)
     try:
-        async with stack.running(ports) as running:
-            _print_addresses(ports, running.folder)
+        async with stack.running(Ports()) as running:
+            environment.write(running.folder, running.ports)
+            await _all_green(running.ports)
+            _print_addresses(running.ports, running.folder)
+            told: dict[str, str] = {}
             while not stopping.done():
-                running.children.check()
+                told = _tell(running.children.ended(), told)
                 await asyncio.wait({stopping}, timeout=1)
+                if again.is_set():
+                    again.clear()
+                    told = {}
+                    for name in await running.children.start_again():
+                        console.print(f"{name} runs again")
             console.print("stopping …")
     finally:
         stopping.cancel()
         await asyncio.gather(stopping, return_exceptions=True)
 
 
+def _tell(ended: dict[str, str], told: dict[str, str]) -> dict[str, str]:
+    """Says once of each part that it has ended; somebody may have wanted to see what happens then."""
+    for name in ended.keys() - told.keys():
+        console.print(
+            f"{ended[name]}\n`kill -USR1 {os.getpid()}` starts it again", style="red", markup=False, soft_wrap=True
+        )
+    return ended
+
+
 def _print_addresses(ports: Ports, folder: Path) -> None:
-    rows = (
+    addresses = (
         ("on call: break and heal KMS", ports.url("stand_ins") + "/"),
         ("runbooks", ports.url("stand_ins") + "/docs/KMS_OPERATIONS.md"),
         ("Prometheus", ports.url("prometheus") + "/alerts"),
@@ -102,11 +145,17 @@ def _print_addresses(ports: Ports, folder: Path) -> None:
         ("emulator's faults", ports.url("faults") + "/faults"),
         ("stand-in mail server", f"127.0.0.1:{ports.smtp}"),
     )
-    console.print("everything is up, and healthy; a minute of the rules is a second here\n")
-    for what, address in rows:
-        console.print(f"  {address:<46}{what}")
-    rotate = f"keypulse-rotator run --type new-dek --config {folder / 'rotator.yml'}"
-    console.print(f"\n  {rotate}\n  rotates the backend's data key; --help names the other commands", soft_wrap=True)
+    commands = (
+        ("first, in another terminal: the runbook's variables", f". {folder / environment.FILE}"),
+        ("one's own look, with a test alert to every channel", "keypulse-smoke --test-alert critical"),
+        ("rotates the backend's data key", "keypulse-rotator run --type new-dek --config $DEMO/rotator.yml"),
+    )
+    console.print("\neverything is up; a minute of the rules is a second here\n")
+    for what, address in addresses:
+        console.print(f"  {address:<46}{what}", soft_wrap=True)
+    console.print()
+    for what, command in commands:
+        console.print(f"  {command:<63}{what}", markup=False, soft_wrap=True)
     console.print("\nCtrl-C stops all of it")
 
 

@@ -1,4 +1,7 @@
-"""Child processes of the demo: started with a log file each, watched, and gone when the demo is, however it ends."""
+"""Child processes of the demo: started with a log file each, watched, and gone when the demo is, however it ends.
+
+The id of each stands in `NAME.pid` beside its log, so that somebody can kill one and see what happens.
+"""
 
 import asyncio
 import ctypes
@@ -21,25 +24,41 @@ class Processes:
         self._logs = logs
         self._stack = stack
         self._running: dict[str, asyncio.subprocess.Process] = {}
+        self._commands: dict[str, Sequence[str | Path]] = {}
 
     async def start(self, name: str, command: Sequence[str | Path]) -> int:
-        """Starts a child, and gives its process id; what it prints goes to `NAME.log`.
+        """Starts a child, and gives its process id; what it prints is added to `NAME.log`.
 
         A session of its own keeps Ctrl-C with the demo, which then stops the children in order.
         """
-        with (self._logs / f"{name}.log").open("wb") as log:
+        with (self._logs / f"{name}.log").open("ab") as log:
             process = await asyncio.create_subprocess_exec(
                 *command, stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent()
             )
-        self._running[name] = process
+        self._running[name], self._commands[name] = process, command
+        (self._logs / f"{name}.pid").write_text(f"{process.pid}\n", encoding="utf-8")
         self._stack.push_async_callback(_stop, process)
         return process.pid
 
+    def ended(self) -> dict[str, str]:
+        """The children that have ended, by name, each with its exit code and its last words."""
+        return {
+            name: f"{name} ended with exit code {process.returncode}: {self._last_line(name)}"
+            for name, process in self._running.items()
+            if process.returncode is not None
+        }
+
     def check(self) -> None:
         """Raises StartError with the last line of its log when a child has ended."""
-        for name, process in self._running.items():
-            if process.returncode is not None:
-                raise StartError(f"{name} ended with exit code {process.returncode}: {self._last_line(name)}")
+        for sentence in self.ended().values():
+            raise StartError(sentence)
+
+    async def start_again(self) -> list[str]:
+        """Starts the children that have ended, and gives their names."""
+        names = list(self.ended())
+        for name in names:
+            await self.start(name, self._commands[name])
+        return names
 
     def _last_line(self, name: str) -> str:
         lines = (self._logs / f"{name}.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()

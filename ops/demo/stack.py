@@ -165,16 +165,21 @@ async def _until_healthy(stack: Stack) -> None:
     raise StartError(f"after {READY_SECONDS:.0f} s still waiting for {missing}")
 
 
+_WANTED = (
+    ("min(kms:crypto_health_status) == 1", "the backend to be in kms mode, as Prometheus sees it"),
+    ("min(kms_probe_success) == 1", "the first good probe, as Prometheus sees it"),
+    ("min(kms:decryption_error_rate_5m)", "the first rate, which needs two scrapes"),
+    ("changes(relay_watchdog_last_seen_timestamp_seconds[10s]) > 0", "the heartbeat of the alerts to reach the relay"),
+    ('absent(ALERTS{alertname=~"(KMS|Relay).*"})', "the alerts of the start to go away"),
+)
+"""What must return something, in the order in which it comes about, and what is waited for until then."""
+
+
 async def _not_yet(stack: Stack) -> str:
     for part in ("relay", "alertmanager", "stand_ins", "prometheus"):
         if not await stack.text(part, "/-/ready"):
             return f"{part} to be ready"
-    if await stack.query("min(kms:crypto_health_status)") != 1:
-        return "the backend to be in kms mode, as Prometheus sees it"
-    if await stack.query("min(kms_probe_success)") != 1:
-        return "the first good probe, as Prometheus sees it"
-    if not await stack.query("changes(relay_watchdog_last_seen_timestamp_seconds[10s])"):
-        return "the heartbeat of the alerts to reach the relay"
-    if await stack.query('count(ALERTS{alertname=~"(KMS|Relay).*"}) or vector(0)') != 0:
-        return "the alerts of the start to go away"
+    for expression, what in _WANTED:
+        if await stack.query(expression) is None:
+            return what
     return ""

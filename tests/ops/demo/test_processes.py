@@ -45,6 +45,24 @@ async def test_a_child_that_ended_is_named_with_its_last_words(tmp_path: Path) -
             children.check()
 
 
+async def test_a_child_that_was_killed_is_started_again_and_its_last_words_stay(tmp_path: Path) -> None:
+    async with processes(tmp_path) as children:
+        first = await children.start("sleeper", SLEEPER)
+        await children.start("other", SLEEPER)
+        log, file = tmp_path / "sleeper.log", tmp_path / "sleeper.pid"
+        _until(lambda: log.read_text() == "up\n")
+        assert children.ended() == {}
+        os.kill(int(file.read_text()), signal.SIGKILL)
+        await children._running["sleeper"].wait()
+        assert children.ended() == {"sleeper": "sleeper ended with exit code -9: up"}
+        assert await children.start_again() == ["sleeper"]
+        assert children.ended() == {}
+        again = int(file.read_text())
+        assert again != first
+        _until(lambda: log.read_text() == "up\nup\n")
+    assert not _alive(again)
+
+
 def test_children_go_even_when_the_demo_is_killed(tmp_path: Path) -> None:
     program = (
         "import asyncio, sys\nfrom pathlib import Path\nfrom ops.demo.processes import processes\n"

@@ -1,0 +1,75 @@
+"""What `keypulse-demo` looks at before it says that all is well, and what it gives to the shell of a person on call."""
+
+import asyncio
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ops.demo import __main__ as demo
+from ops.demo import environment, key, stack
+from ops.demo.configure import DOCS, KEY
+from ops.demo.ports import Ports
+from ops.kms_emulator.emulator import start
+
+NOWHERE = Ports(*range(1, 10))
+"""Ports on which nothing listens."""
+
+
+async def test_a_part_that_does_not_work_is_a_red_line_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert await demo._all_green(NOWHERE) is False
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("  ✗ backend answers: http://127.0.0.1:3/healthz cannot be reached")
+    assert lines[0].endswith("; start it, or correct the address")
+    assert [line[2] for line in lines] == list("✗----✗-----✗✗-")
+
+
+async def test_an_incident_is_not_even_begun_where_a_line_is_red(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @asynccontextmanager
+    async def nothing(_ports: Ports) -> AsyncIterator[stack.Stack]:
+        yield stack.Stack(NOWHERE, None, None, tmp_path)  # type: ignore[arg-type]  # never asked for anything
+
+    monkeypatch.setattr(stack, "running", nothing)
+    assert await demo._incident(tmp_path / "demo.json") is False
+    assert not (tmp_path / "demo.json").exists()
+
+
+def test_the_shell_of_a_person_on_call_has_the_runbooks_variables_and_keypulses_commands(tmp_path: Path) -> None:
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    environment.write(folder, NOWHERE)
+    script = f'. "{folder}/env"; env; command -v python'
+    printed = subprocess.run(["/bin/sh", "-ec", script], capture_output=True, text=True, check=True).stdout
+    found = dict(line.partition("=")[::2] for line in printed.splitlines())
+    assert found["EXPORTER"] == "http://127.0.0.1:1"
+    assert found["RELAY_CONFIG"] == f"{folder}/relay.yml"
+    assert found["KEYPULSE_SMOKE_BASE_URL"] == found["BACKEND"] == "http://127.0.0.1:3"
+    assert printed.splitlines()[-1] == str(Path(sys.executable).parent / "python")
+
+    runbook = (DOCS / "KMS_OPERATIONS.md").read_text(encoding="utf-8")
+    wanted = {name for line in re.findall(r"^export .*", runbook, re.MULTILINE) for name in re.findall(r"(\w+)=", line)}
+    assert wanted - {"NAMESPACE"} <= found.keys(), "the demo runs in no Kubernetes"
+
+
+async def test_the_demos_key_is_changed_as_an_administrator_would() -> None:
+    async with start(keys=[KEY]) as emulator:
+
+        async def change(*arguments: str) -> str:
+            command = [*arguments, "--emulator", str(emulator.address)]
+            done = await asyncio.to_thread(CliRunner().invoke, key.main, command)
+            return done.output
+
+        assert await change("create") == "1  ENABLED\n2  ENABLED\n"
+        assert (await emulator.store.key(KEY)).primary == 2
+        assert await change("destroy", "1") == "1  DESTROY_SCHEDULED\n2  ENABLED\n"
+        assert await change("restore") == "1  DISABLED\n2  ENABLED\n"
+        assert await change("enable") == await change("list") == "1  ENABLED\n2  ENABLED\n"
+        assert await change("disable", "2") == "1  ENABLED\n2  DISABLED\n"
+        assert "7 not found; is the demo running" in await change("destroy", "7")
