@@ -62,8 +62,14 @@ def test_a_machine_without_an_engine_and_without_apt_says_so(path: Path) -> None
 
 
 def test_a_machine_whose_engine_runs_nothing_says_so_with_its_last_words(path: Path) -> None:
-    program(path, "podman", "echo 'level=warning' >&2; echo 'Error: cannot clone: not permitted' >&2; exit 125")
+    refusing = "echo 'level=warning' >&2; echo 'Error: cannot clone: not permitted' >&2; exit 125"
+    program(path, "podman", f"[[ $1 = info ]] || {{ {refusing}; }}")
     assert_skipped(run(path), "Error: cannot clone: not permitted")
+
+
+def test_no_base_image_is_made_for_an_engine_that_is_broken(path: Path) -> None:
+    program(path, "podman", "echo 'Error: no namespaces' >&2; exit 125")
+    assert_skipped(run(path, STAND_IN_IMAGES=f"{path}/nothing"), "Error: no namespaces")
 
 
 def test_docker_is_taken_where_its_daemon_answers(path: Path) -> None:
