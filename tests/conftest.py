@@ -1,6 +1,7 @@
 """What every test stands on."""
 
 import asyncio
+import gc
 import shutil
 import signal
 import tempfile
@@ -131,6 +132,11 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
         return location.sqlite(file)
     made: Database = request.getfixturevalue("postgres_outbox")
     return made
+
+
+def pytest_collection_finish() -> None:
+    """What was collected stays until the end: six thousand tests, through which each full collection would walk."""
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
