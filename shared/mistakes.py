@@ -27,7 +27,7 @@ _EXPECTED: Final = {
     "string_too_long": "expected text of at most {max_length} characters",
     "string_too_short": "expected text that is longer",
     "string_type": "expected text",
-    "too_long": "expected a list of at most {max_length}",
+    "too_long": "expected at most {max_length} entries",
     "too_short": "expected a list of at least {min_length}",
 }
 """By the kinds of pydantic's errors, whose own words speak of Python."""

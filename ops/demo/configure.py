@@ -102,6 +102,8 @@ def _relay(folder: Path, ports: Ports) -> dict[str, Any]:
             "runbook": f"{ports.url('stand_ins')}/docs/KMS_OPERATIONS.md#{{alertname_lower}}",
             "dashboard": graph,
         },
+        "environment": "demo",
+        "contacts": {"security on call": "+1 555 0100", "service owner": "#ledger-team"},  # nobody real
         "routes": [
             {"receiver": "kms-critical", "channels": ["slack-critical", "email-secops", "email-oncall", "pagerduty"]},
             {"receiver": "kms-security", "channels": ["slack-security", "email-secops"]},

@@ -1,9 +1,9 @@
 """What a person may set of the relay. A mistake is named with its key and what was expected."""
 
 import re
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Annotated, ClassVar, Self, TypeVar
+from typing import Annotated, ClassVar, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -17,6 +17,7 @@ from pydantic import (
 
 from services.relay.channels.registry import AnyChannel
 from services.relay.channels.web_api import fit_for_a_secret
+from services.relay.delivery.enrich.contacts import LONGEST_CONTACT, MOST_CONTACTS, as_text, is_placeholder
 from services.relay.delivery.enrich.links import check_template
 from services.relay.intake.routing import Matcher, parse_matcher
 from shared import settings
@@ -57,6 +58,12 @@ def _to_known(route: R, info: ValidationInfo) -> R:
     return route
 
 
+def _reached(how: str, info: ValidationInfo) -> str:
+    if is_placeholder(how) and info.data.get("environment") == "production":
+        raise ValueError("a placeholder reaches nobody in production; expected a telephone number, a channel, …")
+    return how
+
+
 def _told_apart(watchdogs: tuple["Watchdog", ...]) -> tuple["Watchdog", ...]:
     names = [watchdog.name for watchdog in watchdogs]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -92,6 +99,13 @@ ParsedMatcher = Annotated[
 WebAddress = Annotated[str, AfterValidator(_web_address)]
 Template = Annotated[str, AfterValidator(check_template)]
 ChannelName = Annotated[str, AfterValidator(_channel_name)]
+Role = Annotated[str, Field(min_length=1, max_length=LONGEST_CONTACT)]
+Reached = Annotated[
+    str,
+    Field(max_length=LONGEST_CONTACT),  # of text, and so before what may be none
+    BeforeValidator(as_text, json_schema_input_type=str | None),
+    AfterValidator(_reached),
+]
 KnownChannel = Annotated[str, AfterValidator(_known)]
 
 
@@ -197,6 +211,10 @@ class RelaySettings(ServerSettings):
     database: Database = Field("sqlite:////var/lib/keypulse/relay.db", validate_default=True)
     alertmanager: Alertmanager = Alertmanager()
     links: Links = Links()
+    # Before the contacts, which may be placeholders everywhere but in production.
+    environment: Literal["production", "staging", "demo"] = "production"
+    contacts: dict[Role, Reached] = Field({}, max_length=MOST_CONTACTS)
+    """How somebody of each role is reached; shown in each critical message that fires."""
     delivery: Delivery = Delivery()
     pacing: Pacing = Pacing()
     retention: Retention = Retention()
@@ -210,3 +228,9 @@ class RelaySettings(ServerSettings):
     def unmerged(self) -> frozenset[str]:
         """The channels on which every event is told by itself."""
         return frozenset(name for name, channel in self.channels.items() if not channel.merges)
+
+    def doubts(self) -> Iterator[tuple[str, str]]:
+        """Placeholders among the contacts, which only production refuses."""
+        for role, how in self.contacts.items():
+            if is_placeholder(how):
+                yield f"contacts.{role}", "a placeholder reaches nobody; production refuses it"

@@ -1,7 +1,7 @@
 """What moves through the relay: frozen, no I/O. Wire shapes of Alertmanager or of a provider stop before it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -76,5 +76,7 @@ class Message:
     """What the relay itself has to say to the reader, such as why it comes here; usually empty."""
     size: int = 0
     """Bytes of the events as they were written: how much there is to do for whoever makes something of it."""
+    contacts: Mapping[str, str] = field(default_factory=dict)
+    """How somebody of each role is reached: 10 at most, each text of 200 characters at most."""
     age: float = 0.0
     """Seconds since it was accepted, by the clock that it was accepted by, which may be another than a provider's."""

@@ -51,6 +51,7 @@ async def delivering(settings: RelaySettings, store: Store, metrics: Metrics) ->
         store=store,
         metrics=metrics,
         links=link_rules(settings),
+        contacts=settings.contacts,
         retry=RetryPolicy(delivery.backoff_initial, delivery.backoff_max, delivery.give_up_after),
         timeout=delivery.timeout,
         lease=delivery.lease,

@@ -89,6 +89,17 @@ async def test_the_token_of_the_new_configuration_is_the_one_that_counts(tmp_pat
             assert ready.status == 200
 
 
+async def test_messages_name_the_contacts_of_the_new_configuration(tmp_path: Path) -> None:
+    channel = Scripted()
+    async with started(settings(tmp_path, {"one": channel}, contacts={"owner": "#old"})) as relay:
+        await relay.accepts("firing", "a")
+        await until(lambda: len(channel.sent) == 1)
+        await relay.reload(settings(tmp_path, {"one": channel}, contacts={"owner": "#new"}))
+        await relay.accepts("firing", "b")
+        await until(lambda: len(channel.sent) == 2)
+    assert [dict(message.contacts) for message in channel.sent] == [{"owner": "#old"}, {"owner": "#new"}]
+
+
 async def test_what_is_being_sent_is_finished_first_and_what_comes_meanwhile_follows_in_order(tmp_path: Path) -> None:
     go_on = asyncio.Event()
 

@@ -120,7 +120,7 @@ def render(message: Message, action: Action) -> dict[str, Any]:
     aside = ", ".join(filter(None, (several, untold)))
     first = wording.summary(alerts[0][0]) if alerts else wording.counts(event)
     page = wording.alertmanager(event)
-    note = wording.note(message)
+    note, contacts = wording.note(message), wording.contacts(message)
     links = [link for _, found in alerts for link in found]
 
     def common(name: str, otherwise: str) -> str:
@@ -141,6 +141,7 @@ def render(message: Message, action: Action) -> dict[str, Any]:
             "custom_details": {
                 **({"note": note} if note else {}),
                 "alerts": wording.counts(event),
+                **({"escalate_to": contacts} if contacts else {}),
                 **_details([alert for alert, _ in alerts]),
             },
         },

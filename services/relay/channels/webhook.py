@@ -9,6 +9,7 @@ It gets every event, merged with none. The body, at most 1,000,000 bytes, all mo
      "status": "firing",            or "resolved"; "firing" where Alertmanager cut resolved alerts off
      "receiver": "…", "group_labels": {…}, "common_labels": {…},
      "note": "",                    what the relay itself has to say
+     "contacts": {…},               how somebody of each role is reached, while something critical fires
      "alerts": [{"status", "labels": {…}, "annotations": {…}, "starts_at", "ends_at" or null, "fingerprint",
                  "links": {"runbook": "…", "dashboard": "…", "prometheus": "…"}}],
      "not_listed": 0}               alerts that did not fit, or that Alertmanager cut off
@@ -152,6 +153,7 @@ def render(message: Message) -> dict[str, Any]:
         "group_labels": _labels(event.group_labels),
         "common_labels": _labels(event.common_labels),
         "note": wording.note(message),
+        "contacts": wording.contacts(message),
         "alerts": alerts,
         "not_listed": len(pairs) - len(alerts) + event.truncated_alerts,
     }

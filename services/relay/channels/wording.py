@@ -118,6 +118,13 @@ def severity(event: Event) -> Severity | None:
     return next((level for level in Severity if level in found), None)
 
 
+def contacts(message: Message) -> dict[str, str]:
+    """Whom to turn to while something critical fires, by role; nobody otherwise."""
+    if is_over(message.event) or severity(message.event) is not Severity.CRITICAL:
+        return {}
+    return {one_line(role): one_line(how) for role, how in message.contacts.items()}
+
+
 def summary(alert: Alert) -> str:
     """One line on what is wrong."""
     return one_line(alert.annotations.get("summary", "")) or one_line(alert.labels.get("alertname", "")) or "Alert"

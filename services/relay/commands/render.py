@@ -12,7 +12,7 @@ from services.relay import identity
 from services.relay.commands.configured import configured
 from services.relay.commands.outbox import channel_or_exit
 from services.relay.config import RelaySettings
-from services.relay.delivery.enrich.links import LinkRules, links
+from services.relay.delivery.enrich.links import links
 from services.relay.intake import webhook
 from services.relay.model import Event, Message
 from services.relay.workers import close, link_rules
@@ -20,8 +20,8 @@ from shared.cli import load_or_exit, option_or_exit
 
 _EXAMPLES: Final = """\b
 Examples:
-  keypulse-relay --config ops/relay/relay.yml render --payload tests/relay/payloads/01-firing-1.json --channel pagerduty
-  curl -s localhost:9912/api/quarantine/7 | keypulse-relay --config relay.yml render --payload - --channel pagerduty"""
+  keypulse-relay --config ops/compose/relay.yml render --payload tests/relay/payloads/01-firing-1.json --channel pagerduty
+  curl -s localhost:9912/api/quarantine/7 | keypulse-relay --config relay.yml render --payload - --channel pagerduty"""  # noqa: E501
 
 
 @click.command("render", short_help="Print what a channel would be sent.", epilog=_EXAMPLES)
@@ -33,7 +33,7 @@ def command(config: Path | None, payload: str, channel: str) -> None:
     settings = load_or_exit(RelaySettings, config)
     channel_or_exit(settings, channel)
     event = option_or_exit("--payload", _event, payload)
-    click.echo(asyncio.run(_rendered(settings, channel, _message(event, link_rules(settings)))))
+    click.echo(asyncio.run(_rendered(settings, channel, _message(event, settings))))
 
 
 def _event(file: str) -> Event:
@@ -46,9 +46,9 @@ def _event(file: str) -> Event:
         raise ValueError(f"expected a webhook of Alertmanager: {error}") from None
 
 
-def _message(event: Event, rules: LinkRules) -> Message:
+def _message(event: Event, settings: RelaySettings) -> Message:
     """The first of its incident."""
-    now = datetime.now(UTC)
+    now, rules = datetime.now(UTC), link_rules(settings)
     return Message(
         delivery_id="0" * 32,
         incident_id=identity.incident_id(event),
@@ -57,6 +57,7 @@ def _message(event: Event, rules: LinkRules) -> Message:
         links=tuple(links(alert, now, rules) for alert in event.alerts),
         accepted_at=now,
         first_receipt=None,
+        contacts=settings.contacts,
     )
 
 

@@ -1,6 +1,7 @@
 """A claimed delivery → the message that a channel is asked to tell: its events merged into one, and enriched."""
 
 import asyncio
+from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
 from typing import Final
@@ -17,8 +18,14 @@ _ON_LOOP: Final = 16 * 1024
 """Bytes of an event up to which the work is quicker than handing it over to a thread."""
 
 
-async def message(store: Store, claim: Claim, rules: LinkRules) -> Message:
+async def message(store: Store, claim: Claim, rules: LinkRules, contacts: Mapping[str, str]) -> Message:
     """The same at each attempt, so that a channel can recognise its own.
+
+    Args:
+        store: the outbox, where its events are.
+        claim: which delivery.
+        rules: for its links.
+        contacts: how somebody of each role is reached.
 
     Raises:
         StoreUnavailableError: the events cannot be read.
@@ -26,7 +33,7 @@ async def message(store: Store, claim: Claim, rules: LinkRules) -> Message:
     """
     if claim.first_event == claim.last_event and len(claim.written_event) <= _ON_LOOP:
         event, found = _told(claim.written_event, claim.accepted_at, rules)
-        return _message(event, found, len(claim.written_event), claim)
+        return _message(event, found, len(claim.written_event), claim, contacts)
     told: Event | None = None
     size = 0
     async for written in told_events(store, claim):
@@ -34,7 +41,7 @@ async def message(store: Store, claim: Claim, rules: LinkRules) -> Message:
     if told is None:
         raise ValueError("the delivery tells no event")
     found = await asyncio.to_thread(_links, told, claim.accepted_at, rules)
-    return _message(told, found, size, claim)
+    return _message(told, found, size, claim, contacts)
 
 
 def _merged(before: Event | None, written: bytes) -> Event:
@@ -52,7 +59,7 @@ def _links(event: Event, accepted_at: datetime, rules: LinkRules) -> tuple[Links
     return tuple(links(alert, accepted_at, rules) for alert in event.alerts)
 
 
-def _message(event: Event, found: tuple[Links, ...], size: int, claim: Claim) -> Message:
+def _message(event: Event, found: tuple[Links, ...], size: int, claim: Claim, contacts: Mapping[str, str]) -> Message:
     return Message(
         delivery_id=claim.delivery_id,
         incident_id=claim.incident_id,
@@ -64,5 +71,6 @@ def _message(event: Event, found: tuple[Links, ...], size: int, claim: Claim) ->
         untold=claim.untold,
         note=claim.note,
         size=size,
+        contacts=contacts,
         age=claim.age,
     )

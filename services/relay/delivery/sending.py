@@ -1,7 +1,7 @@
 """One claim to its end: the message is made and sent, and the ending is recorded, whatever it is."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,6 +36,7 @@ class Delivering:
     store: Store
     metrics: Metrics
     links: LinkRules
+    contacts: Mapping[str, str]
     retry: RetryPolicy
     timeout: float
     """Seconds for one send."""
@@ -73,7 +74,7 @@ class Sender:
         attempt: OutboxAttempt | None = None
         try:
             async with asyncio.timeout(self._shared.timeout) as bound:
-                told = await message(self._shared.store, claim, self._shared.links)
+                told = await message(self._shared.store, claim, self._shared.links, self._shared.contacts)
                 ends = bound.when() or lease_ends
                 attempt = OutboxAttempt(self._shared.store, claim, told, ends=ends, lease_ends=lease_ends)
                 receipt, error = await self._channel.send(attempt), None

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from services.relay.channels.channel import ChannelSettings
 from services.relay.channels.registry import AnyChannel
+from services.relay.delivery.enrich.contacts import LONGEST_CONTACT, MOST_CONTACTS
 from services.relay.intake.webhook import read
 from services.relay.model import Alert, Event, Links, Message, Status
 from shared.settings import Address
@@ -113,7 +114,19 @@ def with_text(text: str, alerts: int = 1) -> Message:
         external_url=text,
         truncated_alerts=0,
     )
-    return message(event, links=tuple(Links(text, f"https://x/{i}?{text}") for i in range(alerts)))
+    links = tuple(Links(text, f"https://x/{i}?{text}") for i in range(alerts))
+    return message(event, links=links, contacts=contacts_of(text))
+
+
+def critical(of: Message) -> Message:
+    """The same message, were each of its alerts critical."""
+    alerts = tuple(replace(alert, labels={**alert.labels, "severity": "critical"}) for alert in of.event.alerts)
+    return replace(of, event=replace(of.event, alerts=alerts))
+
+
+def contacts_of(text: str) -> dict[str, str]:
+    """As many contacts as there may be, each as long as it may be, in which everything is `text`."""
+    return {f"{n} {text}"[:LONGEST_CONTACT]: text[:LONGEST_CONTACT] for n in range(MOST_CONTACTS)}
 
 
 NASTY = (
@@ -167,6 +180,8 @@ _events = st.builds(
     truncated_alerts=st.integers(0, 100),
     note=strange,
 )
+_contact = strange.map(lambda text: text[:LONGEST_CONTACT])
+_contacts = st.dictionaries(_contact, _contact, max_size=MOST_CONTACTS)
 _urls = st.none() | strange | strange.map(lambda text: f"https://runbooks.example.org/{text}")
 
 
@@ -176,10 +191,12 @@ def messages(draw: st.DrawFn) -> Message:
     event = draw(_events)
     links = draw(st.builds(Links, runbook=_urls, dashboard=_urls))
     receipt = draw(st.none() | st.just({"channel": "C1", "ts": "1.000001"}))
-    return message(
+    made = message(
         event,
         links=(links,) * len(event.alerts),
         first_receipt=receipt,
         untold=draw(st.booleans()),
         note=draw(strange),
+        contacts=draw(_contacts),
     )
+    return critical(made) if draw(st.booleans()) else made

@@ -15,6 +15,7 @@ from tests.relay.channels.examples import (
     KINDS,
     NASTY,
     SECRET,
+    critical,
     example,
     kind_of,
     message,
@@ -40,7 +41,7 @@ async def test_no_text_and_no_size_is_refused(
     kind: str, text: str, alerts: int, secret_file: Path, providers: Providers
 ) -> None:
     channel = settings(providers.example(kind, secret_file)).connect(20)
-    assert await send(channel, replace(with_text(text, alerts), note=text))
+    assert await send(channel, critical(replace(with_text(text, alerts), note=text)))
     await channel.close()
     assert len(providers.arrived(kind)) == 1
 

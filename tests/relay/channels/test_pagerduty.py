@@ -19,6 +19,7 @@ from tests.relay.channels.examples import (
     HUGE,
     RUNBOOK,
     SECRET,
+    critical,
     example,
     message,
     messages,
@@ -60,7 +61,7 @@ def test_no_message_passes_pagerdutys_limits(any_message: Message) -> None:
 
 @pytest.mark.parametrize("text", HUGE)
 def test_alerts_that_do_not_fit_are_counted(text: str) -> None:
-    event = render(with_text(text, 2_000), "trigger")
+    event = render(critical(with_text(text, 2_000)), "trigger")
     details = event["payload"]["custom_details"]
     assert size(event) < 512_000
     assert 1 <= len(details["listed"]) < 2_000

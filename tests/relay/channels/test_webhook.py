@@ -18,6 +18,7 @@ from tests.relay.channels.examples import (
     HUGE,
     RUNBOOK,
     SECRET,
+    critical,
     example,
     message,
     messages,
@@ -45,7 +46,7 @@ def test_no_body_passes_its_limit(any_message: Message) -> None:
 @pytest.mark.parametrize("text", HUGE)
 def test_alerts_that_do_not_fit_are_counted(text: str) -> None:
     labels = {f"{number}{text}": text for number in range(100)}
-    wide = with_text(text, 500)
+    wide = critical(with_text(text, 500))
     event = replace(
         wide.event,
         group_labels=labels,

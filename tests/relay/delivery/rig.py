@@ -98,6 +98,7 @@ async def rig(
             store=store,
             metrics=Metrics(registry, channels, ["delivered", "superseded", "dead"], Reason),
             links=LinkRules("https://docs.example.org/#{alertname_lower}", None, hosts),
+            contacts={"service owner": "#ledger-team"},
             retry=policy,
             timeout=timeout,
             lease=timeout * 2,

@@ -53,6 +53,7 @@ async def test_all_that_waited_is_in_the_message(tmp_path: Path) -> None:
     for message in channel.sent:
         last_told |= states(message.event)
     assert last_told == {"a": "resolved", "b": "firing"}
+    assert all(message.contacts == {"service owner": "#ledger-team"} for message in channel.sent)
 
 
 async def test_a_message_that_is_tried_again_is_as_old_as_its_event(tmp_path: Path) -> None:

@@ -150,6 +150,7 @@ async def test_a_store_that_fails_is_asked_once_a_second(tmp_path: Path) -> None
         store=store,
         metrics=Metrics(CollectorRegistry(), ["a"], [], []),
         links=LinkRules(None, None, frozenset()),
+        contacts={},
         retry=QUICK,
         timeout=10,
         lease=20,

@@ -63,7 +63,7 @@ async def test_of_what_came_after_a_dead_letter_the_last_word_on_each_alert_is_l
 
     assert await incident.rows.events() == [first, last_of_a, last_of_c, end]
     assert await again(store, dead) is State.DEAD
-    told = (await message(store, await claimed(store), LinkRules(None, None, frozenset()))).event
+    told = (await message(store, await claimed(store), LinkRules(None, None, frozenset()), {})).event
     assert {alert.labels["alertname"]: alert.status for alert in told.alerts} == dict.fromkeys("ABC", RESOLVED)
 
 

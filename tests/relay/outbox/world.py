@@ -144,7 +144,7 @@ class World:
             before = self.ledger.live.get(held.place)
             assert before is None or before.exclusive_until <= self.elapsed + ROUNDED, "two hold the same"
             self.ledger.claimed(each, self.rows)
-            told = self.run(message(self.store, each, NO_LINKS))
+            told = self.run(message(self.store, each, NO_LINKS, {}))
             assert {alert.fingerprint: alert.status for alert in told.event.alerts} == self.ledger.folded(each)
             self.ledger.live[held.place] = held
             self.held.append(held)

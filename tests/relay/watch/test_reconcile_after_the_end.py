@@ -89,10 +89,10 @@ async def test_what_waits_while_alertmanagers_own_end_comes_is_merged_as_it_was_
     await at.accept(event(("A", RESOLVED), ("B", RESOLVED)), "email")
     await at.accept(event(("A", FIRING)), "email")
     (claim,) = (await take(at.store, "email", limit=9)).claims
-    told = (await message(at.store, claim, LinkRules(None, None, frozenset()))).event
+    told = (await message(at.store, claim, LinkRules(None, None, frozenset()), {})).event
     assert {alert.labels["alertname"]: alert.status for alert in told.alerts} == {"A": FIRING, "B": RESOLVED}
     (end,) = (await take(at.store, "pagerduty", limit=9)).claims
-    told = (await message(at.store, end, LinkRules(None, None, frozenset()))).event
+    told = (await message(at.store, end, LinkRules(None, None, frozenset()), {})).event
     assert [alert.status for alert in told.alerts] == [RESOLVED, RESOLVED]
 
 

@@ -105,6 +105,8 @@ def _text(message: Message, alerts: list[_Shown], more: int) -> str:
     lines += ["", *(f"{key} = {value}" for key, value in _labels(event.common_labels))]
     if page := wording.alertmanager(event):
         lines += ["", f"{page.text}: {page.url}"]
+    if contacts := wording.contacts(message):
+        lines += ["", "Escalate to", *(f"  {role}: {how}" for role, how in contacts.items())]
     return "\n".join(lines) + "\n"
 
 
@@ -120,6 +122,7 @@ def _html(message: Message, alerts: list[_Shown], more: int) -> str:
         alerts=alerts,
         more=more,
         labels=_labels(event.common_labels),
+        contacts=wording.contacts(message),
         page=wording.alertmanager(event),
         receiver=wording.one_line(event.receiver),
     )

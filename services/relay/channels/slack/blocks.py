@@ -20,10 +20,12 @@ SUMMARY = 500
 HEADER = 150
 SECTION = 2_000  # of 3,000: with labels and three links, one alert always fits beside the frame
 LABELS = 700  # of 3,000
+CONTACTS = 900  # of 2,000, for the same reason as SECTION
 BLOCKS = 50
 CHARACTERS = 13_000  # of about 13,200
 _FRAME_BLOCKS = 2  # what follows the alerts: "and N more" with the common labels, and the link to Alertmanager
 _FRAME_CHARACTERS = 2_900
+_AND_MORE = 20
 REPEAT = "This may be a repeat: the answer to an earlier attempt was lost, and Slack could not be asked for it."
 
 
@@ -46,11 +48,13 @@ def render(message: Message, mention: Mention, *, may_be_a_repeat: bool = False)
     blocks = [_header(message), _counts(event, mention if message.first_receipt is None else "none")]
     blocks += [block for note in notes for block in _context([note])]
     alerts = wording.listed(message)
+    contacts = _contacts(message)
+    ending = _context([contacts], CONTACTS)
     shown = 0
     for alert, links in alerts:
         more = [*([{"type": "divider"}] if shown else []), *_alert(alert, event, links)]
-        room = len(blocks) + len(more) <= BLOCKS - _FRAME_BLOCKS
-        if not room or _characters(blocks) + _characters(more) > CHARACTERS - _FRAME_CHARACTERS:
+        together = [*blocks, *more, *ending]
+        if len(together) > BLOCKS - _FRAME_BLOCKS or _characters(together) > CHARACTERS - _FRAME_CHARACTERS:
             break
         blocks += more
         shown += 1
@@ -58,7 +62,7 @@ def render(message: Message, mention: Mention, *, may_be_a_repeat: bool = False)
     blocks += _context([*more_alerts, *_labels(event.common_labels)])
     if page := wording.alertmanager(event):
         blocks += _buttons([page])
-    return Post(_text(message, notes, alerts), blocks)
+    return Post(_text(message, notes, alerts, contacts), [*blocks, *ending])
 
 
 def _header(message: Message) -> Block:
@@ -79,13 +83,26 @@ def _alert(alert: Alert, event: Event, links: list[wording.Link]) -> list[Block]
     return [section, *_context([wording.when(alert)]), *_buttons(links)]
 
 
+def _contacts(message: Message) -> str:
+    """A line for each contact that fits whole, since half a telephone number is another one; empty without any."""
+    text, missing = "Escalate to", 0
+    contacts = wording.contacts(message)
+    for role, how in contacts.items():
+        longer = f"{text}\n{role}: {how}"
+        if len(escaped(longer, 2 * CONTACTS)) <= CONTACTS - _AND_MORE:
+            text = longer
+        else:
+            missing += 1
+    return text + (f"\n… and {missing} more" if missing else "") if contacts else ""
+
+
 def _joined(parts: Iterable[str]) -> str:
     return "  ·  ".join(parts)
 
 
-def _context(parts: Iterable[str]) -> list[Block]:
+def _context(parts: Iterable[str], limit: int = LABELS) -> list[Block]:
     text = _joined(parts)
-    return [{"type": "context", "elements": [_plain(text, LABELS)]}] if text else []
+    return [{"type": "context", "elements": [_plain(text, limit)]}] if text else []
 
 
 def _buttons(links: list[wording.Link]) -> list[Block]:
@@ -93,19 +110,21 @@ def _buttons(links: list[wording.Link]) -> list[Block]:
     return [{"type": "actions", "elements": buttons}] if buttons else []
 
 
-def _text(message: Message, notes: Iterable[str], alerts: list[tuple[Alert, list[wording.Link]]]) -> str:
-    """The title, the notes, then summaries and links as far as they fit; a link is never cut."""
+def _text(message: Message, notes: Iterable[str], alerts: list[tuple[Alert, list[wording.Link]]], contacts: str) -> str:
+    """The title, the notes, then summaries and links as far as they fit, the contacts; a link is never cut."""
+    ending = escaped(f"\n{contacts}", TEXT) if contacts else ""
+    room = TEXT - len(ending)
     title = f"{_title(message)} ({wording.counts(message.event)})"
     text = "\n".join(escaped(line, SUMMARY) for line in (title, *notes))
     for alert, links in alerts:
         summary = escaped(wording.summary(alert), SUMMARY)
-        if len(text) + 1 + len(summary) > TEXT:
+        if len(text) + 1 + len(summary) > room:
             break
         text += f"\n{summary}" if summary not in text.split("\n") else ""  # alerts of one rule often share theirs
         for link in links:
             line = escaped(f"\n{link.text}: {link.url}", TEXT)
-            text += line if len(text) + len(line) <= TEXT else ""
-    return text
+            text += line if len(text) + len(line) <= room else ""
+    return text + ending
 
 
 def _title(message: Message) -> str:

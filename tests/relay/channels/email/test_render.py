@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from services.relay.channels.email.render import render
 from services.relay.model import Message
-from tests.relay.channels.examples import DASHBOARD, HUGE, NASTY, RUNBOOK, message, messages, with_text
+from tests.relay.channels.examples import DASHBOARD, HUGE, NASTY, RUNBOOK, critical, message, messages, with_text
 
 SENDER = Address("keypulse", addr_spec="alerts@example.org")
 TO = ("secops@example.org", "oncall@example.org")
@@ -93,7 +93,7 @@ def test_no_message_breaks_the_form_of_a_mail(any_message: Message) -> None:
 @pytest.mark.parametrize("text", [*NASTY, *HUGE])
 @pytest.mark.parametrize("alerts", [1, 40])
 def test_no_text_adds_a_header_a_tag_or_a_link(text: str, alerts: int) -> None:
-    noted = replace(with_text(text, alerts), note=text)
+    noted = critical(replace(with_text(text, alerts), note=text))
     check_form(noted)
     page = part(received(noted), "html")
     found = Tags()

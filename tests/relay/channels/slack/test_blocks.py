@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ops.demo.stand_ins.slack_limits import MAX_BLOCKS_TEXT, complaints, text_length
 from services.relay.channels.slack.blocks import render
 from services.relay.model import Message
-from tests.relay.channels.examples import DASHBOARD, HUGE, NASTY, RUNBOOK, message, messages, with_text
+from tests.relay.channels.examples import DASHBOARD, HUGE, NASTY, RUNBOOK, critical, message, messages, with_text
 
 
 def texts(value: Any, kind: str) -> list[str]:
@@ -39,7 +39,7 @@ def test_no_message_passes_slacks_limits(any_message: Message, repeat: bool) -> 
 @pytest.mark.parametrize("text", [*HUGE, "x"])
 @pytest.mark.parametrize("alerts", [1, 2, 20, 500])
 def test_of_any_number_of_alerts_the_first_is_shown_and_the_rest_is_counted(text: str, alerts: int) -> None:
-    noted = replace(with_text(text, alerts), note=text)
+    noted = critical(replace(with_text(text, alerts), note=text))
     post = render(noted, "none", may_be_a_repeat=True)
     shown = sum(text.startswith("firing since") for text in texts(post.blocks, "plain_text"))
     assert 1 <= shown <= alerts
@@ -51,9 +51,9 @@ def test_of_any_number_of_alerts_the_first_is_shown_and_the_rest_is_counted(text
 @pytest.mark.parametrize("text", NASTY)
 @pytest.mark.parametrize("mention", ["channel", "none"])
 def test_what_an_alert_says_stands_in_no_markup(text: str, mention: Any) -> None:
-    post = render(replace(with_text(text), note=text), mention)
+    post = render(critical(replace(with_text(text), note=text)), mention)
     call = "<!channel> " if mention == "channel" else ""
-    assert texts(post.blocks, "mrkdwn") == [f"{call}*1 firing*"]
+    assert texts(post.blocks, "mrkdwn") == [f"{call}*1 firing* · critical"]
     assert not any("<" in plain or ">" in plain for plain in [post.text, *texts(post.blocks, "plain_text")])
     assert all(url.startswith(("https://", "http://")) for url in urls(post.blocks))
 

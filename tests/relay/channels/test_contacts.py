@@ -1,0 +1,111 @@
+"""Whom to turn to stands in a critical message that fires, on every channel that people read, and in no other."""
+
+import json
+from dataclasses import replace
+from email import message_from_string, policy
+from pathlib import Path
+
+import pytest
+
+from ops.demo.stand_ins.slack_limits import MAX_BLOCKS_TEXT, complaints, text_length
+from services.relay.channels import wording
+from services.relay.channels.pagerduty import render as event_of
+from services.relay.channels.slack.blocks import CONTACTS, render
+from services.relay.model import Links, Message
+from shared.settings import Address
+from tests.relay.channels.conftest import Providers
+from tests.relay.channels.examples import NASTY, contacts_of, critical, example, message, settings, with_text
+from tests.relay.channels.recorded import send
+
+PEOPLE = {"security on call": "+49 30 1234567", "service owner": "#ledger-team"}
+TOLD = pytest.mark.parametrize("kind", ["slack", "email", "pagerduty", "webhook"])
+
+
+def shown(kind: str, of: Message) -> str:
+    """What the channel would send, where Python and a person read the same."""
+    channel = settings(example(kind, Path("missing"), Address("127.0.0.1", 9))).connect(5)
+    payload = channel.payload(of)
+    if kind != "email":
+        return payload
+    mail = message_from_string(payload, policy=policy.default)
+    parts = [mail.get_body((part,)) for part in ("plain", "html")]
+    return "\n".join(str(part and part.get_content()).replace("\r\n", "\n") for part in parts)
+
+
+@TOLD
+async def test_who_is_called_reads_whom_to_turn_to(kind: str, secret_file: Path, providers: Providers) -> None:
+    channel = settings(providers.example(kind, secret_file)).connect(5)
+    await send(channel, message(contacts=PEOPLE))
+    await channel.close()
+    (one,) = providers.arrived(kind)
+    assert [one.count(text) for pair in PEOPLE.items() for text in pair] == 4 * [2 if kind in {"email", "slack"} else 1]
+
+
+@TOLD
+@pytest.mark.parametrize("payload", ["03-resolved-1", "05-firing-3"])
+def test_neither_an_all_clear_nor_a_warning_names_anybody(kind: str, payload: str) -> None:
+    assert shown(kind, message(payload, contacts=PEOPLE)) == shown(kind, message(payload))
+
+
+def test_nor_does_a_page_for_what_is_over() -> None:
+    over = message("03-resolved-1", untold=True, contacts=PEOPLE)
+    assert "escalate_to" not in shown("pagerduty", over)
+
+
+def test_nothing_is_said_where_nobody_is_named() -> None:
+    assert "scalate" not in "".join(shown(kind, message()) for kind in ("slack", "email", "pagerduty"))
+
+
+@TOLD
+def test_a_critical_list_that_was_cut_is_not_over_and_names_them(kind: str) -> None:
+    cut = replace(message("03-resolved-1").event, truncated_alerts=2)
+    assert "#ledger-team" in shown(kind, message(cut, contacts=PEOPLE))
+
+
+def test_they_stand_at_the_end() -> None:
+    firing = message(contacts=PEOPLE)
+    text = "Escalate to\nsecurity on call: +49 30 1234567\nservice owner: #ledger-team"
+    post = render(firing, "none")
+    assert post.blocks[-1] == {"type": "context", "elements": [{"type": "plain_text", "text": text, "emoji": False}]}
+    assert post.text.endswith(f"\n{text}")
+    plain, html = shown("email", firing).split("<!doctype", 1)
+    assert plain.strip().endswith("Escalate to\n  security on call: +49 30 1234567\n  service owner: #ledger-team")
+    assert html.index("backend:8000") < html.index("Escalate to") < html.index("Sent by keypulse")
+    assert event_of(firing, "trigger")["payload"]["custom_details"]["escalate_to"] == PEOPLE
+
+
+def test_a_contact_stays_on_its_line() -> None:
+    named = message(contacts={"owner\nSubject: x": "+49\r\n* All is well\u202e"})
+    assert wording.contacts(named) == {"owner Subject: x": "+49 * All is well"}
+
+
+def widest(contacts: dict[str, str]) -> Message:
+    """One alert with as much of everything as Slack is ever given, and these contacts."""
+    link = "https://example.org/".ljust(wording.URL, "a")
+    wide = critical(with_text("&" * 3_000))
+    (alert,) = wide.event.alerts
+    alerts = (replace(alert, generator_url=f"{link[:-1]}b"),)
+    event = replace(wide.event, alerts=alerts, receiver="r", external_url=link[:-30])
+    return replace(wide, event=event, links=(Links(link, f"{link[:-1]}c"),), note="&" * 3_000, contacts=contacts)
+
+
+@pytest.mark.parametrize("text", ["&", "w", *NASTY])
+def test_slack_shows_whole_contacts_and_counts_the_others_beside_the_widest_alert(text: str) -> None:
+    contacts = contacts_of(text * 200)
+    post = render(widest(contacts), "channel", may_be_a_repeat=True)
+    assert list(complaints(post.blocks)) == []
+    assert json.dumps(post.blocks).count('"url"') == 4
+    assert text_length(post.blocks) + 4 * wording.URL <= MAX_BLOCKS_TEXT
+    assert "firing since" in json.dumps(post.blocks)
+    assert len(post.text) <= 4_000
+    escalation = post.blocks[-1]["elements"][0]["text"]
+    assert len(escalation) <= CONTACTS
+    heading, *lines = escalation.split("\n")
+    missing = int(lines.pop().split()[2]) if lines[-1].startswith("… and ") else 0
+    assert (heading, len(lines) + missing) == ("Escalate to", len(contacts))
+    assert not any(line.endswith("…") for line in lines)
+
+
+def test_slack_passes_over_a_contact_that_is_too_long_and_shows_the_next() -> None:
+    post = render(message(contacts={"a": "&" * 200, "b": "#ledger-team"}), "none")
+    assert post.blocks[-1]["elements"][0]["text"] == "Escalate to\nb: #ledger-team\n… and 1 more"

@@ -1,0 +1,94 @@
+"""Contacts in the configuration: what is refused, and where."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from services.relay.config import RelaySettings
+from shared.mistakes import ConfigurationError
+from shared.settings import load
+
+SHIPPED = Path(__file__).parents[2] / "ops/relay/relay.yml"
+PLACEHOLDERS = ["<telephone>", "<>", "", " ", None]
+
+
+def written(folder: Path, **keys: Any) -> Path:
+    document = {
+        "database": "sqlite:///relay.db",
+        "auth": {"bearer_token_file": "token"},
+        "channels": {"log": {"kind": "log"}},
+        "default_channels": ["log"],
+        **keys,
+    }
+    file = folder / "relay.yml"
+    file.write_text(yaml.safe_dump(document))
+    return file
+
+
+def mistakes(folder: Path, **keys: Any) -> list[str]:
+    with pytest.raises(ConfigurationError) as raised:
+        load(RelaySettings, written(folder, **keys))
+    return [line.removeprefix(f"{folder / 'relay.yml'}: ") for line in raised.value.lines]
+
+
+def relay(file: Path, *arguments: str) -> tuple[int, str]:
+    command = [sys.executable, "-m", "services.relay", "--config", str(file), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return result.returncode, result.stderr
+
+
+@pytest.mark.parametrize("how", PLACEHOLDERS)
+@pytest.mark.parametrize("named", [{}, {"environment": "production"}])
+def test_a_placeholder_is_a_mistake_in_production_and_everywhere_else_a_doubt(
+    tmp_path: Path, how: str | None, named: dict[str, str]
+) -> None:
+    contacts = {"owner": how, "lead": "Ada <ada@example.org>"}
+    (line,) = mistakes(tmp_path, contacts=contacts, **named)
+    assert line.startswith("contacts.owner: a placeholder reaches nobody in production; expected ")
+    for environment in ("staging", "demo"):
+        doubts = load(RelaySettings, written(tmp_path, contacts=contacts, environment=environment)).doubts()
+        assert [key for key, _ in doubts] == ["contacts.owner"]
+
+
+def test_check_and_start_refuse_it_and_elsewhere_check_only_names_it(tmp_path: Path) -> None:
+    file = written(tmp_path, contacts={"owner": "<channel>"})
+    for arguments in (["--check"], []):
+        code, said = relay(file, *arguments)
+        assert (code, said.count("\n")) == (2, 1)
+        assert said.startswith(f"{file}: contacts.owner: a placeholder ")
+    code, said = relay(written(tmp_path, contacts={"owner": "<channel>"}, environment="staging"), "--check")
+    assert (code, said) == (0, f"{file}: contacts.owner: a placeholder reaches nobody; production refuses it\n")
+
+
+def test_the_shipped_configuration_lacks_nothing_but_contacts(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        load(RelaySettings, SHIPPED)
+    roles = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))["contacts"]
+    assert [line.split(": ")[1] for line in raised.value.lines] == [f"contacts.{role}" for role in roles]
+    monkeypatch.setenv("KEYPULSE_RELAY__ENVIRONMENT", "staging")
+    assert len(list(load(RelaySettings, SHIPPED).doubts())) == len(roles)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"contacts": {"owner": 49301234567}}, "contacts.owner: expected text in quotes, since YAML takes a telephone"),
+        ({"contacts": {"owner": ["a"]}}, "contacts.owner: expected text"),
+        ({"contacts": {"owner": "x" * 201}}, "contacts.owner: expected text of at most 200 characters"),
+        ({"contacts": {"x" * 201: "a"}}, f"contacts.{'x' * 201}.[key]: expected text of at most 200 characters"),
+        ({"contacts": {"": "a"}}, "contacts..[key]: expected text that is longer"),
+        ({"contacts": {str(n): "a" for n in range(11)}}, "contacts: expected at most 10 entries"),
+        ({"contacts": ["a"]}, "contacts: expected a mapping of keys to values"),
+        (
+            {"contacts": {"owner": "<channel>"}, "environment": "prod"},
+            "environment: expected 'production', 'staging' or 'demo', got 'prod'",
+        ),
+    ],
+)
+def test_a_mistake_in_them_is_one_line(tmp_path: Path, keys: dict[str, Any], expected: str) -> None:
+    (line,) = mistakes(tmp_path, **keys)
+    assert line.startswith(expected)
