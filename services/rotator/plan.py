@@ -26,19 +26,28 @@ class Plan(BaseModel):
 
 
 def unfinished(latest: Progress | None) -> bool:
-    """Whether a rotation was left in the middle: under way, or done and never looked at by its runner."""
+    """Whether a rotation was left in the middle: under way, or done and not looked at by its runner since."""
     if latest is None:
         return False
-    looked = any(step.startswith(("verify", f"failed verify: {PROBLEMS}")) for step in latest.steps)
     return latest.state is RotationState.RUNNING or (
-        latest.state is RotationState.DONE and bool(latest.steps) and not looked
+        latest.state is RotationState.DONE and bool(latest.steps) and _verified(latest) is None
     )
 
 
 def may_resume(latest: Progress) -> bool:
     """Whether it can be tried again: it was left in the middle, or something in it failed."""
-    failed = bool(latest.steps) and latest.steps[-1].startswith("failed")
+    failed = bool(latest.steps) and not _verified(latest)
     return unfinished(latest) or latest.state is RotationState.FAILED or (latest.state is RotationState.DONE and failed)
+
+
+def _verified(latest: Progress) -> bool | None:
+    """Whether its runner found all well when it looked last; None where it has not looked since the last change."""
+    for step in reversed(latest.steps):
+        if step.startswith(("verify", f"failed verify: {PROBLEMS}")):
+            return step.startswith("verify")
+        if step.startswith("rotate"):
+            break
+    return None
 
 
 def not_finished(latest: Progress) -> str:

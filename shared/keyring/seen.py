@@ -24,6 +24,8 @@ NOTHING_TO_DO: Final = "nothing to do: "
 """Begins the note of such a one; the type follows."""
 _OTHER: Final = "other"
 _FAILED: Final = re.compile(r"failed (\w+)")
+_VERIFIED: Final = "verify "
+"""Begins a runner's last note of a rotation that came to a good end; whatever else is its last one, it did not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class Seen:
     """Of `new-dek` it is there from the start: the first data key is as new as one that was just rotated."""
     last_failure: float | None
     in_progress: bool
-    """Under way, or left in the middle."""
+    """Under way, or left in the middle, its verification included."""
     failures: Mapping[str, int]
     """By step, since the keyring began."""
     unreadable: Mapping[str, str]
@@ -55,14 +57,17 @@ def seen(connection: Connection) -> Seen:
             )
         )
         .where(rotations.c.state == RotationState.DONE.value)
+        .order_by(rotations.c.number)
     )
     success: dict[RotationType, float] = {}
     first = connection.execute(select(func.min(data_keys.c.created_at))).scalar_one()
     if first is not None:
         success[RotationType.NEW_DEK] = first
     types = {each.value: each for each in RotationType}
+    left = False
     for name, updated_at, step, noted_at in connection.execute(ended):
-        if (type_ := types.get(name)) and not _FAILED.match(step or ""):
+        left = step is not None and not step.startswith((_VERIFIED, "failed "))
+        if (type_ := types.get(name)) and (step is None or step.startswith(_VERIFIED)):
             at = max(updated_at, noted_at or 0.0)
             success[type_] = max(success.get(type_, 0.0), at)
     content = {NOTHING_TO_DO + each: each for each in RotationType}
@@ -85,7 +90,7 @@ def seen(connection: Connection) -> Seen:
         data_keys=counted,
         last_success=success,
         last_failure=last_failure,
-        in_progress=connection.execute(select(rotations.c.id).where(running).limit(1)).first() is not None,
+        in_progress=left or connection.execute(select(rotations.c.id).where(running).limit(1)).first() is not None,
         failures=failures,
         unreadable=journal.unreadable(connection) | store.unreadable(connection),
     )

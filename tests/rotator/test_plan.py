@@ -97,6 +97,8 @@ def test_a_new_data_key_is_due_unless_one_was_just_made(ago: float | None, data_
         (rotation(steps=("backup x", "rotate")), True),  # killed before it was verified
         (rotation(steps=("rotate", "failed verify: nobody answers")), True),
         (rotation(steps=("rotate", "failed verify: problems: 1")), False),  # it was looked at: the next may come
+        (rotation(steps=("failed verify: problems: 1", "target version 2")), False),  # a resume that was killed
+        (rotation(steps=("failed verify: problems: 1", "rotate 1 of 1, done")), True),  # likewise, but it had rotated
         (rotation(steps=()), False),  # nobody's runner made it
         (rotation(state=RotationState.FAILED), False),
         (rotation(state=RotationState.ROLLED_BACK, steps=("backup x",)), False),
@@ -114,6 +116,7 @@ def test_a_rotation_is_finished_once_its_runner_has_verified_it(latest: Progress
         (rotation(state=RotationState.FAILED), True),
         (rotation(state=RotationState.RUNNING), True),
         (rotation(steps=("rotate", "failed verify: problems: 1")), True),
+        (rotation(steps=("rotate", "failed verify: problems: 1", "target version 2")), True),  # resumed, and killed
         (rotation(steps=("failed verify: problems: 1", "verify all is well")), False),
     ],
 )

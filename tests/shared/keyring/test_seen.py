@@ -66,6 +66,19 @@ async def test_one_that_could_not_be_verified_is_no_success_until_it_is(keyring:
     assert now.failures["verify"] == 1
 
 
+async def test_one_whose_runner_was_killed_before_it_verified_is_in_progress_and_no_success(keyring: Keyring) -> None:
+    await keyring.fill(1)
+    done = await keyring.rotate(NEW_DEK)
+    for step, in_progress in (
+        ("rotate 2 of 2, done", True),
+        ("failed verify: problems: 1", False),
+        ("smoke a round trip is right", True),  # of a resume, which was killed, too
+    ):
+        await keyring.administration.note(done.rotation_id, keyring.token, step)
+        now = await look(keyring)
+        assert (now.last_success, now.in_progress) == ({NEW_DEK: BEGINNING}, in_progress)
+
+
 async def test_a_rotation_that_has_nothing_to_do_is_a_success_of_its_type(keyring: Keyring) -> None:
     await keyring.fill(1)
     note = keyring.administration.note
