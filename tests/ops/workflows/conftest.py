@@ -47,6 +47,7 @@ def machine(tmp_path: Path) -> NewMachine:
         (folder / "bin").mkdir(parents=True)
         (folder / "commands").mkdir()
         _program(folder / "bin/pip", _PIP % {"commands": folder / "commands"})
+        _program(folder / "bin/python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         for name, function in _scripts().items():
             module = function.replace(":", " import ")
             start = f'import sys; sys.argv[0] = "{name}"; from {module}; main()'

@@ -17,7 +17,7 @@ import yaml
 from tests.ops.workflows.expression import condition, interpolate
 
 _WORKFLOW: Final = {"name", True, "permissions", "concurrency", "defaults", "jobs"}  # YAML reads `on` as true
-_JOB: Final = {"if", "runs-on", "environment", "timeout-minutes", "permissions", "env", "steps"}
+_JOB: Final = {"if", "runs-on", "environment", "timeout-minutes", "permissions", "env", "outputs", "steps"}
 _STEP: Final = {"name", "id", "if", "env", "run", "uses", "with"}
 _SHELL: Final = ("bash", "--noprofile", "--norc", "-eo", "pipefail")
 """What `shell: bash` stands for."""
@@ -56,12 +56,12 @@ class Runner:
         self.summary = ""
         self.status = "success"
 
-    def run(self, workflow: Path) -> list[Step]:
-        """The steps of the workflow's only job; none where its `if` says no."""
+    def run(self, workflow: Path, name: str | None = None) -> list[Step]:
+        """The steps of the job with this name, or of the workflow's only one; none where its `if` says no."""
         document = yaml.safe_load(workflow.read_text(encoding="utf-8"))
         _known(document, _WORKFLOW)
         assert document["defaults"] == {"run": {"shell": "bash"}}
-        (job,) = document["jobs"].values()
+        (job,) = [document["jobs"][name]] if name else document["jobs"].values()
         _known(job, _JOB)
         github = {"workspace": str(self.workspace), **self.contexts["github"]}
         outputs: dict[str, Any] = {}

@@ -1,0 +1,1 @@
+"""What a tag releases, and whether the repository agrees with it."""

@@ -1,0 +1,74 @@
+"""`python -m ops.release TAG`: a tag in; out comes what CHANGELOG.md says of that version, for the release's page.
+
+Nothing is published under a name that another file contradicts: the tag is the version of pyproject.toml, of the chart
+and of the images' labels, and the chart names the images that are pushed.
+"""
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+_CHART = "ops/helm/keypulse/Chart.yaml"
+_EXAMPLE = "ops/helm/examples/sidecar/Chart.yaml"
+_VALUES = "ops/helm/keypulse/values.yaml"
+_DOCKERFILE = "ops/docker/Dockerfile"
+
+
+@click.command()
+@click.argument("tag")
+@click.option("--images", metavar="NAME", help="Where the images go, such as ghcr.io/acme/keypulse.")
+def main(tag: str, images: str | None) -> None:
+    """Print the notes of the release TAG, or what keeps it from being one, a line each, with exit code 1."""
+    mistakes = [*_disagreements(Path(), tag, images)]
+    for mistake in mistakes:
+        click.echo(mistake, err=True)
+    if mistakes:
+        sys.exit(1)
+    click.echo(notes(Path("CHANGELOG.md").read_text(encoding="utf-8"), tag.removeprefix("v")))
+
+
+def notes(changelog: str, version: str) -> str:
+    """The section of a version, without its heading `## 1.2.3`, with or without a date; empty where there is none."""
+    found = re.search(rf"^## {re.escape(version)}(?: [^\n]*)?\n(.*?)(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL)
+    return found[1].strip() if found else ""
+
+
+def _disagreements(root: Path, tag: str, images: str | None) -> list[str]:
+    if not re.fullmatch(r"v\d+\.\d+\.\d+", tag):
+        return [f"the tag {tag!r} is no version; it has to be v1.2.3"]
+    version = tag.removeprefix("v")
+    chart = _yaml(root / _CHART)
+    label = re.search(r"^ARG VERSION=(.*)$", (root / _DOCKERFILE).read_text(encoding="utf-8"), re.MULTILINE)
+    versions = {
+        "pyproject.toml, version": tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+            "version"
+        ],
+        f"{_CHART}, version": chart["version"],
+        f"{_CHART}, appVersion": chart["appVersion"],
+        f"{_EXAMPLE}, version of the dependency": _yaml(root / _EXAMPLE)["dependencies"][0]["version"],
+        f"{_DOCKERFILE}, ARG VERSION": label and label[1],
+    }
+    mistakes = [f"{where} is {found}, and the tag is {tag}" for where, found in versions.items() if found != version]
+    if not notes((root / "CHANGELOG.md").read_text(encoding="utf-8"), version):
+        mistakes.append(f"CHANGELOG.md says nothing under the heading `## {version}`; give `## Unreleased` that name")
+    repository = _yaml(root / _VALUES)["image"]["repository"]
+    if images not in {None, repository}:
+        mistakes.append(
+            f"{_VALUES} takes images from {repository}, and they go to {images}; "
+            "change image.repository there, and run: python -m ops.helm.build"
+        )
+    return mistakes
+
+
+def _yaml(file: Path) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return document
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""`release.yml`: what a tag may release, and that it is all of it."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ops.release.__main__ import notes
+from tests.ops.workflows.conftest import ROOT, WORKFLOWS, NewMachine
+from tests.ops.workflows.runner import Runner, Step
+
+FILE = WORKFLOWS / "release.yml"
+JOBS: dict[str, dict[str, Any]] = yaml.safe_load(FILE.read_text())["jobs"]
+CHANGELOG = """# Changelog
+
+## Unreleased
+
+Soon.
+
+## 0.1.0 — 2026-01-01
+
+The first whole.
+
+- `one`
+
+## 0.0.1
+
+Old.
+"""
+DOCKERFILE = "ops/docker/Dockerfile"
+CHART = "ops/helm/keypulse/Chart.yaml"
+EXAMPLE = "ops/helm/examples/sidecar/Chart.yaml"
+VALUES = "ops/helm/keypulse/values.yaml"
+
+
+def commands(job: str) -> str:
+    return "\n".join(step["run"] for step in JOBS[job]["steps"] if "run" in step)
+
+
+def check(
+    machine: NewMachine, tag: str, repository: str = "acme/keypulse", changed: tuple[str, str, str] = ("", "", "")
+) -> Step:
+    """The job `check` of a repository with version 0.1.0; `changed` is a file, what stands in it, and what shall."""
+    runner: Runner = machine(event={"event_name": "push", "ref_name": tag, "repository": repository})
+    _checkout(runner.workspace)
+    name, old, new = changed
+    if name:
+        text = (runner.workspace / name).read_text()
+        assert old in text
+        (runner.workspace / name).write_text(text.replace(old, new))
+    return runner.run(FILE, "check")[-1]
+
+
+def _checkout(workspace: Path) -> None:
+    """As much of one as the job reads; the rest is installed, or the test's own."""
+    (workspace / "ops").unlink()
+    shutil.copytree(ROOT / "ops/release", workspace / "ops/release")
+    shutil.copytree(ROOT / "ops/tools", workspace / "ops/tools")
+    (workspace / "ops/__init__.py").touch()
+    for name in ("pyproject.toml", DOCKERFILE, CHART, EXAMPLE, VALUES):
+        (workspace / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, workspace / name)
+    (workspace / "CHANGELOG.md").write_text(CHANGELOG)
+
+
+def test_a_tag_with_which_everything_agrees_is_released_with_its_notes(machine: NewMachine) -> None:
+    done = check(machine, "v0.1.0", "Acme/Keypulse")
+    assert done.outcome == "success", done.output
+    assert done.outputs == {
+        "version": "0.1.0",
+        "images": "ghcr.io/acme/keypulse",
+        "notes": "The first whole.\n\n- `one`",
+    }
+
+
+@pytest.mark.parametrize(
+    ("tag", "said"),
+    [
+        ("v0.1.1", "pyproject.toml, version is 0.1.0, and the tag is v0.1.1"),
+        ("v0.1.1", "CHANGELOG.md says nothing under the heading `## 0.1.1`"),
+        ("v0.1", "the tag 'v0.1' is no version; it has to be v1.2.3"),
+        ("v0.1.0rc1", "the tag 'v0.1.0rc1' is no version"),
+        ("v0.1.0 $(id)", "is no version"),
+    ],
+)
+def test_a_tag_that_is_no_version_of_the_repository_ends_the_job(machine: NewMachine, tag: str, said: str) -> None:
+    done = check(machine, tag)
+    assert (done.outcome, done.outputs) == ("failure", {})
+    assert said in done.output
+    assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (("pyproject.toml", '"0.1.0"', '"0.2.0"'), "pyproject.toml, version is 0.2.0"),
+        ((CHART, "\nversion: 0.1.0", "\nversion: 0.2.0"), "Chart.yaml, version is 0.2.0"),
+        ((CHART, "appVersion: 0.1.0", "appVersion: 0.2.0"), "Chart.yaml, appVersion is 0.2.0"),
+        ((EXAMPLE, "    version: 0.1.0", "    version: 0.2.0"), "version of the dependency is 0.2.0"),
+        ((DOCKERFILE, "VERSION=0.1.0", "VERSION=0.2.0"), "ops/docker/Dockerfile, ARG VERSION is 0.2.0"),
+        (
+            ("CHANGELOG.md", "The first whole.\n\n- `one`\n", ""),
+            "CHANGELOG.md says nothing under the heading `## 0.1.0`",
+        ),
+        (
+            (VALUES, "ghcr.io/acme/keypulse", "ghcr.io/x/y"),
+            "takes images from ghcr.io/x/y, and they go to ghcr.io/acme",
+        ),
+    ],
+)
+def test_a_file_that_contradicts_the_tag_is_named(
+    machine: NewMachine, changed: tuple[str, str, str], said: str
+) -> None:
+    done = check(machine, "v0.1.0", changed=changed)
+    assert done.outcome == "failure"
+    assert said in done.output
+    assert done.output.count("\n") == 1, "one line for one mistake"
+
+
+def test_the_notes_are_of_this_version_and_no_other() -> None:
+    assert notes(CHANGELOG, "0.0.1") == "Old."
+    assert notes(CHANGELOG.replace(" — 2026-01-01", ""), "0.1.0") == notes(CHANGELOG, "0.1.0") != ""
+    assert notes(CHANGELOG, "0.1") == notes(CHANGELOG, "0x1.0") == ""
+
+
+def test_every_image_is_built_and_no_other() -> None:
+    targets = re.findall(r"^FROM base AS (\S+)", (ROOT / "ops/docker/Dockerfile").read_text(), re.MULTILINE)
+    (built,) = re.findall(r"targets=\((.*)\)$", (ROOT / "ops/docker/build").read_text().split("((")[1], re.MULTILINE)
+    assert JOBS["images"]["strategy"]["matrix"]["target"] == targets == built.split()
+
+
+def test_images_come_for_both_processors_with_sbom_and_provenance() -> None:
+    text = commands("images")
+    for option in ("--platform linux/amd64,linux/arm64", "--sbom=true", "--provenance=mode=max", "--push"):
+        assert option in text
+    labels = re.findall(r"^ARG (VERSION|REVISION|SOURCE)=", (ROOT / "ops/docker/Dockerfile").read_text(), re.MULTILINE)
+    assert re.findall(r'--build-arg "(\w+)=', text) == labels
+
+
+def test_nothing_is_pushed_before_tests_and_locks_are_well() -> None:
+    def before(job: str) -> set[str]:
+        needs = JOBS[job].get("needs", [])
+        direct = {needs} if isinstance(needs, str) else set(needs)
+        return direct.union(*(before(each) for each in direct))
+
+    writing = [name for name, job in JOBS.items() if "permissions" in job]
+    assert writing == ["images", "chart", "release"]
+    assert all({"check", "ci", "vulnerabilities"} <= before(name) for name in writing)
+    assert before("release") == set(JOBS) - {"release"}
+    assert JOBS["ci"]["uses"] == "./.github/workflows/ci.yml"
+    assert commands("vulnerabilities") == "make pip-audit"
+
+
+def test_the_locks_of_every_image_are_audited() -> None:
+    recipe = (ROOT / "Makefile").read_text().partition("\npip-audit:")[2].partition("\n\n")[0]
+    assert "for lock in requirements/*.lock" in recipe
