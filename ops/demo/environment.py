@@ -36,6 +36,8 @@ def variables(folder: Path, ports: Ports) -> dict[str, str]:
         "LOCATION": location,
         "KEYRING": keyring,
         "KEY": key,
+        "SERVICE_ACCOUNT": f"ledger@{project}.iam.gserviceaccount.com",
+        "EXPORTER_ACCOUNT": f"keypulse-exporter@{project}.iam.gserviceaccount.com",
         **parts,
         "EMULATOR": f"127.0.0.1:{ports.emulator}",
         "RELAY_CONFIG": str(folder / "relay.yml"),

@@ -1,4 +1,4 @@
-"""The runbook: a section for each alert, commands that a shell takes, and only names that exist."""
+"""The runbook: its general part, a section for each alert, commands that a shell takes, and only names that exist."""
 
 import re
 import subprocess
@@ -6,11 +6,60 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from services.relay.channels import channel
 from shared.kms.reason import Reason
 from tests.ops import exposed
-from tests.ops.rules import ALERTS, RECORDINGS, RUNBOOK
+from tests.ops.routing import FILE as ALERTMANAGER
+from tests.ops.rules import ALERTS, RECORDINGS, ROOT, RUNBOOK
+
+GENERAL = [
+    "System status",
+    "Hardening",
+    "Daily operations",
+    "Key rotation",
+    "Monitoring and alerts",
+    "Troubleshooting",
+    "Contacts",
+    "Escalation",
+]
+
+
+def sections(text: str, level: int) -> dict[str, str]:
+    """Headings of a level and what stands below them, up to the next one of that level or above."""
+    marks = "#" * level
+    found = re.findall(rf"^{marks} ([^\n]+)\n(.*?)(?=^#{{1,{level}}} |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert len(found) == len(dict(found)), "GitHub gives the second of two equal headings another anchor"
+    return dict(found)
+
+
+def rows(text: str, first: str) -> list[list[str]]:
+    """The table that begins with this heading of a column."""
+    (table,) = re.findall(rf"^\| {first} \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", text, re.MULTILINE)
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in table.splitlines()]
+
+
+def anchor(title: str) -> str:
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+
+
+def of_alert(alert: str) -> dict[str, str]:
+    """The parts of an alert's section by their names; what stands above the first has none."""
+    parts = re.split(r"^\*\*(\w+)\*\*\n", f"\n{SECTIONS[alert]}", flags=re.MULTILINE)
+    return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
+
+
+SECTIONS = sections(RUNBOOK.read_text(), 2)
+ROLES = [row[0] for row in rows(SECTIONS["Contacts"], "role")]
+
+
+def test_the_general_part_stands_before_the_alerts_in_the_order_in_which_it_is_looked_for() -> None:
+    assert list(SECTIONS) == [*GENERAL, *(name for name in SECTIONS if name in ALERTS)]
+    assert set(SECTIONS) - set(GENERAL) == set(ALERTS)
+    assert [name for name in GENERAL if name != "Escalation" and "```" not in SECTIONS[name]] == [
+        "Monitoring and alerts"
+    ]
 
 
 @pytest.mark.parametrize("alert", ALERTS)
@@ -18,15 +67,84 @@ def test_an_alert_tells_a_person_what_happened_and_what_to_do(alert: str) -> Non
     annotations = ALERTS[alert]["annotations"]
     assert annotations["summary"]
     assert annotations["description"]
-    address, anchor = annotations["runbook_url"].split("#")
+    address, fragment = annotations["runbook_url"].split("#")
     assert address == "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md"
-    assert anchor == alert.lower(), "GitHub makes the anchor of a one-word heading by lowering it"
+    assert fragment == alert.lower(), "GitHub makes the anchor of a one-word heading by lowering it"
 
-    sections = re.findall(rf"^## {alert}\n(.*?)(?=^## |\Z)", RUNBOOK.read_text(), re.MULTILINE | re.DOTALL)
-    assert len(sections) == 1, "GitHub gives the second of two equal headings another anchor"
-    parts = re.split(r"^\*\*(\w+)\*\*", sections[0], flags=re.MULTILINE)
-    assert parts[1::2] == ["Diagnosis", "Resolution", "Verification"]
-    assert all("```" in part for part in parts[2::2]), "each part has a command to run"
+    parts = of_alert(alert)
+    assert list(parts) == ["", "Diagnosis", "Resolution", "Verification", "Escalate"]
+    assert all("```" in parts[name] for name in ("Diagnosis", "Resolution", "Verification"))
+    assert re.search(r"customer|people|somebody|nobody|whoever|alert", parts[""], re.IGNORECASE), (
+        "what it means for users"
+    )
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_a_diagnosis_shows_good_and_bad_and_a_resolution_goes_from_likely_to_rare(alert: str) -> None:
+    parts = of_alert(alert)
+    seen = re.findall(r"^ *- (Good|Bad)[:,](.*(?:\n {2,}\S.*)*)", parts["Diagnosis"], re.MULTILINE)
+    shown = {verdict for verdict, text in seen if re.search(r"`[^`]+`|\b[Nn]o output\b", text)}
+    assert shown == {"Good", "Bad"}, "the output to expect of either"
+
+    steps = re.findall(r"^(\d)\. ", parts["Resolution"], re.MULTILINE)
+    assert steps == [str(number) for number in range(1, len(steps) + 1)]
+    assert len(steps) > 1
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_whom_to_wake_is_a_role_and_when_is_a_number(alert: str) -> None:
+    lines = re.findall(r"^- (.+(?:\n {2}.+)*)", of_alert(alert)["Escalate"], re.MULTILINE)
+    assert lines
+    assert any(role in line for role in ROLES for line in lines), f"expected one of {ROLES}"
+    assert any(re.search(r"\d|at once", line) for line in lines)
+
+
+def test_the_table_of_the_alerts_agrees_with_the_rules_and_the_routing() -> None:
+    table = rows(SECTIONS["Monitoring and alerts"], "alert")
+    documented = {alert: (severity, after, receiver) for alert, severity, after, receiver, _ in table}
+    assert documented == {
+        f"[{alert}](#{alert.lower()})": (
+            rule["labels"]["severity"],
+            rule.get("for", "at once"),
+            f"`{receiver(alert, rule['labels']['severity'])}`",
+        )
+        for alert, rule in ALERTS.items()
+    }
+    assert [alert for alert, *_, meaning in table if not meaning] == []
+
+
+def receiver(alert: str, severity: str) -> str:
+    labels = [f"alertname={alert}", f"severity={severity}", "env=production", "service=ledger"]
+    command = ["amtool", "config", "routes", "test", f"--config.file={ALERTMANAGER}", *labels]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+
+
+def test_the_channels_of_each_receiver_are_those_of_the_relay() -> None:
+    relay = yaml.safe_load((ROOT / "ops/relay/relay.yml").read_text())
+    told = {name.strip("`"): text for name, text in rows(SECTIONS["Monitoring and alerts"], "receiver")}
+    (watchdog,) = relay["watchdogs"]
+    expected = {route["receiver"]: route["channels"] for route in relay["routes"]} | {"watchdog": watchdog["channels"]}
+    assert {name: re.findall(r"`([\w-]+)`", told[name]) for name in expected} == expected
+    receivers = [each["name"] for each in yaml.safe_load(ALERTMANAGER.read_text())["receivers"]]
+    assert sorted(told) == sorted(receivers)
+
+
+def test_what_silences_what_agrees_with_the_inhibitions() -> None:
+    (sentence,) = re.findall(
+        r"^A cause keeps.*?\n\n", SECTIONS["Monitoring and alerts"] + "\n", re.MULTILINE | re.DOTALL
+    )
+    documented = {
+        source: set(re.findall(r"\bKMS\w+", targets))
+        for source, targets in re.findall(r"(KMS\w+)\s+silences(.*?)[;.](?=\s)", sentence, re.DOTALL)
+    }
+    assert documented == {
+        _names(rule["source_matchers"]).pop(): _names(rule["target_matchers"])
+        for rule in yaml.safe_load(ALERTMANAGER.read_text())["inhibit_rules"]
+    }
+
+
+def _names(matchers: list[str]) -> set[str]:
+    return {name for matcher in matchers for name in re.findall(r"\b(?:KMS|Relay)\w+", matcher)}
 
 
 def test_the_runbook_names_only_metrics_that_exist(tmp_path: Path) -> None:
@@ -37,26 +155,23 @@ def test_the_runbook_names_only_metrics_that_exist(tmp_path: Path) -> None:
 
 
 def test_the_runbook_explains_every_reason_of_a_channel() -> None:
-    heading = "### What a channel's reason means"
-    (section,) = re.findall(rf"^{heading}\n(.*?)(?=^#)", RUNBOOK.read_text(), re.MULTILINE | re.DOTALL)
-    rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
-    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(map(str, channel.Reason)) - {"ok"}
+    explained = rows(sections(SECTIONS["Troubleshooting"], 3)["What a channel's reason means"], "reason")
+    assert {name for row in explained for name in re.findall(r"`(\w+)`", row[0])} == set(map(str, channel.Reason)) - {
+        "ok"
+    }
 
 
 def test_the_runbook_explains_every_reason_of_kms_and_says_what_to_run_first() -> None:
-    (section,) = re.findall(r"^## What a reason means\n(.*?)(?=^## )", RUNBOOK.read_text(), re.MULTILINE | re.DOTALL)
-    explained = dict(re.findall(r"^### `(\w+)`\n(.*?)(?=^###)", section, re.MULTILINE | re.DOTALL))
-    assert list(explained) == list(map(str, Reason))
+    explained = sections(sections(SECTIONS["Troubleshooting"], 3)["What a reason means"], 4)
+    assert [name.strip("`") for name in explained] == list(map(str, Reason))
     assert [reason for reason, text in explained.items() if "```bash" not in text] == []
 
 
-def test_every_link_within_the_runbook_leads_to_a_heading() -> None:
+def test_every_link_within_the_runbook_leads_to_one_heading() -> None:
     text = RUNBOOK.read_text()
-    headings = {
-        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
-        for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    }
-    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings
+    anchors = [anchor(title) for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)]
+    for link in set(re.findall(r"\]\(#([^)]+)\)", text)):
+        assert anchors.count(link) == 1, link
 
 
 def test_the_runbooks_commands_are_sound_shell(tmp_path: Path) -> None:
