@@ -92,7 +92,7 @@ def plan(
 
 def _new_dek(census: Census, primary: int, min_age: float) -> tuple[int, str]:
     made, now = census.new_dek_at, census.counted_at
-    if made and now and now - made < timedelta(seconds=min_age):
+    if made and now and abs(now - made) < timedelta(seconds=min_age):  # later ones are of a clock that was ahead
         active = f"the active data key {census.active} was made by a rotation at {made:%Y-%m-%d %H:%M:%S} UTC"
         return 0, f"nothing to do: {active}; {_HINT}"
     instead = f"; {census.active} stays for reading" if census.active else ""

@@ -20,7 +20,8 @@ def census(connection: Connection, now: float, kek: str, records: RecordsTable |
     of_records = records.count(connection) if records else {}
     active = store.active(connection)
     new_dek = (rotations.c.type == RotationType.NEW_DEK) & (rotations.c.state == RotationState.DONE)
-    new_dek_at = connection.execute(select(func.max(rotations.c.updated_at)).where(new_dek)).scalar_one()
+    latest = select(rotations.c.updated_at).where(new_dek).order_by(rotations.c.number.desc()).limit(1)
+    new_dek_at = connection.execute(latest).scalar()  # by its number: an earlier one's clock may have been ahead
     of_backups = select(notes.c.step).where(notes.c.step.startswith("backup ")).order_by(notes.c.number)
     return Census(
         kek=kek,

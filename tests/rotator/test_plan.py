@@ -75,7 +75,8 @@ def test_a_rewrap_that_did_what_was_planned_leaves_nothing_to_do(
     [
         (None, 1),
         (59, 0),
-        (-3600, 0),  # a clock that was set back
+        (-59, 0),  # a clock that was set back a little
+        (-3600, 1),  # one that was ahead must not keep the next data key from being made for years
         (60, 1),
     ],
 )

@@ -12,6 +12,7 @@ from shared.keyring.database import Database, DatabaseError
 from shared.keyring.model import LOCAL_KEK, Wrapped
 from shared.keyring.records import RecordsTable
 from shared.keyring.store import KeyStore, RetiredVersionError
+from shared.keyring.tables import rotations
 from shared.kms.gcp import GcpKey
 from tests.key_versions import Versions
 from tests.shared.keyring.keyring import KEY, NEW_DEK, Keyring, Meddled, opened, secret_of
@@ -46,6 +47,15 @@ async def test_data_keys_and_records_are_counted_by_the_version_that_they_need(
 async def test_an_empty_keyring_has_an_empty_census(keyring: Keyring) -> None:
     census = await keyring.administration.census()
     assert (census.versions, census.active, census.active_since, census.retired_versions) == ((), None, None, ())
+
+
+async def test_the_latest_new_data_key_is_that_of_the_latest_rotation_whatever_the_clock_said(keyring: Keyring) -> None:
+    await keyring.fill(1)
+    await keyring.rotate(NEW_DEK, "ahead")
+    ahead = rotations.update().values(updated_at=rotations.c.updated_at + 1e8)
+    await keyring.database.change(lambda connection: connection.execute(ahead))
+    latest = await keyring.rotate(NEW_DEK, "right")
+    assert (await keyring.administration.census()).new_dek_at == latest.updated_at
 
 
 async def test_a_table_of_records_that_is_not_there_is_named(keyring: Keyring) -> None:
