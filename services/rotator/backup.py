@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from services.rotator import sealed
 from shared.keyring.administration import Administration, StoredKey
+from shared.keyring.model import UNREADABLE_VERSION
 from shared.kms.names import key_of, version_number
 from shared.kms.provider import KeyProvider, KmsError
 
@@ -46,6 +47,10 @@ class Header(BaseModel):
     """Versions of the KMS key that wrap its data keys, and thus are needed to restore it."""
     wrapped: str
     """Base64 of the file's key, wrapped."""
+
+    def may_need(self, version: int) -> bool:
+        """Whether it needs that version, as far as is known."""
+        return not {version, UNREADABLE_VERSION}.isdisjoint({self.kek_version, *self.needs})
 
 
 class Summary(BaseModel):

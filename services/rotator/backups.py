@@ -12,13 +12,13 @@ from services.rotator import backup
 from services.rotator.backup import BackupError, Header, Summary
 from services.rotator.model import RotatorError
 from shared.keyring.administration import Administration, KeyInfo, Problem
-from shared.keyring.model import fingerprint, wrapping_aad
+from shared.keyring.model import UNREADABLE_VERSION, fingerprint, wrapping_aad
 from shared.kms.provider import KeyProvider, KmsError
 
 LATEST: Final = "latest"
 _END: Final = ".backup"
 _SHOWN: Final = 100
-_NOTED: Final = re.compile(r"backup (?P<name>\S+) (?P<sha256>\S+)( needs (?P<needs>\d+(,\d+)*))?")
+_NOTED: Final = re.compile(r"backup (?P<name>\S+) (?P<sha256>\S+)( needs (?P<needs>-?\d+(,\d+)*))?")
 
 
 class Backups:
@@ -65,7 +65,7 @@ class Noted(NamedTuple):
 
     def may_need(self, version: int) -> bool:
         """Whether it does, as far as is known."""
-        return self.needs is None or version in self.needs
+        return self.needs is None or not {version, UNREADABLE_VERSION}.isdisjoint(self.needs)
 
 
 def note(file: Path, made: Summary) -> str:

@@ -15,6 +15,7 @@ from services.rotator.model import RotatorError
 from services.rotator.report import Outcome, Report
 from services.rotator.session import Session
 from shared.keyring.administration import AdministrationError, Lease
+from shared.keyring.model import UNREADABLE_VERSION
 from shared.kms.provider import KeyDescription, KmsError
 
 DISABLED_DAYS: Final = 30
@@ -144,9 +145,15 @@ async def _refuse_while_needed(session: Session, command: str, version: int, los
                 "changed",
                 "run --type rewrap-kek",
             )
+        if (each.kek, each.kek_version) == (kek, UNREADABLE_VERSION):
+            raise RotatorError(
+                f"version {version} may be needed by {each.data_keys} data keys whose version cannot be read; nothing "
+                "was changed; a re-wrap writes it anew",
+                "run --type rewrap-kek",
+            )
     kept = await asyncio.to_thread(session.backups.kept)
     for file, header in kept:
-        if header.kek == kek and version in {header.kek_version, *header.needs}:
+        if header.kek == kek and header.may_need(version):
             raise RotatorError(
                 f"version {version} is needed by the backup {file}; nothing was changed; remove that file once nobody "
                 "wants to restore it",

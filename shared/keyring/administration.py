@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.keyring.model import GREATEST_VERSION, Status
+from shared.keyring.model import GREATEST_VERSION, UNREADABLE_VERSION, Status
 
 PAGE: int = 1000
 """Data keys in one page, at most: a hundred thousand of them never stand in memory at once."""
@@ -54,8 +54,8 @@ class KeyInfo(_Wire):
     status: Status
     kek: Text
     """Full resource name of the KMS key, or `local`."""
-    kek_version: int = Field(ge=-1, le=GREATEST_VERSION)
-    """0 of the local key, -1 where it cannot be read."""
+    kek_version: int = Field(ge=UNREADABLE_VERSION, le=GREATEST_VERSION)
+    """0 of the local key."""
     algorithm: Text
     created_at: datetime
     fingerprint: str

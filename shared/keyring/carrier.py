@@ -24,6 +24,7 @@ from shared.keyring.administration import (
 )
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.lease import under_lease
+from shared.keyring.model import GREATEST_VERSION, UNREADABLE_VERSION
 from shared.keyring.records import RecordsTable
 from shared.keyring.rotation import Rotations
 from shared.keyring.store import RetiredVersionError
@@ -148,10 +149,12 @@ class KeyringAdministration:
 
         def retire(connection: Connection, now: float) -> None:
             journal.refuse_while_running(connection)
-            needed = (data_keys.c.kek == kek) & (data_keys.c.kek_version == kek_version)
-            if first := store.page(connection, "", 1, needed):
+            by = data_keys.c.kek_version
+            needed = (by == kek_version) | ~by.between(0, GREATEST_VERSION)
+            if first := store.page(connection, "", 1, (data_keys.c.kek == kek) & needed):
+                unread = " perhaps" if first[0].wrapped.kek_version == UNREADABLE_VERSION else ""
                 raise RefusedError(
-                    f"data key {first[0].id} is still wrapped by version {kek_version} of {kek}; rotate with "
+                    f"data key {first[0].id} is still wrapped{unread} by version {kek_version} of {kek}; rotate with "
                     "--type rewrap-kek, then retire it"
                 )
             same = (retired_versions.c.kek == kek) & (retired_versions.c.kek_version == kek_version)

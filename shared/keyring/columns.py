@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Dialect, Float, Integer, LargeBinary, String, Table, TypeDecorator, select
 
-from shared.keyring.model import GREATEST_VERSION
+from shared.keyring.model import GREATEST_VERSION, UNREADABLE_VERSION
 
 Id: Final = String().with_variant(String(collation="C"), "postgresql")
 """Of an id, of data keys and of records. Compared byte by byte, as Python does: in the order of a language, the
@@ -30,14 +30,15 @@ class Seconds(TypeDecorator[float]):
 
 
 class Version(TypeDecorator[int]):
-    """Number of a KMS key's version. Read as -1 where it is none."""
+    """Number of a KMS key's version. Read as `UNREADABLE_VERSION` where it is none."""
 
     impl = Integer
     cache_ok = True
 
     def process_result_value(self, value: Any, dialect: Dialect) -> int | None:  # noqa: ARG002
         """See the class."""
-        return value if value is None or (isinstance(value, int) and _within(value, GREATEST_VERSION)) else -1
+        right = value is None or (isinstance(value, int) and _within(value, GREATEST_VERSION))
+        return value if right else UNREADABLE_VERSION
 
 
 class Bytes(LargeBinary):

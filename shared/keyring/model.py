@@ -16,6 +16,8 @@ KEY_BYTES: Final = 32
 """Of a data key."""
 GREATEST_VERSION: Final = 2**31 - 1
 """Of a KMS key that the keyring's tables can hold: PostgreSQL's integers end there."""
+UNREADABLE_VERSION: Final = -1
+"""What a version reads as where another program wrote something else there: it may be any."""
 
 
 class Status(StrEnum):

@@ -39,6 +39,28 @@ async def test_a_version_that_a_backup_elsewhere_needs_is_retired_and_destroyed_
     assert await state(emulator, 2) is State.DESTROY_SCHEDULED
 
 
+async def test_while_the_version_of_a_data_key_or_of_a_backups_cannot_be_read_none_is_retired(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(in_a_file, new_version)
+    async with in_a_file.database() as database:
+        await database.write(
+            lambda it: it.execute(text("UPDATE data_keys SET kek_version = 'x' WHERE status = 'active'"))
+        )
+    refused = await refusal(in_a_file, retire, 1)
+    assert "version 1 may be needed by 1 data keys whose version cannot be read" in refused.why
+    assert refused.then == ("run --type rewrap-kek",)
+    assert await state(emulator, 1) is State.ENABLED
+    async with in_a_file.session() as session:
+        assert (await run(session, RotationType.REWRAP_KEK)).outcome is Outcome.DONE
+        ((file, header),) = session.backups.kept()
+        assert header.needs == (-1, 2)
+    assert f"needed by the backup {file}" in (await refusal(in_a_file, retire, 1)).why
+    file.unlink()
+    refused = await refusal(in_a_file, retire, 1)
+    assert refused.then == ("retire 1 --confirm 1 --confirm-backups 1",)
+
+
 async def test_what_a_backup_that_is_here_needs_is_what_it_says_itself(
     in_a_file: Rotated, new_version: NewVersion
 ) -> None:
@@ -55,7 +77,13 @@ async def test_what_a_backup_that_is_here_needs_is_what_it_says_itself(
 
 def test_a_note_that_does_not_say_what_its_backup_needs_is_one_that_may_need_every_version() -> None:
     old, new = "backup a.backup 0123", "backup b.backup 4567 needs 2,11"
+    unread = "backup c.backup 89ab needs -1,2"  # of a data key whose version could not be read
     others = ("backup", "backup c", "backup d 1 needs", "rotate done", "failed backup: no space")
-    found = noted([old, new, *others])
-    assert [(each.name, each.sha256) for each in found] == [("b.backup", "4567"), ("a.backup", "0123")]
-    assert [[each.may_need(version) for version in (1, 2, 11)] for each in found] == [[False, True, True], [True] * 3]
+    found = noted([old, new, unread, *others])
+    assert [(each.name, each.sha256) for each in found] == [
+        ("c.backup", "89ab"),
+        ("b.backup", "4567"),
+        ("a.backup", "0123"),
+    ]
+    may_need = [[each.may_need(version) for version in (1, 2, 11)] for each in found]
+    assert may_need == [[True] * 3, [False, True, True], [True] * 3]

@@ -7,6 +7,7 @@ from shared.keyring.administration import RefusedError
 from shared.keyring.model import Status
 from shared.keyring.seen import seen
 from shared.keyring.store import KeyStore
+from tests.key_versions import Versions
 from tests.shared.keyring.keyring import NEW_DEK, Keyring
 
 
@@ -46,6 +47,19 @@ async def test_a_text_in_a_file_where_there_should_be_none_hides_no_other(keyrin
     assert len(await keyring.administration.backup()) == 2
     assert [problem.id for problem in (await keyring.administration.verify("full")).problems] == ["k001"]
     assert sum((await keyring.database.read(seen)).data_keys.values()) == 2
+
+
+async def test_no_version_is_retired_while_that_of_a_data_key_cannot_be_read(
+    keyring: Keyring, versions: Versions
+) -> None:
+    await keyring.fill(2)
+    await versions.rotate()
+    await keyring.rotate()
+    await _set(keyring, "data_keys", "kek_version = -7", "k001")
+    with pytest.raises(RefusedError, match="k001 is still wrapped perhaps by version 1 of"):
+        await keyring.administration.retire(1, keyring.token)
+    await keyring.rotate(rotation_id="r2")  # it writes the version anew
+    await keyring.administration.retire(1, keyring.token)
 
 
 async def test_two_statuses_that_nobody_knows_are_counted_together(keyring: Keyring) -> None:
