@@ -61,11 +61,11 @@ async def _retire(session: Session, lease: Lease, version: int, lost: int) -> st
     if since and not was_enabled:
         return f"version {version} is retired since {since:%Y-%m-%d}, and disabled; nothing was changed"
     # Disabled before it is written down: the days that `destroy` counts must be days without it.
-    if was_enabled:
-        await session.kms.enable(version, enabled=False, timeout=timeout)
     try:
+        if was_enabled:
+            await session.kms.enable(version, enabled=False, timeout=timeout)
         await session.administration.retire(version, lease.token)
-    except (AdministrationError, asyncio.CancelledError) as error:
+    except (KmsError, AdministrationError, asyncio.CancelledError) as error:  # a call without an answer may be done
         left = await _as_before(session, version, was_enabled=was_enabled)
         if isinstance(error, asyncio.CancelledError):
             session.tell.step("retire", left)
@@ -89,7 +89,7 @@ async def _as_before(session: Session, version: int, *, was_enabled: bool) -> st
     try:
         await session.kms.enable(version, enabled=True, timeout=session.settings.kms_timeout)
     except KmsError as error:
-        return f"it is left DISABLED in KMS, which does not enable it again: {error}"
+        return f"it may be left DISABLED in KMS, which does not enable it: {error}"
     return "it is enabled again in KMS"
 
 

@@ -11,6 +11,8 @@ from services.rotator.model import RotatorError
 from services.rotator.retire import retire
 from services.rotator.session import Session
 from shared.keyring.administration import AdministrationError, RefusedError, UnreachableError
+from shared.kms.provider import KeyVersion, KmsError
+from shared.kms.reason import Reason
 from tests.rotator.rotated import KEY, Rotated
 from tests.rotator.versions import NewVersion, refusal, rewrapped, state
 
@@ -60,6 +62,27 @@ async def test_a_version_is_enabled_again_where_the_command_is_stopped(
     assert await state(emulator, 1) is State.ENABLED
 
 
+@pytest.mark.parametrize("ends", [KmsError(Reason.TIMEOUT, "no answer"), asyncio.CancelledError()])
+async def test_a_version_is_enabled_again_where_kms_disables_it_and_nobody_hears_of_it(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator, ends: BaseException
+) -> None:
+    await rewrapped(in_a_file, new_version)
+    async with in_a_file.session() as session:
+        enable = session.kms.enable
+
+        async def unheard(number: int, *, enabled: bool, timeout: float) -> KeyVersion:
+            done = await enable(number, enabled=enabled, timeout=timeout)
+            if not enabled:
+                raise ends
+            return done
+
+        session.kms.enable = unheard  # type: ignore[method-assign]
+        with pytest.raises((RotatorError, asyncio.CancelledError)):
+            await retire(session, 1)
+        assert (await session.administration.census()).retired_versions == ()
+    assert await state(emulator, 1) is State.ENABLED
+
+
 async def test_a_version_that_somebody_had_disabled_stays_so(
     in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
@@ -83,7 +106,7 @@ async def test_a_version_that_kms_does_not_enable_again_is_said_to_be_disabled(
             raise UnreachableError("nobody answers")
 
         session.administration.retire = dies  # type: ignore[method-assign]
-        with pytest.raises(RotatorError, match="nobody answers; it is left DISABLED in KMS") as failed:
+        with pytest.raises(RotatorError, match="nobody answers; it may be left DISABLED in KMS") as failed:
             await retire(session, 1)
     assert failed.value.then == ("retire 1 --confirm 1",)
     assert await state(emulator, 1) is State.DISABLED
