@@ -1,0 +1,100 @@
+"""ops/compose/sidecar brought up for real, an emulator instead of Cloud KMS at the loopback that all of it shares."""
+
+import json
+import os
+import signal
+import time
+import urllib.error
+import urllib.request
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ops.demo.ports import Ports
+from tests.containers.composed import USER
+from tests.containers.engine import ROOT, Engine
+
+NAME = f"keypulse-test-{os.getpid()}-sidecar"
+LABEL = f"com.docker.compose.project={NAME}"
+TOKEN = "a-token-of-this-test"
+KEY = {
+    "key": "projects/acme-prod/locations/global/keyRings/app/cryptoKeys/ledger",
+    "endpoint": "127.0.0.1:9010",
+    "insecure": True,
+}
+EMULATED: dict[str, Any] = {
+    "emulator": {
+        "image": "localhost/keypulse/emulator",
+        "network_mode": "service:network",
+        "command": ["--listen=127.0.0.1:9010", "--faults=127.0.0.1:9012", f"--key={KEY['key']}"],
+    },
+    "ledger": {"environment": {"KEYPULSE_BACKEND__KMS": json.dumps(KEY)}},
+    "exporter": {
+        "environment": {
+            "KEYPULSE_EXPORTER__TARGETS": json.dumps([{"name": "ledger-kek", **KEY}]),
+            "KEYPULSE_EXPORTER__PROBE": '{"interval": "1s", "timeout": "1s"}',
+        }
+    },
+}
+
+
+@pytest.fixture
+def metrics(engine: Engine, tmp_path: Path) -> Iterator[Callable[[], str]]:
+    """Brings it up; gives what the exporter's /metrics says, "" where it does not answer."""
+    ports = Ports.free()
+    (tmp_path / "emulated.yml").write_text(yaml.safe_dump({"services": EMULATED}))
+    for name, content in (("token", TOKEN), ("credentials.json", "{}")):
+        (tmp_path / name).write_text(content)
+        os.chown(tmp_path / name, USER, USER)
+    environment = {
+        "EXPORTER_PORT": str(ports.exporter),
+        "LEDGER_PORT": str(ports.relay),
+        "ADMIN_TOKEN_FILE": str(tmp_path / "token"),
+        "GOOGLE_CREDENTIALS": str(tmp_path / "credentials.json"),
+    }
+
+    def compose(*arguments: str) -> None:
+        files = ("-p", NAME, "-f", str(ROOT / "ops/compose/sidecar/compose.yaml"), "-f", str(tmp_path / "emulated.yml"))
+        done = engine.run(*files, *arguments, command=engine.compose, timeout=300, **environment)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    def asked() -> str:
+        request = urllib.request.Request(f"http://127.0.0.1:{ports.exporter}/metrics")
+        request.add_header("Authorization", f"Basic {b64encode(f'anybody:{TOKEN}'.encode()).decode()}")
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310
+                return str(answer.read().decode())
+        except (urllib.error.URLError, OSError):
+            return ""
+
+    with ExitStack() as stack:
+        stack.enter_context(engine.looking_after(LABEL))
+        stack.callback(compose, "down", "--volumes", "--timeout", "15")
+        compose("up", "--detach")
+        yield asked
+
+
+def test_the_exporter_sees_the_service_whose_network_it_shares_and_sees_it_again_after_its_death(
+    metrics: Callable[[], str], engine: Engine
+) -> None:
+    well = {'crypto_mode{service="ledger"} 1.0', 'kms_probe_success{service="ledger",target="ledger-kek"} 1.0'}
+    down = {'crypto_backend_up{service="ledger"} 0.0'}
+    _until(lambda: well <= set(metrics().splitlines()))
+    service = engine.out(
+        "ps", "--quiet", "--filter", f"label={LABEL}", "--filter", "label=com.docker.compose.service=ledger"
+    )
+    os.kill(int(engine.inspected(service)["State"]["Pid"]), signal.SIGKILL)
+    _until(lambda: down <= set(metrics().splitlines()))
+    _until(lambda: well <= set(metrics().splitlines()))
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true within two minutes"
+        time.sleep(0.2)  # bounded, until other processes are there
