@@ -25,6 +25,7 @@ from shared.kms.provider import KeyProvider, KmsError
 
 _AAD: Final = b"keypulse backup\0"
 _COLUMNS: Final = tuple(StoredKey.model_fields)
+csv.field_size_limit(sealed.PAGE_BYTES)
 _HEAD: Final = ",".join(_COLUMNS).encode() + b"\n"
 
 
@@ -180,7 +181,7 @@ async def pages(
         raise BackupError(f"KMS does not unwrap the key of the backup {file}: {error}") from None
     except OSError as error:
         raise BackupError(f"the backup {file} cannot be read: {error.strerror}") from None
-    except (sealed.DamagedError, ValidationError, ValueError) as error:
+    except (sealed.DamagedError, ValueError, csv.Error) as error:
         why = str(error) if isinstance(error, sealed.DamagedError) else "its content is not a backup's"
         raise BackupError(f"the backup {file} is damaged: {why}") from None
 
@@ -194,7 +195,8 @@ async def _stored(administration: Administration) -> AsyncIterator[Sequence[Stor
 
 def _csv(rows: Sequence[StoredKey]) -> bytes:
     text = io.StringIO()
-    csv.DictWriter(text, _COLUMNS, lineterminator="\n").writerows(row.model_dump(mode="json") for row in rows)
+    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n", quoting=csv.QUOTE_ALL)  # a CR would end a row, too
+    writer.writerows(row.model_dump(mode="json") for row in rows)
     return text.getvalue().encode()
 
 

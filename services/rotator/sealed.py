@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 KEY_BYTES: Final = 32
 _HEADER_BYTES: Final = 64 * 1024
-_PAGE_BYTES: Final = 16 * 1024 * 1024
+PAGE_BYTES: Final = 16 * 1024 * 1024
+"""Of a page's ciphertext, at most."""
 _LENGTH_BYTES: Final = 4
 
 
@@ -84,7 +85,7 @@ def pages(file: Path, key: bytes) -> Iterator[tuple[bytes, bool]]:
         number, last = 0, False
         while not last:
             length = int.from_bytes(stream.read(_LENGTH_BYTES), "big")
-            if not 0 < length <= _PAGE_BYTES or len(ciphertext := stream.read(length)) < length:
+            if not 0 < length <= PAGE_BYTES or len(ciphertext := stream.read(length)) < length:
                 raise DamagedError(f"it ends in the middle, or page {number} is damaged")
             last = not stream.peek(1)
             try:

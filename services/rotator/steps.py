@@ -74,18 +74,23 @@ class Steps:
     async def _backup(self) -> tuple[Path, Summary]:
         census = await self._administration.census()
         now = census.counted_at or self._session.now  # the keyring's clock, the same on whatever machine
-        file = self._session.backups.new(self._id, now)
-        return file, await backup.write(
+        file, timeout = self._session.backups.new(self._id, now), self._settings.kms_timeout
+        key = self._settings.kms.key
+        made = await backup.write(
             file,
             self._administration,
             self._session.kms,
             rotation_id=self._id,
-            needs={
-                each.kek_version for each in census.versions if each.kek == self._settings.kms.key and each.data_keys
-            },
+            needs={each.kek_version for each in census.versions if each.kek == key and each.data_keys},
             now=now,
-            timeout=self._settings.kms_timeout,
+            timeout=timeout,
         )
+        try:
+            await backups.check(file, self._session.kms, timeout=timeout)  # before anything is changed
+        except BackupError:
+            file.unlink()
+            raise
+        return file, made
 
     async def encrypt(self, version: int) -> None:
         """Waits until Encrypt uses `version`."""

@@ -1,0 +1,48 @@
+"""A backup can be read back, whatever stands in its rows, or nothing is changed."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from services.rotator import sealed
+from services.rotator.model import RotatorError
+from services.rotator.run import run
+from shared.keyring.administration import RotationType, StoredKey
+from tests.rotator.rotated import Rotated
+from tests.rotator.test_backup import read, written
+
+NewVersion = Callable[[], Awaitable[None]]
+
+
+async def test_whatever_another_hand_wrote_into_a_row_can_be_backed_up_and_read(in_a_file: Rotated) -> None:
+    async with in_a_file.session() as session:
+        rows = list(await session.administration.backup())
+        rows[0] = rows[0].model_copy(update={"algorithm": 'AES\r\n"256",\r', "wrapped": "x" * 300_000})
+
+        async def odd(after: str = "", _limit: int = 0) -> list[StoredKey]:
+            return [row for row in rows if row.id > after]
+
+        session.administration.backup = odd  # type: ignore[method-assign,assignment]
+        file, _ = await written(session)
+        assert await read(session, file) == rows
+
+
+async def test_a_disk_that_keeps_another_backup_than_was_written_is_noticed_before_anything_is_changed(
+    in_a_file: Rotated, new_version: NewVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await in_a_file.keys()
+    await new_version()
+    finish = sealed.Writer.finish
+
+    def cut(self: sealed.Writer, plaintext: bytes) -> None:
+        finish(self, plaintext)
+        file = self._file
+        file.write_bytes(file.read_bytes()[:-1])
+
+    monkeypatch.setattr(sealed.Writer, "finish", cut)
+    async with in_a_file.session() as session:
+        with pytest.raises(RotatorError, match="is damaged") as failed:
+            await run(session, RotationType.REWRAP_KEK)
+        assert failed.value.then == ("run --type rewrap-kek",)
+        assert list(session.backups.folder.iterdir()) == []
+    assert await in_a_file.keys() == before
