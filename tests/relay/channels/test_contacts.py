@@ -106,6 +106,24 @@ def test_slack_shows_whole_contacts_and_counts_the_others_beside_the_widest_aler
     assert not any(line.endswith("…") for line in lines)
 
 
+def test_slack_lets_alerts_wait_for_the_contacts() -> None:
+    wide = widest(contacts_of("w" * 80))
+    (alert,) = wide.event.alerts
+    told = [replace(alert, annotations={"summary": f"{n} {'w' * 40}"}, generator_url="") for n in range(60)]
+    event = replace(wide.event, alerts=tuple(told), common_labels=alert.labels)
+    post = render(replace(wide, event=event, links=(Links(None, None),) * 60), "channel")
+    assert text_length(post.blocks) + len(post.blocks[-2]["elements"][0]["url"]) <= MAX_BLOCKS_TEXT
+    assert list(complaints(post.blocks)) == []
+    assert len(post.text) <= 4_000
+    assert post.text.endswith(post.blocks[-1]["elements"][0]["text"])
+
+
 def test_slack_passes_over_a_contact_that_is_too_long_and_shows_the_next() -> None:
     post = render(message(contacts={"a": "&" * 200, "b": "#ledger-team"}), "none")
     assert post.blocks[-1]["elements"][0]["text"] == "Escalate to\nb: #ledger-team\n… and 1 more"
+
+
+def test_slack_keeps_room_for_the_count() -> None:
+    several = {**dict.fromkeys("abcd", "w" * 200), "e": "w" * 60, "f": "w" * 200}
+    escalation = render(message(contacts=several), "none").blocks[-1]["elements"][0]["text"]
+    assert (escalation.count("\n"), escalation.split("\n")[-1]) == (5, "… and 2 more")

@@ -72,6 +72,7 @@ def test_the_body_is_the_documented_one() -> None:
         "group_labels": {"alertname": "KMSCryptoModeNotKMS", "env": "production", "service": "backend"},
         "common_labels": dict(message("03-resolved-1").event.common_labels),
         "note": "Ours.",
+        "contacts": {},
         "not_listed": 0,
     }
     assert alert.keys() == {"status", "labels", "annotations", "starts_at", "ends_at", "fingerprint", "links"}

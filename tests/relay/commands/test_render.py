@@ -61,7 +61,9 @@ def test_the_first_example_of_its_help_works_when_it_is_typed_in_a_checkout() ->
         line for line in typed_there("render", "--help").splitlines() if line.strip().startswith("keypulse-relay ")
     )
     _, *arguments = shlex.split(example)
-    assert json.loads(typed_there(*arguments))["event_action"] == "trigger"
+    sent = json.loads(typed_there(*arguments))
+    assert sent["event_action"] == "trigger"
+    assert sent["payload"]["custom_details"]["escalate_to"]["service owner"] == "#ledger-team"
 
 
 def test_what_is_no_webhook_exits_with_2_and_says_where(typed: Typed, tmp_path: Path) -> None:
