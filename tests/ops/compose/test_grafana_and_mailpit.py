@@ -1,0 +1,100 @@
+"""Grafana and Mailpit come from an image registry alone, so a machine without one has only documents to look at.
+
+What a container would find is followed through its mounts, and what others look for in it through compose.yaml's names
+and ports. Grafana's settings: https://grafana.com/docs/grafana/latest/administration/provisioning/, Mailpit's ports:
+https://mailpit.axllent.org/docs/install/docker/.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[3]
+SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+GRAFANA, MAILPIT = SERVICES["grafana"], SERVICES["mailpit"]
+RELAY = yaml.safe_load((ROOT / "ops/compose/relay.yml").read_text())
+PROVISIONING = "/etc/grafana/provisioning"
+
+
+def with_defaults(text: str) -> str:
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
+
+
+MOUNTS = {
+    target: ROOT / source
+    for source, target in (with_defaults(volume).split(":")[:2] for volume in GRAFANA["volumes"])
+    if source.startswith("./")
+}
+"""What Grafana finds where, but for its own volume."""
+
+
+def published(service: dict[str, Any]) -> dict[int, int]:
+    """The port inside, and the one on this machine."""
+    ports = (with_defaults(port).split(":") for port in service["ports"])
+    return {int(inside): int(outside) for _, outside, inside in ports}
+
+
+def names(profile: str) -> set[str]:
+    """By which a container of this profile reaches another."""
+    running = {name: each for name, each in SERVICES.items() if profile in each.get("profiles", [profile])}
+    aliases = [each["networks"]["default"]["aliases"] for each in running.values() if "networks" in each]
+    return {*running, *(name for each in aliases for name in each)}
+
+
+def test_grafana_finds_the_dashboard_where_its_provider_looks() -> None:
+    (file,) = MOUNTS[f"{PROVISIONING}/dashboards"].glob("*.yml")
+    (provider,) = yaml.safe_load(file.read_text())["providers"]
+    (dashboard,) = MOUNTS[provider["options"]["path"]].glob("*.json")
+    assert json.loads(dashboard.read_text())["uid"] == "kms-crypto-health"
+
+
+def test_grafana_finds_a_data_source_that_is_the_dashboards_default() -> None:
+    (file,) = MOUNTS[f"{PROVISIONING}/datasources"].glob("*.yml")
+    (source,) = yaml.safe_load(file.read_text())["datasources"]
+    assert (source["type"], source["isDefault"]) == ("prometheus", True)
+    assert urlsplit(source["url"]).hostname in names("demo")
+
+
+def test_whoever_opens_grafana_may_look_and_there_is_no_other_user() -> None:
+    given = GRAFANA["environment"]
+    anonymous = {name: given[f"GF_AUTH_{name}"] for name in ("ANONYMOUS_ENABLED", "ANONYMOUS_ORG_ROLE")}
+    assert anonymous == {"ANONYMOUS_ENABLED": "true", "ANONYMOUS_ORG_ROLE": "Viewer"}
+    assert (given["GF_AUTH_BASIC_ENABLED"], given["GF_AUTH_DISABLE_LOGIN_FORM"]) == ("false", "true")
+    assert given["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true", "or admin's password would be admin"
+
+
+def test_a_message_leads_to_grafanas_dashboard() -> None:
+    link = urlsplit(RELAY["links"]["dashboard"])
+    (dashboard,) = MOUNTS["/var/lib/grafana/dashboards/keypulse"].glob("*.json")
+    known = json.loads(dashboard.read_text())
+    assert link.path == f"/d/{known['uid']}"
+    assert link.port == published(GRAFANA)[3000]
+    variables = {f"var-{each['name']}" for each in known["templating"]["list"]}
+    assert parse_qs(link.query).keys() <= {*variables, "from", "to"}
+
+
+def test_mail_goes_to_the_port_on_which_mailpit_takes_it_and_is_looked_at_on_the_other() -> None:
+    channels = {f"{each['host']}:{each['port']}" for each in RELAY["channels"].values() if each["kind"] == "email"}
+    alertmanager = yaml.safe_load((ROOT / "ops/compose/alertmanager.yml").read_text())["global"]
+    assert {*channels, alertmanager["smtp_smarthost"]} == {"mailpit:1025"}
+    assert published(MAILPIT).keys() == {8025}
+    assert MAILPIT["healthcheck"]["test"] == ["CMD", "/mailpit", "readyz"], "as its image has it"
+
+
+def test_mailpit_keeps_its_mails_where_it_may_write() -> None:
+    assert "/tmp" in MAILPIT["tmpfs"]
+    assert "command" not in MAILPIT, "without --database it keeps them in a file of its own there"
+
+
+@pytest.mark.parametrize("profile", ["demo", "postgres", "gcp"])
+def test_every_host_that_a_configuration_names_is_a_container(profile: str) -> None:
+    files = "\n".join(file.read_text() for file in (ROOT / "ops/compose").rglob("*.yml"))
+    text = re.sub(r"(^|\s)#.*", "", files)
+    named = re.findall(r"\b([a-z][a-z-]*):\d{2,5}\b", text) + re.findall(r"(?:host: |names: \[)([a-z-]+)", text)
+    assert {"mailpit", "prometheus", "relay", "stand-ins"} <= set(named)
+    assert set(named) <= names(profile)
