@@ -13,6 +13,8 @@ Resolved = tuple[socket.AddressFamily, Any]
 
 _under_way: Final[dict[tuple[str, int], Future[list[Resolved]]]] = {}
 """The last look-up of each name; one that hangs is not joined by a second one."""
+_own_name: Final[list[Future[str]]] = []
+_OWN_NAME_SECONDS: Final = 1.0
 
 
 async def resolved(host: str, port: int = 0) -> list[Resolved]:
@@ -28,6 +30,17 @@ async def resolved(host: str, port: int = 0) -> list[Resolved]:
     if looking is None or looking.done():
         looking = _under_way[host, port] = begun("name look-up", lambda: _look_up(host, port))
     return await asyncio.wrap_future(looking)
+
+
+async def own_name() -> str:
+    """This machine's full name; the short one, where a name server is asked for it and does not answer in a second."""
+    if not _own_name:
+        _own_name.append(begun("own name", socket.getfqdn))
+    try:
+        async with asyncio.timeout(_OWN_NAME_SECONDS):
+            return await asyncio.wrap_future(_own_name[0])
+    except TimeoutError:
+        return socket.gethostname()
 
 
 def _literal(host: str, port: int) -> Resolved | None:

@@ -5,7 +5,6 @@ read is a problem with a sentence, never an exception.
 """
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
@@ -13,13 +12,12 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from services.exporter.backend_documents import UnreadableError, parse_health, parse_metrics, parse_openmetrics
 from services.exporter.model import BackendState, Health, Series
 from shared.contract import CRYPTO_DECRYPTION_ERRORS, CRYPTO_INIT_TIMESTAMP, KEYRING_FAMILIES
-from shared.resolver import resolved
+from shared.http_resolver import Resolver
 
 HEALTH_BYTES = 1024 * 1024
 METRICS_BYTES = 4 * 1024 * 1024
@@ -37,7 +35,7 @@ async def http_client() -> AsyncIterator[aiohttp.ClientSession]:
     Each read makes a connection of its own, because an open one would still answer when no new caller gets in. Nothing
     is decompressed, so an answer cannot grow after it was measured.
     """
-    connector = aiohttp.TCPConnector(force_close=True, limit=0, resolver=_Resolver())
+    connector = aiohttp.TCPConnector(force_close=True, limit=0, resolver=Resolver())
     headers = {"Accept-Encoding": "identity", "User-Agent": "keypulse-exporter"}
     async with aiohttp.ClientSession(
         connector=connector,
@@ -47,23 +45,6 @@ async def http_client() -> AsyncIterator[aiohttp.ClientSession]:
         timeout=aiohttp.ClientTimeout(),  # none: a read has its own, and the texts of these hold the URL
     ) as session:
         yield session
-
-
-class _Resolver(AbstractResolver):
-    """aiohttp's own would take the event loop's few threads, where one name hangs, from everybody else."""
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-        return [
-            ResolveResult(hostname=host, host=address[0], port=port, family=of, proto=0, flags=numeric)
-            for of, address in await resolved(host, port)
-            if family in {socket.AF_UNSPEC, of}
-        ]
-
-    async def close(self) -> None:
-        pass
 
 
 @dataclass(frozen=True, slots=True)

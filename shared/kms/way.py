@@ -7,17 +7,15 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
-from itertools import zip_longest
 from typing import Any, Final
 
+from shared.connection import NoConnectionError, connected
 from shared.kms.provider import Phase
 from shared.resolver import Resolved, resolved
 from shared.settings import Address
 
-ATTEMPT_DELAY: Final = 0.25
-"""Seconds until the next address gets its turn beside one that has not answered: RFC 8305, section 5."""
 _HTTP2: Final = "h2"
 
 
@@ -57,7 +55,7 @@ async def measure(to: Address, *, trust: Callable[[], ssl.SSLContext] | None, ti
             async with phase("dns"):
                 addresses = await _addresses(to)
             async with phase("tcp"):
-                connection = await _connected(addresses, sockets)
+                connection = sockets.enter_context(await _connected(addresses))
             if trust:
                 async with phase("tls"):
                     await _shake_hands(connection, to, trust)
@@ -74,44 +72,14 @@ async def _addresses(to: Address) -> list[Resolved]:
         raise _PhaseError(f"the name {to.host} cannot be resolved: {why}") from None
 
 
-async def _connected(addresses: list[Resolved], sockets: ExitStack) -> socket.socket:
-    """The first connection that comes about. A next attempt begins when one has failed, or `ATTEMPT_DELAY` later."""
-    waiting = _by_turns(addresses)
-    attempts: dict[asyncio.Task[socket.socket], Any] = {}
+async def _connected(addresses: list[Resolved]) -> socket.socket:
     try:
-        while waiting or not all(attempt.done() for attempt in attempts):
-            if waiting:
-                family, address = waiting.pop(0)
-                connection = sockets.enter_context(socket.socket(family, socket.SOCK_STREAM))
-                attempts[asyncio.create_task(_connection(connection, address))] = address
-            running = [attempt for attempt in attempts if not attempt.done()]
-            done, _ = await asyncio.wait(
-                running, timeout=ATTEMPT_DELAY if waiting else None, return_when=asyncio.FIRST_COMPLETED
-            )
-            for attempt in done:
-                if not attempt.exception():
-                    return attempt.result()
-        raise _PhaseError(_refusals({address: attempt.exception() for attempt, address in attempts.items()}))
-    finally:
-        for attempt in attempts:
-            attempt.cancel()
-        await asyncio.gather(*attempts, return_exceptions=True)
+        return await connected(addresses)
+    except NoConnectionError as error:
+        raise _PhaseError(_refusals(error.errors)) from None
 
 
-async def _connection(connection: socket.socket, address: Any) -> socket.socket:
-    connection.setblocking(False)  # noqa: FBT003 - as the socket module has it
-    await asyncio.get_running_loop().sock_connect(connection, address)
-    return connection
-
-
-def _by_turns(addresses: list[Resolved]) -> list[Resolved]:
-    """IPv6 and IPv4 in turn, the resolver's first choice first: RFC 8305, section 4."""
-    preferred = [one for one in addresses if one[0] == addresses[0][0]]
-    others = [one for one in addresses if one[0] != addresses[0][0]]
-    return [one for pair in zip_longest(preferred, others) for one in pair if one]
-
-
-def _refusals(errors: dict[Any, BaseException | None]) -> str:
+def _refusals(errors: Mapping[Any, BaseException | None]) -> str:
     """One sentence for all addresses: each kind of error once, with the first address that gave it."""
     kinds: dict[str, list[Address]] = {}
     for (host, port, *_), error in errors.items():

@@ -11,6 +11,7 @@ import aiohttp
 from pydantic import AfterValidator, ValidationInfo
 
 from services.relay.channels.channel import Reason, Scope, SendError
+from shared.http_resolver import Resolver
 from shared.settings import Address
 
 
@@ -64,6 +65,7 @@ class Session:
         """The session. Its requests have no bound of their own: `exchange` sets it."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(resolver=Resolver()),
                 timeout=aiohttp.ClientTimeout(total=None),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 middlewares=[self._refuse_redirect],

@@ -156,14 +156,14 @@ class EmailChannel:
         password = secret(self._password) if self._password else ""
         client = SMTP(
             hostname=self._settings.host,
-            port=self._settings.port or _PORTS[self._settings.tls],
             username=username or None,
             password=password or None,
             timeout=self._timeout,
             use_tls=self._settings.tls == "implicit",
             start_tls=self._settings.tls == "starttls",
         )
-        return await session(client, talk, envelope, (username, password), self._settings.tls)
+        server = Address(self._settings.host, self._settings.port or _PORTS[self._settings.tls])
+        return await session(client, server, talk, envelope, (username, password), self._settings.tls)
 
 
 def _listed(refused: Mapping[str, str]) -> str:

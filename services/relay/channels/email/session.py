@@ -16,6 +16,9 @@ from aiosmtplib import SMTP
 from services.relay.channels.channel import Reason, Scope, SendError
 from services.relay.channels.exchange import Exchange, told
 from services.relay.channels.wording import shorten
+from shared.connection import connected
+from shared.resolver import own_name, resolved
+from shared.settings import Address
 
 TAKEN: Final = frozenset({250, 251})
 """A recipient is accepted, or the server will forward (RFC 5321, section 4.3.2)."""
@@ -49,11 +52,14 @@ def code(reply: str) -> int:
     return int(reply.partition(" ")[0])
 
 
-async def session(client: SMTP, talk: Exchange, envelope: Envelope, login: tuple[str, str], tls: str) -> Outcome:
+async def session(
+    client: SMTP, server: Address, talk: Exchange, envelope: Envelope, login: tuple[str, str], tls: str
+) -> Outcome:
     """Connects, logs in, mails, and closes the connection.
 
     Args:
         client: a connection to be opened, with the login in it.
+        server: where to.
         talk: notes what goes out and what comes back.
         envelope: for at least one recipient.
         login: username and password, to be masked in what the server says.
@@ -64,7 +70,7 @@ async def session(client: SMTP, talk: Exchange, envelope: Envelope, login: tuple
     """
     secrets = _forms(*login)
     try:
-        await client.connect()
+        await _connected(client, server)
         outcome = await _mailed(client, talk, envelope, secrets)
         _goodbye(client)
     except aiosmtplib.SMTPResponseException as error:
@@ -74,6 +80,20 @@ async def session(client: SMTP, talk: Exchange, envelope: Envelope, login: tuple
     finally:
         client.close()
     return outcome
+
+
+async def _connected(client: SMTP, server: Address) -> None:
+    """With our own look-up of names: the event loop's has four threads, and one name that hangs would take all."""
+    name = await own_name()  # its own would take a thread for this, too, at each mail
+    try:
+        connection = await connected(await resolved(*server))
+    except UnicodeError:
+        raise OSError(0, "no host can have such a name") from None
+    try:
+        await client.connect(sock=connection, local_hostname=name)
+    except BaseException:
+        connection.close()
+        raise
 
 
 async def _mailed(client: SMTP, talk: Exchange, envelope: Envelope, secrets: tuple[str, ...]) -> Outcome:

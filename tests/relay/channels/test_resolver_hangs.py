@@ -1,0 +1,60 @@
+"""A name server that does not answer for one provider's name delays no other channel, nor anything else."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.relay.channels.channel import Reason, SendError
+from services.relay.channels.webhook import WebhookSettings
+from tests.relay.channels.email.mail_server import UNBOUND
+from tests.relay.channels.examples import example, message, settings
+from tests.relay.channels.recorded import send
+
+HANGS = "provider.hangs"
+
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whoever asks for HANGS, or for this machine's own name, waits."""
+    real, end = socket.getaddrinfo, threading.Event()
+
+    def look_up(host: str, *arguments: Any, **named: Any) -> Any:
+        if host.endswith(HANGS):
+            end.wait(60)
+            raise OSError
+        return real(host, *arguments, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(socket, "getfqdn", lambda: str(end.wait(60)))
+    monkeypatch.setattr("shared.resolver._own_name", [])
+    yield
+    end.set()
+
+
+@pytest.mark.usefixtures("hanging")
+async def test_channels_whose_names_hang_time_out_and_take_no_thread_from_the_others(secret_file: Path) -> None:
+    def webhook(host: str) -> Any:
+        return WebhookSettings(kind="webhook", url=f"https://{host}/", token_file=secret_file).connect(0.2)
+
+    def mail(host: str) -> Any:
+        document = example("email", secret_file, UNBOUND) | {"host": host, "port": 25, "tls": "starttls"}
+        return settings(document).connect(0.2)
+
+    hang = [webhook(f"{n}.{HANGS}") for n in range(40)]
+    hang += [mail(f"{n}.{HANGS}") for n in range(40)]
+    async with asyncio.timeout(30):
+        ended = await asyncio.gather(*(send(each, message()) for each in hang), return_exceptions=True)
+        assert {each.reason for each in ended if isinstance(each, SendError)} == {Reason.TIMEOUT}
+        assert len(ended) == 80
+        assert await asyncio.to_thread(lambda: "done") == "done"
+        beside = webhook("localhost")  # where nobody listens
+        with pytest.raises(SendError) as failed:
+            await send(beside, message())
+    assert failed.value.reason is Reason.CONNECTION
+    for channel in (*hang, beside):
+        await channel.close()
