@@ -74,22 +74,29 @@ def test_a_service_has_no_privilege_and_no_way_to_one(name: str, demo: Composed)
     assert {may[key] for key in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0000000000000000"}
     assert may["NoNewPrivs"] == "1"
     assert "0" not in may["Uid"].split()
+    mounts = [line.split() for line in Path(f"/proc/{demo.pid(name)}/mountinfo").read_text().splitlines()]
+    assert [options.split(",")[0] for _, _, _, _, where, options, *_ in mounts if where == "/"] == ["ro"]
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_a_service_can_write_to_its_data_and_nothing_else(name: str, demo: Composed) -> None:
+def test_a_service_can_write_to_its_data_and_do_nothing_that_root_may(name: str, demo: Composed) -> None:
     code = """
-import os
+import os, socket
 places = ["/", "/opt/keypulse", "/etc", "/var", "/usr/bin", "/etc/keypulse", "/docs"]
 places += ["/run/secrets"] * os.path.ismount("/run/secrets")  # else podman has a /run of its own there
 print([place for place in places if os.path.exists(place) and os.access(place, os.W_OK)])
-try:
-    open("/written", "w")
-except OSError as error:
-    print(error.strerror)
+def end(action, *arguments):
+    try:
+        action(*arguments)
+    except OSError as error:
+        print(error.strerror)
+end(open, "/written", "w")
+end(os.setuid, 0)
+end(os.chroot, "/")
+end(socket.socket, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
 """
     seen = demo.engine.out("exec", demo.service(name), "python3", "-c", code)
-    assert seen.splitlines() == ["[]", "Read-only file system"]
+    assert seen.splitlines() == ["[]", "Read-only file system", *["Operation not permitted"] * 3]
 
 
 def test_limits_are_in_force(demo: Composed) -> None:
