@@ -44,13 +44,15 @@ async def _restore(session: Session, lease: Lease, name: str) -> Report:
     await session.administration.reload()
     found = await verified(session, session.settings.verify_mode)
     wrong = (*left, *failures(found))
-    what = (
-        f"{changed} data keys are as in the backup again" if changed else "what could be put back was as in the backup"
-    )
+    what = f"{changed} data keys are as in the backup again" if changed else "all was as in the backup"
+    if left:  # of a page with one that is left out it is not known how many were changed
+        sentence = "what can be put back is as in the backup; what is named below is not"
+    else:
+        sentence = f"{what}; {'what is named below cannot be read' if wrong else 'everything can be read'}"
     return Report(
         command="restore",
         outcome=Outcome.FAILED if wrong else Outcome.DONE,
-        sentence=f"{what}; what is named below cannot be read" if wrong else f"{what}; everything can be read",
+        sentence=sentence,
         then=("verify", "status") if wrong else (),
         backup=KeptBackup(file=str(file), **summary.model_dump()),
         verification=found,

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, func, select
 
 from shared.keyring.administration import Problem, Progress, RefusedError, RotationState, RotationType
 from shared.keyring.columns import defects
@@ -131,6 +131,12 @@ def to_undo(connection: Connection, rotation: Rotation, limit: int) -> tuple[Ent
 def conclude(connection: Connection, entry: Entry, outcome: Outcome) -> None:
     """Writes down what became of an entry."""
     connection.execute(entries.update().where(entries.c.number == entry.number).values(outcome=outcome.value))
+
+
+def kept(connection: Connection, rotation: Rotation) -> int:
+    """How many entries could not be undone."""
+    these = (entries.c.rotation == rotation.number) & (entries.c.outcome == Outcome.KEPT)
+    return connection.execute(select(func.count()).where(these)).scalar_one()
 
 
 def add_problem(connection: Connection, rotation: Rotation, problem: Problem) -> None:

@@ -21,6 +21,7 @@ from shared.keyring.tables import rotations
 from shared.keyring.together import together
 from shared.keyring.wrapping import UnwrapError, Wrapping
 
+_GONE: Final = "it is no longer in the keyring"
 _CHANGED: Final = "another hand changed its wrapped form since; it was left as it is"
 
 
@@ -55,11 +56,10 @@ class Rollback:
             await under_lease(self.database, self.token, self._finish)
 
     async def _obstacle(self, entry: Entry) -> str | None:
+        """Why its former wrapped form must not be put back, whatever the row holds by then."""
         key = await self.database.read(lambda connection: store.find(connection, entry.data_key_id))
         if key is None:
-            return "it is no longer in the keyring"
-        if key.wrapped != entry.new:
-            return _CHANGED
+            return _GONE
         try:
             await self.wrapping.unwrap(replace(key, wrapped=entry.old))
         except UnwrapError as error:
@@ -69,30 +69,37 @@ class Rollback:
     async def _undo(self, entries: Sequence[tuple[Entry, str | None]]) -> None:
         def write(connection: Connection, now: float) -> None:
             journal.still(connection, self.rotation)
-            undone = sum(self._undid(connection, entry, obstacle) for entry, obstacle in entries)
-            journal.update(connection, now, self.rotation, done=rotations.c.done - undone)
+            changed = sum(self._undid(connection, entry, obstacle) for entry, obstacle in entries)
+            journal.update(connection, now, self.rotation, done=rotations.c.done - changed)
 
         if entries:
             await under_lease(self.database, self.token, write)
 
     def _undid(self, connection: Connection, entry: Entry, obstacle: str | None) -> bool:
+        """Whether it changed the row; one that holds the former wrapped form, of a backup say, is as it has to be."""
+        key, changed = store.find(connection, entry.data_key_id), False
         try:
-            if obstacle is None and not store.rewrap(connection, entry.data_key_id, entry.new, entry.old):
+            if key is None:
+                obstacle = _GONE
+            elif key.wrapped == entry.old:
+                obstacle = None
+            elif key.wrapped != entry.new:
                 obstacle = _CHANGED
+            elif obstacle is None:
+                changed = store.rewrap(connection, entry.data_key_id, entry.new, entry.old)
         except RetiredVersionError as error:
             obstacle = f"its former wrapped form is not put back: {error}"
         if obstacle is not None:
             journal.add_problem(connection, self.rotation, Problem(id=entry.data_key_id, why=obstacle))
         journal.conclude(connection, entry, Outcome.KEPT if obstacle else Outcome.UNDONE)
-        return obstacle is None
+        return changed
 
     def _finish(self, connection: Connection, now: float) -> None:
         journal.still(connection, self.rotation)
-        columns: dict[str, object] = {}
         if self.rotation.added:
             self._take_back(connection, self.rotation.added, self.rotation.former)
-            columns["done"] = 0
-        journal.update(connection, now, self.rotation, state=RotationState.ROLLED_BACK.value, **columns)
+        columns = {"state": RotationState.ROLLED_BACK.value, "done": journal.kept(connection, self.rotation)}
+        journal.update(connection, now, self.rotation, **columns)
 
     def _take_back(self, connection: Connection, added: str, former: str | None) -> None:
         """The new data key is retired, for records may need it; the former one is active again."""

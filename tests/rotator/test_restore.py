@@ -62,7 +62,10 @@ async def test_what_cannot_be_put_back_is_named(in_a_file: Rotated) -> None:
         await run(session, RotationType.NEW_DEK)  # its backup holds the junk, too
         await sql(in_a_file, "UPDATE data_keys SET wrapped = :other WHERE id = :id", other=b"other", id=data_key_id(0))
         report = await restore(session, "latest")
-    assert report.outcome is Outcome.FAILED
+    assert (report.outcome, report.sentence) == (
+        Outcome.FAILED,
+        "what can be put back is as in the backup; what is named below is not",
+    )
     assert data_key_id(0) in report.problems[0].why
 
 

@@ -5,10 +5,10 @@ import pytest
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from shared.keyring.administration import AdministrationError, RefusedError, RotationState
-from shared.keyring.model import Status
+from shared.keyring.model import Status, Wrapped
 from shared.keyring.tables import data_keys
 from tests.key_versions import Versions
-from tests.shared.keyring.keyring import NEW_DEK, Keyring, Meddled, secret_of
+from tests.shared.keyring.keyring import KEY, NEW_DEK, Keyring, Meddled, secret_of
 
 
 async def test_a_rotation_that_is_done_is_undone_to_the_byte(keyring: Keyring, versions: Versions) -> None:
@@ -74,6 +74,23 @@ async def test_what_another_hand_changed_since_or_can_no_longer_be_unwrapped_is_
     assert whys[a.id] == whys[c.id]
     assert "cannot be unwrapped: KMS: key_disabled (version 1); it was left as it is" in whys[a.id]
     assert await keyring.keys() == before
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_what_a_backup_put_back_since_is_as_it_has_to_be(
+    keyring: Keyring, versions: Versions, resumed: bool
+) -> None:
+    a, b = await keyring.fill(2)
+    await keyring.add("broken", Wrapped(b"?", KEY, 1))
+    rows = await keyring.administration.backup()
+    await versions.rotate()
+    assert (await keyring.rotate()).state is RotationState.FAILED
+    await keyring.administration.restore(rows[1:], keyring.token)
+    if resumed:
+        await keyring.rotate()  # each has two entries by now
+    undone = await keyring.rollback()
+    assert (undone.state, undone.done, undone.problems) == (RotationState.ROLLED_BACK, 0, ())
+    assert await keyring.keys() == {"broken": await keyring.key("broken"), a.id: a, b.id: b}
 
 
 async def test_a_version_that_was_retired_meanwhile_wraps_nothing_again(keyring: Keyring, versions: Versions) -> None:
