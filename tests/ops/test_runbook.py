@@ -129,6 +129,13 @@ def test_the_channels_of_each_receiver_are_those_of_the_relay() -> None:
     assert sorted(told) == sorted(receivers)
 
 
+def test_the_contacts_are_the_roles_that_the_relay_tells() -> None:
+    contacts = yaml.safe_load((ROOT / "ops/relay/relay.yml").read_text())["contacts"]
+    (example,) = re.findall(r"```yaml\n(.*?)```", SECTIONS["Contacts"], re.DOTALL)
+    assert yaml.safe_load(example) == {"contacts": contacts}
+    assert list(contacts) == ROLES
+
+
 def test_what_silences_what_agrees_with_the_inhibitions() -> None:
     (sentence,) = re.findall(
         r"^A cause keeps.*?\n\n", SECTIONS["Monitoring and alerts"] + "\n", re.MULTILINE | re.DOTALL
