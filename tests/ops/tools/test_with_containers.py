@@ -91,7 +91,7 @@ def test_base_images_are_asked_for_where_none_is_named(path: Path) -> None:
 
 def test_base_images_that_cannot_be_made_are_said_so_with_the_last_words(path: Path) -> None:
     program(path, "stand-ins", "echo export PYTHON_IMAGE=half; echo 'debootstrap: not permitted' >&2; exit 1")
-    assert_skipped(run(path, STAND_IN_IMAGES=f"{path}/stand-ins"), "debootstrap: not permitted")
+    assert_skipped(run(path, STAND_IN_IMAGES=f"{path}/stand-ins"), "it failed after: debootstrap: not permitted")
 
 
 def test_a_program_that_is_missing_where_containers_run_is_no_reason_to_skip(path: Path) -> None:
