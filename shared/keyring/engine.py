@@ -56,7 +56,7 @@ def words(error: exc.SQLAlchemyError) -> str:
 def _postgresql(url: URL, connections: int) -> Engine:
     from shared.sql.patience import Patience  # noqa: PLC0415  # 0.1 s that a file does not need
 
-    return postgresql_engine(
+    engine = postgresql_engine(
         url,
         connections,
         program="keypulse-keyring",
@@ -64,3 +64,5 @@ def _postgresql(url: URL, connections: int) -> Engine:
         ping=True,
         patience=lambda: Patience(STATEMENT_SECONDS + 0.5),
     )
+    # Whatever the server's default is: another level would read as of before `alone`, whose lock others held till then.
+    return engine.execution_options(isolation_level="READ COMMITTED")

@@ -1,6 +1,7 @@
 """What a keyring in PostgreSQL does on a bad day of its server: bounded, told without a value, and over with it."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -52,6 +53,41 @@ async def test_ids_are_compared_byte_by_byte_whatever_the_language_of_the_databa
             assert found == "C"
     finally:
         await database.close()
+
+
+async def test_whoever_waited_for_another_change_reads_it_whatever_isolation_the_server_has_by_default(
+    postgres_database: URL, until: Until
+) -> None:
+    database = await Database.opened(postgres_database, _tables)
+    default = f"ALTER DATABASE {postgres_database.database} SET default_transaction_isolation = 'repeatable read'"
+    await database.write(lambda connection: connection.execute(text(default)))
+    await database.close()
+    first, second = [await Database.opened(postgres_database) for _ in range(2)]
+    holds, proceed = threading.Event(), threading.Event()
+
+    def slow(connection: Connection) -> None:
+        holds.set()
+        assert proceed.wait(STATEMENT_SECONDS)
+        _insert(connection)
+
+    async def is_waiting() -> bool:
+        waits = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+        return bool(await first.read(lambda connection: connection.execute(waits).scalar_one()))
+
+    try:
+        assert [await each.change(_count) for each in (first, second)] == [0, 0]  # they are connected
+        assert not await is_waiting()
+        changing = asyncio.create_task(first.change(slow))
+        await asyncio.to_thread(holds.wait, STATEMENT_SECONDS)
+        counting = asyncio.create_task(second.change(_count))
+        await until(is_waiting)
+        proceed.set()
+        await changing
+        assert await counting == 1
+    finally:
+        proceed.set()
+        await first.close()
+        await second.close()
 
 
 async def test_a_server_that_restarts_in_between_is_nobodys_error(own_postgres: Postgres) -> None:
