@@ -45,6 +45,8 @@ class Report(BaseModel):
     steps: tuple[Took, ...] = ()
 
 
+_NOTED: Final = 30
+"""Steps of a rotation that a person is shown, at most."""
 _MARKS: Final = {Outcome.DONE: "✓", Outcome.NOTHING_TO_DO: "-", Outcome.FAILED: "✗"}
 
 
@@ -71,6 +73,8 @@ def markdown(report: Report, config: str) -> str:
     if report.steps:
         rows = ((each.step, each.seen, f"{each.seconds:.1f} s") for each in report.steps)
         lines += ["", *_table(("step", "seen", "took"), rows)]
+    elif report.rotation and report.rotation.steps:
+        lines += ["", *_table(("noted, the latest last",), ((step,) for step in report.rotation.steps[-_NOTED:]))]
     if report.then:
         lines += ["", "Next:", "", *(f"    {PROGRAM} {words} --config {shlex.quote(config)}" for words in report.then)]
     return "\n".join(lines) + "\n"

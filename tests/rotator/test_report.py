@@ -63,7 +63,14 @@ def test_what_a_server_answers_is_neither_mark_up_nor_a_control_character() -> N
     shown = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
     assert not any(mark in shown for mark in ("<img", "<a ", "<code>code", "<h1>"))
     assert shown.count("<h2>") == 1
-    assert shown.count("<table>") == 2
+    assert shown.count("<table>") == 3
+
+
+def test_a_status_has_the_steps_that_the_runner_noted_the_last_one_with_its_reason() -> None:
+    noted = {"steps": ("smoke is right", "failed backup: the disk is full")}
+    rotation = (rotation := hostile().rotation) and rotation.model_copy(update=noted)
+    text = markdown(Report(command="status", outcome=Outcome.DONE, sentence="s", rotation=rotation), "rotator.yml")
+    assert text.endswith("| smoke is right |\n| failed backup: the disk is full |\n")
 
 
 def test_it_says_what_to_type_next() -> None:
