@@ -5,8 +5,9 @@ One line of JSON to its standard input is one request, and one line of its stand
     {"method": "POST", "path": "rotate", "caller": "…", "body": {…}}
     {"status": 200, "body": {…}}
 
-So no value ever stands on a command line, where `ps` would show it and a shell would read it. One process serves the
-whole run; one that does not answer in time is ended, because its answer would be taken for the next one's.
+So no value ever stands on a command line, where `ps` would show it and a shell would read it. One process serves one
+call after another; while a long one is under way, another process keeps the lease. One that does not answer in time is
+ended, because its answer would be taken for the next one's.
 """
 
 import asyncio
@@ -65,34 +66,31 @@ class _Command:
     def __init__(self, settings: CommandSettings, caller: str) -> None:
         self._settings = settings
         self._caller = caller
-        self._running: _Running | None = None
-        self._turn = asyncio.Lock()
+        self._idle: list[_Running] = []
         self.name = " ".join(shlex.join(settings.argv).split())[:80]
 
     async def carry(self, question: Question) -> Answer:
         line = json.dumps({**question._asdict(), "caller": self._caller}).encode() + b"\n"
-        async with self._turn:
-            running = self._running = self._running or await self._started()
-            try:
-                async with asyncio.timeout(self._settings.timeout):
-                    return _answer(await running.ask(line))
-            except TimeoutError:
-                why = f"no answer within {self._settings.timeout:g} s; it may have been done: look with `status`"
-            except _NoAnswerError as error:
-                why = str(error)
-            except asyncio.CancelledError:
-                await self._end(0.0)
-                raise
-            said = await self._end(_END_SECONDS)
-            raise UnreachableError(f"{self.name}: {why}{said}")
+        running = self._idle.pop() if self._idle else await self._started()
+        try:
+            async with asyncio.timeout(self._settings.timeout):
+                answer = _answer(await running.ask(line))
+        except TimeoutError:
+            why = f"no answer within {self._settings.timeout:g} s; it may have been done: look with `status`"
+        except _NoAnswerError as error:
+            why = str(error)
+        except asyncio.CancelledError:
+            await running.end(0.0)
+            raise
+        else:
+            self._idle.append(running)
+            return answer
+        said = await running.end(_END_SECONDS)
+        raise UnreachableError(f"{self.name}: {why}{said}")
 
     async def close(self) -> None:
-        """Ends the process, if there is one."""
-        await self._end(_END_SECONDS)
-
-    async def _end(self, seconds: float) -> str:
-        running, self._running = self._running, None
-        return await running.end(seconds) if running else ""
+        """Ends what was started, once no call is under way."""
+        await asyncio.gather(*(running.end(_END_SECONDS) for running in self._idle))
 
     async def _started(self) -> "_Running":
         try:

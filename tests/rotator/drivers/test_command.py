@@ -12,6 +12,7 @@ from sqlalchemy import URL
 
 from services.rotator.drivers.command import CommandSettings
 from services.rotator.drivers.registry import connect
+from services.rotator.lease import holding
 from shared.keyring.administration import RefusedError, RotateRequest, RotationType, UnreachableError
 from shared.kms.settings import GcpKeySettings
 from shared.sql.location import sqlite
@@ -62,7 +63,26 @@ def _command_lines() -> list[bytes]:
     return found
 
 
-async def test_one_process_serves_the_whole_run_and_ends_with_it(tmp_path: Path) -> None:
+async def test_the_lease_is_kept_while_a_call_is_under_way(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    lease = {"holder": "a test", "token": "t", "expires_at": "2026-01-01T00:00:00Z"}
+    script = f"""
+import pathlib, sys, time
+kept = pathlib.Path({str(kept)!r})
+for line in sys.stdin:
+    if '"keys' in line:
+        while not (kept.exists() and len(kept.read_text()) >= 2): time.sleep(0.01)
+    elif '"lease"' in line:
+        kept.open("a").write(".")
+    body = {{"keys": "[]", "lease": {json.dumps(json.dumps(lease))}}}
+    print('{{"status": 200, "body": %s}}' % next((v for k, v in body.items() if '"' + k in line), "null"), flush=True)
+"""
+    async with connect(python(script), KMS) as keyring:
+        assert not await holding(keyring, 6.0, lambda _: keyring.keys(), "a test")
+    assert len(kept.read_text()) >= 2
+
+
+async def test_one_process_serves_one_call_after_another_and_ends_with_the_run(tmp_path: Path) -> None:
     log = tmp_path / "log"
     script = f"""
 import os, sys
@@ -73,7 +93,8 @@ open({str(log)!r}, "a").write("ended\\n")
 """
     async with connect(python(script), KMS) as keyring:
         assert not log.exists(), "it starts at the first call"
-        await asyncio.gather(*(keyring.census() for _ in range(3)))
+        for _ in range(3):
+            await keyring.census()
     first, second = log.read_text().splitlines()
     assert (first.startswith("began"), second) == (True, "ended")
 
