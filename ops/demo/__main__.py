@@ -111,7 +111,7 @@ async def _until_stopped() -> None:
             told: dict[str, str] = {}
             while not stopping.done():
                 told = _tell(running.children.ended(), told)
-                await asyncio.wait({stopping}, timeout=1)
+                await asyncio.wait({stopping}, timeout=0.2)
                 if again.is_set():
                     again.clear()
                     told = {}
