@@ -36,8 +36,6 @@ def variables(folder: Path, ports: Ports) -> dict[str, str]:
         "LOCATION": location,
         "KEYRING": keyring,
         "KEY": key,
-        "SERVICE_ACCOUNT": f"{key}@{project}.iam.gserviceaccount.com",
-        "EXPORTER_ACCOUNT": f"keypulse-exporter@{project}.iam.gserviceaccount.com",
         "SERVICE_ACCOUNT": f"ledger@{project}.iam.gserviceaccount.com",
         "EXPORTER_ACCOUNT": f"keypulse-exporter@{project}.iam.gserviceaccount.com",
         **parts,
