@@ -24,6 +24,7 @@ from starlette.types import ASGIApp
 
 from shared import VERSION
 from shared.auth import guarded
+from shared.http_protocol import HttpProtocol
 from shared.secret_file import SecretFile
 from shared.settings import Address
 from shared.stop import STOP_SECONDS, stop_signal
@@ -122,6 +123,7 @@ async def serving(app: ASGIApp, address: Address, tls: ssl.SSLContext | None = N
         server = _Server(
             uvicorn.Config(
                 app,
+                http=HttpProtocol,
                 lifespan="off",
                 ws="none",
                 ssl_context_factory=(lambda _config, _default: tls) if tls else None,

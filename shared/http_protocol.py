@@ -1,0 +1,84 @@
+"""uvicorn's protocols, with bounds on what a connection may hold before anybody has looked at who is there.
+
+uvicorn itself ends no connection on which a request does not arrive. Its protocol with httptools keeps a head of any
+size, and any number of requests that come before the first is answered; the one with h11 bounds both.
+"""
+
+import asyncio
+from typing import Any, Final
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEAD_BYTES: Final = 64 * 1024
+"""Of a request's line and headers, as h11 has it; what comes in one piece with them does not count."""
+HEAD_SECONDS: Final = 30.0
+"""How long they may take to arrive."""
+AHEAD: Final = 16
+"""Requests on one connection that may come before the first of them is answered."""
+
+
+class _Impatient(asyncio.Protocol):
+    """Ends a connection on which no whole head arrives in time."""
+
+    transport: Any
+    cycle: Any
+    timeout_keep_alive_task: Any
+    loop: Any
+    _waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._waiting = self.loop.call_later(HEAD_SECONDS, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # While uvicorn's own time-out runs, nothing of the next request has come.
+        if self.timeout_keep_alive_task or not (self.cycle is None or self.cycle.response_complete):
+            self._stop_waiting()
+        elif self._waiting is None:
+            self._waiting = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _stop_waiting(self) -> None:
+        if self._waiting:
+            self._waiting.cancel()
+            self._waiting = None
+
+
+class _WithH11(_Impatient, H11Protocol):
+    pass
+
+
+HttpProtocol: type[asyncio.Protocol] = _WithH11
+"""What speaks HTTP here: the one with httptools where that is installed."""
+
+try:
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+except ImportError:
+    pass
+else:
+
+    class _WithHttptools(_Impatient, HttpToolsProtocol):
+        _kept = 0
+        """Bytes of which the parser has made nothing yet, or only headers."""
+
+        def data_received(self, data: bytes) -> None:
+            self._kept += len(data)
+            super().data_received(data)
+            if self._kept > HEAD_BYTES and not self.transport.is_closing():
+                self.send_400_response(f"Over {HEAD_BYTES} bytes of headers.")
+
+        def on_headers_complete(self) -> None:
+            self._kept = 0
+            if len(self.pipeline) >= AHEAD:
+                raise ValueError("too many requests at once")  # whatever is raised here is a 400
+            super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            self._kept = 0
+            super().on_body(body)
+
+    HttpProtocol = _WithHttptools
