@@ -27,7 +27,7 @@ from services.relay.outbox.store import Store, StoreUnusableError, opened
 from services.relay.outbox.waiting import StoreUnavailableError
 from services.relay.outbox.watchdogs import last_seen
 from services.relay.watch.telling import Teller
-from services.relay.watch.watchdog import Watchdog
+from services.relay.watch.watchdog import Able, Watchdog
 from services.relay.watch.watching import Watched, Watching
 from services.relay.workers import close, delivering, link_rules
 from shared.generations import Generations
@@ -60,7 +60,7 @@ async def running(settings: RelaySettings, *, clock: Callable[[], float] = time.
             store = await stack.enter_async_context(opened(settings.database, clock, settings.unmerged))
         except StoreUnusableError as error:
             raise StartError(str(error)) from None
-        shown = registry()
+        shown, able = registry(), Able(time.monotonic)
         metrics = Metrics(shown, (), _OUTCOMES, Reason)
         gauges = OutboxGauges((), (), query.COUNTED, OPEN, lambda: _outbox_state(store))
         shown.register(gauges)
@@ -71,7 +71,7 @@ async def running(settings: RelaySettings, *, clock: Callable[[], float] = time.
             metrics.show(settings.channels)
             gauges.show(settings.channels, frozenset(watchdog.name for watchdog in settings.watchdogs))
             await asyncio.to_thread(_warn_of_orphans, settings, store)
-            async with _working(settings, store, metrics) as (intake, wake):
+            async with _working(settings, store, metrics, able) as (intake, wake):
                 admin = SecretFile(settings.auth.admin_token_file) if settings.auth.admin_token_file else None
                 app = application(
                     "keypulse relay",
@@ -131,11 +131,11 @@ async def send_test(settings: RelaySettings, name: str) -> list[Receipt]:
 
 @asynccontextmanager
 async def _working(
-    settings: RelaySettings, store: Store, metrics: Metrics
+    settings: RelaySettings, store: Store, metrics: Metrics, able: Able
 ) -> AsyncIterator[tuple[Intake, Callable[[Iterable[str]], None]]]:
     """Takes in, delivers and watches while the body runs; gives the intake, and what wakes channels."""
     async with delivering(settings, store, metrics) as wake:
-        watching = Watching(Teller(store, metrics, settings.channels, wake), _watched(settings))
+        watching = Watching(Teller(store, metrics, settings.channels, wake), _watched(settings), able)
         retention = settings.retention
         async with _beside(watching.run(), pruning(store, retention.max_age, retention.max_deliveries)):
             token = SecretFile(settings.auth.bearer_token_file)

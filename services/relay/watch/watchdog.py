@@ -55,29 +55,48 @@ class Watchdog:
         )
 
 
+class Able:
+    """For how long heartbeats could be kept: of the time before, nothing is concluded. It outlives a reload.
+
+    Args:
+        monotonic: seconds that no clock change touches.
+    """
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self.begin()
+
+    def begin(self) -> None:
+        """From now on, and not before."""
+        self._since = self._monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Until now."""
+        return self._monotonic() - self._since
+
+
 class Guard:
     """Tells which watchdogs stay away, and which are back.
 
     Args:
         teller: tells it.
         watchdogs: the configured ones.
-        monotonic: seconds that no clock change touches.
+        able: since the start of the process.
     """
 
-    def __init__(self, teller: Teller, watchdogs: Sequence[Watchdog], monotonic: Callable[[], float]) -> None:
+    def __init__(self, teller: Teller, watchdogs: Sequence[Watchdog], able: Able) -> None:
         self._teller = teller
         self._watchdogs = watchdogs
-        self._monotonic = monotonic
+        self._able = able
         self._tidy = False
-        # Of a time when no heartbeat could have been kept, nothing is concluded: before the start, ...
-        self._able_since = self._monotonic()
 
     async def look(self) -> float:
         """Looks once; gives the seconds until the next look. Raises StoreUnavailableError."""
         try:
             return await self._look()
         except StoreUnavailableError:
-            self._able_since = self._monotonic()  # ... and while the outbox took none
+            self._able.begin()  # the outbox took none
             raise
 
     async def _look(self) -> float:
@@ -88,12 +107,11 @@ class Guard:
         if not names:
             return _IDLE_SECONDS
         silent_for = await store.run(lambda transaction: outbox.silent_for(transaction, names))
-        able_for = self._monotonic() - self._able_since
         pause = _LOOK_SECONDS
         for watchdog in self._watchdogs:
             absent = watchdog.absent()
             told = await store.read(partial(open_incident, incident_id=absent.incident_id))
-            silent = min(silent_for[watchdog.name], able_for)
+            silent = min(silent_for[watchdog.name], self._able.seconds)
             if silent >= watchdog.expect_every:
                 if told is None and await self._teller.begin(absent, watchdog.channels):
                     log.error("a watchdog stays away", watchdog=watchdog.name, seconds=watchdog.expect_every)

@@ -13,7 +13,7 @@ from services.relay.watch.notice import Notice
 from services.relay.watch.outside import Outside
 from services.relay.watch.reconcile import Reconcile, Waits
 from services.relay.watch.telling import Teller
-from services.relay.watch.watchdog import Guard, Watchdog
+from services.relay.watch.watchdog import Able, Guard, Watchdog
 from shared.secret_file import SecretFile
 
 
@@ -35,11 +35,13 @@ class Watching:
     Args:
         teller: tells what is found out.
         watched: what a person set.
+        able: since when heartbeats could be kept.
     """
 
-    def __init__(self, teller: Teller, watched: Watched) -> None:
+    def __init__(self, teller: Teller, watched: Watched, able: Able) -> None:
         self._teller = teller
         self._watched = watched
+        self._able = able
         self._outsides = {
             watchdog.name: Outside(watchdog.name, watchdog.ping_url_file, teller.store, teller.channels)
             for watchdog in watched.watchdogs
@@ -56,7 +58,7 @@ class Watching:
         """Watches until cancelled."""
         watched = self._watched
         notice = Notice(self._teller, watched.default_channels)
-        guard = Guard(self._teller, watched.watchdogs, time.monotonic)
+        guard = Guard(self._teller, watched.watchdogs, self._able)
         turns: dict[str, Callable[[], Awaitable[float]]] = {"quarantine": notice.look, "watchdogs": guard.look}
         async with AsyncExitStack() as stack:
             for name, outside in self._outsides.items():

@@ -3,7 +3,7 @@
 from services.relay.model import Status
 from services.relay.outbox import watchdogs
 from services.relay.watch.reconcile import ENDED
-from services.relay.watch.watchdog import Guard, Watchdog
+from services.relay.watch.watchdog import Able, Guard, Watchdog
 from tests.relay.watch.comparing import Answers, latest, minutes, reconcile
 from tests.relay.watch.told import START, Clock, Desk, event
 
@@ -76,7 +76,7 @@ async def test_a_group_whose_alerts_were_cut_off_is_never_closed(at: Desk, clock
 
 
 async def test_the_relays_own_incidents_are_none_of_alertmanagers(at: Desk, clock: Clock, one: Answers) -> None:
-    guard = Guard(at.teller, [Watchdog("Watchdog", 60, ("slack",), None)], clock.steady)
+    guard = Guard(at.teller, [Watchdog("Watchdog", 60, ("slack",), None)], Able(clock.steady))
     await guard.look()
     clock.go(60)
     await guard.look()

@@ -9,14 +9,14 @@ import pytest
 from services.relay.model import Status
 from services.relay.outbox import watchdogs
 from services.relay.outbox.waiting import StoreUnavailableError
-from services.relay.watch.watchdog import Guard, Watchdog
+from services.relay.watch.watchdog import Able, Guard, Watchdog
 from tests.relay.watch.told import Clock, Desk, event
 
 WATCHDOG = Watchdog("Watchdog", 180.0, ("email", "pagerduty"), None)
 
 
 def started(at: Desk, clock: Clock, *others: Watchdog) -> Guard:
-    return Guard(at.teller, [WATCHDOG, *others], clock.steady)
+    return Guard(at.teller, [WATCHDOG, *others], Able(clock.steady))
 
 
 async def look_after(seconds: float, guard: Guard, clock: Clock) -> float:
@@ -117,6 +117,6 @@ async def test_one_that_is_no_longer_configured_is_over_at_the_next_start(at: De
     told, channels = (await at.told())[-1]
     assert (told.common_labels["watchdog"], told.status, channels) == ("Other", Status.RESOLVED, {"slack"})
     assert told.note == "This watchdog is no longer configured."
-    await Guard(at.teller, [], clock.steady).look()
+    await Guard(at.teller, [], Able(clock.steady)).look()
     assert (await at.told())[-1].event.common_labels["watchdog"] == "Watchdog"
     assert len(await at.told()) == 5

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from services.relay.outbox import rejected, watchdogs
 from services.relay.outbox.rejected import Rejected
-from services.relay.watch.watchdog import Watchdog
+from services.relay.watch.watchdog import Able, Watchdog
 from services.relay.watch.watching import Watched, Watching
 from shared.sql import location
 from tests.conftest import Until
@@ -48,7 +48,9 @@ async def test_absences_quarantine_and_heartbeats_are_seen_side_by_side_until_it
 
     seen, absent = Watchdog("Seen", 60, ["slack"], file), Watchdog("Absent", 0.2, ["email"], None)
     # No Alertmanager is there: the others do not wait for it.
-    watching = Watching(at.teller, Watched([seen, absent], ["slack"], ["http://127.0.0.1:1"], None))
+    watching = Watching(
+        at.teller, Watched([seen, absent], ["slack"], ["http://127.0.0.1:1"], None), Able(time.monotonic)
+    )
     task = asyncio.create_task(watching.run())
     await watchdogs.seen(at.store, ["Seen", "Absent"])
     watching.heartbeat(["Seen", "Absent"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from aiohttp import web
 from services.relay.intake import webhook
 from services.relay.model import Event, Status
 from services.relay.watch.reconcile import AGAIN, ENDED, Waits
+from services.relay.watch.watchdog import Able
 from services.relay.watch.watching import Watched, Watching
 from tests.conftest import Until
 from tests.relay.watch.told import CHANNELS, Clock, Desk
@@ -119,7 +121,7 @@ async def alertmanager(
 @pytest.fixture
 async def watching(at: Desk, alertmanager: Alertmanager) -> AsyncIterator[None]:
     watched = Watched((), CHANNELS[:1], [alertmanager.url], None, QUICK)
-    task = asyncio.create_task(Watching(at.teller, watched).run())
+    task = asyncio.create_task(Watching(at.teller, watched, Able(time.monotonic)).run())
     yield
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
