@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from typing import Final
 from uuid import uuid4
@@ -18,8 +18,10 @@ from services.relay.delivery.sending import Delivering
 from services.relay.delivery.worker import Worker
 from services.relay.metrics import Metrics
 from services.relay.outbox import gate
+from services.relay.outbox.fallback import fall_back_of_gone
 from services.relay.outbox.held import give_back
 from services.relay.outbox.overdue import look_after
+from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store
 from services.relay.outbox.waiting import StoreUnavailableError
 
@@ -67,7 +69,7 @@ async def delivering(settings: RelaySettings, store: Store, metrics: Metrics) ->
         )
     await _try_refused(store, channels)
     tasks = [asyncio.create_task(worker.run(), name=f"deliver {name}") for name, worker in workers.items()]
-    looking = asyncio.create_task(_look_after(store, shared, wake), name="overdue deliveries")
+    looking = asyncio.create_task(_look_after(store, shared, wake, channels), name="overdue deliveries")
     try:
         yield wake
     finally:
@@ -117,13 +119,19 @@ async def _try_refused(store: Store, names: Iterable[str]) -> None:
         log.warning("channels that refused everything are tried when their pause ends", problem=str(error))
 
 
-async def _look_after(store: Store, shared: Delivering, wake: Wake) -> None:
+async def _look_after(store: Store, shared: Delivering, wake: Wake, channels: Collection[str]) -> None:
     while True:
         await asyncio.sleep(_LOOK_AFTER_SECONDS)
         try:
+            told = await fall_back_of_gone(store, channels, shared.fallback)
+            for channel in told.superseded:
+                shared.metrics.ended(channel, State.SUPERSEDED)
+            wake(told.woken)
             looked = await look_after(store, shared.owner, shared.retry.give_up_after, shared.fallback)
+            for channel, state in looked.ended:
+                shared.metrics.ended(channel, state)
+            wake(looked.woken)
         except StoreUnavailableError:
             continue  # the store has logged it
-        for channel, state in looked.ended:
-            shared.metrics.ended(channel, state)
-        wake(looked.woken)
+        except Exception:
+            log.exception("a defect in looking after what is overdue; it goes on")

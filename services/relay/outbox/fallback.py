@@ -1,10 +1,13 @@
 """What waits for a channel that refuses everything → those that stand in for it: at once, in order, each event once.
 
+So does, after a while, what waits for a channel that is configured no more: a webhook may have been accepted by the
+configuration of before, and nobody else would ever tell of it.
+
 It goes on waiting for its own channel, too. How far it was handed on is noted in the delivery (`fell_back`), so that
 each step finds the next ones; what another channel tells already, be it because it refused it before, is not repeated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -21,7 +24,16 @@ from services.relay.outbox.together import Transaction
 STEP: Final = 32
 """How many deliveries are handed on in one transaction, so that a channel for which thousands wait holds nobody up."""
 
+GONE_AFTER: Final = 300.0
+"""Seconds for which that is left to others: another replica may have been reloaded before this one."""
+
 _of = deliveries.c
+_GONE: Final = (
+    select(_of.channel)
+    .distinct()
+    .where(_of.finished_at.is_(None), _of.channel.not_in(bindparam("configured", expanding=True)))
+    .where(_of.waits_since < bindparam("before"))
+)
 _LEFT: Final = (
     _of.finished_at.is_(None),
     or_(_of.state.in_([state.value for state in WAITING]), _of.due_at <= bindparam("now")),  # or its lease ended
@@ -88,6 +100,28 @@ async def fall_back(store: Store, channel: str, others: Sequence[str]) -> FellBa
     if not found:
         return FellBack()
     return await store.run(partial(_step, found=found, others=others))
+
+
+async def fall_back_of_gone(store: Store, configured: Collection[str], others: Sequence[str]) -> FellBack:
+    """Hands on what has waited for `GONE_AFTER` for channels that are not among the `configured`; all of it.
+
+    Raises:
+        StoreUnavailableError: the steps before this one are done.
+    """
+    superseded: tuple[str, ...] = ()
+    woken: set[str] = set()
+    for channel in await store.read(lambda connection: _gone(connection, configured, store)):
+        more = True
+        while more:
+            told = await fall_back(store, channel, others)
+            superseded, more = superseded + told.superseded, told.more
+            woken.update(told.woken)
+    return FellBack(superseded, tuple(sorted(woken)))
+
+
+def _gone(connection: Connection, configured: Collection[str], store: Store) -> Sequence[str]:
+    before = dialect.now(connection, store.clock) - GONE_AFTER
+    return connection.execute(_GONE, {"configured": sorted(configured), "before": before}).scalars().all()
 
 
 def _next(connection: Connection, channel: str, now: float) -> Sequence[Row[*tuple[Any, ...]]]:

@@ -7,7 +7,7 @@ import pytest
 
 from services.relay.outbox import fallback
 from services.relay.outbox.again import again
-from services.relay.outbox.fallback import FellBack, fall_back
+from services.relay.outbox.fallback import FellBack, fall_back, fall_back_of_gone
 from services.relay.outbox.gate import BREAKS_AFTER, Effect, reopened
 from services.relay.outbox.overdue import Looked, look_after
 from services.relay.outbox.query import Filter, recent
@@ -230,3 +230,15 @@ async def test_a_dead_letter_that_is_sent_again_goes_there_too(store: Store) -> 
     assert await again(store, claim.delivery_id) is State.DEAD
     await fall_back(store, "a", ("b",))
     assert ("x", 1, 2) in await all_of(store, "b")
+
+
+async def test_all_that_waits_for_a_channel_that_is_gone_goes_to_the_others_and_to_nobody_where_it_is_there(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await waiting(store, fallback.STEP + 1)
+    assert await fall_back_of_gone(store, ("b",), ("b",)) == FellBack()
+    monkeypatch.setattr(fallback, "GONE_AFTER", -60.0)
+    assert await fall_back_of_gone(store, ("a", "b"), ("b",)) == FellBack()
+    assert await fall_back_of_gone(store, ("b",), ("b",)) == FellBack(woken=("b",))
+    assert len(await all_of(store, "b")) == fallback.STEP + 1
+    assert await fall_back_of_gone(store, ("b",), ("b",)) == FellBack()
