@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from services.exporter.canary import CanaryFiles
 from services.exporter.changes import Changes
-from services.exporter.config import Settings
+from services.exporter.config import Settings, Target
 from services.exporter.history import History
 from services.exporter.metrics import ExporterMetrics
 from services.exporter.model import BackendState, KeySnapshot, ProbeResult
@@ -33,6 +33,13 @@ class Record:
             self.history.keep(targets, services)
             self._changes.watch(targets, services)
         self._keys = keys
+
+    def last(self, target: Target) -> tuple[float, float]:
+        """When its key was probed last, and when it was looked at; unix seconds, 0 where it never was."""
+        known = self.history.targets.get(target.name)
+        if known is None or self._keys.get((target.service, target.name)) != target.key:
+            return 0.0, 0.0
+        return known.last.at if known.last else 0.0, known.snapshot.at if known.snapshot else 0.0
 
     def probe(self, result: ProbeResult) -> None:
         """A round trip."""

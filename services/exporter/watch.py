@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from random import Random
 from urllib.parse import urlsplit
 
@@ -63,15 +64,19 @@ async def watching(settings: Settings, record: Record, connect: Connect, random:
         new = partial(asyncio.Semaphore, settings.probe.concurrency)
         probing: defaultdict[str | None, asyncio.Semaphore] = defaultdict(new)
         looking: defaultdict[str | None, asyncio.Semaphore] = defaultdict(new)
-        demands, probes, looks = {}, [], []
+        demands: dict[str, Demand] = {}
+        probes: list[tuple[float, Job]] = []
+        looks: list[tuple[float, Job]] = []
         for target in settings.targets:
+            probed_at, looked_at = record.last(target)
             key = connect(target)
             stack.push_async_callback(key.close)
             demand = _demand(target, settings, key, record.probe, probing[target.endpoint])
             stack.push_async_callback(demand.close)
             demands[target.name] = demand
-            probes.append(_probe_job(demand))
-            looks.append(_look_job(target, settings.probe.timeout, connect, record, looking[target.endpoint]))
+            probes.append((probed_at, _probe_job(demand)))
+            look = _look_job(target, settings.probe.timeout, connect, record, looking[target.endpoint])
+            looks.append((looked_at, look))
         reads = [
             _read_job(backend.service, _read(backend, settings.probe.timeout, session, stack), record)
             for backend in settings.backends
@@ -81,14 +86,19 @@ async def watching(settings: Settings, record: Record, connect: Connect, random:
         interval = settings.probe.interval
         slow, apart = beat(len(looks)), 60 * READS / READS_A_MINUTE
         schedules = [
-            *([schedule(probes, interval=interval, concurrency=every)] if probes else []),
-            *([schedule(looks, interval=slow, concurrency=every, spacing=apart)] if looks else []),
+            *([schedule(_oldest_first(probes), interval=interval, concurrency=every)] if probes else []),
+            *([schedule(_oldest_first(looks), interval=slow, concurrency=every, spacing=apart)] if looks else []),
             *([schedule(reads, interval=interval, concurrency=settings.probe.concurrency)] if reads else []),
         ]
         record.watch(settings)  # not before it is certain that this will be watched: it forgets the rest
         tasks = [asyncio.create_task(each) for each in schedules]
         stack.push_async_callback(_end, tasks)
         yield Watch(demands, tasks)
+
+
+def _oldest_first(jobs: Sequence[tuple[float, Job]]) -> list[Job]:
+    """By when they ran last: however often a reload begins anew, each has its turn."""
+    return [job for _, job in sorted(jobs, key=itemgetter(0))]
 
 
 def _demand(

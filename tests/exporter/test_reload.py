@@ -33,14 +33,17 @@ async def test_a_reload_watches_what_the_new_configuration_says(emulator: Emulat
             async with session.get(path) as response:
                 return response.status, await response.text()
 
+        async def probed_again() -> bool:
+            return (await scrape.values())["kms_probes_total backend stays"] > before
+
         await until(lambda: probed("stays", "goes"))
         before = (await scrape.values())["kms_probes_total backend stays"]
 
         await app.state.apply(configured(targets=(stays, comes)))
         await until(lambda: probed("stays", "comes"))
+        await until(probed_again)
         text = await scrape.text()
         assert 'target="goes"' not in text
-        assert (await scrape.values())["kms_probes_total backend stays"] > before
         _, board = await page("/")
         assert "comes" in board
         assert ">goes<" not in board

@@ -84,3 +84,30 @@ async def test_a_backend_with_resolve_all_is_read_by_its_addresses_and_another_b
     assert replicas["one"] == {None}
     assert replicas["all"]
     assert replicas["all"] <= {"127.0.0.1", "::1"}
+
+
+@pytest.mark.looptime
+async def test_however_often_a_reload_begins_anew_each_key_is_probed_and_looked_at() -> None:
+    kms, record = Kms(), Record()
+    names = [f"key-{n}" for n in range(40)]
+    for _ in range(8):
+        async with watched(kms, *map(named, names), record=record, interval=4, timeout=1):
+            await asyncio.sleep(1)  # of the 4 s that all probes take, and of the 36 s that all looks take
+    probed = [len(kms.times("encrypt", name)) for name in names]
+    assert min(probed) >= 2
+    async with watched(kms, *map(named, names), record=record, interval=4, timeout=1):
+        looked = {name for name in names if kms.times("describe", name)}
+        await asyncio.sleep(0.9 * (len(names) - len(looked)))
+    assert all(kms.times("describe", name) for name in names)
+
+
+@pytest.mark.looptime
+async def test_a_target_that_has_another_key_now_is_looked_at_first() -> None:
+    kms, record = Kms(), Record()
+    async with watched(kms, named("one"), named("two"), record=record):
+        await asyncio.sleep(5)
+    other = named("two").model_copy(update={"key": named("other").key})
+    async with watched(kms, named("one"), other, record=record):
+        await asyncio.sleep(0.5)
+    assert len(kms.times("describe", "other")) == 1
+    assert len(kms.times("describe", "one")) == 1
