@@ -18,7 +18,7 @@ demo: install ## everything on one machine; ONCE=1 breaks KMS, waits for page an
 
 test: install ## every test that needs no container engine
 	@ops/tools/require prometheus alertmanager chromium sshd
-	@$(BIN)/pytest -n 4 --dist worksteal
+	@$(BIN)/pytest -n 6 --dist worksteal
 
 test-containers: install ## images, compose.yaml and the chart, brought up for real with docker or podman
 	@ops/tools/with-containers $(BIN)/pytest -o 'norecursedirs=.*' tests/containers

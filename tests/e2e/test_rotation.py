@@ -19,7 +19,7 @@ from ops.demo.ports import Ports
 from tests.faults import summary
 
 CLIENTS = 4
-SECONDS = 3.0
+SECONDS = 1.0
 """Of load before the rotation and after it."""
 
 

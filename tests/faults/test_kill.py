@@ -14,7 +14,7 @@ async def test_kills_at_random_moments(database: Database, scenario: Scenarios, 
     random = trial.random("kills")
     async with trial.relay() as relay:
         alertmanager = Alertmanager([relay.url], trial.random("alertmanager"))
-        playing = alertmanager.play(trial.histories(groups=6, length=70 if long else 12))
+        playing = alertmanager.play(trial.histories(groups=6, length=70 if long else 8))
         async with (
             meanwhile(disturb(trial.providers.faults, trial.random("faults"))),
             meanwhile(playing) as played,

@@ -36,7 +36,7 @@ async def test_replicas_killed_and_stopped(
         random = trial.random("replicas")
         async with (
             meanwhile(disturb(trial.providers.faults, trial.random("faults"))),
-            meanwhile(alertmanager.play(trial.histories(groups=6, length=60 if long else 4 + 3 * replicas))) as playing,
+            meanwhile(alertmanager.play(trial.histories(groups=6, length=60 if long else 8))) as playing,
         ):
             while not playing.done():
                 await asyncio.sleep(random.uniform(0, 2))

@@ -5,6 +5,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import stat
 import tracemalloc
 from collections.abc import Awaitable, Callable
@@ -26,6 +27,7 @@ from shared.keyring.administration import PAGE, StoredKey
 from tests.rotator.rotated import KEY, Rotated, data_key_id
 
 NewVersion = Callable[[], Awaitable[None]]
+MANY = 100_000 if os.environ.get("FAULTS") == "long" else 10_000
 
 
 async def written(session: Session, rotation_id: str = "one") -> tuple[Path, Summary]:
@@ -187,13 +189,15 @@ async def test_a_kms_that_refuses_the_backups_key_is_a_sentence(in_a_file: Rotat
         assert list(session.backups.folder.iterdir()) == []
 
 
-async def test_a_hundred_thousand_data_keys_are_backed_up_and_checked_in_bounded_memory(in_a_file: Rotated) -> None:
+async def test_any_number_of_data_keys_is_backed_up_and_checked_in_bounded_memory(
+    in_a_file: Rotated,
+) -> None:
     async with in_a_file.session() as session:
         first = (await session.administration.backup())[0]
 
         async def rows(after: str = "", _limit: int = 0) -> list[StoredKey]:
             begin = int(after, 16) + 1 if after else 0
-            numbers = range(begin, min(begin + PAGE, 100_000))
+            numbers = range(begin, min(begin + PAGE, MANY))
             return [first.model_copy(update={"id": data_key_id(number)}) for number in numbers]
 
         session.administration.backup = rows  # type: ignore[method-assign,assignment]
@@ -204,9 +208,9 @@ async def test_a_hundred_thousand_data_keys_are_backed_up_and_checked_in_bounded
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-    assert summary.data_keys == 100_000
-    assert file.stat().st_size > 30_000_000
-    assert peak < 20_000_000
+    assert summary.data_keys == MANY
+    assert file.stat().st_size > 300 * MANY
+    assert peak < 8_000_000
 
 
 async def test_restore_check_finds_a_data_key_that_is_another_one(in_a_file: Rotated) -> None:

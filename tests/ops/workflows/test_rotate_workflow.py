@@ -141,10 +141,11 @@ async def test_a_dry_run_changes_nothing_and_says_what_it_would_do(machine: NewM
     assert not any("backup" in file.name for file in job.kept)
 
 
-@pytest.mark.parametrize("path", ["admin_api", "command", "sql"])
+@pytest.mark.parametrize("path", ["schedule", "command", "sql"])
 async def test_a_rotation_runs_to_the_end_on_each_path(machine: NewMachine, deployment: Deployment, path: str) -> None:
     before = wrapped(deployment)
-    job = await run(machine, deployment, {**BOTH, "path": path})
+    inputs = {} if path == "schedule" else {**BOTH, "path": path}  # on schedule there are none, and it is admin_api
+    job = await run(machine, deployment, inputs)
     assert job.runner.status == "success", job.printed
     assert {job.outcomes[name] for name in RUNS} == {"success"}
     assert shape(await deployment.keys()) == [("active", 2), ("retired", 2)]
@@ -153,64 +154,46 @@ async def test_a_rotation_runs_to_the_end_on_each_path(machine: NewMachine, depl
     for held in {*before, *wrapped(deployment)}:
         assert not any(form in file.read_bytes() for form in (held, b64encode(held)) for file in job.kept)
     assert {"smoke-before.xml", "smoke-after.xml"} <= {file.name for file in job.kept}
-
-
-async def test_on_schedule_there_are_no_inputs_and_it_rotates_what_is_due(
-    machine: NewMachine, deployment: Deployment
-) -> None:
-    job = await run(machine, deployment, {})
-    assert job.runner.status == "success", job.printed
-    assert shape(await deployment.keys()) == [("active", 2), ("retired", 2)]
-    again = await run(machine, deployment, {}, KEYPULSE_ROTATOR__NEW_DEK_MIN_AGE="1d")
-    assert again.runner.status == "success", again.printed
-    assert "nothing to do" in again.runner.summary
-    assert shape(await deployment.keys()) == [("active", 2), ("retired", 2)]
-
-
-async def test_after_a_failure_the_summary_and_the_backup_are_kept_and_the_next_job_finishes(
-    machine: NewMachine, deployment: Deployment
-) -> None:
-    database = sqlite3.connect(deployment.config.parent / "backend.db", isolation_level=None)
-    with closing(database):
-        database.execute(
-            "INSERT INTO data_keys "
-            "SELECT 'corrupt', 'retired', zeroblob(64), kek, 1, algorithm, fingerprint, created_at FROM data_keys"
-        )
-        inputs = {**BOTH, "rotation_type": "rewrap-kek"}
-        job = await run(machine, deployment, inputs)
-        outcomes = job.outcomes
-        assert [name for name, outcome in outcomes.items() if outcome == "failure"] == [RUNS[0]], job.printed
-        assert {outcomes[name] for name in (RUNS[1], "Verify", "Smoke test after")} == {"skipped"}
-        assert {outcomes[name] for name in ("Status", "Keep the backup and the reports")} == {"success"}
-        assert "✗ keypulse-rotator run: failed" in job.runner.summary
-        assert "| corrupt | " in job.runner.summary
-        assert sum("backup" in str(file) for file in job.kept) >= 1
-
-        database.execute("DELETE FROM data_keys WHERE id = 'corrupt'")
-    job = await run(machine, deployment, inputs)
-    assert job.runner.status == "success", job.printed
-    assert job.outcomes["New data key"] == "skipped"
-    assert shape(await deployment.keys()) == [("active", 2)]
+    if path == "schedule":
+        again = await run(machine, deployment, inputs, KEYPULSE_ROTATOR__NEW_DEK_MIN_AGE="1d")
+        assert again.runner.status == "success", again.printed
+        assert again.runner.summary.count("nothing to do") >= 2
+        assert shape(await deployment.keys()) == [("active", 2), ("retired", 2)]
 
 
 async def test_a_data_key_that_cannot_be_wrapped_fails_each_job_and_keeps_no_other_from_being_rotated(
     machine: NewMachine, deployment: Deployment
 ) -> None:
+    corrupt = ("retired", 1)
     with closing(sqlite3.connect(deployment.config.parent / "backend.db", isolation_level=None)) as database:
         database.execute(
             "INSERT INTO data_keys "
             "SELECT 'corrupt', 'retired', zeroblob(64), kek, 1, algorithm, fingerprint, created_at FROM data_keys"
         )
-    job = await run(machine, deployment, BOTH)
-    assert job.runner.status == "failure"
-    corrupt = ("retired", 1)
-    assert shape(await deployment.keys()) == [("active", 2), corrupt, ("retired", 2)]
-    now = deployment.kms.store.clock()
-    await deployment.kms.store.change(KEY, lambda key: key.with_new_version(new_material(), now).with_primary(3, now))
-    job = await run(machine, deployment, BOTH)
-    assert job.runner.status == "failure"
-    assert "| corrupt | " in job.runner.summary
-    assert shape(await deployment.keys()) == [("active", 3), corrupt, ("retired", 3), ("retired", 3)]
+        job = await run(machine, deployment, BOTH)
+        outcomes = job.outcomes
+        assert [name for name, outcome in outcomes.items() if outcome == "failure"] == [*RUNS], job.printed
+        assert {outcomes[name] for name in ("Verify", "Smoke test after")} == {"skipped"}
+        assert {outcomes[name] for name in ("Status", "Keep the backup and the reports")} == {"success"}
+        assert "✗ keypulse-rotator run: failed" in job.runner.summary
+        assert "| corrupt | " in job.runner.summary
+        assert sum("backup" in str(file) for file in job.kept) >= 1
+        assert shape(await deployment.keys()) == [("active", 2), corrupt, ("retired", 2)]
+
+        now = deployment.kms.store.clock()
+        await deployment.kms.store.change(
+            KEY, lambda key: key.with_new_version(new_material(), now).with_primary(3, now)
+        )
+        inputs = {**BOTH, "rotation_type": "rewrap-kek"}
+        job = await run(machine, deployment, inputs)
+        assert job.runner.status == "failure"
+        assert job.outcomes["New data key"] == "skipped"
+        assert shape(await deployment.keys()) == [("active", 3), corrupt, ("retired", 3)]
+
+        database.execute("DELETE FROM data_keys WHERE id = 'corrupt'")
+    job = await run(machine, deployment, inputs)
+    assert job.runner.status == "success", job.printed
+    assert shape(await deployment.keys()) == [("active", 3), ("retired", 3)]
 
 
 async def test_a_wrong_token_is_one_sentence_and_nothing_is_changed(
