@@ -141,7 +141,7 @@ def pytest_collection_finish() -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Prints the tables; here, for pytest-xdist's controller loads no conftest of a folder below."""
-    for table in (summary.PROPERTY, summary.REASONS, summary.KILLS, summary.ROTATIONS, summary.PANELS):
+    for table in summary.TABLES:
         if rows := summary.rows(terminalreporter, table):
             terminalreporter.section(table)
             for line in summary.table(rows):

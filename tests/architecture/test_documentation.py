@@ -100,13 +100,3 @@ def test_every_command_of_the_distribution_is_named_in_the_readme() -> None:
     scripts = re.findall(r"^(keypulse-[a-z]+) = ", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
     assert scripts
     assert [script for script in scripts if script not in readme] == []
-
-
-def test_every_link_inside_the_repository_leads_somewhere() -> None:
-    links = [
-        (file, target)
-        for file in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-        for target in re.findall(r"\]\((?!https?://)([^)#\s]+)", file.read_text(encoding="utf-8"))
-    ]
-    assert links
-    assert [f"{file.name}: {target}" for file, target in links if not (file.parent / target).exists()] == []

@@ -17,6 +17,9 @@ ROTATIONS = "rotations under load"
 """Requests of the service meanwhile, and how many of them failed."""
 PANELS = "the dashboard's panels"
 """How many series each has, of everything and of what is chosen."""
+REHEARSALS = "the runbooks, rehearsed"
+"""Each alert: what broke, how soon it fired, and how soon it was over once the runbook was followed."""
+TABLES = (PROPERTY, REASONS, KILLS, ROTATIONS, PANELS, REHEARSALS)
 Row = Mapping[str, str]
 
 

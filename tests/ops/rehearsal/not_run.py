@@ -1,0 +1,43 @@
+"""Which commands of the documents are not run against the demo, and why; and which may end with another code than 0."""
+
+import re
+from pathlib import Path
+
+from tests.ops.rules import ROOT, RUNBOOK
+
+OURS = re.compile(r"(?:^|[|;&(]\s*)(keypulse-[a-z]+|curl|promtool|amtool) ", re.MULTILINE)
+AUDIT = "tests/ops/audit runs it against a stand-in of Google's APIs"
+GOOGLE = "it is about Google, of which the emulator is only a part"
+REASONS = {
+    "export ": "the variables are set already",
+    "keypulse-audit ": AUDIT,
+    "cloudkms.googleapis.com": GOOGLE,
+    "http://metadata.google.internal/": GOOGLE,
+    "gcloud org-policies": GOOGLE,
+    "gcloud projects": GOOGLE,
+    "/run/secrets": "the demo has no such folder",
+    "openssl x509": "the demo has no TLS",
+    "--grafana": "the demo has no Grafana; tests/ops/smoke looks at a stand-in",
+    "grafana_token": "the demo has no Grafana; tests/ops/grafana/test_import.py runs it",
+    "promtool test rules": "tests/ops/test_rules.py runs it",
+    "--test-alert": "tests/ops/smoke/test_stack.py runs it",
+    "restore-check": "tests/rotator/test_main.py runs it",
+    "keypulse-rotator retire": "tests/rotator/test_retire.py runs it",
+}
+"""What a command has in it, and why that keeps it from the demo."""
+ENDS = {
+    "grep -nE 'insecure": {0, 1},
+}
+"""How commands outside of the alerts' sections end, where it is not 0 alone."""
+DOCUMENTS = sorted({ROOT / "README.md", *(ROOT / "docs").glob("*.md")} - {ROOT / "docs/DRILLS.md"})
+"""Whose commands are run; those of the drills are run by tests/ops/drills."""
+
+
+def not_run(command: str) -> str | None:
+    """Why a command is not run; None where it is."""
+    return next((why for what, why in REASONS.items() if what in command), None)
+
+
+def wanted(document: Path, command: str) -> bool:
+    """Whether a command has to be run or excused: each of the runbook, and each of ours elsewhere."""
+    return document == RUNBOOK or bool(OURS.search(command))

@@ -1,0 +1,168 @@
+"""What happens to services, to their rotations, and to an exporter."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+
+import yaml
+
+from tests.ops.rehearsal.gcloud import CRYPTO, SERVICE_ACCOUNT
+from tests.ops.rehearsal.rehearsed import Broken, Rehearsal, Scenario
+from tests.ops.rehearsal.stage import Stage
+
+START_SECONDS = 30.0
+EXPORTER = "exporter-staging.yml"
+
+
+@asynccontextmanager
+async def _back_and_forth(stage: Stage) -> AsyncIterator[Broken]:
+    """The service loses KMS, has it again, and loses it; the exporter watches another key, and sees nothing."""
+    for mode in (0, 1):
+        fault = await stage.kms_fault("payroll", kind="denied", operation="Encrypt")
+        await stage.seen('crypto_mode{service="payroll"} == 0')
+        if mode == 0:
+            await stage.kms_healed(fault)
+            await stage.seen('crypto_mode{service="payroll"} == 1')
+    await stage.gcloud.revoke("payroll", CRYPTO, [SERVICE_ACCOUNT])
+    await stage.kms_healed(fault)
+    yield Broken()
+
+
+@asynccontextmanager
+async def _gone(stage: Stage) -> AsyncIterator[Broken]:
+    await stage.kubectl.stop("archive")
+    yield Broken()
+
+
+@asynccontextmanager
+async def _without_database(stage: Stage) -> AsyncIterator[Broken]:
+    """It starts without a data key, and can make none: meanwhile its database takes no more writes."""
+    await stage.kubectl.stop("archive")
+    with closing(sqlite3.connect(stage.stack.folder / "archive.db")) as database:
+        database.execute("DELETE FROM data_keys")
+        database.commit()
+    local_key = stage.stack.folder / "archive.key"
+    local_key.unlink()
+    hurry = await stage.kms_fault("archive", kind="latency", seconds=1.5)
+    await stage.kubectl.start("archive")
+    async with asyncio.timeout(START_SECONDS):
+        while not local_key.exists():  # noqa: ASYNC110 - made right after the database was opened, before KMS is asked
+            await asyncio.sleep(0.01)
+    with closing(stage.locked("archive.db")) as lock:
+        await stage.kms_healed(hurry)
+
+        async def repaired() -> None:
+            lock.execute("ROLLBACK")
+
+        yield Broken(by_hand=repaired)
+
+
+@asynccontextmanager
+async def _half_done(stage: Stage) -> AsyncIterator[Broken]:
+    """The key has a new primary version, and the rotation that follows meets a KMS that is away."""
+    await stage.put("backend", "old")
+    await stage.gcloud.rotate("ledger")
+    fault = await stage.kms_fault("ledger", kind="status", status="UNAVAILABLE", operation="Encrypt")
+    command = "keypulse-rotator run --config /etc/keypulse/rotator.yml --type rewrap-kek"
+    ran = await stage.shell.run(command, command)
+    assert ran.code == 1, ran.printed
+    await stage.kms_healed(fault)
+    await stage.seen('crypto_mode{service="backend"} == 1')
+    yield Broken()
+
+
+@asynccontextmanager
+async def _careless(stage: Stage) -> AsyncIterator[Broken]:
+    """Somebody leads the exporter to something that is not KMS."""
+    file = stage.stack.folder / EXPORTER
+    right = file.read_text(encoding="utf-8")
+    wrong = yaml.safe_load(right)
+    wrong["targets"][0]["endpoint"] = f"127.0.0.1:{stage.staging['careless']}"
+    file.write_text(yaml.safe_dump(wrong), encoding="utf-8")
+    await stage.reload("exporter-staging")
+
+    async def corrected() -> None:
+        file.write_text(right, encoding="utf-8")
+
+    yield Broken(by_hand=corrected)
+
+
+@asynccontextmanager
+async def _mistaken(stage: Stage) -> AsyncIterator[Broken]:
+    file = stage.stack.folder / EXPORTER
+    right = file.read_text(encoding="utf-8")
+    file.write_text(right + "tragets: []\n", encoding="utf-8")
+    await stage.reload("exporter-staging")
+
+    async def corrected() -> None:
+        file.write_text(right, encoding="utf-8")
+
+    yield Broken(by_hand=corrected)
+
+
+@asynccontextmanager
+async def _absent(stage: Stage) -> AsyncIterator[Broken]:
+    await stage.kubectl.stop("exporter-staging")
+    yield Broken()
+
+
+PAYROLL, ARCHIVE = {"service": "payroll"}, {"service": "archive"}
+STAGING = {"env": "staging"}
+AAD = {**STAGING, "service": "aad", "target": "aad-kek"}
+
+BACK_AND_FORTH = Scenario(
+    "a service that loses KMS again and again",
+    _back_and_forth,
+    (
+        Rehearsal("KMSCryptoModeFlapping", PAYROLL, ("0 @", "1 @"), ("=>",), {"KEY": "payroll"}, ("Grant the role",)),
+        Rehearsal(
+            "KMSBackendOnEnvWhileKMSHealthy",
+            PAYROLL,
+            ("permission_denied",),
+            ("=> 1",),
+            {"KEY": "payroll"},
+            ("Grant the role",),
+        ),
+    ),
+)
+GONE = Scenario(
+    "a service that ended",
+    _gone,
+    (Rehearsal("KMSHealthChecksFailing", ARCHIVE, ("=> 0", "CrashLoopBackOff"), ("=> 1",), codes=frozenset({7})),),
+)
+WITHOUT_DATABASE = Scenario(
+    "a database that nobody can write",
+    _without_database,
+    (
+        Rehearsal(
+            "KMSCryptoNotReady",
+            ARCHIVE,
+            ('"crypto_ready":false', "503", "the keyring's database cannot be used"),
+            ('"crypto_ready":true', "204", "check"),
+        ),
+    ),
+)
+ROTATION = Scenario(
+    "a rotation that failed",
+    _half_done,
+    (
+        Rehearsal("KMSRotationFailed", {"service": "backend"}, ("step=",), ("everything can be read", "=> 0")),
+        Rehearsal("KMSRotationOverdue", {"service": "backend"}, ('kek_version="1"',), ('kek_version="2"',)),
+    ),
+)
+CARELESS = Scenario(
+    "something else than KMS",
+    _careless,
+    (Rehearsal("KMSWrongAADAccepted", AAD, ("=> 0",), ("=> 1",), {"KEY": "aad"}),),
+)
+MISTAKEN = Scenario(
+    "a mistake in an exporter's file",
+    _mistaken,
+    (Rehearsal("KMSConfigReloadFailed", STAGING, ("tragets",), ("=> 1",), codes=frozenset({2})),),
+)
+ABSENT = Scenario(
+    "an exporter that ended",
+    _absent,
+    (Rehearsal("KMSExporterAbsent", STAGING, ("=> 0",), ("=> 1",), codes=frozenset({7})),),
+)

@@ -1,0 +1,246 @@
+"""The demo with a part for each scenario: services, keys, a second exporter and relay, so that they do not meet.
+
+What runs is the demo's own stack; only its configuration is larger.
+"""
+
+import asyncio
+import socket
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from google.cloud.kms_v1 import KeyManagementServiceAsyncClient
+from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
+from grpc.aio import insecure_channel
+
+from ops.demo import stack
+from ops.demo.configure import configure
+from ops.demo.ports import Ports
+from ops.demo.stack import Stack
+from tests.ops.rehearsal import files
+from tests.ops.rehearsal.gcloud import EXPORTER_ACCOUNT, SERVICE_ACCOUNT, Gcloud, name_of
+from tests.ops.rehearsal.kubectl import NODE, Kubectl
+from tests.ops.rehearsal.shell import Shell, played
+
+PATIENCE = 60.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A running stage."""
+
+    stack: Stack
+    gcloud: Gcloud
+    kubectl: Kubectl
+    shell: Shell
+    staging: dict[str, int]
+    """Ports of what runs in the environment `staging`."""
+
+    async def firing(self, labels: dict[str, str]) -> bool:
+        """Whether an alert with these labels fires."""
+        answer = await self.stack.get("prometheus", "/api/v1/alerts")
+        alerts = answer["data"]["alerts"] if answer else []
+        return any(labels.items() <= alert["labels"].items() and alert["state"] == "firing" for alert in alerts)
+
+    async def kms_fault(self, key: str, **fault: Any) -> str:
+        """Something goes wrong at a key; its id."""
+        url = self.stack.ports.url("faults") + "/faults"
+        async with self.stack.http.post(url, json={"key": name_of(key), **fault}) as answer:
+            assert answer.status == 201, await answer.text()
+            return str((await answer.json())["id"])
+
+    async def kms_healed(self, fault: str) -> None:
+        """It is over."""
+        async with self.stack.http.delete(f"{self.stack.ports.url('faults')}/faults/{fault}") as answer:
+            assert answer.status == 204
+
+    async def provider_fault(self, **fault: Any) -> None:
+        """Something goes wrong at Slack, PagerDuty or the mail server."""
+        async with self.stack.http.post(self.stack.ports.url("stand_ins") + "/api/faults", json=fault) as answer:
+            assert answer.status == 201, await answer.text()
+
+    async def providers_healed(self) -> None:
+        """All of them are well."""
+        async with self.stack.http.delete(self.stack.ports.url("stand_ins") + "/api/faults") as answer:
+            assert answer.status == 204
+
+    async def post_alert(self, relay: str, incident: str, source: str = "") -> int:
+        """What the relay answers to a webhook; a source of 1,000 characters is refused."""
+        labels: Any = {"alertname": "KMSRehearsal", "env": "production", "service": "backend", "severity": "critical"}
+        alert: Any = {
+            "status": "firing",
+            "labels": labels,
+            "annotations": {},
+            "startsAt": datetime.now(UTC).isoformat(),
+        }
+        alert |= {"endsAt": "0001-01-01T00:00:00Z", "generatorURL": "", "fingerprint": "8f2db0381d74105e"}
+        body: Any = {"version": "4", "status": "firing", "receiver": "kms-critical", "groupKey": f"{{}}:{{{incident}}}"}
+        body |= {"alerts": [alert], "groupLabels": labels, "commonLabels": labels, "commonAnnotations": {}}
+        body |= {"externalURL": "", "truncatedAlerts": 0}
+        token = (self.stack.folder / "relay_token").read_text(encoding="utf-8").strip()
+        headers = {"Authorization": f"Bearer {token}"}
+        query = {"source": source} if source else {}
+        try:
+            async with self.stack.http.post(
+                f"{self.url(relay)}/alerts", json=body, params=query, headers=headers
+            ) as answer:
+                return answer.status
+        except (aiohttp.ClientError, TimeoutError):
+            return 0
+
+    async def dead_letters(self, count: int) -> list[str]:
+        """The ids of messages that were given up, once there are as many."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                read = await self.stack.get("relay", f"/api/deliveries?state=dead&limit={count}")
+                if read and len(read["deliveries"]) == count:
+                    return [str(delivery["id"]) for delivery in read["deliveries"]]
+                await asyncio.sleep(0.1)
+
+    async def put(self, service: str, record: str) -> None:
+        """Writes a record."""
+        async with self.stack.http.put(f"{self.url(service)}/v1/records/{record}", data=b"kept") as answer:
+            assert answer.status == 204, await answer.text()
+
+    async def read_again_and_again(self, service: str, record: str) -> None:
+        """Reads it until it is cancelled, whatever the answer is."""
+        while True:
+            with suppress(aiohttp.ClientError, TimeoutError):
+                async with self.stack.http.get(f"{self.url(service)}/v1/records/{record}") as answer:
+                    await answer.read()
+            await asyncio.sleep(0.1)
+
+    async def answers(self, name: str) -> None:
+        """Waits, with a bound, until a process answers."""
+        async with asyncio.timeout(PATIENCE):
+            while not await self.kubectl.answers(name):  # noqa: ASYNC110 - another program's state
+                await asyncio.sleep(0.1)
+
+    async def reload(self, name: str) -> None:
+        """Asks it to read its configuration again; what it answers is its business."""
+        async with self.stack.http.post(f"{self.url(name)}/-/reload") as answer:
+            await answer.read()
+
+    async def seen(self, expression: str) -> None:
+        """Waits, with a bound, until Prometheus has a value for it."""
+        async with asyncio.timeout(PATIENCE):
+            while await self.stack.query(f"count({expression})") is None:  # noqa: ASYNC110 - another program's state
+                await asyncio.sleep(0.2)
+
+    def locked(self, database: str) -> sqlite3.Connection:
+        """A database that nobody else can write, until the connection is closed."""
+        connection = sqlite3.connect(self.stack.folder / database, isolation_level=None, timeout=10)
+        connection.execute("BEGIN IMMEDIATE")
+        return connection
+
+    def url(self, name: str) -> str:
+        """Where one of the processes listens."""
+        return f"http://127.0.0.1:{self.staging[name]}" if name in self.staging else self.stack.ports.url(name)
+
+    def shell_for(self, variables: dict[str, str], instead: Mapping[str, str]) -> Shell:
+        """A shell whose variables are those of an alert; the parts that they do not name follow from them."""
+        follows = {"BACKEND": self.url(service)} if (service := variables.get("SERVICE")) in files.SERVICES else {}
+        here = {}
+        if variables.get("ENV") == "staging":
+            relay, exporter = self.stack.folder / "relay-staging.yml", self.stack.folder / "exporter-staging.yml"
+            follows |= {"RELAY_CONFIG": str(relay), "RELAY": self.url("relay-staging"), "NAMESPACE": "staging"}
+            follows |= {"EXPORTER": self.url("exporter-staging")}
+            here = {"/etc/keypulse/exporter.yml": str(exporter)}
+        return self.shell.having({**follows, **variables}, {**here, **instead})
+
+
+@asynccontextmanager
+async def staged(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
+    """Everything, running and well."""
+    ports = Ports.free()
+    own = files.own_ports()
+
+    def larger(folder: Path, of: Ports) -> None:
+        configure(folder, of)
+        files.write(folder, of, own)
+
+    original = stack.commands
+
+    def more(folder: Path, of: Ports, prometheus: str, alertmanager: str) -> dict[str, list[str | Path]]:
+        return files.commands(original(folder, of, prometheus, alertmanager), folder, own)
+
+    monkeypatch.setattr(stack, "configure", larger)
+    monkeypatch.setattr(stack, "commands", more)
+    async with AsyncExitStack() as opened:
+        for port in (*own.values(), ports.backend, ports.exporter, ports.relay, ports.alertmanager):
+            opened.enter_context(_reserved(port))
+        running = await opened.enter_async_context(stack.running(ports))
+        programs = (stack.program("prometheus"), stack.program("alertmanager", "prometheus-alertmanager"))
+        channel = await opened.enter_async_context(insecure_channel(f"127.0.0.1:{ports.emulator}"))
+        transport = KeyManagementServiceGrpcAsyncIOTransport(channel=channel)
+        client = KeyManagementServiceAsyncClient(transport=transport)
+        gcloud = Gcloud(client, running.http, f"{ports.url('faults')}/faults")
+        commands = more(running.folder, ports, *programs)
+        kubectl = Kubectl(running.children, running.folder, commands, files.DEPLOYMENTS, _answers(running, own))
+        url = await opened.enter_async_context(played(gcloud, kubectl))
+        shell = Shell(variables(ports, running.folder, url), _instead(running.folder, ports))
+        yield Stage(running, gcloud, kubectl, shell, own)
+
+
+def _reserved(port: int) -> socket.socket:
+    """Keeps others from the port of a process that is away: bound, and not listening, which lets the process listen."""
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("127.0.0.1", port))
+    return reserved
+
+
+def _answers(running: Stack, own: dict[str, int]) -> Callable[[str], Awaitable[bool]]:
+    async def answers(name: str) -> bool:
+        url = f"http://127.0.0.1:{own[name]}" if name in own else running.ports.url(name)
+        try:
+            async with running.http.get(f"{url}/-/healthy") as answer:
+                return answer.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+    return answers
+
+
+def variables(ports: Ports, folder: Path, rehearsal: str) -> dict[str, str]:
+    """What the runbook's heads set, for the demo's own parts."""
+    return {
+        "ENV": "production",
+        "SERVICE": "backend",
+        "TARGET": "ledger-kek",
+        "VERSION": "1",
+        "BACKEND": ports.url("backend"),
+        "EXPORTER": ports.url("exporter"),
+        "PROMETHEUS": ports.url("prometheus"),
+        "ALERTMANAGER": ports.url("alertmanager"),
+        "RELAY": ports.url("relay"),
+        "RELAY_CONFIG": str(folder / "relay.yml"),
+        "CHANNEL": "slack-critical",
+        "PROJECT": "demo",
+        "LOCATION": "global",
+        "KEYRING": "app",
+        "KEY": "ledger",
+        "SERVICE_ACCOUNT": SERVICE_ACCOUNT,
+        "EXPORTER_ACCOUNT": EXPORTER_ACCOUNT,
+        "NAMESPACE": "production",
+        "REHEARSAL": rehearsal,
+    }
+
+
+def _instead(folder: Path, ports: Ports) -> dict[str, str]:
+    """Places and secrets that a document names as production has them."""
+    token = (folder / "admin_token").read_text(encoding="utf-8").strip()
+    return {
+        "/etc/prometheus/": f"{folder}/",
+        "/etc/alertmanager/": f"{folder}/",
+        "/etc/keypulse/": f"{folder}/",
+        "/var/lib/keypulse": str(folder),
+        "Bearer …": f"Bearer {token}",
+        "cordon NODE": f"cordon {NODE}",
+    }

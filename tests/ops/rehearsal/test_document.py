@@ -1,0 +1,94 @@
+"""The documents as the rehearsals read them: no command is excused in vain, and the runbook sets what it uses."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ops.demo.ports import Ports
+from tests.ops.rehearsal import not_run, stage
+from tests.ops.rehearsal.document import Block, Output, blocks
+from tests.ops.rehearsal.shape import disagreement
+from tests.ops.rules import RUNBOOK
+
+COMMANDS = [
+    (document, command) for document in not_run.DOCUMENTS for block in blocks(document) for command in block.commands
+]
+
+DOCUMENT = r"""# Top
+
+## An `alert`
+
+**Diagnosis**
+
+- Look:
+
+  ```bash
+  curl \
+    one
+  echo "a
+  b" |
+    cat
+  for x in 1; do
+    echo
+  done
+  ```
+
+  ```text
+  {a="1"} => 2
+  ```
+
+**Resolution**
+
+```json
+{}
+```
+"""
+
+
+@pytest.mark.parametrize("what", not_run.REASONS)
+def test_what_is_not_run_stands_in_a_document(what: str) -> None:
+    assert [command for document, command in COMMANDS if what in command and not_run.wanted(document, command)]
+
+
+@pytest.mark.parametrize("what", not_run.ENDS)
+def test_what_may_end_with_another_code_stands_in_a_document(what: str) -> None:
+    assert [command for _, command in COMMANDS if what in command]
+
+
+def test_the_runbook_sets_the_variables_that_the_rehearsals_set_and_no_other(tmp_path: Path) -> None:
+    exported = {
+        name
+        for document, command in COMMANDS
+        if document == RUNBOOK and command.startswith("export ")
+        for name in re.findall(r"(\w+)=", command.partition(" #")[0])
+    }
+    assert exported == stage.variables(Ports(), tmp_path, "").keys() - {"REHEARSAL"}
+
+
+def test_a_command_goes_on_over_lines_and_what_it_prints_stands_below(tmp_path: Path) -> None:
+    document = tmp_path / "one.md"
+    document.write_text(DOCUMENT)
+    commands = ("curl \\\n  one", 'echo "a\nb" |\n  cat', "for x in 1; do\n  echo\ndone")
+    outputs = (Output("text", '{a="1"} => 2'),)
+    assert blocks(document) == [Block("one.md", "An alert", "Diagnosis", commands, outputs)]
+
+
+@pytest.mark.parametrize(
+    ("language", "shown", "printed", "agrees"),
+    [
+        ("json", '{"a": 1, "b": [{"c": 2}]}', '{"a": 7, "b": [{"c": null}]}', True),
+        ("json", '{"a": 1}', '{"a": 1, "b": 2}', False),
+        ("json", '{"a": 1}', "no", False),
+        ("text", 'up{job="a"} => 1 @[1]', 'up{job="b"} => 0 @[2]', True),
+        ("text", 'up{job="a"} => 1 @[1]', 'up{job="b", env="c"} => 0 @[2]', False),
+        ("text", 'up{…, job="a"} => 1 @[1]', 'up{env="c", job="b"} => 0 @[2]', True),
+        ("text", 'up{job="a"} => 1 @[1]', 'down{job="a"} => 1 @[1]', False),
+        ("text", "id   state", "a line\nid      state\n1  dead", True),
+        ("text", "id   state", "id  status", False),
+    ],
+)
+def test_what_is_printed_agrees_in_names_and_not_in_values(
+    language: str, shown: str, printed: str, agrees: bool
+) -> None:
+    assert (disagreement([Output(language, shown)], [printed]) is None) is agrees
