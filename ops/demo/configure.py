@@ -77,6 +77,7 @@ def configure(folder: Path, ports: Ports) -> None:
         "kms": kms,
         "state_dir": "rotator",
         "encrypt_pause": "100ms",
+        "verify_pause": "1s",
     }
     files = {"backend": backend, "exporter": exporter, "relay": _relay(folder, ports), "rotator": rotator}
     for name, content in files.items():
