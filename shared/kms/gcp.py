@@ -6,15 +6,13 @@ stalled, and ended without a status. Who calls decides when to try again.
 
 import asyncio
 import os
-import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from enum import IntEnum
-from functools import cache
-from importlib import resources
 from typing import Any, Final, TypeVar
 
 import grpc
 from google.api_core.exceptions import GoogleAPICallError
+from google.auth.credentials import Credentials
 from google.auth.exceptions import GoogleAuthError
 from google.cloud.kms_v1 import (
     CryptoKey,
@@ -38,6 +36,7 @@ from shared.kms.credentials import Lookup, shared_lookup
 from shared.kms.provider import Decrypted, Encrypted, KeyDescription, KeyVersion, KmsError, Phase
 from shared.kms.proxy import proxy_of
 from shared.kms.reason import Reason, from_status
+from shared.kms.trust import trusted
 from shared.kms.way import measure
 from shared.settings import parse_address
 
@@ -49,7 +48,7 @@ _RECONNECT: Final = [
     ("grpc.use_local_subchannel_pool", 1),
 ]
 # Plaintext to an emulator on this machine must not take a way through a proxy that the environment names.
-_NO_PROXY: Final = [("grpc.enable_http_proxy", 0)]
+_PLAINTEXT: Final = [*_RECONNECT, ("grpc.enable_http_proxy", 0)]
 
 MAX_PAGES: Final = 20
 """Of versions, `_PAGE_SIZE` each: two versions a day for 27 years. A longer list is refused, never shown in part."""
@@ -72,6 +71,7 @@ class GcpKey:
         self._plaintext = insecure and endpoint is not None
         self._lookup = lookup
         self._client: KeyManagementServiceAsyncClient | None = None
+        self._credentials: Credentials | None = None
         self._connecting = asyncio.Lock()
 
     async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> Encrypted:
@@ -157,7 +157,7 @@ class GcpKey:
         if not self._plaintext and (proxy := proxy_of(self._address.host, os.environ)):
             told = f"{proxy[0]} leads the way to {self._address} through the proxy {proxy[1]}: it is not measured"
             return (Phase("proxy", 0.0, told),)
-        return await measure(self._address, trust=None if self._plaintext else _trust, timeout=timeout)
+        return await measure(self._address, trust=None if self._plaintext else trusted, timeout=timeout)
 
     async def close(self) -> None:
         """Closes the connection; a call under way ends with KmsError."""
@@ -184,7 +184,8 @@ class GcpKey:
             if task_is_cancelled():
                 raise
             failure = KmsError(Reason.UNAVAILABLE, "the connection was closed during the call")
-        if failure.reason is Reason.TIMEOUT and client is not None and client is self._client:
+        other = failure.reason is Reason.UNAUTHENTICATED and self._lookup.has_other_than(self._credentials)
+        if (other or failure.reason is Reason.TIMEOUT) and client and client is self._client:
             # Perhaps only this connection is dead: a firewall forgot it, say. gRPC would use it for ever.
             await self.close()
         raise failure
@@ -198,11 +199,11 @@ class GcpKey:
 
     async def _transport(self) -> KeyManagementServiceGrpcAsyncIOTransport:
         if self._plaintext:
-            options = [*_RECONNECT, *_NO_PROXY]
-            return _Transport(channel=grpc.aio.insecure_channel(str(self._address), options=options))
+            return _Transport(channel=grpc.aio.insecure_channel(str(self._address), options=_PLAINTEXT))
+        self._credentials = await self._lookup.credentials()
         return _Transport(
             host=str(self._address),
-            credentials=await self._lookup.credentials(),
+            credentials=self._credentials,
             channel=_secure_channel,
             always_use_jwt_access=True,  # as the client itself would: no token server between us and KMS
         )
@@ -210,13 +211,6 @@ class GcpKey:
 
 def _secure_channel(host: str, *, options: list[tuple[str, Any]], **arguments: Any) -> grpc.aio.Channel:
     return _Transport.create_channel(host, options=[*options, *_RECONNECT], **arguments)
-
-
-@cache  # gRPC, too, reads its roots once
-def _trust() -> ssl.SSLContext:
-    """Trusts what gRPC trusts, which is not what the machine does. Raises OSError."""
-    own = resources.files("grpc._cython") / "_credentials" / "roots.pem"
-    return ssl.create_default_context(cafile=os.environ.get("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH") or str(own))
 
 
 # From here on Google's bare protobuf messages: proto-plus warns on standard error of an enum's value it does not know.

@@ -19,6 +19,7 @@ from google.auth.credentials import AnonymousCredentials, Credentials
 from google.auth.exceptions import GoogleAuthError
 
 from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import Fault
 from shared.kms.credentials import Lookup
 from shared.kms.gcp import GcpKey
 from shared.kms.provider import KmsError
@@ -80,6 +81,29 @@ async def test_after_a_failure_the_next_call_looks_anew() -> None:
         await lookup.credentials()
     finder.error = None
     assert isinstance(await lookup.credentials(), AnonymousCredentials)
+
+
+async def test_a_file_of_credentials_that_is_another_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "account.json"
+    file.write_text("{}")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
+    finder = Finder()
+    finder.go_on.set()
+    lookup = Lookup(finder)
+    first = await lookup.credentials()
+    assert await lookup.credentials() is first
+    assert not lookup.has_other_than(first)
+    file.unlink()  # in the middle of being replaced
+    assert await lookup.credentials() is first
+    file.write_text('{"another": "key"}')
+    assert lookup.has_other_than(first)
+    second = await lookup.credentials()
+    assert second is not first
+    assert lookup.has_other_than(first)
+    assert not lookup.has_other_than(second)
+    assert finder.calls == 2
 
 
 def _certificate(folder: Path) -> tuple[Path, Path]:
@@ -174,3 +198,27 @@ async def test_with_a_service_account_and_tls_the_round_trip_works(emulator: Emu
     await asyncio.wait_for(asyncio.gather(*connections), 10)
     assert (done.returncode, done.stdout) == (0, "secret\n"), done.stderr
     assert len(seen) > 500
+
+
+async def test_a_call_that_is_refused_for_its_credentials_makes_way_for_new_ones(
+    emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "account.json"
+    file.write_text("{}")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
+    finder = Finder()
+    finder.go_on.set()
+    lookup = Lookup(finder)
+    key = GcpKey(KEY, endpoint=str(emulator.address), insecure=True, lookup=lookup)
+    key._credentials = await lookup.credentials()  # which plaintext does not need
+    await key.encrypt(b"x", b"", timeout=5)
+    connection = key._client
+    emulator.faults.add(Fault(kind="status", status="UNAUTHENTICATED"))
+    for changed in (False, True):
+        if changed:
+            file.write_text('{"another": "key"}')
+        with pytest.raises(KmsError) as refused:
+            await key.encrypt(b"x", b"", timeout=5)
+        assert refused.value.reason is Reason.UNAUTHENTICATED
+        assert (key._client is connection) is not changed
+    await key.close()
