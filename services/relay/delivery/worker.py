@@ -85,12 +85,12 @@ class Worker:
         self._news.clear()
         asked_at = asyncio.get_running_loop().time()
         taken = await self._claim()
-        if taken.refused and await self._sender.fall_back():
-            self._news.set()
         size = sum(len(each.written_event) for each in taken.claims)
         for each in taken.claims:
             self._in_hand.add(each.delivery_id)
             sends.create_task(self._deliver(each, asked_at + self._shared.lease))
+        if taken.refused and await self._sender.fall_back():
+            self._news.set()
         if size > LARGE:  # nothing more is taken in hand with so much
             while self._in_hand and not self._stopping:
                 self._free.clear()

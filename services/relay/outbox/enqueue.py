@@ -160,7 +160,8 @@ def merge_into_successor(transaction: Transaction, old: Row[*tuple[Any, ...]], w
             "due": waits.due_at,
             "at": transaction.now,
             "why": waits.reason,
-            "fell": old.fell_back,
+            # Of events before its own nobody knows how far they were handed on.
+            "fell": old.fell_back if old.first_event <= found.first_event else None,
         },
     )
     successor: str = found.id

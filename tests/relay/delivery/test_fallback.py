@@ -10,6 +10,7 @@ from services.relay.delivery import worker
 from services.relay.delivery.retry import RetryPolicy
 from services.relay.outbox.fallback import STEP
 from services.relay.outbox.schema import State
+from services.relay.outbox.waiting import StoreUnavailableError
 from tests.relay.delivery.rig import LANES, rig
 from tests.relay.scripted import Scripted, hang, until
 
@@ -86,3 +87,24 @@ async def test_others_tell_it_while_one_tries_for_all(tmp_path: Path) -> None:
         await until(lambda: channel.under_way == 1)
         await it.tell("firing", group="two", channels=("a",))
         await until(lambda: len(other.sent) == 2)
+
+
+async def test_what_is_given_up_at_its_last_attempt_goes_to_the_fallback(tmp_path: Path) -> None:
+    other = Scripted()
+    once = RetryPolicy(backoff_initial=0.01, backoff_max=300, give_up_after=0)
+    async with rig(tmp_path, once, fallback=("b",), a=refusing(), b=other) as it:
+        await it.tell("firing", channels=("a",))
+        assert [delivery.state for delivery in await it.finished("a")] == [State.DEAD]
+        await until(lambda: len(other.sent) == 1)
+
+
+async def test_a_step_that_fails_takes_no_attempt_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def unavailable(*_given: object) -> None:
+        raise StoreUnavailableError("for now")
+
+    monkeypatch.setattr("services.relay.delivery.sending.fall_back", unavailable)
+    channel = refusing(1)
+    quick = RetryPolicy(backoff_initial=0.01, backoff_max=0.1, give_up_after=3600)
+    async with rig(tmp_path, quick, fallback=("b",), a=channel, b=Scripted()) as it:
+        await it.tell("firing", channels=("a",))
+        await until(lambda: len(channel.sent) == 1)  # and not only once its lease ends

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox.claim import LARGE
+from services.relay.outbox.claim import LARGE, Wanted, claim
 from services.relay.outbox.held import give_back, keep, told_events
 from services.relay.outbox.overdue import look_after
 from services.relay.outbox.query import Filter, one, recent
@@ -222,3 +222,11 @@ async def test_a_delivery_is_its_own_receipt_with_each_of_its_attempts(either: S
     assert found.payload == "what was sent"
     assert (await recent(either, Filter(state=State.DEAD), limit=10)).deliveries == []
     assert await one(either, "unknown") is None
+
+
+async def test_a_clock_that_is_set_forward_ends_no_lease_of_what_is_just_being_sent(store: Store, clock: Clock) -> None:
+    await told(store, "x")
+    ours = await claimed(store)
+    clock.now += 3600
+    assert not (await claim(store, Wanted("a", 1, "me", 20, None, held=(ours.delivery_id,)))).claims
+    assert (await end(store, ours)).ours

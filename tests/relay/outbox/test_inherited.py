@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 
 from services.relay.outbox import query
+from services.relay.outbox.again import again
+from services.relay.outbox.fallback import fall_back
+from services.relay.outbox.gate import Effect, reopened
+from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store, opened
 from shared.sql import location
 from tests.relay.outbox.acts import claimed, end, nothing, take, told
@@ -61,3 +65,18 @@ async def test_what_replaces_a_message_that_failed_is_tried_no_sooner_and_counts
     await end(store, again)
     await told(store, "x")
     assert (await claimed(store)).attempt == 1  # what arrived leaves nothing behind
+
+
+async def test_what_was_handed_on_of_a_message_says_nothing_of_a_dead_letter_that_is_told_with_it(store: Store) -> None:
+    await told(store, "x")
+    dead = await claimed(store)
+    await end(store, dead, State.DEAD)
+    await told(store, "x")
+    await fail(store, await claimed(store), Effect.REFUSED, fallback=("b",))
+    await fall_back(store, "a", ("b",))
+    await reopened(store, ["a"])
+    tried = await claimed(store)
+    await again(store, dead.delivery_id)
+    await fail(store, tried, Effect.REFUSED)  # merged into what tells of both
+    await fall_back(store, "a", ("b",))
+    assert (await claimed(store, "b")).first_event == 1
