@@ -5,6 +5,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
+from services.rotator.model import RotatorError
 from shared.keyring.administration import Census, Progress, RotationState, RotationType
 from shared.keyring.model import LOCAL_KEK
 
@@ -57,6 +58,12 @@ def not_finished(latest: Progress) -> str:
         f"{what} {latest.rotation_id}, begun by {latest.caller}, is not finished: {latest.done} of {latest.total} data "
         "keys are done"
     )
+
+
+def refuse_unfinished(latest: Progress | None) -> None:
+    """Raises RotatorError, with the ways on, where a rotation was left in the middle."""
+    if latest is not None and unfinished(latest):
+        raise RotatorError(not_finished(latest), *ways_on(latest))
 
 
 def ways_on(latest: Progress) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ import asyncio
 
 from services.rotator import backup, backups
 from services.rotator.model import RotatorError
-from services.rotator.plan import not_finished, unfinished, ways_on
+from services.rotator.plan import refuse_unfinished
 from services.rotator.report import KeptBackup, Outcome, Report
 from services.rotator.session import Session
 from services.rotator.verify import failures, verified
@@ -28,8 +28,7 @@ async def restore(session: Session, name: str) -> Report:
 
 async def _restore(session: Session, lease: Lease, name: str) -> Report:
     latest = await session.administration.progress()
-    if latest is not None and unfinished(latest):
-        raise RotatorError(not_finished(latest), *ways_on(latest))
+    refuse_unfinished(latest)
     timeout = session.settings.kms_timeout
     file = await asyncio.to_thread(session.backups.named, name, latest.steps if latest else ())
     summary = await backups.check(file, session.kms, timeout=timeout)

@@ -12,6 +12,7 @@ from typing import Final
 
 from services.rotator.backups import noted
 from services.rotator.model import RotatorError
+from services.rotator.plan import refuse_unfinished
 from services.rotator.report import Outcome, Report
 from services.rotator.session import Session
 from shared.keyring.administration import AdministrationError, Lease
@@ -48,6 +49,7 @@ async def _told(command: str, version: int, work: Awaitable[str]) -> Report:
 
 
 async def _retire(session: Session, lease: Lease, version: int, lost: int) -> str:
+    refuse_unfinished(await session.administration.progress())  # a rollback would need the version
     timeout = session.settings.kms_timeout
     key = await session.kms.describe(timeout=timeout)
     was_enabled = _state(key, version, "retire", ("ENABLED", "DISABLED")) == "ENABLED"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from services.rotator.backup import BackupError, Summary
 from services.rotator.model import RotatorError
-from services.rotator.plan import may_resume, not_finished, plan, unfinished, ways_on
+from services.rotator.plan import may_resume, not_finished, plan, refuse_unfinished, unfinished, ways_on
 from services.rotator.report import KeptBackup, Outcome, Report
 from services.rotator.session import Session
 from services.rotator.steps import Steps
@@ -45,8 +45,7 @@ async def rollback(session: Session) -> Report:
 
 async def _run(session: Session, lease: Lease, type_: RotationType) -> Report:
     latest = await session.administration.progress()
-    if latest is not None and unfinished(latest):
-        raise RotatorError(not_finished(latest), *ways_on(latest))
+    refuse_unfinished(latest)
     again, now = f"run --type {type_}", session.database_now(lease)
     steps = Steps(session, lease.token, type_, f"{type_}-{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}", again)
     version = await steps.target()

@@ -88,7 +88,7 @@ class Steps:
         try:
             await backups.check(file, self._session.kms, timeout=timeout)  # before anything is changed
         except BackupError:
-            file.unlink()
+            file.unlink(missing_ok=True)
             raise
         return file, made
 

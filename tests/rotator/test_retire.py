@@ -57,6 +57,18 @@ async def test_the_month_begins_again_where_the_version_was_enabled_meanwhile(
     assert await state(emulator, 1) is State.DISABLED
 
 
+async def test_no_version_is_retired_while_a_rotation_that_may_have_to_be_undone_is_not_verified(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(in_a_file, new_version)
+    async with in_a_file.database() as database:  # as if its runner had been killed before
+        gone = text("DELETE FROM keyring_notes WHERE step LIKE 'verify%'")
+        await database.write(lambda connection: connection.execute(gone))
+    refused = await refusal(in_a_file, retire, 1)
+    assert ("is not finished" in refused.why, refused.then) == (True, ("resume", "rollback"))
+    assert await state(emulator, 1) is State.ENABLED
+
+
 async def test_a_wrong_clock_of_this_machine_destroys_nothing_early(
     in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
