@@ -1,11 +1,16 @@
 """A rollback puts back what the rotation changed, where that is still there and can still be unwrapped."""
 
+from dataclasses import replace
+
 import pytest
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
+from shared.keyring import journal
 from shared.keyring.administration import AdministrationError, RefusedError, RotationState
 from shared.keyring.model import Status, Wrapped
+from shared.keyring.rewrap import Rewrap
+from shared.keyring.rollback import Rollback
 from shared.keyring.tables import data_keys
 from tests.key_versions import Versions
 from tests.shared.keyring.keyring import KEY, NEW_DEK, Keyring, Meddled, secret_of
@@ -163,3 +168,21 @@ async def test_a_batch_during_which_the_rotation_was_rolled_back_writes_nothing(
     with pytest.raises(RefusedError, match="r1 was changed by another runner meanwhile; look at its status"):
         await keyring.rotate()
     assert await keyring.keys() == before
+
+
+async def test_a_call_that_was_under_way_while_the_rotation_was_rolled_back_says_nothing_of_its_state(
+    keyring: Keyring, versions: Versions
+) -> None:
+    await keyring.fill(2)
+    await versions.rotate()
+    await keyring.administration.rotate(keyring.request(batch=2))
+    rotation = await keyring.database.read(lambda connection: journal.required(connection, "r1"))
+    await versions.disable(1)  # so that nothing is put back, and nothing would be left to wrap anew
+    await keyring.rollback()
+    undone = await keyring.administration.progress("r1")
+    late = Rewrap(keyring.database, keyring.wrapping, keyring.request(), rotation)
+    again = Rollback(keyring.database, keyring.wrapping, replace(rotation, rolling_back=True), keyring.token)
+    for call in (late, again):
+        with pytest.raises(RefusedError, match="r1 was changed by another runner meanwhile"):
+            await call.batch()
+    assert await keyring.administration.progress("r1") == undone
