@@ -31,6 +31,28 @@ def names_this_machine(request: Request) -> bool:
     return name is not None and Address(name, 0).is_loopback
 
 
+def not_by_another_name(endpoint: Endpoint, *, open_to_this_machine: bool) -> Endpoint:
+    """`endpoint`, but 403 for who asks by a name that somebody pointed here, so that a page of his may read the answer.
+
+    Args:
+        endpoint: shows something.
+        open_to_this_machine: whether it needs no credentials, and so must be asked by a name of loopback.
+    """
+
+    async def answer(request: Request) -> Response:
+        if not _proven(request) and open_to_this_machine and not names_this_machine(request):
+            told = "without credentials, only names of this machine are answered: ask for 127.0.0.1, or set a token"
+            return JSONResponse({"error": told}, status_code=403)
+        return await endpoint(request)
+
+    return answer
+
+
+def _proven(request: Request) -> bool:
+    """A page that points its own name here has neither this server's certificate nor a user's password."""
+    return request.url.scheme == "https" or USER in request.scope
+
+
 def not_for_other_pages(endpoint: Endpoint, *, open_to_this_machine: bool) -> Endpoint:
     """`endpoint`, but 403 for what another web page sends.
 
@@ -40,9 +62,7 @@ def not_for_other_pages(endpoint: Endpoint, *, open_to_this_machine: bool) -> En
     """
 
     async def answer(request: Request) -> Response:
-        # A page that points its own name here has neither this server's certificate nor a user's password.
-        proven = request.url.scheme == "https" or USER in request.scope
-        by_name = proven or not open_to_this_machine or names_this_machine(request)
+        by_name = _proven(request) or not open_to_this_machine or names_this_machine(request)
         if sent_by_another_page(request) or not by_name:
             return JSONResponse({"error": "another web page may not do this"}, status_code=403)
         return await endpoint(request)

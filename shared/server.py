@@ -15,7 +15,8 @@ from html import escape
 import structlog
 import uvicorn
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disable_created_metrics
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
+from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
@@ -54,6 +55,14 @@ def registry() -> CollectorRegistry:
     return metrics
 
 
+def encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
+    """What encodes as the header `Accept` asks for, and its content type; Prometheus's text for what makes no sense."""
+    try:
+        return choose_encoder(accept)
+    except TypeError:  # prometheus_client's answer to a version that is no number
+        return generate_latest, CONTENT_TYPE_PLAIN_0_0_4
+
+
 def application(
     name: str,
     metrics: CollectorRegistry,
@@ -76,7 +85,7 @@ def application(
     own = list(routes)
 
     def metrics_endpoint(request: Request) -> Response:  # not async: Starlette encodes it off the event loop
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        encode, content_type = encoder(request.headers.get("accept", ""))
         return Response(encode(metrics), headers={"content-type": content_type})
 
     async def healthy(_request: Request) -> Response:

@@ -18,11 +18,13 @@ from typing import Protocol
 import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
+from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
+
+from shared.server import encoder
 
 REST = 20
 """After each encoding, that many times its duration goes by until the next: it takes a twentieth of a core at most."""
@@ -91,7 +93,7 @@ class Exposition:
 
     def answer(self, request: Request) -> Response:
         """Answers a scrape; not async, so that Starlette calls it off the event loop."""
-        content_type = _content_type(request.headers.get("accept", ""))
+        content_type = encoder(request.headers.get("accept", ""))[1]
         format_ = self._openmetrics if content_type.startswith("application/openmetrics-text") else self._text
         format_.asked = self._monotonic()
         body = (self._ahead and format_.body) or format_.encode(self._parts())
@@ -181,13 +183,6 @@ class _Format:
             if known is None or known[1]:
                 log.exception("some metrics cannot be shown: a defect", part=repr(part))
             return version, {}
-
-
-def _content_type(accept: str) -> str:
-    try:
-        return choose_encoder(accept)[1]
-    except TypeError:  # prometheus_client's answer to a version that is no number
-        return CONTENT_TYPE_PLAIN_0_0_4
 
 
 def _takes_gzip(accept_encoding: str) -> bool:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from services.relay.channels.channel import Reason, Scope, SendError
 from services.relay.outbox import fallback
-from tests.relay.scripted import Scripted, hang, settings, statuses, until, webhook_of
+from tests.relay.scripted import Scripted, hang, reaches, settings, statuses, until, webhook_of
 from tests.relay.test_reload import started
 
 WATCHDOG = {"matchers": ["alertname=Watchdog"], "expect_every": "1s", "channels": ["one"]}
@@ -97,3 +98,13 @@ async def test_a_defect_in_looking_after_what_is_overdue_is_not_the_last_look(
     monkeypatch.setattr("services.relay.workers.look_after", look)
     async with started(settings(tmp_path, {"one": Scripted()})):
         await until(lambda: looks >= 3)
+
+
+async def test_a_channel_that_refused_everything_is_tried_at_once_after_a_reload(tmp_path: Path) -> None:
+    one = Scripted(SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, "token_revoked"))
+    configuration = settings(tmp_path, {"one": one})
+    async with started(configuration) as relay:
+        await relay.accepts("firing")
+        await reaches(relay.client, 0, "relay_channel_up", channel="one")
+        await relay.reload(configuration)  # else it would be tried after `backoff_max`, 5 minutes
+        await until(lambda: len(one.sent) == 1)

@@ -4,7 +4,8 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from shared.other_pages import not_for_other_pages
+from shared.auth import USER
+from shared.other_pages import not_by_another_name, not_for_other_pages
 
 
 async def change(_request: Request) -> Response:
@@ -41,3 +42,22 @@ async def test_a_page_of_our_own_may_and_another_may_not() -> None:
     ):
         for open_to_this_machine in (True, False):
             assert await status(open_to_this_machine=open_to_this_machine, host=host, **headers) == code
+
+
+@pytest.mark.parametrize(
+    ("host", "open_to_this_machine", "code"),
+    [
+        ("127.0.0.1:9912", True, 200),
+        ("localhost", True, 200),
+        ("relay.example.org", True, 403),
+        ("relay.example.org", False, 200),
+    ],
+)
+async def test_without_credentials_nothing_is_shown_by_a_name_that_somebody_pointed_here(
+    host: str, open_to_this_machine: bool, code: int
+) -> None:
+    answer = not_by_another_name(change, open_to_this_machine=open_to_this_machine)
+    scope = {"type": "http", "scheme": "http", "path": "/", "headers": [(b"host", host.encode())]}
+    assert (await answer(Request(scope))).status_code == code
+    assert (await answer(Request(scope | {"scheme": "https"}))).status_code == 200
+    assert (await answer(Request(scope | {USER: "operator"}))).status_code == 200

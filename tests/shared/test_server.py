@@ -41,7 +41,9 @@ async def client() -> AsyncIterator[httpx2.AsyncClient]:
         yield opened
 
 
-@pytest.mark.parametrize("accept", ["", "*/*", "text/plain", "text/html"])
+@pytest.mark.parametrize(
+    "accept", ["", "*/*", "text/plain", "text/html", "text/plain;version=x", "application/openmetrics-text;version=x"]
+)
 async def test_metrics_are_prometheus_text_for_whoever_does_not_ask_for_more(
     accept: str, client: httpx2.AsyncClient
 ) -> None:

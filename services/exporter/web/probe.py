@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
+from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -24,6 +24,7 @@ from shared.kms.provider import Phase
 from shared.kms.reason import Reason
 from shared.other_pages import not_for_other_pages
 from shared.secret_file import SecretFile
+from shared.server import encoder
 
 SCRAPE_TIMEOUT: Final = "X-Prometheus-Scrape-Timeout-Seconds"
 """The header in which Prometheus says how long it waits."""
@@ -79,10 +80,7 @@ async def _answer(request: Request, demands: Mapping[str, Demand], *, debug: boo
     if debug:
         metrics = generate_latest(probed).decode()
         return PlainTextResponse(f"{steps.told(demand, probed.result, probed.way, seconds)}\n{metrics}")
-    try:
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
-    except TypeError:  # prometheus_client's answer to a version that is no number
-        encode, content_type = generate_latest, CONTENT_TYPE_PLAIN_0_0_4
+    encode, content_type = encoder(request.headers.get("accept", ""))
     return Response(encode(probed), headers={"content-type": content_type})
 
 

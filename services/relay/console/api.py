@@ -1,7 +1,8 @@
 """`/api/deliveries`: what was delivered, and what was given up tried again; `/api/quarantine`: what was not accepted.
 
 All of it is JSON, but for a body that was not accepted: `GET /api/quarantine/{id}` gives it as it came.
-Times are RFC 3339 in UTC with milliseconds. What changes something is refused to other web pages.
+Times are RFC 3339 in UTC with milliseconds. What changes something is refused to other web pages; where nobody needs
+credentials, nothing is shown to who asks by a name that another page may have pointed here.
 """
 
 import re
@@ -21,7 +22,7 @@ from services.relay.outbox.schema import plain
 from services.relay.outbox.store import Store
 from services.relay.outbox.waiting import StoreUnavailableError
 from shared.auth import Endpoint, guarded
-from shared.other_pages import not_for_other_pages
+from shared.other_pages import not_by_another_name, not_for_other_pages
 from shared.secret_file import SecretFile
 
 T = TypeVar("T")
@@ -44,7 +45,7 @@ def routes(
     deliveries, quarantine = _Deliveries(store, channels, wake), _Quarantine(store)
 
     def reads(endpoint: Endpoint) -> Endpoint:
-        return guarded(_or_503(endpoint), admin)
+        return not_by_another_name(guarded(_or_503(endpoint), admin), open_to_this_machine=admin is None)
 
     def changes(endpoint: Endpoint) -> Endpoint:
         return not_for_other_pages(guarded(_or_503(endpoint), admin), open_to_this_machine=admin is None)

@@ -8,6 +8,7 @@ import structlog
 
 from services.relay.channels.defect import defect
 from services.relay.outbox.waiting import StoreUnavailableError
+from shared.cancelled import task_is_cancelled
 
 _STORE_SECONDS: Final = 1.0
 _DEFECT_SECONDS: Final = 60.0
@@ -27,7 +28,9 @@ async def again_and_again(name: str, turn: Callable[[], Awaitable[float]]) -> No
             pause = await turn()
         except StoreUnavailableError:  # the store itself has logged why
             pause = _STORE_SECONDS
-        except Exception as error:  # noqa: BLE001  # a defect of one watch must neither end it nor the others
+        except (Exception, asyncio.CancelledError) as error:  # of one watch, it must end none
+            if isinstance(error, asyncio.CancelledError) and task_is_cancelled():
+                raise  # else a library let its own cancellation out
             log.error("a defect of the watch", watch=name, **defect(error))  # noqa: TRY400  # its text may hold a secret
             pause = _DEFECT_SECONDS
         await asyncio.sleep(pause)

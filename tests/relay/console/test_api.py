@@ -214,3 +214,10 @@ async def test_a_store_that_cannot_be_read_is_503_with_the_reason(own_postgres: 
             assert answer["error"].startswith("the outbox cannot be used now, try again: ")
         await asyncio.to_thread(own_postgres.start)
         assert (await get(client, "/api/deliveries"))[0] == 200
+
+
+async def test_a_name_that_another_page_pointed_here_reads_nothing(tmp_path: Path) -> None:
+    async with served(settings(tmp_path, {"good": Scripted()})) as client:
+        for path in ("/api/deliveries", "/api/deliveries/one", "/api/quarantine", "/api/quarantine/1"):
+            code, answer = await get(client, path, headers={"Host": "rebound.example.org:9912"})
+            assert (code, list(answer)) == (403, ["error"])

@@ -35,3 +35,16 @@ async def test_a_turn_that_fails_is_followed_by_the_next() -> None:
     (line,) = logs
     assert (line["watch"], line["error"]) == ("reconcile", "LookupError")
     assert "a-secret" not in str(line)
+
+
+async def test_a_cancellation_that_is_not_ours_ends_no_watch() -> None:
+    turns = 0
+
+    async def turn() -> float:
+        nonlocal turns
+        turns += 1
+        raise asyncio.CancelledError  # out of a library, for something of its own
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(again_and_again("reconcile", turn), 100)
+    assert turns == 2
