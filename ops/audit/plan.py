@@ -22,6 +22,10 @@ from ops.audit.model import (
 UNKNOWN_WRITER: Final = "serviceAccount:(known when the sink is there)"
 SINK_FILTER: Final = f'logName:"cloudaudit.googleapis.com" AND protoPayload.serviceName="{KMS}"'
 """Data Access and Admin Activity: who used a key, and who changed one."""
+_SHARED_WRITER: Final = "serviceAccount:cloud-logs@system.gserviceaccount.com"
+"""Of any project's sink that was made without `uniqueWriterIdentity`: what it is granted, all of them are granted.
+https://registry.terraform.io/providers/hashicorp/google/latest/docs/resources/logging_project_sink
+"""
 _OBJECT_CREATOR: Final = "roles/storage.objectCreator"
 _WRITER_ROLES: Final = ("WRITER", "roles/bigquery.dataEditor")
 """BigQuery answers with the first where the second was written."""
@@ -123,8 +127,9 @@ def _sink(old: Document, name: str, destination: str) -> Document:
 
 
 def _of_its_own(sink: Document) -> bool:
-    """Whether it writes as a service account; old sinks write as a group of Google's that all projects share."""
-    return str(sink.get("writerIdentity", "")).startswith("serviceAccount:")
+    """Whether its writer is of this project; old sinks write as a group or an account that all projects share."""
+    writer = str(sink.get("writerIdentity", ""))
+    return writer.startswith("serviceAccount:") and writer != _SHARED_WRITER
 
 
 def _writer(sink: Document | None) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from tests.ops.audit.logs import LoggingWorld
-from tests.ops.audit.world import KMS, Document
+from tests.ops.audit.world import KMS, SHARED_WRITERS, Document
 
 PROJECT, BUCKET = "acme-prod", "acme-prod-kms-audit"
 _WRITER = "service-1234@gcp-sa-logging.iam.gserviceaccount.com"
@@ -46,7 +46,7 @@ def _sink(destination: str, **options: Any) -> st.SearchStrategy[Document]:
     return st.fixed_dictionaries(
         {
             "destination": st.just(destination),
-            "writerIdentity": st.sampled_from([f"serviceAccount:{_WRITER}", "group:cloud-logs@google.com"]),
+            "writerIdentity": st.sampled_from([f"serviceAccount:{_WRITER}", *SHARED_WRITERS]),
             "exclusions": st.just([{"name": "mine", "filter": "severity=DEBUG"}]),
         },
         optional={"filter": st.just("severity>=ERROR"), "disabled": st.booleans()} | options,

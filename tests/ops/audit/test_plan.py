@@ -17,6 +17,7 @@ FULL = Wish(
     location="europe-west3",
 )
 WRITER = "serviceAccount:service-1@gcp-sa-logging.iam.gserviceaccount.com"
+SHARED = "serviceAccount:cloud-logs@system.gserviceaccount.com"
 EMAIL = WRITER.removeprefix("serviceAccount:")
 ENABLED: Document = {"parent": "projects/1234", "state": "ENABLED"}
 EMPTY: dict[Part, Document | None] = {
@@ -128,6 +129,7 @@ def test_a_grant_with_a_condition_is_not_enough_and_stays() -> None:
         ({"disabled": True}, ["- off", "+ on"]),
         ({"bigqueryOptions": {}}, ["- in a table for each day", "+ in partitioned tables"]),
         ({"writerIdentity": "group:a@x"}, ["- as group:a@x", f"+ as {UNKNOWN_WRITER}"]),
+        ({"writerIdentity": SHARED}, [f"- as {SHARED}", f"+ as {UNKNOWN_WRITER}"]),
         (
             {"destination": "bigquery.googleapis.com/x"},
             ["- to bigquery.googleapis.com/x", "+ to bigquery.googleapis.com/projects/acme-prod/datasets/kms_audit"],

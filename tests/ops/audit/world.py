@@ -10,6 +10,8 @@ from tests.ops.audit.server import Asked, RefusedError
 
 Document = dict[str, Any]
 KMS = "cloudkms.googleapis.com"
+SHARED_WRITERS = ("group:cloud-logs@google.com", "serviceAccount:cloud-logs@system.gserviceaccount.com")
+"""Of sinks without `uniqueWriterIdentity`, in whatever project."""
 
 
 @dataclass
@@ -98,7 +100,7 @@ class World:
 
     def _logging_projects_sinks_update(self, asked: Asked) -> Document:
         sink = _found(self.sinks, asked.path["sinkName"])
-        own = sink["writerIdentity"].startswith("serviceAccount:")
+        own = sink["writerIdentity"] not in SHARED_WRITERS
         if own and asked.query.get("uniqueWriterIdentity") != "true":
             raise RefusedError(400, "unique_writer_identity cannot be taken back")
         for name in asked.query.get("updateMask", "destination,filter").split(","):
@@ -110,7 +112,7 @@ class World:
 
     def _writer(self, asked: Asked) -> str:
         if asked.query.get("uniqueWriterIdentity") != "true":
-            return "group:cloud-logs@google.com"
+            return SHARED_WRITERS[0]
         writer = "service-1234@gcp-sa-logging.iam.gserviceaccount.com"
         self.unheard.setdefault(writer, self.slowness)
         return f"serviceAccount:{writer}"
