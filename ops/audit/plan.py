@@ -60,9 +60,16 @@ def notes(state: State) -> Iterator[str]:
     """What a person should know, and what this tool leaves alone."""
     for config in (state[Part.POLICY] or {}).get("auditConfigs", []):
         if config["service"] == "allServices":
-            members = {member for log in config["auditLogConfigs"] for member in log.get("exemptedMembers", [])}
-            for member in sorted(members):
+            logs = config.get("auditLogConfigs", [])
+            for member in sorted({member for log in logs for member in log.get("exemptedMembers", [])}):
                 yield f"{member} is exempted for all services, so for Cloud KMS too; look whether that is meant"
+    for part in (Part.BIGQUERY_SINK, Part.STORAGE_SINK):
+        for exclusion in (state.get(part) or {}).get("exclusions", []):
+            if not exclusion.get("disabled"):
+                yield f"the {part} leaves out {exclusion['filter']}; look whether that is meant"
+    for rule in (state.get(Part.BUCKET) or {}).get("lifecycle", {}).get("rule", []):
+        if rule["action"]["type"] == "Delete" and set(rule["condition"]) != {"age"}:
+            yield f"another rule of the bucket deletes files, too: {rule['condition']}; look whether that is meant"
 
 
 def _refuse(part: Part, state: State, wish: Wish) -> None:

@@ -82,6 +82,23 @@ def test_who_is_exempted_for_all_services_is_told() -> None:
     assert [note.partition(" ")[0] for note in notes(EMPTY | {Part.POLICY: logs(config)})] == ["user:a@x"]
 
 
+def test_what_keeps_entries_from_a_sink_or_deletes_them_sooner_is_told() -> None:
+    exclusions = [
+        {"name": "quiet", "filter": 'protoPayload.methodName="Decrypt"'},
+        {"name": "off", "filter": "true", "disabled": True},
+    ]
+    cold = {"action": {"type": "SetStorageClass", "storageClass": "ARCHIVE"}, "condition": {"isLive": True}}
+    soon = {"action": {"type": "Delete"}, "condition": {"age": 30, "isLive": True}}
+    state = EMPTY | {
+        Part.STORAGE_SINK: {"exclusions": exclusions},
+        Part.BUCKET: BUCKET | {"lifecycle": {"rule": [*BUCKET["lifecycle"]["rule"], cold, soon]}},
+    }
+    assert list(notes(state)) == [
+        'the sink to Cloud Storage leaves out protoPayload.methodName="Decrypt"; look whether that is meant',
+        "another rule of the bucket deletes files, too: {'age': 30, 'isLive': True}; look whether that is meant",
+    ]
+
+
 def test_a_writer_that_is_not_known_yet_is_named_as_such_and_then_granted() -> None:
     new = planned(Part.BUCKET_ACCESS, {"bindings": []})
     assert new["bindings"] == [{"role": "roles/storage.objectCreator", "members": [UNKNOWN_WRITER]}]
