@@ -53,6 +53,17 @@ def test_its_secrets_are_files_that_are_given_to_those_who_read_them() -> None:
     assert read == {name: set(service.get("secrets", [])) for name, service in SERVICES.items()}
 
 
+def test_its_secrets_get_into_no_image_and_into_no_commit() -> None:
+    """What .dockerignore lets through under `ops` is copied into the wheel, and so into each image."""
+    root = FOLDER.parents[2]
+    patterns = [line for line in (root / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
+    for each in FILE["secrets"].values():
+        file = (FOLDER / each["file"].partition(":-")[2].rstrip("}")).relative_to(root)
+        meant = [line for line in patterns if any(p.match(line.lstrip("!")) for p in (file, *file.parents))]
+        assert not meant[-1].startswith("!"), "the last line that matches counts"
+        assert {file.name, str(file)} & set((root / ".gitignore").read_text().splitlines())
+
+
 def test_what_is_mounted_from_the_repository_is_there_and_read_only() -> None:
     bound = [each for service in SERVICES.values() for each in service.get("volumes", []) if each.startswith(".")]
     assert len(bound) == 2
