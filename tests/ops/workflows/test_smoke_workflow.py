@@ -65,11 +65,19 @@ async def test_a_red_line_fails_the_job_and_the_result_is_kept(machine: NewMachi
     assert "✗ a record is written and read" in summary
 
 
-async def test_a_deployment_that_failed_is_not_looked_at(machine: NewMachine, backend: str) -> None:
-    event: dict[str, Any] = {"event_name": "deployment_status", "event": {"deployment_status": {"state": "failure"}}}
-    assert (await run(machine, backend, event=event))[0] == {}
-    event["event"] = {"deployment_status": {"state": "success"}}
-    assert (await run(machine, backend, event=event, secrets={"KEYPULSE_RECORDS_TOKEN": TOKEN}))[0] != {}
+@pytest.mark.parametrize(
+    ("state", "environment", "looked_at"),
+    [("success", "production", True), ("failure", "production", False), ("success", "Preview", False)],
+)
+async def test_a_deployment_that_failed_or_is_only_a_preview_is_not_looked_at(
+    machine: NewMachine, backend: str, state: str, environment: str, looked_at: bool
+) -> None:
+    event: dict[str, Any] = {
+        "event_name": "deployment_status",
+        "event": {"deployment_status": {"state": state}, "deployment": {"environment": environment}},
+    }
+    outcomes, _, _ = await run(machine, backend, event=event, secrets={"KEYPULSE_RECORDS_TOKEN": TOKEN})
+    assert bool(outcomes) is looked_at
 
 
 async def test_a_test_alert_without_an_alertmanager_is_refused(machine: NewMachine, backend: str) -> None:
