@@ -24,6 +24,7 @@ class Rehearsal:
     Args:
         labels: of the alert that the scenario makes fire.
         bad: what Diagnosis has to print somewhere while it fires.
+        done: what Resolution has to print somewhere.
         good: what Verification has to print somewhere after it; empty where printing nothing is good.
         variables: what a person takes from this alert.
         looks: sections that are followed before Diagnosis.
@@ -38,6 +39,7 @@ class Rehearsal:
     bad: tuple[str, ...]
     good: tuple[str, ...]
     variables: Mapping[str, str] = field(default_factory=dict)
+    done: tuple[str, ...] = ()
     looks: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
@@ -83,6 +85,8 @@ class Director:
     async def play(self, scenario: Scenario) -> None:
         """Breaks, diagnoses, resolves, verifies. A problem ends this scenario, and no other."""
         began = time.monotonic()
+        early = [r.alert for r in scenario.rehearsals if await self._fires(r)]
+        self.problems += [f"{scenario.name}: {alert} fired before anything was broken" for alert in early]
         try:
             async with scenario.breaks(self.stage) as broken:
                 await self._play(scenario, broken, began)
@@ -95,10 +99,9 @@ class Director:
         if broken.by_hand:
             await broken.by_hand()
         healing = time.monotonic()
-        typed: set[str] = set()  # what two sections have in common is typed once
+        typed: dict[str, str] = {}  # what two sections have in common is typed once
         for rehearsal in scenario.rehearsals:
-            for block in self._resolution(rehearsal):
-                await self._run(rehearsal, block, shells[rehearsal.alert], typed)
+            await self._resolved(rehearsal, shells[rehearsal.alert], typed)
         by = "commands, after a repair by hand" if broken.by_hand else "commands"
 
         async def over(rehearsal: Rehearsal, seconds: float) -> None:
@@ -139,13 +142,20 @@ class Director:
         of_others = [block for section in rehearsal.also for block in self._blocks(section, "")]
         return [*of_others, *self._blocks(rehearsal.alert, "Resolution")]
 
-    async def _run(self, rehearsal: Rehearsal, block: Block, shell: Shell, typed: set[str]) -> None:
-        left_out = {c for c in block.commands if c in typed or any(what in c for what in rehearsal.without)}
-        commands = tuple(command for command in block.commands if command not in left_out)
-        typed.update(commands)
-        outputs = block.outputs if commands == block.commands else ()
-        block = Block(block.document, block.section, block.part, commands, outputs)
-        self.problems += (await self.run(block, shell, f"{rehearsal.alert}, Resolution"))[1]
+    async def _resolved(self, rehearsal: Rehearsal, shell: Shell, typed: dict[str, str]) -> None:
+        """Runs Resolution, but for what was `typed` already: commands, and what they printed."""
+        printed = []
+        for block in self._resolution(rehearsal):
+            left_out = {c for c in block.commands if c in typed or any(what in c for what in rehearsal.without)}
+            commands = tuple(command for command in block.commands if command not in left_out)
+            outputs = () if left_out else block.outputs
+            part = Block(block.document, block.section, block.part, commands, outputs)
+            ran, failed = await self.run(part, shell, f"{rehearsal.alert}, Resolution")
+            self.problems += failed
+            typed.update({one.command: one.printed for one in ran})
+            printed += [typed.get(command, "") for command in block.commands]
+        if missing := [word for word in rehearsal.done if word not in "".join(printed)]:
+            self.problems.append(f"{rehearsal.alert}, Resolution: it printed no {missing}\n{''.join(printed)}")
 
     async def _verified(self, rehearsal: Rehearsal, shell: Shell) -> None:
         """Again and again until all is well: some of what it prints takes its time, as the runbook says."""
@@ -171,12 +181,17 @@ class Director:
         return "\n".join(printed)
 
     async def _until(self, rehearsal: Rehearsal, *, firing: bool) -> None:
-        labels = {"alertname": rehearsal.alert, **rehearsal.labels}
         deadline = time.monotonic() + PATIENCE
-        while await (rehearsal.fires(self.stage) if rehearsal.fires else self.stage.firing(labels)) != firing:
+        while await self._fires(rehearsal) != firing:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{labels} {'did not fire' if firing else 'goes on firing'}")
+                what = f"{rehearsal.alert} {dict(rehearsal.labels)}"
+                raise TimeoutError(f"{what} {'did not fire' if firing else 'goes on firing'}")
             await asyncio.sleep(0.2)
+
+    async def _fires(self, rehearsal: Rehearsal) -> bool:
+        if rehearsal.fires:
+            return await rehearsal.fires(self.stage)
+        return await self.stage.firing({"alertname": rehearsal.alert, **rehearsal.labels})
 
     def _blocks(self, section: str, part: str) -> list[Block]:
         return [block for block in self.blocks if (block.section, block.part) == (section, part)]

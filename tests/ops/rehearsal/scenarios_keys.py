@@ -65,6 +65,7 @@ async def _blind(stage: Stage) -> AsyncIterator[Broken]:
 
 
 GRANT = ("Grant the role",)
+UPDATED = ("Updated IAM policy",)
 LEDGER = {"service": "backend", "target": "ledger-kek"}
 OLD = {"service": "orders", "target": "orders-kek", "version": "1"}
 
@@ -77,11 +78,12 @@ DENIED = Scenario(
             {"service": "backend"},
             ('"crypto_mode":"env"', "permission_denied"),
             ('"crypto_mode":"kms"',),
+            done=UPDATED,
             looks=("What to look at first", "permission_denied"),
             also=GRANT,
         ),
-        Rehearsal("KMSProbeFailing", LEDGER, ("permission_denied", "=> 0"), ("=> 1",), also=GRANT),
-        Rehearsal("KMSPermissionMissing", LEDGER, ("useToEncrypt", "=> 0"), ("=> 1",), also=GRANT),
+        Rehearsal("KMSProbeFailing", LEDGER, ("permission_denied", "=> 0"), ("=> 1",), done=UPDATED, also=GRANT),
+        Rehearsal("KMSPermissionMissing", LEDGER, ("useToEncrypt", "=> 0"), ("=> 1",), done=UPDATED, also=GRANT),
     ),
 )
 DESTROYED = Scenario(
@@ -94,10 +96,11 @@ DESTROYED = Scenario(
             bad,
             good,
             variables={**{name.upper(): value for name, value in OLD.items()}, "KEY": "orders"},
+            done=("state: ENABLED",),
             also=also,
         )
         for alert, labels, bad, good, also in (
-            ("KMSKeyVersionDestroyScheduled", OLD, ("somebody@example.org",), ("ENABLED",), ()),
+            ("KMSKeyVersionDestroyScheduled", OLD, ("cryptoKeyVersions/1", '"kek_version":1'), ("ENABLED",), ()),
             ("KMSCanaryLost", OLD, ("key_destroyed", "DESTROY_SCHEDULED"), ("=> 1",), ()),
             ("KMSHighCryptoErrorRate", ("service",), ("=>",), ("=> 0",), ("Enable a version",)),
             ("KMSDecryptionErrorsBurst", ("service",), ("=>",), ("=> 0",), ("Enable a version",)),
@@ -124,6 +127,7 @@ BLIND = Scenario(
             ("the key cannot be read", "permission_denied"),
             ("=> 0",),
             variables={"KEY": "blind"},
+            done=UPDATED,
         ),
     ),
 )

@@ -110,7 +110,17 @@ WITHOUT_HEARTBEAT = Scenario(
 MISTAKEN = Scenario(
     "a mistake in a relay's file",
     _mistaken,
-    (Rehearsal("RelayConfigReloadFailed", STAGING, ("cahnnels",), ("=> 1",), SECURITY, codes=frozenset({2})),),
+    (
+        Rehearsal(
+            "RelayConfigReloadFailed",
+            STAGING,
+            ("cahnnels", "the configuration was not reloaded"),
+            ("=> 1",),
+            SECURITY,
+            done=("reloaded",),
+            codes=frozenset({2}),
+        ),
+    ),
 )
 LOCKED = Scenario(
     "a database that nobody can write",
@@ -120,5 +130,15 @@ LOCKED = Scenario(
 DOWN = Scenario(
     "a relay that ended",
     _down,
-    (Rehearsal("RelayDown", STAGING, ("=> 0",), ("ready", '"ts"'), SECURITY, codes=frozenset({7})),),
+    (
+        Rehearsal(
+            "RelayDown",
+            STAGING,
+            ("=> 0",),
+            ("ready", '"ts"'),
+            SECURITY,
+            done=("successfully rolled out",),
+            codes=frozenset({7}),
+        ),
+    ),
 )

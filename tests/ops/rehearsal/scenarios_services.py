@@ -111,25 +111,45 @@ PAYROLL, ARCHIVE = {"service": "payroll"}, {"service": "archive"}
 STAGING = {"env": "staging"}
 AAD = {**STAGING, "service": "aad", "target": "aad-kek"}
 
+STARTED = ("successfully rolled out",)
+
 BACK_AND_FORTH = Scenario(
     "a service that loses KMS again and again",
     _back_and_forth,
     (
-        Rehearsal("KMSCryptoModeFlapping", PAYROLL, ("0 @", "1 @"), ("=>",), {"KEY": "payroll"}, ("Grant the role",)),
+        Rehearsal(
+            "KMSCryptoModeFlapping",
+            PAYROLL,
+            ("0 @", "1 @", "RESTARTS"),
+            ("=>",),
+            {"KEY": "payroll"},
+            done=("Updated IAM policy",),
+            also=("Grant the role",),
+        ),
         Rehearsal(
             "KMSBackendOnEnvWhileKMSHealthy",
             PAYROLL,
             ("permission_denied",),
             ("=> 1",),
             {"KEY": "payroll"},
-            ("Grant the role",),
+            done=("Updated IAM policy",),
+            also=("Grant the role",),
         ),
     ),
 )
 GONE = Scenario(
     "a service that ended",
     _gone,
-    (Rehearsal("KMSHealthChecksFailing", ARCHIVE, ("=> 0", "CrashLoopBackOff"), ("=> 1",), codes=frozenset({7})),),
+    (
+        Rehearsal(
+            "KMSHealthChecksFailing",
+            ARCHIVE,
+            ("=> 0", "CrashLoopBackOff"),
+            ("=> 1",),
+            done=STARTED,
+            codes=frozenset({7}),
+        ),
+    ),
 )
 WITHOUT_DATABASE = Scenario(
     "a database that nobody can write",
@@ -140,6 +160,7 @@ WITHOUT_DATABASE = Scenario(
             ARCHIVE,
             ('"crypto_ready":false', "503", "the keyring's database cannot be used"),
             ('"crypto_ready":true', "204", "check"),
+            done=STARTED,
         ),
     ),
 )
@@ -148,7 +169,12 @@ ROTATION = Scenario(
     _half_done,
     (
         Rehearsal("KMSRotationFailed", {"service": "backend"}, ("step=",), ("everything can be read", "=> 0")),
-        Rehearsal("KMSRotationOverdue", {"service": "backend"}, ('kek_version="1"',), ('kek_version="2"',)),
+        Rehearsal(
+            "KMSRotationOverdue",
+            {"service": "backend"},
+            ('kek_version="1"', "there was no rotation yet"),
+            ('kek_version="2"', "kms_rotation_last_success_timestamp_seconds"),
+        ),
     ),
 )
 CARELESS = Scenario(
@@ -159,10 +185,19 @@ CARELESS = Scenario(
 MISTAKEN = Scenario(
     "a mistake in an exporter's file",
     _mistaken,
-    (Rehearsal("KMSConfigReloadFailed", STAGING, ("tragets",), ("=> 1",), codes=frozenset({2})),),
+    (
+        Rehearsal(
+            "KMSConfigReloadFailed",
+            STAGING,
+            ("tragets", "the configuration was not reloaded"),
+            ("=> 1",),
+            done=("reloaded",),
+            codes=frozenset({2}),
+        ),
+    ),
 )
 ABSENT = Scenario(
     "an exporter that ended",
     _absent,
-    (Rehearsal("KMSExporterAbsent", STAGING, ("=> 0",), ("=> 1",), codes=frozenset({7})),),
+    (Rehearsal("KMSExporterAbsent", STAGING, ("=> 0",), ("=> 1",), done=STARTED, codes=frozenset({7})),),
 )

@@ -7,14 +7,16 @@ import pytest
 
 from ops.demo.ports import Ports
 from tests.ops.rehearsal import not_run, stage
-from tests.ops.rehearsal.document import Block, Output, blocks
+from tests.ops.rehearsal.document import Block, Output, blocks, text_of
+from tests.ops.rehearsal.programme import AT_ONCE
+from tests.ops.rehearsal.rehearsed import Rehearsal
 from tests.ops.rehearsal.shape import disagreement
-from tests.ops.rules import RUNBOOK
+from tests.ops.rules import ALERTS, RUNBOOK
 
 COMMANDS = [
     (document, command) for document in not_run.DOCUMENTS for block in blocks(document) for command in block.commands
 ]
-
+REHEARSALS = [r for scenarios in AT_ONCE for scenario in scenarios for r in scenario.rehearsals]
 DOCUMENT = r"""# Top
 
 ## An `alert`
@@ -54,6 +56,19 @@ def test_what_is_not_run_stands_in_a_document(what: str) -> None:
 @pytest.mark.parametrize("what", not_run.ENDS)
 def test_what_may_end_with_another_code_stands_in_a_document(what: str) -> None:
     assert [command for _, command in COMMANDS if what in command]
+
+
+@pytest.mark.parametrize("rehearsal", REHEARSALS, ids=lambda rehearsal: rehearsal.alert)
+def test_what_a_rehearsal_looks_for_is_what_the_runbook_tells_to_look_for(rehearsal: Rehearsal) -> None:
+    diagnosis, _, rest = text_of(RUNBOOK, rehearsal.alert).partition("**Resolution**")
+    verification = rest.partition("**Verification**")[2]
+    assert [word for word in rehearsal.bad if word in diagnosis]
+    values = [word for word in rehearsal.good if word != "=>"]  # which is any value
+    assert not values or [word for word in values if word in verification]
+
+
+def test_each_alert_is_rehearsed_once() -> None:
+    assert sorted(rehearsal.alert for rehearsal in REHEARSALS) == sorted(ALERTS)
 
 
 def test_the_runbook_sets_the_variables_that_the_rehearsals_set_and_no_other(tmp_path: Path) -> None:

@@ -5,29 +5,12 @@ import asyncio
 import pytest
 
 from tests.faults import summary
-from tests.ops.rehearsal import scenarios_keys as keys
-from tests.ops.rehearsal import scenarios_relay as relay
-from tests.ops.rehearsal import scenarios_services as services
 from tests.ops.rehearsal.document import blocks
 from tests.ops.rehearsal.documented import not_covered, run_all
+from tests.ops.rehearsal.programme import AT_ONCE
 from tests.ops.rehearsal.rehearsed import Director, Scenario
 from tests.ops.rehearsal.stage import staged
 from tests.ops.rules import ALERTS, RUNBOOK
-
-AT_ONCE: tuple[tuple[Scenario, ...], ...] = (
-    (keys.DENIED, services.ROTATION),
-    (keys.DESTROYED,),
-    (services.BACK_AND_FORTH,),
-    (services.GONE, services.WITHOUT_DATABASE),
-    (keys.SLOW,),
-    (keys.FLAPPING,),
-    (keys.BLIND,),
-    (services.CARELESS, services.MISTAKEN, services.ABSENT),
-    (relay.REFUSED,),
-    (relay.WITHOUT_HEARTBEAT,),
-    (relay.MISTAKEN, relay.LOCKED, relay.DOWN),
-)
-"""What meets at no key, service, exporter or relay is played side by side."""
 
 
 async def test_each_alert_fires_and_its_runbook_ends_it(

@@ -1,0 +1,21 @@
+"""All scenarios: which are played side by side, and which one after the other."""
+
+from tests.ops.rehearsal import scenarios_keys as keys
+from tests.ops.rehearsal import scenarios_relay as relay
+from tests.ops.rehearsal import scenarios_services as services
+from tests.ops.rehearsal.rehearsed import Scenario
+
+AT_ONCE: tuple[tuple[Scenario, ...], ...] = (
+    (keys.DENIED, services.ROTATION),
+    (keys.DESTROYED,),
+    (services.BACK_AND_FORTH,),
+    (services.GONE, services.WITHOUT_DATABASE),
+    (keys.SLOW,),
+    (keys.FLAPPING,),
+    (keys.BLIND,),
+    (services.CARELESS, services.MISTAKEN, services.ABSENT),
+    (relay.REFUSED,),
+    (relay.WITHOUT_HEARTBEAT,),
+    (relay.MISTAKEN, relay.LOCKED, relay.DOWN),
+)
+"""What meets at no key, service, exporter or relay is played side by side."""
