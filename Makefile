@@ -36,7 +36,7 @@ check: install ## ruff, mypy --strict, import-linter, shellcheck, promtool, amto
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck ops/tools/require ops/tools/install ops/tools/install-locked ops/tools/with-containers ops/docker/build ops/docker/engine ops/docker/install .ci/run ops/audit/setup-kms-audit-logging.sh
+	$(BIN)/shellcheck ops/tools/require ops/tools/install ops/tools/install-locked ops/tools/with-containers ops/docker/build ops/docker/engine ops/docker/install .ci/run ops/audit/setup-kms-audit-logging.sh tests/ops/rehearsal/shims/hand_over
 	$(BIN)/hadolint ops/docker/Dockerfile
 	promtool check rules ops/prometheus/rules/*.yml
 	promtool check config --syntax-only ops/prometheus/prometheus.yml
