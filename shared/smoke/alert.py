@@ -122,7 +122,7 @@ class _Test:
             await asyncio.sleep(_POLL)
         raise TroubleError(
             f"within {self.patience:g} s the relay sent nothing of it{unclear}",
-            "look at Alertmanager's routes and log, at the relay's quarantine, and at its deliveries that wait",
+            "look at Alertmanager's routes, silences and log, at the relay's quarantine and waiting deliveries",
         )
 
     async def followed(self, channel: str) -> Result:

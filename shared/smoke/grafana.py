@@ -30,7 +30,8 @@ async def grafana_checks(
     async with connected(url, token, seconds) as server:
 
         async def dashboard() -> str:
-            status = (await server.get(f"/api/dashboards/uid/{DASHBOARD}")).status
+            answer = await server.get(f"/api/dashboards/uid/{DASHBOARD}")
+            status = answer.status
             if status in {401, 403}:
                 raise TroubleError(
                     f"it does not let us look (HTTP {status})",
@@ -40,6 +41,9 @@ async def grafana_checks(
                 raise TroubleError(f"it has no dashboard {DASHBOARD}", "import ops/grafana/dashboards/kms-health.json")
             if status != 200:
                 raise TroubleError(f"it answers with HTTP {status}", "look at Grafana's log")
+            document = answer.json("the dashboard's address")
+            if not isinstance(document, dict) or "dashboard" not in document:
+                raise TroubleError("what answers is no Grafana", "correct the address: --grafana")
             return DASHBOARD
 
         return await run([Check("the dashboard can be reached", dashboard)], time.monotonic)

@@ -1,4 +1,4 @@
-"""The checks of a Prometheus: it answers, scrapes the exporter, has every rule, and its recordings return data."""
+"""The checks of a Prometheus: it answers, scrapes the exporter, has every rule, can send alerts, and records health."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,8 @@ from shared.smoke.check import Check, Result, TroubleError, run
 from shared.smoke.http import SECONDS, Server, connected
 
 JOB: Final = "keypulse-exporter"
-RECORDINGS: Final = ("kms:crypto_health_status", "kms:decryption_error_rate_5m", "kms:uptime_since_last_crypto_init")
+HEALTH: Final = "kms:crypto_health_status"
+RECORDINGS: Final = (HEALTH, "kms:decryption_error_rate_5m", "kms:uptime_since_last_crypto_init")
 """Those that always have data; the others have some only while something is wrong."""
 
 
@@ -34,6 +35,7 @@ async def prometheus_checks(
             Check("Prometheus answers", lambda: _ready(server)),
             Check("Prometheus scrapes the exporter", lambda: _scraping(server), needs="Prometheus answers"),
             Check("rules are loaded", lambda: _rules(server, rules), needs="Prometheus answers"),
+            Check("Prometheus knows an Alertmanager", lambda: _alertmanagers(server), needs="Prometheus answers"),
             *(
                 Check(f"{name} has data", partial(_data, server, name), needs="Prometheus scrapes the exporter")
                 for name in RECORDINGS
@@ -85,11 +87,25 @@ async def _rules(server: Server, rules: Mapping[str, Sequence[str]]) -> str:
     return f"{sum(map(len, rules.values()))} rules"
 
 
+async def _alertmanagers(server: Server) -> str:
+    if not (known := (await _api(server, "alertmanagers"))["activeAlertmanagers"]):
+        raise TroubleError(
+            "it sends its alerts to nobody",
+            "add the part `alerting` of ops/prometheus/prometheus.yml to its configuration and reload it",
+        )
+    return f"{len(known)} known"
+
+
 async def _data(server: Server, recording: str) -> str:
     if not (series := (await _api(server, "query", {"query": recording}))["result"]):
         raise TroubleError(
             "it returns nothing",
             "look whether its rule is loaded, and whether the exporter reads a backend and its metrics_url",
+        )
+    if recording == HEALTH and all(float(one["value"][1]) == 0 for one in series):
+        raise TroubleError(
+            "it is 0 for every service: what the exporter reads is not healthy, or no longer read",
+            "look at the exporter's board, and see KMSHealthChecksFailing in docs/KMS_OPERATIONS.md",
         )
     return f"{len(series)} series"
 

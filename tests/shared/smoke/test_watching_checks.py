@@ -26,6 +26,7 @@ def prometheus(changed: Mapping[str, Any], ready: int = 200) -> Handler:
     data = {
         "targets": {"activeTargets": [UP]},
         "rules": {"groups": [{"rules": LOADED}]},
+        "alertmanagers": {"activeAlertmanagers": [{"url": "http://b:9093/api/v2/alerts"}]},
         "query": {"result": [{"value": [0, "1"]}]},
         **changed,
     }
@@ -45,7 +46,7 @@ async def test_a_prometheus_that_is_well_passes(answering: Answering) -> None:
     async with answering(prometheus({})) as url:
         results = await prometheus_checks(url, RULES)
     assert {result.outcome for result in results} == {Outcome.PASSED}
-    assert len(results) == 3 + len(RECORDINGS)
+    assert len(results) == 4 + len(RECORDINGS)
 
 
 DOWN = {**UP, "health": "down", "lastError": "connection refused"}
@@ -77,6 +78,8 @@ BROKEN = {"name": "KMSHighLatency", "health": "err", "lastError": "many-to-many 
         ),
         ({"rules": JSONResponse({}, status_code=500)}, "rules are loaded", "/api/v1/rules answers with HTTP 500"),
         ({"rules": Response("<html>")}, "rules are loaded", "/api/v1/rules answers with something that is not JSON"),
+        ({"alertmanagers": {"activeAlertmanagers": []}}, "Prometheus knows an Alertmanager", "alerts to nobody"),
+        ({"query": {"result": [{"value": [0, "0"]}]}}, f"{RECORDINGS[0]} has data", "it is 0 for every service"),
         ({"query": {"result": []}}, f"{RECORDINGS[0]} has data", "it returns nothing"),
     ],
 )
@@ -88,6 +91,11 @@ async def test_each_defect_of_a_prometheus_is_red_in_its_line(
     first = next(result for result in results if result.outcome is Outcome.FAILED)
     assert first.name == failed
     assert sentence in line(first)
+
+
+async def test_a_service_that_is_ill_beside_one_that_is_well_is_not_this_one_s_defect(answering: Answering) -> None:
+    async with answering(prometheus({"query": {"result": [{"value": [0, "0"]}, {"value": [0, "1"]}]}})) as url:
+        assert all(result.ok for result in await prometheus_checks(url, RULES))
 
 
 async def test_without_a_target_no_recording_is_looked_at(answering: Answering) -> None:
@@ -116,7 +124,7 @@ async def test_the_dashboard_is_looked_for_by_its_uid(answering: Answering, stat
 
     async def grafana(request: Request) -> Response:
         asked.append(request.url.path)
-        return JSONResponse({}, status_code=status)
+        return JSONResponse({"dashboard": {}}, status_code=status)
 
     async with answering(grafana) as url:
         (result,) = await grafana_checks(f"{url}/grafana/")
@@ -131,6 +139,25 @@ async def test_an_alertmanager_that_starts_is_not_ready(answering: Answering) ->
     async with answering(starting) as url:
         (result,) = await alertmanager_checks(url)
     assert line(result) == "✗ Alertmanager is ready: it is not ready (HTTP 503): still starting; look at its log"
+
+
+@pytest.mark.parametrize("said", ["<html>log in</html>", "{}", "[]"])
+async def test_what_answers_everything_is_taken_for_nothing(answering: Answering, said: str) -> None:
+    async def anything(_request: Request) -> Response:
+        return Response(said)
+
+    async with answering(anything) as url:
+        looks = (await alertmanager_checks(url), await relay_checks(url), await grafana_checks(url))
+    assert [results[-1].outcome for results in looks] == [Outcome.FAILED] * 3
+
+
+async def test_a_prometheus_is_no_alertmanager(answering: Answering) -> None:
+    async def prometheus(request: Request) -> Response:
+        return Response(status_code=200 if request.url.path == "/-/ready" else 404)
+
+    async with answering(prometheus) as url:
+        (result,) = await alertmanager_checks(url)
+    assert line(result).endswith("what answers is no Alertmanager; correct the address: --alertmanager")
 
 
 async def test_a_relay_whose_api_refuses_the_token_says_which_one_it_needs(
