@@ -1,8 +1,6 @@
 """A real Prometheus runs the product's own files, and the copy on a faster clock that the demo runs."""
 
 import asyncio
-import os
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -13,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from ops.demo.scale import scale_yaml
-from tests.ops.rules import FILES, GROUPS, PROMETHEUS, RUNBOOK
+from tests.ops.rules import FILES, GROUPS, PROMETHEUS
 
 PATIENCE = 40.0
 Running = Callable[..., AbstractAsyncContextManager[str]]
@@ -220,29 +218,3 @@ async def test_a_message_has_the_reasons_of_the_moment_while_its_alert_stays_the
     assert "was right: 1970-01-01 00:00:01 +0000 UTC." in denied["annotations"]["description"]
     exporter.exposed = probed(success=0, permission_denied=3, timeout=3)
     assert {**await alert_that_says("timeout"), "annotations": {}} == {**denied, "annotations": {}}
-
-
-async def test_the_runbooks_queries_are_answered(
-    prometheus: str, exporter: Scraped, ask: Callable[..., Awaitable[Any]]
-) -> None:
-    exporter.exposed = crypto(mode=1)
-
-    await until(lambda: has(ask, "kms:crypto_health_status"))
-    runbook = RUNBOOK.read_text()
-    # A command goes on after a backslash, and while its quotes are open.
-    queries = re.findall(
-        r"^ *(promtool query (?:[^\n\\\"']|\\\n|\"(?:[^\"\\]|\\.)*\"|'[^']*')*)$", runbook, re.MULTILINE
-    )
-    assert len(queries) == runbook.count("promtool query ")
-    environment = {**os.environ, "PROMETHEUS": prometheus, "ENV": "production", "SERVICE": "ledger"}
-    answers = []
-    for query in queries:
-        process = await asyncio.create_subprocess_exec(
-            "bash", "-c", query, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-        )
-        output, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
-        assert process.returncode == 0, f"{query}\n{output.decode()}"
-        answers.append(output.decode())
-    assert re.search(
-        r'^kms:crypto_health_status\{env="production", service="ledger"\} => 1 @', answers[0], re.MULTILINE
-    )
