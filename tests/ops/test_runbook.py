@@ -11,6 +11,7 @@ import yaml
 from services.relay.channels import channel
 from shared.kms.reason import Reason
 from tests.ops import exposed
+from tests.ops.rehearsal.document import blocks
 from tests.ops.routing import FILE as ALERTMANAGER
 from tests.ops.rules import ALERTS, RECORDINGS, ROOT, RUNBOOK
 
@@ -161,6 +162,19 @@ def test_the_runbook_names_only_metrics_that_exist(tmp_path: Path) -> None:
     assert named <= exposed.names(families) | RECORDINGS.keys()
 
 
+def test_the_runbook_looks_for_lines_of_the_log_that_are_written() -> None:
+    looked_for = re.findall(r"kubectl[^\n]* logs [^\n]*\| grep '\"?([^'\"]+)", RUNBOOK.read_text())
+    assert len(looked_for) > 5
+    code = "".join(file.read_text() for part in ("services", "shared") for file in (ROOT / part).rglob("*.py"))
+    assert [words for words in looked_for if f'"{words}' not in code] == []
+
+
+def test_the_runbook_counts_data_keys_only_of_lines_that_tell_of_a_failure() -> None:
+    counts = [c for block in blocks(RUNBOOK) for c in block.commands if "data_key" in c and " logs " in c]
+    assert counts
+    assert [command for command in counts if "corrupt record" not in command] == [], "a re-wrap names data keys, too"
+
+
 def test_the_runbook_explains_every_reason_of_a_channel() -> None:
     explained = rows(sections(SECTIONS["Troubleshooting"], 3)["What a channel's reason means"], "reason")
     assert {name for row in explained for name in re.findall(r"`(\w+)`", row[0])} == set(map(str, channel.Reason)) - {
@@ -182,10 +196,10 @@ def test_every_link_within_the_runbook_leads_to_one_heading() -> None:
 
 
 def test_the_runbooks_commands_are_sound_shell(tmp_path: Path) -> None:
-    blocks = re.findall(r"^( *)```bash\n(.*?)^ *```$", RUNBOOK.read_text(), re.MULTILINE | re.DOTALL)
-    assert blocks
+    found = re.findall(r"^( *)```bash\n(.*?)^ *```$", RUNBOOK.read_text(), re.MULTILINE | re.DOTALL)
+    assert found
     script = tmp_path / "runbook.sh"
-    script.write_text("\n".join(re.sub(rf"^{indent}", "", commands, flags=re.MULTILINE) for indent, commands in blocks))
+    script.write_text("\n".join(re.sub(rf"^{indent}", "", commands, flags=re.MULTILINE) for indent, commands in found))
     shellcheck = Path(sys.executable).with_name("shellcheck")
     answer = subprocess.run([shellcheck, "-s", "bash", script], capture_output=True, text=True, timeout=60, check=False)
     assert answer.returncode == 0, answer.stdout
