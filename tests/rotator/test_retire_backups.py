@@ -1,10 +1,12 @@
 """Backups that `retire` and `destroy` know of by the journal alone: artifacts of a job, or files on another machine."""
 
+import pytest
 from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.model import State
 from services.rotator.backups import noted
+from services.rotator.model import RotatorError
 from services.rotator.report import Outcome
 from services.rotator.retire import destroy, retire
 from services.rotator.run import run
@@ -29,6 +31,8 @@ async def test_a_version_that_a_backup_elsewhere_needs_is_retired_and_destroyed_
     assert refused.then == ("retire 2 --confirm 2 --confirm-backups 1",)
     assert await state(emulator, 2) is State.ENABLED
     async with in_a_file.session() as session:
+        with pytest.raises(RotatorError, match="needed by 1 backups that are not in"):
+            await retire(session, 2, 2)  # somebody has another number in mind
         await retire(session, 1)  # no backup that is known of needs it
         await retire(session, 2, 1)
     assert await state(emulator, 2) is State.DISABLED

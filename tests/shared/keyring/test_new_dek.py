@@ -1,13 +1,16 @@
 """`new-dek`: stored, shown, promoted; and what is left where that is cut off in between."""
 
+import os
+
 import pytest
 from sqlalchemy import URL
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
-from shared.keyring import store
+from shared.keyring import journal, store
 from shared.keyring.administration import AdministrationError, RefusedError, RotationState
 from shared.keyring.model import KEY_BYTES, Status
+from shared.keyring.new_dek import NewDek
 from shared.keyring.tables import data_keys
 from shared.kms.gcp import GcpKey
 from tests.key_versions import Versions
@@ -114,3 +117,17 @@ async def test_two_runners_that_begin_the_same_rotation_at_once_make_one_data_ke
         await keyring.administration.rotate(keyring.request(NEW_DEK))
     assert len(await keyring.keys()) == 1
     assert (await keyring.rotate(NEW_DEK)).state is RotationState.DONE
+
+
+async def test_a_promotion_that_comes_after_its_rotation_was_rolled_back_leaves_that_as_it_is(
+    keyring: Keyring, versions: Versions
+) -> None:
+    await keyring.fill(1)
+    await keyring.administration.rotate(keyring.request(NEW_DEK))
+    rotation = await keyring.database.read(lambda connection: journal.required(connection, "r1"))
+    undone = await keyring.rollback()
+    await versions.disable(1)  # it cannot be unwrapped, which ends a promotion that is in time as `failed`
+    late = NewDek(keyring.database, keyring.wrapping, keyring.request(NEW_DEK), os.urandom)
+    with pytest.raises(RefusedError, match="r1 was changed by another runner meanwhile"):
+        await late.promote(rotation, keyring.administration.reload)
+    assert await keyring.administration.progress("r1") == undone
