@@ -32,7 +32,27 @@ _RESOURCES: Final[Schema] = {
 _USER: Final[Schema] = {"type": ["integer", "null"], "minimum": 1}
 _RULES_OF_PARTS: Final[Schema] = {
     "type": "object",
-    "properties": {part: {"type": "array"} for part in _SETTINGS},
+    "properties": {part: {"type": "array"} for part in (*_SETTINGS, "smoke")},
+    "additionalProperties": False,
+}
+_ENVIRONMENT: Final[Schema] = {**_TEXTS, "propertyNames": {"pattern": "^[A-Za-z_.-][A-Za-z0-9_.-]*$"}}
+# What an address may hold goes into YAML and JSON as it is.
+_URL: Final[Schema] = {"type": "string", "pattern": r"^(https?://[^\s\"\\<>{}]+)?$"}
+_URL_WITH_SLASH: Final[Schema] = {"type": "string", "pattern": r"^(https?://[^\s\"\\<>{}]+/)?$"}
+_URL_WITHOUT_SLASH: Final[Schema] = {"type": "string", "pattern": r"^(https?://[^\s\"\\<>{}]*[^\s\"\\<>{}/])?$"}
+# Of https://prometheus-operator.dev/docs/api-reference/api/#monitoring.coreos.com/v1.Endpoint, without those that the
+# chart sets: a second `relabelings` would take the place of the first, and `env` with it.
+_ENDPOINT: Final[Schema] = {
+    "type": "object",
+    "properties": dict.fromkeys(
+        (
+            *("authorization", "basicAuth", "bearerTokenFile", "bearerTokenSecret", "enableHttp2", "filterRunning"),
+            *("followRedirects", "honorLabels", "honorTimestamps", "metricRelabelings", "noProxy", "oauth2", "params"),
+            *("proxyConnectHeader", "proxyFromEnvironment", "proxyUrl", "scrapeTimeout", "tlsConfig"),
+            "trackTimestampsStaleness",
+        ),
+        True,
+    ),
     "additionalProperties": False,
 }
 _BY_NAME: Final[dict[str, Schema]] = {  # whatever it belongs to
@@ -62,11 +82,19 @@ _BY_PATH: Final[dict[str, Schema]] = {
         "minItems": 1,
         "uniqueItems": True,
     },
-    "serviceMonitor.endpoint": _ANYTHING,
+    "fullnameOverride": {"type": "string", "pattern": "^([a-z]([a-z0-9-]*[a-z0-9])?)?$"},
+    "runbookUrl": _URL,
+    "serviceMonitor.interval": {"type": "string", "pattern": "^([0-9]+(ms|s|m|h))+$"},
+    "serviceMonitor.endpoint": _ENDPOINT,
+    "dashboard.boardUrl": _URL_WITH_SLASH,
+    "dashboard.relayUrl": _URL_WITH_SLASH,
+    "dashboard.prometheusUrl": _URL_WITHOUT_SLASH,
+    "alertmanager.secretsPath": {"type": "string", "pattern": r"^/[^\s\"\\#:{}]*[^\s\"\\#:{}/]$"},
     "networkPolicy.ingress": _RULES_OF_PARTS,
     "networkPolicy.egress": _RULES_OF_PARTS,
+    **{f"smokeTest.{what}Url": _URL for what in ("base", "prometheus", "alertmanager", "grafana")},
     "smokeTest.testAlert": {"enum": ["", "warning", "critical"]},
-    **{f"{part}.env": _TEXTS for part in _SETTINGS},
+    **{f"{part}.env": _ENVIRONMENT for part in _SETTINGS},
 }
 
 

@@ -36,6 +36,28 @@ def test_kubernetes_knows_every_field_of_every_object(version: str, monkeypatch:
         kubernetes_validate.validate(found, version, strict=True)
 
 
+@pytest.mark.parametrize("word", ["on", "1", "1e3", "null"])
+def test_a_name_that_yaml_would_take_for_something_else_stays_a_name(word: str) -> None:
+    part = {
+        "existingSecret": word,
+        "web": {"existingSecret": word},
+        "serviceAccount": {"name": word},
+        "persistence": {"storageClass": word},
+        "env": {"ON": word},
+    }
+    values = {
+        "fullnameOverride": "keypulse",
+        "image": {"pullSecrets": [word]},
+        "smokeTest": {"baseUrl": "https://ledger.example.org", "existingSecret": word},
+        "exporter": part,
+        "relay": part | {"postgres": {"existingSecret": word, "key": word}},
+    }
+    for found in rendered(values, name=word):
+        kubernetes_validate.validate(found, OLDEST, strict=True)
+    claimed = rendered({"fullnameOverride": "keypulse", "relay": {"persistence": {"existingClaim": word}}})
+    kubernetes_validate.validate(of_kind("Deployment", claimed)["keypulse-relay"], OLDEST, strict=True)
+
+
 def test_a_field_that_kubernetes_does_not_know_is_found() -> None:
     service = of_kind("Service", rendered())["keypulse-relay"]
     service["spec"]["selectr"] = service["spec"].pop("selector")

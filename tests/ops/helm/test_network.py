@@ -18,19 +18,21 @@ def _reached(policy: Object) -> set[int]:
 
 
 @pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
-def test_every_pod_that_stays_is_under_a_policy_of_both_directions_and_nobody_else_is(values: dict[str, Any]) -> None:
+def test_every_pod_is_under_a_policy_of_both_directions_and_nobody_else_is(values: dict[str, Any]) -> None:
     objects = rendered(values)
     policies = of_kind("NetworkPolicy", objects)
-    stay = {name: pod for name, pod in pods(objects) if name != "keypulse-smoke"}
+    found = dict(pods(objects))
 
-    assert set(policies) == (set() if values.get("networkPolicy", {}).get("enabled") is False else set(stay))
+    assert set(policies) == (set() if values.get("networkPolicy", {}).get("enabled") is False else set(found))
     for name, policy in policies.items():
         assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
         chosen = policy["spec"]["podSelector"]["matchLabels"]
-        assert [other for other, pod in stay.items() if chosen.items() <= pod["metadata"]["labels"].items()] == [name]
+        assert [other for other, pod in found.items() if chosen.items() <= pod["metadata"]["labels"].items()] == [name]
 
 
-@pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
+@pytest.mark.parametrize(
+    "values", [*MATRIX.values(), {"networkPolicy": {"prometheus": []}}], ids=[*MATRIX, "no Prometheus"]
+)
 def test_no_rule_lets_everybody_in(values: dict[str, Any]) -> None:
     """An empty `from` would."""
     for policy in of_kind("NetworkPolicy", rendered(values)).values():
@@ -51,10 +53,10 @@ def test_prometheus_scrapes_alertmanager_sends_and_nobody_calls_the_rotator() ->
         labels = {"app.kubernetes.io/name": "keypulse", "app.kubernetes.io/instance": "keypulse"}
         return {"podSelector": {"matchLabels": labels | {"app.kubernetes.io/component": part}}}
 
-    assert callers("exporter") == [*prometheus, of("smoke")]
+    assert callers("exporter") == prometheus
     assert callers("relay") == [*prometheus, *alertmanager, of("smoke")]
     assert callers("backend") == [of("exporter"), of("rotator"), of("smoke")]
-    assert callers("rotator") == []
+    assert callers("rotator") == callers("smoke") == []
 
 
 def test_the_exporter_reaches_kms_and_the_backends_that_are_not_beside_it() -> None:
@@ -86,9 +88,11 @@ def test_the_relay_reaches_its_channels_its_database_and_alertmanager() -> None:
     assert channel(kind="webhook", url_file="/u") == {443}
     assert channel(**mail) == {587}
     assert channel(**mail, tls="implicit") == {465}
+    assert channel(**mail, tls="none", allow_remote_insecure=True) == {25}
     assert channel(**mail, port=2525) == {2525}
     assert relay(database="postgresql://relay@postgres/relay") == {5432}
     assert relay(database="postgresql://relay@postgres:6432/relay") == {6432}
+    assert relay(database="postgresql://relay@one:6432,two:6433/relay") == {6432, 6433}
     assert relay(alertmanager={"urls": ["http://alertmanager.monitoring.svc:9093"]}) == {9093}
     watchdog = {"matchers": ['alertname="Watchdog"'], "expect_every": "5m", "channels": ["log"]}
     assert relay(watchdogs=[watchdog | {"ping_url_file": "/p"}]) == {443}
@@ -102,6 +106,13 @@ def test_the_rotator_reaches_kms_and_its_driver_s_side() -> None:
     assert rotator({"kind": "sql", "database": "postgresql://rotator@postgres/ledger"}) == {443, 5432}
 
 
+def test_the_smoke_test_reaches_what_it_looks_at() -> None:
+    own = {"baseUrl": "https://ledger.example.org", "grafanaUrl": "http://grafana.monitoring.svc"}
+
+    assert _reached(_policy("smoke", MATRIX["everything on"])) == {8000, 9912, 9090, 9093}
+    assert _reached(_policy("smoke", {"smokeTest": own})) == {443, 80, 9912}
+
+
 def test_only_what_asks_kms_reaches_google_s_metadata_server() -> None:
     policies = of_kind("NetworkPolicy", rendered(MATRIX["everything on"]))
 
@@ -109,11 +120,29 @@ def test_only_what_asks_kms_reaches_google_s_metadata_server() -> None:
     assert reach == {"keypulse-exporter", "keypulse-rotator", "keypulse-backend"}
 
 
+def test_each_part_asks_for_names_where_kubernetes_and_openshift_answer() -> None:
+    for policy in of_kind("NetworkPolicy", rendered(MATRIX["everything on"])).values():
+        asked = {
+            (peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"], port["port"], port["protocol"])
+            for rule in policy["spec"]["egress"]
+            for peer in rule.get("to", [])
+            if "namespaceSelector" in peer
+            for port in rule["ports"]
+        }
+        assert asked == {
+            (*where, protocol)
+            for where in (("kube-system", 53), ("openshift-dns", 5353))
+            for protocol in ("UDP", "TCP")
+        }
+
+
 def test_further_rules_stand_beside_the_others() -> None:
     rule = {"from": [{"namespaceSelector": {"matchLabels": {"a": "b"}}}], "ports": [{"port": "relay"}]}
     way = {"ports": [{"port": 8000}]}
-    values = {"networkPolicy": {"ingress": {"relay": [rule]}, "egress": {"exporter": [way], "relay": [way]}}}
+    ingress = {"relay": [rule], "rotator": [rule]}
+    values = {"networkPolicy": {"ingress": ingress, "egress": {"exporter": [way], "relay": [way]}}}
 
+    assert _policy("rotator", values)["ingress"] == [rule]
     assert _policy("relay", values)["ingress"][-1] == rule
     assert len(_policy("relay", values)["ingress"]) == 2
     assert _policy("exporter", values)["egress"][-1] == way

@@ -123,6 +123,8 @@ def test_helm_s_test_is_the_smoke_test_with_what_it_needs() -> None:
     container = smoke["spec"]["containers"][0]
 
     assert smoke["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    deleted = smoke["metadata"]["annotations"]["helm.sh/hook-delete-policy"]
+    assert deleted == "before-hook-creation", "`helm test --logs` finds no log of a pod that is gone"
     assert container["command"] == ["keypulse-smoke"]
     assert container["args"] == [
         "--verbose",

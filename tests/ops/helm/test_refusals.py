@@ -104,6 +104,30 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"smokeTest": {"testAlert": "warning"}},
         "smokeTest.testAlert: expected smokeTest.alertmanagerUrl, which it is posted to, and relay.enabled",
     ),
+    "another password in the relay's database": (
+        {"relay": {"config": {"database": "postgresql://relay@postgres/relay?sslmode=require&password=hunter2"}}},
+        "relay.config: a password would stand in a ConfigMap",
+    ),
+    "TLS by nothing": (
+        {"relay": {"web": {"tls": True}}},
+        "relay.web.tls: without relay.web.existingSecret, whose web.yml has the TLS, the part would speak none",
+    ),
+    "a relabelling that would take the place of env": (
+        {"serviceMonitor": {"enabled": True, "endpoint": {"relabelings": []}}},
+        "at '/serviceMonitor/endpoint': additional properties 'relabelings' not allowed",
+    ),
+    "an interval without its unit": ({"serviceMonitor": {"interval": "15"}}, "at '/serviceMonitor/interval': '15'"),
+    "a runbook that is no address": ({"runbookUrl": "wiki: kms"}, "at '/runbookUrl': 'wiki: kms' does not match"),
+    "a board without its slash": (
+        {"dashboard": {"boardUrl": "https://board.example"}},
+        "at '/dashboard/boardUrl': 'https://board.example' does not match",
+    ),
+    "a name that YAML would read otherwise": (
+        {"relay": {"env": {"A: b": "c"}}},
+        "invalid propertyName 'A: b'",
+    ),
+    "a folder of two words": ({"alertmanager": {"secretsPath": "/a b"}}, "at '/alertmanager/secretsPath': '/a b'"),
+    "a name that no Service may have": ({"fullnameOverride": "Key_Pulse"}, "at '/fullnameOverride': 'Key_Pulse'"),
     "a typo in the snippet": (
         {"alertmanager": {"secretPath": "/x"}},
         "at '/alertmanager': additional properties 'secretPath' not allowed",
@@ -118,6 +142,14 @@ def test_it_is_refused(values: dict[str, Any], said: str) -> None:
 
     assert said in str(refusal.value)
     assert "hunter2" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("release", ["1st", "a.b"])
+def test_a_release_whose_name_no_service_may_have_is_refused(release: str) -> None:
+    with pytest.raises(helm.HelmError, match="expected fullnameOverride to be letters, digits and '-'"):
+        rendered(name=release)
+
+    rendered({"fullnameOverride": "keypulse"}, name=release)
 
 
 def test_values_of_a_chart_around_it_are_no_typo() -> None:

@@ -1,7 +1,11 @@
-{{/* What every object's name begins with. */}}
+{{/* What every object's name begins with; a Service's may begin with no digit, and hold no dot. */}}
 {{- define "keypulse.fullname" -}}
 {{- $own := ternary .Release.Name (printf "%s-keypulse" .Release.Name) (contains "keypulse" .Release.Name) -}}
-{{- .Values.fullnameOverride | default $own | trunc 40 | trimSuffix "-" -}}
+{{- $name := .Values.fullnameOverride | default $own | trunc 40 | trimSuffix "-" -}}
+{{- if not (regexMatch "^[a-z][a-z0-9-]*$" $name) -}}
+{{- fail (printf "%s: no Service can be called so; expected fullnameOverride to be letters, digits and '-', a letter first" $name) -}}
+{{- end -}}
+{{- $name -}}
 {{- end }}
 
 {{/* The name of a part's objects. Takes (dict "root" $ "part" NAME), as all below that speak of a part. */}}
@@ -11,7 +15,7 @@
 
 {{- define "keypulse.selector" -}}
 app.kubernetes.io/name: keypulse
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .part }}
 {{- end }}
 
@@ -24,7 +28,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 
 {{- define "keypulse.metadata" -}}
 name: {{ include "keypulse.partName" . }}
-namespace: {{ .root.Release.Namespace }}
+namespace: {{ .root.Release.Namespace | quote }}
 labels: {{- include "keypulse.labels" . | nindent 2 }}
 {{- end }}
 

@@ -36,9 +36,9 @@ metadata:
 spec:
   accessModes: [ReadWriteOnce]
   {{- with $persistence.storageClass }}
-  storageClassName: {{ . }}
+  storageClassName: {{ . | quote }}
   {{- end }}
   resources:
-    requests: {storage: {{ $persistence.size }}}
+    requests: {storage: {{ $persistence.size | quote }}}
 {{- end }}
 {{- end }}

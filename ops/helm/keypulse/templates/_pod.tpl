@@ -6,7 +6,7 @@ exporter's may stand beside those of a pod of yours.
 {{- define "keypulse.configuration" -}}
 {{- $values := index .root.Values .part -}}
 {{- range list $values.config.database (dig "driver" "database" "" $values.config) -}}
-{{- if regexMatch "^[a-z]+://[^/?]*:[^/?]*@" (. | default "") -}}
+{{- if regexMatch "^[a-z]+://[^/?]*:[^/?]*@|[?&](ssl)?password=" (. | default "") -}}
 {{- fail (printf "%s.config: a password would stand in a ConfigMap; expected it in the Secret %s.postgres.existingSecret" $.part $.part) -}}
 {{- end -}}
 {{- end -}}
@@ -44,7 +44,7 @@ annotations:
 {{/* What of a pod's spec is not its containers. */}}
 {{- define "keypulse.podSpec" -}}
 {{- $values := index .root.Values .part -}}
-serviceAccountName: {{ include "keypulse.serviceAccountName" . }}
+serviceAccountName: {{ include "keypulse.serviceAccountName" . | quote }}
 automountServiceAccountToken: false
 enableServiceLinks: false
 securityContext:
@@ -54,7 +54,7 @@ securityContext:
 {{- with .root.Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
 {{- with $values.nodeSelector }}
@@ -74,14 +74,14 @@ volumes: {{- include "keypulse.volumes" . | nindent 2 }}
 - name: keypulse-config
   configMap: {name: {{ include "keypulse.partName" . }}}
 - name: keypulse-secret
-  secret: {secretName: {{ $values.existingSecret }}}
+  secret: {secretName: {{ $values.existingSecret | quote }}}
 {{- with dig "web" "existingSecret" "" $values }}
 - name: keypulse-web
-  secret: {secretName: {{ . }}}
+  secret: {secretName: {{ . | quote }}}
 {{- end }}
 - name: keypulse-data
   {{- if include "keypulse.hasVolume" . }}
-  persistentVolumeClaim: {claimName: {{ $values.persistence.existingClaim | default (include "keypulse.partName" .) }}}
+  persistentVolumeClaim: {claimName: {{ $values.persistence.existingClaim | default (include "keypulse.partName" .) | quote }}}
   {{- else }}
   emptyDir: {}
   {{- end }}
@@ -96,11 +96,11 @@ imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 {{- if or $values.env $password }}
 env:
   {{- range $name, $value := $values.env }}
-  - {name: {{ $name }}, value: {{ $value | quote }}}
+  - {name: {{ $name | quote }}, value: {{ $value | quote }}}
   {{- end }}
   {{- with $password }}
   - name: PGPASSWORD
-    valueFrom: {secretKeyRef: {name: {{ . }}, key: {{ $values.postgres.key }}}}
+    valueFrom: {secretKeyRef: {name: {{ . | quote }}, key: {{ $values.postgres.key | quote }}}}
   {{- end }}
 {{- end }}
 resources: {{- toYaml $values.resources | nindent 2 }}

@@ -3,12 +3,14 @@ Which ports a part has to reach, by its configuration: lines of numbers, some of
 is none. Policies know no names, so it is ports that they narrow.
 */}}
 
-{{/* A URL's port. */}}
+{{/* A URL's port; a database's has one for each of its hosts. */}}
 {{- define "keypulse.ports.url" -}}
 {{- $url := urlParse . -}}
-{{- if not (regexMatch "^(127\\.|localhost(:|$)|\\[::1\\])" $url.host) -}}
-{{ regexFind "[0-9]+$" (regexFind ":[0-9]+$" $url.host) | default (get (dict "http" "80" "postgresql" "5432") $url.scheme) | default "443" }}
+{{- range splitList "," $url.host -}}
+{{- if not (regexMatch "^(127\\.|localhost(:|$)|\\[::1\\])" .) -}}
+{{ regexFind "[0-9]+$" (regexFind ":[0-9]+$" .) | default (get (dict "http" "80" "postgresql" "5432") $url.scheme) | default "443" }}
 {{ end -}}
+{{- end -}}
 {{- end }}
 
 {{/* A KMS key's. */}}
@@ -31,7 +33,7 @@ is none. Policies know no names, so it is ports that they narrow.
 {{- range .watchdogs }}{{ if .ping_url_file }}443
 {{ end }}{{ end -}}
 {{- range .channels -}}
-{{- if eq .kind "email" }}{{ .port | default (ternary 465 587 (eq (.tls | default "starttls") "implicit")) | int }}
+{{- if eq .kind "email" }}{{ .port | default (get (dict "starttls" 587 "implicit" 465 "none" 25) (.tls | default "starttls")) | int }}
 {{ else if ne .kind "log" -}}
 {{- include "keypulse.ports.url" (.url | default .api_url | default "https://") -}}
 {{- end -}}
@@ -43,6 +45,11 @@ is none. Policies know no names, so it is ports that they narrow.
 {{- with .driver -}}
 {{- with .url | default .database }}{{ include "keypulse.ports.url" . }}{{ end -}}
 {{- end -}}
+{{- end }}
+
+{{/* Takes what the smoke test looks at: addresses, some of them empty. */}}
+{{- define "keypulse.ports.smoke" -}}
+{{- range compact . }}{{ include "keypulse.ports.url" . }}{{ end -}}
 {{- end }}
 
 {{- define "keypulse.ports.backend" -}}

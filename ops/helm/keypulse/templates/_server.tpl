@@ -3,6 +3,9 @@
 {{- define "keypulse.server" -}}
 {{- $web := (index .root.Values .part).web -}}
 {{- $scheme := include "keypulse.scheme" . | upper -}}
+{{- if and $web.tls (not $web.existingSecret) -}}
+{{- fail (printf "%s.web.tls: without %s.web.existingSecret, whose web.yml has the TLS, the part would speak none" .part .part) -}}
+{{- end -}}
 name: {{ .part }}
 command: [keypulse-{{ .part }}]
 args:
