@@ -42,7 +42,7 @@ async def test_what_waited_and_what_comes_meanwhile_goes_to_the_fallback_at_once
         groups = [str(number) for number in range((LANES + 3) * STEP)]  # each ending is followed by one step
         await asyncio.gather(*(it.tell("firing", group=group, channels=("a",)) for group in groups))
         over.set()
-        await until(lambda: len(other.sent) == len(groups))
+        await until(lambda: len(other.sent) == len(groups), seconds=60)
         groups.append("meanwhile")
         await it.tell("firing", group="meanwhile", channels=("a",))
         await until(lambda: len(other.sent) == len(groups))

@@ -63,3 +63,10 @@ async def test_what_waits_and_tells_it_is_enough(store: Store, clock: Clock) -> 
     await end(store, late)
     again = await claimed(store)
     assert (again.delivery_id, again.maybe_sent) == (late.delivery_id, True)
+
+
+async def test_an_ending_whose_commit_was_not_answered_is_written_once_and_nothing_is_sent_again(store: Store) -> None:
+    await told(store, "x")
+    claim = await claimed(store)
+    assert [(await end(store, claim)).ours for _ in range(2)] == [True, True]
+    assert await nothing(store)
