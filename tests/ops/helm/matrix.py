@@ -72,7 +72,8 @@ MATRIX: Final[dict[str, dict[str, Any]]] = {
     | {
         part: EVERYTHING.get(part, {}) | {"web": {"existingSecret": "web", "tls": True}}
         for part in ("exporter", "relay", "backend")
-    },
+    }
+    | {"smokeTest": {"caSecret": "ca"}},
     "OpenShift": {"podSecurityContext": {"runAsUser": None, "runAsGroup": None, "fsGroup": None}},
     "placed by hand": {
         part: {

@@ -22,6 +22,15 @@ def test_what_comes_by_itself_is_said_to_watch_nothing_and_to_tell_nobody() -> N
     assert "kubectl -n ops get configmap keypulse-alertmanager-snippet" in said
 
 
+def test_a_channel_to_which_no_alert_goes_tells_nobody() -> None:
+    slack = {"kind": "slack", "channel": "#ops", "token_file": "/run/secrets/keypulse/slack_token"}
+    channels = {"channels": {"slack": slack}}
+    routes = {"routes": [{"receiver": "kms-critical", "channels": ["slack"]}]}
+
+    assert "NOBODY IS TOLD YET" in notes({"relay": {"config": channels}})
+    assert "NOBODY IS TOLD YET" not in notes({"relay": {"config": channels | routes}})
+
+
 def test_an_alertmanager_config_is_said_to_match_its_own_namespace_only() -> None:
     assert "An AlertmanagerConfig\n   would match alerts of its own namespace only" in notes()
 

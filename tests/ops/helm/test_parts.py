@@ -139,6 +139,9 @@ def test_helm_s_test_is_the_smoke_test_with_what_it_needs() -> None:
     secrets = {volume["name"]: volume["secret"] for volume in smoke["spec"]["volumes"]}
     assert secrets["service"]["items"] == [{"key": "records_token", "path": "token"}]
     assert secrets["relay"]["items"] == [{"key": "relay_admin", "path": "relay_admin"}], "not what its channels send"
+    _, secure = next(each for each in pods(rendered(MATRIX["TLS and users"])) if each[0] == "keypulse-smoke")
+    assert {"name": "SSL_CERT_FILE", "value": "/run/secrets/ca/ca.crt"} in containers(secure)[0]["env"]
+    assert {"name": "ca", "mountPath": "/run/secrets/ca", "readOnly": True} in containers(secure)[0]["volumeMounts"]
     assert of_kind("Pod", rendered()) == {}, "there is no service to look at"
     own = rendered({"smokeTest": {"baseUrl": "https://ledger.example.org"}})
     assert (
