@@ -4,10 +4,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from ops.compose.build import built
+from services.exporter.__main__ import main as exporter
+from services.relay.__main__ import main as relay
 
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "compose.yaml").read_text(encoding="utf-8")
@@ -85,6 +89,25 @@ def test_each_variable_has_one_default() -> None:
         found.setdefault(name, set()).add(default)
     assert {name: defaults for name, defaults in found.items() if len(defaults) > 1} == {}
     assert re.findall(r"\$\{[A-Z0-9_]+\}", TEXT) == []
+
+
+@pytest.mark.parametrize(("name", "command"), [("exporter", exporter), ("relay", relay)])
+def test_the_minimal_profile_has_configurations_that_name_nobody_who_is_not_there(
+    name: str, command: click.Command
+) -> None:
+    file = ROOT / f"ops/compose/minimal/{name}.yml"
+    key = "projects/acme-prod/locations/global/keyRings/app/cryptoKeys/ledger"
+    targets = f'[{{"name": "ledger-kek", "canary_dir": "/var/lib/keypulse", "key": "{key}"}}]'
+    checked = CliRunner().invoke(
+        command, ["--config", str(file), "--check"], env={"KEYPULSE_EXPORTER__TARGETS": targets}
+    )
+
+    assert (checked.exit_code, checked.stdout) == (0, "the configuration is valid\n"), checked.stderr
+    written = re.sub(r"(^|\s)#.*", "", file.read_text(encoding="utf-8"))
+    assert set(re.findall(r"[\w.-]+:\d{2,5}\b", written)) == {f"0.0.0.0:{PORTS[name]}"}
+
+
+PORTS = {"exporter": 9911, "relay": 9912}
 
 
 @pytest.mark.parametrize("file", built(), ids=lambda file: file.name)

@@ -93,7 +93,7 @@ def test_mailpit_keeps_its_mails_where_it_may_write() -> None:
 
 @pytest.mark.parametrize("profile", ["demo", "postgres", "gcp"])
 def test_every_host_that_a_configuration_names_is_a_container(profile: str) -> None:
-    files = "\n".join(file.read_text() for file in (ROOT / "ops/compose").rglob("*.yml"))
+    files = "\n".join(file.read_text() for file in (ROOT / "ops/compose").rglob("*.yml") if "minimal" not in file.parts)
     text = re.sub(r"(^|\s)#.*", "", files)
     named = re.findall(r"\b([a-z][a-z-]*):\d{2,5}\b", text) + re.findall(r"(?:host: |names: \[)([a-z-]+)", text)
     assert {"mailpit", "prometheus", "relay", "stand-ins"} <= set(named)
