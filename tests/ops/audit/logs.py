@@ -10,6 +10,24 @@ from tests.ops.audit.server import Asked, RefusedError
 from tests.ops.audit.world import KMS, Document, World
 
 CALLER = "user:operator@example.org"
+SEVERITIES = ["INFO", "NOTICE", "WARNING", "ERROR"]
+
+
+def selects(conditions: str, entry: Document) -> bool:
+    """Whether a filter of the log, of conditions that must all be met, selects an entry."""
+    return all(_meets(condition, entry) for condition in conditions.split(" AND "))
+
+
+def _meets(condition: str, entry: Document) -> bool:
+    found = re.fullmatch(r'([\w.]+)(=|:|>=)"?([^"]+)"?', condition)
+    assert found, condition
+    value: Any = entry
+    for name in found[1].split("."):
+        value = value[name]
+    if found[2] == ">=":
+        assert found[1] == "severity"
+        return SEVERITIES.index(value) >= SEVERITIES.index(found[3])
+    return found[3] == value if found[2] == "=" else found[3] in value
 
 
 @dataclass
@@ -57,7 +75,8 @@ class LoggingWorld(World):
         }
         self.entries.append(entry)
         for name, sink in self.sinks.items():
-            if not name.startswith(f"projects/{project}/") or sink.get("disabled"):
+            here = name.startswith(f"projects/{project}/") and not sink.get("disabled")
+            if not here or not selects(sink["filter"], entry):
                 continue
             kind, _, target = sink["destination"].partition("/")
             if kind == "bigquery.googleapis.com":

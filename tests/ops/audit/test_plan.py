@@ -7,6 +7,7 @@ import pytest
 from ops.audit.model import KMS, Change, Document, Part, Wish
 from ops.audit.plan import SINK_FILTER, UNKNOWN_WRITER, ImpossibleError, change_of, changes, notes
 from ops.audit.show import diff, title
+from tests.ops.audit.logs import selects
 
 PLAIN = Wish("acme-prod")
 FULL = Wish(
@@ -159,6 +160,20 @@ def test_a_sink_that_was_changed_is_set_right_and_its_exclusions_stay(drift: Doc
     new = planned(Part.BIGQUERY_SINK, right | drift)
     assert new["exclusions"] == [{"name": "mine"}]
     assert diff(Change(Part.BIGQUERY_SINK, right | drift, new)) == lines
+
+
+@pytest.mark.parametrize(
+    ("log", "service", "wanted"),
+    [
+        ("cloudaudit.googleapis.com%2Fdata_access", KMS, True),
+        ("cloudaudit.googleapis.com%2Factivity", KMS, True),
+        ("cloudaudit.googleapis.com%2Fdata_access", "storage.googleapis.com", False),
+        ("requests", KMS, False),
+    ],
+)
+def test_a_sink_takes_the_audit_logs_of_kms_and_nothing_else(log: str, service: str, wanted: bool) -> None:
+    entry = {"logName": f"projects/acme-prod/logs/{log}", "protoPayload": {"serviceName": service}}
+    assert selects(SINK_FILTER, entry) is wanted
 
 
 def test_a_bucket_as_it_is_wished_is_left_alone() -> None:

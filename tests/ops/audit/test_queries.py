@@ -1,14 +1,17 @@
 """The ready queries are commands of a shell, and each asks what its question says."""
 
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from ops.audit.model import KMS, Document
 from ops.audit.queries import queries
 from tests.ops.audit.conftest import Audit
+from tests.ops.audit.logs import selects
 
 FAKE = '#!/bin/sh\nfor each in "$0" "$@"; do printf \'%s\\0\' "$each" >>"$ASKED"; done\n'
 ALL = dict(queries("acme-prod", bigquery=True))
@@ -30,6 +33,51 @@ def test_a_query_can_be_run_as_it_is(question: str, tmp_path: Path) -> None:
     assert "acme-prod" in arguments[1 if "BigQuery" in question else 2]
     assert ("activity" in str(arguments)) == ("Who changed" in question)
     assert ("Decrypt" in str(arguments)) == ("decrypted" in question)
+
+
+def entry(method: str, log: str = "data_access", severity: str = "INFO") -> Document:
+    payload = {"serviceName": KMS, "methodName": method}
+    name = f"projects/acme-prod/logs/cloudaudit.googleapis.com%2F{log}"
+    return {"logName": name, "severity": severity, "protoPayload": payload}
+
+
+DECRYPTED, DENIED, ENCRYPTED = entry("Decrypt"), entry("Decrypt", severity="ERROR"), entry("Encrypt")
+CHANGED = entry("UpdateCryptoKeyVersion", "activity", "NOTICE")
+
+
+@pytest.mark.parametrize(
+    ("question", "selected", "freshness"),
+    [
+        ("Who decrypted, when, from where: the last day", [DECRYPTED, DENIED], "1d"),
+        ("What was refused or failed: the last week", [DENIED], "7d"),
+        ("Who changed a key, a version or who may use it: the last 30 days", [CHANGED], "30d"),
+        ("Unusual callers: who decrypted from where least often in the last week", [DECRYPTED, DENIED], "7d"),
+    ],
+)
+def test_a_query_of_the_log_selects_what_its_question_asks_for(
+    question: str, selected: list[Document], freshness: str
+) -> None:
+    words = shlex.split(ALL[question].replace("\\\n", ""))
+    asked = next(word for word in words if word.startswith("logName="))
+    assert [each for each in (DECRYPTED, DENIED, ENCRYPTED, CHANGED) if selects(asked, each)] == selected
+    assert f"--freshness={freshness}" in words
+
+
+@pytest.mark.parametrize(
+    ("question", "days", "condition"),
+    [
+        ("Who decrypted, how often", ["30"], 'methodName = "Decrypt"'),
+        ("What was refused or failed, by reason", ["30"], 'severity = "ERROR"'),
+        ("Unusual callers", ["97", "7"], "HAVING first >"),
+        ("Who changed a key", ["730"], "cloudaudit_googleapis_com_activity"),
+    ],
+)
+def test_a_query_of_bigquery_covers_the_days_that_its_question_names(
+    question: str, days: list[str], condition: str
+) -> None:
+    (sql,) = [sql for name, sql in ALL.items() if name.startswith(question) and "BigQuery" in name]
+    assert re.findall(r"INTERVAL (\d+) DAY", sql) == days
+    assert condition in sql
 
 
 def test_every_question_of_an_auditor_is_there_for_both() -> None:
