@@ -23,6 +23,9 @@ class Way:
         self.states, self.payload, self.taken = list(states), payload, taken
         self.down = 0
         """Requests that the relay does not answer, yet."""
+        self.earlier = False
+        """Whether the last delivery is of an earlier smoke test, on the channel of the first."""
+        self.status = "firing"
 
     async def answer(self, request: Request) -> Response:
         path = request.url.path
@@ -34,7 +37,10 @@ class Way:
             return JSONResponse({"error": "the store cannot be read"}, status_code=503)
         if path == "/api/deliveries":
             rows = [self._row(number) for number in range(len(self.states))]
-            return JSONResponse({"deliveries": [{**row, "event_id": "e", "status": "firing"} for row in rows]})
+            listed = [{**row, "event_id": "e", "status": self.status} for row in rows]
+            if self.earlier:
+                listed[-1] |= {"event_id": "earlier", "channel": "channel-0"}
+            return JSONResponse({"deliveries": listed})
         number = path.rpartition("/")[2]
         row = self._row(int(number)) if number.isdecimal() else {"state": "delivered", "receipt": {"ts": "9"}}
         return JSONResponse({**row, "payload": f"… {self.payload} …"})
@@ -86,6 +92,20 @@ async def test_the_message_of_another_smoke_test_is_not_taken_for_ours(answering
     lines = await follow(answering, Way("delivered", payload="keypulse-smoke-8"))
     assert len(lines) == 2
     assert lines[1].startswith("✗ the test alert arrives at the relay: within 0.5 s the relay sent nothing of it; look")
+
+
+async def test_the_receipt_of_an_earlier_smoke_test_is_not_taken_for_ours(answering: Answering) -> None:
+    way = Way("dead", "delivered")
+    way.earlier = True
+    lines = await follow(answering, way, patience=60)
+    assert len(lines) == 3
+    assert lines[2].startswith("✗ delivered on channel-0: the relay gave up")
+
+
+async def test_the_end_of_an_alert_is_not_taken_for_its_beginning(answering: Answering) -> None:
+    way = Way("delivered")
+    way.status = "resolved"
+    assert "sent nothing of it" in (await follow(answering, way))[1]
 
 
 async def test_a_relay_that_is_restarted_meanwhile_is_waited_for(answering: Answering) -> None:

@@ -106,8 +106,9 @@ async def test_a_record_that_comes_back_changed_is_red(answering: Answering, sto
     assert len(reads) == said, "what another smoke test wrote is no damage until it stays so"
 
 
-async def test_a_backend_that_is_not_ready_says_why_and_no_record_is_tried(answering: Answering) -> None:
-    health = {"crypto_mode": "kms", "crypto_ready": False, "reason": "permission_denied"}
+@pytest.mark.parametrize("ready", [False, "false"])
+async def test_a_backend_that_is_not_ready_says_why_and_no_record_is_tried(answering: Answering, ready: object) -> None:
+    health = {"crypto_mode": "kms", "crypto_ready": ready, "reason": "permission_denied"}
     async with answering(_backend(health=JSONResponse(health, status_code=503))) as url:
         results = await backend_checks(url)
     assert failed(results) == ["backend is ready"]
