@@ -15,13 +15,14 @@ from shared.sql.location import Database
 from tests.faults import summary
 from tests.faults.relay import ROUTING_KEY, SLACK_TOKEN
 from tests.faults.scenario import Scenario
+from tests.long import LONG
 
 Scenarios = Callable[[Database], Scenario]
 
 
 @pytest.fixture(scope="session")
 def long() -> bool:
-    return os.environ.get("FAULTS") == "long"
+    return LONG
 
 
 @pytest.fixture

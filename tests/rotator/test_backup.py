@@ -5,7 +5,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import stat
 import tracemalloc
 from collections.abc import Awaitable, Callable
@@ -24,10 +23,11 @@ from services.rotator.look import restore_check
 from services.rotator.report import Outcome
 from services.rotator.session import Session
 from shared.keyring.administration import PAGE, StoredKey
+from tests.long import LONG
 from tests.rotator.rotated import KEY, Rotated, data_key_id
 
 NewVersion = Callable[[], Awaitable[None]]
-MANY = 100_000 if os.environ.get("FAULTS") == "long" else 10_000
+MANY = 100_000 if LONG else 10_000
 
 
 async def written(session: Session, rotation_id: str = "one") -> tuple[Path, Summary]:

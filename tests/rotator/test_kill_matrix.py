@@ -3,7 +3,6 @@
 In PostgreSQL the commits are the same ones, and each third is tried; with `FAULTS=long`, each.
 """
 
-import os
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -14,6 +13,7 @@ from services.rotator.run import resume, rollback, run
 from shared.keyring.administration import RotationState, RotationType
 from shared.keyring.model import DataKey, Status
 from tests.faults.summary import KILLS
+from tests.long import LONG
 from tests.rotator.killed import killed
 from tests.rotator.rotated import Rotated
 
@@ -32,7 +32,7 @@ async def test_a_rotator_that_is_killed_after_any_commit_loses_nothing(
     record_property: Callable[[str, object], None],
 ) -> None:
     await new_version()
-    step = 1 if empty_database.drivername == "sqlite" or os.environ.get("FAULTS") == "long" else 3
+    step = 1 if empty_database.drivername == "sqlite" or LONG else 3
     commits, kills, lost, whole = 1, 0, list[str](), False
     while not whole:
         rotated = await another()

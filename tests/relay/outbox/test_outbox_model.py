@@ -3,7 +3,6 @@
 `FAULTS=long` tries more of it.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,12 +17,13 @@ from sqlalchemy import Engine, text
 from services.relay.outbox import schema
 from shared.sql import location
 from shared.sql.location import Database
+from tests.long import LONG
 from tests.relay.outbox.machine import Machine
 from tests.relay.outbox.tables import opened, up
 from tests.relay.outbox.world import World
 
 START = 1_800_000_000.0
-LONGER = 50 if os.environ.get("FAULTS") == "long" else 1
+LONGER = 50 if LONG else 1
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 """A history takes a tenth of a second, and more on a busy machine: that says nothing of the outbox."""
 

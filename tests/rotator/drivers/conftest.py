@@ -22,6 +22,7 @@ from shared.kms.settings import GcpKeySettings
 from shared.server import serving
 from shared.settings import load, relative_to
 from tests.backend.conftest import KEY, versions  # noqa: F401 - a fixture, used by its name
+from tests.long import LONG
 
 TOKEN = "a-token-that-nobody-may-see"
 KINDS = tuple(
@@ -115,5 +116,7 @@ async def backend(serve: Serve, empty_database: URL) -> AsyncIterator[Backend]:
 @pytest.fixture(params=KINDS)
 async def keyring(request: pytest.FixtureRequest, backend: Backend) -> AsyncIterator[Administration]:
     """Its keyring, once through a driver of each kind."""
+    if (request.param, backend.database.drivername) == ("command", "postgresql") and not LONG:
+        pytest.skip("the command leads to admin_api's backend, whatever store that has; FAULTS=long runs it")
     async with backend.connected(request.param) as administration:
         yield administration

@@ -1,7 +1,6 @@
 """Many data keys: every question and every batch stands in the memory of a page, however many there are."""
 
 import gc
-import os
 import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,10 +11,11 @@ from shared.keyring.administration import PAGE, RotationState
 from shared.keyring.model import FingerprintOfAll, fingerprint
 from shared.keyring.tables import data_keys
 from shared.sql.location import sqlite
+from tests.long import LONG
 from tests.shared.keyring.fake_kms import FakeKms
 from tests.shared.keyring.keyring import REWRAP, Keyring, opened, secret_of
 
-NUMBER = 100_000 if os.environ.get("FAULTS") == "long" else 10_000
+NUMBER = 100_000 if LONG else 10_000
 MEBIBYTE = 1024 * 1024
 
 
