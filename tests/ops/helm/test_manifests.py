@@ -136,6 +136,16 @@ def test_every_server_says_when_it_is_alive_and_when_it_is_ready(values: dict[st
             assert container["livenessProbe"]["httpGet"]["scheme"] == ("HTTPS" if tls else "HTTP")
 
 
+def test_a_server_may_take_five_minutes_to_start_and_has_longer_to_stop_than_it_needs() -> None:
+    for name, pod in pods(rendered(MATRIX["everything on"])):
+        container = pod["spec"]["containers"][0]
+        assert pod["spec"]["enableServiceLinks"] is False, "variables of other Services are nobody's configuration"
+        if "ports" in container:
+            startup = container["startupProbe"]
+            assert startup["periodSeconds"] * startup["failureThreshold"] >= 300, name
+            assert pod["spec"]["terminationGracePeriodSeconds"] > 15, "within which it is gone after SIGTERM"
+
+
 def test_each_part_has_bounds_of_memory_but_none_of_cpu() -> None:
     for _, pod in pods(rendered(MATRIX["everything on"])):
         for container in containers(pod):

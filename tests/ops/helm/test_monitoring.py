@@ -53,12 +53,14 @@ def test_what_is_scraped_has_the_job_that_the_rules_ask_for_and_env_and_the_serv
 
 def test_a_part_with_tls_is_scraped_by_https_with_what_the_values_say() -> None:
     credentials = {"basicAuth": {"username": {"name": "web", "key": "user"}}}
-    values = MATRIX["TLS and users"] | {"serviceMonitor": {"enabled": True, "endpoint": credentials}}
+    monitored = {"enabled": True, "interval": "20s", "endpoint": credentials}
+    values = MATRIX["TLS and users"] | {"serviceMonitor": monitored}
 
     for monitor in of_kind("ServiceMonitor", rendered(values)).values():
         (endpoint,) = monitor["spec"]["endpoints"]
         assert (endpoint["port"], endpoint["scheme"]) == ("https", "https")
         assert endpoint["basicAuth"] == credentials["basicAuth"]
+        assert endpoint["interval"] == "20s"
 
 
 def test_the_operator_gets_the_groups_of_each_file_of_rules_as_they_are() -> None:

@@ -118,22 +118,29 @@ def test_only_what_asks_kms_reaches_google_s_metadata_server() -> None:
 
     reach = {name for name, policy in policies.items() if "169.254.169.254/32" in str(policy["spec"]["egress"])}
     assert reach == {"keypulse-exporter", "keypulse-rotator", "keypulse-backend"}
-
-
-def test_each_part_asks_for_names_where_kubernetes_and_openshift_answer() -> None:
-    for policy in of_kind("NetworkPolicy", rendered(MATRIX["everything on"])).values():
-        asked = {
-            (peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"], port["port"], port["protocol"])
-            for rule in policy["spec"]["egress"]
+    for name in reach:
+        blocks = {
+            (peer["ipBlock"]["cidr"], port["port"])
+            for rule in policies[name]["spec"]["egress"]
             for peer in rule.get("to", [])
-            if "namespaceSelector" in peer
             for port in rule["ports"]
+            if "ipBlock" in peer
         }
-        assert asked == {
-            (*where, protocol)
-            for where in (("kube-system", 53), ("openshift-dns", 5353))
-            for protocol in ("UDP", "TCP")
-        }
+        assert blocks == {("169.254.20.10/32", 53), ("169.254.169.254/32", 80), ("169.254.169.252/32", 988)}
+
+
+def test_names_are_asked_for_where_kubernetes_and_openshift_answer_and_nowhere_else() -> None:
+    def namespace(name: str) -> Object:
+        return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
+
+    dns = namespace("kube-system") | {"podSelector": {"matchLabels": {"k8s-app": "kube-dns"}}}
+    node = {"ipBlock": {"cidr": "169.254.20.10/32"}}
+    for policy in of_kind("NetworkPolicy", rendered(MATRIX["everything on"])).values():
+        rules = [each for each in policy["spec"]["egress"] if any("protocol" in port for port in each["ports"])]
+        assert [(rule["to"], {port["port"] for port in rule["ports"]}) for rule in rules] == [
+            ([dns, node], {53}),
+            ([namespace("openshift-dns")], {5353}),
+        ]
 
 
 def test_further_rules_stand_beside_the_others() -> None:

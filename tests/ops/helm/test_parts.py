@@ -78,6 +78,7 @@ def test_the_rotator_resumes_first_and_then_rotates_one_type_after_the_other() -
 
     assert job["suspend"] is False
     assert job["concurrencyPolicy"] == "Forbid"
+    assert job["startingDeadlineSeconds"] == 3600, "or what was missed while it was suspended would be made up for"
     assert [container["command"] + container["args"][:-1] for container in containers(pod)] == [
         ["keypulse-rotator", "resume"],
         ["keypulse-rotator", "run", "--type=new-dek"],
