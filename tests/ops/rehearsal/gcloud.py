@@ -4,6 +4,7 @@ The emulator grants whatever no fault denies, and knows no accounts. So a role t
 of its permissions, which is healed once nobody lacks it any more.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -29,6 +30,7 @@ EXPORTER_ACCOUNT = "keypulse-exporter@demo.iam.gserviceaccount.com"
 BOTH = (SERVICE_ACCOUNT, EXPORTER_ACCOUNT)
 _IN_RING = frozenset({"project", "location", "keyring"})
 _OF_KEY = _IN_RING | {"key"}
+_CONDITION = re.compile(r'(?P<name>[\w.]+)(?P<compares>:|=~|=|\()"(?P<value>[^"]+)"\)?')
 _LOG = Flags(frozenset({"project", "freshness", "limit", "format"}))
 
 
@@ -168,8 +170,7 @@ class Gcloud:
         places = {**{part: n for n, part in enumerate(parts)}, "protoPayload.resourceName": 3}
         if unknown := set(columns) - places.keys():
             raise RefusedError(f"ERROR: nothing in the log is called {', '.join(unknown)}")
-        methods = [method for method in ("DestroyCryptoKeyVersion", "CryptoKeyVersion") if method in query][:1]
-        rows = [change for change in self.changes if not methods or methods[0] in change[2]]
+        rows = [change for change in self.changes if selects(query, change[2], change[3])]
         return table([headings, *[tuple(row[places[column]] for column in columns) for row in rows]])
 
     def _noted(self, method: str, resource: str) -> None:
@@ -183,6 +184,26 @@ class Gcloud:
             members = [f"serviceAccount:{account}" for account in BOTH if account not in lack]
             bindings += [{"members": members, "role": role}] if members else []
         return str(yaml.safe_dump({"bindings": bindings, "etag": "BwY=", "version": 1}))
+
+
+def selects(query: str, method: str, resource: str) -> bool:
+    """Whether a filter of the log selects a change of a key. Raises RefusedError where it is none."""
+    known = {
+        "log_id": "cloudaudit.googleapis.com/activity",
+        "protoPayload.serviceName": "cloudkms.googleapis.com",
+        "protoPayload.methodName": method,
+        "protoPayload.resourceName": resource,
+    }
+    found = [_CONDITION.fullmatch(condition) for condition in query.split(" AND ")]
+    if unclear := [query for one in found if one is None or one["name"] not in known]:
+        raise RefusedError(f"ERROR: (gcloud.logging.read) INVALID_ARGUMENT: Unparseable filter: {unclear[0]}")
+    return all(_compares(one["compares"], one["value"], known[one["name"]]) for one in found if one)
+
+
+def _compares(how: str, wanted: str, value: str) -> bool:
+    if how == "=~":
+        return re.search(wanted, value) is not None
+    return wanted in value if how == ":" else wanted == value
 
 
 def _ring(flags: dict[str, str]) -> str:

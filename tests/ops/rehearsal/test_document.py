@@ -7,7 +7,9 @@ import pytest
 
 from ops.demo.ports import Ports
 from tests.ops.rehearsal import not_run, stage
+from tests.ops.rehearsal.answer import RefusedError
 from tests.ops.rehearsal.document import Block, Output, blocks, text_of
+from tests.ops.rehearsal.gcloud import selects
 from tests.ops.rehearsal.programme import AT_ONCE
 from tests.ops.rehearsal.rehearsed import Rehearsal
 from tests.ops.rehearsal.shape import disagreement
@@ -107,3 +109,26 @@ def test_what_is_printed_agrees_in_names_and_not_in_values(
     language: str, shown: str, printed: str, agrees: bool
 ) -> None:
     assert (disagreement([Output(language, shown)], [printed]) is None) is agrees
+
+
+@pytest.mark.parametrize(
+    ("query", "selected"),
+    [
+        ('protoPayload.methodName:"CryptoKeyVersion"', True),
+        ('protoPayload.methodName="CryptoKeyVersion"', False),
+        ('log_id("cloudaudit.googleapis.com/activity") AND protoPayload.resourceName="k/cryptoKeyVersions/1"', True),
+        ('log_id("cloudaudit.googleapis.com/data_access")', False),
+        ('protoPayload.resourceName="k/cryptoKeyVersions/11"', False),
+        ('protoPayload.resourceName=~"/cryptoKeyVersions/1$"', True),
+        ('protoPayload.resourceName=~"/cryptoKeyVersions/$"', False),
+        ('protoPayload.serviceName="kms.googleapis.com"', False),
+    ],
+)
+def test_the_played_gcloud_selects_by_the_filter(query: str, selected: bool) -> None:
+    assert selects(query, "DestroyCryptoKeyVersion", "k/cryptoKeyVersions/1") is selected
+
+
+@pytest.mark.parametrize("query", ["", 'protoPayload.method:"x"', 'protoPayload.methodName:"x'])
+def test_the_played_gcloud_refuses_what_is_no_filter(query: str) -> None:
+    with pytest.raises(RefusedError, match="Unparseable filter"):
+        selects(query, "DestroyCryptoKeyVersion", "k/cryptoKeyVersions/1")
