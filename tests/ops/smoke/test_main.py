@@ -100,6 +100,13 @@ async def test_a_junit_file_that_cannot_be_written_is_one_sentence(backend: str,
     )
 
 
+async def test_no_test_alert_is_posted_where_it_could_not_arrive(backend: str) -> None:
+    nobody = "http://127.0.0.1:1"
+    done = await smoke("--base-url", backend, "--alertmanager", nobody, "--relay", nobody, "--test-alert")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == "- a test alert: not posted: it needs 'Alertmanager is ready'"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
