@@ -1,7 +1,6 @@
 """A name server that does not answer harms what needs it, and nothing else."""
 
 import asyncio
-import json
 import os
 import signal
 import socket
@@ -62,7 +61,7 @@ import socket, time
 real = socket.getaddrinfo
 def look_up(host, *arguments, **named):
     if host == {HANGS!r}:
-        print('{{"asked": true}}', file=__import__("sys").stderr, flush=True)
+        print("asked", file=__import__("sys").stderr, flush=True)
         time.sleep(60)
     return real(host, *arguments, **named)
 socket.getaddrinfo = look_up
@@ -83,7 +82,7 @@ def test_a_sigterm_while_a_name_hangs_ends_the_exporter_with_0(tmp_path: Path, r
         try:
             assert process.stderr
             for line in process.stderr:
-                if json.loads(line).get("asked"):
+                if "asked" in line:  # another thread may write into the same line
                     break
             begin = time.monotonic()
             os.kill(process.pid, signal.SIGTERM)
