@@ -102,7 +102,13 @@ DESTROYED = Scenario(
         for alert, labels, bad, good, also in (
             ("KMSKeyVersionDestroyScheduled", OLD, ("cryptoKeyVersions/1", '"kek_version":1'), ("ENABLED",), ()),
             ("KMSCanaryLost", OLD, ("key_destroyed", "DESTROY_SCHEDULED"), ("=> 1",), ()),
-            ("KMSHighCryptoErrorRate", ("service",), ("=>",), ("=> 0",), ("Enable a version",)),
+            (
+                "KMSHighCryptoErrorRate",
+                ("service",),
+                ("=>", "a data key cannot be unwrapped"),
+                ("=> 0",),
+                ("Enable a version",),
+            ),
             ("KMSDecryptionErrorsBurst", ("service",), ("=>",), ("=> 0",), ("Enable a version",)),
         )
     ),
