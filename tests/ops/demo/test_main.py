@@ -26,7 +26,7 @@ async def test_a_part_that_does_not_work_is_a_red_line_with_what_to_do(capsys: p
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("  ✗ backend answers: http://127.0.0.1:3/healthz cannot be reached")
     assert lines[0].endswith("; start it, or correct the address")
-    assert [line[2] for line in lines] == list("✗----✗-----✗✗-")
+    assert [line[2] for line in lines] == list("✗----✗------✗✗-")
 
 
 async def test_an_incident_is_not_even_begun_where_a_line_is_red(
