@@ -66,6 +66,23 @@ def test_each_service_says_whether_it_is_healthy_and_waits_for_what_it_needs(nam
     assert SERVICES[name]["restart"] == "unless-stopped"
 
 
+def test_what_is_given_is_read_only_but_for_whoever_makes_the_secrets() -> None:
+    given = {
+        (name, volume)
+        for name, service in SERVICES.items()
+        for volume in service.get("volumes", [])
+        if volume.startswith((".", "${"))
+    }
+    assert {name for name, volume in given if not volume.endswith(":ro")} == {"secrets"}
+    assert SERVICES["secrets"]["network_mode"] == "none"
+
+
+def test_both_relays_of_postgres_keep_everything_there() -> None:
+    for name in ("relay-1", "relay-2"):
+        assert SERVICES[name]["environment"]["KEYPULSE_RELAY__DATABASE"].startswith("postgresql://")
+        assert "postgres" in SERVICES[name]["depends_on"]
+
+
 def test_each_image_can_be_another() -> None:
     assert {name for name, service in SERVICES.items() if not service["image"].startswith("${")} == set()
 

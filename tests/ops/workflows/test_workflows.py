@@ -65,6 +65,18 @@ def test_a_secret_is_given_to_no_step_that_does_not_use_it() -> None:
     assert len(given) == len(used) > 0, "each secret stands in the `env` of a step whose command reads it"
 
 
+def test_what_others_send_starts_nothing_but_the_tests() -> None:
+    """`pull_request_target` and `workflow_run` would run a stranger's code with secrets and a token that writes."""
+    starts = {file: document[True] for file, document in DOCUMENTS.items()}  # YAML reads `on` as true
+    assert set(starts["ci"]) == {"push", "pull_request", "schedule", "workflow_dispatch", "workflow_call"}
+    assert starts["release"] == {"push": {"tags": ["v*"]}}
+    assert set(starts["kms-rotate"]) == {"schedule", "workflow_dispatch"}
+    assert set(starts["kms-crypto-smoke"]) == {
+        *("schedule", "deployment_status", "repository_dispatch", "workflow_dispatch"),
+    }
+    assert "secrets." not in (WORKFLOWS / "ci.yml").read_text()
+
+
 def test_a_job_may_read_the_code_and_no_more_without_a_reason() -> None:
     assert all(document["permissions"] == {"contents": "read"} for document in DOCUMENTS.values())
     granted = {
@@ -94,7 +106,9 @@ def test_a_rotation_waits_for_its_approval_and_is_alone() -> None:
     assert rotate["concurrency"] == {"group": "kms-rotate", "cancel-in-progress": False}
     assert [job["environment"] for job in rotate["jobs"].values()] == ["production"]
     assert rotate[True]["schedule"] == [{"cron": "0 9 1 * *"}]  # YAML reads `on` as true
-    assert set(rotate[True]["workflow_dispatch"]["inputs"]) == {"dry_run", "rotation_type", "path"}
+    inputs = rotate[True]["workflow_dispatch"]["inputs"]
+    assert set(inputs) == {"dry_run", "rotation_type", "path"}
+    assert inputs["dry_run"]["default"] is True, "whoever only clicks changes nothing"
 
 
 def test_what_is_kept_is_kept_after_a_failure_too() -> None:
