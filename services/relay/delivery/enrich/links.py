@@ -21,6 +21,7 @@ _AROUND: Final = timedelta(minutes=30)
 """What a dashboard shows before the start and after the end."""
 _COMPUTED: Final = "alertname_lower, from_ms, to_ms"
 _VARIABLE: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+_ONE_LABEL: Final = re.compile(r"[^={}]*=\{(\w+)\}")
 _ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+(?:[/?#]|$)")
 _HOST: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 _CONTROL: Final = re.compile(r"[\x00-\x20\x7f-\xa0\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff]")
@@ -95,10 +96,18 @@ def _expanded(template: str | None, alert: Alert, accepted_at: datetime) -> str 
 
 def _filled(template: str, values: Mapping[str, str]) -> str | None:
     """The link, or None where it cannot be one or a value would steer it: a browser takes `..` for the folder above."""
-    url = _safe(uritemplate.expand(template, dict(values)))
+    url = _safe(uritemplate.expand(_of(template, values), dict(values)))
     if url is None or {".", ".."}.intersection(re.split(r"[/\\]", unquote(urlsplit(url).path))):
         return None
     return url
+
+
+def _of(template: str, values: Mapping[str, str]) -> str:
+    """The template without the parameters whose label is not there: Grafana takes an empty variable for a value."""
+    head, mark, rest = template.partition("?")
+    query, sharp, fragment = rest.partition("#")
+    kept = [pair for pair in query.split("&") if not (only := _ONE_LABEL.fullmatch(pair)) or values.get(only[1])]
+    return head + mark + "&".join(kept) + sharp + fragment
 
 
 def _milliseconds(moment: datetime) -> str:
