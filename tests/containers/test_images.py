@@ -55,7 +55,8 @@ import json, os, shutil, sys
 from importlib.metadata import distributions
 files = [os.path.join(folder, name) for folder, _, names in os.walk("/opt/keypulse") for name in names]
 own = sum(os.lstat(file).st_size for file in files)
-bad = [f for f in files if "/tests/" in f or "/test/" in f or f.endswith((".lock", ".whl")) or "/pip/" in f]
+part = "/tests/", "/test/", "/testing/", "/pip/"
+bad = [f for f in files if any(p in f for p in part) or f.endswith((".lock", ".whl"))]
 there = [d for d in ("/src", "/wheel", "/install", "/data", "/opt/build", "/root/.cache") if os.path.exists(d)]
 ours = [path for path in sys.path if path.startswith("/opt/")]
 names = sorted(found.metadata["Name"].lower().replace("_", "-") for found in distributions(path=ours))
