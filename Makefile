@@ -16,9 +16,13 @@ demo: install ## everything on one machine; ONCE=1 breaks KMS, waits for page an
 	@ops/tools/require prometheus alertmanager
 	@$(BIN)/keypulse-demo $(if $(ONCE),--once)
 
-test: install ## every test that needs no container engine
+test: install ## every test but the two kinds below
 	@ops/tools/require prometheus alertmanager chromium sshd
-	@$(BIN)/pytest -n 6 --dist worksteal
+	@$(BIN)/pytest -n 5 --dist worksteal
+
+rehearse: install ## each alert's runbook, each drill and the rotation's workflow, played whole in the demo
+	@ops/tools/require prometheus alertmanager
+	@$(BIN)/pytest -n 3 --dist worksteal -m played tests/ops
 
 test-containers: install ## images, compose.yaml and the chart, brought up for real with docker or podman
 	@ops/tools/with-containers $(BIN)/pytest -o 'norecursedirs=.*' tests/containers
@@ -60,4 +64,4 @@ lock: ## writes requirements/*.lock anew (needs uv)
 	for extra in exporter relay backend rotator smoke audit emulator stand-ins; do \
 	  uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra $$extra -c requirements/dev.lock pyproject.toml -o requirements/$$extra.lock; done
 
-.PHONY: help install demo test test-containers images bench check pip-audit lock
+.PHONY: help install demo test rehearse test-containers images bench check pip-audit lock

@@ -73,6 +73,7 @@ def test_nothing_is_broken_that_its_solution_leaves_broken(drill: Drill) -> None
     assert ("/api/kms/break" in drill.break_) <= ("/api/kms/heal" in drill.solution)
 
 
+@pytest.mark.played
 async def test_each_drill_pages_and_its_solution_ends_it() -> None:
     """Two demos, and in each what does not touch goes on side by side; what was measured is printed: see -s."""
     every = drills()

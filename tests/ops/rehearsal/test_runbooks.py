@@ -13,6 +13,7 @@ from tests.ops.rehearsal.stage import staged
 from tests.ops.rules import ALERTS, RUNBOOK
 
 
+@pytest.mark.played
 async def test_each_alert_fires_and_its_runbook_ends_it(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:

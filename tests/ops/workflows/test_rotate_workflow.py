@@ -24,6 +24,7 @@ from shared.settings import Address, load
 from tests.ops.workflows.conftest import WORKFLOWS, NewMachine
 from tests.ops.workflows.runner import Runner, Step
 
+pytestmark = pytest.mark.played
 ROTATE = WORKFLOWS / "kms-rotate.yml"
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 TOKEN = "a-token-of-the-admin-api"

@@ -1,6 +1,5 @@
 """`keypulse-relay deliveries`: what a person, or a program, sees of the outbox."""
 
-import asyncio
 import json
 import zlib
 
@@ -67,7 +66,7 @@ def test_filters_choose(typed: Typed, fill: Fill, filters: list[str], wanted: li
 def test_a_limit_over_one_page_is_kept(typed: Typed, fill: Fill) -> None:
     async def many(rows: Rows) -> list[str]:
         event = await rows.event()
-        return await asyncio.gather(*(rows.delivery(event, f"channel-{number}") for number in range(_PAGE + 10)))
+        return [await rows.delivery(event, f"channel-{number}") for number in range(_PAGE + 10)]
 
     made = fill(many)
     for limit in (_PAGE - 1, _PAGE, _PAGE + 1, _PAGE + 99):
