@@ -20,9 +20,9 @@ test: install ## every test but the two kinds below
 	@ops/tools/require prometheus alertmanager chromium sshd
 	@$(BIN)/pytest -n 5 --dist worksteal
 
-rehearse: install ## each alert's runbook, each drill and the rotation's workflow, played whole in the demo
-	@ops/tools/require prometheus alertmanager
-	@$(BIN)/pytest -n 3 --dist worksteal -m played tests/ops
+rehearse: install ## what plays for minutes: each alert's runbook, each drill, kills, rotations, the smoke test's faults
+	@ops/tools/require prometheus alertmanager sshd
+	@$(BIN)/pytest -n 3 --dist worksteal -m played
 
 test-containers: install ## images, compose.yaml and the chart, brought up for real with docker or podman
 	@ops/tools/with-containers $(BIN)/pytest -o 'norecursedirs=.*' tests/containers

@@ -91,6 +91,7 @@ async def new_version(address: str) -> int:
     return int(number)
 
 
+@pytest.mark.played
 async def test_both_rotations_under_load_fail_no_request(request: pytest.FixtureRequest) -> None:
     ports = Ports.free()
     async with stack.running(ports) as running:

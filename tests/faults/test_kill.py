@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from shared.sql.location import Database
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios
@@ -9,6 +11,7 @@ from tests.faults.providers import disturb
 from tests.faults.scenario import meanwhile
 
 
+@pytest.mark.played
 async def test_kills_at_random_moments(database: Database, scenario: Scenarios, long: bool) -> None:
     trial = scenario(database)
     random = trial.random("kills")

@@ -16,6 +16,7 @@ from tests.faults.relay import Relay
 from tests.faults.scenario import Scenario, meanwhile
 from tests.relay.scripted import until
 
+pytestmark = pytest.mark.played
 CLOCK_STEP = 30.0
 FROZEN_SECONDS = 3.5
 """The lease lasts 2 s."""

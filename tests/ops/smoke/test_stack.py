@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+import pytest
+
 from ops.demo import stack
 from ops.demo.ports import Ports
 from ops.demo.stack import Stack
@@ -31,6 +33,7 @@ async def smoke(running: Stack, *arguments: str) -> dict[str, list[str]]:
     return {light: [c["name"] for c in read["checks"] if c["outcome"] == light] for light in LIGHTS}
 
 
+@pytest.mark.played
 async def test_a_deployment_that_is_well_is_green_and_each_fault_is_red_in_its_line() -> None:
     async with stack.running(Ports.free()) as running:
         everything = await smoke(running, "--test-alert", "critical")
