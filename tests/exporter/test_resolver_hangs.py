@@ -3,10 +3,8 @@
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ import pytest
 from aiohttp import web
 
 from services.exporter.resolve import Replicas
+from tests.hanging_names import hanging_for
 
 HANGS = "backend.hangs"
 
@@ -24,17 +23,8 @@ HANGS = "backend.hangs"
 @pytest.fixture
 def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whoever asks for HANGS waits."""
-    real, end = socket.getaddrinfo, threading.Event()
-
-    def look_up(host: str, *arguments: Any, **named: Any) -> Any:
-        if host.endswith(HANGS):
-            end.wait(60)
-            raise OSError
-        return real(host, *arguments, **named)
-
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    yield
-    end.set()
+    with hanging_for(HANGS, monkeypatch):
+        yield
 
 
 @pytest.mark.usefixtures("hanging")

@@ -95,4 +95,5 @@ def test_without_bigquery_its_queries_are_left_out(audit: Audit) -> None:
 
 def test_the_output_as_a_whole_is_a_script(audit: Audit) -> None:
     output = audit("queries", "--project", "acme-prod", "--project", "acme-test", "--bigquery").output
+    assert output.count("bq query") == 8
     subprocess.run(["bash", "-n"], input=output, text=True, check=True, timeout=30)

@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 
 from services.relay.channels.channel import Reason, SendError
 from services.relay.channels.webhook import WebhookSettings
+from tests.hanging_names import hanging_for
 from tests.relay.channels.email.mail_server import UNBOUND
 from tests.relay.channels.examples import example, message, settings
 from tests.relay.channels.recorded import send
@@ -21,19 +21,10 @@ HANGS = "provider.hangs"
 @pytest.fixture
 def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whoever asks for HANGS, or for this machine's own name, waits."""
-    real, end = socket.getaddrinfo, threading.Event()
-
-    def look_up(host: str, *arguments: Any, **named: Any) -> Any:
-        if host.endswith(HANGS):
-            end.wait(60)
-            raise OSError
-        return real(host, *arguments, **named)
-
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    monkeypatch.setattr(socket, "getfqdn", lambda: str(end.wait(60)))
-    monkeypatch.setattr("shared.resolver._own_name", [])
-    yield
-    end.set()
+    with hanging_for(HANGS, monkeypatch) as end:
+        monkeypatch.setattr(socket, "getfqdn", lambda: str(end.wait(60)))
+        monkeypatch.setattr("shared.resolver._own_name", [])
+        yield
 
 
 @pytest.mark.usefixtures("hanging")
