@@ -48,6 +48,41 @@ class _Impatient(asyncio.Protocol):
             self._waiting = None
 
 
+class _HeadWithBody:
+    """What an answer is written to: its head waits for what is written in the same turn, since two pieces cost twice.
+
+    uvloop, unlike asyncio, sends each piece at once.
+    """
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head: bytes | None = None
+        self._sent = False
+
+    def write(self, data: bytes) -> None:
+        if self._sent:
+            self._transport.write(data)
+        elif self._head is None:
+            self._head = data
+            self._loop.call_soon(self._flush)
+        else:
+            self._head += data
+            self._flush()
+
+    def is_closing(self) -> bool:
+        return bool(self._transport.is_closing())
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if not self._sent and self._head is not None:
+            self._sent = True
+            self._transport.write(self._head)
+
+
 class _WithH11(_Impatient, H11Protocol):
     pass
 
@@ -76,6 +111,7 @@ else:
             if len(self.pipeline) >= AHEAD:
                 raise ValueError("too many requests at once")  # whatever is raised here is a 400
             super().on_headers_complete()
+            self.cycle.transport = _HeadWithBody(self.transport, self.loop)
 
         def on_body(self, body: bytes) -> None:
             self._kept = 0

@@ -21,6 +21,7 @@ from shared.mistakes import ConfigurationError
 from shared.reload import Reloading
 from shared.server import serve_until_stopped
 from shared.settings import ServerSettings, load
+from shared.turns import Turns
 from shared.web_file import LiveContext, WebFile
 
 S = TypeVar("S", bound=ServerSettings)
@@ -43,6 +44,7 @@ class Launch(Generic[S]):
         restart: Collection[str] = ("listen",),
         own_credentials: Collection[str] = (),
         stopping: Callable[[], object] = lambda: None,
+        turns: Turns | None = None,
     ) -> None:
         """Serves, and reloads when asked to, until SIGTERM or SIGINT. Raises StartError.
 
@@ -52,6 +54,7 @@ class Launch(Generic[S]):
             restart: the keys that change only with a restart.
             own_credentials: paths that check credentials of their own, beside a web.yml's users.
             stopping: called at the signal, while requests are still in hand.
+            turns: what of the requests is taken in hand in turns; None takes each at once.
         """
 
         def again() -> S:
@@ -62,7 +65,7 @@ class Launch(Generic[S]):
         if self.web:
             served = Gate(reloading, self.web, lambda: reloading.admin, own_credentials)
         async with reloading.at_hangups():
-            await serve_until_stopped(served, self.settings.listen, stopping, self.tls())
+            await serve_until_stopped(served, self.settings.listen, stopping, self.tls(), turns)
 
     def guard(self, settings: S) -> None:
         """Raises ConfigurationError where the network would reach what nobody has to prove anything for."""

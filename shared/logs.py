@@ -12,6 +12,7 @@ Format = Literal["json", "logfmt"]
 
 _NUMBERS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
 _OWN = ("services", "shared", "ops")
+_given: list[tuple[str, Level, Format]] = []
 
 
 def configure(service: str, level: Level = "info", form: Format = "json") -> None:
@@ -22,6 +23,7 @@ def configure(service: str, level: Level = "info", form: Format = "json") -> Non
         level: the lowest level that is written, as Prometheus names them.
         form: how a line is written.
     """
+    _given[:] = [(service, level, form)]
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -54,6 +56,11 @@ def configure(service: str, level: Level = "info", form: Format = "json") -> Non
     # Each request in a log line would bury the lines that matter.
     for noisy in ("uvicorn.access", "slack_sdk", "grpc", "google"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, _NUMBERS[level]))
+
+
+def configured() -> tuple[str, Level, Format] | None:
+    """What `configure` was called with, for a process that shall log the same; None where it was not."""
+    return _given[0] if _given else None
 
 
 def _logfmt(_logger: structlog.typing.WrappedLogger, _method: str, event: structlog.typing.EventDict) -> str:

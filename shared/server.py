@@ -29,6 +29,7 @@ from shared.http_protocol import HttpProtocol
 from shared.secret_file import SecretFile
 from shared.settings import Address
 from shared.stop import STOP_SECONDS, stop_signal
+from shared.turns import InTurn, Turns
 
 _LANDING = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title>
 <meta name="viewport" content="width=device-width"><style>:root{{color-scheme:light dark}}
@@ -102,7 +103,7 @@ def application(
         return HTMLResponse(_LANDING.format(name=escape(name), version=escape(VERSION), items=items))
 
     common = [Route("/metrics", exposition or metrics_endpoint), Route("/-/healthy", healthy), Route("/-/ready", ready)]
-    app = Starlette(routes=[*common, *own, Route("/", guarded(landing, admin, browser=True))])
+    app = Starlette(routes=[*own, *common, Route("/", guarded(landing, admin, browser=True))])
     app.state.metrics = metrics
     return app
 
@@ -126,17 +127,21 @@ def listening(address: Address) -> socket.socket:
 
 
 @asynccontextmanager
-async def serving(app: ASGIApp, address: Address, tls: ssl.SSLContext | None = None) -> AsyncIterator[Address]:
+async def serving(
+    app: ASGIApp, address: Address, tls: ssl.SSLContext | None = None, turns: Turns | None = None
+) -> AsyncIterator[Address]:
     """Serves while the body runs, by TLS where there is a context; gives the real address (port 0 picks a free one)."""
+    protocol = HttpProtocol if turns is None else type("Protocol", (InTurn, HttpProtocol), {"turns": turns})
     with listening(address) as bound:
         server = _Server(
             uvicorn.Config(
                 app,
-                http=HttpProtocol,
+                http=protocol,
                 lifespan="off",
                 ws="none",
                 ssl_context_factory=(lambda _config, _default: tls) if tls else None,
                 log_config=None,
+                access_log=False,  # nobody reads them, and a line for each request would have to be put together
                 server_header=False,
                 proxy_headers=False,  # who calls is who connected: a header must not open `allow_from`
                 timeout_graceful_shutdown=int(DRAIN_SECONDS),
@@ -156,9 +161,10 @@ async def serve_until_stopped(
     address: Address,
     stopping: Callable[[], object] = lambda: None,
     tls: ssl.SSLContext | None = None,
+    turns: Turns | None = None,
 ) -> None:
     """Serves until SIGTERM or SIGINT, then calls `stopping` and finishes what is in hand. Raises StartError."""
-    async with serving(app, address, tls) as actual:
+    async with serving(app, address, tls, turns) as actual:
         log.info("listening", address=str(actual))
         await stop_signal()
         log.info("stopping", within_seconds=STOP_SECONDS)

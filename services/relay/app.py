@@ -16,7 +16,7 @@ from services.relay.channels.channel import Reason, Receipt, Scope, SendError
 from services.relay.config import RelaySettings
 from services.relay.console import api
 from services.relay.delivery.trial import TrialAttempt, trial, trial_over
-from services.relay.intake.endpoint import Intake, Rules
+from services.relay.intake.endpoint import TURN_SECONDS, Intake, Rules
 from services.relay.intake.heartbeat import Heartbeat
 from services.relay.intake.routing import Rule
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
@@ -26,14 +26,18 @@ from services.relay.outbox.schema import OPEN, State
 from services.relay.outbox.store import Store, StoreUnusableError, opened
 from services.relay.outbox.waiting import StoreUnavailableError
 from services.relay.outbox.watchdogs import last_seen
+from services.relay.sending.apart import apart
+from services.relay.sending.here import close
+from services.relay.sending.outgoing import Sending
 from services.relay.watch.telling import Teller
 from services.relay.watch.watchdog import Able, Watchdog
 from services.relay.watch.watching import Watched, Watching
-from services.relay.workers import close, delivering, link_rules
+from services.relay.workers import delivering, link_rules
 from shared.generations import Generations
 from shared.launch import Launch
 from shared.secret_file import SecretFile
 from shared.server import StartError, application, registry
+from shared.turns import Turns
 
 _OUTCOMES: Final = (State.DELIVERED, State.SUPERSEDED, State.DEAD)
 
@@ -41,12 +45,15 @@ log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
-async def running(settings: RelaySettings, *, clock: Callable[[], float] = time.time) -> AsyncIterator[Starlette]:
+async def running(
+    settings: RelaySettings, *, clock: Callable[[], float] = time.time, sending: Sending = apart
+) -> AsyncIterator[Starlette]:
     """A relay that delivers while the body runs, and finishes what is in hand after it.
 
     Args:
         settings: the configuration.
         clock: unix seconds.
+        sending: what sends.
 
     Yields:
         The application; its `state.stop` makes every webhook a 503 from then on, and bounds the wait for the outbox,
@@ -71,7 +78,7 @@ async def running(settings: RelaySettings, *, clock: Callable[[], float] = time.
             metrics.show(settings.channels)
             gauges.show(settings.channels, frozenset(watchdog.name for watchdog in settings.watchdogs))
             await asyncio.to_thread(_warn_of_orphans, settings, store)
-            async with _working(settings, store, metrics, able) as (intake, wake):
+            async with _working(settings, store, metrics, able, sending) as (intake, wake):
                 admin = SecretFile(settings.auth.admin_token_file) if settings.auth.admin_token_file else None
                 app = application(
                     "keypulse relay",
@@ -111,6 +118,7 @@ async def serve(launch: Launch[RelaySettings]) -> None:
             restart=("listen", "database"),
             own_credentials=("/alerts",),
             stopping=lambda: app.state.stop(),  # noqa: PLW0108 - the one of the generation that runs by then
+            turns=Turns(b"POST /alerts", 64, TURN_SECONDS),
         )
 
 
@@ -131,10 +139,10 @@ async def send_test(settings: RelaySettings, name: str) -> list[Receipt]:
 
 @asynccontextmanager
 async def _working(
-    settings: RelaySettings, store: Store, metrics: Metrics, able: Able
+    settings: RelaySettings, store: Store, metrics: Metrics, able: Able, sending: Sending
 ) -> AsyncIterator[tuple[Intake, Callable[[Iterable[str]], None]]]:
     """Takes in, delivers and watches while the body runs; gives the intake, and what wakes channels."""
-    async with delivering(settings, store, metrics) as wake:
+    async with delivering(settings, store, metrics, sending) as wake:
         watching = Watching(Teller(store, metrics, settings.channels, wake), _watched(settings), able)
         retention = settings.retention
         async with _beside(watching.run(), pruning(store, retention.max_age, retention.max_deliveries)):

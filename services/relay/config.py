@@ -17,9 +17,9 @@ from pydantic import (
 
 from services.relay.channels.registry import AnyChannel
 from services.relay.channels.web_api import fit_for_a_secret
-from services.relay.delivery.enrich.contacts import LONGEST_CONTACT, MOST_CONTACTS, as_text, is_placeholder
-from services.relay.delivery.enrich.links import check_template
 from services.relay.intake.routing import Matcher, parse_matcher
+from services.relay.sending.enrich.contacts import LONGEST_CONTACT, MOST_CONTACTS, as_text, is_placeholder
+from services.relay.sending.enrich.links import check_template
 from shared import settings
 from shared.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings
 from shared.sql.setting import Database

@@ -9,12 +9,10 @@ from uuid import uuid4
 
 import structlog
 
-from services.relay.channels.channel import Channel, ChannelSettings
-from services.relay.channels.defect import defect
+from services.relay.channels.channel import ChannelSettings
 from services.relay.config import RelaySettings
-from services.relay.delivery.enrich.links import LinkRules
+from services.relay.delivery.deliver import Delivering
 from services.relay.delivery.retry import RetryPolicy
-from services.relay.delivery.sending import Delivering
 from services.relay.delivery.worker import Worker
 from services.relay.metrics import Metrics
 from services.relay.outbox import gate
@@ -24,6 +22,8 @@ from services.relay.outbox.overdue import look_after
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store
 from services.relay.outbox.waiting import StoreUnavailableError
+from services.relay.sending.enrich.links import LinkRules
+from services.relay.sending.outgoing import Send, Sending, SendingSettings
 
 GRACE_SECONDS: Final = 6.0
 """How long a stop waits for messages that are being sent; with the server's own drain it stays within its bound."""
@@ -35,12 +35,30 @@ log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
-async def delivering(settings: RelaySettings, store: Store, metrics: Metrics) -> AsyncIterator[Wake]:
+async def delivering(settings: RelaySettings, store: Store, metrics: Metrics, sending: Sending) -> AsyncIterator[Wake]:
     """A worker for each channel; at the end they finish what is in hand, within the grace period.
 
     Yields:
         What tells the workers of some channels that there is something new.
     """
+    owner = uuid4().hex
+    timeout = settings.delivery.timeout
+    given = SendingSettings(settings.channels, link_rules(settings), settings.contacts, timeout)
+    try:
+        async with sending(given) as send, _working(settings, store, metrics, owner, send) as wake:
+            yield wake
+    finally:  # nothing is sent any more
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await give_back(store, owner)
+        except (StoreUnavailableError, TimeoutError) as error:
+            log.warning("claims return when their lease ends", problem=str(error) or "the outbox does not answer")
+
+
+@asynccontextmanager
+async def _working(
+    settings: RelaySettings, store: Store, metrics: Metrics, owner: str, send: Send
+) -> AsyncIterator[Wake]:
     delivery = settings.delivery
     workers: dict[str, Worker] = {}
 
@@ -52,16 +70,16 @@ async def delivering(settings: RelaySettings, store: Store, metrics: Metrics) ->
     shared = Delivering(
         store=store,
         metrics=metrics,
-        links=link_rules(settings),
-        contacts=settings.contacts,
+        send=send,
         retry=RetryPolicy(delivery.backoff_initial, delivery.backoff_max, delivery.give_up_after),
         timeout=delivery.timeout,
         lease=delivery.lease,
-        owner=uuid4().hex,
+        owner=owner,
         random=random.random,
         fallback=settings.default_channels,
         woken=wake,
     )
+    # Of these nothing is asked but whether their secrets are others: they connect at their first send, and never send.
     channels = {name: channel.connect(delivery.timeout) for name, channel in settings.channels.items()}
     for name, channel in channels.items():
         workers[name] = Worker(
@@ -82,23 +100,6 @@ async def delivering(settings: RelaySettings, store: Store, metrics: Metrics) ->
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, looking, return_exceptions=True)
-            try:
-                async with asyncio.timeout(_CLOSE_SECONDS):
-                    await give_back(store, shared.owner)
-            except (StoreUnavailableError, TimeoutError) as error:
-                log.warning("claims return when their lease ends", problem=str(error) or "the outbox does not answer")
-            await asyncio.gather(*(close(name, channel) for name, channel in channels.items()))
-
-
-async def close(name: str, channel: Channel) -> None:
-    """Closes a channel, whatever happens."""
-    try:
-        async with asyncio.timeout(_CLOSE_SECONDS):
-            await channel.close()
-    except Exception as error:  # noqa: BLE001  # whatever it is, the stop goes on
-        log.error(  # noqa: TRY400  # without the exception's text, which may hold a secret
-            "a channel could not be closed", channel=name, **defect(error)
-        )
 
 
 def link_rules(settings: RelaySettings) -> LinkRules:

@@ -5,6 +5,7 @@ from typing import Any, Final
 from sqlalchemy import URL, Connection, Engine, exc, text
 
 from shared.sql.engine import LOCK_SECONDS, postgresql_engine, sqlite_engine
+from shared.sql.patience import Patience
 
 READERS: Final = 2
 """How many may read at once."""
@@ -54,8 +55,6 @@ def words(error: exc.SQLAlchemyError) -> str:
 
 
 def _postgresql(url: URL, connections: int) -> Engine:
-    from shared.sql.patience import Patience  # noqa: PLC0415  # 0.1 s that a file does not need
-
     engine = postgresql_engine(
         url,
         connections,

@@ -32,7 +32,9 @@ from tests.postgres import Postgres
 TIMES: Final = 100
 _HOUR: Final = 3600.0
 _WANTED: Final = Wanted(CHANNEL, limit=1, owner="bench", seconds=60.0, rate=None)
-_SENT: Final = Ending(State.DELIVERED, 0.0, 0.1, "ok", "", Effect.REACHED, receipt={"ts": "1"}, sent=True, payload="{}")
+_SENT: Final = Ending(
+    State.DELIVERED, 0.0, 0.1, "ok", "", Effect.REACHED, receipt={"ts": "1"}, sent=True, payload=b"{}"
+)
 _PAUSES: Final = Pauses(1.0, 300.0)
 T = TypeVar("T")
 

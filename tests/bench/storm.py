@@ -18,12 +18,14 @@ from typing import Any, Final
 import click
 
 from tests.bench.alerts import annotations, labels
-from tests.bench.machine import cpu_seconds, peak_mb
+from tests.bench.machine import cpu_seconds, peak_mb, resident_mb
 from tests.bench.stage import ROUTING_KEY, TOKEN, BenchError, Running, Stage, free_port, pagerduty, slack, stage
 
 GROUP_WAIT: Final = 3.0
 _BATCH: Final = 500
 _PATIENCE: Final = 120.0
+_LOOK_SECONDS: Final = 0.5
+"""Between looks at what the relay holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +36,9 @@ class Run:
     messages: int
     alertmanager_mb: float
     relay_mb: float | None
-    """None where there was no relay."""
+    """The most that its processes held together, as often as it was looked; None where there was no relay."""
     relay_cpu: float | None
-    """Seconds of all cores, its start included."""
+    """Seconds of all cores, the start included."""
     refused: int
     """How many requests Alertmanager had to make again."""
     failed: Mapping[str, int]
@@ -69,7 +71,11 @@ async def _run(place: Stage, groups: int, *, with_relay: bool) -> Run:
     if time.monotonic() > may_send:
         raise BenchError(f"posting took longer than {GROUP_WAIT:g} s; this machine is too busy to measure on")
 
+    held: list[float] = []
+
     async def complete() -> bool:
+        if relay and time.monotonic() > may_send + len(held) * _LOOK_SECONDS:
+            held.append(resident_mb(relay.pid))
         found = await place.get(f"{sink.url}/")
         return all(provider["groups"] == groups for provider in found.values())
 
@@ -79,7 +85,7 @@ async def _run(place: Stage, groups: int, *, with_relay: bool) -> Run:
         seconds=max(provider["last"] for provider in found.values()) - may_send,
         messages=sum(provider["messages"] for provider in found.values()),
         alertmanager_mb=peak_mb(alertmanager.pid),
-        relay_mb=peak_mb(relay.pid) if relay else None,
+        relay_mb=max(*held, resident_mb(relay.pid)) if relay else None,
         relay_cpu=cpu_seconds(relay.pid) if relay else None,
         refused=sum((await _failures(place, alertmanager, "alertmanager_notification_requests_failed_total")).values()),
         failed=await _failures(place, relay, "relay_delivery_attempts_total") if relay else {},

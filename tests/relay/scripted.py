@@ -17,6 +17,7 @@ from services.relay.channels.channel import Attempt, Channel, ChannelSettings, R
 from services.relay.config import RelaySettings
 from services.relay.intake import webhook
 from services.relay.model import Event, Message
+from services.relay.sending.here import here
 from shared.server import serving
 from shared.settings import Address
 
@@ -98,7 +99,7 @@ async def served(settings: RelaySettings, **options: Any) -> AsyncIterator[aioht
     """The relay behind a real server, and a client that holds the token."""
     headers = {"Authorization": f"Bearer {TOKEN}"}
     async with (
-        running(settings, **options) as app,
+        running(settings, sending=here, **options) as app,
         serving(app, Address("127.0.0.1", 0)) as address,
         aiohttp.ClientSession(f"http://{address}", headers=headers) as client,
     ):

@@ -14,6 +14,7 @@ from services.relay.app import running
 from services.relay.channels.channel import Reason, Scope, SendError
 from services.relay.metrics import Metrics
 from services.relay.outbox.store import opened
+from services.relay.sending.here import here
 from services.relay.workers import delivering
 from shared.server import StartError, registry
 from tests.relay.outbox.storing import blocked
@@ -135,9 +136,9 @@ async def test_a_channel_that_does_not_close_holds_up_no_stop(tmp_path: Path, mo
         async def close(self) -> None:
             await hang()
 
-    monkeypatch.setattr("services.relay.workers._CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr("services.relay.sending.here._CLOSE_SECONDS", 0.1)
     with capture_logs() as logs:
-        async with asyncio.timeout(10), running(settings(tmp_path, {"one": Endless()})):
+        async with asyncio.timeout(10), running(settings(tmp_path, {"one": Endless()}), sending=here):
             pass
     assert [entry["error"] for entry in logs if entry["event"] == "a channel could not be closed"] == ["TimeoutError"]
 
@@ -148,7 +149,7 @@ async def test_an_outbox_that_hangs_holds_up_no_stop(tmp_path: Path, monkeypatch
     metrics = Metrics(registry(), configuration.channels, (), Reason)
     with capture_logs() as logs:
         async with opened(configuration.database, time.time) as store, AsyncExitStack() as stack:
-            await stack.enter_async_context(delivering(configuration, store, metrics))
+            await stack.enter_async_context(delivering(configuration, store, metrics, here))
             async with blocked(store):
                 began = time.monotonic()
                 await stack.aclose()
@@ -200,7 +201,7 @@ async def test_a_database_that_cannot_be_used_is_said_in_one_sentence(
     assert callable(prepare)
     prepare(file)
     with pytest.raises(StartError, match=expected) as raised:
-        async with running(settings(tmp_path, {"one": Scripted()}, database=f"sqlite:///{file}")):
+        async with running(settings(tmp_path, {"one": Scripted()}, database=f"sqlite:///{file}"), sending=here):
             pass
     assert str(file.parent) in str(raised.value)
     assert "\n" not in str(raised.value)

@@ -24,7 +24,7 @@ def known(event: Event, **changes: Any) -> Known:
         any_dead=False,
         ours=False,
     )
-    return replace(before, **changes)
+    return before._replace(**changes)
 
 
 def plan(event: Event, before: Known | None, now: float = 1001.0) -> Plan | None:
@@ -69,7 +69,7 @@ def test_the_same_webhook_is_news_where_a_delivery_was_given_up() -> None:
 def test_alertmanagers_end_of_what_the_relay_ended_is_no_news_however_late_it_comes() -> None:
     ended = known(event_of("resolved"), ours=True)
     assert plan(event_of("resolved"), ended, now=9999.0) is None
-    assert plan(event_of("resolved"), replace(ended, any_dead=True), now=9999.0) is not None
+    assert plan(event_of("resolved"), ended._replace(any_dead=True), now=9999.0) is not None
     assert plan(event_of(), ended, now=9999.0) == Plan(2, open=True, channels=("slack",))
     others = tuple(replace(alert, starts_at=at(1)) for alert in event_of().alerts)  # it had fired once more meanwhile
     assert plan(event_of("resolved", alerts=others), ended, now=9999.0) is not None

@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 from services.relay.app import running
 from services.relay.channels.channel import Reason, Scope, SendError
 from services.relay.metrics import OutboxGauges, OutboxState
+from services.relay.sending.here import here
 from tests.relay.scripted import Scripted, hang, metric, post, reaches, served, settings, webhook_of
 
 
@@ -78,7 +79,7 @@ async def test_a_channel_that_refused_everything_is_still_down_after_a_restart(t
 
 
 async def test_what_the_outbox_cannot_tell_is_absent_and_the_rest_is_there(tmp_path: Path) -> None:
-    async with running(settings(tmp_path, {"one": Scripted()})) as app:
+    async with running(settings(tmp_path, {"one": Scripted()}), sending=here) as app:
         pass
     text = TestClient(app).get("/metrics").text  # its outbox is closed
     assert "relay_outbox_deliveries{" not in text

@@ -16,6 +16,7 @@ from ops.demo.stand_ins.server import start as stand_ins
 from tests.relay.scripted import (
     TOKEN,
     payload,
+    until,
 )
 
 
@@ -111,6 +112,35 @@ async def test_a_relay_whose_provider_hangs_is_gone_soon_after_sigterm_and_keeps
         rows = database.execute("SELECT state, lease FROM deliveries").fetchall()
     database.close()
     assert rows == [("queued", None)]
+
+
+async def sending_process(relay: int, other_than: int = 0) -> int:
+    """The relay's one child, once it has one."""
+    children: list[int] = []
+
+    def there() -> bool:
+        children[:] = map(int, Path(f"/proc/{relay}/task/{relay}/children").read_text().split())
+        return len(children) == 1 and children[0] != other_than
+
+    await until(there)
+    return children[0]
+
+
+async def test_a_relay_whose_sending_process_dies_delivers_all_the_same_and_leaves_none_behind(tmp_path: Path) -> None:
+    async with stand_ins(pagerduty_keys=("0" * 32,)) as providers, aiohttp.ClientSession() as client:
+        url = f"http://{providers.http}/pagerduty/v2/enqueue"
+        process = await asyncio.to_thread(relay_process, tmp_path, url)
+        address = await asyncio.to_thread(listens_at, process)
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        first = await sending_process(process.pid)
+        os.kill(first, signal.SIGKILL)
+        async with client.post(f"http://{address}/alerts", data=payload(1), headers=headers) as accepted:
+            assert accepted.status == 202
+        await until(lambda: len(providers.pagerduty.incidents) == 1, 20)
+        second = await sending_process(process.pid, first)
+        process.kill()
+        await asyncio.to_thread(process.communicate, None, 15)
+        await until(lambda: not Path(f"/proc/{second}").exists())
 
 
 async def test_a_webhook_that_is_still_arriving_when_the_relay_stops_is_503(tmp_path: Path) -> None:

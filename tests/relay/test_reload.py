@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from services.relay.app import running
 from services.relay.channels.channel import Channel
 from services.relay.config import RelaySettings
+from services.relay.sending.here import here
 from shared.server import serving
 from shared.settings import Address
 from tests.relay.scripted import (
@@ -53,7 +54,7 @@ async def started(configuration: RelaySettings) -> AsyncIterator[Relay]:
     headers = {"Authorization": f"Bearer {TOKEN}"}
     async with (
         asyncio.timeout(30),
-        running(configuration) as app,
+        running(configuration, sending=here) as app,
         serving(app, Address("127.0.0.1", 0)) as address,
         aiohttp.ClientSession(f"http://{address}", headers=headers) as client,
     ):

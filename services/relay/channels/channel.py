@@ -3,7 +3,8 @@
 from abc import abstractmethod
 from collections.abc import Hashable, Mapping
 from enum import StrEnum
-from typing import ClassVar, Protocol
+from functools import partial
+from typing import Any, ClassVar, Protocol
 
 from services.relay.channels.rate import PerSecond, Rate
 from services.relay.model import Message
@@ -68,6 +69,11 @@ class SendError(Exception):
         """Whether the provider may have taken the message all the same: the answer was lost, not given."""
         self.reached = reached
         """Whether the provider answered and works, so that this error says nothing against the next message."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As pickle needs it: what an exception has by itself would call it with its text alone."""
+        optional = {name: getattr(self, name) for name in ("retry_after", "maybe_arrived", "reached")}
+        return partial(SendError, **optional), (self.reason, self.scope, self.detail)
 
 
 class LeaseLostError(Exception):
@@ -144,7 +150,7 @@ class ChannelSettings(Section):
 
     merges: ClassVar[bool] = True
     """Whether what waits for this kind of channel is merged into what comes after it."""
-    lanes: ClassVar[int] = 64
+    lanes: ClassVar[int] = 256
     """Messages under way at once."""
     usual_rate: ClassVar[PerSecond | None] = None
     """What the provider takes, where it says so."""

@@ -20,7 +20,7 @@ from services.relay.channels import wording
 from services.relay.channels.channel import Attempt, ChannelSettings, Progress, Reason, Receipt, Scope, SendError
 from services.relay.channels.exchange import MASK, Exchange, exchange, made, secret, told
 from services.relay.channels.rate import PerSecond
-from services.relay.channels.web_api import ProviderUrl, Session, reached, refusal, words
+from services.relay.channels.web_api import ProviderUrl, Session, as_json, reached, refusal, words
 from services.relay.model import Alert, Event, Message
 from shared.secret_file import SecretFile
 from shared.settings import FilePath
@@ -75,7 +75,8 @@ class PagerDutyChannel:
 
     def payload(self, message: Message) -> str:
         """The events, each on a line, with the routing key masked."""
-        return "\n".join(_payload(render(message, action)) for action in self._events(message, {}))
+        written = (as_json(render(message, action)) for action in self._events(message, {}))
+        return "\n".join(_with_key(MASK, each) for each in written)
 
     def secrets(self) -> Hashable:
         """Another where the routing key's file is another."""
@@ -94,9 +95,9 @@ class PagerDutyChannel:
 
     async def _tell(self, talk: Exchange, message: Message, action: Action) -> Receipt:
         event = await made(message, lambda: render(message, action))
-        key = secret(self._routing_key)
-        body = _encoded({"routing_key": key, **event})
-        talk.sending(_payload(event))
+        key, written = secret(self._routing_key), as_json(event)
+        body = _with_key(key, written).encode()
+        talk.sending(_with_key(MASK, written))
         headers = {"Content-Type": "application/json"}
         with reached("PagerDuty"):
             async with self._session.get().post(self._settings.url, data=body, headers=headers) as response:
@@ -168,7 +169,7 @@ def _details(alerts: Sequence[Alert]) -> dict[str, Any]:
             "description": wording.shorten(wording.description(alert), _TEXT),
             "labels": _bounded(alert.labels),
         }
-        left -= len(_encoded(detail)) + 1
+        left -= len(as_json(detail).encode()) + 1
         if left < 0:
             return {"listed": listed, "more": f"… and {len(alerts) - len(listed)} more"}
         listed.append(detail)
@@ -180,12 +181,9 @@ def _bounded(labels: Mapping[str, str]) -> dict[str, str]:
     return {wording.shorten(key, _LABEL): wording.shorten(value, _LABEL) for key, value in pairs}
 
 
-def _encoded(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _payload(event: Mapping[str, Any]) -> str:
-    return json.dumps({"routing_key": MASK, **event}, ensure_ascii=False)
+def _with_key(key: str, written: str) -> str:
+    """An event as JSON, with its routing key."""
+    return f'{{"routing_key":{json.dumps(key)},{written[1:]}'
 
 
 def _object(text: str) -> dict[str, Any]:

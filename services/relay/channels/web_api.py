@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
 import aiohttp
-from pydantic import AfterValidator, ValidationInfo
+from pydantic import AfterValidator, TypeAdapter, ValidationInfo
 
 from services.relay.channels.channel import Reason, Scope, SendError
 from shared.http_resolver import Resolver
@@ -47,8 +47,15 @@ def _of_a_channel(url: str, info: ValidationInfo) -> str:
     return fit_for_a_secret(url, allow_remote_insecure=info.data.get("allow_remote_insecure", False))
 
 
+_ANY: Final[TypeAdapter[Any]] = TypeAdapter(Any)
+
 ProviderUrl = Annotated[str, AfterValidator(_of_a_channel)]
 """Where a channel's provider is reached: https, or http on this machine, or anywhere with `allow_remote_insecure`."""
+
+
+def as_json(value: Any) -> str:
+    """JSON without spaces; by pydantic, which needs a third of what the standard library does."""
+    return _ANY.dump_json(value).decode()
 
 
 class Session:
@@ -69,6 +76,7 @@ class Session:
                 timeout=aiohttp.ClientTimeout(total=None),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 middlewares=[self._refuse_redirect],
+                json_serialize=as_json,
             )
         return self._session
 

@@ -21,7 +21,7 @@ _INVISIBLE = re.compile(
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # they turn the direction: https://trojansource.codes
     "\ud800-\udfff\ufeff]"  # half a character, which no encoding takes
 )
-# As in delivery/enrich. Slack takes 3,000 for a button, PagerDuty and browsers at least 2,000; three must fit into one
+# As in sending/enrich. Slack takes 3,000 for a button, PagerDuty and browsers at least 2,000; three must fit into one
 # message.
 URL = 1_900
 NOTE = 500
@@ -43,6 +43,8 @@ _SEVERITIES = {
     **dict.fromkeys(("warning", "warn", "medium", "minor", "ticket", "p3"), Severity.WARNING),
     **dict.fromkeys(("info", "informational", "notice", "low", "none", "p4", "p5"), Severity.INFO),
 }
+
+_WORST_FIRST = tuple(Severity)
 
 
 class Link(NamedTuple):
@@ -115,7 +117,7 @@ def severity(event: Event) -> Severity | None:
     """The worst severity of the alerts that still fire, else of all; None where none of them is a usual word."""
     firing = [alert for alert in event.alerts if alert.status is Status.FIRING]
     found = {_SEVERITIES.get(alert.labels.get("severity", "").lower()) for alert in firing or event.alerts}
-    return next((level for level in Severity if level in found), None)
+    return next((level for level in _WORST_FIRST if level in found), None)
 
 
 def contacts(message: Message) -> dict[str, str]:
@@ -200,7 +202,7 @@ def _links(alert: Alert, links: Links) -> list[Link]:
 
 
 def _moment(moment: datetime) -> str:
-    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return f"{moment.astimezone(UTC).replace(tzinfo=None).isoformat(' ', 'seconds')} UTC"
 
 
 def _span(span: timedelta) -> str:

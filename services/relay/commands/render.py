@@ -12,10 +12,11 @@ from services.relay import identity
 from services.relay.commands.configured import configured
 from services.relay.commands.outbox import channel_or_exit
 from services.relay.config import RelaySettings
-from services.relay.delivery.enrich.links import links
 from services.relay.intake import webhook
 from services.relay.model import Event, Message
-from services.relay.workers import close, link_rules
+from services.relay.sending.enrich.links import links
+from services.relay.sending.here import close
+from services.relay.workers import link_rules
 from shared.cli import load_or_exit, option_or_exit
 
 _EXAMPLES: Final = """\b

@@ -8,8 +8,8 @@ from dataclasses import replace
 from datetime import datetime
 from uuid import uuid4
 
-from services.relay.delivery.enrich.links import LinkRules, links
 from services.relay.model import Alert, Event, Message, Status
+from services.relay.sending.enrich.links import LinkRules, links
 
 
 def trial(now: datetime, rules: LinkRules) -> Message:

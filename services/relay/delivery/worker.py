@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 
 from services.relay.channels.channel import Channel
-from services.relay.delivery.sending import Delivering, Sender
+from services.relay.delivery.deliver import Deliverer, Delivering
 from services.relay.outbox import gate
 from services.relay.outbox.claim import LARGE, Claim, Taken, Wanted, claim
 from services.relay.outbox.waiting import StoreUnavailableError
@@ -47,7 +47,7 @@ class Worker:
         self._rate = rate
         self._lanes = lanes
         self._shared = shared
-        self._sender = Sender(name, channel, shared)
+        self._deliverer = Deliverer(name, shared)
         self._news = asyncio.Event()
         self._free = asyncio.Event()
         self._secrets: Hashable = None
@@ -89,7 +89,7 @@ class Worker:
         for each in taken.claims:
             self._in_hand.add(each.delivery_id)
             sends.create_task(self._deliver(each, asked_at + self._shared.lease))
-        if taken.refused and await self._sender.fall_back():
+        if taken.refused and await self._deliverer.fall_back():
             self._news.set()
         if size > LARGE:  # nothing more is taken in hand with so much
             while self._in_hand and not self._stopping:
@@ -105,7 +105,7 @@ class Worker:
 
     async def _deliver(self, claimed: Claim, lease_ends: float) -> None:
         try:
-            await self._sender.deliver(claimed, lease_ends)
+            await self._deliverer.deliver(claimed, lease_ends)
         except Exception:
             log.exception("a defect in the delivery of this channel; it goes on", channel=self._name)
         finally:

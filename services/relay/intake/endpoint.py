@@ -6,8 +6,7 @@ https://github.com/prometheus/alertmanager/blob/main/notify/util.go
 
 import asyncio
 import ipaddress
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,7 +34,7 @@ IN_HAND_LIMIT: Final = 2 * BODY_LIMIT
 """Bytes of all bodies that are being read or wait for their commit; a body that would need more is answered 503."""
 BODY_SECONDS: Final = 30.0
 """How long a body may take to arrive."""
-TURNS: Final = 512
+TURNS: Final = 128
 """How many webhooks are taken apart and committed at a time, so that thousands at once fit into memory."""
 TURN_SECONDS: Final = 8.0
 """How long one that was read waits for its turn; then Alertmanager may ask again."""
@@ -134,8 +133,11 @@ class Intake:
             if len(source) > _SOURCE_LIMIT or source == OWN_SOURCE:
                 reason = f"source: expected at most {_SOURCE_LIMIT} characters, and not {OWN_SOURCE}"
                 return await self._put_aside(body, source, 400, reason)
-            async with self._turn():
+            await self._turn()
+            try:
                 return await self._accept(bytes(body), source)
+            finally:
+                self._turns.release()
         except webhook.MalformedError as error:
             return await self._put_aside(body, source, 400, str(error))
         except _TooLargeError:
@@ -171,17 +173,15 @@ class Intake:
         if self._stopping:
             raise _NotNowError("the relay is stopping")
 
-    @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
+    async def _turn(self) -> None:
+        if not self._turns.locked():
+            await self._turns.acquire()  # at once
+            return
         try:
             async with asyncio.timeout(TURN_SECONDS):
                 await self._turns.acquire()
         except TimeoutError:
             raise _NotNowError(f"{TURNS} others come first") from None
-        try:
-            yield
-        finally:
-            self._turns.release()
 
     async def _accept(self, body: bytes, source: str) -> Response:
         if len(body) > _ON_LOOP:

@@ -2,17 +2,17 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
 from sqlalchemy import Row, and_, bindparam, func, insert, select, update
 
+from services.relay.event_json import encode
 from services.relay.model import Event
 from services.relay.outbox.dialect import insert_new
 from services.relay.outbox.enqueue import New, enqueue
 from services.relay.outbox.lock import lock
-from services.relay.outbox.schema import State, deliveries, encode, events, incidents, plain
+from services.relay.outbox.schema import State, deliveries, events, incidents, plain
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
 
@@ -42,8 +42,7 @@ _ON: Final = (
 """The channels that were given something of an incident's episode."""
 
 
-@dataclass(frozen=True, slots=True)
-class Incoming:
+class Incoming(NamedTuple):
     """An event that asks to be accepted."""
 
     event: Event
@@ -55,8 +54,7 @@ class Incoming:
     """The webhook as it came."""
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(NamedTuple):
     """What the outbox holds of an incident that has been told of before, and of its latest event."""
 
     episode: int
@@ -74,8 +72,7 @@ class Known:
     """Whether the relay made the latest event itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """What follows from an event."""
 
     episode: int
@@ -87,8 +84,7 @@ Decide = Callable[[Known | None, float], Plan | None]
 """What is known and the time of acceptance → what to do; None where the event is a repeat of the latest one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(NamedTuple):
     """What was committed. For a duplicate, `event_id` and `deliveries` are those of the event that it repeats."""
 
     event_id: str

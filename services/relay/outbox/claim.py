@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
 from sqlalchemy import Row, and_, bindparam, case, exists, func, select, update
@@ -85,8 +85,7 @@ _FIRED: Final = (
 """Of what a delivery tells any event may have fired: what falls back late tells the beginning and the end as one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """A delivery that is ours until its lease ends."""
 
     delivery_id: str
@@ -133,8 +132,7 @@ class Wanted:
     """The deliveries that it is just sending: theirs are the leases that it trusts, whatever the clock was set to."""
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(NamedTuple):
     """What it gets."""
 
     claims: tuple[Claim, ...]

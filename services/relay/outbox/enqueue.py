@@ -6,8 +6,8 @@ attempts, and no sooner than that one.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
 from sqlalchemy import Row, bindparam, insert, select, update
@@ -57,8 +57,7 @@ _TAKE_OVER: Final = (
 _INHERITED: Final = ("due_at", "set_at", "attempts", "reason", "waits_since", "fell_back")
 
 
-@dataclass(frozen=True, slots=True)
-class New:
+class New(NamedTuple):
     """A delivery to be made."""
 
     event_seq: int
@@ -107,7 +106,7 @@ def enqueue(transaction: Transaction, news: Sequence[New]) -> Enqueued:
                 result.told_by.append(old.id)
                 continue
             # It may have arrived without the older events: a message of its own has to tell those.
-            new = replace(new, event_seq=old.event_seq, episode=old.episode)  # noqa: PLW2901
+            new = new._replace(event_seq=old.event_seq, episode=old.episode)  # noqa: PLW2901
         row = _row(new, transaction.now)
         if old is not None:
             row |= {name: getattr(old, name) for name in _INHERITED}

@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from sqlalchemy import Column, Connection, Row, Select, and_, select, text
 
+from services.relay.event_json import decode
 from services.relay.model import Event
-from services.relay.outbox.schema import decode, events, incidents
+from services.relay.outbox.schema import events, incidents
 from services.relay.outbox.store import Store
 
 PAGE: Final = 20

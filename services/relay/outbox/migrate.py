@@ -1,6 +1,7 @@
 """Brings the tables of a database to what `schema` says, or says in one sentence why this program must not use it.
 
-Alembic does the steps (`migrations`). It is imported only where there are any: at almost every start there are none.
+Alembic does the steps (`migrations`) from older tables. It is imported only where there are any: at almost every start
+there are none.
 """
 
 from typing import Final
@@ -14,6 +15,8 @@ HEAD: Final = "0004"
 
 _VERSION: Final = "alembic_version"
 """The table in which Alembic keeps the revision."""
+_TOO_NEW_FOR_0_1: Final = 2
+"""keypulse 0.1, which would write into the file, refuses one with this `user_version`."""
 _FIRST: Final = "0001"
 _FIRST_TABLES: Final = {"incidents", "events", "deliveries", "attempts", "quarantine"}
 """Those of keypulse 0.1, which had SQLite alone and kept its version, 1, in the file's `user_version`."""
@@ -52,15 +55,36 @@ def upgrade(connection: Connection) -> None:
     revision = _revision(connection)
     if revision == HEAD:
         return
+    if revision is None:
+        with dialect.unhurried(connection):
+            _make(connection)
+        return
     from services.relay.outbox import migrations  # noqa: PLC0415  # 90 ms and 10 MB that few starts need
 
-    if revision is not None and revision not in migrations.known():
+    if revision not in migrations.known():
         raise NewerSchemaError(
             f"a newer keypulse wrote it (its tables are of revision {revision}, this program knows up to {HEAD}); "
             "run that one, or set another `database`"
         )
     with dialect.unhurried(connection):
         migrations.run(connection, since=revision)
+
+
+def _make(connection: Connection) -> None:
+    """All tables at once, the same that the steps lead to, and Alembic's own as it would make it.
+
+    Only the order of columns is another, and on SQLite some names of types, which mean the same there.
+    """
+    schema.metadata.create_all(connection)
+    connection.execute(
+        text(
+            f"CREATE TABLE {_VERSION} (version_num VARCHAR(32) NOT NULL, "
+            f"CONSTRAINT {_VERSION}_pkc PRIMARY KEY (version_num))"
+        )
+    )
+    connection.execute(text(f"INSERT INTO {_VERSION} VALUES (:head)"), {"head": HEAD})  # noqa: S608  # our own name
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql(f"PRAGMA user_version = {_TOO_NEW_FOR_0_1}")
 
 
 def check(connection: Connection) -> None:

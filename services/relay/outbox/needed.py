@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Select, and_, bindparam, exists, func, or_, select
 
-from services.relay.outbox.schema import State, decode, deliveries, events
+from services.relay.event_json import decode
+from services.relay.outbox.schema import State, deliveries, events
 from services.relay.outbox.store import Store
 
 _of = deliveries.c

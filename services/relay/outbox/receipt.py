@@ -5,10 +5,8 @@ state of the incident is sent once more.
 """
 
 import json
-import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Row, bindparam, insert, select, update
 
@@ -45,8 +43,7 @@ _KNOWN: Final = select(attempts.c.number).where(
 _CURRENT: Final = select(incidents.c.episode, incidents.c.latest_event).where(incidents.c.id == bindparam("incident"))
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(NamedTuple):
     """How one attempt ended."""
 
     state: State
@@ -66,14 +63,13 @@ class Ending:
     """Seconds that the provider asked the whole channel to wait."""
     sent: bool = False
     """Whether it arrived, or may have."""
-    payload: str | None = None
-    """As it was sent, credentials masked; None where nothing was."""
+    payload: bytes | None = None
+    """As it was sent, credentials masked, compressed by zlib; None where nothing was."""
     fallback: tuple[str, ...] = ()
     """Channels that get the same events, where this one refuses everything, now or until it was given up."""
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(NamedTuple):
     """What was committed."""
 
     ours: bool
@@ -88,8 +84,7 @@ class Recorded:
     """The channels that have something new to deliver."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
+class _Asked(NamedTuple):
     claim: Claim
     ending: Ending
     pauses: gate.Pauses
@@ -147,7 +142,7 @@ def _end(asked: _Asked, row: Row[*tuple[Any, ...]], now: float) -> dict[str, Any
         "new_finished_at": None if again else now,
         "new_receipt": None if ending.receipt is None else plain(json.dumps(dict(ending.receipt))),
         "new_maybe_sent": int(again and (ending.sent or asked.claim.maybe_sent)),
-        "new_payload": None if ending.payload is None else zlib.compress(ending.payload.encode(errors="replace"), 1),
+        "new_payload": ending.payload,
     }
 
 

@@ -7,7 +7,6 @@ mark made from one never meets its like from an earlier database. Times are unix
 from enum import StrEnum
 from typing import Final
 
-from pydantic import TypeAdapter
 from sqlalchemy import (
     BigInteger,
     Column,
@@ -21,8 +20,6 @@ from sqlalchemy import (
     Text,
     text,
 )
-
-from services.relay.model import Event
 
 
 class State(StrEnum):
@@ -169,19 +166,7 @@ _index("deliveries_delivered", _of.channel, _of.finished_at, where="state = 'del
 _index("events_of_incident", events.c.incident_id, events.c.seq)
 _index("events_of_ours", events.c.incident_id, events.c.seq, where="length(body) = 0")
 
-_events: Final = TypeAdapter(Event)
-
 
 def plain(text: str) -> str:
     """A text as every database takes it: PostgreSQL refuses the character 0, and half a surrogate pair is no text."""
     return text.replace("\0", "\ufffd").encode(errors="replace").decode()
-
-
-def encode(event: Event) -> bytes:
-    """An event as JSON in UTF-8."""
-    return _events.dump_json(event)
-
-
-def decode(written: bytes) -> Event:
-    """The event that `encode` wrote. Raises ValueError where it is not one."""
-    return _events.validate_json(written)

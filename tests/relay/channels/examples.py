@@ -11,9 +11,9 @@ from pydantic import TypeAdapter
 
 from services.relay.channels.channel import ChannelSettings
 from services.relay.channels.registry import AnyChannel
-from services.relay.delivery.enrich.contacts import LONGEST_CONTACT, MOST_CONTACTS
 from services.relay.intake.webhook import read
 from services.relay.model import Alert, Event, Links, Message, Status
+from services.relay.sending.enrich.contacts import LONGEST_CONTACT, MOST_CONTACTS
 from shared.settings import Address
 
 PAYLOADS = Path(__file__).parents[1] / "payloads"

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 
 from services.relay.channels import wording
-from services.relay.delivery.enrich.links import LONGEST, LinkRules, links
 from services.relay.model import Links, Status
+from services.relay.sending.enrich.links import LONGEST, LinkRules, links
 from tests.relay.channels.examples import message, strange
 
 

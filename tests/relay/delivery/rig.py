@@ -11,18 +11,20 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from services.relay.channels.channel import Reason, Scope, SendError
-from services.relay.delivery.enrich.links import LinkRules
+from services.relay.delivery.deliver import Delivering
 from services.relay.delivery.retry import RetryPolicy
-from services.relay.delivery.sending import Delivering
 from services.relay.delivery.worker import Worker
 from services.relay.metrics import Metrics
 from services.relay.outbox import query
 from services.relay.outbox.accept import Incoming, Known, Plan, accept
 from services.relay.outbox.query import Delivery, Filter, recent
 from services.relay.outbox.store import opened
+from services.relay.sending.enrich.links import LinkRules
+from services.relay.sending.here import here
+from services.relay.sending.outgoing import SendingSettings
 from shared.sql import location
 from shared.sql.location import Database
-from tests.relay.scripted import Scripted, event_of, until
+from tests.relay.scripted import Scripted, ScriptedSettings, event_of, until
 
 QUICK = RetryPolicy(backoff_initial=0.01, backoff_max=0.3, give_up_after=60)
 LANES = 8
@@ -87,7 +89,13 @@ async def rig(
     registry = CollectorRegistry()
     unmerged = frozenset(name for name in channels if name.startswith("every"))
     file = location.sqlite(where / "relay.db") if isinstance(where, Path) else where
-    async with opened(file, clock, unmerged) as store:
+    given = SendingSettings(
+        channels={name: ScriptedSettings(channel=channel) for name, channel in channels.items()},
+        links=LinkRules("https://docs.example.org/#{alertname_lower}", None, hosts),
+        contacts={"service owner": "#ledger-team"},
+        timeout=timeout,
+    )
+    async with opened(file, clock, unmerged) as store, here(given) as send:
         workers: dict[str, Worker] = {}
 
         def wake(names: Iterable[str]) -> None:
@@ -97,8 +105,7 @@ async def rig(
         shared = Delivering(
             store=store,
             metrics=Metrics(registry, channels, ["delivered", "superseded", "dead"], Reason),
-            links=LinkRules("https://docs.example.org/#{alertname_lower}", None, hosts),
-            contacts={"service owner": "#ledger-team"},
+            send=send,
             retry=policy,
             timeout=timeout,
             lease=timeout * 2,

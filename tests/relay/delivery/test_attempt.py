@@ -2,20 +2,25 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from services.relay.channels.channel import Attempt, Channel, LeaseLostError, Reason, Receipt, Scope, SendError
-from services.relay.delivery.sending import Sender
+from services.relay.channels.channel import Attempt, LeaseLostError, Reason, Receipt, Scope, SendError
+from services.relay.delivery.deliver import Deliverer
 from services.relay.outbox.claim import Claim
 from services.relay.outbox.query import Record, one
 from services.relay.outbox.schema import State
+from services.relay.sending.enrich.links import LinkRules
+from services.relay.sending.here import here
+from services.relay.sending.outgoing import SendingSettings
 from tests.relay.delivery.rig import NEARLY, Rig, broken, rig
 from tests.relay.outbox.acts import claimed, take
-from tests.relay.scripted import Scripted, until
+from tests.relay.scripted import Scripted, ScriptedSettings, until
 
 LEASE = 20.0
+NO_LINKS = LinkRules(None, None, frozenset())
 
 
 @pytest.fixture
@@ -33,8 +38,12 @@ class Twice(Scripted):
         raise LeaseLostError
 
 
-def sender(it: Rig, channel: Channel) -> Sender:
-    return Sender("b", channel, it.shared)
+async def deliver(it: Rig, channel: Scripted, claim: Claim, seconds: float = LEASE) -> None:
+    """On a channel that has no worker, with so many seconds of the lease left."""
+    given = SendingSettings({"b": ScriptedSettings(channel=channel)}, NO_LINKS, {}, it.shared.timeout)
+    async with here(given) as send:
+        ends = asyncio.get_running_loop().time() + seconds
+        await Deliverer("b", replace(it.shared, send=send)).deliver(claim, ends)
 
 
 async def due(it: Rig) -> Claim:
@@ -59,7 +68,7 @@ async def record_of(it: Rig, delivery_id: str) -> Record:
 async def test_nothing_is_sent_that_could_outlast_its_lease(it: Rig, left: float) -> None:
     channel = Scripted()
     claim = await claimed(it.store, "b")
-    await sender(it, channel).deliver(claim, asyncio.get_running_loop().time() + left)
+    await deliver(it, channel, claim, left)
     assert not channel.tried
     assert (await record_of(it, claim.delivery_id)).delivery.state is State.SENDING  # the end of the lease is its end
     assert it.value("relay_leases_lost_total", channel="b") == 1
@@ -68,14 +77,14 @@ async def test_nothing_is_sent_that_could_outlast_its_lease(it: Rig, left: float
 async def test_a_send_that_its_lease_outlasts_goes_out(it: Rig) -> None:
     channel = Scripted()
     claim = await claimed(it.store, "b")
-    await sender(it, channel).deliver(claim, asyncio.get_running_loop().time() + LEASE)
+    await deliver(it, channel, claim)
     assert len(channel.sent) == 1
     assert (await record_of(it, claim.delivery_id)).delivery.state is State.DELIVERED
 
 
 async def test_what_was_sent_before_the_lease_ended_may_have_arrived(it: Rig) -> None:
     claim = await claimed(it.store, "b")
-    await sender(it, Twice()).deliver(claim, asyncio.get_running_loop().time() + LEASE)
+    await deliver(it, Twice(), claim)
     assert (await record_of(it, claim.delivery_id)).delivery.state is State.RETRYING
     assert (await due(it)).maybe_sent
 
@@ -85,7 +94,7 @@ async def test_a_doubt_outlives_an_attempt_that_settles_nothing(it: Rig) -> None
     refused = SendError(Reason.CONNECTION, Scope.ATTEMPT, "no connection")
     channel = Scripted(lost, refused)
     for _ in range(2):
-        await sender(it, channel).deliver(await due(it), asyncio.get_running_loop().time() + LEASE)
+        await deliver(it, channel, await due(it))
     assert (await due(it)).maybe_sent
 
 

@@ -102,7 +102,7 @@ async def test_a_step_that_fails_takes_no_attempt_with_it(tmp_path: Path, monkey
     async def unavailable(*_given: object) -> None:
         raise StoreUnavailableError("for now")
 
-    monkeypatch.setattr("services.relay.delivery.sending.fall_back", unavailable)
+    monkeypatch.setattr("services.relay.delivery.deliver.fall_back", unavailable)
     channel = refusing(1)
     quick = RetryPolicy(backoff_initial=0.01, backoff_max=0.1, give_up_after=3600)
     async with rig(tmp_path, quick, fallback=("b",), a=channel, b=Scripted()) as it:

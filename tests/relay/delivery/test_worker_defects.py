@@ -16,15 +16,15 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from services.relay.channels.channel import Reason, Scope, SendError
-from services.relay.delivery.enrich.links import LinkRules
+from services.relay.delivery.deliver import Delivering
 from services.relay.delivery.retry import RetryPolicy
-from services.relay.delivery.sending import Delivering
 from services.relay.delivery.worker import Worker
 from services.relay.metrics import Metrics
 from services.relay.outbox.query import one
 from services.relay.outbox.schema import State, events
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
+from services.relay.sending.outgoing import Attempted, Keep, Outgoing
 from shared.sql import location
 from tests.relay.delivery.rig import LANES, QUICK, rig
 from tests.relay.scripted import Scripted, until
@@ -114,7 +114,7 @@ async def test_an_ending_that_cannot_be_written_is_written_once_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shared.sql.engine.LOCK_SECONDS", 0.05)
-    monkeypatch.setattr("services.relay.delivery.sending._PAUSE", 0.05)
+    monkeypatch.setattr("services.relay.delivery.deliver._PAUSE", 0.05)
     other = sqlite3.connect(tmp_path / "relay.db", isolation_level=None)
 
     async def lock() -> None:
@@ -128,6 +128,10 @@ async def test_an_ending_that_cannot_be_written_is_written_once_it_can(
         (delivery,) = await it.finished()
     other.close()
     assert (delivery.state, delivery.attempts, len(channel.sent)) == (State.DELIVERED, 1, 1)
+
+
+async def never(outgoing: Outgoing, keep: Keep) -> Attempted:
+    pytest.fail(f"nothing was claimed: {outgoing}, {keep}")
 
 
 class ClosedStore(Store):
@@ -149,8 +153,7 @@ async def test_a_store_that_fails_is_asked_once_a_second(tmp_path: Path) -> None
     shared = Delivering(
         store=store,
         metrics=Metrics(CollectorRegistry(), ["a"], [], []),
-        links=LinkRules(None, None, frozenset()),
-        contacts={},
+        send=never,
         retry=QUICK,
         timeout=10,
         lease=20,

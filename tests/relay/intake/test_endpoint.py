@@ -18,6 +18,7 @@ from services.relay.intake import endpoint, quarantine
 from services.relay.metrics import Metrics
 from services.relay.outbox import rejected
 from services.relay.outbox.store import opened
+from services.relay.sending.here import here
 from shared.secret_file import SecretFile
 from shared.sql import location
 from tests.relay.scripted import (
@@ -110,7 +111,7 @@ async def test_what_is_no_webhook_is_400_with_the_reason_and_its_body_is_kept(tm
 
 async def test_a_body_over_the_limit_is_413_and_its_beginning_is_kept(tmp_path: Path) -> None:
     # In process: a client over a socket may see the connection reset before it has sent all and reads the answer.
-    async with running(settings(tmp_path, {"one": Scripted()})) as app:
+    async with running(settings(tmp_path, {"one": Scripted()}), sending=here) as app:
         client = TestClient(app, headers={"Authorization": f"Bearer {TOKEN}"})
         body = b"x" * (endpoint.BODY_LIMIT + 1)
         response = await asyncio.to_thread(client.post, "/alerts", content=body)
@@ -199,7 +200,7 @@ async def test_a_defect_of_ours_is_500_and_counted(tmp_path: Path) -> None:
 
 
 async def test_a_relay_that_has_stopped_answers_503(tmp_path: Path) -> None:
-    async with running(settings(tmp_path, {"one": Scripted()})) as app:
+    async with running(settings(tmp_path, {"one": Scripted()}), sending=here) as app:
         pass
     client = TestClient(app, headers={"Authorization": f"Bearer {TOKEN}"})
     assert (await asyncio.to_thread(client.post, "/alerts", content=payload(1))).status_code == 503

@@ -1,7 +1,10 @@
 """What the tests of the outbox do to it, in few words."""
 
+import asyncio
 from typing import Any
 
+from services.relay.delivery.outgoing import outgoing
+from services.relay.event_json import decode
 from services.relay.model import Event
 from services.relay.outbox.accept import Accepted, Incoming, Plan, accept
 from services.relay.outbox.claim import Claim, Taken, Wanted, claim
@@ -26,6 +29,12 @@ async def take(store: Store, channel: str = "a", owner: str = "me", limit: int =
 async def claimed(store: Store, channel: str = "a", owner: str = "me") -> Claim:
     (one,) = (await take(store, channel, owner)).claims
     return one
+
+
+async def told_by(store: Store, claim: Claim) -> Event:
+    """What the holder of a claim tells."""
+    ends = asyncio.get_running_loop().time() + 10
+    return decode((await outgoing(store, claim, ends=ends, lease_ends=ends)).written_event)
 
 
 async def nothing(store: Store, channel: str = "a") -> bool:

@@ -11,8 +11,8 @@ FALLBACK: Final = ("mail", "log")
 """The channels that tell what another one refuses."""
 
 ENDINGS: Final = {
-    "delivered": Ending(State.DELIVERED, 0, 1, "ok", "", Effect.REACHED, {"ts": "1"}, sent=True, payload="sent"),
-    "answer lost": Ending(State.RETRYING, 0, 1, "timeout", "", Effect.FAILED, again_in=2, sent=True, payload="sent"),
+    "delivered": Ending(State.DELIVERED, 0, 1, "ok", "", Effect.REACHED, {"ts": "1"}, sent=True, payload=b"sent"),
+    "answer lost": Ending(State.RETRYING, 0, 1, "timeout", "", Effect.FAILED, again_in=2, sent=True, payload=b"sent"),
     "failed": Ending(State.RETRYING, 0, 1, "server_error", "", Effect.FAILED, again_in=30),
     "limited": Ending(State.RETRYING, 0, 1, "rate_limited", "", Effect.NOTHING, again_in=5, retry_after=30),
     "refused": Ending(State.RETRYING, 0, 1, "unauthorized", "", Effect.REFUSED, again_in=300, fallback=FALLBACK),

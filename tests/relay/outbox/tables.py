@@ -9,7 +9,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, Engine
 from sqlalchemy.types import TypeEngine
 
-from services.relay.outbox import dialect, schema
+from services.relay.outbox import dialect, migrations, schema
 from services.relay.outbox.migrate import upgrade
 from shared.sql.location import Database
 
@@ -24,6 +24,12 @@ def opened(database: Database) -> Iterator[Engine]:
 def up(engine: Engine) -> None:
     with engine.begin() as connection:
         upgrade(connection)
+
+
+def up_by_steps(connection: Connection) -> None:
+    """As a database goes that had the tables of every version."""
+    with dialect.unhurried(connection):
+        migrations.run(connection, since=None)
 
 
 def differences(connection: Connection) -> list[Any]:

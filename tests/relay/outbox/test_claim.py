@@ -1,15 +1,17 @@
 """Order, leases, and what a crash or a stop leaves behind."""
 
+import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from services.relay.event_json import decode
 from services.relay.outbox.claim import LARGE, Wanted, claim
 from services.relay.outbox.held import give_back, keep, told_events
 from services.relay.outbox.overdue import look_after
 from services.relay.outbox.query import Filter, one, recent
-from services.relay.outbox.schema import State, decode
+from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store, opened
 from shared.sql import location
 from shared.sql.location import Database
@@ -210,7 +212,7 @@ async def test_all_events_of_a_long_wait_are_told_in_their_order(either: Store) 
 async def test_a_delivery_is_its_own_receipt_with_each_of_its_attempts(either: Store) -> None:
     accepted = await told(either, "x")
     await end(either, await claimed(either), State.RETRYING, detail="put off")
-    await end(either, await claimed(either), detail="taken", payload="what was sent")
+    await end(either, await claimed(either), detail="taken", payload=zlib.compress(b"what was sent"))
     (delivery,) = (await recent(either, Filter(state=State.DELIVERED, channel="a"), limit=10)).deliveries
     assert (delivery.event_id, delivery.attempts, delivery.receipt) == (accepted.event_id, 2, {"number": "1"})
     found = await one(either, delivery.id)

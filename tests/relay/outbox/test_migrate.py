@@ -13,7 +13,7 @@ from services.relay.outbox import migrations, schema
 from services.relay.outbox.migrate import HEAD, ForeignDatabaseError, NewerSchemaError, upgrade
 from shared.sql import location
 from shared.sql.location import Database
-from tests.relay.outbox.tables import differences, opened, up
+from tests.relay.outbox.tables import differences, opened, up, up_by_steps
 
 
 @pytest.fixture
@@ -39,9 +39,9 @@ def conditions(connection: Connection) -> dict[str | None, str]:
     return found
 
 
-def test_the_tables_are_those_that_the_program_works_with(engine: Engine) -> None:
+def test_the_steps_lead_to_the_tables_that_a_new_database_gets(engine: Engine) -> None:
     with engine.begin() as connection:
-        upgrade(connection)
+        up_by_steps(connection)
 
         assert differences(connection) == []
         made = conditions(connection)
@@ -55,9 +55,17 @@ def test_the_tables_are_those_that_the_program_works_with(engine: Engine) -> Non
     with engine.begin() as connection:
         for table in reversed(schema.metadata.sorted_tables):
             table.drop(connection)
-        schema.metadata.create_all(connection)
+        connection.execute(text("DROP TABLE alembic_version"))
+        if connection.dialect.name == "sqlite":
+            assert connection.exec_driver_sql("PRAGMA user_version").scalar() == 2  # too new for keypulse 0.1
+            connection.exec_driver_sql("PRAGMA user_version = 0")
+        upgrade(connection)
 
+        assert differences(connection) == []
         assert conditions(connection) == made
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == [HEAD]
+        if connection.dialect.name == "sqlite":
+            assert connection.exec_driver_sql("PRAGMA user_version").scalar() == 2
 
 
 def test_a_second_upgrade_asks_and_changes_nothing(engine: Engine) -> None:
@@ -75,7 +83,9 @@ def test_the_newest_revision_is_the_one_that_the_program_expects() -> None:
     assert migrations.SCRIPTS.get_current_head() == HEAD
 
 
-def test_alembic_is_imported_only_where_there_is_something_to_do(tmp_path: Path) -> None:
+def test_alembic_is_imported_only_where_there_are_older_tables(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "old.db")) as old:
+        old.executescript((Path(__file__).parent / "keypulse_0_1.sql").read_text())
     program = (
         "import sys; from pathlib import Path; from services.relay.outbox import dialect, migrate\n"
         "from shared.sql import location\n"
@@ -83,9 +93,10 @@ def test_alembic_is_imported_only_where_there_is_something_to_do(tmp_path: Path)
         "with writing.begin() as connection: migrate.upgrade(connection)\n"
         "print('alembic' in sys.modules)"
     )
-    command = [sys.executable, "-c", program, str(tmp_path / "relay.db")]
+    files = ["old.db", "old.db", "new.db"]
+    commands = [[sys.executable, "-c", program, str(tmp_path / file)] for file in files]
 
-    assert [subprocess.check_output(command, text=True) for _ in range(2)] == ["True\n", "False\n"]
+    assert [subprocess.check_output(command, text=True) for command in commands] == ["True\n", "False\n", "False\n"]
 
 
 def test_several_replicas_that_start_at_once_make_the_tables_once(postgres_database: Database) -> None:

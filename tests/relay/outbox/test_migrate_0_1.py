@@ -14,7 +14,7 @@ from services.relay.outbox import migrations, schema
 from services.relay.outbox.migrate import upgrade
 from shared.sql import location
 from shared.sql.location import Database
-from tests.relay.outbox.tables import differences, opened, up
+from tests.relay.outbox.tables import differences, opened, up, up_by_steps
 
 TABLES = Path(__file__).with_name("keypulse_0_1.sql").read_text()
 HELD = Path(__file__).with_name("keypulse_0_1_held.sql").read_text()
@@ -46,10 +46,9 @@ def test_a_file_of_keypulse_0_1_gets_the_tables_of_a_new_one(engine: Engine, tmp
     with engine.begin() as connection:
         assert differences(connection) == []
         columns = {name: str(inspect(connection).get_columns(name)) for name in schema.metadata.tables}
-    with opened(location.sqlite(tmp_path / "new.db")) as new:
-        up(new)
-        with new.begin() as connection:
-            assert columns == {name: str(inspect(connection).get_columns(name)) for name in schema.metadata.tables}
+    with opened(location.sqlite(tmp_path / "new.db")) as new, new.begin() as connection:
+        up_by_steps(connection)
+        assert columns == {name: str(inspect(connection).get_columns(name)) for name in schema.metadata.tables}
 
 
 def test_a_file_of_keypulse_0_1_keeps_all_that_it_holds(v01: Path, engine: Engine) -> None:

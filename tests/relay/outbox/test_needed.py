@@ -5,15 +5,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.relay.delivery.enrich.links import LinkRules
-from services.relay.delivery.message import message
+from services.relay.event_json import encode
 from services.relay.model import Status
 from services.relay.outbox.again import again
 from services.relay.outbox.prune import prune
-from services.relay.outbox.schema import State, encode
+from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store, opened
 from shared.sql.location import Database
-from tests.relay.outbox.acts import claimed
+from tests.relay.outbox.acts import claimed, told_by
 from tests.relay.outbox.rows import Rows
 from tests.relay.watch.told import event
 
@@ -63,7 +62,7 @@ async def test_of_what_came_after_a_dead_letter_the_last_word_on_each_alert_is_l
 
     assert await incident.rows.events() == [first, last_of_a, last_of_c, end]
     assert await again(store, dead) is State.DEAD
-    told = (await message(store, await claimed(store), LinkRules(None, None, frozenset()), {})).event
+    told = await told_by(store, await claimed(store))
     assert {alert.labels["alertname"]: alert.status for alert in told.alerts} == dict.fromkeys("ABC", RESOLVED)
 
 

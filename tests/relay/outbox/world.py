@@ -8,8 +8,6 @@ from typing import Any, Final, Protocol, TypeVar
 
 from sqlalchemy import Row, select
 
-from services.relay.delivery.enrich.links import LinkRules
-from services.relay.delivery.message import message
 from services.relay.identity import fingerprint, incident_id, plan
 from services.relay.outbox import accept as accepting
 from services.relay.outbox import query
@@ -21,7 +19,9 @@ from services.relay.outbox.overdue import look_after
 from services.relay.outbox.receipt import Ending, Recorded, record
 from services.relay.outbox.schema import WAITING, State, deliveries, events
 from services.relay.outbox.store import opened
+from services.relay.sending.enrich.links import LinkRules
 from shared.sql.location import Database
+from tests.relay.outbox.acts import told_by
 from tests.relay.outbox.endings import ENDINGS, FALLBACK, PAUSES, UNSURE
 from tests.relay.outbox.groups import event_of, group_id
 from tests.relay.outbox.ledger import Alerts, Held, Known, Ledger, Rows, by_place, covers, superseded
@@ -144,8 +144,8 @@ class World:
             before = self.ledger.live.get(held.place)
             assert before is None or before.exclusive_until <= self.elapsed + ROUNDED, "two hold the same"
             self.ledger.claimed(each, self.rows)
-            told = self.run(message(self.store, each, NO_LINKS, {}))
-            assert {alert.fingerprint: alert.status for alert in told.event.alerts} == self.ledger.folded(each)
+            told = self.run(told_by(self.store, each))
+            assert {alert.fingerprint: alert.status for alert in told.alerts} == self.ledger.folded(each)
             self.ledger.live[held.place] = held
             self.held.append(held)
         if not taken.claims and any(row.channel == channel and row.finished_at is None for row in self.rows.values()):

@@ -1,10 +1,8 @@
 """After the relay closed an incident: it fires again, or Alertmanager tells of its end itself after all."""
 
-from services.relay.delivery.enrich.links import LinkRules
-from services.relay.delivery.message import message
 from services.relay.model import Status
 from services.relay.watch.reconcile import AGAIN, ENDED
-from tests.relay.outbox.acts import take
+from tests.relay.outbox.acts import take, told_by
 from tests.relay.watch.comparing import FIRES_AGAIN, Answers, closed, latest, minutes, reconcile
 from tests.relay.watch.told import Clock, Desk, event
 
@@ -89,10 +87,10 @@ async def test_what_waits_while_alertmanagers_own_end_comes_is_merged_as_it_was_
     await at.accept(event(("A", RESOLVED), ("B", RESOLVED)), "email")
     await at.accept(event(("A", FIRING)), "email")
     (claim,) = (await take(at.store, "email", limit=9)).claims
-    told = (await message(at.store, claim, LinkRules(None, None, frozenset()), {})).event
+    told = await told_by(at.store, claim)
     assert {alert.labels["alertname"]: alert.status for alert in told.alerts} == {"A": FIRING, "B": RESOLVED}
     (end,) = (await take(at.store, "pagerduty", limit=9)).claims
-    told = (await message(at.store, end, LinkRules(None, None, frozenset()), {})).event
+    told = await told_by(at.store, end)
     assert [alert.status for alert in told.alerts] == [RESOLVED, RESOLVED]
 
 

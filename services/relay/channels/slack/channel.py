@@ -8,7 +8,6 @@ answer was lost is looked for before it is made again; without it, the second po
 `look_up` says when `channels:read` and `groups:read` are needed as well; with a channel's ID they never are.
 """
 
-import json
 import re
 import time
 from collections.abc import Callable, Hashable
@@ -23,7 +22,7 @@ from services.relay.channels.rate import PerSecond
 from services.relay.channels.slack.blocks import Mention, render
 from services.relay.channels.slack.look_up import Absent, look_up, mark
 from services.relay.channels.slack.web_api import SlackApi, client
-from services.relay.channels.web_api import ProviderUrl, Session
+from services.relay.channels.web_api import ProviderUrl, Session, as_json
 from services.relay.model import Message
 from shared.secret_file import SecretFile
 from shared.settings import FilePath
@@ -81,7 +80,7 @@ class SlackChannel:
             if found is not None:
                 return found
             arguments = await made(message, lambda: self._arguments(message, may_be_a_repeat=talk.in_doubt))
-            talk.sending(_written(arguments))
+            talk.sending(as_json(arguments))
             answer = await api.post("chat.postMessage", arguments)
             receipt = {key: told(str(answer.get(key) or ""), token) for key in ("channel", "ts")}
             self._id = receipt["channel"] or self._id
@@ -89,7 +88,7 @@ class SlackChannel:
 
     def payload(self, message: Message) -> str:
         """The arguments as JSON; the token stands in a header, and so not among them."""
-        return _written(self._arguments(message, may_be_a_repeat=False))
+        return as_json(self._arguments(message, may_be_a_repeat=False))
 
     def secrets(self) -> Hashable:
         """Another where the token's file is another."""
@@ -126,7 +125,3 @@ class SlackChannel:
             "unfurl_links": False,
             "unfurl_media": False,
         }
-
-
-def _written(arguments: dict[str, Any]) -> str:
-    return json.dumps(arguments, ensure_ascii=False)

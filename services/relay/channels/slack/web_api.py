@@ -1,9 +1,10 @@
 """Calls of Slack's Web API in one attempt: a method and its arguments go in, its answer or a SendError comes out."""
 
 import json
+import logging
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 from slack_sdk.errors import SlackApiError
@@ -13,13 +14,16 @@ from services.relay.channels.exchange import Exchange
 from services.relay.channels.slack.errors import no_answer, refused
 from services.relay.channels.web_api import reached
 
+_SDK: Final = logging.getLogger(f"{__name__}.sdk")
+# Of its own: slack_sdk puts the lines of level DEBUG together, with all that is sent, unless a logger itself says more.
+_SDK.setLevel(logging.WARNING)
 _SHOWN = ("ok", "error", "needed", "provided", "channel", "ts")
 
 
 def client(session: aiohttp.ClientSession, url: str, token: str) -> AsyncWebClient:
     """A client for one token; `url` ends with `/api/`."""
     # Without `retry_handlers=[]` it posts again after a lost connection, perhaps for the second time.
-    made = AsyncWebClient(token, url, session=session, retry_handlers=[])
+    made = AsyncWebClient(token, url, session=session, retry_handlers=[], logger=_SDK)
     made.proxy = None  # it takes one from the environment even for addresses that NO_PROXY names
     return made
 

@@ -146,7 +146,7 @@ async def test_slack_is_told_to_make_nothing_of_the_text(
     await channel.close()
     (request,) = requests
     arguments = json.loads(request)
-    assert attempt.payloads == [json.dumps(arguments, ensure_ascii=False)]
+    assert attempt.payloads == [json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))]
     assert attempt.answers == ['chat.postMessage: {"ok": true, "channel": "C1", "ts": "1.000001"}']
     told = {key: arguments.get(key) for key in ("mrkdwn", "parse", "unfurl_links", "unfurl_media")}
     assert told == {"mrkdwn": False, "parse": "none", "unfurl_links": False, "unfurl_media": False}

@@ -1,27 +1,26 @@
 """One claim to its end: the message is made and sent, and the ending is recorded, whatever it is."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
-from services.relay.channels.channel import Channel, LeaseLostError, Reason, Receipt, Scope, SendError
+from services.relay.channels.channel import LeaseLostError, Progress, Reason, Scope, SendError
 from services.relay.channels.defect import defect
-from services.relay.delivery.attempt import OutboxAttempt
-from services.relay.delivery.enrich.links import LinkRules
-from services.relay.delivery.message import message
+from services.relay.delivery.outgoing import outgoing
 from services.relay.delivery.retry import RetryPolicy, asked_to_wait, next_attempt
 from services.relay.metrics import Metrics
 from services.relay.outbox.claim import Claim
 from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.gate import Effect, Pauses
+from services.relay.outbox.held import keep
 from services.relay.outbox.receipt import Ending, Recorded, record
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store
 from services.relay.outbox.waiting import StoreUnavailableError
-from shared.cancelled import task_is_cancelled
+from services.relay.sending.outgoing import Attempted, Keep, NotKeptError, Send
 
 _PAUSE: Final = 1.0
 """Seconds to wait after the outbox failed."""
@@ -35,8 +34,7 @@ class Delivering:
 
     store: Store
     metrics: Metrics
-    links: LinkRules
-    contacts: Mapping[str, str]
+    send: Send
     retry: RetryPolicy
     timeout: float
     """Seconds for one send."""
@@ -52,12 +50,11 @@ class Delivering:
     """Called with the channels that have something new to deliver."""
 
 
-class Sender:
+class Deliverer:
     """Brings claims of one channel to their end."""
 
-    def __init__(self, name: str, channel: Channel, shared: Delivering) -> None:
+    def __init__(self, name: str, shared: Delivering) -> None:
         self._name = name
-        self._channel = channel
         self._shared = shared
         self._pauses = Pauses(shared.retry.backoff_initial, shared.retry.backoff_max)
         self._fallback = tuple(other for other in shared.fallback if other != name)
@@ -69,29 +66,16 @@ class Sender:
             claim: what to deliver.
             lease_ends: until when nobody else claims it, by the event loop's clock.
         """
-        loop, started_at = asyncio.get_running_loop(), self._shared.store.clock()
-        started = loop.time()
-        attempt: OutboxAttempt | None = None
-        try:
-            async with asyncio.timeout(self._shared.timeout) as bound:
-                told = await message(self._shared.store, claim, self._shared.links, self._shared.contacts)
-                ends = bound.when() or lease_ends
-                attempt = OutboxAttempt(self._shared.store, claim, told, ends=ends, lease_ends=lease_ends)
-                receipt, error = await self._channel.send(attempt), None
-        except LeaseLostError:
-            if attempt is None or attempt.payload is None:
-                log.warning("the lease ended before a send", channel=self._name, delivery_id=claim.delivery_id)
-                self._shared.metrics.lease_lost(self._name)
-                return
-            detail = "the lease ended between two requests"
-            receipt, error = None, SendError(Reason.TIMEOUT, Scope.ATTEMPT, detail, maybe_arrived=True)
-        except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001  # every ending is recorded
-            receipt, error = None, self._error(claim, raised, sent=attempt is not None and attempt.payload is not None)
-        seconds = loop.time() - started
-        if error is None:
-            ending = self._delivered(started_at, seconds, receipt, attempt)
+        started_at = self._shared.store.clock()
+        attempted = await self._attempt(claim, lease_ends)
+        if attempted.lease_lost:
+            log.warning("the lease ended before a send", channel=self._name, delivery_id=claim.delivery_id)
+            self._shared.metrics.lease_lost(self._name)
+            return
+        if attempted.error is None:
+            ending = _delivered(attempted, started_at)
         else:
-            ending = self._failed(claim, error, started_at, seconds, attempt)
+            ending = self._failed(claim, attempted, attempted.error, started_at)
         self._shared.metrics.attempt(self._name, ending.reason)
         await self._record(claim, ending)
 
@@ -107,46 +91,36 @@ class Sender:
         self._shared.woken(told.woken)
         return told.more
 
-    def _error(self, claim: Claim, raised: BaseException, *, sent: bool) -> SendError:
-        """What was raised as an error of the port."""
-        if isinstance(raised, SendError):
-            return raised
-        if isinstance(raised, StoreUnavailableError):
-            detail = f"the outbox was not available in the middle of it: {raised}"
-            return SendError(Reason.INTERNAL, Scope.ATTEMPT, detail, maybe_arrived=sent)
-        if isinstance(raised, TimeoutError):
-            detail = f"no answer within {self._shared.timeout:g} s"
-            return SendError(Reason.TIMEOUT, Scope.ATTEMPT, detail, maybe_arrived=sent)
-        if isinstance(raised, asyncio.CancelledError) and task_is_cancelled():
-            raise raised  # somebody did cancel us; else a channel's library let its own cancellation out
-        log.error(  # without the exception's text, which may hold a secret
-            "a defect in this channel", channel=self._name, delivery_id=claim.delivery_id, **defect(raised)
-        )
-        return SendError(Reason.INTERNAL, Scope.ATTEMPT, f"a defect: {type(raised).__name__}", maybe_arrived=sent)
+    async def _attempt(self, claim: Claim, lease_ends: float) -> Attempted:
+        ends = asyncio.get_running_loop().time() + self._shared.timeout
+        try:
+            out = await outgoing(self._shared.store, claim, ends=ends, lease_ends=lease_ends)
+        except (StoreUnavailableError, TimeoutError) as error:
+            detail = f"what to tell could not be read from the outbox: {str(error) or 'it did not answer in time'}"
+            return Attempted(error=SendError(Reason.INTERNAL, Scope.ATTEMPT, detail))
+        except Exception as error:  # noqa: BLE001  # every ending is recorded
+            log.error(  # noqa: TRY400  # without the exception's text, which may hold what an alert says
+                "a delivery cannot be read", channel=self._name, delivery_id=claim.delivery_id, **defect(error)
+            )
+            return Attempted(error=SendError(Reason.INTERNAL, Scope.ATTEMPT, f"a defect: {type(error).__name__}"))
+        return await self._shared.send(out, self._keep(claim))
 
-    def _delivered(
-        self, started_at: float, seconds: float, receipt: Receipt | None, attempt: OutboxAttempt | None
-    ) -> Ending:
-        return Ending(
-            State.DELIVERED,
-            started_at,
-            seconds,
-            Reason.OK,
-            attempt.answer if attempt else "",
-            Effect.REACHED,
-            receipt=receipt,
-            sent=True,
-            payload=attempt.payload if attempt else None,
-        )
+    def _keep(self, claim: Claim) -> Keep:
+        async def kept(progress: Progress) -> None:
+            try:
+                if not await keep(self._shared.store, claim, progress):
+                    raise LeaseLostError
+            except StoreUnavailableError as error:
+                raise NotKeptError(str(error)) from None
 
-    def _failed(
-        self, claim: Claim, error: SendError, started_at: float, seconds: float, attempt: OutboxAttempt | None
-    ) -> Ending:
+        return kept
+
+    def _failed(self, claim: Claim, attempted: Attempted, error: SendError, started_at: float) -> Ending:
         shared = self._shared
         again_in = next_attempt(
             error,
             attempt=claim.attempt,
-            age=claim.age + seconds,
+            age=claim.age + attempted.seconds,
             policy=shared.retry,
             random=shared.random,
         )
@@ -162,14 +136,14 @@ class Sender:
         return Ending(
             State.DEAD if again_in is None else State.RETRYING,
             started_at,
-            seconds,
+            attempted.seconds,
             error.reason,
             error.detail,
             _effect(error),
             again_in=again_in or 0.0,
             retry_after=asked_to_wait(error, shared.retry),
             sent=error.maybe_arrived,
-            payload=attempt.payload if attempt else None,
+            payload=attempted.payload,
             fallback=self._fallback,
         )
 
@@ -195,6 +169,20 @@ class Sender:
             metrics.ended(self._name, recorded.state)
         if recorded.ours and recorded.state is State.DELIVERED:
             metrics.delivered_after(self._name, recorded.seconds)
+
+
+def _delivered(attempted: Attempted, started_at: float) -> Ending:
+    return Ending(
+        State.DELIVERED,
+        started_at,
+        attempted.seconds,
+        Reason.OK,
+        attempted.answer,
+        Effect.REACHED,
+        receipt=attempted.receipt,
+        sent=True,
+        payload=attempted.payload,
+    )
 
 
 def _effect(error: SendError) -> Effect:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.relay.delivery.enrich.links import LONGEST, LinkRules, check_template, links
 from services.relay.model import Alert, Status
+from services.relay.sending.enrich.links import LONGEST, LinkRules, check_template, links
 from tests.relay.scripted import at, event_of
 
 RUNBOOK = "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#{alertname_lower}"

@@ -1,0 +1,82 @@
+"""`python -m services.relay.sending FD`: the process that sends; `apart` starts it, and it ends when that is gone."""
+
+import asyncio
+import gc
+import signal
+import socket
+import sys
+
+import uvloop
+
+from services.relay.channels.channel import Progress
+from services.relay.sending.here import here
+from services.relay.sending.outgoing import Send
+from services.relay.sending.pipe import Pipe
+from services.relay.sending.words import Begin, Do, Done, KeepThis, Kept, Stop
+from shared import logs
+
+
+class _Process:
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.begin: asyncio.Future[Begin] = loop.create_future()
+        self.send: asyncio.Future[Send] = loop.create_future()
+        self.ended = asyncio.Event()
+        self.pipe = Pipe(self._received, self._lost)
+        self.sends: dict[int, asyncio.Task[None]] = {}
+        self._kept: dict[int, asyncio.Future[None]] = {}
+
+    def _lost(self) -> None:
+        self.begin.cancel()
+        self.ended.set()
+
+    def _received(self, word: Begin | Do | Stop | Kept) -> None:
+        match word:
+            case Do(number):
+                self.sends[number] = asyncio.create_task(self._do(word))
+            case Stop(number):
+                if number in self.sends:
+                    self.sends[number].cancel()
+            case Kept(number, error):
+                kept = self._kept.pop(number, None)
+                if kept is not None and not kept.done():
+                    kept.set_exception(error) if error else kept.set_result(None)
+            case Begin():
+                self.begin.set_result(word)
+
+    async def _do(self, word: Do) -> None:
+        async def keep(progress: Progress) -> None:
+            self._kept[word.number] = asyncio.get_running_loop().create_future()
+            self.pipe.say(KeepThis(word.number, progress))
+            await self._kept[word.number]
+
+        try:
+            send = self.send.result() if self.send.done() else await asyncio.shield(self.send)
+            self.pipe.say(Done(word.number, await send(word.outgoing, keep)))
+        finally:
+            self._kept.pop(word.number, None)
+            del self.sends[word.number]
+
+
+async def _serve(theirs: socket.socket) -> None:
+    process = _Process()
+    await asyncio.get_running_loop().create_connection(lambda: process.pipe, sock=theirs)
+    begin = await process.begin
+    if begin.logging is not None:
+        logs.configure(*begin.logging)
+    async with here(begin.settings) as send:
+        process.send.set_result(send)
+        gc.freeze()  # as the relay itself: what is there by now stays
+        gc.set_threshold(100_000, 50, 50)
+        await process.ended.wait()
+        for task in process.sends.values():
+            task.cancel()
+        await asyncio.gather(*process.sends.values(), return_exceptions=True)
+
+
+if __name__ == "__main__":
+    # Whoever stops the relay sends these to all of its processes. It says itself when this one shall end.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(socket.socket(fileno=int(sys.argv[1]))))

@@ -1,0 +1,170 @@
+"""Sends in a process of its own, beside the one that takes in and commits: Python runs on one core in each.
+
+It holds nothing that is not in the outbox as well. When it ends, whatever it was sending counts as perhaps arrived and
+is tried again, and another one is started.
+"""
+
+import asyncio
+import socket
+import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from itertools import count
+from typing import Final
+
+import structlog
+
+from services.relay.channels.channel import LeaseLostError, Reason, Scope, SendError
+from services.relay.sending.outgoing import Attempted, Keep, NotKeptError, Outgoing, Send, SendingSettings
+from services.relay.sending.pipe import Pipe
+from services.relay.sending.words import Begin, Do, Done, KeepThis, Kept, Stop
+from shared import logs
+
+_PAUSE: Final = 1.0
+"""Seconds before another one is started."""
+_OVERDUE: Final = 10.0
+"""Seconds after the end of a send at which a process that says nothing hangs, and is killed."""
+_CLOSE_SECONDS: Final = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def apart(settings: SendingSettings) -> AsyncIterator[Send]:
+    """Sends while the body runs; after it, the process is gone."""
+    sending = _Apart(settings)
+    running = asyncio.create_task(sending.run(), name="sending process")
+    try:
+        yield sending
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+class _Apart:
+    def __init__(self, settings: SendingSettings) -> None:
+        self._settings = settings
+        self._numbers = count()
+        self._asked: dict[int, tuple[asyncio.Future[Attempted], Keep]] = {}
+        self._keeping: set[asyncio.Task[None]] = set()
+        self._process: Process | None = None
+        self._pipe: Pipe | None = None
+        self._up = asyncio.Event()
+
+    async def __call__(self, outgoing: Outgoing, keep: Keep) -> Attempted:
+        """See the port."""
+        while (pipe := self._pipe) is None:
+            try:
+                async with asyncio.timeout_at(outgoing.ends):
+                    await self._up.wait()
+            except TimeoutError:
+                return _lost("no sending process could be started", maybe_arrived=False)
+        loop, number = asyncio.get_running_loop(), next(self._numbers)
+        answer: asyncio.Future[Attempted] = loop.create_future()
+        self._asked[number] = answer, keep
+        pipe.say(Do(number, outgoing))
+        overdue = loop.call_at(outgoing.ends + _OVERDUE, self._hangs, pipe)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            pipe.say(Stop(number))
+            raise
+        finally:
+            overdue.cancel()
+            del self._asked[number]
+
+    async def run(self) -> None:
+        """Keeps a process until it is cancelled."""
+        try:
+            while True:
+                try:
+                    await self._one()
+                except OSError as error:
+                    log.error("the sending process cannot be started", problem=error.strerror)  # noqa: TRY400
+                await asyncio.sleep(_PAUSE)
+        finally:
+            for task in self._keeping:
+                task.cancel()
+
+    async def _one(self) -> None:
+        """Starts one, and returns when it has ended."""
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            command = (sys.executable, "-m", "services.relay.sending", str(theirs.fileno()))
+            # In a session of its own, so that the terminal's Ctrl-C reaches only the relay.
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=asyncio.subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True
+            )
+            theirs.close()
+            try:
+                await self._talk(process, ours)
+            finally:
+                await _end(process)
+        log.error("the sending process has ended; another one is started", exit_code=process.returncode)
+
+    async def _talk(self, process: Process, ours: socket.socket) -> None:
+        ended = asyncio.Event()
+        pipe = Pipe(self._received, ended.set)
+        transport, _ = await asyncio.get_running_loop().create_connection(lambda: pipe, sock=ours)
+        try:
+            pipe.say(Begin(self._settings, logs.configured()))
+            self._process, self._pipe = process, pipe
+            self._up.set()
+            await ended.wait()
+        finally:
+            self._up.clear()
+            self._process = self._pipe = None
+            for answer, _ in self._asked.values():
+                if not answer.done():
+                    answer.set_result(_lost("the sending process ended in the middle of it", maybe_arrived=True))
+            transport.close()
+
+    def _hangs(self, pipe: Pipe) -> None:
+        """It is killed, and so it answers: what it was sending is lost."""
+        if pipe is self._pipe and self._process is not None:
+            log.error("the sending process does not answer, and is killed")
+            _kill(self._process)
+
+    def _received(self, word: Done | KeepThis) -> None:
+        answer, keep = self._asked.get(word.number, (None, None))
+        if answer is None or keep is None:
+            return
+        if isinstance(word, Done):
+            if not answer.done():
+                answer.set_result(word.attempted)
+        else:
+            task = asyncio.create_task(self._keep(word, keep))
+            self._keeping.add(task)
+            task.add_done_callback(self._keeping.discard)
+
+    async def _keep(self, word: KeepThis, keep: Keep) -> None:
+        error: Exception | None = None
+        try:
+            await keep(word.progress)
+        except (LeaseLostError, NotKeptError) as raised:
+            error = raised
+        if self._pipe is not None:
+            self._pipe.say(Kept(word.number, error))
+
+
+def _lost(detail: str, *, maybe_arrived: bool) -> Attempted:
+    return Attempted(error=SendError(Reason.INTERNAL, Scope.ATTEMPT, detail, maybe_arrived=maybe_arrived))
+
+
+async def _end(process: Process) -> None:
+    """Waits for a process whose pipe is closed, and kills it where that takes too long."""
+    try:
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await process.wait()
+    except TimeoutError:
+        _kill(process)
+        await process.wait()
+    except asyncio.CancelledError:
+        _kill(process)
+        raise
+
+
+def _kill(process: Process) -> None:
+    with suppress(ProcessLookupError):
+        process.kill()

@@ -1,0 +1,63 @@
+"""Messages between the relay and its sending process, over a socket that only these two have.
+
+What is said in one turn of the event loop goes out as one piece: its length in eight bytes, then the pickle of a list.
+Pickle, because both ends are the same code of one release under one user, and what passes are plain data classes.
+"""
+
+import asyncio
+import pickle
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+_LENGTH: Final = 8
+
+
+class Pipe(asyncio.Protocol):
+    """One end.
+
+    Args:
+        received: called with each message.
+        lost: called when the other end is gone.
+    """
+
+    def __init__(self, received: Callable[[Any], object], lost: Callable[[], object]) -> None:
+        self._received = received
+        self._lost = lost
+        self._loop = asyncio.get_running_loop()
+        self._said: list[object] = []
+        self._buffer = bytearray()
+        self._transport: asyncio.Transport | None = None
+
+    def say(self, message: object) -> None:
+        """Sends a message; it comes before those that are said after it."""
+        if not self._said:
+            self._loop.call_soon(self._flush)
+        self._said.append(message)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by asyncio."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        """Called by asyncio."""
+        self._transport = None
+        self._lost()
+
+    def data_received(self, data: bytes) -> None:
+        """Called by asyncio."""
+        self._buffer += data
+        while len(self._buffer) >= _LENGTH:
+            end = _LENGTH + int.from_bytes(self._buffer[:_LENGTH], "big")
+            if len(self._buffer) < end:
+                return
+            with memoryview(self._buffer) as view, view[_LENGTH:end] as piece:
+                messages = pickle.loads(piece)  # noqa: S301  # see above
+            del self._buffer[:end]
+            for message in messages:
+                self._received(message)
+
+    def _flush(self) -> None:
+        said, self._said = self._said, []
+        if self._transport is not None:  # else the other end is gone, and `lost` was called
+            piece = pickle.dumps(said, pickle.HIGHEST_PROTOCOL)
+            self._transport.writelines((len(piece).to_bytes(_LENGTH, "big"), piece))
