@@ -19,7 +19,7 @@ from shared import logs
 class _Process:
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
-        self.begin: asyncio.Future[Begin] = loop.create_future()
+        self.begin: asyncio.Future[Begin | None] = loop.create_future()
         self.send: asyncio.Future[Send] = loop.create_future()
         self.ended = asyncio.Event()
         self.pipe = Pipe(self._received, self._lost)
@@ -27,7 +27,8 @@ class _Process:
         self._kept: dict[int, asyncio.Future[None]] = {}
 
     def _lost(self) -> None:
-        self.begin.cancel()
+        if not self.begin.done():
+            self.begin.set_result(None)
         self.ended.set()
 
     def _received(self, word: Begin | Do | Stop | Kept) -> None:
@@ -62,6 +63,8 @@ async def _serve(theirs: socket.socket) -> None:
     process = _Process()
     await asyncio.get_running_loop().create_connection(lambda: process.pipe, sock=theirs)
     begin = await process.begin
+    if begin is None:  # the relay was gone before it could say anything
+        return
     if begin.logging is not None:
         logs.configure(*begin.logging)
     async with here(begin.settings) as send:

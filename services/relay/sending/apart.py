@@ -5,6 +5,7 @@ is tried again, and another one is started.
 """
 
 import asyncio
+import os
 import socket
 import sys
 from asyncio.subprocess import Process
@@ -82,19 +83,28 @@ class _Apart:
                     await self._one()
                 except OSError as error:
                     log.error("the sending process cannot be started", problem=error.strerror)  # noqa: TRY400
+                except Exception:
+                    log.exception("a defect in looking after the sending process; it goes on")
                 await asyncio.sleep(_PAUSE)
         finally:
             for task in self._keeping:
                 task.cancel()
+            await asyncio.gather(*self._keeping, return_exceptions=True)
 
     async def _one(self) -> None:
         """Starts one, and returns when it has ended."""
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            command = (sys.executable, "-m", "services.relay.sending", str(theirs.fileno()))
+            command = (sys.executable, "-P", "-m", "services.relay.sending", str(theirs.fileno()))
+            # It imports what this process does, wherever it was started, and nothing that happens to lie there.
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
             # In a session of its own, so that the terminal's Ctrl-C reaches only the relay.
             process = await asyncio.create_subprocess_exec(
-                *command, stdin=asyncio.subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                env=environment,
             )
             theirs.close()
             try:
