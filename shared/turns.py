@@ -5,7 +5,12 @@ Thousands of requests at once, each with its task and with all that looks at it,
 
 import asyncio
 from collections import deque
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
+
+_SMALL: Final = 16 * 1024
+"""Bytes that wait unread at most; a request of which more is there is taken in hand at once."""
+_ARRIVES_SECONDS: Final = 1.0
+"""How long a request keeps its turn while it is still arriving: nobody waits for long for one that never comes."""
 
 
 class Turns:
@@ -25,12 +30,20 @@ class Turns:
         self._waiting: deque[tuple[float, InTurn]] = deque()
         self._late: asyncio.TimerHandle | None = None
 
-    def take(self) -> bool:
-        """Takes one more in hand, if there is room."""
-        if self._in_hand >= self._most:
-            return False
+    @property
+    def full(self) -> bool:
+        """Whether the next one has to wait."""
+        return self._in_hand >= self._most
+
+    def take(self) -> None:
+        """One more is in hand."""
         self._in_hand += 1
-        return True
+
+    def give(self) -> None:
+        """One is done with."""
+        self._in_hand -= 1
+        while self._waiting and not self.full:
+            self._waiting.popleft()[1].go()
 
     def wait(self, connection: "InTurn") -> None:
         """Its turn comes when those before it had theirs, or when it has waited for too long."""
@@ -39,21 +52,10 @@ class Turns:
         if self._late is None:
             self._late = loop.call_later(self._seconds, self._too_late)
 
-    def give(self) -> None:
-        """One is done with."""
-        self._in_hand -= 1
-        while self._waiting and self._in_hand < self._most:
-            self._next()
-
-    def _next(self) -> None:
-        _, connection = self._waiting.popleft()
-        if connection.go():
-            self._in_hand += 1
-
     def _too_late(self) -> None:
         loop, self._late = asyncio.get_running_loop(), None
         while self._waiting and self._waiting[0][0] <= loop.time():
-            self._next()
+            self._waiting.popleft()[1].go()
         if self._waiting:
             self._late = loop.call_at(self._waiting[0][0], self._too_late)
 
@@ -66,23 +68,24 @@ class InTurn(asyncio.Protocol):
     transport: Any
     flow: Any
     cycle: Any
-    _in_hand = False
+    loop: Any
+    _arriving: asyncio.TimerHandle | None = None
+    """While it has a turn."""
     _unread = b""
 
     def data_received(self, data: bytes) -> None:
         """Called by asyncio."""
         if self._unread:  # some transports have read more by the time they are told to pause
             self._unread += data
-            return
-        begins = not self._in_hand and data.startswith(self.turns.begins)
-        if begins and (self.cycle is None or self.cycle.response_complete):
-            self._in_hand = self.turns.take()
-            if not self._in_hand:
-                self._unread = data
-                self.flow.pause_reading()
-                self.turns.wait(self)
-                return
-        super().data_received(data)
+        elif self._arriving or not data.startswith(self.turns.begins) or not self._idle():
+            super().data_received(data)
+        elif self.turns.full and len(data) <= _SMALL:
+            self._unread = data
+            self._unset_keepalive_if_required()  # type: ignore[attr-defined]  # uvicorn's: its connection is not idle
+            self.flow.pause_reading()
+            self.turns.wait(self)
+        else:
+            self._take(data)
 
     def on_response_complete(self) -> None:
         """Called by the protocol behind."""
@@ -95,17 +98,32 @@ class InTurn(asyncio.Protocol):
         super().connection_lost(exc)
         self._done()
 
-    def go(self) -> bool:
-        """Has its turn; whether it is in hand now, and not gone."""
+    def shutdown(self) -> None:
+        """Called by uvicorn at a stop: what waits is answered as well."""
+        self.go()
+        super().shutdown()  # type: ignore[misc]  # as above
+
+    def go(self) -> None:
+        """Has its turn, where it still waits for it."""
         data, self._unread = self._unread, b""
-        if not data:
-            return False
-        self._in_hand = True
-        self.flow.resume_reading()
+        if data:
+            self.flow.resume_reading()
+            self._take(data)
+
+    def _idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _take(self, data: bytes) -> None:
+        self.turns.take()
+        self._arriving = self.loop.call_later(_ARRIVES_SECONDS, self._slow)
         super().data_received(data)
-        return True
+
+    def _slow(self) -> None:
+        if self._idle() or self.cycle.more_body:
+            self._done()
 
     def _done(self) -> None:
-        if self._in_hand:
-            self._in_hand = False
+        if self._arriving:
+            self._arriving.cancel()
+            self._arriving = None
             self.turns.give()

@@ -160,6 +160,7 @@ async def test_a_webhook_that_is_still_arriving_when_the_relay_stops_is_503(tmp_
         assert (await reader.readline()).startswith(b"HTTP/1.1 503")
     finally:
         writer.close()
+        process.terminate()
         await asyncio.to_thread(process.communicate, None, 15)
     assert process.returncode == 0
     with sqlite3.connect(tmp_path / "relay.db") as database:

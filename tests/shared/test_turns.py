@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from starlette.requests import Request
@@ -140,3 +140,52 @@ async def test_a_long_body_that_waited_arrives_whole() -> None:
             it.go_on(9)
             assert (await answer(long, b"x")).startswith(b"HTTP/1.1 200")
             assert len(await long.readexactly(999_999)) == 999_999
+
+
+@pytest.mark.usefixtures("protocol")
+async def test_a_connection_that_was_kept_open_waits_like_others() -> None:
+    async with slow() as it:
+        reader, writer = await asyncio.open_connection(*it.address)
+        writer.write(HEAD + b"\r\nkept")
+        it.go_on()
+        await answer(reader, b"kept")
+        async with it.sent(b"aaaa"), it.sent(b"bbbb"):
+            await until(lambda: len(it.in_hand) == MOST)
+            writer.write(HEAD + b"\r\nmore")
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(reader.read(1), 5.5)  # uvicorn closes a connection that is idle for 5 s
+            it.go_on(3)
+            assert (await answer(reader, b"more")).startswith(b"HTTP/1.1 200")
+        writer.transport.abort()
+
+
+@pytest.mark.usefixtures("protocol")
+@pytest.mark.parametrize("piece", [b"POST /slow", HEAD, HEAD + b"\r\nab"])
+async def test_what_does_not_arrive_keeps_its_turn_for_a_moment_only(
+    piece: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.turns._ARRIVES_SECONDS", 0.1)
+    async with slow() as it, it.sent(b"", piece[:-2]), it.sent(b"", piece[:-2]), it.sent(b"cccc"):
+        await until(lambda: it.in_hand == ["cccc"])
+        it.go_on(9)
+
+
+@pytest.mark.usefixtures("protocol")
+async def test_what_has_arrived_keeps_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.turns._ARRIVES_SECONDS", 0.05)
+    async with slow() as it, it.sent(b"aaaa"), it.sent(b"bbbb"), it.sent(b"cccc"):
+        await until(lambda: len(it.in_hand) == MOST)
+        await asyncio.sleep(0.2)
+        assert len(it.in_hand) == MOST
+        it.go_on(9)
+
+
+@pytest.mark.usefixtures("protocol")
+async def test_what_waits_when_the_server_stops_is_answered() -> None:
+    async with AsyncExitStack() as clients:
+        async with slow() as it:
+            readers = [await clients.enter_async_context(it.sent(body)) for body in (b"aaaa", b"bbbb", b"cccc")]
+            await until(lambda: len(it.in_hand) == MOST)
+            asyncio.get_running_loop().call_later(0.5, it.go_on, 9)  # by then the stop has begun
+        for reader, body in zip(readers, (b"aaaa", b"bbbb", b"cccc"), strict=True):
+            assert (await answer(reader, body)).startswith(b"HTTP/1.1 200")

@@ -1,4 +1,4 @@
-"""`python -m services.relay.sending FD`: the process that sends; `apart` starts it, and it ends when that is gone."""
+"""`python -m services.relay.sending FD VERSION`: the process that sends. `apart` starts it, and it ends with that."""
 
 import asyncio
 import gc
@@ -12,15 +12,15 @@ from services.relay.channels.channel import Progress
 from services.relay.sending.here import here
 from services.relay.sending.outgoing import Send
 from services.relay.sending.pipe import Pipe
-from services.relay.sending.words import Begin, Do, Done, KeepThis, Kept, Stop
-from shared import logs
+from services.relay.sending.words import OTHER_VERSION, Begin, Begun, Do, Done, KeepThis, Kept, Stop
+from shared import VERSION, logs
 
 
 class _Process:
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.begin: asyncio.Future[Begin | None] = loop.create_future()
-        self.send: asyncio.Future[Send] = loop.create_future()
+        self.send: Send
         self.ended = asyncio.Event()
         self.pipe = Pipe(self._received, self._lost)
         self.sends: dict[int, asyncio.Task[None]] = {}
@@ -34,7 +34,8 @@ class _Process:
     def _received(self, word: Begin | Do | Stop | Kept) -> None:
         match word:
             case Do(number):
-                self.sends[number] = asyncio.create_task(self._do(word))
+                task = self.sends[number] = asyncio.create_task(self._do(word))
+                task.add_done_callback(lambda _: self.sends.pop(number, None))
             case Stop(number):
                 if number in self.sends:
                     self.sends[number].cancel()
@@ -52,11 +53,9 @@ class _Process:
             await self._kept[word.number]
 
         try:
-            send = self.send.result() if self.send.done() else await asyncio.shield(self.send)
-            self.pipe.say(Done(word.number, await send(word.outgoing, keep)))
+            self.pipe.say(Done(word.number, await self.send(word.outgoing, keep)))
         finally:
             self._kept.pop(word.number, None)
-            del self.sends[word.number]
 
 
 async def _serve(theirs: socket.socket) -> None:
@@ -67,19 +66,22 @@ async def _serve(theirs: socket.socket) -> None:
         return
     if begin.logging is not None:
         logs.configure(*begin.logging)
-    async with here(begin.settings) as send:
-        process.send.set_result(send)
+    async with here(begin.settings) as process.send:
+        process.pipe.say(Begun())
         gc.freeze()  # as the relay itself: what is there by now stays
         gc.set_threshold(100_000, 50, 50)
         await process.ended.wait()
-        for task in process.sends.values():
+        sends = list(process.sends.values())
+        for task in sends:
             task.cancel()
-        await asyncio.gather(*process.sends.values(), return_exceptions=True)
+        await asyncio.gather(*sends, return_exceptions=True)
 
 
 if __name__ == "__main__":
     # Whoever stops the relay sends these to all of its processes. It says itself when this one shall end.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    if sys.argv[2] != VERSION:
+        sys.exit(OTHER_VERSION)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(socket.socket(fileno=int(sys.argv[1]))))

@@ -17,15 +17,18 @@ from typing import Final
 import structlog
 
 from services.relay.channels.channel import LeaseLostError, Reason, Scope, SendError
+from services.relay.channels.defect import defect
 from services.relay.sending.outgoing import Attempted, Keep, NotKeptError, Outgoing, Send, SendingSettings
 from services.relay.sending.pipe import Pipe
-from services.relay.sending.words import Begin, Do, Done, KeepThis, Kept, Stop
-from shared import logs
+from services.relay.sending.words import OTHER_VERSION, Begin, Begun, Do, Done, KeepThis, Kept, Stop
+from shared import VERSION, logs
 
 _PAUSE: Final = 1.0
 """Seconds before another one is started."""
 _OVERDUE: Final = 10.0
 """Seconds after the end of a send at which a process that says nothing hangs, and is killed."""
+_UNREAD: Final = 0.2
+"""Seconds for reading what it said meanwhile."""
 _CLOSE_SECONDS: Final = 1.0
 
 log = structlog.get_logger(__name__)
@@ -50,7 +53,9 @@ class _Apart:
         self._asked: dict[int, tuple[asyncio.Future[Attempted], Keep]] = {}
         self._keeping: set[asyncio.Task[None]] = set()
         self._process: Process | None = None
+        self._starting: Pipe | None = None
         self._pipe: Pipe | None = None
+        """Where one can send."""
         self._up = asyncio.Event()
 
     async def __call__(self, outgoing: Outgoing, keep: Keep) -> Attempted:
@@ -65,7 +70,7 @@ class _Apart:
         answer: asyncio.Future[Attempted] = loop.create_future()
         self._asked[number] = answer, keep
         pipe.say(Do(number, outgoing))
-        overdue = loop.call_at(outgoing.ends + _OVERDUE, self._hangs, pipe)
+        overdue = loop.call_at(outgoing.ends + _OVERDUE, self._late, number)
         try:
             return await answer
         except asyncio.CancelledError:
@@ -95,7 +100,7 @@ class _Apart:
         """Starts one, and returns when it has ended."""
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            command = (sys.executable, "-P", "-m", "services.relay.sending", str(theirs.fileno()))
+            command = (sys.executable, "-P", "-m", "services.relay.sending", str(theirs.fileno()), VERSION)
             # It imports what this process does, wherever it was started, and nothing that happens to lie there.
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
             # In a session of its own, so that the terminal's Ctrl-C reaches only the relay.
@@ -111,32 +116,44 @@ class _Apart:
                 await self._talk(process, ours)
             finally:
                 await _end(process)
-        log.error("the sending process has ended; another one is started", exit_code=process.returncode)
+        if process.returncode == OTHER_VERSION:
+            log.error("another version is installed than the one that runs; restart the relay", running=VERSION)
+        else:
+            log.error("the sending process has ended; another one is started", exit_code=process.returncode)
 
     async def _talk(self, process: Process, ours: socket.socket) -> None:
         ended = asyncio.Event()
         pipe = Pipe(self._received, ended.set)
         transport, _ = await asyncio.get_running_loop().create_connection(lambda: pipe, sock=ours)
         try:
+            self._process, self._starting = process, pipe
             pipe.say(Begin(self._settings, logs.configured()))
-            self._process, self._pipe = process, pipe
-            self._up.set()
             await ended.wait()
         finally:
             self._up.clear()
-            self._process = self._pipe = None
+            self._process = self._starting = self._pipe = None
             for answer, _ in self._asked.values():
                 if not answer.done():
                     answer.set_result(_lost("the sending process ended in the middle of it", maybe_arrived=True))
             transport.close()
 
-    def _hangs(self, pipe: Pipe) -> None:
+    def _late(self, number: int) -> None:
+        """If this process was stopped for a while, the answer may be here, and only unread."""
+        asyncio.get_running_loop().call_later(_UNREAD, self._hangs, number)
+
+    def _hangs(self, number: int) -> None:
         """It is killed, and so it answers: what it was sending is lost."""
-        if pipe is self._pipe and self._process is not None:
+        if number in self._asked and self._pipe is not None and self._process is not None:
             log.error("the sending process does not answer, and is killed")
             _kill(self._process)
+            self._up.clear()
+            self._pipe = None
 
-    def _received(self, word: Done | KeepThis) -> None:
+    def _received(self, word: Begun | Done | KeepThis) -> None:
+        if isinstance(word, Begun):
+            self._pipe = self._starting
+            self._up.set()
+            return
         answer, keep = self._asked.get(word.number, (None, None))
         if answer is None or keep is None:
             return
@@ -154,6 +171,9 @@ class _Apart:
             await keep(word.progress)
         except (LeaseLostError, NotKeptError) as raised:
             error = raised
+        except Exception as raised:  # noqa: BLE001  # whoever keeps it waits for an answer
+            log.error("progress could not be kept", **defect(raised))  # noqa: TRY400  # without its text
+            error = NotKeptError(f"a defect: {type(raised).__name__}")
         if self._pipe is not None:
             self._pipe.say(Kept(word.number, error))
 

@@ -1,9 +1,12 @@
 """What the relay and its sending process say to each other. The first word is `Begin`."""
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from services.relay.channels.channel import Progress
 from services.relay.sending.outgoing import Attempted, Outgoing, SendingSettings
+
+OTHER_VERSION: Final = 3
+"""The exit code of a process that is not of the relay's own version, and so would not understand it."""
 
 
 class Begin(NamedTuple):
@@ -12,6 +15,10 @@ class Begin(NamedTuple):
     settings: SendingSettings
     logging: tuple[Any, ...] | None
     """What `logs.configure` was called with."""
+
+
+class Begun(NamedTuple):
+    """From the process: it can send."""
 
 
 class Do(NamedTuple):

@@ -17,13 +17,20 @@ class OddSettings(ChannelSettings):
 
 
 class Odd:
+    def __init__(self) -> None:
+        self.hanging = 0
+
     async def send(self, attempt: Attempt) -> Receipt:
         attempt.sending(self.payload(attempt.message))
         match attempt.message.note:
             case "keep":
                 await attempt.keep({"told": "one of two"})
             case "hang":
-                await asyncio.Event().wait()
+                self.hanging += 1
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    self.hanging -= 1
             case "block":
                 time.sleep(60)  # noqa: ASYNC251  # as a defect would
             case "die":
@@ -33,7 +40,7 @@ class Odd:
             case "fail":
                 raise ValueError("xoxb-secret")
         attempt.answered("taken")
-        return {"process": str(os.getpid()), "progress": str(dict(attempt.progress))}
+        return {"process": str(os.getpid()), "progress": str(dict(attempt.progress)), "hanging": str(self.hanging)}
 
     def payload(self, message: Message) -> str:
         return f"{message.event.status} {message.links[0].runbook} {dict(message.contacts)}"

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 import zlib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -59,6 +60,11 @@ async def process_of(send: Send) -> int:
     attempted = await send(outgoing(), never)
     assert attempted.receipt is not None
     return int(attempted.receipt["process"])
+
+
+async def hang_there(send: Send, number: int) -> bool:
+    receipt = (await send(outgoing(), never)).receipt
+    return receipt is not None and receipt["hanging"] == str(number)
 
 
 def is_gone(pid: int) -> bool:
@@ -171,6 +177,59 @@ async def test_what_it_was_sending_when_it_died_may_have_arrived_and_the_next_on
     assert said["exit_code"] == -signal.SIGKILL
 
 
+async def test_what_waited_for_it_to_start_did_not_arrive() -> None:
+    async with asyncio.timeout(30), apart(SETTINGS) as send:
+        waiting = asyncio.create_task(send(outgoing(), never))
+        children: list[int] = []
+
+        def started() -> bool:
+            children[:] = map(int, Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split())
+            return any(b"services.relay.sending" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children)
+
+        await until(started)
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+        attempted = await waiting
+    assert attempted.error is None  # it goes out by the next one
+
+
+async def test_another_version_on_the_disk_is_said_and_nothing_is_sent_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.relay.sending.apart.VERSION", "0.0.1")
+    with capture_logs() as logs:
+        async with apart(SETTINGS) as send:
+            attempted = await send(outgoing(seconds=3), never)
+    assert attempted.error is not None
+    assert (attempted.error.detail, attempted.error.maybe_arrived) == ("no sending process could be started", False)
+    said = {entry["event"] for entry in logs if entry["log_level"] == "error"}
+    assert said == {"another version is installed than the one that runs; restart the relay"}
+
+
+async def test_a_defect_in_keeping_ends_the_send_and_tells_nothing_of_itself(send: Send) -> None:
+    async def keep(_progress: Progress) -> None:
+        raise ValueError("xoxb-secret")
+
+    with capture_logs() as logs:
+        error = (await send(outgoing("keep"), keep)).error
+    assert error is not None
+    assert error.detail == "the outbox was not available in the middle of it: a defect: ValueError"
+    assert [(entry["event"], entry["error"]) for entry in logs] == [("progress could not be kept", "ValueError")]
+    assert "xoxb" not in str(logs)
+
+
+async def test_an_answer_that_came_while_the_relay_was_stopped_counts(
+    send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.relay.sending.apart._OVERDUE", 0.0)
+    first = await process_of(send)
+    sending = asyncio.create_task(send(outgoing(seconds=0.5), never))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # it is said by now
+    time.sleep(1)  # noqa: ASYNC251  # as if the process was stopped
+    assert (await sending).receipt is not None
+    await asyncio.sleep(0.5)  # longer than the look at what it said meanwhile
+    assert await process_of(send) == first
+
+
 @pytest.mark.parametrize("how", ["blocked", "stopped"])
 async def test_one_that_says_nothing_is_killed(send: Send, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.relay.sending.apart._OVERDUE", 0.5)
@@ -187,11 +246,11 @@ async def test_one_that_says_nothing_is_killed(send: Send, how: str, monkeypatch
 async def test_a_send_that_nobody_waits_for_is_stopped(send: Send) -> None:
     await process_of(send)
     hanging = asyncio.create_task(send(outgoing("hang"), never))
-    await asyncio.sleep(0)
+    await until(lambda: hang_there(send, 1))
     hanging.cancel()
     with pytest.raises(asyncio.CancelledError):
         await hanging
-    assert await process_of(send)
+    await until(lambda: hang_there(send, 0))
 
 
 async def test_where_none_can_be_started_nothing_is_lost_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
