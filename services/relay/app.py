@@ -16,7 +16,7 @@ from services.relay.channels.channel import Reason, Receipt, Scope, SendError
 from services.relay.config import RelaySettings
 from services.relay.console import api
 from services.relay.delivery.trial import TrialAttempt, trial, trial_over
-from services.relay.intake.endpoint import TURN_SECONDS, Intake, Rules
+from services.relay.intake.endpoint import TURN_SECONDS, TURNS, Intake, Rules
 from services.relay.intake.heartbeat import Heartbeat
 from services.relay.intake.routing import Rule
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
@@ -118,7 +118,7 @@ async def serve(launch: Launch[RelaySettings]) -> None:
             restart=("listen", "database"),
             own_credentials=("/alerts",),
             stopping=lambda: app.state.stop(),  # noqa: PLW0108 - the one of the generation that runs by then
-            turns=Turns(b"POST /alerts", 64, TURN_SECONDS),
+            turns=Turns(b"POST /alerts", TURNS, TURN_SECONDS),
         )
 
 

@@ -34,7 +34,7 @@ IN_HAND_LIMIT: Final = 2 * BODY_LIMIT
 """Bytes of all bodies that are being read or wait for their commit; a body that would need more is answered 503."""
 BODY_SECONDS: Final = 30.0
 """How long a body may take to arrive."""
-TURNS: Final = 128
+TURNS: Final = 64
 """How many webhooks are taken apart and committed at a time, so that thousands at once fit into memory."""
 TURN_SECONDS: Final = 8.0
 """How long one that was read waits for its turn; then Alertmanager may ask again."""

@@ -62,6 +62,12 @@ async def process_of(send: Send) -> int:
     return int(attempted.receipt["process"])
 
 
+def sending_processes() -> list[int]:
+    """Those among our children; a database of other tests may be another."""
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    return [int(pid) for pid in children if b"services.relay.sending" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
 async def hang_there(send: Send, number: int) -> bool:
     receipt = (await send(outgoing(), never)).receipt
     return receipt is not None and receipt["hanging"] == str(number)
@@ -180,14 +186,8 @@ async def test_what_it_was_sending_when_it_died_may_have_arrived_and_the_next_on
 async def test_what_waited_for_it_to_start_did_not_arrive() -> None:
     async with asyncio.timeout(30), apart(SETTINGS) as send:
         waiting = asyncio.create_task(send(outgoing(), never))
-        children: list[int] = []
-
-        def started() -> bool:
-            children[:] = map(int, Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split())
-            return any(b"services.relay.sending" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children)
-
-        await until(started)
-        for pid in children:
+        await until(lambda: bool(sending_processes()))
+        for pid in sending_processes():
             os.kill(pid, signal.SIGKILL)
         attempted = await waiting
     assert attempted.error is None  # it goes out by the next one
