@@ -10,7 +10,7 @@ PROGRAM = """
 import asyncio, sys
 sys.path.insert(0, sys.argv[1])
 from services.relay.sending.apart import apart
-from tests.relay.sending.test_apart import SETTINGS, process_of
+from tests.relay.sending.sends import SETTINGS, process_of
 
 async def main():
     async with asyncio.timeout(20), apart(SETTINGS) as send:

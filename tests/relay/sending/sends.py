@@ -1,0 +1,69 @@
+"""What the tests of the sending process send, and how they look at it."""
+
+import asyncio
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from services.relay.channels.channel import Progress
+from services.relay.event_json import encode
+from services.relay.sending.enrich.links import LinkRules
+from services.relay.sending.outgoing import Outgoing, Send, SendingSettings
+from tests.relay.scripted import event_of
+from tests.relay.sending.odd import OddSettings
+
+LINKS = LinkRules("https://docs.example.org/#{alertname_lower}", None, ("docs.example.org",))
+SETTINGS = SendingSettings({"odd": OddSettings()}, LINKS, {"owner": "#team"}, 10)
+
+
+async def never(progress: Progress) -> None:
+    pytest.fail(f"{progress} was to be kept")
+
+
+def outgoing(note: str = "", *, seconds: float = 20.0, lease: float = 60.0) -> Outgoing:
+    now = asyncio.get_running_loop().time()
+    written = encode(event_of())
+    return Outgoing(
+        channel="odd",
+        delivery_id="d",
+        incident_id="i",
+        episode=1,
+        accepted_at=datetime(2026, 1, 1, tzinfo=UTC),
+        written_event=written,
+        size=len(written),
+        first_receipt=None,
+        untold=False,
+        note=note,
+        age=1.5,
+        progress={},
+        maybe_sent=False,
+        ends=now + seconds,
+        lease_ends=now + lease,
+    )
+
+
+async def process_of(send: Send) -> int:
+    attempted = await send(outgoing(), never)
+    assert attempted.receipt is not None
+    return int(attempted.receipt["process"])
+
+
+def sending_processes() -> list[int]:
+    """Those among our children; a database of other tests may be another."""
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    return [int(pid) for pid in children if b"services.relay.sending" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+async def hang_there(send: Send, number: int) -> bool:
+    receipt = (await send(outgoing(), never)).receipt
+    return receipt is not None and receipt["hanging"] == str(number)
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
