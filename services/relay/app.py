@@ -22,7 +22,7 @@ from services.relay.intake.routing import Rule
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
 from services.relay.outbox import query
 from services.relay.outbox.prune import pruning
-from services.relay.outbox.schema import OPEN, State
+from services.relay.outbox.schema import COUNTED, OPEN, State
 from services.relay.outbox.store import Store, StoreUnusableError, opened
 from services.relay.outbox.waiting import StoreUnavailableError
 from services.relay.outbox.watchdogs import last_seen
@@ -69,7 +69,7 @@ async def running(
             raise StartError(str(error)) from None
         shown, able = registry(), Able(time.monotonic)
         metrics = Metrics(shown, (), _OUTCOMES, Reason)
-        gauges = OutboxGauges((), (), query.COUNTED, OPEN, lambda: _outbox_state(store))
+        gauges = OutboxGauges((), (), COUNTED, OPEN, lambda: _outbox_state(store))
         shown.register(gauges)
 
         @asynccontextmanager

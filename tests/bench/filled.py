@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from sqlalchemy import insert, update
 
-from services.relay.outbox.schema import State, deliveries, events
+from services.relay.outbox.schema import OPEN, State, deliveries, events, incidents
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
 from tests.bench.alerts import webhook
@@ -37,7 +37,12 @@ def _add(transaction: Transaction, number: int, state: State, due_in: float) -> 
     written_as = {"event": written, "body": written}
     rows = [{"id": name, "incident_id": name, "fingerprint": name, **told, **written_as} for name in names]
     seqs = connection.execute(_NEW_EVENTS, rows).scalars().all()
+    connection.execute(
+        insert(incidents),
+        [{"id": name, "episode": 1, "open": 1, "latest_event": seq} for name, seq in zip(names, seqs, strict=True)],
+    )
     waits = {"state": state, "attempts": int(state is State.RETRYING), "due_at": now + due_in, "accepted_at": now}
+    waits["finished_at"] = None if state in OPEN else now
     connection.execute(
         insert(deliveries),
         [

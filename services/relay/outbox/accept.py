@@ -12,14 +12,16 @@ from services.relay.model import Event
 from services.relay.outbox.dialect import insert_new
 from services.relay.outbox.enqueue import New, enqueue
 from services.relay.outbox.lock import lock
+from services.relay.outbox.many import Many
 from services.relay.outbox.schema import State, deliveries, events, incidents, plain
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
 
 _LARGE: Final = 64 * 1024  # bytes of a webhook up to which writing its event is quicker than a thread
 # Statements are built once: building one costs more than a database takes to run it.
-_NEW_EVENTS: Final = insert(events).returning(events.c.seq, sort_by_parameter_order=True)
-_KEEP: Final = (
+_NEW_EVENTS: Final = Many(insert(events), [column.name for column in events.c if column is not events.c.seq])
+_SEQS: Final = select(events.c.id, events.c.seq).where(events.c.id.in_(bindparam("ids", expanding=True)))
+_KEEP: Final = Many(
     update(incidents)
     .where(incidents.c.id == bindparam("incident"))
     .values({name: bindparam(f"new_{name}") for name in ("episode", "open", "latest_event")})
@@ -163,9 +165,11 @@ def _commit(transaction: Transaction, planned: Sequence[_Planned]) -> dict[str, 
     if not planned:
         return {}
     rows = [_event(each.asked, transaction.now) for each in planned]
-    seqs = transaction.connection.execute(_NEW_EVENTS, rows).scalars().all()
-    transaction.connection.execute(
-        _KEEP,
+    _NEW_EVENTS.execute(transaction.connection, rows)
+    found = {row.id: row.seq for row in transaction.connection.execute(_SEQS, {"ids": [row["id"] for row in rows]})}
+    seqs = [found[row["id"]] for row in rows]
+    _KEEP.execute(
+        transaction.connection,
         [
             {
                 "incident": each.asked.incoming.incident_id,

@@ -11,7 +11,7 @@ from sqlalchemy import Row, bindparam, select, update
 from services.relay.outbox import gate
 from services.relay.outbox.enqueue import New, enqueue
 from services.relay.outbox.lock import lock
-from services.relay.outbox.schema import State, deliveries, incidents
+from services.relay.outbox.schema import COUNTED_ONES, State, deliveries, incidents
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
 
@@ -19,7 +19,7 @@ _of = deliveries.c
 _ONE: Final = select(_of.seq, _of.incident_id).where(_of.id == bindparam("delivery"))
 _DEAD: Final = (
     select(_of.seq, _of.incident_id)
-    .where(_of.channel == bindparam("channel"), _of.state == State.DEAD)
+    .where(_of.channel == bindparam("channel"), _of.state == State.DEAD, COUNTED_ONES)
     .order_by(_of.seq)
     .limit(bindparam("most"))
 )

@@ -69,7 +69,7 @@ _told = (
     select(func.min(_of.seq))
     .where(
         _of.incident_id.in_(bindparam("incidents", expanding=True)),
-        _of.channel == bindparam("channel"),
+        _of.channel.concat("") == bindparam("channel"),  # else a database looks through all that was delivered there
         _of.state == State.DELIVERED,
     )
     .group_by(_of.incident_id, _of.episode)

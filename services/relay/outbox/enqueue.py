@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from sqlalchemy import Row, bindparam, insert, select, update
 
+from services.relay.outbox.many import Many
 from services.relay.outbox.schema import WAITING, State, deliveries
 from services.relay.outbox.together import Transaction
 
@@ -33,7 +34,7 @@ _WAITING: Final = (
     .with_for_update()
 )
 _BEHIND: Final = _WAITING.where(_of.seq > bindparam("before"))
-_SUPERSEDE: Final = (
+_SUPERSEDE: Final = Many(
     update(deliveries)
     .where(_of.seq == bindparam("old"))
     .values(state=State.SUPERSEDED, superseded_by=bindparam("by"), finished_at=bindparam("at"), lease=None)
@@ -54,6 +55,11 @@ _TAKE_OVER: Final = (
     )
 )
 
+_COLUMNS: Final = (
+    *("id", "event_seq", "first_event", "incident_id", "episode", "channel", "state", "attempts", "reason"),
+    *("accepted_at", "waits_since", "due_at", "set_at", "note", "fell_back"),
+)
+_NEW: Final = Many(insert(deliveries), _COLUMNS)
 _INHERITED: Final = ("due_at", "set_at", "attempts", "reason", "waits_since", "fell_back")
 
 
@@ -122,9 +128,9 @@ def enqueue(transaction: Transaction, news: Sequence[New]) -> Enqueued:
         result.told_by.append(row["id"])
         rows.append(row)
     if changes:
-        transaction.connection.execute(_SUPERSEDE, changes)
+        _SUPERSEDE.execute(transaction.connection, changes)
     if rows:
-        transaction.connection.execute(insert(deliveries), rows)
+        _NEW.execute(transaction.connection, rows)
     return result
 
 
@@ -146,7 +152,7 @@ def merge_into_successor(transaction: Transaction, old: Row[*tuple[Any, ...]], w
     ).first()
     if found is None:
         return None
-    transaction.connection.execute(_SUPERSEDE, {"old": old.seq, "by": found.id, "at": transaction.now})
+    _SUPERSEDE.execute(transaction.connection, [{"old": old.seq, "by": found.id, "at": transaction.now}])
     transaction.connection.execute(
         _TAKE_OVER,
         {

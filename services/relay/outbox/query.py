@@ -4,16 +4,13 @@ import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
 
 from sqlalchemy import Connection, Row, func, select
 
 from services.relay.outbox import schema
-from services.relay.outbox.schema import OPEN, State, attempts, deliveries, events
+from services.relay.outbox.schema import COUNTED_ONES, State, attempts, deliveries, events
 from services.relay.outbox.store import Store
 
-COUNTED: Final = (*OPEN, State.DEAD)
-"""What the gauges show: what is still to be made, and what was given up. The rest only grows."""
 _of = deliveries.c
 _columns = (
     select(*(column for column in _of if column is not _of.payload), events.c.id.label("public_event_id"))
@@ -153,7 +150,7 @@ def counts(connection: Connection) -> list[Count]:
     """How many deliveries each channel has in each of `COUNTED`, for `Store.read`; those with none are left out."""
     query = (
         select(_of.channel, _of.state, func.count(), func.min(_of.waits_since))
-        .where(_of.state.in_([state.value for state in COUNTED]))
+        .where(COUNTED_ONES)
         .group_by(_of.channel, _of.state)
     )
     rows = connection.execute(query)
@@ -162,7 +159,8 @@ def counts(connection: Connection) -> list[Count]:
 
 async def dead(store: Store, channel: str) -> int:
     """How many deliveries of a channel were given up. Raises StoreUnavailableError."""
-    query = select(func.count()).select_from(deliveries).where(_of.channel == channel, _of.state == State.DEAD)
+    of_channel = _of.channel == channel, _of.state == State.DEAD, COUNTED_ONES
+    query = select(func.count()).select_from(deliveries).where(*of_channel)
     return await store.read(lambda connection: connection.execute(query).scalar_one())
 
 

@@ -15,6 +15,7 @@ from services.relay.outbox.claim import Claim
 from services.relay.outbox.enqueue import New, Waits, enqueue, merge_into_successor
 from services.relay.outbox.fallback import instead
 from services.relay.outbox.lock import lock
+from services.relay.outbox.many import Many
 from services.relay.outbox.schema import State, attempts, deliveries, incidents, plain
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
@@ -29,12 +30,12 @@ _FIND: Final = (
     .with_for_update()
 )
 _CHANGES: Final = ("state", "reason", "due_at", "set_at", "finished_at", "receipt", "maybe_sent", "payload")
-_END: Final = (
+_END: Final = Many(
     update(deliveries)
     .where(_of.seq == bindparam("ours"))
     .values(lease=None, **{name: bindparam(f"new_{name}") for name in _CHANGES})
 )
-_TRIED: Final = insert(attempts)
+_TRIED: Final = Many(insert(attempts), [column.name for column in attempts.c])
 _KNOWN: Final = select(attempts.c.number).where(
     attempts.c.delivery_seq == bindparam("delivery"),
     attempts.c.number == bindparam("attempt"),
@@ -102,8 +103,8 @@ def _record(transaction: Transaction, asked: Sequence[_Asked]) -> list[Recorded]
     rows = {row.id: row for row in connection.execute(_FIND, {"ids": ids})}
     ours = [each for each in asked if _is_ours(each.claim, rows)]
     if ours:
-        connection.execute(_END, [_end(each, rows[each.claim.delivery_id], transaction.now) for each in ours])
-        connection.execute(_TRIED, [_tried(each, rows[each.claim.delivery_id]) for each in ours])
+        _END.execute(connection, [_end(each, rows[each.claim.delivery_id], transaction.now) for each in ours])
+        _TRIED.execute(connection, [_tried(each, rows[each.claim.delivery_id]) for each in ours])
     reached = gate.untroubled(transaction, {each.claim.channel for each in ours}) if ours else frozenset()
     for each in sorted(ours, key=lambda each: each.claim.channel):  # in one order, as locks have to be taken
         if each.claim.channel not in reached or each.ending.effect is not gate.Effect.REACHED:

@@ -18,6 +18,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    bindparam,
     text,
 )
 
@@ -35,6 +36,9 @@ class State(StrEnum):
 
 OPEN: Final = (State.QUEUED, State.SENDING, State.RETRYING)
 """The states of a delivery that is still to be made; `finished_at` is null in exactly these."""
+
+COUNTED: Final = (*OPEN, State.DEAD)
+"""What the gauges show: what is still to be made, and what was given up. The rest only grows."""
 
 WAITING: Final = (State.QUEUED, State.RETRYING)
 """The states of a delivery that nobody is sending; where its channel merges, an incident has one of them at most."""
@@ -151,6 +155,8 @@ def _index(name: str, *columns: Column[object], where: str | None = None) -> Non
 
 _UNFINISHED: Final = "finished_at IS NULL"
 _of = deliveries.c
+COUNTED_ONES: Final = _of.state.in_(bindparam("counted", [*map(str, COUNTED)], expanding=True, literal_execute=True))
+"""The condition of the index `deliveries_counted`, written out as a database needs it to see that it may use that."""
 _index("deliveries_due", _of.channel, _of.due_at, _of.seq, where=_UNFINISHED)
 _index("deliveries_in_order", _of.incident_id, _of.channel, _of.seq, where=_UNFINISHED)
 _index("deliveries_of_event", _of.event_seq)

@@ -10,7 +10,7 @@ from sqlalchemy import Row, select
 
 from services.relay.identity import fingerprint, incident_id, plan
 from services.relay.outbox import accept as accepting
-from services.relay.outbox import query
+from services.relay.outbox import query, schema
 from services.relay.outbox.accept import Accepted, Incoming, Plan, accept
 from services.relay.outbox.claim import Taken, Wanted, claim
 from services.relay.outbox.fallback import fall_back
@@ -88,7 +88,7 @@ class World:
         found = self.run(self.store.read(lambda connection: connection.execute(everything).all()))
         self.rows = {row.id: row for row in found}
         self.ledger.agree(self.rows)
-        counted = Counter((row.channel, row.state) for row in found if row.state in query.COUNTED)
+        counted = Counter((row.channel, row.state) for row in found if row.state in schema.COUNTED)
         assert {(one.channel, one.state): one.deliveries for one in self.run(self.store.read(query.counts))} == counted
 
     def wait(self, seconds: float) -> None:
