@@ -84,13 +84,21 @@ def test_the_exporter_sees_the_service_whose_network_it_shares_and_sees_it_again
 ) -> None:
     well = {'crypto_mode{service="ledger"} 1.0', 'kms_probe_success{service="ledger",target="ledger-kek"} 1.0'}
     down = {'crypto_backend_up{service="ledger"} 0.0'}
-    _until(lambda: well <= set(metrics().splitlines()))
-    service = engine.out(
-        "ps", "--quiet", "--filter", f"label={LABEL}", "--filter", "label=com.docker.compose.service=ledger"
-    )
-    os.kill(int(engine.inspected(service)["State"]["Pid"]), signal.SIGKILL)
-    _until(lambda: down <= set(metrics().splitlines()))
-    _until(lambda: well <= set(metrics().splitlines()))
+
+    def shown(lines: set[str]) -> Callable[[], bool]:
+        return lambda: lines <= set(metrics().splitlines())
+
+    _until(shown(well))
+    of_ledger = f"label={LABEL}", "--filter", "label=com.docker.compose.service=ledger"
+    service = engine.out("ps", "--quiet", "--filter", *of_ledger)
+    engine.out("stop", service)  # and not killed: what comes back within a second, nobody sees go
+    _until(shown(down))
+    engine.out("start", service)
+    _until(shown(well))
+    first = engine.inspected(service)["State"]["Pid"]
+    os.kill(first, signal.SIGKILL)
+    _until(lambda: engine.inspected(service)["State"]["Pid"] not in {0, first})
+    _until(shown(well))
 
 
 def _until(condition: Callable[[], bool]) -> None:
