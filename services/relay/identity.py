@@ -6,7 +6,8 @@ from collections.abc import Collection, Sequence
 from typing import Final
 
 from services.relay.model import Event, Status
-from services.relay.outbox.accept import Known, Plan
+from services.relay.outbox.accept import Plan
+from services.relay.outbox.known import Known
 
 OWN_SOURCE: Final = "keypulse"
 """Of every incident of the relay's own; no sender may use it."""

@@ -8,7 +8,8 @@ import pytest
 from services.relay import identity
 from services.relay.intake import webhook
 from services.relay.model import Event, Status
-from services.relay.outbox.accept import Known, Plan
+from services.relay.outbox.accept import Plan
+from services.relay.outbox.known import Known
 from tests.relay.scripted import at, event_of, payload
 
 

@@ -22,7 +22,8 @@ from services.relay.intake.routing import Rule, route
 from services.relay.metrics import Metrics
 from services.relay.model import Event
 from services.relay.outbox import watchdogs
-from services.relay.outbox.accept import Incoming, Known, Plan, accept
+from services.relay.outbox.accept import Incoming, Plan, accept
+from services.relay.outbox.known import Known
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store
 from services.relay.outbox.waiting import StoreUnavailableError

@@ -5,15 +5,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import Row, and_, bindparam, func, insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 
 from services.relay.event_json import encode
 from services.relay.model import Event
-from services.relay.outbox.dialect import insert_new
 from services.relay.outbox.enqueue import New, enqueue
-from services.relay.outbox.lock import lock
+from services.relay.outbox.known import Known, known_of
 from services.relay.outbox.many import Many
-from services.relay.outbox.schema import State, deliveries, events, incidents, plain
+from services.relay.outbox.schema import events, incidents, plain
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
 
@@ -26,22 +25,6 @@ _KEEP: Final = Many(
     .where(incidents.c.id == bindparam("incident"))
     .values({name: bindparam(f"new_{name}") for name in ("episode", "open", "latest_event")})
 )
-_LATEST: Final = (
-    select(incidents.c.id.label("incident"), incidents.c.episode, incidents.c.open, incidents.c.latest_event)
-    .add_columns(events.c.id, events.c.fingerprint, events.c.accepted_at, func.length(events.c.body).label("size"))
-    .outerjoin(events, events.c.seq == incidents.c.latest_event)
-    .where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
-)
-_STATES: Final = select(deliveries.c.event_seq, deliveries.c.state).where(
-    deliveries.c.event_seq.in_(bindparam("events", expanding=True))
-)
-_ON: Final = (
-    select(deliveries.c.incident_id, deliveries.c.channel)
-    .distinct()
-    .join(incidents, and_(incidents.c.id == deliveries.c.incident_id, incidents.c.episode == deliveries.c.episode))
-    .where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
-)
-"""The channels that were given something of an incident's episode."""
 
 
 class Incoming(NamedTuple):
@@ -54,24 +37,6 @@ class Incoming(NamedTuple):
     alertname: str
     body: bytes
     """The webhook as it came."""
-
-
-class Known(NamedTuple):
-    """What the outbox holds of an incident that has been told of before, and of its latest event."""
-
-    episode: int
-    open: bool
-    """Whether it still goes on, as far as we were told."""
-    open_on: frozenset[str]
-    """The channels that were given something of this episode."""
-    event_id: str
-    fingerprint: str
-    accepted_at: float
-    deliveries: int
-    any_dead: bool
-    """Whether a delivery of the latest event was given up."""
-    ours: bool
-    """Whether the relay made the latest event itself."""
 
 
 class Plan(NamedTuple):
@@ -144,7 +109,7 @@ def _accept(transaction: Transaction, asked: Sequence[_Asked]) -> list[Accepted]
 
 
 def _round(transaction: Transaction, asked: Sequence[_Asked]) -> list[Accepted]:
-    known = _known(transaction, sorted(each.incoming.incident_id for each in asked))
+    known = known_of(transaction, sorted(each.incoming.incident_id for each in asked))
     planned, repeated = [], {}
     for each in asked:
         incident = each.incoming.incident_id
@@ -166,8 +131,9 @@ def _commit(transaction: Transaction, planned: Sequence[_Planned]) -> dict[str, 
         return {}
     rows = [_event(each.asked, transaction.now) for each in planned]
     _NEW_EVENTS.execute(transaction.connection, rows)
-    found = {row.id: row.seq for row in transaction.connection.execute(_SEQS, {"ids": [row["id"] for row in rows]})}
-    seqs = [found[row["id"]] for row in rows]
+    numbered = transaction.connection.execute(_SEQS, {"ids": [row["id"] for row in rows]}).all()
+    of_ids = {row.id: row.seq for row in numbered}
+    seqs = [of_ids[row["id"]] for row in rows]
     _KEEP.execute(
         transaction.connection,
         [
@@ -215,35 +181,3 @@ def _event(asked: _Asked, now: float) -> dict[str, Any]:
         "event": asked.written,
         "body": incoming.body,
     }
-
-
-def _known(transaction: Transaction, ids: Sequence[str]) -> dict[str, Known]:
-    """What is known of incidents; their rows, made where there are none, are locked until the transaction ends."""
-    connection = transaction.connection
-    rows = [{"id": incident, "episode": 0, "open": 0, "latest_event": 0} for incident in ids]
-    connection.execute(insert_new(incidents, connection).on_conflict_do_nothing(), rows)
-    lock(transaction, ids)
-    latest = [row for row in connection.execute(_LATEST, {"incidents": ids}) if row.id is not None]
-    if not latest:
-        return {}
-    states: dict[int, list[str]] = {}
-    for event, state in connection.execute(_STATES, {"events": [row.latest_event for row in latest]}):
-        states.setdefault(event, []).append(state)
-    on: dict[str, set[str]] = {}
-    for incident, channel in connection.execute(_ON, {"incidents": [row.incident for row in latest]}):
-        on.setdefault(incident, set()).add(channel)
-    return {row.incident: _of_row(row, states.get(row.latest_event, []), on.get(row.incident, set())) for row in latest}
-
-
-def _of_row(row: Row[*tuple[Any, ...]], states: Sequence[str], on: set[str]) -> Known:
-    return Known(
-        episode=row.episode,
-        open=bool(row.open),
-        open_on=frozenset(on),
-        event_id=row.id,
-        fingerprint=row.fingerprint,
-        accepted_at=row.accepted_at,
-        deliveries=len(states),
-        any_dead=State.DEAD in states,
-        ours=not row.size,
-    )

@@ -212,8 +212,9 @@ def _claims(
     connection = transaction.connection
     incidents = {"incidents": [row.incident_id for row in due], "channel": channel}
     wanted = {"wanted": [row.event_seq for row in due]}
-    written = {row.seq: row.event for row in connection.execute(_EVENTS, wanted)}
-    receipts = {(row.incident_id, row.episode): row.receipt for row in connection.execute(_FIRST_RECEIPTS, incidents)}
+    written = {row.seq: row.event for row in connection.execute(_EVENTS, wanted).all()}
+    first = connection.execute(_FIRST_RECEIPTS, incidents).all()
+    receipts = {(row.incident_id, row.episode): row.receipt for row in first}
     over = any(row.status == Status.RESOLVED and (row.incident_id, row.episode) not in receipts for row in due)
     fired = {(row.incident_id, row.episode) for row in connection.execute(_FIRED, incidents)} if over else set()
 

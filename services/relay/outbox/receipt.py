@@ -100,7 +100,7 @@ def _record(transaction: Transaction, asked: Sequence[_Asked]) -> list[Recorded]
     connection = transaction.connection
     lock(transaction, {each.claim.incident_id for each in asked})
     ids = [each.claim.delivery_id for each in asked]
-    rows = {row.id: row for row in connection.execute(_FIND, {"ids": ids})}
+    rows = {row.id: row for row in connection.execute(_FIND, {"ids": ids}).all()}
     ours = [each for each in asked if _is_ours(each.claim, rows)]
     if ours:
         _END.execute(connection, [_end(each, rows[each.claim.delivery_id], transaction.now) for each in ours])

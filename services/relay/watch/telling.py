@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 from services.relay import identity
 from services.relay.metrics import Metrics
 from services.relay.model import Alert, Event, Status
-from services.relay.outbox.accept import Decide, Incoming, Known, Plan, accept
+from services.relay.outbox.accept import Decide, Incoming, Plan, accept
 from services.relay.outbox.incidents import Incident
+from services.relay.outbox.known import Known
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store
 

@@ -16,7 +16,8 @@ from services.relay.delivery.retry import RetryPolicy
 from services.relay.delivery.worker import Worker
 from services.relay.metrics import Metrics
 from services.relay.outbox import query
-from services.relay.outbox.accept import Incoming, Known, Plan, accept
+from services.relay.outbox.accept import Incoming, Plan, accept
+from services.relay.outbox.known import Known
 from services.relay.outbox.query import Delivery, Filter, recent
 from services.relay.outbox.store import opened
 from services.relay.sending.enrich.links import LinkRules

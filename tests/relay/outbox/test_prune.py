@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from services.relay import identity
-from services.relay.outbox.accept import Incoming, Known, Plan, accept
+from services.relay.outbox.accept import Incoming, Plan, accept
+from services.relay.outbox.known import Known
 from services.relay.outbox.prune import Pruned, prune
 from services.relay.outbox.schema import OPEN, State, attempts, incidents
 from services.relay.outbox.store import Store, opened

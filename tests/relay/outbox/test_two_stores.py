@@ -15,10 +15,11 @@ from sqlalchemy import Connection, create_engine, select, text
 
 from services.relay import identity
 from services.relay.model import Event
-from services.relay.outbox.accept import Incoming, Known, Plan, accept
+from services.relay.outbox.accept import Incoming, Plan, accept
 from services.relay.outbox.again import again, again_all
 from services.relay.outbox.claim import Claim, Wanted, claim
 from services.relay.outbox.gate import BREAKS_AFTER, Effect
+from services.relay.outbox.known import Known
 from services.relay.outbox.schema import State, deliveries, events
 from services.relay.outbox.store import Store, opened
 from shared.sql.location import Database

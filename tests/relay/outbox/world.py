@@ -9,12 +9,12 @@ from typing import Any, Final, Protocol, TypeVar
 from sqlalchemy import Row, select
 
 from services.relay.identity import fingerprint, incident_id, plan
-from services.relay.outbox import accept as accepting
 from services.relay.outbox import query, schema
 from services.relay.outbox.accept import Accepted, Incoming, Plan, accept
 from services.relay.outbox.claim import Taken, Wanted, claim
 from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.gate import Effect
+from services.relay.outbox.known import Known as KnownIncident
 from services.relay.outbox.overdue import look_after
 from services.relay.outbox.receipt import Ending, Recorded, record
 from services.relay.outbox.schema import WAITING, State, deliveries, events
@@ -123,7 +123,7 @@ class World:
     async def _accept(self, group: str, alerts: Alerts, routed: list[str], plans: list[Plan | None]) -> Accepted:
         event = event_of(group, alerts)
 
-        def decide(known: accepting.Known | None, now: float) -> Plan | None:
+        def decide(known: KnownIncident | None, now: float) -> Plan | None:
             plans.append(plan(event, known, now=now, duplicate_window=WINDOW, routed=routed, configured=RATES))
             return plans[-1]
 

@@ -12,7 +12,8 @@ from services.relay import identity
 from services.relay.event_json import decode
 from services.relay.metrics import Metrics
 from services.relay.model import Alert, Event, Status
-from services.relay.outbox.accept import Incoming, Known, Plan, accept
+from services.relay.outbox.accept import Incoming, Plan, accept
+from services.relay.outbox.known import Known
 from services.relay.outbox.schema import State, deliveries, events
 from services.relay.outbox.store import Store, opened
 from services.relay.watch.telling import Teller

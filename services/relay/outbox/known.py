@@ -1,0 +1,83 @@
+"""What the outbox holds of incidents, and that nobody else changes it until the transaction ends."""
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Row, and_, bindparam, func, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from services.relay.outbox.lock import lock
+from services.relay.outbox.many import Many
+from services.relay.outbox.schema import State, deliveries, events, incidents
+from services.relay.outbox.together import Transaction
+
+_NEW: Final = {
+    name: Many(kind.insert(incidents).on_conflict_do_nothing(), [column.name for column in incidents.c])
+    for name, kind in (("sqlite", sqlite), ("postgresql", postgresql))
+}
+_LATEST: Final = (
+    select(incidents.c.id.label("incident"), incidents.c.episode, incidents.c.open, incidents.c.latest_event)
+    .add_columns(events.c.id, events.c.fingerprint, events.c.accepted_at, func.length(events.c.body).label("size"))
+    .outerjoin(events, events.c.seq == incidents.c.latest_event)
+    .where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
+)
+_STATES: Final = select(deliveries.c.event_seq, deliveries.c.state).where(
+    deliveries.c.event_seq.in_(bindparam("events", expanding=True))
+)
+_ON: Final = (
+    select(deliveries.c.incident_id, deliveries.c.channel)
+    .distinct()
+    .join(incidents, and_(incidents.c.id == deliveries.c.incident_id, incidents.c.episode == deliveries.c.episode))
+    .where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
+)
+"""The channels that were given something of an incident's episode."""
+
+
+class Known(NamedTuple):
+    """What the outbox holds of an incident that has been told of before, and of its latest event."""
+
+    episode: int
+    open: bool
+    """Whether it still goes on, as far as we were told."""
+    open_on: frozenset[str]
+    """The channels that were given something of this episode."""
+    event_id: str
+    fingerprint: str
+    accepted_at: float
+    deliveries: int
+    any_dead: bool
+    """Whether a delivery of the latest event was given up."""
+    ours: bool
+    """Whether the relay made the latest event itself."""
+
+
+def known_of(transaction: Transaction, ids: Sequence[str]) -> dict[str, Known]:
+    """What is known of incidents; their rows, made where there are none, are locked until the transaction ends."""
+    connection = transaction.connection
+    rows = [{"id": incident, "episode": 0, "open": 0, "latest_event": 0} for incident in ids]
+    _NEW[connection.dialect.name].execute(connection, rows)
+    lock(transaction, ids)
+    latest = [row for row in connection.execute(_LATEST, {"incidents": ids}).all() if row.id is not None]
+    if not latest:
+        return {}
+    states: dict[int, list[str]] = {}
+    for event, state in connection.execute(_STATES, {"events": [row.latest_event for row in latest]}):
+        states.setdefault(event, []).append(state)
+    on: dict[str, set[str]] = {}
+    for incident, channel in connection.execute(_ON, {"incidents": [row.incident for row in latest]}):
+        on.setdefault(incident, set()).add(channel)
+    return {row.incident: _of_row(row, states.get(row.latest_event, []), on.get(row.incident, set())) for row in latest}
+
+
+def _of_row(row: Row[*tuple[Any, ...]], states: Sequence[str], on: set[str]) -> Known:
+    return Known(
+        episode=row.episode,
+        open=bool(row.open),
+        open_on=frozenset(on),
+        event_id=row.id,
+        fingerprint=row.fingerprint,
+        accepted_at=row.accepted_at,
+        deliveries=len(states),
+        any_dead=State.DEAD in states,
+        ours=not row.size,
+    )
