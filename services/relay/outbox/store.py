@@ -104,11 +104,9 @@ class Store:
         late = loop.call_later(_ANSWER_SECONDS, too_late, done, f"no answer within {_ANSWER_SECONDS:g} s")
         try:
             return await done
-        except BaseException:
-            self._queue.leave(work)
-            raise
         finally:
             late.cancel()
+            self._queue.leave(work)
             # An exception that `done` holds holds this frame: without a cycle, all of it is gone at once.
             del work, done
 
