@@ -69,8 +69,8 @@ _told = (
     select(func.min(_of.seq))
     .where(
         _of.incident_id.in_(bindparam("incidents", expanding=True)),
-        _of.channel.concat("") == bindparam("channel"),  # else a database looks through all that was delivered there
-        _of.state == State.DELIVERED,
+        _of.channel == bindparam("channel"),
+        _of.state.concat("") == State.DELIVERED,  # else a database looks through all that was delivered there
     )
     .group_by(_of.incident_id, _of.episode)
 )

@@ -34,7 +34,7 @@ class Many:
 
     def _of(self, dialect: Dialect) -> tuple[str, Callable[[Row], Any]]:
         """The text for a driver, and what it takes for a row: a tuple or a mapping."""
-        compiled = self._statement.compile(dialect=dialect, column_keys=self._columns)
+        compiled = self._statement.compile(dialect=dialect, column_keys=self._columns, for_executemany=True)
         # What the statement itself holds, and what it awaits of each row.
         same = {name: value for name, value in compiled.params.items() if not compiled.binds[name].required}
         order = compiled.positiontup
