@@ -20,7 +20,7 @@ _ONE: Final = select(_of.seq, _of.incident_id).where(_of.id == bindparam("delive
 _DEAD: Final = (
     select(_of.seq, _of.incident_id)
     .where(_of.channel == bindparam("channel"), _of.state == State.DEAD, COUNTED_ONES)
-    .order_by(_of.seq)
+    .order_by(_of.seq + 0)  # not as it stands: PostgreSQL would look for them through all that was delivered
     .limit(bindparam("most"))
 )
 _ROWS: Final = (

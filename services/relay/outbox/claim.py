@@ -69,6 +69,7 @@ _told = (
     select(func.min(_of.seq))
     .where(
         _of.incident_id.in_(bindparam("incidents", expanding=True)),
+        _of.episode.in_(bindparam("episodes", expanding=True)),
         _of.channel == bindparam("channel"),
         _of.state.concat("") == State.DELIVERED,  # else a database looks through all that was delivered there
     )
@@ -80,7 +81,7 @@ _FIRED: Final = (
     .distinct()
     .join(events, and_(events.c.incident_id == _of.incident_id, events.c.seq.between(_of.first_event, _of.event_seq)))
     .where(_of.incident_id.in_(bindparam("incidents", expanding=True)), _of.channel == bindparam("channel"))
-    .where(events.c.status == Status.FIRING)
+    .where(_of.episode.in_(bindparam("episodes", expanding=True)), events.c.status == Status.FIRING)
 )
 """Of what a delivery tells any event may have fired: what falls back late tells the beginning and the end as one."""
 
@@ -210,7 +211,8 @@ def _claims(
     transaction: Transaction, channel: str, due: Sequence[Row[*tuple[Any, ...]]], lease: str, probe: bool
 ) -> tuple[Claim, ...]:
     connection = transaction.connection
-    incidents = {"incidents": [row.incident_id for row in due], "channel": channel}
+    episodes = list({row.episode for row in due})
+    incidents = {"incidents": [row.incident_id for row in due], "episodes": episodes, "channel": channel}
     wanted = {"wanted": [row.event_seq for row in due]}
     written = {row.seq: row.event for row in connection.execute(_EVENTS, wanted).all()}
     first = connection.execute(_FIRST_RECEIPTS, incidents).all()

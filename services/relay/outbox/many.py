@@ -12,7 +12,7 @@ Row = Mapping[str, Any]
 
 
 class Many:
-    """An insert or an update.
+    """An insert or an update. Values go to the driver as they are: texts, numbers, bytes, None.
 
     Args:
         statement: without RETURNING.

@@ -1,20 +1,24 @@
-"""What lies in the outbox costs nobody time: no more steps beside thousands that were delivered than beside a few.
+"""What was delivered costs nobody time: no more steps beside thousands of other episodes than beside a few.
 
 The steps are SQLite's own instructions, which no machine takes more or fewer of than another.
 """
 
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import Connection, event, insert, select
 
-from services.relay.outbox import query
+from services.relay.outbox import again, claim, query
 from services.relay.outbox.again import again_all
-from services.relay.outbox.schema import State
+from services.relay.outbox.schema import State, deliveries
 from services.relay.outbox.store import Store, opened
 from services.relay.outbox.together import Transaction
 from shared.sql import location
+from shared.sql.location import Database
 from tests.bench.filled import CHANNEL, fill
 from tests.relay.outbox.acts import claimed, end, take, told
 
@@ -60,6 +64,57 @@ async def taken(file: Path, delivered: int, work: Callable[[Store], Awaitable[ob
 async def test_what_was_delivered_before_is_not_looked_through(tmp_path: Path, work: str) -> None:
     few, many = [await taken(tmp_path / f"{number}.db", number, WORK[work]) for number in (FEW, MANY)]
     assert 50 < many < 1.05 * few + 20
+
+
+async def test_earlier_episodes_of_an_incident_are_not_looked_through(tmp_path: Path) -> None:
+    found = []
+    for number in (FEW, MANY):
+        async with opened(location.sqlite(tmp_path / f"{number}.db"), time.time) as store:
+            await told(store, "flapping", CHANNEL)
+            await end(store, await claimed(store, CHANNEL))
+            await store.run(partial(_again_and_again, number=number))
+            await told(store, "flapping", CHANNEL, episode=number + 1)
+            steps = Steps()
+            await store.run(steps.count)
+            assert (await claimed(store, CHANNEL)).first_receipt is None
+            found.append(steps.taken)
+    few, many = found
+    assert 50 < many < 1.05 * few + 20
+
+
+def _again_and_again(transaction: Transaction, number: int) -> None:
+    """The one delivery that is there, once more for each of its incident's next episodes."""
+    row = dict(transaction.connection.execute(select(deliveries)).one()._mapping)
+    del row["seq"]
+    copies = [{**row, "id": f"{episode}", "episode": episode} for episode in range(2, number + 1)]
+    transaction.connection.execute(insert(deliveries), copies)
+
+
+@pytest.mark.parametrize("looked_up", ["first receipts", "dead letters"])
+async def test_no_database_takes_the_index_of_what_was_delivered(database: Database, looked_up: str) -> None:
+    query, given = {
+        "first receipts": (claim._FIRST_RECEIPTS, {"incidents": ["a", "b"], "episodes": [1], "channel": CHANNEL}),
+        "dead letters": (again._DEAD, {"channel": CHANNEL, "most": 10}),
+    }[looked_up]
+
+    def plan(connection: Connection) -> str:
+        explain = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
+
+        @event.listens_for(connection, "before_cursor_execute", retval=True)
+        def _explained(*execution: Any) -> tuple[str, Any]:
+            return f"{explain} {execution[2]}", execution[3]
+
+        return str(connection.execute(query, given).cursor.fetchall())  # the plan has other columns than the query
+
+    async with opened(database, time.time) as store:
+        await fill(store, MANY, State.DELIVERED)
+        if looked_up == "dead letters":  # PostgreSQL looks for these in another way when it knows that there are many
+            await fill(store, 500, State.DEAD)
+            await store.run(lambda transaction: transaction.connection.exec_driver_sql("ANALYZE").close())
+        found = await store.read(plan)
+    wanted = {"first receipts": "deliveries_of_episode", "dead letters": "deliveries_counted"}
+    assert wanted[looked_up] in found
+    assert "deliveries_delivered" not in found
 
 
 async def test_a_receipt_looks_through_nothing_either(tmp_path: Path) -> None:
