@@ -56,9 +56,9 @@ def now(connection: Connection, clock: Callable[[], float]) -> float:
     return clock() if connection.dialect.name == "sqlite" else float(connection.execute(_NOW).scalar_one())
 
 
-def insert_new(table: Table, connection: Connection) -> Any:
-    """The dialect's INSERT, with `on_conflict_do_nothing` and `on_conflict_do_update`."""
-    return (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)
+def insert_new(table: Table, dialect: str) -> Any:
+    """The INSERT of the dialect with this name, with `on_conflict_do_nothing` and `on_conflict_do_update`."""
+    return (sqlite if dialect == "sqlite" else postgresql).insert(table)
 
 
 @contextmanager

@@ -217,4 +217,5 @@ def _write(transaction: Transaction, channel: str, **changes: object) -> None:
 
 def _make(transaction: Transaction, channel: str) -> None:
     row = {"name": channel, "open_at": 0.0, "set_at": 0.0, "next_slot": 0.0, "failures": 0, "refused": 0}
-    transaction.connection.execute(insert_new(channels, transaction.connection).on_conflict_do_nothing(), row)
+    connection = transaction.connection
+    connection.execute(insert_new(channels, connection.dialect.name).on_conflict_do_nothing(), row)

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Row, and_, bindparam, func, select
-from sqlalchemy.dialects import postgresql, sqlite
 
+from services.relay.outbox.dialect import insert_new
 from services.relay.outbox.lock import lock
 from services.relay.outbox.many import Many
 from services.relay.outbox.schema import State, deliveries, events, incidents
 from services.relay.outbox.together import Transaction
 
 _NEW: Final = {
-    name: Many(kind.insert(incidents).on_conflict_do_nothing(), [column.name for column in incidents.c])
-    for name, kind in (("sqlite", sqlite), ("postgresql", postgresql))
+    dialect: Many(insert_new(incidents, dialect).on_conflict_do_nothing(), [column.name for column in incidents.c])
+    for dialect in ("sqlite", "postgresql")
 }
 _LATEST: Final = (
     select(incidents.c.id.label("incident"), incidents.c.episode, incidents.c.open, incidents.c.latest_event)

@@ -30,7 +30,7 @@ async def seen(store: Store, names: Collection[str]) -> None:
     """Commits that a heartbeat of each came just now. Raises StoreUnavailableError."""
 
     def commit(transaction: Transaction) -> None:
-        new = insert_new(watchdogs, transaction.connection)
+        new = insert_new(watchdogs, transaction.connection.dialect.name)
         # Transactions of several replicas may be committed in another order than they began.
         later = new.on_conflict_do_update(
             index_elements=["name"],
@@ -48,7 +48,7 @@ def silent_for(transaction: Transaction, names: Collection[str]) -> Mapping[str,
     connection, now = transaction.connection, transaction.now
     if not names:
         return {}
-    connection.execute(insert_new(watchdogs, connection).on_conflict_do_nothing(), _rows(names, now))
+    connection.execute(insert_new(watchdogs, connection.dialect.name).on_conflict_do_nothing(), _rows(names, now))
     # Seen in the future: the clock was set back since, and would hide an absence until it is there again.
     future = update(watchdogs).where(watchdogs.c.name.in_(names), watchdogs.c.seen_at > now + _SLACK)
     connection.execute(future.values(seen_at=now))
