@@ -10,7 +10,7 @@ import json
 import re
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -73,6 +73,8 @@ class _Phase:
     state: State
     began: float
     say: Callable[[Hop], None]
+    accepted: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once the webhook was told of: nothing is delivered before it, whoever of the looks is first."""
 
     async def follow(self) -> tuple[list[Hop], list[str]]:
         """Looks for every hop at once: what happens early may be over when something later has been seen."""
@@ -105,6 +107,8 @@ class _Phase:
             if (at := await look()) is not None:
                 hop = Hop(name, channel, self.state, at, at - self.began)
                 self.say(hop)
+                if name == "accepted":
+                    self.accepted.set()
                 return hop
             await asyncio.sleep(_POLL_SECONDS)
         return None
@@ -133,6 +137,8 @@ class _Phase:
 
     async def _arrived(self, channel: ChannelName) -> float | None:
         """When all of a channel's messages were there: `email` has two mailboxes, and counts with the last of them."""
+        if not self.accepted.is_set():
+            return None
         rows = [row for row in await self._deliveries() if row["channel"].startswith(channel)]
         held = await self.stack.get("stand_ins", "/api/state") if rows else None
         if held is None or len(rows) < _DELIVERIES[channel] or any(row["state"] != "delivered" for row in rows):

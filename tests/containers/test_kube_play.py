@@ -1,7 +1,8 @@
 """The chart's exporter and relay, as `podman kube play` runs what Helm renders, between the demo's other parts.
 
-They have the host's network, so that the emulator and the stand-ins are on this machine for them. All else is as in
-a cluster: the user, the read-only root, no capability, the volume, the files of ConfigMap and Secret.
+They have the host's network, so that the emulator and the stand-ins are on this machine for them, and ports that are free
+on it. All else is as in a cluster: the user, the read-only root, no capability, the volume, the files of ConfigMap and
+Secret.
 """
 
 import json
@@ -10,7 +11,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Final
@@ -49,11 +49,10 @@ def podman(engine: Engine) -> Engine:
 
 
 async def test_an_alert_goes_through_the_pods_and_they_may_do_nothing_else(podman: Engine, tmp_path: Path) -> None:
-    ports = replace(Ports.free(), exporter=9911, relay=9912)
-    ports.refuse_taken()
+    ports = Ports.free()
     configure(tmp_path, ports)
     token = secrets.token_hex(16)
-    objects = [*_rendered(tmp_path), *_secrets(tmp_path, token)]
+    objects = [*_on_free_ports(_rendered(tmp_path), ports), *_secrets(tmp_path, token)]
     probes = _without_probes(objects)
 
     async with (
@@ -102,6 +101,21 @@ def _rendered(folder: Path) -> list[Object]:
     objects = [each for each in rendered(values, name=RELEASE) if each["kind"] in PLAYED]
     for claim in of_kind("PersistentVolumeClaim", objects).values():
         claim["metadata"]["annotations"] |= OWNED
+    return objects
+
+
+def _on_free_ports(objects: list[Object], ports: Ports) -> list[Object]:
+    """The chart's ports are a pod's own; on the host's network somebody else may have them."""
+    for _, pod in pods(objects):
+        for container in containers(pod):
+            (port,) = container["ports"]
+            own = getattr(ports, port["name"])
+            config = of_kind("ConfigMap", objects)[f"{RELEASE}-{port['name']}"]["data"]
+            listen, free = (f"listen: 0.0.0.0:{number}\n" for number in (port["containerPort"], own))
+            (file,) = config
+            assert listen in config[file]
+            config[file] = config[file].replace(listen, free)
+            port["containerPort"] = own
     return objects
 
 

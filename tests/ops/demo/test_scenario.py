@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,14 @@ class ScriptedStack(Stack):
     """A stack of which every part answers what the test wrote down for it."""
 
     answers: dict[str, Any]
+    late: list[str] = field(default_factory=list)
+    """Parts that at the first question know nothing yet."""
 
     async def get(self, part: str, path: str) -> Any:
         del path  # one answer a part is enough
+        if part in self.late:
+            self.late.remove(part)
+            return None
         return self.answers[part]
 
     async def text(self, part: str, path: str) -> str:
@@ -156,6 +161,18 @@ async def test_what_has_not_arrived_whole_has_not_arrived(spoilt: str, state: St
     hops, missing = await follow(answers, state)
     assert missing == [f"no 'delivered' on {channel} ({state}) within 60 s"]
     assert [hop.channel for hop in hops if hop.name == "delivered"] == [c for c in CHANNELS if c != channel]
+
+
+async def test_a_delivery_is_told_after_its_webhook_although_it_was_seen_first(tmp_path: Path) -> None:
+    told: list[str] = []
+    async with aiohttp.ClientSession() as http, processes(tmp_path) as children:
+        # The relay has it between the first look for the webhook and the first look for a delivery.
+        stack = ScriptedStack(Ports(), http, children, tmp_path, complete("firing"), late=["relay"])
+        began = time.time() - scenario.PHASE_SECONDS + PATIENCE
+        _, missing = await scenario._Phase(stack, "firing", began, lambda hop: told.append(hop.name)).follow()
+
+    assert missing == []
+    assert [name for name in told if name in ("accepted", "delivered")] == ["accepted", *["delivered"] * len(CHANNELS)]
 
 
 async def test_a_trigger_alone_is_no_all_clear(follow: Follow) -> None:
