@@ -1,7 +1,8 @@
 """The product's own rules and routing, with every wait shortened by one factor. Pure: YAML text in, YAML text out.
 
 The demo runs the files that production runs; only the clock is turned up. A minute becomes a second, and nothing
-becomes shorter than a second, since Prometheus has to see a value before it can judge it.
+becomes shorter than a second, since Prometheus has to see a value before it can judge it; nor a range than four, since a
+rate needs several values, and a minute of production has four.
 """
 
 import re
@@ -12,32 +13,37 @@ import yaml
 
 FACTOR = 60
 FLOOR_SECONDS = 1.0
+RANGE_FLOOR_SECONDS = 4.0
 
 _UNIT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800, "y": 31536000}
 _DURATION = r"(?:\d+(?:ms|[smhdwy]))+"
 # In PromQL a duration stands in a range, in a subquery's two parts, or after `offset`.
 _IN_EXPRESSION = re.compile(rf"(?P<before>\[\s*|:\s*|\boffset\s+-?\s*)(?P<duration>{_DURATION})(?=\s*[\]:]|\b)")
+_QUERY = re.compile(r"`[^`]*`")  # in an annotation: what its template asks for
 _WAITS = {
     "for", "keep_firing_for", "interval", "group_wait", "group_interval", "repeat_interval", "scrape_interval",
     "evaluation_interval",
 }  # fmt: skip
 
 
-def scale_duration(text: str) -> str:
-    """`5m` → `5s`; `10s` → `1s`, the floor; `0s` stays."""
+def scale_duration(text: str, floor: float = FLOOR_SECONDS) -> str:
+    """`5m` → `5s`; `10s` → `1s`, the floor in seconds; `0s` stays."""
     seconds = sum(int(n) * _UNIT_SECONDS[unit] for n, unit in re.findall(r"(\d+)(ms|[smhdwy])", text))
     if seconds == 0:
         return "0s"
-    scaled = max(seconds / FACTOR, FLOOR_SECONDS)
+    scaled = max(seconds / FACTOR, floor)
     return f"{scaled:.0f}s" if scaled == int(scaled) else f"{scaled * 1000:.0f}ms"
 
 
 def scale_expression(expression: str) -> str:
     """A PromQL expression with every range, subquery and offset shortened; strings and label matchers stay."""
+
+    def shorten(found: re.Match[str]) -> str:
+        floor = RANGE_FLOOR_SECONDS if found["before"].startswith("[") else FLOOR_SECONDS
+        return found["before"] + scale_duration(found["duration"], floor)
+
     parts = re.split(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')""", expression)
-    parts[::2] = [
-        _IN_EXPRESSION.sub(lambda m: m["before"] + scale_duration(m["duration"]), part) for part in parts[::2]
-    ]
+    parts[::2] = [_IN_EXPRESSION.sub(shorten, part) for part in parts[::2]]
     return "".join(parts)
 
 
@@ -51,13 +57,15 @@ def scale_yaml(text: str, rewrite: Callable[[str], str] = lambda value: value) -
 
     def walk(key: str | None, value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: walk(k, v) for k, v in value.items()}
+            return {k: walk(key if key == "annotations" else k, v) for k, v in value.items()}
         if isinstance(value, list):
             return [walk(None, v) for v in value]
         if not isinstance(value, str):
             return value
         if key == "expr":
             return scale_expression(value)
+        if key == "annotations":
+            return rewrite(_QUERY.sub(lambda query: scale_expression(query[0]), value))
         return scale_duration(value) if key in _WAITS else rewrite(value)
 
     return yaml.safe_dump(walk(None, yaml.safe_load(text)), sort_keys=False, allow_unicode=True)

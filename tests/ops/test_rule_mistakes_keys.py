@@ -118,7 +118,9 @@ MISTAKES = [
 
 # The same, of what a message looks up when it is written.
 MISLEADING = [
-    ("KMSProbeFailing", "sort_desc(", "sort("),
+    ("KMSProbeFailing", "topk(", "bottomk("),
+    ("KMSProbeFailing", "1e6 * ", ""),
+    ("KMSProbeFailing", "[1m]", "[2m]"),
     ("KMSProbeFailing", "[5m]", "[10m]"),
     ("KMSProbeFailing", "[5m]", "[1m]"),
     ("KMSProbeFailing", 'operation!="canary_decrypt", ', ""),
@@ -132,6 +134,7 @@ MISLEADING = [
     ("KMSProbeFailing", "[1d]", "[1m]"),
     ("KMSProbeFailing", "[15m]", "[1m]"),
     ("KMSProbeFlapping", "[15m]", "[5m]"),
+    ("KMSProbeFlapping", "[1m]", "[15m]"),
     ("KMSProbeFlapping", 'operation!="canary_decrypt", ', ""),
     ("KMSProbeFlapping", "target=%q", "target!=%q"),
     ("KMSProbeFlapping", "100 * ", ""),

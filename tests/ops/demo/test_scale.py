@@ -39,6 +39,7 @@ def test_a_minute_becomes_a_second_and_nothing_becomes_shorter_than_one(duration
         ("rate(x_total[5m]) > 0.1", "rate(x_total[5s]) > 0.1"),
         ("last_over_time(m[15m]) == 0", "last_over_time(m[15s]) == 0"),
         ("max_over_time(m[1h:1m])", "max_over_time(m[60s:1s])"),
+        ("increase(x_total[1m])", "increase(x_total[4s])"),
         ("m offset 5m", "m offset 5s"),
         ("m offset -5m", "m offset -5s"),
         ('m{window="[5m]"} > 5', 'm{window="[5m]"} > 5'),
@@ -76,11 +77,20 @@ def test_no_wait_of_the_products_files_is_forgotten(file: Path) -> None:
         elif isinstance(value, list):
             for v in value:
                 collect(key, v)
-        elif key not in {"summary", "description"} and isinstance(value, str):
+        elif key in {"title", "summary", "description"}:  # of a message, what it looks up: its prose is production's
+            waits.extend(re.findall(r"\[\d+[mhd]\]", str(value)))
+        elif isinstance(value, str):
             waits.extend(re.findall(r"\b\d+[mhd]\b", value))
 
     collect("", yaml.safe_load(scale_yaml(file.read_text(encoding="utf-8"))))
     assert waits == []
+
+
+def test_what_a_message_looks_up_is_shortened_and_what_it_says_is_not() -> None:
+    text = """annotations: {description: 'within [5m]: {{ query (printf `rate(x{a="[5m]", %s}[5m])` $of) }}'}"""
+    assert yaml.safe_load(scale_yaml(text)) == {
+        "annotations": {"description": 'within [5m]: {{ query (printf `rate(x{a="[5m]", %s}[5s])` $of) }}'}
+    }
 
 
 def test_addresses_are_rewritten_and_expressions_are_left_alone() -> None:
