@@ -1,8 +1,8 @@
 """The product's own rules and routing, with every wait shortened by one factor. Pure: YAML text in, YAML text out.
 
 The demo runs the files that production runs; only the clock is turned up. A minute becomes a second, and nothing
-becomes shorter than a second, since Prometheus has to see a value before it can judge it; nor a range than four, since a
-rate needs several values, and a minute of production has four.
+becomes shorter than a second, since Prometheus has to see a value before it can judge it; nor a range than four, since
+a rate needs several values, and a minute of production has four.
 """
 
 import re

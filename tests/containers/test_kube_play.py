@@ -1,8 +1,8 @@
 """The chart's exporter and relay, as `podman kube play` runs what Helm renders, between the demo's other parts.
 
-They have the host's network, so that the emulator and the stand-ins are on this machine for them, and ports that are free
-on it. All else is as in a cluster: the user, the read-only root, no capability, the volume, the files of ConfigMap and
-Secret.
+They have the host's network, so that the emulator and the stand-ins are on this machine for them, and ports that are
+free on it. All else is as in a cluster: the user, the read-only root, no capability, the volume, the files of ConfigMap
+and Secret.
 """
 
 import json

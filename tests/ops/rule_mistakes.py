@@ -25,7 +25,7 @@ def noticed(folder: Path, name: str, change: dict[str, Any]) -> bool:
     rules = {**RECORDINGS, **ALERTS}
     rules[name] = {**rules[name], **change}
     judged = {name, *(other for other, rule in rules.items() if name in rule["expr"])}
-    read = {recording for recording in RECORDINGS for one in judged if recording in rules[one]["expr"]}
+    read = {other for other in rules for one in judged if other in rules[one]["expr"]}
     kept = [rule for key, rule in rules.items() if key in judged | read]
     files = [_write(folder / "rules.yml", {"groups": [{"name": "changed", "rules": kept}]})]
     for file, document in TESTS.items():

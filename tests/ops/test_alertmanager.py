@@ -111,6 +111,7 @@ INHIBITED = [
     ("KMSCryptoModeNotKMS", "KMSBackendOnEnvWhileKMSHealthy"),
     ("KMSHealthChecksFailing", "KMSCryptoModeNotKMS"),
     ("KMSHealthChecksFailing", "KMSCryptoNotReady"),
+    ("KMSHealthChecksFailing", "KMSCryptoDownOnLocalKey"),
     ("KMSProbeFailing", "KMSHighLatency"),
     ("KMSProbeFailing", "KMSProbeFlapping"),
     ("KMSHighCryptoErrorRate", "KMSDecryptionErrorsBurst"),
@@ -179,6 +180,25 @@ async def test_the_relay_is_told_of_the_fire_and_of_its_end_with_the_bearer_toke
         assert body["status"] == status
         assert body["receiver"] == receiver
         assert body["groupLabels"] == {key: labels[key] for key in ("alertname", "env", "service")}
+
+
+async def test_a_service_that_goes_down_hours_after_it_lost_kms_pages_although_its_readiness_is_inhibited(
+    alertmanager: str, sink: Sink, http: aiohttp.ClientSession
+) -> None:
+    async def pages(alertname: str) -> dict[str, Any]:
+        labels = {"severity": "critical", "env": "production", "service": "ledger", "alertname": alertname}
+        await post(http, alertmanager, {"labels": labels})
+        return labels
+
+    await pages("KMSCryptoModeNotKMS")
+    _, first = await asyncio.wait_for(sink.received.get(), PATIENCE)
+    not_ready = await pages("KMSCryptoNotReady")
+    await pages("KMSCryptoDownOnLocalKey")
+    _, second = await asyncio.wait_for(sink.received.get(), PATIENCE)
+
+    assert first["groupLabels"]["alertname"] == "KMSCryptoModeNotKMS"
+    assert (second["groupLabels"]["alertname"], second["receiver"]) == ("KMSCryptoDownOnLocalKey", "kms-critical")
+    assert (await inhibitors(http, alertmanager))[frozenset(not_ready.items())] == ["KMSCryptoModeNotKMS"]
 
 
 async def test_the_heartbeat_goes_on_reaching_the_relay_and_the_switch_outside(

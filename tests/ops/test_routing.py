@@ -45,6 +45,7 @@ def test_what_is_ready_to_uncomment_is_valid_once_it_is_uncommented(tmp_path: Pa
         (["alertname=KMSTest", "severity=critical"], "kms-critical"),
         (["alertname=KMSCryptoModeNotKMS", "severity=critical"], "kms-critical"),
         (["alertname=KMSCryptoNotReady", "severity=critical"], "kms-critical"),
+        (["alertname=KMSCryptoDownOnLocalKey", "severity=critical"], "kms-critical"),
         (["alertname=KMSHealthChecksFailing", "severity=critical"], "kms-critical"),
         (["alertname=KMSHighLatency", "severity=warning"], "kms-security"),
         (["alertname=KMSProbeFailing", "severity=critical"], "kms-critical"),

@@ -41,6 +41,18 @@ MISTAKES = [
             ("or\n  min by (env, service) (last_over_time", "and\n  min by (env, service) (last_over_time"),
         ]
     ],
+    *[
+        ("KMSCryptoDownOnLocalKey", old, new)
+        for old, new in [
+            ("> 60", "> 45"),
+            ("> 60", "> 75"),
+            ("> 60", "!= 0"),
+            ("KMSCryptoNotReady", "KMSCryptoModeNotKMS"),
+            ("KMSCryptoModeNotKMS", "KMSCryptoNotReady"),
+            ("env, service", "service"),
+            ("env, service", "env"),
+        ]
+    ],
     ("KMSHealthChecksFailing", "(crypto_backend_up) != 1", "(crypto_backend_up) > 1"),
     ("KMSHealthChecksFailing", "unless", "and"),
     ("KMSHealthChecksFailing", "[1d]", "[12h]"),

@@ -14,6 +14,7 @@ SEVERITIES_AND_WAITS: dict[str, dict[str, tuple[str, str | None]]] = {
     "kms_crypto": {
         "KMSCryptoModeNotKMS": ("critical", "5m"),
         "KMSCryptoNotReady": ("critical", "5m"),
+        "KMSCryptoDownOnLocalKey": ("critical", "5m"),
         "KMSHealthChecksFailing": ("critical", "5m"),
         "KMSCryptoModeFlapping": ("warning", None),
         "KMSHighCryptoErrorRate": ("warning", "5m"),
@@ -103,16 +104,22 @@ NAME = r"\b(?:crypto|kms|relay)_[a-z_]+\b|\b(?:kms|relay):[a-z0-9_]+\b"
 
 
 def metrics_in(expression: str) -> set[str]:
-    """The metric names of an expression: what is left without label lists, ranges, texts, functions and operators."""
+    """The metric names of an expression, or the alerts that it compares.
+
+    That is what is left without label lists, ranges, texts, functions and operators.
+    """
+    alerts = set(re.findall(r"\bALERTS_FOR_STATE\{alertname=\"(\w+)\"\}", expression))
     bare = re.sub(r"\b(?:by|on)\s*\([^)]*\)|\{[^}]*\}|\[[^\]]*\]|\"[^\"]*\"|\boffset \w+", " ", expression)
-    return set(re.findall(r"\b[a-z][a-z0-9_:]*\b(?!\s*\()", bare)) - {"or", "and", "unless", "min", "max", "sum"}
+    return (
+        set(re.findall(r"\b[a-z][a-z0-9_:]*\b(?!\s*\()", bare)) - {"or", "and", "unless", "min", "max", "sum"} | alerts
+    )
 
 
 @pytest.mark.parametrize("rule", [name for name in [*RECORDINGS, *ALERTS] if name != "Watchdog"])
 def test_a_rule_reads_only_what_is_exposed_or_a_rule_records(rule: str, metrics: list[Metric]) -> None:
     names = metrics_in({**RECORDINGS, **ALERTS}[rule]["expr"])
     assert names, "no metric found in the expression"
-    assert names <= exposed.names(metrics) | RECORDINGS.keys() | {"up"}
+    assert names <= exposed.names(metrics) | RECORDINGS.keys() | ALERTS.keys() | {"up"}
 
 
 @pytest.mark.parametrize("alert", ALERTS)

@@ -56,7 +56,7 @@ def panels() -> list[Builder[Panel]]:
         .with_target(now(_READY, _NAME))
         .unit("none")
         .mappings(words(YES))
-        .links(sections("KMSCryptoNotReady"))
+        .links(sections("KMSCryptoNotReady", "KMSCryptoDownOnLocalKey"))
         .span(6)
         .height(5),
         stat(

@@ -12,6 +12,8 @@ from tests.ops.rehearsal.rehearsed import Broken, Rehearsal, Scenario
 from tests.ops.rehearsal.stage import Stage
 
 START_SECONDS = 30.0
+ON_ITS_LOCAL_KEY_SECONDS = 10
+"""As long as the stage's KMSCryptoDownOnLocalKey asks for."""
 EXPORTER = "exporter-staging.yml"
 
 
@@ -38,6 +40,23 @@ async def _gone(stage: Stage) -> AsyncIterator[Broken]:
 @asynccontextmanager
 async def _without_database(stage: Stage) -> AsyncIterator[Broken]:
     """It starts without a data key, and can make none: meanwhile its database takes no more writes."""
+    async with _unwritable(stage) as broken:
+        yield broken
+
+
+@asynccontextmanager
+async def _down_on_its_local_key(stage: Stage) -> AsyncIterator[Broken]:
+    """The same, of a service that had worked without KMS for a while."""
+    fault = await stage.kms_fault("archive", kind="denied", operation="Encrypt")
+    began = "ALERTS_FOR_STATE{alertname='KMSCryptoModeNotKMS', service='archive'}"
+    await stage.seen(f"time() - {began} > {ON_ITS_LOCAL_KEY_SECONDS}")
+    async with _unwritable(stage) as broken:
+        yield broken
+    await stage.kms_healed(fault)
+
+
+@asynccontextmanager
+async def _unwritable(stage: Stage) -> AsyncIterator[Broken]:
     await stage.kubectl.stop("archive")
     with closing(sqlite3.connect(stage.stack.folder / "archive.db")) as database:
         database.execute("DELETE FROM data_keys")
@@ -159,6 +178,19 @@ WITHOUT_DATABASE = Scenario(
             "KMSCryptoNotReady",
             ARCHIVE,
             ('"crypto_ready":false', "503", "the keyring's database cannot be used"),
+            ('"crypto_ready":true', "204", "check"),
+            done=STARTED,
+        ),
+    ),
+)
+DOWN_ON_ITS_LOCAL_KEY = Scenario(
+    "a database that nobody can write, while KMS is away",
+    _down_on_its_local_key,
+    (
+        Rehearsal(
+            "KMSCryptoDownOnLocalKey",
+            ARCHIVE,
+            ('"crypto_mode":"env"', '"crypto_ready":false', "503", "the keyring's database cannot be used"),
             ('"crypto_ready":true', "204", "check"),
             done=STARTED,
         ),
