@@ -76,6 +76,7 @@ def configure(folder: Path, ports: Ports) -> None:
         "driver": {"kind": "admin_api", "url": ports.url("backend"), "token_file": "admin_token"},
         "kms": kms,
         "state_dir": "rotator",
+        "other_keyrings": [],
         "encrypt_pause": "100ms",
         "verify_pause": "1s",
     }

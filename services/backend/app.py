@@ -78,6 +78,7 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
             mode=lambda: keyring.mode,
             ready=lambda: keyring.ready,
             initialised_at=lambda: keyring.initialised_at,
+            unusable=lambda: len(keyring.unusable),
             seen=lambda: look.seen,
         )
 

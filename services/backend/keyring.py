@@ -16,7 +16,7 @@ unwrapped again. No data key is ever removed here.
 import asyncio
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final
 
@@ -90,6 +90,11 @@ class Keyring:
     def ready(self) -> bool:
         """Whether records can be encrypted: false only while no data key can be used."""
         return self._active is not None
+
+    @property
+    def unusable(self) -> Mapping[str, str]:
+        """Why data keys cannot be unwrapped here, by their ids."""
+        return self._unusable
 
     def active(self) -> UsableKey:
         """The key for new records. Raises KeyUnavailableError."""

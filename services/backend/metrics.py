@@ -12,6 +12,7 @@ from shared.contract import (
     CRYPTO_MODE,
     CRYPTO_READY,
     KMS_DATA_KEYS,
+    KMS_DATA_KEYS_UNUSABLE,
     KMS_ROTATION_FAILURES,
     KMS_ROTATION_IN_PROGRESS,
     KMS_ROTATION_LAST_FAILURE,
@@ -27,6 +28,7 @@ def expose(
     mode: Callable[[], CryptoMode],
     ready: Callable[[], bool],
     initialised_at: Callable[[], float],
+    unusable: Callable[[], int],
     seen: Callable[[], Seen | None],
 ) -> Callable[[], None]:
     """Registers every metric; the functions are asked at each scrape.
@@ -38,6 +40,7 @@ def expose(
         (CRYPTO_MODE, "What wraps new data keys: 0 the local key, 1 KMS.", lambda: mode().gauge),
         (CRYPTO_READY, "1 while a data key can be used, else 0.", ready),
         (CRYPTO_INIT_TIMESTAMP, "When mode or readiness last changed, the start included; unix time.", initialised_at),
+        (KMS_DATA_KEYS_UNUSABLE, "Data keys that this instance cannot unwrap.", unusable),
     )
     for name, meaning, value in gauges:
         Gauge(name, meaning, registry=registry).set_function(value)

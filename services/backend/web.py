@@ -21,6 +21,7 @@ from shared.secret_file import SecretFile
 
 MAX_RECORD_BYTES: Final = 1024 * 1024
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_CANNOT_BE_READ: Final = "{} data keys cannot be unwrapped, so their records cannot be read; the log says why"
 
 log = structlog.get_logger(__name__)
 
@@ -70,11 +71,14 @@ def routes(
         return await (put if request.method == "PUT" else get)(request)
 
     async def healthz(_request: Request) -> Response:
+        unusable = len(keyring.unusable)
+        reason = keyring.reason or (_CANNOT_BE_READ.format(unusable) if unusable else None)
         health = {
-            "status": "ok" if keyring.ready else "not ready",
+            "status": ("degraded" if unusable else "ok") if keyring.ready else "not ready",
             "crypto_mode": keyring.mode.value,
             "crypto_ready": keyring.ready,
-            "reason": keyring.reason,
+            "data_keys_unusable": unusable,
+            "reason": reason,
         }
         return JSONResponse(health, status_code=200 if keyring.ready else 503, headers={"Cache-Control": "no-store"})
 

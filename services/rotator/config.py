@@ -1,8 +1,8 @@
 """What a person may set of the rotator."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from services.rotator.drivers.registry import DriverSettings
 from shared.keyring.administration import PAGE
@@ -17,6 +17,8 @@ class Settings(CommandSettings):
 
     driver: DriverSettings
     kms: KeySettings
+    other_keyrings: tuple[DriverSettings, ...] | None = None
+    """Further keyrings that the same KMS key wraps; None where nobody has said whether there are any."""
     state_dir: FilePath
     """Encrypted backups and reports; made if missing."""
     kms_timeout: Duration = 5.0
@@ -38,3 +40,10 @@ class Settings(CommandSettings):
     """Between two tries."""
     new_dek_min_age: Duration = 86400.0
     """A data key that `new-dek` made more recently than that is not replaced by the next one."""
+
+    @model_validator(mode="after")
+    def _each_keyring_once(self) -> Self:
+        keyrings = [each.where for each in (self.driver, *(self.other_keyrings or ()))]
+        if len(keyrings) > len(set(keyrings)):
+            raise ValueError("other_keyrings: expected each keyring once, and that of `driver` not at all")
+        return self

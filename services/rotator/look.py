@@ -2,7 +2,7 @@
 
 import asyncio
 
-from services.rotator import backups
+from services.rotator import backups, others
 from services.rotator.plan import not_finished, plan, unfinished, ways_on
 from services.rotator.report import KeptBackup, Outcome, Report
 from services.rotator.session import Session
@@ -38,6 +38,7 @@ async def plans(session: Session, types: tuple[RotationType, ...], command: str 
         sentence=sentence,
         then=then,
         plans=wanted,
+        others=await others.count(session),
         problems=tuple(problem for progress in tried for problem in progress.problems),
     )
 
@@ -59,11 +60,22 @@ async def status(session: Session) -> Report:
 
 
 async def census(session: Session) -> Report:
-    """Which data keys and how many records need which version. Raises AdministrationError."""
-    counted = await session.administration.census()
+    """Which data keys and how many records need which version, here and elsewhere. Raises AdministrationError."""
+    counted, elsewhere = await session.administration.census(), await others.count(session)
     keys, records = (sum(getattr(each, of) for each in counted.versions) for of in ("data_keys", "records"))
+    sentence = f"{keys} data keys, {records} records"
+    if session.settings.other_keyrings is None:
+        sentence += "; which other keyrings this KMS key wraps is not known: set `other_keyrings`"
+    silent = [each.keyring for each in elsewhere if each.census is None]
+    if silent:
+        sentence += f"; what {', '.join(silent)} needs is not known"
     return Report(
-        command="census", outcome=Outcome.DONE, sentence=f"{keys} data keys, {records} records", census=counted
+        command="census",
+        outcome=Outcome.FAILED if silent else Outcome.DONE,
+        sentence=sentence,
+        then=("census",) if silent else (),
+        census=counted,
+        others=elsewhere,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Final
 from pydantic import BaseModel
 
 from services.rotator.backup import Summary
+from services.rotator.backups import noted
 from services.rotator.model import PROGRAM, Took
 from services.rotator.plan import Plan
 from shared.keyring.administration import Census, Problem, Progress, Verification
@@ -27,6 +28,17 @@ class KeptBackup(Summary):
     file: str
 
 
+class OtherKeyring(BaseModel):
+    """A further keyring that the same KMS key wraps."""
+
+    keyring: str
+    """Where it is."""
+    census: Census | None = None
+    """None where it did not answer."""
+    why: str | None = None
+    """Why it did not."""
+
+
 class Report(BaseModel):
     """Everything that a command has to say."""
 
@@ -38,6 +50,7 @@ class Report(BaseModel):
     plans: tuple[Plan, ...] = ()
     rotation: Progress | None = None
     census: Census | None = None
+    others: tuple[OtherKeyring, ...] = ()
     backup: KeptBackup | None = None
     verification: Verification | None = None
     problems: tuple[Problem, ...] = ()
@@ -65,6 +78,7 @@ def markdown(report: Report, config: str) -> str:
         lines += ["", *_facts({"backup": backup.file, "data keys": backup.data_keys, "SHA-256": backup.sha256})]
     if census := report.census:
         lines += ["", *_of_census(census)]
+    lines += _of_others(report.others)
     if found := report.verification:
         read = f"{found.data_keys} data keys and {found.records} records read"
         lines += ["", *_facts({"verified": read, "fingerprint": found.fingerprint})]
@@ -102,6 +116,24 @@ def _of_census(census: Census) -> Iterable[str]:
     yield from _facts({"active data key": census.active, "since": census.active_since})
     yield ""
     yield from _table(("key", "version", "data keys", "records", "retired"), rows)
+
+
+def _of_others(others: tuple[OtherKeyring, ...]) -> list[str]:
+    heads = ("other keyring", "key", "version", "data keys", "records", "backups")
+    return ["", *_table(heads, (row for other in others for row in _of_other(other)))] if others else []
+
+
+def _of_other(other: OtherKeyring) -> Iterable[tuple[object, ...]]:
+    if other.census is None:
+        yield other.keyring, "", f"it may need any: {other.why}", "", "", ""
+        return
+    counted = {(each.kek, each.kek_version): (each.data_keys, each.records) for each in other.census.versions}
+    backups, own = noted(other.census.backups), other.census.kek or ""
+    for backup in backups:
+        for version in backup.needs or ():
+            counted.setdefault((own, version), (0, 0))
+    for (kek, version), numbers in sorted(counted.items()):
+        yield other.keyring, kek, version, *numbers, sum(each.may_need(version) for each in backups if kek == own)
 
 
 def _facts(facts: dict[str, object]) -> list[str]:

@@ -1,21 +1,22 @@
 """The end of a version of the KMS key, in two commands: `retire` disables it, `destroy` has it destroyed a month later.
 
-Both refuse while anything that is known of needs the version: a data key, a record, a backup in the folder. One that
-only the journal knows of has to be confirmed. What is not known of is an older backup of the service's whole database;
-`destroy` warns of it.
+Both refuse while anything that is known of needs the version: a data key, a record, a backup in the folder, in this
+keyring or in one of the others that the KMS key wraps. A backup that only a journal knows of has to be confirmed. What
+is not known of is an older backup of the service's whole database; `destroy` warns of it.
 """
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from services.rotator.backups import noted
 from services.rotator.model import RotatorError
+from services.rotator.others import count_holding
 from services.rotator.plan import refuse_unfinished
-from services.rotator.report import Outcome, Report
+from services.rotator.report import OtherKeyring, Outcome, Report
 from services.rotator.session import Session
-from shared.keyring.administration import AdministrationError, Lease
+from shared.keyring.administration import AdministrationError, Census, Lease
 from shared.keyring.model import UNREADABLE_VERSION
 from shared.kms.provider import KeyDescription, KmsError
 
@@ -33,22 +34,34 @@ async def retire(session: Session, version: int, lost: int = 0) -> Report:
         version: its number.
         lost: how many backups that are elsewhere, or gone, may never be restored again: all that may need the version.
     """
-    return await session.holding(lambda lease: _told("retire", version, _retire(session, lease, version, lost)))
+    return await _reported(
+        session, "retire", version, lambda lease, others: _retire(session, lease, version, lost, others)
+    )
 
 
 async def destroy(session: Session, version: int, lost: int = 0) -> Report:
     """Schedules a version's destruction. Arguments and errors are those of `retire`."""
-    return await session.holding(lambda lease: _told("destroy", version, _destroy(session, lease, version, lost)))
+    return await _reported(
+        session, "destroy", version, lambda lease, others: _destroy(session, lease, version, lost, others)
+    )
 
 
-async def _told(command: str, version: int, work: Awaitable[str]) -> Report:
+async def _reported(
+    session: Session, command: str, version: int, work: Callable[[Lease, Sequence[OtherKeyring]], Awaitable[str]]
+) -> Report:
+    """Does `work` while nobody else changes this keyring or another one."""
+
+    async def alone(lease: Lease) -> str:
+        return await count_holding(session, lambda others: work(lease, others))
+
     try:
-        return Report(command=command, outcome=Outcome.DONE, sentence=await work, then=("census",))
+        sentence = await session.holding(alone)
     except KmsError as error:
         raise RotatorError(f"KMS: {error}", _again(command, version)) from None
+    return Report(command=command, outcome=Outcome.DONE, sentence=sentence, then=("census",))
 
 
-async def _retire(session: Session, lease: Lease, version: int, lost: int) -> str:
+async def _retire(session: Session, lease: Lease, version: int, lost: int, others: Sequence[OtherKeyring]) -> str:
     refuse_unfinished(await session.administration.progress())  # a rollback would need the version
     timeout = session.settings.kms_timeout
     key = await session.kms.describe(timeout=timeout)
@@ -58,7 +71,7 @@ async def _retire(session: Session, lease: Lease, version: int, lost: int) -> st
             f"version {version} is the primary one, by which everything is wrapped; set another, and rotate",
             "run --type rewrap-kek",
         )
-    await _refuse_while_needed(session, "retire", version, lost)
+    await _refuse_while_needed(session, "retire", version, lost, others)
     since = await _retired_at(session, version)
     if since and not was_enabled:
         return f"version {version} is retired since {since:%Y-%m-%d}, and disabled; nothing was changed"
@@ -95,7 +108,7 @@ async def _as_before(session: Session, version: int, *, was_enabled: bool) -> st
     return "it is enabled again in KMS"
 
 
-async def _destroy(session: Session, lease: Lease, version: int, lost: int) -> str:
+async def _destroy(session: Session, lease: Lease, version: int, lost: int, others: Sequence[OtherKeyring]) -> str:
     timeout = session.settings.kms_timeout
     _state(await session.kms.describe(timeout=timeout), version, "destroy", ("DISABLED",))
     since = await _retired_at(session, version)
@@ -108,7 +121,7 @@ async def _destroy(session: Session, lease: Lease, version: int, lost: int) -> s
             f"{DISABLED_DAYS} days",
             "census",
         )
-    await _refuse_while_needed(session, "destroy", version, lost)
+    await _refuse_while_needed(session, "destroy", version, lost, others)
     scheduled = await session.kms.schedule_destruction(version, timeout=timeout)
     at = datetime.fromtimestamp(scheduled.destroy_at or 0.0, UTC)
     return (
@@ -129,30 +142,16 @@ def _state(key: KeyDescription, version: int, command: str, expected: tuple[str,
     return state
 
 
-async def _refuse_while_needed(session: Session, command: str, version: int, lost: int) -> None:
+async def _refuse_while_needed(
+    session: Session, command: str, version: int, lost: int, others: Sequence[OtherKeyring]
+) -> None:
     """Raises RotatorError where a data key, a record, a kept backup or more than the `lost` ones need the version."""
     kek = session.settings.kms.key
     census = await session.administration.census()
-    versions = census.versions
-    if not any(each.kek == kek for each in versions):
-        raise RotatorError(
-            f"no data key is wrapped by {kek}, so who needs its versions is not known here; nothing was changed; "
-            "expected the service's own key in `kms.key`",
-            "census",
-        )
-    for each in versions:
-        if (each.kek, each.kek_version) == (kek, version) and (each.data_keys or each.records):
-            raise RotatorError(
-                f"version {version} is needed by {each.data_keys} data keys and {each.records} records; nothing was "
-                "changed",
-                "run --type rewrap-kek",
-            )
-        if (each.kek, each.kek_version) == (kek, UNREADABLE_VERSION):
-            raise RotatorError(
-                f"version {version} may be needed by {each.data_keys} data keys whose version cannot be read; nothing "
-                "was changed; a re-wrap writes it anew",
-                "run --type rewrap-kek",
-            )
+    _refuse_counted(census, kek, version, "", "run --type rewrap-kek")
+    elsewhere = [(other.keyring, other.census) for other in others if other.census]
+    for keyring, its in elsewhere:
+        _refuse_counted(its, kek, version, f"in the other keyring {keyring} ", "census")
     kept = await asyncio.to_thread(session.backups.kept)
     for file, header in kept:
         if header.kek == kek and header.may_need(version):
@@ -162,7 +161,8 @@ async def _refuse_while_needed(session: Session, command: str, version: int, los
                 "census",
             )
     here = {file.name for file, _ in kept}
-    away = [each.name for each in noted(census.backups) if each.name not in here and each.may_need(version)]
+    known = [each for its in (census, *(its for _, its in elsewhere)) for each in noted(its.backups)]
+    away = [each.name for each in known if each.name not in here and each.may_need(version)]
     if len(away) != lost:
         raise RotatorError(
             f"version {version} is needed by {len(away)} backups that are not in {session.backups.folder}, the latest "
@@ -170,6 +170,30 @@ async def _refuse_while_needed(session: Session, command: str, version: int, los
             "without it: where that is meant, confirm their number",
             f"{_again(command, version)} --confirm-backups {len(away)}",
         )
+
+
+def _refuse_counted(census: Census, kek: str, version: int, where: str, then: str) -> None:
+    """Raises RotatorError where a data key or a record of a keyring needs the version; `where` begins its sentence."""
+    versions = census.versions
+    if not any(each.kek == kek for each in versions):
+        raise RotatorError(
+            f"{where}no data key is wrapped by {kek}, so who needs its versions is not known here; nothing was "
+            "changed; expected the service's own key in `kms.key`, and in `other_keyrings` those that it wraps",
+            "census",
+        )
+    for each in versions:
+        if (each.kek, each.kek_version) == (kek, version) and (each.data_keys or each.records):
+            raise RotatorError(
+                f"{where}version {version} is needed by {each.data_keys} data keys and {each.records} records; nothing "
+                "was changed",
+                then,
+            )
+        if (each.kek, each.kek_version) == (kek, UNREADABLE_VERSION):
+            raise RotatorError(
+                f"{where}version {version} may be needed by {each.data_keys} data keys whose version cannot be read; "
+                "nothing was changed; a re-wrap writes it anew",
+                then,
+            )
 
 
 def _again(command: str, version: int) -> str:

@@ -19,6 +19,7 @@ from services.backend.config import Settings
 from services.backend.request import RefusedError, body
 from shared.server import serving
 from shared.settings import Address
+from tests.key_versions import Versions
 
 MIB = 1024 * 1024
 
@@ -127,7 +128,7 @@ async def test_health_and_metrics_say_that_kms_is_used(client: httpx2.AsyncClien
     answer = await client.get("/healthz")
     assert (answer.status_code, answer.json()) == (
         200,
-        {"status": "ok", "crypto_mode": "kms", "crypto_ready": True, "reason": None},
+        {"status": "ok", "crypto_mode": "kms", "crypto_ready": True, "data_keys_unusable": 0, "reason": None},
     )
     metrics = (await client.get("/metrics")).text
     for sample in ("crypto_mode 1.0", "crypto_ready 1.0", "crypto_decryption_errors_total 0.0"):
@@ -176,9 +177,10 @@ async def test_a_record_whose_key_waits_for_kms_is_unavailable_and_counted_until
         assert "it is wrapped by KMS, which cannot be used" in answer.json()["error"]
         assert await _errors(client) == 1
         assert (await client.get("/healthz")).json() == {
-            "status": "ok",
+            "status": "degraded",
             "crypto_mode": "env",
             "crypto_ready": True,
+            "data_keys_unusable": 1,
             "reason": "KMS cannot be used: permission_denied",
         }
         emulator.faults.clear()
@@ -187,6 +189,38 @@ async def test_a_record_whose_key_waits_for_kms_is_unavailable_and_counted_until
             return (await client.get("/v1/records/r")).content == b"kept"
 
         await until(readable)
+
+
+async def test_data_keys_whose_version_was_taken_away_are_told_by_health_and_metrics_until_it_is_back(
+    emulator: Emulator, settings: Callable[..., Settings], versions: Versions, until: Any
+) -> None:
+    configured = settings(str(emulator.address))
+    async with running(configured) as app, _client(app) as client:
+        await client.put("/v1/records/r", content=b"kept")
+    await versions.rotate()
+    await versions.disable(1)  # as the rotator of another service retires it
+    async with running(configured) as app, _client(app) as client:
+        assert (await client.get("/v1/records/r")).status_code == 503
+        health = await client.get("/healthz")
+        assert (health.status_code, health.json()) == (
+            200,
+            {
+                "status": "degraded",
+                "crypto_mode": "kms",
+                "crypto_ready": True,
+                "data_keys_unusable": 1,
+                "reason": "1 data keys cannot be unwrapped, so their records cannot be read; the log says why",
+            },
+        )
+        assert "\nkms_data_keys_unusable 1.0\n" in (await client.get("/metrics")).text
+        await versions.enable(1)
+
+        async def over() -> bool:
+            shown = (await client.get("/metrics")).text
+            return "\nkms_data_keys_unusable 0.0\n" in shown and (await client.get("/healthz")).json()["status"] == "ok"
+
+        await until(over)
+        assert (await client.get("/v1/records/r")).content == b"kept"
 
 
 async def test_while_no_data_key_can_be_used_nothing_is_stored_and_health_says_why(

@@ -14,6 +14,7 @@ Read = Callable[..., Awaitable[BackendState]]
 TOLD = b"""kms_data_keys{kek_version="3",status="active"} 1
 kms_data_keys{kek_version="3",status="retired"} 11
 kms_data_keys{kek_version="2",status="retired"} 2
+kms_data_keys_unusable 2
 kms_rotation_last_success_timestamp_seconds{type="new-dek"} 1.7e+09
 kms_rotation_in_progress 0
 kms_rotation_failures_total{step="rotate"} 4
@@ -42,6 +43,7 @@ async def test_what_a_backend_tells_of_its_data_keys_is_shown_with_the_same_name
         'kms_data_keys{kek_version="3",service="backend",status="active"} 1.0',
         'kms_data_keys{kek_version="3",service="backend",status="retired"} 11.0',
         'kms_data_keys{kek_version="2",service="backend",status="retired"} 2.0',
+        'kms_data_keys_unusable{service="backend"} 2.0',
     ]
 
 

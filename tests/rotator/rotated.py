@@ -66,6 +66,7 @@ class Rotated:
             },
             "kms": {"provider": "gcp", "key": KEY, "endpoint": str(self.kms), "insecure": True},
             "state_dir": str(self.folder / "state"),
+            "other_keyrings": [],
             "encrypt_pause": "10ms",
             "verify_pause": "10ms",
             **overrides,

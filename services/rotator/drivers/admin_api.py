@@ -48,6 +48,11 @@ class AdminApiSettings(Section):
     timeout: Duration = 300.0
     """Of one call. That which takes longest is a full verification."""
 
+    @property
+    def where(self) -> str:
+        """Names the keyring."""
+        return self.url
+
     @asynccontextmanager
     async def opened(self, kms: KeySettings, caller: str) -> AsyncIterator[Administration]:
         """The service's administration; `kms` is the service's own affair here."""

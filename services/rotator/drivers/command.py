@@ -42,6 +42,11 @@ class CommandSettings(Section):
     timeout: Duration = 300.0
     """Of one call."""
 
+    @property
+    def where(self) -> str:
+        """Names the keyring, as far as a line has room for it."""
+        return " ".join(shlex.join(self.argv).split())[:80]
+
     @asynccontextmanager
     async def opened(self, kms: KeySettings, caller: str) -> AsyncIterator[Administration]:
         """The administration behind the command, which starts at the first call."""
@@ -67,7 +72,7 @@ class _Command:
         self._settings = settings
         self._caller = caller
         self._idle: list[_Running] = []
-        self.name = " ".join(shlex.join(settings.argv).split())[:80]
+        self.name = settings.where
 
     async def carry(self, question: Question) -> Answer:
         line = json.dumps({**question._asdict(), "caller": self._caller}).encode() + b"\n"

@@ -40,6 +40,11 @@ class SqlSettings(Section):
     kms_timeout: Duration = 5.0
     """Of one call."""
 
+    @property
+    def where(self) -> str:
+        """Names the keyring, without a password."""
+        return str(self.database)
+
     @asynccontextmanager
     async def opened(self, kms: KeySettings, caller: str) -> AsyncIterator[Administration]:
         """The keyring in `database`; its journal names the caller of a rotation."""
@@ -57,7 +62,7 @@ class SqlSettings(Section):
 @asynccontextmanager
 async def _database(location: setting.Database, records: RecordsSettings | None) -> AsyncIterator[Database]:
     """The service's database. One that is not there is never made: an empty keyring has nothing to rotate."""
-    where = f"driver.database {location}"
+    where = f"database {location}"
     if location.drivername == "sqlite" and not await asyncio.to_thread(Path(location.database or "").is_file):
         raise RefusedError(f"{where}: there is no such file; expected the database of the service")
     try:

@@ -110,6 +110,13 @@ DESTROYED = Scenario(
                 ("Enable a version",),
             ),
             ("KMSDecryptionErrorsBurst", ("service",), ("=>",), ("=> 0",), ("Enable a version",)),
+            (
+                "KMSDataKeysUnusable",
+                ("service",),
+                ("=> 1", '"data_keys_unusable":1', "key_destroyed (version 1)", "DESTROY_SCHEDULED"),
+                ('"status":"ok"', "=> 0"),
+                ("Enable a version",),
+            ),
         )
     ),
 )

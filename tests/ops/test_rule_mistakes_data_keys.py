@@ -1,0 +1,38 @@
+"""As test_rule_mistakes.py, for the alert about data keys that cannot be unwrapped."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.ops.rule_mistakes import mistaken, noticed
+
+ALERT = "KMSDataKeysUnusable"
+JOINED = "on (env, service, instance, replica)"
+MISTAKES = [
+    ("max by", "sum by"),
+    ("max by", "min by"),
+    ("max by (env, service)", "max by (service)"),
+    ("max by (env, service)", "max by (env)"),
+    ("> 0", "> 1"),
+    ("> 0", ">= 0"),
+    ("== 1", "== 0"),
+    ("== 1", ">= 0"),
+    (JOINED, "on (service, instance, replica)"),
+    (JOINED, "on (env, instance, replica)"),
+    (JOINED, "on (env, service, replica)"),
+    (JOINED, "on (env, service, instance)"),
+    ("last_over_time(kms_data_keys_unusable[5m])", "kms_data_keys_unusable"),
+    ("last_over_time(crypto_mode[5m])", "crypto_mode"),
+    ("[5m]", "[4m]"),
+    ("[5m]", "[6m]"),
+]
+
+
+@pytest.mark.parametrize(("right", "wrong"), MISTAKES)
+def test_a_mistake_in_the_expression_fails_a_promtool_test(right: str, wrong: str, tmp_path: Path) -> None:
+    assert mistaken(tmp_path, ALERT, right, wrong)
+
+
+@pytest.mark.parametrize("wait", ["45s", "75s"])
+def test_a_wait_that_is_a_scrape_off_fails_a_promtool_test(wait: str, tmp_path: Path) -> None:
+    assert noticed(tmp_path, ALERT, {"for": wait})

@@ -1,0 +1,134 @@
+"""Two keyrings under one KMS key: a version that the other one needs is neither retired nor destroyed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import URL, text
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.model import State
+from services.rotator.look import census, plans
+from services.rotator.model import RotatorError
+from services.rotator.report import Outcome, markdown
+from services.rotator.retire import destroy, retire
+from services.rotator.run import run
+from shared.keyring.administration import RotationType
+from shared.mistakes import ConfigurationError
+from tests.rotator.rotated import KEY, Rotated
+from tests.rotator.versions import NewVersion, forgotten, passed, rewrapped, state
+
+REWRAP = RotationType.REWRAP_KEK
+
+
+@pytest.fixture
+async def payments(emulator: Emulator, tmp_path: Path) -> Rotated:
+    """Another service's keyring of two data keys, wrapped by the same key."""
+    folder = tmp_path / "payments"
+    folder.mkdir()
+    keyring = Rotated(URL.create("sqlite", database=str(folder / "keyring.db")), emulator.address, folder)
+    await keyring.fill(2)
+    return keyring
+
+
+def others(*keyrings: Rotated) -> dict[str, Any]:
+    """As the configuration lists them."""
+    records = {"table": "records", "data_key_column": "data_key_id"}
+    databases = [each.url.render_as_string(hide_password=False) for each in keyrings]
+    return {"other_keyrings": [{"kind": "sql", "database": each, "records": records} for each in databases]}
+
+
+async def refused(rotated: Rotated, command: Any, listed: dict[str, Any]) -> RotatorError:
+    async with rotated.session(**listed) as session:
+        with pytest.raises(RotatorError) as failed:
+            await command(session, 1)
+    return failed.value
+
+
+async def test_a_version_that_another_keyring_needs_is_neither_retired_nor_destroyed(
+    rotated: Rotated, payments: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(rotated, new_version)
+    why = (await refused(rotated, retire, others(payments))).why
+    assert f"in the other keyring {payments.url} version 1 is needed by 2 data keys and 4 records" in why
+    assert await state(emulator, 1) is State.ENABLED
+    async with payments.session() as session:
+        await run(session, REWRAP)
+    away = await refused(rotated, retire, others(payments))
+    assert "needed by 1 backups that are not in" in away.why
+    assert away.then == ("retire 1 --confirm 1 --confirm-backups 1",)
+    await forgotten(payments)
+    async with rotated.session(**others(payments)) as session:
+        assert (await retire(session, 1)).outcome is Outcome.DONE
+    await passed(rotated, 31)
+    back = text("UPDATE data_keys SET kek_version = 1 WHERE status = 'active'")  # as a restored database has it
+    async with payments.database() as database:
+        await database.write(lambda connection: connection.execute(back))
+    why = (await refused(rotated, destroy, others(payments))).why
+    assert "version 1 is needed by 1 data keys and 2 records" in why
+    assert await state(emulator, 1) is State.DISABLED
+
+
+async def test_nothing_is_retired_or_destroyed_before_somebody_has_said_which_other_keyrings_there_are(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(in_a_file, new_version)
+    for command in (retire, destroy):
+        why = (await refused(in_a_file, command, {"other_keyrings": None})).why
+        assert "add `other_keyrings` with their drivers to the configuration, or `other_keyrings: []`" in why
+    assert await state(emulator, 1) is State.ENABLED
+    async with in_a_file.session(other_keyrings=None) as session:
+        assert "which other keyrings this KMS key wraps is not known" in (await census(session)).sentence
+
+
+async def test_a_keyring_that_cannot_be_reached_blocks(
+    in_a_file: Rotated, payments: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(in_a_file, new_version)
+    (payments.folder / "keyring.db").unlink()
+    why = (await refused(in_a_file, retire, others(payments))).why
+    assert f"the other keyring {payments.url} cannot be asked, so it may need any version: " in why
+    assert "there is no such file" in why
+    assert await state(emulator, 1) is State.ENABLED
+    async with in_a_file.session(**others(payments)) as session:
+        counted, planned = await census(session), await plans(session, (REWRAP,))
+    assert (counted.outcome, planned.outcome) == (Outcome.FAILED, Outcome.NOTHING_TO_DO)
+    for report in (counted, planned):
+        assert "it may need any: database sqlite:" in markdown(report, "rotator.yml")
+
+
+async def test_a_keyring_that_is_being_rotated_or_was_left_in_the_middle_blocks(
+    in_a_file: Rotated, payments: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(in_a_file, new_version)
+    async with payments.session() as session:
+        await run(session, REWRAP)
+        await forgotten(payments)
+        lease = await session.administration.lease("somebody else", 60)
+        assert "somebody else holds the lease" in (await refused(in_a_file, retire, others(payments))).why
+        await session.administration.release(lease.token)
+    async with payments.database() as database:  # as if its runner had been killed before
+        gone = text("DELETE FROM keyring_notes WHERE step LIKE 'verify%'")
+        await database.write(lambda connection: connection.execute(gone))
+    refusal = await refused(in_a_file, retire, others(payments))
+    assert ("is not finished" in refusal.why, refusal.then) == (True, ("census",))
+    assert await state(emulator, 1) is State.ENABLED
+
+
+async def test_plan_and_census_count_what_each_keyring_needs(
+    in_a_file: Rotated, payments: Rotated, new_version: NewVersion
+) -> None:
+    await new_version()
+    async with payments.session() as session:
+        await run(session, REWRAP)
+    async with in_a_file.session(**others(payments)) as session:
+        for report in (await plans(session, (REWRAP,)), await census(session)):
+            shown = markdown(report, "rotator.yml")
+            assert f"| {payments.url} | {KEY} | 1 | 0 | 0 | 1 |" in shown
+            assert f"| {payments.url} | {KEY} | 2 | 2 | 4 | 1 |" in shown
+
+
+def test_a_keyring_is_listed_once_and_the_drivers_own_not_at_all(in_a_file: Rotated, payments: Rotated) -> None:
+    for listed in (others(in_a_file), others(payments, payments)):
+        with pytest.raises(ConfigurationError, match="other_keyrings: expected each keyring once"):
+            in_a_file.settings(**listed)
