@@ -145,6 +145,9 @@ watchdogs = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("seen_at", Double, nullable=False),  # its last heartbeat; before it, when we first waited for one
+    # Seconds since then in which a relay was there to receive one, as counted until `counted_at`.
+    Column("silent", Double, nullable=False, server_default="0"),
+    Column("counted_at", Double, nullable=False, server_default="0"),
 )
 
 

@@ -1,0 +1,13 @@
+"""How long a watchdog was silent is counted across restarts."""
+
+from alembic.operations import Operations
+from sqlalchemy import Column, Double
+
+revision = "0005"
+down_revision = "0004"
+
+
+def upgrade(op: Operations) -> None:
+    """Adds it; each silence is counted from now on."""
+    for name in ("silent", "counted_at"):
+        op.add_column("watchdogs", Column(name, Double, nullable=False, server_default="0"))
