@@ -1,19 +1,26 @@
 """Dead letters are sent again: not as they were, which may be long over, but as the current state of their incident.
 
-What waits for its next attempt is due at once, and where a breaker holds the channel back, it is tried at once.
+A person asks for it, or the clock by which they were given up proves wrong. Where a person does, what waits for its
+next attempt is due at once, and where a breaker holds the channel back, it is tried at once.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
-from sqlalchemy import Row, bindparam, select, update
+from sqlalchemy import Row, bindparam, literal_column, select, update
 
-from services.relay.outbox import gate
+from services.relay.outbox import dialect, gate
 from services.relay.outbox.enqueue import New, enqueue
 from services.relay.outbox.lock import lock
 from services.relay.outbox.schema import COUNTED_ONES, State, deliveries, incidents
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
+
+_STEP: Final = 32
+"""How many dead letters are sent again in one transaction."""
+_ROUNDED: Final = 1.0
+"""Seconds: an age is measured before the ending is committed, and by another clock."""
 
 _of = deliveries.c
 _ONE: Final = select(_of.seq, _of.incident_id).where(_of.id == bindparam("delivery"))
@@ -22,6 +29,14 @@ _DEAD: Final = (
     .where(_of.channel == bindparam("channel"), _of.state == State.DEAD, COUNTED_ONES)
     .order_by(_of.seq + 0)  # not as it stands: PostgreSQL would look for them through all that was delivered
     .limit(bindparam("most"))
+)
+_TOO_EARLY: Final = (
+    select(_of.seq, _of.incident_id)
+    # In the words of the index `deliveries_dead`.
+    .where(_of.state == literal_column("'dead'"), _of.finished_at > bindparam("now") + gate.SET_BACK)
+    .where(_of.finished_at - _of.accepted_at > bindparam("give_up_after") - _ROUNDED)
+    .order_by(_of.seq)
+    .limit(_STEP)
 )
 _ROWS: Final = (
     select(_of.seq, _of.state, _of.channel, _of.incident_id, _of.event_seq, _of.first_event, _of.episode)
@@ -47,6 +62,38 @@ async def again(store: Store, delivery_id: str) -> State | None:
 async def again_all(store: Store, channel: str, limit: int) -> int:
     """Sends up to `limit` dead letters of a channel again, the oldest first; how many. Raises StoreUnavailableError."""
     return await store.run(lambda transaction: _again_all(transaction, channel, limit))
+
+
+async def requeue_too_early(store: Store, give_up_after: float) -> set[str]:
+    """Sends again what was given up for its age, by a clock that has been set back since.
+
+    Args:
+        store: the outbox.
+        give_up_after: the age, in seconds.
+
+    Returns:
+        The channels that have something to deliver.
+
+    Raises:
+        StoreUnavailableError: the steps before this one are done.
+    """
+    channels: set[str] = set()
+    while True:
+        found = await store.read(
+            lambda connection: connection.execute(
+                _TOO_EARLY, {"now": dialect.now(connection, store.clock), "give_up_after": give_up_after}
+            ).all()
+        )
+        if not found:
+            return channels
+        channels |= await store.run(partial(_requeue, found=found))
+
+
+def _requeue(transaction: Transaction, found: Sequence[Row[*tuple[Any, ...]]]) -> set[str]:
+    dead = [row for row in _locked(transaction, found) if row.state == State.DEAD]
+    for row in dead:
+        _revive(transaction, row)
+    return {row.channel for row in dead}
 
 
 def _again(transaction: Transaction, delivery_id: str) -> State | None:

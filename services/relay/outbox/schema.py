@@ -171,6 +171,7 @@ _index(
     _of.waits_since,
     where="state IN ('queued', 'sending', 'retrying', 'dead')",
 )
+_index("deliveries_dead", _of.finished_at, where="state = 'dead'")
 _index("deliveries_delivered", _of.channel, _of.finished_at, where="state = 'delivered'")
 _index("events_of_incident", events.c.incident_id, events.c.seq)
 _index("events_of_ours", events.c.incident_id, events.c.seq, where="length(body) = 0")
