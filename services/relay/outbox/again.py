@@ -6,7 +6,7 @@ next attempt is due at once, and where a breaker holds the channel back, it is t
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Row, bindparam, literal_column, select, update
 
@@ -47,6 +47,15 @@ _ROWS: Final = (
 _CURRENT: Final = select(incidents.c.episode, incidents.c.latest_event).where(incidents.c.id == bindparam("incident"))
 
 
+class Requeued(NamedTuple):
+    """What was sent again."""
+
+    superseded: list[str]
+    """The channel of each delivery that waited, and was merged into a new one."""
+    woken: set[str]
+    """The channels that have something new to deliver."""
+
+
 async def again(store: Store, delivery_id: str) -> State | None:
     """Sends a delivery again that is dead or waits; one in any other state is left alone.
 
@@ -64,20 +73,17 @@ async def again_all(store: Store, channel: str, limit: int) -> int:
     return await store.run(lambda transaction: _again_all(transaction, channel, limit))
 
 
-async def requeue_too_early(store: Store, give_up_after: float) -> set[str]:
+async def requeue_too_early(store: Store, give_up_after: float) -> Requeued:
     """Sends again what was given up for its age, by a clock that has been set back since.
 
     Args:
         store: the outbox.
         give_up_after: the age, in seconds.
 
-    Returns:
-        The channels that have something to deliver.
-
     Raises:
         StoreUnavailableError: the steps before this one are done.
     """
-    channels: set[str] = set()
+    done = Requeued([], set())
     while True:
         found = await store.read(
             lambda connection: connection.execute(
@@ -85,15 +91,16 @@ async def requeue_too_early(store: Store, give_up_after: float) -> set[str]:
             ).all()
         )
         if not found:
-            return channels
-        channels |= await store.run(partial(_requeue, found=found))
+            return done
+        step = await store.run(partial(_requeue, found=found))
+        done.superseded.extend(step.superseded)
+        done.woken.update(step.woken)
 
 
-def _requeue(transaction: Transaction, found: Sequence[Row[*tuple[Any, ...]]]) -> set[str]:
+def _requeue(transaction: Transaction, found: Sequence[Row[*tuple[Any, ...]]]) -> Requeued:
     dead = [row for row in _locked(transaction, found) if row.state == State.DEAD]
-    for row in dead:
-        _revive(transaction, row)
-    return {row.channel for row in dead}
+    superseded = [channel for row in dead for channel in _revive(transaction, row)]
+    return Requeued(superseded, {row.channel for row in dead})
 
 
 def _again(transaction: Transaction, delivery_id: str) -> State | None:
@@ -128,14 +135,20 @@ def _locked(transaction: Transaction, found: Sequence[Row[*tuple[Any, ...]]]) ->
     return transaction.connection.execute(_ROWS, {"seqs": [row.seq for row in found]}).all() if found else []
 
 
-def _revive(transaction: Transaction, dead: Row[*tuple[Any, ...]]) -> None:
-    """A new delivery tells everything from what the dead one told to the incident's latest event."""
+def _revive(transaction: Transaction, dead: Row[*tuple[Any, ...]]) -> list[str]:
+    """A new delivery tells everything from what the dead one told to the incident's latest event.
+
+    Returns:
+        The channel of each delivery that was merged into it.
+    """
     connection = transaction.connection
     current = connection.execute(_CURRENT, {"incident": dead.incident_id}).one()
     # Where every event is told by itself, the later ones have deliveries of their own.
     itself = dead.channel in transaction.unmerged
     last, episode = (dead.event_seq, dead.episode) if itself else (current.latest_event, current.episode)
     new = New(last, dead.first_event, dead.incident_id, episode, dead.channel)
-    (told_by,) = enqueue(transaction, [new]).told_by
+    enqueued = enqueue(transaction, [new])
+    (told_by,) = enqueued.told_by
     superseded = update(deliveries).where(_of.seq == dead.seq)
     connection.execute(superseded.values(state=State.SUPERSEDED, superseded_by=told_by))
+    return [old.channel for old in enqueued.superseded]

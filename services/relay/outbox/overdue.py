@@ -97,7 +97,9 @@ async def look_after(store: Store, owner: str, give_up_after: float, fallback: S
     for name in await store.read(refusing):  # its worker does so, too, but it has none where it is configured no more
         fell_back(await fall_back(store, name, [other for other in fallback if other != name]))
     await store.run(partial(_end_false_waits, owner=owner))
-    woken.update(await requeue_too_early(store, give_up_after))
+    requeued = await requeue_too_early(store, give_up_after)
+    ended += [(channel, State.SUPERSEDED) for channel in requeued.superseded]
+    woken.update(requeued.woken)
     more = True
     while more:
         told, given_up = await _give_up(store, give_up_after, fallback)

@@ -54,6 +54,7 @@ incidents = Table(
     Column("episode", Integer, nullable=False),
     Column("open", Integer, nullable=False),  # 1 until the whole group is told resolved
     Column("latest_event", BigInteger, nullable=False),  # 0 before its first event is committed
+    Column("earlier", Text),  # JSON; of the last few events before it: their fingerprint, and when each was accepted
 )
 
 events = Table(
