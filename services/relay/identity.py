@@ -5,6 +5,7 @@ import json
 from collections.abc import Collection, Sequence
 from typing import Final
 
+from services.relay.event_json import decode
 from services.relay.model import Event, Status
 from services.relay.outbox.accept import Plan
 from services.relay.outbox.known import Known
@@ -40,7 +41,7 @@ def plan(
     routed: Sequence[str],
     configured: Collection[str],
 ) -> Plan | None:
-    """What to do with an event; None where it repeats the incident's latest one.
+    """What to do with an event; None where it is no news: a repeat of the incident's latest one, or a late twin.
 
     Args:
         event: what came in.
@@ -58,6 +59,8 @@ def plan(
     told_by_us = known.ours and not known.open
     if (just_now or told_by_us) and fingerprint(event) == known.fingerprint and not known.any_dead:
         return None
+    if _is_late_twin(event, known, now=now, duplicate_window=duplicate_window):
+        return None
     begins = event.status is Status.FIRING and not known.open
     also = sorted(known.open_on.intersection(configured)) if known.open else []
     return Plan(
@@ -65,6 +68,29 @@ def plan(
         open=_goes_on(event, before=known.open),
         channels=tuple(dict.fromkeys([*routed, *also])),
     )
+
+
+def _is_late_twin(event: Event, known: Known, *, now: float, duplicate_window: float) -> bool:
+    """Whether the other Alertmanager of an HA pair sends an older state after a newer one was accepted.
+
+    It equals an event before the latest one that was accepted within the window; and of each of its alerts the latest
+    event says the same, or tells of a later start. So whatever it is, it has nothing to tell. A firing after a resolve
+    is always news.
+    """
+    told = fingerprint(event)
+    repeats = any(
+        told == earlier.fingerprint and abs(now - earlier.accepted_at) < duplicate_window for earlier in known.earlier
+    )
+    if not repeats or known.written is None or known.any_dead or (event.status is Status.FIRING and not known.open):
+        return False
+    latest = {alert.fingerprint: alert for alert in decode(known.written).alerts}
+    for alert in event.alerts:
+        newer = latest.get(alert.fingerprint)
+        if newer is None or newer.starts_at < alert.starts_at:
+            return False
+        if newer.starts_at == alert.starts_at and newer.status is not alert.status:
+            return False
+    return True
 
 
 def _goes_on(event: Event, *, before: bool) -> bool:

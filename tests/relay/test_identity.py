@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from services.relay import identity
+from services.relay.event_json import encode
 from services.relay.intake import webhook
 from services.relay.model import Event, Status
 from services.relay.outbox.accept import Plan
-from services.relay.outbox.known import Known
+from services.relay.outbox.known import Earlier, Known
 from tests.relay.scripted import at, event_of, payload
 
 
@@ -76,6 +77,54 @@ def test_alertmanagers_end_of_what_the_relay_ended_is_no_news_however_late_it_co
     assert plan(event_of("resolved", alerts=others), ended, now=9999.0) is not None
     told_again = known(event_of(), ours=True)
     assert plan(event_of(), told_again, now=9999.0) is not None, "a reminder of what fires is told"
+
+
+def late(event: Event, latest: Event, *, at: float = 980.0, **changes: Any) -> Known:
+    """An incident whose latest event came after one that said the same as `event`."""
+    earlier = (Earlier(identity.fingerprint(event), at),)
+    return known(latest, earlier=earlier, written=encode(latest), **changes)
+
+
+def alerts_of(*changed: dict[str, Any]) -> Event:
+    """A group of the alerts A, B, …, each with a change."""
+    (one,) = event_of().alerts
+    alerts = tuple(replace(one, fingerprint=name, **change) for name, change in zip("ABC", changed, strict=False))
+    firing = any(alert.status is Status.FIRING for alert in alerts)
+    return event_of(alerts=alerts, status="firing" if firing else "resolved")
+
+
+LATER = at(9e9)
+FIRES: dict[str, Any] = {"status": Status.FIRING}
+ENDED: dict[str, Any] = {"status": Status.RESOLVED}
+
+
+def test_a_late_twin_of_an_older_state_is_no_news() -> None:
+    before = late(alerts_of(FIRES), alerts_of(FIRES, FIRES))
+    assert plan(alerts_of(FIRES), before, now=1039.9) is None
+    assert plan(alerts_of(FIRES), before, now=1040.0) is not None, "it is not that late"
+    assert plan(alerts_of(FIRES), before._replace(any_dead=True)) is not None
+    assert plan(alerts_of(FIRES), before._replace(earlier=())) is not None, "nobody sent that before"
+
+
+def test_a_late_end_of_what_fires_anew_closes_nothing() -> None:
+    ended, anew = alerts_of(ENDED), alerts_of({**FIRES, "starts_at": LATER})
+    assert alerts_of(ENDED).alerts[0].starts_at < LATER
+    assert plan(ended, late(ended, anew)) is None
+
+
+@pytest.mark.parametrize(
+    ("event", "latest"),
+    [
+        (alerts_of(FIRES), alerts_of(ENDED)),
+        (alerts_of(FIRES, FIRES), alerts_of(FIRES, ENDED)),
+        (alerts_of(ENDED), alerts_of(FIRES)),
+        (alerts_of(FIRES, FIRES), alerts_of(FIRES)),
+        (alerts_of({**FIRES, "starts_at": LATER}), alerts_of(FIRES)),
+        (alerts_of(FIRES), alerts_of({**ENDED, "starts_at": LATER})),
+    ],
+)
+def test_what_may_have_happened_again_since_is_news_though_it_was_said_before(event: Event, latest: Event) -> None:
+    assert plan(event, late(event, latest)) is not None
 
 
 def test_only_the_latest_event_counts_so_a_firing_after_a_resolve_is_news_and_a_new_episode() -> None:

@@ -145,6 +145,7 @@ class Deliverer:
             sent=error.maybe_arrived,
             payload=attempted.payload,
             fallback=self._fallback,
+            gave_up=again_in is None and error.scope is not Scope.MESSAGE,
         )
 
     async def _record(self, claim: Claim, ending: Ending) -> None:

@@ -23,7 +23,7 @@ _SEQS: Final = select(events.c.id, events.c.seq).where(events.c.id.in_(bindparam
 _KEEP: Final = Many(
     update(incidents)
     .where(incidents.c.id == bindparam("incident"))
-    .values({name: bindparam(f"new_{name}") for name in ("episode", "open", "latest_event")})
+    .values({name: bindparam(f"new_{name}") for name in ("episode", "open", "latest_event", "earlier")})
 )
 
 
@@ -48,11 +48,11 @@ class Plan(NamedTuple):
 
 
 Decide = Callable[[Known | None, float], Plan | None]
-"""What is known and the time of acceptance → what to do; None where the event is a repeat of the latest one."""
+"""What is known and the time of acceptance → what to do; None where the event is no news."""
 
 
 class Accepted(NamedTuple):
-    """What was committed. For a duplicate, `event_id` and `deliveries` are those of the event that it repeats."""
+    """What was committed. For a duplicate, `event_id` and `deliveries` are those of the incident's latest event."""
 
     event_id: str
     deliveries: int
@@ -109,7 +109,7 @@ def _accept(transaction: Transaction, asked: Sequence[_Asked]) -> list[Accepted]
 
 
 def _round(transaction: Transaction, asked: Sequence[_Asked]) -> list[Accepted]:
-    known = known_of(transaction, sorted(each.incoming.incident_id for each in asked))
+    known = known_of(transaction, {each.incoming.incident_id: each.incoming.fingerprint for each in asked})
     planned, repeated = [], {}
     for each in asked:
         incident = each.incoming.incident_id
@@ -142,6 +142,7 @@ def _commit(transaction: Transaction, planned: Sequence[_Planned]) -> dict[str, 
                 "new_episode": each.plan.episode,
                 "new_open": int(each.plan.open),
                 "new_latest_event": seq,
+                "new_earlier": each.known.remembered() if each.known else None,
             }
             for each, seq in zip(planned, seqs, strict=True)
         ],

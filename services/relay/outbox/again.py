@@ -1,19 +1,26 @@
 """Dead letters are sent again: not as they were, which may be long over, but as the current state of their incident.
 
-What waits for its next attempt is due at once, and where a breaker holds the channel back, it is tried at once.
+A person asks for it, or the clock by which they were given up proves wrong. Where a person does, what waits for its
+next attempt is due at once, and where a breaker holds the channel back, it is tried at once.
 """
 
 from collections.abc import Sequence
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Row, bindparam, select, update
+from sqlalchemy import Row, bindparam, literal_column, select, update
 
-from services.relay.outbox import gate
+from services.relay.outbox import dialect, gate
 from services.relay.outbox.enqueue import New, enqueue
 from services.relay.outbox.lock import lock
 from services.relay.outbox.schema import COUNTED_ONES, State, deliveries, incidents
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
+
+_STEP: Final = 32
+"""How many dead letters are sent again in one transaction."""
+_ROUNDED: Final = 1.0
+"""Seconds: an age is measured before the ending is committed, and by another clock."""
 
 _of = deliveries.c
 _ONE: Final = select(_of.seq, _of.incident_id).where(_of.id == bindparam("delivery"))
@@ -23,6 +30,14 @@ _DEAD: Final = (
     .order_by(_of.seq + 0)  # not as it stands: PostgreSQL would look for them through all that was delivered
     .limit(bindparam("most"))
 )
+_TOO_EARLY: Final = (
+    select(_of.seq, _of.incident_id)
+    # In the words of the index `deliveries_dead`.
+    .where(_of.state == literal_column("'dead'"), _of.finished_at > bindparam("now") + gate.SET_BACK)
+    .where(_of.finished_at - _of.accepted_at > bindparam("give_up_after") - _ROUNDED)
+    .order_by(_of.seq)
+    .limit(_STEP)
+)
 _ROWS: Final = (
     select(_of.seq, _of.state, _of.channel, _of.incident_id, _of.event_seq, _of.first_event, _of.episode)
     .where(_of.seq.in_(bindparam("seqs", expanding=True)))
@@ -30,6 +45,15 @@ _ROWS: Final = (
     .with_for_update()
 )
 _CURRENT: Final = select(incidents.c.episode, incidents.c.latest_event).where(incidents.c.id == bindparam("incident"))
+
+
+class Requeued(NamedTuple):
+    """What was sent again."""
+
+    superseded: list[str]
+    """The channel of each delivery that waited, and was merged into a new one."""
+    woken: set[str]
+    """The channels that have something new to deliver."""
 
 
 async def again(store: Store, delivery_id: str) -> State | None:
@@ -47,6 +71,36 @@ async def again(store: Store, delivery_id: str) -> State | None:
 async def again_all(store: Store, channel: str, limit: int) -> int:
     """Sends up to `limit` dead letters of a channel again, the oldest first; how many. Raises StoreUnavailableError."""
     return await store.run(lambda transaction: _again_all(transaction, channel, limit))
+
+
+async def requeue_too_early(store: Store, give_up_after: float) -> Requeued:
+    """Sends again what was given up for its age, by a clock that has been set back since.
+
+    Args:
+        store: the outbox.
+        give_up_after: the age, in seconds.
+
+    Raises:
+        StoreUnavailableError: the steps before this one are done.
+    """
+    done = Requeued([], set())
+    while True:
+        found = await store.read(
+            lambda connection: connection.execute(
+                _TOO_EARLY, {"now": dialect.now(connection, store.clock), "give_up_after": give_up_after}
+            ).all()
+        )
+        if not found:
+            return done
+        step = await store.run(partial(_requeue, found=found))
+        done.superseded.extend(step.superseded)
+        done.woken.update(step.woken)
+
+
+def _requeue(transaction: Transaction, found: Sequence[Row[*tuple[Any, ...]]]) -> Requeued:
+    dead = [row for row in _locked(transaction, found) if row.state == State.DEAD]
+    superseded = [channel for row in dead for channel in _revive(transaction, row)]
+    return Requeued(superseded, {row.channel for row in dead})
 
 
 def _again(transaction: Transaction, delivery_id: str) -> State | None:
@@ -81,14 +135,20 @@ def _locked(transaction: Transaction, found: Sequence[Row[*tuple[Any, ...]]]) ->
     return transaction.connection.execute(_ROWS, {"seqs": [row.seq for row in found]}).all() if found else []
 
 
-def _revive(transaction: Transaction, dead: Row[*tuple[Any, ...]]) -> None:
-    """A new delivery tells everything from what the dead one told to the incident's latest event."""
+def _revive(transaction: Transaction, dead: Row[*tuple[Any, ...]]) -> list[str]:
+    """A new delivery tells everything from what the dead one told to the incident's latest event.
+
+    Returns:
+        The channel of each delivery that was merged into it.
+    """
     connection = transaction.connection
     current = connection.execute(_CURRENT, {"incident": dead.incident_id}).one()
     # Where every event is told by itself, the later ones have deliveries of their own.
     itself = dead.channel in transaction.unmerged
     last, episode = (dead.event_seq, dead.episode) if itself else (current.latest_event, current.episode)
     new = New(last, dead.first_event, dead.incident_id, episode, dead.channel)
-    (told_by,) = enqueue(transaction, [new]).told_by
+    enqueued = enqueue(transaction, [new])
+    (told_by,) = enqueued.told_by
     superseded = update(deliveries).where(_of.seq == dead.seq)
     connection.execute(superseded.values(state=State.SUPERSEDED, superseded_by=told_by))
+    return [old.channel for old in enqueued.superseded]

@@ -1,6 +1,7 @@
 """What the outbox holds of incidents, and that nobody else changes it until the transaction ends."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Row, and_, bindparam, func, select
@@ -16,7 +17,8 @@ _NEW: Final = {
     for dialect in ("sqlite", "postgresql")
 }
 _LATEST: Final = (
-    select(incidents.c.id.label("incident"), incidents.c.episode, incidents.c.open, incidents.c.latest_event)
+    select(incidents.c.id.label("incident"), *(incidents.c[name] for name in ("episode", "open", "latest_event")))
+    .add_columns(incidents.c.earlier)
     .add_columns(events.c.id, events.c.fingerprint, events.c.accepted_at, func.length(events.c.body).label("size"))
     .outerjoin(events, events.c.seq == incidents.c.latest_event)
     .where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
@@ -31,6 +33,16 @@ _ON: Final = (
     .where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
 )
 """The channels that were given something of an incident's episode."""
+_WRITTEN: Final = select(events.c.event).where(events.c.seq == bindparam("event"))
+_EARLIER: Final = 8
+"""How many events before the latest one are remembered: a twin is not so late."""
+
+
+class Earlier(NamedTuple):
+    """An event before the latest one."""
+
+    fingerprint: str
+    accepted_at: float
 
 
 class Known(NamedTuple):
@@ -49,12 +61,26 @@ class Known(NamedTuple):
     """Whether a delivery of the latest event was given up."""
     ours: bool
     """Whether the relay made the latest event itself."""
+    earlier: tuple[Earlier, ...] = ()
+    """The last few events before the latest one, the oldest first."""
+    written: bytes | None = None
+    """The latest event, where one of those told the same as what comes in."""
+
+    def remembered(self) -> str:
+        """What to keep in the incident's row once another event is the latest."""
+        return json.dumps([*self.earlier, (self.fingerprint, self.accepted_at)][-_EARLIER:])
 
 
-def known_of(transaction: Transaction, ids: Sequence[str]) -> dict[str, Known]:
-    """What is known of incidents; their rows, made where there are none, are locked until the transaction ends."""
-    connection = transaction.connection
-    rows = [{"id": incident, "episode": 0, "open": 0, "latest_event": 0} for incident in ids]
+def known_of(transaction: Transaction, coming: Mapping[str, str]) -> dict[str, Known]:
+    """What is known of incidents; their rows, made where there are none, are locked until the transaction ends.
+
+    Args:
+        transaction: the one under way.
+        coming: the fingerprint of the event that comes in, by its incident.
+    """
+    connection, ids = transaction.connection, sorted(coming)
+    none = {"episode": 0, "open": 0, "latest_event": 0, "earlier": None}
+    rows = [{"id": incident, **none} for incident in ids]
     _NEW[connection.dialect.name].execute(connection, rows)
     lock(transaction, ids)
     latest = [row for row in connection.execute(_LATEST, {"incidents": ids}).all() if row.id is not None]
@@ -66,7 +92,13 @@ def known_of(transaction: Transaction, ids: Sequence[str]) -> dict[str, Known]:
     on: dict[str, set[str]] = {}
     for incident, channel in connection.execute(_ON, {"incidents": [row.incident for row in latest]}):
         on.setdefault(incident, set()).add(channel)
-    return {row.incident: _of_row(row, states.get(row.latest_event, []), on.get(row.incident, set())) for row in latest}
+    known = {}
+    for row in latest:
+        known[row.incident] = _of_row(row, states.get(row.latest_event, []), on.get(row.incident, set()))
+        if coming[row.incident] in {earlier.fingerprint for earlier in known[row.incident].earlier}:
+            written = connection.execute(_WRITTEN, {"event": row.latest_event}).scalar_one()
+            known[row.incident] = known[row.incident]._replace(written=written)
+    return known
 
 
 def _of_row(row: Row[*tuple[Any, ...]], states: Sequence[str], on: set[str]) -> Known:
@@ -80,4 +112,5 @@ def _of_row(row: Row[*tuple[Any, ...]], states: Sequence[str], on: set[str]) -> 
         deliveries=len(states),
         any_dead=State.DEAD in states,
         ours=not row.size,
+        earlier=tuple(Earlier(*each) for each in json.loads(row.earlier)) if row.earlier else (),
     )

@@ -1,40 +1,52 @@
-"""What no single attempt notices: a channel that takes nothing for too long, and a clock that was set back.
+"""What no single attempt notices: a channel that takes nothing for too long, and a clock that was wrong.
 
-While a channel's gate is closed its deliveries are not tried, so nothing else would give them up. And every wait is
-written as a moment of the wall clock: where that moment was set in what is now the future, the wait would last for as
-long as the clock was set back, so it is over at once.
+While a channel's gate is closed its deliveries are not tried, so nothing else would give them up; other channels get
+what is given up. Every wait is written as a moment of the wall clock: where that moment was set in what is now the
+future, the wait would last for as long as the clock was set back, so it is over at once. What was given up in what is
+now the future was given up too early, and is sent again.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
-from sqlalchemy import bindparam, or_, select, update
+from sqlalchemy import Row, bindparam, or_, select, update
 
-from services.relay.outbox.fallback import fall_back
+from services.relay.outbox import dialect
+from services.relay.outbox.again import requeue_too_early
+from services.relay.outbox.enqueue import enqueue
+from services.relay.outbox.fallback import STEP, FellBack, fall_back, instead
 from services.relay.outbox.gate import BREAKS_AFTER, SET_BACK, refusing
+from services.relay.outbox.lock import lock
 from services.relay.outbox.schema import WAITING, State, channels, deliveries
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
 
 _of = deliveries.c
 _closed = select(channels.c.name).where(or_(channels.c.failures >= BREAKS_AFTER, channels.c.refused > 0))
+_OVERDUE: Final = (
+    _of.channel.in_(_closed),
+    _of.finished_at.is_(None),
+    _of.state.in_([state.value for state in WAITING]),
+    _of.accepted_at < bindparam("before"),
+)
+_NEXT: Final = select(_of.seq, _of.incident_id).where(*_OVERDUE).order_by(_of.seq).limit(STEP)
+_ROWS: Final = (
+    select(*(_of.seq, _of.channel, _of.incident_id, _of.episode, _of.event_seq, _of.first_event, _of.fell_back))
+    .where(_of.seq.in_(bindparam("seqs", expanding=True)), *_OVERDUE)
+    .order_by(_of.seq)
+    .with_for_update()
+)
 _GIVE_UP: Final = (
     update(deliveries)
-    .where(
-        _of.channel.in_(_closed),
-        _of.finished_at.is_(None),
-        _of.state.in_([state.value for state in WAITING]),
-        _of.accepted_at < bindparam("before"),
-        # Where others stand in, only once they tell it.
-        or_(_of.channel.not_in(bindparam("stood_in_for", expanding=True)), _of.fell_back >= _of.event_seq),
-    )
+    .where(_of.seq.in_(bindparam("seqs", expanding=True)))
     .values(
         state=State.DEAD,
         finished_at=bindparam("at"),
         reason=select(channels.c.reason).where(channels.c.name == _of.channel).scalar_subquery(),
+        fell_back=_of.event_seq,
     )
-    .returning(_of.channel)
 )
 _OVER: Final = (
     update(deliveries)
@@ -64,34 +76,71 @@ class Looked:
 
 
 async def look_after(store: Store, owner: str, give_up_after: float, fallback: Sequence[str]) -> Looked:
-    """Gives up what waited too long for a closed gate, and ends waits that a clock set back would prolong.
+    """Gives up what waited too long for a closed gate, and undoes what a wrong clock did.
 
     Args:
         store: the outbox.
         owner: whose leases last whatever the clock says: the holder is here, and ends them.
         give_up_after: seconds since the event was accepted.
-        fallback: channels that tell what another one refuses; nothing of that one is given up before.
+        fallback: channels that tell what another one refuses, or did not take until it was given up.
 
     Raises:
-        StoreUnavailableError: it is not known to be committed.
+        StoreUnavailableError: the steps before this one are done.
     """
     ended: list[tuple[str, State]] = []
     woken: set[str] = set()
-    stand_ins = {name: [other for other in fallback if other != name] for name in await store.read(refusing)}
-    for name, others in stand_ins.items():  # its worker does so, too, but it has none where it is configured no more
-        told = await fall_back(store, name, others)
-        ended += [(channel, State.SUPERSEDED) for channel in told.superseded]
+
+    def fell_back(told: FellBack) -> None:
+        ended.extend((channel, State.SUPERSEDED) for channel in told.superseded)
         woken.update(told.woken)
-    stood_in_for = [name for name, others in stand_ins.items() if others]
-    given_up = await store.run(lambda transaction: _look_after(transaction, owner, give_up_after, stood_in_for))
-    ended += [(channel, State.DEAD) for channel in given_up]
-    return Looked(tuple(ended), frozenset(woken.union(given_up)))
+
+    for name in await store.read(refusing):  # its worker does so, too, but it has none where it is configured no more
+        fell_back(await fall_back(store, name, [other for other in fallback if other != name]))
+    await store.run(partial(_end_false_waits, owner=owner))
+    requeued = await requeue_too_early(store, give_up_after)
+    ended += [(channel, State.SUPERSEDED) for channel in requeued.superseded]
+    woken.update(requeued.woken)
+    more = True
+    while more:
+        told, given_up = await _give_up(store, give_up_after, fallback)
+        fell_back(told)
+        ended += [(channel, State.DEAD) for channel in given_up]
+        woken.update(given_up)
+        more = told.more
+    return Looked(tuple(ended), frozenset(woken))
 
 
-def _look_after(transaction: Transaction, owner: str, give_up_after: float, stood_in_for: Sequence[str]) -> list[str]:
+def _end_false_waits(transaction: Transaction, owner: str) -> None:
     connection, now = transaction.connection, transaction.now
     connection.execute(_OVER, {"at": now, "owner": owner})
     connection.execute(_OPEN, {"at": now})
     connection.execute(_FORGET, {"at": now})
-    overdue = {"before": now - give_up_after, "at": now, "stood_in_for": stood_in_for}
-    return list(connection.execute(_GIVE_UP, overdue).scalars())
+
+
+async def _give_up(store: Store, give_up_after: float, fallback: Sequence[str]) -> tuple[FellBack, list[str]]:
+    """One step: what others tell instead, and the channel of each delivery that is dead now."""
+    found = await store.read(
+        lambda connection: connection.execute(
+            _NEXT, {"before": dialect.now(connection, store.clock) - give_up_after}
+        ).all()
+    )
+    if not found:
+        return FellBack(), []
+    return await store.run(partial(_step, found=found, give_up_after=give_up_after, fallback=fallback))
+
+
+def _step(
+    transaction: Transaction, found: Sequence[Row[*tuple[Any, ...]]], give_up_after: float, fallback: Sequence[str]
+) -> tuple[FellBack, list[str]]:
+    connection, now = transaction.connection, transaction.now
+    lock(transaction, {row.incident_id for row in found})
+    rows = connection.execute(_ROWS, {"seqs": [row.seq for row in found], "before": now - give_up_after}).all()
+    superseded, woken = [], set()
+    for row in rows:
+        news = instead(transaction, row, [other for other in fallback if other != row.channel])
+        superseded += [old.channel for old in enqueue(transaction, news).superseded]
+        woken |= {new.channel for new in news}
+    if rows:
+        connection.execute(_GIVE_UP, {"seqs": [row.seq for row in rows], "at": now})
+    told = FellBack(tuple(superseded), tuple(sorted(woken)), more=len(found) == STEP)
+    return told, [row.channel for row in rows]

@@ -67,7 +67,9 @@ class Ending(NamedTuple):
     payload: bytes | None = None
     """As it was sent, credentials masked, compressed by zlib; None where nothing was."""
     fallback: tuple[str, ...] = ()
-    """Channels that get the same events, where this one refuses everything, now or until it was given up."""
+    """Channels that get the same events, where this one refuses everything, or where the delivery was given up."""
+    gave_up: bool = False
+    """Whether it is DEAD for its age alone: nothing is wrong with the message."""
 
 
 class Recorded(NamedTuple):
@@ -169,7 +171,7 @@ def _follow(transaction: Transaction, asked: _Asked, row: Row[*tuple[Any, ...]])
             state = State.SUPERSEDED
             superseded.append(row.channel)
     if ending.effect is gate.Effect.REFUSED or (
-        state is State.DEAD and row.channel in gate.refusing(transaction.connection)
+        state is State.DEAD and (ending.gave_up or row.channel in gate.refusing(transaction.connection))
     ):
         news = instead(transaction, row, ending.fallback)
         superseded += [old.channel for old in enqueue(transaction, news).superseded]

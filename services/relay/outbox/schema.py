@@ -54,6 +54,7 @@ incidents = Table(
     Column("episode", Integer, nullable=False),
     Column("open", Integer, nullable=False),  # 1 until the whole group is told resolved
     Column("latest_event", BigInteger, nullable=False),  # 0 before its first event is committed
+    Column("earlier", Text),  # JSON; of the last few events before it: their fingerprint, and when each was accepted
 )
 
 events = Table(
@@ -145,6 +146,9 @@ watchdogs = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("seen_at", Double, nullable=False),  # its last heartbeat; before it, when we first waited for one
+    # Seconds since then in which a relay was there to receive one, as counted until `counted_at`.
+    Column("silent", Double, nullable=False, server_default="0"),
+    Column("counted_at", Double, nullable=False, server_default="0"),
 )
 
 
@@ -168,6 +172,7 @@ _index(
     _of.waits_since,
     where="state IN ('queued', 'sending', 'retrying', 'dead')",
 )
+_index("deliveries_dead", _of.finished_at, where="state = 'dead'")
 _index("deliveries_delivered", _of.channel, _of.finished_at, where="state = 'delivered'")
 _index("events_of_incident", events.c.incident_id, events.c.seq)
 _index("events_of_ours", events.c.incident_id, events.c.seq, where="length(body) = 0")

@@ -1,13 +1,14 @@
 """When each watchdog was last seen, by the database's clock and for all replicas; and whether the outbox drains.
 
-A heartbeat comes in as the name of its watchdog, out goes how long each has been silent. What is remembered of a
-watchdog outlives the relay, so that a restart forgets no absence.
+A heartbeat comes in as the name of its watchdog, out goes how long each has been silent. What is counted of a silence
+outlives the relay: one that is restarted again and again must notice it, too. Time in which no relay could receive a
+heartbeat is not counted, and after more of it than `expect_every` the count begins anew.
 """
 
 from collections.abc import Collection, Mapping
-from typing import Final
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, func, literal_column, select, update
+from sqlalchemy import Connection, Row, bindparam, func, literal_column, select, update
 
 from services.relay.outbox.dialect import insert_new
 from services.relay.outbox.schema import deliveries, watchdogs
@@ -24,6 +25,22 @@ _DELIVERED: Final = (
 )
 _SLACK: Final = 10.0
 """Seconds; a clock that was set back by less only prolongs a wait by as much."""
+_RESTART: Final = 10.0
+"""Seconds without a relay that count as silence, too: Alertmanager sends again what was refused for so long."""
+_COUNT: Final = (
+    update(watchdogs)
+    .where(watchdogs.c.name == bindparam("watchdog"))
+    .values(silent=bindparam("seconds"), counted_at=bindparam("now"))
+)
+
+
+class Silence(NamedTuple):
+    """How long a watchdog has been silent, in seconds."""
+
+    counted: float
+    """While a relay could have received a heartbeat."""
+    since_seen: float
+    """By the clock, since the last one."""
 
 
 async def seen(store: Store, names: Collection[str]) -> None:
@@ -34,7 +51,7 @@ async def seen(store: Store, names: Collection[str]) -> None:
         # Transactions of several replicas may be committed in another order than they began.
         later = new.on_conflict_do_update(
             index_elements=["name"],
-            set_={"seen_at": new.excluded.seen_at},
+            set_={"seen_at": new.excluded.seen_at, "silent": 0.0, "counted_at": new.excluded.seen_at},
             where=watchdogs.c.seen_at < new.excluded.seen_at,
         )
         transaction.connection.execute(later, _rows(names, transaction.now))
@@ -43,16 +60,35 @@ async def seen(store: Store, names: Collection[str]) -> None:
         await store.run(commit)
 
 
-def silent_for(transaction: Transaction, names: Collection[str]) -> Mapping[str, float]:
-    """For how many seconds each watchdog has been silent. One that was never seen is awaited from now on."""
+def count_silence(transaction: Transaction, expected: Mapping[str, float], able_for: float) -> Mapping[str, Silence]:
+    """Counts how long each watchdog has been silent. One that was never seen is awaited from now on.
+
+    Args:
+        transaction: the one under way.
+        expected: for each watchdog, after how many seconds it is absent.
+        able_for: seconds for which this relay has been able to receive heartbeats.
+    """
     connection, now = transaction.connection, transaction.now
-    if not names:
+    if not expected:
         return {}
-    connection.execute(insert_new(watchdogs, connection.dialect.name).on_conflict_do_nothing(), _rows(names, now))
+    connection.execute(insert_new(watchdogs, connection.dialect.name).on_conflict_do_nothing(), _rows(expected, now))
     # Seen in the future: the clock was set back since, and would hide an absence until it is there again.
-    future = update(watchdogs).where(watchdogs.c.name.in_(names), watchdogs.c.seen_at > now + _SLACK)
+    future = update(watchdogs).where(watchdogs.c.name.in_(expected), watchdogs.c.seen_at > now + _SLACK)
     connection.execute(future.values(seen_at=now))
-    return {name: max(0.0, now - seen_at) for name, seen_at in last_seen(connection).items() if name in names}
+    rows = select(watchdogs).where(watchdogs.c.name.in_(expected)).order_by(watchdogs.c.name).with_for_update()
+    silences = {}
+    for row in connection.execute(rows).all():
+        counted = _counted(row, now, expected[row.name], able_for)
+        connection.execute(_COUNT, {"watchdog": row.name, "seconds": counted, "now": now})
+        silences[row.name] = Silence(counted, max(0.0, now - row.seen_at))
+    return silences
+
+
+def _counted(row: Row[*tuple[Any, ...]], now: float, expect_every: float, able_for: float) -> float:
+    passed = max(0.0, now - row.counted_at)
+    able = passed if passed <= _RESTART else min(passed, able_for)
+    before: float = row.silent if passed - able <= expect_every else 0.0
+    return before + able
 
 
 def last_seen(connection: Connection) -> dict[str, float]:
@@ -86,4 +122,4 @@ def _delivers(transaction: Transaction, channel: str, within: float) -> bool:
 
 def _rows(names: Collection[str], now: float) -> list[dict[str, object]]:
     # Sorted: two replicas that lock the same rows in different orders would wait for each other.
-    return [{"name": name, "seen_at": now} for name in sorted(names)]
+    return [{"name": name, "seen_at": now, "silent": 0.0, "counted_at": now} for name in sorted(names)]

@@ -106,18 +106,20 @@ class Guard:
             self._tidy = True
         if not names:
             return _IDLE_SECONDS
-        silent_for = await store.run(lambda transaction: outbox.silent_for(transaction, names))
+        expected = {watchdog.name: watchdog.expect_every for watchdog in self._watchdogs}
+        able_for = self._able.seconds
+        silences = await store.run(lambda transaction: outbox.count_silence(transaction, expected, able_for))
         pause = _LOOK_SECONDS
         for watchdog in self._watchdogs:
             absent = watchdog.absent()
             told = await store.read(partial(open_incident, incident_id=absent.incident_id))
-            silent = min(silent_for[watchdog.name], self._able.seconds)
+            silent, since_seen = silences[watchdog.name]
             if silent >= watchdog.expect_every:
                 if told is None and await self._teller.begin(absent, watchdog.channels):
                     log.error("a watchdog stays away", watchdog=watchdog.name, seconds=watchdog.expect_every)
             else:
                 pause = min(pause, watchdog.expect_every - silent)
-                back = silent_for[watchdog.name] < watchdog.expect_every
+                back = since_seen < watchdog.expect_every
                 if told is not None and back and await self._teller.end(told, _RETURNED):
                     log.info("a watchdog is back", watchdog=watchdog.name)
         return pause

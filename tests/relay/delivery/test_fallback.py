@@ -1,6 +1,7 @@
 """A channel that refuses everything: others tell what waits for it and what is accepted meanwhile, at once."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ from services.relay.channels.channel import Reason, Scope, SendError
 from services.relay.delivery import worker
 from services.relay.delivery.retry import RetryPolicy
 from services.relay.outbox.fallback import STEP
+from services.relay.outbox.overdue import look_after
 from services.relay.outbox.schema import State
 from services.relay.outbox.waiting import StoreUnavailableError
-from tests.relay.delivery.rig import LANES, rig
+from tests.relay.delivery.rig import LANES, broken, rig
 from tests.relay.scripted import Scripted, hang, until
 
 LONG = RetryPolicy(backoff_initial=0.01, backoff_max=300, give_up_after=3600)
@@ -108,3 +110,26 @@ async def test_a_step_that_fails_takes_no_attempt_with_it(tmp_path: Path, monkey
     async with rig(tmp_path, quick, fallback=("b",), a=channel, b=Scripted()) as it:
         await it.tell("firing", channels=("a",))
         await until(lambda: len(channel.sent) == 1)  # and not only once its lease ends
+
+
+async def test_what_a_clock_a_day_ahead_gave_up_goes_to_the_fallback_and_comes_back(tmp_path: Path) -> None:
+    ahead = 0.0
+    channel, other = Scripted(*[broken()] * 10_000), Scripted()
+    day = RetryPolicy(backoff_initial=0.01, backoff_max=0.05, give_up_after=86_400)
+
+    async with rig(tmp_path, day, clock=lambda: time.time() + ahead, fallback=("b",), a=channel, b=other) as it:
+        groups = [str(number) for number in range(6)]
+        for group in groups:
+            await it.tell("firing", group=group, channels=("a",))
+        await until(lambda: len(channel.tried) > 6)
+        ahead = 90_000.0
+        while any(delivery.finished_at is None for delivery in await it.deliveries()):
+            await look_after(it.store, "test", day.give_up_after, ("b",))
+            await asyncio.sleep(0.02)
+        assert {delivery.state for delivery in await it.deliveries()} == {State.DEAD}
+        await until(lambda: len(other.sent) == 6)
+        channel.script.clear()
+        ahead = 0.0
+        looked = await look_after(it.store, "test", day.give_up_after, ("b",))
+        assert looked.woken == {"a"}
+        await until(lambda: {message.incident_id for message in channel.sent} == set(groups))

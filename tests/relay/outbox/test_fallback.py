@@ -163,11 +163,8 @@ async def test_nothing_is_given_up_that_nobody_else_tells(store: Store, others: 
     await waiting(store, fallback.STEP + 2)
     await refuse(store)
     looked = await look_after(store, "me", -1, others)
-    given_up = fallback.STEP if others else fallback.STEP + 2
-    assert looked.ended == (("a", State.DEAD),) * given_up
+    assert looked.ended == (("a", State.DEAD),) * (fallback.STEP + 2)
     assert looked.woken == {"a", *others}
-    looked = await look_after(store, "me", -1, others)
-    assert looked.ended == (("a", State.DEAD),) * (fallback.STEP + 2 - given_up)
     assert len(await all_of(store, "b")) == (fallback.STEP + 2 if others else 0)
 
 
@@ -200,10 +197,22 @@ async def test_a_message_that_is_refused_itself_is_told_by_nobody_else(store: St
 async def test_a_channel_that_cannot_be_reached_waits_for_itself(store: Store) -> None:
     await waiting(store, BREAKS_AFTER + 2)
     await fail(store, await claimed(store), fallback=("b",))
-    await end(store, await claimed(store), State.DEAD, effect=Effect.FAILED, fallback=("b",))
     await break_it(store)
-    assert {state for _, state in (await look_after(store, "me", -1, ("b",))).ended} == {State.DEAD}
+    assert (await look_after(store, "me", 3600, ("b",))).ended == ()
     assert await nothing(store, "b")
+
+
+async def test_what_is_given_up_for_its_age_goes_to_the_others_whatever_its_channel_says(store: Store) -> None:
+    await waiting(store, BREAKS_AFTER + fallback.STEP)
+    claim = await claimed(store)
+    gave_up = {"effect": Effect.FAILED, "fallback": ("b",), "gave_up": True}
+    await end(store, claim, State.DEAD, **gave_up)
+    assert await all_of(store, "b") == [("a0", 1, 1)]
+    await break_it(store)
+    looked = await look_after(store, "me", -1, ("a", "b"))
+    assert looked == Looked((("a", State.DEAD),) * (BREAKS_AFTER + fallback.STEP - 1), frozenset({"a", "b"}))
+    assert len(await all_of(store, "b")) == BREAKS_AFTER + fallback.STEP - 1
+    assert await look_after(store, "me", -1, ("a", "b")) == Looked((), frozenset())
 
 
 async def test_what_a_crashed_relay_held_goes_there_once_its_lease_ended(tmp_path: Path, clock: Clock) -> None:

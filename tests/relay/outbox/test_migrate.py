@@ -49,6 +49,7 @@ def test_the_steps_lead_to_the_tables_that_a_new_database_gets(engine: Engine) -
             "deliveries_due",
             "deliveries_in_order",
             "deliveries_counted",
+            "deliveries_dead",
             "deliveries_delivered",
             "events_of_ours",
         }

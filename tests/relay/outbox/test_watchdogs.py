@@ -8,7 +8,7 @@ from sqlalchemy import insert, update
 
 from services.relay.outbox.schema import watchdogs
 from services.relay.outbox.store import Store, opened
-from services.relay.outbox.watchdogs import last_seen, seen, silent_for
+from services.relay.outbox.watchdogs import count_silence, last_seen, seen
 from shared.sql.location import Database
 from tests.relay.watch.told import START
 
@@ -26,7 +26,8 @@ async def now(store: Store) -> float:
 
 
 async def silences(store: Store, *names: str) -> dict[str, float]:
-    return dict(await store.run(lambda transaction: silent_for(transaction, names)))
+    found = await store.run(lambda transaction: count_silence(transaction, dict.fromkeys(names, 300.0), 600.0))
+    return {name: silence.since_seen for name, silence in found.items()}
 
 
 async def set_back(store: Store, name: str, seconds: float) -> None:

@@ -76,6 +76,44 @@ async def test_a_relay_that_was_down_waits_before_it_tells_and_before_it_believe
     assert len(await at.told()) == 1, "a start is no heartbeat"
 
 
+async def test_a_relay_that_is_restarted_more_often_than_expect_every_tells_a_silence_all_the_same(
+    at: Desk, clock: Clock
+) -> None:
+    await watchdogs.seen(at.store, ["Watchdog"])
+    for restart in range(1, 16):  # each process lives for 10 s, and 4 s pass until the next one looks
+        guard = started(at, clock)
+        await guard.look()
+        await look_after(5, guard, clock)
+        await look_after(5, guard, clock)
+        assert len(await at.told()) == (1 if 14 * restart - 4 >= 180 else 0)
+        clock.go(4)
+
+
+async def test_a_relay_that_was_away_for_some_time_goes_on_counting_without_it(at: Desk, clock: Clock) -> None:
+    await watchdogs.seen(at.store, ["Watchdog"])
+    guard = started(at, clock)
+    await guard.look()
+    await look_after(100, guard, clock)
+    clock.go(60)
+    guard = started(at, clock)
+    await guard.look()
+    await look_after(79, guard, clock)
+    assert await at.told() == []
+    await look_after(1, guard, clock)
+    assert len(await at.told()) == 1
+
+
+async def test_a_heartbeat_begins_the_count_anew_across_restarts(at: Desk, clock: Clock) -> None:
+    guard = started(at, clock)
+    await guard.look()
+    await look_after(179, guard, clock)
+    await watchdogs.seen(at.store, ["Watchdog"])
+    guard = started(at, clock)
+    await guard.look()
+    await look_after(179, guard, clock)
+    assert await at.told() == []
+
+
 async def test_an_outbox_that_took_no_heartbeats_is_no_absence(at: Desk, clock: Clock, tmp_path: Path) -> None:
     guard = started(at, clock)
     await guard.look()

@@ -1,0 +1,64 @@
+"""What was given up by a clock that was ahead is sent again once that clock is right."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from sqlalchemy import update
+
+from services.relay.outbox.gate import reopened
+from services.relay.outbox.overdue import look_after
+from services.relay.outbox.schema import State, deliveries
+from services.relay.outbox.store import Store, opened
+from shared.sql.location import Database
+from tests.relay.outbox.acts import claimed, end, nothing, take, told
+from tests.relay.outbox.gated import break_it, waiting
+
+DAY = 86_400.0
+
+
+@pytest.fixture
+async def store(database: Database) -> AsyncIterator[Store]:
+    async with opened(database, lambda: 1000.0, frozenset({"every"})) as store:
+        yield store
+
+
+async def set_the_clock_back(store: Store, seconds: float) -> None:
+    """What ended has ended in the future."""
+    ended = update(deliveries).where(deliveries.c.finished_at.is_not(None))
+    later = ended.values(finished_at=deliveries.c.finished_at + seconds)
+    await store.run(lambda transaction: transaction.connection.execute(later))
+
+
+async def test_all_that_waited_for_a_broken_channel_comes_back(store: Store) -> None:
+    await waiting(store, 40)
+    await break_it(store)
+    assert (await look_after(store, "me", -1, ())).ended == (("a", State.DEAD),) * 40
+    await set_the_clock_back(store, DAY)
+    assert (await look_after(store, "me", DAY, ())).woken == {"a"}
+    assert (await look_after(store, "me", DAY, ())).woken == frozenset()
+    await reopened(store, ["a"])
+    (probe,) = (await take(store, limit=99)).claims
+    await end(store, probe)
+    assert len((await take(store, limit=99)).claims) == 39
+
+
+async def test_what_gave_up_at_its_last_attempt_comes_back_as_its_incident_stands(store: Store) -> None:
+    await told(store, "x")
+    await end(store, await claimed(store), State.DEAD, gave_up=True)
+    await told(store, "x")
+    await end(store, await claimed(store))
+    assert (await look_after(store, "me", DAY, ())).woken == frozenset()
+    await set_the_clock_back(store, DAY)
+    assert (await look_after(store, "me", DAY, ())).woken == {"a"}
+    claim = await claimed(store)
+    assert (claim.first_event, claim.last_event) == (1, 2)
+    await end(store, claim)
+    assert (await look_after(store, "me", DAY, ())).woken == frozenset()
+
+
+async def test_what_was_refused_for_what_it_is_stays_dead_as_does_what_is_over_for_long(store: Store) -> None:
+    await told(store, "x")
+    await end(store, await claimed(store), State.DEAD)
+    await set_the_clock_back(store, 60.0)  # a minute ahead made nothing a day old
+    assert (await look_after(store, "me", DAY, ())).woken == frozenset()
+    assert await nothing(store)

@@ -1,0 +1,64 @@
+"""The other Alertmanager of an HA pair sends what it saw some time ago: nothing is told, and nothing changes."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from services.relay.identity import fingerprint, incident_id, plan
+from services.relay.model import Event, Status
+from services.relay.outbox.accept import Accepted, Incoming, Plan, accept
+from services.relay.outbox.known import Known
+from services.relay.outbox.store import Store, opened
+from shared.sql.location import Database
+from tests.relay.outbox.acts import claimed, nothing
+from tests.relay.scripted import at, event_of
+
+FIRING, RESOLVED = Status.FIRING, Status.RESOLVED
+
+
+@pytest.fixture
+async def store(database: Database) -> AsyncIterator[Store]:
+    async with opened(database, lambda: 1000.0) as store:
+        yield store
+
+
+def group(*alerts: tuple[str, Status, float]) -> Event:
+    (one,) = event_of().alerts
+    told = tuple(replace(one, fingerprint=name, status=status, starts_at=at(start)) for name, status, start in alerts)
+    firing = any(status is FIRING for _, status, _ in alerts)
+    return event_of("firing" if firing else "resolved", alerts=told)
+
+
+async def come(store: Store, event: Event) -> Accepted:
+    def decide(known: Known | None, now: float) -> Plan | None:
+        return plan(event, known, now=now, duplicate_window=60, routed=("a",), configured=("a",))
+
+    return await accept(store, Incoming(event, incident_id(event), fingerprint(event), "Down", b"{}"), decide)
+
+
+async def test_it_takes_back_no_alert_that_came_since(store: Store) -> None:
+    one, two = group(("A", FIRING, 1)), group(("A", FIRING, 1), ("B", FIRING, 2))
+    await come(store, one)
+    latest = await come(store, two)
+    for late in (one, one, two):
+        assert await come(store, late) == Accepted(latest.event_id, 1, duplicate=True, channels=())
+    assert (await claimed(store)).last_event == 2
+    assert await nothing(store)
+
+
+async def test_it_ends_nothing_that_fires_anew(store: Store) -> None:
+    fired, ended, again = (group(("A", status, start)) for status, start in ((FIRING, 1), (RESOLVED, 1), (FIRING, 9)))
+    for event in (fired, ended, again):
+        assert not (await come(store, event)).duplicate
+    assert (await come(store, ended)).duplicate
+    assert (await come(store, fired)).duplicate
+    assert not (await come(store, group(("A", RESOLVED, 9)))).duplicate
+    assert not (await come(store, again)).duplicate, "a firing after a resolve is always news"
+
+
+async def test_only_the_last_few_events_are_remembered(store: Store) -> None:
+    events = [group(("A", FIRING, 1), *((str(number), FIRING, 1) for number in range(most))) for most in range(12)]
+    for event in events:
+        await come(store, event)
+    assert [(await come(store, event)).duplicate for event in (events[4], events[2])] == [True, False]
