@@ -2,26 +2,28 @@
 
 KMS is checked with a real round trip: once at the start, then at each interval. What a check finds decides the mode:
 
-- It succeeds: every data key that can be unwrapped is, those wrapped by the local key are re-wrapped by KMS, and then
-  the mode is `kms`.
+- It succeeds: the active data key is unwrapped, and the mode is `kms`. The others follow behind the check, several at a
+  time, or when a record needs them; those that the local key wrapped are re-wrapped by KMS.
 - It fails at the start, or for the second time in a row: the mode is `env`. One failure may be a lost packet or a slow
   answer, and would page somebody; a start cannot wait for a second try.
 
-A data key, once unwrapped, stays in memory, so an outage stops neither reads nor writes. A new active key is made only
-where the active one cannot be used (none is there yet, or a restart in an outage, or a KMS version that is disabled or
-destroyed); it is wrapped by what the mode says, and its predecessor is retired: it still decrypts once it can be
-unwrapped again. No data key is ever removed here.
+A new active key is made only where the active one cannot be used (none is there yet, or a restart in an outage, or a
+KMS version that is disabled or destroyed), and where KMS is back and the local key wraps the active one: whoever copied
+the disk has that, too, and shall read nothing that is written from then on. It is wrapped by what the mode says, and
+its predecessor is retired: it still decrypts once it can be unwrapped again. No data key is ever removed here.
 """
 
 import asyncio
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
 import structlog
 
+from services.backend.held import HeldKeys
 from services.backend.local_key import LocalKey
 from services.backend.sealing import UsableKey
 from shared.cancelled import task_is_cancelled
@@ -30,11 +32,14 @@ from shared.keyring.database import DatabaseError
 from shared.keyring.instances import Heartbeat
 from shared.keyring.model import KEY_BYTES, LOCAL_KEK, DataKey, Status, Wrapped, fingerprint, wrapping_aad
 from shared.keyring.store import KeyStore, RetiredVersionError
-from shared.keyring.wrapping import UnwrapError, Wrapping
+from shared.keyring.together import together
+from shared.keyring.wrapping import Wrapping
 from shared.kms.provider import KeyProvider, KmsError
 from shared.kms.reason import Reason
 
 _FAILURES_TO_FALL_BACK: Final = 2
+_NEEDED_AT_ONCE: Final = {Status.ACTIVE, Status.PENDING}
+"""Data keys without which nothing can be written, now or after a rotation that waits for this instance."""
 
 log = structlog.get_logger(__name__)
 
@@ -73,9 +78,9 @@ class Keyring:
         self._local = local
         self._wrapping = Wrapping(kms, kek, timeout, local)
         self._clock = clock
-        self._usable: dict[str, UsableKey] = {}
-        self._unusable: dict[str, str] = {}  # id → why
+        self._held = HeldKeys(self._wrapping)
         self._active: UsableKey | None = None
+        self._exposed: set[str] = set()  # ids of what the local key wraps, or did: whoever copied the disk may have it
         self._pending: tuple[str, ...] = ()
         self._failures = 0
         self._changing = asyncio.Lock()
@@ -109,36 +114,51 @@ class Keyring:
             KeyUnavailableError: it is not there, or cannot be unwrapped.
             DatabaseError: the keyring cannot be read.
         """
-        if data_key_id not in self._usable and data_key_id not in self._unusable:
+        if data_key_id not in self._held and data_key_id not in self._held.unusable:
             await self._meet(data_key_id)
-        try:
-            return self._usable[data_key_id]
-        except KeyError:
-            why = self._unusable.get(data_key_id, "it is not in the keyring")
-            raise KeyUnavailableError(f"its data key {data_key_id} cannot be unwrapped: {why}") from None
+        if data_key_id in self._held:
+            return self._held[data_key_id]
+        why = self._held.unusable.get(data_key_id, "it is not in the keyring")
+        raise KeyUnavailableError(f"its data key {data_key_id} cannot be unwrapped: {why}")
 
     async def watch(self, interval: float, checked: asyncio.Event) -> None:
-        """Checks now and at each `interval` seconds, until it is cancelled; sets `checked` after the first time."""
-        while True:
-            try:
-                await self.check()
-            except DatabaseError as error:
-                if not self.ready:
-                    self.reason = f"the keyring's database cannot be used: {error}"
-                log.warning("the keyring's database cannot be used; trying again", error=str(error), seconds=interval)
-            except (Exception, asyncio.CancelledError):
-                # A defect must not end the checks: nothing would bring KMS back. Nor must a library's CancelledError.
-                if task_is_cancelled():
-                    raise
-                log.exception("the check of KMS failed in an unforeseen way; trying again", seconds=interval)
-            checked.set()
-            await asyncio.sleep(interval)
+        """Checks now and at each `interval` seconds, until it is cancelled; sets `checked` after the first time.
+
+        Behind each check the other data keys are caught up with, unless that is still going on.
+        """
+        catching_up: asyncio.Task[None] | None = None
+        try:
+            while True:
+                await self._undisturbed(self.check(), interval)
+                checked.set()
+                if catching_up is None or catching_up.done():
+                    catching_up = asyncio.create_task(self._undisturbed(self.catch_up(), interval))
+                await asyncio.sleep(interval)
+        finally:
+            if catching_up:
+                catching_up.cancel()
+
+    async def _undisturbed(self, work: Awaitable[None], interval: float) -> None:
+        """Does a part of the watch; whatever it ends with does not end the watch."""
+        try:
+            await work
+        except DatabaseError as error:
+            if not self.ready:
+                self.reason = f"the keyring's database cannot be used: {error}"
+            log.warning("the keyring's database cannot be used; trying again", error=str(error), seconds=interval)
+        except (Exception, asyncio.CancelledError):
+            # A defect must not end the checks: nothing would bring KMS back. Nor must a library's CancelledError.
+            if task_is_cancelled():
+                raise
+            log.exception("the check of KMS failed in an unforeseen way; trying again", seconds=interval)
 
     async def check(self) -> None:
         """One round trip, and what follows from it. Raises DatabaseError; the next check goes on from there."""
         async with self._changing:
             try:
                 await self._wrapping.wrap("check", os.urandom(KEY_BYTES))
+                if self.mode is not CryptoMode.KMS:
+                    self._held.forget_why()
                 await self._use_keys(CryptoMode.KMS)
             except RetiredVersionError as error:
                 await self._failed(KmsError(Reason.KEY_DISABLED, str(error)))
@@ -171,20 +191,41 @@ class Keyring:
         finally:  # the mode is told even where the database fails as well
             self._settle(CryptoMode.ENV, f"KMS cannot be used: {error.reason}", error.detail)
 
-    async def _use_keys(self, mode: CryptoMode) -> None:
-        """Unwraps what can be unwrapped in `mode`, and sees to it that a usable key is active."""
+    async def catch_up(self) -> None:
+        """Unwraps what no record has needed yet, and has KMS wrap anew what the local key wrapped.
+
+        A few at a time, far from KMS's quota, and beside the checks: of thousands it takes minutes. What KMS fails at
+        meanwhile decides nothing; the next time goes on from there. Raises DatabaseError.
+        """
+        mode = self.mode
         keys = await self._store.all()
+        others = [key for key in keys if key.id not in self._held]
+        local = [key for key in keys if key.wrapped.kek == LOCAL_KEK and key.status is not Status.ACTIVE]
+        try:
+            await together(others, partial(self._held.take, mode=mode), _done)
+            if mode is CryptoMode.KMS:
+                await together([key for key in local if key.id in self._held], self._rewrap, _done)
+        except (KmsError, RetiredVersionError) as error:
+            log.warning("KMS failed while data keys were unwrapped; trying again", error=str(error))
+
+    async def _rewrap(self, key: DataKey) -> None:
+        wrapped = await self._wrapping.wrap(key.id, self._held[key.id].secret)
+        if await self._store.rewrap(key, wrapped):
+            log.info("data key re-wrapped by KMS", data_key=key.id, kek_version=wrapped.kek_version)
+
+    async def _use_keys(self, mode: CryptoMode) -> None:
+        """Sees to it that a usable key is active; unwraps that one, and those that are to become active."""
+        keys = await self._store.all()
+        self._exposed |= {key.id for key in keys if key.wrapped.kek == LOCAL_KEK}
         for key in keys:
-            if key.id not in self._usable:
-                await self._take(key, mode)
-            if mode is CryptoMode.KMS and key.wrapped.kek == LOCAL_KEK and key.id in self._usable:
-                wrapped = await self._wrapping.wrap(key.id, self._usable[key.id].secret)
-                if await self._store.rewrap(key, wrapped):
-                    log.info("data key re-wrapped by KMS", data_key=key.id, kek_version=wrapped.kek_version)
-        self._pending = tuple(key.id for key in keys if key.status is Status.PENDING and key.id in self._usable)
+            if key.status in _NEEDED_AT_ONCE:
+                await self._held.take(key, mode)
+        self._pending = tuple(key.id for key in keys if key.status is Status.PENDING and key.id in self._held)
         stored = next((key for key in keys if key.status is Status.ACTIVE), None)
-        if stored and stored.id in self._usable:
-            self._active = self._usable[stored.id]
+        if stored and stored.id in self._held and not (mode is CryptoMode.KMS and stored.id in self._exposed):
+            self._active = self._held[stored.id]
+        elif mode is CryptoMode.ENV and self._active:
+            pass  # what is held goes on: to depose another instance's key, which KMS guards, would help nobody
         elif not await self._make_active(mode, instead_of=stored):
             await self._use_keys(mode)  # another process was faster: use its key
 
@@ -192,27 +233,9 @@ class Keyring:
         stored = await self._store.find(data_key_id)
         try:
             if stored:
-                await self._take(stored, self.mode)
+                await self._held.take(stored, self.mode)
         except KmsError as error:
             raise KeyUnavailableError(f"its data key {data_key_id} cannot be unwrapped: KMS: {error.reason}") from None
-
-    async def _take(self, key: DataKey, mode: CryptoMode) -> None:
-        try:
-            self._usable[key.id] = UsableKey(key.id, await self._unwrap(key, mode))
-            self._unusable.pop(key.id, None)
-        except UnwrapError as error:
-            if self._unusable.get(key.id) != str(error):
-                log.warning(
-                    "a data key cannot be unwrapped; its records cannot be read", data_key=key.id, why=str(error)
-                )
-            self._unusable[key.id] = str(error)
-
-    async def _unwrap(self, key: DataKey, mode: CryptoMode) -> bytes:
-        """The data key in clear. Raises UnwrapError, or KmsError where all of KMS is at fault."""
-        refusal = self._wrapping.refusal(key.wrapped)
-        if refusal is None and mode is CryptoMode.ENV and key.wrapped.kek != LOCAL_KEK:
-            raise UnwrapError("it is wrapped by KMS, which cannot be used")
-        return await self._wrapping.unwrap(key)
 
     async def _make_active(self, mode: CryptoMode, *, instead_of: DataKey | None) -> bool:
         """A new active data key, stored before it is used; False where `instead_of` is no longer the active one."""
@@ -221,12 +244,14 @@ class Keyring:
             wrapped = await self._wrapping.wrap(new.id, new.secret)
         else:
             wrapped = Wrapped(self._local.wrap(new.secret, wrapping_aad(new.id)), LOCAL_KEK, 0)
+            self._exposed.add(new.id)
         created_at = datetime.fromtimestamp(self._clock(), UTC)
         row = DataKey(new.id, Status.ACTIVE, wrapped, fingerprint(new.secret), created_at)
         if not await self._store.activate(row, instead_of=instead_of):
             return False
         log.info("new active data key", data_key=new.id, kek=wrapped.kek, kek_version=wrapped.kek_version)
-        self._active = self._usable[new.id] = new
+        self._held.add(new)
+        self._active = new
         return True
 
     def _settle(self, mode: CryptoMode, reason: str | None, detail: str | None) -> None:
@@ -239,3 +264,7 @@ class Keyring:
         self.mode, self.reason = mode, reason
         tell = log.info if mode is CryptoMode.KMS else log.warning
         tell("crypto mode", mode=mode.value, ready=self.ready, reason=reason, detail=detail)
+
+
+async def _done(_outcomes: Sequence[tuple[DataKey, None]]) -> None:
+    """Nothing is left to do with them."""

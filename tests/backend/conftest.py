@@ -45,6 +45,11 @@ class Backend:
     store: KeyStore
     records: Records
 
+    async def check(self) -> None:
+        """A check, and what follows it in the background."""
+        await self.keyring.check()
+        await self.keyring.catch_up()
+
     async def put(self, record_id: str, plaintext: bytes) -> None:
         await self.records.put(record_id, plaintext, self.keyring.active())
 

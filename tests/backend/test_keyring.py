@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 from ops.kms_emulator.emulator import Emulator, start
 from ops.kms_emulator.faults import Fault
 from services.backend.keyring import KeyUnavailableError
+from services.backend.local_key import read_or_make
+from services.backend.records import CorruptRecordError, decrypt
+from services.backend.sealing import UsableKey
 from shared.contract import CryptoMode
-from shared.keyring.model import LOCAL_KEK, Status
+from shared.keyring.model import LOCAL_KEK, Status, wrapping_aad
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 OUTAGE = Fault(kind="status", status="UNAVAILABLE")
@@ -27,11 +30,11 @@ async def test_an_outage_of_a_running_backend_stops_neither_reads_nor_writes_and
     emulator: Emulator, open_backend: Open, tmp_path: Path
 ) -> None:
     async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.keyring.check()
+        await backend.check()
         await backend.put("before", b"1")
         emulator.faults.add(OUTAGE)
-        await backend.keyring.check()
-        await backend.keyring.check()
+        await backend.check()
+        await backend.check()
         await backend.put("during", b"2")
         assert (await backend.get("before"), await backend.get("during")) == (b"1", b"2")
         assert len(await backend.store.all()) == 1
@@ -41,11 +44,11 @@ async def test_a_restart_in_an_outage_writes_with_a_local_key_and_says_why_an_ol
     emulator: Emulator, open_backend: Open, tmp_path: Path
 ) -> None:
     async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.keyring.check()
+        await backend.check()
         await backend.put("before", b"1")
     emulator.faults.add(OUTAGE)
     async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.keyring.check()
+        await backend.check()
         await backend.put("during", b"2")
         assert await backend.get("during") == b"2"
         with pytest.raises(KeyUnavailableError, match="it is wrapped by KMS, which cannot be used"):
@@ -54,7 +57,7 @@ async def test_a_restart_in_an_outage_writes_with_a_local_key_and_says_why_an_ol
         assert (before.status, during.status, during.wrapped.kek) == (Status.RETIRED, Status.ACTIVE, LOCAL_KEK)
 
         emulator.faults.clear()
-        await backend.keyring.check()
+        await backend.check()
         assert (await backend.get("before"), await backend.get("during")) == (b"1", b"2")
 
 
@@ -63,19 +66,65 @@ async def test_on_return_every_key_of_the_outage_is_wrapped_anew_by_kms_and_outl
 ) -> None:
     emulator.faults.add(OUTAGE)
     async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.keyring.check()
+        await backend.check()
         await backend.put("r", b"kept")
         (local,) = await backend.store.all()
         emulator.faults.clear()
-        await backend.keyring.check()
-        (rewrapped,) = await backend.store.all()
+        await backend.check()
+        rewrapped, successor = await backend.store.all()
         assert backend.keyring.mode is CryptoMode.KMS
+        assert (rewrapped.status, successor.status, successor.wrapped.kek) == (Status.RETIRED, Status.ACTIVE, KEY)
         assert (rewrapped.id, rewrapped.wrapped.kek, rewrapped.wrapped.kek_version) == (local.id, KEY, 1)
         assert rewrapped.wrapped.ciphertext != local.wrapped.ciphertext
     (tmp_path / "local.key").unlink()
     async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.keyring.check()
+        await backend.check()
         assert await backend.get("r") == b"kept"
+
+
+@pytest.mark.parametrize("rewrapped_first", [False, True])
+async def test_a_copied_local_key_reads_nothing_that_is_written_after_kms_is_back(
+    rewrapped_first: bool, emulator: Emulator, open_backend: Open, tmp_path: Path
+) -> None:
+    emulator.faults.add(OUTAGE)
+    async with open_backend(tmp_path, str(emulator.address)) as backend:
+        await backend.keyring.check()
+        await backend.put("during", b"1")
+        copied, (row,) = read_or_make(tmp_path / "local.key", may_make=False), await backend.store.all()
+        leaked = UsableKey(row.id, copied.unwrap(row.wrapped.ciphertext, wrapping_aad(row.id)))
+        during = await backend.records.find("during")
+        assert decrypt(during, leaked) == b"1"
+
+        emulator.faults.clear()
+        if rewrapped_first:  # as a rotation does that begins before the next check
+            await backend.store.rewrap(row, await backend.keyring._wrapping.wrap(row.id, leaked.secret))
+        await backend.keyring.check()
+        await backend.put("after", b"2")
+        after = await backend.records.find("after")
+        assert (backend.keyring.mode, after.data_key_id == leaked.id) == (CryptoMode.KMS, False)
+        with pytest.raises(CorruptRecordError):
+            decrypt(after, leaked)
+        assert (await backend.get("during"), await backend.get("after")) == (b"1", b"2")
+
+
+async def test_an_instance_without_kms_keeps_its_data_key_and_does_not_depose_that_of_one_with_kms(
+    emulator: Emulator, open_backend: Open, tmp_path: Path
+) -> None:
+    emulator.faults.add(OUTAGE)
+    async with (
+        open_backend(tmp_path, str(emulator.address)) as one,
+        open_backend(tmp_path, "127.0.0.1:1", timeout=0.5) as cut_off,
+    ):
+        await one.keyring.check()
+        await cut_off.keyring.check()
+        emulator.faults.clear()
+        for _ in range(3):
+            await one.check()
+            await cut_off.keyring.check()
+        assert len(await one.store.all()) == 2
+        assert (one.keyring.mode, cut_off.keyring.mode) == (CryptoMode.KMS, CryptoMode.ENV)
+        await cut_off.put("r", b"kept")
+        assert await one.get("r") == b"kept"
 
 
 async def test_kms_that_fails_in_the_middle_of_its_return_leaves_the_local_wrap_as_it_is(
@@ -83,12 +132,12 @@ async def test_kms_that_fails_in_the_middle_of_its_return_leaves_the_local_wrap_
 ) -> None:
     emulator.faults.add(OUTAGE)
     async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.keyring.check()
+        await backend.check()
         before = await backend.store.all()
         emulator.faults.clear()
         emulator.faults.add(Fault(kind="status", operation="Encrypt", probability=0.5))
         emulator.faults._random = iter([0.9, 0.1]).__next__  # the check's own call succeeds, the re-wrap's fails
-        await backend.keyring.check()
+        await backend.check()
         assert backend.keyring.mode is CryptoMode.ENV
         assert await backend.store.all() == before
 
@@ -98,12 +147,12 @@ async def test_a_wrap_that_does_not_give_the_key_back_never_replaces_one_that_do
 ) -> None:
     emulator.faults.add(OUTAGE)
     async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.keyring.check()
+        await backend.check()
         before = await backend.store.all()
         emulator.faults.clear()
         emulator.faults.add(Fault(kind="wrong_plaintext", probability=0.5))
         emulator.faults._random = iter([0.9, 0.1]).__next__
-        await backend.keyring.check()
+        await backend.check()
         assert "plaintext_mismatch" in backend.keyring.reason
         assert await backend.store.all() == before
 
@@ -112,7 +161,7 @@ async def test_a_wrongly_unwrapped_key_encrypts_nothing_and_the_right_one_is_use
     emulator: Emulator, open_backend: Open, tmp_path: Path
 ) -> None:
     async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.keyring.check()
+        await backend.check()
         await backend.put("r", b"kept")
     async with open_backend(tmp_path, str(emulator.address)) as backend:
         emulator.faults.add(Fault(kind="wrong_plaintext", probability=0.5, count=1))
@@ -121,7 +170,7 @@ async def test_a_wrongly_unwrapped_key_encrypts_nothing_and_the_right_one_is_use
         with pytest.raises(KeyUnavailableError, match="not the key that was stored"):
             await backend.get("r")
         await backend.put("s", b"under a new key")
-        await backend.keyring.check()
+        await backend.check()
         assert (await backend.get("r"), await backend.get("s")) == (b"kept", b"under a new key")
 
 
@@ -129,18 +178,18 @@ async def test_a_restart_after_the_version_of_the_active_key_was_disabled_goes_o
     emulator: Emulator, versions: Any, open_backend: Open, tmp_path: Path
 ) -> None:
     async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.keyring.check()
+        await backend.check()
         await backend.put("r", b"kept")
     await versions.rotate()
     await versions.disable(1)
     async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.keyring.check()
+        await backend.check()
         assert backend.keyring.mode is CryptoMode.KMS
         assert backend.keyring.active().id == (await backend.store.all())[1].id
         with pytest.raises(KeyUnavailableError, match=r"key_disabled \(version 1\)"):
             await backend.get("r")
         await versions.enable(1)
-        await backend.keyring.check()
+        await backend.check()
         assert await backend.get("r") == b"kept"
 
 
@@ -150,11 +199,11 @@ async def test_a_key_under_another_kms_key_is_named_and_left_alone(
     other = KEY.replace("ledger", "other")
     await emulator.store.ensure([other])
     async with open_backend(tmp_path, str(emulator.address), key=other) as backend:
-        await backend.keyring.check()
+        await backend.check()
         await backend.put("r", b"kept")
         (foreign,) = await backend.store.all()
     async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.keyring.check()
+        await backend.check()
         with pytest.raises(KeyUnavailableError, match=f"wrapped by {other}"):
             await backend.get("r")
         assert (await backend.store.all())[0].wrapped == foreign.wrapped
@@ -165,12 +214,12 @@ async def test_a_lost_local_key_costs_its_own_records_and_no_others(
 ) -> None:
     emulator.faults.add(OUTAGE)
     async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.keyring.check()
+        await backend.check()
         await backend.put("lost", b"1")
     (tmp_path / "local.key").unlink()
     emulator.faults.clear()
     async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.keyring.check()
+        await backend.check()
         assert backend.keyring.mode is CryptoMode.KMS
         await backend.put("new", b"2")
         assert await backend.get("new") == b"2"
@@ -207,12 +256,12 @@ def test_after_any_outages_and_restarts_every_record_is_readable_and_only_kms_wr
                 elif step == "restart":
                     await running.aclose()
                     backend = await running.enter_async_context(open_backend(folder, str(emulator.address)))
-                    await backend.keyring.check()
+                    await backend.check()
                 elif step == "put":
                     stored[f"r{number}"] = b"record %d" % number
                     await backend.put(f"r{number}", stored[f"r{number}"])
                 else:
-                    await backend.keyring.check()
+                    await backend.check()
             assert {record_id: await backend.get(record_id) for record_id in stored} == stored
             keys = await backend.store.all()
             assert {key.wrapped.kek for key in keys} == {KEY}

@@ -236,7 +236,7 @@ async def test_through_every_change_of_kms_all_records_are_read_and_nothing_secr
         process.terminate()
         assert await asyncio.to_thread(process.wait, 15) == 0
 
-    assert wrapped_by_kms.keys() == wrapped_locally.keys()
+    assert len(wrapped_by_kms.keys() - wrapped_locally.keys()) == 1, "the one that was made when KMS was back"
     assert not set(wrapped_by_kms.values()) & set(wrapped_locally.values())
     seen += log.read_bytes()
     for expected in (b"crypto_mode", b"data_keys", b"new active data key"):

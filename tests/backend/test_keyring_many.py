@@ -1,0 +1,170 @@
+"""A start with thousands of data keys: the active one is enough to write, the others come when they are needed."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from uuid import uuid4
+
+from sqlalchemy import Connection
+
+from services.backend import records as records_module
+from services.backend.keyring import Keyring
+from services.backend.local_key import read_or_make
+from services.backend.records import Records, decrypt
+from services.backend.sealing import UsableKey
+from shared.contract import CryptoMode
+from shared.keyring import store
+from shared.keyring.database import Database
+from shared.keyring.instances import Heartbeat
+from shared.keyring.model import DataKey, Status, Wrapped, fingerprint
+from shared.keyring.store import KeyStore
+from shared.keyring.tables import TABLES
+from shared.kms.names import version_number
+from shared.kms.provider import Decrypted, KmsError
+from shared.kms.reason import Reason
+from shared.sql.location import sqlite
+from tests.conftest import Until
+from tests.shared.keyring.fake_kms import FakeKms
+from tests.shared.keyring.keyring import KEY, secret_of
+
+MANY = 3000
+
+
+class SlowKms(FakeKms):
+    """A KMS that takes its time for each data key, and counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0
+        self.unwraps = 0
+        self.under_way = 0
+        self.most_under_way = 0
+        self.fails: KmsError | None = None
+
+    async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> Decrypted:
+        if b"check" not in aad:
+            self.unwraps += 1
+            if self.fails:
+                raise self.fails
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            await asyncio.sleep(self.seconds)
+            return await super().decrypt(ciphertext, aad, timeout=timeout)
+        finally:
+            self.under_way -= 1
+
+
+async def _key(kms: FakeKms, number: int) -> DataKey:
+    name = f"k{number:05}"
+    encrypted = await kms.encrypt(secret_of(name), b"keypulse data key\0" + name.encode(), timeout=1)
+    wrapped = Wrapped(encrypted.ciphertext, KEY, version_number(encrypted.key_version))
+    status = Status.RETIRED if number else Status.ACTIVE
+    return DataKey(name, status, wrapped, fingerprint(secret_of(name)), datetime(2026, 11, 25, tzinfo=UTC))
+
+
+def _insert(connection: Connection, keys: Sequence[DataKey]) -> None:
+    for key in keys:
+        store.insert(connection, key)
+
+
+@asynccontextmanager
+async def _started(folder: Path, kms: SlowKms, number: int) -> AsyncIterator[tuple[Keyring, Records]]:
+    """A keyring with so many data keys, and a record of the last one, whose checks begin."""
+    database = await Database.opened(sqlite(folder / "backend.db"), TABLES, records_module.TABLES)
+    try:
+        keys = [await _key(kms, each) for each in range(number)]
+        await database.change(partial(_insert, keys=keys))
+        records = Records(database)
+        await records.put("old", b"kept", UsableKey(keys[-1].id, secret_of(keys[-1].id)))
+        local = read_or_make(folder / "local.key", may_make=True)
+        heartbeat = Heartbeat(database, uuid4().hex, 10.0)
+        keyring = Keyring(KeyStore(database), local, kms, heartbeat, kek=KEY, timeout=5.0, clock=time.time)
+        kms.unwraps = 0
+        watching = asyncio.create_task(keyring.watch(0.05, asyncio.Event()))
+        try:
+            yield keyring, records
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+    finally:
+        await database.close()
+
+
+async def _get(keyring: Keyring, records: Records) -> bytes:
+    record = await records.find("old")
+    assert record is not None
+    return decrypt(record, await keyring.key(record.data_key_id))
+
+
+async def test_a_start_with_3000_data_keys_writes_after_one_unwrap_and_is_never_in_env_mode(
+    tmp_path: Path, until: Until
+) -> None:
+    kms = SlowKms()
+    kms.seconds = 0.02
+    async with _started(tmp_path, kms, MANY) as (keyring, records):
+
+        async def ready() -> bool:
+            return keyring.ready
+
+        await until(ready)
+        assert (keyring.mode, keyring.reason) == (CryptoMode.KMS, None)
+        assert kms.unwraps <= 2
+        assert await _get(keyring, records) == b"kept"
+        assert kms.unwraps < MANY / 10, "what a record needs is not waited for behind all others"
+        kms.seconds = 0.0
+
+        async def all_are_held() -> bool:
+            return kms.unwraps >= MANY
+
+        await until(all_are_held)
+        assert kms.most_under_way <= 16
+        assert (keyring.mode, keyring.reason) == (CryptoMode.KMS, None)
+
+
+async def test_many_reads_of_one_data_key_share_one_unwrap(tmp_path: Path, until: Until) -> None:
+    kms = SlowKms()
+    async with _started(tmp_path, kms, 1) as (keyring, records):
+
+        async def ready() -> bool:
+            return keyring.ready
+
+        await until(ready)
+        other = await _key(kms, 1)
+        await keyring._store._database.change(lambda connection: store.insert(connection, other))
+        kms.unwraps, kms.seconds = 0, 0.05
+        await records.put("old", b"kept", UsableKey(other.id, secret_of(other.id)))
+        assert await asyncio.gather(*(_get(keyring, records) for _ in range(20))) == [b"kept"] * 20
+        assert kms.unwraps == 1
+
+
+async def test_kms_that_fails_while_the_others_are_unwrapped_changes_no_mode_and_they_are_tried_again(
+    tmp_path: Path, until: Until
+) -> None:
+    kms = SlowKms()
+    kms.seconds = 0.05
+    async with _started(tmp_path, kms, 50) as (keyring, records):
+
+        async def ready() -> bool:
+            return keyring.ready
+
+        async def tried() -> bool:
+            return kms.unwraps >= tries
+
+        await until(ready)
+        kms.fails = KmsError(Reason.QUOTA_EXHAUSTED, "too many")
+        tries = kms.unwraps + 20
+        await until(tried)
+        assert keyring.mode is CryptoMode.KMS
+        kms.fails = None
+
+        async def all_are_held() -> bool:
+            return kms.unwraps >= tries + 50
+
+        tries = 0
+        await until(all_are_held)
+        assert await _get(keyring, records) == b"kept"
