@@ -67,7 +67,11 @@ def server_options(command: Command) -> Command:
             "--healthcheck", is_flag=True, help="Ask the running server whether it is healthy; exit with 0 or 1."
         ),
         click.option("--print-schema", is_flag=True, help="Print the configuration's JSON Schema and exit."),
-        click.option("--check", is_flag=True, help="Validate the configuration and exit."),
+        click.option(
+            "--check",
+            is_flag=True,
+            help="Validate the configuration, open what it names, and exit.",
+        ),
         click.option(
             "--web.config.file",
             "web_config",
@@ -117,21 +121,22 @@ def run_server(
         answer(complaint_about(model, config, web_config))
     if not options["check"]:
         hold_hangups()
-    launch = _or_exit(lambda: prepared(model, config, web_config))
+    launch = _or_exit(lambda: prepared(model, config, web_config, to_check=options["check"]))
     ignored = [(config, key) for key in ignored_keys(launch.settings)]
     ignored += [(web_config, key) for key in ignored_keys(launch.web.current().config)] if launch.web else []
-    doubts = list(launch.settings.doubts())
+    doubts = [(config, key, doubt) for key, doubt in launch.settings.doubts()]
+    doubts += [(file, finding.key, finding.sentence) for file, finding in launch.findings]
     if options["check"]:
         for file, key in ignored:
             click.echo(f"{file}: {key}: has no effect in version {VERSION}", err=True)
-        for key, doubt in doubts:
-            click.echo(f"{config or 'environment'}: {key}: {doubt}", err=True)
+        for file, key, doubt in doubts:
+            click.echo(f"{file or 'environment'}: {key}: {doubt}", err=True)
         click.echo("the configuration is valid")
         return
     logs.configure(model.service_name, options["log_level"], options["log_format"])
     for _, key in ignored:
         log.warning("this key has no effect in this version", key=key, version=VERSION)
-    for key, doubt in doubts:
+    for _, key, doubt in doubts:
         log.warning("this key will not do as it is", key=key, doubt=doubt)
     _as_many_files_as_allowed()
     run_or_exit(stoppable(serve(launch)), loop)

@@ -8,16 +8,18 @@
 """
 
 import ssl
-from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import structlog
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from shared.gate import Gate
 from shared.mistakes import ConfigurationError
+from shared.named_files import Finding, examine
 from shared.reload import Reloading
 from shared.server import serve_until_stopped
 from shared.settings import ServerSettings, load
@@ -25,6 +27,8 @@ from shared.turns import Turns
 from shared.web_file import LiveContext, WebFile
 
 S = TypeVar("S", bound=ServerSettings)
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,8 @@ class Launch(Generic[S]):
     config: Path | None = None
     """Where they were read, beside the environment."""
     web: WebFile | None = None
+    findings: Sequence[tuple[Path | None, Finding]] = ()
+    """What is wrong with what the files name, and stops no start; with the file that names it."""
 
     async def serve(
         self,
@@ -58,7 +64,10 @@ class Launch(Generic[S]):
         """
 
         def again() -> S:
-            return load(type(self.settings), self.config)
+            settings = load(type(self.settings), self.config)
+            for _, finding in _without_errors([(self.config, finding) for finding in examine(settings)]):
+                log.warning("this key will not do as it is", key=finding.key, doubt=finding.sentence)
+            return settings
 
         reloading = Reloading(app, self.settings, again, apply and self._guarded(apply), restart, app.state.metrics)
         served: ASGIApp = reloading
@@ -100,13 +109,14 @@ class Launch(Generic[S]):
         return context
 
 
-def prepared(model: type[S], config: Path | None, web_config: Path | None) -> Launch[S]:
-    """Reads both files.
+def prepared(model: type[S], config: Path | None, web_config: Path | None, *, to_check: bool = False) -> Launch[S]:
+    """Reads both files, and opens what they name.
 
     Args:
         model: the settings of the server.
         config: its configuration; None takes defaults and the environment only.
         web_config: a web.yml, if any.
+        to_check: whether whatever cannot be opened is a mistake, and not only what a start needs.
 
     Raises:
         ConfigurationError: the mistakes of both.
@@ -125,7 +135,20 @@ def prepared(model: type[S], config: Path | None, web_config: Path | None) -> La
         raise ConfigurationError(mistakes)
     launch = Launch(settings, config, web)
     launch.guard(settings)
-    return launch
+    found = [(config, finding) for finding in examine(settings)]
+    if web:
+        found += [(web_config, finding) for finding in examine(web.current().config)]
+    return replace(launch, findings=_without_errors(found, to_check=to_check))
+
+
+def _without_errors(
+    found: Sequence[tuple[Path | None, Finding]], *, to_check: bool = False
+) -> Sequence[tuple[Path | None, Finding]]:
+    """What is no error, as a check or else a start sees it. Raises ConfigurationError with what is one."""
+    errors = [(file, each) for file, each in found if each.start == "refuses" or (to_check and each.start is not None)]
+    if errors:
+        raise ConfigurationError([f"{file or 'environment'}: {each.key}: {each.sentence}" for file, each in errors])
+    return [(file, each) for file, each in found if each.start != "looks itself"]
 
 
 def _needs_a_guard(settings: ServerSettings) -> bool:

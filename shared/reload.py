@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from shared.auth import guarded
 from shared.mistakes import ConfigurationError
 from shared.other_pages import not_for_other_pages
-from shared.secret_file import SecretFile
+from shared.secret_file import TokenFile
 from shared.server import StartError
 from shared.settings import ServerSettings
 
@@ -143,7 +143,7 @@ class Reloading(Generic[S]):
         file = settings.auth.admin_token_file
         self.settings = settings
         """What runs."""
-        self.admin = SecretFile(file) if file else None
+        self.admin = TokenFile(file) if file else None
         """The token of what runs, if it has one."""
 
     def _keeps(self, settings: S) -> None:

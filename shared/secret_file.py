@@ -2,6 +2,16 @@
 
 import hmac
 from pathlib import Path
+from typing import Final
+
+import structlog
+
+LEAST_CHARACTERS: Final = 16
+"""Of a token that a server of ours checks; `openssl rand -hex 32` makes 64."""
+
+Stamp = tuple[int, int, int, int]
+
+log = structlog.get_logger(__name__)
 
 
 class SecretUnreadableError(Exception):
@@ -11,12 +21,14 @@ class SecretUnreadableError(Exception):
 class SecretFile:
     """A file that holds a secret, or two, one a line, while they are being rotated.
 
-    The file is small and local: it is read only when its inode, size or time of change differ from the last read.
+    Empty lines, and those that begin with `#`, hold none. The file is small and local: it is read only when its inode,
+    size or one of its times differ from the last read. The time of its inode is among them, which nobody can set: so a
+    file whose content is replaced in its place, or whose mode changes, is read again.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._read: tuple[tuple[int, int, int], tuple[str, ...]] | None = None
+        self._read: tuple[Stamp, tuple[str, ...]] | None = None
 
     def values(self) -> tuple[str, ...]:
         """Every secret in the file, at least one.
@@ -28,8 +40,7 @@ class SecretFile:
         try:
             stamp = self._stamp()
             if read is None or stamp != read[0]:
-                text = self.path.read_text(encoding="utf-8-sig")
-                read = stamp, tuple(line.strip() for line in text.splitlines() if line.strip())
+                read = stamp, tuple(self._secrets(self.path.read_text(encoding="utf-8-sig")))
                 self._read = read
         except (OSError, UnicodeDecodeError) as error:
             self._read = None
@@ -39,7 +50,7 @@ class SecretFile:
             raise SecretUnreadableError(f"{self.path}: is empty; expected a secret on its first line")
         return read[1]
 
-    def stamp(self) -> tuple[int, int, int] | None:
+    def stamp(self) -> Stamp | None:
         """Something that is another once the file has changed; None while it cannot be found or looked at."""
         try:
             return self._stamp()
@@ -58,6 +69,57 @@ class SecretFile:
         found = [hmac.compare_digest(candidate, secret.encode()) for secret in self.values()]
         return any(found)
 
-    def _stamp(self) -> tuple[int, int, int]:
+    def _secrets(self, text: str) -> list[str]:
+        lines = [line.strip() for line in text.splitlines()]
+        return [line for line in lines if line and not line.startswith("#")]
+
+    def _stamp(self) -> Stamp:
         status = self.path.stat()
-        return status.st_ino, status.st_size, status.st_mtime_ns
+        return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+class PasswordFile(SecretFile):
+    """A password that somebody else chose, on the first line; it may begin with `#`."""
+
+    def _secrets(self, text: str) -> list[str]:
+        return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+class TokenFile(SecretFile):
+    """The tokens that a server lets in, none of them short.
+
+    The log says once when the file cannot be used any more, and once when it can be again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._problem: str | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """Why nobody is let in, or None."""
+        problem = None
+        try:
+            self.values()
+        except SecretUnreadableError as error:
+            problem = str(error)
+        if problem != self._problem:
+            self._problem = problem
+            if problem is None:
+                log.info("the token file can be used again", file=str(self.path))
+            else:
+                log.error("a token file cannot be used; until it can, its callers are answered 503", error=problem)
+        return problem
+
+    def values(self) -> tuple[str, ...]:
+        """Every token in the file, at least one. Raises SecretUnreadableError, also where one is short."""
+        tokens = super().values()
+        if any(len(token) < LEAST_CHARACTERS for token in tokens):
+            raise SecretUnreadableError(f"{self.path}: has a token of less than {LEAST_CHARACTERS} characters")
+        return tokens
+
+    def matches(self, candidate: bytes) -> bool:
+        """Whether `candidate` is one of the tokens. Raises SecretUnreadableError."""
+        if (problem := self.problem) is not None:
+            raise SecretUnreadableError(problem)
+        return super().matches(candidate)

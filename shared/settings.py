@@ -25,6 +25,7 @@ from pydantic_settings import (
 
 from shared import yaml_file
 from shared.mistakes import UNKNOWN, ConfigurationError, line
+from shared.named_files import PASSWORD, SECRET, TOKENS
 
 _folder: ContextVar[Path] = ContextVar("_folder", default=Path())
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -91,6 +92,12 @@ Duration = Annotated[
 """Seconds, written as `30s`, `5m` or `1h30m`."""
 FilePath = Annotated[Path, AfterValidator(from_folder)]
 """A path; a relative one starts at the configuration file's folder."""
+TokenPath = Annotated[FilePath, TOKENS]
+"""Of tokens that the server itself checks."""
+SecretPath = Annotated[FilePath, SECRET]
+"""Of a secret that is sent to others."""
+PasswordPath = Annotated[FilePath, PASSWORD]
+"""Of a password that is sent to others."""
 
 
 class Section(BaseModel):
@@ -102,7 +109,7 @@ class Section(BaseModel):
 class Auth(Section):
     """Who may look at pages and use the API."""
 
-    admin_token_file: FilePath | None = None
+    admin_token_file: TokenPath | None = None
 
 
 class CommandSettings(BaseSettings):

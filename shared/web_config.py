@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 
 from shared import yaml_file
 from shared.mistakes import UNKNOWN, ConfigurationError, line
+from shared.named_files import Opening, readable
 from shared.planned import planned
 from shared.settings import FilePath, Section, relative_to
 
@@ -117,7 +118,7 @@ class TlsServer(Section):
 
     cert_file: FilePath
     """The certificate, and those between it and its CA."""
-    key_file: FilePath
+    key_file: Annotated[FilePath, Opening(lambda file: [readable(file)])]
     client_auth_type: Annotated[
         Literal["NoClientCert", "VerifyClientCertIfGiven", "RequireAndVerifyClientCert"], BeforeValidator(_client_auth)
     ] = "NoClientCert"

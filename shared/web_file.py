@@ -13,11 +13,11 @@ import structlog
 
 from shared.basic_auth import Users
 from shared.mistakes import ConfigurationError
-from shared.secret_file import SecretFile
+from shared.secret_file import SecretFile, Stamp
 from shared.tls import server_context
 from shared.web_config import WebConfig, read
 
-Stamps = tuple[tuple[int, int, int] | None, ...]
+Stamps = tuple[Stamp | None, ...]
 
 log = structlog.get_logger(__name__)
 

@@ -26,7 +26,7 @@ from shared.keyring.tables import TABLES
 from shared.keyring.wrapping import Wrapping
 from shared.kms.registry import connect
 from shared.launch import Launch
-from shared.secret_file import SecretFile
+from shared.secret_file import TokenFile
 from shared.server import StartError, application, registry
 
 _FIRST_CHECK_SECONDS: Final = 1.5
@@ -88,7 +88,7 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
             return None if keyring.ready else keyring.reason
 
         def answering(settings: Settings) -> Starlette:
-            token, admins = _secret(settings.auth.admin_token_file), _secret(settings.admin.token_file)
+            token, admins = _tokens(settings.auth.admin_token_file), _tokens(settings.admin.token_file)
             own = web.routes(keyring, Records(database), count_decryption_error=count, token=token)
             own += admin.routes(administration, admins)
             return application("keypulse backend", shown, own, admin=token, not_ready=not_ready)
@@ -126,8 +126,8 @@ async def _local_key(settings: Settings, keys: KeyStore) -> LocalKey:
         raise StartError(str(error)) from None
 
 
-def _secret(file: Path | None) -> SecretFile | None:
-    return SecretFile(file) if file else None
+def _tokens(file: Path | None) -> TokenFile | None:
+    return TokenFile(file) if file else None
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -1,16 +1,31 @@
 """What a person may set of the backend."""
 
-from typing import ClassVar
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, ClassVar
 
+from services.backend.local_key import LocalKeyError, read_or_make
 from shared.kms.settings import KeySettings
-from shared.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings
+from shared.named_files import NamedFileError, Opening, folder_to_write_in
+from shared.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings, TokenPath
 from shared.sql.setting import Database
+
+
+def _local_key(file: Path) -> Iterable[Path]:
+    if not file.exists():
+        folder_to_write_in(file.parent)
+        return []
+    try:
+        read_or_make(file, may_make=False)  # which refuses one that others may read
+    except LocalKeyError as error:
+        raise NamedFileError(str(error).removeprefix("local_key_file ")) from None
+    return []
 
 
 class Admin(Section):
     """Who may call `/admin/crypto`."""
 
-    token_file: FilePath | None = None
+    token_file: TokenPath | None = None
     """One token a line, two while they are rotated; without a file the admin API is off."""
 
 
@@ -23,7 +38,7 @@ class Settings(ServerSettings):
     database: Database
     kms: KeySettings
     admin: Admin = Admin()
-    local_key_file: FilePath
+    local_key_file: Annotated[FilePath, Opening(_local_key, "looks itself")]
     """Made at the first start; wraps data keys in `env` mode."""
     kms_check_interval: Duration = 10.0
     kms_timeout: Duration = 2.0

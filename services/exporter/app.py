@@ -17,7 +17,7 @@ from services.exporter.web.pages import Pages
 from shared.generations import Generations
 from shared.kms.registry import connect
 from shared.launch import Launch
-from shared.secret_file import SecretFile
+from shared.secret_file import TokenFile
 from shared.server import application, registry
 
 
@@ -48,7 +48,7 @@ async def running(
 
         @asynccontextmanager
         async def generation(settings: Settings) -> AsyncIterator[Starlette]:
-            admin = SecretFile(settings.auth.admin_token_file) if settings.auth.admin_token_file else None
+            admin = TokenFile(settings.auth.admin_token_file) if settings.auth.admin_token_file else None
             stale_after = 3 * max(settings.probe.interval, SLOWEST)
             pages = Pages(record.history, admin=admin, stale_after=stale_after, runbook=settings.runbook_url)
             async with watching(settings, record, connect, random) as watch:

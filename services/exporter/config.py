@@ -126,15 +126,19 @@ class Settings(ServerSettings):
         there = {folder: _is_there(folder) for folder in {target.canary_dir for target in self.targets} if folder}
         for n, target in enumerate(self.targets):
             if target.canary_dir and not there[target.canary_dir]:
-                expected = f"expected an existing folder, got {str(target.canary_dir)!r}"
+                expected = f"expected a folder that this user may read and write, got {str(target.canary_dir)!r}"
                 yield f"targets.{n}.canary_dir", f"{expected}; until it is there canaries are in memory only"
 
 
 def _is_there(folder: Path) -> bool:
     try:
-        return begun("canary folder", lambda: os.path.isdir(folder)).result(DISK_SECONDS)  # noqa: PTH112  never raises
+        return begun("canary folder", lambda: _may_be_used(folder)).result(DISK_SECONDS)
     except TimeoutError:
         return False
+
+
+def _may_be_used(folder: Path) -> bool:
+    return os.path.isdir(folder) and os.access(folder, os.R_OK | os.W_OK | os.X_OK)  # noqa: PTH112  never raises
 
 
 def _with_service(entries: tuple[Entry, ...], info: ValidationInfo) -> tuple[Entry, ...]:

@@ -35,7 +35,7 @@ from services.relay.watch.watching import Watched, Watching
 from services.relay.workers import delivering, link_rules
 from shared.generations import Generations
 from shared.launch import Launch
-from shared.secret_file import SecretFile
+from shared.secret_file import TokenFile
 from shared.server import StartError, application, registry
 from shared.turns import Turns
 
@@ -79,7 +79,7 @@ async def running(
             gauges.show(settings.channels, frozenset(watchdog.name for watchdog in settings.watchdogs))
             await asyncio.to_thread(_warn_of_orphans, settings, store)
             async with _working(settings, store, metrics, able, sending) as (intake, wake):
-                admin = SecretFile(settings.auth.admin_token_file) if settings.auth.admin_token_file else None
+                admin = TokenFile(settings.auth.admin_token_file) if settings.auth.admin_token_file else None
                 app = application(
                     "keypulse relay",
                     shown,
@@ -89,7 +89,9 @@ async def running(
                     ],
                     admin=admin,
                     not_ready=lambda: (
-                        generations.problem or (store.problem and f"the outbox cannot commit: {store.problem}")
+                        generations.problem
+                        or (store.problem and f"the outbox cannot commit: {store.problem}")
+                        or intake.problem
                     ),
                 )
 
@@ -146,7 +148,7 @@ async def _working(
         watching = Watching(Teller(store, metrics, settings.channels, wake), _watched(settings), able)
         retention = settings.retention
         async with _beside(watching.run(), pruning(store, retention.max_age, retention.max_deliveries)):
-            token = SecretFile(settings.auth.bearer_token_file)
+            token = TokenFile(settings.auth.bearer_token_file)
             yield Intake(store, token, _rules(settings), metrics, wake, watching.heartbeat), wake
 
 

@@ -21,7 +21,7 @@ from services.relay.intake.routing import Matcher, parse_matcher
 from services.relay.sending.enrich.contacts import LONGEST_CONTACT, MOST_CONTACTS, as_text, is_placeholder
 from services.relay.sending.enrich.links import check_template
 from shared import settings
-from shared.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings
+from shared.settings import Address, Duration, ListenAddress, SecretPath, Section, ServerSettings, TokenPath
 from shared.sql.setting import Database
 
 T = TypeVar("T", bound=Sized)
@@ -112,7 +112,7 @@ KnownChannel = Annotated[str, AfterValidator(_known)]
 class Auth(settings.Auth):
     """Who may send alerts, and who may look."""
 
-    bearer_token_file: FilePath
+    bearer_token_file: TokenPath
     """One token a line, two while they are rotated."""
     allow_from: tuple[Network, ...] = ()
     """Networks that may send alerts; empty lets every address try."""
@@ -123,7 +123,7 @@ class Alertmanager(Section):
 
     urls: tuple[WebAddress, ...] = ()
     """Of every Alertmanager that sends here; empty compares nothing."""
-    token_file: FilePath | None = None
+    token_file: SecretPath | None = None
 
     @model_validator(mode="after")
     def _no_secret_in_plaintext(self) -> Self:
@@ -188,7 +188,7 @@ class Watchdog(Section):
     expect_every: Duration
     """The longest time between two heartbeats; longer means that Prometheus or Alertmanager is gone."""
     channels: Annotated[tuple[str, ...], AfterValidator(_some)]
-    ping_url_file: FilePath | None = None
+    ping_url_file: SecretPath | None = None
     """Holds an address outside of this house; asked at each heartbeat while the outbox drains."""
 
     @property

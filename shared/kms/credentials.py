@@ -18,7 +18,7 @@ from google.auth.credentials import Credentials
 from google.auth.environment_vars import CREDENTIALS
 from google.auth.exceptions import GoogleAuthError
 
-from shared.secret_file import SecretFile
+from shared.secret_file import SecretFile, Stamp
 
 _SCOPE: Final = "https://www.googleapis.com/auth/cloudkms"
 
@@ -34,7 +34,7 @@ class Lookup:
     def __init__(self, find: Callable[[], Credentials] = _default) -> None:
         self._find = find
         self._looking: Future[Credentials] | None = None
-        self._stamp: tuple[int, int, int] | None = None
+        self._stamp: Stamp | None = None
 
     async def credentials(self) -> Credentials:
         """The credentials; a wait that is cancelled leaves the lookup running, so that a later one finds its end.
@@ -73,7 +73,7 @@ class Lookup:
             looking.set_exception(known or GoogleAuthError(f"{type(error).__name__} while looking for them"))  # type: ignore[no-untyped-call]
 
 
-def _stamp() -> tuple[int, int, int] | None:
+def _stamp() -> Stamp | None:
     """Of the file with the credentials; None where there is none, or none at the moment."""
     named = os.environ.get(CREDENTIALS)
     return SecretFile(Path(named)).stamp() if named else None

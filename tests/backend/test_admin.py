@@ -18,7 +18,7 @@ from services.backend.config import Settings
 from shared.auth import USER
 from tests.conftest import Until
 
-TOKEN = "the-admin-token"
+TOKEN = "the-admin-token-of-tests"
 OURS = {"Authorization": f"Bearer {TOKEN}"}
 ADMIN = {"token_file": "token"}
 
@@ -75,8 +75,8 @@ async def test_without_a_token_file_it_is_off_and_says_how_to_set_it(
 
 
 async def test_both_tokens_count_while_they_are_rotated_and_a_lost_file_is_said(app: Any, token: Path) -> None:
-    await asyncio.to_thread(token.write_text, "new-token\nthe-admin-token\n")
-    for sent, status in (("new-token", 200), (TOKEN, 200), ("other", 401)):
+    await asyncio.to_thread(token.write_text, "a-new-admin-token\nthe-admin-token-of-tests\n")
+    for sent, status in (("a-new-admin-token", 200), (TOKEN, 200), ("other", 401)):
         async with client(app, Authorization=f"Bearer {sent}") as caller:
             assert (await caller.get("keys")).status_code == status
     await asyncio.to_thread(token.unlink)

@@ -19,7 +19,7 @@ from shared.settings import Address
 from tests.shared.certificates import Authority, web_yml
 
 COMMAND = (sys.executable, "-m", "services.backend", "admin")
-TOKEN = "the-admin-token"
+TOKEN = "the-admin-token-of-tests"
 ADMIN = {"token_file": "token"}
 
 

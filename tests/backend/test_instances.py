@@ -13,7 +13,7 @@ from ops.kms_emulator.faults import Fault
 from services.backend.app import running
 from services.backend.config import Settings
 
-TOKEN = {"Authorization": "Bearer t"}
+TOKEN = {"Authorization": "Bearer a-token-of-this-test"}
 
 
 def _client(app: Any) -> httpx2.AsyncClient:
@@ -32,7 +32,7 @@ def _rows(database: URL, sql: str) -> list[Any]:
 async def test_a_record_of_a_data_key_that_was_just_made_is_read_by_the_other_instance_though_kms_is_out(
     emulator: Emulator, settings: Callable[..., Settings], empty_database: URL, tmp_path: Path
 ) -> None:
-    await asyncio.to_thread((tmp_path / "token").write_text, "t")
+    await asyncio.to_thread((tmp_path / "token").write_text, "a-token-of-this-test")
     database = empty_database.render_as_string(hide_password=False)
     rare = settings(str(emulator.address), admin={"token_file": "token"}, database=database, kms_check_interval="1h")
     async with running(rare) as one, running(rare) as other, _client(one) as a, _client(other) as b:

@@ -54,10 +54,34 @@ def test_a_wrong_configuration_exits_2_with_one_line_for_each_mistake(configurat
 
 def test_a_check_of_the_configuration_starts_nothing(configuration: Configuration) -> None:
     file = configuration(NOWHERE, admin={"token_file": "token"})
+    (file.parent / "token").touch(mode=0o600)
+    (file.parent / "token").write_text("a-token-of-the-tests")
     checked = _run("--config", file, "--check")
     assert (checked.returncode, checked.stdout) == (0, "the configuration is valid\n")
     assert checked.stderr == ""
-    assert [entry.name for entry in file.parent.iterdir()] == ["backend.yml"]
+    assert sorted(entry.name for entry in file.parent.iterdir()) == ["backend.yml", "token"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"admin": {"token_file": "gone"}}, "admin.token_file: {folder}/gone: No such file or directory; expected"),
+        ({"auth": {"admin_token_file": "short"}}, "auth.admin_token_file: {folder}/short: has a token of less than 16"),
+        ({"local_key_file": "gone/local.key"}, "local_key_file: the folder {folder}/gone does not exist; run: mkdir"),
+        ({"local_key_file": "short"}, "local_key_file: {folder}/short: expected exactly 32 bytes"),
+        ({"database": "sqlite:///gone/backend.db"}, "database: the folder {folder}/gone does not exist; run: mkdir"),
+    ],
+)
+def test_a_check_opens_what_the_configuration_names(
+    overrides: dict[str, Any], sentence: str, configuration: Configuration
+) -> None:
+    file = configuration(NOWHERE, **overrides)
+    (file.parent / "short").touch(mode=0o600)
+    (file.parent / "short").write_text("too-short")
+    checked = _run("--config", file, "--check")
+    assert (checked.returncode, checked.stdout) == (2, "")
+    (line,) = checked.stderr.splitlines()
+    assert line.startswith(f"{file}: {sentence.format(folder=file.parent)}")
 
 
 def test_a_taken_port_exits_1_with_one_sentence(configuration: Configuration) -> None:
@@ -87,8 +111,7 @@ def test_a_database_or_key_that_cannot_be_used_exits_1_with_one_sentence(
     file.chmod(0o644)
     refused = _run("--config", file)
     assert refused.returncode == 1
-    (line,) = refused.stderr.splitlines()
-    assert sentence in line
+    assert sentence in refused.stderr.splitlines()[-1]
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from shared.reload import Reloading
 async def test_another_token_counts_at_once_and_the_keys_stay_in_memory(
     settings: Callable[..., Settings], emulator: Emulator, tmp_path: Path
 ) -> None:
-    (tmp_path / "token").write_text("secret")
+    (tmp_path / "token").write_text("a-secret-of-the-tests")
     kms = str(emulator.address)
     async with asyncio.timeout(20), running(settings(kms)) as app:
         transport = httpx2.ASGITransport(app=app)
@@ -26,7 +26,7 @@ async def test_another_token_counts_at_once_and_the_keys_stay_in_memory(
             await app.state.apply(settings(kms, auth={"admin_token_file": "token"}))
             assert (await client.get("/v1/records/a")).status_code == 401
             assert (await client.get("/")).status_code == 401
-            headers = {"authorization": "Bearer secret"}
+            headers = {"authorization": "Bearer a-secret-of-the-tests"}
             assert (await client.get("/v1/records/a", headers=headers)).content == b"kept"
             initialised = [line for line in before.splitlines() if line.startswith("crypto_init")]
             assert initialised[0] in (await client.get("/metrics")).text

@@ -266,11 +266,11 @@ async def test_a_locked_database_refuses_a_put_within_its_bound_and_is_written_t
 async def test_with_an_admin_token_records_need_it_and_the_health_check_does_not(
     emulator: Emulator, settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    (tmp_path / "token").write_text("secret\n")
+    (tmp_path / "token").write_text("a-secret-of-the-tests\n")
     configured = settings(str(emulator.address), auth={"admin_token_file": "token"})
     async with running(configured) as app, _client(app) as client:
         assert (await client.put("/v1/records/r", content=b"x")).status_code == 401
-        authorised = {"authorization": "Bearer secret"}
+        authorised = {"authorization": "Bearer a-secret-of-the-tests"}
         assert (await client.put("/v1/records/r", content=b"x", headers=authorised)).status_code == 204
         assert (await client.get("/v1/records/r")).status_code == 401
         assert (await client.get("/v1/records/r", headers=authorised)).content == b"x"

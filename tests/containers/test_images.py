@@ -102,7 +102,7 @@ def config(tmp_path: Path) -> Path:
     kms = "{key: projects/a/locations/b/keyRings/c/cryptoKeys/d, endpoint: '127.0.0.1:9010', insecure: true}"
     channels = "default_channels: [log]\nchannels: {log: {kind: log}}\n"
     database = "database: sqlite:////var/lib/keypulse/data.db\n"
-    (tmp_path / "token").write_text("token\n")
+    (tmp_path / "token").write_text("a-token-of-the-tests\n")
     (tmp_path / "relay.yml").write_text(f"auth: {{bearer_token_file: token}}\n{database}{channels}")
     (tmp_path / "exporter.yml").write_text(f"service: a\ntargets: [{{name: a, {kms[1:]}]\n")
     (tmp_path / "backend.yml").write_text(f"{database}kms: {kms}\nlocal_key_file: /var/lib/keypulse/local.key\n")

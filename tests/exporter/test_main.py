@@ -82,7 +82,10 @@ def test_check_accepts_a_valid_file(tmp_path: Path) -> None:
 
 def test_a_missing_folder_of_canaries_is_named_by_check_and_at_the_start_and_stops_neither(tmp_path: Path) -> None:
     file = config(tmp_path)
-    told = f"expected an existing folder, got '{tmp_path / 'c'}'; until it is there canaries are in memory only"
+    told = (
+        f"expected a folder that this user may read and write, got '{tmp_path / 'c'}'; "
+        "until it is there canaries are in memory only"
+    )
     done = run("--config", file, "--check")
     assert (done.returncode, done.stdout) == (0, "the configuration is valid\n")
     assert done.stderr == f"{file}: targets.0.canary_dir: {told}\n"

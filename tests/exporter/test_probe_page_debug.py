@@ -21,7 +21,7 @@ STEPS = "?target=ledger-kek&debug=true"
 @pytest.fixture
 def token(tmp_path: Path) -> SecretFile:
     file = tmp_path / "token"
-    file.write_text("an-admin-token\n")
+    file.write_text("an-admin-token-of-tests\n")
     return SecretFile(file)
 
 
@@ -117,7 +117,7 @@ async def test_the_steps_need_the_admin_token_and_the_metrics_do_not(token: Secr
         assert refused.status == 401
         assert refused.headers["www-authenticate"] == 'Basic realm="keypulse"'
         assert page.observed == []
-        assert (await page.get(STEPS, {"Authorization": "Bearer an-admin-token"})).status == 200
+        assert (await page.get(STEPS, {"Authorization": "Bearer an-admin-token-of-tests"})).status == 200
         assert (await page.get("?target=ledger-kek", {"Host": "exporter.example.org:9911"})).status == 200
 
 

@@ -53,7 +53,7 @@ def by_the_exporter() -> list[Metric]:
 
 def by_a_relay(folder: Path) -> list[Metric]:
     """At its first scrape, with nothing accepted so far."""
-    (folder / "token").write_text("a-secret-token\n")
+    (folder / "token").write_text("a-secret-token-of-tests\n")
     (folder / "key").write_text("0" * 32)
     configuration: dict[str, Any] = {
         "database": f"sqlite:///{folder}/relay.db",

@@ -66,7 +66,7 @@ async def outside() -> AsyncIterator[Sink]:
 @pytest.fixture
 async def alertmanager(start: Start, sink: Sink, outside: Sink, tmp_path: Path) -> str:
     """The product's own file on a clock 60 times as fast, with the sinks in the relay's and the switch's places."""
-    (tmp_path / "token").write_text("a-secret-token\n")
+    (tmp_path / "token").write_text("a-secret-token-of-tests\n")
     (tmp_path / "switch").write_text(outside.url + "\n")
     here = {
         "http://127.0.0.1:9912/alerts": sink.url,
@@ -176,7 +176,7 @@ async def test_the_relay_is_told_of_the_fire_and_of_its_end_with_the_bearer_toke
     resolved = await asyncio.wait_for(sink.received.get(), PATIENCE)
 
     for (token, body), status in ((firing, "firing"), (resolved, "resolved")):
-        assert token == "Bearer a-secret-token"
+        assert token == "Bearer a-secret-token-of-tests"
         assert body["status"] == status
         assert body["receiver"] == receiver
         assert body["groupLabels"] == {key: labels[key] for key in ("alertname", "env", "service")}
@@ -205,7 +205,7 @@ async def test_the_heartbeat_goes_on_reaching_the_relay_and_the_switch_outside(
     alertmanager: str, sink: Sink, outside: Sink, http: aiohttp.ClientSession
 ) -> None:
     await post(http, alertmanager, {"labels": {"alertname": "Watchdog", "severity": "none"}})
-    for place, credentials in ((sink, "Bearer a-secret-token"), (outside, "")):
+    for place, credentials in ((sink, "Bearer a-secret-token-of-tests"), (outside, "")):
         for _ in range(3):
             token, body = await asyncio.wait_for(place.received.get(), PATIENCE)
             assert (token, body["receiver"], body["status"]) == (credentials, "watchdog", "firing")

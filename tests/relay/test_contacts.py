@@ -56,6 +56,8 @@ def test_a_placeholder_is_a_mistake_in_production_and_everywhere_else_a_doubt(
 
 def test_check_and_start_refuse_it_and_elsewhere_check_only_names_it(tmp_path: Path) -> None:
     file = written(tmp_path, contacts={"owner": "<channel>"})
+    (tmp_path / "token").touch(mode=0o600)
+    (tmp_path / "token").write_text("a-token-of-alertmanager")
     for arguments in (["--check"], []):
         code, said = relay(file, *arguments)
         assert (code, said.count("\n")) == (2, 1)

@@ -21,8 +21,9 @@ def relay(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def configuration(folder: Path, provider: Address) -> str:
-    (folder / "token").write_text("a-token")
-    (folder / "key").write_text(KEY)
+    for name, secret in (("token", "a-token-of-alertmanager"), ("key", KEY)):
+        (folder / name).touch(mode=0o600)
+        (folder / name).write_text(secret)
     url = f"http://{provider}/pagerduty/v2/enqueue"
     document = {
         "database": "sqlite:///relay.db",

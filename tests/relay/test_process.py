@@ -56,6 +56,44 @@ def listens_at(process: subprocess.Popen[str]) -> str:
     return str(logs_until(process, "listening")["address"])
 
 
+async def test_a_relay_without_the_token_of_alerts_does_not_start_and_says_which_file_it_misses(
+    tmp_path: Path,
+) -> None:
+    def started(*options: str) -> tuple[int, str, str]:
+        command = [sys.executable, "-m", "services.relay", "--config", str(tmp_path / "relay.yml"), *options]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    (tmp_path / "relay.yml").write_text(
+        "listen: 127.0.0.1:0\ndatabase: sqlite:///relay.db\nauth: {bearer_token_file: token}\n"
+        "channels: {log: {kind: log}}\ndefault_channels: [log]\n"
+    )
+    told = (
+        f"{tmp_path}/relay.yml: auth.bearer_token_file: {tmp_path}/token: No such file or directory; "
+        "expected a file with tokens of at least 16 characters, one a line\n"
+    )
+    assert await asyncio.to_thread(started, "--check") == (2, "", told)
+    assert await asyncio.to_thread(started) == (2, "", told)
+    assert not (tmp_path / "relay.db").exists()
+
+
+async def test_a_reload_does_not_take_a_configuration_without_the_token_of_alerts(tmp_path: Path) -> None:
+    process = await asyncio.to_thread(relay_process, tmp_path, "http://127.0.0.1:9/")
+    try:
+        address = await asyncio.to_thread(listens_at, process)
+        written = (tmp_path / "relay.yml").read_text()
+        (tmp_path / "relay.yml").write_text(written.replace("bearer_token_file: token", "bearer_token_file: other"))
+        async with aiohttp.ClientSession() as client:
+            async with client.post(f"http://{address}/-/reload") as refused:
+                assert refused.status == 500
+                assert f"auth.bearer_token_file: {tmp_path}/other: No such file" in await refused.text()
+            async with client.get(f"http://{address}/-/ready") as ready:
+                assert ready.status == 200
+    finally:
+        process.terminate()
+        await asyncio.to_thread(process.communicate, None, 15)
+
+
 async def test_what_was_answered_202_is_delivered_after_a_kill(tmp_path: Path) -> None:
     async with (
         stand_ins(pagerduty_keys=("0" * 32,)) as providers,

@@ -82,7 +82,7 @@ async def test_other_channels_and_routes_count_from_the_reload_on(tmp_path: Path
 
 
 async def test_the_token_of_the_new_configuration_is_the_one_that_counts(tmp_path: Path) -> None:
-    (tmp_path / "other").write_text("another token")
+    (tmp_path / "other").write_text("the token of another")
     async with started(settings(tmp_path, {"one": Scripted()})) as relay:
         await relay.reload(settings(tmp_path, {"one": Scripted()}, auth={"bearer_token_file": tmp_path / "other"}))
         assert (await post(relay.client, webhook_of()))[0] == 401

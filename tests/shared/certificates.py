@@ -35,6 +35,7 @@ class Authority:
         certificate, secret = self._folder / f"{file}.pem", self._folder / f"{file}.key"
         pem = serialization.Encoding.PEM
         plain = serialization.NoEncryption()
+        secret.touch(mode=0o600)
         secret.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
         certificate.write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(pem))
         return certificate, secret

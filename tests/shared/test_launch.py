@@ -33,6 +33,7 @@ def test_an_address_on_the_network_needs_an_admin_token(listen: str, file: Path)
     file.write_text(f"listen: '{listen}'")
     (line,) = _mistakes(file)
     assert line.startswith(f"{file}: auth.admin_token_file: expected a file that holds a token")
+    (file.parent / "token").write_text("a-token-of-the-tests")
     file.write_text(f"listen: '{listen}'\nauth: {{admin_token_file: token}}")
     assert str(prepared(Settings, file, None).settings.listen) == listen
 

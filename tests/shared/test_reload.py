@@ -151,18 +151,26 @@ async def test_another_web_page_may_not_ask_nor_one_that_points_its_name_here() 
 
 
 async def test_it_needs_the_admin_token_of_what_runs(tmp_path: Path) -> None:
-    (tmp_path / "old").write_text("old")
-    (tmp_path / "new").write_text("new")
+    (tmp_path / "old").write_text("an-old-admin-token")
+    (tmp_path / "new").write_text("a-new-admin-token")
     rig = Rig(SETTINGS.model_copy(update={"auth": Auth(admin_token_file=tmp_path / "old")}))
     rig.change(auth=Auth(admin_token_file=tmp_path / "new"))
     async with rig.client() as client:
-        for headers in ({}, {"authorization": "Bearer new"}):
+        for headers in ({}, {"authorization": "Bearer a-new-admin-token"}):
             assert (await client.post("/-/reload", headers=headers)).status_code == 401
-        assert (await client.post("/-/reload", headers={"authorization": "Bearer old"})).status_code == 200
-        assert (await client.post("/-/reload", headers={"authorization": "Bearer old"})).status_code == 401
-        assert (await client.post("/-/reload", headers={"authorization": "Bearer new"})).status_code == 200
+        assert (
+            await client.post("/-/reload", headers={"authorization": "Bearer an-old-admin-token"})
+        ).status_code == 200
+        assert (
+            await client.post("/-/reload", headers={"authorization": "Bearer an-old-admin-token"})
+        ).status_code == 401
+        assert (
+            await client.post("/-/reload", headers={"authorization": "Bearer a-new-admin-token"})
+        ).status_code == 200
         (tmp_path / "new").unlink()
-        assert (await client.post("/-/reload", headers={"authorization": "Bearer new"})).status_code == 503
+        assert (
+            await client.post("/-/reload", headers={"authorization": "Bearer a-new-admin-token"})
+        ).status_code == 503
     assert len(rig.applied) == 2
 
 

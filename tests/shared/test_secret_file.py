@@ -1,10 +1,13 @@
 import hmac
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
+import structlog
 
-from shared.secret_file import SecretFile, SecretUnreadableError
+from shared.secret_file import PasswordFile, SecretFile, SecretUnreadableError, TokenFile
+from tests.nobody import as_nobody
 
 
 @pytest.fixture
@@ -79,15 +82,80 @@ def test_a_swapped_folder_behind_a_link_is_seen_as_kubernetes_does_it(tmp_path: 
     assert (secret.matches(b"one"), secret.matches(b"two")) == (False, True)
 
 
-def test_an_unchanged_file_is_not_read_again(file: Path) -> None:
+def test_an_unchanged_file_is_not_read_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text("one")
     secret = SecretFile(file)
-    secret.values()
+    assert secret.values() == ("one",)
+    monkeypatch.delattr(Path, "read_text")
+    assert secret.values() == ("one",)
+
+
+def test_other_content_in_the_same_file_of_the_same_size_and_time_is_read(file: Path) -> None:
+    file.write_text("one")
+    secret = SecretFile(file)
+    assert secret.values() == ("one",)
     status = file.stat()
-    with file.open("r+b") as opened:  # other content, but the same inode, size and time
+    with file.open("r+b") as opened:
         opened.write(b"two")
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert secret.values() == ("one",)
+    assert secret.values() == ("two",)
+
+
+def test_a_file_that_is_made_unreadable_lets_nobody_in_any_more() -> None:
+    with tempfile.TemporaryDirectory() as folder, as_nobody(Path(folder)):
+        file = Path(folder, "token")
+        file.write_text("one")
+        secret = SecretFile(file)
+        assert secret.matches(b"one")
+        file.chmod(0)
+        for _ in range(2):
+            with pytest.raises(SecretUnreadableError, match=f"{file}: Permission denied"):
+                secret.matches(b"one")
+        file.chmod(0o600)
+        assert secret.matches(b"one")
+
+
+def test_comments_and_empty_lines_are_no_secrets(file: Path) -> None:
+    file.write_text("# of the relay, since May\n\none\n  # the one before\ntwo\n")
+    secret = SecretFile(file)
+    assert secret.values() == ("one", "two")
+    assert not secret.matches(b"# of the relay, since May")
+    file.write_text("# nothing else\n")
+    with pytest.raises(SecretUnreadableError, match="is empty"):
+        secret.values()
+
+
+def test_a_password_of_others_may_begin_like_a_comment(file: Path) -> None:
+    file.write_text("#secret\n")
+    assert PasswordFile(file).value() == "#secret"
+
+
+def test_a_short_token_lets_nobody_in(file: Path) -> None:
+    file.write_text("x" * 16 + "\n")
+    tokens = TokenFile(file)
+    assert tokens.matches(b"x" * 16)
+    file.write_text("x" * 16 + "\n" + "y" * 15)
+    for candidate in (b"x" * 16, b"y" * 15):
+        with pytest.raises(SecretUnreadableError, match="has a token of less than 16 characters") as refused:
+            tokens.matches(candidate)
+        assert "yyy" not in str(refused.value)
+
+
+def test_the_log_says_once_that_a_token_file_cannot_be_used_and_once_that_it_can_again(file: Path) -> None:
+    tokens = TokenFile(file)
+    with structlog.testing.capture_logs() as told:
+        for _ in range(5):
+            assert tokens.problem == f"{file}: No such file or directory"
+            with pytest.raises(SecretUnreadableError):
+                tokens.matches(b"x" * 16)
+        file.write_text("x" * 16)
+        for _ in range(5):
+            assert tokens.matches(b"x" * 16)
+            assert tokens.problem is None
+    assert [(line["log_level"], line["event"]) for line in told] == [
+        ("error", "a token file cannot be used; until it can, its callers are answered 503"),
+        ("info", "the token file can be used again"),
+    ]
 
 
 def test_a_missing_file_is_an_error_that_names_it_and_ends_when_it_appears(file: Path) -> None:

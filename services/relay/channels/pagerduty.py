@@ -23,7 +23,7 @@ from services.relay.channels.rate import PerSecond
 from services.relay.channels.web_api import ProviderUrl, Session, as_json, reached, refusal, words
 from services.relay.model import Alert, Event, Message
 from shared.secret_file import SecretFile
-from shared.settings import FilePath
+from shared.settings import SecretPath
 
 Action = Literal["trigger", "resolve"]
 
@@ -43,7 +43,7 @@ class PagerDutySettings(ChannelSettings):
     usual_rate: ClassVar[PerSecond | None] = PerSecond(120 / 60)
 
     kind: Literal["pagerduty"]
-    routing_key_file: FilePath
+    routing_key_file: SecretPath
     url: ProviderUrl = "https://events.pagerduty.com/v2/enqueue"
     page_resolved: bool = True
     """Whether somebody is called for an incident that is over before they could be."""

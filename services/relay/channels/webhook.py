@@ -33,7 +33,7 @@ from services.relay.channels.exchange import exchange, made, secret, told
 from services.relay.channels.web_api import ProviderUrl, Session, fit_for_a_secret, reached, refusal, words
 from services.relay.model import Alert, Message
 from shared.secret_file import SecretFile
-from shared.settings import FilePath
+from shared.settings import SecretPath
 
 BODY = 1_000_000  # nginx takes 1 MiB unless it is told otherwise
 _FRAME = 400_000  # of it, for everything but the alerts: two sets of labels, each 64 * (200 + 500) * 4 bytes at most
@@ -53,9 +53,9 @@ class WebhookSettings(ChannelSettings):
 
     kind: Literal["webhook"]
     url: ProviderUrl | None = None
-    url_file: FilePath | None = None
+    url_file: SecretPath | None = None
     """Holds the address instead, where that is a secret itself."""
-    token_file: FilePath | None = None
+    token_file: SecretPath | None = None
     """Sent as `Authorization: Bearer`."""
 
     @model_validator(mode="after")

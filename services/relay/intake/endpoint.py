@@ -28,7 +28,7 @@ from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store
 from services.relay.outbox.waiting import StoreUnavailableError
 from shared.auth import refusal
-from shared.secret_file import SecretFile
+from shared.secret_file import TokenFile
 
 BODY_LIMIT: Final = 32 * 1024 * 1024
 IN_HAND_LIMIT: Final = 2 * BODY_LIMIT
@@ -87,7 +87,7 @@ class Intake:
     def __init__(
         self,
         store: Store,
-        token: SecretFile,
+        token: TokenFile,
         rules: Rules,
         metrics: Metrics,
         accepted: Callable[[Iterable[str]], None],
@@ -102,6 +102,12 @@ class Intake:
         self._in_hand = 0
         self._turns = asyncio.Semaphore(TURNS)
         self._stopping = False
+
+    @property
+    def problem(self) -> str | None:
+        """Why nobody may send, or None."""
+        problem = self._token.problem
+        return problem and f"auth.bearer_token_file cannot be used, and every webhook is answered 503: {problem}"
 
     def stop(self) -> None:
         """From now on every webhook is answered 503, also one whose body is still arriving."""

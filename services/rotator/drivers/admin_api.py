@@ -18,7 +18,7 @@ from services.rotator.drivers.remote import ANSWER_BYTES, Answer, Question, Remo
 from shared.keyring.administration import Administration, RefusedError, UnreachableError
 from shared.kms.settings import KeySettings
 from shared.secret_file import SecretFile, SecretUnreadableError
-from shared.settings import Address, Duration, FilePath, Section
+from shared.settings import Address, Duration, SecretPath, Section
 
 _CONNECT_SECONDS: Final = 10.0
 
@@ -43,7 +43,7 @@ class AdminApiSettings(Section):
     kind: Literal["admin_api"]
     url: Annotated[str, AfterValidator(_fit_for_a_token)]
     """Of the service; `/admin/crypto/…` follows it."""
-    token_file: FilePath
+    token_file: SecretPath
     """The first line is sent."""
     timeout: Duration = 300.0
     """Of one call. That which takes longest is a full verification."""

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from ops.compose.build import built
 from services.exporter.__main__ import main as exporter
 from services.relay.__main__ import main as relay
+from tests.ops.mounted import mounted
 
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "compose.yaml").read_text(encoding="utf-8")
@@ -110,14 +111,18 @@ def test_each_variable_has_one_default() -> None:
 
 @pytest.mark.parametrize(("name", "command"), [("exporter", exporter), ("relay", relay)])
 def test_the_minimal_profile_has_configurations_that_name_nobody_who_is_not_there(
-    name: str, command: click.Command
+    name: str, command: click.Command, tmp_path: Path
 ) -> None:
     file = ROOT / f"ops/compose/minimal/{name}.yml"
+    here = tmp_path / file.name
+    here.write_text(mounted(file.read_text(encoding="utf-8"), tmp_path), encoding="utf-8")
     key = "projects/acme-prod/locations/global/keyRings/app/cryptoKeys/ledger"
-    targets = f'[{{"name": "ledger-kek", "canary_dir": "/var/lib/keypulse", "key": "{key}"}}]'
-    checked = CliRunner().invoke(
-        command, ["--config", str(file), "--check"], env={"KEYPULSE_EXPORTER__TARGETS": targets}
-    )
+    targets = f'[{{"name": "ledger-kek", "canary_dir": "{tmp_path}", "key": "{key}"}}]'
+    given = {
+        "exporter": {"KEYPULSE_EXPORTER__TARGETS": targets},
+        "relay": {"KEYPULSE_RELAY__DATABASE": f"sqlite:///{tmp_path}/relay.db"},
+    }
+    checked = CliRunner().invoke(command, ["--config", str(here), "--check"], env=given[name])
 
     assert (checked.exit_code, checked.stdout) == (0, "the configuration is valid\n"), checked.stderr
     written = re.sub(r"(^|\s)#.*", "", file.read_text(encoding="utf-8"))

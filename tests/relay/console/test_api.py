@@ -180,9 +180,9 @@ async def test_what_was_not_accepted_can_be_looked_at(tmp_path: Path) -> None:
 
 
 async def test_the_admin_token_is_needed_where_there_is_one(tmp_path: Path) -> None:
-    (tmp_path / "admin").write_text("an-admin-token")
+    (tmp_path / "admin").write_text("an-admin-token-of-tests")
     configuration = settings(tmp_path, {"one": Scripted()}, auth={"admin_token_file": tmp_path / "admin"})
-    admin = {"Authorization": "Bearer an-admin-token"}
+    admin = {"Authorization": "Bearer an-admin-token-of-tests"}
     async with served(configuration) as client:
         for path in ("/api/deliveries", "/api/deliveries/x", "/api/quarantine", "/api/quarantine/1"):
             assert (await get(client, path))[0] == 401  # Alertmanager's token is not enough

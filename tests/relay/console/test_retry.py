@@ -129,10 +129,10 @@ async def test_another_web_page_tries_nothing_again(tmp_path: Path, headers: dic
 
 
 async def test_a_name_of_its_own_is_fine_for_a_relay_that_asks_for_a_token(tmp_path: Path) -> None:
-    (tmp_path / "admin").write_text("an-admin-token")
+    (tmp_path / "admin").write_text("an-admin-token-of-tests")
     auth = {"admin_token_file": tmp_path / "admin"}
     async with served(settings(tmp_path, {"one": Scripted()}, auth=auth)) as client:
-        token = {"Authorization": "Bearer an-admin-token", "Host": "relay.example.org"}
+        token = {"Authorization": "Bearer an-admin-token-of-tests", "Host": "relay.example.org"}
         assert (await retry(client, "retry?channel=one", **token))[0] == 202
         assert (await retry(client, "retry?channel=one", **token, Origin="http://evil.example.org"))[0] == 403
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+import structlog
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.routing import Route
@@ -19,7 +20,7 @@ from services.relay.metrics import Metrics
 from services.relay.outbox import rejected
 from services.relay.outbox.store import opened
 from services.relay.sending.here import here
-from shared.secret_file import SecretFile
+from shared.secret_file import TokenFile
 from shared.sql import location
 from tests.relay.scripted import (
     TOKEN,
@@ -90,11 +91,35 @@ async def test_an_address_of_an_allowed_network_may_send(tmp_path: Path) -> None
         assert (await post(client, payload(1)))[0] == 202
 
 
-async def test_a_token_file_that_cannot_be_read_is_503_and_works_again_once_it_can(tmp_path: Path) -> None:
+async def test_a_token_file_that_goes_missing_is_503_and_not_ready_and_one_line_in_the_log(tmp_path: Path) -> None:
+    async def ready() -> tuple[int, str]:
+        async with client.get("/-/ready") as answer:
+            return answer.status, await answer.text()
+
+    with structlog.testing.capture_logs() as told:
+        async with served(settings(tmp_path, {"one": Scripted()})) as client:
+            (tmp_path / "token").rename(tmp_path / "gone")
+            for _ in range(5):
+                assert (await post(client, payload(1)))[0] == 503
+                code, reason = await ready()
+                assert code == 503
+                assert "auth.bearer_token_file cannot be used" in reason
+                assert f"{tmp_path}/token: No such file or directory" in reason
+            (tmp_path / "gone").rename(tmp_path / "token")
+            assert (await post(client, payload(1)))[0] == 202
+            assert (await ready())[0] == 200
+    assert [line["event"] for line in told if "token file" in line["event"]] == [
+        "a token file cannot be used; until it can, its callers are answered 503",
+        "the token file can be used again",
+    ]
+
+
+async def test_a_comment_in_the_token_file_is_no_token(tmp_path: Path) -> None:
     async with served(settings(tmp_path, {"one": Scripted()})) as client:
-        (tmp_path / "token").rename(tmp_path / "gone")
-        assert (await post(client, payload(1)))[0] == 503
-        (tmp_path / "gone").rename(tmp_path / "token")
+        (tmp_path / "token").write_text(f"# of the first Alertmanager\n{TOKEN}\n")
+        headers = {"Authorization": "Bearer # of the first Alertmanager"}
+        async with client.post("/alerts", data=payload(1), headers=headers) as answer:
+            assert answer.status == 401
         assert (await post(client, payload(1)))[0] == 202
 
 
@@ -192,7 +217,7 @@ async def test_a_defect_of_ours_is_500_and_counted(tmp_path: Path) -> None:
     rules = endpoint.Rules((), (), ("one",), {"one"}, 60.0)
     async with opened(location.sqlite(tmp_path / "relay.db"), lambda: 0.0) as store:
         metrics = Metrics(registry, (), (), ())
-        intake = endpoint.Intake(store, SecretFile(tmp_path / "token"), rules, metrics, broken, lambda _names: None)
+        intake = endpoint.Intake(store, TokenFile(tmp_path / "token"), rules, metrics, broken, lambda _names: None)
         app = Starlette(routes=[Route("/alerts", intake.post, methods=["POST"])])
         client = TestClient(app, raise_server_exceptions=False, headers={"Authorization": f"Bearer {TOKEN}"})
         assert (await asyncio.to_thread(client.post, "/alerts", content=payload(1))).status_code == 500

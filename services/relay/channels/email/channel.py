@@ -25,8 +25,8 @@ from services.relay.channels.email.render import render
 from services.relay.channels.email.session import LOGIN_REQUIRED, TAKEN, Envelope, Outcome, code, session
 from services.relay.channels.exchange import Exchange, exchange, secret
 from services.relay.model import Message
-from shared.secret_file import SecretFile
-from shared.settings import Address, FilePath
+from shared.secret_file import PasswordFile
+from shared.settings import Address, PasswordPath
 
 log = structlog.get_logger(__name__)
 
@@ -67,7 +67,7 @@ class EmailSettings(ChannelSettings):
     tls: Literal["starttls", "implicit", "none"] = "starttls"
     """`none` is for a server on this machine only, unless `allow_remote_insecure`."""
     username: str | None = None
-    password_file: FilePath | None = None
+    password_file: PasswordPath | None = None
     sender: Mailbox = Field(alias="from")
     to: Annotated[tuple[Mailbox, ...], Field(min_length=1, max_length=100)]
 
@@ -101,7 +101,7 @@ class EmailChannel:
         name, address = parseaddr(settings.sender)
         self._sender = MailAddress(name, addr_spec=address)
         self._recipients = tuple(dict.fromkeys(parseaddr(to)[1] for to in settings.to))
-        self._password = SecretFile(settings.password_file) if settings.password_file else None
+        self._password = PasswordFile(settings.password_file) if settings.password_file else None
 
     async def send(self, attempt: Attempt) -> Receipt:
         """Mails the message; the receipt holds the `message_id`, the server's `answer`, and who was `refused`, and why.

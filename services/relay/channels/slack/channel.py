@@ -25,7 +25,7 @@ from services.relay.channels.slack.web_api import SlackApi, client
 from services.relay.channels.web_api import ProviderUrl, Session, as_json
 from services.relay.model import Message
 from shared.secret_file import SecretFile
-from shared.settings import FilePath
+from shared.settings import SecretPath
 
 _ID = "[CDG][A-Z0-9]{2,}"
 
@@ -46,7 +46,7 @@ class SlackSettings(ChannelSettings):
     """`"#name"` (in quotes, else YAML takes it for a comment) or the channel's ID."""
     mention: Mention = "none"
     """Who is called by the first message of an episode."""
-    token_file: FilePath
+    token_file: SecretPath
     api_url: ProviderUrl = "https://slack.com/api/"
 
     def connect(self, timeout: float) -> "SlackChannel":
