@@ -99,7 +99,7 @@ class Keyring:
     @property
     def unusable(self) -> Mapping[str, str]:
         """Why data keys cannot be unwrapped here, by their ids."""
-        return self._unusable
+        return self._held.unusable
 
     def active(self) -> UsableKey:
         """The key for new records. Raises KeyUnavailableError."""
@@ -137,6 +137,7 @@ class Keyring:
         finally:
             if catching_up:
                 catching_up.cancel()
+                await asyncio.gather(catching_up, return_exceptions=True)
 
     async def _undisturbed(self, work: Awaitable[None], interval: float) -> None:
         """Does a part of the watch; whatever it ends with does not end the watch."""

@@ -19,8 +19,10 @@ def test_every_scrape_shows_the_state_of_that_moment() -> None:
         unusable=lambda: unusable,
         seen=lambda: None,
     )
-    names = ("crypto_mode", "crypto_ready", "crypto_init_timestamp_seconds", "crypto_decryption_errors_total")
-    names += ("kms_data_keys_unusable",)
+    names = [
+        *("crypto_mode", "crypto_ready", "crypto_init_timestamp_seconds", "crypto_decryption_errors_total"),
+        "kms_data_keys_unusable",
+    ]
     assert [registry.get_sample_value(name) for name in names] == [0, 0, 5, 0, 3]
     mode, ready, at, unusable = CryptoMode.KMS, True, 6.0, 0
     count()
