@@ -133,11 +133,27 @@ def _tell(ended: dict[str, str], told: dict[str, str]) -> dict[str, str]:
 
 
 def _print_addresses(ports: Ports, folder: Path) -> None:
-    addresses = (
+    commands = (
+        ("first, in another terminal: the runbook's variables", f". {folder / environment.FILE}"),
+        ("one's own look, with a test alert to every channel", "keypulse-smoke --test-alert critical"),
+        ("rotates the backend's data key", "keypulse-rotator run --type new-dek --config $DEMO/rotator.yml"),
+    )
+    console.print("\neverything is up; a minute of the rules is a second here\n")
+    for what, address in addresses(ports):
+        console.print(f"  {address:<46}{what}", soft_wrap=True)
+    console.print()
+    for what, command in commands:
+        console.print(f"  {command:<63}{what}", markup=False, soft_wrap=True)
+    console.print("\nCtrl-C stops all of it")
+
+
+def addresses(ports: Ports) -> tuple[tuple[str, str], ...]:
+    """What there is to look at, and where."""
+    return (
         ("on call: break and heal KMS", ports.url("stand_ins") + "/"),
         ("runbooks", ports.url("stand_ins") + "/docs/KMS_OPERATIONS.md"),
-        ("Prometheus", ports.url("prometheus") + "/alerts"),
-        ("Alertmanager", ports.url("alertmanager") + "/"),
+        ("Prometheus", ports.url("prometheus") + "/"),
+        ("Alertmanager's alerts", ports.url("stand_ins") + "/alertmanager/"),
         ("exporter: the board", ports.url("exporter") + "/"),
         ("relay", ports.url("relay") + "/api/deliveries"),
         ("backend", ports.url("backend") + "/healthz"),
@@ -145,18 +161,6 @@ def _print_addresses(ports: Ports, folder: Path) -> None:
         ("emulator's faults", ports.url("faults") + "/faults"),
         ("stand-in mail server", f"127.0.0.1:{ports.smtp}"),
     )
-    commands = (
-        ("first, in another terminal: the runbook's variables", f". {folder / environment.FILE}"),
-        ("one's own look, with a test alert to every channel", "keypulse-smoke --test-alert critical"),
-        ("rotates the backend's data key", "keypulse-rotator run --type new-dek --config $DEMO/rotator.yml"),
-    )
-    console.print("\neverything is up; a minute of the rules is a second here\n")
-    for what, address in addresses:
-        console.print(f"  {address:<46}{what}", soft_wrap=True)
-    console.print()
-    for what, command in commands:
-        console.print(f"  {command:<63}{what}", markup=False, soft_wrap=True)
-    console.print("\nCtrl-C stops all of it")
 
 
 if __name__ == "__main__":

@@ -86,8 +86,6 @@ def configure(folder: Path, ports: Ports) -> None:
 
 
 def _relay(folder: Path, ports: Ports) -> dict[str, Any]:
-    health = "kms%3Acrypto_health_status%7Benv%3D%22{env}%22%7D"
-    graph = f"{ports.url('prometheus')}/graph?g0.expr={health}&g0.tab=0"
     slack = {"kind": "slack", "token_file": "slack_token", "api_url": f"{ports.url('stand_ins')}/slack/api/"}
     email = {
         "kind": "email",
@@ -102,7 +100,7 @@ def _relay(folder: Path, ports: Ports) -> dict[str, Any]:
         "auth": {"bearer_token_file": "relay_token"},
         "links": {
             "runbook": f"{ports.url('stand_ins')}/docs/KMS_OPERATIONS.md#{{alertname_lower}}",
-            "dashboard": graph,
+            "dashboard": f"{ports.url('exporter')}/?q={{service}}",
         },
         "environment": "demo",
         "contacts": {"security on call": "+1 555 0100", "service owner": "#ledger-team"},  # nobody real

@@ -37,8 +37,8 @@ class Stack:
 
     @property
     def dashboard(self) -> str:
-        """What every dashboard link of the demo begins with; there is no Grafana, so Prometheus draws the graph."""
-        return f"{self.ports.url('prometheus')}/graph?g0.expr="
+        """What every dashboard link of the demo begins with; there is no Grafana, so it is the exporter's board."""
+        return f"{self.ports.url('exporter')}/?q="
 
     @property
     def runbooks(self) -> str:
@@ -124,6 +124,7 @@ def commands(folder: Path, ports: Ports, prometheus: str, alertmanager: str) -> 
             *("--http", local(ports.stand_ins), "--smtp", local(ports.smtp)),
             *("--slack-token-file", folder / "slack_token", "--pagerduty-key-file", folder / "pagerduty_key"),
             *("--emulator-faults", ports.url("faults"), "--docs", DOCS),
+            *("--prometheus", ports.url("prometheus"), "--alertmanager", ports.url("alertmanager")),
         ),
         "relay": module("services.relay", "--config", folder / "relay.yml"),
         "alertmanager": [
@@ -131,7 +132,9 @@ def commands(folder: Path, ports: Ports, prometheus: str, alertmanager: str) -> 
             f"--config.file={folder / 'alertmanager.yml'}",
             f"--storage.path={folder / 'alertmanager'}",
             f"--web.listen-address={local(ports.alertmanager)}",
-            f"--web.external-url={ports.url('alertmanager')}",  # links in messages; the default is the host's name
+            # Links in messages: to a page of the stand-ins, since Debian's Alertmanager has none.
+            f"--web.external-url={ports.url('stand_ins')}/alertmanager",
+            "--web.route-prefix=/",
             "--cluster.listen-address=",  # one Alertmanager; no gossip port
         ],
         "backend": module("services.backend", "--config", folder / "backend.yml"),
@@ -141,7 +144,7 @@ def commands(folder: Path, ports: Ports, prometheus: str, alertmanager: str) -> 
             f"--config.file={folder / 'prometheus.yml'}",
             f"--storage.tsdb.path={folder / 'prometheus'}",
             f"--web.listen-address={local(ports.prometheus)}",
-            f"--web.external-url={ports.url('prometheus')}",
+            f"--web.external-url={ports.url('stand_ins')}",  # they lead on to the graph that is there
             # On the demo's clock: the default of 5 minutes, and the minute that ops/prometheus/prometheus.yml asks for.
             "--query.lookback-delta=5s",
             "--rules.alert.for-grace-period=1s",

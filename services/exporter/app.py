@@ -50,7 +50,13 @@ async def running(
         async def generation(settings: Settings) -> AsyncIterator[Starlette]:
             admin = TokenFile(settings.auth.admin_token_file) if settings.auth.admin_token_file else None
             stale_after = 3 * max(settings.probe.interval, SLOWEST)
-            pages = Pages(record.history, admin=admin, stale_after=stale_after, runbook=settings.runbook_url)
+            pages = Pages(
+                record.history,
+                admin=admin,
+                stale_after=stale_after,
+                overdue_after=settings.probe.overdue_after,
+                runbook=settings.runbook_url,
+            )
             async with watching(settings, record, connect, random) as watch:
                 app = application(
                     "keypulse exporter",

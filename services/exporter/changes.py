@@ -54,6 +54,11 @@ class Changes:
         else:
             told.info("the probe is right again")
 
+    def overdue(self, service: str, target: str) -> None:
+        """Tells of a key whose round trip did not end in time; the next one that is right ends it."""
+        self._failures[service, target] = ("overdue",)
+        log.warning("no probe ended in time", watched=service, target=target)
+
     def lifecycle(self, snapshot: KeySnapshot) -> None:
         """Tells of a look at a key that finds something else to be wrong than the last one did."""
         problems = tuple(_wrong(snapshot))

@@ -55,6 +55,14 @@ class ProbeSettings(Section):
             raise ValueError(f"expected a timeout ({self.timeout:g}s) of at most the interval ({self.interval:g}s)")
         return self
 
+    @property
+    def overdue_after(self) -> float:
+        """Seconds after which a round trip is no success any more: two intervals.
+
+        Or longer, where a round trip that is in time may take longer: a beat with its jitter, and two calls.
+        """
+        return max(2 * self.interval, 1.1 * self.interval + 2 * self.timeout)
+
 
 class Target(GcpKeySettings):
     """A key that is probed."""

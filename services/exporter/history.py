@@ -99,6 +99,7 @@ class TargetRecord:
     since: float | None = None
     """When the round trips began to be right, or wrong, as they are now; None before the first."""
     last_success: float | None = None
+    first_success: float | None = None
     trips: RoundTrips = field(default_factory=RoundTrips)
     failures: deque[FailureSpan] = field(default_factory=lambda: deque(maxlen=FAILURES))
     """Oldest first."""
@@ -114,6 +115,8 @@ class TargetRecord:
         self.trips.add(result)
         if call is None or call.failure is None:
             self.last_success = result.at
+            if self.first_success is None:
+                self.first_success = result.at
             return
         failure, span = call.failure, self.failures[-1] if self.failures and continues else None
         detail = failure.detail[:SENTENCE]
@@ -123,6 +126,13 @@ class TargetRecord:
         else:
             kind = (call.operation, failure.reason)
             self.failures.append(FailureSpan(result.at, result.at, 1, *kind, detail, result.way))
+
+    @property
+    def last_failure(self) -> FailureSpan | None:
+        """The last of its failures, but for those of a start that went well in the end: they are history."""
+        span = self.failures[-1] if self.failures else None
+        of_the_start = span and self.first_success is not None and span.last < self.first_success
+        return None if of_the_start else span
 
     def copy(self, now: float) -> "TargetRecord":
         """For a reader in another thread."""
@@ -152,6 +162,8 @@ class BackendRecord:
             self.since = at
         self.state, self.at = state, at
         if state.health is not None:
+            if self.last_success is None:
+                self.last_failure = None  # the one of its start is over
             self.last_success = at
         if state.problems:
             self.last_failure = at, tuple(problem[:SENTENCE] for problem in state.problems)

@@ -43,6 +43,14 @@ class ExporterMetrics(Collector):
             target.observe(result)
             self.changed.set()
 
+    def overdue(self, service: str, target: str) -> bool:
+        """The last round trip is too long ago to be a success; whether that is news."""
+        known = self._targets.get((service, target))
+        if known is None or not known.overdue():
+            return False
+        self.changed.set()
+        return True
+
     def lifecycle(self, snapshot: KeySnapshot) -> None:
         """Counts the calls of a snapshot, and shows the key as it says; what it does not know disappears."""
         if target := self._targets.get((snapshot.service, snapshot.target)):

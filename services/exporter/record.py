@@ -47,6 +47,11 @@ class Record:
         self.history.probe(result)
         self._changes.probe(result)
 
+    def overdue(self, service: str, target: str) -> None:
+        """The last round trip is too long ago to be a success. The board sees that by itself."""
+        if self.metrics.overdue(service, target):
+            self._changes.overdue(service, target)
+
     def lifecycle(self, snapshot: KeySnapshot) -> None:
         """A look at a key."""
         self.metrics.lifecycle(snapshot)

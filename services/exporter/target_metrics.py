@@ -63,6 +63,14 @@ class TargetMetrics:
             self._last_success = result.at
         self.version += 1
 
+    def overdue(self) -> bool:
+        """The last round trip is too long ago to be a success; whether that is news."""
+        if not self._success:
+            return False
+        self._success = False
+        self.version += 1
+        return True
+
     def lifecycle(self, snapshot: KeySnapshot) -> None:
         """Counts the calls of a snapshot, and shows the key as it says; what it does not know disappears."""
         for call in (snapshot.encrypt, *(canary.call for canary in snapshot.canaries)):
@@ -84,7 +92,9 @@ class TargetMetrics:
     def collect(self) -> Iterator[Metric]:
         """Every family of a target, also those of which it has no sample now."""
         yield self._filled(
-            GaugeMetricFamily("kms_probe_success", "1 if the last round trip was right in every respect."),
+            GaugeMetricFamily(
+                "kms_probe_success", "1 if the last round trip was right in every respect, and is not overdue."
+            ),
             _known(self._success),
         )
         yield self._filled(

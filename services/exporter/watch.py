@@ -65,13 +65,14 @@ async def watching(settings: Settings, record: Record, connect: Connect, random:
         probing: defaultdict[str | None, asyncio.Semaphore] = defaultdict(new)
         looking: defaultdict[str | None, asyncio.Semaphore] = defaultdict(new)
         demands: dict[str, Demand] = {}
+        ended = dict.fromkeys((target.name for target in settings.targets), asyncio.get_running_loop().time())
         probes: list[tuple[float, Job]] = []
         looks: list[tuple[float, Job]] = []
         for target in settings.targets:
             probed_at, looked_at = record.last(target)
             key = connect(target)
             stack.push_async_callback(key.close)
-            demand = _demand(target, settings, key, record.probe, probing[target.endpoint])
+            demand = _demand(target, settings, key, partial(_observe, record, ended), probing[target.endpoint])
             stack.push_async_callback(demand.close)
             demands[target.name] = demand
             probes.append((probed_at, _probe_job(demand)))
@@ -87,6 +88,7 @@ async def watching(settings: Settings, record: Record, connect: Connect, random:
         slow, apart = beat(len(looks)), 60 * READS / READS_A_MINUTE
         schedules = [
             *([schedule(_oldest_first(probes), interval=interval, concurrency=every)] if probes else []),
+            *([_watch_overdue(settings, record, ended)] if probes else []),
             *([schedule(_oldest_first(looks), interval=slow, concurrency=every, spacing=apart)] if looks else []),
             *([schedule(reads, interval=interval, concurrency=settings.probe.concurrency)] if reads else []),
         ]
@@ -94,6 +96,28 @@ async def watching(settings: Settings, record: Record, connect: Connect, random:
         tasks = [asyncio.create_task(each) for each in schedules]
         stack.push_async_callback(_end, tasks)
         yield Watch(demands, tasks)
+
+
+def _observe(record: Record, ended: dict[str, float], result: ProbeResult) -> None:
+    ended[result.target] = asyncio.get_running_loop().time()
+    record.probe(result)
+
+
+async def _watch_overdue(settings: Settings, record: Record, ended: Mapping[str, float]) -> None:
+    """While others hang in all places, a key is not probed: what its last round trip found is no success for ever.
+
+    Args:
+        settings: what is watched, and how often.
+        record: is told.
+        ended: when the last round trip of each target ended, by the loop's clock; the start, where there was none.
+    """
+    after = settings.probe.overdue_after
+    while True:
+        await asyncio.sleep(min(1.0, after / 4))
+        late = asyncio.get_running_loop().time() - after
+        for target in settings.targets:
+            if ended[target.name] < late:
+                record.overdue(target.service, target.name)
 
 
 def _oldest_first(jobs: Sequence[tuple[float, Job]]) -> list[Job]:

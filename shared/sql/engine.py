@@ -4,17 +4,26 @@ SQLite: WAL with `synchronous=FULL`. PostgreSQL: durable by its own default; its
 `patience` where that is silent.
 """
 
+import os
 import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import URL, Engine, QueuePool, create_engine, event, exc
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from shared.secret_file import SecretFile, SecretUnreadableError
+
 if TYPE_CHECKING:
     from shared.sql.patience import Patience
     from shared.sql.patient import PatientConnection
 
+PASSWORD_FILE: Final = "PGPASSWORD_FILE"
+"""The environment variable that names a file with the password alone, such as a key of a Kubernetes Secret.
+
+libpq takes a file of its own format only, and only where the group may not read it, as it may in a Secret's volume.
+"""
 LOCK_SECONDS: Final = 2.0
 """How long a transaction waits for SQLite's one lock, and a read for a connection."""
 _AGAIN: Final = {"40001", "40P01"}
@@ -60,7 +69,7 @@ def postgresql_engine(
     from shared.sql.patient import PatientConnection  # noqa: PLC0415  # 0.1 s that a file does not need
 
     def connect(_dialect: object, _entry: object, _none: object, parameters: dict[str, Any]) -> "PatientConnection":
-        connection = PatientConnection.connect(**parameters)
+        connection = PatientConnection.connect(**parameters, **_password(parameters))
         connection.patience = patience()
         return connection
 
@@ -78,6 +87,19 @@ def postgresql_engine(
     )
     event.listen(engine, "do_connect", connect)
     return engine
+
+
+def _password(parameters: dict[str, Any]) -> dict[str, str]:
+    """That of the file, as it is now; none where there is no such file, or the URL names one of libpq's."""
+    from psycopg import OperationalError  # noqa: PLC0415  # 0.1 s that a file does not need
+
+    file = os.environ.get(PASSWORD_FILE)
+    if not file or "passfile" in parameters:
+        return {}
+    try:
+        return {"password": SecretFile(Path(file)).value()}
+    except SecretUnreadableError as error:
+        raise OperationalError(f"{PASSWORD_FILE}: {error}") from None
 
 
 def may_succeed_at_once(error: exc.SQLAlchemyError) -> bool:

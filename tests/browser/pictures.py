@@ -11,7 +11,11 @@ from tests.browser.scenes import NOW, SCENES
 from tests.browser.watched import shown
 
 IMAGES = Path(__file__).parents[2] / "docs/images"
-SIZES = {"": ViewportSize(width=1040, height=880), "-phone": ViewportSize(width=390, height=844)}
+SIZES = {
+    "": ViewportSize(width=1280, height=900),
+    "-wide": ViewportSize(width=1920, height=1080),
+    "-phone": ViewportSize(width=390, height=844),
+}
 
 
 async def take(folder: Path, *, every: bool) -> None:

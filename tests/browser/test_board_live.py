@@ -37,9 +37,7 @@ async def test_a_probe_that_fails_turns_its_card_without_a_reload(board: Page, w
     await expect(card(board, LEDGER).locator(".state")).to_have_text("Failing")
     await expect(card(board, LEDGER)).to_contain_text("permission_denied at encrypt")
     await expect(card(board, LEDGER)).to_contain_text("no role")
-    await expect(card(board, LEDGER)).to_contain_text(
-        "What to do: Grant the service account its role on this key again."
-    )
+    await expect(card(board, LEDGER)).to_contain_text("What to do: Grant the service account its role on this key.")
     link = card(board, LEDGER).get_by_role("link", name="Runbook: permission_denied")
     await expect(link).to_have_attribute("href", "https://example.org/docs/KMS_OPERATIONS.md#permission_denied")
     await expect(board.locator(".verdict")).to_have_text("1 of 4 failing")

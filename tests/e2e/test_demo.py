@@ -1,14 +1,18 @@
 """The whole product, real Prometheus and real Alertmanager included: one incident from the fault to each mailbox."""
 
+import html
 import json
+import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ops.demo import scenario, stack, timeline
+from ops.demo.__main__ import addresses
 from ops.demo.ports import Ports
 from shared.server import StartError
 
@@ -19,6 +23,29 @@ def _children() -> set[int]:
     return {int(pid) for task in me.iterdir() for pid in (task / "children").read_text().split()}
 
 
+async def _dead_ends(running: stack.Stack, held: dict[str, Any]) -> list[str]:
+    """Every link of the messages and of what the demo prints that leads to no page with something to see."""
+    links = {url for _, url in addresses(running.ports) if url.startswith("http")}
+    for message in (*(m for c in held["slack"] for m in c["messages"]), *held["mailbox"], *held["pagerduty"]["events"]):
+        text = html.unescape(json.dumps(message))
+        links |= {url.rstrip(".,") for url in re.findall(r"https?://[^\s\"<>\\|)]+", text)}
+    useful = {
+        f"{running.runbooks}{scenario.ALERT.lower()}": f'id="{scenario.ALERT.lower()}"',
+        f"{running.dashboard}backend": "ledger-kek",
+        f"{running.ports.url('stand_ins')}/graph?": "<title>Prometheus",
+        f"{running.ports.url('stand_ins')}/alertmanager/": "Watchdog",
+    }
+    assert [page for page in useful if not any(link.startswith(page) for link in links)] == [], links
+    found = []
+    for link in sorted(links):
+        async with running.http.get(link) as answer:
+            text = await answer.text()
+            wanted = next((words for page, words in useful.items() if link.startswith(page)), "")
+            if answer.status != 200 or wanted not in text or "Debian package" in text:
+                found.append(f"{link}: {answer.status} {text[:200]}")
+    return found
+
+
 async def test_a_broken_key_reaches_all_three_channels_and_so_does_the_all_clear(tmp_path: Path) -> None:
     before = _children()
     told: list[timeline.Hop] = []
@@ -27,7 +54,9 @@ async def test_a_broken_key_reaches_all_three_channels_and_so_does_the_all_clear
         hops, missing = await scenario.incident(running, told.append)
         silence = await running.query("time() - relay_watchdog_last_seen_timestamp_seconds")
         held = await running.text("stand_ins", "/api/state")
+        dead_ends = await _dead_ends(running, json.loads(held))
     assert missing == []
+    assert dead_ends == []
     assert silence is not None
     assert silence < 10
     assert scenario.ALERT in held

@@ -130,10 +130,28 @@ async def test_a_backend_tells_its_last_answer_and_its_last_failure(history: His
     history.backend(BackendState("ledger", Health(CryptoMode.KMS, ready=True), NOW - 7200, 12.0))
     shown = await text(history)
     assert "|Mode|kms|Ready|yes|Initialised|2 h ago|Decrypt errors|12|Last answer|4 s ago|" in shown
+    assert "|Last failure|" not in shown
     history.backend(BackendState("ledger", None, problems=("refused", "late")))
     shown = await text(history)
     assert "|Mode|" not in shown  # nothing stale
     assert "|Last failure|2026-01-15 09:29:56 UTC (|4 s ago|): refused; late|" in shown
+
+
+async def test_what_failed_while_all_of_it_started_is_no_last_failure_once_it_is_well(history: History) -> None:
+    history.backend(BackendState("ledger", None, problems=("health check: refused",)))
+    failed = Call(Operation.ENCRYPT, 0.01, Failure(Reason.UNAVAILABLE, "refused"))
+    history.probe(ProbeResult("ledger", "ledger-kek", NOW - 90, (failed,), None))
+    shown = await text(history)
+    assert "): health check: refused|" in shown
+    assert "): unavailable at encrypt.|" in shown
+    history.backend(BackendState("ledger", Health(CryptoMode.KMS, ready=True)))
+    history.probe(ProbeResult("ledger", "ledger-kek", NOW - 60, (Call(Operation.ENCRYPT, 0.01),), None))
+    shown = await text(history)
+    assert "refused" not in shown
+    assert "|Last failure|none since its first success.|All failures|" in shown
+    history.probe(ProbeResult("ledger", "ledger-kek", NOW - 30, (failed,), None))
+    history.probe(ProbeResult("ledger", "ledger-kek", NOW - 10, (Call(Operation.ENCRYPT, 0.01),), None))
+    assert "): unavailable at encrypt.|" in await text(history)  # this one was news
 
 
 async def test_a_backend_tells_how_many_data_keys_each_version_wraps_and_when_they_were_rotated(

@@ -83,6 +83,35 @@ async def test_no_more_are_shown_than_are_kept() -> None:
     assert "number 49." not in html
 
 
+async def all_of_them(history: History) -> str:
+    """The page without a target."""
+    app = application("keypulse exporter", registry(), Pages(history, admin=None, stale_after=180).routes())
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
+        answer = await client.get("/history")
+    assert answer.status_code == 200
+    return answer.text
+
+
+async def test_without_a_target_the_last_failures_of_all_keys_are_shown_the_newest_first() -> None:
+    history = History(clock=lambda: NOW)
+    history.keep([("ledger", NAME), ("vault", "<b>")], [])
+    assert "No round trip has failed since the exporter started." in await all_of_them(history)
+    probe(history, NOW - 90, Reason.UNAVAILABLE, "this was before")
+    failure = Failure(Reason.KEY_DISABLED, "this came after")
+    history.probe(ProbeResult("vault", "<b>", NOW - 60, (Call(Operation.ENCRYPT, 0.01, failure),), None))
+    html = await all_of_them(history)
+    assert html.index("this came after") < html.index("this was before")
+    assert re.findall(r'<a href="/history\?target=([^"]+)">([^<]+)</a>', html) == [
+        ("%3Cb%3E", "&lt;b&gt;"),
+        ("a/b%20%26%20c%3F", "a/b &amp; c?"),
+    ]
+    for n in range(FAILURES):
+        probe(history, NOW - 50 + n / 10, Reason.TIMEOUT if n % 2 else Reason.UNAVAILABLE, f"number {n}.")
+    html = await all_of_them(history)
+    assert html.count('<li class="card failing">') == FAILURES
+    assert "this came after" not in html
+
+
 async def test_a_key_without_failures_says_so() -> None:
     html = await page(started())
     assert "No round trip has failed since the exporter started." in html

@@ -1,5 +1,7 @@
 """The plot of an hour, and the words for times."""
 
+from itertools import pairwise
+
 import pytest
 
 from services.exporter.history import RoundTrips
@@ -40,19 +42,49 @@ def test_nothing_in_the_hour_is_no_plot() -> None:
     assert plot(hour((0, 0.01)), NOW - 60) is None  # a clock that was set back
 
 
-def test_the_hour_goes_from_left_to_right_and_the_slowest_is_at_the_top() -> None:
-    (line,) = drawn(hour((3599, 0.1), (1800, 0.2), (0, 0.4))).encrypt
+def test_the_hour_goes_from_left_to_right_and_ten_times_as_long_is_a_step_of_its_own() -> None:
+    (line,) = drawn(hour((3599, 0.01), (1800, 0.1), (0, 1.0))).encrypt
     (left, low), (middle, half), (right, top) = points(line)
     assert (left, right) == (WIDTH / 240, WIDTH - WIDTH / 240)
     assert middle == pytest.approx(WIDTH / 2, abs=2)
-    assert (low, half, top) == (HEIGHT - 2 - 14, HEIGHT - 2 - 28, 2)
-    assert drawn(hour((3599, 0.1), (0, 0.4))).top == pytest.approx(0.4)
+    assert (low, half, top) == pytest.approx((HEIGHT, HEIGHT / 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "labels"),
+    [
+        (0.0042, 0.0047, ["2 ms", "5 ms", "10 ms", "20 ms"]),
+        (0.01, 0.01, ["10 ms", "100 ms"]),
+        (0.018, 0.06, ["10 ms", "100 ms"]),
+        (0.003, 2.2, ["10 ms", "100 ms", "1 s"]),
+        (0.0, 0.0, ["0.1 ms", "1 ms"]),
+        (5.0, 60.0, ["10 s", "100 s"]),
+    ],
+)
+def test_the_scale_has_round_ticks_around_what_is_drawn(least: float, most: float, labels: list[str]) -> None:
+    ticks = drawn(hour((60, least), (0, most))).ticks
+    assert [words.rounded(tick.seconds) for tick in ticks] == labels
+    assert all(0 <= above.y < below.y <= 100 for below, above in pairwise(ticks))
+
+
+def test_one_spike_does_not_flatten_what_is_usual() -> None:
+    usual = [(float(ago), 0.02 if ago % 60 else 0.04) for ago in range(3570, 0, -30)]
+    quiet, spiked = drawn(hour(*usual)), drawn(hour(*usual, (0, 2.2)))
+
+    def amplitude(found: Plot) -> float:
+        heights = [y for _, y in points(found.encrypt[0])[:100]]
+        return max(heights) - min(heights)
+
+    assert amplitude(quiet) > HEIGHT / 5
+    assert amplitude(spiked) > HEIGHT / 10
+    assert spiked.most == pytest.approx(2.2)
+    assert points(spiked.encrypt[0])[-1][1] < HEIGHT / 5
 
 
 def test_of_several_in_half_a_minute_the_slowest_is_drawn() -> None:
     found = drawn(hour((5, 0.1), (4, 0.4), (3, 0.2)))
     assert [len(points(line)) for line in found.encrypt] == [1]
-    assert found.top == pytest.approx(0.4)
+    assert found.least == found.most == pytest.approx(0.4)
 
 
 def test_a_line_breaks_where_a_call_has_no_length_and_not_where_none_was_due() -> None:
@@ -64,14 +96,14 @@ def test_a_line_breaks_where_a_call_has_no_length_and_not_where_none_was_due() -
 
 def test_a_timeout_is_a_failure_with_a_length() -> None:
     found = drawn(hour((100, 0.1), (50, Reason.TIMEOUT)))
-    assert found.top == 5.0
+    assert found.most == 5.0
     assert len(found.failures) == 1
     assert [len(points(line)) for line in found.encrypt] == [2]
 
 
-def test_an_hour_of_failures_or_of_calls_without_length_has_a_scale() -> None:
-    assert drawn(hour((10, Reason.INTERNAL))).top == 0.001
-    assert drawn(hour((10, 0.0))).top == 0.001
+def test_an_hour_of_failures_without_length_has_no_scale_and_its_failures() -> None:
+    found = drawn(hour((10, Reason.INTERNAL)))
+    assert (found.least, found.most, found.ticks, len(found.failures)) == (None, None, (), 1)
 
 
 def test_every_point_is_inside_of_the_picture() -> None:

@@ -43,6 +43,16 @@ def test_a_probe_is_told_of_when_its_reason_changes_and_not_each_time() -> None:
     assert logs[0]["exc_info"] is None
 
 
+def test_a_probe_that_does_not_end_in_time_is_told_of_until_one_is_right() -> None:
+    changes = Changes()
+    with capture_logs() as logs:
+        changes.probe(result())
+        changes.overdue("backend", "ledger-kek")
+        changes.probe(result())
+    assert [line["event"] for line in logs] == ["no probe ended in time", "the probe is right again"]
+    assert logs[0]["target"] == "ledger-kek"
+
+
 def test_a_services_changing_text_is_no_change() -> None:
     changes = Changes()
     with capture_logs() as logs:

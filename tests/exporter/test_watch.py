@@ -53,6 +53,42 @@ async def test_while_a_quota_is_exhausted_a_key_is_probed_less_often_and_with_an
 
 
 @pytest.mark.looptime
+async def test_a_success_is_none_any_more_after_two_intervals_while_others_hang_in_all_places() -> None:
+    kms, record = Kms(), Record()
+    names = [f"key-{n}" for n in range(200)]
+
+    def successes() -> float:
+        families = {family.name: family for family in record.metrics.collect()}
+        return sum(sample.value for sample in families["kms_probe_success"].samples)
+
+    async with watched(kms, *map(named, names), record=record, interval=10, timeout=4):
+        await asyncio.sleep(25)
+        assert successes() == 200
+        kms.stalled.add("127.0.0.1:1")
+        await asyncio.sleep(10)
+        assert 100 < successes() < 200  # who fails is known; who waits for a place was right a moment ago
+        record.metrics.changed.clear()
+        await asyncio.sleep(12)
+        assert successes() == 0
+        assert record.metrics.changed.is_set()
+        kms.stalled.clear()
+        await asyncio.sleep(15)
+        assert successes() == 200
+
+
+@pytest.mark.looptime
+async def test_a_round_trip_that_is_slow_and_in_time_stays_a_success() -> None:
+    kms, record = Kms(), Record()
+    kms.slow = 0.95
+    async with watched(kms, named("ledger"), record=record, interval=1, timeout=1):
+        await asyncio.sleep(5)
+        for _ in range(100):
+            await asyncio.sleep(0.1)
+            (family,) = [family for family in record.metrics.collect() if family.name == "kms_probe_success"]
+            assert [sample.value for sample in family.samples] == [1]
+
+
+@pytest.mark.looptime
 async def test_who_asks_soon_after_a_probe_gets_the_last_one_and_later_a_new_one() -> None:
     kms = Kms()
     async with watched(kms, named("ledger"), min_interval=5, interval=60) as watch:

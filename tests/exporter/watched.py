@@ -23,6 +23,8 @@ class Kms:
     def __init__(self) -> None:
         self.stalled: set[str | None] = set()
         """Endpoints that give no answer."""
+        self.slow = 0.0
+        """Seconds that each call takes."""
         self.reason: Reason | None = None
         """Why each call fails."""
         self.asked: defaultdict[str, list[float]] = defaultdict(list)
@@ -47,6 +49,7 @@ class Key:
         if self._settings.endpoint in self._kms.stalled:
             await asyncio.sleep(timeout)
             raise KmsError(Reason.TIMEOUT, "stalled")
+        await asyncio.sleep(self._kms.slow)
         if self._kms.reason:
             raise KmsError(self._kms.reason, "told to")
 

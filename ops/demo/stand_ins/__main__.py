@@ -1,12 +1,13 @@
 """`python -m ops.demo.stand_ins`: options in, running stand-ins until SIGTERM or SIGINT."""
 
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import click
 import structlog
 
-from ops.demo.stand_ins.server import start
+from ops.demo.stand_ins.server import StandIns, start
 from shared import VERSION, logs
 from shared.cli import option_or_exit, run_or_exit
 from shared.secret_file import SecretFile, SecretUnreadableError
@@ -31,17 +32,21 @@ Examples:
 @click.option("--slack-token-file", required=True, type=click.Path(path_type=Path), help="Bot tokens, one a line.")
 @click.option("--pagerduty-key-file", required=True, type=click.Path(path_type=Path), help="Routing keys, one a line.")
 @click.option("--emulator-faults", metavar="URL", help="The KMS emulator's faults API, for the page's buttons.")
+@click.option("--prometheus", metavar="URL", help="Prometheus, for the graph at /graph.")
+@click.option("--alertmanager", metavar="URL", help="Alertmanager, for the alerts at /alertmanager/.")
 @click.option("--docs", type=click.Path(path_type=Path), help="The folder of the documents under /docs/.")
 @click.option(
     "--allow-remote-insecure", is_flag=True, help="Lets them listen beyond loopback: between containers, for a test."
 )
 @click.version_option(VERSION, prog_name="keypulse")
-def main(
+def main(  # noqa: PLR0913, PLR0917  (one for each option)
     http: str,
     smtp: str,
     slack_token_file: Path,
     pagerduty_key_file: Path,
     emulator_faults: str | None,
+    prometheus: str | None,
+    alertmanager: str | None,
     docs: Path | None,
     allow_remote_insecure: bool,
 ) -> None:
@@ -54,18 +59,19 @@ def main(
     smtp_address = option_or_exit("--smtp", parse, smtp)
     tokens = option_or_exit("--slack-token-file", _secrets, slack_token_file)
     keys = option_or_exit("--pagerduty-key-file", _secrets, pagerduty_key_file)
-    url = option_or_exit("--emulator-faults", _url, emulator_faults) if emulator_faults else None
+    given = {"emulator_faults": emulator_faults, "prometheus": prometheus, "alertmanager": alertmanager}
+    urls = {name: option_or_exit(f"--{name.replace('_', '-')}", _url, url) for name, url in given.items() if url}
     folder = option_or_exit("--docs", _folder, docs) if docs else None
     logs.configure("stand-ins")
-    run_or_exit(_serve(http_address, smtp_address, tokens, keys, url, folder))
+    run_or_exit(
+        _serve(
+            start(http=http_address, smtp=smtp_address, slack_tokens=tokens, pagerduty_keys=keys, docs=folder, **urls)
+        )
+    )
 
 
-async def _serve(
-    http: Address, smtp: Address, tokens: tuple[str, ...], keys: tuple[str, ...], url: str | None, docs: Path | None
-) -> None:
-    async with start(
-        http=http, smtp=smtp, slack_tokens=tokens, pagerduty_keys=keys, emulator_faults=url, docs=docs
-    ) as stand_ins:
+async def _serve(started: AbstractAsyncContextManager[StandIns]) -> None:
+    async with started as stand_ins:
         log.info("listening", http=str(stand_ins.http), smtp=str(stand_ins.smtp))
         await stop_signal()
         log.info("stopping")

@@ -44,7 +44,12 @@ def page_of(markdown: str, parser: MarkdownIt) -> str:
             opening.attrSet("id", _anchor(text, taken))
             if opening.tag == "h1":
                 title = text
-    return _PAGE.format(title=escape(title), body=parser.renderer.render(tokens, parser.options, {}))
+    return whole_page(title, parser.renderer.render(tokens, parser.options, {}))
+
+
+def whole_page(title: str, body: str) -> str:
+    """A page of ours: `title` as text, `body` as HTML."""
+    return _PAGE.format(title=escape(title), body=body)
 
 
 def _text(inline: Token) -> str:

@@ -15,8 +15,9 @@ from ops.demo.stand_ins.guard import Guard
 from ops.demo.stand_ins.kms import KmsFaults
 from ops.demo.stand_ins.live import Changes
 from ops.demo.stand_ins.mailbox import Mailbox
+from ops.demo.stand_ins.monitoring import Monitoring
 from ops.demo.stand_ins.pagerduty import PagerDuty
-from ops.demo.stand_ins.site import Site
+from ops.demo.stand_ins.site import PAGE_HEADERS, Site
 from ops.demo.stand_ins.slack import Slack
 from shared.server import application, registry, serving
 from shared.settings import Address
@@ -57,6 +58,8 @@ async def start(  # noqa: PLR0913  (one keyword for each thing that a test may c
     slack_channels: Iterable[str] = ("#security-critical", "#security-ops"),
     emulator_faults: str | None = None,
     docs: Path | None = None,
+    prometheus: str | None = None,
+    alertmanager: str | None = None,
     clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[StandIns]:
     """Runs a stand-in Slack, PagerDuty and mail server while the body runs.
@@ -69,6 +72,8 @@ async def start(  # noqa: PLR0913  (one keyword for each thing that a test may c
         slack_channels: the channels that the bot is in.
         emulator_faults: the URL of the KMS emulator's faults API, for the page's buttons.
         docs: the folder of the documents under `/docs/`.
+        prometheus: its URL, for the graph at `/graph`.
+        alertmanager: its URL, for the alerts at `/alertmanager/`.
         clock: gives Unix seconds; what arrives is stamped with it.
 
     Raises:
@@ -85,6 +90,7 @@ async def start(  # noqa: PLR0913  (one keyword for each thing that a test may c
         Route("/pagerduty/v2/enqueue", pagerduty.enqueue, methods=["POST"]),
         *api.routes(),
         *Site(mailbox, docs).routes(),
+        *Monitoring(prometheus, alertmanager, PAGE_HEADERS).routes(),
     ]
     app = application("keypulse stand-ins", registry(), routes)
     app.add_middleware(Guard)

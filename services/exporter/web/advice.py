@@ -27,8 +27,8 @@ class Advice:
 _SENTENCES: Final = {
     Reason.TIMEOUT: "Look at https://status.cloud.google.com, then at the network and its DNS.",
     Reason.UNAVAILABLE: "Look at https://status.cloud.google.com, then at the network and its DNS.",
-    Reason.PERMISSION_DENIED: "Grant the service account its role on this key again.",
-    Reason.UNAUTHENTICATED: "Mount the service account's credentials again, and check the clock.",
+    Reason.PERMISSION_DENIED: "Grant the service account its role on this key.",
+    Reason.UNAUTHENTICATED: "Mount the service account's credentials, and check the clock.",
     Reason.QUOTA_EXHAUSTED: "Find the caller in the project's quota page, and raise the quota.",
     Reason.KEY_NOT_FOUND: "Compare key in the configuration with what gcloud kms keys list shows.",
     Reason.KEY_DISABLED: "Enable the version that is needed.",
@@ -42,10 +42,13 @@ BY_REASON: Final = {reason: Advice(sentence, reason) for reason, sentence in _SE
 NETWORK: Final = Advice(
     "Look at what is between here and KMS: name servers, routes, firewalls, proxies.", "unavailable"
 )
+OVERDUE: Final = Advice(
+    "Find the keys that time out: they take the places of probe.concurrency. Else raise it.", "KMSProbeFailing"
+)
 DESTRUCTION: Final = Advice(
     "Restore it if anything was ever encrypted under it and not again since.", "KMSKeyVersionDestroyScheduled"
 )
-PERMISSION: Final = Advice("Grant the service account its role on this key again.", "KMSPermissionMissing")
+PERMISSION: Final = Advice("Grant the service account its role on this key.", "KMSPermissionMissing")
 LOST: Final = Advice("Data of that version cannot be read either: make it usable again, or escalate.", "KMSCanaryLost")
 WRONG_AAD: Final = Advice(
     "Stop writing, and escalate: nothing binds a ciphertext to its record.", "KMSWrongAADAccepted"

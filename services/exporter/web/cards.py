@@ -7,7 +7,16 @@ from typing import Final
 
 from services.exporter.history import BackendRecord, TargetRecord
 from services.exporter.model import BackendState, Canary, KeySnapshot
-from services.exporter.web.findings import WORDS, Finding, Light, of_failures, of_old_news, of_snapshot, of_state
+from services.exporter.web.findings import (
+    WORDS,
+    Finding,
+    Light,
+    of_failures,
+    of_old_news,
+    of_overdue,
+    of_snapshot,
+    of_state,
+)
 from services.exporter.web.words import moment
 from shared.contract import KMS_DATA_KEYS, KMS_ROTATION_LAST_SUCCESS
 from shared.kms.provider import KeyVersion
@@ -16,6 +25,16 @@ LISTED: Final = 10
 """Versions and canaries shown of a key."""
 _DIGITS: Final = re.compile(r"(\d+)")
 Record = TargetRecord | BackendRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds for which what was found last counts."""
+
+    stale: float
+    """After these it says nothing any more."""
+    overdue: float
+    """After these a right round trip is no success any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,29 +73,36 @@ class Head:
         return ": ".join([self.name, ", ".join([self.word, *(finding.title for finding in self.findings[:1])])])
 
 
-def head(record: Record, now: float, stale_after: float) -> Head:
+def head(record: Record, now: float, patience: Patience) -> Head:
     """The light of a target, a backend or a replica of one.
 
     Args:
         record: what is known.
         now: Unix seconds.
-        stale_after: seconds without news after which the last ones say nothing any more.
+        patience: for how long what was found last counts.
     """
     if isinstance(record, TargetRecord):
-        return _of_target(record, now, stale_after)
-    return _of_backend(record, now, stale_after)
+        return _of_target(record, now, patience)
+    return _of_backend(record, now, patience)
 
 
-def turned(record: Record, now: float, stale_after: float) -> tuple[bool, bool]:
-    """What time alone makes of a record: whether its news are old, and whether a rotation is overdue."""
+def turned(record: Record, now: float, patience: Patience) -> tuple[bool, bool, bool]:
+    """What time alone makes of a record: whether its news are old, a round trip is overdue, a rotation is."""
     if isinstance(record, BackendRecord):
-        return record.at is not None and record.at + stale_after < now, False
+        return record.at is not None and record.at + patience.stale < now, False, False
     planned = record.snapshot.description.next_rotation if record.snapshot and record.snapshot.description else None
-    stale = record.last is not None and record.last.at + stale_after < now
-    return stale, planned is not None and planned < now
+    return _stale(record, now, patience), _overdue(record, now, patience), planned is not None and planned < now
 
 
-def _of_target(record: TargetRecord, now: float, stale_after: float) -> Head:
+def _stale(record: TargetRecord, now: float, patience: Patience) -> bool:
+    return record.last is not None and record.last.at + patience.stale < now
+
+
+def _overdue(record: TargetRecord, now: float, patience: Patience) -> bool:
+    return record.last is not None and record.last.failed is None and record.last.at + patience.overdue < now
+
+
+def _of_target(record: TargetRecord, now: float, patience: Patience) -> Head:
     findings = [] if record.snapshot is None else list(of_snapshot(record.snapshot, now))
     if record.last is None:
         light = Light.UNKNOWN
@@ -85,15 +111,17 @@ def _of_target(record: TargetRecord, now: float, stale_after: float) -> Head:
         findings.append(of_failures(record.failures[-1]))
     else:
         light = Light.WELL
-    if record.last and record.last.at + stale_after < now:
+    if record.last and _overdue(record, now, patience):
+        findings.append(of_overdue(record.last.at))
+    elif record.last and _stale(record, now, patience):
         findings.append(of_old_news(f"No round trip since {moment(record.last.at)}"))
     return _head("key", record.target, record.service, light, findings, record)
 
 
-def _of_backend(record: BackendRecord, now: float, stale_after: float) -> Head:
+def _of_backend(record: BackendRecord, now: float, patience: Patience) -> Head:
     findings = [] if record.state is None else list(of_state(record.state))
     light = Light.UNKNOWN if record.state is None else Light.WELL
-    if record.at is not None and record.at + stale_after < now:
+    if record.at is not None and record.at + patience.stale < now:
         findings.append(of_old_news(f"Not read since {moment(record.at)}"))
     name = record.service if record.replica is None else f"{record.service} {record.replica}"
     return _head("backend", name, record.service, light, findings, record)

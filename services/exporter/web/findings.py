@@ -67,6 +67,12 @@ def of_failures(span: FailureSpan) -> Finding:
     return Finding(Light.FAILING, title, span.detail, advised, advice.of_the_way(span.way))
 
 
+def of_overdue(at: float) -> Finding:
+    """Of a key whose last round trip, which was right, is too long ago to be a success."""
+    sentence = f"The last one ended at {moment(at)}, and was right; that is too long ago to be a success."
+    return Finding(Light.FAILING, "no round trip in time", sentence, advice.OVERDUE)
+
+
 def of_old_news(sentence: str) -> Finding:
     """Of what nothing has been heard of for long; `sentence` says since when, without its full stop."""
     return Finding(Light.ATTENTION, "no news", f"{sentence}; what is shown may be over. Look at the exporter's log.")

@@ -3,8 +3,11 @@
 A look is taken on the event loop, where the history lives; the HTML of it is made in a thread.
 """
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from heapq import nlargest
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, Final
@@ -15,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from services.exporter.history import FAILURES, History, quantile
+from services.exporter.history import FAILURES, FailureSpan, History, quantile
 from services.exporter.web import advice, cards, plot, words
 from services.exporter.web.board import Asked, Board, Heads, Look, look
 from services.exporter.web.findings import WORDS, Light, of_versions
@@ -52,6 +55,7 @@ class Pages:
         history: what is shown.
         admin: the token that is needed, if any.
         stale_after: seconds without news after which the last ones are said to be old.
+        overdue_after: seconds after which a right round trip is no success any more.
         runbook: the URL of docs/KMS_OPERATIONS.md as people here read it; without it, sections are named only.
         clock: Unix seconds.
     """
@@ -62,13 +66,14 @@ class Pages:
         *,
         admin: SecretFile | None,
         stale_after: float,
+        overdue_after: float = math.inf,
         runbook: str | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._history = history
         self._admin = admin
-        self._stale_after = stale_after
-        self._heads = Heads(stale_after)
+        self._patience = cards.Patience(stale_after, overdue_after)
+        self._heads = Heads(self._patience)
         self._clock = clock
         self._boot = token_hex(8)  # a number of an earlier process's history says nothing here
         self._templates = Environment(
@@ -85,6 +90,7 @@ class Pages:
             short=words.short,
             iso=words.iso,
             took=words.took,
+            rounded=words.rounded,
             quantile=quantile,
         )
         self._templates.globals.update(
@@ -149,13 +155,24 @@ class Pages:
     async def _failures(self, request: Request) -> Response:
         name = request.query_params.get("target")
         if not name:
-            return PlainTextResponse("say which target: /history?target=NAME\n", status_code=400)
+            return HTMLResponse(await run_in_threadpool(self._failed, None, self._latest()))
         record = self._history.targets.get(name)
         if record is None:
             return PlainTextResponse("there is no such target; / lists all of them\n", status_code=404)
         now = self._clock()
-        head = cards.head(record.copy(now), now, self._stale_after)
-        return HTMLResponse(await run_in_threadpool(self._template("history.html.j2").render, head=head, now=now))
+        record = record.copy(now)
+        head = cards.head(record, now, self._patience)
+        rows = [(name, span) for span in reversed(record.failures)]
+        return HTMLResponse(await run_in_threadpool(self._failed, head, rows))
+
+    def _latest(self) -> list[tuple[str, FailureSpan]]:
+        """The last failures of all keys, the newest first, each with its key's name; copies."""
+        found = [(record.target, span) for record in self._history.targets.values() for span in record.failures]
+        latest = nlargest(FAILURES, found, key=lambda failure: failure[1].last)
+        return [(name, replace(span)) for name, span in latest]
+
+    def _failed(self, head: cards.Head | None, rows: Sequence[tuple[str, FailureSpan]]) -> str:
+        return self._template("history.html.j2").render(head=head, rows=rows, now=self._clock())
 
     async def _file(self, request: Request) -> Response:
         found = _FILES.get(request.path_params["name"])

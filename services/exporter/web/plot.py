@@ -1,4 +1,8 @@
-"""The last hour of a target as a small plot: round trips in, the lines of an SVG out. Pure."""
+"""The last hour of a target as a small plot: round trips in, the lines of an SVG out. Pure.
+
+The scale is logarithmic: what is usual keeps its shape beside one call that took a thousand times as long, nothing is
+cut off, and ten times as slow is as high a step on every card.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -10,6 +14,18 @@ WIDTH = 360
 HEIGHT = 60
 STEPS = 120
 """Points of a line, half a minute each; of several round trips in one the slowest is shown."""
+LEAST = 0.0001
+"""Seconds; what is faster is drawn here."""
+_DECADE = (1, 2, 5)
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A line across the plot."""
+
+    seconds: float
+    y: float
+    """In percent of the height, from the top."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +37,12 @@ class Plot:
     decrypt: tuple[str, ...]
     failures: tuple[float, ...]
     """Where a round trip failed: x."""
-    top: float
-    """Seconds at the upper edge."""
+    least: float | None
+    """Seconds of the fastest call that is drawn; None where no call has a length."""
+    most: float | None
+    """Seconds of the slowest."""
+    ticks: tuple[Tick, ...]
+    """From the lower edge to the upper one; none where no call has a length."""
 
 
 def plot(trips: RoundTrips, now: float) -> Plot | None:
@@ -31,12 +51,44 @@ def plot(trips: RoundTrips, now: float) -> Plot | None:
     if not any(0 <= step < STEPS for step in steps):
         return None
     encrypt, decrypt = _slowest(steps, trips.encrypt), _slowest(steps, trips.decrypt)
-    top = max([*encrypt.values(), *decrypt.values()], default=0.0) or 0.001
+    lengths = [*encrypt.values(), *decrypt.values()]
+    marks = _marks(min(lengths), max(lengths)) if lengths else []
     failed = {step for step, ok in zip(steps, trips.ok, strict=True) if not ok and 0 <= step < STEPS}
     tried = sorted({step for step in steps if 0 <= step < STEPS})
+
+    def lines(values: dict[int, float]) -> tuple[str, ...]:
+        return tuple(_lines({step: _y(value, marks) for step, value in values.items()}, tried))
+
     return Plot(
-        tuple(_lines(encrypt, tried, top)), tuple(_lines(decrypt, tried, top)), tuple(map(_x, sorted(failed))), top
+        lines(encrypt),
+        lines(decrypt),
+        tuple(map(_x, sorted(failed))),
+        min(lengths, default=None),
+        max(lengths, default=None),
+        tuple(Tick(mark, round(100 * _y(mark, marks) / HEIGHT, 1)) for mark in _labelled(marks)),
     )
+
+
+def _marks(least: float, most: float) -> list[float]:
+    """1, 2, 5, 10, and so on, around all values: a decade at least, so that noise does not look like news."""
+    least, most = max(least, LEAST), max(most, LEAST)
+    first = math.floor(math.log10(least))
+    known = [step * 10.0**power for power in range(first, math.ceil(math.log10(most)) + 2) for step in _DECADE]
+    low = max((n for n, mark in enumerate(known) if mark <= least * (1 + 1e-6)), default=0)
+    high = next(n for n, mark in enumerate(known) if mark >= most * (1 - 1e-6))
+    return known[low : max(high, low + len(_DECADE)) + 1]
+
+
+def _labelled(marks: Sequence[float]) -> Sequence[float]:
+    """Only 1, 10, 100 where two of them are there: there is no room for more."""
+    decades = [mark for mark in marks if math.isclose(math.log10(mark), round(math.log10(mark)), abs_tol=1e-9)]
+    return decades if len(decades) > 1 else marks
+
+
+def _y(seconds: float, marks: Sequence[float]) -> float:
+    """From the top."""
+    up = math.log(max(seconds, LEAST) / marks[0]) / math.log(marks[-1] / marks[0])
+    return HEIGHT * (1 - min(max(0.0, up), 1.0))
 
 
 def _step(at: float, now: float) -> int:
@@ -55,12 +107,12 @@ def _slowest(steps: Sequence[int], seconds: Iterable[float]) -> dict[int, float]
     return found
 
 
-def _lines(values: dict[int, float], tried: Sequence[int], top: float) -> Iterable[str]:
+def _lines(heights: dict[int, float], tried: Sequence[int]) -> Iterable[str]:
     """A line breaks where a round trip has no value of its own, not where none was due."""
     line: list[str] = []
     for step in tried:
-        if step in values:
-            line.append(f"{_x(step):g},{HEIGHT - values[step] / top * (HEIGHT - 4) - 2:.1f}")
+        if step in heights:
+            line.append(f"{_x(step):g},{heights[step]:.1f}")
         elif line:
             yield " ".join(line)
             line = []

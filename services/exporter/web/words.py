@@ -39,6 +39,11 @@ def _date(at: float) -> datetime:
     return datetime.fromtimestamp(min(at, _LAST), UTC)
 
 
+def rounded(seconds: float) -> str:
+    """A round number of seconds for a scale: `0.5 ms`, `20 ms`, `1 s`."""
+    return f"{seconds:g} s" if seconds >= 1 else f"{seconds * 1000:g} ms"
+
+
 def took(seconds: float | None) -> str:
     """A duration of a call: `4.2 ms`, `1.25 s`; a hyphen where there is none."""
     if seconds is None:

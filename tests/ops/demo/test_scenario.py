@@ -17,10 +17,7 @@ from ops.demo.stack import Stack
 from ops.demo.timeline import CHANNELS, ChannelName, Hop, State
 
 PATIENCE = 0.5
-LINKS = (
-    "http://127.0.0.1:9913/docs/KMS_OPERATIONS.md#kmscryptomodenotkms "
-    "http://127.0.0.1:9914/graph?g0.expr=kms%3Acrypto_health_status"
-)
+LINKS = "http://127.0.0.1:9913/docs/KMS_OPERATIONS.md#kmscryptomodenotkms http://127.0.0.1:9911/?q=backend"
 STATES: tuple[State, ...] = ("firing", "resolved")
 
 
@@ -135,9 +132,9 @@ def _row(answers: dict[str, Any], number: int) -> Any:
 Spoil = Callable[[dict[str, Any]], object]
 SPOILT: dict[str, tuple[ChannelName, Spoil]] = {
     "a message without the runbook": ("slack", lambda a: _slack(a).update(text=_without("/docs/"))),
-    "a message without the dashboard": ("slack", lambda a: _slack(a).update(text=_without("/graph"))),
+    "a message without the dashboard": ("slack", lambda a: _slack(a).update(text=_without("/?q="))),
     "one of two mails without a link": ("email", lambda a: _mails(a)[1].update(html=_without("/docs/"))),
-    "an event without a link": ("pagerduty", lambda a: _events(a)[-1].update(payload=_without("/graph"))),
+    "an event without a link": ("pagerduty", lambda a: _events(a)[-1].update(payload=_without("/?q="))),
     "a message in another channel": ("slack", lambda a: a["stand_ins"]["slack"][0].update(id="C2")),
     "a receipt for a message that nobody holds": ("slack", lambda a: _row(a, 0)["receipt"].update(ts="2.0")),
     "a receipt for an incident that nobody holds": ("pagerduty", lambda a: _row(a, 3)["receipt"].update(dedup_key="x")),

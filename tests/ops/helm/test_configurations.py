@@ -84,6 +84,4 @@ def test_secrets_are_only_named_and_never_written(values: dict[str, Any]) -> Non
             assert all("_file" in line or "secret" not in line for line in text.splitlines() if ": /run/" in line)
     for name, pod in pods(objects):
         for container in pod["spec"]["containers"]:
-            for variable in container.get("env", []):
-                secret = variable["name"] == "PGPASSWORD"
-                assert ("valueFrom" in variable) is secret, name
+            assert [variable for variable in container.get("env", []) if "valueFrom" in variable] == [], name

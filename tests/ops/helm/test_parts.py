@@ -52,8 +52,11 @@ def test_relays_on_postgresql_have_no_volume_are_spread_and_one_of_them_is_alway
     spread = {each["topologyKey"]: each["labelSelector"] for each in pod["topologySpreadConstraints"]}
     assert set(spread) == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
     assert all(selector == budget["selector"] == relay["selector"] for selector in spread.values())
-    password = {"secretKeyRef": {"name": "keypulse-postgres", "key": "password"}}
-    assert pod["containers"][0]["env"] == [{"name": "PGPASSWORD", "valueFrom": password}]
+    folder = "/run/secrets/keypulse-postgres"
+    assert pod["containers"][0]["env"] == [{"name": "PGPASSWORD_FILE", "value": f"{folder}/password"}]
+    assert {"name": "keypulse-postgres", "secret": {"secretName": "keypulse-postgres"}} in pod["volumes"]
+    mounted = {mount["name"]: mount for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounted["keypulse-postgres"] == {"name": "keypulse-postgres", "mountPath": folder, "readOnly": True}
 
 
 def test_what_cannot_be_made_again_outlives_an_uninstall() -> None:

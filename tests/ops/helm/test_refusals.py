@@ -108,6 +108,32 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"relay": {"config": {"database": "postgresql://relay@postgres/relay?sslmode=require&password=hunter2"}}},
         "relay.config: a password would stand in a ConfigMap",
     ),
+    "a password of a health check": (
+        {"exporter": {"config": {"backends": [{"service": "a", "health_url": "https://a:hunter2@ledger/healthz"}]}}},
+        "exporter.config: a URL with a secret in it would stand where many may read it; expected the URL without, or in",
+    ),
+    "a token of a link": (
+        {"relay": {"config": {"links": {"dashboard": "https://grafana.example.org/d/x?auth_token=hunter2"}}}},
+        "relay.config: a URL with a secret in it would stand",
+    ),
+    "an address that anybody may post to": (
+        {
+            "relay": {
+                "config": {
+                    "channels": {"a": {"kind": "webhook", "url": "https://hooks.slack.com/services/T/B/hunter2"}}
+                }
+            }
+        },
+        "relay.config: a URL with a secret in it would stand",
+    ),
+    "a password of a proxy": (
+        {"relay": {"env": {"HTTPS_PROXY": "http://a:hunter2@proxy:3128"}}},
+        "relay.env: a URL with a secret in it would stand",
+    ),
+    "a password of the smoke test's address": (
+        {"smokeTest": {"baseUrl": "https://a:hunter2@ledger.example.org"}},
+        "smokeTest: a URL with a secret in it would stand where many may read it",
+    ),
     "TLS by nothing": (
         {"relay": {"web": {"tls": True}}},
         "relay.web.tls: without relay.web.existingSecret, whose web.yml has the TLS, the part would speak none",

@@ -3,11 +3,24 @@ What the parts' pods share. All take (dict "root" $ "part" NAME). The volumes' n
 exporter's may stand beside those of a pod of yours.
 */}}
 
+{{/*
+What in a URL is a secret: a password before the host, a parameter that is called so and is no {placeholder}, an address
+that whoever knows it may post to.
+*/}}
+{{- define "keypulse.secretInURL" -}}
+[a-z]://[^/?#"\s]*:[^/?#"\s]*@|[?&][a-z_]*(password|passwd|token|secret|api_?key|access_?key|signature)=[^{&"\s]|hooks\.slack\.com/(services|workflows|triggers)/|/api/webhooks/[0-9]+/
+{{- end }}
+
 {{- define "keypulse.configuration" -}}
 {{- $values := index .root.Values .part -}}
 {{- range list $values.config.database (dig "driver" "database" "" $values.config) -}}
-{{- if regexMatch "^[a-z]+://[^/?]*:[^/?]*@|[?&](ssl)?password=" (. | default "") -}}
+{{- if regexMatch (include "keypulse.secretInURL" $) (. | default "") -}}
 {{- fail (printf "%s.config: a password would stand in a ConfigMap; expected it in the Secret %s.postgres.existingSecret" $.part $.part) -}}
+{{- end -}}
+{{- end -}}
+{{- range list "config" "env" -}}
+{{- if regexMatch (include "keypulse.secretInURL" $) (get $values . | toRawJson) -}}
+{{- fail (printf "%s.%s: a URL with a secret in it would stand where many may read it; expected the URL without, or in a file of the Secret %s.existingSecret" $.part . $.part) -}}
 {{- end -}}
 {{- end -}}
 {{- $listen := dict -}}
@@ -79,6 +92,10 @@ volumes: {{- include "keypulse.volumes" . | nindent 2 }}
 - name: keypulse-web
   secret: {secretName: {{ . | quote }}, defaultMode: 0440}
 {{- end }}
+{{- with dig "postgres" "existingSecret" "" $values }}
+- name: keypulse-postgres
+  secret: {secretName: {{ . | quote }}}
+{{- end }}
 - name: keypulse-data
   {{- if include "keypulse.hasVolume" . }}
   persistentVolumeClaim: {claimName: {{ $values.persistence.existingClaim | default (include "keypulse.partName" .) | quote }}}
@@ -98,9 +115,8 @@ env:
   {{- range $name, $value := $values.env }}
   - {name: {{ $name | quote }}, value: {{ $value | quote }}}
   {{- end }}
-  {{- with $password }}
-  - name: PGPASSWORD
-    valueFrom: {secretKeyRef: {name: {{ . | quote }}, key: {{ $values.postgres.key | quote }}}}
+  {{- if $password }}
+  - {name: PGPASSWORD_FILE, value: {{ printf "/run/secrets/keypulse-postgres/%s" $values.postgres.key | quote }}}
   {{- end }}
 {{- end }}
 resources: {{- toYaml $values.resources | nindent 2 }}
@@ -110,6 +126,9 @@ volumeMounts:
   - {name: keypulse-secret, mountPath: /run/secrets/keypulse, readOnly: true}
   {{- if dig "web" "existingSecret" "" $values }}
   - {name: keypulse-web, mountPath: /run/secrets/keypulse-web, readOnly: true}
+  {{- end }}
+  {{- if $password }}
+  - {name: keypulse-postgres, mountPath: /run/secrets/keypulse-postgres, readOnly: true}
   {{- end }}
   - {name: keypulse-data, mountPath: /var/lib/keypulse}
 {{- end }}

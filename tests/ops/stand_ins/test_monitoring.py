@@ -1,0 +1,85 @@
+"""Where the links of alerts and webhooks lead: to the graph that is there, and to the alerts that Alertmanager has."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from ops.demo.stand_ins.server import start
+
+NOBODY = "http://127.0.0.1:1"
+
+
+@asynccontextmanager
+async def answering(answers: dict[str, Any]) -> AsyncIterator[str]:
+    """A server that knows these paths."""
+    app = web.Application()
+    for path, content in answers.items():
+
+        async def answer(_request: web.Request, content: Any = content) -> web.Response:
+            return web.json_response(content)
+
+        app.router.add_get(path, answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
+
+
+def alert(name: str, *, silenced: bool = False, inhibited_by: str = "") -> dict[str, Any]:
+    return {
+        "fingerprint": name,
+        "labels": {"alertname": name, "service": "<b>ledger</b>"},
+        "receivers": [{"name": "kms-critical"}],
+        "startsAt": "2026-01-15T09:30:00.000Z",
+        "status": {"silencedBy": ["s1"] * silenced, "inhibitedBy": [inhibited_by] if inhibited_by else []},
+    }
+
+
+@pytest.mark.parametrize(
+    ("known", "path"),
+    [(("/graph", "/classic/graph"), "/classic/graph"), (("/graph",), "/graph")],
+    ids=["Debian", "3.0"],
+)
+async def test_a_link_to_a_graph_leads_to_the_one_that_exists_with_its_query(known: tuple[str, ...], path: str) -> None:
+    async with (
+        answering(dict.fromkeys(known, "a page")) as prometheus,
+        start(prometheus=prometheus) as stand_ins,
+        aiohttp.ClientSession(f"http://{stand_ins.http}") as http,
+        http.get("/graph?g0.expr=crypto_mode+%3D%3D+0&g0.tab=1", allow_redirects=False) as answer,
+    ):
+        assert answer.status == 302
+        assert answer.headers["Location"] == f"{prometheus}{path}?g0.expr=crypto_mode+%3D%3D+0&g0.tab=1"
+
+
+async def test_the_alerts_are_shown_those_that_are_kept_quiet_last_and_escaped() -> None:
+    alerts = [alert("A", inhibited_by="B"), alert("B"), alert("C", silenced=True)]
+    async with (
+        answering({"/api/v2/alerts": alerts}) as alertmanager,
+        start(alertmanager=alertmanager) as stand_ins,
+        aiohttp.ClientSession(f"http://{stand_ins.http}") as http,
+        http.get("/alertmanager/") as answer,
+    ):
+        page = await answer.text()
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert page.index("<td>B</td>") < page.index("<td>A</td>") < page.index("<td>C</td>")
+    for text in ("inhibited by B", "silenced", "fires", "kms-critical", "service=&lt;b&gt;ledger&lt;/b&gt;"):
+        assert text in page
+    assert "<b>" not in page
+
+
+async def test_who_gives_no_answer_is_named_and_what_is_not_there_has_no_page() -> None:
+    async with (
+        start(prometheus=NOBODY, alertmanager=NOBODY) as stand_ins,
+        start() as alone,
+        aiohttp.ClientSession() as http,
+    ):
+        for path, who in (("/graph", "Prometheus"), ("/alertmanager/", "Alertmanager")):
+            async with http.get(f"http://{stand_ins.http}{path}") as answer:
+                assert (answer.status, (await answer.text()).partition(" gives")[0]) == (502, who)
+            async with http.get(f"http://{alone.http}{path}") as answer:
+                assert answer.status == 404
