@@ -92,17 +92,11 @@ async def _resume(session: Session, lease: Lease) -> Report:
             rotation=latest,
             problems=latest.problems,
         )
-    if overtaken and latest.state is not RotationState.DONE:
-        raise RotatorError(
-            f"rotation {latest.rotation_id} was begun for version {latest.target_version} of the KMS key, whose "
-            f"primary version is {version} by now",
-            "rollback",
-        )
     with _leads_to("resume", "rollback"):
         file, summary = await steps.backup(latest.steps)
         if latest.state is not RotationState.DONE:
             await steps.encrypt(version)
-            latest = await steps.rotate(version)
+            latest = await steps.rotate(version, retarget=overtaken)
         return await _finished("resume", session, steps, latest, file, summary)
 
 

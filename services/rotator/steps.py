@@ -106,8 +106,11 @@ class Steps:
         )
         await self._step("encrypt", settled, lambda _: f"uses version {version}")
 
-    async def rotate(self, version: int) -> Progress:
-        """Begins where the keyring does not know the rotation yet, and goes on to its end, batch by batch."""
+    async def rotate(self, version: int, *, retarget: bool = False) -> Progress:
+        """Begins where the keyring does not know the rotation yet, and goes on to its end, batch by batch.
+
+        With `retarget` it goes on with `version`, whatever it was begun for.
+        """
         request = RotateRequest(
             rotation_id=self._id,
             type=self._type,
@@ -115,6 +118,7 @@ class Steps:
             caller=self._session.caller,
             target_version=version,
             batch=self._settings.batch,
+            retarget=retarget,
         )
 
         async def batch() -> Progress:

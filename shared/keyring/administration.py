@@ -170,6 +170,8 @@ class RotateRequest(_Wire):
     caller: Text = Field(max_length=200)
     target_version: VersionNumber | None = None
     """The version that Encrypt is known to use by now; a wrap under another one is refused."""
+    retarget: bool = False
+    """Whether a rotation that was begun for another version goes on with this one; else it is refused."""
     batch: int = Field(100, ge=1, le=PAGE)
     """Data keys in this call, at most."""
 

@@ -4,6 +4,7 @@ An entry is written in the same transaction as the change that it tells of. So w
 exactly what was done: `rotate` goes on behind it, `rollback` undoes it.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -18,6 +19,8 @@ from shared.keyring.tables import entries, notes, problems, rotations
 
 SHOWN: Final = 100
 """Problems in one answer, at most."""
+_RETARGET: Final = "retarget "
+"""Begins the note of a rotation that goes on with another version."""
 
 
 class Outcome(StrEnum):
@@ -91,9 +94,9 @@ def required(connection: Connection, rotation_id: str) -> Rotation:
 
 
 def still(connection: Connection, seen: Rotation) -> None:
-    """Raises RefusedError where another hand finished the rotation, or began to undo it, since it was `seen`."""
+    """Raises RefusedError where another hand finished, turned or retargeted the rotation since it was `seen`."""
     found = required(connection, seen.id)
-    if (found.state, found.rolling_back) != (seen.state, seen.rolling_back):
+    if (found.state, found.rolling_back, found.target_version) != (seen.state, seen.rolling_back, seen.target_version):
         raise RefusedError(f"rotation {seen.id} was changed by another runner meanwhile; look at its status")
 
 
@@ -113,19 +116,37 @@ def enter(connection: Connection, rotation: Rotation, data_key_id: str, old: Wra
     connection.execute(entries.insert().values(**values, **wraps))
 
 
+def retarget(connection: Connection, now: float, rotation: Rotation, version: int, **columns: Any) -> Rotation:
+    """Writes down that the rotation goes on with another version, from its beginning; what failed is tried again."""
+    forget_problems(connection, rotation)
+    add_note(connection, now, rotation.id, f"{_RETARGET}from version {rotation.target_version} to version {version}")
+    update(connection, now, rotation, target_version=version, cursor="", **columns)
+    return required(connection, rotation.id)
+
+
+def superseded(connection: Connection, rotation: Rotation, data_key_ids: Collection[str]) -> dict[str, Entry]:
+    """The entries of these data keys, by their ids, which a re-wrap for a later target replaces."""
+    own = (notes.c.rotation_id == rotation.id) & notes.c.step.startswith(_RETARGET)
+    if connection.execute(select(notes.c.number).where(own).limit(1)).first() is None:
+        return {}
+    these = (entries.c.rotation == rotation.number) & (entries.c.outcome == Outcome.DONE)
+    rows = connection.execute(
+        select(entries).where(these, entries.c.data_key_id.in_(data_key_ids)).order_by(entries.c.number)
+    )
+    return {row.data_key_id: _entry(row) for row in rows}
+
+
+def replace(connection: Connection, entry: Entry, new: Wrapped) -> None:
+    """Writes down that the data key was wrapped once more; a rollback goes back to before the first time."""
+    wraps = {"new_wrapped": new.ciphertext, "new_kek": new.kek, "new_kek_version": new.kek_version}
+    connection.execute(entries.update().where(entries.c.number == entry.number).values(**wraps))
+
+
 def to_undo(connection: Connection, rotation: Rotation, limit: int) -> tuple[Entry, ...]:
     """The latest entries that a rollback has not come to yet, the latest first."""
     these = (entries.c.rotation == rotation.number) & (entries.c.outcome == Outcome.DONE)
     rows = connection.execute(select(entries).where(these).order_by(entries.c.number.desc()).limit(limit))
-    return tuple(
-        Entry(
-            row.number,
-            row.data_key_id,
-            Wrapped(row.old_wrapped, row.old_kek, row.old_kek_version),
-            Wrapped(row.new_wrapped, row.new_kek, row.new_kek_version),
-        )
-        for row in rows
-    )
+    return tuple(_entry(row) for row in rows)
 
 
 def conclude(connection: Connection, entry: Entry, outcome: Outcome) -> None:
@@ -209,6 +230,11 @@ def _refuse_unreadable(row: Row[Any]) -> None:
             f"rotation {row.id} cannot be read: its type or its state in the table {rotations.name} is none; "
             "correct it there"
         )
+
+
+def _entry(row: Row[Any]) -> Entry:
+    old = Wrapped(row.old_wrapped, row.old_kek, row.old_kek_version)
+    return Entry(row.number, row.data_key_id, old, Wrapped(row.new_wrapped, row.new_kek, row.new_kek_version))
 
 
 def _rotation(row: Row[Any]) -> Rotation:

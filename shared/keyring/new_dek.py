@@ -6,6 +6,7 @@ keyring again when it meets its first record.
 
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -48,6 +49,24 @@ class NewDek:
             store.insert(connection, new)
 
         await under_lease(self.database, self.request.token, write)
+
+    async def retarget(self, rotation: Rotation, version: int) -> Rotation:
+        """Wraps the new data key by another version before it is made active."""
+        data_key_id = rotation.added or ""
+        new = await self.database.read(lambda connection: store.find(connection, data_key_id))
+        wrapped = None
+        if new is not None:
+            with suppress(UnwrapError):  # what is wrong with it is said when it is promoted
+                wrapped = await self.wrapping.wrap(data_key_id, await self.wrapping.unwrap(new))
+                target.refuse_another(wrapped, version)
+
+        def write(connection: Connection, now: float) -> Rotation:
+            journal.still(connection, rotation)
+            if new and wrapped and not store.rewrap(connection, data_key_id, new.wrapped, wrapped):
+                raise RefusedError(f"data key {data_key_id} was changed by another hand meanwhile; resume once more")
+            return journal.retarget(connection, now, rotation, version)
+
+        return await under_lease(self.database, self.request.token, write)
 
     async def promote(self, rotation: Rotation, show: Callable[[], Awaitable[None]]) -> None:
         """Makes it active, once every instance holds it, and retires the one that was."""

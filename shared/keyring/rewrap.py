@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, exists, func, select
 from shared.keyring import journal, store, target
 from shared.keyring.administration import Problem, RotateRequest, RotationState
 from shared.keyring.database import Database
-from shared.keyring.journal import Rotation
+from shared.keyring.journal import Entry, Rotation
 from shared.keyring.lease import under_lease
 from shared.keyring.model import LOCAL_KEK, DataKey, Wrapped
 from shared.keyring.tables import data_keys, problems, rotations
@@ -75,18 +75,22 @@ class Rewrap:
 
         def write(connection: Connection, now: float) -> None:
             journal.still(connection, self.rotation)
-            done = sum(self._took(connection, key, outcome) for key, outcome in outcomes)
+            before = journal.superseded(connection, self.rotation, [key.id for key, _ in outcomes])
+            done = sum(self._took(connection, key, outcome, before.get(key.id)) for key, outcome in outcomes)
             journal.update(connection, now, self.rotation, cursor=outcomes[-1][0].id, done=rotations.c.done + done)
 
         if outcomes:
             await under_lease(self.database, self.request.token, write)
 
-    def _took(self, connection: Connection, key: DataKey, outcome: Wrapped | Problem) -> bool:
+    def _took(self, connection: Connection, key: DataKey, outcome: Wrapped | Problem, before: Entry | None) -> bool:
         if isinstance(outcome, Problem):
             if store.find(connection, key.id) == key:
                 journal.add_problem(connection, self.rotation, outcome)
             return False
         if not store.rewrap(connection, key.id, key.wrapped, outcome):
             return False  # another hand changed it: the next pass finds it
-        journal.enter(connection, self.rotation, key.id, key.wrapped, outcome)
+        if before and before.new == key.wrapped:
+            journal.replace(connection, before, outcome)
+        else:
+            journal.enter(connection, self.rotation, key.id, key.wrapped, outcome)
         return True

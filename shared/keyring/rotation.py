@@ -47,7 +47,8 @@ class Rotations:
             _refuse_another(rotation, request)
             if rotation.state is RotationState.DONE:
                 return
-        version = await self._target(rotation.target_version if rotation else request.target_version)
+        overtaken = rotation is not None and request.target_version not in (None, rotation.target_version)
+        version = await self._target(rotation.target_version if rotation and not overtaken else request.target_version)
         new_dek = NewDek(self.database, self.wrapping, request, self.random)
         if rotation is None:
             if request.type is RotationType.NEW_DEK:
@@ -56,6 +57,8 @@ class Rotations:
             rotation = await self._begin_rewrap(request, version)
         if rotation.state is RotationState.FAILED:
             rotation = await self._again(request, rotation)
+        if overtaken:
+            rotation = await self._retarget(request, rotation, version, new_dek)
         if request.type is RotationType.NEW_DEK:
             await new_dek.promote(rotation, self.show)
         elif rotation.state is RotationState.RUNNING:
@@ -112,6 +115,19 @@ class Rotations:
 
         return await under_lease(self.database, request.token, again)
 
+    async def _retarget(self, request: RotateRequest, rotation: Rotation, version: int, new_dek: NewDek) -> Rotation:
+        """A rotation goes on with another version; what it wrapped so far is wrapped once more."""
+        if request.type is RotationType.NEW_DEK:
+            return await new_dek.retarget(rotation, version)
+
+        def write(connection: Connection, now: float) -> Rotation:
+            journal.still(connection, rotation)
+            left = rewrap.count(connection, self.wrapping.kek, version)
+            total = max(left, journal.total(connection, rotation))
+            return journal.retarget(connection, now, rotation, version, total=total, done=total - left)
+
+        return await under_lease(self.database, request.token, write)
+
     async def _left_out(self, version: int) -> tuple[Problem, ...]:
         """The data keys that would not even be tried."""
         left_out: list[Problem] = []
@@ -151,7 +167,7 @@ def _refuse_another(rotation: Rotation, request: RotateRequest) -> None:
         )
     if rotation.type is not request.type:
         raise RefusedError(f"rotation {rotation.id} is of the type {rotation.type}, not {request.type}")
-    if request.target_version not in (None, rotation.target_version):
+    if request.target_version not in (None, rotation.target_version) and not request.retarget:
         raise RefusedError(
             f"rotation {rotation.id} is to version {rotation.target_version}, not {request.target_version}; "
             "finish it or roll it back, then begin another one"

@@ -32,6 +32,6 @@ def refuse_another(wrapped: Wrapped, target: int) -> None:
     """Raises AdministrationError where a wrap is not by the target version."""
     if wrapped.kek_version != target:
         raise AdministrationError(
-            f"Encrypt uses version {wrapped.kek_version}, not {target}; a new primary version takes effect "
-            "within hours: wait until Encrypt uses it, then resume"
+            f"Encrypt uses version {wrapped.kek_version}, not {target}; a new primary version takes effect within "
+            "hours: resume, which waits until Encrypt uses it, and goes on with it"
         )

@@ -177,24 +177,6 @@ async def test_a_run_that_is_stopped_gives_the_lease_up_and_can_be_rolled_back(
     assert await rotated.keys() == before
 
 
-async def test_a_rotation_for_a_version_that_is_no_longer_the_primary_can_only_be_rolled_back(
-    in_a_file: Rotated, new_version: NewVersion
-) -> None:
-    before = await in_a_file.keys()
-    await new_version()
-    async with in_a_file.session(batch=1) as session:
-        running = asyncio.ensure_future(run(session, REWRAP))
-        at_progress(session, lambda done: running.cancel() if done == 1 else None)
-        await asyncio.wait([running])
-    await new_version()
-    async with in_a_file.session() as session:
-        with pytest.raises(RotatorError, match=r"begun for version 2 .* 3 by now") as failed:
-            await resume(session)
-        assert failed.value.then == ("rollback",)
-        assert (await rollback(session)).outcome is Outcome.DONE
-    assert await in_a_file.keys() == before
-
-
 async def test_what_failed_for_a_version_that_is_no_longer_the_primary_is_left_to_another_run(
     in_a_file: Rotated, new_version: NewVersion
 ) -> None:

@@ -11,6 +11,7 @@ from shared.keyring.model import DataKey, Status
 from tests.faults.summary import KILLS
 from tests.rotator.killed import killed
 from tests.rotator.rotated import Rotated
+from tests.rotator.test_resume import left_in_the_middle
 
 NewVersion = Callable[[], Awaitable[None]]
 Another = Callable[[], Awaitable[Rotated]]
@@ -45,6 +46,29 @@ async def test_a_rotator_that_is_killed_after_any_commit_loses_nothing(
     record_property(
         KILLS, {"store": store, "type": type_.value, "then": way, "kills": str(kills), "lost": str(len(lost))}
     )
+    assert (kills > 10, lost) == (True, [])
+
+
+@pytest.mark.played
+async def test_a_resume_for_a_later_primary_version_that_is_killed_after_any_commit_loses_nothing(
+    another: Another, new_version: NewVersion, record_property: Callable[[str, object], None]
+) -> None:
+    await new_version()
+    kills, lost, whole, target = 0, list[str](), False, 2
+    while not whole:
+        rotated = await another()
+        await left_in_the_middle(rotated)
+        await new_version()
+        target += 1
+        whole = await killed(rotated, "resume", RotationType.REWRAP_KEK, kills + 1)
+        kills += not whole
+        await rotated.lease_ends()
+        await _resumed(rotated, RotationType.REWRAP_KEK)
+        assert {key.wrapped.kek_version for key in (await rotated.keys()).values()} == {target}
+        lost += await rotated.broken()
+    store = rotated.url.drivername
+    row = {"store": store, "type": "rewrap-kek", "then": "resume for a later version"}
+    record_property(KILLS, row | {"kills": str(kills), "lost": str(len(lost))})
     assert (kills > 10, lost) == (True, [])
 
 

@@ -1,0 +1,147 @@
+"""The primary version changes in the middle of a rotation, as Cloud KMS does by schedule: `resume` goes on with it."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+from sqlalchemy import text
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.model import State
+from services.rotator.model import RotatorError
+from services.rotator.report import Outcome
+from services.rotator.run import resume, rollback, run
+from services.rotator.steps import Steps
+from shared.keyring.administration import Progress, RotationType
+from shared.keyring.model import Status
+from tests.rotator.rotated import KEY, Rotated
+from tests.rotator.test_resume import left_in_the_middle
+
+NewVersion = Callable[[], Awaitable[None]]
+NEW = RotationType.NEW_DEK
+
+
+async def versions(rotated: Rotated) -> set[int]:
+    return {key.wrapped.kek_version for key in (await rotated.keys()).values()}
+
+
+async def entries(rotated: Rotated) -> list[tuple[int, int]]:
+    """Of the journal: which version each data key had before the rotation, and has by now."""
+    async with rotated.database() as database:
+        found = text("SELECT old_kek_version, new_kek_version FROM keyring_journal")
+        return [(row[0], row[1]) for row in await database.read(lambda it: it.execute(found).all())]
+
+
+async def test_what_was_wrapped_for_the_version_before_is_wrapped_once_more(
+    rotated: Rotated, new_version: NewVersion
+) -> None:
+    before = await rotated.keys()
+    await new_version()
+    await left_in_the_middle(rotated)
+    assert await versions(rotated) == {1, 2}
+    await new_version()
+    async with rotated.session() as session:
+        ((file, _),) = session.backups.kept()
+        report = await resume(session)
+        assert [kept for kept, _ in session.backups.kept()] == [file]
+        steps = [step.step for step in session.took]
+    assert (report.outcome, await versions(rotated), await rotated.broken()) == (Outcome.DONE, {3}, [])
+    assert report.rotation
+    assert (report.rotation.target_version, report.rotation.done, report.rotation.total) == (3, 3, 3)
+    assert "retarget from version 2 to version 3" in report.rotation.steps
+    assert steps == ["target", "smoke", "encrypt", "rotate", "reload", "verify"]
+    assert await entries(rotated) == [(1, 3)] * 3
+    async with rotated.session() as session:
+        assert (await resume(session)).outcome is Outcome.NOTHING_TO_DO
+        assert (await rollback(session)).outcome is Outcome.DONE
+    assert await rotated.keys() == before
+
+
+async def test_a_rollback_goes_back_to_before_the_rotation_though_the_version_in_between_is_disabled(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    before = await in_a_file.keys()
+    await new_version()
+    await left_in_the_middle(in_a_file)
+    await new_version()
+    async with in_a_file.session() as session:
+        await resume(session)
+        await emulator.store.change(KEY, lambda key: key.with_state(2, State.DISABLED))
+        for file, _ in session.backups.kept():
+            file.unlink()  # version 2 encrypts it
+        assert (await rollback(session)).outcome is Outcome.DONE
+    assert await in_a_file.keys() == before
+
+
+async def test_the_primary_may_change_again_and_again(in_a_file: Rotated, new_version: NewVersion) -> None:
+    await new_version()
+    await left_in_the_middle(in_a_file)
+    for _ in range(2):
+        await new_version()
+        await left_by(in_a_file, resume)
+    await new_version()
+    async with in_a_file.session() as session:
+        assert (await resume(session)).outcome is Outcome.DONE
+    assert (await versions(in_a_file), await entries(in_a_file)) == ({5}, [(1, 5)] * 3)
+
+
+async def left_by(rotated: Rotated, command: Callable[..., Awaitable[object]]) -> None:
+    """A runner that is gone after its second batch of one."""
+    async with rotated.session(batch=1) as session:
+        rotate, left = session.administration.rotate, 2
+
+        async def some(request: object) -> Progress:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise RotatorError("it is gone")
+            return await rotate(request)  # type: ignore[arg-type]
+
+        session.administration.rotate = some  # type: ignore[method-assign]
+        with pytest.raises(RotatorError, match="it is gone"):
+            await command(session)
+
+
+async def test_a_new_data_key_becomes_active_wrapped_by_the_new_primary_version(
+    in_a_file: Rotated, new_version: NewVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rotate = Steps.rotate
+
+    async def killed(self: Steps, version: int, *, retarget: bool = False) -> Progress:
+        async def gone() -> None:
+            raise RotatorError("it is gone")
+
+        self._administration.reload = gone  # type: ignore[method-assign]  # between the two commits
+        return await rotate(self, version, retarget=retarget)
+
+    monkeypatch.setattr(Steps, "rotate", killed)
+    async with in_a_file.session() as session:
+        with pytest.raises(RotatorError, match="it is gone"):
+            await run(session, NEW)
+    monkeypatch.undo()
+    await new_version()
+    async with in_a_file.session() as session:
+        report = await resume(session)
+    assert report.outcome is Outcome.DONE
+    assert report.rotation
+    assert "retarget from version 1 to version 2" in report.rotation.steps
+    active = [key.wrapped.kek_version for key in (await in_a_file.keys()).values() if key.status is Status.ACTIVE]
+    assert (active, await in_a_file.broken()) == ([2], [])
+
+
+async def test_without_being_asked_to_no_rotation_changes_its_version(
+    in_a_file: Rotated, new_version: NewVersion
+) -> None:
+    """A runner that began before the change, and goes on."""
+    await new_version()
+    await left_in_the_middle(in_a_file)
+    await new_version()
+    async with in_a_file.session() as session:
+        latest = await session.administration.progress()
+        assert latest
+        lease = await session.administration.lease("a runner", 60)
+        steps = Steps(session, lease.token, latest.type, latest.rotation_id, "resume")
+        with pytest.raises(Exception, match="is to version 2, not 3"):
+            await steps.rotate(3)
+        with pytest.raises(Exception, match="Encrypt uses version 3, not 2"):
+            await steps.rotate(2)
+    assert await versions(in_a_file) == {1, 2}
