@@ -40,6 +40,7 @@ class LeasedAttempt:
         except LeaseLostError:
             self.payload = self._before
             raise
+        self._before = self.payload
 
     def answered(self, answer: str) -> None:
         """See the port."""
