@@ -161,8 +161,8 @@ class Delivery(Section):
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
-        if self.lease <= self.timeout:
-            raise ValueError(f"lease ({self.lease:g}s) must be longer than timeout ({self.timeout:g}s)")
+        if self.lease < self.timeout + 1:  # in which a send that does not end is stopped
+            raise ValueError(f"lease ({self.lease:g}s) must be at least 1s longer than timeout ({self.timeout:g}s)")
         if self.backoff_max < self.backoff_initial:
             raise ValueError("backoff_max must not be shorter than backoff_initial")
         return self

@@ -41,5 +41,5 @@ def scenario(request: pytest.FixtureRequest, tmp_path: Path, providers: StandIns
     def report(row: summary.Row) -> None:
         request.node.user_properties.append((summary.PROPERTY, dict(row)))
 
-    name = request.node.originalname.removeprefix("test_").replace("_", " ")
+    name = request.node.name.removeprefix("test_").replace("_", " ")  # so that each round has other randomness
     return lambda database: Scenario(name, tmp_path, database, providers, seed, report)

@@ -1,11 +1,12 @@
 """The relay as a process: a configuration comes in; it is started, killed, stopped and continued like anybody's."""
 
 import asyncio
+import os
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ops.demo.processes import die_with_parent
 from ops.demo.stand_ins.server import StandIns
 from shared.sql.location import Database
 from tests.relay.scripted import TOKEN, until
+from tests.relay.sending.sends import sending_processes
 
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0
@@ -144,6 +146,13 @@ class Relay:
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
 
+    async def sender(self) -> int:
+        """The id of its sending process, once it has one."""
+        assert self.process is not None
+        pid = self.process.pid
+        await until(lambda: bool(sending_processes(pid)))
+        return sending_processes(pid)[0]
+
     async def _end(self, how: signal.Signals) -> None:
         assert self.process is not None
         assert self.process.returncode is None, self.log[-3000:]
@@ -154,6 +163,12 @@ class Relay:
             if self.process.returncode is None:
                 self.process.kill()
                 await self.process.wait()
+
+
+def go_on(sender: int) -> None:
+    """SIGCONT to a sending process, be it that its relay is gone, and it as well."""
+    with suppress(ProcessLookupError):
+        os.kill(sender, signal.SIGCONT)
 
 
 def set_ahead(folder: Path, name: str, seconds: float) -> None:
@@ -175,6 +190,7 @@ async def relay(
     *,
     name: str = "relay",
     clock_ahead: float | None = None,
+    stops_at: Path | None = None,
     through: tuple[str, ...] = (),
 ) -> AsyncIterator[Relay]:
     """A running relay, gone at the end.
@@ -184,6 +200,7 @@ async def relay(
         configuration: without `listen`.
         name: tells replicas apart.
         clock_ahead: seconds by which its wall clock is wrong; None starts it as a person does.
+        stops_at: a file; its sending process stops as `stopping` says.
         through: a command that starts it, such as one that takes privileges away.
     """
     timeout = aiohttp.ClientTimeout(total=3)
@@ -196,10 +213,11 @@ async def relay(
         file = folder / f"{name}.yml"
         file.write_text(yaml.safe_dump({**configuration, "listen": address}))
         module = ("services.relay", "--config", str(file))
-        if clock_ahead is not None:
-            set_ahead(folder, name, clock_ahead)
+        if clock_ahead is not None or stops_at is not None:
+            set_ahead(folder, name, clock_ahead or 0.0)
             module = ("tests.faults.replica", str(file), str(_clock(folder, name)))
-        command = (*through, sys.executable, "-m", *module)
+        stop = () if stops_at is None else (str(stops_at),)
+        command = (*through, sys.executable, "-m", *module, *stop)
         async with aiohttp.ClientSession(f"http://{address}", headers=headers, timeout=timeout) as http:
             made = Relay(address, command, folder / f"{name}.log", http)
             await made.launch()

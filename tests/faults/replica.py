@@ -1,22 +1,38 @@
-"""`python -m tests.faults.replica CONFIG FILE`: the relay on a machine whose clock is ahead by the seconds in FILE."""
+"""`python -m tests.faults.replica CONFIG CLOCK [STOP]`: a relay with something odd about it.
+
+Its machine's clock is ahead by the seconds in the file CLOCK; its sending process stops at the file STOP, as `stopping`
+says.
+"""
 
 import sys
 import time
 from pathlib import Path
 
 from services.relay.app import running
+from services.relay.channels.channel import ChannelSettings
+from services.relay.channels.pagerduty import PagerDutySettings
 from services.relay.config import RelaySettings
 from shared import logs
 from shared.cli import load_or_exit, run_or_exit
 from shared.server import serve_until_stopped
 from shared.stop import stoppable
+from tests.faults.stopping import Stopping
 
 
-async def serve(settings: RelaySettings, ahead: Path) -> None:
-    async with running(settings, clock=lambda: time.time() + float(ahead.read_text())) as app:
+async def serve(settings: RelaySettings, ahead: Path, *stop: Path) -> None:
+    channels = {name: _stopping(channel, *stop) for name, channel in settings.channels.items()}
+    odd = settings.model_copy(update={"channels": channels})
+    async with running(odd, clock=lambda: time.time() + float(ahead.read_text())) as app:
         await serve_until_stopped(app, settings.listen, app.state.stop)
+
+
+def _stopping(channel: ChannelSettings, *stop: Path) -> ChannelSettings:
+    if not (stop and isinstance(channel, PagerDutySettings)):
+        return channel
+    return Stopping.model_construct(**dict(channel), at=stop[0])
 
 
 if __name__ == "__main__":
     logs.configure("relay")
-    run_or_exit(stoppable(serve(load_or_exit(RelaySettings, Path(sys.argv[1])), Path(sys.argv[2]))))
+    config, *files = map(Path, sys.argv[1:])
+    run_or_exit(stoppable(serve(load_or_exit(RelaySettings, config), *files)))

@@ -69,6 +69,7 @@ class Scenario:
         *,
         name: str = "relay",
         clock_ahead: float | None = None,
+        stops_at: Path | None = None,
         through: tuple[str, ...] = (),
         database: Database | None = None,
         **changes: Any,
@@ -78,12 +79,13 @@ class Scenario:
         Args:
             name: likewise.
             clock_ahead: likewise.
+            stops_at: likewise.
             through: likewise.
             database: the same outbox by another way, such as a proxy.
             changes: replace keys of its configuration.
         """
         settings = configuration(self._folder, database or self._database, self.providers, **changes)
-        made = relay(self._folder, settings, name=name, clock_ahead=clock_ahead, through=through)
+        made = relay(self._folder, settings, name=name, clock_ahead=clock_ahead, stops_at=stops_at, through=through)
         async with made as running:
             self._relays.append(running)
             yield running

@@ -1,6 +1,12 @@
-"""kill -9 at any moment, on both stores, with providers that fail, hang, answer late and lose answers."""
+"""kill -9 at any moment, on both stores, with providers that fail, hang, answer late and lose answers.
+
+Half of the relays are killed while their sending process is stopped, which is told to go on once the next relay runs.
+"""
 
 import asyncio
+import os
+import signal
+from random import Random
 
 import pytest
 
@@ -8,11 +14,17 @@ from shared.sql.location import Database
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios
 from tests.faults.providers import disturb
-from tests.faults.scenario import meanwhile
+from tests.faults.relay import Relay, go_on
+from tests.faults.scenario import Scenario, meanwhile
+from tests.long import LONG
+from tests.relay.sending.sends import sending_processes
+
+ROUNDS = 4 if LONG else 1
 
 
 @pytest.mark.played
-async def test_kills_at_random_moments(database: Database, scenario: Scenarios, long: bool) -> None:
+@pytest.mark.parametrize("_round", range(ROUNDS))
+async def test_kills_at_random_moments(database: Database, scenario: Scenarios, long: bool, _round: int) -> None:
     trial = scenario(database)
     random = trial.random("kills")
     async with trial.relay() as relay:
@@ -24,14 +36,28 @@ async def test_kills_at_random_moments(database: Database, scenario: Scenarios, 
         ):
             while not played.done():
                 await asyncio.sleep(random.uniform(0, 1.2))
-                await relay.kill()
-                trial.done["kills"] += 1
+                stopped = await _stop_and_kill(trial, relay, random)
                 await relay.launch()
                 if random.random() < 0.8:  # else it may be killed before it listens
                     await relay.up()
+                for sender in stopped:
+                    go_on(sender)
         await relay.up()
         verdict = await trial.concluded(alertmanager)
         await relay.stop()
     assert verdict.late == []
     assert verdict.duplicates["pagerduty by key"] == verdict.duplicates["email by key"] == 0
     assert "Traceback" not in relay.log
+
+
+async def _stop_and_kill(trial: Scenario, relay: Relay, random: Random) -> list[int]:
+    """Kills the relay; the sending processes that were stopped before."""
+    assert relay.process is not None
+    stopped = sending_processes(relay.process.pid) if random.random() < 0.5 else []
+    for sender in stopped:
+        os.kill(sender, signal.SIGSTOP)
+        trial.done["senders stopped"] += 1
+        await asyncio.sleep(random.uniform(0, 0.3))
+    await relay.kill()
+    trial.done["kills"] += 1
+    return stopped

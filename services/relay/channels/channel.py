@@ -109,6 +109,14 @@ class Attempt(Protocol):
         """
         ...
 
+    def check_lease(self) -> None:
+        """To be called once more when only the write is left: connecting may have taken longer than the lease.
+
+        Raises:
+            LeaseLostError: nothing may be sent any more, and of this request nothing was; let it pass.
+        """
+        ...
+
     def answered(self, answer: str) -> None:
         """Notes the provider's own words, for the record; without credentials."""
         ...

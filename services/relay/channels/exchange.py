@@ -7,6 +7,7 @@ else: not of a connection that was refused, nor of an answer that says no.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Final, TypeVar
 
 from services.relay.channels.channel import Attempt, Reason, Scope, SendError
@@ -17,6 +18,8 @@ from shared.secret_file import SecretFile, SecretUnreadableError
 MASK = "[secret]"
 _QUICK: Final = 16 * 1024
 """Bytes of a message up to which making something of it is quicker than handing it over to a thread."""
+
+_UNDER_WAY: Final[ContextVar[Attempt]] = ContextVar("attempt")
 
 T = TypeVar("T")
 
@@ -58,6 +61,7 @@ async def exchange(attempt: Attempt, provider: str, timeout: float) -> AsyncIter
     A doubt of an earlier attempt stands until it is settled: an error of this one says nothing about that.
     """
     talk = Exchange(attempt)
+    token = _UNDER_WAY.set(attempt)
     try:
         async with asyncio.timeout(timeout):
             yield talk
@@ -68,6 +72,15 @@ async def exchange(attempt: Attempt, provider: str, timeout: float) -> AsyncIter
     except SendError as error:
         error.maybe_arrived = error.maybe_arrived or talk.in_doubt
         raise
+    finally:
+        _UNDER_WAY.reset(token)
+
+
+def check_lease() -> None:
+    """Checks the lease of the attempt whose exchange this task is in. Raises LeaseLostError."""
+    attempt = _UNDER_WAY.get(None)  # who asks a question outside of any attempt needs no lease
+    if attempt is not None:
+        attempt.check_lease()
 
 
 def secret(file: SecretFile) -> str:

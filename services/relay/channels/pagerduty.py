@@ -8,13 +8,15 @@ https://developer.pagerduty.com/docs/send-alert-event
 
 PagerDuty drops a resolve where nothing is open. So an incident that was over before anybody was told is triggered and
 then resolved, as two events; `page_resolved: false` sends the resolve alone, and nobody is called for it.
+
+An event that PagerDuty calls invalid is the message's own trouble, unless PagerDuty refuses the routing key by itself.
 """
 
 import hashlib
 import json
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 from services.relay.channels import wording
 from services.relay.channels.channel import Attempt, ChannelSettings, Progress, Reason, Receipt, Scope, SendError
@@ -34,6 +36,8 @@ _TEXT = 2_000
 _LABEL = 500
 _LABELS = 64
 _TRIGGERED: Progress = {"triggered": "yes"}
+_NOTHING: Final = {"event_action": "resolve", "dedup_key": "keypulse asks whether its routing key is right"}
+"""No incident has such a key, and PagerDuty drops a resolve where nothing is open."""
 
 
 class PagerDutySettings(ChannelSettings):
@@ -51,6 +55,12 @@ class PagerDutySettings(ChannelSettings):
     def connect(self, timeout: float) -> "PagerDutyChannel":
         """The channel, with `timeout` seconds for a whole send."""
         return PagerDutyChannel(self, timeout)
+
+
+class _Answer(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    text: str
 
 
 class PagerDutyChannel:
@@ -96,20 +106,38 @@ class PagerDutyChannel:
     async def _tell(self, talk: Exchange, message: Message, action: Action) -> Receipt:
         event = await made(message, lambda: render(message, action))
         key, written = secret(self._routing_key), as_json(event)
-        body = _with_key(key, written).encode()
         talk.sending(_with_key(MASK, written))
-        headers = {"Content-Type": "application/json"}
+        answer = await self._post(key, written)
+        talk.answered(f"HTTP {answer.status} {answer.text}", key)
+        said = _object(answer.text)
+        if answer.status == 202:
+            return {"dedup_key": event["dedup_key"], "status": told(str(said.get("status", "")), key)}
+        detail, about_the_key = _complaint(answer.status, said, key)
+        if about_the_key and await self._refuses(key):
+            raise SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, detail)
+        raise refusal(answer.status, answer.headers, detail, self._clock())
+
+    async def _refuses(self, key: str) -> bool:
+        """Whether the routing key is wrong, by an event that holds nothing else, and that PagerDuty drops.
+
+        What it says against a whole event cannot decide that: the words may be those of an alert.
+
+        Raises:
+            SendError: it says neither.
+        """
+        answer = await self._post(key, as_json(_NOTHING))
+        if answer.status == 202:
+            return False
+        detail, about_the_key = _complaint(answer.status, _object(answer.text), key)
+        if answer.status != 400:
+            raise refusal(answer.status, answer.headers, detail, self._clock())
+        return about_the_key
+
+    async def _post(self, key: str, written: str) -> "_Answer":
+        headers, body = {"Content-Type": "application/json"}, _with_key(key, written).encode()
         with reached("PagerDuty"):
             async with self._session.get().post(self._settings.url, data=body, headers=headers) as response:
-                text = await words(response)
-        talk.answered(f"HTTP {response.status} {text}", key)
-        answer = _object(text)
-        if response.status == 202:
-            return {"dedup_key": event["dedup_key"], "status": told(str(answer.get("status", "")), key)}
-        detail, about_the_key = _complaint(response.status, answer, key)
-        if about_the_key:
-            raise SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, detail)
-        raise refusal(response.status, response.headers, detail, self._clock())
+                return _Answer(response.status, response.headers, await words(response))
 
 
 def render(message: Message, action: Action) -> dict[str, Any]:

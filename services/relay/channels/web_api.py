@@ -8,9 +8,12 @@ from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
 import aiohttp
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
 from pydantic import AfterValidator, TypeAdapter, ValidationInfo
 
 from services.relay.channels.channel import Reason, Scope, SendError
+from services.relay.channels.exchange import check_lease
 from shared.http_resolver import Resolver
 from shared.settings import Address
 
@@ -58,6 +61,21 @@ def as_json(value: Any) -> str:
     return _ANY.dump_json(value).decode()
 
 
+class _Connector(aiohttp.TCPConnector):
+    """Checks the attempt's lease before each request, once there is a connection to write it on."""
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> Connection:
+        connection = await super().connect(req, traces, timeout)
+        try:
+            check_lease()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
 class Session:
     """One aiohttp session, opened in the running loop at its first use; proxies in the environment are not used.
 
@@ -72,7 +90,7 @@ class Session:
         """The session. Its requests have no bound of their own: `exchange` sets it."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(resolver=Resolver()),
+                connector=_Connector(resolver=Resolver()),
                 timeout=aiohttp.ClientTimeout(total=None),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 middlewares=[self._refuse_redirect],

@@ -39,7 +39,7 @@ class Delivering:
     timeout: float
     """Seconds for one send."""
     lease: float
-    """Seconds; longer than `timeout`."""
+    """Seconds; longer than `timeout`, and by enough to kill a sending process that says nothing of the end."""
     owner: str
     """Of the claims: unique to this run."""
     random: Callable[[], float]

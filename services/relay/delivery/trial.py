@@ -78,6 +78,9 @@ class TrialAttempt:
     def sending(self, payload: str) -> None:
         """See the port."""
 
+    def check_lease(self) -> None:
+        """See the port."""
+
     def answered(self, answer: str) -> None:
         """See the port."""
 

@@ -1,10 +1,16 @@
-"""`python -m services.relay.sending FD VERSION`: the process that sends. `apart` starts it, and it ends with that."""
+"""`python -m services.relay.sending FD VERSION RELAY`: the process that sends.
+
+`apart` starts it in the relay, whose process id is RELAY, and with which it ends.
+"""
 
 import asyncio
+import ctypes
 import gc
+import os
 import signal
 import socket
 import sys
+from typing import Final
 
 import uvloop
 
@@ -14,6 +20,8 @@ from services.relay.sending.outgoing import Send
 from services.relay.sending.pipe import Pipe
 from services.relay.sending.words import OTHER_VERSION, Begin, Begun, Do, Done, KeepThis, Kept, Stop
 from shared import VERSION, logs
+
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
 
 class _Process:
@@ -77,7 +85,19 @@ async def _serve(theirs: socket.socket) -> None:
         await asyncio.gather(*sends, return_exceptions=True)
 
 
+def _end_with(relay: int) -> None:
+    """Has this process killed when the relay ends, also while it is stopped: continued later, it would send the past.
+
+    Where there is no such signal, the end of the pipe remains, which a process has to run for to notice.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+    if os.getppid() != relay:  # it ended before
+        sys.exit()
+
+
 if __name__ == "__main__":
+    _end_with(int(sys.argv[3]))
     # Whoever stops the relay sends these to all of its processes. It says itself when this one shall end.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

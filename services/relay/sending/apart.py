@@ -1,7 +1,8 @@
 """Sends in a process of its own, beside the one that takes in and commits: Python runs on one core in each.
 
 It holds nothing that is not in the outbox as well. When it ends, whatever it was sending counts as perhaps arrived and
-is tried again, and another one is started.
+is tried again, and another one is started. It ends when the relay does, and one that says nothing is killed before the
+lease of what it sends ends: nobody else may send that before this one no longer can.
 """
 
 import asyncio
@@ -25,8 +26,6 @@ from shared import VERSION, logs
 
 _PAUSE: Final = 1.0
 """Seconds before another one is started."""
-_OVERDUE: Final = 10.0
-"""Seconds after the end of a send at which a process that says nothing hangs, and is killed."""
 _UNREAD: Final = 0.2
 """Seconds for reading what it said meanwhile."""
 _CLOSE_SECONDS: Final = 1.0
@@ -36,7 +35,10 @@ log = structlog.get_logger(__name__)
 
 @asynccontextmanager
 async def apart(settings: SendingSettings) -> AsyncIterator[Send]:
-    """Sends while the body runs; after it, the process is gone."""
+    """Sends while the body runs; after it, the process is gone.
+
+    For the main thread: Linux ends the process with the thread that started it.
+    """
     sending = _Apart(settings)
     running = asyncio.create_task(sending.run(), name="sending process")
     try:
@@ -70,7 +72,7 @@ class _Apart:
         answer: asyncio.Future[Attempted] = loop.create_future()
         self._asked[number] = answer, keep
         pipe.say(Do(number, outgoing))
-        overdue = loop.call_at(outgoing.ends + _OVERDUE, self._late, number)
+        overdue = loop.call_at(_overdue(outgoing), self._late, number)
         try:
             return await answer
         except asyncio.CancelledError:
@@ -100,7 +102,8 @@ class _Apart:
         """Starts one, and returns when it has ended."""
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            command = (sys.executable, "-P", "-m", "services.relay.sending", str(theirs.fileno()), VERSION)
+            arguments = (str(theirs.fileno()), VERSION, str(os.getpid()))
+            command = (sys.executable, "-P", "-m", "services.relay.sending", *arguments)
             # It imports what this process does, wherever it was started, and nothing that happens to lie there.
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
             # In a session of its own, so that the terminal's Ctrl-C reaches only the relay.
@@ -116,6 +119,7 @@ class _Apart:
                 await self._talk(process, ours)
             finally:
                 await _end(process)
+                self._lose()  # not before: somebody else may send it then
         if process.returncode == OTHER_VERSION:
             log.error("another version is installed than the one that runs; restart the relay", running=VERSION)
         else:
@@ -132,10 +136,13 @@ class _Apart:
         finally:
             self._up.clear()
             self._process = self._starting = self._pipe = None
-            for answer, _ in self._asked.values():
-                if not answer.done():
-                    answer.set_result(_lost("the sending process ended in the middle of it", maybe_arrived=True))
             transport.close()
+
+    def _lose(self) -> None:
+        """What a process that is gone was sending has its ending."""
+        for answer, _ in self._asked.values():
+            if not answer.done():
+                answer.set_result(_lost("the sending process ended in the middle of it", maybe_arrived=True))
 
     def _late(self, number: int) -> None:
         """If this process was stopped for a while, the answer may be here, and only unread."""
@@ -176,6 +183,11 @@ class _Apart:
             error = NotKeptError(f"a defect: {type(raised).__name__}")
         if self._pipe is not None:
             self._pipe.say(Kept(word.number, error))
+
+
+def _overdue(outgoing: Outgoing) -> float:
+    """From when on a process that says nothing of a send hangs: half-way between the ends of the send and its lease."""
+    return (outgoing.ends + max(outgoing.ends, outgoing.lease_ends)) / 2
 
 
 def _lost(detail: str, *, maybe_arrived: bool) -> Attempted:

@@ -22,6 +22,7 @@ class LeasedAttempt:
         self.maybe_sent = outgoing.maybe_sent
         self.payload: str | None = None
         """As it last went out; None where nothing has yet."""
+        self._before: str | None = None
         self.answer = ""
         self._ends = outgoing.ends
         self._lease_ends = outgoing.lease_ends
@@ -29,9 +30,17 @@ class LeasedAttempt:
 
     def sending(self, payload: str) -> None:
         """See the port. The lease has to outlast the send: a process that was stopped for a while finds out here."""
-        if asyncio.get_running_loop().time() >= self._ends or self._ends > self._lease_ends:
-            raise LeaseLostError
-        self.payload = payload
+        self._check()
+        self._before, self.payload = self.payload, payload
+
+    def check_lease(self) -> None:
+        """See the port."""
+        try:
+            self._check()
+        except LeaseLostError:
+            self.payload = self._before
+            raise
+        self._before = self.payload
 
     def answered(self, answer: str) -> None:
         """See the port."""
@@ -41,3 +50,7 @@ class LeasedAttempt:
         """See the port. Raises NotKeptError as well."""
         await self._keep(progress)
         self.progress = progress
+
+    def _check(self) -> None:
+        if asyncio.get_running_loop().time() >= self._ends or self._ends > self._lease_ends:
+            raise LeaseLostError

@@ -16,6 +16,8 @@ class Recorded:
     maybe_sent: bool = False
     lease_lost: bool = False
     """Whether somebody else has the delivery by now."""
+    stopped: bool = False
+    """Whether its process is stopped after `sending`, and its lease is over when it goes on."""
     payloads: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
     kept: list[Mapping[str, str]] = field(default_factory=list)
@@ -24,6 +26,11 @@ class Recorded:
         if self.lease_lost:
             raise LeaseLostError
         self.payloads.append(payload)
+        self.lease_lost = self.stopped
+
+    def check_lease(self) -> None:
+        if self.lease_lost:
+            raise LeaseLostError
 
     def answered(self, answer: str) -> None:
         self.answers.append(answer)

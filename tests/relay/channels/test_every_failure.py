@@ -8,7 +8,7 @@ from time import time
 
 import pytest
 
-from services.relay.channels.channel import Reason, Scope, SendError
+from services.relay.channels.channel import LeaseLostError, Reason, Scope, SendError
 from tests.relay.channels.conftest import Providers, TcpServer, WebServer
 from tests.relay.channels.examples import SECRET, example, message, settings
 from tests.relay.channels.kinds import (
@@ -66,6 +66,19 @@ async def test_a_doubt_of_an_earlier_attempt_is_not_settled_by_a_refused_connect
 ) -> None:
     error = await failure(kind, secret_file, unused_address(), attempt=Recorded(message(), maybe_sent=True))
     assert error.maybe_arrived
+
+
+@EVERY_HTTP_KIND
+async def test_a_lease_that_ends_while_it_connects_writes_no_request(
+    kind: str, secret_file: Path, website: WebServer, requests: list[bytes]
+) -> None:
+    channel = settings(example(kind, secret_file, await website(200))).connect(5)
+    try:
+        with pytest.raises(LeaseLostError):
+            await channel.send(Recorded(message(), stopped=True))
+    finally:
+        await channel.close()
+    assert requests == []
 
 
 @EVERY_HTTP_KIND

@@ -163,6 +163,37 @@ async def test_a_rotated_key_is_used_at_the_next_send(secret_file: Path, stand_i
     assert len(stand_ins.pagerduty.events) == 1
 
 
+@pytest.mark.parametrize("error", ["links[0].text names an invalid routing key", "Invalid routing key"])
+async def test_one_event_that_is_refused_shuts_no_channel_whatever_the_words(
+    error: str, secret_file: Path, stand_ins: StandIns
+) -> None:
+    stand_ins.faults.add(Fault(provider=Provider.PAGERDUTY, kind=Kind.ERROR, error=error, count=1))
+    channel = connect(secret_file, stand_ins)
+    attempt = Recorded(message())
+    with pytest.raises(SendError, match="routing key") as raised:
+        await channel.send(attempt)
+    await channel.close()
+    assert (raised.value.reason, raised.value.scope) == (Reason.REJECTED, Scope.MESSAGE)
+    assert len(attempt.payloads) == len(attempt.answers) == 1
+    (asked,) = stand_ins.pagerduty.events  # whether it takes the key, with nothing of the message
+    assert (asked["event_action"], asked["payload"], asked["links"]) == ("resolve", {}, [])
+    assert not stand_ins.pagerduty.incidents
+
+
+async def test_where_pagerduty_does_not_say_whether_it_takes_the_key_the_message_is_tried_again(
+    secret_file: Path, stand_ins: StandIns
+) -> None:
+    for fault in ({"kind": Kind.ERROR, "error": "Invalid routing key"}, {"kind": Kind.RATE_LIMIT, "seconds": 7}):
+        stand_ins.faults.add(Fault.model_validate({"provider": Provider.PAGERDUTY, "count": 1, **fault}))
+    channel = connect(secret_file, stand_ins)
+    with pytest.raises(SendError) as raised:
+        await send(channel, message())
+    assert (raised.value.reason, raised.value.scope) == (Reason.RATE_LIMITED, Scope.ATTEMPT)
+    assert raised.value.retry_after == 7.0
+    await send(channel, message())
+    await channel.close()
+
+
 async def test_an_event_that_is_called_invalid_is_the_messages_own_trouble(
     secret_file: Path, stand_ins: StandIns
 ) -> None:

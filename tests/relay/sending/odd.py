@@ -31,6 +31,9 @@ class Odd:
                     await asyncio.Event().wait()
                 finally:
                     self.hanging -= 1
+            case "stopped":
+                time.sleep(0.5)  # noqa: ASYNC251  # as if the process was
+                attempt.check_lease()
             case "block":
                 time.sleep(60)  # noqa: ASYNC251  # as a defect would
             case "die":

@@ -50,9 +50,10 @@ async def process_of(send: Send) -> int:
     return int(attempted.receipt["process"])
 
 
-def sending_processes() -> list[int]:
-    """Those among our children; a database of other tests may be another."""
-    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+def sending_processes(relay: int | None = None) -> list[int]:
+    """Those that the main thread of a relay has started; None is this process, which may have other children."""
+    pid = relay or os.getpid()
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [int(pid) for pid in children if b"services.relay.sending" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 

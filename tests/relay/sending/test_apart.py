@@ -88,6 +88,13 @@ async def test_nothing_is_sent_that_could_outlast_its_lease(send: Send, lease: f
     assert (await send(outgoing(lease=lease), never)).lease_lost
 
 
+async def test_nothing_is_written_where_the_lease_ended_after_its_first_check(send: Send) -> None:
+    await process_of(send)
+    attempted = await send(outgoing("stopped", seconds=0.3), never)
+    assert attempted.lease_lost
+    assert (attempted.error, attempted.payload) == (None, None)
+
+
 async def test_a_send_that_hangs_ends_in_time_and_the_others_go_on(send: Send) -> None:
     await process_of(send)
     hanging = asyncio.create_task(send(outgoing("hang", seconds=0.5), never))

@@ -55,12 +55,9 @@ async def test_another_version_on_the_disk_is_said_and_nothing_is_sent_by_it(mon
     assert said == {"another version is installed than the one that runs; restart the relay"}
 
 
-async def test_an_answer_that_came_while_the_relay_was_stopped_counts(
-    send: Send, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("services.relay.sending.apart._OVERDUE", 0.0)
+async def test_an_answer_that_came_while_the_relay_was_stopped_counts(send: Send) -> None:
     first = await process_of(send)
-    sending = asyncio.create_task(send(outgoing(seconds=0.5), never))
+    sending = asyncio.create_task(send(outgoing(seconds=0.5, lease=0.6), never))
     await asyncio.sleep(0)
     await asyncio.sleep(0)  # it is said by now
     time.sleep(1)  # noqa: ASYNC251  # as if the process was stopped
@@ -70,16 +67,17 @@ async def test_an_answer_that_came_while_the_relay_was_stopped_counts(
 
 
 @pytest.mark.parametrize("how", ["blocked", "stopped"])
-async def test_one_that_says_nothing_is_killed(send: Send, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.relay.sending.apart._OVERDUE", 0.5)
+async def test_one_that_says_nothing_is_killed_before_anybody_else_may_send(send: Send, how: str) -> None:
     first = await process_of(send)
     if how == "stopped":
         os.kill(first, signal.SIGSTOP)
-    attempted = await send(outgoing("block", seconds=0.5), never)
+    out = outgoing("block", seconds=0.5, lease=3)
+    attempted = await send(out, never)
+    assert asyncio.get_running_loop().time() < out.lease_ends
+    assert is_gone(first)
     assert attempted.error is not None
     assert attempted.error.maybe_arrived
     assert await process_of(send) != first
-    await until(lambda: is_gone(first))
 
 
 async def test_where_none_can_be_started_nothing_is_lost_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:

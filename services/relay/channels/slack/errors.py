@@ -25,7 +25,7 @@ ERRORS: dict[str, tuple[Reason, Scope]] = {
             *("invalid_blocks", "invalid_blocks_format", "msg_too_long", "msg_blocks_too_long", "no_text"),
             *("invalid_arguments", "invalid_arg_name", "invalid_array_arg", "invalid_charset", "invalid_json"),
             *("invalid_metadata_format", "invalid_metadata_schema", "metadata_too_large"),
-            *("json_not_object", "request_too_large", "invalid_thread_ts"),
+            *("json_not_object", "request_too_large"),
         ),
         _REJECTED,
     ),
@@ -40,8 +40,7 @@ ERRORS: dict[str, tuple[Reason, Scope]] = {
     **dict.fromkeys(
         (
             *("channel_not_found", "not_in_channel", "is_archived", "is_inactive", "team_not_found"),
-            *("restricted_action", "restricted_action_read_only_channel", "restricted_action_thread_locked"),
-            *("restricted_action_thread_only_channel", "restricted_action_non_threadable_channel"),
+            *("restricted_action", "restricted_action_read_only_channel", "restricted_action_thread_only_channel"),
             *("messages_tab_disabled", "unknown_method", "method_deprecated", "deprecated_endpoint"),
         ),
         _MISCONFIGURED,
@@ -51,6 +50,18 @@ ERRORS: dict[str, tuple[Reason, Scope]] = {
 
 One that is not listed is tried again with backoff: the message is not given up, nor the channel declared broken.
 """
+
+THREAD_REFUSED: Final = frozenset(
+    {
+        "restricted_action_thread_locked",
+        "restricted_action_non_threadable_channel",
+        "invalid_thread_ts",
+        "thread_not_found",
+        "cannot_reply_to_message",
+    }
+)
+"""What Slack has against a reply, and not against the message or the channel: nothing was posted, and it may stand
+outside of the thread."""
 
 # "It's possible some aspect of the operation succeeded before the error was raised", it says there of both.
 PERHAPS_DONE: Final = frozenset({"fatal_error", "internal_error"})

@@ -1,0 +1,84 @@
+"""A thread that takes no reply: the message stands in the channel instead, once, and the channel is not to blame."""
+
+import pytest
+
+from ops.demo.stand_ins.faults import Fault, Kind, Provider
+from ops.demo.stand_ins.server import StandIns
+from services.relay.channels.channel import Receipt, Scope, SendError
+from services.relay.model import Message
+from tests.relay.channels.recorded import Recorded, send
+from tests.relay.channels.slack.posted import Connect, now, place, posts
+
+LOCKED = "restricted_action_thread_locked"
+
+
+def answer_to(first: Receipt) -> Message:
+    return now(event="03-resolved-1", delivery_id="answer", first_receipt=first)
+
+
+def refuse(stand_ins: StandIns, code: str = LOCKED, count: int | None = 1) -> None:
+    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=Kind.ERROR, error=code, count=count))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        LOCKED,
+        "restricted_action_non_threadable_channel",
+        "invalid_thread_ts",
+        "thread_not_found",
+        "cannot_reply_to_message",
+    ],
+)
+async def test_what_a_thread_refuses_is_posted_without_it_at_once(
+    code: str, connect: Connect, stand_ins: StandIns
+) -> None:
+    channel = connect()
+    attempt = Recorded(answer_to(await send(channel, now())))
+    refuse(stand_ins, code)
+    receipt = await channel.send(attempt)
+    first, second = posts(stand_ins)
+    assert (first.thread_ts, second.thread_ts) == (None, None)
+    assert receipt == {"channel": stand_ins.slack.channels["#security-critical"].id, "ts": second.ts}
+    assert "repeat" not in second.text
+    assert [payload.count("thread_ts") for payload in attempt.payloads] == [1, 0]
+
+
+async def test_one_whose_answer_was_lost_then_is_found_and_not_posted_again(
+    connect: Connect, stand_ins: StandIns
+) -> None:
+    channel = connect()
+    attempt = Recorded(answer_to(await send(channel, now())))
+    refuse(stand_ins)
+    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=Kind.LOST_ANSWER, count=1))
+    with pytest.raises(SendError) as lost:
+        await channel.send(attempt)
+    assert lost.value.maybe_arrived
+    receipt = await connect().send(attempt.again(lost.value))
+    _, second = posts(stand_ins)
+    assert receipt == place(stand_ins, second)
+
+
+async def test_the_next_attempt_does_not_ask_the_thread_again(connect: Connect, stand_ins: StandIns) -> None:
+    channel = connect()
+    attempt = Recorded(answer_to(await send(channel, now())))
+    refuse(stand_ins)
+    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=Kind.STATUS, count=1))
+    with pytest.raises(SendError) as failed:
+        await channel.send(attempt)
+    again = attempt.again(failed.value)
+    await channel.send(again)
+    assert [payload.count("thread_ts") for payload in again.payloads] == [0]
+    assert len(posts(stand_ins)) == 2
+
+
+async def test_a_message_that_is_refused_without_a_thread_as_well_is_not_tried_a_third_time(
+    connect: Connect, stand_ins: StandIns
+) -> None:
+    channel = connect()
+    attempt = Recorded(answer_to(await send(channel, now())))
+    refuse(stand_ins, count=None)
+    with pytest.raises(SendError) as refused:
+        await channel.send(attempt)
+    assert refused.value.scope is Scope.ATTEMPT
+    assert len(attempt.payloads) == 2
