@@ -15,6 +15,7 @@ from shared.contract import (
     CRYPTO_READY,
     KEYRING_FAMILIES,
     KMS_DATA_KEYS,
+    KMS_DATA_KEYS_MISSING,
     KMS_ROTATION_FAILURES,
     KMS_ROTATION_IN_PROGRESS,
     KMS_ROTATION_LAST_FAILURE,
@@ -58,6 +59,9 @@ class BackendMetrics:
                 KMS_ROTATION_FAILURES, "Failures of rotations, as the backend counts them."
             ),
             KMS_DATA_KEYS: GaugeMetricFamily(KMS_DATA_KEYS, "Data keys, as the backend says."),
+            KMS_DATA_KEYS_MISSING: GaugeMetricFamily(
+                KMS_DATA_KEYS_MISSING, "Data keys that records need and the database lacks, as the backend says."
+            ),
         }
         for state in self._states:
             labels = {"service": state.service} | ({"replica": state.replica} if state.replica else {})

@@ -19,6 +19,7 @@ SEVERITIES_AND_WAITS: dict[str, dict[str, tuple[str, str | None]]] = {
         "KMSHighCryptoErrorRate": ("warning", "5m"),
         "KMSHighLatency": ("warning", "10m"),
         "KMSDecryptionErrorsBurst": ("warning", None),
+        "KMSDataKeysMissing": ("critical", "2m"),
     },
     "kms_keys": {
         "KMSProbeFailing": ("critical", "1m"),

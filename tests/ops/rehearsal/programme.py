@@ -9,7 +9,7 @@ AT_ONCE: tuple[tuple[Scenario, ...], ...] = (
     (keys.DENIED, services.ROTATION),
     (keys.DESTROYED,),
     (services.BACK_AND_FORTH,),
-    (services.GONE, services.WITHOUT_DATABASE),
+    (services.GONE, services.WITHOUT_DATABASE, services.WITHOUT_ROW),
     (keys.SLOW,),
     (keys.FLAPPING,),
     (keys.BLIND,),
