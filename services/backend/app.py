@@ -89,7 +89,9 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
 
         def answering(settings: Settings) -> Starlette:
             token, admins = _tokens(settings.auth.admin_token_file), _tokens(settings.admin.token_file)
-            own = web.routes(keyring, Records(database), count_decryption_error=count, token=token)
+            own = web.routes(
+                keyring, Records(database), problems=look.problems, count_decryption_error=count, token=token
+            )
             own += admin.routes(administration, admins)
             return application("keypulse backend", shown, own, admin=token, not_ready=not_ready)
 

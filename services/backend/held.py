@@ -5,7 +5,7 @@ data key at the same time shares one call of KMS.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import structlog
@@ -28,6 +28,7 @@ class HeldKeys:
     def __init__(self, wrapping: Wrapping) -> None:
         self.wrapping = wrapping
         self._usable: dict[str, UsableKey] = {}
+        self._rows: dict[str, DataKey] = {}  # of those, as they were stored when they were seen last
         self._unusable: dict[str, str] = {}
         self._under_way: dict[str, asyncio.Task[KmsError | None]] = {}
         self._at_once = asyncio.Semaphore(_AT_ONCE)
@@ -45,9 +46,15 @@ class HeldKeys:
         """Why data keys could not be unwrapped, by id."""
         return self._unusable
 
-    def add(self, key: UsableKey) -> None:
-        """Takes one that was just made."""
-        self._usable[key.id] = key
+    def add(self, key: UsableKey, row: DataKey) -> None:
+        """Takes one that was just made, and stored so."""
+        self._usable[key.id], self._rows[key.id] = key, row
+
+    def lost(self, stored: Iterable[DataKey]) -> tuple[DataKey, ...]:
+        """The rows of what is held that are not among those that are stored, as they were."""
+        by_id = {key.id: key for key in stored}
+        self._rows |= {data_key_id: by_id[data_key_id] for data_key_id in self._usable if data_key_id in by_id}
+        return tuple(row for data_key_id, row in self._rows.items() if data_key_id not in by_id)
 
     def forget_why(self) -> None:
         """What could not be unwrapped is tried again when it is needed: KMS is back, say."""
@@ -75,7 +82,7 @@ class HeldKeys:
             return None
         try:
             async with self._at_once:
-                self._usable[key.id] = UsableKey(key.id, await self.wrapping.unwrap(key))
+                self.add(UsableKey(key.id, await self.wrapping.unwrap(key)), key)
             self._unusable.pop(key.id, None)
         except UnwrapError as error:
             self._cannot(key, error)

@@ -17,6 +17,7 @@ import asyncio
 import os
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Final
@@ -182,6 +183,21 @@ class Keyring:
                 log.warning("the keyring was read, and KMS failed at it; the next check tries again", error=str(error))
             await self._heartbeat.beat(self._pending)
 
+    async def put_back(self, data_key_id: str) -> None:
+        """Puts back the row of a data key that the database no longer has, and uses what is active then.
+
+        Raises:
+            KeyUnavailableError: KMS failed at it.
+            DatabaseError: the keyring cannot be read or written.
+        """
+        async with self._changing:
+            if await self._store.find(data_key_id):
+                return  # somebody else was faster
+            try:
+                await self._use_keys(self.mode)
+            except (KmsError, RetiredVersionError) as error:
+                raise KeyUnavailableError(f"the database lost its data key {data_key_id}: {error}") from None
+
     async def _failed(self, error: KmsError) -> None:
         self._failures += 1
         if self.mode is CryptoMode.KMS and self._failures < _FAILURES_TO_FALL_BACK:
@@ -217,6 +233,8 @@ class Keyring:
     async def _use_keys(self, mode: CryptoMode) -> None:
         """Sees to it that a usable key is active; unwraps that one, and those that are to become active."""
         keys = await self._store.all()
+        if await self._put_back(keys, mode):
+            keys = await self._store.all()
         self._exposed |= {key.id for key in keys if key.wrapped.kek == LOCAL_KEK}
         for key in keys:
             if key.status in _NEEDED_AT_ONCE:
@@ -230,6 +248,24 @@ class Keyring:
         elif not await self._make_active(mode, instead_of=stored):
             await self._use_keys(mode)  # another process was faster: use its key
 
+    async def _put_back(self, keys: Sequence[DataKey], mode: CryptoMode) -> bool:
+        """Whether rows were put back that the database lost: by an older snapshot, or a replica that lagged behind."""
+        stored = next((key for key in keys if key.status is Status.ACTIVE), None)
+        lost = self._held.lost(keys)
+        for row in lost:
+            is_newest = row.id == self.active().id and (stored is None or stored.created_at < row.created_at)
+            try:
+                put_back = await self._insert(row, instead_of=stored, active=is_newest)
+            except RetiredVersionError:
+                wrapped = await self._wrap(mode, self._held[row.id])
+                put_back = await self._insert(replace(row, wrapped=wrapped), instead_of=stored, active=is_newest)
+            if put_back:
+                log.warning("the database had lost the row of a data key; put back", data_key=row.id)
+        return bool(lost)
+
+    async def _insert(self, row: DataKey, *, instead_of: DataKey | None, active: bool) -> bool:
+        return await (self._store.activate(row, instead_of=instead_of) if active else self._store.put_back(row))
+
     async def _meet(self, data_key_id: str) -> None:
         stored = await self._store.find(data_key_id)
         try:
@@ -241,19 +277,21 @@ class Keyring:
     async def _make_active(self, mode: CryptoMode, *, instead_of: DataKey | None) -> bool:
         """A new active data key, stored before it is used; False where `instead_of` is no longer the active one."""
         new = UsableKey(uuid.uuid4().hex, os.urandom(KEY_BYTES))
-        if mode is CryptoMode.KMS:
-            wrapped = await self._wrapping.wrap(new.id, new.secret)
-        else:
-            wrapped = Wrapped(self._local.wrap(new.secret, wrapping_aad(new.id)), LOCAL_KEK, 0)
-            self._exposed.add(new.id)
+        wrapped = await self._wrap(mode, new)
         created_at = datetime.fromtimestamp(self._clock(), UTC)
         row = DataKey(new.id, Status.ACTIVE, wrapped, fingerprint(new.secret), created_at)
         if not await self._store.activate(row, instead_of=instead_of):
             return False
         log.info("new active data key", data_key=new.id, kek=wrapped.kek, kek_version=wrapped.kek_version)
-        self._held.add(new)
+        self._held.add(new, row)
         self._active = new
         return True
+
+    async def _wrap(self, mode: CryptoMode, key: UsableKey) -> Wrapped:
+        if mode is CryptoMode.KMS:
+            return await self._wrapping.wrap(key.id, key.secret)
+        self._exposed.add(key.id)
+        return Wrapped(self._local.wrap(key.secret, wrapping_aad(key.id)), LOCAL_KEK, 0)
 
     def _settle(self, mode: CryptoMode, reason: str | None, detail: str | None) -> None:
         """Takes over a check's outcome; a change is told once. `detail` may name keys and goes to the log alone."""

@@ -12,6 +12,7 @@ from shared.contract import (
     CRYPTO_MODE,
     CRYPTO_READY,
     KMS_DATA_KEYS,
+    KMS_DATA_KEYS_MISSING,
     KMS_DATA_KEYS_UNUSABLE,
     KMS_ROTATION_FAILURES,
     KMS_ROTATION_IN_PROGRESS,
@@ -77,6 +78,9 @@ class _KeyringMetrics(Collector):
         for step, number in seen.failures.items():
             failures.add_metric([step], number)
         yield from (keys, success, failures)
+        yield GaugeMetricFamily(
+            KMS_DATA_KEYS_MISSING, "Data keys that records need and the database lacks.", len(seen.missing)
+        )
         yield GaugeMetricFamily(
             KMS_ROTATION_IN_PROGRESS, "1 while a rotation is under way, or was left in the middle.", seen.in_progress
         )

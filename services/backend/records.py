@@ -6,13 +6,25 @@ another one does not open.
 
 from typing import Final
 
-from sqlalchemy import Column, Connection, Index, LargeBinary, MetaData, Table
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Index,
+    LargeBinary,
+    MetaData,
+    Table,
+    exists,
+    literal,
+    select,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from services.backend.sealing import SealBrokenError, UsableKey, seal, unseal
 from shared.keyring.columns import Id
 from shared.keyring.database import Database
 from shared.keyring.records import Record, RecordsTable
+from shared.keyring.tables import data_keys
 
 TABLES: Final = MetaData()
 _records: Final = Table(
@@ -36,17 +48,24 @@ class Records:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def put(self, record_id: str, plaintext: bytes, key: UsableKey) -> None:
-        """Encrypts and stores, over what was there under this id; it is on the disk when this returns."""
+    async def put(self, record_id: str, plaintext: bytes, key: UsableKey) -> bool:
+        """Encrypts and stores, over what was there under this id; it is on the disk when this returns.
 
-        def upsert(connection: Connection) -> None:
+        Returns:
+            False, and nothing is stored, where the database does not have the data key: nobody could read the record.
+        """
+
+        def upsert(connection: Connection) -> bool:
             sealed = seal(key.secret, plaintext, _aad(record_id, key.id))
-            row = {"data_key_id": key.id, "sealed": sealed}
+            row = {"id": record_id, "data_key_id": key.id, "sealed": sealed}
+            values = [literal(value, _records.c[name].type) for name, value in row.items()]
             dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-            statement = dialect.insert(_records).values(id=record_id, **row)
-            connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=row))
+            new = dialect.insert(_records).from_select([*row], select(*values).where(_is_stored(key.id)))
+            changed = {name: new.excluded[name] for name in ("data_key_id", "sealed")}
+            upserted = new.on_conflict_do_update(index_elements=["id"], set_=changed).returning(_records.c.id)
+            return connection.execute(upserted).first() is not None
 
-        await self._database.write(upsert)
+        return await self._database.write(upsert)
 
     async def find(self, record_id: str) -> Record | None:
         """The record as it is stored, or None."""
@@ -64,6 +83,10 @@ def decrypt(record: Record, key: UsableKey) -> bytes:
         return unseal(key.secret, record.sealed, _aad(record.id, record.data_key_id))
     except SealBrokenError:
         raise CorruptRecordError from None
+
+
+def _is_stored(data_key_id: str) -> ColumnElement[bool]:
+    return exists(select(data_keys.c.id).where(data_keys.c.id == data_key_id))
 
 
 def _open(record: Record, secret: bytes) -> bytes:

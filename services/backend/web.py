@@ -20,20 +20,27 @@ from shared.keyring.database import DatabaseError
 from shared.secret_file import SecretFile
 
 MAX_RECORD_BYTES: Final = 1024 * 1024
+_TRIES: Final = 3
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_CANNOT_BE_READ: Final = "{} data keys cannot be unwrapped, so their records cannot be read; the log says why"
+_CANNOT_BE_UNWRAPPED: Final = "data keys that cannot be unwrapped: {}; their records cannot be read, and the log says why"
 
 log = structlog.get_logger(__name__)
 
 
 def routes(
-    keyring: Keyring, records: Records, *, count_decryption_error: Callable[[], None], token: SecretFile | None
+    keyring: Keyring,
+    records: Records,
+    *,
+    problems: Callable[[], list[str]],
+    count_decryption_error: Callable[[], None],
+    token: SecretFile | None,
 ) -> list[BaseRoute]:
     """The backend's own routes.
 
     Args:
         keyring: gives the keys, and what `/healthz` says.
         records: where they are stored.
+        problems: what `/healthz` says beside it, where not all records can be read.
         count_decryption_error: called at each read that fails for its key or its ciphertext.
         token: what a caller of `/v1/records` needs, if any.
     """
@@ -42,8 +49,12 @@ def routes(
         record_id = _record_id(request)
         keyring.active()  # before the body is read: it may be large
         content = await body(request, MAX_RECORD_BYTES, "a record")
-        await records.put(record_id, content, keyring.active())
-        return Response(status_code=204)
+        for _ in range(_TRIES):
+            key = keyring.active()
+            if await records.put(record_id, content, key):
+                return Response(status_code=204)
+            await keyring.put_back(key.id)
+        raise KeyUnavailableError(f"the database loses the row of its data key {key.id} again and again")
 
     async def get(request: Request) -> Response:
         record_id = _record_id(request)
@@ -72,13 +83,14 @@ def routes(
 
     async def healthz(_request: Request) -> Response:
         unusable = len(keyring.unusable)
-        reason = keyring.reason or (_CANNOT_BE_READ.format(unusable) if unusable else None)
+        wrong = problems() + ([_CANNOT_BE_UNWRAPPED.format(unusable)] if unusable else [])
         health = {
-            "status": ("degraded" if unusable else "ok") if keyring.ready else "not ready",
+            "status": ("degraded" if wrong else "ok") if keyring.ready else "not ready",
             "crypto_mode": keyring.mode.value,
             "crypto_ready": keyring.ready,
             "data_keys_unusable": unusable,
-            "reason": reason,
+            "reason": keyring.reason,
+            **({"problems": wrong} if wrong else {}),
         }
         return JSONResponse(health, status_code=200 if keyring.ready else 503, headers={"Cache-Control": "no-store"})
 

@@ -15,6 +15,7 @@ from shared.contract import (
     CRYPTO_READY,
     KEYRING_FAMILIES,
     KMS_DATA_KEYS,
+    KMS_DATA_KEYS_MISSING,
     KMS_DATA_KEYS_UNUSABLE,
     KMS_ROTATION_FAILURES,
     KMS_ROTATION_IN_PROGRESS,
@@ -61,6 +62,9 @@ class BackendMetrics:
             KMS_DATA_KEYS: GaugeMetricFamily(KMS_DATA_KEYS, "Data keys, as the backend says."),
             KMS_DATA_KEYS_UNUSABLE: GaugeMetricFamily(
                 KMS_DATA_KEYS_UNUSABLE, "Data keys that the backend cannot unwrap, as it says."
+            ),
+            KMS_DATA_KEYS_MISSING: GaugeMetricFamily(
+                KMS_DATA_KEYS_MISSING, "Data keys that records need and the database lacks, as the backend says."
             ),
         }
         for state in self._states:

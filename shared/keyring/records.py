@@ -7,7 +7,7 @@ is in the keyring's database. Only the service knows how its records are opened;
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, TableClause, column, func, inspect, select, table
+from sqlalchemy import Connection, TableClause, column, exists, func, inspect, select, table
 
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.tables import data_keys
@@ -63,6 +63,19 @@ class RecordsTable:
         joined = records.outerjoin(data_keys, needed == data_keys.c.id)
         lost = select(needed, func.count()).select_from(joined).where(data_keys.c.id.is_(None))
         return {row[0]: row[1] for row in connection.execute(lost.group_by(needed).limit(100))}
+
+    def missing(self, connection: Connection) -> tuple[str, ...]:
+        """The ids of the data keys that records need and the keyring lacks.
+
+        One look into the index of the data keys' column for each data key, not for each record: it needs that index.
+        """
+        needed = self._table().c[self.data_key_column]
+        ids = select(func.min(needed).label("id")).cte("needed", recursive=True)
+        following = select(func.min(needed)).where(needed > ids.c.id).correlate(ids).scalar_subquery()
+        ids = ids.union_all(select(following).where(ids.c.id.is_not(None)))
+        is_stored = exists(select(data_keys.c.id).where(data_keys.c.id == ids.c.id))
+        lacking = select(ids.c.id).where(ids.c.id.is_not(None), ~is_stored)
+        return tuple(connection.execute(lacking).scalars())
 
     def page(self, connection: Connection, data_key_id: str, after: str, limit: int) -> tuple[Record, ...]:
         """Records of one data key whose id comes after `after`, in the order of their ids."""

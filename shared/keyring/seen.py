@@ -16,6 +16,7 @@ from sqlalchemy import Connection, func, select
 from shared.keyring import journal, store
 from shared.keyring.administration import RotationState, RotationType
 from shared.keyring.model import Status
+from shared.keyring.records import RecordsTable
 from shared.keyring.tables import data_keys, notes, rotations
 
 STEPS: Final = ("smoke", "target", "backup", "encrypt", "rotate", "reload", "verify", "rollback")
@@ -43,10 +44,12 @@ class Seen:
     """By step, since the keyring began."""
     unreadable: Mapping[str, str]
     """Why rows cannot be read, by the id of a data key or of a rotation: the first ones."""
+    missing: tuple[str, ...] = ()
+    """Ids of data keys that records need and the keyring lacks."""
 
 
-def seen(connection: Connection) -> Seen:
-    """Reads it."""
+def seen(connection: Connection, records: RecordsTable | None = None) -> Seen:
+    """Reads it; `records` have an index by data key."""
     last_note = select(notes.c.rotation_id, func.max(notes.c.number).label("number")).group_by(notes.c.rotation_id)
     last = last_note.subquery()
     ended = (
@@ -93,4 +96,5 @@ def seen(connection: Connection) -> Seen:
         in_progress=left or connection.execute(select(rotations.c.id).where(running).limit(1)).first() is not None,
         failures=failures,
         unreadable=journal.unreadable(connection) | store.unreadable(connection),
+        missing=records.missing(connection) if records else (),
     )

@@ -139,6 +139,18 @@ class KeyStore:
         except IntegrityError:
             return False
 
+    async def put_back(self, key: DataKey) -> bool:
+        """Stores a row that was lost, as retired; False, and nothing is changed, where one of its id is there.
+
+        Raises:
+            RetiredVersionError: its wrap is by a version that was retired.
+        """
+        try:
+            await self._database.change(lambda connection: insert(connection, replace(key, status=Status.RETIRED)))
+        except IntegrityError:
+            return False
+        return True
+
     async def rewrap(self, key: DataKey, wrapped: Wrapped) -> bool:
         """Replaces the wrapped form of `key`; False, and nothing is changed, where it is no longer the one in `key`.
 

@@ -51,7 +51,7 @@ class Backend:
         await self.keyring.catch_up()
 
     async def put(self, record_id: str, plaintext: bytes) -> None:
-        await self.records.put(record_id, plaintext, self.keyring.active())
+        assert await self.records.put(record_id, plaintext, self.keyring.active())
 
     async def get(self, record_id: str) -> bytes:
         record = await self.records.find(record_id)

@@ -50,6 +50,7 @@ def test_the_keyring_is_shown_as_it_was_seen_last() -> None:
         in_progress=True,
         failures={"verify": 2},
         unreadable={},
+        missing=("k1",),
     )
     assert _shown(seen) == [
         "kms_data_keys_unusable 0.0",
@@ -57,6 +58,7 @@ def test_the_keyring_is_shown_as_it_was_seen_last() -> None:
         'kms_data_keys{kek_version="3",status="active"} 1.0',
         'kms_rotation_last_success_timestamp_seconds{type="new-dek"} 7.0',
         'kms_rotation_failures_total{step="verify"} 2.0',
+        "kms_data_keys_missing 1.0",
         "kms_rotation_in_progress 1.0",
         "kms_rotation_last_failure_timestamp_seconds 8.0",
     ]

@@ -1,28 +1,41 @@
 import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from sqlalchemy import URL
 
 from services.backend.records import TABLES, CorruptRecordError, Records, decrypt
 from services.backend.sealing import UsableKey
+from shared.keyring import store
+from shared.keyring import tables as keyring
 from shared.keyring.database import Database
+from shared.keyring.model import DataKey, Status, Wrapped
 from shared.keyring.records import Record
 from shared.sql.location import sqlite
 
 KEY = UsableKey("k1", os.urandom(32))
 
 
+async def _opened(url: URL) -> Database:
+    """A database that has the data key."""
+    database = await Database.opened(url, keyring.TABLES, TABLES)
+    row = DataKey(KEY.id, Status.ACTIVE, Wrapped(b"?", "local", 0), b"?", datetime(2026, 11, 25, tzinfo=UTC))
+    await database.change(lambda connection: store.insert(connection, row))
+    return database
+
+
 @pytest.fixture
 async def records(tmp_path: Path) -> AsyncIterator[Records]:
-    database = await Database.opened(sqlite(tmp_path / "backend.db"), TABLES)
+    database = await _opened(sqlite(tmp_path / "backend.db"))
     yield Records(database)
     await database.close()
 
 
 async def _stored(records: Records, record_id: str, plaintext: bytes) -> Record:
-    await records.put(record_id, plaintext, KEY)
+    assert await records.put(record_id, plaintext, KEY)
     found = await records.find(record_id)
     assert found is not None
     return found
@@ -36,6 +49,17 @@ async def test_a_record_comes_back_as_it_was_put(plaintext: bytes, records: Reco
 async def test_a_second_put_replaces_the_first(records: Records) -> None:
     await _stored(records, "r", b"old")
     assert decrypt(await _stored(records, "r", b"new"), KEY) == b"new"
+
+
+async def test_under_a_data_key_that_the_database_does_not_have_nothing_is_stored_and_nothing_replaced(
+    empty_database: URL,
+) -> None:
+    database = await _opened(empty_database)
+    records, other = Records(database), UsableKey("k2", os.urandom(32))
+    stored = await _stored(records, "r", b"old")
+    assert [await records.put(record_id, b"new", other) for record_id in ("r", "s")] == [False, False]
+    assert (await records.find("r"), await records.find("s")) == (stored, None)
+    await database.close()
 
 
 async def test_an_unknown_record_is_none(records: Records) -> None:

@@ -21,6 +21,7 @@ SEVERITIES_AND_WAITS: dict[str, dict[str, tuple[str, str | None]]] = {
         "KMSHighLatency": ("warning", "10m"),
         "KMSDecryptionErrorsBurst": ("warning", None),
         "KMSDataKeysUnusable": ("critical", "1m"),
+        "KMSDataKeysMissing": ("critical", "2m"),
     },
     "kms_keys": {
         "KMSProbeFailing": ("critical", "1m"),

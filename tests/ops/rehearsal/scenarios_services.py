@@ -78,6 +78,28 @@ async def _unwritable(stage: Stage) -> AsyncIterator[Broken]:
 
 
 @asynccontextmanager
+async def _without_row(stage: Stage) -> AsyncIterator[Broken]:
+    """The row of a data key is gone, as after an older snapshot was put back, and no instance holds the data key."""
+    await stage.put("archive", "old")
+    await stage.kubectl.stop("archive")
+    await _execute(stage, "CREATE TABLE backup AS SELECT * FROM data_keys", "DELETE FROM data_keys")
+    await stage.kubectl.start("archive")
+    await stage.answers("archive")
+
+    async def put_back() -> None:
+        await _execute(stage, "UPDATE backup SET status = 'retired'", "INSERT INTO data_keys SELECT * FROM backup")
+
+    yield Broken(by_hand=put_back)
+
+
+async def _execute(stage: Stage, *statements: str) -> None:
+    with closing(sqlite3.connect(stage.stack.folder / "archive.db", timeout=10)) as database:
+        for statement in statements:
+            database.execute(statement)
+        database.commit()
+
+
+@asynccontextmanager
 async def _half_done(stage: Stage) -> AsyncIterator[Broken]:
     """The key has a new primary version, and the rotation that follows meets a KMS that is away."""
     await stage.put("backend", "old")
@@ -193,6 +215,18 @@ DOWN_ON_ITS_LOCAL_KEY = Scenario(
             ('"crypto_mode":"env"', '"crypto_ready":false', "503", "the keyring's database cannot be used"),
             ('"crypto_ready":true', "204", "check"),
             done=STARTED,
+        ),
+    ),
+)
+WITHOUT_ROW = Scenario(
+    "a database that lost the row of a data key",
+    _without_row,
+    (
+        Rehearsal(
+            "KMSDataKeysMissing",
+            ARCHIVE,
+            ('"status":"degraded"', "the database lacks 1 data key that records need", "=> 1"),
+            ('"status":"ok"', "=> 0"),
         ),
     ),
 )

@@ -33,7 +33,15 @@ async def keyring(url: URL, kms: GcpKey) -> AsyncIterator[Keyring]:
 
 
 async def _put(keyring: Keyring, record: str, key: str, secret: bytes | None = None) -> None:
-    await Records(keyring.database).put(record, record.encode(), UsableKey(key, secret or secret_of(key)))
+    assert await Records(keyring.database).put(record, record.encode(), UsableKey(key, secret or secret_of(key)))
+
+
+async def _orphan(keyring: Keyring) -> None:
+    """A record whose data key another hand removed."""
+    await keyring.add("gone")
+    await _put(keyring, "orphan", "gone")
+    removed = data_keys.delete().where(data_keys.c.id == "gone")
+    await keyring.database.change(lambda connection: connection.execute(removed))
 
 
 async def test_where_all_is_well_nothing_is_named_and_the_fingerprint_outlives_a_rotation(
@@ -59,7 +67,7 @@ async def test_the_full_mode_goes_through_many_pages_of_records(keyring: Keyring
 
 async def test_what_cannot_be_read_is_named(keyring: Keyring) -> None:
     await _put(keyring, "broken", "k001", b"another data key's 32 bytes     ")
-    await _put(keyring, "orphan", "gone")
+    await _orphan(keyring)
     await keyring.add("foreign", Wrapped(b"?", "projects/other", 1))
     broken = data_keys.update().where(data_keys.c.id == "k000").values(wrapped=b"?")
     await keyring.database.change(lambda connection: connection.execute(broken))
@@ -76,7 +84,7 @@ async def test_what_cannot_be_read_is_named(keyring: Keyring) -> None:
 async def test_a_hundred_foreign_wraps_hide_no_problem_of_our_own(keyring: Keyring) -> None:
     for number in range(101):
         await keyring.add(f"a{number:03}", Wrapped(b"?", "projects/other", 1))
-    await _put(keyring, "orphan", "gone")
+    await _orphan(keyring)
     problems = (await keyring.administration.verify("sample")).problems
     assert (len(problems), problems[0].id) == (100, "gone")
 
@@ -90,7 +98,7 @@ async def test_kms_that_is_out_is_no_problem_of_a_data_key(keyring: Keyring, emu
 async def test_a_page_looks_at_its_own_data_keys_and_the_last_one_at_what_belongs_to_none(
     keyring: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await _put(keyring, "orphan", "gone")
+    await _orphan(keyring)
     whole = await keyring.administration.verify("full")
     monkeypatch.setattr(store, "PAGE", 1)
     pages = [await keyring.administration.verify("full", after) for after in ("", "k000", "k001")]

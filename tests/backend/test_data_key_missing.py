@@ -1,0 +1,187 @@
+"""A database that lost the row of a data key, on both stores: an older snapshot, or a replica that lagged behind.
+
+Nothing is acknowledged that could not be read after a restart; the row is put back by whoever holds the data key.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx2
+import pytest
+from sqlalchemy import URL, create_engine, text
+
+from ops.kms_emulator.emulator import Emulator
+from services.backend.app import running
+from services.backend.config import Settings
+from tests.conftest import Until
+from tests.postgres import Postgres
+
+TOKEN = {"Authorization": "Bearer t"}
+MANY = 20
+
+
+class Snapshots:
+    """Takes one of a database to which nobody is connected, and puts it back below whoever is."""
+
+    def __init__(self, url: URL, folder: Path, postgres: Postgres | None) -> None:
+        self.url, self._file, self._postgres = url, folder / "snapshot.db", postgres
+        self._taken: URL | None = None
+
+    def take(self) -> None:
+        if self._postgres:
+            self._taken = self._postgres.database(f"snapshot_{uuid4().hex}", self.url)
+        else:
+            self._copy(Path(str(self.url.database)), self._file)
+
+    def put_back(self) -> None:
+        if self._postgres and self._taken:
+            self._postgres.drop(self.url)
+            self._postgres.database(str(self.url.database), self._taken)
+        else:
+            self._copy(self._file, Path(str(self.url.database)))
+
+    def end(self) -> None:
+        if self._postgres and self._taken:
+            self._postgres.drop(self._taken)
+
+    @staticmethod
+    def _copy(source: Path, target: Path) -> None:
+        with closing(sqlite3.connect(source)) as one, closing(sqlite3.connect(target)) as other:
+            one.backup(other)
+
+
+@pytest.fixture
+async def snapshots(empty_database: URL, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Snapshots]:
+    is_file = empty_database.drivername == "sqlite"
+    made = Snapshots(empty_database, tmp_path, None if is_file else request.getfixturevalue("shared_postgres"))
+    yield made
+    await asyncio.to_thread(made.end)
+
+
+@pytest.fixture
+def configured(
+    emulator: Emulator, settings: Callable[..., Settings], empty_database: URL, tmp_path: Path
+) -> Callable[..., Settings]:
+    (tmp_path / "token").write_text("t")
+    url = empty_database.render_as_string(hide_password=False)
+    return lambda interval: settings(
+        str(emulator.address), admin={"token_file": "token"}, database=url, kms_check_interval=interval
+    )
+
+
+@asynccontextmanager
+async def _served(settings: Settings) -> AsyncIterator[httpx2.AsyncClient]:
+    async with running(settings) as app:
+        transport = httpx2.ASGITransport(app=app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://backend", headers=TOKEN) as client:
+            yield client
+
+
+async def _new_dek(client: httpx2.AsyncClient) -> None:
+    token = (await client.post("/admin/crypto/lease", json={"holder": "a test", "seconds": 600})).json()["token"]
+    asked = {"rotation_id": uuid4().hex, "type": "new-dek", "token": token, "caller": "me"}
+    while (answer := (await client.post("/admin/crypto/rotate", json=asked)).json())["state"] == "running":
+        pass
+    assert answer["state"] == "done"
+    await client.post("/admin/crypto/release", json={"token": token})
+    await client.post("/admin/crypto/reload")
+
+
+def _execute(url: URL, sql: str) -> None:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text(sql))
+    engine.dispose()
+
+
+async def test_what_is_acknowledged_after_an_older_snapshot_was_put_back_is_readable_after_a_restart(
+    configured: Callable[..., Settings], snapshots: Snapshots
+) -> None:
+    rare = configured("1h")
+    async with _served(rare) as client:
+        assert (await client.put("/v1/records/early", content=b"early")).status_code == 204
+    await asyncio.to_thread(snapshots.take)
+    async with _served(rare) as client:
+        await _new_dek(client)
+        lost = await client.put("/v1/records/early", content=b"lost with the snapshot")
+        assert lost.status_code == 204, lost.text
+        await asyncio.to_thread(snapshots.put_back)
+        contents = {f"r{number}": b"record %d" % number for number in range(MANY)} | {"early": b"changed again"}
+        statuses = await asyncio.gather(*(client.put(f"/v1/records/{i}", content=c) for i, c in contents.items()))
+        acknowledged = {i for i, answer in zip(contents, statuses, strict=True) if answer.status_code == 204}
+        assert acknowledged == set(contents), [answer.text for answer in statuses if answer.status_code != 204][:1]
+    async with _served(rare) as client:
+        assert {i: (await client.get(f"/v1/records/{i}")).content for i in contents} == contents
+        assert (await client.get("/admin/crypto/census")).json()["active"] is not None
+
+
+async def test_a_row_that_went_missing_is_put_back_by_the_next_check_and_is_the_active_one_as_before(
+    configured: Callable[..., Settings], empty_database: URL, until: Until
+) -> None:
+    async with _served(configured("50ms")) as client:
+        (before,) = (await client.get("/admin/crypto/keys")).json()
+        await client.put("/v1/records/r", content=b"kept")
+        await asyncio.to_thread(_execute, empty_database, "DELETE FROM data_keys")
+
+        async def is_back() -> bool:
+            return bool((await client.get("/admin/crypto/keys")).json() == [before])
+
+        await until(is_back)
+
+
+async def test_records_whose_data_key_the_database_lacks_are_told_until_an_instance_that_holds_it_puts_it_back(
+    configured: Callable[..., Settings], empty_database: URL, until: Until
+) -> None:
+    async def shown(client: httpx2.AsyncClient) -> tuple[str, bool]:
+        health = (await client.get("/healthz")).json()
+        metrics = (await client.get("/metrics")).text
+        (line,) = [line for line in metrics.splitlines() if line.startswith("kms_data_keys_missing ")]
+        return health["status"], line.endswith(" 1.0")
+
+    async with _served(configured("1h")) as holder:
+        await holder.put("/v1/records/r", content=b"kept")
+        (lost,) = (await holder.get("/admin/crypto/keys")).json()
+        await asyncio.to_thread(_execute, empty_database, "DELETE FROM data_keys")
+        async with _served(configured("50ms")) as client:
+
+            async def told() -> bool:
+                return await shown(client) == ("degraded", True)
+
+            async def over() -> bool:
+                return await shown(client) == ("ok", False)
+
+            await until(told)
+            health = await client.get("/healthz")
+            assert (health.status_code, health.json()["problems"]) == (
+                200,
+                [f"the database lacks 1 data key that records need: {lost['id']}"],
+            )
+            assert (await client.get("/v1/records/r")).status_code == 503
+            stored = await client.put("/v1/records/s", content=b"new")
+            assert stored.status_code == 204, stored.text
+            await holder.post("/admin/crypto/reload")
+            await until(over)
+            assert (await client.get("/v1/records/r")).content == b"kept"
+
+
+async def test_a_data_key_that_is_put_back_is_wrapped_anew_where_its_version_was_retired(
+    emulator: Emulator, versions: Any, configured: Callable[..., Settings], empty_database: URL, until: Until
+) -> None:
+    async with _served(configured("1h")) as client:
+        await client.put("/v1/records/r", content=b"kept")
+        (before,) = (await client.get("/admin/crypto/keys")).json()
+        await versions.rotate()
+        key = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+        await asyncio.to_thread(_execute, empty_database, "DELETE FROM data_keys")
+        retired = f"INSERT INTO keyring_retired_versions VALUES ('{key}', 1, 0)"  # noqa: S608
+        await asyncio.to_thread(_execute, empty_database, retired)
+        await client.post("/admin/crypto/reload")
+        (back,) = (await client.get("/admin/crypto/keys")).json()
+        assert (back["id"], back["kek_version"]) == (before["id"], 2)
+    async with _served(configured("1h")) as client:
+        assert (await client.get("/v1/records/r")).content == b"kept"
