@@ -13,7 +13,8 @@ from typing import Final, Self, TypeVar
 from sqlalchemy import URL, Connection, Engine, MetaData, exc, func, inspect, select
 
 from shared.keyring import engine
-from shared.sql.engine import may_succeed_at_once
+from shared.sql.engine import may_succeed_at_once, transaction
+from shared.sql.sqlite_file import FileLostError
 
 ANSWER_SECONDS: Final = 5.0
 """How long a caller waits, its turn behind other writers included."""
@@ -52,6 +53,7 @@ class Database:
 
         database = cls(url, clock)
         try:
+            await asyncio.to_thread(_make_file, url)
             await database.change(create)
         except BaseException:
             await database.close()
@@ -111,7 +113,7 @@ class Database:
 
 def _transact(engines: Engine, work: Callable[[Connection], T], tries: int = _TRIES) -> T:
     try:
-        with engines.begin() as connection:
+        with transaction(engines) as connection:
             return work(connection)
     except exc.IntegrityError:
         raise  # a lost race: its meaning is known only to `work`'s owner
@@ -119,6 +121,15 @@ def _transact(engines: Engine, work: Callable[[Connection], T], tries: int = _TR
         if tries > 1 and may_succeed_at_once(error):
             return _transact(engines, work, tries - 1)
         raise DatabaseError(engine.words(error)) from None
+
+
+def _make_file(url: URL) -> None:
+    try:
+        engine.make_file(url)
+    except FileLostError as error:
+        raise DatabaseError(str(error)) from None
+    except OSError as error:
+        raise DatabaseError(f"unable to open database file: {error.strerror}") from None
 
 
 def _check(connection: Connection, tables: MetaData) -> None:

@@ -4,8 +4,9 @@ from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Engine, exc, text
 
-from shared.sql.engine import LOCK_SECONDS, postgresql_engine, sqlite_engine
+from shared.sql.engine import postgresql_engine, sqlite_engine
 from shared.sql.patience import Patience
+from shared.sql.sqlite_file import LOCK_SECONDS, SqliteFile
 
 READERS: Final = 2
 """How many may read at once."""
@@ -22,8 +23,15 @@ _ALONE: Final = 0x6B657972696E6721
 def engines(url: URL) -> tuple[Engine, Engine]:
     """One to write with, of one connection, and one to read with."""
     if url.drivername == "sqlite":
-        return sqlite_engine(url, 1, "BEGIN IMMEDIATE"), sqlite_engine(url, READERS, "BEGIN")
+        file = SqliteFile(url)
+        return sqlite_engine(file, 1, "BEGIN IMMEDIATE"), sqlite_engine(file, READERS, "BEGIN")
     return _postgresql(url, 1), _postgresql(url, READERS)
+
+
+def make_file(url: URL) -> None:
+    """An empty file where there is none, for SQLite. Raises FileLostError, OSError."""
+    if url.drivername == "sqlite":
+        SqliteFile(url).make()
 
 
 def alone(connection: Connection) -> None:

@@ -1,31 +1,35 @@
 """Connections to SQLite and PostgreSQL on which a commit is on the disk, and every wait ends.
 
-SQLite: WAL with `synchronous=FULL`. PostgreSQL: durable by its own default; its waits are bounded by the server, and by
-`patience` where that is silent.
+SQLite: WAL with `synchronous=FULL`, in the file that the path names (`sqlite_file`). PostgreSQL: a commit waits for the
+disk, whatever the server's default is; other waits are bounded by the server, and by `patience` where that is silent.
 """
 
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import URL, Engine, QueuePool, create_engine, event, exc
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy import URL, Connection, Engine, QueuePool, create_engine, event, exc
 
 from shared.secret_file import SecretFile, SecretUnreadableError
+from shared.sql.sqlite_file import LOCK_SECONDS, FileConnection, SqliteFile
 
 if TYPE_CHECKING:
     from shared.sql.patience import Patience
     from shared.sql.patient import PatientConnection
 
-PASSWORD_FILE: Final = "PGPASSWORD_FILE"
+PASSWORD_FILE: Final = "PGPASSWORD_FILE"  # noqa: S105  # its name
 """The environment variable that names a file with the password alone, such as a key of a Kubernetes Secret.
 
 libpq takes a file of its own format only, and only where the group may not read it, as it may in a Secret's volume.
 """
-LOCK_SECONDS: Final = 2.0
-"""How long a transaction waits for SQLite's one lock, and a read for a connection."""
+_WAIT_FOR_THE_DISK: Final = (
+    "SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' "
+    "ELSE current_setting('synchronous_commit') END, false)"
+)
+"""For the session, so that no reload of the server's configuration changes it; all values but `off` wait."""
 _AGAIN: Final = {"40001", "40P01"}
 """Serialization failure, deadlock: the same transaction may succeed now (PostgreSQL, appendix A)."""
 _PATIENT: Final = {
@@ -38,19 +42,47 @@ _PATIENT: Final = {
 }
 
 
-def sqlite_engine(url: URL, connections: int, begin: str) -> Engine:
-    """Its transactions begin with the statement `begin`."""
+def sqlite_engine(file: SqliteFile, connections: int, begin: str) -> Engine:
+    """Its transactions begin with the statement `begin`. The file has to be there."""
     engine = create_engine(
-        url,
+        URL.create("sqlite", database=str(file.path)),
         poolclass=QueuePool,
         pool_size=connections,
         max_overflow=0,
-        connect_args={"timeout": LOCK_SECONDS, "check_same_thread": False},
+        pool_timeout=LOCK_SECONDS,
         hide_parameters=True,  # an error's text must never show a payload, a record or a wrapped key
     )
-    event.listen(engine, "connect", _durable)
+
+    def connect(*_ours: object) -> FileConnection:
+        return file.connect()
+
+    def check_out(connection: FileConnection, *_ours: object) -> None:
+        if file.is_another(connection):
+            raise exc.DisconnectionError  # the pool connects anew
+
+    event.listen(engine, "do_connect", connect)
+    event.listen(engine, "checkout", check_out)
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
     return engine
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """A transaction; where it ends without an error, all of it is on the disk, where it will be found again.
+
+    Raises:
+        DBAPIError: the database failed, or its file is another by now. Then nothing is known to be committed.
+    """
+    with engine.connect() as connection:
+        with connection.begin():
+            yield connection
+        driver = connection.connection.driver_connection
+        if isinstance(driver, FileConnection):
+            try:
+                driver.file.confirm(driver)
+            except sqlite3.OperationalError as error:
+                connection.invalidate()
+                raise exc.OperationalError("COMMIT", None, error) from None
 
 
 def postgresql_engine(
@@ -69,7 +101,7 @@ def postgresql_engine(
     from shared.sql.patient import PatientConnection  # noqa: PLC0415  # 0.1 s that a file does not need
 
     def connect(_dialect: object, _entry: object, _none: object, parameters: dict[str, Any]) -> "PatientConnection":
-        connection = PatientConnection.connect(**parameters, **_password(parameters))
+        connection = PatientConnection.connect(**(parameters | _password(parameters)))
         connection.patience = patience()
         return connection
 
@@ -86,6 +118,7 @@ def postgresql_engine(
         hide_parameters=True,
     )
     event.listen(engine, "do_connect", connect)
+    event.listen(engine, "connect", _wait_for_the_disk)
     return engine
 
 
@@ -107,10 +140,15 @@ def may_succeed_at_once(error: exc.SQLAlchemyError) -> bool:
     return getattr(getattr(error, "orig", None), "sqlstate", None) in _AGAIN
 
 
-def _durable(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
-    connection.isolation_level = None  # transactions begin where `begin` says, not where the driver guesses
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("PRAGMA foreign_keys=ON")
-    # What a transaction may have to undo: it is small, and a file for it would cost a tenth of the time.
-    connection.execute("PRAGMA temp_store=MEMORY")
+def _wait_for_the_disk(connection: "PatientConnection", _entry: object) -> None:
+    """Whatever the server, the role or the URL say: what is answered for must outlive the server."""
+    from psycopg import OperationalError  # noqa: PLC0415  # as above
+
+    connection.execute(_WAIT_FOR_THE_DISK)
+    connection.commit()
+    found = connection.execute("SHOW synchronous_commit").fetchone()
+    connection.commit()
+    if found is None or found[0] == "off":
+        raise OperationalError(
+            "synchronous_commit is off and cannot be set: what PostgreSQL answers would not be durable"
+        )

@@ -97,7 +97,7 @@ def test_a_taken_port_exits_1_with_one_sentence(configuration: Configuration) ->
     [
         (
             {"database": "sqlite:///gone/backend.db"},
-            "unable to open database file; expected an SQLite file, or a folder",
+            "unable to open database file: No such file or directory; expected an SQLite file, or a folder",
         ),
         ({"database": "sqlite:///backend.yml"}, "file is not a database; expected an SQLite file"),
         ({"local_key_file": "gone/local.key"}, "cannot be made; make its folder first: mkdir -p"),

@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,7 @@ async def test_data_keys_whose_version_was_taken_away_are_told_by_health_and_met
                 "crypto_ready": True,
                 "data_keys_unusable": 1,
                 "reason": None,
-                "problems": ["data keys that cannot be unwrapped: 1; their records cannot be read, and the log says why"],
+                "problems": ["data keys that cannot be unwrapped: 1; their records cannot be read, the log says why"],
             },
         )
         assert "\nkms_data_keys_unusable 1.0\n" in (await client.get("/metrics")).text
@@ -276,3 +277,29 @@ async def test_with_an_admin_token_records_need_it_and_the_health_check_does_not
         assert (await client.get("/v1/records/r")).status_code == 401
         assert (await client.get("/v1/records/r", headers=authorised)).content == b"x"
         assert (await client.get("/healthz")).status_code == 200
+
+
+def _remove(file: Path) -> None:
+    for each in file.parent.glob(f"{file.name}*"):
+        each.unlink()
+
+
+async def test_no_record_is_acknowledged_into_a_file_that_was_removed_or_replaced(
+    client: httpx2.AsyncClient, tmp_path: Path
+) -> None:
+    assert (await client.put("/v1/records/before", content=b"x")).status_code == 204
+    file = tmp_path / "backend.db"
+    with closing(sqlite3.connect(file)) as old, closing(sqlite3.connect(tmp_path / "backup")) as new:
+        old.backup(new)
+    _remove(file)
+    for number in range(10):
+        answer = await client.put(f"/v1/records/lost{number}", content=b"x")
+        assert (answer.status_code, "there is no file" in answer.text) == (503, True)
+    await asyncio.to_thread(file.touch)
+    answer = await client.put("/v1/records/lost", content=b"x")
+    assert (answer.status_code, "no such table" in answer.text) == (503, True)
+    _remove(file)
+    (tmp_path / "backup").rename(file)
+    assert (await client.put("/v1/records/after", content=b"x")).status_code == 204
+    with closing(sqlite3.connect(file)) as found:
+        assert found.execute("SELECT id FROM records ORDER BY id").fetchall() == [("after",), ("before",)]

@@ -1,9 +1,9 @@
 """What SQLite and PostgreSQL do differently; the rest of the outbox is written once.
 
 SQLite: WAL with `synchronous=FULL`, one writer at a time, its transactions `IMMEDIATE`; the clock is this machine's.
-PostgreSQL: durable by its own default; every wait of a connection is bounded, so that neither a server that hangs nor a
-replica that is stopped in the middle of a transaction holds anybody up for long; the clock is the server's, which all
-replicas share.
+PostgreSQL: a commit waits for the disk; every other wait is bounded, so that neither a server that hangs nor a replica
+that is stopped in the middle of a transaction holds anybody up for long; the clock is the server's, which all replicas
+share.
 """
 
 import errno
@@ -19,6 +19,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from shared.sql.engine import postgresql_engine, sqlite_engine
 from shared.sql.location import Database
 from shared.sql.patience import Patience
+from shared.sql.sqlite_file import SqliteFile
 
 READERS: Final = 4
 """How many may read at once."""
@@ -27,6 +28,8 @@ _OPTIONS: Final = "-c lock_timeout=1100ms -c statement_timeout=7s -c idle_in_tra
 one of the two, where this time-out would end both."""
 _HELD: Final = "55P03"
 """Lock time-out (ibid.)."""
+_NO_TABLES: Final = {"42P01", "42703", "42501"}
+"""No such table or column, no right to it (ibid.): those that we made are gone, or the database is another."""
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 _SQLITE_PASSING: Final = {
     sqlite3.SQLITE_BUSY,
@@ -41,7 +44,8 @@ _NOW: Final = select(func.extract("epoch", func.clock_timestamp()))
 def engines(database: Database, patience: Patience | None = None) -> tuple[Engine, Engine]:
     """One to write with, of one connection, and one to read with; `patience` is that of PostgreSQL's connections."""
     if is_sqlite(database):
-        return sqlite_engine(database, 1, "BEGIN IMMEDIATE"), sqlite_engine(database, READERS, "BEGIN")
+        file = SqliteFile(database)
+        return sqlite_engine(file, 1, "BEGIN IMMEDIATE"), sqlite_engine(file, READERS, "BEGIN")
     patience = patience or Patience()
     return _postgresql(database, 1, patience), _postgresql(database, READERS, patience)
 
@@ -49,6 +53,12 @@ def engines(database: Database, patience: Patience | None = None) -> tuple[Engin
 def is_sqlite(database: Database) -> bool:
     """Whether it is a file."""
     return database.drivername == "sqlite"
+
+
+def make_file(database: Database) -> None:
+    """An empty file where there is none, for SQLite. Raises FileLostError, OSError."""
+    if is_sqlite(database):
+        SqliteFile(database).make()
 
 
 def now(connection: Connection, clock: Callable[[], float]) -> float:
@@ -94,7 +104,8 @@ def is_full(error: OSError) -> bool:
 
 def is_ours(error: exc.DBAPIError) -> bool:
     """Whether the database works, and what we asked of it was wrong: a defect, which another try does not mend."""
-    return isinstance(error, exc.IntegrityError | exc.DataError | exc.ProgrammingError)
+    asked = isinstance(error, exc.IntegrityError | exc.DataError | exc.ProgrammingError)
+    return asked and getattr(error.orig, "sqlstate", None) not in _NO_TABLES
 
 
 def is_passing(error: exc.DBAPIError, database: Database) -> bool:

@@ -88,16 +88,21 @@ def _make(connection: Connection) -> None:
 
 
 def check(connection: Connection) -> None:
-    """For who only reads: changes nothing, and waits for nobody who writes.
+    """For who makes nothing: changes nothing, and waits for nobody who writes.
 
     Raises:
         UnknownDatabaseError: the tables are of another version, or another program's.
         DBAPIError: the database failed.
     """
     revision = _revision(connection)
+    if revision is None:
+        raise UnknownDatabaseError(
+            "it is empty, and has no tables of an outbox; where there was one, restore it; else restart the relay: it "
+            "makes them"
+        )
     if revision != HEAD:
         raise UnknownDatabaseError(
-            f"its tables are of revision {revision or 'none'}, and this program reads {HEAD}; run the version that the "
+            f"its tables are of revision {revision}, and this program reads {HEAD}; run the version that the "
             "relay has, or start a relay of this one, which brings them up to date"
         )
 

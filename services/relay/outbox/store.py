@@ -20,6 +20,7 @@ from services.relay.outbox.migrate import UnknownDatabaseError, check
 from services.relay.outbox.together import Piece, Transaction
 from services.relay.outbox.waiting import Queue, StoreUnavailableError, Work, too_late
 from services.relay.outbox.writer import Writer
+from shared.sql.engine import transaction
 from shared.sql.location import Database
 from shared.sql.patience import Patience
 
@@ -65,7 +66,7 @@ class Store:
         self._patience = Patience()
         writing, self._reading = dialect.engines(database, self._patience)
         self._queue = Queue()
-        self._writer = Writer(database, writing, self._queue, clock, unmerged, monotonic)
+        self._writer = Writer(database, writing, self._reading, self._queue, clock, unmerged, monotonic)
         self._readers = ThreadPoolExecutor(dialect.READERS, "outbox read")
         self._reads: set[Future[Any]] = set()
 
@@ -203,7 +204,7 @@ class Store:
             raise StoreUnavailableError(self.problem or "the outbox is not open yet")
         pool = self._reading.pool
         try:
-            with self._reading.begin() as connection:
+            with transaction(self._reading) as connection:
                 return do(connection)
         except (exc.DBAPIError, exc.TimeoutError) as error:
             self._reading.dispose()

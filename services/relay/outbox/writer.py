@@ -8,18 +8,18 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Final
 
 import structlog
-from sqlalchemy import Engine, exc
+from sqlalchemy import Connection, Engine, exc
 
 from services.relay.outbox import dialect
-from services.relay.outbox.migrate import upgrade
+from services.relay.outbox.migrate import UnknownDatabaseError, check, upgrade
 from services.relay.outbox.together import Outcome, Transaction, by_kind, do_all
 from services.relay.outbox.waiting import Queue, StoreUnavailableError, Work
-from shared.sql.engine import may_succeed_at_once
+from shared.sql.engine import may_succeed_at_once, transaction
 from shared.sql.location import Database
+from shared.sql.sqlite_file import FileLostError
 
 _TOGETHER: Final = 256
 """How many pieces of work share one transaction at most."""
@@ -28,6 +28,8 @@ _FEW: Final = 4
 _GATHER_SECONDS: Final = 0.004
 """That moment. A busy outbox does more with it, since a flush to the disk costs the same for one and for many."""
 _TRIES: Final = 3
+_CHECKED: Final = "the tables are ours"
+"""The key of a connection's own mapping under which that stands."""
 _SLOW_SECONDS: Final = 3.0
 """How long a transaction may take before that is a problem."""
 
@@ -40,6 +42,7 @@ class Writer:
     Args:
         database: where it is.
         engine: its one connection.
+        reading: those that read, which are opened anew, too, once the database failed.
         queue: what is to be done.
         clock: unix seconds, by this machine.
         unmerged: the channels on which every event is told by itself.
@@ -50,6 +53,7 @@ class Writer:
         self,
         database: Database,
         engine: Engine,
+        reading: Engine,
         queue: Queue,
         clock: Callable[[], float],
         unmerged: frozenset[str],
@@ -59,6 +63,7 @@ class Writer:
         """Whether the tables are there."""
         self._database = database
         self._engine = engine
+        self._reading = reading
         self._queue = queue
         self._clock = clock
         self.unmerged = unmerged
@@ -86,13 +91,14 @@ class Writer:
         return not self._thread.is_alive()
 
     def prepare(self) -> None:
-        """Makes the tables, or brings them up to date. Raises what `upgrade` raises, and OSError."""
+        """Makes the tables, or brings them up to date, once. Raises what `upgrade` raises, and OSError."""
         if self.prepared:
             return
-        if dialect.is_sqlite(self._database):
-            # It will hold what alerts say; SQLite gives its other files the same mode.
-            Path(str(self._database.database)).touch(mode=0o600)
-        with self._engine.begin() as connection:
+        try:
+            dialect.make_file(self._database)
+        except FileLostError as error:
+            raise UnknownDatabaseError(str(error)) from None
+        with transaction(self._engine) as connection:
             upgrade(connection)
         self.prepared = True
 
@@ -101,7 +107,8 @@ class Writer:
         if self._problem != problem:
             log.error("the outbox cannot commit", problem=problem)
             self._problem = problem
-        self._engine.dispose()  # the next transaction opens it anew: what was mounted, replaced or restarted is seen
+        for engine in (self._engine, self._reading):
+            engine.dispose()  # the next transaction opens it anew: what was mounted, replaced or restarted is seen
         self._queue.tell(works, [(None, StoreUnavailableError(problem)) for _ in works])
 
     def _run(self) -> None:
@@ -140,6 +147,8 @@ class Writer:
                 self._one_by_one(works, error)
             else:
                 self.failed(works, dialect.words(error))
+        except UnknownDatabaseError as error:
+            self.failed(works, str(error))
         except Exception as error:  # noqa: BLE001  # this thread outlives whatever happens to the database
             self.failed(works, repr(error))
         else:
@@ -152,7 +161,8 @@ class Writer:
         self._began = self._monotonic()
         try:
             self.prepare()
-            with self._engine.begin() as connection:
+            with transaction(self._engine) as connection:
+                _check_once(connection)
                 if hurry:
                     dialect.hurry(connection)
                 now = dialect.now(connection, self._clock)
@@ -174,3 +184,10 @@ class Writer:
             self._queue.tell(works, [(None, error)])
         for work in works if len(works) > 1 else ():
             self._commit([work])
+
+
+def _check_once(connection: Connection) -> None:
+    """A database that was connected to anew may be another one, in the place of ours. Raises UnknownDatabaseError."""
+    if not connection.info.get(_CHECKED):
+        check(connection)
+        connection.info[_CHECKED] = True

@@ -16,6 +16,7 @@ from shared.sql.location import Database
 
 @contextmanager
 def opened(database: Database) -> Iterator[Engine]:
+    dialect.make_file(database)
     writing, _ = dialect.engines(database)
     yield writing
     writing.dispose()

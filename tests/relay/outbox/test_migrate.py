@@ -90,7 +90,8 @@ def test_alembic_is_imported_only_where_there_are_older_tables(tmp_path: Path) -
     program = (
         "import sys; from pathlib import Path; from services.relay.outbox import dialect, migrate\n"
         "from shared.sql import location\n"
-        "writing, _ = dialect.engines(location.sqlite(Path(sys.argv[1])))\n"
+        "dialect.make_file(where := location.sqlite(Path(sys.argv[1])))\n"
+        "writing, _ = dialect.engines(where)\n"
         "with writing.begin() as connection: migrate.upgrade(connection)\n"
         "print('alembic' in sys.modules)"
     )

@@ -1,6 +1,7 @@
 import asyncio
 import os
 import sqlite3
+import stat
 import subprocess
 import sys
 import tempfile
@@ -108,6 +109,7 @@ async def test_a_writer_behind_a_stuck_one_is_answered_within_its_bound_and_writ
 
 
 async def test_a_full_disk_is_an_error_that_shows_no_values_and_ends_with_it(file: Path) -> None:
+    await asyncio.to_thread(file.touch)
     database = Database(sqlite(file))
     event.listen(database._writing, "connect", lambda connection, _: connection.execute("PRAGMA max_page_count=20"))
     try:
@@ -172,6 +174,24 @@ def test_a_file_that_may_only_be_read_is_an_error() -> None:
             [sys.executable, "-c", _OPEN, str(file)], capture_output=True, text=True, timeout=30, check=False
         )
     assert opened.stdout == "DatabaseError: attempt to write a readonly database\n", opened.stderr
+
+
+async def test_it_is_made_for_its_owner_alone_and_so_are_the_files_beside_it(database: Database, file: Path) -> None:
+    await database.write(_insert)
+    modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in file.parent.glob(f"{file.name}*")}
+    assert modes == {file.name + ending: 0o600 for ending in ("", "-wal", "-shm")}
+
+
+async def test_nothing_is_written_into_a_file_that_was_removed_or_replaced(database: Database, file: Path) -> None:
+    await database.write(_insert)
+    await asyncio.to_thread(file.rename, file.with_suffix(".moved"))
+    for _ in range(2):
+        with pytest.raises(DatabaseError, match=r"there is no file .*; put it back"):
+            await database.write(lambda connection: connection.execute(_numbers.insert().values(number=2)))
+    assert not await asyncio.to_thread(file.exists)
+    await asyncio.to_thread(file.with_suffix(".moved").rename, file)
+    await database.write(lambda connection: connection.execute(_numbers.insert().values(number=3)))
+    assert await database.read(_count) == 2
 
 
 async def test_opening_again_keeps_what_is_there(database: Database, file: Path) -> None:

@@ -1,0 +1,164 @@
+"""The file that an SQLite connection has open is the one that its path names; into another one nothing is acknowledged.
+
+A file that was removed, or replaced by another, stays for as long as somebody has it open: what is committed into it
+then is lost. SQLite does not look for that in WAL mode. The same holds for the `-wal` beside it, which has the newest
+commits. So both names are compared with what a connection opened: before each transaction, and before its end is told.
+"""
+
+import sqlite3
+import threading
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote
+from weakref import WeakSet
+
+from sqlalchemy import URL
+
+LOCK_SECONDS: Final = 2.0
+"""How long a transaction waits for SQLite's one lock, and a read for a connection."""
+
+
+class FileLostError(Exception):
+    """The file is gone, and what was committed to it is beside it still; the message says what to do."""
+
+
+class _Names(NamedTuple):
+    """What the two names stand for: device and inode, or None where there is nothing."""
+
+    file: tuple[int, int] | None
+    wal: tuple[int, int] | None
+
+
+class FileConnection(sqlite3.Connection):
+    """A connection that knows its file."""
+
+    file: "SqliteFile"
+    names: _Names
+
+    def close(self) -> None:
+        """Closes it. SQLite takes the -wal away with the last one, if it is still where it was opened."""
+        with self.file.lock:
+            super().close()
+            self.file.connections.discard(self)
+
+
+class SqliteFile:
+    """One file, for all connections that this process has to it."""
+
+    def __init__(self, url: URL) -> None:
+        self.path = Path(url.database or "")
+        self.lock = threading.RLock()
+        self.connections: WeakSet[FileConnection] = WeakSet()
+        self._wal = self.path.with_name(f"{self.path.name}-wal")
+        self._left: _Names | None = None
+        """Of a file that was replaced: its -wal must not be taken for that of the new one."""
+
+    def make(self) -> None:
+        """Makes an empty file where there is none, for its owner alone; SQLite gives the files beside it the same mode.
+
+        Raises:
+            FileLostError: there was one.
+            OSError: it cannot be made.
+        """
+        if _size(self.path) == 0 and _size(self._wal) > 0:
+            raise FileLostError(
+                f"{self.path} is gone or empty, but {self._wal.name} beside it holds what was committed last; "
+                f"put {self.path.name} back, or move {self._wal.name} away to begin anew"
+            )
+        if not self.path.exists():
+            self.path.touch(mode=0o600)
+
+    def connect(self) -> FileConnection:
+        """A connection to what the path names; makes no file. Raises sqlite3.Error."""
+        with self.lock:
+            before = self._names()
+            self._refuse(before)
+            connection = sqlite3.connect(
+                f"file:{quote(str(self.path))}?mode=rw",
+                uri=True,
+                timeout=LOCK_SECONDS,
+                check_same_thread=False,
+                isolation_level=None,  # transactions begin where the engine says, not where the driver guesses
+                factory=FileConnection,
+            )
+            try:
+                connection.file = self
+                self._set_up(connection)
+                connection.names = self._names()
+                self._refuse_another(connection.names, before)
+            except BaseException:
+                connection.close()
+                raise
+            self.connections.add(connection)
+            return connection
+
+    def is_another(self, connection: FileConnection) -> bool:
+        """Whether the path names another file by now, or none; then this connection is of no use any more.
+
+        Raises:
+            sqlite3.OperationalError: it is the same, but its -wal is gone.
+        """
+        names = self._names()
+        if names.file != connection.names.file:
+            self._left = connection.names
+            return True
+        if names.wal != connection.names.wal:
+            raise _error(f"{self._wal} was removed or replaced while it was in use; let nothing but SQLite touch it")
+        return False
+
+    def confirm(self, connection: FileConnection) -> None:
+        """Raises sqlite3.OperationalError where what was committed is not in the file that the path names."""
+        if self.is_another(connection):
+            raise _error(f"{self.path} was removed or replaced while it was in use; put it back")
+
+    def _set_up(self, connection: FileConnection) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+        # What a transaction may have to undo: it is small, and a file for it would cost a tenth of the time.
+        connection.execute("PRAGMA temp_store=MEMORY")
+        connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()  # so that the -wal is open
+
+    def _refuse_another(self, names: _Names, before: _Names) -> None:
+        if names.file != before.file:
+            raise _error(f"{self.path} was replaced while it was opened")
+
+    def _names(self) -> _Names:
+        return _Names(_identity(self.path), _identity(self._wal))
+
+    def _refuse(self, names: _Names) -> None:
+        if names.file is None:
+            raise _error(f"there is no file {self.path}; put it back")
+        for other in self.connections:
+            if other.names.file == names.file and other.names.wal != names.wal:
+                raise _error(
+                    f"{self._wal} was removed or replaced while it was in use; let nothing but SQLite touch it"
+                )
+        left = self._left
+        if left is not None and names.wal is not None and names.wal == left.wal and names.file != left.file:
+            raise _error(
+                f"{self.path} was replaced, and {self._wal.name} beside it belongs to the file before; "
+                f"move {self._wal.name} and {self.path.name}-shm away"
+            )
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _error(sentence: str) -> sqlite3.OperationalError:
+    error: Any = sqlite3.OperationalError(sentence)
+    error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN  # as SQLite's own errors have one
+    own: sqlite3.OperationalError = error
+    return own

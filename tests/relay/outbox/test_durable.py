@@ -1,0 +1,240 @@
+"""What was answered for is found again: the server waits for the disk, and the file is the one that the path names."""
+
+import asyncio
+import shutil
+import signal
+import sqlite3
+import stat
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import Connection, Engine, text
+
+from services.relay.outbox import dialect, schema
+from services.relay.outbox.store import Store, StoreUnusableError, opened
+from services.relay.outbox.together import Transaction
+from services.relay.outbox.waiting import StoreUnavailableError
+from shared.keyring import engine as keyring
+from shared.sql import location
+from shared.sql.location import Database
+from tests.postgres import Postgres
+from tests.relay.outbox import tables
+from tests.relay.outbox.storing import bodies, write
+from tests.relay.scripted import Scripted, post, served, settings, until, webhook_of
+
+
+def careless(server: Postgres) -> None:
+    """The server answers a commit before it is on its disk, as `synchronous_commit = off` lets it."""
+    with psycopg.connect(host=str(server.folder), user="postgres", dbname="postgres", autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET synchronous_commit = off")
+        connection.execute("ALTER SYSTEM SET wal_writer_delay = '10s'")
+        connection.execute("SELECT pg_reload_conf()")
+
+
+async def test_what_postgresql_acknowledged_outlives_its_kill_whatever_its_own_setting_is(
+    own_postgres: Postgres,
+) -> None:
+    database = own_postgres.database("durable")
+    await asyncio.to_thread(careless, own_postgres)
+    async with opened(database, lambda: 0.0) as store:
+        for number in range(24):
+            await store.run(partial(write, body=b"%d" % number))
+        own_postgres.process.send_signal(signal.SIGQUIT)  # ends at once, without writing what waits in memory
+        await asyncio.to_thread(own_postgres.process.wait, 15)
+        await asyncio.to_thread(own_postgres.start)
+        await until(lambda: _reads(store))
+        assert await bodies(store) == [b"%d" % number for number in range(24)]
+
+
+async def _reads(store: Store) -> bool:
+    try:
+        await bodies(store)
+    except StoreUnavailableError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("engines", [dialect.engines, keyring.engines])
+def test_each_connection_waits_for_the_disk_and_a_stricter_setting_stays(
+    engines: Callable[[Database], tuple[Engine, Engine]], postgres_database: Database
+) -> None:
+    for asked, expected in (("off", "on"), ("on", "on"), ("remote_apply", "remote_apply")):
+        url = postgres_database.update_query_dict({"options": f"-c synchronous_commit={asked}"})
+        for engine in engines(url):
+            with engine.begin() as connection:
+                assert connection.execute(text("SHOW synchronous_commit")).scalar_one() == expected
+            engine.dispose()
+
+
+def copied(file: Path) -> None:
+    """Another file of the same content takes its place, and of the old one nothing is left."""
+    with closing(sqlite3.connect(file)) as old, closing(sqlite3.connect(file.with_suffix(".copy"))) as new:
+        old.backup(new)
+    removed(file)
+    file.with_suffix(".copy").replace(file)
+
+
+def removed(file: Path) -> None:
+    for each in file.parent.glob(f"{file.name}*"):
+        each.unlink()
+
+
+def emptied(file: Path) -> None:
+    removed(file)
+    file.touch()
+
+
+def without_its_log(file: Path) -> None:
+    file.with_name(f"{file.name}-wal").unlink()
+
+
+def written(file: Path) -> list[bytes]:
+    with closing(sqlite3.connect(file)) as connection:
+        return [body for (body,) in connection.execute("SELECT body FROM quarantine ORDER BY seq")]
+
+
+@pytest.mark.parametrize(
+    ("act", "reason"), [(removed, "there is no file"), (emptied, "it is empty, and has no tables of an outbox")]
+)
+async def test_a_file_that_is_removed_or_emptied_takes_nothing_until_it_is_back(
+    act: Callable[[Path], None], reason: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "relay.db"
+    async with opened(location.sqlite(file), lambda: 0.0) as store:
+        await store.run(partial(write, body=b"before"))
+        await bodies(store)
+        with closing(sqlite3.connect(file)) as old, closing(sqlite3.connect(tmp_path / "backup")) as new:
+            old.backup(new)
+        act(file)
+        for _ in range(3):
+            with pytest.raises(StoreUnavailableError, match=r"relay\.db|empty"):
+                await store.run(partial(write, body=b"lost"))
+            with pytest.raises(StoreUnavailableError):
+                await bodies(store)
+        assert reason in str(store.problem)
+        if act is emptied:
+            with closing(sqlite3.connect(file)) as connection:
+                assert connection.execute("SELECT name FROM sqlite_schema").fetchall() == []
+        removed(file)
+        (tmp_path / "backup").rename(file)
+        await store.run(partial(write, body=b"after"))
+        assert store.problem is None
+        assert await bodies(store) == [b"before", b"after"]
+    assert written(file) == [b"before", b"after"]
+
+
+async def test_what_takes_the_place_of_the_file_is_written_from_then_on(tmp_path: Path) -> None:
+    file = tmp_path / "relay.db"
+    async with opened(location.sqlite(file), lambda: 0.0) as store:
+        await store.run(partial(write, body=b"before"))
+        await bodies(store)
+        await asyncio.to_thread(copied, file)
+        await store.run(partial(write, body=b"after"))
+        assert await bodies(store) == [b"before", b"after"]
+    assert written(file) == [b"before", b"after"]
+
+
+async def test_a_file_that_goes_during_a_transaction_is_noticed_before_its_end_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "relay.db"
+
+    def write_and_remove(transaction: Transaction) -> None:
+        write(transaction)
+        removed(file)
+
+    async with opened(location.sqlite(file), lambda: 0.0) as store:
+        with pytest.raises(StoreUnavailableError, match="was removed or replaced while it was in use"):
+            await store.run(write_and_remove)
+
+
+async def test_a_log_of_the_file_that_is_removed_takes_nothing_and_nothing_is_lost(tmp_path: Path) -> None:
+    file = tmp_path / "relay.db"
+    async with opened(location.sqlite(file), lambda: 0.0) as store:
+        await store.run(partial(write, body=b"before"))
+        await bodies(store)
+        without_its_log(file)
+        with pytest.raises(StoreUnavailableError, match=r"relay\.db-wal was removed or replaced"):
+            await store.run(partial(write, body=b"lost"))
+        await store.run(partial(write, body=b"after"))
+    assert written(file) == [b"before", b"after"]
+
+
+async def test_a_log_of_the_file_before_is_not_taken_for_that_of_the_new_one(tmp_path: Path) -> None:
+    file, log = tmp_path / "relay.db", tmp_path / "relay.db-wal"
+    async with opened(location.sqlite(tmp_path / "other.db"), lambda: 0.0) as other:
+        await other.run(partial(write, body=b"other"))
+    async with opened(location.sqlite(file), lambda: 0.0) as store:
+        await store.run(partial(write, body=b"before"))
+        (tmp_path / "other.db").replace(file)
+        for _ in range(3):
+            with pytest.raises(StoreUnavailableError, match=r"relay\.db-wal beside it belongs to the file before"):
+                await store.run(partial(write, body=b"lost"))
+        log.unlink()
+        (tmp_path / "relay.db-shm").unlink()
+        await store.run(partial(write, body=b"after"))
+    assert written(file) == [b"other", b"after"]
+
+
+async def test_a_start_without_the_file_whose_log_is_there_makes_no_new_one(tmp_path: Path) -> None:
+    file, log = tmp_path / "relay.db", tmp_path / "relay.db-wal"
+    async with opened(location.sqlite(file), lambda: 0.0) as store:
+        await store.run(write)
+        shutil.copyfile(log, tmp_path / "kept")
+    file.unlink()
+    (tmp_path / "kept").rename(log)
+    before = log.read_bytes()
+    with pytest.raises(StoreUnusableError, match=r"relay\.db-wal beside it holds what was committed last"):
+        async with opened(location.sqlite(file), lambda: 0.0):
+            pass
+    assert not file.exists()
+    assert log.read_bytes() == before
+
+
+def modes_in(folder: Path) -> dict[str, int]:
+    return {file.name: stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}
+
+
+async def test_the_file_and_those_beside_it_are_for_their_owner_alone(tmp_path: Path) -> None:
+    async with opened(location.sqlite(tmp_path / "relay.db"), lambda: 0.0) as store:
+        await store.run(write)
+        modes = modes_in(tmp_path)
+    assert modes == dict.fromkeys(("relay.db", "relay.db-wal", "relay.db-shm"), 0o600)
+
+
+def drop_all(connection: Connection) -> None:
+    schema.metadata.drop_all(connection)
+    connection.execute(text("DROP TABLE alembic_version"))
+
+
+async def test_an_emptied_database_is_503_with_the_reason_and_no_tables_are_made(
+    database: Database, tmp_path: Path
+) -> None:
+    configuration = settings(tmp_path, {"one": Scripted()}).model_copy(update={"database": database})
+    async with served(configuration) as client:
+        assert (await post(client, webhook_of()))[0] == 202
+        with tables.opened(database) as engine, engine.begin() as connection:
+            drop_all(connection)
+        for _ in range(3):
+            code, answer = await post(client, webhook_of())
+            assert code == 503, answer
+        assert "it is empty, and has no tables of an outbox" in answer["error"]
+        async with client.get("/-/ready") as ready:
+            assert ready.status == 503
+            assert "it is empty, and has no tables of an outbox" in await ready.text()
+        async with client.get("/api/deliveries") as shown:
+            assert shown.status == 503
+
+
+async def test_webhooks_after_the_file_is_removed_are_503_with_the_reason(tmp_path: Path) -> None:
+    async with served(settings(tmp_path, {"one": Scripted()})) as client:
+        assert (await post(client, webhook_of()))[0] == 202
+        removed(tmp_path / "relay.db")
+        for _ in range(10):
+            assert (await post(client, webhook_of()))[0] == 503
+        async with client.get("/-/ready") as ready:
+            assert ready.status == 503
+            assert "there is no file" in await ready.text()
+    assert not (tmp_path / "relay.db").exists()
