@@ -19,11 +19,17 @@ def incident_id(event: Event) -> str:
 
 
 def fingerprint(event: Event) -> str:
-    """Equal for two events that tell the same: a hash of the set of (fingerprint, status, startsAt).
+    """Equal for two events that tell the same: a hash of what they say."""
+    return f"{said(event):064x}"
 
-    `endsAt` is no part of it, nor is anything else: the twins of an HA pair may differ there.
+
+def said(event: Event) -> int:
+    """A hash of fingerprint, status and start of each alert, in any order: parts of an event add up to the whole.
+
+    The end is no part of it, nor is anything else: the twins of an HA pair may differ there.
     """
-    return _digest(sorted({(a.fingerprint, a.status.value, a.starts_at.isoformat()) for a in event.alerts}))
+    alerts = {(alert.fingerprint, alert.status.value, alert.starts_at.isoformat()) for alert in event.alerts}
+    return sum(int(_digest(alert), 16) for alert in alerts) % 2**256
 
 
 def alertname(event: Event) -> str:
@@ -35,6 +41,7 @@ def plan(
     event: Event,
     known: Known | None,
     *,
+    content: str,
     now: float,
     duplicate_window: float,
     routed: Sequence[str],
@@ -45,6 +52,7 @@ def plan(
     Args:
         event: what came in.
         known: what the outbox holds of its incident.
+        content: the event's `fingerprint`, from before it was bounded.
         now: unix seconds.
         duplicate_window: seconds within which an equal event is taken for the other Alertmanager's of an HA pair.
         routed: the channels that the routes name.
@@ -56,7 +64,7 @@ def plan(
     just_now = abs(now - known.accepted_at) < duplicate_window
     # Where the relay told the end itself, Alertmanager's own is no news, however late it comes.
     told_by_us = known.ours and not known.open
-    if (just_now or told_by_us) and fingerprint(event) == known.fingerprint and not known.any_dead:
+    if (just_now or told_by_us) and content == known.fingerprint and not known.any_dead:
         return None
     begins = event.status is Status.FIRING and not known.open
     also = sorted(known.open_on.intersection(configured)) if known.open else []
