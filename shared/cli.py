@@ -14,7 +14,7 @@ from typing import Any, TypedDict, TypeVar, get_args
 import click
 import structlog
 
-from shared import VERSION, logs
+from shared import VERSION, logs, memory
 from shared.healthcheck import answer, complaint_about
 from shared.launch import Launch, prepared
 from shared.mistakes import ConfigurationError
@@ -134,6 +134,7 @@ def run_server(
         click.echo("the configuration is valid")
         return
     logs.configure(model.service_name, options["log_level"], options["log_format"])
+    memory.keep_little()
     for _, key in ignored:
         log.warning("this key has no effect in this version", key=key, version=VERSION)
     for _, key, doubt in doubts:

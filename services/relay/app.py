@@ -171,6 +171,7 @@ def _rules(settings: RelaySettings) -> Rules:
         default_channels=settings.default_channels,
         channels=frozenset(settings.channels),
         duplicate_window=settings.delivery.duplicate_window,
+        max_body=settings.intake.max_body,
         heartbeats=[Heartbeat(each.name, each.matchers) for each in settings.watchdogs],
     )
 

@@ -21,7 +21,7 @@ from services.relay.intake.routing import Matcher, parse_matcher
 from services.relay.sending.enrich.contacts import LONGEST_CONTACT, MOST_CONTACTS, as_text, is_placeholder
 from services.relay.sending.enrich.links import check_template
 from shared import settings
-from shared.settings import Address, Duration, ListenAddress, SecretPath, Section, ServerSettings, TokenPath
+from shared.settings import Address, Duration, ListenAddress, SecretPath, Section, ServerSettings, Size, TokenPath
 from shared.sql.setting import Database
 
 T = TypeVar("T", bound=Sized)
@@ -149,6 +149,13 @@ class Route(Section):
     channels: Annotated[tuple[str, ...], AfterValidator(_some)]
 
 
+class Intake(Section):
+    """What a webhook may be."""
+
+    max_body: Annotated[Size, Field(ge=64 * 1024, le=256 * 1024 * 1024)] = 16 * 1024 * 1024
+    """More is answered 413. The memory that the relay needs grows with it."""
+
+
 class Delivery(Section):
     """How long and how often a channel is tried."""
 
@@ -215,6 +222,7 @@ class RelaySettings(ServerSettings):
     environment: Literal["production", "staging", "demo"] = "production"
     contacts: dict[Role, Reached] = Field({}, max_length=MOST_CONTACTS)
     """How somebody of each role is reached; shown in each critical message that fires."""
+    intake: Intake = Intake()
     delivery: Delivery = Delivery()
     pacing: Pacing = Pacing()
     retention: Retention = Retention()

@@ -2,18 +2,20 @@
 
 from typing import Final
 
-from pydantic import TypeAdapter
+import msgspec
 
 from services.relay.model import Event
+from shared import wire
 
-_EVENT: Final = TypeAdapter(Event)
+_ENCODER: Final = msgspec.json.Encoder()
+_DECODER: Final = msgspec.json.Decoder(Event)
 
 
 def encode(event: Event) -> bytes:
     """What `decode` reads."""
-    return _EVENT.dump_json(event)
+    return _ENCODER.encode(event)
 
 
 def decode(written: bytes) -> Event:
     """The event that `encode` wrote. Raises ValueError where it is not one."""
-    return _EVENT.validate_json(written)
+    return wire.decode(_DECODER, written)

@@ -20,11 +20,17 @@ def incident_id(event: Event) -> str:
 
 
 def fingerprint(event: Event) -> str:
-    """Equal for two events that tell the same: a hash of the set of (fingerprint, status, startsAt).
+    """Equal for two events that tell the same: a hash of what they say."""
+    return f"{said(event):064x}"
 
-    `endsAt` is no part of it, nor is anything else: the twins of an HA pair may differ there.
+
+def said(event: Event) -> int:
+    """A hash of fingerprint, status and start of each alert, in any order: parts of an event add up to the whole.
+
+    The end is no part of it, nor is anything else: the twins of an HA pair may differ there.
     """
-    return _digest(sorted({(a.fingerprint, a.status.value, a.starts_at.isoformat()) for a in event.alerts}))
+    alerts = {(alert.fingerprint, alert.status.value, alert.starts_at.isoformat()) for alert in event.alerts}
+    return sum(int(_digest(alert), 16) for alert in alerts) % 2**256
 
 
 def alertname(event: Event) -> str:
@@ -36,6 +42,7 @@ def plan(
     event: Event,
     known: Known | None,
     *,
+    content: str,
     now: float,
     duplicate_window: float,
     routed: Sequence[str],
@@ -46,6 +53,7 @@ def plan(
     Args:
         event: what came in.
         known: what the outbox holds of its incident.
+        content: the event's `fingerprint`, from before it was bounded.
         now: unix seconds.
         duplicate_window: seconds within which an equal event is taken for the other Alertmanager's of an HA pair.
         routed: the channels that the routes name.
@@ -57,9 +65,9 @@ def plan(
     just_now = abs(now - known.accepted_at) < duplicate_window
     # Where the relay told the end itself, Alertmanager's own is no news, however late it comes.
     told_by_us = known.ours and not known.open
-    if (just_now or told_by_us) and fingerprint(event) == known.fingerprint and not known.any_dead:
+    if (just_now or told_by_us) and content == known.fingerprint and not known.any_dead:
         return None
-    if _is_late_twin(event, known, now=now, duplicate_window=duplicate_window):
+    if _is_late_twin(event, known, content, now=now, duplicate_window=duplicate_window):
         return None
     begins = event.status is Status.FIRING and not known.open
     also = sorted(known.open_on.intersection(configured)) if known.open else []
@@ -70,16 +78,16 @@ def plan(
     )
 
 
-def _is_late_twin(event: Event, known: Known, *, now: float, duplicate_window: float) -> bool:
+def _is_late_twin(event: Event, known: Known, content: str, *, now: float, duplicate_window: float) -> bool:
     """Whether the other Alertmanager of an HA pair sends an older state after a newer one was accepted.
 
     It equals an event before the latest one that was accepted within the window; and of each of its alerts the latest
     event says the same, or tells of a later start. So whatever it is, it has nothing to tell. A firing after a resolve
     is always news.
     """
-    told = fingerprint(event)
     repeats = any(
-        told == earlier.fingerprint and abs(now - earlier.accepted_at) < duplicate_window for earlier in known.earlier
+        content == earlier.fingerprint and abs(now - earlier.accepted_at) < duplicate_window
+        for earlier in known.earlier
     )
     if not repeats or known.written is None or known.any_dead or (event.status is Status.FIRING and not known.open):
         return False

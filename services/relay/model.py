@@ -1,9 +1,24 @@
 """What moves through the relay: frozen, no I/O. Wire shapes of Alertmanager or of a provider stop before it."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import Final
+
+DIGEST: Final = 8
+"""Bytes of a fingerprint's digest."""
+
+
+def digest(fingerprint: str) -> bytes:
+    """What stands for an alert that is not listed."""
+    return hashlib.sha256(fingerprint.encode()).digest()[:DIGEST]
+
+
+def digests(joined: bytes) -> frozenset[bytes]:
+    """Those that one `unlisted_…` holds."""
+    return frozenset(joined[start : start + DIGEST] for start in range(0, len(joined), DIGEST))
 
 
 class Status(StrEnum):
@@ -45,6 +60,21 @@ class Event:
     """How many alerts Alertmanager cut off; over 0, `status` says nothing about the whole group."""
     note: str = ""
     """What the relay itself has to say of it; empty for what came from Alertmanager as it is."""
+    unlisted_firing: bytes = b""
+    """The digests of firing alerts that are not among `alerts`, since there are too many to be shown by anything."""
+    unlisted_resolved: bytes = b""
+    """Likewise of resolved ones."""
+
+    @property
+    def not_listed(self) -> int:
+        """How many alerts are not among `alerts`, those that Alertmanager cut off included."""
+        return self.truncated_alerts + (len(self.unlisted_firing) + len(self.unlisted_resolved)) // DIGEST
+
+
+def spoken_of(event: Event) -> frozenset[bytes]:
+    """The digests of all its alerts, listed or not."""
+    listed = (digest(alert.fingerprint) for alert in event.alerts)
+    return digests(event.unlisted_firing) | digests(event.unlisted_resolved) | frozenset(listed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,10 @@ def known(event: Event, **changes: Any) -> Known:
 
 def plan(event: Event, before: Known | None, now: float = 1001.0) -> Plan | None:
     configured = ("slack", "mail")
-    return identity.plan(event, before, now=now, duplicate_window=60, routed=["slack"], configured=configured)
+    content = identity.fingerprint(event)
+    return identity.plan(
+        event, before, content=content, now=now, duplicate_window=60, routed=["slack"], configured=configured
+    )
 
 
 def test_an_incident_is_its_source_its_receiver_and_its_group() -> None:

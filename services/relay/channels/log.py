@@ -79,7 +79,7 @@ def line(message: Message) -> dict[str, Any]:
         if left < 0:
             break
         alerts.append(shown)
-    missing = len(pairs) - len(alerts) + event.truncated_alerts
+    missing = len(pairs) - len(alerts) + event.not_listed
     fields: dict[str, Any] = {
         "delivery_id": message.delivery_id,
         "incident_id": message.incident_id,

@@ -144,7 +144,7 @@ def render(message: Message, action: Action) -> dict[str, Any]:
     """The event without its routing key, within PagerDuty's limits whatever the alerts hold."""
     event = message.event
     alerts = wording.listed(message)
-    several = wording.counts(event) if len(alerts) + event.truncated_alerts > 1 else ""
+    several = wording.counts(event) if len(alerts) + event.not_listed > 1 else ""
     untold = "already over" if message.untold and wording.is_over(event) else ""
     aside = ", ".join(filter(None, (several, untold)))
     first = wording.summary(alerts[0][0]) if alerts else wording.counts(event)

@@ -34,6 +34,8 @@ def fit_for_a_secret(url: str, *, allow_remote_insecure: bool = False) -> str:
 
 ANSWER: Final = 64 * 1024
 """Bytes of an answer that are read; the longest of those that these channels ask for is far shorter."""
+WHOLE: Final = 2 * 1024 * 1024
+"""Bytes of an answer that has to be read whole; a page of Slack's channels has a few hundred thousand."""
 LONGEST_WAIT: Final = 1_000_000.0
 """Seconds; a `Retry-After` beyond is taken for a mistake."""
 _PASSING: Final = {
@@ -76,10 +78,26 @@ class _Connector(aiohttp.TCPConnector):
         return connection
 
 
+class _Bounded(aiohttp.ClientResponse):
+    """An answer of which no more than `WHOLE` is read by those who read it whole, such as slack_sdk."""
+
+    async def read(self) -> bytes:
+        if self._body is None:
+            body = bytearray()
+            async for chunk in self.content.iter_any():
+                body += chunk
+                if len(body) > WHOLE:
+                    self.close()
+                    raise aiohttp.ClientPayloadError(f"over {WHOLE} bytes")
+            self._body = bytes(body)
+        return self._body
+
+
 class Session:
     """One aiohttp session, opened in the running loop at its first use; proxies in the environment are not used.
 
-    A redirect is an error, because it would carry the alert, and perhaps the secret, somewhere else.
+    A redirect is an error, because it would carry the alert, and perhaps the secret, somewhere else. Nothing is
+    decompressed, so an answer cannot grow after it was measured.
     """
 
     def __init__(self, provider: str) -> None:
@@ -94,6 +112,9 @@ class Session:
                 timeout=aiohttp.ClientTimeout(total=None),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 middlewares=[self._refuse_redirect],
+                response_class=_Bounded,
+                headers={"Accept-Encoding": "identity"},
+                auto_decompress=False,
                 json_serialize=as_json,
             )
         return self._session

@@ -155,7 +155,7 @@ def render(message: Message) -> dict[str, Any]:
         "note": wording.note(message),
         "contacts": wording.contacts(message),
         "alerts": alerts,
-        "not_listed": len(pairs) - len(alerts) + event.truncated_alerts,
+        "not_listed": len(pairs) - len(alerts) + event.not_listed,
     }
 
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
-from services.relay.model import Alert, Event, Links, Message, Status
+from services.relay.model import DIGEST, Alert, Event, Links, Message, Status
 
 _LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 _INVISIBLE = re.compile(
@@ -109,7 +109,9 @@ def headline(event: Event) -> str:
 def counts(event: Event) -> str:
     """How many alerts, such as `2 firing, 1 resolved, 7 not listed`."""
     firing = sum(alert.status is Status.FIRING for alert in event.alerts)
-    numbers = (firing, "firing"), (len(event.alerts) - firing, "resolved"), (event.truncated_alerts, "not listed")
+    resolved = len(event.alerts) - firing + len(event.unlisted_resolved) // DIGEST
+    firing += len(event.unlisted_firing) // DIGEST
+    numbers = (firing, "firing"), (resolved, "resolved"), (event.truncated_alerts, "not listed")
     return ", ".join(f"{number} {word}" for number, word in numbers if number) or "no alerts"
 
 

@@ -9,6 +9,7 @@ from typing import Final
 import click
 
 from services.relay import identity
+from services.relay.bounds import bounded
 from services.relay.commands.configured import configured
 from services.relay.commands.outbox import channel_or_exit
 from services.relay.config import RelaySettings
@@ -40,10 +41,10 @@ def command(config: Path | None, payload: str, channel: str) -> None:
 def _event(file: str) -> Event:
     try:
         body = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-        return webhook.read(body, "")
+        return bounded(webhook.read(body, ""))
     except OSError as error:
         raise ValueError(f"it cannot be read: {error.strerror}") from None
-    except webhook.MalformedError as error:
+    except (webhook.MalformedError, webhook.TooManyError) as error:
         raise ValueError(f"expected a webhook of Alertmanager: {error}") from None
 
 

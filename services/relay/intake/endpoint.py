@@ -8,6 +8,7 @@ import asyncio
 import ipaddress
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import structlog
@@ -17,22 +18,26 @@ from starlette.responses import JSONResponse, Response
 from services.relay import identity
 from services.relay.identity import OWN_SOURCE
 from services.relay.intake import quarantine, webhook
-from services.relay.intake.heartbeat import Heartbeat, taken_out
-from services.relay.intake.routing import Rule, route
+from services.relay.intake.budget import Budget
+from services.relay.intake.heartbeat import Heartbeat
+from services.relay.intake.routing import Rule
+from services.relay.intake.take_apart import take_apart
 from services.relay.metrics import Metrics
-from services.relay.model import Event
 from services.relay.outbox import watchdogs
 from services.relay.outbox.accept import Incoming, Plan, accept
 from services.relay.outbox.known import Known
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store
 from services.relay.outbox.waiting import StoreUnavailableError
+from services.relay.parsing import parse_apart
 from shared.auth import refusal
 from shared.secret_file import TokenFile
 
-BODY_LIMIT: Final = 32 * 1024 * 1024
-IN_HAND_LIMIT: Final = 2 * BODY_LIMIT
-"""Bytes of all bodies that are being read or wait for their commit; a body that would need more is answered 503."""
+SMALL: Final = 64 * 1024
+"""Bytes up to which taking a body apart is quicker than handing it over to a thread."""
+SMALL_ONES: Final = 16 * 1024 * 1024
+"""Bytes of all small bodies that are being read or wait for their commit. Larger ones share as much as one may have:
+so they come one after the other, and never hold up what is small."""
 BODY_SECONDS: Final = 30.0
 """How long a body may take to arrive."""
 TURNS: Final = 64
@@ -40,8 +45,6 @@ TURNS: Final = 64
 TURN_SECONDS: Final = 8.0
 """How long one that was read waits for its turn; then Alertmanager may ask again."""
 _SOURCE_LIMIT: Final = 200
-_ON_LOOP: Final = 64 * 1024
-"""Bytes up to which reading a body is quicker than handing it over to a thread."""
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +63,8 @@ class Rules:
     """Every channel that exists."""
     duplicate_window: float
     """Seconds."""
+    max_body: int
+    """Bytes of a webhook, at most."""
     heartbeats: Sequence[Heartbeat] = ()
     """The alerts that are signs of life, and no news."""
 
@@ -99,7 +104,8 @@ class Intake:
         self._metrics = metrics
         self._accepted = accepted
         self._alive = alive
-        self._in_hand = 0
+        self._small = Budget(SMALL_ONES)
+        self._large = Budget(rules.max_body)
         self._turns = asyncio.Semaphore(TURNS)
         self._stopping = False
 
@@ -135,24 +141,45 @@ class Intake:
     async def _answer(self, request: Request) -> Response:
         source = request.query_params.get("source", "")
         body = bytearray()
+        size = self._size(request)
+        budget = self._small if size <= SMALL else self._large
+        try:
+            await budget.take(size, TURN_SECONDS)
+        except TimeoutError:
+            return _refuse(503, "not accepted, send it again: other large webhooks come first")
         try:
             await self._read(request, body)
-            if len(source) > _SOURCE_LIMIT or source == OWN_SOURCE:
-                reason = f"source: expected at most {_SOURCE_LIMIT} characters, and not {OWN_SOURCE}"
-                return await self._put_aside(body, source, 400, reason)
-            await self._turn()
-            try:
-                return await self._accept(bytes(body), source)
-            finally:
-                self._turns.release()
+            return await self._in_turn(body, source)
         except webhook.MalformedError as error:
             return await self._put_aside(body, source, 400, str(error))
+        except webhook.TooManyError as error:
+            return await self._put_aside(body, source, 413, str(error))
         except _TooLargeError:
-            return await self._put_aside(body, source, 413, f"the body is over {BODY_LIMIT} bytes")
+            reason = f"the body is over {self._rules.max_body} bytes, see intake.max_body"
+            response = await self._put_aside(body, source, 413, reason)
+            response.headers["Connection"] = "close"  # else the rest would be read
+            return response
         except (_NotNowError, StoreUnavailableError) as error:
             return _refuse(503, f"not accepted, send it again: {error}")
         finally:
-            self._in_hand -= len(body)
+            budget.give(size)
+
+    async def _in_turn(self, body: bytearray, source: str) -> Response:
+        if len(source) > _SOURCE_LIMIT or source == OWN_SOURCE:
+            reason = f"source: expected at most {_SOURCE_LIMIT} characters, and not {OWN_SOURCE}"
+            raise webhook.MalformedError(reason)
+        await self._turn()
+        try:
+            whole = bytes(body)
+            del body[quarantine.CUT :]  # what quarantine would keep
+            return await self._accept(whole, source)
+        finally:
+            self._turns.release()
+
+    def _size(self, request: Request) -> int:
+        """Bytes that a body may have: as it says, as far as that is allowed, or as many as are allowed."""
+        declared = request.headers.get("content-length", "")
+        return min(int(declared), self._rules.max_body) if declared.isdecimal() else self._rules.max_body
 
     def _may_send(self, request: Request) -> bool:
         if not self._rules.allow_from:
@@ -166,15 +193,15 @@ class Intake:
         return any(address in network for network in self._rules.allow_from)
 
     async def _read(self, request: Request, body: bytearray) -> None:
+        declared = request.headers.get("content-length", "")
+        too_large = declared.isdecimal() and int(declared) > self._rules.max_body
+        limit = quarantine.CUT if too_large else self._rules.max_body
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 async for chunk in request.stream():
                     body += chunk
-                    self._in_hand += len(chunk)
-                    if len(body) > BODY_LIMIT:
+                    if len(body) > limit:
                         raise _TooLargeError
-                    if self._in_hand > IN_HAND_LIMIT:
-                        raise _NotNowError("too much is being received")
         except TimeoutError:
             raise _NotNowError(f"the body did not arrive within {BODY_SECONDS:g} s") from None
         if self._stopping:
@@ -191,34 +218,29 @@ class Intake:
             raise _NotNowError(f"{TURNS} others come first") from None
 
     async def _accept(self, body: bytes, source: str) -> Response:
-        if len(body) > _ON_LOOP:
-            event = await asyncio.to_thread(webhook.read, body, source)
-        else:
-            event = webhook.read(body, source)
-        news, seen = taken_out(event, self._rules.heartbeats)
-        if seen:
-            await watchdogs.seen(self._store, seen)
-            self._alive(seen)
-        if news is None:
+        task = partial(take_apart, body, source, self._rules.heartbeats, self._rules.routes)
+        taken = await parse_apart(task) if len(body) > SMALL else task()
+        if taken.seen:
+            await watchdogs.seen(self._store, taken.seen)
+            self._alive(taken.seen)
+        if taken.incoming is None:
             return JSONResponse({"event_id": None, "deliveries": 0, "duplicate": False}, status_code=202)
-        return await self._commit(news, body)
+        return await self._commit(taken.incoming, taken.rule.channels if taken.rule else self._rules.default_channels)
 
-    async def _commit(self, event: Event, body: bytes) -> Response:
+    async def _commit(self, incoming: Incoming, routed: Sequence[str]) -> Response:
         rules = self._rules
-        routed = route(event, rules.routes, rules.default_channels)
 
         def decide(known: Known | None, now: float) -> Plan | None:
             return identity.plan(
-                event,
+                incoming.event,
                 known,
+                content=incoming.fingerprint,
                 now=now,
                 duplicate_window=rules.duplicate_window,
                 routed=routed,
                 configured=rules.channels,
             )
 
-        large = len(body) > _ON_LOOP
-        incoming = await asyncio.to_thread(_incoming, event, body) if large else _incoming(event, body)
         accepted = await accept(self._store, incoming, decide)
         for channel in accepted.superseded:
             self._metrics.ended(channel, State.SUPERSEDED)
@@ -237,16 +259,6 @@ class Intake:
         except StoreUnavailableError as error:
             return _refuse(503, f"not accepted ({reason}), and the body cannot be kept: {error}")
         return _refuse(code, reason)
-
-
-def _incoming(event: Event, body: bytes) -> Incoming:
-    return Incoming(
-        event=event,
-        incident_id=identity.incident_id(event),
-        fingerprint=identity.fingerprint(event),
-        alertname=identity.alertname(event),
-        body=body,
-    )
 
 
 def _refuse(code: int, reason: str) -> Response:

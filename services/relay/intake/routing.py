@@ -68,14 +68,14 @@ def parse_matcher(text: str) -> Matcher:
     return Matcher(_value(label), operator, value, pattern)
 
 
-def route(event: Event, rules: Sequence[Rule], default: Sequence[str]) -> tuple[str, ...]:
-    """The channels of the first rule that matches; those of `default` where none does."""
-    for rule in rules:
+def first_match(event: Event, rules: Sequence[Rule]) -> int | None:
+    """The place of the first rule that matches; None where none does."""
+    for place, rule in enumerate(rules):
         if rule.receiver is not None and rule.receiver != event.receiver:
             continue
         if any(all(matcher.matches(alert.labels) for matcher in rule.matchers) for alert in event.alerts):
-            return rule.channels
-    return tuple(default)
+            return place
+    return None
 
 
 def _said(error: Exception) -> str:

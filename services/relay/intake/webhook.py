@@ -1,81 +1,97 @@
-"""Alertmanager's webhook, version 4 → Event. The wire's shapes stop here; fields that we do not know are ignored.
+"""Alertmanager's webhook, version 4 → Event. The wire's shapes stop here; fields that we do not know are skipped.
 
 The fields: https://prometheus.io/docs/alerting/latest/configuration/#webhook_config. Grafana sends a superset.
 """
 
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, TypeVar
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, Field, NonNegativeInt, ValidationError
+import msgspec
+from msgspec import Meta
 
 from services.relay.model import Alert, Event, Status
+from shared.wire import WireError, decode
+
+PART: Final = 256 * 1024
+"""Bytes of alerts that are read at once: as objects they may take twenty times as much."""
+MOST_TEXTS: Final = 20_000
+"""Names and values of one alert, or of what the alerts of a group share, where that has more than `_DENSE`."""
+_DENSE: Final = 64 * 1024
+"""Bytes."""
+_NONE: Final = msgspec.Raw(b"null")
+_WORDS: Final = {"status": "'firing' or 'resolved'", "version": "'4'"}
+
+T = TypeVar("T")
 
 
 class MalformedError(Exception):
     """Not such a webhook; the message says where and what was expected, and repeats nothing of its content."""
 
 
-def _to_utc(moment: datetime) -> datetime:
-    try:
-        return moment.astimezone(UTC)
-    except OverflowError:
-        raise ValueError("a time before the year 1 or after 9999") from None
+class TooManyError(Exception):
+    """A webhook with so many names and values in one place that they would take too much memory."""
 
 
-def _text(value: object) -> object:
-    if not isinstance(value, str):  # pydantic would take a number for unix seconds, and a page would say 1970
-        raise ValueError("a time as RFC 3339 text")  # noqa: TRY004 - pydantic reports ValueError
-    return value
+# No enumerations: msgspec's error would hold the text that is none of them, whatever its length.
+_Status = Annotated[str, Meta(pattern="^(firing|resolved)$")]
+_Moment = Annotated[datetime, Meta(tz=True)]
+_Key = Annotated[str, Meta(min_length=1, max_length=65_536)]
+_Fingerprint = Annotated[str, Meta(min_length=1, max_length=256)]
+_Labels = dict[str, str] | None  # Go's nil map: null
 
 
-# Without `fail_fast`, a body of 4 MB that holds nothing but mistakes would become gigabytes of errors.
-Labels = Annotated[
-    dict[str, str],
-    Field(fail_fast=True),
-    BeforeValidator(lambda value: {} if value is None else value),  # Go's nil map: null
-]
-Moment = Annotated[AwareDatetime, BeforeValidator(_text), AfterValidator(_to_utc)]
+class _Alert(msgspec.Struct, rename="camel", gc=False):
+    status: _Status
+    labels: _Labels
+    starts_at: _Moment
+    fingerprint: _Fingerprint
+    annotations: _Labels = None
+    ends_at: _Moment | None = None
+    generator_url: str = msgspec.field(default="", name="generatorURL")
 
 
-class _Alert(BaseModel):
-    status: Status
-    labels: Labels
-    annotations: Labels = {}
-    starts_at: Moment = Field(alias="startsAt")
-    ends_at: Moment | None = Field(None, alias="endsAt")
-    generator_url: str = Field("", alias="generatorURL")
-    fingerprint: str = Field(min_length=1)
+class _Looked(msgspec.Struct, rename="camel", gc=False):
+    """As much of an alert as tells that it is one, and has its size."""
 
-    def told(self) -> Alert:
-        return Alert(
-            status=self.status,
-            labels=self.labels,
-            annotations=self.annotations,
-            starts_at=self.starts_at,
-            ends_at=self.ends_at if self.status is Status.RESOLVED else None,  # a firing alert's is zeroed: year 1
-            generator_url=self.generator_url,
-            fingerprint=self.fingerprint,
-        )
+    status: _Status
+    labels: msgspec.Raw
+    starts_at: _Moment
+    fingerprint: _Fingerprint
 
 
-class _Webhook(BaseModel):
-    version: Literal["4"]
-    receiver: str = Field(min_length=1)
-    group_key: str = Field(alias="groupKey", min_length=1)
-    status: Status
-    alerts: list[_Alert] = Field(min_length=1, fail_fast=True)
-    group_labels: Labels = Field({}, alias="groupLabels")
-    common_labels: Labels = Field({}, alias="commonLabels")
-    common_annotations: Labels = Field({}, alias="commonAnnotations")
-    external_url: str = Field("", alias="externalURL")
-    truncated_alerts: NonNegativeInt = Field(0, alias="truncatedAlerts")
+class _Look(msgspec.Struct):
+    alerts: list[_Looked]
 
 
-_FIELDS: Final = {field.alias or name for model in (_Webhook, _Alert) for name, field in model.model_fields.items()}
+class _Webhook(msgspec.Struct, rename="camel"):
+    version: Annotated[str, Meta(pattern="^4$")]
+    receiver: _Key
+    group_key: _Key
+    status: _Status
+    alerts: Annotated[list[msgspec.Raw], Meta(min_length=1)]
+    group_labels: msgspec.Raw = _NONE
+    common_labels: msgspec.Raw = _NONE
+    common_annotations: msgspec.Raw = _NONE
+    external_url: str = msgspec.field(default="", name="externalURL")
+    truncated_alerts: Annotated[int, Meta(ge=0)] = 0
+
+
+_WEBHOOK: Final = msgspec.json.Decoder(_Webhook)
+_LOOK: Final = msgspec.json.Decoder(_Look)
+_ALERT: Final = msgspec.json.Decoder(_Alert)
+_LABELS: Final = msgspec.json.Decoder(_Labels)
 
 
 def read(body: bytes, source: str) -> Event:
-    """A webhook's body → its event.
+    """A webhook's body → its event, all at once. Raises what `parts` does."""
+    first, *others = parts(body, source)
+    return replace(first, alerts=tuple(alert for part in (first, *others) for alert in part.alerts))
+
+
+def parts(body: bytes, source: str) -> Iterator[Event]:
+    """A webhook's body → its event, in parts that have some of its alerts each; almost always one.
 
     Args:
         body: JSON in UTF-8.
@@ -83,24 +99,64 @@ def read(body: bytes, source: str) -> Event:
 
     Raises:
         MalformedError: it is not one.
+        TooManyError: it would take too much memory.
     """
-    try:
-        webhook = _Webhook.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        # The key of a label is the sender's own text.
-        place = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in _FIELDS) or "the body"
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise MalformedError(f"{place}: {first['msg']}{more}") from None
-    return Event(
+    if len(body) > PART:
+        _decoded(_LOOK, body)  # in `[0,0,…]` each piece below would take thirty times its bytes
+    webhook = _decoded(_WEBHOOK, body)
+    empty = Event(
         source=source,
         receiver=webhook.receiver,
         group_key=webhook.group_key,
-        status=webhook.status,
-        alerts=tuple(alert.told() for alert in webhook.alerts),
-        group_labels=webhook.group_labels,
-        common_labels=webhook.common_labels,
-        common_annotations=webhook.common_annotations,
+        status=Status(webhook.status),
+        alerts=(),
+        group_labels=_piece(_LABELS, webhook.group_labels, "groupLabels") or {},
+        common_labels=_piece(_LABELS, webhook.common_labels, "commonLabels") or {},
+        common_annotations=_piece(_LABELS, webhook.common_annotations, "commonAnnotations") or {},
         external_url=webhook.external_url,
         truncated_alerts=webhook.truncated_alerts,
+    )
+    alerts: list[Alert] = []
+    size = 0
+    for number, piece in enumerate(webhook.alerts):
+        if alerts and size + len(memoryview(piece)) > PART:
+            yield replace(empty, alerts=tuple(alerts))
+            alerts.clear()
+            size = 0
+        alerts.append(_alert(number, piece))
+        size += len(memoryview(piece))
+    yield replace(empty, alerts=tuple(alerts))
+
+
+def _piece(decoder: msgspec.json.Decoder[T], piece: msgspec.Raw, place: str) -> T:
+    size = len(memoryview(piece))
+    if size > _DENSE and bytes(piece).count(b'"') > 2 * MOST_TEXTS:
+        raise TooManyError(f"{place}: over {MOST_TEXTS} names and values")
+    return _decoded(decoder, piece, place)
+
+
+def _decoded(decoder: msgspec.json.Decoder[T], body: bytes | msgspec.Raw, place: str = "") -> T:
+    try:
+        return decode(decoder, body, place, _WORDS)
+    except WireError as error:
+        raise MalformedError(str(error)) from None
+
+
+def _alert(number: int, piece: msgspec.Raw) -> Alert:
+    alert = _piece(_ALERT, piece, f"alerts.{number}")
+    status = Status(alert.status)
+    try:
+        starts_at = alert.starts_at.astimezone(UTC)
+        # A firing alert's is zeroed: year 1.
+        ends_at = alert.ends_at.astimezone(UTC) if alert.ends_at and status is Status.RESOLVED else None
+    except OverflowError:
+        raise MalformedError(f"alerts.{number}.startsAt: expected times from the year 1 to 9999") from None
+    return Alert(
+        status=status,
+        labels=alert.labels or {},
+        annotations=alert.annotations or {},
+        starts_at=starts_at,
+        ends_at=ends_at,
+        generator_url=alert.generator_url,
+        fingerprint=alert.fingerprint,
     )

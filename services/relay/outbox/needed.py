@@ -13,6 +13,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Select, and_, bindparam, exists, func, or_, select
 
 from services.relay.event_json import decode
+from services.relay.model import spoken_of
 from services.relay.outbox.schema import State, deliveries, events
 from services.relay.outbox.store import Store
 
@@ -59,7 +60,7 @@ async def said_again(store: Store, needed: Needed, cutoff: float) -> set[int]:
     for (incident,) in await store.read(partial(_rows, _GROWN, {"cutoff": cutoff})):
         ranges = needed.get(incident, ())
         first = min((each.start for each in ranges), default=0)
-        spoken: set[str] = set()
+        spoken: set[bytes] = set()
         for seq, unused in await store.read(partial(_rows, _NEWEST_FIRST, {"incident": incident, "first": first})):
             alerts = await store.read(partial(_alerts, seq))
             if alerts is None:
@@ -74,10 +75,11 @@ def _rows(query: Select[*tuple[Any, ...]], values: Mapping[str, object], connect
     return connection.execute(query, values).all()
 
 
-def _alerts(seq: int, connection: Connection) -> frozenset[str] | None:
-    """The fingerprints that an event speaks of; None where it cannot be read."""
+def _alerts(seq: int, connection: Connection) -> frozenset[bytes] | None:
+    """The digests of the alerts that an event speaks of; None where it cannot be read."""
     written = connection.execute(select(events.c.event).where(events.c.seq == seq)).scalar()
     try:
-        return None if written is None else frozenset(alert.fingerprint for alert in decode(written).alerts)
+        event = None if written is None else decode(written)
     except ValueError:
         return None
+    return spoken_of(event) if event else None

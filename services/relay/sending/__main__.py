@@ -19,7 +19,7 @@ from services.relay.sending.here import here
 from services.relay.sending.outgoing import Send
 from services.relay.sending.pipe import Pipe
 from services.relay.sending.words import OTHER_VERSION, Begin, Begun, Do, Done, KeepThis, Kept, Stop
-from shared import VERSION, logs
+from shared import VERSION, logs, memory
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
@@ -103,5 +103,6 @@ if __name__ == "__main__":
         signal.signal(number, signal.SIG_IGN)
     if sys.argv[2] != VERSION:
         sys.exit(OTHER_VERSION)
+    memory.keep_little()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(socket.socket(fileno=int(sys.argv[1]))))

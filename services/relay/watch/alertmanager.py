@@ -7,16 +7,19 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Final
 
-from pydantic import AwareDatetime, BaseModel, Field, TypeAdapter, ValidationError
+import msgspec
 
 from services.relay.channels.channel import SendError
 from services.relay.channels.web_api import Session, reached
+from services.relay.parsing import parse_apart
 from shared.secret_file import SecretFile, SecretUnreadableError
+from shared.wire import WireError, decode
 
 _ANSWER_SECONDS: Final = 10.0
-_ANSWER_LIMIT: Final = 32 * 1024 * 1024
+_ANSWER_LIMIT: Final = 16 * 1024 * 1024
 """Bytes."""
 _ALERTS: Final = "/api/v2/alerts?active=true&silenced=true&inhibited=true&unprocessed=true"
 
@@ -45,26 +48,30 @@ class Known:
     """Those of them that are told of, by fingerprint."""
 
 
-class _Status(BaseModel):
-    uptime: AwareDatetime  # in spite of its name the moment of its start
+_Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
-class _Receiver(BaseModel):
+class _Status(msgspec.Struct):
+    uptime: _Moment  # in spite of its name the moment of its start
+
+
+class _Receiver(msgspec.Struct, gc=False):
     name: str
 
 
-class _AlertStatus(BaseModel):
+class _AlertStatus(msgspec.Struct, gc=False):
     state: str  # active, suppressed, unprocessed
 
 
-class _Alert(BaseModel):
+class _Alert(msgspec.Struct, rename="camel", gc=False):
     fingerprint: str
-    starts_at: AwareDatetime = Field(alias="startsAt")
+    starts_at: _Moment
     receivers: list[_Receiver]
     status: _AlertStatus
 
 
-_alerts: Final = TypeAdapter(Annotated[list[_Alert], Field(fail_fast=True)])
+_STATUS: Final = msgspec.json.Decoder(_Status)
+_LISTED: Final = msgspec.json.Decoder(list[_Alert])
 
 
 class Peer:
@@ -83,14 +90,14 @@ class Peer:
     async def ask(self) -> Known:
         """What it knows now. Raises PeerError."""
         try:
-            status = _Status.model_validate_json(await self._get("/api/v2/status"))
+            status = await parse_apart(partial(decode, _STATUS, await self._get("/api/v2/status")))
             body = await self._get(_ALERTS)
-            return await asyncio.to_thread(_known, status.uptime.timestamp(), body)  # megabytes may take their time
+            return await parse_apart(partial(_known, status.uptime.timestamp(), body))
         except TimeoutError:
             raise PeerError(f"no answer within {_ANSWER_SECONDS:g} s") from None
         except (SendError, SecretUnreadableError) as error:
             raise PeerError(str(error)) from None
-        except (ValidationError, OverflowError):  # the latter for a time near the year 1 or 9999
+        except (WireError, OverflowError):  # the latter for a time near the year 1 or 9999
             raise PeerError("its answer is not that of Alertmanager's API, version 2") from None
 
     async def close(self) -> None:
@@ -117,7 +124,7 @@ class Peer:
 
 
 def _known(since: float, body: bytes) -> Known:
-    alerts = _alerts.validate_json(body)
+    alerts = decode(_LISTED, body)
     active = {
         alert.fingerprint: Active(alert.starts_at.astimezone(UTC), frozenset(each.name for each in alert.receivers))
         for alert in alerts

@@ -6,7 +6,7 @@ the relay says no more than it knows. Should Alertmanager's own resolve come aft
 What comes in are the open incidents and the alerts that Alertmanager knows; out goes the end of an incident whose
 alerts it has not known for a while. A false all-clear is worse than a late one, so a doubt keeps the incident open:
 
-- What Alertmanager cut off cannot be compared, so an incident with truncated alerts is never closed here.
+- What is not listed cannot be compared, so an incident with such alerts is never closed here.
 - Where some alerts of a group are gone and others fire, Alertmanager goes on telling of it.
 - How long they have been gone is counted anew after a round in which no Alertmanager counted, and after a restart.
 
@@ -126,7 +126,7 @@ class Reconcile:
 
     def _is_gone(self, incident: Incident, sight: _Sight) -> bool:
         event = incident.event
-        if event is None or event.source == OWN_SOURCE or event.truncated_alerts:
+        if event is None or event.source == OWN_SOURCE or event.not_listed:
             return False
         # With a source there are Alertmanagers that do not know of one another: it may be the one that did not answer.
         if event.source and sight.counted < len(self._peers):
@@ -153,4 +153,6 @@ def _back(event: Event, sight: _Sight) -> Event | None:
         for alert in event.alerts
         if (active := sight.active.get(alert.fingerprint)) and event.receiver in active.receivers
     )
-    return replace(event, status=Status.FIRING, alerts=alerts, note=AGAIN) if alerts else None
+    if not alerts:
+        return None
+    return replace(event, status=Status.FIRING, alerts=alerts, unlisted_firing=b"", unlisted_resolved=b"", note=AGAIN)

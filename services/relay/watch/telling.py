@@ -122,8 +122,15 @@ class Teller:
 
     def _plan(self, event: Event, known: Known | None, now: float, channels: Collection[str]) -> Plan | None:
         routed = tuple(sorted(set(channels).intersection(self.channels)))
-        # Without a window: no second Alertmanager tells of the same.
-        return identity.plan(event, known, now=now, duplicate_window=0, routed=routed, configured=self.channels)
+        return identity.plan(
+            event,
+            known,
+            content=identity.fingerprint(event),
+            now=now,
+            duplicate_window=0,  # no second Alertmanager tells of the same
+            routed=routed,
+            configured=self.channels,
+        )
 
     async def _accept(self, event: Event, decide: Decide) -> bool:
         incoming = Incoming(
@@ -147,4 +154,11 @@ def over(event: Event, now: datetime, note: str) -> Event:
         for alert in event.alerts
         if alert.status is Status.FIRING
     )
-    return replace(event, status=Status.RESOLVED, alerts=alerts, note=note)
+    return replace(
+        event,
+        status=Status.RESOLVED,
+        alerts=alerts,
+        unlisted_firing=b"",
+        unlisted_resolved=event.unlisted_firing,
+        note=note,
+    )

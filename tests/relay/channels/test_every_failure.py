@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import gzip
+import tracemalloc
 from email.utils import formatdate
 from pathlib import Path
 from time import time
@@ -52,6 +54,37 @@ async def test_what_was_taken_and_answered_too_late_may_have_arrived(
     assert (raised.value.reason, raised.value.scope) == (Reason.TIMEOUT, Scope.ATTEMPT)
     assert raised.value.maybe_arrived
     assert len(providers.arrived(kind)) == 1
+
+
+@EVERY_KIND_THAT_READS_ANSWERS
+async def test_an_answer_that_would_grow_when_it_is_unpacked_is_not(
+    kind: str, secret_file: Path, website: WebServer
+) -> None:
+    bomb = gzip.compress(b" " * 100_000_000, 1)
+    tracemalloc.start()
+    address = await website(500, bomb, **{"Content-Encoding": "gzip", "Content-Type": "application/json"})
+    await failure(kind, secret_file, address)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20_000_000
+
+
+@EVERY_HTTP_KIND
+async def test_an_answer_without_end_is_read_in_part(kind: str, secret_file: Path, tcp: TcpServer) -> None:
+    sent = 0
+
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await reader.read(65_536)
+        writer.write(b"HTTP/1.1 500 trouble\r\nContent-Type: application/json\r\n\r\n")
+        while sent < 100_000_000:
+            writer.write(b" " * 65_536)
+            await writer.drain()
+            sent += 65_536
+
+    error = await failure(kind, secret_file, await tcp(endless))
+    assert error.maybe_arrived
+    assert sent < 100_000_000
 
 
 @EVERY_REMOTE_KIND

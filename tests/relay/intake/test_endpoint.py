@@ -1,9 +1,10 @@
 """`POST /alerts` over real HTTP: who may, how much, and what happens while the store cannot commit."""
 
 import asyncio
+import json
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import aiohttp
@@ -15,6 +16,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from services.relay.app import running
+from services.relay.channels import wording
 from services.relay.intake import endpoint, quarantine
 from services.relay.metrics import Metrics
 from services.relay.outbox import rejected
@@ -127,7 +129,7 @@ async def test_what_is_no_webhook_is_400_with_the_reason_and_its_body_is_kept(tm
     async with served(settings(tmp_path, {"one": Scripted()})) as client:
         code, answer = await post(client, b'{"version": "4", "receiver": 7}', "/alerts?source=eu")
         assert code == 400
-        assert answer["error"].startswith("receiver: Input should be a valid string")
+        assert answer["error"] == "receiver: expected text, not a whole number"
         assert await metric(client, "relay_webhooks_total", code="400") == 1
     ((kept, body),) = await quarantined(tmp_path)
     assert (kept.source, kept.code, body) == ("eu", 400, b'{"version": "4", "receiver": 7}')
@@ -136,11 +138,14 @@ async def test_what_is_no_webhook_is_400_with_the_reason_and_its_body_is_kept(tm
 
 async def test_a_body_over_the_limit_is_413_and_its_beginning_is_kept(tmp_path: Path) -> None:
     # In process: a client over a socket may see the connection reset before it has sent all and reads the answer.
-    async with running(settings(tmp_path, {"one": Scripted()}), sending=here) as app:
+    configuration = settings(tmp_path, {"one": Scripted()}, intake={"max_body": "1MiB"})
+    async with running(configuration, sending=here) as app:
         client = TestClient(app, headers={"Authorization": f"Bearer {TOKEN}"})
-        body = b"x" * (endpoint.BODY_LIMIT + 1)
+        body = b"x" * (1024 * 1024 + 1)
         response = await asyncio.to_thread(client.post, "/alerts", content=body)
         assert response.status_code == 413
+        assert response.json() == {"error": "the body is over 1048576 bytes, see intake.max_body"}
+        assert response.headers["Connection"] == "close"
         assert (await asyncio.to_thread(client.post, "/alerts", content=body[1:])).status_code == 400
     (largest, _), (over, beginning) = await quarantined(tmp_path)
     assert (over.code, largest.code) == (413, 400)
@@ -148,13 +153,89 @@ async def test_a_body_over_the_limit_is_413_and_its_beginning_is_kept(tmp_path: 
     assert beginning == body[: quarantine.CUT]
 
 
-async def test_a_large_webhook_is_taken_whole(tmp_path: Path) -> None:
+async def test_a_large_webhook_is_kept_whole_and_told_as_far_as_anybody_reads(tmp_path: Path) -> None:
     channel = Scripted()
-    text = "ü" * 5_000_000
+    body = webhook_of(commonAnnotations={"description": "ü" * 2_000_000, "summary": "short"})
     async with served(settings(tmp_path, {"one": channel})) as client:
-        assert (await post(client, webhook_of(commonAnnotations={"description": text})))[0] == 202
+        assert (await post(client, body))[0] == 202
         await until(lambda: len(channel.sent) == 1)
-    assert channel.sent[0].event.common_annotations["description"] == text
+    assert channel.sent[0].event.common_annotations == {"description": "ü" * 16_383 + "…", "summary": "short"}
+    with sqlite3.connect(tmp_path / "relay.db") as database:
+        assert database.execute("SELECT body FROM events").fetchall() == [(body,)]
+    database.close()
+
+
+async def test_an_upload_over_the_limit_ends_before_it_is_whole(tmp_path: Path) -> None:
+    async with served(settings(tmp_path, {"one": Scripted()}, intake={"max_body": "1MiB"})) as client:
+        base = client._base_url
+        assert base is not None
+        for head in (b"Content-Length: 1000000000", b"Transfer-Encoding: chunked"):
+            _, writer = await asyncio.open_connection(base.host, base.port)
+            writer.write(b"POST /alerts HTTP/1.1\r\nHost: relay\r\nAuthorization: Bearer " + TOKEN.encode() + b"\r\n")
+            writer.write(head + b"\r\n\r\n")
+            sent = 0
+            with suppress(ConnectionError):
+                while sent < 50_000_000:
+                    writer.write(b"10000\r\n" + b"x" * 65_536 + b"\r\n")
+                    await writer.drain()
+                    sent += 65_536
+            assert sent < 50_000_000
+            writer.close()
+        await reaches(client, 2, "relay_webhooks_total", code="413")
+
+
+async def test_large_webhooks_come_one_after_the_other_and_small_ones_pass_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "TURN_SECONDS", 0.1)
+    large = webhook_of(group="large", commonAnnotations={"description": "x" * 600_000})
+    async with served(settings(tmp_path, {"one": Scripted()}, intake={"max_body": "1MiB"})) as client:
+        base = client._base_url
+        assert base is not None
+        _, writer = await asyncio.open_connection(base.host, base.port)
+        head = f"POST /alerts HTTP/1.1\r\nHost: relay\r\nAuthorization: Bearer {TOKEN}\r\n"
+        writer.write(f"{head}Content-Length: {len(large)}\r\n\r\n".encode() + large[:-1])
+        await writer.drain()
+
+        async def refused() -> bool:
+            return await post(client, large) == (
+                503,
+                {"error": "not accepted, send it again: other large webhooks come first"},
+            )
+
+        await until(refused)
+        assert (await post(client, payload(1)))[0] == 202
+        writer.write(large[-1:])
+        await reaches(client, 2, "relay_webhooks_total", code="202")
+        assert (await post(client, large))[0] == 200
+        writer.close()
+
+
+async def test_a_group_of_thousands_is_told_with_all_of_them_counted(tmp_path: Path) -> None:
+    channel = Scripted()
+    (alert,) = json.loads(payload(1))["alerts"]
+    alerts = [
+        alert | {"labels": {"severity": "critical" if number == 8_999 else "info"}, "fingerprint": f"{number:016x}"}
+        for number in range(9_000)
+    ]
+    over = [each | {"status": "resolved", "fingerprint": f"r{number}"} for number, each in enumerate(alerts[:1_000])]
+    async with served(settings(tmp_path, {"one": channel})) as client:
+        assert (await post(client, webhook_of(alerts=over + alerts)))[0] == 202
+        assert (await post(client, webhook_of(alerts=alerts[::-1] + over[::-1])))[0] == 200
+        await until(lambda: len(channel.sent) == 1)
+        event = channel.sent[0].event
+        assert wording.counts(event) == "9000 firing, 1000 resolved"
+        assert 500 < len(event.alerts) < 5_000
+        assert event.alerts[0].fingerprint == f"{8_999:016x}"  # the only one that is critical
+
+
+async def test_where_a_place_holds_more_names_than_any_alert_has_it_is_413_and_kept(tmp_path: Path) -> None:
+    labels = {f"name {number}": "" for number in range(30_000)}
+    async with served(settings(tmp_path, {"one": Scripted()})) as client:
+        answer = await post(client, webhook_of(groupLabels=labels))
+        assert answer == (413, {"error": "groupLabels: over 20000 names and values"})
+    ((kept, _),) = await quarantined(tmp_path)
+    assert kept.code == 413
 
 
 async def test_a_body_that_never_ends_is_503_after_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,10 +248,21 @@ async def test_a_body_that_never_ends_is_503_after_its_time(tmp_path: Path, monk
 async def test_too_much_at_once_is_503_and_what_was_in_hand_is_let_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint, "IN_HAND_LIMIT", 100)
+    monkeypatch.setattr(endpoint, "SMALL_ONES", len(payload(1)))
+    monkeypatch.setattr(endpoint, "TURN_SECONDS", 0.1)
     async with served(settings(tmp_path, {"one": Scripted()})) as client:
-        assert (await post(client, payload(1)))[0] == 503
-        monkeypatch.setattr(endpoint, "IN_HAND_LIMIT", len(payload(1)))
+        base = client._base_url
+        assert base is not None
+        _, writer = await asyncio.open_connection(base.host, base.port)
+        head = f"POST /alerts HTTP/1.1\r\nHost: relay\r\nAuthorization: Bearer {TOKEN}\r\n"
+        writer.write(f"{head}Content-Length: {len(payload(1))}\r\n\r\n{{".encode())
+        await writer.drain()
+
+        async def refused() -> bool:
+            return (await post(client, payload(4)))[0] == 503
+
+        await until(refused)
+        writer.close()
         assert (await post(client, payload(1)))[0] == 202
         assert (await post(client, payload(4)))[0] == 202
 
@@ -214,7 +306,7 @@ async def test_a_defect_of_ours_is_500_and_counted(tmp_path: Path) -> None:
 
     (tmp_path / "token").write_text(TOKEN)
     registry = CollectorRegistry()
-    rules = endpoint.Rules((), (), ("one",), {"one"}, 60.0)
+    rules = endpoint.Rules((), (), ("one",), {"one"}, 60.0, 1_000_000)
     async with opened(location.sqlite(tmp_path / "relay.db"), lambda: 0.0) as store:
         metrics = Metrics(registry, (), (), ())
         intake = endpoint.Intake(store, TokenFile(tmp_path / "token"), rules, metrics, broken, lambda _names: None)

@@ -32,7 +32,8 @@ def group(*alerts: tuple[str, Status, float]) -> Event:
 
 async def come(store: Store, event: Event) -> Accepted:
     def decide(known: Known | None, now: float) -> Plan | None:
-        return plan(event, known, now=now, duplicate_window=60, routed=("a",), configured=("a",))
+        content = fingerprint(event)
+        return plan(event, known, content=content, now=now, duplicate_window=60, routed=("a",), configured=("a",))
 
     return await accept(store, Incoming(event, incident_id(event), fingerprint(event), "Down", b"{}"), decide)
 

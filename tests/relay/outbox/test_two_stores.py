@@ -160,7 +160,15 @@ async def test_an_attempt_that_fails_while_the_other_accepts(replicas: Replicas)
 async def test_a_notification_that_comes_to_both_at_once_is_accepted_once(replicas: Replicas) -> None:
     async def posted(store: Store, event: Event) -> bool:
         def decide(known: Known | None, now: float) -> Plan | None:
-            return identity.plan(event, known, now=now, duplicate_window=60, routed=CHANNELS, configured=CHANNELS)
+            return identity.plan(
+                event,
+                known,
+                content=identity.fingerprint(event),
+                now=now,
+                duplicate_window=60,
+                routed=CHANNELS,
+                configured=CHANNELS,
+            )
 
         incident = Incoming(event, identity.incident_id(event), identity.fingerprint(event), "KMSTest", b"{}")
         return (await accept(store, incident, decide)).duplicate

@@ -128,7 +128,10 @@ class World:
         event = event_of(group, alerts)
 
         def decide(known: KnownIncident | None, now: float) -> Plan | None:
-            plans.append(plan(event, known, now=now, duplicate_window=WINDOW, routed=routed, configured=RATES))
+            content = fingerprint(event)
+            plans.append(
+                plan(event, known, content=content, now=now, duplicate_window=WINDOW, routed=routed, configured=RATES)
+            )
             return plans[-1]
 
         return await accept(self.store, Incoming(event, incident_id(event), fingerprint(event), "Down", b"{}"), decide)

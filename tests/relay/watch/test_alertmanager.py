@@ -1,6 +1,8 @@
 """What Alertmanager's API says is read within bounds; whatever else comes back is one sentence."""
 
 import asyncio
+import gzip
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -138,7 +140,7 @@ async def breaks_off(request: web.Request) -> web.StreamResponse:
         (is_a_page, "not that of Alertmanager's API"),
         (is_another_json, "not that of Alertmanager's API"),
         (is_before_all_time, "not that of Alertmanager's API"),
-        (is_too_long, "over 33554432 bytes"),
+        (is_too_long, "over 16777216 bytes"),
         (breaks_off, "Alertmanager"),
     ],
 )
@@ -149,6 +151,28 @@ async def test_an_answer_that_cannot_be_used_is_one_sentence(
     setattr(api, where, answer)
     with pytest.raises(PeerError, match=words):
         await peer.ask()
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+async def test_an_answer_takes_no_more_memory_than_a_few_times_what_is_read_of_it(
+    api: Api, peer: Peer, compressed: bool
+) -> None:
+    content = b"[" + b"[]," * 2_000_000 + b"[]]"
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        assert request.headers["Accept-Encoding"] == "identity"
+        body = gzip.compress(content, 1) if compressed else content
+        return web.Response(body=body, headers={"Content-Encoding": "gzip"} if compressed else {})
+
+    api.alerts = answer
+    tracemalloc.start()
+    try:
+        with pytest.raises(PeerError, match="not that of Alertmanager's API"):
+            await peer.ask()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 * len(content)
 
 
 async def test_one_that_is_not_there_is_one_sentence() -> None:

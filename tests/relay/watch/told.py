@@ -82,6 +82,7 @@ class Desk:
             return identity.plan(
                 event,
                 known,
+                content=identity.fingerprint(event),
                 now=now,
                 duplicate_window=self.duplicate_window,
                 routed=channels or ("slack",),

@@ -1,0 +1,51 @@
+"""How many bytes of bodies are in memory at once. Who wants to read one waits until there is room, in order of arrival.
+
+What waits is unread: uvicorn lets a connection bring 64 KiB and no more until somebody reads.
+"""
+
+import asyncio
+from collections import deque
+from contextlib import suppress
+
+
+class Budget:
+    """Room for bodies.
+
+    Args:
+        most: bytes.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    async def take(self, size: int, seconds: float) -> None:
+        """Returns once `size` bytes are its caller's, who gives them back. Raises TimeoutError after `seconds`."""
+        if not self._waiting and size <= self._left:
+            self._left -= size
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((size, turn))
+        try:
+            async with asyncio.timeout(seconds):
+                await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled():  # its turn came in the same moment
+                self.give(size)
+            else:
+                with suppress(ValueError):
+                    self._waiting.remove((size, turn))
+                self._next()
+            raise
+
+    def give(self, size: int) -> None:
+        """They are free again."""
+        self._left += size
+        self._next()
+
+    def _next(self) -> None:
+        while self._waiting and self._waiting[0][0] <= self._left:
+            size, turn = self._waiting.popleft()
+            if not turn.done():  # else nobody waits for it any more
+                self._left -= size
+                turn.set_result(None)

@@ -1,0 +1,85 @@
+"""JSON of somebody who is not trusted → a typed structure, or one sentence that repeats nothing of what it holds.
+
+What the structure does not name is skipped and takes no memory. A document that is read whole, or an error that holds a
+piece of it, may take two hundred times its size: `{"x":[[],[],…]}` of 4 MB took 900 MB.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Final, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+_KINDS: Final = {
+    "str": "text",
+    "int": "a whole number",
+    "float": "a fraction",
+    "bool": "true or false",
+    "object": "an object",
+    "array": "a list",
+    "datetime": "a time as RFC 3339 text",
+}
+_PLACE: Final = re.compile(r"\.(\w+)|\[(\d+)\]|\[\.\.\.\]")
+_SHORTER: Final = {"Input data was truncated": "it ends too early"}
+_MISSING: Final = re.compile(r"Object missing required field `(\w+)`")
+
+
+class WireError(ValueError):
+    """It cannot be read; the message says where and what was expected, such as `alerts.0.status: expected …`."""
+
+    def __init__(self, place: str, sentence: str) -> None:
+        super().__init__(f"{place}: {sentence}" if place else sentence)
+
+
+def decode(
+    decoder: msgspec.json.Decoder[T],
+    body: bytes | msgspec.Raw,
+    place: str = "",
+    words: Mapping[str, str] | None = None,
+) -> T:
+    """What `decoder` makes of a body.
+
+    Args:
+        decoder: of a typed structure; a field of the type Any would keep whatever comes.
+        body: JSON in UTF-8.
+        place: where the body stands in a larger one; errors begin with it.
+        words: what is expected in fields that take a few words only, by the name of the field.
+
+    Raises:
+        WireError: it is something else.
+    """
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _misfit(str(error), place, words or {}) from None
+    except UnicodeDecodeError:
+        raise WireError(place, "invalid JSON: it is not UTF-8") from None
+    except msgspec.DecodeError as error:
+        why = _SHORTER.get(str(error)) or str(error).partition(": ")[2]
+        raise WireError(place, f"invalid JSON: {why}") from None
+    except RecursionError:
+        raise WireError(place, "invalid JSON: it is nested too deeply") from None
+
+
+def _misfit(said: str, place: str, words: Mapping[str, str]) -> WireError:
+    what, _, path = said.rpartition(" - at `$")
+    if not what:
+        what, path = said, ""
+    parts = [name or number for name, number in _PLACE.findall(path) if name or number]
+    where = [place] if place else []
+    if missing := _MISSING.fullmatch(what):
+        return WireError(".".join([*where, *parts, missing[1]]), "missing")
+    return WireError(".".join([*where, *parts]), _sentence(what, words.get(parts[-1], "") if parts else ""))
+
+
+def _sentence(what: str, allowed: str) -> str:
+    if what.startswith("Expected"):
+        wanted, _, found = what.removeprefix("Expected ").partition(", got ")
+        readable = re.sub(r"`(\w+)( \| null)?`", lambda kind: _KINDS.get(kind[1], kind[1]), wanted)
+        return f"expected {allowed or readable}" + (f", not {_KINDS.get(found.strip('`'), 'null')}" if found else "")
+    if what.startswith("Invalid RFC3339"):
+        return "expected a time as RFC 3339 text, such as 2026-11-27T12:00:00Z"
+    # Whatever else msgspec says may repeat the value.
+    return f"expected {allowed or 'another value'}"
