@@ -22,7 +22,7 @@ from shared.secret_file import SecretFile
 MAX_RECORD_BYTES: Final = 1024 * 1024
 _TRIES: Final = 3
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_CANNOT_BE_UNWRAPPED: Final = "data keys that cannot be unwrapped: {}; their records cannot be read, the log says why"
+_CANNOT_BE_UNWRAPPED: Final = "data keys that cannot be unwrapped: {}; so their records cannot be read"
 
 log = structlog.get_logger(__name__)
 
