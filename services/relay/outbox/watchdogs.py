@@ -85,9 +85,9 @@ def count_silence(transaction: Transaction, expected: Mapping[str, float], able_
 
 
 def _counted(row: Row[*tuple[Any, ...]], now: float, expect_every: float, able_for: float) -> float:
-    passed = max(0.0, now - row.counted_at)
+    passed = max(0.0, now - float(row.counted_at))
     able = passed if passed <= _RESTART else min(passed, able_for)
-    before: float = row.silent if passed - able <= expect_every else 0.0
+    before = float(row.silent) if passed - able <= expect_every else 0.0
     return before + able
 
 
