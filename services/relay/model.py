@@ -110,3 +110,5 @@ class Message:
     """How somebody of each role is reached: 10 at most, each text of 200 characters at most."""
     age: float = 0.0
     """Seconds since it was accepted, by the clock that it was accepted by, which may be another than a provider's."""
+    keep_open: bool = False
+    """Whether it is over while another incident of the same source and groupKey is open, and has to stay so."""

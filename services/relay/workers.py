@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 from uuid import uuid4
@@ -82,9 +82,9 @@ async def _working(
     # Of these nothing is asked but whether their secrets are others: they connect at their first send, and never send.
     channels = {name: channel.connect(delivery.timeout) for name, channel in settings.channels.items()}
     for name, channel in channels.items():
-        workers[name] = Worker(
-            name, channel, _rate(settings, settings.channels[name]), settings.channels[name].lanes, shared
-        )
+        own = settings.channels[name]
+        sharing = _sharing(own, settings.channels)
+        workers[name] = Worker(name, channel, _rate(settings, own), own.lanes, shared, sharing)
     await _try_refused(store, channels)
     tasks = [asyncio.create_task(worker.run(), name=f"deliver {name}") for name, worker in workers.items()]
     looking = asyncio.create_task(_look_after(store, shared, wake, channels), name="overdue deliveries")
@@ -105,6 +105,11 @@ async def _working(
 def link_rules(settings: RelaySettings) -> LinkRules:
     """What a person set about links."""
     return LinkRules(settings.links.runbook, settings.links.dashboard, frozenset(settings.links.allow_hosts))
+
+
+def _sharing(channel: ChannelSettings, channels: Mapping[str, ChannelSettings]) -> tuple[str, ...]:
+    place = channel.shared_place()
+    return tuple(name for name, other in channels.items() if place is not None and other.shared_place() == place)
 
 
 def _rate(settings: RelaySettings, channel: ChannelSettings) -> float | None:

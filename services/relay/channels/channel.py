@@ -167,6 +167,13 @@ class ChannelSettings(Section):
     allow_remote_insecure: bool = False
     """Lets plaintext leave this machine: to a stand-in among containers."""
 
+    def shared_place(self) -> Hashable:
+        """Where incidents of one source and groupKey are one, whatever their receiver; None where they are not.
+
+        Equal for channels that lead to the same place.
+        """
+        return None
+
     @abstractmethod
     def connect(self, timeout: float) -> Channel:
         """The channel, with `timeout` seconds for a whole send. Connects at the first send."""

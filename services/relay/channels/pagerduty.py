@@ -6,6 +6,9 @@ Where a webhook names its `source`, that goes into the key as well: the groups o
 have the same groupKey, are then incidents of their own.
 https://developer.pagerduty.com/docs/send-alert-event
 
+Receivers are no part of the key, so the incidents of two receivers with one groupKey are one there: while one of them
+needs it, the end of the other resolves nothing.
+
 PagerDuty drops a resolve where nothing is open. So an incident that was over before anybody was told is triggered and
 then resolved, as two events; `page_resolved: false` sends the resolve alone, and nobody is called for it.
 
@@ -35,6 +38,7 @@ DETAILS = 400_000  # bytes of the 512 KB that an event may have
 _TEXT = 2_000
 _LABEL = 500
 _LABELS = 64
+_LEFT_OPEN = "left open: another incident with this key is open"
 _TRIGGERED: Progress = {"triggered": "yes"}
 _NOTHING: Final = {"event_action": "resolve", "dedup_key": "keypulse asks whether its routing key is right"}
 """No incident has such a key, and PagerDuty drops a resolve where nothing is open."""
@@ -51,6 +55,10 @@ class PagerDutySettings(ChannelSettings):
     url: ProviderUrl = "https://events.pagerduty.com/v2/enqueue"
     page_resolved: bool = True
     """Whether somebody is called for an incident that is over before they could be."""
+
+    def shared_place(self) -> Hashable:
+        """A service: the key of one of its incidents is the same for every receiver."""
+        return self.url, self.routing_key_file
 
     def connect(self, timeout: float) -> "PagerDutyChannel":
         """The channel, with `timeout` seconds for a whole send."""
@@ -75,11 +83,12 @@ class PagerDutyChannel:
 
     async def send(self, attempt: Attempt) -> Receipt:
         """Triggers or resolves the incident; the receipt holds its `dedup_key` and PagerDuty's `status`."""
-        first, *then = self._events(attempt.message, attempt.progress)
+        actions = self._events(attempt.message, attempt.progress)
+        receipt: Receipt = {"dedup_key": _dedup_key(attempt.message.event), "status": _LEFT_OPEN}
         async with exchange(attempt, "PagerDuty", self._timeout) as talk:
-            receipt = await self._tell(talk, attempt.message, first)
-            for action in then:
-                await attempt.keep(_TRIGGERED)
+            for number, action in enumerate(actions):
+                if number:
+                    await attempt.keep(_TRIGGERED)
                 receipt = await self._tell(talk, attempt.message, action)
         return receipt
 
@@ -101,7 +110,9 @@ class PagerDutyChannel:
         if not wording.is_over(message.event):
             return ("trigger",)
         call = message.untold and self._settings.page_resolved and progress != _TRIGGERED
-        return ("trigger", "resolve") if call else ("resolve",)
+        beginning: tuple[Action, ...] = ("trigger",) if call else ()
+        end: tuple[Action, ...] = () if message.keep_open else ("resolve",)
+        return (*beginning, *end)
 
     async def _tell(self, talk: Exchange, message: Message, action: Action) -> Receipt:
         event = await made(message, lambda: render(message, action))

@@ -1,12 +1,14 @@
 """A claimed delivery → what goes out: its events merged into one."""
 
 import asyncio
+from functools import partial
 
 from services.relay.delivery.merge import merge
 from services.relay.event_json import decode, encode
 from services.relay.model import Event
 from services.relay.outbox.claim import Claim
 from services.relay.outbox.held import told_events
+from services.relay.outbox.same_group import needed_by
 from services.relay.outbox.store import Store
 from services.relay.sending.outgoing import Outgoing
 
@@ -29,6 +31,11 @@ async def outgoing(store: Store, claim: Claim, *, ends: float, lease_ends: float
     if claim.first_event != claim.last_event:
         async with asyncio.timeout_at(ends):
             written, size = await _merged(store, claim)
+    keep_open = False
+    if claim.others:
+        needed = partial(needed_by, others=claim.others, incident_id=claim.incident_id, last_event=claim.last_event)
+        async with asyncio.timeout_at(ends):
+            keep_open = await store.read(needed)
     return Outgoing(
         channel=claim.channel,
         delivery_id=claim.delivery_id,
@@ -45,6 +52,7 @@ async def outgoing(store: Store, claim: Claim, *, ends: float, lease_ends: float
         maybe_sent=claim.maybe_sent,
         ends=ends,
         lease_ends=lease_ends,
+        keep_open=keep_open,
     )
 
 

@@ -39,13 +39,23 @@ class Worker:
         rate: messages in a second; None where there is no pace.
         lanes: how many messages are under way at once.
         shared: what all workers share.
+        sharing: where incidents of a group are one on it: its name, and others that lead to the same place.
     """
 
-    def __init__(self, name: str, channel: Channel, rate: float | None, lanes: int, shared: Delivering) -> None:
+    def __init__(
+        self,
+        name: str,
+        channel: Channel,
+        rate: float | None,
+        lanes: int,
+        shared: Delivering,
+        sharing: tuple[str, ...] = (),
+    ) -> None:
         self._name = name
         self._channel = channel
         self._rate = rate
         self._lanes = lanes
+        self._sharing = sharing
         self._shared = shared
         self._deliverer = Deliverer(name, shared)
         self._news = asyncio.Event()
@@ -100,7 +110,7 @@ class Worker:
 
     async def _claim(self) -> Taken:
         shared, free = self._shared, self._lanes - len(self._in_hand)
-        wanted = Wanted(self._name, free, shared.owner, shared.lease, self._rate, tuple(self._in_hand))
+        wanted = Wanted(self._name, free, shared.owner, shared.lease, self._rate, self._sharing, tuple(self._in_hand))
         return await claim(shared.store, wanted)
 
     async def _deliver(self, claimed: Claim, lease_ends: float) -> None:

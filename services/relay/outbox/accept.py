@@ -12,6 +12,7 @@ from services.relay.model import Event
 from services.relay.outbox.enqueue import New, enqueue
 from services.relay.outbox.known import Known, known_of
 from services.relay.outbox.many import Many
+from services.relay.outbox.same_group import group_id
 from services.relay.outbox.schema import events, incidents, plain
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
@@ -20,10 +21,11 @@ _LARGE: Final = 64 * 1024  # bytes of a webhook up to which writing its event is
 # Statements are built once: building one costs more than a database takes to run it.
 _NEW_EVENTS: Final = Many(insert(events), [column.name for column in events.c if column is not events.c.seq])
 _SEQS: Final = select(events.c.id, events.c.seq).where(events.c.id.in_(bindparam("ids", expanding=True)))
+_KEPT: Final = ("episode", "open", "latest_event", "group_id", "earlier")
 _KEEP: Final = Many(
     update(incidents)
     .where(incidents.c.id == bindparam("incident"))
-    .values({name: bindparam(f"new_{name}") for name in ("episode", "open", "latest_event", "earlier")})
+    .values({name: bindparam(f"new_{name}") for name in _KEPT})
 )
 
 
@@ -142,6 +144,7 @@ def _commit(transaction: Transaction, planned: Sequence[_Planned]) -> dict[str, 
                 "new_episode": each.plan.episode,
                 "new_open": int(each.plan.open),
                 "new_latest_event": seq,
+                "new_group_id": group_id(each.asked.incoming.event),
                 "new_earlier": each.known.remembered() if each.known else None,
             }
             for each, seq in zip(planned, seqs, strict=True)

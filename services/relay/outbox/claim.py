@@ -17,6 +17,7 @@ from services.relay.outbox import gate
 from services.relay.outbox.enqueue import Waits, merge_into_successor
 from services.relay.outbox.lock import locked_now
 from services.relay.outbox.pace import within_pace
+from services.relay.outbox.same_group import open_on
 from services.relay.outbox.schema import State, deliveries, events
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
@@ -115,6 +116,10 @@ class Claim(NamedTuple):
     note: str
     probe: bool
     """Whether it tries for all others that a channel's breaker holds back."""
+    sharing: tuple[str, ...] = ()
+    """Where it tells an end: the channels on which that ends every incident of its group; see `same_group`."""
+    others: tuple[str, ...] = ()
+    """The open incidents of its group on these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +134,8 @@ class Wanted:
     """How long the lease lasts."""
     rate: float | None
     """Messages in a second that the channel takes; None where there is no pace."""
+    sharing: tuple[str, ...] = ()
+    """Where incidents of a group are one on this channel: it, and others that lead to the same place."""
     held: tuple[str, ...] = ()
     """The deliveries that it is just sending: theirs are the leases that it trusts, whatever the clock was set to."""
 
@@ -169,7 +176,7 @@ def _of_channel(transaction: Transaction, wanted: Wanted) -> Taken:
     lease = f"{wanted.owner}/{uuid4().hex}"
     taking = {"taken": [each.seq for each in due], "proof": lease, "now": transaction.now}
     transaction.connection.execute(_TAKE, {**taking, "ends": transaction.now + wanted.seconds})
-    return Taken(_claims(transaction, wanted.channel, due, lease, admission.probe), 0.0, admission.refused)
+    return Taken(_claims(transaction, wanted, due, lease, admission.probe), 0.0, admission.refused)
 
 
 def _due(transaction: Transaction, wanted: Wanted, most: int) -> list[Row[*tuple[Any, ...]]]:
@@ -208,9 +215,9 @@ def _next(transaction: Transaction, channel: str) -> float | None:
 
 
 def _claims(
-    transaction: Transaction, channel: str, due: Sequence[Row[*tuple[Any, ...]]], lease: str, probe: bool
+    transaction: Transaction, asked: Wanted, due: Sequence[Row[*tuple[Any, ...]]], lease: str, probe: bool
 ) -> tuple[Claim, ...]:
-    connection = transaction.connection
+    connection, channel = transaction.connection, asked.channel
     episodes = list({row.episode for row in due})
     incidents = {"incidents": [row.incident_id for row in due], "episodes": episodes, "channel": channel}
     wanted = {"wanted": [row.event_seq for row in due]}
@@ -219,6 +226,9 @@ def _claims(
     receipts = {(row.incident_id, row.episode): row.receipt for row in first}
     over = any(row.status == Status.RESOLVED and (row.incident_id, row.episode) not in receipts for row in due)
     fired = {(row.incident_id, row.episode) for row in connection.execute(_FIRED, incidents)} if over else set()
+
+    ends = {row.incident_id for row in due if row.status == Status.RESOLVED} if asked.sharing else set()
+    others = open_on(connection, ends, asked.sharing) if ends else {}
 
     def made(row: Row[*tuple[Any, ...]]) -> Claim:
         episode = (row.incident_id, row.episode)
@@ -241,6 +251,8 @@ def _claims(
             progress=json.loads(row.progress) if row.progress else {},
             note=row.note or "",
             probe=probe,
+            sharing=asked.sharing if row.incident_id in ends else (),
+            others=tuple(sorted({other.other for other in others.get(row.incident_id, ())})),
         )
 
     return tuple(made(row) for row in due)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from sqlalchemy import Row, bindparam, or_, select, update
+from sqlalchemy import Row, bindparam, exists, or_, select, update
 
 from services.relay.outbox import dialect
 from services.relay.outbox.again import requeue_too_early
@@ -24,12 +24,20 @@ from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
 
 _of = deliveries.c
+_older = deliveries.alias("older")
 _closed = select(channels.c.name).where(or_(channels.c.failures >= BREAKS_AFTER, channels.c.refused > 0))
 _OVERDUE: Final = (
     _of.channel.in_(_closed),
     _of.finished_at.is_(None),
     _of.state.in_([state.value for state in WAITING]),
     _of.accepted_at < bindparam("before"),
+    # Else the older one, which may be under way, would be sent after what is newer was given up.
+    ~exists().where(
+        _older.c.incident_id == _of.incident_id,
+        _older.c.channel == _of.channel,
+        _older.c.finished_at.is_(None),
+        _older.c.seq < _of.seq,
+    ),
 )
 _NEXT: Final = select(_of.seq, _of.incident_id).where(*_OVERDUE).order_by(_of.seq).limit(STEP)
 _ROWS: Final = (
@@ -142,5 +150,5 @@ def _step(
         woken |= {new.channel for new in news}
     if rows:
         connection.execute(_GIVE_UP, {"seqs": [row.seq for row in rows], "at": now})
-    told = FellBack(tuple(superseded), tuple(sorted(woken)), more=len(found) == STEP)
+    told = FellBack(tuple(superseded), tuple(sorted(woken)), more=bool(rows))
     return told, [row.channel for row in rows]

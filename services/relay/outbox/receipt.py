@@ -1,7 +1,8 @@
 """The last stride's commit: how an attempt ended, and what becomes of its delivery, its channel and its incident.
 
 Whoever lost the lease before writes no receipt. But what he sent may have arrived after something newer: so the current
-state of the incident is sent once more.
+state of the incident is sent once more. So is that of another incident which began while an end was under way that ends
+it, too (see `same_group`).
 """
 
 import json
@@ -16,6 +17,7 @@ from services.relay.outbox.enqueue import New, Waits, enqueue, merge_into_succes
 from services.relay.outbox.fallback import instead
 from services.relay.outbox.lock import lock
 from services.relay.outbox.many import Many
+from services.relay.outbox.same_group import open_on
 from services.relay.outbox.schema import State, attempts, deliveries, incidents, plain
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
@@ -100,7 +102,8 @@ async def record(store: Store, claim: Claim, ending: Ending, pauses: gate.Pauses
 
 def _record(transaction: Transaction, asked: Sequence[_Asked]) -> list[Recorded]:
     connection = transaction.connection
-    lock(transaction, {each.claim.incident_id for each in asked})
+    others = {new.incident_id for new in _ended_as_well(transaction, asked)}
+    lock(transaction, others.union(each.claim.incident_id for each in asked))
     ids = [each.claim.delivery_id for each in asked]
     rows = {row.id: row for row in connection.execute(_FIND, {"ids": ids}).all()}
     ours = [each for each in asked if _is_ours(each.claim, rows)]
@@ -120,12 +123,27 @@ def _record(transaction: Transaction, asked: Sequence[_Asked]) -> list[Recorded]
                 pauses=each.pauses,
             )
             reached -= {each.claim.channel}
+    if others:
+        enqueue(transaction, _ended_as_well(transaction, asked))
     return [
         _follow(transaction, each, rows[each.claim.delivery_id])
         if _is_ours(each.claim, rows)
         else _not_ours(transaction, each, rows.get(each.claim.delivery_id))
         for each in asked
     ]
+
+
+def _ended_as_well(transaction: Transaction, asked: Sequence[_Asked]) -> list[New]:
+    """The current state of the incidents that began, or went on, while ends were told that end them, too."""
+    news: dict[tuple[str, str], New] = {}
+    for claim, ending, _ in asked:
+        if not claim.sharing or not ending.sent or (ending.payload is None and not claim.maybe_sent):
+            continue
+        for other in open_on(transaction.connection, [claim.incident_id], claim.sharing).get(claim.incident_id, ()):
+            if other.latest_event > claim.last_event:
+                new = New(other.latest_event, other.latest_event, other.other, other.episode, other.channel)
+                news[other.other, other.channel] = new
+    return list(news.values())
 
 
 def _is_ours(claim: Claim, rows: Mapping[str, Row[*tuple[Any, ...]]]) -> bool:

@@ -54,6 +54,7 @@ incidents = Table(
     Column("episode", Integer, nullable=False),
     Column("open", Integer, nullable=False),  # 1 until the whole group is told resolved
     Column("latest_event", BigInteger, nullable=False),  # 0 before its first event is committed
+    Column("group_id", Text),  # see `same_group`; null before its first event is committed
     Column("earlier", Text),  # JSON; of the last few events before it: their fingerprint, and when each was accepted
 )
 
@@ -174,6 +175,7 @@ _index(
 )
 _index("deliveries_dead", _of.finished_at, where="state = 'dead'")
 _index("deliveries_delivered", _of.channel, _of.finished_at, where="state = 'delivered'")
+_index("incidents_of_group", incidents.c.group_id, where="open = 1")
 _index("events_of_incident", events.c.incident_id, events.c.seq)
 _index("events_of_ours", events.c.incident_id, events.c.seq, where="length(body) = 0")
 

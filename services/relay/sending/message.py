@@ -41,6 +41,7 @@ async def message(outgoing: Outgoing, rules: LinkRules, contacts: Mapping[str, s
         size=outgoing.size,
         contacts=contacts,
         age=outgoing.age,
+        keep_open=outgoing.keep_open,
     )
 
 

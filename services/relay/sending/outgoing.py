@@ -36,6 +36,8 @@ class Outgoing(NamedTuple):
     """When it is cancelled at the latest, by CLOCK_MONOTONIC, which a machine's processes share, as is the next."""
     lease_ends: float
     """Until when nobody else claims the delivery."""
+    keep_open: bool = False
+    """Whether another incident needs what its end would end."""
 
 
 class Attempted(NamedTuple):

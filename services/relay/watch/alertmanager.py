@@ -42,10 +42,10 @@ class Known:
 
     since: float
     """When it started, in unix seconds by its clock."""
-    fingerprints: frozenset[str]
-    """Of every alert that has not ended, whether it is told of or not."""
+    labels: Mapping[str, Mapping[str, str]]
+    """Of every alert that has not ended, whether it is told of or not, by fingerprint."""
     active: Mapping[str, Active]
-    """Those of them that are told of, by fingerprint."""
+    """Those of them that are told of, likewise."""
 
 
 _Moment = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -65,6 +65,7 @@ class _AlertStatus(msgspec.Struct, gc=False):
 
 class _Alert(msgspec.Struct, rename="camel", gc=False):
     fingerprint: str
+    labels: dict[str, str]
     starts_at: _Moment
     receivers: list[_Receiver]
     status: _AlertStatus
@@ -130,4 +131,4 @@ def _known(since: float, body: bytes) -> Known:
         for alert in alerts
         if alert.status.state == "active"
     }
-    return Known(since, frozenset(alert.fingerprint for alert in alerts), active)
+    return Known(since, {alert.fingerprint: alert.labels for alert in alerts}, active)

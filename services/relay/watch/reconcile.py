@@ -6,8 +6,11 @@ the relay says no more than it knows. Should Alertmanager's own resolve come aft
 What comes in are the open incidents and the alerts that Alertmanager knows; out goes the end of an incident whose
 alerts it has not known for a while. A false all-clear is worse than a late one, so a doubt keeps the incident open:
 
-- What is not listed cannot be compared, so an incident with such alerts is never closed here.
+- What is not listed cannot be compared, so an incident with such alerts is closed only where nothing that Alertmanager
+  knows has the labels of its group.
 - Where some alerts of a group are gone and others fire, Alertmanager goes on telling of it.
+- Where another incident of the same source and groupKey goes on, which another receiver has, neither is closed: to
+  PagerDuty they are one.
 - How long they have been gone is counted anew after a round in which no Alertmanager counted, and after a restart.
 
 Alertmanager's own log still says that it has told of such an alert: should it fire again, it would be silent until its
@@ -15,15 +18,17 @@ Alertmanager's own log still says that it has told of such an alert: should it f
 https://github.com/prometheus/alertmanager/blob/main/notify/notify.go, DedupStage.needsUpdate
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import structlog
 
 from services.relay.identity import OWN_SOURCE
 from services.relay.model import Event, Status
-from services.relay.outbox.incidents import Incident, closed_by_us, open_incidents
+from services.relay.outbox.incidents import Incident, closed_by_us, open_incident, open_incidents
+from services.relay.outbox.same_group import group_id
 from services.relay.watch.alertmanager import Active, Peer, PeerError
 from services.relay.watch.telling import Teller
 
@@ -48,7 +53,7 @@ class Waits:
 class _Sight:
     """What all Alertmanagers together know."""
 
-    fingerprints: Collection[str]
+    labels: Mapping[str, Mapping[str, str]]
     active: Mapping[str, Active]
     counted: int
     """How many of them answered, and have been up for long enough."""
@@ -87,14 +92,23 @@ class Reconcile:
         if not sight.counted:
             return
         now = self._monotonic()
+        over: list[str] = []
+        going_on: set[str] = set()
+        """The groups of which an incident goes on, or may."""
         async for incident in open_incidents(self._teller.store):
-            if not self._is_gone(incident, sight):
-                continue
-            since = before.get(incident.event_id, now)
-            if now - since < self._waits.absent:
-                self._absent_since[incident.event_id] = since
-            elif await self._teller.end(incident, ENDED):
-                log.info("an incident was closed, for Alertmanager no longer has its alerts", incident=incident.id)
+            since = now
+            if self._is_gone(incident, sight):
+                since = self._absent_since[incident.event_id] = before.get(incident.event_id, now)
+            if now - since >= self._waits.absent:
+                over.append(incident.id)
+            elif incident.event is not None:
+                going_on.add(group_id(incident.event))
+        for one in over:  # read again, for all of them may be too much for the memory
+            read = await self._teller.store.read(partial(open_incident, incident_id=one))
+            if read is None or read.event is None or read.event_id not in self._absent_since:
+                continue  # something has come meanwhile
+            if group_id(read.event) not in going_on and await self._teller.end(read, ENDED):
+                log.info("an incident was closed, for Alertmanager no longer has its alerts", incident=one)
 
     async def _open_again(self, sight: _Sight) -> None:
         before, self._back = self._back, set()
@@ -108,7 +122,7 @@ class Reconcile:
                 log.info("an incident that the relay had closed fires again", incident=incident.id)
 
     async def _look(self) -> _Sight:
-        fingerprints: set[str] = set()
+        labels: dict[str, Mapping[str, str]] = {}
         active: dict[str, Active] = {}
         counted = 0
         for peer in self._peers:  # one after the other: each answer may have megabytes
@@ -117,22 +131,26 @@ class Reconcile:
             except PeerError as error:
                 self._say(peer, str(error))
                 continue
-            fingerprints |= known.fingerprints
+            labels |= known.labels
             active |= known.active
             young = self._teller.store.clock() - known.since < self._waits.up
             counted += not young
             self._say(peer, f"it started less than {self._waits.up:g} s ago" if young else None)
-        return _Sight(fingerprints, active, counted)
+        return _Sight(labels, active, counted)
 
     def _is_gone(self, incident: Incident, sight: _Sight) -> bool:
         event = incident.event
-        if event is None or event.source == OWN_SOURCE or event.not_listed:
+        if event is None or event.source == OWN_SOURCE:
             return False
         # With a source there are Alertmanagers that do not know of one another: it may be the one that did not answer.
         if event.source and sight.counted < len(self._peers):
             return False
         firing = {alert.fingerprint for alert in event.alerts if alert.status is Status.FIRING}
-        return bool(firing) and firing.isdisjoint(sight.fingerprints)
+        if not firing.isdisjoint(sight.labels):
+            return False
+        if event.not_listed:
+            return not any(event.group_labels.items() <= labels.items() for labels in sight.labels.values())
+        return bool(firing)
 
     def _say(self, peer: Peer, problem: str | None) -> None:
         """Logs what hinders a comparison when it begins and when it ends, not each minute."""

@@ -148,16 +148,16 @@ class Teller:
 
 
 def over(event: Event, now: datetime, note: str) -> Event:
-    """The end of what fires in an event; what was told resolved with it is not told again."""
+    """The end of what fires in an event, and of what was cut off; what was told resolved with it is not told again."""
+    firing = [alert for alert in event.alerts if alert.status is Status.FIRING]
     alerts = tuple(
-        replace(alert, status=Status.RESOLVED, ends_at=max(now, alert.starts_at))
-        for alert in event.alerts
-        if alert.status is Status.FIRING
+        replace(alert, status=Status.RESOLVED, ends_at=max(now, alert.starts_at)) for alert in firing or event.alerts
     )
     return replace(
         event,
         status=Status.RESOLVED,
         alerts=alerts,
+        truncated_alerts=0,
         unlisted_firing=b"",
         unlisted_resolved=event.unlisted_firing,
         note=note,

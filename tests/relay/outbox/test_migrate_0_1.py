@@ -59,7 +59,8 @@ def test_a_file_of_keypulse_0_1_keeps_all_that_it_holds(v01: Path, engine: Engin
         upgrade(connection)
 
         for name in kept:
-            assert [tuple(row) for row in connection.execute(schema.metadata.tables[name].select())] == before[name]
+            after = connection.execute(schema.metadata.tables[name].select()).all()
+            assert [tuple(row)[: len(before[name][0])] for row in after] == before[name]
         assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
 
 

@@ -1,15 +1,19 @@
 """What an outbox of an earlier revision than the newest holds is still there, and means the same, on both stores."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, insert, select
 
+from services.relay.event_json import encode
 from services.relay.outbox import migrations, schema
+from services.relay.outbox.same_group import group_id
 from shared.sql.location import Database
 from tests.relay.outbox.tables import differences, opened, up
+from tests.relay.scripted import event_of
 
 
 @pytest.fixture
@@ -49,3 +53,22 @@ def test_what_waits_was_told_by_no_other_channel(engine: Engine) -> None:
     with engine.begin() as connection:
         assert connection.execute(select(schema.deliveries.c.fell_back)).scalars().all() == [None]
         assert differences(connection) == []
+
+
+def test_open_incidents_of_one_group_know_of_each_other(engine: Engine) -> None:
+    given = (("one", "here", 1), ("two", "here", 1), ("three", "elsewhere", 1), ("four", "here", 0), ("five", "", 1))
+    with engine.begin() as connection:
+        for seq, (name, receiver, goes_on) in enumerate(given, start=1):
+            told = replace(event_of(), receiver=name, source=receiver)
+            event = {"seq": seq, "id": name, "incident_id": name, "receiver": "", "alertname": "", "status": "firing"}
+            event |= {"fingerprint": "", "accepted_at": 1.0, "event": encode(told) if receiver else b"{", "body": b""}
+            connection.execute(insert(schema.events).values(event))
+            row = {"id": name, "episode": 1, "open": goes_on, "latest_event": seq}
+            connection.execute(insert(schema.incidents).values(row))
+    up(engine)
+
+    with engine.begin() as connection:
+        groups = dict(connection.execute(select(schema.incidents.c.id, schema.incidents.c.group_id)).all())
+        assert groups["one"] == groups["two"] == group_id(replace(event_of(), source="here"))
+        assert groups["three"] not in {groups["one"], None}
+        assert groups["four"] is groups["five"] is None

@@ -19,6 +19,8 @@ class Answers(Peer):
         self.since = LONG_AGO
         self.alerts: set[str] = set()
         """The names of those that have not ended."""
+        self.labels: dict[str, str] = {}
+        """Of each of them, beside its name."""
         self.muted: set[str] = set()
         self.receiver = "kms-critical"
         self.problem: str | None = None
@@ -29,7 +31,7 @@ class Answers(Peer):
         active = Active(FIRES_AGAIN, frozenset({self.receiver}))
         return Known(
             self.since,
-            frozenset(f"print-{name}" for name in self.alerts),
+            {f"print-{name}": {"alertname": name, **self.labels} for name in self.alerts},
             {f"print-{name}": active for name in self.alerts - self.muted},
         )
 

@@ -81,7 +81,7 @@ async def peer(api: Api) -> AsyncIterator[Peer]:
 
 async def test_it_says_since_when_it_is_up_and_what_it_knows(peer: Peer, api: Api) -> None:
     active = Active(datetime.fromtimestamp(SINCE, UTC), frozenset({"kms-critical", "direct"}))
-    assert await peer.ask() == Known(SINCE, frozenset({"a1", "b2", "c3"}), {"a1": active})
+    assert await peer.ask() == Known(SINCE, {key: {"alertname": "A"} for key in ("a1", "b2", "c3")}, {"a1": active})
     assert api.credentials == [None, None]
 
 

@@ -1,5 +1,9 @@
 """What Alertmanager no longer knows is over after a while, and a doubt keeps it open."""
 
+from dataclasses import replace
+
+import pytest
+
 from services.relay.model import Status
 from services.relay.outbox import watchdogs
 from services.relay.watch.reconcile import ENDED
@@ -69,10 +73,58 @@ async def test_the_time_counts_anew_where_alertmanager_told_of_it_between_two_ro
     assert len(await at.told()) == 3
 
 
-async def test_a_group_whose_alerts_were_cut_off_is_never_closed(at: Desk, clock: Clock, one: Answers) -> None:
-    await at.accept(event(("A", FIRING), truncated=1))
-    await minutes(10, clock, reconcile(at, clock, one))
+@pytest.mark.parametrize("listed", [FIRING, RESOLVED])
+async def test_a_group_whose_alerts_were_cut_off_is_closed_once_nothing_has_its_labels(
+    at: Desk, clock: Clock, one: Answers, listed: Status
+) -> None:
+    await at.accept(replace(event(("A", listed), truncated=1), group_labels={"service": "backend"}))
+    one.alerts, one.labels = {"B"}, {"service": "backend", "key": "ledger"}
+    comparing = reconcile(at, clock, one)
+    await minutes(10, clock, comparing)
     assert len(await at.told()) == 1
+    one.labels = {"service": "frontend"}
+    await minutes(5, clock, comparing)
+    assert len(await at.told()) == 1
+    await minutes(1, clock, comparing)
+    told = await latest(at)
+    assert (told.status, told.truncated_alerts, [alert.status for alert in told.alerts]) == (RESOLVED, 0, [RESOLVED])
+    await minutes(10, clock, comparing)
+    assert len(await at.told()) == 2
+
+
+async def test_a_group_without_labels_whose_alerts_were_cut_off_is_closed_once_there_is_nothing(
+    at: Desk, clock: Clock, one: Answers
+) -> None:
+    await at.accept(event(("A", FIRING), truncated=1))
+    one.alerts = {"B"}
+    comparing = reconcile(at, clock, one)
+    await minutes(10, clock, comparing)
+    assert len(await at.told()) == 1
+    one.alerts = set()
+    await minutes(6, clock, comparing)
+    assert len(await at.told()) == 2
+
+
+async def test_the_incident_of_a_receivers_old_name_is_kept_while_that_of_its_new_one_goes_on(
+    at: Desk, clock: Clock, one: Answers
+) -> None:
+    await at.accept(event(("A", FIRING)), "pagerduty")
+    await at.accept(replace(event(("B", FIRING)), receiver="new-name"), "pagerduty")
+    one.alerts = {"B"}
+    comparing = reconcile(at, clock, one)
+    await minutes(10, clock, comparing)
+    assert len(await at.told()) == 2
+    await at.accept(replace(event(("B", RESOLVED)), receiver="new-name"), "pagerduty")
+    await minutes(1, clock, comparing)
+    assert [told.event.receiver for told in await at.told()] == ["kms-critical", "new-name", "new-name", "kms-critical"]
+    assert (await latest(at)).status is RESOLVED
+
+
+async def test_incidents_of_one_group_that_are_all_gone_are_all_closed(at: Desk, clock: Clock, one: Answers) -> None:
+    for receiver, source in (("one", ""), ("two", ""), ("two", "eu")):
+        await at.accept(replace(event(("A", FIRING), source=source), receiver=receiver))
+    await minutes(6, clock, reconcile(at, clock, one))
+    assert [told.event.status for told in await at.told()] == [FIRING] * 3 + [RESOLVED] * 3
 
 
 async def test_the_relays_own_incidents_are_none_of_alertmanagers(at: Desk, clock: Clock, one: Answers) -> None:

@@ -1,0 +1,128 @@
+"""A receiver is renamed during an incident, or two lead to one PagerDuty: its key is resolved with the last of them."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from ops.demo.stand_ins.faults import Fault, Kind, Provider
+from ops.demo.stand_ins.server import StandIns, start
+from services.relay.config import RelaySettings
+from shared.sql.location import Database
+from tests.relay.scripted import TOKEN, payload, post, served, until
+
+KEY = "0" * 32
+
+
+@pytest.fixture
+async def providers() -> AsyncIterator[StandIns]:
+    async with start(pagerduty_keys=[KEY]) as stand_ins:
+        yield stand_ins
+
+
+@pytest.fixture
+async def client(tmp_path: Path, database: Database, providers: StandIns) -> AsyncIterator[aiohttp.ClientSession]:
+    (tmp_path / "token").write_text(TOKEN)
+    (tmp_path / "key").write_text(KEY)
+    pagerduty = {"kind": "pagerduty", "routing_key_file": str(tmp_path / "key"), "url": providers.pagerduty_url}
+    settings = RelaySettings(
+        database=database.render_as_string(hide_password=False),
+        auth={"bearer_token_file": tmp_path / "token"},
+        delivery={"backoff_initial": "10ms", "backoff_max": "100ms"},
+        channels={"pagerduty": pagerduty, "pd-again": pagerduty, "log": {"kind": "log"}},
+        routes=[
+            {"receiver": "to-the-log", "channels": ["log"]},
+            {"receiver": "again", "channels": ["pd-again"]},
+        ],
+        default_channels=["pagerduty"],
+    )
+    async with served(settings) as client:
+        yield client
+
+
+def webhook(receiver: str, **alerts: str) -> bytes:
+    """Of one group: each alert with its status."""
+    document: dict[str, Any] = json.loads(payload(1))
+    (one,) = document["alerts"]
+    told = [{**one, "status": status, "fingerprint": name} for name, status in alerts.items()]
+    status = "firing" if "firing" in alerts.values() else "resolved"
+    return json.dumps({**document, "receiver": receiver, "status": status, "alerts": told}).encode()
+
+
+def actions(providers: StandIns) -> list[str]:
+    return [event["event_action"] for event in providers.pagerduty.events]
+
+
+async def told(client: aiohttp.ClientSession, body: bytes, deliveries: int) -> None:
+    """Accepts a webhook, and waits until as many deliveries are over."""
+    assert (await post(client, body))[0] == 202
+
+    async def over() -> bool:
+        async with client.get("/api/deliveries?state=delivered") as answer:
+            return len((await answer.json())["deliveries"]) == deliveries
+
+    await until(over)
+
+
+@pytest.mark.parametrize("other", ["renamed", "again"])
+async def test_the_end_of_one_resolves_nothing_that_another_one_needs(
+    client: aiohttp.ClientSession, providers: StandIns, other: str
+) -> None:
+    await told(client, webhook("kms-critical", A="firing"), 1)
+    await told(client, webhook(other, A="firing", B="firing"), 2)
+    await told(client, webhook("kms-critical", A="resolved"), 3)
+    assert actions(providers) == ["trigger", "trigger"]
+    async with client.get("/api/deliveries?state=delivered&limit=1") as answer:
+        assert "another incident" in (await answer.json())["deliveries"][0]["receipt"]["status"]
+    await told(client, webhook(other, A="resolved", B="resolved"), 4)
+    assert actions(providers) == ["trigger", "trigger", "resolve"]
+    (incident,) = providers.pagerduty.incidents
+    assert incident.status == "resolved"
+
+
+async def test_an_incident_whose_alerts_ended_by_the_other_receiver_holds_nothing_open(
+    client: aiohttp.ClientSession, providers: StandIns
+) -> None:
+    await told(client, webhook("old-name", A="firing", B="firing"), 1)
+    await told(client, webhook("new-name", A="firing", B="firing"), 2)
+    await told(client, webhook("new-name", A="resolved", B="firing"), 3)
+    await told(client, webhook("new-name", B="resolved"), 4)
+    assert actions(providers) == ["trigger", "trigger", "trigger", "resolve"]
+
+
+async def test_one_that_goes_elsewhere_needs_no_key(client: aiohttp.ClientSession, providers: StandIns) -> None:
+    await told(client, webhook("kms-critical", A="firing"), 1)
+    await told(client, webhook("to-the-log", B="firing"), 2)
+    await told(client, webhook("kms-critical", A="resolved"), 3)
+    assert actions(providers) == ["trigger", "resolve"]
+
+
+async def test_one_that_was_over_before_anybody_was_told_is_called_for_and_left_open(
+    client: aiohttp.ClientSession, providers: StandIns
+) -> None:
+    await told(client, webhook("other", B="firing"), 1)
+    providers.faults.add(Fault(provider=Provider.PAGERDUTY, kind=Kind.STATUS, status=500))
+    await post(client, webhook("kms-critical", A="firing"))
+    await post(client, webhook("kms-critical", A="resolved"))
+    providers.faults.clear()
+
+    async def over() -> bool:
+        async with client.get("/api/deliveries?state=delivered") as answer:
+            return len((await answer.json())["deliveries"]) == 2
+
+    await until(over)
+    assert actions(providers) == ["trigger", "trigger"]
+
+
+async def test_one_that_begins_while_a_resolve_is_under_way_is_triggered_after_it(
+    client: aiohttp.ClientSession, providers: StandIns
+) -> None:
+    await told(client, webhook("kms-critical", A="firing"), 1)
+    providers.faults.add(Fault(provider=Provider.PAGERDUTY, kind=Kind.SLOW_ANSWER, seconds=0.5, count=1))
+    await post(client, webhook("kms-critical", A="resolved"))
+    await until(lambda: actions(providers) == ["trigger", "resolve"])
+    await told(client, webhook("other", B="firing"), 4)  # it, the resolve, and it once more
+    assert actions(providers) == ["trigger", "resolve", "trigger", "trigger"]
