@@ -172,7 +172,7 @@ def refusal(status: int, headers: Mapping[str, str], detail: str, now: float) ->
 
     Args:
         status: of the answer.
-        headers: of the answer; `Retry-After` is obeyed.
+        headers: of the answer; `Retry-After` is obeyed, a date by the clock of who gave it.
         detail: one sentence for the log, without secrets.
         now: unix seconds.
     """
@@ -192,15 +192,33 @@ def refusal(status: int, headers: Mapping[str, str], detail: str, now: float) ->
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     """The wait that `Retry-After` asks for, in seconds, given so or as a date (RFC 9110, section 10.2.3).
 
-    None where there is none, or where it is nonsense.
+    None where there is none, or where it is nonsense. A date is compared with the answer's own `Date`, and with `now`
+    only where that is missing: our clock may be another one.
     """
-    value = headers.get("Retry-After", "").strip()
+    value = _header(headers, "Retry-After")
     if value.isascii() and value.isdecimal():
         wait = float(value)
     else:
-        try:
-            date = parsedate_to_datetime(value)  # all three forms of a date that section 5.6.7 knows
-        except (ValueError, OverflowError):
+        until, since = _moment(value), answered_at(headers)
+        if until is None:
             return None
-        wait = max((date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now, 0.0)
+        wait = max(until - (now if since is None else since), 0.0)
     return wait if wait < LONGEST_WAIT else None
+
+
+def answered_at(headers: Mapping[str, str]) -> float | None:
+    """When an answer was given, by the clock of who gave it, unix seconds (RFC 9110, section 6.6.1)."""
+    return _moment(_header(headers, "Date"))
+
+
+def _header(headers: Mapping[str, str], wanted: str) -> str:
+    """Of any mapping: slack_sdk makes a plain dict of what an answer had."""
+    return next((value.strip() for name, value in headers.items() if name.lower() == wanted.lower()), "")
+
+
+def _moment(value: str) -> float | None:
+    try:
+        date = parsedate_to_datetime(value)  # all three forms of a date that section 5.6.7 knows
+    except (ValueError, OverflowError):
+        return None
+    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()

@@ -35,6 +35,8 @@ Examples:
 def command(config: Path | None, ids: tuple[str, ...], channel: str | None, all_channels: bool) -> None:
     """Try again what was given up (dead): it tells the current state of its incident. What waits is due at once.
 
+    With --channel and --all, a channel that refuses everything is tried at once, too.
+
     A relay that runs notices within seconds; else it goes out at the next start.
     """
     settings = load_or_exit(RelaySettings, config)

@@ -5,6 +5,7 @@ from typing import Final
 
 from services.relay.outbox import query
 from services.relay.outbox.again import again, again_all
+from services.relay.outbox.gate import reopened
 from services.relay.outbox.query import Delivery
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store
@@ -51,11 +52,13 @@ async def retry(store: Store, delivery_id: str, channels: Collection[str]) -> De
 async def retry_channel(store: Store, channel: str) -> AsyncIterator[int]:
     """Tries again what is dead on a channel now, in steps; gives how many each step took.
 
-    What dies again meanwhile is left alone, else it would never end.
+    What dies again meanwhile is left alone, else it would never end. Where the channel refuses everything, what waits
+    for it is tried at once, too.
 
     Raises:
         StoreUnavailableError: the steps before this one are done.
     """
+    await reopened(store, [channel])
     left = await query.dead(store, channel)
     while left > 0:
         taken = await again_all(store, channel, min(left, STEP))

@@ -10,7 +10,7 @@ import structlog
 from services.relay.channels.channel import LeaseLostError, Progress, Reason, Scope, SendError
 from services.relay.channels.defect import defect
 from services.relay.delivery.outgoing import outgoing
-from services.relay.delivery.retry import RetryPolicy, asked_to_wait, next_attempt
+from services.relay.delivery.retry import RetryPolicy, asked_to_wait, next_attempt, refuses_channel
 from services.relay.metrics import Metrics
 from services.relay.outbox.claim import Claim
 from services.relay.outbox.fallback import fall_back
@@ -139,7 +139,7 @@ class Deliverer:
             attempted.seconds,
             error.reason,
             error.detail,
-            _effect(error),
+            Effect.REFUSED if refuses_channel(error, shared.retry) else _effect(error),
             again_in=again_in or 0.0,
             retry_after=asked_to_wait(error, shared.retry),
             sent=error.maybe_arrived,
@@ -187,8 +187,6 @@ def _delivered(attempted: Attempted, started_at: float) -> Ending:
 
 
 def _effect(error: SendError) -> Effect:
-    if error.scope is Scope.CHANNEL:
-        return Effect.REFUSED
     if error.scope is Scope.MESSAGE or error.reached:
         return Effect.REACHED
     if error.reason is Reason.INTERNAL or (error.reason is Reason.RATE_LIMITED and error.retry_after is not None):

@@ -23,8 +23,8 @@ def next_attempt(
 
     Full jitter: the wait is anything between 0 and the backoff, which doubles with each attempt, so that what failed
     together does not come back together. https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
-    An error of the channel waits the longest backoff: only a person can end it. The last attempt is no later than
-    `give_up_after`, except where the provider asked to wait for longer.
+    A channel that refuses everything waits the longest backoff, or as long as it asked: only a person can end that. The
+    last attempt is no later than `give_up_after`, except where the provider asked to wait for longer.
 
     Args:
         error: how the attempt ended.
@@ -36,12 +36,18 @@ def next_attempt(
     left = policy.give_up_after - age
     if error.scope is Scope.MESSAGE or left <= 0:
         return None
-    if error.scope is Scope.CHANNEL:
+    if refuses_channel(error, policy):
         wait = policy.backoff_max
     else:
         doublings = min(attempt - 1, 64)  # beyond, every backoff is at its maximum and a float may overflow
         wait = random() * min(policy.backoff_max, policy.backoff_initial * 2.0**doublings)
     return max(min(wait, left), asked_to_wait(error, policy) or 0.0)
+
+
+def refuses_channel(error: SendError, policy: RetryPolicy) -> bool:
+    """Whether nothing is taken until a person acts, or for longer than the longest backoff, which nobody waits for."""
+    too_long = error.retry_after is not None and error.retry_after > policy.backoff_max
+    return error.scope is Scope.CHANNEL or (error.scope is Scope.ATTEMPT and too_long)
 
 
 def asked_to_wait(error: SendError, policy: RetryPolicy) -> float | None:

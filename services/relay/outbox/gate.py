@@ -3,7 +3,8 @@
 Breaker: after 5 attempts in a row that did not reach the provider, or one that was refused for a reason that only a
 person can end, nothing is claimed for a while; then one delivery tries, and its ending opens the gate or closes it for
 twice as long. When it opens, what waited for its next attempt is due at once. The pause that the provider asked for is
-kept apart from it (`asked_until`): nothing that else happens to the channel shortens that one.
+kept apart from it (`asked_until`): nothing that else happens to the channel shortens that one. But whoever asks for
+more than the longest pause refuses everything: that lasts as long as was asked, and a person ends it as any refusal.
 """
 
 from collections.abc import Collection, Iterable
@@ -47,7 +48,7 @@ class Effect(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Pauses:
-    """How long a breaker pauses, in seconds."""
+    """How long a breaker pauses, in seconds, unless the provider asks for more."""
 
     initial: float
     longest: float
@@ -144,14 +145,16 @@ def note(
     row = transaction.connection.execute(_FIND_SURELY, {"channel": channel}).first()
     if row is None:
         return
-    now = transaction.now
-    if retry_after is not None:
-        _write(transaction, channel, asked_until=now + max(_asked(row, now), retry_after), asked_at=now)
-    if effect is Effect.REACHED and (row.failures or row.refused):
+    now, asked = transaction.now, retry_after or 0.0
+    # A longer pause than the longest was asked for; what was under way by then says nothing against it.
+    left = 0.0 if probe else _left(row.open_at, row.set_at, now)
+    if 0 < asked <= pauses.longest:
+        _write(transaction, channel, asked_until=now + max(_asked(row, now), asked), asked_at=now)
+    if effect is Effect.REACHED and (row.failures or row.refused) and left <= pauses.longest:
         _open(transaction, row)
     elif effect is Effect.REFUSED:
-        failures = max(row.failures, BREAKS_AFTER)
-        _close(transaction, channel, now + pauses.longest, failures=failures, refused=1, reason=reason)
+        failures, pause = max(row.failures, BREAKS_AFTER), max(pauses.longest, asked, left)
+        _close(transaction, channel, now + pause, failures=failures, refused=1, reason=reason)
     elif effect is Effect.FAILED and (probe or row.failures < BREAKS_AFTER):
         failures = row.failures + 1
         doublings = min(failures - BREAKS_AFTER, 64)

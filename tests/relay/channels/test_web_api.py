@@ -34,5 +34,17 @@ def test_retry_after_is_a_number_of_seconds_or_a_date(given: str, seconds: float
     assert retry_after({"Retry-After": given}, NOW) == seconds
 
 
+@pytest.mark.parametrize(
+    ("name", "date", "until", "seconds"),
+    [
+        ("Date", "Sun, 06 Nov 1994 07:49:07 GMT", "Sun, 06 Nov 1994 07:49:37 GMT", 30.0),  # its clock is behind ours
+        ("date", "Sun, 06 Nov 1994 09:49:07 GMT", "Sun, 06 Nov 1994 09:49:37 GMT", 30.0),
+        ("Date", "yesterday", "Sun, 06 Nov 1994 08:49:37 GMT", 30.0),
+    ],
+)
+def test_a_date_is_read_by_the_clock_of_who_gave_it(name: str, date: str, until: str, seconds: float) -> None:
+    assert retry_after({name: date, "retry-after": until}, NOW) == seconds
+
+
 def test_without_a_header_there_is_no_wait() -> None:
     assert retry_after({}, NOW) is None

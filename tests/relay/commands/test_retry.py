@@ -109,6 +109,28 @@ async def test_a_relay_that_runs_sends_it_within_seconds(
     assert len(channel.sent) == 1
 
 
+async def test_a_channel_that_asked_for_a_day_is_down_until_somebody_says_so(
+    tmp_path: Path, database: Database, configuration: Path
+) -> None:
+    channel = Scripted(SendError(Reason.RATE_LIMITED, Scope.ATTEMPT, "HTTP 429", retry_after=86_400))
+    async with served(settings(tmp_path, {"pager": channel}, database=database.render_as_string())) as client:
+        await post(client, webhook_of())
+        await reaches(client, 0, "relay_channel_up", channel="pager")
+        command = [
+            sys.executable,
+            "-m",
+            "services.relay",
+            "--config",
+            str(configuration),
+            "retry",
+            "--channel",
+            "pager",
+        ]
+        await asyncio.to_thread(subprocess.run, command, check=True, timeout=60)
+        await reaches(client, 1, "relay_channel_up", channel="pager")
+    assert len(channel.sent) == 1
+
+
 @pytest.mark.parametrize(
     "arguments", [[], ["an-id", "--all"], ["--all", "--channel", "pager"], ["an-id", "--channel", "pager"]]
 )

@@ -10,8 +10,8 @@ from services.relay.outbox.overdue import look_after
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store, opened
 from shared.sql import location
-from tests.relay.outbox.acts import end, nothing, take
-from tests.relay.outbox.gated import Clock, break_it, fail, waiting
+from tests.relay.outbox.acts import claimed, end, nothing, take
+from tests.relay.outbox.gated import Clock, break_it, fail, state_of, waiting
 
 LIMITED = {"reason": "rate_limited", "retry_after": 30.0, "again_in": 30.0}
 
@@ -106,6 +106,33 @@ async def test_a_clock_that_is_set_back_ends_it(store: Store, clock: Clock) -> N
     assert not await nothing(store)
     await look_after(store, "me", 86400, ())
     clock.now += 510  # as late as when it was asked for
+    assert not await nothing(store)
+
+
+DAY = {"reason": "rate_limited", "retry_after": 86_400.0, "again_in": 86_400.0}
+"""Longer than the longest pause of the breaker: whoever is asked for that is refused."""
+
+
+@pytest.mark.parametrize("then", [Effect.REACHED, Effect.FAILED, Effect.REFUSED])
+async def test_what_was_under_way_ends_no_pause_that_refuses_the_channel(
+    store: Store, clock: Clock, then: Effect
+) -> None:
+    await waiting(store, 4)
+    limited, other = (await take(store, limit=2)).claims
+    await fail(store, limited, Effect.REFUSED, **DAY)
+    await fail(store, other, then)
+    assert (await state_of(store)).refused
+    assert await waits(store, 86_400)
+    clock.now += 86_400
+    (probe,) = (await take(store, limit=9)).claims
+    await end(store, probe)
+    assert not (await state_of(store)).refused
+
+
+async def test_an_answer_to_one_message_never_silences_its_channel_for_a_day(store: Store) -> None:
+    await waiting(store, 4)
+    await fail(store, await claimed(store))
+    await end(store, await claimed(store), State.DEAD, retry_after=86_400.0)
     assert not await nothing(store)
 
 

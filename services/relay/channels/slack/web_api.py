@@ -3,7 +3,6 @@
 import json
 import logging
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 import aiohttp
@@ -12,7 +11,7 @@ from slack_sdk.web.async_client import AsyncWebClient
 
 from services.relay.channels.exchange import Exchange
 from services.relay.channels.slack.errors import no_answer, refused
-from services.relay.channels.web_api import reached
+from services.relay.channels.web_api import answered_at, reached
 
 _SDK: Final = logging.getLogger(f"{__name__}.sdk")
 # Of its own: slack_sdk puts the lines of level DEBUG together, with all that is sent, unless a logger itself says more.
@@ -26,17 +25,6 @@ def client(session: aiohttp.ClientSession, url: str, token: str) -> AsyncWebClie
     made = AsyncWebClient(token, url, session=session, retry_handlers=[], logger=_SDK)
     made.proxy = None  # it takes one from the environment even for addresses that NO_PROXY names
     return made
-
-
-def _date(headers: Mapping[str, str]) -> float | None:
-    """When an answer was given, by the clock of who gave it: RFC 9110, section 6.6.1."""
-    for name, value in headers.items():  # slack_sdk makes a plain dict of them
-        if name.lower() == "date":
-            try:
-                return parsedate_to_datetime(value).timestamp()
-            except (ValueError, OverflowError):
-                return None
-    return None
 
 
 class SlackApi:
@@ -78,7 +66,7 @@ class SlackApi:
         if not isinstance(answer.data, dict):
             raise no_answer()
         self._note(method, answer.data)
-        self.time = _date(answer.headers)
+        self.time = answered_at(answer.headers)
         return answer.data
 
     def _note(self, method: str, answer: object) -> None:
