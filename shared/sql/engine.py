@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from shared.sql.patience import Patience
     from shared.sql.patient import PatientConnection
 
-PASSWORD_FILE: Final = "PGPASSWORD_FILE"
+PASSWORD_FILE: Final = "PGPASSWORD_FILE"  # noqa: S105 - a name
 """The environment variable that names a file with the password alone, such as a key of a Kubernetes Secret.
 
 libpq takes a file of its own format only, and only where the group may not read it, as it may in a Secret's volume.
@@ -69,7 +69,7 @@ def postgresql_engine(
     from shared.sql.patient import PatientConnection  # noqa: PLC0415  # 0.1 s that a file does not need
 
     def connect(_dialect: object, _entry: object, _none: object, parameters: dict[str, Any]) -> "PatientConnection":
-        connection = PatientConnection.connect(**parameters, **_password(parameters))
+        connection = PatientConnection.connect(**(parameters | _password(parameters)))
         connection.patience = patience()
         return connection
 
