@@ -1,7 +1,8 @@
 """`python -m ops.release TAG`: a tag in; out comes what CHANGELOG.md says of that version, for the release's page.
 
 Nothing is published under a name that another file contradicts: the tag is the version of pyproject.toml, of the chart
-and of the images' labels, and the chart names the images that are pushed.
+and of the images' labels, and the chart names the images that are pushed. Nor is anything built from an image that may
+be another one tomorrow: each that comes from others has a digest.
 """
 
 import re
@@ -12,6 +13,8 @@ from typing import Any
 
 import click
 import yaml
+
+from ops.release.images import references
 
 _CHART = "ops/helm/keypulse/Chart.yaml"
 _EXAMPLE = "ops/helm/examples/sidecar/Chart.yaml"
@@ -62,6 +65,11 @@ def _disagreements(root: Path, tag: str, images: str | None) -> list[str]:
             f"{_VALUES} takes images from {repository}, and they go to {images}; "
             "change image.repository there, and run: python -m ops.helm.build"
         )
+    unpinned = dict.fromkeys((each.tagged, each.file) for each in references(root) if each.digest is None)
+    mistakes += [
+        f"{file} names {tagged} without its digest; expected TAG@sha256:…, which python -m ops.release.pin writes"
+        for tagged, file in unpinned
+    ]
     return mistakes
 
 

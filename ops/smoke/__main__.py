@@ -24,7 +24,7 @@ Examples:
   keypulse-smoke --base-url http://127.0.0.1:8000
   keypulse-smoke --base-url http://127.0.0.1:8000 --prometheus http://127.0.0.1:9090 --verbose
   keypulse-smoke --base-url http://127.0.0.1:8000 --alertmanager http://127.0.0.1:9093 \\
-      --relay http://127.0.0.1:9912 --relay-token-file relay_admin --test-alert
+      --relay http://127.0.0.1:9912 --relay-token-file relay_viewer --test-alert
   keypulse-smoke --base-url http://127.0.0.1:8000 --json --junit smoke.xml
 Each option is also read from the environment: --base-url from KEYPULSE_SMOKE_BASE_URL, and so on.
 """
@@ -62,7 +62,7 @@ _URL, _FILE = _Url(), click.Path(path_type=Path)
 @click.option("--prometheus", type=_URL, help="Looks at its targets, rules and recordings.")
 @click.option("--alertmanager", type=_URL, help="Looks whether it is ready.")
 @click.option("--relay", type=_URL, help="Looks whether it is ready, and whether its API answers.")
-@click.option("--relay-token-file", type=_FILE, help="The relay's admin token.")
+@click.option("--relay-token-file", type=_FILE, help="A token that may read the relay's API: of the role viewer.")
 @click.option("--grafana", type=_URL, help="Looks for the dashboard.")
 @click.option("--grafana-token-file", type=_FILE, help="The token of a service account that may view it.")
 @click.option(

@@ -2,6 +2,7 @@
 
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import click
@@ -60,7 +61,9 @@ def main(  # noqa: PLR0913, PLR0917  (one for each option)
     tokens = option_or_exit("--slack-token-file", _secrets, slack_token_file)
     keys = option_or_exit("--pagerduty-key-file", _secrets, pagerduty_key_file)
     given = {"emulator_faults": emulator_faults, "prometheus": prometheus, "alertmanager": alertmanager}
-    urls = {name: option_or_exit(f"--{name.replace('_', '-')}", _url, url) for name, url in given.items() if url}
+    urls: dict[str, Any] = {
+        name: option_or_exit(f"--{name.replace('_', '-')}", _url, url) for name, url in given.items() if url
+    }
     folder = option_or_exit("--docs", _folder, docs) if docs else None
     logs.configure("stand-ins")
     run_or_exit(

@@ -110,7 +110,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a password of a health check": (
         {"exporter": {"config": {"backends": [{"service": "a", "health_url": "https://a:hunter2@ledger/healthz"}]}}},
-        "exporter.config: a URL with a secret in it would stand where many may read it; expected the URL without, or in",
+        "exporter.config: a URL with a secret in it would stand where many may read it; expected the URL without, or",
     ),
     "a token of a link": (
         {"relay": {"config": {"links": {"dashboard": "https://grafana.example.org/d/x?auth_token=hunter2"}}}},

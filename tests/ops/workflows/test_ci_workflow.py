@@ -13,7 +13,7 @@ from tests.ops.workflows.expression import interpolate
 CI: dict[Any, Any] = yaml.safe_load((WORKFLOWS / "ci.yml").read_text())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PYTHONS = CI["jobs"]["test"]["strategy"]["matrix"]["python"]
-PULL = "docker pull --quiet \"$(sed -n 's/^ARG PYTHON_IMAGE=//p' ops/docker/Dockerfile)\""
+PULL = "docker pull --quiet \"$(sed -n 's/^FROM \\(.*\\) AS python$/\\1/p' ops/docker/Dockerfile)\""
 MAKE = re.compile(r'(?:sudo env "PATH=\$PATH" )?make ([\w-]+)')
 
 

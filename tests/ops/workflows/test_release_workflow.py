@@ -1,14 +1,19 @@
 """`release.yml`: what a tag may release, and that it is all of it."""
 
+import os
 import re
 import shutil
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from ops.release import pin
 from ops.release.__main__ import notes
+from ops.release.images import FILES, REFERENCE, references
 from tests.ops.workflows.conftest import ROOT, WORKFLOWS, NewMachine
 from tests.ops.workflows.runner import Runner, Step
 
@@ -30,6 +35,7 @@ The first whole.
 
 Old.
 """
+DIGEST = f"sha256:{'0123456789abcdef' * 4}"
 DOCKERFILE = "ops/docker/Dockerfile"
 CHART = "ops/helm/keypulse/Chart.yaml"
 EXAMPLE = "ops/helm/examples/sidecar/Chart.yaml"
@@ -60,9 +66,12 @@ def _checkout(workspace: Path) -> None:
     shutil.copytree(ROOT / "ops/release", workspace / "ops/release")
     shutil.copytree(ROOT / "ops/tools", workspace / "ops/tools")
     (workspace / "ops/__init__.py").touch()
-    for name in ("pyproject.toml", DOCKERFILE, CHART, EXAMPLE, VALUES):
+    for name in ("pyproject.toml", CHART, EXAMPLE, VALUES, *FILES):
         (workspace / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, workspace / name)
+    for name in FILES:
+        text = (workspace / name).read_text()
+        (workspace / name).write_text(REFERENCE.sub(rf"\g<tagged>@{DIGEST}", text))
     (workspace / "CHANGELOG.md").write_text(CHANGELOG)
 
 
@@ -102,6 +111,23 @@ def test_a_tag_that_is_no_version_of_the_repository_ends_the_job(machine: NewMac
         ((EXAMPLE, "    version: 0.1.0", "    version: 0.2.0"), "version of the dependency is 0.2.0"),
         ((DOCKERFILE, "VERSION=0.1.0", "VERSION=0.2.0"), "ops/docker/Dockerfile, ARG VERSION is 0.2.0"),
         (
+            (DOCKERFILE, f"@{DIGEST}", ""),
+            "ops/docker/Dockerfile names docker.io/library/python:3.13-slim-trixie without",
+        ),
+        (
+            ("compose.yaml", f":v3.5.0@{DIGEST}", ":v3.5.0"),
+            "compose.yaml names docker.io/prom/prometheus:v3.5.0 without",
+        ),
+        (
+            ("compose.yaml", f":v3.5.0@{DIGEST}", f":v3.5.0@{DIGEST[:-1]}"),
+            "compose.yaml names docker.io/prom/prometheus:",
+        ),
+        (("compose.yaml", f":v3.5.0@{DIGEST}", f":v3.5.0@{DIGEST}0"), "compose.yaml names docker.io/prom/prometheus:"),
+        (
+            (".github/workflows/release.yml", f":0.67.2@{DIGEST}", ":0.67.2"),
+            "release.yml names docker.io/aquasec/trivy:0.67.2 without its digest; expected TAG@sha256:…",
+        ),
+        (
             ("CHANGELOG.md", "The first whole.\n\n- `one`\n", ""),
             "CHANGELOG.md says nothing under the heading `## 0.1.0`",
         ),
@@ -134,7 +160,7 @@ def test_every_image_is_built_and_no_other() -> None:
 
 def test_images_come_for_both_processors_with_sbom_and_provenance() -> None:
     text = commands("images")
-    for option in ("--platform linux/amd64,linux/arm64", "--sbom=true", "--provenance=mode=max", "--push"):
+    for option in ("--platform linux/amd64,linux/arm64", "--sbom=true", "--provenance=mode=max", "push=true"):
         assert option in text
     labels = re.findall(r"^ARG (VERSION|REVISION|SOURCE)=", (ROOT / "ops/docker/Dockerfile").read_text(), re.MULTILINE)
     assert re.findall(r'--build-arg "(\w+)=', text) == labels
@@ -157,3 +183,88 @@ def test_nothing_is_pushed_before_tests_and_locks_are_well() -> None:
 def test_the_locks_of_every_image_are_audited() -> None:
     recipe = (ROOT / "Makefile").read_text().partition("\npip-audit:")[2].partition("\n\n")[0]
     assert "for lock in requirements/*.lock" in recipe
+
+
+PRETENDED = """#!/usr/bin/env bash
+[[ "$*" == "buildx imagetools inspect "*" --format {{.Manifest.Digest}}" ]] || exit 9
+[[ "$4" != *grafana* || -z "${REFUSES:-}" ]] || { echo "ERROR: unauthorized" >&2; exit 1; }
+echo "sha256:$(printf '%s' "$4" | sha256sum | cut -d ' ' -f 1)"
+"""
+
+
+@pytest.fixture
+def registries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The repository's files in a folder of their own, and a docker on PATH that makes up digests."""
+    for name in FILES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/docker").write_text(PRETENDED)
+    (tmp_path / "bin/docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_image_of_others_is_pinned_by_one_command_which_may_run_again(registries: Path) -> None:
+    before = {file: REFERENCE.sub(r"\g<tagged>", (registries / file).read_text()) for file in FILES}
+    assert len({each.tagged for each in references(registries)}) == 8
+    for _ in range(2):
+        done = CliRunner().invoke(pin.main)
+        assert done.exit_code == 0, done.output
+        found = list(references(registries))
+        assert all(each.digest == f"sha256:{sha256(each.tagged.encode()).hexdigest()}" for each in found)
+        assert {file: REFERENCE.sub(r"\g<tagged>", (registries / file).read_text()) for file in FILES} == before
+
+
+def test_a_registry_that_refuses_leaves_everything_as_it_was(registries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFUSES", "1")
+    before = {file: (registries / file).read_text() for file in FILES}
+    done = CliRunner().invoke(pin.main)
+    assert done.exit_code == 1
+    assert "docker.io/grafana/grafana:12.2.0: no digest was found: ERROR: unauthorized" in done.output
+    assert {file: (registries / file).read_text() for file in FILES} == before
+
+
+def test_an_image_gets_its_tag_only_after_it_was_scanned() -> None:
+    names = [step.get("name", step.get("uses", "").partition("@")[0]) for step in JOBS["images"]["steps"]]
+    assert names.index("Build and push") < names.index("Scan") < names.index("Give it its tag")
+    assert names[-1] == "actions/attest-build-provenance"
+    by_name = {step.get("name"): step for step in JOBS["images"]["steps"]}
+    assert "push-by-digest=true" in by_name["Build and push"]["run"]
+    assert "--tag" not in by_name["Build and push"]["run"]
+    assert "--exit-code 1" in by_name["Scan"]["run"]
+    assert "linux/amd64 linux/arm64" in by_name["Scan"]["run"]
+    assert by_name["Scan"]["env"]["IMAGE"].endswith("@${{ steps.push.outputs.digest }}")
+
+
+def test_what_builds_and_scans_is_of_one_version() -> None:
+    env = JOBS["images"]["env"]
+    assert set(env) == {"BUILDX", "BUILDKIT", "SCANNER"}
+    assert all(re.search(r"v?\d+\.\d+\.\d+", version) for version in env.values())
+    (buildx,) = [step["run"] for step in JOBS["images"]["steps"] if step.get("name") == "Buildx"]
+    assert "sha256sum --check --strict" in buildx
+    assert "image=$BUILDKIT" in buildx
+    helm = [line for job in ("images", "chart") for line in commands(job).splitlines() if re.match(r"\s*helm ", line)]
+    assert helm == [], "the chart is packed by the wheel that requirements/dev.lock holds by its hash"
+    assert re.search(
+        r"^helm-python-sdk==\S+ \\\n\s+--hash=sha256:", (ROOT / "requirements/dev.lock").read_text(), re.MULTILINE
+    )
+
+
+def test_the_chart_has_provenance_too() -> None:
+    steps = JOBS["chart"]["steps"]
+    assert steps[-1]["uses"].startswith("actions/attest-build-provenance@")
+    assert steps[-1]["with"] == {
+        "subject-name": "${{ steps.push.outputs.chart }}",
+        "subject-digest": "${{ steps.push.outputs.digest }}",
+        "push-to-registry": True,
+    }
+
+
+def test_security_md_says_which_versions_are_supported_and_how_to_report() -> None:
+    text = (ROOT / "SECURITY.md").read_text()
+    assert "## Supported versions" in text
+    assert "## How to report" in text
+    assert "| the latest release" in text
+    assert re.search(r"within \d+ working days", text)

@@ -88,10 +88,27 @@ def test_a_job_may_read_the_code_and_no_more_without_a_reason() -> None:
     assert granted == {
         "kms-rotate: rotate": {"id-token"},
         "release: images": {"packages", "id-token", "attestations"},
-        "release: chart": {"packages"},
+        "release: chart": {"packages", "id-token", "attestations"},
         "release: release": {"contents", "id-token", "attestations"},
     }
     assert all(re.search(r"write # \w", line) for file in FILES for line in re.findall(".*: write.*", file.read_text()))
+
+
+def test_dependabot_sees_the_base_image() -> None:
+    """It looks at a folder's Dockerfile for what `FROM` names itself, and passes over what stands behind a variable."""
+    updates = yaml.safe_load((ROOT / ".github/dependabot.yml").read_text())["updates"]
+    (folder,) = [update["directory"] for update in updates if update["package-ecosystem"] == "docker"]
+    dockerfile = (ROOT / folder.lstrip("/") / "Dockerfile").read_text()
+    assert re.findall(r"^FROM (docker\.io/library/python:\S+) AS python$", dockerfile, re.MULTILINE)
+    assert set(re.findall(r"^FROM (\$\S+)", dockerfile, re.MULTILINE)) == {"${PYTHON_IMAGE}"}
+    assert "\nARG PYTHON_IMAGE=python\n" in dockerfile
+
+
+def test_the_smoke_test_is_given_no_token_that_changes_anything_of_keypulse() -> None:
+    text = (WORKFLOWS / "kms-crypto-smoke.yml").read_text()
+    assert DOCUMENTS["kms-crypto-smoke"]["permissions"] == {"contents": "read"}
+    assert "KEYPULSE_RELAY_TOKEN, of the role viewer" in text
+    assert re.findall(r"secrets\.(\w*ADMIN\w*)", text) == []
 
 
 def test_every_job_ends_some_time_and_no_checkout_keeps_its_credentials() -> None:

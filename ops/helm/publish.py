@@ -1,0 +1,48 @@
+"""`python -m ops.helm.publish oci://ghcr.io/acme/keypulse/charts`: the chart, packaged and pushed; prints its digest.
+
+By Helm's own engine from a wheel that requirements/dev.lock holds by its hash, so that no other helm packs a release.
+Who pushes is told by OCI_USER, and its password by OCI_PASSWORD; without them the registry is asked without.
+"""
+
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
+
+import click
+import helm_python as helm
+
+from ops.helm import CHART
+
+
+@click.command()
+@click.argument("remote", metavar="oci://HOST/PATH")
+def main(remote: str) -> None:
+    """Package the chart, push it to REMOTE under its own name and version, and print its digest."""
+    try:
+        click.echo(publish(remote, os.environ.get("OCI_USER"), os.environ.get("OCI_PASSWORD")))
+    except helm.HelmError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def publish(remote: str, user: str | None = None, password: str | None = None, *, plain_http: bool = False) -> str:
+    """The digest of the manifest that was pushed. Raises helm.HelmError.
+
+    Args:
+        remote: where, as `oci://HOST/PATH`; the chart's name is added.
+        user: who pushes, if anybody in particular.
+        password: of the user.
+        plain_http: for a registry on this machine.
+    """
+    with TemporaryDirectory() as folder:
+        credentials = Path(folder) / "credentials.json"
+        with helm.RegistryClient(plain_http=plain_http, credentials_file=credentials) as client:
+            if user and password:
+                client.login(urlsplit(remote).netloc, user, password, plain_http=plain_http)
+            client.push(helm.package(CHART, destination=folder), remote, plain_http=plain_http)
+            with helm.Chart.load(CHART) as chart:
+                return str(client.resolve(f"{remote}/{chart.name}:{chart.version}")["digest"])
+
+
+if __name__ == "__main__":
+    main()
