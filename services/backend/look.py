@@ -1,7 +1,7 @@
 """Looks at the keyring in its database at each check, so that a scrape shows what any runner did, and asks nothing."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from functools import partial
 from typing import Final
 
@@ -40,11 +40,16 @@ class Look:
 
     def problems(self) -> list[str]:
         """What is wrong in the database, for `/healthz`: a sentence each."""
-        missing = self.seen.missing if self.seen else ()
-        if not missing:
+        if self.seen is None:
             return []
-        keys = "1 data key" if len(missing) == 1 else f"{len(missing)} data keys"
-        return [f"the database lacks {keys} that records need: {_some(missing)}"]
+        missing, unreadable = self.seen.missing, self.seen.unreadable
+        found = []
+        if missing:
+            found.append(f"the database lacks {_count(missing, 'data key')} that records need: {_some(missing)}")
+        if unreadable:
+            named = _some([f"{row_id} ({why})" for row_id, why in unreadable.items()])
+            found.append(f"{_count(unreadable, 'row')} of the keyring cannot be read: {named}")
+        return found
 
     async def watch(self, interval: float) -> None:
         """Looks after each `interval` seconds, until it is cancelled."""
@@ -61,6 +66,10 @@ def _tell(before: Seen | None, now: Seen) -> None:
     for data_key_id in now.missing:
         if before is None or data_key_id not in before.missing:
             log.error("the database lacks a data key that records need", data_key=data_key_id)
+
+
+def _count(these: Sized, what: str) -> str:
+    return f"1 {what}" if len(these) == 1 else f"{len(these)} {what}s"
 
 
 def _some(ids: Sequence[str]) -> str:

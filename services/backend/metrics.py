@@ -13,6 +13,7 @@ from shared.contract import (
     CRYPTO_READY,
     KMS_DATA_KEYS,
     KMS_DATA_KEYS_MISSING,
+    KMS_KEYRING_ROWS_UNREADABLE,
     KMS_ROTATION_FAILURES,
     KMS_ROTATION_IN_PROGRESS,
     KMS_ROTATION_LAST_FAILURE,
@@ -77,6 +78,9 @@ class _KeyringMetrics(Collector):
         yield from (keys, success, failures)
         yield GaugeMetricFamily(
             KMS_DATA_KEYS_MISSING, "Data keys that records need and the database lacks.", len(seen.missing)
+        )
+        yield GaugeMetricFamily(
+            KMS_KEYRING_ROWS_UNREADABLE, "Rows of the keyring that another program got wrong.", len(seen.unreadable)
         )
         yield GaugeMetricFamily(
             KMS_ROTATION_IN_PROGRESS, "1 while a rotation is under way, or was left in the middle.", seen.in_progress

@@ -21,7 +21,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from services.backend.sealing import SealBrokenError, UsableKey, seal, unseal
-from shared.keyring.columns import Id
+from shared.keyring.columns import Id, legible
 from shared.keyring.database import Database
 from shared.keyring.records import Record, RecordsTable
 from shared.keyring.tables import data_keys
@@ -72,7 +72,7 @@ class Records:
 
         def select(connection: Connection) -> Record | None:
             row = connection.execute(_records.select().where(_records.c.id == record_id)).one_or_none()
-            return Record(row.id, row.data_key_id, row.sealed) if row else None
+            return Record(row.id, legible(row.data_key_id), row.sealed) if row else None
 
         return await self._database.read(select)
 

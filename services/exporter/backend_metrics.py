@@ -16,6 +16,7 @@ from shared.contract import (
     KEYRING_FAMILIES,
     KMS_DATA_KEYS,
     KMS_DATA_KEYS_MISSING,
+    KMS_KEYRING_ROWS_UNREADABLE,
     KMS_ROTATION_FAILURES,
     KMS_ROTATION_IN_PROGRESS,
     KMS_ROTATION_LAST_FAILURE,
@@ -61,6 +62,9 @@ class BackendMetrics:
             KMS_DATA_KEYS: GaugeMetricFamily(KMS_DATA_KEYS, "Data keys, as the backend says."),
             KMS_DATA_KEYS_MISSING: GaugeMetricFamily(
                 KMS_DATA_KEYS_MISSING, "Data keys that records need and the database lacks, as the backend says."
+            ),
+            KMS_KEYRING_ROWS_UNREADABLE: GaugeMetricFamily(
+                KMS_KEYRING_ROWS_UNREADABLE, "Rows of the keyring that cannot be read, as the backend says."
             ),
         }
         for state in self._states:

@@ -1,13 +1,29 @@
 """The types of the keyring's columns, which read whatever stands there.
 
 Any program may write into the tables. What it got wrong in one row must not hide the others: a value that is none of
-its column's is read as one that shows up, and `defects` names its row.
+its column's is read as one that shows up, and `defects` names its row. A text that is not UTF-8 comes from the
+connection as bytes, see `text_or_bytes`; a row whose id is none is passed over, for nothing could refer to it.
 """
 
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
-from sqlalchemy import Connection, Dialect, Float, Integer, LargeBinary, String, Table, TypeDecorator, select
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Dialect,
+    Float,
+    Integer,
+    LargeBinary,
+    Select,
+    String,
+    Table,
+    TypeDecorator,
+    func,
+    select,
+    type_coerce,
+)
 
 from shared.keyring.model import GREATEST_VERSION, UNREADABLE_VERSION
 
@@ -16,6 +32,45 @@ Id: Final = String().with_variant(String(collation="C"), "postgresql")
 fingerprint of all would be another one."""
 LAST_SECOND: Final = 253402300799
 """Of the year 9999; Python knows no later one."""
+
+
+def text_or_bytes(stored: bytes) -> str | bytes:
+    """A text as the database has it; the bytes themselves where they are not UTF-8."""
+    try:
+        return stored.decode()
+    except UnicodeDecodeError:
+        return stored
+
+
+def legible(value: Any) -> str:
+    """A text, or what stands in its place in a form that shows what is wrong."""
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    return value if isinstance(value, str) else str(value)
+
+
+def page(connection: Connection, ordered: Select[Any], limit: int) -> list[Any]:
+    """The first rows of `ordered` by an id, their first column, that can be read; fewer than `limit` are all."""
+    found: list[Any] = []
+    offset = 0
+    while len(found) < limit:
+        rows = connection.execute(ordered.limit(limit).offset(offset)).all()
+        found += [row for row in rows if isinstance(row[0], str)]
+        if len(rows) < limit:
+            break
+        offset += limit
+    return found[:limit]
+
+
+class Words(TypeDecorator[str]):
+    """A text, but no id. Read as `legible` where it is none."""
+
+    impl = String
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002
+        """See the class."""
+        return value if value is None else legible(value)
 
 
 class Seconds(TypeDecorator[float]):
@@ -42,26 +97,55 @@ class Version(TypeDecorator[int]):
 
 
 class Bytes(LargeBinary):
-    """Bytes; SQLite keeps a text in such a column too."""
+    """Bytes; SQLite keeps a text or a number in such a column too."""
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:  # noqa: ARG002
         """See the class."""
-        return lambda value: value.encode() if isinstance(value, str) else value if value is None else bytes(value)
+        return _bytes
 
 
 def defects(connection: Connection, table: Table, **known: Collection[str]) -> dict[str, str]:
     """Why rows of `table` cannot be read, by their id: of each column a hundred. `known` has what may stand in some."""
     bad = {name: table.c[name].not_in(values) for name, values in known.items()}
+    found = _no_texts(connection, table)
     for column in table.c:
         if isinstance(column.type, Seconds):
             bad[column.name] = ~column.between(0, LAST_SECOND)
         elif isinstance(column.type, Version):
             bad[column.name] = ~column.between(0, GREATEST_VERSION)
-    found: dict[str, str] = {}
     for name, condition in bad.items():
         for row_id in connection.execute(select(table.c.id).where(condition).limit(100)).scalars():
-            found.setdefault(row_id, f"its {name} in the table {table.name} cannot be read; correct it there")
+            found.setdefault(legible(row_id), _why(table, name))
     return found
+
+
+def _no_texts(connection: Connection, table: Table) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for column in table.c:
+        if isinstance(column.type, String | Words):
+            raw = type_coerce(column, String()).label("raw")
+            suspects = select(table.c.id, raw).where(_is_no_plain_text(connection, column)).limit(100)
+            for row_id, value in connection.execute(suspects):
+                if value is not None and not isinstance(value, str):
+                    found.setdefault(legible(row_id), _why(table, column.name))
+    return found
+
+
+def _is_no_plain_text(connection: Connection, column: Column[Any]) -> ColumnElement[bool]:
+    """What has other characters than ASCII's is looked at more closely: no database says whether it is UTF-8."""
+    if connection.dialect.name == "sqlite":
+        return column.op("GLOB", is_comparison=True)("*[^ -~]*") | (func.typeof(column) != "text")
+    return column.op("~", is_comparison=True)("[^ -~]")
+
+
+def _why(table: Table, column: str) -> str:
+    return f"its {column} in the table {table.name} cannot be read; correct it there"
+
+
+def _bytes(value: Any) -> bytes | None:
+    if value is None or isinstance(value, bytes):
+        return value
+    return bytes(value) if isinstance(value, bytearray | memoryview) else str(value).encode()
 
 
 def _within(value: object, last: int) -> bool:

@@ -1,9 +1,11 @@
 """What SQLite and PostgreSQL do differently: transactions, locks and errors, for `database`."""
 
+import sqlite3
 from typing import Any, Final
 
-from sqlalchemy import URL, Connection, Engine, exc, text
+from sqlalchemy import URL, Connection, Engine, event, exc, text
 
+from shared.keyring.columns import text_or_bytes
 from shared.sql.engine import LOCK_SECONDS, postgresql_engine, sqlite_engine
 from shared.sql.patience import Patience
 
@@ -22,8 +24,12 @@ _ALONE: Final = 0x6B657972696E6721
 def engines(url: URL) -> tuple[Engine, Engine]:
     """One to write with, of one connection, and one to read with."""
     if url.drivername == "sqlite":
-        return sqlite_engine(url, 1, "BEGIN IMMEDIATE"), sqlite_engine(url, READERS, "BEGIN")
-    return _postgresql(url, 1), _postgresql(url, READERS)
+        both = sqlite_engine(url, 1, "BEGIN IMMEDIATE"), sqlite_engine(url, READERS, "BEGIN")
+    else:
+        both = _postgresql(url, 1), _postgresql(url, READERS)
+    for engine in both:
+        event.listen(engine, "connect", _read_any_text)
+    return both
 
 
 def alone(connection: Connection) -> None:
@@ -52,6 +58,23 @@ def words(error: exc.SQLAlchemyError) -> str:
     own: Any = getattr(error, "orig", None) or error
     primary = getattr(getattr(own, "diag", None), "message_primary", None)
     return " ".join(str(primary or own).split())
+
+
+def _read_any_text(connection: Any, _entry: object) -> None:
+    """One text that is not UTF-8 must not keep all others from being read. In a UTF-8 PostgreSQL there is none."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.text_factory = text_or_bytes
+    elif connection.info.parameter_status("server_encoding") == "SQL_ASCII":  # it does not know what it keeps
+        from psycopg.adapt import Loader  # noqa: PLC0415  # as in shared.sql.engine
+
+        class AnyText(Loader):
+            def load(self, data: Any) -> str | bytes:
+                return text_or_bytes(bytes(data))
+
+        for name in ("text", "varchar", "name", "bpchar", '"char"'):
+            connection.adapters.register_loader(name, AnyText)
+        connection.execute("SET client_encoding TO 'SQL_ASCII'")  # else it refuses a whole answer for one such text
+        connection.commit()
 
 
 def _postgresql(url: URL, connections: int) -> Engine:

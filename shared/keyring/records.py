@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, TableClause, column, exists, func, inspect, select, table
 
+from shared.keyring import columns
+from shared.keyring.columns import legible
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.tables import data_keys
 
@@ -62,7 +64,7 @@ class RecordsTable:
         needed = records.c[self.data_key_column]
         joined = records.outerjoin(data_keys, needed == data_keys.c.id)
         lost = select(needed, func.count()).select_from(joined).where(data_keys.c.id.is_(None))
-        return {row[0]: row[1] for row in connection.execute(lost.group_by(needed).limit(100))}
+        return {legible(row[0]): row[1] for row in connection.execute(lost.group_by(needed).limit(100))}
 
     def missing(self, connection: Connection) -> tuple[str, ...]:
         """The ids of the data keys that records need and the keyring lacks.
@@ -75,14 +77,15 @@ class RecordsTable:
         ids = ids.union_all(select(following).where(ids.c.id.is_not(None)))
         is_stored = exists(select(data_keys.c.id).where(data_keys.c.id == ids.c.id))
         lacking = select(ids.c.id).where(ids.c.id.is_not(None), ~is_stored)
-        return tuple(connection.execute(lacking).scalars())
+        return tuple(map(legible, connection.execute(lacking).scalars()))
 
     def page(self, connection: Connection, data_key_id: str, after: str, limit: int) -> tuple[Record, ...]:
         """Records of one data key whose id comes after `after`, in the order of their ids."""
         records = self._table()
         own_id, needed = records.c[self.id_column], records.c[self.data_key_column]
         these = select(own_id, needed, records.c[self.sealed_column]).where(needed == data_key_id, own_id > after)
-        return tuple(Record(*row) for row in connection.execute(these.order_by(own_id).limit(limit)))
+        found = columns.page(connection, these.order_by(own_id), limit)
+        return tuple(Record(row[0], row[1], row[2]) for row in found)
 
     def _table(self) -> TableClause:
         names = {self.id_column, self.sealed_column, self.data_key_column}

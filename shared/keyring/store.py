@@ -13,6 +13,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, Row, select
 from sqlalchemy.exc import IntegrityError
 
+from shared.keyring import columns
 from shared.keyring.columns import defects
 from shared.keyring.database import Database
 from shared.keyring.model import DataKey, Status, Wrapped
@@ -31,8 +32,8 @@ def page(
     connection: Connection, after: str, limit: int, condition: ColumnElement[bool] | None = None
 ) -> tuple[DataKey, ...]:
     """Those whose id comes after `after`, in the order of their ids."""
-    these = select(data_keys).where(_c.id > after).order_by(_c.id).limit(limit)
-    rows = connection.execute(these if condition is None else these.where(condition))
+    these = select(data_keys).where(_c.id > after).order_by(_c.id)
+    rows = columns.page(connection, these if condition is None else these.where(condition), limit)
     return tuple(_data_key(row) for row in rows)
 
 
@@ -45,20 +46,20 @@ def find(connection: Connection, data_key_id: str) -> DataKey | None:
 def active(connection: Connection) -> DataKey | None:
     """The one that encrypts."""
     row = connection.execute(select(data_keys).where(_c.status == Status.ACTIVE)).one_or_none()
-    return _data_key(row) if row else None
+    return _data_key(row) if row and isinstance(row.id, str) else None
 
 
 def insert(connection: Connection, key: DataKey) -> None:
     """Stores a new one. Raises IntegrityError where its id is there or another is active, and RetiredVersionError."""
     refuse_retired(connection, key.wrapped)
-    columns = {
+    values = {
         "id": key.id,
         "status": key.status.value,
         "algorithm": key.algorithm,
         "fingerprint": key.fingerprint,
         "created_at": key.created_at.timestamp(),
     }
-    connection.execute(data_keys.insert().values(**columns, **_wrapped_columns(key.wrapped)))
+    connection.execute(data_keys.insert().values(**values, **_wrapped_columns(key.wrapped)))
 
 
 def change_status(connection: Connection, data_key_id: str, expected: Status, new: Status) -> bool:
@@ -85,8 +86,8 @@ def refuse_retired(connection: Connection, wrapped: Wrapped) -> None:
 
 def retired(connection: Connection, kek: str) -> dict[int, float]:
     """The versions of `kek` that nothing may be wrapped by any more, ascending, and since when (unix seconds)."""
-    columns = retired_versions.c
-    these = select(columns.kek_version, columns.retired_at).where(columns.kek == kek).order_by(columns.kek_version)
+    of = retired_versions.c
+    these = select(of.kek_version, of.retired_at).where(of.kek == kek).order_by(of.kek_version)
     return {row.kek_version: row.retired_at for row in connection.execute(these)}
 
 
@@ -131,6 +132,8 @@ class KeyStore:
         def swap(connection: Connection) -> bool:
             if instead_of and not change_status(connection, instead_of.id, Status.ACTIVE, Status.RETIRED):
                 return False
+            if instead_of is None:
+                _retire_unreadable(connection)
             insert(connection, replace(new, status=Status.ACTIVE))
             return True
 
@@ -158,6 +161,14 @@ class KeyStore:
             RetiredVersionError: the new wrap is by a version that was retired.
         """
         return await self._database.change(lambda connection: rewrap(connection, key.id, key.wrapped, wrapped))
+
+
+def _retire_unreadable(connection: Connection) -> None:
+    """An active data key whose id cannot be read encrypts nothing, and must not keep another from being active."""
+    found = connection.execute(select(_c.id).where(_c.status == Status.ACTIVE)).scalar_one_or_none()
+    if found is not None and not isinstance(found, str):
+        active = data_keys.update().where(_c.status == Status.ACTIVE)
+        connection.execute(active.values(status=Status.RETIRED.value))
 
 
 def _wrapped_columns(wrapped: Wrapped) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from typing import Final
 
-from sqlalchemy import Boolean, Column, Index, Integer, MetaData, String, Table, text
+from sqlalchemy import Boolean, Column, Index, Integer, MetaData, Table, text
 
-from shared.keyring.columns import Bytes, Id, Seconds, Version
+from shared.keyring.columns import Bytes, Id, Seconds, Version, Words
 
 TABLES: Final = MetaData()
 
@@ -12,11 +12,11 @@ data_keys: Final = Table(
     "data_keys",
     TABLES,
     Column("id", Id, primary_key=True),
-    Column("status", String, nullable=False),
+    Column("status", Words, nullable=False),
     Column("wrapped", Bytes, nullable=False),
-    Column("kek", String, nullable=False),
+    Column("kek", Words, nullable=False),
     Column("kek_version", Version, nullable=False),
-    Column("algorithm", String, nullable=False),
+    Column("algorithm", Words, nullable=False),
     Column("fingerprint", Bytes, nullable=False),
     Column("created_at", Seconds, nullable=False),
 )
@@ -27,7 +27,7 @@ Index("one_active", data_keys.c.status, unique=True, sqlite_where=_ACTIVE, postg
 retired_versions: Final = Table(
     "keyring_retired_versions",
     TABLES,
-    Column("kek", String, primary_key=True),
+    Column("kek", Words, primary_key=True),
     Column("kek_version", Version, primary_key=True, autoincrement=False),
     Column("retired_at", Seconds, nullable=False),
 )
@@ -36,7 +36,7 @@ lease: Final = Table(
     "keyring_lease",
     TABLES,
     Column("only", Integer, primary_key=True, autoincrement=False),  # 1: there is one lease
-    Column("holder", String, nullable=False),
+    Column("holder", Words, nullable=False),
     Column("token", Bytes, nullable=False),  # its SHA-256: a copy of the database gives nobody the lease
     Column("expires_at", Seconds, nullable=False),
 )
@@ -45,19 +45,19 @@ rotations: Final = Table(
     "keyring_rotations",
     TABLES,
     Column("number", Integer, primary_key=True),  # in the order in which they began, whatever the clock did
-    Column("id", String, nullable=False, unique=True),
-    Column("type", String, nullable=False),
-    Column("state", String, nullable=False),
+    Column("id", Words, nullable=False, unique=True),
+    Column("type", Words, nullable=False),
+    Column("state", Words, nullable=False),
     Column("rolling_back", Boolean, nullable=False),
     Column("target_version", Version),
-    Column("caller", String, nullable=False),
+    Column("caller", Words, nullable=False),
     Column("started_at", Seconds, nullable=False),
     Column("updated_at", Seconds, nullable=False),
     Column("total", Integer, nullable=False),
     Column("done", Integer, nullable=False),
     Column("cursor", Id, nullable=False),  # rewrap-kek: the last data key that was looked at in this pass
-    Column("added", String),  # new-dek: the new data key
-    Column("former", String),  # new-dek: the one that was active before it
+    Column("added", Words),  # new-dek: the new data key
+    Column("former", Words),  # new-dek: the one that was active before it
 )
 
 entries: Final = Table(
@@ -65,14 +65,14 @@ entries: Final = Table(
     TABLES,
     Column("number", Integer, primary_key=True),
     Column("rotation", Integer, nullable=False),
-    Column("data_key_id", String, nullable=False),
+    Column("data_key_id", Words, nullable=False),
     Column("old_wrapped", Bytes, nullable=False),
-    Column("old_kek", String, nullable=False),
+    Column("old_kek", Words, nullable=False),
     Column("old_kek_version", Version, nullable=False),
     Column("new_wrapped", Bytes, nullable=False),
-    Column("new_kek", String, nullable=False),
+    Column("new_kek", Words, nullable=False),
     Column("new_kek_version", Version, nullable=False),
-    Column("outcome", String, nullable=False),  # `done`; after a rollback `undone`, or `kept` where that was impossible
+    Column("outcome", Words, nullable=False),  # `done`; after a rollback `undone`, or `kept` where that was impossible
 )
 Index("keyring_journal_of_rotation", entries.c.rotation, entries.c.number)
 
@@ -81,7 +81,7 @@ problems: Final = Table(
     TABLES,
     Column("rotation", Integer, primary_key=True, autoincrement=False),
     Column("data_key_id", Id, primary_key=True),
-    Column("why", String, nullable=False),
+    Column("why", Words, nullable=False),
     Column("is_foreign", Boolean, nullable=False),
 )
 
@@ -89,16 +89,16 @@ notes: Final = Table(
     "keyring_notes",
     TABLES,
     Column("number", Integer, primary_key=True),
-    Column("rotation_id", String, nullable=False, index=True),  # may come before the rotation itself
-    Column("step", String, nullable=False),
+    Column("rotation_id", Words, nullable=False, index=True),  # may come before the rotation itself
+    Column("step", Words, nullable=False),
     Column("noted_at", Seconds, nullable=False),
 )
 
 instances: Final = Table(
     "keyring_instances",
     TABLES,
-    Column("id", String, primary_key=True),
+    Column("id", Words, primary_key=True),
     Column("beat_at", Seconds, nullable=False),
     Column("interval", Seconds, nullable=False),
-    Column("holds", String, nullable=False),  # ids of the pending data keys that it has unwrapped, with spaces between
+    Column("holds", Words, nullable=False),  # ids of the pending data keys that it has unwrapped, with spaces between
 )

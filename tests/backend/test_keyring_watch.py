@@ -131,6 +131,32 @@ async def test_a_backend_starts_and_reads_though_rows_of_its_keyring_are_wrong_a
     assert [line["event"] for line in lines].count("a row of the keyring cannot be read") == 1
 
 
+async def test_a_backend_starts_though_a_row_of_its_keyring_is_not_utf8_serves_the_rest_and_says_so_everywhere(
+    emulator: Emulator, settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    rare = settings(str(emulator.address), kms_check_interval="1h")
+    async with running(rare) as app, _client(app) as client:
+        assert (await client.put("/v1/records/a", content=b"kept")).status_code == 204
+    with closing(sqlite3.connect(tmp_path / "backend.db")) as other:
+        kept = "wrapped, kek, kek_version, algorithm, fingerprint, created_at"
+        other.execute(f"INSERT INTO data_keys SELECT CAST(x'6bff' AS TEXT), 'retired', {kept} FROM data_keys")  # noqa: S608
+        other.commit()
+    with capture_logs() as lines:
+        async with running(rare) as app, _client(app) as client:
+            assert (await client.get("/v1/records/a")).content == b"kept"
+            assert (await client.put("/v1/records/b", content=b"new")).status_code == 204
+            health = await client.get("/healthz")
+            metrics = (await client.get("/metrics")).text
+    why = "its id in the table data_keys cannot be read; correct it there"
+    assert (health.status_code, health.json()["status"], health.json()["problems"]) == (
+        200,
+        "degraded",
+        [f"1 row of the keyring cannot be read: k\\xff ({why})"],
+    )
+    assert "\nkms_keyring_rows_unreadable 1.0\n" in metrics
+    assert [line["id"] for line in lines if line["event"] == "a row of the keyring cannot be read"] == ["k\\xff"]
+
+
 async def test_a_look_that_ends_in_a_defect_ends_neither_the_looks_nor_the_start() -> None:
     class Defective:
         async def read(self, _work: object) -> object:

@@ -1,19 +1,25 @@
 """A row that another hand got wrong is named, and hides no other."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+from uuid import uuid4
+
 import pytest
-from sqlalchemy import text
+from sqlalchemy import URL
 
 from shared.keyring.administration import RefusedError
 from shared.keyring.model import Status
 from shared.keyring.seen import seen
 from shared.keyring.store import KeyStore
+from shared.kms.gcp import GcpKey
 from tests.key_versions import Versions
-from tests.shared.keyring.keyring import NEW_DEK, Keyring
+from tests.postgres import Postgres
+from tests.shared.keyring.keyring import NEW_DEK, Keyring, opened
 
 
 async def _set(keyring: Keyring, table: str, change: str, row: str) -> None:
     sql = f"UPDATE {table} SET {change} WHERE id = '{row}'"  # noqa: S608
-    await keyring.database.change(lambda connection: connection.execute(text(sql)))
+    await keyring.database.change(lambda connection: connection.exec_driver_sql(sql))
 
 
 @pytest.mark.parametrize(
@@ -37,6 +43,65 @@ async def test_a_data_key_of_which_one_value_is_wrong_is_named_and_used_and_rota
     assert (await keyring.database.read(seen)).unreadable == {problem.id: problem.why}
     assert len(await keyring.administration.backup()) == 2
     assert (await keyring.rotate()).state == "done"
+
+
+@pytest.fixture
+def no_utf8(url: URL, shared_postgres: Postgres) -> Iterator[tuple[URL, str]]:
+    """A database that holds any bytes as text, and such a text in its SQL."""
+    if url.drivername == "sqlite":
+        yield url, "CAST(x'6bff' AS TEXT)"
+        return
+    name = f"test_{uuid4().hex}"
+    shared_postgres._execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'")
+    yield url.set(database=name), r"E'k\xff'"
+    shared_postgres.drop(url.set(database=name))
+
+
+@pytest.mark.parametrize("column", ["id", "status", "kek", "algorithm"])
+async def test_a_text_that_is_not_utf8_is_named_and_hides_no_other(
+    no_utf8: tuple[URL, str], kms: GcpKey, column: str
+) -> None:
+    url, text_of_any_bytes = no_utf8
+    async with opened(url, kms) as keyring:
+        await keyring.take_lease()
+        for name in ("j", "k", "l"):
+            await keyring.add(name)
+        await _set(keyring, "data_keys", f"{column} = {text_of_any_bytes}", "k")
+        row_id = r"k\xff" if column == "id" else "k"
+        store = KeyStore(keyring.database)
+        assert {key.id for key in await store.all()} == {"j", "l"} | (set() if column == "id" else {"k"})
+        for name in ("j", "l"):
+            assert await keyring.wrapping.unwrap(await keyring.key(name))
+        why = f"its {column} in the table data_keys cannot be read; correct it there"
+        assert (await keyring.database.read(seen)).unreadable == {row_id: why}
+        found = await keyring.administration.verify("full")
+        assert (row_id, why) in {(problem.id, problem.why) for problem in found.problems}
+        assert len(await keyring.administration.backup("", 2)) == 2
+        assert len(await keyring.administration.backup("j", 2)) == (1 if column == "id" else 2)
+
+
+async def test_an_active_data_key_without_a_readable_id_gives_way_to_another(
+    no_utf8: tuple[URL, str], kms: GcpKey
+) -> None:
+    url, text_of_any_bytes = no_utf8
+    async with opened(url, kms) as keyring:
+        old = await keyring.add("k", status=Status.ACTIVE)
+        await _set(keyring, "data_keys", f"id = {text_of_any_bytes}", "k")
+        assert await KeyStore(keyring.database).activate(replace(old, id="new"), instead_of=None)
+        assert await keyring.statuses() == {"new": Status.ACTIVE}
+        assert (await keyring.database.read(seen)).data_keys == {(1, Status.ACTIVE): 1, (1, Status.RETIRED): 1}
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("value", ["x'ff'", "7", "7.5"])
+@pytest.mark.parametrize("column", ["wrapped", "fingerprint", "status", "kek", "algorithm", "id"])
+async def test_a_value_of_another_kind_in_a_file_hides_no_other(keyring: Keyring, column: str, value: str) -> None:
+    await keyring.fill(2)
+    await _set(keyring, "data_keys", f"{column} = {value}", "k001")
+    assert "k000" in {key.id for key in await KeyStore(keyring.database).all()}
+    is_fine = column == "algorithm" and value != "x'ff'"  # SQLite makes a text of it
+    assert bool((await keyring.administration.verify("full")).problems) is not is_fine
+    assert sum((await keyring.database.read(seen)).data_keys.values()) == 2
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
