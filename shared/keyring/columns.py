@@ -16,7 +16,6 @@ from sqlalchemy import (
     Float,
     Integer,
     LargeBinary,
-    Row,
     Select,
     String,
     Table,
@@ -50,9 +49,9 @@ def legible(value: Any) -> str:
     return value if isinstance(value, str) else str(value)
 
 
-def page(connection: Connection, ordered: Select[Any], limit: int) -> list[Row[Any]]:
+def page(connection: Connection, ordered: Select[Any], limit: int) -> list[Any]:
     """The first rows of `ordered` by an id, their first column, that can be read; fewer than `limit` are all."""
-    found: list[Row[Any]] = []
+    found: list[Any] = []
     offset = 0
     while len(found) < limit:
         rows = connection.execute(ordered.limit(limit).offset(offset)).all()
