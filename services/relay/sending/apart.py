@@ -28,6 +28,8 @@ _PAUSE: Final = 1.0
 """Seconds before another one is started."""
 _UNREAD: Final = 0.2
 """Seconds for reading what it said meanwhile."""
+_TO_KILL: Final = 2 * _UNREAD
+"""Seconds between the end of a send and that of its lease: with less, a process that hangs could be killed too late."""
 _CLOSE_SECONDS: Final = 1.0
 
 log = structlog.get_logger(__name__)
@@ -62,6 +64,8 @@ class _Apart:
 
     async def __call__(self, outgoing: Outgoing, keep: Keep) -> Attempted:
         """See the port."""
+        if outgoing.lease_ends - outgoing.ends < _TO_KILL:
+            return Attempted(lease_lost=True)
         while (pipe := self._pipe) is None:
             try:
                 async with asyncio.timeout_at(outgoing.ends):
@@ -118,8 +122,10 @@ class _Apart:
             try:
                 await self._talk(process, ours)
             finally:
-                await _end(process)
-                self._lose()  # not before: somebody else may send it then
+                try:
+                    await _end(process)
+                finally:
+                    self._lose()  # not before: somebody else may send it then
         if process.returncode == OTHER_VERSION:
             log.error("another version is installed than the one that runs; restart the relay", running=VERSION)
         else:
@@ -187,7 +193,7 @@ class _Apart:
 
 def _overdue(outgoing: Outgoing) -> float:
     """From when on a process that says nothing of a send hangs: half-way between the ends of the send and its lease."""
-    return (outgoing.ends + max(outgoing.ends, outgoing.lease_ends)) / 2
+    return (outgoing.ends + outgoing.lease_ends) / 2
 
 
 def _lost(detail: str, *, maybe_arrived: bool) -> Attempted:
