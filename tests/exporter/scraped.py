@@ -32,6 +32,12 @@ class Scrape:
             assert response.status == 200
             return await response.text()
 
+    async def board(self) -> str:
+        """The page for people."""
+        async with self._session.get(self._url.removesuffix("metrics")) as response:
+            assert response.status == 200
+            return await response.text()
+
     async def values(self) -> dict[str, float]:
         """Each sample's value by its name and the values of its labels, such as `kms_probe_success backend ledger`."""
         return {

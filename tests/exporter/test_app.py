@@ -54,6 +54,28 @@ async def test_a_scrape_does_not_wait_for_probes_that_hang(emulator: Emulator, u
     assert time.monotonic() - stopping < 5
 
 
+async def test_a_key_whose_turn_does_not_come_is_no_success_for_metrics_and_board(
+    emulator: Emulator, until: Until
+) -> None:
+    targets = tuple(target(emulator, f"kek-{n}") for n in range(8))
+    probe = ProbeSettings(interval=0.5, timeout=0.5, concurrency=1)
+    async with scraped(Settings(listen=FREE, probe=probe, targets=targets)) as scrape:
+
+        async def all_right() -> bool:
+            values = await scrape.values()
+            return all(values.get(f"kms_probe_success backend {one.name}") == 1 for one in targets)
+
+        async def some_wait_in_vain() -> bool:
+            values, board = await scrape.values(), await scrape.board()
+            failed = {name.split()[-1] for name, value in values.items() if name.startswith("kms_probe_f") and value}
+            late = [one.name for one in targets if values[f"kms_probe_success backend {one.name}"] == 0]
+            return any(name not in failed for name in late) and "no round trip in time" in board
+
+        await until(all_right)
+        emulator.faults.add(Fault(kind="stall"))
+        await until(some_wait_in_vain)
+
+
 async def test_backends_are_read_while_every_probe_hangs(emulator: Emulator, until: Until) -> None:
     emulator.faults.add(Fault(kind="stall"))
     health = Health()

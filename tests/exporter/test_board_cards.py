@@ -10,7 +10,7 @@ import pytest
 from services.exporter.history import History
 from services.exporter.model import BackendState, Call, Canary, Failure, Health, KeySnapshot, Operation, ProbeResult
 from services.exporter.web import advice
-from services.exporter.web.cards import Head, Patience, Record, canaries, head, protection, versions
+from services.exporter.web.cards import Head, MaxAge, Record, canaries, head, protection, versions
 from services.exporter.web.findings import LOST, Light
 from shared.contract import CryptoMode
 from shared.kms.provider import KeyDescription, KeyVersion, Phase
@@ -19,7 +19,7 @@ from shared.kms.reason import Reason
 NOW: Final = 10_000.0
 STALE: Final = 100.0
 OVERDUE: Final = 60.0
-PATIENCE: Final = Patience(STALE, overdue=math.inf)
+MAX_AGE: Final = MaxAge(STALE, overdue=math.inf)
 ROOT: Final = Path(__file__).parents[2]
 RUNBOOK: Final = ROOT / advice.RUNBOOK
 WELL: Final = Call(Operation.ENCRYPT, 0.01)
@@ -53,7 +53,7 @@ class Key:
         return self
 
     def head(self, now: float = NOW) -> Head:
-        return head(self.record, now, PATIENCE)
+        return head(self.record, now, MAX_AGE)
 
 
 def told(shown: Head) -> list[tuple[Light, str, str]]:
@@ -187,11 +187,11 @@ def test_a_backend_has_a_light_too(
 ) -> None:
     history = History(clock=lambda: NOW)
     history.keep([], ["ledger"])
-    assert head(history.backends["ledger", None], NOW, PATIENCE).light is Light.UNKNOWN
+    assert head(history.backends["ledger", None], NOW, MAX_AGE).light is Light.UNKNOWN
     history.backend(BackendState("ledger", health, problems=problems))
-    shown = head(history.backends["ledger", None], NOW, PATIENCE)
+    shown = head(history.backends["ledger", None], NOW, MAX_AGE)
     assert (shown.light, [finding.title for finding in shown.findings]) == (light, titles)
-    stale = head(history.backends["ledger", None], NOW + STALE + 1, PATIENCE)
+    stale = head(history.backends["ledger", None], NOW + STALE + 1, MAX_AGE)
     assert [finding.title for finding in stale.findings] == [*titles, "no news"]
 
 
@@ -224,19 +224,19 @@ def test_two_that_share_a_name_have_ids_of_their_own() -> None:
     history.backend(BackendState("ledger", None, replica="10.0.0.1"))
     history.backend(BackendState("ledger", None, replica="10.0.0.2"))
     records: list[Record] = [*history.targets.values(), *history.backends.values()]
-    ids = {head(record, NOW, PATIENCE).id for record in records}
+    ids = {head(record, NOW, MAX_AGE).id for record in records}
     assert len(ids) == 3
     assert all(re.fullmatch(r"(key|backend)-[0-9a-f]{16}", known) for known in ids)
 
 
 def test_a_right_round_trip_that_is_too_long_ago_is_no_success() -> None:
-    patience = Patience(STALE, OVERDUE)
+    max_age = MaxAge(STALE, OVERDUE)
     right, wrong = Key().probe(), Key().fails(Reason.TIMEOUT)
-    assert head(right.record, NOW + OVERDUE, patience).light is Light.WELL
-    shown = head(right.record, NOW + OVERDUE + 1, patience)
+    assert head(right.record, NOW + OVERDUE, max_age).light is Light.WELL
+    shown = head(right.record, NOW + OVERDUE + 1, max_age)
     assert (shown.light, [title for _, title, _ in told(shown)]) == (Light.FAILING, ["no round trip in time"])
     assert "1970-01-01 02:46:40 UTC" in shown.findings[0].sentence
-    assert [title for _, title, _ in told(head(wrong.record, NOW + OVERDUE + 1, patience))] == ["timeout at encrypt"]
+    assert [title for _, title, _ in told(head(wrong.record, NOW + OVERDUE + 1, max_age))] == ["timeout at encrypt"]
 
 
 def test_advice_about_a_role_or_credentials_holds_for_those_that_never_were() -> None:

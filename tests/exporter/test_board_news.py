@@ -168,10 +168,10 @@ async def test_a_reload_shows_what_is_new_and_forgets_what_is_gone(board: Asking
 async def test_html_is_made_of_copies(board: Asking) -> None:
     """A look stays as it is, whatever happens while its HTML is made in a thread."""
     from services.exporter.web.board import Asked, Heads, look
-    from services.exporter.web.cards import Patience
+    from services.exporter.web.cards import MaxAge
 
     board.probe("key-1", Reason.TIMEOUT, "first")
-    heads = Heads(Patience(STALE, STALE))
+    heads = Heads(MaxAge(STALE, STALE))
     seen = look(board.history, heads, Asked(), board.now)
     shown = seen.sections[1].fresh[0].record
     assert shown is not board.history.targets["key-1"]

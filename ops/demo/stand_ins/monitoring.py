@@ -51,8 +51,8 @@ class Monitoring:
                         if answer.status != 404:
                             return RedirectResponse(f"{self._prometheus}{path}?{request.url.query}", status_code=302)
                 except (aiohttp.ClientError, TimeoutError) as error:
-                    return self._silent("Prometheus", error)
-        return self._silent("Prometheus", "it has no graph")
+                    return self._unreachable("Prometheus", error)
+        return self._unreachable("Prometheus", "it has no graph")
 
     async def alerts(self, _request: Request) -> Response:
         """What Alertmanager holds."""
@@ -63,10 +63,10 @@ class Monitoring:
             ):
                 found = await answer.json()
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            return self._silent("Alertmanager", error)
+            return self._unreachable("Alertmanager", error)
         return HTMLResponse(whole_page("Alerts in Alertmanager", "".join(_table(found))), headers=self._headers)
 
-    def _silent(self, who: str, why: object) -> Response:
+    def _unreachable(self, who: str, why: object) -> Response:
         return PlainTextResponse(f"{who} gives no answer: {why!r}\n", status_code=502, headers=self._headers)
 
 
@@ -78,12 +78,12 @@ def _table(alerts: list[dict[str, Any]]) -> Iterator[str]:
         yield "<p>None: nothing fires.</p>\n"
         return
     yield "<table><thead><tr><th>alert</th><th>goes to</th><th>state</th><th>since</th><th>labels</th></tr></thead>\n"
-    for alert in sorted(alerts, key=lambda one: (bool(_quiet(one, names)), one["labels"]["alertname"])):
+    for alert in sorted(alerts, key=lambda one: (bool(_muted_by(one, names)), one["labels"]["alertname"])):
         labels = ", ".join(f"{name}={value}" for name, value in sorted(alert["labels"].items()) if name != "alertname")
         cells = (
             alert["labels"]["alertname"],
             ", ".join(receiver["name"] for receiver in alert["receivers"]),
-            _quiet(alert, names) or "fires",
+            _muted_by(alert, names) or "fires",
             alert["startsAt"],
             labels,
         )
@@ -91,7 +91,7 @@ def _table(alerts: list[dict[str, Any]]) -> Iterator[str]:
     yield "</table>\n"
 
 
-def _quiet(alert: dict[str, Any], names: Mapping[str, str]) -> str:
+def _muted_by(alert: dict[str, Any], names: Mapping[str, str]) -> str:
     """What keeps it from people; empty where nothing does."""
     status = alert["status"]
     by = sorted(names.get(cause, cause) for cause in status["inhibitedBy"])

@@ -8,7 +8,7 @@ from typing import Final
 from urllib.parse import urlencode
 
 from services.exporter.history import History
-from services.exporter.web.cards import Head, Patience, Record, head, turned
+from services.exporter.web.cards import Head, MaxAge, Record, head, turned
 from services.exporter.web.findings import Light
 
 CARDS: Final = 50
@@ -78,9 +78,9 @@ class Look:
 class Heads:
     """The head of each record, made anew only where the record has changed, or time has turned it."""
 
-    def __init__(self, patience: Patience) -> None:
-        """`patience`: for how long what was found last counts."""
-        self._patience = patience
+    def __init__(self, max_age: MaxAge) -> None:
+        """`max_age`: for how long what was found last counts."""
+        self._max_age = max_age
         self._known: dict[Hashable, tuple[Hashable, Head]] = {}
 
     def of(self, history: History, now: float) -> dict[str, list[Head]]:
@@ -88,10 +88,10 @@ class Heads:
         known, self._known = self._known, {}
 
         def one(key: Hashable, record: Record) -> Head:
-            state = record.version, turned(record, now, self._patience)
+            state = record.version, turned(record, now, self._max_age)
             made = known.get(key)
             if made is None or made[0] != state:
-                made = state, head(record, now, self._patience)
+                made = state, head(record, now, self._max_age)
             self._known[key] = made
             return made[1]
 
@@ -103,7 +103,7 @@ class Heads:
     def changed(self, shown: Head, now: float, last: Look) -> bool:
         """Whether it is not as it was at the last look."""
         record = shown.record
-        turns = (turned(record, at, self._patience) for at in (now, last.at))
+        turns = (turned(record, at, self._max_age) for at in (now, last.at))
         return record.version > last.version or next(turns) != next(turns)
 
 

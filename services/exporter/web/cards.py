@@ -28,7 +28,7 @@ Record = TargetRecord | BackendRecord
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class MaxAge:
     """Seconds for which what was found last counts."""
 
     stale: float
@@ -73,36 +73,36 @@ class Head:
         return ": ".join([self.name, ", ".join([self.word, *(finding.title for finding in self.findings[:1])])])
 
 
-def head(record: Record, now: float, patience: Patience) -> Head:
+def head(record: Record, now: float, max_age: MaxAge) -> Head:
     """The light of a target, a backend or a replica of one.
 
     Args:
         record: what is known.
         now: Unix seconds.
-        patience: for how long what was found last counts.
+        max_age: for how long what was found last counts.
     """
     if isinstance(record, TargetRecord):
-        return _of_target(record, now, patience)
-    return _of_backend(record, now, patience)
+        return _of_target(record, now, max_age)
+    return _of_backend(record, now, max_age)
 
 
-def turned(record: Record, now: float, patience: Patience) -> tuple[bool, bool, bool]:
+def turned(record: Record, now: float, max_age: MaxAge) -> tuple[bool, bool, bool]:
     """What time alone makes of a record: whether its news are old, a round trip is overdue, a rotation is."""
     if isinstance(record, BackendRecord):
-        return record.at is not None and record.at + patience.stale < now, False, False
+        return record.at is not None and record.at + max_age.stale < now, False, False
     planned = record.snapshot.description.next_rotation if record.snapshot and record.snapshot.description else None
-    return _stale(record, now, patience), _overdue(record, now, patience), planned is not None and planned < now
+    return _stale(record, now, max_age), _overdue(record, now, max_age), planned is not None and planned < now
 
 
-def _stale(record: TargetRecord, now: float, patience: Patience) -> bool:
-    return record.last is not None and record.last.at + patience.stale < now
+def _stale(record: TargetRecord, now: float, max_age: MaxAge) -> bool:
+    return record.last is not None and record.last.at + max_age.stale < now
 
 
-def _overdue(record: TargetRecord, now: float, patience: Patience) -> bool:
-    return record.last is not None and record.last.failed is None and record.last.at + patience.overdue < now
+def _overdue(record: TargetRecord, now: float, max_age: MaxAge) -> bool:
+    return record.last is not None and record.last.failed is None and record.last.at + max_age.overdue < now
 
 
-def _of_target(record: TargetRecord, now: float, patience: Patience) -> Head:
+def _of_target(record: TargetRecord, now: float, max_age: MaxAge) -> Head:
     findings = [] if record.snapshot is None else list(of_snapshot(record.snapshot, now))
     if record.last is None:
         light = Light.UNKNOWN
@@ -111,17 +111,17 @@ def _of_target(record: TargetRecord, now: float, patience: Patience) -> Head:
         findings.append(of_failures(record.failures[-1]))
     else:
         light = Light.WELL
-    if record.last and _overdue(record, now, patience):
+    if record.last and _overdue(record, now, max_age):
         findings.append(of_overdue(record.last.at))
-    elif record.last and _stale(record, now, patience):
+    elif record.last and _stale(record, now, max_age):
         findings.append(of_old_news(f"No round trip since {moment(record.last.at)}"))
     return _head("key", record.target, record.service, light, findings, record)
 
 
-def _of_backend(record: BackendRecord, now: float, patience: Patience) -> Head:
+def _of_backend(record: BackendRecord, now: float, max_age: MaxAge) -> Head:
     findings = [] if record.state is None else list(of_state(record.state))
     light = Light.UNKNOWN if record.state is None else Light.WELL
-    if record.at is not None and record.at + patience.stale < now:
+    if record.at is not None and record.at + max_age.stale < now:
         findings.append(of_old_news(f"Not read since {moment(record.at)}"))
     name = record.service if record.replica is None else f"{record.service} {record.replica}"
     return _head("backend", name, record.service, light, findings, record)

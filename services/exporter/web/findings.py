@@ -68,8 +68,8 @@ def of_failures(span: FailureSpan) -> Finding:
 
 
 def of_overdue(at: float) -> Finding:
-    """Of a key whose last round trip, which was right, is too long ago to be a success."""
-    sentence = f"The last one ended at {moment(at)}, and was right; that is too long ago to be a success."
+    """Of a key whose last round trip succeeded too long ago to count."""
+    sentence = f"The last one succeeded at {moment(at)}; that is too long ago to count."
     return Finding(Light.FAILING, "no round trip in time", sentence, advice.OVERDUE)
 
 

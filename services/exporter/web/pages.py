@@ -72,8 +72,8 @@ class Pages:
     ) -> None:
         self._history = history
         self._admin = admin
-        self._patience = cards.Patience(stale_after, overdue_after)
-        self._heads = Heads(self._patience)
+        self._max_age = cards.MaxAge(stale_after, overdue_after)
+        self._heads = Heads(self._max_age)
         self._clock = clock
         self._boot = token_hex(8)  # a number of an earlier process's history says nothing here
         self._templates = Environment(
@@ -161,7 +161,7 @@ class Pages:
             return PlainTextResponse("there is no such target; / lists all of them\n", status_code=404)
         now = self._clock()
         record = record.copy(now)
-        head = cards.head(record, now, self._patience)
+        head = cards.head(record, now, self._max_age)
         rows = [(name, span) for span in reversed(record.failures)]
         return HTMLResponse(await run_in_threadpool(self._failed, head, rows))
 

@@ -52,7 +52,7 @@ def plot(trips: RoundTrips, now: float) -> Plot | None:
         return None
     encrypt, decrypt = _slowest(steps, trips.encrypt), _slowest(steps, trips.decrypt)
     lengths = [*encrypt.values(), *decrypt.values()]
-    marks = _marks(min(lengths), max(lengths)) if lengths else []
+    marks = _scale(min(lengths), max(lengths)) if lengths else []
     failed = {step for step, ok in zip(steps, trips.ok, strict=True) if not ok and 0 <= step < STEPS}
     tried = sorted({step for step in steps if 0 <= step < STEPS})
 
@@ -65,11 +65,11 @@ def plot(trips: RoundTrips, now: float) -> Plot | None:
         tuple(map(_x, sorted(failed))),
         min(lengths, default=None),
         max(lengths, default=None),
-        tuple(Tick(mark, round(100 * _y(mark, marks) / HEIGHT, 1)) for mark in _labelled(marks)),
+        tuple(Tick(mark, round(100 * _y(mark, marks) / HEIGHT, 1)) for mark in _choose_ticks(marks)),
     )
 
 
-def _marks(least: float, most: float) -> list[float]:
+def _scale(least: float, most: float) -> list[float]:
     """1, 2, 5, 10, and so on, around all values: a decade at least, so that noise does not look like news."""
     least, most = max(least, LEAST), max(most, LEAST)
     first = math.floor(math.log10(least))
@@ -79,7 +79,7 @@ def _marks(least: float, most: float) -> list[float]:
     return known[low : max(high, low + len(_DECADE)) + 1]
 
 
-def _labelled(marks: Sequence[float]) -> Sequence[float]:
+def _choose_ticks(marks: Sequence[float]) -> Sequence[float]:
     """Only 1, 10, 100 where two of them are there: there is no room for more."""
     decades = [mark for mark in marks if math.isclose(math.log10(mark), round(math.log10(mark)), abs_tol=1e-9)]
     return decades if len(decades) > 1 else marks
