@@ -19,8 +19,8 @@ def test_every_scrape_shows_the_state_of_that_moment() -> None:
         unusable=lambda: unusable,
         seen=lambda: None,
     )
-    names = ("crypto_mode", "crypto_ready", "crypto_init_timestamp_seconds", "crypto_decryption_errors_total")
-    names += ("kms_data_keys_unusable",)
+    crypto = ("mode", "ready", "init_timestamp_seconds", "decryption_errors_total")
+    names = [*(f"crypto_{name}" for name in crypto), "kms_data_keys_unusable"]
     assert [registry.get_sample_value(name) for name in names] == [0, 0, 5, 0, 3]
     mode, ready, at, unusable = CryptoMode.KMS, True, 6.0, 0
     count()
