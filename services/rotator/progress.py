@@ -45,10 +45,10 @@ class Bar:
 
     def progress(self, amount: Amount) -> None:
         """See `Tell`. The bar and its time left are of all steps."""
-        calls, counted = {"completed": amount.calls, "total": amount.all_calls}, _counted(amount)
+        counted, calls, of = _counted(amount), amount.calls, amount.all_calls
         if self._task is None:  # what an earlier runner did has taken none of our time
-            self._task = self._bar.add_task(counted, **calls)
-        self._bar.update(self._task, description=counted, **calls)
+            self._task = self._bar.add_task(counted, completed=calls, total=of)
+        self._bar.update(self._task, description=counted, completed=calls, total=of)
 
 
 def _counted(amount: Amount) -> str:
