@@ -24,6 +24,7 @@ from shared.sql.location import Database
 
 KEY: Final = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 _SECONDS: Final = 60.0
+_OLD_SECONDS: Final = 8.0
 _READERS: Final = 8
 _INSTANCES: Final = 2
 
@@ -39,6 +40,8 @@ class Stage:
     ports: list[int]
     backends: list[Process] = field(default_factory=list)
     rotator: Process | None = None
+    rotator_began: float = 0.0
+    """By the event loop's clock."""
     records: dict[str, bytes] = field(default_factory=dict)
     """Those that were acknowledged."""
     counted: Counter[str] = field(default_factory=Counter)
@@ -48,8 +51,9 @@ class Stage:
         return await self._process("services.backend", "--config", f"backend{number}.yml")
 
     async def kill_any(self) -> None:
-        """SIGKILL for a rotator or an instance, which is started again."""
-        if self.rotator and self.rotator.returncode is None and self.random.random() < 0.5:
+        """SIGKILL for a rotator, seldom for one that has just begun, or for an instance, which is started again."""
+        age = asyncio.get_running_loop().time() - self.rotator_began
+        if self.rotator and self.rotator.returncode is None and self.random.uniform(0, _OLD_SECONDS) < age:
             await self._kill(self.rotator, "rotators")
             return
         number = self.random.randrange(_INSTANCES)
@@ -92,6 +96,7 @@ class Stage:
     async def type(self, words: str) -> int:
         """The exit code of a command of the rotator."""
         self.rotator = await self._process("services.rotator", *words.split(), "--config", "rotator.yml")
+        self.rotator_began = asyncio.get_running_loop().time()
         return await self.rotator.wait()
 
     async def up(self) -> None:
