@@ -25,7 +25,7 @@ class Settings(CommandSettings):
     """Of one call."""
     lease: Duration = Field(60.0, le=3600)
     """How long nobody else may rotate once this runner was killed."""
-    batch: int = Field(100, ge=1, le=PAGE)
+    batch: int = Field(500, ge=1, le=PAGE)
     """Data keys in one step."""
     encrypt_checks: int = Field(3, ge=1)
     """Answers in a row in which Encrypt has to use the new primary version."""

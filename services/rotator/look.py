@@ -3,6 +3,7 @@
 import asyncio
 
 from services.rotator import backups, others
+from services.rotator.model import Amount
 from services.rotator.plan import not_finished, plan, unfinished, ways_on
 from services.rotator.report import KeptBackup, Outcome, Report
 from services.rotator.session import Session
@@ -81,7 +82,12 @@ async def census(session: Session) -> Report:
 
 async def verify(session: Session, *, full: bool) -> Report:
     """Whether everything can be read; `full` reads every record. Raises AdministrationError."""
-    found = await verified(session, "full" if full else session.settings.verify_mode)
+    total = sum(each.data_keys for each in (await session.administration.census()).versions)
+    found = await verified(
+        session,
+        "full" if full else session.settings.verify_mode,
+        lambda done: session.tell.progress(Amount("verify", done, total, done, max(done, total))),
+    )
     wrong = failures(found)
     return Report(
         command="verify",

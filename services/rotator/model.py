@@ -1,6 +1,6 @@
 """What the rotator's rooms hand to each other. Frozen, no I/O."""
 
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from pydantic import BaseModel
 
@@ -30,6 +30,19 @@ class Took(BaseModel):
     seconds: float
 
 
+class Amount(NamedTuple):
+    """How far a command is."""
+
+    step: str
+    done: int
+    """Data keys of this step."""
+    total: int
+    calls: int
+    """Of KMS so far, in this step and in those before it: what takes the time."""
+    all_calls: int
+    """In the steps that follow, too."""
+
+
 class Tell(Protocol):
     """Where the person who waits is told what happens."""
 
@@ -37,6 +50,6 @@ class Tell(Protocol):
         """A step begins, or has come to something where there is a detail."""
         ...
 
-    def progress(self, done: int, total: int) -> None:
-        """Data keys done so far."""
+    def progress(self, amount: Amount) -> None:
+        """A step goes on."""
         ...

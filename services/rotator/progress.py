@@ -7,9 +7,9 @@ from typing import Final
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from services.rotator.model import Tell
+from services.rotator.model import Amount, Tell
 
 _LINE_EVERY: Final = 5.0
 """Seconds between two lines of progress, at least."""
@@ -25,10 +25,10 @@ class Lines:
         """See `Tell`."""
         click.echo(f"{name}: {detail}" if detail else f"{name} …", err=True)
 
-    def progress(self, done: int, total: int) -> None:
+    def progress(self, amount: Amount) -> None:
         """See `Tell`."""
-        if self._clock() >= self._next or done == total:
-            click.echo(f"{done} of {total} data keys", err=True)
+        if self._clock() >= self._next or amount.done == amount.total:
+            click.echo(_counted(amount), err=True)
             self._next = self._clock() + _LINE_EVERY
 
 
@@ -43,11 +43,16 @@ class Bar:
         """See `Tell`."""
         self._bar.console.print(f"{name}: {detail}" if detail else f"{name} …", markup=False, highlight=False)
 
-    def progress(self, done: int, total: int) -> None:
-        """See `Tell`."""
-        if self._task is None:
-            self._task = self._bar.add_task("data keys", total=total)
-        self._bar.update(self._task, completed=done, total=total)
+    def progress(self, amount: Amount) -> None:
+        """See `Tell`. The bar and its time left are of all steps."""
+        counted, calls, of = _counted(amount), amount.calls, amount.all_calls
+        if self._task is None:  # what an earlier runner did has taken none of our time
+            self._task = self._bar.add_task(counted, completed=calls, total=of)
+        self._bar.update(self._task, description=counted, completed=calls, total=of)
+
+
+def _counted(amount: Amount) -> str:
+    return f"{amount.step}: {amount.done} of {amount.total} data keys"
 
 
 @contextmanager
@@ -57,6 +62,6 @@ def telling() -> Iterator[Tell]:
     if not console.is_terminal:
         yield Lines()
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         yield Bar(bar)

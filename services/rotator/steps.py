@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 from services.rotator import backup, backups, target
 from services.rotator.backup import BackupError, Summary
-from services.rotator.model import RotatorError, Took
+from services.rotator.model import Amount, RotatorError, Took
 from services.rotator.plan import PROBLEMS
 from services.rotator.session import Session
 from services.rotator.smoke import smoke
@@ -29,6 +29,8 @@ from shared.keyring.administration import (
 from shared.keyring.seen import NOTHING_TO_DO
 
 _LONGEST_NOTE: Final = 1000
+_CALLS: Final = {"rotate": 3, "rollback": 1, "verify": 1}
+"""Of KMS, for each data key: they take the time, so the bar counts them."""
 _STALLED_CALLS: Final = 10
 """Calls in a row that change nothing: it would never end."""
 
@@ -49,6 +51,7 @@ class Steps:
     def __init__(self, session: Session, token: str, type_: RotationType, rotation_id: str, again: str) -> None:
         self._session, self._settings, self._administration = session, session.settings, session.administration
         self._token, self._type, self._id, self._again = token, type_, rotation_id, again
+        self._calls = 0  # of the steps that are over
 
     async def smoke(self) -> None:
         """Whether all that is needed works."""
@@ -127,24 +130,35 @@ class Steps:
                 await self._administration.reload()  # who reads must know the new data key before anybody writes by it
             return progress
 
-        return await self._step("rotate", self._to_the_end(batch), _told)
+        return await self._step("rotate", self._to_the_end("rotate", batch), _told)
 
     async def rollback(self) -> Progress:
         """Undoes it to its beginning."""
-        undoing = self._to_the_end(lambda: self._administration.rollback(self._id, self._token))
+        undoing = self._to_the_end("rollback", lambda: self._administration.rollback(self._id, self._token))
         return await self._step("rollback", undoing, _told)
 
-    async def _to_the_end(self, batch: Callable[[], Awaitable[Progress]]) -> Progress:
-        before, stalled = None, 0
+    async def _to_the_end(self, step: str, batch: Callable[[], Awaitable[Progress]]) -> Progress:
+        before, stalled, to_verify = None, 0, await self._count()
         while True:
             progress = await batch()
-            self._session.tell.progress(progress.done, progress.total)
+            done = progress.total - progress.done if step == "rollback" else progress.done
+            self._tell(step, done, progress.total, _CALLS["verify"] * to_verify)
             if progress.state is not RotationState.RUNNING:
+                self._calls += _CALLS[step] * progress.total
                 return progress
             stalled = stalled + 1 if progress == before else 0
             if stalled == _STALLED_CALLS:
                 raise RotatorError(f"rotation {self._id} does not go on: call after call changes nothing", "status")
             before = progress
+
+    async def _count(self) -> int:
+        """How many data keys there are."""
+        return sum(each.data_keys for each in (await self._administration.census()).versions)
+
+    def _tell(self, step: str, done: int, total: int, later: int = 0) -> None:
+        """How far a step is; `later` calls of KMS follow it."""
+        calls, whole = self._calls + _CALLS[step] * done, self._calls + _CALLS[step] * total + later
+        self._session.tell.progress(Amount(step, done, total, calls, whole))
 
     async def reload(self) -> None:
         """Every instance of the service reads the keyring again."""
@@ -158,7 +172,10 @@ class Steps:
             if file:
                 kms, timeout = self._session.kms, self._settings.kms_timeout
                 differing = await backups.differences(file, self._administration, kms, timeout=timeout)
-            found = await verified(self._session, self._settings.verify_mode)
+            total = await self._count()
+            found = await verified(
+                self._session, self._settings.verify_mode, lambda done: self._tell("verify", min(done, total), total)
+            )
             return found, [*differing, *failures(found)]
 
         return await self._step(

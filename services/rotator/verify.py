@@ -1,18 +1,26 @@
 """Whether everything can be read: asked a few times, since a change takes a moment to be seen."""
 
 import asyncio
-from typing import Literal
+from collections.abc import Callable
+from typing import Final, Literal
 
 from services.rotator.session import Session
-from shared.keyring.administration import Problem, UnreachableError, Verification
+from shared.keyring.administration import Administration, Problem, UnreachableError, Verification
+
+_PROBLEMS: Final = 100
+"""Of a verification, at most."""
+
+Mode = Literal["sample", "full"]
+Seen = Callable[[int], None]
+"""Is told how many data keys were looked at."""
 
 
-async def verified(session: Session, mode: Literal["sample", "full"]) -> Verification:
+async def verified(session: Session, mode: Mode, seen: Seen = lambda _number: None) -> Verification:
     """What was found the last time. Raises AdministrationError where it is not told."""
     settings = session.settings
     for tries_left in range(settings.verify_tries - 1, -1, -1):
         try:
-            found = await session.administration.verify(mode)
+            found = await by_pages(session.administration, mode, seen)
             if not failures(found):
                 return found
         except UnreachableError:
@@ -23,6 +31,30 @@ async def verified(session: Session, mode: Literal["sample", "full"]) -> Verific
     return found
 
 
+async def by_pages(administration: Administration, mode: Mode, seen: Seen = lambda _number: None) -> Verification:
+    """All of it page by page, so that no call lasts as long as the keyring is large."""
+    whole = await administration.verify(mode, "")
+    while (last := whole.next) is not None:
+        seen(whole.data_keys)
+        part = await administration.verify(mode, last)
+        if part.next is not None and part.next <= last:
+            raise UnreachableError(f"the service's verification does not go on after data key {last}; try again")
+        whole = _joined(whole, part)
+    seen(whole.data_keys)
+    return whole
+
+
 def failures(found: Verification) -> list[Problem]:
     """What is wrong; another key's wrap is not."""
     return [problem for problem in found.problems if not problem.foreign]
+
+
+def _joined(whole: Verification, part: Verification) -> Verification:
+    problems = sorted((*whole.problems, *part.problems), key=lambda each: each.foreign)  # ours first, in their order
+    return Verification(
+        data_keys=whole.data_keys + part.data_keys,
+        records=whole.records + part.records,
+        problems=tuple(problems[:_PROBLEMS]),
+        fingerprint=part.fingerprint,
+        next=part.next,
+    )

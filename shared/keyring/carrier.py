@@ -3,6 +3,7 @@
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Final, Literal
 
 from sqlalchemy import Connection
@@ -25,6 +26,7 @@ from shared.keyring.administration import (
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.lease import under_lease
 from shared.keyring.model import GREATEST_VERSION, UNREADABLE_VERSION
+from shared.keyring.paced import PacedKey
 from shared.keyring.records import RecordsTable
 from shared.keyring.rotation import Rotations
 from shared.keyring.store import RetiredVersionError
@@ -61,7 +63,7 @@ class KeyringAdministration:
         show: Callable[[], Awaitable[None]] = _nobody,
     ) -> None:
         self._database = database
-        self._wrapping = wrapping
+        self._wrapping = wrapping = replace(wrapping, kms=PacedKey(wrapping.kms))
         self._records = records
         self._show = show
         self._rotations = Rotations(database, wrapping, show)

@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
-TOGETHER: Final = 8
-"""Pieces under way: far from the thousand calls a second that KMS allows."""
+TOGETHER: Final = 32
+"""Pieces under way: enough for all that `paced` allows, while an answer takes 45 ms or less."""
+_HANDED_OVER: Final = 64
+"""Outcomes at a time, at most: a commit takes as long for one as for many."""
 
 I = TypeVar("I")  # noqa: E741  # an item of work
 O = TypeVar("O")  # noqa: E741  # its outcome
@@ -14,15 +16,38 @@ O = TypeVar("O")  # noqa: E741  # its outcome
 async def together(
     items: Sequence[I], do: Callable[[I], Awaitable[O]], take: Callable[[Sequence[tuple[I, O]]], Awaitable[None]]
 ) -> None:
-    """Hands the items with what `do` made of them to `take`, a few at a time, in their order.
+    """Hands the items with what `do` made of them to `take`, some at a time, in their order, while others are done.
 
-    An exception of `do` comes out after what was done at the same time was taken, so that nothing of it is lost.
+    After the first exception of `do` no further item is begun. It comes out once what was done was handed over, so that
+    nothing of it is lost.
     """
-    for first in range(0, len(items), TOGETHER):
-        some = items[first : first + TOGETHER]
-        outcomes = await asyncio.gather(*map(do, some), return_exceptions=True)
-        done = zip(some, outcomes, strict=True)
-        await take([(item, outcome) for item, outcome in done if not isinstance(outcome, BaseException)])
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
+    failures: list[BaseException] = []
+    room = asyncio.Semaphore(TOGETHER)
+
+    async def begin(item: I) -> O:
+        async with room:
+            if failures:
+                raise failures[0]
+            try:
+                return await do(item)
+            except BaseException as error:
+                failures.append(error)
+                raise
+
+    left = [(item, asyncio.create_task(begin(item))) for item in items]
+    tasks = [task for _, task in left]
+    try:
+        while left:
+            some = left[:_HANDED_OVER]
+            await asyncio.wait([task for _, task in some])
+            if failures:
+                some = left
+                await asyncio.wait(tasks)
+            left = left[len(some) :]
+            await take([(item, task.result()) for item, task in some if not task.cancelled() and not task.exception()])
+            if failures:
+                raise failures[0]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

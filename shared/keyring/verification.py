@@ -75,17 +75,18 @@ class Inspection:
             next=following,
         )
 
-    async def _secret(self, key: DataKey) -> bytes | None:
+    async def _secret(self, key: DataKey) -> bytes | UnwrapError:
         try:
             return await self.wrapping.unwrap(key)
         except UnwrapError as error:
-            self._tell(key.id, str(error), foreign=error.foreign)
-            return None
+            return error
 
-    async def _look(self, keys: Sequence[tuple[DataKey, bytes | None]]) -> None:
+    async def _look(self, keys: Sequence[tuple[DataKey, bytes | UnwrapError]]) -> None:
         self._data_keys += len(keys)
         for key, secret in keys:
-            if secret and self.records and self.records.opening:
+            if isinstance(secret, UnwrapError):
+                self._tell(key.id, str(secret), foreign=secret.foreign)
+            elif self.records and self.records.opening:
                 await self._open(self.records, key, secret)
 
     async def _open(self, records: RecordsTable, key: DataKey, secret: bytes) -> None:

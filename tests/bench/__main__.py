@@ -15,6 +15,7 @@ from tests.bench.claim import claims
 from tests.bench.hanging import hanging
 from tests.bench.intake import intake
 from tests.bench.machine import described
+from tests.bench.rotation import rotation
 from tests.bench.stage import BenchError
 from tests.bench.storm import storm
 from tests.bench.targets import targets
@@ -32,7 +33,7 @@ ROUNDS = click.option("--rounds", default=3, show_default=True, help="Medians ar
 )
 @click.pass_context
 def main(context: click.Context, disk: Path) -> None:
-    r"""Measure the relay and the exporter; without a command, everything.
+    r"""Measure the relay, the exporter and the rotator; without a command, everything.
 
     \b
     Examples:
@@ -83,6 +84,15 @@ def _intake(disk: Path, rounds: int, webhooks: int) -> None:
 def _claim(disk: Path, rounds: int, waiting: int) -> None:
     """What a full outbox costs its workers."""
     _run(claims(disk, waiting, rounds))
+
+
+@main.command("rotation")
+@click.option("--keys", default=20_000, show_default=True, help="Data keys that are wrapped anew.")
+@click.option("--latency", default=0.02, show_default=True, help="Seconds after which KMS answers.")
+@click.pass_obj
+def _rotation(disk: Path, keys: int, latency: float) -> None:
+    """A re-wrap of many data keys, and its verification."""
+    _run(rotation(disk, keys, latency))
 
 
 @main.command("targets")

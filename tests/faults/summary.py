@@ -13,13 +13,15 @@ REASONS = "the exporter's faults"
 """What goes wrong at a key, and the reason under which it is seen."""
 KILLS = "the rotator, killed after each commit"
 """By store, type and what was typed next: how many kills, and what was lost."""
+KEYRING_KILLS = "rotators and backends, killed at any moment"
+"""By store and seed: how many of either, the rotations and records meanwhile, and what was lost or unreadable."""
 ROTATIONS = "rotations under load"
 """Requests of the service meanwhile, and how many of them failed."""
 PANELS = "the dashboard's panels"
 """How many series each has, of everything and of what is chosen."""
 REHEARSALS = "the runbooks, rehearsed"
 """Each alert: what broke, how soon it fired, and how soon it was over once the runbook was followed."""
-TABLES = (PROPERTY, REASONS, KILLS, ROTATIONS, PANELS, REHEARSALS)
+TABLES = (PROPERTY, REASONS, KILLS, KEYRING_KILLS, ROTATIONS, PANELS, REHEARSALS)
 Row = Mapping[str, str]
 
 

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import URL, Connection, text
 
 from services.rotator.config import Settings
-from services.rotator.model import Took
+from services.rotator.model import Amount, Took
 from services.rotator.session import Session, opened
 from shared.keyring import store
 from shared.keyring.database import Database
@@ -36,8 +36,8 @@ class Quiet:
     def step(self, name: str, detail: str = "") -> None:
         self.told.append(f"{name} {detail}".strip())
 
-    def progress(self, done: int, total: int) -> None:
-        self.told.append(f"{done}/{total}")
+    def progress(self, amount: Amount) -> None:
+        self.told.append(f"{amount.step} {amount.done}/{amount.total}, {amount.calls}/{amount.all_calls}")
 
 
 def secret(number: int) -> bytes:

@@ -97,6 +97,15 @@ async def test_a_keyring_that_cannot_be_reached_blocks(
         assert "it may need any: database sqlite:" in markdown(report, "rotator.yml")
 
 
+async def test_so_does_a_service_that_does_not_answer(in_a_file: Rotated, new_version: NewVersion) -> None:
+    await rewrapped(in_a_file, new_version)
+    token = in_a_file.folder / "token"
+    token.write_text("the-token-of-payments\n")
+    listed = {"kind": "admin_api", "url": "http://127.0.0.1:1", "token_file": str(token)}
+    why = (await refused(in_a_file, retire, {"other_keyrings": [listed]})).why
+    assert "the other keyring http://127.0.0.1:1 cannot be asked, so it may need any version: " in why
+
+
 async def test_a_keyring_that_is_being_rotated_or_was_left_in_the_middle_blocks(
     in_a_file: Rotated, payments: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import pytest
 from markdown_it import MarkdownIt
 
+from services.rotator.model import Amount
 from services.rotator.plan import Plan
 from services.rotator.progress import Lines, telling
 from services.rotator.report import Outcome, Report, markdown
@@ -83,9 +84,9 @@ def test_lines_of_progress_come_now_and_then_and_at_the_end(capsys: pytest.Captu
     now = [0.0]
     lines = Lines(lambda: now[0])
     for done in range(1, 13):
-        lines.progress(done, 12)
+        lines.progress(Amount("rotate", done, 12, done * 3, 48))
         now[0] += 1.0
-    assert capsys.readouterr().err.splitlines() == [f"{done} of 12 data keys" for done in (1, 6, 11, 12)]
+    assert capsys.readouterr().err.splitlines() == [f"rotate: {done} of 12 data keys" for done in (1, 6, 11, 12)]
 
 
 def test_a_terminal_gets_a_bar_with_counts_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,13 +96,15 @@ def test_a_terminal_gets_a_bar_with_counts_and_the_time_left(monkeypatch: pytest
         monkeypatch.setattr(sys, "stderr", terminal)
         with telling() as tell:
             tell.step("rotate")
-            tell.progress(1, 4)
-            tell.progress(4, 4)
+            tell.progress(Amount("rotate", 1, 4, 3, 16))
+            tell.progress(Amount("rotate", 4, 4, 12, 16))
             tell.step("rotate", "4 of 4 [bold]")
+            tell.progress(Amount("verify", 4, 4, 16, 16))
     shown = b""
     with os.fdopen(master, "rb", buffering=0) as screen, suppress(OSError):  # EIO, once the other side is closed
         while read := screen.read(1 << 16):
             shown += read
-    assert b"4/4" in shown
+    assert b"rotate: 1 of 4 data keys" in shown
+    assert b"verify: 4 of 4 data keys" in shown
     assert b"0:00:00" in shown
     assert b"rotate: 4 of 4 [bold]" in shown

@@ -6,10 +6,11 @@ from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
-from services.rotator.look import plans
+from services.rotator.look import plans, verify
 from services.rotator.model import RotatorError
 from services.rotator.report import Outcome
 from services.rotator.run import rollback, run
+from shared.keyring import store
 from shared.keyring.administration import RotationState, RotationType
 from shared.keyring.model import Status
 from shared.keyring.seen import seen
@@ -118,3 +119,26 @@ async def test_what_a_plan_says_is_due_is_not_told_by_the_clock_of_this_machine(
         assert (await plans(session, (RotationType.NEW_DEK,))).outcome is Outcome.NOTHING_TO_DO
         await rollback(session)
         assert (await plans(session, (RotationType.NEW_DEK,))).outcome is Outcome.DONE
+
+
+async def test_the_bar_counts_the_calls_of_kms_of_all_steps_verification_included(
+    in_a_file: Rotated, new_version: NewVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "PAGE", 2)
+    await new_version()
+    async with in_a_file.session(batch=2) as session:
+        told = session.tell.told  # type: ignore[attr-defined]
+        await run(session, RotationType.REWRAP_KEK)
+        moved = [line for line in told if "/" in line]
+        # Three calls for each of three data keys, and then one for each.
+        assert moved == ["rotate 2/3, 6/12", "rotate 3/3, 9/12", "verify 2/3, 11/12", "verify 3/3, 12/12"]
+        told.clear()
+        await verify(session, full=False)
+        assert told == ["verify 2/3, 2/3", "verify 3/3, 3/3"]
+        told.clear()
+        await rollback(session)
+        assert [line for line in told if "/" in line] == [
+            "rollback 3/3, 3/6",
+            "verify 2/3, 5/6",
+            "verify 3/3, 6/6",
+        ]

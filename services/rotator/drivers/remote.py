@@ -30,8 +30,6 @@ ANSWER_BYTES: Final = 16 * 1024 * 1024
 """Of an answer, at most: a page of a backup has about one megabyte."""
 _SENTENCE: Final = 500
 """Characters of the other side's words that are repeated, at most."""
-_PROBLEMS: Final = 100
-"""Of a verification, at most."""
 _CLIENT_ERRORS: Final = {400, 403, 404, 405, 409, 413, 422}
 
 T = TypeVar("T")
@@ -115,19 +113,9 @@ class RemoteAdministration:
         sent = [row.model_dump(mode="json") for row in rows]
         return (await self._ask(_RESTORED, "POST", "restore", rows=sent, token=token)).changed
 
-    async def verify(self, mode: Literal["sample", "full"], after: str | None = None) -> Verification:
-        """All of it page by page, so that no call lasts as long as the keyring is large."""
-        if after is not None:
-            return await self._ask(_VERIFICATION, "POST", "verify", mode=mode, after=after)
-        whole = await self.verify(mode, "")
-        while (last := whole.next) is not None:
-            part = await self.verify(mode, last)
-            if part.next is not None and part.next <= last:
-                raise UnreachableError(
-                    f"{self._where}: its verification does not go on after data key {last}; try again"
-                )
-            whole = _joined(whole, part)
-        return whole
+    async def verify(self, mode: Literal["sample", "full"], after: str | None = None) -> Verification:  # noqa: D102
+        page = {} if after is None else {"after": after}
+        return await self._ask(_VERIFICATION, "POST", "verify", mode=mode, **page)
 
     async def retire(self, kek_version: int, token: str) -> None:  # noqa: D102
         await self._ask(_NOTHING, "POST", "retire", kek_version=kek_version, token=token)
@@ -170,17 +158,6 @@ class RemoteAdministration:
                 "elsewhere; set the final address"
             )
         return UnreachableError(f"{self._where}: {said or f'answered HTTP {answer.status}'}; try again")
-
-
-def _joined(whole: Verification, part: Verification) -> Verification:
-    problems = sorted((*whole.problems, *part.problems), key=lambda each: each.foreign)  # ours first, in their order
-    return Verification(
-        data_keys=whole.data_keys + part.data_keys,
-        records=whole.records + part.records,
-        problems=tuple(problems[:_PROBLEMS]),
-        fingerprint=part.fingerprint,
-        next=part.next,
-    )
 
 
 def _error(body: bytes) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from services.rotator.drivers.remote import Answer, Question, RemoteAdministration
+from services.rotator.verify import by_pages
 from shared.keyring import store
 from shared.keyring.administration import Administration, Problem, UnreachableError, Verification
 from tests.rotator.drivers.conftest import Backend
@@ -22,7 +23,7 @@ async def test_what_the_pages_find_is_one_verification(
     at_once = await keyring.verify("full")
     assert at_once.data_keys == 2
     monkeypatch.setattr(store, "PAGE", 1)
-    assert await keyring.verify("full") == at_once
+    assert await by_pages(keyring, "full") == at_once
 
 
 class Service:
@@ -44,7 +45,7 @@ def page(following: str | None, *problems: Problem, fingerprint: str = "") -> Ve
 async def test_each_page_is_a_call_and_problems_of_our_own_come_first() -> None:
     ours, foreign = Problem(id="z", why="w"), Problem(id="a", why="w", foreign=True)
     service = Service(page("b", foreign), page("d"), page(None, ours, fingerprint="f"))
-    whole = await RemoteAdministration("there", service.carry).verify("sample")
+    whole = await by_pages(RemoteAdministration("there", service.carry), "sample")
     assert [(body["mode"], body["after"]) for body in service.asked] == [
         ("sample", ""),
         ("sample", "b"),
@@ -55,17 +56,17 @@ async def test_each_page_is_a_call_and_problems_of_our_own_come_first() -> None:
 
 async def test_a_hundred_problems_are_told_at_most() -> None:
     service = Service(*(page(name, *[Problem(id="k", why="w")] * 60) for name in ("b", None)))
-    assert len((await RemoteAdministration("there", service.carry).verify("full")).problems) == 100
+    assert len((await by_pages(RemoteAdministration("there", service.carry), "full")).problems) == 100
 
 
 async def test_an_older_service_that_knows_no_pages_has_looked_at_all() -> None:
     async def carry(_question: Question) -> Answer:
         return Answer(200, json.dumps({"data_keys": 9, "records": 1, "problems": [], "fingerprint": "f"}).encode())
 
-    assert (await RemoteAdministration("there", carry).verify("full")).data_keys == 9
+    assert (await by_pages(RemoteAdministration("there", carry), "full")).data_keys == 9
 
 
 async def test_pages_that_lead_in_a_circle_end_with_a_sentence() -> None:
     service = Service(page("b"), page("b"))
-    with pytest.raises(UnreachableError, match="there: its verification does not go on after data key b"):
-        await RemoteAdministration("there", service.carry).verify("full")
+    with pytest.raises(UnreachableError, match="the service's verification does not go on after data key b"):
+        await by_pages(RemoteAdministration("there", service.carry), "full")
