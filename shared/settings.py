@@ -13,7 +13,16 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -29,6 +38,7 @@ from shared.named_files import PASSWORD, SECRET, TOKENS
 
 _folder: ContextVar[Path] = ContextVar("_folder", default=Path())
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE = TypeAdapter(ByteSize)
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
 
 
@@ -75,6 +85,14 @@ def parse_duration(value: object) -> object:
     return value
 
 
+def parse_size(value: object) -> object:
+    """`512KiB`, `16MiB`, `1GiB` → bytes; a bare number is bytes."""
+    try:
+        return int(_SIZE.validate_python(value))
+    except ValidationError:
+        raise ValueError("expected a size such as 512KiB, 16MiB or 1GiB") from None
+
+
 def from_folder(path: Path) -> Path:
     """A path as a person wrote it → from where the process is; a relative one starts at the configuration's folder."""
     if "\0" in str(path):
@@ -90,6 +108,8 @@ Duration = Annotated[
     Field(gt=0, allow_inf_nan=False),
 ]
 """Seconds, written as `30s`, `5m` or `1h30m`."""
+Size = Annotated[int, BeforeValidator(parse_size, json_schema_input_type=str | int), Field(gt=0)]
+"""Bytes, written as `512KiB`, `16MiB` or `1GiB`."""
 FilePath = Annotated[Path, AfterValidator(from_folder)]
 """A path; a relative one starts at the configuration file's folder."""
 TokenPath = Annotated[FilePath, TOKENS]

@@ -21,7 +21,7 @@ from services.relay.intake.routing import Matcher, parse_matcher
 from services.relay.sending.enrich.contacts import LONGEST_CONTACT, MOST_CONTACTS, as_text, is_placeholder
 from services.relay.sending.enrich.links import check_template
 from shared import settings
-from shared.settings import Address, Duration, ListenAddress, SecretPath, Section, ServerSettings, TokenPath
+from shared.settings import Address, Duration, ListenAddress, SecretPath, Section, ServerSettings, Size, TokenPath
 from shared.sql.setting import Database
 
 T = TypeVar("T", bound=Sized)
@@ -179,6 +179,8 @@ class Retention(Section):
 
     max_age: Duration = 30 * 86400.0
     max_deliveries: Annotated[int, Field(ge=1)] = 100_000
+    max_bytes: Size = 1024**3
+    """Of all that the outbox holds, what is kept of refused webhooks included."""
 
 
 class Watchdog(Section):

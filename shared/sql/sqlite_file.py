@@ -16,6 +16,8 @@ from sqlalchemy import URL
 
 LOCK_SECONDS: Final = 2.0
 """How long a transaction waits for SQLite's one lock, and a read for a connection."""
+_WAL_BYTES: Final = 16 * 1024 * 1024
+"""To which the -wal shrinks when it begins anew."""
 
 
 class FileLostError(Exception):
@@ -115,6 +117,8 @@ class SqliteFile:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
+        # One large transaction must not leave a -wal of its size for ever.
+        connection.execute(f"PRAGMA journal_size_limit={_WAL_BYTES}")
         # What a transaction may have to undo: it is small, and a file for it would cost a tenth of the time.
         connection.execute("PRAGMA temp_store=MEMORY")
         connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()  # so that the -wal is open

@@ -23,6 +23,7 @@ from services.relay.metrics import Metrics
 from services.relay.model import Event
 from services.relay.outbox import watchdogs
 from services.relay.outbox.accept import Incoming, Plan, accept
+from services.relay.outbox.byte_limit import ByteLimit
 from services.relay.outbox.known import Known
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store
@@ -82,6 +83,7 @@ class Intake:
         metrics: counts the answers.
         accepted: called with the channels that have something new, after the commit.
         alive: called with the watchdogs that were seen, after the commit.
+        limit: of the outbox's bytes.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Intake:
         metrics: Metrics,
         accepted: Callable[[Iterable[str]], None],
         alive: Callable[[Iterable[str]], None],
+        limit: ByteLimit | None = None,
     ) -> None:
         self._store = store
         self._token = token
@@ -99,6 +102,7 @@ class Intake:
         self._metrics = metrics
         self._accepted = accepted
         self._alive = alive
+        self._limit = limit or ByteLimit()
         self._in_hand = 0
         self._turns = asyncio.Semaphore(TURNS)
         self._stopping = False
@@ -219,7 +223,8 @@ class Intake:
 
         large = len(body) > _ON_LOOP
         incoming = await asyncio.to_thread(_incoming, event, body) if large else _incoming(event, body)
-        accepted = await accept(self._store, incoming, decide)
+        with self._limit.taking(len(body), resolved=event.status == "resolved"):
+            accepted = await accept(self._store, incoming, decide)
         for channel in accepted.superseded:
             self._metrics.ended(channel, State.SUPERSEDED)
         self._accepted(accepted.channels)
