@@ -21,6 +21,7 @@ from services.relay.intake.heartbeat import Heartbeat
 from services.relay.intake.routing import Rule
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
 from services.relay.outbox import query
+from services.relay.outbox.byte_limit import ByteLimit
 from services.relay.outbox.prune import pruning
 from services.relay.outbox.schema import COUNTED, OPEN, State
 from services.relay.outbox.store import Store, StoreUnusableError, opened
@@ -69,6 +70,8 @@ async def running(
             raise StartError(str(error)) from None
         shown, able = registry(), Able(time.monotonic)
         metrics = Metrics(shown, (), _OUTCOMES, Reason)
+        limit = ByteLimit()
+        metrics.show_bytes(lambda: limit.used, lambda: limit.most)
         gauges = OutboxGauges((), (), COUNTED, OPEN, lambda: _outbox_state(store))
         shown.register(gauges)
 
@@ -78,7 +81,8 @@ async def running(
             metrics.show(settings.channels)
             gauges.show(settings.channels, frozenset(watchdog.name for watchdog in settings.watchdogs))
             await asyncio.to_thread(_warn_of_orphans, settings, store)
-            async with _working(settings, store, metrics, able, sending) as (intake, wake):
+            limit.most = settings.retention.max_bytes
+            async with _working(settings, store, metrics, limit, able, sending) as (intake, wake):
                 admin = TokenFile(settings.auth.admin_token_file) if settings.auth.admin_token_file else None
                 app = application(
                     "keypulse relay",
@@ -141,15 +145,16 @@ async def send_test(settings: RelaySettings, name: str) -> list[Receipt]:
 
 @asynccontextmanager
 async def _working(
-    settings: RelaySettings, store: Store, metrics: Metrics, able: Able, sending: Sending
+    settings: RelaySettings, store: Store, metrics: Metrics, limit: ByteLimit, able: Able, sending: Sending
 ) -> AsyncIterator[tuple[Intake, Callable[[Iterable[str]], None]]]:
     """Takes in, delivers and watches while the body runs; gives the intake, and what wakes channels."""
     async with delivering(settings, store, metrics, sending) as wake:
         watching = Watching(Teller(store, metrics, settings.channels, wake), _watched(settings), able)
-        retention = settings.retention
-        async with _beside(watching.run(), pruning(store, retention.max_age, retention.max_deliveries)):
+        retention, young = settings.retention, settings.delivery.duplicate_window
+        kept = pruning(store, retention.max_age, retention.max_deliveries, limit, young=young)
+        async with _beside(watching.run(), kept):
             token = TokenFile(settings.auth.bearer_token_file)
-            yield Intake(store, token, _rules(settings), metrics, wake, watching.heartbeat), wake
+            yield Intake(store, token, _rules(settings), metrics, wake, watching.heartbeat, limit), wake
 
 
 @asynccontextmanager

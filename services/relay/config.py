@@ -186,6 +186,8 @@ class Retention(Section):
 
     max_age: Duration = 30 * 86400.0
     max_deliveries: Annotated[int, Field(ge=1)] = 100_000
+    max_bytes: Size = 1024**3
+    """Of all that the outbox holds, what is kept of refused webhooks included."""
 
 
 class Watchdog(Section):

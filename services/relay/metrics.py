@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -59,6 +59,16 @@ class Metrics:
             ["channel"],
             registry=registry,
         )
+        self._bytes = Gauge(
+            "relay_outbox_bytes",
+            "Bytes that the outbox holds, as measured last, and what was accepted since.",
+            registry=registry,
+        )
+        self._max_bytes = Gauge(
+            "relay_outbox_max_bytes",
+            "Bytes that the outbox may hold: retention.max_bytes. From 90 % on, webhooks that fire are refused.",
+            registry=registry,
+        )
         for code in CODES:
             self._webhooks.labels(code)
         self._outcomes, self._reasons = tuple(outcomes), tuple(reasons)
@@ -79,6 +89,11 @@ class Metrics:
             for reason in self._reasons:
                 self._attempts.labels(channel, reason)
         self._channels = channels
+
+    def show_bytes(self, used: Callable[[], int], most: Callable[[], int]) -> None:
+        """What says at each scrape how many bytes the outbox holds, and may hold."""
+        self._bytes.set_function(used)
+        self._max_bytes.set_function(most)
 
     def webhook(self, code: int) -> None:
         """A webhook was answered with this status."""

@@ -5,8 +5,10 @@ then is lost. SQLite does not look for that in WAL mode. The same holds for the 
 commits. So both names are compared with what a connection opened: before each transaction, and before its end is told.
 """
 
+import os
 import sqlite3
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
@@ -16,6 +18,8 @@ from sqlalchemy import URL
 
 LOCK_SECONDS: Final = 2.0
 """How long a transaction waits for SQLite's one lock, and a read for a connection."""
+_WAL_BYTES: Final = 16 * 1024 * 1024
+"""To which the -wal shrinks when it begins anew."""
 
 
 class FileLostError(Exception):
@@ -29,6 +33,20 @@ class _Names(NamedTuple):
     wal: tuple[int, int] | None
 
 
+class _Pin:
+    """Keeps the number of an inode from being given to another file, for as long as this object lives."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = -1
+        if hasattr(os, "O_PATH"):  # any other kind would, once closed, take SQLite's locks on the file with it
+            with suppress(OSError):
+                self._descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+
 class FileConnection(sqlite3.Connection):
     """A connection that knows its file."""
 
@@ -39,7 +57,7 @@ class FileConnection(sqlite3.Connection):
         """Closes it. SQLite takes the -wal away with the last one, if it is still where it was opened."""
         with self.file.lock:
             super().close()
-            self.file.connections.discard(self)
+            self.file.closed(self)
 
 
 class SqliteFile:
@@ -50,8 +68,11 @@ class SqliteFile:
         self.lock = threading.RLock()
         self.connections: WeakSet[FileConnection] = WeakSet()
         self._wal = self.path.with_name(f"{self.path.name}-wal")
+        self._current: _Names | None = None
+        self._pins: tuple[_Pin, ...] = ()
+        """Of what was opened last."""
         self._left: _Names | None = None
-        """Of a file that was replaced: its -wal must not be taken for that of the new one."""
+        """The same, once it was replaced: its -wal must not be taken for that of the new file."""
 
     def make(self) -> None:
         """Makes an empty file where there is none, for its owner alone; SQLite gives the files beside it the same mode.
@@ -90,7 +111,17 @@ class SqliteFile:
                 connection.close()
                 raise
             self.connections.add(connection)
+            self._left = None
+            if connection.names != self._current:
+                self._current = connection.names
+                self._pins = (_Pin(self.path), _Pin(self._wal))
             return connection
+
+    def closed(self, connection: FileConnection) -> None:
+        """It is; where it was the last one, SQLite may have taken the -wal away."""
+        self.connections.discard(connection)
+        if not self.connections and self._left is None:
+            self._current, self._pins = None, ()
 
     def is_another(self, connection: FileConnection) -> bool:
         """Whether the path names another file by now, or none; then this connection is of no use any more.
@@ -100,7 +131,8 @@ class SqliteFile:
         """
         names = self._names()
         if names.file != connection.names.file:
-            self._left = connection.names
+            if connection.names == self._current:
+                self._left = self._current
             return True
         if names.wal != connection.names.wal:
             raise _error(f"{self._wal} was removed or replaced while it was in use; let nothing but SQLite touch it")
@@ -115,6 +147,8 @@ class SqliteFile:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
+        # One large transaction must not leave a -wal of its size for ever.
+        connection.execute(f"PRAGMA journal_size_limit={_WAL_BYTES}")
         # What a transaction may have to undo: it is small, and a file for it would cost a tenth of the time.
         connection.execute("PRAGMA temp_store=MEMORY")
         connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()  # so that the -wal is open

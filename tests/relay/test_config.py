@@ -29,6 +29,7 @@ routes:
 default_channels: [slack-security]
 delivery: {timeout: 10s, lease: 20s, backoff_initial: 1s, backoff_max: 5m, give_up_after: 24h, duplicate_window: 60s}
 pacing: {enabled: true}
+retention: {max_age: 30d, max_deliveries: 100000, max_bytes: 1GiB}
 channels:
   slack-critical: {kind: slack, channel: "#security-critical", mention: channel, token_file: slack_token}
   slack-security: {kind: slack, channel: "#security-ops", token_file: slack_token}
@@ -54,6 +55,20 @@ def mistakes(folder: Path, **changes: Any) -> list[str]:
         read(folder, yaml.safe_dump(document))
     assert all("\n" not in line for line in raised.value.lines)
     return [line.removeprefix(f"{folder / 'relay.yml'}: ") for line in raised.value.lines]
+
+
+@pytest.mark.parametrize(("size", "expected"), [("16MiB", 16 * 1024**2), ("512KiB", 512 * 1024), (4096, 4096)])
+def test_a_size_is_written_in_words_or_as_bytes(tmp_path: Path, size: str | int, expected: int) -> None:
+    document = yaml.safe_load(CONTRACT) | {"retention": {"max_bytes": size}}
+    assert read(tmp_path, yaml.safe_dump(document)).retention.max_bytes == expected
+
+
+def test_a_size_that_is_none_is_a_mistake(tmp_path: Path) -> None:
+    sizes: tuple[object, ...] = ("much", "-1MiB", [])
+    for size in sizes:
+        (line,) = mistakes(tmp_path, retention={"max_bytes": size})
+        assert line.startswith("retention.max_bytes: expected a size such as 512KiB, 16MiB or 1GiB")
+    assert read(tmp_path, CONTRACT).retention.max_bytes == 1024**3
 
 
 def test_the_contracts_example_is_valid_and_every_key_of_it_has_an_effect(tmp_path: Path) -> None:

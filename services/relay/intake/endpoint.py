@@ -23,8 +23,10 @@ from services.relay.intake.heartbeat import Heartbeat
 from services.relay.intake.routing import Rule
 from services.relay.intake.take_apart import take_apart
 from services.relay.metrics import Metrics
+from services.relay.model import Status
 from services.relay.outbox import watchdogs
 from services.relay.outbox.accept import Incoming, Plan, accept
+from services.relay.outbox.byte_limit import ByteLimit
 from services.relay.outbox.known import Known
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store
@@ -87,6 +89,7 @@ class Intake:
         metrics: counts the answers.
         accepted: called with the channels that have something new, after the commit.
         alive: called with the watchdogs that were seen, after the commit.
+        limit: of the outbox's bytes.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class Intake:
         metrics: Metrics,
         accepted: Callable[[Iterable[str]], None],
         alive: Callable[[Iterable[str]], None],
+        limit: ByteLimit | None = None,
     ) -> None:
         self._store = store
         self._token = token
@@ -106,6 +110,7 @@ class Intake:
         self._alive = alive
         self._small = Budget(SMALL_ONES)
         self._large = Budget(rules.max_body)
+        self._limit = limit or ByteLimit()
         self._turns = asyncio.Semaphore(TURNS)
         self._stopping = False
 
@@ -241,7 +246,8 @@ class Intake:
                 configured=rules.channels,
             )
 
-        accepted = await accept(self._store, incoming, decide)
+        with self._limit.taking(len(incoming.body), resolved=incoming.event.status is Status.RESOLVED):
+            accepted = await accept(self._store, incoming, decide)
         for channel in accepted.superseded:
             self._metrics.ended(channel, State.SUPERSEDED)
         self._accepted(accepted.channels)

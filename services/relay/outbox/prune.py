@@ -4,27 +4,38 @@ Never what is still to be delivered, nor what says on which channels an open inc
 there. What was given up goes by age alone: a person must see it. An event stays while a delivery tells of it and while
 it is its incident's latest, against which a repeat is compared; a closed incident goes with its last event.
 
+Where the outbox comes near its limit in bytes, what is over goes before its age: the oldest first, what was given up
+and refused webhooks included. What is younger than the window in which a twin of it may come stays all the same.
+
 SQLite's file does not shrink: freed pages are used again. (VACUUM would lock everybody out while it copies the file.)
 """
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
 import structlog
-from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, func, or_, select
+from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, func, or_, select, union_all
 
+from services.relay.outbox.byte_limit import GOAL, ROW_BYTES, START, ByteLimit
 from services.relay.outbox.needed import NOT_TOLD, TOLD, Needed, needed, said_again
-from services.relay.outbox.schema import State, attempts, deliveries, events, incidents
+from services.relay.outbox.schema import State, attempts, deliveries, events, incidents, quarantine
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
 from services.relay.outbox.waiting import StoreUnavailableError
 
 STEP: Final = 100
 """Rows that one transaction looks at: a few milliseconds of the writer's time."""
+_STEP_BYTES: Final = 8 * 1024 * 1024
+"""Bytes of events after which a transaction looks at no more of them."""
 _EVERY: Final = 300.0
 """Seconds between two rounds."""
+_MEASURED_EVERY: Final = 30.0
+"""Seconds between two measurements, where little is accepted."""
+_SHARE: Final = 0.05
+"""Of the limit in bytes: as much is dropped at a time, at least."""
 _PAUSE: Final = 0.05
 """Seconds between two steps, in which the writer belongs to the others."""
 
@@ -37,6 +48,8 @@ class Pruned(NamedTuple):
 
     deliveries: int
     events: int
+    refused: int = 0
+    """Of webhooks."""
 
 
 class _Bounds(NamedTuple):
@@ -71,12 +84,26 @@ _DELIVERIES: Final = (
     .order_by(_of.seq)
     .limit(STEP)
 )
+_EVENT_BYTES: Final = func.length(events.c.event) + func.length(events.c.body)
 _EVENTS: Final = (
-    select(events.c.seq, events.c.accepted_at)
+    select(events.c.seq, events.c.accepted_at, _EVENT_BYTES.label("size"))
     .where(events.c.seq > bindparam("after"))
     .order_by(events.c.seq)
     .limit(STEP)
 )
+_BYTES_AT: Final = union_all(
+    select(events.c.accepted_at.label("at"), (_EVENT_BYTES + ROW_BYTES).label("size")),
+    select(_of.finished_at, func.coalesce(func.length(_of.payload), 0) + ROW_BYTES).where(_of.finished_at.is_not(None)),
+    select(quarantine.c.received_at, func.length(quarantine.c.body) + ROW_BYTES),
+).subquery()
+_SUMS: Final = (
+    select(_BYTES_AT.c.at, func.sum(_BYTES_AT.c.size).over(order_by=_BYTES_AT.c.at).label("sum"))
+    .where(_BYTES_AT.c.at >= bindparam("after"))
+    .subquery()
+)
+_UP_TO: Final = select(func.min(_SUMS.c.at)).where(_SUMS.c.sum >= bindparam("size"))
+_A_MOMENT: Final = 1e-3
+"""Seconds: what came at a time goes with a cutoff behind it."""
 _UNUSED_EVENTS: Final = (
     select(events.c.seq, events.c.incident_id)
     .outerjoin(incidents, and_(incidents.c.id == events.c.incident_id, incidents.c.latest_event == events.c.seq))
@@ -97,36 +124,83 @@ _UNUSED_EVENTS: Final = (
 """Told of by no delivery of their own; the latest ones only with an incident that is over, old, and told no more."""
 
 
-async def pruning(store: Store, max_age: float, max_deliveries: int, *, every: float = _EVERY) -> None:
+async def pruning(
+    store: Store,
+    max_age: float,
+    max_deliveries: int,
+    limit: ByteLimit | None = None,
+    *,
+    young: float = 0.0,
+    every: float = _EVERY,
+) -> None:
     """Prunes now and then until it is cancelled; while the store is unavailable it waits for its next round.
 
     Args:
         store: the outbox.
         max_age: seconds for which what is over is kept.
         max_deliveries: how many that were told are kept.
+        limit: of its bytes.
+        young: seconds for which what is over is kept whatever its bytes are.
         every: seconds between two rounds.
     """
+    limit = limit or ByteLimit()
+    clock = asyncio.get_running_loop().time
+    due = clock()
     while True:
         try:
-            pruned = await prune(store, max_age, max_deliveries)
-            if pruned != Pruned(0, 0):
-                log.info("pruned", deliveries=pruned.deliveries, events=pruned.events)
+            if clock() >= due:
+                due = clock() + every
+                _tell(await prune(store, max_age, max_deliveries))
+            _tell(await prune_bytes(store, limit, young))
         except StoreUnavailableError as error:
             log.warning("nothing more is pruned in this round", problem=str(error))
         except Exception:
             log.exception("a defect in the retention; it goes on")
-        await asyncio.sleep(every)
+        await limit.wait(min(_MEASURED_EVERY, max(0.0, due - clock())))
 
 
 async def prune(store: Store, max_age: float, max_deliveries: int) -> Pruned:
     """One round. Raises StoreUnavailableError: what was pruned before it stays so."""
     cutoff = await store.run(lambda transaction: transaction.now) - max_age
-    bounds = await store.read(partial(_bounds, max_deliveries))
+    return await _prune(store, cutoff, await store.read(partial(_bounds, max_deliveries)))
+
+
+async def prune_bytes(store: Store, limit: ByteLimit, young: float) -> Pruned:
+    """Measures, and drops the oldest of what is over where that is near the limit. Raises StoreUnavailableError."""
+    await limit.measure(store)
+    if not limit.most or limit.used <= START * limit.most:
+        return Pruned(0, 0)
+    newest = await store.run(lambda transaction: transaction.now) - young
+    gone, cutoff = Pruned(0, 0), 0.0
+    while limit.used > GOAL * limit.most and cutoff < newest:
+        freed = max(limit.used - GOAL * limit.most, _SHARE * limit.most)
+        end: float | None = await store.read(partial(_end_of_the_oldest, cutoff, freed))
+        cutoff = newest if end is None else min(newest, end)
+        more = await _prune(store, cutoff, _Bounds(0, 0))
+        gone = Pruned(*map(sum, zip(gone, more, strict=True)))
+        await limit.measure(store)
+    return gone
+
+
+async def _prune(store: Store, cutoff: float, bounds: _Bounds) -> Pruned:
     gone = await _walk(store, _Deliveries(cutoff, bounds.delivery, await needed(store, cutoff)).step)
     not_told = await needed(store, cutoff)
     superfluous = await said_again(store, not_told, cutoff)
     unused = await _walk(store, _Events(cutoff, bounds.event, not_told, superfluous).step)
-    return Pruned(gone, unused)
+    old = delete(quarantine).where(quarantine.c.received_at < cutoff)
+    refused = await store.run(lambda transaction: transaction.connection.execute(old).rowcount)
+    return Pruned(gone, unused, refused)
+
+
+def _tell(pruned: Pruned) -> None:
+    if pruned != Pruned(0, 0):
+        log.info("pruned", deliveries=pruned.deliveries, events=pruned.events, refused=pruned.refused)
+
+
+def _end_of_the_oldest(after: float, size: float, connection: Connection) -> float | None:
+    """When so many bytes of what may be over had come, from `after` on; None where there are fewer."""
+    found = connection.execute(_UP_TO, {"after": after, "size": size}).scalar()
+    return None if found is None else found + _A_MOMENT
 
 
 async def _walk(store: Store, step: Callable[[int, Transaction], _Step]) -> int:
@@ -201,7 +275,7 @@ class _Events:
 
     def step(self, after: int, transaction: Transaction) -> _Step:
         connection = transaction.connection
-        rows = connection.execute(_EVENTS, {"after": after}).all()
+        rows = _of_few_bytes(connection.execute(_EVENTS, {"after": after}).all())
         if not rows:
             return _Step(0, after, more=False)
         last = rows[-1]
@@ -215,3 +289,9 @@ class _Events:
 
     def _is_needed(self, seq: int, incident: str) -> bool:
         return incident in self._first and seq >= self._first[incident] and seq not in self._superfluous
+
+
+def _of_few_bytes(rows: Sequence[Any]) -> Sequence[Any]:
+    """The first ones, as many as one transaction may drop; one at least."""
+    sums = accumulate(row.size for row in rows)
+    return [row for row, total in zip(rows, sums, strict=True) if total - row.size < _STEP_BYTES]

@@ -1,0 +1,167 @@
+"""The outbox's size in bytes: what goes for it, what stays, and what is refused, on both stores."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+
+import aiohttp
+import pytest
+from sqlalchemy import insert, select
+
+from services.relay.outbox.byte_limit import GOAL, START, ByteLimit, measure
+from services.relay.outbox.prune import prune, prune_bytes
+from services.relay.outbox.schema import State, quarantine
+from services.relay.outbox.store import Store, opened
+from services.relay.outbox.together import Transaction
+from shared.sql.location import Database
+from tests.relay.outbox.rows import Rows
+from tests.relay.scripted import Scripted, metric, post, served, settings, until, webhook_of
+
+MIB = 1024 * 1024
+DAY = 86400.0
+MANY = 1_000_000
+
+
+@pytest.fixture
+async def store(database: Database) -> AsyncIterator[Store]:
+    async with opened(database, time.time) as store:
+        yield store
+
+
+@pytest.fixture
+def rows(store: Store) -> Rows:
+    return Rows(store)
+
+
+def limited(most: int) -> ByteLimit:
+    limit = ByteLimit()
+    limit.most = most
+    return limit
+
+
+async def refused(store: Store, *, age: float, body: bytes = b"") -> None:
+    def put(transaction: Transaction) -> None:
+        row = {"received_at": transaction.now - age, "source": "", "code": 400, "reason": "", "body": body}
+        transaction.connection.execute(insert(quarantine), row)
+
+    await store.run(put)
+
+
+async def sizes_of_refused(store: Store) -> list[int]:
+    query = select(quarantine.c.body).order_by(quarantine.c.seq)
+    return await store.read(lambda connection: [len(body) for body in connection.execute(query).scalars()])
+
+
+async def test_a_refused_webhook_goes_by_its_age_as_a_delivery_does(store: Store) -> None:
+    await refused(store, age=2 * DAY, body=b"old")
+    await refused(store, age=DAY / 2, body=b"young webhook")
+    assert (await prune(store, DAY, MANY)).refused == 1
+    assert await sizes_of_refused(store) == [len("young webhook")]
+
+
+async def test_near_the_limit_the_oldest_of_what_is_over_goes_and_nothing_that_is_to_be_delivered(
+    store: Store, rows: Rows
+) -> None:
+    over, kept = [], set()
+    for number in range(30):
+        content = secrets.token_bytes(200_000)
+        event = await rows.event(f"{number}", age=3000 - 100 * number, goes_on=False, written=content)
+        state = State.QUEUED if number % 10 == 0 else State.DELIVERED
+        delivery = await rows.delivery(event, state=state)
+        if state is State.QUEUED:
+            kept.add(delivery)
+        else:
+            over.append(delivery)
+    await refused(store, age=2990, body=secrets.token_bytes(100_000))
+    limit = limited(4 * MIB)
+    await prune_bytes(store, limit, 60.0)
+    used = await store.read(measure)
+    assert used <= START * limit.most
+    assert used > 0.4 * limit.most, "it dropped more than it had to"
+    left = await rows.left()
+    assert kept <= left, "what waits is never dropped"
+    newest = [each for each in over if each in left]
+    assert over[-len(newest) :] == newest, "the oldest go first"
+    assert await sizes_of_refused(store) == []
+
+
+async def test_what_is_given_up_goes_likewise_and_what_is_young_stays(store: Store, rows: Rows) -> None:
+    for number in range(10):
+        content = secrets.token_bytes(200_000)
+        event = await rows.event(f"old {number}", age=3000, goes_on=False, written=content)
+        await rows.delivery(event, state=State.DEAD)
+        event = await rows.event(f"young {number}", age=30, goes_on=False, written=content)
+        await rows.delivery(event)
+    await prune_bytes(store, limited(MIB), 60.0)
+    assert len(await rows.left()) == 10
+    assert len(await rows.events()) == 10
+
+
+async def test_below_the_limit_nothing_goes(store: Store, rows: Rows) -> None:
+    await rows.delivery(await rows.event(age=DAY, goes_on=False, written=bytes(200_000)))
+    limit = limited(8 * MIB)
+    assert await prune_bytes(store, limit, 0.0) == (0, 0, 0)
+    assert 0 < limit.used < GOAL * limit.most
+
+
+def on_disk(database: Database) -> int:
+    """Of a file; PostgreSQL frees what was dropped when its autovacuum comes."""
+    return Path(str(database.database)).stat().st_size if database.drivername == "sqlite" else 0
+
+
+async def accepted(client: aiohttp.ClientSession, body: bytes) -> bool:
+    """Whether it was; Alertmanager asks again until it is."""
+    return (await post(client, body))[0] == 202
+
+
+def large(group: str, status: str = "firing") -> bytes:
+    return webhook_of(status, group=group, commonAnnotations={"description": secrets.token_hex(150_000)})
+
+
+async def test_what_is_still_to_be_delivered_fills_it_to_the_limit_and_no_further(
+    database: Database, tmp_path: Path
+) -> None:
+    waiting = asyncio.Event()
+
+    async def hang() -> None:
+        await waiting.wait()
+
+    channel = Scripted(hang, hang)
+    configuration = settings(
+        tmp_path, {"one": channel}, retention={"max_bytes": "6MiB"}, delivery={"duplicate_window": "1ms"}
+    )
+    async with served(configuration.model_copy(update={"database": database})) as client:
+        codes = []
+        for number in range(35):
+            code, answer = await post(client, large(f"{number}"))
+            codes.append(code)
+        assert set(codes) == {202, 503}
+        assert codes == sorted(codes), "once it is full it stays so"
+        assert "the outbox is full: it holds " in answer["error"]
+        used, most = await metric(client, "relay_outbox_bytes"), await metric(client, "relay_outbox_max_bytes")
+        assert used is not None
+        assert most == 6 * MIB
+        assert used <= most
+        assert (await post(client, webhook_of("resolved", group="0")))[0] == 202, "the end of an incident still fits"
+        assert on_disk(database) <= most
+        waiting.set()
+        await until(lambda: len(channel.sent) >= codes.count(202), 30)
+
+
+async def test_what_was_delivered_makes_place_for_the_next(database: Database, tmp_path: Path) -> None:
+    channel = Scripted()
+    configuration = settings(
+        tmp_path, {"one": channel}, retention={"max_bytes": "6MiB"}, delivery={"duplicate_window": "1ms"}
+    )
+    async with served(configuration.model_copy(update={"database": database})) as client:
+        for number in range(14):
+            for status in ("firing", "resolved"):
+                body = large(f"{number}", status)
+                await until(partial(accepted, client, body), 20)
+        used = await metric(client, "relay_outbox_bytes")
+        assert used is not None
+        assert used <= 6 * MIB
+        assert on_disk(database) <= 6 * MIB
