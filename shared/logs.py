@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 
@@ -71,12 +71,26 @@ def _logfmt(_logger: structlog.typing.WrappedLogger, _method: str, event: struct
 def _value(value: object) -> str:
     text = str(value)
     plain = text and text.isprintable() and not any(character in text for character in ' ="\\')
-    return text if plain else json.dumps(text, ensure_ascii=False)
+    return text if plain else _visible(json.dumps(text, ensure_ascii=False))
+
+
+def _visible(line: str) -> str:
+    """Escapes what ends a line for some reader, turns the direction of writing, or cannot be seen.
+
+    structlog's LogfmtRenderer leaves these as they are, and json.dumps leaves DEL.
+    """
+    if line.isprintable():
+        return line
+    return "".join(one if one.isprintable() else json.dumps(one)[1:-1].replace("\x7f", "\\u007f") for one in line)
+
+
+def _visible_json(event: object, **options: Any) -> str:
+    return _visible(json.dumps(event, **options))
 
 
 _JSON: list[structlog.typing.Processor] = [
     # Never the locals of a traceback's frames: they may hold a token or a payload.
     structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
-    structlog.processors.JSONRenderer(),
+    structlog.processors.JSONRenderer(_visible_json),
 ]
 _LOGFMT: list[structlog.typing.Processor] = [structlog.processors.format_exc_info, _logfmt]

@@ -77,9 +77,14 @@ def _misfit(said: str, place: str, words: Mapping[str, str]) -> WireError:
 def _sentence(what: str, allowed: str) -> str:
     if what.startswith("Expected"):
         wanted, _, found = what.removeprefix("Expected ").partition(", got ")
-        readable = re.sub(r"`(\w+)( \| null)?`", lambda kind: _KINDS.get(kind[1], kind[1]), wanted)
+        readable = re.sub("`([^`]+)`", lambda kinds: _kind(kinds[1]), wanted)
         return f"expected {allowed or readable}" + (f", not {_KINDS.get(found.strip('`'), 'null')}" if found else "")
     if what.startswith("Invalid RFC3339"):
         return "expected a time as RFC 3339 text, such as 2026-11-27T12:00:00Z"
     # Whatever else msgspec says may repeat the value.
     return f"expected {allowed or 'another value'}"
+
+
+def _kind(kinds: str) -> str:
+    several = [kind for kind in kinds.split(" | ") if kind != "null"]
+    return _KINDS.get(several[0], several[0]) if len(several) == 1 else "a single value"

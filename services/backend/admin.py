@@ -43,20 +43,20 @@ def routes(keyring: Administration, token: SecretFile | None) -> list[BaseRoute]
     async def restore(request: bodies.Restore) -> object:
         return {"changed": await keyring.restore(request.rows, request.token)}
 
-    lease = asked(bodies.TakeLease.model_validate, lambda it: keyring.lease(it.holder, it.seconds, it.token))
-    release = asked(bodies.Release.model_validate, lambda it: keyring.release(it.token))
-    backup = asked(bodies.Page.model_validate, lambda it: keyring.backup(it.after, it.limit))
-    verify = asked(bodies.Verify.model_validate, lambda it: keyring.verify(it.mode, it.after))
-    retire = asked(bodies.Retire.model_validate, lambda it: keyring.retire(it.kek_version, it.token))
-    reload = asked(bodies.Body.model_validate, lambda _: keyring.reload())
-    note = asked(bodies.Note.model_validate, lambda it: keyring.note(it.rotation_id, it.token, it.step))
-    rollback = asked(bodies.Rollback.model_validate, lambda it: keyring.rollback(it.rotation_id, it.token))
+    lease = asked(bodies.of(bodies.TakeLease), lambda it: keyring.lease(it.holder, it.seconds, it.token))
+    release = asked(bodies.of(bodies.Release), lambda it: keyring.release(it.token))
+    backup = asked(bodies.of(bodies.Page), lambda it: keyring.backup(it.after, it.limit))
+    verify = asked(bodies.of(bodies.Verify), lambda it: keyring.verify(it.mode, it.after))
+    retire = asked(bodies.of(bodies.Retire), lambda it: keyring.retire(it.kek_version, it.token))
+    reload = asked(bodies.of(bodies.Body), lambda _: keyring.reload())
+    note = asked(bodies.of(bodies.Note), lambda it: keyring.note(it.rotation_id, it.token, it.step))
+    rollback = asked(bodies.of(bodies.Rollback), lambda it: keyring.rollback(it.rotation_id, it.token))
     return [
         Route("/admin/crypto/keys", guarded(keys, token)),
         Route("/admin/crypto/census", guarded(census, token)),
         Route("/admin/crypto/rotations/{rotation_id}", guarded(progress, token)),
-        Route("/admin/crypto/rotate", guarded(asked(bodies.rotation, rotate), token), methods=["POST"]),
-        Route("/admin/crypto/restore", guarded(asked(bodies.Restore.model_validate, restore), token), methods=["POST"]),
+        Route("/admin/crypto/rotate", guarded(asked(bodies.ROTATION, rotate), token), methods=["POST"]),
+        Route("/admin/crypto/restore", guarded(asked(bodies.of(bodies.Restore), restore), token), methods=["POST"]),
         Route("/admin/crypto/lease", guarded(lease, token), methods=["POST"]),
         Route("/admin/crypto/release", guarded(release, token), methods=["POST"]),
         Route("/admin/crypto/backup", guarded(backup, token), methods=["POST"]),

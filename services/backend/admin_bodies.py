@@ -1,10 +1,20 @@
-"""What the admin API is asked: the shapes of its requests' bodies, bounded."""
+"""What the admin API is asked: the shapes of its requests' bodies, bounded.
 
-from typing import Annotated, Final, Literal
+A body is read twice: as JSON of which only the fields of its shape are kept, then against the bounds of each.
+"""
 
+from collections.abc import Callable
+from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, TypeVar, get_args
+
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from shared.keyring.administration import PAGE, RotateRequest, RotationType, StoredKey, Text, VersionNumber
+from shared.wire import decode
+
+T = TypeVar("T")
+B = TypeVar("B", bound=BaseModel)
+_Value = str | int | float | bool | None
 
 RotationId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 Token = Annotated[str, Field(max_length=200)]
@@ -85,10 +95,57 @@ class _MaybeDry(Body):
     dry_run: bool = Field(default=False, strict=True)  # anything else must never be taken for a no
 
 
-def rotation(document: object) -> DryRun | RotateRequest:
-    """What `rotate` is asked. Raises ValidationError."""
+def _rotation(document: object) -> DryRun | RotateRequest:
     return (DryRun if _MaybeDry.model_validate(document).dry_run else RotateRequest).model_validate(document)
 
+
+class Shape(NamedTuple, Generic[T]):
+    """Of a body."""
+
+    read: Callable[[bytes], dict[str, object]]
+    """JSON → its known fields. Raises WireError."""
+    parse: Callable[[object], T]
+    """These, within bounds. Raises ValidationError."""
+
+
+def of(model: type[B]) -> Shape[B]:
+    """The shape of a body of one kind."""
+    return Shape(_reader(model), model.model_validate)
+
+
+def _reader(*models: type[BaseModel]) -> Callable[[bytes], dict[str, object]]:
+    decoder = msgspec.json.Decoder(_struct(*models))
+
+    def read(body: bytes) -> dict[str, object]:
+        return _fields(decode(decoder, body))
+
+    return read
+
+
+def _struct(*models: type[BaseModel]) -> type[msgspec.Struct]:
+    """The fields of all of these; required is what the only one of them requires."""
+    fields: dict[str, Any] = {}
+    for model in models:
+        for name, field in model.model_fields.items():
+            inner = next(iter(get_args(field.annotation)), None)
+            is_list = isinstance(inner, type) and issubclass(inner, BaseModel)
+            kind: Any = list[_struct(inner)] if is_list else _Value  # type: ignore[misc]
+            required = len(models) == 1 and field.is_required()
+            fields[name] = (name, kind) if required else (name, kind | msgspec.UnsetType, msgspec.UNSET)
+    return msgspec.defstruct(models[0].__name__, list(fields.values()), kw_only=True)
+
+
+def _fields(read: msgspec.Struct) -> dict[str, object]:
+    given = msgspec.structs.asdict(read).items()
+    return {
+        name: [_fields(row) for row in value] if isinstance(value, list) else value
+        for name, value in given
+        if value is not msgspec.UNSET
+    }
+
+
+ROTATION: Final = Shape(_reader(_MaybeDry, DryRun, RotateRequest), _rotation)
+"""What `rotate` is asked."""
 
 rotation_id: Final = TypeAdapter[str](RotationId).validate_python
 """The id in a path. Raises ValidationError."""

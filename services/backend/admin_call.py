@@ -12,13 +12,15 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from services.backend.request import RefusedError, body
+from services.backend.admin_bodies import Shape
+from services.backend.request import RefusedError, body, refused
 from shared.auth import Endpoint, refusal
 from shared.keyring.administration import AdministrationError, UnreachableError
 from shared.keyring.administration import RefusedError as AskedError
 from shared.keyring.database import DatabaseError
 from shared.kms.provider import KmsError
 from shared.secret_file import SecretFile
+from shared.wire import WireError
 
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
 """A page of a backup has about half a megabyte."""
@@ -56,14 +58,16 @@ def guarded(answer: Callable[[Request], Awaitable[object]], token: SecretFile | 
     return call
 
 
-def asked(parse: Callable[[object], T], do: Callable[[T], Awaitable[object]]) -> Callable[[Request], Awaitable[object]]:
-    """What answers a POST: its body, parsed, is handed to `do`. `parse` raises ValidationError."""
+def asked(shape: Shape[T], do: Callable[[T], Awaitable[object]]) -> Callable[[Request], Awaitable[object]]:
+    """What answers a POST: its body, parsed, is handed to `do`."""
 
     async def answer(request: Request) -> object:
-        document = parsed(_JSON.validate_json, await body(request, MAX_BODY_BYTES, "a request") or b"{}")
-        if isinstance(document, Mapping):
-            request.state.told = document
-        return await do(parsed(parse, document))
+        try:
+            document = shape.read(await body(request, MAX_BODY_BYTES, "a request") or b"{}")
+        except WireError as error:
+            raise RefusedError(400, str(error)) from None
+        request.state.told = document
+        return await do(parsed(shape.parse, document))
 
     return answer
 
@@ -81,17 +85,13 @@ async def _answered(request: Request, answer: Callable[[Request], Awaitable[obje
     try:
         document = await answer(request)
     except RefusedError as error:
-        return _refused(error.status, str(error))
+        return refused(error.status, str(error))
     except tuple(_STATUSES) as error:
         status = next(status for kind, status in _STATUSES.items() if isinstance(error, kind))
-        return _refused(status, str(error))
+        return refused(status, str(error))
     if document is None:
         return Response(status_code=204)
     return Response(_JSON.dump_json(document), media_type="application/json", headers={"Cache-Control": "no-store"})
-
-
-def _refused(status: int, sentence: str) -> Response:
-    return JSONResponse({"error": sentence}, status_code=status)
 
 
 def _tell(request: Request, status: int) -> None:

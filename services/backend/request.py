@@ -4,8 +4,16 @@ import asyncio
 from typing import Final
 
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from shared.budget import Budget
 
 _BODY_SECONDS: Final = 30.0
+_WAIT_SECONDS: Final = 8.0
+"""How long a large body waits for those before it."""
+_SMALL: Final = 64 * 1024
+_LARGE: Final = Budget(8 * 1024 * 1024)
+"""Bytes of the bodies over `_SMALL` that are being read at once."""
 
 
 class RefusedError(Exception):
@@ -14,6 +22,12 @@ class RefusedError(Exception):
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
         self.status = status
+
+
+def refused(status: int, sentence: str) -> Response:
+    """The answer; after the one to a body that is too large, nothing more of it is read."""
+    headers = {"Connection": "close"} if status == 413 else {}
+    return JSONResponse({"error": sentence}, status_code=status, headers=headers)
 
 
 async def body(request: Request, limit: int, what: str) -> bytes:
@@ -31,6 +45,20 @@ async def body(request: Request, limit: int, what: str) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise too_large
+    size = min(int(declared), limit) if declared.isdecimal() else limit
+    if size <= _SMALL:
+        return await _read(request, limit, too_large)
+    try:
+        await _LARGE.take(size, _WAIT_SECONDS)
+    except TimeoutError:
+        raise RefusedError(503, "other large requests come first; try again") from None
+    try:
+        return await _read(request, limit, too_large)
+    finally:
+        _LARGE.give(size)
+
+
+async def _read(request: Request, limit: int, too_large: RefusedError) -> bytes:
     read = bytearray()
     try:
         async with asyncio.timeout(_BODY_SECONDS):

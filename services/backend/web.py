@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Route
 
 from services.backend.keyring import Keyring, KeyUnavailableError
 from services.backend.records import CorruptRecordError, Records, decrypt
-from services.backend.request import RefusedError, body
+from services.backend.request import RefusedError, body, refused
 from shared.auth import Endpoint, guarded
 from shared.keyring.database import DatabaseError
 from shared.secret_file import SecretFile
@@ -108,7 +108,7 @@ def _with_refusals(endpoint: Endpoint) -> Endpoint:
         try:
             return await endpoint(request)
         except RefusedError as error:
-            return JSONResponse({"error": str(error)}, status_code=error.status)
+            return refused(error.status, str(error))
         except KeyUnavailableError as error:
             return JSONResponse({"error": f"nothing is stored: {error}"}, status_code=503)
         except DatabaseError as error:

@@ -21,6 +21,8 @@ from shared.http_resolver import Resolver
 
 HEALTH_BYTES = 1024 * 1024
 METRICS_BYTES = 4 * 1024 * 1024
+_ON_LOOP: Final = 64 * 1024
+"""Bytes of a health document up to which parsing it is quicker than handing it over to a thread."""
 _OPENMETRICS: Final = "application/openmetrics-text"
 _ACCEPTED_METRICS: Final = f"text/plain;version=0.0.4,{_OPENMETRICS};version=1.0.0;q=0.5"
 _UNUSABLE: Final = "its URL cannot be used; correct it in the configuration"
@@ -99,7 +101,7 @@ class BackendReader:
 
     async def _health(self, address: str | None) -> Health:
         _, body = await self._get(self.health_url, address, "application/json", HEALTH_BYTES, statuses={200, 503})
-        return parse_health(body)
+        return parse_health(body) if len(body) <= _ON_LOOP else await asyncio.to_thread(parse_health, body)
 
     async def _metrics(self, address: str | None) -> dict[str, Series]:
         if self.metrics_url is None:

@@ -138,7 +138,7 @@ class Links(Section):
     runbook: Template | None = None
     dashboard: Template | None = None
     allow_hosts: tuple[Annotated[str, AfterValidator(str.lower)], ...] = ()
-    """Hosts that an alert's own `runbook_url` or `dashboard_url` may lead to; empty allows every one."""
+    """Hosts that an alert's own addresses may lead to: `runbook_url`, `dashboard_url`, generatorURL and externalURL."""
 
 
 class Route(Section):

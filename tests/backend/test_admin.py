@@ -1,6 +1,7 @@
 """The admin API of a whole backend, on both stores: who gets in, what is refused, and what the log tells."""
 
 import asyncio
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,8 @@ async def test_a_user_of_web_yml_who_may_read_metrics_may_not_rotate(app: Any) -
 @pytest.mark.parametrize(
     ("path", "body", "sentence"),
     [
-        ("lease", b"{", "Invalid JSON"),
-        ("lease", b"[]", "valid dictionary"),
+        ("lease", b"{", "invalid JSON: it ends too early"),
+        ("lease", b"[]", "expected an object, not a list"),
         ("lease", b'{"holder": "", "seconds": 60}', "holder: "),
         ("lease", b'{"holder": "me", "seconds": 0}', "seconds: "),
         ("lease", b'{"holder": "me", "seconds": 1e999}', "seconds: "),
@@ -112,7 +113,7 @@ async def test_a_user_of_web_yml_who_may_read_metrics_may_not_rotate(app: Any) -
         ("verify", b'{"mode": "quick"}', "mode: "),
         ("retire", b'{"kek_version": "one", "token": "t"}', "kek_version: "),
         ("note", b'{"rotation_id": "r", "token": "t", "step": ""}', "step: "),
-        ("restore", b'{"rows": [{}], "token": "t"}', "rows: 0: id: "),
+        ("restore", b'{"rows": [{}], "token": "t"}', "rows.0.id: missing"),
     ],
 )
 async def test_what_was_not_expected_is_named_and_not_repeated(
@@ -232,3 +233,21 @@ async def test_the_metrics_tell_of_a_rotation_by_whatever_runner(
         assert (await admin.post("rotate", json=asked)).json()["state"] == "done"
         await until(lambda: shows('kms_data_keys{kek_version="1",status="retired"} 1.0'))
         assert await shows("kms_rotation_in_progress 0.0")
+
+
+async def test_a_body_takes_no_memory_for_what_nobody_asked(admin: httpx2.AsyncClient) -> None:
+    worst = b'{"holder":"me","seconds":60,"x":[' + b"[]," * 1_000_000 + b"[]]}"
+    tracemalloc.start()
+    try:
+        assert (await admin.post("lease", content=worst)).status_code == 200
+        rows = b'{"rows":[' + b"{}," * 1_000_000 + b'{}],"token":"t"}'
+        assert (await admin.post("restore", content=rows)).json() == {"error": "rows.0.id: missing"}
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20_000_000
+
+
+async def test_an_upload_that_is_too_large_is_not_read_to_its_end(admin: httpx2.AsyncClient) -> None:
+    answer = await admin.post("lease", content=b"x" * (4 * 1024 * 1024 + 1))
+    assert (answer.status_code, answer.headers["Connection"]) == (413, "close")

@@ -1,13 +1,14 @@
 """The two documents of a backend, byte for byte, without a server around them."""
 
 import time
+import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
 
 from services.exporter import backend_documents, backend_state
-from services.exporter.backend_documents import parse_health, parse_metrics, parse_openmetrics
+from services.exporter.backend_documents import UnreadableError, parse_health, parse_metrics, parse_openmetrics
 from services.exporter.model import Series
 
 ERRORS = "crypto_decryption_errors_total"
@@ -100,3 +101,22 @@ def test_the_longest_health_document_is_parsed_in_bounded_time(begin: bytes, fil
 def test_of_a_key_that_comes_twice_the_last_one_counts_as_for_every_json_parser() -> None:
     health = parse_health(b'{"crypto_mode":"kms","crypto_ready":true,"crypto_mode":"env"}')
     assert (health.mode, health.ready) == ("env", True)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"x":[' + b"[]," * 349_000 + b"[]]}",
+        b'{"crypto_mode":"kms","crypto_ready":true,"x":[' + b"{}," * 349_000 + b"{}]}",
+        b'{"crypto_mode":{' + b'"a":[],' * 149_000 + b'"b":1}}',
+    ],
+)
+def test_a_health_document_takes_no_memory_for_what_nobody_asked(body: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with suppress(UnreadableError):
+            parse_health(body)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 100_000

@@ -65,8 +65,9 @@ def read_or_refused(parse: Callable[[bytes], T], body: bytes) -> T | None:
 def test_a_health_document_is_read_or_refused_and_nothing_else(document: bytes) -> None:
     health = read_or_refused(parse_health, document)
     if health:
-        assert json.loads(document)["crypto_mode"] == health.mode
-        assert json.loads(document)["crypto_ready"] is health.ready
+        read = json.loads(document.decode(errors="replace"))  # what is skipped may be anything
+        assert read["crypto_mode"] == health.mode
+        assert read["crypto_ready"] is health.ready
 
 
 @given(json_values, json_values)

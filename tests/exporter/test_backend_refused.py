@@ -37,7 +37,7 @@ async def test_a_compressed_answer_is_not_unpacked(read: Read) -> None:
 
     state = await read(handler, metrics=False)
     (problem,) = state.problems
-    assert problem.startswith("health check: Invalid JSON")
+    assert problem.startswith("health check: invalid JSON")
 
 
 async def test_an_endless_answer_is_cut_at_its_limit(read: Read) -> None:

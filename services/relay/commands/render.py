@@ -15,7 +15,7 @@ from services.relay.commands.outbox import channel_or_exit
 from services.relay.config import RelaySettings
 from services.relay.intake import webhook
 from services.relay.model import Event, Message
-from services.relay.sending.enrich.links import links
+from services.relay.sending.enrich.links import links, narrowed
 from services.relay.sending.here import close
 from services.relay.workers import link_rules
 from shared.cli import load_or_exit, option_or_exit
@@ -51,6 +51,7 @@ def _event(file: str) -> Event:
 def _message(event: Event, settings: RelaySettings) -> Message:
     """The first of its incident."""
     now, rules = datetime.now(UTC), link_rules(settings)
+    event = narrowed(event, rules)
     return Message(
         delivery_id="0" * 32,
         incident_id=identity.incident_id(event),

@@ -18,7 +18,6 @@ from starlette.responses import JSONResponse, Response
 from services.relay import identity
 from services.relay.identity import OWN_SOURCE
 from services.relay.intake import quarantine, webhook
-from services.relay.intake.budget import Budget
 from services.relay.intake.heartbeat import Heartbeat
 from services.relay.intake.routing import Rule
 from services.relay.intake.take_apart import take_apart
@@ -33,6 +32,7 @@ from services.relay.outbox.store import Store
 from services.relay.outbox.waiting import StoreUnavailableError
 from services.relay.parsing import parse_apart
 from shared.auth import refusal
+from shared.budget import Budget
 from shared.secret_file import TokenFile
 
 SMALL: Final = 64 * 1024

@@ -8,7 +8,7 @@ from typing import Final
 
 from services.relay.event_json import decode
 from services.relay.model import Event, Links, Message
-from services.relay.sending.enrich.links import LinkRules, links
+from services.relay.sending.enrich.links import LinkRules, links, narrowed
 from services.relay.sending.outgoing import Outgoing
 
 _ON_LOOP: Final = 16 * 1024
@@ -46,7 +46,7 @@ async def message(outgoing: Outgoing, rules: LinkRules, contacts: Mapping[str, s
 
 
 def _read(written: bytes, accepted_at: datetime, rules: LinkRules) -> tuple[Event, tuple[Links, ...]]:
-    event = decode(written)
+    event = narrowed(decode(written), rules)
     return event, tuple(links(alert, accepted_at, rules) for alert in event.alerts)
 
 

@@ -6,14 +6,14 @@ whoever can write a rule or a metric, so nothing of them gets into a link unesca
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 import uritemplate
 
-from services.relay.model import Alert, Links
+from services.relay.model import Alert, Event, Links
 
 LONGEST: Final = 1900
 """Characters, as in channels/wording.py, which shows no longer link."""
@@ -36,7 +36,7 @@ class LinkRules:
     runbook: str | None
     dashboard: str | None
     allow_hosts: Collection[str]
-    """Hosts that an annotation may link to, in lower case; empty allows every one."""
+    """Hosts that an alert's own addresses may lead to, in lower case; empty allows every one."""
 
 
 def check_template(template: str) -> str:
@@ -73,8 +73,21 @@ def links(alert: Alert, accepted_at: datetime, rules: LinkRules) -> Links:
     )
 
 
+def narrowed(event: Event, rules: LinkRules) -> Event:
+    """The event without the addresses of Prometheus and Alertmanager that lead to no allowed host."""
+    if not rules.allow_hosts:
+        return event
+    alerts = (replace(alert, generator_url=_allowed(alert.generator_url, rules) or "") for alert in event.alerts)
+    return replace(event, alerts=tuple(alerts), external_url=_allowed(event.external_url, rules) or "")
+
+
 def _annotated(alert: Alert, name: str, rules: LinkRules) -> str | None:
-    url = _safe(alert.annotations.get(name, ""))
+    return _allowed(alert.annotations.get(name, ""), rules)
+
+
+def _allowed(address: str, rules: LinkRules) -> str | None:
+    """An address that an alert brings, where it is one and may be followed."""
+    url = _safe(address)
     if url is None or (rules.allow_hosts and urlsplit(url).hostname not in rules.allow_hosts):
         return None
     return url

@@ -2,15 +2,22 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.relay.event_json import encode
 from services.relay.model import Alert, Status
 from services.relay.sending.enrich.links import LONGEST, LinkRules, check_template, links
+from services.relay.sending.message import message
+from tests.relay.channels.examples import example, settings
+from tests.relay.channels.examples import message as example_message
+from tests.relay.channels.kinds import EVERY_KIND, unused_address
 from tests.relay.scripted import at, event_of
+from tests.relay.sending.sends import outgoing
 
 RUNBOOK = "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#{alertname_lower}"
 DASHBOARD = "https://grafana.example.org/d/kms?var-env={env}&var-service={service}&from={from_ms}&to={to_ms}"
@@ -134,6 +141,26 @@ def test_allow_hosts_narrows_annotations_but_not_the_templates() -> None:
         assert links(alert(runbook_url=url), ACCEPTED, rules).runbook == url
     for url in ("https://evil.example/wiki.example.org", "https://wiki.example.org.evil.example/"):
         assert links(alert(runbook_url=url), ACCEPTED, rules).runbook == links(alert(), ACCEPTED, RULES).runbook
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("host", ["evil.example", "EVIL.example:8443", "allowed.example.evil.example"])
+async def test_no_channel_links_to_another_host_than_those_that_are_allowed(
+    kind: str, host: str, tmp_path: Path
+) -> None:
+    rules = LinkRules(None, None, frozenset({"allowed.example"}))
+    (secret := tmp_path / "secret").write_text("x" * 32)
+    channel = settings(example(kind, secret, unused_address())).connect(5)
+    for brings, shown in ((host, False), ("allowed.example:9090", True)):
+        real = example_message("01-firing-1").event
+        alerts = tuple(replace(each, generator_url=f"https://{brings}/graph") for each in real.alerts)
+        brought = replace(real, alerts=alerts, external_url=f"https://{brings}/alertmanager")
+        going_out = outgoing()._replace(written_event=encode(brought))
+        payload = channel.payload(await message(going_out, rules, {})).replace("=\n", "").replace("=\r\n", "")
+        assert host.lower() not in payload.lower()
+        assert (brings in payload) is shown
+        assert ("/graph" in payload) is shown
+    await channel.close()
 
 
 def test_a_time_at_the_edge_of_the_calendar_costs_the_link_only() -> None:
