@@ -1,9 +1,11 @@
 """What a person may set of the backend."""
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import AfterValidator
 
 from shared.kms.settings import KeySettings
-from shared.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings
+from shared.settings import Address, Duration, FilePath, ListenAddress, NamedToken, Section, ServerSettings, named_once
 from shared.sql.setting import Database
 
 
@@ -11,7 +13,9 @@ class Admin(Section):
     """Who may call `/admin/crypto`."""
 
     token_file: FilePath | None = None
-    """One token a line, two while they are rotated; without a file the admin API is off."""
+    """One token a line, two while they are rotated; without a file and without `tokens` the admin API is off."""
+    tokens: Annotated[tuple[NamedToken, ...], AfterValidator(named_once)] = ()
+    """Of further callers: a viewer reads, an admin does everything."""
 
 
 class Settings(ServerSettings):

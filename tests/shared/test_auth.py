@@ -3,22 +3,26 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
 
-from shared.auth import guarded
+from shared.auth import Access, Token
+from shared.guard import GuardedRoute, Requires, caller_of
 from shared.secret_file import SecretFile
+from shared.server import application, registry
+from shared.settings import Role
 
 
-async def _endpoint(_request: Request) -> Response:
-    return PlainTextResponse("inside")
+async def _endpoint(request: Request) -> Response:
+    return PlainTextResponse(f"inside as {caller_of(request).name}")
 
 
-def _client(secret: SecretFile | None, *, browser: bool = False) -> httpx2.AsyncClient:
-    app = Starlette(routes=[Route("/", guarded(_endpoint, secret, browser=browser))])
-    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://server")
+def _client(*secrets: SecretFile, browser: bool = False) -> httpx2.AsyncClient:
+    route = GuardedRoute("/", _endpoint, Requires(Role.VIEWER, browser=browser))
+    access = Access([Token(f"holder-{n}", Role.VIEWER, secret) for n, secret in enumerate(secrets)])
+    app = application("sample", registry(), [route], access=access)
+    base = "http://server" if secrets else "http://127.0.0.1:9000"
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url=base)
 
 
 @pytest.fixture
@@ -37,7 +41,7 @@ def _basic(text: bytes) -> str:
 async def test_either_token_is_let_in(header: str, secret: SecretFile) -> None:
     async with _client(secret) as client:
         answer = await client.get("/", headers={"authorization": header})
-    assert (answer.status_code, answer.text) == (200, "inside")
+    assert (answer.status_code, answer.text) == (200, "inside as holder-0")
 
 
 @pytest.mark.parametrize(
@@ -94,7 +98,7 @@ async def test_a_rotated_token_is_let_in_without_a_restart(secret: SecretFile) -
 
 
 async def test_without_a_secret_the_endpoint_is_open() -> None:
-    async with _client(None) as client:
+    async with _client() as client:
         assert (await client.get("/")).status_code == 200
 
 
@@ -103,3 +107,12 @@ async def test_a_token_that_is_not_ascii_is_compared_as_the_bytes_that_were_sent
     async with _client(SecretFile(tmp_path / "token")) as client:
         answer = await client.get("/", headers=[(b"authorization", "Bearer schlüssel".encode())])
     assert answer.status_code == 200
+
+
+async def test_each_token_has_its_holder_and_one_that_cannot_be_read_shuts_out_nobody_else(
+    tmp_path: Path, secret: SecretFile
+) -> None:
+    async with _client(SecretFile(tmp_path / "missing"), secret) as client:
+        answer = await client.get("/", headers={"authorization": "Bearer old"})
+        assert (answer.status_code, answer.text) == (200, "inside as holder-1")
+        assert (await client.get("/", headers={"authorization": "Bearer wrong"})).status_code == 503

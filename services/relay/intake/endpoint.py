@@ -1,11 +1,10 @@
-"""`POST /alerts`: who may, then the body, then the commit, and only then the answer.
+"""`POST /alerts`: the body, then the commit, and only then the answer. Who may send is the guard's business.
 
 Alertmanager asks again after a 5xx or a lost connection, and after nothing else: whatever may be our fault is a 503.
 https://github.com/prometheus/alertmanager/blob/main/notify/util.go
 """
 
 import asyncio
-import ipaddress
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -27,8 +26,6 @@ from services.relay.outbox.known import Known
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store
 from services.relay.outbox.waiting import StoreUnavailableError
-from shared.auth import refusal
-from shared.secret_file import SecretFile
 
 BODY_LIMIT: Final = 32 * 1024 * 1024
 IN_HAND_LIMIT: Final = 2 * BODY_LIMIT
@@ -45,15 +42,11 @@ _ON_LOOP: Final = 64 * 1024
 
 log = structlog.get_logger(__name__)
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
 
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What a person set about the intake."""
 
-    allow_from: Collection[Network]
-    """Networks that may send; empty lets everybody try."""
     routes: Sequence[Rule]
     default_channels: Sequence[str]
     channels: Collection[str]
@@ -77,7 +70,6 @@ class Intake:
 
     Args:
         store: where they are committed.
-        token: whose holders may send.
         rules: where they go.
         metrics: counts the answers.
         accepted: called with the channels that have something new, after the commit.
@@ -87,14 +79,12 @@ class Intake:
     def __init__(
         self,
         store: Store,
-        token: SecretFile,
         rules: Rules,
         metrics: Metrics,
         accepted: Callable[[Iterable[str]], None],
         alive: Callable[[Iterable[str]], None],
     ) -> None:
         self._store = store
-        self._token = token
         self._rules = rules
         self._metrics = metrics
         self._accepted = accepted
@@ -108,9 +98,9 @@ class Intake:
         self._stopping = True
 
     async def post(self, request: Request) -> Response:
-        """The answers of the contract: 202, 200, 400, 401, 403, 413, 503; 500 for a defect of ours."""
+        """The answers of the contract: 202, 200, 400, 413, 503; 500 for a defect of ours."""
         try:
-            response = self._unread(request) or await self._answer(request)
+            response = await self._answer(request)
         except ClientDisconnect:  # nobody is left to be answered, so no answer is counted
             log.warning("a sender went away before the end of its webhook; Alertmanager sends it again")
             return Response(status_code=503)
@@ -119,12 +109,6 @@ class Intake:
             raise
         self._metrics.webhook(response.status_code)
         return response
-
-    def _unread(self, request: Request) -> Response | None:
-        """The answer to a webhook whose body is not even read."""
-        if not self._may_send(request):
-            return _refuse(403, "this address may not send alerts; see auth.allow_from")
-        return refusal(request, self._token)
 
     async def _answer(self, request: Request) -> Response:
         source = request.query_params.get("source", "")
@@ -147,17 +131,6 @@ class Intake:
             return _refuse(503, f"not accepted, send it again: {error}")
         finally:
             self._in_hand -= len(body)
-
-    def _may_send(self, request: Request) -> bool:
-        if not self._rules.allow_from:
-            return True
-        try:
-            address = ipaddress.ip_address(request.client.host if request.client else "")
-        except ValueError:
-            return False
-        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-            address = address.ipv4_mapped  # how a dual-stack socket shows a caller of IPv4
-        return any(address in network for network in self._rules.allow_from)
 
     async def _read(self, request: Request, body: bytearray) -> None:
         try:

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import structlog
 from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, func, or_, select
 
+from services.relay.outbox.audit import prune_audit
 from services.relay.outbox.needed import NOT_TOLD, TOLD, Needed, needed, said_again
 from services.relay.outbox.schema import State, attempts, deliveries, events, incidents
 from services.relay.outbox.store import Store
@@ -126,6 +127,7 @@ async def prune(store: Store, max_age: float, max_deliveries: int) -> Pruned:
     not_told = await needed(store, cutoff)
     superfluous = await said_again(store, not_told, cutoff)
     unused = await _walk(store, _Events(cutoff, bounds.event, not_told, superfluous).step)
+    await prune_audit(store, cutoff, STEP)
     return Pruned(gone, unused)
 
 
