@@ -38,6 +38,7 @@ def test_an_address_on_the_network_needs_an_admin_token(listen: str, file: Path)
 
 
 def test_on_the_network_a_token_of_anybody_will_do(file: Path) -> None:
+    (file.parent / "token").write_text("the-token-of-somebody")
     file.write_text("listen: 0.0.0.0:9000\nauth: {tokens: [{name: ci, role: viewer, file: token}]}")
     assert prepared(Settings, file, None).settings.auth.tokens[0].file == file.parent / "token"
 
