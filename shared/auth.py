@@ -1,58 +1,108 @@
-"""Who may call: `Authorization: Bearer TOKEN`, or, for a browser, Basic with the token as its password."""
+"""Who calls: the credentials of a request → a name and a role.
+
+`Authorization: Bearer TOKEN`; for a browser, Basic with the token as its password, or a user of web.yml, whose password
+`gate` has checked by then. A name comes from the credential alone, never from another header.
+"""
 
 import base64
 import binascii
-from collections.abc import Awaitable, Callable
+import ipaddress
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from shared.secret_file import SecretFile, SecretUnreadableError
+from shared.secret_file import SecretUnreadableError, TokenFile
+from shared.settings import Auth, NamedToken, Role
 
-USER = "keypulse.user"
+USER: Final = "keypulse.user"
 """The key of a request's scope under which the name of a user of web.yml stands, once the password was right."""
+ADMIN: Final = "admin"
+"""What the holder of `admin_token_file` is called."""
 Endpoint = Callable[[Request], Awaitable[Response]]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-def refusal(
-    request: Request, secret: SecretFile, *, browser: bool = False, bearer_only: bool = False
-) -> Response | None:
-    """The answer to a caller that may not come in: 401, or 503 where the token file cannot be read; else None.
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls."""
 
-    Args:
-        request: only its `Authorization` header is read, never its body. A user of web.yml may come in everywhere.
-        secret: the tokens that are let in.
-        browser: whether a 401 asks a browser for a password.
-        bearer_only: whether a user of web.yml, or the password that a browser sends by itself, is not enough.
-    """
-    if USER in request.scope and not bearer_only:
-        return None
-    scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
-    # The bytes as they came: Starlette reads headers as latin-1.
-    bearer = credentials.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
-    token = bearer if bearer or bearer_only else basic(request)[1]
-    try:
-        if secret.matches(token):
-            return None
-    except SecretUnreadableError:
-        return JSONResponse({"error": "the token file of this server cannot be read"}, status_code=503)
-    challenge = 'Basic realm="keypulse"' if browser else "Bearer"
-    return JSONResponse(
-        {"error": "a valid token is needed: Authorization: Bearer TOKEN"},
-        status_code=401,
-        headers={"WWW-Authenticate": challenge},
-    )
+    name: str
+    role: Role | None
+    """None may read `/metrics` alone."""
 
 
-def guarded(endpoint: Endpoint, secret: SecretFile | None, *, browser: bool = False) -> Endpoint:
-    """`endpoint` behind `secret`; with no secret it stays open (settings allow that on loopback only)."""
-    if secret is None:
-        return endpoint
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token's file, and who holds it."""
 
-    async def guard(request: Request) -> Response:
-        return refusal(request, secret, browser=browser) or await endpoint(request)
+    name: str
+    role: Role
+    secret: TokenFile
 
-    return guard
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may call, of a whole server or of some of its endpoints."""
+
+    tokens: Sequence[Token] = ()
+    """Where there are none, and no users of web.yml, everybody may call who reaches the server: settings allow that
+    on loopback alone."""
+    roles: Mapping[str, Role] = field(default_factory=dict)
+    """Of users of web.yml."""
+    networks: Collection[Network] = ()
+    """From where one may call; empty allows every address."""
+    bearer_only: bool = False
+    """Whether a user of web.yml, or what a browser sends by itself, is not enough."""
+    off: str | None = None
+    """Why nobody may call while there are no tokens; None lets everybody in then."""
+
+    def caller(self, request: Request) -> Caller | None:
+        """Who calls; None where no credential is right. Only headers are read, never the body.
+
+        Raises:
+            SecretUnreadableError: a token file cannot be read, and no other credential is right.
+        """
+        if USER in request.scope and not self.bearer_only:
+            name = request.scope[USER]
+            return Caller(name, self.roles.get(name))
+        sent = _token(request, bearer_only=self.bearer_only)
+        found: Token | None = None
+        unreadable: SecretUnreadableError | None = None
+        for token in self.tokens:  # every one, so that the delay tells nothing
+            try:
+                found = token if token.secret.matches(sent) and found is None else found
+            except SecretUnreadableError as error:
+                unreadable = error
+        if found is None and unreadable is not None:
+            raise unreadable
+        return None if found is None else Caller(found.name, found.role)
+
+    def allows_address(self, request: Request) -> bool:
+        """Whether one may call from there."""
+        if not self.networks:
+            return True
+        try:
+            address = ipaddress.ip_address(request.client.host if request.client else "")
+        except ValueError:
+            return False
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+            address = address.ipv4_mapped  # how a dual-stack socket shows a caller of IPv4
+        return any(address in network for network in self.networks)
+
+
+def access_of(auth: Auth) -> Access:
+    """What a server's settings say."""
+    admin = auth.admin_token_file
+    own = [Token(ADMIN, Role.ADMIN, TokenFile(admin))] if admin else []
+    return Access(tokens=[*own, *named(auth.tokens)], roles=auth.roles)
+
+
+def named(tokens: Sequence[NamedToken]) -> list[Token]:
+    """Tokens as settings name them."""
+    return [Token(token.name, token.role, TokenFile(token.file)) for token in tokens]
 
 
 def basic(request: Request) -> tuple[str, bytes]:
@@ -65,3 +115,10 @@ def basic(request: Request) -> tuple[str, bytes]:
         return name.decode(), password
     except (binascii.Error, ValueError):
         return "", b""
+
+
+def _token(request: Request, *, bearer_only: bool) -> bytes:
+    scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+    # The bytes as they came: Starlette reads headers as latin-1.
+    bearer = credentials.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
+    return bearer if bearer or bearer_only else basic(request)[1]

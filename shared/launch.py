@@ -15,11 +15,13 @@ from typing import Generic, TypeVar
 
 import structlog
 from starlette.applications import Starlette
-from starlette.types import ASGIApp
+from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Scope
 
 from shared.gate import Gate
 from shared.mistakes import ConfigurationError
 from shared.named_files import Finding, examine
+from shared.refusals import UNKNOWN
 from shared.reload import Reloading
 from shared.server import serve_until_stopped
 from shared.settings import ServerSettings, load
@@ -69,12 +71,22 @@ class Launch(Generic[S]):
                 log.warning("this key will not do as it is", key=finding.key, doubt=finding.sentence)
             return settings
 
-        reloading = Reloading(app, self.settings, again, apply and self._guarded(apply), restart, app.state.metrics)
-        served: ASGIApp = reloading
-        if self.web:
-            served = Gate(reloading, self.web, lambda: reloading.admin, own_credentials)
+        reloading = Reloading(app, self.settings, again, apply and self._guarded(apply), restart, app.state.guard)
+        served = self.fenced(app, reloading, own_credentials)
         async with reloading.at_hangups():
             await serve_until_stopped(served, self.settings.listen, stopping, self.tls(), turns)
+
+    def fenced(self, app: Starlette, reloading: Reloading[S], own_credentials: Collection[str]) -> ASGIApp:
+        """The whole of what is served: `reloading`, behind the gate where there is a web.yml."""
+        if self.web is None:
+            return reloading
+
+        def endpoint(scope: Scope) -> str:
+            routes = (route for route in (*app.routes, reloading.route) if isinstance(route, Route))
+            return next((route.path_format for route in routes if route.matches(scope)[0] is not Match.NONE), UNKNOWN)
+
+        app.state.guard.refusals.expose([UNKNOWN])
+        return Gate(reloading, self.web, lambda: reloading.access, app.state.guard, endpoint, own_credentials)
 
     def guard(self, settings: S) -> None:
         """Raises ConfigurationError where the network would reach what nobody has to prove anything for."""
@@ -152,4 +164,4 @@ def _without_errors(
 
 
 def _needs_a_guard(settings: ServerSettings) -> bool:
-    return not settings.listen.is_loopback and settings.auth.admin_token_file is None
+    return not settings.listen.is_loopback and settings.auth.admin_token_file is None and not settings.auth.tokens

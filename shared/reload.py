@@ -15,24 +15,24 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from types import FrameType
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import structlog
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import Gauge
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from shared.auth import guarded
+from shared.auth import Access, Caller, access_of
+from shared.guard import Guard, GuardedRoute, Requires
 from shared.mistakes import ConfigurationError
-from shared.other_pages import not_for_other_pages
-from shared.secret_file import TokenFile
 from shared.server import StartError
-from shared.settings import ServerSettings
+from shared.settings import Role, ServerSettings
 
 S = TypeVar("S", bound=ServerSettings)
+
+_SIGNAL: Final = Caller("SIGHUP", Role.ADMIN)
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +46,7 @@ class Reloading(Generic[S]):
         load: reads the configuration again. Raises ConfigurationError.
         apply: see above; None where nothing can change without a restart.
         restart: the keys that change only with a restart.
-        metrics: gets the two gauges.
+        guard: of the server; its metrics get the two gauges.
         clock: unix seconds.
     """
 
@@ -57,13 +57,17 @@ class Reloading(Generic[S]):
         load: Callable[[], S],
         apply: Callable[[S], Awaitable[None]] | None,
         restart: Collection[str],
-        metrics: CollectorRegistry,
+        guard: Guard,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._runs(settings)
         self._app = app
-        self._route = Route("/-/reload", self._asked, methods=["POST"])
-        self._own = Starlette(routes=[self._route])
+        requires = Requires(Role.ADMIN, action="reload")
+        self._guard = guard
+        self.route = guard.before(GuardedRoute("/-/reload", self._answer, requires, ["POST"]), lambda: self.access)
+        """Its own."""
+        self._own = Starlette(routes=[self.route])
+        self._own.router.redirect_slashes = False
         self._load = load
         self._apply = apply
         self._restart = frozenset(restart if apply else type(settings).model_fields)
@@ -72,19 +76,19 @@ class Reloading(Generic[S]):
         self._successful = Gauge(
             "keypulse_config_last_reload_successful",
             "1 if the configuration was read and taken at the start or the last reload.",
-            registry=metrics,
+            registry=guard.metrics,
         )
         self._at = Gauge(
             "keypulse_config_last_reload_success_timestamp_seconds",
             "When the configuration was last read and taken, the start included; unix time.",
-            registry=metrics,
+            registry=guard.metrics,
         )
         self._successful.set(1)
         self._at.set(clock())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers itself, or lets the application answer."""
-        await (self._own if scope["path"] == self._route.path else self._app)(scope, receive, send)
+        await (self._own if scope["path"] == self.route.path else self._app)(scope, receive, send)
 
     async def reload(self) -> list[str]:
         """Reads the configuration again; gives what is wrong with it, one sentence each, or nothing."""
@@ -127,6 +131,7 @@ class Reloading(Generic[S]):
                 await hung_up.wait()
                 hung_up.clear()
                 await self.reload()
+                await self._guard.record(_SIGNAL, None, "reload")
 
         signal.signal(signal.SIGHUP, handle)
         release_hangups()
@@ -140,11 +145,10 @@ class Reloading(Generic[S]):
                 pass
 
     def _runs(self, settings: S) -> None:
-        file = settings.auth.admin_token_file
         self.settings = settings
         """What runs."""
-        self.admin = TokenFile(file) if file else None
-        """The token of what runs, if it has one."""
+        self.access: Access = access_of(settings.auth)
+        """Who may call, by what runs."""
 
     def _keeps(self, settings: S) -> None:
         changed = [key for key in self._restart if getattr(settings, key) != getattr(self.settings, key)]
@@ -152,11 +156,6 @@ class Reloading(Generic[S]):
             raise ConfigurationError(
                 [f"{key}: changes only with a restart; restart, or set it back" for key in sorted(changed)]
             )
-
-    async def _asked(self, request: Request) -> Response:
-        admin = self.admin
-        guard = not_for_other_pages(guarded(self._answer, admin), open_to_this_machine=admin is None)
-        return await guard(request)
 
     async def _answer(self, _request: Request) -> Response:
         mistakes = await self.reload()

@@ -20,14 +20,14 @@ from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from shared import VERSION
-from shared.auth import guarded
+from shared import VERSION, audit
+from shared.auth import Access
+from shared.guard import Guard, GuardedRoute, Requires
 from shared.http_protocol import HttpProtocol
-from shared.secret_file import SecretFile
-from shared.settings import Address
+from shared.settings import Address, Role
 from shared.stop import STOP_SECONDS, stop_signal
 from shared.turns import InTurn, Turns
 
@@ -67,9 +67,10 @@ def encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
 def application(
     name: str,
     metrics: CollectorRegistry,
-    routes: Iterable[BaseRoute],
+    routes: Iterable[Route],
     *,
-    admin: SecretFile | None = None,
+    guard: Guard | None = None,
+    access: Access | None = None,
     not_ready: Callable[[], str | None] = lambda: None,
     exposition: Callable[[Request], Response] | None = None,
 ) -> Starlette:
@@ -77,13 +78,14 @@ def application(
 
     Args:
         name: the title of the page at `/`, where `routes` has none of its own.
-        metrics: what `/metrics` shows; it is `state.metrics` of the application.
-        routes: the server's own; what they show or do, they guard themselves.
-        admin: the token that the page at `/` needs, if any.
+        metrics: what `/metrics` shows.
+        routes: the server's own; GuardedRoute says who may call, any other is for admins.
+        guard: stands before every route, and is `state.guard` of the application; None makes one.
+        access: who may call; None lets everybody on this machine.
         not_ready: why it cannot serve right now, or None; the text of a 503 of `/-/ready`.
         exposition: answers `/metrics` instead, where `metrics` would take long to encode; called off the event loop.
     """
-    own = list(routes)
+    own, guard, who = list(routes), guard or Guard(metrics), access or Access()
 
     def metrics_endpoint(request: Request) -> Response:  # not async: Starlette encodes it off the event loop
         encode, content_type = encoder(request.headers.get("accept", ""))
@@ -102,9 +104,19 @@ def application(
         items = "".join(f'<li><a href="{escape(path)}">{escape(path)}</a>' for path in paths)
         return HTMLResponse(_LANDING.format(name=escape(name), version=escape(VERSION), items=items))
 
-    common = [Route("/metrics", exposition or metrics_endpoint), Route("/-/healthy", healthy), Route("/-/ready", ready)]
-    app = Starlette(routes=[*own, *common, Route("/", guarded(landing, admin, browser=True))])
-    app.state.metrics = metrics
+    async def actions(request: Request) -> Response:
+        return await audit.answer(guard.audit, request)
+
+    common = [
+        GuardedRoute("/metrics", exposition or metrics_endpoint, Requires(None)),
+        GuardedRoute("/-/healthy", healthy, Requires(None)),
+        GuardedRoute("/-/ready", ready, Requires(None)),
+        GuardedRoute("/api/audit", actions, Requires(Role.VIEWER)),
+    ]
+    page = GuardedRoute("/", landing, Requires(Role.VIEWER, browser=True, linked=True))
+    app = Starlette(routes=[guard.before(route, lambda: who) for route in (*own, *common, page)])
+    app.router.redirect_slashes = False  # a redirect would repeat `Host`, whoever wrote it
+    app.state.guard = guard
     return app
 
 

@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, ClassVar, NamedTuple, TypeVar
+from typing import Annotated, ClassVar, Final, NamedTuple, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -126,10 +127,51 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Role(StrEnum):
+    """What a caller may do; each may also do what those before it may."""
+
+    VIEWER = "viewer"
+    """Reads pages and `/api`."""
+    RESPONDER = "responder"
+    """Also retries."""
+    ADMIN = "admin"
+    """Everything."""
+
+    def includes(self, other: "Role") -> bool:
+        """Whether it may do what `other` may."""
+        roles = list(Role)
+        return roles.index(self) >= roles.index(other)
+
+
+UNNAMED: Final = ("admin", "crypto-admin", "sender")
+"""What the holders are called of `auth.admin_token_file`, `admin.token_file` and `auth.bearer_token_file`."""
+
+
+class NamedToken(Section):
+    """A token of somebody."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}$")]
+    """How logs and the audit call its holder."""
+    role: Role
+    file: TokenPath
+
+
+def named_once(tokens: tuple[NamedToken, ...]) -> tuple[NamedToken, ...]:
+    """Tokens, if each name stands for one of them, and none is that of a token file without a name."""
+    names = [*UNNAMED, *(token.name for token in tokens)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"expected each name once, and none of {', '.join(UNNAMED)}; {twice} is there again")
+    return tokens
+
+
 class Auth(Section):
     """Who may look at pages and use the API."""
 
     admin_token_file: TokenPath | None = None
+    tokens: Annotated[tuple[NamedToken, ...], AfterValidator(named_once)] = ()
+    roles: dict[str, Role] = Field(default_factory=dict)
+    """Of users of web.yml; one without a role reads `/metrics` alone."""
 
 
 class CommandSettings(BaseSettings):

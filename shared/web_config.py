@@ -16,8 +16,8 @@ from shared.named_files import Opening, readable
 from shared.planned import planned
 from shared.settings import FilePath, Section, relative_to
 
-HIGHEST_COST: Final = 15
-"""Of bcrypt: about two seconds of a core for each wrong password. Each step doubles it."""
+HIGHEST_COST: Final = 12
+"""Of bcrypt: about a quarter of a second of a core for each wrong password. Each step doubles it."""
 _INLINE: Final = "is not supported inline; name a file with {}_file, which is read again when it changes"
 _REFUSED: Final = {
     "tls_server_config.cert": _INLINE.format("cert"),
@@ -106,7 +106,9 @@ def _bcrypt_hash(value: str) -> str:
     if written is None:
         raise ValueError("expected a bcrypt hash, such as `htpasswd -nBC 10 NAME` prints after the colon")
     if not 4 <= int(written[1]) <= HIGHEST_COST:
-        raise ValueError(f"expected a bcrypt hash of cost 4 to {HIGHEST_COST}; a dearer one takes seconds a check")
+        raise ValueError(
+            f"expected a bcrypt hash of cost 4 to {HIGHEST_COST}: each check of a higher one takes too long"
+        )
     return value
 
 

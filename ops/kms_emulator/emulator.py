@@ -69,7 +69,8 @@ async def start(
             pass
         active = Faults(random.random)
         metrics = registry()
-        faults_address = await stack.enter_async_context(serving(fault_api.app(active, metrics), faults))
+        http = fault_api.app(active, metrics, remote=not faults.is_loopback)
+        faults_address = await stack.enter_async_context(serving(http, faults))
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])  # else a second emulator would share the port
         stack.push_async_callback(server.stop, STOP_SECONDS)
         server.add_generic_rpc_handlers(service.handlers(store, active, metrics))

@@ -1,7 +1,8 @@
 """Faults over HTTP: `POST /faults`, `GET /faults`, `DELETE /faults/{id}`, `DELETE /faults`; and a page that says so.
 
-It asks for no password, so it only ever listens on this machine. A body must be `application/json`: a web page of
-somebody else cannot send that here without asking first, and is never allowed to.
+It asks for no password, so it listens on this machine alone unless it is allowed more, and is asked by names that
+nobody outside can point here. A body must be `application/json`: a web page of somebody else cannot send that here
+without asking first, and is never allowed to.
 """
 
 from typing import Any
@@ -11,17 +12,25 @@ from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from ops.kms_emulator.faults import Fault, Faults
+from shared.guard import Guard, GuardedRoute, Requires
+from shared.other_pages import names_this_machine, names_this_network
 from shared.server import application
+from shared.settings import Role
 
 MAX_BODY = 64 * 1024
 """Bytes of a fault."""
 
 
-def app(faults: Faults, metrics: CollectorRegistry) -> Starlette:
-    """The HTTP side of the emulator."""
+def app(faults: Faults, metrics: CollectorRegistry, *, remote: bool) -> Starlette:
+    """The HTTP side of the emulator.
+
+    Args:
+        faults: those in force.
+        metrics: shown at `/metrics`.
+        remote: whether it listens beyond this machine: between containers it has a name, one without a dot.
+    """
 
     async def add(request: Request) -> Response:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
@@ -50,12 +59,13 @@ def app(faults: Faults, metrics: CollectorRegistry) -> Starlette:
         return Response(status_code=204)
 
     routes = [
-        Route("/faults", add, methods=["POST"]),
-        Route("/faults", show, methods=["GET"]),
-        Route("/faults", clear, methods=["DELETE"]),
-        Route("/faults/{id}", remove, methods=["DELETE"]),
+        GuardedRoute("/faults", add, Requires(Role.ADMIN, action="add fault"), ["POST"]),
+        GuardedRoute("/faults", show, Requires(Role.VIEWER)),
+        GuardedRoute("/faults", clear, Requires(Role.ADMIN, action="clear faults"), ["DELETE"]),
+        GuardedRoute("/faults/{id}", remove, Requires(Role.ADMIN, action="remove fault"), ["DELETE"]),
     ]
-    return application("keypulse emulator", metrics, routes)
+    guard = Guard(metrics, is_ours=names_this_network if remote else names_this_machine)
+    return application("keypulse emulator", metrics, routes, guard=guard)
 
 
 def _refused(status: int, reason: str) -> Response:

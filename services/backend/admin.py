@@ -1,23 +1,40 @@
 """The admin API, `/admin/crypto/…`: each path is one call of the keyring's Administration."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from starlette.requests import Request
-from starlette.routing import BaseRoute, Route
 
 from services.backend import admin_bodies as bodies
-from services.backend.admin_call import asked, guarded, parsed
+from services.backend.admin_call import Answer, answered, asked, parsed
 from services.backend.request import RefusedError
+from shared.auth import Access, Token, named
+from shared.guard import GuardedRoute, Requires
 from shared.keyring.administration import Administration, RotateRequest
-from shared.secret_file import SecretFile
+from shared.secret_file import TokenFile
+from shared.settings import NamedToken, Role
 
 PATH = "/admin/crypto/"
 
 
-def routes(keyring: Administration, token: SecretFile | None) -> list[BaseRoute]:
-    """The admin API's routes.
+def access_of(file: Path | None, tokens: Sequence[NamedToken]) -> Access:
+    """Who may call: by bearer tokens alone, and no user of web.yml, who may be there for `/metrics` alone.
+
+    Args:
+        file: the token of an admin.
+        tokens: those of others.
+    """
+    own = [Token("crypto-admin", Role.ADMIN, TokenFile(file))] if file else []
+    off = "the admin API is off: it needs admin.token_file in the backend's configuration"
+    return Access([*own, *named(tokens)], bearer_only=True, off=off)
+
+
+def routes(keyring: Administration, access: Access) -> list[GuardedRoute]:
+    """The admin API's routes: a viewer reads, an admin does everything.
 
     Args:
         keyring: what is administered.
-        token: what a caller needs; without one nobody gets in.
+        access: who may call.
     """
 
     async def keys(request: Request) -> object:
@@ -51,18 +68,25 @@ def routes(keyring: Administration, token: SecretFile | None) -> list[BaseRoute]
     reload = asked(bodies.of(bodies.Body), lambda _: keyring.reload())
     note = asked(bodies.of(bodies.Note), lambda it: keyring.note(it.rotation_id, it.token, it.step))
     rollback = asked(bodies.of(bodies.Rollback), lambda it: keyring.rollback(it.rotation_id, it.token))
+
+    def read(path: str, answer: Answer) -> GuardedRoute:
+        return GuardedRoute(PATH + path, answered(answer), Requires(Role.VIEWER, access=access))
+
+    def act(name: str, answer: Answer) -> GuardedRoute:
+        return GuardedRoute(PATH + name, answered(answer), Requires(Role.ADMIN, action=name, access=access), ["POST"])
+
     return [
-        Route("/admin/crypto/keys", guarded(keys, token)),
-        Route("/admin/crypto/census", guarded(census, token)),
-        Route("/admin/crypto/rotations/{rotation_id}", guarded(progress, token)),
-        Route("/admin/crypto/rotate", guarded(asked(bodies.ROTATION, rotate), token), methods=["POST"]),
-        Route("/admin/crypto/restore", guarded(asked(bodies.of(bodies.Restore), restore), token), methods=["POST"]),
-        Route("/admin/crypto/lease", guarded(lease, token), methods=["POST"]),
-        Route("/admin/crypto/release", guarded(release, token), methods=["POST"]),
-        Route("/admin/crypto/backup", guarded(backup, token), methods=["POST"]),
-        Route("/admin/crypto/verify", guarded(verify, token), methods=["POST"]),
-        Route("/admin/crypto/retire", guarded(retire, token), methods=["POST"]),
-        Route("/admin/crypto/reload", guarded(reload, token), methods=["POST"]),
-        Route("/admin/crypto/note", guarded(note, token), methods=["POST"]),
-        Route("/admin/crypto/rollback", guarded(rollback, token), methods=["POST"]),
+        read("keys", keys),
+        read("census", census),
+        read("rotations/{rotation_id}", progress),
+        act("rotate", asked(bodies.ROTATION, rotate)),
+        act("restore", asked(bodies.of(bodies.Restore), restore)),
+        act("lease", lease),
+        act("release", release),
+        act("backup", backup),
+        act("verify", verify),
+        act("retire", retire),
+        act("reload", reload),
+        act("note", note),
+        act("rollback", rollback),
     ]

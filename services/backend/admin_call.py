@@ -1,7 +1,7 @@
-"""One call of the admin API: who may make it, the line of the log that it leaves, and what an error is answered.
+"""One call of the admin API: what the log and the audit say of it, and what an error is answered.
 
-Only a bearer of the admin token gets in: no user of web.yml, who may be there for `/metrics` alone. The log tells of
-every call who made it and what became of it, never a token or a key.
+Who called is what the credential says. What a caller says of itself is `claimed_caller`, escaped. No token and no key
+is in either.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -10,22 +10,23 @@ from typing import Any, Final, TypeVar
 import structlog
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from services.backend.admin_bodies import Shape
 from services.backend.request import RefusedError, body, refused
-from shared.auth import Endpoint, refusal
+from shared.audit import LONGEST
+from shared.auth import Endpoint
+from shared.guard import SAFE_METHODS, caller_of, describe, peer_of
 from shared.keyring.administration import AdministrationError, UnreachableError
 from shared.keyring.administration import RefusedError as AskedError
 from shared.keyring.database import DatabaseError
 from shared.kms.provider import KmsError
-from shared.secret_file import SecretFile
 from shared.wire import WireError
 
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
 """A page of a backup has about half a megabyte."""
-_SHOWN: Final = 200
-"""Characters of a caller's own words that the log repeats."""
+_SHOWN: Final = ("rotation_id", "type", "kek_version")
+"""What of a request is shown in the log and the audit."""
 _STATUSES: Final[dict[type[Exception], int]] = {
     AskedError: 409,
     UnreachableError: 503,
@@ -38,27 +39,25 @@ _JSON: Final = TypeAdapter[Any](Any)
 
 I = TypeVar("I")  # noqa: E741 - what is parsed
 T = TypeVar("T")
+Answer = Callable[[Request], Awaitable[object]]
 
 log = structlog.get_logger(__name__)
 
 
-def guarded(answer: Callable[[Request], Awaitable[object]], token: SecretFile | None) -> Endpoint:
-    """`answer` behind `token`, with its JSON for a response; without a token nobody gets in."""
+def answered(answer: Answer) -> Endpoint:
+    """`answer`, with its JSON for a response."""
 
     async def call(request: Request) -> Response:
-        request.state.told = dict(request.path_params)
-        if token is None:
-            sentence = "the admin API is off: it needs admin.token_file in the backend's configuration"
-            response: Response = JSONResponse({"error": sentence}, status_code=401)
-        else:
-            response = refusal(request, token, bearer_only=True) or await _answered(request, answer)
-        _tell(request, response.status_code)
+        _describe(request, request.path_params)
+        response = await _answered(request, answer)
+        if request.method in SAFE_METHODS:  # of all others the guard's line tells
+            log.info("admin call", call=request.url.path[:LONGEST], who=caller_of(request).name, peer=peer_of(request))
         return response
 
     return call
 
 
-def asked(shape: Shape[T], do: Callable[[T], Awaitable[object]]) -> Callable[[Request], Awaitable[object]]:
+def asked(shape: Shape[T], do: Callable[[T], Awaitable[object]]) -> Answer:
     """What answers a POST: its body, parsed, is handed to `do`."""
 
     async def answer(request: Request) -> object:
@@ -66,7 +65,7 @@ def asked(shape: Shape[T], do: Callable[[T], Awaitable[object]]) -> Callable[[Re
             document = shape.read(await body(request, MAX_BODY_BYTES, "a request") or b"{}")
         except WireError as error:
             raise RefusedError(400, str(error)) from None
-        request.state.told = document
+        _describe(request, document)
         return await do(parsed(shape.parse, document))
 
     return answer
@@ -81,7 +80,7 @@ def parsed(parse: Callable[[I], T], document: I) -> T:
         raise RefusedError(400, ": ".join([*map(str, first["loc"]), first["msg"]])) from None
 
 
-async def _answered(request: Request, answer: Callable[[Request], Awaitable[object]]) -> Response:
+async def _answered(request: Request, answer: Answer) -> Response:
     try:
         document = await answer(request)
     except RefusedError as error:
@@ -94,17 +93,9 @@ async def _answered(request: Request, answer: Callable[[Request], Awaitable[obje
     return Response(_JSON.dump_json(document), media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
-def _tell(request: Request, status: int) -> None:
-    """The call's line in the log."""
-    told: Mapping[object, object] = request.state.told
-    caller = request.headers.get("x-keypulse-caller") or told.get("caller") or told.get("holder")
-    log.info(
-        "admin call",
-        call=request.url.path[:_SHOWN],
-        caller=None if caller is None else str(caller)[:_SHOWN],
-        peer=request.client.host if request.client else None,
-        rotation_id=None if (about := told.get("rotation_id")) is None else str(about)[:_SHOWN],
-        type=None if (kind := told.get("type")) is None else str(kind)[:_SHOWN],
-        dry_run=told.get("dry_run") is True,
-        status=status,
-    )
+def _describe(request: Request, told: Mapping[str, object]) -> None:
+    claimed = request.headers.get("x-keypulse-caller") or told.get("caller") or told.get("holder")
+    about = {"claimed_caller": claimed, **{key: told[key] for key in _SHOWN if key in told}}
+    on = next((f"{key} {told[key]}" for key in _SHOWN if key in told), "")
+    shown = {key: None if value is None else str(value) for key, value in about.items()}
+    describe(request, on=on, dry_run=told.get("dry_run") is True, **shown)

@@ -6,7 +6,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from pathlib import Path
 from typing import Final
 
 from starlette.applications import Starlette
@@ -17,6 +16,8 @@ from services.backend.keyring import Keyring
 from services.backend.local_key import LocalKey, LocalKeyError, read_or_make
 from services.backend.look import Look
 from services.backend.records import RECORDS, Records
+from shared.auth import access_of
+from shared.guard import Guard
 from shared.keyring.carrier import KeyringAdministration
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.instances import Heartbeat
@@ -26,7 +27,6 @@ from shared.keyring.tables import TABLES
 from shared.keyring.wrapping import Wrapping
 from shared.kms.registry import connect
 from shared.launch import Launch
-from shared.secret_file import TokenFile
 from shared.server import StartError, application, registry
 
 _FIRST_CHECK_SECONDS: Final = 1.5
@@ -73,6 +73,7 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
         wrapping = Wrapping(kms, settings.kms.key, settings.kms_timeout, local)
         administration = KeyringAdministration(database, wrapping, RECORDS, keyring.reload)
         shown = registry()
+        guard = Guard(shown, clock=clock)
         count = metrics.expose(
             shown,
             mode=lambda: keyring.mode,
@@ -88,12 +89,11 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
             return None if keyring.ready else keyring.reason
 
         def answering(settings: Settings) -> Starlette:
-            token, admins = _tokens(settings.auth.admin_token_file), _tokens(settings.admin.token_file)
-            own = web.routes(
-                keyring, Records(database), problems=look.problems, count_decryption_error=count, token=token
-            )
-            own += admin.routes(administration, admins)
-            return application("keypulse backend", shown, own, admin=token, not_ready=not_ready)
+            own = web.routes(keyring, Records(database), problems=look.problems, count_decryption_error=count)
+            crypto = admin.access_of(settings.admin.token_file, settings.admin.tokens)
+            own += admin.routes(administration, crypto)
+            access = access_of(settings.auth)
+            return application("keypulse backend", shown, own, guard=guard, access=access, not_ready=not_ready)
 
         app = answering(settings)
 
@@ -126,10 +126,6 @@ async def _local_key(settings: Settings, keys: KeyStore) -> LocalKey:
         return await asyncio.to_thread(read_or_make, settings.local_key_file, may_make=not needed)
     except (LocalKeyError, DatabaseError) as error:
         raise StartError(str(error)) from None
-
-
-def _tokens(file: Path | None) -> TokenFile | None:
-    return TokenFile(file) if file else None
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -4,10 +4,22 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, ClassVar
 
+from pydantic import AfterValidator
+
 from services.backend.local_key import LocalKeyError, read_or_make
 from shared.kms.settings import KeySettings
 from shared.named_files import NamedFileError, Opening, folder_to_write_in
-from shared.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings, TokenPath
+from shared.settings import (
+    Address,
+    Duration,
+    FilePath,
+    ListenAddress,
+    NamedToken,
+    Section,
+    ServerSettings,
+    TokenPath,
+    named_once,
+)
 from shared.sql.setting import Database
 
 
@@ -26,7 +38,9 @@ class Admin(Section):
     """Who may call `/admin/crypto`."""
 
     token_file: TokenPath | None = None
-    """One token a line, two while they are rotated; without a file the admin API is off."""
+    """One token a line, two while they are rotated; without a file and without `tokens` the admin API is off."""
+    tokens: Annotated[tuple[NamedToken, ...], AfterValidator(named_once)] = ()
+    """Of further callers: a viewer reads, an admin does everything."""
 
 
 class Settings(ServerSettings):

@@ -10,14 +10,14 @@ from typing import Final
 import structlog
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route
 
 from services.backend.keyring import Keyring, KeyUnavailableError
 from services.backend.records import CorruptRecordError, Records, decrypt
 from services.backend.request import RefusedError, body, refused
-from shared.auth import Endpoint, guarded
+from shared.auth import Endpoint
+from shared.guard import GuardedRoute, Requires
 from shared.keyring.database import DatabaseError
-from shared.secret_file import SecretFile
+from shared.settings import Role
 
 MAX_RECORD_BYTES: Final = 1024 * 1024
 _TRIES: Final = 3
@@ -33,8 +33,7 @@ def routes(
     *,
     problems: Callable[[], list[str]],
     count_decryption_error: Callable[[], None],
-    token: SecretFile | None,
-) -> list[BaseRoute]:
+) -> list[GuardedRoute]:
     """The backend's own routes.
 
     Args:
@@ -42,7 +41,6 @@ def routes(
         records: where they are stored.
         problems: what `/healthz` says beside it, where not all records can be read.
         count_decryption_error: called at each read that fails for its key or its ciphertext.
-        token: what a caller of `/v1/records` needs, if any.
     """
 
     async def put(request: Request) -> Response:
@@ -96,8 +94,8 @@ def routes(
 
     return [
         # `path`, so that an id with a slash in it is refused with a reason.
-        Route("/v1/records/{id:path}", guarded(_with_refusals(record), token), methods=["GET", "PUT"]),
-        Route("/healthz", healthz),
+        GuardedRoute("/v1/records/{id:path}", _with_refusals(record), Requires(Role.ADMIN), ["GET", "PUT"]),
+        GuardedRoute("/healthz", healthz, Requires(Role.VIEWER, public=True)),
     ]
 
 

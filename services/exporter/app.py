@@ -14,10 +14,11 @@ from services.exporter.scheduler import SLOWEST
 from services.exporter.watch import Connect, Watch, watching
 from services.exporter.web import probe
 from services.exporter.web.pages import Pages
+from shared.auth import access_of
 from shared.generations import Generations
+from shared.guard import Guard
 from shared.kms.registry import connect
 from shared.launch import Launch
-from shared.secret_file import TokenFile
 from shared.server import application, registry
 
 
@@ -37,6 +38,7 @@ async def running(
         answers whoever waits for a probe.
     """
     record, process = Record(), registry()
+    guard = Guard(process)
     exposition = Exposition(record.metrics.parts, process)
     random = random or Random()  # noqa: S311  jitter, no secret
     async with AsyncExitStack() as stack:
@@ -48,11 +50,9 @@ async def running(
 
         @asynccontextmanager
         async def generation(settings: Settings) -> AsyncIterator[Starlette]:
-            admin = TokenFile(settings.auth.admin_token_file) if settings.auth.admin_token_file else None
             stale_after = 3 * max(settings.probe.interval, SLOWEST)
             pages = Pages(
                 record.history,
-                admin=admin,
                 stale_after=stale_after,
                 overdue_after=settings.probe.overdue_after,
                 runbook=settings.runbook_url,
@@ -61,8 +61,9 @@ async def running(
                 app = application(
                     "keypulse exporter",
                     process,
-                    [*pages.routes(), probe.route(lambda: watch.demands, admin)],
-                    admin=admin,
+                    [*pages.routes(), probe.route(lambda: watch.demands)],
+                    guard=guard,
+                    access=access_of(settings.auth),
                     not_ready=lambda: not_ready(watch),
                     exposition=exposition.answer,
                 )

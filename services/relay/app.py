@@ -10,10 +10,9 @@ from typing import Any, Final
 
 import structlog
 from starlette.applications import Starlette
-from starlette.routing import Route
 
 from services.relay.channels.channel import Reason, Receipt, Scope, SendError
-from services.relay.config import RelaySettings
+from services.relay.config import Auth, RelaySettings
 from services.relay.console import api
 from services.relay.delivery.trial import TrialAttempt, trial, trial_over
 from services.relay.intake.endpoint import TURN_SECONDS, TURNS, Intake, Rules
@@ -21,6 +20,7 @@ from services.relay.intake.heartbeat import Heartbeat
 from services.relay.intake.routing import Rule
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
 from services.relay.outbox import query
+from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.byte_limit import ByteLimit
 from services.relay.outbox.prune import pruning
 from services.relay.outbox.schema import COUNTED, OPEN, State
@@ -34,10 +34,13 @@ from services.relay.watch.telling import Teller
 from services.relay.watch.watchdog import Able, Watchdog
 from services.relay.watch.watching import Watched, Watching
 from services.relay.workers import delivering, link_rules
+from shared.auth import Access, Token, access_of
 from shared.generations import Generations
+from shared.guard import Guard, GuardedRoute, Requires
 from shared.launch import Launch
 from shared.secret_file import TokenFile
 from shared.server import StartError, application, registry
+from shared.settings import Role
 from shared.turns import Turns
 
 _OUTCOMES: Final = (State.DELIVERED, State.SUPERSEDED, State.DEAD)
@@ -69,6 +72,7 @@ async def running(
         except StoreUnusableError as error:
             raise StartError(str(error)) from None
         shown, able = registry(), Able(time.monotonic)
+        guard = Guard(shown, OutboxAudit(store), clock=clock)
         metrics = Metrics(shown, (), _OUTCOMES, Reason)
         limit = ByteLimit()
         metrics.show_bytes(lambda: limit.used, lambda: limit.most)
@@ -82,20 +86,21 @@ async def running(
             gauges.show(settings.channels, frozenset(watchdog.name for watchdog in settings.watchdogs))
             await asyncio.to_thread(_warn_of_orphans, settings, store)
             limit.most = settings.retention.max_bytes
+            bearer = TokenFile(settings.auth.bearer_token_file)
             async with _working(settings, store, metrics, limit, able, sending) as (intake, wake):
-                admin = TokenFile(settings.auth.admin_token_file) if settings.auth.admin_token_file else None
                 app = application(
                     "keypulse relay",
                     shown,
                     [
-                        Route("/alerts", intake.post, methods=["POST"]),
-                        *api.routes(store, admin, settings.channels, wake),
+                        GuardedRoute("/alerts", intake.post, _sending(settings.auth, bearer, metrics), ["POST"]),
+                        *api.routes(store, settings.channels, wake),
                     ],
-                    admin=admin,
+                    guard=guard,
+                    access=access_of(settings.auth),
                     not_ready=lambda: (
                         generations.problem
                         or (store.problem and f"the outbox cannot commit: {store.problem}")
-                        or intake.problem
+                        or _unusable(bearer)
                     ),
                 )
 
@@ -153,8 +158,7 @@ async def _working(
         retention, young = settings.retention, settings.delivery.duplicate_window
         kept = pruning(store, retention.max_age, retention.max_deliveries, limit, young=young)
         async with _beside(watching.run(), kept):
-            token = TokenFile(settings.auth.bearer_token_file)
-            yield Intake(store, token, _rules(settings), metrics, wake, watching.heartbeat, limit), wake
+            yield Intake(store, _rules(settings), metrics, wake, watching.heartbeat, limit), wake
 
 
 @asynccontextmanager
@@ -169,9 +173,21 @@ async def _beside(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _sending(auth: Auth, bearer: TokenFile, metrics: Metrics) -> Requires:
+    """Who may send alerts: the holder of the bearer token, or a user of web.yml who is a responder at least."""
+    sender = Token("sender", Role.RESPONDER, bearer)
+    access = Access([sender], auth.roles, auth.allow_from)
+    return Requires(Role.RESPONDER, access=access, refused=metrics.webhook)
+
+
+def _unusable(bearer: TokenFile) -> str | None:
+    """Why nobody may send alerts, or None."""
+    problem = bearer.problem
+    return problem and f"auth.bearer_token_file cannot be used, and every webhook is answered 503: {problem}"
+
+
 def _rules(settings: RelaySettings) -> Rules:
     return Rules(
-        allow_from=settings.auth.allow_from,
         routes=[Rule(route.receiver, route.matchers, route.channels) for route in settings.routes],
         default_channels=settings.default_channels,
         channels=frozenset(settings.channels),

@@ -173,26 +173,30 @@ async def test_a_body_over_the_limit_is_refused(admin: httpx2.AsyncClient) -> No
 
 
 async def test_every_call_is_told_and_neither_token_nor_key_is(app: Any, admin: httpx2.AsyncClient, lease: str) -> None:
+    hostile = "by header\n{\u202e" + "x" * 300
     with capture_logs() as logs:
         asked = {"rotation_id": "r", "type": "new-dek", "token": lease, "caller": "by body"}
         while (await admin.post("rotate", json=asked)).json()["state"] == "running":
             pass
-        rows = (await admin.post("backup", headers={"X-Keypulse-Caller": "by header" + "x" * 300})).json()
+        rows = (await admin.post("backup", headers=[(b"X-Keypulse-Caller", hostile.encode())])).json()
         await admin.get("rotations/r")
         await admin.post("rotate", json={"dry_run": True, "type": "new-dek"})
         async with client(app) as stranger:
             await stranger.post("retire", json={})
-    told = [line for line in logs if line["event"] == "admin call"]
-    assert [(line["call"].rpartition("crypto/")[2], line["status"]) for line in told][-4:] == [
-        ("backup", 200), ("rotations/r", 200), ("rotate", 200), ("retire", 401),
-    ]  # fmt: skip
-    assert told[0] == {
-        "event": "admin call", "log_level": "info", "call": "/admin/crypto/rotate", "caller": "by body",
+    actions = [line for line in logs if line["event"] == "action"]
+    assert actions[0] == {
+        "event": "action", "log_level": "info", "who": "crypto-admin", "action": "rotate", "on": "rotation_id r",
         "peer": "127.0.0.1", "rotation_id": "r", "type": "new-dek", "dry_run": False, "status": 200,
+        "claimed_caller": "by body",
     }  # fmt: skip
-    assert told[-4]["caller"].startswith("by header")
-    assert len(told[-4]["caller"]) == 200
-    assert (told[-3]["rotation_id"], told[-2]["dry_run"]) == ("r", True)
+    assert [(line["action"], line["who"]) for line in actions[-2:]] == [
+        ("backup", "crypto-admin"), ("rotate", "crypto-admin"),
+    ]  # fmt: skip
+    claimed = actions[-2]["claimed_caller"]
+    assert (claimed.startswith("by header\\n{"), claimed.isascii(), len(claimed)) == (True, True, 200)
+    assert actions[-1]["dry_run"] is True
+    assert [line["call"] for line in logs if line["event"] == "admin call"] == ["/admin/crypto/rotations/r"]
+    assert [line["endpoint"] for line in logs if line["event"] == "request refused"] == ["/admin/crypto/retire"]
     for secret in (TOKEN, lease, *(row["wrapped"] for row in rows)):
         assert secret not in str(logs)
 

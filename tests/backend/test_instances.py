@@ -18,7 +18,7 @@ TOKEN = {"Authorization": "Bearer a-token-of-this-test"}
 
 def _client(app: Any) -> httpx2.AsyncClient:
     transport = httpx2.ASGITransport(app=app)
-    return httpx2.AsyncClient(transport=transport, base_url="http://backend", headers=TOKEN)
+    return httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", headers=TOKEN)
 
 
 def _rows(database: URL, sql: str) -> list[Any]:

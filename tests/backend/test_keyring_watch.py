@@ -102,7 +102,7 @@ async def test_a_backend_whose_checks_have_ended_says_so(emulator: Emulator, set
     before = asyncio.all_tasks()
     async with running(settings(str(emulator.address))) as app:
         transport = httpx2.ASGITransport(app=app)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://backend") as client:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
             assert (await client.get("/-/ready")).status_code == 200
             (watching,) = [task for task in asyncio.all_tasks() - before if "Keyring.watch" in str(task.get_coro())]
             watching.cancel()
@@ -170,4 +170,4 @@ async def test_a_look_that_ends_in_a_defect_ends_neither_the_looks_nor_the_start
 
 
 def _client(app: Any) -> httpx2.AsyncClient:
-    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://backend")
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://127.0.0.1:8000")

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from ops.kms_emulator.emulator import Emulator
 from services.backend.app import RESTART, running
 from services.backend.config import Settings
+from shared.guard import Guard
 from shared.reload import Reloading
 
 
@@ -37,5 +38,5 @@ async def test_every_other_key_needs_a_restart(settings: Callable[..., Settings]
         raise AssertionError
 
     now, then = settings("127.0.0.1:1"), settings("127.0.0.1:2", kms_timeout="1s", local_key_file="other.key")
-    reloading = Reloading(lambda *_: apply(now), now, lambda: then, apply, RESTART, CollectorRegistry())
+    reloading = Reloading(lambda *_: apply(now), now, lambda: then, apply, RESTART, Guard(CollectorRegistry()))
     assert [line.partition(":")[0] for line in await reloading.reload()] == ["kms", "kms_timeout", "local_key_file"]

@@ -26,7 +26,7 @@ MIB = 1024 * 1024
 
 
 def _client(app: Starlette) -> httpx2.AsyncClient:
-    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://backend")
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://127.0.0.1:8000")
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ async def test_a_record_that_declares_more_than_the_limit_is_refused_before_its_
 ) -> None:
     async with running(settings(str(emulator.address))) as app, serving(app, Address("127.0.0.1", 0)) as address:
         reader, writer = await asyncio.open_connection(*address)
-        writer.write(f"PUT /v1/records/r HTTP/1.1\r\nHost: x\r\nContent-Length: {MIB + 1}\r\n\r\n".encode())
+        writer.write(f"PUT /v1/records/r HTTP/1.1\r\nHost: localhost\r\nContent-Length: {MIB + 1}\r\n\r\n".encode())
         async with asyncio.timeout(10):
             assert (await reader.readline()).startswith(b"HTTP/1.1 413 ")
         writer.close()

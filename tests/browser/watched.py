@@ -10,13 +10,14 @@ from services.exporter.history import History
 from services.exporter.model import BackendState, Call, Canary, Health, KeySnapshot, Operation, ProbeResult
 from services.exporter.probe import Prober
 from services.exporter.web.pages import Pages
+from shared.auth import Access, Token
 from shared.contract import CryptoMode
 from shared.kms.provider import KeyProvider
 from shared.kms.registry import connect
 from shared.kms.settings import GcpKeySettings
-from shared.secret_file import SecretFile
+from shared.secret_file import TokenFile
 from shared.server import application, registry, serving
-from shared.settings import Address
+from shared.settings import Address, Role
 
 NAMES = ("ledger-kek", "vault-kek", "archive-kek")
 FREE = Address("127.0.0.1", 0)
@@ -80,13 +81,15 @@ async def shown(
     history: History,
     *,
     clock: Callable[[], float] = time.time,
-    admin: SecretFile | None = None,
+    admin: TokenFile | None = None,
     listen: Address = FREE,
     stale_after: float = STALE,
 ) -> AsyncIterator[Address]:
     """A whole server of an exporter that knows what `history` does."""
-    pages = Pages(history, admin=admin, stale_after=stale_after, runbook=RUNBOOK, clock=clock)
-    async with serving(application("keypulse exporter", registry(), pages.routes(), admin=admin), listen) as address:
+    access = Access([Token("admin", Role.ADMIN, admin)] if admin else [])
+    pages = Pages(history, stale_after=stale_after, runbook=RUNBOOK, clock=clock)
+    app = application("keypulse exporter", registry(), pages.routes(), access=access)
+    async with serving(app, listen) as address:
         yield address
 
 

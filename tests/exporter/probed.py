@@ -8,18 +8,18 @@ from functools import partial
 from typing import Any
 
 import aiohttp
-from starlette.applications import Starlette
 
 from ops.kms_emulator.emulator import Emulator, start
 from services.exporter.demand import Demand
 from services.exporter.model import ProbeResult
 from services.exporter.probe import Prober
 from services.exporter.web import probe
+from shared.auth import Access, Token
 from shared.kms.registry import connect
 from shared.kms.settings import KeySettings
-from shared.secret_file import SecretFile
-from shared.server import serving
-from shared.settings import Address
+from shared.secret_file import TokenFile
+from shared.server import application, registry, serving
+from shared.settings import Address, Role
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 TIMEOUT = 1.0
@@ -50,7 +50,7 @@ class Probed:
 
 
 @asynccontextmanager
-async def probed(admin: SecretFile | None = None, **changed: Any) -> AsyncIterator[Probed]:
+async def probed(admin: TokenFile | None = None, **changed: Any) -> AsyncIterator[Probed]:
     """`changed`: other arguments for Demand."""
     async with start(keys=[KEY]) as emulator:
         key = connect(KeySettings(key=KEY, endpoint=str(emulator.address), insecure=True))
@@ -63,7 +63,9 @@ async def probed(admin: SecretFile | None = None, **changed: Any) -> AsyncIterat
             "min_interval": 1.0,
         }
         demand = Demand("backend", "ledger-kek", **(arguments | changed))
-        app = Starlette(routes=[probe.route(lambda: {"ledger-kek": demand}, admin)])
+        access = Access([Token("admin", Role.ADMIN, admin)] if admin else [])
+        route = probe.route(lambda: {"ledger-kek": demand})
+        app = application("keypulse exporter", registry(), [route], access=access)
         try:
             async with serving(app, Address("127.0.0.1", 0)) as address, aiohttp.ClientSession() as session:
                 yield Probed(f"http://{address}/probe", emulator, demand, observed, session)

@@ -42,7 +42,7 @@ async def text(history: History) -> str:
     app = application(
         "keypulse exporter",
         registry(),
-        Pages(history, admin=None, stale_after=180, clock=lambda: NOW).routes(),
+        Pages(history, stale_after=180, clock=lambda: NOW).routes(),
     )
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
         html = (await client.get("/")).text

@@ -30,7 +30,7 @@ def started() -> History:
 
 async def page(history: History) -> str:
     """The page that the board links to."""
-    pages = Pages(history, admin=None, stale_after=180, runbook="https://example.org/r", clock=lambda: NOW)
+    pages = Pages(history, stale_after=180, runbook="https://example.org/r", clock=lambda: NOW)
     app = application("keypulse exporter", registry(), pages.routes())
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
         links = re.findall(r'href="(/history[^"]+)"', (await client.get("/")).text)
@@ -85,7 +85,7 @@ async def test_no_more_are_shown_than_are_kept() -> None:
 
 async def all_of_them(history: History) -> str:
     """The page without a target."""
-    app = application("keypulse exporter", registry(), Pages(history, admin=None, stale_after=180).routes())
+    app = application("keypulse exporter", registry(), Pages(history, stale_after=180).routes())
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
         answer = await client.get("/history")
     assert answer.status_code == 200

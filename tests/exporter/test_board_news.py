@@ -26,7 +26,7 @@ class Asking:
         self.restart()
 
     def restart(self) -> None:
-        pages = Pages(self.history, admin=None, stale_after=STALE, clock=lambda: self.now)
+        pages = Pages(self.history, stale_after=STALE, clock=lambda: self.now)
         self.app = application("keypulse exporter", registry(), pages.routes())
 
     async def get(self, path: str, **query: str | int) -> httpx2.Response:

@@ -13,10 +13,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from services.exporter.history import History
 from services.exporter.model import Call, Failure, Operation, ProbeResult
 from services.exporter.web.pages import Pages
-from shared.auth import USER
+from shared.auth import USER, Access, Token
 from shared.kms.reason import Reason
-from shared.secret_file import SecretFile
+from shared.secret_file import TokenFile
 from shared.server import application, registry
+from shared.settings import Role
 
 PATHS: Final = ("/", "/history?target=ledger-kek", "/api/board", "/board/board.js")
 LOOPBACK: Final = "http://127.0.0.1:9911"
@@ -32,9 +33,10 @@ async def asking(
     history.keep([("ledger", "ledger-kek")], [])
     failure = Failure(Reason.PERMISSION_DENIED, "no role")
     history.probe(ProbeResult("ledger", "ledger-kek", NOW - 9, (Call(Operation.ENCRYPT, 0.01, failure),), None))
-    secret = SecretFile(admin) if admin else None
-    pages = Pages(history, admin=secret, stale_after=180, clock=lambda: NOW)
-    app: ASGIApp = application("keypulse exporter", registry(), pages.routes(), admin=secret)
+    tokens = [Token("admin", Role.ADMIN, TokenFile(admin))] if admin else []
+    access = Access(tokens, {user: Role.VIEWER} if user else {})
+    pages = Pages(history, stale_after=180, clock=lambda: NOW)
+    app: ASGIApp = application("keypulse exporter", registry(), pages.routes(), access=access)
 
     async def known(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope, USER: user}, receive, send)
@@ -47,7 +49,7 @@ async def asking(
 @pytest.fixture
 def token(tmp_path: Path) -> Path:
     file = tmp_path / "token"
-    file.write_text("secret\n")
+    file.write_text("a-secret-of-16-and-more\n")
     return file
 
 
@@ -59,8 +61,8 @@ async def test_a_token_that_is_set_is_needed_for_every_page(path: str, token: Pa
         assert answer.headers["www-authenticate"].startswith("Basic")  # a browser asks for it
         assert "ledger-kek" not in answer.text
         assert (await client.get(path, auth=("anybody", "wrong"))).status_code == 401
-        assert (await client.get(path, auth=("anybody", "secret"))).status_code == 200
-        assert (await client.get(path, headers={"authorization": "Bearer secret"})).status_code == 200
+        assert (await client.get(path, auth=("anybody", "a-secret-of-16-and-more"))).status_code == 200
+        assert (await client.get(path, headers={"authorization": "Bearer a-secret-of-16-and-more"})).status_code == 200
 
 
 async def test_a_token_file_that_cannot_be_read_opens_nothing(tmp_path: Path) -> None:
@@ -78,7 +80,7 @@ async def test_a_page_of_another_site_reads_nothing(path: str, token: Path) -> N
                 {"origin": "https://evil.example.org"},
                 {"origin": "null"},
             ):
-                answer = await client.get(path, headers=headers, auth=("anybody", "secret"))
+                answer = await client.get(path, headers=headers, auth=("anybody", "a-secret-of-16-and-more"))
                 assert answer.status_code == 403
                 assert "ledger-kek" not in answer.text
 
@@ -99,7 +101,7 @@ async def test_a_name_that_somebody_pointed_here_reads_nothing_without_credentia
         assert "set auth.admin_token_file" in answer.text
         assert "ledger-kek" not in answer.text
     async with asking(token, base=elsewhere) as client:
-        assert (await client.get(path, auth=("anybody", "secret"))).status_code == 200
+        assert (await client.get(path, auth=("anybody", "a-secret-of-16-and-more"))).status_code == 200
     async with asking(base="http://localhost:9911") as client:
         assert (await client.get(path)).status_code == 200
 
@@ -113,15 +115,21 @@ async def test_a_user_of_web_yml_needs_no_token_and_may_use_any_name(token: Path
 @pytest.mark.parametrize("path", [*PATHS, "/history", "/board/nothing"])
 async def test_every_answer_has_the_headers_that_fence_it(path: str, token: Path) -> None:
     async with asking(token) as client:
-        for answer in (await client.get(path), await client.get(path, auth=("", "secret"))):
+        policies = []
+        for answer in (await client.get(path), await client.get(path, auth=("", "a-secret-of-16-and-more"))):
             policy = answer.headers["content-security-policy"]
-            assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+            policies.append(policy.partition("; base-uri")[0])
+            assert policy.startswith("default-src 'none';")
             assert "unsafe" not in policy
             assert "frame-ancestors 'none'" in policy
             assert answer.headers["cache-control"] == "no-store"
             assert answer.headers["x-content-type-options"] == "nosniff"
             assert answer.headers["cross-origin-resource-policy"] == "same-origin"
             assert answer.headers["referrer-policy"] == "no-referrer"
+    assert policies == [
+        "default-src 'none'; frame-ancestors 'none'",  # a refusal has no script
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'",
+    ]
 
 
 async def test_metrics_and_the_two_probes_stay_open(token: Path) -> None:

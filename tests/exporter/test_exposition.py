@@ -61,7 +61,7 @@ def metrics() -> ExporterMetrics:
 
 async def scrape(metrics: ExporterMetrics, process: CollectorRegistry, **headers: str) -> httpx2.Response:
     exposition = Exposition(metrics.parts, process)
-    app = application("sample", process, [], exposition=exposition.answer)
+    app = application("sample", registry(), [], exposition=exposition.answer)
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://sample") as client:
         return await client.get("/metrics", headers=dict({"accept-encoding": "identity"}, **headers))
 
@@ -122,7 +122,7 @@ async def test_an_accept_header_that_makes_no_sense_is_answered(
 async def test_compressed_it_is_one_stream_of_the_same_text(
     accept: str, metrics: ExporterMetrics, process: CollectorRegistry
 ) -> None:
-    app = application("sample", process, [], exposition=Exposition(metrics.parts, process).answer)
+    app = application("sample", registry(), [], exposition=Exposition(metrics.parts, process).answer)
     async with (
         httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://sample") as client,
         client.stream("GET", "/metrics", headers={"accept": accept, "accept-encoding": "gzip"}) as answer,

@@ -12,17 +12,17 @@ from shared.kms.provider import Phase
 from shared.kms.reason import Reason
 from shared.kms.registry import connect
 from shared.kms.settings import KeySettings
-from shared.secret_file import SecretFile
+from shared.secret_file import TokenFile
 from tests.exporter.probed import KEY, probed
 
 STEPS = "?target=ledger-kek&debug=true"
 
 
 @pytest.fixture
-def token(tmp_path: Path) -> SecretFile:
+def token(tmp_path: Path) -> TokenFile:
     file = tmp_path / "token"
     file.write_text("an-admin-token-of-tests\n")
-    return SecretFile(file)
+    return TokenFile(file)
 
 
 def lines(body: str) -> dict[str, str]:
@@ -111,7 +111,7 @@ async def test_only_true_asks_for_the_steps() -> None:
             assert (await page.get(f"?target=ledger-kek&debug={value}")).body.startswith("# HELP")
 
 
-async def test_the_steps_need_the_admin_token_and_the_metrics_do_not(token: SecretFile) -> None:
+async def test_the_steps_need_the_admin_token_and_the_metrics_do_not(token: TokenFile) -> None:
     async with probed(token) as page:
         refused = await page.get(STEPS)
         assert refused.status == 401

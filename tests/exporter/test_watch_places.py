@@ -18,7 +18,7 @@ STALLED, WELL = "127.0.0.1:1", "127.0.0.1:2"
 
 async def asked(demand: Demand, *, debug: bool = False) -> httpx2.Response:
     """`GET /probe` as Prometheus sends it, with a scrape timeout of 10 s."""
-    app = Starlette(routes=[probe.route(lambda: {demand.target: demand}, None)])
+    app = Starlette(routes=[probe.route(lambda: {demand.target: demand})])
     query = {"target": demand.target} | ({"debug": "true"} if debug else {})
     headers = {probe.SCRAPE_TIMEOUT: "10"}
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:

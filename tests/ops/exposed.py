@@ -25,6 +25,7 @@ from services.exporter.model import (
 from services.relay.app import running
 from services.relay.config import RelaySettings
 from shared.contract import KEYRING_FAMILIES, KMS_ROTATION_LAST_SUCCESS, CryptoMode
+from shared.guard import Guard
 from shared.keyring.administration import RotationType
 from shared.kms.reason import Reason
 from shared.reload import Reloading
@@ -73,7 +74,7 @@ def by_a_relay(folder: Path) -> list[Metric]:
 def by_every_server() -> list[Metric]:
     """What each says of its configuration."""
     shown = CollectorRegistry()
-    Reloading(Starlette(), SETTINGS, lambda: SETTINGS, None, (), shown)
+    Reloading(Starlette(), SETTINGS, lambda: SETTINGS, None, (), Guard(shown))
     return list(shown.collect())
 
 

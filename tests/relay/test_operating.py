@@ -46,7 +46,7 @@ def configure(folder: Path, *channels: str) -> None:
     configuration = {
         "listen": "127.0.0.1:0",
         "database": "sqlite:///relay.db",
-        "auth": {"bearer_token_file": "token"},
+        "auth": {"bearer_token_file": "token", "roles": {"alertmanager": "admin"}},
         "channels": {name: {"kind": "log"} for name in channels},
         "default_channels": list(channels),
     }
@@ -59,7 +59,7 @@ async def relay(tmp_path: Path) -> AsyncIterator[Relay]:
     authority = Authority(tmp_path)
     authority.sign("server", *LOCALHOST)
     tls = {"client_auth_type": "RequireAndVerifyClientCert", "client_ca_file": "ca.pem"}
-    web = web_yml(tmp_path, users={"alertmanager": HASH}, **tls, client_allowed_sans=["127.0.0.1"])
+    web = web_yml(tmp_path, users={"alertmanager": HASH, "prometheus": HASH}, **tls, client_allowed_sans=["127.0.0.1"])
     context = ssl.create_default_context(cafile=authority.ca)
     context.load_cert_chain(*authority.sign("client", *LOCALHOST))
     command = [sys.executable, "-m", "services.relay", "--config", str(tmp_path / "relay.yml")]
@@ -89,6 +89,26 @@ async def test_alertmanager_sends_as_a_user_or_with_the_bearer_token_and_nobody_
     for path in ("/", "/metrics", "/api/deliveries"):
         async with relay.client.get(path, headers=BEARER) as refused, relay.client.get(path, headers=USER) as answer:
             assert (refused.status, answer.status) == (401, 200), path
+
+
+async def test_a_browser_that_holds_a_password_sends_nothing_for_another_page(relay: Relay) -> None:
+    for page in ({"Origin": "https://evil.example.org"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}):
+        for credentials in (USER, BEARER):
+            assert (await relay.sends("a", headers={**credentials, **page}))[0] == 403
+    assert (await relay.sends("a", headers={**USER, "Host": "relay.example.org"}))[0] == 202  # as Alertmanager sends
+
+
+async def test_a_user_for_scraping_reads_metrics_and_nothing_else(relay: Relay) -> None:
+    scraper = {"Authorization": aiohttp.encode_basic_auth("prometheus", "a secret")}
+    for method, path, code in (
+        ("GET", "/metrics", 200),
+        ("GET", "/api/quarantine", 403),
+        ("POST", "/api/deliveries/retry?channel=one", 403),
+        ("POST", "/-/reload", 403),
+        ("POST", "/alerts", 403),
+    ):
+        async with relay.client.request(method, path, headers=scraper) as answer:
+            assert answer.status == code, path
 
 
 async def test_a_client_without_an_allowed_certificate_is_not_even_asked(relay: Relay, tmp_path: Path) -> None:

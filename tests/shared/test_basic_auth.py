@@ -3,11 +3,12 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import bcrypt
 import pytest
 
-from shared.basic_auth import BusyError, Users
+from shared.basic_auth import SHARE, WAITING, BusyError, Users
 
 Counted = list[threading.Thread]
 
@@ -16,6 +17,7 @@ def _hash(password: bytes, cost: int = 4) -> str:
     return bcrypt.hashpw(password, bcrypt.gensalt(cost)).decode()
 
 
+PEER = "127.0.0.1"
 USERS = {"alice": _hash(b"a secret"), "bob": _hash(b"another")}
 
 
@@ -36,69 +38,148 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> Counted:
 async def test_a_user_is_known_by_their_own_password_alone() -> None:
     users = Users(USERS)
     for _ in range(2):  # the second time, what was right is remembered
-        assert await users.admits("alice", b"a secret")
-        assert not await users.admits("alice", b"another")
-        assert not await users.admits("alice", b"")
-        assert not await users.admits("carol", b"a secret")
-        assert await users.admits("bob", b"another")
+        assert await users.admits("alice", b"a secret", PEER)
+        assert not await users.admits("alice", b"another", PEER)
+        assert not await users.admits("alice", b"", PEER)
+        assert not await users.admits("carol", b"a secret", PEER)
+        assert await users.admits("bob", b"another", PEER)
 
 
 async def test_a_password_that_was_right_is_not_hashed_again_and_none_on_the_event_loop(checks: Counted) -> None:
     users = Users(USERS)
     for _ in range(3):
-        assert await users.admits("alice", b"a secret")
+        assert await users.admits("alice", b"a secret", PEER)
     assert len(checks) == 1
-    assert not await users.admits("alice", b"wrong")
-    assert not await users.admits("alice", b"wrong")
+    assert not await users.admits("alice", b"wrong", PEER)
+    assert not await users.admits("alice", b"wrong", PEER)
     assert len(checks) == 3
     assert threading.current_thread() not in checks
 
 
-async def test_a_name_that_nobody_has_costs_a_check_of_the_dearest_hash(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[bytes] = []
+async def test_a_wrong_password_takes_the_time_of_the_dearest_hash_whoever_it_is_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spent: list[int] = []
+    real = bcrypt.checkpw
 
-    def check(_password: bytes, stored: bytes) -> bool:
-        asked.append(stored)
-        return True
-
-    monkeypatch.setattr(bcrypt, "checkpw", check)
-    dear = _hash(b"x", 5)
-    assert not await Users({**USERS, "dear": dear}).admits("nobody", b"x")
-    assert asked == [dear.encode()]
-
-
-async def test_one_check_runs_at_a_time_few_wait_and_the_others_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, go_on, running = threading.Event(), threading.Event(), []
-
-    def check(_password: bytes, _stored: bytes) -> bool:
-        running.append(1)
-        begun.set()
-        assert go_on.wait(10)
-        return False
+    def check(password: bytes, stored: bytes) -> bool:
+        spent.append(2 ** int(stored[4:6]))  # each step of cost doubles the time
+        return real(password, stored)
 
     monkeypatch.setattr(bcrypt, "checkpw", check)
-    users = Users(USERS)
-    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-        asked = [tasks.create_task(users.admits("alice", b"%d" % n)) for n in range(32)]
-        assert await asyncio.to_thread(begun.wait, 10)
+    users = Users({"cheap": _hash(b"x", 4), "middle": _hash(b"x", 6), "dear": _hash(b"x", 7)})
+    for name in ("nobody", "cheap", "middle", "dear"):
+        spent.clear()
+        assert not await users.admits(name, b"wrong", PEER)
+        assert sum(spent) == 2**7, name
+
+
+@dataclass
+class Held:
+    """Checks that end when they are let, each with its password."""
+
+    begun: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    go_on: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    passwords: list[bytes] = field(default_factory=list)
+
+    def check(self, password: bytes, _stored: bytes) -> bool:
+        self.passwords.append(password)
+        self.begun.release()
+        assert self.go_on.acquire(timeout=10)
+        return password == b"right"
+
+    async def until_one_runs(self) -> None:
+        assert await asyncio.to_thread(self.begun.acquire, timeout=10)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Held:
+    held = Held()
+    monkeypatch.setattr(bcrypt, "checkpw", held.check)
+    return held
+
+
+async def test_sixty_of_one_address_wait_for_no_more_than_its_share_and_lock_out_no_other(held: Held) -> None:
+    users = Users({"alice": USERS["alice"]})
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        first = tasks.create_task(users.admits("alice", b"first", "127.0.0.2"))
+        await held.until_one_runs()
+        waiting = [asyncio.create_task(users.admits("alice", b"%d" % n, "127.0.0.2")) for n in range(SHARE)]
+        await asyncio.sleep(0)
+        more = [asyncio.create_task(users.admits("alice", b"more %d" % n, "127.0.0.2")) for n in range(60)]
+        await asyncio.sleep(0)
+        assert len(users._waiting["127.0.0.2"]) == SHARE
+        right = tasks.create_task(users.admits("alice", b"right", "127.0.0.3"))
+        await asyncio.sleep(0)
+        held.go_on.release(3)
+        assert await right
+        assert held.passwords == [b"first", b"more 52", b"right"]  # the addresses take turns
+        held.go_on.release(SHARE)
+        ended = await asyncio.gather(*waiting, *more, return_exceptions=True)
+    assert not first.result()
+    assert [isinstance(each, BusyError) for each in ended] == [True] * 60 + [False] * SHARE
+
+
+async def test_all_addresses_together_wait_up_to_a_bound(held: Held) -> None:
+    users = Users({"alice": USERS["alice"]})
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        tasks.create_task(users.admits("alice", b"first", PEER))
+        await held.until_one_runs()
+        for n in range(WAITING):
+            tasks.create_task(users.admits("alice", b"x", f"192.0.2.{n}"))
+        await asyncio.sleep(0)
         with pytest.raises(BusyError):
-            await users.admits("alice", b"one more")
-        assert len(running) == 1
-        asked[5].cancel()  # a place that is given up is free again
+            await users.admits("alice", b"x", "198.51.100.1")
+        held.go_on.release(WAITING + 1)
+    assert users._waiting == {}
+
+
+async def test_a_check_that_is_given_up_leaves_its_place_and_is_never_made(held: Held) -> None:
+    users = Users({"alice": USERS["alice"]})
+    async with asyncio.timeout(20):
+        running = asyncio.create_task(users.admits("alice", b"running", PEER))
+        await held.until_one_runs()
+        given_up = [asyncio.create_task(users.admits("alice", b"%d" % n, PEER)) for n in range(SHARE)]
         await asyncio.sleep(0)
+        for task in (running, *given_up):
+            task.cancel()
+        await asyncio.gather(running, *given_up, return_exceptions=True)
+        right = asyncio.create_task(users.admits("alice", b"right", PEER))
+        held.go_on.release(2)
+        assert await right
+    assert held.passwords == [b"running", b"right"]
+    assert (users._waiting, users._running) == ({}, False)
+
+
+async def test_one_that_is_given_up_in_the_moment_of_its_turn_passes_it_on(held: Held) -> None:
+    users = Users({"alice": USERS["alice"]})
+    async with asyncio.timeout(20):
+        await users._begin(PEER)
+        given_up = asyncio.create_task(users.admits("alice", b"given up", PEER))
+        right = asyncio.create_task(users.admits("alice", b"right", PEER))
         await asyncio.sleep(0)
-        asked.append(tasks.create_task(users.admits("bob", b"x")))
-        await asyncio.sleep(0)
-        go_on.set()
-    assert [task.result() for task in asked if not task.cancelled()] == [False] * 32
-    assert not await users.admits("alice", b"later")
+        users._end()
+        given_up.cancel()
+        held.go_on.release()
+        assert await right
+    assert held.passwords == [b"right"]
+
+
+async def test_a_password_that_was_found_right_meanwhile_is_not_hashed_again(held: Held) -> None:
+    users = Users({"alice": USERS["alice"]})
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        asked = [tasks.create_task(users.admits("alice", b"right", PEER)) for _ in range(SHARE)]
+        await held.until_one_runs()
+        held.go_on.release()
+    assert [task.result() for task in asked] == [True] * SHARE
+    assert held.passwords == [b"right"]
 
 
 @pytest.mark.parametrize("password", [b"long" * 30, "пароль".encode(), b"with\0nul", b"\xff"])
 async def test_any_password_can_be_asked_about(password: bytes) -> None:
     users = Users({"alice": _hash(password[:72])})
-    assert await users.admits("alice", password)
-    assert not await users.admits("alice", b"x" + password)
+    assert await users.admits("alice", password, PEER)
+    assert not await users.admits("alice", b"x" + password, PEER)
 
 
 async def test_a_right_password_is_answered_while_the_threads_of_the_event_loop_are_all_taken() -> None:
@@ -107,7 +188,7 @@ async def test_a_right_password_is_answered_while_the_threads_of_the_event_loop_
     try:
         await asyncio.sleep(0)
         async with asyncio.timeout(10):
-            assert await Users(USERS).admits("alice", b"a secret")
+            assert await Users(USERS).admits("alice", b"a secret", PEER)
     finally:
         go_on.set()
         await asyncio.gather(*waiting)

@@ -207,7 +207,7 @@ def test_whatever_hangs_the_process_is_gone_within_its_bound(
     path: str, code: int, seconds: float, server: subprocess.Popen[str]
 ) -> None:
     with socket.create_connection(_address(server)) as connection:
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         assert server.stdout is not None
         assert server.stdout.readline() == "hanging\n"
         signalled = time.monotonic()
@@ -222,7 +222,7 @@ def _waiting_in(pipe: int) -> int:
 
 def test_a_process_whose_log_nobody_reads_is_gone_within_the_bound_too(server: subprocess.Popen[str]) -> None:
     with socket.create_connection(_address(server)) as connection:
-        connection.sendall(b"GET /fill HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"GET /fill HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert server.stderr is not None
         deadline = time.monotonic() + 10
         while _waiting_in(server.stderr.fileno()) < PIPE_BYTES:
@@ -236,7 +236,7 @@ def test_a_process_whose_log_nobody_reads_is_gone_within_the_bound_too(server: s
 
 def test_a_second_signal_does_not_cut_the_stop_short(server: subprocess.Popen[str]) -> None:
     with socket.create_connection(_address(server)) as connection:
-        connection.sendall(b"GET /hang HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"GET /hang HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert server.stdout is not None
         assert server.stdout.readline() == "hanging\n"
         server.send_signal(signal.SIGINT)

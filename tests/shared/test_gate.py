@@ -1,6 +1,8 @@
 """Who gets past a web.yml to a server's pages."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import bcrypt
@@ -10,12 +12,15 @@ import yaml
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message
 
-from shared.auth import USER, guarded
+from shared.auth import USER, Access, Token
 from shared.basic_auth import BusyError, Users
 from shared.gate import Gate
-from shared.secret_file import SecretFile
+from shared.guard import Guard, GuardedRoute, Requires
+from shared.secret_file import TokenFile
 from shared.server import application, registry
+from shared.settings import Role
 from shared.web_file import WebFile
 
 HASH = bcrypt.hashpw(b"a secret", bcrypt.gensalt(4)).decode()
@@ -29,10 +34,11 @@ class Rig:
 
     def __init__(self, folder: Path) -> None:
         for name in ("admin", "bearer"):
-            (folder / name).write_text(f"the {name} token")
+            (folder / name).write_text(f"the {name} token of this")
         self.folder = folder
         self.write({"basic_auth_users": {"alice": HASH}})
-        self.admin: SecretFile | None = SecretFile(folder / "admin")
+        self.roles = {"alice": Role.ADMIN, "bob": Role.VIEWER}
+        self.access = Access([Token("admin", Role.ADMIN, TokenFile(folder / "admin"))], self.roles)
         self.bodies_read = 0
         self.web = WebFile(folder / "web.yml")
 
@@ -40,24 +46,29 @@ class Rig:
         (self.folder / "web.yml").write_text(yaml.safe_dump(document))
 
     def client(self) -> httpx2.AsyncClient:
+        return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=self.app()), base_url="http://sample")
+
+    def app(self) -> ASGIApp:
         async def page(request: Request) -> Response:
             return PlainTextResponse(request.scope.get(USER, "nobody"), headers={"X-Frame-Options": "sameorigin"})
 
         async def sent(request: Request) -> Response:
-            await request.body()
+            body = await request.body()
             self.bodies_read += 1
-            return PlainTextResponse("taken")
+            return PlainTextResponse(sha256(body).hexdigest())
 
+        bearer = Access([Token("sender", Role.ADMIN, TokenFile(self.folder / "bearer"))], self.roles)
+        page_of_bearer = Requires(Role.VIEWER, access=bearer)
         own = [
-            Route("/page", guarded(page, self.admin)),
-            Route("/sent", guarded(sent, SecretFile(self.folder / "bearer")), methods=["POST"]),
-            Route("/own/{name}", guarded(page, SecretFile(self.folder / "bearer"))),
+            GuardedRoute("/page", page, Requires(Role.VIEWER)),
+            GuardedRoute("/sent", sent, Requires(Role.ADMIN, access=bearer), ["POST"]),
+            GuardedRoute("/own/{name}", page, page_of_bearer),
             Route("/own", page),
             Route("/owned", page),
         ]
-        behind = application("sample", registry(), own, admin=self.admin)
-        app = Gate(behind, self.web, lambda: self.admin, ("/sent", "/own/"))
-        return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://sample")
+        guard = Guard(registry())
+        behind = application("sample", guard.metrics, own, guard=guard, access=self.access)
+        return Gate(behind, self.web, lambda: self.access, guard, lambda _scope: "/page", ("/sent", "/own/"))
 
 
 @pytest.fixture
@@ -90,25 +101,77 @@ async def test_a_user_comes_in_everywhere_and_is_known_by_name(client: httpx2.As
 
 async def test_the_admin_token_comes_in_everywhere_too(client: httpx2.AsyncClient) -> None:
     for path in ("/", "/metrics", "/page"):
-        assert (await client.get(path, headers={"authorization": "Bearer the admin token"})).status_code == 200
-        assert (await client.get(path, auth=("anybody", "the admin token"))).status_code == 200
-    assert (await client.get("/page", headers={"authorization": "Bearer the bearer token"})).status_code == 401
+        assert (await client.get(path, headers={"authorization": "Bearer the admin token of this"})).status_code == 200
+        assert (await client.get(path, auth=("anybody", "the admin token of this"))).status_code == 200
+    assert (await client.get("/page", headers={"authorization": "Bearer the bearer token of this"})).status_code == 401
 
 
 async def test_a_path_with_credentials_of_its_own_takes_those_or_a_user(rig: Rig, client: httpx2.AsyncClient) -> None:
-    bearer = {"authorization": "Bearer the bearer token"}
+    bearer = {"authorization": "Bearer the bearer token of this"}
     assert (await client.post("/sent", headers=bearer, content=b"x")).status_code == 200
     assert (await client.post("/sent", auth=ALICE, content=b"x")).status_code == 200
-    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Bearer the admin token"}):
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Bearer the admin token of this"}):
         assert (await client.post("/sent", headers=headers, content=b"x")).status_code == 401
     assert (await client.post("/sent", auth=("alice", "wrong"), content=b"x")).status_code == 401
     assert rig.bodies_read == 2
 
 
+async def test_a_body_that_comes_while_the_password_is_checked_is_read_whole(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, reading = Users.admits, asyncio.Event()
+
+    async def admits(users: Users, name: str, password: bytes, peer: str) -> bool:
+        await reading.wait()  # a part of the body is read ahead by then
+        return await real(users, name, password, peer)
+
+    async def body() -> AsyncIterator[bytes]:
+        for n in range(20):
+            if n == 2:
+                reading.set()
+            yield bytes([n]) * 8 * 1024
+
+    monkeypatch.setattr(Users, "admits", admits)
+    async with asyncio.timeout(10), rig.client() as client:
+        answer = await client.post("/sent", auth=ALICE, content=body())
+    assert answer.text == sha256(b"".join(bytes([n]) * 8 * 1024 for n in range(20))).hexdigest()
+
+
+async def test_who_is_gone_while_the_password_is_checked_gets_no_check_and_nothing_is_done(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up = asyncio.Event()
+
+    async def admits(_users: Users, *_: object) -> bool:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            given_up.set()
+        return True
+
+    monkeypatch.setattr(Users, "admits", admits)
+    messages: Iterator[Message] = iter(
+        [{"type": "http.request", "body": b"x", "more_body": False}, {"type": "http.disconnect"}]
+    )
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return next(messages)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    credentials = httpx2.BasicAuth(*ALICE)._auth_header.encode()
+    scope = {"type": "http", "method": "POST", "path": "/sent", "headers": [(b"authorization", credentials)]}
+    async with asyncio.timeout(10):
+        await rig.app()(scope, receive, send)
+    assert (given_up.is_set(), sent, rig.bodies_read) == (True, [], 0)
+
+
 async def test_paths_below_one_that_ends_with_a_slash_check_their_own_credentials_and_no_others_do(
     client: httpx2.AsyncClient,
 ) -> None:
-    bearer = {"authorization": "Bearer the bearer token"}
+    bearer = {"authorization": "Bearer the bearer token of this"}
     assert (await client.get("/own/x", headers=bearer)).status_code == 200
     assert (await client.get("/own/x")).status_code == 401
     for path in ("/own", "/owned", "/sent/x"):
@@ -124,7 +187,7 @@ async def test_an_unreadable_token_file_is_503_and_a_user_comes_in_all_the_same(
 
 
 async def test_without_an_admin_token_a_user_is_asked_for(rig: Rig) -> None:
-    rig.admin = None
+    rig.access = Access(roles=rig.roles)
     async with rig.client() as client:
         refused = await client.get("/page")
         assert (refused.status_code, refused.headers["www-authenticate"]) == (401, 'Basic realm="keypulse"')

@@ -14,7 +14,7 @@ from shared.http_protocol import AHEAD, HEAD_BYTES
 from shared.server import application, registry, serving
 from shared.settings import Address
 
-HEAD = b"POST /sent HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n"
+HEAD = b"POST /sent HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n"
 
 
 async def _sent(request: Request) -> Response:
@@ -63,7 +63,7 @@ async def test_a_head_without_an_end_ends_the_connection(begin: bytes, address: 
 
 
 async def test_a_head_of_usual_size_is_taken_and_a_long_body_with_it(address: Address) -> None:
-    head = b"POST /sent HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX: " + b"a" * 30_000
+    head = b"POST /sent HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX: " + b"a" * 30_000
     answer = await answers(address, head + b"\r\nContent-Length: 500000\r\n\r\n", *[b"b" * 1000] * 500)
     assert answer.startswith(b"HTTP/1.1 200")
     assert answer.count(b"b") >= 500_000
@@ -72,15 +72,17 @@ async def test_a_head_of_usual_size_is_taken_and_a_long_body_with_it(address: Ad
 async def test_only_some_requests_may_come_before_the_first_is_answered(
     address: Address, request: pytest.FixtureRequest
 ) -> None:
-    many = b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n"
-    last = b"GET /-/healthy HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    many = b"GET /-/healthy HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    last = b"GET /-/healthy HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     assert (await answers(address, many * (AHEAD - 2) + last)).count(b"HTTP/1.1 200") == AHEAD - 1
     answered = (await answers(address, many * 1000 + last)).count(b"HTTP/1.1 200")
     reads_one_at_a_time = "_WithH11" in request.node.name
     assert answered == 1001 if reads_one_at_a_time else answered <= 1
 
 
-@pytest.mark.parametrize("pieces", [(), (b"GET",), (b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /-/heal")])
+@pytest.mark.parametrize(
+    "pieces", [(), (b"GET",), (b"GET /-/healthy HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /-/heal")]
+)
 async def test_a_request_that_does_not_arrive_is_not_waited_for(
     pieces: tuple[bytes, ...], address: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,28 @@ def test_an_address_on_the_network_needs_an_admin_token(listen: str, file: Path)
     assert str(prepared(Settings, file, None).settings.listen) == listen
 
 
+def test_on_the_network_a_token_of_anybody_will_do(file: Path) -> None:
+    (file.parent / "token").write_text("the-token-of-somebody")
+    file.write_text("listen: 0.0.0.0:9000\nauth: {tokens: [{name: ci, role: viewer, file: token}]}")
+    assert prepared(Settings, file, None).settings.auth.tokens[0].file == file.parent / "token"
+
+
+@pytest.mark.parametrize(
+    ("auth", "expected"),
+    [
+        ("{tokens: [{name: ci, role: viewer, file: a}, {name: ci, role: admin, file: b}]}", "each name once"),
+        ("{tokens: [{name: admin, role: viewer, file: a}]}", "none of admin"),
+        ("{tokens: [{name: 'a b', role: viewer, file: a}]}", "auth.tokens.0.name: "),
+        ("{tokens: [{name: ci, role: owner, file: a}]}", "auth.tokens.0.role: "),
+        ("{roles: {alice: owner}}", "auth.roles.alice: "),
+    ],
+)
+def test_a_role_that_there_is_not_and_a_name_that_says_nothing_are_named(auth: str, expected: str, file: Path) -> None:
+    file.write_text(f"auth: {auth}")
+    (line,) = _mistakes(file)
+    assert expected in line, line
+
+
 def test_an_address_of_this_machine_needs_none(file: Path) -> None:
     file.write_text("listen: 127.0.0.1:9000")
     assert prepared(Settings, file, None).settings.listen.port == 9000

@@ -9,10 +9,11 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ SERVER = """
 import asyncio, logging
 import click
 import structlog
+from shared.auth import access_of
 from shared.cli import run_server, server_options
 from shared.server import application, registry
 from tests.shared.sample import Settings
@@ -45,7 +47,7 @@ async def serve(launch):
     async def apply(settings):
         log.error("runs", word=settings.word)
 
-    await launch.serve(application("sample", registry(), []), apply)
+    await launch.serve(application("sample", registry(), [], access=access_of(launch.settings.auth)), apply)
 
 @click.command()
 @server_options
@@ -96,7 +98,7 @@ Start = Callable[..., AbstractContextManager[Server]]
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    (tmp_path / "sample.yml").write_text("word: one\n")
+    (tmp_path / "sample.yml").write_text("auth: {roles: {alice: admin}}\nword: one\n")
     return tmp_path / "sample.yml"
 
 
@@ -233,3 +235,99 @@ def test_logfmt_is_one_line_each_with_what_could_be_misread_in_quotes(start: Sta
     assert 'text="a\\"b" empty="" number=1' in line
     assert 'event="own warning"' in line
     assert re.search(r" level=warning timestamp=\S+Z", line)
+
+
+def test_refused_credentials_are_counted_and_logged_with_the_address(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("a-token-of-an-admin")
+    (tmp_path / "sample.yml").write_text("auth: {admin_token_file: token}\n")
+    counted = 'keypulse_auth_failures_total{endpoint="/-/reload",reason="wrong"} '
+    with start() as server:
+        server.listens()
+        assert counted + "0.0" in server.asks("/metrics")[1]
+        for _ in range(100):
+            assert server.asks("/-/reload", "POST", user="anybody:a-wrong-password")[0] == 401
+        assert counted + "100.0" in server.asks("/metrics")[1]
+        assert server.asks("/-/reload", "POST", user="anybody:a-token-of-an-admin")[0] == 200
+        server.until("the configuration was reloaded")
+    refused = [json.loads(line) for line in server.lines if "request refused" in line]
+    assert [(line["peer"], line["endpoint"], line["reason"]) for line in refused] == [
+        ("127.0.0.1", "/-/reload", "wrong")
+    ]
+    assert not any("a-wrong-password" in line for line in server.lines)
+
+
+def test_what_users_are_refused_is_counted_by_the_pattern_of_the_route_and_unknown_paths_as_other(
+    start: Start, tmp_path: Path
+) -> None:
+    with start("--web.config.file", web_yml(tmp_path, users={"alice": HASH})) as server:
+        server.listens()
+        for path in ("/metrics", "/a/path/of/an/attacker", "/another"):
+            assert server.asks(path, user="alice:wrong")[0] == 401
+        shown = server.asks("/metrics", user="alice:a secret")[1]
+    counts = dict(re.findall(r'keypulse_auth_failures_total\{endpoint="([^"]+)",reason="wrong"\} ([1-9.]+\d*)', shown))
+    assert counts == {"/metrics": "1.0", "other": "2.0"}
+
+
+def test_a_user_without_a_role_reads_metrics_alone(start: Start, file: Path, tmp_path: Path) -> None:
+    file.write_text("auth: {roles: {anna: viewer}}\n")
+    with start("--web.config.file", web_yml(tmp_path, users={"alice": HASH, "anna": HASH})) as server:
+        server.listens()
+        for method, path, scraper, viewer in (
+            ("GET", "/metrics", 200, 200),
+            ("GET", "/", 403, 200),
+            ("GET", "/api/audit", 403, 200),
+            ("POST", "/-/reload", 403, 403),
+        ):
+            assert server.asks(path, method, user="alice:a secret")[0] == scraper, path
+            assert server.asks(path, method, user="anna:a secret")[0] == viewer, path
+
+
+def _as_user(server: Server, peer: str, password: str) -> socket.socket:
+    """A request on a connection of its own from an address of loopback."""
+    host, port = server.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=10, source_address=(peer, 0))
+    credentials = base64.b64encode(f"alice:{password}".encode()).decode()
+    head = f"GET /metrics HTTP/1.1\r\nHost: {host}\r\nAuthorization: Basic {credentials}\r\n\r\n"
+    connection.sendall(head.encode())
+    return connection
+
+
+def _status(connection: socket.socket) -> int:
+    with connection:
+        return int(connection.recv(100).split()[1])
+
+
+@pytest.fixture
+def dear(tmp_path: Path) -> Path:
+    """Users whose wrong passwords take a fifth of a second each."""
+    return web_yml(tmp_path, users={"alice": bcrypt.hashpw(b"a secret", bcrypt.gensalt(12)).decode()})
+
+
+def test_forty_abandoned_requests_keep_no_right_user_waiting(start: Start, dear: Path) -> None:
+    with start("--web.config.file", dear) as server:
+        server.listens()
+        began = time.monotonic()
+        assert _status(_as_user(server, "127.0.0.1", "wrong")) == 401
+        one_check = time.monotonic() - began
+        for n in range(40):
+            _as_user(server, "127.0.0.1", f"wrong {n}").close()
+        began = time.monotonic()
+        assert _status(_as_user(server, "127.0.0.1", "a secret")) == 200
+        assert time.monotonic() - began < 10 * one_check
+
+
+def test_sixty_connections_of_one_address_lock_out_no_other(start: Start, dear: Path) -> None:
+    with start("--web.config.file", dear) as server, ExitStack() as stack:
+        server.listens()
+        for n in range(60):
+            stack.enter_context(_as_user(server, "127.0.0.2", f"wrong {n}"))
+        assert _status(_as_user(server, "127.0.0.3", "a secret")) == 200
+
+
+def test_a_dear_hash_is_an_error_at_the_start(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "server.py").write_text(SERVER)
+    web = web_yml(tmp_path, users={"alice": HASH.replace("$04$", "$13$")})
+    command = [sys.executable, str(tmp_path / "server.py"), "--config", str(file), "--web.config.file", str(web)]
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=environment)
+    assert (done.returncode, "expected a bcrypt hash of cost 4 to 12" in done.stderr) == (2, True)

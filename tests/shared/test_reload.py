@@ -14,10 +14,12 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from structlog.testing import capture_logs
 
+from shared.guard import Guard
 from shared.mistakes import ConfigurationError
 from shared.reload import Reloading
 from shared.server import StartError
 from shared.settings import Auth, parse_address
+from tests.conftest import Until
 from tests.shared.sample import SETTINGS, Settings
 
 APP = Starlette(routes=[Route("/own", lambda _request: PlainTextResponse("own"))])
@@ -32,9 +34,10 @@ class Rig:
         self.written: Settings | Exception = settings
         self.applied: list[Settings] = []
         self.metrics = CollectorRegistry()
+        self.guard = Guard(self.metrics)
         self.now = 100.0
         self.reloading = Reloading(
-            APP, settings, self._load, apply or self._apply, ("listen",), self.metrics, lambda: self.now
+            APP, settings, self._load, apply or self._apply, ("listen",), self.guard, lambda: self.now
         )
 
     def change(self, **keys: object) -> None:
@@ -77,7 +80,8 @@ async def test_a_bad_file_changes_nothing_and_each_mistake_is_said_in_answer_log
         async with rig.client() as client:
             answer = await client.post("/-/reload")
     assert (answer.status_code, answer.text) == (500, "f: a: wrong\nf: b: wrong\n")
-    assert [entry["mistake"] for entry in logs] == ["f: a: wrong", "f: b: wrong"]
+    assert [entry["mistake"] for entry in logs if "mistake" in entry] == ["f: a: wrong", "f: b: wrong"]
+    assert (logs[-1]["event"], logs[-1]["who"], logs[-1]["status"]) == ("action", "anonymous", 500)
     assert not rig.applied
     assert rig.gauges() == (0, 100)
     rig.written, rig.now = SETTINGS, 300
@@ -100,7 +104,7 @@ async def test_what_cannot_be_applied_does_not_count_as_what_runs(error: Excepti
     rig = Rig(apply=apply)
     rig.change(word="two", auth=Auth(admin_token_file=Path("/token")))
     assert await rig.reloading.reload() == said
-    assert (rig.reloading.settings, rig.reloading.admin) == (SETTINGS, None)
+    assert (rig.reloading.settings, rig.reloading.access.tokens) == (SETTINGS, [])
     assert rig.gauges() == (0, 100)
 
 
@@ -113,7 +117,7 @@ async def test_a_key_that_needs_a_restart_refuses_the_whole_and_names_it() -> No
 
 async def test_where_nothing_can_be_applied_every_changed_key_needs_a_restart() -> None:
     written = SETTINGS
-    reloading = Reloading(APP, SETTINGS, lambda: written, None, (), CollectorRegistry())
+    reloading = Reloading(APP, SETTINGS, lambda: written, None, (), Guard(CollectorRegistry()))
     assert await reloading.reload() == []
     written = SETTINGS.model_copy(update={"word": "two", "many": 2})
     assert [line.partition(":")[0] for line in await reloading.reload()] == ["many", "word"]
@@ -172,6 +176,19 @@ async def test_it_needs_the_admin_token_of_what_runs(tmp_path: Path) -> None:
             await client.post("/-/reload", headers={"authorization": "Bearer a-new-admin-token"})
         ).status_code == 503
     assert len(rig.applied) == 2
+
+
+async def test_a_hangup_is_in_the_audit_too(until: Until) -> None:
+    rig = Rig()
+
+    async def recorded() -> bool:
+        return bool((await rig.guard.audit.page(1, None))[0])
+
+    async with rig.reloading.at_hangups():
+        os.kill(os.getpid(), signal.SIGHUP)
+        await until(recorded)
+    entries, _ = await rig.guard.audit.page(1, None)
+    assert (entries[0].who, entries[0].peer, entries[0].action) == ("SIGHUP", None, "reload")
 
 
 async def test_a_hangup_reloads_and_the_end_waits_for_a_reload_that_was_cancelled() -> None:

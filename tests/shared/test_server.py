@@ -16,9 +16,10 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from shared import VERSION
-from shared.secret_file import SecretFile
+from shared.auth import Access, Token
+from shared.secret_file import TokenFile
 from shared.server import StartError, application, listening, registry, serving
-from shared.settings import Address
+from shared.settings import Address, Role
 
 ANY_PORT = Address("127.0.0.1", 0)
 
@@ -77,12 +78,14 @@ async def test_the_landing_page_links_every_page_that_can_be_opened_and_escapes_
 
 
 async def test_the_landing_page_needs_the_admin_token_and_metrics_and_probes_do_not(tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("secret")
-    app = application("sample", registry(), OWN, admin=SecretFile(tmp_path / "token"))
+    (tmp_path / "token").write_text("a-secret-of-16-and-more")
+    app = application(
+        "sample", registry(), OWN, access=Access([Token("admin", Role.ADMIN, TokenFile(tmp_path / "token"))])
+    )
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://sample") as client:
         refused = await client.get("/")
         assert (refused.status_code, refused.headers["www-authenticate"]) == (401, 'Basic realm="keypulse"')
-        assert (await client.get("/", auth=("anybody", "secret"))).status_code == 200
+        assert (await client.get("/", auth=("anybody", "a-secret-of-16-and-more"))).status_code == 200
         for path in ("/metrics", "/-/healthy", "/-/ready"):
             assert (await client.get(path)).status_code == 200
 

@@ -15,7 +15,7 @@ from shared.settings import Address
 from shared.turns import Turns
 from tests.relay.scripted import until
 
-HEAD = b"POST /slow HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n"
+HEAD = b"POST /slow HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n"
 MOST = 2
 
 
@@ -87,7 +87,7 @@ async def test_those_that_come_first_are_in_hand_and_the_next_follow_one_by_one(
 async def test_what_is_of_another_kind_does_not_wait() -> None:
     async with slow() as it, it.sent(b"aaaa"), it.sent(b"bbbb"):
         await until(lambda: len(it.in_hand) == MOST)
-        async with it.sent(b"cccc"), it.sent(b"", b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n") as healthy:
+        async with it.sent(b"cccc"), it.sent(b"", b"GET /-/healthy HTTP/1.1\r\nHost: localhost\r\n") as healthy:
             assert (await answer(healthy, b"healthy\n")).startswith(b"HTTP/1.1 200")
         it.go_on(9)
 
@@ -133,7 +133,7 @@ async def test_a_connection_gets_a_turn_for_each_of_its_requests() -> None:
 
 @pytest.mark.usefixtures("protocol")
 async def test_a_long_body_that_waited_arrives_whole() -> None:
-    head = b"POST /slow HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n"
+    head = b"POST /slow HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n"
     async with slow() as it, it.sent(b"aaaa"), it.sent(b"bbbb"):
         await until(lambda: len(it.in_hand) == MOST)
         async with it.sent(b"x" * 1_000_000, head) as long:

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
 
 from ops.demo.stand_ins import body
 from ops.demo.stand_ins.faults import Fault, Faults
@@ -16,6 +15,8 @@ from ops.demo.stand_ins.live import Changes
 from ops.demo.stand_ins.mailbox import Mailbox
 from ops.demo.stand_ins.pagerduty import PagerDuty
 from ops.demo.stand_ins.slack import Slack
+from shared.guard import GuardedRoute, Requires
+from shared.settings import Role
 
 MAX_BYTES = 64 * 1024
 HEARTBEAT_SECONDS = 15.0
@@ -34,16 +35,17 @@ class Api:
         self._kms = kms
         self._changes = changes
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[GuardedRoute]:
         """The endpoints."""
+        reads = Requires(Role.VIEWER)
         return [
-            Route("/api/state", self.state),
-            Route("/api/changes", self.changes),
-            Route("/api/faults", self.add_fault, methods=["POST"]),
-            Route("/api/faults", self.clear_faults, methods=["DELETE"]),
-            Route("/api/kms", self.kms),
-            Route("/api/kms/break", self.kms_break, methods=["POST"]),
-            Route("/api/kms/heal", self.kms_heal, methods=["POST"]),
+            GuardedRoute("/api/state", self.state, reads),
+            GuardedRoute("/api/changes", self.changes, reads),
+            GuardedRoute("/api/faults", self.add_fault, Requires(Role.ADMIN, action="add fault"), ["POST"]),
+            GuardedRoute("/api/faults", self.clear_faults, Requires(Role.ADMIN, action="clear faults"), ["DELETE"]),
+            GuardedRoute("/api/kms", self.kms, reads),
+            GuardedRoute("/api/kms/break", self.kms_break, Requires(Role.ADMIN, action="break KMS"), ["POST"]),
+            GuardedRoute("/api/kms/heal", self.kms_heal, Requires(Role.ADMIN, action="heal KMS"), ["POST"]),
         ]
 
     async def state(self, _request: Request) -> Response:

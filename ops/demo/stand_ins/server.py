@@ -6,12 +6,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from starlette.routing import Route
+from starlette.applications import Starlette
 
 from ops.demo.stand_ins import mailbox as mail_server
 from ops.demo.stand_ins.api import Api
 from ops.demo.stand_ins.faults import Faults
-from ops.demo.stand_ins.guard import Guard
 from ops.demo.stand_ins.kms import KmsFaults
 from ops.demo.stand_ins.live import Changes
 from ops.demo.stand_ins.mailbox import Mailbox
@@ -19,6 +18,7 @@ from ops.demo.stand_ins.monitoring import Monitoring
 from ops.demo.stand_ins.pagerduty import PagerDuty
 from ops.demo.stand_ins.site import PAGE_HEADERS, Site
 from ops.demo.stand_ins.slack import Slack
+from shared.guard import GuardedRoute, Requires
 from shared.server import application, registry, serving
 from shared.settings import Address
 
@@ -29,6 +29,7 @@ FREE_PORT = Address("127.0.0.1", 0)
 class StandIns:
     """The running stand-ins: where they listen, what arrived, and what goes wrong there."""
 
+    app: Starlette
     http: Address
     smtp: Address
     slack: Slack
@@ -86,17 +87,18 @@ async def start(  # noqa: PLR0913  (one keyword for each thing that a test may c
     mailbox = Mailbox(faults, changes, clock)
     api = Api(slack, pagerduty, mailbox, faults, KmsFaults(emulator_faults), changes)
     routes = [
-        Route("/slack/api/{method}", slack.call, methods=["GET", "POST"]),
-        Route("/pagerduty/v2/enqueue", pagerduty.enqueue, methods=["POST"]),
+        GuardedRoute(
+            "/slack/api/{method}", slack.call, Requires(None), ["GET", "POST"]
+        ),  # they want tokens of their own,
+        GuardedRoute("/pagerduty/v2/enqueue", pagerduty.enqueue, Requires(None), ["POST"]),  # and are asked by any name
         *api.routes(),
         *Site(mailbox, docs).routes(),
         *Monitoring(prometheus, alertmanager, PAGE_HEADERS).routes(),
     ]
     app = application("keypulse stand-ins", registry(), routes)
-    app.add_middleware(Guard)
     async with mail_server.serving(mailbox, smtp) as smtp_address, serving(app, http) as http_address:
         try:
-            yield StandIns(http_address, smtp_address, slack, pagerduty, mailbox, faults, changes)
+            yield StandIns(app, http_address, smtp_address, slack, pagerduty, mailbox, faults, changes)
         finally:
             changes.stop()
             faults.clear()

@@ -6,10 +6,11 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
-from starlette.routing import Route
 
 from ops.demo.stand_ins.documents import page_of
 from ops.demo.stand_ins.mailbox import Mailbox
+from shared.guard import GuardedRoute, Requires
+from shared.settings import Role
 
 PAGE = Path(__file__).parent / "page"
 _COMMON = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
@@ -47,13 +48,14 @@ class Site:
         self._docs = docs.resolve() if docs else None
         self._markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[GuardedRoute]:
         """The page at `/` and what it needs."""
+        page = Requires(Role.VIEWER, linked=True)
         return [
-            Route("/", self.page),
-            Route("/page/{name}", self.asset),
-            Route("/mail/{number:int}", self.mail),
-            Route("/docs/{path:path}", self.document),
+            GuardedRoute("/", self.page, page),
+            GuardedRoute("/page/{name}", self.asset, Requires(Role.VIEWER)),
+            GuardedRoute("/mail/{number:int}", self.mail, page),
+            GuardedRoute("/docs/{path:path}", self.document, page),
         ]
 
     async def page(self, _request: Request) -> Response:

@@ -16,16 +16,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
 
 from services.exporter.history import FAILURES, FailureSpan, History, quantile
 from services.exporter.web import advice, cards, plot, words
 from services.exporter.web.board import Asked, Board, Heads, Look, look
 from services.exporter.web.findings import WORDS, Light, of_versions
 from shared import VERSION
-from shared.auth import USER, Endpoint, guarded
-from shared.other_pages import names_this_machine, sent_by_another_page
-from shared.secret_file import SecretFile
+from shared.auth import Endpoint
+from shared.guard import GuardedRoute, Requires
+from shared.settings import Role
 
 _FOLDER: Final = Path(__file__).parent / "board"
 _TYPES: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -43,9 +42,6 @@ HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-_NOT_BY_THIS_NAME: Final = (
-    "without credentials, only names of this machine are answered: ask for 127.0.0.1, or set auth.admin_token_file\n"
-)
 
 
 class Pages:
@@ -53,7 +49,6 @@ class Pages:
 
     Args:
         history: what is shown.
-        admin: the token that is needed, if any.
         stale_after: seconds without news after which the last ones are said to be old.
         overdue_after: seconds after which a right round trip is no success any more.
         runbook: the URL of docs/KMS_OPERATIONS.md as people here read it; without it, sections are named only.
@@ -64,14 +59,12 @@ class Pages:
         self,
         history: History,
         *,
-        admin: SecretFile | None,
         stale_after: float,
         overdue_after: float = math.inf,
         runbook: str | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._history = history
-        self._admin = admin
         self._max_age = cards.MaxAge(stale_after, overdue_after)
         self._heads = Heads(self._max_age)
         self._clock = clock
@@ -112,33 +105,15 @@ class Pages:
             of_a_failure=advice.of_a_failure,
         )
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[GuardedRoute]:
         """The page at `/` and what it needs."""
+        page, part = Requires(Role.VIEWER, browser=True, linked=True), Requires(Role.VIEWER, browser=True)
         return [
-            Route("/", self._fenced(self._page, from_elsewhere=True)),
-            Route("/history", self._fenced(self._failures, from_elsewhere=True)),
-            Route("/api/board", self._fenced(self._changes)),
-            Route("/board/{name}", self._fenced(self._file)),
+            GuardedRoute("/", _fenced(self._page), page),
+            GuardedRoute("/history", _fenced(self._failures), page),
+            GuardedRoute("/api/board", _fenced(self._changes), part),
+            GuardedRoute("/board/{name}", _fenced(self._file), part),
         ]
-
-    def _fenced(self, page: Endpoint, *, from_elsewhere: bool = False) -> Endpoint:
-        """`page` for those who may see it. A link of another site may lead to it (`from_elsewhere`), never read it."""
-        inside = guarded(page, self._admin, browser=True)
-
-        async def answer(request: Request) -> Response:
-            followed = from_elsewhere and request.headers.get("sec-fetch-mode") == "navigate"
-            # A page that points its own name here has neither this server's certificate nor anybody's password.
-            proven = self._admin is not None or request.url.scheme == "https" or USER in request.scope
-            if sent_by_another_page(request) and not followed:
-                response: Response = PlainTextResponse("another web page may not read this\n", status_code=403)
-            elif not (proven or names_this_machine(request)):
-                response = PlainTextResponse(_NOT_BY_THIS_NAME, status_code=403)
-            else:
-                response = await inside(request)
-            response.headers.update(HEADERS)
-            return response
-
-        return answer
 
     async def _page(self, request: Request) -> Response:
         asked = Asked.of(request.query_params)
@@ -214,3 +189,14 @@ class Pages:
             return Look(int(version), float(at)) if boot == self._boot else None
         except ValueError:
             return None
+
+
+def _fenced(page: Endpoint) -> Endpoint:
+    """`page`, with the headers that say what a browser may do with it."""
+
+    async def answer(request: Request) -> Response:
+        response = await page(request)
+        response.headers.update(HEADERS)
+        return response
+
+    return answer

@@ -14,17 +14,15 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
 
 from services.exporter.demand import ClosedError, Demand
 from services.exporter.model import ProbeResult
 from services.exporter.web import steps
-from shared.auth import guarded
+from shared.guard import GuardedRoute, Requires
 from shared.kms.provider import Phase
 from shared.kms.reason import Reason
-from shared.other_pages import not_for_other_pages
-from shared.secret_file import SecretFile
 from shared.server import encoder
+from shared.settings import Role
 
 SCRAPE_TIMEOUT: Final = "X-Prometheus-Scrape-Timeout-Seconds"
 """The header in which Prometheus says how long it waits."""
@@ -33,32 +31,29 @@ OFFSET: Final = 0.5
 LONGEST: Final = 120.0
 """Seconds that nobody waits longer; blackbox_exporter's bound where the header is missing."""
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+_METRICS: Final = Requires(Role.VIEWER, public=True, acts=True)
+_STEPS: Final = Requires(Role.VIEWER, acts=True, browser=True)
 
 
-def route(demands: Callable[[], Mapping[str, Demand]], admin: SecretFile | None) -> Route:
-    """The page.
+def route(demands: Callable[[], Mapping[str, Demand]]) -> GuardedRoute:
+    """The page. Its metrics need no token, as at `/metrics`; its steps do.
 
     Args:
         demands: the targets that are watched now, by name.
-        admin: the token that the steps need, if any; the metrics need none, as at `/metrics`.
     """
-
-    async def metrics(request: Request) -> Response:
-        return await _answer(request, demands(), debug=False)
-
-    async def debug(request: Request) -> Response:
-        return await _answer(request, demands(), debug=True)
-
-    told = guarded(debug, admin, browser=True)
 
     async def answer(request: Request) -> Response:
         if request.method != "GET":  # a HEAD must not cost a probe
             return PlainTextResponse("only GET\n", status_code=405, headers={"Allow": "GET"})
-        response = await (told if request.query_params.get("debug") == "true" else metrics)(request)
+        response = await _answer(request, demands(), debug=_debug(request))
         response.headers.update(_HEADERS)
         return response
 
-    return Route("/probe", not_for_other_pages(answer, open_to_this_machine=admin is None))
+    return GuardedRoute("/probe", answer, lambda request: _STEPS if _debug(request) else _METRICS)
+
+
+def _debug(request: Request) -> bool:
+    return request.query_params.get("debug") == "true"
 
 
 async def _answer(request: Request, demands: Mapping[str, Demand], *, debug: bool) -> Response:

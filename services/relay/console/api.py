@@ -1,8 +1,7 @@
 """`/api/deliveries`: what was delivered, and what was given up tried again; `/api/quarantine`: what was not accepted.
 
 All of it is JSON, but for a body that was not accepted: `GET /api/quarantine/{id}` gives it as it came.
-Times are RFC 3339 in UTC with milliseconds. What changes something is refused to other web pages; where nobody needs
-credentials, nothing is shown to who asks by a name that another page may have pointed here.
+Times are RFC 3339 in UTC with milliseconds.
 """
 
 import re
@@ -13,7 +12,6 @@ from typing import Final, TypeVar
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from services.relay.console.again import NothingToRetryError, UnknownDeliveryError, retry, retry_channel
 from services.relay.console.written import document, moment, searchable, state, whole_document, written
@@ -21,9 +19,9 @@ from services.relay.outbox import query, rejected
 from services.relay.outbox.schema import plain
 from services.relay.outbox.store import Store
 from services.relay.outbox.waiting import StoreUnavailableError
-from shared.auth import Endpoint, guarded
-from shared.other_pages import not_by_another_name, not_for_other_pages
-from shared.secret_file import SecretFile
+from shared.auth import Endpoint
+from shared.guard import GuardedRoute, Requires, describe
+from shared.settings import Role
 
 T = TypeVar("T")
 _LIMIT: Final = 100
@@ -31,32 +29,29 @@ _MOST: Final = 1000
 _FILTERS: Final = ("state", "channel", "alertname", "since", "limit", "cursor")
 
 
-def routes(
-    store: Store, admin: SecretFile | None, channels: Collection[str], wake: Callable[[Iterable[str]], None]
-) -> list[Route]:
+def routes(store: Store, channels: Collection[str], wake: Callable[[Iterable[str]], None]) -> list[GuardedRoute]:
     """The routes of the API.
 
     Args:
         store: the outbox.
-        admin: the token that they need; None where this machine alone reaches them, and they need none.
         channels: the configured names.
         wake: called with the channels that have something to do.
     """
     deliveries, quarantine = _Deliveries(store, channels, wake), _Quarantine(store)
 
-    def reads(endpoint: Endpoint) -> Endpoint:
-        return not_by_another_name(guarded(_or_503(endpoint), admin), open_to_this_machine=admin is None)
-
-    def changes(endpoint: Endpoint) -> Endpoint:
-        return not_for_other_pages(guarded(_or_503(endpoint), admin), open_to_this_machine=admin is None)
+    def route(path: str, endpoint: Endpoint, needs: Role, action: str | None = None) -> GuardedRoute:
+        methods = ["GET"] if action is None else ["POST"]
+        return GuardedRoute(path, _or_503(endpoint), Requires(needs, action=action), methods)
 
     return [
-        Route("/api/deliveries", reads(deliveries.recent)),
-        Route("/api/deliveries/retry", changes(deliveries.retry_all), methods=["POST"]),
-        Route("/api/deliveries/{id}", reads(deliveries.one)),
-        Route("/api/deliveries/{id}/retry", changes(deliveries.retry), methods=["POST"]),
-        Route("/api/quarantine", reads(quarantine.all)),
-        Route("/api/quarantine/{id}", reads(quarantine.body)),
+        route("/api/deliveries", deliveries.recent, Role.VIEWER),
+        route("/api/deliveries/retry", deliveries.retry_all, Role.ADMIN, "retry all"),
+        route("/api/deliveries/{id}", deliveries.one, Role.VIEWER),
+        route("/api/deliveries/{id}/retry", deliveries.retry, Role.RESPONDER, "retry"),
+        route("/api/quarantine", quarantine.all, Role.VIEWER),
+        route(
+            "/api/quarantine/{id}", quarantine.body, Role.ADMIN
+        ),  # whatever was sent, secrets that were misdirected too
     ]
 
 
@@ -91,6 +86,7 @@ class _Deliveries:
 
     async def retry_all(self, request: Request) -> Response:
         channel = request.query_params.get("channel")
+        describe(request, on=channel)
         if channel is None:
             return _error(400, "channel: missing; expected the name of one")
         if channel not in self._channels:

@@ -1,11 +1,10 @@
-"""`POST /alerts`: who may, then the body, then the commit, and only then the answer.
+"""`POST /alerts`: the body, then the commit, and only then the answer. Who may send is the guard's business.
 
 Alertmanager asks again after a 5xx or a lost connection, and after nothing else: whatever may be our fault is a 503.
 https://github.com/prometheus/alertmanager/blob/main/notify/util.go
 """
 
 import asyncio
-import ipaddress
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,9 +30,7 @@ from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store
 from services.relay.outbox.waiting import StoreUnavailableError
 from services.relay.parsing import parse_apart
-from shared.auth import refusal
 from shared.budget import Budget
-from shared.secret_file import TokenFile
 
 SMALL: Final = 64 * 1024
 """Bytes up to which taking a body apart is quicker than handing it over to a thread."""
@@ -50,15 +47,11 @@ _SOURCE_LIMIT: Final = 200
 
 log = structlog.get_logger(__name__)
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
 
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What a person set about the intake."""
 
-    allow_from: Collection[Network]
-    """Networks that may send; empty lets everybody try."""
     routes: Sequence[Rule]
     default_channels: Sequence[str]
     channels: Collection[str]
@@ -84,7 +77,6 @@ class Intake:
 
     Args:
         store: where they are committed.
-        token: whose holders may send.
         rules: where they go.
         metrics: counts the answers.
         accepted: called with the channels that have something new, after the commit.
@@ -95,7 +87,6 @@ class Intake:
     def __init__(
         self,
         store: Store,
-        token: TokenFile,
         rules: Rules,
         metrics: Metrics,
         accepted: Callable[[Iterable[str]], None],
@@ -103,7 +94,6 @@ class Intake:
         limit: ByteLimit | None = None,
     ) -> None:
         self._store = store
-        self._token = token
         self._rules = rules
         self._metrics = metrics
         self._accepted = accepted
@@ -114,20 +104,14 @@ class Intake:
         self._turns = asyncio.Semaphore(TURNS)
         self._stopping = False
 
-    @property
-    def problem(self) -> str | None:
-        """Why nobody may send, or None."""
-        problem = self._token.problem
-        return problem and f"auth.bearer_token_file cannot be used, and every webhook is answered 503: {problem}"
-
     def stop(self) -> None:
         """From now on every webhook is answered 503, also one whose body is still arriving."""
         self._stopping = True
 
     async def post(self, request: Request) -> Response:
-        """The answers of the contract: 202, 200, 400, 401, 403, 413, 503; 500 for a defect of ours."""
+        """The answers of the contract: 202, 200, 400, 413, 503; 500 for a defect of ours."""
         try:
-            response = self._unread(request) or await self._answer(request)
+            response = await self._answer(request)
         except ClientDisconnect:  # nobody is left to be answered, so no answer is counted
             log.warning("a sender went away before the end of its webhook; Alertmanager sends it again")
             return Response(status_code=503)
@@ -136,12 +120,6 @@ class Intake:
             raise
         self._metrics.webhook(response.status_code)
         return response
-
-    def _unread(self, request: Request) -> Response | None:
-        """The answer to a webhook whose body is not even read."""
-        if not self._may_send(request):
-            return _refuse(403, "this address may not send alerts; see auth.allow_from")
-        return refusal(request, self._token)
 
     async def _answer(self, request: Request) -> Response:
         source = request.query_params.get("source", "")
@@ -185,17 +163,6 @@ class Intake:
         """Bytes that a body may have: as it says, as far as that is allowed, or as many as are allowed."""
         declared = request.headers.get("content-length", "")
         return min(int(declared), self._rules.max_body) if declared.isdecimal() else self._rules.max_body
-
-    def _may_send(self, request: Request) -> bool:
-        if not self._rules.allow_from:
-            return True
-        try:
-            address = ipaddress.ip_address(request.client.host if request.client else "")
-        except ValueError:
-            return False
-        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-            address = address.ipv4_mapped  # how a dual-stack socket shows a caller of IPv4
-        return any(address in network for network in self._rules.allow_from)
 
     async def _read(self, request: Request, body: bytearray) -> None:
         declared = request.headers.get("content-length", "")

@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 import structlog
 from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, func, or_, select, union_all
 
+from services.relay.outbox.audit import prune_audit
 from services.relay.outbox.byte_limit import GOAL, ROW_BYTES, START, ByteLimit
 from services.relay.outbox.needed import NOT_TOLD, TOLD, Needed, needed, said_again
 from services.relay.outbox.schema import State, attempts, deliveries, events, incidents, quarantine
@@ -189,6 +190,7 @@ async def _prune(store: Store, cutoff: float, bounds: _Bounds) -> Pruned:
     unused = await _walk(store, _Events(cutoff, bounds.event, not_told, superfluous).step)
     old = delete(quarantine).where(quarantine.c.received_at < cutoff)
     refused = await store.run(lambda transaction: transaction.connection.execute(old).rowcount)
+    await prune_audit(store, cutoff, STEP)
     return Pruned(gone, unused, refused)
 
 

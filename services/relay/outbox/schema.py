@@ -142,6 +142,18 @@ quarantine = Table(
     Column("body", LargeBinary, nullable=False),
 )
 
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", _Seq, primary_key=True),
+    Column("at", Double, nullable=False),
+    Column("who", Text, nullable=False),  # the name of the credential
+    Column("peer", Text),  # the address that called
+    Column("action", Text, nullable=False),
+    Column("object", Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+
 watchdogs = Table(
     "watchdogs",
     metadata,

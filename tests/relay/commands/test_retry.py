@@ -1,6 +1,7 @@
 """`keypulse-relay retry`: what was given up goes out again, with or without a relay beside it."""
 
 import asyncio
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from sqlalchemy import select
 
 from services.relay.channels.channel import Reason, Scope, SendError
+from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.schema import State, deliveries
 from shared.sql.location import Database
 from tests.relay.commands.conftest import Fill, Typed
@@ -61,6 +63,22 @@ def test_all_of_a_channel_are_tried_again(typed: Typed, fill: Fill) -> None:
     assert typed("retry", "--channel", "pager").stdout == "3 to be sent again\n"
     assert fill(states) == {"superseded": 3, "queued": 3, "dead": 2}
     assert typed("retry", "--channel", "pager").stdout == "0 to be sent again\n"
+
+
+def test_the_audit_tells_which_account_of_this_machine_tried_what_again(typed: Typed, fill: Fill) -> None:
+    made = fill(one_of_each)
+    typed("retry", made["dead"], made["delivered"])
+    typed("retry", "--channel", "pager")
+
+    async def audit(rows: Rows) -> list[tuple[str, str | None, str, str]]:
+        entries, _ = await OutboxAudit(rows.store).page(10, None)
+        return [(each.who, each.peer, each.action, each.on) for each in entries]
+
+    who = f"uid {os.geteuid()}"
+    assert fill(audit) == [
+        (who, "command line", "retry all", "pager"),
+        (who, "command line", "retry", made["dead"]),
+    ]
 
 
 def test_all_of_every_configured_channel_are_tried_again(typed: Typed, fill: Fill) -> None:

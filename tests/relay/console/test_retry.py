@@ -124,7 +124,7 @@ async def test_another_web_page_tries_nothing_again(tmp_path: Path, headers: dic
     async with served(settings(tmp_path, {"one": Scripted(REFUSED)})) as client:
         (dead,) = await given_up(client)
         for path in (f"{dead}/retry", "retry?channel=one"):
-            assert await retry(client, path, **headers) == (403, {"error": "another web page may not do this"})
+            assert (await retry(client, path, **headers))[0] == 403
         assert [delivery["id"] for delivery in await listed(client, "state=dead")] == [dead]
 
 

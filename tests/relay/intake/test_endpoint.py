@@ -22,7 +22,6 @@ from services.relay.metrics import Metrics
 from services.relay.outbox import rejected
 from services.relay.outbox.store import opened
 from services.relay.sending.here import here
-from shared.secret_file import TokenFile
 from shared.sql import location
 from tests.relay.scripted import (
     TOKEN,
@@ -304,14 +303,13 @@ async def test_a_defect_of_ours_is_500_and_counted(tmp_path: Path) -> None:
     def broken(_channels: Iterable[str]) -> None:
         raise ZeroDivisionError
 
-    (tmp_path / "token").write_text(TOKEN)
     registry = CollectorRegistry()
-    rules = endpoint.Rules((), (), ("one",), {"one"}, 60.0, 1_000_000)
+    rules = endpoint.Rules((), ("one",), {"one"}, 60.0, 1_000_000)
     async with opened(location.sqlite(tmp_path / "relay.db"), lambda: 0.0) as store:
         metrics = Metrics(registry, (), (), ())
-        intake = endpoint.Intake(store, TokenFile(tmp_path / "token"), rules, metrics, broken, lambda _names: None)
+        intake = endpoint.Intake(store, rules, metrics, broken, lambda _names: None)
         app = Starlette(routes=[Route("/alerts", intake.post, methods=["POST"])])
-        client = TestClient(app, raise_server_exceptions=False, headers={"Authorization": f"Bearer {TOKEN}"})
+        client = TestClient(app, raise_server_exceptions=False)
         assert (await asyncio.to_thread(client.post, "/alerts", content=payload(1))).status_code == 500
     assert registry.get_sample_value("relay_webhooks_total", {"code": "500"}) == 1
 

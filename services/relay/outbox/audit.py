@@ -1,0 +1,61 @@
+"""The audit in the outbox's database: who did what, for as long as the retention keeps it."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import delete, insert, select
+
+from services.relay.outbox.schema import audit, plain
+from services.relay.outbox.store import Store
+from services.relay.outbox.together import Transaction
+from services.relay.outbox.waiting import StoreUnavailableError
+from shared.audit import AuditUnavailableError, Entry
+
+_of = audit.c
+
+
+class OutboxAudit:
+    """Keeps entries in the outbox."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def add(self, entry: Entry) -> None:
+        """Commits one. Raises AuditUnavailableError."""
+        row = {"who": plain(entry.who), "peer": entry.peer, "action": entry.action, "object": plain(entry.on)}
+
+        def commit(transaction: Transaction) -> None:  # by the database's clock, which the retention goes by
+            transaction.connection.execute(insert(audit), {**row, "at": transaction.now})
+
+        try:
+            await self._store.run(commit)
+        except StoreUnavailableError as error:
+            raise AuditUnavailableError(str(error)) from None
+
+    async def page(self, limit: int, before: int | None) -> tuple[Sequence[Entry], int | None]:
+        """See shared.audit.Audit."""
+        query = select(_of.seq, _of.at, _of.who, _of.peer, _of.action, _of.object).order_by(_of.seq.desc())
+        if before is not None:
+            query = query.where(_of.seq < before)
+        try:
+            rows = await self._store.read(lambda connection: connection.execute(query.limit(limit + 1)).all())
+        except StoreUnavailableError as error:
+            raise AuditUnavailableError(str(error)) from None
+        following = rows[limit - 1][0] if len(rows) > limit else None
+        return [Entry(*row[1:]) for row in rows[:limit]], following
+
+
+async def prune_audit(store: Store, cutoff: float, step: int) -> int:
+    """Removes entries from before `cutoff`, `step` in one transaction; gives how many went.
+
+    Raises:
+        StoreUnavailableError: what went before stays so.
+    """
+    oldest = select(_of.seq).where(_of.at < cutoff).order_by(_of.seq).limit(step)
+
+    def remove(transaction: Transaction) -> int:
+        return transaction.connection.execute(delete(audit).where(_of.seq.in_(oldest))).rowcount
+
+    gone = 0
+    while removed := await store.run(remove):
+        gone += removed
+    return gone

@@ -1,0 +1,347 @@
+"""Who may call which endpoint of which server: one table, for every credential, checked against the servers' routes."""
+
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bcrypt
+import httpx2
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from ops.demo.stand_ins import server as stand_ins
+from ops.kms_emulator import emulator, fault_api
+from ops.kms_emulator.faults import Faults
+from services.backend import app as backend
+from services.backend.config import Settings as BackendSettings
+from services.exporter import app as exporter
+from services.exporter.config import Settings as ExporterSettings
+from services.relay import app as relay
+from services.relay.config import RelaySettings
+from services.relay.sending.here import here
+from shared.guard import GuardedRoute, Requires
+from shared.launch import Launch
+from shared.reload import Reloading
+from shared.settings import Role
+from shared.web_file import WebFile
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+
+OPEN = "whoever reaches the server"
+SCRAPER = "whom web.yml lets in; without users of web.yml, everybody"
+UNLESS_USER = "everybody but a user of web.yml, who has to be a viewer"
+SENDER = "the holder of auth.bearer_token_file, or a user who is a responder"
+CRYPTO_VIEWER, CRYPTO_ADMIN = "a viewer of `admin`", "an admin of `admin`"
+Need = str
+EVERY: Mapping[str, Need] = {
+    "GET /-/healthy": OPEN,
+    "GET /-/ready": OPEN,
+    "GET /metrics": SCRAPER,
+    "GET /": Role.VIEWER,
+    "GET /api/audit": Role.VIEWER,
+}
+RELOADED: Mapping[str, Need] = {**EVERY, "POST /-/reload": Role.ADMIN}
+TABLE: Mapping[str, Mapping[str, Need]] = {
+    "exporter": {
+        **RELOADED,
+        "GET /history": Role.VIEWER,
+        "GET /api/board": Role.VIEWER,
+        "GET /board/{name}": Role.VIEWER,
+        "GET /probe": UNLESS_USER,
+    },
+    "relay": {
+        **RELOADED,
+        "POST /alerts": SENDER,
+        "GET /api/deliveries": Role.VIEWER,
+        "GET /api/deliveries/{id}": Role.VIEWER,
+        "POST /api/deliveries/{id}/retry": Role.RESPONDER,
+        "POST /api/deliveries/retry": Role.ADMIN,
+        "GET /api/quarantine": Role.VIEWER,
+        "GET /api/quarantine/{id}": Role.ADMIN,
+    },
+    "backend": {
+        **RELOADED,
+        "GET /healthz": UNLESS_USER,
+        "GET /v1/records/{id}": Role.ADMIN,
+        "PUT /v1/records/{id}": Role.ADMIN,
+        "GET /admin/crypto/keys": CRYPTO_VIEWER,
+        "GET /admin/crypto/census": CRYPTO_VIEWER,
+        "GET /admin/crypto/rotations/{rotation_id}": CRYPTO_VIEWER,
+        **{
+            f"POST /admin/crypto/{call}": CRYPTO_ADMIN
+            for call in (
+                *("rotate", "restore", "lease", "release", "backup"),
+                *("verify", "retire", "reload", "note", "rollback"),
+            )
+        },
+    },
+    "emulator": {
+        **EVERY,
+        "GET /faults": Role.VIEWER,
+        "POST /faults": Role.ADMIN,
+        "DELETE /faults": Role.ADMIN,
+        "DELETE /faults/{id}": Role.ADMIN,
+    },
+    "stand-ins": {
+        **EVERY,
+        "GET /page/{name}": Role.VIEWER,
+        "GET /mail/{number}": Role.VIEWER,
+        "GET /docs/{path}": Role.VIEWER,
+        "GET /api/state": Role.VIEWER,
+        "GET /api/changes": Role.VIEWER,
+        "POST /api/faults": Role.ADMIN,
+        "DELETE /api/faults": Role.ADMIN,
+        "GET /api/kms": Role.VIEWER,
+        "POST /api/kms/break": Role.ADMIN,
+        "POST /api/kms/heal": Role.ADMIN,
+        "GET /slack/api/{method}": OPEN,  # they ask for tokens of their own
+        "POST /slack/api/{method}": OPEN,
+        "POST /pagerduty/v2/enqueue": OPEN,
+    },
+}
+UNRECORDED = {
+    "PUT /v1/records/{id}": "an application's data",
+    "POST /alerts": "an event, which is kept as such",
+    "POST /slack/api/{method}": "a message",
+    "POST /pagerduty/v2/enqueue": "an event",
+}
+"""What changes something and is no action of somebody's on the server."""
+
+USERS = {"scraper": None, "anna": Role.VIEWER, "ben": Role.RESPONDER, "cleo": Role.ADMIN}
+PASSWORD = "a-password-of-somebody"
+TOKENS = {"dora": Role.VIEWER, "emil": Role.RESPONDER, "fred": Role.ADMIN}
+CRYPTO_TOKENS = {"gina": Role.VIEWER, "hugo": Role.RESPONDER, "ines": Role.ADMIN}
+OWN_FILES = ("admin", "crypto-admin", "sender")
+
+
+def token(name: str) -> str:
+    return f"the-token-of-{name}"
+
+
+@dataclass
+class Credential:
+    """What is sent, and who that is."""
+
+    name: str
+    headers: Mapping[str, str]
+    role: Role | None = None
+    is_user: bool = False
+    crypto: Role | None = None
+
+    def expected(self, need: Need, *, users: bool) -> set[int]:  # noqa: PLR0911 - one for each kind of need
+        """The refusal that is due; nothing where it may call."""
+        known = self.role is not None or self.is_user
+        if need == OPEN or (need in (SCRAPER, UNLESS_USER) and not users):
+            return set()
+        if need == SCRAPER:
+            return set() if known else {401}
+        if need == SENDER:
+            if self.name == "sender" or (self.is_user and self.role in (Role.RESPONDER, Role.ADMIN)):
+                return set()
+            return {403} if self.is_user else {401}
+        if need in (CRYPTO_VIEWER, CRYPTO_ADMIN):
+            if self.crypto is None:
+                return {401}
+            return set() if need == CRYPTO_VIEWER or self.crypto is Role.ADMIN else {403}
+        wanted = Role.VIEWER if need == UNLESS_USER else Role(need)
+        if not known:
+            return {401}
+        return set() if self.role and self.role.includes(wanted) else {403}
+
+
+def bearer(name: str) -> Mapping[str, str]:
+    return {"authorization": f"Bearer {token(name)}"}
+
+
+def basic(name: str, password: str) -> Mapping[str, str]:
+    return {"authorization": httpx2.BasicAuth(name, password)._auth_header}
+
+
+CREDENTIALS = [
+    Credential("none", {}),
+    Credential("wrong token", bearer("nobody")),
+    Credential("wrong password", basic("cleo", "wrong")),
+    Credential("unknown user", basic("nobody", PASSWORD)),
+    *(Credential(name, bearer(name), role) for name, role in TOKENS.items()),
+    *(Credential(name, bearer(name), crypto=role) for name, role in CRYPTO_TOKENS.items()),
+    Credential("admin", bearer("admin"), Role.ADMIN),
+    Credential("admin in a browser", basic("anybody", token("admin")), Role.ADMIN),
+    Credential("crypto-admin", bearer("crypto-admin"), crypto=Role.ADMIN),
+    Credential("sender", bearer("sender")),
+]
+WITH_USERS = [*CREDENTIALS, *(Credential(n, basic(n, PASSWORD), role, is_user=True) for n, role in USERS.items())]
+
+
+@dataclass
+class Server:
+    app: Starlette
+    served: ASGIApp
+    own: list[Route]
+
+    @property
+    def routes(self) -> dict[str, Route]:
+        """Each endpoint, by method and path."""
+        every = [*self.app.routes, *self.own]
+        return {
+            f"{method} {re.sub(r':[a-z]+}', '}', route.path)}": route
+            for route in every
+            if isinstance(route, Route)
+            for method in (route.methods or set()) - {"HEAD"}
+        }
+
+    def client(self, base: str) -> httpx2.AsyncClient:
+        transport = httpx2.ASGITransport(app=self.served, raise_app_exceptions=False)
+        return httpx2.AsyncClient(transport=transport, base_url=base)
+
+
+def auth(folder: Path, *, closed: bool) -> dict[str, Any]:
+    for name in (*TOKENS, *CRYPTO_TOKENS, *OWN_FILES):
+        (folder / name).write_text(token(name))
+    if not closed:
+        return {}
+    return {
+        "admin_token_file": str(folder / "admin"),
+        "tokens": [{"name": name, "role": role, "file": str(folder / name)} for name, role in TOKENS.items()],
+        "roles": {name: role for name, role in USERS.items() if role},
+    }
+
+
+@asynccontextmanager
+async def the_exporter(folder: Path, *, closed: bool) -> AsyncIterator[tuple[Any, Starlette, tuple[str, ...]]]:
+    settings = ExporterSettings(
+        auth=auth(folder, closed=closed),
+        backends=[{"service": "backend", "health_url": "http://127.0.0.1:9/healthz"}],
+    )
+    async with exporter.running(settings) as app:
+        yield settings, app, ()
+
+
+@asynccontextmanager
+async def the_relay(folder: Path, *, closed: bool) -> AsyncIterator[tuple[Any, Starlette, tuple[str, ...]]]:
+    settings = RelaySettings(
+        database=f"sqlite:///{folder}/relay.db",
+        auth={**auth(folder, closed=closed), "bearer_token_file": str(folder / "sender")},
+        channels={"one": {"kind": "log"}},
+        default_channels=["one"],
+    )
+    async with relay.running(settings, sending=here) as app:
+        yield settings, app, ("/alerts",)
+
+
+@asynccontextmanager
+async def the_backend(folder: Path, *, closed: bool) -> AsyncIterator[tuple[Any, Starlette, tuple[str, ...]]]:
+    async with emulator.start(keys=[KEY]) as kms:
+        allowed = auth(folder, closed=closed)
+        crypto = [{"name": name, "role": role, "file": str(folder / name)} for name, role in CRYPTO_TOKENS.items()]
+        settings = BackendSettings(
+            auth=allowed,
+            admin={"token_file": str(folder / "crypto-admin"), "tokens": crypto},
+            database=f"sqlite:///{folder}/backend.db",
+            local_key_file=str(folder / "local.key"),
+            kms={"key": KEY, "endpoint": str(kms.address), "insecure": True},
+        )
+        async with backend.running(settings) as app:
+            yield settings, app, ("/admin/crypto/",)
+
+
+STARTS: Mapping[str, Callable[..., AbstractAsyncContextManager[tuple[Any, Starlette, tuple[str, ...]]]]] = {
+    "exporter": the_exporter,
+    "relay": the_relay,
+    "backend": the_backend,
+}
+
+
+@asynccontextmanager
+async def serving(name: str, folder: Path, *, closed: bool = True, users: bool = False) -> AsyncIterator[Server]:
+    """A server as `Launch` serves it."""
+    if name == "emulator":
+        app = fault_api.app(Faults(lambda: 0.5), CollectorRegistry(), remote=False)
+        yield Server(app, app, [])
+        return
+    if name == "stand-ins":
+        async with stand_ins.start() as running:
+            yield Server(running.app, running.app, [])
+        return
+    async with STARTS[name](folder, closed=closed) as (settings, app, own_credentials):
+        web = None
+        if users:
+            hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
+            (folder / "web.yml").write_text(yaml.safe_dump({"basic_auth_users": dict.fromkeys(USERS, hashed)}))
+            web = WebFile(folder / "web.yml")
+        reloading = Reloading(app, settings, lambda: settings, None, (), app.state.guard)
+        served = Launch(settings, None, web).fenced(app, reloading, own_credentials)
+        yield Server(app, served, [reloading.route])
+
+
+def sent(endpoint: str) -> tuple[str, str]:
+    method, path = endpoint.split()
+    return method, re.sub(r"{[^}]*}", "1", path)
+
+
+@pytest.mark.parametrize("name", TABLE)
+async def test_every_endpoint_is_in_the_table_and_what_changes_something_is_recorded(name: str, tmp_path: Path) -> None:
+    async with serving(name, tmp_path) as server:
+        assert server.routes.keys() == TABLE[name].keys()
+        for endpoint, route in server.routes.items():
+            assert isinstance(route, GuardedRoute), f"{endpoint} does not say who may call it"
+            recorded = isinstance(route.requires, Requires) and route.requires.action is not None
+            assert recorded == (not endpoint.startswith("GET ") and endpoint not in UNRECORDED), endpoint
+
+
+@pytest.mark.parametrize("users", [False, True], ids=["tokens", "users and tokens"])
+@pytest.mark.parametrize("name", STARTS)
+async def test_every_endpoint_is_answered_to_whom_the_table_says_and_to_nobody_else(
+    name: str, users: bool, tmp_path: Path
+) -> None:
+    async with serving(name, tmp_path, users=users) as server, server.client("http://keypulse.example.org") as client:
+        for endpoint, need in [
+            *TABLE[name].items(),
+            *([("GET /probe?debug=true", Role.VIEWER)] * (name == "exporter")),
+        ]:
+            for credential in WITH_USERS if users else CREDENTIALS:
+                method, path = sent(endpoint)
+                answer = await client.request(method, path, headers=credential.headers)
+                refused = {answer.status_code} & {401, 403}
+                assert refused == credential.expected(need, users=users), f"{credential.name}: {endpoint}"
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
+@pytest.mark.parametrize("name", TABLE)
+async def test_another_web_page_changes_nothing_whatever_credentials_a_browser_adds(
+    name: str, closed: bool, tmp_path: Path
+) -> None:
+    async with (
+        serving(name, tmp_path, closed=closed, users=closed) as server,
+        server.client("http://127.0.0.1:9912") as client,
+    ):
+        for endpoint in TABLE[name]:
+            method, path = sent(endpoint)
+            if method == "GET" and path != "/probe":
+                continue
+            for page in ({"origin": "https://evil.example.org"}, {"sec-fetch-site": "cross-site"}):
+                headers = {**page, **(basic("cleo", PASSWORD) if closed else {})}
+                if path == "/alerts" and not closed:
+                    headers |= bearer("sender")
+                answer = await client.request(method, path, headers=headers)
+                assert answer.status_code == 403, endpoint
+
+
+@pytest.mark.parametrize("name", TABLE)
+async def test_a_server_that_is_open_is_asked_by_names_of_this_machine_alone(name: str, tmp_path: Path) -> None:
+    async with serving(name, tmp_path, closed=False) as server, server.client("http://127.0.0.1:9912") as client:
+        for endpoint, need in TABLE[name].items():
+            method, path = sent(endpoint)
+            if need not in (OPEN, SCRAPER, SENDER, CRYPTO_VIEWER, CRYPTO_ADMIN) and path != "/healthz":
+                answer = await client.request(method, path, headers={"host": "rebound.example.org:9912"})
+                assert answer.status_code == 403, endpoint
+        for path in ("/metrics", "/-/healthy", "/-/ready"):
+            assert (await client.get(path, headers={"host": "rebound.example.org"})).status_code in (200, 503)
+            redirected = await client.get(f"{path}/", headers={"host": "rebound.example.org"})
+            assert (redirected.status_code, "location" in redirected.headers) == (404, False)

@@ -1,0 +1,69 @@
+"""`GET /api/audit` of the relay: kept in the outbox, in either database, for as long as the retention says."""
+
+from pathlib import Path
+
+from sqlalchemy import insert
+
+from services.relay.channels.channel import Reason, Scope, SendError
+from services.relay.outbox import schema
+from services.relay.outbox.audit import OutboxAudit
+from services.relay.outbox.prune import STEP, prune
+from services.relay.outbox.store import opened
+from services.relay.outbox.together import Transaction
+from shared.audit import Entry
+from shared.sql.location import Database
+from tests.relay.console.test_api import Clock, get
+from tests.relay.scripted import Scripted, payload, post, reaches, served, settings
+
+DAY = 86400.0
+
+
+async def test_who_retried_what_is_told_after_a_restart_too(database: Database, tmp_path: Path) -> None:
+    for name in ("admin", "ben"):
+        (tmp_path / name).write_text(f"the-token-of-{name}")
+    auth = {
+        "admin_token_file": tmp_path / "admin",
+        "tokens": [{"name": "ben", "role": "responder", "file": str(tmp_path / "ben")}],
+    }
+    admin, ben = ({"Authorization": f"Bearer the-token-of-{name}"} for name in ("admin", "ben"))
+    refused = Scripted(SendError(Reason.REJECTED, Scope.MESSAGE, "invalid_blocks"))
+    url = database.render_as_string(hide_password=False)
+    configured = settings(tmp_path, {"one": refused}, auth=auth, database=url)
+    async with served(configured, clock=Clock()) as client:
+        await post(client, payload(1))
+        await reaches(client, 1, "relay_deliveries_total", channel="one", outcome="dead")
+        _, dead = await get(client, "/api/deliveries", headers=ben)
+        delivery = dead["deliveries"][0]["id"]
+        claimed = {"X-Keypulse-Caller": "somebody else"}
+        async with client.post(f"/api/deliveries/{delivery}/retry", headers=ben | claimed) as answer:
+            assert answer.status == 202
+        async with client.post("/api/deliveries/retry?channel=one", headers=ben) as answer:
+            assert answer.status == 403
+        async with client.post("/api/deliveries/retry?channel=one", headers=admin) as answer:
+            assert answer.status == 202
+    async with served(configured, clock=Clock()) as client:
+        _, page = await get(client, "/api/audit?limit=1", headers=ben)
+        assert [(each["who"], each["action"], each["on"]) for each in page["audit"]] == [("admin", "retry all", "one")]
+        _, page = await get(client, f"/api/audit?limit=1&cursor={page['next_cursor']}", headers=ben)
+    (entry,) = page["audit"]
+    at = entry.pop("at")
+    assert (at.endswith("Z"), page["next_cursor"]) == (True, None)
+    assert entry == {"who": "ben", "from": "127.0.0.1", "action": "retry", "on": delivery}
+
+
+async def test_entries_go_by_age_in_steps_and_hold_what_a_database_takes(database: Database) -> None:
+    async with opened(database, Clock()) as store:
+        audit = OutboxAudit(store)
+
+        def age(transaction: Transaction) -> None:
+            row = {"who": "ben", "peer": None, "action": "old", "object": "", "at": transaction.now - 2 * DAY}
+            transaction.connection.execute(insert(schema.audit), [row] * (2 * STEP + 1))
+
+        await store.run(age)
+        await audit.add(Entry(0.0, "ben", "::1", "now", "a\0b"))
+        await prune(store, 3 * DAY, 1000)
+        assert len((await audit.page(1000, None))[0]) == 2 * STEP + 2
+        await prune(store, DAY, 1000)
+        (kept,) = (await audit.page(1000, None))[0]
+    assert (kept.who, kept.peer, kept.action, kept.on) == ("ben", "::1", "now", "a\ufffdb")
+    assert kept.at > 0  # by the database's clock
