@@ -165,7 +165,14 @@ async def _until_healthy(stack: Stack) -> None:
         if not missing:
             return
         await asyncio.sleep(0.1)
-    raise StartError(f"after {READY_SECONDS:.0f} s still waiting for {missing}")
+    raise StartError(f"after {READY_SECONDS:.0f} s still waiting for {missing}{await _active_alerts(stack)}")
+
+
+async def _active_alerts(stack: Stack) -> str:
+    """Which alerts fire or may soon, for the sentence of a start that failed."""
+    answer = await stack.get("prometheus", "/api/v1/alerts")
+    names = {alert["labels"]["alertname"] for alert in answer["data"]["alerts"]} if answer else set()
+    return f" ({', '.join(sorted(names - {'Watchdog'}))})" if names - {"Watchdog"} else ""
 
 
 _WANTED = (
