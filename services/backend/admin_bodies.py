@@ -128,8 +128,9 @@ def _struct(*models: type[BaseModel]) -> type[msgspec.Struct]:
     for model in models:
         for name, field in model.model_fields.items():
             inner = next(iter(get_args(field.annotation)), None)
-            is_list = isinstance(inner, type) and issubclass(inner, BaseModel)
-            kind: Any = list[_struct(inner)] if is_list else _Value  # type: ignore[misc]
+            kind: Any = _Value
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                kind = list[_struct(inner)]  # type: ignore[misc]  # made here, so mypy cannot know it
             required = len(models) == 1 and field.is_required()
             fields[name] = (name, kind) if required else (name, kind | msgspec.UnsetType, msgspec.UNSET)
     return msgspec.defstruct(models[0].__name__, list(fields.values()), kw_only=True)

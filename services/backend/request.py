@@ -25,8 +25,8 @@ class RefusedError(Exception):
 
 
 def refused(status: int, sentence: str) -> Response:
-    """The answer; after the one to a body that is too large, nothing more of it is read."""
-    headers = {"Connection": "close"} if status == 413 else {}
+    """The answer; after one that comes before the end of a body, nothing more of that is read."""
+    headers = {"Connection": "close"} if status in {408, 413, 503} else {}
     return JSONResponse({"error": sentence}, status_code=status, headers=headers)
 
 

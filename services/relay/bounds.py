@@ -6,7 +6,6 @@ holds more than about a megabyte of one. What is cut off here no channel would s
 
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import chain
 from typing import Final
 
 from services.relay.model import Alert, Event, Status, digest
@@ -86,7 +85,7 @@ def _pairs(pairs: Mapping[str, str]) -> Mapping[str, str]:
         return pairs
     kept: dict[str, str] = {}
     left = PAIRS
-    for key in chain(_FIRST & pairs.keys(), pairs.keys() - _FIRST):
+    for key in sorted(pairs, key=lambda key: key not in _FIRST):
         left -= min(len(key), TEXT) + min(len(pairs[key]), TEXT)
         if left < 0:
             break

@@ -1,8 +1,9 @@
-"""Addresses and durations as a person writes them."""
+"""Addresses, durations and sizes as a person writes them."""
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
-from shared.settings import parse_address, parse_duration
+from shared.settings import Size, parse_address, parse_duration
 
 
 @pytest.mark.parametrize("text", ["", "9000", ":9000", "127.0.0.1", "127.0.0.1:", "127.0.0.1:-1", "127.0.0.1:65536"])
@@ -37,3 +38,17 @@ def test_an_address_of_this_machine_is_known(text: str) -> None:
 @pytest.mark.parametrize("text", ["0.0.0.0:9000", "[::]:9000", "192.0.2.1:9000", "example.org:9000"])
 def test_every_other_one_is_the_network(text: str) -> None:
     assert not parse_address(text).is_loopback
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [("16MiB", 16 * 2**20), ("1GiB", 2**30), ("512KiB", 2**19), ("1.5MiB", 3 * 2**19), (7, 7), ("7", 7)],
+)
+def test_a_size_is_bytes(written: object, size: int) -> None:
+    assert TypeAdapter(Size).validate_python(written) == size
+
+
+@pytest.mark.parametrize("written", ["16 apples", "", "-1MiB", 0, None, "MiB", []])
+def test_what_is_no_size_is_refused_with_an_example(written: object) -> None:
+    with pytest.raises(ValidationError, match=r"expected a size such as 512KiB, 16MiB or 1GiB|greater than 0"):
+        TypeAdapter(Size).validate_python(written)

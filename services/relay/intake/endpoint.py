@@ -129,7 +129,7 @@ class Intake:
         try:
             await budget.take(size, TURN_SECONDS)
         except TimeoutError:
-            return _refuse(503, "not accepted, send it again: other large webhooks come first")
+            return _closing(_refuse(503, "not accepted, send it again: other large webhooks come first"))
         try:
             await self._read(request, body)
             return await self._in_turn(body, source)
@@ -139,9 +139,7 @@ class Intake:
             return await self._put_aside(body, source, 413, str(error))
         except _TooLargeError:
             reason = f"the body is over {self._rules.max_body} bytes, see intake.max_body"
-            response = await self._put_aside(body, source, 413, reason)
-            response.headers["Connection"] = "close"  # else the rest would be read
-            return response
+            return _closing(await self._put_aside(body, source, 413, reason))
         except (_NotNowError, StoreUnavailableError) as error:
             return _refuse(503, f"not accepted, send it again: {error}")
         finally:
@@ -236,3 +234,9 @@ class Intake:
 
 def _refuse(code: int, reason: str) -> Response:
     return JSONResponse({"error": reason}, status_code=code)
+
+
+def _closing(response: Response) -> Response:
+    """The answer to a body of which no more is read; else uvicorn would read the rest, to drop it."""
+    response.headers["Connection"] = "close"
+    return response

@@ -4,8 +4,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from services.relay.bounds import bounded
+from services.relay.channels import wording
 from services.relay.delivery.merge import merge
-from services.relay.model import Alert, Event, Status
+from services.relay.event_json import encode
+from services.relay.model import Alert, Event, Status, spoken_of
 from tests.relay.delivery.rig import broken, rig
 from tests.relay.scripted import Scripted, event_of
 
@@ -41,6 +44,20 @@ def test_what_all_its_alerts_share_is_what_a_merged_event_shares() -> None:
     told = merge(of(a="resolved"), of(b="firing"))
     assert "key" not in told.common_labels
     assert told.common_labels["alertname"] == of(b="firing").common_labels["alertname"]
+
+
+def test_alerts_that_have_no_room_are_merged_as_those_that_are_listed() -> None:
+    many = bounded(of(**{f"alert-{number}": "firing" for number in range(6_000)}, ends="firing", gone="firing"))
+    assert many.unlisted_firing
+    newer = bounded(
+        of(**{f"alert-{number}": "firing" for number in range(5_999, -1, -1)}, ends="resolved", new="firing")
+    )
+    told = merge(many, newer)
+    assert wording.counts(told) == "6002 firing, 1 resolved"  # `gone` stays as it was last told of
+    assert spoken_of(told) == spoken_of(many) | spoken_of(newer)
+    assert merge(newer, many).not_listed + len(merge(newer, many).alerts) == 6_003
+    assert len(encode(told)) < 3_000_000
+    assert merge(told, of(ends="firing")).not_listed > 0
 
 
 async def test_all_that_waited_is_in_the_message(tmp_path: Path) -> None:

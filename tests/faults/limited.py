@@ -1,0 +1,138 @@
+"""A real server as a process of its own, under the memory limit that chart and compose give it.
+
+Where a memory cgroup can be made, the kernel ends what goes over it. Elsewhere a thread looks at what the server and
+its children hold, and ends them all the same.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import yaml
+from pydantic import ByteSize, TypeAdapter
+
+_CHART: Final = Path("ops/helm/keypulse/values.yaml")
+_COMPOSE: Final = Path("compose.yaml")
+_SIZE: Final = TypeAdapter(ByteSize)
+_GROUPS: Final = (
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
+    (Path("/sys/fs/cgroup"), "memory.max"),
+)
+
+
+def memory_limit(server: str) -> int:
+    """Bytes: the lower of the two."""
+    chart = yaml.safe_load(_CHART.read_text())[server]["resources"]["limits"]["memory"]
+    compose = yaml.safe_load(_COMPOSE.read_text())["services"][server]["mem_limit"]
+    return min(_SIZE.validate_python(f"{chart}B"), _SIZE.validate_python(f"{compose}ib"))
+
+
+class Limited:
+    """A server that runs under a limit; `peak` is the most memory that it was seen with, its children included."""
+
+    def __init__(self, process: subprocess.Popen[bytes], limit: int, log: Path) -> None:
+        self.process = process
+        self.limit = limit
+        self.peak = 0
+        self.over = False
+        self._log = log
+        self._watching = threading.Thread(target=self._watch, daemon=True)
+        self._watching.start()
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    async def address(self) -> str:
+        """Where it listens, once it does."""
+        async with asyncio.timeout(60):
+            while True:
+                for line in self.log.splitlines():
+                    if '"listening"' in line:
+                        return str(json.loads(line)["address"])
+                assert self.process.poll() is None, self.log
+                await asyncio.sleep(0.05)
+
+    def _watch(self) -> None:
+        while self.process.poll() is None:
+            held = sum(map(_held, _tree(self.process.pid)))
+            self.peak = max(self.peak, held)
+            if held > self.limit:
+                self.over = True
+                self.process.kill()
+            time.sleep(0.02)
+
+
+@asynccontextmanager
+async def limited(server: str, arguments: Sequence[str], folder: Path) -> AsyncIterator[Limited]:
+    """The server while the body runs.
+
+    Args:
+        server: the name of its package and of its place in the chart.
+        arguments: of its command.
+        folder: for its log.
+    """
+    limit, log = memory_limit(server), folder / f"{server}.log"
+    command = [sys.executable, "-m", f"services.{server}", *arguments]
+    group = _group(limit)
+    if group:
+        command = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh", *command]
+    with log.open("wb") as written:
+        process = await asyncio.to_thread(subprocess.Popen[bytes], command, stderr=written)
+    running = Limited(process, limit, log)
+    try:
+        yield running
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.to_thread(process.wait, 20)
+        finally:
+            process.kill()
+            await asyncio.to_thread(process.wait)
+            if group:
+                for _ in range(50):
+                    with suppress(OSError):
+                        group.rmdir()
+                        break
+                    await asyncio.sleep(0.1)
+
+
+def _group(limit: int) -> Path | None:
+    """A memory cgroup of our own, where one can be made."""
+    for root, file in _GROUPS:
+        group = root / f"keypulse-test-{os.getpid()}-{time.monotonic_ns()}"
+        try:
+            group.mkdir()
+            (group / file).write_text(str(limit))
+        except OSError:
+            with suppress(OSError):
+                group.rmdir()
+        else:
+            return group
+    return None
+
+
+def _tree(pid: int) -> list[int]:
+    pids = [pid]
+    for each in pids:
+        with suppress(OSError):
+            pids += map(int, Path(f"/proc/{each}/task/{each}/children").read_text().split())
+    return pids
+
+
+def _held(pid: int) -> int:
+    """Bytes of memory that are its own; what is mapped from files is shared, and can be dropped."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    return 0

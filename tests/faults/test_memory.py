@@ -1,0 +1,92 @@
+"""Ten of the worst requests at once, valid or not, leave every server alive within the memory that it is given."""
+
+import asyncio
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import pytest
+from aiohttp import web
+
+from ops.kms_emulator.emulator import start as emulator
+from tests.faults import servers
+from tests.faults.hostile import MIB, REFUSED, VALID, filled
+from tests.relay.scripted import until
+
+_FEW: Final = ("lists", "many names", "a hundred thousand alerts")
+
+
+@pytest.mark.parametrize("names", [_FEW, pytest.param((*REFUSED, *VALID), marks=pytest.mark.played)])
+async def test_the_worst_webhooks_end_no_relay_and_the_valid_ones_are_delivered(
+    names: Sequence[str], tmp_path: Path
+) -> None:
+    async with servers.relay(tmp_path) as relay:
+        for name in names:
+            large = (REFUSED | VALID)[name](16 * MIB)
+            async with asyncio.TaskGroup() as group:
+                sent = [group.create_task(relay.post(f"/alerts?source={name}", large)) for _ in range(10)]
+            answers = {answer.result() for answer in sent}
+            codes = {code for code, _ in answers} - {503}  # Alertmanager sends those again
+            assert codes, answers
+            assert codes <= ({400, 413} if name in REFUSED else {200, 202}), answers
+            if name in VALID:
+                body = VALID[name](MIB)
+                async with asyncio.TaskGroup() as group:
+                    for number in range(10):
+                        group.create_task(servers.accepted(relay, body, f"{name} {number}"))
+            await relay.is_alive()
+        await servers.delivers_a_usual_one(relay, "usual")
+        await relay.is_alive()
+        print(f"relay: {relay.megabytes()}")  # noqa: T201
+
+
+async def test_the_worst_admin_bodies_and_records_end_no_backend(tmp_path: Path) -> None:
+    async with emulator(keys=[servers.KEY]) as kms, servers.backend(tmp_path, kms) as backend:
+        for path, body in {
+            "lease": filled('{"holder":"me","seconds":60,"x":[', "[]", "]}", 4 * MIB),
+            "restore": filled('{"token":"t","rows":[', "{}", "]}", 4 * MIB),
+            "backup": filled('{"after":{', '"a":[]', "}}", 4 * MIB),
+            "verify": b'{"x":' + b"[" * (4 * MIB - 10),
+            "note": ('{"step":"😀' + "x" * (4 * MIB - 30) + '"}').encode(),
+        }.items():
+            async with asyncio.TaskGroup() as group:
+                answers = [group.create_task(backend.post(f"/admin/crypto/{path}", body)) for _ in range(10)]
+            assert {answer.result()[0] for answer in answers} <= {200, 400, 409, 503}, path
+        await backend.is_alive()
+
+        async def put(number: int) -> int:
+            async with backend.client.put(f"/v1/records/r{number}", data=io.BytesIO(b"x" * MIB)) as answer:
+                return answer.status
+
+        async with asyncio.TaskGroup() as group:
+            puts = [group.create_task(put(number)) for number in range(10)]
+        assert {each.result() for each in puts} == {204}
+        async with backend.client.get("/v1/records/r9") as answer:
+            assert await answer.read() == b"x" * MIB
+        await backend.is_alive()
+        print(f"backend: {backend.megabytes()}")  # noqa: T201
+
+
+async def test_the_worst_documents_of_ten_backends_end_no_exporter(tmp_path: Path) -> None:
+    worst = filled('{"x":[', "[]", "]}", MIB - 100)
+    lines = (b"a 1\n" * MIB)[: 4 * MIB - 100]
+    asked = 0
+
+    async def health(_request: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1
+        return web.Response(body=worst, content_type="application/json")
+
+    async def metrics(_request: web.Request) -> web.Response:
+        return web.Response(body=lines, content_type="text/plain")
+
+    async with (
+        emulator(keys=[servers.KEY]) as kms,
+        servers.site(web.get("/healthz", health), web.get("/metrics", metrics)) as url,
+        servers.exporter(tmp_path, kms, {f"backend-{number}": url for number in range(10)}) as exporter,
+    ):
+        await until(lambda: asked >= 30, 60)
+        await exporter.is_alive()
+        await servers.proves_kms(exporter)
+        print(f"exporter: {exporter.megabytes()}")  # noqa: T201
