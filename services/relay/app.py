@@ -18,7 +18,7 @@ from services.relay.console import api
 from services.relay.delivery.trial import TrialAttempt, trial, trial_over
 from services.relay.intake.endpoint import TURN_SECONDS, TURNS, Intake, Rules
 from services.relay.intake.heartbeat import Heartbeat
-from services.relay.intake.routing import Rule
+from services.relay.intake.routing import Rule, route
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
 from services.relay.outbox import query
 from services.relay.outbox.prune import pruning
@@ -143,11 +143,15 @@ async def _working(
 ) -> AsyncIterator[tuple[Intake, Callable[[Iterable[str]], None]]]:
     """Takes in, delivers and watches while the body runs; gives the intake, and what wakes channels."""
     async with delivering(settings, store, metrics, sending) as wake:
-        watching = Watching(Teller(store, metrics, settings.channels, wake), _watched(settings), able)
+        rules = _rules(settings)
+        teller = Teller(
+            store, metrics, settings.channels, wake, lambda event: route(event, rules.routes, rules.default_channels)
+        )
+        watching = Watching(teller, _watched(settings), able)
         retention = settings.retention
         async with _beside(watching.run(), pruning(store, retention.max_age, retention.max_deliveries)):
             token = SecretFile(settings.auth.bearer_token_file)
-            yield Intake(store, token, _rules(settings), metrics, wake, watching.heartbeat), wake
+            yield Intake(store, token, rules, metrics, wake, watching.heartbeat), wake
 
 
 @asynccontextmanager

@@ -129,6 +129,7 @@ channels = Table(
     Column("reason", Text),  # how the last attempt that did not reach it ended
     Column("asked_until", Double),  # nothing is claimed before, since the provider asked for it
     Column("asked_at", Double),  # when it did
+    Column("served_at", Double),  # when a relay last said that it delivers on it
 )
 
 quarantine = Table(

@@ -14,6 +14,7 @@ def upgrade(op: Operations) -> None:
     """Adds it; silences are counted from now on, and late twins are recognised by what comes from now on."""
     for name in ("group_id", "earlier"):
         op.add_column("incidents", Column(name, Text))
+    op.add_column("channels", Column("served_at", Double))
     for name in ("silent", "counted_at"):
         op.add_column("watchdogs", Column(name, Double, nullable=False, server_default="0"))
     going_on, dead = text("open = 1"), text("state = 'dead'")
