@@ -39,6 +39,7 @@ _LEFT: Final = (
     _of.finished_at.is_(None),
     or_(_of.state.in_([state.value for state in WAITING]), _of.due_at <= bindparam("now")),  # or its lease ended
     or_(_of.fell_back.is_(None), _of.fell_back < _of.event_seq),
+    or_(_of.maybe_told.is_(None), _of.due_at <= bindparam("now")),  # else it is held back, see `restored`
 )
 _NEXT: Final = (
     select(_of.seq, _of.incident_id)

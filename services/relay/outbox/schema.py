@@ -102,6 +102,7 @@ deliveries = Table(
     Column("receipt", Text),  # JSON
     Column("payload", LargeBinary),  # as it was last sent, credentials masked; zlib
     Column("fell_back", BigInteger),  # up to this event other channels tell it, too, since its own refuses everything
+    Column("maybe_told", BigInteger),  # up to this event it may have been told before, for a backup was restored
     sqlite_autoincrement=True,
 )
 
@@ -130,6 +131,14 @@ channels = Table(
     Column("asked_until", Double),  # nothing is claimed before, since the provider asked for it
     Column("asked_at", Double),  # when it did
     Column("served_at", Double),  # when a relay last said that it delivers on it
+)
+
+origin = Table(
+    "origin",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),  # 1: there is one row
+    Column("name", Text, nullable=False),  # which database this is; another one where a backup was restored
+    Column("seen_at", Double, nullable=False),  # when a relay last looked
 )
 
 quarantine = Table(

@@ -4,7 +4,7 @@ import hashlib
 import json
 
 from alembic.operations import Operations
-from sqlalchemy import Column, Connection, Double, Text, text
+from sqlalchemy import BigInteger, Column, Connection, Double, Integer, Text, text
 
 revision = "0005"
 down_revision = "0004"
@@ -15,6 +15,13 @@ def upgrade(op: Operations) -> None:
     for name in ("group_id", "earlier"):
         op.add_column("incidents", Column(name, Text))
     op.add_column("channels", Column("served_at", Double))
+    op.add_column("deliveries", Column("maybe_told", BigInteger))
+    op.create_table(
+        "origin",
+        Column("id", Integer, primary_key=True, autoincrement=False),
+        Column("name", Text, nullable=False),
+        Column("seen_at", Double, nullable=False),
+    )
     for name in ("silent", "counted_at"):
         op.add_column("watchdogs", Column(name, Double, nullable=False, server_default="0"))
     going_on, dead = text("open = 1"), text("state = 'dead'")
