@@ -73,12 +73,15 @@ async def catch_up(store: Store, names: Collection[str]) -> None:
     """
     after = 0
     while True:
-        asked = {"channels": sorted(names), "after": after}
-        found = await store.read(lambda connection, asked=asked: connection.execute(_NEXT_BEHIND, asked).all())
+        found = await store.read(partial(_behind, names=names, after=after))
         if not found:
             return
         after = found[-1].seq
         await store.run(partial(_catch_up, found=found, names=names))
+
+
+def _behind(connection: Connection, names: Collection[str], after: int) -> Sequence[Row[*tuple[Any, ...]]]:
+    return connection.execute(_NEXT_BEHIND, {"channels": sorted(names), "after": after}).all()
 
 
 def _catch_up(transaction: Transaction, found: Sequence[Row[*tuple[Any, ...]]], names: Collection[str]) -> None:
