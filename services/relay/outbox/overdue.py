@@ -40,7 +40,7 @@ _OVERDUE: Final = (
         _older.c.seq < _of.seq,
     ),
 )
-_NEXT: Final = select(_of.seq, _of.incident_id).where(*_OVERDUE).order_by(_of.seq).limit(STEP)
+_NEXT: Final = select(_of.seq, _of.incident_id).where(*_OVERDUE).limit(STEP)
 _ROWS: Final = (
     select(*(_of.seq, _of.channel, _of.incident_id, _of.episode, _of.event_seq, _of.first_event, _of.fell_back))
     .where(_of.seq.in_(bindparam("seqs", expanding=True)), *_OVERDUE)

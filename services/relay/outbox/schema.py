@@ -183,7 +183,8 @@ _index(
     _of.waits_since,
     where="state IN ('queued', 'sending', 'retrying', 'dead')",
 )
-_index("deliveries_dead", _of.finished_at, where="state = 'dead'")
+# By when they were given up; for everything else that is asked of dead letters, `deliveries_counted` is the right one.
+_index("deliveries_dead", _of.finished_at, where="state = 'dead' AND finished_at IS NOT NULL")
 _index("deliveries_delivered", _of.channel, _of.finished_at, where="state = 'delivered'")
 _index("incidents_of_group", incidents.c.group_id, where="open = 1")
 _index("events_of_incident", events.c.incident_id, events.c.seq)

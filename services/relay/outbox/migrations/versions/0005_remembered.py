@@ -24,7 +24,7 @@ def upgrade(op: Operations) -> None:
     )
     for name in ("silent", "counted_at"):
         op.add_column("watchdogs", Column(name, Double, nullable=False, server_default="0"))
-    going_on, dead = text("open = 1"), text("state = 'dead'")
+    going_on, dead = text("open = 1"), text("state = 'dead' AND finished_at IS NOT NULL")
     op.create_index("incidents_of_group", "incidents", ["group_id"], sqlite_where=going_on, postgresql_where=going_on)
     op.create_index("deliveries_dead", "deliveries", ["finished_at"], sqlite_where=dead, postgresql_where=dead)
     _group(op.get_bind())
