@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -17,8 +17,9 @@ from services.relay.console import api
 from services.relay.delivery.trial import TrialAttempt, trial, trial_over
 from services.relay.intake.endpoint import TURN_SECONDS, TURNS, Intake, Rules
 from services.relay.intake.heartbeat import Heartbeat
-from services.relay.intake.routing import Rule
+from services.relay.intake.routing import Rule, first_match
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
+from services.relay.model import Event
 from services.relay.outbox import query
 from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.byte_limit import ByteLimit
@@ -154,11 +155,17 @@ async def _working(
 ) -> AsyncIterator[tuple[Intake, Callable[[Iterable[str]], None]]]:
     """Takes in, delivers and watches while the body runs; gives the intake, and what wakes channels."""
     async with delivering(settings, store, metrics, sending) as wake:
-        watching = Watching(Teller(store, metrics, settings.channels, wake), _watched(settings), able)
+        rules = _rules(settings)
+
+        def route(event: Event) -> Sequence[str]:
+            place = first_match(event, rules.routes)
+            return rules.default_channels if place is None else rules.routes[place].channels
+
+        watching = Watching(Teller(store, metrics, settings.channels, wake, route), _watched(settings), able)
         retention, young = settings.retention, settings.delivery.duplicate_window
         kept = pruning(store, retention.max_age, retention.max_deliveries, limit, young=young)
         async with _beside(watching.run(), kept):
-            yield Intake(store, _rules(settings), metrics, wake, watching.heartbeat, limit), wake
+            yield Intake(store, rules, metrics, wake, watching.heartbeat, limit), wake
 
 
 @asynccontextmanager

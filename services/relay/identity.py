@@ -57,7 +57,7 @@ def plan(
         now: unix seconds.
         duplicate_window: seconds within which an equal event is taken for the other Alertmanager's of an HA pair.
         routed: the channels that the routes name.
-        configured: the channels that exist.
+        configured: the channels that exist here; those of other replicas are known.
     """
     if known is None:
         return Plan(1, open=_goes_on(event, before=True), channels=tuple(dict.fromkeys(routed)))
@@ -70,11 +70,13 @@ def plan(
     if _is_late_twin(event, known, content, now=now, duplicate_window=duplicate_window):
         return None
     begins = event.status is Status.FIRING and not known.open
-    also = sorted(known.open_on.intersection(configured)) if known.open else []
+    there = known.served.union(configured)
+    also = sorted(known.open_on & there) if known.open else []
     return Plan(
         known.episode + begins,
         open=_goes_on(event, before=known.open),
         channels=tuple(dict.fromkeys([*routed, *also])),
+        gone=tuple(sorted(known.open_on.difference(configured))) if known.open else (),
     )
 
 

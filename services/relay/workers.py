@@ -19,7 +19,9 @@ from services.relay.outbox import gate
 from services.relay.outbox.fallback import fall_back_of_gone
 from services.relay.outbox.held import give_back
 from services.relay.outbox.overdue import look_after
+from services.relay.outbox.restored import HELD_FOR, notice_restore
 from services.relay.outbox.schema import State
+from services.relay.outbox.served import catch_up, serve
 from services.relay.outbox.store import Store
 from services.relay.outbox.waiting import StoreUnavailableError
 from services.relay.sending.enrich.links import LinkRules
@@ -85,9 +87,10 @@ async def _working(
         own = settings.channels[name]
         sharing = _sharing(own, settings.channels)
         workers[name] = Worker(name, channel, _rate(settings, own), own.lanes, shared, sharing)
-    await _try_refused(store, channels)
+    held_for = HELD_FOR if settings.alertmanager.urls else 0.0
+    await _begin(store, channels, held_for)
     tasks = [asyncio.create_task(worker.run(), name=f"deliver {name}") for name, worker in workers.items()]
-    looking = asyncio.create_task(_look_after(store, shared, wake, channels), name="overdue deliveries")
+    looking = asyncio.create_task(_look_after(store, shared, wake, channels, held_for), name="overdue deliveries")
     try:
         yield wake
     finally:
@@ -117,18 +120,26 @@ def _rate(settings: RelaySettings, channel: ChannelSettings) -> float | None:
     return rate.messages if rate is not None and settings.pacing.enabled else None
 
 
-async def _try_refused(store: Store, names: Iterable[str]) -> None:
-    """Whoever starts the relay anew may have mended why a channel refused everything."""
+async def _begin(store: Store, names: Collection[str], held_for: float) -> None:
+    """Whoever starts the relay anew may have mended why a channel refused everything, or brought one back.
+
+    Or restored a backup.
+    """
     try:
+        await serve(store, names)
+        await catch_up(store, names)
         await gate.reopened(store, names)
+        await notice_restore(store, held_for=held_for, at_start=True)
     except StoreUnavailableError as error:
         log.warning("channels that refused everything are tried when their pause ends", problem=str(error))
 
 
-async def _look_after(store: Store, shared: Delivering, wake: Wake, channels: Collection[str]) -> None:
+async def _look_after(store: Store, shared: Delivering, wake: Wake, channels: Collection[str], held_for: float) -> None:
     while True:
         await asyncio.sleep(_LOOK_AFTER_SECONDS)
         try:
+            await serve(store, channels)
+            await notice_restore(store, held_for=held_for, at_start=False)
             told = await fall_back_of_gone(store, channels, shared.fallback)
             for channel in told.superseded:
                 shared.metrics.ended(channel, State.SUPERSEDED)

@@ -136,7 +136,11 @@ def test_only_the_latest_event_counts_so_a_firing_after_a_resolve_is_news_and_a_
 
 def test_an_open_incident_stays_in_its_episode_and_reaches_every_configured_channel_it_is_open_on() -> None:
     before = known(event_of(), open_on=frozenset({"slack", "mail", "gone"}))
-    assert plan(event_of("resolved"), before) == Plan(1, open=False, channels=("slack", "mail"))
+    assert plan(event_of("resolved"), before) == Plan(1, open=False, channels=("slack", "mail"), gone=("gone",))
+    elsewhere = before._replace(served=frozenset({"gone"}))
+    assert plan(event_of("resolved"), elsewhere) == Plan(
+        1, open=False, channels=("slack", "gone", "mail"), gone=("gone",)
+    )
 
 
 def test_a_resolve_of_a_closed_incident_begins_nothing_and_follows_the_routes() -> None:

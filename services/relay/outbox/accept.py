@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 
 from services.relay.event_json import encode
 from services.relay.model import Event
@@ -13,7 +13,7 @@ from services.relay.outbox.enqueue import New, enqueue
 from services.relay.outbox.known import Known, known_of
 from services.relay.outbox.many import Many
 from services.relay.outbox.same_group import group_id
-from services.relay.outbox.schema import events, incidents, plain
+from services.relay.outbox.schema import deliveries, events, incidents, plain
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
 
@@ -21,6 +21,11 @@ _LARGE: Final = 64 * 1024  # bytes of a webhook up to which writing its event is
 # Statements are built once: building one costs more than a database takes to run it.
 _NEW_EVENTS: Final = Many(insert(events), [column.name for column in events.c if column is not events.c.seq])
 _SEQS: Final = select(events.c.id, events.c.seq).where(events.c.id.in_(bindparam("ids", expanding=True)))
+_WAITS_FIRST: Final = select(func.min(deliveries.c.first_event)).where(
+    deliveries.c.incident_id == bindparam("incident"),
+    deliveries.c.channel.in_(bindparam("channels", expanding=True)),
+    deliveries.c.finished_at.is_(None),
+)
 _KEPT: Final = ("episode", "open", "latest_event", "group_id", "earlier")
 _KEEP: Final = Many(
     update(incidents)
@@ -47,6 +52,8 @@ class Plan(NamedTuple):
     episode: int
     open: bool
     channels: tuple[str, ...]
+    gone: tuple[str, ...] = ()
+    """Channels that are not configured here, though the incident is open on them: they may have another name now."""
 
 
 Decide = Callable[[Known | None, float], Plan | None]
@@ -159,17 +166,30 @@ def _commit(transaction: Transaction, planned: Sequence[_Planned]) -> dict[str, 
 
 def _enqueue(transaction: Transaction, planned: Sequence[_Planned], seqs: Sequence[int]) -> list[tuple[str, ...]]:
     """Makes the deliveries of new events; the channels of those that each of them superseded."""
-    news = [
-        [
-            New(seq, seq, each.asked.incoming.incident_id, each.plan.episode, channel, fresh=each.known is None)
-            for channel in each.plan.channels
-        ]
-        for each, seq in zip(planned, seqs, strict=True)
-    ]
+    news = [_news(transaction, each, seq) for each, seq in zip(planned, seqs, strict=True)]
     channels: dict[str, list[str]] = {}
     for old in enqueue(transaction, [new for of_event in news for new in of_event]).superseded:
         channels.setdefault(old.incident_id, []).append(old.channel)
     return [tuple(channels.get(each.asked.incoming.incident_id, ())) for each in planned]
+
+
+def _news(transaction: Transaction, planned: _Planned, seq: int) -> list[New]:
+    """The deliveries of an event.
+
+    What nobody was told of yet, since it waits for a channel that is gone, is told by those that are new to the
+    incident: one of them may be that channel under another name, and an end alone would tell it nothing.
+    """
+    incident, plan = planned.asked.incoming.incident_id, planned.plan
+    first, known_there = seq, frozenset(plan.channels)
+    if plan.gone and planned.known is not None:
+        known_there = planned.known.open_on | transaction.unmerged
+        waits = {"incident": incident, "channels": list(plan.gone)}
+        first = transaction.connection.execute(_WAITS_FIRST, waits).scalar() or seq
+    fresh = planned.known is None
+    return [
+        New(seq, seq if channel in known_there else first, incident, plan.episode, channel, fresh=fresh)
+        for channel in plan.channels
+    ]
 
 
 def _event(asked: _Asked, now: float) -> dict[str, Any]:

@@ -35,7 +35,7 @@ _TOO_EARLY: Final = (
     # In the words of the index `deliveries_dead`.
     .where(_of.state == literal_column("'dead'"), _of.finished_at > bindparam("now") + gate.SET_BACK)
     .where(_of.finished_at - _of.accepted_at > bindparam("give_up_after") - _ROUNDED)
-    .order_by(_of.seq)
+    .order_by(_of.finished_at)
     .limit(_STEP)
 )
 _ROWS: Final = (

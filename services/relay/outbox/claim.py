@@ -78,13 +78,14 @@ _told = (
 )
 _FIRST_RECEIPTS: Final = select(_of.incident_id, _of.episode, _of.receipt).where(_of.seq.in_(_told))
 _FIRED: Final = (
-    select(_of.incident_id, _of.episode)
-    .distinct()
+    select(_of.incident_id, _of.episode, func.max(events.c.seq).label("event"))
+    .group_by(_of.incident_id, _of.episode)
     .join(events, and_(events.c.incident_id == _of.incident_id, events.c.seq.between(_of.first_event, _of.event_seq)))
     .where(_of.incident_id.in_(bindparam("incidents", expanding=True)), _of.channel == bindparam("channel"))
     .where(_of.episode.in_(bindparam("episodes", expanding=True)), events.c.status == Status.FIRING)
 )
-"""Of what a delivery tells any event may have fired: what falls back late tells the beginning and the end as one."""
+"""The last event that fired. Of what a delivery tells any may have: what falls back late tells the beginning and the
+end as one."""
 
 
 class Claim(NamedTuple):
@@ -225,7 +226,8 @@ def _claims(
     first = connection.execute(_FIRST_RECEIPTS, incidents).all()
     receipts = {(row.incident_id, row.episode): row.receipt for row in first}
     over = any(row.status == Status.RESOLVED and (row.incident_id, row.episode) not in receipts for row in due)
-    fired = {(row.incident_id, row.episode) for row in connection.execute(_FIRED, incidents)} if over else set()
+    found = connection.execute(_FIRED, incidents).all() if over else ()
+    fired = {(row.incident_id, row.episode): row.event for row in found}
 
     ends = {row.incident_id for row in due if row.status == Status.RESOLVED} if asked.sharing else set()
     others = open_on(connection, ends, asked.sharing) if ends else {}
@@ -246,7 +248,7 @@ def _claims(
             last_event=row.event_seq,
             written_event=written[row.event_seq],
             first_receipt=json.loads(receipt) if receipt else None,
-            untold=receipt is None and row.status == Status.RESOLVED and episode in fired,
+            untold=receipt is None and row.status == Status.RESOLVED and fired.get(episode, 0) > (row.maybe_told or 0),
             maybe_sent=bool(row.maybe_sent) or row.state == State.SENDING,
             progress=json.loads(row.progress) if row.progress else {},
             note=row.note or "",

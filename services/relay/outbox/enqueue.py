@@ -22,7 +22,7 @@ _WAITING: Final = (
     select(
         *(_of.seq, _of.channel, _of.incident_id, _of.event_seq, _of.first_event, _of.id),
         *(_of.episode, _of.maybe_sent),
-        *(_of.due_at, _of.set_at, _of.attempts, _of.reason, _of.waits_since, _of.note, _of.fell_back),
+        *(_of.due_at, _of.set_at, _of.attempts, _of.reason, _of.waits_since, _of.note, _of.fell_back, _of.maybe_told),
     )
     .where(
         _of.channel.in_(bindparam("channels", expanding=True)),
@@ -52,15 +52,16 @@ _TAKE_OVER: Final = (
         set_at=bindparam("at"),
         reason=bindparam("why"),
         fell_back=bindparam("fell"),
+        maybe_told=bindparam("told"),
     )
 )
 
 _COLUMNS: Final = (
     *("id", "event_seq", "first_event", "incident_id", "episode", "channel", "state", "attempts", "reason"),
-    *("accepted_at", "waits_since", "due_at", "set_at", "note", "fell_back"),
+    *("accepted_at", "waits_since", "due_at", "set_at", "note", "fell_back", "maybe_told"),
 )
 _NEW: Final = Many(insert(deliveries), _COLUMNS)
-_INHERITED: Final = ("due_at", "set_at", "attempts", "reason", "waits_since", "fell_back")
+_INHERITED: Final = ("due_at", "set_at", "attempts", "reason", "waits_since", "fell_back", "maybe_told")
 
 
 class New(NamedTuple):
@@ -121,6 +122,8 @@ def enqueue(transaction: Transaction, news: Sequence[New]) -> Enqueued:
                 "state": State.RETRYING if old.attempts else State.QUEUED,
                 "note": new.note or old.note,
             }
+            if old.maybe_told is not None:
+                row |= {"due_at": transaction.now, "set_at": transaction.now}  # held back is only what is old
             if new.first_event < old.first_event:
                 row["fell_back"] = None  # of the older events that is not known
             changes.append({"old": old.seq, "by": row["id"], "at": transaction.now})
@@ -139,7 +142,7 @@ def merge_into_successor(transaction: Transaction, old: Row[*tuple[Any, ...]], w
 
     Args:
         transaction: the one under way.
-        old: its row, with seq, channel, incident_id, first_event, waits_since, note and fell_back.
+        old: its row, with seq, channel, incident_id, first_event, waits_since, note, fell_back and maybe_told.
         waits: when it would be tried again; the successor then is.
 
     Returns:
@@ -166,6 +169,7 @@ def merge_into_successor(transaction: Transaction, old: Row[*tuple[Any, ...]], w
             "at": transaction.now,
             "why": waits.reason,
             # Of events before its own nobody knows how far they were handed on.
+            "told": found.maybe_told or old.maybe_told,
             "fell": old.fell_back if old.first_event <= found.first_event else None,
         },
     )
@@ -207,4 +211,5 @@ def _row(new: New, now: float) -> dict[str, Any]:
         "set_at": now,
         "note": new.note,
         "fell_back": None,
+        "maybe_told": None,
     }

@@ -1,7 +1,7 @@
 """What waits for a channel that refuses everything → those that stand in for it: at once, in order, each event once.
 
-So does, after a while, what waits for a channel that is configured no more: a webhook may have been accepted by the
-configuration of before, and nobody else would ever tell of it.
+So does, after a while, what waits for a channel on which no replica delivers any more: a webhook may have been accepted
+by the configuration of before, and nobody else would ever tell of it.
 
 It goes on waiting for its own channel, too. How far it was handed on is noted in the delivery (`fell_back`), so that
 each step finds the next ones; what another channel tells already, be it because it refused it before, is not repeated.
@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Row, bindparam, exists, or_, select, update
 from services.relay.outbox import dialect
 from services.relay.outbox.enqueue import New, enqueue
 from services.relay.outbox.lock import lock
-from services.relay.outbox.schema import WAITING, deliveries, events, incidents
+from services.relay.outbox.schema import WAITING, channels, deliveries, events, incidents
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
 
@@ -33,11 +33,13 @@ _GONE: Final = (
     .distinct()
     .where(_of.finished_at.is_(None), _of.channel.not_in(bindparam("configured", expanding=True)))
     .where(_of.waits_since < bindparam("before"))
+    .where(~exists().where(channels.c.name == _of.channel, channels.c.served_at >= bindparam("before")))
 )
 _LEFT: Final = (
     _of.finished_at.is_(None),
     or_(_of.state.in_([state.value for state in WAITING]), _of.due_at <= bindparam("now")),  # or its lease ended
     or_(_of.fell_back.is_(None), _of.fell_back < _of.event_seq),
+    or_(_of.maybe_told.is_(None), _of.due_at <= bindparam("now")),  # else it is held back, see `restored`
 )
 _NEXT: Final = (
     select(_of.seq, _of.incident_id)
@@ -103,7 +105,12 @@ async def fall_back(store: Store, channel: str, others: Sequence[str]) -> FellBa
 
 
 async def fall_back_of_gone(store: Store, configured: Collection[str], others: Sequence[str]) -> FellBack:
-    """Hands on what has waited for `GONE_AFTER` for channels that are not among the `configured`; all of it.
+    """Hands on what has waited for `GONE_AFTER` for channels that no replica has served for as long; all of it.
+
+    Args:
+        store: the outbox.
+        configured: the channels of this one.
+        others: that tell it instead.
 
     Raises:
         StoreUnavailableError: the steps before this one are done.

@@ -27,7 +27,7 @@ _whose = (_of.lease.startswith(bindparam("owner")), _of.finished_at.is_(None))
 _WHOSE: Final = select(_of.incident_id).where(*_whose)
 _HELD: Final = (
     select(_of.seq, _of.channel, _of.incident_id, _of.first_event, _of.attempts, _of.reason, _of.waits_since, _of.note)
-    .add_columns(_of.fell_back)
+    .add_columns(_of.fell_back, _of.maybe_told)
     .where(*_whose)
     .order_by(_of.seq)
     .with_for_update()

@@ -11,7 +11,7 @@ from sqlalchemy import Column, Connection, Row, Select, and_, select, text
 
 from services.relay.event_json import decode
 from services.relay.model import Event
-from services.relay.outbox.schema import events, incidents
+from services.relay.outbox.schema import deliveries, events, incidents
 from services.relay.outbox.store import Store
 
 PAGE: Final = 20
@@ -52,6 +52,22 @@ def open_incidents(store: Store) -> AsyncIterator[Incident]:
 def closed_by_us(store: Store) -> AsyncIterator[Incident]:
     """Every incident whose latest event is an end that the relay told by itself. Raises StoreUnavailableError."""
     return _walk(store, _CLOSED_BY_US, events.c.incident_id)
+
+
+def of_a_backup(store: Store, *, going_on: bool) -> AsyncIterator[Incident]:
+    """Every incident of which something is held back since a backup was restored, and nothing came since.
+
+    Args:
+        store: the outbox.
+        going_on: whether those that are open, or those that are over.
+
+    Raises:
+        StoreUnavailableError: they cannot be read.
+    """
+    of = deliveries.c
+    waits = select(of.incident_id).where(of.finished_at.is_(None), of.maybe_told >= of.event_seq)
+    query = _INCIDENTS.where(incidents.c.open == int(going_on), incidents.c.id.in_(waits))
+    return _walk(store, query, incidents.c.id)
 
 
 async def _walk(store: Store, query: Select[*tuple[Any, ...]], key: Column[str]) -> AsyncIterator[Incident]:

@@ -10,6 +10,7 @@ from services.relay.outbox.dialect import insert_new
 from services.relay.outbox.lock import lock
 from services.relay.outbox.many import Many
 from services.relay.outbox.schema import State, deliveries, events, incidents
+from services.relay.outbox.served import served
 from services.relay.outbox.together import Transaction
 
 _NEW: Final = {
@@ -63,6 +64,8 @@ class Known(NamedTuple):
     """Whether the relay made the latest event itself."""
     earlier: tuple[Earlier, ...] = ()
     """The last few events before the latest one, the oldest first."""
+    served: frozenset[str] = frozenset()
+    """The channels on which any replica delivers."""
     written: bytes | None = None
     """The latest event, where one of those told the same as what comes in."""
 
@@ -92,16 +95,17 @@ def known_of(transaction: Transaction, coming: Mapping[str, str]) -> dict[str, K
     on: dict[str, set[str]] = {}
     for incident, channel in connection.execute(_ON, {"incidents": [row.incident for row in latest]}):
         on.setdefault(incident, set()).add(channel)
+    live = served(connection, transaction.now)
     known = {}
     for row in latest:
-        known[row.incident] = _of_row(row, states.get(row.latest_event, []), on.get(row.incident, set()))
+        known[row.incident] = _of_row(row, states.get(row.latest_event, []), on.get(row.incident, set()), live)
         if coming[row.incident] in {earlier.fingerprint for earlier in known[row.incident].earlier}:
             written = connection.execute(_WRITTEN, {"event": row.latest_event}).scalar_one()
             known[row.incident] = known[row.incident]._replace(written=written)
     return known
 
 
-def _of_row(row: Row[*tuple[Any, ...]], states: Sequence[str], on: set[str]) -> Known:
+def _of_row(row: Row[*tuple[Any, ...]], states: Sequence[str], on: set[str], live: frozenset[str]) -> Known:
     return Known(
         episode=row.episode,
         open=bool(row.open),
@@ -112,5 +116,6 @@ def _of_row(row: Row[*tuple[Any, ...]], states: Sequence[str], on: set[str]) -> 
         deliveries=len(states),
         any_dead=State.DEAD in states,
         ours=not row.size,
+        served=live,
         earlier=tuple(Earlier(*each) for each in json.loads(row.earlier)) if row.earlier else (),
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from sqlalchemy import Row, bindparam, exists, or_, select, update
+from sqlalchemy import Connection, Row, bindparam, exists, or_, select, update
 
 from services.relay.outbox import dialect
 from services.relay.outbox.again import requeue_too_early
@@ -31,6 +31,7 @@ _OVERDUE: Final = (
     _of.finished_at.is_(None),
     _of.state.in_([state.value for state in WAITING]),
     _of.accepted_at < bindparam("before"),
+    or_(_of.maybe_told.is_(None), _of.due_at <= bindparam("now")),  # else it is held back, see `restored`
     # Else the older one, which may be under way, would be sent after what is newer was given up.
     ~exists().where(
         _older.c.incident_id == _of.incident_id,
@@ -39,7 +40,7 @@ _OVERDUE: Final = (
         _older.c.seq < _of.seq,
     ),
 )
-_NEXT: Final = select(_of.seq, _of.incident_id).where(*_OVERDUE).order_by(_of.seq).limit(STEP)
+_NEXT: Final = select(_of.seq, _of.incident_id).where(*_OVERDUE).limit(STEP)
 _ROWS: Final = (
     select(*(_of.seq, _of.channel, _of.incident_id, _of.episode, _of.event_seq, _of.first_event, _of.fell_back))
     .where(_of.seq.in_(bindparam("seqs", expanding=True)), *_OVERDUE)
@@ -128,13 +129,15 @@ def _end_false_waits(transaction: Transaction, owner: str) -> None:
 async def _give_up(store: Store, give_up_after: float, fallback: Sequence[str]) -> tuple[FellBack, list[str]]:
     """One step: what others tell instead, and the channel of each delivery that is dead now."""
     found = await store.read(
-        lambda connection: connection.execute(
-            _NEXT, {"before": dialect.now(connection, store.clock) - give_up_after}
-        ).all()
+        lambda connection: _overdue(connection, dialect.now(connection, store.clock), give_up_after)
     )
     if not found:
         return FellBack(), []
     return await store.run(partial(_step, found=found, give_up_after=give_up_after, fallback=fallback))
+
+
+def _overdue(connection: Connection, now: float, give_up_after: float) -> Sequence[Row[*tuple[Any, ...]]]:
+    return connection.execute(_NEXT, {"now": now, "before": now - give_up_after}).all()
 
 
 def _step(
@@ -142,7 +145,8 @@ def _step(
 ) -> tuple[FellBack, list[str]]:
     connection, now = transaction.connection, transaction.now
     lock(transaction, {row.incident_id for row in found})
-    rows = connection.execute(_ROWS, {"seqs": [row.seq for row in found], "before": now - give_up_after}).all()
+    asked = {"seqs": [row.seq for row in found], "now": now, "before": now - give_up_after}
+    rows = connection.execute(_ROWS, asked).all()
     superseded, woken = [], set()
     for row in rows:
         news = instead(transaction, row, [other for other in fallback if other != row.channel])

@@ -26,7 +26,7 @@ _of = deliveries.c
 # Statements are built once: building one costs more than a database takes to run it.
 _FIND: Final = (
     select(*(_of.seq, _of.id, _of.lease, _of.due_at, _of.event_seq, _of.first_event, _of.incident_id, _of.episode))
-    .add_columns(_of.channel, _of.accepted_at, _of.waits_since, _of.state, _of.note, _of.fell_back)
+    .add_columns(_of.channel, _of.accepted_at, _of.waits_since, _of.state, _of.note, _of.fell_back, _of.maybe_told)
     .where(_of.id.in_(bindparam("ids", expanding=True)))
     .order_by(_of.seq)
     .with_for_update()

@@ -102,6 +102,7 @@ deliveries = Table(
     Column("receipt", Text),  # JSON
     Column("payload", LargeBinary),  # as it was last sent, credentials masked; zlib
     Column("fell_back", BigInteger),  # up to this event other channels tell it, too, since its own refuses everything
+    Column("maybe_told", BigInteger),  # up to this event it may have been told before, for a backup was restored
     sqlite_autoincrement=True,
 )
 
@@ -129,6 +130,15 @@ channels = Table(
     Column("reason", Text),  # how the last attempt that did not reach it ended
     Column("asked_until", Double),  # nothing is claimed before, since the provider asked for it
     Column("asked_at", Double),  # when it did
+    Column("served_at", Double),  # when a relay last said that it delivers on it
+)
+
+origin = Table(
+    "origin",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),  # 1: there is one row
+    Column("name", Text, nullable=False),  # which database this is; another one where a backup was restored
+    Column("seen_at", Double, nullable=False),  # when a relay last looked
 )
 
 quarantine = Table(
@@ -185,7 +195,8 @@ _index(
     _of.waits_since,
     where="state IN ('queued', 'sending', 'retrying', 'dead')",
 )
-_index("deliveries_dead", _of.finished_at, where="state = 'dead'")
+# By when they were given up; for everything else that is asked of dead letters, `deliveries_counted` is the right one.
+_index("deliveries_dead", _of.finished_at, where="state = 'dead' AND finished_at IS NOT NULL")
 _index("deliveries_delivered", _of.channel, _of.finished_at, where="state = 'delivered'")
 _index("incidents_of_group", incidents.c.group_id, where="open = 1")
 _index("events_of_incident", events.c.incident_id, events.c.seq)

@@ -27,7 +27,8 @@ import structlog
 
 from services.relay.identity import OWN_SOURCE
 from services.relay.model import Event, Status
-from services.relay.outbox.incidents import Incident, closed_by_us, open_incident, open_incidents
+from services.relay.outbox.incidents import Incident, closed_by_us, of_a_backup, open_incident, open_incidents
+from services.relay.outbox.restored import release
 from services.relay.outbox.same_group import group_id
 from services.relay.watch.alertmanager import Active, Peer, PeerError
 from services.relay.watch.telling import Teller
@@ -83,9 +84,24 @@ class Reconcile:
     async def round(self) -> float:
         """Compares once; gives the seconds until the next round. Raises StoreUnavailableError."""
         sight = await self._look()
+        await self._compare_backup(sight)
         await self._close(sight)
         await self._open_again(sight)
         return self._waits.between_rounds
+
+    async def _compare_backup(self, sight: _Sight) -> None:
+        """Of what waits in a restored backup, nothing goes out before it was compared: it may be over for long."""
+        if not sight.counted:
+            return
+        store = self._teller.store
+        async for incident in of_a_backup(store, going_on=True):
+            if self._is_gone(incident, sight):
+                await self._teller.end(incident, ENDED)
+        async for incident in of_a_backup(store, going_on=False):
+            event = _back(incident.event, sight) if incident.event else None
+            if event is not None:
+                await self._teller.follow(incident, event)
+        await release(store)
 
     async def _close(self, sight: _Sight) -> None:
         before, self._absent_since = self._absent_since, {}

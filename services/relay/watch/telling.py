@@ -67,6 +67,7 @@ class Teller:
         metrics: counts the deliveries that are merged away.
         channels: those that exist.
         accepted: called with the channels that have something new, after the commit.
+        route: the channels to which an event of this kind goes by the routes.
     """
 
     def __init__(
@@ -75,11 +76,13 @@ class Teller:
         metrics: Metrics,
         channels: Collection[str],
         accepted: Callable[[Iterable[str]], None],
+        route: Callable[[Event], Collection[str]],
     ) -> None:
         self.store = store
         self.channels = channels
         self._metrics = metrics
         self._accepted = accepted
+        self._route = route
 
     def now(self) -> datetime:
         """By this machine's clock."""
@@ -105,6 +108,8 @@ class Teller:
     async def follow(self, incident: Incident, event: Event) -> bool:
         """Tells what follows, on every channel that its latest episode was told on; False where it has changed since.
 
+        Where one of those is gone, it may have another name now, to which the routes lead.
+
         Args:
             incident: as it was read.
             event: what follows.
@@ -116,7 +121,9 @@ class Teller:
         def decide(known: Known | None, now: float) -> Plan | None:
             if known is None or known.event_id != incident.event_id:
                 return None
-            return self._plan(event, known, now, known.open_on)
+            gone = known.open_on.difference(self.channels, known.served)
+            channels = known.open_on.union(self._route(event)) if gone else known.open_on
+            return self._plan(event, known, now, channels)
 
         return await self._accept(event, decide)
 

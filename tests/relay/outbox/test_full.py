@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event, insert, select
 
-from services.relay.outbox import again, claim, query
+from services.relay.outbox import again, claim, overdue, query
 from services.relay.outbox.again import again_all
 from services.relay.outbox.schema import State, deliveries
 from services.relay.outbox.store import Store, opened
@@ -90,11 +90,13 @@ def _again_and_again(transaction: Transaction, number: int) -> None:
     transaction.connection.execute(insert(deliveries), copies)
 
 
-@pytest.mark.parametrize("looked_up", ["first receipts", "dead letters"])
+@pytest.mark.parametrize("looked_up", ["first receipts", "dead letters", "given up too early", "overdue"])
 async def test_no_database_takes_the_index_of_what_was_delivered(database: Database, looked_up: str) -> None:
     query, given = {
         "first receipts": (claim._FIRST_RECEIPTS, {"incidents": ["a", "b"], "episodes": [1], "channel": CHANNEL}),
         "dead letters": (again._DEAD, {"channel": CHANNEL, "most": 10}),
+        "given up too early": (again._TOO_EARLY, {"now": time.time(), "give_up_after": 86400.0}),
+        "overdue": (overdue._NEXT, {"now": time.time(), "before": time.time() - 86400.0}),
     }[looked_up]
 
     def plan(connection: Connection) -> str:
@@ -108,11 +110,12 @@ async def test_no_database_takes_the_index_of_what_was_delivered(database: Datab
 
     async with opened(database, time.time) as store:
         await fill(store, MANY, State.DELIVERED)
-        if looked_up == "dead letters":  # PostgreSQL looks for these in another way when it knows that there are many
+        if looked_up != "first receipts":  # PostgreSQL looks for these in another way when it knows that there are many
             await fill(store, 500, State.DEAD)
             await store.run(lambda transaction: transaction.connection.exec_driver_sql("ANALYZE").close())
         found = await store.read(plan)
     wanted = {"first receipts": "deliveries_of_episode", "dead letters": "deliveries_counted"}
+    wanted |= {"given up too early": "deliveries_dead", "overdue": "deliveries_due"}
     assert wanted[looked_up] in found
     assert "deliveries_delivered" not in found
 

@@ -36,7 +36,7 @@ def test_nobody_is_known_to_have_asked_for_a_pause(engine: Engine) -> None:
 
     with engine.begin() as connection:
         (row,) = connection.execute(select(schema.channels)).mappings()
-        assert row == held | {"asked_until": None, "asked_at": None}
+        assert row == held | {"asked_until": None, "asked_at": None, "served_at": None}
         assert differences(connection) == []
 
 

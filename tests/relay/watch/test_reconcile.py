@@ -139,6 +139,13 @@ async def test_the_relays_own_incidents_are_none_of_alertmanagers(at: Desk, cloc
     assert len(await at.told()) == 2
 
 
+async def test_an_end_goes_where_the_routes_lead_if_its_channel_is_gone(at: Desk, clock: Clock, one: Answers) -> None:
+    await at.accept(event(("A", FIRING)), "email", "old-name")
+    at.routed = ("pagerduty", "unknown")
+    await minutes(6, clock, reconcile(at, clock, one))
+    assert (await at.told())[-1].channels == {"email", "pagerduty"}
+
+
 async def test_two_replicas_close_it_once(at: Desk, clock: Clock, one: Answers) -> None:
     await at.accept(event(("A", FIRING)))
     await minutes(12, clock, reconcile(at, clock, one), reconcile(at, clock, one))

@@ -57,7 +57,8 @@ class Desk:
         self.woken: list[str] = []
         self.duplicate_window = 60.0
         metrics = Metrics(registry, CHANNELS, (State.DELIVERED, State.SUPERSEDED, State.DEAD), ())
-        self.teller = Teller(store, metrics, CHANNELS, self._accepted)
+        self.routed: tuple[str, ...] = ("slack",)
+        self.teller = Teller(store, metrics, CHANNELS, self._accepted, lambda _event: self.routed)
 
     def _accepted(self, channels: Iterable[str]) -> None:
         self.woken += channels

@@ -4,7 +4,7 @@ import hashlib
 import json
 
 from alembic.operations import Operations
-from sqlalchemy import Column, Connection, Double, Text, text
+from sqlalchemy import BigInteger, Column, Connection, Double, Integer, Text, text
 
 revision = "0005"
 down_revision = "0004"
@@ -14,9 +14,17 @@ def upgrade(op: Operations) -> None:
     """Adds it; silences are counted from now on, and late twins are recognised by what comes from now on."""
     for name in ("group_id", "earlier"):
         op.add_column("incidents", Column(name, Text))
+    op.add_column("channels", Column("served_at", Double))
+    op.add_column("deliveries", Column("maybe_told", BigInteger))
+    op.create_table(
+        "origin",
+        Column("id", Integer, primary_key=True, autoincrement=False),
+        Column("name", Text, nullable=False),
+        Column("seen_at", Double, nullable=False),
+    )
     for name in ("silent", "counted_at"):
         op.add_column("watchdogs", Column(name, Double, nullable=False, server_default="0"))
-    going_on, dead = text("open = 1"), text("state = 'dead'")
+    going_on, dead = text("open = 1"), text("state = 'dead' AND finished_at IS NOT NULL")
     op.create_index("incidents_of_group", "incidents", ["group_id"], sqlite_where=going_on, postgresql_where=going_on)
     op.create_index("deliveries_dead", "deliveries", ["finished_at"], sqlite_where=dead, postgresql_where=dead)
     _group(op.get_bind())

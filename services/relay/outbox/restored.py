@@ -1,0 +1,101 @@
+"""A restored backup: what waits in it may have been told since, and may be over.
+
+The outbox keeps which database it is: the file's inode, or what PostgreSQL calls the cluster, the database and the
+table. Where that is another one than was written last, or a relay starts for the first time after long, a backup may
+have been restored. Then all that waits counts as perhaps told, so that PagerDuty calls nobody for what is over. Where
+Alertmanager can be asked, it is held back until then, for a few minutes at most; see `watch.reconcile`.
+"""
+
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+from sqlalchemy import Connection, bindparam, func, insert, select, text, update
+
+from services.relay.outbox.enqueue import Waits, merge_into_successor
+from services.relay.outbox.lock import lock
+from services.relay.outbox.schema import State, deliveries, origin
+from services.relay.outbox.store import Store
+from services.relay.outbox.together import Transaction
+
+HELD_FOR: Final = 360.0
+"""Seconds for which what waits is held back: an Alertmanager that has just started is believed after 300."""
+LONG_AGO: Final = 3600.0
+"""Seconds without a relay after which at a start even the same database may be an older state of itself."""
+NOTE: Final = "This waited in an outbox that was restored, or not used for over an hour; it may have been told before"
+
+_of = deliveries.c
+_DATABASE: Final = text(
+    "SELECT (SELECT system_identifier FROM pg_control_system()) || '/' || "
+    "(SELECT oid FROM pg_database WHERE datname = current_database()) || '/' || 'deliveries'::regclass::oid"
+)
+_LEASED: Final = select(deliveries).where(_of.state == State.SENDING, _of.finished_at.is_(None)).order_by(_of.seq)
+_PERHAPS_TOLD: Final = (
+    update(deliveries)
+    .where(_of.finished_at.is_(None))
+    .values(
+        state=State.QUEUED,
+        lease=None,
+        maybe_sent=1,
+        maybe_told=_of.event_seq,
+        due_at=bindparam("due"),
+        set_at=bindparam("at"),
+        note=func.coalesce(_of.note, NOTE),
+    )
+)
+_RELEASE: Final = (
+    update(deliveries)
+    .where(_of.finished_at.is_(None), _of.maybe_told.is_not(None))
+    .where(_of.state == State.QUEUED, _of.due_at > bindparam("at"))
+    .values(due_at=bindparam("at"), set_at=bindparam("at"))
+)
+
+log = structlog.get_logger(__name__)
+
+
+async def notice_restore(store: Store, *, held_for: float, at_start: bool) -> bool:
+    """Keeps which database the outbox is, and finds out whether a backup was restored.
+
+    Args:
+        store: the outbox.
+        held_for: seconds for which what waits in a backup is held back.
+        at_start: whether no relay looked just before; later, a clock that jumps makes no backup.
+
+    Raises:
+        StoreUnavailableError: it is not known to be committed.
+    """
+    restored = await store.run(lambda transaction: _notice(transaction, held_for, at_start=at_start))
+    if restored:
+        log.warning(
+            "the outbox was restored from a backup, or not used for long; what waits in it may have been told",
+            held_for=held_for,
+        )
+    return restored
+
+
+async def release(store: Store) -> None:
+    """What was held back is due now: it was compared with Alertmanager. Raises StoreUnavailableError."""
+    await store.run(lambda transaction: transaction.connection.execute(_RELEASE, {"at": transaction.now}))
+
+
+def _notice(transaction: Transaction, held_for: float, *, at_start: bool) -> bool:
+    connection, now, name = transaction.connection, transaction.now, _name(transaction.connection)
+    known = connection.execute(select(origin).with_for_update()).first()
+    if known is None:
+        connection.execute(insert(origin).values(id=1, name=name, seen_at=now))
+        return False
+    connection.execute(update(origin).values(name=name, seen_at=now))
+    if known.name == name and not (at_start and now - known.seen_at > LONG_AGO):
+        return False
+    leased = connection.execute(_LEASED).all()
+    lock(transaction, {row.incident_id for row in leased})
+    for row in leased:
+        merge_into_successor(transaction, row, Waits(row.attempts, now, row.reason))
+    marked: Any = connection.execute(_PERHAPS_TOLD, {"due": now + held_for, "at": now})
+    return bool(marked.rowcount)
+
+
+def _name(connection: Connection) -> str:
+    if connection.dialect.name != "sqlite":
+        return str(connection.execute(_DATABASE).scalar_one())
+    return str(Path(str(connection.engine.url.database)).stat().st_ino)

@@ -1,0 +1,60 @@
+"""What waits in a restored backup is compared with Alertmanager before it goes out."""
+
+from sqlalchemy import update
+
+from services.relay.model import Status
+from services.relay.outbox.restored import HELD_FOR, notice_restore
+from services.relay.outbox.schema import origin
+from services.relay.watch.reconcile import AGAIN, ENDED
+from tests.relay.outbox.acts import nothing, take, told_by
+from tests.relay.watch.comparing import Answers, latest, minutes, reconcile
+from tests.relay.watch.told import Clock, Desk, event
+
+FIRING, RESOLVED = Status.FIRING, Status.RESOLVED
+
+
+async def restored(at: Desk) -> None:
+    """As if all that was accepted so far stood in a backup."""
+    await notice_restore(at.store, held_for=HELD_FOR, at_start=True)
+    another = update(origin).values(name="another")
+    await at.store.run(lambda transaction: transaction.connection.execute(another))
+    assert await notice_restore(at.store, held_for=HELD_FOR, at_start=True)
+    assert await nothing(at.store, "slack")
+
+
+async def test_what_is_over_is_told_over_at_once_and_what_goes_on_as_it_stands(
+    at: Desk, clock: Clock, one: Answers
+) -> None:
+    await at.accept(event(("A", FIRING), group="one"))
+    await at.accept(event(("B", FIRING), group="two"))
+    await restored(at)
+    one.alerts = {"B"}
+    await minutes(1, clock, reconcile(at, clock, one))
+    claims = (await take(at.store, "slack", limit=9)).claims
+    told = {each.alerts[0].labels["alertname"]: each for each in [await told_by(at.store, claim) for claim in claims]}
+    assert {name: each.status for name, each in told.items()} == {"A": RESOLVED, "B": FIRING}
+    assert told["A"].note == ENDED
+    assert not any(claim.untold for claim in claims)
+
+
+async def test_what_fires_though_the_backup_says_that_it_is_over_is_told(at: Desk, clock: Clock, one: Answers) -> None:
+    await at.accept(event(("A", FIRING)))
+    await at.accept(event(("A", RESOLVED)))
+    await restored(at)
+    one.alerts = {"A"}
+    await minutes(1, clock, reconcile(at, clock, one))
+    assert ((await latest(at)).status, (await latest(at)).note) == (FIRING, AGAIN)
+    (claim,) = (await take(at.store, "slack", limit=9)).claims
+    assert (await told_by(at.store, claim)).status is FIRING
+
+
+async def test_an_alertmanager_that_does_not_count_is_waited_for_but_not_for_long(
+    at: Desk, clock: Clock, one: Answers
+) -> None:
+    await at.accept(event(("A", FIRING)))
+    await restored(at)
+    one.problem = "no connection"
+    await minutes(5, clock, reconcile(at, clock, one))
+    assert await nothing(at.store, "slack")
+    clock.go(60)
+    assert not await nothing(at.store, "slack")
