@@ -19,6 +19,7 @@ KMS_ROTATION_FAILURES: Final = "kms_rotation_failures_total"
 KMS_DATA_KEYS: Final = "kms_data_keys"
 KMS_DATA_KEYS_MISSING: Final = "kms_data_keys_missing"
 KMS_KEYRING_ROWS_UNREADABLE: Final = "kms_keyring_rows_unreadable"
+KMS_LOCAL_KEY_MISSING: Final = "kms_local_key_missing"
 KEYRING_FAMILIES: Final[dict[str, tuple[str, ...]]] = {
     KMS_ROTATION_LAST_SUCCESS: ("type",),
     KMS_ROTATION_LAST_FAILURE: (),
@@ -27,6 +28,7 @@ KEYRING_FAMILIES: Final[dict[str, tuple[str, ...]]] = {
     KMS_DATA_KEYS: ("kek_version", "status"),
     KMS_DATA_KEYS_MISSING: (),
     KMS_KEYRING_ROWS_UNREADABLE: (),
+    KMS_LOCAL_KEY_MISSING: (),
 }
 """What a backend tells of its data keys and their rotation, with the labels of each family."""
 

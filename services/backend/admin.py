@@ -5,6 +5,7 @@ from starlette.routing import BaseRoute, Route
 
 from services.backend import admin_bodies as bodies
 from services.backend.admin_call import asked, guarded, parsed
+from services.backend.lost import LostKeys
 from services.backend.request import RefusedError
 from shared.keyring.administration import Administration, RotateRequest
 from shared.secret_file import SecretFile
@@ -12,11 +13,12 @@ from shared.secret_file import SecretFile
 PATH = "/admin/crypto/"
 
 
-def routes(keyring: Administration, token: SecretFile | None) -> list[BaseRoute]:
+def routes(keyring: Administration, lost: LostKeys, token: SecretFile | None) -> list[BaseRoute]:
     """The admin API's routes.
 
     Args:
         keyring: what is administered.
+        lost: what may be given up of it.
         token: what a caller needs; without one nobody gets in.
     """
 
@@ -43,6 +45,12 @@ def routes(keyring: Administration, token: SecretFile | None) -> list[BaseRoute]
     async def restore(request: bodies.Restore) -> object:
         return {"changed": await keyring.restore(request.rows, request.token)}
 
+    async def lost_keys(_request: Request) -> object:
+        return await lost.all()
+
+    async def give_up(request: bodies.GiveUp) -> object:
+        return {"given_up": await lost.give_up(request.data_keys, request.records)}
+
     lease = asked(bodies.TakeLease.model_validate, lambda it: keyring.lease(it.holder, it.seconds, it.token))
     release = asked(bodies.Release.model_validate, lambda it: keyring.release(it.token))
     backup = asked(bodies.Page.model_validate, lambda it: keyring.backup(it.after, it.limit))
@@ -65,4 +73,6 @@ def routes(keyring: Administration, token: SecretFile | None) -> list[BaseRoute]
         Route("/admin/crypto/reload", guarded(reload, token), methods=["POST"]),
         Route("/admin/crypto/note", guarded(note, token), methods=["POST"]),
         Route("/admin/crypto/rollback", guarded(rollback, token), methods=["POST"]),
+        Route("/admin/crypto/lost", guarded(lost_keys, token)),
+        Route("/admin/crypto/give-up", guarded(asked(bodies.GiveUp.model_validate, give_up), token), methods=["POST"]),
     ]

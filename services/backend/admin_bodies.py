@@ -81,6 +81,13 @@ class Retire(Body):
     token: Token
 
 
+class GiveUp(Body):
+    """Data keys that only a lost local key unwraps, and how many records are lost with them."""
+
+    data_keys: tuple[Text, ...] = Field(min_length=1, max_length=PAGE)
+    records: int = Field(ge=0)
+
+
 class _MaybeDry(Body):
     dry_run: bool = Field(default=False, strict=True)  # anything else must never be taken for a no
 

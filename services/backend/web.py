@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from services.backend.keyring import Keyring, KeyUnavailableError
+from services.backend.keyring import KeyGivenUpError, Keyring, KeyUnavailableError
 from services.backend.records import CorruptRecordError, Records, decrypt
 from services.backend.request import RefusedError, body
 from shared.auth import Endpoint, guarded
@@ -47,13 +47,8 @@ def routes(
     async def put(request: Request) -> Response:
         record_id = _record_id(request)
         keyring.active()  # before the body is read: it may be large
-        content = await body(request, MAX_RECORD_BYTES, "a record")
-        for _ in range(_TRIES):
-            key = keyring.active()
-            if await records.put(record_id, content, key):
-                return Response(status_code=204)
-            await keyring.put_back(key.id)
-        raise KeyUnavailableError(f"the database loses the row of its data key {key.id} again and again")
+        await _store(keyring, records, record_id, await body(request, MAX_RECORD_BYTES, "a record"))
+        return Response(status_code=204)
 
     async def get(request: Request) -> Response:
         record_id = _record_id(request)
@@ -62,6 +57,10 @@ def routes(
             raise RefusedError(404, f"there is no record {record_id}")
         try:
             plaintext = decrypt(record, await keyring.key(record.data_key_id))
+        except KeyGivenUpError as error:
+            raise RefusedError(
+                410, f"record {record_id} cannot be decrypted any more: {error}; write it anew"
+            ) from None
         except KeyUnavailableError as error:
             count_decryption_error()
             raise RefusedError(503, f"record {record_id} cannot be decrypted right now: {error}") from None
@@ -96,6 +95,16 @@ def routes(
         Route("/v1/records/{id:path}", guarded(_with_refusals(record), token), methods=["GET", "PUT"]),
         Route("/healthz", healthz),
     ]
+
+
+async def _store(keyring: Keyring, records: Records, record_id: str, content: bytes) -> None:
+    """Stores a record by the active data key, whose row is put back where the database lost it."""
+    for _ in range(_TRIES):
+        key = keyring.active()
+        if await records.put(record_id, content, key):
+            return
+        await keyring.put_back(key.id)
+    raise KeyUnavailableError("the database loses the row of its data key again and again")
 
 
 def _with_refusals(endpoint: Endpoint) -> Endpoint:

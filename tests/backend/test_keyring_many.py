@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from services.backend import records as records_module
 from services.backend.keyring import Keyring
-from services.backend.local_key import read_or_make
+from services.backend.own_key import OwnKey
 from services.backend.records import Records, decrypt
 from services.backend.sealing import UsableKey
 from shared.contract import CryptoMode
@@ -81,8 +81,9 @@ async def _started(folder: Path, kms: SlowKms, number: int) -> AsyncIterator[tup
         await database.change(partial(_insert, keys=keys))
         records = Records(database)
         await records.put("old", b"kept", UsableKey(keys[-1].id, secret_of(keys[-1].id)))
-        local = read_or_make(folder / "local.key", may_make=True)
         heartbeat = Heartbeat(database, uuid4().hex, 10.0)
+        local = OwnKey(folder / "local.key", database, heartbeat)
+        await local.open()
         keyring = Keyring(KeyStore(database), local, kms, heartbeat, kek=KEY, timeout=5.0, clock=time.time)
         kms.unwraps = 0
         watching = asyncio.create_task(keyring.watch(0.05, asyncio.Event()))

@@ -10,7 +10,14 @@ from shared.keyring.seen import Seen
 def test_every_scrape_shows_the_state_of_that_moment() -> None:
     registry = CollectorRegistry()
     mode, ready, at = CryptoMode.ENV, False, 5.0
-    count = expose(registry, mode=lambda: mode, ready=lambda: ready, initialised_at=lambda: at, seen=lambda: None)
+    count = expose(
+        registry,
+        mode=lambda: mode,
+        ready=lambda: ready,
+        initialised_at=lambda: at,
+        local_key_is_missing=lambda: not ready,
+        seen=lambda: None,
+    )
     names = ("crypto_mode", "crypto_ready", "crypto_init_timestamp_seconds", "crypto_decryption_errors_total")
     assert [registry.get_sample_value(name) for name in names] == [0, 0, 5, 0]
     mode, ready, at = CryptoMode.KMS, True, 6.0
@@ -20,7 +27,14 @@ def test_every_scrape_shows_the_state_of_that_moment() -> None:
 
 def _shown(seen: Seen | None) -> list[str]:
     registry = CollectorRegistry()
-    expose(registry, mode=lambda: CryptoMode.KMS, ready=lambda: True, initialised_at=lambda: 0.0, seen=lambda: seen)
+    expose(
+        registry,
+        mode=lambda: CryptoMode.KMS,
+        ready=lambda: True,
+        initialised_at=lambda: 0.0,
+        local_key_is_missing=lambda: False,
+        seen=lambda: seen,
+    )
     return [line for line in generate_latest(registry).decode().splitlines() if line.startswith("kms_")]
 
 
@@ -35,6 +49,7 @@ def test_the_keyring_is_shown_as_it_was_seen_last() -> None:
         missing=("k1",),
     )
     assert _shown(seen) == [
+        "kms_local_key_missing 0.0",
         'kms_data_keys{kek_version="2",status="retired"} 4.0',
         'kms_data_keys{kek_version="3",status="active"} 1.0',
         'kms_rotation_last_success_timestamp_seconds{type="new-dek"} 7.0',
@@ -48,4 +63,4 @@ def test_the_keyring_is_shown_as_it_was_seen_last() -> None:
 
 
 def test_a_keyring_that_cannot_be_seen_is_not_shown() -> None:
-    assert _shown(None) == []
+    assert _shown(None) == ["kms_local_key_missing 0.0"]
