@@ -22,7 +22,7 @@ from shared.keyring.database import Database
 from shared.keyring.instances import Heartbeat
 from shared.keyring.model import DataKey, Status, Wrapped, fingerprint
 from shared.keyring.store import KeyStore
-from shared.keyring.tables import TABLES
+from shared.keyring.tables import TABLES, data_keys
 from shared.kms.names import version_number
 from shared.kms.provider import Decrypted, KmsError
 from shared.kms.reason import Reason
@@ -68,8 +68,20 @@ async def _key(kms: FakeKms, number: int) -> DataKey:
 
 
 def _insert(connection: Connection, keys: Sequence[DataKey]) -> None:
-    for key in keys:
-        store.insert(connection, key)
+    rows = [
+        {
+            "id": key.id,
+            "status": key.status.value,
+            "wrapped": key.wrapped.ciphertext,
+            "kek": key.wrapped.kek,
+            "kek_version": key.wrapped.kek_version,
+            "algorithm": key.algorithm,
+            "fingerprint": key.fingerprint,
+            "created_at": key.created_at.timestamp(),
+        }
+        for key in keys
+    ]
+    connection.execute(data_keys.insert(), rows)
 
 
 @asynccontextmanager
