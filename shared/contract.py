@@ -20,6 +20,7 @@ KMS_DATA_KEYS: Final = "kms_data_keys"
 KMS_DATA_KEYS_UNUSABLE: Final = "kms_data_keys_unusable"
 KMS_DATA_KEYS_MISSING: Final = "kms_data_keys_missing"
 KMS_KEYRING_ROWS_UNREADABLE: Final = "kms_keyring_rows_unreadable"
+KMS_LOCAL_KEY_MISSING: Final = "kms_local_key_missing"
 KEYRING_FAMILIES: Final[dict[str, tuple[str, ...]]] = {
     KMS_ROTATION_LAST_SUCCESS: ("type",),
     KMS_ROTATION_LAST_FAILURE: (),
@@ -29,6 +30,7 @@ KEYRING_FAMILIES: Final[dict[str, tuple[str, ...]]] = {
     KMS_DATA_KEYS_UNUSABLE: (),
     KMS_DATA_KEYS_MISSING: (),
     KMS_KEYRING_ROWS_UNREADABLE: (),
+    KMS_LOCAL_KEY_MISSING: (),
 }
 """What a backend tells of its data keys and their rotation, with the labels of each family."""
 

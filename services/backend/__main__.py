@@ -4,7 +4,7 @@ from typing import Unpack
 
 import click
 
-from services.backend import admin_command
+from services.backend import admin_command, give_up_command
 from services.backend.app import serve
 from services.backend.config import Settings
 from shared.cli import ServerOptions, run_server, server_options
@@ -14,6 +14,7 @@ Examples:
   keypulse-backend --config backend.yml
   keypulse-backend --config backend.yml --check
   keypulse-backend admin --config backend.yml
+  keypulse-backend admin give-up --config backend.yml
   curl -X PUT --data-binary @letter.pdf http://127.0.0.1:8000/v1/records/letter
   curl http://127.0.0.1:8000/healthz
 """
@@ -32,6 +33,7 @@ def main(context: click.Context, **options: Unpack[ServerOptions]) -> None:
 
 
 main.add_command(admin_command.command)
+admin_command.command.add_command(give_up_command.command)
 
 
 if __name__ == "__main__":

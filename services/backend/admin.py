@@ -7,6 +7,7 @@ from starlette.requests import Request
 
 from services.backend import admin_bodies as bodies
 from services.backend.admin_call import Answer, answered, asked, parsed
+from services.backend.lost import LostKeys
 from services.backend.request import RefusedError
 from shared.auth import Access, Token, named
 from shared.guard import GuardedRoute, Requires
@@ -29,11 +30,12 @@ def access_of(file: Path | None, tokens: Sequence[NamedToken]) -> Access:
     return Access([*own, *named(tokens)], bearer_only=True, off=off)
 
 
-def routes(keyring: Administration, access: Access) -> list[GuardedRoute]:
+def routes(keyring: Administration, lost: LostKeys, access: Access) -> list[GuardedRoute]:
     """The admin API's routes: a viewer reads, an admin does everything.
 
     Args:
         keyring: what is administered.
+        lost: what may be given up of it.
         access: who may call.
     """
 
@@ -59,6 +61,12 @@ def routes(keyring: Administration, access: Access) -> list[GuardedRoute]:
 
     async def restore(request: bodies.Restore) -> object:
         return {"changed": await keyring.restore(request.rows, request.token)}
+
+    async def lost_keys(_request: Request) -> object:
+        return await lost.all()
+
+    async def give_up(request: bodies.GiveUp) -> object:
+        return {"given_up": await lost.give_up(request.data_keys, request.records)}
 
     lease = asked(bodies.of(bodies.TakeLease), lambda it: keyring.lease(it.holder, it.seconds, it.token))
     release = asked(bodies.of(bodies.Release), lambda it: keyring.release(it.token))
@@ -89,4 +97,6 @@ def routes(keyring: Administration, access: Access) -> list[GuardedRoute]:
         act("reload", reload),
         act("note", note),
         act("rollback", rollback),
+        read("lost", lost_keys),
+        act("give-up", asked(bodies.of(bodies.GiveUp), give_up)),
     ]

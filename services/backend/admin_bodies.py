@@ -4,7 +4,7 @@ A body is read twice: as JSON of which only the fields of its shape are kept, th
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -91,6 +91,13 @@ class Retire(Body):
     token: Token
 
 
+class GiveUp(Body):
+    """Data keys that only a lost local key unwraps, and how many records are lost with them."""
+
+    data_keys: tuple[Text, ...] = Field(min_length=1, max_length=PAGE)
+    records: int = Field(ge=0)
+
+
 class _MaybeDry(Body):
     dry_run: bool = Field(default=False, strict=True)  # anything else must never be taken for a no
 
@@ -131,6 +138,8 @@ def _struct(*models: type[BaseModel]) -> type[msgspec.Struct]:
             kind: Any = _Value
             if isinstance(inner, type) and issubclass(inner, BaseModel):
                 kind = list[_struct(inner)]  # type: ignore[misc]  # made here, so mypy cannot know it
+            elif get_origin(field.annotation) is tuple:
+                kind = list[_Value]
             required = len(models) == 1 and field.is_required()
             fields[name] = (name, kind) if required else (name, kind | msgspec.UnsetType, msgspec.UNSET)
     return msgspec.defstruct(models[0].__name__, list(fields.values()), kw_only=True)
@@ -139,7 +148,9 @@ def _struct(*models: type[BaseModel]) -> type[msgspec.Struct]:
 def _fields(read: msgspec.Struct) -> dict[str, object]:
     given = msgspec.structs.asdict(read).items()
     return {
-        name: [_fields(row) for row in value] if isinstance(value, list) else value
+        name: [_fields(row) if isinstance(row, msgspec.Struct) else row for row in value]
+        if isinstance(value, list)
+        else value
         for name, value in given
         if value is not msgspec.UNSET
     }

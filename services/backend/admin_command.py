@@ -12,7 +12,7 @@ whoever may run a command beside the backend needs to know neither, and no value
 import json
 import ssl
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
@@ -37,7 +37,8 @@ _ANSWER_SECONDS: Final = 3600.0
 _EXAMPLES: Final = """\b
 Examples:
   echo '{"method": "GET", "path": "census"}' | keypulse-backend admin --config backend.yml
-  ssh backend.example.org keypulse-backend admin --config /etc/keypulse/backend.yml"""
+  ssh backend.example.org keypulse-backend admin --config /etc/keypulse/backend.yml
+  keypulse-backend admin give-up --config backend.yml"""
 
 
 class _Line(BaseModel):
@@ -124,17 +125,37 @@ def own_certificate(web_config: Path) -> ssl.SSLContext | None:
     return context
 
 
-@click.command("admin", short_help="Carry lines of JSON to the running backend's admin API.", epilog=_EXAMPLES)
-@click.option("--config", type=click.Path(path_type=Path), help="The running backend's configuration.")
-@click.option("--web.config.file", "web_config", type=click.Path(path_type=Path), help="Its web.yml, where it has one.")
-def command(config: Path | None, web_config: Path | None) -> None:
+def options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Those that say which backend is meant."""
+    web = click.Path(path_type=Path)
+    command = click.option("--web.config.file", "web_config", type=web, help="Its web.yml, where it has one.")(command)
+    return click.option("--config", type=click.Path(path_type=Path), help="The running backend's configuration.")(
+        command
+    )
+
+
+@click.group(
+    "admin",
+    invoke_without_command=True,
+    short_help="Carry lines of JSON to the running backend's admin API.",
+    epilog=_EXAMPLES,
+)
+@options
+@click.pass_context
+def command(context: click.Context, config: Path | None, web_config: Path | None) -> None:
     """Answer each line of JSON on standard input with one on standard output, through the running backend."""
+    if context.invoked_subcommand is None:
+        carry(sys.stdin.buffer, sys.stdout.buffer, running_backend(config, web_config))
+
+
+def running_backend(config: Path | None, web_config: Path | None) -> Backend:
+    """The backend that runs on this machine by that configuration; exits where it has no admin API."""
     settings = load_or_exit(Settings, config)
     if settings.admin.token_file is None:
         click.echo(f"{config}: admin.token_file: expected a file that holds a token; the admin API is off", err=True)
         sys.exit(2)
     tls = option_or_exit("--web.config.file", _tls, web_config) if web_config else None
-    carry(sys.stdin.buffer, sys.stdout.buffer, Backend(settings.listen, SecretFile(settings.admin.token_file), tls))
+    return Backend(settings.listen, SecretFile(settings.admin.token_file), tls)
 
 
 def _tls(web_config: Path) -> ssl.SSLContext | None:

@@ -13,15 +13,16 @@ from starlette.applications import Starlette
 from services.backend import admin, metrics, records, web
 from services.backend.config import Settings
 from services.backend.keyring import Keyring
-from services.backend.local_key import LocalKey, LocalKeyError, read_or_make
+from services.backend.local_key import LocalKeyError
 from services.backend.look import Look
+from services.backend.lost import LostKeys
+from services.backend.own_key import OwnKey
 from services.backend.records import RECORDS, Records
 from shared.auth import access_of
 from shared.guard import Guard
 from shared.keyring.carrier import KeyringAdministration
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.instances import Heartbeat
-from shared.keyring.model import LOCAL_KEK
 from shared.keyring.store import KeyStore
 from shared.keyring.tables import TABLES
 from shared.keyring.wrapping import Wrapping
@@ -54,11 +55,12 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
         database = await _open(settings)
         stack.push_async_callback(database.close)
         keys = KeyStore(database)
-        local = await _local_key(settings, keys)
-        kms = connect(settings.kms)
-        stack.push_async_callback(kms.close)
         heartbeat = Heartbeat(database, f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}", settings.kms_check_interval)
         stack.push_async_callback(_end_of, heartbeat)
+        local = OwnKey(settings.local_key_file, database, heartbeat)
+        await _open_local_key(local)
+        kms = connect(settings.kms)
+        stack.push_async_callback(kms.close)
         keyring = Keyring(keys, local, kms, heartbeat, kek=settings.kms.key, timeout=settings.kms_timeout, clock=clock)
         checked = asyncio.Event()
         watching = asyncio.create_task(keyring.watch(settings.kms_check_interval, checked))
@@ -72,6 +74,7 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
         stack.push_async_callback(_end, looking)
         wrapping = Wrapping(kms, settings.kms.key, settings.kms_timeout, local)
         administration = KeyringAdministration(database, wrapping, RECORDS, keyring.reload)
+        lost = LostKeys(database, wrapping, keyring.reload)
         shown = registry()
         guard = Guard(shown, clock=clock)
         count = metrics.expose(
@@ -80,8 +83,12 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
             ready=lambda: keyring.ready,
             initialised_at=lambda: keyring.initialised_at,
             unusable=lambda: len(keyring.unusable),
+            local_key_is_missing=lambda: keyring.local_key_is_missing,
             seen=lambda: look.seen,
         )
+
+        def problems() -> list[str]:
+            return keyring.problems() + look.problems()
 
         def not_ready() -> str | None:
             if watching.done():
@@ -89,9 +96,9 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
             return None if keyring.ready else keyring.reason
 
         def answering(settings: Settings) -> Starlette:
-            own = web.routes(keyring, Records(database), problems=look.problems, count_decryption_error=count)
+            own = web.routes(keyring, Records(database), problems=problems, count_decryption_error=count)
             crypto = admin.access_of(settings.admin.token_file, settings.admin.tokens)
-            own += admin.routes(administration, crypto)
+            own += admin.routes(administration, lost, crypto)
             access = access_of(settings.auth)
             return application("keypulse backend", shown, own, guard=guard, access=access, not_ready=not_ready)
 
@@ -120,10 +127,9 @@ async def _open(settings: Settings) -> Database:
         ) from None
 
 
-async def _local_key(settings: Settings, keys: KeyStore) -> LocalKey:
+async def _open_local_key(local: OwnKey) -> None:
     try:
-        needed = any(key.wrapped.kek == LOCAL_KEK for key in await keys.all())
-        return await asyncio.to_thread(read_or_make, settings.local_key_file, may_make=not needed)
+        await local.open()
     except (LocalKeyError, DatabaseError) as error:
         raise StartError(str(error)) from None
 

@@ -53,7 +53,7 @@ class Settings(ServerSettings):
     kms: KeySettings
     admin: Admin = Admin()
     local_key_file: Annotated[FilePath, Opening(_local_key, "looks itself")]
-    """Made at the first start; wraps data keys in `env` mode."""
+    """Made at the first start, the same for all instances of a database; wraps data keys in `env` mode."""
     kms_check_interval: Duration = 10.0
     kms_timeout: Duration = 2.0
     """Of one call. A check makes two; one that fails costs at most this."""

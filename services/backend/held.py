@@ -53,6 +53,7 @@ class HeldKeys:
     def lost(self, stored: Iterable[DataKey]) -> tuple[DataKey, ...]:
         """The rows of what is held that are not among those that are stored, as they were."""
         by_id = {key.id: key for key in stored}
+        self._unusable = {data_key_id: why for data_key_id, why in self._unusable.items() if data_key_id in by_id}
         self._rows |= {data_key_id: by_id[data_key_id] for data_key_id in self._usable if data_key_id in by_id}
         return tuple(row for data_key_id, row in self._rows.items() if data_key_id not in by_id)
 

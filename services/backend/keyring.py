@@ -25,14 +25,15 @@ from typing import Final
 import structlog
 
 from services.backend.held import HeldKeys
-from services.backend.local_key import LocalKey
+from services.backend.local_key import LocalKeyError
+from services.backend.own_key import OwnKey
 from services.backend.sealing import UsableKey
 from shared.cancelled import task_is_cancelled
 from shared.contract import CryptoMode
 from shared.keyring.database import DatabaseError
 from shared.keyring.instances import Heartbeat
 from shared.keyring.model import KEY_BYTES, LOCAL_KEK, DataKey, Status, Wrapped, fingerprint, wrapping_aad
-from shared.keyring.store import KeyStore, RetiredVersionError
+from shared.keyring.store import KeyStore, OtherLocalKeyError, RetiredVersionError
 from shared.keyring.together import together
 from shared.keyring.wrapping import Wrapping
 from shared.kms.provider import KeyProvider, KmsError
@@ -49,13 +50,17 @@ class KeyUnavailableError(Exception):
     """A data key cannot be used right now; the message says why, and holds no key material."""
 
 
+class KeyGivenUpError(KeyUnavailableError):
+    """A data key that somebody gave up, and that nobody waits for."""
+
+
 class Keyring:
     """The data keys in memory. What is active and the mode change in `check` and `reload`, one at a time."""
 
     def __init__(
         self,
         store: KeyStore,
-        local: LocalKey,
+        local: OwnKey,
         kms: KeyProvider,
         heartbeat: Heartbeat,
         *,
@@ -67,7 +72,7 @@ class Keyring:
 
         Args:
             store: the keyring.
-            local: wraps while KMS fails.
+            local: wraps while KMS fails; opened, and looked for again at each check where it is missing.
             kms: wraps else.
             heartbeat: is told after each check and each reload which pending data keys are held here.
             kek: full name of `kms`'s key.
@@ -82,6 +87,7 @@ class Keyring:
         self._held = HeldKeys(self._wrapping)
         self._active: UsableKey | None = None
         self._exposed: set[str] = set()  # ids of what the local key wraps, or did: whoever copied the disk may have it
+        self._by_local: frozenset[str] = frozenset()  # ids of what the local key wraps
         self._pending: tuple[str, ...] = ()
         self._failures = 0
         self._changing = asyncio.Lock()
@@ -102,6 +108,24 @@ class Keyring:
         """Why data keys cannot be unwrapped here, by their ids."""
         return self._held.unusable
 
+    @property
+    def local_key_is_missing(self) -> bool:
+        """Whether a restart while KMS is away could neither write nor read."""
+        return self._local.missing is not None
+
+    def problems(self) -> list[str]:
+        """What is wrong with the local key and the data keys, for `/healthz`: a sentence each."""
+        found = [f"there is no local key for an outage of KMS: {self._local.missing}"] if self._local.missing else []
+        lost = self._by_local & self._held.unusable.keys()
+        if lost:
+            found.append(
+                f"{len(lost)} of the data keys are wrapped by a local key that is lost, and their records cannot be "
+                "read: put it back, or see keypulse-backend admin give-up"
+            )
+        if others := len(self._held.unusable) - len(lost):
+            found.append(f"data keys that cannot be unwrapped: {others}; so their records cannot be read")
+        return found
+
     def active(self) -> UsableKey:
         """The key for new records. Raises KeyUnavailableError."""
         if self._active is None:
@@ -112,6 +136,7 @@ class Keyring:
         """The key that a record was encrypted with; one that another instance made since is looked for at once.
 
         Raises:
+            KeyGivenUpError: it was given up.
             KeyUnavailableError: it is not there, or cannot be unwrapped.
             DatabaseError: the keyring cannot be read.
         """
@@ -119,7 +144,10 @@ class Keyring:
             await self._meet(data_key_id)
         if data_key_id in self._held:
             return self._held[data_key_id]
-        why = self._held.unusable.get(data_key_id, "it is not in the keyring")
+        why = self._held.unusable.get(data_key_id)
+        if await self._store.given_up_at(data_key_id) is not None:
+            raise KeyGivenUpError(f"its data key {data_key_id} was given up with the local key that wrapped it")
+        why = why or "it is not in the keyring"
         raise KeyUnavailableError(f"its data key {data_key_id} cannot be unwrapped: {why}")
 
     async def watch(self, interval: float, checked: asyncio.Event) -> None:
@@ -157,6 +185,7 @@ class Keyring:
     async def check(self) -> None:
         """One round trip, and what follows from it. Raises DatabaseError; the next check goes on from there."""
         async with self._changing:
+            await self._local.look_again()
             try:
                 await self._wrapping.wrap("check", os.urandom(KEY_BYTES))
                 if self.mode is not CryptoMode.KMS:
@@ -177,9 +206,10 @@ class Keyring:
         What KMS says meanwhile decides nothing: that is for the checks.
         """
         async with self._changing:
+            await self._local.look_again()
             try:
                 await self._use_keys(self.mode)
-            except (KmsError, RetiredVersionError) as error:
+            except (KmsError, RetiredVersionError, LocalKeyError) as error:
                 log.warning("the keyring was read, and KMS failed at it; the next check tries again", error=str(error))
             await self._heartbeat.beat(self._pending)
 
@@ -195,7 +225,7 @@ class Keyring:
                 return  # somebody else was faster
             try:
                 await self._use_keys(self.mode)
-            except (KmsError, RetiredVersionError) as error:
+            except (KmsError, RetiredVersionError, LocalKeyError) as error:
                 raise KeyUnavailableError(f"the database lost its data key {data_key_id}: {error}") from None
 
     async def _failed(self, error: KmsError) -> None:
@@ -203,10 +233,13 @@ class Keyring:
         if self.mode is CryptoMode.KMS and self._failures < _FAILURES_TO_FALL_BACK:
             log.warning("KMS failed a check; the next failure in a row makes the mode env", reason=str(error))
             return
+        reason = f"KMS cannot be used: {error.reason}"
         try:
             await self._use_keys(CryptoMode.ENV)
+        except LocalKeyError as missing:
+            reason += f"; {missing}"
         finally:  # the mode is told even where the database fails as well
-            self._settle(CryptoMode.ENV, f"KMS cannot be used: {error.reason}", error.detail)
+            self._settle(CryptoMode.ENV, reason, error.detail)
 
     async def catch_up(self) -> None:
         """Unwraps what no record has needed yet, and has KMS wrap anew what the local key wrapped.
@@ -235,7 +268,8 @@ class Keyring:
         keys = await self._store.all()
         if await self._put_back(keys, mode):
             keys = await self._store.all()
-        self._exposed |= {key.id for key in keys if key.wrapped.kek == LOCAL_KEK}
+        self._by_local = frozenset(key.id for key in keys if key.wrapped.kek == LOCAL_KEK)
+        self._exposed |= self._by_local
         for key in keys:
             if key.status in _NEEDED_AT_ONCE:
                 await self._held.take(key, mode)
@@ -280,8 +314,12 @@ class Keyring:
         wrapped = await self._wrap(mode, new)
         created_at = datetime.fromtimestamp(self._clock(), UTC)
         row = DataKey(new.id, Status.ACTIVE, wrapped, fingerprint(new.secret), created_at)
-        if not await self._store.activate(row, instead_of=instead_of):
-            return False
+        try:
+            if not await self._store.activate(row, instead_of=instead_of, local=self._local.fingerprint):
+                return False
+        except OtherLocalKeyError:
+            self._local.refuse()
+            raise LocalKeyError(f"no data key can be made, {self._local.missing}") from None
         log.info("new active data key", data_key=new.id, kek=wrapped.kek, kek_version=wrapped.kek_version)
         self._held.add(new, row)
         self._active = new

@@ -1,6 +1,7 @@
 """The key on this machine's own disk that wraps data keys while KMS cannot.
 
-A file of 32 random bytes that its owner alone may read, made at the first start, so that an outage finds it there.
+A file of 32 random bytes that its owner alone may read, made at the first start, so that an outage finds it there. All
+instances of one database have the same; what is known of it there is its fingerprint.
 """
 
 import os
@@ -10,11 +11,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from services.backend.sealing import seal, unseal
-from shared.keyring.model import KEY_BYTES
+from shared.keyring.model import KEY_BYTES, fingerprint
 
 
 class LocalKeyError(Exception):
     """The file cannot be used; the message is one sentence with the next step, and never its content."""
+
+
+class LocalKeyMissingError(LocalKeyError):
+    """The file is not there, and may not be made anew."""
 
 
 class LocalKey:
@@ -22,6 +27,11 @@ class LocalKey:
 
     def __init__(self, key: bytes) -> None:
         self._key = key
+
+    @property
+    def fingerprint(self) -> bytes:
+        """32 bytes that tell this local key from every other, and nothing else about it."""
+        return fingerprint(self._key)
 
     def wrap(self, plaintext: bytes, aad: bytes) -> bytes:
         """`plaintext`, sealed and bound to `aad`."""
@@ -41,7 +51,8 @@ def read_or_make(file: Path, *, may_make: bool) -> LocalKey:
             would only hide the loss.
 
     Raises:
-        LocalKeyError: it is missing and may not be made, others may read it, or it is no key.
+        LocalKeyMissingError: it is missing and may not be made.
+        LocalKeyError: it cannot be made, others may read it, or it is no key.
     """
     try:
         if may_make and not file.exists():
@@ -54,16 +65,19 @@ def read_or_make(file: Path, *, may_make: bool) -> LocalKey:
                 )
             key = opened.read(KEY_BYTES + 1)
     except FileNotFoundError:
+        if not may_make:
+            raise LocalKeyMissingError(
+                f"local_key_file {file}: is missing; put it back, from another instance or a backup"
+            ) from None
         raise LocalKeyError(
-            f"local_key_file {file}: is missing, but data keys in the database are wrapped by it; restore it from "
-            "a backup, or set another `database` to begin anew"
-            if not may_make
-            else f"local_key_file {file}: cannot be made; make its folder first: mkdir -p {file.parent}"
+            f"local_key_file {file}: cannot be made; make its folder first: mkdir -p {file.parent}"
         ) from None
     except OSError as error:
         raise LocalKeyError(f"local_key_file {file}: {error.strerror}; this user needs to read and make it") from None
     if len(key) != KEY_BYTES:
-        raise LocalKeyError(f"local_key_file {file}: expected exactly {KEY_BYTES} bytes; restore it from a backup")
+        raise LocalKeyError(
+            f"local_key_file {file}: expected exactly {KEY_BYTES} bytes; restore it from a backup, or move it away"
+        )
     return LocalKey(key)
 
 

@@ -15,6 +15,7 @@ from shared.contract import (
     KMS_DATA_KEYS_MISSING,
     KMS_DATA_KEYS_UNUSABLE,
     KMS_KEYRING_ROWS_UNREADABLE,
+    KMS_LOCAL_KEY_MISSING,
     KMS_ROTATION_FAILURES,
     KMS_ROTATION_IN_PROGRESS,
     KMS_ROTATION_LAST_FAILURE,
@@ -31,6 +32,7 @@ def expose(
     ready: Callable[[], bool],
     initialised_at: Callable[[], float],
     unusable: Callable[[], int],
+    local_key_is_missing: Callable[[], bool],
     seen: Callable[[], Seen | None],
 ) -> Callable[[], None]:
     """Registers every metric; the functions are asked at each scrape.
@@ -43,6 +45,11 @@ def expose(
         (CRYPTO_READY, "1 while a data key can be used, else 0.", ready),
         (CRYPTO_INIT_TIMESTAMP, "When mode or readiness last changed, the start included; unix time.", initialised_at),
         (KMS_DATA_KEYS_UNUSABLE, "Data keys that this instance cannot unwrap.", unusable),
+        (
+            KMS_LOCAL_KEY_MISSING,
+            "1 while there is no local key, so that a restart in an outage of KMS can write nothing; else 0.",
+            local_key_is_missing,
+        ),
     )
     for name, meaning, value in gauges:
         Gauge(name, meaning, registry=registry).set_function(value)

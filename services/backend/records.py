@@ -1,7 +1,9 @@
 """The records: an id, a data key and bytes go in, sealed rows come out.
 
 The additional authenticated data binds a record to its id and to its data key, so that a row which is copied over
-another one does not open.
+another one does not open. It binds it to no moment: an older version of the same record that somebody puts back opens
+as well, and one that is removed is not missed. Whoever takes this as an example, and must notice that, keeps a counter
+for each record where those who can write the database cannot, and adds it to that data.
 """
 
 from typing import Final

@@ -11,7 +11,7 @@ import structlog
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from services.backend.keyring import Keyring, KeyUnavailableError
+from services.backend.keyring import KeyGivenUpError, Keyring, KeyUnavailableError
 from services.backend.records import CorruptRecordError, Records, decrypt
 from services.backend.request import RefusedError, body, refused
 from shared.auth import Endpoint
@@ -22,7 +22,6 @@ from shared.settings import Role
 MAX_RECORD_BYTES: Final = 1024 * 1024
 _TRIES: Final = 3
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_CANNOT_BE_UNWRAPPED: Final = "data keys that cannot be unwrapped: {}; so their records cannot be read"
 
 log = structlog.get_logger(__name__)
 
@@ -46,13 +45,8 @@ def routes(
     async def put(request: Request) -> Response:
         record_id = _record_id(request)
         keyring.active()  # before the body is read: it may be large
-        content = await body(request, MAX_RECORD_BYTES, "a record")
-        for _ in range(_TRIES):
-            key = keyring.active()
-            if await records.put(record_id, content, key):
-                return Response(status_code=204)
-            await keyring.put_back(key.id)
-        raise KeyUnavailableError(f"the database loses the row of its data key {key.id} again and again")
+        await _store(keyring, records, record_id, await body(request, MAX_RECORD_BYTES, "a record"))
+        return Response(status_code=204)
 
     async def get(request: Request) -> Response:
         record_id = _record_id(request)
@@ -61,6 +55,10 @@ def routes(
             raise RefusedError(404, f"there is no record {record_id}")
         try:
             plaintext = decrypt(record, await keyring.key(record.data_key_id))
+        except KeyGivenUpError as error:
+            raise RefusedError(
+                410, f"record {record_id} cannot be decrypted any more: {error}; write it anew"
+            ) from None
         except KeyUnavailableError as error:
             count_decryption_error()
             raise RefusedError(503, f"record {record_id} cannot be decrypted right now: {error}") from None
@@ -80,13 +78,12 @@ def routes(
         return await (put if request.method == "PUT" else get)(request)
 
     async def healthz(_request: Request) -> Response:
-        unusable = len(keyring.unusable)
-        wrong = problems() + ([_CANNOT_BE_UNWRAPPED.format(unusable)] if unusable else [])
+        wrong = problems()
         health = {
             "status": ("degraded" if wrong else "ok") if keyring.ready else "not ready",
             "crypto_mode": keyring.mode.value,
             "crypto_ready": keyring.ready,
-            "data_keys_unusable": unusable,
+            "data_keys_unusable": len(keyring.unusable),
             "reason": keyring.reason,
             **({"problems": wrong} if wrong else {}),
         }
@@ -97,6 +94,16 @@ def routes(
         GuardedRoute("/v1/records/{id:path}", _with_refusals(record), Requires(Role.ADMIN), ["GET", "PUT"]),
         GuardedRoute("/healthz", healthz, Requires(Role.VIEWER, public=True)),
     ]
+
+
+async def _store(keyring: Keyring, records: Records, record_id: str, content: bytes) -> None:
+    """Stores a record by the active data key, whose row is put back where the database lost it."""
+    for _ in range(_TRIES):
+        key = keyring.active()
+        if await records.put(record_id, content, key):
+            return
+        await keyring.put_back(key.id)
+    raise KeyUnavailableError("the database loses the row of its data key again and again")
 
 
 def _with_refusals(endpoint: Endpoint) -> Endpoint:

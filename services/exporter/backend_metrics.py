@@ -18,6 +18,7 @@ from shared.contract import (
     KMS_DATA_KEYS_MISSING,
     KMS_DATA_KEYS_UNUSABLE,
     KMS_KEYRING_ROWS_UNREADABLE,
+    KMS_LOCAL_KEY_MISSING,
     KMS_ROTATION_FAILURES,
     KMS_ROTATION_IN_PROGRESS,
     KMS_ROTATION_LAST_FAILURE,
@@ -69,6 +70,9 @@ class BackendMetrics:
             ),
             KMS_KEYRING_ROWS_UNREADABLE: GaugeMetricFamily(
                 KMS_KEYRING_ROWS_UNREADABLE, "Rows of the keyring that cannot be read, as the backend says."
+            ),
+            KMS_LOCAL_KEY_MISSING: GaugeMetricFamily(
+                KMS_LOCAL_KEY_MISSING, "1 while the backend has no local key, as it says."
             ),
         }
         for state in self._states:

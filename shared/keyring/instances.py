@@ -7,9 +7,9 @@ one instance encrypts by it can then be read at every other, though KMS be out.
 import asyncio
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
 from shared.keyring.administration import RefusedError
 from shared.keyring.database import Database
@@ -37,15 +37,14 @@ class Heartbeat:
 
     async def beat(self, pending: Collection[str]) -> None:
         """Says that it is alive, and holds these data keys of status pending; each `interval` at least."""
+        await self.database.write(lambda connection: self.write(connection, self.database.now(connection), pending))
 
-        def write(connection: Connection) -> None:
-            now = self.database.now(connection)
-            old = (instances.c.id == self.instance) | (instances.c.beat_at < now - _FORGOTTEN_SECONDS)
-            connection.execute(instances.delete().where(old))
-            values = {"id": self.instance, "interval": self.interval, "holds": " ".join(pending)}
-            connection.execute(instances.insert().values(beat_at=now, **values))
-
-        await self.database.write(write)
+    def write(self, connection: Connection, now: float, pending: Collection[str]) -> None:
+        """Says so in a transaction of the caller's."""
+        old = (instances.c.id == self.instance) | (instances.c.beat_at < now - _FORGOTTEN_SECONDS)
+        connection.execute(instances.delete().where(old))
+        values = {"id": self.instance, "interval": self.interval, "holds": " ".join(pending)}
+        connection.execute(instances.insert().values(beat_at=now, **values))
 
     async def end(self) -> None:
         """Nobody waits for it any more."""
@@ -73,11 +72,22 @@ async def wait_until_all_hold(database: Database, data_key_id: str) -> None:
         await asyncio.sleep(_PAUSE_SECONDS)
 
 
+def others_alive(connection: Connection, now: float, instance: str) -> bool:
+    """Whether another instance than this one is alive."""
+    others = connection.execute(instances.select().where(instances.c.id != instance))
+    return any(abs(now - row.beat_at) <= _alive_seconds(row) for row in others)
+
+
+def _alive_seconds(row: Row[Any]) -> float:
+    """How long after its last beat an instance is taken to be alive."""
+    return max(_INTERVALS * float(row.interval), _LEAST_SECONDS)
+
+
 def _lacking(connection: Connection, now: float, data_key_id: str) -> list[tuple[str, float]]:
     """The instances that are alive and do not hold it, and for how many seconds each is taken to be alive."""
     found = []
     for row in connection.execute(instances.select().order_by(instances.c.id)):
-        alive = max(_INTERVALS * row.interval, _LEAST_SECONDS)
+        alive = _alive_seconds(row)
         if abs(now - row.beat_at) <= alive and data_key_id not in row.holds.split():
             found.append((row.id, alive))
     return found

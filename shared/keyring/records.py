@@ -7,12 +7,12 @@ is in the keyring's database. Only the service knows how its records are opened;
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, TableClause, column, exists, func, inspect, select, table
+from sqlalchemy import ColumnElement, Connection, TableClause, column, exists, func, inspect, select, table
 
 from shared.keyring import columns
 from shared.keyring.columns import legible
 from shared.keyring.database import Database, DatabaseError
-from shared.keyring.tables import data_keys
+from shared.keyring.tables import data_keys, given_up
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class RecordsTable:
         records = self._table()
         needed = records.c[self.data_key_column]
         joined = records.outerjoin(data_keys, needed == data_keys.c.id)
-        lost = select(needed, func.count()).select_from(joined).where(data_keys.c.id.is_(None))
+        lost = select(needed, func.count()).select_from(joined).where(data_keys.c.id.is_(None), ~_is_given_up(needed))
         return {legible(row[0]): row[1] for row in connection.execute(lost.group_by(needed).limit(100))}
 
     def missing(self, connection: Connection) -> tuple[str, ...]:
@@ -76,8 +76,14 @@ class RecordsTable:
         following = select(func.min(needed)).where(needed > ids.c.id).correlate(ids).scalar_subquery()
         ids = ids.union_all(select(following).where(ids.c.id.is_not(None)))
         is_stored = exists(select(data_keys.c.id).where(data_keys.c.id == ids.c.id))
-        lacking = select(ids.c.id).where(ids.c.id.is_not(None), ~is_stored)
+        lacking = select(ids.c.id).where(ids.c.id.is_not(None), ~is_stored, ~_is_given_up(ids.c.id))
         return tuple(map(legible, connection.execute(lacking).scalars()))
+
+    def count_of(self, connection: Connection, data_key_id: str) -> int:
+        """How many records need one data key."""
+        records = self._table()
+        these = select(func.count()).select_from(records).where(records.c[self.data_key_column] == data_key_id)
+        return connection.execute(these).scalar_one()
 
     def page(self, connection: Connection, data_key_id: str, after: str, limit: int) -> tuple[Record, ...]:
         """Records of one data key whose id comes after `after`, in the order of their ids."""
@@ -90,3 +96,8 @@ class RecordsTable:
     def _table(self) -> TableClause:
         names = {self.id_column, self.sealed_column, self.data_key_column}
         return table(self.name, *(column(name) for name in sorted(names)))
+
+
+def _is_given_up(data_key_id: ColumnElement[str]) -> ColumnElement[bool]:
+    """Nobody waits for the records of such a one any more."""
+    return exists(select(given_up.c.id).where(given_up.c.id == data_key_id))

@@ -16,8 +16,8 @@ from sqlalchemy.exc import IntegrityError
 from shared.keyring import columns
 from shared.keyring.columns import defects
 from shared.keyring.database import Database
-from shared.keyring.model import DataKey, Status, Wrapped
-from shared.keyring.tables import data_keys, retired_versions
+from shared.keyring.model import LOCAL_KEK, DataKey, Status, Wrapped
+from shared.keyring.tables import data_keys, given_up, local_key, retired_versions
 
 PAGE: Final = 1000
 """Data keys in one read, at most."""
@@ -26,6 +26,10 @@ _c: Final = data_keys.c
 
 class RetiredVersionError(Exception):
     """A wrap by a version that was retired, which must not be stored; the message says which, and what to do."""
+
+
+class OtherLocalKeyError(Exception):
+    """A wrap by a local key that is not the one that the database knows, which must not be stored."""
 
 
 def page(
@@ -91,6 +95,11 @@ def retired(connection: Connection, kek: str) -> dict[int, float]:
     return {row.kek_version: row.retired_at for row in connection.execute(these)}
 
 
+def known_local_key(connection: Connection) -> bytes | None:
+    """The fingerprint of the service's local key; None where none was noted."""
+    return connection.execute(select(local_key.c.fingerprint)).scalar_one_or_none()
+
+
 def unreadable(connection: Connection) -> dict[str, str]:
     """Why data keys' rows cannot be read, by id: see `defects`."""
     return defects(connection, data_keys, status=[each.value for each in Status if each is not Status.UNKNOWN])
@@ -115,21 +124,30 @@ class KeyStore:
         """The data key of that id."""
         return await self._database.read(partial(find, data_key_id=data_key_id))
 
-    async def activate(self, new: DataKey, *, instead_of: DataKey | None) -> bool:
+    async def given_up_at(self, data_key_id: str) -> float | None:
+        """When a data key was given up, unix seconds; None where it was not."""
+        these = select(given_up.c.given_up_at).where(given_up.c.id == data_key_id)
+        return await self._database.read(lambda connection: connection.execute(these).scalar_one_or_none())
+
+    async def activate(self, new: DataKey, *, instead_of: DataKey | None, local: bytes | None = None) -> bool:
         """Stores `new` as the active key, and retires the one that was active, in one step.
 
         Args:
             new: a key that is not stored yet; its own status does not matter.
             instead_of: the key that is expected to be active, or None where none is.
+            local: fingerprint of the local key, where that wraps `new`.
 
         Returns:
             False, and nothing is changed, where another key is active.
 
         Raises:
             RetiredVersionError: its wrap is by a version that was retired.
+            OtherLocalKeyError: its wrap is by another local key than the other instances have.
         """
 
         def swap(connection: Connection) -> bool:
+            if new.wrapped.kek == LOCAL_KEK and known_local_key(connection) != local:
+                raise OtherLocalKeyError
             if instead_of and not change_status(connection, instead_of.id, Status.ACTIVE, Status.RETIRED):
                 return False
             if instead_of is None:

@@ -32,6 +32,26 @@ retired_versions: Final = Table(
     Column("retired_at", Seconds, nullable=False),
 )
 
+local_key: Final = Table(
+    "keyring_local_key",
+    TABLES,
+    Column("only", Integer, primary_key=True, autoincrement=False),  # 1: all instances have the same one
+    Column("fingerprint", Bytes, nullable=False),
+)
+
+given_up: Final = Table(
+    "keyring_given_up",  # data keys that only a lost local key unwraps; kept, should it turn up
+    TABLES,
+    Column("id", Id, primary_key=True),
+    Column("wrapped", Bytes, nullable=False),
+    Column("kek", Words, nullable=False),
+    Column("kek_version", Version, nullable=False),
+    Column("algorithm", Words, nullable=False),
+    Column("fingerprint", Bytes, nullable=False),
+    Column("created_at", Seconds, nullable=False),
+    Column("given_up_at", Seconds, nullable=False),
+)
+
 lease: Final = Table(
     "keyring_lease",
     TABLES,

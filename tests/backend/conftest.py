@@ -16,7 +16,7 @@ from ops.kms_emulator.emulator import Emulator, start
 from services.backend import records as records_module
 from services.backend.config import Settings
 from services.backend.keyring import Keyring
-from services.backend.local_key import read_or_make
+from services.backend.own_key import OwnKey
 from services.backend.records import Records, decrypt
 from shared.keyring.database import Database
 from shared.keyring.instances import Heartbeat
@@ -68,8 +68,9 @@ async def _backend(folder: Path, kms: str, *, timeout: float = 5.0, key: str = K
     provider = GcpKey(key, endpoint=kms, insecure=True)
     try:
         store = KeyStore(database)
-        local = read_or_make(folder / "local.key", may_make=True)
         heartbeat = Heartbeat(database, uuid4().hex, 0.0)
+        local = OwnKey(folder / "local.key", database, heartbeat)
+        await local.open()
         keyring = Keyring(store, local, provider, heartbeat, kek=key, timeout=timeout, clock=time.time)
         yield Backend(keyring, store, Records(database))
     finally:

@@ -57,7 +57,7 @@ async def lease(admin: httpx2.AsyncClient) -> str:
 
 async def test_no_path_lets_anybody_in_without_the_token(app: Any) -> None:
     routes = [route for route in app.routes if isinstance(route, Route) and route.path.startswith("/admin/crypto/")]
-    assert len(routes) == 13
+    assert len(routes) == 15
     for route in routes:
         (method,) = (route.methods or set()) - {"HEAD"}
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic OnRoZS1hZG1pbi10b2tlbg=="}):

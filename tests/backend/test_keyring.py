@@ -19,6 +19,7 @@ from services.backend.records import CorruptRecordError, decrypt
 from services.backend.sealing import UsableKey
 from shared.contract import CryptoMode
 from shared.keyring.model import LOCAL_KEK, Status, wrapping_aad
+from shared.keyring.tables import local_key
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 OUTAGE = Fault(kind="status", status="UNAVAILABLE")
@@ -223,7 +224,7 @@ async def test_a_lost_local_key_costs_its_own_records_and_no_others(
         assert backend.keyring.mode is CryptoMode.KMS
         await backend.put("new", b"2")
         assert await backend.get("new") == b"2"
-        with pytest.raises(KeyUnavailableError, match="not the key that was stored"):
+        with pytest.raises(KeyUnavailableError, match=r"wrapped by the local key, .* is missing; put it back"):
             await backend.get("lost")
 
 
@@ -237,6 +238,20 @@ async def test_two_processes_that_start_at_once_agree_on_one_active_key(
         await asyncio.gather(one.keyring.check(), other.keyring.check())
         assert one.keyring.active() == other.keyring.active()
         assert [key.status for key in await one.store.all()] == [Status.ACTIVE]
+
+
+async def test_an_instance_whose_local_key_is_no_longer_the_known_one_makes_no_data_key(
+    emulator: Emulator, open_backend: Open, tmp_path: Path
+) -> None:
+    async with open_backend(tmp_path, str(emulator.address)) as backend:
+        emulator.faults.add(OUTAGE)
+        await backend.store._database.change(
+            lambda connection: connection.execute(local_key.update().values(fingerprint=b"another one's"))
+        )
+        await backend.keyring.check()
+        assert await backend.store.all() == ()
+        assert (backend.keyring.mode, backend.keyring.ready) == (CryptoMode.ENV, False)
+        assert "the other instances have another local key; copy their file here" in backend.keyring.reason
 
 
 # Each example starts an emulator; the fixture is a function without state.

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from services.backend import records as records_module
 from services.backend.keyring import Keyring
-from services.backend.local_key import read_or_make
+from services.backend.own_key import OwnKey
 from services.backend.records import Records, decrypt
 from services.backend.sealing import UsableKey
 from shared.contract import CryptoMode
@@ -22,7 +22,7 @@ from shared.keyring.database import Database
 from shared.keyring.instances import Heartbeat
 from shared.keyring.model import DataKey, Status, Wrapped, fingerprint
 from shared.keyring.store import KeyStore
-from shared.keyring.tables import TABLES
+from shared.keyring.tables import TABLES, data_keys
 from shared.kms.names import version_number
 from shared.kms.provider import Decrypted, KmsError
 from shared.kms.reason import Reason
@@ -68,8 +68,20 @@ async def _key(kms: FakeKms, number: int) -> DataKey:
 
 
 def _insert(connection: Connection, keys: Sequence[DataKey]) -> None:
-    for key in keys:
-        store.insert(connection, key)
+    rows = [
+        {
+            "id": key.id,
+            "status": key.status.value,
+            "wrapped": key.wrapped.ciphertext,
+            "kek": key.wrapped.kek,
+            "kek_version": key.wrapped.kek_version,
+            "algorithm": key.algorithm,
+            "fingerprint": key.fingerprint,
+            "created_at": key.created_at.timestamp(),
+        }
+        for key in keys
+    ]
+    connection.execute(data_keys.insert(), rows)
 
 
 @asynccontextmanager
@@ -81,8 +93,9 @@ async def _started(folder: Path, kms: SlowKms, number: int) -> AsyncIterator[tup
         await database.change(partial(_insert, keys=keys))
         records = Records(database)
         await records.put("old", b"kept", UsableKey(keys[-1].id, secret_of(keys[-1].id)))
-        local = read_or_make(folder / "local.key", may_make=True)
         heartbeat = Heartbeat(database, uuid4().hex, 10.0)
+        local = OwnKey(folder / "local.key", database, heartbeat)
+        await local.open()
         keyring = Keyring(KeyStore(database), local, kms, heartbeat, kek=KEY, timeout=5.0, clock=time.time)
         kms.unwraps = 0
         watching = asyncio.create_task(keyring.watch(0.05, asyncio.Event()))

@@ -57,7 +57,7 @@ def test_a_key_of_another_length_is_refused(length: int, tmp_path: Path) -> None
 
 def test_a_missing_key_that_is_needed_is_not_made_anew(tmp_path: Path) -> None:
     file = tmp_path / "local.key"
-    with pytest.raises(LocalKeyError, match="is missing, but data keys in the database are wrapped by it"):
+    with pytest.raises(LocalKeyError, match="is missing; put it back, from another instance or a backup"):
         read_or_make(file, may_make=False)
     assert not file.exists()
 

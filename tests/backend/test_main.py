@@ -160,17 +160,6 @@ def test_a_killed_process_has_lost_nothing_that_it_answered_for(configuration: C
         assert [client.get(f"/v1/records/r{number}").content for number in range(20)] == [b"%d" % n for n in range(20)]
 
 
-def test_a_missing_local_key_that_wraps_data_keys_stops_the_start(configuration: Configuration) -> None:
-    file = configuration(NOWHERE)
-    with _served(file) as (_process, client, _log):
-        client.put("/v1/records/r", content=b"kept").raise_for_status()
-    (file.parent / "local.key").unlink()
-    refused = _run("--config", file)
-    assert refused.returncode == 1
-    assert "is missing, but data keys in the database are wrapped by it; restore it" in refused.stderr
-    assert not (file.parent / "local.key").exists()
-
-
 def test_a_full_disk_refuses_a_put_with_a_sentence_and_the_service_stays_up(configuration: Configuration) -> None:
     file = configuration(NOWHERE)
     with _served(file) as (process, client, _log):

@@ -17,14 +17,15 @@ def test_every_scrape_shows_the_state_of_that_moment() -> None:
         ready=lambda: ready,
         initialised_at=lambda: at,
         unusable=lambda: unusable,
+        local_key_is_missing=lambda: not ready,
         seen=lambda: None,
     )
     crypto = ("mode", "ready", "init_timestamp_seconds", "decryption_errors_total")
-    names = [*(f"crypto_{name}" for name in crypto), "kms_data_keys_unusable"]
-    assert [registry.get_sample_value(name) for name in names] == [0, 0, 5, 0, 3]
+    names = [*(f"crypto_{name}" for name in crypto), "kms_data_keys_unusable", "kms_local_key_missing"]
+    assert [registry.get_sample_value(name) for name in names] == [0, 0, 5, 0, 3, 1]
     mode, ready, at, unusable = CryptoMode.KMS, True, 6.0, 0
     count()
-    assert [registry.get_sample_value(name) for name in names] == [1, 1, 6, 1, 0]
+    assert [registry.get_sample_value(name) for name in names] == [1, 1, 6, 1, 0, 0]
 
 
 def _shown(seen: Seen | None) -> list[str]:
@@ -35,6 +36,7 @@ def _shown(seen: Seen | None) -> list[str]:
         ready=lambda: True,
         initialised_at=lambda: 0.0,
         unusable=lambda: 0,
+        local_key_is_missing=lambda: False,
         seen=lambda: seen,
     )
     return [line for line in generate_latest(registry).decode().splitlines() if line.startswith("kms_")]
@@ -51,6 +53,7 @@ def test_the_keyring_is_shown_as_it_was_seen_last() -> None:
     )
     assert _shown(seen) == [
         "kms_data_keys_unusable 0.0",
+        "kms_local_key_missing 0.0",
         'kms_data_keys{kek_version="2",status="retired"} 4.0',
         'kms_data_keys{kek_version="3",status="active"} 1.0',
         'kms_rotation_last_success_timestamp_seconds{type="new-dek"} 7.0',
@@ -62,4 +65,5 @@ def test_the_keyring_is_shown_as_it_was_seen_last() -> None:
 
 
 def test_a_keyring_that_cannot_be_seen_is_not_shown() -> None:
-    assert _shown(None) == ["kms_data_keys_unusable 0.0"]  # which every instance knows by itself
+    # What every instance knows by itself.
+    assert _shown(None) == ["kms_data_keys_unusable 0.0", "kms_local_key_missing 0.0"]

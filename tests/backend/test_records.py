@@ -78,6 +78,14 @@ async def test_a_record_under_another_data_key_id_does_not_open_even_with_the_ri
         decrypt(replace(record, data_key_id="k2"), KEY)
 
 
+async def test_an_older_version_of_a_record_that_is_put_back_opens_as_the_reference_says(records: Records) -> None:
+    old = await _stored(records, "r", b"old")
+    await _stored(records, "r", b"new")
+    assert decrypt(old, KEY) == b"old"
+    documented = (Path(__file__).parents[2] / "docs/reference.md").read_text()
+    assert "put an **older version** of the same record\nback, or remove it, and nothing here notices" in documented
+
+
 async def test_neither_the_record_nor_its_key_is_in_the_files_in_clear(records: Records, tmp_path: Path) -> None:
     plaintext = b"a sentence that nobody else may read"
     await records.put("r", plaintext, KEY)

@@ -1,0 +1,102 @@
+"""The local key of this instance, or why it has none: it is served without, and an outage of KMS is harder then.
+
+The database knows the fingerprint of the one local key that all instances have. An instance with another one is
+refused at its start, and never wraps a data key. A file that is missing is made only where no data key and no other
+instance needs the one that is gone; else it is looked for again at each check, until somebody puts it back.
+"""
+
+import asyncio
+from pathlib import Path
+
+import structlog
+
+from services.backend.local_key import LocalKey, LocalKeyError, LocalKeyMissingError, read_or_make
+from shared.keyring import local
+from shared.keyring.database import Database
+from shared.keyring.instances import Heartbeat
+from shared.keyring.store import OtherLocalKeyError
+from shared.keyring.wrapping import UnwrapError
+
+log = structlog.get_logger(__name__)
+
+
+class OwnKey:
+    """Wraps and unwraps, while there is a local key.
+
+    Args:
+        file: where it is.
+        database: knows its fingerprint.
+        heartbeat: of this instance.
+    """
+
+    def __init__(self, file: Path, database: Database, heartbeat: Heartbeat) -> None:
+        self._file = file
+        self._database = database
+        self._heartbeat = heartbeat
+        self._key: LocalKey | None = None
+        self.missing: str | None = f"local_key_file {file}: was not read yet"
+        """Why there is none."""
+
+    @property
+    def fingerprint(self) -> bytes | None:
+        """Of the local key; None where there is none."""
+        return self._key.fingerprint if self._key else None
+
+    def wrap(self, plaintext: bytes, aad: bytes) -> bytes:
+        """`plaintext`, sealed and bound to `aad`. Raises LocalKeyError."""
+        if self._key is None:
+            raise LocalKeyError(f"no data key can be made, {self.missing}")
+        return self._key.wrap(plaintext, aad)
+
+    def unwrap(self, ciphertext: bytes, aad: bytes) -> bytes:
+        """What `wrap` was given. Raises SealBrokenError, and UnwrapError where there is no local key."""
+        if self._key is None:
+            raise UnwrapError(f"it is wrapped by the local key, {self.missing}")
+        return self._key.unwrap(ciphertext, aad)
+
+    async def open(self) -> None:
+        """Reads the file, or makes it; one that is missing and may not be made is no error.
+
+        Raises:
+            LocalKeyError: the file cannot be used, or is not the one that the other instances have.
+            DatabaseError: the database cannot be read or written.
+        """
+        try:
+            may_make = await self._database.read(
+                lambda connection: local.may_be_another(
+                    connection, self._database.now(connection), self._heartbeat.instance
+                )
+            )
+            key = await asyncio.to_thread(read_or_make, self._file, may_make=may_make)
+            await self._database.change(
+                lambda connection: local.note(
+                    connection, self._database.now(connection), self._heartbeat, key.fingerprint
+                )
+            )
+        except LocalKeyMissingError as error:
+            self._tell(str(error))
+        except OtherLocalKeyError:
+            raise LocalKeyError(
+                f"local_key_file {self._file}: the other instances of this database have another local key; copy their "
+                "file here, or, where it is lost, move this one away"
+            ) from None
+        else:
+            self._key, self.missing = key, None
+
+    async def look_again(self) -> None:
+        """Opens it where there was none: somebody may have put it back. Raises DatabaseError."""
+        if self._key is None:
+            try:
+                await self.open()
+            except LocalKeyError as error:
+                self._tell(str(error))
+
+    def refuse(self) -> None:
+        """The database knows another one: this one wraps nothing any more until `look_again` finds it right."""
+        self._key = None
+        self._tell(f"local_key_file {self._file}: the other instances have another local key; copy their file here")
+
+    def _tell(self, why: str) -> None:
+        if self.missing != why:
+            log.error("there is no local key; while KMS is away, a restart can neither write nor read", why=why)
+        self.missing = why

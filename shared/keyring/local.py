@@ -1,0 +1,60 @@
+"""The service's local key, as its database knows it: by a fingerprint, so that no second one ever wraps a data key.
+
+Two instances with different local keys would each depose what the other made, and one lost disk would take half of the
+records. So the first one is noted, and another takes its place only where nothing needs it and nobody else is alive.
+"""
+
+from sqlalchemy import Connection, select
+
+from shared.keyring import store
+from shared.keyring.instances import Heartbeat, others_alive
+from shared.keyring.model import LOCAL_KEK, DataKey
+from shared.keyring.store import OtherLocalKeyError, known_local_key
+from shared.keyring.tables import data_keys, given_up, local_key
+
+
+def wrapped(connection: Connection, limit: int = store.PAGE) -> tuple[DataKey, ...]:
+    """The first data keys that a local key wraps."""
+    return store.page(connection, "", limit, data_keys.c.kek == LOCAL_KEK)
+
+
+def may_be_another(connection: Connection, now: float, instance: str) -> bool:
+    """Whether a new local key may take the place of the one that is known: nothing and nobody needs that."""
+    known = known_local_key(connection)
+    return not wrapped(connection, 1) and (known is None or not others_alive(connection, now, instance))
+
+
+def note(connection: Connection, now: float, heartbeat: Heartbeat, fingerprint: bytes) -> None:
+    """Notes the local key of an instance, which is alive from then on. Raises OtherLocalKeyError."""
+    known = known_local_key(connection)
+    if known not in (None, fingerprint) and not may_be_another(connection, now, heartbeat.instance):
+        raise OtherLocalKeyError
+    connection.execute(local_key.delete())
+    connection.execute(local_key.insert().values(only=1, fingerprint=fingerprint))
+    heartbeat.write(connection, now, ())
+
+
+def give_up(connection: Connection, now: float, key: DataKey) -> bool:
+    """Puts a data key aside; False, and nothing is changed, where it is no longer wrapped as in `key`.
+
+    Once none is left that a local key wraps, the one that is known is no longer needed, and another may be noted.
+    """
+    same = (data_keys.c.id == key.id) & (data_keys.c.wrapped == key.wrapped.ciphertext)
+    if connection.execute(select(data_keys.c.id).where(same)).first() is None:
+        return False
+    connection.execute(given_up.delete().where(given_up.c.id == key.id))
+    values = {
+        "id": key.id,
+        "wrapped": key.wrapped.ciphertext,
+        "kek": key.wrapped.kek,
+        "kek_version": key.wrapped.kek_version,
+        "algorithm": key.algorithm,
+        "fingerprint": key.fingerprint,
+        "created_at": key.created_at.timestamp(),
+        "given_up_at": now,
+    }
+    connection.execute(given_up.insert().values(**values))
+    connection.execute(data_keys.delete().where(same))
+    if not wrapped(connection, 1):
+        connection.execute(local_key.delete())
+    return True
