@@ -287,7 +287,8 @@ class Keyring:
         stored = next((key for key in keys if key.status is Status.ACTIVE), None)
         lost = self._held.lost(keys)
         for row in lost:
-            is_newest = row.id == self.active().id and (stored is None or stored.created_at < row.created_at)
+            was_active = self._active is not None and row.id == self._active.id
+            is_newest = was_active and (stored is None or stored.created_at < row.created_at)
             try:
                 put_back = await self._insert(row, instead_of=stored, active=is_newest)
             except RetiredVersionError:

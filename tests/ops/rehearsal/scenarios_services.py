@@ -61,12 +61,11 @@ async def _unwritable(stage: Stage) -> AsyncIterator[Broken]:
     with closing(sqlite3.connect(stage.stack.folder / "archive.db")) as database:
         database.execute("DELETE FROM data_keys")
         database.commit()
-    local_key = stage.stack.folder / "archive.key"
-    local_key.unlink()
+    (stage.stack.folder / "archive.key").unlink()
     hurry = await stage.kms_fault("archive", kind="latency", seconds=1.5)
     await stage.kubectl.start("archive")
     async with asyncio.timeout(START_SECONDS):
-        while not local_key.exists():  # noqa: ASYNC110 - made right after the database was opened, before KMS is asked
+        while not _is_alive(stage):  # noqa: ASYNC110 - noted with its local key, before KMS is asked
             await asyncio.sleep(0.01)
     with closing(stage.locked("archive.db")) as lock:
         await stage.kms_healed(hurry)
@@ -90,6 +89,11 @@ async def _without_row(stage: Stage) -> AsyncIterator[Broken]:
         await _execute(stage, "UPDATE backup SET status = 'retired'", "INSERT INTO data_keys SELECT * FROM backup")
 
     yield Broken(by_hand=put_back)
+
+
+def _is_alive(stage: Stage) -> bool:
+    with closing(sqlite3.connect(stage.stack.folder / "archive.db", timeout=10)) as database:
+        return database.execute("SELECT 1 FROM keyring_instances").fetchone() is not None
 
 
 async def _execute(stage: Stage, *statements: str) -> None:
