@@ -49,12 +49,17 @@ def examine(settings: BaseModel) -> Iterator[Finding]:
     for key, opening, value in _openings(settings):
         try:
             for file in opening.open(value):
-                if (mode := stat.S_IMODE(file.stat().st_mode)) & _OTHERS_READ:
+                if (mode := stat.S_IMODE(file.stat().st_mode)) & _OTHERS_READ and not _is_mounted_to_read(file):
                     yield Finding(key, f"{file}: others may read it (mode {mode:04o}); run: chmod o-rwx {file}", None)
         except NamedFileError as error:
             yield Finding(key, str(error), opening.start)
         except OSError as error:
             yield Finding(key, f"{error.filename}: {error.strerror}", opening.start)
+
+
+def _is_mounted_to_read(file: Path) -> bool:
+    """As a pod has its secrets: whoever mounted it said who reads it, and its mode cannot be changed here."""
+    return bool(os.statvfs(file).f_flag & os.ST_RDONLY)
 
 
 def readable(file: Path) -> Path:

@@ -1,7 +1,9 @@
 """What a configuration names is opened: by a check all of it, by a start what it cannot do without."""
 
+import os
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -113,6 +115,14 @@ def test_what_others_may_read_is_one_warning(to_check: bool, file: Path) -> None
         for name, key in keys.items()
     }
     assert sorted(warnings(file, to_check=to_check)) == sorted(told.items())
+
+
+def test_what_is_mounted_to_be_read_only_is_nobodys_to_change(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (file.parent / "token").chmod(0o644)
+    assert len(warnings(file)) == 1
+    real = os.statvfs
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=real(path).f_flag | os.ST_RDONLY))
+    assert warnings(file) == []
 
 
 def test_the_private_key_of_a_web_yml_is_looked_at_likewise(file: Path, tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ async def test_a_wrong_token_is_one_sentence_and_nothing_is_changed(
     machine: NewMachine, deployment: Deployment
 ) -> None:
     before = await deployment.keys()
-    (deployment.config.parent / "admin_token").write_text("another")
+    (deployment.config.parent / "admin_token").write_text("another-admin-token")
     job = await run(machine, deployment, BOTH)
     assert job.outcomes["Plan"] == "failure"
     assert {job.outcomes[name] for name in RUNS} == {"skipped"}

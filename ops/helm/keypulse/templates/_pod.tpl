@@ -87,10 +87,10 @@ volumes: {{- include "keypulse.volumes" . | nindent 2 }}
 - name: keypulse-config
   configMap: {name: {{ include "keypulse.partName" . }}}
 - name: keypulse-secret
-  secret: {secretName: {{ $values.existingSecret | quote }}, defaultMode: 0440}
+  secret: {secretName: {{ $values.existingSecret | quote }}}
 {{- with dig "web" "existingSecret" "" $values }}
 - name: keypulse-web
-  secret: {secretName: {{ . | quote }}, defaultMode: 0440}
+  secret: {secretName: {{ . | quote }}}
 {{- end }}
 {{- with dig "postgres" "existingSecret" "" $values }}
 - name: keypulse-postgres
