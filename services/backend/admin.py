@@ -77,26 +77,28 @@ def routes(keyring: Administration, lost: LostKeys, access: Access) -> list[Guar
     note = asked(bodies.of(bodies.Note), lambda it: keyring.note(it.rotation_id, it.token, it.step))
     rollback = asked(bodies.of(bodies.Rollback), lambda it: keyring.rollback(it.rotation_id, it.token))
 
-    def read(path: str, answer: Answer) -> GuardedRoute:
-        return GuardedRoute(PATH + path, answered(answer), Requires(Role.VIEWER, access=access))
-
-    def act(name: str, answer: Answer) -> GuardedRoute:
-        return GuardedRoute(PATH + name, answered(answer), Requires(Role.ADMIN, action=name, access=access), ["POST"])
-
     return [
-        read("keys", keys),
-        read("census", census),
-        read("rotations/{rotation_id}", progress),
-        act("rotate", asked(bodies.ROTATION, rotate)),
-        act("restore", asked(bodies.of(bodies.Restore), restore)),
-        act("lease", lease),
-        act("release", release),
-        act("backup", backup),
-        act("verify", verify),
-        act("retire", retire),
-        act("reload", reload),
-        act("note", note),
-        act("rollback", rollback),
-        read("lost", lost_keys),
-        act("give-up", asked(bodies.of(bodies.GiveUp), give_up)),
+        _read(access, "keys", keys),
+        _read(access, "census", census),
+        _read(access, "rotations/{rotation_id}", progress),
+        _act(access, "rotate", asked(bodies.ROTATION, rotate)),
+        _act(access, "restore", asked(bodies.of(bodies.Restore), restore)),
+        _act(access, "lease", lease),
+        _act(access, "release", release),
+        _act(access, "backup", backup),
+        _act(access, "verify", verify),
+        _act(access, "retire", retire),
+        _act(access, "reload", reload),
+        _act(access, "note", note),
+        _act(access, "rollback", rollback),
+        _read(access, "lost", lost_keys),
+        _act(access, "give-up", asked(bodies.of(bodies.GiveUp), give_up)),
     ]
+
+
+def _read(access: Access, path: str, answer: Answer) -> GuardedRoute:
+    return GuardedRoute(PATH + path, answered(answer), Requires(Role.VIEWER, access=access))
+
+
+def _act(access: Access, name: str, answer: Answer) -> GuardedRoute:
+    return GuardedRoute(PATH + name, answered(answer), Requires(Role.ADMIN, action=name, access=access), ["POST"])

@@ -74,11 +74,12 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
         "GET /admin/crypto/keys": CRYPTO_VIEWER,
         "GET /admin/crypto/census": CRYPTO_VIEWER,
         "GET /admin/crypto/rotations/{rotation_id}": CRYPTO_VIEWER,
+        "GET /admin/crypto/lost": CRYPTO_VIEWER,
         **{
             f"POST /admin/crypto/{call}": CRYPTO_ADMIN
             for call in (
                 *("rotate", "restore", "lease", "release", "backup"),
-                *("verify", "retire", "reload", "note", "rollback"),
+                *("verify", "retire", "reload", "note", "rollback", "give-up"),
             )
         },
     },

@@ -21,7 +21,7 @@ from services.backend.config import Settings
 from tests.conftest import Until
 from tests.postgres import Postgres
 
-TOKEN = {"Authorization": "Bearer t"}
+TOKEN = {"Authorization": "Bearer the-token-of-a-test"}
 MANY = 20
 
 
@@ -67,7 +67,7 @@ async def snapshots(empty_database: URL, tmp_path: Path, request: pytest.Fixture
 def configured(
     emulator: Emulator, settings: Callable[..., Settings], empty_database: URL, tmp_path: Path
 ) -> Callable[..., Settings]:
-    (tmp_path / "token").write_text("t")
+    (tmp_path / "token").write_text("the-token-of-a-test")
     url = empty_database.render_as_string(hide_password=False)
     return lambda interval: settings(
         str(emulator.address), admin={"token_file": "token"}, database=url, kms_check_interval=interval
@@ -78,7 +78,7 @@ def configured(
 async def _served(settings: Settings) -> AsyncIterator[httpx2.AsyncClient]:
     async with running(settings) as app:
         transport = httpx2.ASGITransport(app=app)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://backend", headers=TOKEN) as client:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost", headers=TOKEN) as client:
             yield client
 
 

@@ -28,12 +28,12 @@ async def test_what_a_lost_local_key_takes_along_is_listed_and_given_up_by_its_n
     configuration: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
-    await asyncio.to_thread((tmp_path / "token").write_text, "the-admin-token")
+    await asyncio.to_thread((tmp_path / "token").write_text, "the-admin-token-of-a-test")
     configured = settings(str(emulator.address), admin={"token_file": "token"})
     emulator.faults.add(Fault(kind="status", status="UNAVAILABLE"))
     async with running(configured) as app:
         transport = httpx2.ASGITransport(app=app)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://backend") as client:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
             assert (await client.put("/v1/records/r", content=b"lost")).status_code == 204
     await asyncio.to_thread((tmp_path / "local.key").unlink)
     emulator.faults.clear()

@@ -49,7 +49,8 @@ def test_the_keyring_is_shown_as_it_was_seen_last() -> None:
         last_failure=8.0,
         in_progress=True,
         failures={"verify": 2},
-        unreadable={},
+        unreadable={"k2": "its status cannot be read"},
+        missing=("k1",),
     )
     assert _shown(seen) == [
         "kms_data_keys_unusable 0.0",
@@ -58,6 +59,8 @@ def test_the_keyring_is_shown_as_it_was_seen_last() -> None:
         'kms_data_keys{kek_version="3",status="active"} 1.0',
         'kms_rotation_last_success_timestamp_seconds{type="new-dek"} 7.0',
         'kms_rotation_failures_total{step="verify"} 2.0',
+        "kms_data_keys_missing 1.0",
+        "kms_keyring_rows_unreadable 1.0",
         "kms_rotation_in_progress 1.0",
         "kms_rotation_last_failure_timestamp_seconds 8.0",
     ]

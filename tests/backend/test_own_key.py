@@ -20,14 +20,14 @@ from shared.server import StartError
 from tests.conftest import Until
 
 OUTAGE = Fault(kind="status", status="UNAVAILABLE")
-TOKEN = {"Authorization": "Bearer t"}
+TOKEN = {"Authorization": "Bearer the-token-of-a-test"}
 
 
 @pytest.fixture
 def configured(
     emulator: Emulator, settings: Callable[..., Settings], empty_database: URL, tmp_path: Path
 ) -> Callable[..., Settings]:
-    (tmp_path / "token").write_text("t")
+    (tmp_path / "token").write_text("the-token-of-a-test")
     url = empty_database.render_as_string(hide_password=False)
 
     def make(local_key: str = "local.key", interval: str = "50ms") -> Settings:
@@ -41,7 +41,7 @@ def configured(
 async def _served(settings: Settings) -> AsyncIterator[httpx2.AsyncClient]:
     async with running(settings) as app:
         transport = httpx2.ASGITransport(app=app)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://backend", headers=TOKEN) as client:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost", headers=TOKEN) as client:
             yield client
 
 
