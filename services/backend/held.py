@@ -17,7 +17,9 @@ from shared.keyring.wrapping import UnwrapError, Wrapping
 from shared.kms.provider import KmsError
 
 _AT_ONCE: Final = 16
-"""Calls of KMS under way, at most. The background has half of them: what a reader needs never waits for thousands."""
+"""Calls of KMS under way, at most."""
+IN_THE_BACKGROUND: Final = 8
+"""How many of them are for what nobody waits for: what a reader needs never waits for thousands."""
 
 log = structlog.get_logger(__name__)
 
@@ -25,8 +27,7 @@ log = structlog.get_logger(__name__)
 class HeldKeys:
     """Data keys by id, and why those that are not usable are not."""
 
-    def __init__(self, wrapping: Wrapping) -> None:
-        self.wrapping = wrapping
+    def __init__(self) -> None:
         self._usable: dict[str, UsableKey] = {}
         self._rows: dict[str, DataKey] = {}  # of those, as they were stored when they were seen last
         self._unusable: dict[str, str] = {}
@@ -61,21 +62,21 @@ class HeldKeys:
         """What could not be unwrapped is tried again when it is needed: KMS is back, say."""
         self._unusable.clear()
 
-    async def take(self, key: DataKey, mode: CryptoMode) -> None:
+    async def take(self, key: DataKey, mode: CryptoMode, wrapping: Wrapping) -> None:
         """Unwraps a data key that is not held yet; one that cannot be unwrapped is told once. Raises KmsError."""
         if key.id in self._usable:
             return
         task = self._under_way.get(key.id)
         if task is None:
-            task = self._under_way[key.id] = asyncio.create_task(self._unwrap(key, mode))
+            task = self._under_way[key.id] = asyncio.create_task(self._unwrap(key, mode, wrapping))
             task.add_done_callback(lambda _: self._under_way.pop(key.id))
         outcome = await asyncio.shield(task)  # who leaves spoils it for nobody
         if isinstance(outcome, KmsError):
             raise outcome
 
-    async def _unwrap(self, key: DataKey, mode: CryptoMode) -> KmsError | None:
+    async def _unwrap(self, key: DataKey, mode: CryptoMode, wrapping: Wrapping) -> KmsError | None:
         """An error of KMS is given, not raised: several may wait for it, or nobody any more."""
-        refusal = self.wrapping.refusal(key.wrapped)
+        refusal = wrapping.refusal(key.wrapped)
         if refusal is None and mode is CryptoMode.ENV and key.wrapped.kek != LOCAL_KEK:
             refusal = UnwrapError("it is wrapped by KMS, which cannot be used")
         if refusal:
@@ -83,7 +84,7 @@ class HeldKeys:
             return None
         try:
             async with self._at_once:
-                self.add(UsableKey(key.id, await self.wrapping.unwrap(key)), key)
+                self.add(UsableKey(key.id, await wrapping.unwrap(key)), key)
             self._unusable.pop(key.id, None)
         except UnwrapError as error:
             self._cannot(key, error)

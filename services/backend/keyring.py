@@ -24,7 +24,7 @@ from typing import Final
 
 import structlog
 
-from services.backend.held import HeldKeys
+from services.backend.held import IN_THE_BACKGROUND, HeldKeys
 from services.backend.local_key import LocalKeyError
 from services.backend.own_key import OwnKey
 from services.backend.sealing import UsableKey
@@ -33,6 +33,7 @@ from shared.contract import CryptoMode
 from shared.keyring.database import DatabaseError
 from shared.keyring.instances import Heartbeat
 from shared.keyring.model import KEY_BYTES, LOCAL_KEK, DataKey, Status, Wrapped, fingerprint, wrapping_aad
+from shared.keyring.paced import PacedKey
 from shared.keyring.store import KeyStore, OtherLocalKeyError, RetiredVersionError
 from shared.keyring.together import together
 from shared.keyring.wrapping import Wrapping
@@ -84,7 +85,8 @@ class Keyring:
         self._local = local
         self._wrapping = Wrapping(kms, kek, timeout, local)
         self._clock = clock
-        self._held = HeldKeys(self._wrapping)
+        self._in_the_background = replace(self._wrapping, kms=PacedKey(kms))
+        self._held = HeldKeys()
         self._active: UsableKey | None = None
         self._exposed: set[str] = set()  # ids of what the local key wraps, or did: whoever copied the disk may have it
         self._by_local: frozenset[str] = frozenset()  # ids of what the local key wraps
@@ -244,7 +246,7 @@ class Keyring:
     async def catch_up(self) -> None:
         """Unwraps what no record has needed yet, and has KMS wrap anew what the local key wrapped.
 
-        A few at a time, far from KMS's quota, and beside the checks: of thousands it takes minutes. What KMS fails at
+        A few at a time, below KMS's quota, and beside the checks: of thousands it takes minutes. What KMS fails at
         meanwhile decides nothing; the next time goes on from there. Raises DatabaseError.
         """
         mode = self.mode
@@ -252,14 +254,15 @@ class Keyring:
         others = [key for key in keys if key.id not in self._held]
         local = [key for key in keys if key.wrapped.kek == LOCAL_KEK and key.status is not Status.ACTIVE]
         try:
-            await together(others, partial(self._held.take, mode=mode), _done)
+            take = partial(self._held.take, mode=mode, wrapping=self._in_the_background)
+            await together(others, take, _done, IN_THE_BACKGROUND)
             if mode is CryptoMode.KMS:
-                await together([key for key in local if key.id in self._held], self._rewrap, _done)
+                await together([key for key in local if key.id in self._held], self._rewrap, _done, IN_THE_BACKGROUND)
         except (KmsError, RetiredVersionError) as error:
             log.warning("KMS failed while data keys were unwrapped; trying again", error=str(error))
 
     async def _rewrap(self, key: DataKey) -> None:
-        wrapped = await self._wrapping.wrap(key.id, self._held[key.id].secret)
+        wrapped = await self._in_the_background.wrap(key.id, self._held[key.id].secret)
         if await self._store.rewrap(key, wrapped):
             log.info("data key re-wrapped by KMS", data_key=key.id, kek_version=wrapped.kek_version)
 
@@ -272,7 +275,7 @@ class Keyring:
         self._exposed |= self._by_local
         for key in keys:
             if key.status in _NEEDED_AT_ONCE:
-                await self._held.take(key, mode)
+                await self._held.take(key, mode, self._wrapping)
         self._pending = tuple(key.id for key in keys if key.status is Status.PENDING and key.id in self._held)
         stored = next((key for key in keys if key.status is Status.ACTIVE), None)
         if stored and stored.id in self._held and not (mode is CryptoMode.KMS and stored.id in self._exposed):
@@ -305,7 +308,7 @@ class Keyring:
         stored = await self._store.find(data_key_id)
         try:
             if stored:
-                await self._held.take(stored, self.mode)
+                await self._held.take(stored, self.mode, self._wrapping)
         except KmsError as error:
             raise KeyUnavailableError(f"its data key {data_key_id} cannot be unwrapped: KMS: {error.reason}") from None
 

@@ -14,7 +14,10 @@ O = TypeVar("O")  # noqa: E741  # its outcome
 
 
 async def together(
-    items: Sequence[I], do: Callable[[I], Awaitable[O]], take: Callable[[Sequence[tuple[I, O]]], Awaitable[None]]
+    items: Sequence[I],
+    do: Callable[[I], Awaitable[O]],
+    take: Callable[[Sequence[tuple[I, O]]], Awaitable[None]],
+    at_once: int = TOGETHER,
 ) -> None:
     """Hands the items with what `do` made of them to `take`, some at a time, in their order, while others are done.
 
@@ -22,7 +25,7 @@ async def together(
     nothing of it is lost.
     """
     failures: list[BaseException] = []
-    room = asyncio.Semaphore(TOGETHER)
+    room = asyncio.Semaphore(at_once)
 
     async def begin(item: I) -> O:
         async with room:

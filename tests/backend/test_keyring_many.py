@@ -85,7 +85,7 @@ def _insert(connection: Connection, keys: Sequence[DataKey]) -> None:
 
 
 @asynccontextmanager
-async def _started(folder: Path, kms: SlowKms, number: int) -> AsyncIterator[tuple[Keyring, Records]]:
+async def _started(folder: Path, kms: SlowKms, number: int) -> AsyncIterator[tuple[Keyring, Records, asyncio.Event]]:
     """A keyring with so many data keys, and a record of the last one, whose checks begin."""
     database = await Database.opened(sqlite(folder / "backend.db"), TABLES, records_module.TABLES)
     try:
@@ -98,9 +98,10 @@ async def _started(folder: Path, kms: SlowKms, number: int) -> AsyncIterator[tup
         await local.open()
         keyring = Keyring(KeyStore(database), local, kms, heartbeat, kek=KEY, timeout=5.0, clock=time.time)
         kms.unwraps = 0
-        watching = asyncio.create_task(keyring.watch(0.05, asyncio.Event()))
+        checked = asyncio.Event()
+        watching = asyncio.create_task(keyring.watch(0.05, checked))
         try:
-            yield keyring, records
+            yield keyring, records, checked
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
@@ -119,12 +120,8 @@ async def test_a_start_with_3000_data_keys_writes_after_one_unwrap_and_is_never_
 ) -> None:
     kms = SlowKms()
     kms.seconds = 0.02
-    async with _started(tmp_path, kms, MANY) as (keyring, records):
-
-        async def ready() -> bool:
-            return keyring.ready
-
-        await until(ready)
+    async with _started(tmp_path, kms, MANY) as (keyring, records, checked):
+        await checked.wait()
         assert (keyring.mode, keyring.reason) == (CryptoMode.KMS, None)
         assert kms.unwraps <= 2
         assert await _get(keyring, records) == b"kept"
@@ -141,7 +138,7 @@ async def test_a_start_with_3000_data_keys_writes_after_one_unwrap_and_is_never_
 
 async def test_many_reads_of_one_data_key_share_one_unwrap(tmp_path: Path, until: Until) -> None:
     kms = SlowKms()
-    async with _started(tmp_path, kms, 1) as (keyring, records):
+    async with _started(tmp_path, kms, 1) as (keyring, records, _checked):
 
         async def ready() -> bool:
             return keyring.ready
@@ -160,7 +157,7 @@ async def test_kms_that_fails_while_the_others_are_unwrapped_changes_no_mode_and
 ) -> None:
     kms = SlowKms()
     kms.seconds = 0.05
-    async with _started(tmp_path, kms, 50) as (keyring, records):
+    async with _started(tmp_path, kms, 50) as (keyring, records, _checked):
 
         async def ready() -> bool:
             return keyring.ready
@@ -169,7 +166,7 @@ async def test_kms_that_fails_while_the_others_are_unwrapped_changes_no_mode_and
             return kms.unwraps >= tries
 
         await until(ready)
-        kms.fails = KmsError(Reason.QUOTA_EXHAUSTED, "too many")
+        kms.fails = KmsError(Reason.UNAVAILABLE, "not now")
         tries = kms.unwraps + 20
         await until(tried)
         assert keyring.mode is CryptoMode.KMS
