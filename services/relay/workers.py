@@ -53,6 +53,7 @@ async def delivering(settings: RelaySettings, store: Store, metrics: Metrics, se
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await give_back(store, owner)
+                await notice_restore(store, held_for=0.0, at_start=False)  # until now it was used
         except (StoreUnavailableError, TimeoutError) as error:
             log.warning("claims return when their lease ends", problem=str(error) or "the outbox does not answer")
 

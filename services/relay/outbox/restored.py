@@ -1,13 +1,15 @@
 """A restored backup: what waits in it may have been told since, and may be over.
 
 The outbox keeps which database it is: the file's inode, or what PostgreSQL calls the cluster, the database and the
-table. Where that is another one than was written last, or a relay starts for the first time after long, a backup may
-have been restored. Then all that waits counts as perhaps told, so that PagerDuty calls nobody for what is over. Where
+table. When a file was used last is kept beside it, in `relay.db-seen`, which a backup in its place does not bring.
+Where the database is another one, or was used since, or a relay starts for the first time after long, a backup may have
+been restored. Then all that waits counts as perhaps told, so that PagerDuty calls nobody for what is over. Where
 Alertmanager can be asked, it is held back until then, for a few minutes at most; see `watch.reconcile`.
 """
 
+import asyncio
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import structlog
 from sqlalchemy import Connection, bindparam, func, insert, select, text, update
@@ -53,6 +55,13 @@ _RELEASE: Final = (
 log = structlog.get_logger(__name__)
 
 
+class _Found(NamedTuple):
+    at: float
+    """Unix seconds, as they were committed."""
+    beside: Path | None
+    restored: bool
+
+
 async def notice_restore(store: Store, *, held_for: float, at_start: bool) -> bool:
     """Keeps which database the outbox is, and finds out whether a backup was restored.
 
@@ -64,13 +73,17 @@ async def notice_restore(store: Store, *, held_for: float, at_start: bool) -> bo
     Raises:
         StoreUnavailableError: it is not known to be committed.
     """
-    restored = await store.run(lambda transaction: _notice(transaction, held_for, at_start=at_start))
-    if restored:
+    found = await store.run(lambda transaction: _notice(transaction, held_for, at_start=at_start))
+    if found.beside is not None:
+        await asyncio.to_thread(
+            _keep, found.beside, found.at
+        )  # after the commit: else a crash would look like a backup
+    if found.restored:
         log.warning(
             "the outbox was restored from a backup, or not used for long; what waits in it may have been told",
             held_for=held_for,
         )
-    return restored
+    return found.restored
 
 
 async def release(store: Store) -> None:
@@ -78,24 +91,47 @@ async def release(store: Store) -> None:
     await store.run(lambda transaction: transaction.connection.execute(_RELEASE, {"at": transaction.now}))
 
 
-def _notice(transaction: Transaction, held_for: float, *, at_start: bool) -> bool:
+def _notice(transaction: Transaction, held_for: float, *, at_start: bool) -> _Found:
     connection, now, name = transaction.connection, transaction.now, _name(transaction.connection)
+    beside = _beside(connection)
     known = connection.execute(select(origin).with_for_update()).first()
     if known is None:
         connection.execute(insert(origin).values(id=1, name=name, seen_at=now))
-        return False
+        return _Found(now, beside, restored=False)
     connection.execute(update(origin).values(name=name, seen_at=now))
-    if known.name == name and not (at_start and now - known.seen_at > LONG_AGO):
-        return False
+    used_since = beside is not None and _kept(beside) > known.seen_at
+    if known.name == name and not used_since and not (at_start and now - known.seen_at > LONG_AGO):
+        return _Found(now, beside, restored=False)
     leased = connection.execute(_LEASED).all()
     lock(transaction, {row.incident_id for row in leased})
     for row in leased:
         merge_into_successor(transaction, row, Waits(row.attempts, now, row.reason))
     marked: Any = connection.execute(_PERHAPS_TOLD, {"due": now + held_for, "at": now})
-    return bool(marked.rowcount)
+    return _Found(now, beside, restored=bool(marked.rowcount))
 
 
 def _name(connection: Connection) -> str:
     if connection.dialect.name != "sqlite":
         return str(connection.execute(_DATABASE).scalar_one())
     return str(Path(str(connection.engine.url.database)).stat().st_ino)
+
+
+def _beside(connection: Connection) -> Path | None:
+    """The file that says when a file of SQLite was used last."""
+    return Path(f"{connection.engine.url.database}-seen") if connection.dialect.name == "sqlite" else None
+
+
+def _kept(beside: Path) -> float:
+    """Unix seconds; 0 where it is not known."""
+    try:
+        return float(beside.read_text())
+    except (OSError, ValueError):
+        return 0.0
+
+
+def _keep(beside: Path, at: float) -> None:
+    try:
+        beside.touch(mode=0o600)
+        beside.write_text(repr(at))
+    except OSError as error:
+        log.warning("a backup in the outbox's place may not be noticed", error=str(error))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, event, insert, select
+from sqlalchemy import Connection, Select, event, insert, select
 
 from services.relay.outbox import again, claim, overdue, query
 from services.relay.outbox.again import again_all
@@ -92,12 +92,13 @@ def _again_and_again(transaction: Transaction, number: int) -> None:
 
 @pytest.mark.parametrize("looked_up", ["first receipts", "dead letters", "given up too early", "overdue"])
 async def test_no_database_takes_the_index_of_what_was_delivered(database: Database, looked_up: str) -> None:
-    query, given = {
+    looks: dict[str, tuple[Select[*tuple[Any, ...]], dict[str, Any]]] = {
         "first receipts": (claim._FIRST_RECEIPTS, {"incidents": ["a", "b"], "episodes": [1], "channel": CHANNEL}),
         "dead letters": (again._DEAD, {"channel": CHANNEL, "most": 10}),
         "given up too early": (again._TOO_EARLY, {"now": time.time(), "give_up_after": 86400.0}),
         "overdue": (overdue._NEXT, {"now": time.time(), "before": time.time() - 86400.0}),
-    }[looked_up]
+    }
+    query, given = looks[looked_up]
 
     def plan(connection: Connection) -> str:
         explain = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"

@@ -1,5 +1,6 @@
 """A backup of the outbox is restored: what waits in it may have been told since."""
 
+import asyncio
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -105,5 +106,6 @@ async def test_a_relay_that_starts_after_long_takes_its_outbox_for_a_backup(data
         await told(store, "x")
         earlier = update(origin).values(seen_at=origin.c.seen_at - LONG_AGO - 10)
         await store.run(lambda transaction: transaction.connection.execute(earlier))
+        await asyncio.to_thread(Path(f"{database.database}-seen").unlink, missing_ok=True)
         assert await notice(store, at_start=at_start) == at_start
         assert await nothing(store) == at_start
