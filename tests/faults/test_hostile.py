@@ -1,7 +1,6 @@
 """A crowd of hostile bodies against every server under its memory limit: no 5xx that is not meant, and nobody ends.
 
-`make test` sends a few hundred; `make rehearse` sends over 50,000, or as many as HOSTILE says, with the seed
-FAULTS_SEED.
+`make test` sends a few hundred, `make rehearse` over 50,000 or as many as HOSTILE says; the seed may be FAULTS_SEED.
 """
 
 import asyncio

@@ -28,6 +28,8 @@ from shared.keyring.administration import (
 
 ANSWER_BYTES: Final = 16 * 1024 * 1024
 """Of an answer, at most: a page of a backup has about one megabyte."""
+_VALUES: Final = 200_000
+"""Of an answer, at most: a page has about ten thousand, and each takes hundreds of bytes while an answer is parsed."""
 _SENTENCE: Final = 500
 """Characters of the other side's words that are repeated, at most."""
 _CLIENT_ERRORS: Final = {400, 403, 404, 405, 409, 413, 422}
@@ -125,6 +127,11 @@ class RemoteAdministration:
 
     async def _ask(self, shape: TypeAdapter[T], method: Literal["GET", "POST"], path: str, **body: object) -> T:
         answer = await self._carry(Question(method, path, body if method == "POST" else None))
+        if sum(map(answer.body.count, (b",", b"[", b"{"))) > _VALUES:
+            asked = path.partition("?")[0]
+            raise UnreachableError(
+                f"{self._where}: the answer to {asked} holds over {_VALUES} values; is it an admin API?"
+            )
         if not 200 <= answer.status < 300:
             if answer.status == 404 and shape is _MAYBE and _error(answer.body):  # else there is no admin API
                 return shape.validate_python(None)
