@@ -57,10 +57,10 @@ async def test_another_version_on_the_disk_is_said_and_nothing_is_sent_by_it(mon
 
 async def test_an_answer_that_came_while_the_relay_was_stopped_counts(send: Send) -> None:
     first = await process_of(send)
-    sending = asyncio.create_task(send(outgoing(seconds=0.5, lease=0.9), never))
+    sending = asyncio.create_task(send(outgoing(seconds=0.5, lease=1.5), never))
     await asyncio.sleep(0)
     await asyncio.sleep(0)  # it is said by now
-    time.sleep(1)  # noqa: ASYNC251  # as if the process was stopped
+    time.sleep(1.2)  # noqa: ASYNC251  # as if the process was stopped
     assert (await sending).receipt is not None
     await asyncio.sleep(0.5)  # longer than the look at what it said meanwhile
     assert await process_of(send) == first
