@@ -34,6 +34,8 @@ from shared.web_file import WebFile
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
+NOBODY = "http://127.0.0.1:1"
+
 OPEN = "whoever reaches the server"
 SCRAPER = "whom web.yml lets in; without users of web.yml, everybody"
 UNLESS_USER = "everybody but a user of web.yml, who has to be a viewer"
@@ -95,6 +97,8 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
         "GET /page/{name}": Role.VIEWER,
         "GET /mail/{number}": Role.VIEWER,
         "GET /docs/{path}": Role.VIEWER,
+        "GET /graph": Role.VIEWER,
+        "GET /alertmanager/": Role.VIEWER,
         "GET /api/state": Role.VIEWER,
         "GET /api/changes": Role.VIEWER,
         "POST /api/faults": Role.ADMIN,
@@ -267,7 +271,7 @@ async def serving(name: str, folder: Path, *, closed: bool = True, users: bool =
         yield Server(app, app, [])
         return
     if name == "stand-ins":
-        async with stand_ins.start() as running:
+        async with stand_ins.start(prometheus=NOBODY, alertmanager=NOBODY) as running:
             yield Server(running.app, running.app, [])
         return
     async with STARTS[name](folder, closed=closed) as (settings, app, own_credentials):

@@ -49,6 +49,9 @@ MISTAKES = [
             ("> 60", "!= 0"),
             ("KMSCryptoNotReady", "KMSCryptoModeNotKMS"),
             ("KMSCryptoModeNotKMS", "KMSCryptoNotReady"),
+            ('\n  and on (env, service) ALERTS{alertname="KMSCryptoNotReady"}', ""),
+            ('\n  and on (env, service) ALERTS{alertname="KMSCryptoModeNotKMS"}', ""),
+            ('ALERTS{alertname="KMSCryptoDownOnLocalKey"}', 'ALERTS{alertname="KMSCryptoNotReady"}'),
             ("env, service", "service"),
             ("env, service", "env"),
         ]

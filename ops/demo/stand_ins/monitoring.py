@@ -12,9 +12,10 @@ from typing import Any, Final
 import aiohttp
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
-from starlette.routing import Route
 
 from ops.demo.stand_ins.documents import whole_page
+from shared.guard import GuardedRoute, Requires
+from shared.settings import Role
 
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=5)
 _GRAPHS: Final = ("/classic/graph", "/graph")
@@ -35,11 +36,12 @@ class Monitoring:
         self._alertmanager = alertmanager
         self._headers = headers
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[GuardedRoute]:
         """As Prometheus and Alertmanager write them into alerts and webhooks."""
+        page = Requires(Role.VIEWER, linked=True)
         return [
-            *([Route("/graph", self.graph)] if self._prometheus else []),
-            *([Route("/alertmanager/", self.alerts)] if self._alertmanager else []),
+            *([GuardedRoute("/graph", self.graph, page)] if self._prometheus else []),
+            *([GuardedRoute("/alertmanager/", self.alerts, page)] if self._alertmanager else []),
         ]
 
     async def graph(self, request: Request) -> Response:

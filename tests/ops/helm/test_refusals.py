@@ -170,6 +170,39 @@ def test_it_is_refused(values: dict[str, Any], said: str) -> None:
     assert "hunter2" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://hunter2@alerts.example.org",
+        "HTTPS://a:hunter2@alerts.example.org",
+        "https://alerts.example.org/?Token=hunter2",
+        "https://alerts.example.org/?a=b&sig=hunter2",
+        "https://alerts.example.org/?key=hunter2",
+        "https://alerts.example.org/?private_token=hunter2",
+        "https://alerts.example.org/?X-Amz-Signature=hunter2",
+        "https://acme.webhook.office.com/webhookb2/a/IncomingWebhook/hunter2/b",
+    ],
+)
+def test_a_url_with_a_secret_is_refused_however_it_is_written(url: str) -> None:
+    with pytest.raises(helm.HelmError) as refusal:
+        rendered({"relay": {"config": {"alertmanager": {"urls": [url]}}}})
+
+    assert "relay.config: a URL with a secret in it would stand" in str(refusal.value)
+    assert "hunter2" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://wiki.example.org/runbook?page_token=next&monkey=1&design=2&keyring=app",
+        "https://grafana.example.org/d/x?var-secret=ledger&token={token}&key={key}",
+        "https://wiki.example.org/@oncall/runbook?to=kms@example.org",
+    ],
+)
+def test_a_url_without_a_secret_is_not(url: str) -> None:
+    rendered({"relay": {"config": {"links": {"dashboard": url}, "database": "postgresql://relay@postgres/relay"}}})
+
+
 @pytest.mark.parametrize("release", ["1st", "a.b"])
 def test_a_release_whose_name_no_service_may_have_is_refused(release: str) -> None:
     with pytest.raises(helm.HelmError, match="expected fullnameOverride to be letters, digits and '-'"):

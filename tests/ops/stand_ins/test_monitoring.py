@@ -83,3 +83,16 @@ async def test_who_gives_no_answer_is_named_and_what_is_not_there_has_no_page() 
                 assert (answer.status, (await answer.text()).partition(" gives")[0]) == (502, who)
             async with http.get(f"http://{alone.http}{path}") as answer:
                 assert answer.status == 404
+
+
+async def test_the_links_of_a_mail_are_followed_from_its_frame_and_read_by_no_other_page() -> None:
+    followed = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    read = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
+    async with (
+        start(prometheus=NOBODY, alertmanager=NOBODY) as stand_ins,
+        aiohttp.ClientSession(f"http://{stand_ins.http}") as http,
+    ):
+        for path in ("/graph?g0.expr=1", "/alertmanager/"):
+            for headers, status in ((followed, 502), (read, 403)):
+                async with http.get(path, headers=headers) as answer:
+                    assert answer.status == status, path

@@ -128,6 +128,14 @@ def test_a_tag_that_is_no_version_of_the_repository_ends_the_job(machine: NewMac
             "release.yml names docker.io/aquasec/trivy:0.67.2 without its digest; expected TAG@sha256:…",
         ),
         (
+            (".github/workflows/release.yml", f":qemu-v10.2.3@{DIGEST}", ":qemu-v10.2.3"),
+            "release.yml names docker.io/tonistiigi/binfmt:qemu-v10.2.3 without its digest; expected TAG@sha256:…",
+        ),
+        (
+            (".github/workflows/release.yml", f"scanner:1.11.0@{DIGEST}", "scanner:1.11.0"),
+            "release.yml names docker.io/docker/buildkit-syft-scanner:1.11.0 without its digest",
+        ),
+        (
             ("CHANGELOG.md", "The first whole.\n\n- `one`\n", ""),
             "CHANGELOG.md says nothing under the heading `## 0.1.0`",
         ),
@@ -160,7 +168,7 @@ def test_every_image_is_built_and_no_other() -> None:
 
 def test_images_come_for_both_processors_with_sbom_and_provenance() -> None:
     text = commands("images")
-    for option in ("--platform linux/amd64,linux/arm64", "--sbom=true", "--provenance=mode=max", "push=true"):
+    for option in ("--platform linux/amd64,linux/arm64", "type=sbom", "--provenance=mode=max", "push=true"):
         assert option in text
     labels = re.findall(r"^ARG (VERSION|REVISION|SOURCE)=", (ROOT / "ops/docker/Dockerfile").read_text(), re.MULTILINE)
     assert re.findall(r'--build-arg "(\w+)=', text) == labels
@@ -208,7 +216,7 @@ def registries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_image_of_others_is_pinned_by_one_command_which_may_run_again(registries: Path) -> None:
     before = {file: REFERENCE.sub(r"\g<tagged>", (registries / file).read_text()) for file in FILES}
-    assert len({each.tagged for each in references(registries)}) == 8
+    assert len({each.tagged for each in references(registries)}) == 10
     for _ in range(2):
         done = CliRunner().invoke(pin.main)
         assert done.exit_code == 0, done.output
@@ -240,8 +248,11 @@ def test_an_image_gets_its_tag_only_after_it_was_scanned() -> None:
 
 def test_what_builds_and_scans_is_of_one_version() -> None:
     env = JOBS["images"]["env"]
-    assert set(env) == {"BUILDX", "BUILDKIT", "SCANNER"}
+    assert set(env) == {"BUILDX", "BUILDKIT", "QEMU", "SBOM", "SCANNER"}
     assert all(re.search(r"v?\d+\.\d+\.\d+", version) for version in env.values())
+    (qemu,) = [step["with"] for step in JOBS["images"]["steps"] if "setup-qemu-action@" in step.get("uses", "")]
+    assert (qemu["image"], qemu["cache-image"]) == ("${{ env.QEMU }}", False)
+    assert '--attest "type=sbom,generator=$SBOM"' in commands("images")
     (buildx,) = [step["run"] for step in JOBS["images"]["steps"] if step.get("name") == "Buildx"]
     assert "sha256sum --check --strict" in buildx
     assert "image=$BUILDKIT" in buildx

@@ -4,11 +4,25 @@ exporter's may stand beside those of a pod of yours.
 */}}
 
 {{/*
-What in a URL is a secret: a password before the host, a parameter that is called so and is no {placeholder}, an address
-that whoever knows it may post to.
+What in a URL is a secret, in capitals or not: who stands before the host (of a database, a password there), a parameter
+that is called so and is no {placeholder}, an address that whoever knows it may post to.
 */}}
 {{- define "keypulse.secretInURL" -}}
-[a-z]://[^/?#"\s]*:[^/?#"\s]*@|[?&][a-z_]*(password|passwd|token|secret|api_?key|access_?key|signature)=[^{&"\s]|hooks\.slack\.com/(services|workflows|triggers)/|/api/webhooks/[0-9]+/
+{{- $names := list
+  `((access|api|auth|id|private|refresh|security|session|x-amz-security)[_-]?)?token`
+  `((access|api|integration|routing|secret)[_-]?)?key`
+  `((api|app|client|oauth_client)[_-]?)?secret`
+  `(ssl)?password|passwd|pwd`
+  `(x-amz-|x-goog-)?signature|sig`
+-}}
+{{- list
+  `(?i)https?://[^/?#"\s]*@`
+  `[a-z]://[^/?#"\s]*:[^/?#"\s]*@`
+  (printf `[?&](%s)=[^{&"\s]` (join "|" $names))
+  `hooks\.slack\.com/(services|workflows|triggers)/`
+  `/api/webhooks/[0-9]+/`
+  `\.webhook\.office\.com/webhookb2/`
+  | join "|" -}}
 {{- end }}
 
 {{- define "keypulse.configuration" -}}
