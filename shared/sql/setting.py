@@ -1,12 +1,13 @@
 """A database among a person's settings."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Final
 
 from pydantic import PlainSerializer, PlainValidator
 from pydantic_settings import NoDecode
 
-from shared.named_files import Opening, folder_to_write_in, readable
+from shared.named_files import NamedFileError, Opening, folder_to_write_in, readable
 from shared.settings import from_folder
 from shared.sql import location
 
@@ -30,11 +31,21 @@ def _opened(url: location.Database) -> list[Path]:
     if url.drivername == "sqlite":
         file = Path(url.database or "")
         folder_to_write_in(file.parent)
-        return [readable(file)] if file.exists() else []
+        return [_usable(file)] if file.exists() else []
     files = {key: Path(str(url.query[key])) for key in location.FILES if url.query.get(key) not in {None, *_NO_FILE}}
     for file in files.values():
         readable(file)
     return [file for key, file in files.items() if key in _SECRETS]
+
+
+def _usable(file: Path) -> Path:
+    """The file itself, not opened: the close would drop all locks of a process that serves from it (fcntl(2)).
+
+    Another process that closed it then would take its -wal away. Raises NamedFileError.
+    """
+    if not os.access(file, os.R_OK | os.W_OK):
+        raise NamedFileError(f"{file}: expected a file that this user may read and write")
+    return file
 
 
 Database = Annotated[

@@ -2,9 +2,11 @@
 
 A file that was removed, or replaced by another, stays for as long as somebody has it open: what is committed into it
 then is lost. SQLite does not look for that in WAL mode. The same holds for the `-wal` beside it, which has the newest
-commits. So both names are compared with what a connection opened: before each transaction, and before its end is told.
+commits, where a link leads, if the path is one. So both names are compared with what a connection opened: before each
+transaction, and before its end is told. A file that was emptied is lost, too.
 """
 
+import ctypes
 import os
 import sqlite3
 import threading
@@ -51,11 +53,17 @@ class FileConnection(sqlite3.Connection):
     """A connection that knows its file."""
 
     file: "SqliteFile"
+    wal: Path
     names: _Names
 
     def close(self) -> None:
-        """Closes it. SQLite takes the -wal away with the last one, if it is still where it was opened."""
+        """Closes it. SQLite takes the -wal away with the last one, if it is still where it was opened.
+
+        Before, it would write into a file that was emptied what the -wal has of it, with holes for all else.
+        """
         with self.file.lock:
+            if self.file.keep_open(self):
+                return
             super().close()
             self.file.closed(self)
 
@@ -67,12 +75,13 @@ class SqliteFile:
         self.path = Path(url.database or "")
         self.lock = threading.RLock()
         self.connections: WeakSet[FileConnection] = WeakSet()
-        self._wal = self.path.with_name(f"{self.path.name}-wal")
         self._current: _Names | None = None
         self._pins: tuple[_Pin, ...] = ()
         """Of what was opened last."""
+        self._emptied: tuple[int, int] | None = None
+        """Which file was, while it was open; SQLite in this process keeps what it knew of it."""
         self._left: _Names | None = None
-        """The same, once it was replaced: its -wal must not be taken for that of the new file."""
+        """The same, once it was replaced or emptied: its -wal must not be taken for that of what is there now."""
 
     def make(self) -> None:
         """Makes an empty file where there is none, for its owner alone; SQLite gives the files beside it the same mode.
@@ -81,19 +90,17 @@ class SqliteFile:
             FileLostError: there was one.
             OSError: it cannot be made.
         """
-        if _size(self.path) == 0 and _size(self._wal) > 0:
-            raise FileLostError(
-                f"{self.path} is gone or empty, but {self._wal.name} beside it holds what was committed last; "
-                f"put {self.path.name} back, or move {self._wal.name} away to begin anew"
-            )
+        if lost := self._lost(self._wal()):
+            raise FileLostError(lost)
         if not self.path.exists():
             self.path.touch(mode=0o600)
 
     def connect(self) -> FileConnection:
         """A connection to what the path names; makes no file. Raises sqlite3.Error."""
         with self.lock:
-            before = self._names()
-            self._refuse(before)
+            wal = self._wal()
+            before = self._names(wal)
+            self._refuse(before, wal)
             connection = sqlite3.connect(
                 f"file:{quote(str(self.path))}?mode=rw",
                 uri=True,
@@ -103,9 +110,9 @@ class SqliteFile:
                 factory=FileConnection,
             )
             try:
-                connection.file = self
+                connection.file, connection.wal = self, wal
                 self._set_up(connection)
-                connection.names = self._names()
+                connection.names = self._names(wal)
                 self._refuse_another(connection.names, before)
             except BaseException:
                 connection.close()
@@ -114,8 +121,16 @@ class SqliteFile:
             self._left = None
             if connection.names != self._current:
                 self._current = connection.names
-                self._pins = (_Pin(self.path), _Pin(self._wal))
+                self._pins = (_Pin(self.path), _Pin(wal))
             return connection
+
+    def keep_open(self, connection: FileConnection) -> bool:
+        """Whether its file was emptied. Then it stays open for as long as this process lives."""
+        emptied = connection in self.connections and connection.names.file == self._emptied
+        if emptied:
+            self.connections.discard(connection)
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))  # else Python would close it at the exit
+        return emptied
 
     def closed(self, connection: FileConnection) -> None:
         """It is; where it was the last one, SQLite may have taken the -wal away."""
@@ -127,15 +142,19 @@ class SqliteFile:
         """Whether the path names another file by now, or none; then this connection is of no use any more.
 
         Raises:
-            sqlite3.OperationalError: it is the same, but its -wal is gone.
+            sqlite3.OperationalError: it is the same, but it was emptied, or its -wal is gone.
         """
-        names = self._names()
-        if names.file != connection.names.file:
-            if connection.names == self._current:
-                self._left = self._current
+        names = self._names(connection.wal)
+        replaced, emptied = names.file != connection.names.file, _size(self.path) == 0
+        if (replaced or emptied) and connection.names == self._current:
+            self._left = self._current
+        if replaced:
             return True
+        if emptied:
+            self._emptied = names.file
+            self._refuse_emptied(names, connection.wal)
         if names.wal != connection.names.wal:
-            raise _error(f"{self._wal} was removed or replaced while it was in use; let nothing but SQLite touch it")
+            raise _gone(connection.wal)
         return False
 
     def confirm(self, connection: FileConnection) -> None:
@@ -157,22 +176,43 @@ class SqliteFile:
         if names.file != before.file:
             raise _error(f"{self.path} was replaced while it was opened")
 
-    def _names(self) -> _Names:
-        return _Names(_identity(self.path), _identity(self._wal))
+    def _wal(self) -> Path:
+        """Where SQLite has it now: beside the file itself, not beside a link to it."""
+        return Path(f"{os.path.realpath(self.path)}-wal")
 
-    def _refuse(self, names: _Names) -> None:
+    def _names(self, wal: Path) -> _Names:
+        return _Names(_identity(self.path), _identity(wal))
+
+    def _lost(self, wal: Path) -> str | None:
+        """What to do where the file is not, and its -wal is: SQLite would delete it beside an empty file."""
+        if _size(self.path) > 0 or _size(wal) == 0:
+            return None
+        return (
+            f"{self.path} is gone or empty, but {wal.name} beside it holds what was committed last; "
+            f"put {self.path.name} back, or move {wal.name} away to begin anew"
+        )
+
+    def _refuse_emptied(self, names: _Names, wal: Path) -> None:
+        if self._emptied is not None and names.file == self._emptied:
+            raise _error(
+                f"{self.path} was emptied while it was in use; stop this program, put the file back without {wal.name} "
+                "and start it again"
+            )
+
+    def _refuse(self, names: _Names, wal: Path) -> None:
         if names.file is None:
             raise _error(f"there is no file {self.path}; put it back")
+        self._refuse_emptied(names, wal)
         for other in self.connections:
             if other.names.file == names.file and other.names.wal != names.wal:
-                raise _error(
-                    f"{self._wal} was removed or replaced while it was in use; let nothing but SQLite touch it"
-                )
+                raise _gone(wal)
+        if lost := self._lost(wal):
+            raise _error(lost)
         left = self._left
         if left is not None and names.wal is not None and names.wal == left.wal and names.file != left.file:
             raise _error(
-                f"{self.path} was replaced, and {self._wal.name} beside it belongs to the file before; "
-                f"move {self._wal.name} and {self.path.name}-shm away"
+                f"{self.path} was replaced, and {wal.name} beside it belongs to the file before; "
+                f"move {wal.name} and {wal.name.removesuffix('wal')}shm away"
             )
 
 
@@ -189,6 +229,10 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
+
+
+def _gone(wal: Path) -> sqlite3.OperationalError:
+    return _error(f"{wal} was removed or replaced while it was in use; let nothing but SQLite touch it")
 
 
 def _error(sentence: str) -> sqlite3.OperationalError:

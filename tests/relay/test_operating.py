@@ -21,6 +21,7 @@ from tests.shared.certificates import LOCALHOST, Authority, web_yml
 
 USER = {"Authorization": aiohttp.encode_basic_auth("alertmanager", "a secret")}
 HASH = bcrypt.hashpw(b"a secret", bcrypt.gensalt(4)).decode()
+LOCKS = Path("/proc/locks")
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 
@@ -138,3 +139,27 @@ async def test_a_hangup_brings_another_channel_and_a_bad_file_or_another_databas
     async with relay.client.post("/-/reload", headers=USER) as answer:
         assert answer.status == 200
     assert (await relay.sends("c", headers=USER))[1]["deliveries"] == 1
+
+
+async def test_after_a_reload_no_other_process_takes_the_log_of_the_outbox_away(relay: Relay) -> None:
+    file, log = relay.folder / "relay.db", relay.folder / "relay.db-wal"
+    assert (await relay.sends("a", headers=USER))[0] == 202
+    before = log.stat().st_ino
+    relay.process.send_signal(signal.SIGHUP)
+    await relay.says("the configuration was reloaded")
+    async with relay.client.post("/-/reload", headers=USER) as answer:
+        assert answer.status == 200
+    if sys.platform == "linux":
+        assert locks_on(file, relay.process.pid)
+    command = [sys.executable, "-m", "services.relay", "--config", str(relay.folder / "relay.yml"), "deliveries"]
+    shown = await asyncio.to_thread(subprocess.run, command, capture_output=True, timeout=30)
+    assert shown.returncode == 0
+    assert log.stat().st_ino == before
+    assert (await relay.sends("b", headers=USER))[0] == 202
+
+
+def locks_on(file: Path, process: int) -> list[str]:
+    """The lines of /proc/locks; their fifth word is the process, and the sixth ends with the number of the inode."""
+    lines = [line.split() for line in LOCKS.read_text().splitlines()]
+    place = str(file.stat().st_ino)
+    return [" ".join(line) for line in lines if line[4] == str(process) and line[5].rpartition(":")[2] == place]

@@ -132,6 +132,13 @@ def test_the_private_key_of_a_web_yml_is_looked_at_likewise(file: Path, tmp_path
     assert (key, "others may read it" in sentence) == ("tls_server_config.key_file", True)
 
 
+def test_a_database_that_this_user_may_not_write_is_an_error(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = file.parent / "data" / "relay.db"
+    database.touch(mode=0o400)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != database or not mode & os.W_OK)  # as for all but root
+    assert errors(file) == [f"{file}: database: {database}: expected a file that this user may read and write"]
+
+
 def test_what_this_user_may_not_read_is_an_error() -> None:
     with tempfile.TemporaryDirectory() as folder, as_nobody(Path(folder)):
         token = Path(folder, "token")

@@ -162,6 +162,62 @@ async def test_a_log_of_the_file_that_is_removed_takes_nothing_and_nothing_is_lo
     assert written(file) == [b"before", b"after"]
 
 
+async def test_a_log_is_looked_for_where_a_link_leads_which_may_come_to_lead_elsewhere(tmp_path: Path) -> None:
+    link, real, other = tmp_path / "relay.db", tmp_path / "data" / "real.db", tmp_path / "data" / "other.db"
+    real.parent.mkdir()
+    link.symlink_to(real)
+    async with opened(location.sqlite(other), lambda: 0.0):
+        pass
+    async with opened(location.sqlite(link), lambda: 0.0) as store:
+        await store.run(partial(write, body=b"before"))
+        await bodies(store)
+        without_its_log(real)
+        with pytest.raises(StoreUnavailableError, match=r"real\.db-wal was removed or replaced"):
+            await store.run(partial(write, body=b"lost"))
+        await store.run(partial(write, body=b"after"))
+        link.unlink()
+        link.symlink_to(other)
+        await store.run(partial(write, body=b"elsewhere"))
+        without_its_log(other)
+        with pytest.raises(StoreUnavailableError, match=r"other\.db-wal was removed or replaced"):
+            await store.run(partial(write, body=b"lost"))
+    assert (written(real), written(other)) == ([b"before", b"after"], [b"elsewhere"])
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+async def test_a_file_that_is_emptied_in_place_takes_nothing_until_another_is_there(
+    checkpointed: bool, tmp_path: Path
+) -> None:
+    file, log = tmp_path / "relay.db", tmp_path / "relay.db-wal"
+
+    def write_and_empty(transaction: Transaction) -> None:
+        write(transaction)
+        file.open("wb").close()
+
+    async with opened(location.sqlite(file), lambda: 0.0) as store:
+        await store.run(partial(write, body=b"before"))
+        await bodies(store)
+        with closing(sqlite3.connect(file)) as old, closing(sqlite3.connect(tmp_path / "backup")) as new:
+            old.backup(new)
+            if checkpointed:
+                old.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with pytest.raises(StoreUnavailableError, match=r"relay\.db was emptied while it was in use"):
+            await store.run(write_and_empty)
+        for act in (lambda: None, lambda: shutil.copyfile(tmp_path / "backup", file)):  # into the same inode
+            act()
+            with pytest.raises(StoreUnavailableError, match=r"relay\.db was emptied while it was in use"):
+                await store.run(partial(write, body=b"lost"))
+            with pytest.raises(StoreUnavailableError):
+                await bodies(store)
+        (tmp_path / "backup").rename(file)
+        with pytest.raises(StoreUnavailableError, match=r"relay\.db-wal beside it belongs to the file before"):
+            await store.run(partial(write, body=b"lost"))
+        log.unlink()
+        (tmp_path / "relay.db-shm").unlink()
+        await store.run(partial(write, body=b"after"))
+    assert written(file) == [b"before", b"after"]
+
+
 async def test_a_log_of_the_file_before_is_not_taken_for_that_of_the_new_one(tmp_path: Path) -> None:
     file, log = tmp_path / "relay.db", tmp_path / "relay.db-wal"
     async with opened(location.sqlite(tmp_path / "other.db"), lambda: 0.0) as other:
