@@ -166,6 +166,29 @@ async def test_with_a_lost_local_key_the_rest_is_served_and_its_data_keys_are_gi
         assert (tmp_path / "local.key").exists()
 
 
+async def test_nothing_is_given_up_while_another_instance_lives_that_may_have_the_local_key(
+    configured: Callable[..., Settings], emulator: Emulator, tmp_path: Path
+) -> None:
+    emulator.faults.add(OUTAGE)
+    async with _served(configured()) as holder:
+        await holder.put("/v1/records/x", content=b"kept")
+        async with _served(configured("missing.key")) as client:
+            (lost,) = (await client.get("/admin/crypto/lost")).json()
+            asked = {"data_keys": [lost["id"]], "records": 1}
+            refused = await client.post("/admin/crypto/give-up", json=asked)
+            assert (refused.status_code, "another instance of the service is alive" in refused.text) == (409, True)
+            assert (await holder.put("/v1/records/y", content=b"kept")).status_code == 204
+            assert (await client.get("/v1/records/y")).status_code == 503
+            assert not (tmp_path / "missing.key").exists()
+    async with _served(configured()) as holder:
+        for record in ("x", "y"):
+            assert (await holder.get(f"/v1/records/{record}")).content == b"kept"
+    async with _served(configured("missing.key")) as client:  # nobody else is left
+        done = await client.post("/admin/crypto/give-up", json=asked | {"records": 2})
+        assert (done.status_code, (tmp_path / "missing.key").exists()) == (200, True)
+        assert (await client.get("/v1/records/y")).status_code == 410
+
+
 async def test_an_outage_without_a_local_key_is_told_and_ends_by_itself(
     configured: Callable[..., Settings], emulator: Emulator, tmp_path: Path, until: Until
 ) -> None:
