@@ -147,7 +147,7 @@ class Keyring:
         if data_key_id in self._held:
             return self._held[data_key_id]
         why = self._held.unusable.get(data_key_id)
-        if await self._store.given_up_at(data_key_id) is not None:
+        if await self._store.is_given_up(data_key_id):
             raise KeyGivenUpError(f"its data key {data_key_id} was given up with the local key that wrapped it")
         why = why or "it is not in the keyring"
         raise KeyUnavailableError(f"its data key {data_key_id} cannot be unwrapped: {why}")

@@ -123,3 +123,11 @@ async def test_once_its_last_data_key_was_given_up_a_local_key_is_replaced_only_
         await database.change(lambda connection: local.note(connection, database.now(connection), one, b"new"))
     await other.end()
     await database.change(lambda connection: local.note(connection, database.now(connection), one, b"new"))
+
+
+async def test_a_data_key_whose_row_is_stored_again_is_no_longer_given_up(database: Database, store: KeyStore) -> None:
+    await store.put_back(_key("a"))
+    await database.change(lambda connection: local.give_up(connection, 1.0, _key("a")))
+    assert await store.put_back(_key("a"))
+    left = await database.read(lambda connection: connection.execute(text("SELECT id FROM keyring_given_up")).all())
+    assert left == []
