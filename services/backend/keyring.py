@@ -142,7 +142,7 @@ class Keyring:
             KeyUnavailableError: it is not there, or cannot be unwrapped.
             DatabaseError: the keyring cannot be read.
         """
-        if data_key_id not in self._held and data_key_id not in self._held.unusable:
+        if not self._held.knows(data_key_id):
             await self._meet(data_key_id)
         if data_key_id in self._held:
             return self._held[data_key_id]
