@@ -74,7 +74,7 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
         stack.push_async_callback(_end, looking)
         wrapping = Wrapping(kms, settings.kms.key, settings.kms_timeout, local)
         administration = KeyringAdministration(database, wrapping, RECORDS, keyring.reload)
-        lost = LostKeys(database, wrapping, keyring.reload)
+        lost = LostKeys(database, wrapping, heartbeat.instance, keyring.reload)
         shown = registry()
         guard = Guard(shown, clock=clock)
         count = metrics.expose(

@@ -21,6 +21,9 @@ _AT_ONCE: Final = 16
 IN_THE_BACKGROUND: Final = 8
 """How many of them are for what nobody waits for: what a reader needs never waits for thousands."""
 
+_WAITS: Final = "it is wrapped by KMS, which cannot be used"
+"""Why a data key is not usable in mode `env`, however good it is."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -44,8 +47,12 @@ class HeldKeys:
 
     @property
     def unusable(self) -> Mapping[str, str]:
-        """Why data keys could not be unwrapped, by id."""
+        """Why data keys could not be unwrapped, by id; in mode `env` those that wait for KMS, too."""
         return self._unusable
+
+    def knows(self, data_key_id: str) -> bool:
+        """Whether it is held, or was tried in vain; one that only waits for KMS may be usable by now."""
+        return data_key_id in self._usable or self._unusable.get(data_key_id, _WAITS) != _WAITS
 
     def add(self, key: UsableKey, row: DataKey) -> None:
         """Takes one that was just made, and stored so."""
@@ -78,7 +85,7 @@ class HeldKeys:
         """An error of KMS is given, not raised: several may wait for it, or nobody any more."""
         refusal = wrapping.refusal(key.wrapped)
         if refusal is None and mode is CryptoMode.ENV and key.wrapped.kek != LOCAL_KEK:
-            refusal = UnwrapError("it is wrapped by KMS, which cannot be used")
+            refusal = UnwrapError(_WAITS)
         if refusal:
             self._cannot(key, refusal)
             return None

@@ -142,12 +142,12 @@ class Keyring:
             KeyUnavailableError: it is not there, or cannot be unwrapped.
             DatabaseError: the keyring cannot be read.
         """
-        if data_key_id not in self._held and data_key_id not in self._held.unusable:
+        if not self._held.knows(data_key_id):
             await self._meet(data_key_id)
         if data_key_id in self._held:
             return self._held[data_key_id]
         why = self._held.unusable.get(data_key_id)
-        if await self._store.given_up_at(data_key_id) is not None:
+        if await self._store.is_given_up(data_key_id):
             raise KeyGivenUpError(f"its data key {data_key_id} was given up with the local key that wrapped it")
         why = why or "it is not in the keyring"
         raise KeyUnavailableError(f"its data key {data_key_id} cannot be unwrapped: {why}")
@@ -294,7 +294,7 @@ class Keyring:
             is_newest = was_active and (stored is None or stored.created_at < row.created_at)
             try:
                 put_back = await self._insert(row, instead_of=stored, active=is_newest)
-            except RetiredVersionError:
+            except (RetiredVersionError, LocalKeyError):  # nothing may be wrapped as it was
                 wrapped = await self._wrap(mode, self._held[row.id])
                 put_back = await self._insert(replace(row, wrapped=wrapped), instead_of=stored, active=is_newest)
             if put_back:
@@ -302,7 +302,14 @@ class Keyring:
         return bool(lost)
 
     async def _insert(self, row: DataKey, *, instead_of: DataKey | None, active: bool) -> bool:
-        return await (self._store.activate(row, instead_of=instead_of) if active else self._store.put_back(row))
+        return await (self._activate(row, instead_of) if active else self._store.put_back(row))
+
+    async def _activate(self, row: DataKey, instead_of: DataKey | None) -> bool:
+        try:
+            return await self._store.activate(row, instead_of=instead_of, local=self._local.fingerprint)
+        except OtherLocalKeyError:
+            self._local.refuse()
+            raise LocalKeyError(f"no data key can be made, {self._local.missing}") from None
 
     async def _meet(self, data_key_id: str) -> None:
         stored = await self._store.find(data_key_id)
@@ -318,12 +325,8 @@ class Keyring:
         wrapped = await self._wrap(mode, new)
         created_at = datetime.fromtimestamp(self._clock(), UTC)
         row = DataKey(new.id, Status.ACTIVE, wrapped, fingerprint(new.secret), created_at)
-        try:
-            if not await self._store.activate(row, instead_of=instead_of, local=self._local.fingerprint):
-                return False
-        except OtherLocalKeyError:
-            self._local.refuse()
-            raise LocalKeyError(f"no data key can be made, {self._local.missing}") from None
+        if not await self._activate(row, instead_of):
+            return False
         log.info("new active data key", data_key=new.id, kek=wrapped.kek, kek_version=wrapped.kek_version)
         self._held.add(new, row)
         self._active = new

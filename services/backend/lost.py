@@ -1,7 +1,7 @@
 """Data keys that only a lost local key unwraps: which they are, what they cost, and giving them up for good.
 
 Nothing else can be given up here. What is given up is put aside in the database, should the file turn up after all; an
-instance that still holds the data key in memory puts it back by itself.
+instance that still holds the data key in memory would put it back, and may have the file: none other may be alive.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
+from sqlalchemy import Connection
 
 from services.backend.records import RECORDS
 from shared.keyring import local
 from shared.keyring.administration import RefusedError
 from shared.keyring.database import Database
+from shared.keyring.instances import others_alive
 from shared.keyring.model import DataKey
 from shared.keyring.wrapping import UnwrapError, Wrapping
 
@@ -37,12 +39,16 @@ class LostKeys:
     Args:
         database: the keyring's, and that of the records.
         wrapping: knows the local key, where there is one.
+        instance: names this one among those of the service.
         show: has the service read the keyring again.
     """
 
-    def __init__(self, database: Database, wrapping: Wrapping, show: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, database: Database, wrapping: Wrapping, instance: str, show: Callable[[], Awaitable[None]]
+    ) -> None:
         self._database = database
         self._wrapping = wrapping
+        self._instance = instance
         self._show = show
 
     async def all(self) -> list[LostKey]:
@@ -57,7 +63,8 @@ class LostKeys:
             records: how many need them: whoever gives them up has to know.
 
         Raises:
-            RefusedError: one of them is not lost, or the number is another; nothing was changed.
+            RefusedError: one of them is not lost, the number is another, or another instance is alive: it may have the
+                local key, or hold the data key and write by it. Nothing was changed.
         """
         found = {lost.id: (key, lost) for key, lost in await self._found()}
         for data_key_id in data_key_ids:
@@ -69,12 +76,20 @@ class LostKeys:
         if needed != records:
             raise RefusedError(f"{needed} records need them, not {records}; confirm that number if you mean it")
         keys = [found[data_key_id][0] for data_key_id in dict.fromkeys(data_key_ids)]
-        number = await self._database.change(
-            lambda connection: sum(local.give_up(connection, self._database.now(connection), key) for key in keys)
-        )
+        number = await self._database.change(lambda connection: self._put_aside(connection, keys))
         log.warning("data keys were given up", data_keys=[key.id for key in keys], records=records)
         await self._show()
         return number
+
+    def _put_aside(self, connection: Connection, keys: Sequence[DataKey]) -> int:
+        now = self._database.now(connection)
+        if others_alive(connection, now, self._instance):
+            raise RefusedError(
+                "another instance of the service is alive, and may have the local key: put its file back from there, "
+                "or stop all other instances; one that did not end by itself counts as alive for three of its check "
+                "intervals, 10 seconds at least"
+            )
+        return sum(local.give_up(connection, now, key) for key in keys)
 
     async def _found(self) -> list[tuple[DataKey, LostKey]]:
         found = []

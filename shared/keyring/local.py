@@ -37,7 +37,7 @@ def note(connection: Connection, now: float, heartbeat: Heartbeat, fingerprint: 
 def give_up(connection: Connection, now: float, key: DataKey) -> bool:
     """Puts a data key aside; False, and nothing is changed, where it is no longer wrapped as in `key`.
 
-    Once none is left that a local key wraps, the one that is known is no longer needed, and another may be noted.
+    Once none is left that a local key wraps, another may be noted: see `may_be_another`.
     """
     same = (data_keys.c.id == key.id) & (data_keys.c.wrapped == key.wrapped.ciphertext)
     if connection.execute(select(data_keys.c.id).where(same)).first() is None:
@@ -55,6 +55,4 @@ def give_up(connection: Connection, now: float, key: DataKey) -> bool:
     }
     connection.execute(given_up.insert().values(**values))
     connection.execute(data_keys.delete().where(same))
-    if not wrapped(connection, 1):
-        connection.execute(local_key.delete())
     return True

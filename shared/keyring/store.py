@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Row, select
+from sqlalchemy import ColumnElement, Connection, Row, exists, select
 from sqlalchemy.exc import IntegrityError
 
 from shared.keyring import columns
@@ -54,7 +54,10 @@ def active(connection: Connection) -> DataKey | None:
 
 
 def insert(connection: Connection, key: DataKey) -> None:
-    """Stores a new one. Raises IntegrityError where its id is there or another is active, and RetiredVersionError."""
+    """Stores a new one, or one that was given up, after all.
+
+    Raises IntegrityError where its id is there or another is active, and RetiredVersionError.
+    """
     refuse_retired(connection, key.wrapped)
     values = {
         "id": key.id,
@@ -64,6 +67,7 @@ def insert(connection: Connection, key: DataKey) -> None:
         "created_at": key.created_at.timestamp(),
     }
     connection.execute(data_keys.insert().values(**values, **_wrapped_columns(key.wrapped)))
+    _keep(connection, key.id)
 
 
 def change_status(connection: Connection, data_key_id: str, expected: Status, new: Status) -> bool:
@@ -124,10 +128,11 @@ class KeyStore:
         """The data key of that id."""
         return await self._database.read(partial(find, data_key_id=data_key_id))
 
-    async def given_up_at(self, data_key_id: str) -> float | None:
-        """When a data key was given up, unix seconds; None where it was not."""
-        these = select(given_up.c.given_up_at).where(given_up.c.id == data_key_id)
-        return await self._database.read(lambda connection: connection.execute(these).scalar_one_or_none())
+    async def is_given_up(self, data_key_id: str) -> bool:
+        """Whether nobody waits for a data key any more; false where its row was copied back."""
+        is_stored = exists(select(_c.id).where(_c.id == data_key_id))
+        these = select(given_up.c.id).where(given_up.c.id == data_key_id, ~is_stored)
+        return await self._database.read(lambda connection: connection.execute(these).first() is not None)
 
     async def activate(self, new: DataKey, *, instead_of: DataKey | None, local: bytes | None = None) -> bool:
         """Stores `new` as the active key, and retires the one that was active, in one step.
@@ -178,7 +183,19 @@ class KeyStore:
         Raises:
             RetiredVersionError: the new wrap is by a version that was retired.
         """
-        return await self._database.change(lambda connection: rewrap(connection, key.id, key.wrapped, wrapped))
+
+        def replace_wrapped(connection: Connection) -> bool:
+            if not rewrap(connection, key.id, key.wrapped, wrapped):
+                return False
+            _keep(connection, key.id)
+            return True
+
+        return await self._database.change(replace_wrapped)
+
+
+def _keep(connection: Connection, data_key_id: str) -> None:
+    """One that was given up, and whose row is back: should it be lost again, that is told."""
+    connection.execute(given_up.delete().where(given_up.c.id == data_key_id))
 
 
 def _retire_unreadable(connection: Connection) -> None:

@@ -5,8 +5,10 @@ Nothing is acknowledged that could not be read after a restart; the row is put b
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,11 +18,13 @@ import pytest
 from sqlalchemy import URL, create_engine, text
 
 from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import Fault
 from services.backend.app import running
 from services.backend.config import Settings
 from tests.conftest import Until
 from tests.postgres import Postgres
 
+OUTAGE = Fault(kind="status", status="UNAVAILABLE")
 TOKEN = {"Authorization": "Bearer the-token-of-a-test"}
 MANY = 20
 
@@ -185,3 +189,50 @@ async def test_a_data_key_that_is_put_back_is_wrapped_anew_where_its_version_was
         assert (back["id"], back["kek_version"]) == (before["id"], 2)
     async with _served(configured("1h")) as client:
         assert (await client.get("/v1/records/r")).content == b"kept"
+
+
+async def test_a_row_that_went_missing_in_an_outage_is_put_back_and_the_end_of_the_outage_is_noticed(
+    emulator: Emulator, configured: Callable[..., Settings], empty_database: URL, until: Until
+) -> None:
+    emulator.faults.add(OUTAGE)
+    async with _served(configured("1h")) as client:
+        assert (await client.put("/v1/records/before", content=b"before")).status_code == 204
+        await asyncio.to_thread(_execute, empty_database, "DELETE FROM data_keys")
+        stored = await client.put("/v1/records/after", content=b"after")
+        assert stored.status_code == 204, stored.text
+        await asyncio.to_thread(_execute, empty_database, "DELETE FROM data_keys")
+        assert (await client.post("/admin/crypto/reload")).status_code == 204
+        assert len((await client.get("/admin/crypto/keys")).json()) == 1
+    async with _served(configured("50ms")) as client:
+        await asyncio.to_thread(_execute, empty_database, "DELETE FROM data_keys")
+        emulator.faults.clear()
+        await until(partial(_is_in_kms_mode, client))
+    async with _served(configured("1h")) as client:
+        for record in ("before", "after"):
+            assert (await client.get(f"/v1/records/{record}")).content == record.encode()
+
+
+async def test_a_row_that_the_known_local_key_does_not_wrap_is_not_put_back_before_kms_wraps_it(
+    emulator: Emulator, configured: Callable[..., Settings], empty_database: URL, until: Until
+) -> None:
+    emulator.faults.add(OUTAGE)
+    async with _served(configured("50ms")) as client:
+        assert (await client.put("/v1/records/r", content=b"kept")).status_code == 204
+        for change in (
+            f"INSERT INTO keyring_instances VALUES ('another', {time.time()}, 3600, '')",  # noqa: S608
+            "UPDATE keyring_local_key SET fingerprint = data_keys.fingerprint FROM data_keys",
+            "DELETE FROM data_keys",
+        ):
+            await asyncio.to_thread(_execute, empty_database, change)
+        refused = await client.put("/v1/records/r", content=b"never acknowledged")
+        assert (refused.status_code, "the other instances have another local key" in refused.text) == (503, True)
+        assert (await client.post("/admin/crypto/reload")).status_code == 204
+        emulator.faults.clear()
+        await until(partial(_is_in_kms_mode, client))
+        assert (await client.get("/v1/records/r")).content == b"kept"
+        assert (await client.put("/v1/records/s", content=b"new")).status_code == 204
+        assert {key["kek_version"] for key in (await client.get("/admin/crypto/keys")).json()} == {1}
+
+
+async def _is_in_kms_mode(client: httpx2.AsyncClient) -> bool:
+    return bool((await client.get("/healthz")).json()["crypto_mode"] == "kms")

@@ -3,7 +3,7 @@
 import asyncio
 import tempfile
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,27 @@ async def test_a_restart_in_an_outage_writes_with_a_local_key_and_says_why_an_ol
         emulator.faults.clear()
         await backend.check()
         assert (await backend.get("before"), await backend.get("during")) == (b"1", b"2")
+
+
+async def test_what_is_read_while_kms_returns_is_served_as_soon_as_the_mode_is_kms(
+    emulator: Emulator, open_backend: Open, tmp_path: Path
+) -> None:
+    async with open_backend(tmp_path, str(emulator.address)) as backend:
+        await backend.check()
+        await backend.put("before", b"1")
+    emulator.faults.add(OUTAGE)
+    async with open_backend(tmp_path, str(emulator.address)) as backend:
+        await backend.check()
+        assert len(backend.keyring.unusable) == 1
+        emulator.faults.clear()
+        emulator.faults.add(Fault(kind="latency", seconds=0.05))
+        checking = asyncio.create_task(backend.keyring.check())
+        while not checking.done():
+            with suppress(KeyUnavailableError):
+                await backend.get("before")
+        assert backend.keyring.mode is CryptoMode.KMS
+        assert await backend.get("before") == b"1"
+        assert not backend.keyring.unusable
 
 
 async def test_on_return_every_key_of_the_outage_is_wrapped_anew_by_kms_and_outlives_the_local_key(

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from sqlalchemy import URL
+from sqlalchemy import URL, create_engine, text
 from structlog.testing import capture_logs
 
 from ops.kms_emulator.emulator import Emulator
@@ -43,6 +43,13 @@ async def _served(settings: Settings) -> AsyncIterator[httpx2.AsyncClient]:
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost", headers=TOKEN) as client:
             yield client
+
+
+def _execute(url: URL, sql: str) -> None:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text(sql))
+    engine.dispose()
 
 
 async def _health(client: httpx2.AsyncClient) -> dict[str, Any]:
@@ -164,6 +171,72 @@ async def test_with_a_lost_local_key_the_rest_is_served_and_its_data_keys_are_gi
         assert (await client.put("/v1/records/x", content=b"anew")).status_code == 204
         assert (await client.get("/v1/records/x")).content == b"anew"
         assert (tmp_path / "local.key").exists()
+
+
+async def test_nothing_is_given_up_while_another_instance_lives_that_may_have_the_local_key(
+    configured: Callable[..., Settings], emulator: Emulator, tmp_path: Path
+) -> None:
+    emulator.faults.add(OUTAGE)
+    async with _served(configured()) as holder:
+        await holder.put("/v1/records/x", content=b"kept")
+        async with _served(configured("missing.key")) as client:
+            (lost,) = (await client.get("/admin/crypto/lost")).json()
+            asked = {"data_keys": [lost["id"]], "records": 1}
+            refused = await client.post("/admin/crypto/give-up", json=asked)
+            assert (refused.status_code, "another instance of the service is alive" in refused.text) == (409, True)
+            assert (await holder.put("/v1/records/y", content=b"kept")).status_code == 204
+            assert (await client.get("/v1/records/y")).status_code == 503
+            assert not (tmp_path / "missing.key").exists()
+    async with _served(configured()) as holder:
+        for record in ("x", "y"):
+            assert (await holder.get(f"/v1/records/{record}")).content == b"kept"
+    async with _served(configured("missing.key")) as client:  # nobody else is left
+        done = await client.post("/admin/crypto/give-up", json=asked | {"records": 2})
+        assert (done.status_code, (tmp_path / "missing.key").exists()) == (200, True)
+        assert (await client.get("/v1/records/y")).status_code == 410
+
+
+async def test_what_was_given_up_and_is_copied_back_is_lost_no_more_not_even_in_the_next_outage(
+    configured: Callable[..., Settings], emulator: Emulator, empty_database: URL, tmp_path: Path, until: Until
+) -> None:
+    emulator.faults.add(OUTAGE)
+    async with _served(configured()) as client:
+        await client.put("/v1/records/r", content=b"kept")
+    await asyncio.to_thread((tmp_path / "local.key").rename, tmp_path / "elsewhere.key")
+    emulator.faults.clear()
+    async with _served(configured()) as client:
+        (lost,) = (await client.get("/admin/crypto/lost")).json()
+        await client.post("/admin/crypto/give-up", json={"data_keys": [lost["id"]], "records": 1})
+        assert (await client.get("/v1/records/r")).status_code == 410
+    await asyncio.to_thread((tmp_path / "elsewhere.key").rename, tmp_path / "local.key")
+    async with _served(configured()) as client:
+        columns = "wrapped, kek, kek_version, algorithm, fingerprint, created_at"
+        copy = f"INSERT INTO data_keys (id, status, {columns}) SELECT id, 'retired', {columns} FROM keyring_given_up"  # noqa: S608
+        await asyncio.to_thread(_execute, empty_database, copy)
+
+        async def is_read() -> bool:
+            return (await client.get("/v1/records/r")).content == b"kept"
+
+        async def kms_wraps_it() -> bool:
+            return all(key["kek_version"] == 1 for key in (await client.get("/admin/crypto/keys")).json())
+
+        await until(is_read)
+        await until(kms_wraps_it)
+    emulator.faults.add(OUTAGE)
+    async with _served(configured()) as client:
+        waits = await client.get("/v1/records/r")
+        assert (waits.status_code, "wrapped by KMS, which cannot be used" in waits.text) == (503, True)
+        gone = f"DELETE FROM data_keys WHERE id = '{lost['id']}'"  # noqa: S608
+        await asyncio.to_thread(_execute, empty_database, gone)
+
+        async def told() -> bool:
+            return await _metric(client, "kms_data_keys_missing") == 1
+
+        await until(told)
+        assert (await client.get("/v1/records/r")).status_code == 503
+        emulator.faults.clear()
+        verified = await client.post("/admin/crypto/verify", json={"mode": "sample"})
+        assert [problem["id"] for problem in verified.json()["problems"]] == [lost["id"]]
 
 
 async def test_an_outage_without_a_local_key_is_told_and_ends_by_itself(

@@ -7,9 +7,11 @@ import pytest
 from sqlalchemy import URL, text
 from sqlalchemy.exc import IntegrityError
 
+from shared.keyring import local
 from shared.keyring.database import Database
+from shared.keyring.instances import Heartbeat
 from shared.keyring.model import LOCAL_KEK, DataKey, Status, Wrapped
-from shared.keyring.store import KeyStore
+from shared.keyring.store import KeyStore, OtherLocalKeyError
 from shared.keyring.tables import TABLES
 
 NOW = datetime(2026, 11, 25, 12, 0, 0, 123456, tzinfo=UTC)
@@ -107,3 +109,25 @@ async def test_a_rewrap_of_a_wrap_that_was_replaced_meanwhile_changes_nothing(st
 async def test_a_rewrap_of_an_unknown_key_changes_nothing(store: KeyStore) -> None:
     assert not await store.rewrap(_key("a"), Wrapped(b"by kms", KEK, 7))
     assert await store.all() == ()
+
+
+async def test_once_its_last_data_key_was_given_up_a_local_key_is_replaced_only_where_nobody_else_lives(
+    database: Database, store: KeyStore
+) -> None:
+    one, other = (Heartbeat(database, name, 60.0) for name in ("one", "other"))
+    await database.change(lambda connection: local.note(connection, database.now(connection), one, b"former"))
+    await store.put_back(_key("a"))
+    assert await database.change(lambda connection: local.give_up(connection, 1.0, _key("a")))
+    await other.beat([])
+    with pytest.raises(OtherLocalKeyError):
+        await database.change(lambda connection: local.note(connection, database.now(connection), one, b"new"))
+    await other.end()
+    await database.change(lambda connection: local.note(connection, database.now(connection), one, b"new"))
+
+
+async def test_a_data_key_whose_row_is_stored_again_is_no_longer_given_up(database: Database, store: KeyStore) -> None:
+    await store.put_back(_key("a"))
+    await database.change(lambda connection: local.give_up(connection, 1.0, _key("a")))
+    assert await store.put_back(_key("a"))
+    left = await database.read(lambda connection: connection.execute(text("SELECT id FROM keyring_given_up")).all())
+    assert left == []
