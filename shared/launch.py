@@ -15,8 +15,8 @@ from typing import Generic, TypeVar
 
 import structlog
 from starlette.applications import Starlette
-from starlette.routing import Match, Route
-from starlette.types import ASGIApp, Scope
+from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from shared.gate import Gate
 from shared.mistakes import ConfigurationError
@@ -81,12 +81,11 @@ class Launch(Generic[S]):
         if self.web is None:
             return reloading
 
-        def endpoint(scope: Scope) -> str:
-            routes = (route for route in (*app.routes, reloading.route) if isinstance(route, Route))
-            return next((route.path_format for route in routes if route.matches(scope)[0] is not Match.NONE), UNKNOWN)
+        def routes() -> list[Route]:
+            return [route for route in (*app.routes, reloading.route) if isinstance(route, Route)]
 
         app.state.guard.refusals.expose([UNKNOWN])
-        return Gate(reloading, self.web, lambda: reloading.access, app.state.guard, endpoint, own_credentials)
+        return Gate(reloading, self.web, lambda: reloading.access, app.state.guard, routes, own_credentials)
 
     def guard(self, settings: S) -> None:
         """Raises ConfigurationError where the network would reach what nobody has to prove anything for."""

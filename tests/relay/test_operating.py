@@ -15,6 +15,8 @@ import bcrypt
 import pytest
 import yaml
 
+from services.relay.intake.endpoint import TURNS
+from shared.basic_auth import WAITING
 from tests.relay.scripted import TOKEN, webhook_of
 from tests.relay.test_process import logs_until
 from tests.shared.certificates import LOCALHOST, Authority, web_yml
@@ -138,3 +140,7 @@ async def test_a_hangup_brings_another_channel_and_a_bad_file_or_another_databas
     async with relay.client.post("/-/reload", headers=USER) as answer:
         assert answer.status == 200
     assert (await relay.sends("c", headers=USER))[1]["deliveries"] == 1
+
+
+def test_passwords_that_wait_to_be_checked_never_have_every_turn_of_the_webhooks() -> None:
+    assert WAITING + 1 < TURNS
