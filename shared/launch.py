@@ -88,7 +88,12 @@ class Launch(Generic[S]):
         return Gate(reloading, self.web, lambda: reloading.access, app.state.guard, routes, own_credentials)
 
     def guard(self, settings: S) -> None:
-        """Raises ConfigurationError where the network would reach what nobody has to prove anything for."""
+        """Raises ConfigurationError where the network would reach what nobody has to prove anything for.
+
+        Also where a user of web.yml is called as a token is.
+        """
+        if self.web:
+            self.web.check_names(self.web.current(), settings.taken_names())
         if not _needs_a_guard(settings):
             return
         if self.web:
@@ -108,6 +113,7 @@ class Launch(Generic[S]):
             await apply(settings)
             if self.web:
                 self.web.must_authenticate = _needs_a_guard(settings)
+                self.web.taken_names = settings.taken_names()
 
         return guarded
 
@@ -146,6 +152,8 @@ def prepared(model: type[S], config: Path | None, web_config: Path | None, *, to
         raise ConfigurationError(mistakes)
     launch = Launch(settings, config, web)
     launch.guard(settings)
+    if web:
+        web.taken_names = settings.taken_names()
     found = [(config, finding) for finding in examine(settings)]
     if web:
         found += [(web_config, finding) for finding in examine(web.current().config)]
