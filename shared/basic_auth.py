@@ -1,14 +1,16 @@
 """Users of web.yml: a name and a password → whether it is right, by bcrypt, off the event loop.
 
 A bcrypt check takes tens of milliseconds of a core, on purpose. So only one runs at a time, in a thread of its own, and
-few wait for it: some of each address, and the addresses take turns, so that none shuts out another. A password that was
-right is not hashed again: a fast keyed hash of it is kept for each user.
+few wait for it. The addresses take turns, and where every place is taken, one of the address that has most goes to an
+address with fewer: none shuts out another. Those of one address, as behind an ingress, are checked in their order. A
+password that was right is not hashed again: a fast keyed hash of it is kept for each user.
 
 A wrong password takes the same time whoever it is for, so that the delay tells no names: that of the dearest hash.
 """
 
 import asyncio
 import hmac
+import ipaddress
 import secrets
 from collections import OrderedDict, deque
 from collections.abc import Mapping
@@ -17,10 +19,8 @@ from typing import Final
 
 import bcrypt
 
-WAITING: Final = 64
-"""Checks that may wait."""
-SHARE: Final = 8
-"""Of them, those of one address."""
+WAITING: Final = 60
+"""Checks that may wait: fewer than the relay has webhooks in hand, so that who has a token is never behind them."""
 _BCRYPT_BYTES: Final = 72
 """bcrypt reads no more of a password; what made the hash cut it there, too."""
 
@@ -96,38 +96,54 @@ class Users:
         if not self._running:
             self._running = True
             return
-        own = self._waiting.get(peer, deque())
-        if len(own) >= SHARE:
-            oldest = own.popleft()  # of all, its sender is the likeliest to be gone
-            if not oldest.done():
-                oldest.set_exception(BusyError())
-        elif sum(map(len, self._waiting.values())) >= WAITING:
-            raise BusyError
+        network = _network(peer)
+        if sum(map(len, self._waiting.values())) >= WAITING:
+            self._make_room(len(self._waiting.get(network, ())))
         mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(peer, deque()).append(mine)
+        self._waiting.setdefault(network, deque()).append(mine)
         try:
             await mine
         except asyncio.CancelledError:
             if not mine.cancelled():  # in the same moment it was let go, or had to leave
                 if mine.exception() is None:
                     self._end()
-            elif mine in (own := self._waiting.get(peer, deque())):
+            elif mine in (own := self._waiting.get(network, deque())):
                 own.remove(mine)
                 if not own:
-                    del self._waiting[peer]
+                    del self._waiting[network]
             raise
+
+    def _make_room(self, own: int) -> None:
+        """For one more of an address that has `own`: the youngest of those that have most. Raises BusyError."""
+        most = max(self._waiting.values(), key=len)
+        if len(most) <= own + 1:
+            raise BusyError
+        youngest = most.pop()
+        if not youngest.done():
+            youngest.set_exception(BusyError())
 
     def _end(self) -> None:
         """Lets the next one go: the first of the address whose turn it is."""
         while self._waiting:
-            peer, own = self._waiting.popitem(last=False)
+            network, own = self._waiting.popitem(last=False)
             following = own.popleft()
             if own:
-                self._waiting[peer] = own
+                self._waiting[network] = own
             if not following.done():  # it was not cancelled in the same moment
                 following.set_result(None)
                 return
         self._running = False
+
+
+def _network(peer: str) -> str:
+    """What counts as one address: of IPv6 the /64, which is the least that anybody is given."""
+    try:
+        address = ipaddress.ip_address(peer)
+    except ValueError:
+        return peer
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
+        return address.exploded[:19]
+    return peer
 
 
 def _cost(stored: bytes) -> int:

@@ -6,18 +6,20 @@ may do then is the guard's business.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Iterable
+from dataclasses import replace
 from typing import Any, Final
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.auth import USER, Access, basic
 from shared.basic_auth import BusyError, Users
-from shared.guard import Guard, Requires, peer_of
-from shared.refusals import Reason
+from shared.guard import Guard, Requires, peer_of, required
+from shared.refusals import UNKNOWN, Reason
 from shared.secret_file import SecretUnreadableError
 from shared.web_file import WebFile
 
@@ -35,7 +37,7 @@ class Gate:
         web: says who gets in.
         access: gives those whose tokens open everything too.
         guard: counts and logs who does not get in.
-        endpoint: gives the pattern of the route that answers a request.
+        routes: gives the routes behind it: a refusal is counted for the one that would have answered.
         own_credentials: paths that check credentials of their own, where a user is not the only one let in; one that
             ends with a slash stands for all below it.
     """
@@ -46,14 +48,14 @@ class Gate:
         web: WebFile,
         access: Callable[[], Access],
         guard: Guard,
-        endpoint: Callable[[Scope], str],
+        routes: Callable[[], Iterable[Route]],
         own_credentials: Collection[str],
     ) -> None:
         self._app = app
         self._web = web
         self._access = access
         self._guard = guard
-        self._endpoint = endpoint
+        self._routes = routes
         self._own_credentials = own_credentials
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -101,7 +103,10 @@ class Gate:
         return self._refuse(request, reason, "a user of basic_auth_users in web.yml is needed, or a valid token")
 
     def _refuse(self, request: Request, reason: Reason, sentence: str | None = None) -> Response:
-        return self._guard.refuse(request, reason, self._endpoint(request.scope), _NOTHING, sentence)
+        scope = request.scope
+        route = next((route for route in self._routes() if route.matches(scope)[0] is not Match.NONE), None)
+        requires = replace(_NOTHING, refused=required(route, request).refused) if route else _NOTHING
+        return self._guard.refuse(request, reason, route.path_format if route else UNKNOWN, requires, sentence)
 
 
 class _GoneError(Exception):

@@ -86,6 +86,12 @@ class GuardedRoute(Route):
         self.requires = requires
 
 
+def required(route: Route, request: Request) -> Requires:
+    """What a route requires of a request; one that does not say it is for admins."""
+    requires = route.requires if isinstance(route, GuardedRoute) else Requires(Role.ADMIN)
+    return requires if isinstance(requires, Requires) else requires(request)
+
+
 class Guard:
     """Of one server, as long as its process lives.
 
@@ -117,12 +123,11 @@ class Guard:
             route: a GuardedRoute, or one of Starlette's, which is for admins.
             access: gives who may call, where what the route requires does not say it.
         """
-        requires_of = route.requires if isinstance(route, GuardedRoute) else Requires(Role.ADMIN)
         app = route.app
 
         async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
             request = Request(scope)
-            requires = requires_of if isinstance(requires_of, Requires) else requires_of(request)
+            requires = required(route, request)
             caller = self._caller(request, requires, requires.access or access())
             if isinstance(caller, Reason):
                 response = self.refuse(request, caller, route.path_format, requires)

@@ -15,8 +15,8 @@ from typing import Generic, TypeVar
 
 import structlog
 from starlette.applications import Starlette
-from starlette.routing import Match, Route
-from starlette.types import ASGIApp, Scope
+from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from shared.gate import Gate
 from shared.mistakes import ConfigurationError
@@ -81,15 +81,19 @@ class Launch(Generic[S]):
         if self.web is None:
             return reloading
 
-        def endpoint(scope: Scope) -> str:
-            routes = (route for route in (*app.routes, reloading.route) if isinstance(route, Route))
-            return next((route.path_format for route in routes if route.matches(scope)[0] is not Match.NONE), UNKNOWN)
+        def routes() -> list[Route]:
+            return [route for route in (*app.routes, reloading.route) if isinstance(route, Route)]
 
         app.state.guard.refusals.expose([UNKNOWN])
-        return Gate(reloading, self.web, lambda: reloading.access, app.state.guard, endpoint, own_credentials)
+        return Gate(reloading, self.web, lambda: reloading.access, app.state.guard, routes, own_credentials)
 
     def guard(self, settings: S) -> None:
-        """Raises ConfigurationError where the network would reach what nobody has to prove anything for."""
+        """Raises ConfigurationError where the network would reach what nobody has to prove anything for.
+
+        Also where a user of web.yml is called as a token is.
+        """
+        if self.web:
+            self.web.check_names(self.web.current(), settings.taken_names())
         if not _needs_a_guard(settings):
             return
         if self.web:
@@ -109,6 +113,7 @@ class Launch(Generic[S]):
             await apply(settings)
             if self.web:
                 self.web.must_authenticate = _needs_a_guard(settings)
+                self.web.taken_names = settings.taken_names()
 
         return guarded
 
@@ -147,6 +152,8 @@ def prepared(model: type[S], config: Path | None, web_config: Path | None, *, to
         raise ConfigurationError(mistakes)
     launch = Launch(settings, config, web)
     launch.guard(settings)
+    if web:
+        web.taken_names = settings.taken_names()
     found = [(config, finding) for finding in examine(settings)]
     if web:
         found += [(web_config, finding) for finding in examine(web.current().config)]

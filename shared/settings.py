@@ -7,12 +7,12 @@ Unknown keys are refused. Relative paths are taken from the configuration file's
 import ipaddress
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, ClassVar, Final, NamedTuple, TypeVar
+from typing import Annotated, ClassVar, Final, NamedTuple, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -23,6 +23,7 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
+    model_validator,
 )
 from pydantic_settings import (
     BaseSettings,
@@ -143,8 +144,9 @@ class Role(StrEnum):
         return roles.index(self) >= roles.index(other)
 
 
-UNNAMED: Final = ("admin", "crypto-admin", "sender")
-"""What the holders are called of `auth.admin_token_file`, `admin.token_file` and `auth.bearer_token_file`."""
+RESERVED: Final = ("admin", "crypto-admin", "sender", "anonymous", "SIGHUP")
+"""What the audit calls the holders of `auth.admin_token_file`, `admin.token_file` and `auth.bearer_token_file`, and who
+needs no credentials."""
 
 
 class NamedToken(Section):
@@ -156,22 +158,26 @@ class NamedToken(Section):
     file: TokenPath
 
 
-def named_once(tokens: tuple[NamedToken, ...]) -> tuple[NamedToken, ...]:
-    """Tokens, if each name stands for one of them, and none is that of a token file without a name."""
-    names = [*UNNAMED, *(token.name for token in tokens)]
-    twice = next((name for name in names if names.count(name) > 1), None)
+def check_named_once(names: Sequence[str]) -> None:
+    """Raises ValueError where a name of the audit would stand for two, or for what has a name anyway."""
+    every = [*RESERVED, *names]
+    twice = next((name for name in every if every.count(name) > 1), None)
     if twice is not None:
-        raise ValueError(f"expected each name once, and none of {', '.join(UNNAMED)}; {twice} is there again")
-    return tokens
+        raise ValueError(f"expected each name once, and none of {', '.join(RESERVED)}; {twice} is there again")
 
 
 class Auth(Section):
     """Who may look at pages and use the API."""
 
     admin_token_file: TokenPath | None = None
-    tokens: Annotated[tuple[NamedToken, ...], AfterValidator(named_once)] = ()
+    tokens: tuple[NamedToken, ...] = ()
     roles: dict[str, Role] = Field(default_factory=dict)
     """Of users of web.yml; one without a role reads `/metrics` alone."""
+
+    @model_validator(mode="after")
+    def _named_once(self) -> Self:
+        check_named_once([*(token.name for token in self.tokens), *self.roles])
+        return self
 
 
 class CommandSettings(BaseSettings):
@@ -199,6 +205,10 @@ class ServerSettings(CommandSettings):
 
     listen: ListenAddress
     auth: Auth = Auth()
+
+    def taken_names(self) -> list[str]:
+        """Those that the audit has for others than users of web.yml."""
+        return [*RESERVED, *(token.name for token in self.auth.tokens)]
 
     def doubts(self) -> Iterator[tuple[str, str]]:
         """Keys whose valid values will not do as things are, with a sentence; told by `--check` and at the start."""

@@ -5,6 +5,7 @@ local, and looked at with `stat` first, as in `secret_file`.
 """
 
 import ssl
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ class WebFile:
     def __init__(self, file: Path) -> None:
         self.must_authenticate = False
         """Whether a state that lets everybody in is refused, since nothing else guards the server's address."""
+        self.taken_names: Collection[str] = ()
+        """What no user may be called."""
         self._file = file
         self._watched: tuple[Path, ...] = ()
         self._stamps: Stamps = ()
@@ -64,6 +67,13 @@ class WebFile:
                     )
         return self._web
 
+    def check_names(self, web: Web, taken_names: Collection[str]) -> None:
+        """Raises ConfigurationError where the audit could not tell a user from somebody else."""
+        taken = [name for name in web.config.basic_auth_users if name in taken_names]
+        if taken:
+            sentence = "expected another name; the audit calls somebody else so"
+            raise ConfigurationError([f"{self._file}: basic_auth_users.{name}: {sentence}" for name in taken])
+
     def _read(self) -> Web:
         own = _stamps(self._file)
         config = read(self._file)
@@ -77,6 +87,7 @@ class WebFile:
             raise ConfigurationError([f"{self._file}: tls_server_config: comes or goes only with a restart; restart"])
         if self.must_authenticate and not web.config.authenticates:
             raise ConfigurationError([f"{self._file}: expected basic_auth_users or required client certificates"])
+        self.check_names(web, self.taken_names)
         return web
 
 

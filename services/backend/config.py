@@ -4,13 +4,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator
+from pydantic import ValidationInfo, field_validator
 
 from services.backend.local_key import LocalKeyError, read_or_make
 from shared.kms.settings import KeySettings
 from shared.named_files import NamedFileError, Opening, folder_to_write_in
 from shared.settings import (
     Address,
+    Auth,
     Duration,
     FilePath,
     ListenAddress,
@@ -18,7 +19,7 @@ from shared.settings import (
     Section,
     ServerSettings,
     TokenPath,
-    named_once,
+    check_named_once,
 )
 from shared.sql.setting import Database
 
@@ -39,7 +40,7 @@ class Admin(Section):
 
     token_file: TokenPath | None = None
     """One token a line, two while they are rotated; without a file and without `tokens` the admin API is off."""
-    tokens: Annotated[tuple[NamedToken, ...], AfterValidator(named_once)] = ()
+    tokens: tuple[NamedToken, ...] = ()
     """Of further callers: a viewer reads, an admin does everything."""
 
 
@@ -57,3 +58,15 @@ class Settings(ServerSettings):
     kms_check_interval: Duration = 10.0
     kms_timeout: Duration = 2.0
     """Of one call. A check makes two; one that fails costs at most this."""
+
+    @field_validator("admin")
+    @classmethod
+    def _named_once(cls, admin: Admin, info: ValidationInfo) -> Admin:
+        auth = info.data.get("auth", Auth())
+        others = [*(token.name for token in auth.tokens), *auth.roles]
+        check_named_once([*others, *(token.name for token in admin.tokens)])
+        return admin
+
+    def taken_names(self) -> list[str]:
+        """See ServerSettings."""
+        return [*super().taken_names(), *(token.name for token in self.admin.tokens)]

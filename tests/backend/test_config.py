@@ -8,7 +8,7 @@ import yaml
 from services.backend.config import Settings
 from shared.mistakes import ConfigurationError
 from shared.planned import ignored_keys
-from shared.settings import Address, load
+from shared.settings import RESERVED, Address, load
 from shared.sql.location import sqlite
 
 Configuration = Callable[..., Path]
@@ -39,6 +39,16 @@ def test_the_documents_backend_lets_the_documents_rotator_in() -> None:
     )
     assert backend["admin"]["token_file"] == rotator["driver"]["token_file"]
     assert backend["kms"]["key"] == rotator["kms"]["key"]
+
+
+@pytest.mark.parametrize(
+    "auth", [{"tokens": [{"name": "ci", "role": "viewer", "file": "token"}]}, {"roles": {"ci": "admin"}}]
+)
+def test_who_may_call_the_admin_api_is_called_as_nobody_else_is(auth: object, configuration: Configuration) -> None:
+    admin = {"tokens": [{"name": "ci", "role": "viewer", "file": "token"}]}
+    assert load(Settings, configuration("127.0.0.1:9010", admin=admin)).taken_names() == [*RESERVED, "ci"]
+    with pytest.raises(ConfigurationError, match=r"admin: expected each name once, .*; ci is there again"):
+        load(Settings, configuration("127.0.0.1:9010", admin=admin, auth=auth))
 
 
 def test_every_key_has_an_effect(configuration: Configuration) -> None:

@@ -15,6 +15,8 @@ import bcrypt
 import pytest
 import yaml
 
+from services.relay.intake.endpoint import TURNS
+from shared.basic_auth import WAITING
 from tests.relay.scripted import TOKEN, webhook_of
 from tests.relay.test_process import logs_until
 from tests.shared.certificates import LOCALHOST, Authority, web_yml
@@ -163,3 +165,7 @@ def locks_on(file: Path, process: int) -> list[str]:
     lines = [line.split() for line in LOCKS.read_text().splitlines()]
     place = str(file.stat().st_ino)
     return [" ".join(line) for line in lines if line[4] == str(process) and line[5].rpartition(":")[2] == place]
+
+
+def test_passwords_that_wait_to_be_checked_never_have_every_turn_of_the_webhooks() -> None:
+    assert WAITING + 1 < TURNS

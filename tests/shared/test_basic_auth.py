@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import bcrypt
 import pytest
 
-from shared.basic_auth import SHARE, WAITING, BusyError, Users
+from shared.basic_auth import WAITING, BusyError, Users
 
 Counted = list[threading.Thread]
 
@@ -99,25 +99,54 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Held:
     return held
 
 
-async def test_sixty_of_one_address_wait_for_no_more_than_its_share_and_lock_out_no_other(held: Held) -> None:
+async def test_dozens_of_one_address_are_checked_in_their_order_and_keep_no_other_waiting(held: Held) -> None:
     users = Users({"alice": USERS["alice"]})
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
-        first = tasks.create_task(users.admits("alice", b"first", "127.0.0.2"))
+        tasks.create_task(users.admits("alice", b"first", "127.0.0.2"))
         await held.until_one_runs()
-        waiting = [asyncio.create_task(users.admits("alice", b"%d" % n, "127.0.0.2")) for n in range(SHARE)]
+        wrong = [tasks.create_task(users.admits("nobody", b"%d" % n, "127.0.0.2")) for n in range(WAITING - 2)]
         await asyncio.sleep(0)
-        more = [asyncio.create_task(users.admits("alice", b"more %d" % n, "127.0.0.2")) for n in range(60)]
+        behind_them = tasks.create_task(users.admits("alice", b"right", "127.0.0.2"))  # all come through an ingress
+        elsewhere = tasks.create_task(users.admits("nobody", b"elsewhere", "127.0.0.3"))
+        held.go_on.release(WAITING + 1)
+        assert await behind_them
+    assert held.passwords[:4] == [b"first", b"0", b"elsewhere", b"1"]  # the addresses take turns
+    assert held.passwords[4:] == [*(b"%d" % n for n in range(2, WAITING - 2)), b"right"]
+    assert [each.result() for each in (elsewhere, *wrong)] == [False] * (WAITING - 1)
+
+
+async def test_where_every_place_is_taken_an_address_with_few_gets_one_of_that_with_most(held: Held) -> None:
+    users = Users({"alice": USERS["alice"]})
+    async with asyncio.timeout(20):
+        running = asyncio.create_task(users.admits("alice", b"first", PEER))
+        await held.until_one_runs()
+        addresses = [f"127.0.0.{10 + n % 8}" for n in range(WAITING)]
+        waiting = [asyncio.create_task(users.admits("alice", b"x", address)) for address in addresses]
         await asyncio.sleep(0)
-        assert len(users._waiting["127.0.0.2"]) == SHARE
-        right = tasks.create_task(users.admits("alice", b"right", "127.0.0.3"))
+        right = [asyncio.create_task(users.admits("alice", b"right", f"127.0.0.{n}")) for n in (200, 201)]
         await asyncio.sleep(0)
-        held.go_on.release(3)
-        assert await right
-        assert held.passwords == [b"first", b"more 52", b"right"]  # the addresses take turns
-        held.go_on.release(SHARE)
-        ended = await asyncio.gather(*waiting, *more, return_exceptions=True)
-    assert not first.result()
-    assert [isinstance(each, BusyError) for each in ended] == [True] * 60 + [False] * SHARE
+        with pytest.raises(BusyError):
+            await users.admits("alice", b"x", addresses[-1])  # it has as many as any
+        held.go_on.release(WAITING + 1)
+        assert await asyncio.gather(*right) == [True, True]
+        ended = await asyncio.gather(running, *waiting, return_exceptions=True)
+    assert [isinstance(each, BusyError) for each in ended].count(True) == 2
+    assert users._waiting == {}
+
+
+async def test_the_addresses_of_one_ipv6_network_count_as_one(held: Held) -> None:
+    users = Users({"alice": USERS["alice"]})
+    async with asyncio.timeout(20):
+        running = asyncio.create_task(users.admits("alice", b"first", PEER))
+        await held.until_one_runs()
+        waiting = [asyncio.create_task(users.admits("alice", b"x", f"2001:db8::{n:x}")) for n in range(WAITING)]
+        await asyncio.sleep(0)
+        with pytest.raises(BusyError):
+            await users.admits("alice", b"x", "2001:db8::ffff")
+        others = [asyncio.create_task(users.admits("alice", b"right", peer)) for peer in ("2001:db8:0:1::1", "", "::1")]
+        held.go_on.release(WAITING + 1)
+        assert await asyncio.gather(*others) == [True] * 3
+        await asyncio.gather(running, *waiting, return_exceptions=True)
 
 
 async def test_all_addresses_together_wait_up_to_a_bound(held: Held) -> None:
@@ -139,7 +168,7 @@ async def test_a_check_that_is_given_up_leaves_its_place_and_is_never_made(held:
     async with asyncio.timeout(20):
         running = asyncio.create_task(users.admits("alice", b"running", PEER))
         await held.until_one_runs()
-        given_up = [asyncio.create_task(users.admits("alice", b"%d" % n, PEER)) for n in range(SHARE)]
+        given_up = [asyncio.create_task(users.admits("alice", b"%d" % n, PEER)) for n in range(8)]
         await asyncio.sleep(0)
         for task in (running, *given_up):
             task.cancel()
@@ -168,10 +197,10 @@ async def test_one_that_is_given_up_in_the_moment_of_its_turn_passes_it_on(held:
 async def test_a_password_that_was_found_right_meanwhile_is_not_hashed_again(held: Held) -> None:
     users = Users({"alice": USERS["alice"]})
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
-        asked = [tasks.create_task(users.admits("alice", b"right", PEER)) for _ in range(SHARE)]
+        asked = [tasks.create_task(users.admits("alice", b"right", PEER)) for _ in range(8)]
         await held.until_one_runs()
         held.go_on.release()
-    assert [task.result() for task in asked] == [True] * SHARE
+    assert [task.result() for task in asked] == [True] * 8
     assert held.passwords == [b"right"]
 
 

@@ -40,6 +40,7 @@ class Rig:
         self.roles = {"alice": Role.ADMIN, "bob": Role.VIEWER}
         self.access = Access([Token("admin", Role.ADMIN, TokenFile(folder / "admin"))], self.roles)
         self.bodies_read = 0
+        self.refused: list[int] = []
         self.web = WebFile(folder / "web.yml")
 
     def write(self, document: object) -> None:
@@ -61,14 +62,15 @@ class Rig:
         page_of_bearer = Requires(Role.VIEWER, access=bearer)
         own = [
             GuardedRoute("/page", page, Requires(Role.VIEWER)),
-            GuardedRoute("/sent", sent, Requires(Role.ADMIN, access=bearer), ["POST"]),
+            GuardedRoute("/sent", sent, Requires(Role.ADMIN, access=bearer, refused=self.refused.append), ["POST"]),
             GuardedRoute("/own/{name}", page, page_of_bearer),
             Route("/own", page),
             Route("/owned", page),
         ]
         guard = Guard(registry())
         behind = application("sample", guard.metrics, own, guard=guard, access=self.access)
-        return Gate(behind, self.web, lambda: self.access, guard, lambda _scope: "/page", ("/sent", "/own/"))
+        routes = [route for route in behind.routes if isinstance(route, Route)]
+        return Gate(behind, self.web, lambda: self.access, guard, lambda: routes, ("/sent", "/own/"))
 
 
 @pytest.fixture
@@ -195,7 +197,9 @@ async def test_without_an_admin_token_a_user_is_asked_for(rig: Rig) -> None:
         assert (await client.get("/page", auth=ALICE)).text == "alice"
 
 
-async def test_too_many_passwords_at_once_are_503(client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_too_many_passwords_at_once_are_503_and_counted_where_refusals_are(
+    rig: Rig, client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def busy(*_: object) -> bool:
         raise BusyError
 
@@ -203,6 +207,7 @@ async def test_too_many_passwords_at_once_are_503(client: httpx2.AsyncClient, mo
     for path in ("/page", "/metrics"):
         assert (await client.get(path, auth=ALICE)).status_code == 503
     assert (await client.post("/sent", auth=ALICE)).status_code == 503  # so that Alertmanager asks again
+    assert rig.refused == [503]
 
 
 async def test_headers_of_the_file_are_on_every_answer_unless_the_page_has_its_own(

@@ -8,7 +8,7 @@ import pytest
 
 from shared.launch import Launch, prepared
 from shared.mistakes import ConfigurationError
-from shared.settings import Auth, parse_address
+from shared.settings import RESERVED, Auth, NamedToken, Role, parse_address
 from shared.web_file import WebFile
 from tests.shared.certificates import Authority, web_yml
 from tests.shared.sample import SETTINGS, Settings
@@ -49,6 +49,9 @@ def test_on_the_network_a_token_of_anybody_will_do(file: Path) -> None:
     [
         ("{tokens: [{name: ci, role: viewer, file: a}, {name: ci, role: admin, file: b}]}", "each name once"),
         ("{tokens: [{name: admin, role: viewer, file: a}]}", "none of admin"),
+        ("{tokens: [{name: ci, role: viewer, file: a}], roles: {ci: admin}}", "ci is there again"),
+        ("{tokens: [{name: SIGHUP, role: viewer, file: a}]}", "SIGHUP is there again"),
+        ("{roles: {anonymous: viewer}}", "anonymous is there again"),
         ("{tokens: [{name: 'a b', role: viewer, file: a}]}", "auth.tokens.0.name: "),
         ("{tokens: [{name: ci, role: owner, file: a}]}", "auth.tokens.0.role: "),
         ("{roles: {alice: owner}}", "auth.roles.alice: "),
@@ -58,6 +61,34 @@ def test_a_role_that_there_is_not_and_a_name_that_says_nothing_are_named(auth: s
     file.write_text(f"auth: {auth}")
     (line,) = _mistakes(file)
     assert expected in line, line
+
+
+@pytest.mark.parametrize("name", [*RESERVED, "ci"])
+def test_a_user_of_web_yml_is_called_as_no_token_is(name: str, file: Path, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("the-token-of-somebody")
+    file.write_text("auth: {tokens: [{name: ci, role: viewer, file: token}]}")
+    (line,) = _mistakes(file, web_yml(tmp_path, users={"alice": HASH, name: HASH}))
+    assert (
+        line == f"{tmp_path}/web.yml: basic_auth_users.{name}: expected another name; the audit calls somebody else so"
+    )
+
+
+async def test_neither_a_reload_nor_a_changed_web_yml_gives_a_user_the_name_of_a_token(tmp_path: Path) -> None:
+    async def apply(_settings: Settings) -> None:
+        pass
+
+    def with_token(name: str) -> Settings:
+        held = NamedToken(name=name, role=Role.VIEWER, file=tmp_path / "token")
+        return SETTINGS.model_copy(update={"auth": Auth(tokens=(held,))})
+
+    launch = Launch(SETTINGS, web=WebFile(web_yml(tmp_path, users={"alice": HASH})))
+    reloaded = launch._guarded(apply)
+    with pytest.raises(ConfigurationError, match=r"basic_auth_users\.alice: expected another name"):
+        await reloaded(with_token("alice"))
+    await reloaded(with_token("bob"))
+    web_yml(tmp_path, users={"alice": HASH, "bob": HASH})
+    assert launch.web
+    assert list(launch.web.current().config.basic_auth_users) == ["alice"]
 
 
 def test_an_address_of_this_machine_needs_none(file: Path) -> None:

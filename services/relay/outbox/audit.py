@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, insert, or_, select
 
 from services.relay.outbox.schema import audit, plain
 from services.relay.outbox.store import Store
@@ -44,13 +44,18 @@ class OutboxAudit:
         return [Entry(*row[1:]) for row in rows[:limit]], following
 
 
-async def prune_audit(store: Store, cutoff: float, step: int) -> int:
-    """Removes entries from before `cutoff`, `step` in one transaction; gives how many went.
+async def prune_audit(store: Store, cutoff: float, most: int, step: int) -> int:
+    """Removes entries from before `cutoff`, and all but the newest `most`, `step` in one transaction.
+
+    Returns:
+        How many went.
 
     Raises:
         StoreUnavailableError: what went before stays so.
     """
-    oldest = select(_of.seq).where(_of.at < cutoff).order_by(_of.seq).limit(step)
+    too_many = select(_of.seq).order_by(_of.seq.desc()).offset(most).limit(1)
+    newest = await store.read(lambda connection: connection.execute(too_many).scalar()) or 0
+    oldest = select(_of.seq).where(or_(_of.at < cutoff, _of.seq <= newest)).order_by(_of.seq).limit(step)
 
     def remove(transaction: Transaction) -> int:
         return transaction.connection.execute(delete(audit).where(_of.seq.in_(oldest))).rowcount

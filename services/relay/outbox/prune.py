@@ -5,7 +5,8 @@ there. What was given up goes by age alone: a person must see it. An event stays
 it is its incident's latest, against which a repeat is compared; a closed incident goes with its last event.
 
 Where the outbox comes near its limit in bytes, what is over goes before its age: the oldest first, what was given up
-and refused webhooks included. What is younger than the window in which a twin of it may come stays all the same.
+and refused webhooks included. What is younger than the window in which a twin of it may come stays all the same; so
+does the audit, since whoever may send webhooks fills the outbox.
 
 SQLite's file does not shrink: freed pages are used again. (VACUUM would lock everybody out while it copies the file.)
 """
@@ -31,6 +32,8 @@ STEP: Final = 100
 """Rows that one transaction looks at: a few milliseconds of the writer's time."""
 _STEP_BYTES: Final = 8 * 1024 * 1024
 """Bytes of events after which a transaction looks at no more of them."""
+AUDIT_ROWS: Final = 100_000
+"""Entries of the audit that are kept."""
 _EVERY: Final = 300.0
 """Seconds between two rounds."""
 _MEASURED_EVERY: Final = 30.0
@@ -163,7 +166,9 @@ async def pruning(
 async def prune(store: Store, max_age: float, max_deliveries: int) -> Pruned:
     """One round. Raises StoreUnavailableError: what was pruned before it stays so."""
     cutoff = await store.run(lambda transaction: transaction.now) - max_age
-    return await _prune(store, cutoff, await store.read(partial(_bounds, max_deliveries)))
+    gone = await _prune(store, cutoff, await store.read(partial(_bounds, max_deliveries)))
+    await prune_audit(store, cutoff, AUDIT_ROWS, STEP)
+    return gone
 
 
 async def prune_bytes(store: Store, limit: ByteLimit, young: float) -> Pruned:
@@ -190,7 +195,6 @@ async def _prune(store: Store, cutoff: float, bounds: _Bounds) -> Pruned:
     unused = await _walk(store, _Events(cutoff, bounds.event, not_told, superfluous).step)
     old = delete(quarantine).where(quarantine.c.received_at < cutoff)
     refused = await store.run(lambda transaction: transaction.connection.execute(old).rowcount)
-    await prune_audit(store, cutoff, STEP)
     return Pruned(gone, unused, refused)
 
 

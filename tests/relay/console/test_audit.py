@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 from sqlalchemy import insert
 
 from services.relay.channels.channel import Reason, Scope, SendError
+from services.relay.outbox import prune as pruned
 from services.relay.outbox import schema
 from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.prune import STEP, prune
@@ -67,3 +69,17 @@ async def test_entries_go_by_age_in_steps_and_hold_what_a_database_takes(databas
         (kept,) = (await audit.page(1000, None))[0]
     assert (kept.who, kept.peer, kept.action, kept.on) == ("ben", "::1", "now", "a\ufffdb")
     assert kept.at > 0  # by the database's clock
+
+
+async def test_of_more_entries_than_are_kept_the_oldest_go(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pruned, "AUDIT_ROWS", 150)
+    async with opened(database, Clock()) as store:
+
+        def many(transaction: Transaction) -> None:
+            rows = [{"who": "ben", "action": "x", "object": f"{n}", "at": transaction.now} for n in range(400)]
+            transaction.connection.execute(insert(schema.audit), rows)
+
+        await store.run(many)
+        await prune(store, DAY, 1000)
+        kept = (await OutboxAudit(store).page(1000, None))[0]
+    assert [each.on for each in kept] == [f"{n}" for n in reversed(range(250, 400))]

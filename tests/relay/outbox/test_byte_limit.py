@@ -11,11 +11,13 @@ import aiohttp
 import pytest
 from sqlalchemy import insert, select
 
+from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.byte_limit import GOAL, START, ByteLimit, measure
 from services.relay.outbox.prune import prune, prune_bytes
 from services.relay.outbox.schema import State, quarantine
 from services.relay.outbox.store import Store, opened
 from services.relay.outbox.together import Transaction
+from shared.audit import Entry
 from shared.sql.location import Database
 from tests.relay.outbox.rows import Rows
 from tests.relay.scripted import Scripted, metric, post, served, settings, until, webhook_of
@@ -98,6 +100,15 @@ async def test_what_is_given_up_goes_likewise_and_what_is_young_stays(store: Sto
     await prune_bytes(store, limited(MIB), 60.0)
     assert len(await rows.left()) == 10
     assert len(await rows.events()) == 10
+
+
+async def test_who_fills_the_outbox_with_webhooks_erases_nothing_of_the_audit(store: Store) -> None:
+    await OutboxAudit(store).add(Entry(0.0, "ben", "::1", "retry", "1"))
+    for _ in range(20):
+        await refused(store, age=0, body=secrets.token_bytes(200_000))
+    await prune_bytes(store, limited(1 * MIB), 0.0)
+    assert len(await sizes_of_refused(store)) < 20
+    assert len((await OutboxAudit(store).page(10, None))[0]) == 1
 
 
 async def test_below_the_limit_nothing_goes(store: Store, rows: Rows) -> None:
