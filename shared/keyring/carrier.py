@@ -164,6 +164,8 @@ class KeyringAdministration:
             values = {"kek": kek, "kek_version": kek_version, "retired_at": now}
             connection.execute(retired_versions.insert().values(**values))
 
+        if unknown := (await self.census()).may_need_any:
+            raise RefusedError(f"version {kek_version} of {kek} may be needed by {unknown}; verify names them")
         async with _told():
             await under_lease(self._database, token, retire)
 
