@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Final
 
 from starlette.applications import Starlette
@@ -23,6 +24,7 @@ from shared.guard import Guard
 from shared.keyring.carrier import KeyringAdministration
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.instances import Heartbeat
+from shared.keyring.paced import PacedKey
 from shared.keyring.store import KeyStore
 from shared.keyring.tables import TABLES
 from shared.keyring.wrapping import Wrapping
@@ -61,7 +63,9 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
         await _open_local_key(local)
         kms = connect(settings.kms)
         stack.push_async_callback(kms.close)
-        keyring = Keyring(keys, local, kms, heartbeat, kek=settings.kms.key, timeout=settings.kms_timeout, clock=clock)
+        wrapping = Wrapping(kms, settings.kms.key, settings.kms_timeout, local)
+        paced = PacedKey(kms)  # one for all that nobody waits for: two would be over KMS's quota together
+        keyring = Keyring(keys, local, wrapping, heartbeat, paced=paced, clock=clock)
         checked = asyncio.Event()
         watching = asyncio.create_task(keyring.watch(settings.kms_check_interval, checked))
         stack.push_async_callback(_end, watching)
@@ -72,8 +76,7 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
         await look.again()
         looking = asyncio.create_task(look.watch(settings.kms_check_interval))
         stack.push_async_callback(_end, looking)
-        wrapping = Wrapping(kms, settings.kms.key, settings.kms_timeout, local)
-        administration = KeyringAdministration(database, wrapping, RECORDS, keyring.reload)
+        administration = KeyringAdministration(database, replace(wrapping, kms=paced), RECORDS, keyring.reload)
         lost = LostKeys(database, wrapping, heartbeat.instance, keyring.reload)
         shown = registry()
         guard = Guard(shown, clock=clock)

@@ -27,13 +27,13 @@ import structlog
 from services.backend.held import IN_THE_BACKGROUND, HeldKeys
 from services.backend.local_key import LocalKeyError
 from services.backend.own_key import OwnKey
+from services.backend.retries import Retries
 from services.backend.sealing import UsableKey
 from shared.cancelled import task_is_cancelled
 from shared.contract import CryptoMode
 from shared.keyring.database import DatabaseError
 from shared.keyring.instances import Heartbeat
 from shared.keyring.model import KEY_BYTES, LOCAL_KEK, DataKey, Status, Wrapped, fingerprint, wrapping_aad
-from shared.keyring.paced import PacedKey
 from shared.keyring.store import KeyStore, OtherLocalKeyError, RetiredVersionError
 from shared.keyring.together import together
 from shared.keyring.wrapping import Wrapping
@@ -62,11 +62,10 @@ class Keyring:
         self,
         store: KeyStore,
         local: OwnKey,
-        kms: KeyProvider,
+        wrapping: Wrapping,
         heartbeat: Heartbeat,
         *,
-        kek: str,
-        timeout: float,
+        paced: KeyProvider,
         clock: Callable[[], float],
     ) -> None:
         """Reads nothing yet.
@@ -74,19 +73,19 @@ class Keyring:
         Args:
             store: the keyring.
             local: wraps while KMS fails; opened, and looked for again at each check where it is missing.
-            kms: wraps else.
+            wrapping: KMS, which wraps else, and `local`.
             heartbeat: is told after each check and each reload which pending data keys are held here.
-            kek: full name of `kms`'s key.
-            timeout: of each call to `kms`, in seconds.
+            paced: that KMS at the pace of this process, for what nobody waits for.
             clock: unix time.
         """
         self._store = store
         self._heartbeat = heartbeat
         self._local = local
-        self._wrapping = Wrapping(kms, kek, timeout, local)
+        self._wrapping = wrapping
         self._clock = clock
-        self._in_the_background = replace(self._wrapping, kms=PacedKey(kms))
+        self._in_the_background = replace(wrapping, kms=paced)
         self._held = HeldKeys()
+        self._retries = Retries()
         self._active: UsableKey | None = None
         self._exposed: set[str] = set()  # ids of what the local key wraps, or did: whoever copied the disk may have it
         self._by_local: frozenset[str] = frozenset()  # ids of what the local key wraps
@@ -247,7 +246,8 @@ class Keyring:
         """Unwraps what no record has needed yet, and has KMS wrap anew what the local key wrapped.
 
         A few at a time, below KMS's quota, and beside the checks: of thousands it takes minutes. What KMS fails at
-        meanwhile decides nothing; the next time goes on from there. Raises DatabaseError.
+        meanwhile decides nothing; the next time goes on from there. Of what KMS refused, a sample is tried again, see
+        `Retries`. Raises DatabaseError.
         """
         mode = self.mode
         keys = await self._store.all()
@@ -255,7 +255,9 @@ class Keyring:
         local = [key for key in keys if key.wrapped.kek == LOCAL_KEK and key.status is not Status.ACTIVE]
         try:
             take = partial(self._held.take, mode=mode, wrapping=self._in_the_background)
-            await together(others, take, _done, IN_THE_BACKGROUND)
+            due = self._retries.due(others, self._held.unusable)
+            await together(due, take, _done, IN_THE_BACKGROUND)
+            await together(self._retries.following(others, due, self._held), take, _done, IN_THE_BACKGROUND)
             if mode is CryptoMode.KMS:
                 await together([key for key in local if key.id in self._held], self._rewrap, _done, IN_THE_BACKGROUND)
         except (KmsError, RetiredVersionError) as error:

@@ -67,6 +67,10 @@ async def census(session: Session) -> Report:
     sentence = f"{keys} data keys, {records} records"
     if session.settings.other_keyrings is None:
         sentence += "; which other keyrings this KMS key wraps is not known: set `other_keyrings`"
+    known = [("", counted), *((f" in {each.keyring}", each.census) for each in elsewhere if each.census)]
+    for where, its in known:
+        if its.may_need_any:
+            sentence += f"; {its.may_need_any}{where} may need any version"
     silent = [each.keyring for each in elsewhere if each.census is None]
     if silent:
         sentence += f"; what {', '.join(silent)} needs is not known"

@@ -1,8 +1,9 @@
 """The end of a version of the KMS key, in two commands: `retire` disables it, `destroy` has it destroyed a month later.
 
 Both refuse while anything that is known of needs the version: a data key, a record, a backup in the folder, in this
-keyring or in one of the others that the KMS key wraps. A backup that only a journal knows of has to be confirmed. What
-is not known of is an older backup of the service's whole database; `destroy` warns of it.
+keyring or in one of the others that the KMS key wraps. A backup that only a journal knows of has to be confirmed. A
+data key that cannot be read, or that the database lost, may need any version, and blocks both. What is not known of is
+an older backup of the service's whole database; `destroy` warns of it.
 """
 
 import asyncio
@@ -194,6 +195,12 @@ def _refuse_counted(census: Census, kek: str, version: int, where: str, then: st
                 "nothing was changed; a re-wrap writes it anew",
                 then,
             )
+    if census.may_need_any:
+        raise RotatorError(
+            f"{where}version {version} may be needed by {census.may_need_any}; nothing was changed; verify names them, "
+            "and each has to be corrected or put back first",
+            "verify" if not where else then,
+        )
 
 
 def _again(command: str, version: int) -> str:

@@ -104,6 +104,17 @@ class Census(_Wire):
     """What runners noted of the backups that they made, oldest first: steps as in `Progress`, of all rotations."""
     counted_at: datetime | None = None
     """By the same clock; None where the service does not tell."""
+    unreadable: int = 0
+    """Data keys whose rows cannot be read, of each column a hundred at most: they may need any version."""
+    missing: int = 0
+    """Data keys that records need and the keyring lacks, a hundred at most: a snapshot or a memory may have them."""
+
+    @property
+    def may_need_any(self) -> str | None:
+        """What may need any version, for a sentence; None where nothing does."""
+        found = [f"{self.unreadable} rows of data keys that cannot be read"] if self.unreadable else []
+        found += [f"{self.missing} data keys that records need and the database lacks"] if self.missing else []
+        return " and ".join(found) or None
 
 
 class Problem(_Wire):

@@ -3,7 +3,6 @@
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Final, Literal
 
 from sqlalchemy import Connection
@@ -26,7 +25,6 @@ from shared.keyring.administration import (
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.lease import under_lease
 from shared.keyring.model import GREATEST_VERSION, UNREADABLE_VERSION
-from shared.keyring.paced import PacedKey
 from shared.keyring.records import RecordsTable
 from shared.keyring.rotation import Rotations
 from shared.keyring.store import RetiredVersionError
@@ -50,7 +48,7 @@ class KeyringAdministration:
 
     Args:
         database: open, with `tables.TABLES`.
-        wrapping: KMS, and the service's local key where it is at hand.
+        wrapping: KMS, paced as `PacedKey` does, and the service's local key where it is at hand.
         records: the service's table of records, in the same database; None counts none.
         show: has every instance of the service that can be reached read the keyring again.
     """
@@ -63,7 +61,7 @@ class KeyringAdministration:
         show: Callable[[], Awaitable[None]] = _nobody,
     ) -> None:
         self._database = database
-        self._wrapping = wrapping = replace(wrapping, kms=PacedKey(wrapping.kms))
+        self._wrapping = wrapping
         self._records = records
         self._show = show
         self._rotations = Rotations(database, wrapping, show)
@@ -164,6 +162,8 @@ class KeyringAdministration:
             values = {"kek": kek, "kek_version": kek_version, "retired_at": now}
             connection.execute(retired_versions.insert().values(**values))
 
+        if unknown := (await self.census()).may_need_any:
+            raise RefusedError(f"version {kek_version} of {kek} may be needed by {unknown}; verify names them")
         async with _told():
             await under_lease(self._database, token, retire)
 

@@ -38,4 +38,6 @@ def census(connection: Connection, now: float, kek: str, records: RecordsTable |
             RetiredVersion(kek_version=version, retired_at=datetime.fromtimestamp(at, UTC))
             for version, at in store.retired(connection, kek).items()
         ),
+        unreadable=len(store.unreadable(connection)),
+        missing=len(records.without_key(connection)) if records else 0,
     )

@@ -20,8 +20,10 @@ from services.backend.own_key import OwnKey
 from services.backend.records import Records, decrypt
 from shared.keyring.database import Database
 from shared.keyring.instances import Heartbeat
+from shared.keyring.paced import PacedKey
 from shared.keyring.store import KeyStore
 from shared.keyring.tables import TABLES
+from shared.keyring.wrapping import Wrapping
 from shared.kms.gcp import GcpKey
 from shared.settings import load
 from shared.sql.location import sqlite
@@ -71,7 +73,8 @@ async def _backend(folder: Path, kms: str, *, timeout: float = 5.0, key: str = K
         heartbeat = Heartbeat(database, uuid4().hex, 0.0)
         local = OwnKey(folder / "local.key", database, heartbeat)
         await local.open()
-        keyring = Keyring(store, local, provider, heartbeat, kek=key, timeout=timeout, clock=time.time)
+        wrapping = Wrapping(provider, key, timeout, local)
+        keyring = Keyring(store, local, wrapping, heartbeat, paced=PacedKey(provider), clock=time.time)
         yield Backend(keyring, store, Records(database))
     finally:
         await provider.close()

@@ -1,8 +1,10 @@
 """The admin API of a whole backend, on both stores: who gets in, what is refused, and what the log tells."""
 
 import asyncio
+import sqlite3
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from ops.kms_emulator.faults import Fault
 from services.backend.app import running
 from services.backend.config import Settings
 from shared.auth import USER
+from shared.keyring.paced import PacedKey
+from shared.kms.provider import Decrypted
 from tests.conftest import Until
 
 TOKEN = "the-admin-token-of-tests"
@@ -255,3 +259,35 @@ async def test_a_body_takes_no_memory_for_what_nobody_asked(admin: httpx2.AsyncC
 async def test_an_upload_that_is_too_large_is_not_read_to_its_end(admin: httpx2.AsyncClient) -> None:
     answer = await admin.post("lease", content=b"x" * (4 * 1024 * 1024 + 1))
     assert (answer.status_code, answer.headers["Connection"]) == (413, "close")
+
+
+async def test_what_runs_in_the_background_and_what_an_admin_asks_for_share_one_pace(
+    emulator: Emulator, settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, until: Until, tmp_path: Path
+) -> None:
+    called: list[PacedKey] = []
+    decrypt = PacedKey.decrypt
+
+    async def seen(self: PacedKey, *arguments: Any, **named: Any) -> Decrypted:
+        called.append(self)
+        return await decrypt(self, *arguments, **named)
+
+    monkeypatch.setattr(PacedKey, "decrypt", seen)
+    backend = settings(str(emulator.address), admin=ADMIN)
+    async with running(backend):
+        pass
+    with closing(sqlite3.connect(tmp_path / "backend.db")) as database, database:
+        database.executescript(
+            "CREATE TABLE other AS SELECT * FROM data_keys; UPDATE other SET id = 'other', status = 'retired';"
+            "INSERT INTO data_keys SELECT * FROM other"
+        )
+    called.clear()
+    async with running(backend) as app, client(app, **OURS) as admin:
+
+        async def caught_up() -> bool:
+            return bool(called)
+
+        await until(caught_up)
+        before = len(called)
+        assert (await admin.post("verify", json={"mode": "sample"})).status_code == 200
+        assert len(called) > before
+    assert len(set(map(id, called))) == 1

@@ -21,8 +21,10 @@ from shared.keyring import store
 from shared.keyring.database import Database
 from shared.keyring.instances import Heartbeat
 from shared.keyring.model import DataKey, Status, Wrapped, fingerprint
+from shared.keyring.paced import PacedKey
 from shared.keyring.store import KeyStore
 from shared.keyring.tables import TABLES, data_keys
+from shared.keyring.wrapping import Wrapping
 from shared.kms.names import version_number
 from shared.kms.provider import Decrypted, KmsError
 from shared.kms.reason import Reason
@@ -41,6 +43,7 @@ class SlowKms(FakeKms):
         super().__init__()
         self.seconds = 0.0
         self.unwraps = 0
+        self.checks = 0
         self.under_way = 0
         self.most_under_way = 0
         self.fails: KmsError | None = None
@@ -50,6 +53,8 @@ class SlowKms(FakeKms):
             self.unwraps += 1
             if self.fails:
                 raise self.fails
+        else:
+            self.checks += 1
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         try:
@@ -96,7 +101,8 @@ async def _started(folder: Path, kms: SlowKms, number: int) -> AsyncIterator[tup
         heartbeat = Heartbeat(database, uuid4().hex, 10.0)
         local = OwnKey(folder / "local.key", database, heartbeat)
         await local.open()
-        keyring = Keyring(KeyStore(database), local, kms, heartbeat, kek=KEY, timeout=5.0, clock=time.time)
+        wrapping = Wrapping(kms, KEY, 5.0, local)
+        keyring = Keyring(KeyStore(database), local, wrapping, heartbeat, paced=PacedKey(kms), clock=time.time)
         kms.unwraps = 0
         checked = asyncio.Event()
         watching = asyncio.create_task(keyring.watch(0.05, checked))
@@ -178,3 +184,37 @@ async def test_kms_that_fails_while_the_others_are_unwrapped_changes_no_mode_and
         tries = 0
         await until(all_are_held)
         assert await _get(keyring, records) == b"kept"
+
+
+async def test_what_kms_refuses_is_tried_a_few_at_a_time_and_all_of_it_once_kms_no_longer_does(
+    tmp_path: Path, until: Until
+) -> None:
+    kms = SlowKms()
+    async with _started(tmp_path, kms, 200) as (keyring, _records, _checked):
+        kms.primary, kms.disabled = 2, {1}
+        database = keyring._store._database
+        broken = data_keys.c.id.between("k00001", "k00020")  # the version is not to blame for these
+        spoil = data_keys.update().where(broken).values(wrapped=data_keys.c.wrapped + b"?")
+        await database.change(lambda connection: connection.execute(spoil))
+
+        async def left() -> bool:
+            return len(keyring.unusable) == expected
+
+        async def checked() -> bool:
+            return kms.checks >= enough
+
+        expected = 200
+        await until(left)
+        enough, before = kms.checks + 5, kms.unwraps
+        await until(checked)
+        assert 0 < kms.unwraps - before <= 7 * 8
+        kms.disabled, expected, enabled = set(), 20, kms.checks
+        await until(left)
+        assert kms.checks - enabled <= 5
+        right = await _key(kms, 7)
+        restored = data_keys.update().where(data_keys.c.id == right.id)
+        columns = {"wrapped": right.wrapped.ciphertext, "kek_version": right.wrapped.kek_version}
+        await database.change(lambda connection: connection.execute(restored.values(**columns)))
+        expected, corrected = 19, kms.checks
+        await until(left)
+        assert kms.checks - corrected <= 3

@@ -69,6 +69,24 @@ async def test_a_version_that_another_keyring_needs_is_neither_retired_nor_destr
     assert await state(emulator, 1) is State.DISABLED
 
 
+async def test_a_data_key_that_another_keyrings_database_lost_blocks(
+    in_a_file: Rotated, payments: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(in_a_file, new_version)
+    async with payments.session() as session:
+        await run(session, REWRAP)
+    await forgotten(payments)
+    async with payments.database() as database:
+        await database.write(
+            lambda connection: connection.execute(text("DELETE FROM data_keys WHERE status = 'retired'"))
+        )
+    why = (await refused(in_a_file, retire, others(payments))).why
+    assert f"in the other keyring {payments.url} version 1 may be needed by 1 data keys that records need and " in why
+    assert await state(emulator, 1) is State.ENABLED
+    async with in_a_file.session(**others(payments)) as session:
+        assert f"the database lacks in {payments.url} may need any version" in (await census(session)).sentence
+
+
 async def test_nothing_is_retired_or_destroyed_before_somebody_has_said_which_other_keyrings_there_are(
     in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:

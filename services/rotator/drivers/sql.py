@@ -15,6 +15,7 @@ from pydantic import Field
 from shared.keyring.administration import Administration, RefusedError, UnreachableError
 from shared.keyring.carrier import KeyringAdministration
 from shared.keyring.database import Database, DatabaseError
+from shared.keyring.paced import PacedKey
 from shared.keyring.records import RecordsTable
 from shared.keyring.wrapping import Wrapping
 from shared.kms.registry import connect
@@ -53,7 +54,7 @@ class SqlSettings(Section):
         try:
             async with _database(self.database, self.records) as database:
                 records = RecordsTable(self.records.table, self.records.data_key_column) if self.records else None
-                wrapping = Wrapping(provider, kms.key, self.kms_timeout)
+                wrapping = Wrapping(PacedKey(provider), kms.key, self.kms_timeout)
                 yield KeyringAdministration(database, wrapping, records)
         finally:
             await provider.close()

@@ -6,13 +6,13 @@ from sqlalchemy import URL
 from services.backend import records as backend
 from services.backend.records import RECORDS, Records
 from services.backend.sealing import UsableKey
-from shared.keyring import store
+from shared.keyring import local, store
 from shared.keyring.administration import RefusedError, VersionCount
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.model import LOCAL_KEK, Wrapped
 from shared.keyring.records import RecordsTable
 from shared.keyring.store import KeyStore, RetiredVersionError
-from shared.keyring.tables import rotations
+from shared.keyring.tables import data_keys, rotations
 from shared.kms.gcp import GcpKey
 from tests.key_versions import Versions
 from tests.shared.keyring.keyring import KEY, NEW_DEK, Keyring, Meddled, opened, secret_of
@@ -42,6 +42,22 @@ async def test_data_keys_and_records_are_counted_by_the_version_that_they_need(
         )
         assert census.active == "k000"
         assert census.active_since == (await keyring.key("k000")).created_at
+
+
+async def test_a_data_key_that_the_database_lost_is_counted_until_it_is_given_up(url: URL, kms: GcpKey) -> None:
+    async with opened(url, kms, records=RECORDS) as keyring:
+        await (await Database.opened(url, backend.TABLES)).close()
+        await keyring.fill(2)
+        await keyring.add("local", Wrapped(b"?", LOCAL_KEK, 0))
+        for key in ("k000", "local"):
+            await Records(keyring.database).put(f"of {key}", b"?", UsableKey(key, secret_of(key)))
+        key = await keyring.key("local")
+        lost = data_keys.delete().where(data_keys.c.id == "k000")
+        await keyring.database.write(lambda connection: connection.execute(lost))
+        await keyring.database.change(lambda connection: local.give_up(connection, 1.0, key))
+        census = await keyring.administration.census()
+        assert (census.missing, census.unreadable) == (1, 0), "what was given up needs no version"
+        assert census.may_need_any == "1 data keys that records need and the database lacks"
 
 
 async def test_an_empty_keyring_has_an_empty_census(keyring: Keyring) -> None:

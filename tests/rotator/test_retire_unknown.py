@@ -1,0 +1,70 @@
+"""`retire` and `destroy` are refused while a data key is not known: it may need any version."""
+
+import pytest
+from sqlalchemy import text
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.model import State
+from services.rotator.look import census
+from services.rotator.retire import destroy, retire
+from services.rotator.run import run
+from shared.keyring.administration import RefusedError, RotationType
+from tests.rotator.rotated import KEY, Rotated, data_key_id
+from tests.rotator.versions import DAY, NewVersion, forgotten, refusal, state
+
+
+async def test_a_row_that_cannot_be_read_may_need_any_version_and_blocks_retire_and_destroy(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    spoil = text("UPDATE data_keys SET kek = CAST(kek || X'FF' AS TEXT) WHERE id = :id")
+    async with in_a_file.database() as database:
+        await database.write(lambda connection: connection.execute(spoil, {"id": data_key_id(0)}))
+    await new_version()
+    async with in_a_file.session() as session:
+        await run(session, RotationType.REWRAP_KEK)  # skips what seems to be another key's
+        for file, _ in session.backups.kept():
+            file.unlink()
+        lease = await session.administration.lease("a caller of its own", 60)
+        with pytest.raises(RefusedError, match="1 rows of data keys that cannot be read"):
+            await session.administration.retire(1, lease.token)
+        await session.administration.release(lease.token)
+        assert "1 rows of data keys that cannot be read may need any version" in (await census(session)).sentence
+    await forgotten(in_a_file)
+    refused = await refusal(in_a_file, retire, 1)
+    assert ("may be needed by 1 rows of data keys that cannot be read" in refused.why, refused.then) == (
+        True,
+        ("verify",),
+    )
+    assert await state(emulator, 1) is State.ENABLED
+    await retired_before(in_a_file, emulator)
+    assert "may be needed by 1 rows" in (await refusal(in_a_file, destroy, 1)).why
+    assert await state(emulator, 1) is State.DISABLED
+
+
+async def test_a_data_key_that_the_database_lost_may_need_any_version_and_blocks_retire_and_destroy(
+    rotated: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    async with rotated.database() as database:
+        lose = text("DELETE FROM data_keys WHERE id = :id")
+        await database.write(lambda connection: connection.execute(lose, {"id": data_key_id(0)}))
+    await new_version()
+    async with rotated.session() as session:
+        await run(session, RotationType.REWRAP_KEK)
+        for file, _ in session.backups.kept():
+            file.unlink()
+    await forgotten(rotated)
+    refused = await refusal(rotated, retire, 1)
+    assert "may be needed by 1 data keys that records need and the database lacks" in refused.why
+    assert await state(emulator, 1) is State.ENABLED
+    await retired_before(rotated, emulator)
+    assert "may be needed by 1 data keys" in (await refusal(rotated, destroy, 1)).why
+    assert await state(emulator, 1) is State.DISABLED
+
+
+async def retired_before(rotated: Rotated, emulator: Emulator) -> None:
+    """As if version 1 had been retired a month ago, before anything was lost."""
+    await emulator.store.change(KEY, lambda key: key.with_state(1, State.DISABLED))
+    insert = text("INSERT INTO keyring_retired_versions (kek, kek_version, retired_at) VALUES (:kek, 1, :at)")
+    async with rotated.database() as database:
+        at = emulator.store.clock() - 31 * DAY
+        await database.write(lambda connection: connection.execute(insert, {"kek": KEY, "at": at}))
