@@ -53,7 +53,7 @@ async def delivering(settings: RelaySettings, store: Store, metrics: Metrics, se
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await give_back(store, owner)
-                await notice_restore(store, held_for=0.0, at_start=False)  # until now it was used
+                await notice_restore(store, held_for=0.0)  # until now it was used
         except (StoreUnavailableError, TimeoutError) as error:
             log.warning("claims return when their lease ends", problem=str(error) or "the outbox does not answer")
 
@@ -130,7 +130,7 @@ async def _begin(store: Store, names: Collection[str], held_for: float) -> None:
         await serve(store, names)
         await catch_up(store, names)
         await gate.reopened(store, names)
-        await notice_restore(store, held_for=held_for, at_start=True)
+        await notice_restore(store, held_for=held_for)
     except StoreUnavailableError as error:
         log.warning("channels that refused everything are tried when their pause ends", problem=str(error))
 
@@ -140,7 +140,7 @@ async def _look_after(store: Store, shared: Delivering, wake: Wake, channels: Co
         await asyncio.sleep(_LOOK_AFTER_SECONDS)
         try:
             await serve(store, channels)
-            await notice_restore(store, held_for=held_for, at_start=False)
+            await notice_restore(store, held_for=held_for)
             told = await fall_back_of_gone(store, channels, shared.fallback)
             for channel in told.superseded:
                 shared.metrics.ended(channel, State.SUPERSEDED)

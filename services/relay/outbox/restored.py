@@ -2,9 +2,9 @@
 
 The outbox keeps which database it is: the file's inode, or what PostgreSQL calls the cluster, the database and the
 table. When a file was used last is kept beside it, in `relay.db-seen`, which a backup in its place does not bring.
-Where the database is another one, or was used since, or a relay starts for the first time after long, a backup may have
-been restored. Then all that waits counts as perhaps told, so that PagerDuty calls nobody for what is over. Where
-Alertmanager can be asked, it is held back until then, for a few minutes at most; see `watch.reconcile`.
+Where the database is another one, or was used since, a backup was restored. Then all that waits counts as perhaps told,
+so that PagerDuty calls nobody for what is over. Where Alertmanager can be asked, it is held back until then, for a few
+minutes at most; see `watch.reconcile`. That no relay ran for long says nothing: what waits then was told to nobody.
 """
 
 import asyncio
@@ -22,9 +22,7 @@ from services.relay.outbox.together import Transaction
 
 HELD_FOR: Final = 360.0
 """Seconds for which what waits is held back: an Alertmanager that has just started is believed after 300."""
-LONG_AGO: Final = 3600.0
-"""Seconds without a relay after which at a start even the same database may be an older state of itself."""
-NOTE: Final = "This waited in an outbox that was restored, or not used for over an hour; it may have been told before"
+NOTE: Final = "This waited in an outbox that was restored from a backup; it may have been told before"
 
 _of = deliveries.c
 _DATABASE: Final = text(
@@ -62,27 +60,23 @@ class _Found(NamedTuple):
     restored: bool
 
 
-async def notice_restore(store: Store, *, held_for: float, at_start: bool) -> bool:
+async def notice_restore(store: Store, *, held_for: float) -> bool:
     """Keeps which database the outbox is, and finds out whether a backup was restored.
 
     Args:
         store: the outbox.
         held_for: seconds for which what waits in a backup is held back.
-        at_start: whether no relay looked just before; later, a clock that jumps makes no backup.
 
     Raises:
         StoreUnavailableError: it is not known to be committed.
     """
-    found = await store.run(lambda transaction: _notice(transaction, held_for, at_start=at_start))
+    found = await store.run(lambda transaction: _notice(transaction, held_for))
     if found.beside is not None:
         await asyncio.to_thread(
             _keep, found.beside, found.at
         )  # after the commit: else a crash would look like a backup
     if found.restored:
-        log.warning(
-            "the outbox was restored from a backup, or not used for long; what waits in it may have been told",
-            held_for=held_for,
-        )
+        log.warning("the outbox was restored from a backup; what waits in it may have been told", held_for=held_for)
     return found.restored
 
 
@@ -91,7 +85,7 @@ async def release(store: Store) -> None:
     await store.run(lambda transaction: transaction.connection.execute(_RELEASE, {"at": transaction.now}))
 
 
-def _notice(transaction: Transaction, held_for: float, *, at_start: bool) -> _Found:
+def _notice(transaction: Transaction, held_for: float) -> _Found:
     connection, now, name = transaction.connection, transaction.now, _name(transaction.connection)
     beside = _beside(connection)
     known = connection.execute(select(origin).with_for_update()).first()
@@ -100,7 +94,7 @@ def _notice(transaction: Transaction, held_for: float, *, at_start: bool) -> _Fo
         return _Found(now, beside, restored=False)
     connection.execute(update(origin).values(name=name, seen_at=now))
     used_since = beside is not None and _kept(beside) > known.seen_at
-    if known.name == name and not used_since and not (at_start and now - known.seen_at > LONG_AGO):
+    if known.name == name and not used_since:
         return _Found(now, beside, restored=False)
     leased = connection.execute(_LEASED).all()
     lock(transaction, {row.incident_id for row in leased})

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import update
 
 from services.relay.outbox.fallback import fall_back
-from services.relay.outbox.restored import HELD_FOR, LONG_AGO, NOTE, notice_restore, release
+from services.relay.outbox.restored import HELD_FOR, NOTE, notice_restore, release
 from services.relay.outbox.schema import State, origin
 from services.relay.outbox.store import Store, opened
 from shared.sql import location
@@ -36,8 +36,8 @@ def restore(request: pytest.FixtureRequest, database: Database, tmp_path: Path) 
     return copy
 
 
-async def notice(store: Store, held_for: float = HELD_FOR, *, at_start: bool = True) -> bool:
-    return await notice_restore(store, held_for=held_for, at_start=at_start)
+async def notice(store: Store, held_for: float = HELD_FOR) -> bool:
+    return await notice_restore(store, held_for=held_for)
 
 
 async def test_what_waits_in_a_backup_is_held_back_and_counts_as_perhaps_told(
@@ -52,7 +52,7 @@ async def test_what_waits_in_a_backup_is_held_back_and_counts_as_perhaps_told(
         await told(store, "y")
         assert not await notice(store)
     async with opened(restore(), lambda: 10_000.0) as store:
-        assert await notice(store, at_start=False)
+        assert await notice(store)
         taken = await take(store, limit=9)
         assert taken.claims == ()
         assert taken.seconds == pytest.approx(HELD_FOR, abs=5)
@@ -99,13 +99,13 @@ async def test_what_comes_after_the_restore_is_not_held_back(database: Database,
         assert (claim.first_event, claim.last_event) == (1, 2)
 
 
-@pytest.mark.parametrize("at_start", [True, False])
-async def test_a_relay_that_starts_after_long_takes_its_outbox_for_a_backup(database: Database, at_start: bool) -> None:
+async def test_a_relay_that_was_stopped_for_long_tells_what_waits_as_ever(database: Database) -> None:
     async with opened(database, lambda: 10_000.0) as store:
         await notice(store)
-        await told(store, "x")
-        earlier = update(origin).values(seen_at=origin.c.seen_at - LONG_AGO - 10)
+        await told(store, "x", event=event_of("firing"))
+        await told(store, "x", event=event_of("resolved"))
+        earlier = update(origin).values(seen_at=origin.c.seen_at - 9_000)
         await store.run(lambda transaction: transaction.connection.execute(earlier))
         await asyncio.to_thread(Path(f"{database.database}-seen").unlink, missing_ok=True)
-        assert await notice(store, at_start=at_start) == at_start
-        assert await nothing(store) == at_start
+        assert not await notice(store)
+        assert (await claimed(store)).untold
