@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import structlog
-from sqlalchemy import Connection, bindparam, func, insert, select, text, update
+from sqlalchemy import Connection, bindparam, func, select, text, update
 
+from services.relay.outbox.dialect import insert_new
 from services.relay.outbox.enqueue import Waits, merge_into_successor
 from services.relay.outbox.lock import lock
 from services.relay.outbox.schema import State, deliveries, origin
@@ -88,10 +89,10 @@ async def release(store: Store) -> None:
 def _notice(transaction: Transaction, held_for: float) -> _Found:
     connection, now, name = transaction.connection, transaction.now, _name(transaction.connection)
     beside = _beside(connection)
-    known = connection.execute(select(origin).with_for_update()).first()
-    if known is None:
-        connection.execute(insert(origin).values(id=1, name=name, seen_at=now))
-        return _Found(now, beside, restored=False)
+    # Never seen: where the file beside says that it was used, it is a backup from before this was kept.
+    first = insert_new(origin, connection.dialect.name).values(id=1, name=name, seen_at=0.0)
+    connection.execute(first.on_conflict_do_nothing())  # another replica may start at the same moment
+    known = connection.execute(select(origin).with_for_update()).one()
     connection.execute(update(origin).values(name=name, seen_at=now))
     used_since = beside is not None and _kept(beside) > known.seen_at
     if known.name == name and not used_since:

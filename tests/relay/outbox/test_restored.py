@@ -7,7 +7,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import delete, update
 
 from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.restored import HELD_FOR, NOTE, notice_restore, release
@@ -109,3 +109,21 @@ async def test_a_relay_that_was_stopped_for_long_tells_what_waits_as_ever(databa
         await asyncio.to_thread(Path(f"{database.database}-seen").unlink, missing_ok=True)
         assert not await notice(store)
         assert (await claimed(store)).untold
+
+
+async def test_two_replicas_that_start_for_the_first_time_at_once_find_no_backup(database: Database) -> None:
+    async with opened(database, lambda: 10_000.0) as one, opened(database, lambda: 10_000.0) as other:
+        for _ in range(5):
+            assert await asyncio.gather(notice(one), notice(other)) == [False, False]
+            await one.run(lambda transaction: transaction.connection.execute(delete(origin)))
+            await asyncio.to_thread(Path(f"{database.database}-seen").unlink, missing_ok=True)
+
+
+async def test_a_backup_from_before_this_was_kept_is_noticed_where_a_file_says_that_it_was_used(tmp_path: Path) -> None:
+    async with opened(location.sqlite(tmp_path / "relay.db"), lambda: 10_000.0) as store:
+        await told(store, "x")
+        assert not await notice(store), "it was brought up to date, and nothing was used yet"
+        assert not await nothing(store)
+        await store.run(lambda transaction: transaction.connection.execute(delete(origin)))
+        assert await notice(store)
+        assert await nothing(store)
