@@ -2,8 +2,9 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 from uuid import uuid4
 
@@ -136,20 +137,24 @@ async def _begin(store: Store, names: Collection[str], held_for: float) -> None:
 
 
 async def _look_after(store: Store, shared: Delivering, wake: Wake, channels: Collection[str], held_for: float) -> None:
+    async def overdue() -> None:
+        await serve(store, channels)
+        told = await fall_back_of_gone(store, channels, shared.fallback)
+        for channel in told.superseded:
+            shared.metrics.ended(channel, State.SUPERSEDED)
+        wake(told.woken)
+        looked = await look_after(store, shared.owner, shared.retry.give_up_after, shared.fallback)
+        for channel, state in looked.ended:
+            shared.metrics.ended(channel, state)
+        wake(looked.woken)
+
+    looks: tuple[Callable[[], Awaitable[object]], ...] = (partial(notice_restore, store, held_for=held_for), overdue)
     while True:
         await asyncio.sleep(_LOOK_AFTER_SECONDS)
-        try:
-            await serve(store, channels)
-            await notice_restore(store, held_for=held_for)
-            told = await fall_back_of_gone(store, channels, shared.fallback)
-            for channel in told.superseded:
-                shared.metrics.ended(channel, State.SUPERSEDED)
-            wake(told.woken)
-            looked = await look_after(store, shared.owner, shared.retry.give_up_after, shared.fallback)
-            for channel, state in looked.ended:
-                shared.metrics.ended(channel, state)
-            wake(looked.woken)
-        except StoreUnavailableError:
-            continue  # the store has logged it
-        except Exception:
-            log.exception("a defect in looking after what is overdue; it goes on")
+        for look in looks:
+            try:
+                await look()
+            except StoreUnavailableError:
+                continue  # the store has logged it
+            except Exception:
+                log.exception("a defect in looking after what is overdue; it goes on")

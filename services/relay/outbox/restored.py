@@ -26,9 +26,10 @@ HELD_FOR: Final = 360.0
 NOTE: Final = "This waited in an outbox that was restored from a backup; it may have been told before"
 
 _of = deliveries.c
-_DATABASE: Final = text(
-    "SELECT (SELECT system_identifier FROM pg_control_system()) || '/' || "
-    "(SELECT oid FROM pg_database WHERE datname = current_database()) || '/' || 'deliveries'::regclass::oid"
+_MAY_ASK: Final = text("SELECT has_function_privilege('pg_control_system()', 'EXECUTE')")
+_CLUSTER: Final = text("SELECT system_identifier FROM pg_control_system()")
+_TABLE: Final = text(
+    "SELECT (SELECT oid FROM pg_database WHERE datname = current_database()) || '/' || 'deliveries'::regclass::oid"
 )
 _LEASED: Final = select(deliveries).where(_of.state == State.SENDING, _of.finished_at.is_(None)).order_by(_of.seq)
 _PERHAPS_TOLD: Final = (
@@ -95,7 +96,7 @@ def _notice(transaction: Transaction, held_for: float) -> _Found:
     known = connection.execute(select(origin).with_for_update()).one()
     connection.execute(update(origin).values(name=name, seen_at=now))
     used_since = beside is not None and _kept(beside) > known.seen_at
-    if known.name == name and not used_since:
+    if _same(known.name, name) and not used_since:
         return _Found(now, beside, restored=False)
     leased = connection.execute(_LEASED).all()
     lock(transaction, {row.incident_id for row in leased})
@@ -106,9 +107,16 @@ def _notice(transaction: Transaction, held_for: float) -> _Found:
 
 
 def _name(connection: Connection) -> str:
-    if connection.dialect.name != "sqlite":
-        return str(connection.execute(_DATABASE).scalar_one())
-    return str(Path(str(connection.engine.url.database)).stat().st_ino)
+    if connection.dialect.name == "sqlite":
+        return str(Path(str(connection.engine.url.database)).stat().st_ino)
+    cluster = connection.execute(_CLUSTER).scalar_one() if connection.execute(_MAY_ASK).scalar_one() else ""
+    return f"{cluster}/{connection.execute(_TABLE).scalar_one()}"
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two names may be of one database: without the right to ask, its cluster is not known."""
+    (one_cluster, _, one_table), (other_cluster, _, other_table) = one.partition("/"), other.partition("/")
+    return one_table == other_table and (one_cluster == other_cluster or not (one_cluster and other_cluster))
 
 
 def _beside(connection: Connection) -> Path | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
+import psycopg
 import pytest
 from sqlalchemy import delete, update
 
@@ -127,3 +128,33 @@ async def test_a_backup_from_before_this_was_kept_is_noticed_where_a_file_says_t
         await store.run(lambda transaction: transaction.connection.execute(delete(origin)))
         assert await notice(store)
         assert await nothing(store)
+
+
+async def test_a_relay_that_may_not_ask_which_cluster_it_is_tells_the_database_by_the_rest(
+    shared_postgres: Postgres, postgres_database: Database
+) -> None:
+    own = await asyncio.to_thread(_without_the_right, shared_postgres, postgres_database)
+    async with opened(own, lambda: 10_000.0) as store:
+        assert not await notice(store)
+        await told(store, "x")
+        assert not await notice(store)
+        assert not await nothing(store)
+    async with opened(postgres_database, lambda: 10_000.0) as store:
+        assert not await notice(store), "the right was granted, and the database is the same"
+        await store.run(lambda transaction: transaction.connection.execute(update(origin).values(name="/1/2")))
+        assert await notice(store)
+
+
+def _without_the_right(server: Postgres, database: Database) -> Database:
+    """The database for a role that may use it, and may not call `pg_control_system`."""
+    role = f"relay_{uuid4().hex}"
+    with psycopg.connect(
+        host=str(server.folder), user="postgres", dbname=database.database, autocommit=True
+    ) as connection:
+        for statement in (
+            f"CREATE ROLE {role} LOGIN",
+            f"GRANT ALL ON SCHEMA public TO {role}",
+            "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM public",
+        ):
+            connection.execute(statement.encode())
+    return database.set(username=role)
