@@ -2,8 +2,9 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 from uuid import uuid4
 
@@ -53,7 +54,7 @@ async def delivering(settings: RelaySettings, store: Store, metrics: Metrics, se
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await give_back(store, owner)
-                await notice_restore(store, held_for=0.0, at_start=False)  # until now it was used
+                await notice_restore(store, held_for=0.0)  # until now it was used
         except (StoreUnavailableError, TimeoutError) as error:
             log.warning("claims return when their lease ends", problem=str(error) or "the outbox does not answer")
 
@@ -130,26 +131,30 @@ async def _begin(store: Store, names: Collection[str], held_for: float) -> None:
         await serve(store, names)
         await catch_up(store, names)
         await gate.reopened(store, names)
-        await notice_restore(store, held_for=held_for, at_start=True)
+        await notice_restore(store, held_for=held_for)
     except StoreUnavailableError as error:
         log.warning("channels that refused everything are tried when their pause ends", problem=str(error))
 
 
 async def _look_after(store: Store, shared: Delivering, wake: Wake, channels: Collection[str], held_for: float) -> None:
+    async def overdue() -> None:
+        await serve(store, channels)
+        told = await fall_back_of_gone(store, channels, shared.fallback)
+        for channel in told.superseded:
+            shared.metrics.ended(channel, State.SUPERSEDED)
+        wake(told.woken)
+        looked = await look_after(store, shared.owner, shared.retry.give_up_after, shared.fallback)
+        for channel, state in looked.ended:
+            shared.metrics.ended(channel, state)
+        wake(looked.woken)
+
+    looks: tuple[Callable[[], Awaitable[object]], ...] = (partial(notice_restore, store, held_for=held_for), overdue)
     while True:
         await asyncio.sleep(_LOOK_AFTER_SECONDS)
-        try:
-            await serve(store, channels)
-            await notice_restore(store, held_for=held_for, at_start=False)
-            told = await fall_back_of_gone(store, channels, shared.fallback)
-            for channel in told.superseded:
-                shared.metrics.ended(channel, State.SUPERSEDED)
-            wake(told.woken)
-            looked = await look_after(store, shared.owner, shared.retry.give_up_after, shared.fallback)
-            for channel, state in looked.ended:
-                shared.metrics.ended(channel, state)
-            wake(looked.woken)
-        except StoreUnavailableError:
-            continue  # the store has logged it
-        except Exception:
-            log.exception("a defect in looking after what is overdue; it goes on")
+        for look in looks:
+            try:
+                await look()
+            except StoreUnavailableError:
+                continue  # the store has logged it
+            except Exception:
+                log.exception("a defect in looking after what is overdue; it goes on")

@@ -8,6 +8,8 @@ import pytest
 
 from services.relay.channels.channel import Reason, Scope, SendError
 from services.relay.outbox import fallback
+from services.relay.outbox.overdue import Looked
+from services.relay.outbox.waiting import StoreUnavailableError
 from tests.relay.scripted import Scripted, hang, reaches, settings, statuses, until, webhook_of
 from tests.relay.test_reload import started
 
@@ -82,6 +84,32 @@ async def test_what_another_replica_may_be_delivering_is_left_to_it(
         await relay.reload(settings(tmp_path, {"new": new}))
         await asyncio.sleep(0.5)
         assert not new.sent
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), StoreUnavailableError("not allowed")])
+async def test_what_is_overdue_is_looked_after_though_a_backup_cannot_be_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr("services.relay.workers._LOOK_AFTER_SECONDS", 0.01)
+    looks = 0
+
+    async def look(*_given: object) -> Looked:
+        nonlocal looks
+        looks += 1
+        return Looked((), frozenset())
+
+    async def notice(*_given: object, **_named: object) -> bool:
+        if broken:
+            raise error
+        return False
+
+    broken = False
+    monkeypatch.setattr("services.relay.workers.look_after", look)
+    monkeypatch.setattr("services.relay.workers.notice_restore", notice)
+    async with started(settings(tmp_path, {"one": Scripted()})):
+        broken, before = True, looks
+        await until(lambda: looks >= before + 3)
+        broken = False
 
 
 async def test_a_defect_in_looking_after_what_is_overdue_is_not_the_last_look(

@@ -2,9 +2,9 @@
 
 The outbox keeps which database it is: the file's inode, or what PostgreSQL calls the cluster, the database and the
 table. When a file was used last is kept beside it, in `relay.db-seen`, which a backup in its place does not bring.
-Where the database is another one, or was used since, or a relay starts for the first time after long, a backup may have
-been restored. Then all that waits counts as perhaps told, so that PagerDuty calls nobody for what is over. Where
-Alertmanager can be asked, it is held back until then, for a few minutes at most; see `watch.reconcile`.
+Where the database is another one, or was used since, a backup was restored. Then all that waits counts as perhaps told,
+so that PagerDuty calls nobody for what is over. Where Alertmanager can be asked, it is held back until then, for a few
+minutes at most; see `watch.reconcile`. That no relay ran for long says nothing: what waits then was told to nobody.
 """
 
 import asyncio
@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import structlog
-from sqlalchemy import Connection, bindparam, func, insert, select, text, update
+from sqlalchemy import Connection, bindparam, func, select, text, update
 
+from services.relay.outbox.dialect import insert_new
 from services.relay.outbox.enqueue import Waits, merge_into_successor
 from services.relay.outbox.lock import lock
 from services.relay.outbox.schema import State, deliveries, origin
@@ -22,14 +23,13 @@ from services.relay.outbox.together import Transaction
 
 HELD_FOR: Final = 360.0
 """Seconds for which what waits is held back: an Alertmanager that has just started is believed after 300."""
-LONG_AGO: Final = 3600.0
-"""Seconds without a relay after which at a start even the same database may be an older state of itself."""
-NOTE: Final = "This waited in an outbox that was restored, or not used for over an hour; it may have been told before"
+NOTE: Final = "This waited in an outbox that was restored from a backup; it may have been told before"
 
 _of = deliveries.c
-_DATABASE: Final = text(
-    "SELECT (SELECT system_identifier FROM pg_control_system()) || '/' || "
-    "(SELECT oid FROM pg_database WHERE datname = current_database()) || '/' || 'deliveries'::regclass::oid"
+_MAY_ASK: Final = text("SELECT has_function_privilege('pg_control_system()', 'EXECUTE')")
+_CLUSTER: Final = text("SELECT system_identifier FROM pg_control_system()")
+_TABLE: Final = text(
+    "SELECT (SELECT oid FROM pg_database WHERE datname = current_database()) || '/' || 'deliveries'::regclass::oid"
 )
 _LEASED: Final = select(deliveries).where(_of.state == State.SENDING, _of.finished_at.is_(None)).order_by(_of.seq)
 _PERHAPS_TOLD: Final = (
@@ -62,27 +62,23 @@ class _Found(NamedTuple):
     restored: bool
 
 
-async def notice_restore(store: Store, *, held_for: float, at_start: bool) -> bool:
+async def notice_restore(store: Store, *, held_for: float) -> bool:
     """Keeps which database the outbox is, and finds out whether a backup was restored.
 
     Args:
         store: the outbox.
         held_for: seconds for which what waits in a backup is held back.
-        at_start: whether no relay looked just before; later, a clock that jumps makes no backup.
 
     Raises:
         StoreUnavailableError: it is not known to be committed.
     """
-    found = await store.run(lambda transaction: _notice(transaction, held_for, at_start=at_start))
+    found = await store.run(lambda transaction: _notice(transaction, held_for))
     if found.beside is not None:
         await asyncio.to_thread(
             _keep, found.beside, found.at
         )  # after the commit: else a crash would look like a backup
     if found.restored:
-        log.warning(
-            "the outbox was restored from a backup, or not used for long; what waits in it may have been told",
-            held_for=held_for,
-        )
+        log.warning("the outbox was restored from a backup; what waits in it may have been told", held_for=held_for)
     return found.restored
 
 
@@ -91,16 +87,16 @@ async def release(store: Store) -> None:
     await store.run(lambda transaction: transaction.connection.execute(_RELEASE, {"at": transaction.now}))
 
 
-def _notice(transaction: Transaction, held_for: float, *, at_start: bool) -> _Found:
+def _notice(transaction: Transaction, held_for: float) -> _Found:
     connection, now, name = transaction.connection, transaction.now, _name(transaction.connection)
     beside = _beside(connection)
-    known = connection.execute(select(origin).with_for_update()).first()
-    if known is None:
-        connection.execute(insert(origin).values(id=1, name=name, seen_at=now))
-        return _Found(now, beside, restored=False)
+    # Never seen: where the file beside says that it was used, it is a backup from before this was kept.
+    first = insert_new(origin, connection.dialect.name).values(id=1, name=name, seen_at=0.0)
+    connection.execute(first.on_conflict_do_nothing())  # another replica may start at the same moment
+    known = connection.execute(select(origin).with_for_update()).one()
     connection.execute(update(origin).values(name=name, seen_at=now))
     used_since = beside is not None and _kept(beside) > known.seen_at
-    if known.name == name and not used_since and not (at_start and now - known.seen_at > LONG_AGO):
+    if _same(known.name, name) and not used_since:
         return _Found(now, beside, restored=False)
     leased = connection.execute(_LEASED).all()
     lock(transaction, {row.incident_id for row in leased})
@@ -111,9 +107,16 @@ def _notice(transaction: Transaction, held_for: float, *, at_start: bool) -> _Fo
 
 
 def _name(connection: Connection) -> str:
-    if connection.dialect.name != "sqlite":
-        return str(connection.execute(_DATABASE).scalar_one())
-    return str(Path(str(connection.engine.url.database)).stat().st_ino)
+    if connection.dialect.name == "sqlite":
+        return str(Path(str(connection.engine.url.database)).stat().st_ino)
+    cluster = connection.execute(_CLUSTER).scalar_one() if connection.execute(_MAY_ASK).scalar_one() else ""
+    return f"{cluster}/{connection.execute(_TABLE).scalar_one()}"
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two names may be of one database: without the right to ask, its cluster is not known."""
+    (one_cluster, _, one_table), (other_cluster, _, other_table) = one.partition("/"), other.partition("/")
+    return one_table == other_table and (one_cluster == other_cluster or not (one_cluster and other_cluster))
 
 
 def _beside(connection: Connection) -> Path | None:

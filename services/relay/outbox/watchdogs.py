@@ -1,8 +1,8 @@
 """When each watchdog was last seen, by the database's clock and for all replicas; and whether the outbox drains.
 
 A heartbeat comes in as the name of its watchdog, out goes how long each has been silent. What is counted of a silence
-outlives the relay: one that is restarted again and again must notice it, too. Time in which no relay could receive a
-heartbeat is not counted, and after more of it than `expect_every` the count begins anew.
+outlives the relay: one that is restarted again and again must notice it, too. Of the time in which no relay could
+receive a heartbeat a few seconds are counted, and after more of it than `expect_every` the count begins anew.
 """
 
 from collections.abc import Collection, Mapping
@@ -26,7 +26,7 @@ _DELIVERED: Final = (
 _SLACK: Final = 10.0
 """Seconds; a clock that was set back by less only prolongs a wait by as much."""
 _RESTART: Final = 10.0
-"""Seconds without a relay that count as silence, too: Alertmanager sends again what was refused for so long."""
+"""Seconds before a start that count as silence, too: Alertmanager sends again what was refused for so long."""
 _COUNT: Final = (
     update(watchdogs)
     .where(watchdogs.c.name == bindparam("watchdog"))
@@ -86,9 +86,11 @@ def count_silence(transaction: Transaction, expected: Mapping[str, float], able_
 
 def _counted(row: Row[*tuple[Any, ...]], now: float, expect_every: float, able_for: float) -> float:
     passed: float = max(0.0, now - row.counted_at)
-    able = passed if passed <= _RESTART else min(passed, able_for)
-    before = float(row.silent) if passed - able <= expect_every else 0.0
-    return before + able
+    # What a relay was there for after its last look nobody knows: it may have been killed before the next one.
+    able = min(passed, able_for + _RESTART)
+    if passed - able > expect_every:
+        return min(passed, able_for)
+    return float(row.silent) + able
 
 
 def last_seen(connection: Connection) -> dict[str, float]:

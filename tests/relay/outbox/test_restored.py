@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
+import psycopg
 import pytest
-from sqlalchemy import update
+from sqlalchemy import delete, update
 
 from services.relay.outbox.fallback import fall_back
-from services.relay.outbox.restored import HELD_FOR, LONG_AGO, NOTE, notice_restore, release
+from services.relay.outbox.restored import HELD_FOR, NOTE, notice_restore, release
 from services.relay.outbox.schema import State, origin
 from services.relay.outbox.store import Store, opened
 from shared.sql import location
@@ -36,8 +37,8 @@ def restore(request: pytest.FixtureRequest, database: Database, tmp_path: Path) 
     return copy
 
 
-async def notice(store: Store, held_for: float = HELD_FOR, *, at_start: bool = True) -> bool:
-    return await notice_restore(store, held_for=held_for, at_start=at_start)
+async def notice(store: Store, held_for: float = HELD_FOR) -> bool:
+    return await notice_restore(store, held_for=held_for)
 
 
 async def test_what_waits_in_a_backup_is_held_back_and_counts_as_perhaps_told(
@@ -52,7 +53,7 @@ async def test_what_waits_in_a_backup_is_held_back_and_counts_as_perhaps_told(
         await told(store, "y")
         assert not await notice(store)
     async with opened(restore(), lambda: 10_000.0) as store:
-        assert await notice(store, at_start=False)
+        assert await notice(store)
         taken = await take(store, limit=9)
         assert taken.claims == ()
         assert taken.seconds == pytest.approx(HELD_FOR, abs=5)
@@ -99,13 +100,61 @@ async def test_what_comes_after_the_restore_is_not_held_back(database: Database,
         assert (claim.first_event, claim.last_event) == (1, 2)
 
 
-@pytest.mark.parametrize("at_start", [True, False])
-async def test_a_relay_that_starts_after_long_takes_its_outbox_for_a_backup(database: Database, at_start: bool) -> None:
+async def test_a_relay_that_was_stopped_for_long_tells_what_waits_as_ever(database: Database) -> None:
     async with opened(database, lambda: 10_000.0) as store:
         await notice(store)
-        await told(store, "x")
-        earlier = update(origin).values(seen_at=origin.c.seen_at - LONG_AGO - 10)
+        await told(store, "x", event=event_of("firing"))
+        await told(store, "x", event=event_of("resolved"))
+        earlier = update(origin).values(seen_at=origin.c.seen_at - 9_000)
         await store.run(lambda transaction: transaction.connection.execute(earlier))
         await asyncio.to_thread(Path(f"{database.database}-seen").unlink, missing_ok=True)
-        assert await notice(store, at_start=at_start) == at_start
-        assert await nothing(store) == at_start
+        assert not await notice(store)
+        assert (await claimed(store)).untold
+
+
+async def test_two_replicas_that_start_for_the_first_time_at_once_find_no_backup(database: Database) -> None:
+    async with opened(database, lambda: 10_000.0) as one, opened(database, lambda: 10_000.0) as other:
+        for _ in range(5):
+            assert await asyncio.gather(notice(one), notice(other)) == [False, False]
+            await one.run(lambda transaction: transaction.connection.execute(delete(origin)))
+            await asyncio.to_thread(Path(f"{database.database}-seen").unlink, missing_ok=True)
+
+
+async def test_a_backup_from_before_this_was_kept_is_noticed_where_a_file_says_that_it_was_used(tmp_path: Path) -> None:
+    async with opened(location.sqlite(tmp_path / "relay.db"), lambda: 10_000.0) as store:
+        await told(store, "x")
+        assert not await notice(store), "it was brought up to date, and nothing was used yet"
+        assert not await nothing(store)
+        await store.run(lambda transaction: transaction.connection.execute(delete(origin)))
+        assert await notice(store)
+        assert await nothing(store)
+
+
+async def test_a_relay_that_may_not_ask_which_cluster_it_is_tells_the_database_by_the_rest(
+    shared_postgres: Postgres, postgres_database: Database
+) -> None:
+    own = await asyncio.to_thread(_without_the_right, shared_postgres, postgres_database)
+    async with opened(own, lambda: 10_000.0) as store:
+        assert not await notice(store)
+        await told(store, "x")
+        assert not await notice(store)
+        assert not await nothing(store)
+    async with opened(postgres_database, lambda: 10_000.0) as store:
+        assert not await notice(store), "the right was granted, and the database is the same"
+        await store.run(lambda transaction: transaction.connection.execute(update(origin).values(name="/1/2")))
+        assert await notice(store)
+
+
+def _without_the_right(server: Postgres, database: Database) -> Database:
+    """The database for a role that may use it, and may not call `pg_control_system`."""
+    role = f"relay_{uuid4().hex}"
+    with psycopg.connect(
+        host=str(server.folder), user="postgres", dbname=database.database, autocommit=True
+    ) as connection:
+        for statement in (
+            f"CREATE ROLE {role} LOGIN",
+            f"GRANT ALL ON SCHEMA public TO {role}",
+            "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM public",
+        ):
+            connection.execute(statement.encode())
+    return database.set(username=role)

@@ -15,10 +15,10 @@ FIRING, RESOLVED = Status.FIRING, Status.RESOLVED
 
 async def restored(at: Desk) -> None:
     """As if all that was accepted so far stood in a backup."""
-    await notice_restore(at.store, held_for=HELD_FOR, at_start=True)
+    await notice_restore(at.store, held_for=HELD_FOR)
     another = update(origin).values(name="another")
     await at.store.run(lambda transaction: transaction.connection.execute(another))
-    assert await notice_restore(at.store, held_for=HELD_FOR, at_start=True)
+    assert await notice_restore(at.store, held_for=HELD_FOR)
     assert await nothing(at.store, "slack")
 
 

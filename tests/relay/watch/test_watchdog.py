@@ -89,7 +89,17 @@ async def test_a_relay_that_is_restarted_more_often_than_expect_every_tells_a_si
         clock.go(4)
 
 
-async def test_a_relay_that_was_away_for_some_time_goes_on_counting_without_it(at: Desk, clock: Clock) -> None:
+async def test_a_relay_that_is_killed_before_its_second_look_again_and_again_tells_a_silence_too(
+    at: Desk, clock: Clock
+) -> None:
+    await watchdogs.seen(at.store, ["Watchdog"])
+    for _ in range(20):  # each process lives for 4.5 s, and 6 s pass until the next one looks
+        await started(at, clock).look()
+        clock.go(10.5)
+    assert len(await at.told()) == 1
+
+
+async def test_of_the_time_that_a_relay_was_away_ten_seconds_count(at: Desk, clock: Clock) -> None:
     await watchdogs.seen(at.store, ["Watchdog"])
     guard = started(at, clock)
     await guard.look()
@@ -97,7 +107,7 @@ async def test_a_relay_that_was_away_for_some_time_goes_on_counting_without_it(a
     clock.go(60)
     guard = started(at, clock)
     await guard.look()
-    await look_after(79, guard, clock)
+    await look_after(69, guard, clock)
     assert await at.told() == []
     await look_after(1, guard, clock)
     assert len(await at.told()) == 1
