@@ -6,12 +6,14 @@ from collections.abc import Collection, Sequence
 from typing import Final
 
 from services.relay.event_json import decode
-from services.relay.model import Event, Status
+from services.relay.model import Event, Status, digest, spoken_of
 from services.relay.outbox.accept import Plan
 from services.relay.outbox.known import Known
 
 OWN_SOURCE: Final = "keypulse"
 """Of every incident of the relay's own; no sender may use it."""
+_TWIN_WAITS: Final = 20.0
+"""Seconds. The second Alertmanager waits for its `peer_timeout`, 15 s by default, before it sends the same."""
 
 
 def incident_id(event: Event) -> str:
@@ -85,22 +87,32 @@ def _is_late_twin(event: Event, known: Known, content: str, *, now: float, dupli
 
     It equals an event before the latest one that was accepted within the window; and of each of its alerts the latest
     event says the same, or tells of a later start. So whatever it is, it has nothing to tell. A firing after a resolve
-    is always news.
+    is news, for a sender may keep the start of what fires again; but not where its like came seconds ago and it lacks
+    what fires by the latest event: a newer state would have that, if only as its end.
     """
-    repeats = any(
-        content == earlier.fingerprint and abs(now - earlier.accepted_at) < duplicate_window
-        for earlier in known.earlier
-    )
-    if not repeats or known.written is None or known.any_dead or (event.status is Status.FIRING and not known.open):
+    ages = [abs(now - earlier.accepted_at) for earlier in known.earlier if content == earlier.fingerprint]
+    age = min(ages, default=duplicate_window)
+    if age >= duplicate_window or known.written is None or known.any_dead:
         return False
-    latest = {alert.fingerprint: alert for alert in decode(known.written).alerts}
+    if event.status is Status.FIRING and not known.open:
+        return False
+    latest = decode(known.written)
+    older = age < _TWIN_WAITS and _lacks_what_fires(event, latest)
+    newest = {alert.fingerprint: alert for alert in latest.alerts}
     for alert in event.alerts:
-        newer = latest.get(alert.fingerprint)
+        newer = newest.get(alert.fingerprint)
         if newer is None or newer.starts_at < alert.starts_at:
             return False
-        if newer.starts_at == alert.starts_at and newer.status is not alert.status:
+        ended = older and newer.status is Status.RESOLVED
+        if newer.starts_at == alert.starts_at and newer.status is not alert.status and not ended:
             return False
     return True
+
+
+def _lacks_what_fires(event: Event, latest: Event) -> bool:
+    spoken = spoken_of(event)
+    firing = (digest(alert.fingerprint) for alert in latest.alerts if alert.status is Status.FIRING)
+    return not event.truncated_alerts and not spoken.issuperset(firing)
 
 
 def _goes_on(event: Event, *, before: bool) -> bool:

@@ -130,6 +130,17 @@ def test_what_may_have_happened_again_since_is_news_though_it_was_said_before(ev
     assert plan(event, late(event, latest)) is not None
 
 
+def test_a_late_twin_that_lacks_what_fires_since_takes_back_no_end() -> None:
+    fired, later = alerts_of(FIRES), alerts_of(ENDED, FIRES)
+    assert plan(fired, late(fired, later, at=982.0)) is None
+    assert plan(fired, late(fired, later, at=981.0)) is not None, "a sender may keep the start of what fires again"
+    assert plan(fired, late(fired, alerts_of(ENDED, ENDED), at=982.0)) is not None, "it is over, so it fires again"
+    both = alerts_of(FIRES, FIRES)
+    assert plan(both, late(both, later, at=982.0)) is not None, "it lacks nothing, so it may be newer"
+    cut = replace(fired, truncated_alerts=1)
+    assert plan(cut, late(cut, later, at=982.0)) is not None, "what was cut off may be what fires since"
+
+
 def test_only_the_latest_event_counts_so_a_firing_after_a_resolve_is_news_and_a_new_episode() -> None:
     assert plan(event_of(), known(event_of("resolved"))) == Plan(2, open=True, channels=("slack",))
 

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Column, Connection, Row, Select, and_, select, text
+from sqlalchemy import Column, Connection, Row, Select, and_, bindparam, select, text
 
 from services.relay.event_json import decode
-from services.relay.model import Event
+from services.relay.model import Event, Status
 from services.relay.outbox.schema import deliveries, events, incidents
 from services.relay.outbox.store import Store
 
@@ -36,6 +36,30 @@ _INCIDENTS: Final = select(incidents.c.id, incidents.c.episode, events.c.id.labe
 _OPEN: Final = _INCIDENTS.where(incidents.c.open == 1)
 # In the words of the index `events_of_ours`: among a hundred thousand incidents that are over they are few.
 _CLOSED_BY_US: Final = _INCIDENTS.where(incidents.c.open == 0, text("length(events.body) = 0"))
+_NEWEST_FIRST: Final = (
+    select(events.c.event)
+    .where(events.c.incident_id == bindparam("incident"))
+    .order_by(events.c.seq.desc())
+    .limit(PAGE)
+)
+
+
+def told_firing(connection: Connection, incident_id: str) -> frozenset[str]:
+    """The fingerprints of all alerts that an incident last told as firing, as far as its newest events say.
+
+    The latest one need not speak of all: a late twin's lacks what began since, and what is muted is left out.
+    """
+    last: dict[str, Status] = {}
+    for (written,) in connection.execute(_NEWEST_FIRST, {"incident": incident_id}):
+        try:
+            event = decode(written)
+        except ValueError:
+            continue
+        if event.status is Status.RESOLVED and not event.truncated_alerts:
+            break  # the end of the episode before
+        for alert in event.alerts:
+            last.setdefault(alert.fingerprint, alert.status)
+    return frozenset(fingerprint for fingerprint, status in last.items() if status is Status.FIRING)
 
 
 def open_incident(connection: Connection, incident_id: str) -> Incident | None:

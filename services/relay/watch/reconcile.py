@@ -8,7 +8,8 @@ alerts it has not known for a while. A false all-clear is worse than a late one,
 
 - What is not listed cannot be compared, so an incident with such alerts is closed only where nothing that Alertmanager
   knows has the labels of its group.
-- Where some alerts of a group are gone and others fire, Alertmanager goes on telling of it.
+- Where some alerts of a group are gone and others fire, Alertmanager goes on telling of it: so every alert counts that
+  the incident last told as firing, though its latest event may not speak of it.
 - Where another incident of the same source and groupKey goes on, which another receiver has, neither is closed: to
   PagerDuty they are one.
 - How long they have been gone is counted anew after a round in which no Alertmanager counted, and after a restart.
@@ -27,7 +28,14 @@ import structlog
 
 from services.relay.identity import OWN_SOURCE
 from services.relay.model import Event, Status
-from services.relay.outbox.incidents import Incident, closed_by_us, of_a_backup, open_incident, open_incidents
+from services.relay.outbox.incidents import (
+    Incident,
+    closed_by_us,
+    of_a_backup,
+    open_incident,
+    open_incidents,
+    told_firing,
+)
 from services.relay.outbox.restored import release
 from services.relay.outbox.same_group import group_id
 from services.relay.watch.alertmanager import Active, Peer, PeerError
@@ -95,7 +103,7 @@ class Reconcile:
             return
         store = self._teller.store
         async for incident in of_a_backup(store, going_on=True):
-            if self._is_gone(incident, sight):
+            if await self._is_gone(incident, sight):
                 await self._teller.end(incident, ENDED)
         async for incident in of_a_backup(store, going_on=False):
             event = _back(incident.event, sight) if incident.event else None
@@ -113,7 +121,7 @@ class Reconcile:
         """The groups of which an incident goes on, or may."""
         async for incident in open_incidents(self._teller.store):
             since = now
-            if self._is_gone(incident, sight):
+            if await self._is_gone(incident, sight):
                 since = self._absent_since[incident.event_id] = before.get(incident.event_id, now)
             if now - since >= self._waits.absent:
                 over.append(incident.id)
@@ -154,7 +162,7 @@ class Reconcile:
             self._say(peer, f"it started less than {self._waits.up:g} s ago" if young else None)
         return _Sight(labels, active, counted)
 
-    def _is_gone(self, incident: Incident, sight: _Sight) -> bool:
+    async def _is_gone(self, incident: Incident, sight: _Sight) -> bool:
         event = incident.event
         if event is None or event.source == OWN_SOURCE:
             return False
@@ -166,7 +174,10 @@ class Reconcile:
             return False
         if event.not_listed:
             return not any(event.group_labels.items() <= labels.items() for labels in sight.labels.values())
-        return bool(firing)
+        if not firing:
+            return False
+        told = await self._teller.store.read(partial(told_firing, incident_id=incident.id))
+        return told.isdisjoint(sight.labels)
 
     def _say(self, peer: Peer, problem: str | None) -> None:
         """Logs what hinders a comparison when it begins and when it ends, not each minute."""

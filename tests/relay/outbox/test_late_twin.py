@@ -58,6 +58,15 @@ async def test_it_ends_nothing_that_fires_anew(store: Store) -> None:
     assert not (await come(store, again)).duplicate, "a firing after a resolve is always news"
 
 
+async def test_it_fires_nothing_anew_that_ended_while_another_one_began(store: Store) -> None:
+    fired, latest = group(("A", FIRING, 1)), group(("A", RESOLVED, 1), ("B", FIRING, 9))
+    await come(store, fired)
+    await come(store, latest)
+    assert (await come(store, fired)).duplicate
+    await come(store, group(("A", RESOLVED, 1), ("B", RESOLVED, 9)))
+    assert not (await come(store, fired)).duplicate, "a firing after a resolve is always news"
+
+
 async def test_only_the_last_few_events_are_remembered(store: Store) -> None:
     events = [group(("A", FIRING, 1), *((str(number), FIRING, 1) for number in range(most))) for most in range(12)]
     for event in events:
