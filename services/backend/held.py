@@ -37,7 +37,7 @@ class HeldKeys:
         self._under_way: dict[str, asyncio.Task[KmsError | None]] = {}
         self._at_once = asyncio.Semaphore(_AT_ONCE)
 
-    def __contains__(self, data_key_id: str) -> bool:
+    def __contains__(self, data_key_id: object) -> bool:
         """Whether it is held."""
         return data_key_id in self._usable
 

@@ -49,8 +49,8 @@ async def test_a_data_key_that_the_database_lost_is_counted_until_it_is_given_up
         await (await Database.opened(url, backend.TABLES)).close()
         await keyring.fill(2)
         await keyring.add("local", Wrapped(b"?", LOCAL_KEK, 0))
-        for key in ("k000", "local"):
-            await Records(keyring.database).put(f"of {key}", b"?", UsableKey(key, secret_of(key)))
+        for each in ("k000", "local"):
+            await Records(keyring.database).put(f"of {each}", b"?", UsableKey(each, secret_of(each)))
         key = await keyring.key("local")
         lost = data_keys.delete().where(data_keys.c.id == "k000")
         await keyring.database.write(lambda connection: connection.execute(lost))
