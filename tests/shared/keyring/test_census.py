@@ -51,10 +51,10 @@ async def test_a_data_key_that_the_database_lost_is_counted_until_it_is_given_up
         await keyring.add("local", Wrapped(b"?", LOCAL_KEK, 0))
         for key in ("k000", "local"):
             await Records(keyring.database).put(f"of {key}", b"?", UsableKey(key, secret_of(key)))
-        key = await keyring.key("local")
+        unwrapped_by_nobody = await keyring.key("local")
         lost = data_keys.delete().where(data_keys.c.id == "k000")
         await keyring.database.write(lambda connection: connection.execute(lost))
-        await keyring.database.change(lambda connection: local.give_up(connection, 1.0, key))
+        await keyring.database.change(lambda connection: local.give_up(connection, 1.0, unwrapped_by_nobody))
         census = await keyring.administration.census()
         assert (census.missing, census.unreadable) == (1, 0), "what was given up needs no version"
         assert census.may_need_any == "1 data keys that records need and the database lacks"
