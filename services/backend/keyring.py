@@ -257,7 +257,8 @@ class Keyring:
             take = partial(self._held.take, mode=mode, wrapping=self._in_the_background)
             due = self._retries.due(others, self._held.unusable)
             await together(due, take, _done, IN_THE_BACKGROUND)
-            await together(self._retries.following(others, due, self._held), take, _done, IN_THE_BACKGROUND)
+            following = self._retries.following(others, due, {key.id for key in due if key.id in self._held})
+            await together(following, take, _done, IN_THE_BACKGROUND)
             if mode is CryptoMode.KMS:
                 await together([key for key in local if key.id in self._held], self._rewrap, _done, IN_THE_BACKGROUND)
         except (KmsError, RetiredVersionError) as error:

@@ -49,12 +49,12 @@ async def test_a_data_key_that_the_database_lost_is_counted_until_it_is_given_up
         await (await Database.opened(url, backend.TABLES)).close()
         await keyring.fill(2)
         await keyring.add("local", Wrapped(b"?", LOCAL_KEK, 0))
-        for each in ("k000", "local"):
-            await Records(keyring.database).put(f"of {each}", b"?", UsableKey(each, secret_of(each)))
-        key = await keyring.key("local")
+        for key in ("k000", "local"):
+            await Records(keyring.database).put(f"of {key}", b"?", UsableKey(key, secret_of(key)))
+        unwrapped_by_nobody = await keyring.key("local")
         lost = data_keys.delete().where(data_keys.c.id == "k000")
         await keyring.database.write(lambda connection: connection.execute(lost))
-        await keyring.database.change(lambda connection: local.give_up(connection, 1.0, key))
+        await keyring.database.change(lambda connection: local.give_up(connection, 1.0, unwrapped_by_nobody))
         census = await keyring.administration.census()
         assert (census.missing, census.unreadable) == (1, 0), "what was given up needs no version"
         assert census.may_need_any == "1 data keys that records need and the database lacks"
