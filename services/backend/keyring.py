@@ -5,7 +5,8 @@ KMS is checked with a real round trip: once at the start, then at each interval.
 - It succeeds: the active data key is unwrapped, and the mode is `kms`. The others follow behind the check, several at a
   time, or when a record needs them; those that the local key wrapped are re-wrapped by KMS.
 - It fails at the start, or for the second time in a row: the mode is `env`. One failure may be a lost packet or a slow
-  answer, and would page somebody; a start cannot wait for a second try.
+  answer, and would page somebody; a start cannot wait for a second try. A running one whose quota is exhausted stays in
+  mode `kms`: KMS answers, and what is held goes on.
 
 A new active key is made only where the active one cannot be used (none is there yet, or a restart in an outage, or a
 KMS version that is disabled or destroyed), and where KMS is back and the local key wraps the active one: whoever copied
@@ -95,7 +96,7 @@ class Keyring:
         self._settled: tuple[CryptoMode, bool] | None = None
         self.mode = CryptoMode.ENV
         self.reason: str | None = "KMS has not answered yet"
-        """Why the mode is `env` or no data key can be used; None while all is well."""
+        """Why the mode is `env`, no data key can be used, or KMS refuses for its quota; None while all is well."""
         self.initialised_at = clock()
         """When mode or readiness last changed, or the start; unix time."""
 
@@ -208,10 +209,7 @@ class Keyring:
         """
         async with self._changing:
             await self._local.look_again()
-            try:
-                await self._use_keys(self.mode)
-            except (KmsError, RetiredVersionError, LocalKeyError) as error:
-                log.warning("the keyring was read, and KMS failed at it; the next check tries again", error=str(error))
+            await self._go_on()
             await self._heartbeat.beat(self._pending)
 
     async def put_back(self, data_key_id: str) -> None:
@@ -229,7 +227,18 @@ class Keyring:
             except (KmsError, RetiredVersionError, LocalKeyError) as error:
                 raise KeyUnavailableError(f"the database lost its data key {data_key_id}: {error}") from None
 
+    async def _go_on(self) -> None:
+        """Uses the keyring as it is now, in the mode as it is."""
+        try:
+            await self._use_keys(self.mode)
+        except (KmsError, RetiredVersionError, LocalKeyError) as error:
+            log.warning("the keyring was read, and KMS failed at it; the next check tries again", error=str(error))
+
     async def _failed(self, error: KmsError) -> None:
+        if self.mode is CryptoMode.KMS and error.reason is Reason.QUOTA_EXHAUSTED:
+            self._settle(CryptoMode.KMS, f"KMS refuses: {error.reason}", error.detail)
+            await self._go_on()
+            return
         self._failures += 1
         if self.mode is CryptoMode.KMS and self._failures < _FAILURES_TO_FALL_BACK:
             log.warning("KMS failed a check; the next failure in a row makes the mode env", reason=str(error))
@@ -349,7 +358,7 @@ class Keyring:
         elif reason == self.reason:
             return
         self.mode, self.reason = mode, reason
-        tell = log.info if mode is CryptoMode.KMS else log.warning
+        tell = log.warning if reason else log.info
         tell("crypto mode", mode=mode.value, ready=self.ready, reason=reason, detail=detail)
 
 

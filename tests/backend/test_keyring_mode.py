@@ -14,6 +14,7 @@ from ops.kms_emulator.faults import Fault
 from shared.contract import CryptoMode
 from shared.keyring.database import DatabaseError
 from shared.keyring.model import LOCAL_KEK, Status
+from shared.keyring.tables import data_keys
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 OUTAGE = Fault(kind="status", status="UNAVAILABLE")
@@ -82,6 +83,24 @@ async def test_two_failed_checks_with_a_good_one_between_them_do_not_fall_back(
                 emulator.faults.add(fault)
             await backend.keyring.check()
         assert backend.keyring.mode is CryptoMode.KMS
+
+
+async def test_an_exhausted_quota_is_told_and_changes_no_mode_for_kms_answers(
+    emulator: Emulator, open_backend: Open, tmp_path: Path
+) -> None:
+    async with open_backend(tmp_path, str(emulator.address)) as backend:
+        await backend.keyring.check()
+        emulator.faults.add(Fault(kind="status", status="RESOURCE_EXHAUSTED"))
+        for _ in range(3):
+            await backend.keyring.check()
+        assert (backend.keyring.mode, backend.keyring.reason) == (CryptoMode.KMS, "KMS refuses: quota_exhausted")
+        await backend.store._database.change(lambda connection: connection.execute(data_keys.delete()))
+        await backend.keyring.check()
+        await backend.put("r", b"kept")
+        assert await backend.get("r") == b"kept"
+        emulator.faults.clear()
+        await backend.keyring.check()
+        assert (backend.keyring.mode, backend.keyring.reason) == (CryptoMode.KMS, None)
 
 
 async def test_each_change_of_mode_is_logged_once_with_its_reason(
