@@ -8,11 +8,12 @@ from uuid import uuid4
 
 import pytest
 from sqlalchemy import update
+from structlog.testing import capture_logs
 
 from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.restored import HELD_FOR, LONG_AGO, NOTE, notice_restore, release
 from services.relay.outbox.schema import State, origin
-from services.relay.outbox.store import Store, opened
+from services.relay.outbox.store import Store, StoreUnusableError, opened
 from shared.sql import location
 from shared.sql.location import Database
 from tests.postgres import Postgres
@@ -109,3 +110,28 @@ async def test_a_relay_that_starts_after_long_takes_its_outbox_for_a_backup(data
         await asyncio.to_thread(Path(f"{database.database}-seen").unlink, missing_ok=True)
         assert await notice(store, at_start=at_start) == at_start
         assert await nothing(store) == at_start
+
+
+@pytest.mark.parametrize("gone", [True, False])
+async def test_a_start_makes_no_tables_where_a_file_says_that_there_were_some(gone: bool, tmp_path: Path) -> None:
+    file, seen = tmp_path / "relay.db", tmp_path / "relay.db-seen"
+    async with opened(location.sqlite(file), lambda: 10_000.0) as store:
+        await notice(store)
+    file.unlink()
+    if not gone:
+        file.touch()
+    for _ in range(2):
+        with pytest.raises(StoreUnusableError, match=r"put relay\.db back, or remove relay\.db-seen to begin anew"):
+            async with opened(location.sqlite(file), lambda: 10_000.0):
+                pass
+    seen.unlink()
+    async with opened(location.sqlite(file), lambda: 10_000.0) as store:
+        assert not await notice(store)
+
+
+async def test_tables_that_are_made_are_told(empty_database: Database) -> None:
+    for expected in (["made new tables in an empty database"], []):
+        with capture_logs() as logs:
+            async with opened(empty_database, lambda: 10_000.0):
+                pass
+        assert [line["event"] for line in logs if line["log_level"] == "warning"] == expected
