@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Final, Self, TypeVar
 
+import structlog
 from sqlalchemy import URL, Connection, Engine, MetaData, exc, func, inspect, select
 
 from shared.keyring import engine
@@ -22,6 +23,7 @@ _TRIES: Final = 3
 _NOW: Final = select(func.extract("epoch", func.clock_timestamp()))
 
 T = TypeVar("T")
+log = structlog.get_logger(__name__)
 
 
 class DatabaseError(Exception):
@@ -46,15 +48,19 @@ class Database:
     async def opened(cls, url: URL, *tables: MetaData, clock: Callable[[], float] = time.time) -> Self:
         """Opens `url`, makes a missing file and the missing ones of `tables`. Raises DatabaseError."""
 
-        def create(connection: Connection) -> None:
+        def create(connection: Connection) -> bool:
+            there = inspect(connection)
+            empty = not any(there.has_table(name) for some in tables for name in some.tables)
             for some in tables:
                 some.create_all(connection)
                 _check(connection, some)
+            return empty and bool(tables)
 
         database = cls(url, clock)
         try:
             await asyncio.to_thread(_make_file, url)
-            await database.change(create)
+            if await database.change(create):
+                log.warning("made new tables in an empty database", database=str(url))
         except BaseException:
             await database.close()
             raise

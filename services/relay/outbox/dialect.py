@@ -23,6 +23,8 @@ from shared.sql.sqlite_file import SqliteFile
 
 READERS: Final = 4
 """How many may read at once."""
+SEEN: Final = "-seen"
+"""What the name of the file beside one of SQLite ends with; see `seen_file`."""
 _OPTIONS: Final = "-c lock_timeout=1100ms -c statement_timeout=7s -c idle_in_transaction_session_timeout=5s"
 """While a transaction waits for a lock all others wait for it; but after a second PostgreSQL finds a deadlock, and ends
 one of the two, where this time-out would end both."""
@@ -59,6 +61,11 @@ def make_file(database: Database) -> None:
     """An empty file where there is none, for SQLite. Raises FileLostError, OSError."""
     if is_sqlite(database):
         SqliteFile(database).make()
+
+
+def seen_file(database: Database) -> Path | None:
+    """That beside a file of SQLite which says when it was used last; see `restored`. None for PostgreSQL."""
+    return Path(f"{database.database}{SEEN}") if is_sqlite(database) else None
 
 
 def now(connection: Connection, clock: Callable[[], float]) -> float:

@@ -36,8 +36,14 @@ class ForeignDatabaseError(UnknownDatabaseError):
     """Another program's tables are in it."""
 
 
-def upgrade(connection: Connection) -> None:
+class EmptiedDatabaseError(UnknownDatabaseError):
+    """It has no tables, where a relay had some."""
+
+
+def upgrade(connection: Connection) -> bool:
     """Makes the tables or brings them up to date, with what they hold; does nothing where they are.
+
+    Returns whether it made them.
 
     Args:
         connection: in a transaction, which the caller commits, or rolls back where this raises. SQLite: begun
@@ -47,6 +53,7 @@ def upgrade(connection: Connection) -> None:
     Raises:
         NewerSchemaError: a newer keypulse wrote them.
         ForeignDatabaseError: they are another program's.
+        EmptiedDatabaseError: there are none, and there were some.
         DBAPIError: the database failed.
     """
     if connection.dialect.name == "postgresql":
@@ -54,11 +61,12 @@ def upgrade(connection: Connection) -> None:
         connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))  # held until the transaction ends
     revision = _revision(connection)
     if revision == HEAD:
-        return
+        return False
     if revision is None:
+        _refuse_emptied(connection)
         with dialect.unhurried(connection):
             _make(connection)
-        return
+        return True
     from services.relay.outbox import migrations  # noqa: PLC0415  # 90 ms and 10 MB that few starts need
 
     if revision not in migrations.known():
@@ -68,6 +76,17 @@ def upgrade(connection: Connection) -> None:
         )
     with dialect.unhurried(connection):
         migrations.run(connection, since=revision)
+    return False
+
+
+def _refuse_emptied(connection: Connection) -> None:
+    seen = dialect.seen_file(connection.engine.url)
+    if seen is not None and seen.exists():
+        name = seen.name.removesuffix(dialect.SEEN)
+        raise EmptiedDatabaseError(
+            f"it is new or empty, but by {seen.name} beside it there was an outbox; "
+            f"put {name} back, or remove {seen.name} to begin anew"
+        )
 
 
 def _make(connection: Connection) -> None:

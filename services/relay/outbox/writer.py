@@ -99,7 +99,9 @@ class Writer:
         except FileLostError as error:
             raise UnknownDatabaseError(str(error)) from None
         with transaction(self._engine) as connection:
-            upgrade(connection)
+            made = upgrade(connection)
+        if made:
+            log.warning("made new tables in an empty database", database=str(self._database))
         self.prepared = True
 
     def failed(self, works: Sequence[Work], problem: str) -> None:

@@ -9,11 +9,12 @@ from uuid import uuid4
 import psycopg
 import pytest
 from sqlalchemy import delete, update
+from structlog.testing import capture_logs
 
 from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.restored import HELD_FOR, NOTE, notice_restore, release
 from services.relay.outbox.schema import State, origin
-from services.relay.outbox.store import Store, opened
+from services.relay.outbox.store import Store, StoreUnusableError, opened
 from shared.sql import location
 from shared.sql.location import Database
 from tests.postgres import Postgres
@@ -158,3 +159,28 @@ def _without_the_right(server: Postgres, database: Database) -> Database:
         ):
             connection.execute(statement.encode())
     return database.set(username=role)
+
+
+@pytest.mark.parametrize("gone", [True, False])
+async def test_a_start_makes_no_tables_where_a_file_says_that_there_were_some(gone: bool, tmp_path: Path) -> None:
+    file, seen = tmp_path / "relay.db", tmp_path / "relay.db-seen"
+    async with opened(location.sqlite(file), lambda: 10_000.0) as store:
+        await notice(store)
+    file.unlink()
+    if not gone:
+        file.touch()
+    for _ in range(2):
+        with pytest.raises(StoreUnusableError, match=r"put relay\.db back, or remove relay\.db-seen to begin anew"):
+            async with opened(location.sqlite(file), lambda: 10_000.0):
+                pass
+    seen.unlink()
+    async with opened(location.sqlite(file), lambda: 10_000.0) as store:
+        assert not await notice(store)
+
+
+async def test_tables_that_are_made_are_told(empty_database: Database) -> None:
+    for expected in (["made new tables in an empty database"], []):
+        with capture_logs() as logs:
+            async with opened(empty_database, lambda: 10_000.0):
+                pass
+        assert [line["event"] for line in logs if line["log_level"] == "warning"] == expected

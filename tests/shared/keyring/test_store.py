@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import URL, text
 from sqlalchemy.exc import IntegrityError
+from structlog.testing import capture_logs
 
 from shared.keyring import local
 from shared.keyring.database import Database
@@ -33,6 +34,13 @@ async def database(url: URL) -> AsyncIterator[Database]:
 @pytest.fixture
 def store(database: Database) -> KeyStore:
     return KeyStore(database)
+
+
+async def test_tables_that_are_made_are_told(url: URL) -> None:
+    for expected in (["made new tables in an empty database"], []):
+        with capture_logs() as logs:
+            await (await Database.opened(url, TABLES)).close()
+        assert [line["event"] for line in logs] == expected
 
 
 async def test_a_new_keyring_is_empty(store: KeyStore) -> None:
