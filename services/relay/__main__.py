@@ -8,7 +8,7 @@ import structlog
 import uvloop
 
 from services.relay.app import serve
-from services.relay.commands import deliveries, render, retry, send_test
+from services.relay.commands import deliveries, render, restored, retry, send_test
 from services.relay.config import RelaySettings
 from shared.cli import ServerOptions, run_server, server_options
 
@@ -36,7 +36,7 @@ def main(context: click.Context, **options: Unpack[ServerOptions]) -> None:
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
-for module in (deliveries, retry, render, send_test):
+for module in (deliveries, retry, restored, render, send_test):
     main.add_command(module.command)
 
 

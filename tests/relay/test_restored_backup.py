@@ -3,12 +3,15 @@
 import asyncio
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from aiohttp import web
 
 from ops.demo.stand_ins.faults import Fault, Kind, Provider
@@ -45,15 +48,16 @@ async def alertmanager() -> AsyncIterator[str]:
     await runner.cleanup()
 
 
-@pytest.mark.parametrize("over", [False, True])
+@pytest.mark.parametrize("way", ["another file", "the same file", "a snapshot of the volume"])
 async def test_it_triggers_nothing_that_is_over(
-    tmp_path: Path, providers: StandIns, alertmanager: str, over: bool
+    tmp_path: Path, providers: StandIns, alertmanager: str, way: str
 ) -> None:
+    over = way != "another file"
     (tmp_path / "token").write_text(TOKEN)
     (tmp_path / "key").write_text(KEY)
     keys: dict[str, Any] = {
         "database": f"sqlite:///{tmp_path}/relay.db",
-        "auth": {"bearer_token_file": tmp_path / "token"},
+        "auth": {"bearer_token_file": str(tmp_path / "token")},
         "alertmanager": {"urls": [alertmanager]},
         "delivery": {"backoff_initial": "10ms", "backoff_max": "50ms"},
         "channels": {
@@ -90,6 +94,13 @@ async def test_it_triggers_nothing_that_is_over(
         await asyncio.to_thread(shutil.copyfile, tmp_path / "backup.db", tmp_path / "relay.db")
     else:
         (tmp_path / "backup.db").rename(tmp_path / "relay.db")
+    if way == "a snapshot of the volume":
+        with closing(sqlite3.connect(tmp_path / "relay.db")) as snapshot:
+            (seen_at,) = snapshot.execute("SELECT seen_at FROM origin").fetchone()
+        (tmp_path / "relay.db-seen").write_text(repr(seen_at))  # it is as old
+        (tmp_path / "relay.yml").write_text(yaml.safe_dump(keys))
+        command = [sys.executable, "-m", "services.relay", "--config", str(tmp_path / "relay.yml"), "restored"]
+        await asyncio.to_thread(subprocess.run, command, check=True, timeout=30)
     async with served(RelaySettings(**keys)) as client:
 
         async def told() -> bool:

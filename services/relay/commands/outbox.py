@@ -1,9 +1,11 @@
-"""The outbox for a command, whether a relay runs beside it or not; and a channel's name, as it was typed."""
+"""The outbox for a command, whether a relay runs beside it or not; its audit; and a channel's name, as it was typed."""
 
 import asyncio
+import os
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,8 +13,10 @@ import click
 
 from services.relay.config import RelaySettings
 from services.relay.outbox import dialect
+from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.store import Store, StoreUnusableError, opened
 from services.relay.outbox.waiting import StoreUnavailableError
+from shared.audit import AuditUnavailableError, Entry
 from shared.cli import option_or_exit
 
 T = TypeVar("T")
@@ -42,6 +46,13 @@ def with_outbox(settings: RelaySettings, work: Callable[[Store], Awaitable[T]], 
     except StoreUnavailableError as error:
         click.echo(f"the outbox cannot be used now, try again: {error}", err=True)
     sys.exit(1)
+
+
+async def record(store: Store, action: str, on: str) -> None:
+    """No credential stands behind a command, but the account that may write into the database."""
+    entry = Entry(store.clock(), f"uid {os.geteuid()}", "command line", action, on)
+    with suppress(AuditUnavailableError):  # what is done stays done; the next call says that the database fails
+        await OutboxAudit(store).add(entry)
 
 
 def channel_or_exit(settings: RelaySettings, name: str) -> str:

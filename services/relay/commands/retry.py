@@ -1,9 +1,8 @@
 """`retry`: tries again what was given up."""
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -13,14 +12,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from services.relay.commands.configured import configured
-from services.relay.commands.outbox import channel_or_exit, with_outbox
+from services.relay.commands.outbox import channel_or_exit, record, with_outbox
 from services.relay.config import RelaySettings
 from services.relay.console.again import STEP, NothingToRetryError, UnknownDeliveryError, retry, retry_channel
 from services.relay.console.written import searchable
 from services.relay.outbox import query
-from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.store import Store
-from shared.audit import AuditUnavailableError, Entry
 from shared.cli import load_or_exit, option_or_exit
 
 _EXAMPLES: Final = """\b
@@ -66,25 +63,18 @@ async def _each(store: Store, ids: Sequence[str], settings: RelaySettings) -> tu
         for delivery_id in ids:
             try:
                 await retry(store, delivery_id, settings.channels)
-                await _record(store, "retry", delivery_id)
+                await record(store, "retry", delivery_id)
             except (UnknownDeliveryError, NothingToRetryError) as error:
                 problems.append(f"{delivery_id}: {error}")
             advance(1)
     return len(ids) - len(problems), problems
 
 
-async def _record(store: Store, action: str, on: str) -> None:
-    """No credential stands behind a command, but the account that may write into the database."""
-    entry = Entry(store.clock(), f"uid {os.geteuid()}", "command line", action, on)
-    with suppress(AuditUnavailableError):  # what is done stays done; the next call says that the database fails
-        await OutboxAudit(store).add(entry)
-
-
 async def _channels(store: Store, names: Sequence[str]) -> int:
     retried = 0
     with _progress(sum([await query.dead(store, name) for name in names])) as advance:
         for name in names:
-            await _record(store, "retry all", name)
+            await record(store, "retry all", name)
             async for taken in retry_channel(store, name):
                 retried += taken
                 advance(taken)

@@ -4,7 +4,9 @@ The outbox keeps which database it is: the file's inode, or what PostgreSQL call
 table. When a file was used last is kept beside it, in `relay.db-seen`, which a backup in its place does not bring.
 Where the database is another one, or was used since, a backup was restored. Then all that waits counts as perhaps told,
 so that PagerDuty calls nobody for what is over. Where Alertmanager can be asked, it is held back until then, for a few
-minutes at most; see `watch.reconcile`. That no relay ran for long says nothing: what waits then was told to nobody.
+minutes at most; see `watch.reconcile`. A snapshot of the whole volume, or a database set back in its own place, looks
+like before: there a person has to say it (`keypulse-relay restored`). That no relay ran for long says nothing: what
+waits then was told to nobody.
 """
 
 import asyncio
@@ -25,6 +27,8 @@ HELD_FOR: Final = 360.0
 """Seconds for which what waits is held back: an Alertmanager that has just started is believed after 300."""
 NOTE: Final = "This waited in an outbox that was restored from a backup; it may have been told before"
 
+_SAID: Final = "restored"
+"""The name of no database: a person says that it is a backup."""
 _of = deliveries.c
 _MAY_ASK: Final = text("SELECT has_function_privilege('pg_control_system()', 'EXECUTE')")
 _CLUSTER: Final = text("SELECT system_identifier FROM pg_control_system()")
@@ -80,6 +84,16 @@ async def notice_restore(store: Store, *, held_for: float) -> bool:
     if found.restored:
         log.warning("the outbox was restored from a backup; what waits in it may have been told", held_for=held_for)
     return found.restored
+
+
+async def say_restored(store: Store) -> None:
+    """The next look takes the outbox for a backup, even one that looks like before. Raises StoreUnavailableError."""
+
+    def say(transaction: Transaction) -> None:
+        said = insert_new(origin, transaction.connection.dialect.name).values(id=1, name=_SAID, seen_at=0.0)
+        transaction.connection.execute(said.on_conflict_do_update(index_elements=["id"], set_={"name": _SAID}))
+
+    await store.run(say)
 
 
 async def release(store: Store) -> None:

@@ -58,3 +58,17 @@ async def test_an_alertmanager_that_does_not_count_is_waited_for_but_not_for_lon
     assert await nothing(at.store, "slack")
     clock.go(60)
     assert not await nothing(at.store, "slack")
+
+
+async def test_after_a_relay_was_merely_stopped_for_long_one_look_closes_nothing(
+    at: Desk, clock: Clock, one: Answers
+) -> None:
+    await notice_restore(at.store, held_for=HELD_FOR)
+    await at.accept(event(("A", FIRING)))
+    clock.go(3700)
+    assert not await notice_restore(at.store, held_for=HELD_FOR)
+    comparing = reconcile(at, clock, one)
+    await minutes(1, clock, comparing)
+    one.alerts = {"A"}
+    await minutes(6, clock, comparing)
+    assert [told.event.status for told in await at.told()] == [FIRING]

@@ -1,0 +1,52 @@
+"""`keypulse-relay restored`: what looks as before, such as a snapshot that was put back, counts as a backup."""
+
+import pytest
+from sqlalchemy import delete
+
+from services.relay.outbox.audit import OutboxAudit
+from services.relay.outbox.restored import HELD_FOR, notice_restore
+from services.relay.outbox.schema import origin
+from tests.relay.commands.conftest import Fill, Typed
+from tests.relay.outbox.acts import claimed, nothing, told
+from tests.relay.outbox.rows import Rows
+from tests.relay.scripted import event_of
+
+
+@pytest.mark.parametrize("from_before_the_upgrade", [False, True])
+def test_the_next_start_takes_the_outbox_for_a_backup(typed: Typed, fill: Fill, from_before_the_upgrade: bool) -> None:
+    async def used(rows: Rows) -> None:
+        await notice_restore(rows.store, held_for=HELD_FOR)
+        await told(rows.store, "x", event=event_of("firing"))
+        await told(rows.store, "x", event=event_of("resolved"))
+        if from_before_the_upgrade:
+            await rows.store.run(lambda transaction: transaction.connection.execute(delete(origin)))
+
+    async def started(rows: Rows) -> None:
+        assert await notice_restore(rows.store, held_for=HELD_FOR)
+        assert await nothing(rows.store)
+        assert not await notice_restore(rows.store, held_for=0.0)
+
+    async def audit(rows: Rows) -> list[str]:
+        return [entry.action for entry in (await OutboxAudit(rows.store).page(9, None))[0]]
+
+    fill(used)
+    result = typed("restored")
+    said = "what waits counts as perhaps told, from the relay's next look on\n"
+    assert (result.exit_code, result.stdout, result.stderr) == (0, said, "")
+    fill(started)
+    assert fill(audit) == ["restored"]
+
+
+def test_without_held_time_what_is_over_calls_nobody(typed: Typed, fill: Fill) -> None:
+    async def used(rows: Rows) -> None:
+        await notice_restore(rows.store, held_for=0.0)
+        await told(rows.store, "x", event=event_of("firing"))
+        await told(rows.store, "x", event=event_of("resolved"))
+
+    async def started(rows: Rows) -> bool:
+        assert await notice_restore(rows.store, held_for=0.0)
+        return (await claimed(rows.store)).untold
+
+    fill(used)
+    assert typed("restored").exit_code == 0
+    assert not fill(started)
