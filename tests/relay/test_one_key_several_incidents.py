@@ -93,6 +93,25 @@ async def test_an_incident_whose_alerts_ended_by_the_other_receiver_holds_nothin
     assert actions(providers) == ["trigger", "trigger", "trigger", "resolve"]
 
 
+async def test_one_that_nobody_ends_holds_nothing_open_however_much_the_other_tells_since(
+    client: aiohttp.ClientSession, providers: StandIns
+) -> None:
+    await told(client, webhook("old-name", A="firing"), 1)
+    await told(client, webhook("new-name", A="firing"), 2)
+    await told(client, webhook("new-name", A="resolved"), 3)
+    many = [f"C{number}" for number in range(25)]
+    for most in range(1, 26):
+        await post(client, webhook("new-name", **dict.fromkeys(many[:most], "firing")))
+    assert (await post(client, webhook("new-name", **dict.fromkeys(many, "resolved"))))[0] == 202
+
+    async def over() -> bool:
+        async with client.get("/api/deliveries?limit=1") as answer:
+            return bool((await answer.json())["deliveries"][0]["state"] == "delivered")
+
+    await until(over)
+    assert actions(providers)[-1] == "resolve"
+
+
 async def test_one_that_goes_elsewhere_needs_no_key(client: aiohttp.ClientSession, providers: StandIns) -> None:
     await told(client, webhook("kms-critical", A="firing"), 1)
     await told(client, webhook("to-the-log", B="firing"), 2)

@@ -33,7 +33,7 @@ async def outgoing(store: Store, claim: Claim, *, ends: float, lease_ends: float
             written, size = await _merged(store, claim)
     keep_open = False
     if claim.others:
-        needed = partial(needed_by, others=claim.others, incident_id=claim.incident_id, last_event=claim.last_event)
+        needed = partial(needed_by, others=claim.others, now=claim.accepted_at.timestamp() + claim.age)
         async with asyncio.timeout_at(ends):
             keep_open = await store.read(needed)
     return Outgoing(

@@ -12,7 +12,7 @@ from services.relay.model import Event
 from services.relay.outbox.enqueue import New, enqueue
 from services.relay.outbox.known import Known, known_of
 from services.relay.outbox.many import Many
-from services.relay.outbox.same_group import group_id
+from services.relay.outbox.same_group import group_id, note_ends
 from services.relay.outbox.schema import deliveries, events, incidents, plain
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
@@ -157,6 +157,7 @@ def _commit(transaction: Transaction, planned: Sequence[_Planned]) -> dict[str, 
             for each, seq in zip(planned, seqs, strict=True)
         ],
     )
+    note_ends(transaction, [(seq, each.asked.incoming.event) for each, seq in zip(planned, seqs, strict=True)])
     accepted = {}
     for each, row, made in zip(planned, rows, _enqueue(transaction, planned, seqs), strict=True):
         channels, incident = each.plan.channels, row["incident_id"]

@@ -82,7 +82,7 @@ def known_of(transaction: Transaction, coming: Mapping[str, str]) -> dict[str, K
         coming: the fingerprint of the event that comes in, by its incident.
     """
     connection, ids = transaction.connection, sorted(coming)
-    none = {"episode": 0, "open": 0, "latest_event": 0, "group_id": None, "earlier": None}
+    none = {"episode": 0, "open": 0, "latest_event": 0, "group_id": None, "ended_elsewhere": None, "earlier": None}
     rows = [{"id": incident, **none} for incident in ids]
     _NEW[connection.dialect.name].execute(connection, rows)
     lock(transaction, ids)

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, func, inspect, select, text
 
 from services.relay.outbox import dialect, schema
 
-HEAD: Final = "0006"
+HEAD: Final = "0007"
 """The newest revision of the tables: the one that `schema` describes."""
 
 _VERSION: Final = "alembic_version"

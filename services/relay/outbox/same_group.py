@@ -2,6 +2,9 @@
 
 A receiver that is renamed during an incident, or a second one, makes such a pair. What resolves the one there resolves
 the other, too: so the end of the one is not told there while the other is open and needs it. That of the last one is.
+
+An alert that one of them tells as over needs nothing of the others: each remembers that, in `ended_elsewhere`, with
+its latest event by then, since a newer one says more. It stays open, for elsewhere its own end is still to be told.
 """
 
 import hashlib
@@ -9,14 +12,19 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, and_, bindparam, literal_column, select
+from sqlalchemy import Connection, Row, and_, bindparam, literal_column, select, update
 
 from services.relay.event_json import decode
-from services.relay.model import Event, Status
+from services.relay.model import Event, Status, digest, digests
 from services.relay.outbox.schema import deliveries, events, incidents
+from services.relay.outbox.together import Transaction
 
-_LOOKED_THROUGH: Final = 20
-"""How many events are looked through for the end of an alert."""
+_LIVES: Final = 24 * 3600.0
+"""Seconds after its latest event in which an open incident needs its key.
+
+Alertmanager repeats what fires at its `repeat_interval`, 4 h by default. So one that has been quiet for a day is of a
+receiver that is gone, and nobody tells its end.
+"""
 
 _of = deliveries.c
 _other = incidents.alias("other")
@@ -37,16 +45,16 @@ _OPEN_ON: Final = (
     .where(_of.channel.in_(bindparam("channels", expanding=True)))
 )
 _LATEST: Final = (
-    select(events.c.seq, events.c.event)
-    .join(incidents, and_(incidents.c.id == events.c.incident_id, incidents.c.latest_event == events.c.seq))
-    .where(incidents.c.id.in_(bindparam("incidents", expanding=True)), incidents.c.open == literal_column("1"))
+    select(incidents.c.id, incidents.c.group_id, incidents.c.latest_event, incidents.c.ended_elsewhere)
+    .join(events, events.c.seq == incidents.c.latest_event)
+    .where(incidents.c.open == literal_column("1"), events.c.accepted_at > bindparam("since"))
 )
-_SINCE: Final = (
-    select(events.c.event)
-    .where(events.c.incident_id == bindparam("incident"))
-    .where(events.c.seq > bindparam("after"), events.c.seq <= bindparam("last"))
-    .order_by(events.c.seq.desc())
-    .limit(_LOOKED_THROUGH)
+_OF_GROUPS: Final = _LATEST.where(incidents.c.group_id.in_(bindparam("groups", expanding=True))).with_for_update(
+    of=incidents, skip_locked=True
+)
+_OF_THESE: Final = _LATEST.add_columns(events.c.event).where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
+_NOTE: Final = (
+    update(incidents).where(incidents.c.id == bindparam("incident")).values(ended_elsewhere=bindparam("ends"))
 )
 
 
@@ -69,30 +77,52 @@ def open_on(
     return found
 
 
-def needed_by(connection: Connection, others: Collection[str], incident_id: str, last_event: int) -> bool:
-    """Whether one of these incidents is open, and has an alert that fires as far as the end of another one says.
+def note_ends(transaction: Transaction, new: Sequence[tuple[int, Event]]) -> None:
+    """Remembers of the other open incidents of their groups which alerts these events tell as over.
+
+    Nobody waits for it: one that another replica is just changing is left out, and needs its key until the next time.
+
+    Args:
+        transaction: the one that commits them.
+        new: the events with their seq, in its order.
+    """
+    groups = [group_id(event) for _, event in new]
+    asked = {"groups": sorted(set(groups)), "since": transaction.now - _LIVES}
+    for row in transaction.connection.execute(_OF_GROUPS, asked).all():
+        before = ended = _ended(row)
+        for group, (seq, event) in zip(groups, new, strict=True):
+            if group == row.group_id and seq > row.latest_event:
+                ended = (ended | _told(event, Status.RESOLVED)) - _told(event, Status.FIRING)
+        if ended != before:
+            ends = json.dumps([row.latest_event, b"".join(sorted(ended)).hex()])
+            transaction.connection.execute(_NOTE, {"incident": row.id, "ends": ends})
+
+
+def needed_by(connection: Connection, others: Collection[str], now: float) -> bool:
+    """Whether one of these incidents is open, lives, and has an alert that fires as far as any of its group says.
 
     Args:
         connection: to read with.
         others: their ids.
-        incident_id: of the one that ends.
-        last_event: with which it does.
+        now: unix seconds by the database's clock.
     """
-    for seq, written in connection.execute(_LATEST, {"incidents": sorted(others)}).all():
-        event = decode(written)
-        if event.truncated_alerts:
-            return True  # nobody knows what else fires
-        ended = {"incident": incident_id, "after": seq, "last": last_event}
-        said = [decode(each) for each in connection.execute(_SINCE, ended).scalars()]
-        if any(alert.status is Status.FIRING and not _is_over(alert.fingerprint, said) for alert in event.alerts):
+    for row in connection.execute(_OF_THESE, {"incidents": sorted(others), "since": now - _LIVES}):
+        event = decode(row.event)
+        # Of what Alertmanager cut off nobody knows whether it fires.
+        if event.truncated_alerts or not _told(event, Status.FIRING) <= _ended(row):
             return True
     return False
 
 
-def _is_over(fingerprint: str, said: Sequence[Event]) -> bool:
-    """What the newest event that speaks of an alert says; these come the newest first."""
-    for event in said:
-        for alert in event.alerts:
-            if alert.fingerprint == fingerprint:
-                return alert.status is Status.RESOLVED
-    return False
+def _told(event: Event, status: Status) -> frozenset[bytes]:
+    """The digests of the alerts that an event tells with this status."""
+    listed = frozenset(digest(alert.fingerprint) for alert in event.alerts if alert.status is status)
+    return listed | digests(event.unlisted_firing if status is Status.FIRING else event.unlisted_resolved)
+
+
+def _ended(row: Row[*tuple[Any, ...]]) -> frozenset[bytes]:
+    """The digests of the alerts that were told as over since its latest event, by other incidents of its group."""
+    if row.ended_elsewhere is None:
+        return frozenset()
+    event, ended = json.loads(row.ended_elsewhere)
+    return digests(bytes.fromhex(ended)) if event == row.latest_event else frozenset()

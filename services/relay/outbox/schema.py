@@ -55,6 +55,7 @@ incidents = Table(
     Column("open", Integer, nullable=False),  # 1 until the whole group is told resolved
     Column("latest_event", BigInteger, nullable=False),  # 0 before its first event is committed
     Column("group_id", Text),  # see `same_group`; null before its first event is committed
+    Column("ended_elsewhere", Text),  # JSON; see `same_group`
     Column("earlier", Text),  # JSON; of the last few events before it: their fingerprint, and when each was accepted
 )
 

@@ -1,0 +1,12 @@
+"""What other incidents of its group tell as over is remembered of an incident."""
+
+from alembic.operations import Operations
+from sqlalchemy import Column, Text
+
+revision = "0007"
+down_revision = "0006"
+
+
+def upgrade(op: Operations) -> None:
+    """Adds it; ends count that come from now on."""
+    op.add_column("incidents", Column("ended_elsewhere", Text))
