@@ -18,6 +18,7 @@ from pydantic import (
 from services.relay.channels.registry import AnyChannel
 from services.relay.channels.web_api import fit_for_a_secret
 from services.relay.intake.routing import Matcher, parse_matcher
+from services.relay.outbox.byte_limit import room_for
 from services.relay.sending.enrich.contacts import LONGEST_CONTACT, MOST_CONTACTS, as_text, is_placeholder
 from services.relay.sending.enrich.links import check_template
 from shared import settings
@@ -88,6 +89,13 @@ def _network(value: object) -> IPv4Network | IPv6Network:
         return ip_network(value if isinstance(value, str) else "")
     except ValueError:
         raise ValueError("expected a network without host bits, such as 10.0.0.0/8") from None
+
+
+def _room_for_one(retention: "Retention", info: ValidationInfo) -> "Retention":
+    intake = info.data.get("intake")  # absent where it has mistakes of its own
+    if intake is not None and retention.max_bytes < (least := room_for(intake.max_body)):
+        raise ValueError(f"max_bytes: expected at least {least} bytes, to hold a webhook of intake.max_body")
+    return retention
 
 
 Network = Annotated[IPv4Network | IPv6Network, PlainValidator(_network, json_schema_input_type=str)]
@@ -227,7 +235,8 @@ class RelaySettings(ServerSettings):
     intake: Intake = Intake()
     delivery: Delivery = Delivery()
     pacing: Pacing = Pacing()
-    retention: Retention = Retention()
+    # After the intake, against which it is checked.
+    retention: Annotated[Retention, AfterValidator(_room_for_one)] = Retention()
     # Before the routes, which are checked against it.
     channels: Annotated[dict[ChannelName, AnyChannel], AfterValidator(_some)]
     routes: tuple[Annotated[Route, AfterValidator(_to_known)], ...] = ()

@@ -66,7 +66,7 @@ class Metrics:
         )
         self._max_bytes = Gauge(
             "relay_outbox_max_bytes",
-            "Bytes that the outbox may hold: retention.max_bytes. From 90 % on, webhooks that fire are refused.",
+            "Bytes that the outbox may hold: retention.max_bytes. Near it, webhooks are refused if nothing can go.",
             registry=registry,
         )
         for code in CODES:

@@ -57,7 +57,7 @@ def mistakes(folder: Path, **changes: Any) -> list[str]:
     return [line.removeprefix(f"{folder / 'relay.yml'}: ") for line in raised.value.lines]
 
 
-@pytest.mark.parametrize(("size", "expected"), [("16MiB", 16 * 1024**2), ("512KiB", 512 * 1024), (4096, 4096)])
+@pytest.mark.parametrize(("size", "expected"), [("2GiB", 2 * 1024**3), ("65536KiB", 64 * 1024**2), (10**8, 10**8)])
 def test_a_size_is_written_in_words_or_as_bytes(tmp_path: Path, size: str | int, expected: int) -> None:
     document = yaml.safe_load(CONTRACT) | {"retention": {"max_bytes": size}}
     assert read(tmp_path, yaml.safe_dump(document)).retention.max_bytes == expected
@@ -69,6 +69,14 @@ def test_a_size_that_is_none_is_a_mistake(tmp_path: Path) -> None:
         (line,) = mistakes(tmp_path, retention={"max_bytes": size})
         assert line.startswith("retention.max_bytes: expected a size such as 512KiB, 16MiB or 1GiB")
     assert read(tmp_path, CONTRACT).retention.max_bytes == 1024**3
+
+
+def test_an_outbox_that_cannot_hold_one_webhook_is_a_mistake(tmp_path: Path) -> None:
+    assert mistakes(tmp_path, retention={"max_bytes": "16MiB"}) == [
+        "retention: max_bytes: expected at least 38452338 bytes, to hold a webhook of intake.max_body"
+    ]
+    document = yaml.safe_load(CONTRACT) | {"retention": {"max_bytes": "16MiB"}, "intake": {"max_body": "6MiB"}}
+    assert read(tmp_path, yaml.safe_dump(document)).retention.max_bytes == 16 * 1024**2
 
 
 def test_the_contracts_example_is_valid_and_every_key_of_it_has_an_effect(tmp_path: Path) -> None:

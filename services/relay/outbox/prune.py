@@ -30,6 +30,8 @@ from services.relay.outbox.waiting import StoreUnavailableError
 
 STEP: Final = 100
 """Rows that one transaction looks at: a few milliseconds of the writer's time."""
+_LARGE_STEP: Final = 1000
+"""The same where room is needed."""
 _STEP_BYTES: Final = 8 * 1024 * 1024
 """Bytes of events after which a transaction looks at no more of them."""
 AUDIT_ROWS: Final = 100_000
@@ -54,6 +56,16 @@ class Pruned(NamedTuple):
     events: int
     refused: int = 0
     """Of webhooks."""
+
+
+class _Pace(NamedTuple):
+    rows: int
+    """That one transaction looks at."""
+    pause: float
+
+
+_CALM: Final = _Pace(STEP, _PAUSE)
+_QUICK: Final = _Pace(_LARGE_STEP, _PAUSE / 5)
 
 
 class _Bounds(NamedTuple):
@@ -86,14 +98,14 @@ _DELIVERIES: Final = (
     .add_columns(_GOES_ON.label("goes_on"))
     .where(_of.seq > bindparam("after"))
     .order_by(_of.seq)
-    .limit(STEP)
+    .limit(bindparam("rows"))
 )
 _EVENT_BYTES: Final = func.length(events.c.event) + func.length(events.c.body)
 _EVENTS: Final = (
     select(events.c.seq, events.c.accepted_at, _EVENT_BYTES.label("size"))
     .where(events.c.seq > bindparam("after"))
     .order_by(events.c.seq)
-    .limit(STEP)
+    .limit(bindparam("rows"))
 )
 _BYTES_AT: Final = union_all(
     select(events.c.accepted_at.label("at"), (_EVENT_BYTES + ROW_BYTES).label("size")),
@@ -175,24 +187,31 @@ async def prune_bytes(store: Store, limit: ByteLimit, young: float) -> Pruned:
     """Measures, and drops the oldest of what is over where that is near the limit. Raises StoreUnavailableError."""
     await limit.measure(store)
     if not limit.most or limit.used <= START * limit.most:
+        limit.round_ended(stuck=False)
         return Pruned(0, 0)
-    newest = await store.run(lambda transaction: transaction.now) - young
-    gone, cutoff = Pruned(0, 0), 0.0
-    while limit.used > GOAL * limit.most and cutoff < newest:
-        freed = max(limit.used - GOAL * limit.most, _SHARE * limit.most)
-        end: float | None = await store.read(partial(_end_of_the_oldest, cutoff, freed))
+    gone, cutoff, stuck = Pruned(0, 0), 0.0, False
+    while limit.used > GOAL * limit.most and not stuck:
+        newest = await store.run(lambda transaction: transaction.now) - young
+        wanted = max(limit.used - GOAL * limit.most, _SHARE * limit.most)
+        end: float | None = await store.read(partial(_end_of_the_oldest, cutoff, wanted))
         cutoff = newest if end is None else min(newest, end)
-        more = await _prune(store, cutoff, _Bounds(0, 0))
+        there, taken = limit.used, limit.taken
+        more = await _prune(store, cutoff, _Bounds(0, 0), _QUICK)
         gone = Pruned(*map(sum, zip(gone, more, strict=True)))
         await limit.measure(store)
+        freed = there + limit.taken - taken - limit.used
+        stuck = cutoff >= newest and freed < _SHARE * limit.most
+    limit.round_ended(stuck=stuck and limit.used > START * limit.most)
     return gone
 
 
-async def _prune(store: Store, cutoff: float, bounds: _Bounds) -> Pruned:
-    gone = await _walk(store, _Deliveries(cutoff, bounds.delivery, await needed(store, cutoff)).step)
+async def _prune(store: Store, cutoff: float, bounds: _Bounds, pace: _Pace = _CALM) -> Pruned:
+    gone = await _walk(
+        store, _Deliveries(cutoff, bounds.delivery, await needed(store, cutoff), pace.rows).step, pace.pause
+    )
     not_told = await needed(store, cutoff)
     superfluous = await said_again(store, not_told, cutoff)
-    unused = await _walk(store, _Events(cutoff, bounds.event, not_told, superfluous).step)
+    unused = await _walk(store, _Events(cutoff, bounds.event, not_told, superfluous, pace.rows).step, pace.pause)
     old = delete(quarantine).where(quarantine.c.received_at < cutoff)
     refused = await store.run(lambda transaction: transaction.connection.execute(old).rowcount)
     return Pruned(gone, unused, refused)
@@ -209,7 +228,7 @@ def _end_of_the_oldest(after: float, size: float, connection: Connection) -> flo
     return None if found is None else found + _A_MOMENT
 
 
-async def _walk(store: Store, step: Callable[[int, Transaction], _Step]) -> int:
+async def _walk(store: Store, step: Callable[[int, Transaction], _Step], pause: float) -> int:
     """Every step from the oldest row on, each in a transaction of its own; gives how many rows went."""
     gone, after = 0, 0
     while True:
@@ -218,7 +237,7 @@ async def _walk(store: Store, step: Callable[[int, Transaction], _Step]) -> int:
         if not done.more:
             return gone
         after = done.last
-        await asyncio.sleep(_PAUSE)
+        await asyncio.sleep(pause)
 
 
 def _bounds(max_deliveries: int, connection: Connection) -> _Bounds:
@@ -235,7 +254,8 @@ def _bounds(max_deliveries: int, connection: Connection) -> _Bounds:
 class _Deliveries:
     """The steps of one walk over the deliveries. A step may be done again: the store repeats what was in the way."""
 
-    def __init__(self, cutoff: float, bound: int, not_told: Collection[str]) -> None:
+    def __init__(self, cutoff: float, bound: int, not_told: Collection[str], rows: int = STEP) -> None:
+        self._rows = rows
         self._cutoff = cutoff
         self._bound = bound
         self._not_told = not_told
@@ -246,7 +266,7 @@ class _Deliveries:
 
     def step(self, after: int, transaction: Transaction) -> _Step:
         connection = transaction.connection
-        rows = connection.execute(_DELIVERIES, {"after": after}).all()
+        rows = connection.execute(_DELIVERIES, {"after": after, "rows": self._rows}).all()
         if not rows:
             return _Step(0, after, more=False)
         old = [row.seq for row in rows if self._is_over(row) and not self._is_needed(row)]
@@ -273,7 +293,10 @@ class _Deliveries:
 class _Events:
     """The steps of one walk over the events."""
 
-    def __init__(self, cutoff: float, bound: int, not_told: Needed, superfluous: Collection[int]) -> None:
+    def __init__(
+        self, cutoff: float, bound: int, not_told: Needed, superfluous: Collection[int], rows: int = STEP
+    ) -> None:
+        self._rows = rows
         self._cutoff = cutoff
         self._bound = bound
         self._first = {incident: min(each.start for each in ranges) for incident, ranges in not_told.items()}
@@ -281,7 +304,7 @@ class _Events:
 
     def step(self, after: int, transaction: Transaction) -> _Step:
         connection = transaction.connection
-        rows = _of_few_bytes(connection.execute(_EVENTS, {"after": after}).all())
+        rows = _of_few_bytes(connection.execute(_EVENTS, {"after": after, "rows": self._rows}).all())
         if not rows:
             return _Step(0, after, more=False)
         last = rows[-1]
