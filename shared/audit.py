@@ -1,7 +1,6 @@
 """Who did what: an entry for each action, the newest first at `GET /api/audit`.
 
-A server with a database of its own keeps them there; any other keeps the last ones in memory, and all of them are in
-its log.
+The relay keeps them in its outbox; every other server keeps the last ones in memory, and all of them are in its log.
 """
 
 import itertools

@@ -5,6 +5,7 @@ is refused to other web pages, whatever credentials a browser adds. Where nobody
 machine are answered. A refusal is counted and logged, an action is logged and kept in the audit.
 """
 
+import asyncio
 import copy
 import time
 from collections.abc import Callable, Collection
@@ -32,6 +33,8 @@ _CALLER: Final = "keypulse.caller"
 _ABOUT: Final = "keypulse.about"
 _NOTHING_DONE: Final = (400, 404, 405, 408, 409, 413, 415)
 """Answers to an action that was not even begun."""
+_CANCELLED: Final = 499
+"""Logged of an action whose end nobody waits for any more; nginx calls that so."""
 _HEADERS: Final = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -221,6 +224,9 @@ class Guard:
 
         try:
             await app(scope, receive, sending)
+        except asyncio.CancelledError:
+            await record(_CANCELLED)
+            raise
         except Exception:
             await record(500)
             raise

@@ -8,7 +8,7 @@
 """
 
 import ssl
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -67,7 +67,8 @@ class Launch(Generic[S]):
 
         def again() -> S:
             settings = load(type(self.settings), self.config)
-            for _, finding in _without_errors([(self.config, finding) for finding in examine(settings)]):
+            found = [(self.config, finding) for finding in examine(settings)]
+            for _, finding in [*_without_errors(found), *_unmatched(settings, self.config, self.web)]:
                 log.warning("this key will not do as it is", key=finding.key, doubt=finding.sentence)
             return settings
 
@@ -157,7 +158,25 @@ def prepared(model: type[S], config: Path | None, web_config: Path | None, *, to
     found = [(config, finding) for finding in examine(settings)]
     if web:
         found += [(web_config, finding) for finding in examine(web.current().config)]
-    return replace(launch, findings=_without_errors(found, to_check=to_check))
+    findings = [*_without_errors(found, to_check=to_check), *_unmatched(settings, config, web)]
+    return replace(launch, findings=findings)
+
+
+def _unmatched(
+    settings: ServerSettings, config: Path | None, web: WebFile | None
+) -> Iterator[tuple[Path | None, Finding]]:
+    """Users of web.yml without a role, and roles without a user."""
+    users = web.current().config.basic_auth_users if web else {}
+    for name in users:
+        if web and name not in settings.auth.roles:
+            sentence = (
+                "reads /metrics alone, since auth.roles has no role for it; "
+                "to send alerts to a relay it needs `responder`"
+            )
+            yield web.file, Finding(f"basic_auth_users.{name}", sentence, None)
+    for name in settings.auth.roles:
+        if name not in users:
+            yield config, Finding(f"auth.roles.{name}", "web.yml has no such user, so nobody has this role", None)
 
 
 def _without_errors(

@@ -2,7 +2,8 @@
 
 A browser adds the credentials that it holds, and reaches loopback: neither says that the person meant it. What a
 browser says of itself does: `Origin`, and `Sec-Fetch-Site` (https://www.w3.org/TR/fetch-metadata/). Programs send
-neither. A page that points its own name at 127.0.0.1 (DNS rebinding) shows in `Host`.
+neither. The latter counts where both are sent: no page can set it, and behind a proxy that ends TLS the former names
+`https`. A page that points its own name at 127.0.0.1 (DNS rebinding) shows in `Host`.
 """
 
 import ipaddress
@@ -15,10 +16,11 @@ from shared.settings import Address
 
 def sent_by_another_page(request: Request) -> bool:
     """Whether a browser says that it comes from another origin."""
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        return site not in ("same-origin", "none")
     origin = request.headers.get("origin")
-    if origin is not None and origin != f"{request.url.scheme}://{request.headers.get('host', '')}":
-        return True
-    return request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
+    return origin is not None and origin != f"{request.url.scheme}://{request.headers.get('host', '')}"
 
 
 def names_this_machine(host: str) -> bool:

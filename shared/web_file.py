@@ -47,19 +47,19 @@ class WebFile:
         """Whether a state that lets everybody in is refused, since nothing else guards the server's address."""
         self.taken_names: Collection[str] = ()
         """What no user may be called."""
-        self._file = file
+        self.file = file
         self._watched: tuple[Path, ...] = ()
         self._stamps: Stamps = ()
         self._web = self._read()
 
     def current(self) -> Web:
         """The newest usable state."""
-        stamps = _stamps(self._file, *self._watched)
+        stamps = _stamps(self.file, *self._watched)
         if stamps != self._stamps:
             self._stamps = stamps
             try:
                 self._web = self._allowed(self._read())
-                log.info("web.yml, or a file that it names, was read again", file=str(self._file))
+                log.info("web.yml, or a file that it names, was read again", file=str(self.file))
             except ConfigurationError as error:
                 for mistake in error.lines:
                     log.error(  # noqa: TRY400 - a trace adds nothing
@@ -72,21 +72,21 @@ class WebFile:
         taken = [name for name in web.config.basic_auth_users if name in taken_names]
         if taken:
             sentence = "expected another name; the audit calls somebody else so"
-            raise ConfigurationError([f"{self._file}: basic_auth_users.{name}: {sentence}" for name in taken])
+            raise ConfigurationError([f"{self.file}: basic_auth_users.{name}: {sentence}" for name in taken])
 
     def _read(self) -> Web:
-        own = _stamps(self._file)
-        config = read(self._file)
+        own = _stamps(self.file)
+        config = read(self.file)
         tls, users = config.tls_server_config, config.basic_auth_users
         self._watched = tls.files if tls else ()
         self._stamps = own + _stamps(*self._watched)  # before they are read: what changes meanwhile is read again
-        return Web(config, server_context(self._file, tls) if tls else None, Users(users) if users else None)
+        return Web(config, server_context(self.file, tls) if tls else None, Users(users) if users else None)
 
     def _allowed(self, web: Web) -> Web:
         if (web.tls is None) != (self._web.tls is None):
-            raise ConfigurationError([f"{self._file}: tls_server_config: comes or goes only with a restart; restart"])
+            raise ConfigurationError([f"{self.file}: tls_server_config: comes or goes only with a restart; restart"])
         if self.must_authenticate and not web.config.authenticates:
-            raise ConfigurationError([f"{self._file}: expected basic_auth_users or required client certificates"])
+            raise ConfigurationError([f"{self.file}: expected basic_auth_users or required client certificates"])
         self.check_names(web, self.taken_names)
         return web
 

@@ -16,6 +16,7 @@ import pytest
 from shared import VERSION
 from shared.server import DRAIN_SECONDS
 from shared.stop import STOP_SECONDS
+from tests.shared.certificates import web_yml
 
 PIPE_BYTES = 65536 - 4096
 """Linux gives a pipe 64 KiB (pipe(7)); a write that finds less than a page free waits."""
@@ -148,6 +149,28 @@ def test_a_check_exits_0_and_names_what_has_no_effect_yet(command: list[str], fi
     checked = _run(command, "--config", file, "--check")
     assert (checked.returncode, checked.stdout) == (0, "the configuration is valid\n")
     assert checked.stderr == f"{file}: later: has no effect in version {VERSION}\n"
+
+
+def test_a_user_without_a_role_and_a_role_without_a_user_are_told_by_the_check_and_at_the_start(
+    command: list[str], file: Path
+) -> None:
+    file.write_text("auth: {roles: {anna: admin, ben: viewer}}\nstarts: never\n")
+    web = web_yml(file.parent, users=dict.fromkeys(("anna", "alertmanager"), "$2b$04$" + "a" * 21 + "e" + "a" * 31))
+    sentences = {
+        "basic_auth_users.alertmanager": "reads /metrics alone, since auth.roles has no role for it; "
+        "to send alerts to a relay it needs `responder`",
+        "auth.roles.ben": "web.yml has no such user, so nobody has this role",
+    }
+    checked = _run(command, "--config", file, "--web.config.file", web, "--check")
+    assert checked.returncode == 0
+    assert checked.stderr.splitlines() == [
+        f"{named}: {key}: {said}" for named, (key, said) in zip((web, file), sentences.items(), strict=True)
+    ]
+    started = _run(command, "--config", file, "--web.config.file", web)
+    told = [json.loads(line) for line in started.stderr.splitlines() if line.startswith("{")]
+    assert {each["key"]: each["doubt"] for each in told if "doubt" in each} == sentences
+    checked = _run(command, "--config", file, "--check")
+    assert [line.split(": ")[1] for line in checked.stderr.splitlines()] == ["auth.roles.anna", "auth.roles.ben"]
 
 
 def test_a_server_that_cannot_start_exits_1_with_one_sentence(command: list[str], file: Path) -> None:

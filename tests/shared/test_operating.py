@@ -190,8 +190,8 @@ def test_a_connection_that_never_ends_its_handshake_holds_up_no_stop(start: Star
 @pytest.mark.parametrize("network", [False, True])
 def test_a_check_validates_both_files_and_what_they_say_together(network: bool, file: Path, tmp_path: Path) -> None:
     (tmp_path / "server.py").write_text(SERVER)
-    if network:
-        file.write_text("listen: 0.0.0.0:0\n")
+    listen = "listen: 0.0.0.0:0\n" * network
+    file.write_text(f"{listen}auth: {{roles: {{alice: viewer}}}}\n")
     web = web_yml(tmp_path, users={"alice": HASH})
 
     def check() -> tuple[int, str, str]:
