@@ -6,6 +6,7 @@ connection as bytes, see `text_or_bytes`; a row whose id is none is passed over,
 """
 
 from collections.abc import Callable, Collection
+from itertools import islice
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -124,9 +125,10 @@ def _no_texts(connection: Connection, table: Table) -> dict[str, str]:
     for column in table.c:
         if isinstance(column.type, String | Words):
             raw = type_coerce(column, String()).label("raw")
-            suspects = select(table.c.id, raw).where(_is_no_plain_text(connection, column)).limit(100)
-            for row_id, value in connection.execute(suspects):
-                if value is not None and not isinstance(value, str):
+            suspects = select(table.c.id, raw).where(_is_no_plain_text(connection, column))
+            with connection.execute(suspects, execution_options={"yield_per": 100}) as rows:
+                bad = (row_id for row_id, value in rows if value is not None and not isinstance(value, str))
+                for row_id in islice(bad, 100):
                     found.setdefault(legible(row_id), _why(table, column.name))
     return found
 

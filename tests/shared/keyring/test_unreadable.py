@@ -5,10 +5,11 @@ from dataclasses import replace
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import URL
+from sqlalchemy import URL, Connection
 
+from shared.keyring import store
 from shared.keyring.administration import RefusedError
-from shared.keyring.model import Status
+from shared.keyring.model import Status, Wrapped
 from shared.keyring.seen import seen
 from shared.keyring.store import KeyStore
 from shared.kms.gcp import GcpKey
@@ -157,3 +158,19 @@ async def test_a_time_of_the_journal_that_is_no_moment_is_the_beginning_of_time(
     assert progress is not None
     assert progress.updated_at.timestamp() == 0
     assert "updated_at" in (await keyring.database.read(seen)).unreadable["r1"]
+
+
+async def test_a_text_that_is_not_utf8_is_named_among_hundreds_in_the_letters_of_any_language(
+    no_utf8: tuple[URL, str], kms: GcpKey
+) -> None:
+    url, text_of_any_bytes = no_utf8
+    async with opened(url, kms) as keyring:
+        key = replace(await keyring.add("k"), wrapped=Wrapped(b"wrapped", "schlüssel", 1))
+
+        def insert(connection: Connection) -> None:
+            for number in range(150):
+                store.insert(connection, replace(key, id=f"k{number:03}"))
+
+        await keyring.database.change(insert)
+        await _set(keyring, "data_keys", f"kek = {text_of_any_bytes}", "k149")
+        assert set((await keyring.database.read(seen)).unreadable) == {"k149"}
