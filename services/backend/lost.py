@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
-from sqlalchemy import Connection
 
 from services.backend.records import RECORDS
 from shared.keyring import local
 from shared.keyring.administration import RefusedError
 from shared.keyring.database import Database
-from shared.keyring.instances import others_alive
 from shared.keyring.model import DataKey
 from shared.keyring.wrapping import UnwrapError, Wrapping
 
@@ -76,20 +74,12 @@ class LostKeys:
         if needed != records:
             raise RefusedError(f"{needed} records need them, not {records}; confirm that number if you mean it")
         keys = [found[data_key_id][0] for data_key_id in dict.fromkeys(data_key_ids)]
-        number = await self._database.change(lambda connection: self._put_aside(connection, keys))
+        number = await self._database.change(
+            lambda connection: local.give_up(connection, self._database.now(connection), self._instance, keys)
+        )
         log.warning("data keys were given up", data_keys=[key.id for key in keys], records=records)
         await self._show()
         return number
-
-    def _put_aside(self, connection: Connection, keys: Sequence[DataKey]) -> int:
-        now = self._database.now(connection)
-        if others_alive(connection, now, self._instance):
-            raise RefusedError(
-                "another instance of the service is alive, and may have the local key: put its file back from there, "
-                "or stop all other instances; one that did not end by itself counts as alive for three of its check "
-                "intervals, 10 seconds at least"
-            )
-        return sum(local.give_up(connection, now, key) for key in keys)
 
     async def _found(self) -> list[tuple[DataKey, LostKey]]:
         found = []

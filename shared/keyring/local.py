@@ -4,9 +4,12 @@ Two instances with different local keys would each depose what the other made, a
 records. So the first one is noted, and another takes its place only where nothing needs it and nobody else is alive.
 """
 
+from collections.abc import Sequence
+
 from sqlalchemy import Connection, select
 
 from shared.keyring import store
+from shared.keyring.administration import RefusedError
 from shared.keyring.instances import Heartbeat, others_alive
 from shared.keyring.model import LOCAL_KEK, DataKey
 from shared.keyring.store import OtherLocalKeyError, known_local_key
@@ -34,11 +37,25 @@ def note(connection: Connection, now: float, heartbeat: Heartbeat, fingerprint: 
     heartbeat.write(connection, now, ())
 
 
-def give_up(connection: Connection, now: float, key: DataKey) -> bool:
-    """Puts a data key aside; False, and nothing is changed, where it is no longer wrapped as in `key`.
+def give_up(connection: Connection, now: float, instance: str, keys: Sequence[DataKey]) -> int:
+    """Puts data keys aside; how many, for one that is no longer wrapped as in `keys` is left alone.
 
     Once none is left that a local key wraps, another may be noted: see `may_be_another`.
+
+    Raises:
+        RefusedError: another instance than `instance` is alive: it may have the local key, or hold a data key and write
+            by it.
     """
+    if others_alive(connection, now, instance):
+        raise RefusedError(
+            "another instance of the service is alive, and may have the local key: put its file back from there, or "
+            "stop all other instances; one that did not end by itself counts as alive for three of its check "
+            "intervals, 10 seconds at least"
+        )
+    return sum(_put_aside(connection, now, key) for key in keys)
+
+
+def _put_aside(connection: Connection, now: float, key: DataKey) -> bool:
     same = (data_keys.c.id == key.id) & (data_keys.c.wrapped == key.wrapped.ciphertext)
     if connection.execute(select(data_keys.c.id).where(same)).first() is None:
         return False

@@ -117,7 +117,7 @@ async def test_once_its_last_data_key_was_given_up_a_local_key_is_replaced_only_
     one, other = (Heartbeat(database, name, 60.0) for name in ("one", "other"))
     await database.change(lambda connection: local.note(connection, database.now(connection), one, b"former"))
     await store.put_back(_key("a"))
-    assert await database.change(lambda connection: local.give_up(connection, 1.0, _key("a")))
+    assert await database.change(lambda connection: local.give_up(connection, 1.0, "one", [_key("a")]))
     await other.beat([])
     with pytest.raises(OtherLocalKeyError):
         await database.change(lambda connection: local.note(connection, database.now(connection), one, b"new"))
@@ -127,7 +127,7 @@ async def test_once_its_last_data_key_was_given_up_a_local_key_is_replaced_only_
 
 async def test_a_data_key_whose_row_is_stored_again_is_no_longer_given_up(database: Database, store: KeyStore) -> None:
     await store.put_back(_key("a"))
-    await database.change(lambda connection: local.give_up(connection, 1.0, _key("a")))
+    await database.change(lambda connection: local.give_up(connection, 1.0, "one", [_key("a")]))
     assert await store.put_back(_key("a"))
     left = await database.read(lambda connection: connection.execute(text("SELECT id FROM keyring_given_up")).all())
     assert left == []
