@@ -27,9 +27,10 @@ libpq takes a file of its own format only, and only where the group may not read
 """
 _WAIT_FOR_THE_DISK: Final = (
     "SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' "
-    "ELSE current_setting('synchronous_commit') END, false)"
+    "ELSE current_setting('synchronous_commit') END, true)"
 )
-"""For the session, so that no reload of the server's configuration changes it; all values but `off` wait."""
+"""For one transaction, so that neither a reload of the server's configuration nor a pooler, which gives the next one
+another session, changes it; all values but `off` wait."""
 _AGAIN: Final = {"40001", "40P01"}
 """Serialization failure, deadlock: the same transaction may succeed now (PostgreSQL, appendix A)."""
 _PATIENT: Final = {
@@ -118,7 +119,8 @@ def postgresql_engine(
         hide_parameters=True,
     )
     event.listen(engine, "do_connect", connect)
-    event.listen(engine, "connect", _wait_for_the_disk)
+    # Whatever the server, the role or the URL say: what is answered for must outlive the server.
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(_WAIT_FOR_THE_DISK))
     return engine
 
 
@@ -138,17 +140,3 @@ def _password(parameters: dict[str, Any]) -> dict[str, str]:
 def may_succeed_at_once(error: exc.SQLAlchemyError) -> bool:
     """Whether a transaction failed only because another one was in its way, and no longer is."""
     return getattr(getattr(error, "orig", None), "sqlstate", None) in _AGAIN
-
-
-def _wait_for_the_disk(connection: "PatientConnection", _entry: object) -> None:
-    """Whatever the server, the role or the URL say: what is answered for must outlive the server."""
-    from psycopg import OperationalError  # noqa: PLC0415  # as above
-
-    connection.execute(_WAIT_FOR_THE_DISK)
-    connection.commit()
-    found = connection.execute("SHOW synchronous_commit").fetchone()
-    connection.commit()
-    if found is None or found[0] == "off":
-        raise OperationalError(
-            "synchronous_commit is off and cannot be set: what PostgreSQL answers would not be durable"
-        )

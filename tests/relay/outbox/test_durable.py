@@ -70,6 +70,18 @@ def test_each_connection_waits_for_the_disk_and_a_stricter_setting_stays(
             engine.dispose()
 
 
+@pytest.mark.parametrize("engines", [dialect.engines, keyring.engines])
+def test_each_transaction_waits_for_the_disk_whatever_became_of_its_session(
+    engines: Callable[[Database], tuple[Engine, Engine]], postgres_database: Database
+) -> None:
+    for engine in engines(postgres_database):
+        with engine.begin() as connection:
+            connection.execute(text("SET synchronous_commit = off"))  # as the session that a pooler gives the next one
+        with engine.begin() as connection:
+            assert connection.execute(text("SHOW synchronous_commit")).scalar_one() == "on"
+        engine.dispose()
+
+
 def copied(file: Path) -> None:
     """Another file of the same content takes its place, and of the old one nothing is left."""
     with closing(sqlite3.connect(file)) as old, closing(sqlite3.connect(file.with_suffix(".copy"))) as new:
