@@ -1,6 +1,6 @@
 """How many bytes of bodies are in memory at once. Who wants to read one waits until there is room, in order of arrival.
 
-What waits is unread: uvicorn lets a connection bring 64 KiB and no more until somebody reads.
+What waits is read no further: uvicorn lets a connection bring 64 KiB and no more until somebody reads.
 """
 
 import asyncio
@@ -18,6 +18,11 @@ class Budget:
     def __init__(self, most: int) -> None:
         self._left = most
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for room."""
+        return len(self._waiting)
 
     async def take(self, size: int, seconds: float) -> None:
         """Returns once `size` bytes are its caller's, who gives them back. Raises TimeoutError after `seconds`."""

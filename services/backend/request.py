@@ -1,19 +1,15 @@
 """What a request holds: its body, within bounds of size and time; and the answer to one that is refused."""
 
-import asyncio
+from contextlib import suppress
 from typing import Final
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from shared.budget import Budget
+from shared.arriving import Arrival, CrowdedError, OverLimitError, Room, SlowError
 
-_BODY_SECONDS: Final = 30.0
-_WAIT_SECONDS: Final = 8.0
-"""How long a large body waits for those before it."""
-_SMALL: Final = 64 * 1024
-_LARGE: Final = Budget(8 * 1024 * 1024)
-"""Bytes of the bodies over `_SMALL` that are being read at once."""
+_ROOM: Final = Room(8 * 1024 * 1024, 8 * 1024 * 1024)
+"""For the bodies that are being read at once."""
 
 
 class RefusedError(Exception):
@@ -45,29 +41,20 @@ async def body(request: Request, limit: int, what: str) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise too_large
-    size = min(int(declared), limit) if declared.isdecimal() else limit
-    if size <= _SMALL:
-        return await _read(request, limit, too_large)
+    arrival = Arrival(_ROOM, request.stream(), limit, int(declared) if declared.isdecimal() else None)
     try:
-        await _LARGE.take(size, _WAIT_SECONDS)
-    except TimeoutError:
-        raise RefusedError(503, "other large requests come first; try again") from None
-    try:
-        return await _read(request, limit, too_large)
-    finally:
-        _LARGE.give(size)
-
-
-async def _read(request: Request, limit: int, too_large: RefusedError) -> bytes:
-    read = bytearray()
-    try:
-        async with asyncio.timeout(_BODY_SECONDS):
-            async for chunk in request.stream():
-                read += chunk
-                if len(read) > limit:
-                    raise too_large
-    except TimeoutError:
-        raise RefusedError(408, f"the body did not arrive within {_BODY_SECONDS:g} s") from None
+        await arrival.read()
+        return bytes(arrival.body)
+    except OverLimitError:
+        raise too_large from None
+    except CrowdedError:
+        arrival.let_go()
+        with suppress(ClientDisconnect):
+            await arrival.skip()
+        raise RefusedError(503, "other requests come first; try again") from None
+    except SlowError as error:
+        raise RefusedError(408, str(error)) from None
     except ClientDisconnect:
         raise RefusedError(400, "the body ended early") from None
-    return bytes(read)
+    finally:
+        arrival.let_go()

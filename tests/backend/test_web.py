@@ -78,6 +78,27 @@ async def test_a_body_that_does_not_arrive_is_waited_for_within_a_bound() -> Non
     assert asyncio.get_running_loop().time() == 30
 
 
+@pytest.mark.looptime
+async def test_bodies_that_hardly_begin_keep_no_other_waiting() -> None:
+    def request(*chunks: bytes) -> Request:
+        left = list(chunks)
+
+        async def receive() -> Message:
+            if not left:
+                await asyncio.Event().wait()
+            return {"type": "http.request", "body": left.pop(0), "more_body": bool(left) or len(chunks) == 1}
+
+        return Request({"type": "http", "method": "PUT", "headers": [(b"content-length", b"%d" % MIB)]}, receive)
+
+    stalled = [asyncio.create_task(body(request(b"x"), MIB, "a record")) for _ in range(9)]
+    await asyncio.sleep(0.1)
+    assert await body(request(b"x" * MIB, b""), MIB, "a record") == b"x" * MIB
+    assert asyncio.get_running_loop().time() < 1
+    for task in stalled:
+        task.cancel()
+    await asyncio.gather(*stalled, return_exceptions=True)
+
+
 async def test_a_caller_that_leaves_in_the_middle_of_its_body_stores_nothing() -> None:
     messages: list[Message] = [
         {"type": "http.request", "body": b"half", "more_body": True},

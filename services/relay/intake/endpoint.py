@@ -30,15 +30,11 @@ from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store
 from services.relay.outbox.waiting import StoreUnavailableError
 from services.relay.parsing import parse_apart
-from shared.budget import Budget
+from shared.arriving import SMALL, Arrival, CrowdedError, OverLimitError, Room, SlowError
 
-SMALL: Final = 64 * 1024
-"""Bytes up to which taking a body apart is quicker than handing it over to a thread."""
 SMALL_ONES: Final = 16 * 1024 * 1024
-"""Bytes of all small bodies that are being read or wait for their commit. Larger ones share as much as one may have:
-so they come one after the other, and never hold up what is small."""
-BODY_SECONDS: Final = 30.0
-"""How long a body may take to arrive."""
+"""Bytes of all small bodies that arrive or wait for their commit. Larger ones share as much as one may have: so they
+come one after the other, and never hold up what is small."""
 TURNS: Final = 64
 """How many webhooks are taken apart and committed at a time, so that thousands at once fit into memory."""
 TURN_SECONDS: Final = 8.0
@@ -62,10 +58,6 @@ class Rules:
     """Bytes of a webhook, at most."""
     heartbeats: Sequence[Heartbeat] = ()
     """The alerts that are signs of life, and no news."""
-
-
-class _TooLargeError(Exception):
-    """A body over the limit."""
 
 
 class _NotNowError(Exception):
@@ -98,8 +90,7 @@ class Intake:
         self._metrics = metrics
         self._accepted = accepted
         self._alive = alive
-        self._small = Budget(SMALL_ONES)
-        self._large = Budget(rules.max_body)
+        self._room = Room(SMALL_ONES, rules.max_body)
         self._limit = limit or ByteLimit()
         self._turns = asyncio.Semaphore(TURNS)
         self._stopping = False
@@ -123,27 +114,23 @@ class Intake:
 
     async def _answer(self, request: Request) -> Response:
         source = request.query_params.get("source", "")
-        body = bytearray()
-        size = self._size(request)
-        budget = self._small if size <= SMALL else self._large
+        arrival = self._arrival(request)
+        body = arrival.body
         try:
-            await budget.take(size, TURN_SECONDS)
-        except TimeoutError:
-            return _closing(_refuse(503, "not accepted, send it again: other large webhooks come first"))
-        try:
-            await self._read(request, body)
+            await self._read(arrival)
             return await self._in_turn(body, source)
         except webhook.MalformedError as error:
             return await self._put_aside(body, source, 400, str(error))
         except webhook.TooManyError as error:
             return await self._put_aside(body, source, 413, str(error))
-        except _TooLargeError:
+        except OverLimitError:
             reason = f"the body is over {self._rules.max_body} bytes, see intake.max_body"
             return _closing(await self._put_aside(body, source, 413, reason))
         except (_NotNowError, StoreUnavailableError) as error:
-            return _refuse(503, f"not accepted, send it again: {error}")
+            refused = _refuse(503, f"not accepted, send it again: {error}")
+            return refused if arrival.whole else _closing(refused)
         finally:
-            budget.give(size)
+            arrival.let_go()
 
     async def _in_turn(self, body: bytearray, source: str) -> Response:
         if len(source) > _SOURCE_LIMIT or source == OWN_SOURCE:
@@ -157,25 +144,24 @@ class Intake:
         finally:
             self._turns.release()
 
-    def _size(self, request: Request) -> int:
-        """Bytes that a body may have: as it says, as far as that is allowed, or as many as are allowed."""
-        declared = request.headers.get("content-length", "")
-        return min(int(declared), self._rules.max_body) if declared.isdecimal() else self._rules.max_body
-
-    async def _read(self, request: Request, body: bytearray) -> None:
-        declared = request.headers.get("content-length", "")
-        too_large = declared.isdecimal() and int(declared) > self._rules.max_body
-        limit = quarantine.CUT if too_large else self._rules.max_body
+    async def _read(self, arrival: Arrival) -> None:
         try:
-            async with asyncio.timeout(BODY_SECONDS):
-                async for chunk in request.stream():
-                    body += chunk
-                    if len(body) > limit:
-                        raise _TooLargeError
-        except TimeoutError:
-            raise _NotNowError(f"the body did not arrive within {BODY_SECONDS:g} s") from None
+            await arrival.read()
+        except CrowdedError:
+            arrival.let_go()
+            await arrival.skip()
+            raise _NotNowError("other webhooks come first") from None
+        except SlowError as error:
+            raise _NotNowError(str(error)) from None
         if self._stopping:
             raise _NotNowError("the relay is stopping")
+
+    def _arrival(self, request: Request) -> Arrival:
+        header = request.headers.get("content-length", "")
+        declared = int(header) if header.isdecimal() else None
+        too_large = declared is not None and declared > self._rules.max_body
+        limit = quarantine.CUT if too_large else self._rules.max_body
+        return Arrival(self._room, request.stream(), min(limit, self._rules.max_body), declared)
 
     async def _turn(self) -> None:
         if not self._turns.locked():

@@ -1,10 +1,11 @@
 """`POST /alerts` over real HTTP: who may, how much, and what happens while the store cannot commit."""
 
 import asyncio
+import http.client
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 
 import aiohttp
@@ -22,6 +23,7 @@ from services.relay.metrics import Metrics
 from services.relay.outbox import rejected
 from services.relay.outbox.store import opened
 from services.relay.sending.here import here
+from shared import arriving
 from shared.sql import location
 from tests.relay.scripted import (
     TOKEN,
@@ -186,7 +188,7 @@ async def test_an_upload_over_the_limit_ends_before_it_is_whole(tmp_path: Path) 
 async def test_large_webhooks_come_one_after_the_other_and_small_ones_pass_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint, "TURN_SECONDS", 0.1)
+    monkeypatch.setattr(arriving, "WAIT_SECONDS", 0.1)
     large = webhook_of(group="large", commonAnnotations={"description": "x" * 600_000})
     async with served(settings(tmp_path, {"one": Scripted()}, intake={"max_body": "1MiB"})) as client:
         base = client._base_url
@@ -199,7 +201,7 @@ async def test_large_webhooks_come_one_after_the_other_and_small_ones_pass_them(
         async def refused() -> bool:
             return await post(client, large) == (
                 503,
-                {"error": "not accepted, send it again: other large webhooks come first"},
+                {"error": "not accepted, send it again: other webhooks come first"},
             )
 
         await until(refused)
@@ -208,6 +210,77 @@ async def test_large_webhooks_come_one_after_the_other_and_small_ones_pass_them(
         await reaches(client, 2, "relay_webhooks_total", code="202")
         assert (await post(client, large))[0] == 200
         writer.close()
+
+
+@asynccontextmanager
+async def stalled(client: aiohttp.ClientSession, *sent: str) -> AsyncIterator[list[asyncio.StreamReader]]:
+    """Webhooks of which no more comes than this: headers of the body, an empty line and what is there of it."""
+    base = client._base_url
+    assert base is not None
+    head = f"POST /alerts HTTP/1.1\r\nHost: relay\r\nAuthorization: Bearer {TOKEN}\r\n"
+    opened = [await asyncio.open_connection(base.host, base.port) for _ in sent]
+    for (_, writer), rest in zip(opened, sent, strict=True):
+        writer.write((head + rest).encode())
+        await writer.drain()
+    await asyncio.sleep(0.1)  # and is taken in hand
+    yield [reader for reader, _ in opened]
+    for _, writer in opened:
+        writer.close()
+
+
+async def test_a_body_that_hardly_begins_keeps_no_other_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arriving, "WAIT_SECONDS", 0.5)
+    large = webhook_of(group="large", commonAnnotations={"description": "x" * 600_000})
+    chunks = "Transfer-Encoding: chunked\r\n\r\n"
+    async with (
+        served(settings(tmp_path, {"one": Scripted()}, intake={"max_body": "1MiB"})) as client,
+        stalled(client, "Content-Length: 1048576\r\n\r\n{", chunks, chunks + "1\r\n{\r\n"),
+    ):
+        assert (await post(client, large))[0] == 202
+
+        async def small() -> AsyncIterator[bytes]:
+            yield payload(1)
+
+        async with client.post("/alerts", data=small()) as answer:
+            assert answer.status == 202
+
+
+@pytest.mark.parametrize("there", [100_000, 1])
+async def test_a_body_that_stops_in_the_middle_loses_its_room_to_one_that_waits(
+    there: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arriving, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(endpoint, "SMALL_ONES", 2 * arriving.SMALL)
+    large = webhook_of(group="large", commonAnnotations={"description": "x" * 600_000})
+    size = 1_000_000 if there > 1 else arriving.SMALL
+    part = f"Content-Length: {size}\r\n\r\n" + "{" * there
+    async with (
+        served(settings(tmp_path, {"one": Scripted()}, intake={"max_body": "1MiB"})) as client,
+        stalled(client, part, *[part] * (there == 1)) as readers,
+    ):
+        assert (await post(client, large if there > 1 else payload(1)))[0] == 202
+        assert await readers[0].readline() == b"HTTP/1.1 503 Service Unavailable\r\n"
+
+
+async def test_one_that_finds_no_room_is_read_to_its_end_and_then_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arriving, "WAIT_SECONDS", 0.1)
+    async with (
+        served(settings(tmp_path, {"one": Scripted()})) as client,
+        stalled(client, "Content-Length: 16000000\r\n\r\n" + "{" * 100_000),
+    ):
+        base = client._base_url
+        assert base is not None
+
+        def send() -> int:  # all of it before it reads, as simple clients do
+            with closing(http.client.HTTPConnection(str(base.host), base.port or 0, timeout=20)) as connection:
+                connection.request("POST", "/alerts", b"x" * 12_000_000, {"Authorization": f"Bearer {TOKEN}"})
+                return connection.getresponse().status
+
+        assert await asyncio.to_thread(send) == 503
 
 
 async def test_a_group_of_thousands_is_told_with_all_of_them_counted(tmp_path: Path) -> None:
@@ -238,7 +311,7 @@ async def test_where_a_place_holds_more_names_than_any_alert_has_it_is_413_and_k
 
 
 async def test_a_body_that_never_ends_is_503_after_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "BODY_SECONDS", 0.1)
+    monkeypatch.setattr(arriving, "BODY_SECONDS", 0.1)
     async with served(settings(tmp_path, {"one": Scripted()})) as client:
         head = f"POST /alerts HTTP/1.1\nHost: relay\nAuthorization: Bearer {TOKEN}\nContent-Length: 10\n\n{{"
         assert await first_line(client, head) == "HTTP/1.1 503 Service Unavailable"
@@ -248,7 +321,7 @@ async def test_too_much_at_once_is_503_and_what_was_in_hand_is_let_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(endpoint, "SMALL_ONES", len(payload(1)))
-    monkeypatch.setattr(endpoint, "TURN_SECONDS", 0.1)
+    monkeypatch.setattr(arriving, "WAIT_SECONDS", 0.1)
     async with served(settings(tmp_path, {"one": Scripted()})) as client:
         base = client._base_url
         assert base is not None

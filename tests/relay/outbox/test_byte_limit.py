@@ -201,7 +201,7 @@ async def test_an_outbox_far_over_its_limit_accepts_at_once_where_what_is_over_c
     configuration = settings(tmp_path, {"one": Scripted()}, **SMALL)
     with structlog.testing.capture_logs() as told:
         async with served(configuration.model_copy(update={"database": database})) as client:
-            sizes = []
+            sizes: list[float] = []
 
             async def shrunk() -> bool:
                 assert (await post(client, webhook_of(group=f"{len(sizes)}")))[0] == 202
