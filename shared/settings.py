@@ -134,7 +134,7 @@ class Role(StrEnum):
     VIEWER = "viewer"
     """Reads pages and `/api`."""
     RESPONDER = "responder"
-    """Also retries."""
+    """Also retries, and reads and writes records."""
     ADMIN = "admin"
     """Everything."""
 

@@ -58,7 +58,7 @@ _URL, _FILE = _Url(), click.Path(path_type=Path)
 
 @click.command(epilog=_EXAMPLES, context_settings={"auto_envvar_prefix": "KEYPULSE_SMOKE"})
 @click.option("--base-url", type=_URL, required=True, help="The backend.")
-@click.option("--token-file", type=_FILE, help="The token that the backend's /v1/records needs.")
+@click.option("--token-file", type=_FILE, help="The token that the backend's /v1/records needs: of the role responder.")
 @click.option("--prometheus", type=_URL, help="Looks at its targets, rules and recordings.")
 @click.option("--alertmanager", type=_URL, help="Looks whether it is ready.")
 @click.option("--relay", type=_URL, help="Looks whether it is ready, and whether its API answers.")

@@ -91,7 +91,7 @@ def routes(
 
     return [
         # `path`, so that an id with a slash in it is refused with a reason.
-        GuardedRoute("/v1/records/{id:path}", _with_refusals(record), Requires(Role.ADMIN), ["GET", "PUT"]),
+        GuardedRoute("/v1/records/{id:path}", _with_refusals(record), Requires(Role.RESPONDER), ["GET", "PUT"]),
         GuardedRoute("/healthz", healthz, Requires(Role.VIEWER, public=True)),
     ]
 

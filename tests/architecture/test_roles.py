@@ -71,8 +71,8 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
     "backend": {
         **RELOADED,
         "GET /healthz": UNLESS_USER,
-        "GET /v1/records/{id}": Role.ADMIN,
-        "PUT /v1/records/{id}": Role.ADMIN,
+        "GET /v1/records/{id}": Role.RESPONDER,
+        "PUT /v1/records/{id}": Role.RESPONDER,
         "GET /admin/crypto/keys": CRYPTO_VIEWER,
         "GET /admin/crypto/census": CRYPTO_VIEWER,
         "GET /admin/crypto/rotations/{rotation_id}": CRYPTO_VIEWER,

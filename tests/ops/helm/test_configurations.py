@@ -81,7 +81,7 @@ def test_secrets_are_only_named_and_never_written(values: dict[str, Any]) -> Non
     assert of_kind("Secret", objects) == {}, "they exist, or the chart would know them"
     for each in of_kind("ConfigMap", objects).values():
         for text in each["data"].values():
-            assert all("_file" in line or "secret" not in line for line in text.splitlines() if ": /run/" in line)
+            assert all("file: " in line or "secret" not in line for line in text.splitlines() if ": /run/" in line)
     for name, pod in pods(objects):
         for container in pod["spec"]["containers"]:
             assert [variable for variable in container.get("env", []) if "valueFrom" in variable] == [], name
