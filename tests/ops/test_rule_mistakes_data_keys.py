@@ -1,4 +1,4 @@
-"""As test_rule_mistakes.py, for the alert about data keys that cannot be unwrapped."""
+"""As test_rule_mistakes.py, for the alerts about data keys that cannot be unwrapped, and what else ails a keyring."""
 
 from pathlib import Path
 
@@ -26,6 +26,16 @@ MISTAKES = [
     ("[5m]", "[4m]"),
     ("[5m]", "[6m]"),
 ]
+AILING = ["KMSKeyringRowsUnreadable", "KMSLocalKeyMissing"]
+OF_AILING = [
+    ("max by", "min by"),
+    ("env, service", "service"),
+    ("env, service", "env"),
+    ("> 0", "> 1"),
+    ("> 0", ">= 0"),
+    ("[5m]", "[4m]"),
+    ("[5m]", "[6m]"),
+]
 
 
 @pytest.mark.parametrize(("right", "wrong"), MISTAKES)
@@ -36,3 +46,19 @@ def test_a_mistake_in_the_expression_fails_a_promtool_test(right: str, wrong: st
 @pytest.mark.parametrize("wait", ["45s", "75s"])
 def test_a_wait_that_is_a_scrape_off_fails_a_promtool_test(wait: str, tmp_path: Path) -> None:
     assert noticed(tmp_path, ALERT, {"for": wait})
+
+
+@pytest.mark.parametrize(("right", "wrong"), OF_AILING)
+@pytest.mark.parametrize("alert", AILING)
+def test_so_does_one_in_the_others(alert: str, right: str, wrong: str, tmp_path: Path) -> None:
+    assert mistaken(tmp_path, alert, right, wrong)
+
+
+def test_so_does_a_number_of_rows_that_each_instance_adds_to(tmp_path: Path) -> None:
+    assert mistaken(tmp_path, "KMSKeyringRowsUnreadable", "max by", "sum by")
+
+
+@pytest.mark.parametrize("wait", ["4m45s", "5m15s"])
+@pytest.mark.parametrize("alert", AILING)
+def test_so_does_their_wait(alert: str, wait: str, tmp_path: Path) -> None:
+    assert noticed(tmp_path, alert, {"for": wait})

@@ -22,6 +22,8 @@ SEVERITIES_AND_WAITS: dict[str, dict[str, tuple[str, str | None]]] = {
         "KMSDecryptionErrorsBurst": ("warning", None),
         "KMSDataKeysUnusable": ("critical", "1m"),
         "KMSDataKeysMissing": ("critical", "2m"),
+        "KMSKeyringRowsUnreadable": ("warning", "5m"),
+        "KMSLocalKeyMissing": ("warning", "5m"),
     },
     "kms_keys": {
         "KMSProbeFailing": ("critical", "1m"),

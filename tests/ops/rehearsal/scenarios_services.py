@@ -91,6 +91,37 @@ async def _without_row(stage: Stage) -> AsyncIterator[Broken]:
     yield Broken(by_hand=put_back)
 
 
+@asynccontextmanager
+async def _spoilt_row(stage: Stage) -> AsyncIterator[Broken]:
+    """Another program writes a text that is none into the row of a data key."""
+    await _execute(stage, "UPDATE data_keys SET algorithm = CAST(X'FF' AS TEXT)")
+
+    async def corrected() -> None:
+        await _execute(stage, "UPDATE data_keys SET algorithm = 'AES-256-GCM'")
+
+    yield Broken(by_hand=corrected)
+
+
+@asynccontextmanager
+async def _without_local_key(stage: Stage) -> AsyncIterator[Broken]:
+    """The file is gone after a restart, and another instance still has that key, so none is made."""
+    await stage.kubectl.stop("archive")
+    file = stage.stack.folder / "archive.key"
+    kept = file.read_bytes()
+    file.unlink()
+    other = "INSERT INTO keyring_instances (id, beat_at, interval, holds) VALUES ('other', unixepoch(), 60, '')"
+    await _execute(stage, other)
+    await stage.kubectl.start("archive")
+    await stage.answers("archive")
+
+    async def put_back() -> None:
+        file.write_bytes(kept)
+        file.chmod(0o600)
+        await _execute(stage, "DELETE FROM keyring_instances WHERE id = 'other'")
+
+    yield Broken(by_hand=put_back)
+
+
 def _is_alive(stage: Stage) -> bool:
     with closing(sqlite3.connect(stage.stack.folder / "archive.db", timeout=10)) as database:
         return database.execute("SELECT 1 FROM keyring_instances").fetchone() is not None
@@ -230,6 +261,30 @@ WITHOUT_ROW = Scenario(
             "KMSDataKeysMissing",
             ARCHIVE,
             ('"status":"degraded"', "the database lacks 1 data key that records need", "=> 1"),
+            ('"status":"ok"', "=> 0"),
+        ),
+    ),
+)
+SPOILT_ROW = Scenario(
+    "a row of the keyring that another program spoilt",
+    _spoilt_row,
+    (
+        Rehearsal(
+            "KMSKeyringRowsUnreadable",
+            ARCHIVE,
+            ('"status":"degraded"', "of the keyring cannot be read", "correct it there"),
+            ('"status":"ok"', "=> 0"),
+        ),
+    ),
+)
+WITHOUT_LOCAL_KEY = Scenario(
+    "a local key that is lost",
+    _without_local_key,
+    (
+        Rehearsal(
+            "KMSLocalKeyMissing",
+            ARCHIVE,
+            ('"status":"degraded"', "there is no local key for an outage of KMS", "=> 1"),
             ('"status":"ok"', "=> 0"),
         ),
     ),
