@@ -54,7 +54,7 @@ async def test_a_data_key_that_the_database_lost_is_counted_until_it_is_given_up
         unwrapped_by_nobody = await keyring.key("local")
         lost = data_keys.delete().where(data_keys.c.id == "k000")
         await keyring.database.write(lambda connection: connection.execute(lost))
-        await keyring.database.change(lambda connection: local.give_up(connection, 1.0, unwrapped_by_nobody))
+        await keyring.database.change(lambda connection: local.give_up(connection, 1.0, "test", [unwrapped_by_nobody]))
         census = await keyring.administration.census()
         assert (census.missing, census.unreadable) == (1, 0), "what was given up needs no version"
         assert census.may_need_any == "1 data keys that records need and the database lacks"
