@@ -122,7 +122,7 @@ async def test_no_version_is_retired_while_that_of_a_data_key_cannot_be_read(
     await versions.rotate()
     await keyring.rotate()
     await _set(keyring, "data_keys", "kek_version = -7", "k001")
-    with pytest.raises(RefusedError, match="k001 is still wrapped perhaps by version 1 of"):
+    with pytest.raises(RefusedError, match="may be needed by 1 rows of data keys that cannot be read"):
         await keyring.administration.retire(1, keyring.token)
     await keyring.rotate(rotation_id="r2")  # it writes the version anew
     await keyring.administration.retire(1, keyring.token)
