@@ -16,6 +16,8 @@ REASONS = {
     "gcloud org-policies": GOOGLE,
     "gcloud projects": GOOGLE,
     "/run/secrets": "the demo has no such folder",
+    "/var/backups/keypulse": "the demo has no such folder; tests/relay/test_restored_backup.py restores a backup",
+    "relay.db-wal": "the demo's relay runs; tests/relay/test_restored_backup.py restores a backup",
     "openssl x509": "the demo has no TLS",
     "--grafana": "the demo has no Grafana; tests/shared/smoke looks at a stand-in",
     "grafana_token": "the demo has no Grafana; tests/ops/grafana/test_import.py runs it",
