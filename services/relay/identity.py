@@ -86,9 +86,10 @@ def _is_late_twin(event: Event, known: Known, content: str, *, now: float, dupli
     """Whether the other Alertmanager of an HA pair sends an older state after a newer one was accepted.
 
     It equals an event before the latest one that was accepted within the window; and of each of its alerts the latest
-    event says the same, or tells of a later start. So whatever it is, it has nothing to tell. A firing after a resolve
-    is news, for a sender may keep the start of what fires again; but not where its like came seconds ago and it lacks
-    what fires by the latest event: a newer state would have that, if only as its end.
+    event says the same, or tells of a later start, or leaves out its end and tells what began since. So whatever it is,
+    it has nothing to tell. A firing after a resolve is news, for a sender may keep the start of what fires again; but
+    not where its like came seconds ago and it lacks what fires by the latest event: a newer state would have that, if
+    only as its end.
     """
     ages = [abs(now - earlier.accepted_at) for earlier in known.earlier if content == earlier.fingerprint]
     age = min(ages, default=duplicate_window)
@@ -97,10 +98,13 @@ def _is_late_twin(event: Event, known: Known, content: str, *, now: float, dupli
     if event.status is Status.FIRING and not known.open:
         return False
     latest = decode(known.written)
-    older = age < _TWIN_WAITS and _lacks_what_fires(event, latest)
+    lacks = _lacks_what_fires(event, latest)
+    older = age < _TWIN_WAITS and lacks
     newest = {alert.fingerprint: alert for alert in latest.alerts}
     for alert in event.alerts:
         newer = newest.get(alert.fingerprint)
+        if newer is None and alert.status is Status.RESOLVED and lacks:
+            continue  # its end was told, and a newer state would not leave out what began since
         if newer is None or newer.starts_at < alert.starts_at:
             return False
         ended = older and newer.status is Status.RESOLVED

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Final
 from uuid import uuid4
@@ -31,6 +31,8 @@ from services.relay.sending.outgoing import Send, Sending, SendingSettings
 GRACE_SECONDS: Final = 6.0
 """How long a stop waits for messages that are being sent; with the server's own drain it stays within its bound."""
 _CLOSE_SECONDS: Final = 1.0
+_PAUSE: Final = 1.0
+"""Seconds to wait after the outbox failed."""
 _LOOK_AFTER_SECONDS: Final = 15.0
 
 Wake = Callable[[Iterable[str]], None]
@@ -54,7 +56,7 @@ async def delivering(settings: RelaySettings, store: Store, metrics: Metrics, se
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await give_back(store, owner)
-                await notice_restore(store, held_for=0.0)  # until now it was used
+                await notice_restore(store, held_for=_held_for(settings))  # until now it was used
         except (StoreUnavailableError, TimeoutError) as error:
             log.warning("claims return when their lease ends", problem=str(error) or "the outbox does not answer")
 
@@ -89,14 +91,21 @@ async def _working(
         own = settings.channels[name]
         sharing = _sharing(own, settings.channels)
         workers[name] = Worker(name, channel, _rate(settings, own), own.lanes, shared, sharing)
-    held_for = HELD_FOR if settings.alertmanager.urls else 0.0
-    await _begin(store, channels, held_for)
-    tasks = [asyncio.create_task(worker.run(), name=f"deliver {name}") for name, worker in workers.items()]
+    held_for = _held_for(settings)
+    begun = await _begin(store, channels, held_for)
+    beginning = asyncio.create_task(_begin_late(store, channels, held_for, begun=begun), name="begin to deliver")
+
+    async def deliver(worker: Worker) -> None:
+        await asyncio.wait([beginning])  # before, what waits may be that of a backup
+        await worker.run()
+
+    tasks = [asyncio.create_task(deliver(worker), name=f"deliver {name}") for name, worker in workers.items()]
     looking = asyncio.create_task(_look_after(store, shared, wake, channels, held_for), name="overdue deliveries")
     try:
         yield wake
     finally:
         looking.cancel()
+        beginning.cancel()
         for worker in workers.values():
             worker.stop()
         try:
@@ -104,12 +113,17 @@ async def _working(
         finally:  # whoever cancels a reload, such as a stop, ends the grace, and no more than that
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, looking, return_exceptions=True)
+            await asyncio.gather(*tasks, looking, beginning, return_exceptions=True)
 
 
 def link_rules(settings: RelaySettings) -> LinkRules:
     """What a person set about links."""
     return LinkRules(settings.links.runbook, settings.links.dashboard, frozenset(settings.links.allow_hosts))
+
+
+def _held_for(settings: RelaySettings) -> float:
+    """Seconds for which what waits in a restored backup is held back, where it can be compared."""
+    return HELD_FOR if settings.alertmanager.urls else 0.0
 
 
 def _sharing(channel: ChannelSettings, channels: Mapping[str, ChannelSettings]) -> tuple[str, ...]:
@@ -122,18 +136,34 @@ def _rate(settings: RelaySettings, channel: ChannelSettings) -> float | None:
     return rate.messages if rate is not None and settings.pacing.enabled else None
 
 
-async def _begin(store: Store, names: Collection[str], held_for: float) -> None:
+async def _begin(store: Store, names: Collection[str], held_for: float) -> bool:
     """Whoever starts the relay anew may have mended why a channel refused everything, or brought one back.
 
-    Or restored a backup.
+    Or restored a backup. False where the outbox is not available, so that nothing of it is known.
     """
     try:
-        await serve(store, names)
-        await catch_up(store, names)
-        await gate.reopened(store, names)
+        await _brought_back(store, names)
         await notice_restore(store, held_for=held_for)
     except StoreUnavailableError as error:
-        log.warning("channels that refused everything are tried when their pause ends", problem=str(error))
+        log.warning("nothing is delivered until the outbox can be used", problem=str(error))
+        return False
+    return True
+
+
+async def _begin_late(store: Store, names: Collection[str], held_for: float, *, begun: bool) -> None:
+    while not begun:
+        await asyncio.sleep(_PAUSE)
+        with suppress(StoreUnavailableError):  # the store has logged it
+            with suppress(StoreUnavailableError):  # then they are tried when their pause ends
+                await _brought_back(store, names)
+            await notice_restore(store, held_for=held_for)
+            begun = True
+
+
+async def _brought_back(store: Store, names: Collection[str]) -> None:
+    await serve(store, names)
+    await catch_up(store, names)
+    await gate.reopened(store, names)
 
 
 async def _look_after(store: Store, shared: Delivering, wake: Wake, channels: Collection[str], held_for: float) -> None:

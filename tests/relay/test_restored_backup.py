@@ -5,19 +5,29 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import yaml
 from aiohttp import web
 
 from ops.demo.stand_ins.faults import Fault, Kind, Provider
 from ops.demo.stand_ins.server import StandIns, start
+from services.relay.channels.channel import Reason
 from services.relay.config import RelaySettings
-from tests.relay.scripted import TOKEN, post, served, until, webhook_of
+from services.relay.metrics import Metrics
+from services.relay.outbox.restored import HELD_FOR, say_restored
+from services.relay.outbox.store import opened
+from services.relay.sending.here import here
+from services.relay.workers import delivering
+from shared.server import registry
+from tests.relay.outbox.acts import take, told
+from tests.relay.scripted import TOKEN, Scripted, post, served, settings, until, webhook_of
 
 KEY = "0" * 32
 
@@ -48,11 +58,11 @@ async def alertmanager() -> AsyncIterator[str]:
     await runner.cleanup()
 
 
-@pytest.mark.parametrize("way", ["another file", "the same file", "a snapshot of the volume"])
+@pytest.mark.parametrize("way", ["another file", "one that is locked", "the same file", "a snapshot of the volume"])
 async def test_it_triggers_nothing_that_is_over(
     tmp_path: Path, providers: StandIns, alertmanager: str, way: str
 ) -> None:
-    over = way != "another file"
+    over = way in {"the same file", "a snapshot of the volume"}
     (tmp_path / "token").write_text(TOKEN)
     (tmp_path / "key").write_text(KEY)
     keys: dict[str, Any] = {
@@ -101,11 +111,40 @@ async def test_it_triggers_nothing_that_is_over(
         (tmp_path / "relay.yml").write_text(yaml.safe_dump(keys))
         command = [sys.executable, "-m", "services.relay", "--config", str(tmp_path / "relay.yml"), "restored"]
         await asyncio.to_thread(subprocess.run, command, check=True, timeout=30)
-    async with served(RelaySettings(**keys)) as client:
-
-        async def told() -> bool:
-            async with client.get("/api/deliveries?state=delivered") as answer:
-                return bool((await answer.json())["deliveries"])
-
-        await until(told)
+    await (_started_while_it_is_locked if way == "one that is locked" else _started)(RelaySettings(**keys))
     assert actions() == ["trigger", "resolve", "resolve"]
+
+
+async def _started(given: RelaySettings) -> None:
+    async with served(given) as client:
+        await until(lambda: _told(client))
+
+
+async def _started_while_it_is_locked(given: RelaySettings) -> None:
+    with closing(sqlite3.connect(str(given.database.database), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        async with served(given) as client:
+            other.execute("ROLLBACK")
+            held = "SELECT 1 FROM deliveries WHERE maybe_told IS NOT NULL"
+            await until(lambda: other.execute(held).fetchone() is not None)
+            await post(client, webhook_of("resolved"))
+            await until(lambda: _told(client))
+
+
+async def _told(client: aiohttp.ClientSession) -> bool:
+    async with client.get("/api/deliveries?state=delivered") as answer:
+        return bool((await answer.json())["deliveries"])
+
+
+async def test_what_is_said_to_be_restored_stays_held_back_though_the_relay_is_stopped_before_it_looks(
+    tmp_path: Path,
+) -> None:
+    given = settings(tmp_path, {"one": Scripted()}, alertmanager={"urls": ["http://127.0.0.1:1"]})
+    metrics = Metrics(registry(), given.channels, (), Reason)
+    async with opened(given.database, time.time) as store:
+        async with delivering(given, store, metrics, here):
+            await told(store, "x", "elsewhere")
+            await say_restored(store)
+        taken = await take(store, "elsewhere")
+        assert taken.claims == ()
+        assert taken.seconds == pytest.approx(HELD_FOR, abs=30)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
@@ -119,8 +120,8 @@ class Claim(NamedTuple):
     """Whether it tries for all others that a channel's breaker holds back."""
     sharing: tuple[str, ...] = ()
     """Where it tells an end: the channels on which that ends every incident of its group; see `same_group`."""
-    others: tuple[str, ...] = ()
-    """The open incidents of its group on these."""
+    others: Mapping[str, int] = MappingProxyType({})
+    """The open incidents of its group on these, with their latest event by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +255,7 @@ def _claims(
             note=row.note or "",
             probe=probe,
             sharing=asked.sharing if row.incident_id in ends else (),
-            others=tuple(sorted({other.other for other in others.get(row.incident_id, ())})),
+            others={other.other: other.latest_event for other in others.get(row.incident_id, ())},
         )
 
     return tuple(made(row) for row in due)

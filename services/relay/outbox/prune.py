@@ -274,7 +274,7 @@ class _Deliveries:
             connection.execute(delete(attempts).where(attempts.c.delivery_seq.in_(old)))
             connection.execute(delete(deliveries).where(_of.seq.in_(old)))
         last = rows[-1]
-        return _Step(len(old), last.seq, more=last.seq < self._bound or last.accepted_at < self._cutoff)
+        return _Step(len(old), last.seq, _goes_further(last, self._bound, self._cutoff, transaction.now))
 
     def _is_over(self, row: Row[Any]) -> bool:
         if row.finished_at is None:
@@ -314,10 +314,15 @@ class _Events:
             over = incidents.c.id.in_(unused.values()), incidents.c.latest_event.in_(unused), incidents.c.open == 0
             connection.execute(delete(incidents).where(*over))
             connection.execute(delete(events).where(events.c.seq.in_(unused)))
-        return _Step(len(unused), last.seq, more=last.seq < self._bound or last.accepted_at < self._cutoff)
+        return _Step(len(unused), last.seq, _goes_further(last, self._bound, self._cutoff, transaction.now))
 
     def _is_needed(self, seq: int, incident: str) -> bool:
         return incident in self._first and seq >= self._first[incident] and seq not in self._superfluous
+
+
+def _goes_further(last: Row[Any], bound: int, cutoff: float, now: float) -> bool:
+    """Whether rows behind this one may have to go: what came while the clock was ahead says nothing of those."""
+    return bool(last.seq < bound or last.accepted_at < cutoff or last.accepted_at > now)
 
 
 def _of_few_bytes(rows: Sequence[Any]) -> Sequence[Any]:

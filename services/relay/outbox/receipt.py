@@ -140,7 +140,8 @@ def _ended_as_well(transaction: Transaction, asked: Sequence[_Asked]) -> list[Ne
         if not claim.sharing or not ending.sent or (ending.payload is None and not claim.maybe_sent):
             continue
         for other in open_on(transaction.connection, [claim.incident_id], claim.sharing).get(claim.incident_id, ()):
-            if other.latest_event > claim.last_event:
+            # A replica may commit an event later than another one commits one with a higher number.
+            if other.latest_event > claim.last_event or other.latest_event != claim.others.get(other.other):
                 new = New(other.latest_event, other.latest_event, other.other, other.episode, other.channel)
                 news[other.other, other.channel] = new
     return list(news.values())

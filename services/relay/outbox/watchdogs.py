@@ -66,7 +66,7 @@ def count_silence(transaction: Transaction, expected: Mapping[str, float], able_
     Args:
         transaction: the one under way.
         expected: for each watchdog, after how many seconds it is absent.
-        able_for: seconds for which this relay has been able to receive heartbeats.
+        able_for: seconds for which this relay has been able to receive heartbeats since it counted last.
     """
     connection, now = transaction.connection, transaction.now
     if not expected:

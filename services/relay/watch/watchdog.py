@@ -56,7 +56,9 @@ class Watchdog:
 
 
 class Able:
-    """For how long heartbeats could be kept: of the time before, nothing is concluded. It outlives a reload.
+    """For how long heartbeats could be kept since the last look: of the time before, nothing is concluded.
+
+    No wall clock knows that: one that jumps ahead, as after a machine was suspended, is no silence.
 
     Args:
         monotonic: seconds that no clock change touches.
@@ -70,10 +72,10 @@ class Able:
         """From now on, and not before."""
         self._since = self._monotonic()
 
-    @property
-    def seconds(self) -> float:
-        """Until now."""
-        return self._monotonic() - self._since
+    def again(self) -> float:
+        """Seconds until now, from where it begins again."""
+        before, self._since = self._since, self._monotonic()
+        return self._since - before
 
 
 class Guard:
@@ -82,13 +84,14 @@ class Guard:
     Args:
         teller: tells it.
         watchdogs: the configured ones.
-        able: since the start of the process.
+        able: from now on, since a watchdog that was configured again was awaited by nobody before.
     """
 
     def __init__(self, teller: Teller, watchdogs: Sequence[Watchdog], able: Able) -> None:
         self._teller = teller
         self._watchdogs = watchdogs
         self._able = able
+        self._able.begin()
         self._tidy = False
 
     async def look(self) -> float:
@@ -107,7 +110,7 @@ class Guard:
         if not names:
             return _IDLE_SECONDS
         expected = {watchdog.name: watchdog.expect_every for watchdog in self._watchdogs}
-        able_for = self._able.seconds
+        able_for = self._able.again()
         silences = await store.run(lambda transaction: outbox.count_silence(transaction, expected, able_for))
         pause = _LOOK_SECONDS
         for watchdog in self._watchdogs:

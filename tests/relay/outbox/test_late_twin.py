@@ -58,6 +58,14 @@ async def test_it_ends_nothing_that_fires_anew(store: Store) -> None:
     assert not (await come(store, again)).duplicate, "a firing after a resolve is always news"
 
 
+async def test_the_end_of_what_is_gone_ends_nothing_that_began_since(store: Store) -> None:
+    fired, ended, latest = group(("A", FIRING, 1)), group(("A", RESOLVED, 1)), group(("B", FIRING, 9))
+    for event in (fired, ended, latest):
+        assert not (await come(store, event)).duplicate
+    assert (await come(store, ended)).duplicate
+    assert not (await come(store, group(("A", RESOLVED, 1), ("B", RESOLVED, 9)))).duplicate
+
+
 async def test_it_fires_nothing_anew_that_ended_while_another_one_began(store: Store) -> None:
     fired, latest = group(("A", FIRING, 1)), group(("A", RESOLVED, 1), ("B", FIRING, 9))
     await come(store, fired)

@@ -56,6 +56,14 @@ async def test_between_any_hundred_rows_the_writer_belongs_to_the_others(
     assert left[:3] == [150, 50, 0]
 
 
+async def test_what_came_while_the_clock_was_ahead_keeps_nothing_that_came_since(store: Store, rows: Rows) -> None:
+    ahead = await rows.many(STEP + 10, age=-DAY)
+    for number in range(20):
+        await rows.delivery(await rows.event(f"since {number}", age=2 * DAY, goes_on=False))
+    assert await prune(store, DAY, MANY) == Pruned(deliveries=20, events=20)
+    assert await rows.left() == set(ahead)
+
+
 async def test_a_step_that_is_done_again_keeps_the_same(store: Store, rows: Rows) -> None:
     kept = await rows.delivery(await rows.event(age=3 * DAY))
     await rows.delivery(await rows.event(age=2 * DAY))

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import text, update
 
 from services.relay.delivery.outgoing import outgoing
 from services.relay.model import Event, Status, digest
@@ -89,3 +89,22 @@ async def test_what_is_not_listed_counts_as_well(store: Store) -> None:
     assert await ends(store, "two", A="resolved")
     await come(store, "two", replace(group("resolved", A="resolved"), unlisted_resolved=digest("B")))
     assert not await _kept_open(store)
+
+
+async def test_what_a_replica_commits_late_under_an_earlier_number_is_told_again_after_an_end(
+    postgres_database: Database,
+) -> None:
+    async with opened(postgres_database, lambda: 1000.0) as store:
+        await come(store, "ends", group(A="firing"))
+        await _number(store, "SELECT nextval('events_seq_seq')")  # another replica has it, and does not commit yet
+        await come(store, "ends", group("resolved", A="resolved"))
+        (ending,) = (await claim(store, Wanted("a", 1, "me", 20, None, sharing=("a",)))).claims
+        await _number(store, "SELECT setval('events_seq_seq', (SELECT max(seq) - 2 FROM events))")
+        await come(store, "begins", group(A="firing"))
+        await end(store, ending, payload=b"sent")
+        (again,) = (await claim(store, Wanted("a", 1, "me", 20, None, sharing=("a",)))).claims
+        assert (again.incident_id, again.last_event < ending.last_event) == ("begins", True)
+
+
+async def _number(store: Store, of: str) -> None:
+    await store.run(lambda transaction: transaction.connection.execute(text(of)).all())

@@ -144,12 +144,14 @@ class World:
         repeated = told == alerts and abs(self.clock() - at) < WINDOW
         earlier = self.earlier.get(group, [])[-8:]
         ages = [abs(self.clock() - then) for before, then in earlier if alerts == before]
+        lacks = any(status is Status.FIRING and name not in alerts for name, status in told.items())
         # One of seconds ago that lacks what fires since takes back no end either.
-        older = min(ages, default=WINDOW) < 20 and any(
-            status is Status.FIRING and name not in alerts for name, status in told.items()
-        )
+        older = min(ages, default=WINDOW) < 20 and lacks
         no_more = all(
-            told.get(name) is status or (older and told.get(name) is Status.RESOLVED) for name, status in alerts.items()
+            told.get(name) is status
+            or (older and told.get(name) is Status.RESOLVED)
+            or (lacks and status is Status.RESOLVED and name not in told)
+            for name, status in alerts.items()
         )
         late = min(ages, default=WINDOW) < WINDOW and no_more
         return (repeated or late) and not dead

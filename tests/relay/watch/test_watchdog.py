@@ -168,3 +168,32 @@ async def test_one_that_is_no_longer_configured_is_over_at_the_next_start(at: De
     await Guard(at.teller, [], Able(clock.steady)).look()
     assert (await at.told())[-1].event.common_labels["watchdog"] == "Watchdog"
     assert len(await at.told()) == 5
+
+
+async def test_a_clock_that_jumps_ahead_is_no_absence(at: Desk, clock: Clock) -> None:
+    guard = started(at, clock)
+    await guard.look()
+    for _ in range(50):
+        await look_after(60, guard, clock)
+        await watchdogs.seen(at.store, ["Watchdog"])
+    clock.now += 86_400  # a wrong clock, or a machine that was suspended
+    await look_after(5, guard, clock)
+    assert await at.told() == []
+    await look_after(170, guard, clock)
+    assert await at.told() == []
+    await look_after(10, guard, clock)
+    assert len(await at.told()) == 1
+
+
+async def test_one_that_is_configured_again_is_awaited_from_then_on(at: Desk, clock: Clock) -> None:
+    able = Able(clock.steady)
+    await Guard(at.teller, [WATCHDOG], able).look()
+    others = Guard(at.teller, [], able)  # a reload without it
+    await look_after(5, others, clock)
+    clock.go(3600)
+    guard = Guard(at.teller, [WATCHDOG], able)
+    await guard.look()
+    await look_after(169, guard, clock)
+    assert await at.told() == []
+    await look_after(11, guard, clock)
+    assert len(await at.told()) == 1
