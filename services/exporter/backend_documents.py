@@ -66,20 +66,30 @@ class _HealthDocument(msgspec.Struct):
 
 
 _HEALTH: Final = msgspec.json.Decoder(_HealthDocument)
-# Python writes them, though they are no JSON; in what is skipped they do no harm.
-_NO_NUMBERS: Final = re.compile(rb'("(?:[^"\\]|\\.)*")|-?(?:NaN|Infinity)', re.DOTALL)
+# Python writes them, though they are no JSON; in what is skipped they do no harm. Possessive, so that a text is read
+# once, and without a note of each of its characters, whether it ends or not.
+_NO_NUMBERS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?+|(-?(?:NaN|Infinity))', re.DOTALL)
 _WORDS: Final = {"crypto_mode": "'env' or 'kms'"}
 
 
 def parse_health(body: bytes) -> Health:
     """The document of `/healthz`; unknown fields are fine. Raises UnreadableError."""
     if b"NaN" in body or b"Infinity" in body:
-        body = _NO_NUMBERS.sub(lambda found: found[1] or b"null", body)
+        body = _with_numbers(body)
     try:
         document = decode(_HEALTH, body, words=_WORDS)
     except WireError as error:
         raise UnreadableError(str(error)) from None
     return Health(document.crypto_mode, document.crypto_ready)
+
+
+def _with_numbers(body: bytes) -> bytes:
+    """The same, in the same place, with a 0 where there is none: pieces would take many times the body's size."""
+    numbers = bytearray(body)
+    for found in _NO_NUMBERS.finditer(body):
+        if found[1]:
+            numbers[found.start() : found.end()] = b"0".ljust(len(found[1]))
+    return bytes(numbers)
 
 
 def parse_metrics(body: bytes) -> dict[str, Series]:
