@@ -52,6 +52,24 @@ def test_a_line_of_ours_that_is_too_long_is_refused_and_somebody_elses_costs_not
         parse(b"crypto_decryption_errors_total" + long + b"# EOF\n")
 
 
+@pytest.mark.parametrize("parse", [parse_metrics, parse_openmetrics])
+def test_lines_of_ours_that_have_too_much_together_are_refused_and_take_no_more_memory(
+    parse: Callable[[bytes], dict[str, Series]],
+) -> None:
+    line = b'crypto_decryption_errors_total{why="%07d"} 1\n'
+    most = backend_documents.OWN_CHARACTERS // len(line % 0)
+    assert parse(b"".join(line % n for n in range(most)) + b"# EOF\n") == {ERRORS: {(): most}}
+    body = b"crypto_decryption_errors_total 1\n" * 127_000 + b"# EOF\n"
+    tracemalloc.start()
+    try:
+        with pytest.raises(UnreadableError, match="have over 512 KiB together"):
+            parse(body)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * 1024 * 1024
+
+
 MANY_LABELS = b",".join(b'a%d="b"' % n for n in range(800))
 LINES = {
     "labels": b"crypto_decryption_errors_total{" + MANY_LABELS + b"} 1\n",
