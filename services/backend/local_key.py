@@ -21,12 +21,17 @@ class LocalKeyError(Exception):
 class LocalKeyMissingError(LocalKeyError):
     """The file is not there, and may not be made anew."""
 
+    def __init__(self, file: Path) -> None:
+        super().__init__(f"local_key_file {file}: is missing; put it back, from another instance or a backup")
+
 
 class LocalKey:
     """Wraps and unwraps, in memory."""
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, *, is_new: bool = False) -> None:
         self._key = key
+        self.is_new = is_new
+        """Whether its file was made just now, so that nothing can be wrapped by it."""
 
     @property
     def fingerprint(self) -> bytes:
@@ -55,8 +60,7 @@ def read_or_make(file: Path, *, may_make: bool) -> LocalKey:
         LocalKeyError: it cannot be made, others may read it, or it is no key.
     """
     try:
-        if may_make and not file.exists():
-            _make(file)
+        made = may_make and not file.exists() and _make(file)
         with file.open("rb") as opened:
             permissions = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
             if permissions & 0o077:
@@ -66,9 +70,7 @@ def read_or_make(file: Path, *, may_make: bool) -> LocalKey:
             key = opened.read(KEY_BYTES + 1)
     except FileNotFoundError:
         if not may_make:
-            raise LocalKeyMissingError(
-                f"local_key_file {file}: is missing; put it back, from another instance or a backup"
-            ) from None
+            raise LocalKeyMissingError(file) from None
         raise LocalKeyError(
             f"local_key_file {file}: cannot be made; make its folder first: mkdir -p {file.parent}"
         ) from None
@@ -78,11 +80,12 @@ def read_or_make(file: Path, *, may_make: bool) -> LocalKey:
         raise LocalKeyError(
             f"local_key_file {file}: expected exactly {KEY_BYTES} bytes; restore it from a backup, or move it away"
         )
-    return LocalKey(key)
+    return LocalKey(key, is_new=made)
 
 
-def _make(file: Path) -> None:
-    """Puts the whole file in place at once, or nothing; a file that somebody else made meanwhile stays."""
+def _make(file: Path) -> bool:
+    """Puts the whole file in place at once, or nothing: a file that somebody else made meanwhile stays."""
+    made = False
     descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")  # mode 0600
     try:
         with open(descriptor, "wb") as opened:  # noqa: PTH123 - a Path cannot open a descriptor
@@ -91,6 +94,7 @@ def _make(file: Path) -> None:
             os.fsync(opened.fileno())
         with suppress(FileExistsError):
             os.link(name, file)
+            made = True
     finally:
         Path(name).unlink()
     folder = os.open(file.parent, os.O_RDONLY)
@@ -98,3 +102,4 @@ def _make(file: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+    return made

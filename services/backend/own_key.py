@@ -2,7 +2,8 @@
 
 The database knows the fingerprint of the one local key that all instances have. An instance with another one is
 refused at its start, and never wraps a data key. A file that is missing is made only where no data key and no other
-instance needs the one that is gone; else it is looked for again at each check, until somebody puts it back.
+instance needs the one that is gone; else it is looked for again at each check, until somebody puts it back. Where two
+instances make one at the same moment, the first that notes it counts, and the other file goes away again.
 """
 
 import asyncio
@@ -68,11 +69,7 @@ class OwnKey:
                 )
             )
             key = await asyncio.to_thread(read_or_make, self._file, may_make=may_make)
-            await self._database.change(
-                lambda connection: local.note(
-                    connection, self._database.now(connection), self._heartbeat, key.fingerprint
-                )
-            )
+            await self._note(key)
         except LocalKeyMissingError as error:
             self._tell(str(error))
         except OtherLocalKeyError:
@@ -82,6 +79,20 @@ class OwnKey:
             ) from None
         else:
             self._key, self.missing = key, None
+
+    async def _note(self, key: LocalKey) -> None:
+        """Has the database know it; where another instance was faster, a file that was just made goes away again."""
+        try:
+            await self._database.change(
+                lambda connection: local.note(
+                    connection, self._database.now(connection), self._heartbeat, key.fingerprint
+                )
+            )
+        except OtherLocalKeyError:
+            if not key.is_new:
+                raise
+            await asyncio.to_thread(self._file.unlink)
+            raise LocalKeyMissingError(self._file) from None
 
     async def look_again(self) -> None:
         """Opens it where there was none: somebody may have put it back. Raises DatabaseError."""

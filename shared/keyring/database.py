@@ -47,6 +47,18 @@ class Database:
     @classmethod
     async def opened(cls, url: URL, *tables: MetaData, clock: Callable[[], float] = time.time) -> Self:
         """Opens `url`, makes a missing file and the missing ones of `tables`. Raises DatabaseError."""
+        database = cls(url, clock)
+        try:
+            await asyncio.to_thread(_make_file, url)
+            if await database.complete(*tables):
+                log.warning("made new tables in an empty database", database=str(url))
+        except BaseException:
+            await database.close()
+            raise
+        return database
+
+    async def complete(self, *tables: MetaData) -> bool:
+        """Makes those of `tables` that are missing; whether there were none before. Raises DatabaseError."""
 
         def create(connection: Connection) -> bool:
             there = inspect(connection)
@@ -56,15 +68,7 @@ class Database:
                 _check(connection, some)
             return empty and bool(tables)
 
-        database = cls(url, clock)
-        try:
-            await asyncio.to_thread(_make_file, url)
-            if await database.change(create):
-                log.warning("made new tables in an empty database", database=str(url))
-        except BaseException:
-            await database.close()
-            raise
-        return database
+        return await self.change(create)
 
     async def read(self, work: Callable[[Connection], T], *, seconds: float = ANSWER_SECONDS) -> T:
         """What `work` finds, within `seconds`. Raises DatabaseError."""

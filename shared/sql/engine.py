@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import URL, Connection, Engine, QueuePool, create_engine, event, exc
 
-from shared.secret_file import SecretFile, SecretUnreadableError
+from shared.secret_file import PasswordFile, SecretUnreadableError
 from shared.sql.sqlite_file import LOCK_SECONDS, FileConnection, SqliteFile
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _password(parameters: dict[str, Any]) -> dict[str, str]:
     if not file or "passfile" in parameters:
         return {}
     try:
-        return {"password": SecretFile(Path(file)).value()}
+        return {"password": PasswordFile(Path(file)).value()}
     except SecretUnreadableError as error:
         raise OperationalError(f"{PASSWORD_FILE}: {error}") from None
 

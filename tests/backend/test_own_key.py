@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from sqlalchemy import URL, create_engine, text
+from sqlalchemy import URL, Connection, create_engine, text
 from structlog.testing import capture_logs
 
 from ops.kms_emulator.emulator import Emulator
@@ -16,6 +16,10 @@ from ops.kms_emulator.faults import Fault
 from services.backend.app import running
 from services.backend.config import Settings
 from services.backend.local_key import read_or_make
+from services.backend.own_key import OwnKey
+from shared.keyring.database import Database
+from shared.keyring.instances import Heartbeat
+from shared.keyring.tables import TABLES
 from shared.server import StartError
 from tests.conftest import Until
 
@@ -60,6 +64,37 @@ async def _health(client: httpx2.AsyncClient) -> dict[str, Any]:
 async def _metric(client: httpx2.AsyncClient, name: str) -> float:
     (line,) = [line for line in (await client.get("/metrics")).text.splitlines() if line.startswith(f"{name} ")]
     return float(line.split()[1])
+
+
+async def test_two_instances_that_start_at_once_on_disks_of_their_own_both_serve_and_one_local_key_stays(
+    configured: Callable[..., Settings], tmp_path: Path
+) -> None:
+    asked, both = 0, asyncio.Event()
+
+    class AtOnce(Database):
+        async def read(self, work: Callable[[Connection], Any], *, seconds: float = 5.0) -> Any:
+            nonlocal asked
+            found = await super().read(work, seconds=seconds)
+            asked += 1
+            if asked == 2:
+                both.set()
+            await both.wait()
+            return found
+
+    async def opened(name: str) -> OwnKey:
+        (tmp_path / name).mkdir()
+        database = await AtOnce.opened(configured().database, TABLES)
+        own = OwnKey(tmp_path / name / "local.key", database, Heartbeat(database, name, 1.0))
+        await own.open()
+        await database.close()
+        return own
+
+    await (await Database.opened(configured().database, TABLES)).close()
+    keys = await asyncio.gather(opened("a"), opened("b"))
+    (lacks,) = [key for key in keys if key.missing]
+    assert "local.key: is missing; put it back, from another instance" in str(lacks.missing)
+    files = await asyncio.to_thread(lambda: list(tmp_path.glob("[ab]/*")))
+    assert len(files) == 1
 
 
 async def test_a_second_instance_with_another_local_key_is_refused_and_deposes_nothing(

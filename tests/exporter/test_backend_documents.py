@@ -52,6 +52,24 @@ def test_a_line_of_ours_that_is_too_long_is_refused_and_somebody_elses_costs_not
         parse(b"crypto_decryption_errors_total" + long + b"# EOF\n")
 
 
+@pytest.mark.parametrize("parse", [parse_metrics, parse_openmetrics])
+def test_lines_of_ours_that_have_too_much_together_are_refused_and_take_no_more_memory(
+    parse: Callable[[bytes], dict[str, Series]],
+) -> None:
+    line = b'crypto_decryption_errors_total{why="%07d"} 1\n'
+    most = backend_documents.OWN_CHARACTERS // len(line % 0)
+    assert parse(b"".join(line % n for n in range(most)) + b"# EOF\n") == {ERRORS: {(): most}}
+    body = b"crypto_decryption_errors_total 1\n" * 127_000 + b"# EOF\n"
+    tracemalloc.start()
+    try:
+        with pytest.raises(UnreadableError, match="have over 512 KiB together"):
+            parse(body)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * 1024 * 1024
+
+
 MANY_LABELS = b",".join(b'a%d="b"' % n for n in range(800))
 LINES = {
     "labels": b"crypto_decryption_errors_total{" + MANY_LABELS + b"} 1\n",
@@ -91,6 +109,10 @@ def test_the_most_metrics_that_fit_into_the_limits_are_parsed_in_bounded_time(
         (b'{"x":[', b"{},", b"0]}"),
         (b"{", b'"crypto_mode":"kms",', b'"crypto_ready":true}'),
         (b"", b" ", b"{}"),
+        (b'{"x":NaN,"y":"', rb"\"", b""),
+        (b'{"x":NaN,"y":', b'"', b""),
+        (b'{"x":NaN,"y":"', b"a", b'"}'),
+        (b'{"x":[', b"-Infinity,", b"0]}"),
     ],
 )
 def test_the_longest_health_document_is_parsed_in_bounded_time(begin: bytes, filling: bytes, end: bytes) -> None:
@@ -120,3 +142,25 @@ def test_a_health_document_takes_no_memory_for_what_nobody_asked(body: bytes) ->
     finally:
         tracemalloc.stop()
     assert peak < 100_000
+
+
+@pytest.mark.parametrize("text", [b'""' * 520_000, b"a" * 1_040_000, rb"\"" * 520_000, b'"",NaN,"' * 130_000])
+def test_a_health_document_with_what_is_no_number_takes_three_times_its_size(text: bytes) -> None:
+    body = b'{"x":NaN,"y":"' + text
+    tracemalloc.start()
+    try:
+        with suppress(UnreadableError):
+            parse_health(body)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * len(body)
+
+
+def test_what_is_no_number_does_no_harm_in_what_is_skipped_and_stays_in_a_text() -> None:
+    health = parse_health(
+        rb'{"x":[NaN,-Infinity,Infinity],"NaN \" NaN":"-Infinity","crypto_mode":"kms","crypto_ready":true}'
+    )
+    assert (health.mode, health.ready) == ("kms", True)
+    with pytest.raises(UnreadableError, match="crypto_ready: expected true or false"):
+        parse_health(b'{"crypto_mode":"kms","crypto_ready":NaN}')

@@ -127,11 +127,13 @@ async def backend(folder: Path, kms: Emulator) -> AsyncIterator[Served]:
 
 
 @asynccontextmanager
-async def exporter(folder: Path, kms: Emulator, backends: dict[str, str]) -> AsyncIterator[Served]:
+async def exporter(
+    folder: Path, kms: Emulator, backends: dict[str, str], interval: str = "1s"
+) -> AsyncIterator[Served]:
     """An exporter that reads `backends`: each a name, and the URL before `/healthz` and `/metrics`."""
     configuration = {
         "service": "backend",
-        "probe": {"interval": "1s", "timeout": "1s"},
+        "probe": {"interval": interval, "timeout": interval},
         "targets": [{"name": "ledger", "provider": "gcp", "key": KEY, "endpoint": str(kms.address), "insecure": True}],
         "backends": [
             {"service": name, "health_url": f"{url}/healthz", "metrics_url": f"{url}/metrics"}

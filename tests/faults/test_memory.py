@@ -68,9 +68,16 @@ async def test_the_worst_admin_bodies_and_records_end_no_backend(tmp_path: Path)
         print(f"backend: {backend.megabytes()}")  # noqa: T201
 
 
-async def test_the_worst_documents_of_ten_backends_end_no_exporter(tmp_path: Path) -> None:
-    worst = filled('{"x":[', "[]", "]}", MIB - 100)
-    lines = (b"a 1\n" * MIB)[: 4 * MIB - 100]
+@pytest.mark.parametrize(
+    ("worst", "line"),
+    [
+        (filled('{"x":[', "[]", "]}", MIB - 100), b"a 1\n"),
+        (b'{"x":NaN,"y":"' + b"a" * (MIB - 100), b"kms_data_keys 1\n"),
+    ],
+    ids=["lists", "texts"],
+)
+async def test_the_worst_documents_of_ten_backends_end_no_exporter(worst: bytes, line: bytes, tmp_path: Path) -> None:
+    lines = (line * MIB)[: 4 * MIB - 100]
     asked = 0
 
     async def health(_request: web.Request) -> web.Response:
@@ -84,7 +91,7 @@ async def test_the_worst_documents_of_ten_backends_end_no_exporter(tmp_path: Pat
     async with (
         emulator(keys=[servers.KEY]) as kms,
         servers.site(web.get("/healthz", health), web.get("/metrics", metrics)) as url,
-        servers.exporter(tmp_path, kms, {f"backend-{number}": url for number in range(10)}) as exporter,
+        servers.exporter(tmp_path, kms, {f"backend-{number}": url for number in range(10)}, "5s") as exporter,
     ):
         await until(lambda: asked >= 30, 60)
         await exporter.is_alive()

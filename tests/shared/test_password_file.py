@@ -55,6 +55,16 @@ def test_it_is_read_again_for_each_connection(engine: Connect, tmp_path: Path, m
         asked(connects)
 
 
+def test_a_password_may_begin_as_a_comment_does(
+    engine: Connect, own_postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connects = engine()
+    own_postgres._execute("ALTER ROLE relay PASSWORD '#first'")
+    (tmp_path / "password").write_text("#first\n")
+    monkeypatch.setenv(PASSWORD_FILE, str(tmp_path / "password"))
+    assert asked(connects) == 1
+
+
 def test_a_file_of_libpqs_that_the_url_names_wins(
     engine: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,13 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, Field, JsonValue, ValidationError
 
-from services.rotator.drivers.remote import ANSWER_BYTES, Answer, Question, RemoteAdministration
+from services.rotator.drivers.remote import (
+    ANSWER_BYTES,
+    Answer,
+    Question,
+    RemoteAdministration,
+    too_many_values,
+)
 from shared.keyring.administration import Administration, RefusedError, UnreachableError
 from shared.kms.settings import KeySettings
 from shared.settings import Duration, Section
@@ -113,6 +119,8 @@ class _Command:
 def _answer(line: bytes) -> Answer:
     if not line.endswith(b"\n"):
         raise _NoAnswerError("it ended before it answered; try the command by hand")
+    if too_many := too_many_values(line):
+        raise _NoAnswerError(f"the answer {too_many}")
     try:
         told = _AnswerLine.model_validate_json(line)
     except ValidationError:

@@ -127,11 +127,8 @@ class RemoteAdministration:
 
     async def _ask(self, shape: TypeAdapter[T], method: Literal["GET", "POST"], path: str, **body: object) -> T:
         answer = await self._carry(Question(method, path, body if method == "POST" else None))
-        if sum(map(answer.body.count, (b",", b"[", b"{"))) > _VALUES:
-            asked = path.partition("?")[0]
-            raise UnreachableError(
-                f"{self._where}: the answer to {asked} holds over {_VALUES} values; is it an admin API?"
-            )
+        if too_many := too_many_values(answer.body):
+            raise UnreachableError(f"{self._where}: the answer to {path.partition('?')[0]} {too_many}")
         if not 200 <= answer.status < 300:
             if answer.status == 404 and shape is _MAYBE and _error(answer.body):  # else there is no admin API
                 return shape.validate_python(None)
@@ -165,6 +162,13 @@ class RemoteAdministration:
                 "elsewhere; set the final address"
             )
         return UnreachableError(f"{self._where}: {said or f'answered HTTP {answer.status}'}; try again")
+
+
+def too_many_values(body: bytes) -> str | None:
+    """Why JSON is not even parsed; what follows the name of an answer."""
+    if sum(map(body.count, (b",", b"[", b"{"))) <= _VALUES:
+        return None
+    return f"holds over {_VALUES} values; is it an admin API?"
 
 
 def _error(body: bytes) -> str:

@@ -17,6 +17,7 @@ from shared.keyring.carrier import KeyringAdministration
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.paced import PacedKey
 from shared.keyring.records import RecordsTable
+from shared.keyring.tables import TABLES
 from shared.keyring.wrapping import Wrapping
 from shared.kms.registry import connect
 from shared.kms.settings import KeySettings
@@ -72,11 +73,22 @@ async def _database(location: setting.Database, records: RecordsSettings | None)
         raise UnreachableError(f"{where}: {error}; expected the database of the service") from None
     try:
         await _check(database, "data_keys", "fingerprint", where, "expected the database of the service")
+        await _complete(database, where)
         if records:
             await _check(database, records.table, records.data_key_column, where, "correct driver.records")
         yield database
     finally:
         await database.close()
+
+
+async def _complete(database: Database, where: str) -> None:
+    """A service of an earlier version, which may run, has not made all tables yet, and minds none."""
+    try:
+        await database.complete(TABLES)
+    except DatabaseError as error:
+        raise UnreachableError(
+            f"{where}: the keyring's tables cannot be brought up to date: {error}; start the service's new version"
+        ) from None
 
 
 async def _check(database: Database, table: str, column: str, where: str, then: str) -> None:

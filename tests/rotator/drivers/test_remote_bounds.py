@@ -1,9 +1,14 @@
+import sys
 import tracemalloc
 
 import pytest
 
+from services.rotator.drivers.command import CommandSettings
+from services.rotator.drivers.registry import connect
 from services.rotator.drivers.remote import ANSWER_BYTES, Answer, Question, RemoteAdministration
 from shared.keyring.administration import UnreachableError
+from shared.kms.settings import GcpKeySettings
+from tests.backend.conftest import KEY
 
 
 @pytest.mark.parametrize("status", [200, 409])
@@ -22,3 +27,18 @@ async def test_an_answer_of_nothing_but_values_is_not_even_parsed(status: int, p
     finally:
         tracemalloc.stop()
     assert peak < 1_000_000
+
+
+@pytest.mark.parametrize("begin", ['{"status":200,"body":[', '{"status":200,"x":['])
+async def test_neither_is_a_line_that_a_command_answers(begin: str) -> None:
+    line = f"print('{begin}' + '[],' * {ANSWER_BYTES // 3 - 20} + '0]}}')"
+    settings = CommandSettings(kind="command", argv=(sys.executable, "-c", line), timeout=20.0)
+    tracemalloc.start()
+    try:
+        async with connect(settings, GcpKeySettings(key=KEY), caller="a test") as keyring:
+            with pytest.raises(UnreachableError, match="the answer holds over 200000 values; is it an admin API"):
+                await keyring.census()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * ANSWER_BYTES

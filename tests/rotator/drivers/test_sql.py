@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import URL
+from sqlalchemy import URL, create_engine, text
 
 from ops.kms_emulator.emulator import Emulator
 from services.rotator.drivers.registry import DriverSettings, connect
 from services.rotator.drivers.sql import SqlSettings
 from shared.keyring.administration import RefusedError, RotateRequest, RotationType, UnreachableError
 from shared.keyring.database import Database
+from shared.keyring.model import Status
 from shared.kms.settings import GcpKeySettings
 from shared.sql.location import sqlite
 from tests.backend.conftest import KEY
@@ -52,6 +53,28 @@ async def test_records_that_are_not_there_are_named(backend: Backend) -> None:
     with pytest.raises(RefusedError, match=r"no table letters with a column key; correct driver.records"):
         async with backend.connected("sql", records=records):
             pytest.fail("it was opened")
+
+
+async def test_a_keyring_of_an_earlier_version_gets_the_tables_that_it_lacks(backend: Backend) -> None:
+    await backend.put("a", b"x")
+    await _execute(backend.database, "DROP TABLE keyring_given_up", "DROP TABLE keyring_local_key")
+    async with backend.connected("sql") as keyring:
+        assert [version.records for version in (await keyring.census()).versions] == [1]
+        lease = await keyring.lease("a test", 60)
+        request = RotateRequest(rotation_id="first", type=RotationType.NEW_DEK, token=lease.token, caller="me")
+        assert (await keyring.rotate(request)).state == "running"
+        assert [key.status for key in await keyring.keys()].count(Status.PENDING) == 1
+
+
+async def _execute(url: URL, *statements: str) -> None:
+    def execute() -> None:
+        engine = create_engine(url)
+        with engine.begin() as connection:
+            for statement in statements:
+                connection.execute(text(statement))
+        engine.dispose()
+
+    await asyncio.to_thread(execute)
 
 
 async def test_without_records_none_are_counted(backend: Backend) -> None:
