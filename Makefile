@@ -21,7 +21,7 @@ test: install ## every test but the two kinds below
 	@ops/tools/require prometheus alertmanager chromium sshd
 	@$(BIN)/pytest -n 5 --dist worksteal
 
-rehearse: install ## what plays for minutes: each alert's runbook, each drill, kills, rotations, the smoke test's faults
+rehearse: install ## what plays for minutes: each alert's runbook, each drill, kills, rotations, the smoke test's faults, each spoilt rule
 	@ops/tools/require prometheus alertmanager sshd
 	@$(BIN)/pytest -m played tests/ops/rehearsal  # alone: a minute of its clock is a second
 	@$(BIN)/pytest -n 3 --dist worksteal -m played --ignore=tests/ops/rehearsal
