@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
+unexport PYTHONDONTWRITEBYTECODE  # else each of a test run's processes compiles all that it reads, five of them the tests
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,7 +21,7 @@ test: install ## every test but the two kinds below
 	@ops/tools/require prometheus alertmanager chromium sshd
 	@$(BIN)/pytest -n 5 --dist worksteal
 
-rehearse: install ## what plays for minutes: each alert's runbook, each drill, kills, rotations, the smoke test's faults
+rehearse: install ## what plays for minutes: each alert's runbook, each drill, kills, rotations, the smoke test's faults, each spoilt rule
 	@ops/tools/require prometheus alertmanager sshd
 	@$(BIN)/pytest -m played tests/ops/rehearsal  # alone: a minute of its clock is a second
 	@$(BIN)/pytest -n 3 --dist worksteal -m played --ignore=tests/ops/rehearsal

@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, settings
 
 from shared.sql import location
 from shared.sql.location import Database
+from tests import quick
 from tests.faults import summary
-from tests.postgres import Postgres
+from tests.postgres import Postgres, programs
 from tests.relay.outbox.tables import opened, up
 
 # looptime asks for the event loop before each test; before the first asynchronous one, Python 3.11 would make a loop
@@ -53,11 +54,18 @@ def signals_as_before() -> Iterator[None]:
     assert after - before == set(), "the test left signals blocked"
 
 
+@pytest.fixture(scope="session")
+def postgres_programs() -> Iterator[Path]:
+    """PostgreSQL's programs, for all tests of this process."""
+    with programs() as folder:
+        yield folder
+
+
 @contextmanager
-def _postgres() -> Iterator[Postgres]:
-    folder = Path(tempfile.mkdtemp(prefix="pg-"))
+def _postgres(programs: Path) -> Iterator[Postgres]:
+    folder = Path(tempfile.mkdtemp(prefix="pg-", dir=quick.place()))
     try:
-        server = Postgres(folder)
+        server = Postgres(folder, programs)
         try:
             yield server
         finally:
@@ -67,16 +75,16 @@ def _postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture(scope="session")
-def shared_postgres() -> Iterator[Postgres]:
+def shared_postgres(postgres_programs: Path) -> Iterator[Postgres]:
     """One PostgreSQL for all tests of this process; not for those that stop it."""
-    with _postgres() as server:
+    with _postgres(postgres_programs) as server:
         yield server
 
 
 @pytest.fixture
-def own_postgres() -> Iterator[Postgres]:
+def own_postgres(postgres_programs: Path) -> Iterator[Postgres]:
     """A PostgreSQL that a test may stop and start."""
-    with _postgres() as server:
+    with _postgres(postgres_programs) as server:
         yield server
 
 

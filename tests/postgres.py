@@ -9,7 +9,10 @@ import pwd
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ _SETTINGS = (
     "fsync=off",  # guards against a power cut, which no test makes: what was written outlives a killed server
     "max_connections=200",
     "shared_buffers=32MB",
+    "max_wal_size=128MB",  # the folder may be in memory
 )
 
 
@@ -40,17 +44,18 @@ class Postgres:
 
     Args:
         folder: an empty folder of its own; a short path, for a socket's is limited to 107 bytes.
+        programs: what `programs()` gives.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, programs: Path) -> None:
         self.folder = folder
         self._data = folder / "data"
         self._log = folder / "log"
         # Ctrl-C is for the tests, which then stop it; where they are killed, it ends by itself.
         self._as_user: dict[str, Any] = {"start_new_session": True, "preexec_fn": die_with_parent()}
-        self._programs = _wheel() / _PROGRAMS
         if os.geteuid() == 0:
             self._become_nobody()
+        self._programs = programs
         options = ("--auth=trust", "--encoding=utf8", "--no-locale", "--no-sync")
         self._run("initdb", *options, "-U", SUPERUSER, "-D", str(self._data))
         self.process = self._started()
@@ -78,13 +83,10 @@ class Postgres:
             self.process.wait()
 
     def _become_nobody(self) -> None:
-        """PostgreSQL refuses to run as root; nobody may be barred from the folder in which the wheel is installed."""
+        """PostgreSQL refuses to run as root."""
         nobody = pwd.getpwnam("nobody")
         self._as_user |= {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
         shutil.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
-        for part in (_PACKAGE, f"{_PACKAGE}.libs"):  # beside each other, as its programs look for their libraries
-            shutil.copytree(_wheel() / part, self.folder / part, symlinks=True, ignore=_NOT_NEEDED)
-        self._programs = self.folder / _PROGRAMS
 
     def _started(self) -> subprocess.Popen[bytes]:
         settings = [word for setting in _SETTINGS for word in ("-c", setting)]
@@ -112,6 +114,23 @@ class Postgres:
         where = make_conninfo(host=str(self.folder), user=SUPERUSER, dbname="postgres", connect_timeout=5)
         with psycopg.connect(where, autocommit=True) as connection:
             connection.execute(statement.encode())
+
+
+@contextmanager
+def programs() -> Iterator[Path]:
+    """The folder of PostgreSQL's programs.
+
+    As root it is a copy for nobody, who may be barred from the folder in which the wheel is installed; never in memory,
+    since on some machines nothing may be executed from there.
+    """
+    if os.geteuid() != 0:
+        yield _wheel() / _PROGRAMS
+        return
+    with tempfile.TemporaryDirectory(prefix="pg-") as folder:
+        Path(folder).chmod(0o755)
+        for part in (_PACKAGE, f"{_PACKAGE}.libs"):  # beside each other, as its programs look for their libraries
+            shutil.copytree(_wheel() / part, Path(folder, part), symlinks=True, ignore=_NOT_NEEDED)
+        yield Path(folder) / _PROGRAMS
 
 
 def _wheel() -> Path:

@@ -27,7 +27,7 @@ from shared.sql import location
 from shared.sql.location import Database
 from tests.bench.filled import CHANNEL, fill, put_off
 from tests.bench.stage import BenchError, temporary
-from tests.postgres import Postgres
+from tests.postgres import Postgres, programs
 
 TIMES: Final = 100
 _HOUR: Final = 3600.0
@@ -124,9 +124,12 @@ async def _timed(work: Awaitable[T]) -> tuple[T, float]:
 
 @contextmanager
 def _postgres() -> Iterator[Postgres]:
-    with tempfile.TemporaryDirectory(prefix="pg-") as folder:  # a short path, for its socket
+    with (
+        programs() as from_the_wheel,
+        tempfile.TemporaryDirectory(prefix="pg-") as folder,  # a short path, for its socket
+    ):
         try:
-            server = Postgres(Path(folder))
+            server = Postgres(Path(folder), from_the_wheel)
         except RuntimeError as error:
             raise StartError(str(error)) from None
         try:

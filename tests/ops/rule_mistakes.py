@@ -1,13 +1,30 @@
 """What the tests of the rules' tests share: a rule is spoilt, and its promtool tests are asked whether they notice."""
 
+from collections.abc import Callable, Iterable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
-from tests.ops.rules import ALERTS, RECORDINGS, TEST_FILES, promtool
+from tests.ops.rules import ALERTS, RECORDINGS, TESTS, promtool
 
-TESTS: dict[str, dict[str, Any]] = {file.name: yaml.safe_load(file.read_text()) for file in TEST_FILES}
+Mistake = tuple[str, ...]
+
+
+def one_of_each(
+    mistakes: Iterable[Mistake], kind: Callable[[Mistake], str | None] = itemgetter(0)
+) -> list[pytest.ParameterSet]:
+    """A case for each mistake: `make test` tries the first of a kind, by default of a rule, `make rehearse` all.
+
+    They can fail only once a rule or its tests have changed, and each of the hundreds is promtool's whole evaluation.
+    """
+    cases, tried = [], set()
+    for mistake in mistakes:
+        cases.append(pytest.param(*mistake, marks=[pytest.mark.played] if kind(mistake) in tried else []))
+        tried.add(kind(mistake))
+    return cases
 
 
 def mistaken(folder: Path, name: str, right: str, wrong: str) -> bool:

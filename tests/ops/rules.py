@@ -13,6 +13,11 @@ TEST_FILES = sorted((PROMETHEUS / "tests").glob("*.yml"))
 RUNBOOK = ROOT / "docs/KMS_OPERATIONS.md"
 REFERENCE = ROOT / "docs/reference.md"
 
+TESTS: dict[str, dict[str, Any]] = {
+    file.name: yaml.load(file.read_text(), yaml.CSafeLoader)  # a safe one, ten times as fast
+    for file in TEST_FILES
+}
+
 GROUPS: list[dict[str, Any]] = [group for file in FILES for group in yaml.safe_load(file.read_text())["groups"]]
 RULES: list[dict[str, Any]] = [rule for group in GROUPS for rule in group["rules"]]
 ALERTS: dict[str, dict[str, Any]] = {rule["alert"]: rule for rule in RULES if "alert" in rule}

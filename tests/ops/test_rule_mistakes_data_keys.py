@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ops.rule_mistakes import mistaken, noticed
+from tests.ops.rule_mistakes import mistaken, noticed, one_of_each
 
 ALERT = "KMSDataKeysUnusable"
 JOINED = "on (env, service, instance, replica)"
@@ -38,9 +38,9 @@ OF_AILING = [
 ]
 
 
-@pytest.mark.parametrize(("right", "wrong"), MISTAKES)
-def test_a_mistake_in_the_expression_fails_a_promtool_test(right: str, wrong: str, tmp_path: Path) -> None:
-    assert mistaken(tmp_path, ALERT, right, wrong)
+@pytest.mark.parametrize(("alert", "right", "wrong"), one_of_each((ALERT, *mistake) for mistake in MISTAKES))
+def test_a_mistake_in_the_expression_fails_a_promtool_test(alert: str, right: str, wrong: str, tmp_path: Path) -> None:
+    assert mistaken(tmp_path, alert, right, wrong)
 
 
 @pytest.mark.parametrize("wait", ["45s", "75s"])
@@ -48,8 +48,9 @@ def test_a_wait_that_is_a_scrape_off_fails_a_promtool_test(wait: str, tmp_path: 
     assert noticed(tmp_path, ALERT, {"for": wait})
 
 
-@pytest.mark.parametrize(("right", "wrong"), OF_AILING)
-@pytest.mark.parametrize("alert", AILING)
+@pytest.mark.parametrize(
+    ("alert", "right", "wrong"), one_of_each((alert, *mistake) for alert in AILING for mistake in OF_AILING)
+)
 def test_so_does_one_in_the_others(alert: str, right: str, wrong: str, tmp_path: Path) -> None:
     assert mistaken(tmp_path, alert, right, wrong)
 
@@ -58,7 +59,8 @@ def test_so_does_a_number_of_rows_that_each_instance_adds_to(tmp_path: Path) -> 
     assert mistaken(tmp_path, "KMSKeyringRowsUnreadable", "max by", "sum by")
 
 
-@pytest.mark.parametrize("wait", ["4m45s", "5m15s"])
-@pytest.mark.parametrize("alert", AILING)
+@pytest.mark.parametrize(
+    ("alert", "wait"), one_of_each((alert, wait) for alert in AILING for wait in ("4m45s", "5m15s"))
+)
 def test_so_does_their_wait(alert: str, wait: str, tmp_path: Path) -> None:
     assert noticed(tmp_path, alert, {"for": wait})

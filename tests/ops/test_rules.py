@@ -8,7 +8,7 @@ import yaml
 from prometheus_client.metrics_core import Metric
 
 from tests.ops import exposed
-from tests.ops.rules import ALERTS, FILES, GROUPS, PROMETHEUS, RECORDINGS, REFERENCE, RULES, TEST_FILES, promtool
+from tests.ops.rules import ALERTS, FILES, GROUPS, PROMETHEUS, RECORDINGS, REFERENCE, RULES, TEST_FILES, TESTS, promtool
 
 SEVERITIES_AND_WAITS: dict[str, dict[str, tuple[str, str | None]]] = {
     "kms_crypto": {
@@ -90,8 +90,8 @@ def test_the_rules_pass(file: Path) -> None:
 def test_an_alert_is_tested_both_firing_and_silent(alert: str) -> None:
     expectations = [
         bool(expected.get("exp_alerts"))
-        for file in TEST_FILES
-        for case in yaml.safe_load(file.read_text())["tests"]
+        for document in TESTS.values()
+        for case in document["tests"]
         for expected in case.get("alert_rule_test", [])
         if expected["alertname"] == alert
     ]

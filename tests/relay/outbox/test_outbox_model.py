@@ -17,6 +17,7 @@ from sqlalchemy import Engine, text
 from services.relay.outbox import schema
 from shared.sql import location
 from shared.sql.location import Database
+from tests import quick
 from tests.long import LONG
 from tests.relay.outbox.machine import Machine
 from tests.relay.outbox.tables import opened, up
@@ -66,9 +67,7 @@ class ServerClock(FileClock):
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """In memory where there is such a place: these files need to outlive no power cut."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as made:
+    with tempfile.TemporaryDirectory(dir=quick.place()) as made:
         yield Path(made)
 
 
