@@ -14,16 +14,16 @@ from typing import Final, Protocol
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-LONGEST: Final = 200
+MAX_TEXT_LENGTH: Final = 200
 """Characters of a text of a caller's own that are kept."""
-_KEPT: Final = 1000
+_MAX_ENTRIES: Final = 1000
 """Entries in memory."""
-_LIMIT: Final = 100
-_MOST: Final = 1000
+_DEFAULT_LIMIT: Final = 100
+_MAX_LIMIT: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class AuditEntry:
     """One action."""
 
     at: float
@@ -41,13 +41,13 @@ class AuditUnavailableError(Exception):
     """The entries cannot be written or read now; the message says why."""
 
 
-class Audit(Protocol):
+class AuditLog(Protocol):
     """Where entries are kept."""
 
-    async def add(self, entry: Entry) -> None:
+    async def add(self, entry: AuditEntry) -> None:
         """Keeps one. Raises AuditUnavailableError."""
 
-    async def page(self, limit: int, before: int | None) -> tuple[Sequence[Entry], int | None]:
+    async def list_entries(self, limit: int, before: int | None) -> tuple[Sequence[AuditEntry], int | None]:
         """The newest entries with a number under `before`, and `before` of the next page. Raises AuditUnavailableError.
 
         Args:
@@ -56,46 +56,46 @@ class Audit(Protocol):
         """
 
 
-class RecentAudit:
+class InMemoryAuditLog:
     """The last entries, in memory."""
 
-    def __init__(self, kept: int = _KEPT) -> None:
-        self._entries: deque[tuple[int, Entry]] = deque(maxlen=kept)
+    def __init__(self, max_entries: int = _MAX_ENTRIES) -> None:
+        self._entries: deque[tuple[int, AuditEntry]] = deque(maxlen=max_entries)
         self._numbers = itertools.count(1)
 
-    async def add(self, entry: Entry) -> None:
+    async def add(self, entry: AuditEntry) -> None:
         """Keeps one."""
         self._entries.append((next(self._numbers), entry))
 
-    async def page(self, limit: int, before: int | None) -> tuple[Sequence[Entry], int | None]:
+    async def list_entries(self, limit: int, before: int | None) -> tuple[Sequence[AuditEntry], int | None]:
         """See Audit."""
         older = [each for each in reversed(self._entries) if before is None or each[0] < before]
         following = older[limit - 1][0] if len(older) > limit else None
         return [entry for _, entry in older[:limit]], following
 
 
-async def answer(audit: Audit, request: Request) -> Response:
+async def handle_audit_request(audit_log: AuditLog, request: Request) -> Response:
     """`GET /api/audit`: `?limit=` and `?cursor=`."""
-    limit, cursor = request.query_params.get("limit", str(_LIMIT)), request.query_params.get("cursor")
-    if not re.fullmatch("[0-9]{1,4}", limit) or not 1 <= int(limit) <= _MOST:
-        return JSONResponse({"error": f"limit: expected a number from 1 to {_MOST}"}, status_code=400)
+    limit, cursor = request.query_params.get("limit", str(_DEFAULT_LIMIT)), request.query_params.get("cursor")
+    if not re.fullmatch("[0-9]{1,4}", limit) or not 1 <= int(limit) <= _MAX_LIMIT:
+        return JSONResponse({"error": f"limit: expected a number from 1 to {_MAX_LIMIT}"}, status_code=400)
     if cursor is not None and not re.fullmatch("[0-9a-f]{1,15}", cursor):
         return JSONResponse({"error": "cursor: expected the next_cursor of an earlier answer"}, status_code=400)
     try:
-        entries, following = await audit.page(int(limit), None if cursor is None else int(cursor, 16))
+        entries, following = await audit_log.list_entries(int(limit), None if cursor is None else int(cursor, 16))
     except AuditUnavailableError as error:
         return JSONResponse({"error": f"the audit cannot be read now, try again: {error}"}, status_code=503)
     listed = [
-        {"at": _written(each.at), "who": each.who, "from": each.peer, "action": each.action, "on": each.on}
+        {"at": _format_time(each.at), "who": each.who, "from": each.peer, "action": each.action, "on": each.on}
         for each in entries
     ]
     return JSONResponse({"audit": listed, "next_cursor": None if following is None else f"{following:x}"})
 
 
-def escaped(text: str) -> str:
+def escape_text(text: str) -> str:
     """A text of a caller's own, for a log or an entry: printable ASCII, bounded."""
-    return text[:LONGEST].encode("unicode_escape").decode()[:LONGEST]
+    return text[:MAX_TEXT_LENGTH].encode("unicode_escape").decode()[:MAX_TEXT_LENGTH]
 
 
-def _written(at: float) -> str:
+def _format_time(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

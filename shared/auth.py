@@ -15,11 +15,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from shared.secret_file import SecretUnreadableError, TokenFile
-from shared.settings import Auth, NamedToken, Role
+from shared.settings import AuthSettings, NamedToken, Role
 
-USER: Final = "keypulse.user"
+USER_SCOPE_KEY: Final = "keypulse.user"
 """The key of a request's scope under which the name of a user of web.yml stands, once the password was right."""
-ADMIN: Final = "admin"
+ADMIN_NAME: Final = "admin"
 """What the holder of `admin_token_file` is called."""
 Endpoint = Callable[[Request], Awaitable[Response]]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -44,7 +44,7 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
+class AccessPolicy:
     """Who may call, of a whole server or of some of its endpoints."""
 
     tokens: Sequence[Token] = ()
@@ -52,23 +52,23 @@ class Access:
     on loopback alone."""
     roles: Mapping[str, Role] = field(default_factory=dict)
     """Of users of web.yml."""
-    networks: Collection[Network] = ()
+    allowed_networks: Collection[Network] = ()
     """From where one may call; empty allows every address."""
     bearer_only: bool = False
     """Whether a user of web.yml, or what a browser sends by itself, is not enough."""
-    off: str | None = None
+    disabled_reason: str | None = None
     """Why nobody may call while there are no tokens; None lets everybody in then."""
 
-    def caller(self, request: Request) -> Caller | None:
+    def identify_caller(self, request: Request) -> Caller | None:
         """Who calls; None where no credential is right. Only headers are read, never the body.
 
         Raises:
             SecretUnreadableError: a token file cannot be read, and no other credential is right.
         """
-        if USER in request.scope and not self.bearer_only:
-            name = request.scope[USER]
+        if USER_SCOPE_KEY in request.scope and not self.bearer_only:
+            name = request.scope[USER_SCOPE_KEY]
             return Caller(name, self.roles.get(name))
-        sent = _token(request, bearer_only=self.bearer_only)
+        sent = _parse_token(request, bearer_only=self.bearer_only)
         found: Token | None = None
         unreadable: SecretUnreadableError | None = None
         for token in self.tokens:  # every one, so that the delay tells nothing
@@ -82,7 +82,7 @@ class Access:
 
     def allows_address(self, request: Request) -> bool:
         """Whether one may call from there."""
-        if not self.networks:
+        if not self.allowed_networks:
             return True
         try:
             address = ipaddress.ip_address(request.client.host if request.client else "")
@@ -90,22 +90,22 @@ class Access:
             return False
         if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
             address = address.ipv4_mapped  # how a dual-stack socket shows a caller of IPv4
-        return any(address in network for network in self.networks)
+        return any(address in network for network in self.allowed_networks)
 
 
-def access_of(auth: Auth) -> Access:
+def create_access_policy(auth: AuthSettings) -> AccessPolicy:
     """What a server's settings say."""
     admin = auth.admin_token_file
-    own = [Token(ADMIN, Role.ADMIN, TokenFile(admin))] if admin else []
-    return Access(tokens=[*own, *named(auth.tokens)], roles=auth.roles)
+    own = [Token(ADMIN_NAME, Role.ADMIN, TokenFile(admin))] if admin else []
+    return AccessPolicy(tokens=[*own, *load_tokens(auth.tokens)], roles=auth.roles)
 
 
-def named(tokens: Sequence[NamedToken]) -> list[Token]:
+def load_tokens(tokens: Sequence[NamedToken]) -> list[Token]:
     """Tokens as settings name them."""
     return [Token(token.name, token.role, TokenFile(token.file)) for token in tokens]
 
 
-def basic(request: Request) -> tuple[str, bytes]:
+def parse_basic_credentials(request: Request) -> tuple[str, bytes]:
     """Name and password of a Basic header; both empty where there is none."""
     scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "basic":
@@ -117,8 +117,8 @@ def basic(request: Request) -> tuple[str, bytes]:
         return "", b""
 
 
-def _token(request: Request, *, bearer_only: bool) -> bytes:
+def _parse_token(request: Request, *, bearer_only: bool) -> bytes:
     scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
     # The bytes as they came: Starlette reads headers as latin-1.
     bearer = credentials.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
-    return bearer if bearer or bearer_only else basic(request)[1]
+    return bearer if bearer or bearer_only else parse_basic_credentials(request)[1]

@@ -19,17 +19,17 @@ from typing import Final
 
 import bcrypt
 
-WAITING: Final = 60
+MAX_WAITING_CHECKS: Final = 60
 """Checks that may wait: fewer than the relay has webhooks in hand, so that who has a token is never behind them."""
 _BCRYPT_BYTES: Final = 72
 """bcrypt reads no more of a password; what made the hash cut it there, too."""
 
 
-class BusyError(Exception):
+class TooManyPasswordChecksError(Exception):
     """Too many passwords are being checked."""
 
 
-class Users:
+class PasswordChecker:
     """Checks passwords.
 
     Args:
@@ -38,17 +38,17 @@ class Users:
 
     def __init__(self, hashes: Mapping[str, str]) -> None:
         self._hashes = {name: value.encode() for name, value in hashes.items()}
-        self._dearest = max(map(_cost, self._hashes.values()))
+        self._max_cost = max(map(_parse_cost, self._hashes.values()))
         # Nobody's; each cost once, up to the dearest.
         salt = bcrypt.gensalt(4)[7:]
-        self._padding = {cost: b"$2b$%02d$" % cost + salt + b"." * 31 for cost in range(4, self._dearest + 1)}
+        self._padding_hashes = {cost: b"$2b$%02d$" % cost + salt + b"." * 31 for cost in range(4, self._max_cost + 1)}
         self._key = secrets.token_bytes(32)
-        self._right: dict[str, bytes] = {}  # at most one for each user, so it needs no other bound
-        self._one = ThreadPoolExecutor(1, "bcrypt")  # no other's work can keep a right password waiting
-        self._running = False
-        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._verified_digests: dict[str, bytes] = {}  # at most one for each user, so it needs no other bound
+        self._executor = ThreadPoolExecutor(1, "bcrypt")  # no other's work can keep a right password waiting
+        self._is_running = False
+        self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
-    async def admits(self, name: str, password: bytes, peer: str) -> bool:
+    async def check_password(self, name: str, password: bytes, peer: str) -> bool:
         """Whether the password is the user's. A caller that is gone cancels it.
 
         Args:
@@ -60,82 +60,82 @@ class Users:
             BusyError: too many others wait.
         """
         digest = hmac.digest(self._key, password, "sha256")
-        if self._is_known(name, digest):
+        if self._is_cached(name, digest):
             return True
-        await self._begin(peer)
+        await self._acquire_turn(peer)
         try:
-            if self._is_known(name, digest):  # somebody before it sent the same
+            if self._is_cached(name, digest):  # somebody before it sent the same
                 return True
             right = await asyncio.get_running_loop().run_in_executor(
-                self._one, self._check, name, password[:_BCRYPT_BYTES]
+                self._executor, self._check_hash, name, password[:_BCRYPT_BYTES]
             )
         finally:
-            self._end()
+            self._release_turn()
         if right:
-            self._right[name] = digest
+            self._verified_digests[name] = digest
         return right
 
-    def _is_known(self, name: str, digest: bytes) -> bool:
-        return hmac.compare_digest(digest, self._right.get(name, b""))
+    def _is_cached(self, name: str, digest: bytes) -> bool:
+        return hmac.compare_digest(digest, self._verified_digests.get(name, b""))
 
-    def _check(self, name: str, password: bytes) -> bool:
+    def _check_hash(self, name: str, password: bytes) -> bool:
         stored = self._hashes.get(name)
         if stored is None:
-            bcrypt.checkpw(password, self._padding[self._dearest])
+            bcrypt.checkpw(password, self._padding_hashes[self._max_cost])
             return False
         if bcrypt.checkpw(password, stored):
             return True
         # Each step of cost doubles the time: a check of cost c, and then c, c+1, … up to the dearest but one, take as
         # long as one of the dearest.
-        for cost in range(_cost(stored), self._dearest):
-            bcrypt.checkpw(password, self._padding[cost])
+        for cost in range(_parse_cost(stored), self._max_cost):
+            bcrypt.checkpw(password, self._padding_hashes[cost])
         return False
 
-    async def _begin(self, peer: str) -> None:
+    async def _acquire_turn(self, peer: str) -> None:
         """Waits until no check runs and it is the address's turn. Raises BusyError."""
-        if not self._running:
-            self._running = True
+        if not self._is_running:
+            self._is_running = True
             return
-        network = _network(peer)
-        if sum(map(len, self._waiting.values())) >= WAITING:
-            self._make_room(len(self._waiting.get(network, ())))
+        network = _parse_client_network(peer)
+        if sum(map(len, self._queues.values())) >= MAX_WAITING_CHECKS:
+            self._evict_waiting(len(self._queues.get(network, ())))
         mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(network, deque()).append(mine)
+        self._queues.setdefault(network, deque()).append(mine)
         try:
             await mine
         except asyncio.CancelledError:
             if not mine.cancelled():  # in the same moment it was let go, or had to leave
                 if mine.exception() is None:
-                    self._end()
-            elif mine in (own := self._waiting.get(network, deque())):
+                    self._release_turn()
+            elif mine in (own := self._queues.get(network, deque())):
                 own.remove(mine)
                 if not own:
-                    del self._waiting[network]
+                    del self._queues[network]
             raise
 
-    def _make_room(self, own: int) -> None:
-        """For one more of an address that has `own`: the youngest of those that have most. Raises BusyError."""
-        most = max(self._waiting.values(), key=len)
-        if len(most) <= own + 1:
-            raise BusyError
+    def _evict_waiting(self, waiting_count: int) -> None:
+        """For one more of an address that has `waiting_count`: the youngest of those that have most. Raises BusyError."""
+        most = max(self._queues.values(), key=len)
+        if len(most) <= waiting_count + 1:
+            raise TooManyPasswordChecksError
         youngest = most.pop()
         if not youngest.done():
-            youngest.set_exception(BusyError())
+            youngest.set_exception(TooManyPasswordChecksError())
 
-    def _end(self) -> None:
+    def _release_turn(self) -> None:
         """Lets the next one go: the first of the address whose turn it is."""
-        while self._waiting:
-            network, own = self._waiting.popitem(last=False)
+        while self._queues:
+            network, own = self._queues.popitem(last=False)
             following = own.popleft()
             if own:
-                self._waiting[network] = own
+                self._queues[network] = own
             if not following.done():  # it was not cancelled in the same moment
                 following.set_result(None)
                 return
-        self._running = False
+        self._is_running = False
 
 
-def _network(peer: str) -> str:
+def _parse_client_network(peer: str) -> str:
     """What counts as one address: of IPv6 the /64, which is the least that anybody is given."""
     try:
         address = ipaddress.ip_address(peer)
@@ -146,5 +146,5 @@ def _network(peer: str) -> str:
     return peer
 
 
-def _cost(stored: bytes) -> int:
+def _parse_cost(stored: bytes) -> int:
     return int(stored[4:6])

@@ -8,26 +8,26 @@ from collections import deque
 from contextlib import suppress
 
 
-class Budget:
+class ByteBudget:
     """Room for bodies.
 
     Args:
-        most: bytes.
+        limit: bytes.
     """
 
-    def __init__(self, most: int) -> None:
-        self._left = most
+    def __init__(self, limit: int) -> None:
+        self._available = limit
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @property
-    def waiting(self) -> int:
+    def waiting_count(self) -> int:
         """How many wait for room."""
         return len(self._waiting)
 
-    async def take(self, size: int, seconds: float) -> None:
+    async def acquire(self, size: int, seconds: float) -> None:
         """Returns once `size` bytes are its caller's, who gives them back. Raises TimeoutError after `seconds`."""
-        if not self._waiting and size <= self._left:
-            self._left -= size
+        if not self._waiting and size <= self._available:
+            self._available -= size
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((size, turn))
@@ -36,21 +36,21 @@ class Budget:
                 await turn
         except BaseException:
             if turn.done() and not turn.cancelled():  # its turn came in the same moment
-                self.give(size)
+                self.release(size)
             else:
                 with suppress(ValueError):
                     self._waiting.remove((size, turn))
-                self._next()
+                self._wake_waiting()
             raise
 
-    def give(self, size: int) -> None:
+    def release(self, size: int) -> None:
         """They are free again."""
-        self._left += size
-        self._next()
+        self._available += size
+        self._wake_waiting()
 
-    def _next(self) -> None:
-        while self._waiting and self._waiting[0][0] <= self._left:
+    def _wake_waiting(self) -> None:
+        while self._waiting and self._waiting[0][0] <= self._available:
             size, turn = self._waiting.popleft()
             if not turn.done():  # else nobody waits for it any more
-                self._left -= size
+                self._available -= size
                 turn.set_result(None)

@@ -3,7 +3,7 @@
 import asyncio
 
 
-def task_is_cancelled() -> bool:
+def is_task_cancelled() -> bool:
     """Whether somebody asked the running task to end.
 
     To be called where a CancelledError is caught. A frame that held its own task in a variable would be held by the

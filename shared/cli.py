@@ -15,14 +15,14 @@ import click
 import structlog
 
 from shared import VERSION, logs, memory
-from shared.healthcheck import answer, complaint_about
-from shared.launch import Launch, prepared
+from shared.healthcheck import exit_with_result, check_configured_server
+from shared.launch import ServerRunner, prepare_server
 from shared.mistakes import ConfigurationError
 from shared.planned import ignored_keys
-from shared.reload import hold_hangups
+from shared.reload import block_sighup
 from shared.server import StartError
-from shared.settings import CommandSettings, ServerSettings, load
-from shared.stop import stoppable
+from shared.settings import CommandSettings, ServerSettings, load_settings
+from shared.stop import run_until_stop_signal
 
 C = TypeVar("C", bound=CommandSettings)
 S = TypeVar("S", bound=ServerSettings)
@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 
 
 class ServerOptions(TypedDict):
-    """What `server_options` hands to a command, and the command to `run_server`."""
+    """What `add_server_options` hands to a command, and the command to `run_server`."""
 
     config: Path | None
     web_config: Path | None
@@ -46,7 +46,7 @@ class ServerOptions(TypedDict):
     print_schema: bool
 
 
-def server_options(command: Command) -> Command:
+def add_server_options(command: Command) -> Command:
     """Adds the options of every server to a click command, and `--version`."""
     for option in (
         click.option(
@@ -85,23 +85,23 @@ def server_options(command: Command) -> Command:
     return command
 
 
-def option_or_exit(option: str, parse: Callable[[G], T], given: G) -> T:
+def parse_option_or_exit(option: str, parse: Callable[[G], T], value: G) -> T:
     """What `parse` makes of an option's value; where it raises ValueError, one line on standard error, then exit 2."""
     try:
-        return parse(given)
+        return parse(value)
     except ValueError as error:
-        click.echo(f"{option}: {error}, got {str(given)!r}", err=True)
+        click.echo(f"{option}: {error}, got {str(value)!r}", err=True)
         sys.exit(2)
 
 
-def load_or_exit(model: type[C], config: Path | None) -> C:
+def load_settings_or_exit(model: type[C], config: Path | None) -> C:
     """The settings; on mistakes, one line for each on standard error, then exit 2."""
-    return _or_exit(lambda: load(model, config))
+    return _exit_on_configuration_error(lambda: load_settings(model, config))
 
 
 def run_server(
     model: type[S],
-    serve: Callable[[Launch[S]], Awaitable[None]],
+    serve: Callable[[ServerRunner[S]], Awaitable[None]],
     options: ServerOptions,
     loop: Loop | None = None,
 ) -> None:
@@ -118,14 +118,14 @@ def run_server(
         return
     config, web_config = options["config"], options["web_config"]
     if options["healthcheck"]:
-        answer(complaint_about(model, config, web_config))
+        exit_with_result(check_configured_server(model, config, web_config))
     if not options["check"]:
-        hold_hangups()
-    launch = _or_exit(lambda: prepared(model, config, web_config, to_check=options["check"]))
+        block_sighup()
+    launch = _exit_on_configuration_error(lambda: prepare_server(model, config, web_config, is_check=options["check"]))
     ignored = [(config, key) for key in ignored_keys(launch.settings)]
-    ignored += [(web_config, key) for key in ignored_keys(launch.web.current().config)] if launch.web else []
-    doubts = [(config, key, doubt) for key, doubt in launch.settings.doubts()]
-    doubts += [(file, finding.key, finding.sentence) for file, finding in launch.findings]
+    ignored += [(web_config, key) for key in ignored_keys(launch.web_config_file.get_state().config)] if launch.web_config_file else []
+    doubts = [(config, key, doubt) for key, doubt in launch.settings.find_warnings()]
+    doubts += [(file, finding.key, finding.message) for file, finding in launch.warnings]
     if options["check"]:
         for file, key in ignored:
             click.echo(f"{file}: {key}: has no effect in version {VERSION}", err=True)
@@ -134,22 +134,22 @@ def run_server(
         click.echo("the configuration is valid")
         return
     logs.configure(model.service_name, options["log_level"], options["log_format"])
-    memory.keep_little()
+    memory.limit_retained_memory()
     for _, key in ignored:
         log.warning("this key has no effect in this version", key=key, version=VERSION)
     for _, key, doubt in doubts:
-        log.warning("this key will not do as it is", key=key, doubt=doubt)
-    _as_many_files_as_allowed()
-    run_or_exit(stoppable(serve(launch)), loop)
+        log.warning("configuration warning", key=key, error=doubt)
+    _raise_open_file_limit()
+    run_until_done_or_exit(run_until_stop_signal(serve(launch)), loop)
 
 
-def _as_many_files_as_allowed() -> None:
+def _raise_open_file_limit() -> None:
     """A thousand keys are a thousand connections; systemd lets a process open 1,024 files unless it asks for more."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _or_exit(read: Callable[[], T]) -> T:
+def _exit_on_configuration_error(read: Callable[[], T]) -> T:
     try:
         return read()
     except ConfigurationError as error:
@@ -158,7 +158,7 @@ def _or_exit(read: Callable[[], T]) -> T:
         sys.exit(2)
 
 
-def run_or_exit(work: Awaitable[None], loop: Loop | None = None) -> None:
+def run_until_done_or_exit(work: Awaitable[None], loop: Loop | None = None) -> None:
     """Runs `work`; a StartError becomes one sentence on standard error and exit 1."""
 
     async def until_done() -> None:

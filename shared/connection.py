@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any, Final
 
-from shared.resolver import Resolved
+from shared.resolver import ResolvedAddress
 
-ATTEMPT_DELAY: Final = 0.25
+ATTEMPT_DELAY_SECONDS: Final = 0.25
 """Seconds until the next address gets its turn beside one that has not answered: RFC 8305, section 5."""
 
 
-class NoConnectionError(OSError):
+class ConnectError(OSError):
     """No address took the connection; in the words of the first."""
 
     def __init__(self, errors: Mapping[Any, BaseException | None]) -> None:
@@ -25,10 +25,10 @@ class NoConnectionError(OSError):
         """By address."""
 
 
-async def connected(addresses: list[Resolved]) -> socket.socket:
+async def connect(addresses: list[ResolvedAddress]) -> socket.socket:
     """The first connection that comes about; the others are closed. Has no bound of its own.
 
-    A next attempt begins when one has failed, or `ATTEMPT_DELAY` later.
+    A next attempt begins when one has failed, or `ATTEMPT_DELAY_SECONDS` later.
 
     Args:
         addresses: at least one.
@@ -36,22 +36,22 @@ async def connected(addresses: list[Resolved]) -> socket.socket:
     Raises:
         NoConnectionError: each of them refused.
     """
-    waiting = _by_turns(addresses)
+    waiting = _interleave_families(addresses)
     attempts: dict[asyncio.Task[socket.socket], Any] = {}
     won: asyncio.Task[socket.socket] | None = None
     try:
         while waiting or not all(attempt.done() for attempt in attempts):
             if waiting:
                 family, address = waiting.pop(0)
-                attempts[asyncio.create_task(_connection(family, address))] = address
+                attempts[asyncio.create_task(_open_socket(family, address))] = address
             running = [attempt for attempt in attempts if not attempt.done()]
             done, _ = await asyncio.wait(
-                running, timeout=ATTEMPT_DELAY if waiting else None, return_when=asyncio.FIRST_COMPLETED
+                running, timeout=ATTEMPT_DELAY_SECONDS if waiting else None, return_when=asyncio.FIRST_COMPLETED
             )
             won = next((attempt for attempt in done if not attempt.exception()), None)
             if won:
                 return won.result()
-        raise NoConnectionError({address: attempt.exception() for attempt, address in attempts.items()})
+        raise ConnectError({address: attempt.exception() for attempt, address in attempts.items()})
     finally:
         for attempt in attempts:
             attempt.cancel()
@@ -66,7 +66,7 @@ async def connected(addresses: list[Resolved]) -> socket.socket:
                     attempt.result().close()
 
 
-async def _connection(family: socket.AddressFamily, address: Any) -> socket.socket:
+async def _open_socket(family: socket.AddressFamily, address: Any) -> socket.socket:
     connection = socket.socket(family, socket.SOCK_STREAM)
     try:
         connection.setblocking(False)  # noqa: FBT003 - as the socket module has it
@@ -77,7 +77,7 @@ async def _connection(family: socket.AddressFamily, address: Any) -> socket.sock
     return connection
 
 
-def _by_turns(addresses: list[Resolved]) -> list[Resolved]:
+def _interleave_families(addresses: list[ResolvedAddress]) -> list[ResolvedAddress]:
     """IPv6 and IPv4 in turn, the resolver's first choice first: RFC 8305, section 4."""
     preferred = [one for one in addresses if one[0] == addresses[0][0]]
     others = [one for one in addresses if one[0] != addresses[0][0]]

@@ -21,7 +21,7 @@ KMS_DATA_KEYS_UNUSABLE: Final = "kms_data_keys_unusable"
 KMS_DATA_KEYS_MISSING: Final = "kms_data_keys_missing"
 KMS_KEYRING_ROWS_UNREADABLE: Final = "kms_keyring_rows_unreadable"
 KMS_LOCAL_KEY_MISSING: Final = "kms_local_key_missing"
-KEYRING_FAMILIES: Final[dict[str, tuple[str, ...]]] = {
+KEYRING_METRIC_LABELS: Final[dict[str, tuple[str, ...]]] = {
     KMS_ROTATION_LAST_SUCCESS: ("type",),
     KMS_ROTATION_LAST_FAILURE: (),
     KMS_ROTATION_IN_PROGRESS: (),
@@ -42,6 +42,6 @@ class CryptoMode(StrEnum):
     KMS = "kms"
 
     @property
-    def gauge(self) -> int:
+    def metric_value(self) -> int:
         """The value of the metric `crypto_mode`: 0 env, 1 kms."""
         return int(self is CryptoMode.KMS)

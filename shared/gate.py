@@ -16,51 +16,51 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared.auth import USER, Access, basic
-from shared.basic_auth import BusyError, Users
-from shared.guard import Guard, Requires, peer_of, required
-from shared.refusals import UNKNOWN, Reason
+from shared.auth import USER_SCOPE_KEY, AccessPolicy, parse_basic_credentials
+from shared.basic_auth import TooManyPasswordChecksError, PasswordChecker
+from shared.guard import Authorizer, RouteRequirements, get_peer, get_requirements
+from shared.refusals import OTHER_ENDPOINT, RefusalReason
 from shared.secret_file import SecretUnreadableError
-from shared.web_file import WebFile
+from shared.web_file import WebConfigFile
 
-_OPEN: Final = ("/-/healthy", "/-/ready")
-_AHEAD_BYTES: Final = 16 * 1024
+_PUBLIC_PATHS: Final = ("/-/healthy", "/-/ready")
+_MAX_BUFFERED_BYTES: Final = 16 * 1024
 """What is read of a body while its sender's password waits to be checked: only so it shows that the sender is gone."""
-_NOTHING: Final = Requires(None, browser=True)
+_DEFAULT_REQUIREMENTS: Final = RouteRequirements(None, challenges_browser=True)
 
 
-class Gate:
+class WebConfigMiddleware:
     """An ASGI application before another.
 
     Args:
         app: what is behind it.
-        web: says who gets in.
-        access: gives those whose tokens open everything too.
-        guard: counts and logs who does not get in.
-        routes: gives the routes behind it: a refusal is counted for the one that would have answered.
-        own_credentials: paths that check credentials of their own, where a user is not the only one let in; one that
+        web_config_file: says who gets in.
+        get_access_policy: gives those whose tokens open everything too.
+        authorizer: counts and logs who does not get in.
+        get_routes: gives the routes behind it: a refusal is counted for the one that would have answered.
+        self_authenticated_paths: paths that check credentials of their own, where a user is not the only one let in; one that
             ends with a slash stands for all below it.
     """
 
     def __init__(
         self,
         app: ASGIApp,
-        web: WebFile,
-        access: Callable[[], Access],
-        guard: Guard,
-        routes: Callable[[], Iterable[Route]],
-        own_credentials: Collection[str],
+        web_config_file: WebConfigFile,
+        get_access_policy: Callable[[], AccessPolicy],
+        authorizer: Authorizer,
+        get_routes: Callable[[], Iterable[Route]],
+        self_authenticated_paths: Collection[str],
     ) -> None:
         self._app = app
-        self._web = web
-        self._access = access
-        self._guard = guard
-        self._routes = routes
-        self._own_credentials = own_credentials
+        self._web_config_file = web_config_file
+        self._get_access_policy = get_access_policy
+        self._authorizer = authorizer
+        self._get_routes = get_routes
+        self._self_authenticated_paths = self_authenticated_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets the request through, or answers it with 401 or 503; one whose sender is gone is dropped."""
-        web = self._web.current()
+        web = self._web_config_file.get_state()
         headers = web.config.http_server_config.headers
 
         async def with_headers(message: Message) -> None:
@@ -71,80 +71,80 @@ class Gate:
             await send(message)
 
         refused = None
-        if web.users and scope["path"] not in _OPEN:
-            ahead = _Ahead(receive)
+        if web.password_checker and scope["path"] not in _PUBLIC_PATHS:
+            ahead = _BufferedReceive(receive)
             try:
-                refused = await self._refusal(Request(scope), web.users, ahead)
-            except _GoneError:
+                refused = await self._authenticate(Request(scope), web.password_checker, ahead)
+            except _ClientDisconnectedError:
                 return
             receive = ahead.receive
         await (refused or self._app)(scope, receive, with_headers)
 
-    async def _refusal(self, request: Request, users: Users, ahead: "_Ahead") -> Response | None:
+    async def _authenticate(self, request: Request, users: PasswordChecker, buffered: "_BufferedReceive") -> Response | None:
         unreadable = False
         try:
-            if self._access().caller(request):
+            if self._get_access_policy().identify_caller(request):
                 return None
         except SecretUnreadableError:
             unreadable = True
-        name, password = basic(request)
+        name, password = parse_basic_credentials(request)
         try:
-            if name and await ahead.unless_gone(users.admits(name, password, peer_of(request) or "")):
-                request.scope[USER] = name
+            if name and await buffered.run_until_disconnect(users.check_password(name, password, get_peer(request) or "")):
+                request.scope[USER_SCOPE_KEY] = name
                 return None
-        except BusyError:
-            return self._refuse(request, Reason.BUSY)
+        except TooManyPasswordChecksError:
+            return self._refuse(request, RefusalReason.BUSY)
         path = request.url.path
-        if any(path == own or (own.endswith("/") and path.startswith(own)) for own in self._own_credentials):
+        if any(path == own or (own.endswith("/") and path.startswith(own)) for own in self._self_authenticated_paths):
             return None
         if unreadable:
-            return self._refuse(request, Reason.UNREADABLE)
-        reason = Reason.WRONG if request.headers.get("authorization") else Reason.MISSING
+            return self._refuse(request, RefusalReason.UNREADABLE)
+        reason = RefusalReason.WRONG if request.headers.get("authorization") else RefusalReason.MISSING
         return self._refuse(request, reason, "a user of basic_auth_users in web.yml is needed, or a valid token")
 
-    def _refuse(self, request: Request, reason: Reason, sentence: str | None = None) -> Response:
+    def _refuse(self, request: Request, reason: RefusalReason, message: str | None = None) -> Response:
         scope = request.scope
-        route = next((route for route in self._routes() if route.matches(scope)[0] is not Match.NONE), None)
-        requires = replace(_NOTHING, refused=required(route, request).refused) if route else _NOTHING
-        return self._guard.refuse(request, reason, route.path_format if route else UNKNOWN, requires, sentence)
+        route = next((route for route in self._get_routes() if route.matches(scope)[0] is not Match.NONE), None)
+        requires = replace(_DEFAULT_REQUIREMENTS, on_refusal=get_requirements(route, request).on_refusal) if route else _DEFAULT_REQUIREMENTS
+        return self._authorizer.refuse(request, reason, route.path_format if route else OTHER_ENDPOINT, requires, message)
 
 
-class _GoneError(Exception):
+class _ClientDisconnectedError(Exception):
     """Nobody waits for the answer any more."""
 
 
-class _Ahead:
+class _BufferedReceive:
     """What a request's `receive` gives, of which some may have been read before its turn."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
-        self._read: deque[Message] = deque()
+        self._buffer: deque[Message] = deque()
 
     async def receive(self) -> Message:
         """The next message."""
-        return self._read.popleft() if self._read else await self._receive()
+        return self._buffer.popleft() if self._buffer else await self._receive()
 
-    async def unless_gone(self, checking: Coroutine[Any, Any, bool]) -> bool:
-        """What `checking` gives. Raises _GoneError where the client disconnects before, and cancels it."""
-        check = asyncio.ensure_future(checking)
-        gone = asyncio.ensure_future(self._disconnected())
+    async def run_until_disconnect(self, check: Coroutine[Any, Any, bool]) -> bool:
+        """What `check` gives. Raises _GoneError where the client disconnects before, and cancels it."""
+        check = asyncio.ensure_future(check)
+        gone = asyncio.ensure_future(self._wait_for_disconnect())
         try:
             await asyncio.wait((check, gone), return_when=asyncio.FIRST_COMPLETED)
             if not check.done():
-                raise _GoneError
+                raise _ClientDisconnectedError
             return check.result()
         finally:
             for task in (check, gone):
                 task.cancel()
             await asyncio.gather(check, gone, return_exceptions=True)
 
-    async def _disconnected(self) -> None:
+    async def _wait_for_disconnect(self) -> None:
         size = 0
         while True:
             message = await self._receive()
-            self._read.append(message)
+            self._buffer.append(message)
             if message["type"] == "http.disconnect":
                 return
             size += len(message.get("body", b""))
-            if size > _AHEAD_BYTES:
+            if size > _MAX_BUFFERED_BYTES:
                 await asyncio.Event().wait()

@@ -14,7 +14,7 @@ from shared.settings import ServerSettings
 S = TypeVar("S", bound=ServerSettings)
 
 
-class Generations(Generic[S]):
+class ReloadableApp(Generic[S]):
     """One at a time.
 
     Args:
@@ -23,35 +23,35 @@ class Generations(Generic[S]):
     """
 
     def __init__(self, start: Callable[[S], AbstractAsyncContextManager[Starlette]]) -> None:
-        self.problem: str | None = None
+        self.error: str | None = None
         """Why nothing runs; None while all is well."""
         self._start = start
-        self._now = AsyncExitStack()
+        self._exit_stack = AsyncExitStack()
 
     @asynccontextmanager
-    async def running(self, settings: S) -> AsyncIterator[Starlette]:
+    async def run(self, settings: S) -> AsyncIterator[Starlette]:
         """The first, and those that follow, while the body runs; gives the one application of all of them."""
-        self._app = await self._now.enter_async_context(self._start(settings))
+        self._app = await self._exit_stack.enter_async_context(self._start(settings))
         self._settings = settings
         try:
             yield self._app
         finally:
-            await self._now.aclose()
+            await self._exit_stack.aclose()
 
     async def apply(self, settings: S) -> None:
         """A new generation. Where it cannot start, the old one is started again, and the error is raised."""
-        ending, self._now = self._now, AsyncExitStack()
+        ending, self._exit_stack = self._exit_stack, AsyncExitStack()
         try:
             await ending.aclose()
-            await self._begin(settings)
+            await self._start_app(settings)
         except Exception:
-            self.problem = "a reload failed, and what ran before could not be started again; restart"
-            await self._begin(self._settings)
+            self.error = "a reload failed, and what ran before could not be started again; restart"
+            await self._start_app(self._settings)
             raise
         self._settings = settings
 
-    async def _begin(self, settings: S) -> None:
-        app = await self._now.enter_async_context(self._start(settings))
+    async def _start_app(self, settings: S) -> None:
+        app = await self._exit_stack.enter_async_context(self._start(settings))
         self._app.router.routes = app.routes
         self._app.state.stop = app.state.stop
-        self.problem = None
+        self.error = None

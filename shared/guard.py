@@ -1,6 +1,6 @@
 """Who may call which endpoint, and what is written down of it: the one guard of every server.
 
-Each route says what it requires of its caller (`Requires`); one that says nothing is for admins. What changes something
+Each route says what it requires of its caller (`RouteRequirements`); one that says nothing is for admins. What changes something
 is refused to other web pages, whatever credentials a browser adds. Where nobody needs credentials, only names of this
 machine are answered. A refusal is counted and logged, an action is logged and kept in the audit.
 """
@@ -19,21 +19,21 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared.audit import Audit, AuditUnavailableError, Entry, RecentAudit, escaped
-from shared.auth import USER, Access, Caller
-from shared.other_pages import names_this_machine, sent_by_another_page
-from shared.refusals import Reason, Refusals
+from shared.audit import AuditLog, AuditUnavailableError, AuditEntry, InMemoryAuditLog, escape_text
+from shared.auth import USER_SCOPE_KEY, AccessPolicy, Caller
+from shared.other_pages import is_loopback_host, is_cross_origin
+from shared.refusals import RefusalReason, RefusalCounter
 from shared.secret_file import SecretUnreadableError
 from shared.settings import Role
 
 SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS")
-ANONYMOUS: Final = "anonymous"
+ANONYMOUS_NAME: Final = "anonymous"
 """Who calls a server that needs no credentials."""
-_CALLER: Final = "keypulse.caller"
-_ABOUT: Final = "keypulse.about"
-_NOTHING_DONE: Final = (400, 404, 405, 408, 409, 413, 415)
+_CALLER_SCOPE_KEY: Final = "keypulse.caller"
+_ACTION_SCOPE_KEY: Final = "keypulse.about"
+_NOT_EXECUTED_STATUSES: Final = (400, 404, 405, 408, 409, 413, 415)
 """Answers to an action that was not even begun."""
-_CANCELLED: Final = 499
+_CLIENT_CLOSED_REQUEST: Final = 499
 """Logged of an action whose end nobody waits for any more; nginx calls that so."""
 _HEADERS: Final = {
     "Cache-Control": "no-store",
@@ -47,34 +47,34 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Requires:
+class RouteRequirements:
     """What an endpoint requires of its caller."""
 
-    needs: Role | None
+    role: Role | None
     """None: nothing but what web.yml asks for."""
-    public: bool = False
+    is_public: bool = False
     """Whether it needs no token; a user of web.yml needs the role all the same."""
     action: str | None = None
     """What the audit calls it; None where it changes nothing of the server's."""
-    acts: bool = False
+    has_side_effects: bool = False
     """Whether a GET of it changes or costs something, too."""
-    browser: bool = False
+    challenges_browser: bool = False
     """Whether a 401 asks a browser for a password."""
-    linked: bool = False
+    allows_cross_site_link: bool = False
     """Whether a link of another site may lead there."""
-    access: Access | None = None
+    access_policy: AccessPolicy | None = None
     """Who may call it, where that is not who may call the server."""
-    refused: Callable[[int], None] = lambda _status: None
+    on_refusal: Callable[[int], None] = lambda _status: None
     """Called with the status of each refusal."""
 
 
-class GuardedRoute(Route):
+class ProtectedRoute(Route):
     """A route with what it requires.
 
     Args:
         path: as Starlette's.
         endpoint: what answers once the caller may call.
-        requires: of every request, or what gives that of one.
+        requirements: of every request, or what gives that of one.
         methods: as Starlette's.
     """
 
@@ -82,73 +82,73 @@ class GuardedRoute(Route):
         self,
         path: str,
         endpoint: Callable[..., Any],
-        requires: Requires | Callable[[Request], Requires],
+        requirements: RouteRequirements | Callable[[Request], RouteRequirements],
         methods: Collection[str] = ("GET",),
     ) -> None:
         super().__init__(path, endpoint, methods=methods)
-        self.requires = requires
+        self.requirements = requirements
 
 
-def required(route: Route, request: Request) -> Requires:
+def get_requirements(route: Route, request: Request) -> RouteRequirements:
     """What a route requires of a request; one that does not say it is for admins."""
-    requires = route.requires if isinstance(route, GuardedRoute) else Requires(Role.ADMIN)
-    return requires if isinstance(requires, Requires) else requires(request)
+    requires = route.requirements if isinstance(route, ProtectedRoute) else RouteRequirements(Role.ADMIN)
+    return requires if isinstance(requires, RouteRequirements) else requires(request)
 
 
-class Guard:
+class Authorizer:
     """Of one server, as long as its process lives.
 
     Args:
         metrics: gets the counter of refusals.
-        audit: where actions are kept; None keeps the last ones in memory.
+        audit_log: where actions are kept; None keeps the last ones in memory.
         clock: unix seconds.
-        is_ours: whether a header `Host` is a name by which a server without credentials may be asked.
+        is_own_name: whether a header `Host` is a name by which a server without credentials may be asked.
     """
 
     def __init__(
         self,
         metrics: CollectorRegistry,
-        audit: Audit | None = None,
+        audit_log: AuditLog | None = None,
         *,
         clock: Callable[[], float] = time.time,
-        is_ours: Callable[[str], bool] = names_this_machine,
+        is_own_name: Callable[[str], bool] = is_loopback_host,
     ) -> None:
         self.metrics = metrics
-        self.audit: Audit = audit or RecentAudit()
-        self.refusals = Refusals(metrics)
+        self.audit_log: AuditLog = audit_log or InMemoryAuditLog()
+        self.refusals = RefusalCounter(metrics)
         self._clock = clock
-        self._is_ours = is_ours
+        self._is_own_name = is_own_name
 
-    def before(self, route: Route, access: Callable[[], Access]) -> Route:
+    def protect(self, route: Route, get_access_policy: Callable[[], AccessPolicy]) -> Route:
         """A copy of the route that is answered only to those who may call it.
 
         Args:
             route: a GuardedRoute, or one of Starlette's, which is for admins.
-            access: gives who may call, where what the route requires does not say it.
+            get_access_policy: gives who may call, where what the route requires does not say it.
         """
         app = route.app
 
         async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
             request = Request(scope)
-            requires = required(route, request)
-            caller = self._caller(request, requires, requires.access or access())
-            if isinstance(caller, Reason):
+            requires = get_requirements(route, request)
+            caller = self._authorize(request, requires, requires.access_policy or get_access_policy())
+            if isinstance(caller, RefusalReason):
                 response = self.refuse(request, caller, route.path_format, requires)
                 await response(scope, receive, send)
                 return
-            scope[_CALLER] = caller
+            scope[_CALLER_SCOPE_KEY] = caller
             if requires.action is None:
                 await app(scope, receive, send)
             else:
-                await self._act(app, requires.action, scope, receive, send)
+                await self._run_action(app, requires.action, scope, receive, send)
 
         copied = copy.copy(route)
         copied.app = guarded
-        self.refusals.expose([route.path_format])
+        self.refusals.initialise([route.path_format])
         return copied
 
     def refuse(
-        self, request: Request, reason: Reason, endpoint: str, requires: Requires, sentence: str | None = None
+        self, request: Request, reason: RefusalReason, endpoint: str, requirements: RouteRequirements, message: str | None = None
     ) -> Response:
         """The answer to a request that is refused; it is counted and logged.
 
@@ -156,51 +156,51 @@ class Guard:
             request: the request.
             reason: why.
             endpoint: the pattern of its route.
-            requires: what the route requires.
-            sentence: why, for a person; None takes that of the reason.
+            requirements: what the route requires.
+            message: why, for a person; None takes that of the reason.
         """
-        self.refusals.add(peer_of(request) or "unknown", endpoint, reason)
-        status, usual = _ANSWERS[reason]
-        if requires.access and requires.access.off and not requires.access.tokens:
-            usual = requires.access.off
-        elif reason is Reason.ROLE and requires.needs:
-            usual = f"this needs the role {requires.needs.value}; see auth.roles and auth.tokens"
-        challenge = 'Basic realm="keypulse"' if requires.browser else "Bearer"
+        self.refusals.count(get_peer(request) or "unknown", endpoint, reason)
+        status, usual = _REFUSAL_RESPONSES[reason]
+        if requirements.access_policy and requirements.access_policy.disabled_reason and not requirements.access_policy.tokens:
+            usual = requirements.access_policy.disabled_reason
+        elif reason is RefusalReason.ROLE and requirements.role:
+            usual = f"this needs the role {requirements.role.value}; see auth.roles and auth.tokens"
+        challenge = 'Basic realm="keypulse"' if requirements.challenges_browser else "Bearer"
         headers = {**_HEADERS, "WWW-Authenticate": challenge} if status == 401 else _HEADERS
-        requires.refused(status)
-        return JSONResponse({"error": sentence or usual}, status_code=status, headers=headers)
+        requirements.on_refusal(status)
+        return JSONResponse({"error": message or usual}, status_code=status, headers=headers)
 
-    async def record(self, caller: Caller, peer: str | None, action: str, on: str = "", **about: object) -> None:
+    async def record_action(self, caller: Caller, peer: str | None, action: str, on: str = "", **details: object) -> None:
         """Logs an action, and keeps it."""
-        log.info("action", who=caller.name, peer=peer, action=action, on=on, **about)
+        log.info("action", who=caller.name, peer=peer, action=action, on=on, **details)
         try:
-            await self.audit.add(Entry(self._clock(), caller.name, peer, action, on))
+            await self.audit_log.add(AuditEntry(self._clock(), caller.name, peer, action, on))
         except AuditUnavailableError as error:
-            log.error("the audit has no entry of an action; the log has", action=action, error=str(error))  # noqa: TRY400 - a trace adds nothing
+            log.error("audit entry not stored", action=action, error=str(error))  # noqa: TRY400 - a trace adds nothing
 
-    def _caller(self, request: Request, requires: Requires, access: Access) -> Caller | Reason:
+    def _authorize(self, request: Request, requirements: RouteRequirements, access_policy: AccessPolicy) -> Caller | RefusalReason:
         """Who calls, or why nobody may."""
-        if not access.allows_address(request):
-            return Reason.ADDRESS
-        acts = requires.acts or request.method not in SAFE_METHODS
-        followed = requires.linked and not acts and request.headers.get("sec-fetch-mode") == "navigate"
-        if (acts or (requires.needs and not requires.public)) and sent_by_another_page(request) and not followed:
-            return Reason.OTHER_PAGE
-        user = USER in request.scope and not access.bearer_only
-        if not (access.tokens or user or access.off):
+        if not access_policy.allows_address(request):
+            return RefusalReason.ADDRESS
+        acts = requirements.has_side_effects or request.method not in SAFE_METHODS
+        followed = requirements.allows_cross_site_link and not acts and request.headers.get("sec-fetch-mode") == "navigate"
+        if (acts or (requirements.role and not requirements.is_public)) and is_cross_origin(request) and not followed:
+            return RefusalReason.CROSS_ORIGIN
+        user = USER_SCOPE_KEY in request.scope and not access_policy.bearer_only
+        if not (access_policy.tokens or user or access_policy.disabled_reason):
             # A page that points its own name here has neither this server's certificate nor a user's password.
-            fenced = acts or not requires.public
-            if requires.needs and fenced and request.url.scheme != "https" and not self._named_ours(request):
-                return Reason.OTHER_HOST
-            return Caller(ANONYMOUS, Role.ADMIN)
-        if requires.needs is None or (requires.public and not user):
-            return Caller(ANONYMOUS, None)
-        return _in_role(request, requires.needs, access)
+            fenced = acts or not requirements.is_public
+            if requirements.role and fenced and request.url.scheme != "https" and not self._is_own_host(request):
+                return RefusalReason.UNKNOWN_HOST
+            return Caller(ANONYMOUS_NAME, Role.ADMIN)
+        if requirements.role is None or (requirements.is_public and not user):
+            return Caller(ANONYMOUS_NAME, None)
+        return _check_role(request, requirements.role, access_policy)
 
-    def _named_ours(self, request: Request) -> bool:
-        return self._is_ours(request.headers.get("host", ""))
+    def _is_own_host(self, request: Request) -> bool:
+        return self._is_own_name(request.headers.get("host", ""))
 
-    async def _act(self, app: ASGIApp, action: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _run_action(self, app: ASGIApp, action: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers, and records the action before the answer begins."""
         request = Request(scope)
         recorded = False
@@ -210,12 +210,12 @@ class Guard:
             if recorded:
                 return
             recorded = True
-            about = dict(scope.get(_ABOUT, {}))
-            on = about.pop("on", None) or "/".join(escaped(str(value)) for value in request.path_params.values())
-            if status in _NOTHING_DONE:
-                log.info("action refused", who=caller_of(request).name, action=action, on=on, status=status, **about)
+            about = dict(scope.get(_ACTION_SCOPE_KEY, {}))
+            on = about.pop("on", None) or "/".join(escape_text(str(value)) for value in request.path_params.values())
+            if status in _NOT_EXECUTED_STATUSES:
+                log.info("action refused", who=get_caller(request).name, action=action, on=on, status=status, **about)
                 return
-            await self.record(caller_of(request), peer_of(request), action, on, status=status, **about)
+            await self.record_action(get_caller(request), get_peer(request), action, on, status=status, **about)
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -225,52 +225,52 @@ class Guard:
         try:
             await app(scope, receive, sending)
         except asyncio.CancelledError:
-            await record(_CANCELLED)
+            await record(_CLIENT_CLOSED_REQUEST)
             raise
         except Exception:
             await record(500)
             raise
 
 
-def describe(request: Request, **about: object) -> None:
+def describe_action(request: Request, **details: object) -> None:
     """Says what an action is about: `on` for the audit, the rest for the log. Texts of a caller's own are escaped."""
-    known = request.scope.setdefault(_ABOUT, {})
-    known |= {key: escaped(value) if isinstance(value, str) else value for key, value in about.items()}
+    known = request.scope.setdefault(_ACTION_SCOPE_KEY, {})
+    known |= {key: escape_text(value) if isinstance(value, str) else value for key, value in details.items()}
 
 
-def caller_of(request: Request) -> Caller:
+def get_caller(request: Request) -> Caller:
     """Who calls, by the guard."""
-    caller: Caller = request.scope[_CALLER]
+    caller: Caller = request.scope[_CALLER_SCOPE_KEY]
     return caller
 
 
-def peer_of(request: Request) -> str | None:
+def get_peer(request: Request) -> str | None:
     """The address that calls."""
     return request.client.host if request.client else None
 
 
-def _in_role(request: Request, needs: Role, access: Access) -> Caller | Reason:
+def _check_role(request: Request, role: Role, access_policy: AccessPolicy) -> Caller | RefusalReason:
     try:
-        caller = access.caller(request)
+        caller = access_policy.identify_caller(request)
     except SecretUnreadableError:
-        return Reason.UNREADABLE
+        return RefusalReason.UNREADABLE
     if caller is None:
-        return Reason.WRONG if request.headers.get("authorization") else Reason.MISSING
-    if caller.role is None or not caller.role.includes(needs):
-        return Reason.ROLE
+        return RefusalReason.WRONG if request.headers.get("authorization") else RefusalReason.MISSING
+    if caller.role is None or not caller.role.includes(role):
+        return RefusalReason.ROLE
     return caller
 
 
-_CREDENTIALS: Final = "a valid token is needed: Authorization: Bearer TOKEN"
-_ANSWERS: Final[dict[Reason, tuple[int, str]]] = {
-    Reason.MISSING: (401, _CREDENTIALS),
-    Reason.WRONG: (401, _CREDENTIALS),
-    Reason.ROLE: (403, "the role of this caller does not allow it"),
-    Reason.ADDRESS: (403, "this address may not send alerts; see auth.allow_from"),
-    Reason.UNREADABLE: (503, "the token file of this server cannot be read"),
-    Reason.BUSY: (503, "too many passwords are being checked; try again"),
-    Reason.OTHER_PAGE: (403, "another web page may not do this"),
-    Reason.OTHER_HOST: (
+_TOKEN_REQUIRED: Final = "a valid token is needed: Authorization: Bearer TOKEN"
+_REFUSAL_RESPONSES: Final[dict[RefusalReason, tuple[int, str]]] = {
+    RefusalReason.MISSING: (401, _TOKEN_REQUIRED),
+    RefusalReason.WRONG: (401, _TOKEN_REQUIRED),
+    RefusalReason.ROLE: (403, "the role of this caller does not allow it"),
+    RefusalReason.ADDRESS: (403, "this address may not send alerts; see auth.allow_from"),
+    RefusalReason.UNREADABLE: (503, "the token file of this server cannot be read"),
+    RefusalReason.BUSY: (503, "too many passwords are being checked; try again"),
+    RefusalReason.CROSS_ORIGIN: (403, "another web page may not do this"),
+    RefusalReason.UNKNOWN_HOST: (
         403,
         "without credentials, only names of this machine are answered: ask for 127.0.0.1, or set auth.admin_token_file",
     ),

@@ -15,29 +15,29 @@ import click
 from shared import web_config as web_file
 from shared import yaml_file
 from shared.mistakes import ConfigurationError
-from shared.settings import Address, ServerSettings, env_prefix, parse_address
-from shared.web_config import TlsServer
+from shared.settings import Address, ServerSettings, get_env_prefix, parse_address
+from shared.web_config import TlsSettings
 
 PATH = "/-/healthy"
 TIMEOUT_SECONDS = 3.0
 
 
-def complaint_about(model: type[ServerSettings], config: Path | None, web_config: Path | None) -> str | None:
+def check_configured_server(model: type[ServerSettings], config: Path | None, web_config: Path | None) -> str | None:
     """Why the server that runs with this configuration is not healthy, in a sentence; None where it is.
 
     Of the configuration only `listen` is looked at: a file that was edited with a mistake, which a reload refuses, says
     nothing about the server that runs.
     """
     try:
-        tls = web_file.read(web_config).tls_server_config if web_config else None
-        return complaint(_listens(model, config), tls)
+        tls = web_file.read_web_config(web_config).tls_server_config if web_config else None
+        return check_server(_read_listen_address(model, config), tls)
     except ConfigurationError as error:
         return "; ".join(error.lines)
     except ValueError as error:
         return f"{config or 'environment'}: listen: {error}"
 
 
-def complaint(address: Address, tls: TlsServer | None = None) -> str | None:
+def check_server(address: Address, tls: TlsSettings | None = None) -> str | None:
     """Why the server is not healthy, in a sentence; None where it is.
 
     Args:
@@ -46,7 +46,7 @@ def complaint(address: Address, tls: TlsServer | None = None) -> str | None:
             handshake is the answer.
     """
     closed = tls is not None and tls.client_auth_type == "RequireAndVerifyClientCert"
-    connection = _connection(address, tls)
+    connection = _create_connection(address, tls)
     try:
         connection.connect()
         if closed:
@@ -66,14 +66,14 @@ def complaint(address: Address, tls: TlsServer | None = None) -> str | None:
     return None if status == 200 else f"{address} answered {PATH} with {status}"
 
 
-def _listens(model: type[ServerSettings], config: Path | None) -> Address:
+def _read_listen_address(model: type[ServerSettings], config: Path | None) -> Address:
     environment = {name.upper(): value for name, value in os.environ.items()}
-    written = environment.get(f"{env_prefix(model)}LISTEN") or (yaml_file.read(config) if config else {}).get("listen")
+    written = environment.get(f"{get_env_prefix(model)}LISTEN") or (yaml_file.read_yaml(config) if config else {}).get("listen")
     default: Address = model.model_fields["listen"].default
     return parse_address(written) if written else default
 
 
-def _connection(address: Address, tls: TlsServer | None) -> HTTPConnection:
+def _create_connection(address: Address, tls: TlsSettings | None) -> HTTPConnection:
     if tls is None:
         return HTTPConnection(*address, timeout=TIMEOUT_SECONDS)
     # It is this machine that is asked, by no name of the certificate's, and nothing is told to it.
@@ -83,11 +83,11 @@ def _connection(address: Address, tls: TlsServer | None) -> HTTPConnection:
     return HTTPSConnection(*address, timeout=TIMEOUT_SECONDS, context=context)
 
 
-def answer(why: str | None) -> None:
+def exit_with_result(error: str | None) -> None:
     """Says it, and ends the process: 0 where it is healthy, else 1."""
-    click.echo(why or "healthy", err=bool(why))
-    sys.exit(1 if why else 0)
+    click.echo(error or "healthy", err=bool(error))
+    sys.exit(1 if error else 0)
 
 
 if __name__ == "__main__":
-    answer(complaint(parse_address(sys.argv[1])))
+    exit_with_result(check_server(parse_address(sys.argv[1])))

@@ -9,46 +9,46 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-HEAD_BYTES: Final = 64 * 1024
+MAX_HEAD_BYTES: Final = 64 * 1024
 """Of a request's line and headers, as h11 has it; what comes in one piece with them does not count."""
 HEAD_SECONDS: Final = 30.0
 """How long they may take to arrive."""
-AHEAD: Final = 16
+MAX_PIPELINED_REQUESTS: Final = 16
 """Requests on one connection that may come before the first of them is answered."""
 
 
-class _Impatient(asyncio.Protocol):
+class _HeadTimeoutProtocol(asyncio.Protocol):
     """Ends a connection on which no whole head arrives in time."""
 
     transport: Any
     cycle: Any
     timeout_keep_alive_task: Any
     loop: Any
-    _waiting: asyncio.TimerHandle | None = None
+    _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._waiting = self.loop.call_later(HEAD_SECONDS, transport.close)
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, transport.close)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         # While uvicorn's own time-out runs, nothing of the next request has come.
         if self.timeout_keep_alive_task or not (self.cycle is None or self.cycle.response_complete):
-            self._stop_waiting()
-        elif self._waiting is None:
-            self._waiting = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+            self._cancel_head_timer()
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
+        self._cancel_head_timer()
         super().connection_lost(exc)
 
-    def _stop_waiting(self) -> None:
-        if self._waiting:
-            self._waiting.cancel()
-            self._waiting = None
+    def _cancel_head_timer(self) -> None:
+        if self._head_timer:
+            self._head_timer.cancel()
+            self._head_timer = None
 
 
-class _HeadWithBody:
+class _CoalescingTransport:
     """What an answer is written to: its head waits for what is written in the same turn, since two pieces cost twice.
 
     uvloop, unlike asyncio, sends each piece at once.
@@ -83,11 +83,11 @@ class _HeadWithBody:
             self._transport.write(self._head)
 
 
-class _WithH11(_Impatient, H11Protocol):
+class _LimitedH11Protocol(_HeadTimeoutProtocol, H11Protocol):
     pass
 
 
-HttpProtocol: type[asyncio.Protocol] = _WithH11
+HttpProtocol: type[asyncio.Protocol] = _LimitedH11Protocol
 """What speaks HTTP here: the one with httptools where that is installed."""
 
 try:
@@ -96,22 +96,22 @@ except ImportError:
     pass
 else:
 
-    class _WithHttptools(_Impatient, HttpToolsProtocol):
+    class _WithHttptools(_HeadTimeoutProtocol, HttpToolsProtocol):
         _kept = 0
         """Bytes of which the parser has made nothing yet, or only headers."""
 
         def data_received(self, data: bytes) -> None:
             self._kept += len(data)
             super().data_received(data)
-            if self._kept > HEAD_BYTES and not self.transport.is_closing():
-                self.send_400_response(f"Over {HEAD_BYTES} bytes of headers.")
+            if self._kept > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self.send_400_response(f"Over {MAX_HEAD_BYTES} bytes of headers.")
 
         def on_headers_complete(self) -> None:
             self._kept = 0
-            if len(self.pipeline) >= AHEAD:
+            if len(self.pipeline) >= MAX_PIPELINED_REQUESTS:
                 raise ValueError("too many requests at once")  # whatever is raised here is a 400
             super().on_headers_complete()
-            self.cycle.transport = _HeadWithBody(self.transport, self.loop)
+            self.cycle.transport = _CoalescingTransport(self.transport, self.loop)
 
         def on_body(self, body: bytes) -> None:
             self._kept = 0

@@ -4,10 +4,10 @@ import socket
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from shared.resolver import resolved
+from shared.resolver import resolve
 
 
-class Resolver(AbstractResolver):
+class AiohttpResolver(AbstractResolver):
     """For a connector."""
 
     async def resolve(
@@ -17,7 +17,7 @@ class Resolver(AbstractResolver):
         numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
         return [
             ResolveResult(hostname=host, host=address[0], port=port, family=of, proto=0, flags=numeric)
-            for of, address in await resolved(host, port)
+            for of, address in await resolve(host, port)
             if family in {socket.AF_UNSPEC, of}
         ]
 

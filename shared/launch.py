@@ -18,15 +18,15 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from shared.gate import Gate
+from shared.gate import WebConfigMiddleware
 from shared.mistakes import ConfigurationError
-from shared.named_files import Finding, examine
-from shared.refusals import UNKNOWN
-from shared.reload import Reloading
+from shared.named_files import FileProblem, check_files
+from shared.refusals import OTHER_ENDPOINT
+from shared.reload import ReloadMiddleware
 from shared.server import serve_until_stopped
-from shared.settings import ServerSettings, load
-from shared.turns import Turns
-from shared.web_file import LiveContext, WebFile
+from shared.settings import ServerSettings, load_settings
+from shared.turns import AdmissionQueue
+from shared.web_file import ReloadedTlsContext, WebConfigFile
 
 S = TypeVar("S", bound=ServerSettings)
 
@@ -34,14 +34,14 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Launch(Generic[S]):
+class ServerRunner(Generic[S]):
     """What a command line asks for."""
 
     settings: S
-    config: Path | None = None
+    config_file: Path | None = None
     """Where they were read, beside the environment."""
-    web: WebFile | None = None
-    findings: Sequence[tuple[Path | None, Finding]] = ()
+    web_config_file: WebConfigFile | None = None
+    warnings: Sequence[tuple[Path | None, FileProblem]] = ()
     """What is wrong with what the files name, and stops no start; with the file that names it."""
 
     async def serve(
@@ -49,92 +49,92 @@ class Launch(Generic[S]):
         app: Starlette,
         apply: Callable[[S], Awaitable[None]] | None = None,
         *,
-        restart: Collection[str] = ("listen",),
-        own_credentials: Collection[str] = (),
-        stopping: Callable[[], object] = lambda: None,
-        turns: Turns | None = None,
+        restart_keys: Collection[str] = ("listen",),
+        self_authenticated_paths: Collection[str] = (),
+        on_stop: Callable[[], object] = lambda: None,
+        admission_queue: AdmissionQueue | None = None,
     ) -> None:
         """Serves, and reloads when asked to, until SIGTERM or SIGINT. Raises StartError.
 
         Args:
             app: made by `application`.
             apply: makes what runs what settings say; None where nothing can change without a restart.
-            restart: the keys that change only with a restart.
-            own_credentials: paths that check credentials of their own, beside a web.yml's users.
-            stopping: called at the signal, while requests are still in hand.
-            turns: what of the requests is taken in hand in turns; None takes each at once.
+            restart_keys: the keys that change only with a restart.
+            self_authenticated_paths: paths that check credentials of their own, beside a web.yml's users.
+            on_stop: called at the signal, while requests are still in hand.
+            admission_queue: what of the requests is taken in hand in turns; None takes each at once.
         """
 
         def again() -> S:
-            settings = load(type(self.settings), self.config)
-            found = [(self.config, finding) for finding in examine(settings)]
-            for _, finding in [*_without_errors(found), *_unmatched(settings, self.config, self.web)]:
-                log.warning("this key will not do as it is", key=finding.key, doubt=finding.sentence)
+            settings = load_settings(type(self.settings), self.config_file)
+            found = [(self.config_file, finding) for finding in check_files(settings)]
+            for _, finding in [*_refuse_errors(found), *_find_unmatched_roles(settings, self.config_file, self.web_config_file)]:
+                log.warning("configuration warning", key=finding.key, error=finding.message)
             return settings
 
-        reloading = Reloading(app, self.settings, again, apply and self._guarded(apply), restart, app.state.guard)
-        served = self.fenced(app, reloading, own_credentials)
-        async with reloading.at_hangups():
-            await serve_until_stopped(served, self.settings.listen, stopping, self.tls(), turns)
+        reloading = ReloadMiddleware(app, self.settings, again, apply and self._wrap_apply(apply), restart_keys, app.state.guard)
+        served = self.add_middleware(app, reloading, self_authenticated_paths)
+        async with reloading.reload_on_sighup():
+            await serve_until_stopped(served, self.settings.listen, on_stop, self.create_tls_context(), admission_queue)
 
-    def fenced(self, app: Starlette, reloading: Reloading[S], own_credentials: Collection[str]) -> ASGIApp:
-        """The whole of what is served: `reloading`, behind the gate where there is a web.yml."""
-        if self.web is None:
-            return reloading
+    def add_middleware(self, app: Starlette, reload_middleware: ReloadMiddleware[S], self_authenticated_paths: Collection[str]) -> ASGIApp:
+        """The whole of what is served: `reload_middleware`, behind the gate where there is a web.yml."""
+        if self.web_config_file is None:
+            return reload_middleware
 
         def routes() -> list[Route]:
-            return [route for route in (*app.routes, reloading.route) if isinstance(route, Route)]
+            return [route for route in (*app.routes, reload_middleware.route) if isinstance(route, Route)]
 
-        app.state.guard.refusals.expose([UNKNOWN])
-        return Gate(reloading, self.web, lambda: reloading.access, app.state.guard, routes, own_credentials)
+        app.state.guard.refusals.expose([OTHER_ENDPOINT])
+        return WebConfigMiddleware(reload_middleware, self.web_config_file, lambda: reload_middleware.access_policy, app.state.guard, routes, self_authenticated_paths)
 
-    def guard(self, settings: S) -> None:
+    def refuse_unprotected(self, settings: S) -> None:
         """Raises ConfigurationError where the network would reach what nobody has to prove anything for.
 
         Also where a user of web.yml is called as a token is.
         """
-        if self.web:
-            self.web.check_names(self.web.current(), settings.taken_names())
-        if not _needs_a_guard(settings):
+        if self.web_config_file:
+            self.web_config_file.check_names(self.web_config_file.get_state(), settings.list_reserved_names())
+        if not _needs_credentials(settings):
             return
-        if self.web:
-            self.web.must_authenticate = True
-            if self.web.current().config.authenticates:
+        if self.web_config_file:
+            self.web_config_file.requires_credentials = True
+            if self.web_config_file.get_state().config.requires_credentials:
                 return
         mistake = (
-            f"{self.config or 'environment'}: auth.admin_token_file: expected a file that holds a token, because "
+            f"{self.config_file or 'environment'}: auth.admin_token_file: expected a file that holds a token, because "
             f"`listen` ({settings.listen}) can be reached from the network; or a --web.config.file with "
             "basic_auth_users or required client certificates"
         )
         raise ConfigurationError([mistake])
 
-    def _guarded(self, apply: Callable[[S], Awaitable[None]]) -> Callable[[S], Awaitable[None]]:
+    def _wrap_apply(self, apply: Callable[[S], Awaitable[None]]) -> Callable[[S], Awaitable[None]]:
         async def guarded(settings: S) -> None:
-            self.guard(settings)
+            self.refuse_unprotected(settings)
             await apply(settings)
-            if self.web:
-                self.web.must_authenticate = _needs_a_guard(settings)
-                self.web.taken_names = settings.taken_names()
+            if self.web_config_file:
+                self.web_config_file.requires_credentials = _needs_credentials(settings)
+                self.web_config_file.list_reserved_names = settings.list_reserved_names()
 
         return guarded
 
-    def tls(self) -> ssl.SSLContext | None:
+    def create_tls_context(self) -> ssl.SSLContext | None:
         """What each connection is handed to, where the web.yml has certificates."""
-        if self.web is None or self.web.current().tls is None:
+        if self.web_config_file is None or self.web_config_file.get_state().tls is None:
             return None
-        context = LiveContext(ssl.PROTOCOL_TLS_SERVER)
-        context.web = self.web
+        context = ReloadedTlsContext(ssl.PROTOCOL_TLS_SERVER)
+        context.web_config_file = self.web_config_file
         return context
 
 
-def prepared(model: type[S], config: Path | None, web_config: Path | None, *, to_check: bool = False) -> Launch[S]:
+def prepare_server(model: type[S], config_file: Path | None, web_config_path: Path | None, *, is_check: bool = False) -> ServerRunner[S]:
     """Reads both files, and opens what they name.
 
     Args:
         model: the settings of the server.
-        config: its configuration; None takes defaults and the environment only.
-        web_config: a web.yml, if any.
-        to_check: whether whatever cannot be opened is a mistake, and not only what a start needs.
+        config_file: its configuration; None takes defaults and the environment only.
+        web_config_path: a web.yml, if any.
+        is_check: whether whatever cannot be opened is a mistake, and not only what a start needs.
 
     Raises:
         ConfigurationError: the mistakes of both.
@@ -142,52 +142,52 @@ def prepared(model: type[S], config: Path | None, web_config: Path | None, *, to
     mistakes: list[str] = []
     web, settings = None, None
     try:
-        web = WebFile(web_config) if web_config else None
+        web = WebConfigFile(web_config_path) if web_config_path else None
     except ConfigurationError as error:
         mistakes += error.lines
     try:
-        settings = load(model, config)
+        settings = load_settings(model, config_file)
     except ConfigurationError as error:
         mistakes += error.lines
     if settings is None or mistakes:
         raise ConfigurationError(mistakes)
-    launch = Launch(settings, config, web)
-    launch.guard(settings)
+    launch = ServerRunner(settings, config_file, web)
+    launch.refuse_unprotected(settings)
     if web:
-        web.taken_names = settings.taken_names()
-    found = [(config, finding) for finding in examine(settings)]
+        web.list_reserved_names = settings.list_reserved_names()
+    found = [(config_file, finding) for finding in check_files(settings)]
     if web:
-        found += [(web_config, finding) for finding in examine(web.current().config)]
-    findings = [*_without_errors(found, to_check=to_check), *_unmatched(settings, config, web)]
-    return replace(launch, findings=findings)
+        found += [(web_config_path, finding) for finding in check_files(web.get_state().config)]
+    findings = [*_refuse_errors(found, is_check=is_check), *_find_unmatched_roles(settings, config_file, web)]
+    return replace(launch, warnings=findings)
 
 
-def _unmatched(
-    settings: ServerSettings, config: Path | None, web: WebFile | None
-) -> Iterator[tuple[Path | None, Finding]]:
+def _find_unmatched_roles(
+    settings: ServerSettings, config: Path | None, web: WebConfigFile | None
+) -> Iterator[tuple[Path | None, FileProblem]]:
     """Users of web.yml without a role, and roles without a user."""
-    users = web.current().config.basic_auth_users if web else {}
+    users = web.get_state().config.basic_auth_users if web else {}
     for name in users:
         if web and name not in settings.auth.roles:
             sentence = (
                 "reads /metrics alone, since auth.roles has no role for it; "
                 "to send alerts to a relay it needs `responder`"
             )
-            yield web.file, Finding(f"basic_auth_users.{name}", sentence, None)
+            yield web.file, FileProblem(f"basic_auth_users.{name}", sentence, None)
     for name in settings.auth.roles:
         if name not in users:
-            yield config, Finding(f"auth.roles.{name}", "web.yml has no such user, so nobody has this role", None)
+            yield config, FileProblem(f"auth.roles.{name}", "web.yml has no such user, so nobody has this role", None)
 
 
-def _without_errors(
-    found: Sequence[tuple[Path | None, Finding]], *, to_check: bool = False
-) -> Sequence[tuple[Path | None, Finding]]:
+def _refuse_errors(
+    problems: Sequence[tuple[Path | None, FileProblem]], *, is_check: bool = False
+) -> Sequence[tuple[Path | None, FileProblem]]:
     """What is no error, as a check or else a start sees it. Raises ConfigurationError with what is one."""
-    errors = [(file, each) for file, each in found if each.start == "refuses" or (to_check and each.start is not None)]
+    errors = [(file, each) for file, each in problems if each.startup_policy == "refuses" or (is_check and each.startup_policy is not None)]
     if errors:
-        raise ConfigurationError([f"{file or 'environment'}: {each.key}: {each.sentence}" for file, each in errors])
-    return [(file, each) for file, each in found if each.start != "looks itself"]
+        raise ConfigurationError([f"{file or 'environment'}: {each.key}: {each.message}" for file, each in errors])
+    return [(file, each) for file, each in problems if each.startup_policy != "looks itself"]
 
 
-def _needs_a_guard(settings: ServerSettings) -> bool:
+def _needs_credentials(settings: ServerSettings) -> bool:
     return not settings.listen.is_loopback and settings.auth.admin_token_file is None and not settings.auth.tokens

@@ -9,21 +9,21 @@ from typing import Final
 
 _ARENA_MAX: Final = -8
 _MMAP_THRESHOLD: Final = -3
-_LARGE: Final = 256 * 1024
+_MMAP_THRESHOLD_BYTES: Final = 256 * 1024
 """Bytes from which on memory is the system's own again as soon as it is freed."""
 
 
-def keep_little() -> None:
+def limit_retained_memory() -> None:
     """For the start of a process that serves."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:
         return
     mallopt(_ARENA_MAX, 2)
-    mallopt(_MMAP_THRESHOLD, _LARGE)
+    mallopt(_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
 
 
-def give_back() -> None:
+def release_free_memory() -> None:
     """After something large."""
     try:
         trim = ctypes.CDLL(None).malloc_trim

@@ -9,11 +9,11 @@ from typing import Any, Final
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-UNKNOWN = "unknown key; see --print-schema for those that exist"
+UNKNOWN_KEY = "unknown key; see --print-schema for those that exist"
 
 Loc = tuple[int | str, ...]
 
-_EXPECTED: Final = {
+_EXPECTED_BY_ERROR_TYPE: Final = {
     **dict.fromkeys(("bool_type", "bool_parsing"), "expected true or false"),
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "expected a mapping of keys to values"),
     **dict.fromkeys(("float_type", "float_parsing", "finite_number"), "expected a number"),
@@ -41,21 +41,21 @@ class ConfigurationError(Exception):
         self.lines = lines
 
 
-def line(model: type[BaseModel], prefix: str, file: Path | None, error: ErrorDetails) -> str:
+def format_error(model: type[BaseModel], env_prefix: str, file: Path | None, error: ErrorDetails) -> str:
     """One mistake. Secrets stand in files of their own, so what is quoted is none.
 
     Args:
         model: the settings.
-        prefix: of their environment variables; empty where none are read.
+        env_prefix: of their environment variables; empty where none are read.
         file: where the rest came from.
         error: pydantic's.
     """
-    loc = tuple(_as_written(model.model_json_schema(), error["loc"]))
+    loc = tuple(_strip_union_members(model.model_json_schema(), error["loc"]))
     key = ".".join(str(part) for part in loc)
-    source = (prefix and _variable(prefix, loc)) or str(file or "environment")
+    source = (env_prefix and _find_variable(env_prefix, loc)) or str(file or "environment")
     kind, message = error["type"], error["msg"]
     if kind == "extra_forbidden":
-        message = UNKNOWN
+        message = UNKNOWN_KEY
     elif kind in {"union_tag_not_found", "union_tag_invalid"}:
         context = error["ctx"]
         key += "." + context["discriminator"].strip("'")
@@ -67,15 +67,15 @@ def line(model: type[BaseModel], prefix: str, file: Path | None, error: ErrorDet
     elif kind == "missing":
         message = "missing; it has no default"
     else:
-        message = _EXPECTED[kind].format(**error.get("ctx", {})) if kind in _EXPECTED else message
+        message = _EXPECTED_BY_ERROR_TYPE[kind].format(**error.get("ctx", {})) if kind in _EXPECTED_BY_ERROR_TYPE else message
         message = message.removeprefix("Value error, ")
         value = error["input"]
-        if key and isinstance(value, (str, int, float, bool)) and not _may_hold_a_secret(loc, value):
+        if key and isinstance(value, (str, int, float, bool)) and not _may_contain_secret(loc, value):
             message += f", got {value!r}"
     return ": ".join(part for part in (source, key, message) if part)
 
 
-def _may_hold_a_secret(loc: Loc, value: object) -> bool:
+def _may_contain_secret(loc: Loc, value: object) -> bool:
     """Whether it is a password, or is or should have been a URL, in which a password or a token may stand."""
     if "basic_auth_users" in loc:
         return True
@@ -83,11 +83,11 @@ def _may_hold_a_secret(loc: Loc, value: object) -> bool:
     return re.search("(^|_)(database|urls?)$", name) is not None or re.search("@|://", str(value)) is not None
 
 
-def _as_written(schema: dict[str, Any], loc: Loc) -> Iterator[int | str]:
+def _strip_union_members(schema: dict[str, Any], loc: Loc) -> Iterator[int | str]:
     """`loc` without what pydantic adds: inside a union it names the member, which stands in no file."""
     node = schema
     for part in loc:
-        node = _resolved(schema, node)
+        node = _resolve_reference(schema, node)
         member = node.get("discriminator", {}).get("mapping", {}).get(part)
         if member is not None:
             node = {"$ref": member}
@@ -97,13 +97,13 @@ def _as_written(schema: dict[str, Any], loc: Loc) -> Iterator[int | str]:
         node = inside if isinstance(inside, dict) else {}
 
 
-def _resolved(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+def _resolve_reference(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
     while "$ref" in node:
         node = schema["$defs"][node["$ref"].rpartition("/")[2]]
     return node
 
 
-def _variable(prefix: str, loc: Loc) -> str | None:
+def _find_variable(prefix: str, loc: Loc) -> str | None:
     """The environment variable that set the value at `loc`, itself or as a part of its JSON; None where none did."""
     names = {name.upper() for name in os.environ}
     parts = [str(part).upper() for part in loc]

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from shared.settings import Address
 
 
-def sent_by_another_page(request: Request) -> bool:
+def is_cross_origin(request: Request) -> bool:
     """Whether a browser says that it comes from another origin."""
     site = request.headers.get("sec-fetch-site")
     if site is not None:
@@ -23,15 +23,15 @@ def sent_by_another_page(request: Request) -> bool:
     return origin is not None and origin != f"{request.url.scheme}://{request.headers.get('host', '')}"
 
 
-def names_this_machine(host: str) -> bool:
+def is_loopback_host(host: str) -> bool:
     """Whether a header `Host` is a name of loopback."""
-    name = _name(host)
+    name = _parse_host_name(host)
     return name is not None and Address(name, 0).is_loopback
 
 
-def names_this_network(host: str) -> bool:
+def is_private_host(host: str) -> bool:
     """Whether a header `Host` is an address, or a name without a dot: nobody outside can point either here."""
-    name = _name(host)
+    name = _parse_host_name(host)
     if name is None:
         return False
     try:
@@ -41,7 +41,7 @@ def names_this_network(host: str) -> bool:
     return True
 
 
-def _name(host: str) -> str | None:
+def _parse_host_name(host: str) -> str | None:
     try:
         return urlsplit(f"//{host}").hostname
     except ValueError:

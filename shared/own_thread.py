@@ -11,7 +11,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def begun(name: str, work: Callable[[], T]) -> "Future[T]":
+def start_in_thread(name: str, work: Callable[[], T]) -> "Future[T]":
     """Begins `work` in a thread of that name; what it gives or raises comes to whoever waits."""
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()  # running, so that a wait that ends early leaves it to the thread

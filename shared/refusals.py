@@ -9,16 +9,16 @@ from typing import Final
 import structlog
 from prometheus_client import CollectorRegistry, Counter
 
-UNKNOWN: Final = "other"
+OTHER_ENDPOINT: Final = "other"
 """The label of a path that no route has."""
-_PAUSE_SECONDS: Final = 10.0
-_PEERS: Final = 100
+_LOG_INTERVAL_SECONDS: Final = 10.0
+_MAX_PEERS: Final = 100
 """Addresses that are remembered. While all of them were logged within 10 s, no further one is."""
 
 log = structlog.get_logger(__name__)
 
 
-class Reason(StrEnum):
+class RefusalReason(StrEnum):
     """Why a request was refused."""
 
     MISSING = "missing"
@@ -33,13 +33,13 @@ class Reason(StrEnum):
     """The token file cannot be read."""
     BUSY = "busy"
     """Too many passwords wait to be checked."""
-    OTHER_PAGE = "other_page"
+    CROSS_ORIGIN = "other_page"
     """A browser sends it for another web page."""
-    OTHER_HOST = "other_host"
+    UNKNOWN_HOST = "other_host"
     """By a name that somebody may have pointed here."""
 
 
-class Refusals:
+class RefusalCounter:
     """Of one server.
 
     Args:
@@ -55,15 +55,15 @@ class Refusals:
             registry=metrics,
         )
         self._clock = clock
-        self._logged: OrderedDict[str, tuple[float, int]] = OrderedDict()  # peer → when, how many were not since
+        self._last_logged: OrderedDict[str, tuple[float, int]] = OrderedDict()  # peer → when, how many were not since
 
-    def expose(self, endpoints: Iterable[str]) -> None:
+    def initialise(self, endpoints: Iterable[str]) -> None:
         """Shows each reason of these route patterns, at 0."""
         for endpoint in endpoints:
-            for reason in Reason:
+            for reason in RefusalReason:
                 self._counter.labels(endpoint, reason.value)
 
-    def add(self, peer: str, endpoint: str, reason: Reason) -> None:
+    def count(self, peer: str, endpoint: str, reason: RefusalReason) -> None:
         """One more.
 
         Args:
@@ -73,15 +73,15 @@ class Refusals:
         """
         self._counter.labels(endpoint, reason.value).inc()
         now = self._clock()
-        at, more = self._logged.get(peer, (None, 0))
-        if at is not None and now - at < _PAUSE_SECONDS:
-            self._logged[peer] = at, more + 1
+        at, more = self._last_logged.get(peer, (None, 0))
+        if at is not None and now - at < _LOG_INTERVAL_SECONDS:
+            self._last_logged[peer] = at, more + 1
             return
-        if at is None and len(self._logged) >= _PEERS:
-            oldest = next(iter(self._logged.values()))[0]
-            if now - oldest < _PAUSE_SECONDS:
+        if at is None and len(self._last_logged) >= _MAX_PEERS:
+            oldest = next(iter(self._last_logged.values()))[0]
+            if now - oldest < _LOG_INTERVAL_SECONDS:
                 return
-            self._logged.popitem(last=False)
-        self._logged[peer] = now, 0
-        self._logged.move_to_end(peer)
-        log.warning("request refused", peer=peer, endpoint=endpoint, reason=reason.value, more_since_last_line=more)
+            self._last_logged.popitem(last=False)
+        self._last_logged[peer] = now, 0
+        self._last_logged.move_to_end(peer)
+        log.warning("request refused", peer=peer, endpoint=endpoint, reason=reason.value, suppressed=more)

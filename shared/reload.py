@@ -24,29 +24,29 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from shared.auth import Access, Caller, access_of
-from shared.guard import Guard, GuardedRoute, Requires
+from shared.auth import AccessPolicy, Caller, create_access_policy
+from shared.guard import Authorizer, ProtectedRoute, RouteRequirements
 from shared.mistakes import ConfigurationError
 from shared.server import StartError
 from shared.settings import Role, ServerSettings
 
 S = TypeVar("S", bound=ServerSettings)
 
-_SIGNAL: Final = Caller("SIGHUP", Role.ADMIN)
+_SIGHUP_CALLER: Final = Caller("SIGHUP", Role.ADMIN)
 
 log = structlog.get_logger(__name__)
 
 
-class Reloading(Generic[S]):
+class ReloadMiddleware(Generic[S]):
     """An ASGI application before another, which answers `POST /-/reload`.
 
     Args:
         app: what is behind it.
         settings: what runs.
-        load: reads the configuration again. Raises ConfigurationError.
+        load_settings: reads the configuration again. Raises ConfigurationError.
         apply: see above; None where nothing can change without a restart.
-        restart: the keys that change only with a restart.
-        guard: of the server; its metrics get the two gauges.
+        restart_keys: the keys that change only with a restart.
+        authorizer: of the server; its metrics get the two gauges.
         clock: unix seconds.
     """
 
@@ -54,48 +54,48 @@ class Reloading(Generic[S]):
         self,
         app: ASGIApp,
         settings: S,
-        load: Callable[[], S],
+        load_settings: Callable[[], S],
         apply: Callable[[S], Awaitable[None]] | None,
-        restart: Collection[str],
-        guard: Guard,
+        restart_keys: Collection[str],
+        authorizer: Authorizer,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._runs(settings)
+        self._set_current(settings)
         self._app = app
-        requires = Requires(Role.ADMIN, action="reload")
-        self._guard = guard
-        self.route = guard.before(GuardedRoute("/-/reload", self._answer, requires, ["POST"]), lambda: self.access)
+        requires = RouteRequirements(Role.ADMIN, action="reload")
+        self._authorizer = authorizer
+        self.route = authorizer.protect(ProtectedRoute("/-/reload", self._handle_reload, requires, ["POST"]), lambda: self.access_policy)
         """Its own."""
-        self._own = Starlette(routes=[self.route])
-        self._own.router.redirect_slashes = False
-        self._load = load
+        self._router = Starlette(routes=[self.route])
+        self._router.router.redirect_slashes = False
+        self._load_settings = load_settings
         self._apply = apply
-        self._restart = frozenset(restart if apply else type(settings).model_fields)
+        self._restart_keys = frozenset(restart_keys if apply else type(settings).model_fields)
         self._clock = clock
-        self._one = asyncio.Lock()
-        self._successful = Gauge(
+        self._lock = asyncio.Lock()
+        self._last_successful_gauge = Gauge(
             "keypulse_config_last_reload_successful",
             "1 if the configuration was read and taken at the start or the last reload.",
-            registry=guard.metrics,
+            registry=authorizer.metrics,
         )
-        self._at = Gauge(
+        self._success_timestamp_gauge = Gauge(
             "keypulse_config_last_reload_success_timestamp_seconds",
             "When the configuration was last read and taken, the start included; unix time.",
-            registry=guard.metrics,
+            registry=authorizer.metrics,
         )
-        self._successful.set(1)
-        self._at.set(clock())
+        self._last_successful_gauge.set(1)
+        self._success_timestamp_gauge.set(clock())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers itself, or lets the application answer."""
-        await (self._own if scope["path"] == self.route.path else self._app)(scope, receive, send)
+        await (self._router if scope["path"] == self.route.path else self._app)(scope, receive, send)
 
     async def reload(self) -> list[str]:
         """Reads the configuration again; gives what is wrong with it, one sentence each, or nothing."""
-        async with self._one:
+        async with self._lock:
             try:
-                settings = await asyncio.to_thread(self._load)
-                self._keeps(settings)
+                settings = await asyncio.to_thread(self._load_settings)
+                self._refuse_restart_keys(settings)
                 if self._apply:
                     await self._apply(settings)
             except ConfigurationError as error:
@@ -103,21 +103,21 @@ class Reloading(Generic[S]):
             except StartError as error:
                 mistakes = [str(error)]
             except Exception:
-                log.exception("a defect in a reload")
+                log.exception("unexpected error in a configuration reload")
                 mistakes = ["a defect of this server; its trace is in the log"]
             else:
-                self._runs(settings)
-                self._successful.set(1)
-                self._at.set(self._clock())
-                log.info("the configuration was reloaded")
+                self._set_current(settings)
+                self._last_successful_gauge.set(1)
+                self._success_timestamp_gauge.set(self._clock())
+                log.info("configuration reloaded")
                 return []
-            self._successful.set(0)
+            self._last_successful_gauge.set(0)
             for mistake in mistakes:
-                log.error("the configuration was not reloaded; what was before stays in force", mistake=mistake)
+                log.error("configuration reload failed; the previous configuration stays active", error=mistake)
             return mistakes
 
     @asynccontextmanager
-    async def at_hangups(self) -> AsyncIterator[None]:
+    async def reload_on_sighup(self) -> AsyncIterator[None]:
         """Reloads at each SIGHUP while the body runs; after it, no reload is under way any more."""
         hung_up = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -131,44 +131,44 @@ class Reloading(Generic[S]):
                 await hung_up.wait()
                 hung_up.clear()
                 await self.reload()
-                await self._guard.record(_SIGNAL, None, "reload")
+                await self._authorizer.record_action(_SIGHUP_CALLER, None, "reload")
 
         signal.signal(signal.SIGHUP, handle)
-        release_hangups()
+        unblock_sighup()
         task = asyncio.create_task(each(), name="reload at SIGHUP")
         try:
             yield
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            async with self._one:  # one that was asked for over HTTP, and cancelled with its request, ends first
+            async with self._lock:  # one that was asked for over HTTP, and cancelled with its request, ends first
                 pass
 
-    def _runs(self, settings: S) -> None:
+    def _set_current(self, settings: S) -> None:
         self.settings = settings
         """What runs."""
-        self.access: Access = access_of(settings.auth)
+        self.access_policy: AccessPolicy = create_access_policy(settings.auth)
         """Who may call, by what runs."""
 
-    def _keeps(self, settings: S) -> None:
-        changed = [key for key in self._restart if getattr(settings, key) != getattr(self.settings, key)]
+    def _refuse_restart_keys(self, settings: S) -> None:
+        changed = [key for key in self._restart_keys if getattr(settings, key) != getattr(self.settings, key)]
         if changed:
             raise ConfigurationError(
                 [f"{key}: changes only with a restart; restart, or set it back" for key in sorted(changed)]
             )
 
-    async def _answer(self, _request: Request) -> Response:
+    async def _handle_reload(self, _request: Request) -> Response:
         mistakes = await self.reload()
         if not mistakes:
             return PlainTextResponse("reloaded\n")
         return PlainTextResponse("".join(f"{mistake}\n" for mistake in mistakes), status_code=500)
 
 
-def hold_hangups() -> None:
-    """From now on a SIGHUP waits until `release_hangups`: before a server can reload, it would end it."""
+def block_sighup() -> None:
+    """From now on a SIGHUP waits until `unblock_sighup`: before a server can reload, it would end it."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
 
 
-def release_hangups() -> None:
+def unblock_sighup() -> None:
     """One that waited comes now."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})

@@ -6,10 +6,10 @@ from typing import Final
 
 import structlog
 
-LEAST_CHARACTERS: Final = 16
+MIN_TOKEN_LENGTH: Final = 16
 """Of a token that a server of ours checks; `openssl rand -hex 32` makes 64."""
 
-Stamp = tuple[int, int, int, int]
+FileStamp = tuple[int, int, int, int]
 
 log = structlog.get_logger(__name__)
 
@@ -28,9 +28,9 @@ class SecretFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._read: tuple[Stamp, tuple[str, ...]] | None = None
+        self._read: tuple[FileStamp, tuple[str, ...]] | None = None
 
-    def values(self) -> tuple[str, ...]:
+    def read_values(self) -> tuple[str, ...]:
         """Every secret in the file, at least one.
 
         Raises:
@@ -38,9 +38,9 @@ class SecretFile:
         """
         read = self._read  # one attribute, read once: a channel asks from several threads
         try:
-            stamp = self._stamp()
+            stamp = self._read_stamp()
             if read is None or stamp != read[0]:
-                read = stamp, tuple(self._secrets(self.path.read_text(encoding="utf-8-sig")))
+                read = stamp, tuple(self._parse(self.path.read_text(encoding="utf-8-sig")))
                 self._read = read
         except (OSError, UnicodeDecodeError) as error:
             self._read = None
@@ -50,30 +50,30 @@ class SecretFile:
             raise SecretUnreadableError(f"{self.path}: is empty; expected a secret on its first line")
         return read[1]
 
-    def stamp(self) -> Stamp | None:
+    def read_stamp(self) -> FileStamp | None:
         """Something that is another once the file has changed; None while it cannot be found or looked at."""
         try:
-            return self._stamp()
+            return self._read_stamp()
         except OSError:
             return None
 
-    def value(self) -> str:
+    def read_value(self) -> str:
         """The secret to send: the first line. Raises SecretUnreadableError."""
-        return self.values()[0]
+        return self.read_values()[0]
 
     def matches(self, candidate: bytes) -> bool:
         """Whether `candidate` is one of the secrets. Raises SecretUnreadableError.
 
         Every secret is compared, in constant time, so that the answer's delay tells nothing.
         """
-        found = [hmac.compare_digest(candidate, secret.encode()) for secret in self.values()]
+        found = [hmac.compare_digest(candidate, secret.encode()) for secret in self.read_values()]
         return any(found)
 
-    def _secrets(self, text: str) -> list[str]:
+    def _parse(self, text: str) -> list[str]:
         lines = [line.strip() for line in text.splitlines()]
         return [line for line in lines if line and not line.startswith("#")]
 
-    def _stamp(self) -> Stamp:
+    def _read_stamp(self) -> FileStamp:
         status = self.path.stat()
         return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
@@ -81,7 +81,7 @@ class SecretFile:
 class PasswordFile(SecretFile):
     """A password that somebody else chose, on the first line; it may begin with `#`."""
 
-    def _secrets(self, text: str) -> list[str]:
+    def _parse(self, text: str) -> list[str]:
         return [line.strip() for line in text.splitlines() if line.strip()]
 
 
@@ -93,33 +93,33 @@ class TokenFile(SecretFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._problem: str | None = None
+        self._last_error: str | None = None
 
     @property
-    def problem(self) -> str | None:
+    def error(self) -> str | None:
         """Why nobody is let in, or None."""
         problem = None
         try:
-            self.values()
+            self.read_values()
         except SecretUnreadableError as error:
             problem = str(error)
-        if problem != self._problem:
-            self._problem = problem
+        if problem != self._last_error:
+            self._last_error = problem
             if problem is None:
-                log.info("the token file can be used again", file=str(self.path))
+                log.info("token file is readable again", file=str(self.path))
             else:
-                log.error("a token file cannot be used; until it can, its callers are answered 503", error=problem)
+                log.error("token file is unreadable; requests get 503", error=problem)
         return problem
 
-    def values(self) -> tuple[str, ...]:
+    def read_values(self) -> tuple[str, ...]:
         """Every token in the file, at least one. Raises SecretUnreadableError, also where one is short."""
         tokens = super().values()
-        if any(len(token) < LEAST_CHARACTERS for token in tokens):
-            raise SecretUnreadableError(f"{self.path}: has a token of less than {LEAST_CHARACTERS} characters")
+        if any(len(token) < MIN_TOKEN_LENGTH for token in tokens):
+            raise SecretUnreadableError(f"{self.path}: has a token of less than {MIN_TOKEN_LENGTH} characters")
         return tokens
 
     def matches(self, candidate: bytes) -> bool:
         """Whether `candidate` is one of the tokens. Raises SecretUnreadableError."""
-        if (problem := self.problem) is not None:
+        if (problem := self.error) is not None:
             raise SecretUnreadableError(problem)
         return super().matches(candidate)

@@ -24,12 +24,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from shared import VERSION, audit
-from shared.auth import Access
-from shared.guard import Guard, GuardedRoute, Requires
+from shared.auth import AccessPolicy
+from shared.guard import Authorizer, ProtectedRoute, RouteRequirements
 from shared.http_protocol import HttpProtocol
 from shared.settings import Address, Role
-from shared.stop import STOP_SECONDS, stop_signal
-from shared.turns import InTurn, Turns
+from shared.stop import STOP_SECONDS, wait_for_stop_signal
+from shared.turns import AdmissionProtocol, AdmissionQueue
 
 _LANDING = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title>
 <meta name="viewport" content="width=device-width"><style>:root{{color-scheme:light dark}}
@@ -45,7 +45,7 @@ class StartError(Exception):
     """The server cannot start; the message is one sentence with the next step."""
 
 
-def registry() -> CollectorRegistry:
+def create_registry() -> CollectorRegistry:
     """A registry of its own for a server: process metrics and `keypulse_build_info`, nothing else."""
     # A `_created` gauge beside each counter would double the series, and nothing reads them.
     disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client leaves it without types
@@ -56,7 +56,7 @@ def registry() -> CollectorRegistry:
     return metrics
 
 
-def encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
+def select_encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
     """What encodes as the header `Accept` asks for, and its content type; Prometheus's text for what makes no sense."""
     try:
         return choose_encoder(accept)
@@ -64,15 +64,15 @@ def encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
         return generate_latest, CONTENT_TYPE_PLAIN_0_0_4
 
 
-def application(
+def create_application(
     name: str,
     metrics: CollectorRegistry,
     routes: Iterable[Route],
     *,
-    guard: Guard | None = None,
-    access: Access | None = None,
-    not_ready: Callable[[], str | None] = lambda: None,
-    exposition: Callable[[Request], Response] | None = None,
+    authorizer: Authorizer | None = None,
+    access_policy: AccessPolicy | None = None,
+    get_unready_reason: Callable[[], str | None] = lambda: None,
+    handle_metrics: Callable[[Request], Response] | None = None,
 ) -> Starlette:
     """The routes of a server beside those that every server has.
 
@@ -80,22 +80,22 @@ def application(
         name: the title of the page at `/`, where `routes` has none of its own.
         metrics: what `/metrics` shows.
         routes: the server's own; GuardedRoute says who may call, any other is for admins.
-        guard: stands before every route, and is `state.guard` of the application; None makes one.
-        access: who may call; None lets everybody on this machine.
-        not_ready: why it cannot serve right now, or None; the text of a 503 of `/-/ready`.
-        exposition: answers `/metrics` instead, where `metrics` would take long to encode; called off the event loop.
+        authorizer: stands before every route, and is `state.guard` of the application; None makes one.
+        access_policy: who may call; None lets everybody on this machine.
+        get_unready_reason: why it cannot serve right now, or None; the text of a 503 of `/-/ready`.
+        handle_metrics: answers `/metrics` instead, where `metrics` would take long to encode; called off the event loop.
     """
-    own, guard, who = list(routes), guard or Guard(metrics), access or Access()
+    own, authorizer, who = list(routes), authorizer or Authorizer(metrics), access_policy or AccessPolicy()
 
     def metrics_endpoint(request: Request) -> Response:  # not async: Starlette encodes it off the event loop
-        encode, content_type = encoder(request.headers.get("accept", ""))
+        encode, content_type = select_encoder(request.headers.get("accept", ""))
         return Response(encode(metrics), headers={"content-type": content_type})
 
     async def healthy(_request: Request) -> Response:
         return PlainTextResponse("healthy\n")
 
     async def ready(_request: Request) -> Response:
-        reason = not_ready()
+        reason = get_unready_reason()
         return PlainTextResponse(f"{reason}\n", status_code=503) if reason else PlainTextResponse("ready\n")
 
     async def landing(_request: Request) -> Response:
@@ -105,22 +105,22 @@ def application(
         return HTMLResponse(_LANDING.format(name=escape(name), version=escape(VERSION), items=items))
 
     async def actions(request: Request) -> Response:
-        return await audit.answer(guard.audit, request)
+        return await audit.handle_audit_request(authorizer.audit_log, request)
 
     common = [
-        GuardedRoute("/metrics", exposition or metrics_endpoint, Requires(None)),
-        GuardedRoute("/-/healthy", healthy, Requires(None)),
-        GuardedRoute("/-/ready", ready, Requires(None)),
-        GuardedRoute("/api/audit", actions, Requires(Role.VIEWER)),
+        ProtectedRoute("/metrics", handle_metrics or metrics_endpoint, RouteRequirements(None)),
+        ProtectedRoute("/-/healthy", healthy, RouteRequirements(None)),
+        ProtectedRoute("/-/ready", ready, RouteRequirements(None)),
+        ProtectedRoute("/api/audit", actions, RouteRequirements(Role.VIEWER)),
     ]
-    page = GuardedRoute("/", landing, Requires(Role.VIEWER, browser=True, linked=True))
-    app = Starlette(routes=[guard.before(route, lambda: who) for route in (*own, *common, page)])
+    page = ProtectedRoute("/", landing, RouteRequirements(Role.VIEWER, challenges_browser=True, allows_cross_site_link=True))
+    app = Starlette(routes=[authorizer.protect(route, lambda: who) for route in (*own, *common, page)])
     app.router.redirect_slashes = False  # a redirect would repeat `Host`, whoever wrote it
-    app.state.guard = guard
+    app.state.guard = authorizer
     return app
 
 
-def listening(address: Address) -> socket.socket:
+def bind_socket(address: Address) -> socket.socket:
     """A listening socket. Raises StartError where the address is taken or is not ours."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     # With the protocol spelt out: only then does asyncio set TCP_NODELAY on what it accepts, and without that the body
@@ -139,12 +139,12 @@ def listening(address: Address) -> socket.socket:
 
 
 @asynccontextmanager
-async def serving(
-    app: ASGIApp, address: Address, tls: ssl.SSLContext | None = None, turns: Turns | None = None
+async def serve(
+    app: ASGIApp, address: Address, tls: ssl.SSLContext | None = None, admission_queue: AdmissionQueue | None = None
 ) -> AsyncIterator[Address]:
     """Serves while the body runs, by TLS where there is a context; gives the real address (port 0 picks a free one)."""
-    protocol = HttpProtocol if turns is None else type("Protocol", (InTurn, HttpProtocol), {"turns": turns})
-    with listening(address) as bound:
+    protocol = HttpProtocol if admission_queue is None else type("Protocol", (AdmissionProtocol, HttpProtocol), {"turns": admission_queue})
+    with bind_socket(address) as bound:
         server = _Server(
             uvicorn.Config(
                 app,
@@ -161,7 +161,7 @@ async def serving(
         )
         task = asyncio.create_task(server.serve(sockets=[bound]))
         try:
-            await server.listening.wait()
+            await server.is_listening.wait()
             yield Address(*bound.getsockname()[:2])
         finally:
             server.should_exit = True
@@ -171,16 +171,16 @@ async def serving(
 async def serve_until_stopped(
     app: ASGIApp,
     address: Address,
-    stopping: Callable[[], object] = lambda: None,
+    on_stop: Callable[[], object] = lambda: None,
     tls: ssl.SSLContext | None = None,
-    turns: Turns | None = None,
+    admission_queue: AdmissionQueue | None = None,
 ) -> None:
-    """Serves until SIGTERM or SIGINT, then calls `stopping` and finishes what is in hand. Raises StartError."""
-    async with serving(app, address, tls, turns) as actual:
+    """Serves until SIGTERM or SIGINT, then calls `on_stop` and finishes what is in hand. Raises StartError."""
+    async with serve(app, address, tls, admission_queue) as actual:
         log.info("listening", address=str(actual))
-        await stop_signal()
-        log.info("stopping", within_seconds=STOP_SECONDS)
-        stopping()
+        await wait_for_stop_signal()
+        log.info("stopping", timeout_seconds=STOP_SECONDS)
+        on_stop()
 
 
 class _Server(uvicorn.Server):
@@ -191,13 +191,13 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self.listening = asyncio.Event()
+        self.is_listening = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
             await super().startup(sockets)
         finally:
-            self.listening.set()
+            self.is_listening.set()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

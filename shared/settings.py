@@ -35,10 +35,10 @@ from pydantic_settings import (
 )
 
 from shared import yaml_file
-from shared.mistakes import UNKNOWN, ConfigurationError, line
-from shared.named_files import PASSWORD, SECRET, TOKENS
+from shared.mistakes import UNKNOWN_KEY, ConfigurationError, format_error
+from shared.named_files import PASSWORD_FILE_CHECK, SECRET_FILE_CHECK, TOKEN_FILE_CHECK
 
-_folder: ContextVar[Path] = ContextVar("_folder", default=Path())
+_base_folder: ContextVar[Path] = ContextVar("_folder", default=Path())
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE = TypeAdapter(ByteSize)
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
@@ -95,11 +95,11 @@ def parse_size(value: object) -> object:
         raise ValueError("expected a size such as 512KiB, 16MiB or 1GiB") from None
 
 
-def from_folder(path: Path) -> Path:
+def resolve_path(path: Path) -> Path:
     """A path as a person wrote it → from where the process is; a relative one starts at the configuration's folder."""
     if "\0" in str(path):
         raise ValueError("expected a path; a NUL character can stand in none")
-    return _folder.get() / path
+    return _base_folder.get() / path
 
 
 # NoDecode: from the environment it comes as the same HOST:PORT; pydantic-settings would want a tuple as JSON.
@@ -112,13 +112,13 @@ Duration = Annotated[
 """Seconds, written as `30s`, `5m` or `1h30m`."""
 Size = Annotated[int, BeforeValidator(parse_size, json_schema_input_type=str | int), Field(gt=0)]
 """Bytes, written as `512KiB`, `16MiB` or `1GiB`."""
-FilePath = Annotated[Path, AfterValidator(from_folder)]
+FilePath = Annotated[Path, AfterValidator(resolve_path)]
 """A path; a relative one starts at the configuration file's folder."""
-TokenPath = Annotated[FilePath, TOKENS]
+TokenPath = Annotated[FilePath, TOKEN_FILE_CHECK]
 """Of tokens that the server itself checks."""
-SecretPath = Annotated[FilePath, SECRET]
+SecretPath = Annotated[FilePath, SECRET_FILE_CHECK]
 """Of a secret that is sent to others."""
-PasswordPath = Annotated[FilePath, PASSWORD]
+PasswordPath = Annotated[FilePath, PASSWORD_FILE_CHECK]
 """Of a password that is sent to others."""
 
 
@@ -144,7 +144,7 @@ class Role(StrEnum):
         return roles.index(self) >= roles.index(other)
 
 
-RESERVED: Final = ("admin", "crypto-admin", "sender", "anonymous", "SIGHUP")
+RESERVED_NAMES: Final = ("admin", "crypto-admin", "sender", "anonymous", "SIGHUP")
 """What the audit calls the holders of `auth.admin_token_file`, `admin.token_file` and `auth.bearer_token_file`, and who
 needs no credentials."""
 
@@ -158,15 +158,15 @@ class NamedToken(Section):
     file: TokenPath
 
 
-def check_named_once(names: Sequence[str]) -> None:
+def check_unique_names(names: Sequence[str]) -> None:
     """Raises ValueError where a name of the audit would stand for two, or for what has a name anyway."""
-    every = [*RESERVED, *names]
+    every = [*RESERVED_NAMES, *names]
     twice = next((name for name in every if every.count(name) > 1), None)
     if twice is not None:
-        raise ValueError(f"expected each name once, and none of {', '.join(RESERVED)}; {twice} is there again")
+        raise ValueError(f"expected each name once, and none of {', '.join(RESERVED_NAMES)}; {twice} is there again")
 
 
-class Auth(Section):
+class AuthSettings(Section):
     """Who may look at pages and use the API."""
 
     admin_token_file: TokenPath | None = None
@@ -175,8 +175,8 @@ class Auth(Section):
     """Of users of web.yml; one without a role reads `/metrics` alone."""
 
     @model_validator(mode="after")
-    def _named_once(self) -> Self:
-        check_named_once([*(token.name for token in self.tokens), *self.roles])
+    def _check_unique_names(self) -> Self:
+        check_unique_names([*(token.name for token in self.tokens), *self.roles])
         return self
 
 
@@ -197,20 +197,20 @@ class CommandSettings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment wins over the file, whose content comes in as arguments."""
         del env_settings, dotenv_settings, file_secret_settings
-        return EnvSettingsSource(settings_cls, env_prefix=env_prefix(cls)), init_settings
+        return EnvSettingsSource(settings_cls, env_prefix=get_env_prefix(cls)), init_settings
 
 
 class ServerSettings(CommandSettings):
     """What every server lets a person set."""
 
     listen: ListenAddress
-    auth: Auth = Auth()
+    auth: AuthSettings = AuthSettings()
 
-    def taken_names(self) -> list[str]:
+    def list_reserved_names(self) -> list[str]:
         """Those that the audit has for others than users of web.yml."""
-        return [*RESERVED, *(token.name for token in self.auth.tokens)]
+        return [*RESERVED_NAMES, *(token.name for token in self.auth.tokens)]
 
-    def doubts(self) -> Iterator[tuple[str, str]]:
+    def find_warnings(self) -> Iterator[tuple[str, str]]:
         """Keys whose valid values will not do as things are, with a sentence; told by `--check` and at the start."""
         yield from ()
 
@@ -218,12 +218,12 @@ class ServerSettings(CommandSettings):
 S = TypeVar("S", bound=CommandSettings)
 
 
-def env_prefix(model: type[CommandSettings]) -> str:
+def get_env_prefix(model: type[CommandSettings]) -> str:
     """The prefix of a command's environment variables, such as `KEYPULSE_RELAY__`."""
     return f"KEYPULSE_{model.service_name.upper()}__"
 
 
-def load(model: type[S], file: Path | None) -> S:
+def load_settings(model: type[S], file: Path | None) -> S:
     """Reads a configuration.
 
     Args:
@@ -233,17 +233,17 @@ def load(model: type[S], file: Path | None) -> S:
     Raises:
         ConfigurationError: the file cannot be read, or holds mistakes; all of them are named at once.
     """
-    with relative_to(file.parent.resolve() if file else Path.cwd()):
-        document = yaml_file.read(file) if file else {}
-        mistakes = [f"{name}: {UNKNOWN}" for name in _unknown_variables(model)]
+    with use_base_folder(file.parent.resolve() if file else Path.cwd()):
+        document = yaml_file.read_yaml(file) if file else {}
+        mistakes = [f"{name}: {UNKNOWN_KEY}" for name in _unknown_variables(model)]
         try:
             settings = model(**document)
         except ValidationError as error:
-            mistakes += [line(model, env_prefix(model), file, e) for e in error.errors()]
+            mistakes += [format_error(model, get_env_prefix(model), file, e) for e in error.errors()]
         except SettingsError as error:
             # Its text names the field, as in: error parsing value for field "kms" from source "EnvSettingsSource".
             field = str(error).partition('"')[2].partition('"')[0]
-            mistakes.append(f"{env_prefix(model)}{field.upper()}: expected JSON for a list or a mapping")
+            mistakes.append(f"{get_env_prefix(model)}{field.upper()}: expected JSON for a list or a mapping")
         if mistakes:
             raise ConfigurationError(mistakes)
         return settings
@@ -251,16 +251,16 @@ def load(model: type[S], file: Path | None) -> S:
 
 def _unknown_variables(model: type[CommandSettings]) -> list[str]:
     """Environment variables with the command's prefix that set nothing; pydantic-settings passes over them."""
-    prefix = env_prefix(model)
+    prefix = get_env_prefix(model)
     names = [name for name in os.environ if name.upper().startswith(prefix)]
     return [name for name in names if name[len(prefix) :].lower().partition("__")[0] not in model.model_fields]
 
 
 @contextmanager
-def relative_to(folder: Path) -> Iterator[None]:
+def use_base_folder(folder: Path) -> Iterator[None]:
     """Within it, a relative path of a configuration starts at `folder`."""
-    token = _folder.set(folder)
+    token = _base_folder.set(folder)
     try:
         yield
     finally:
-        _folder.reset(token)
+        _base_folder.reset(token)

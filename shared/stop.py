@@ -14,38 +14,38 @@ _STANDARD_ERROR: Final = 2
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
-async def stop_signal() -> None:
+async def wait_for_stop_signal() -> None:
     """Returns at the first SIGTERM or SIGINT."""
     stopped = asyncio.Event()
-    _at_each_signal(stopped.set)
+    _on_stop_signals(stopped.set)
     await stopped.wait()
 
 
-async def stoppable(server: Awaitable[None]) -> None:
-    """`server`, which a signal also ends in good order before it waits for one itself, by `stop_signal`."""
+async def run_until_stop_signal(server: Awaitable[None]) -> None:
+    """`server`, which a signal also ends in good order before it waits for one itself, by `wait_for_stop_signal`."""
     starting = asyncio.ensure_future(server)
-    _at_each_signal(starting.cancel)
+    _on_stop_signals(starting.cancel)
     with suppress(asyncio.CancelledError):
         await starting
 
 
-def _at_each_signal(act: Callable[[], object]) -> None:
-    """Calls `act` on the running loop at each of the signals, the second one too: it must not cut a stop short.
+def _on_stop_signals(callback: Callable[[], object]) -> None:
+    """Calls `callback` on the running loop at each of the signals, the second one too: it must not cut a stop short.
 
     The handlers are Python's own and not the loop's: the loop may be what hangs.
     """
     loop = asyncio.get_running_loop()
 
     def handle(_number: int, _frame: FrameType | None) -> None:
-        _bound()
+        _start_kill_timer()
         with suppress(RuntimeError):  # the loop is closed: the end is near anyway
-            loop.call_soon_threadsafe(act)
+            loop.call_soon_threadsafe(callback)
 
     for number in _SIGNALS:
         signal.signal(number, handle)
 
 
-def _bound() -> None:
+def _start_kill_timer() -> None:
     """From the first signal on the end is certain.
 
     A thread of faulthandler's, which needs neither the loop nor the interpreter's lock, writes where each thread hangs

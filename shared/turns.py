@@ -7,123 +7,123 @@ import asyncio
 from collections import deque
 from typing import Any, ClassVar, Final
 
-_SMALL: Final = 16 * 1024
+_MAX_DEFERRED_BYTES: Final = 16 * 1024
 """Bytes that wait unread at most; a request of which more is there is taken in hand at once."""
-_ARRIVES_SECONDS: Final = 1.0
+_ARRIVAL_SECONDS: Final = 1.0
 """How long a request keeps its turn while it is still arriving: nobody waits for long for one that never comes."""
 
 
-class Turns:
+class AdmissionQueue:
     """Of one server.
 
     Args:
-        begins: how a request of this kind begins, such as `POST /alerts`.
-        most: how many are in hand before others have to wait.
-        seconds: how long one waits at most; then it is taken in hand all the same.
+        request_prefix: how a request of this kind begins, such as `POST /alerts`.
+        max_active: how many are in hand before others have to wait.
+        max_wait: how long one waits at most; then it is taken in hand all the same.
     """
 
-    def __init__(self, begins: bytes, most: int, seconds: float) -> None:
-        self.begins = begins
-        self._most = most
-        self._seconds = seconds
-        self._in_hand = 0
-        self._waiting: deque[tuple[float, InTurn]] = deque()
-        self._late: asyncio.TimerHandle | None = None
+    def __init__(self, request_prefix: bytes, max_active: int, max_wait: float) -> None:
+        self.request_prefix = request_prefix
+        self._max_active = max_active
+        self._max_wait = max_wait
+        self._active_count = 0
+        self._waiting: deque[tuple[float, AdmissionProtocol]] = deque()
+        self._expiry_timer: asyncio.TimerHandle | None = None
 
     @property
-    def full(self) -> bool:
+    def is_full(self) -> bool:
         """Whether the next one has to wait."""
-        return self._in_hand >= self._most
+        return self._active_count >= self._max_active
 
-    def take(self) -> None:
+    def admit(self) -> None:
         """One more is in hand."""
-        self._in_hand += 1
+        self._active_count += 1
 
-    def give(self) -> None:
+    def release(self) -> None:
         """One is done with."""
-        self._in_hand -= 1
-        while self._waiting and not self.full:
-            self._waiting.popleft()[1].go()
+        self._active_count -= 1
+        while self._waiting and not self.is_full:
+            self._waiting.popleft()[1].resume()
 
-    def wait(self, connection: "InTurn") -> None:
+    def enqueue(self, connection: "AdmissionProtocol") -> None:
         """Its turn comes when those before it had theirs, or when it has waited for too long."""
         loop = asyncio.get_running_loop()
-        self._waiting.append((loop.time() + self._seconds, connection))
-        if self._late is None:
-            self._late = loop.call_later(self._seconds, self._too_late)
+        self._waiting.append((loop.time() + self._max_wait, connection))
+        if self._expiry_timer is None:
+            self._expiry_timer = loop.call_later(self._max_wait, self._admit_expired)
 
-    def _too_late(self) -> None:
-        loop, self._late = asyncio.get_running_loop(), None
+    def _admit_expired(self) -> None:
+        loop, self._expiry_timer = asyncio.get_running_loop(), None
         while self._waiting and self._waiting[0][0] <= loop.time():
-            self._waiting.popleft()[1].go()
+            self._waiting.popleft()[1].resume()
         if self._waiting:
-            self._late = loop.call_at(self._waiting[0][0], self._too_late)
+            self._expiry_timer = loop.call_at(self._waiting[0][0], self._admit_expired)
 
 
-class InTurn(asyncio.Protocol):
+class AdmissionProtocol(asyncio.Protocol):
     """Stands before one of uvicorn's protocols."""
 
-    turns: ClassVar[Turns]
+    queue: ClassVar[AdmissionQueue]
 
     transport: Any
     flow: Any
     cycle: Any
     loop: Any
-    _arriving: asyncio.TimerHandle | None = None
+    _arrival_timer: asyncio.TimerHandle | None = None
     """While it has a turn."""
-    _unread = b""
+    _deferred_data = b""
 
     def data_received(self, data: bytes) -> None:
         """Called by asyncio."""
-        if self._unread:  # some transports have read more by the time they are told to pause
-            self._unread += data
-        elif self._arriving or not data.startswith(self.turns.begins) or not self._idle():
+        if self._deferred_data:  # some transports have read more by the time they are told to pause
+            self._deferred_data += data
+        elif self._arrival_timer or not data.startswith(self.queue.request_prefix) or not self._is_idle():
             super().data_received(data)
-        elif self.turns.full and len(data) <= _SMALL:
-            self._unread = data
+        elif self.queue.is_full and len(data) <= _MAX_DEFERRED_BYTES:
+            self._deferred_data = data
             self._unset_keepalive_if_required()  # type: ignore[attr-defined]  # uvicorn's: its connection is not idle
             self.flow.pause_reading()
-            self.turns.wait(self)
+            self.queue.enqueue(self)
         else:
-            self._take(data)
+            self._start_request(data)
 
     def on_response_complete(self) -> None:
         """Called by the protocol behind."""
         super().on_response_complete()  # type: ignore[misc]  # of uvicorn, which asyncio does not know
-        self._done()
+        self._release()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by asyncio."""
-        self._unread = b""
+        self._deferred_data = b""
         super().connection_lost(exc)
-        self._done()
+        self._release()
 
     def shutdown(self) -> None:
         """Called by uvicorn at a stop: what waits is answered as well."""
-        self.go()
+        self.resume()
         super().shutdown()  # type: ignore[misc]  # as above
 
-    def go(self) -> None:
+    def resume(self) -> None:
         """Has its turn, where it still waits for it."""
-        data, self._unread = self._unread, b""
+        data, self._deferred_data = self._deferred_data, b""
         if data:
             self.flow.resume_reading()
-            self._take(data)
+            self._start_request(data)
 
-    def _idle(self) -> bool:
+    def _is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
-    def _take(self, data: bytes) -> None:
-        self.turns.take()
-        self._arriving = self.loop.call_later(_ARRIVES_SECONDS, self._slow)
+    def _start_request(self, data: bytes) -> None:
+        self.queue.admit()
+        self._arrival_timer = self.loop.call_later(_ARRIVAL_SECONDS, self._release_if_incomplete)
         super().data_received(data)
 
-    def _slow(self) -> None:
-        if self._idle() or self.cycle.more_body:
-            self._done()
+    def _release_if_incomplete(self) -> None:
+        if self._is_idle() or self.cycle.more_body:
+            self._release()
 
-    def _done(self) -> None:
-        if self._arriving:
-            self._arriving.cancel()
-            self._arriving = None
-            self.turns.give()
+    def _release(self) -> None:
+        if self._arrival_timer:
+            self._arrival_timer.cancel()
+            self._arrival_timer = None
+            self.queue.release()

@@ -11,28 +11,28 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from shared import yaml_file
-from shared.mistakes import UNKNOWN, ConfigurationError, line
-from shared.named_files import Opening, readable
+from shared.mistakes import UNKNOWN_KEY, ConfigurationError, format_error
+from shared.named_files import FileCheck, check_readable
 from shared.planned import planned
-from shared.settings import FilePath, Section, relative_to
+from shared.settings import FilePath, Section, use_base_folder
 
-HIGHEST_COST: Final = 12
+MAX_BCRYPT_COST: Final = 12
 """Of bcrypt: about a quarter of a second of a core for each wrong password. Each step doubles it."""
-_INLINE: Final = "is not supported inline; name a file with {}_file, which is read again when it changes"
-_REFUSED: Final = {
-    "tls_server_config.cert": _INLINE.format("cert"),
-    "tls_server_config.key": _INLINE.format("key"),
-    "tls_server_config.client_ca": _INLINE.format("client_ca"),
+_INLINE_NOT_SUPPORTED: Final = "is not supported inline; name a file with {}_file, which is read again when it changes"
+_UNSUPPORTED_KEYS: Final = {
+    "tls_server_config.cert": _INLINE_NOT_SUPPORTED.format("cert"),
+    "tls_server_config.key": _INLINE_NOT_SUPPORTED.format("key"),
+    "tls_server_config.client_ca": _INLINE_NOT_SUPPORTED.format("client_ca"),
     "rate_limit": "is not supported; limit the rate in a proxy",
 }
-_HEADERS: Final[dict[str, tuple[str, ...]]] = {
+_ALLOWED_HEADERS: Final[dict[str, tuple[str, ...]]] = {
     "Content-Security-Policy": (),
     "Strict-Transport-Security": (),
     "X-Content-Type-Options": ("nosniff",),
     "X-Frame-Options": ("deny", "sameorigin"),
     "X-XSS-Protection": (),
 }
-_BCRYPT: Final = re.compile(r"\$2[abxy]\$(\d\d)\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
+_BCRYPT_PATTERN: Final = re.compile(r"\$2[abxy]\$(\d\d)\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
 CIPHERS: Final = {
     f"TLS_ECDHE_{key}_WITH_{go}": f"ECDHE-{key}-{openssl}"
     for key in ("ECDSA", "RSA")
@@ -49,7 +49,7 @@ CURVES: Final = {"CurveP256": "prime256v1", "CurveP384": "secp384r1", "CurveP521
 """Go's names of curves → OpenSSL's."""
 
 
-def _client_auth(value: object) -> object:
+def _check_client_auth(value: object) -> object:
     if value in ("RequestClientCert", "RequireAnyClientCert", "RequireClientCert"):
         raise ValueError(
             "cannot be honoured: Python's TLS verifies each client certificate; set VerifyClientCertIfGiven or "
@@ -58,7 +58,7 @@ def _client_auth(value: object) -> object:
     return value
 
 
-def _version(value: object) -> object:
+def _check_tls_version(value: object) -> object:
     if value in ("TLS10", "TLS11"):
         raise ValueError("cannot be honoured: OpenSSL refuses versions before TLS 1.2; set TLS12 or TLS13")
     return value
@@ -84,58 +84,58 @@ def _curves(curves: tuple[str, ...]) -> tuple[str, ...]:
     return curves
 
 
-def _headers(headers: dict[str, str]) -> dict[str, str]:
+def _check_headers(headers: dict[str, str]) -> dict[str, str]:
     for name, value in headers.items():
-        if name not in _HEADERS:
-            raise ValueError(f"{name}: cannot be set; expected one of {', '.join(_HEADERS)}")
-        if value and _HEADERS[name] and value not in _HEADERS[name]:
-            raise ValueError(f"{name}: expected {' or '.join(_HEADERS[name])}")
+        if name not in _ALLOWED_HEADERS:
+            raise ValueError(f"{name}: cannot be set; expected one of {', '.join(_ALLOWED_HEADERS)}")
+        if value and _ALLOWED_HEADERS[name] and value not in _ALLOWED_HEADERS[name]:
+            raise ValueError(f"{name}: expected {' or '.join(_ALLOWED_HEADERS[name])}")
         if not (value.isascii() and value.isprintable()):
             raise ValueError(f"{name}: expected printable ASCII on one line")
     return {name: value for name, value in headers.items() if value}
 
 
-def _user(name: str) -> str:
+def _check_user_name(name: str) -> str:
     if ":" in name:
         raise ValueError("expected a name without a colon, which ends the name in HTTP")
     return name
 
 
-def _bcrypt_hash(value: str) -> str:
-    written = _BCRYPT.fullmatch(value)
+def _check_bcrypt_hash(value: str) -> str:
+    written = _BCRYPT_PATTERN.fullmatch(value)
     if written is None:
         raise ValueError("expected a bcrypt hash, such as `htpasswd -nBC 10 NAME` prints after the colon")
-    if not 4 <= int(written[1]) <= HIGHEST_COST:
+    if not 4 <= int(written[1]) <= MAX_BCRYPT_COST:
         raise ValueError(
-            f"expected a bcrypt hash of cost 4 to {HIGHEST_COST}: each check of a higher one takes too long"
+            f"expected a bcrypt hash of cost 4 to {MAX_BCRYPT_COST}: each check of a higher one takes too long"
         )
     return value
 
 
-Version = Annotated[Literal["TLS12", "TLS13"], BeforeValidator(_version)]
+TlsVersion = Annotated[Literal["TLS12", "TLS13"], BeforeValidator(_check_tls_version)]
 
 
-class TlsServer(Section):
+class TlsSettings(Section):
     """How TLS is spoken. Names of suites and curves are OpenSSL's by then."""
 
     cert_file: FilePath
     """The certificate, and those between it and its CA."""
-    key_file: Annotated[FilePath, Opening(lambda file: [readable(file)])]
+    key_file: Annotated[FilePath, FileCheck(lambda file: [check_readable(file)])]
     client_auth_type: Annotated[
-        Literal["NoClientCert", "VerifyClientCertIfGiven", "RequireAndVerifyClientCert"], BeforeValidator(_client_auth)
+        Literal["NoClientCert", "VerifyClientCertIfGiven", "RequireAndVerifyClientCert"], BeforeValidator(_check_client_auth)
     ] = "NoClientCert"
     client_ca_file: FilePath | None = None
     client_allowed_sans: tuple[str, ...] | None = None
     """A client certificate must have one of them, as it is written; None lets every verified one in."""
-    min_version: Version = "TLS12"
-    max_version: Version = "TLS13"
+    min_version: TlsVersion = "TLS12"
+    max_version: TlsVersion = "TLS13"
     cipher_suites: tuple[Annotated[str, AfterValidator(_cipher)], ...] = ()
     """Of TLS 1.2."""
     prefer_server_cipher_suites: bool = True
     curve_preferences: Annotated[tuple[Annotated[str, AfterValidator(_curve)], ...], AfterValidator(_curves)] = ()
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _check_consistency(self) -> Self:
         if self.min_version > self.max_version:
             raise ValueError("min_version: expected one of at most max_version")
         if (self.client_auth_type == "NoClientCert") != (self.client_ca_file is None):
@@ -154,43 +154,43 @@ class TlsServer(Section):
         return tuple(file for file in (self.cert_file, self.key_file, self.client_ca_file) if file)
 
 
-class HttpServer(Section):
+class HttpSettings(Section):
     """What every answer carries."""
 
     http2: bool = planned(default=True)
-    headers: Annotated[dict[str, str], AfterValidator(_headers)] = Field(default_factory=dict)
+    headers: Annotated[dict[str, str], AfterValidator(_check_headers)] = Field(default_factory=dict)
     """Where the page itself does not set them."""
 
 
 class WebConfig(Section):
     """The whole of a web.yml."""
 
-    tls_server_config: TlsServer | None = None
-    http_server_config: HttpServer = HttpServer()
-    basic_auth_users: dict[Annotated[str, AfterValidator(_user)], Annotated[str, AfterValidator(_bcrypt_hash)]] = Field(
+    tls_server_config: TlsSettings | None = None
+    http_server_config: HttpSettings = HttpSettings()
+    basic_auth_users: dict[Annotated[str, AfterValidator(_check_user_name)], Annotated[str, AfterValidator(_check_bcrypt_hash)]] = Field(
         default_factory=dict
     )
     """Names → bcrypt hashes of their passwords."""
 
     @property
-    def authenticates(self) -> bool:
+    def requires_credentials(self) -> bool:
         """Whether nobody gets in without a password or a client certificate."""
         tls = self.tls_server_config
         return bool(self.basic_auth_users) or (tls is not None and tls.client_auth_type == "RequireAndVerifyClientCert")
 
 
-def read(file: Path) -> WebConfig:
+def read_web_config(file: Path) -> WebConfig:
     """Reads a web.yml. Relative paths start at its folder. Raises ConfigurationError."""
-    with relative_to(file.parent.resolve()):
+    with use_base_folder(file.parent.resolve()):
         try:
-            return WebConfig(**yaml_file.read(file))
+            return WebConfig(**yaml_file.read_yaml(file))
         except ValidationError as error:
-            lines = [line(WebConfig, "", file, each) for each in error.errors()]
-            raise ConfigurationError([_with_reason(each) for each in lines]) from None
+            lines = [format_error(WebConfig, "", file, each) for each in error.errors()]
+            raise ConfigurationError([_explain_unsupported_key(each) for each in lines]) from None
 
 
-def _with_reason(mistake: str) -> str:
-    """`mistake`, but for a key of exporter-toolkit's that is not supported it says so."""
-    for key, reason in _REFUSED.items():
-        mistake = mistake.replace(f": {key}: {UNKNOWN}", f": {key}: {reason}")
-    return mistake.replace(UNKNOWN, "unknown key; see docs/configuration.md for those that exist")
+def _explain_unsupported_key(error: str) -> str:
+    """`error`, but for a key of exporter-toolkit's that is not supported it says so."""
+    for key, reason in _UNSUPPORTED_KEYS.items():
+        error = error.replace(f": {key}: {UNKNOWN_KEY}", f": {key}: {reason}")
+    return error.replace(UNKNOWN_KEY, "unknown key; see docs/configuration.md for those that exist")

@@ -12,27 +12,27 @@ from typing import Any
 
 import structlog
 
-from shared.basic_auth import Users
+from shared.basic_auth import PasswordChecker
 from shared.mistakes import ConfigurationError
-from shared.secret_file import SecretFile, Stamp
-from shared.tls import server_context
-from shared.web_config import WebConfig, read
+from shared.secret_file import SecretFile, FileStamp
+from shared.tls import create_server_context
+from shared.web_config import WebConfig, read_web_config
 
-Stamps = tuple[Stamp | None, ...]
+FileStamps = tuple[FileStamp | None, ...]
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Web:
+class WebState:
     """One state of the files."""
 
     config: WebConfig
     tls: ssl.SSLContext | None
-    users: Users | None
+    password_checker: PasswordChecker | None
 
 
-class WebFile:
+class WebConfigFile:
     """Gives the newest usable state of a web.yml.
 
     Args:
@@ -43,66 +43,66 @@ class WebFile:
     """
 
     def __init__(self, file: Path) -> None:
-        self.must_authenticate = False
+        self.requires_credentials = False
         """Whether a state that lets everybody in is refused, since nothing else guards the server's address."""
-        self.taken_names: Collection[str] = ()
+        self.list_reserved_names: Collection[str] = ()
         """What no user may be called."""
         self.file = file
-        self._watched: tuple[Path, ...] = ()
-        self._stamps: Stamps = ()
-        self._web = self._read()
+        self._watched_files: tuple[Path, ...] = ()
+        self._stamps: FileStamps = ()
+        self._state = self._read()
 
-    def current(self) -> Web:
+    def get_state(self) -> WebState:
         """The newest usable state."""
-        stamps = _stamps(self.file, *self._watched)
+        stamps = _read_stamps(self.file, *self._watched_files)
         if stamps != self._stamps:
             self._stamps = stamps
             try:
-                self._web = self._allowed(self._read())
-                log.info("web.yml, or a file that it names, was read again", file=str(self.file))
+                self._state = self._check_allowed(self._read())
+                log.info("web.yml reloaded", file=str(self.file))
             except ConfigurationError as error:
                 for mistake in error.lines:
                     log.error(  # noqa: TRY400 - a trace adds nothing
-                        "a changed file cannot be used; what was before stays in force", mistake=mistake
+                        "web.yml reload failed; the previous configuration stays active", error=mistake
                     )
-        return self._web
+        return self._state
 
-    def check_names(self, web: Web, taken_names: Collection[str]) -> None:
+    def check_names(self, web: WebState, reserved_names: Collection[str]) -> None:
         """Raises ConfigurationError where the audit could not tell a user from somebody else."""
-        taken = [name for name in web.config.basic_auth_users if name in taken_names]
+        taken = [name for name in web.config.basic_auth_users if name in reserved_names]
         if taken:
             sentence = "expected another name; the audit calls somebody else so"
             raise ConfigurationError([f"{self.file}: basic_auth_users.{name}: {sentence}" for name in taken])
 
-    def _read(self) -> Web:
-        own = _stamps(self.file)
-        config = read(self.file)
+    def _read(self) -> WebState:
+        own = _read_stamps(self.file)
+        config = read_web_config(self.file)
         tls, users = config.tls_server_config, config.basic_auth_users
-        self._watched = tls.files if tls else ()
-        self._stamps = own + _stamps(*self._watched)  # before they are read: what changes meanwhile is read again
-        return Web(config, server_context(self.file, tls) if tls else None, Users(users) if users else None)
+        self._watched_files = tls.files if tls else ()
+        self._stamps = own + _read_stamps(*self._watched_files)  # before they are read: what changes meanwhile is read again
+        return WebState(config, create_server_context(self.file, tls) if tls else None, PasswordChecker(users) if users else None)
 
-    def _allowed(self, web: Web) -> Web:
-        if (web.tls is None) != (self._web.tls is None):
+    def _check_allowed(self, web: WebState) -> WebState:
+        if (web.tls is None) != (self._state.tls is None):
             raise ConfigurationError([f"{self.file}: tls_server_config: comes or goes only with a restart; restart"])
-        if self.must_authenticate and not web.config.authenticates:
+        if self.requires_credentials and not web.config.requires_credentials:
             raise ConfigurationError([f"{self.file}: expected basic_auth_users or required client certificates"])
-        self.check_names(web, self.taken_names)
+        self.check_names(web, self.list_reserved_names)
         return web
 
 
-class LiveContext(ssl.SSLContext):
+class ReloadedTlsContext(ssl.SSLContext):
     """Hands each new connection to the context of that moment; itself it has no certificate."""
 
-    web: WebFile
+    web_config_file: WebConfigFile
 
     def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
         """What asyncio and uvloop call for each connection."""
-        tls = self.web.current().tls
+        tls = self.web_config_file.get_state().tls
         if tls is None:
             raise ssl.SSLError("no TLS is configured")
         return tls.wrap_bio(*args, **options)
 
 
-def _stamps(*files: Path) -> Stamps:
-    return tuple(SecretFile(file).stamp() for file in files)
+def _read_stamps(*files: Path) -> FileStamps:
+    return tuple(SecretFile(file).read_stamp() for file in files)

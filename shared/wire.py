@@ -21,31 +21,31 @@ _KINDS: Final = {
     "array": "a list",
     "datetime": "a time as RFC 3339 text",
 }
-_PLACE: Final = re.compile(r"\.(\w+)|\[(\d+)\]|\[\.\.\.\]")
-_SHORTER: Final = {"Input data was truncated": "it ends too early"}
+_PATH_PART: Final = re.compile(r"\.(\w+)|\[(\d+)\]|\[\.\.\.\]")
+_SHORT_MESSAGES: Final = {"Input data was truncated": "it ends too early"}
 _MISSING: Final = re.compile(r"Object missing required field `(\w+)`")
 
 
-class WireError(ValueError):
+class UntrustedJsonError(ValueError):
     """It cannot be read; the message says where and what was expected, such as `alerts.0.status: expected …`."""
 
     def __init__(self, place: str, sentence: str) -> None:
         super().__init__(f"{place}: {sentence}" if place else sentence)
 
 
-def decode(
+def decode_json(
     decoder: msgspec.json.Decoder[T],
     body: bytes | msgspec.Raw,
-    place: str = "",
-    words: Mapping[str, str] | None = None,
+    path: str = "",
+    expected_values: Mapping[str, str] | None = None,
 ) -> T:
     """What `decoder` makes of a body.
 
     Args:
         decoder: of a typed structure; a field of the type Any would keep whatever comes.
         body: JSON in UTF-8.
-        place: where the body stands in a larger one; errors begin with it.
-        words: what is expected in fields that take a few words only, by the name of the field.
+        path: where the body stands in a larger one; errors begin with it.
+        expected_values: what is expected in fields that take a few words only, by the name of the field.
 
     Raises:
         WireError: it is something else.
@@ -53,31 +53,31 @@ def decode(
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise _misfit(str(error), place, words or {}) from None
+        raise _describe_mismatch(str(error), path, expected_values or {}) from None
     except UnicodeDecodeError:
-        raise WireError(place, "invalid JSON: it is not UTF-8") from None
+        raise UntrustedJsonError(path, "invalid JSON: it is not UTF-8") from None
     except msgspec.DecodeError as error:
-        why = _SHORTER.get(str(error)) or str(error).partition(": ")[2]
-        raise WireError(place, f"invalid JSON: {why}") from None
+        why = _SHORT_MESSAGES.get(str(error)) or str(error).partition(": ")[2]
+        raise UntrustedJsonError(path, f"invalid JSON: {why}") from None
     except RecursionError:
-        raise WireError(place, "invalid JSON: it is nested too deeply") from None
+        raise UntrustedJsonError(path, "invalid JSON: it is nested too deeply") from None
 
 
-def _misfit(said: str, place: str, words: Mapping[str, str]) -> WireError:
-    what, _, path = said.rpartition(" - at `$")
+def _describe_mismatch(error: str, path: str, expected_values: Mapping[str, str]) -> UntrustedJsonError:
+    what, _, path = error.rpartition(" - at `$")
     if not what:
-        what, path = said, ""
-    parts = [name or number for name, number in _PLACE.findall(path) if name or number]
-    where = [place] if place else []
+        what, path = error, ""
+    parts = [name or number for name, number in _PATH_PART.findall(path) if name or number]
+    where = [path] if path else []
     if missing := _MISSING.fullmatch(what):
-        return WireError(".".join([*where, *parts, missing[1]]), "missing")
-    return WireError(".".join([*where, *parts]), _sentence(what, words.get(parts[-1], "") if parts else ""))
+        return UntrustedJsonError(".".join([*where, *parts, missing[1]]), "missing")
+    return UntrustedJsonError(".".join([*where, *parts]), _format_expectation(what, expected_values.get(parts[-1], "") if parts else ""))
 
 
-def _sentence(what: str, allowed: str) -> str:
+def _format_expectation(what: str, allowed: str) -> str:
     if what.startswith("Expected"):
         wanted, _, found = what.removeprefix("Expected ").partition(", got ")
-        readable = re.sub("`([^`]+)`", lambda kinds: _kind(kinds[1]), wanted)
+        readable = re.sub("`([^`]+)`", lambda kinds: _describe_kind(kinds[1]), wanted)
         return f"expected {allowed or readable}" + (f", not {_KINDS.get(found.strip('`'), 'null')}" if found else "")
     if what.startswith("Invalid RFC3339"):
         return "expected a time as RFC 3339 text, such as 2026-11-27T12:00:00Z"
@@ -85,6 +85,6 @@ def _sentence(what: str, allowed: str) -> str:
     return f"expected {allowed or 'another value'}"
 
 
-def _kind(kinds: str) -> str:
+def _describe_kind(kinds: str) -> str:
     several = [kind for kind in kinds.split(" | ") if kind != "null"]
     return _KINDS.get(several[0], several[0]) if len(several) == 1 else "a single value"

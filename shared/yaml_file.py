@@ -21,14 +21,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, Any]:
     """The mapping in `file`; empty where the file is. Raises ConfigurationError."""
     try:
         document = yaml.load(file.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise ConfigurationError([f"{file}: cannot be read: {error.strerror}"]) from None
     except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:  # PyYAML's own errors of a bad scalar, too
-        raise ConfigurationError([f"{file}: is not usable YAML: {_reason(error)}"]) from None
+        raise ConfigurationError([f"{file}: is not usable YAML: {_describe_yaml_error(error)}"]) from None
     except RecursionError:
         raise ConfigurationError([f"{file}: is nested too deeply"]) from None
     if document is None:
@@ -38,7 +38,7 @@ def read(file: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", document)
 
 
-def _reason(error: Exception) -> str:
+def _describe_yaml_error(error: Exception) -> str:
     """On one line, and without the lines of the file that PyYAML shows: they may hold a password."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"

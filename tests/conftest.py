@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from shared.sql import location
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 from tests import quick
 from tests.faults import summary
 from tests.postgres import Postgres, programs
@@ -89,7 +89,7 @@ def own_postgres(postgres_programs: Path) -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def postgres_database(shared_postgres: Postgres) -> Iterator[Database]:
+def postgres_database(shared_postgres: Postgres) -> Iterator[DatabaseUrl]:
     """An empty database in PostgreSQL."""
     database = shared_postgres.database(f"test_{uuid4().hex}")
     yield database
@@ -97,11 +97,11 @@ def postgres_database(shared_postgres: Postgres) -> Iterator[Database]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
+def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> DatabaseUrl:
     """An empty database: the test runs once with each kind."""
     if request.param == "sqlite":
-        return location.sqlite(tmp_path / "relay.db")
-    made: Database = request.getfixturevalue("postgres_database")
+        return location.create_sqlite_url(tmp_path / "relay.db")
+    made: DatabaseUrl = request.getfixturevalue("postgres_database")
     return made
 
 
@@ -109,13 +109,13 @@ def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An outbox in a file, to be copied: to make its tables takes longer than many tests."""
     file = tmp_path_factory.mktemp("template") / "relay.db"
-    with opened(location.sqlite(file)) as engine:
+    with opened(location.create_sqlite_url(file)) as engine:
         up(engine)
     return file
 
 
 @pytest.fixture(scope="session")
-def postgres_template(shared_postgres: Postgres) -> Database:
+def postgres_template(shared_postgres: Postgres) -> DatabaseUrl:
     """An outbox in PostgreSQL, likewise."""
     database = shared_postgres.database("template_of_tests")
     with opened(database) as engine:
@@ -124,7 +124,7 @@ def postgres_template(shared_postgres: Postgres) -> Database:
 
 
 @pytest.fixture
-def postgres_outbox(shared_postgres: Postgres, postgres_template: Database) -> Iterator[Database]:
+def postgres_outbox(shared_postgres: Postgres, postgres_template: DatabaseUrl) -> Iterator[DatabaseUrl]:
     """An outbox in PostgreSQL: its tables, and nothing in them."""
     database = shared_postgres.database(f"test_{uuid4().hex}", postgres_template)
     yield database
@@ -132,13 +132,13 @@ def postgres_outbox(shared_postgres: Postgres, postgres_template: Database) -> I
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> DatabaseUrl:
     """An outbox, its tables and nothing in them: the test runs once with each store."""
     if request.param == "sqlite":
         file = tmp_path / "relay.db"
         shutil.copyfile(request.getfixturevalue("sqlite_template"), file)
-        return location.sqlite(file)
-    made: Database = request.getfixturevalue("postgres_outbox")
+        return location.create_sqlite_url(file)
+    made: DatabaseUrl = request.getfixturevalue("postgres_outbox")
     return made
 
 

@@ -21,8 +21,8 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 from sqlalchemy import URL
 
-from ops.demo.processes import die_with_parent
-from shared.sql.location import Database
+from ops.demo.processes import build_parent_death_hook
+from shared.sql.location import DatabaseUrl
 
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
@@ -52,7 +52,7 @@ class Postgres:
         self._data = folder / "data"
         self._log = folder / "log"
         # Ctrl-C is for the tests, which then stop it; where they are killed, it ends by itself.
-        self._as_user: dict[str, Any] = {"start_new_session": True, "preexec_fn": die_with_parent()}
+        self._as_user: dict[str, Any] = {"start_new_session": True, "preexec_fn": build_parent_death_hook()}
         if os.geteuid() == 0:
             self._become_nobody()
         self._programs = programs
@@ -60,12 +60,12 @@ class Postgres:
         self._run("initdb", *options, "-U", SUPERUSER, "-D", str(self._data))
         self.process = self._started()
 
-    def database(self, name: str, template: Database | None = None) -> Database:
+    def database(self, name: str, template: DatabaseUrl | None = None) -> DatabaseUrl:
         """Makes a database: an empty one, or a copy of another to which nobody is connected."""
         self._execute(f"CREATE DATABASE {name} TEMPLATE {template.database if template else 'template1'}")
         return URL.create("postgresql", SUPERUSER, database=name, query={"host": str(self.folder)})
 
-    def drop(self, database: Database) -> None:
+    def drop(self, database: DatabaseUrl) -> None:
         """Removes a database, whoever is still connected to it."""
         self._execute(f"DROP DATABASE {database.database} WITH (FORCE)")
 

@@ -4,11 +4,11 @@ import psycopg
 import pytest
 from sqlalchemy import create_engine, text
 
-from shared.sql.location import Database, parse
+from shared.sql.location import DatabaseUrl, parse_database_url
 from tests.postgres import Postgres
 
 
-def test_each_test_gets_an_empty_database_of_each_kind(empty_database: Database) -> None:
+def test_each_test_gets_an_empty_database_of_each_kind(empty_database: DatabaseUrl) -> None:
     engine = create_engine(empty_database)
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE only_mine (number integer)"))
@@ -17,8 +17,8 @@ def test_each_test_gets_an_empty_database_of_each_kind(empty_database: Database)
     engine.dispose()
 
 
-def test_its_address_is_one_that_a_person_may_write(database: Database) -> None:
-    assert parse(database.render_as_string(hide_password=False)) == database
+def test_its_address_is_one_that_a_person_may_write(database: DatabaseUrl) -> None:
+    assert parse_database_url(database.render_as_string(hide_password=False)) == database
 
 
 def test_what_is_committed_outlives_a_stop(own_postgres: Postgres) -> None:

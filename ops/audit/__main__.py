@@ -13,18 +13,18 @@ from typing import Any, Final
 
 import click
 
-from ops.audit.apply import apply as applied
-from ops.audit.client import Google
-from ops.audit.cloud import read
-from ops.audit.model import Change, Wish
-from ops.audit.plan import ImpossibleError, changes, notes
-from ops.audit.queries import queries as asked
+from ops.audit.apply import apply_changes as applied
+from ops.audit.client import GoogleApi
+from ops.audit.cloud import read_part
+from ops.audit.model import Change, DesiredState
+from ops.audit.plan import UnchangeableError, plan_changes, list_warnings
+from ops.audit.queries import list_queries as asked
 from ops.audit.refusal import GoogleError
-from ops.audit.show import diff, title
-from ops.audit.verify import Clock, Probe, looked_at
+from ops.audit.show import diff_change, format_title
+from ops.audit.verify import Clock, AuditProbe, verify_logging
 from shared import VERSION
 from shared.settings import parse_duration
-from shared.smoke.check import line, one_line
+from shared.smoke.check import format_line, to_one_line
 
 _EXAMPLES = """\b
 Examples:
@@ -33,7 +33,7 @@ Examples:
       --bucket '{project}-kms-audit'
   keypulse-audit verify --project acme-prod --location europe-west3 --bigquery
   keypulse-audit queries --project acme-prod --bigquery
-`verify` compares with what it is told: give it the options that `apply` was given.
+`verify` compares with what it is told: give it the options that `apply_changes` was given.
 """
 _PROJECT: Final = re.compile(r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
@@ -44,26 +44,26 @@ _ENDPOINT: Final = re.compile(r"https?://[^\s/@]+/?")
 Command = Callable[..., None]
 
 
-def _matches(pattern: re.Pattern[str], expected: str) -> Callable[[Any, Any, Any], Any]:
+def _build_pattern_check(pattern: re.Pattern[str], description: str) -> Callable[[Any, Any, Any], Any]:
     def check(_context: click.Context, _parameter: click.Parameter, given: Any) -> Any:
         for value in given if isinstance(given, tuple) else [given] if given is not None else []:
             if not pattern.fullmatch(value):
-                raise click.BadParameter(f"expected {expected}, got {value!r}")
+                raise click.BadParameter(f"expected {description}, got {value!r}")
         return given
 
     return check
 
 
-def _duration(_context: click.Context, _parameter: click.Parameter, given: str) -> float:
+def _parse_duration_option(_context: click.Context, _parameter: click.Parameter, given: str) -> float:
     try:
         return float(str(parse_duration(given)))
     except ValueError as error:
         raise click.BadParameter(f"{error}, got {given!r}") from None
 
 
-def _probe(_context: click.Context, _parameter: click.Parameter, given: str | None) -> Probe | None:
+def _parse_probe_option(_context: click.Context, _parameter: click.Parameter, given: str | None) -> AuditProbe | None:
     try:
-        return Probe.parse(given) if given else None
+        return AuditProbe.parse(given) if given else None
     except ValueError as error:
         raise click.BadParameter(f"{error}, got {given!r}") from None
 
@@ -73,31 +73,31 @@ _PROJECTS = click.option(
     "projects",
     multiple=True,
     required=True,
-    callback=_matches(_PROJECT, "the ID of a project, such as acme-prod"),
+    callback=_build_pattern_check(_PROJECT, "the ID of a project, such as acme-prod"),
     help="The ID of a project; may be given several times.",
 )
 _BIGQUERY = click.option("--bigquery", is_flag=True, help="The logs also go to BigQuery, dataset kms_audit.")
 
 
-def _wish(command: Command) -> Command:
+def _add_state_options(command: Command) -> Command:
     """Adds the options that say what is wished."""
     for option in (
         click.option(
             "--endpoint",
             envvar="KEYPULSE_AUDIT_ENDPOINT",
-            callback=_matches(_ENDPOINT, "the address of a stand-in, such as http://127.0.0.1:8080"),
+            callback=_build_pattern_check(_ENDPOINT, "the address of a stand-in, such as http://127.0.0.1:8080"),
             help="A stand-in for Google, for tests; it gets no credentials. Also from KEYPULSE_AUDIT_ENDPOINT.",
         ),
         click.option(
             "--exempt",
             "exempted",
             multiple=True,
-            callback=_matches(_MEMBER, "a member, such as serviceAccount:NAME@PROJECT.iam.gserviceaccount.com"),
+            callback=_build_pattern_check(_MEMBER, "a member, such as serviceAccount:NAME@PROJECT.iam.gserviceaccount.com"),
             help="A member whose reads are not logged, such as the exporter; several times.",
         ),
         click.option(
             "--location",
-            callback=_matches(_LOCATION, "a region such as europe-west3, or EU or US"),
+            callback=_build_pattern_check(_LOCATION, "a region such as europe-west3, or EU or US"),
             help="Where dataset and bucket are.",
         ),
         click.option(
@@ -122,49 +122,49 @@ def main() -> None:
 
 
 @main.command()
-@_wish
+@_add_state_options
 def plan(**options: Any) -> None:
-    """Says what `apply` would change, and changes nothing."""
+    """Says what `apply_changes` would change, and changes nothing."""
 
-    def each(google: Google, wish: Wish) -> Iterator[str]:
-        state = {part: read(google, part, wish) for part in wish.parts}
-        due = changes(state, wish)
+    def each(api: GoogleApi, desired: DesiredState) -> Iterator[str]:
+        state = {part: read_part(api, part, desired) for part in desired.list_parts}
+        due = plan_changes(state, desired)
         for change in due:
-            yield from _lines(change, wish)
-        yield from (f"note: {note}" for note in notes(state))
-        yield f"{len(due)} to change, {len(wish.parts) - len(due)} as wished. Nothing was changed."
+            yield from _format_change(change, desired)
+        yield from (f"note: {note}" for note in list_warnings(state))
+        yield f"{len(due)} to change, {len(desired.list_parts) - len(due)} as wished. Nothing was changed."
 
-    _for_each(options, each)
+    _run_for_each_project(options, each)
 
 
 @main.command()
-@_wish
+@_add_state_options
 def apply(**options: Any) -> None:
     """Makes the changes that `plan` names. It can be stopped and run again: it goes on where it stopped."""
 
-    def each(google: Google, wish: Wish) -> Iterator[str]:
+    def each(api: GoogleApi, desired: DesiredState) -> Iterator[str]:
         made = 0
-        for change in applied(google, wish, time.sleep):
+        for change in applied(api, desired, time.sleep):
             made += 1
-            yield from _lines(change, wish)
-        yield f"{made} changed, {len(wish.parts) - made} as wished."
+            yield from _format_change(change, desired)
+        yield f"{made} changed, {len(desired.list_parts) - made} as wished."
 
-    _for_each(options, each)
+    _run_for_each_project(options, each)
 
 
 @main.command()
-@_wish
-@click.option("--timeout", default="10m", callback=_duration, help="From the probe to the last place. Default 10m.")
-@click.option("--probe", callback=_probe, help="Looks for the probe of an earlier run, and sends none.")
+@_add_state_options
+@click.option("--timeout", default="10m", callback=_parse_duration_option, help="From the probe to the last place. Default 10m.")
+@click.option("--probe", callback=_parse_probe_option, help="Looks for the probe of an earlier run, and sends none.")
 def verify(**options: Any) -> None:
     """Sends an operation to KMS and waits until it shows in the log and in each sink."""
-    wishes = _wishes(options)
-    probe = options["probe"] or Probe.new(utc_now(), secrets.token_hex(4))
+    wishes = _build_desired_states(options)
+    probe = options["probe"] or AuditProbe.create(get_utc_now(), secrets.token_hex(4))
     clock, ok = Clock(time.monotonic, time.sleep), True
-    with closing(_google(options)) as google:
-        for result in looked_at(google, wishes, probe, clock, send=not options["probe"], patience=options["timeout"]):
-            click.echo(line(result, verbose=True))
-            ok = ok and result.ok
+    with closing(_connect_google(options)) as google:
+        for result in verify_logging(google, wishes, probe, clock, send_probe=not options["probe"], timeout=options["timeout"]):
+            click.echo(format_line(result, verbose=True))
+            ok = ok and result.is_ok
     sys.exit(0 if ok else 1)
 
 
@@ -178,12 +178,12 @@ def queries(projects: tuple[str, ...], *, bigquery: bool) -> None:
             click.echo(f"# {question}\n{command}\n")
 
 
-def utc_now() -> datetime:
+def get_utc_now() -> datetime:
     """The time of day, from which the probe has its name."""
     return datetime.now(UTC)
 
 
-def _wishes(options: dict[str, Any]) -> list[Wish]:
+def _build_desired_states(options: dict[str, Any]) -> list[DesiredState]:
     bucket, projects = options["bucket"], dict.fromkeys(options["projects"])
     if (bucket or options["bigquery"]) and not options["location"]:
         raise click.UsageError("--bigquery and --bucket need --location: where the logs are kept")
@@ -195,33 +195,33 @@ def _wishes(options: dict[str, Any]) -> list[Wish]:
         if name and not _BUCKET.fullmatch(name):
             raise click.UsageError(f"--bucket: expected 3 to 63 of a-z, 0-9, '.', '_' and '-', got {name!r}")
         exempted = frozenset(options["exempted"])
-        wishes.append(Wish(project, exempted, options["bigquery"], name, options["location"] or ""))
+        wishes.append(DesiredState(project, exempted, options["bigquery"], name, options["location"] or ""))
     return wishes
 
 
-def _google(options: dict[str, Any]) -> Google:
-    return Google(time.sleep, random.random, options["endpoint"])
+def _connect_google(options: dict[str, Any]) -> GoogleApi:
+    return GoogleApi(time.sleep, random.random, options["endpoint"])
 
 
-def _for_each(options: dict[str, Any], each: Callable[[Google, Wish], Iterator[str]]) -> None:
+def _run_for_each_project(options: dict[str, Any], run_project: Callable[[GoogleApi, DesiredState], Iterator[str]]) -> None:
     """Does it for every project, whatever becomes of the others; exit 1 where one failed."""
-    wishes, ok = _wishes(options), True
-    with closing(_google(options)) as google:
+    wishes, ok = _build_desired_states(options), True
+    with closing(_connect_google(options)) as google:
         for wish in wishes:
             click.secho(f"project {wish.project}", bold=True)
             try:
-                for text in each(google, wish):
+                for text in run_project(google, wish):
                     colour = {"-": "red", "+": "green"}.get(text.strip()[:1])
-                    click.secho(f"  {one_line(text)}", fg=colour)
-            except (GoogleError, ImpossibleError) as error:
+                    click.secho(f"  {to_one_line(text)}", fg=colour)
+            except (GoogleError, UnchangeableError) as error:
                 ok = False
-                click.secho(f"  {one_line(str(error))}", fg="red", err=True)
+                click.secho(f"  {to_one_line(str(error))}", fg="red", err=True)
     sys.exit(0 if ok else 1)
 
 
-def _lines(change: Change, wish: Wish) -> Iterator[str]:
-    yield title(change.part, wish)
-    yield from (f"  {fact}" for fact in diff(change))
+def _format_change(change: Change, desired: DesiredState) -> Iterator[str]:
+    yield format_title(change.part, desired)
+    yield from (f"  {fact}" for fact in diff_change(change))
 
 
 if __name__ == "__main__":

@@ -6,65 +6,65 @@ Nothing is remembered between runs: what is there says how far an earlier run ca
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from ops.audit.cloud import Caller, finished, read, write
-from ops.audit.model import Change, Document, Part, Wish
-from ops.audit.plan import change_of
-from ops.audit.refusal import AGAIN, GoogleError, Kind
+from ops.audit.cloud import GoogleCaller, is_finished, read_part, write_change
+from ops.audit.model import Change, Resource, AuditPart, DesiredState
+from ops.audit.plan import plan_change
+from ops.audit.refusal import RUN_AGAIN_HINT, GoogleError, ErrorKind
 
-ATTEMPTS: Final = 10
+MAX_ATTEMPTS: Final = 10
 _PAUSE: Final = 3.0
 """Seconds, between two attempts: what was written may be read a moment later."""
-_OPERATION_PAUSES: Final = 60
-_LATE: Final = frozenset({Part.DATASET_ACCESS, Part.BUCKET_ACCESS})
+_MAX_OPERATION_POLLS: Final = 60
+_PARTS_WITH_NEW_WRITER: Final = frozenset({AuditPart.DATASET_ACCESS, AuditPart.BUCKET_ACCESS})
 """Where a writer is granted that was made a moment ago: IAM may call it invalid until it has heard of it."""
 
 
-def apply(google: Caller, wish: Wish, sleep: Callable[[float], None]) -> Iterator[Change]:
+def apply_changes(api: GoogleCaller, desired: DesiredState, sleep: Callable[[float], None]) -> Iterator[Change]:
     """Makes each change that is due, and gives it when it is done: what was there, and what is there now.
 
     Args:
-        google: is asked.
-        wish: for one project.
+        api: is asked.
+        desired: for one project.
         sleep: waits for so many seconds.
 
     Raises:
         GoogleError: a change was refused; those before it are done.
         ImpossibleError: something that cannot be changed is in the way.
     """
-    state: dict[Part, Document | None] = {}
-    for part in wish.parts:
+    state: dict[AuditPart, Resource | None] = {}
+    for part in desired.list_parts:
         first: Change | None = None
         written = False
-        for attempt in range(1, ATTEMPTS + 1):
-            state[part] = read(google, part, wish)
-            change = change_of(part, state, wish)
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            state[part] = read_part(api, part, desired)
+            change = plan_change(part, state, desired)
             if change is None:
                 break
-            if attempt == ATTEMPTS:
+            if attempt == MAX_ATTEMPTS:
                 raise GoogleError(
-                    Kind.FAILED, f"{part}: somebody changes it again and again; find out who, and {AGAIN}"
+                    ErrorKind.FAILED, f"{part}: somebody changes it again and again; find out who, and {RUN_AGAIN_HINT}"
                 )
             if written:
                 sleep(_PAUSE)
             first = first or change
             try:
-                _make(google, change, wish, sleep)
+                _write_change(api, change, desired, sleep)
                 written = True
             except GoogleError as error:
-                passes = error.kind is Kind.CONFLICT or (error.kind is Kind.INVALID and part in _LATE)
-                if not passes or attempt == ATTEMPTS - 1:
+                passes = error.kind is ErrorKind.CONFLICT or (error.kind is ErrorKind.INVALID and part in _PARTS_WITH_NEW_WRITER)
+                if not passes or attempt == MAX_ATTEMPTS - 1:
                     raise
                 sleep(_PAUSE * attempt)
         if first:
             yield Change(part, first.old, state[part] or first.new)
 
 
-def _make(google: Caller, change: Change, wish: Wish, sleep: Callable[[float], None]) -> None:
-    operation = write(google, change, wish)
+def _write_change(api: GoogleCaller, change: Change, desired: DesiredState, sleep: Callable[[float], None]) -> None:
+    operation = write_change(api, change, desired)
     if operation is None:
         return
-    for _ in range(_OPERATION_PAUSES):
-        if finished(google, operation):
+    for _ in range(_MAX_OPERATION_POLLS):
+        if is_finished(api, operation):
             return
         sleep(_PAUSE)
-    raise GoogleError(Kind.FAILED, f"{change.part}: it is still being enabled; wait a minute and {AGAIN}")
+    raise GoogleError(ErrorKind.FAILED, f"{change.part}: it is still being enabled; wait a minute and {RUN_AGAIN_HINT}")

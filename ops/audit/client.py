@@ -16,7 +16,7 @@ from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
 from googleapiclient.discovery import build
 from googleapiclient.errors import HttpError
 
-from ops.audit.refusal import AGAIN, LOGIN, GoogleError, Kind, passes, refusal
+from ops.audit.refusal import RUN_AGAIN_HINT, LOGIN_HINT, GoogleError, ErrorKind, is_transient, build_error
 from shared import VERSION
 
 _APIS: Final = {
@@ -30,11 +30,11 @@ _APIS: Final = {
 """Of each API the version, and the path that its methods are under."""
 _SCOPE: Final = "https://www.googleapis.com/auth/cloud-platform"
 _TIMEOUT_SECONDS: Final = 60.0
-_ATTEMPTS: Final = 5
-_LONGEST_PAUSE: Final = 32.0
+_MAX_ATTEMPTS: Final = 5
+_MAX_PAUSE: Final = 32.0
 
 
-class Google:
+class GoogleApi:
     """Google's APIs.
 
     Args:
@@ -68,41 +68,41 @@ class Google:
         Raises:
             GoogleError: it was refused, or could not be asked.
         """
-        request = self._request(name, parameters)
+        request = self._build_request(name, parameters)
         request.headers.update({"user-agent": f"keypulse-audit/{VERSION}"} | (headers or {}))
-        for attempt in range(1, _ATTEMPTS + 1):
-            pause = min(_LONGEST_PAUSE, 2.0**attempt) * (0.5 + self._jitter() / 2)
+        for attempt in range(1, _MAX_ATTEMPTS + 1):
+            pause = min(_MAX_PAUSE, 2.0**attempt) * (0.5 + self._jitter() / 2)
             try:
-                return _executed(request, bytes if name.endswith("_media") else dict)
+                return _execute(request, bytes if name.endswith("_media") else dict)
             except HttpError as error:
-                reasons = _reasons(error.content)
-                if attempt == _ATTEMPTS or not passes(error.status_code, reasons):
+                reasons = _parse_reasons(error.content)
+                if attempt == _MAX_ATTEMPTS or not is_transient(error.status_code, reasons):
                     said = " ".join(str(error.reason).split())
-                    raise refusal(name, error.status_code, said, reasons) from None
-                pause = max(pause, min(_LONGEST_PAUSE, _retry_after(error)))
+                    raise build_error(name, error.status_code, said, reasons) from None
+                pause = max(pause, min(_MAX_PAUSE, _parse_retry_after(error)))
             except GoogleAuthError as error:
                 what = f"the credentials cannot be used ({type(error).__name__})"
-                raise GoogleError(Kind.FAILED, f"{what}; {LOGIN}") from None
+                raise GoogleError(ErrorKind.FAILED, f"{what}; {LOGIN_HINT}") from None
             except (OSError, httplib2.HttpLib2Error, ValueError, LookupError, TypeError) as error:
-                if attempt == _ATTEMPTS:
+                if attempt == _MAX_ATTEMPTS:
                     what = f"{name} got no answer that can be read ({type(error).__name__})"
-                    todo = f"look whether this machine reaches Google, and {AGAIN}"
-                    raise GoogleError(Kind.FAILED, f"{what}; {todo}") from None
+                    todo = f"look whether this machine reaches Google, and {RUN_AGAIN_HINT}"
+                    raise GoogleError(ErrorKind.FAILED, f"{what}; {todo}") from None
             self._sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
-    def _request(self, name: str, parameters: dict[str, Any]) -> Any:
+    def _build_request(self, name: str, parameters: dict[str, Any]) -> Any:
         api, *resources, method = name.split(".")
-        room = self._api(api)
+        room = self._get_api(api)
         for resource in resources:
             room = getattr(room, resource)()
         return getattr(room, method)(**parameters)
 
-    def _api(self, name: str) -> Any:
+    def _get_api(self, name: str) -> Any:
         if name not in self._apis:
             if self._http is None:
                 connection = httplib2.Http(timeout=_TIMEOUT_SECONDS)
-                self._http = google_auth_httplib2.AuthorizedHttp(self._credentials(), http=connection)
+                self._http = google_auth_httplib2.AuthorizedHttp(self._load_credentials(), http=connection)
             version, path = _APIS[name]
             options = {"api_endpoint": f"{self._endpoint.rstrip('/')}/{name}/{path}"} if self._endpoint else None
             self._apis[name] = build(
@@ -115,17 +115,17 @@ class Google:
             )
         return self._apis[name]
 
-    def _credentials(self) -> Credentials:
+    def _load_credentials(self) -> Credentials:
         if self._endpoint:
             return AnonymousCredentials()  # type: ignore[no-untyped-call]
         try:
             credentials: Credentials = google.auth.default(scopes=[_SCOPE])[0]
         except DefaultCredentialsError:
-            raise GoogleError(Kind.FAILED, f"there are no credentials for Google; {LOGIN}") from None
+            raise GoogleError(ErrorKind.FAILED, f"there are no credentials for Google; {LOGIN_HINT}") from None
         return credentials
 
 
-def _executed(request: Any, kind: type) -> Any:
+def _execute(request: Any, kind: type) -> Any:
     """The answer; of what is not Google's, such as a proxy's page, the SDK makes text, or stumbles over it."""
     answer = request.execute()
     if not isinstance(answer, kind):
@@ -133,12 +133,12 @@ def _executed(request: Any, kind: type) -> Any:
     return answer
 
 
-def _retry_after(error: HttpError) -> float:
+def _parse_retry_after(error: HttpError) -> float:
     seconds = str(error.resp.get("retry-after", ""))
     return float(seconds) if seconds.isdecimal() else 0.0
 
 
-def _reasons(content: bytes) -> set[str]:
+def _parse_reasons(content: bytes) -> set[str]:
     """Google's words for machines, in both of its forms: `errors[].reason`, and `details[].reason` of an ErrorInfo."""
     try:
         error = json.loads(content)["error"]

@@ -11,12 +11,12 @@ BIGQUERY_SINK: Final = "kms-audit-bigquery"
 STORAGE_SINK: Final = "kms-audit-storage"
 RETENTION_DAYS: Final = 730
 
-Document = dict[str, Any]
+Resource = dict[str, Any]
 """A resource as Google's API writes it in JSON."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class DesiredState:
     """Audit logging as it shall be in one project."""
 
     project: str
@@ -30,17 +30,17 @@ class Wish:
     """Where dataset and bucket are, such as `europe-west3` or `EU`; unused without either."""
 
     @property
-    def parts(self) -> tuple["Part", ...]:
+    def list_parts(self) -> tuple["AuditPart", ...]:
         """What is looked at and set up, in this order: each needs only what comes before it."""
         return (
-            Part.API,
-            Part.POLICY,
-            *((Part.DATASET, Part.BIGQUERY_SINK, Part.DATASET_ACCESS) if self.bigquery else ()),
-            *((Part.BUCKET, Part.STORAGE_SINK, Part.BUCKET_ACCESS) if self.bucket else ()),
+            AuditPart.API,
+            AuditPart.POLICY,
+            *((AuditPart.DATASET, AuditPart.BIGQUERY_SINK, AuditPart.DATASET_ACCESS) if self.bigquery else ()),
+            *((AuditPart.BUCKET, AuditPart.STORAGE_SINK, AuditPart.BUCKET_ACCESS) if self.bucket else ()),
         )
 
 
-class Part(StrEnum):
+class AuditPart(StrEnum):
     """One thing that is read and written as a whole."""
 
     API = "API"
@@ -53,7 +53,7 @@ class Part(StrEnum):
     BUCKET_ACCESS = "who may write to the bucket"
 
 
-State = Mapping[Part, Document | None]
+CurrentState = Mapping[AuditPart, Resource | None]
 """Of each part that the wish is about, what is there; None where it does not exist."""
 
 
@@ -61,6 +61,6 @@ State = Mapping[Part, Document | None]
 class Change:
     """One part that is not as it is wished."""
 
-    part: Part
-    old: Document | None
-    new: Document
+    part: AuditPart
+    old: Resource | None
+    new: Resource

@@ -4,29 +4,29 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any, Final
 
-from ops.audit.cloud import Caller
+from ops.audit.cloud import GoogleCaller
 from ops.audit.model import DATASET, KMS
-from ops.audit.refusal import GoogleError, Kind
+from ops.audit.refusal import GoogleError, ErrorKind
 
 _TABLE: Final = "cloudaudit_googleapis_com_data_access"
-_FOLDER: Final = "cloudaudit.googleapis.com/data_access/"
-_PAGES: Final = 20
-_CHUNK: Final = 4 * 1024 * 1024
-_HOURS: Final = 3
+_OBJECT_PREFIX: Final = "cloudaudit.googleapis.com/data_access/"
+_MAX_PAGES: Final = 20
+_CHUNK_BYTES: Final = 4 * 1024 * 1024
+_SEARCHED_HOURS: Final = 3
 """After the first hour that is looked at: a file is named after the hour of its first entry."""
 
 
-def in_log(google: Caller, project: str, mark: str, since: datetime) -> bool:
+def search_log(api: GoogleCaller, project: str, marker: str, since: datetime) -> bool:
     """Whether the Data Access log has an entry of the mark."""
     body: dict[str, Any] = {
         "resourceNames": [f"projects/{project}"],
         "filter": f'logName="projects/{project}/logs/cloudaudit.googleapis.com%2Fdata_access" '
         f'AND protoPayload.serviceName="{KMS}" '
-        f'AND protoPayload.requestMetadata.callerSuppliedUserAgent:"{mark}" AND timestamp>="{since.isoformat()}"',
+        f'AND protoPayload.requestMetadata.callerSuppliedUserAgent:"{marker}" AND timestamp>="{since.isoformat()}"',
         "pageSize": 1,
     }
-    for _ in range(_PAGES):  # a page may be empty although another follows
-        answer = google.call("logging.entries.list", body=body)
+    for _ in range(_MAX_PAGES):  # a page may be empty although another follows
+        answer = api.call("logging.entries.list", body=body)
         if answer.get("entries"):
             return True
         if not answer.get("nextPageToken"):
@@ -35,7 +35,7 @@ def in_log(google: Caller, project: str, mark: str, since: datetime) -> bool:
     return False
 
 
-def in_bigquery(google: Caller, project: str, mark: str, since: datetime, location: str) -> bool:
+def search_bigquery(api: GoogleCaller, project: str, marker: str, since: datetime, location: str) -> bool:
     """Whether the dataset has a row of the mark; a table is there only once something was written."""
     # The columns follow from what was logged so far, so that none can be named safely.
     sql = (
@@ -44,7 +44,7 @@ def in_bigquery(google: Caller, project: str, mark: str, since: datetime, locati
     )
     parameters = [
         {"name": name, "parameterType": {"type": kind}, "parameterValue": {"value": value}}
-        for name, kind, value in (("since", "TIMESTAMP", since.isoformat()), ("mark", "STRING", mark))
+        for name, kind, value in (("since", "TIMESTAMP", since.isoformat()), ("mark", "STRING", marker))
     ]
     body = {
         "query": sql,
@@ -55,27 +55,27 @@ def in_bigquery(google: Caller, project: str, mark: str, since: datetime, locati
         "timeoutMs": 30_000,
     }
     try:
-        answer = google.call("bigquery.jobs.query", projectId=project, body=body)
+        answer = api.call("bigquery.jobs.query", projectId=project, body=body)
     except GoogleError as error:
-        if error.kind is Kind.MISSING:
+        if error.kind is ErrorKind.MISSING:
             return False
         raise
     return bool(answer.get("jobComplete")) and answer["rows"][0]["f"][0]["v"] != "0"
 
 
-def in_bucket(google: Caller, bucket: str, mark: str, since: datetime) -> bool:
+def search_bucket(api: GoogleCaller, bucket: str, marker: str, since: datetime) -> bool:
     """Whether a file in the bucket has the mark."""
     token: str | None = None
-    for _ in range(_PAGES):
-        answer = google.call(
+    for _ in range(_MAX_PAGES):
+        answer = api.call(
             "storage.objects.list",
             bucket=bucket,
-            prefix=_FOLDER,
-            startOffset=f"{_FOLDER}{since:%Y/%m/%d/%H}",
-            endOffset=f"{_FOLDER}{since + timedelta(hours=_HOURS):%Y/%m/%d/%H}",
+            prefix=_OBJECT_PREFIX,
+            startOffset=f"{_OBJECT_PREFIX}{since:%Y/%m/%d/%H}",
+            endOffset=f"{_OBJECT_PREFIX}{since + timedelta(hours=_SEARCHED_HOURS):%Y/%m/%d/%H}",
             pageToken=token,
         )
-        if any(_has(google, bucket, each, mark.encode()) for each in answer.get("items", [])):
+        if any(_contains_marker(api, bucket, each, marker.encode()) for each in answer.get("items", [])):
             return True
         token = answer.get("nextPageToken")
         if not token:
@@ -83,12 +83,12 @@ def in_bucket(google: Caller, bucket: str, mark: str, since: datetime) -> bool:
     return False
 
 
-def _has(google: Caller, bucket: str, item: dict[str, Any], mark: bytes) -> bool:
+def _contains_marker(api: GoogleCaller, bucket: str, item: dict[str, Any], marker: bytes) -> bool:
     """Whether the file has the mark; read in pieces that overlap, since a busy hour fills more than the memory."""
-    edges = [*range(0, int(item["size"]), _CHUNK), int(item["size"])]
+    edges = [*range(0, int(item["size"]), _CHUNK_BYTES), int(item["size"])]
     for start, end in pairwise(edges):
-        span = f"bytes={max(0, start - len(mark))}-{end - 1}"
-        if mark in google.call(
+        span = f"bytes={max(0, start - len(marker))}-{end - 1}"
+        if marker in api.call(
             "storage.objects.get_media", headers={"range": span}, bucket=bucket, object=item["name"]
         ):
             return True

@@ -13,16 +13,16 @@ from ops.audit.model import (
     RETENTION_DAYS,
     STORAGE_SINK,
     Change,
-    Document,
-    Part,
-    State,
-    Wish,
+    Resource,
+    AuditPart,
+    CurrentState,
+    DesiredState,
 )
 
-UNKNOWN_WRITER: Final = "serviceAccount:(known when the sink is there)"
+WRITER_AFTER_CREATION: Final = "serviceAccount:(known when the sink is there)"
 SINK_FILTER: Final = f'logName:"cloudaudit.googleapis.com" AND protoPayload.serviceName="{KMS}"'
 """Data Access and Admin Activity: who used a key, and who changed one."""
-_SHARED_WRITER: Final = "serviceAccount:cloud-logs@system.gserviceaccount.com"
+_SHARED_WRITER_IDENTITY: Final = "serviceAccount:cloud-logs@system.gserviceaccount.com"
 """Of any project's sink that was made without `uniqueWriterIdentity`: what it is granted, all of them are granted.
 https://registry.terraform.io/providers/hashicorp/google/latest/docs/resources/logging_project_sink
 """
@@ -31,72 +31,72 @@ _WRITER_ROLES: Final = ("WRITER", "roles/bigquery.dataEditor")
 """BigQuery answers with the first where the second was written."""
 
 
-class ImpossibleError(Exception):
+class UnchangeableError(Exception):
     """The wish cannot come true by changing what is there; the message says what to do."""
 
 
-def changes(state: State, wish: Wish) -> list[Change]:
+def plan_changes(state: CurrentState, desired: DesiredState) -> list[Change]:
     """What has to change, in the order in which it can; empty where all is as wished.
 
     Raises:
         ImpossibleError: something that cannot be changed is in the way.
     """
-    found = (change_of(part, state, wish) for part in wish.parts)
+    found = (plan_change(part, state, desired) for part in desired.list_parts)
     return [change for change in found if change]
 
 
-def change_of(part: Part, state: State, wish: Wish) -> Change | None:
+def plan_change(part: AuditPart, state: CurrentState, desired: DesiredState) -> Change | None:
     """What has to change of one part; of the state, it and what comes before it are looked at.
 
     Raises:
         ImpossibleError: it cannot be changed.
     """
-    _refuse(part, state, wish)
-    new = _WISHED[part](state[part] or {}, state, wish)
+    _refuse_unchangeable(part, state, desired)
+    new = _DESIRED_BY_PART[part](state[part] or {}, state, desired)
     return None if new == state[part] else Change(part, state[part], new)
 
 
-def notes(state: State) -> Iterator[str]:
+def list_warnings(state: CurrentState) -> Iterator[str]:
     """What a person should know, and what this tool leaves alone."""
-    for config in (state[Part.POLICY] or {}).get("auditConfigs", []):
+    for config in (state[AuditPart.POLICY] or {}).get("auditConfigs", []):
         if config["service"] == "allServices":
             logs = config.get("auditLogConfigs", [])
             for member in sorted({member for log in logs for member in log.get("exemptedMembers", [])}):
                 yield f"{member} is exempted for all services, so for Cloud KMS too; look whether that is meant"
-    for part in (Part.BIGQUERY_SINK, Part.STORAGE_SINK):
+    for part in (AuditPart.BIGQUERY_SINK, AuditPart.STORAGE_SINK):
         for exclusion in (state.get(part) or {}).get("exclusions", []):
             if not exclusion.get("disabled"):
                 yield f"the {part} leaves out {exclusion['filter']}; look whether that is meant"
-    for rule in (state.get(Part.BUCKET) or {}).get("lifecycle", {}).get("rule", []):
+    for rule in (state.get(AuditPart.BUCKET) or {}).get("lifecycle", {}).get("rule", []):
         if rule["action"]["type"] == "Delete" and set(rule["condition"]) != {"age"}:
             yield f"another rule of the bucket deletes files, too: {rule['condition']}; look whether that is meant"
 
 
-def _refuse(part: Part, state: State, wish: Wish) -> None:
+def _refuse_unchangeable(part: AuditPart, state: CurrentState, desired: DesiredState) -> None:
     there = state[part]
-    if part not in {Part.DATASET, Part.BUCKET} or not there:
+    if part not in {AuditPart.DATASET, AuditPart.BUCKET} or not there:
         return
-    named = f"the dataset {DATASET}" if part is Part.DATASET else f"the bucket {wish.bucket}"
-    if there["location"].lower() != wish.location.lower():
-        raise ImpossibleError(
+    named = f"the dataset {DATASET}" if part is AuditPart.DATASET else f"the bucket {desired.bucket}"
+    if there["location"].lower() != desired.location.lower():
+        raise UnchangeableError(
             f"{named} is in {there['location']}, and Google moves none; say --location {there['location']}, "
             "or copy what it holds elsewhere and remove it"
         )
-    if part is Part.BUCKET and f"projects/{there['projectNumber']}" != (state[Part.API] or {}).get("parent"):
-        raise ImpossibleError(
+    if part is AuditPart.BUCKET and f"projects/{there['projectNumber']}" != (state[AuditPart.API] or {}).get("parent"):
+        raise UnchangeableError(
             f"{named} belongs to another project, number {there['projectNumber']}; "
             "the whole world shares the names of buckets: choose another one"
         )
 
 
-def _api(old: Document, _state: State, _wish: Wish) -> Document:
+def _enable_api(old: Resource, _state: CurrentState, _desired: DesiredState) -> Resource:
     return old | {"state": "ENABLED"}
 
 
-def _policy(old: Document, _state: State, wish: Wish) -> Document:
+def _add_audit_config(old: Resource, _state: CurrentState, desired: DesiredState) -> Resource:
     configs = old.get("auditConfigs", [])
-    ours: Document = next((config for config in configs if config["service"] == KMS), {"service": KMS})
-    wished = {"ADMIN_READ": set(wish.exempted), "DATA_READ": set(wish.exempted), "DATA_WRITE": set()}
+    ours: Resource = next((config for config in configs if config["service"] == KMS), {"service": KMS})
+    wished = {"ADMIN_READ": set(desired.exempted), "DATA_READ": set(desired.exempted), "DATA_WRITE": set()}
     there = {log["logType"]: set(log.get("exemptedMembers", [])) for log in ours.get("auditLogConfigs", [])}
     if there == wished:
         return old
@@ -109,50 +109,50 @@ def _policy(old: Document, _state: State, wish: Wish) -> Document:
     return old | {"auditConfigs": kept if ours in configs else [*kept, new]}
 
 
-def _dataset(old: Document, _state: State, wish: Wish) -> Document:
-    reference = {"projectId": wish.project, "datasetId": DATASET}
-    return old or {"datasetReference": reference, "location": wish.location}
+def _build_dataset(old: Resource, _state: CurrentState, desired: DesiredState) -> Resource:
+    reference = {"projectId": desired.project, "datasetId": DATASET}
+    return old or {"datasetReference": reference, "location": desired.location}
 
 
-def _bigquery_sink(old: Document, _state: State, wish: Wish) -> Document:
+def _build_bigquery_sink(old: Resource, _state: CurrentState, desired: DesiredState) -> Resource:
     options = old.get("bigqueryOptions", {}) | {"usePartitionedTables": True}
-    destination = f"bigquery.googleapis.com/projects/{wish.project}/datasets/{DATASET}"
-    return _sink(old, BIGQUERY_SINK, destination) | {"bigqueryOptions": options}
+    destination = f"bigquery.googleapis.com/projects/{desired.project}/datasets/{DATASET}"
+    return _build_sink(old, BIGQUERY_SINK, destination) | {"bigqueryOptions": options}
 
 
-def _storage_sink(old: Document, _state: State, wish: Wish) -> Document:
-    return _sink(old, STORAGE_SINK, f"storage.googleapis.com/{wish.bucket}")
+def _build_storage_sink(old: Resource, _state: CurrentState, desired: DesiredState) -> Resource:
+    return _build_sink(old, STORAGE_SINK, f"storage.googleapis.com/{desired.bucket}")
 
 
-def _sink(old: Document, name: str, destination: str) -> Document:
-    wished: Document = {"name": name, "destination": destination, "filter": SINK_FILTER}
+def _build_sink(old: Resource, name: str, destination: str) -> Resource:
+    wished: Resource = {"name": name, "destination": destination, "filter": SINK_FILTER}
     if old.get("disabled"):
         wished["disabled"] = False
-    if not _of_its_own(old):
-        wished["writerIdentity"] = UNKNOWN_WRITER
+    if not _has_own_writer(old):
+        wished["writerIdentity"] = WRITER_AFTER_CREATION
     return old | wished
 
 
-def _of_its_own(sink: Document) -> bool:
+def _has_own_writer(sink: Resource) -> bool:
     """Whether its writer is of this project; old sinks write as a group or an account that all projects share."""
     writer = str(sink.get("writerIdentity", ""))
-    return writer.startswith("serviceAccount:") and writer != _SHARED_WRITER
+    return writer.startswith("serviceAccount:") and writer != _SHARED_WRITER_IDENTITY
 
 
-def _writer(sink: Document | None) -> str:
-    return sink["writerIdentity"] if sink and _of_its_own(sink) else UNKNOWN_WRITER
+def _get_writer(sink: Resource | None) -> str:
+    return sink["writerIdentity"] if sink and _has_own_writer(sink) else WRITER_AFTER_CREATION
 
 
-def _dataset_access(old: Document, state: State, _wish: Wish) -> Document:
-    email = _writer(state[Part.BIGQUERY_SINK]).removeprefix("serviceAccount:")
+def _grant_dataset_access(old: Resource, state: CurrentState, _desired: DesiredState) -> Resource:
+    email = _get_writer(state[AuditPart.BIGQUERY_SINK]).removeprefix("serviceAccount:")
     access = old.get("access", [])
     if any(entry in access for entry in ({"role": role, "userByEmail": email} for role in _WRITER_ROLES)):
         return old
     return old | {"access": [*access, {"role": "WRITER", "userByEmail": email}]}
 
 
-def _bucket(old: Document, _state: State, wish: Wish) -> Document:
-    new = old or {"name": wish.bucket, "location": wish.location}
+def _build_bucket(old: Resource, _state: CurrentState, desired: DesiredState) -> Resource:
+    new = old or {"name": desired.bucket, "location": desired.location}
     access = {"uniformBucketLevelAccess": {"enabled": True}, "publicAccessPrevention": "enforced"}
     there = old.get("iamConfiguration", {})
     uniform = there.get("uniformBucketLevelAccess", {}).get("enabled")
@@ -169,8 +169,8 @@ def _bucket(old: Document, _state: State, wish: Wish) -> Document:
     return new
 
 
-def _bucket_access(old: Document, state: State, _wish: Wish) -> Document:
-    writer = _writer(state[Part.STORAGE_SINK])
+def _grant_bucket_access(old: Resource, state: CurrentState, _desired: DesiredState) -> Resource:
+    writer = _get_writer(state[AuditPart.STORAGE_SINK])
     bindings = old.get("bindings", [])
     granted = [each for each in bindings if each["role"] == _OBJECT_CREATOR and "condition" not in each]
     if any(writer in binding["members"] for binding in granted):
@@ -180,13 +180,13 @@ def _bucket_access(old: Document, state: State, _wish: Wish) -> Document:
     return old | {"bindings": [*others, {"role": _OBJECT_CREATOR, "members": members}]}
 
 
-_WISHED: Final[dict[Part, Callable[[Document, State, Wish], Document]]] = {
-    Part.API: _api,
-    Part.POLICY: _policy,
-    Part.DATASET: _dataset,
-    Part.BIGQUERY_SINK: _bigquery_sink,
-    Part.DATASET_ACCESS: _dataset_access,
-    Part.BUCKET: _bucket,
-    Part.STORAGE_SINK: _storage_sink,
-    Part.BUCKET_ACCESS: _bucket_access,
+_DESIRED_BY_PART: Final[dict[AuditPart, Callable[[Resource, CurrentState, DesiredState], Resource]]] = {
+    AuditPart.API: _enable_api,
+    AuditPart.POLICY: _add_audit_config,
+    AuditPart.DATASET: _build_dataset,
+    AuditPart.BIGQUERY_SINK: _build_bigquery_sink,
+    AuditPart.DATASET_ACCESS: _grant_dataset_access,
+    AuditPart.BUCKET: _build_bucket,
+    AuditPart.STORAGE_SINK: _build_storage_sink,
+    AuditPart.BUCKET_ACCESS: _grant_bucket_access,
 }

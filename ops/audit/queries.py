@@ -6,45 +6,45 @@ from typing import Final
 
 from ops.audit.model import DATASET, KMS
 
-_READ: Final = "cloudaudit.googleapis.com%2Fdata_access"
+_DATA_ACCESS_LOG: Final = "cloudaudit.googleapis.com%2Fdata_access"
 _COLUMNS: Final = (
     "table(timestamp, protoPayload.authenticationInfo.firstof(principalEmail, principalSubject):label=WHO, "
     "protoPayload.methodName:label=WHAT, "
     "protoPayload.resourceName:label=KEY, protoPayload.requestMetadata.callerIp:label=FROM, "
     "protoPayload.status.message:label=ERROR)"
 )
-_WHO: Final = (
+_CALLER_FORMAT: Final = (
     "value(protoPayload.authenticationInfo.firstof(principalEmail, principalSubject), "
     "protoPayload.requestMetadata.callerIp)"
 )
 
 
-def queries(project: str, *, bigquery: bool) -> Iterator[tuple[str, str]]:
+def list_queries(project: str, *, bigquery: bool) -> Iterator[tuple[str, str]]:
     """Each question and its command.
 
     Args:
         project: that is asked about.
         bigquery: whether to ask its dataset, too.
     """
-    read = f'logName="projects/{project}/logs/{_READ}" AND protoPayload.serviceName="{KMS}"'
+    read = f'logName="projects/{project}/logs/{_DATA_ACCESS_LOG}" AND protoPayload.serviceName="{KMS}"'
     written = read.replace("data_access", "activity")
     decrypted = f'{read} AND protoPayload.methodName="Decrypt"'
-    yield "Who decrypted, when, from where: the last day", _gcloud(project, decrypted, "1d", _COLUMNS)
-    yield "What was refused or failed: the last week", _gcloud(project, f"{read} AND severity>=ERROR", "7d", _COLUMNS)
-    yield "Who changed a key, a version or who may use it: the last 30 days", _gcloud(project, written, "30d", _COLUMNS)
+    yield "Who decrypted, when, from where: the last day", _build_gcloud_command(project, decrypted, "1d", _COLUMNS)
+    yield "What was refused or failed: the last week", _build_gcloud_command(project, f"{read} AND severity>=ERROR", "7d", _COLUMNS)
+    yield "Who changed a key, a version or who may use it: the last 30 days", _build_gcloud_command(project, written, "30d", _COLUMNS)
     rare = " | sort | uniq -c | sort -n | head -n 20"
     yield (
         "Unusual callers: who decrypted from where least often in the last week",
-        _gcloud(project, decrypted, "7d", _WHO) + rare,
+        _build_gcloud_command(project, decrypted, "7d", _CALLER_FORMAT) + rare,
     )
     if bigquery:
-        for question, sql in _SQL.items():
-            text = indent(dedent(sql).strip(), "  ").replace("{who}", _WHO_SQL)
+        for question, sql in _BIGQUERY_QUERIES.items():
+            text = indent(dedent(sql).strip(), "  ").replace("{who}", _CALLER_SQL)
             text = text.replace("{dataset}", f"{project}.{DATASET}")
             yield f"{question} (BigQuery)", f"bq query --project_id={project} --use_legacy_sql=false '\n{text}'"
 
 
-def _gcloud(project: str, filter_: str, freshness: str, columns: str) -> str:
+def _build_gcloud_command(project: str, filter_: str, freshness: str, columns: str) -> str:
     return (
         f"gcloud logging read --project={project} --freshness={freshness} \\\n  '{filter_}' \\\n  --format='{columns}'"
     )
@@ -52,11 +52,11 @@ def _gcloud(project: str, filter_: str, freshness: str, columns: str) -> str:
 
 # Google makes a column when a value first comes: one that may not have come yet, such as an error, is read out of JSON.
 # A workload of another cloud or of Kubernetes may have no address, only a subject.
-_WHO_SQL: Final = (
+_CALLER_SQL: Final = (
     'JSON_VALUE(TO_JSON(protopayload_auditlog), "$.authenticationInfo.principalEmail"), '
     'JSON_VALUE(TO_JSON(protopayload_auditlog), "$.authenticationInfo.principalSubject")'
 )
-_SQL: Final = {
+_BIGQUERY_QUERIES: Final = {
     "Who decrypted, how often, from where: the last 30 days": """
         SELECT
           COALESCE({who}) AS who,

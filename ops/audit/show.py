@@ -3,35 +3,35 @@
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from ops.audit.model import BIGQUERY_SINK, DATASET, KMS, STORAGE_SINK, Change, Document, Part, Wish
+from ops.audit.model import BIGQUERY_SINK, DATASET, KMS, STORAGE_SINK, Change, Resource, AuditPart, DesiredState
 
 
-def title(part: Part, wish: Wish) -> str:
+def format_title(part: AuditPart, desired: DesiredState) -> str:
     """The part by its name in this project."""
     return {
-        Part.API: f"API {KMS}",
-        Part.POLICY: f"Data Access logs of {KMS}",
-        Part.DATASET: f"dataset {wish.project}.{DATASET}",
-        Part.BIGQUERY_SINK: f"sink {BIGQUERY_SINK}",
-        Part.DATASET_ACCESS: f"access to the dataset {DATASET}",
-        Part.BUCKET: f"bucket {wish.bucket}",
-        Part.STORAGE_SINK: f"sink {STORAGE_SINK}",
-        Part.BUCKET_ACCESS: f"access to the bucket {wish.bucket}",
+        AuditPart.API: f"API {KMS}",
+        AuditPart.POLICY: f"Data Access logs of {KMS}",
+        AuditPart.DATASET: f"dataset {desired.project}.{DATASET}",
+        AuditPart.BIGQUERY_SINK: f"sink {BIGQUERY_SINK}",
+        AuditPart.DATASET_ACCESS: f"access to the dataset {DATASET}",
+        AuditPart.BUCKET: f"bucket {desired.bucket}",
+        AuditPart.STORAGE_SINK: f"sink {STORAGE_SINK}",
+        AuditPart.BUCKET_ACCESS: f"access to the bucket {desired.bucket}",
     }[part]
 
 
-def diff(change: Change) -> list[str]:
+def diff_change(change: Change) -> list[str]:
     """What of the part changes; what stays is not told."""
-    facts = _FACTS[change.part]
+    facts = _FORMATTERS[change.part]
     old, new = list(facts(change.old)) if change.old else [], list(facts(change.new))
     return [f"- {fact}" for fact in old if fact not in new] + [f"+ {fact}" for fact in new if fact not in old]
 
 
-def _api(api: Document) -> Iterator[str]:
+def _format_api(api: Resource) -> Iterator[str]:
     yield str(api["state"]).lower()
 
 
-def _policy(policy: Document) -> Iterator[str]:
+def _format_policy(policy: Resource) -> Iterator[str]:
     for config in policy.get("auditConfigs", []):
         if config["service"] == KMS:
             for log in config.get("auditLogConfigs", []):
@@ -39,11 +39,11 @@ def _policy(policy: Document) -> Iterator[str]:
                 yield log["logType"] + (f" of all but {', '.join(exempted)}" if exempted else "")
 
 
-def _dataset(dataset: Document) -> Iterator[str]:
+def _format_dataset(dataset: Resource) -> Iterator[str]:
     yield f"in {dataset['location']}"
 
 
-def _sink(sink: Document) -> Iterator[str]:
+def _format_sink(sink: Resource) -> Iterator[str]:
     yield f"to {sink['destination']}"
     yield f"of {sink.get('filter') or 'everything'}"
     yield f"as {sink.get('writerIdentity')}"
@@ -53,12 +53,12 @@ def _sink(sink: Document) -> Iterator[str]:
         yield "in partitioned tables" if partitioned else "in a table for each day"
 
 
-def _dataset_access(dataset: Document) -> Iterator[str]:
+def _format_dataset_access(dataset: Resource) -> Iterator[str]:
     for entry in dataset.get("access", []):
         yield " ".join(str(value) for value in entry.values())
 
 
-def _bucket(bucket: Document) -> Iterator[str]:
+def _format_bucket(bucket: Resource) -> Iterator[str]:
     access = bucket.get("iamConfiguration", {})
     yield f"in {bucket['location']}"
     yield "uniform access" if access.get("uniformBucketLevelAccess", {}).get("enabled") else "access by object"
@@ -68,19 +68,19 @@ def _bucket(bucket: Document) -> Iterator[str]:
         yield f"{rule['action']['type']} at {conditions}" + (" days" if set(rule["condition"]) == {"age"} else "")
 
 
-def _bucket_access(policy: Document) -> Iterator[str]:
+def _format_bucket_access(policy: Resource) -> Iterator[str]:
     for binding in policy.get("bindings", []):
         for member in binding["members"]:
             yield f"{binding['role']} {member}" + (" with a condition" if "condition" in binding else "")
 
 
-_FACTS: Final[dict[Part, Callable[[Document], Iterator[str]]]] = {
-    Part.API: _api,
-    Part.POLICY: _policy,
-    Part.DATASET: _dataset,
-    Part.BIGQUERY_SINK: _sink,
-    Part.DATASET_ACCESS: _dataset_access,
-    Part.BUCKET: _bucket,
-    Part.STORAGE_SINK: _sink,
-    Part.BUCKET_ACCESS: _bucket_access,
+_FORMATTERS: Final[dict[AuditPart, Callable[[Resource], Iterator[str]]]] = {
+    AuditPart.API: _format_api,
+    AuditPart.POLICY: _format_policy,
+    AuditPart.DATASET: _format_dataset,
+    AuditPart.BIGQUERY_SINK: _format_sink,
+    AuditPart.DATASET_ACCESS: _format_dataset_access,
+    AuditPart.BUCKET: _format_bucket,
+    AuditPart.STORAGE_SINK: _format_sink,
+    AuditPart.BUCKET_ACCESS: _format_bucket_access,
 }

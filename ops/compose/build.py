@@ -8,13 +8,13 @@ from pathlib import Path
 
 OPS = Path(__file__).parents[1]
 FOLDER = Path(__file__).parent
-_HEAD = "# Made from {source} by `python -m ops.compose.build`: change that one.\n"
+_HEADER = "# Made from {source} by `python -m ops.compose.build`: change that one.\n"
 _FILES = {
     "prometheus/prometheus.yml": "prometheus.yml",
     "alertmanager/alertmanager.yml": "alertmanager.yml",
     "grafana/provisioning/datasources/prometheus.yml": "grafana/datasources.yml",
 }
-_NAMES = {
+_REPLACEMENTS = {
     "Every address is a default port on this machine": "Every address is a service of compose.yaml",
     "127.0.0.1:25\n": "mailpit:1025\n",
     "127.0.0.1:9090": "prometheus:9090",
@@ -25,32 +25,32 @@ _NAMES = {
     "env: production": "env: compose",
 }
 # A name may have several addresses, as the relay's has with two replicas: each is a target.
-_STATIC = """    static_configs:
+_STATIC_TARGETS = """    static_configs:
       - targets: [{host}:{port}]
         labels:
           env: compose
 """
-_BY_NAME = """    dns_sd_configs:
+_DNS_TARGETS = """    dns_sd_configs:
       - {{names: [{host}], type: A, port: {port}, refresh_interval: 5s}}
     relabel_configs:
       - {{target_label: env, replacement: compose}}
 """
 
 
-def built() -> dict[Path, str]:
+def build_files() -> dict[Path, str]:
     """The files of the containers, and what should stand in each."""
-    return {FOLDER / target: _with_names(source) for source, target in _FILES.items()}
+    return {FOLDER / target: _replace_addresses(source) for source, target in _FILES.items()}
 
 
-def _with_names(source: str) -> str:
+def _replace_addresses(source: str) -> str:
     text = (OPS / source).read_text(encoding="utf-8")
-    for production, container in _NAMES.items():
+    for production, container in _REPLACEMENTS.items():
         text = text.replace(production, container)
     for host, port in (("exporter", 9911), ("relay", 9912)):
-        text = text.replace(_STATIC.format(host=host, port=port), _BY_NAME.format(host=host, port=port))
-    return _HEAD.format(source=f"ops/{source}") + text
+        text = text.replace(_STATIC_TARGETS.format(host=host, port=port), _DNS_TARGETS.format(host=host, port=port))
+    return _HEADER.format(source=f"ops/{source}") + text
 
 
 if __name__ == "__main__":
-    for file, text in built().items():
+    for file, text in build_files().items():
         file.write_text(text, encoding="utf-8")

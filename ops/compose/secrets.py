@@ -11,13 +11,13 @@ from pathlib import Path
 
 import click
 
-LAST = "relay_token"
+LAST_SECRET = "relay_token"
 """Written when all others are there: where it is, the folder is whole, or somebody's own."""
-_READABLE = 0o440
-_OWN = 0o400
+_READABLE_MODE = 0o440
+_OWNER_ONLY_MODE = 0o400
 
 
-def contents() -> dict[str, str]:
+def generate_secrets() -> dict[str, str]:
     """The name of each file, and what it holds; all of it random."""
     password = secrets.token_urlsafe(32)
     return {
@@ -26,20 +26,20 @@ def contents() -> dict[str, str]:
         "pagerduty_key": secrets.token_hex(16),
         "postgres_password": password,
         "pgpass": f"postgres:5432:keypulse:keypulse:{password}",
-        LAST: secrets.token_urlsafe(32),
+        LAST_SECRET: secrets.token_urlsafe(32),
     }
 
 
-def make(folder: Path) -> str:
+def create_secrets(folder: Path) -> str:
     """Makes them where they are missing, and says what it did. Raises OSError."""
-    if (folder / LAST).exists():
+    if (folder / LAST_SECRET).exists():
         return f"{folder} has its secrets already"
-    for name, content in contents().items():
+    for name, content in generate_secrets().items():
         file = folder / name
         file.unlink(missing_ok=True)  # of a start that was cut off
         file.touch(mode=0o600)
         file.write_text(content + "\n", encoding="utf-8")
-        file.chmod(_OWN if name == "pgpass" else _READABLE)
+        file.chmod(_OWNER_ONLY_MODE if name == "pgpass" else _READABLE_MODE)
     return f"made the secrets in {folder}"
 
 
@@ -47,21 +47,21 @@ def make(folder: Path) -> str:
 @click.argument("folder", type=click.Path(path_type=Path), default="/run/secrets")
 @click.option("--show", metavar="NAME", help="Print one of them instead, such as admin_token.")
 @click.option("--stay", is_flag=True, help="End only with SIGTERM, so that what waited for it can be started again.")
-def main(folder: Path, show: str | None, stay: bool) -> None:
+def main(folder: Path, show: str | None, wait_for_signal: bool) -> None:
     """Make the secrets of compose.yaml, where there are none."""
     ends = {signal.SIGTERM, signal.SIGINT}
-    if stay:
+    if wait_for_signal:
         signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # the first process of a container has no default for them
     try:
-        click.echo((folder / show).read_text(encoding="utf-8").strip() if show else make(folder))
+        click.echo((folder / show).read_text(encoding="utf-8").strip() if show else create_secrets(folder))
     except OSError as error:
-        click.echo(f"{error.filename or folder}: {error.strerror}; it must belong to user {_user()}", err=True)
+        click.echo(f"{error.filename or folder}: {error.strerror}; it must belong to user {_get_user_id()}", err=True)
         sys.exit(1)
-    if stay:
+    if wait_for_signal:
         signal.sigwait(ends)
 
 
-def _user() -> int:
+def _get_user_id() -> int:
     return Path("/proc/self").stat().st_uid
 
 

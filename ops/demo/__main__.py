@@ -12,13 +12,13 @@ from rich.console import Console
 
 from ops.demo import environment, scenario, stack, timeline
 from ops.demo.ports import Ports
-from ops.smoke.deployment import Deployment, looked_at
+from ops.smoke.deployment import Deployment, run_checks
 from shared import VERSION
-from shared.cli import run_or_exit
+from shared.cli import run_until_done_or_exit
 from shared.server import StartError
-from shared.smoke.alert import PATIENCE
-from shared.smoke.check import line
-from shared.stop import stop_signal
+from shared.smoke.alert import TEST_ALERT_TIMEOUT_SECONDS
+from shared.smoke.check import format_line
+from shared.stop import wait_for_stop_signal
 
 console = Console(highlight=False)
 
@@ -41,14 +41,14 @@ def main(once: bool) -> None:
     signal.signal(signal.SIGHUP, lambda _number, _frame: signal.raise_signal(signal.SIGTERM))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that has no ✓
-    run_or_exit(_once(Path("demo.json")) if once else _until_stopped())
+    run_until_done_or_exit(_run_once(Path("demo.json")) if once else _run_until_stopped())
 
 
-async def _once(result: Path) -> None:
+async def _run_once(result: Path) -> None:
     result.unlink(missing_ok=True)  # an older one would speak for a run that failed  # noqa: ASYNC240 - nothing runs yet
     console.print("starting everything …")
-    stopping = asyncio.create_task(stop_signal())
-    work = asyncio.create_task(_incident(result))
+    stopping = asyncio.create_task(wait_for_stop_signal())
+    work = asyncio.create_task(_run_incident(result))
     try:
         await asyncio.wait({stopping, work}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
@@ -61,12 +61,12 @@ async def _once(result: Path) -> None:
         await asyncio.gather(stopping, work, return_exceptions=True)
 
 
-async def _incident(result: Path) -> bool:
-    async with stack.running(Ports()) as running:
-        if not await _all_green(running.ports):
+async def _run_incident(result: Path) -> bool:
+    async with stack.run_stack(Ports()) as running:
+        if not await _run_smoke_test(running.ports):
             return False
         console.print("\nall healthy; breaking KMS (IAM permission revoked), then healing it\n")
-        hops, missing = await scenario.incident(running, _say)
+        hops, missing = await scenario.run_incident(running, _print_hop)
         timeline.write_json(hops, ok=not missing, file=result)
         console.print()
         timeline.print_table(hops, console)
@@ -77,45 +77,45 @@ async def _incident(result: Path) -> bool:
     return not missing
 
 
-def _say(hop: timeline.Hop) -> None:
+def _print_hop(hop: timeline.Hop) -> None:
     where = f" on {hop.channel}" if hop.channel else ""
-    console.print(f"  {hop.seconds:6.2f} s  {timeline.WORDS[hop.name]}{where}")
+    console.print(f"  {hop.seconds:6.2f} s  {timeline.HOP_LABELS[hop.name]}{where}")
 
 
-async def _all_green(ports: Ports) -> bool:
+async def _run_smoke_test(ports: Ports) -> bool:
     """Prints the smoke test's lines; whether each check passed."""
     where = Deployment(
-        backend=ports.url("backend"),
-        prometheus=ports.url("prometheus"),
-        alertmanager=ports.url("alertmanager"),
-        relay=ports.url("relay"),
+        backend=ports.build_url("backend"),
+        prometheus=ports.build_url("prometheus"),
+        alertmanager=ports.build_url("alertmanager"),
+        relay=ports.build_url("relay"),
     )
     green = True
-    async for results in looked_at(where, None, PATIENCE):
+    async for results in run_checks(where, None, TEST_ALERT_TIMEOUT_SECONDS):
         for result in results:
-            console.print(f"  {line(result)}", style=None if result.ok else "red", markup=False, soft_wrap=True)
-            green &= result.ok
+            console.print(f"  {format_line(result)}", style=None if result.is_ok else "red", markup=False, soft_wrap=True)
+            green &= result.is_ok
     return green
 
 
-async def _until_stopped() -> None:
+async def _run_until_stopped() -> None:
     console.print("starting everything …")
-    stopping = asyncio.create_task(stop_signal())
+    stopping = asyncio.create_task(wait_for_stop_signal())
     again = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, again.set)
     try:
-        async with stack.running(Ports()) as running:
-            environment.write(running.folder, running.ports)
-            await _all_green(running.ports)
+        async with stack.run_stack(Ports()) as running:
+            environment.write_file(running.folder, running.ports)
+            await _run_smoke_test(running.ports)
             _print_addresses(running.ports, running.folder)
             told: dict[str, str] = {}
             while not stopping.done():
-                told = _tell(running.children.ended(), told)
+                told = _print_ended_processes(running.processes.list_ended(), told)
                 await asyncio.wait({stopping}, timeout=0.2)
                 if again.is_set():
                     again.clear()
                     told = {}
-                    for name in await running.children.start_again():
+                    for name in await running.processes.restart_ended():
                         console.print(f"{name} runs again")
             console.print("stopping …")
     finally:
@@ -123,9 +123,9 @@ async def _until_stopped() -> None:
         await asyncio.gather(stopping, return_exceptions=True)
 
 
-def _tell(ended: dict[str, str], told: dict[str, str]) -> dict[str, str]:
+def _print_ended_processes(ended: dict[str, str], printed: dict[str, str]) -> dict[str, str]:
     """Says once of each part that it has ended; somebody may have wanted to see what happens then."""
-    for name in ended.keys() - told.keys():
+    for name in ended.keys() - printed.keys():
         console.print(
             f"{ended[name]}\n`kill -USR1 {os.getpid()}` starts it again", style="red", markup=False, soft_wrap=True
         )
@@ -134,12 +134,12 @@ def _tell(ended: dict[str, str], told: dict[str, str]) -> dict[str, str]:
 
 def _print_addresses(ports: Ports, folder: Path) -> None:
     commands = (
-        ("first, in another terminal: the runbook's variables", f". {folder / environment.FILE}"),
+        ("first, in another terminal: the runbook's variables", f". {folder / environment.FILE_NAME}"),
         ("one's own look, with a test alert to every channel", "keypulse-smoke --test-alert critical"),
         ("rotates the backend's data key", "keypulse-rotator run --type new-dek --config $DEMO/rotator.yml"),
     )
     console.print("\neverything is up; a minute of the rules is a second here\n")
-    for what, address in addresses(ports):
+    for what, address in list_addresses(ports):
         console.print(f"  {address:<46}{what}", soft_wrap=True)
     console.print()
     for what, command in commands:
@@ -147,18 +147,18 @@ def _print_addresses(ports: Ports, folder: Path) -> None:
     console.print("\nCtrl-C stops all of it")
 
 
-def addresses(ports: Ports) -> tuple[tuple[str, str], ...]:
+def list_addresses(ports: Ports) -> tuple[tuple[str, str], ...]:
     """What there is to look at, and where."""
     return (
-        ("on call: break and heal KMS", ports.url("stand_ins") + "/"),
-        ("runbooks", ports.url("stand_ins") + "/docs/KMS_OPERATIONS.md"),
-        ("Prometheus", ports.url("prometheus") + "/"),
-        ("Alertmanager's alerts", ports.url("stand_ins") + "/alertmanager/"),
-        ("exporter: the board", ports.url("exporter") + "/"),
-        ("relay", ports.url("relay") + "/api/deliveries"),
-        ("backend", ports.url("backend") + "/healthz"),
+        ("on call: break and heal KMS", ports.build_url("stand_ins") + "/"),
+        ("runbooks", ports.build_url("stand_ins") + "/docs/KMS_OPERATIONS.md"),
+        ("Prometheus", ports.build_url("prometheus") + "/"),
+        ("Alertmanager's alerts", ports.build_url("stand_ins") + "/alertmanager/"),
+        ("exporter: the board", ports.build_url("exporter") + "/"),
+        ("relay", ports.build_url("relay") + "/api/deliveries"),
+        ("backend", ports.build_url("backend") + "/healthz"),
         ("emulator (gRPC)", f"127.0.0.1:{ports.emulator}"),
-        ("emulator's faults", ports.url("faults") + "/faults"),
+        ("emulator's faults", ports.build_url("faults") + "/faults"),
         ("stand-in mail server", f"127.0.0.1:{ports.smtp}"),
     )
 

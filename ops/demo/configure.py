@@ -13,20 +13,20 @@ ROOT = Path(__file__).parents[2]
 DOCS = next(folder for folder in (ROOT / "docs", Path(__file__).parent / "docs") if folder.is_dir())
 """The runbooks: in a checkout, or where the wheel puts them."""
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
-_SENDER = "keypulse <alerts@example.org>"
-_RUNBOOKS = "https://github.com/acme/ops/blob/main/docs/"
+_PRODUCTION_SENDER = "keypulse <alerts@example.org>"
+_PRODUCTION_RUNBOOKS = "https://github.com/acme/ops/blob/main/docs/"
 
 
-def configure(folder: Path, ports: Ports) -> None:
+def write_configuration(folder: Path, ports: Ports) -> None:
     """Writes every configuration and every secret of the demo into `folder`."""
-    _secret(folder / "relay_token", secrets.token_urlsafe(32))
-    _secret(folder / "slack_token", f"xoxb-{secrets.token_hex(16)}")
-    _secret(folder / "pagerduty_key", secrets.token_hex(16))
-    _secret(folder / "admin_token", secrets.token_urlsafe(32))
+    _write_secret(folder / "relay_token", secrets.token_urlsafe(32))
+    _write_secret(folder / "slack_token", f"xoxb-{secrets.token_hex(16)}")
+    _write_secret(folder / "pagerduty_key", secrets.token_hex(16))
+    _write_secret(folder / "admin_token", secrets.token_urlsafe(32))
 
     local = {
-        _RUNBOOKS: f"{ports.url('stand_ins')}/docs/",
-        "http://127.0.0.1:9912": ports.url("relay"),
+        _PRODUCTION_RUNBOOKS: f"{ports.build_url('stand_ins')}/docs/",
+        "http://127.0.0.1:9912": ports.build_url("relay"),
         "127.0.0.1:9911": f"127.0.0.1:{ports.exporter}",
         "127.0.0.1:9912": f"127.0.0.1:{ports.relay}",
         "127.0.0.1:9093": f"127.0.0.1:{ports.alertmanager}",
@@ -66,27 +66,27 @@ def configure(folder: Path, ports: Ports) -> None:
         "backends": [
             {
                 "service": "backend",
-                "health_url": f"{ports.url('backend')}/healthz",
-                "metrics_url": f"{ports.url('backend')}/metrics",
+                "health_url": f"{ports.build_url('backend')}/healthz",
+                "metrics_url": f"{ports.build_url('backend')}/metrics",
             }
         ],
-        "runbook_url": f"{ports.url('stand_ins')}/docs/KMS_OPERATIONS.md",
+        "runbook_url": f"{ports.build_url('stand_ins')}/docs/KMS_OPERATIONS.md",
     }
     rotator = {
-        "driver": {"kind": "admin_api", "url": ports.url("backend"), "token_file": "admin_token"},
+        "driver": {"kind": "admin_api", "url": ports.build_url("backend"), "token_file": "admin_token"},
         "kms": kms,
         "state_dir": "rotator",
         "other_keyrings": [],
         "encrypt_pause": "100ms",
         "verify_pause": "1s",
     }
-    files = {"backend": backend, "exporter": exporter, "relay": _relay(folder, ports), "rotator": rotator}
+    files = {"backend": backend, "exporter": exporter, "relay": _build_relay_config(folder, ports), "rotator": rotator}
     for name, content in files.items():
         (folder / f"{name}.yml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
 
-def _relay(folder: Path, ports: Ports) -> dict[str, Any]:
-    slack = {"kind": "slack", "token_file": "slack_token", "api_url": f"{ports.url('stand_ins')}/slack/api/"}
+def _build_relay_config(folder: Path, ports: Ports) -> dict[str, Any]:
+    slack = {"kind": "slack", "token_file": "slack_token", "api_url": f"{ports.build_url('stand_ins')}/slack/api/"}
     email = {
         "kind": "email",
         "host": "127.0.0.1",
@@ -99,8 +99,8 @@ def _relay(folder: Path, ports: Ports) -> dict[str, Any]:
         "database": f"sqlite:///{folder}/relay.db",
         "auth": {"bearer_token_file": "relay_token"},
         "links": {
-            "runbook": f"{ports.url('stand_ins')}/docs/KMS_OPERATIONS.md#{{alertname_lower}}",
-            "dashboard": f"{ports.url('exporter')}/?q={{service}}",
+            "runbook": f"{ports.build_url('stand_ins')}/docs/KMS_OPERATIONS.md#{{alertname_lower}}",
+            "dashboard": f"{ports.build_url('exporter')}/?q={{service}}",
         },
         "environment": "demo",
         "contacts": {"security on call": "+1 555 0100", "service owner": "#ledger-team"},  # nobody real
@@ -125,12 +125,12 @@ def _relay(folder: Path, ports: Ports) -> dict[str, Any]:
             "pagerduty": {
                 "kind": "pagerduty",
                 "routing_key_file": "pagerduty_key",
-                "url": f"{ports.url('stand_ins')}/pagerduty/v2/enqueue",
+                "url": f"{ports.build_url('stand_ins')}/pagerduty/v2/enqueue",
             },
         },
     }
 
 
-def _secret(file: Path, value: str) -> None:
+def _write_secret(file: Path, value: str) -> None:
     file.touch(mode=0o600)
     file.write_text(value + "\n", encoding="utf-8")

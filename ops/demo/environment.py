@@ -8,22 +8,22 @@ from pathlib import Path
 from ops.demo.configure import KEY
 from ops.demo.ports import Ports
 
-FILE = "env"
+FILE_NAME = "env"
 """Its name in the demo's folder."""
 
 
-def write(folder: Path, ports: Ports) -> None:
+def write_file(folder: Path, ports: Ports) -> None:
     """Writes the file that `. FOLDER/env` reads."""
-    lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables(folder, ports).items()]
+    lines = [f"export {name}={shlex.quote(value)}\n" for name, value in build_variables(folder, ports).items()]
     lines.append(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH\n")
-    (folder / FILE).write_text("".join(lines), encoding="utf-8")
+    (folder / FILE_NAME).write_text("".join(lines), encoding="utf-8")
 
 
-def variables(folder: Path, ports: Ports) -> dict[str, str]:
+def build_variables(folder: Path, ports: Ports) -> dict[str, str]:
     """What docs/KMS_OPERATIONS.md and docs/DRILLS.md assume, and keypulse-smoke's options."""
     _, project, _, location, _, keyring, _, key = KEY.split("/")
     parts = {
-        part.upper(): ports.url(part)
+        part.upper(): ports.build_url(part)
         for part in ("backend", "exporter", "prometheus", "alertmanager", "relay", "stand_ins", "faults")
     }
     smoke = {"BASE_URL": "BACKEND", "PROMETHEUS": "PROMETHEUS", "ALERTMANAGER": "ALERTMANAGER", "RELAY": "RELAY"}

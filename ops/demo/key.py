@@ -9,7 +9,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from ops.demo.configure import KEY
 
-_SECONDS = 5.0
+_CALL_TIMEOUT = 5.0
 
 
 @click.command()
@@ -24,29 +24,29 @@ def main(action: str, version: str, emulator: str) -> None:
     with grpc.insecure_channel(emulator) as channel:
         kms = KeyManagementServiceClient(transport=KeyManagementServiceGrpcTransport(channel=channel))
         try:
-            _change(kms, action, f"{KEY}/cryptoKeyVersions/{version}")
-            for one in kms.list_crypto_key_versions(parent=KEY, retry=None, timeout=_SECONDS):
+            _change_version(kms, action, f"{KEY}/cryptoKeyVersions/{version}")
+            for one in kms.list_crypto_key_versions(parent=KEY, retry=None, timeout=_CALL_TIMEOUT):
                 click.echo(f"{one.name.rpartition('/')[2]}  {one.state.name}")
         except GoogleAPICallError as error:
             said = error.message.rstrip(".")
             raise click.ClickException(f"{said}; is the demo running, and {emulator} its emulator?") from None
 
 
-def _change(kms: KeyManagementServiceClient, action: str, name: str) -> None:
+def _change_version(kms: KeyManagementServiceClient, action: str, name: str) -> None:
     if action == "create":
         made = kms.create_crypto_key_version(
-            parent=KEY, crypto_key_version=CryptoKeyVersion(), retry=None, timeout=_SECONDS
+            parent=KEY, crypto_key_version=CryptoKeyVersion(), retry=None, timeout=_CALL_TIMEOUT
         )
         number = made.name.rpartition("/")[2]
-        kms.update_crypto_key_primary_version(name=KEY, crypto_key_version_id=number, retry=None, timeout=_SECONDS)
+        kms.update_crypto_key_primary_version(name=KEY, crypto_key_version_id=number, retry=None, timeout=_CALL_TIMEOUT)
     elif action in {"disable", "enable"}:
         version = CryptoKeyVersion(name=name, state=f"{action.upper()}D")
         mask = FieldMask(paths=["state"])
-        kms.update_crypto_key_version(crypto_key_version=version, update_mask=mask, retry=None, timeout=_SECONDS)
+        kms.update_crypto_key_version(crypto_key_version=version, update_mask=mask, retry=None, timeout=_CALL_TIMEOUT)
     elif action == "destroy":
-        kms.destroy_crypto_key_version(name=name, retry=None, timeout=_SECONDS)
+        kms.destroy_crypto_key_version(name=name, retry=None, timeout=_CALL_TIMEOUT)
     elif action == "restore":
-        kms.restore_crypto_key_version(name=name, retry=None, timeout=_SECONDS)
+        kms.restore_crypto_key_version(name=name, retry=None, timeout=_CALL_TIMEOUT)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from shared.server import StartError, listening
+from shared.server import StartError, bind_socket
 from shared.settings import Address
 
 
@@ -21,25 +21,25 @@ class Ports:
     smtp: int = 1025
 
     @classmethod
-    def free(cls) -> "Ports":
+    def pick_free(cls) -> "Ports":
         """Ports that nobody holds right now, for a demo beside another."""
-        sockets = [listening(Address("127.0.0.1", 0)) for _ in fields(cls)]
+        sockets = [bind_socket(Address("127.0.0.1", 0)) for _ in fields(cls)]
         try:
             return cls(*(s.getsockname()[1] for s in sockets))
         finally:
             for s in sockets:
                 s.close()
 
-    def url(self, name: str) -> str:
+    def build_url(self, name: str) -> str:
         """`http://127.0.0.1:PORT` of one part."""
         return f"http://127.0.0.1:{getattr(self, name)}"
 
-    def refuse_taken(self) -> None:
+    def check_free(self) -> None:
         """Raises StartError where a port is in use, before anything is started."""
         for field in fields(self):
             port = getattr(self, field.name)
             try:
-                listening(Address("127.0.0.1", port)).close()
+                bind_socket(Address("127.0.0.1", port)).close()
             except StartError:
                 raise StartError(
                     f"port {port} (for {field.name}) is in use; stop what listens there "

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from shared.server import StartError
 
-STOP_SECONDS = 15.0
+STOP_TIMEOUT = 15.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -33,14 +33,14 @@ class Processes:
         """
         with (self._logs / f"{name}.log").open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                *command, stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent()
+                *command, stdout=log, stderr=log, start_new_session=True, preexec_fn=build_parent_death_hook()
             )
         self._running[name], self._commands[name] = process, command
         (self._logs / f"{name}.pid").write_text(f"{process.pid}\n", encoding="utf-8")
-        self._stack.push_async_callback(_stop, process)
+        self._stack.push_async_callback(_stop_process, process)
         return process.pid
 
-    def ended(self) -> dict[str, str]:
+    def list_ended(self) -> dict[str, str]:
         """The children that have ended, by name, each with its exit code and its last words."""
         return {
             name: f"{name} ended with exit code {process.returncode}: {self._last_line(name)}"
@@ -50,12 +50,12 @@ class Processes:
 
     def check(self) -> None:
         """Raises StartError with the last line of its log when a child has ended."""
-        for sentence in self.ended().values():
+        for sentence in self.list_ended().values():
             raise StartError(sentence)
 
-    async def start_again(self) -> list[str]:
+    async def restart_ended(self) -> list[str]:
         """Starts the children that have ended, and gives their names."""
-        names = list(self.ended())
+        names = list(self.list_ended())
         for name in names:
             await self.start(name, self._commands[name])
         return names
@@ -66,23 +66,23 @@ class Processes:
 
 
 @asynccontextmanager
-async def processes(logs: Path) -> AsyncIterator[Processes]:
-    """Children that are stopped at the end, the last started first: SIGTERM, then SIGKILL after `STOP_SECONDS`."""
+async def run_processes(logs: Path) -> AsyncIterator[Processes]:
+    """Children that are stopped at the end, the last started first: SIGTERM, then SIGKILL after `STOP_TIMEOUT`."""
     async with AsyncExitStack() as stack:
         yield Processes(logs, stack)
 
 
-async def _stop(process: asyncio.subprocess.Process) -> None:
+async def _stop_process(process: asyncio.subprocess.Process) -> None:
     if process.returncode is None:
         process.terminate()
         try:
-            await asyncio.wait_for(process.wait(), STOP_SECONDS)
+            await asyncio.wait_for(process.wait(), STOP_TIMEOUT)
         except TimeoutError:
             process.kill()
             await process.wait()
 
 
-def die_with_parent() -> Callable[[], None] | None:
+def build_parent_death_hook() -> Callable[[], None] | None:
     """A `preexec_fn` with which Linux ends the child with SIGTERM when its parent is killed and cannot; else None."""
     if sys.platform != "linux":
         return None

@@ -11,27 +11,27 @@ from typing import Any
 
 import yaml
 
-FACTOR = 60
-FLOOR_SECONDS = 1.0
-RANGE_FLOOR_SECONDS = 4.0
+TIME_FACTOR = 60
+MIN_DURATION = 1.0
+MIN_RANGE = 4.0
 
 _UNIT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800, "y": 31536000}
 _DURATION = r"(?:\d+(?:ms|[smhdwy]))+"
 # In PromQL a duration stands in a range, in a subquery's two parts, or after `offset`.
 _IN_EXPRESSION = re.compile(rf"(?P<before>\[\s*|:\s*|\boffset\s+-?\s*)(?P<duration>{_DURATION})(?=\s*[\]:]|\b)")
 _QUERY = re.compile(r"`[^`]*`")  # in an annotation: what its template asks for
-_WAITS = {
+_DURATION_KEYS = {
     "for", "keep_firing_for", "interval", "group_wait", "group_interval", "repeat_interval", "scrape_interval",
     "evaluation_interval",
 }  # fmt: skip
 
 
-def scale_duration(text: str, floor: float = FLOOR_SECONDS) -> str:
+def scale_duration(text: str, minimum: float = MIN_DURATION) -> str:
     """`5m` → `5s`; `10s` → `1s`, the floor in seconds; `0s` stays."""
     seconds = sum(int(n) * _UNIT_SECONDS[unit] for n, unit in re.findall(r"(\d+)(ms|[smhdwy])", text))
     if seconds == 0:
         return "0s"
-    scaled = max(seconds / FACTOR, floor)
+    scaled = max(seconds / TIME_FACTOR, minimum)
     return f"{scaled:.0f}s" if scaled == int(scaled) else f"{scaled * 1000:.0f}ms"
 
 
@@ -39,7 +39,7 @@ def scale_expression(expression: str) -> str:
     """A PromQL expression with every range, subquery and offset shortened; strings and label matchers stay."""
 
     def shorten(found: re.Match[str]) -> str:
-        floor = RANGE_FLOOR_SECONDS if found["before"].startswith("[") else FLOOR_SECONDS
+        floor = MIN_RANGE if found["before"].startswith("[") else MIN_DURATION
         return found["before"] + scale_duration(found["duration"], floor)
 
     parts = re.split(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')""", expression)
@@ -66,6 +66,6 @@ def scale_yaml(text: str, rewrite: Callable[[str], str] = lambda value: value) -
             return scale_expression(value)
         if key == "annotations":
             return rewrite(_QUERY.sub(lambda query: scale_expression(query[0]), value))
-        return scale_duration(value) if key in _WAITS else rewrite(value)
+        return scale_duration(value) if key in _DURATION_KEYS else rewrite(value)
 
     return yaml.safe_dump(walk(None, yaml.safe_load(text)), sort_keys=False, allow_unicode=True)

@@ -22,22 +22,22 @@ from ops.demo.timeline import CHANNELS, ChannelName, Hop, State
 from shared.server import StartError
 
 ALERT = "KMSCryptoModeNotKMS"
-PHASE_SECONDS = 60.0
+PHASE_TIMEOUT = 60.0
 _POLL_SECONDS = 0.1
-_DELIVERIES: dict[ChannelName, int] = {"slack": 1, "email": 2, "pagerduty": 1}
+_DELIVERIES_PER_CHANNEL: dict[ChannelName, int] = {"slack": 1, "email": 2, "pagerduty": 1}
 """How many deliveries a channel must have: a page goes to secops and to oncall by mail."""
 _SUCCESS = re.compile(r"^kms_probe_success\{[^}]*\} (\d)", re.MULTILINE)
 
-Look = Callable[[], Awaitable[float | None]]
+Check = Callable[[], Awaitable[float | None]]
 """Answers with the time at which something had happened, or None while it has not."""
 
 
-async def incident(stack: Stack, say: Callable[[Hop], None]) -> tuple[list[Hop], list[str]]:
+async def run_incident(stack: Stack, on_hop: Callable[[Hop], None]) -> tuple[list[Hop], list[str]]:
     """Breaks KMS and heals it.
 
     Args:
         stack: the running demo.
-        say: is told of each hop the moment it is seen.
+        on_hop: is told of each hop the moment it is seen.
 
     Returns:
         The hops in the order of their time, the page's before the all-clear's, and a sentence for each that did not
@@ -47,18 +47,18 @@ async def incident(stack: Stack, say: Callable[[Hop], None]) -> tuple[list[Hop],
     states: tuple[State, ...] = ("firing", "resolved")
     for state in states:
         began = time.time()
-        await _order(stack, "break" if state == "firing" else "heal")
-        seen, missing = await _Phase(stack, state, began, say).follow()
+        await _switch_kms(stack, "break" if state == "firing" else "heal")
+        seen, missing = await _Phase(stack, state, began, on_hop).wait_for_hops()
         hops += seen
         if missing:
             return hops, missing
     return hops, []
 
 
-async def _order(stack: Stack, action: str) -> None:
+async def _switch_kms(stack: Stack, action: str) -> None:
     body = {"fault": "permission_denied"} if action == "break" else {}
     try:
-        async with stack.http.post(f"{stack.ports.url('stand_ins')}/api/kms/{action}", json=body) as response:
+        async with stack.http.post(f"{stack.ports.build_url('stand_ins')}/api/kms/{action}", json=body) as response:
             if response.status >= 300:
                 raise StartError(f"could not {action} KMS: the stand-ins answered {response.status}")
     except (aiohttp.ClientError, TimeoutError) as error:
@@ -71,108 +71,108 @@ class _Phase:
 
     stack: Stack
     state: State
-    began: float
-    say: Callable[[Hop], None]
-    accepted: asyncio.Event = field(default_factory=asyncio.Event)
+    started_at: float
+    on_hop: Callable[[Hop], None]
+    is_accepted: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once the webhook was told of: nothing is delivered before it, whoever of the looks is first."""
 
-    async def follow(self) -> tuple[list[Hop], list[str]]:
+    async def wait_for_hops(self) -> tuple[list[Hop], list[str]]:
         """Looks for every hop at once: what happens early may be over when something later has been seen."""
-        alert = {"pending": ("pending", "firing"), "firing": ("firing",)} if self._broken else {"inactive": (None,)}
-        looks: list[tuple[str, ChannelName | None, Look]] = [
-            ("probe", None, self._probe),
-            ("backend", None, self._backend),
+        alert = {"pending": ("pending", "firing"), "firing": ("firing",)} if self._is_broken else {"inactive": (None,)}
+        looks: list[tuple[str, ChannelName | None, Check]] = [
+            ("probe", None, self._check_probe),
+            ("backend", None, self._check_backend),
         ]
-        looks += [(name, None, partial(self._alert, wanted)) for name, wanted in alert.items()]
-        looks += [("accepted", None, self._accepted)]
-        looks += [("delivered", channel, partial(self._arrived, channel)) for channel in CHANNELS]
+        looks += [(name, None, partial(self._check_alert, wanted)) for name, wanted in alert.items()]
+        looks += [("accepted", None, self._check_accepted)]
+        looks += [("delivered", channel, partial(self._check_delivered, channel)) for channel in CHANNELS]
 
-        start = Hop("fault" if self._broken else "heal", None, self.state, self.began, 0.0)
-        self.say(start)
-        seen = await asyncio.gather(*(self._hop(*look) for look in looks), return_exceptions=True)
+        start = Hop("fault" if self._is_broken else "heal", None, self.state, self.started_at, 0.0)
+        self.on_hop(start)
+        seen = await asyncio.gather(*(self._wait_for_hop(*look) for look in looks), return_exceptions=True)
         for result in seen:
             if isinstance(result, BaseException):
                 raise result
-        hops = sorted((hop for hop in seen if isinstance(hop, Hop)), key=lambda hop: hop.at)
+        hops = sorted((hop for hop in seen if isinstance(hop, Hop)), key=lambda hop: hop.seen_at)
         missing = [
-            f"no '{name}'{f' on {channel}' if channel else ''} ({self.state}) within {PHASE_SECONDS:.0f} s"
+            f"no '{name}'{f' on {channel}' if channel else ''} ({self.state}) within {PHASE_TIMEOUT:.0f} s"
             for (name, channel, _), hop in zip(looks, seen, strict=True)
             if hop is None
         ]
         return [start, *hops], missing
 
-    async def _hop(self, name: str, channel: ChannelName | None, look: Look) -> Hop | None:
-        while time.time() < self.began + PHASE_SECONDS:
-            self.stack.children.check()
-            if (at := await look()) is not None:
-                hop = Hop(name, channel, self.state, at, at - self.began)
-                self.say(hop)
+    async def _wait_for_hop(self, name: str, channel: ChannelName | None, check: Check) -> Hop | None:
+        while time.time() < self.started_at + PHASE_TIMEOUT:
+            self.stack.processes.check()
+            if (at := await check()) is not None:
+                hop = Hop(name, channel, self.state, at, at - self.started_at)
+                self.on_hop(hop)
                 if name == "accepted":
-                    self.accepted.set()
+                    self.is_accepted.set()
                 return hop
             await asyncio.sleep(_POLL_SECONDS)
         return None
 
     @property
-    def _broken(self) -> bool:
+    def _is_broken(self) -> bool:
         return self.state == "firing"
 
-    async def _probe(self) -> float | None:
-        found = _SUCCESS.search(await self.stack.text("exporter", "/metrics"))
-        return time.time() if found and found[1] == ("0" if self._broken else "1") else None
+    async def _check_probe(self) -> float | None:
+        found = _SUCCESS.search(await self.stack.get_text("exporter", "/metrics"))
+        return time.time() if found and found[1] == ("0" if self._is_broken else "1") else None
 
-    async def _backend(self) -> float | None:
-        health = await self.stack.get("backend", "/healthz")
-        return time.time() if health and health["crypto_mode"] == ("env" if self._broken else "kms") else None
+    async def _check_backend(self) -> float | None:
+        health = await self.stack.get_json("backend", "/healthz")
+        return time.time() if health and health["crypto_mode"] == ("env" if self._is_broken else "kms") else None
 
-    async def _alert(self, wanted: tuple[str | None, ...]) -> float | None:
-        answer = await self.stack.get("prometheus", "/api/v1/alerts")
+    async def _check_alert(self, expected_states: tuple[str | None, ...]) -> float | None:
+        answer = await self.stack.get_json("prometheus", "/api/v1/alerts")
         if answer is None:
             return None
         states = (a["state"] for a in answer["data"]["alerts"] if a["labels"]["alertname"] == ALERT)
-        return time.time() if next(states, None) in wanted else None
+        return time.time() if next(states, None) in expected_states else None
 
-    async def _accepted(self) -> float | None:
-        return min((_seconds(row["accepted_at"]) for row in await self._deliveries()), default=None)
+    async def _check_accepted(self) -> float | None:
+        return min((_to_unix_seconds(row["accepted_at"]) for row in await self._list_deliveries()), default=None)
 
-    async def _arrived(self, channel: ChannelName) -> float | None:
+    async def _check_delivered(self, channel: ChannelName) -> float | None:
         """When all of a channel's messages were there: `email` has two mailboxes, and counts with the last of them."""
-        if not self.accepted.is_set():
+        if not self.is_accepted.is_set():
             return None
-        rows = [row for row in await self._deliveries() if row["channel"].startswith(channel)]
-        held = await self.stack.get("stand_ins", "/api/state") if rows else None
-        if held is None or len(rows) < _DELIVERIES[channel] or any(row["state"] != "delivered" for row in rows):
+        rows = [row for row in await self._list_deliveries() if row["channel"].startswith(channel)]
+        held = await self.stack.get_json("stand_ins", "/api/state") if rows else None
+        if held is None or len(rows) < _DELIVERIES_PER_CHANNEL[channel] or any(row["state"] != "delivered" for row in rows):
             return None
-        messages = [self._message(held, channel, row["receipt"]) for row in rows]
+        messages = [self._find_message(held, channel, row["receipt"]) for row in rows]
         if not all(message and self._has_links(message) for message in messages):
             return None
         return max(float(message["at"]) for message in messages if message)
 
-    def _message(self, held: Any, channel: ChannelName, receipt: dict[str, str]) -> dict[str, Any] | None:
+    def _find_message(self, state: Any, channel: ChannelName, receipt: dict[str, str]) -> dict[str, Any] | None:
         """The message that a receipt speaks of, as the stand-in holds it."""
         if channel == "slack":
-            candidates = [m for c in held["slack"] if c["id"] == receipt["channel"] for m in c["messages"]]
+            candidates = [m for c in state["slack"] if c["id"] == receipt["channel"] for m in c["messages"]]
             wanted = {"ts": receipt["ts"]}
         elif channel == "email":
-            candidates, wanted = held["mailbox"], {"message_id": receipt["message_id"]}
+            candidates, wanted = state["mailbox"], {"message_id": receipt["message_id"]}
         else:
-            candidates = held["pagerduty"]["events"]
-            action = "trigger" if self._broken else "resolve"
+            candidates = state["pagerduty"]["events"]
+            action = "trigger" if self._is_broken else "resolve"
             wanted = {"dedup_key": receipt["dedup_key"], "event_action": action}
         return next((m for m in reversed(candidates) if wanted.items() <= m.items()), None)
 
     def _has_links(self, message: dict[str, Any]) -> bool:
         text = html.unescape(json.dumps(message))
-        return self.stack.runbooks + ALERT.lower() in text and self.stack.dashboard in text
+        return self.stack.runbook_url + ALERT.lower() in text and self.stack.dashboard_url in text
 
-    async def _deliveries(self) -> list[dict[str, Any]]:
-        answer = await self.stack.get("relay", "/api/deliveries?limit=100")
+    async def _list_deliveries(self) -> list[dict[str, Any]]:
+        answer = await self.stack.get_json("relay", "/api/deliveries?limit=100")
         return [
             row
             for row in (answer or {"deliveries": []})["deliveries"]
-            if (row["alertname"], row["status"]) == (ALERT, self.state) and _seconds(row["accepted_at"]) >= self.began
+            if (row["alertname"], row["status"]) == (ALERT, self.state) and _to_unix_seconds(row["accepted_at"]) >= self.started_at
         ]
 
 
-def _seconds(timestamp: str) -> float:
+def _to_unix_seconds(timestamp: str) -> float:
     return datetime.fromisoformat(timestamp).timestamp()

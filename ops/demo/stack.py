@@ -17,12 +17,12 @@ from typing import Any
 
 import aiohttp
 
-from ops.demo.configure import DOCS, KEY, configure
+from ops.demo.configure import DOCS, KEY, write_configuration
 from ops.demo.ports import Ports
-from ops.demo.processes import Processes, processes
+from ops.demo.processes import Processes, run_processes
 from shared.server import StartError
 
-READY_SECONDS = 60.0
+READY_TIMEOUT = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,32 +31,32 @@ class Stack:
 
     ports: Ports
     http: aiohttp.ClientSession
-    children: Processes
+    run_processes: Processes
     folder: Path
     """Configurations and data; gone with the demo."""
 
     @property
-    def dashboard(self) -> str:
+    def dashboard_url(self) -> str:
         """What every dashboard link of the demo begins with; there is no Grafana, so it is the exporter's board."""
-        return f"{self.ports.url('exporter')}/?q="
+        return f"{self.ports.build_url('exporter')}/?q="
 
     @property
-    def runbooks(self) -> str:
+    def runbook_url(self) -> str:
         """What every runbook link of the demo begins with."""
-        return f"{self.ports.url('stand_ins')}/docs/KMS_OPERATIONS.md#"
+        return f"{self.ports.build_url('stand_ins')}/docs/KMS_OPERATIONS.md#"
 
-    async def get(self, part: str, path: str) -> Any:
+    async def get_json(self, part: str, path: str) -> Any:
         """JSON of one part; None while it does not answer with 200."""
         try:
-            async with self.http.get(self.ports.url(part) + path) as response:
+            async with self.http.get(self.ports.build_url(part) + path) as response:
                 return await response.json() if response.status == 200 else None
         except (aiohttp.ClientError, TimeoutError):
             return None
 
-    async def text(self, part: str, path: str) -> str:
+    async def get_text(self, part: str, path: str) -> str:
         """Text of one part; empty while it does not answer with 200."""
         try:
-            async with self.http.get(self.ports.url(part) + path) as response:
+            async with self.http.get(self.ports.build_url(part) + path) as response:
                 return await response.text() if response.status == 200 else ""
         except (aiohttp.ClientError, TimeoutError):
             return ""
@@ -65,7 +65,7 @@ class Stack:
         """The one value of a PromQL expression; None where there is none."""
         try:
             async with self.http.get(
-                self.ports.url("prometheus") + "/api/v1/query", params={"query": expression}
+                self.ports.build_url("prometheus") + "/api/v1/query", params={"query": expression}
             ) as response:
                 result = (await response.json())["data"]["result"] if response.status == 200 else []
         except (aiohttp.ClientError, TimeoutError):
@@ -74,29 +74,29 @@ class Stack:
 
 
 @asynccontextmanager
-async def running(ports: Ports) -> AsyncIterator[Stack]:
+async def run_stack(ports: Ports) -> AsyncIterator[Stack]:
     """Starts everything and waits until a healthy key is seen all the way through Prometheus.
 
     Raises:
         StartError: a program is missing, a port is taken, or a part does not come up; one sentence.
     """
-    prometheus = program("prometheus")
-    alertmanager = program("alertmanager", "prometheus-alertmanager")
-    ports.refuse_taken()
+    prometheus = find_program("prometheus")
+    alertmanager = find_program("alertmanager", "prometheus-alertmanager")
+    ports.check_free()
     with tempfile.TemporaryDirectory(prefix="keypulse-demo-") as folder:
-        configure(Path(folder), ports)
+        write_configuration(Path(folder), ports)
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as http,
-            processes(Path(folder)) as children,
+            run_processes(Path(folder)) as children,
         ):
             stack = Stack(ports, http, children, Path(folder))
-            for name, command in commands(Path(folder), ports, prometheus, alertmanager).items():
+            for name, command in build_commands(Path(folder), ports, prometheus, alertmanager).items():
                 await children.start(name, command)
-            await _until_healthy(stack)
+            await _wait_until_healthy(stack)
             yield stack
 
 
-def program(*names: str) -> str:
+def find_program(*names: str) -> str:
     """The path of an installed program, by any of its names. Raises StartError."""
     for name in names:
         if path := shutil.which(name):
@@ -106,7 +106,7 @@ def program(*names: str) -> str:
     )
 
 
-def commands(folder: Path, ports: Ports, prometheus: str, alertmanager: str) -> dict[str, list[str | Path]]:
+def build_commands(folder: Path, ports: Ports, prometheus: str, alertmanager: str) -> dict[str, list[str | Path]]:
     """What to start, in order. Whoever sends starts after whoever receives, and is stopped before it."""
 
     def module(name: str, *arguments: str | Path) -> list[str | Path]:
@@ -123,8 +123,8 @@ def commands(folder: Path, ports: Ports, prometheus: str, alertmanager: str) -> 
             "ops.demo.stand_ins",
             *("--http", local(ports.stand_ins), "--smtp", local(ports.smtp)),
             *("--slack-token-file", folder / "slack_token", "--pagerduty-key-file", folder / "pagerduty_key"),
-            *("--emulator-faults", ports.url("faults"), "--docs", DOCS),
-            *("--prometheus", ports.url("prometheus"), "--alertmanager", ports.url("alertmanager")),
+            *("--emulator-faults", ports.build_url("faults"), "--docs", DOCS),
+            *("--prometheus", ports.build_url("prometheus"), "--alertmanager", ports.build_url("alertmanager")),
         ),
         "relay": module("services.relay", "--config", folder / "relay.yml"),
         "alertmanager": [
@@ -133,7 +133,7 @@ def commands(folder: Path, ports: Ports, prometheus: str, alertmanager: str) -> 
             f"--storage.path={folder / 'alertmanager'}",
             f"--web.listen-address={local(ports.alertmanager)}",
             # Links in messages: to a page of the stand-ins, since Debian's Alertmanager has none.
-            f"--web.external-url={ports.url('stand_ins')}/alertmanager",
+            f"--web.external-url={ports.build_url('stand_ins')}/alertmanager",
             "--web.route-prefix=/",
             "--cluster.listen-address=",  # one Alertmanager; no gossip port
         ],
@@ -144,7 +144,7 @@ def commands(folder: Path, ports: Ports, prometheus: str, alertmanager: str) -> 
             f"--config.file={folder / 'prometheus.yml'}",
             f"--storage.tsdb.path={folder / 'prometheus'}",
             f"--web.listen-address={local(ports.prometheus)}",
-            f"--web.external-url={ports.url('stand_ins')}",  # they lead on to the graph that is there
+            f"--web.external-url={ports.build_url('stand_ins')}",  # they lead on to the graph that is there
             # On the demo's clock: the default of 5 minutes, and the minute that ops/prometheus/prometheus.yml asks for.
             "--query.lookback-delta=5s",
             "--rules.alert.for-grace-period=1s",
@@ -155,27 +155,27 @@ def commands(folder: Path, ports: Ports, prometheus: str, alertmanager: str) -> 
     }
 
 
-async def _until_healthy(stack: Stack) -> None:
+async def _wait_until_healthy(stack: Stack) -> None:
     """Healthy: the key, the backend and the relay are seen in order, the heartbeat arrives, no other alert is near."""
-    deadline = time.monotonic() + READY_SECONDS
+    deadline = time.monotonic() + READY_TIMEOUT
     missing = ""
     while time.monotonic() < deadline:
-        stack.children.check()
-        missing = await _not_yet(stack)
+        stack.processes.check()
+        missing = await _find_unhealthy_part(stack)
         if not missing:
             return
         await asyncio.sleep(0.1)
-    raise StartError(f"after {READY_SECONDS:.0f} s still waiting for {missing}{await _active_alerts(stack)}")
+    raise StartError(f"after {READY_TIMEOUT:.0f} s still waiting for {missing}{await _list_active_alerts(stack)}")
 
 
-async def _active_alerts(stack: Stack) -> str:
+async def _list_active_alerts(stack: Stack) -> str:
     """Which alerts fire or may soon, for the sentence of a start that failed."""
-    answer = await stack.get("prometheus", "/api/v1/alerts")
+    answer = await stack.get_json("prometheus", "/api/v1/alerts")
     names = {alert["labels"]["alertname"] for alert in answer["data"]["alerts"]} if answer else set()
     return f" ({', '.join(sorted(names - {'Watchdog'}))})" if names - {"Watchdog"} else ""
 
 
-_WANTED = (
+_HEALTHY_QUERIES = (
     ("min(kms:crypto_health_status) == 1", "the backend to be in kms mode, as Prometheus sees it"),
     ("min(kms_probe_success) == 1", "the first good probe, as Prometheus sees it"),
     ("min(kms:decryption_error_rate_5m)", "the first rate, which needs two scrapes"),
@@ -185,11 +185,11 @@ _WANTED = (
 """What must return something, in the order in which it comes about, and what is waited for until then."""
 
 
-async def _not_yet(stack: Stack) -> str:
+async def _find_unhealthy_part(stack: Stack) -> str:
     for part in ("relay", "alertmanager", "stand_ins", "prometheus"):
-        if not await stack.text(part, "/-/ready"):
+        if not await stack.get_text(part, "/-/ready"):
             return f"{part} to be ready"
-    for expression, what in _WANTED:
+    for expression, what in _HEALTHY_QUERIES:
         if await stack.query(expression) is None:
             return what
     return ""

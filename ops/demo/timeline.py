@@ -14,7 +14,7 @@ State = Literal["firing", "resolved"]
 
 CHANNELS: tuple[ChannelName, ...] = ("slack", "email", "pagerduty")
 
-WORDS = {
+HOP_LABELS = {
     "fault": "KMS broken",
     "heal": "KMS healed",
     "probe": "exporter's probe saw it",
@@ -37,7 +37,7 @@ class Hop:
     name: str
     channel: ChannelName | None
     state: State | None
-    at: float
+    seen_at: float
     seconds: float
 
 
@@ -48,7 +48,7 @@ def write_json(hops: list[Hop], *, ok: bool, file: Path) -> None:
             "name": hop.name,
             "channel": hop.channel,
             "state": hop.state,
-            "at": datetime.fromtimestamp(hop.at, UTC).isoformat(timespec="milliseconds"),
+            "at": datetime.fromtimestamp(hop.seen_at, UTC).isoformat(timespec="milliseconds"),
             "seconds": round(hop.seconds, 3),
         }
         for hop in hops
@@ -69,7 +69,7 @@ def print_table(hops: list[Hop], console: Console) -> None:
             table.add_section()
         table.add_row(
             titles[state] if state and state != shown else "",
-            WORDS[hop.name],
+            HOP_LABELS[hop.name],
             hop.channel or "",
             f"{hop.seconds:.2f}",
         )

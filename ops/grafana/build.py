@@ -11,24 +11,24 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, Panel
 
 from ops.grafana import links
-from ops.grafana.annotations import annotations
-from ops.grafana.links import link, runbook
+from ops.grafana.annotations import build_annotations
+from ops.grafana.links import build_link, build_runbook_url
 from ops.grafana.panels import health, keys, kms, relay
-from ops.grafana.variables import DATASOURCE, variables
+from ops.grafana.variables import DATASOURCE, build_variables
 
-FILE: Final = Path(__file__).parent / "dashboards/kms-health.json"
+DASHBOARD_FILE: Final = Path(__file__).parent / "dashboards/kms-health.json"
 UID: Final = "kms-crypto-health"
-ROWS: Final[dict[str, Callable[[], list[Builder[Panel]]]]] = {
-    "KMS latency": kms.latency,
-    "Failures": kms.failures,
-    "Key lifecycle": keys.lifecycle,
-    "Rotation": keys.rotation,
-    "Calls to KMS": kms.calls,
-    "Relay": relay.panels,
+ROW_PANELS: Final[dict[str, Callable[[], list[Builder[Panel]]]]] = {
+    "KMS latency": kms.build_latency_panels,
+    "Failures": kms.build_failure_panels,
+    "Key lifecycle": keys.build_key_panels,
+    "Rotation": keys.build_rotation_panels,
+    "Calls to KMS": kms.build_call_panels,
+    "Relay": relay.build_panels,
 }
 
 
-def text() -> str:
+def build_dashboard() -> str:
     """The dashboard as it is checked in."""
     dashboard = (
         Dashboard("KMS crypto health")
@@ -38,28 +38,28 @@ def text() -> str:
         .time("now-6h", "now")
         .refresh("30s")
         .tooltip(DashboardCursorSync.CROSSHAIR)
-        .variables(variables())
-        .annotations(annotations())
+        .variables(build_variables())
+        .annotations(build_annotations())
         .links(
             [
-                link("Board", links.BOARD),
-                link("Relay", links.RELAY),
-                link("Alerts", links.ALERTS),
-                link("Runbook", runbook("what-to-look-at-first")),
+                build_link("Board", links.BOARD_URL),
+                build_link("Relay", links.RELAY_URL),
+                build_link("Alerts", links.ALERTS_URL),
+                build_link("Runbook", build_runbook_url("what-to-look-at-first")),
             ]
         )
     )
-    for panel in _numbered(health.panels(), after=0):
+    for panel in _number_panels(health.build_panels(), after=0):
         dashboard.with_panel(panel)
     # A row's panels keep their numbers, which stand in links to them, when another row gets one more.
-    for number, (title, panels) in enumerate(ROWS.items(), start=1):
+    for number, (title, panels) in enumerate(ROW_PANELS.items(), start=1):
         dashboard.with_row(Row(title).id(100 * number))
-        for panel in _numbered(panels(), after=100 * number):
+        for panel in _number_panels(panels(), after=100 * number):
             dashboard.with_panel(panel)
     return json.dumps(dashboard.build(), cls=JSONEncoder, indent=2, ensure_ascii=False) + "\n"
 
 
-def _numbered(panels: list[Builder[Panel]], *, after: int) -> list[Builder[Panel]]:
+def _number_panels(panels: list[Builder[Panel]], *, after: int) -> list[Builder[Panel]]:
     for number, panel in enumerate(panels, start=after + 1):
         panel.build().id_val = number
         panel.build().datasource = DATASOURCE
@@ -67,4 +67,4 @@ def _numbered(panels: list[Builder[Panel]], *, after: int) -> list[Builder[Panel
 
 
 if __name__ == "__main__":
-    FILE.write_text(text(), encoding="utf-8")
+    DASHBOARD_FILE.write_text(build_dashboard(), encoding="utf-8")

@@ -13,35 +13,35 @@ from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models import dashboard
 
 Link = Builder[dashboard.DashboardLink]
-_RULES: Final = Path(__file__).parents[1] / "prometheus/rules"
-BOARD: Final = "${board:raw}"
-RELAY: Final = "${relay:raw}"
-ALERTS: Final = "${prometheus:raw}/alerts"
+_RULES_FOLDER: Final = Path(__file__).parents[1] / "prometheus/rules"
+BOARD_URL: Final = "${board:raw}"
+RELAY_URL: Final = "${relay:raw}"
+ALERTS_URL: Final = "${prometheus:raw}/alerts"
 
 
-def runbook(anchor: str) -> str:
+def build_runbook_url(anchor: str) -> str:
     """The address of a section of docs/KMS_OPERATIONS.md."""
     return f"${{runbook:raw}}#{anchor}"
 
 
-def link(title: str, url: str) -> Link:
+def build_link(title: str, url: str) -> Link:
     """Opens beside the dashboard."""
     return DashboardLink(title).icon("external link").url(url).target_blank(target_blank=True)
 
 
-def sections(*headings: str) -> list[Link]:
+def build_runbook_links(*headings: str) -> list[Link]:
     """A link to each section of the runbook, by its heading; GitHub makes the anchor from it."""
     return [
-        link(f"Runbook: {heading}", runbook(re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")))
+        build_link(f"Runbook: {heading}", build_runbook_url(re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")))
         for heading in headings
     ]
 
 
-def alerts() -> list[str]:
+def list_alert_names() -> list[str]:
     """The names of the product's alerts."""
     return [
         rule["alert"]
-        for file in sorted(_RULES.glob("*.yml"))
+        for file in sorted(_RULES_FOLDER.glob("*.yml"))
         for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]
         for rule in group["rules"]
         if "alert" in rule

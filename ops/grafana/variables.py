@@ -14,11 +14,11 @@ from grafana_foundation_sdk.models.dashboard import (
 )
 
 DATASOURCE: Final = DataSourceRef(type_val="prometheus", uid="${datasource}")
-ENV: Final = 'env=~"$env"'
+ENV_SELECTOR: Final = 'env=~"$env"'
 """Selects what is told by environment, such as all of the relay."""
-SERVICE: Final = 'env=~"$env", service=~"$service"'
+SERVICE_SELECTOR: Final = 'env=~"$env", service=~"$service"'
 """Selects what is told by service."""
-ADDRESSES: Final = {
+LINK_ADDRESSES: Final = {
     "runbook": "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md",
     "board": "http://127.0.0.1:9911/",
     "relay": "http://127.0.0.1:9912/",
@@ -27,20 +27,20 @@ ADDRESSES: Final = {
 """Constants of the dashboard; each installation has its own."""
 
 
-def variables() -> list[Builder[VariableModel]]:
+def build_variables() -> list[Builder[VariableModel]]:
     """In the order of the dashboard's head; the addresses are hidden."""
     default = VariableOption(text="default", value="default")
     datasource = DatasourceVariable("datasource").label("Data source").type("prometheus").current(default)
     return [
         datasource,
-        _chosen("env", 'label_values(up{job=~"keypulse-exporter|keypulse-relay"}, env)'),
+        _build_query_variable("env", 'label_values(up{job=~"keypulse-exporter|keypulse-relay"}, env)'),
         # A service may have keys and no backend, or a backend and no keys.
-        _chosen("service", f'label_values({{__name__=~"crypto_backend_up|kms_probe_success", {ENV}}}, service)'),
-        *(_address(name, url) for name, url in ADDRESSES.items()),
+        _build_query_variable("service", f'label_values({{__name__=~"crypto_backend_up|kms_probe_success", {ENV_SELECTOR}}}, service)'),
+        *(_build_address_variable(name, url) for name, url in LINK_ADDRESSES.items()),
     ]
 
 
-def _chosen(name: str, query: str) -> QueryVariable:
+def _build_query_variable(name: str, query: str) -> QueryVariable:
     """Any number of a label's values; at the start all of them."""
     return (
         QueryVariable(name)
@@ -56,7 +56,7 @@ def _chosen(name: str, query: str) -> QueryVariable:
     )
 
 
-def _address(name: str, url: str) -> ConstantVariable:
+def _build_address_variable(name: str, url: str) -> ConstantVariable:
     constant = ConstantVariable(name).label(name).value(url)
     constant.build().hide = VariableHide.HIDE_VARIABLE
     constant.build().skip_url_sync = True  # nobody's link to the dashboard may change where its own links lead

@@ -11,30 +11,30 @@ from typing import Final
 import yaml
 
 from ops.helm import CHART
-from ops.helm.schema import schema
-from ops.helm.table import table
+from ops.helm.schema import build_values_schema
+from ops.helm.table import build_values_table
 
 _OPS: Final = Path(__file__).parents[1]
-TABLE_FROM: Final = "<!-- values.yaml's comments, by python -m ops.helm.build -->\n\n"
+TABLE_MARKER: Final = "<!-- values.yaml's comments, by python -m ops.helm.build -->\n\n"
 
 
-def made() -> dict[Path, str]:
+def build_files() -> dict[Path, str]:
     """The content of each file that is made of something else."""
     copied = {f"rules/{rules.name}": rules for rules in (_OPS / "prometheus/rules").glob("*.yml")}
     copied["kms-health.json"] = _OPS / "grafana/dashboards/kms-health.json"
     copied["alertmanager.yml"] = _OPS / "alertmanager/alertmanager.yml"
     files = {CHART / "files" / name: source.read_text(encoding="utf-8") for name, source in copied.items()}
     values = (CHART / "values.yaml").read_text(encoding="utf-8")
-    files[CHART / "values.schema.json"] = json.dumps(schema(yaml.safe_load(values)), indent=1) + "\n"
+    files[CHART / "values.schema.json"] = json.dumps(build_values_schema(yaml.safe_load(values)), indent=1) + "\n"
     readme = CHART / "README.md"
-    prose = readme.read_text(encoding="utf-8").partition(TABLE_FROM)[0]
-    files[readme] = prose + TABLE_FROM + table(values)
+    prose = readme.read_text(encoding="utf-8").partition(TABLE_MARKER)[0]
+    files[readme] = prose + TABLE_MARKER + build_values_table(values)
     return files
 
 
 def main() -> None:
     """Writes them, and removes the copy of what is gone."""
-    files = made()
+    files = build_files()
     for file in (CHART / "files").rglob("*.*"):
         if file not in files:
             file.unlink()

@@ -7,7 +7,7 @@ from typing import Any
 import helm_python as helm
 
 
-def findings(chart: Path, values: dict[str, Any] | None = None) -> list[str]:
+def lint_chart(chart: Path, values: dict[str, Any] | None = None) -> list[str]:
     """What Helm warns of or refuses, a line each; without `values` by the chart's own."""
     report = helm.lint(chart, values, strict=True)  # strict: what it warns of is among the errors
     return [f"{chart}: {error}" for error in report["errors"]]
@@ -15,7 +15,7 @@ def findings(chart: Path, values: dict[str, Any] | None = None) -> list[str]:
 
 def main() -> None:
     """Lints each chart that is named."""
-    found = [line for chart in sys.argv[1:] for line in findings(Path(chart))]
+    found = [line for chart in sys.argv[1:] for line in lint_chart(Path(chart))]
     sys.stderr.write("".join(f"{line}\n" for line in found))
     sys.exit(1 if found else 0)
 

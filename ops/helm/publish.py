@@ -20,12 +20,12 @@ from ops.helm import CHART
 def main(remote: str) -> None:
     """Package the chart, push it to REMOTE under its own name and version, and print its digest."""
     try:
-        click.echo(publish(remote, os.environ.get("OCI_USER"), os.environ.get("OCI_PASSWORD")))
+        click.echo(publish_chart(remote, os.environ.get("OCI_USER"), os.environ.get("OCI_PASSWORD")))
     except helm.HelmError as error:
         raise click.ClickException(str(error)) from None
 
 
-def publish(remote: str, user: str | None = None, password: str | None = None, *, plain_http: bool = False) -> str:
+def publish_chart(remote: str, user: str | None = None, password: str | None = None, *, plain_http: bool = False) -> str:
     """The digest of the manifest that was pushed. Raises helm.HelmError.
 
     Args:

@@ -21,8 +21,8 @@ _SETTINGS: Final[dict[str, type[BaseModel]]] = {
     "rotator": Rotator,
     "backend": Backend,
 }
-_TEXTS: Final[Schema] = {"type": "object", "additionalProperties": {"type": "string"}}
-_ANYTHING: Final[Schema] = {"type": "object"}
+_STRING_MAP: Final[Schema] = {"type": "object", "additionalProperties": {"type": "string"}}
+_ANY_OBJECT: Final[Schema] = {"type": "object"}
 _QUANTITIES: Final[Schema] = {"type": "object", "additionalProperties": {"type": ["string", "number"]}}
 _RESOURCES: Final[Schema] = {
     "type": "object",
@@ -30,12 +30,12 @@ _RESOURCES: Final[Schema] = {
     "additionalProperties": False,
 }
 _USER: Final[Schema] = {"type": ["integer", "null"], "minimum": 1}
-_RULES_OF_PARTS: Final[Schema] = {
+_NETWORK_POLICY_RULES: Final[Schema] = {
     "type": "object",
     "properties": {part: {"type": "array"} for part in (*_SETTINGS, "smoke")},
     "additionalProperties": False,
 }
-_ENVIRONMENT: Final[Schema] = {**_TEXTS, "propertyNames": {"pattern": "^[A-Za-z_.-][A-Za-z0-9_.-]*$"}}
+_ENVIRONMENT: Final[Schema] = {**_STRING_MAP, "propertyNames": {"pattern": "^[A-Za-z_.-][A-Za-z0-9_.-]*$"}}
 # What an address may hold goes into YAML and JSON as it is.
 _URL: Final[Schema] = {"type": "string", "pattern": r"^(https?://[^\s\"\\<>{}]+)?$"}
 _URL_WITH_SLASH: Final[Schema] = {"type": "string", "pattern": r"^(https?://[^\s\"\\<>{}]+/)?$"}
@@ -57,11 +57,11 @@ _ENDPOINT: Final[Schema] = {
 }
 _BY_NAME: Final[dict[str, Schema]] = {  # whatever it belongs to
     "resources": _RESOURCES,
-    "labels": _TEXTS,
-    "annotations": _TEXTS,
-    "podAnnotations": _TEXTS,
-    "nodeSelector": _TEXTS,
-    "affinity": _ANYTHING,
+    "labels": _STRING_MAP,
+    "annotations": _STRING_MAP,
+    "podAnnotations": _STRING_MAP,
+    "nodeSelector": _STRING_MAP,
+    "affinity": _ANY_OBJECT,
     "existingSecret": {"type": "string", "maxLength": 253},
 }
 _BY_PATH: Final[dict[str, Schema]] = {
@@ -74,7 +74,7 @@ _BY_PATH: Final[dict[str, Schema]] = {
         "additionalProperties": False,
     },
     "exporter.mode": {"enum": ["deployment", "sidecar", "off"]},
-    "exporter.sidecarSelector": _TEXTS,
+    "exporter.sidecarSelector": _STRING_MAP,
     "relay.replicas": {"type": "integer", "minimum": 1},
     "rotator.types": {
         "type": "array",
@@ -90,57 +90,57 @@ _BY_PATH: Final[dict[str, Schema]] = {
     "dashboard.relayUrl": _URL_WITH_SLASH,
     "dashboard.prometheusUrl": _URL_WITHOUT_SLASH,
     "alertmanager.secretsPath": {"type": "string", "pattern": r"^/[^\s\"\\#:{}]*[^\s\"\\#:{}/]$"},
-    "networkPolicy.ingress": _RULES_OF_PARTS,
-    "networkPolicy.egress": _RULES_OF_PARTS,
+    "networkPolicy.ingress": _NETWORK_POLICY_RULES,
+    "networkPolicy.egress": _NETWORK_POLICY_RULES,
     **{f"smokeTest.{what}Url": _URL for what in ("base", "prometheus", "alertmanager", "grafana")},
     "smokeTest.testAlert": {"enum": ["", "warning", "critical"]},
     **{f"{part}.env": _ENVIRONMENT for part in _SETTINGS},
 }
 
 
-def schema(values: dict[str, Any]) -> Schema:
+def build_values_schema(values: dict[str, Any]) -> Schema:
     """The whole of it, for values.yaml as it was read."""
     definitions: Schema = {}
-    configs = {f"{name}.config": _config(name, definitions) for name in _SETTINGS}
-    whole = _of(values, "", _BY_PATH | configs)
+    configs = {f"{name}.config": _build_config_schema(name, definitions) for name in _SETTINGS}
+    whole = _build_schema(values, "", _BY_PATH | configs)
     for part in _SETTINGS:  # its Secret is a volume, which has to have a name
         whole["properties"][part]["properties"]["existingSecret"] = {"type": "string", "minLength": 1}
     # What a chart around this one hands down: `global`, and `enabled`, by which its dependency's condition may go.
-    whole["properties"] |= {"global": _ANYTHING, "enabled": {"type": "boolean"}}
+    whole["properties"] |= {"global": _ANY_OBJECT, "enabled": {"type": "boolean"}}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **whole, "$defs": definitions}
 
 
-def _of(value: object, path: str, known: dict[str, Schema]) -> Schema:
-    if path in known:
-        return known[path]
+def _build_schema(value: object, path: str, overrides: dict[str, Schema]) -> Schema:
+    if path in overrides:
+        return overrides[path]
     name = path.rpartition(".")[2]
     if name in _BY_NAME:
         return _BY_NAME[name]
     if isinstance(value, dict):
-        properties = {key: _of(each, f"{path}.{key}".lstrip("."), known) for key, each in value.items()}
+        properties = {key: _build_schema(each, f"{path}.{key}".lstrip("."), overrides) for key, each in value.items()}
         return {"type": "object", "properties": properties, "additionalProperties": False}
     kinds = {bool: "boolean", int: "integer", str: "string", list: "array"}
     return {"type": kinds[type(value)]}
 
 
-def _config(name: str, definitions: Schema) -> Schema:
+def _build_config_schema(name: str, definitions: Schema) -> Schema:
     """What the part accepts, without `listen`, which is the chart's; what it requires, it or a template asks for."""
-    found = _by_kind(_SETTINGS[name].model_json_schema(ref_template=f"#/$defs/{name}.{{model}}"))
+    found = _replace_one_of(_SETTINGS[name].model_json_schema(ref_template=f"#/$defs/{name}.{{model}}"))
     definitions.update({f"{name}.{key}": each for key, each in found.pop("$defs").items()})
     found["properties"].pop("listen", None)
     found.pop("required", None)
     return dict(found)
 
 
-def _by_kind(found: Any) -> Any:
+def _replace_one_of(schema: Any) -> Any:
     """With a choice by `kind` for each `oneOf`, of which Helm would say what is wrong with all that was not meant."""
-    if isinstance(found, list):
-        return [_by_kind(each) for each in found]
-    if not isinstance(found, dict):
-        return found
-    if "discriminator" not in found:
-        return {key: _by_kind(each) for key, each in found.items()}
-    name, kinds = found["discriminator"]["propertyName"], found["discriminator"]["mapping"]
+    if isinstance(schema, list):
+        return [_replace_one_of(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "discriminator" not in schema:
+        return {key: _replace_one_of(each) for key, each in schema.items()}
+    name, kinds = schema["discriminator"]["propertyName"], schema["discriminator"]["mapping"]
     return {
         "type": "object",
         "properties": {name: {"enum": list(kinds)}},

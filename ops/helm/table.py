@@ -6,32 +6,32 @@ from typing import Any, Final
 
 import yaml
 
-_HEAD: Final = "| value | default | meaning |\n|---|---|---|\n"
+_TABLE_HEADER: Final = "| value | default | meaning |\n|---|---|---|\n"
 
 
-def table(text: str) -> str:
+def build_values_table(text: str) -> str:
     """A row for each value. What has neither comment nor commented values within it is described by what it is in."""
     root = yaml.compose(text)
     assert isinstance(root, yaml.MappingNode)  # noqa: S101  # a chart's values are
     rows = (
-        f"| `{path}` | {_shown(default)} | {comment} |\n"
-        for path, default, comment in _rows(root, "", text.splitlines())
+        f"| `{path}` | {_format_default(default)} | {comment} |\n"
+        for path, default, comment in _list_rows(root, "", text.splitlines())
     )
-    return _HEAD + "".join(rows)
+    return _TABLE_HEADER + "".join(rows)
 
 
-def _rows(node: yaml.MappingNode, path: str, lines: list[str]) -> Iterator[tuple[str, Any, str]]:
+def _list_rows(node: yaml.MappingNode, path: str, lines: list[str]) -> Iterator[tuple[str, Any, str]]:
     for key, value in node.value:
-        name, comment = f"{path}{key.value}", _comment(lines, key.start_mark.line)
+        name, comment = f"{path}{key.value}", _find_comment(lines, key.start_mark.line)
         if isinstance(value, yaml.MappingNode) and not value.flow_style and key.value != "config":
             if comment:
                 yield name, None, comment
-            yield from _rows(value, f"{name}.", lines)
+            yield from _list_rows(value, f"{name}.", lines)
         else:
             yield name, yaml.SafeLoader("").construct_document(value), comment
 
 
-def _comment(lines: list[str], at: int) -> str:
+def _find_comment(lines: list[str], at: int) -> str:
     """The lines of comment right above line `at`, as one."""
     first = at
     while first and lines[first - 1].lstrip().startswith("#"):
@@ -39,5 +39,5 @@ def _comment(lines: list[str], at: int) -> str:
     return " ".join(line.strip().lstrip("# ") for line in lines[first:at]).replace("|", "\\|")
 
 
-def _shown(default: object) -> str:
+def _format_default(default: object) -> str:
     return "" if default is None else f"`{json.dumps(default, ensure_ascii=False)}`"

@@ -5,12 +5,12 @@ from pathlib import Path
 import click
 import structlog
 
-from ops.kms_emulator.emulator import start
+from ops.kms_emulator.emulator import run_emulator
 from shared import VERSION, logs
-from shared.cli import option_or_exit, run_or_exit
-from shared.kms.names import parse_key
+from shared.cli import parse_option_or_exit, run_until_done_or_exit
+from shared.kms.names import check_key_name
 from shared.settings import Address, parse_address
-from shared.stop import stop_signal, stoppable
+from shared.stop import wait_for_stop_signal, run_until_stop_signal
 
 log = structlog.get_logger(__name__)
 
@@ -40,22 +40,22 @@ def main(listen: str, faults: str, keys: tuple[str, ...], data: Path | None, all
     The official client reaches it through a plaintext gRPC channel. It asks nobody for credentials, so it only
     listens on loopback, unless it is allowed more.
     """
-    parse = parse_address if allow_remote_insecure else _loopback
-    listen_address = option_or_exit("--listen", parse, listen)
-    faults_address = option_or_exit("--faults", parse, faults)
-    names = [option_or_exit("--key", parse_key, key) for key in keys]
+    parse = parse_address if allow_remote_insecure else _parse_loopback_address
+    listen_address = parse_option_or_exit("--listen", parse, listen)
+    faults_address = parse_option_or_exit("--faults", parse, faults)
+    names = [parse_option_or_exit("--key", check_key_name, key) for key in keys]
     logs.configure("emulator")
-    run_or_exit(stoppable(_serve(listen_address, faults_address, names, data)))
+    run_until_done_or_exit(run_until_stop_signal(_serve_until_stopped(listen_address, faults_address, names, data)))
 
 
-async def _serve(listen: Address, faults: Address, keys: list[str], data: Path | None) -> None:
-    async with start(listen=listen, faults=faults, keys=keys, data=data) as emulator:
+async def _serve_until_stopped(listen: Address, faults: Address, keys: list[str], data: Path | None) -> None:
+    async with run_emulator(listen=listen, faults=faults, keys=keys, data=data) as emulator:
         log.info("listening", address=str(emulator.address), faults=str(emulator.faults_address))
-        await stop_signal()
+        await wait_for_stop_signal()
         log.info("stopping")
 
 
-def _loopback(text: str) -> Address:
+def _parse_loopback_address(text: str) -> Address:
     address = parse_address(text)
     if not address.is_loopback:
         raise ValueError(

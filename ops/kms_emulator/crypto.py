@@ -22,24 +22,24 @@ class DecryptionError(Exception):
     """These bytes were not made by this version of this key with this AAD."""
 
 
-def new_material() -> bytes:
+def create_material() -> bytes:
     """The secret of a new version: 32 random bytes."""
     return AESGCM.generate_key(256)
 
 
 def encrypt(plaintext: bytes, aad: bytes, *, key: str, version: int, material: bytes) -> bytes:
     """The ciphertext; `key` is the key's name, `version` the number of the version that `material` belongs to."""
-    header = _HEADER.pack(_FORMAT, _fingerprint(key), version)
+    header = _HEADER.pack(_FORMAT, _fingerprint_key(key), version)
     nonce = os.urandom(_NONCE)
     return header + nonce + AESGCM(material).encrypt(nonce, plaintext, header + aad)
 
 
-def version_of(ciphertext: bytes, *, key: str) -> int | None:
+def parse_version(ciphertext: bytes, *, key: str) -> int | None:
     """The number of the version of `key` that made this ciphertext; None where `key` did not make it."""
     if len(ciphertext) < _HEADER.size + _NONCE + _TAG:
         return None
     format_, fingerprint, number = _HEADER.unpack_from(ciphertext)
-    return int(number) if (format_, fingerprint) == (_FORMAT, _fingerprint(key)) else None
+    return int(number) if (format_, fingerprint) == (_FORMAT, _fingerprint_key(key)) else None
 
 
 def decrypt(ciphertext: bytes, aad: bytes, *, material: bytes) -> bytes:
@@ -55,5 +55,5 @@ def decrypt(ciphertext: bytes, aad: bytes, *, material: bytes) -> bytes:
         raise DecryptionError from None
 
 
-def _fingerprint(key: str) -> bytes:
+def _fingerprint_key(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()[:8]

@@ -12,7 +12,7 @@ from ops.kms_emulator.faults import Faults
 from ops.kms_emulator.model import Key
 from ops.kms_emulator.status import failed_precondition, invalid_argument
 from ops.kms_emulator.store import Store
-from shared.kms.checksum import crc32c
+from shared.kms.checksum import compute_crc32c
 
 MAX_BYTES = 64 * 1024
 """Of a plaintext, and of additional authenticated data, for protection level SOFTWARE."""
@@ -29,23 +29,23 @@ class CryptoMethods:
         """On a key: with its primary version; on a version: with that one."""
         number: int | None = None
         if "/cryptoKeyVersions/" in request.name:
-            name, number = names.version(request.name)
+            name, number = names.parse_version_name(request.name)
         else:
-            name = names.key(request.name)
+            name = names.parse_key_name(request.name)
         _check_size("plaintext", request.plaintext)
         _check_size("additional_authenticated_data", request.additional_authenticated_data)
-        verified_plaintext = _verified("plaintext", request.plaintext, request.plaintext_crc32c)
-        verified_aad = _verified_aad(request)
-        key = await self._store.key(name)
-        number = number or self._primary(key)
-        material = key.usable(number)
+        verified_plaintext = _verify_checksum("plaintext", request.plaintext, request.plaintext_crc32c)
+        verified_aad = _verify_aad_checksum(request)
+        key = await self._store.get_key(name)
+        number = number or self._get_primary(key)
+        material = key.get_usable_material(number)
         ciphertext = crypto.encrypt(
             request.plaintext, request.additional_authenticated_data, key=name, version=number, material=material
         )
         return kms.EncryptResponse(
             name=key.version_name(number),
             ciphertext=ciphertext,
-            ciphertext_crc32c=crc32c(ciphertext),
+            ciphertext_crc32c=compute_crc32c(ciphertext),
             verified_plaintext_crc32c=verified_plaintext,
             verified_additional_authenticated_data_crc32c=verified_aad,
             protection_level=kms.ProtectionLevel.SOFTWARE,
@@ -53,34 +53,34 @@ class CryptoMethods:
 
     async def decrypt(self, request: kms.DecryptRequest) -> kms.DecryptResponse:
         """With whichever version of the key made the ciphertext."""
-        name = names.key(request.name)
+        name = names.parse_key_name(request.name)
         _check_size("additional_authenticated_data", request.additional_authenticated_data)
-        _verified("ciphertext", request.ciphertext, request.ciphertext_crc32c)
-        _verified_aad(request)
-        key = await self._store.key(name)
-        number = crypto.version_of(request.ciphertext, key=name)
+        _verify_checksum("ciphertext", request.ciphertext, request.ciphertext_crc32c)
+        _verify_aad_checksum(request)
+        key = await self._store.get_key(name)
+        number = crypto.parse_version(request.ciphertext, key=name)
         if number is None or number > len(key.versions):
-            raise _undecryptable()
-        material = key.usable(number)
+            raise _build_decryption_error()
+        material = key.get_usable_material(number)
         try:
             plaintext = crypto.decrypt(request.ciphertext, request.additional_authenticated_data, material=material)
         except crypto.DecryptionError:
-            raise _undecryptable() from None
+            raise _build_decryption_error() from None
         return kms.DecryptResponse(
             plaintext=plaintext,
-            plaintext_crc32c=crc32c(plaintext),
+            plaintext_crc32c=compute_crc32c(plaintext),
             used_primary=number == key.primary,
             protection_level=kms.ProtectionLevel.SOFTWARE,
         )
 
-    def _primary(self, key: Key) -> int:
+    def _get_primary(self, key: Key) -> int:
         if key.primary is None:
             raise failed_precondition(f"CryptoKey {key.name} has no primary version.")
         if key.previous_primary is None:
             return key.primary
         # "Changing the primary version is eventually consistent": https://cloud.google.com/kms/docs/consistency
         age = self._store.clock() - key.primary_changed
-        slow = self._faults.take("slow_primary", "Encrypt", key.name, lambda fault: age < (fault.seconds or 0))
+        slow = self._faults.match("slow_primary", "Encrypt", key.name, lambda fault: age < (fault.seconds or 0))
         return key.previous_primary if slow else key.primary
 
 
@@ -89,7 +89,7 @@ def _check_size(field: str, data: bytes) -> None:
         raise invalid_argument(f"The {field} is too long: {len(data)} bytes, the maximum is {MAX_BYTES}.")
 
 
-def _verified(field: str, data: bytes, checksum: Any) -> bool:
+def _verify_checksum(field: str, data: bytes, checksum: Any) -> bool:
     """Whether the caller sent a checksum for us to compare. Raises INVALID_ARGUMENT.
 
     Args:
@@ -99,18 +99,18 @@ def _verified(field: str, data: bytes, checksum: Any) -> bool:
     """
     if checksum is None:
         return False
-    if checksum != crc32c(data):
+    if checksum != compute_crc32c(data):
         raise invalid_argument(f"The checksum in field {field}_crc32c did not match the data in field {field}.")
     return True
 
 
-def _verified_aad(request: kms.EncryptRequest | kms.DecryptRequest) -> bool:
-    return _verified(
+def _verify_aad_checksum(request: kms.EncryptRequest | kms.DecryptRequest) -> bool:
+    return _verify_checksum(
         "additional_authenticated_data",
         request.additional_authenticated_data,
         request.additional_authenticated_data_crc32c,
     )
 
 
-def _undecryptable() -> Exception:
+def _build_decryption_error() -> Exception:
     return invalid_argument("Decryption failed: verify that 'name' refers to the correct CryptoKey.")

@@ -12,13 +12,13 @@ import grpc
 
 from ops.kms_emulator import fault_api, service
 from ops.kms_emulator.faults import Faults
-from ops.kms_emulator.folder import Folder
+from ops.kms_emulator.folder import LockedFolder
 from ops.kms_emulator.status import StatusError
 from ops.kms_emulator.store import Store
-from shared.server import StartError, listening, registry, serving
+from shared.server import StartError, bind_socket, create_registry, serve
 from shared.settings import Address
 
-STOP_SECONDS = 1.0
+STOP_TIMEOUT = 1.0
 """What a call in hand gets to end at a stop; then it is cancelled, whatever it waits for."""
 _ANY_PORT = Address("127.0.0.1", 0)
 
@@ -36,7 +36,7 @@ class Emulator:
 
 
 @asynccontextmanager
-async def start(
+async def run_emulator(
     *,
     listen: Address = _ANY_PORT,
     faults: Address = _ANY_PORT,
@@ -58,28 +58,28 @@ async def start(
     """
     async with AsyncExitStack() as stack:
         if data:
-            folder = await asyncio.to_thread(Folder, data)
+            folder = await asyncio.to_thread(LockedFolder, data)
             stack.callback(folder.release)
         store = await asyncio.to_thread(Store, data, clock)
         try:
-            await store.ensure(keys)
+            await store.create_missing_keys(keys)
         except StatusError as error:
             raise StartError(error.message) from None
-        with listening(listen):  # a taken address is said before anything starts, by us: gRPC would log several lines
+        with bind_socket(listen):  # a taken address is said before anything starts, by us: gRPC would log several lines
             pass
         active = Faults(random.random)
-        metrics = registry()
-        http = fault_api.app(active, metrics, remote=not faults.is_loopback)
-        faults_address = await stack.enter_async_context(serving(http, faults))
+        metrics = create_registry()
+        http = fault_api.build_app(active, metrics, remote=not faults.is_loopback)
+        faults_address = await stack.enter_async_context(serve(http, faults))
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])  # else a second emulator would share the port
-        stack.push_async_callback(server.stop, STOP_SECONDS)
-        server.add_generic_rpc_handlers(service.handlers(store, active, metrics))
-        address = _bound(server, listen)
+        stack.push_async_callback(server.stop, STOP_TIMEOUT)
+        server.add_generic_rpc_handlers(service.build_handlers(store, active, metrics))
+        address = _bind_port(server, listen)
         await server.start()
         yield Emulator(address, faults_address, active, store)
 
 
-def _bound(server: grpc.aio.Server, address: Address) -> Address:
+def _bind_port(server: grpc.aio.Server, address: Address) -> Address:
     try:
         port = server.add_insecure_port(str(address))
     except RuntimeError:  # gRPC's own text only names a variable for more of it

@@ -14,16 +14,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ops.kms_emulator.faults import Fault, Faults
-from shared.guard import Guard, GuardedRoute, Requires
-from shared.other_pages import names_this_machine, names_this_network
-from shared.server import application
+from shared.guard import Authorizer, ProtectedRoute, RouteRequirements
+from shared.other_pages import is_loopback_host, is_private_host
+from shared.server import create_application
 from shared.settings import Role
 
 MAX_BODY = 64 * 1024
 """Bytes of a fault."""
 
 
-def app(faults: Faults, metrics: CollectorRegistry, *, remote: bool) -> Starlette:
+def build_app(faults: Faults, metrics: CollectorRegistry, *, remote: bool) -> Starlette:
     """The HTTP side of the emulator.
 
     Args:
@@ -34,45 +34,45 @@ def app(faults: Faults, metrics: CollectorRegistry, *, remote: bool) -> Starlett
 
     async def add(request: Request) -> Response:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            return _refused(415, "expected Content-Type: application/json")
+            return _build_refusal(415, "expected Content-Type: application/json")
         body = b""
         async for chunk in request.stream():
             body += chunk
             if len(body) > MAX_BODY:
-                return _refused(413, f"expected at most {MAX_BODY} bytes")
+                return _build_refusal(413, f"expected at most {MAX_BODY} bytes")
         try:
             fault = Fault.model_validate_json(body)
         except ValidationError as error:
-            return _refused(400, "; ".join(_mistake(mistake) for mistake in error.errors()))
+            return _build_refusal(400, "; ".join(_format_error(mistake) for mistake in error.errors()))
         return JSONResponse({"id": faults.add(fault)}, status_code=201)
 
     async def show(_request: Request) -> Response:
-        active = [{"id": id_, **fault.model_dump()} for id_, fault in faults.active().items()]
+        active = [{"id": id_, **fault.model_dump()} for id_, fault in faults.list_active().items()]
         return JSONResponse({"faults": active})
 
     async def remove(request: Request) -> Response:
         id_ = request.path_params["id"]
-        return Response(status_code=204) if faults.remove(id_) else _refused(404, f"there is no fault {id_}")
+        return Response(status_code=204) if faults.remove(id_) else _build_refusal(404, f"there is no fault {id_}")
 
     async def clear(_request: Request) -> Response:
         faults.clear()
         return Response(status_code=204)
 
     routes = [
-        GuardedRoute("/faults", add, Requires(Role.ADMIN, action="add fault"), ["POST"]),
-        GuardedRoute("/faults", show, Requires(Role.VIEWER)),
-        GuardedRoute("/faults", clear, Requires(Role.ADMIN, action="clear faults"), ["DELETE"]),
-        GuardedRoute("/faults/{id}", remove, Requires(Role.ADMIN, action="remove fault"), ["DELETE"]),
+        ProtectedRoute("/faults", add, RouteRequirements(Role.ADMIN, action="add fault"), ["POST"]),
+        ProtectedRoute("/faults", show, RouteRequirements(Role.VIEWER)),
+        ProtectedRoute("/faults", clear, RouteRequirements(Role.ADMIN, action="clear faults"), ["DELETE"]),
+        ProtectedRoute("/faults/{id}", remove, RouteRequirements(Role.ADMIN, action="remove fault"), ["DELETE"]),
     ]
-    guard = Guard(metrics, is_ours=names_this_network if remote else names_this_machine)
-    return application("keypulse emulator", metrics, routes, guard=guard)
+    guard = Authorizer(metrics, is_own_name=is_private_host if remote else is_loopback_host)
+    return create_application("keypulse emulator", metrics, routes, authorizer=guard)
 
 
-def _refused(status: int, reason: str) -> Response:
+def _build_refusal(status: int, reason: str) -> Response:
     return JSONResponse({"error": reason}, status_code=status)
 
 
-def _mistake(mistake: Any) -> str:
-    where = ".".join(str(part) for part in mistake["loc"])
-    message = str(mistake["msg"]).removeprefix("Value error, ")
+def _format_error(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    message = str(error["msg"]).removeprefix("Value error, ")
     return f"{where}: {message}" if where else message

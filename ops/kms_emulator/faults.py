@@ -11,32 +11,32 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from ops.kms_emulator.permissions import OPERATIONS, PERMISSIONS
 from ops.kms_emulator.status import StatusError
-from shared.kms.checksum import crc32c
-from shared.kms.names import parse_key
+from shared.kms.checksum import compute_crc32c
+from shared.kms.names import check_key_name
 
-Kind = Literal["latency", "stall", "status", "corrupt_crc", "wrong_plaintext", "denied", "slow_primary"]
-_ONLY_FOR: Final = {
+FaultKind = Literal["latency", "stall", "status", "corrupt_crc", "wrong_plaintext", "denied", "slow_primary"]
+_OPERATIONS_BY_KIND: Final = {
     "corrupt_crc": {"Encrypt", "Decrypt"},
     "wrong_plaintext": {"Decrypt"},
     "denied": set(PERMISSIONS),
     "slow_primary": {"Encrypt"},
 }
-_WITHOUT_KEY: Final = {"CreateKeyRing", "GetKeyRing", "ListKeyRings", "CreateCryptoKey", "ListCryptoKeys"}
+_OPERATIONS_WITHOUT_KEY: Final = {"CreateKeyRing", "GetKeyRing", "ListKeyRings", "CreateCryptoKey", "ListCryptoKeys"}
 
 
-def _operation(name: str) -> str:
+def _check_operation(name: str) -> str:
     if name not in OPERATIONS:
         raise ValueError(f"expected one of {', '.join(OPERATIONS)}")
     return name
 
 
-def _permission(name: str) -> str:
+def _check_permission(name: str) -> str:
     if name not in PERMISSIONS.values():
         raise ValueError(f"expected one of {', '.join(dict.fromkeys(PERMISSIONS.values()))}")
     return name
 
 
-def _status(name: str) -> str:
+def _check_status(name: str) -> str:
     if name == "OK" or name not in grpc.StatusCode.__members__:
         raise ValueError("expected the name of a gRPC status other than OK, such as UNAVAILABLE")
     return name
@@ -57,39 +57,39 @@ class Fault(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Kind
-    key: Annotated[str, AfterValidator(parse_key)] | None = None
-    operation: Annotated[str, AfterValidator(_operation)] | None = None
+    kind: FaultKind
+    key: Annotated[str, AfterValidator(check_key_name)] | None = None
+    operation: Annotated[str, AfterValidator(_check_operation)] | None = None
     probability: float = Field(1.0, gt=0, le=1)
     count: int | None = Field(None, ge=1)
     """How many calls it meets before it is over; asking for permissions is no such call."""
     seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
-    status: Annotated[str, AfterValidator(_status)] = "UNAVAILABLE"
+    status: Annotated[str, AfterValidator(_check_status)] = "UNAVAILABLE"
     message: str | None = None
-    permission: Annotated[str, AfterValidator(_permission)] | None = None
+    permission: Annotated[str, AfterValidator(_check_permission)] | None = None
 
     @model_validator(mode="after")
-    def _can_ever_happen(self) -> Self:
+    def _check_fields(self) -> Self:
         if self.kind in {"latency", "slow_primary"} and self.seconds is None:
             raise ValueError(f"{self.kind} needs `seconds`")
-        if self.operation and self.operation not in _ONLY_FOR.get(self.kind, OPERATIONS):
+        if self.operation and self.operation not in _OPERATIONS_BY_KIND.get(self.kind, OPERATIONS):
             raise ValueError(f"{self.kind} never happens to {self.operation}")
-        if self.key and self.operation in _WITHOUT_KEY:
+        if self.key and self.operation in _OPERATIONS_WITHOUT_KEY:
             raise ValueError(f"{self.operation} is about no key that exists; leave `key` out")
         if self.kind == "denied" and self.operation and self.permission not in {None, PERMISSIONS[self.operation]}:
             raise ValueError(f"{self.operation} needs {PERMISSIONS[self.operation]}, not {self.permission}")
         return self
 
-    def refuses(self, permission: str) -> bool:
+    def denies(self, permission: str) -> bool:
         """Whether a `denied` fault takes this permission away."""
         by_operation = self.operation is None or PERMISSIONS[self.operation] == permission
         return self.kind == "denied" and self.permission in {None, permission} and by_operation
 
 
 @dataclass(slots=True)
-class _Active:
+class _ActiveFault:
     fault: Fault
-    met: int = 0
+    match_count: int = 0
 
 
 class Faults:
@@ -101,13 +101,13 @@ class Faults:
 
     def __init__(self, random: Callable[[], float]) -> None:
         self._random = random
-        self._active: dict[str, _Active] = {}
+        self._active: dict[str, _ActiveFault] = {}
         self._ids = itertools.count(1)
 
     def add(self, fault: Fault) -> str:
         """From now on this goes wrong; gives the id under which it is healed."""
         id_ = str(next(self._ids))
-        self._active[id_] = _Active(fault)
+        self._active[id_] = _ActiveFault(fault)
         return id_
 
     def remove(self, id_: str) -> bool:
@@ -118,15 +118,15 @@ class Faults:
         """Heals everything. A call that stalls already goes on stalling: nothing brings a lost answer back."""
         self._active.clear()
 
-    def active(self) -> dict[str, Fault]:
+    def list_active(self) -> dict[str, Fault]:
         """What goes wrong now, by id; `count` is what is left of it."""
         return {
-            id_: a.fault.model_copy(update={"count": a.fault.count - a.met}) if a.fault.count else a.fault
+            id_: a.fault.model_copy(update={"count": a.fault.count - a.match_count}) if a.fault.count else a.fault
             for id_, a in self._active.items()
         }
 
-    def take(
-        self, kind: Kind, operation: str, key: str | None, where: Callable[[Fault], bool] = lambda _: True
+    def match(
+        self, kind: FaultKind, operation: str, key: str | None, is_match: Callable[[Fault], bool] = lambda _: True
     ) -> Fault | None:
         """The fault of this kind that meets this call, if one does; counts it as met.
 
@@ -134,27 +134,27 @@ class Faults:
             kind: what could go wrong.
             operation: the method's name, such as `Encrypt`.
             key: the key that the call is about, if it is about one.
-            where: what else must be true of the fault.
+            is_match: what else must be true of the fault.
         """
         for id_, active in list(self._active.items()):
             fault = active.fault
             # A permission is shared by operations: `denied` asks for it, see Fault.refuses.
             meant = fault.kind == "denied" or fault.operation in {None, operation}
-            if fault.kind != kind or fault.key not in {None, key} or not meant or not where(fault):
+            if fault.kind != kind or fault.key not in {None, key} or not meant or not is_match(fault):
                 continue
             if fault.probability < 1 and self._random() >= fault.probability:
                 continue
-            active.met += 1
-            if active.met == fault.count:
+            active.match_count += 1
+            if active.match_count == fault.count:
                 del self._active[id_]
             return fault
         return None
 
     def denies(self, permission: str, key: str) -> bool:
         """Whether this permission is refused on this key, for TestIamPermissions; meets nothing."""
-        return any(a.fault.key in {None, key} and a.fault.refuses(permission) for a in self._active.values())
+        return any(a.fault.key in {None, key} and a.fault.denies(permission) for a in self._active.values())
 
-    async def before(self, operation: str, resource: str, key: str | None) -> None:
+    async def apply_before(self, operation: str, resource: str, key: str | None) -> None:
         """What happens to a call before it is carried out. Raises StatusError.
 
         Args:
@@ -162,23 +162,23 @@ class Faults:
             resource: the name that a refusal quotes.
             key: the key that the call is about, if it is about one.
         """
-        if (latency := self.take("latency", operation, key)) and latency.seconds:
+        if (latency := self.match("latency", operation, key)) and latency.seconds:
             await asyncio.sleep(latency.seconds)
-        if self.take("stall", operation, key):
+        if self.match("stall", operation, key):
             await asyncio.Event().wait()
         permission = PERMISSIONS.get(operation)
-        if permission and self.take("denied", operation, key, lambda fault: fault.refuses(permission)):
+        if permission and self.match("denied", operation, key, lambda fault: fault.denies(permission)):
             message = f"Permission '{permission}' denied on resource '{resource}' (or it may not exist)."
             raise StatusError(grpc.StatusCode.PERMISSION_DENIED, message)
-        if status := self.take("status", operation, key):
+        if status := self.match("status", operation, key):
             default = f"The emulator was told to answer {status.status}."
             raise StatusError(grpc.StatusCode[status.status], status.message or default)
 
-    def after(self, operation: str, key: str | None, answer: Any) -> None:
+    def apply_after(self, operation: str, key: str | None, answer: Any) -> None:
         """Spoils the answer of a call that was carried out."""
-        if operation == "Decrypt" and self.take("wrong_plaintext", operation, key):
+        if operation == "Decrypt" and self.match("wrong_plaintext", operation, key):
             answer.plaintext = bytes(byte ^ 0xFF for byte in answer.plaintext) or b"\xff"
-            answer.plaintext_crc32c = crc32c(answer.plaintext)
-        if operation in _ONLY_FOR["corrupt_crc"] and self.take("corrupt_crc", operation, key):
+            answer.plaintext_crc32c = compute_crc32c(answer.plaintext)
+        if operation in _OPERATIONS_BY_KIND["corrupt_crc"] and self.match("corrupt_crc", operation, key):
             checksum = "ciphertext_crc32c" if operation == "Encrypt" else "plaintext_crc32c"
             setattr(answer, checksum, getattr(answer, checksum) ^ 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 from shared.server import StartError
 
 
-class Folder:
+class LockedFolder:
     """A folder that is ours until `release`, or until this process ends, however it ends."""
 
     def __init__(self, path: Path) -> None:

@@ -6,7 +6,7 @@ from ops.kms_emulator import names
 from ops.kms_emulator.faults import Faults
 from ops.kms_emulator.status import StatusError, invalid_argument
 from ops.kms_emulator.store import Store
-from shared.kms.names import key_of
+from shared.kms.names import get_key_name
 
 
 async def test_iam_permissions(
@@ -16,19 +16,19 @@ async def test_iam_permissions(
     for permission in request.permissions:
         if "*" in permission:  # "Permissions with wildcards are not allowed": google/iam/v1/iam_policy.proto
             raise invalid_argument(f"The permission [{permission}] holds a wildcard.")
-    granted = list(request.permissions) if await _exists(request.resource, store) else []
-    key = key_of(request.resource)
+    granted = list(request.permissions) if await _resource_exists(request.resource, store) else []
+    key = get_key_name(request.resource)
     return iam_policy_pb2.TestIamPermissionsResponse(
         permissions=[permission for permission in granted if not faults.denies(permission, key)]
     )
 
 
-async def _exists(resource: str, store: Store) -> bool:
+async def _resource_exists(resource: str, store: Store) -> bool:
     try:
         if "/cryptoKeys/" in resource:
-            await store.key(names.key(resource))
+            await store.get_key(names.parse_key_name(resource))
         else:
-            store.ring(names.key_ring(resource))
+            store.get_key_ring_time(names.parse_key_ring(resource))
     except StatusError:
         return False
     return True

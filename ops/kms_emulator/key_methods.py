@@ -8,15 +8,15 @@ from typing import Any
 from google.cloud import kms_v1 as kms
 
 from ops.kms_emulator import messages, names
-from ops.kms_emulator.crypto import new_material
+from ops.kms_emulator.crypto import create_material
 from ops.kms_emulator.model import DEFAULT_DESTROY_SCHEDULED_DURATION, Key, State
-from ops.kms_emulator.paging import page
+from ops.kms_emulator.paging import paginate
 from ops.kms_emulator.status import invalid_argument, unimplemented
 from ops.kms_emulator.store import Store
 
 _ENCRYPT_DECRYPT = kms.CryptoKey.CryptoKeyPurpose.ENCRYPT_DECRYPT
 _STATES = kms.CryptoKeyVersion.CryptoKeyVersionState
-_SETTABLE = {_STATES.ENABLED: State.ENABLED, _STATES.DISABLED: State.DISABLED}
+_SETTABLE_STATES = {_STATES.ENABLED: State.ENABLED, _STATES.DISABLED: State.DISABLED}
 _HOUR = 3600.0
 
 
@@ -28,54 +28,54 @@ class KeyMethods:
 
     async def create_key_ring(self, request: kms.CreateKeyRingRequest) -> kms.KeyRing:
         """An empty key ring."""
-        id_ = names.new_id(request.key_ring_id, "key_ring_id")
-        name = f"{names.location(request.parent)}/keyRings/{id_}"
-        return messages.key_ring(name, await self._store.add_ring(name))
+        id_ = names.check_new_id(request.key_ring_id, "key_ring_id")
+        name = f"{names.parse_location(request.parent)}/keyRings/{id_}"
+        return messages.build_key_ring(name, await self._store.add_key_ring(name))
 
     async def get_key_ring(self, request: kms.GetKeyRingRequest) -> kms.KeyRing:
         """A key ring by its name."""
-        name = names.key_ring(request.name)
-        return messages.key_ring(name, self._store.ring(name))
+        name = names.parse_key_ring(request.name)
+        return messages.build_key_ring(name, self._store.get_key_ring_time(name))
 
     async def list_key_rings(self, request: kms.ListKeyRingsRequest) -> kms.ListKeyRingsResponse:
         """The key rings of a location, by name."""
-        rings = self._store.rings(names.location(request.parent))
-        shown, token = page(rings, request)
-        found = [messages.key_ring(name, self._store.ring(name)) for name in shown]
+        rings = self._store.list_key_rings(names.parse_location(request.parent))
+        shown, token = paginate(rings, request)
+        found = [messages.build_key_ring(name, self._store.get_key_ring_time(name)) for name in shown]
         return kms.ListKeyRingsResponse(key_rings=found, next_page_token=token, total_size=len(rings))
 
     async def create_crypto_key(self, request: kms.CreateCryptoKeyRequest) -> kms.CryptoKey:
         """A key, with version 1 as its primary unless the caller wants none."""
-        id_ = names.new_id(request.crypto_key_id, "crypto_key_id")
-        name = f"{names.key_ring(request.parent)}/cryptoKeys/{id_}"
+        id_ = names.check_new_id(request.crypto_key_id, "crypto_key_id")
+        name = f"{names.parse_key_ring(request.parent)}/cryptoKeys/{id_}"
         wanted = request.crypto_key
         _check_supported(wanted)
         now = self._store.clock()
-        key = _checked(
+        key = _check_durations(
             Key(
                 name,
                 now,
                 labels=dict(wanted.labels),
-                destroy_scheduled_duration=_seconds(wanted.destroy_scheduled_duration)
+                destroy_scheduled_duration=_to_seconds(wanted.destroy_scheduled_duration)
                 or DEFAULT_DESTROY_SCHEDULED_DURATION,
-                rotation_period=_seconds(wanted.rotation_period),
-                next_rotation=_unix(wanted.next_rotation_time),
+                rotation_period=_to_seconds(wanted.rotation_period),
+                next_rotation=_to_unix_seconds(wanted.next_rotation_time),
             )
         )
         if not request.skip_initial_version_creation:
-            key = key.with_new_version(new_material(), now).with_primary(1, now)
+            key = key.with_new_version(create_material(), now).with_primary(1, now)
         await self._store.add_key(key)
-        return messages.crypto_key(key)
+        return messages.build_crypto_key(key)
 
     async def get_crypto_key(self, request: kms.GetCryptoKeyRequest) -> kms.CryptoKey:
         """A key by its name, its primary version included."""
-        return messages.crypto_key(await self._store.key(names.key(request.name)))
+        return messages.build_crypto_key(await self._store.get_key(names.parse_key_name(request.name)))
 
     async def list_crypto_keys(self, request: kms.ListCryptoKeysRequest) -> kms.ListCryptoKeysResponse:
         """The keys of a key ring, by name."""
-        keys = await self._store.keys(names.key_ring(request.parent))
-        shown, token = page(keys, request)
-        found = [messages.crypto_key(key) for key in shown]
+        keys = await self._store.list_keys(names.parse_key_ring(request.parent))
+        shown, token = paginate(keys, request)
+        found = [messages.build_crypto_key(key) for key in shown]
         return kms.ListCryptoKeysResponse(crypto_keys=found, next_page_token=token, total_size=len(keys))
 
     async def update_crypto_key(self, request: kms.UpdateCryptoKeyRequest) -> kms.CryptoKey:
@@ -89,74 +89,74 @@ class KeyMethods:
             )
 
         def update(key: Key) -> Key:
-            period = _seconds(wanted.rotation_period) if "rotation_period" in paths else key.rotation_period
-            next_rotation = _unix(wanted.next_rotation_time) if "next_rotation_time" in paths else key.next_rotation
+            period = _to_seconds(wanted.rotation_period) if "rotation_period" in paths else key.rotation_period
+            next_rotation = _to_unix_seconds(wanted.next_rotation_time) if "next_rotation_time" in paths else key.next_rotation
             labels = dict(wanted.labels) if "labels" in paths else key.labels
-            return _checked(key.updated(labels=labels, rotation_period=period, next_rotation=next_rotation))
+            return _check_durations(key.with_settings(labels=labels, rotation_period=period, next_rotation=next_rotation))
 
-        return messages.crypto_key(await self._store.change(names.key(wanted.name), update))
+        return messages.build_crypto_key(await self._store.update_key(names.parse_key_name(wanted.name), update))
 
     async def update_crypto_key_primary_version(
         self, request: kms.UpdateCryptoKeyPrimaryVersionRequest
     ) -> kms.CryptoKey:
         """Another ENABLED version becomes the one that Encrypt uses."""
-        name = names.key(request.name)
-        _, number = names.version(f"{name}/cryptoKeyVersions/{request.crypto_key_version_id}")
+        name = names.parse_key_name(request.name)
+        _, number = names.parse_version_name(f"{name}/cryptoKeyVersions/{request.crypto_key_version_id}")
         now = self._store.clock()
-        return messages.crypto_key(await self._store.change(name, lambda key: key.with_primary(number, now)))
+        return messages.build_crypto_key(await self._store.update_key(name, lambda key: key.with_primary(number, now)))
 
     async def create_crypto_key_version(self, request: kms.CreateCryptoKeyVersionRequest) -> kms.CryptoKeyVersion:
         """The next version, ENABLED. It does not become the primary."""
-        material, now = new_material(), self._store.clock()
-        name = names.key(request.parent)
-        key = await self._store.change(name, lambda key: key.with_new_version(material, now))
-        return messages.crypto_key_version(key, key.versions[-1])
+        material, now = create_material(), self._store.clock()
+        name = names.parse_key_name(request.parent)
+        key = await self._store.update_key(name, lambda key: key.with_new_version(material, now))
+        return messages.build_crypto_key_version(key, key.versions[-1])
 
     async def get_crypto_key_version(self, request: kms.GetCryptoKeyVersionRequest) -> kms.CryptoKeyVersion:
         """A version by its name."""
-        name, number = names.version(request.name)
-        return _version(await self._store.key(name), number)
+        name, number = names.parse_version_name(request.name)
+        return _build_version(await self._store.get_key(name), number)
 
     async def list_crypto_key_versions(
         self, request: kms.ListCryptoKeyVersionsRequest
     ) -> kms.ListCryptoKeyVersionsResponse:
         """The versions of a key, by number."""
-        key = await self._store.key(names.key(request.parent))
-        shown, token = page(key.versions, request)
-        found = [messages.crypto_key_version(key, version) for version in shown]
+        key = await self._store.get_key(names.parse_key_name(request.parent))
+        shown, token = paginate(key.versions, request)
+        found = [messages.build_crypto_key_version(key, version) for version in shown]
         return kms.ListCryptoKeyVersionsResponse(
             crypto_key_versions=found, next_page_token=token, total_size=len(key.versions)
         )
 
     async def update_crypto_key_version(self, request: kms.UpdateCryptoKeyVersionRequest) -> kms.CryptoKeyVersion:
         """Enables or disables a version."""
-        name, number = names.version(request.crypto_key_version.name)
+        name, number = names.parse_version_name(request.crypto_key_version.name)
         if list(request.update_mask.paths) != ["state"]:
             raise invalid_argument(f"The update_mask {list(request.update_mask.paths)} must name state, and only that.")
         # The number itself: proto-plus warns of one that it has no name for.
-        state = _SETTABLE.get(kms.UpdateCryptoKeyVersionRequest.pb(request).crypto_key_version.state)
+        state = _SETTABLE_STATES.get(kms.UpdateCryptoKeyVersionRequest.pb(request).crypto_key_version.state)
         if state is None:
             raise invalid_argument("The state of a version can be set to ENABLED or DISABLED only.")
-        return _version(await self._store.change(name, lambda key: key.with_state(number, state)), number)
+        return _build_version(await self._store.update_key(name, lambda key: key.with_state(number, state)), number)
 
     async def destroy_crypto_key_version(self, request: kms.DestroyCryptoKeyVersionRequest) -> kms.CryptoKeyVersion:
         """Schedules the destruction of a version's material."""
-        name, number = names.version(request.name)
+        name, number = names.parse_version_name(request.name)
         now = self._store.clock()
-        return _version(await self._store.change(name, lambda key: key.with_destruction(number, now)), number)
+        return _build_version(await self._store.update_key(name, lambda key: key.with_destruction(number, now)), number)
 
     async def restore_crypto_key_version(self, request: kms.RestoreCryptoKeyVersionRequest) -> kms.CryptoKeyVersion:
         """Takes a scheduled destruction back; the version is DISABLED then."""
-        name, number = names.version(request.name)
-        return _version(await self._store.change(name, lambda key: key.with_restored(number)), number)
+        name, number = names.parse_version_name(request.name)
+        return _build_version(await self._store.update_key(name, lambda key: key.with_restored_version(number)), number)
 
 
-def _version(key: Key, number: int) -> kms.CryptoKeyVersion:
-    return messages.crypto_key_version(key, key.version(number))
+def _build_version(key: Key, number: int) -> kms.CryptoKeyVersion:
+    return messages.build_crypto_key_version(key, key.version(number))
 
 
-def _checked(key: Key) -> Key:
-    """`key` where its durations are ones that the service would take.
+def _check_durations(key: Key) -> Key:
+    """`parse_key_name` where its durations are ones that the service would take.
 
     The bounds: https://cloud.google.com/kms/docs/reference/rpc/google.cloud.kms.v1#cryptokey and, for the destruction,
     https://cloud.google.com/kms/docs/create-key#soft_delete; its least, 24 hours, would only keep tests waiting.
@@ -171,13 +171,13 @@ def _checked(key: Key) -> Key:
     return key
 
 
-def _check_supported(wanted: kms.CryptoKey) -> None:
-    template = wanted.version_template
+def _check_supported(requested: kms.CryptoKey) -> None:
+    template = requested.version_template
     algorithms = kms.CryptoKeyVersion.CryptoKeyVersionAlgorithm
-    if wanted.purpose == kms.CryptoKey.CryptoKeyPurpose.CRYPTO_KEY_PURPOSE_UNSPECIFIED:
+    if requested.purpose == kms.CryptoKey.CryptoKeyPurpose.CRYPTO_KEY_PURPOSE_UNSPECIFIED:
         raise invalid_argument("The purpose of a CryptoKey must be set.")
     if (
-        wanted.purpose != _ENCRYPT_DECRYPT
+        requested.purpose != _ENCRYPT_DECRYPT
         or template.protection_level
         not in {kms.ProtectionLevel.PROTECTION_LEVEL_UNSPECIFIED, kms.ProtectionLevel.SOFTWARE}
         or template.algorithm
@@ -187,9 +187,9 @@ def _check_supported(wanted: kms.CryptoKey) -> None:
 
 
 # proto-plus gives timedelta and datetime, or None where the field is unset, whatever its annotations say.
-def _seconds(duration: Any) -> float | None:
+def _to_seconds(duration: Any) -> float | None:
     return float(duration.total_seconds()) if duration else None
 
 
-def _unix(time: Any) -> float | None:
+def _to_unix_seconds(time: Any) -> float | None:
     return float(time.timestamp()) if time else None

@@ -28,7 +28,7 @@ class Version:
 
     number: int
     state: State
-    created: float
+    created_at: float
     material: bytes | None = field(repr=False)
     """32 bytes of AES-256; None once destroyed."""
     destroy_time: float | None = None
@@ -40,7 +40,7 @@ class Key:
     """A key with every version it ever had; version N stands at index N - 1."""
 
     name: str
-    created: float
+    created_at: float
     versions: tuple[Version, ...] = ()
     primary: int | None = None
     previous_primary: int | None = None
@@ -61,18 +61,18 @@ class Key:
             raise not_found("CryptoKeyVersion", self.version_name(number))
         return self.versions[number - 1]
 
-    def usable(self, number: int) -> bytes:
+    def get_usable_material(self, number: int) -> bytes:
         """The material of an ENABLED version. Raises FAILED_PRECONDITION in every other state."""
         version = self.version(number)
         if version.state is not State.ENABLED or version.material is None:
-            raise self._refusal("is not enabled", version)
+            raise self._build_state_error("is not enabled", version)
         return version.material
 
-    def at(self, now: float) -> Self:
+    def with_due_destructions(self, now: float) -> Self:
         """This key at that time: versions whose `destroy_time` has come are DESTROYED, their material is gone."""
-        return replace(self, versions=tuple(_at(version, now) for version in self.versions))
+        return replace(self, versions=tuple(_apply_due_destruction(version, now) for version in self.versions))
 
-    def updated(self, *, labels: dict[str, str], rotation_period: float | None, next_rotation: float | None) -> Self:
+    def with_settings(self, *, labels: dict[str, str], rotation_period: float | None, next_rotation: float | None) -> Self:
         """The same key with other labels and another planned rotation."""
         return replace(self, labels=labels, rotation_period=rotation_period, next_rotation=next_rotation)
 
@@ -83,7 +83,7 @@ class Key:
 
     def with_primary(self, number: int, now: float) -> Self:
         """Another primary version, which must be ENABLED."""
-        self.usable(number)
+        self.get_usable_material(number)
         if number == self.primary:
             return self
         return replace(self, primary=number, previous_primary=self.primary, primary_changed=now)
@@ -92,33 +92,33 @@ class Key:
         """Enables or disables a version; only one that is ENABLED or DISABLED."""
         version = self.version(number)
         if version.state not in {State.ENABLED, State.DISABLED}:
-            raise self._refusal("is neither enabled nor disabled", version)
-        return self._replaced(replace(version, state=state))
+            raise self._build_state_error("is neither enabled nor disabled", version)
+        return self._with_version(replace(version, state=state))
 
     def with_destruction(self, number: int, now: float) -> Self:
         """Schedules the destruction of a version that is ENABLED or DISABLED."""
         version = self.version(number)
         if version.state not in {State.ENABLED, State.DISABLED}:
-            raise self._refusal("cannot be destroyed", version)
+            raise self._build_state_error("cannot be destroyed", version)
         due = now + self.destroy_scheduled_duration
-        return self._replaced(replace(version, state=State.DESTROY_SCHEDULED, destroy_time=due))
+        return self._with_version(replace(version, state=State.DESTROY_SCHEDULED, destroy_time=due))
 
-    def with_restored(self, number: int) -> Self:
+    def with_restored_version(self, number: int) -> Self:
         """Takes a scheduled destruction back: the version is DISABLED afterwards."""
         version = self.version(number)
         if version.state is not State.DESTROY_SCHEDULED:
-            raise self._refusal("is not scheduled for destruction", version)
-        return self._replaced(replace(version, state=State.DISABLED, destroy_time=None))
+            raise self._build_state_error("is not scheduled for destruction", version)
+        return self._with_version(replace(version, state=State.DISABLED, destroy_time=None))
 
-    def _replaced(self, version: Version) -> Self:
+    def _with_version(self, version: Version) -> Self:
         others = (version if v.number == version.number else v for v in self.versions)
         return replace(self, versions=tuple(others))
 
-    def _refusal(self, what: str, version: Version) -> Exception:
+    def _build_state_error(self, what: str, version: Version) -> Exception:
         return failed_precondition(f"{self.version_name(version.number)} {what}, current state is: {version.state}.")
 
 
-def _at(version: Version, now: float) -> Version:
+def _apply_due_destruction(version: Version, now: float) -> Version:
     if version.state is not State.DESTROY_SCHEDULED or version.destroy_time is None or now < version.destroy_time:
         return version
     # Real destruction happens at some time after destroy_time; here it is that very time.

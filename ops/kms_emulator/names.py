@@ -4,7 +4,7 @@ import re
 from typing import Final
 
 from ops.kms_emulator.status import invalid_argument
-from shared.kms.names import parse_key
+from shared.kms.names import check_key_name
 
 # https://cloud.google.com/kms/docs/reference/rpc/google.cloud.kms.v1#createcryptokeyrequest
 _ID: Final = re.compile(r"[a-zA-Z0-9_-]{1,63}")
@@ -12,52 +12,52 @@ _LOCATION: Final = re.compile(r"projects/[^/\s]+/locations/[^/\s]+")
 _VERSION: Final = re.compile(r"(?P<key>.+)/cryptoKeyVersions/(?P<number>[1-9][0-9]{0,8})")
 
 
-def location(name: str) -> str:
+def parse_location(name: str) -> str:
     """`name` where it is `projects/*/locations/*`."""
     if not _LOCATION.fullmatch(name):
-        raise _malformed(name)
+        raise _build_name_error(name)
     return name
 
 
-def key_ring(name: str) -> str:
+def parse_key_ring(name: str) -> str:
     """`name` where it is a key ring's."""
     parent, _, ring = name.partition("/keyRings/")
-    location(parent)
+    parse_location(parent)
     if not _ID.fullmatch(ring):
-        raise _malformed(name)
+        raise _build_name_error(name)
     return name
 
 
-def key(name: str) -> str:
+def parse_key_name(name: str) -> str:
     """`name` where it is a key's."""
     try:
-        return parse_key(name)
+        return check_key_name(name)
     except ValueError:
-        raise _malformed(name) from None
+        raise _build_name_error(name) from None
 
 
-def version(name: str) -> tuple[str, int]:
+def parse_version_name(name: str) -> tuple[str, int]:
     """Key and number of a version's name."""
     parts = _VERSION.fullmatch(name)
     try:
         if parts is not None:
-            return parse_key(parts["key"]), int(parts["number"])
+            return check_key_name(parts["key"]), int(parts["number"])
     except ValueError:
         pass
-    raise _malformed(name)
+    raise _build_name_error(name)
 
 
-def new_id(text: str, field: str) -> str:
+def check_new_id(text: str, field: str) -> str:
     """The id of a new key ring or key; `field` is the request's field that holds it."""
     if not _ID.fullmatch(text):
         raise invalid_argument(f"The {field} [{text}] must match the regular expression {_ID.pattern}.")
     return text
 
 
-def ring_of(key_name: str) -> str:
+def get_key_ring(key_name: str) -> str:
     """The key ring that a key belongs to."""
     return key_name.partition("/cryptoKeys/")[0]
 
 
-def _malformed(name: str) -> Exception:
+def _build_name_error(name: str) -> Exception:
     return invalid_argument(f"Resource name [{name}] does not match any known resource name pattern.")

@@ -15,22 +15,22 @@ T = TypeVar("T")
 ListRequest = kms.ListKeyRingsRequest | kms.ListCryptoKeysRequest | kms.ListCryptoKeyVersionsRequest
 
 
-def page(items: Sequence[T], request: ListRequest) -> tuple[Sequence[T], str]:
+def paginate(items: Sequence[T], request: ListRequest) -> tuple[Sequence[T], str]:
     """The items of the page that `request` asks for, and the token of the next one: empty after the last."""
     if request.filter or request.order_by:
         raise unimplemented("The emulator lists everything in its own order: leave filter and order_by empty.")
     if request.page_size < 0:
         raise invalid_argument(f"The page_size [{request.page_size}] is negative.")
-    start = _offset(request.page_token)
+    start = _decode_token(request.page_token)
     end = start + min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
-    return items[start:end], _token(end) if end < len(items) else ""
+    return items[start:end], _encode_token(end) if end < len(items) else ""
 
 
-def _token(offset: int) -> str:
+def _encode_token(offset: int) -> str:
     return base64.urlsafe_b64encode(str(offset).encode()).decode()
 
 
-def _offset(token: str) -> int:
+def _decode_token(token: str) -> int:
     if not token:
         return 0
     try:

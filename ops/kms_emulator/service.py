@@ -17,12 +17,12 @@ from ops.kms_emulator.key_methods import KeyMethods
 from ops.kms_emulator.permissions import TEST_IAM_PERMISSIONS
 from ops.kms_emulator.status import StatusError
 from ops.kms_emulator.store import Store
-from shared.kms.names import key_of
+from shared.kms.names import get_key_name
 
 Method = Callable[[Any], Awaitable[Any]]
 
 
-def handlers(store: Store, faults: Faults, metrics: CollectorRegistry) -> list[grpc.GenericRpcHandler]:
+def build_handlers(store: Store, faults: Faults, metrics: CollectorRegistry) -> list[grpc.GenericRpcHandler]:
     """What a gRPC server needs to be Cloud KMS; a method that is not here answers UNIMPLEMENTED."""
     requests = Counter(
         "emulator_requests_total", "Calls by operation and gRPC status.", ["operation", "code"], registry=metrics
@@ -70,7 +70,7 @@ def handlers(store: Store, faults: Faults, metrics: CollectorRegistry) -> list[g
         "Encrypt": (crypto.encrypt, kms.EncryptRequest, kms.EncryptResponse),
         "Decrypt": (crypto.decrypt, kms.DecryptRequest, kms.DecryptResponse),
     }
-    met = partial(_met, faults=faults, requests=requests)
+    met = partial(_wrap_method, faults=faults, requests=requests)
     kms_service = {
         name: grpc.unary_unary_rpc_method_handler(met(name, method), request.deserialize, answer.serialize)
         for name, (method, request, answer) in kms_methods.items()
@@ -89,17 +89,17 @@ def handlers(store: Store, faults: Faults, metrics: CollectorRegistry) -> list[g
     ]
 
 
-def _met(operation: str, method: Method, *, faults: Faults, requests: Counter) -> Callable[[Any, Any], Awaitable[Any]]:
+def _wrap_method(operation: str, method: Method, *, faults: Faults, requests: Counter) -> Callable[[Any, Any], Awaitable[Any]]:
     """`method` as gRPC calls it: met by faults, with a StatusError as its status, counted whatever happens."""
 
     async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        resource = _resource(request)
-        key = key_of(resource) if "/cryptoKeys/" in resource else None
+        resource = _get_resource_name(request)
+        key = get_key_name(resource) if "/cryptoKeys/" in resource else None
         code = "UNKNOWN"  # what gRPC makes of an exception of ours
         try:
-            await faults.before(operation, resource, key)
+            await faults.apply_before(operation, resource, key)
             answer = await method(request)
-            faults.after(operation, key, answer)
+            faults.apply_after(operation, key, answer)
             code = "OK"
         except StatusError as error:
             code = error.code.name
@@ -114,7 +114,7 @@ def _met(operation: str, method: Method, *, faults: Faults, requests: Counter) -
     return handle
 
 
-def _resource(request: Any) -> str:
+def _get_resource_name(request: Any) -> str:
     """The name that a request is about."""
     for field in ("name", "parent", "resource"):
         if name := getattr(request, field, ""):

@@ -16,7 +16,7 @@ import structlog
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ops.kms_emulator import names
-from ops.kms_emulator.crypto import new_material
+from ops.kms_emulator.crypto import create_material
 from ops.kms_emulator.model import Key
 from ops.kms_emulator.status import StatusError, already_exists, not_found
 from shared.server import StartError
@@ -25,13 +25,13 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Everything:
+class _StoredState:
     rings: dict[str, float] = field(default_factory=dict)
     """When each key ring was created, in Unix seconds."""
     keys: dict[str, Key] = field(default_factory=dict)
 
 
-_FILE = TypeAdapter(dict[int, _Everything], config=ConfigDict(ser_json_bytes="base64", val_json_bytes="base64"))
+_FILE = TypeAdapter(dict[int, _StoredState], config=ConfigDict(ser_json_bytes="base64", val_json_bytes="base64"))
 _FORMAT = 1
 """The only key of the file's mapping: a later layout gets the next number."""
 
@@ -42,102 +42,102 @@ class Store:
     def __init__(self, folder: Path | None, clock: Callable[[], float]) -> None:
         self._file = folder / "state.json" if folder else None
         self.clock = clock
-        self._now = _load(self._file) if self._file else _Everything()
+        self._now = _load_state(self._file) if self._file else _StoredState()
         self._changing = threading.Lock()
 
-    def ring(self, name: str) -> float:
+    def get_key_ring_time(self, name: str) -> float:
         """When a key ring was created. Raises NOT_FOUND."""
         if name not in self._now.rings:
             raise not_found("KeyRing", name)
         return self._now.rings[name]
 
-    def rings(self, location: str) -> list[str]:
+    def list_key_rings(self, location: str) -> list[str]:
         """The names of the key rings of a location, in order."""
         return sorted(name for name in self._now.rings if name.startswith(f"{location}/keyRings/"))
 
-    async def key(self, name: str) -> Key:
+    async def get_key(self, name: str) -> Key:
         """A key as it is now. Raises NOT_FOUND."""
         key = self._now.keys.get(name)
         if key is None:
             raise not_found("CryptoKey", name)
-        if key.at(self.clock()) == key:
+        if key.with_due_destructions(self.clock()) == key:
             return key
-        return await self.change(name, lambda due: due)  # a destruction is due: its material leaves the disk too
+        return await self.update_key(name, lambda due: due)  # a destruction is due: its material leaves the disk too
 
-    async def keys(self, ring: str) -> list[Key]:
+    async def list_keys(self, ring: str) -> list[Key]:
         """The keys of a key ring, by name. Raises NOT_FOUND."""
-        self.ring(ring)
-        return [await self.key(name) for name in sorted(self._now.keys) if names.ring_of(name) == ring]
+        self.get_key_ring_time(ring)
+        return [await self.get_key(name) for name in sorted(self._now.keys) if names.get_key_ring(name) == ring]
 
-    async def add_ring(self, name: str) -> float:
+    async def add_key_ring(self, name: str) -> float:
         """Creates a key ring; gives its time. Raises ALREADY_EXISTS."""
 
-        def add(now: _Everything) -> _Everything:
+        def add(now: _StoredState) -> _StoredState:
             if name in now.rings:
                 raise already_exists("KeyRing", name)
             return replace(now, rings={**now.rings, name: self.clock()})
 
-        return (await self._changed(add)).rings[name]
+        return (await self._apply(add)).rings[name]
 
     async def add_key(self, key: Key) -> None:
         """Creates a key in a key ring that exists. Raises NOT_FOUND and ALREADY_EXISTS."""
 
-        def add(now: _Everything) -> _Everything:
-            if names.ring_of(key.name) not in now.rings:
-                raise not_found("KeyRing", names.ring_of(key.name))
+        def add(now: _StoredState) -> _StoredState:
+            if names.get_key_ring(key.name) not in now.rings:
+                raise not_found("KeyRing", names.get_key_ring(key.name))
             if key.name in now.keys:
                 raise already_exists("CryptoKey", key.name)
             return replace(now, keys={**now.keys, key.name: key})
 
-        await self._changed(add)
+        await self._apply(add)
 
-    async def change(self, name: str, change: Callable[[Key], Key]) -> Key:
+    async def update_key(self, name: str, change: Callable[[Key], Key]) -> Key:
         """Replaces a key by what `change` makes of it, and gives that. Raises NOT_FOUND and what `change` raises."""
 
-        def apply(now: _Everything) -> _Everything:
+        def apply(now: _StoredState) -> _StoredState:
             if name not in now.keys:
                 raise not_found("CryptoKey", name)
-            return replace(now, keys={**now.keys, name: change(now.keys[name].at(self.clock()))})
+            return replace(now, keys={**now.keys, name: change(now.keys[name].with_due_destructions(self.clock()))})
 
-        return (await self._changed(apply)).keys[name]
+        return (await self._apply(apply)).keys[name]
 
-    async def ensure(self, keys: Iterable[str]) -> None:
+    async def create_missing_keys(self, keys: Iterable[str]) -> None:
         """Creates what is missing of these keys: key ring, key, and version 1 as its primary. Raises StatusError."""
-        for name in map(names.key, keys):
-            if names.ring_of(name) not in self._now.rings:
-                await self.add_ring(names.ring_of(name))
+        for name in map(names.parse_key_name, keys):
+            if names.get_key_ring(name) not in self._now.rings:
+                await self.add_key_ring(names.get_key_ring(name))
             if name not in self._now.keys:
-                await self.add_key(new_key(name, self.clock()))
+                await self.add_key(create_key(name, self.clock()))
 
-    async def _changed(self, change: Callable[[_Everything], _Everything]) -> _Everything:
+    async def _apply(self, change: Callable[[_StoredState], _StoredState]) -> _StoredState:
         # The whole change is the thread's, so a caller that is cancelled leaves no half of it behind.
-        return await asyncio.to_thread(self._change, change)
+        return await asyncio.to_thread(self._apply_and_write, change)
 
-    def _change(self, change: Callable[[_Everything], _Everything]) -> _Everything:
+    def _apply_and_write(self, change: Callable[[_StoredState], _StoredState]) -> _StoredState:
         with self._changing:
             after = change(self._now)
             if self._file:
                 try:
-                    _write(self._file, _FILE.dump_json({_FORMAT: after}))
+                    _write_state(self._file, _FILE.dump_json({_FORMAT: after}))
                 except OSError as error:
-                    log.exception("the state cannot be written; the change is refused", file=str(self._file))
+                    log.exception("state cannot be written; the change is refused", file=str(self._file))
                     message = f"the emulator cannot write {self._file}: {error.strerror}; set another --data"
                     raise StatusError(grpc.StatusCode.INTERNAL, message) from None
             self._now = after
             return after
 
 
-def new_key(name: str, now: float) -> Key:
+def create_key(name: str, now: float) -> Key:
     """A key with version 1, ENABLED, as its primary."""
-    return Key(name, now).with_new_version(new_material(), now).with_primary(1, now)
+    return Key(name, now).with_new_version(create_material(), now).with_primary(1, now)
 
 
-def _load(file: Path) -> _Everything:
+def _load_state(file: Path) -> _StoredState:
     """The state in `file`, or nothing where there is no file yet. Raises StartError."""
     try:
         content = file.read_bytes()
     except FileNotFoundError:
-        return _Everything()
+        return _StoredState()
     except OSError as error:
         raise StartError(f"cannot keep state in {file.parent}: {error.strerror}; set another --data") from None
     try:
@@ -146,7 +146,7 @@ def _load(file: Path) -> _Everything:
         raise StartError(f"{file} is no state of this emulator; move it away to start with nothing") from None
 
 
-def _write(file: Path, content: bytes) -> None:
+def _write_state(file: Path, content: bytes) -> None:
     new = file.with_suffix(".new")
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:  # noqa: PTH123 - with its mode
         out.write(content)

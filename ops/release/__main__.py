@@ -14,11 +14,11 @@ from typing import Any
 import click
 import yaml
 
-from ops.release.images import references
+from ops.release.images import find_references
 
-_CHART = "ops/helm/keypulse/Chart.yaml"
-_EXAMPLE = "ops/helm/examples/sidecar/Chart.yaml"
-_VALUES = "ops/helm/keypulse/values.yaml"
+_CHART_FILE = "ops/helm/keypulse/Chart.yaml"
+_EXAMPLE_CHART_FILE = "ops/helm/examples/sidecar/Chart.yaml"
+_VALUES_FILE = "ops/helm/keypulse/values.yaml"
 _DOCKERFILE = "ops/docker/Dockerfile"
 
 
@@ -27,45 +27,45 @@ _DOCKERFILE = "ops/docker/Dockerfile"
 @click.option("--images", metavar="NAME", help="Where the images go, such as ghcr.io/acme/keypulse.")
 def main(tag: str, images: str | None) -> None:
     """Print the notes of the release TAG, or what keeps it from being one, a line each, with exit code 1."""
-    mistakes = [*_disagreements(Path(), tag, images)]
+    mistakes = [*_find_version_errors(Path(), tag, images)]
     for mistake in mistakes:
         click.echo(mistake, err=True)
     if mistakes:
         sys.exit(1)
-    click.echo(notes(Path("CHANGELOG.md").read_text(encoding="utf-8"), tag.removeprefix("v")))
+    click.echo(extract_release_notes(Path("CHANGELOG.md").read_text(encoding="utf-8"), tag.removeprefix("v")))
 
 
-def notes(changelog: str, version: str) -> str:
+def extract_release_notes(changelog: str, version: str) -> str:
     """The section of a version, without its heading `## 1.2.3`, with or without a date; empty where there is none."""
     found = re.search(rf"^## {re.escape(version)}(?: [^\n]*)?\n(.*?)(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL)
     return found[1].strip() if found else ""
 
 
-def _disagreements(root: Path, tag: str, images: str | None) -> list[str]:
+def _find_version_errors(root: Path, tag: str, images: str | None) -> list[str]:
     if not re.fullmatch(r"v\d+\.\d+\.\d+", tag):
         return [f"the tag {tag!r} is no version; it has to be v1.2.3"]
     version = tag.removeprefix("v")
-    chart = _yaml(root / _CHART)
+    chart = _load_yaml(root / _CHART_FILE)
     label = re.search(r"^ARG VERSION=(.*)$", (root / _DOCKERFILE).read_text(encoding="utf-8"), re.MULTILINE)
     versions = {
         "pyproject.toml, version": tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"][
             "version"
         ],
-        f"{_CHART}, version": chart["version"],
-        f"{_CHART}, appVersion": chart["appVersion"],
-        f"{_EXAMPLE}, version of the dependency": _yaml(root / _EXAMPLE)["dependencies"][0]["version"],
+        f"{_CHART_FILE}, version": chart["version"],
+        f"{_CHART_FILE}, appVersion": chart["appVersion"],
+        f"{_EXAMPLE_CHART_FILE}, version of the dependency": _load_yaml(root / _EXAMPLE_CHART_FILE)["dependencies"][0]["version"],
         f"{_DOCKERFILE}, ARG VERSION": label and label[1],
     }
     mistakes = [f"{where} is {found}, and the tag is {tag}" for where, found in versions.items() if found != version]
-    if not notes((root / "CHANGELOG.md").read_text(encoding="utf-8"), version):
+    if not extract_release_notes((root / "CHANGELOG.md").read_text(encoding="utf-8"), version):
         mistakes.append(f"CHANGELOG.md says nothing under the heading `## {version}`; give `## Unreleased` that name")
-    repository = _yaml(root / _VALUES)["image"]["repository"]
+    repository = _load_yaml(root / _VALUES_FILE)["image"]["repository"]
     if images not in {None, repository}:
         mistakes.append(
-            f"{_VALUES} takes images from {repository}, and they go to {images}; "
+            f"{_VALUES_FILE} takes images from {repository}, and they go to {images}; "
             "change image.repository there, and run: python -m ops.helm.build"
         )
-    unpinned = dict.fromkeys((each.tagged, each.file) for each in references(root) if each.digest is None)
+    unpinned = dict.fromkeys((each.name_with_tag, each.file) for each in find_references(root) if each.digest is None)
     mistakes += [
         f"{file} names {tagged} without its digest; expected TAG@sha256:…, which python -m ops.release.pin writes"
         for tagged, file in unpinned
@@ -73,7 +73,7 @@ def _disagreements(root: Path, tag: str, images: str | None) -> list[str]:
     return mistakes
 
 
-def _yaml(file: Path) -> dict[str, Any]:
+def _load_yaml(file: Path) -> dict[str, Any]:
     document: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
     return document
 

@@ -10,14 +10,14 @@ from typing import Any, Literal, get_args
 
 import click
 
-from ops.smoke.deployment import Deployment, looked_at
+from ops.smoke.deployment import Deployment, run_checks
 from shared import VERSION
 from shared.secret_file import SecretFile
 from shared.settings import parse_duration
-from shared.smoke.alert import PATIENCE, Severity
-from shared.smoke.check import Result, line
-from shared.smoke.http import base_url
-from shared.smoke.report import document, junit, markdown
+from shared.smoke.alert import TEST_ALERT_TIMEOUT_SECONDS, Severity
+from shared.smoke.check import CheckResult, format_line
+from shared.smoke.http import parse_base_url
+from shared.smoke.report import build_document, render_junit, render_markdown
 
 _EXAMPLES = """\b
 Examples:
@@ -30,17 +30,17 @@ Each option is also read from the environment: --base-url from KEYPULSE_SMOKE_BA
 """
 
 
-class _Url(click.ParamType[str]):
+class _UrlOption(click.ParamType[str]):
     name = "url"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
-            return base_url(str(value))
+            return parse_base_url(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)  # without the value: it may hold a password
 
 
-class _Seconds(click.ParamType[float]):
+class _DurationOption(click.ParamType[float]):
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
@@ -53,7 +53,7 @@ class _Seconds(click.ParamType[float]):
         return seconds
 
 
-_URL, _FILE = _Url(), click.Path(path_type=Path)
+_URL, _FILE = _UrlOption(), click.Path(path_type=Path)
 
 
 @click.command(epilog=_EXAMPLES, context_settings={"auto_envvar_prefix": "KEYPULSE_SMOKE"})
@@ -74,7 +74,7 @@ _URL, _FILE = _Url(), click.Path(path_type=Path)
     "A warning, or `critical`, which pages.",
 )
 @click.option(
-    "--timeout", type=_Seconds(), default=PATIENCE, help="Of the test alert, to its last receipt. Default 3m."
+    "--timeout", type=_DurationOption(), default=TEST_ALERT_TIMEOUT_SECONDS, help="Of the test alert, to its last receipt. Default 3m."
 )
 @click.option("--junit", "junit_file", type=_FILE, help="Writes JUnit's XML there, too.")
 @click.option("--json", "as_json", is_flag=True, help="Prints JSON instead of lines.")
@@ -93,44 +93,44 @@ def main(**options: Any) -> None:
         sys.stdout.reconfigure(errors="replace")  # a terminal that has no ✓
     where = Deployment(
         backend=options["base_url"],
-        backend_token=_secret(options["token_file"]),
+        backend_token=_open_secret(options["token_file"]),
         prometheus=options["prometheus"],
         alertmanager=options["alertmanager"],
         relay=options["relay"],
-        relay_token=_secret(options["relay_token_file"]),
+        relay_token=_open_secret(options["relay_token_file"]),
         grafana=options["grafana"],
-        grafana_token=_secret(options["grafana_token_file"]),
+        grafana_token=_open_secret(options["grafana_token_file"]),
     )
-    results = asyncio.run(_look(where, options))
+    results = asyncio.run(_run_and_print(where, options))
     if options["as_json"]:
-        click.echo(json.dumps(document(results), indent=2))
+        click.echo(json.dumps(build_document(results), indent=2))
     if options["junit_file"]:
-        _write("--junit", options["junit_file"], junit(results))
+        _write_report("--junit", options["junit_file"], render_junit(results))
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        _write("GITHUB_STEP_SUMMARY", Path(summary), markdown(results).encode(), "ab")
-    sys.exit(0 if all(result.ok for result in results) else 1)
+        _write_report("GITHUB_STEP_SUMMARY", Path(summary), render_markdown(results).encode(), "ab")
+    sys.exit(0 if all(result.is_ok for result in results) else 1)
 
 
-async def _look(where: Deployment, options: dict[str, Any]) -> list[Result]:
-    results: list[Result] = []
-    async for part in looked_at(where, options["test_alert"], options["timeout"]):
+async def _run_and_print(deployment: Deployment, options: dict[str, Any]) -> list[CheckResult]:
+    results: list[CheckResult] = []
+    async for part in run_checks(deployment, options["test_alert"], options["timeout"]):
         results += part
         for result in part:
             if not options["as_json"]:
-                click.echo(line(result, verbose=options["verbose"]))
+                click.echo(format_line(result, verbose=options["verbose"]))
     return results
 
 
-def _secret(file: Path | None) -> SecretFile | None:
+def _open_secret(file: Path | None) -> SecretFile | None:
     return SecretFile(file) if file else None
 
 
-def _write(why: str, file: Path, content: bytes, mode: Literal["wb", "ab"] = "wb") -> None:
+def _write_report(option: str, file: Path, content: bytes, mode: Literal["wb", "ab"] = "wb") -> None:
     try:
         with file.open(mode) as opened:
             opened.write(content)
     except OSError as error:
-        click.echo(f"{why}: {file}: {error.strerror}; name a file that can be written", err=True)
+        click.echo(f"{option}: {file}: {error.strerror}; name a file that can be written", err=True)
         sys.exit(1)
 
 

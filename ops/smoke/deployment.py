@@ -8,14 +8,14 @@ from typing import Final
 import yaml
 
 from shared.secret_file import SecretFile
-from shared.smoke.alert import Severity, alert_checks
-from shared.smoke.backend import backend_checks
-from shared.smoke.check import Outcome, Result
-from shared.smoke.delivery import alertmanager_checks, relay_checks
-from shared.smoke.grafana import grafana_checks
-from shared.smoke.prometheus import prometheus_checks
+from shared.smoke.alert import Severity, check_test_alert
+from shared.smoke.backend import check_backend
+from shared.smoke.check import Outcome, CheckResult
+from shared.smoke.delivery import check_alertmanager, check_relay
+from shared.smoke.grafana import check_grafana
+from shared.smoke.prometheus import check_prometheus
 
-_RULES: Final = Path(__file__).parents[1] / "prometheus/rules"
+_RULES_FOLDER: Final = Path(__file__).parents[1] / "prometheus/rules"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,36 +32,36 @@ class Deployment:
     grafana_token: SecretFile | None = None
 
 
-async def looked_at(where: Deployment, test_alert: Severity | None, patience: float) -> AsyncIterator[list[Result]]:
+async def run_checks(deployment: Deployment, test_alert: Severity | None, alert_timeout: float) -> AsyncIterator[list[CheckResult]]:
     """The results of one part after the other.
 
     Args:
-        where: the parts.
+        deployment: the parts.
         test_alert: of this severity, posted where Alertmanager and the relay are well; None posts none.
-        patience: seconds for the test alert.
+        alert_timeout: seconds for the test alert.
     """
-    yield await backend_checks(where.backend, where.backend_token)
-    if where.prometheus:
-        yield await prometheus_checks(where.prometheus, expected_rules())
-    way: list[Result] = []
-    if where.alertmanager:
-        way += await alertmanager_checks(where.alertmanager)
-    if where.relay:
-        way += await relay_checks(where.relay, where.relay_token)
+    yield await check_backend(deployment.backend, deployment.backend_token)
+    if deployment.prometheus:
+        yield await check_prometheus(deployment.prometheus, load_rule_names())
+    way: list[CheckResult] = []
+    if deployment.alertmanager:
+        way += await check_alertmanager(deployment.alertmanager)
+    if deployment.relay:
+        way += await check_relay(deployment.relay, deployment.relay_token)
     yield way
-    if where.grafana:
-        yield await grafana_checks(where.grafana, where.grafana_token)
-    if test_alert and where.alertmanager and where.relay:
-        bad = next((result for result in way if not result.ok), None)
+    if deployment.grafana:
+        yield await check_grafana(deployment.grafana, deployment.grafana_token)
+    if test_alert and deployment.alertmanager and deployment.relay:
+        bad = next((result for result in way if not result.is_ok), None)
         if bad:
-            yield [Result("a test alert", Outcome.SKIPPED, f"not posted: it needs '{bad.name}'")]
+            yield [CheckResult("a test alert", Outcome.SKIPPED, f"not posted: it needs '{bad.name}'")]
         else:
-            yield await alert_checks(
-                where.alertmanager, where.relay, where.relay_token, severity=test_alert, patience=patience
+            yield await check_test_alert(
+                deployment.alertmanager, deployment.relay, deployment.relay_token, severity=test_alert, timeout=alert_timeout
             )
 
 
-def expected_rules() -> dict[str, list[str]]:
+def load_rule_names() -> dict[str, list[str]]:
     """The names of the product's alerts and recordings, by the file that they are in."""
     return {
         f"rules/{file.name}": [
@@ -69,5 +69,5 @@ def expected_rules() -> dict[str, list[str]]:
             for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]
             for rule in group["rules"]
         ]
-        for file in sorted(_RULES.glob("*.yml"))
+        for file in sorted(_RULES_FOLDER.glob("*.yml"))
     }

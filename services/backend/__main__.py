@@ -7,7 +7,7 @@ import click
 from services.backend import admin_command, give_up_command
 from services.backend.app import serve
 from services.backend.config import Settings
-from shared.cli import ServerOptions, run_server, server_options
+from shared.cli import ServerOptions, run_server, add_server_options
 
 _EXAMPLES = """\b
 Examples:
@@ -21,7 +21,7 @@ Examples:
 
 
 @click.group(invoke_without_command=True, epilog=_EXAMPLES)
-@server_options
+@add_server_options
 @click.pass_context
 def main(context: click.Context, **options: Unpack[ServerOptions]) -> None:
     """A reference service: keeps records in SQLite or PostgreSQL, encrypted with data keys that KMS wraps.
@@ -32,8 +32,8 @@ def main(context: click.Context, **options: Unpack[ServerOptions]) -> None:
         run_server(Settings, serve, options)
 
 
-main.add_command(admin_command.command)
-admin_command.command.add_command(give_up_command.command)
+main.add_command(admin_command.admin)
+admin_command.admin.add_command(give_up_command.abandon)
 
 
 if __name__ == "__main__":

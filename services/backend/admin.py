@@ -6,19 +6,19 @@ from pathlib import Path
 from starlette.requests import Request
 
 from services.backend import admin_bodies as bodies
-from services.backend.admin_call import Answer, answered, asked, parsed
-from services.backend.lost import LostKeys
-from services.backend.request import RefusedError
-from shared.auth import Access, Token, named
-from shared.guard import GuardedRoute, Requires
+from services.backend.admin_call import Handler, build_endpoint, handle_body, parse_or_refuse
+from services.backend.lost import LostDataKeys
+from services.backend.request import RequestRefusedError
+from shared.auth import AccessPolicy, Token, load_tokens
+from shared.guard import ProtectedRoute, RouteRequirements
 from shared.keyring.administration import Administration, RotateRequest
 from shared.secret_file import TokenFile
 from shared.settings import NamedToken, Role
 
-PATH = "/admin/crypto/"
+ADMIN_PATH = "/admin/crypto/"
 
 
-def access_of(file: Path | None, tokens: Sequence[NamedToken]) -> Access:
+def build_access(file: Path | None, tokens: Sequence[NamedToken]) -> AccessPolicy:
     """Who may call: by bearer tokens alone, and no user of web.yml, who may be there for `/metrics` alone.
 
     Args:
@@ -27,78 +27,78 @@ def access_of(file: Path | None, tokens: Sequence[NamedToken]) -> Access:
     """
     own = [Token("crypto-admin", Role.ADMIN, TokenFile(file))] if file else []
     off = "the admin API is off: it needs admin.token_file in the backend's configuration"
-    return Access([*own, *named(tokens)], bearer_only=True, off=off)
+    return AccessPolicy([*own, *load_tokens(tokens)], bearer_only=True, disabled_reason=off)
 
 
-def routes(keyring: Administration, lost: LostKeys, access: Access) -> list[GuardedRoute]:
+def build_routes(keyring: Administration, lost_data_keys: LostDataKeys, access: AccessPolicy) -> list[ProtectedRoute]:
     """The admin API's routes: a viewer reads, an admin does everything.
 
     Args:
         keyring: what is administered.
-        lost: what may be given up of it.
+        lost_data_keys: what may be given up of it.
         access: who may call.
     """
 
     async def keys(request: Request) -> object:
-        page = parsed(bodies.Page.model_validate, dict(request.query_params))
-        return await keyring.keys(page.after, page.limit)
+        page = parse_or_refuse(bodies.PageRequest.model_validate, dict(request.query_params))
+        return await keyring.list_keys(page.after, page.limit)
 
     async def census(_request: Request) -> object:
-        return await keyring.census()
+        return await keyring.count_key_usage()
 
     async def progress(request: Request) -> object:
-        rotation_id = parsed(bodies.rotation_id, request.path_params["rotation_id"])
-        found = await keyring.progress(None if rotation_id == "latest" else rotation_id)
+        rotation_id = parse_or_refuse(bodies.parse_rotation_id, request.path_params["rotation_id"])
+        found = await keyring.get_progress(None if rotation_id == "latest" else rotation_id)
         if found is None:
             latest = "no rotation was ever made" if rotation_id == "latest" else f"there is no rotation {rotation_id}"
-            raise RefusedError(404, latest)
+            raise RequestRefusedError(404, latest)
         return found
 
-    async def rotate(request: bodies.DryRun | RotateRequest) -> object:
-        if isinstance(request, bodies.DryRun):
+    async def rotate(request: bodies.DryRunRequest | RotateRequest) -> object:
+        if isinstance(request, bodies.DryRunRequest):
             return await keyring.dry_run(request.type, request.target_version)
         return await keyring.rotate(request)
 
-    async def restore(request: bodies.Restore) -> object:
+    async def restore(request: bodies.RestoreRequest) -> object:
         return {"changed": await keyring.restore(request.rows, request.token)}
 
     async def lost_keys(_request: Request) -> object:
-        return await lost.all()
+        return await lost_data_keys.list_lost()
 
-    async def give_up(request: bodies.GiveUp) -> object:
-        return {"given_up": await lost.give_up(request.data_keys, request.records)}
+    async def give_up(request: bodies.AbandonRequest) -> object:
+        return {"given_up": await lost_data_keys.abandon(request.data_keys, request.records)}
 
-    lease = asked(bodies.of(bodies.TakeLease), lambda it: keyring.lease(it.holder, it.seconds, it.token))
-    release = asked(bodies.of(bodies.Release), lambda it: keyring.release(it.token))
-    backup = asked(bodies.of(bodies.Page), lambda it: keyring.backup(it.after, it.limit))
-    verify = asked(bodies.of(bodies.Verify), lambda it: keyring.verify(it.mode, it.after))
-    retire = asked(bodies.of(bodies.Retire), lambda it: keyring.retire(it.kek_version, it.token))
-    reload = asked(bodies.of(bodies.Body), lambda _: keyring.reload())
-    note = asked(bodies.of(bodies.Note), lambda it: keyring.note(it.rotation_id, it.token, it.step))
-    rollback = asked(bodies.of(bodies.Rollback), lambda it: keyring.rollback(it.rotation_id, it.token))
+    lease = handle_body(bodies.build_format(bodies.LeaseRequest), lambda it: keyring.acquire_lease(it.holder, it.seconds, it.token))
+    release = handle_body(bodies.build_format(bodies.ReleaseRequest), lambda it: keyring.release_lease(it.token))
+    backup = handle_body(bodies.build_format(bodies.PageRequest), lambda it: keyring.list_backup_rows(it.after, it.limit))
+    verify = handle_body(bodies.build_format(bodies.VerifyRequest), lambda it: keyring.verify(it.mode, it.after))
+    retire = handle_body(bodies.build_format(bodies.RetireRequest), lambda it: keyring.retire_version(it.kek_version, it.token))
+    reload = handle_body(bodies.build_format(bodies.RequestBody), lambda _: keyring.reload_instances())
+    note = handle_body(bodies.build_format(bodies.JournalRequest), lambda it: keyring.add_journal_entry(it.rotation_id, it.token, it.step))
+    rollback = handle_body(bodies.build_format(bodies.RollbackRequest), lambda it: keyring.rollback(it.rotation_id, it.token))
 
     return [
-        _read(access, "keys", keys),
-        _read(access, "census", census),
-        _read(access, "rotations/{rotation_id}", progress),
-        _act(access, "rotate", asked(bodies.ROTATION, rotate)),
-        _act(access, "restore", asked(bodies.of(bodies.Restore), restore)),
-        _act(access, "lease", lease),
-        _act(access, "release", release),
-        _act(access, "backup", backup),
-        _act(access, "verify", verify),
-        _act(access, "retire", retire),
-        _act(access, "reload", reload),
-        _act(access, "note", note),
-        _act(access, "rollback", rollback),
-        _read(access, "lost", lost_keys),
-        _act(access, "give-up", asked(bodies.of(bodies.GiveUp), give_up)),
+        _build_read_route(access, "keys", keys),
+        _build_read_route(access, "census", census),
+        _build_read_route(access, "rotations/{rotation_id}", progress),
+        _build_action_route(access, "rotate", handle_body(bodies.ROTATION_FORMAT, rotate)),
+        _build_action_route(access, "restore", handle_body(bodies.build_format(bodies.RestoreRequest), restore)),
+        _build_action_route(access, "lease", lease),
+        _build_action_route(access, "release", release),
+        _build_action_route(access, "backup", backup),
+        _build_action_route(access, "verify", verify),
+        _build_action_route(access, "retire", retire),
+        _build_action_route(access, "reload", reload),
+        _build_action_route(access, "note", note),
+        _build_action_route(access, "rollback", rollback),
+        _build_read_route(access, "lost", lost_keys),
+        _build_action_route(access, "give-up", handle_body(bodies.build_format(bodies.AbandonRequest), give_up)),
     ]
 
 
-def _read(access: Access, path: str, answer: Answer) -> GuardedRoute:
-    return GuardedRoute(PATH + path, answered(answer), Requires(Role.VIEWER, access=access))
+def _build_read_route(access: AccessPolicy, path: str, handler: Handler) -> ProtectedRoute:
+    return ProtectedRoute(ADMIN_PATH + path, build_endpoint(handler), RouteRequirements(Role.VIEWER, access_policy=access))
 
 
-def _act(access: Access, name: str, answer: Answer) -> GuardedRoute:
-    return GuardedRoute(PATH + name, answered(answer), Requires(Role.ADMIN, action=name, access=access), ["POST"])
+def _build_action_route(access: AccessPolicy, name: str, handler: Handler) -> ProtectedRoute:
+    return ProtectedRoute(ADMIN_PATH + name, build_endpoint(handler), RouteRequirements(Role.ADMIN, action=name, access_policy=access), ["POST"])

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, TypeVar,
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from shared.keyring.administration import PAGE, RotateRequest, RotationType, StoredKey, Text, VersionNumber
-from shared.wire import decode
+from shared.keyring.administration import MAX_PAGE_SIZE, RotateRequest, RotationType, StoredKey, Text, VersionNumber
+from shared.wire import decode_json
 
 T = TypeVar("T")
 B = TypeVar("B", bound=BaseModel)
@@ -20,20 +20,20 @@ RotationId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 Token = Annotated[str, Field(max_length=200)]
 
 
-class Body(BaseModel):
+class RequestBody(BaseModel):
     """Fields only ever grow, so unknown ones are passed over."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class Page(Body):
+class PageRequest(RequestBody):
     """Some of a long list, by id."""
 
     after: Text = Field("", max_length=200)
-    limit: int = Field(PAGE, ge=1, le=PAGE)
+    limit: int = Field(MAX_PAGE_SIZE, ge=1, le=MAX_PAGE_SIZE)
 
 
-class TakeLease(Body):
+class LeaseRequest(RequestBody):
     """Takes the lease, or keeps it."""
 
     holder: Text = Field(min_length=1, max_length=200)
@@ -41,42 +41,42 @@ class TakeLease(Body):
     token: Token = ""
 
 
-class Release(Body):
+class ReleaseRequest(RequestBody):
     """Gives the lease up."""
 
     token: Token
 
 
-class DryRun(Body):
+class DryRunRequest(RequestBody):
     """What a rotation would do."""
 
     type: RotationType
     target_version: VersionNumber | None = None
 
 
-class Note(Body):
+class JournalRequest(RequestBody):
     """One of the runner's own steps."""
 
-    rotation_id: RotationId
+    parse_rotation_id: RotationId
     token: Token
     step: Text = Field(min_length=1, max_length=1000)
 
 
-class Rollback(Body):
+class RollbackRequest(RequestBody):
     """Undoes a rotation."""
 
-    rotation_id: RotationId
+    parse_rotation_id: RotationId
     token: Token
 
 
-class Restore(Body):
+class RestoreRequest(RequestBody):
     """Rows of a backup."""
 
-    rows: tuple[StoredKey, ...] = Field(max_length=PAGE)
+    rows: tuple[StoredKey, ...] = Field(max_length=MAX_PAGE_SIZE)
     token: Token
 
 
-class Verify(Body):
+class VerifyRequest(RequestBody):
     """Whether everything can be read."""
 
     mode: Literal["sample", "full"] = "sample"
@@ -84,29 +84,29 @@ class Verify(Body):
     """Asks for a page; without it, for all at once."""
 
 
-class Retire(Body):
+class RetireRequest(RequestBody):
     """Ends the use of a version."""
 
     kek_version: VersionNumber
     token: Token
 
 
-class GiveUp(Body):
+class AbandonRequest(RequestBody):
     """Data keys that only a lost local key unwraps, and how many records are lost with them."""
 
-    data_keys: tuple[Text, ...] = Field(min_length=1, max_length=PAGE)
+    data_keys: tuple[Text, ...] = Field(min_length=1, max_length=MAX_PAGE_SIZE)
     records: int = Field(ge=0)
 
 
-class _MaybeDry(Body):
+class _DryRunFlag(RequestBody):
     dry_run: bool = Field(default=False, strict=True)  # anything else must never be taken for a no
 
 
-def _rotation(document: object) -> DryRun | RotateRequest:
-    return (DryRun if _MaybeDry.model_validate(document).dry_run else RotateRequest).model_validate(document)
+def _parse_rotation(document: object) -> DryRunRequest | RotateRequest:
+    return (DryRunRequest if _DryRunFlag.model_validate(document).dry_run else RotateRequest).model_validate(document)
 
 
-class Shape(NamedTuple, Generic[T]):
+class BodyFormat(NamedTuple, Generic[T]):
     """Of a body."""
 
     read: Callable[[bytes], dict[str, object]]
@@ -115,21 +115,21 @@ class Shape(NamedTuple, Generic[T]):
     """These, within bounds. Raises ValidationError."""
 
 
-def of(model: type[B]) -> Shape[B]:
+def build_format(model: type[B]) -> BodyFormat[B]:
     """The shape of a body of one kind."""
-    return Shape(_reader(model), model.model_validate)
+    return BodyFormat(_build_reader(model), model.model_validate)
 
 
-def _reader(*models: type[BaseModel]) -> Callable[[bytes], dict[str, object]]:
-    decoder = msgspec.json.Decoder(_struct(*models))
+def _build_reader(*models: type[BaseModel]) -> Callable[[bytes], dict[str, object]]:
+    decoder = msgspec.json.Decoder(_build_struct(*models))
 
     def read(body: bytes) -> dict[str, object]:
-        return _fields(decode(decoder, body))
+        return _extract_fields(decode_json(decoder, body))
 
     return read
 
 
-def _struct(*models: type[BaseModel]) -> type[msgspec.Struct]:
+def _build_struct(*models: type[BaseModel]) -> type[msgspec.Struct]:
     """The fields of all of these; required is what the only one of them requires."""
     fields: dict[str, Any] = {}
     for model in models:
@@ -137,7 +137,7 @@ def _struct(*models: type[BaseModel]) -> type[msgspec.Struct]:
             inner = next(iter(get_args(field.annotation)), None)
             kind: Any = _Value
             if isinstance(inner, type) and issubclass(inner, BaseModel):
-                kind = list[_struct(inner)]  # type: ignore[misc]  # made here, so mypy cannot know it
+                kind = list[_build_struct(inner)]  # type: ignore[misc]  # made here, so mypy cannot know it
             elif get_origin(field.annotation) is tuple:
                 kind = list[_Value]
             required = len(models) == 1 and field.is_required()
@@ -145,10 +145,10 @@ def _struct(*models: type[BaseModel]) -> type[msgspec.Struct]:
     return msgspec.defstruct(models[0].__name__, list(fields.values()), kw_only=True)
 
 
-def _fields(read: msgspec.Struct) -> dict[str, object]:
+def _extract_fields(read: msgspec.Struct) -> dict[str, object]:
     given = msgspec.structs.asdict(read).items()
     return {
-        name: [_fields(row) if isinstance(row, msgspec.Struct) else row for row in value]
+        name: [_extract_fields(row) if isinstance(row, msgspec.Struct) else row for row in value]
         if isinstance(value, list)
         else value
         for name, value in given
@@ -156,8 +156,8 @@ def _fields(read: msgspec.Struct) -> dict[str, object]:
     }
 
 
-ROTATION: Final = Shape(_reader(_MaybeDry, DryRun, RotateRequest), _rotation)
+ROTATION_FORMAT: Final = BodyFormat(_build_reader(_DryRunFlag, DryRunRequest, RotateRequest), _parse_rotation)
 """What `rotate` is asked."""
 
-rotation_id: Final = TypeAdapter[str](RotationId).validate_python
+parse_rotation_id: Final = TypeAdapter[str](RotationId).validate_python
 """The id in a path. Raises ValidationError."""

@@ -12,22 +12,22 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from services.backend.admin_bodies import Shape
-from services.backend.request import RefusedError, body, refused
-from shared.audit import LONGEST
+from services.backend.admin_bodies import BodyFormat
+from services.backend.request import RequestRefusedError, read_body, build_error_response
+from shared.audit import MAX_TEXT_LENGTH
 from shared.auth import Endpoint
-from shared.guard import SAFE_METHODS, caller_of, describe, peer_of
+from shared.guard import SAFE_METHODS, get_caller, describe_action, get_peer
 from shared.keyring.administration import AdministrationError, UnreachableError
 from shared.keyring.administration import RefusedError as AskedError
 from shared.keyring.database import DatabaseError
 from shared.kms.provider import KmsError
-from shared.wire import WireError
+from shared.wire import UntrustedJsonError
 
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
 """A page of a backup has about half a megabyte."""
-_SHOWN: Final = ("rotation_id", "type", "kek_version")
+_LOGGED_FIELDS: Final = ("rotation_id", "type", "kek_version")
 """What of a request is shown in the log and the audit."""
-_STATUSES: Final[dict[type[Exception], int]] = {
+_ERROR_STATUSES: Final[dict[type[Exception], int]] = {
     AskedError: 409,
     UnreachableError: 503,
     KmsError: 503,
@@ -39,63 +39,63 @@ _JSON: Final = TypeAdapter[Any](Any)
 
 I = TypeVar("I")  # noqa: E741 - what is parsed
 T = TypeVar("T")
-Answer = Callable[[Request], Awaitable[object]]
+Handler = Callable[[Request], Awaitable[object]]
 
 log = structlog.get_logger(__name__)
 
 
-def answered(answer: Answer) -> Endpoint:
-    """`answer`, with its JSON for a response."""
+def build_endpoint(handler: Handler) -> Endpoint:
+    """`handler`, with its JSON for a response."""
 
     async def call(request: Request) -> Response:
-        _describe(request, request.path_params)
-        response = await _answered(request, answer)
+        _add_audit_details(request, request.path_params)
+        response = await _call_handler(request, handler)
         if request.method in SAFE_METHODS:  # of all others the guard's line tells
-            log.info("admin call", call=request.url.path[:LONGEST], who=caller_of(request).name, peer=peer_of(request))
+            log.info("admin API call", path=request.url.path[:MAX_TEXT_LENGTH], who=get_caller(request).name, peer=get_peer(request))
         return response
 
     return call
 
 
-def asked(shape: Shape[T], do: Callable[[T], Awaitable[object]]) -> Answer:
-    """What answers a POST: its body, parsed, is handed to `do`."""
+def handle_body(shape: BodyFormat[T], action: Callable[[T], Awaitable[object]]) -> Handler:
+    """What answers a POST: its body, parsed, is handed to `action`."""
 
     async def answer(request: Request) -> object:
         try:
-            document = shape.read(await body(request, MAX_BODY_BYTES, "a request") or b"{}")
-        except WireError as error:
-            raise RefusedError(400, str(error)) from None
-        _describe(request, document)
-        return await do(parsed(shape.parse, document))
+            document = shape.read(await read_body(request, MAX_BODY_BYTES, "a request") or b"{}")
+        except UntrustedJsonError as error:
+            raise RequestRefusedError(400, str(error)) from None
+        _add_audit_details(request, document)
+        return await action(parse_or_refuse(shape.parse, document))
 
     return answer
 
 
-def parsed(parse: Callable[[I], T], document: I) -> T:
+def parse_or_refuse(parse: Callable[[I], T], document: I) -> T:
     """What `parse` makes of it. Raises RefusedError where it raises ValidationError."""
     try:
         return parse(document)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise RefusedError(400, ": ".join([*map(str, first["loc"]), first["msg"]])) from None
+        raise RequestRefusedError(400, ": ".join([*map(str, first["loc"]), first["msg"]])) from None
 
 
-async def _answered(request: Request, answer: Answer) -> Response:
+async def _call_handler(request: Request, handler: Handler) -> Response:
     try:
-        document = await answer(request)
-    except RefusedError as error:
-        return refused(error.status, str(error))
-    except tuple(_STATUSES) as error:
-        status = next(status for kind, status in _STATUSES.items() if isinstance(error, kind))
-        return refused(status, str(error))
+        document = await handler(request)
+    except RequestRefusedError as error:
+        return build_error_response(error.status, str(error))
+    except tuple(_ERROR_STATUSES) as error:
+        status = next(status for kind, status in _ERROR_STATUSES.items() if isinstance(error, kind))
+        return build_error_response(status, str(error))
     if document is None:
         return Response(status_code=204)
     return Response(_JSON.dump_json(document), media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
-def _describe(request: Request, told: Mapping[str, object]) -> None:
-    claimed = request.headers.get("x-keypulse-caller") or told.get("caller") or told.get("holder")
-    about = {"claimed_caller": claimed, **{key: told[key] for key in _SHOWN if key in told}}
-    on = next((f"{key} {told[key]}" for key in _SHOWN if key in told), "")
+def _add_audit_details(request: Request, details: Mapping[str, object]) -> None:
+    claimed = request.headers.get("x-keypulse-caller") or details.get("caller") or details.get("holder")
+    about = {"claimed_caller": claimed, **{key: details[key] for key in _LOGGED_FIELDS if key in details}}
+    on = next((f"{key} {details[key]}" for key in _LOGGED_FIELDS if key in details), "")
     shown = {key: None if value is None else str(value) for key, value in about.items()}
-    describe(request, on=on, dry_run=told.get("dry_run") is True, **shown)
+    describe_action(request, on=on, dry_run=details.get("dry_run") is True, **shown)

@@ -1,4 +1,4 @@
-"""`keypulse-backend admin`: the far side of the rotator's driver `command`.
+"""`keypulse-backend admin`: the far side of the rotator's driver `admin`.
 
 A line of JSON on standard input is a request of the admin API, and a line on standard output its answer:
 
@@ -22,16 +22,16 @@ import click
 from pydantic import BaseModel, Field, JsonValue, ValidationError
 
 from services.backend.config import Settings
-from shared.cli import load_or_exit, option_or_exit
+from shared.cli import load_settings_or_exit, parse_option_or_exit
 from shared.mistakes import ConfigurationError
 from shared.secret_file import SecretFile, SecretUnreadableError
 from shared.settings import Address
-from shared.web_config import read
+from shared.web_config import read_web_config
 
-_LINE_BYTES: Final = 4 * 1024 * 1024 + 65536
+_MAX_LINE_BYTES: Final = 4 * 1024 * 1024 + 65536
 """Of a request; its body may have as much as the admin API takes."""
-_ANSWER_BYTES: Final = 16 * 1024 * 1024
-_ANSWER_SECONDS: Final = 3600.0
+_MAX_RESPONSE_BYTES: Final = 16 * 1024 * 1024
+_RESPONSE_TIMEOUT: Final = 3600.0
 """Without a byte from the backend; whoever asks has a bound of its own."""
 
 _EXAMPLES: Final = """\b
@@ -41,7 +41,7 @@ Examples:
   keypulse-backend admin give-up --config backend.yml"""
 
 
-class _Line(BaseModel):
+class _RequestLine(BaseModel):
     method: Literal["GET", "POST"]
     path: str = Field(pattern=r"^[A-Za-z0-9._~%/?=&+-]{1,1000}$")
     caller: str = Field("", pattern=r"^[ -~]{0,200}$")
@@ -49,74 +49,74 @@ class _Line(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Backend:
+class BackendClient:
     """How the running backend is reached."""
 
     address: Address
     token: SecretFile
     tls: ssl.SSLContext | None = None
 
-    def ask(self, line: bytes) -> Mapping[str, object]:
+    def send(self, line: bytes) -> Mapping[str, object]:
         """The answer to a line; whatever goes wrong is an answer, too."""
         try:
-            asked = _Line.model_validate_json(line)
+            asked = _RequestLine.model_validate_json(line)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            return _refused(400, ": ".join(["a line", *map(str, first["loc"]), first["msg"]]))
+            return _build_refusal(400, ": ".join(["a line", *map(str, first["loc"]), first["msg"]]))
         try:
-            token = self.token.value()
+            token = self.token.read_value()
             if not (token.isascii() and token.isprintable()):
-                return _refused(502, f"admin.token_file {self.token.path}: its first line fits into no HTTP header")
-            return self._answer(asked, token)
+                return _build_refusal(502, f"admin.token_file {self.token.path}: its first line fits into no HTTP header")
+            return self._send_request(asked, token)
         except SecretUnreadableError as error:
-            return _refused(502, f"admin.token_file {error}")
+            return _build_refusal(502, f"admin.token_file {error}")
         except (OSError, HTTPException) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
-            return _refused(502, f"the backend at {self.address} does not answer: {why}; is it running?")
+            return _build_refusal(502, f"the backend at {self.address} does not answer: {why}; is it running?")
 
-    def _answer(self, asked: _Line, token: str) -> Mapping[str, object]:
+    def _send_request(self, request: _RequestLine, token: str) -> Mapping[str, object]:
         host, port = self.address  # 0.0.0.0 and ::, where it listens everywhere, lead to this machine as well
         connection = (
-            HTTPSConnection(host, port, timeout=_ANSWER_SECONDS, context=self.tls)
+            HTTPSConnection(host, port, timeout=_RESPONSE_TIMEOUT, context=self.tls)
             if self.tls
-            else HTTPConnection(host, port, timeout=_ANSWER_SECONDS)
+            else HTTPConnection(host, port, timeout=_RESPONSE_TIMEOUT)
         )
-        headers = {"Authorization": f"Bearer {token}", "X-Keypulse-Caller": asked.caller or "keypulse-backend admin"}
+        headers = {"Authorization": f"Bearer {token}", "X-Keypulse-Caller": request.caller or "keypulse-backend admin"}
         try:
-            body = None if asked.body is None else json.dumps(asked.body).encode()
-            connection.request(asked.method, f"/admin/crypto/{asked.path}", body, headers)
+            body = None if request.body is None else json.dumps(request.body).encode()
+            connection.request(request.method, f"/admin/crypto/{request.path}", body, headers)
             response = connection.getresponse()
-            answer = response.read(_ANSWER_BYTES + 1)
+            answer = response.read(_MAX_RESPONSE_BYTES + 1)
         finally:
             connection.close()
-        if len(answer) > _ANSWER_BYTES:
-            return _refused(502, f"the backend's answer is over {_ANSWER_BYTES // 1024**2} MiB")
-        return {"status": response.status, "body": _document(answer)}
+        if len(answer) > _MAX_RESPONSE_BYTES:
+            return _build_refusal(502, f"the backend's answer is over {_MAX_RESPONSE_BYTES // 1024**2} MiB")
+        return {"status": response.status, "body": _parse_json(answer)}
 
 
-def _document(answer: bytes) -> Any:
+def _parse_json(body: bytes) -> Any:
     try:
-        return json.loads(answer)
+        return json.loads(body)
     except (ValueError, RecursionError):
         return None
 
 
-def _refused(status: int, sentence: str) -> Mapping[str, object]:
-    return {"status": status, "body": {"error": sentence}}
+def _build_refusal(status: int, message: str) -> Mapping[str, object]:
+    return {"status": status, "body": {"error": message}}
 
 
-def carry(requests: BinaryIO, answers: BinaryIO, backend: Backend) -> None:
-    """Answers each line of `requests` with one of `answers`, until they end."""
-    while line := requests.readline(_LINE_BYTES):
-        answers.write(json.dumps(backend.ask(line)).encode() + b"\n")
-        answers.flush()
+def relay_lines(requests: BinaryIO, responses: BinaryIO, backend: BackendClient) -> None:
+    """Answers each line of `requests` with one of `responses`, until they end."""
+    while line := requests.readline(_MAX_LINE_BYTES):
+        responses.write(json.dumps(backend.send(line)).encode() + b"\n")
+        responses.flush()
         if not line.endswith(b"\n"):  # too long, or cut off: the rest is no request
             return
 
 
-def own_certificate(web_config: Path) -> ssl.SSLContext | None:
+def load_own_certificate(web_config: Path) -> ssl.SSLContext | None:
     """Trusts the certificate of the backend's own web.yml, whatever name it is for. Raises ConfigurationError."""
-    tls = read(web_config).tls_server_config
+    tls = read_web_config(web_config).tls_server_config
     if tls is None:
         return None
     context = ssl.create_default_context(cafile=str(tls.cert_file))
@@ -125,7 +125,7 @@ def own_certificate(web_config: Path) -> ssl.SSLContext | None:
     return context
 
 
-def options(command: Callable[..., Any]) -> Callable[..., Any]:
+def add_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Those that say which backend is meant."""
     web = click.Path(path_type=Path)
     command = click.option("--web.config.file", "web_config", type=web, help="Its web.yml, where it has one.")(command)
@@ -140,26 +140,26 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
     short_help="Carry lines of JSON to the running backend's admin API.",
     epilog=_EXAMPLES,
 )
-@options
+@add_options
 @click.pass_context
-def command(context: click.Context, config: Path | None, web_config: Path | None) -> None:
+def admin(context: click.Context, config: Path | None, web_config: Path | None) -> None:
     """Answer each line of JSON on standard input with one on standard output, through the running backend."""
     if context.invoked_subcommand is None:
-        carry(sys.stdin.buffer, sys.stdout.buffer, running_backend(config, web_config))
+        relay_lines(sys.stdin.buffer, sys.stdout.buffer, connect_to_backend(config, web_config))
 
 
-def running_backend(config: Path | None, web_config: Path | None) -> Backend:
+def connect_to_backend(config: Path | None, web_config: Path | None) -> BackendClient:
     """The backend that runs on this machine by that configuration; exits where it has no admin API."""
-    settings = load_or_exit(Settings, config)
+    settings = load_settings_or_exit(Settings, config)
     if settings.admin.token_file is None:
         click.echo(f"{config}: admin.token_file: expected a file that holds a token; the admin API is off", err=True)
         sys.exit(2)
-    tls = option_or_exit("--web.config.file", _tls, web_config) if web_config else None
-    return Backend(settings.listen, SecretFile(settings.admin.token_file), tls)
+    tls = parse_option_or_exit("--web.config.file", _load_tls, web_config) if web_config else None
+    return BackendClient(settings.listen, SecretFile(settings.admin.token_file), tls)
 
 
-def _tls(web_config: Path) -> ssl.SSLContext | None:
+def _load_tls(web_config: Path) -> ssl.SSLContext | None:
     try:
-        return own_certificate(web_config)
+        return load_own_certificate(web_config)
     except (ConfigurationError, OSError) as error:  # ssl's errors are OSErrors
         raise ValueError(str(error)) from None

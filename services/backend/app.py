@@ -15,32 +15,32 @@ from services.backend import admin, metrics, records, web
 from services.backend.config import Settings
 from services.backend.keyring import Keyring
 from services.backend.local_key import LocalKeyError
-from services.backend.look import Look
-from services.backend.lost import LostKeys
-from services.backend.own_key import OwnKey
-from services.backend.records import RECORDS, Records
-from shared.auth import access_of
-from shared.guard import Guard
-from shared.keyring.carrier import KeyringAdministration
+from services.backend.look import KeyringPoller
+from services.backend.lost import LostDataKeys
+from services.backend.own_key import InstanceLocalKey
+from services.backend.records import RECORDS_TABLE, Records
+from shared.auth import create_access_policy
+from shared.guard import Authorizer
+from shared.keyring.carrier import LocalAdministration
 from shared.keyring.database import Database, DatabaseError
-from shared.keyring.instances import Heartbeat
-from shared.keyring.paced import PacedKey
-from shared.keyring.store import KeyStore
+from shared.keyring.instances import InstanceHeartbeat
+from shared.keyring.paced import QuotaLimitedKey
+from shared.keyring.store import DataKeyStore
 from shared.keyring.tables import TABLES
-from shared.keyring.wrapping import Wrapping
-from shared.kms.registry import connect
-from shared.launch import Launch
-from shared.server import StartError, application, registry
+from shared.keyring.wrapping import KeyWrapper
+from shared.kms.registry import connect_key
+from shared.launch import ServerRunner
+from shared.server import StartError, create_application, create_registry
 
-_FIRST_CHECK_SECONDS: Final = 1.5
+_FIRST_CHECK_TIMEOUT: Final = 1.5
 """How long the start waits for the first check of KMS; a KMS that stalls must not keep the port closed."""
 
-RESTART: Final = frozenset(Settings.model_fields) - {"auth", "admin"}
+RESTART_SETTINGS: Final = frozenset(Settings.model_fields) - {"auth", "admin"}
 """A keyring that is begun anew while KMS is out would have lost the keys that the running one keeps in memory."""
 
 
 @asynccontextmanager
-async def running(settings: Settings, *, clock: Callable[[], float] = time.time) -> AsyncIterator[Starlette]:
+async def run_backend(settings: Settings, *, clock: Callable[[], float] = time.time) -> AsyncIterator[Starlette]:
     """The backend's application, while its keyring is kept and KMS is checked.
 
     Args:
@@ -54,56 +54,56 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
         StartError: the database or the local key cannot be used.
     """
     async with AsyncExitStack() as stack:
-        database = await _open(settings)
+        database = await _open_database(settings)
         stack.push_async_callback(database.close)
-        keys = KeyStore(database)
-        heartbeat = Heartbeat(database, f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}", settings.kms_check_interval)
-        stack.push_async_callback(_end_of, heartbeat)
-        local = OwnKey(settings.local_key_file, database, heartbeat)
+        keys = DataKeyStore(database)
+        heartbeat = InstanceHeartbeat(database, f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}", settings.kms_check_interval)
+        stack.push_async_callback(_end_heartbeat, heartbeat)
+        local = InstanceLocalKey(settings.local_key_file, database, heartbeat)
         await _open_local_key(local)
-        kms = connect(settings.kms)
+        kms = connect_key(settings.kms)
         stack.push_async_callback(kms.close)
-        wrapping = Wrapping(kms, settings.kms.key, settings.kms_timeout, local)
-        paced = PacedKey(kms)  # one for all that nobody waits for: two would be over KMS's quota together
-        keyring = Keyring(keys, local, wrapping, heartbeat, paced=paced, clock=clock)
+        wrapping = KeyWrapper(kms, settings.kms.key, settings.kms_timeout, local)
+        paced = QuotaLimitedKey(kms)  # one for all that nobody waits for: two would be over KMS's quota together
+        keyring = Keyring(keys, local, wrapping, heartbeat, background_kms=paced, clock=clock)
         checked = asyncio.Event()
-        watching = asyncio.create_task(keyring.watch(settings.kms_check_interval, checked))
-        stack.push_async_callback(_end, watching)
+        watching = asyncio.create_task(keyring.run(settings.kms_check_interval, checked))
+        stack.push_async_callback(_cancel_task, watching)
         with suppress(TimeoutError):
-            async with asyncio.timeout(_FIRST_CHECK_SECONDS):
+            async with asyncio.timeout(_FIRST_CHECK_TIMEOUT):
                 await checked.wait()
-        look = Look(database)
-        await look.again()
-        looking = asyncio.create_task(look.watch(settings.kms_check_interval))
-        stack.push_async_callback(_end, looking)
-        administration = KeyringAdministration(database, replace(wrapping, kms=paced), RECORDS, keyring.reload)
-        lost = LostKeys(database, wrapping, heartbeat.instance, keyring.reload)
-        shown = registry()
-        guard = Guard(shown, clock=clock)
-        count = metrics.expose(
+        look = KeyringPoller(database)
+        await look.poll()
+        looking = asyncio.create_task(look.run(settings.kms_check_interval))
+        stack.push_async_callback(_cancel_task, looking)
+        administration = LocalAdministration(database, replace(wrapping, kms=paced), RECORDS_TABLE, keyring.reload)
+        lost = LostDataKeys(database, wrapping, heartbeat.instance, keyring.reload)
+        shown = create_registry()
+        guard = Authorizer(shown, clock=clock)
+        count = metrics.register_metrics(
             shown,
-            mode=lambda: keyring.mode,
-            ready=lambda: keyring.ready,
-            initialised_at=lambda: keyring.initialised_at,
-            unusable=lambda: len(keyring.unusable),
-            local_key_is_missing=lambda: keyring.local_key_is_missing,
-            seen=lambda: look.seen,
+            get_mode=lambda: keyring.mode,
+            is_ready=lambda: keyring.is_ready,
+            get_initialised_at=lambda: keyring.initialised_at,
+            count_unusable=lambda: len(keyring.unwrap_errors),
+            is_local_key_missing=lambda: keyring.is_local_key_missing,
+            get_snapshot=lambda: look.snapshot,
         )
 
         def problems() -> list[str]:
-            return keyring.problems() + look.problems()
+            return keyring.list_problems() + look.list_problems()
 
         def not_ready() -> str | None:
             if watching.done():
                 return "the checks of KMS have ended; restart"
-            return None if keyring.ready else keyring.reason
+            return None if keyring.is_ready else keyring.reason
 
         def answering(settings: Settings) -> Starlette:
-            own = web.routes(keyring, Records(database), problems=problems, count_decryption_error=count)
-            crypto = admin.access_of(settings.admin.token_file, settings.admin.tokens)
-            own += admin.routes(administration, lost, crypto)
-            access = access_of(settings.auth)
-            return application("keypulse backend", shown, own, guard=guard, access=access, not_ready=not_ready)
+            own = web.build_routes(keyring, Records(database), list_problems=problems, count_decryption_error=count)
+            crypto = admin.build_access(settings.admin.token_file, settings.admin.tokens)
+            own += admin.build_routes(administration, lost, crypto)
+            access = create_access_policy(settings.auth)
+            return create_application("keypulse backend", shown, own, authorizer=guard, access_policy=access, get_unready_reason=not_ready)
 
         app = answering(settings)
 
@@ -114,15 +114,15 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
         yield app
 
 
-async def serve(launch: Launch[Settings]) -> None:
+async def serve(launch: ServerRunner[Settings]) -> None:
     """Runs until SIGTERM or SIGINT. Raises StartError."""
-    async with running(launch.settings) as app:
-        await launch.serve(app, app.state.apply, restart=RESTART, own_credentials=(admin.PATH,))
+    async with run_backend(launch.settings) as app:
+        await launch.serve(app, app.state.apply, restart_keys=RESTART_SETTINGS, self_authenticated_paths=(admin.ADMIN_PATH,))
 
 
-async def _open(settings: Settings) -> Database:
+async def _open_database(settings: Settings) -> Database:
     try:
-        return await Database.opened(settings.database, TABLES, records.TABLES)
+        return await Database.open(settings.database, TABLES, records.TABLES)
     except DatabaseError as error:
         raise StartError(
             f"database {settings.database}: {error}; expected an SQLite file, or a folder to make it in, "
@@ -130,18 +130,18 @@ async def _open(settings: Settings) -> Database:
         ) from None
 
 
-async def _open_local_key(local: OwnKey) -> None:
+async def _open_local_key(local_key: InstanceLocalKey) -> None:
     try:
-        await local.open()
+        await local_key.open()
     except (LocalKeyError, DatabaseError) as error:
         raise StartError(str(error)) from None
 
 
-async def _end(task: asyncio.Task[None]) -> None:
+async def _cancel_task(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def _end_of(heartbeat: Heartbeat) -> None:
+async def _end_heartbeat(heartbeat: InstanceHeartbeat) -> None:
     with suppress(DatabaseError):  # then a rotation waits for it a little
-        await heartbeat.end()
+        await heartbeat.remove()

@@ -6,12 +6,12 @@ from typing import Annotated, ClassVar
 
 from pydantic import ValidationInfo, field_validator
 
-from services.backend.local_key import LocalKeyError, read_or_make
+from services.backend.local_key import LocalKeyError, read_or_create
 from shared.kms.settings import KeySettings
-from shared.named_files import NamedFileError, Opening, folder_to_write_in
+from shared.named_files import FileCheckError, FileCheck, check_writable_folder
 from shared.settings import (
     Address,
-    Auth,
+    AuthSettings,
     Duration,
     FilePath,
     ListenAddress,
@@ -19,23 +19,23 @@ from shared.settings import (
     Section,
     ServerSettings,
     TokenPath,
-    check_named_once,
+    check_unique_names,
 )
-from shared.sql.setting import Database
+from shared.sql.setting import DatabaseSetting
 
 
-def _local_key(file: Path) -> Iterable[Path]:
+def _check_local_key(file: Path) -> Iterable[Path]:
     if not file.exists():
-        folder_to_write_in(file.parent)
+        check_writable_folder(file.parent)
         return []
     try:
-        read_or_make(file, may_make=False)  # which refuses one that others may read
+        read_or_create(file, may_create=False)  # which refuses one that others may read
     except LocalKeyError as error:
-        raise NamedFileError(str(error).removeprefix("local_key_file ")) from None
+        raise FileCheckError(str(error).removeprefix("local_key_file ")) from None
     return []
 
 
-class Admin(Section):
+class AdminSettings(Section):
     """Who may call `/admin/crypto`."""
 
     token_file: TokenPath | None = None
@@ -50,10 +50,10 @@ class Settings(ServerSettings):
     service_name: ClassVar[str] = "backend"
 
     listen: ListenAddress = Address("127.0.0.1", 8000)
-    database: Database
+    database: DatabaseSetting
     kms: KeySettings
-    admin: Admin = Admin()
-    local_key_file: Annotated[FilePath, Opening(_local_key, "looks itself")]
+    admin: AdminSettings = AdminSettings()
+    local_key_file: Annotated[FilePath, FileCheck(_check_local_key, "looks itself")]
     """Made at the first start, the same for all instances of a database; wraps data keys in `env` mode."""
     kms_check_interval: Duration = 10.0
     kms_timeout: Duration = 2.0
@@ -61,12 +61,12 @@ class Settings(ServerSettings):
 
     @field_validator("admin")
     @classmethod
-    def _named_once(cls, admin: Admin, info: ValidationInfo) -> Admin:
-        auth = info.data.get("auth", Auth())
+    def _check_unique_names(cls, admin: AdminSettings, info: ValidationInfo) -> AdminSettings:
+        auth = info.data.get("auth", AuthSettings())
         others = [*(token.name for token in auth.tokens), *auth.roles]
-        check_named_once([*others, *(token.name for token in admin.tokens)])
+        check_unique_names([*others, *(token.name for token in admin.tokens)])
         return admin
 
-    def taken_names(self) -> list[str]:
+    def list_reserved_names(self) -> list[str]:
         """See ServerSettings."""
         return [*super().taken_names(), *(token.name for token in self.admin.tokens)]

@@ -25,24 +25,24 @@ from typing import Final
 
 import structlog
 
-from services.backend.held import IN_THE_BACKGROUND, HeldKeys
+from services.backend.held import MAX_BACKGROUND_CALLS, DataKeyCache
 from services.backend.local_key import LocalKeyError
-from services.backend.own_key import OwnKey
-from services.backend.retries import Retries
-from services.backend.sealing import UsableKey
-from shared.cancelled import task_is_cancelled
+from services.backend.own_key import InstanceLocalKey
+from services.backend.retries import UnwrapRetries
+from services.backend.sealing import UnwrappedKey
+from shared.cancelled import is_task_cancelled
 from shared.contract import CryptoMode
 from shared.keyring.database import DatabaseError
-from shared.keyring.instances import Heartbeat
-from shared.keyring.model import KEY_BYTES, LOCAL_KEK, DataKey, Status, Wrapped, fingerprint, wrapping_aad
-from shared.keyring.store import KeyStore, OtherLocalKeyError, RetiredVersionError
-from shared.keyring.together import together
-from shared.keyring.wrapping import Wrapping
-from shared.kms.provider import KeyProvider, KmsError
+from shared.keyring.instances import InstanceHeartbeat
+from shared.keyring.model import KEY_BYTES, LOCAL_KEK, DataKey, DataKeyStatus, WrappedKey, compute_fingerprint, build_wrapping_aad
+from shared.keyring.store import DataKeyStore, OtherLocalKeyError, RetiredVersionError
+from shared.keyring.together import run_concurrently
+from shared.keyring.wrapping import KeyWrapper
+from shared.kms.provider import KmsKey, KmsError
 from shared.kms.reason import Reason
 
-_FAILURES_TO_FALL_BACK: Final = 2
-_NEEDED_AT_ONCE: Final = {Status.ACTIVE, Status.PENDING}
+_FAILURES_BEFORE_ENV_MODE: Final = 2
+_STATUSES_UNWRAPPED_FIRST: Final = {DataKeyStatus.ACTIVE, DataKeyStatus.PENDING}
 """Data keys without which nothing can be written, now or after a rotation that waits for this instance."""
 
 log = structlog.get_logger(__name__)
@@ -52,7 +52,7 @@ class KeyUnavailableError(Exception):
     """A data key cannot be used right now; the message says why, and holds no key material."""
 
 
-class KeyGivenUpError(KeyUnavailableError):
+class KeyAbandonedError(KeyUnavailableError):
     """A data key that somebody gave up, and that nobody waits for."""
 
 
@@ -61,12 +61,12 @@ class Keyring:
 
     def __init__(
         self,
-        store: KeyStore,
-        local: OwnKey,
-        wrapping: Wrapping,
-        heartbeat: Heartbeat,
+        store: DataKeyStore,
+        local_key: InstanceLocalKey,
+        wrapping: KeyWrapper,
+        heartbeat: InstanceHeartbeat,
         *,
-        paced: KeyProvider,
+        background_kms: KmsKey,
         clock: Callable[[], float],
     ) -> None:
         """Reads nothing yet.
@@ -81,19 +81,19 @@ class Keyring:
         """
         self._store = store
         self._heartbeat = heartbeat
-        self._local = local
+        self._local = local_key
         self._wrapping = wrapping
         self._clock = clock
-        self._in_the_background = replace(wrapping, kms=paced)
-        self._held = HeldKeys()
-        self._retries = Retries()
-        self._active: UsableKey | None = None
-        self._exposed: set[str] = set()  # ids of what the local key wraps, or did: whoever copied the disk may have it
-        self._by_local: frozenset[str] = frozenset()  # ids of what the local key wraps
+        self._background_wrapping = replace(wrapping, kms=background_kms)
+        self._cache = DataKeyCache()
+        self._retries = UnwrapRetries()
+        self._active: UnwrappedKey | None = None
+        self._ids_wrapped_locally_ever: set[str] = set()  # ids of what the local key wraps, or did: whoever copied the disk may have it
+        self._ids_wrapped_locally: frozenset[str] = frozenset()  # ids of what the local key wraps
         self._pending: tuple[str, ...] = ()
         self._failures = 0
-        self._changing = asyncio.Lock()
-        self._settled: tuple[CryptoMode, bool] | None = None
+        self._lock = asyncio.Lock()
+        self._logged_state: tuple[CryptoMode, bool] | None = None
         self.mode = CryptoMode.ENV
         self.reason: str | None = "KMS has not answered yet"
         """Why the mode is `env`, no data key can be used, or KMS refuses for its quota; None while all is well."""
@@ -101,40 +101,40 @@ class Keyring:
         """When mode or readiness last changed, or the start; unix time."""
 
     @property
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether records can be encrypted: false only while no data key can be used."""
         return self._active is not None
 
     @property
-    def unusable(self) -> Mapping[str, str]:
+    def unwrap_errors(self) -> Mapping[str, str]:
         """Why data keys cannot be unwrapped here, by their ids."""
-        return self._held.unusable
+        return self._cache.errors
 
     @property
-    def local_key_is_missing(self) -> bool:
+    def is_local_key_missing(self) -> bool:
         """Whether a restart while KMS is away could neither write nor read."""
-        return self._local.missing is not None
+        return self._local.missing_reason is not None
 
-    def problems(self) -> list[str]:
+    def list_problems(self) -> list[str]:
         """What is wrong with the local key and the data keys, for `/healthz`: a sentence each."""
-        found = [f"there is no local key for an outage of KMS: {self._local.missing}"] if self._local.missing else []
-        lost = self._by_local & self._held.unusable.keys()
+        found = [f"there is no local key for an outage of KMS: {self._local.missing_reason}"] if self._local.missing_reason else []
+        lost = self._ids_wrapped_locally & self._cache.errors.keys()
         if lost:
             found.append(
                 f"{len(lost)} of the data keys are wrapped by a local key that is lost, and their records cannot be "
                 "read: put it back, or see keypulse-backend admin give-up"
             )
-        if others := len(self._held.unusable) - len(lost):
+        if others := len(self._cache.errors) - len(lost):
             found.append(f"data keys that cannot be unwrapped: {others}; so their records cannot be read")
         return found
 
-    def active(self) -> UsableKey:
+    def get_active_key(self) -> UnwrappedKey:
         """The key for new records. Raises KeyUnavailableError."""
         if self._active is None:
             raise KeyUnavailableError(f"no data key can be used: {self.reason}")
         return self._active
 
-    async def key(self, data_key_id: str) -> UsableKey:
+    async def get_key(self, data_key_id: str) -> UnwrappedKey:
         """The key that a record was encrypted with; one that another instance made since is looked for at once.
 
         Raises:
@@ -142,17 +142,17 @@ class Keyring:
             KeyUnavailableError: it is not there, or cannot be unwrapped.
             DatabaseError: the keyring cannot be read.
         """
-        if not self._held.knows(data_key_id):
-            await self._meet(data_key_id)
-        if data_key_id in self._held:
-            return self._held[data_key_id]
-        why = self._held.unusable.get(data_key_id)
-        if await self._store.is_given_up(data_key_id):
-            raise KeyGivenUpError(f"its data key {data_key_id} was given up with the local key that wrapped it")
+        if not self._cache.is_resolved(data_key_id):
+            await self._load_key(data_key_id)
+        if data_key_id in self._cache:
+            return self._cache[data_key_id]
+        why = self._cache.errors.get(data_key_id)
+        if await self._store.is_abandoned(data_key_id):
+            raise KeyAbandonedError(f"its data key {data_key_id} was given up with the local key that wrapped it")
         why = why or "it is not in the keyring"
         raise KeyUnavailableError(f"its data key {data_key_id} cannot be unwrapped: {why}")
 
-    async def watch(self, interval: float, checked: asyncio.Event) -> None:
+    async def run(self, interval: float, checked: asyncio.Event) -> None:
         """Checks now and at each `interval` seconds, until it is cancelled; sets `checked` after the first time.
 
         Behind each check the other data keys are caught up with, unless that is still going on.
@@ -160,66 +160,66 @@ class Keyring:
         catching_up: asyncio.Task[None] | None = None
         try:
             while True:
-                await self._undisturbed(self.check(), interval)
+                await self._run_safely(self.check(), interval)
                 checked.set()
                 if catching_up is None or catching_up.done():
-                    catching_up = asyncio.create_task(self._undisturbed(self.catch_up(), interval))
+                    catching_up = asyncio.create_task(self._run_safely(self.unwrap_remaining(), interval))
                 await asyncio.sleep(interval)
         finally:
             if catching_up:
                 catching_up.cancel()
                 await asyncio.gather(catching_up, return_exceptions=True)
 
-    async def _undisturbed(self, work: Awaitable[None], interval: float) -> None:
+    async def _run_safely(self, action: Awaitable[None], interval: float) -> None:
         """Does a part of the watch; whatever it ends with does not end the watch."""
         try:
-            await work
+            await action
         except DatabaseError as error:
-            if not self.ready:
+            if not self.is_ready:
                 self.reason = f"the keyring's database cannot be used: {error}"
-            log.warning("the keyring's database cannot be used; trying again", error=str(error), seconds=interval)
+            log.warning("keyring database cannot be used; it is tried again", error=str(error), seconds=interval)
         except (Exception, asyncio.CancelledError):
             # A defect must not end the checks: nothing would bring KMS back. Nor must a library's CancelledError.
-            if task_is_cancelled():
+            if is_task_cancelled():
                 raise
-            log.exception("the check of KMS failed in an unforeseen way; trying again", seconds=interval)
+            log.exception("KMS check failed unexpectedly; it is tried again", seconds=interval)
 
     async def check(self) -> None:
         """One round trip, and what follows from it. Raises DatabaseError; the next check goes on from there."""
-        async with self._changing:
-            await self._local.look_again()
+        async with self._lock:
+            await self._local.reopen_if_missing()
             try:
                 await self._wrapping.wrap("check", os.urandom(KEY_BYTES))
                 if self.mode is not CryptoMode.KMS:
-                    self._held.forget_why()
+                    self._cache.clear_errors()
                 await self._use_keys(CryptoMode.KMS)
             except RetiredVersionError as error:
-                await self._failed(KmsError(Reason.KEY_DISABLED, str(error)))
+                await self._handle_failed_check(KmsError(Reason.KEY_DISABLED, str(error)))
             except KmsError as error:
-                await self._failed(error)
+                await self._handle_failed_check(error)
             else:
                 self._failures = 0
-                self._settle(CryptoMode.KMS, None, None)
-            await self._heartbeat.beat(self._pending)
+                self._set_mode(CryptoMode.KMS, None, None)
+            await self._heartbeat.send(self._pending)
 
     async def reload(self) -> None:
         """Reads the keyring again, now, because somebody changed it. Raises DatabaseError.
 
         What KMS says meanwhile decides nothing: that is for the checks.
         """
-        async with self._changing:
-            await self._local.look_again()
-            await self._go_on()
-            await self._heartbeat.beat(self._pending)
+        async with self._lock:
+            await self._local.reopen_if_missing()
+            await self._reload_keys()
+            await self._heartbeat.send(self._pending)
 
-    async def put_back(self, data_key_id: str) -> None:
+    async def restore_row(self, data_key_id: str) -> None:
         """Puts back the row of a data key that the database no longer has, and uses what is active then.
 
         Raises:
             KeyUnavailableError: KMS failed at it.
             DatabaseError: the keyring cannot be read or written.
         """
-        async with self._changing:
+        async with self._lock:
             if await self._store.find(data_key_id):
                 return  # somebody else was faster
             try:
@@ -227,21 +227,21 @@ class Keyring:
             except (KmsError, RetiredVersionError, LocalKeyError) as error:
                 raise KeyUnavailableError(f"the database lost its data key {data_key_id}: {error}") from None
 
-    async def _go_on(self) -> None:
+    async def _reload_keys(self) -> None:
         """Uses the keyring as it is now, in the mode as it is."""
         try:
             await self._use_keys(self.mode)
         except (KmsError, RetiredVersionError, LocalKeyError) as error:
-            log.warning("the keyring was read, and KMS failed at it; the next check tries again", error=str(error))
+            log.warning("KMS failed while the keyring was reloaded; the next check tries again", error=str(error))
 
-    async def _failed(self, error: KmsError) -> None:
+    async def _handle_failed_check(self, error: KmsError) -> None:
         if self.mode is CryptoMode.KMS and error.reason is Reason.QUOTA_EXHAUSTED:
-            self._settle(CryptoMode.KMS, f"KMS refuses: {error.reason}", error.detail)
-            await self._go_on()
+            self._set_mode(CryptoMode.KMS, f"KMS refuses: {error.reason}", error.detail)
+            await self._reload_keys()
             return
         self._failures += 1
-        if self.mode is CryptoMode.KMS and self._failures < _FAILURES_TO_FALL_BACK:
-            log.warning("KMS failed a check; the next failure in a row makes the mode env", reason=str(error))
+        if self.mode is CryptoMode.KMS and self._failures < _FAILURES_BEFORE_ENV_MODE:
+            log.warning("KMS check failed; a second failure in a row changes the mode to env", reason=str(error))
             return
         reason = f"KMS cannot be used: {error.reason}"
         try:
@@ -249,118 +249,118 @@ class Keyring:
         except LocalKeyError as missing:
             reason += f"; {missing}"
         finally:  # the mode is told even where the database fails as well
-            self._settle(CryptoMode.ENV, reason, error.detail)
+            self._set_mode(CryptoMode.ENV, reason, error.detail)
 
-    async def catch_up(self) -> None:
+    async def unwrap_remaining(self) -> None:
         """Unwraps what no record has needed yet, and has KMS wrap anew what the local key wrapped.
 
         A few at a time, below KMS's quota, and beside the checks: of thousands it takes minutes. What KMS fails at
         meanwhile decides nothing; the next time goes on from there. Of what KMS refused, a sample is tried again, see
-        `Retries`. Raises DatabaseError.
+        `UnwrapRetries`. Raises DatabaseError.
         """
         mode = self.mode
-        keys = await self._store.all()
-        others = [key for key in keys if key.id not in self._held]
-        local = [key for key in keys if key.wrapped.kek == LOCAL_KEK and key.status is not Status.ACTIVE]
+        keys = await self._store.list_all()
+        others = [key for key in keys if key.id not in self._cache]
+        local = [key for key in keys if key.wrapped.kek == LOCAL_KEK and key.status is not DataKeyStatus.ACTIVE]
         try:
-            take = partial(self._held.take, mode=mode, wrapping=self._in_the_background)
-            due = self._retries.due(others, self._held.unusable)
-            await together(due, take, _done, IN_THE_BACKGROUND)
-            following = self._retries.following(others, due, {key.id for key in due if key.id in self._held})
-            await together(following, take, _done, IN_THE_BACKGROUND)
+            take = partial(self._cache.unwrap, mode=mode, wrapping=self._background_wrapping)
+            due = self._retries.select_due(others, self._cache.errors)
+            await run_concurrently(due, take, _ignore_results, MAX_BACKGROUND_CALLS)
+            following = self._retries.select_recovered(others, due, {key.id for key in due if key.id in self._cache})
+            await run_concurrently(following, take, _ignore_results, MAX_BACKGROUND_CALLS)
             if mode is CryptoMode.KMS:
-                await together([key for key in local if key.id in self._held], self._rewrap, _done, IN_THE_BACKGROUND)
+                await run_concurrently([key for key in local if key.id in self._cache], self._rewrap, _ignore_results, MAX_BACKGROUND_CALLS)
         except (KmsError, RetiredVersionError) as error:
-            log.warning("KMS failed while data keys were unwrapped; trying again", error=str(error))
+            log.warning("KMS failed while data keys were unwrapped; they are tried again", error=str(error))
 
     async def _rewrap(self, key: DataKey) -> None:
-        wrapped = await self._in_the_background.wrap(key.id, self._held[key.id].secret)
-        if await self._store.rewrap(key, wrapped):
-            log.info("data key re-wrapped by KMS", data_key=key.id, kek_version=wrapped.kek_version)
+        wrapped = await self._background_wrapping.wrap(key.id, self._cache[key.id].secret)
+        if await self._store.replace_wrap(key, wrapped):
+            log.info("data key rewrapped by KMS", data_key=key.id, kek_version=wrapped.kek_version)
 
     async def _use_keys(self, mode: CryptoMode) -> None:
         """Sees to it that a usable key is active; unwraps that one, and those that are to become active."""
-        keys = await self._store.all()
-        if await self._put_back(keys, mode):
-            keys = await self._store.all()
-        self._by_local = frozenset(key.id for key in keys if key.wrapped.kek == LOCAL_KEK)
-        self._exposed |= self._by_local
+        keys = await self._store.list_all()
+        if await self._restore_missing_rows(keys, mode):
+            keys = await self._store.list_all()
+        self._ids_wrapped_locally = frozenset(key.id for key in keys if key.wrapped.kek == LOCAL_KEK)
+        self._ids_wrapped_locally_ever |= self._ids_wrapped_locally
         for key in keys:
-            if key.status in _NEEDED_AT_ONCE:
-                await self._held.take(key, mode, self._wrapping)
-        self._pending = tuple(key.id for key in keys if key.status is Status.PENDING and key.id in self._held)
-        stored = next((key for key in keys if key.status is Status.ACTIVE), None)
-        if stored and stored.id in self._held and not (mode is CryptoMode.KMS and stored.id in self._exposed):
-            self._active = self._held[stored.id]
+            if key.status in _STATUSES_UNWRAPPED_FIRST:
+                await self._cache.unwrap(key, mode, self._wrapping)
+        self._pending = tuple(key.id for key in keys if key.status is DataKeyStatus.PENDING and key.id in self._cache)
+        stored = next((key for key in keys if key.status is DataKeyStatus.ACTIVE), None)
+        if stored and stored.id in self._cache and not (mode is CryptoMode.KMS and stored.id in self._ids_wrapped_locally_ever):
+            self._active = self._cache[stored.id]
         elif mode is CryptoMode.ENV and self._active:
             pass  # what is held goes on: to depose another instance's key, which KMS guards, would help nobody
-        elif not await self._make_active(mode, instead_of=stored):
+        elif not await self._create_active_key(mode, predecessor=stored):
             await self._use_keys(mode)  # another process was faster: use its key
 
-    async def _put_back(self, keys: Sequence[DataKey], mode: CryptoMode) -> bool:
+    async def _restore_missing_rows(self, keys: Sequence[DataKey], mode: CryptoMode) -> bool:
         """Whether rows were put back that the database lost: by an older snapshot, or a replica that lagged behind."""
-        stored = next((key for key in keys if key.status is Status.ACTIVE), None)
-        lost = self._held.lost(keys)
+        stored = next((key for key in keys if key.status is DataKeyStatus.ACTIVE), None)
+        lost = self._cache.find_missing_rows(keys)
         for row in lost:
             was_active = self._active is not None and row.id == self._active.id
             is_newest = was_active and (stored is None or stored.created_at < row.created_at)
             try:
-                put_back = await self._insert(row, instead_of=stored, active=is_newest)
+                put_back = await self._insert(row, predecessor=stored, active=is_newest)
             except (RetiredVersionError, LocalKeyError):  # nothing may be wrapped as it was
-                wrapped = await self._wrap(mode, self._held[row.id])
-                put_back = await self._insert(replace(row, wrapped=wrapped), instead_of=stored, active=is_newest)
+                wrapped = await self._wrap(mode, self._cache[row.id])
+                put_back = await self._insert(replace(row, wrapped=wrapped), predecessor=stored, active=is_newest)
             if put_back:
-                log.warning("the database had lost the row of a data key; put back", data_key=row.id)
+                log.warning("missing data key row restored", data_key=row.id)
         return bool(lost)
 
-    async def _insert(self, row: DataKey, *, instead_of: DataKey | None, active: bool) -> bool:
-        return await (self._activate(row, instead_of) if active else self._store.put_back(row))
+    async def _insert(self, row: DataKey, *, predecessor: DataKey | None, active: bool) -> bool:
+        return await (self._activate(row, predecessor) if active else self._store.restore_row(row))
 
-    async def _activate(self, row: DataKey, instead_of: DataKey | None) -> bool:
+    async def _activate(self, row: DataKey, predecessor: DataKey | None) -> bool:
         try:
-            return await self._store.activate(row, instead_of=instead_of, local=self._local.fingerprint)
+            return await self._store.activate(row, expected_active=predecessor, local_fingerprint=self._local.fingerprint)
         except OtherLocalKeyError:
-            self._local.refuse()
-            raise LocalKeyError(f"no data key can be made, {self._local.missing}") from None
+            self._local.reject()
+            raise LocalKeyError(f"no data key can be made, {self._local.missing_reason}") from None
 
-    async def _meet(self, data_key_id: str) -> None:
+    async def _load_key(self, data_key_id: str) -> None:
         stored = await self._store.find(data_key_id)
         try:
             if stored:
-                await self._held.take(stored, self.mode, self._wrapping)
+                await self._cache.unwrap(stored, self.mode, self._wrapping)
         except KmsError as error:
             raise KeyUnavailableError(f"its data key {data_key_id} cannot be unwrapped: KMS: {error.reason}") from None
 
-    async def _make_active(self, mode: CryptoMode, *, instead_of: DataKey | None) -> bool:
-        """A new active data key, stored before it is used; False where `instead_of` is no longer the active one."""
-        new = UsableKey(uuid.uuid4().hex, os.urandom(KEY_BYTES))
+    async def _create_active_key(self, mode: CryptoMode, *, predecessor: DataKey | None) -> bool:
+        """A active data key created, stored before it is used; False where `predecessor` is no longer the active one."""
+        new = UnwrappedKey(uuid.uuid4().hex, os.urandom(KEY_BYTES))
         wrapped = await self._wrap(mode, new)
         created_at = datetime.fromtimestamp(self._clock(), UTC)
-        row = DataKey(new.id, Status.ACTIVE, wrapped, fingerprint(new.secret), created_at)
-        if not await self._activate(row, instead_of):
+        row = DataKey(new.id, DataKeyStatus.ACTIVE, wrapped, compute_fingerprint(new.secret), created_at)
+        if not await self._activate(row, predecessor):
             return False
-        log.info("new active data key", data_key=new.id, kek=wrapped.kek, kek_version=wrapped.kek_version)
-        self._held.add(new, row)
+        log.info("active data key created", data_key=new.id, kek=wrapped.kek, kek_version=wrapped.kek_version)
+        self._cache.add(new, row)
         self._active = new
         return True
 
-    async def _wrap(self, mode: CryptoMode, key: UsableKey) -> Wrapped:
+    async def _wrap(self, mode: CryptoMode, key: UnwrappedKey) -> WrappedKey:
         if mode is CryptoMode.KMS:
             return await self._wrapping.wrap(key.id, key.secret)
-        self._exposed.add(key.id)
-        return Wrapped(self._local.wrap(key.secret, wrapping_aad(key.id)), LOCAL_KEK, 0)
+        self._ids_wrapped_locally_ever.add(key.id)
+        return WrappedKey(self._local.wrap(key.secret, build_wrapping_aad(key.id)), LOCAL_KEK, 0)
 
-    def _settle(self, mode: CryptoMode, reason: str | None, detail: str | None) -> None:
+    def _set_mode(self, mode: CryptoMode, reason: str | None, detail: str | None) -> None:
         """Takes over a check's outcome; a change is told once. `detail` may name keys and goes to the log alone."""
-        if (mode, self.ready) != self._settled:
-            self._settled = (mode, self.ready)
+        if (mode, self.is_ready) != self._logged_state:
+            self._logged_state = (mode, self.is_ready)
             self.initialised_at = self._clock()
         elif reason == self.reason:
             return
         self.mode, self.reason = mode, reason
         tell = log.warning if reason else log.info
-        tell("crypto mode", mode=mode.value, ready=self.ready, reason=reason, detail=detail)
+        tell("crypto mode changed", mode=mode.value, ready=self.is_ready, reason=reason, detail=detail)
 
 
-async def _done(_outcomes: Sequence[tuple[DataKey, None]]) -> None:
+async def _ignore_results(_outcomes: Sequence[tuple[DataKey, None]]) -> None:
     """Nothing is left to do with them."""

@@ -10,8 +10,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from services.backend.sealing import seal, unseal
-from shared.keyring.model import KEY_BYTES, fingerprint
+from services.backend.sealing import encrypt, decrypt
+from shared.keyring.model import KEY_BYTES, compute_fingerprint
 
 
 class LocalKeyError(Exception):
@@ -36,23 +36,23 @@ class LocalKey:
     @property
     def fingerprint(self) -> bytes:
         """32 bytes that tell this local key from every other, and nothing else about it."""
-        return fingerprint(self._key)
+        return compute_fingerprint(self._key)
 
     def wrap(self, plaintext: bytes, aad: bytes) -> bytes:
         """`plaintext`, sealed and bound to `aad`."""
-        return seal(self._key, plaintext, aad)
+        return encrypt(self._key, plaintext, aad)
 
     def unwrap(self, ciphertext: bytes, aad: bytes) -> bytes:
         """What `wrap` was given. Raises SealBrokenError."""
-        return unseal(self._key, ciphertext, aad)
+        return decrypt(self._key, ciphertext, aad)
 
 
-def read_or_make(file: Path, *, may_make: bool) -> LocalKey:
+def read_or_create(file: Path, *, may_create: bool) -> LocalKey:
     """The key in `file`.
 
     Args:
         file: where it is.
-        may_make: whether a missing file may be made. Where data keys are wrapped by a key that is gone, a new one
+        may_create: whether a missing file may be made. Where data keys are wrapped by a key that is gone, a new one
             would only hide the loss.
 
     Raises:
@@ -60,7 +60,7 @@ def read_or_make(file: Path, *, may_make: bool) -> LocalKey:
         LocalKeyError: it cannot be made, others may read it, or it is no key.
     """
     try:
-        made = may_make and not file.exists() and _make(file)
+        made = may_create and not file.exists() and _create_file(file)
         with file.open("rb") as opened:
             permissions = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
             if permissions & 0o077:
@@ -69,7 +69,7 @@ def read_or_make(file: Path, *, may_make: bool) -> LocalKey:
                 )
             key = opened.read(KEY_BYTES + 1)
     except FileNotFoundError:
-        if not may_make:
+        if not may_create:
             raise LocalKeyMissingError(file) from None
         raise LocalKeyError(
             f"local_key_file {file}: cannot be made; make its folder first: mkdir -p {file.parent}"
@@ -83,7 +83,7 @@ def read_or_make(file: Path, *, may_make: bool) -> LocalKey:
     return LocalKey(key, is_new=made)
 
 
-def _make(file: Path) -> bool:
+def _create_file(file: Path) -> bool:
     """Puts the whole file in place at once, or nothing: a file that somebody else made meanwhile stays."""
     made = False
     descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")  # mode 0600

@@ -7,71 +7,71 @@ from typing import Final
 
 import structlog
 
-from services.backend.records import RECORDS
+from services.backend.records import RECORDS_TABLE
 from shared.keyring.database import Database, DatabaseError
-from shared.keyring.seen import Seen, seen
+from shared.keyring.seen import KeyringMetrics, read_keyring_metrics
 
-_NAMED: Final = 3
+_MAX_NAMED: Final = 3
 
 log = structlog.get_logger(__name__)
 
 
-class Look:
+class KeyringPoller:
     """The last look."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self.seen: Seen | None = None
+        self.snapshot: KeyringMetrics | None = None
         """None where the database could not be read: nothing is shown rather than what was."""
 
-    async def again(self) -> None:
+    async def poll(self) -> None:
         """Looks now."""
-        before, now = self.seen, None
+        before, now = self.snapshot, None
         try:
-            now = await self._database.read(partial(seen, records=RECORDS))
+            now = await self._database.read(partial(read_keyring_metrics, records=RECORDS_TABLE))
         except DatabaseError as error:
             if before is not None:
-                log.warning("the keyring's database cannot be read; its metrics are absent", error=str(error))
+                log.warning("keyring database cannot be read; its metrics are absent", error=str(error))
         except Exception:  # a defect, or a row that nobody foresaw, must end neither the looks nor the start
-            log.exception("the keyring was looked at in vain in an unforeseen way; its metrics are absent")
-        self.seen = now
+            log.exception("reading the keyring failed unexpectedly; its metrics are absent")
+        self.snapshot = now
         if now:
-            _tell(before, now)
+            _log_new_problems(before, now)
 
-    def problems(self) -> list[str]:
+    def list_problems(self) -> list[str]:
         """What is wrong in the database, for `/healthz`: a sentence each."""
-        if self.seen is None:
+        if self.snapshot is None:
             return []
-        missing, unreadable = self.seen.missing, self.seen.unreadable
+        missing, unreadable = self.snapshot.missing_data_keys, self.snapshot.unreadable_rows
         found = []
         if missing:
-            found.append(f"the database lacks {_count(missing, 'data key')} that records need: {_some(missing)}")
+            found.append(f"the database lacks {_format_count(missing, 'data key')} that records need: {_format_ids(missing)}")
         if unreadable:
-            named = _some([f"{row_id} ({why})" for row_id, why in unreadable.items()])
-            found.append(f"{_count(unreadable, 'row')} of the keyring cannot be read: {named}")
+            named = _format_ids([f"{row_id} ({why})" for row_id, why in unreadable.items()])
+            found.append(f"{_format_count(unreadable, 'row')} of the keyring cannot be read: {named}")
         return found
 
-    async def watch(self, interval: float) -> None:
+    async def run(self, interval: float) -> None:
         """Looks after each `interval` seconds, until it is cancelled."""
         while True:
             await asyncio.sleep(interval)
-            await self.again()
+            await self.poll()
 
 
-def _tell(before: Seen | None, now: Seen) -> None:
+def _log_new_problems(previous: KeyringMetrics | None, current: KeyringMetrics) -> None:
     """What was not so at the last look is a line of the log."""
-    for row_id, why in now.unreadable.items():
-        if before is None or row_id not in before.unreadable:
-            log.error("a row of the keyring cannot be read", id=row_id, why=why)
-    for data_key_id in now.missing:
-        if before is None or data_key_id not in before.missing:
-            log.error("the database lacks a data key that records need", data_key=data_key_id)
+    for row_id, why in current.unreadable_rows.items():
+        if previous is None or row_id not in previous.unreadable_rows:
+            log.error("keyring row cannot be read", row_id=row_id, error=why)
+    for data_key_id in current.missing_data_keys:
+        if previous is None or data_key_id not in previous.missing_data_keys:
+            log.error("data key that records need is missing in the database", data_key=data_key_id)
 
 
-def _count(these: Sized, what: str) -> str:
-    return f"1 {what}" if len(these) == 1 else f"{len(these)} {what}s"
+def _format_count(items: Sized, noun: str) -> str:
+    return f"1 {noun}" if len(items) == 1 else f"{len(items)} {noun}s"
 
 
-def _some(ids: Sequence[str]) -> str:
-    more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
-    return ", ".join(ids[:_NAMED]) + more
+def _format_ids(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - _MAX_NAMED} more" if len(ids) > _MAX_NAMED else ""
+    return ", ".join(ids[:_MAX_NAMED]) + more

@@ -10,85 +10,85 @@ from datetime import datetime
 
 import structlog
 
-from services.backend.records import RECORDS
+from services.backend.records import RECORDS_TABLE
 from shared.keyring import local
 from shared.keyring.administration import RefusedError
 from shared.keyring.database import Database
 from shared.keyring.model import DataKey
-from shared.keyring.wrapping import UnwrapError, Wrapping
+from shared.keyring.wrapping import UnwrapError, KeyWrapper
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class LostKey:
+class LostDataKey:
     """One of them."""
 
     id: str
     created_at: datetime
-    records: int
+    record_count: int
     """That need it, and cannot be read."""
-    why: str
+    error: str
 
 
-class LostKeys:
+class LostDataKeys:
     """Those of one keyring. Every method raises DatabaseError.
 
     Args:
         database: the keyring's, and that of the records.
         wrapping: knows the local key, where there is one.
         instance: names this one among those of the service.
-        show: has the service read the keyring again.
+        reload_keyring: has the service read the keyring again.
     """
 
     def __init__(
-        self, database: Database, wrapping: Wrapping, instance: str, show: Callable[[], Awaitable[None]]
+        self, database: Database, wrapping: KeyWrapper, instance: str, reload_keyring: Callable[[], Awaitable[None]]
     ) -> None:
         self._database = database
         self._wrapping = wrapping
         self._instance = instance
-        self._show = show
+        self._show = reload_keyring
 
-    async def all(self) -> list[LostKey]:
+    async def list_lost(self) -> list[LostDataKey]:
         """The first thousand, with how many records each takes along."""
-        return [lost for _, lost in await self._found()]
+        return [lost for _, lost in await self._find_lost()]
 
-    async def give_up(self, data_key_ids: Sequence[str], records: int) -> int:
+    async def abandon(self, data_key_ids: Sequence[str], confirmed_record_count: int) -> int:
         """How many were given up.
 
         Args:
             data_key_ids: each by its name.
-            records: how many need them: whoever gives them up has to know.
+            confirmed_record_count: how many need them: whoever gives them up has to know.
 
         Raises:
             RefusedError: one of them is not lost, the number is another, or another instance is alive: it may have the
                 local key, or hold the data key and write by it. Nothing was changed.
         """
-        found = {lost.id: (key, lost) for key, lost in await self._found()}
+        found = {lost.id: (key, lost) for key, lost in await self._find_lost()}
         for data_key_id in data_key_ids:
             if data_key_id not in found:
                 raise RefusedError(
                     f"data key {data_key_id} is not lost: only those can be given up that no key unwraps"
                 )
-        needed = sum(found[data_key_id][1].records for data_key_id in set(data_key_ids))
-        if needed != records:
-            raise RefusedError(f"{needed} records need them, not {records}; confirm that number if you mean it")
+        needed = sum(found[data_key_id][1].record_count for data_key_id in set(data_key_ids))
+        if needed != confirmed_record_count:
+            raise RefusedError(f"{needed} records need them, not {confirmed_record_count}; confirm that number if you mean it")
         keys = [found[data_key_id][0] for data_key_id in dict.fromkeys(data_key_ids)]
-        number = await self._database.change(
-            lambda connection: local.give_up(connection, self._database.now(connection), self._instance, keys)
+        number = await self._database.write_exclusively(
+            lambda connection: local.abandon_data_keys(connection, self._database.read_clock(connection), self._instance, keys)
         )
-        log.warning("data keys were given up", data_keys=[key.id for key in keys], records=records)
+        log.warning("data keys abandoned", data_keys=[key.id for key in keys], records=confirmed_record_count)
         await self._show()
         return number
 
-    async def _found(self) -> list[tuple[DataKey, LostKey]]:
+    async def _find_lost(self) -> list[tuple[DataKey, LostDataKey]]:
         found = []
-        for key in await self._database.read(local.wrapped):
+        for key in await self._database.read(local.list_locally_wrapped_keys):
             try:
                 await self._wrapping.unwrap(key)
             except UnwrapError as error:
-                found.append((key, LostKey(key.id, key.created_at, await self._records(key.id), str(error))))
+                found.append((key, LostDataKey(key.id, key.created_at, await self._count_records(key.id), str(error))))
         return found
 
-    async def _records(self, data_key_id: str) -> int:
-        return await self._database.read(lambda connection: RECORDS.count_of(connection, data_key_id))
+    async def _count_records(self, data_key_id: str) -> int:
+        return await self._database.read(lambda connection: RECORDS_TABLE.count_by_data_key(connection, data_key_id))

@@ -22,18 +22,18 @@ from shared.contract import (
     KMS_ROTATION_LAST_SUCCESS,
     CryptoMode,
 )
-from shared.keyring.seen import Seen
+from shared.keyring.seen import KeyringMetrics
 
 
-def expose(
+def register_metrics(
     registry: CollectorRegistry,
     *,
-    mode: Callable[[], CryptoMode],
-    ready: Callable[[], bool],
-    initialised_at: Callable[[], float],
-    unusable: Callable[[], int],
-    local_key_is_missing: Callable[[], bool],
-    seen: Callable[[], Seen | None],
+    get_mode: Callable[[], CryptoMode],
+    is_ready: Callable[[], bool],
+    get_initialised_at: Callable[[], float],
+    count_unusable: Callable[[], int],
+    is_local_key_missing: Callable[[], bool],
+    get_snapshot: Callable[[], KeyringMetrics | None],
 ) -> Callable[[], None]:
     """Registers every metric; the functions are asked at each scrape.
 
@@ -41,14 +41,14 @@ def expose(
         What to call at each failed decryption of a record.
     """
     gauges: tuple[tuple[str, str, Callable[[], float]], ...] = (
-        (CRYPTO_MODE, "What wraps new data keys: 0 the local key, 1 KMS.", lambda: mode().gauge),
-        (CRYPTO_READY, "1 while a data key can be used, else 0.", ready),
-        (CRYPTO_INIT_TIMESTAMP, "When mode or readiness last changed, the start included; unix time.", initialised_at),
-        (KMS_DATA_KEYS_UNUSABLE, "Data keys that this instance cannot unwrap.", unusable),
+        (CRYPTO_MODE, "What wraps new data keys: 0 the local key, 1 KMS.", lambda: get_mode().metric_value),
+        (CRYPTO_READY, "1 while a data key can be used, else 0.", is_ready),
+        (CRYPTO_INIT_TIMESTAMP, "When mode or readiness last changed, the start included; unix time.", get_initialised_at),
+        (KMS_DATA_KEYS_UNUSABLE, "Data keys that this instance cannot unwrap.", count_unusable),
         (
             KMS_LOCAL_KEY_MISSING,
             "1 while there is no local key, so that a restart in an outage of KMS can write nothing; else 0.",
-            local_key_is_missing,
+            is_local_key_missing,
         ),
     )
     for name, meaning, value in gauges:
@@ -58,18 +58,18 @@ def expose(
         "Reads of a record that failed: its data key cannot be unwrapped, or it is corrupt.",
         registry=registry,
     )
-    registry.register(_KeyringMetrics(seen))
+    registry.register(_KeyringCollector(get_snapshot))
     return errors.inc
 
 
-class _KeyringMetrics(Collector):
+class _KeyringCollector(Collector):
     """The keyring as it was seen last; nothing where it was not."""
 
-    def __init__(self, seen: Callable[[], Seen | None]) -> None:
-        self._seen = seen
+    def __init__(self, get_snapshot: Callable[[], KeyringMetrics | None]) -> None:
+        self._get_snapshot = get_snapshot
 
     def collect(self) -> Iterator[Metric]:
-        seen = self._seen()
+        seen = self._get_snapshot()
         if seen is None:
             return
         keys = GaugeMetricFamily(
@@ -83,17 +83,17 @@ class _KeyringMetrics(Collector):
         for type_, at in seen.last_success.items():
             success.add_metric([type_], at)
         failures = CounterMetricFamily(KMS_ROTATION_FAILURES, "What failed in rotations, by step.", labels=["step"])
-        for step, number in seen.failures.items():
+        for step, number in seen.failures_by_step.items():
             failures.add_metric([step], number)
         yield from (keys, success, failures)
         yield GaugeMetricFamily(
-            KMS_DATA_KEYS_MISSING, "Data keys that records need and the database lacks.", len(seen.missing)
+            KMS_DATA_KEYS_MISSING, "Data keys that records need and the database lacks.", len(seen.missing_data_keys)
         )
         yield GaugeMetricFamily(
-            KMS_KEYRING_ROWS_UNREADABLE, "Rows of the keyring that another program got wrong.", len(seen.unreadable)
+            KMS_KEYRING_ROWS_UNREADABLE, "Rows of the keyring that another program got wrong.", len(seen.unreadable_rows)
         )
         yield GaugeMetricFamily(
-            KMS_ROTATION_IN_PROGRESS, "1 while a rotation is under way, or was left in the middle.", seen.in_progress
+            KMS_ROTATION_IN_PROGRESS, "1 while a rotation is under way, or was left in the middle.", seen.is_in_progress
         )
         if seen.last_failure is not None:
             yield GaugeMetricFamily(

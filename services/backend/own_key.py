@@ -11,17 +11,17 @@ from pathlib import Path
 
 import structlog
 
-from services.backend.local_key import LocalKey, LocalKeyError, LocalKeyMissingError, read_or_make
+from services.backend.local_key import LocalKey, LocalKeyError, LocalKeyMissingError, read_or_create
 from shared.keyring import local
 from shared.keyring.database import Database
-from shared.keyring.instances import Heartbeat
+from shared.keyring.instances import InstanceHeartbeat
 from shared.keyring.store import OtherLocalKeyError
 from shared.keyring.wrapping import UnwrapError
 
 log = structlog.get_logger(__name__)
 
 
-class OwnKey:
+class InstanceLocalKey:
     """Wraps and unwraps, while there is a local key.
 
     Args:
@@ -30,12 +30,12 @@ class OwnKey:
         heartbeat: of this instance.
     """
 
-    def __init__(self, file: Path, database: Database, heartbeat: Heartbeat) -> None:
+    def __init__(self, file: Path, database: Database, heartbeat: InstanceHeartbeat) -> None:
         self._file = file
         self._database = database
         self._heartbeat = heartbeat
         self._key: LocalKey | None = None
-        self.missing: str | None = f"local_key_file {file}: was not read yet"
+        self.missing_reason: str | None = f"local_key_file {file}: was not read yet"
         """Why there is none."""
 
     @property
@@ -46,13 +46,13 @@ class OwnKey:
     def wrap(self, plaintext: bytes, aad: bytes) -> bytes:
         """`plaintext`, sealed and bound to `aad`. Raises LocalKeyError."""
         if self._key is None:
-            raise LocalKeyError(f"no data key can be made, {self.missing}")
+            raise LocalKeyError(f"no data key can be made, {self.missing_reason}")
         return self._key.wrap(plaintext, aad)
 
     def unwrap(self, ciphertext: bytes, aad: bytes) -> bytes:
         """What `wrap` was given. Raises SealBrokenError, and UnwrapError where there is no local key."""
         if self._key is None:
-            raise UnwrapError(f"it is wrapped by the local key, {self.missing}")
+            raise UnwrapError(f"it is wrapped by the local key, {self.missing_reason}")
         return self._key.unwrap(ciphertext, aad)
 
     async def open(self) -> None:
@@ -64,28 +64,28 @@ class OwnKey:
         """
         try:
             may_make = await self._database.read(
-                lambda connection: local.may_be_another(
-                    connection, self._database.now(connection), self._heartbeat.instance
+                lambda connection: local.may_replace_local_key(
+                    connection, self._database.read_clock(connection), self._heartbeat.instance
                 )
             )
-            key = await asyncio.to_thread(read_or_make, self._file, may_make=may_make)
+            key = await asyncio.to_thread(read_or_create, self._file, may_make=may_make)
             await self._note(key)
         except LocalKeyMissingError as error:
-            self._tell(str(error))
+            self._set_missing(str(error))
         except OtherLocalKeyError:
             raise LocalKeyError(
                 f"local_key_file {self._file}: the other instances of this database have another local key; copy their "
                 "file here, or, where it is lost, move this one away"
             ) from None
         else:
-            self._key, self.missing = key, None
+            self._key, self.missing_reason = key, None
 
     async def _note(self, key: LocalKey) -> None:
         """Has the database know it; where another instance was faster, a file that was just made goes away again."""
         try:
-            await self._database.change(
-                lambda connection: local.note(
-                    connection, self._database.now(connection), self._heartbeat, key.fingerprint
+            await self._database.write_exclusively(
+                lambda connection: local.register_local_key(
+                    connection, self._database.read_clock(connection), self._heartbeat, key.fingerprint
                 )
             )
         except OtherLocalKeyError:
@@ -94,20 +94,20 @@ class OwnKey:
             await asyncio.to_thread(self._file.unlink)
             raise LocalKeyMissingError(self._file) from None
 
-    async def look_again(self) -> None:
+    async def reopen_if_missing(self) -> None:
         """Opens it where there was none: somebody may have put it back. Raises DatabaseError."""
         if self._key is None:
             try:
                 await self.open()
             except LocalKeyError as error:
-                self._tell(str(error))
+                self._set_missing(str(error))
 
-    def refuse(self) -> None:
+    def reject(self) -> None:
         """The database knows another one: this one wraps nothing any more until `look_again` finds it right."""
         self._key = None
-        self._tell(f"local_key_file {self._file}: the other instances have another local key; copy their file here")
+        self._set_missing(f"local_key_file {self._file}: the other instances have another local key; copy their file here")
 
-    def _tell(self, why: str) -> None:
-        if self.missing != why:
-            log.error("there is no local key; while KMS is away, a restart can neither write nor read", why=why)
-        self.missing = why
+    def _set_missing(self, error: str) -> None:
+        if self.missing_reason != error:
+            log.error("local key is missing; after a restart in a KMS outage nothing can be read or written", error=error)
+        self.missing_reason = error

@@ -22,8 +22,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from services.backend.sealing import SealBrokenError, UsableKey, seal, unseal
-from shared.keyring.columns import Id, legible
+from services.backend.sealing import DecryptionError, UnwrappedKey, encrypt, decrypt
+from shared.keyring.columns import Id, to_printable_text
 from shared.keyring.database import Database
 from shared.keyring.records import Record, RecordsTable
 from shared.keyring.tables import data_keys
@@ -50,7 +50,7 @@ class Records:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def put(self, record_id: str, plaintext: bytes, key: UsableKey) -> bool:
+    async def put(self, record_id: str, plaintext: bytes, key: UnwrappedKey) -> bool:
         """Encrypts and stores, over what was there under this id; it is on the disk when this returns.
 
         Returns:
@@ -58,11 +58,11 @@ class Records:
         """
 
         def upsert(connection: Connection) -> bool:
-            sealed = seal(key.secret, plaintext, _aad(record_id, key.id))
+            sealed = encrypt(key.secret, plaintext, _build_aad(record_id, key.id))
             row = {"id": record_id, "data_key_id": key.id, "sealed": sealed}
             values = [literal(value, _records.c[name].type) for name, value in row.items()]
             dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-            new = dialect.insert(_records).from_select([*row], select(*values).where(_is_stored(key.id)))
+            new = dialect.insert(_records).from_select([*row], select(*values).where(_is_data_key_stored(key.id)))
             changed = {name: new.excluded[name] for name in ("data_key_id", "sealed")}
             upserted = new.on_conflict_do_update(index_elements=["id"], set_=changed).returning(_records.c.id)
             return connection.execute(upserted).first() is not None
@@ -74,30 +74,30 @@ class Records:
 
         def select(connection: Connection) -> Record | None:
             row = connection.execute(_records.select().where(_records.c.id == record_id)).one_or_none()
-            return Record(row.id, legible(row.data_key_id), row.sealed) if row else None
+            return Record(row.id, to_printable_text(row.data_key_id), row.sealed) if row else None
 
         return await self._database.read(select)
 
 
-def decrypt(record: Record, key: UsableKey) -> bytes:
+def decrypt_record(record: Record, key: UnwrappedKey) -> bytes:
     """What was put. Raises CorruptRecordError."""
     try:
-        return unseal(key.secret, record.sealed, _aad(record.id, record.data_key_id))
-    except SealBrokenError:
+        return decrypt(key.secret, record.ciphertext, _build_aad(record.id, record.data_key_id))
+    except DecryptionError:
         raise CorruptRecordError from None
 
 
-def _is_stored(data_key_id: str) -> ColumnElement[bool]:
+def _is_data_key_stored(data_key_id: str) -> ColumnElement[bool]:
     return exists(select(data_keys.c.id).where(data_keys.c.id == data_key_id))
 
 
-def _open(record: Record, secret: bytes) -> bytes:
-    return decrypt(record, UsableKey(record.data_key_id, secret))
+def _decrypt_with_secret(record: Record, secret: bytes) -> bytes:
+    return decrypt_record(record, UnwrappedKey(record.data_key_id, secret))
 
 
-RECORDS: Final = RecordsTable("records", "data_key_id", opening=_open)
+RECORDS_TABLE: Final = RecordsTable("records", "data_key_id", open_record=_decrypt_with_secret)
 """As a rotation looks at them."""
 
 
-def _aad(record_id: str, data_key_id: str) -> bytes:
+def _build_aad(record_id: str, data_key_id: str) -> bytes:
     return b"keypulse record\0" + record_id.encode() + b"\0" + data_key_id.encode()

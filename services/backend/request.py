@@ -6,55 +6,55 @@ from typing import Final
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from shared.arriving import Arrival, CrowdedError, OverLimitError, Room, SlowError
+from shared.arriving import BodyReader, BodyBudgetExhaustedError, BodyTooLargeError, BodyBudgets, SlowBodyError
 
-_ROOM: Final = Room(8 * 1024 * 1024, 8 * 1024 * 1024)
+_MEMORY_BUDGET: Final = BodyBudgets(8 * 1024 * 1024, 8 * 1024 * 1024)
 """For the bodies that are being read at once."""
 
 
-class RefusedError(Exception):
+class RequestRefusedError(Exception):
     """A request that gets nothing; `status` and one sentence."""
 
-    def __init__(self, status: int, sentence: str) -> None:
-        super().__init__(sentence)
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
         self.status = status
 
 
-def refused(status: int, sentence: str) -> Response:
+def build_error_response(status: int, message: str) -> Response:
     """The answer; after one that comes before the end of a body, nothing more of that is read."""
     headers = {"Connection": "close"} if status in {408, 413, 503} else {}
-    return JSONResponse({"error": sentence}, status_code=status, headers=headers)
+    return JSONResponse({"error": message}, status_code=status, headers=headers)
 
 
-async def body(request: Request, limit: int, what: str) -> bytes:
+async def read_body(request: Request, max_bytes: int, content_name: str) -> bytes:
     """The whole body; refused as soon as it is known to be over the limit.
 
     Args:
         request: not read yet.
-        limit: bytes.
-        what: what may have so many, for the sentence.
+        max_bytes: bytes.
+        content_name: what may have so many, for the sentence.
 
     Raises:
         RefusedError: it is too large, or did not arrive whole in time.
     """
-    too_large = RefusedError(413, f"{what} may have up to {limit} bytes")
+    too_large = RequestRefusedError(413, f"{content_name} may have up to {max_bytes} bytes")
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
+    if declared.isdecimal() and int(declared) > max_bytes:
         raise too_large
-    arrival = Arrival(_ROOM, request.stream(), limit, int(declared) if declared.isdecimal() else None)
+    arrival = BodyReader(_MEMORY_BUDGET, request.stream(), max_bytes, int(declared) if declared.isdecimal() else None)
     try:
         await arrival.read()
         return bytes(arrival.body)
-    except OverLimitError:
+    except BodyTooLargeError:
         raise too_large from None
-    except CrowdedError:
-        arrival.let_go()
+    except BodyBudgetExhaustedError:
+        arrival.release()
         with suppress(ClientDisconnect):
-            await arrival.skip()
-        raise RefusedError(503, "other requests come first; try again") from None
-    except SlowError as error:
-        raise RefusedError(408, str(error)) from None
+            await arrival.discard_rest()
+        raise RequestRefusedError(503, "other requests come first; try again") from None
+    except SlowBodyError as error:
+        raise RequestRefusedError(408, str(error)) from None
     except ClientDisconnect:
-        raise RefusedError(400, "the body ended early") from None
+        raise RequestRefusedError(400, "the body ended early") from None
     finally:
-        arrival.let_go()
+        arrival.release()

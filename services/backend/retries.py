@@ -8,19 +8,19 @@ from collections import Counter
 from collections.abc import Container, Sequence
 from typing import Final
 
-from shared.keyring.model import LOCAL_KEK, DataKey, Wrapped
+from shared.keyring.model import LOCAL_KEK, DataKey, WrappedKey
 
-SAMPLE: Final = 8
+SAMPLE_SIZE: Final = 8
 """Data keys of each version: some of them may be refused for a cause of their own."""
 
 
-class Retries:
+class UnwrapRetries:
     """What could not be unwrapped, as it was wrapped then."""
 
     def __init__(self) -> None:
-        self._refused: dict[str, Wrapped] = {}  # what was tried longest ago stands first
+        self._refused: dict[str, WrappedKey] = {}  # what was tried longest ago stands first
 
-    def due(self, keys: Sequence[DataKey], unusable: Container[str]) -> list[DataKey]:
+    def select_due(self, keys: Sequence[DataKey], unusable: Container[str]) -> list[DataKey]:
         """Those of `keys`, which are not held, to try now: samples, and what is new or changed, or costs no call."""
         by_id = {key.id: key for key in keys}
         due = [key for key in keys if key.wrapped.kek == LOCAL_KEK or not self._is_refused(key, unusable)]
@@ -28,25 +28,25 @@ class Retries:
         begun = {key.id for key in due}
         sampled: Counter[tuple[str, int]] = Counter()
         for name in self._refused:
-            version = _version(by_id[name])
-            if name not in begun and sampled[version] < SAMPLE:
+            version = _get_kek_version(by_id[name])
+            if name not in begun and sampled[version] < SAMPLE_SIZE:
                 sampled[version] += 1
                 due.append(by_id[name])
         return due
 
-    def following(self, keys: Sequence[DataKey], tried: Sequence[DataKey], held: Container[str]) -> list[DataKey]:
-        """Once `tried` is done: all others of the versions of which a data key was refused, and no longer is."""
-        done = {key.id for key in tried}
-        back = {_version(key) for key in tried if key.id in self._refused and key.id in held}
-        for key in tried:
+    def select_recovered(self, keys: Sequence[DataKey], attempted: Sequence[DataKey], cached: Container[str]) -> list[DataKey]:
+        """Once `attempted` is done: all others of the versions of which a data key was refused, and no longer is."""
+        done = {key.id for key in attempted}
+        back = {_get_kek_version(key) for key in attempted if key.id in self._refused and key.id in cached}
+        for key in attempted:
             self._refused.pop(key.id, None)
-            if key.id not in held:
+            if key.id not in cached:
                 self._refused[key.id] = key.wrapped
-        return [key for key in keys if key.id in self._refused and key.id not in done and _version(key) in back]
+        return [key for key in keys if key.id in self._refused and key.id not in done and _get_kek_version(key) in back]
 
     def _is_refused(self, key: DataKey, unusable: Container[str]) -> bool:
         return key.id in unusable and self._refused.get(key.id) == key.wrapped
 
 
-def _version(key: DataKey) -> tuple[str, int]:
+def _get_kek_version(key: DataKey) -> tuple[str, int]:
     return key.wrapped.kek, key.wrapped.kek_version

@@ -12,26 +12,26 @@ _NONCE_BYTES: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
-class UsableKey:
+class UnwrappedKey:
     """A data key, unwrapped."""
 
     id: str
     secret: bytes = field(repr=False)
 
 
-class SealBrokenError(ValueError):
+class DecryptionError(ValueError):
     """The sealed bytes were changed, or belong to another key or to other additional data."""
 
 
-def seal(key: bytes, plaintext: bytes, aad: bytes) -> bytes:
+def encrypt(key: bytes, plaintext: bytes, aad: bytes) -> bytes:
     """Nonce, ciphertext and tag; `aad` is bound to them and is needed to open them."""
     nonce = os.urandom(_NONCE_BYTES)
     return nonce + AESGCM(key).encrypt(nonce, plaintext, aad)
 
 
-def unseal(key: bytes, sealed: bytes, aad: bytes) -> bytes:
+def decrypt(key: bytes, ciphertext: bytes, aad: bytes) -> bytes:
     """The plaintext. Raises SealBrokenError."""
     try:
-        return AESGCM(key).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], aad)
+        return AESGCM(key).decrypt(ciphertext[:_NONCE_BYTES], ciphertext[_NONCE_BYTES:], aad)
     except (InvalidTag, ValueError):  # ValueError: shorter than a nonce
-        raise SealBrokenError from None
+        raise DecryptionError from None

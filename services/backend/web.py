@@ -11,61 +11,61 @@ import structlog
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from services.backend.keyring import KeyGivenUpError, Keyring, KeyUnavailableError
-from services.backend.records import CorruptRecordError, Records, decrypt
-from services.backend.request import RefusedError, body, refused
+from services.backend.keyring import KeyAbandonedError, Keyring, KeyUnavailableError
+from services.backend.records import CorruptRecordError, Records, decrypt_record
+from services.backend.request import RequestRefusedError, read_body, build_error_response
 from shared.auth import Endpoint
-from shared.guard import GuardedRoute, Requires
+from shared.guard import ProtectedRoute, RouteRequirements
 from shared.keyring.database import DatabaseError
 from shared.settings import Role
 
 MAX_RECORD_BYTES: Final = 1024 * 1024
-_TRIES: Final = 3
-_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_MAX_ATTEMPTS: Final = 3
+_RECORD_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 log = structlog.get_logger(__name__)
 
 
-def routes(
+def build_routes(
     keyring: Keyring,
     records: Records,
     *,
-    problems: Callable[[], list[str]],
+    list_problems: Callable[[], list[str]],
     count_decryption_error: Callable[[], None],
-) -> list[GuardedRoute]:
+) -> list[ProtectedRoute]:
     """The backend's own routes.
 
     Args:
         keyring: gives the keys, and what `/healthz` says.
         records: where they are stored.
-        problems: what `/healthz` says beside it, where not all records can be read.
+        list_problems: what `/healthz` says beside it, where not all records can be read.
         count_decryption_error: called at each read that fails for its key or its ciphertext.
     """
 
     async def put(request: Request) -> Response:
-        record_id = _record_id(request)
-        keyring.active()  # before the body is read: it may be large
-        await _store(keyring, records, record_id, await body(request, MAX_RECORD_BYTES, "a record"))
+        record_id = _parse_record_id(request)
+        keyring.get_active_key()  # before the body is read: it may be large
+        await _store_record(keyring, records, record_id, await read_body(request, MAX_RECORD_BYTES, "a record"))
         return Response(status_code=204)
 
     async def get(request: Request) -> Response:
-        record_id = _record_id(request)
+        record_id = _parse_record_id(request)
         record = await records.find(record_id)
         if record is None:
-            raise RefusedError(404, f"there is no record {record_id}")
+            raise RequestRefusedError(404, f"there is no record {record_id}")
         try:
-            plaintext = decrypt(record, await keyring.key(record.data_key_id))
-        except KeyGivenUpError as error:
-            raise RefusedError(
+            plaintext = decrypt_record(record, await keyring.get_key(record.data_key_id))
+        except KeyAbandonedError as error:
+            raise RequestRefusedError(
                 410, f"record {record_id} cannot be decrypted any more: {error}; write it anew"
             ) from None
         except KeyUnavailableError as error:
             count_decryption_error()
-            raise RefusedError(503, f"record {record_id} cannot be decrypted right now: {error}") from None
+            raise RequestRefusedError(503, f"record {record_id} cannot be decrypted right now: {error}") from None
         except CorruptRecordError:
             count_decryption_error()
-            log.error("corrupt record", record=record_id, data_key=record.data_key_id)  # noqa: TRY400 - a trace adds nothing
-            raise RefusedError(
+            log.error("record is corrupt", record=record_id, data_key=record.data_key_id)  # noqa: TRY400 - a trace adds nothing
+            raise RequestRefusedError(
                 500, f"record {record_id} is corrupt: it is not what was stored under this id; restore it"
             ) from None
         return Response(
@@ -78,53 +78,53 @@ def routes(
         return await (put if request.method == "PUT" else get)(request)
 
     async def healthz(_request: Request) -> Response:
-        wrong = problems()
+        wrong = list_problems()
         health = {
-            "status": ("degraded" if wrong else "ok") if keyring.ready else "not ready",
+            "status": ("degraded" if wrong else "ok") if keyring.is_ready else "not ready",
             "crypto_mode": keyring.mode.value,
-            "crypto_ready": keyring.ready,
-            "data_keys_unusable": len(keyring.unusable),
+            "crypto_ready": keyring.is_ready,
+            "data_keys_unusable": len(keyring.unwrap_errors),
             "reason": keyring.reason,
             **({"problems": wrong} if wrong else {}),
         }
-        return JSONResponse(health, status_code=200 if keyring.ready else 503, headers={"Cache-Control": "no-store"})
+        return JSONResponse(health, status_code=200 if keyring.is_ready else 503, headers={"Cache-Control": "no-store"})
 
     return [
         # `path`, so that an id with a slash in it is refused with a reason.
-        GuardedRoute("/v1/records/{id:path}", _with_refusals(record), Requires(Role.RESPONDER), ["GET", "PUT"]),
-        GuardedRoute("/healthz", healthz, Requires(Role.VIEWER, public=True)),
+        ProtectedRoute("/v1/records/{id:path}", _handle_errors(record), RouteRequirements(Role.RESPONDER), ["GET", "PUT"]),
+        ProtectedRoute("/healthz", healthz, RouteRequirements(Role.VIEWER, is_public=True)),
     ]
 
 
-async def _store(keyring: Keyring, records: Records, record_id: str, content: bytes) -> None:
+async def _store_record(keyring: Keyring, records: Records, record_id: str, content: bytes) -> None:
     """Stores a record by the active data key, whose row is put back where the database lost it."""
-    for _ in range(_TRIES):
-        key = keyring.active()
+    for _ in range(_MAX_ATTEMPTS):
+        key = keyring.get_active_key()
         if await records.put(record_id, content, key):
             return
-        await keyring.put_back(key.id)
+        await keyring.restore_row(key.id)
     raise KeyUnavailableError("the database loses the row of its data key again and again")
 
 
-def _with_refusals(endpoint: Endpoint) -> Endpoint:
+def _handle_errors(endpoint: Endpoint) -> Endpoint:
     """`endpoint`, whose errors become answers."""
 
     async def answer(request: Request) -> Response:
         try:
             return await endpoint(request)
-        except RefusedError as error:
-            return refused(error.status, str(error))
+        except RequestRefusedError as error:
+            return build_error_response(error.status, str(error))
         except KeyUnavailableError as error:
             return JSONResponse({"error": f"nothing is stored: {error}"}, status_code=503)
         except DatabaseError as error:
-            log.warning("the database failed a request", method=request.method, error=str(error))
+            log.warning("database failed a request", method=request.method, error=str(error))
             return JSONResponse({"error": f"the database cannot be used, try again: {error}"}, status_code=503)
 
     return answer
 
 
-def _record_id(request: Request) -> str:
+def _parse_record_id(request: Request) -> str:
     record_id: str = request.path_params["id"]
-    if not _ID.fullmatch(record_id):
-        raise RefusedError(400, "expected an id of 1 to 128 letters, digits, dots, underscores or hyphens")
+    if not _RECORD_ID.fullmatch(record_id):
+        raise RequestRefusedError(400, "expected an id of 1 to 128 letters, digits, dots, underscores or hyphens")
     return record_id

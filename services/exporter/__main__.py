@@ -6,7 +6,7 @@ import click
 
 from services.exporter.app import serve
 from services.exporter.config import Settings
-from shared.cli import ServerOptions, run_server, server_options
+from shared.cli import ServerOptions, run_server, add_server_options
 
 
 @click.command(
@@ -17,7 +17,7 @@ Examples:
   KEYPULSE_EXPORTER__LISTEN=127.0.0.1:9921 keypulse-exporter --config exporter.yml
 """
 )
-@server_options
+@add_server_options
 def main(**options: Unpack[ServerOptions]) -> None:
     """Probe KMS with real round trips, read the backends' crypto state, and show both to Prometheus at /metrics."""
     run_server(Settings, serve, options)

@@ -9,22 +9,22 @@ from starlette.applications import Starlette
 
 from services.exporter.config import Settings
 from services.exporter.exposition import Exposition
-from services.exporter.record import Record
-from services.exporter.scheduler import SLOWEST
-from services.exporter.watch import Connect, Watch, watching
+from services.exporter.record import Results
+from services.exporter.scheduler import MAX_BACKOFF
+from services.exporter.watch import Connect, RunningJobs, start_jobs
 from services.exporter.web import probe
 from services.exporter.web.pages import Pages
-from shared.auth import access_of
-from shared.generations import Generations
-from shared.guard import Guard
-from shared.kms.registry import connect
-from shared.launch import Launch
-from shared.server import application, registry
+from shared.auth import create_access_policy
+from shared.generations import ReloadableApp
+from shared.guard import Authorizer
+from shared.kms.registry import connect_key
+from shared.launch import ServerRunner
+from shared.server import create_application, create_registry
 
 
 @asynccontextmanager
-async def running(
-    settings: Settings, *, connect: Connect = connect, random: Random | None = None
+async def run_exporter(
+    settings: Settings, *, connect: Connect = connect_key, random: Random | None = None
 ) -> AsyncIterator[Starlette]:
     """Probes and reads in the background while the body runs.
 
@@ -37,54 +37,54 @@ async def running(
         The application to serve; its `state.apply` watches what other settings say instead, and its `state.stop`
         answers whoever waits for a probe.
     """
-    record, process = Record(), registry()
-    guard = Guard(process)
-    exposition = Exposition(record.metrics.parts, process)
+    record, process = Results(), create_registry()
+    guard = Authorizer(process)
+    exposition = Exposition(record.metrics.get_sources, process)
     random = random or Random()  # noqa: S311  jitter, no secret
     async with AsyncExitStack() as stack:
-        ahead = await stack.enter_async_context(_in_background(exposition, record))
+        ahead = await stack.enter_async_context(_encode_in_background(exposition, record))
 
-        def not_ready(watch: Watch) -> str | None:
-            ended = any(task.done() for task in [ahead, *watch.schedules])
-            return generations.problem or ("a schedule has ended; restart" if ended else None)
+        def not_ready(watch: RunningJobs) -> str | None:
+            ended = any(task.done() for task in [ahead, *watch.tasks])
+            return generations.error or ("a schedule has ended; restart" if ended else None)
 
         @asynccontextmanager
         async def generation(settings: Settings) -> AsyncIterator[Starlette]:
-            stale_after = 3 * max(settings.probe.interval, SLOWEST)
+            stale_after = 3 * max(settings.probe.interval, MAX_BACKOFF)
             pages = Pages(
                 record.history,
-                stale_after=stale_after,
-                overdue_after=settings.probe.overdue_after,
-                runbook=settings.runbook_url,
+                result_max_age=stale_after,
+                success_max_age=settings.probe.success_max_age,
+                runbook_url=settings.runbook_url,
             )
-            async with watching(settings, record, connect, random) as watch:
-                app = application(
+            async with start_jobs(settings, record, connect, random) as watch:
+                app = create_application(
                     "keypulse exporter",
                     process,
-                    [*pages.routes(), probe.route(lambda: watch.demands)],
-                    guard=guard,
-                    access=access_of(settings.auth),
-                    not_ready=lambda: not_ready(watch),
-                    exposition=exposition.answer,
+                    [*pages.build_routes(), probe.build_route(lambda: watch.probes)],
+                    authorizer=guard,
+                    access_policy=create_access_policy(settings.auth),
+                    get_unready_reason=lambda: not_ready(watch),
+                    handle_metrics=exposition.respond,
                 )
-                app.state.stop = watch.stop
+                app.state.stop = watch.cancel_probes
                 yield app
 
-        generations = Generations(generation)
-        app = await stack.enter_async_context(generations.running(settings))
+        generations = ReloadableApp(generation)
+        app = await stack.enter_async_context(generations.run(settings))
         app.state.apply = generations.apply
         yield app
 
 
-async def serve(launch: Launch[Settings]) -> None:
+async def serve(launch: ServerRunner[Settings]) -> None:
     """Runs until SIGTERM or SIGINT. Raises StartError where it cannot listen."""
-    async with running(launch.settings) as app:
-        await launch.serve(app, app.state.apply, stopping=lambda: app.state.stop())  # noqa: PLW0108 - that of the generation that runs by then
+    async with run_exporter(launch.settings) as app:
+        await launch.serve(app, app.state.apply, on_stop=lambda: app.state.stop())  # noqa: PLW0108 - that of the generation that runs by then
 
 
 @asynccontextmanager
-async def _in_background(exposition: Exposition, record: Record) -> AsyncIterator[asyncio.Task[None]]:
-    task = asyncio.create_task(exposition.keep_ahead(record.metrics.changed))
+async def _encode_in_background(exposition: Exposition, results: Results) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(exposition.encode_continuously(results.metrics.changed))
     try:
         yield task
     finally:

@@ -15,26 +15,26 @@ from prometheus_client.core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as text_string_to_openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
-from services.exporter.model import Health, Series
+from services.exporter.model import Health, Samples
 from shared.contract import (
     CRYPTO_DECRYPTION_ERRORS,
     CRYPTO_INIT_TIMESTAMP,
-    KEYRING_FAMILIES,
+    KEYRING_METRIC_LABELS,
     KMS_ROTATION_FAILURES,
     CryptoMode,
 )
-from shared.wire import WireError, decode
+from shared.wire import UntrustedJsonError, decode_json
 
-LINE_CHARACTERS = 8192  # the parser's time grows with the square of a line's labels: 4 MiB of them would take minutes
+MAX_LINE_LENGTH = 8192  # the parser's time grows with the square of a line's labels: 4 MiB of them would take minutes
 OWN_CHARACTERS: Final = 512 * 1024
 """Of all lines that are carried over: the parser takes twenty times as many bytes. A thousand series have a tenth."""
-SERIES: Final = 1000
+MAX_SERIES: Final = 1000
 """Of one family, at most: each becomes a series of ours. A keyring has a handful of versions, in three states; where
 the KMS key is rotated each day, and no data key is ever wrapped anew, a few hundred."""
-_LABEL_CHARACTERS: Final = 64
+_MAX_LABEL_LENGTH: Final = 64
 
 
-class _Family(NamedTuple):
+class _ExportedFamily(NamedTuple):
     """A family that is carried over."""
 
     labels: tuple[str, ...] = ()
@@ -47,12 +47,12 @@ class _Family(NamedTuple):
         return "counter" if self.combine is sum else "gauge"
 
 
-_CARRIED: Final = {
-    CRYPTO_INIT_TIMESTAMP: _Family(),
-    CRYPTO_DECRYPTION_ERRORS: _Family(combine=sum),
+_EXPORTED_FAMILIES: Final = {
+    CRYPTO_INIT_TIMESTAMP: _ExportedFamily(),
+    CRYPTO_DECRYPTION_ERRORS: _ExportedFamily(combine=sum),
     **{
-        name: _Family(labels, sum if name == KMS_ROTATION_FAILURES else max)
-        for name, labels in KEYRING_FAMILIES.items()
+        name: _ExportedFamily(labels, sum if name == KMS_ROTATION_FAILURES else max)
+        for name, labels in KEYRING_METRIC_LABELS.items()
     },
 }
 _NAME_END: Final = re.compile(r"[\s{]")
@@ -70,8 +70,8 @@ class _HealthDocument(msgspec.Struct):
 _HEALTH: Final = msgspec.json.Decoder(_HealthDocument)
 # Python writes them, though they are no JSON; in what is skipped they do no harm. Possessive, so that a text is read
 # once, and without a note of each of its characters, whether it ends or not.
-_NO_NUMBERS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?+|(-?(?:NaN|Infinity))', re.DOTALL)
-_WORDS: Final = {"crypto_mode": "'env' or 'kms'"}
+_NON_JSON_NUMBERS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?+|(-?(?:NaN|Infinity))', re.DOTALL)
+_EXPECTED_VALUES: Final = {"crypto_mode": "'env' or 'kms'"}
 
 
 def parse_health(body: bytes) -> Health:
@@ -79,8 +79,8 @@ def parse_health(body: bytes) -> Health:
     if b"NaN" in body or b"Infinity" in body:
         body = _with_numbers(body)
     try:
-        document = decode(_HEALTH, body, words=_WORDS)
-    except WireError as error:
+        document = decode_json(_HEALTH, body, expected_values=_EXPECTED_VALUES)
+    except UntrustedJsonError as error:
         raise UnreadableError(str(error)) from None
     return Health(document.crypto_mode, document.crypto_ready)
 
@@ -88,49 +88,49 @@ def parse_health(body: bytes) -> Health:
 def _with_numbers(body: bytes) -> bytes:
     """The same, in the same place, with a 0 where there is none: pieces would take many times the body's size."""
     numbers = bytearray(body)
-    for found in _NO_NUMBERS.finditer(body):
+    for found in _NON_JSON_NUMBERS.finditer(body):
         if found[1]:
             numbers[found.start() : found.end()] = b"0".ljust(len(found[1]))
     return bytes(numbers)
 
 
-def parse_metrics(body: bytes) -> dict[str, Series]:
+def parse_metrics(body: bytes) -> dict[str, Samples]:
     """The families that are carried over, by name, as far as they are there. Raises UnreadableError."""
 
     def families() -> Iterable[Metric]:
-        yield from text_string_to_metric_families("".join(_own_lines(body)))
+        yield from text_string_to_metric_families("".join(_select_lines(body)))
 
-    return _carried("Prometheus's text format", families)
+    return _combine_samples("Prometheus's text format", families)
 
 
-def parse_openmetrics(body: bytes) -> dict[str, Series]:
+def parse_openmetrics(body: bytes) -> dict[str, Samples]:
     """The same of an answer in OpenMetrics. Raises UnreadableError."""
     if not body.endswith((b"# EOF", b"# EOF\n")):
         raise UnreadableError("OpenMetrics without its # EOF: the answer is cut off")
 
     def families() -> Iterable[Metric]:
-        lines = _own_lines(body)
+        lines = _select_lines(body)
         by_family = [
             f"# TYPE {name.removesuffix('_total')} {family.kind}\n"
-            + "".join(line for line in lines if _name(line) == name)
-            for name, family in _CARRIED.items()
+            + "".join(line for line in lines if _parse_name(line) == name)
+            for name, family in _EXPORTED_FAMILIES.items()
         ]
         ours = "".join(by_family) + "# EOF\n"
         yield from text_string_to_openmetrics_families(ours)  # type: ignore[no-untyped-call]  # it has no types
 
-    return _carried("OpenMetrics", families)
+    return _combine_samples("OpenMetrics", families)
 
 
-def _own_lines(body: bytes) -> list[str]:
+def _select_lines(body: bytes) -> list[str]:
     """Only these reach the parser, so a line of somebody else's family that it would refuse costs nothing."""
     # Not all of it as lines: four megabytes may be two million of them. Nor as text: StringIO takes four bytes for each
     # character.
     lines, left = [], OWN_CHARACTERS
     for line in (line.decode() for line in BytesIO(body)):
-        if _name(line) not in _CARRIED:
+        if _parse_name(line) not in _EXPORTED_FAMILIES:
             continue
-        if len(line) > LINE_CHARACTERS:
-            raise UnreadableError(f"a line is over {LINE_CHARACTERS} characters")
+        if len(line) > MAX_LINE_LENGTH:
+            raise UnreadableError(f"a line is over {MAX_LINE_LENGTH} characters")
         left -= len(line)
         if left < 0:
             raise UnreadableError(f"the lines that are carried over have over {OWN_CHARACTERS // 1024} KiB together")
@@ -138,37 +138,37 @@ def _own_lines(body: bytes) -> list[str]:
     return lines
 
 
-def _name(line: str) -> str:
+def _parse_name(line: str) -> str:
     return _NAME_END.split(line.lstrip(), maxsplit=1)[0]
 
 
-def _carried(language: str, families: Callable[[], Iterable[Metric]]) -> dict[str, Series]:
+def _combine_samples(format_name: str, families: Callable[[], Iterable[Metric]]) -> dict[str, Samples]:
     try:
         samples = [
             (sample.name, sample.labels, float(sample.value)) for family in families() for sample in family.samples
         ]
     except (ValueError, LookupError, AttributeError, OverflowError) as error:  # the parsers' answers to junk
-        raise UnreadableError(f"not in {language}: {str(error)[:200]}") from None
+        raise UnreadableError(f"not in {format_name}: {str(error)[:200]}") from None
     values: dict[str, dict[tuple[str, ...], list[float]]] = {}
     for name, labels, value in samples:
-        if name not in _CARRIED:
+        if name not in _EXPORTED_FAMILIES:
             continue
         if not (math.isfinite(value) and value >= 0):
             raise UnreadableError(f"{name}: expected a number of at least 0")
         series = values.setdefault(name, {})
-        series.setdefault(_told_apart_by(name, labels), []).append(value)
-        if len(series) > SERIES:
-            raise UnreadableError(f"{name}: over {SERIES} series")
+        series.setdefault(_select_label_values(name, labels), []).append(value)
+        if len(series) > MAX_SERIES:
+            raise UnreadableError(f"{name}: over {MAX_SERIES} series")
     return {
-        name: {key: _CARRIED[name].combine(several) for key, several in series.items()}
+        name: {key: _EXPORTED_FAMILIES[name].combine(several) for key, several in series.items()}
         for name, series in values.items()
     }
 
 
-def _told_apart_by(name: str, labels: dict[str, str]) -> tuple[str, ...]:
+def _select_label_values(name: str, labels: dict[str, str]) -> tuple[str, ...]:
     """The values of the labels that are kept."""
-    wanted = _CARRIED[name].labels
+    wanted = _EXPORTED_FAMILIES[name].labels
     kept = tuple(labels.get(label, "") for label in wanted)
-    if not all(0 < len(value) <= _LABEL_CHARACTERS for value in kept):
-        raise UnreadableError(f"{name}: expected {' and '.join(wanted)} with up to {_LABEL_CHARACTERS} characters each")
+    if not all(0 < len(value) <= _MAX_LABEL_LENGTH for value in kept):
+        raise UnreadableError(f"{name}: expected {' and '.join(wanted)} with up to {_MAX_LABEL_LENGTH} characters each")
     return kept

@@ -13,7 +13,7 @@ from shared.contract import (
     CRYPTO_INIT_TIMESTAMP,
     CRYPTO_MODE,
     CRYPTO_READY,
-    KEYRING_FAMILIES,
+    KEYRING_METRIC_LABELS,
     KMS_DATA_KEYS,
     KMS_DATA_KEYS_MISSING,
     KMS_DATA_KEYS_UNUSABLE,
@@ -36,7 +36,7 @@ class BackendMetrics:
         """Grows after each change."""
         self._states: Sequence[BackendState] = ()
 
-    def show(self, states: Sequence[BackendState]) -> None:
+    def set_states(self, states: Sequence[BackendState]) -> None:
         """Replaces all that was shown; a replica that is not among `states` disappears."""
         self._states = states
         self.version += 1
@@ -79,7 +79,7 @@ class BackendMetrics:
             labels = {"service": state.service} | ({"replica": state.replica} if state.replica else {})
             up.add_sample(CRYPTO_BACKEND_UP, labels, state.health is not None)
             if state.health is not None:
-                mode.add_sample(CRYPTO_MODE, labels, state.health.mode.gauge)
+                mode.add_sample(CRYPTO_MODE, labels, state.health.mode.metric_value)
                 ready.add_sample(CRYPTO_READY, labels, state.health.ready)
             if state.init_timestamp is not None:
                 init.add_sample(CRYPTO_INIT_TIMESTAMP, labels, state.init_timestamp)
@@ -87,6 +87,6 @@ class BackendMetrics:
                 errors.add_sample(CRYPTO_DECRYPTION_ERRORS, labels, state.decryption_errors)
             for name, series in state.keyring.items():
                 for values, value in series.items():
-                    own = dict(zip(KEYRING_FAMILIES[name], values, strict=True))
+                    own = dict(zip(KEYRING_METRIC_LABELS[name], values, strict=True))
                     keyring[name].add_sample(name, labels | own, value)
         yield from (up, mode, ready, init, errors, *keyring.values())

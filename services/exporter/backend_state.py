@@ -15,29 +15,29 @@ import aiohttp
 from yarl import URL
 
 from services.exporter.backend_documents import UnreadableError, parse_health, parse_metrics, parse_openmetrics
-from services.exporter.model import BackendState, Health, Series
-from shared.contract import CRYPTO_DECRYPTION_ERRORS, CRYPTO_INIT_TIMESTAMP, KEYRING_FAMILIES
-from shared.http_resolver import Resolver
+from services.exporter.model import BackendState, Health, Samples
+from shared.contract import CRYPTO_DECRYPTION_ERRORS, CRYPTO_INIT_TIMESTAMP, KEYRING_METRIC_LABELS
+from shared.http_resolver import AiohttpResolver
 
-HEALTH_BYTES = 1024 * 1024
-METRICS_BYTES = 4 * 1024 * 1024
-_ON_LOOP: Final = 64 * 1024
+MAX_HEALTH_BYTES = 1024 * 1024
+MAX_METRICS_BYTES = 4 * 1024 * 1024
+_MAX_BYTES_ON_EVENT_LOOP: Final = 64 * 1024
 """Bytes of a health document up to which parsing it is quicker than handing it over to a thread."""
 _OPENMETRICS: Final = "application/openmetrics-text"
 _ACCEPTED_METRICS: Final = f"text/plain;version=0.0.4,{_OPENMETRICS};version=1.0.0;q=0.5"
-_UNUSABLE: Final = "its URL cannot be used; correct it in the configuration"
+_INVALID_URL: Final = "its URL cannot be used; correct it in the configuration"
 
 T = TypeVar("T")
 
 
 @asynccontextmanager
-async def http_client() -> AsyncIterator[aiohttp.ClientSession]:
+async def open_http_client() -> AsyncIterator[aiohttp.ClientSession]:
     """The client for all backends.
 
     Each read makes a connection of its own, because an open one would still answer when no new caller gets in. Nothing
     is decompressed, so an answer cannot grow after it was measured.
     """
-    connector = aiohttp.TCPConnector(force_close=True, limit=0, resolver=Resolver())
+    connector = aiohttp.TCPConnector(force_close=True, limit=0, resolver=AiohttpResolver())
     headers = {"Accept-Encoding": "identity", "User-Agent": "keypulse-exporter"}
     async with aiohttp.ClientSession(
         connector=connector,
@@ -57,7 +57,7 @@ class BackendReader:
     health_url: str
     metrics_url: str | None
     session: aiohttp.ClientSession
-    parser: Executor
+    parser_executor: Executor
     """Where metrics are parsed; no other backend's, so that one with slow metrics delays itself alone."""
     timeout: float
     """Seconds for each of the two documents, which are read side by side."""
@@ -71,8 +71,8 @@ class BackendReader:
         """
         async with asyncio.TaskGroup() as group:
             reads = (
-                group.create_task(self._in_time("health check", self._health(address))),
-                group.create_task(self._in_time("metrics", self._metrics(address))),
+                group.create_task(self._read_within_timeout("health check", self._read_health(address))),
+                group.create_task(self._read_within_timeout("metrics", self._read_metrics(address))),
             )
         health, metrics = reads[0].result(), reads[1].result()
         problems = tuple(found for found in (health, metrics) if isinstance(found, str))
@@ -84,34 +84,34 @@ class BackendReader:
             health,
             init_timestamp=carried.get(CRYPTO_INIT_TIMESTAMP, {}).get(()),
             decryption_errors=carried.get(CRYPTO_DECRYPTION_ERRORS, {}).get(()),
-            keyring={name: series for name, series in carried.items() if name in KEYRING_FAMILIES},
+            keyring={name: series for name, series in carried.items() if name in KEYRING_METRIC_LABELS},
             problems=problems,
             replica=address,
         )
 
-    async def _in_time(self, what: str, document: Awaitable[T]) -> T | str:
+    async def _read_within_timeout(self, subject: str, document: Awaitable[T]) -> T | str:
         """The document, or the sentence that says why it could not be read."""
         try:
             async with asyncio.timeout(self.timeout):
                 return await document
         except TimeoutError:
-            return f"{what}: no complete answer within {self.timeout:g} s"
+            return f"{subject}: no complete answer within {self.timeout:g} s"
         except UnreadableError as error:
-            return f"{what}: {error}"
+            return f"{subject}: {error}"
 
-    async def _health(self, address: str | None) -> Health:
-        _, body = await self._get(self.health_url, address, "application/json", HEALTH_BYTES, statuses={200, 503})
-        return parse_health(body) if len(body) <= _ON_LOOP else await asyncio.to_thread(parse_health, body)
+    async def _read_health(self, address: str | None) -> Health:
+        _, body = await self._get(self.health_url, address, "application/json", MAX_HEALTH_BYTES, statuses={200, 503})
+        return parse_health(body) if len(body) <= _MAX_BYTES_ON_EVENT_LOOP else await asyncio.to_thread(parse_health, body)
 
-    async def _metrics(self, address: str | None) -> dict[str, Series]:
+    async def _read_metrics(self, address: str | None) -> dict[str, Samples]:
         if self.metrics_url is None:
             return {}
-        kind, body = await self._get(self.metrics_url, address, _ACCEPTED_METRICS, METRICS_BYTES, statuses={200})
+        kind, body = await self._get(self.metrics_url, address, _ACCEPTED_METRICS, MAX_METRICS_BYTES, statuses={200})
         parse = parse_openmetrics if kind == _OPENMETRICS else parse_metrics
-        return await asyncio.get_running_loop().run_in_executor(self.parser, parse, body)
+        return await asyncio.get_running_loop().run_in_executor(self.parser_executor, parse, body)
 
     async def _get(
-        self, url: str, address: str | None, accept: str, limit: int, *, statuses: set[int]
+        self, url: str, address: str | None, accept: str, max_bytes: int, *, statuses: set[int]
     ) -> tuple[str, bytes]:
         """The media type and the body."""
         body = bytearray()
@@ -119,7 +119,7 @@ class BackendReader:
             named = URL(url)
             at = named.with_host(address) if address else named
         except ValueError:  # its text is the URL, which may hold a password
-            raise UnreadableError(_UNUSABLE) from None
+            raise UnreadableError(_INVALID_URL) from None
         try:
             async with self.session.get(
                 at,
@@ -132,10 +132,10 @@ class BackendReader:
                     raise UnreadableError(f"answered with HTTP {response.status}{hint}")
                 async for chunk in response.content.iter_any():
                     body += chunk
-                    if len(body) > limit:
-                        raise UnreadableError(f"the answer is over {limit // 1024} KiB")
+                    if len(body) > max_bytes:
+                        raise UnreadableError(f"the answer is over {max_bytes // 1024} KiB")
         except (aiohttp.InvalidURL, UnicodeError):  # likewise
-            raise UnreadableError(_UNUSABLE) from None
+            raise UnreadableError(_INVALID_URL) from None
         except aiohttp.ClientResponseError as error:  # its own text would hold the URL
             raise UnreadableError(f"the answer is not HTTP: {' '.join(error.message.split())[:200]}") from None
         except (aiohttp.ClientError, OSError) as error:

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from services.exporter.model import Failure
-from shared.cancelled import task_is_cancelled
+from shared.cancelled import is_task_cancelled
 from shared.kms.provider import KmsError
 from shared.kms.reason import Reason
 
@@ -16,8 +16,8 @@ AAD_BYTES = 16
 T = TypeVar("T")
 
 
-async def tried(
-    call: Callable[[], Awaitable[T]], *, timeout: float, monotonic: Callable[[], float]
+async def time_call(
+    call: Callable[[], Awaitable[T]], *, timeout: float, clock: Callable[[], float]
 ) -> tuple[float, Failure | None, T | None]:
     """How many seconds `call` took, why it failed, or what it answered.
 
@@ -26,23 +26,23 @@ async def tried(
     Args:
         call: bounds itself by `timeout`.
         timeout: seconds; a call that timed out took at least as many.
-        monotonic: a clock that never jumps.
+        clock: a clock that never jumps.
     """
-    begin = monotonic()
+    begin = clock()
     try:
         answer = await call()
     except KmsError as error:
         failure = Failure(error.reason, error.detail)
     except asyncio.CancelledError as error:
         # A library may raise it although nobody cancelled us; let through, it would leave the last success on show.
-        if task_is_cancelled():
+        if is_task_cancelled():
             raise
         failure = Failure(Reason.INTERNAL, repr(error), error)
     except Exception as error:  # noqa: BLE001  the reason `internal`; its trace travels in the failure
         failure = Failure(Reason.INTERNAL, repr(error), error)
     else:
-        return monotonic() - begin, None, answer
-    seconds = monotonic() - begin
+        return clock() - begin, None, answer
+    seconds = clock() - begin
     if failure.reason is Reason.TIMEOUT:
         # A service may report its own deadline before ours has passed; for us it took at least all of it.
         seconds = max(seconds, timeout)

@@ -20,42 +20,42 @@ from typing import Final
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from services.exporter.model import KeptCiphertext
-from shared.own_thread import begun
+from services.exporter.model import Canary
+from shared.own_thread import start_in_thread
 
-MAX_VERSIONS = 100
+MAX_CANARIES = 100
 """How many canaries a key has: those of the versions that came last."""
-MAX_BYTES = 1024 * 1024
-"""Of a file; with `MAX_VERSIONS` canaries it has about 50 KiB."""
-KEPT_BAD = 9
+MAX_FILE_BYTES = 1024 * 1024
+"""Of a file; with `MAX_CANARIES` canaries it has about 50 KiB."""
+MAX_BAD_FILES = 9
 """Bad files of a key that are kept; a disk that spoils each of them must not be filled."""
-DISK_SECONDS = 5.0
+DISK_TIMEOUT = 5.0
 """How long a folder may take to answer."""
 
 _SHA256_BYTES: Final = 32
 _VERSION: Final = re.compile("[0-9]{1,19}")
-_STRICT: Final = ConfigDict(strict=True, allow_inf_nan=False, ser_json_bytes="base64", val_json_bytes="base64")
+_ADAPTER_CONFIG: Final = ConfigDict(strict=True, allow_inf_nan=False, ser_json_bytes="base64", val_json_bytes="base64")
 
-Kept = dict[str, KeptCiphertext]
+CanariesByVersion = dict[str, Canary]
 """By version, the newest last."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
-    canary: KeptCiphertext
+class _FileEntry:
+    canary: Canary
     sha256: bytes
     """Of `canary`: a byte that changed on the disk would look like a version that cannot decrypt any more."""
 
 
-_FILE: Final = TypeAdapter(dict[str, list[_Entry]], config=_STRICT)
+_FILE: Final = TypeAdapter(dict[str, list[_FileEntry]], config=_ADAPTER_CONFIG)
 """The canaries by the full resource name of their key, the only one of the mapping."""
-_CANARY: Final = TypeAdapter(tuple[KeptCiphertext], config=_STRICT)
+_CANARY: Final = TypeAdapter(tuple[Canary], config=_ADAPTER_CONFIG)
 
 
 @dataclass(frozen=True, slots=True)
-class _Merged:
-    kept: Kept
-    on_disk: frozenset[str] | None
+class _MergeResult:
+    canaries: CanariesByVersion
+    versions_on_disk: frozenset[str] | None
     """The versions that the file has now; None where that is not known."""
     problems: tuple[str, ...]
 
@@ -63,7 +63,7 @@ class _Merged:
 class CanaryFile:
     """The canaries of one target's key. Exporters may share the folder: each adds to what the others wrote."""
 
-    def __init__(self, folder: Path, target: str, key: str, known: Kept | None = None) -> None:
+    def __init__(self, folder: Path, target: str, key: str, canaries: CanariesByVersion | None = None) -> None:
         """Touches nothing yet.
 
         Args:
@@ -75,90 +75,90 @@ class CanaryFile:
         digest = hashlib.sha256(f"{target}\0{key}".encode("utf-8", "surrogatepass")).hexdigest()
         self.path = folder / f"{re.sub('[^A-Za-z0-9_-]', '_', target)[:64]}-{digest[:16]}.json"
         self._key = key
-        self.known: Kept = known or {}
+        self.canaries: CanariesByVersion = canaries or {}
         """What is in memory now."""
-        self._on_disk: frozenset[str] | None = None
-        self._work: Future[_Merged] | None = None
+        self._versions_on_disk: frozenset[str] | None = None
+        self._pending_merge: Future[_MergeResult] | None = None
 
     async def sync(
-        self, add: KeptCiphertext | None = None, forget: Collection[str] = ()
-    ) -> tuple[tuple[KeptCiphertext, ...], tuple[str, ...]]:
-        """Brings memory and file together, within `DISK_SECONDS`.
+        self, add: Canary | None = None, remove: Collection[str] = ()
+    ) -> tuple[tuple[Canary, ...], tuple[str, ...]]:
+        """Brings memory and file together, within `DISK_TIMEOUT`.
 
         Args:
             add: a new canary; one that the file has of its version already stays instead.
-            forget: versions whose canaries are of no use any more.
+            remove: versions whose canaries are of no use any more.
 
         Returns:
             every canary that is known now, the newest last, and a sentence for each thing that is broken.
         """
-        known = {version: kept for version, kept in self.known.items() if version not in forget}
+        known = {version: kept for version, kept in self.canaries.items() if version not in remove}
         if add:
             known[add.version] = add
-        self.known = known
-        problems: tuple[str, ...] = (f"{self.path.parent} did not answer within {DISK_SECONDS:g} s; see to its disk",)
-        if self._work is None or self._work.done():  # a second thread would hang beside the first
-            self._work = begun("canaries", lambda: self._merge(known, forget))
+        self.canaries = known
+        problems: tuple[str, ...] = (f"{self.path.parent} did not answer within {DISK_TIMEOUT:g} s; see to its disk",)
+        if self._pending_merge is None or self._pending_merge.done():  # a second thread would hang beside the first
+            self._pending_merge = start_in_thread("canaries", lambda: self._merge(known, remove))
             try:
-                async with asyncio.timeout(DISK_SECONDS):
-                    merged = await asyncio.wrap_future(self._work)
+                async with asyncio.timeout(DISK_TIMEOUT):
+                    merged = await asyncio.wrap_future(self._pending_merge)
             except TimeoutError:
                 pass
             else:
-                self.known, self._on_disk, problems = merged.kept, merged.on_disk, merged.problems
-        return tuple(self.known.values()), problems
+                self.canaries, self._versions_on_disk, problems = merged.canaries, merged.versions_on_disk, merged.problems
+        return tuple(self.canaries.values()), problems
 
-    def _merge(self, known: Kept, forget: Collection[str]) -> _Merged:
+    def _merge(self, canaries: CanariesByVersion, remove: Collection[str]) -> _MergeResult:
         problems: list[str] = []
-        on_disk: Kept = {}
+        on_disk: CanariesByVersion = {}
         seen: Collection[str] = ()
         try:
             on_disk = self._read()
-            seen = self._on_disk or ()
+            seen = self._versions_on_disk or ()
         except FileNotFoundError:
-            if self._on_disk:
+            if self._versions_on_disk:
                 problems.append(f"{self.path} was lost; the canaries in memory are written anew")
         except _BadFileError as error:
-            problems.append(f"{self.path} {error}; {self._set_aside()}")
+            problems.append(f"{self.path} {error}; {self._rename_bad_file()}")
         except OSError as error:
             # It may be whole: to replace it could lose canaries that nobody can make again.
             told = f"{self.path} cannot be read: {error.strerror}; canaries are in memory only until it can"
-            return _Merged(known, self._on_disk, (told,))
-        new = {version: kept for version, kept in known.items() if version not in on_disk and version not in seen}
-        merged = {version: kept for version, kept in (on_disk | new).items() if version not in forget}
-        merged = dict(list(merged.items())[-MAX_VERSIONS:])
+            return _MergeResult(canaries, self._versions_on_disk, (told,))
+        new = {version: kept for version, kept in canaries.items() if version not in on_disk and version not in seen}
+        merged = {version: kept for version, kept in (on_disk | new).items() if version not in remove}
+        merged = dict(list(merged.items())[-MAX_CANARIES:])
         if merged != on_disk:
             try:
-                _write(self.path, self._dump(merged))
+                _write_atomically(self.path, self._encode(merged))
             except OSError as error:
                 problems.append(
                     f"{self.path} cannot be written: {error.strerror}; the canaries are in memory only, until a "
                     f"restart: give the exporter a folder {self.path.parent} that it may write to"
                 )
-                return _Merged(merged, frozenset(on_disk), tuple(problems))
-        return _Merged(merged, frozenset(merged), tuple(problems))
+                return _MergeResult(merged, frozenset(on_disk), tuple(problems))
+        return _MergeResult(merged, frozenset(merged), tuple(problems))
 
-    def _dump(self, kept: Kept) -> bytes:
-        return _FILE.dump_json({self._key: [_Entry(one, _digest(one)) for one in kept.values()]}, indent=1)
+    def _encode(self, canaries: CanariesByVersion) -> bytes:
+        return _FILE.dump_json({self._key: [_FileEntry(one, _compute_digest(one)) for one in canaries.values()]}, indent=1)
 
-    def _read(self) -> Kept:
+    def _read(self) -> CanariesByVersion:
         """Raises _BadFileError where the file is of no use, FileNotFoundError and other OSError."""
         try:
-            found = _FILE.validate_json(_content(self.path))
+            found = _FILE.validate_json(_read_bounded(self.path))
         except ValidationError as error:  # never shown: it would quote the file
             raise _BadFileError(f"holds no canaries ({error.errors()[0]['type']})") from None
         if list(found) != [self._key]:
             raise _BadFileError("holds canaries of another key")
-        if not all(_is_whole(entry) for entry in found[self._key]):
+        if not all(_is_intact(entry) for entry in found[self._key]):
             raise _BadFileError("holds a canary that was changed")
         return {entry.canary.version: entry.canary for entry in found[self._key]}
 
-    def _set_aside(self) -> str:
+    def _rename_bad_file(self) -> str:
         """Keeps a bad file under the next free name beside it; says what became of it."""
-        bad = [f"{self.path.name}.bad", *(f"{self.path.name}.bad{n}" for n in range(2, KEPT_BAD + 1))]
+        bad = [f"{self.path.name}.bad", *(f"{self.path.name}.bad{n}" for n in range(2, MAX_BAD_FILES + 1))]
         free = next((name for name in bad if not os.path.lexists(self.path.with_name(name))), None)
         if free is None:
-            return f"a new one takes its place; {KEPT_BAD} earlier bad ones are kept, up to {bad[-1]}"
+            return f"a new one takes its place; {MAX_BAD_FILES} earlier bad ones are kept, up to {bad[-1]}"
         try:
             self.path.rename(self.path.with_name(free))
         except OSError as error:
@@ -172,15 +172,15 @@ class CanaryFiles:
     def __init__(self) -> None:
         self._files: dict[tuple[str, str], CanaryFile] = {}
 
-    def keep(self, targets: Collection[tuple[str, str]]) -> None:
+    def configure(self, targets: Collection[tuple[str, str]]) -> None:
         """Forgets all others; `targets`: the name and key of each."""
         self._files = {both: file for both, file in self._files.items() if both in targets}
 
-    def file(self, folder: Path, target: str, key: str) -> CanaryFile:
+    def get_file(self, folder: Path, target: str, key: str) -> CanaryFile:
         """The one of a target, in this folder from now on; see CanaryFile."""
         known = self._files.get((target, key))
         if known is None or known.path.parent != folder:
-            known = self._files[target, key] = CanaryFile(folder, target, key, known.known if known else {})
+            known = self._files[target, key] = CanaryFile(folder, target, key, known.canaries if known else {})
         return known
 
 
@@ -188,18 +188,18 @@ class _BadFileError(Exception):
     """The file cannot be used. The message goes on where the file's name ends."""
 
 
-def _digest(canary: KeptCiphertext) -> bytes:
+def _compute_digest(canary: Canary) -> bytes:
     return hashlib.sha256(_CANARY.dump_json((canary,))).digest()
 
 
-def _is_whole(entry: _Entry) -> bool:
+def _is_intact(entry: _FileEntry) -> bool:
     canary = entry.canary
     if not _VERSION.fullmatch(canary.version) or len(canary.plaintext_sha256) != _SHA256_BYTES:
         return False
-    return entry.sha256 == _digest(canary)
+    return entry.sha256 == _compute_digest(canary)
 
 
-def _content(path: Path) -> bytes:
+def _read_bounded(path: Path) -> bytes:
     try:
         # Without O_NONBLOCK, a named pipe in its place would be waited for.
         opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -214,15 +214,15 @@ def _content(path: Path) -> bytes:
         if not stat.S_ISREG(os.fstat(opened).st_mode):
             raise _BadFileError("is no regular file")
         with open(opened, "rb", closefd=False) as file:
-            content = file.read(MAX_BYTES + 1)
+            content = file.read(MAX_FILE_BYTES + 1)
     finally:
         os.close(opened)
-    if len(content) > MAX_BYTES:
-        raise _BadFileError(f"is larger than {MAX_BYTES} bytes")
+    if len(content) > MAX_FILE_BYTES:
+        raise _BadFileError(f"is larger than {MAX_FILE_BYTES} bytes")
     return content
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write_atomically(path: Path, content: bytes) -> None:
     """Whoever reads `path` meanwhile, or after a crash, finds the old file or the new one. Raises OSError."""
     opened, name = tempfile.mkstemp(".new", f".{path.name}.", path.parent)  # its mode is 0600
     new = Path(name)

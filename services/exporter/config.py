@@ -9,13 +9,13 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from services.exporter.canary import DISK_SECONDS
+from services.exporter.canary import DISK_TIMEOUT
 from shared.kms.settings import GcpKeySettings
-from shared.own_thread import begun
+from shared.own_thread import start_in_thread
 from shared.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings
 
 
-def _http_url(value: str) -> str:
+def _check_http_url(value: str) -> str:
     if not value.isprintable() or " " in value:  # urlsplit would leave some of them out
         raise ValueError("expected a URL without spaces and line breaks")
     parts = urlsplit(value)
@@ -28,14 +28,14 @@ def _http_url(value: str) -> str:
     return value
 
 
-def _whole_page(url: str) -> str:
+def _refuse_fragment(url: str) -> str:
     if "#" in url:
         raise ValueError("expected a URL without #; the board adds the section")
     return url
 
 
 Name = Annotated[str, Field(min_length=1)]
-HttpUrl = Annotated[str, AfterValidator(_http_url)]
+HttpUrl = Annotated[str, AfterValidator(_check_http_url)]
 
 
 class ProbeSettings(Section):
@@ -50,13 +50,13 @@ class ProbeSettings(Section):
     """`GET /probe` that comes sooner after the last probe of its target is answered with that one."""
 
     @model_validator(mode="after")
-    def _ends_before_the_next_begins(self) -> Self:
+    def _check_timeout(self) -> Self:
         if self.timeout > self.interval:
             raise ValueError(f"expected a timeout ({self.timeout:g}s) of at most the interval ({self.interval:g}s)")
         return self
 
     @property
-    def overdue_after(self) -> float:
+    def success_max_age(self) -> float:
         """Seconds after which a round trip is no success any more: two intervals.
 
         Or longer, where a round trip that is in time may take longer: a beat with its jitter, and two calls.
@@ -86,14 +86,14 @@ class Backend(Section):
     """`all`: each address behind the URLs' name is read by itself, with the label `replica`."""
 
     @model_validator(mode="after")
-    def _one_name(self) -> Self:
+    def _check_single_host(self) -> Self:
         urls = [url for url in (self.health_url, self.metrics_url) if url]
         if self.resolve and len({urlsplit(url).hostname for url in urls}) > 1:
             raise ValueError("expected `health_url` and `metrics_url` with the same host, where `resolve` is set")
         return self
 
 
-Entry = TypeVar("Entry", Target, Backend)
+ServiceEntry = TypeVar("ServiceEntry", Target, Backend)
 
 
 class Settings(ServerSettings):
@@ -106,57 +106,57 @@ class Settings(ServerSettings):
     probe: ProbeSettings = ProbeSettings()
     targets: tuple[Target, ...] = ()
     backends: tuple[Backend, ...] = ()
-    runbook_url: Annotated[HttpUrl, AfterValidator(_whole_page)] | None = None
+    runbook_url: Annotated[HttpUrl, AfterValidator(_refuse_fragment)] | None = None
     """Where people here read docs/KMS_OPERATIONS.md; the board links to its sections."""
 
     @field_validator("targets", mode="after")
     @classmethod
     def _check_targets(cls, targets: tuple[Target, ...], info: ValidationInfo) -> tuple[Target, ...]:
-        _refuse_twins("name", (target.name for target in targets))
-        return _with_service(targets, info)
+        _refuse_duplicates("name", (target.name for target in targets))
+        return _apply_default_service(targets, info)
 
     @field_validator("backends", mode="after")
     @classmethod
     def _check_backends(cls, backends: tuple[Backend, ...], info: ValidationInfo) -> tuple[Backend, ...]:
-        backends = _with_service(backends, info)
+        backends = _apply_default_service(backends, info)
         # One entry is one process: two of one service would show their counters under the same labels.
-        _refuse_twins("service", (backend.service for backend in backends))
+        _refuse_duplicates("service", (backend.service for backend in backends))
         return backends
 
     @model_validator(mode="after")
-    def _watches_something(self) -> Self:
+    def _check_not_empty(self) -> Self:
         if not self.targets and not self.backends:
             raise ValueError("nothing to watch; expected at least one entry in `targets` or `backends`")
         return self
 
-    def doubts(self) -> Iterator[tuple[str, str]]:
+    def find_warnings(self) -> Iterator[tuple[str, str]]:
         """A missing folder stops no probe: it may be mounted later, and until then each look tells of it."""
-        there = {folder: _is_there(folder) for folder in {target.canary_dir for target in self.targets} if folder}
+        there = {folder: _is_folder_usable(folder) for folder in {target.canary_dir for target in self.targets} if folder}
         for n, target in enumerate(self.targets):
             if target.canary_dir and not there[target.canary_dir]:
                 expected = f"expected a folder that this user may read and write, got {str(target.canary_dir)!r}"
                 yield f"targets.{n}.canary_dir", f"{expected}; until it is there canaries are in memory only"
 
 
-def _is_there(folder: Path) -> bool:
+def _is_folder_usable(folder: Path) -> bool:
     try:
-        return begun("canary folder", lambda: _may_be_used(folder)).result(DISK_SECONDS)
+        return start_in_thread("canary folder", lambda: _has_access(folder)).result(DISK_TIMEOUT)
     except TimeoutError:
         return False
 
 
-def _may_be_used(folder: Path) -> bool:
+def _has_access(folder: Path) -> bool:
     return os.path.isdir(folder) and os.access(folder, os.R_OK | os.W_OK | os.X_OK)  # noqa: PTH112  never raises
 
 
-def _with_service(entries: tuple[Entry, ...], info: ValidationInfo) -> tuple[Entry, ...]:
+def _apply_default_service(entries: tuple[ServiceEntry, ...], info: ValidationInfo) -> tuple[ServiceEntry, ...]:
     default = info.data.get("service")
     if default is None and (without := [str(n) for n, entry in enumerate(entries) if not entry.service]):
         raise ValueError(f"entry {', '.join(without)} has no `service`, and there is none at the top; set either")
     return tuple(entry if entry.service else entry.model_copy(update={"service": default}) for entry in entries)
 
 
-def _refuse_twins(key: str, values: Iterable[str]) -> None:
+def _refuse_duplicates(key: str, values: Iterable[str]) -> None:
     twins = [value for value, count in Counter(values).items() if count > 1]
     if twins:
         raise ValueError(f"expected each `{key}` once; more than one entry has {', '.join(map(repr, twins))}")

@@ -24,20 +24,20 @@ from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
-from shared.server import encoder
+from shared.server import select_encoder
 
-REST = 20
+REST_FACTOR = 20
 """After each encoding, that many times its duration goes by until the next: it takes a twentieth of a core at most."""
-LONGEST_REST = 5.0
-"""Seconds; wins over `REST`: what is shown is this and two encodings old at most, however slow the machine is."""
-FORGOTTEN_AFTER = 300.0
+MAX_REST = 5.0
+"""Seconds; wins over `REST_FACTOR`: what is shown is this and two encodings old at most, however slow the machine is."""
+FORMAT_IDLE_SECONDS = 300.0
 """Seconds without a scrape after which a format is no longer encoded ahead."""
-_END = b"# EOF\n"
+_EOF_LINE = b"# EOF\n"
 
 log = structlog.get_logger(__name__)
 
 
-class Part(Protocol):
+class MetricSource(Protocol):
     """Some of the metrics; no part has a series of another's, but they may have families in common."""
 
     version: int
@@ -53,9 +53,9 @@ class Exposition:
 
     def __init__(
         self,
-        parts: Callable[[], Sequence[Part]],
-        process: CollectorRegistry,
-        monotonic: Callable[[], float] = time.monotonic,
+        get_sources: Callable[[], Sequence[MetricSource]],
+        process_registry: CollectorRegistry,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Takes what to show.
 
@@ -64,42 +64,42 @@ class Exposition:
             process: small; encoded anew at each scrape.
             monotonic: seconds.
         """
-        self._parts = parts
-        self._process = process
-        self._monotonic = monotonic
+        self._parts = get_sources
+        self._process = process_registry
+        self._monotonic = clock
         self._text = _Format(generate_latest)
         self._openmetrics = _Format(generate_openmetrics)
-        self._ahead = False
+        self._encodes_ahead = False
 
-    async def keep_ahead(self, changed: asyncio.Event) -> None:
+    async def encode_continuously(self, changed: asyncio.Event) -> None:
         """Encodes after each change, for as long as it is not cancelled. Without it, a scrape encodes by itself."""
         loop = asyncio.get_running_loop()
         thread = ThreadPoolExecutor(1, "exposition")  # its own, so that encoding waits for nobody
-        self._ahead = True
+        self._encodes_ahead = True
         try:
             while True:
                 await changed.wait()
                 changed.clear()
                 begin = self._monotonic()
                 for format_ in (self._text, self._openmetrics):
-                    if format_.asked + FORGOTTEN_AFTER < self._monotonic():
-                        format_.forget()
+                    if format_.scraped_at + FORMAT_IDLE_SECONDS < self._monotonic():
+                        format_.clear()
                     else:
                         await loop.run_in_executor(thread, format_.encode, self._parts())
-                await asyncio.sleep(min(REST * (self._monotonic() - begin), LONGEST_REST))
+                await asyncio.sleep(min(REST_FACTOR * (self._monotonic() - begin), MAX_REST))
         finally:
-            self._ahead = False
+            self._encodes_ahead = False
             thread.shutdown(wait=False, cancel_futures=True)
 
-    def answer(self, request: Request) -> Response:
+    def respond(self, request: Request) -> Response:
         """Answers a scrape; not async, so that Starlette calls it off the event loop."""
-        content_type = encoder(request.headers.get("accept", ""))[1]
+        content_type = select_encoder(request.headers.get("accept", ""))[1]
         format_ = self._openmetrics if content_type.startswith("application/openmetrics-text") else self._text
-        format_.asked = self._monotonic()
-        body = (self._ahead and format_.body) or format_.encode(self._parts())
+        format_.scraped_at = self._monotonic()
+        body = (self._encodes_ahead and format_.body) or format_.encode(self._parts())
         tail = format_.generate(self._process)
         headers = {"content-type": content_type, "vary": "accept, accept-encoding"}
-        if not _takes_gzip(request.headers.get("accept-encoding", "")):
+        if not _accepts_gzip(request.headers.get("accept-encoding", "")):
             return Response(body.plain + tail, headers=headers)
         rest = body.compressor.copy()
         return Response(
@@ -108,7 +108,7 @@ class Exposition:
 
 
 @dataclass(frozen=True, slots=True)
-class _Body:
+class _EncodedBody:
     """What all parts show, without an end."""
 
     plain: bytes
@@ -118,7 +118,7 @@ class _Body:
 
 
 @dataclass(frozen=True, slots=True)
-class _Family:
+class _EncodedFamily:
     """One family of one part."""
 
     head: bytes
@@ -126,12 +126,12 @@ class _Family:
     samples: bytes
 
     @classmethod
-    def encoded(cls, family: Metric, generate: Callable[[Collector], bytes]) -> "_Family":
-        help_, type_, samples = generate(_Alone(family)).removesuffix(_END).split(b"\n", 2)
+    def encode(cls, family: Metric, generate: Callable[[Collector], bytes]) -> "_EncodedFamily":
+        help_, type_, samples = generate(_SingleFamily(family)).removesuffix(_EOF_LINE).split(b"\n", 2)
         return cls(b"%s\n%s\n" % (help_, type_), samples)
 
 
-class _Alone(Collector):
+class _SingleFamily(Collector):
     """One family, as prometheus_client's encoders take it."""
 
     def __init__(self, family: Metric) -> None:
@@ -146,16 +146,16 @@ class _Format:
 
     def __init__(self, generate: Callable[[Collector], bytes]) -> None:
         self.generate = generate
-        self.body: _Body | None = None
-        self.asked = -math.inf
+        self.body: _EncodedBody | None = None
+        self.scraped_at = -math.inf
         """When it was scraped last, by the monotonic clock."""
-        self._known: dict[Part, tuple[int, dict[str, _Family]]] = {}
+        self._encoded: dict[MetricSource, tuple[int, dict[str, _EncodedFamily]]] = {}
         self._lock = Lock()
 
-    def encode(self, parts: Sequence[Part]) -> _Body:
+    def encode(self, parts: Sequence[MetricSource]) -> _EncodedBody:
         """The body as the parts are now."""
         with self._lock:
-            known = {part: self._families(part) for part in parts}
+            known = {part: self._encode_families(part) for part in parts}
             lines: dict[str, list[bytes]] = {}
             for _, families in known.values():
                 for name, family in families.items():
@@ -163,29 +163,29 @@ class _Format:
             plain = b"".join(line for family in lines.values() for line in family)
             compressor = zlib.compressobj(level=1, wbits=31)  # 31: a gzip stream
             compressed = compressor.compress(plain) + compressor.flush(zlib.Z_SYNC_FLUSH)
-            self._known = known
-            self.body = body = _Body(plain, compressed, compressor)
+            self._encoded = known
+            self.body = body = _EncodedBody(plain, compressed, compressor)
             return body
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Gives the memory back; the next scrape encodes all. Waits for no encoding: it is called on the event loop."""
         self.body = None
-        self._known = {}
+        self._encoded = {}
 
-    def _families(self, part: Part) -> tuple[int, dict[str, _Family]]:
+    def _encode_families(self, part: MetricSource) -> tuple[int, dict[str, _EncodedFamily]]:
         version = part.version  # before it is read: a change in the middle leads to another encoding
-        known = self._known.get(part)
+        known = self._encoded.get(part)
         if known and known[0] == version:
             return known
         try:
-            return version, {family.name: _Family.encoded(family, self.generate) for family in part.collect()}
+            return version, {family.name: _EncodedFamily.encode(family, self.generate) for family in part.collect()}
         except Exception:
             if known is None or known[1]:
-                log.exception("some metrics cannot be shown: a defect", part=repr(part))
+                log.exception("encoding metrics failed unexpectedly", source=repr(part))
             return version, {}
 
 
-def _takes_gzip(accept_encoding: str) -> bool:
+def _accepts_gzip(accept_encoding: str) -> bool:
     for accepted in accept_encoding.split(","):
         coding, _, weight = accepted.replace(" ", "").lower().partition(";q=")
         if coding == "gzip":

@@ -11,7 +11,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from services.exporter.backend_metrics import BackendMetrics
-from services.exporter.model import BackendState, KeySnapshot, ProbeResult
+from services.exporter.model import BackendState, KeyInspection, ProbeResult
 from services.exporter.target_metrics import TargetMetrics
 
 
@@ -24,9 +24,9 @@ class ExporterMetrics(Collector):
         """Set after each change, for whoever encodes ahead of the scrape; it clears it."""
         self._targets: dict[tuple[str, str], TargetMetrics] = {}
         self._backends: dict[str, BackendMetrics] = {}
-        self.watch(targets, services)
+        self.configure(targets, services)
 
-    def watch(self, targets: Iterable[tuple[str, str]], services: Iterable[str]) -> None:
+    def configure(self, targets: Iterable[tuple[str, str]], services: Iterable[str]) -> None:
         """From now on these are watched: what is new starts at 0, what is gone disappears, the others go on.
 
         Args:
@@ -37,40 +37,40 @@ class ExporterMetrics(Collector):
         self._backends = {service: self._backends.get(service) or BackendMetrics() for service in services}
         self.changed.set()
 
-    def observe(self, result: ProbeResult) -> None:
+    def add_probe(self, result: ProbeResult) -> None:
         """Counts a round trip."""
         if target := self._targets.get((result.service, result.target)):
-            target.observe(result)
+            target.add_probe(result)
             self.changed.set()
 
-    def overdue(self, service: str, target: str) -> bool:
+    def expire_success(self, service: str, target: str) -> bool:
         """The last round trip is too long ago to be a success; whether that is news."""
         known = self._targets.get((service, target))
-        if known is None or not known.overdue():
+        if known is None or not known.expire_success():
             return False
         self.changed.set()
         return True
 
-    def lifecycle(self, snapshot: KeySnapshot) -> None:
+    def add_inspection(self, inspection: KeyInspection) -> None:
         """Counts the calls of a snapshot, and shows the key as it says; what it does not know disappears."""
-        if target := self._targets.get((snapshot.service, snapshot.target)):
-            target.lifecycle(snapshot)
+        if target := self._targets.get((inspection.service, inspection.target)):
+            target.add_inspection(inspection)
             self.changed.set()
 
-    def show(self, *states: BackendState) -> None:
+    def set_backend_states(self, *states: BackendState) -> None:
         """Shows the backend of one service as it is now, by all its replicas; what is not known of it disappears."""
         if backend := self._backends.get(states[0].service):
-            backend.show(states)
+            backend.set_states(states)
             self.changed.set()
 
-    def parts(self) -> list[TargetMetrics | BackendMetrics]:
+    def get_sources(self) -> list[TargetMetrics | BackendMetrics]:
         """All that is shown; each has a `version` that grows after each of its changes."""
         return [*self._targets.values(), *self._backends.values()]
 
     def collect(self) -> Iterator[Metric]:
         """The families of all parts, each once."""
         families: dict[str, Metric] = {}
-        for part in self.parts():
+        for part in self.get_sources():
             for family in part.collect():
                 if shown := families.get(family.name):
                     shown.samples.extend(family.samples)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from shared.contract import CryptoMode
-from shared.kms.provider import KeyDescription, Phase
+from shared.kms.provider import KeyDescription, ConnectivityPhase
 from shared.kms.reason import Reason
 
 
@@ -18,7 +18,7 @@ class Operation(StrEnum):
     """Of a ciphertext that an older version made."""
 
 
-class Read(StrEnum):
+class KeyRead(StrEnum):
     """The label `operation` of `kms_operations_total` for what is only read."""
 
     GET_KEY = "get_key"
@@ -33,7 +33,7 @@ class Failure:
     reason: Reason
     detail: str
     """For a log and a person; holds no key material."""
-    error: BaseException | None = None
+    exception: BaseException | None = None
     """The defect of our own behind `Reason.INTERNAL`, with its trace."""
 
 
@@ -53,7 +53,7 @@ class ProbeResult:
 
     service: str
     target: str
-    at: float
+    ended_at: float
     """Unix seconds of its end."""
     calls: tuple[Call, ...]
     """In their order, at least one; only the last one can have failed."""
@@ -61,18 +61,18 @@ class ProbeResult:
     """The version that encrypted, by its full resource name; None where nothing was encrypted."""
     protection_level: str | None = None
     """Of that version, such as `HSM`."""
-    way: tuple[Phase, ...] = ()
+    connectivity: tuple[ConnectivityPhase, ...] = ()
     """The way to the service, measured where the round trip failed on it: is it the network, or KMS?"""
 
     @property
-    def failed(self) -> Call | None:
+    def failed_call(self) -> Call | None:
         """The call that ended the round trip, or None where it was right."""
         last = self.calls[-1]
         return last if last.failure else None
 
 
 @dataclass(frozen=True, slots=True)
-class KeptCiphertext:
+class Canary:
     """What a version encrypted once, kept to be decrypted again and again; of its plaintext only the digest."""
 
     version: str
@@ -81,12 +81,12 @@ class KeptCiphertext:
     ciphertext: bytes
     plaintext_sha256: bytes
     """32 bytes."""
-    created: float
+    created_at: float
     """Unix seconds."""
 
 
 @dataclass(frozen=True, slots=True)
-class Canary:
+class CanaryResult:
     """The decryption of a ciphertext that was made under an older version and kept."""
 
     version: str
@@ -95,27 +95,27 @@ class Canary:
 
 
 @dataclass(frozen=True, slots=True)
-class KeySnapshot:
+class KeyInspection:
     """What the slower beat found of a target's key; what could not be read is None, and `problems` says why."""
 
     service: str
     target: str
-    at: float
+    inspected_at: float
     """Unix seconds."""
     description: KeyDescription | None
     permissions: Mapping[str, bool] | None
     """Whether IAM grants each permission that was asked for."""
-    canaries: tuple[Canary, ...]
-    wrong_aad: Call | None
+    canaries: tuple[CanaryResult, ...]
+    wrong_aad_check: Call | None
     """A decryption with the wrong AAD, which has to be refused; its failure says that it was not. None where the call
     ended otherwise, so that nobody knows."""
-    reads: Mapping[Read, int]
+    call_counts: Mapping[KeyRead, int]
     """How many calls of each kind were made."""
     problems: tuple[str, ...] = ()
     """One sentence each."""
-    encrypt: Call | None = None
+    encrypt_call: Call | None = None
     """The encryption that a new canary, or the check with the wrong AAD, needed; None where none did."""
-    without_canary: tuple[str, ...] | None = None
+    versions_without_canary: tuple[str, ...] | None = None
     """Numbers of older versions that may be needed and have no canary, so that nobody watches what they encrypted, the
     newest first; None where that is not known, or no canaries are kept."""
 
@@ -128,7 +128,7 @@ class Health:
     ready: bool
 
 
-Series = Mapping[tuple[str, ...], float]
+Samples = Mapping[tuple[str, ...], float]
 """The samples of a family, by the values of its labels."""
 
 
@@ -143,7 +143,7 @@ class BackendState:
     """Unix seconds of its last initialisation; None where its metrics do not say."""
     decryption_errors: float | None = None
     """Its own counter, as it is; None where its metrics do not say."""
-    keyring: Mapping[str, Series] = field(default_factory=dict)
+    keyring: Mapping[str, Samples] = field(default_factory=dict)
     """The families of its data keys and their rotation, as they are, by name; without those that it does not tell."""
     problems: tuple[str, ...] = ()
     """What could not be read, one sentence each."""

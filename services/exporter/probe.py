@@ -13,14 +13,14 @@ from typing import TypeVar
 
 import structlog
 
-from services.exporter.call import AAD_BYTES, PLAINTEXT_BYTES, tried
+from services.exporter.call import AAD_BYTES, PLAINTEXT_BYTES, time_call
 from services.exporter.model import Call, Failure, Operation, ProbeResult
-from shared.kms.provider import KeyProvider, Phase
+from shared.kms.provider import KmsKey, ConnectivityPhase
 from shared.kms.reason import Reason
 
-WAY_SECONDS = 60.0
+CONNECTIVITY_MAX_AGE = 60.0
 """How long a measured way stands for the same failure, before it is measured anew."""
-_ON_THE_WAY = frozenset({Reason.UNAVAILABLE, Reason.TIMEOUT})
+_CONNECTIVITY_REASONS = frozenset({Reason.UNAVAILABLE, Reason.TIMEOUT})
 
 T = TypeVar("T")
 
@@ -28,14 +28,14 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
-class _Way:
+class _ConnectivityCache:
     """The way as it was measured last."""
 
     reason: Reason | None = None
     """Why the last round trip failed; None where it was right, or where its failure has no way yet."""
-    at: float = 0.0
+    measured_at: float = 0.0
     """When it was measured, by the monotonic clock."""
-    phases: tuple[Phase, ...] = ()
+    phases: tuple[ConnectivityPhase, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,36 +44,36 @@ class Prober:
 
     service: str
     target: str
-    key: KeyProvider
+    key: KmsKey
     timeout: float
     """Seconds for each call."""
-    monotonic: Callable[[], float] = time.perf_counter
-    wall: Callable[[], float] = time.time
+    clock: Callable[[], float] = time.perf_counter
+    wall_clock: Callable[[], float] = time.time
     random_bytes: Callable[[int], bytes] = token_bytes
-    _way: _Way = field(default_factory=_Way, repr=False)
+    _connectivity: _ConnectivityCache = field(default_factory=_ConnectivityCache, repr=False)
 
     async def probe(self) -> ProbeResult:
         """One round trip, within twice `timeout` and what the port adds to each call's bound.
 
         Raises nothing but cancellation: a defect of our own is a failure like any other.
         """
-        begin = self.monotonic()
-        result = await self._round_trip()
-        failure = result.failed.failure if result.failed else None
-        if failure is None or failure.reason not in _ON_THE_WAY:
-            self._way.reason = None
+        begin = self.clock()
+        result = await self._run_round_trip()
+        failure = result.failed_call.failure if result.failed_call else None
+        if failure is None or failure.reason not in _CONNECTIVITY_REASONS:
+            self._connectivity.reason = None
             return result
-        await self._measure(failure.reason, 2 * self.timeout - (self.monotonic() - begin))
-        return replace(result, way=self._way.phases if self._way.reason is failure.reason else ())
+        await self._measure_connectivity(failure.reason, 2 * self.timeout - (self.clock() - begin))
+        return replace(result, connectivity=self._connectivity.phases if self._connectivity.reason is failure.reason else ())
 
-    async def _round_trip(self) -> ProbeResult:
+    async def _run_round_trip(self) -> ProbeResult:
         plaintext, aad = self.random_bytes(PLAINTEXT_BYTES), self.random_bytes(AAD_BYTES)
-        encrypt, encrypted = await self._call(
+        encrypt, encrypted = await self._time_call(
             Operation.ENCRYPT, lambda: self.key.encrypt(plaintext, aad, timeout=self.timeout)
         )
         if encrypted is None:
-            return ProbeResult(self.service, self.target, self.wall(), (encrypt,), None)
-        decrypt, decrypted = await self._call(
+            return ProbeResult(self.service, self.target, self.wall_clock(), (encrypt,), None)
+        decrypt, decrypted = await self._time_call(
             Operation.DECRYPT, lambda: self.key.decrypt(encrypted.ciphertext, aad, timeout=self.timeout)
         )
         if decrypted is not None and decrypted.plaintext != plaintext:
@@ -82,31 +82,31 @@ class Prober:
         return ProbeResult(
             self.service,
             self.target,
-            self.wall(),
+            self.wall_clock(),
             (encrypt, decrypt),
-            encrypted.key_version,
+            encrypted.version,
             encrypted.protection_level,
         )
 
-    async def _measure(self, reason: Reason, left: float) -> None:
-        """Measures the way within `left` seconds, unless it is known for this failure."""
-        now = self.monotonic()
-        if self._way.reason is reason and now - self._way.at < WAY_SECONDS:
+    async def _measure_connectivity(self, reason: Reason, time_left: float) -> None:
+        """Measures the way within `time_left` seconds, unless it is known for this failure."""
+        now = self.clock()
+        if self._connectivity.reason is reason and now - self._connectivity.measured_at < CONNECTIVITY_MAX_AGE:
             return
-        self._way.reason = None
+        self._connectivity.reason = None
         # In almost no time any way is too long, and the network would be blamed: the next probe may have more.
-        if left < self.timeout / 4:
+        if time_left < self.timeout / 4:
             return
 
-        async def measured() -> tuple[Phase, ...]:
-            async with asyncio.timeout(left):  # whatever it does, the result waits no longer
-                return await self.key.way(timeout=0.9 * left)
+        async def measured() -> tuple[ConnectivityPhase, ...]:
+            async with asyncio.timeout(time_left):  # whatever it does, the result waits no longer
+                return await self.key.measure_connectivity(timeout=0.9 * time_left)
 
-        _, failure, phases = await tried(measured, timeout=left, monotonic=self.monotonic)
+        _, failure, phases = await time_call(measured, timeout=time_left, clock=self.clock)
         if failure:
-            log.error("the way could not be measured", target=self.target, why=failure.detail, exc_info=failure.error)
-        self._way.reason, self._way.at, self._way.phases = reason, now, phases or ()
+            log.error("connectivity measurement failed", target=self.target, error=failure.detail, exc_info=failure.exception)
+        self._connectivity.reason, self._connectivity.measured_at, self._connectivity.phases = reason, now, phases or ()
 
-    async def _call(self, operation: Operation, call: Callable[[], Awaitable[T]]) -> tuple[Call, T | None]:
-        seconds, failure, answer = await tried(call, timeout=self.timeout, monotonic=self.monotonic)
+    async def _time_call(self, operation: Operation, call: Callable[[], Awaitable[T]]) -> tuple[Call, T | None]:
+        seconds, failure, answer = await time_call(call, timeout=self.timeout, clock=self.clock)
         return Call(operation, seconds, failure), answer

@@ -10,80 +10,80 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 
 from services.exporter.model import BackendState
-from shared.resolver import resolved
+from shared.resolver import resolve as resolved
 
 MAX_ADDRESSES = 1000
-AT_ONCE = 100
+MAX_CONCURRENT_READS = 100
 """Replicas that are read side by side: two connections each, and a process may have no more than 1,024 by default."""
-KEPT_SECONDS = 300.0
+ADDRESS_MAX_AGE = 300.0
 """How long addresses count after DNS named them last."""
 
 
-async def addresses_of(host: str) -> set[str]:
+async def resolve_addresses(host: str) -> set[str]:
     """All addresses of a name, IPv4 and IPv6. Raises OSError, or UnicodeError for what is no name."""
     return {str(address[0]) for _, address in await resolved(host)}
 
 
 @dataclass(slots=True)
-class Replicas:
+class ReplicaReader:
     """The processes behind the name of one service's backend."""
 
     service: str
     host: str
     """The name in the backend's URLs."""
-    read_one: Callable[[str], Awaitable[BackendState]]
+    read_replica: Callable[[str], Awaitable[BackendState]]
     """Reads the process at an address; whatever it answers is a state."""
     timeout: float
     """Seconds for DNS; `read_one` has its own."""
-    resolve: Callable[[str], Awaitable[set[str]]] = addresses_of
-    _known: list[str] = field(default_factory=list, init=False)
-    _known_until: float = field(default=0.0, init=False)
+    resolve: Callable[[str], Awaitable[set[str]]] = resolve_addresses
+    _addresses: list[str] = field(default_factory=list, init=False)
+    _addresses_expire_at: float = field(default=0.0, init=False)
 
     async def read(self) -> tuple[BackendState, ...]:
         """The state of each replica right now; one of the service alone, down, where no address is known.
 
         What is not among the states is no longer there. What is wrong with DNS is said once, by the first. A replica
-        that hangs makes the answer late by the time that `read_one` gives it; more than `AT_ONCE` that hang, by a
+        that hangs makes the answer late by the time that `read_one` gives it; more than `MAX_CONCURRENT_READS` that hang, by a
         multiple of it.
         """
-        problems = await self._look_up()
-        if not self._known:
+        problems = await self._resolve_host()
+        if not self._addresses:
             return (BackendState(self.service, None, problems=problems),)
-        places = asyncio.Semaphore(AT_ONCE)
+        places = asyncio.Semaphore(MAX_CONCURRENT_READS)
 
         async def read(address: str) -> BackendState:
             async with places:
-                return await self.read_one(address)
+                return await self.read_replica(address)
 
         async with asyncio.TaskGroup() as group:
-            reads = [group.create_task(read(address)) for address in self._known]
+            reads = [group.create_task(read(address)) for address in self._addresses]
         first, *others = (task.result() for task in reads)
         return (replace(first, problems=problems + first.problems), *others)
 
-    async def _look_up(self) -> tuple[str, ...]:
+    async def _resolve_host(self) -> tuple[str, ...]:
         """Brings the known addresses up to date; gives what there is to say about it."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self.timeout):
                 found = await self.resolve(self.host)
         except TimeoutError:
-            return self._without_answer(f"no answer within {self.timeout:g} s")
+            return self._reuse_addresses(f"no answer within {self.timeout:g} s")
         except (OSError, UnicodeError) as error:
-            return self._without_answer(getattr(error, "strerror", None) or "it is no host name")
-        self._known = sorted(found, key=_order)[:MAX_ADDRESSES]
-        self._known_until = loop.time() + KEPT_SECONDS
+            return self._reuse_addresses(getattr(error, "strerror", None) or "it is no host name")
+        self._addresses = sorted(found, key=_get_sort_key)[:MAX_ADDRESSES]
+        self._addresses_expire_at = loop.time() + ADDRESS_MAX_AGE
         if len(found) > MAX_ADDRESSES:
             return (f"DNS: {self.host} has {len(found)} addresses, of which the first {MAX_ADDRESSES} are read",)
         return ()
 
-    def _without_answer(self, why: str) -> tuple[str, ...]:
-        if asyncio.get_running_loop().time() >= self._known_until:
-            self._known = []
-        then = f"; its last addresses are read for {KEPT_SECONDS / 60:g} minutes after they were named"
-        return (f"DNS: {self.host} could not be resolved: {why}{then if self._known else ''}",)
+    def _reuse_addresses(self, error: str) -> tuple[str, ...]:
+        if asyncio.get_running_loop().time() >= self._addresses_expire_at:
+            self._addresses = []
+        then = f"; its last addresses are read for {ADDRESS_MAX_AGE / 60:g} minutes after they were named"
+        return (f"DNS: {self.host} could not be resolved: {error}{then if self._addresses else ''}",)
 
 
-def _order(address: str) -> tuple[int, int]:
+def _get_sort_key(address: str) -> tuple[int, int]:
     """The same addresses in the same order at each beat, whatever turn DNS gives them."""
     parsed = ip_address(address)
     return parsed.version, int(parsed)

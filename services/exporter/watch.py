@@ -16,169 +16,169 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from services.exporter.backend_state import BackendReader, http_client
+from services.exporter.backend_state import BackendReader, open_http_client
 from services.exporter.config import Backend, Settings, Target
-from services.exporter.demand import ClosedError, Demand
-from services.exporter.lifecycle import READS, READS_A_MINUTE, Lifecycle, beat, keep_none
+from services.exporter.demand import ProbeClosedError, CoalescedProbe
+from services.exporter.lifecycle import READS_PER_INSPECTION, MAX_READS_PER_MINUTE, KeyInspector, compute_interval, sync_nothing
 from services.exporter.model import BackendState, ProbeResult
 from services.exporter.probe import Prober
-from services.exporter.record import Record
-from services.exporter.resolve import Replicas
-from services.exporter.scheduler import Beat, Job, repeat
-from shared.kms.provider import KeyProvider
+from services.exporter.record import Results
+from services.exporter.resolve import ReplicaReader
+from services.exporter.scheduler import NextRun, Job, run_jobs
+from shared.kms.provider import KmsKey
 from shared.kms.reason import Reason
 from shared.kms.settings import KeySettings
 
-Connect = Callable[[KeySettings], KeyProvider]
-Read = Callable[[], Awaitable[Sequence[BackendState]]]
+Connect = Callable[[KeySettings], KmsKey]
+ReadBackend = Callable[[], Awaitable[Sequence[BackendState]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class RunningJobs:
     """What runs."""
 
-    demands: Mapping[str, Demand]
+    probes: Mapping[str, CoalescedProbe]
     """By the name of the target."""
-    schedules: Sequence[asyncio.Task[None]]
+    tasks: Sequence[asyncio.Task[None]]
     """None of them ends by itself."""
 
-    def stop(self) -> None:
+    def cancel_probes(self) -> None:
         """The end is near: whoever waits for a probe is answered at once."""
-        for demand in self.demands.values():
-            demand.end()
+        for demand in self.probes.values():
+            demand.cancel()
 
 
 @asynccontextmanager
-async def watching(settings: Settings, record: Record, connect: Connect, random: Random) -> AsyncIterator[Watch]:
+async def start_jobs(settings: Settings, results: Results, connect: Connect, random: Random) -> AsyncIterator[RunningJobs]:
     """Watches what `settings` say while the body runs; after it nothing is left running or open.
 
     Args:
         settings: what to watch.
-        record: takes what is found.
+        results: takes what is found.
         connect: from a key's settings to the key behind the port.
         random: where the schedule's jitter comes from.
     """
     async with AsyncExitStack() as stack:
-        session = await stack.enter_async_context(http_client())
+        session = await stack.enter_async_context(open_http_client())
         # By endpoint: a KMS that hangs takes no place from the keys of another one.
         new = partial(asyncio.Semaphore, settings.probe.concurrency)
         probing: defaultdict[str | None, asyncio.Semaphore] = defaultdict(new)
         looking: defaultdict[str | None, asyncio.Semaphore] = defaultdict(new)
-        demands: dict[str, Demand] = {}
+        demands: dict[str, CoalescedProbe] = {}
         ended = dict.fromkeys((target.name for target in settings.targets), asyncio.get_running_loop().time())
         probes: list[tuple[float, Job]] = []
         looks: list[tuple[float, Job]] = []
         for target in settings.targets:
-            probed_at, looked_at = record.last(target)
+            probed_at, looked_at = results.get_last_times(target)
             key = connect(target)
             stack.push_async_callback(key.close)
-            demand = _demand(target, settings, key, partial(_observe, record, ended), probing[target.endpoint])
+            demand = _build_probe(target, settings, key, partial(_add_probe, results, ended), probing[target.endpoint])
             stack.push_async_callback(demand.close)
             demands[target.name] = demand
-            probes.append((probed_at, _probe_job(demand)))
-            look = _look_job(target, settings.probe.timeout, connect, record, looking[target.endpoint])
+            probes.append((probed_at, _build_probe_job(demand)))
+            look = _build_inspection_job(target, settings.probe.timeout, connect, results, looking[target.endpoint])
             looks.append((looked_at, look))
         reads = [
-            _read_job(backend.service, _read(backend, settings.probe.timeout, session, stack), record)
+            _build_backend_job(backend.service, _build_backend_reader(backend, settings.probe.timeout, session, stack), results)
             for backend in settings.backends
         ]
         # Schedules of their own: a KMS that hangs never delays what is known of the backends.
-        schedule, every = partial(repeat, random=random), len(settings.targets)
+        schedule, every = partial(run_jobs, random=random), len(settings.targets)
         interval = settings.probe.interval
-        slow, apart = beat(len(looks)), 60 * READS / READS_A_MINUTE
+        slow, apart = compute_interval(len(looks)), 60 * READS_PER_INSPECTION / MAX_READS_PER_MINUTE
         schedules = [
-            *([schedule(_oldest_first(probes), interval=interval, concurrency=every)] if probes else []),
-            *([_watch_overdue(settings, record, ended)] if probes else []),
-            *([schedule(_oldest_first(looks), interval=slow, concurrency=every, spacing=apart)] if looks else []),
+            *([schedule(_sort_by_last_run(probes), interval=interval, concurrency=every)] if probes else []),
+            *([_expire_successes(settings, results, ended)] if probes else []),
+            *([schedule(_sort_by_last_run(looks), interval=slow, concurrency=every, spacing=apart)] if looks else []),
             *([schedule(reads, interval=interval, concurrency=settings.probe.concurrency)] if reads else []),
         ]
-        record.watch(settings)  # not before it is certain that this will be watched: it forgets the rest
+        results.configure(settings)  # not before it is certain that this will be watched: it forgets the rest
         tasks = [asyncio.create_task(each) for each in schedules]
-        stack.push_async_callback(_end, tasks)
-        yield Watch(demands, tasks)
+        stack.push_async_callback(_cancel_tasks, tasks)
+        yield RunningJobs(demands, tasks)
 
 
-def _observe(record: Record, ended: dict[str, float], result: ProbeResult) -> None:
-    ended[result.target] = asyncio.get_running_loop().time()
-    record.probe(result)
+def _add_probe(results: Results, last_ended: dict[str, float], result: ProbeResult) -> None:
+    last_ended[result.target] = asyncio.get_running_loop().time()
+    results.add_probe(result)
 
 
-async def _watch_overdue(settings: Settings, record: Record, ended: Mapping[str, float]) -> None:
+async def _expire_successes(settings: Settings, results: Results, last_ended: Mapping[str, float]) -> None:
     """While others hang in all places, a key is not probed: what its last round trip found is no success for ever.
 
     Args:
         settings: what is watched, and how often.
-        record: is told.
-        ended: when the last round trip of each target ended, by the loop's clock; the start, where there was none.
+        results: is told.
+        last_ended: when the last round trip of each target ended, by the loop's clock; the start, where there was none.
     """
-    after = settings.probe.overdue_after
+    after = settings.probe.success_max_age
     while True:
         await asyncio.sleep(min(1.0, after / 4))
         late = asyncio.get_running_loop().time() - after
         for target in settings.targets:
-            if ended[target.name] < late:
-                record.overdue(target.service, target.name)
+            if last_ended[target.name] < late:
+                results.expire_success(target.service, target.name)
 
 
-def _oldest_first(jobs: Sequence[tuple[float, Job]]) -> list[Job]:
+def _sort_by_last_run(jobs: Sequence[tuple[float, Job]]) -> list[Job]:
     """By when they ran last: however often a reload begins anew, each has its turn."""
     return [job for _, job in sorted(jobs, key=itemgetter(0))]
 
 
-def _demand(
+def _build_probe(
     target: Target,
     settings: Settings,
-    key: KeyProvider,
-    observe: Callable[[ProbeResult], None],
-    places: asyncio.Semaphore,
-) -> Demand:
+    key: KmsKey,
+    add_result: Callable[[ProbeResult], None],
+    semaphore: asyncio.Semaphore,
+) -> CoalescedProbe:
     timeout = settings.probe.timeout
-    return Demand(
+    return CoalescedProbe(
         target.service,
         target.name,
         probe=Prober(target.service, target.name, key, timeout).probe,
-        way=lambda: key.way(timeout=timeout),
-        observe=observe,
-        places=places,
+        measure_connectivity=lambda: key.measure_connectivity(timeout=timeout),
+        add_result=add_result,
+        semaphore=semaphore,
         min_interval=settings.probe.min_interval,
     )
 
 
-def _probe_job(demand: Demand) -> Job:
-    async def run() -> Beat:
+def _build_probe_job(probe: CoalescedProbe) -> Job:
+    async def run() -> NextRun:
         try:
-            call = (await demand.now()).failed
-        except ClosedError:  # everything ends
-            return Beat.NEXT
-        return Beat.SLOWER if call and call.failure and call.failure.reason is Reason.QUOTA_EXHAUSTED else Beat.NEXT
+            call = (await probe.run()).failed_call
+        except ProbeClosedError:  # everything ends
+            return NextRun.ON_GRID
+        return NextRun.BACK_OFF if call and call.failure and call.failure.reason is Reason.QUOTA_EXHAUSTED else NextRun.ON_GRID
 
-    return Job(f"probe of {demand.target}", run)
+    return Job(f"probe of {probe.target}", run)
 
 
-def _look_job(target: Target, timeout: float, connect: Connect, record: Record, places: asyncio.Semaphore) -> Job:
+def _build_inspection_job(target: Target, timeout: float, connect: Connect, results: Results, semaphore: asyncio.Semaphore) -> Job:
     # A connection of its own: one that a look finds dead is closed, and must not take a probe with it.
     key = connect(target)
     folder = target.canary_dir
-    sync = record.canaries.file(folder, target.name, target.key).sync if folder else keep_none
-    lifecycle = Lifecycle(target.service, target.name, key, timeout, sync)
+    sync = results.canary_files.get_file(folder, target.name, target.key).sync if folder else sync_nothing
+    lifecycle = KeyInspector(target.service, target.name, key, timeout, sync)
 
-    async def run() -> Beat:
+    async def run() -> NextRun:
         try:
-            async with places:
-                record.lifecycle(await lifecycle.read())
+            async with semaphore:
+                results.add_inspection(await lifecycle.inspect())
         finally:
             await key.close()  # a thousand idle connections would cost more than one that is opened each minute
-        return Beat.NEXT
+        return NextRun.ON_GRID
 
     return Job(f"look at the key of {target.name}", run)
 
 
-def _read(backend: Backend, timeout: float, session: aiohttp.ClientSession, stack: AsyncExitStack) -> Read:
+def _build_backend_reader(backend: Backend, timeout: float, session: aiohttp.ClientSession, stack: AsyncExitStack) -> ReadBackend:
     parser = ThreadPoolExecutor(1, "metrics-parser")
     stack.callback(parser.shutdown, wait=False, cancel_futures=True)
     reader = BackendReader(backend.service, backend.health_url, backend.metrics_url, session, parser, timeout)
     if backend.resolve == "all":
-        return Replicas(backend.service, urlsplit(backend.health_url).hostname or "", reader.read, timeout).read
+        return ReplicaReader(backend.service, urlsplit(backend.health_url).hostname or "", reader.read, timeout).read
 
     async def read() -> tuple[BackendState, ...]:
         return (await reader.read(),)
@@ -186,20 +186,20 @@ def _read(backend: Backend, timeout: float, session: aiohttp.ClientSession, stac
     return read
 
 
-def _read_job(service: str, read: Read, record: Record) -> Job:
-    async def run() -> Beat:
+def _build_backend_job(service: str, read: ReadBackend, results: Results) -> Job:
+    async def run() -> NextRun:
         try:
             states = await read()
         except BaseException:  # a library's CancelledError, too
-            record.metrics.show(BackendState(service, None))  # what is shown is never older than the last read
+            results.metrics.set_backend_states(BackendState(service, None))  # what is shown is never older than the last read
             raise
-        record.backend(states)
-        return Beat.NEXT
+        results.add_backend_states(states)
+        return NextRun.ON_GRID
 
     return Job(f"read of {service}", run)
 
 
-async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+async def _cancel_tasks(tasks: Sequence[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     for ended in await asyncio.gather(*tasks, return_exceptions=True):

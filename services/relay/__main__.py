@@ -10,7 +10,7 @@ import uvloop
 from services.relay.app import serve
 from services.relay.commands import deliveries, render, restored, retry, send_test
 from services.relay.config import RelaySettings
-from shared.cli import ServerOptions, run_server, server_options
+from shared.cli import ServerOptions, run_server, add_server_options
 
 _EXAMPLES: Final = """\b
 Examples:
@@ -22,7 +22,7 @@ Examples:
 
 
 @click.group(invoke_without_command=True, epilog=_EXAMPLES)
-@server_options
+@add_server_options
 @click.pass_context
 def main(context: click.Context, **options: Unpack[ServerOptions]) -> None:
     """Take Alertmanager's webhooks, and deliver them to Slack, email and PagerDuty.

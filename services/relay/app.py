@@ -12,53 +12,53 @@ import structlog
 from starlette.applications import Starlette
 
 from services.relay.channels.channel import Reason, Receipt, Scope, SendError
-from services.relay.config import Auth, RelaySettings
+from services.relay.config import RelayAuthSettings, RelaySettings
 from services.relay.console import api
-from services.relay.delivery.trial import TrialAttempt, trial, trial_over
-from services.relay.intake.endpoint import TURN_SECONDS, TURNS, Intake, Rules
-from services.relay.intake.heartbeat import Heartbeat
-from services.relay.intake.routing import Rule, first_match
+from services.relay.delivery.trial import UnrecordedAttempt, build_test_message, build_test_resolve
+from services.relay.intake.endpoint import QUEUE_SECONDS, MAX_CONCURRENT_WEBHOOKS, Intake, IntakeRules
+from services.relay.intake.heartbeat import HeartbeatMatcher
+from services.relay.intake.routing import Route, find_route
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
 from services.relay.model import Event
 from services.relay.outbox import query
 from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.byte_limit import ByteLimit
-from services.relay.outbox.prune import pruning
-from services.relay.outbox.schema import COUNTED, OPEN, State
-from services.relay.outbox.store import Store, StoreUnusableError, opened
+from services.relay.outbox.prune import run_retention
+from services.relay.outbox.schema import UNSETTLED, UNFINISHED, State
+from services.relay.outbox.store import Store, StoreUnusableError, open_store
 from services.relay.outbox.waiting import StoreUnavailableError
-from services.relay.outbox.watchdogs import last_seen
-from services.relay.sending.apart import apart
-from services.relay.sending.here import close
-from services.relay.sending.outgoing import Sending
-from services.relay.watch.telling import Teller
-from services.relay.watch.watchdog import Able, Watchdog
-from services.relay.watch.watching import Watched, Watching
-from services.relay.workers import delivering, link_rules
-from shared.auth import Access, Token, access_of
-from shared.generations import Generations
-from shared.guard import Guard, GuardedRoute, Requires
-from shared.launch import Launch
+from services.relay.outbox.watchdogs import read_last_seen
+from services.relay.sending.apart import open_sender_process
+from services.relay.sending.here import close_channel
+from services.relay.sending.outgoing import OpenSender
+from services.relay.watch.telling import AlertPublisher
+from services.relay.watch.watchdog import IntakeUptime, Watchdog
+from services.relay.watch.watching import MonitorSettings, Monitors
+from services.relay.workers import run_delivery, build_link_rules
+from shared.auth import AccessPolicy, Token, create_access_policy
+from shared.generations import ReloadableApp
+from shared.guard import Authorizer, ProtectedRoute, RouteRequirements
+from shared.launch import ServerRunner
 from shared.secret_file import TokenFile
-from shared.server import StartError, application, registry
+from shared.server import StartError, create_application, create_registry
 from shared.settings import Role
-from shared.turns import Turns
+from shared.turns import AdmissionQueue
 
-_OUTCOMES: Final = (State.DELIVERED, State.SUPERSEDED, State.DEAD)
+_FINAL_STATES: Final = (State.DELIVERED, State.SUPERSEDED, State.DEAD)
 
 log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
-async def running(
-    settings: RelaySettings, *, clock: Callable[[], float] = time.time, sending: Sending = apart
+async def run_relay(
+    settings: RelaySettings, *, clock: Callable[[], float] = time.time, open_sender: OpenSender = open_sender_process
 ) -> AsyncIterator[Starlette]:
     """A relay that delivers while the body runs, and finishes what is in hand after it.
 
     Args:
         settings: the configuration.
         clock: unix seconds.
-        sending: what sends.
+        open_sender: what sends.
 
     Yields:
         The application; its `state.stop` makes every webhook a 503 from then on, and bounds the wait for the outbox,
@@ -69,39 +69,39 @@ async def running(
     """
     async with AsyncExitStack() as stack:
         try:
-            store = await stack.enter_async_context(opened(settings.database, clock, settings.unmerged))
+            store = await stack.enter_async_context(open_store(settings.database, clock, settings.unmerged_channels))
         except StoreUnusableError as error:
             raise StartError(str(error)) from None
-        shown, able = registry(), Able(time.monotonic)
-        guard = Guard(shown, OutboxAudit(store), clock=clock)
-        metrics = Metrics(shown, (), _OUTCOMES, Reason)
+        shown, able = create_registry(), IntakeUptime(time.monotonic)
+        guard = Authorizer(shown, OutboxAudit(store), clock=clock)
+        metrics = Metrics(shown, (), _FINAL_STATES, Reason)
         limit = ByteLimit()
-        metrics.show_bytes(lambda: limit.used, lambda: limit.most)
-        gauges = OutboxGauges((), (), COUNTED, OPEN, lambda: _outbox_state(store))
+        metrics.set_size_functions(lambda: limit.used_bytes, lambda: limit.max_bytes)
+        gauges = OutboxGauges((), (), UNSETTLED, UNFINISHED, lambda: read_outbox_state(store))
         shown.register(gauges)
 
         @asynccontextmanager
         async def generation(settings: RelaySettings) -> AsyncIterator[Starlette]:
-            store.tell_alone(settings.unmerged)
-            metrics.show(settings.channels)
-            gauges.show(settings.channels, frozenset(watchdog.name for watchdog in settings.watchdogs))
-            await asyncio.to_thread(_warn_of_orphans, settings, store)
-            limit.most = settings.retention.max_bytes
+            store.set_unmerged_channels(settings.unmerged_channels)
+            metrics.set_channels(settings.channels)
+            gauges.set_configuration(settings.channels, frozenset(watchdog.name for watchdog in settings.watchdogs))
+            await asyncio.to_thread(warn_of_unserved_deliveries, settings, store)
+            limit.max_bytes = settings.retention.max_bytes
             bearer = TokenFile(settings.auth.bearer_token_file)
-            async with _working(settings, store, metrics, limit, able, sending) as (intake, wake):
-                app = application(
+            async with run_generation(settings, store, metrics, limit, able, open_sender) as (intake, wake):
+                app = create_application(
                     "keypulse relay",
                     shown,
                     [
-                        GuardedRoute("/alerts", intake.post, _sending(settings.auth, bearer, metrics), ["POST"]),
-                        *api.routes(store, settings.channels, wake),
+                        ProtectedRoute("/alerts", intake.handle_post, build_sender_access(settings.auth, bearer, metrics), ["POST"]),
+                        *api.build_routes(store, settings.channels, wake),
                     ],
-                    guard=guard,
-                    access=access_of(settings.auth),
-                    not_ready=lambda: (
-                        generations.problem
-                        or (store.problem and f"the outbox cannot commit: {store.problem}")
-                        or _unusable(bearer)
+                    authorizer=guard,
+                    access_policy=create_access_policy(settings.auth),
+                    get_unready_reason=lambda: (
+                        generations.error
+                        or (store.error and f"the outbox cannot commit: {store.error}")
+                        or describe_unusable_token(bearer)
                     ),
                 )
 
@@ -112,64 +112,64 @@ async def running(
                 app.state.stop = stop
                 yield app
 
-        generations = Generations(generation)
-        app = await stack.enter_async_context(generations.running(settings))
+        generations = ReloadableApp(generation)
+        app = await stack.enter_async_context(generations.run(settings))
         app.state.apply = generations.apply
         yield app
 
 
-async def serve(launch: Launch[RelaySettings]) -> None:
+async def serve(launch: ServerRunner[RelaySettings]) -> None:
     """Runs the relay until SIGTERM. Raises StartError."""
     # What is there by now stays, and looking for cycles in it again and again took a seventh of the time of a storm.
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)
-    async with running(launch.settings) as app:
+    async with run_relay(launch.settings) as app:
         await launch.serve(
             app,
             app.state.apply,
-            restart=("listen", "database"),
-            own_credentials=("/alerts",),
-            stopping=lambda: app.state.stop(),  # noqa: PLW0108 - the one of the generation that runs by then
-            turns=Turns(b"POST /alerts", TURNS, TURN_SECONDS),
+            restart_keys=("listen", "database"),
+            self_authenticated_paths=("/alerts",),
+            on_stop=lambda: app.state.stop(),  # noqa: PLW0108 - the one of the generation that runs by then
+            admission_queue=AdmissionQueue(b"POST /alerts", MAX_CONCURRENT_WEBHOOKS, QUEUE_SECONDS),
         )
 
 
-async def send_test(settings: RelaySettings, name: str) -> list[Receipt]:
+async def send_test_message(settings: RelaySettings, channel_name: str) -> list[Receipt]:
     """Sends a test page and its all-clear on one channel, past the outbox; gives both receipts. Raises SendError."""
     timeout = settings.delivery.timeout
-    channel = settings.channels[name].connect(timeout)
+    channel = settings.channels[channel_name].connect(timeout)
     try:
         async with asyncio.timeout(2 * timeout):
-            page = trial(datetime.now(UTC), link_rules(settings))
-            receipt = await channel.send(TrialAttempt(page))
-            return [receipt, await channel.send(TrialAttempt(trial_over(page, receipt, datetime.now(UTC))))]
+            page = build_test_message(datetime.now(UTC), build_link_rules(settings))
+            receipt = await channel.send(UnrecordedAttempt(page))
+            return [receipt, await channel.send(UnrecordedAttempt(build_test_resolve(page, receipt, datetime.now(UTC))))]
     except TimeoutError:
         raise SendError(Reason.TIMEOUT, Scope.ATTEMPT, f"no answer within {2 * timeout:g} s") from None
     finally:
-        await close(name, channel)
+        await close_channel(channel_name, channel)
 
 
 @asynccontextmanager
-async def _working(
-    settings: RelaySettings, store: Store, metrics: Metrics, limit: ByteLimit, able: Able, sending: Sending
+async def run_generation(
+    settings: RelaySettings, store: Store, metrics: Metrics, byte_limit: ByteLimit, uptime: IntakeUptime, open_sender: OpenSender
 ) -> AsyncIterator[tuple[Intake, Callable[[Iterable[str]], None]]]:
     """Takes in, delivers and watches while the body runs; gives the intake, and what wakes channels."""
-    async with delivering(settings, store, metrics, sending) as wake:
-        rules = _rules(settings)
+    async with run_delivery(settings, store, metrics, open_sender) as wake:
+        rules = build_intake_rules(settings)
 
         def route(event: Event) -> Sequence[str]:
-            place = first_match(event, rules.routes)
+            place = find_route(event, rules.routes)
             return rules.default_channels if place is None else rules.routes[place].channels
 
-        watching = Watching(Teller(store, metrics, settings.channels, wake, route), _watched(settings), able)
+        watching = Monitors(AlertPublisher(store, metrics, settings.channels, wake, route), build_monitor_settings(settings), uptime)
         retention, young = settings.retention, settings.delivery.duplicate_window
-        kept = pruning(store, retention.max_age, retention.max_deliveries, limit, young=young)
-        async with _beside(watching.run(), kept):
-            yield Intake(store, rules, metrics, wake, watching.heartbeat, limit), wake
+        kept = run_retention(store, retention.max_age, retention.max_deliveries, byte_limit, min_age=young)
+        async with run_beside(watching.run(), kept):
+            yield Intake(store, rules, metrics, wake, watching.record_heartbeats, byte_limit), wake
 
 
 @asynccontextmanager
-async def _beside(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+async def run_beside(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Loops that run while the body does."""
     tasks = [asyncio.create_task(loop) for loop in loops]
     try:
@@ -180,58 +180,58 @@ async def _beside(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _sending(auth: Auth, bearer: TokenFile, metrics: Metrics) -> Requires:
+def build_sender_access(auth: RelayAuthSettings, bearer_token: TokenFile, metrics: Metrics) -> RouteRequirements:
     """Who may send alerts: the holder of the bearer token, or a user of web.yml who is a responder at least."""
-    sender = Token("sender", Role.RESPONDER, bearer)
-    access = Access([sender], auth.roles, auth.allow_from)
-    return Requires(Role.RESPONDER, access=access, refused=metrics.webhook)
+    sender = Token("sender", Role.RESPONDER, bearer_token)
+    access = AccessPolicy([sender], auth.roles, auth.allow_from)
+    return RouteRequirements(Role.RESPONDER, access_policy=access, on_refusal=metrics.count_webhook)
 
 
-def _unusable(bearer: TokenFile) -> str | None:
+def describe_unusable_token(bearer_token: TokenFile) -> str | None:
     """Why nobody may send alerts, or None."""
-    problem = bearer.problem
+    problem = bearer_token.error
     return problem and f"auth.bearer_token_file cannot be used, and every webhook is answered 503: {problem}"
 
 
-def _rules(settings: RelaySettings) -> Rules:
-    return Rules(
-        routes=[Rule(route.receiver, route.matchers, route.channels) for route in settings.routes],
+def build_intake_rules(settings: RelaySettings) -> IntakeRules:
+    return IntakeRules(
+        routes=[Route(route.receiver, route.matchers, route.channels) for route in settings.routes],
         default_channels=settings.default_channels,
         channels=frozenset(settings.channels),
         duplicate_window=settings.delivery.duplicate_window,
         max_body=settings.intake.max_body,
-        heartbeats=[Heartbeat(each.name, each.matchers) for each in settings.watchdogs],
+        heartbeats=[HeartbeatMatcher(each.name, each.matchers) for each in settings.watchdogs],
     )
 
 
-def _watched(settings: RelaySettings) -> Watched:
+def build_monitor_settings(settings: RelaySettings) -> MonitorSettings:
     watchdogs = [
         Watchdog(each.name, each.expect_every, each.channels, each.ping_url_file) for each in settings.watchdogs
     ]
     alertmanager = settings.alertmanager
-    return Watched(watchdogs, settings.default_channels, alertmanager.urls, alertmanager.token_file)
+    return MonitorSettings(watchdogs, settings.default_channels, alertmanager.urls, alertmanager.token_file)
 
 
-def _outbox_state(store: Store) -> OutboxState | None:
-    if store.problem is not None:
+def read_outbox_state(store: Store) -> OutboxState | None:
+    if store.error is not None:
         return None  # what can still be read would hide that nothing is committed
     try:
         return store.read_blocking(
             lambda connection: OutboxState(
-                [(each.channel, each.state, each.deliveries, each.oldest) for each in query.counts(connection)],
-                {each.name for each in query.channels(connection) if each.refused},
-                last_seen(connection),
+                [(each.channel, each.state, each.count, each.oldest_accepted_at) for each in query.count_deliveries(connection)],
+                {each.name for each in query.read_channel_states(connection) if each.is_down},
+                read_last_seen(connection),
             )
         )
     except StoreUnavailableError as error:
-        log.warning("the outbox could not be counted for this scrape", problem=str(error))
+        log.warning("outbox metrics are missing from this scrape", error=str(error))
         return None
 
 
-def _warn_of_orphans(settings: RelaySettings, store: Store) -> None:
-    state = _outbox_state(store)
+def warn_of_unserved_deliveries(settings: RelaySettings, store: Store) -> None:
+    state = read_outbox_state(store)
     for channel, each, deliveries, _ in state.counts if state else ():
-        if channel not in settings.channels and each in OPEN:
+        if channel not in settings.channels and each in UNFINISHED:
             log.warning(
-                "deliveries wait for a channel that is no longer configured", channel=channel, deliveries=deliveries
+                "deliveries wait for a channel that is not configured", channel=channel, deliveries=deliveries
             )

@@ -8,94 +8,94 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from services.relay.model import Alert, Event, Status, digest
+from services.relay.model import Alert, Event, Status, compute_digest
 
-TEXT: Final = 16_384
+MAX_TEXT: Final = 16_384
 """Characters of one text."""
-PAIRS: Final = 65_536
+MAX_PAIRS: Final = 65_536
 """Characters of one alert's labels, or annotations."""
-LISTED: Final = 524_288
+MAX_ALERTS_SIZE: Final = 524_288
 """Characters of all alerts that are listed; at least one is."""
-_URL: Final = 8_192
+_MAX_URL: Final = 8_192
 """Characters of an address; a longer one is no link for anybody."""
-_FRAME: Final = 200
+_ALERT_OVERHEAD: Final = 200
 """What an alert has beside its texts, as if it were characters."""
-_FIRST: Final = frozenset(
+_IMPORTANT_KEYS: Final = frozenset(
     {"alertname", "env", "service", "severity", "title", "summary", "description", "runbook_url", "dashboard_url"}
 )
 
 
-def bounded(event: Event) -> Event:
+def limit_size(event: Event) -> Event:
     """The event with as many of its alerts as fit; of the others it keeps digests, which count.
 
     Where not all fit, those that fire are listed before those that are over, and critical ones before others.
     """
-    alerts = tuple(map(_alert, event.alerts))
-    if sum(map(_size, alerts)) <= LISTED:
-        return _framed(event, alerts, {})
+    alerts = tuple(map(_limit_alert, event.alerts))
+    if sum(map(_measure_alert, alerts)) <= MAX_ALERTS_SIZE:
+        return _build_limited(event, alerts, {})
     by_urgency = sorted(
         alerts, key=lambda alert: (alert.status is Status.RESOLVED, alert.labels.get("severity") != "critical")
     )
-    left, fit = LISTED, 0
+    left, fit = MAX_ALERTS_SIZE, 0
     for alert in by_urgency:
-        left -= _size(alert)
+        left -= _measure_alert(alert)
         if left < 0 and fit:
             break
         fit += 1
     unlisted: dict[Status, list[bytes]] = {Status.FIRING: [], Status.RESOLVED: []}
     for alert in by_urgency[fit:]:
-        unlisted[alert.status].append(digest(alert.fingerprint))
-    return _framed(event, tuple(by_urgency[:fit]), {status: b"".join(each) for status, each in unlisted.items()})
+        unlisted[alert.status].append(compute_digest(alert.fingerprint))
+    return _build_limited(event, tuple(by_urgency[:fit]), {status: b"".join(each) for status, each in unlisted.items()})
 
 
-def _framed(event: Event, alerts: tuple[Alert, ...], unlisted: Mapping[Status, bytes]) -> Event:
+def _build_limited(event: Event, alerts: tuple[Alert, ...], unlisted_digests: Mapping[Status, bytes]) -> Event:
     return replace(
         event,
         alerts=alerts,
-        group_labels=_pairs(event.group_labels),
-        common_labels=_pairs(event.common_labels),
-        common_annotations=_pairs(event.common_annotations),
-        external_url=_address(event.external_url),
-        unlisted_firing=event.unlisted_firing + unlisted.get(Status.FIRING, b""),
-        unlisted_resolved=event.unlisted_resolved + unlisted.get(Status.RESOLVED, b""),
+        group_labels=_limit_pairs(event.group_labels),
+        common_labels=_limit_pairs(event.common_labels),
+        common_annotations=_limit_pairs(event.common_annotations),
+        external_url=_limit_url(event.external_url),
+        unlisted_firing=event.unlisted_firing + unlisted_digests.get(Status.FIRING, b""),
+        unlisted_resolved=event.unlisted_resolved + unlisted_digests.get(Status.RESOLVED, b""),
     )
 
 
-def _alert(alert: Alert) -> Alert:
-    if _size(alert) <= TEXT:  # as almost always: then none of its parts is over its bound
+def _limit_alert(alert: Alert) -> Alert:
+    if _measure_alert(alert) <= MAX_TEXT:  # as almost always: then none of its parts is over its bound
         return alert
     return replace(
         alert,
-        labels=_pairs(alert.labels),
-        annotations=_pairs(alert.annotations),
-        generator_url=_address(alert.generator_url),
+        labels=_limit_pairs(alert.labels),
+        annotations=_limit_pairs(alert.annotations),
+        generator_url=_limit_url(alert.generator_url),
     )
 
 
-def _size(alert: Alert) -> int:
-    return _FRAME + len(alert.generator_url) + _length(alert.labels) + _length(alert.annotations)
+def _measure_alert(alert: Alert) -> int:
+    return _ALERT_OVERHEAD + len(alert.generator_url) + _measure_pairs(alert.labels) + _measure_pairs(alert.annotations)
 
 
-def _length(pairs: Mapping[str, str]) -> int:
+def _measure_pairs(pairs: Mapping[str, str]) -> int:
     return sum(map(len, pairs)) + sum(map(len, pairs.values()))
 
 
-def _pairs(pairs: Mapping[str, str]) -> Mapping[str, str]:
-    if _length(pairs) <= TEXT:
+def _limit_pairs(pairs: Mapping[str, str]) -> Mapping[str, str]:
+    if _measure_pairs(pairs) <= MAX_TEXT:
         return pairs
     kept: dict[str, str] = {}
-    left = PAIRS
-    for key in sorted(pairs, key=lambda key: key not in _FIRST):
-        left -= min(len(key), TEXT) + min(len(pairs[key]), TEXT)
+    left = MAX_PAIRS
+    for key in sorted(pairs, key=lambda key: key not in _IMPORTANT_KEYS):
+        left -= min(len(key), MAX_TEXT) + min(len(pairs[key]), MAX_TEXT)
         if left < 0:
             break
-        kept[_cut(key)] = _cut(pairs[key])
+        kept[_truncate(key)] = _truncate(pairs[key])
     return kept
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= TEXT else text[: TEXT - 1] + "…"
+def _truncate(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
 
 
-def _address(url: str) -> str:
-    return url if len(url) <= _URL else ""
+def _limit_url(url: str) -> str:
+    return url if len(url) <= _MAX_URL else ""

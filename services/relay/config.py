@@ -16,56 +16,56 @@ from pydantic import (
 )
 
 from services.relay.channels.registry import AnyChannel
-from services.relay.channels.web_api import fit_for_a_secret
+from services.relay.channels.web_api import check_secret_url
 from services.relay.intake.routing import Matcher, parse_matcher
-from services.relay.outbox.byte_limit import room_for
-from services.relay.sending.enrich.contacts import LONGEST_CONTACT, MOST_CONTACTS, as_text, is_placeholder
+from services.relay.outbox.byte_limit import compute_minimum
+from services.relay.sending.enrich.contacts import MAX_CONTACT_LENGTH, MAX_CONTACTS, parse_contact, is_placeholder
 from services.relay.sending.enrich.links import check_template
 from shared import settings
 from shared.settings import Address, Duration, ListenAddress, SecretPath, Section, ServerSettings, Size, TokenPath
-from shared.sql.setting import Database
+from shared.sql.setting import DatabaseSetting
 
 T = TypeVar("T", bound=Sized)
 R = TypeVar("R", "Route", "Watchdog")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
-def _channel_name(name: str) -> str:
+def _check_channel_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError("expected a name of letters, digits, '-', '_' and '.'")
     return name
 
 
-def _some(values: T) -> T:
+def _require_one(values: T) -> T:
     # Not pydantic's min_length, which complains of an empty list where the items have mistakes of their own.
     if not values:
         raise ValueError("expected at least one")
     return values
 
 
-def _known(name: str, info: ValidationInfo) -> str:
+def _check_channel(name: str, info: ValidationInfo) -> str:
     channels = info.data.get("channels")  # absent where it has mistakes of its own, which are named already
     if channels is not None and name not in channels:
         raise ValueError(f"no such channel; expected one of {', '.join(sorted(channels))}")
     return name
 
 
-def _to_known(route: R, info: ValidationInfo) -> R:
+def _check_channels(route: R, info: ValidationInfo) -> R:
     for name in route.channels:
         try:
-            _known(name, info)
+            _check_channel(name, info)
         except ValueError as error:
             raise ValueError(f"channels: {name}: {error}") from None
     return route
 
 
-def _reached(how: str, info: ValidationInfo) -> str:
-    if is_placeholder(how) and info.data.get("environment") == "production":
+def _check_contact(address: str, info: ValidationInfo) -> str:
+    if is_placeholder(address) and info.data.get("environment") == "production":
         raise ValueError("a placeholder reaches nobody in production; expected a telephone number, a channel, …")
-    return how
+    return address
 
 
-def _told_apart(watchdogs: tuple["Watchdog", ...]) -> tuple["Watchdog", ...]:
+def _check_unique_names(watchdogs: tuple["WatchdogSettings", ...]) -> tuple["WatchdogSettings", ...]:
     names = [watchdog.name for watchdog in watchdogs]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -73,7 +73,7 @@ def _told_apart(watchdogs: tuple["Watchdog", ...]) -> tuple["Watchdog", ...]:
     return watchdogs
 
 
-def _web_address(url: str) -> str:
+def _check_web_address(url: str) -> str:
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -84,40 +84,40 @@ def _web_address(url: str) -> str:
     return url.rstrip("/")
 
 
-def _network(value: object) -> IPv4Network | IPv6Network:
+def _parse_network(value: object) -> IPv4Network | IPv6Network:
     try:
         return ip_network(value if isinstance(value, str) else "")
     except ValueError:
         raise ValueError("expected a network without host bits, such as 10.0.0.0/8") from None
 
 
-def _room_for_one(retention: "Retention", info: ValidationInfo) -> "Retention":
+def _check_max_bytes(retention: "RetentionSettings", info: ValidationInfo) -> "RetentionSettings":
     intake = info.data.get("intake")  # absent where it has mistakes of its own
-    if intake is not None and retention.max_bytes < (least := room_for(intake.max_body)):
+    if intake is not None and retention.max_bytes < (least := compute_minimum(intake.max_body)):
         raise ValueError(f"max_bytes: expected at least {least} bytes, to hold a webhook of intake.max_body")
     return retention
 
 
-Network = Annotated[IPv4Network | IPv6Network, PlainValidator(_network, json_schema_input_type=str)]
+Network = Annotated[IPv4Network | IPv6Network, PlainValidator(_parse_network, json_schema_input_type=str)]
 """A network in CIDR notation."""
 ParsedMatcher = Annotated[
     Matcher,
     BeforeValidator(lambda value: parse_matcher(value if isinstance(value, str) else ""), json_schema_input_type=str),
 ]
-WebAddress = Annotated[str, AfterValidator(_web_address)]
+WebAddress = Annotated[str, AfterValidator(_check_web_address)]
 Template = Annotated[str, AfterValidator(check_template)]
-ChannelName = Annotated[str, AfterValidator(_channel_name)]
-Role = Annotated[str, Field(min_length=1, max_length=LONGEST_CONTACT)]
-Reached = Annotated[
+ChannelName = Annotated[str, AfterValidator(_check_channel_name)]
+ContactRole = Annotated[str, Field(min_length=1, max_length=MAX_CONTACT_LENGTH)]
+ContactAddress = Annotated[
     str,
-    Field(max_length=LONGEST_CONTACT),  # of text, and so before what may be none
-    BeforeValidator(as_text, json_schema_input_type=str | None),
-    AfterValidator(_reached),
+    Field(max_length=MAX_CONTACT_LENGTH),  # of text, and so before what may be none
+    BeforeValidator(parse_contact, json_schema_input_type=str | None),
+    AfterValidator(_check_contact),
 ]
-KnownChannel = Annotated[str, AfterValidator(_known)]
+KnownChannel = Annotated[str, AfterValidator(_check_channel)]
 
 
-class Auth(settings.Auth):
+class RelayAuthSettings(settings.AuthSettings):
     """Who may send alerts, and who may look."""
 
     bearer_token_file: TokenPath
@@ -126,7 +126,7 @@ class Auth(settings.Auth):
     """Networks that may send alerts; empty lets every address try."""
 
 
-class Alertmanager(Section):
+class AlertmanagerSettings(Section):
     """Where open incidents are compared with Alertmanager's, which sends no resolve for what is silenced by then."""
 
     urls: tuple[WebAddress, ...] = ()
@@ -134,13 +134,13 @@ class Alertmanager(Section):
     token_file: SecretPath | None = None
 
     @model_validator(mode="after")
-    def _no_secret_in_plaintext(self) -> Self:
+    def _check_plaintext_secret(self) -> Self:
         for url in self.urls if self.token_file else ():
-            fit_for_a_secret(url)
+            check_secret_url(url)
         return self
 
 
-class Links(Section):
+class LinkSettings(Section):
     """Templates over an alert's labels, and alertname_lower, from_ms, to_ms."""
 
     runbook: Template | None = None
@@ -149,22 +149,22 @@ class Links(Section):
     """Hosts that an alert's own addresses may lead to: `runbook_url`, `dashboard_url`, generatorURL and externalURL."""
 
 
-class Route(Section):
+class RouteSettings(Section):
     """Alerts of a receiver that match go to these channels; the first route that matches counts."""
 
     receiver: str | None = None
     matchers: tuple[ParsedMatcher, ...] = ()
-    channels: Annotated[tuple[str, ...], AfterValidator(_some)]
+    channels: Annotated[tuple[str, ...], AfterValidator(_require_one)]
 
 
-class Intake(Section):
+class IntakeSettings(Section):
     """What a webhook may be."""
 
     max_body: Annotated[Size, Field(ge=64 * 1024, le=256 * 1024 * 1024)] = 16 * 1024 * 1024
     """More is answered 413. The memory that the relay needs grows with it."""
 
 
-class Delivery(Section):
+class DeliverySettings(Section):
     """How long and how often a channel is tried."""
 
     timeout: Duration = 10.0
@@ -175,7 +175,7 @@ class Delivery(Section):
     duplicate_window: Duration = 60.0
 
     @model_validator(mode="after")
-    def _in_order(self) -> Self:
+    def _check_order(self) -> Self:
         if self.lease < self.timeout + 1:  # in which a send that does not end is stopped
             raise ValueError(f"lease ({self.lease:g}s) must be at least 1s longer than timeout ({self.timeout:g}s)")
         if self.backoff_max < self.backoff_initial:
@@ -183,13 +183,13 @@ class Delivery(Section):
         return self
 
 
-class Pacing(Section):
+class PacingSettings(Section):
     """Rates of channels."""
 
     enabled: bool = True
 
 
-class Retention(Section):
+class RetentionSettings(Section):
     """How long what is over is kept. What is still to be delivered always is."""
 
     max_age: Duration = 30 * 86400.0
@@ -198,13 +198,13 @@ class Retention(Section):
     """Of all that the outbox holds, what is kept of refused webhooks included."""
 
 
-class Watchdog(Section):
+class WatchdogSettings(Section):
     """An alert that always fires. It is taken for a heartbeat, and its absence is told."""
 
-    matchers: Annotated[tuple[ParsedMatcher, ...], AfterValidator(_some)]
+    matchers: Annotated[tuple[ParsedMatcher, ...], AfterValidator(_require_one)]
     expect_every: Duration
     """The longest time between two heartbeats; longer means that Prometheus or Alertmanager is gone."""
-    channels: Annotated[tuple[str, ...], AfterValidator(_some)]
+    channels: Annotated[tuple[str, ...], AfterValidator(_require_one)]
     ping_url_file: SecretPath | None = None
     """Holds an address outside of this house; asked at each heartbeat while the outbox drains."""
 
@@ -224,31 +224,31 @@ class RelaySettings(ServerSettings):
     service_name: ClassVar[str] = "relay"
 
     listen: ListenAddress = Address("127.0.0.1", 9912)
-    auth: Auth
-    database: Database = Field("sqlite:////var/lib/keypulse/relay.db", validate_default=True)
-    alertmanager: Alertmanager = Alertmanager()
-    links: Links = Links()
+    auth: RelayAuthSettings
+    database: DatabaseSetting = Field("sqlite:////var/lib/keypulse/relay.db", validate_default=True)
+    alertmanager: AlertmanagerSettings = AlertmanagerSettings()
+    links: LinkSettings = LinkSettings()
     # Before the contacts, which may be placeholders everywhere but in production.
     environment: Literal["production", "staging", "demo"] = "production"
-    contacts: dict[Role, Reached] = Field({}, max_length=MOST_CONTACTS)
+    contacts: dict[ContactRole, ContactAddress] = Field({}, max_length=MAX_CONTACTS)
     """How somebody of each role is reached; shown in each critical message that fires."""
-    intake: Intake = Intake()
-    delivery: Delivery = Delivery()
-    pacing: Pacing = Pacing()
+    intake: IntakeSettings = IntakeSettings()
+    delivery: DeliverySettings = DeliverySettings()
+    pacing: PacingSettings = PacingSettings()
     # After the intake, against which it is checked.
-    retention: Annotated[Retention, AfterValidator(_room_for_one)] = Retention()
+    retention: Annotated[RetentionSettings, AfterValidator(_check_max_bytes)] = RetentionSettings()
     # Before the routes, which are checked against it.
-    channels: Annotated[dict[ChannelName, AnyChannel], AfterValidator(_some)]
-    routes: tuple[Annotated[Route, AfterValidator(_to_known)], ...] = ()
-    default_channels: Annotated[tuple[KnownChannel, ...], AfterValidator(_some)]
-    watchdogs: Annotated[tuple[Annotated[Watchdog, AfterValidator(_to_known)], ...], AfterValidator(_told_apart)] = ()
+    channels: Annotated[dict[ChannelName, AnyChannel], AfterValidator(_require_one)]
+    routes: tuple[Annotated[RouteSettings, AfterValidator(_check_channels)], ...] = ()
+    default_channels: Annotated[tuple[KnownChannel, ...], AfterValidator(_require_one)]
+    watchdogs: Annotated[tuple[Annotated[WatchdogSettings, AfterValidator(_check_channels)], ...], AfterValidator(_check_unique_names)] = ()
 
     @property
-    def unmerged(self) -> frozenset[str]:
+    def unmerged_channels(self) -> frozenset[str]:
         """The channels on which every event is told by itself."""
-        return frozenset(name for name, channel in self.channels.items() if not channel.merges)
+        return frozenset(name for name, channel in self.channels.items() if not channel.merges_waiting)
 
-    def doubts(self) -> Iterator[tuple[str, str]]:
+    def find_warnings(self) -> Iterator[tuple[str, str]]:
         """Placeholders among the contacts, which only production refuses."""
         for role, how in self.contacts.items():
             if is_placeholder(how):

@@ -11,11 +11,11 @@ _ENCODER: Final = msgspec.json.Encoder()
 _DECODER: Final = msgspec.json.Decoder(Event)
 
 
-def encode(event: Event) -> bytes:
-    """What `decode` reads."""
+def encode_event(event: Event) -> bytes:
+    """What `decode_event` reads."""
     return _ENCODER.encode(event)
 
 
-def decode(written: bytes) -> Event:
-    """The event that `encode` wrote. Raises ValueError where it is not one."""
-    return wire.decode(_DECODER, written)
+def decode_event(event_json: bytes) -> Event:
+    """The event that `encode_event` wrote. Raises ValueError where it is not one."""
+    return wire.decode_json(_DECODER, event_json)

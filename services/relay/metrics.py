@@ -18,9 +18,9 @@ class OutboxState:
 
     counts: Iterable[tuple[str, str, int, float]]
     """(channel, state, deliveries, acceptance time of the oldest)."""
-    refused: Collection[str]
+    down_channels: Collection[str]
     """The channels that refuse everything until a person acts."""
-    seen: Mapping[str, float]
+    watchdogs_last_seen: Mapping[str, float]
     """When each watchdog was seen last, unix seconds."""
 
 
@@ -59,7 +59,7 @@ class Metrics:
             ["channel"],
             registry=registry,
         )
-        self._bytes = Gauge(
+        self._used_bytes = Gauge(
             "relay_outbox_bytes",
             "Bytes that the outbox holds, as measured last, and what was accepted since.",
             registry=registry,
@@ -73,9 +73,9 @@ class Metrics:
             self._webhooks.labels(code)
         self._outcomes, self._reasons = tuple(outcomes), tuple(reasons)
         self._channels: frozenset[str] = frozenset()
-        self.show(channels)
+        self.set_channels(channels)
 
-    def show(self, channels: Iterable[str]) -> None:
+    def set_channels(self, channels: Iterable[str]) -> None:
         """These are the configured channels from now on; what was counted of others is gone."""
         channels = frozenset(channels)
         for channel in self._channels - channels:
@@ -90,28 +90,28 @@ class Metrics:
                 self._attempts.labels(channel, reason)
         self._channels = channels
 
-    def show_bytes(self, used: Callable[[], int], most: Callable[[], int]) -> None:
+    def set_size_functions(self, read_used: Callable[[], int], read_limit: Callable[[], int]) -> None:
         """What says at each scrape how many bytes the outbox holds, and may hold."""
-        self._bytes.set_function(used)
-        self._max_bytes.set_function(most)
+        self._used_bytes.set_function(read_used)
+        self._max_bytes.set_function(read_limit)
 
-    def webhook(self, code: int) -> None:
+    def count_webhook(self, code: int) -> None:
         """A webhook was answered with this status."""
         self._webhooks.labels(code).inc()
 
-    def attempt(self, channel: str, reason: str) -> None:
+    def count_attempt(self, channel: str, reason: str) -> None:
         """An attempt ended."""
         self._attempts.labels(channel, reason).inc()
 
-    def ended(self, channel: str, outcome: str) -> None:
+    def count_delivery(self, channel: str, outcome: str) -> None:
         """A delivery ended."""
         self._deliveries.labels(channel, outcome).inc()
 
-    def delivered_after(self, channel: str, seconds: float) -> None:
+    def observe_duration(self, channel: str, seconds: float) -> None:
         """A delivery arrived so long after its commit."""
         self._duration.labels(channel).observe(seconds)
 
-    def lease_lost(self, channel: str) -> None:
+    def count_lost_lease(self, channel: str) -> None:
         """A claim ended before its receipt was written."""
         self._leases_lost.labels(channel).inc()
 
@@ -123,8 +123,8 @@ class OutboxGauges(Collector):
         channels: the configured names; see `show`.
         watchdogs: likewise.
         states: those that are counted.
-        unsent: which of them are still to be sent.
-        state: asks the outbox; None where it cannot be read.
+        unfinished_states: which of them are still to be sent.
+        read_state: asks the outbox; None where it cannot be read.
     """
 
     def __init__(
@@ -132,48 +132,48 @@ class OutboxGauges(Collector):
         channels: Iterable[str],
         watchdogs: Collection[str],
         states: Iterable[str],
-        unsent: Iterable[str],
-        state: Callable[[], OutboxState | None],
+        unfinished_states: Iterable[str],
+        read_state: Callable[[], OutboxState | None],
     ) -> None:
-        self.show(channels, watchdogs)
+        self.set_configuration(channels, watchdogs)
         self._states = tuple(states)
-        self._unsent = frozenset(unsent)
-        self._state = state
+        self._unfinished_states = frozenset(unfinished_states)
+        self._read_state = read_state
 
-    def show(self, channels: Iterable[str], watchdogs: Collection[str]) -> None:
+    def set_configuration(self, channels: Iterable[str], watchdogs: Collection[str]) -> None:
         """These are configured from now on; channels with nothing waiting show 0."""
         self._channels = tuple(channels)
         self._watchdogs = watchdogs
 
     def describe(self) -> Iterator[Metric]:
         """The families without values, so that registering asks no outbox."""
-        yield from _families()
+        yield from _build_families()
 
     def collect(self) -> Iterator[Metric]:
         """The families as the outbox stands now."""
-        deliveries, oldest, up, last_seen = _families()
-        state = self._state()
+        deliveries, oldest, up, last_seen = _build_families()
+        state = self._read_state()
         if state is None:
             return
         values = {(channel, each): 0 for channel in self._channels for each in self._states}
         waiting: dict[str, float] = {}
         for channel, each, number, accepted_at in state.counts:
             values[channel, each] = number
-            if each in self._unsent:
+            if each in self._unfinished_states:
                 waiting[channel] = min(accepted_at, waiting.get(channel, accepted_at))
         for labels, number in values.items():
             deliveries.add_metric(labels, number)
         for channel, accepted_at in waiting.items():
             oldest.add_metric([channel], accepted_at)
         for channel in self._channels:
-            up.add_metric([channel], channel not in state.refused)
-        for watchdog, seen_at in state.seen.items():
+            up.add_metric([channel], channel not in state.down_channels)
+        for watchdog, seen_at in state.watchdogs_last_seen.items():
             if watchdog in self._watchdogs:
                 last_seen.add_metric([watchdog], seen_at)
         yield from (deliveries, oldest, up, last_seen)
 
 
-def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
+def _build_families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
     return (
         GaugeMetricFamily(
             "relay_outbox_deliveries",

@@ -7,18 +7,18 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
-DIGEST: Final = 8
+DIGEST_BYTES: Final = 8
 """Bytes of a fingerprint's digest."""
 
 
-def digest(fingerprint: str) -> bytes:
+def compute_digest(fingerprint: str) -> bytes:
     """What stands for an alert that is not listed."""
-    return hashlib.sha256(fingerprint.encode()).digest()[:DIGEST]
+    return hashlib.sha256(fingerprint.encode()).digest()[:DIGEST_BYTES]
 
 
-def digests(joined: bytes) -> frozenset[bytes]:
+def split_digests(digests: bytes) -> frozenset[bytes]:
     """Those that one `unlisted_…` holds."""
-    return frozenset(joined[start : start + DIGEST] for start in range(0, len(joined), DIGEST))
+    return frozenset(digests[start : start + DIGEST_BYTES] for start in range(0, len(digests), DIGEST_BYTES))
 
 
 class Status(StrEnum):
@@ -58,7 +58,7 @@ class Event:
     external_url: str
     truncated_alerts: int
     """How many alerts Alertmanager cut off; over 0, `status` says nothing about the whole group."""
-    note: str = ""
+    remark: str = ""
     """What the relay itself has to say of it; empty for what came from Alertmanager as it is."""
     unlisted_firing: bytes = b""
     """The digests of firing alerts that are not among `alerts`, since there are too many to be shown by anything."""
@@ -66,15 +66,15 @@ class Event:
     """Likewise of resolved ones."""
 
     @property
-    def not_listed(self) -> int:
+    def unlisted_count(self) -> int:
         """How many alerts are not among `alerts`, those that Alertmanager cut off included."""
-        return self.truncated_alerts + (len(self.unlisted_firing) + len(self.unlisted_resolved)) // DIGEST
+        return self.truncated_alerts + (len(self.unlisted_firing) + len(self.unlisted_resolved)) // DIGEST_BYTES
 
 
-def spoken_of(event: Event) -> frozenset[bytes]:
+def collect_digests(event: Event) -> frozenset[bytes]:
     """The digests of all its alerts, listed or not."""
-    listed = (digest(alert.fingerprint) for alert in event.alerts)
-    return digests(event.unlisted_firing) | digests(event.unlisted_resolved) | frozenset(listed)
+    listed = (compute_digest(alert.fingerprint) for alert in event.alerts)
+    return split_digests(event.unlisted_firing) | split_digests(event.unlisted_resolved) | frozenset(listed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +100,11 @@ class Message:
     accepted_at: datetime
     first_receipt: Mapping[str, str] | None
     """The receipt of this episode's first delivery on this channel, which a reply can refer to."""
-    untold: bool = False
+    firing_undelivered: bool = False
     """Whether the incident is over, and this channel was never told that it had begun."""
-    note: str = ""
+    remark: str = ""
     """What the relay itself has to say to the reader, such as why it comes here; usually empty."""
-    size: int = 0
+    events_size: int = 0
     """Bytes of the events as they were written: how much there is to do for whoever makes something of it."""
     contacts: Mapping[str, str] = field(default_factory=dict)
     """How somebody of each role is reached: 10 at most, each text of 200 characters at most."""

@@ -5,20 +5,20 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
-from shared.memory import give_back
+from shared.memory import release_free_memory
 
-_PARSER: Final = ThreadPoolExecutor(1, "parse")
+_LARGE_WORK: Final = ThreadPoolExecutor(1, "parse")
 
 T = TypeVar("T")
 
 
-async def parse_apart(parse: Callable[[], T]) -> T:
-    """What `parse` returns; the memory that it needed meanwhile goes back to the system."""
+async def run_large(work: Callable[[], T]) -> T:
+    """What `work` returns; the memory that it needed meanwhile goes back to the system."""
 
     def parsed() -> T:
         try:
-            return parse()
+            return work()
         finally:
-            give_back()
+            release_free_memory()
 
-    return await asyncio.get_running_loop().run_in_executor(_PARSER, parsed)
+    return await asyncio.get_running_loop().run_in_executor(_LARGE_WORK, parsed)

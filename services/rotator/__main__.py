@@ -9,13 +9,13 @@ from typing import Any, Final
 import click
 
 from services.rotator import look
-from services.rotator.app import Work, done
+from services.rotator.app import SessionCommand, run_and_report
 from services.rotator.config import Settings
-from services.rotator.restore import restore
-from services.rotator.retire import destroy, retire
+from services.rotator.restore import restore_backup
+from services.rotator.retire import destroy_version, retire_version
 from services.rotator.run import resume, rollback, run
 from shared import VERSION
-from shared.cli import load_or_exit
+from shared.cli import load_settings_or_exit
 from shared.keyring.administration import RotationType
 
 _EXAMPLES: Final = """\b
@@ -42,7 +42,7 @@ def main() -> None:
     """
 
 
-def _options(command: Command) -> Command:
+def _add_options(command: Command) -> Command:
     """What every command takes."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
@@ -52,85 +52,85 @@ def _options(command: Command) -> Command:
     return command
 
 
-def _do(name: str, config: Path, as_json: bool, work: Work) -> None:
-    settings = load_or_exit(Settings, config)
-    sys.exit(done(name, settings, str(config), work, os.environ, as_json=as_json))
+def _run_command(name: str, config: Path, as_json: bool, command: SessionCommand) -> None:
+    settings = load_settings_or_exit(Settings, config)
+    sys.exit(run_and_report(name, settings, str(config), command, os.environ, as_json=as_json))
 
 
 @main.command()
-@_options
+@_add_options
 @click.option("--type", "type_", type=_TYPES, help="Of one type only.")
 def plan(config: Path, *, as_json: bool, type_: str | None) -> None:
     """Say what a run would do. Changes nothing."""
     types = (RotationType(type_),) if type_ else tuple(RotationType)
-    _do("plan", config, as_json, lambda session: look.plans(session, types))
+    _run_command("plan", config, as_json, lambda session: look.show_plans(session, types))
 
 
 @main.command("run")
-@_options
+@_add_options
 @click.option("--type", "type_", type=_TYPES, required=True, help="What is rotated.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 def run_(config: Path, *, as_json: bool, type_: str, dry_run: bool) -> None:
     """Rotate, where there is something to do; never asks."""
     wanted = RotationType(type_)
     if dry_run:
-        _do("plan", config, as_json, lambda session: look.plans(session, (wanted,), f"run --type {wanted} --dry-run"))
-    _do("run", config, as_json, lambda session: run(session, wanted))
+        _run_command("plan", config, as_json, lambda session: look.show_plans(session, (wanted,), f"run --type {wanted} --dry-run"))
+    _run_command("run", config, as_json, lambda session: run(session, wanted))
 
 
 @main.command("resume")
-@_options
+@_add_options
 def resume_(config: Path, *, as_json: bool) -> None:
     """Finish a rotation that was left in the middle."""
-    _do("resume", config, as_json, resume)
+    _run_command("resume", config, as_json, resume)
 
 
 @main.command("rollback")
-@_options
+@_add_options
 def rollback_(config: Path, *, as_json: bool) -> None:
     """Undo the latest rotation by its journal."""
-    _do("rollback", config, as_json, rollback)
+    _run_command("rollback", config, as_json, rollback)
 
 
 @main.command()
-@_options
+@_add_options
 def status(config: Path, *, as_json: bool) -> None:
     """Show the latest rotation."""
-    _do("status", config, as_json, look.status)
+    _run_command("status", config, as_json, look.show_status)
 
 
 @main.command()
-@_options
+@_add_options
 def census(config: Path, *, as_json: bool) -> None:
     """Count which data keys and records need which version."""
-    _do("census", config, as_json, look.census)
+    _run_command("census", config, as_json, look.show_key_usage)
 
 
 @main.command()
-@_options
+@_add_options
 @click.option("--full", is_flag=True, help="Read every record, not some of each data key's.")
 def verify(config: Path, *, as_json: bool, full: bool) -> None:
     """Read everything, and say what cannot be read."""
-    _do("verify", config, as_json, lambda session: look.verify(session, full=full))
+    _run_command("verify", config, as_json, lambda session: look.run_verification(session, full=full))
 
 
 @main.command("restore-check")
 @click.argument("file", metavar="FILE|latest")
-@_options
+@_add_options
 def restore_check(config: Path, file: str, *, as_json: bool) -> None:
     """Read a backup whole, compare it with the keyring, and try a data key of each version."""
-    _do("restore-check", config, as_json, lambda session: look.restore_check(session, file))
+    _run_command("restore-check", config, as_json, lambda session: look.check_backup(session, file))
 
 
 @main.command("restore")
 @click.argument("file", metavar="FILE|latest")
-@_options
+@_add_options
 def restore_(config: Path, file: str, *, as_json: bool) -> None:
     """Put a backup back, for data keys that are damaged or gone; a rotation is undone by `rollback`."""
-    _do("restore", config, as_json, lambda session: restore(session, file))
+    _run_command("restore", config, as_json, lambda session: restore_backup(session, file))
 
 
-def _confirmed(command: Command) -> Command:
+def _add_confirmation(command: Command) -> Command:
     """A version as the argument, and once more; and how many backups are lost with it."""
     for option in (
         click.option(
@@ -150,28 +150,28 @@ def _confirmed(command: Command) -> Command:
     return command
 
 
-def _check(version: int, confirm: int) -> None:
+def _check_confirmation(version: int, confirm: int) -> None:
     if confirm != version:
         click.echo(f"--confirm: expected the same version, {version}, got {confirm}", err=True)
         sys.exit(2)
 
 
 @main.command("retire")
-@_options
-@_confirmed
-def retire_(config: Path, *, as_json: bool, version: int, confirm: int, lost: int) -> None:
+@_add_options
+@_add_confirmation
+def retire_(config: Path, *, as_json: bool, version: int, confirm: int, confirmed_backups: int) -> None:
     """Disable a version of the KMS key that nothing needs any more."""
-    _check(version, confirm)
-    _do("retire", config, as_json, lambda session: retire(session, version, lost))
+    _check_confirmation(version, confirm)
+    _run_command("retire", config, as_json, lambda session: retire_version(session, version, confirmed_backups))
 
 
 @main.command("destroy")
-@_options
-@_confirmed
-def destroy_(config: Path, *, as_json: bool, version: int, confirm: int, lost: int) -> None:
+@_add_options
+@_add_confirmation
+def destroy_(config: Path, *, as_json: bool, version: int, confirm: int, confirmed_backups: int) -> None:
     """Have a version destroyed that was retired 30 days ago. Older backups of the database may need it for ever."""
-    _check(version, confirm)
-    _do("destroy", config, as_json, lambda session: destroy(session, version, lost))
+    _check_confirmation(version, confirm)
+    _run_command("destroy", config, as_json, lambda session: destroy_version(session, version, confirmed_backups))
 
 
 if __name__ == "__main__":

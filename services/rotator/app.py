@@ -16,46 +16,46 @@ import click
 
 from services.rotator.backup import BackupError
 from services.rotator.config import Settings
-from services.rotator.model import RotatorError, Tell, Took
-from services.rotator.progress import telling
-from services.rotator.report import Outcome, Report, markdown
-from services.rotator.session import Session, opened
+from services.rotator.model import RotatorError, ProgressReporter, StepResult
+from services.rotator.progress import open_progress
+from services.rotator.report import Outcome, Report, format_markdown
+from services.rotator.session import Session, open_session
 from shared.keyring.administration import AdministrationError, RefusedError
 
-_KEPT: Final = {"run", "resume", "rollback", "restore", "retire", "destroy"}
+_COMMANDS_WITH_REPORT: Final = {"run", "resume", "rollback", "restore", "retire", "destroy"}
 """The commands whose report stays in the folder of the state."""
 
-Work = Callable[[Session], Awaitable[Report]]
+SessionCommand = Callable[[Session], Awaitable[Report]]
 
 
-def done(
-    command: str, settings: Settings, config: str, work: Work, environ: Mapping[str, str], *, as_json: bool
+def run_and_report(
+    command: str, settings: Settings, config: str, run: SessionCommand, environ: Mapping[str, str], *, as_json: bool
 ) -> int:
-    """Does `work` and shows its report; gives the exit code.
+    """Does `run` and shows its report; gives the exit code.
 
     Args:
         command: its name.
         settings: of the rotator.
         config: how their file was named.
-        work: gives the report.
+        run: gives the report.
         environ: of the process.
         as_json: whether a program reads it.
     """
-    with telling() as tell:
-        report = asyncio.run(reported(command, settings, work, tell))
-    text = markdown(report, config)
+    with open_progress() as tell:
+        report = asyncio.run(run_to_report(command, settings, run, tell))
+    text = format_markdown(report, config)
     click.echo(report.model_dump_json(indent=2, exclude_none=True) if as_json else text, nl=not text.endswith("\n"))
-    if command in _KEPT:
+    if command in _COMMANDS_WITH_REPORT:
         folder = settings.state_dir / "reports"
-        _append(
+        _append_to_file(
             folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{command}.json", report.model_dump_json(indent=2) + "\n"
         )
     if summary := environ.get("GITHUB_STEP_SUMMARY"):
-        _append(Path(summary), text)
+        _append_to_file(Path(summary), text)
     return 1 if report.outcome is Outcome.FAILED else 0
 
 
-def _append(file: Path, text: str) -> None:
+def _append_to_file(file: Path, text: str) -> None:
     """Where that is impossible it is said: what was done is done, and is on standard output."""
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -65,34 +65,34 @@ def _append(file: Path, text: str) -> None:
         click.echo(f"{file}: the report cannot be written: {error.strerror}", err=True)
 
 
-async def reported(command: str, settings: Settings, work: Work, tell: Tell) -> Report:
-    """The report of `work`, whatever it raises; arguments as of `done`."""
-    took: list[Took] = []
-    working = asyncio.ensure_future(_worked(settings, work, tell, took))
+async def run_to_report(command: str, settings: Settings, run: SessionCommand, progress: ProgressReporter) -> Report:
+    """The report of `run`, whatever it raises; arguments as of `run_and_report`."""
+    took: list[StepResult] = []
+    working = asyncio.ensure_future(_run_in_session(settings, run, progress, took))
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, working.cancel)
     try:
         report = await working
     except asyncio.CancelledError:
-        report = _failed(command, "it was stopped by a signal; what was done stays", "status")
+        report = _build_failure_report(command, "it was stopped by a signal; what was done stays", "status")
     except RotatorError as error:
-        report = _failed(command, error.why, *error.then)
+        report = _build_failure_report(command, error.message, *error.next_commands)
     except RefusedError as error:
-        report = _failed(command, str(error), "status")
+        report = _build_failure_report(command, str(error), "status")
     except (AdministrationError, BackupError) as error:
-        report = _failed(command, str(error), "status")
+        report = _build_failure_report(command, str(error), "status")
     except Exception as error:  # noqa: BLE001  # a defect, or a row that another program got wrong
         # Without its words: those of a value that was not expected may hold the value.
         at = traceback.extract_tb(error.__traceback__)[-1]
         why = f"it met what it does not expect, {type(error).__name__} in {Path(at.filename).name}, line {at.lineno}"
-        report = _failed(command, f"{why}; what was done stays", "status", "verify")
+        report = _build_failure_report(command, f"{why}; what was done stays", "status", "verify")
     return report.model_copy(update={"steps": tuple(took)})
 
 
-def _failed(command: str, why: str, *then: str) -> Report:
-    return Report(command=command, outcome=Outcome.FAILED, sentence=why, then=then)
+def _build_failure_report(command: str, error: str, *next_commands: str) -> Report:
+    return Report(command=command, outcome=Outcome.FAILED, summary=error, next_commands=next_commands)
 
 
-async def _worked(settings: Settings, work: Work, tell: Tell, took: list[Took]) -> Report:
-    async with opened(settings, tell, took, time.time) as session:
-        return await work(session)
+async def _run_in_session(settings: Settings, run: SessionCommand, progress: ProgressReporter, steps: list[StepResult]) -> Report:
+    async with open_session(settings, progress, steps, time.time) as session:
+        return await run(session)

@@ -20,20 +20,20 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from services.rotator import sealed
 from shared.keyring.administration import Administration, StoredKey
 from shared.keyring.model import UNREADABLE_VERSION
-from shared.kms.names import key_of, version_number
-from shared.kms.provider import KeyProvider, KmsError
+from shared.kms.names import get_key_name, get_version_id
+from shared.kms.provider import KmsKey, KmsError
 
 _AAD: Final = b"keypulse backup\0"
-_COLUMNS: Final = tuple(StoredKey.model_fields)
-csv.field_size_limit(sealed.PAGE_BYTES)
-_HEAD: Final = ",".join(_COLUMNS).encode() + b"\n"
+_CSV_COLUMNS: Final = tuple(StoredKey.model_fields)
+csv.field_size_limit(sealed.MAX_PAGE_BYTES)
+_CSV_HEADER: Final = ",".join(_CSV_COLUMNS).encode() + b"\n"
 
 
 class BackupError(Exception):
     """A backup cannot be written or read; the message is one sentence for a person."""
 
 
-class Header(BaseModel):
+class BackupHeader(BaseModel):
     """What can be known of a backup without its key. Forward compatible: fields only grow."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -44,17 +44,17 @@ class Header(BaseModel):
     kek: str
     kek_version: int
     """The version of the KMS key without which the backup cannot be read."""
-    needs: tuple[int, ...]
+    needed_versions: tuple[int, ...]
     """Versions of the KMS key that wrap its data keys, and thus are needed to restore it."""
-    wrapped: str
+    wrapped_key: str
     """Base64 of the file's key, wrapped."""
 
     def may_need(self, version: int) -> bool:
         """Whether it needs that version, as far as is known."""
-        return not {version, UNREADABLE_VERSION}.isdisjoint({self.kek_version, *self.needs})
+        return not {version, UNREADABLE_VERSION}.isdisjoint({self.kek_version, *self.needed_versions})
 
 
-class Summary(BaseModel):
+class BackupSummary(BaseModel):
     """What a backup holds."""
 
     model_config = ConfigDict(frozen=True)
@@ -66,34 +66,34 @@ class Summary(BaseModel):
     """Of all its data keys by id, as `Verification` has it."""
 
 
-class Counted:
+class SummaryBuilder:
     """A summary that grows by pages."""
 
     def __init__(self) -> None:
         self.data_keys, self._csv, self._keys = 0, sha256(), sha256()
 
-    def add(self, rows: Sequence[StoredKey], text: bytes) -> None:
+    def add_page(self, rows: Sequence[StoredKey], text: bytes) -> None:
         """One page: the rows, and the same as CSV."""
         self.data_keys += len(rows)
         self._csv.update(text)
         for row in rows:
             self._keys.update(f"{row.id} {row.fingerprint}\n".encode())
 
-    def summary(self) -> Summary:
+    def build(self) -> BackupSummary:
         """Of all pages so far."""
-        return Summary(data_keys=self.data_keys, sha256=self._csv.hexdigest(), fingerprint=self._keys.hexdigest())
+        return BackupSummary(data_keys=self.data_keys, sha256=self._csv.hexdigest(), fingerprint=self._keys.hexdigest())
 
 
-async def write(
+async def write_backup(
     file: Path,
     administration: Administration,
-    kms: KeyProvider,
+    kms: KmsKey,
     *,
     rotation_id: str,
-    needs: Collection[int],
+    needed_versions: Collection[int],
     now: datetime,
     timeout: float,
-) -> Summary:
+) -> BackupSummary:
     """Writes every data key into `file`, which is there as a whole afterwards, or not at all.
 
     Args:
@@ -101,7 +101,7 @@ async def write(
         administration: gives the rows, a page at a time.
         kms: wraps the file's key.
         rotation_id: for whose sake.
-        needs: versions of the KMS key that wrap the rows.
+        needed_versions: versions of the KMS key that wrap the rows.
         now: aware.
         timeout: seconds of one call to KMS.
 
@@ -114,91 +114,91 @@ async def write(
         wrapped = await kms.encrypt(key, _AAD + rotation_id.encode(), timeout=timeout)
     except KmsError as error:
         raise BackupError(f"KMS does not wrap the backup's key: {error}") from None
-    header = Header(
+    header = BackupHeader(
         rotation_id=rotation_id,
         created_at=now,
-        kek=key_of(wrapped.key_version),
-        kek_version=version_number(wrapped.key_version),
-        needs=tuple(sorted(needs)),
-        wrapped=base64.b64encode(wrapped.ciphertext).decode(),
+        kek=get_key_name(wrapped.version),
+        kek_version=get_version_id(wrapped.version),
+        needed_versions=tuple(sorted(needed_versions)),
+        wrapped_key=base64.b64encode(wrapped.ciphertext).decode(),
     )
     try:
-        writer = await asyncio.to_thread(sealed.Writer, file, header.model_dump_json().encode(), key)
+        writer = await asyncio.to_thread(sealed.EncryptedFileWriter, file, header.model_dump_json().encode(), key)
         try:
-            counted = Counted()
-            async for rows in _stored(administration):
-                text = (_HEAD if not counted.data_keys else b"") + _csv(rows)
-                counted.add(rows, text)
-                await asyncio.to_thread(writer.page, text)
-            await asyncio.to_thread(writer.finish, counted.summary().model_dump_json().encode())
+            counted = SummaryBuilder()
+            async for rows in _list_stored_keys(administration):
+                text = (_CSV_HEADER if not counted.data_keys else b"") + _format_csv(rows)
+                counted.add_page(rows, text)
+                await asyncio.to_thread(writer.write_page, text)
+            await asyncio.to_thread(writer.finish, counted.build().model_dump_json().encode())
         except BaseException:
-            writer.abandon()
+            writer.discard()
             raise
     except OSError as error:
         raise BackupError(f"the backup cannot be written to {file.parent}: {error.strerror}") from None
-    return counted.summary()
+    return counted.build()
 
 
-def header(file: Path) -> Header:
+def read_header(file: Path) -> BackupHeader:
     """Raises BackupError."""
     try:
-        return Header.model_validate_json(sealed.header(file))
+        return BackupHeader.model_validate_json(sealed.read_header(file))
     except OSError as error:
         raise BackupError(f"the backup {file} cannot be read: {error.strerror}") from None
-    except (sealed.DamagedError, ValidationError):
+    except (sealed.FileDamagedError, ValidationError):
         raise BackupError(f"{file} is no backup of keypulse's, or its header is damaged") from None
 
 
-async def pages(
-    file: Path, kms: KeyProvider, counted: Counted, *, timeout: float
+async def read_pages(
+    file: Path, kms: KmsKey, summary: SummaryBuilder, *, timeout: float
 ) -> AsyncIterator[tuple[StoredKey, ...]]:
     """The rows, a page at a time; at the end they are known to be all that was written, as it was written.
 
     Args:
         file: the backup.
         kms: unwraps the file's key.
-        counted: a new one, which each page is added to.
+        summary: a new one, which each page is added to.
         timeout: seconds of the call to KMS.
 
     Raises:
         BackupError: it cannot be read, or is not what was written; at the end at the latest.
     """
-    first = await asyncio.to_thread(header, file)
+    first = await asyncio.to_thread(read_header, file)
     try:
-        wrapped = base64.b64decode(first.wrapped, validate=True)
+        wrapped = base64.b64decode(first.wrapped_key, validate=True)
         key = (await kms.decrypt(wrapped, _AAD + first.rotation_id.encode(), timeout=timeout)).plaintext
-        read = sealed.pages(file, key)
+        read = sealed.read_pages(file, key)
         while page := await asyncio.to_thread(next, read, None):
             text, last = page
             if last:
-                if Summary.model_validate_json(text) != counted.summary():
+                if BackupSummary.model_validate_json(text) != summary.build():
                     raise BackupError(f"the backup {file} holds other rows than its last page says")
                 return
-            rows = _rows(text if counted.data_keys else text.removeprefix(_HEAD))
-            counted.add(rows, text)
+            rows = _parse_csv(text if summary.data_keys else text.removeprefix(_CSV_HEADER))
+            summary.add_page(rows, text)
             yield rows
     except KmsError as error:
         raise BackupError(f"KMS does not unwrap the key of the backup {file}: {error}") from None
     except OSError as error:
         raise BackupError(f"the backup {file} cannot be read: {error.strerror}") from None
-    except (sealed.DamagedError, ValueError, csv.Error) as error:
-        why = str(error) if isinstance(error, sealed.DamagedError) else "its content is not a backup's"
+    except (sealed.FileDamagedError, ValueError, csv.Error) as error:
+        why = str(error) if isinstance(error, sealed.FileDamagedError) else "its content is not a backup's"
         raise BackupError(f"the backup {file} is damaged: {why}") from None
 
 
-async def _stored(administration: Administration) -> AsyncIterator[Sequence[StoredKey]]:
+async def _list_stored_keys(administration: Administration) -> AsyncIterator[Sequence[StoredKey]]:
     after = ""
-    while rows := await administration.backup(after):
+    while rows := await administration.list_backup_rows(after):
         yield rows
         after = rows[-1].id
 
 
-def _csv(rows: Sequence[StoredKey]) -> bytes:
+def _format_csv(rows: Sequence[StoredKey]) -> bytes:
     text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n", quoting=csv.QUOTE_ALL)  # a CR would end a row, too
+    writer = csv.DictWriter(text, _CSV_COLUMNS, lineterminator="\n", quoting=csv.QUOTE_ALL)  # a CR would end a row, too
     writer.writerows(row.model_dump(mode="json") for row in rows)
     return text.getvalue().encode()
 
 
-def _rows(text: bytes) -> tuple[StoredKey, ...]:
-    return tuple(StoredKey.model_validate(row) for row in csv.DictReader(io.StringIO(text.decode()), _COLUMNS))
+def _parse_csv(text: bytes) -> tuple[StoredKey, ...]:
+    return tuple(StoredKey.model_validate(row) for row in csv.DictReader(io.StringIO(text.decode()), _CSV_COLUMNS))

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from services.rotator.drivers.registry import DriverSettings
-from shared.keyring.administration import PAGE
+from shared.keyring.administration import MAX_PAGE_SIZE
 from shared.kms.settings import KeySettings
 from shared.settings import CommandSettings, Duration, FilePath
 
@@ -25,7 +25,7 @@ class Settings(CommandSettings):
     """Of one call."""
     lease: Duration = Field(60.0, le=3600)
     """How long nobody else may rotate once this runner was killed."""
-    batch: int = Field(500, ge=1, le=PAGE)
+    batch: int = Field(500, ge=1, le=MAX_PAGE_SIZE)
     """Data keys in one step."""
     encrypt_checks: int = Field(3, ge=1)
     """Answers in a row in which Encrypt has to use the new primary version."""
@@ -42,8 +42,8 @@ class Settings(CommandSettings):
     """A data key that `new-dek` made more recently than that is not replaced by the next one."""
 
     @model_validator(mode="after")
-    def _each_keyring_once(self) -> Self:
-        keyrings = [each.where for each in (self.driver, *(self.other_keyrings or ()))]
+    def _check_unique_keyrings(self) -> Self:
+        keyrings = [each.location for each in (self.driver, *(self.other_keyrings or ()))]
         if len(keyrings) > len(set(keyrings)):
             raise ValueError("other_keyrings: expected each keyring once, and that of `driver` not at all")
         return self

@@ -11,8 +11,8 @@ from typing import Final, TypeVar
 from services.rotator.model import RotatorError
 from shared.keyring.administration import Administration, AdministrationError, Lease, RefusedError, UnreachableError
 
-_RELEASE_SECONDS: Final = 5.0
-_RENEWALS: Final = 3
+_RELEASE_TIMEOUT: Final = 5.0
+_RENEWALS_PER_LEASE: Final = 3
 """In each of the lease's lengths: two may fail, and it is still kept."""
 
 T = TypeVar("T")
@@ -22,7 +22,7 @@ class LeaseLostError(RotatorError):
     """Another runner may hold the lease by now; the work was stopped."""
 
 
-def holder() -> str:
+def describe_holder() -> str:
     """This runner, for the person who is refused because of it: user, host and process."""
     try:
         user = getpass.getuser()
@@ -31,25 +31,25 @@ def holder() -> str:
     return f"{user}@{socket.gethostname()} pid {os.getpid()}"
 
 
-async def holding(
-    administration: Administration, seconds: float, work: Callable[[Lease], Awaitable[T]], name: str
+async def run_with_lease(
+    administration: Administration, seconds: float, run: Callable[[Lease], Awaitable[T]], holder: str
 ) -> T:
-    """What `work` returns, done while the lease is held.
+    """What `run` returns, done while the lease is held.
 
     Args:
         administration: the keyring.
         seconds: of the lease; it is renewed three times in that.
-        work: gets the lease as it was taken.
-        name: of the holder.
+        run: gets the lease as it was taken.
+        holder: of the holder.
 
     Raises:
         RefusedError: another runner holds it; the message names that.
         LeaseLostError: it could not be kept, and the work was cancelled.
-        AdministrationError: nobody gave it. And whatever `work` raises.
+        AdministrationError: nobody gave it. And whatever `run` raises.
     """
-    lease = await administration.lease(name, seconds)
-    working = asyncio.ensure_future(work(lease))
-    keeping = asyncio.create_task(_kept(administration, seconds, name, lease.token))
+    lease = await administration.acquire_lease(holder, seconds)
+    working = asyncio.ensure_future(run(lease))
+    keeping = asyncio.create_task(_renew_lease(administration, seconds, holder, lease.token))
     try:
         await asyncio.wait({working, keeping}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -60,24 +60,24 @@ async def holding(
             task.cancel()
         await asyncio.gather(working, keeping, return_exceptions=True)
         with suppress(AdministrationError, TimeoutError):  # it ends by itself
-            async with asyncio.timeout(_RELEASE_SECONDS):
-                await administration.release(lease.token)
+            async with asyncio.timeout(_RELEASE_TIMEOUT):
+                await administration.release_lease(lease.token)
 
 
-async def _kept(administration: Administration, seconds: float, name: str, token: str) -> None:
+async def _renew_lease(administration: Administration, seconds: float, holder: str, token: str) -> None:
     """Renews for ever. Raises LeaseLostError."""
     loop = asyncio.get_running_loop()
     ends = loop.time() + seconds
     while True:
-        await asyncio.sleep(seconds / _RENEWALS)
+        await asyncio.sleep(seconds / _RENEWALS_PER_LEASE)
         begun = loop.time()
         try:
             async with asyncio.timeout_at(ends):
-                await administration.lease(name, seconds, token)
+                await administration.acquire_lease(holder, seconds, token)
             ends = begun + seconds
         except RefusedError as error:
             raise LeaseLostError(f"the lease was lost in the middle: {error}", "status") from None
         except (UnreachableError, TimeoutError) as error:
-            if loop.time() + seconds / _RENEWALS >= ends:
+            if loop.time() + seconds / _RENEWALS_PER_LEASE >= ends:
                 why = str(error) or "no answer"
                 raise LeaseLostError(f"the lease could not be renewed within {seconds:g} s: {why}", "status") from None

@@ -11,26 +11,26 @@ class RotatorError(Exception):
     """Ends a command. Nothing is lost by it.
 
     Args:
-        why: one sentence for a person.
-        then: what to type next, most likely first, such as `resume`; words after the program's name.
+        message: one sentence for a person.
+        next_commands: what to type next, most likely first, such as `resume`; words after the program's name.
     """
 
-    def __init__(self, why: str, *then: str) -> None:
-        super().__init__(why)
-        self.why = why
-        self.then = then
+    def __init__(self, message: str, *next_commands: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.next_commands = next_commands
 
 
-class Took(BaseModel):
+class StepResult(BaseModel):
     """One step, done."""
 
     step: str
-    seen: str
+    detail: str
     """What it came to, in a few words."""
     seconds: float
 
 
-class Amount(NamedTuple):
+class StepProgress(NamedTuple):
     """How far a command is."""
 
     step: str
@@ -39,17 +39,17 @@ class Amount(NamedTuple):
     total: int
     calls: int
     """Of KMS so far, in this step and in those before it: what takes the time."""
-    all_calls: int
+    total_calls: int
     """In the steps that follow, too."""
 
 
-class Tell(Protocol):
+class ProgressReporter(Protocol):
     """Where the person who waits is told what happens."""
 
-    def step(self, name: str, detail: str = "") -> None:
+    def report_step(self, name: str, detail: str = "") -> None:
         """A step begins, or has come to something where there is a detail."""
         ...
 
-    def progress(self, amount: Amount) -> None:
+    def report_progress(self, progress: StepProgress) -> None:
         """A step goes on."""
         ...

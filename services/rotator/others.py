@@ -7,32 +7,32 @@ end. A keyring that does not answer may need any version.
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from services.rotator.drivers.registry import DriverSettings, connect
-from services.rotator.lease import holding
+from services.rotator.drivers.registry import DriverSettings, open_driver
+from services.rotator.lease import run_with_lease
 from services.rotator.model import RotatorError
-from services.rotator.plan import not_finished, unfinished
-from services.rotator.report import OtherKeyring
+from services.rotator.plan import describe_unfinished, is_unfinished
+from services.rotator.report import OtherKeyringUsage
 from services.rotator.session import Session
 from shared.keyring.administration import Administration, AdministrationError, Lease
 
 T = TypeVar("T")
 
 
-async def count(session: Session) -> tuple[OtherKeyring, ...]:
+async def count_usage(session: Session) -> tuple[OtherKeyringUsage, ...]:
     """What each needs, or why it does not say so."""
-    return tuple([await _count(session, driver) for driver in session.settings.other_keyrings or ()])
+    return tuple([await _count_keyring_usage(session, driver) for driver in session.settings.other_keyrings or ()])
 
 
-async def _count(session: Session, driver: DriverSettings) -> OtherKeyring:
+async def _count_keyring_usage(session: Session, driver: DriverSettings) -> OtherKeyringUsage:
     try:
-        async with connect(driver, session.settings.kms, caller=session.caller) as administration:
-            return OtherKeyring(keyring=driver.where, census=await administration.census())
+        async with open_driver(driver, session.settings.kms, caller=session.caller) as administration:
+            return OtherKeyringUsage(name=driver.location, census=await administration.count_key_usage())
     except AdministrationError as error:
-        return OtherKeyring(keyring=driver.where, why=str(error))
+        return OtherKeyringUsage(name=driver.location, error=str(error))
 
 
-async def count_holding(session: Session, work: Callable[[Sequence[OtherKeyring]], Awaitable[T]]) -> T:
-    """What `work` returns, which gets the other keyrings and runs while the lease of each is held.
+async def count_with_leases(session: Session, run: Callable[[Sequence[OtherKeyringUsage]], Awaitable[T]]) -> T:
+    """What `run` returns, which gets the other keyrings and runs while the lease of each is held.
 
     Raises:
         RotatorError: nobody has said which there are, or one cannot be reached, is being changed, or has a rotation
@@ -44,40 +44,40 @@ async def count_holding(session: Session, work: Callable[[Sequence[OtherKeyring]
             "their drivers to the configuration, or `other_keyrings: []` where there are none",
             "census",
         )
-    return await _count_holding(session, session.settings.other_keyrings, (), work)
+    return await _lease_remaining(session, session.settings.other_keyrings, (), run)
 
 
-async def _count_holding(
+async def _lease_remaining(
     session: Session,
     drivers: Sequence[DriverSettings],
-    counted: tuple[OtherKeyring, ...],
-    work: Callable[[Sequence[OtherKeyring]], Awaitable[T]],
+    usages: tuple[OtherKeyringUsage, ...],
+    run: Callable[[Sequence[OtherKeyringUsage]], Awaitable[T]],
 ) -> T:
     if not drivers:
-        return await work(counted)
+        return await run(usages)
     answered = False
 
     async def count_next(_lease: Lease) -> T:
         nonlocal answered
-        other = await _counted_at_rest(administration, drivers[0].where)
+        other = await _count_if_idle(administration, drivers[0].location)
         answered = True
-        return await _count_holding(session, drivers[1:], (*counted, other), work)
+        return await _lease_remaining(session, drivers[1:], (*usages, other), run)
 
     try:
-        async with connect(drivers[0], session.settings.kms, caller=session.caller) as administration:
-            return await holding(administration, session.settings.lease, count_next, session.caller)
+        async with open_driver(drivers[0], session.settings.kms, caller=session.caller) as administration:
+            return await run_with_lease(administration, session.settings.lease, count_next, session.caller)
     except AdministrationError as error:
         if answered:  # then it is of another one
             raise
         raise RotatorError(
-            f"the other keyring {drivers[0].where} cannot be asked, so it may need any version: {error}; nothing was "
+            f"the other keyring {drivers[0].location} cannot be asked, so it may need any version: {error}; nothing was "
             "changed",
             "census",
         ) from None
 
 
-async def _counted_at_rest(administration: Administration, where: str) -> OtherKeyring:
-    latest = await administration.progress()
-    if latest is not None and unfinished(latest):  # a rollback would need the version
-        raise RotatorError(f"in the other keyring {where} {not_finished(latest)}; nothing was changed", "census")
-    return OtherKeyring(keyring=where, census=await administration.census())
+async def _count_if_idle(administration: Administration, name: str) -> OtherKeyringUsage:
+    latest = await administration.get_progress()
+    if latest is not None and is_unfinished(latest):  # a rollback would need the version
+        raise RotatorError(f"in the other keyring {name} {describe_unfinished(latest)}; nothing was changed", "census")
+    return OtherKeyringUsage(name=name, census=await administration.count_key_usage())

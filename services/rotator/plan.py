@@ -6,10 +6,10 @@ from typing import Final
 from pydantic import BaseModel
 
 from services.rotator.model import RotatorError
-from shared.keyring.administration import Census, Progress, RotationState, RotationType
+from shared.keyring.administration import KeyUsage, RotationProgress, RotationState, RotationType
 from shared.keyring.model import LOCAL_KEK
 
-PROBLEMS: Final = "problems: "
+PROBLEMS_PREFIX: Final = "problems: "
 """Begins what a step saw that has come to its end, and is not content."""
 _HINT: Final = "shorten `new_dek_min_age` where it must be replaced now"
 
@@ -21,59 +21,59 @@ class Plan(BaseModel):
     target_version: int
     data_keys: int
     """How many would be made, or wrapped anew; 0 where there is nothing to do."""
-    sentence: str
-    left_out: tuple[str, ...] = ()
+    summary: str
+    excluded: tuple[str, ...] = ()
     """What no rotation touches, each in one sentence."""
 
 
-def unfinished(latest: Progress | None) -> bool:
+def is_unfinished(latest: RotationProgress | None) -> bool:
     """Whether a rotation was left in the middle: under way, or done and not looked at by its runner since."""
     if latest is None:
         return False
     return latest.state is RotationState.RUNNING or (
-        latest.state is RotationState.DONE and bool(latest.steps) and _verified(latest) is None
+        latest.state is RotationState.DONE and bool(latest.journal) and _get_verification_outcome(latest) is None
     )
 
 
-def may_resume(latest: Progress) -> bool:
+def can_resume(latest: RotationProgress) -> bool:
     """Whether it can be tried again: it was left in the middle, or something in it failed."""
-    failed = bool(latest.steps) and not _verified(latest)
-    return unfinished(latest) or latest.state is RotationState.FAILED or (latest.state is RotationState.DONE and failed)
+    failed = bool(latest.journal) and not _get_verification_outcome(latest)
+    return is_unfinished(latest) or latest.state is RotationState.FAILED or (latest.state is RotationState.DONE and failed)
 
 
-def _verified(latest: Progress) -> bool | None:
+def _get_verification_outcome(latest: RotationProgress) -> bool | None:
     """Whether its runner found all well when it looked last; None where it has not looked since the last change."""
-    for step in reversed(latest.steps):
-        if step.startswith(("verify", f"failed verify: {PROBLEMS}")):
+    for step in reversed(latest.journal):
+        if step.startswith(("verify", f"failed verify: {PROBLEMS_PREFIX}")):
             return step.startswith("verify")
         if step.startswith("rotate"):
             break
     return None
 
 
-def not_finished(latest: Progress) -> str:
-    """Says so, of a rotation that is `unfinished`, and how far it is."""
-    what = "the rollback of rotation" if latest.rolling_back else "rotation"
+def describe_unfinished(latest: RotationProgress) -> str:
+    """Says so, of a rotation that is `is_unfinished`, and how far it is."""
+    what = "the rollback of rotation" if latest.is_rolling_back else "rotation"
     return (
         f"{what} {latest.rotation_id}, begun by {latest.caller}, is not finished: {latest.done} of {latest.total} data "
         "keys are done"
     )
 
 
-def refuse_unfinished(latest: Progress | None) -> None:
+def refuse_unfinished(latest: RotationProgress | None) -> None:
     """Raises RotatorError, with the ways on, where a rotation was left in the middle."""
-    if latest is not None and unfinished(latest):
-        raise RotatorError(not_finished(latest), *ways_on(latest))
+    if latest is not None and is_unfinished(latest):
+        raise RotatorError(describe_unfinished(latest), *get_next_commands(latest))
 
 
-def ways_on(latest: Progress) -> tuple[str, ...]:
+def get_next_commands(latest: RotationProgress) -> tuple[str, ...]:
     """What to type about it, most likely first."""
-    return ("rollback",) if latest.rolling_back else ("resume", "rollback")
+    return ("rollback",) if latest.is_rolling_back else ("resume", "rollback")
 
 
-def plan(
+def build_plan(
     type_: RotationType,
-    census: Census,
+    census: KeyUsage,
     *,
     key: str,
     primary: int,
@@ -89,15 +89,15 @@ def plan(
         min_age: seconds; a data key that a rotation made more recently than that is not replaced.
     """
     if type_ is RotationType.NEW_DEK:
-        count, sentence = _new_dek(census, primary, min_age)
+        count, sentence = _plan_new_dek(census, primary, min_age)
     else:
-        count, sentence = _rewrap(census, key, primary)
+        count, sentence = _plan_rewrap(census, key, primary)
     return Plan(
-        type=type_, target_version=primary, data_keys=count, sentence=sentence, left_out=tuple(_left_out(census, key))
+        type=type_, target_version=primary, data_keys=count, summary=sentence, excluded=tuple(_list_excluded(census, key))
     )
 
 
-def _new_dek(census: Census, primary: int, min_age: float) -> tuple[int, str]:
+def _plan_new_dek(census: KeyUsage, primary: int, min_age: float) -> tuple[int, str]:
     made, now = census.new_dek_at, census.counted_at
     if made and now and abs(now - made) < timedelta(seconds=min_age):  # later ones are of a clock that was ahead
         active = f"the active data key {census.active} was made by a rotation at {made:%Y-%m-%d %H:%M:%S} UTC"
@@ -106,7 +106,7 @@ def _new_dek(census: Census, primary: int, min_age: float) -> tuple[int, str]:
     return 1, f"1 new data key, wrapped by version {primary} of the KMS key, becomes the active one{instead}"
 
 
-def _rewrap(census: Census, key: str, primary: int) -> tuple[int, str]:
+def _plan_rewrap(census: KeyUsage, key: str, primary: int) -> tuple[int, str]:
     ours = [count for count in census.versions if count.kek == key]
     due = [count for count in ours if count.kek_version != primary and count.data_keys]
     total = sum(count.data_keys for count in due)
@@ -117,7 +117,7 @@ def _rewrap(census: Census, key: str, primary: int) -> tuple[int, str]:
     return total, f"{total} data keys ({by}) are wrapped anew by version {primary} of the KMS key"
 
 
-def _left_out(census: Census, key: str) -> list[str]:
+def _list_excluded(census: KeyUsage, key: str) -> list[str]:
     told = []
     for count in census.versions:
         if count.kek == LOCAL_KEK:

@@ -7,11 +7,11 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from services.rotator.backup import Summary
-from services.rotator.backups import noted
-from services.rotator.model import PROGRAM, Took
+from services.rotator.backup import BackupSummary
+from services.rotator.backups import parse_journal_backups
+from services.rotator.model import PROGRAM, StepResult
 from services.rotator.plan import Plan
-from shared.keyring.administration import Census, Problem, Progress, Verification
+from shared.keyring.administration import KeyUsage, Problem, RotationProgress, VerificationResult
 
 
 class Outcome(StrEnum):
@@ -22,20 +22,20 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
-class KeptBackup(Summary):
+class BackupReport(BackupSummary):
     """A backup and where it is."""
 
     file: str
 
 
-class OtherKeyring(BaseModel):
+class OtherKeyringUsage(BaseModel):
     """A further keyring that the same KMS key wraps."""
 
-    keyring: str
+    name: str
     """Where it is."""
-    census: Census | None = None
+    census: KeyUsage | None = None
     """None where it did not answer."""
-    why: str | None = None
+    error: str | None = None
     """Why it did not."""
 
 
@@ -44,57 +44,57 @@ class Report(BaseModel):
 
     command: str
     outcome: Outcome
-    sentence: str
-    then: tuple[str, ...] = ()
+    summary: str
+    next_commands: tuple[str, ...] = ()
     """What to type next, most likely first."""
     plans: tuple[Plan, ...] = ()
-    rotation: Progress | None = None
-    census: Census | None = None
-    others: tuple[OtherKeyring, ...] = ()
-    backup: KeptBackup | None = None
-    verification: Verification | None = None
+    rotation: RotationProgress | None = None
+    census: KeyUsage | None = None
+    other_keyrings: tuple[OtherKeyringUsage, ...] = ()
+    backup: BackupReport | None = None
+    verification: VerificationResult | None = None
     problems: tuple[Problem, ...] = ()
     """What is wrong now."""
-    steps: tuple[Took, ...] = ()
+    steps: tuple[StepResult, ...] = ()
 
 
-_NOTED: Final = 30
+_MAX_JOURNAL_ENTRIES: Final = 30
 """Steps of a rotation that a person is shown, at most."""
-_MARKS: Final = {Outcome.DONE: "✓", Outcome.NOTHING_TO_DO: "-", Outcome.FAILED: "✗"}
+_OUTCOME_SYMBOLS: Final = {Outcome.DONE: "✓", Outcome.NOTHING_TO_DO: "-", Outcome.FAILED: "✗"}
 
 
-def markdown(report: Report, config: str) -> str:
+def format_markdown(report: Report, config: str) -> str:
     """For a person, in a terminal or a summary of GitHub's; `config` is how the configuration was named."""
-    lines = [f"## {_MARKS[report.outcome]} {PROGRAM} {report.command}: {report.outcome}", "", _cell(report.sentence)]
+    lines = [f"## {_OUTCOME_SYMBOLS[report.outcome]} {PROGRAM} {report.command}: {report.outcome}", "", _escape_cell(report.summary)]
     for plan in report.plans:
         lines += [
             "",
-            f"**{plan.type}**: {_cell(plan.sentence)}",
-            *(f"- left out: {_cell(left)}" for left in plan.left_out),
+            f"**{plan.type}**: {_escape_cell(plan.summary)}",
+            *(f"- left out: {_escape_cell(left)}" for left in plan.excluded),
         ]
     if rotation := report.rotation:
-        lines += ["", *_facts(_of_rotation(rotation))]
+        lines += ["", *_format_list(_format_rotation(rotation))]
     if backup := report.backup:
-        lines += ["", *_facts({"backup": backup.file, "data keys": backup.data_keys, "SHA-256": backup.sha256})]
+        lines += ["", *_format_list({"backup": backup.file, "data keys": backup.data_keys, "SHA-256": backup.sha256})]
     if census := report.census:
-        lines += ["", *_of_census(census)]
-    lines += _of_others(report.others)
+        lines += ["", *_format_key_usage(census)]
+    lines += _format_other_keyrings(report.other_keyrings)
     if found := report.verification:
         read = f"{found.data_keys} data keys and {found.records} records read"
-        lines += ["", *_facts({"verified": read, "fingerprint": found.fingerprint})]
+        lines += ["", *_format_list({"verified": read, "fingerprint": found.fingerprint})]
     if report.problems:
-        lines += ["", *_table(("what", "why"), ((each.id, each.why) for each in report.problems))]
+        lines += ["", *_format_table(("what", "why"), ((each.id, each.error) for each in report.problems))]
     if report.steps:
-        rows = ((each.step, each.seen, f"{each.seconds:.1f} s") for each in report.steps)
-        lines += ["", *_table(("step", "seen", "took"), rows)]
-    elif report.rotation and report.rotation.steps:
-        lines += ["", *_table(("noted, the latest last",), ((step,) for step in report.rotation.steps[-_NOTED:]))]
-    if report.then:
-        lines += ["", "Next:", "", *(f"    {PROGRAM} {words} --config {shlex.quote(config)}" for words in report.then)]
+        rows = ((each.step, each.detail, f"{each.seconds:.1f} s") for each in report.steps)
+        lines += ["", *_format_table(("step", "seen", "took"), rows)]
+    elif report.rotation and report.rotation.journal:
+        lines += ["", *_format_table(("noted, the latest last",), ((step,) for step in report.rotation.journal[-_MAX_JOURNAL_ENTRIES:]))]
+    if report.next_commands:
+        lines += ["", "Next:", "", *(f"    {PROGRAM} {words} --config {shlex.quote(config)}" for words in report.next_commands)]
     return "\n".join(lines) + "\n"
 
 
-def _of_rotation(rotation: Progress) -> dict[str, object]:
+def _format_rotation(rotation: RotationProgress) -> dict[str, object]:
     return {
         "rotation": rotation.rotation_id,
         "type": rotation.type,
@@ -107,48 +107,48 @@ def _of_rotation(rotation: Progress) -> dict[str, object]:
     }
 
 
-def _of_census(census: Census) -> Iterable[str]:
+def _format_key_usage(census: KeyUsage) -> Iterable[str]:
     retired = {each.kek_version: f"{each.retired_at:%Y-%m-%d}" for each in census.retired_versions}
     rows = (
         (each.kek, each.kek_version, each.data_keys, each.records, retired.get(each.kek_version, ""))
         for each in census.versions
     )
-    yield from _facts({"active data key": census.active, "since": census.active_since})
+    yield from _format_list({"active data key": census.active, "since": census.active_since})
     yield ""
-    yield from _table(("key", "version", "data keys", "records", "retired"), rows)
+    yield from _format_table(("key", "version", "data keys", "records", "retired"), rows)
 
 
-def _of_others(others: tuple[OtherKeyring, ...]) -> list[str]:
+def _format_other_keyrings(other_keyrings: tuple[OtherKeyringUsage, ...]) -> list[str]:
     heads = ("other keyring", "key", "version", "data keys", "records", "backups")
-    return ["", *_table(heads, (row for other in others for row in _of_other(other)))] if others else []
+    return ["", *_format_table(heads, (row for other in other_keyrings for row in _list_other_rows(other)))] if other_keyrings else []
 
 
-def _of_other(other: OtherKeyring) -> Iterable[tuple[object, ...]]:
-    if other.census is None:
-        yield other.keyring, "", f"it may need any: {other.why}", "", "", ""
+def _list_other_rows(usage: OtherKeyringUsage) -> Iterable[tuple[object, ...]]:
+    if usage.census is None:
+        yield usage.name, "", f"it may need any: {usage.error}", "", "", ""
         return
-    counted = {(each.kek, each.kek_version): (each.data_keys, each.records) for each in other.census.versions}
-    backups, own = noted(other.census.backups), other.census.kek or ""
+    counted = {(each.kek, each.kek_version): (each.data_keys, each.records) for each in usage.census.versions}
+    backups, own = parse_journal_backups(usage.census.backups), usage.census.kek or ""
     for backup in backups:
-        for version in backup.needs or ():
+        for version in backup.needed_versions or ():
             counted.setdefault((own, version), (0, 0))
     for (kek, version), numbers in sorted(counted.items()):
-        yield other.keyring, kek, version, *numbers, sum(each.may_need(version) for each in backups if kek == own)
+        yield usage.name, kek, version, *numbers, sum(each.may_need(version) for each in backups if kek == own)
 
 
-def _facts(facts: dict[str, object]) -> list[str]:
-    return [f"- {name}: {_cell(value)}" for name, value in facts.items() if value is not None]
+def _format_list(facts: dict[str, object]) -> list[str]:
+    return [f"- {name}: {_escape_cell(value)}" for name, value in facts.items() if value is not None]
 
 
-def _table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> list[str]:
-    return [_row(head), _row(("---",) * len(head)), *(_row(row) for row in rows)]
+def _format_table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> list[str]:
+    return [_format_row(head), _format_row(("---",) * len(head)), *(_format_row(row) for row in rows)]
 
 
-def _row(cells: tuple[object, ...]) -> str:
-    return f"| {' | '.join(_cell(cell) for cell in cells)} |"
+def _format_row(cells: tuple[object, ...]) -> str:
+    return f"| {' | '.join(_escape_cell(cell) for cell in cells)} |"
 
 
-def _cell(value: object) -> str:
+def _escape_cell(value: object) -> str:
     """A value that can break neither a table nor a terminal, and is no mark-up: what a server answers may hold any."""
     text = "".join(character if character.isprintable() else " " for character in str(value))
     return "".join(f"\\{character}" if character in "|<>`[]" else character for character in text)

@@ -5,13 +5,13 @@ import asyncio
 from services.rotator import backup, backups
 from services.rotator.model import RotatorError
 from services.rotator.plan import refuse_unfinished
-from services.rotator.report import KeptBackup, Outcome, Report
+from services.rotator.report import BackupReport, Outcome, Report
 from services.rotator.session import Session
-from services.rotator.verify import failures, verified
+from services.rotator.verify import find_own_problems, verify_with_retries
 from shared.keyring.administration import AdministrationError, Lease, Problem, RefusedError, UnreachableError
 
 
-async def restore(session: Session, name: str) -> Report:
+async def restore_backup(session: Session, name: str) -> Report:
     """Each data key of the backup gets the wrapped form that it has there; one that is gone comes back as retired.
 
     Args:
@@ -23,26 +23,26 @@ async def restore(session: Session, name: str) -> Report:
         BackupError: the backup cannot be read, all of it; nothing was changed.
         AdministrationError: the lease is another's.
     """
-    return await session.holding(lambda lease: _restore(session, lease, name))
+    return await session.run_with_lease(lambda lease: _restore_with_lease(session, lease, name))
 
 
-async def _restore(session: Session, lease: Lease, name: str) -> Report:
-    latest = await session.administration.progress()
+async def _restore_with_lease(session: Session, lease: Lease, name: str) -> Report:
+    latest = await session.administration.get_progress()
     refuse_unfinished(latest)
     timeout = session.settings.kms_timeout
-    file = await asyncio.to_thread(session.backups.named, name, latest.steps if latest else ())
-    summary = await backups.check(file, session.kms, timeout=timeout)
+    file = await asyncio.to_thread(session.backups.find, name, latest.journal if latest else ())
+    summary = await backups.read_whole_backup(file, session.kms, timeout=timeout)
     changed, left = 0, list[Problem]()
-    async for rows in backup.pages(file, session.kms, backup.Counted(), timeout=timeout):
+    async for rows in backup.read_pages(file, session.kms, backup.SummaryBuilder(), timeout=timeout):
         try:
             changed += await session.administration.restore(rows, lease.token)
         except (RefusedError, UnreachableError) as error:
             raise RotatorError(str(error), "status", f"restore {name}") from None
         except AdministrationError as error:  # of some rows; the others are back
-            left.append(Problem(id=f"from {rows[0].id} on", why=str(error)))
-    await session.administration.reload()
-    found = await verified(session, session.settings.verify_mode)
-    wrong = (*left, *failures(found))
+            left.append(Problem(id=f"from {rows[0].id} on", error=str(error)))
+    await session.administration.reload_instances()
+    found = await verify_with_retries(session, session.settings.verify_mode)
+    wrong = (*left, *find_own_problems(found))
     what = f"{changed} data keys are as in the backup again" if changed else "all was as in the backup"
     if left:  # of a page with one that is left out it is not known how many were changed
         sentence = "what can be put back is as in the backup; what is named below is not"
@@ -51,9 +51,9 @@ async def _restore(session: Session, lease: Lease, name: str) -> Report:
     return Report(
         command="restore",
         outcome=Outcome.FAILED if wrong else Outcome.DONE,
-        sentence=sentence,
-        then=("verify", "status") if wrong else (),
-        backup=KeptBackup(file=str(file), **summary.model_dump()),
+        summary=sentence,
+        next_commands=("verify", "status") if wrong else (),
+        backup=BackupReport(file=str(file), **summary.model_dump()),
         verification=found,
         problems=wrong,
     )

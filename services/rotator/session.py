@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-from services.rotator.backups import Backups
+from services.rotator.backups import BackupFolder
 from services.rotator.config import Settings
-from services.rotator.drivers.registry import connect as connect_keyring
-from services.rotator.lease import holder, holding
-from services.rotator.model import RotatorError, Tell, Took
+from services.rotator.drivers.registry import open_driver as connect_keyring
+from services.rotator.lease import describe_holder, run_with_lease
+from services.rotator.model import RotatorError, ProgressReporter, StepResult
 from shared.keyring.administration import Administration, Lease
-from shared.kms.provider import KeyAdmin
-from shared.kms.registry import connect as connect_kms
+from shared.kms.provider import KmsKeyAdmin
+from shared.kms.registry import connect_key as connect_kms
 
 T = TypeVar("T")
 
@@ -25,63 +25,63 @@ class Session:
 
     settings: Settings
     administration: Administration
-    kms: KeyAdmin
-    backups: Backups
-    tell: Tell
+    kms: KmsKeyAdmin
+    backups: BackupFolder
+    progress: ProgressReporter
     clock: Callable[[], float]
     """Unix seconds."""
-    took: list[Took]
+    steps: list[StepResult]
     """The steps so far; whoever reports an error has them, too."""
 
     @property
-    def now(self) -> datetime:
+    def now_utc(self) -> datetime:
         """Aware, in UTC."""
         return datetime.fromtimestamp(self.clock(), UTC)
 
     @property
     def caller(self) -> str:
         """Who rotates, for logs and journal."""
-        return holder()
+        return describe_holder()
 
-    def database_now(self, lease: Lease) -> datetime:
+    def get_database_time(self, lease: Lease) -> datetime:
         """The database's time a moment ago, by a lease that was just taken: this machine's clock may be wrong."""
         return lease.expires_at - timedelta(seconds=self.settings.lease)
 
-    async def holding(self, work: Callable[[Lease], Awaitable[T]]) -> T:
-        """What `work` returns, done while the lease is held. Raises RotatorError, and as `lease.holding` does.
+    async def run_with_lease(self, run: Callable[[Lease], Awaitable[T]]) -> T:
+        """What `run` returns, done while the lease is held. Raises RotatorError, and as `lease.holding` does.
 
         Every command that changes anything passes here: one key must not be retired by the census of another.
         """
-        kek, key = (await self.administration.census()).kek, self.settings.kms.key
+        kek, key = (await self.administration.count_key_usage()).kek, self.settings.kms.key
         if kek != key:
             raise RotatorError(
                 f"the service wraps its data keys by {kek or 'a KMS key that it does not tell'}, and `kms.key` is {key}"
                 "; expected the same key; nothing was changed",
                 "census",
             )
-        return await holding(self.administration, self.settings.lease, work, self.caller)
+        return await run_with_lease(self.administration, self.settings.lease, run, self.caller)
 
 
 @asynccontextmanager
-async def opened(
-    settings: Settings, tell: Tell, took: list[Took], clock: Callable[[], float]
+async def open_session(
+    settings: Settings, progress: ProgressReporter, steps: list[StepResult], clock: Callable[[], float]
 ) -> AsyncIterator[Session]:
     """Everything is closed when the body is left.
 
     Args:
         settings: of the rotator.
-        tell: who is told what happens.
-        took: gets each step that is done.
+        progress: who is told what happens.
+        steps: gets each step that is done.
         clock: Unix seconds.
 
     Raises:
         RotatorError: the state's folder cannot be used.
         AdministrationError: the keyring cannot be opened.
     """
-    backups = await asyncio.to_thread(Backups, settings.state_dir)
+    backups = await asyncio.to_thread(BackupFolder, settings.state_dir)
     kms = connect_kms(settings.kms)
     try:
-        async with connect_keyring(settings.driver, settings.kms, caller=holder()) as administration:
-            yield Session(settings, administration, kms, backups, tell, clock, took)
+        async with connect_keyring(settings.driver, settings.kms, caller=describe_holder()) as administration:
+            yield Session(settings, administration, kms, backups, progress, clock, steps)
     finally:
         await kms.close()

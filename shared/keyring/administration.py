@@ -12,18 +12,18 @@ from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.keyring.model import GREATEST_VERSION, UNREADABLE_VERSION, Status
+from shared.keyring.model import MAX_VERSION, UNREADABLE_VERSION, DataKeyStatus
 
-PAGE: int = 1000
+MAX_PAGE_SIZE: int = 1000
 """Data keys in one page, at most: a hundred thousand of them never stand in memory at once."""
 
 Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 """PostgreSQL has no text with a NUL in it."""
-VersionNumber = Annotated[int, Field(ge=1, le=GREATEST_VERSION)]
+VersionNumber = Annotated[int, Field(ge=1, le=MAX_VERSION)]
 """Of a version of a KMS key."""
 
 
-class _Wire(BaseModel):
+class _WireModel(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
@@ -47,14 +47,14 @@ class RotationState(StrEnum):
     ROLLED_BACK = "rolled_back"
 
 
-class KeyInfo(_Wire):
+class KeyInfo(_WireModel):
     """A data key without its wrapped form."""
 
     id: Text
-    status: Status
+    status: DataKeyStatus
     kek: Text
     """Full resource name of the KMS key, or `local`."""
-    kek_version: int = Field(ge=UNREADABLE_VERSION, le=GREATEST_VERSION)
+    kek_version: int = Field(ge=UNREADABLE_VERSION, le=MAX_VERSION)
     """0 of the local key."""
     algorithm: Text
     created_at: datetime
@@ -69,7 +69,7 @@ class StoredKey(KeyInfo):
     """Base64."""
 
 
-class VersionCount(_Wire):
+class VersionUsage(_WireModel):
     """What needs one version of a key."""
 
     kek: str
@@ -79,7 +79,7 @@ class VersionCount(_Wire):
     """Records that are encrypted by one of these data keys."""
 
 
-class RetiredVersion(_Wire):
+class RetiredVersion(_WireModel):
     """A version of the KMS key that nothing may be wrapped by any more."""
 
     kek_version: int
@@ -87,10 +87,10 @@ class RetiredVersion(_Wire):
     """By the database's clock."""
 
 
-class Census(_Wire):
+class KeyUsage(_WireModel):
     """Which data keys, and how many records, need which version."""
 
-    versions: tuple[VersionCount, ...]
+    versions: tuple[VersionUsage, ...]
     active: str | None
     """Id of the active data key."""
     active_since: datetime | None
@@ -101,7 +101,7 @@ class Census(_Wire):
     new_dek_at: datetime | None = None
     """When a rotation last made a data key the active one, by the database's clock."""
     backups: tuple[str, ...] = ()
-    """What runners noted of the backups that they made, oldest first: steps as in `Progress`, of all rotations."""
+    """What runners noted of the backups that they made, oldest first: steps as in `RotationProgress`, of all rotations."""
     counted_at: datetime | None = None
     """By the same clock; None where the service does not tell."""
     unreadable: int = 0
@@ -110,24 +110,24 @@ class Census(_Wire):
     """Data keys that records need and the keyring lacks, a hundred at most: a snapshot or a memory may have them."""
 
     @property
-    def may_need_any(self) -> str | None:
+    def unknown_usage(self) -> str | None:
         """What may need any version, for a sentence; None where nothing does."""
         found = [f"{self.unreadable} rows of data keys that cannot be read"] if self.unreadable else []
         found += [f"{self.missing} data keys that records need and the database lacks"] if self.missing else []
         return " and ".join(found) or None
 
 
-class Problem(_Wire):
+class Problem(_WireModel):
     """One data key or record that was left out."""
 
     id: str
-    why: str
+    error: str
     """One sentence."""
-    foreign: bool = False
+    is_foreign: bool = False
     """Another key's wrap: skipped, and no failure."""
 
 
-class Progress(_Wire):
+class RotationProgress(_WireModel):
     """A rotation."""
 
     rotation_id: str
@@ -142,13 +142,13 @@ class Progress(_Wire):
     done: int
     problems: tuple[Problem, ...] = ()
     """The first hundred."""
-    steps: tuple[str, ...] = ()
+    journal: tuple[str, ...] = ()
     """What the runner noted, in its order, such as `backup NAME SHA256`."""
-    rolling_back: bool = False
+    is_rolling_back: bool = False
     """A rollback has begun: it is `rollback` that goes on, `rotate` no longer."""
 
 
-class Verification(_Wire):
+class VerificationResult(_WireModel):
     """Whether everything can be read."""
 
     data_keys: int
@@ -161,7 +161,7 @@ class Verification(_Wire):
     """`after` of the next page. The last one tells what belongs to no data key, such as records that lost theirs."""
 
 
-class Lease(_Wire):
+class Lease(_WireModel):
     """Who may rotate."""
 
     holder: str
@@ -171,7 +171,7 @@ class Lease(_Wire):
     """By the database's clock."""
 
 
-class RotateRequest(_Wire):
+class RotateRequest(_WireModel):
     """Begins a rotation, or goes on with it: the same id never does anything twice."""
 
     rotation_id: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
@@ -181,9 +181,9 @@ class RotateRequest(_Wire):
     caller: Text = Field(max_length=200)
     target_version: VersionNumber | None = None
     """The version that Encrypt is known to use by now; a wrap under another one is refused."""
-    retarget: bool = False
+    allows_retarget: bool = False
     """Whether a rotation that was begun for another version goes on with this one; else it is refused."""
-    batch: int = Field(100, ge=1, le=PAGE)
+    batch_size: int = Field(100, ge=1, le=MAX_PAGE_SIZE)
     """Data keys in this call, at most."""
 
 
@@ -202,43 +202,43 @@ class UnreachableError(AdministrationError):
 class Administration(Protocol):
     """One keyring. Every method may raise AdministrationError, and may be called again after UnreachableError."""
 
-    async def keys(self, after: str = "", limit: int = PAGE) -> Sequence[KeyInfo]:
+    async def list_keys(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[KeyInfo]:
         """Those whose id comes after `after`, in the order of their ids."""
         ...
 
-    async def census(self) -> Census:
+    async def count_key_usage(self) -> KeyUsage:
         """What needs which version."""
         ...
 
-    async def lease(self, holder: str, seconds: float, token: str = "") -> Lease:
+    async def acquire_lease(self, holder: str, seconds: float, token: str = "") -> Lease:
         """Takes the lease, or keeps it where `token` is its own. Raises RefusedError, which names the other holder."""
         ...
 
-    async def release(self, token: str) -> None:
+    async def release_lease(self, token: str) -> None:
         """Gives the lease up; one that is another's by now stays."""
         ...
 
-    async def backup(self, after: str = "", limit: int = PAGE) -> Sequence[StoredKey]:
+    async def list_backup_rows(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[StoredKey]:
         """The rows after `after`, in the order of their ids, wrapped as they are."""
         ...
 
-    async def rotate(self, request: RotateRequest) -> Progress:
+    async def rotate(self, request: RotateRequest) -> RotationProgress:
         """Does one batch, each data key in one commit with its journal entry; call it until it no longer runs."""
         ...
 
-    async def dry_run(self, type_: RotationType, target_version: int | None) -> Progress:
+    async def dry_run(self, type_: RotationType, target_version: int | None) -> RotationProgress:
         """What `rotate` would do; changes nothing."""
         ...
 
-    async def progress(self, rotation_id: str | None = None) -> Progress | None:
+    async def get_progress(self, rotation_id: str | None = None) -> RotationProgress | None:
         """That rotation, or the latest; None where there is none."""
         ...
 
-    async def note(self, rotation_id: str, token: str, step: str) -> None:
+    async def add_journal_entry(self, rotation_id: str, token: str, entry: str) -> None:
         """Writes one of the runner's own steps into the journal."""
         ...
 
-    async def rollback(self, rotation_id: str, token: str) -> Progress:
+    async def rollback(self, rotation_id: str, token: str) -> RotationProgress:
         """Undoes a batch by the journal; call it until the state is no longer `running`.
 
         Wrapped forms become what they were, the old data key active again.
@@ -249,14 +249,14 @@ class Administration(Protocol):
         """Puts rows of a backup in the place of those with the same id and fingerprint; gives how many changed."""
         ...
 
-    async def verify(self, mode: Literal["sample", "full"], after: str | None = None) -> Verification:
+    async def verify(self, mode: Literal["sample", "full"], after: str | None = None) -> VerificationResult:
         """Unwraps every data key, or a page of those behind `after`, and decrypts some of their records, or all."""
         ...
 
-    async def retire(self, kek_version: int, token: str) -> None:
+    async def retire_version(self, kek_version: int, token: str) -> None:
         """From now on nothing may be wrapped by this version. Raises RefusedError where something still is."""
         ...
 
-    async def reload(self) -> None:
+    async def reload_instances(self) -> None:
         """Every instance of the service that can be reached reads the keyring again."""
         ...

@@ -1,8 +1,8 @@
 """The types of the keyring's columns, which read whatever stands there.
 
 Any program may write into the tables. What it got wrong in one row must not hide the others: a value that is none of
-its column's is read as one that shows up, and `defects` names its row. A text that is not UTF-8 comes from the
-connection as bytes, see `text_or_bytes`; a row whose id is none is passed over, for nothing could refer to it.
+its column's is read as one that shows up, and `find_unreadable_rows` names its row. A text that is not UTF-8 comes from the
+connection as bytes, see `decode_text`; a row whose id is none is passed over, for nothing could refer to it.
 """
 
 from collections.abc import Callable, Collection
@@ -26,16 +26,16 @@ from sqlalchemy import (
     type_coerce,
 )
 
-from shared.keyring.model import GREATEST_VERSION, UNREADABLE_VERSION
+from shared.keyring.model import MAX_VERSION, UNREADABLE_VERSION
 
 Id: Final = String().with_variant(String(collation="C"), "postgresql")
 """Of an id, of data keys and of records. Compared byte by byte, as Python does: in the order of a language, the
 fingerprint of all would be another one."""
-LAST_SECOND: Final = 253402300799
+MAX_TIMESTAMP: Final = 253402300799
 """Of the year 9999; Python knows no later one."""
 
 
-def text_or_bytes(stored: bytes) -> str | bytes:
+def decode_text(stored: bytes) -> str | bytes:
     """A text as the database has it; the bytes themselves where they are not UTF-8."""
     try:
         return stored.decode()
@@ -43,14 +43,14 @@ def text_or_bytes(stored: bytes) -> str | bytes:
         return stored
 
 
-def legible(value: Any) -> str:
+def to_printable_text(value: Any) -> str:
     """A text, or what stands in its place in a form that shows what is wrong."""
     if isinstance(value, bytes):
         return value.decode(errors="backslashreplace")
     return value if isinstance(value, str) else str(value)
 
 
-def page(connection: Connection, ordered: Select[Any], limit: int) -> list[Any]:
+def read_page(connection: Connection, ordered: Select[Any], limit: int) -> list[Any]:
     """The first rows of `ordered` by an id, their first column, that can be read; fewer than `limit` are all."""
     found: list[Any] = []
     offset = 0
@@ -63,18 +63,18 @@ def page(connection: Connection, ordered: Select[Any], limit: int) -> list[Any]:
     return found[:limit]
 
 
-class Words(TypeDecorator[str]):
-    """A text, but no id. Read as `legible` where it is none."""
+class LenientText(TypeDecorator[str]):
+    """A text, but no id. Read as `to_printable_text` where it is none."""
 
     impl = String
     cache_ok = True
 
     def process_result_value(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002
         """See the class."""
-        return value if value is None else legible(value)
+        return value if value is None else to_printable_text(value)
 
 
-class Seconds(TypeDecorator[float]):
+class LenientTimestamp(TypeDecorator[float]):
     """Unix seconds. Read as 0 where they are no moment."""
 
     impl = Float
@@ -82,10 +82,10 @@ class Seconds(TypeDecorator[float]):
 
     def process_result_value(self, value: Any, dialect: Dialect) -> float | None:  # noqa: ARG002
         """See the class."""
-        return value if value is None or _within(value, LAST_SECOND) else 0.0
+        return value if value is None or _is_within(value, MAX_TIMESTAMP) else 0.0
 
 
-class Version(TypeDecorator[int]):
+class LenientVersion(TypeDecorator[int]):
     """Number of a KMS key's version. Read as `UNREADABLE_VERSION` where it is none."""
 
     impl = Integer
@@ -93,62 +93,62 @@ class Version(TypeDecorator[int]):
 
     def process_result_value(self, value: Any, dialect: Dialect) -> int | None:  # noqa: ARG002
         """See the class."""
-        right = value is None or (isinstance(value, int) and _within(value, GREATEST_VERSION))
+        right = value is None or (isinstance(value, int) and _is_within(value, MAX_VERSION))
         return value if right else UNREADABLE_VERSION
 
 
-class Bytes(LargeBinary):
+class LenientBytes(LargeBinary):
     """Bytes; SQLite keeps a text or a number in such a column too."""
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:  # noqa: ARG002
         """See the class."""
-        return _bytes
+        return _to_bytes
 
 
-def defects(connection: Connection, table: Table, **known: Collection[str]) -> dict[str, str]:
-    """Why rows of `table` cannot be read, by their id: of each column a hundred. `known` has what may stand in some."""
-    bad = {name: table.c[name].not_in(values) for name, values in known.items()}
-    found = _no_texts(connection, table)
+def find_unreadable_rows(connection: Connection, table: Table, **allowed_values: Collection[str]) -> dict[str, str]:
+    """Why rows of `table` cannot be read, by their id: of each column a hundred. `allowed_values` has what may stand in some."""
+    bad = {name: table.c[name].not_in(values) for name, values in allowed_values.items()}
+    found = _find_undecodable_text(connection, table)
     for column in table.c:
-        if isinstance(column.type, Seconds):
-            bad[column.name] = ~column.between(0, LAST_SECOND)
-        elif isinstance(column.type, Version):
-            bad[column.name] = ~column.between(0, GREATEST_VERSION)
+        if isinstance(column.type, LenientTimestamp):
+            bad[column.name] = ~column.between(0, MAX_TIMESTAMP)
+        elif isinstance(column.type, LenientVersion):
+            bad[column.name] = ~column.between(0, MAX_VERSION)
     for name, condition in bad.items():
         for row_id in connection.execute(select(table.c.id).where(condition).limit(100)).scalars():
-            found.setdefault(legible(row_id), _why(table, name))
+            found.setdefault(to_printable_text(row_id), _describe_defect(table, name))
     return found
 
 
-def _no_texts(connection: Connection, table: Table) -> dict[str, str]:
+def _find_undecodable_text(connection: Connection, table: Table) -> dict[str, str]:
     found: dict[str, str] = {}
     for column in table.c:
-        if isinstance(column.type, String | Words):
+        if isinstance(column.type, String | LenientText):
             raw = type_coerce(column, String()).label("raw")
-            suspects = select(table.c.id, raw).where(_is_no_plain_text(connection, column))
+            suspects = select(table.c.id, raw).where(_may_be_undecodable(connection, column))
             with connection.execute(suspects, execution_options={"yield_per": 100}) as rows:
                 bad = (row_id for row_id, value in rows if value is not None and not isinstance(value, str))
                 for row_id in islice(bad, 100):
-                    found.setdefault(legible(row_id), _why(table, column.name))
+                    found.setdefault(to_printable_text(row_id), _describe_defect(table, column.name))
     return found
 
 
-def _is_no_plain_text(connection: Connection, column: Column[Any]) -> ColumnElement[bool]:
+def _may_be_undecodable(connection: Connection, column: Column[Any]) -> ColumnElement[bool]:
     """What has other characters than ASCII's is looked at more closely: no database says whether it is UTF-8."""
     if connection.dialect.name == "sqlite":
         return column.op("GLOB", is_comparison=True)("*[^ -~]*") | (func.typeof(column) != "text")
     return column.op("~", is_comparison=True)("[^ -~]")
 
 
-def _why(table: Table, column: str) -> str:
+def _describe_defect(table: Table, column: str) -> str:
     return f"its {column} in the table {table.name} cannot be read; correct it there"
 
 
-def _bytes(value: Any) -> bytes | None:
+def _to_bytes(value: Any) -> bytes | None:
     if value is None or isinstance(value, bytes):
         return value
     return bytes(value) if isinstance(value, bytearray | memoryview) else str(value).encode()
 
 
-def _within(value: object, last: int) -> bool:
+def _is_within(value: object, last: int) -> bool:
     return isinstance(value, int | float) and 0 <= value <= last

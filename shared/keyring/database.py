@@ -14,13 +14,13 @@ import structlog
 from sqlalchemy import URL, Connection, Engine, MetaData, exc, func, inspect, select
 
 from shared.keyring import engine
-from shared.sql.engine import may_succeed_at_once, transaction
+from shared.sql.engine import is_retryable, open_transaction
 from shared.sql.sqlite_file import FileLostError
 
-ANSWER_SECONDS: Final = 5.0
+ANSWER_TIMEOUT_SECONDS: Final = 5.0
 """How long a caller waits, its turn behind other writers included."""
-_TRIES: Final = 3
-_NOW: Final = select(func.extract("epoch", func.clock_timestamp()))
+_MAX_TRIES: Final = 3
+_CLOCK_QUERY: Final = select(func.extract("epoch", func.clock_timestamp()))
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -34,24 +34,24 @@ class Database:
     """An open database. `close` it.
 
     Args:
-        url: of SQLite or PostgreSQL; see `shared.sql.location.parse`.
+        url: of SQLite or PostgreSQL; see `shared.sql.location.parse_database_url`.
         clock: unix seconds by this machine, which is SQLite's clock too; PostgreSQL has its own.
     """
 
     def __init__(self, url: URL, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._writing, self._reading = engine.engines(url)
-        self._writer = ThreadPoolExecutor(1, "database-writer")
-        self._readers = ThreadPoolExecutor(engine.READERS, "database-reader")
+        self._write_engine, self._read_engine = engine.create_engines(url)
+        self._write_thread = ThreadPoolExecutor(1, "database-writer")
+        self._read_threads = ThreadPoolExecutor(engine.READER_COUNT, "database-reader")
 
     @classmethod
-    async def opened(cls, url: URL, *tables: MetaData, clock: Callable[[], float] = time.time) -> Self:
+    async def open(cls, url: URL, *tables: MetaData, clock: Callable[[], float] = time.time) -> Self:
         """Opens `url`, makes a missing file and the missing ones of `tables`. Raises DatabaseError."""
         database = cls(url, clock)
         try:
-            await asyncio.to_thread(_make_file, url)
+            await asyncio.to_thread(_create_missing_file, url)
             if await database.complete(*tables):
-                log.warning("made new tables in an empty database", database=str(url))
+                log.warning("created tables in an empty database", database=str(url))
         except BaseException:
             await database.close()
             raise
@@ -65,23 +65,23 @@ class Database:
             empty = not any(there.has_table(name) for some in tables for name in some.tables)
             for some in tables:
                 some.create_all(connection)
-                _check(connection, some)
+                _check_columns(connection, some)
             return empty and bool(tables)
 
-        return await self.change(create)
+        return await self.write_exclusively(create)
 
-    async def read(self, work: Callable[[Connection], T], *, seconds: float = ANSWER_SECONDS) -> T:
+    async def read(self, work: Callable[[Connection], T], *, seconds: float = ANSWER_TIMEOUT_SECONDS) -> T:
         """What `work` finds, within `seconds`. Raises DatabaseError."""
 
         def unhurried(connection: Connection) -> T:
-            engine.unhurried(connection, seconds)
+            engine.extend_statement_timeout(connection, seconds)
             try:
                 return work(connection)
             finally:
-                engine.hurried(connection)
+                engine.reset_statement_timeout(connection)
 
-        patient = seconds > ANSWER_SECONDS
-        return await self._run(self._readers, self._reading, unhurried if patient else work, seconds)
+        patient = seconds > ANSWER_TIMEOUT_SECONDS
+        return await self._run(self._read_threads, self._read_engine, unhurried if patient else work, seconds)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         """What `work` returns, once it is committed; an exception of `work` rolls it back.
@@ -89,60 +89,60 @@ class Database:
         Raises:
             DatabaseError: nothing is committed; after "no answer" alone it may still be.
         """
-        return await self._run(self._writer, self._writing, work)
+        return await self._run(self._write_thread, self._write_engine, work)
 
-    async def change(self, work: Callable[[Connection], T]) -> T:
+    async def write_exclusively(self, work: Callable[[Connection], T]) -> T:
         """Like `write`, and no other `change` of any process goes on meanwhile: what `work` reads stays true."""
 
         def undisturbed(connection: Connection) -> T:
-            engine.alone(connection)
+            engine.lock_keyring(connection)
             return work(connection)
 
         return await self.write(undisturbed)
 
-    def now(self, connection: Connection) -> float:
+    def read_clock(self, connection: Connection) -> float:
         """The time by the database's clock, unix seconds."""
-        return self._clock() if connection.dialect.name == "sqlite" else float(connection.execute(_NOW).scalar_one())
+        return self._clock() if connection.dialect.name == "sqlite" else float(connection.execute(_CLOCK_QUERY).scalar_one())
 
     async def close(self) -> None:
         """Waits for the statements under way, each of which is bounded, and closes all connections."""
-        for threads in (self._writer, self._readers):
+        for threads in (self._write_thread, self._read_threads):
             await asyncio.to_thread(threads.shutdown, cancel_futures=True)
-        for some in (self._writing, self._reading):
+        for some in (self._write_engine, self._read_engine):
             some.dispose()
 
     async def _run(
-        self, threads: Executor, engine: Engine, work: Callable[[Connection], T], seconds: float = ANSWER_SECONDS
+        self, threads: Executor, engine: Engine, work: Callable[[Connection], T], seconds: float = ANSWER_TIMEOUT_SECONDS
     ) -> T:
         try:
             async with asyncio.timeout(seconds):
-                return await asyncio.get_running_loop().run_in_executor(threads, _transact, engine, work)
+                return await asyncio.get_running_loop().run_in_executor(threads, _run_transaction, engine, work)
         except TimeoutError:
             raise DatabaseError(f"no answer within {seconds:g} s") from None
 
 
-def _transact(engines: Engine, work: Callable[[Connection], T], tries: int = _TRIES) -> T:
+def _run_transaction(engine: Engine, work: Callable[[Connection], T], tries_left: int = _MAX_TRIES) -> T:
     try:
-        with transaction(engines) as connection:
+        with open_transaction(engine) as connection:
             return work(connection)
     except exc.IntegrityError:
         raise  # a lost race: its meaning is known only to `work`'s owner
     except exc.SQLAlchemyError as error:
-        if tries > 1 and may_succeed_at_once(error):
-            return _transact(engines, work, tries - 1)
+        if tries_left > 1 and is_retryable(error):
+            return _run_transaction(engine, work, tries_left - 1)
         raise DatabaseError(engine.words(error)) from None
 
 
-def _make_file(url: URL) -> None:
+def _create_missing_file(url: URL) -> None:
     try:
-        engine.make_file(url)
+        engine.create_file(url)
     except FileLostError as error:
         raise DatabaseError(str(error)) from None
     except OSError as error:
         raise DatabaseError(f"unable to open database file: {error.strerror}") from None
 
 
-def _check(connection: Connection, tables: MetaData) -> None:
+def _check_columns(connection: Connection, tables: MetaData) -> None:
     """Whether the tables that were there already have the columns that we need."""
     found = inspect(connection)
     for table in tables.sorted_tables:

@@ -15,18 +15,18 @@ from shared.keyring.administration import RefusedError
 from shared.keyring.database import Database
 from shared.keyring.tables import instances
 
-_INTERVALS: Final = 3
+_MISSED_INTERVALS: Final = 3
 """Of an instance's checks without a row of it: then it is gone."""
-_LEAST_SECONDS: Final = 10.0
+_MIN_LIVENESS_SECONDS: Final = 10.0
 """However short its interval is: a busy machine is late."""
-_LONGEST_WAIT_SECONDS: Final = 120.0
+_MAX_WAIT_SECONDS: Final = 120.0
 """Far from the five minutes after which a driver of the rotator gives a call up."""
-_PAUSE_SECONDS: Final = 0.2
-_FORGOTTEN_SECONDS: Final = 86400.0
+_POLL_SECONDS: Final = 0.2
+_ROW_RETENTION_SECONDS: Final = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
-class Heartbeat:
+class InstanceHeartbeat:
     """One instance's row. Every method raises DatabaseError."""
 
     database: Database
@@ -35,24 +35,24 @@ class Heartbeat:
     interval: float
     """Seconds from one beat to the next."""
 
-    async def beat(self, pending: Collection[str]) -> None:
+    async def send(self, pending: Collection[str]) -> None:
         """Says that it is alive, and holds these data keys of status pending; each `interval` at least."""
-        await self.database.write(lambda connection: self.write(connection, self.database.now(connection), pending))
+        await self.database.write(lambda connection: self.write_row(connection, self.database.read_clock(connection), pending))
 
-    def write(self, connection: Connection, now: float, pending: Collection[str]) -> None:
+    def write_row(self, connection: Connection, now: float, pending: Collection[str]) -> None:
         """Says so in a transaction of the caller's."""
-        old = (instances.c.id == self.instance) | (instances.c.beat_at < now - _FORGOTTEN_SECONDS)
+        old = (instances.c.id == self.instance) | (instances.c.beat_at < now - _ROW_RETENTION_SECONDS)
         connection.execute(instances.delete().where(old))
         values = {"id": self.instance, "interval": self.interval, "holds": " ".join(pending)}
         connection.execute(instances.insert().values(beat_at=now, **values))
 
-    async def end(self) -> None:
+    async def remove(self) -> None:
         """Nobody waits for it any more."""
         own = instances.c.id == self.instance
         await self.database.write(lambda connection: connection.execute(instances.delete().where(own)))
 
 
-async def wait_until_all_hold(database: Database, data_key_id: str) -> None:
+async def wait_for_all_instances(database: Database, data_key_id: str) -> None:
     """Returns once every instance that is alive holds the pending data key.
 
     Raises:
@@ -60,34 +60,34 @@ async def wait_until_all_hold(database: Database, data_key_id: str) -> None:
     """
     began = asyncio.get_running_loop().time()
     while lacking := await database.read(
-        lambda connection: _lacking(connection, database.now(connection), data_key_id)
+        lambda connection: _find_lacking_instances(connection, database.read_clock(connection), data_key_id)
     ):
         name, alive = lacking[0]
-        if asyncio.get_running_loop().time() - began > min(alive, _LONGEST_WAIT_SECONDS):
+        if asyncio.get_running_loop().time() - began > min(alive, _MAX_WAIT_SECONDS):
             more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
             raise RefusedError(
                 f"{name}{more} of the service's instances cannot use the new data key {data_key_id} yet, so it was not "
                 "made active; see in its log whether KMS answers it, or stop it, then resume"
             )
-        await asyncio.sleep(_PAUSE_SECONDS)
+        await asyncio.sleep(_POLL_SECONDS)
 
 
-def others_alive(connection: Connection, now: float, instance: str) -> bool:
+def are_others_alive(connection: Connection, now: float, instance: str) -> bool:
     """Whether another instance than this one is alive."""
     others = connection.execute(instances.select().where(instances.c.id != instance))
-    return any(abs(now - row.beat_at) <= _alive_seconds(row) for row in others)
+    return any(abs(now - row.beat_at) <= _get_liveness_seconds(row) for row in others)
 
 
-def _alive_seconds(row: Row[Any]) -> float:
+def _get_liveness_seconds(row: Row[Any]) -> float:
     """How long after its last beat an instance is taken to be alive."""
-    return max(_INTERVALS * float(row.interval), _LEAST_SECONDS)
+    return max(_MISSED_INTERVALS * float(row.interval), _MIN_LIVENESS_SECONDS)
 
 
-def _lacking(connection: Connection, now: float, data_key_id: str) -> list[tuple[str, float]]:
+def _find_lacking_instances(connection: Connection, now: float, data_key_id: str) -> list[tuple[str, float]]:
     """The instances that are alive and do not hold it, and for how many seconds each is taken to be alive."""
     found = []
     for row in connection.execute(instances.select().order_by(instances.c.id)):
-        alive = _alive_seconds(row)
+        alive = _get_liveness_seconds(row)
         if abs(now - row.beat_at) <= alive and data_key_id not in row.holds.split():
             found.append((row.id, alive))
     return found

@@ -15,37 +15,37 @@ from sqlalchemy import Connection, Row
 
 from shared.keyring.administration import Lease, RefusedError
 from shared.keyring.database import Database
-from shared.keyring.tables import lease
+from shared.keyring.tables import rotation_lease
 
-LONGEST_SECONDS: Final = 3600.0
+MAX_LEASE_SECONDS: Final = 3600.0
 """A lease, at most: nobody waits longer for a runner that is dead."""
 T = TypeVar("T")
 
 
-def take(connection: Connection, now: float, holder: str, seconds: float, token: str = "") -> Lease:
+def acquire_lease(connection: Connection, now: float, holder: str, seconds: float, token: str = "") -> Lease:
     """Takes a lease that is free or over, or keeps one's own. Raises RefusedError."""
-    if not 0 < seconds <= LONGEST_SECONDS:
-        raise RefusedError(f"a lease may last up to {LONGEST_SECONDS:g} s; ask for that, and keep it by asking again")
-    current = connection.execute(lease.select()).one_or_none()
-    if current and not _is_its(current, token):
-        if now < current.expires_at <= now + LONGEST_SECONDS:  # later ones were taken by a clock that was ahead
-            raise RefusedError(_held(current))
+    if not 0 < seconds <= MAX_LEASE_SECONDS:
+        raise RefusedError(f"a lease may last up to {MAX_LEASE_SECONDS:g} s; ask for that, and keep it by asking again")
+    current = connection.execute(rotation_lease.select()).one_or_none()
+    if current and not _is_valid_token(current, token):
+        if now < current.expires_at <= now + MAX_LEASE_SECONDS:  # later ones were taken by a clock that was ahead
+            raise RefusedError(_describe_holder(current))
         token = ""
     elif not current:
         token = ""  # it was given up meanwhile
     token = token or secrets.token_urlsafe(32)
-    connection.execute(lease.delete())
+    connection.execute(rotation_lease.delete())
     expires_at = now + seconds
-    connection.execute(lease.insert().values(only=1, holder=holder, token=_digest(token), expires_at=expires_at))
+    connection.execute(rotation_lease.insert().values(only=1, holder=holder, token=_hash_token(token), expires_at=expires_at))
     return Lease(holder=holder, token=token, expires_at=datetime.fromtimestamp(expires_at, UTC))
 
 
-def release(connection: Connection, token: str) -> None:
+def release_lease(connection: Connection, token: str) -> None:
     """Gives it up; another's stays."""
-    connection.execute(lease.delete().where(lease.c.token == _digest(token)))
+    connection.execute(rotation_lease.delete().where(rotation_lease.c.token == _hash_token(token)))
 
 
-async def under_lease(database: Database, token: str, work: Callable[[Connection, float], T]) -> T:
+async def run_under_lease(database: Database, token: str, work: Callable[[Connection, float], T]) -> T:
     """What `work` returns, once it is committed; it gets the connection and the time.
 
     Raises:
@@ -54,29 +54,29 @@ async def under_lease(database: Database, token: str, work: Callable[[Connection
     """
 
     def change(connection: Connection) -> T:
-        now = database.now(connection)
-        current = connection.execute(lease.select()).one_or_none()
-        if current is None or not _is_its(current, token):
-            who = f"; {_held(current)}" if current and current.expires_at > now else ""
+        now = database.read_clock(connection)
+        current = connection.execute(rotation_lease.select()).one_or_none()
+        if current is None or not _is_valid_token(current, token):
+            who = f"; {_describe_holder(current)}" if current and current.expires_at > now else ""
             raise RefusedError(f"the lease is not yours{who}; take it, then resume")
         if current.expires_at <= now:
-            raise RefusedError(f"the lease ended at {_time(current.expires_at)}; take it again, then resume")
+            raise RefusedError(f"the lease ended at {_format_time(current.expires_at)}; take it again, then resume")
         return work(connection, now)
 
-    return await database.change(change)
+    return await database.write_exclusively(change)
 
 
-def _held(current: Row[Any]) -> str:
-    return f"{current.holder} holds the lease until {_time(current.expires_at)}"
+def _describe_holder(current: Row[Any]) -> str:
+    return f"{current.holder} holds the lease until {_format_time(current.expires_at)}"
 
 
-def _is_its(current: Row[Any], token: str) -> bool:
-    return hmac.compare_digest(current.token, _digest(token))
+def _is_valid_token(current: Row[Any], token: str) -> bool:
+    return hmac.compare_digest(current.token, _hash_token(token))
 
 
-def _digest(token: str) -> bytes:
+def _hash_token(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-def _time(unix: float) -> str:
+def _format_time(unix: float) -> str:
     return datetime.fromtimestamp(unix, UTC).isoformat(timespec="seconds")

@@ -10,56 +10,56 @@ from sqlalchemy import Connection, select
 
 from shared.keyring import store
 from shared.keyring.administration import RefusedError
-from shared.keyring.instances import Heartbeat, others_alive
+from shared.keyring.instances import InstanceHeartbeat, are_others_alive
 from shared.keyring.model import LOCAL_KEK, DataKey
-from shared.keyring.store import OtherLocalKeyError, known_local_key
-from shared.keyring.tables import data_keys, given_up, local_key
+from shared.keyring.store import OtherLocalKeyError, read_local_key_fingerprint
+from shared.keyring.tables import data_keys, abandoned_data_keys, local_key
 
 
-def wrapped(connection: Connection, limit: int = store.PAGE) -> tuple[DataKey, ...]:
+def list_locally_wrapped_keys(connection: Connection, limit: int = store.PAGE_SIZE) -> tuple[DataKey, ...]:
     """The first data keys that a local key wraps."""
-    return store.page(connection, "", limit, data_keys.c.kek == LOCAL_KEK)
+    return store.list_data_keys(connection, "", limit, data_keys.c.kek == LOCAL_KEK)
 
 
-def may_be_another(connection: Connection, now: float, instance: str) -> bool:
+def may_replace_local_key(connection: Connection, now: float, instance: str) -> bool:
     """Whether a new local key may take the place of the one that is known: nothing and nobody needs that."""
-    known = known_local_key(connection)
-    return not wrapped(connection, 1) and (known is None or not others_alive(connection, now, instance))
+    known = read_local_key_fingerprint(connection)
+    return not list_locally_wrapped_keys(connection, 1) and (known is None or not are_others_alive(connection, now, instance))
 
 
-def note(connection: Connection, now: float, heartbeat: Heartbeat, fingerprint: bytes) -> None:
+def register_local_key(connection: Connection, now: float, heartbeat: InstanceHeartbeat, fingerprint: bytes) -> None:
     """Notes the local key of an instance, which is alive from then on. Raises OtherLocalKeyError."""
-    known = known_local_key(connection)
-    if known not in (None, fingerprint) and not may_be_another(connection, now, heartbeat.instance):
+    known = read_local_key_fingerprint(connection)
+    if known not in (None, fingerprint) and not may_replace_local_key(connection, now, heartbeat.instance):
         raise OtherLocalKeyError
     connection.execute(local_key.delete())
     connection.execute(local_key.insert().values(only=1, fingerprint=fingerprint))
-    heartbeat.write(connection, now, ())
+    heartbeat.write_row(connection, now, ())
 
 
-def give_up(connection: Connection, now: float, instance: str, keys: Sequence[DataKey]) -> int:
+def abandon_data_keys(connection: Connection, now: float, instance: str, keys: Sequence[DataKey]) -> int:
     """Puts data keys aside; how many, for one that is no longer wrapped as in `keys` is left alone.
 
-    Once none is left that a local key wraps, another may be noted: see `may_be_another`.
+    Once none is left that a local key wraps, another may be noted: see `may_replace_local_key`.
 
     Raises:
         RefusedError: another instance than `instance` is alive: it may have the local key, or hold a data key and write
             by it.
     """
-    if others_alive(connection, now, instance):
+    if are_others_alive(connection, now, instance):
         raise RefusedError(
             "another instance of the service is alive, and may have the local key: put its file back from there, or "
             "stop all other instances; one that did not end by itself counts as alive for three of its check "
             "intervals, 10 seconds at least"
         )
-    return sum(_put_aside(connection, now, key) for key in keys)
+    return sum(_abandon_data_key(connection, now, key) for key in keys)
 
 
-def _put_aside(connection: Connection, now: float, key: DataKey) -> bool:
+def _abandon_data_key(connection: Connection, now: float, key: DataKey) -> bool:
     same = (data_keys.c.id == key.id) & (data_keys.c.wrapped == key.wrapped.ciphertext)
     if connection.execute(select(data_keys.c.id).where(same)).first() is None:
         return False
-    connection.execute(given_up.delete().where(given_up.c.id == key.id))
+    connection.execute(abandoned_data_keys.delete().where(abandoned_data_keys.c.id == key.id))
     values = {
         "id": key.id,
         "wrapped": key.wrapped.ciphertext,
@@ -70,6 +70,6 @@ def _put_aside(connection: Connection, now: float, key: DataKey) -> bool:
         "created_at": key.created_at.timestamp(),
         "given_up_at": now,
     }
-    connection.execute(given_up.insert().values(**values))
+    connection.execute(abandoned_data_keys.insert().values(**values))
     connection.execute(data_keys.delete().where(same))
     return True

@@ -14,13 +14,13 @@ ALGORITHM: Final = "AES-256-GCM"
 """What a data key is used with."""
 KEY_BYTES: Final = 32
 """Of a data key."""
-GREATEST_VERSION: Final = 2**31 - 1
+MAX_VERSION: Final = 2**31 - 1
 """Of a KMS key that the keyring's tables can hold: PostgreSQL's integers end there."""
 UNREADABLE_VERSION: Final = -1
 """What a version reads as where another program wrote something else there: it may be any."""
 
 
-class Status(StrEnum):
+class DataKeyStatus(StrEnum):
     """What a data key is used for."""
 
     PENDING = "pending"
@@ -33,12 +33,12 @@ class Status(StrEnum):
     """Whatever else another hand wrote there: it decrypts, too, and nothing makes it active."""
 
     @classmethod
-    def _missing_(cls, value: object) -> "Status":  # noqa: ARG003
+    def _missing_(cls, value: object) -> "DataKeyStatus":  # noqa: ARG003
         return cls.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
-class Wrapped:
+class WrappedKey:
     """A data key's 32 bytes, encrypted by a key-encryption key (KEK)."""
 
     ciphertext: bytes
@@ -53,26 +53,26 @@ class DataKey:
     """One row of the keyring."""
 
     id: str
-    status: Status
-    wrapped: Wrapped
-    fingerprint: bytes
-    """See `fingerprint`: a wrong unwrap is noticed before it encrypts anything."""
+    status: DataKeyStatus
+    wrapped: WrappedKey
+    compute_fingerprint: bytes
+    """See `compute_fingerprint`: a wrong unwrap is noticed before it encrypts anything."""
     created_at: datetime
     """Aware, in UTC."""
     algorithm: str = ALGORITHM
 
 
-def wrapping_aad(data_key_id: str) -> bytes:
+def build_wrapping_aad(data_key_id: str) -> bytes:
     """The additional authenticated data of a wrap: a wrapped key that is moved to another row no longer unwraps."""
     return b"keypulse data key\0" + data_key_id.encode()
 
 
-def fingerprint(secret: bytes) -> bytes:
+def compute_fingerprint(secret: bytes) -> bytes:
     """32 bytes that tell one data key from every other, and nothing else about it."""
     return hmac.digest(secret, b"keypulse data key fingerprint", "sha256")
 
 
-class FingerprintOfAll:
+class KeyringFingerprint:
     """The fingerprint of a whole keyring, taken page by page: the same as long as every data key is."""
 
     def __init__(self) -> None:

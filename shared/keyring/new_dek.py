@@ -14,64 +14,64 @@ from typing import Final
 from sqlalchemy import Connection
 
 from shared.keyring import journal, store, target
-from shared.keyring.administration import Problem, Progress, RefusedError, RotateRequest, RotationState
+from shared.keyring.administration import Problem, RotationProgress, RefusedError, RotateRequest, RotationState
 from shared.keyring.database import Database
-from shared.keyring.instances import wait_until_all_hold
+from shared.keyring.instances import wait_for_all_instances
 from shared.keyring.journal import Rotation
-from shared.keyring.lease import under_lease
-from shared.keyring.model import KEY_BYTES, DataKey, Status, fingerprint
-from shared.keyring.wrapping import UnwrapError, Wrapping
+from shared.keyring.lease import run_under_lease
+from shared.keyring.model import KEY_BYTES, DataKey, DataKeyStatus, compute_fingerprint
+from shared.keyring.wrapping import UnwrapError, KeyWrapper
 
-STEPS: Final = 2
+STEP_COUNT: Final = 2
 """To add, and to promote."""
 
 
 @dataclass(frozen=True, slots=True)
-class NewDek:
+class NewDekRotation:
     """One rotation of this type."""
 
     database: Database
-    wrapping: Wrapping
+    wrapping: KeyWrapper
     request: RotateRequest
-    random: Callable[[int], bytes]
+    random_bytes: Callable[[int], bytes]
 
-    async def add(self, begun: Progress, version: int) -> None:
+    async def add_data_key(self, progress: RotationProgress, version: int) -> None:
         """Stores the new data key as pending, in one commit with the beginning of the rotation."""
-        secret = self.random(KEY_BYTES)
-        data_key_id = uuid.UUID(bytes=self.random(16), version=4).hex
+        secret = self.random_bytes(KEY_BYTES)
+        data_key_id = uuid.UUID(bytes=self.random_bytes(16), version=4).hex
         wrapped = await self.wrapping.wrap(data_key_id, secret)
-        target.refuse_another(wrapped, version)
+        target.refuse_other_version(wrapped, version)
 
         def write(connection: Connection, now: float) -> None:
             created_at = datetime.fromtimestamp(now, UTC)
-            journal.begin(connection, now, begun, added=data_key_id)
-            new = DataKey(data_key_id, Status.PENDING, wrapped, fingerprint(secret), created_at)
-            store.insert(connection, new)
+            journal.begin_rotation(connection, now, progress, new_data_key=data_key_id)
+            new = DataKey(data_key_id, DataKeyStatus.PENDING, wrapped, compute_fingerprint(secret), created_at)
+            store.insert_data_key(connection, new)
 
-        await under_lease(self.database, self.request.token, write)
+        await run_under_lease(self.database, self.request.token, write)
 
     async def retarget(self, rotation: Rotation, version: int) -> Rotation:
         """Wraps the new data key by another version before it is made active."""
-        data_key_id = rotation.added or ""
-        new = await self.database.read(lambda connection: store.find(connection, data_key_id))
+        data_key_id = rotation.new_data_key or ""
+        new = await self.database.read(lambda connection: store.find_data_key(connection, data_key_id))
         wrapped = None
         if new is not None:
             with suppress(UnwrapError):  # what is wrong with it is said when it is promoted
                 wrapped = await self.wrapping.wrap(data_key_id, await self.wrapping.unwrap(new))
-                target.refuse_another(wrapped, version)
+                target.refuse_other_version(wrapped, version)
 
         def write(connection: Connection, now: float) -> Rotation:
-            journal.still(connection, rotation)
-            if new and wrapped and not store.rewrap(connection, data_key_id, new.wrapped, wrapped):
+            journal.check_unchanged(connection, rotation)
+            if new and wrapped and not store.replace_wrap(connection, data_key_id, new.wrapped, wrapped):
                 raise RefusedError(f"data key {data_key_id} was changed by another hand meanwhile; resume once more")
-            return journal.retarget(connection, now, rotation, version)
+            return journal.retarget_rotation(connection, now, rotation, version)
 
-        return await under_lease(self.database, self.request.token, write)
+        return await run_under_lease(self.database, self.request.token, write)
 
-    async def promote(self, rotation: Rotation, show: Callable[[], Awaitable[None]]) -> None:
+    async def promote_data_key(self, rotation: Rotation, notify_instances: Callable[[], Awaitable[None]]) -> None:
         """Makes it active, once every instance holds it, and retires the one that was."""
-        data_key_id = rotation.added or ""
-        new = await self.database.read(lambda connection: store.find(connection, data_key_id))
+        data_key_id = rotation.new_data_key or ""
+        new = await self.database.read(lambda connection: store.find_data_key(connection, data_key_id))
         problem = None
         if new is None:
             problem = "the new data key is no longer in the keyring; begin another rotation"
@@ -81,21 +81,21 @@ class NewDek:
             except UnwrapError as error:
                 problem = f"the new data key was not made active: {error}"
         if problem is None:
-            await show()
-            await wait_until_all_hold(self.database, data_key_id)
+            await notify_instances()
+            await wait_for_all_instances(self.database, data_key_id)
 
         def write(connection: Connection, now: float) -> None:
-            journal.still(connection, rotation)
-            former = store.active(connection)
+            journal.check_unchanged(connection, rotation)
+            former = store.find_active_data_key(connection)
             if problem is not None:
-                journal.add_problem(connection, rotation, Problem(id=data_key_id, why=problem))
-                journal.update(connection, now, rotation, state=RotationState.FAILED.value)
+                journal.add_problem(connection, rotation, Problem(id=data_key_id, error=problem))
+                journal.update_rotation(connection, now, rotation, state=RotationState.FAILED.value)
                 return
             if former:
-                store.change_status(connection, former.id, Status.ACTIVE, Status.RETIRED)
-            if not store.change_status(connection, data_key_id, Status.PENDING, Status.ACTIVE):
+                store.change_status(connection, former.id, DataKeyStatus.ACTIVE, DataKeyStatus.RETIRED)
+            if not store.change_status(connection, data_key_id, DataKeyStatus.PENDING, DataKeyStatus.ACTIVE):
                 raise RefusedError(f"data key {data_key_id} is no longer pending; roll the rotation back")
-            columns = {"former": former.id if former else None, "done": STEPS}
-            journal.update(connection, now, rotation, state=RotationState.DONE.value, **columns)
+            columns = {"former": former.id if former else None, "done": STEP_COUNT}
+            journal.update_rotation(connection, now, rotation, state=RotationState.DONE.value, **columns)
 
-        await under_lease(self.database, self.request.token, write)
+        await run_under_lease(self.database, self.request.token, write)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Connection, TableClause, column, exists, func, inspect, select, table
 
 from shared.keyring import columns
-from shared.keyring.columns import legible
+from shared.keyring.columns import to_printable_text
 from shared.keyring.database import Database, DatabaseError
-from shared.keyring.tables import data_keys, given_up
+from shared.keyring.tables import data_keys, abandoned_data_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +21,10 @@ class Record:
 
     id: str
     data_key_id: str
-    sealed: bytes
+    ciphertext: bytes
 
 
-Opening = Callable[[Record, bytes], object]
+OpenRecord = Callable[[Record, bytes], object]
 """Opens a record with its data key; raises ValueError where it is not what was stored."""
 
 
@@ -35,11 +35,11 @@ class RecordsTable:
     name: str
     data_key_column: str
     id_column: str = "id"
-    sealed_column: str = "sealed"
-    opening: Opening | None = None
+    ciphertext_column: str = "sealed"
+    open_record: OpenRecord | None = None
     """None where nobody here can open them."""
 
-    async def check(self, database: Database) -> None:
+    async def check_columns(self, database: Database) -> None:
         """Raises DatabaseError where there is no such table or column."""
 
         def columns(connection: Connection) -> set[str]:
@@ -47,57 +47,57 @@ class RecordsTable:
             return {each["name"] for each in found.get_columns(self.name)} if found.has_table(self.name) else set()
 
         found = await database.read(columns)
-        needed = {self.data_key_column} | ({self.id_column, self.sealed_column} if self.opening else set())
+        needed = {self.data_key_column} | ({self.id_column, self.ciphertext_column} if self.open_record else set())
         if missing := needed - found:
             raise DatabaseError(f"there is no table {self.name} with a column {', '.join(sorted(missing))}")
 
-    def count(self, connection: Connection) -> dict[tuple[str, int], int]:
+    def count_by_version(self, connection: Connection) -> dict[tuple[str, int], int]:
         """How many records need each version of each KMS key."""
-        records, key = self._table(), data_keys.c
+        records, key = self._build_table(), data_keys.c
         joined = data_keys.join(records, records.c[self.data_key_column] == key.id)
         counted = select(key.kek, key.kek_version, func.count()).select_from(joined).group_by(key.kek, key.kek_version)
         return {(kek, version): number for kek, version, number in connection.execute(counted)}
 
-    def without_key(self, connection: Connection) -> dict[str, int]:
+    def count_orphans(self, connection: Connection) -> dict[str, int]:
         """How many records need a data key that is not in the keyring, by its id: the first hundred."""
-        records = self._table()
+        records = self._build_table()
         needed = records.c[self.data_key_column]
         joined = records.outerjoin(data_keys, needed == data_keys.c.id)
-        lost = select(needed, func.count()).select_from(joined).where(data_keys.c.id.is_(None), ~_is_given_up(needed))
-        return {legible(row[0]): row[1] for row in connection.execute(lost.group_by(needed).limit(100))}
+        lost = select(needed, func.count()).select_from(joined).where(data_keys.c.id.is_(None), ~_is_abandoned(needed))
+        return {to_printable_text(row[0]): row[1] for row in connection.execute(lost.group_by(needed).limit(100))}
 
-    def missing(self, connection: Connection) -> tuple[str, ...]:
+    def list_missing_data_keys(self, connection: Connection) -> tuple[str, ...]:
         """The ids of the data keys that records need and the keyring lacks.
 
         One look into the index of the data keys' column for each data key, not for each record: it needs that index.
         """
-        needed = self._table().c[self.data_key_column]
+        needed = self._build_table().c[self.data_key_column]
         ids = select(func.min(needed).label("id")).cte("needed", recursive=True)
         following = select(func.min(needed)).where(needed > ids.c.id).correlate(ids).scalar_subquery()
         ids = ids.union_all(select(following).where(ids.c.id.is_not(None)))
         is_stored = exists(select(data_keys.c.id).where(data_keys.c.id == ids.c.id))
-        lacking = select(ids.c.id).where(ids.c.id.is_not(None), ~is_stored, ~_is_given_up(ids.c.id))
-        return tuple(map(legible, connection.execute(lacking).scalars()))
+        lacking = select(ids.c.id).where(ids.c.id.is_not(None), ~is_stored, ~_is_abandoned(ids.c.id))
+        return tuple(map(to_printable_text, connection.execute(lacking).scalars()))
 
-    def count_of(self, connection: Connection, data_key_id: str) -> int:
+    def count_by_data_key(self, connection: Connection, data_key_id: str) -> int:
         """How many records need one data key."""
-        records = self._table()
+        records = self._build_table()
         these = select(func.count()).select_from(records).where(records.c[self.data_key_column] == data_key_id)
         return connection.execute(these).scalar_one()
 
-    def page(self, connection: Connection, data_key_id: str, after: str, limit: int) -> tuple[Record, ...]:
+    def read_page(self, connection: Connection, data_key_id: str, after: str, limit: int) -> tuple[Record, ...]:
         """Records of one data key whose id comes after `after`, in the order of their ids."""
-        records = self._table()
+        records = self._build_table()
         own_id, needed = records.c[self.id_column], records.c[self.data_key_column]
-        these = select(own_id, needed, records.c[self.sealed_column]).where(needed == data_key_id, own_id > after)
-        found = columns.page(connection, these.order_by(own_id), limit)
+        these = select(own_id, needed, records.c[self.ciphertext_column]).where(needed == data_key_id, own_id > after)
+        found = columns.read_page(connection, these.order_by(own_id), limit)
         return tuple(Record(row[0], row[1], row[2]) for row in found)
 
-    def _table(self) -> TableClause:
-        names = {self.id_column, self.sealed_column, self.data_key_column}
+    def _build_table(self) -> TableClause:
+        names = {self.id_column, self.ciphertext_column, self.data_key_column}
         return table(self.name, *(column(name) for name in sorted(names)))
 
 
-def _is_given_up(data_key_id: ColumnElement[str]) -> ColumnElement[bool]:
+def _is_abandoned(data_key_id: ColumnElement[str]) -> ColumnElement[bool]:
     """Nobody waits for the records of such a one any more."""
-    return exists(select(given_up.c.id).where(given_up.c.id == data_key_id))
+    return exists(select(abandoned_data_keys.c.id).where(abandoned_data_keys.c.id == data_key_id))

@@ -13,14 +13,14 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from shared.keyring import store
-from shared.keyring.administration import PAGE, AdministrationError, RefusedError, StoredKey
+from shared.keyring.administration import MAX_PAGE_SIZE, AdministrationError, RefusedError, StoredKey
 from shared.keyring.database import Database
-from shared.keyring.lease import under_lease
-from shared.keyring.model import DataKey, Status, Wrapped
-from shared.keyring.wrapping import UnwrapError, Wrapping
+from shared.keyring.lease import run_under_lease
+from shared.keyring.model import DataKey, DataKeyStatus, WrappedKey
+from shared.keyring.wrapping import UnwrapError, KeyWrapper
 
 
-def row_of(key: DataKey) -> StoredKey:
+def create_backup_row(key: DataKey) -> StoredKey:
     """A row for a backup."""
     return StoredKey(
         id=key.id,
@@ -34,7 +34,7 @@ def row_of(key: DataKey) -> StoredKey:
     )
 
 
-async def restore(database: Database, wrapping: Wrapping, rows: Sequence[StoredKey], token: str) -> int:
+async def restore_data_keys(database: Database, wrapping: KeyWrapper, rows: Sequence[StoredKey], token: str) -> int:
     """How many rows were changed or put in; one that is missing comes back as retired, so that it encrypts nothing.
 
     Raises:
@@ -43,12 +43,12 @@ async def restore(database: Database, wrapping: Wrapping, rows: Sequence[StoredK
         AdministrationError: some could not be put back; all others were.
         KmsError, DatabaseError: the rest was not tried.
     """
-    if len(rows) > PAGE:
-        raise RefusedError(f"a restore takes up to {PAGE} rows; send the others in another call")
+    if len(rows) > MAX_PAGE_SIZE:
+        raise RefusedError(f"a restore takes up to {MAX_PAGE_SIZE} rows; send the others in another call")
     changed, failed = 0, []
     for row in rows:
         try:
-            changed += await _restore(database, wrapping, row, token)
+            changed += await _restore_data_key(database, wrapping, row, token)
         except (UnwrapError, ValueError) as error:
             failed.append(f"{row.id} ({error})")
     if failed:
@@ -60,15 +60,15 @@ async def restore(database: Database, wrapping: Wrapping, rows: Sequence[StoredK
     return changed
 
 
-async def _restore(database: Database, wrapping: Wrapping, row: StoredKey, token: str) -> bool:
-    wanted = _data_key(row)
-    found = await database.read(lambda connection: store.find(connection, row.id))
+async def _restore_data_key(database: Database, wrapping: KeyWrapper, row: StoredKey, token: str) -> bool:
+    wanted = _parse_backup_row(row)
+    found = await database.read(lambda connection: store.find_data_key(connection, row.id))
     if found and found.fingerprint != wanted.fingerprint:
         raise ValueError("the keyring has another data key of this id")
     if found and found.wrapped == wanted.wrapped:
         return False
-    if wanted.wrapped.kek_version in await database.read(lambda it: store.retired(it, wanted.wrapped.kek)):
-        if found and await _can_be_read(wrapping, found):
+    if wanted.wrapped.kek_version in await database.read(lambda it: store.list_retired_versions(it, wanted.wrapped.kek)):
+        if found and await _can_unwrap(wrapping, found):
             return False
         wanted = replace(wanted, wrapped=await wrapping.wrap(wanted.id, await wrapping.unwrap(wanted)))
     else:
@@ -76,19 +76,19 @@ async def _restore(database: Database, wrapping: Wrapping, row: StoredKey, token
 
     def write(connection: Connection, _now: float) -> bool:
         if found is None:
-            store.insert(connection, wanted)
+            store.insert_data_key(connection, wanted)
             return True
-        return store.rewrap(connection, row.id, found.wrapped, wanted.wrapped)
+        return store.replace_wrap(connection, row.id, found.wrapped, wanted.wrapped)
 
     try:
-        if await under_lease(database, token, write):
+        if await run_under_lease(database, token, write):
             return True
     except IntegrityError:
         pass
     raise ValueError("another hand changed it meanwhile")
 
 
-async def _can_be_read(wrapping: Wrapping, key: DataKey) -> bool:
+async def _can_unwrap(wrapping: KeyWrapper, key: DataKey) -> bool:
     try:
         await wrapping.unwrap(key)
     except UnwrapError:
@@ -96,10 +96,10 @@ async def _can_be_read(wrapping: Wrapping, key: DataKey) -> bool:
     return True
 
 
-def _data_key(row: StoredKey) -> DataKey:
+def _parse_backup_row(row: StoredKey) -> DataKey:
     try:
         ciphertext, fingerprint = base64.b64decode(row.wrapped, validate=True), bytes.fromhex(row.fingerprint)
     except (binascii.Error, ValueError):
         raise ValueError("it is damaged") from None
-    wrapped = Wrapped(ciphertext, row.kek, row.kek_version)
-    return DataKey(row.id, Status.RETIRED, wrapped, fingerprint, row.created_at, row.algorithm)
+    wrapped = WrappedKey(ciphertext, row.kek, row.kek_version)
+    return DataKey(row.id, DataKeyStatus.RETIRED, wrapped, fingerprint, row.created_at, row.algorithm)

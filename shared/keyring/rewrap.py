@@ -12,85 +12,85 @@ from sqlalchemy import ColumnElement, Connection, exists, func, select
 from shared.keyring import journal, store, target
 from shared.keyring.administration import Problem, RotateRequest, RotationState
 from shared.keyring.database import Database
-from shared.keyring.journal import Entry, Rotation
-from shared.keyring.lease import under_lease
-from shared.keyring.model import LOCAL_KEK, DataKey, Wrapped
+from shared.keyring.journal import RewrapEntry, Rotation
+from shared.keyring.lease import run_under_lease
+from shared.keyring.model import LOCAL_KEK, DataKey, WrappedKey
 from shared.keyring.tables import data_keys, problems, rotations
-from shared.keyring.together import together
-from shared.keyring.wrapping import UnwrapError, Wrapping
+from shared.keyring.together import run_concurrently
+from shared.keyring.wrapping import UnwrapError, KeyWrapper
 
 
-def needed(kek: str, version: int) -> ColumnElement[bool]:
+def build_outdated_condition(kek: str, version: int) -> ColumnElement[bool]:
     """The data keys that are not wrapped by this version."""
     return ~((data_keys.c.kek == kek) & (data_keys.c.kek_version == version))
 
 
-def count(connection: Connection, kek: str, version: int) -> int:
+def count_outdated(connection: Connection, kek: str, version: int) -> int:
     """How many of them there are; those of foreign keys are not ours to wrap."""
     ours = data_keys.c.kek.in_((kek, LOCAL_KEK))
-    return connection.execute(select(func.count()).where(needed(kek, version), ours)).scalar_one()
+    return connection.execute(select(func.count()).where(build_outdated_condition(kek, version), ours)).scalar_one()
 
 
 @dataclass(frozen=True, slots=True)
-class Rewrap:
+class RewrapRotation:
     """One rotation of this type, under way."""
 
     database: Database
-    wrapping: Wrapping
+    wrapping: KeyWrapper
     request: RotateRequest
     rotation: Rotation
 
-    async def batch(self) -> None:
+    async def run_batch(self) -> None:
         """Does the next data keys. What is done is journalled, also where this raises."""
-        limit = self.request.batch
-        keys = await self.database.read(lambda connection: self._page(connection, self.rotation.cursor, limit))
-        await together(keys, self._wrapped, self._write)
+        limit = self.request.batch_size
+        keys = await self.database.read(lambda connection: self._read_page(connection, self.rotation.cursor, limit))
+        await run_concurrently(keys, self._rewrap, self._store_results)
         if len(keys) < limit:
-            await under_lease(self.database, self.request.token, self._end_of_pass)
+            await run_under_lease(self.database, self.request.token, self._finish_pass)
 
-    def _page(self, connection: Connection, after: str, limit: int) -> tuple[DataKey, ...]:
+    def _read_page(self, connection: Connection, after: str, limit: int) -> tuple[DataKey, ...]:
         same = (problems.c.rotation == self.rotation.number) & (problems.c.data_key_id == data_keys.c.id)
-        left = needed(self.wrapping.kek, self.rotation.target_version) & ~exists().where(same)
-        return store.page(connection, after, limit, left)
+        left = build_outdated_condition(self.wrapping.kek, self.rotation.target_version) & ~exists().where(same)
+        return store.list_data_keys(connection, after, limit, left)
 
-    def _end_of_pass(self, connection: Connection, now: float) -> None:
-        journal.still(connection, self.rotation)
-        if self._page(connection, "", 1):
-            journal.update(connection, now, self.rotation, cursor="")
+    def _finish_pass(self, connection: Connection, now: float) -> None:
+        journal.check_unchanged(connection, self.rotation)
+        if self._read_page(connection, "", 1):
+            journal.update_rotation(connection, now, self.rotation, cursor="")
         else:
-            failed = journal.has_failed(connection, self.rotation)
+            failed = journal.has_problems(connection, self.rotation)
             state = RotationState.FAILED if failed else RotationState.DONE
-            journal.update(connection, now, self.rotation, state=state.value)
+            journal.update_rotation(connection, now, self.rotation, state=state.value)
 
-    async def _wrapped(self, key: DataKey) -> Wrapped | Problem:
+    async def _rewrap(self, key: DataKey) -> WrappedKey | Problem:
         try:
             wrapped = await self.wrapping.wrap(key.id, await self.wrapping.unwrap(key))
         except UnwrapError as error:
-            return Problem(id=key.id, why=str(error), foreign=error.foreign)
-        target.refuse_another(wrapped, self.rotation.target_version)
+            return Problem(id=key.id, error=str(error), is_foreign=error.is_foreign)
+        target.refuse_other_version(wrapped, self.rotation.target_version)
         return wrapped
 
-    async def _write(self, outcomes: Sequence[tuple[DataKey, Wrapped | Problem]]) -> None:
+    async def _store_results(self, results: Sequence[tuple[DataKey, WrappedKey | Problem]]) -> None:
         """In one commit, for a disk takes as long for one as for many."""
 
         def write(connection: Connection, now: float) -> None:
-            journal.still(connection, self.rotation)
-            before = journal.superseded(connection, self.rotation, [key.id for key, _ in outcomes])
-            done = sum(self._took(connection, key, outcome, before.get(key.id)) for key, outcome in outcomes)
-            journal.update(connection, now, self.rotation, cursor=outcomes[-1][0].id, done=rotations.c.done + done)
+            journal.check_unchanged(connection, self.rotation)
+            before = journal.find_replaced_rewraps(connection, self.rotation, [key.id for key, _ in results])
+            done = sum(self._store_result(connection, key, outcome, before.get(key.id)) for key, outcome in results)
+            journal.update_rotation(connection, now, self.rotation, cursor=results[-1][0].id, done=rotations.c.done + done)
 
-        if outcomes:
-            await under_lease(self.database, self.request.token, write)
+        if results:
+            await run_under_lease(self.database, self.request.token, write)
 
-    def _took(self, connection: Connection, key: DataKey, outcome: Wrapped | Problem, before: Entry | None) -> bool:
-        if isinstance(outcome, Problem):
-            if store.find(connection, key.id) == key:
-                journal.add_problem(connection, self.rotation, outcome)
+    def _store_result(self, connection: Connection, key: DataKey, result: WrappedKey | Problem, previous: RewrapEntry | None) -> bool:
+        if isinstance(result, Problem):
+            if store.find_data_key(connection, key.id) == key:
+                journal.add_problem(connection, self.rotation, result)
             return False
-        if not store.rewrap(connection, key.id, key.wrapped, outcome):
+        if not store.replace_wrap(connection, key.id, key.wrapped, result):
             return False  # another hand changed it: the next pass finds it
-        if before and before.new == key.wrapped:
-            journal.replace(connection, before, outcome)
+        if previous and previous.new_wrap == key.wrapped:
+            journal.replace_rewrap(connection, previous, result)
         else:
-            journal.enter(connection, self.rotation, key.id, key.wrapped, outcome)
+            journal.add_rewrap(connection, self.rotation, key.id, key.wrapped, result)
         return True

@@ -11,18 +11,18 @@ from typing import Final
 from sqlalchemy import Connection
 
 from shared.keyring import journal, store
-from shared.keyring.administration import PAGE, Problem, RotationState
+from shared.keyring.administration import MAX_PAGE_SIZE, Problem, RotationState
 from shared.keyring.database import Database
-from shared.keyring.journal import Entry, Outcome, Rotation
-from shared.keyring.lease import under_lease
-from shared.keyring.model import Status
+from shared.keyring.journal import RewrapEntry, RewrapOutcome, Rotation
+from shared.keyring.lease import run_under_lease
+from shared.keyring.model import DataKeyStatus
 from shared.keyring.store import RetiredVersionError
 from shared.keyring.tables import rotations
-from shared.keyring.together import together
-from shared.keyring.wrapping import UnwrapError, Wrapping
+from shared.keyring.together import run_concurrently
+from shared.keyring.wrapping import UnwrapError, KeyWrapper
 
-_GONE: Final = "it is no longer in the keyring"
-_CHANGED: Final = "another hand changed its wrapped form since; it was left as it is"
+_NOT_IN_KEYRING: Final = "it is no longer in the keyring"
+_CHANGED_SINCE: Final = "another hand changed its wrapped form since; it was left as it is"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Rollback:
     """Of one rotation, under the lease with `token`."""
 
     database: Database
-    wrapping: Wrapping
+    wrapping: KeyWrapper
     rotation: Rotation
     token: str
 
@@ -41,73 +41,73 @@ class Rollback:
             if self.rotation.state is not RotationState.RUNNING:
                 journal.refuse_while_running(connection)
             columns = {"state": RotationState.RUNNING.value, "rolling_back": True}
-            journal.forget_problems(connection, self.rotation)
-            journal.update(connection, now, self.rotation, **columns)
-            return journal.required(connection, self.rotation.id)
+            journal.delete_problems(connection, self.rotation)
+            journal.update_rotation(connection, now, self.rotation, **columns)
+            return journal.get_rotation(connection, self.rotation.id)
 
-        return await under_lease(self.database, self.token, write)
+        return await run_under_lease(self.database, self.token, write)
 
-    async def batch(self) -> None:
+    async def run_batch(self) -> None:
         """Undoes the next entries. What is undone is journalled, also where this raises."""
         rotation = self.rotation
-        entries = await self.database.read(lambda connection: journal.to_undo(connection, rotation, PAGE))
-        await together(entries, self._obstacle, self._undo)
-        if len(entries) < PAGE:
-            await under_lease(self.database, self.token, self._finish)
+        entries = await self.database.read(lambda connection: journal.list_rewraps_to_roll_back(connection, rotation, MAX_PAGE_SIZE))
+        await run_concurrently(entries, self._find_obstacle, self._roll_back_entries)
+        if len(entries) < MAX_PAGE_SIZE:
+            await run_under_lease(self.database, self.token, self._finish)
 
-    async def _obstacle(self, entry: Entry) -> str | None:
+    async def _find_obstacle(self, entry: RewrapEntry) -> str | None:
         """Why its former wrapped form must not be put back, whatever the row holds by then."""
-        key = await self.database.read(lambda connection: store.find(connection, entry.data_key_id))
+        key = await self.database.read(lambda connection: store.find_data_key(connection, entry.data_key_id))
         if key is None:
-            return _GONE
+            return _NOT_IN_KEYRING
         try:
-            await self.wrapping.unwrap(replace(key, wrapped=entry.old))
+            await self.wrapping.unwrap(replace(key, wrapped=entry.old_wrap))
         except UnwrapError as error:
             return f"its former wrapped form cannot be unwrapped: {error}; it was left as it is"
         return None
 
-    async def _undo(self, entries: Sequence[tuple[Entry, str | None]]) -> None:
+    async def _roll_back_entries(self, entries: Sequence[tuple[RewrapEntry, str | None]]) -> None:
         def write(connection: Connection, now: float) -> None:
-            journal.still(connection, self.rotation)
-            changed = sum(self._undid(connection, entry, obstacle) for entry, obstacle in entries)
-            journal.update(connection, now, self.rotation, done=rotations.c.done - changed)
+            journal.check_unchanged(connection, self.rotation)
+            changed = sum(self._roll_back_entry(connection, entry, obstacle) for entry, obstacle in entries)
+            journal.update_rotation(connection, now, self.rotation, done=rotations.c.done - changed)
 
         if entries:
-            await under_lease(self.database, self.token, write)
+            await run_under_lease(self.database, self.token, write)
 
-    def _undid(self, connection: Connection, entry: Entry, obstacle: str | None) -> bool:
+    def _roll_back_entry(self, connection: Connection, entry: RewrapEntry, obstacle: str | None) -> bool:
         """Whether it changed the row; one that holds the former wrapped form, of a backup say, is as it has to be."""
-        key, changed = store.find(connection, entry.data_key_id), False
+        key, changed = store.find_data_key(connection, entry.data_key_id), False
         try:
             if key is None:
-                obstacle = _GONE
-            elif key.wrapped == entry.old:
+                obstacle = _NOT_IN_KEYRING
+            elif key.wrapped == entry.old_wrap:
                 obstacle = None
-            elif key.wrapped != entry.new:
-                obstacle = _CHANGED
+            elif key.wrapped != entry.new_wrap:
+                obstacle = _CHANGED_SINCE
             elif obstacle is None:
-                changed = store.rewrap(connection, entry.data_key_id, entry.new, entry.old)
+                changed = store.replace_wrap(connection, entry.data_key_id, entry.new_wrap, entry.old_wrap)
         except RetiredVersionError as error:
             obstacle = f"its former wrapped form is not put back: {error}"
         if obstacle is not None:
-            journal.add_problem(connection, self.rotation, Problem(id=entry.data_key_id, why=obstacle))
-        journal.conclude(connection, entry, Outcome.KEPT if obstacle else Outcome.UNDONE)
+            journal.add_problem(connection, self.rotation, Problem(id=entry.data_key_id, error=obstacle))
+        journal.set_rewrap_outcome(connection, entry, RewrapOutcome.NOT_ROLLED_BACK if obstacle else RewrapOutcome.ROLLED_BACK)
         return changed
 
     def _finish(self, connection: Connection, now: float) -> None:
-        journal.still(connection, self.rotation)
-        if self.rotation.added:
-            self._take_back(connection, self.rotation.added, self.rotation.former)
-        columns = {"state": RotationState.ROLLED_BACK.value, "done": journal.kept(connection, self.rotation)}
-        journal.update(connection, now, self.rotation, **columns)
+        journal.check_unchanged(connection, self.rotation)
+        if self.rotation.new_data_key:
+            self._restore_active_key(connection, self.rotation.new_data_key, self.rotation.former_data_key)
+        columns = {"state": RotationState.ROLLED_BACK.value, "done": journal.count_not_rolled_back(connection, self.rotation)}
+        journal.update_rotation(connection, now, self.rotation, **columns)
 
-    def _take_back(self, connection: Connection, added: str, former: str | None) -> None:
+    def _restore_active_key(self, connection: Connection, added: str, former: str | None) -> None:
         """The new data key is retired, for records may need it; the former one is active again."""
-        if store.change_status(connection, added, Status.PENDING, Status.RETIRED):
+        if store.change_status(connection, added, DataKeyStatus.PENDING, DataKeyStatus.RETIRED):
             return
-        if not store.change_status(connection, added, Status.ACTIVE, Status.RETIRED):
+        if not store.change_status(connection, added, DataKeyStatus.ACTIVE, DataKeyStatus.RETIRED):
             why = "another data key is active since; nothing was changed"
-            journal.add_problem(connection, self.rotation, Problem(id=added, why=why))
-        elif former and not store.change_status(connection, former, Status.RETIRED, Status.ACTIVE):
+            journal.add_problem(connection, self.rotation, Problem(id=added, error=why))
+        elif former and not store.change_status(connection, former, DataKeyStatus.RETIRED, DataKeyStatus.ACTIVE):
             why = "it cannot be active again, for it is no longer in the keyring; no data key is active now"
-            journal.add_problem(connection, self.rotation, Problem(id=former, why=why))
+            journal.add_problem(connection, self.rotation, Problem(id=former, error=why))

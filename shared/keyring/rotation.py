@@ -13,138 +13,138 @@ from sqlalchemy import Connection
 
 from shared.keyring import journal, rewrap, store, target
 from shared.keyring.administration import (
-    PAGE,
+    MAX_PAGE_SIZE,
     Problem,
-    Progress,
+    RotationProgress,
     RefusedError,
     RotateRequest,
     RotationState,
     RotationType,
 )
 from shared.keyring.database import Database
-from shared.keyring.journal import SHOWN, Rotation
-from shared.keyring.lease import under_lease
-from shared.keyring.new_dek import STEPS, NewDek
-from shared.keyring.rewrap import Rewrap
+from shared.keyring.journal import MAX_PROBLEMS, Rotation
+from shared.keyring.lease import run_under_lease
+from shared.keyring.new_dek import STEP_COUNT, NewDekRotation
+from shared.keyring.rewrap import RewrapRotation
 from shared.keyring.rollback import Rollback
-from shared.keyring.wrapping import Wrapping
+from shared.keyring.wrapping import KeyWrapper
 
 
 @dataclass(frozen=True, slots=True)
-class Rotations:
+class RotationRunner:
     """The rotations of one keyring. Every method raises AdministrationError, KmsError and DatabaseError."""
 
     database: Database
-    wrapping: Wrapping
-    show: Callable[[], Awaitable[None]]
+    wrapping: KeyWrapper
+    notify_instances: Callable[[], Awaitable[None]]
     """Has every instance of the service read the keyring again."""
-    random: Callable[[int], bytes] = os.urandom
+    random_bytes: Callable[[int], bytes] = os.urandom
 
     async def rotate(self, request: RotateRequest) -> None:
         """Begins a rotation or does its next batch; one that is done stays as it is."""
-        rotation = await self._found(request.rotation_id)
+        rotation = await self._find_rotation(request.rotation_id)
         if rotation:
-            _refuse_another(rotation, request)
+            _refuse_mismatch(rotation, request)
             if rotation.state is RotationState.DONE:
                 return
         overtaken = rotation is not None and request.target_version not in (None, rotation.target_version)
-        version = await self._target(rotation.target_version if rotation and not overtaken else request.target_version)
-        new_dek = NewDek(self.database, self.wrapping, request, self.random)
+        version = await self._choose_target_version(rotation.target_version if rotation and not overtaken else request.target_version)
+        new_dek = NewDekRotation(self.database, self.wrapping, request, self.random_bytes)
         if rotation is None:
             if request.type is RotationType.NEW_DEK:
-                await new_dek.add(_begun(request, version, STEPS, done=1), version)
+                await new_dek.add_data_key(_build_progress(request, version, STEP_COUNT, done=1), version)
                 return
             rotation = await self._begin_rewrap(request, version)
         if rotation.state is RotationState.FAILED:
-            rotation = await self._again(request, rotation)
+            rotation = await self._retry_failed(request, rotation)
         if overtaken:
             rotation = await self._retarget(request, rotation, version, new_dek)
         if request.type is RotationType.NEW_DEK:
-            await new_dek.promote(rotation, self.show)
+            await new_dek.promote_data_key(rotation, self.notify_instances)
         elif rotation.state is RotationState.RUNNING:
-            await Rewrap(self.database, self.wrapping, request, rotation).batch()
+            await RewrapRotation(self.database, self.wrapping, request, rotation).run_batch()
 
-    async def dry_run(self, type_: RotationType, target_version: int | None) -> Progress:
+    async def dry_run(self, type_: RotationType, target_version: int | None) -> RotationProgress:
         """What `rotate` would do; its id is `dry-run`."""
-        version = await self._target(target_version)
+        version = await self._choose_target_version(target_version)
         request = RotateRequest(rotation_id="dry-run", type=type_, token="", caller="", target_version=version)
         if type_ is RotationType.NEW_DEK:
-            return _begun(request, version, STEPS)
+            return _build_progress(request, version, STEP_COUNT)
         kek = self.wrapping.kek
-        total = await self.database.read(lambda connection: rewrap.count(connection, kek, version))
-        return _begun(request, version, total).model_copy(update={"problems": await self._left_out(version)})
+        total = await self.database.read(lambda connection: rewrap.count_outdated(connection, kek, version))
+        return _build_progress(request, version, total).model_copy(update={"problems": await self._find_skipped_data_keys(version)})
 
     async def rollback(self, rotation_id: str, token: str) -> None:
         """Undoes a rotation's next entries; one that is rolled back stays as it is."""
-        rotation = await self.database.read(lambda connection: journal.required(connection, rotation_id))
+        rotation = await self.database.read(lambda connection: journal.get_rotation(connection, rotation_id))
         if rotation.state is RotationState.ROLLED_BACK:
             return
-        if not rotation.rolling_back:
+        if not rotation.is_rolling_back:
             rotation = await Rollback(self.database, self.wrapping, rotation, token).begin()
-        await Rollback(self.database, self.wrapping, rotation, token).batch()
+        await Rollback(self.database, self.wrapping, rotation, token).run_batch()
 
-    async def _found(self, rotation_id: str) -> Rotation | None:
-        return await self.database.read(lambda connection: journal.find(connection, rotation_id))
+    async def _find_rotation(self, rotation_id: str) -> Rotation | None:
+        return await self.database.read(lambda connection: journal.find_rotation(connection, rotation_id))
 
-    async def _target(self, wanted: int | None) -> int:
+    async def _choose_target_version(self, wanted: int | None) -> int:
         kek = self.wrapping.kek
-        retired = await self.database.read(lambda connection: store.retired(connection, kek))
-        return await target.checked(self.wrapping, wanted, retired)
+        retired = await self.database.read(lambda connection: store.list_retired_versions(connection, kek))
+        return await target.choose_target_version(self.wrapping, wanted, retired)
 
     async def _begin_rewrap(self, request: RotateRequest, version: int) -> Rotation:
         def begin(connection: Connection, now: float) -> Rotation:
-            total = rewrap.count(connection, self.wrapping.kek, version)
-            return journal.begin(connection, now, _begun(request, version, total))
+            total = rewrap.count_outdated(connection, self.wrapping.kek, version)
+            return journal.begin_rotation(connection, now, _build_progress(request, version, total))
 
-        return await under_lease(self.database, request.token, begin)
+        return await run_under_lease(self.database, request.token, begin)
 
-    async def _again(self, request: RotateRequest, rotation: Rotation) -> Rotation:
+    async def _retry_failed(self, request: RotateRequest, rotation: Rotation) -> Rotation:
         """A rotation that failed tries once more what it could not do."""
 
         def again(connection: Connection, now: float) -> Rotation:
-            journal.still(connection, rotation)
+            journal.check_unchanged(connection, rotation)
             journal.refuse_while_running(connection)
-            journal.forget_problems(connection, rotation)
+            journal.delete_problems(connection, rotation)
             columns: dict[str, int] = {}
             if rotation.type is RotationType.REWRAP_KEK:  # what was done may be due again: a backup was put back, say
-                left = rewrap.count(connection, self.wrapping.kek, rotation.target_version)
-                total = max(left, journal.total(connection, rotation))
+                left = rewrap.count_outdated(connection, self.wrapping.kek, rotation.target_version)
+                total = max(left, journal.read_total(connection, rotation))
                 columns = {"total": total, "done": total - left}
-            journal.update(connection, now, rotation, state=RotationState.RUNNING.value, cursor="", **columns)
-            return journal.required(connection, rotation.id)
+            journal.update_rotation(connection, now, rotation, state=RotationState.RUNNING.value, cursor="", **columns)
+            return journal.get_rotation(connection, rotation.id)
 
-        return await under_lease(self.database, request.token, again)
+        return await run_under_lease(self.database, request.token, again)
 
-    async def _retarget(self, request: RotateRequest, rotation: Rotation, version: int, new_dek: NewDek) -> Rotation:
+    async def _retarget(self, request: RotateRequest, rotation: Rotation, version: int, new_dek: NewDekRotation) -> Rotation:
         """A rotation goes on with another version; what it wrapped so far is wrapped once more."""
         if request.type is RotationType.NEW_DEK:
             return await new_dek.retarget(rotation, version)
 
         def write(connection: Connection, now: float) -> Rotation:
-            journal.still(connection, rotation)
-            left = rewrap.count(connection, self.wrapping.kek, version)
-            total = max(left, journal.total(connection, rotation))
-            return journal.retarget(connection, now, rotation, version, total=total, done=total - left)
+            journal.check_unchanged(connection, rotation)
+            left = rewrap.count_outdated(connection, self.wrapping.kek, version)
+            total = max(left, journal.read_total(connection, rotation))
+            return journal.retarget_rotation(connection, now, rotation, version, total=total, done=total - left)
 
-        return await under_lease(self.database, request.token, write)
+        return await run_under_lease(self.database, request.token, write)
 
-    async def _left_out(self, version: int) -> tuple[Problem, ...]:
+    async def _find_skipped_data_keys(self, version: int) -> tuple[Problem, ...]:
         """The data keys that would not even be tried."""
         left_out: list[Problem] = []
-        after, needed = "", rewrap.needed(self.wrapping.kek, version)
-        while len(left_out) < SHOWN:
-            keys = await self.database.read(partial(store.page, after=after, limit=PAGE, condition=needed))
+        after, needed = "", rewrap.build_outdated_condition(self.wrapping.kek, version)
+        while len(left_out) < MAX_PROBLEMS:
+            keys = await self.database.read(partial(store.list_data_keys, after=after, limit=MAX_PAGE_SIZE, condition=needed))
             if not keys:
                 break
             after = keys[-1].id
-            refusals = ((key.id, self.wrapping.refusal(key.wrapped)) for key in keys)
-            left_out += (Problem(id=each, why=str(why), foreign=why.foreign) for each, why in refusals if why)
-        return tuple(left_out[:SHOWN])
+            refusals = ((key.id, self.wrapping.explain_refusal(key.wrapped)) for key in keys)
+            left_out += (Problem(id=each, error=str(why), is_foreign=why.is_foreign) for each, why in refusals if why)
+        return tuple(left_out[:MAX_PROBLEMS])
 
 
-def _begun(request: RotateRequest, version: int, total: int, *, done: int = 0) -> Progress:
+def _build_progress(request: RotateRequest, version: int, total: int, *, done: int = 0) -> RotationProgress:
     now = datetime.now(UTC)
-    return Progress(
+    return RotationProgress(
         rotation_id=request.rotation_id,
         type=request.type,
         state=RotationState.DONE,
@@ -157,8 +157,8 @@ def _begun(request: RotateRequest, version: int, total: int, *, done: int = 0) -
     )
 
 
-def _refuse_another(rotation: Rotation, request: RotateRequest) -> None:
-    if rotation.rolling_back:
+def _refuse_mismatch(rotation: Rotation, request: RotateRequest) -> None:
+    if rotation.is_rolling_back:
         done = rotation.state is RotationState.ROLLED_BACK
         raise RefusedError(
             f"rotation {rotation.id} was rolled back; begin another one"
@@ -167,7 +167,7 @@ def _refuse_another(rotation: Rotation, request: RotateRequest) -> None:
         )
     if rotation.type is not request.type:
         raise RefusedError(f"rotation {rotation.id} is of the type {rotation.type}, not {request.type}")
-    if request.target_version not in (None, rotation.target_version) and not request.retarget:
+    if request.target_version not in (None, rotation.target_version) and not request.allows_retarget:
         raise RefusedError(
             f"rotation {rotation.id} is to version {rotation.target_version}, not {request.target_version}; "
             "finish it or roll it back, then begin another one"

@@ -3,24 +3,24 @@
 from collections.abc import Collection
 
 from shared.keyring.administration import AdministrationError, RefusedError
-from shared.keyring.model import Wrapped
-from shared.keyring.wrapping import Wrapping
+from shared.keyring.model import WrappedKey
+from shared.keyring.wrapping import KeyWrapper
 
 
-async def checked(wrapping: Wrapping, wanted: int | None, retired: Collection[int]) -> int:
-    """The version that was `wanted`, or else the primary one, which is ENABLED.
+async def choose_target_version(wrapping: KeyWrapper, requested: int | None, retired: Collection[int]) -> int:
+    """The version that was `requested`, or else the primary one, which is ENABLED.
 
     Raises:
         RefusedError: it is not, or was retired.
         KmsError: the key cannot be read.
     """
-    described = await wrapping.kms.describe(timeout=wrapping.timeout)
-    if wanted is None and described.primary is None:
+    described = await wrapping.kms.describe_key(timeout=wrapping.timeout)
+    if requested is None and described.primary_version is None:
         raise RefusedError(f"{wrapping.kek} has no primary version; set one, then try again")
-    target = int(described.primary or 0) if wanted is None else wanted
-    state = next((each.state for each in described.versions if each.number == str(target)), None)
+    target = int(described.primary_version or 0) if requested is None else requested
+    state = next((each.state for each in described.versions if each.id == str(target)), None)
     if state is None:
-        raise RefusedError(f"{wrapping.kek} has no version {target}; its primary version is {described.primary}")
+        raise RefusedError(f"{wrapping.kek} has no version {target}; its primary version is {described.primary_version}")
     if state != "ENABLED":
         raise RefusedError(f"version {target} of {wrapping.kek} is {state}; enable it or set another primary version")
     if target in retired:
@@ -28,10 +28,10 @@ async def checked(wrapping: Wrapping, wanted: int | None, retired: Collection[in
     return target
 
 
-def refuse_another(wrapped: Wrapped, target: int) -> None:
+def refuse_other_version(wrapped: WrappedKey, version: int) -> None:
     """Raises AdministrationError where a wrap is not by the target version."""
-    if wrapped.kek_version != target:
+    if wrapped.kek_version != version:
         raise AdministrationError(
-            f"Encrypt uses version {wrapped.kek_version}, not {target}; a new primary version takes effect within "
+            f"Encrypt uses version {wrapped.kek_version}, not {version}; a new primary version takes effect within "
             "hours: resume, which waits until Encrypt uses it, and goes on with it"
         )

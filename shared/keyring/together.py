@@ -4,35 +4,35 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
-TOGETHER: Final = 32
+MAX_CONCURRENT_CALLS: Final = 32
 """Pieces under way: enough for all that `paced` allows, while an answer takes 45 ms or less."""
-_HANDED_OVER: Final = 64
+_BATCH_SIZE: Final = 64
 """Outcomes at a time, at most: a commit takes as long for one as for many."""
 
 I = TypeVar("I")  # noqa: E741  # an item of work
 O = TypeVar("O")  # noqa: E741  # its outcome
 
 
-async def together(
+async def run_concurrently(
     items: Sequence[I],
-    do: Callable[[I], Awaitable[O]],
-    take: Callable[[Sequence[tuple[I, O]]], Awaitable[None]],
-    at_once: int = TOGETHER,
+    call: Callable[[I], Awaitable[O]],
+    handle_batch: Callable[[Sequence[tuple[I, O]]], Awaitable[None]],
+    max_concurrent: int = MAX_CONCURRENT_CALLS,
 ) -> None:
-    """Hands the items with what `do` made of them to `take`, some at a time, in their order, while others are done.
+    """Hands the items with what `call` made of them to `handle_batch`, some at a time, in their order, while others are done.
 
-    After the first exception of `do` no further item is begun. It comes out once what was done was handed over, so that
+    After the first exception of `call` no further item is begun. It comes out once what was done was handed over, so that
     nothing of it is lost.
     """
     failures: list[BaseException] = []
-    room = asyncio.Semaphore(at_once)
+    room = asyncio.Semaphore(max_concurrent)
 
     async def begin(item: I) -> O:
         async with room:
             if failures:
                 raise failures[0]
             try:
-                return await do(item)
+                return await call(item)
             except BaseException as error:
                 failures.append(error)
                 raise
@@ -41,13 +41,13 @@ async def together(
     tasks = [task for _, task in left]
     try:
         while left:
-            some = left[:_HANDED_OVER]
+            some = left[:_BATCH_SIZE]
             await asyncio.wait([task for _, task in some])
             if failures:
                 some = left
                 await asyncio.wait(tasks)
             left = left[len(some) :]
-            await take([(item, task.result()) for item, task in some if not task.cancelled() and not task.exception()])
+            await handle_batch([(item, task.result()) for item, task in some if not task.cancelled() and not task.exception()])
             if failures:
                 raise failures[0]
     finally:

@@ -9,13 +9,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from shared.keyring.model import LOCAL_KEK, DataKey, Wrapped, fingerprint, wrapping_aad
-from shared.kms.names import version_number
-from shared.kms.provider import KeyProvider, KmsError
+from shared.keyring.model import LOCAL_KEK, DataKey, WrappedKey, compute_fingerprint, build_wrapping_aad
+from shared.kms.names import get_version_id
+from shared.kms.provider import KmsKey, KmsError
 from shared.kms.reason import Reason
 
 # From a KMS that works, these speak of one version or one ciphertext; any other reason speaks of KMS as a whole.
-_OF_ONE_KEY: Final = {Reason.KEY_DISABLED, Reason.KEY_DESTROYED, Reason.INVALID_REQUEST}
+_KEY_REASONS: Final = {Reason.KEY_DISABLED, Reason.KEY_DESTROYED, Reason.INVALID_REQUEST}
 
 
 class UnwrapError(Exception):
@@ -23,11 +23,11 @@ class UnwrapError(Exception):
 
     def __init__(self, why: str, *, foreign: bool = False) -> None:
         super().__init__(why)
-        self.foreign = foreign
+        self.is_foreign = foreign
         """Whether only a key that is not ours could unwrap it."""
 
 
-class LocalWrapping(Protocol):
+class LocalKeyWrapper(Protocol):
     """A key of the service's own, such as on its disk."""
 
     def unwrap(self, ciphertext: bytes, aad: bytes) -> bytes:
@@ -36,28 +36,28 @@ class LocalWrapping(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Wrapping:
+class KeyWrapper:
     """What wraps and unwraps."""
 
-    kms: KeyProvider
+    kms: KmsKey
     kek: str
     """Full name of `kms`'s key."""
     timeout: float
     """Of one call, in seconds."""
-    local: LocalWrapping | None = None
+    local_wrapper: LocalKeyWrapper | None = None
 
-    async def wrap(self, data_key_id: str, secret: bytes) -> Wrapped:
+    async def wrap(self, data_key_id: str, secret: bytes) -> WrappedKey:
         """Wraps by KMS, and unwraps again: a wrap that does not give the key back must never replace one that does.
 
         Raises:
             KmsError: KMS did not do it, or not rightly.
         """
-        aad = wrapping_aad(data_key_id)
+        aad = build_wrapping_aad(data_key_id)
         encrypted = await self.kms.encrypt(secret, aad, timeout=self.timeout)
         decrypted = await self.kms.decrypt(encrypted.ciphertext, aad, timeout=self.timeout)
         if not hmac.compare_digest(decrypted.plaintext, secret):
             raise KmsError(Reason.PLAINTEXT_MISMATCH, "decrypt: the plaintext is not the one that was encrypted")
-        return Wrapped(encrypted.ciphertext, self.kek, version_number(encrypted.key_version))
+        return WrappedKey(encrypted.ciphertext, self.kek, get_version_id(encrypted.version))
 
     async def unwrap(self, key: DataKey) -> bytes:
         """The data key in clear, proven by its fingerprint.
@@ -66,29 +66,29 @@ class Wrapping:
             UnwrapError: this one cannot be unwrapped.
             KmsError: all of KMS is at fault.
         """
-        if refusal := self.refusal(key.wrapped):
+        if refusal := self.explain_refusal(key.wrapped):
             raise refusal
-        secret = await self._unwrapped(key.wrapped, wrapping_aad(key.id))
-        if secret is None or not hmac.compare_digest(fingerprint(secret), key.fingerprint):
+        secret = await self._decrypt(key.wrapped, build_wrapping_aad(key.id))
+        if secret is None or not hmac.compare_digest(compute_fingerprint(secret), key.fingerprint):
             raise UnwrapError("what it unwraps to is not the key that was stored")
         return secret
 
-    def refusal(self, wrapped: Wrapped) -> UnwrapError | None:
+    def explain_refusal(self, wrapped: WrappedKey) -> UnwrapError | None:
         """Why it is not even tried."""
-        if wrapped.kek == LOCAL_KEK and self.local is None:
+        if wrapped.kek == LOCAL_KEK and self.local_wrapper is None:
             return UnwrapError("it is wrapped by the service's local key, which only the service itself has")
         if wrapped.kek not in (LOCAL_KEK, self.kek):
-            return UnwrapError(f"it is wrapped by {wrapped.kek}, which is not the configured key", foreign=True)
+            return UnwrapError(f"it is wrapped by {wrapped.kek}, which is not the configured key", is_foreign=True)
         return None
 
-    async def _unwrapped(self, wrapped: Wrapped, aad: bytes) -> bytes | None:
-        if wrapped.kek == LOCAL_KEK and self.local:
+    async def _decrypt(self, wrapped: WrappedKey, aad: bytes) -> bytes | None:
+        if wrapped.kek == LOCAL_KEK and self.local_wrapper:
             with suppress(ValueError):
-                return self.local.unwrap(wrapped.ciphertext, aad)
+                return self.local_wrapper.unwrap(wrapped.ciphertext, aad)
             return None
         try:
             return (await self.kms.decrypt(wrapped.ciphertext, aad, timeout=self.timeout)).plaintext
         except KmsError as error:
-            if error.reason in _OF_ONE_KEY:
+            if error.reason in _KEY_REASONS:
                 raise UnwrapError(f"KMS: {error.reason} (version {wrapped.kek_version})") from None
             raise

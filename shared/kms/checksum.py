@@ -3,6 +3,6 @@
 import google_crc32c
 
 
-def crc32c(data: bytes) -> int:
+def compute_crc32c(data: bytes) -> int:
     """The checksum that goes into the `*_crc32c` fields; 0 is a value like any other."""
     return int(google_crc32c.value(data))

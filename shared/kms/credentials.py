@@ -18,54 +18,54 @@ from google.auth.credentials import Credentials
 from google.auth.environment_vars import CREDENTIALS
 from google.auth.exceptions import GoogleAuthError
 
-from shared.secret_file import SecretFile, Stamp
+from shared.secret_file import SecretFile, FileStamp
 
 _SCOPE: Final = "https://www.googleapis.com/auth/cloudkms"
 
 
-def _default() -> Credentials:
+def _find_default_credentials() -> Credentials:
     credentials: Credentials = google.auth.default(scopes=[_SCOPE])[0]
     return credentials
 
 
-class Lookup:
+class CredentialsLookup:
     """A lookup that many may wait for. One that failed is told to whoever asks next, and then begun anew."""
 
-    def __init__(self, find: Callable[[], Credentials] = _default) -> None:
+    def __init__(self, find: Callable[[], Credentials] = _find_default_credentials) -> None:
         self._find = find
-        self._looking: Future[Credentials] | None = None
-        self._stamp: Stamp | None = None
+        self._pending: Future[Credentials] | None = None
+        self._stamp: FileStamp | None = None
 
-    async def credentials(self) -> Credentials:
+    async def get_credentials(self) -> Credentials:
         """The credentials; a wait that is cancelled leaves the lookup running, so that a later one finds its end.
 
         Raises:
             google.auth.exceptions.GoogleAuthError: there are none.
         """
-        looking = self._looking
-        if looking is None or (looking.done() and self._file_is_another):
-            self._stamp = _stamp()
-            looking = self._looking = Future()
+        looking = self._pending
+        if looking is None or (looking.done() and self._is_file_changed):
+            self._stamp = _read_file_stamp()
+            looking = self._pending = Future()
             looking.set_running_or_notify_cancel()  # running, so that no one who waits can cancel it for the others
-            threading.Thread(target=self._look, args=(looking,), name="google credentials", daemon=True).start()
+            threading.Thread(target=self._run, args=(looking,), name="google credentials", daemon=True).start()
         try:
             return await asyncio.wrap_future(looking)
         finally:
-            if looking.done() and looking.exception() is not None and self._looking is looking:
-                self._looking = None
+            if looking.done() and looking.exception() is not None and self._pending is looking:
+                self._pending = None
 
-    def has_other_than(self, credentials: Credentials | None) -> bool:
+    def has_changed(self, credentials: Credentials | None) -> bool:
         """Whether a lookup would give, or gave by now, something else than these."""
-        looking = self._looking
+        looking = self._pending
         if looking is None or not looking.done() or looking.exception() is not None:
             return False
-        return self._file_is_another or looking.result() is not credentials
+        return self._is_file_changed or looking.result() is not credentials
 
     @property
-    def _file_is_another(self) -> bool:
-        return _stamp() not in {None, self._stamp}
+    def _is_file_changed(self) -> bool:
+        return _read_file_stamp() not in {None, self._stamp}
 
-    def _look(self, looking: "Future[Any]") -> None:
+    def _run(self, looking: "Future[Any]") -> None:
         try:
             looking.set_result(self._find())
         except Exception as error:  # noqa: BLE001 - whatever ends the lookup is handed to those who wait
@@ -73,11 +73,11 @@ class Lookup:
             looking.set_exception(known or GoogleAuthError(f"{type(error).__name__} while looking for them"))  # type: ignore[no-untyped-call]
 
 
-def _stamp() -> Stamp | None:
+def _read_file_stamp() -> FileStamp | None:
     """Of the file with the credentials; None where there is none, or none at the moment."""
     named = os.environ.get(CREDENTIALS)
-    return SecretFile(Path(named)).stamp() if named else None
+    return SecretFile(Path(named)).read_stamp() if named else None
 
 
-shared_lookup: Final = Lookup()
+process_lookup: Final = CredentialsLookup()
 """The one of this process."""

@@ -9,18 +9,18 @@ _KEY: Final = re.compile(
 )
 
 
-def parse_key(name: str) -> str:
+def check_key_name(name: str) -> str:
     """`name` itself where it is a key's full name; ValueError says what was expected."""
     if not _KEY.fullmatch(name):
         raise ValueError("expected projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY")
     return name
 
 
-def key_of(version_name: str) -> str:
+def get_key_name(version_name: str) -> str:
     """The key that a version belongs to."""
     return version_name.partition("/cryptoKeyVersions/")[0]
 
 
-def version_number(version_name: str) -> int:
+def get_version_id(version_name: str) -> int:
     """The number of a version: the last part of its name."""
     return int(version_name.rpartition("/")[2])

@@ -8,22 +8,22 @@ from shared.kms.reason import Reason
 
 
 @dataclass(frozen=True, slots=True)
-class Encrypted:
+class EncryptResult:
     """An encryption whose checksums, both ways, were right."""
 
     ciphertext: bytes
-    key_version: str
+    version: str
     """The version that was used, by its full resource name."""
     protection_level: str
     """`SOFTWARE`, `HSM`, `EXTERNAL`, …"""
 
 
 @dataclass(frozen=True, slots=True)
-class Decrypted:
+class DecryptResult:
     """A decryption whose checksums, both ways, were right."""
 
     plaintext: bytes
-    used_primary: bool
+    is_primary: bool
     """Whether the key's primary version decrypted it."""
 
 
@@ -31,7 +31,7 @@ class Decrypted:
 class KeyVersion:
     """One version of a key."""
 
-    number: str
+    id: str
     state: str
     """In the service's own words, such as `ENABLED`; one that is newer than its client is a bare number."""
     protection_level: str
@@ -45,23 +45,23 @@ class KeyVersion:
 class KeyDescription:
     """A key and all its versions, as they were read."""
 
-    primary: str | None
+    primary_version: str | None
     """Number of the version that encrypts; None where there is none."""
-    next_rotation: float | None
+    next_rotation_at: float | None
     """Unix seconds; None where none is planned."""
     versions: tuple[KeyVersion, ...]
-    reads: int
+    call_count: int
     """How many calls this took: a long list comes in pages."""
 
 
 @dataclass(frozen=True, slots=True)
-class Phase:
+class ConnectivityPhase:
     """One step on the way to the service."""
 
     name: str
     """`dns`, `tcp` or `tls`; or `proxy` alone, where one stands in the way and nothing is measured."""
     seconds: float
-    failure: str | None = None
+    error: str | None = None
     """What went wrong, or which proxy it is, in one sentence; later phases are missing then."""
 
 
@@ -77,29 +77,29 @@ class KmsError(Exception):
         self.detail = detail
 
 
-class KeyProvider(Protocol):
+class KmsKey(Protocol):
     """One key of one service. Safe for concurrent use on one event loop."""
 
-    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> Encrypted:
+    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:
         """Encrypts under the primary version, within `timeout` seconds. Raises KmsError."""
         ...
 
-    async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> Decrypted:
+    async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:
         """Decrypts under whichever version was used, within `timeout` seconds. Raises KmsError."""
         ...
 
-    async def describe(self, *, timeout: float) -> KeyDescription:
+    async def describe_key(self, *, timeout: float) -> KeyDescription:
         """Reads the key and all its versions, within `timeout` seconds in all. Raises KmsError."""
         ...
 
-    async def permissions(self, wanted: Sequence[str], *, timeout: float) -> frozenset[str]:
-        """Those of `wanted` that IAM grants on the key, within `timeout` seconds. Raises KmsError.
+    async def check_permissions(self, permissions: Sequence[str], *, timeout: float) -> frozenset[str]:
+        """Those of `permissions` that IAM grants on the key, within `timeout` seconds. Raises KmsError.
 
         A key that does not exist grants none.
         """
         ...
 
-    async def way(self, *, timeout: float) -> tuple[Phase, ...]:
+    async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
         """Measures the way to the service anew, on a connection of its own, within `timeout` seconds. Never raises."""
         ...
 
@@ -108,17 +108,17 @@ class KeyProvider(Protocol):
         ...
 
 
-class KeyAdmin(KeyProvider, Protocol):
+class KmsKeyAdmin(KmsKey, Protocol):
     """A key whose versions are administered, which needs more permissions than a service ever has."""
 
-    async def enable(self, number: int, *, enabled: bool, timeout: float) -> KeyVersion:
+    async def set_version_enabled(self, version: int, *, is_enabled: bool, timeout: float) -> KeyVersion:
         """Enables or disables a version, within `timeout` seconds; what it is by then. Raises KmsError.
 
         Disabling takes effect within minutes, rarely hours: https://cloud.google.com/kms/docs/consistency.
         """
         ...
 
-    async def schedule_destruction(self, number: int, *, timeout: float) -> KeyVersion:
+    async def schedule_destruction(self, version: int, *, timeout: float) -> KeyVersion:
         """Has a version destroyed after the key's own delay, within `timeout` seconds. Raises KmsError.
 
         Until then it can be restored; after it, nobody can decrypt what it encrypted.

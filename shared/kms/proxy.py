@@ -9,19 +9,19 @@ from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
 
-def proxy_of(host: str, environment: Mapping[str, str]) -> tuple[str, str] | None:
+def find_proxy(host: str, environment: Mapping[str, str]) -> tuple[str, str] | None:
     """Name of the variable that says so, and HOST:PORT of the proxy, without its password; None where there is none."""
     name = next((name for name in ("grpc_proxy", "https_proxy", "http_proxy") if name in environment), None)
     if name is None:
         return None
     url = urlsplit(environment[name])
     passed_by = environment.get("no_grpc_proxy", environment.get("no_proxy", ""))
-    if url.scheme != "http" or not url.netloc or any(_meant(host, e) for e in passed_by.split(",") if e):
+    if url.scheme != "http" or not url.netloc or any(_matches_no_proxy(host, e) for e in passed_by.split(",") if e):
         return None
     return name, url.netloc.rpartition("@")[2]
 
 
-def _meant(host: str, entry: str) -> bool:
+def _matches_no_proxy(host: str, entry: str) -> bool:
     """Whether an entry of `no_proxy` is the end of the host's name, or a network that holds its address."""
     entry = entry.strip()
     if host.lower().endswith(entry.lower()):

@@ -37,7 +37,7 @@ _NO_CREDENTIALS: Final = "Getting metadata from plugin failed"
 """https://github.com/grpc/grpc/blob/master/src/core/credentials/call/plugin/plugin_credentials.cc"""
 
 
-def from_status(status: str, message: str) -> Reason:
+def parse_grpc_status(status: str, message: str) -> Reason:
     """Reason of a gRPC status.
 
     Args:

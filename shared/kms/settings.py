@@ -4,11 +4,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, model_validator
 
-from shared.kms.names import parse_key
+from shared.kms.names import check_key_name
 from shared.settings import Section, parse_address
 
 
-def _endpoint(value: str) -> str:
+def _parse_endpoint(value: str) -> str:
     return str(parse_address(value))
 
 
@@ -16,15 +16,15 @@ class GcpKeySettings(Section):
     """A key of Google Cloud KMS."""
 
     provider: Literal["gcp"] = "gcp"
-    key: Annotated[str, AfterValidator(parse_key)]
-    endpoint: Annotated[str, AfterValidator(_endpoint)] | None = None
+    key: Annotated[str, AfterValidator(check_key_name)]
+    endpoint: Annotated[str, AfterValidator(_parse_endpoint)] | None = None
     """HOST:PORT of an emulator or of a private endpoint; without it, Cloud KMS itself."""
     insecure: bool = False
     """Plaintext gRPC without credentials: for an emulator."""
     allow_remote_insecure: bool = False
 
     @model_validator(mode="after")
-    def _plaintext_stays_on_this_machine(self) -> Self:
+    def _refuse_remote_plaintext(self) -> Self:
         if not self.insecure:
             return self
         if self.endpoint is None:

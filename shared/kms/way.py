@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any, Final
 
-from shared.connection import NoConnectionError, connected
-from shared.kms.provider import Phase
-from shared.resolver import Resolved, resolved
+from shared.connection import ConnectError, connect
+from shared.kms.provider import ConnectivityPhase
+from shared.resolver import ResolvedAddress, resolve
 from shared.settings import Address
 
 _HTTP2: Final = "h2"
@@ -23,15 +23,15 @@ class _PhaseError(Exception):
     """A phase failed; the text is its sentence."""
 
 
-async def measure(to: Address, *, trust: Callable[[], ssl.SSLContext] | None, timeout: float) -> tuple[Phase, ...]:
+async def measure_connectivity(address: Address, *, create_trust_context: Callable[[], ssl.SSLContext] | None, timeout: float) -> tuple[ConnectivityPhase, ...]:
     """Walks the way once. Raises nothing but cancellation, and leaves nothing open.
 
     Args:
-        to: the service.
-        trust: gives the TLS context, in a thread, for it may read files; None where the service speaks no TLS.
+        address: the service.
+        create_trust_context: gives the TLS context, in a thread, for it may read files; None where the service speaks no TLS.
         timeout: seconds for all phases together.
     """
-    phases: list[Phase] = []
+    phases: list[ConnectivityPhase] = []
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
 
@@ -43,43 +43,43 @@ async def measure(to: Address, *, trust: Callable[[], ssl.SSLContext] | None, ti
             async with asyncio.timeout_at(deadline):
                 yield
         except TimeoutError:
-            failure = f"{name} to {to} had not ended when the {timeout:g} s for the whole way were over"
+            failure = f"{name} to {address} had not ended when the {timeout:g} s for the whole way were over"
         except _PhaseError as error:
             failure = str(error)
-        phases.append(Phase(name, loop.time() - begin, failure))
+        phases.append(ConnectivityPhase(name, loop.time() - begin, failure))
         if failure:
             raise _PhaseError(failure)
 
     with ExitStack() as sockets:
         try:
             async with phase("dns"):
-                addresses = await _addresses(to)
+                addresses = await _resolve(address)
             async with phase("tcp"):
-                connection = sockets.enter_context(await _connected(addresses))
-            if trust:
+                connection = sockets.enter_context(await _connect(addresses))
+            if create_trust_context:
                 async with phase("tls"):
-                    await _shake_hands(connection, to, trust)
+                    await _start_tls(connection, address, create_trust_context)
         except _PhaseError:
             pass  # its phase says it
     return tuple(phases)
 
 
-async def _addresses(to: Address) -> list[Resolved]:
+async def _resolve(to: Address) -> list[ResolvedAddress]:
     try:
-        return await resolved(*to)
+        return await resolve(*to)
     except (OSError, UnicodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "no host can have such a name"
         raise _PhaseError(f"the name {to.host} cannot be resolved: {why}") from None
 
 
-async def _connected(addresses: list[Resolved]) -> socket.socket:
+async def _connect(addresses: list[ResolvedAddress]) -> socket.socket:
     try:
-        return await connected(addresses)
-    except NoConnectionError as error:
-        raise _PhaseError(_refusals(error.errors)) from None
+        return await connect(addresses)
+    except ConnectError as error:
+        raise _PhaseError(_describe_connect_errors(error.errors)) from None
 
 
-def _refusals(errors: Mapping[Any, BaseException | None]) -> str:
+def _describe_connect_errors(errors: Mapping[Any, BaseException | None]) -> str:
     """One sentence for all addresses: each kind of error once, with the first address that gave it."""
     kinds: dict[str, list[Address]] = {}
     for (host, port, *_), error in errors.items():
@@ -89,9 +89,9 @@ def _refusals(errors: Mapping[Any, BaseException | None]) -> str:
     return f"no connection: {', '.join(told)}"
 
 
-async def _shake_hands(connection: socket.socket, to: Address, trust: Callable[[], ssl.SSLContext]) -> None:
+async def _start_tls(connection: socket.socket, to: Address, create_trust_context: Callable[[], ssl.SSLContext]) -> None:
     try:
-        context = await asyncio.to_thread(trust)
+        context = await asyncio.to_thread(create_trust_context)
         context.set_alpn_protocols([_HTTP2])
         transport, _ = await asyncio.get_running_loop().create_connection(
             asyncio.Protocol, ssl=context, sock=connection, server_hostname=to.host

@@ -14,29 +14,29 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
 from shared.secret_file import SecretFile
-from shared.smoke.check import Check, Outcome, Result, TroubleError, run
-from shared.smoke.http import Server, connected
+from shared.smoke.check import Check, Outcome, CheckResult, CheckError, run_checks
+from shared.smoke.http import HttpClient, open_client
 
-ALERT: Final = "KMSTest"
+ALERT_NAME: Final = "KMSTest"
 Severity = Literal["warning", "critical"]
-PATIENCE: Final = 180.0
+TEST_ALERT_TIMEOUT_SECONDS: Final = 180.0
 """Seconds; Alertmanager alone takes 30 until it tells of a new warning, and a channel may have to try again."""
-_POLL: Final = 0.5
-_SKEW: Final = 600.0
+_POLL_SECONDS: Final = 0.5
+_MAX_CLOCK_SKEW_SECONDS: Final = 600.0
 """Seconds that the relay's clock may be behind ours."""
-_TAKEN, _ARRIVED = "Alertmanager takes a test alert", "the test alert arrives at the relay"
+_ACCEPTED_CHECK, _ARRIVED_CHECK = "Alertmanager takes a test alert", "the test alert arrives at the relay"
 
 
-async def alert_checks(
+async def check_test_alert(
     alertmanager: str,
     relay: str,
     relay_token: SecretFile | None = None,
     *,
     severity: Severity = "warning",
-    patience: float = PATIENCE,
-    random: Callable[[int], str] = secrets.token_hex,
+    timeout: float = TEST_ALERT_TIMEOUT_SECONDS,
+    random_hex: Callable[[int], str] = secrets.token_hex,
     now: Callable[[], float] = time.time,
-) -> list[Result]:
+) -> list[CheckResult]:
     """Posts an alert, and follows it; in the end it is over, and people are told that, too.
 
     Args:
@@ -44,118 +44,118 @@ async def alert_checks(
         relay: the base address of the relay.
         relay_token: its admin token, where its API needs one.
         severity: chooses the route; `critical` pages whoever is on call.
-        patience: seconds from the alert to the last receipt.
-        random: gives that many bytes in hexadecimal.
+        timeout: seconds from the alert to the last receipt.
+        random_hex: gives that many bytes in hexadecimal.
         now: unix time.
 
     Raises:
         ValueError: one of them is no address.
     """
-    deadline = time.monotonic() + patience
-    async with connected(alertmanager) as taker, connected(relay, relay_token) as teller:
-        test = _Test(f"keypulse-smoke-{random(8)}", severity, patience, deadline, taker, teller, now)
-        async with test.ended():
-            taken = Check(_TAKEN, test.post)
-            results = await run([taken, Check(_ARRIVED, test.arrived, needs=_TAKEN)], time.monotonic)
-            return [*results, *await asyncio.gather(*(test.followed(channel) for channel in test.deliveries))]
+    deadline = time.monotonic() + timeout
+    async with open_client(alertmanager) as taker, open_client(relay, relay_token) as teller:
+        test = _TestAlert(f"keypulse-smoke-{random_hex(8)}", severity, timeout, deadline, taker, teller, now)
+        async with test.resolve_at_end():
+            taken = Check(_ACCEPTED_CHECK, test.post)
+            results = await run_checks([taken, Check(_ARRIVED_CHECK, test.wait_for_arrival, depends_on=_ACCEPTED_CHECK)], time.monotonic)
+            return [*results, *await asyncio.gather(*(test.wait_for_receipt(channel) for channel in test.deliveries))]
 
 
 @dataclass
-class _Test:
+class _TestAlert:
     service: str
     severity: Severity
-    patience: float
+    timeout: float
     deadline: float
     """Monotonic."""
-    alertmanager: Server
-    relay: Server
+    alertmanager: HttpClient
+    relay: HttpClient
     now: Callable[[], float]
 
     def __post_init__(self) -> None:
-        self.began = self.now()
+        self.started_at = self.now()
         self.deliveries: dict[str, str] = {}
         """Their ids, by channel."""
 
     async def post(self) -> str:
         # It ends by itself, should nobody be left to say so.
-        await self._post(self.began + self.patience + 60)
-        return f"{ALERT} of {self.service}"
+        await self._post(self.started_at + self.timeout + 60)
+        return f"{ALERT_NAME} of {self.service}"
 
     async def _post(self, ends: float) -> None:
-        labels = {"alertname": ALERT, "severity": self.severity, "env": "smoke-test", "service": self.service}
+        labels = {"alertname": ALERT_NAME, "severity": self.severity, "env": "smoke-test", "service": self.service}
         summary = "This is a smoke test of the way to you. Nothing is wrong, and there is nothing to do."
         alert = {
             "labels": labels,
             "annotations": {"summary": summary, "description": "Posted by keypulse-smoke --test-alert."},
-            "startsAt": _written(self.began),
-            "endsAt": _written(ends),
+            "startsAt": _format_time(self.started_at),
+            "endsAt": _format_time(ends),
         }
         answer = await self.alertmanager.post("/api/v2/alerts", [alert])
         if answer.status != 200:
             said = answer.body[:200].decode(errors="replace").strip()
-            raise TroubleError(f"it answers with HTTP {answer.status}: {said}", "look at Alertmanager's log")
+            raise CheckError(f"it answers with HTTP {answer.status}: {said}", "look at Alertmanager's log")
 
     @asynccontextmanager
-    async def ended(self) -> AsyncIterator[None]:
+    async def resolve_at_end(self) -> AsyncIterator[None]:
         """The alert is over afterwards."""
         try:
             yield
         finally:
-            with suppress(TroubleError):  # it ends by itself, later
+            with suppress(CheckError):  # it ends by itself, later
                 await self._post(self.now())
 
-    async def arrived(self) -> str:
+    async def wait_for_arrival(self) -> str:
         """Waits until the relay has told somebody of it, or tried."""
-        since = _written(self.began - _SKEW)
+        since = _format_time(self.started_at - _MAX_CLOCK_SKEW_SECONDS)
         unclear = ""
         while time.monotonic() < self.deadline:
             try:
-                rows = (await self._read("/api/deliveries", alertname=ALERT, since=since, limit="1000"))["deliveries"]
+                rows = (await self._get_json("/api/deliveries", alertname=ALERT_NAME, since=since, limit="1000"))["deliveries"]
                 firing = [row for row in rows if row["status"] == "firing"]
                 for row in firing:
-                    if self.service in ((await self._read(f"/api/deliveries/{row['id']}"))["payload"] or ""):
+                    if self.service in ((await self._get_json(f"/api/deliveries/{row['id']}"))["payload"] or ""):
                         ours = [other for other in firing if other["event_id"] == row["event_id"]]
                         self.deliveries = {other["channel"]: other["id"] for other in ours}
                         return f"{len(ours)} channels"
-            except TroubleError as trouble:  # it may be restarted just now
-                unclear = f" ({trouble.found})"
-            await asyncio.sleep(_POLL)
-        raise TroubleError(
-            f"within {self.patience:g} s the relay sent nothing of it{unclear}",
+            except CheckError as trouble:  # it may be restarted just now
+                unclear = f" ({trouble.error})"
+            await asyncio.sleep(_POLL_SECONDS)
+        raise CheckError(
+            f"within {self.timeout:g} s the relay sent nothing of it{unclear}",
             "look at Alertmanager's routes, silences and log, at the relay's quarantine and waiting deliveries",
         )
 
-    async def followed(self, channel: str) -> Result:
+    async def wait_for_receipt(self, channel: str) -> CheckResult:
         """Waits until a receipt is there, or until the relay gives up."""
         name = f"delivered on {channel}"
         began = time.monotonic()
         row: dict[str, Any] = {"state": "unknown", "reason": None}
 
-        def failed(found: str, row: dict[str, Any]) -> Result:
+        def failed(found: str, row: dict[str, Any]) -> CheckResult:
             found += f"; its last attempt ended with {row['reason'] or 'nothing: there was none'}"
             todo = f"see `keypulse-relay deliveries --channel {channel}`, and that reason in docs/KMS_OPERATIONS.md"
-            return Result(name, Outcome.FAILED, found, todo, time.monotonic() - began)
+            return CheckResult(name, Outcome.FAILED, found, todo, time.monotonic() - began)
 
         while True:
-            with suppress(TroubleError):  # likewise
-                row = await self._read(f"/api/deliveries/{self.deliveries[channel]}")
+            with suppress(CheckError):  # likewise
+                row = await self._get_json(f"/api/deliveries/{self.deliveries[channel]}")
             if row["state"] == "superseded":  # a later message of the same channel tells it instead
                 self.deliveries[channel] = row["superseded_by"]
             if row["state"] == "delivered":
                 receipt = " ".join(f"{key}={value}" for key, value in (row["receipt"] or {}).items())
-                return Result(name, Outcome.PASSED, receipt or "delivered", seconds=time.monotonic() - began)
+                return CheckResult(name, Outcome.PASSED, receipt or "delivered", seconds=time.monotonic() - began)
             if row["state"] == "dead":
                 return failed("the relay gave up", row)
             if time.monotonic() >= self.deadline:
-                return failed(f"no receipt within {self.patience:g} s: it is {row['state']}", row)
-            await asyncio.sleep(_POLL)
+                return failed(f"no receipt within {self.timeout:g} s: it is {row['state']}", row)
+            await asyncio.sleep(_POLL_SECONDS)
 
-    async def _read(self, path: str, **params: str) -> Any:
+    async def _get_json(self, path: str, **params: str) -> Any:
         answer = await self.relay.get(path, params)
         if answer.status != 200:
-            raise TroubleError(f"{path} answers with HTTP {answer.status}", "look at the relay's log")
-        return answer.json(path)
+            raise CheckError(f"{path} answers with HTTP {answer.status}", "look at the relay's log")
+        return answer.parse_json(path)
 
 
-def _written(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     return (datetime.fromtimestamp(0, UTC) + timedelta(seconds=seconds)).isoformat()

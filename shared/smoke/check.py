@@ -22,18 +22,18 @@ class Outcome(StrEnum):
 _MARKS: Final = {Outcome.PASSED: "✓", Outcome.FAILED: "✗", Outcome.SKIPPED: "-"}
 
 
-class TroubleError(Exception):
+class CheckError(Exception):
     """What a look has found wrong. Neither sentence may hold a secret.
 
     Args:
-        found: what is wrong.
-        todo: what to do about it.
+        error: what is wrong.
+        hint: what to do about it.
     """
 
-    def __init__(self, found: str, todo: str) -> None:
-        super().__init__(f"{found}; {todo}")
-        self.found = found
-        self.todo = todo
+    def __init__(self, error: str, hint: str) -> None:
+        super().__init__(f"{error}; {hint}")
+        self.error = error
+        self.hint = hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,55 +41,55 @@ class Check:
     """One thing to look at."""
 
     name: str
-    look: Callable[[], Awaitable[str]]
+    run_checks: Callable[[], Awaitable[str]]
     """Gives what was seen, in a few words. Raises TroubleError; it must end by itself, in bounded time."""
-    needs: str | None = None
+    depends_on: str | None = None
     """The name of an earlier check, without which this one has nothing to say."""
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class CheckResult:
     """How one check went."""
 
     name: str
     outcome: Outcome
-    seen: str
+    detail: str
     """What was seen; of a failure, what is wrong; of a skipped one, why."""
-    todo: str = ""
+    hint: str = ""
     """Of a failure: what to do."""
     seconds: float = 0.0
 
     @property
-    def ok(self) -> bool:
+    def is_ok(self) -> bool:
         """Whether it passed."""
         return self.outcome is Outcome.PASSED
 
 
-async def run(checks: Iterable[Check], clock: Callable[[], float]) -> list[Result]:
+async def run_checks(checks: Iterable[Check], clock: Callable[[], float]) -> list[CheckResult]:
     """Every check in order; one that needs a check that did not pass is skipped.
 
     Args:
         checks: in the order of their lines.
         clock: seconds, monotonic.
     """
-    results: dict[str, Result] = {}
+    results: dict[str, CheckResult] = {}
     for check in checks:
-        if check.needs is not None and not results[check.needs].ok:
-            why = f"not looked at: it needs '{check.needs}'"
-            results[check.name] = Result(check.name, Outcome.SKIPPED, why)
+        if check.depends_on is not None and not results[check.depends_on].is_ok:
+            why = f"not looked at: it needs '{check.depends_on}'"
+            results[check.name] = CheckResult(check.name, Outcome.SKIPPED, why)
             continue
         began = clock()
         try:
-            seen = await check.look()
-        except TroubleError as trouble:
-            failed = Result(check.name, Outcome.FAILED, trouble.found, trouble.todo, clock() - began)
+            seen = await check.run()
+        except CheckError as trouble:
+            failed = CheckResult(check.name, Outcome.FAILED, trouble.error, trouble.hint, clock() - began)
             results[check.name] = failed
         else:
-            results[check.name] = Result(check.name, Outcome.PASSED, seen, seconds=clock() - began)
+            results[check.name] = CheckResult(check.name, Outcome.PASSED, seen, seconds=clock() - began)
     return list(results.values())
 
 
-def line(result: Result, *, verbose: bool = False) -> str:
+def format_line(result: CheckResult, *, verbose: bool = False) -> str:
     """`✓ NAME` or `✗ NAME: what is wrong; what to do`, in one line whatever a server has answered.
 
     Args:
@@ -97,15 +97,15 @@ def line(result: Result, *, verbose: bool = False) -> str:
         verbose: whether what passed also tells what was seen, and how long it took.
     """
     text = f"{_MARKS[result.outcome]} {result.name}"
-    if not result.ok or verbose:
-        text += f": {result.seen}"
-    if result.todo:
-        text += f"; {result.todo}"
+    if not result.is_ok or verbose:
+        text += f": {result.detail}"
+    if result.hint:
+        text += f"; {result.hint}"
     if verbose and result.outcome is not Outcome.SKIPPED:
         text += f" ({result.seconds:.2f} s)"
-    return one_line(text)
+    return to_one_line(text)
 
 
-def one_line(text: str) -> str:
+def to_one_line(text: str) -> str:
     """`text` without what steers a terminal or breaks a line: servers wrote some of it."""
     return "".join(character if character.isprintable() else " " for character in text)

@@ -10,113 +10,113 @@ import aiohttp
 from yarl import URL
 
 from shared.secret_file import SecretFile, SecretUnreadableError
-from shared.smoke.check import TroubleError
+from shared.smoke.check import CheckError
 
-MAX_BYTES: Final = 16 * 1024 * 1024
+MAX_RESPONSE_BYTES: Final = 16 * 1024 * 1024
 """Of one answer: the rules of a large Prometheus are some megabytes."""
-SECONDS: Final = 10.0
+TIMEOUT_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpResponse:
     """What a server said."""
 
     status: int
     body: bytes
 
-    def json(self, what: str) -> Any:
-        """The body's JSON. Raises TroubleError, which names `what` answered."""
+    def parse_json(self, source: str) -> Any:
+        """The body's JSON. Raises TroubleError, which names `source` answered."""
         try:
             return json.loads(self.body)
         except (ValueError, RecursionError):
-            raise TroubleError(
-                f"{what} answers with something that is not JSON (HTTP {self.status})", "look at what its URL leads to"
+            raise CheckError(
+                f"{source} answers with something that is not JSON (HTTP {self.status})", "look at what its URL leads to"
             ) from None
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
-    """One server; made by `connected`."""
+class HttpClient:
+    """One server; made by `open_client`."""
 
     url: URL
     session: aiohttp.ClientSession
     token: SecretFile | None
 
-    async def get(self, path: str, params: Mapping[str, str] | None = None) -> Answer:
+    async def get(self, path: str, params: Mapping[str, str] | None = None) -> HttpResponse:
         """Raises TroubleError where nothing that is HTTP comes back in time."""
-        return await self._ask("GET", path, params=params)
+        return await self._request("GET", path, params=params)
 
-    async def put(self, path: str, body: bytes) -> Answer:
+    async def put(self, path: str, body: bytes) -> HttpResponse:
         """Likewise."""
-        return await self._ask("PUT", path, data=body)
+        return await self._request("PUT", path, data=body)
 
-    async def post(self, path: str, document: Any) -> Answer:
+    async def post(self, path: str, document: Any) -> HttpResponse:
         """Likewise."""
-        return await self._ask("POST", path, json=document)
+        return await self._request("POST", path, json=document)
 
-    async def _ask(self, method: str, path: str, **rest: Any) -> Answer:
+    async def _request(self, method: str, path: str, **rest: Any) -> HttpResponse:
         where = self.url.joinpath(path.lstrip("/"))
         shown = where.with_user(None)
         body = bytearray()
         try:
             async with self.session.request(
-                method, where, headers=self._headers(), allow_redirects=False, **rest
+                method, where, headers=self._build_headers(), allow_redirects=False, **rest
             ) as response:
                 if 300 <= response.status < 400:
-                    raise TroubleError(
+                    raise CheckError(
                         f"{shown} answers with a redirect (HTTP {response.status})",
                         "a token does not follow it: give the final address",
                     )
                 async for chunk in response.content.iter_any():
                     body += chunk
-                    if len(body) > MAX_BYTES:
-                        raise TroubleError(
-                            f"{shown} answers with more than {MAX_BYTES // 1024 // 1024} MiB",
+                    if len(body) > MAX_RESPONSE_BYTES:
+                        raise CheckError(
+                            f"{shown} answers with more than {MAX_RESPONSE_BYTES // 1024 // 1024} MiB",
                             "look at what it leads to",
                         )
         except TimeoutError:
-            raise TroubleError(
+            raise CheckError(
                 f"{shown} gives no complete answer within {self.session.timeout.total:g} s",
                 "look at its log, and whether it is overloaded",
             ) from None
         except aiohttp.ClientResponseError as error:  # its own text would hold the URL
-            raise TroubleError(
+            raise CheckError(
                 f"{shown} does not answer with HTTP: {error.message[:200]}", "look at what listens there"
             ) from None
         except (aiohttp.ClientError, OSError) as error:
-            raise TroubleError(
+            raise CheckError(
                 f"{shown} cannot be reached: {str(error)[:200] or type(error).__name__}",
                 "start it, or correct the address",
             ) from None
-        return Answer(response.status, bytes(body))
+        return HttpResponse(response.status, bytes(body))
 
-    def _headers(self) -> dict[str, str]:
+    def _build_headers(self) -> dict[str, str]:
         if self.token is None:
             return {}
         try:
-            return {"Authorization": f"Bearer {self.token.value()}"}
+            return {"Authorization": f"Bearer {self.token.read_value()}"}
         except SecretUnreadableError as error:
-            raise TroubleError(f"the token cannot be read: {error}", "write it into that file") from None
+            raise CheckError(f"the token cannot be read: {error}", "write it into that file") from None
 
 
 @asynccontextmanager
-async def connected(url: str, token: SecretFile | None = None, seconds: float = SECONDS) -> AsyncIterator[Server]:
+async def open_client(url: str, token: SecretFile | None = None, timeout: float = TIMEOUT_SECONDS) -> AsyncIterator[HttpClient]:
     """A server, whose connections are closed in the end.
 
     Args:
-        url: `http://HOST:PORT`, or with a path before all that it serves; checked by `base_url`.
+        url: `http://HOST:PORT`, or with a path before all that it serves; checked by `parse_base_url`.
         token: sent as a bearer token.
-        seconds: for one whole answer.
+        timeout: for one whole answer.
     """
-    timeout = aiohttp.ClientTimeout(total=seconds)
+    timeout = aiohttp.ClientTimeout(total=timeout)
     headers = {"Accept-Encoding": "identity", "User-Agent": "keypulse-smoke"}
     async with aiohttp.ClientSession(
         timeout=timeout, headers=headers, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
     ) as session:
-        yield Server(URL(base_url(url)), session, token)
+        yield HttpClient(URL(parse_base_url(url)), session, token)
 
 
-def base_url(text: str) -> str:
+def parse_base_url(text: str) -> str:
     """A usable base address. Raises ValueError with what was expected, not with the address: it may hold a password."""
     try:
         url = URL(text)

@@ -17,23 +17,23 @@ from shared.secret_file import PasswordFile, SecretUnreadableError
 from shared.sql.sqlite_file import LOCK_SECONDS, FileConnection, SqliteFile
 
 if TYPE_CHECKING:
-    from shared.sql.patience import Patience
-    from shared.sql.patient import PatientConnection
+    from shared.sql.patience import AnswerTimeout
+    from shared.sql.patient import TimeoutConnection
 
-PASSWORD_FILE: Final = "PGPASSWORD_FILE"  # noqa: S105  # its name
+PASSWORD_FILE_VARIABLE: Final = "PGPASSWORD_FILE"  # noqa: S105  # its name
 """The environment variable that names a file with the password alone, such as a key of a Kubernetes Secret.
 
 libpq takes a file of its own format only, and only where the group may not read it, as it may in a Secret's volume.
 """
-_WAIT_FOR_THE_DISK: Final = (
+_ENABLE_SYNCHRONOUS_COMMIT: Final = (
     "SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' "
     "ELSE current_setting('synchronous_commit') END, true)"
 )
 """For one transaction, so that neither a reload of the server's configuration nor a pooler, which gives the next one
 another session, changes it; all values but `off` wait."""
-_AGAIN: Final = {"40001", "40P01"}
+_RETRYABLE_STATES: Final = {"40001", "40P01"}
 """Serialization failure, deadlock: the same transaction may succeed now (PostgreSQL, appendix A)."""
-_PATIENT: Final = {
+_CONNECTION_DEFAULTS: Final = {
     "client_encoding": "utf8",  # a database made without a locale is in SQL_ASCII, and its text would come as bytes
     "connect_timeout": 3,
     "keepalives_idle": 5,
@@ -43,8 +43,8 @@ _PATIENT: Final = {
 }
 
 
-def sqlite_engine(file: SqliteFile, connections: int, begin: str) -> Engine:
-    """Its transactions begin with the statement `begin`. The file has to be there."""
+def create_sqlite_engine(file: SqliteFile, connections: int, begin_statement: str) -> Engine:
+    """Its transactions begin with the statement `begin_statement`. The file has to be there."""
     engine = create_engine(
         URL.create("sqlite", database=str(file.path)),
         poolclass=QueuePool,
@@ -58,17 +58,17 @@ def sqlite_engine(file: SqliteFile, connections: int, begin: str) -> Engine:
         return file.connect()
 
     def check_out(connection: FileConnection, *_ours: object) -> None:
-        if file.is_another(connection):
+        if file.is_replaced(connection):
             raise exc.DisconnectionError  # the pool connects anew
 
     event.listen(engine, "do_connect", connect)
     event.listen(engine, "checkout", check_out)
-    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin_statement))
     return engine
 
 
 @contextmanager
-def transaction(engine: Engine) -> Iterator[Connection]:
+def open_transaction(engine: Engine) -> Iterator[Connection]:
     """A transaction; where it ends without an error, all of it is on the disk, where it will be found again.
 
     Raises:
@@ -80,63 +80,63 @@ def transaction(engine: Engine) -> Iterator[Connection]:
         driver = connection.connection.driver_connection
         if isinstance(driver, FileConnection):
             try:
-                driver.file.confirm(driver)
+                driver.file.check_committed(driver)
             except sqlite3.OperationalError as error:
                 connection.invalidate()
                 raise exc.OperationalError("COMMIT", None, error) from None
 
 
-def postgresql_engine(
-    url: URL, connections: int, *, program: str, options: str, ping: bool, patience: Callable[[], "Patience"]
+def create_postgresql_engine(
+    url: URL, connections: int, *, application_name: str, options: str, checks_connections: bool, create_answer_timeout: Callable[[], "AnswerTimeout"]
 ) -> Engine:
     """What a person sets otherwise in the URL counts.
 
     Args:
         url: the database.
         connections: how many at most.
-        program: the name under which the server shows them.
+        application_name: the name under which the server shows them.
         options: the server's own time-outs, as `-c NAME=VALUE …`.
-        ping: whether a connection is tried before it is used, so that a restart of the server is nobody's error.
-        patience: of each connection that is made.
+        checks_connections: whether a connection is tried before it is used, so that a restart of the server is nobody's error.
+        create_answer_timeout: of each connection that is made.
     """
-    from shared.sql.patient import PatientConnection  # noqa: PLC0415  # 0.1 s that a file does not need
+    from shared.sql.patient import TimeoutConnection  # noqa: PLC0415  # 0.1 s that a file does not need
 
-    def connect(_dialect: object, _entry: object, _none: object, parameters: dict[str, Any]) -> "PatientConnection":
-        connection = PatientConnection.connect(**(parameters | _password(parameters)))
-        connection.patience = patience()
+    def connect(_dialect: object, _entry: object, _none: object, parameters: dict[str, Any]) -> "TimeoutConnection":
+        connection = TimeoutConnection.connect(**(parameters | _read_password(parameters)))
+        connection.answer_timeout = create_answer_timeout()
         return connection
 
     asked = url.normalized_query
-    ours = {"application_name": program, **_PATIENT}
+    ours = {"application_name": application_name, **_CONNECTION_DEFAULTS}
     arguments: dict[str, object] = {key: value for key, value in ours.items() if key not in asked}
     engine = create_engine(
         url,
         pool_size=connections,
         max_overflow=0,
         pool_timeout=LOCK_SECONDS,
-        pool_pre_ping=ping,
+        pool_pre_ping=checks_connections,
         connect_args=arguments | {"options": " ".join((options, *asked.get("options", ())))},  # the last ones win
         hide_parameters=True,
     )
     event.listen(engine, "do_connect", connect)
     # Whatever the server, the role or the URL say: what is answered for must outlive the server.
-    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(_WAIT_FOR_THE_DISK))
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(_ENABLE_SYNCHRONOUS_COMMIT))
     return engine
 
 
-def _password(parameters: dict[str, Any]) -> dict[str, str]:
+def _read_password(parameters: dict[str, Any]) -> dict[str, str]:
     """That of the file, as it is now; none where there is no such file, or the URL names one of libpq's."""
     from psycopg import OperationalError  # noqa: PLC0415  # 0.1 s that a file does not need
 
-    file = os.environ.get(PASSWORD_FILE)
+    file = os.environ.get(PASSWORD_FILE_VARIABLE)
     if not file or "passfile" in parameters:
         return {}
     try:
-        return {"password": PasswordFile(Path(file)).value()}
+        return {"password": PasswordFile(Path(file)).read_value()}
     except SecretUnreadableError as error:
-        raise OperationalError(f"{PASSWORD_FILE}: {error}") from None
+        raise OperationalError(f"{PASSWORD_FILE_VARIABLE}: {error}") from None
 
 
-def may_succeed_at_once(error: exc.SQLAlchemyError) -> bool:
+def is_retryable(error: exc.SQLAlchemyError) -> bool:
     """Whether a transaction failed only because another one was in its way, and no longer is."""
-    return getattr(getattr(error, "orig", None), "sqlstate", None) in _AGAIN
+    return getattr(getattr(error, "orig", None), "sqlstate", None) in _RETRYABLE_STATES

@@ -8,7 +8,7 @@ _ANSWER_SECONDS: Final = 7.5
 
 
 @dataclass(slots=True)
-class Patience:
+class AnswerTimeout:
     """How long connections wait for an answer; a change also counts for the waits that are under way."""
 
     seconds: float | None = _ANSWER_SECONDS

@@ -11,19 +11,19 @@ from typing import Any
 from psycopg import Connection, OperationalError
 from psycopg.waiting import Ready
 
-from shared.sql.patience import Patience
+from shared.sql.patience import AnswerTimeout
 
 
-class PatientConnection(Connection[Any]):
+class TimeoutConnection(Connection[Any]):
     """Closes itself where an answer takes longer than its patience, with an OperationalError."""
 
-    patience = Patience()
+    answer_timeout = AnswerTimeout()
 
     def wait(self, gen: Generator[Any, Any, Any], *how: Any, **also: Any) -> Any:
         """The wait of psycopg itself, which every exchange goes through."""
-        return super().wait(self._within_patience(gen), *how, **also)
+        return super().wait(self._enforce_timeout(gen), *how, **also)
 
-    def _within_patience(self, exchange: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    def _enforce_timeout(self, exchange: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
         began = time.monotonic()
         ready = None
         while True:
@@ -32,7 +32,7 @@ class PatientConnection(Connection[Any]):
             except StopIteration as end:
                 return end.value
             ready = yield wanted
-            seconds = self.patience.seconds
+            seconds = self.answer_timeout.seconds
             if ready == Ready.NONE and seconds is not None and time.monotonic() - began > seconds:
                 self.close()
                 raise OperationalError(f"PostgreSQL gave no answer within {seconds:g} s")

@@ -28,14 +28,14 @@ class FileLostError(Exception):
     """The file is gone, and what was committed to it is beside it still; the message says what to do."""
 
 
-class _Names(NamedTuple):
+class _FileIdentity(NamedTuple):
     """What the two names stand for: device and inode, or None where there is nothing."""
 
     file: tuple[int, int] | None
     wal: tuple[int, int] | None
 
 
-class _Pin:
+class _InodePin:
     """Keeps the number of an inode from being given to another file, for as long as this object lives."""
 
     def __init__(self, path: Path) -> None:
@@ -54,7 +54,7 @@ class FileConnection(sqlite3.Connection):
 
     file: "SqliteFile"
     wal: Path
-    names: _Names
+    identity: _FileIdentity
 
     def close(self) -> None:
         """Closes it. SQLite takes the -wal away with the last one, if it is still where it was opened.
@@ -62,10 +62,10 @@ class FileConnection(sqlite3.Connection):
         Before, it would write into a file that was emptied what the -wal has of it, with holes for all else.
         """
         with self.file.lock:
-            if self.file.keep_open(self):
+            if self.file.retain_if_emptied(self):
                 return
             super().close()
-            self.file.closed(self)
+            self.file.forget(self)
 
 
 class SqliteFile:
@@ -75,22 +75,22 @@ class SqliteFile:
         self.path = Path(url.database or "")
         self.lock = threading.RLock()
         self.connections: WeakSet[FileConnection] = WeakSet()
-        self._current: _Names | None = None
-        self._pins: tuple[_Pin, ...] = ()
+        self._current: _FileIdentity | None = None
+        self._pins: tuple[_InodePin, ...] = ()
         """Of what was opened last."""
-        self._emptied: tuple[int, int] | None = None
+        self._emptied_file: tuple[int, int] | None = None
         """Which file was, while it was open; SQLite in this process keeps what it knew of it."""
-        self._left: _Names | None = None
+        self._abandoned: _FileIdentity | None = None
         """The same, once it was replaced or emptied: its -wal must not be taken for that of what is there now."""
 
-    def make(self) -> None:
+    def create(self) -> None:
         """Makes an empty file where there is none, for its owner alone; SQLite gives the files beside it the same mode.
 
         Raises:
             FileLostError: there was one.
             OSError: it cannot be made.
         """
-        if lost := self._lost(self._wal()):
+        if lost := self._describe_loss(self._locate_wal()):
             raise FileLostError(lost)
         if not self.path.exists():
             self.path.touch(mode=0o600)
@@ -98,9 +98,9 @@ class SqliteFile:
     def connect(self) -> FileConnection:
         """A connection to what the path names; makes no file. Raises sqlite3.Error."""
         with self.lock:
-            wal = self._wal()
-            before = self._names(wal)
-            self._refuse(before, wal)
+            wal = self._locate_wal()
+            before = self._read_identity(wal)
+            self._refuse_unusable(before, wal)
             connection = sqlite3.connect(
                 f"file:{quote(str(self.path))}?mode=rw",
                 uri=True,
@@ -112,55 +112,55 @@ class SqliteFile:
             try:
                 connection.file, connection.wal = self, wal
                 self._set_up(connection)
-                connection.names = self._names(wal)
-                self._refuse_another(connection.names, before)
+                connection.identity = self._read_identity(wal)
+                self._refuse_replaced(connection.identity, before)
             except BaseException:
                 connection.close()
                 raise
             self.connections.add(connection)
-            self._left = None
-            if connection.names != self._current:
-                self._current = connection.names
-                self._pins = (_Pin(self.path), _Pin(wal))
+            self._abandoned = None
+            if connection.identity != self._current:
+                self._current = connection.identity
+                self._pins = (_InodePin(self.path), _InodePin(wal))
             return connection
 
-    def keep_open(self, connection: FileConnection) -> bool:
+    def retain_if_emptied(self, connection: FileConnection) -> bool:
         """Whether its file was emptied. Then it stays open for as long as this process lives."""
-        emptied = connection in self.connections and connection.names.file == self._emptied
+        emptied = connection in self.connections and connection.identity.file == self._emptied_file
         if emptied:
             self.connections.discard(connection)
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))  # else Python would close it at the exit
         return emptied
 
-    def closed(self, connection: FileConnection) -> None:
+    def forget(self, connection: FileConnection) -> None:
         """It is; where it was the last one, SQLite may have taken the -wal away."""
         self.connections.discard(connection)
-        if not self.connections and self._left is None:
+        if not self.connections and self._abandoned is None:
             self._current, self._pins = None, ()
 
-    def is_another(self, connection: FileConnection) -> bool:
+    def is_replaced(self, connection: FileConnection) -> bool:
         """Whether the path names another file by now, or none; then this connection is of no use any more.
 
         Raises:
             sqlite3.OperationalError: it is the same, but it was emptied, or its -wal is gone.
         """
-        names = self._names(connection.wal)
-        replaced, emptied = names.file != connection.names.file, _size(self.path) == 0
-        if (replaced or emptied) and connection.names == self._current:
-            self._left = self._current
+        names = self._read_identity(connection.wal)
+        replaced, emptied = names.file != connection.identity.file, _read_size(self.path) == 0
+        if (replaced or emptied) and connection.identity == self._current:
+            self._abandoned = self._current
         if replaced:
             return True
         if emptied:
-            self._emptied = names.file
+            self._emptied_file = names.file
             self._refuse_emptied(names, connection.wal)
-        if names.wal != connection.names.wal:
-            raise _gone(connection.wal)
+        if names.wal != connection.identity.wal:
+            raise _create_wal_lost_error(connection.wal)
         return False
 
-    def confirm(self, connection: FileConnection) -> None:
+    def check_committed(self, connection: FileConnection) -> None:
         """Raises sqlite3.OperationalError where what was committed is not in the file that the path names."""
-        if self.is_another(connection):
-            raise _error(f"{self.path} was removed or replaced while it was in use; put it back")
+        if self.is_replaced(connection):
+            raise _create_cannot_open_error(f"{self.path} was removed or replaced while it was in use; put it back")
 
     def _set_up(self, connection: FileConnection) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
@@ -172,51 +172,51 @@ class SqliteFile:
         connection.execute("PRAGMA temp_store=MEMORY")
         connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()  # so that the -wal is open
 
-    def _refuse_another(self, names: _Names, before: _Names) -> None:
+    def _refuse_replaced(self, names: _FileIdentity, before: _FileIdentity) -> None:
         if names.file != before.file:
-            raise _error(f"{self.path} was replaced while it was opened")
+            raise _create_cannot_open_error(f"{self.path} was replaced while it was opened")
 
-    def _wal(self) -> Path:
+    def _locate_wal(self) -> Path:
         """Where SQLite has it now: beside the file itself, not beside a link to it."""
         return Path(f"{os.path.realpath(self.path)}-wal")
 
-    def _names(self, wal: Path) -> _Names:
-        return _Names(_identity(self.path), _identity(wal))
+    def _read_identity(self, wal: Path) -> _FileIdentity:
+        return _FileIdentity(_stat_inode(self.path), _stat_inode(wal))
 
-    def _lost(self, wal: Path) -> str | None:
+    def _describe_loss(self, wal: Path) -> str | None:
         """What to do where the file is not, and its -wal is: SQLite would delete it beside an empty file."""
-        if _size(self.path) > 0 or _size(wal) == 0:
+        if _read_size(self.path) > 0 or _read_size(wal) == 0:
             return None
         return (
             f"{self.path} is gone or empty, but {wal.name} beside it holds what was committed last; "
             f"put {self.path.name} back, or move {wal.name} away to begin anew"
         )
 
-    def _refuse_emptied(self, names: _Names, wal: Path) -> None:
-        if self._emptied is not None and names.file == self._emptied:
-            raise _error(
+    def _refuse_emptied(self, names: _FileIdentity, wal: Path) -> None:
+        if self._emptied_file is not None and names.file == self._emptied_file:
+            raise _create_cannot_open_error(
                 f"{self.path} was emptied while it was in use; stop this program, put the file back without {wal.name} "
                 "and start it again"
             )
 
-    def _refuse(self, names: _Names, wal: Path) -> None:
+    def _refuse_unusable(self, names: _FileIdentity, wal: Path) -> None:
         if names.file is None:
-            raise _error(f"there is no file {self.path}; put it back")
+            raise _create_cannot_open_error(f"there is no file {self.path}; put it back")
         self._refuse_emptied(names, wal)
         for other in self.connections:
-            if other.names.file == names.file and other.names.wal != names.wal:
-                raise _gone(wal)
-        if lost := self._lost(wal):
-            raise _error(lost)
-        left = self._left
+            if other.identity.file == names.file and other.identity.wal != names.wal:
+                raise _create_wal_lost_error(wal)
+        if lost := self._describe_loss(wal):
+            raise _create_cannot_open_error(lost)
+        left = self._abandoned
         if left is not None and names.wal is not None and names.wal == left.wal and names.file != left.file:
-            raise _error(
+            raise _create_cannot_open_error(
                 f"{self.path} was replaced, and {wal.name} beside it belongs to the file before; "
                 f"move {wal.name} and {wal.name.removesuffix('wal')}shm away"
             )
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _stat_inode(path: Path) -> tuple[int, int] | None:
     try:
         status = path.stat()
     except OSError:
@@ -224,18 +224,18 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _size(path: Path) -> int:
+def _read_size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError:
         return 0
 
 
-def _gone(wal: Path) -> sqlite3.OperationalError:
-    return _error(f"{wal} was removed or replaced while it was in use; let nothing but SQLite touch it")
+def _create_wal_lost_error(wal: Path) -> sqlite3.OperationalError:
+    return _create_cannot_open_error(f"{wal} was removed or replaced while it was in use; let nothing but SQLite touch it")
 
 
-def _error(sentence: str) -> sqlite3.OperationalError:
+def _create_cannot_open_error(sentence: str) -> sqlite3.OperationalError:
     error: Any = sqlite3.OperationalError(sentence)
     error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN  # as SQLite's own errors have one
     own: sqlite3.OperationalError = error

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from shared.settings import CommandSettings, ServerSettings, load
+from shared.settings import CommandSettings, ServerSettings, load_settings
 from tests.architecture.test_roles import TABLE
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +73,7 @@ def test_the_example_is_a_valid_configuration(server: str, tmp_path: Path) -> No
     assert example, "no example"
     file = tmp_path / f"{server}.yml"
     file.write_text(example[1], encoding="utf-8")
-    settings = load(settings_of(server), file)
+    settings = load_settings(settings_of(server), file)
     assert not isinstance(settings, ServerSettings) or settings.listen.is_loopback
 
 

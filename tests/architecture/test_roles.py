@@ -25,12 +25,12 @@ from services.exporter import app as exporter
 from services.exporter.config import Settings as ExporterSettings
 from services.relay import app as relay
 from services.relay.config import RelaySettings
-from services.relay.sending.here import here
-from shared.guard import GuardedRoute, Requires
-from shared.launch import Launch
-from shared.reload import Reloading
+from services.relay.sending.here import open_local_sender
+from shared.guard import ProtectedRoute, RouteRequirements
+from shared.launch import ServerRunner
+from shared.reload import ReloadMiddleware
 from shared.settings import Role
-from shared.web_file import WebFile
+from shared.web_file import WebConfigFile
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
@@ -224,7 +224,7 @@ async def the_exporter(folder: Path, *, closed: bool) -> AsyncIterator[tuple[Any
         auth=auth(folder, closed=closed),
         backends=[{"service": "backend", "health_url": "http://127.0.0.1:9/healthz"}],
     )
-    async with exporter.running(settings) as app:
+    async with exporter.run_exporter(settings) as app:
         yield settings, app, ()
 
 
@@ -236,13 +236,13 @@ async def the_relay(folder: Path, *, closed: bool) -> AsyncIterator[tuple[Any, S
         channels={"one": {"kind": "log"}},
         default_channels=["one"],
     )
-    async with relay.running(settings, sending=here) as app:
+    async with relay.run_relay(settings, open_sender=open_local_sender) as app:
         yield settings, app, ("/alerts",)
 
 
 @asynccontextmanager
 async def the_backend(folder: Path, *, closed: bool) -> AsyncIterator[tuple[Any, Starlette, tuple[str, ...]]]:
-    async with emulator.start(keys=[KEY]) as kms:
+    async with emulator.run_emulator(keys=[KEY]) as kms:
         allowed = auth(folder, closed=closed)
         crypto = [{"name": name, "role": role, "file": str(folder / name)} for name, role in CRYPTO_TOKENS.items()]
         settings = BackendSettings(
@@ -252,7 +252,7 @@ async def the_backend(folder: Path, *, closed: bool) -> AsyncIterator[tuple[Any,
             local_key_file=str(folder / "local.key"),
             kms={"key": KEY, "endpoint": str(kms.address), "insecure": True},
         )
-        async with backend.running(settings) as app:
+        async with backend.run_backend(settings) as app:
             yield settings, app, ("/admin/crypto/",)
 
 
@@ -265,13 +265,13 @@ STARTS: Mapping[str, Callable[..., AbstractAsyncContextManager[tuple[Any, Starle
 
 @asynccontextmanager
 async def serving(name: str, folder: Path, *, closed: bool = True, users: bool = False) -> AsyncIterator[Server]:
-    """A server as `Launch` serves it."""
+    """A server as `ServerRunner` serves it."""
     if name == "emulator":
-        app = fault_api.app(Faults(lambda: 0.5), CollectorRegistry(), remote=False)
+        app = fault_api.build_app(Faults(lambda: 0.5), CollectorRegistry(), remote=False)
         yield Server(app, app, [])
         return
     if name == "stand-ins":
-        async with stand_ins.start(prometheus=NOBODY, alertmanager=NOBODY) as running:
+        async with stand_ins.run_stand_ins(prometheus=NOBODY, alertmanager=NOBODY) as running:
             yield Server(running.app, running.app, [])
         return
     async with STARTS[name](folder, closed=closed) as (settings, app, own_credentials):
@@ -279,9 +279,9 @@ async def serving(name: str, folder: Path, *, closed: bool = True, users: bool =
         if users:
             hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
             (folder / "web.yml").write_text(yaml.safe_dump({"basic_auth_users": dict.fromkeys(USERS, hashed)}))
-            web = WebFile(folder / "web.yml")
-        reloading = Reloading(app, settings, lambda: settings, None, (), app.state.guard)
-        served = Launch(settings, None, web).fenced(app, reloading, own_credentials)
+            web = WebConfigFile(folder / "web.yml")
+        reloading = ReloadMiddleware(app, settings, lambda: settings, None, (), app.state.guard)
+        served = ServerRunner(settings, None, web).add_middleware(app, reloading, own_credentials)
         yield Server(app, served, [reloading.route])
 
 
@@ -295,8 +295,8 @@ async def test_every_endpoint_is_in_the_table_and_what_changes_something_is_reco
     async with serving(name, tmp_path) as server:
         assert server.routes.keys() == TABLE[name].keys()
         for endpoint, route in server.routes.items():
-            assert isinstance(route, GuardedRoute), f"{endpoint} does not say who may call it"
-            recorded = isinstance(route.requires, Requires) and route.requires.action is not None
+            assert isinstance(route, ProtectedRoute), f"{endpoint} does not say who may call it"
+            recorded = isinstance(route.requirements, RouteRequirements) and route.requirements.action is not None
             assert recorded == (not endpoint.startswith("GET ") and endpoint not in UNRECORDED), endpoint
 
 

@@ -12,21 +12,21 @@ from google.cloud.kms_v1 import KeyManagementServiceAsyncClient
 from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
 from grpc.aio import insecure_channel
 
-from ops.kms_emulator.emulator import Emulator, start
+from ops.kms_emulator.emulator import Emulator, run_emulator
 from services.backend import records as records_module
 from services.backend.config import Settings
 from services.backend.keyring import Keyring
-from services.backend.own_key import OwnKey
-from services.backend.records import Records, decrypt
+from services.backend.own_key import InstanceLocalKey
+from services.backend.records import Records, decrypt_record
 from shared.keyring.database import Database
-from shared.keyring.instances import Heartbeat
-from shared.keyring.paced import PacedKey
-from shared.keyring.store import KeyStore
+from shared.keyring.instances import InstanceHeartbeat
+from shared.keyring.paced import QuotaLimitedKey
+from shared.keyring.store import DataKeyStore
 from shared.keyring.tables import TABLES
-from shared.keyring.wrapping import Wrapping
-from shared.kms.gcp import GcpKey
-from shared.settings import load
-from shared.sql.location import sqlite
+from shared.keyring.wrapping import KeyWrapper
+from shared.kms.gcp import GcpKmsKey
+from shared.settings import load_settings
+from shared.sql.location import create_sqlite_url
 from tests.key_versions import Versions
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -35,7 +35,7 @@ KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 @pytest.fixture
 async def emulator() -> AsyncIterator[Emulator]:
     """A real Cloud KMS emulator over gRPC that holds KEY."""
-    async with start(keys=[KEY]) as running:
+    async with run_emulator(keys=[KEY]) as running:
         yield running
 
 
@@ -44,21 +44,21 @@ class Backend:
     """A keyring with its records, whose checks of KMS are made by the test."""
 
     keyring: Keyring
-    store: KeyStore
+    store: DataKeyStore
     records: Records
 
     async def check(self) -> None:
         """A check, and what follows it in the background."""
         await self.keyring.check()
-        await self.keyring.catch_up()
+        await self.keyring.unwrap_remaining()
 
     async def put(self, record_id: str, plaintext: bytes) -> None:
-        assert await self.records.put(record_id, plaintext, self.keyring.active())
+        assert await self.records.put(record_id, plaintext, self.keyring.get_active_key())
 
     async def get(self, record_id: str) -> bytes:
         record = await self.records.find(record_id)
         assert record is not None
-        return decrypt(record, await self.keyring.key(record.data_key_id))
+        return decrypt_record(record, await self.keyring.get_key(record.data_key_id))
 
 
 Open = Callable[..., AbstractAsyncContextManager[Backend]]
@@ -66,15 +66,15 @@ Open = Callable[..., AbstractAsyncContextManager[Backend]]
 
 @asynccontextmanager
 async def _backend(folder: Path, kms: str, *, timeout: float = 5.0, key: str = KEY) -> AsyncIterator[Backend]:
-    database = await Database.opened(sqlite(folder / "backend.db"), TABLES, records_module.TABLES)
-    provider = GcpKey(key, endpoint=kms, insecure=True)
+    database = await Database.open(create_sqlite_url(folder / "backend.db"), TABLES, records_module.TABLES)
+    provider = GcpKmsKey(key, endpoint=kms, insecure=True)
     try:
-        store = KeyStore(database)
-        heartbeat = Heartbeat(database, uuid4().hex, 0.0)
-        local = OwnKey(folder / "local.key", database, heartbeat)
+        store = DataKeyStore(database)
+        heartbeat = InstanceHeartbeat(database, uuid4().hex, 0.0)
+        local = InstanceLocalKey(folder / "local.key", database, heartbeat)
         await local.open()
-        wrapping = Wrapping(provider, key, timeout, local)
-        keyring = Keyring(store, local, wrapping, heartbeat, paced=PacedKey(provider), clock=time.time)
+        wrapping = KeyWrapper(provider, key, timeout, local)
+        keyring = Keyring(store, local, wrapping, heartbeat, background_kms=QuotaLimitedKey(provider), clock=time.time)
         yield Backend(keyring, store, Records(database))
     finally:
         await provider.close()
@@ -118,4 +118,4 @@ def configuration(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def settings(configuration: Callable[..., Path]) -> Callable[..., Settings]:
     """A backend's settings, read from a file as the command reads them."""
-    return lambda kms, **overrides: load(Settings, configuration(kms, **overrides))
+    return lambda kms, **overrides: load_settings(Settings, configuration(kms, **overrides))

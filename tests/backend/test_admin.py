@@ -16,11 +16,11 @@ from structlog.testing import capture_logs
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
-from services.backend.app import running
+from services.backend.app import run_backend
 from services.backend.config import Settings
-from shared.auth import USER
-from shared.keyring.paced import PacedKey
-from shared.kms.provider import Decrypted
+from shared.auth import USER_SCOPE_KEY
+from shared.keyring.paced import QuotaLimitedKey
+from shared.kms.provider import DecryptResult
 from tests.conftest import Until
 
 TOKEN = "the-admin-token-of-tests"
@@ -44,7 +44,7 @@ def token(tmp_path: Path) -> Path:
 async def app(emulator: Emulator, settings: Callable[..., Settings], empty_database: URL) -> AsyncIterator[Any]:
     database = empty_database.render_as_string(hide_password=False)
     slow = settings(str(emulator.address), admin=ADMIN, database=database, kms_check_interval="1h")
-    async with running(slow) as app:
+    async with run_backend(slow) as app:
         yield app
 
 
@@ -73,7 +73,7 @@ async def test_no_path_lets_anybody_in_without_the_token(app: Any) -> None:
 async def test_without_a_token_file_it_is_off_and_says_how_to_set_it(
     emulator: Emulator, settings: Callable[..., Settings]
 ) -> None:
-    async with running(settings(str(emulator.address))) as app, client(app, **OURS) as anybody:
+    async with run_backend(settings(str(emulator.address))) as app, client(app, **OURS) as anybody:
         for answer in (await anybody.get("census"), await anybody.post("lease", json={})):
             assert answer.status_code == 401
             assert "admin.token_file" in answer.json()["error"]
@@ -91,7 +91,7 @@ async def test_both_tokens_count_while_they_are_rotated_and_a_lost_file_is_said(
 
 async def test_a_user_of_web_yml_who_may_read_metrics_may_not_rotate(app: Any) -> None:
     async def as_user(scope: Any, receive: Any, send: Any) -> None:
-        await app({**scope, USER: "prometheus"}, receive, send)
+        await app({**scope, USER_SCOPE_KEY: "prometheus"}, receive, send)
 
     async with client(as_user) as user:
         assert (await user.get("http://backend/metrics")).status_code == 200
@@ -228,7 +228,7 @@ async def test_the_metrics_tell_of_a_rotation_by_whatever_runner(
     until: Until,
 ) -> None:
     database = empty_database.render_as_string(hide_password=False)
-    async with running(settings(str(emulator.address), database=database)) as other, client(other) as scraper:
+    async with run_backend(settings(str(emulator.address), database=database)) as other, client(other) as scraper:
 
         async def shows(line: str) -> bool:
             return line in (await scraper.get("http://other/metrics")).text.splitlines()
@@ -264,16 +264,16 @@ async def test_an_upload_that_is_too_large_is_not_read_to_its_end(admin: httpx2.
 async def test_what_runs_in_the_background_and_what_an_admin_asks_for_share_one_pace(
     emulator: Emulator, settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, until: Until, tmp_path: Path
 ) -> None:
-    called: list[PacedKey] = []
-    decrypt = PacedKey.decrypt
+    called: list[QuotaLimitedKey] = []
+    decrypt = QuotaLimitedKey.decrypt
 
-    async def seen(self: PacedKey, *arguments: Any, **named: Any) -> Decrypted:
+    async def seen(self: QuotaLimitedKey, *arguments: Any, **named: Any) -> DecryptResult:
         called.append(self)
         return await decrypt(self, *arguments, **named)
 
-    monkeypatch.setattr(PacedKey, "decrypt", seen)
+    monkeypatch.setattr(QuotaLimitedKey, "decrypt", seen)
     backend = settings(str(emulator.address), admin=ADMIN)
-    async with running(backend):
+    async with run_backend(backend):
         pass
     with closing(sqlite3.connect(tmp_path / "backend.db")) as database, database:
         database.executescript(
@@ -281,7 +281,7 @@ async def test_what_runs_in_the_background_and_what_an_admin_asks_for_share_one_
             "INSERT INTO data_keys SELECT * FROM other"
         )
     called.clear()
-    async with running(backend) as app, client(app, **OURS) as admin:
+    async with run_backend(backend) as app, client(app, **OURS) as admin:
 
         async def caught_up() -> bool:
             return bool(called)

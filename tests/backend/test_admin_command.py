@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from ops.kms_emulator.emulator import Emulator
-from services.backend.app import running
+from services.backend.app import run_backend
 from services.backend.config import Settings
-from shared.server import serving
+from shared.server import serve
 from shared.settings import Address
 from tests.shared.certificates import Authority, web_yml
 
@@ -55,8 +55,8 @@ what?
 {"method": "POST", "path": "lease", "body": {"holder": "me", "seconds": 60}}
 """
     async with (
-        running(settings(str(emulator.address), admin=ADMIN)) as app,
-        serving(app, Address("127.0.0.1", 0)) as address,
+        run_backend(settings(str(emulator.address), admin=ADMIN)) as app,
+        serve(app, Address("127.0.0.1", 0)) as address,
     ):
         answers = await said("--config", configured(address), lines=lines)
     assert [answer["status"] for answer in answers] == [200, 400, 400, 400, 404, 404, 200]
@@ -70,8 +70,8 @@ async def test_what_listens_everywhere_is_reached_here(
     settings: Callable[..., Settings], configured: Callable[[Address], Path], emulator: Emulator
 ) -> None:
     async with (
-        running(settings(str(emulator.address), admin=ADMIN)) as app,
-        serving(app, Address("127.0.0.1", 0)) as address,
+        run_backend(settings(str(emulator.address), admin=ADMIN)) as app,
+        serve(app, Address("127.0.0.1", 0)) as address,
     ):
         everywhere = configured(Address("0.0.0.0", address.port))
         (answer,) = await said("--config", everywhere, lines=b'{"method": "GET", "path": "keys"}\n')
@@ -88,8 +88,8 @@ async def test_by_tls_only_the_backends_own_certificate_is_trusted(
     tls.load_cert_chain(certificate, key)
     line = b'{"method": "GET", "path": "keys"}\n'
     async with (
-        running(settings(str(emulator.address), admin=ADMIN)) as app,
-        serving(app, Address("127.0.0.1", 0), tls) as address,
+        run_backend(settings(str(emulator.address), admin=ADMIN)) as app,
+        serve(app, Address("127.0.0.1", 0), tls) as address,
     ):
         arguments = ("--config", configured(address), "--web.config.file", yml)
         assert [answer["status"] for answer in await said(*arguments, lines=line)] == [200]

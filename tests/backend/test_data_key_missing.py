@@ -19,7 +19,7 @@ from sqlalchemy import URL, create_engine, text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
-from services.backend.app import running
+from services.backend.app import run_backend
 from services.backend.config import Settings
 from tests.conftest import Until
 from tests.postgres import Postgres
@@ -80,7 +80,7 @@ def configured(
 
 @asynccontextmanager
 async def _served(settings: Settings) -> AsyncIterator[httpx2.AsyncClient]:
-    async with running(settings) as app:
+    async with run_backend(settings) as app:
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost", headers=TOKEN) as client:
             yield client

@@ -10,9 +10,9 @@ import httpx2
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
-from services.backend.app import running
+from services.backend.app import run_backend
 from services.backend.config import Settings
-from shared.server import serving
+from shared.server import serve
 from shared.settings import Address
 
 
@@ -31,13 +31,13 @@ async def test_what_a_lost_local_key_takes_along_is_listed_and_given_up_by_its_n
     await asyncio.to_thread((tmp_path / "token").write_text, "the-admin-token-of-a-test")
     configured = settings(str(emulator.address), admin={"token_file": "token"})
     emulator.faults.add(Fault(kind="status", status="UNAVAILABLE"))
-    async with running(configured) as app:
+    async with run_backend(configured) as app:
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
             assert (await client.put("/v1/records/r", content=b"lost")).status_code == 204
     await asyncio.to_thread((tmp_path / "local.key").unlink)
     emulator.faults.clear()
-    async with running(configured) as app, serving(app, Address("127.0.0.1", 0)) as address:
+    async with run_backend(configured) as app, serve(app, Address("127.0.0.1", 0)) as address:
         file = configuration(str(emulator.address), listen=str(address), admin={"token_file": "token"})
         code, listed, _ = await _typed("--config", file)
         name = listed.split()[0]
@@ -55,7 +55,7 @@ async def test_what_a_lost_local_key_takes_along_is_listed_and_given_up_by_its_n
         )
         assert await _typed(name, "--records", "1", "--config", file) == (
             0,
-            "1 data keys were given up, and 1 records with them\n",
+            "1 data keys abandoned, and 1 records with them\n",
             "",
         )
         assert (await _typed("--config", file))[1] == "no data key is lost: there is nothing to give up\n"

@@ -10,7 +10,7 @@ from sqlalchemy import URL, create_engine, text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
-from services.backend.app import running
+from services.backend.app import run_backend
 from services.backend.config import Settings
 
 TOKEN = {"Authorization": "Bearer a-token-of-this-test"}
@@ -35,7 +35,7 @@ async def test_a_record_of_a_data_key_that_was_just_made_is_read_by_the_other_in
     await asyncio.to_thread((tmp_path / "token").write_text, "a-token-of-this-test")
     database = empty_database.render_as_string(hide_password=False)
     rare = settings(str(emulator.address), admin={"token_file": "token"}, database=database, kms_check_interval="1h")
-    async with running(rare) as one, running(rare) as other, _client(one) as a, _client(other) as b:
+    async with run_backend(rare) as one, run_backend(rare) as other, _client(one) as a, _client(other) as b:
         token = (await a.post("/admin/crypto/lease", json={"holder": "a test", "seconds": 600})).json()["token"]
         asked = {"rotation_id": "r", "type": "new-dek", "token": token, "caller": "me"}
         before = (await a.get("/admin/crypto/census")).json()["active"]
@@ -61,6 +61,6 @@ async def test_an_instance_that_ends_leaves_no_row_to_wait_for(
 ) -> None:
     database = empty_database.render_as_string(hide_password=False)
     every = "SELECT id FROM keyring_instances"
-    async with running(settings(str(emulator.address), database=database, kms_check_interval="1h")):
+    async with run_backend(settings(str(emulator.address), database=database, kms_check_interval="1h")):
         assert len(await asyncio.to_thread(_rows, empty_database, every)) == 1
     assert await asyncio.to_thread(_rows, empty_database, every) == []

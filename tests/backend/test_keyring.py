@@ -11,14 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ops.kms_emulator.emulator import Emulator, start
+from ops.kms_emulator.emulator import Emulator, run_emulator
 from ops.kms_emulator.faults import Fault
 from services.backend.keyring import KeyUnavailableError
-from services.backend.local_key import read_or_make
-from services.backend.records import CorruptRecordError, decrypt
-from services.backend.sealing import UsableKey
+from services.backend.local_key import read_or_create
+from services.backend.records import CorruptRecordError, decrypt_record
+from services.backend.sealing import UnwrappedKey
 from shared.contract import CryptoMode
-from shared.keyring.model import LOCAL_KEK, Status, wrapping_aad
+from shared.keyring.model import LOCAL_KEK, DataKeyStatus, build_wrapping_aad
 from shared.keyring.tables import local_key
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -55,7 +55,7 @@ async def test_a_restart_in_an_outage_writes_with_a_local_key_and_says_why_an_ol
         with pytest.raises(KeyUnavailableError, match="it is wrapped by KMS, which cannot be used"):
             await backend.get("before")
         before, during = await backend.store.all()
-        assert (before.status, during.status, during.wrapped.kek) == (Status.RETIRED, Status.ACTIVE, LOCAL_KEK)
+        assert (before.status, during.status, during.wrapped.kek) == (DataKeyStatus.RETIRED, DataKeyStatus.ACTIVE, LOCAL_KEK)
 
         emulator.faults.clear()
         await backend.check()
@@ -95,7 +95,7 @@ async def test_on_return_every_key_of_the_outage_is_wrapped_anew_by_kms_and_outl
         await backend.check()
         rewrapped, successor = await backend.store.all()
         assert backend.keyring.mode is CryptoMode.KMS
-        assert (rewrapped.status, successor.status, successor.wrapped.kek) == (Status.RETIRED, Status.ACTIVE, KEY)
+        assert (rewrapped.status, successor.status, successor.wrapped.kek) == (DataKeyStatus.RETIRED, DataKeyStatus.ACTIVE, KEY)
         assert (rewrapped.id, rewrapped.wrapped.kek, rewrapped.wrapped.kek_version) == (local.id, KEY, 1)
         assert rewrapped.wrapped.ciphertext != local.wrapped.ciphertext
     (tmp_path / "local.key").unlink()
@@ -112,10 +112,10 @@ async def test_a_copied_local_key_reads_nothing_that_is_written_after_kms_is_bac
     async with open_backend(tmp_path, str(emulator.address)) as backend:
         await backend.keyring.check()
         await backend.put("during", b"1")
-        copied, (row,) = read_or_make(tmp_path / "local.key", may_make=False), await backend.store.all()
-        leaked = UsableKey(row.id, copied.unwrap(row.wrapped.ciphertext, wrapping_aad(row.id)))
+        copied, (row,) = read_or_create(tmp_path / "local.key", may_create=False), await backend.store.all()
+        leaked = UnwrappedKey(row.id, copied.unwrap(row.wrapped.ciphertext, build_wrapping_aad(row.id)))
         during = await backend.records.find("during")
-        assert decrypt(during, leaked) == b"1"
+        assert decrypt_record(during, leaked) == b"1"
 
         emulator.faults.clear()
         if rewrapped_first:  # as a rotation does that begins before the next check
@@ -125,7 +125,7 @@ async def test_a_copied_local_key_reads_nothing_that_is_written_after_kms_is_bac
         after = await backend.records.find("after")
         assert (backend.keyring.mode, after.data_key_id == leaked.id) == (CryptoMode.KMS, False)
         with pytest.raises(CorruptRecordError):
-            decrypt(after, leaked)
+            decrypt_record(after, leaked)
         assert (await backend.get("during"), await backend.get("after")) == (b"1", b"2")
 
 
@@ -219,7 +219,7 @@ async def test_a_key_under_another_kms_key_is_named_and_left_alone(
     emulator: Emulator, open_backend: Open, tmp_path: Path
 ) -> None:
     other = KEY.replace("ledger", "other")
-    await emulator.store.ensure([other])
+    await emulator.store.create_missing_keys([other])
     async with open_backend(tmp_path, str(emulator.address), key=other) as backend:
         await backend.check()
         await backend.put("r", b"kept")
@@ -258,7 +258,7 @@ async def test_two_processes_that_start_at_once_agree_on_one_active_key(
     ):
         await asyncio.gather(one.keyring.check(), other.keyring.check())
         assert one.keyring.active() == other.keyring.active()
-        assert [key.status for key in await one.store.all()] == [Status.ACTIVE]
+        assert [key.status for key in await one.store.all()] == [DataKeyStatus.ACTIVE]
 
 
 async def test_an_instance_whose_local_key_is_no_longer_the_known_one_makes_no_data_key(
@@ -283,7 +283,7 @@ def test_after_any_outages_and_restarts_every_record_is_readable_and_only_kms_wr
 ) -> None:
     async def scenario(folder: Path) -> None:
         stored: dict[str, bytes] = {}
-        async with start(keys=[KEY]) as emulator, AsyncExitStack() as running:
+        async with run_emulator(keys=[KEY]) as emulator, AsyncExitStack() as running:
             for number, step in enumerate(["restart", *steps, "heal", "check"]):
                 if step == "outage":
                     emulator.faults.add(OUTAGE)
@@ -301,7 +301,7 @@ def test_after_any_outages_and_restarts_every_record_is_readable_and_only_kms_wr
             assert {record_id: await backend.get(record_id) for record_id in stored} == stored
             keys = await backend.store.all()
             assert {key.wrapped.kek for key in keys} == {KEY}
-            assert [key.status for key in keys].count(Status.ACTIVE) == 1
+            assert [key.status for key in keys].count(DataKeyStatus.ACTIVE) == 1
             assert len({key.wrapped.ciphertext for key in keys}) == len(keys)
 
     with tempfile.TemporaryDirectory() as folder:

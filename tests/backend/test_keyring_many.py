@@ -13,22 +13,22 @@ from sqlalchemy import Connection
 
 from services.backend import records as records_module
 from services.backend.keyring import Keyring
-from services.backend.own_key import OwnKey
-from services.backend.records import Records, decrypt
-from services.backend.sealing import UsableKey
+from services.backend.own_key import InstanceLocalKey
+from services.backend.records import Records, decrypt_record
+from services.backend.sealing import UnwrappedKey
 from shared.contract import CryptoMode
 from shared.keyring import store
 from shared.keyring.database import Database
-from shared.keyring.instances import Heartbeat
-from shared.keyring.model import DataKey, Status, Wrapped, fingerprint
-from shared.keyring.paced import PacedKey
-from shared.keyring.store import KeyStore
+from shared.keyring.instances import InstanceHeartbeat
+from shared.keyring.model import DataKey, DataKeyStatus, WrappedKey, compute_fingerprint
+from shared.keyring.paced import QuotaLimitedKey
+from shared.keyring.store import DataKeyStore
 from shared.keyring.tables import TABLES, data_keys
-from shared.keyring.wrapping import Wrapping
-from shared.kms.names import version_number
-from shared.kms.provider import Decrypted, KmsError
+from shared.keyring.wrapping import KeyWrapper
+from shared.kms.names import get_version_id
+from shared.kms.provider import DecryptResult, KmsError
 from shared.kms.reason import Reason
-from shared.sql.location import sqlite
+from shared.sql.location import create_sqlite_url
 from tests.conftest import Until
 from tests.shared.keyring.fake_kms import FakeKms
 from tests.shared.keyring.keyring import KEY, secret_of
@@ -48,7 +48,7 @@ class SlowKms(FakeKms):
         self.most_under_way = 0
         self.fails: KmsError | None = None
 
-    async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> Decrypted:
+    async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:
         if b"check" not in aad:
             self.unwraps += 1
             if self.fails:
@@ -67,9 +67,9 @@ class SlowKms(FakeKms):
 async def _key(kms: FakeKms, number: int) -> DataKey:
     name = f"k{number:05}"
     encrypted = await kms.encrypt(secret_of(name), b"keypulse data key\0" + name.encode(), timeout=1)
-    wrapped = Wrapped(encrypted.ciphertext, KEY, version_number(encrypted.key_version))
-    status = Status.RETIRED if number else Status.ACTIVE
-    return DataKey(name, status, wrapped, fingerprint(secret_of(name)), datetime(2026, 11, 25, tzinfo=UTC))
+    wrapped = WrappedKey(encrypted.ciphertext, KEY, get_version_id(encrypted.version))
+    status = DataKeyStatus.RETIRED if number else DataKeyStatus.ACTIVE
+    return DataKey(name, status, wrapped, compute_fingerprint(secret_of(name)), datetime(2026, 11, 25, tzinfo=UTC))
 
 
 def _insert(connection: Connection, keys: Sequence[DataKey]) -> None:
@@ -92,20 +92,20 @@ def _insert(connection: Connection, keys: Sequence[DataKey]) -> None:
 @asynccontextmanager
 async def _started(folder: Path, kms: SlowKms, number: int) -> AsyncIterator[tuple[Keyring, Records, asyncio.Event]]:
     """A keyring with so many data keys, and a record of the last one, whose checks begin."""
-    database = await Database.opened(sqlite(folder / "backend.db"), TABLES, records_module.TABLES)
+    database = await Database.open(create_sqlite_url(folder / "backend.db"), TABLES, records_module.TABLES)
     try:
         keys = [await _key(kms, each) for each in range(number)]
-        await database.change(partial(_insert, keys=keys))
+        await database.write_exclusively(partial(_insert, keys=keys))
         records = Records(database)
-        await records.put("old", b"kept", UsableKey(keys[-1].id, secret_of(keys[-1].id)))
-        heartbeat = Heartbeat(database, uuid4().hex, 10.0)
-        local = OwnKey(folder / "local.key", database, heartbeat)
+        await records.put("old", b"kept", UnwrappedKey(keys[-1].id, secret_of(keys[-1].id)))
+        heartbeat = InstanceHeartbeat(database, uuid4().hex, 10.0)
+        local = InstanceLocalKey(folder / "local.key", database, heartbeat)
         await local.open()
-        wrapping = Wrapping(kms, KEY, 5.0, local)
-        keyring = Keyring(KeyStore(database), local, wrapping, heartbeat, paced=PacedKey(kms), clock=time.time)
+        wrapping = KeyWrapper(kms, KEY, 5.0, local)
+        keyring = Keyring(DataKeyStore(database), local, wrapping, heartbeat, background_kms=QuotaLimitedKey(kms), clock=time.time)
         kms.unwraps = 0
         checked = asyncio.Event()
-        watching = asyncio.create_task(keyring.watch(0.05, checked))
+        watching = asyncio.create_task(keyring.run(0.05, checked))
         try:
             yield keyring, records, checked
         finally:
@@ -118,7 +118,7 @@ async def _started(folder: Path, kms: SlowKms, number: int) -> AsyncIterator[tup
 async def _get(keyring: Keyring, records: Records) -> bytes:
     record = await records.find("old")
     assert record is not None
-    return decrypt(record, await keyring.key(record.data_key_id))
+    return decrypt_record(record, await keyring.get_key(record.data_key_id))
 
 
 async def test_a_start_with_3000_data_keys_writes_after_one_unwrap_and_is_never_in_env_mode(
@@ -147,13 +147,13 @@ async def test_many_reads_of_one_data_key_share_one_unwrap(tmp_path: Path, until
     async with _started(tmp_path, kms, 1) as (keyring, records, _checked):
 
         async def ready() -> bool:
-            return keyring.ready
+            return keyring.is_ready
 
         await until(ready)
         other = await _key(kms, 1)
-        await keyring._store._database.change(lambda connection: store.insert(connection, other))
+        await keyring._store._database.write_exclusively(lambda connection: store.insert_data_key(connection, other))
         kms.unwraps, kms.seconds = 0, 0.05
-        await records.put("old", b"kept", UsableKey(other.id, secret_of(other.id)))
+        await records.put("old", b"kept", UnwrappedKey(other.id, secret_of(other.id)))
         assert await asyncio.gather(*(_get(keyring, records) for _ in range(20))) == [b"kept"] * 20
         assert kms.unwraps == 1
 
@@ -166,7 +166,7 @@ async def test_kms_that_fails_while_the_others_are_unwrapped_changes_no_mode_and
     async with _started(tmp_path, kms, 50) as (keyring, records, _checked):
 
         async def ready() -> bool:
-            return keyring.ready
+            return keyring.is_ready
 
         async def tried() -> bool:
             return kms.unwraps >= tries
@@ -195,10 +195,10 @@ async def test_what_kms_refuses_is_tried_a_few_at_a_time_and_all_of_it_once_kms_
         database = keyring._store._database
         broken = data_keys.c.id.between("k00001", "k00020")  # the version is not to blame for these
         spoil = data_keys.update().where(broken).values(wrapped=data_keys.c.wrapped + b"?")
-        await database.change(lambda connection: connection.execute(spoil))
+        await database.write_exclusively(lambda connection: connection.execute(spoil))
 
         async def left() -> bool:
-            return len(keyring.unusable) == expected
+            return len(keyring.unwrap_errors) == expected
 
         async def checked() -> bool:
             return kms.checks >= enough
@@ -214,7 +214,7 @@ async def test_what_kms_refuses_is_tried_a_few_at_a_time_and_all_of_it_once_kms_
         right = await _key(kms, 7)
         restored = data_keys.update().where(data_keys.c.id == right.id)
         columns = {"wrapped": right.wrapped.ciphertext, "kek_version": right.wrapped.kek_version}
-        await database.change(lambda connection: connection.execute(restored.values(**columns)))
+        await database.write_exclusively(lambda connection: connection.execute(restored.values(**columns)))
         expected, corrected = 19, kms.checks
         await until(left)
         assert kms.checks - corrected <= 3

@@ -13,7 +13,7 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from shared.contract import CryptoMode
 from shared.keyring.database import DatabaseError
-from shared.keyring.model import LOCAL_KEK, Status
+from shared.keyring.model import LOCAL_KEK, DataKeyStatus
 from shared.keyring.tables import data_keys
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -29,7 +29,7 @@ async def test_with_kms_healthy_the_first_data_key_is_wrapped_by_kms(
         await backend.keyring.check()
         (key,) = await backend.store.all()
         assert (backend.keyring.mode, backend.keyring.ready, backend.keyring.reason) == (CryptoMode.KMS, True, None)
-        assert (key.status, key.wrapped.kek, key.wrapped.kek_version) == (Status.ACTIVE, KEY, 1)
+        assert (key.status, key.wrapped.kek, key.wrapped.kek_version) == (DataKeyStatus.ACTIVE, KEY, 1)
 
 
 @pytest.mark.parametrize(

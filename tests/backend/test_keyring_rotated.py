@@ -11,18 +11,18 @@ from ops.kms_emulator.faults import Fault
 from services.backend.keyring import KeyUnavailableError
 from shared.contract import CryptoMode
 from shared.keyring.administration import RotateRequest, RotationType
-from shared.keyring.carrier import KeyringAdministration
+from shared.keyring.carrier import LocalAdministration
 from shared.keyring.model import LOCAL_KEK
 from shared.keyring.tables import instances
 
 
 async def _new_dek(backend: Any) -> None:
-    carrier = KeyringAdministration(backend.store._database, backend.keyring._wrapping)
-    token = (await carrier.lease("the test", 60)).token
+    carrier = LocalAdministration(backend.store._database, backend.keyring._wrapping)
+    token = (await carrier.acquire_lease("the test", 60)).token
     request = RotateRequest(rotation_id="r1", type=RotationType.NEW_DEK, token=token, caller="the test")
     while (await carrier.rotate(request)).state == "running":
         await backend.keyring.reload()
-    await carrier.release(token)
+    await carrier.release_lease(token)
 
 
 async def _forgotten(backend: Any) -> None:
@@ -74,8 +74,8 @@ async def test_an_instance_claims_a_pending_data_key_only_once_it_has_unwrapped_
     emulator: Emulator, open_backend: Any, tmp_path: Path
 ) -> None:
     async with open_backend(tmp_path, str(emulator.address)) as backend:
-        carrier = KeyringAdministration(backend.store._database, backend.keyring._wrapping)
-        token = (await carrier.lease("the test", 60)).token
+        carrier = LocalAdministration(backend.store._database, backend.keyring._wrapping)
+        token = (await carrier.acquire_lease("the test", 60)).token
         request = RotateRequest(rotation_id="r1", type=RotationType.NEW_DEK, token=token, caller="the test")
         await carrier.rotate(request)
         (pending,) = await backend.store.all()
@@ -103,9 +103,9 @@ async def test_a_primary_version_that_was_retired_wraps_nothing_and_is_told(
     emulator: Emulator, versions: Any, open_backend: Any, tmp_path: Path
 ) -> None:
     async with open_backend(tmp_path, str(emulator.address)) as backend:
-        carrier = KeyringAdministration(backend.store._database, backend.keyring._wrapping)
-        token = (await carrier.lease("the test", 60)).token
-        await carrier.retire(1, token)
+        carrier = LocalAdministration(backend.store._database, backend.keyring._wrapping)
+        token = (await carrier.acquire_lease("the test", 60)).token
+        await carrier.retire_version(1, token)
         await backend.check()
         assert (backend.keyring.mode, backend.keyring.ready) == (CryptoMode.ENV, True)
         assert [key.wrapped.kek for key in await backend.store.all()] == [LOCAL_KEK]

@@ -14,12 +14,12 @@ from structlog.testing import capture_logs
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
-from services.backend.app import running
+from services.backend.app import run_backend
 from services.backend.config import Settings
-from services.backend.look import Look
+from services.backend.look import KeyringPoller
 from shared.contract import CryptoMode
 from shared.keyring.database import Database
-from shared.kms.provider import Encrypted, KeyProvider
+from shared.kms.provider import EncryptResult, KmsKey
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 OUTAGE = Fault(kind="status", status="UNAVAILABLE")
@@ -50,14 +50,14 @@ async def test_a_locked_database_does_not_end_the_checks_and_is_told_as_the_reas
 class _Defective:
     """A provider with a defect: its first call raises what the port does not allow."""
 
-    def __init__(self, real: KeyProvider, raised: BaseException) -> None:
+    def __init__(self, real: KmsKey, raised: BaseException) -> None:
         self.real = real
         self.raised = raised
         self.calls = 0
         self.decrypt = real.decrypt
         self.close = real.close
 
-    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> Encrypted:
+    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:
         self.calls += 1
         if self.calls == 1:
             raise self.raised
@@ -79,7 +79,7 @@ async def test_a_defect_does_not_end_the_checks_and_is_logged_with_its_trace(
             await until(well)
             watching.cancel()
     assert [line["event"] for line in lines if line.get("exc_info")] == [
-        "the check of KMS failed in an unforeseen way; trying again"
+        "KMS check failed unexpectedly; it is tried again"
     ]
 
 
@@ -90,7 +90,7 @@ async def test_checks_that_are_cancelled_end_even_in_the_middle_of_one(
     async with open_backend(tmp_path, str(emulator.address), timeout=60) as backend:
         watching = asyncio.create_task(backend.keyring.watch(0.02, asyncio.Event()))
         async with asyncio.timeout(10):
-            while emulator.faults.active():  # noqa: ASYNC110 - the check has met its fault once that is used up
+            while emulator.faults.list_active():  # noqa: ASYNC110 - the check has met its fault once that is used up
                 await asyncio.sleep(0.01)
         watching.cancel()
         async with asyncio.timeout(10):
@@ -100,7 +100,7 @@ async def test_checks_that_are_cancelled_end_even_in_the_middle_of_one(
 
 async def test_a_backend_whose_checks_have_ended_says_so(emulator: Emulator, settings: Callable[..., Settings]) -> None:
     before = asyncio.all_tasks()
-    async with running(settings(str(emulator.address))) as app:
+    async with run_backend(settings(str(emulator.address))) as app:
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
             assert (await client.get("/-/ready")).status_code == 200
@@ -115,34 +115,34 @@ async def test_a_backend_starts_and_reads_though_rows_of_its_keyring_are_wrong_a
     emulator: Emulator, settings: Callable[..., Settings], tmp_path: Path, until: Any
 ) -> None:
     slow = settings(str(emulator.address), kms_check_interval="20ms")
-    async with running(slow) as app, _client(app) as client:
+    async with run_backend(slow) as app, _client(app) as client:
         assert (await client.put("/v1/records/a", content=b"kept")).status_code == 204
     with closing(sqlite3.connect(tmp_path / "backend.db")) as other:
         other.execute("UPDATE data_keys SET status = 'weird', created_at = 1e20")
         other.commit()
     with capture_logs() as lines:
-        async with running(slow) as app, _client(app) as client:
+        async with run_backend(slow) as app, _client(app) as client:
             assert (await client.get("/v1/records/a")).content == b"kept"
 
             async def shows() -> bool:
                 return 'status="unknown"} 1.0' in (await client.get("/metrics")).text
 
             await until(shows)
-    assert [line["event"] for line in lines].count("a row of the keyring cannot be read") == 1
+    assert [line["event"] for line in lines].count("keyring row cannot be read") == 1
 
 
 async def test_a_backend_starts_though_a_row_of_its_keyring_is_not_utf8_serves_the_rest_and_says_so_everywhere(
     emulator: Emulator, settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
     rare = settings(str(emulator.address), kms_check_interval="1h")
-    async with running(rare) as app, _client(app) as client:
+    async with run_backend(rare) as app, _client(app) as client:
         assert (await client.put("/v1/records/a", content=b"kept")).status_code == 204
     with closing(sqlite3.connect(tmp_path / "backend.db")) as other:
         kept = "wrapped, kek, kek_version, algorithm, fingerprint, created_at"
         other.execute(f"INSERT INTO data_keys SELECT CAST(x'6bff' AS TEXT), 'retired', {kept} FROM data_keys")  # noqa: S608
         other.commit()
     with capture_logs() as lines:
-        async with running(rare) as app, _client(app) as client:
+        async with run_backend(rare) as app, _client(app) as client:
             assert (await client.get("/v1/records/a")).content == b"kept"
             assert (await client.put("/v1/records/b", content=b"new")).status_code == 204
             health = await client.get("/healthz")
@@ -154,7 +154,7 @@ async def test_a_backend_starts_though_a_row_of_its_keyring_is_not_utf8_serves_t
         [f"1 row of the keyring cannot be read: k\\xff ({why})"],
     )
     assert "\nkms_keyring_rows_unreadable 1.0\n" in metrics
-    assert [line["id"] for line in lines if line["event"] == "a row of the keyring cannot be read"] == ["k\\xff"]
+    assert [line["id"] for line in lines if line["event"] == "keyring row cannot be read"] == ["k\\xff"]
 
 
 async def test_a_look_that_ends_in_a_defect_ends_neither_the_looks_nor_the_start() -> None:
@@ -162,10 +162,10 @@ async def test_a_look_that_ends_in_a_defect_ends_neither_the_looks_nor_the_start
         async def read(self, _work: object) -> object:
             raise OverflowError
 
-    look = Look(cast("Database", Defective()))
+    look = KeyringPoller(cast("Database", Defective()))
     with capture_logs() as lines:
-        await look.again()
-    assert look.seen is None
+        await look.poll()
+    assert look.snapshot is None
     assert [line.get("exc_info") for line in lines] == [True]
 
 

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from services.backend.local_key import LocalKeyError, read_or_make
-from services.backend.sealing import SealBrokenError
+from services.backend.local_key import LocalKeyError, read_or_create
+from services.backend.sealing import DecryptionError
 
 
 def test_the_first_start_makes_32_bytes_for_the_owner_alone_and_leaves_nothing_else(tmp_path: Path) -> None:
     file = tmp_path / "local.key"
-    read_or_make(file, may_make=True)
+    read_or_create(file, may_create=True)
     assert len(file.read_bytes()) == 32
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert list(tmp_path.iterdir()) == [file]
@@ -18,20 +18,20 @@ def test_the_first_start_makes_32_bytes_for_the_owner_alone_and_leaves_nothing_e
 
 def test_the_next_start_reads_the_same_key(tmp_path: Path) -> None:
     file = tmp_path / "local.key"
-    wrapped = read_or_make(file, may_make=True).wrap(b"data key", b"aad")
-    assert read_or_make(file, may_make=False).unwrap(wrapped, b"aad") == b"data key"
+    wrapped = read_or_create(file, may_create=True).wrap(b"data key", b"aad")
+    assert read_or_create(file, may_create=False).unwrap(wrapped, b"aad") == b"data key"
 
 
 def test_a_wrap_is_bound_to_its_additional_data(tmp_path: Path) -> None:
-    key = read_or_make(tmp_path / "local.key", may_make=True)
-    with pytest.raises(SealBrokenError):
+    key = read_or_create(tmp_path / "local.key", may_create=True)
+    with pytest.raises(DecryptionError):
         key.unwrap(key.wrap(b"data key", b"one"), b"other")
 
 
 def test_many_that_start_at_once_read_one_key(tmp_path: Path) -> None:
     file = tmp_path / "local.key"
     with ThreadPoolExecutor(8) as threads:
-        keys = list(threads.map(lambda _: read_or_make(file, may_make=True), range(32)))
+        keys = list(threads.map(lambda _: read_or_create(file, may_create=True), range(32)))
     wrapped = keys[0].wrap(b"data key", b"")
     assert {key.unwrap(wrapped, b"") for key in keys} == {b"data key"}
     assert list(tmp_path.iterdir()) == [file]
@@ -40,10 +40,10 @@ def test_many_that_start_at_once_read_one_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644])
 def test_a_key_that_others_may_read_is_refused_with_the_command_that_mends_it(mode: int, tmp_path: Path) -> None:
     file = tmp_path / "local.key"
-    read_or_make(file, may_make=True)
+    read_or_create(file, may_create=True)
     file.chmod(mode)
     with pytest.raises(LocalKeyError, match=f"chmod 600 {file}"):
-        read_or_make(file, may_make=True)
+        read_or_create(file, may_create=True)
 
 
 @pytest.mark.parametrize("length", [0, 31, 33, 1000])
@@ -52,21 +52,21 @@ def test_a_key_of_another_length_is_refused(length: int, tmp_path: Path) -> None
     file.touch(mode=0o600)
     file.write_bytes(b"x" * length)
     with pytest.raises(LocalKeyError, match="expected exactly 32 bytes"):
-        read_or_make(file, may_make=True)
+        read_or_create(file, may_create=True)
 
 
 def test_a_missing_key_that_is_needed_is_not_made_anew(tmp_path: Path) -> None:
     file = tmp_path / "local.key"
     with pytest.raises(LocalKeyError, match="is missing; put it back, from another instance or a backup"):
-        read_or_make(file, may_make=False)
+        read_or_create(file, may_create=False)
     assert not file.exists()
 
 
 def test_a_missing_folder_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:
     with pytest.raises(LocalKeyError, match=f"mkdir -p {tmp_path / 'gone'}"):
-        read_or_make(tmp_path / "gone" / "local.key", may_make=True)
+        read_or_create(tmp_path / "gone" / "local.key", may_create=True)
 
 
 def test_a_folder_in_the_place_of_the_key_is_refused_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(LocalKeyError, match="Is a directory"):
-        read_or_make(tmp_path, may_make=True)
+        read_or_create(tmp_path, may_create=True)

@@ -18,10 +18,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from ops.kms_emulator.emulator import Emulator, start
+from ops.kms_emulator.emulator import Emulator, run_emulator
 from ops.kms_emulator.faults import Fault
-from shared.keyring.model import wrapping_aad
-from shared.kms.gcp import GcpKey
+from shared.keyring.model import build_wrapping_aad
+from shared.kms.gcp import GcpKmsKey
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 COMMAND = (sys.executable, "-m", "services.backend")
@@ -223,25 +223,25 @@ async def test_through_every_change_of_kms_all_records_are_read_and_nothing_secr
         answer = await asyncio.to_thread(client.put, f"/v1/records/{record_id}", content=plaintexts[record_id])
         assert answer.status_code == 204
 
-    async with start(keys=[KEY], data=data) as emulator:
+    async with run_emulator(keys=[KEY], data=data) as emulator:
         address = emulator.address  # from here on nothing listens there
     with _served(configuration(str(address), kms_timeout="1s")) as (process, client, log):
         await look(client, until_mode="env")
         await put(client, "r0")
         wrapped_locally = _wrapped_keys(tmp_path)
-        async with start(keys=[KEY], data=data, listen=address):
+        async with run_emulator(keys=[KEY], data=data, listen=address):
             await look(client, until_mode="kms")
             await put(client, "r1")
         await look(client, until_mode="env")
         await put(client, "r2")
-        async with start(keys=[KEY], data=data, listen=address):
+        async with run_emulator(keys=[KEY], data=data, listen=address):
             await look(client, until_mode="kms")
             for record_id, plaintext in plaintexts.items():
                 assert (await asyncio.to_thread(client.get, f"/v1/records/{record_id}")).content == plaintext
             wrapped_by_kms = _wrapped_keys(tmp_path)
-            kms = GcpKey(KEY, endpoint=str(address), insecure=True)
+            kms = GcpKmsKey(KEY, endpoint=str(address), insecure=True)
             keys = [
-                (await kms.decrypt(wrapped, wrapping_aad(data_key), timeout=5)).plaintext
+                (await kms.decrypt(wrapped, build_wrapping_aad(data_key), timeout=5)).plaintext
                 for data_key, wrapped in wrapped_by_kms.items()
             ]
             await kms.close()
@@ -251,7 +251,7 @@ async def test_through_every_change_of_kms_all_records_are_read_and_nothing_secr
     assert len(wrapped_by_kms.keys() - wrapped_locally.keys()) == 1, "the one that was made when KMS was back"
     assert not set(wrapped_by_kms.values()) & set(wrapped_locally.values())
     seen += log.read_bytes()
-    for expected in (b"crypto_mode", b"data_keys", b"new active data key"):
+    for expected in (b"crypto_mode", b"data_keys", b"active data key created"):
         assert expected in seen  # all of it was looked at
     for secret in (*keys, (tmp_path / "local.key").read_bytes(), *plaintexts.values()):
         forms = (secret, secret.hex().encode(), base64.b64encode(secret), repr(secret)[2:-1].encode())

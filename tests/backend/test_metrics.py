@@ -1,24 +1,24 @@
 from prometheus_client import CollectorRegistry, generate_latest
 
-from services.backend.metrics import expose
-from shared.contract import KEYRING_FAMILIES, CryptoMode
+from services.backend.metrics import register_metrics
+from shared.contract import KEYRING_METRIC_LABELS, CryptoMode
 from shared.keyring.administration import RotationType
-from shared.keyring.model import Status
-from shared.keyring.seen import Seen
+from shared.keyring.model import DataKeyStatus
+from shared.keyring.seen import KeyringMetrics
 
 
 def test_every_scrape_shows_the_state_of_that_moment() -> None:
     registry = CollectorRegistry()
     mode, ready, at = CryptoMode.ENV, False, 5.0
     unusable = 3
-    count = expose(
+    count = register_metrics(
         registry,
-        mode=lambda: mode,
-        ready=lambda: ready,
-        initialised_at=lambda: at,
-        unusable=lambda: unusable,
-        local_key_is_missing=lambda: not ready,
-        seen=lambda: None,
+        get_mode=lambda: mode,
+        is_ready=lambda: ready,
+        get_initialised_at=lambda: at,
+        count_unusable=lambda: unusable,
+        is_local_key_missing=lambda: not ready,
+        get_snapshot=lambda: None,
     )
     crypto = ("mode", "ready", "init_timestamp_seconds", "decryption_errors_total")
     names = [*(f"crypto_{name}" for name in crypto), "kms_data_keys_unusable", "kms_local_key_missing"]
@@ -28,29 +28,29 @@ def test_every_scrape_shows_the_state_of_that_moment() -> None:
     assert [registry.get_sample_value(name) for name in names] == [1, 1, 6, 1, 0, 0]
 
 
-def _shown(seen: Seen | None) -> list[str]:
+def _shown(seen: KeyringMetrics | None) -> list[str]:
     registry = CollectorRegistry()
-    expose(
+    register_metrics(
         registry,
-        mode=lambda: CryptoMode.KMS,
-        ready=lambda: True,
-        initialised_at=lambda: 0.0,
-        unusable=lambda: 0,
-        local_key_is_missing=lambda: False,
-        seen=lambda: seen,
+        get_mode=lambda: CryptoMode.KMS,
+        is_ready=lambda: True,
+        get_initialised_at=lambda: 0.0,
+        count_unusable=lambda: 0,
+        is_local_key_missing=lambda: False,
+        get_snapshot=lambda: seen,
     )
     return [line for line in generate_latest(registry).decode().splitlines() if line.startswith("kms_")]
 
 
 def test_the_keyring_is_shown_as_it_was_seen_last() -> None:
-    seen = Seen(
-        data_keys={(3, Status.ACTIVE): 1, (2, Status.RETIRED): 4},
+    seen = KeyringMetrics(
+        data_keys={(3, DataKeyStatus.ACTIVE): 1, (2, DataKeyStatus.RETIRED): 4},
         last_success={RotationType.NEW_DEK: 7.0},
         last_failure=8.0,
-        in_progress=True,
-        failures={"verify": 2},
-        unreadable={"k2": "its status cannot be read"},
-        missing=("k1",),
+        is_in_progress=True,
+        failures_by_step={"verify": 2},
+        unreadable_rows={"k2": "its status cannot be read"},
+        missing_data_keys=("k1",),
     )
     assert _shown(seen) == [
         "kms_data_keys_unusable 0.0",
@@ -64,7 +64,7 @@ def test_the_keyring_is_shown_as_it_was_seen_last() -> None:
         "kms_rotation_in_progress 1.0",
         "kms_rotation_last_failure_timestamp_seconds 8.0",
     ]
-    assert {line.partition("{")[0].partition(" ")[0] for line in _shown(seen)} == KEYRING_FAMILIES.keys()
+    assert {line.partition("{")[0].partition(" ")[0] for line in _shown(seen)} == KEYRING_METRIC_LABELS.keys()
 
 
 def test_a_keyring_that_cannot_be_seen_is_not_shown() -> None:

@@ -13,12 +13,12 @@ from structlog.testing import capture_logs
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
-from services.backend.app import running
+from services.backend.app import run_backend
 from services.backend.config import Settings
-from services.backend.local_key import read_or_make
-from services.backend.own_key import OwnKey
+from services.backend.local_key import read_or_create
+from services.backend.own_key import InstanceLocalKey
 from shared.keyring.database import Database
-from shared.keyring.instances import Heartbeat
+from shared.keyring.instances import InstanceHeartbeat
 from shared.keyring.tables import TABLES
 from shared.server import StartError
 from tests.conftest import Until
@@ -43,7 +43,7 @@ def configured(
 
 @asynccontextmanager
 async def _served(settings: Settings) -> AsyncIterator[httpx2.AsyncClient]:
-    async with running(settings) as app:
+    async with run_backend(settings) as app:
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost", headers=TOKEN) as client:
             yield client
@@ -81,18 +81,18 @@ async def test_two_instances_that_start_at_once_on_disks_of_their_own_both_serve
             await both.wait()
             return found
 
-    async def opened(name: str) -> OwnKey:
+    async def opened(name: str) -> InstanceLocalKey:
         (tmp_path / name).mkdir()
-        database = await AtOnce.opened(configured().database, TABLES)
-        own = OwnKey(tmp_path / name / "local.key", database, Heartbeat(database, name, 1.0))
+        database = await AtOnce.open(configured().database, TABLES)
+        own = InstanceLocalKey(tmp_path / name / "local.key", database, InstanceHeartbeat(database, name, 1.0))
         await own.open()
         await database.close()
         return own
 
-    await (await Database.opened(configured().database, TABLES)).close()
+    await (await Database.open(configured().database, TABLES)).close()
     keys = await asyncio.gather(opened("a"), opened("b"))
-    (lacks,) = [key for key in keys if key.missing]
-    assert "local.key: is missing; put it back, from another instance" in str(lacks.missing)
+    (lacks,) = [key for key in keys if key.missing_reason]
+    assert "local.key: is missing; put it back, from another instance" in str(lacks.missing_reason)
     files = await asyncio.to_thread(lambda: list(tmp_path.glob("[ab]/*")))
     assert len(files) == 1
 
@@ -104,13 +104,13 @@ async def test_a_second_instance_with_another_local_key_is_refused_and_deposes_n
     async with _served(configured()) as client:
         await client.put("/v1/records/r", content=b"kept")
         before = (await client.get("/admin/crypto/keys")).json()
-        read_or_make(tmp_path / "other.key", may_make=True)
+        read_or_create(tmp_path / "other.key", may_create=True)
         with pytest.raises(StartError, match=r"other\.key: the other instances .* copy their file here"):
-            async with running(configured("other.key")):
+            async with run_backend(configured("other.key")):
                 pass
         assert (await client.get("/admin/crypto/keys")).json() == before
     with pytest.raises(StartError, match=r"other\.key"):  # nobody is alive, and yet a data key needs the first one
-        async with running(configured("other.key")):
+        async with run_backend(configured("other.key")):
             pass
     async with _served(configured()) as client:
         assert (await client.get("/v1/records/r")).content == b"kept"
@@ -194,7 +194,7 @@ async def test_with_a_lost_local_key_the_rest_is_served_and_its_data_keys_are_gi
         with capture_logs() as lines:
             done = await client.post("/admin/crypto/give-up", json={"data_keys": [lost], "records": 2})
         assert (done.status_code, done.json()) == (200, {"given_up": 1})
-        assert [line["data_keys"] for line in lines if line["event"] == "data keys were given up"] == [[lost]]
+        assert [line["data_keys"] for line in lines if line["event"] == "data keys abandoned"] == [[lost]]
         await until(is_well)
         assert await _metric(client, "kms_local_key_missing") == 0
         assert await _metric(client, "kms_data_keys_missing") == 0

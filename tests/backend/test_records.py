@@ -7,29 +7,29 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
-from services.backend.records import TABLES, CorruptRecordError, Records, decrypt
-from services.backend.sealing import UsableKey
+from services.backend.records import TABLES, CorruptRecordError, Records, decrypt_record
+from services.backend.sealing import UnwrappedKey
 from shared.keyring import store
 from shared.keyring import tables as keyring
 from shared.keyring.database import Database
-from shared.keyring.model import DataKey, Status, Wrapped
+from shared.keyring.model import DataKey, DataKeyStatus, WrappedKey
 from shared.keyring.records import Record
-from shared.sql.location import sqlite
+from shared.sql.location import create_sqlite_url
 
-KEY = UsableKey("k1", os.urandom(32))
+KEY = UnwrappedKey("k1", os.urandom(32))
 
 
 async def _opened(url: URL) -> Database:
     """A database that has the data key."""
-    database = await Database.opened(url, keyring.TABLES, TABLES)
-    row = DataKey(KEY.id, Status.ACTIVE, Wrapped(b"?", "local", 0), b"?", datetime(2026, 11, 25, tzinfo=UTC))
-    await database.change(lambda connection: store.insert(connection, row))
+    database = await Database.open(url, keyring.TABLES, TABLES)
+    row = DataKey(KEY.id, DataKeyStatus.ACTIVE, WrappedKey(b"?", "local", 0), b"?", datetime(2026, 11, 25, tzinfo=UTC))
+    await database.write_exclusively(lambda connection: store.insert_data_key(connection, row))
     return database
 
 
 @pytest.fixture
 async def records(tmp_path: Path) -> AsyncIterator[Records]:
-    database = await _opened(sqlite(tmp_path / "backend.db"))
+    database = await _opened(create_sqlite_url(tmp_path / "backend.db"))
     yield Records(database)
     await database.close()
 
@@ -43,19 +43,19 @@ async def _stored(records: Records, record_id: str, plaintext: bytes) -> Record:
 
 @pytest.mark.parametrize("plaintext", [b"", b"\0", bytes(range(256)), os.urandom(1024 * 1024)], ids=len)
 async def test_a_record_comes_back_as_it_was_put(plaintext: bytes, records: Records) -> None:
-    assert decrypt(await _stored(records, "r", plaintext), KEY) == plaintext
+    assert decrypt_record(await _stored(records, "r", plaintext), KEY) == plaintext
 
 
 async def test_a_second_put_replaces_the_first(records: Records) -> None:
     await _stored(records, "r", b"old")
-    assert decrypt(await _stored(records, "r", b"new"), KEY) == b"new"
+    assert decrypt_record(await _stored(records, "r", b"new"), KEY) == b"new"
 
 
 async def test_under_a_data_key_that_the_database_does_not_have_nothing_is_stored_and_nothing_replaced(
     empty_database: URL,
 ) -> None:
     database = await _opened(empty_database)
-    records, other = Records(database), UsableKey("k2", os.urandom(32))
+    records, other = Records(database), UnwrappedKey("k2", os.urandom(32))
     stored = await _stored(records, "r", b"old")
     assert [await records.put(record_id, b"new", other) for record_id in ("r", "s")] == [False, False]
     assert (await records.find("r"), await records.find("s")) == (stored, None)
@@ -69,19 +69,19 @@ async def test_an_unknown_record_is_none(records: Records) -> None:
 async def test_a_record_under_another_id_does_not_open(records: Records) -> None:
     record = await _stored(records, "r", b"mine")
     with pytest.raises(CorruptRecordError):
-        decrypt(replace(record, id="s"), KEY)
+        decrypt_record(replace(record, id="s"), KEY)
 
 
 async def test_a_record_under_another_data_key_id_does_not_open_even_with_the_right_secret(records: Records) -> None:
     record = await _stored(records, "r", b"mine")
     with pytest.raises(CorruptRecordError):
-        decrypt(replace(record, data_key_id="k2"), KEY)
+        decrypt_record(replace(record, data_key_id="k2"), KEY)
 
 
 async def test_an_older_version_of_a_record_that_is_put_back_opens_as_the_reference_says(records: Records) -> None:
     old = await _stored(records, "r", b"old")
     await _stored(records, "r", b"new")
-    assert decrypt(old, KEY) == b"old"
+    assert decrypt_record(old, KEY) == b"old"
     documented = (Path(__file__).parents[2] / "docs/reference.md").read_text()
     assert "put an **older version** of the same record\nback, or remove it, and nothing here notices" in documented
 

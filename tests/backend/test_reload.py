@@ -8,10 +8,10 @@ import httpx2
 from prometheus_client import CollectorRegistry
 
 from ops.kms_emulator.emulator import Emulator
-from services.backend.app import RESTART, running
+from services.backend.app import RESTART_SETTINGS, run_backend
 from services.backend.config import Settings
-from shared.guard import Guard
-from shared.reload import Reloading
+from shared.guard import Authorizer
+from shared.reload import ReloadMiddleware
 
 
 async def test_another_token_counts_at_once_and_the_keys_stay_in_memory(
@@ -19,7 +19,7 @@ async def test_another_token_counts_at_once_and_the_keys_stay_in_memory(
 ) -> None:
     (tmp_path / "token").write_text("a-secret-of-the-tests")
     kms = str(emulator.address)
-    async with asyncio.timeout(20), running(settings(kms)) as app:
+    async with asyncio.timeout(20), run_backend(settings(kms)) as app:
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             assert (await client.put("/v1/records/a", content=b"kept")).status_code == 204
@@ -38,5 +38,5 @@ async def test_every_other_key_needs_a_restart(settings: Callable[..., Settings]
         raise AssertionError
 
     now, then = settings("127.0.0.1:1"), settings("127.0.0.1:2", kms_timeout="1s", local_key_file="other.key")
-    reloading = Reloading(lambda *_: apply(now), now, lambda: then, apply, RESTART, Guard(CollectorRegistry()))
+    reloading = ReloadMiddleware(lambda *_: apply(now), now, lambda: then, apply, RESTART_SETTINGS, Authorizer(CollectorRegistry()))
     assert [line.partition(":")[0] for line in await reloading.reload()] == ["kms", "kms_timeout", "local_key_file"]

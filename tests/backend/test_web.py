@@ -15,10 +15,10 @@ from starlette.types import Message
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
-from services.backend.app import running
+from services.backend.app import run_backend
 from services.backend.config import Settings
-from services.backend.request import RefusedError, body
-from shared.server import serving
+from services.backend.request import RequestRefusedError, read_body
+from shared.server import serve
 from shared.settings import Address
 from tests.key_versions import Versions
 
@@ -31,7 +31,7 @@ def _client(app: Starlette) -> httpx2.AsyncClient:
 
 @pytest.fixture
 async def client(emulator: Emulator, settings: Callable[..., Settings]) -> AsyncIterator[httpx2.AsyncClient]:
-    async with running(settings(str(emulator.address))) as app, _client(app) as opened:
+    async with run_backend(settings(str(emulator.address))) as app, _client(app) as opened:
         yield opened
 
 
@@ -58,7 +58,7 @@ async def test_a_record_of_exactly_the_limit_is_kept_and_an_empty_one_too(client
 async def test_a_record_that_declares_more_than_the_limit_is_refused_before_its_body_is_sent(
     emulator: Emulator, settings: Callable[..., Settings]
 ) -> None:
-    async with running(settings(str(emulator.address))) as app, serving(app, Address("127.0.0.1", 0)) as address:
+    async with run_backend(settings(str(emulator.address))) as app, serve(app, Address("127.0.0.1", 0)) as address:
         reader, writer = await asyncio.open_connection(*address)
         writer.write(f"PUT /v1/records/r HTTP/1.1\r\nHost: localhost\r\nContent-Length: {MIB + 1}\r\n\r\n".encode())
         async with asyncio.timeout(10):
@@ -72,8 +72,8 @@ async def test_a_body_that_does_not_arrive_is_waited_for_within_a_bound() -> Non
         await asyncio.Event().wait()
         raise AssertionError
 
-    with pytest.raises(RefusedError, match="the body did not arrive within 30 s") as refused:
-        await body(Request({"type": "http", "method": "PUT", "headers": []}, receive), MIB, "a record")
+    with pytest.raises(RequestRefusedError, match="the body did not arrive within 30 s") as refused:
+        await read_body(Request({"type": "http", "method": "PUT", "headers": []}, receive), MIB, "a record")
     assert refused.value.status == 408
     assert asyncio.get_running_loop().time() == 30
 
@@ -90,9 +90,9 @@ async def test_bodies_that_hardly_begin_keep_no_other_waiting() -> None:
 
         return Request({"type": "http", "method": "PUT", "headers": [(b"content-length", b"%d" % MIB)]}, receive)
 
-    stalled = [asyncio.create_task(body(request(b"x"), MIB, "a record")) for _ in range(9)]
+    stalled = [asyncio.create_task(read_body(request(b"x"), MIB, "a record")) for _ in range(9)]
     await asyncio.sleep(0.1)
-    assert await body(request(b"x" * MIB, b""), MIB, "a record") == b"x" * MIB
+    assert await read_body(request(b"x" * MIB, b""), MIB, "a record") == b"x" * MIB
     assert asyncio.get_running_loop().time() < 1
     for task in stalled:
         task.cancel()
@@ -108,8 +108,8 @@ async def test_a_caller_that_leaves_in_the_middle_of_its_body_stores_nothing() -
     async def receive() -> Message:
         return messages.pop(0)
 
-    with pytest.raises(RefusedError, match="the body ended early"):
-        await body(Request({"type": "http", "method": "PUT", "headers": []}, receive), MIB, "a record")
+    with pytest.raises(RequestRefusedError, match="the body ended early"):
+        await read_body(Request({"type": "http", "method": "PUT", "headers": []}, receive), MIB, "a record")
 
 
 async def test_a_record_of_undeclared_length_is_refused_at_the_limit(client: httpx2.AsyncClient) -> None:
@@ -190,10 +190,10 @@ async def test_a_record_whose_key_waits_for_kms_is_unavailable_and_counted_until
     emulator: Emulator, settings: Callable[..., Settings], until: Any
 ) -> None:
     configured = settings(str(emulator.address))
-    async with running(configured) as app, _client(app) as client:
+    async with run_backend(configured) as app, _client(app) as client:
         await client.put("/v1/records/r", content=b"kept")
     emulator.faults.add(Fault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToDecrypt"))
-    async with running(configured) as app, _client(app) as client:
+    async with run_backend(configured) as app, _client(app) as client:
         answer = await client.get("/v1/records/r")
         assert answer.status_code == 503
         assert "it is wrapped by KMS, which cannot be used" in answer.json()["error"]
@@ -218,11 +218,11 @@ async def test_data_keys_whose_version_was_taken_away_are_told_by_health_and_met
     emulator: Emulator, settings: Callable[..., Settings], versions: Versions, until: Any
 ) -> None:
     configured = settings(str(emulator.address))
-    async with running(configured) as app, _client(app) as client:
+    async with run_backend(configured) as app, _client(app) as client:
         await client.put("/v1/records/r", content=b"kept")
     await versions.rotate()
     await versions.disable(1)  # as the rotator of another service retires it
-    async with running(configured) as app, _client(app) as client:
+    async with run_backend(configured) as app, _client(app) as client:
         assert (await client.get("/v1/records/r")).status_code == 503
         health = await client.get("/healthz")
         assert (health.status_code, health.json()) == (
@@ -257,7 +257,7 @@ async def test_while_no_data_key_can_be_used_nothing_is_stored_and_health_says_w
         yield b"x"
 
     emulator.faults.add(Fault(kind="stall"))
-    async with running(settings(str(emulator.address), kms_timeout="60s")) as app, _client(app) as client:
+    async with run_backend(settings(str(emulator.address), kms_timeout="60s")) as app, _client(app) as client:
         put = await client.put("/v1/records/r", content=body())
         health = await client.get("/healthz")
         ready = await client.get("/-/ready")
@@ -292,7 +292,7 @@ async def test_with_an_admin_token_records_need_it_and_the_health_check_does_not
 ) -> None:
     (tmp_path / "token").write_text("a-secret-of-the-tests\n")
     configured = settings(str(emulator.address), auth={"admin_token_file": "token"})
-    async with running(configured) as app, _client(app) as client:
+    async with run_backend(configured) as app, _client(app) as client:
         assert (await client.put("/v1/records/r", content=b"x")).status_code == 401
         authorised = {"authorization": "Bearer a-secret-of-the-tests"}
         assert (await client.put("/v1/records/r", content=b"x", headers=authorised)).status_code == 204

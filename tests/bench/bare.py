@@ -18,9 +18,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from shared.server import serving
+from shared.server import serve
 from shared.settings import Address
-from shared.stop import stop_signal
+from shared.stop import wait_for_stop_signal
 
 _TOGETHER: Final = 256
 _Waiting = queue.SimpleQueue[tuple[bytes, "Future[None]"]]
@@ -61,8 +61,8 @@ def _application(file: Path | None) -> Starlette:
 
 
 async def _serve(port: int, file: Path | None) -> None:
-    async with serving(_application(file), Address("127.0.0.1", port)):
-        await stop_signal()
+    async with serve(_application(file), Address("127.0.0.1", port)):
+        await wait_for_stop_signal()
 
 
 if __name__ == "__main__":

@@ -16,26 +16,26 @@ from uuid import uuid4
 
 import click
 
-from services.relay.outbox.claim import Wanted, claim
-from services.relay.outbox.gate import Effect, Pauses
-from services.relay.outbox.receipt import Ending, record
+from services.relay.outbox.claim import ClaimRequest, claim_due
+from services.relay.outbox.gate import ChannelEffect, PauseLimits
+from services.relay.outbox.receipt import AttemptOutcome, record_outcome
 from services.relay.outbox.schema import State
-from services.relay.outbox.store import Store, opened
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.waiting import StoreUnavailableError
 from shared.server import StartError
 from shared.sql import location
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 from tests.bench.filled import CHANNEL, fill, put_off
 from tests.bench.stage import BenchError, temporary
 from tests.postgres import Postgres, programs
 
 TIMES: Final = 100
 _HOUR: Final = 3600.0
-_WANTED: Final = Wanted(CHANNEL, limit=1, owner="bench", seconds=60.0, rate=None)
-_SENT: Final = Ending(
-    State.DELIVERED, 0.0, 0.1, "ok", "", Effect.REACHED, receipt={"ts": "1"}, sent=True, payload=b"{}"
+_WANTED: Final = ClaimRequest(CHANNEL, limit=1, lease_owner="bench", lease_seconds=60.0, rate=None)
+_SENT: Final = AttemptOutcome(
+    State.DELIVERED, 0.0, 0.1, "ok", "", ChannelEffect.REACHED, receipt={"ts": "1"}, maybe_sent=True, payload=b"{}"
 )
-_PAUSES: Final = Pauses(1.0, 300.0)
+_PAUSES: Final = PauseLimits(1.0, 300.0)
 T = TypeVar("T")
 
 
@@ -52,7 +52,7 @@ class Others:
 class Costs(NamedTuple):
     """Milliseconds."""
 
-    claim: float
+    claim_due: float
     receipt: float
     look: float
     """A claim where nothing is due."""
@@ -67,21 +67,21 @@ async def claims(disk: Path, waiting: int, rounds: int) -> None:
     """
     click.echo(f"\nclaim: one delivery beside {waiting} others, {TIMES} times in each round; milliseconds")
     with temporary(disk) as folder, _postgres() as server:
-        stores: dict[str, Callable[[], Database]] = {
-            "SQLite": lambda: location.sqlite(folder / f"{uuid4().hex}.db"),
+        stores: dict[str, Callable[[], DatabaseUrl]] = {
+            "SQLite": lambda: location.create_sqlite_url(folder / f"{uuid4().hex}.db"),
             "PostgreSQL": lambda: server.database(f"bench_{uuid4().hex}"),
         }
         for name, new in stores.items():
             await _compare(name, new, waiting, rounds)
 
 
-async def _compare(store: str, new: Callable[[], Database], waiting: int, rounds: int) -> None:
+async def _compare(store: str, new: Callable[[], DatabaseUrl], waiting: int, rounds: int) -> None:
     empty = Others("beside none", 0)
     cases = (empty, Others("due as well", waiting), Others("retrying later", waiting, State.RETRYING, _HOUR))
     runs: dict[Others, list[Costs]] = {others: [] for others in cases}
     for _ in range(rounds):
         for others, costs in runs.items():
-            async with opened(await asyncio.to_thread(new), time.time) as outbox:
+            async with open_store(await asyncio.to_thread(new), time.time) as outbox:
                 try:
                     costs.append(await _costs(outbox, others))
                 except StoreUnavailableError as error:
@@ -96,22 +96,22 @@ async def _compare(store: str, new: Callable[[], Database], waiting: int, rounds
 
 
 async def _costs(outbox: Store, others: Others) -> Costs:
-    await claim(outbox, _WANTED)  # a channel's first claim makes its gate
+    await claim_due(outbox, _WANTED)  # a channel's first claim makes its gate
     await fill(outbox, others.number, others.state, others.due_in)
     await fill(outbox, TIMES)
     claiming, receipts, looks = [], [], []
     for _ in range(TIMES):
-        taken, seconds = await _timed(claim(outbox, _WANTED))
+        taken, seconds = await _timed(claim_due(outbox, _WANTED))
         claiming.append(seconds)
-        if len(taken.claims) != 1:
+        if len(taken.tasks) != 1:
             raise BenchError("a delivery that is due was not claimed")
-        _, seconds = await _timed(record(outbox, taken.claims[0], _SENT, _PAUSES))
+        _, seconds = await _timed(record_outcome(outbox, taken.tasks[0], _SENT, _PAUSES))
         receipts.append(seconds)
     await put_off(outbox, _HOUR)
     for _ in range(TIMES):
-        nothing, seconds = await _timed(claim(outbox, _WANTED))
+        nothing, seconds = await _timed(claim_due(outbox, _WANTED))
         looks.append(seconds)
-        if nothing.claims:
+        if nothing.tasks:
             raise BenchError("a delivery that is not due was claimed")
     return Costs(*(1000 * statistics.median(each) for each in (claiming, receipts, looks)))
 

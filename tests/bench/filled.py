@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from sqlalchemy import insert, update
 
-from services.relay.outbox.schema import OPEN, State, deliveries, events, incidents
+from services.relay.outbox.schema import UNFINISHED, State, deliveries, events, incidents
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
 from tests.bench.alerts import webhook
@@ -42,7 +42,7 @@ def _add(transaction: Transaction, number: int, state: State, due_in: float) -> 
         [{"id": name, "episode": 1, "open": 1, "latest_event": seq} for name, seq in zip(names, seqs, strict=True)],
     )
     waits = {"state": state, "attempts": int(state is State.RETRYING), "due_at": now + due_in, "accepted_at": now}
-    waits["finished_at"] = None if state in OPEN else now
+    waits["finished_at"] = None if state in UNFINISHED else now
     connection.execute(
         insert(deliveries),
         [

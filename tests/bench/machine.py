@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 from pathlib import Path
 
-from ops.demo.stack import program
+from ops.demo.stack import find_program
 from shared.server import StartError
 
 IN_MEMORY = frozenset({"tmpfs", "ramfs"})
@@ -21,8 +21,8 @@ def described(disk: Path) -> list[str]:
         f"system        {platform.freedesktop_os_release()['PRETTY_NAME']}, Linux {platform.release()}",
         f"disk          {disk} ({file_system(disk)})",
         f"Python        {platform.python_version()}, SQLite {sqlite3.sqlite_version}",
-        f"Prometheus    {_version(program('prometheus'))}",
-        f"Alertmanager  {_version(program('alertmanager', 'prometheus-alertmanager'))}",
+        f"Prometheus    {_version(find_program('prometheus'))}",
+        f"Alertmanager  {_version(find_program('alertmanager', 'prometheus-alertmanager'))}",
     ]
 
 

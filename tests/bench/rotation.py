@@ -18,10 +18,10 @@ from sqlalchemy import URL, Connection, text
 from services.rotator.report import Outcome
 from services.rotator.run import run
 from shared.keyring.administration import RotationType
-from shared.keyring.model import fingerprint, wrapping_aad
-from shared.keyring.paced import CALLS_A_MINUTE, CALLS_AT_ONCE
+from shared.keyring.model import compute_fingerprint, build_wrapping_aad
+from shared.keyring.paced import CALLS_PER_MINUTE, BURST_CALLS
 from shared.keyring.tables import data_keys
-from shared.kms.gcp import GcpKey
+from shared.kms.gcp import GcpKmsKey
 from shared.settings import Address
 from tests.bench.stage import BenchError, Stage, free_port, stage
 from tests.key_versions import Versions
@@ -49,10 +49,10 @@ async def rotation(disk: Path, keys: int, latency: float) -> None:
             began = time.monotonic()
             report = await run(session, RotationType.REWRAP_KEK)
             seconds = time.monotonic() - began
-            steps = {step.step: step.seconds for step in session.took}
+            steps = {step.step: step.seconds for step in session.steps}
     if report.outcome is not Outcome.DONE:
-        raise BenchError(f"the rotation failed: {report.sentence}")
-    least = max(0.0, (_CALLS * keys - CALLS_AT_ONCE) * 60 / CALLS_A_MINUTE)
+        raise BenchError(f"the rotation failed: {report.summary}")
+    least = max(0.0, (_CALLS * keys - BURST_CALLS) * 60 / CALLS_PER_MINUTE)
     took = ", ".join(f"{name} {steps[name]:.1f} s" for name in ("rotate", "verify"))
     click.echo(f"rotation       {keys} data keys, KMS answers after {latency * 1000:g} ms")
     click.echo(f"  took         {seconds:.1f} s ({took}), {_CALLS * keys / seconds * 60:,.0f} calls of KMS a minute")
@@ -61,11 +61,11 @@ async def rotation(disk: Path, keys: int, latency: float) -> None:
 
 async def _fill(keyring: Rotated, number: int) -> None:
     """Data keys under version 1, the last one active, and then a primary version 2."""
-    kms, room = GcpKey(KEY, endpoint=str(keyring.kms), insecure=True), asyncio.Semaphore(_AT_ONCE)
+    kms, room = GcpKmsKey(KEY, endpoint=str(keyring.kms), insecure=True), asyncio.Semaphore(_AT_ONCE)
 
     async def row(key: int) -> dict[str, object]:
         async with room:
-            wrapped = await kms.encrypt(secret(key), wrapping_aad(data_key_id(key)), timeout=10)
+            wrapped = await kms.encrypt(secret(key), build_wrapping_aad(data_key_id(key)), timeout=10)
         return {
             "id": data_key_id(key),
             "status": "active" if key == number - 1 else "retired",
@@ -73,7 +73,7 @@ async def _fill(keyring: Rotated, number: int) -> None:
             "kek": KEY,
             "kek_version": 1,
             "algorithm": "AES-256-GCM",
-            "fingerprint": fingerprint(secret(key)),
+            "fingerprint": compute_fingerprint(secret(key)),
             "created_at": 0.0,
         }
 

@@ -17,9 +17,9 @@ import sys
 import time
 from typing import Final
 
-from shared.server import listening
+from shared.server import bind_socket
 from shared.settings import Address
-from shared.stop import stop_signal
+from shared.stop import wait_for_stop_signal
 
 _GROUP: Final = re.compile(rb"group-(\d{5})")
 _LENGTH: Final = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
@@ -118,10 +118,10 @@ def _response(status: bytes, kind: bytes, body: bytes) -> bytes:
 async def _serve(port: int) -> None:
     sink = Sink()
     server = await asyncio.get_running_loop().create_server(
-        lambda: Connection(sink), sock=listening(Address("127.0.0.1", port)), backlog=_BACKLOG
+        lambda: Connection(sink), sock=bind_socket(Address("127.0.0.1", port)), backlog=_BACKLOG
     )
     async with server:
-        await stop_signal()
+        await wait_for_stop_signal()
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from typing import Any, Final
 import aiohttp
 import yaml
 
-from ops.demo.processes import Processes, processes
-from ops.demo.stack import program
-from shared.server import StartError, listening
+from ops.demo.processes import Processes, run_processes
+from ops.demo.stack import find_program
+from shared.server import StartError, bind_socket
 from shared.settings import Address
 
 TOKEN: Final = "a-token-of-the-benchmarks"
@@ -86,7 +86,7 @@ class Stage:
         }
         address = f"127.0.0.1:{free_port()}"
         command = (
-            program("alertmanager", "prometheus-alertmanager"),
+            find_program("alertmanager", "prometheus-alertmanager"),
             f"--config.file={self.write('alertmanager.yml', configuration)}",
             f"--storage.path={self.folder / 'alertmanager'}",
             f"--web.listen-address={address}",
@@ -163,7 +163,7 @@ async def stage(disk: Path) -> AsyncIterator[Stage]:
     with temporary(disk) as folder:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as http,
-            processes(folder) as children,
+            run_processes(folder) as children,
         ):
             yield Stage(folder, children, http)
 
@@ -181,7 +181,7 @@ def temporary(disk: Path) -> Iterator[Path]:
 
 def free_port() -> int:
     """A port that nobody holds right now."""
-    with listening(Address("127.0.0.1", 0)) as free:
+    with bind_socket(Address("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
 
 

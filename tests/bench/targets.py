@@ -18,7 +18,7 @@ from typing import Final
 import aiohttp
 import click
 
-from services.exporter.scheduler import JITTER
+from services.exporter.scheduler import JITTER_FRACTION
 from tests.bench.load import Load
 from tests.bench.machine import cpu_seconds, peak_mb
 from tests.bench.stage import BenchError, Running, Stage, free_port, stage
@@ -92,7 +92,7 @@ async def _run(place: Stage, count: int, interval: float, intervals: int, scrape
 
         await place.until("the first probe of every target", 2 * interval + 60, all_began)
         began, used = time.monotonic(), cpu_seconds(exporter.pid)
-        while (seconds := time.monotonic() - began) < (intervals + JITTER) * interval + _BEHIND:
+        while (seconds := time.monotonic() - began) < (intervals + JITTER_FRACTION) * interval + _BEHIND:
             await asyncio.sleep(interval / 3)
             body = await _read(http, exporter, ended)
         cpu = (cpu_seconds(exporter.pid) - used) / seconds * 60

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from shared.server import serving
+from shared.server import serve
 from shared.settings import Address
 from tests.bench.load import Load, load
 from tests.bench.stage import TOKEN, BenchError, Running
@@ -19,7 +19,7 @@ from tests.bench.stage import TOKEN, BenchError, Running
 @asynccontextmanager
 async def server(endpoint: Callable[[Request], Coroutine[Any, Any, Response]]) -> AsyncIterator[Running]:
     app = Starlette(routes=[Route("/alerts", endpoint, methods=["POST"])])
-    async with serving(app, Address("127.0.0.1", 0)) as address:
+    async with serve(app, Address("127.0.0.1", 0)) as address:
         yield Running(str(address), 0)
 
 
@@ -40,7 +40,7 @@ async def test_every_body_is_posted_once_with_the_token() -> None:
 
 async def test_a_refused_request_ends_the_benchmark() -> None:
     async def refuse(_request: Request) -> Response:
-        return PlainTextResponse("the outbox cannot commit", 503)
+        return PlainTextResponse("outbox cannot commit", 503)
 
     async with server(refuse) as running:
         with pytest.raises(BenchError, match="503"):

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright
 
-from ops.demo.stand_ins.server import start
+from ops.demo.stand_ins.server import run_stand_ins
 from ops.kms_emulator import emulator
 from tests.browser.senders import Senders
 from tests.browser.watched import Watched, watched
@@ -37,14 +37,14 @@ def chromium_path() -> str:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def kms() -> AsyncIterator[emulator.Emulator]:
-    async with emulator.start() as running:
+    async with emulator.run_emulator() as running:
         yield running
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def senders(kms: emulator.Emulator) -> AsyncIterator[Senders]:
     async with (
-        start(emulator_faults=f"http://{kms.faults_address}") as stand_ins,
+        run_stand_ins(emulator_faults=f"http://{kms.faults_address}") as stand_ins,
         aiohttp.ClientSession(f"http://{stand_ins.http}") as http,
     ):
         yield Senders(stand_ins, http)

@@ -4,9 +4,9 @@ from random import Random
 from typing import Final
 
 from services.exporter.history import History
-from services.exporter.model import BackendState, Call, Canary, Failure, Health, KeySnapshot, Operation, ProbeResult
+from services.exporter.model import BackendState, Call, CanaryResult, Failure, Health, KeyInspection, Operation, ProbeResult
 from shared.contract import CryptoMode
-from shared.kms.provider import KeyDescription, KeyVersion, Phase
+from shared.kms.provider import KeyDescription, KeyVersion, ConnectivityPhase
 from shared.kms.reason import Reason
 
 NOW: Final = 1_768_469_400.0
@@ -27,7 +27,7 @@ def well(vault_until: float = 0) -> History:
         vault_until: seconds ago; later nothing is known of vault-kek.
     """
     history = History()
-    history.keep([(service, target) for target, service in SERVICES.items()], ["ledger", "vault"])
+    history.configure([(service, target) for target, service in SERVICES.items()], ["ledger", "vault"])
     for target in SERVICES:
         _hour(history, target, vault_until if target == "vault-kek" else 0)
         _key(history, target)
@@ -41,10 +41,10 @@ def failing() -> History:
     history = well(vault_until=240)
     detail = "failed to connect to all addresses; last error: UNKNOWN: ipv4:10.20.0.9:443: connection attempt timed out"
     failure = Failure(Reason.UNAVAILABLE, detail)
-    way = (Phase("dns", 0.003), Phase("tcp", 5.0, "no connection with 10.20.0.9:443: timed out"))
+    way = (ConnectivityPhase("dns", 0.003), ConnectivityPhase("tcp", 5.0, "no connection with 10.20.0.9:443: timed out"))
     for ago in range(233, 0, -30):
         call = Call(Operation.ENCRYPT, 5.0, failure)
-        history.probe(ProbeResult("vault", "vault-kek", NOW - ago, (call,), None, None, way))
+        history.add_probe(ProbeResult("vault", "vault-kek", NOW - ago, (call,), None, None, way))
     return history
 
 
@@ -52,7 +52,7 @@ def attention() -> History:
     """A version is disabled that data still needs, another one will be destroyed, and a backend is without KMS."""
     history = well()
     detail = "projects/demo/…/cryptoKeyVersions/2 is not enabled, current state is: DISABLED."
-    lost = Canary("2", Call(Operation.CANARY_DECRYPT, 0.012, Failure(Reason.KEY_DISABLED, detail)))
+    lost = CanaryResult("2", Call(Operation.CANARY_DECRYPT, 0.012, Failure(Reason.KEY_DISABLED, detail)))
     _key(history, "archive-kek", lost, states={"2": "DISABLED"})
     _key(history, "ledger-kek", states={"1": "DESTROY_SCHEDULED"})
     _backend(history, "ledger", CryptoMode.ENV, since=95)
@@ -71,18 +71,18 @@ def _hour(history: History, target: str, until: float) -> None:
             Call(Operation.DECRYPT, 0.022 + random.lognormvariate(-5.0, 0.6)),
         )
         version = f"projects/demo/locations/global/keyRings/app/cryptoKeys/{target}/cryptoKeyVersions/3"
-        history.probe(ProbeResult(SERVICES[target], target, NOW - ago, calls, version, "HSM"))
+        history.add_probe(ProbeResult(SERVICES[target], target, NOW - ago, calls, version, "HSM"))
 
 
-def _key(history: History, target: str, lost: Canary | None = None, states: dict[str, str] | None = None) -> None:
+def _key(history: History, target: str, lost: CanaryResult | None = None, states: dict[str, str] | None = None) -> None:
     versions = []
     for number in "123":
         state = (states or {}).get(number, "ENABLED")
         versions.append(KeyVersion(number, state, "HSM", NOW + 9.5 * DAY if state == "DESTROY_SCHEDULED" else None))
-    kept = [Canary(number, Call(Operation.CANARY_DECRYPT, 0.024)) for number in "12"]
+    kept = [CanaryResult(number, Call(Operation.CANARY_DECRYPT, 0.024)) for number in "12"]
     canaries = tuple(lost if lost and lost.version == canary.version else canary for canary in kept)
-    history.lifecycle(
-        KeySnapshot(
+    history.add_inspection(
+        KeyInspection(
             SERVICES[target],
             target,
             NOW - 20,
@@ -98,4 +98,4 @@ def _key(history: History, target: str, lost: Canary | None = None, states: dict
 def _backend(history: History, service: str, mode: CryptoMode, since: float) -> None:
     for ago in (since, 4):
         history.clock = lambda ago=ago: NOW - ago  # type: ignore[misc]
-        history.backend(BackendState(service, Health(mode, ready=True), NOW - 3 * DAY, 0.0))
+        history.add_backend_state(BackendState(service, Health(mode, ready=True), NOW - 3 * DAY, 0.0))

@@ -86,7 +86,7 @@ async def test_lights_and_lines_are_seen(chromium: Browser, complaints: list[str
 async def test_a_light_is_more_than_its_colour(chromium: Browser, complaints: list[str]) -> None:
     """WCAG 2.2, 1.4.1: each has a shape and a word."""
     history = attention()
-    history.keep([(record.service, name) for name, record in history.targets.items()] + [("x", "new")], ["ledger"])
+    history.configure([(record.service, name) for name, record in history.targets.items()] + [("x", "new")], ["ledger"])
     async with board(chromium, history, complaints) as page:
         shapes = await page.evaluate(
             """() => Object.fromEntries([...document.querySelectorAll(".card > header")].map((header) =>
@@ -100,9 +100,9 @@ async def test_a_light_is_more_than_its_colour(chromium: Browser, complaints: li
 async def test_nothing_is_wider_than_the_window(chromium: Browser, complaints: list[str], width: int) -> None:
     history = attention()
     long = "w" * 200
-    history.keep([(record.service, name) for name, record in history.targets.items()] + [(long, long)], ["ledger"])
+    history.configure([(record.service, name) for name, record in history.targets.items()] + [(long, long)], ["ledger"])
     failure = Failure(Reason.INVALID_REQUEST, "y" * 500)
-    history.probe(ProbeResult(long, long, NOW - 3, (Call(Operation.ENCRYPT, 0.1, failure),), None))
+    history.add_probe(ProbeResult(long, long, NOW - 3, (Call(Operation.ENCRYPT, 0.1, failure),), None))
     async with board(chromium, history, complaints) as page:
         await page.set_viewport_size({"width": width, "height": 640})
         await page.evaluate("document.querySelectorAll('details').forEach((node) => (node.open = true))")

@@ -64,9 +64,9 @@ async def test_a_servers_clock_that_jumps_back_is_followed(chromium: Browser) ->
 async def test_the_script_words_an_age_as_the_server_does(chromium: Browser) -> None:
     history = History()
     ages = (70, 3590, 3610, 7190, 86_000, 172_000, 173_000, 1e8)
-    history.keep([("ledger", f"key-{age:.0f}") for age in ages], [])
+    history.configure([("ledger", f"key-{age:.0f}") for age in ages], [])
     for age in ages:
-        history.probe(ProbeResult("ledger", f"key-{age:.0f}", NOW - age, (Call(Operation.ENCRYPT, 0.1),), None))
+        history.add_probe(ProbeResult("ledger", f"key-{age:.0f}", NOW - age, (Call(Operation.ENCRYPT, 0.1),), None))
     told = []
     async with shown(history, clock=lambda: NOW) as address:
         for script in (False, True):

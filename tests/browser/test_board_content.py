@@ -7,9 +7,9 @@ import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 
 from services.exporter.history import History
-from services.exporter.model import BackendState, Call, Canary, Failure, Health, KeySnapshot, Operation, ProbeResult
+from services.exporter.model import BackendState, Call, CanaryResult, Failure, Health, KeyInspection, Operation, ProbeResult
 from shared.contract import CryptoMode
-from shared.kms.provider import KeyDescription, KeyVersion, Phase
+from shared.kms.provider import KeyDescription, KeyVersion, ConnectivityPhase
 from shared.kms.reason import Reason
 from tests.browser.conftest import opened
 from tests.browser.scenes import NOW
@@ -25,28 +25,28 @@ def fail(history: History, text: str) -> None:
     """Everything that a service or a backend may say, says `text`."""
     failure = Failure(Reason.INVALID_REQUEST, text)
     call = Call(Operation.ENCRYPT, 0.01, failure)
-    history.probe(ProbeResult(text, text, NOW - 5, (call,), text, text, (Phase("tcp", 0.1, text),)))
-    history.lifecycle(
-        KeySnapshot(
+    history.add_probe(ProbeResult(text, text, NOW - 5, (call,), text, text, (ConnectivityPhase("tcp", 0.1, text),)))
+    history.add_inspection(
+        KeyInspection(
             text,
             text,
             NOW - 5,
             KeyDescription("1", None, (KeyVersion("1", text, text, NOW + 5000),), 2),
             {text: False},
-            (Canary(text, call),),
+            (CanaryResult(text, call),),
             Call(Operation.DECRYPT, 0.01, failure),
             {},
             (text,),
         )
     )
-    history.backend(BackendState(text, None, problems=(text,), replica=text))
-    history.backend(BackendState(text, Health(CryptoMode.ENV, ready=False), problems=(text,)))
+    history.add_backend_state(BackendState(text, None, problems=(text,), replica=text))
+    history.add_backend_state(BackendState(text, Health(CryptoMode.ENV, ready=False), problems=(text,)))
 
 
 @pytest.fixture
 def history() -> History:
     made = History(clock=lambda: NOW - 5)
-    made.keep([(text, text) for text in TEXTS], TEXTS)
+    made.configure([(text, text) for text in TEXTS], TEXTS)
     return made
 
 

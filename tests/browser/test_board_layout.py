@@ -25,13 +25,13 @@ ROWS = """() => {
 
 def watched(backends: int, keys: int) -> History:
     history = History(clock=lambda: NOW)
-    history.keep([("ledger", f"key-{n}") for n in range(keys)], [f"service-{n}" for n in range(backends)])
+    history.configure([("ledger", f"key-{n}") for n in range(keys)], [f"service-{n}" for n in range(backends)])
     for n in range(backends):
-        history.backend(BackendState(f"service-{n}", Health(CryptoMode.KMS, ready=True)))
+        history.add_backend_state(BackendState(f"service-{n}", Health(CryptoMode.KMS, ready=True)))
     for n in range(keys):
         for ago in range(300, 0, -30):
             call = Call(Operation.ENCRYPT, 0.02)
-            history.probe(ProbeResult("ledger", f"key-{n}", NOW - ago, (call,), "v/1"))
+            history.add_probe(ProbeResult("ledger", f"key-{n}", NOW - ago, (call,), "v/1"))
     return history
 
 

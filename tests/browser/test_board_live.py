@@ -81,7 +81,7 @@ async def test_a_focus_whose_place_is_gone_is_not_thrown_out_of_the_page(board: 
     await watch.probe()
     await watch.read(LEDGER)
     await card(board, LEDGER).locator("summary").focus()
-    watch.history.keep([("backend", "vault-kek")], ["backend"])
+    watch.history.configure([("backend", "vault-kek")], ["backend"])
     await expect(card(board, LEDGER)).to_have_count(0)
     await expect(board.get_by_role("main")).to_be_focused()
 
@@ -108,11 +108,11 @@ async def test_a_backend_turns_too_and_a_reload_brings_and_takes_cards(board: Pa
     await expect(card(board, "backend")).to_contain_text("mode is env")
     watch.backend(None, "health check: connection refused")
     await expect(card(board, "backend")).to_contain_text("health check: connection refused")
-    watch.history.keep([("backend", LEDGER), ("backend", "brand-new")], ["backend", "other"])
+    watch.history.configure([("backend", LEDGER), ("backend", "brand-new")], ["backend", "other"])
     await expect(card(board, "brand-new").locator(".state")).to_have_text("No news")
     await expect(card(board, "other").locator(".state")).to_have_text("No news")
     await expect(card(board, "vault-kek")).to_have_count(0)
-    watch.history.backend(BackendState("other", Health(CryptoMode.KMS, ready=True), replica="10.0.0.7"))
+    watch.history.add_backend_state(BackendState("other", Health(CryptoMode.KMS, ready=True), replica="10.0.0.7"))
     await expect(card(board, "other 10.0.0.7").locator(".state")).to_have_text("Well")
 
 

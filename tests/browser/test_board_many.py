@@ -23,13 +23,13 @@ def probe(history: History, target: str, ago: float, reason: Reason | None = Non
     calls = [Call(Operation.ENCRYPT, 0.02), Call(Operation.DECRYPT, 0.03)]
     if reason:
         calls = [Call(Operation.ENCRYPT, 0.02, Failure(reason, "said"))]
-    history.probe(ProbeResult("ledger", target, NOW - ago, tuple(calls), "v/1"))
+    history.add_probe(ProbeResult("ledger", target, NOW - ago, tuple(calls), "v/1"))
 
 
 @pytest.fixture(scope="module")
 def hour() -> History:
     made = History(clock=lambda: NOW)
-    made.keep([("ledger", name) for name in NAMES], [])
+    made.configure([("ledger", name) for name in NAMES], [])
     for name in NAMES:
         for ago in range(3590, 0, -30):
             probe(made, name, ago)

@@ -3,7 +3,7 @@
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from ops.demo.stand_ins.server import start
+from ops.demo.stand_ins.server import run_stand_ins
 from ops.kms_emulator import emulator
 from ops.kms_emulator.faults import Fault
 from tests.browser.senders import Senders
@@ -19,10 +19,10 @@ async def test_the_buttons_break_and_heal_kms(page: Page, kms: emulator.Emulator
     await page.get_by_label("What goes wrong at KMS").select_option("Key version disabled")
     await page.get_by_role("button", name="Break KMS").click()
     await expect(now).to_have_text("KMS is broken: Key version disabled")
-    assert {fault.status for fault in kms.faults.active().values()} == {"FAILED_PRECONDITION"}
+    assert {fault.status for fault in kms.faults.list_active().values()} == {"FAILED_PRECONDITION"}
     await page.get_by_role("button", name="Heal KMS").click()
     await expect(now).to_have_text("KMS works")
-    assert kms.faults.active() == {}
+    assert kms.faults.list_active() == {}
 
 
 async def test_what_somebody_else_broke_is_shown(page: Page, kms: emulator.Emulator) -> None:
@@ -36,7 +36,7 @@ async def test_a_fault_of_a_provider_is_shown_and_healed(page: Page, senders: Se
     await expect(page.locator("#provider-faults-text")).to_have_text("Broken: smtp (status, 3 left)")
     await page.get_by_role("button", name="Heal providers").click()
     await expect(page.locator("#provider-faults")).to_be_hidden()
-    assert senders.stand_ins.faults.state() == []
+    assert senders.stand_ins.faults.get_state() == []
 
 
 async def test_the_page_comes_back_when_the_connection_does(chromium: Browser, senders: Senders) -> None:
@@ -64,7 +64,7 @@ async def test_a_state_that_could_not_be_read_is_asked_for_again(chromium: Brows
 
 
 async def test_an_absent_emulator_is_told_in_one_sentence(chromium: Browser) -> None:
-    async with start() as stand_ins:
+    async with run_stand_ins() as stand_ins:
         page = await chromium.new_page()
         await page.goto(f"http://{stand_ins.http}/")
         await expect(page.locator("#kms-problem")).to_contain_text("no KMS emulator is connected")

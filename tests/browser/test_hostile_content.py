@@ -85,7 +85,7 @@ async def test_a_mails_html_runs_no_script_and_leaves_its_frame_for_nobody(chrom
     await frame.get_by_role("button", name="press").click()
     await expect(frame.get_by_role("heading")).to_have_text("shown")
     assert await page.title() == "keypulse on call"
-    assert senders.stand_ins.faults.state() == []
+    assert senders.stand_ins.faults.get_state() == []
     assert any("sandboxed" in text for text in errors)
     await page.close()
 

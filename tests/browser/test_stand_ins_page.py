@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, expect
 
-from ops.demo.stand_ins.slack_channel import KEPT, SlackMessage
+from ops.demo.stand_ins.slack_channel import MAX_STORED, SlackMessage
 from tests.browser.senders import CRITICAL, RUNBOOK, Senders
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
@@ -105,14 +105,14 @@ async def test_a_channel_that_is_not_shown_counts_what_is_new(page: Page, sender
 
 
 async def test_a_channel_that_is_full_still_counts_what_is_new(page: Page, senders: Senders) -> None:
-    for number in range(KEPT):
+    for number in range(MAX_STORED):
         text, ts = f"message {number}", f"{1_700_000_000 + number}.000000"
         senders.stand_ins.slack.channels["#security-ops"].messages.append(
             SlackMessage(ts, 1_700_000_000 + number, text, [], None, reply_broadcast=False, metadata=None)
         )
     await senders.post(TITLE)
     other = page.get_by_role("button", name="#security-ops")
-    await expect(other).to_contain_text(f"{KEPT} new")
+    await expect(other).to_contain_text(f"{MAX_STORED} new")
     await other.click()
     await expect(other).not_to_contain_text("new")
     await page.get_by_role("button", name=CRITICAL).click()

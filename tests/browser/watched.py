@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 from ops.kms_emulator import emulator
 from services.exporter.history import History
-from services.exporter.model import BackendState, Call, Canary, Health, KeySnapshot, Operation, ProbeResult
+from services.exporter.model import BackendState, Call, CanaryResult, Health, KeyInspection, Operation, ProbeResult
 from services.exporter.probe import Prober
 from services.exporter.web.pages import Pages
-from shared.auth import Access, Token
+from shared.auth import AccessPolicy, Token
 from shared.contract import CryptoMode
-from shared.kms.provider import KeyProvider
-from shared.kms.registry import connect
+from shared.kms.provider import KmsKey
+from shared.kms.registry import connect_key
 from shared.kms.settings import GcpKeySettings
 from shared.secret_file import TokenFile
-from shared.server import application, registry, serving
+from shared.server import create_application, create_registry, serve
 from shared.settings import Address, Role
 
 NAMES = ("ledger-kek", "vault-kek", "archive-kek")
@@ -41,24 +41,24 @@ class Watched:
 
     history: History
     kms: emulator.Emulator
-    keys: dict[str, KeyProvider]
+    keys: dict[str, KmsKey]
     url: str
 
     async def probe(self, *targets: str) -> ProbeResult:
         """A round trip through each of them, or of all; gives the last result."""
         for target in targets or NAMES:
             result = await Prober("backend", target, self.keys[target], 1.0).probe()
-            self.history.probe(result)
+            self.history.add_probe(result)
         return result
 
-    async def read(self, *targets: str, canaries: Sequence[Canary] = ()) -> None:
+    async def read(self, *targets: str, canaries: Sequence[CanaryResult] = ()) -> None:
         """What the slower beat reads."""
         for target in targets or NAMES:
             key = self.keys[target]
-            described = await key.describe(timeout=2.0)
-            granted = await key.permissions(PERMISSIONS, timeout=2.0)
-            self.history.lifecycle(
-                KeySnapshot(
+            described = await key.describe_key(timeout=2.0)
+            granted = await key.check_permissions(PERMISSIONS, timeout=2.0)
+            self.history.add_inspection(
+                KeyInspection(
                     "backend",
                     target,
                     self.history.clock(),
@@ -73,7 +73,7 @@ class Watched:
     def backend(self, health: Health | None = IN_KMS, *problems: str) -> None:
         """The backend is read."""
         now = self.history.clock()
-        self.history.backend(BackendState("backend", health, now - 8000, 0.0, problems=problems))
+        self.history.add_backend_state(BackendState("backend", health, now - 8000, 0.0, problems=problems))
 
 
 @asynccontextmanager
@@ -86,10 +86,10 @@ async def shown(
     stale_after: float = STALE,
 ) -> AsyncIterator[Address]:
     """A whole server of an exporter that knows what `history` does."""
-    access = Access([Token("admin", Role.ADMIN, admin)] if admin else [])
-    pages = Pages(history, stale_after=stale_after, runbook=RUNBOOK, clock=clock)
-    app = application("keypulse exporter", registry(), pages.routes(), access=access)
-    async with serving(app, listen) as address:
+    access = AccessPolicy([Token("admin", Role.ADMIN, admin)] if admin else [])
+    pages = Pages(history, result_max_age=stale_after, runbook_url=RUNBOOK, clock=clock)
+    app = create_application("keypulse exporter", create_registry(), pages.build_routes(), access_policy=access)
+    async with serve(app, listen) as address:
         yield address
 
 
@@ -97,13 +97,13 @@ async def shown(
 async def watched() -> AsyncIterator[Watched]:
     """Three keys and a backend of which nothing is known yet."""
     history = History()
-    history.keep([("backend", name) for name in NAMES], ["backend"])
+    history.configure([("backend", name) for name in NAMES], ["backend"])
     async with AsyncExitStack() as stack:
-        kms = await stack.enter_async_context(emulator.start(keys=[key_name(name) for name in NAMES]))
-        keys: dict[str, KeyProvider] = {}
+        kms = await stack.enter_async_context(emulator.run_emulator(keys=[key_name(name) for name in NAMES]))
+        keys: dict[str, KmsKey] = {}
         for name in NAMES:
             settings = GcpKeySettings(key=key_name(name), endpoint=str(kms.address), insecure=True)
-            keys[name] = connect(settings)
+            keys[name] = connect_key(settings)
             stack.push_async_callback(keys[name].close)
         address = await stack.enter_async_context(shown(history))
         yield Watched(history, kms, keys, f"http://{address}")

@@ -40,7 +40,7 @@ class Composed:
     def __init__(self, engine: Engine, profile: str, folder: Path) -> None:
         self.engine = engine
         self.profile = profile
-        self.ports = Ports.free()
+        self.ports = Ports.pick_free()
         self.name = f"keypulse-test-{os.getpid()}-{profile}"
         self.label = f"com.docker.compose.project={self.name}"
         self._folder = folder
@@ -131,7 +131,7 @@ class Composed:
         shutil.copytree(ROOT / "ops/compose", config, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
         rules.mkdir()
         self.secrets.mkdir()
-        secrets.make(self.secrets)
+        secrets.create_secrets(self.secrets)
         for file in (self.secrets, *self.secrets.iterdir()):
             os.chown(file, USER, GROUP)
         for file in (ROOT / "ops/prometheus/rules").glob("*.yml"):
@@ -152,7 +152,7 @@ class Composed:
         for name in ("grafana", "mailpit"):
             if name in self.services and not self.engine.has(_image(name)):
                 self.left_out.append(name)
-        spare = Ports.free()
+        spare = Ports.pick_free()
         return {
             "COMPOSE_PROFILES": "",
             "KEYPULSE_CONFIG": str(config),

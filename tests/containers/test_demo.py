@@ -27,7 +27,7 @@ class Demo(Stack):
     """The demo, as its scenario looks at it, in containers."""
 
     @property
-    def dashboard(self) -> str:
+    def dashboard_url(self) -> str:
         return "http://127.0.0.1:3000/d/kms-crypto-health?var-env=compose&var-service=backend&from="
 
 
@@ -113,14 +113,14 @@ async def test_a_page_and_its_all_clear_survive_a_restart_of_relay_and_prometheu
         await until_calm(seen)
         for state, action in (("firing", "break"), ("resolved", "heal")):
             began = time.time()
-            await scenario._order(seen, action)
-            found, missing = await scenario._Phase(seen, state, began, hops.append).follow()  # type: ignore[arg-type]
+            await scenario._switch_kms(seen, action)
+            found, missing = await scenario._Phase(seen, state, began, hops.append).wait_for_hops()  # type: ignore[arg-type]
             assert missing == []
             if state == "firing":
-                last = max(hop.at for hop in found)
+                last = max(hop.seen_at for hop in found)
                 say.append(f"from `compose up` to the page on the third channel: {last - demo.began:.0f} s")
                 await asyncio.to_thread(demo.restart, "relay", "prometheus")
-        told = await seen.get("relay", f"/api/deliveries?limit=100&alertname={scenario.ALERT}")
+        told = await seen.get_json("relay", f"/api/deliveries?limit=100&alertname={scenario.ALERT}")
     delivered = sorted((row["channel"], row["status"]) for row in told["deliveries"] if row["state"] == "delivered")
     channels = ("email-oncall", "email-secops", "pagerduty", "slack-critical")
     assert delivered == [(channel, status) for channel in channels for status in ("firing", "resolved")], "each once"
@@ -143,9 +143,9 @@ async def test_a_relay_that_is_killed_in_a_storm_loses_nothing(demo: Composed) -
             os.kill(pid, signal.SIGKILL)
             killed.append(pid)
 
-    await storm.strike([demo.ports.url("relay")], token, range(STORM), kill)
+    await storm.strike([demo.ports.build_url("relay")], token, range(STORM), kill)
     assert len(set(killed)) == 2
-    assert await storm.arrived(demo.ports.url("stand_ins"), range(STORM)) == set()
+    assert await storm.arrived(demo.ports.build_url("stand_ins"), range(STORM)) == set()
 
 
 def test_down_leaves_nothing(demo: Composed) -> None:
@@ -155,4 +155,4 @@ def test_down_leaves_nothing(demo: Composed) -> None:
         assert demo.engine.out(*what, "--quiet", "--filter", f"label={demo.label}") == ""
         assert demo.name not in demo.engine.out(*what)
     assert not any(demo.name in line for line in Path("/proc/mounts").read_text().splitlines())
-    demo.ports.refuse_taken()
+    demo.ports.check_free()

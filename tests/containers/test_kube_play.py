@@ -20,9 +20,9 @@ import pytest
 import yaml
 
 from ops.demo import scenario, stack
-from ops.demo.configure import configure
+from ops.demo.configure import write_configuration
 from ops.demo.ports import Ports
-from ops.demo.processes import processes
+from ops.demo.processes import run_processes
 from tests.containers.engine import Engine
 from tests.ops.helm.rendering import Object, containers, of_kind, pods, rendered
 
@@ -49,8 +49,8 @@ def podman(engine: Engine) -> Engine:
 
 
 async def test_an_alert_goes_through_the_pods_and_they_may_do_nothing_else(podman: Engine, tmp_path: Path) -> None:
-    ports = Ports.free()
-    configure(tmp_path, ports)
+    ports = Ports.pick_free()
+    write_configuration(tmp_path, ports)
     token = secrets.token_hex(16)
     objects = [*_on_free_ports(_rendered(tmp_path), ports), *_secrets(tmp_path, token)]
     probes = _without_probes(objects)
@@ -59,21 +59,21 @@ async def test_an_alert_goes_through_the_pods_and_they_may_do_nothing_else(podma
         aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=2), headers={"Authorization": f"Bearer {token}"}
         ) as http,
-        processes(tmp_path) as children,
+        run_processes(tmp_path) as children,
     ):
         whole = stack.Stack(ports, http, children, tmp_path)
-        programs = stack.program("prometheus"), stack.program("alertmanager", "prometheus-alertmanager")
-        for name, command in stack.commands(tmp_path, ports, *programs).items():
+        programs = stack.find_program("prometheus"), stack.find_program("alertmanager", "prometheus-alertmanager")
+        for name, command in stack.build_commands(tmp_path, ports, *programs).items():
             if name not in PARTS:
                 await children.start(name, command)
         with _played(podman, objects, tmp_path / "keypulse.yml"):
-            await stack._until_healthy(whole)
+            await stack._wait_until_healthy(whole)
             for url in probes:
                 async with http.get(url) as answer:
                     assert answer.status == 200, url
             for part in PARTS:
                 _may_do_nothing_else(podman, part)
-            hops, missing = await scenario.incident(whole, lambda _hop: None)
+            hops, missing = await scenario.run_incident(whole, lambda _hop: None)
 
     assert missing == []
     channels, states = ("slack", "email", "pagerduty"), ("firing", "resolved")

@@ -31,7 +31,7 @@ async def test_two_relays_share_a_storm_and_one_that_is_killed_loses_nothing(bot
             os.kill(pid, signal.SIGKILL)
 
     await storm.strike(both.urls(KILLED, LEFT), token, range(STORM), kill)
-    assert await storm.arrived(both.ports.url("stand_ins"), range(STORM)) == set()
+    assert await storm.arrived(both.ports.build_url("stand_ins"), range(STORM)) == set()
     both.until_healthy(KILLED)
     assert both.pid(KILLED) != pid
 

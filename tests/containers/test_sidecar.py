@@ -47,7 +47,7 @@ EMULATED: dict[str, Any] = {
 @pytest.fixture
 def metrics(engine: Engine, tmp_path: Path) -> Iterator[Callable[[], str]]:
     """Brings it up; gives what the exporter's /metrics says, "" where it does not answer."""
-    ports = Ports.free()
+    ports = Ports.pick_free()
     (tmp_path / "emulated.yml").write_text(yaml.safe_dump({"services": EMULATED}))
     for name, content in (("token", TOKEN), ("credentials.json", "{}")):
         (tmp_path / name).write_text(content)

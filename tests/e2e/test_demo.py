@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ops.demo import scenario, stack, timeline
-from ops.demo.__main__ import addresses
+from ops.demo.__main__ import list_addresses
 from ops.demo.ports import Ports
 from shared.server import StartError
 
@@ -25,15 +25,15 @@ def _children() -> set[int]:
 
 async def _dead_ends(running: stack.Stack, held: dict[str, Any]) -> list[str]:
     """Every link of the messages and of what the demo prints that leads to no page with something to see."""
-    links = {url for _, url in addresses(running.ports) if url.startswith("http")}
+    links = {url for _, url in list_addresses(running.ports) if url.startswith("http")}
     for message in (*(m for c in held["slack"] for m in c["messages"]), *held["mailbox"], *held["pagerduty"]["events"]):
         text = html.unescape(json.dumps(message))
         links |= {url.rstrip(".,") for url in re.findall(r"https?://[^\s\"<>\\|)]+", text)}
     useful = {
-        f"{running.runbooks}{scenario.ALERT.lower()}": f'id="{scenario.ALERT.lower()}"',
-        f"{running.dashboard}backend": "ledger-kek",
-        f"{running.ports.url('stand_ins')}/graph?": "<title>Prometheus",
-        f"{running.ports.url('stand_ins')}/alertmanager/": "Watchdog",
+        f"{running.runbook_url}{scenario.ALERT.lower()}": f'id="{scenario.ALERT.lower()}"',
+        f"{running.dashboard_url}backend": "ledger-kek",
+        f"{running.ports.build_url('stand_ins')}/graph?": "<title>Prometheus",
+        f"{running.ports.build_url('stand_ins')}/alertmanager/": "Watchdog",
     }
     assert [page for page in useful if not any(link.startswith(page) for link in links)] == [], links
     found = []
@@ -49,11 +49,11 @@ async def _dead_ends(running: stack.Stack, held: dict[str, Any]) -> list[str]:
 async def test_a_broken_key_reaches_all_three_channels_and_so_does_the_all_clear(tmp_path: Path) -> None:
     before = _children()
     told: list[timeline.Hop] = []
-    async with stack.running(Ports.free()) as running:
+    async with stack.run_stack(Ports.pick_free()) as running:
         assert len(_children() - before) == 7
-        hops, missing = await scenario.incident(running, told.append)
+        hops, missing = await scenario.run_incident(running, told.append)
         silence = await running.query("time() - relay_watchdog_last_seen_timestamp_seconds")
-        held = await running.text("stand_ins", "/api/state")
+        held = await running.get_text("stand_ins", "/api/state")
         dead_ends = await _dead_ends(running, json.loads(held))
     assert missing == []
     assert dead_ends == []
@@ -62,7 +62,7 @@ async def test_a_broken_key_reaches_all_three_channels_and_so_does_the_all_clear
     assert scenario.ALERT in held
     assert "Watchdog" not in held, "the heartbeat arrives, and nobody is told of it"
     assert _children() - before == set()
-    assert sorted(told, key=lambda h: h.at) == sorted(hops, key=lambda h: h.at)
+    assert sorted(told, key=lambda h: h.seen_at) == sorted(hops, key=lambda h: h.seen_at)
 
     page = [hop.name for hop in hops if hop.state == "firing"]
     assert page[0] == "fault"
@@ -124,7 +124,7 @@ def test_a_taken_port_is_one_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ports = Ports(relay=taken.getsockname()[1])
         with pytest.raises(StartError, match=rf"port {ports.relay} \(for relay\) is in use; stop what listens there"):
-            ports.refuse_taken()
+            ports.check_free()
 
 
 def test_a_missing_program_is_one_sentence(tmp_path: Path) -> None:

@@ -93,11 +93,11 @@ async def new_version(address: str) -> int:
 
 @pytest.mark.played
 async def test_both_rotations_under_load_fail_no_request(request: pytest.FixtureRequest) -> None:
-    ports = Ports.free()
-    async with stack.running(ports) as running:
+    ports = Ports.pick_free()
+    async with stack.run_stack(ports) as running:
         for what in ("new-dek", "rewrap-kek"):
             version = await new_version(f"127.0.0.1:{ports.emulator}") if what == "rewrap-kek" else 1
-            load = Load(ports.url("backend"))
+            load = Load(ports.build_url("backend"))
             async with load.running():
                 begin = time.monotonic()
                 said = await rotate(running.folder, "run", "--type", what)

@@ -5,8 +5,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import pytest
 from aiohttp import web
 
-from ops.kms_emulator.emulator import Emulator, start
-from services.exporter.backend_state import BackendReader, http_client
+from ops.kms_emulator.emulator import Emulator, run_emulator
+from services.exporter.backend_state import BackendReader, open_http_client
 from services.exporter.model import BackendState
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -15,7 +15,7 @@ KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 @pytest.fixture
 async def emulator() -> AsyncIterator[Emulator]:
     """A real Cloud KMS emulator over gRPC that holds KEY."""
-    async with start(keys=[KEY]) as running:
+    async with run_emulator(keys=[KEY]) as running:
         yield running
 
 
@@ -32,7 +32,7 @@ Reader = Callable[..., BackendReader]
 @pytest.fixture
 async def reader(parser: Executor) -> AsyncIterator[Reader]:
     """Makes the reader of a backend by its URLs; it waits 1 s unless it is told otherwise."""
-    async with http_client() as session:
+    async with open_http_client() as session:
 
         def make(health_url: str, metrics_url: str | None = None, *, timeout: float = 1.0) -> BackendReader:
             return BackendReader("backend", health_url, metrics_url, session, parser, timeout)

@@ -9,16 +9,16 @@ from typing import Any
 
 import aiohttp
 
-from ops.kms_emulator.emulator import Emulator, start
-from services.exporter.demand import Demand
+from ops.kms_emulator.emulator import Emulator, run_emulator
+from services.exporter.demand import CoalescedProbe
 from services.exporter.model import ProbeResult
 from services.exporter.probe import Prober
 from services.exporter.web import probe
-from shared.auth import Access, Token
-from shared.kms.registry import connect
+from shared.auth import AccessPolicy, Token
+from shared.kms.registry import connect_key
 from shared.kms.settings import KeySettings
 from shared.secret_file import TokenFile
-from shared.server import application, registry, serving
+from shared.server import create_application, create_registry, serve
 from shared.settings import Address, Role
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -38,7 +38,7 @@ class Probed:
 
     url: str
     emulator: Emulator
-    demand: Demand
+    demand: CoalescedProbe
     observed: list[ProbeResult]
     session: aiohttp.ClientSession
 
@@ -52,22 +52,22 @@ class Probed:
 @asynccontextmanager
 async def probed(admin: TokenFile | None = None, **changed: Any) -> AsyncIterator[Probed]:
     """`changed`: other arguments for Demand."""
-    async with start(keys=[KEY]) as emulator:
-        key = connect(KeySettings(key=KEY, endpoint=str(emulator.address), insecure=True))
+    async with run_emulator(keys=[KEY]) as emulator:
+        key = connect_key(KeySettings(key=KEY, endpoint=str(emulator.address), insecure=True))
         observed: list[ProbeResult] = []
         arguments: dict[str, Any] = {
             "probe": Prober("backend", "ledger-kek", key, TIMEOUT).probe,
-            "way": partial(key.way, timeout=TIMEOUT),
+            "way": partial(key.measure_connectivity, timeout=TIMEOUT),
             "observe": observed.append,
             "places": asyncio.Semaphore(16),
             "min_interval": 1.0,
         }
-        demand = Demand("backend", "ledger-kek", **(arguments | changed))
-        access = Access([Token("admin", Role.ADMIN, admin)] if admin else [])
-        route = probe.route(lambda: {"ledger-kek": demand})
-        app = application("keypulse exporter", registry(), [route], access=access)
+        demand = CoalescedProbe("backend", "ledger-kek", **(arguments | changed))
+        access = AccessPolicy([Token("admin", Role.ADMIN, admin)] if admin else [])
+        route = probe.build_route(lambda: {"ledger-kek": demand})
+        app = create_application("keypulse exporter", create_registry(), [route], access_policy=access)
         try:
-            async with serving(app, Address("127.0.0.1", 0)) as address, aiohttp.ClientSession() as session:
+            async with serve(app, Address("127.0.0.1", 0)) as address, aiohttp.ClientSession() as session:
                 yield Probed(f"http://{address}/probe", emulator, demand, observed, session)
         finally:
             await demand.close()

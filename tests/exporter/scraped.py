@@ -7,12 +7,12 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from ops.kms_emulator.emulator import Emulator
-from services.exporter.app import running
+from services.exporter.app import run_exporter
 from services.exporter.config import Backend, ProbeSettings, Settings, Target
-from shared.kms.provider import KeyProvider
-from shared.kms.registry import connect
+from shared.kms.provider import KmsKey
+from shared.kms.registry import connect_key
 from shared.kms.settings import KeySettings
-from shared.server import serving
+from shared.server import serve
 from shared.settings import Address
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -59,10 +59,10 @@ def configured(
 
 
 @asynccontextmanager
-async def scraped(settings: Settings, connect: Callable[[KeySettings], KeyProvider] = connect) -> AsyncIterator[Scrape]:
+async def scraped(settings: Settings, connect: Callable[[KeySettings], KmsKey] = connect_key) -> AsyncIterator[Scrape]:
     async with (
-        running(settings, connect=connect) as application,
-        serving(application, FREE) as address,
+        run_exporter(settings, connect=connect) as application,
+        serve(application, FREE) as address,
         aiohttp.ClientSession() as session,
     ):
         yield Scrape(address, session)

@@ -11,9 +11,9 @@ from starlette.routing import Route
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from services.exporter.config import Backend, ProbeSettings, Settings
-from shared.kms.gcp import GcpKey
-from shared.kms.provider import Encrypted
-from shared.server import serving
+from shared.kms.gcp import GcpKmsKey
+from shared.kms.provider import EncryptResult
+from shared.server import serve
 from tests.exporter.scraped import FREE, configured, scraped, target
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
@@ -43,7 +43,7 @@ async def test_a_scrape_does_not_wait_for_probes_that_hang(emulator: Emulator, u
     async with scraped(Settings(listen=FREE, probe=probe, targets=targets)) as scrape:
 
         async def all_hang() -> bool:
-            return not emulator.faults.active()  # it has met its 16 calls, and holds them all
+            return not emulator.faults.list_active()  # it has met its 16 calls, and holds them all
 
         await until(all_hang)
         begin = time.monotonic()
@@ -79,7 +79,7 @@ async def test_a_key_whose_turn_does_not_come_is_no_success_for_metrics_and_boar
 async def test_backends_are_read_while_every_probe_hangs(emulator: Emulator, until: Until) -> None:
     emulator.faults.add(Fault(kind="stall"))
     health = Health()
-    async with serving(health.app(), FREE) as address:
+    async with serve(health.app(), FREE) as address:
         backend = Backend(service="backend", health_url=f"http://{address}/healthz")
         probe = ProbeSettings(interval=30, timeout=30, concurrency=1)
         targets = (target(emulator, "a"), target(emulator, "b"))
@@ -94,7 +94,7 @@ async def test_backends_are_read_while_every_probe_hangs(emulator: Emulator, unt
 
 async def test_a_backend_that_goes_leaves_nothing_stale_and_comes_back(until: Until) -> None:
     health = Health()
-    async with serving(health.app(), FREE) as address:
+    async with serve(health.app(), FREE) as address:
         urls = {"health_url": f"http://{address}/healthz", "metrics_url": f"http://{address}/metrics"}
         async with scraped(configured(backends=(Backend(service="backend", **urls),))) as scrape:
 
@@ -122,10 +122,10 @@ async def test_a_backend_that_goes_leaves_nothing_stale_and_comes_back(until: Un
             await until(is_whole)
 
 
-class Broken(GcpKey):
+class Broken(GcpKmsKey):
     """A provider with a defect that no port foresees."""
 
-    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> Encrypted:
+    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:
         raise ZeroDivisionError(f"{len(plaintext)} {len(aad)} {timeout}")
 
 
@@ -142,7 +142,7 @@ async def test_a_defect_in_a_probe_counts_as_internal_and_the_next_probe_comes(
 
 async def test_promtool_accepts_the_whole_of_what_is_served(emulator: Emulator, until: Until) -> None:
     health = Health()
-    async with serving(health.app(), FREE) as address:
+    async with serve(health.app(), FREE) as address:
         urls = {"health_url": f"http://{address}/healthz", "metrics_url": f"http://{address}/metrics"}
         settings = configured(targets=(target(emulator),), backends=(Backend(service="backend", **urls),))
         async with scraped(settings) as scrape:

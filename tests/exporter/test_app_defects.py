@@ -9,13 +9,13 @@ import aiohttp
 import pytest
 
 from services.exporter import watch
-from services.exporter.app import running
-from services.exporter.backend_state import BackendReader, http_client
+from services.exporter.app import run_exporter
+from services.exporter.backend_state import BackendReader, open_http_client
 from services.exporter.config import Backend, Settings
 from services.exporter.model import BackendState, Health
-from services.exporter.record import Record
+from services.exporter.record import Results
 from shared.contract import CryptoMode
-from shared.server import serving
+from shared.server import serve
 from shared.settings import Address
 
 FREE = Address("127.0.0.1", 0)
@@ -23,12 +23,12 @@ Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 
 
 class Defective(BackendReader):
-    async def _health(self, _address: str | None) -> Health:
+    async def _read_health(self, _address: str | None) -> Health:
         raise ZeroDivisionError
 
 
 class Cancelled(BackendReader):
-    async def _health(self, _address: str | None) -> Health:
+    async def _read_health(self, _address: str | None) -> Health:
         raise asyncio.CancelledError  # as a library may, although nobody cancelled it
 
 
@@ -40,17 +40,17 @@ class Cancelled(BackendReader):
 async def test_a_read_that_fails_unexpectedly_leaves_nothing_stale(
     kind: type[BackendReader], raised: type[BaseException], parser: Executor
 ) -> None:
-    record = Record()
-    record.watch(Settings(backends=(Backend(service="backend", health_url="http://127.0.0.1:1/"),)))
-    record.backend([BackendState("backend", Health(CryptoMode.KMS, ready=True), 1.0, 2.0)])
-    async with http_client() as session:
+    record = Results()
+    record.configure(Settings(backends=(Backend(service="backend", health_url="http://127.0.0.1:1/"),)))
+    record.add_backend_states([BackendState("backend", Health(CryptoMode.KMS, ready=True), 1.0, 2.0)])
+    async with open_http_client() as session:
         reader = kind("backend", "http://127.0.0.1:1/", None, session, parser, 1)
 
         async def read() -> list[BackendState]:
             return [await reader.read()]
 
         with pytest.raises(raised):
-            await watch._read_job("backend", read, record).run()
+            await watch._build_backend_job("backend", read, record).run()
     shown = [s for family in record.metrics.collect() for s in family.samples if s.name.startswith("crypto_")]
     assert [(sample.name, sample.value) for sample in shown] == [("crypto_backend_up", 0)]
 
@@ -64,8 +64,8 @@ async def test_a_schedule_that_ends_makes_the_server_unready_and_ends_the_stop_w
 
     async def run_until_unready() -> None:
         async with (
-            running(settings, random=NoJitter()) as application,
-            serving(application, FREE) as address,
+            run_exporter(settings, random=NoJitter()) as application,
+            serve(application, FREE) as address,
             aiohttp.ClientSession() as session,
         ):
 

@@ -12,9 +12,9 @@ from aiohttp import web
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
-from services.exporter.app import running
+from services.exporter.app import run_exporter
 from services.exporter.config import Backend, ProbeSettings, Settings, Target
-from shared.server import serving
+from shared.server import serve
 from shared.settings import Address
 from tests.connections import connections
 
@@ -48,7 +48,7 @@ async def test_when_it_stops_no_task_and_no_connection_is_left(
         return connections(emulator.address) == 0
 
     async with httpx2.AsyncClient(timeout=30) as client, asyncio.TaskGroup() as group:
-        async with running(settings) as app, serving(app, FREE) as address:
+        async with run_exporter(settings) as app, serve(app, FREE) as address:
 
             async def connected(address: Address = address) -> bool:
                 return connections(emulator.address) == 2 and connections(address) == 1
@@ -81,6 +81,6 @@ async def test_when_it_stops_no_thread_of_a_parser_is_left(until: Until, backend
 
     async with backend(answer) as url:
         entry = Backend(service="backend", health_url=url, metrics_url=url)
-        async with running(Settings(listen=FREE, backends=(entry,))):
+        async with run_exporter(Settings(listen=FREE, backends=(entry,))):
             await until(one_has_begun)
     await until(all_have_ended)

@@ -16,7 +16,7 @@ def scraped(reads: Iterable[BackendState]) -> dict[str, str]:
     """What a scrape after each read finds of the errors, as promtool writes a series; `_` where they are absent."""
     metrics, values = ExporterMetrics([], ["backend"]), []
     for state in reads:
-        metrics.show(state)
+        metrics.set_backend_states(state)
         samples = [sample for family in metrics.collect() for sample in family.samples]
         found = [sample.value for sample in samples if sample.name == "crypto_decryption_errors_total"]
         values.append(f"{found[0]:g}" if found else "_")

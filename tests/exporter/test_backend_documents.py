@@ -9,7 +9,7 @@ import pytest
 
 from services.exporter import backend_documents, backend_state
 from services.exporter.backend_documents import UnreadableError, parse_health, parse_metrics, parse_openmetrics
-from services.exporter.model import Series
+from services.exporter.model import Samples
 
 ERRORS = "crypto_decryption_errors_total"
 INIT = "crypto_init_timestamp_seconds"
@@ -44,7 +44,7 @@ crypto_init_timestamp_seconds{pid="2"} 200
 
 @pytest.mark.parametrize("parse", [parse_metrics, parse_openmetrics])
 def test_a_line_of_ours_that_is_too_long_is_refused_and_somebody_elses_costs_nothing(
-    parse: Callable[[bytes], dict[str, Series]],
+    parse: Callable[[bytes], dict[str, Samples]],
 ) -> None:
     long = b'{a="' + b"b" * 8200 + b'"} 1\n'
     assert parse(b"other_total" + long + b"crypto_decryption_errors_total 3\n# EOF\n") == {ERRORS: {(): 3}}
@@ -54,7 +54,7 @@ def test_a_line_of_ours_that_is_too_long_is_refused_and_somebody_elses_costs_not
 
 @pytest.mark.parametrize("parse", [parse_metrics, parse_openmetrics])
 def test_lines_of_ours_that_have_too_much_together_are_refused_and_take_no_more_memory(
-    parse: Callable[[bytes], dict[str, Series]],
+    parse: Callable[[bytes], dict[str, Samples]],
 ) -> None:
     line = b'crypto_decryption_errors_total{why="%07d"} 1\n'
     most = backend_documents.OWN_CHARACTERS // len(line % 0)
@@ -93,9 +93,9 @@ def bounded(parse: Callable[[bytes], object], body: bytes) -> None:
 def test_the_most_metrics_that_fit_into_the_limits_are_parsed_in_bounded_time(
     parse: Callable[[bytes], object], line: bytes
 ) -> None:
-    assert len(line) <= backend_documents.LINE_CHARACTERS
+    assert len(line) <= backend_documents.MAX_LINE_LENGTH
     end = b"# EOF\n"
-    bounded(parse, line * ((backend_state.METRICS_BYTES - len(end)) // len(line)) + end)
+    bounded(parse, line * ((backend_state.MAX_METRICS_BYTES - len(end)) // len(line)) + end)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_the_most_metrics_that_fit_into_the_limits_are_parsed_in_bounded_time(
     ],
 )
 def test_the_longest_health_document_is_parsed_in_bounded_time(begin: bytes, filling: bytes, end: bytes) -> None:
-    room = backend_state.HEALTH_BYTES - len(begin) - len(end)
+    room = backend_state.MAX_HEALTH_BYTES - len(begin) - len(end)
     bounded(parse_health, begin + filling * (room // len(filling)) + end)
 
 

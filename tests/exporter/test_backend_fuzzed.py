@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from services.exporter import backend_documents
 from services.exporter.backend_documents import parse_health, parse_metrics, parse_openmetrics
-from services.exporter.model import Series
-from shared.contract import KEYRING_FAMILIES
+from services.exporter.model import Samples
+from shared.contract import KEYRING_METRIC_LABELS
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -38,7 +38,7 @@ documents = st.one_of(
     st.lists(tokens, max_size=12).map(lambda parts: ("{" + "".join(parts) + "}").encode()),
     damaged,
 )
-names = st.sampled_from(["crypto_decryption_errors_total", "crypto_init_timestamp_seconds", *KEYRING_FAMILIES])
+names = st.sampled_from(["crypto_decryption_errors_total", "crypto_init_timestamp_seconds", *KEYRING_METRIC_LABELS])
 words = names | st.text(max_size=3) | st.sampled_from([
     "{", "}", '"', "=", ",", "\\", "#", "# TYPE ", "# HELP ", "\n", "\r", " ", "\t", "\0", "1", "1e999", "NaN", "-",
     "_", "0x1", '{a="b"}', '{"a"}', '{kek_version="3",status="active"}', ' # {a="b"} 1', " # {} ", "# EOF",
@@ -81,10 +81,10 @@ def test_whatever_else_a_health_document_holds_is_passed_over(one: object, other
 @given(expositions)
 @example(b"crypto_decryption_errors_total{, ={le=\\-}")  # prometheus_client 0.26 answers it with an IndexError
 def test_an_exposition_is_read_or_refused_and_nothing_else(
-    parse: Callable[[bytes], dict[str, Series]], end: bytes, body: bytes
+    parse: Callable[[bytes], dict[str, Samples]], end: bytes, body: bytes
 ) -> None:
     carried = read_or_refused(parse, body + end) or {}
-    assert carried.keys() <= {"crypto_decryption_errors_total", "crypto_init_timestamp_seconds", *KEYRING_FAMILIES}
+    assert carried.keys() <= {"crypto_decryption_errors_total", "crypto_init_timestamp_seconds", *KEYRING_METRIC_LABELS}
     for name, series in carried.items():
-        assert {len(labels) for labels in series} == {len(KEYRING_FAMILIES.get(name, ()))}
+        assert {len(labels) for labels in series} == {len(KEYRING_METRIC_LABELS.get(name, ()))}
         assert all(0 <= value < float("inf") for value in series.values())

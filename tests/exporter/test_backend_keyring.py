@@ -32,7 +32,7 @@ def answering(metrics: bytes) -> Callable[[web.BaseRequest], Awaitable[web.Respo
 
 async def test_what_a_backend_tells_of_its_data_keys_is_shown_with_the_same_names_and_labels(read: Read) -> None:
     metrics = ExporterMetrics([], ["backend"])
-    metrics.show(await read(answering(TOLD)))
+    metrics.set_backend_states(await read(answering(TOLD)))
     registry = CollectorRegistry()
     registry.register(metrics)
     shown = [line for line in generate_latest(registry).decode().splitlines() if line.startswith("kms_")]

@@ -53,7 +53,7 @@ async def test_an_endless_answer_is_cut_at_its_limit(read: Read) -> None:
 
     state = await read(handler, metrics=False)
     assert state.problems == ("health check: the answer is over 1024 KiB",)
-    assert sent < 16 * backend_state.HEALTH_BYTES
+    assert sent < 16 * backend_state.MAX_HEALTH_BYTES
 
 
 @pytest.mark.parametrize(

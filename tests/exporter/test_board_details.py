@@ -11,20 +11,20 @@ from services.exporter.history import History
 from services.exporter.model import (
     BackendState,
     Call,
-    Canary,
+    CanaryResult,
     Failure,
     Health,
-    KeySnapshot,
+    KeyInspection,
     Operation,
     ProbeResult,
-    Series,
+    Samples,
 )
-from services.exporter.web.cards import LISTED
+from services.exporter.web.cards import MAX_LISTED_VERSIONS
 from services.exporter.web.pages import Pages
 from shared.contract import KMS_DATA_KEYS, KMS_ROTATION_LAST_SUCCESS, CryptoMode
 from shared.kms.provider import KeyDescription, KeyVersion
 from shared.kms.reason import Reason
-from shared.server import application, registry
+from shared.server import create_application, create_registry
 
 NOW: Final = 1_768_469_400.0
 WELL: Final = Call(Operation.CANARY_DECRYPT, 0.0242)
@@ -33,16 +33,16 @@ WELL: Final = Call(Operation.CANARY_DECRYPT, 0.0242)
 @pytest.fixture
 def history() -> History:
     made = History(clock=lambda: NOW - 4)
-    made.keep([("ledger", "ledger-kek")], ["ledger"])
+    made.configure([("ledger", "ledger-kek")], ["ledger"])
     return made
 
 
 async def text(history: History) -> str:
     """All that stands on the board, its parts parted by bars."""
-    app = application(
+    app = create_application(
         "keypulse exporter",
-        registry(),
-        Pages(history, stale_after=180, clock=lambda: NOW).routes(),
+        create_registry(),
+        Pages(history, result_max_age=180, clock=lambda: NOW).build_routes(),
     )
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
         html = (await client.get("/")).text
@@ -52,10 +52,10 @@ async def text(history: History) -> str:
 def look(
     description: KeyDescription | None = None,
     permissions: dict[str, bool] | None = None,
-    canaries: tuple[Canary, ...] = (),
+    canaries: tuple[CanaryResult, ...] = (),
     wrong_aad: Call | None = None,
-) -> KeySnapshot:
-    return KeySnapshot("ledger", "ledger-kek", NOW - 20, description, permissions, canaries, wrong_aad, {})
+) -> KeyInspection:
+    return KeyInspection("ledger", "ledger-kek", NOW - 20, description, permissions, canaries, wrong_aad, {})
 
 
 async def test_versions_have_their_state_and_their_dates(history: History) -> None:
@@ -64,7 +64,7 @@ async def test_versions_have_their_state_and_their_dates(history: History) -> No
         KeyVersion("2", "DESTROY_SCHEDULED", "HSM", NOW + 5 * 86_400),
         KeyVersion("3", "ENABLED", "HSM", None),
     )
-    history.lifecycle(look(KeyDescription("3", NOW + 50 * 86_400, versions, 2)))
+    history.add_inspection(look(KeyDescription("3", NOW + 50 * 86_400, versions, 2)))
     shown = await text(history)
     assert "|As read|20 s ago|." in shown
     assert "|2|DESTROY_SCHEDULED|HSM|2026-01-20 09:30:00 UTC (|in 5 days|)|" in shown
@@ -76,7 +76,7 @@ async def test_versions_have_their_state_and_their_dates(history: History) -> No
 
 
 async def test_a_key_without_plan_and_primary_version_says_so(history: History) -> None:
-    history.lifecycle(look(KeyDescription(None, None, (), 1)))
+    history.add_inspection(look(KeyDescription(None, None, (), 1)))
     shown = await text(history)
     assert "|Next rotation|not planned|" in shown
     assert "|Primary version|none|" in shown
@@ -85,9 +85,9 @@ async def test_a_key_without_plan_and_primary_version_says_so(history: History) 
 
 
 async def test_permissions_and_canaries_are_listed(history: History) -> None:
-    lost = Canary("2", Call(Operation.CANARY_DECRYPT, 0.1, Failure(Reason.KEY_DISABLED, "said")))
+    lost = CanaryResult("2", Call(Operation.CANARY_DECRYPT, 0.1, Failure(Reason.KEY_DISABLED, "said")))
     accepted = Call(Operation.DECRYPT, 0.1, Failure(Reason.PLAINTEXT_MISMATCH, "accepted"))
-    history.lifecycle(look(None, {"a.use": False, "a.get": True}, (Canary("3", WELL), lost), accepted))
+    history.add_inspection(look(None, {"a.use": False, "a.get": True}, (CanaryResult("3", WELL), lost), accepted))
     shown = await text(history)
     assert "|Permissions|a.get: granted|a.use: missing|Canaries|" in shown
     assert "|Canaries|version 2: key_disabled|version 3: decrypted in 24 ms|" in shown
@@ -95,85 +95,85 @@ async def test_permissions_and_canaries_are_listed(history: History) -> None:
 
 
 async def test_versions_that_no_canary_watches_are_named_without_a_reproach(history: History) -> None:
-    history.probe(ProbeResult("ledger", "ledger-kek", NOW - 4, (Call(Operation.ENCRYPT, 0.0042),), None))
-    history.lifecycle(replace(look(), without_canary=("2", "1")))
+    history.add_probe(ProbeResult("ledger", "ledger-kek", NOW - 4, (Call(Operation.ENCRYPT, 0.0042),), None))
+    history.add_inspection(replace(look(), versions_without_canary=("2", "1")))
     shown = await text(history)
     assert "|None of versions 2, 1: nobody watches what was encrypted under them.|" in shown
     assert "1 of 2 in need of attention" not in shown
-    history.lifecycle(replace(look(canaries=(Canary("2", WELL),)), without_canary=("1",)))
+    history.add_inspection(replace(look(canaries=(CanaryResult("2", WELL),)), versions_without_canary=("1",)))
     assert "|version 2: decrypted in 24 ms|None of version 1: nobody watches what was encrypted under it.|" in (
         await text(history)
     )
 
 
 async def test_long_lists_are_cut_and_say_so(history: History) -> None:
-    numbers = [str(n) for n in range(1, LISTED + 4)]
+    numbers = [str(n) for n in range(1, MAX_LISTED_VERSIONS + 4)]
     versions = tuple(KeyVersion(number, "ENABLED", "HSM", None) for number in numbers)
-    history.lifecycle(
-        look(KeyDescription("1", None, versions, 2), canaries=tuple(Canary(number, WELL) for number in numbers))
+    history.add_inspection(
+        look(KeyDescription("1", None, versions, 2), canaries=tuple(CanaryResult(number, WELL) for number in numbers))
     )
     shown = await text(history)
     assert shown.count("|and 3 older ones|") == 2
-    assert shown.count("|ENABLED|") == LISTED
-    assert shown.count("decrypted in") == LISTED
+    assert shown.count("|ENABLED|") == MAX_LISTED_VERSIONS
+    assert shown.count("decrypted in") == MAX_LISTED_VERSIONS
 
 
 async def test_a_key_that_was_never_right_says_so(history: History) -> None:
     assert "|Last success|never|" in await text(history)
-    history.probe(ProbeResult("ledger", "ledger-kek", NOW - 61, (Call(Operation.ENCRYPT, 0.0042),), None))
+    history.add_probe(ProbeResult("ledger", "ledger-kek", NOW - 61, (Call(Operation.ENCRYPT, 0.0042),), None))
     assert "|Last success|1 min ago|" in await text(history)
     assert "|encrypt|4.2 ms|4.2 ms|decrypt|-|-|" in await text(history)
 
 
 async def test_a_backend_tells_its_last_answer_and_its_last_failure(history: History) -> None:
     assert "|Last answer|never|" in await text(history)
-    history.backend(BackendState("ledger", Health(CryptoMode.KMS, ready=True), NOW - 7200, 12.0))
+    history.add_backend_state(BackendState("ledger", Health(CryptoMode.KMS, ready=True), NOW - 7200, 12.0))
     shown = await text(history)
     assert "|Mode|kms|Ready|yes|Initialised|2 h ago|Decrypt errors|12|Last answer|4 s ago|" in shown
     assert "|Last failure|" not in shown
-    history.backend(BackendState("ledger", None, problems=("refused", "late")))
+    history.add_backend_state(BackendState("ledger", None, problems=("refused", "late")))
     shown = await text(history)
     assert "|Mode|" not in shown  # nothing stale
     assert "|Last failure|2026-01-15 09:29:56 UTC (|4 s ago|): refused; late|" in shown
 
 
 async def test_what_failed_while_all_of_it_started_is_no_last_failure_once_it_is_well(history: History) -> None:
-    history.backend(BackendState("ledger", None, problems=("health check: refused",)))
+    history.add_backend_state(BackendState("ledger", None, problems=("health check: refused",)))
     failed = Call(Operation.ENCRYPT, 0.01, Failure(Reason.UNAVAILABLE, "refused"))
-    history.probe(ProbeResult("ledger", "ledger-kek", NOW - 90, (failed,), None))
+    history.add_probe(ProbeResult("ledger", "ledger-kek", NOW - 90, (failed,), None))
     shown = await text(history)
     assert "): health check: refused|" in shown
     assert "): unavailable at encrypt.|" in shown
-    history.backend(BackendState("ledger", Health(CryptoMode.KMS, ready=True)))
-    history.probe(ProbeResult("ledger", "ledger-kek", NOW - 60, (Call(Operation.ENCRYPT, 0.01),), None))
+    history.add_backend_state(BackendState("ledger", Health(CryptoMode.KMS, ready=True)))
+    history.add_probe(ProbeResult("ledger", "ledger-kek", NOW - 60, (Call(Operation.ENCRYPT, 0.01),), None))
     shown = await text(history)
     assert "refused" not in shown
     assert "|Last failure|none since its first success.|All failures|" in shown
-    history.probe(ProbeResult("ledger", "ledger-kek", NOW - 30, (failed,), None))
-    history.probe(ProbeResult("ledger", "ledger-kek", NOW - 10, (Call(Operation.ENCRYPT, 0.01),), None))
+    history.add_probe(ProbeResult("ledger", "ledger-kek", NOW - 30, (failed,), None))
+    history.add_probe(ProbeResult("ledger", "ledger-kek", NOW - 10, (Call(Operation.ENCRYPT, 0.01),), None))
     assert "): unavailable at encrypt.|" in await text(history)  # this one was news
 
 
 async def test_a_backend_tells_how_many_data_keys_each_version_wraps_and_when_they_were_rotated(
     history: History,
 ) -> None:
-    keys: Series = {("2", "retired"): 2.0, ("11", "active"): 1.0, ("11", "retired"): 11.0, ("0", "retired"): 1.0}
+    keys: Samples = {("2", "retired"): 2.0, ("11", "active"): 1.0, ("11", "retired"): 11.0, ("0", "retired"): 1.0}
     keys = {**keys, ("3", "retired"): 0.0}
     health = Health(CryptoMode.KMS, ready=True)
-    history.backend(BackendState("ledger", health, keyring={KMS_DATA_KEYS: keys}))
+    history.add_backend_state(BackendState("ledger", health, keyring={KMS_DATA_KEYS: keys}))
     told = "|Data keys|12 under version 11 · 2 under version 2 · 1 under the local key"
     assert f"{told}|Last answer|" in await text(history)
-    rotated: Series = {("new-dek",): NOW - 3 * 86_400, ("rewrap-kek",): NOW - 9 * 86_400}
-    history.backend(BackendState("ledger", health, keyring={KMS_DATA_KEYS: keys, KMS_ROTATION_LAST_SUCCESS: rotated}))
+    rotated: Samples = {("new-dek",): NOW - 3 * 86_400, ("rewrap-kek",): NOW - 9 * 86_400}
+    history.add_backend_state(BackendState("ledger", health, keyring={KMS_DATA_KEYS: keys, KMS_ROTATION_LAST_SUCCESS: rotated}))
     assert f"{told}; last rotated|3 days ago|Last answer|" in await text(history)
-    history.backend(BackendState("ledger", health))
+    history.add_backend_state(BackendState("ledger", health))
     assert "|Data keys|" not in await text(history)
 
 
 async def test_what_a_backend_makes_up_of_its_data_keys_is_cut_and_escaped(history: History) -> None:
-    keys: Series = {(f"<b>{n}</b>", "active"): 1e300 for n in range(100)}
+    keys: Samples = {(f"<b>{n}</b>", "active"): 1e300 for n in range(100)}
     health = Health(CryptoMode.KMS, ready=True)
-    history.backend(BackendState("ledger", health, keyring={KMS_DATA_KEYS: keys}))
+    history.add_backend_state(BackendState("ledger", health, keyring={KMS_DATA_KEYS: keys}))
     shown = await text(history)
-    assert f"and {100 - LISTED} more|" in shown
+    assert f"and {100 - MAX_LISTED_VERSIONS} more|" in shown
     assert "version &lt;b&gt;0&lt;/b&gt;" in shown

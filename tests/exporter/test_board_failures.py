@@ -5,33 +5,33 @@ from typing import Final
 
 import httpx2
 
-from services.exporter.history import FAILURES, History
+from services.exporter.history import MAX_FAILURE_SPANS, History
 from services.exporter.model import Call, Failure, Operation, ProbeResult
 from services.exporter.web.pages import Pages
-from shared.kms.provider import Phase
+from shared.kms.provider import ConnectivityPhase
 from shared.kms.reason import Reason
-from shared.server import application, registry
+from shared.server import create_application, create_registry
 
 NOW: Final = 1_768_469_400.0
 HOUR: Final = 3600.0
 NAME: Final = "a/b & c?"
 
 
-def probe(history: History, at: float, reason: Reason | None = None, detail: str = "", *way: Phase) -> None:
+def probe(history: History, at: float, reason: Reason | None = None, detail: str = "", *way: ConnectivityPhase) -> None:
     call = Call(Operation.ENCRYPT, 0.01, Failure(reason, detail) if reason else None)
-    history.probe(ProbeResult("ledger", NAME, at, (call,), None, None, way))
+    history.add_probe(ProbeResult("ledger", NAME, at, (call,), None, None, way))
 
 
 def started() -> History:
     history = History(clock=lambda: NOW)
-    history.keep([("ledger", NAME)], [])
+    history.configure([("ledger", NAME)], [])
     return history
 
 
 async def page(history: History) -> str:
     """The page that the board links to."""
-    pages = Pages(history, stale_after=180, runbook="https://example.org/r", clock=lambda: NOW)
-    app = application("keypulse exporter", registry(), pages.routes())
+    pages = Pages(history, result_max_age=180, runbook_url="https://example.org/r", clock=lambda: NOW)
+    app = create_application("keypulse exporter", create_registry(), pages.build_routes())
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
         links = re.findall(r'href="(/history[^"]+)"', (await client.get("/")).text)
         answer = await client.get(links[0] if links else "/history", params=None if links else {"target": NAME})
@@ -65,7 +65,7 @@ async def test_after_a_quiet_hour_the_last_success_is_gone_and_the_failure_is_no
 
 async def test_the_newest_comes_first_each_with_its_way() -> None:
     history = started()
-    probe(history, NOW - 90, Reason.UNAVAILABLE, "this was before", Phase("dns", 0.1, "no such name"))
+    probe(history, NOW - 90, Reason.UNAVAILABLE, "this was before", ConnectivityPhase("dns", 0.1, "no such name"))
     probe(history, NOW - 60, Reason.PERMISSION_DENIED, "this came after")
     html = await page(history)
     assert html.index("this came after") < html.index("this was before")
@@ -75,17 +75,17 @@ async def test_the_newest_comes_first_each_with_its_way() -> None:
 
 async def test_no_more_are_shown_than_are_kept() -> None:
     history = started()
-    for n in range(FAILURES + 50):
+    for n in range(MAX_FAILURE_SPANS + 50):
         probe(history, NOW - 1000 + n, Reason.TIMEOUT if n % 2 else Reason.UNAVAILABLE, f"number {n}.")
     html = await page(history)
-    assert html.count('<li class="card failing">') == FAILURES
+    assert html.count('<li class="card failing">') == MAX_FAILURE_SPANS
     assert "number 149." in html
     assert "number 49." not in html
 
 
 async def all_of_them(history: History) -> str:
     """The page without a target."""
-    app = application("keypulse exporter", registry(), Pages(history, stale_after=180).routes())
+    app = create_application("keypulse exporter", create_registry(), Pages(history, result_max_age=180).build_routes())
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
         answer = await client.get("/history")
     assert answer.status_code == 200
@@ -94,21 +94,21 @@ async def all_of_them(history: History) -> str:
 
 async def test_without_a_target_the_last_failures_of_all_keys_are_shown_the_newest_first() -> None:
     history = History(clock=lambda: NOW)
-    history.keep([("ledger", NAME), ("vault", "<b>")], [])
+    history.configure([("ledger", NAME), ("vault", "<b>")], [])
     assert "No round trip has failed since the exporter started." in await all_of_them(history)
     probe(history, NOW - 90, Reason.UNAVAILABLE, "this was before")
     failure = Failure(Reason.KEY_DISABLED, "this came after")
-    history.probe(ProbeResult("vault", "<b>", NOW - 60, (Call(Operation.ENCRYPT, 0.01, failure),), None))
+    history.add_probe(ProbeResult("vault", "<b>", NOW - 60, (Call(Operation.ENCRYPT, 0.01, failure),), None))
     html = await all_of_them(history)
     assert html.index("this came after") < html.index("this was before")
     assert re.findall(r'<a href="/history\?target=([^"]+)">([^<]+)</a>', html) == [
         ("%3Cb%3E", "&lt;b&gt;"),
         ("a/b%20%26%20c%3F", "a/b &amp; c?"),
     ]
-    for n in range(FAILURES):
+    for n in range(MAX_FAILURE_SPANS):
         probe(history, NOW - 50 + n / 10, Reason.TIMEOUT if n % 2 else Reason.UNAVAILABLE, f"number {n}.")
     html = await all_of_them(history)
-    assert html.count('<li class="card failing">') == FAILURES
+    assert html.count('<li class="card failing">') == MAX_FAILURE_SPANS
     assert "this came after" not in html
 
 

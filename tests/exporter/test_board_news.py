@@ -6,12 +6,12 @@ import httpx2
 import pytest
 
 from services.exporter.history import History
-from services.exporter.model import BackendState, Call, Failure, Health, KeySnapshot, Operation, ProbeResult
+from services.exporter.model import BackendState, Call, Failure, Health, KeyInspection, Operation, ProbeResult
 from services.exporter.web.pages import Pages
 from shared.contract import CryptoMode
 from shared.kms.provider import KeyDescription
 from shared.kms.reason import Reason
-from shared.server import application, registry
+from shared.server import create_application, create_registry
 
 STALE: Final = 100.0
 
@@ -22,12 +22,12 @@ class Asking:
     def __init__(self) -> None:
         self.now = 10_000.0
         self.history = History(clock=lambda: self.now)
-        self.history.keep([("ledger", f"key-{n}") for n in range(1, 121)], ["ledger"])
+        self.history.configure([("ledger", f"key-{n}") for n in range(1, 121)], ["ledger"])
         self.restart()
 
     def restart(self) -> None:
-        pages = Pages(self.history, stale_after=STALE, clock=lambda: self.now)
-        self.app = application("keypulse exporter", registry(), pages.routes())
+        pages = Pages(self.history, result_max_age=STALE, clock=lambda: self.now)
+        self.app = create_application("keypulse exporter", create_registry(), pages.build_routes())
 
     async def get(self, path: str, **query: str | int) -> httpx2.Response:
         transport = httpx2.ASGITransport(app=self.app)
@@ -49,7 +49,7 @@ class Asking:
     def probe(self, target: str, reason: Reason | None = None, detail: str = "") -> None:
         failure = Failure(reason, detail) if reason else None
         call = Call(Operation.ENCRYPT, 0.01, failure)
-        self.history.probe(ProbeResult("ledger", target, self.now, (call,), None))
+        self.history.add_probe(ProbeResult("ledger", target, self.now, (call,), None))
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ async def test_a_cursor_brings_only_what_has_changed_since(board: Asking) -> Non
     cursor = (await board.news())["cursor"]
     assert (await board.news(cursor=cursor))["cards"] == {}
     board.probe("key-5", Reason.TIMEOUT)
-    board.history.backend(BackendState("ledger", Health(CryptoMode.KMS, ready=True)))
+    board.history.add_backend_state(BackendState("ledger", Health(CryptoMode.KMS, ready=True)))
     news = await board.news(cursor=cursor)
     assert len(news["cards"]) == 2
     assert news["sections"]["keys"]["order"][0] in news["cards"]
@@ -123,8 +123,8 @@ async def test_a_cursor_brings_only_what_has_changed_since(board: Asking) -> Non
 
 async def test_what_time_alone_does_changes_a_card_too(board: Asking) -> None:
     board.probe("key-5")
-    board.history.lifecycle(
-        KeySnapshot("ledger", "key-6", board.now, KeyDescription("1", board.now + 7, (), 1), None, (), None, {})
+    board.history.add_inspection(
+        KeyInspection("ledger", "key-6", board.now, KeyDescription("1", board.now + 7, (), 1), None, (), None, {})
     )
     cursor = (await board.news())["cursor"]
     board.now += 8
@@ -158,7 +158,7 @@ async def test_a_cursor_with_an_odd_time_is_answered(board: Asking, at: str) -> 
 async def test_a_reload_shows_what_is_new_and_forgets_what_is_gone(board: Asking) -> None:
     board.probe("key-1", Reason.TIMEOUT)
     cursor = (await board.news())["cursor"]
-    board.history.keep([("vault", "key-1"), ("vault", "new")], [])
+    board.history.configure([("vault", "key-1"), ("vault", "new")], [])
     news = await board.news(cursor=cursor)
     assert news["sections"]["backends"]["order"] == []
     assert len(news["cards"]) == 2
@@ -167,14 +167,14 @@ async def test_a_reload_shows_what_is_new_and_forgets_what_is_gone(board: Asking
 
 async def test_html_is_made_of_copies(board: Asking) -> None:
     """A look stays as it is, whatever happens while its HTML is made in a thread."""
-    from services.exporter.web.board import Asked, Heads, look
-    from services.exporter.web.cards import MaxAge
+    from services.exporter.web.board import BoardQuery, CardCache, build_board
+    from services.exporter.web.cards import MaxAges
 
     board.probe("key-1", Reason.TIMEOUT, "first")
-    heads = Heads(MaxAge(STALE, STALE))
-    seen = look(board.history, heads, Asked(), board.now)
-    shown = seen.sections[1].fresh[0].record
+    heads = CardCache(MaxAges(STALE, STALE))
+    seen = build_board(board.history, heads, BoardQuery(), board.now)
+    shown = seen.sections[1].changed_cards[0].history
     assert shown is not board.history.targets["key-1"]
     board.probe("key-1", Reason.TIMEOUT, "second")
-    assert shown.failures[-1].detail == "first"  # type: ignore[union-attr]
-    assert len(shown.trips.at) == 1  # type: ignore[union-attr]
+    assert shown.failure_spans[-1].detail == "first"  # type: ignore[union-attr]
+    assert len(shown.round_trips.ended_at) == 1  # type: ignore[union-attr]

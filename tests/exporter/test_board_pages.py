@@ -13,10 +13,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from services.exporter.history import History
 from services.exporter.model import Call, Failure, Operation, ProbeResult
 from services.exporter.web.pages import Pages
-from shared.auth import USER, Access, Token
+from shared.auth import USER_SCOPE_KEY, AccessPolicy, Token
 from shared.kms.reason import Reason
 from shared.secret_file import TokenFile
-from shared.server import application, registry
+from shared.server import create_application, create_registry
 from shared.settings import Role
 
 PATHS: Final = ("/", "/history?target=ledger-kek", "/api/board", "/board/board.js")
@@ -30,16 +30,16 @@ async def asking(
 ) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of a whole exporter's server that knows one key, `ledger-kek`, which fails."""
     history = History()
-    history.keep([("ledger", "ledger-kek")], [])
+    history.configure([("ledger", "ledger-kek")], [])
     failure = Failure(Reason.PERMISSION_DENIED, "no role")
-    history.probe(ProbeResult("ledger", "ledger-kek", NOW - 9, (Call(Operation.ENCRYPT, 0.01, failure),), None))
+    history.add_probe(ProbeResult("ledger", "ledger-kek", NOW - 9, (Call(Operation.ENCRYPT, 0.01, failure),), None))
     tokens = [Token("admin", Role.ADMIN, TokenFile(admin))] if admin else []
-    access = Access(tokens, {user: Role.VIEWER} if user else {})
-    pages = Pages(history, stale_after=180, clock=lambda: NOW)
-    app: ASGIApp = application("keypulse exporter", registry(), pages.routes(), access=access)
+    access = AccessPolicy(tokens, {user: Role.VIEWER} if user else {})
+    pages = Pages(history, result_max_age=180, clock=lambda: NOW)
+    app: ASGIApp = create_application("keypulse exporter", create_registry(), pages.build_routes(), access_policy=access)
 
     async def known(scope: Scope, receive: Receive, send: Send) -> None:
-        await app({**scope, USER: user}, receive, send)
+        await app({**scope, USER_SCOPE_KEY: user}, receive, send)
 
     transport = httpx2.ASGITransport(app=known if user else app)
     async with httpx2.AsyncClient(transport=transport, base_url=base) as client:

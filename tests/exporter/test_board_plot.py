@@ -7,7 +7,7 @@ import pytest
 from services.exporter.history import RoundTrips
 from services.exporter.model import Call, Failure, Operation, ProbeResult
 from services.exporter.web import words
-from services.exporter.web.plot import HEIGHT, WIDTH, Plot, plot
+from services.exporter.web.plot import HEIGHT, WIDTH, Plot, build_plot
 from shared.kms.reason import Reason
 
 NOW = 100_000.0
@@ -26,7 +26,7 @@ def hour(*tries: tuple[float, float | Reason]) -> RoundTrips:
 
 
 def drawn(trips: RoundTrips, now: float = NOW) -> Plot:
-    found = plot(trips, now)
+    found = build_plot(trips, now)
     assert found
     return found
 
@@ -36,10 +36,10 @@ def points(line: str) -> list[tuple[float, float]]:
 
 
 def test_nothing_in_the_hour_is_no_plot() -> None:
-    assert plot(hour(), NOW) is None
-    assert plot(hour((3600, 0.01)), NOW) is None
-    assert plot(hour((10, 0.01)), NOW + 3600) is None
-    assert plot(hour((0, 0.01)), NOW - 60) is None  # a clock that was set back
+    assert build_plot(hour(), NOW) is None
+    assert build_plot(hour((3600, 0.01)), NOW) is None
+    assert build_plot(hour((10, 0.01)), NOW + 3600) is None
+    assert build_plot(hour((0, 0.01)), NOW - 60) is None  # a clock that was set back
 
 
 def test_the_hour_goes_from_left_to_right_and_ten_times_as_long_is_a_step_of_its_own() -> None:
@@ -63,7 +63,7 @@ def test_the_hour_goes_from_left_to_right_and_ten_times_as_long_is_a_step_of_its
 )
 def test_the_scale_has_round_ticks_around_what_is_drawn(least: float, most: float, labels: list[str]) -> None:
     ticks = drawn(hour((60, least), (0, most))).ticks
-    assert [words.rounded(tick.seconds) for tick in ticks] == labels
+    assert [words.format_scale(tick.seconds) for tick in ticks] == labels
     assert all(0 <= above.y < below.y <= 100 for below, above in pairwise(ticks))
 
 
@@ -77,14 +77,14 @@ def test_one_spike_does_not_flatten_what_is_usual() -> None:
 
     assert amplitude(quiet) > HEIGHT / 5
     assert amplitude(spiked) > HEIGHT / 10
-    assert spiked.most == pytest.approx(2.2)
+    assert spiked.max_seconds == pytest.approx(2.2)
     assert points(spiked.encrypt[0])[-1][1] < HEIGHT / 5
 
 
 def test_of_several_in_half_a_minute_the_slowest_is_drawn() -> None:
     found = drawn(hour((5, 0.1), (4, 0.4), (3, 0.2)))
     assert [len(points(line)) for line in found.encrypt] == [1]
-    assert found.least == found.most == pytest.approx(0.4)
+    assert found.min_seconds == found.max_seconds == pytest.approx(0.4)
 
 
 def test_a_line_breaks_where_a_call_has_no_length_and_not_where_none_was_due() -> None:
@@ -96,14 +96,14 @@ def test_a_line_breaks_where_a_call_has_no_length_and_not_where_none_was_due() -
 
 def test_a_timeout_is_a_failure_with_a_length() -> None:
     found = drawn(hour((100, 0.1), (50, Reason.TIMEOUT)))
-    assert found.most == 5.0
+    assert found.max_seconds == 5.0
     assert len(found.failures) == 1
     assert [len(points(line)) for line in found.encrypt] == [2]
 
 
 def test_an_hour_of_failures_without_length_has_no_scale_and_its_failures() -> None:
     found = drawn(hour((10, Reason.INTERNAL)))
-    assert (found.least, found.most, found.ticks, len(found.failures)) == (None, None, (), 1)
+    assert (found.min_seconds, found.max_seconds, found.ticks, len(found.failures)) == (None, None, (), 1)
 
 
 def test_every_point_is_inside_of_the_picture() -> None:
@@ -121,24 +121,24 @@ def test_every_point_is_inside_of_the_picture() -> None:
     ],
 )  # fmt: skip
 def test_a_span_has_one_unit(seconds: float, told: str) -> None:
-    assert words.span(seconds) == told
+    assert words.format_duration(seconds) == told
 
 
 def test_times_are_told_in_utc_and_by_their_distance() -> None:
-    assert words.moment(1_768_469_400.9) == "2026-01-15 09:30:00 UTC"
-    assert words.short(1_768_469_400) == "15 Jan 09:30 UTC"
-    assert words.iso(1_768_469_400) == "2026-01-15T09:30:00Z"
-    assert (words.ago(10, 75), words.ago(75, 10), words.ago(5, 5)) == ("1 min ago", "in 1 min", "0 s ago")
+    assert words.format_time(1_768_469_400.9) == "2026-01-15 09:30:00 UTC"
+    assert words.format_short_time(1_768_469_400) == "15 Jan 09:30 UTC"
+    assert words.format_rfc3339(1_768_469_400) == "2026-01-15T09:30:00Z"
+    assert (words.format_age(10, 75), words.format_age(75, 10), words.format_age(5, 5)) == ("1 min ago", "in 1 min", "0 s ago")
 
 
 @pytest.mark.parametrize("at", [1e12, 1e300])
 def test_a_time_that_a_backend_made_up_breaks_nothing(at: float) -> None:
-    assert words.moment(at) == "9999-12-31 23:59:59 UTC"
-    assert words.iso(at) == "9999-12-31T23:59:59Z"
+    assert words.format_time(at) == "9999-12-31 23:59:59 UTC"
+    assert words.format_rfc3339(at) == "9999-12-31T23:59:59Z"
 
 
 @pytest.mark.parametrize(
     ("seconds", "told"), [(None, "-"), (0.0042, "4.2 ms"), (0.01, "10 ms"), (0.9994, "999 ms"), (1.25, "1.25 s")]
 )
 def test_a_duration_has_two_or_three_digits(seconds: float | None, told: str) -> None:
-    assert words.took(seconds) == told
+    assert words.format_latency(seconds) == told

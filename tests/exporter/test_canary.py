@@ -10,14 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.exporter.canary import MAX_BYTES, MAX_VERSIONS, CanaryFile
-from services.exporter.model import KeptCiphertext
+from services.exporter.canary import MAX_FILE_BYTES, MAX_CANARIES, CanaryFile
+from services.exporter.model import Canary
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
 
-def kept(version: int) -> KeptCiphertext:
-    return KeptCiphertext(str(version), b"\x00aad", b"\xffciphertext %d" % version, bytes(32), 1_700_000_000.25)
+def kept(version: int) -> Canary:
+    return Canary(str(version), b"\x00aad", b"\xffciphertext %d" % version, bytes(32), 1_700_000_000.25)
 
 
 def canary_file(folder: Path, target: str = "ledger-kek", key: str = KEY) -> CanaryFile:
@@ -28,7 +28,7 @@ def names(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
 
 
-def versions(canaries: tuple[KeptCiphertext, ...]) -> list[str]:
+def versions(canaries: tuple[Canary, ...]) -> list[str]:
     return [one.version for one in canaries]
 
 
@@ -62,7 +62,7 @@ async def test_what_has_not_changed_is_not_written_again(tmp_path: Path) -> None
 async def test_the_first_canary_of_a_version_stays(tmp_path: Path) -> None:
     file = canary_file(tmp_path)
     await file.sync(kept(1))
-    other = KeptCiphertext("1", b"", b"other", bytes(32), 0.0)
+    other = Canary("1", b"", b"other", bytes(32), 0.0)
     assert (await file.sync(other))[0] == (kept(1),)
     assert (await canary_file(tmp_path).sync(other))[0] == (kept(1),)
 
@@ -71,7 +71,7 @@ async def test_what_is_forgotten_is_gone_from_memory_and_disk(tmp_path: Path) ->
     file = canary_file(tmp_path)
     await file.sync(kept(1))
     await file.sync(kept(2))
-    assert versions((await file.sync(forget={"1"}))[0]) == ["2"]
+    assert versions((await file.sync(remove={"1"}))[0]) == ["2"]
     assert versions((await file.sync())[0]) == ["2"]
     assert versions((await canary_file(tmp_path).sync())[0]) == ["2"]
 
@@ -90,10 +90,10 @@ async def test_what_a_person_takes_out_of_the_file_stays_out(tmp_path: Path) -> 
 
 async def test_only_the_versions_that_came_last_are_kept(tmp_path: Path) -> None:
     file = canary_file(tmp_path)
-    for version in range(1, MAX_VERSIONS + 3):
+    for version in range(1, MAX_CANARIES + 3):
         await file.sync(kept(version))
-    assert versions((await canary_file(tmp_path).sync())[0]) == [str(n) for n in range(3, MAX_VERSIONS + 3)]
-    assert file.path.stat().st_size < MAX_BYTES
+    assert versions((await canary_file(tmp_path).sync())[0]) == [str(n) for n in range(3, MAX_CANARIES + 3)]
+    assert file.path.stat().st_size < MAX_FILE_BYTES
 
 
 async def test_exporters_that_share_a_folder_add_to_each_other(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from services.exporter.canary import KEPT_BAD, MAX_BYTES, CanaryFile
-from services.exporter.model import KeptCiphertext
+from services.exporter.canary import MAX_BAD_FILES, MAX_FILE_BYTES, CanaryFile
+from services.exporter.model import Canary
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
-ONE = KeptCiphertext("1", b"aad", b"ciphertext", bytes(32), 1_700_000_000.25)
-TWO = KeptCiphertext("2", b"aad", b"another ciphertext", bytes(32), 1_700_000_060.5)
+ONE = Canary("1", b"aad", b"ciphertext", bytes(32), 1_700_000_000.25)
+TWO = Canary("2", b"aad", b"another ciphertext", bytes(32), 1_700_000_060.5)
 
 
 def canary_file(folder: Path, key: str = KEY) -> CanaryFile:
@@ -40,7 +40,7 @@ def foreign(path: Path) -> None:
 
 
 def huge(path: Path) -> None:
-    path.write_bytes(b" " * MAX_BYTES + path.read_bytes())
+    path.write_bytes(b" " * MAX_FILE_BYTES + path.read_bytes())
 
 
 def directory(path: Path) -> None:
@@ -62,7 +62,7 @@ BAD: list[tuple[Callable[[Path], None], str]] = [
     (corrupt, "holds no canaries (json_invalid)"),
     (changed, "holds a canary that was changed"),
     (foreign, "holds canaries of another key"),
-    (huge, f"is larger than {MAX_BYTES} bytes"),
+    (huge, f"is larger than {MAX_FILE_BYTES} bytes"),
     (directory, "is no regular file"),
     (pipe, "is no regular file"),
     (link, "is a symbolic link"),
@@ -103,7 +103,7 @@ async def test_a_file_of_no_use_at_the_start_is_replaced_by_what_comes(
     [replace(ONE, version=version) for version in ("", "x", "-1", "1" * 20, "\u0661")]
     + [replace(ONE, plaintext_sha256=b"short")],
 )
-async def test_a_canary_that_no_exporter_wrote_is_not_taken_for_one(tmp_path: Path, no_canary: KeptCiphertext) -> None:
+async def test_a_canary_that_no_exporter_wrote_is_not_taken_for_one(tmp_path: Path, no_canary: Canary) -> None:
     await canary_file(tmp_path).sync(no_canary)
     canaries, (problem,) = await canary_file(tmp_path).sync()
     assert canaries == ()
@@ -118,11 +118,11 @@ async def test_a_defect_is_raised_to_whoever_waits() -> None:
 async def test_bad_files_take_no_place_of_one_another_and_are_bounded(tmp_path: Path) -> None:
     file = canary_file(tmp_path)
     told: list[str] = []
-    for number in range(KEPT_BAD + 2):
+    for number in range(MAX_BAD_FILES + 2):
         file.path.write_text(f"bad {number}")
         told += (await file.sync(ONE))[1]
     assert f"it is kept as {file.path.name}.bad2, and a new one takes its place" in told[1]
-    assert f"a new one takes its place; {KEPT_BAD} earlier bad ones are kept" in told[-1]
+    assert f"a new one takes its place; {MAX_BAD_FILES} earlier bad ones are kept" in told[-1]
     kept = {path.read_text() for path in bad(file).parent.glob("*.bad*")}
-    assert kept == {f"bad {number}" for number in range(KEPT_BAD)}
+    assert kept == {f"bad {number}" for number in range(MAX_BAD_FILES)}
     assert bad(file).read_text() == "bad 0"

@@ -14,11 +14,11 @@ import pytest
 
 from services.exporter import canary
 from services.exporter.canary import CanaryFile
-from services.exporter.model import KeptCiphertext
+from services.exporter.model import Canary
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
-ONE = KeptCiphertext("1", b"aad", b"ciphertext", bytes(32), 1_700_000_000.25)
-TWO = KeptCiphertext("2", b"aad", b"another ciphertext", bytes(32), 1_700_000_060.5)
+ONE = Canary("1", b"aad", b"ciphertext", bytes(32), 1_700_000_000.25)
+TWO = Canary("2", b"aad", b"another ciphertext", bytes(32), 1_700_000_060.5)
 
 
 def canary_file(folder: Path, key: str = KEY) -> CanaryFile:
@@ -139,7 +139,7 @@ async def test_a_disk_that_hangs_is_said_in_time_has_one_thread_and_loses_nothin
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await canary_file(tmp_path).sync(ONE)
-    awake, content = threading.Event(), canary._content
+    awake, content = threading.Event(), canary._read_bounded
     monkeypatch.setattr(canary, "_content", lambda path: (awake.wait(), content(path))[1])
     monkeypatch.setattr(canary, "DISK_SECONDS", 0.05)
     file = canary_file(tmp_path)

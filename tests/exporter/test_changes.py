@@ -2,14 +2,14 @@ from dataclasses import replace
 
 from structlog.testing import capture_logs
 
-from services.exporter.changes import Changes
+from services.exporter.changes import ChangeLog
 from services.exporter.model import (
     BackendState,
     Call,
-    Canary,
+    CanaryResult,
     Failure,
     Health,
-    KeySnapshot,
+    KeyInspection,
     Operation,
     ProbeResult,
 )
@@ -26,16 +26,16 @@ def result(failure: Failure | None = None, *, target: str = "ledger-kek") -> Pro
 
 
 def test_a_probe_is_told_of_when_its_reason_changes_and_not_each_time() -> None:
-    changes = Changes()
+    changes = ChangeLog()
     denied = Failure(Reason.PERMISSION_DENIED, "Permission 'cloudkms.cryptoKeyVersions.useToEncrypt' denied")
     with capture_logs() as logs:
         for failure in (None, denied, denied, Failure(Reason.TIMEOUT, "no answer within 5 s"), denied, None, None):
-            changes.probe(result(failure))
+            changes.log_probe(result(failure))
     assert [(line["event"], line.get("reason")) for line in logs] == [
-        ("the probe fails", "permission_denied"),
-        ("the probe fails", "timeout"),
-        ("the probe fails", "permission_denied"),
-        ("the probe is right again", None),
+        ("probe failed", "permission_denied"),
+        ("probe failed", "timeout"),
+        ("probe failed", "permission_denied"),
+        ("probe succeeded again", None),
     ]
     assert logs[0]["target"] == "ledger-kek"
     assert logs[0]["operation"] == "encrypt"
@@ -44,70 +44,70 @@ def test_a_probe_is_told_of_when_its_reason_changes_and_not_each_time() -> None:
 
 
 def test_a_probe_that_does_not_end_in_time_is_told_of_until_one_is_right() -> None:
-    changes = Changes()
+    changes = ChangeLog()
     with capture_logs() as logs:
-        changes.probe(result())
-        changes.overdue("backend", "ledger-kek")
-        changes.probe(result())
-    assert [line["event"] for line in logs] == ["no probe ended in time", "the probe is right again"]
+        changes.log_probe(result())
+        changes.log_expired_success("backend", "ledger-kek")
+        changes.log_probe(result())
+    assert [line["event"] for line in logs] == ["no probe finished in time", "probe succeeded again"]
     assert logs[0]["target"] == "ledger-kek"
 
 
 def test_a_services_changing_text_is_no_change() -> None:
-    changes = Changes()
+    changes = ChangeLog()
     with capture_logs() as logs:
-        changes.probe(result(Failure(Reason.UNAVAILABLE, "connection 1 refused")))
-        changes.probe(result(Failure(Reason.UNAVAILABLE, "connection 2 refused")))
+        changes.log_probe(result(Failure(Reason.UNAVAILABLE, "connection 1 refused")))
+        changes.log_probe(result(Failure(Reason.UNAVAILABLE, "connection 2 refused")))
     assert len(logs) == 1
 
 
 def test_an_internal_failure_is_told_once_with_its_trace_until_it_changes() -> None:
-    changes = Changes()
+    changes = ChangeLog()
     first, second = ZeroDivisionError("a"), KeyError("b")
     with capture_logs() as logs:
         for error in (first, first, second):
-            changes.probe(result(Failure(Reason.INTERNAL, repr(error), error)))
+            changes.log_probe(result(Failure(Reason.INTERNAL, repr(error), error)))
     assert [line["exc_info"] for line in logs] == [first, second]
 
 
 def test_one_target_does_not_speak_for_another() -> None:
-    changes = Changes()
+    changes = ChangeLog()
     with capture_logs() as logs:
         for target in ("a", "b", "a"):
-            changes.probe(result(Failure(Reason.TIMEOUT, "no answer"), target=target))
+            changes.log_probe(result(Failure(Reason.TIMEOUT, "no answer"), target=target))
     assert [line["target"] for line in logs] == ["a", "b"]
 
 
 def test_a_backend_is_told_of_when_it_goes_and_when_it_is_back() -> None:
-    changes = Changes()
+    changes = ChangeLog()
     with capture_logs() as logs:
         for state in (UP, DOWN, DOWN, HALF, UP, UP):
-            changes.backend([state])
+            changes.log_backend([state])
     assert [(line["event"], line["up"]) for line in logs] == [
-        ("the backend is down", False),
-        ("not all of the backend can be read", True),
-        ("the backend can be read again", True),
+        ("backend is down", False),
+        ("backend can be read only in part", True),
+        ("backend can be read again", True),
     ]
     assert logs[0]["problems"] == ("health check: refused",)
 
 
 def test_replicas_are_told_apart_and_one_that_is_gone_is_forgotten() -> None:
-    changes = Changes()
+    changes = ChangeLog()
     a, b = replace(DOWN, replica="127.0.0.1"), replace(UP, replica="127.0.0.2")
     with capture_logs() as logs:
         for states in ([a, b], [a, b], [b], [a, b]):
-            changes.backend(states)
-    assert [(line["event"], line["replica"]) for line in logs] == [("the backend is down", "127.0.0.1")] * 2
+            changes.log_backend(states)
+    assert [(line["event"], line["replica"]) for line in logs] == [("backend is down", "127.0.0.1")] * 2
 
 
-def look(*problems: str, canary: Failure | None = None, wrong_aad: Failure | None = None) -> KeySnapshot:
-    return KeySnapshot(
+def look(*problems: str, canary: Failure | None = None, wrong_aad: Failure | None = None) -> KeyInspection:
+    return KeyInspection(
         "backend",
         "ledger-kek",
         0.0,
         None,
         {"cloudkms.cryptoKeys.get": not problems},
-        (Canary("3", Call(Operation.CANARY_DECRYPT, 0.1, canary)),),
+        (CanaryResult("3", Call(Operation.CANARY_DECRYPT, 0.1, canary)),),
         Call(Operation.DECRYPT, 0.1, wrong_aad),
         {},
         problems,
@@ -115,29 +115,29 @@ def look(*problems: str, canary: Failure | None = None, wrong_aad: Failure | Non
 
 
 def test_a_look_at_a_key_is_told_of_when_it_finds_something_else() -> None:
-    changes = Changes()
+    changes = ChangeLog()
     disabled = Failure(Reason.KEY_DISABLED, "ledger/cryptoKeyVersions/3 is not enabled")
     accepted = Failure(Reason.PLAINTEXT_MISMATCH, "decrypt accepted another AAD than was encrypted with")
     with capture_logs() as logs:
-        changes.lifecycle(look())
-        changes.lifecycle(look("the key cannot be read: unavailable: connection 1 refused"))
-        changes.lifecycle(look("the key cannot be read: unavailable: connection 2 refused"))
-        changes.lifecycle(look(canary=disabled, wrong_aad=accepted))
-        changes.lifecycle(look())
+        changes.log_inspection(look())
+        changes.log_inspection(look("the key cannot be read: unavailable: connection 1 refused"))
+        changes.log_inspection(look("the key cannot be read: unavailable: connection 2 refused"))
+        changes.log_inspection(look(canary=disabled, wrong_aad=accepted))
+        changes.log_inspection(look())
     assert [line.get("problems") for line in logs] == [
         ("the key cannot be read: unavailable: connection 1 refused", "IAM does not grant cloudkms.cryptoKeys.get"),
         ("what version 3 encrypted cannot be decrypted: key_disabled", accepted.detail),
         None,
     ]
-    assert logs[-1]["event"] == "all is well with the key again"
+    assert logs[-1]["event"] == "key inspection finds no problems any more"
 
 
 def test_what_is_no_longer_watched_is_forgotten() -> None:
-    changes = Changes()
+    changes = ChangeLog()
     with capture_logs() as logs:
         for _ in range(2):
-            changes.probe(result(Failure(Reason.TIMEOUT, "no answer")))
-            changes.lifecycle(look("the key cannot be read: timeout: no answer"))
-            changes.backend([DOWN])
-            changes.watch([], [])
+            changes.log_probe(result(Failure(Reason.TIMEOUT, "no answer")))
+            changes.log_inspection(look("the key cannot be read: timeout: no answer"))
+            changes.log_backend([DOWN])
+            changes.configure([], [])
     assert len(logs) == 6

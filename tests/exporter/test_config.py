@@ -5,7 +5,7 @@ import pytest
 from services.exporter.config import Settings
 from shared.mistakes import ConfigurationError
 from shared.planned import ignored_keys
-from shared.settings import Address, load
+from shared.settings import Address, load_settings
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 CONTRACT = f"""
@@ -28,7 +28,7 @@ backends:
 def settings(tmp_path: Path, text: str) -> Settings:
     file = tmp_path / "exporter.yml"
     file.write_text(text)
-    return load(Settings, file)
+    return load_settings(Settings, file)
 
 
 def mistakes(tmp_path: Path, text: str) -> list[str]:

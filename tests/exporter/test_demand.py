@@ -4,10 +4,10 @@ from random import Random
 
 import pytest
 
-from services.exporter.demand import ClosedError, Demand
+from services.exporter.demand import ProbeClosedError, CoalescedProbe
 from services.exporter.model import Call, Operation, ProbeResult
-from services.exporter.scheduler import Beat, Job, repeat
-from shared.kms.provider import Phase
+from services.exporter.scheduler import NextRun, Job, run_jobs
+from shared.kms.provider import ConnectivityPhase
 
 pytestmark = pytest.mark.looptime
 
@@ -22,13 +22,13 @@ class Key:
         self.began: list[float] = []
         self.observed: list[ProbeResult] = []
         self.raises: BaseException | None = None
-        self.demand = Demand(
+        self.demand = CoalescedProbe(
             "backend",
             "ledger-kek",
             probe=self.probe,
-            way=self.way,
-            observe=self.observed.append,
-            places=places or asyncio.Semaphore(16),
+            measure_connectivity=self.way,
+            add_result=self.observed.append,
+            semaphore=places or asyncio.Semaphore(16),
             min_interval=MIN_INTERVAL,
         )
 
@@ -45,15 +45,15 @@ class Key:
             raise self.raises
         return ProbeResult("backend", "ledger-kek", at, (Call(Operation.ENCRYPT, 2.0),), None)
 
-    async def way(self) -> tuple[Phase, ...]:
+    async def way(self) -> tuple[ConnectivityPhase, ...]:
         self.ways += 1
         await asyncio.sleep(1)
-        return (Phase("dns", 1.0),)
+        return (ConnectivityPhase("dns", 1.0),)
 
 
 async def test_all_who_ask_while_a_probe_is_under_way_get_its_result_and_it_is_observed_once() -> None:
     key = Key()
-    results = await asyncio.gather(key.demand.now(), *(key.demand.recent() for _ in range(100)))
+    results = await asyncio.gather(key.demand.run(), *(key.demand.run_or_reuse() for _ in range(100)))
     assert len(key.began) == 1
     assert {id(result) for result in results} == {id(key.observed[0])}
     assert len(key.observed) == 1
@@ -61,49 +61,49 @@ async def test_all_who_ask_while_a_probe_is_under_way_get_its_result_and_it_is_o
 
 async def test_the_schedule_joins_a_probe_that_somebody_asked_for() -> None:
     key = Key()
-    asked = asyncio.create_task(key.demand.recent())
+    asked = asyncio.create_task(key.demand.run_or_reuse())
     await asyncio.sleep(1)
-    assert await key.demand.now() is await asked
+    assert await key.demand.run() is await asked
     assert len(key.observed) == 1
 
 
 async def test_who_asks_again_within_the_interval_gets_the_last_result_and_afterwards_a_new_one() -> None:
     key = Key()
-    first = await key.demand.recent()
+    first = await key.demand.run_or_reuse()
     await asyncio.sleep(MIN_INTERVAL - 0.01)
-    assert await key.demand.recent() is first
+    assert await key.demand.run_or_reuse() is first
     await asyncio.sleep(0.02)
-    assert await key.demand.recent() is not first
+    assert await key.demand.run_or_reuse() is not first
     assert len(key.observed) == 2
 
 
 async def test_what_the_schedule_found_answers_who_asks_just_after_it() -> None:
     key = Key()
-    scheduled = await key.demand.now()
-    assert await key.demand.recent() is scheduled
+    scheduled = await key.demand.run()
+    assert await key.demand.run_or_reuse() is scheduled
 
 
 async def test_the_schedule_always_gets_a_new_one() -> None:
     key = Key()
-    assert await key.demand.recent() is not await key.demand.now()
+    assert await key.demand.run_or_reuse() is not await key.demand.run()
 
 
 async def test_while_one_is_under_way_who_asks_gets_that_one_and_not_the_last() -> None:
     key = Key()
-    last = await key.demand.now()
-    scheduled = asyncio.create_task(key.demand.now())
+    last = await key.demand.run()
+    scheduled = asyncio.create_task(key.demand.run())
     await asyncio.sleep(1)
-    assert await key.demand.recent() is not last
+    assert await key.demand.run_or_reuse() is not last
     assert await scheduled is key.observed[-1]
     assert len(key.observed) == 2
 
 
-@pytest.mark.parametrize("ask", [Demand.recent, Demand.now])
-async def test_one_that_goes_away_ends_nothing_for_the_others(ask: Callable[[Demand], Awaitable[ProbeResult]]) -> None:
+@pytest.mark.parametrize("ask", [CoalescedProbe.run_or_reuse, CoalescedProbe.run])
+async def test_one_that_goes_away_ends_nothing_for_the_others(ask: Callable[[CoalescedProbe], Awaitable[ProbeResult]]) -> None:
     key = Key()
     gone = asyncio.ensure_future(ask(key.demand))
     await asyncio.sleep(0.5)
-    other = asyncio.create_task(key.demand.recent())
+    other = asyncio.create_task(key.demand.run_or_reuse())
     await asyncio.sleep(0.5)
     gone.cancel()
     await asyncio.wait({gone})
@@ -116,11 +116,11 @@ async def test_a_probe_whose_only_asker_went_away_is_still_observed() -> None:
     key = Key()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(1):
-            await key.demand.recent()
+            await key.demand.run_or_reuse()
     assert key.observed == []
     await asyncio.sleep(1.01)
     assert len(key.observed) == 1
-    assert await key.demand.recent() is key.observed[0]
+    assert await key.demand.run_or_reuse() is key.observed[0]
 
 
 async def test_no_more_probes_run_at_once_than_there_are_places_whoever_asks() -> None:
@@ -135,7 +135,7 @@ async def test_no_more_probes_run_at_once_than_there_are_places_whoever_asks() -
             await asyncio.sleep(0.1)
 
     watching = asyncio.create_task(watch())
-    await asyncio.gather(*(key.demand.now() for key in keys[:6]), *(key.demand.recent() for key in keys[6:]))
+    await asyncio.gather(*(key.demand.run() for key in keys[:6]), *(key.demand.run_or_reuse() for key in keys[6:]))
     watching.cancel()
     assert most == 3
     assert all(len(key.observed) == 1 for key in keys)
@@ -146,16 +146,16 @@ async def test_with_a_single_place_schedule_and_askers_do_not_wait_for_each_othe
     keys = [Key(places) for _ in range(3)]
 
     def job(key: Key) -> Job:
-        async def run() -> Beat:
-            await key.demand.now()
-            return Beat.NEXT
+        async def run() -> NextRun:
+            await key.demand.run()
+            return NextRun.ON_GRID
 
         return Job("probe", run)
 
     random = Random(1)  # noqa: S311  jitter, no secret
-    schedule = asyncio.create_task(repeat([job(key) for key in keys], interval=30, concurrency=1, random=random))
+    schedule = asyncio.create_task(run_jobs([job(key) for key in keys], interval=30, concurrency=1, random=random))
     async with asyncio.timeout(20):
-        await asyncio.gather(*(key.demand.recent() for key in reversed(keys)))
+        await asyncio.gather(*(key.demand.run_or_reuse() for key in reversed(keys)))
     await asyncio.sleep(3600)
     schedule.cancel()
     assert all(len(key.began) in range(119, 123) for key in keys)
@@ -164,55 +164,55 @@ async def test_with_a_single_place_schedule_and_askers_do_not_wait_for_each_othe
 
 async def test_the_way_is_measured_once_for_all_who_ask_and_no_more_often_than_the_interval() -> None:
     key = Key()
-    assert set(await asyncio.gather(*(key.demand.way() for _ in range(10)))) == {(Phase("dns", 1.0),)}
-    await key.demand.way()
+    assert set(await asyncio.gather(*(key.demand.measure_connectivity() for _ in range(10)))) == {(ConnectivityPhase("dns", 1.0),)}
+    await key.demand.measure_connectivity()
     assert key.ways == 1
     await asyncio.sleep(MIN_INTERVAL)
-    await key.demand.way()
+    await key.demand.measure_connectivity()
     assert key.ways == 2
 
 
 async def test_what_a_probe_raises_everybody_gets_and_the_next_one_is_tried() -> None:
     key = Key()
     key.raises = ZeroDivisionError("defect")
-    raised = await asyncio.gather(key.demand.now(), key.demand.recent(), return_exceptions=True)
+    raised = await asyncio.gather(key.demand.run(), key.demand.run_or_reuse(), return_exceptions=True)
     assert list(raised) == [key.raises, key.raises]
     key.raises = None
-    assert await key.demand.recent() is key.observed[0]
+    assert await key.demand.run_or_reuse() is key.observed[0]
 
 
 async def test_closed_it_ends_what_is_under_way_tells_who_waits_and_begins_nothing() -> None:
     before = asyncio.all_tasks()
     key = Key()
-    asked = [asyncio.ensure_future(ask()) for ask in (key.demand.recent, key.demand.now, key.demand.way)]
+    asked = [asyncio.ensure_future(ask()) for ask in (key.demand.run_or_reuse, key.demand.run, key.demand.measure_connectivity)]
     await asyncio.sleep(0.5)
     await key.demand.close()
     assert key.running == 0
-    assert [type(error) for error in await asyncio.gather(*asked, return_exceptions=True)] == [ClosedError] * 3
-    with pytest.raises(ClosedError):
-        await key.demand.now()
+    assert [type(error) for error in await asyncio.gather(*asked, return_exceptions=True)] == [ProbeClosedError] * 3
+    with pytest.raises(ProbeClosedError):
+        await key.demand.run()
     assert asyncio.all_tasks() == before
     assert key.observed == []
 
 
 async def test_ended_it_tells_who_waits_before_what_is_under_way_has_ended() -> None:
     key = Key()
-    asked = [asyncio.ensure_future(ask()) for ask in (key.demand.recent, key.demand.way)]
+    asked = [asyncio.ensure_future(ask()) for ask in (key.demand.run_or_reuse, key.demand.measure_connectivity)]
     await asyncio.sleep(0.5)
-    key.demand.end()
-    assert [type(error) for error in await asyncio.gather(*asked, return_exceptions=True)] == [ClosedError] * 2
-    with pytest.raises(ClosedError):
-        await key.demand.recent()
+    key.demand.cancel()
+    assert [type(error) for error in await asyncio.gather(*asked, return_exceptions=True)] == [ProbeClosedError] * 2
+    with pytest.raises(ProbeClosedError):
+        await key.demand.run_or_reuse()
 
 
 async def test_closed_while_it_waits_for_a_place_it_takes_none() -> None:
     places = asyncio.Semaphore(1)
     key = Key(places)
     async with places:
-        asked = asyncio.create_task(key.demand.recent())
+        asked = asyncio.create_task(key.demand.run_or_reuse())
         await asyncio.sleep(1)
         await key.demand.close()
     assert key.began == []
     assert not places.locked()
-    with pytest.raises(ClosedError):
+    with pytest.raises(ProbeClosedError):
         await asked

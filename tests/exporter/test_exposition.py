@@ -15,18 +15,18 @@ from services.exporter.metrics import ExporterMetrics
 from services.exporter.model import (
     BackendState,
     Call,
-    Canary,
+    CanaryResult,
     Failure,
     Health,
-    KeySnapshot,
+    KeyInspection,
     Operation,
     ProbeResult,
-    Read,
+    KeyRead,
 )
 from shared.contract import CryptoMode
 from shared.kms.provider import KeyDescription, KeyVersion
 from shared.kms.reason import Reason
-from shared.server import application, registry, serving
+from shared.server import create_application, create_registry, serve
 from shared.settings import Address
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.5"
@@ -36,7 +36,7 @@ HOSTILE = 'a"} 1\n# HELP x \\ # EOF\n'
 @pytest.fixture
 def process() -> CollectorRegistry:
     """`keypulse_build_info` and the metrics of this process."""
-    return registry()
+    return create_registry()
 
 
 @pytest.fixture
@@ -46,22 +46,22 @@ def metrics() -> ExporterMetrics:
     metrics = ExporterMetrics(targets, ["backend", HOSTILE])
     for service, target in targets:
         call = Call(Operation.ENCRYPT, 0.1, Failure(Reason.TIMEOUT, "late") if target == "b" else None)
-        metrics.observe(ProbeResult(service, target, 1.5, (call,), None))
+        metrics.add_probe(ProbeResult(service, target, 1.5, (call,), None))
     key = KeyDescription("1", None, (KeyVersion("1", "ENABLED", "HSM", 5.0),), 1)
     canaries = (
-        Canary("1", Call(Operation.CANARY_DECRYPT, 0.1, Failure(Reason.KEY_DISABLED, HOSTILE))),
-        Canary("2", call),
+        CanaryResult("1", Call(Operation.CANARY_DECRYPT, 0.1, Failure(Reason.KEY_DISABLED, HOSTILE))),
+        CanaryResult("2", call),
     )
-    metrics.lifecycle(KeySnapshot("backend", "b", 1.0, key, {"p": True}, canaries, call, {Read.GET_KEY: 1}))
+    metrics.add_inspection(KeyInspection("backend", "b", 1.0, key, {"p": True}, canaries, call, {KeyRead.GET_KEY: 1}))
     for replica in ("10.0.0.1", "10.0.0.2"):
-        metrics.show(BackendState("backend", Health(CryptoMode.KMS, ready=True), 1.0, 2.0, replica=replica))
-    metrics.show(BackendState(HOSTILE, None))
+        metrics.set_backend_states(BackendState("backend", Health(CryptoMode.KMS, ready=True), 1.0, 2.0, replica=replica))
+    metrics.set_backend_states(BackendState(HOSTILE, None))
     return metrics
 
 
 async def scrape(metrics: ExporterMetrics, process: CollectorRegistry, **headers: str) -> httpx2.Response:
-    exposition = Exposition(metrics.parts, process)
-    app = application("sample", registry(), [], exposition=exposition.answer)
+    exposition = Exposition(metrics.get_sources, process)
+    app = create_application("sample", create_registry(), [], handle_metrics=exposition.respond)
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://sample") as client:
         return await client.get("/metrics", headers=dict({"accept-encoding": "identity"}, **headers))
 
@@ -122,7 +122,7 @@ async def test_an_accept_header_that_makes_no_sense_is_answered(
 async def test_compressed_it_is_one_stream_of_the_same_text(
     accept: str, metrics: ExporterMetrics, process: CollectorRegistry
 ) -> None:
-    app = application("sample", registry(), [], exposition=Exposition(metrics.parts, process).answer)
+    app = create_application("sample", create_registry(), [], handle_metrics=Exposition(metrics.get_sources, process).respond)
     async with (
         httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://sample") as client,
         client.stream("GET", "/metrics", headers={"accept": accept, "accept-encoding": "gzip"}) as answer,
@@ -163,8 +163,8 @@ async def test_it_is_compressed_for_who_can_read_it(
 async def test_head_is_answered_like_get_without_the_body(
     coding: str, metrics: ExporterMetrics, process: CollectorRegistry
 ) -> None:
-    app = application("sample", process, [], exposition=Exposition(metrics.parts, process).answer)
-    async with serving(app, Address("127.0.0.1", 0)) as address:
+    app = create_application("sample", process, [], handle_metrics=Exposition(metrics.get_sources, process).respond)
+    async with serve(app, Address("127.0.0.1", 0)) as address:
         reader, writer = await asyncio.open_connection(address.host, address.port)
         head = f"HEAD /metrics HTTP/1.1\r\nHost: sample\r\nAccept-Encoding: {coding}\r\nConnection: close\r\n\r\n"
         writer.write(head.encode())

@@ -48,12 +48,12 @@ class Broken(Part):
 
 
 def shown(exposed: Exposition) -> list[str]:
-    return bytes(exposed.answer(SCRAPE).body).decode().splitlines()[2:]
+    return bytes(exposed.respond(SCRAPE).body).decode().splitlines()[2:]
 
 
 @asynccontextmanager
 async def ahead(exposed: Exposition, changed: asyncio.Event) -> AsyncIterator[asyncio.Task[None]]:
-    task = asyncio.create_task(exposed.keep_ahead(changed))
+    task = asyncio.create_task(exposed.encode_continuously(changed))
     await asyncio.sleep(0)  # it begins
     try:
         yield task
@@ -192,7 +192,7 @@ async def test_what_nobody_scrapes_is_not_encoded(until: Until) -> None:
         await until(taken)
         assert part.threads == []
         shown(exposed)
-        now = exposition.FORGOTTEN_AFTER + 1
+        now = exposition.FORMAT_IDLE_SECONDS + 1
         part.set(7)
         changed.set()
         await until(taken)
@@ -209,7 +209,7 @@ async def test_what_nobody_scrapes_any_more_takes_no_memory(until: Until) -> Non
 
     async with ahead(exposed, changed):
         shown(exposed)
-        now = exposition.FORGOTTEN_AFTER + 1
+        now = exposition.FORMAT_IDLE_SECONDS + 1
         changed.set()
         await until(taken)
         shown(exposed)
@@ -219,7 +219,7 @@ async def test_what_nobody_scrapes_any_more_takes_no_memory(until: Until) -> Non
 def test_what_is_forgotten_while_it_is_encoded_is_answered_whole() -> None:
     class Forgotten(Part):
         def collect(self) -> Iterable[Metric]:
-            exposed._text.forget()
+            exposed._text.clear()
             return super().collect()
 
     exposed = Exposition(lambda: [Part("a"), Forgotten("b")], CollectorRegistry())
@@ -245,4 +245,4 @@ async def test_a_part_with_a_defect_is_not_shown_and_said_once_and_the_others_go
         changed.set()
         await until(partial(shows, 'sample{part="a"} 14.0', 'sample{part="b"} 2.0'))
         assert not task.done()
-    assert [entry["event"] for entry in logged] == ["some metrics cannot be shown: a defect"]
+    assert [entry["event"] for entry in logged] == ["encoding metrics failed unexpectedly"]

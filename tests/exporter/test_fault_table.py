@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 import pytest
 
-from ops.kms_emulator.emulator import Emulator, start
+from ops.kms_emulator.emulator import Emulator, run_emulator
 from ops.kms_emulator.faults import Fault
 from ops.kms_emulator.model import Key, State
 from services.exporter import app
 from services.exporter.config import ProbeSettings, Settings, Target
 from services.exporter.model import Operation, ProbeResult
-from services.exporter.record import Record
+from services.exporter.record import Results
 from shared.kms.reason import Reason
-from shared.server import listening
+from shared.server import bind_socket
 from shared.settings import Address
 from tests.exporter.scraped import FREE, scraped
 from tests.faults import summary
@@ -64,10 +64,10 @@ def version(name: str, reason: Reason, breaks: Callable[[Key], Key], heals: Call
     row: Row
 
     async def broken(emulator: Emulator) -> None:
-        await emulator.store.change(row.key, breaks)
+        await emulator.store.update_key(row.key, breaks)
 
     async def healed(emulator: Emulator) -> None:
-        await emulator.store.change(row.key, heals)
+        await emulator.store.update_key(row.key, heals)
 
     row = Row(name, Operation.ENCRYPT, reason, broken, healed)
     return row
@@ -101,21 +101,21 @@ ROWS = (
         "version scheduled for destruction",
         Reason.KEY_DESTROYED,
         lambda key: key.with_destruction(1, time.time()),
-        lambda key: enabled(key.with_restored(1)),
+        lambda key: enabled(key.with_restored_version(1)),
     ),
 )
 
 
-class Watched(Record):
+class Watched(Results):
     """A record that keeps the end of each round trip: how soon one was right again says nothing of a scrape."""
 
     def __init__(self) -> None:
         super().__init__()
         self.ends: dict[str, list[tuple[float, bool]]] = {}
 
-    def probe(self, result: ProbeResult) -> None:
+    def add_probe(self, result: ProbeResult) -> None:
         super().probe(result)
-        self.ends.setdefault(result.target, []).append((result.at, result.failed is None))
+        self.ends.setdefault(result.target, []).append((result.ended_at, result.failed_call is None))
 
     def first(self, name: str, since: float, *, right: bool) -> float | None:
         """Seconds after `since` until a round trip ended right, or wrong."""
@@ -132,7 +132,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> Watched:
 
 @pytest.fixture
 async def kms() -> AsyncIterator[Emulator]:
-    async with start(keys=[row.key for row in ROWS]) as running:
+    async with run_emulator(keys=[row.key for row in ROWS]) as running:
         yield running
 
 
@@ -201,7 +201,7 @@ async def test_a_service_that_cannot_be_reached_is_unavailable_until_it_is_there
     until: Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]], request: pytest.FixtureRequest
 ) -> None:
     key = f"{RING}/ledger"
-    with listening(Address("127.0.0.1", 0)) as free:
+    with bind_socket(Address("127.0.0.1", 0)) as free:
         address = Address(*free.getsockname()[:2])
     target = Target(name="ledger-kek", service="backend", key=key, endpoint=str(address), insecure=True)
     probe = ProbeSettings(interval=INTERVAL, timeout=TIMEOUT)
@@ -216,7 +216,7 @@ async def test_a_service_that_cannot_be_reached_is_unavailable_until_it_is_there
             return (await scrape.values())["kms_probe_success backend ledger-kek"] == 1
 
         await until(unavailable)
-        await stack.enter_async_context(start(listen=address, keys=[key]))
+        await stack.enter_async_context(run_emulator(listen=address, keys=[key]))
         begin = time.monotonic()
         await until(healthy)
         cells = {"fault": "nobody listens", "operation": "encrypt", "reason": "unavailable"}

@@ -4,10 +4,10 @@ from array import array
 
 import pytest
 
-from services.exporter.history import FAILURES, ROUND_TRIPS, WINDOW, History, TargetRecord, quantile
-from services.exporter.model import BackendState, Call, Failure, Health, KeySnapshot, Operation, ProbeResult
+from services.exporter.history import MAX_FAILURE_SPANS, MAX_ROUND_TRIPS, ROUND_TRIP_WINDOW, History, TargetHistory, compute_quantile
+from services.exporter.model import BackendState, Call, Failure, Health, KeyInspection, Operation, ProbeResult
 from shared.contract import CryptoMode
-from shared.kms.provider import Phase
+from shared.kms.provider import ConnectivityPhase
 from shared.kms.reason import Reason
 
 DENIED = Failure(Reason.PERMISSION_DENIED, "Permission 'useToEncrypt' denied")
@@ -18,43 +18,43 @@ def right(at: float, *, target: str = "ledger-kek", encrypt: float = 0.004, decr
     return ProbeResult("backend", target, at, calls, "v/1")
 
 
-def wrong(at: float, failure: Failure = DENIED, *, seconds: float = 0.002, way: tuple[Phase, ...] = ()) -> ProbeResult:
-    return ProbeResult("backend", "ledger-kek", at, (Call(Operation.ENCRYPT, seconds, failure),), None, way=way)
+def wrong(at: float, failure: Failure = DENIED, *, seconds: float = 0.002, way: tuple[ConnectivityPhase, ...] = ()) -> ProbeResult:
+    return ProbeResult("backend", "ledger-kek", at, (Call(Operation.ENCRYPT, seconds, failure),), None, connectivity=way)
 
 
 @pytest.fixture
 def history() -> History:
     made = History(clock=lambda: 5000.0)
-    made.keep([("backend", "ledger-kek")], ["backend"])
+    made.configure([("backend", "ledger-kek")], ["backend"])
     return made
 
 
 @pytest.fixture
-def ledger(history: History) -> TargetRecord:
+def ledger(history: History) -> TargetHistory:
     return history.targets["ledger-kek"]
 
 
-def test_since_when_is_the_first_result_of_its_kind(history: History, ledger: TargetRecord) -> None:
-    assert (ledger.since, ledger.last_success) == (None, None)
+def test_since_when_is_the_first_result_of_its_kind(history: History, ledger: TargetHistory) -> None:
+    assert (ledger.status_since, ledger.last_success) == (None, None)
     for at in (10, 40):
-        history.probe(right(at))
-    assert (ledger.since, ledger.last_success) == (10, 40)
+        history.add_probe(right(at))
+    assert (ledger.status_since, ledger.last_success) == (10, 40)
     for at in (70, 100):
-        history.probe(wrong(at))
-    assert (ledger.since, ledger.last_success) == (70, 40)
-    history.probe(right(130))
-    assert (ledger.since, ledger.last_success) == (130, 130)
+        history.add_probe(wrong(at))
+    assert (ledger.status_since, ledger.last_success) == (70, 40)
+    history.add_probe(right(130))
+    assert (ledger.status_since, ledger.last_success) == (130, 130)
 
 
 def test_failures_of_one_kind_in_a_row_are_one_span_with_the_latest_words(
-    history: History, ledger: TargetRecord
+    history: History, ledger: TargetHistory
 ) -> None:
-    history.probe(wrong(10, Failure(Reason.UNAVAILABLE, "first")))
-    history.probe(wrong(40, Failure(Reason.UNAVAILABLE, "second")))
-    history.probe(wrong(70, Failure(Reason.TIMEOUT, "third")))
-    history.probe(right(100))
-    history.probe(wrong(130, Failure(Reason.TIMEOUT, "fourth")))
-    spans = [(span.first, span.last, span.count, span.reason, span.detail) for span in ledger.failures]
+    history.add_probe(wrong(10, Failure(Reason.UNAVAILABLE, "first")))
+    history.add_probe(wrong(40, Failure(Reason.UNAVAILABLE, "second")))
+    history.add_probe(wrong(70, Failure(Reason.TIMEOUT, "third")))
+    history.add_probe(right(100))
+    history.add_probe(wrong(130, Failure(Reason.TIMEOUT, "fourth")))
+    spans = [(span.first_at, span.last_at, span.count, span.reason, span.detail) for span in ledger.failure_spans]
     assert spans == [
         (10, 40, 2, Reason.UNAVAILABLE, "second"),
         (70, 70, 1, Reason.TIMEOUT, "third"),
@@ -62,117 +62,117 @@ def test_failures_of_one_kind_in_a_row_are_one_span_with_the_latest_words(
     ]
 
 
-def test_the_way_that_was_measured_once_stays_with_its_failures(history: History, ledger: TargetRecord) -> None:
-    way = (Phase("dns", 0.1, "no such name"),)
-    history.probe(wrong(10, way=way))
-    history.probe(wrong(40))
-    assert ledger.failures[-1].way == way
+def test_the_way_that_was_measured_once_stays_with_its_failures(history: History, ledger: TargetHistory) -> None:
+    way = (ConnectivityPhase("dns", 0.1, "no such name"),)
+    history.add_probe(wrong(10, way=way))
+    history.add_probe(wrong(40))
+    assert ledger.failure_spans[-1].connectivity == way
 
 
-def test_a_failure_outlives_the_hour_and_a_success_does_not(history: History, ledger: TargetRecord) -> None:
-    history.probe(wrong(0))
-    history.probe(right(30))
-    history.probe(right(31 + WINDOW))
-    assert list(ledger.trips.at) == [31 + WINDOW]
-    assert len(ledger.failures) == 1
+def test_a_failure_outlives_the_hour_and_a_success_does_not(history: History, ledger: TargetHistory) -> None:
+    history.add_probe(wrong(0))
+    history.add_probe(right(30))
+    history.add_probe(right(31 + ROUND_TRIP_WINDOW))
+    assert list(ledger.round_trips.ended_at) == [31 + ROUND_TRIP_WINDOW]
+    assert len(ledger.failure_spans) == 1
 
 
-def test_only_the_last_failures_are_kept_and_no_sentence_is_endless(history: History, ledger: TargetRecord) -> None:
-    for n in range(FAILURES + 20):
-        history.probe(wrong(2 * n, Failure(Reason.UNAVAILABLE, "x" * 100_000)))
-        history.probe(right(2 * n + 1))
-    assert len(ledger.failures) == FAILURES
-    assert ledger.failures[0].first == 40
-    assert {len(span.detail) for span in ledger.failures} == {500}
+def test_only_the_last_failures_are_kept_and_no_sentence_is_endless(history: History, ledger: TargetHistory) -> None:
+    for n in range(MAX_FAILURE_SPANS + 20):
+        history.add_probe(wrong(2 * n, Failure(Reason.UNAVAILABLE, "x" * 100_000)))
+        history.add_probe(right(2 * n + 1))
+    assert len(ledger.failure_spans) == MAX_FAILURE_SPANS
+    assert ledger.failure_spans[0].first_at == 40
+    assert {len(span.detail) for span in ledger.failure_spans} == {500}
 
 
-def test_the_quantiles_are_of_what_succeeded_or_timed_out(history: History, ledger: TargetRecord) -> None:
+def test_the_quantiles_are_of_what_succeeded_or_timed_out(history: History, ledger: TargetHistory) -> None:
     for n in range(98):
-        history.probe(right(n, encrypt=0.001))
-    history.probe(wrong(98, seconds=100.0))
+        history.add_probe(right(n, encrypt=0.001))
+    history.add_probe(wrong(98, seconds=100.0))
     for at in (99, 100):
-        history.probe(wrong(at, Failure(Reason.TIMEOUT, "late"), seconds=5.0))
-    assert quantile(ledger.trips.encrypt, 0.5) == pytest.approx(0.001)
-    assert quantile(ledger.trips.encrypt, 0.98) == pytest.approx(0.001)
-    assert quantile(ledger.trips.encrypt, 0.99) == 5.0
-    assert quantile(ledger.trips.decrypt, 1.0) == pytest.approx(0.006)
-    assert list(ledger.trips.ok) == [1] * 98 + [0] * 3
+        history.add_probe(wrong(at, Failure(Reason.TIMEOUT, "late"), seconds=5.0))
+    assert compute_quantile(ledger.round_trips.encrypt, 0.5) == pytest.approx(0.001)
+    assert compute_quantile(ledger.round_trips.encrypt, 0.98) == pytest.approx(0.001)
+    assert compute_quantile(ledger.round_trips.encrypt, 0.99) == 5.0
+    assert compute_quantile(ledger.round_trips.decrypt, 1.0) == pytest.approx(0.006)
+    assert list(ledger.round_trips.succeeded) == [1] * 98 + [0] * 3
 
 
 def test_a_quantile_is_the_nearest_rank() -> None:
-    assert quantile([], 0.5) is None
-    assert quantile(array("d", [float("nan")]), 0.5) is None
+    assert compute_quantile([], 0.5) is None
+    assert compute_quantile(array("d", [float("nan")]), 0.5) is None
     hundred = [float(n) for n in range(100, 0, -1)]
-    assert [quantile(hundred, q) for q in (0.0, 0.5, 0.95, 1.0)] == [1.0, 50.0, 95.0, 100.0]
+    assert [compute_quantile(hundred, q) for q in (0.0, 0.5, 0.95, 1.0)] == [1.0, 50.0, 95.0, 100.0]
 
 
-def test_a_clock_that_is_set_back_breaks_no_bound(history: History, ledger: TargetRecord) -> None:
-    for n in range(2 * ROUND_TRIPS):
-        history.probe(right(1_000_000 - n))
-    assert {len(column) for column in ledger.trips.columns} == {ROUND_TRIPS}
-    history.probe(right(1_000_000 + WINDOW + 1))
-    assert len(ledger.trips.at) == 1
+def test_a_clock_that_is_set_back_breaks_no_bound(history: History, ledger: TargetHistory) -> None:
+    for n in range(2 * MAX_ROUND_TRIPS):
+        history.add_probe(right(1_000_000 - n))
+    assert {len(column) for column in ledger.round_trips.columns} == {MAX_ROUND_TRIPS}
+    history.add_probe(right(1_000_000 + ROUND_TRIP_WINDOW + 1))
+    assert len(ledger.round_trips.ended_at) == 1
 
 
 def test_an_hour_of_a_thousand_targets_every_30_seconds_stays_under_20_megabytes() -> None:
     history = History()
     names = [f"target-{n}" for n in range(1000)]
-    history.keep([("backend", name) for name in names], [])
+    history.configure([("backend", name) for name in names], [])
     for name in names:
         for n in range(240):
-            history.probe(right(30.0 * n, target=name))
-    held = [column for record in history.targets.values() for column in record.trips.columns]
+            history.add_probe(right(30.0 * n, target=name))
+    held = [column for record in history.targets.values() for column in record.round_trips.columns]
     assert {len(column) for column in held} == {121}
     assert sum(column.__sizeof__() for column in held) < 4_000_000  # of 20 MB; the rest is for the sentences
 
 
-def test_a_copy_does_not_change_with_its_original(history: History, ledger: TargetRecord) -> None:
-    history.probe(wrong(1))
+def test_a_copy_does_not_change_with_its_original(history: History, ledger: TargetHistory) -> None:
+    history.add_probe(wrong(1))
     copy = ledger.copy(1.0)
-    history.probe(wrong(2))
-    assert [len(column) for column in copy.trips.columns] == [1, 1, 1, 1]
-    assert [span.count for span in copy.failures] == [1]
+    history.add_probe(wrong(2))
+    assert [len(column) for column in copy.round_trips.columns] == [1, 1, 1, 1]
+    assert [span.count for span in copy.failure_spans] == [1]
 
 
-def test_a_copy_holds_no_round_trip_that_is_older_than_an_hour_by_then(history: History, ledger: TargetRecord) -> None:
+def test_a_copy_holds_no_round_trip_that_is_older_than_an_hour_by_then(history: History, ledger: TargetHistory) -> None:
     for at in (0, 10):
-        history.probe(right(at))
-    assert list(ledger.copy(10.0).trips.at) == [0, 10]
-    assert list(ledger.copy(5 + WINDOW).trips.at) == [10]
-    assert [len(column) for column in ledger.copy(11 + WINDOW).trips.columns] == [0, 0, 0, 0]
-    assert list(ledger.trips.at) == [0, 10]
+        history.add_probe(right(at))
+    assert list(ledger.copy(10.0).round_trips.ended_at) == [0, 10]
+    assert list(ledger.copy(5 + ROUND_TRIP_WINDOW).round_trips.ended_at) == [10]
+    assert [len(column) for column in ledger.copy(11 + ROUND_TRIP_WINDOW).round_trips.columns] == [0, 0, 0, 0]
+    assert list(ledger.round_trips.ended_at) == [0, 10]
 
 
-def test_what_a_reload_took_out_is_forgotten_and_what_it_left_is_kept(history: History, ledger: TargetRecord) -> None:
-    history.probe(right(1))
-    history.backend(BackendState("backend", None, problems=("refused",)))
-    history.keep([("backend", "ledger-kek"), ("other", "second")], ["backend", "other"])
+def test_what_a_reload_took_out_is_forgotten_and_what_it_left_is_kept(history: History, ledger: TargetHistory) -> None:
+    history.add_probe(right(1))
+    history.add_backend_state(BackendState("backend", None, problems=("refused",)))
+    history.configure([("backend", "ledger-kek"), ("other", "second")], ["backend", "other"])
     assert history.targets["ledger-kek"] is ledger
-    assert history.targets["second"].last is None
+    assert history.targets["second"].last_result is None
     assert [(record.service, record.state is None) for record in history.backends.values()] == [
         ("backend", False),
         ("other", True),
     ]
-    history.keep([("other", "ledger-kek")], ["other"])
-    assert history.targets["ledger-kek"].last is None  # the same name, but of another service
+    history.configure([("other", "ledger-kek")], ["other"])
+    assert history.targets["ledger-kek"].last_result is None  # the same name, but of another service
     assert list(history.backends) == [("other", None)]
 
 
 def test_what_is_not_configured_leaves_no_trace(history: History) -> None:
     version = history.version
-    history.probe(right(1, target="gone"))
-    history.lifecycle(KeySnapshot("backend", "gone", 1.0, None, None, (), None, {}))
-    history.backend(BackendState("gone", None))
-    history.forget("backend", "10.0.0.9")
+    history.add_probe(right(1, target="gone"))
+    history.add_inspection(KeyInspection("backend", "gone", 1.0, None, None, (), None, {}))
+    history.add_backend_state(BackendState("gone", None))
+    history.remove_replica("backend", "10.0.0.9")
     assert history.version == version
     assert list(history.targets) == ["ledger-kek"]
     assert list(history.backends) == [("backend", None)]
 
 
-def test_the_last_snapshot_is_kept(history: History, ledger: TargetRecord) -> None:
-    snapshot = KeySnapshot("backend", "ledger-kek", 1.0, None, None, (), None, {})
-    history.lifecycle(snapshot)
-    assert ledger.snapshot is snapshot
+def test_the_last_snapshot_is_kept(history: History, ledger: TargetHistory) -> None:
+    snapshot = KeyInspection("backend", "ledger-kek", 1.0, None, None, (), None, {})
+    history.add_inspection(snapshot)
+    assert ledger.inspection is snapshot
     assert ledger.version == history.version
 
 
@@ -188,28 +188,28 @@ def test_a_backend_has_its_state_since_when_and_its_last_failure(history: Histor
         ]
     ):
         history.clock = lambda now=now: float(now)  # type: ignore[misc]
-        history.backend(state)
+        history.add_backend_state(state)
     (record,) = history.backends.values()
-    assert (record.at, record.since, record.last_success) == (4, 3, 4)
+    assert (record.read_at, record.health_since, record.last_success) == (4, 3, 4)
     assert record.last_failure == (4, ("metrics: HTTP 500",))
 
 
 def test_replicas_are_told_apart_and_take_the_place_of_the_backend_without_one(history: History) -> None:
     for replica in ("10.0.0.1", "10.0.0.2"):
-        history.backend(BackendState("backend", None, replica=replica))
+        history.add_backend_state(BackendState("backend", None, replica=replica))
     assert list(history.backends) == [("backend", "10.0.0.1"), ("backend", "10.0.0.2")]
-    history.forget("backend", "10.0.0.1")
+    history.remove_replica("backend", "10.0.0.1")
     assert list(history.backends) == [("backend", "10.0.0.2")]
-    history.forget("backend", "10.0.0.2")
+    history.remove_replica("backend", "10.0.0.2")
     assert list(history.backends) == [("backend", None)]  # it is still configured
 
 
-def test_every_change_has_a_higher_number(history: History, ledger: TargetRecord) -> None:
+def test_every_change_has_a_higher_number(history: History, ledger: TargetHistory) -> None:
     numbers = [history.version]
-    history.probe(right(1))
+    history.add_probe(right(1))
     numbers.append(ledger.version)
-    history.backend(BackendState("backend", None))
+    history.add_backend_state(BackendState("backend", None))
     numbers.append(history.backends["backend", None].version)
-    history.forget("backend", None)
+    history.remove_replica("backend", None)
     numbers.append(history.version)
     assert numbers == sorted(set(numbers))

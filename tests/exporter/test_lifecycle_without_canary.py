@@ -11,30 +11,30 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from ops.kms_emulator.model import Key, State
 from services.exporter.canary import CanaryFile
-from services.exporter.lifecycle import Lifecycle
+from services.exporter.lifecycle import KeyInspector
 from services.exporter.metrics import ExporterMetrics
-from services.exporter.model import KeySnapshot
-from shared.kms.gcp import GcpKey
-from shared.kms.provider import KeyDescription, KeyProvider
-from shared.kms.registry import connect
+from services.exporter.model import KeyInspection
+from shared.kms.gcp import GcpKmsKey
+from shared.kms.provider import KeyDescription, KmsKey
+from shared.kms.registry import connect_key
 from shared.kms.settings import KeySettings
 from tests.exporter.scraped import KEY
 
-Start = Callable[[], Lifecycle]
+Start = Callable[[], KeyInspector]
 DAY = 86400.0
 
 
 @pytest.fixture
-async def key(emulator: Emulator) -> AsyncIterator[KeyProvider]:
-    provider = connect(KeySettings(key=KEY, endpoint=str(emulator.address), insecure=True))
+async def key(emulator: Emulator) -> AsyncIterator[KmsKey]:
+    provider = connect_key(KeySettings(key=KEY, endpoint=str(emulator.address), insecure=True))
     yield provider
     await provider.close()
 
 
 @pytest.fixture
-def start(key: KeyProvider, tmp_path: Path) -> Start:
+def start(key: KmsKey, tmp_path: Path) -> Start:
     """Starts an exporter anew: nothing is in memory, the folder is what it was."""
-    return lambda: Lifecycle("backend", "ledger-kek", key, 5, CanaryFile(tmp_path, "ledger-kek", KEY).sync)
+    return lambda: KeyInspector("backend", "ledger-kek", key, 5, CanaryFile(tmp_path, "ledger-kek", KEY).sync)
 
 
 def rotated(key: Key) -> Key:
@@ -42,25 +42,25 @@ def rotated(key: Key) -> Key:
     return after.with_primary(len(after.versions), 0.0)
 
 
-def shown(look: KeySnapshot) -> list[float]:
+def shown(look: KeyInspection) -> list[float]:
     metrics = ExporterMetrics([("backend", "ledger-kek")], [])
-    metrics.lifecycle(look)
+    metrics.add_inspection(look)
     name = "kms_key_versions_without_canary"
     return [sample.value for family in metrics.collect() for sample in family.samples if sample.name == name]
 
 
 async def test_a_file_that_is_lost_while_nothing_runs_is_seen(emulator: Emulator, start: Start, tmp_path: Path) -> None:
     running = start()
-    await running.read()
-    await emulator.store.change(KEY, rotated)
-    look = await running.read()
-    assert (look.without_canary, shown(look)) == ((), [0])
-    assert (await start().read()).without_canary == ()  # as after any restart
-    await emulator.store.change(KEY, lambda key: key.with_state(1, State.DISABLED))
+    await running.inspect()
+    await emulator.store.update_key(KEY, rotated)
+    look = await running.inspect()
+    assert (look.versions_without_canary, shown(look)) == ((), [0])
+    assert (await start().inspect()).versions_without_canary == ()  # as after any restart
+    await emulator.store.update_key(KEY, lambda key: key.with_state(1, State.DISABLED))
     (file,) = await asyncio.to_thread(lambda: list(tmp_path.iterdir()))
     file.unlink()
-    look = await start().read()
-    assert (look.without_canary, shown(look)) == (("1",), [1])
+    look = await start().inspect()
+    assert (look.versions_without_canary, shown(look)) == (("1",), [1])
     assert look.problems == ()  # no failure: of versions that are older than the first start there never is one
 
 
@@ -68,41 +68,41 @@ async def test_versions_that_were_never_primary_yet_or_are_gone_for_good_need_no
     emulator: Emulator, start: Start
 ) -> None:
     for _ in range(11):
-        await emulator.store.change(KEY, rotated)
+        await emulator.store.update_key(KEY, rotated)
     now = emulator.store.clock()
-    await emulator.store.change(KEY, lambda key: key.with_primary(11, now).with_state(2, State.DISABLED))
-    await emulator.store.change(KEY, lambda key: key.with_destruction(3, now).with_destruction(4, now - 31 * DAY))
-    look = await start().read()
-    assert look.without_canary == ("10", "9", "8", "7", "6", "5", "3", "2", "1")
+    await emulator.store.update_key(KEY, lambda key: key.with_primary(11, now).with_state(2, State.DISABLED))
+    await emulator.store.update_key(KEY, lambda key: key.with_destruction(3, now).with_destruction(4, now - 31 * DAY))
+    look = await start().inspect()
+    assert look.versions_without_canary == ("10", "9", "8", "7", "6", "5", "3", "2", "1")
 
 
-class Between(GcpKey):
+class Between(GcpKmsKey):
     """A key in the moments after a rotation: another primary version is described than the one that encrypts."""
 
     primary: str | None = None
 
-    async def describe(self, *, timeout: float) -> KeyDescription:
-        return replace(await super().describe(timeout=timeout), primary=self.primary)
+    async def describe_key(self, *, timeout: float) -> KeyDescription:
+        return replace(await super().describe(timeout=timeout), primary_version=self.primary)
 
 
 async def test_without_a_primary_version_all_are_older_and_one_that_encrypted_just_now_has_its_canary(
     emulator: Emulator, tmp_path: Path
 ) -> None:
-    await emulator.store.change(KEY, rotated)
+    await emulator.store.update_key(KEY, rotated)
     between = Between(KEY, endpoint=str(emulator.address), insecure=True)
-    start = Lifecycle("backend", "ledger-kek", between, 5, CanaryFile(tmp_path, "ledger-kek", KEY).sync)
-    assert (await start.read()).without_canary == ("1",)
+    start = KeyInspector("backend", "ledger-kek", between, 5, CanaryFile(tmp_path, "ledger-kek", KEY).sync)
+    assert (await start.inspect()).versions_without_canary == ("1",)
     between.primary = "3"
-    assert (await start.read()).without_canary == ("1",)
+    assert (await start.inspect()).versions_without_canary == ("1",)
     await between.close()
 
 
 async def test_where_the_key_cannot_be_read_or_no_folder_is_configured_nothing_is_said(
-    emulator: Emulator, key: KeyProvider, start: Start
+    emulator: Emulator, key: KmsKey, start: Start
 ) -> None:
-    await emulator.store.change(KEY, rotated)
-    look = await Lifecycle("backend", "ledger-kek", key, 5).read()
-    assert (look.without_canary, shown(look)) == (None, [])
+    await emulator.store.update_key(KEY, rotated)
+    look = await KeyInspector("backend", "ledger-kek", key, 5).inspect()
+    assert (look.versions_without_canary, shown(look)) == (None, [])
     emulator.faults.add(Fault(kind="denied", operation="GetCryptoKey"))
-    look = await start().read()
-    assert (look.without_canary, shown(look)) == (None, [])
+    look = await start().inspect()
+    assert (look.versions_without_canary, shown(look)) == (None, [])

@@ -137,7 +137,7 @@ async def test_a_sigterm_during_a_stalled_probe_ends_it_with_0_at_once(tmp_path:
     def stop() -> tuple[float, int, bytes]:
         with started(config(tmp_path, str(emulator.address))) as (process, address):
             deadline = time.monotonic() + 15
-            while emulator.faults.active() and time.monotonic() < deadline:
+            while emulator.faults.list_active() and time.monotonic() < deadline:
                 time.sleep(0.02)
             with urllib.request.urlopen(f"http://{address}/-/ready", timeout=5) as answer:
                 ready: bytes = answer.read()
@@ -147,7 +147,7 @@ async def test_a_sigterm_during_a_stalled_probe_ends_it_with_0_at_once(tmp_path:
             return time.monotonic() - begin, code, ready
 
     seconds, code, ready = await asyncio.to_thread(stop)
-    assert not emulator.faults.active(), "the probe never reached the emulator"
+    assert not emulator.faults.list_active(), "the probe never reached the emulator"
     assert ready == b"ready\n"
     assert code == 0
     assert seconds < 5

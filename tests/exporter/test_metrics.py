@@ -69,7 +69,7 @@ def test_before_the_first_look_nothing_is_claimed(metrics: ExporterMetrics) -> N
 
 
 def test_the_bounds_of_1_and_10_seconds_are_written_as_the_contract_writes_them(metrics: ExporterMetrics) -> None:
-    metrics.observe(RIGHT)
+    metrics.add_probe(RIGHT)
     shown = text(metrics)
     labels = 'operation="decrypt",service="backend",target="ledger-kek"'
     assert f'kms_operation_duration_seconds_bucket{{le="1",{labels}}} 0.0' in shown
@@ -79,7 +79,7 @@ def test_the_bounds_of_1_and_10_seconds_are_written_as_the_contract_writes_them(
 
 
 def test_a_right_round_trip_counts_two_billable_calls_and_two_durations(metrics: ExporterMetrics) -> None:
-    metrics.observe(RIGHT)
+    metrics.add_probe(RIGHT)
     assert value(metrics, "kms_probe_success", **TARGET) == 1
     assert value(metrics, "kms_probes_total", **TARGET) == 1
     assert value(metrics, "kms_probe_last_success_timestamp_seconds", **TARGET) == 1_700_000_000.5
@@ -89,8 +89,8 @@ def test_a_right_round_trip_counts_two_billable_calls_and_two_durations(metrics:
 
 
 def test_a_timeout_is_a_duration_and_another_failure_is_none(metrics: ExporterMetrics) -> None:
-    metrics.observe(failed(Operation.ENCRYPT, Reason.TIMEOUT, 5.0))
-    metrics.observe(failed(Operation.ENCRYPT, Reason.UNAVAILABLE, 0.001))
+    metrics.add_probe(failed(Operation.ENCRYPT, Reason.TIMEOUT, 5.0))
+    metrics.add_probe(failed(Operation.ENCRYPT, Reason.UNAVAILABLE, 0.001))
     labels = {**TARGET, "operation": "encrypt"}
     assert value(metrics, "kms_operation_duration_seconds_count", **labels) == 1
     assert value(metrics, "kms_operation_duration_seconds_sum", **labels) == 5
@@ -100,14 +100,14 @@ def test_a_timeout_is_a_duration_and_another_failure_is_none(metrics: ExporterMe
 
 
 def test_a_failure_leaves_the_time_of_the_last_success(metrics: ExporterMetrics) -> None:
-    metrics.observe(RIGHT)
-    metrics.observe(failed(Operation.DECRYPT, Reason.KEY_DISABLED, 0.1))
+    metrics.add_probe(RIGHT)
+    metrics.add_probe(failed(Operation.DECRYPT, Reason.KEY_DISABLED, 0.1))
     assert value(metrics, "kms_probe_success", **TARGET) == 0
     assert value(metrics, "kms_probe_last_success_timestamp_seconds", **TARGET) == 1_700_000_000.5
 
 
 def test_a_healthy_backend_has_all_five_families(metrics: ExporterMetrics) -> None:
-    metrics.show(HEALTHY)
+    metrics.set_backend_states(HEALTHY)
     assert value(metrics, "crypto_backend_up", service="backend") == 1
     assert value(metrics, "crypto_mode", service="backend") == 1
     assert value(metrics, "crypto_ready", service="backend") == 1
@@ -116,28 +116,28 @@ def test_a_healthy_backend_has_all_five_families(metrics: ExporterMetrics) -> No
 
 
 def test_a_backend_without_errors_shows_0_so_that_the_first_one_is_an_increase(metrics: ExporterMetrics) -> None:
-    metrics.show(replace(HEALTHY, init_timestamp=0.0, decryption_errors=0.0))
+    metrics.set_backend_states(replace(HEALTHY, init_timestamp=0.0, decryption_errors=0.0))
     assert value(metrics, "crypto_decryption_errors_total", service="backend") == 0
     assert value(metrics, "crypto_init_timestamp_seconds", service="backend") == 0
 
 
 def test_a_backend_in_env_mode_that_is_not_ready_shows_zeros(metrics: ExporterMetrics) -> None:
-    metrics.show(BackendState("backend", Health(CryptoMode.ENV, ready=False)))
+    metrics.set_backend_states(BackendState("backend", Health(CryptoMode.ENV, ready=False)))
     assert value(metrics, "crypto_backend_up", service="backend") == 1
     assert value(metrics, "crypto_mode", service="backend") == 0
     assert value(metrics, "crypto_ready", service="backend") == 0
 
 
 def test_of_a_backend_that_cannot_be_read_only_up_is_left(metrics: ExporterMetrics) -> None:
-    metrics.show(HEALTHY)
-    metrics.show(BackendState("backend", None, problems=("health check: refused",)))
+    metrics.set_backend_states(HEALTHY)
+    metrics.set_backend_states(BackendState("backend", None, problems=("health check: refused",)))
     left = [s for family in metrics.collect() for s in family.samples if s.name.startswith("crypto_")]
     assert [(sample.name, sample.value) for sample in left] == [("crypto_backend_up", 0)]
 
 
 def test_without_readable_metrics_a_backend_keeps_mode_and_ready(metrics: ExporterMetrics) -> None:
-    metrics.show(HEALTHY)
-    metrics.show(BackendState("backend", Health(CryptoMode.KMS, ready=True), problems=("metrics: HTTP 500",)))
+    metrics.set_backend_states(HEALTHY)
+    metrics.set_backend_states(BackendState("backend", Health(CryptoMode.KMS, ready=True), problems=("metrics: HTTP 500",)))
     assert value(metrics, "crypto_mode", service="backend") == 1
     assert value(metrics, "crypto_ready", service="backend") == 1
     assert value(metrics, "crypto_init_timestamp_seconds", service="backend") is None
@@ -145,17 +145,17 @@ def test_without_readable_metrics_a_backend_keeps_mode_and_ready(metrics: Export
 
 
 def test_a_backend_that_was_restarted_shows_its_smaller_counter(metrics: ExporterMetrics) -> None:
-    metrics.show(HEALTHY)
-    metrics.show(BackendState("backend", Health(CryptoMode.KMS, ready=True), 1_700_000_500.0, 2.0))
+    metrics.set_backend_states(HEALTHY)
+    metrics.set_backend_states(BackendState("backend", Health(CryptoMode.KMS, ready=True), 1_700_000_500.0, 2.0))
     assert value(metrics, "crypto_decryption_errors_total", service="backend") == 2
 
 
 def test_each_replica_is_shown_by_its_address_and_disappears_with_it(metrics: ExporterMetrics) -> None:
     one, two = (replace(HEALTHY, replica=address) for address in ("10.0.0.1", "fd00::2"))
-    metrics.show(one, two)
+    metrics.set_backend_states(one, two)
     assert value(metrics, "crypto_mode", service="backend", replica="10.0.0.1") == 1
     assert value(metrics, "crypto_decryption_errors_total", service="backend", replica="fd00::2") == 17
-    metrics.show(one, BackendState("backend", None, replica="fd00::3"))
+    metrics.set_backend_states(one, BackendState("backend", None, replica="fd00::3"))
     shown = {
         (s.labels.get("replica"), s.value)
         for f in metrics.collect()
@@ -166,26 +166,26 @@ def test_each_replica_is_shown_by_its_address_and_disappears_with_it(metrics: Ex
 
 
 def test_a_backend_that_is_read_as_a_whole_has_no_replica(metrics: ExporterMetrics) -> None:
-    metrics.show(HEALTHY)
+    metrics.set_backend_states(HEALTHY)
     assert "replica" not in text(metrics)
 
 
 def test_a_reload_starts_the_new_at_0_drops_the_old_and_keeps_the_rest(metrics: ExporterMetrics) -> None:
-    metrics.observe(RIGHT)
-    metrics.show(HEALTHY)
-    metrics.watch([("backend", "ledger-kek"), ("backend", "new-kek")], ["other"])
+    metrics.add_probe(RIGHT)
+    metrics.set_backend_states(HEALTHY)
+    metrics.configure([("backend", "ledger-kek"), ("backend", "new-kek")], ["other"])
     assert value(metrics, "kms_probes_total", **TARGET) == 1
     assert value(metrics, "kms_probes_total", service="backend", target="new-kek") == 0
     assert value(metrics, "crypto_mode", service="backend") is None
-    metrics.watch([("backend", "new-kek")], [])
+    metrics.configure([("backend", "new-kek")], [])
     assert "ledger-kek" not in text(metrics)
 
 
 def test_what_was_under_way_when_a_reload_took_its_target_out_brings_nothing_back(metrics: ExporterMetrics) -> None:
-    metrics.watch([], [])
+    metrics.configure([], [])
     metrics.changed.clear()
-    metrics.observe(RIGHT)
-    metrics.show(HEALTHY)
+    metrics.add_probe(RIGHT)
+    metrics.set_backend_states(HEALTHY)
     assert [s for family in metrics.collect() for s in family.samples] == []
     assert not metrics.changed.is_set()
 
@@ -199,8 +199,8 @@ def test_hostile_label_values_are_escaped() -> None:
 
 
 def test_promtool_has_nothing_to_say(metrics: ExporterMetrics) -> None:
-    metrics.observe(RIGHT)
-    metrics.show(HEALTHY)
+    metrics.add_probe(RIGHT)
+    metrics.set_backend_states(HEALTHY)
     shown = text(metrics)
     verdict = subprocess.run(
         ["promtool", "check", "metrics"], input=shown, capture_output=True, text=True, timeout=30, check=False

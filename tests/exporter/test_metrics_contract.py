@@ -10,15 +10,15 @@ from services.exporter.metrics import ExporterMetrics
 from services.exporter.model import (
     BackendState,
     Call,
-    Canary,
+    CanaryResult,
     Failure,
     Health,
-    KeySnapshot,
+    KeyInspection,
     Operation,
     ProbeResult,
-    Read,
+    KeyRead,
 )
-from shared.contract import KEYRING_FAMILIES, CryptoMode
+from shared.contract import KEYRING_METRIC_LABELS, CryptoMode
 from shared.kms.provider import KeyDescription, KeyVersion
 from shared.kms.reason import Reason
 
@@ -59,14 +59,14 @@ def rows(table: str) -> Rows:
 def families() -> dict[str, Metric]:
     """Everything that can be known of one target and one service, by the names that samples have."""
     metrics = ExporterMetrics([("backend", "ledger-kek")], ["backend"])
-    keyring = {name: {labels: 1.0} for name, labels in KEYRING_FAMILIES.items()}
-    metrics.show(BackendState("backend", Health(CryptoMode.KMS, ready=True), 1.0, 2.0, keyring=keyring))
-    metrics.observe(ProbeResult("backend", "ledger-kek", 1.0, (Call(Operation.ENCRYPT, 0.1),), None))
+    keyring = {name: {labels: 1.0} for name, labels in KEYRING_METRIC_LABELS.items()}
+    metrics.set_backend_states(BackendState("backend", Health(CryptoMode.KMS, ready=True), 1.0, 2.0, keyring=keyring))
+    metrics.add_probe(ProbeResult("backend", "ledger-kek", 1.0, (Call(Operation.ENCRYPT, 0.1),), None))
     key = KeyDescription("1", 5.0, (KeyVersion("1", "ENABLED", "HSM", 5.0),), 1)
-    canary = Canary("1", Call(Operation.CANARY_DECRYPT, 0.1, Failure(Reason.KEY_DISABLED, "because")))
+    canary = CanaryResult("1", Call(Operation.CANARY_DECRYPT, 0.1, Failure(Reason.KEY_DISABLED, "because")))
     wrong_aad = Call(Operation.DECRYPT, 0.1)
-    seen = (key, {"p": True}, (canary,), wrong_aad, {Read.GET_KEY: 1})
-    metrics.lifecycle(KeySnapshot("backend", "ledger-kek", 1.0, *seen, without_canary=("1",)))
+    seen = (key, {"p": True}, (canary,), wrong_aad, {KeyRead.GET_KEY: 1})
+    metrics.add_inspection(KeyInspection("backend", "ledger-kek", 1.0, *seen, versions_without_canary=("1",)))
     return {f"{family.name}_total" if family.type == "counter" else family.name: family for family in metrics.collect()}
 
 

@@ -5,35 +5,35 @@ from dataclasses import replace
 import pytest
 
 from services.exporter.metrics import ExporterMetrics
-from services.exporter.model import Call, Canary, Failure, KeySnapshot, Operation, Read
+from services.exporter.model import Call, CanaryResult, Failure, KeyInspection, Operation, KeyRead
 from shared.kms.provider import KeyDescription, KeyVersion
 from shared.kms.reason import Reason
 
 KEY = KeyDescription(
-    primary="3",
-    next_rotation=1_800_000_000.0,
+    primary_version="3",
+    next_rotation_at=1_800_000_000.0,
     versions=(
         KeyVersion("1", "DESTROYED", "SOFTWARE", None),
         KeyVersion("2", "DESTROY_SCHEDULED", "SOFTWARE", 1_750_000_000.0),
         KeyVersion("3", "ENABLED", "HSM", None),
         KeyVersion("4", "ENABLED", "HSM", None),
     ),
-    reads=2,
+    call_count=2,
 )
 ALL_STATES_OF_CLOUD_KMS = {
     "PENDING_GENERATION", "ENABLED", "DISABLED", "DESTROYED", "DESTROY_SCHEDULED", "PENDING_IMPORT", "IMPORT_FAILED",
     "GENERATION_FAILED", "PENDING_EXTERNAL_DESTRUCTION", "EXTERNAL_DESTRUCTION_FAILED",
 }  # fmt: skip
 ENCRYPT, DECRYPT = "cloudkms.cryptoKeyVersions.useToEncrypt", "cloudkms.cryptoKeyVersions.useToDecrypt"
-WHOLE = KeySnapshot(
+WHOLE = KeyInspection(
     "backend",
     "ledger-kek",
     1_700_000_000.0,
     KEY,
     {ENCRYPT: True, DECRYPT: False},
-    (Canary("1", Call(Operation.CANARY_DECRYPT, 0.3)),),
+    (CanaryResult("1", Call(Operation.CANARY_DECRYPT, 0.3)),),
     None,
-    {Read.GET_KEY: 1, Read.LIST_VERSIONS: 2, Read.TEST_PERMISSIONS: 1},
+    {KeyRead.GET_KEY: 1, KeyRead.LIST_VERSIONS: 2, KeyRead.TEST_PERMISSIONS: 1},
 )
 
 
@@ -58,7 +58,7 @@ def keys_families(metrics: ExporterMetrics) -> set[str]:
 
 
 def test_a_key_is_shown_whole(metrics: ExporterMetrics) -> None:
-    metrics.lifecycle(WHOLE)
+    metrics.add_inspection(WHOLE)
     assert shown(metrics, "kms_key_primary_version") == {"": 3}
     assert shown(metrics, "kms_key_next_rotation_timestamp_seconds") == {"": 1_800_000_000}
     assert shown(metrics, "kms_key_version_destroy_timestamp_seconds", "version") == {"2": 1_750_000_000}
@@ -66,7 +66,7 @@ def test_a_key_is_shown_whole(metrics: ExporterMetrics) -> None:
 
 
 def test_versions_are_counted_by_state_and_every_known_state_is_there(metrics: ExporterMetrics) -> None:
-    metrics.lifecycle(WHOLE)
+    metrics.add_inspection(WHOLE)
     counted = {"DESTROYED": 1, "DESTROY_SCHEDULED": 1, "ENABLED": 2}
     assert shown(metrics, "kms_key_versions", "state") == dict.fromkeys(ALL_STATES_OF_CLOUD_KMS, 0) | counted
 
@@ -82,28 +82,28 @@ def test_the_known_states_are_those_of_googles_own_client() -> None:
 
 def test_a_state_that_is_newer_than_we_are_is_shown_as_it_is_called(metrics: ExporterMetrics) -> None:
     new = KeyVersion("5", "17", "HSM", None)
-    metrics.lifecycle(replace(WHOLE, description=replace(KEY, versions=(*KEY.versions, new))))
+    metrics.add_inspection(replace(WHOLE, description=replace(KEY, versions=(*KEY.versions, new))))
     assert shown(metrics, "kms_key_versions", "state")["17"] == 1
 
 
 def test_without_a_primary_a_rotation_or_a_destruction_their_gauges_are_absent(metrics: ExporterMetrics) -> None:
-    metrics.lifecycle(WHOLE)
+    metrics.add_inspection(WHOLE)
     restored = tuple(replace(version, destroy_at=None) for version in KEY.versions)
-    metrics.lifecycle(replace(WHOLE, description=KeyDescription(None, None, restored, 2)))
+    metrics.add_inspection(replace(WHOLE, description=KeyDescription(None, None, restored, 2)))
     assert keys_families(metrics) == {"kms_key_versions", "kms_key_permission", "kms_key_problems"}
 
 
 def test_of_a_key_that_cannot_be_read_nothing_old_is_shown(metrics: ExporterMetrics) -> None:
-    metrics.lifecycle(WHOLE)
-    metrics.lifecycle(replace(WHOLE, description=None, problems=("cloudkms.cryptoKeys.get is not granted",)))
+    metrics.add_inspection(WHOLE)
+    metrics.add_inspection(replace(WHOLE, description=None, problems=("cloudkms.cryptoKeys.get is not granted",)))
     assert keys_families(metrics) == {"kms_key_permission", "kms_key_problems"}
-    metrics.lifecycle(replace(WHOLE, permissions=None))
+    metrics.add_inspection(replace(WHOLE, permissions=None))
     assert "kms_key_permission" not in keys_families(metrics)
 
 
 def test_reads_and_canaries_count_as_operations(metrics: ExporterMetrics) -> None:
-    metrics.lifecycle(replace(WHOLE, encrypt=Call(Operation.ENCRYPT, 0.1), wrong_aad=Call(Operation.DECRYPT, 9)))
-    metrics.lifecycle(WHOLE)
+    metrics.add_inspection(replace(WHOLE, encrypt_call=Call(Operation.ENCRYPT, 0.1), wrong_aad_check=Call(Operation.DECRYPT, 9)))
+    metrics.add_inspection(WHOLE)
     assert shown(metrics, "kms_operations_total", "operation") == {
         "encrypt": 1,
         "decrypt": 1,
@@ -119,9 +119,9 @@ def test_reads_and_canaries_count_as_operations(metrics: ExporterMetrics) -> Non
 
 
 def test_what_a_snapshot_found_to_be_wrong_counts_as_a_failure_by_its_reason(metrics: ExporterMetrics) -> None:
-    lost = Canary("1", Call(Operation.CANARY_DECRYPT, 0.1, Failure(Reason.KEY_DESTROYED, "gone")))
+    lost = CanaryResult("1", Call(Operation.CANARY_DECRYPT, 0.1, Failure(Reason.KEY_DESTROYED, "gone")))
     accepted = Call(Operation.DECRYPT, 0.1, Failure(Reason.PLAINTEXT_MISMATCH, "a wrong AAD was accepted"))
-    metrics.lifecycle(replace(WHOLE, canaries=(lost,), wrong_aad=accepted))
+    metrics.add_inspection(replace(WHOLE, canaries=(lost,), wrong_aad_check=accepted))
     failed = {
         (sample.labels["operation"], sample.labels["reason"]): sample.value
         for family in metrics.collect()
@@ -135,8 +135,8 @@ def test_what_a_snapshot_found_to_be_wrong_counts_as_a_failure_by_its_reason(met
     assert shown(metrics, "kms_probes_total") == {"": 0}
 
 
-def canary(version: str, reason: Reason | None = None) -> Canary:
-    return Canary(version, Call(Operation.CANARY_DECRYPT, 0.1, Failure(reason, "because") if reason else None))
+def canary(version: str, reason: Reason | None = None) -> CanaryResult:
+    return CanaryResult(version, Call(Operation.CANARY_DECRYPT, 0.1, Failure(reason, "because") if reason else None))
 
 
 def canaries(metrics: ExporterMetrics) -> set[tuple[str, str, float]]:
@@ -151,13 +151,13 @@ def canaries(metrics: ExporterMetrics) -> set[tuple[str, str, float]]:
 def test_a_canary_that_fails_says_which_version_and_why_and_is_well_again_when_it_works(
     metrics: ExporterMetrics,
 ) -> None:
-    metrics.lifecycle(replace(WHOLE, canaries=(canary("1"), canary("2", Reason.KEY_DISABLED))))
+    metrics.add_inspection(replace(WHOLE, canaries=(canary("1"), canary("2", Reason.KEY_DISABLED))))
     assert canaries(metrics) == {("1", "", 1), ("2", "key_disabled", 0)}
-    metrics.lifecycle(replace(WHOLE, canaries=(canary("1"), canary("2", Reason.KEY_DESTROYED))))
+    metrics.add_inspection(replace(WHOLE, canaries=(canary("1"), canary("2", Reason.KEY_DESTROYED))))
     assert canaries(metrics) == {("1", "", 1), ("2", "key_destroyed", 0)}
-    metrics.lifecycle(replace(WHOLE, canaries=(canary("1"), canary("2"))))
+    metrics.add_inspection(replace(WHOLE, canaries=(canary("1"), canary("2"))))
     assert canaries(metrics) == {("1", "", 1), ("2", "", 1)}
-    metrics.lifecycle(replace(WHOLE, canaries=()))
+    metrics.add_inspection(replace(WHOLE, canaries=()))
     assert canaries(metrics) == set()
 
 
@@ -166,22 +166,22 @@ def test_a_wrong_aad_counts_as_accepted_only_where_kms_decrypted_with_it(
     metrics: ExporterMetrics, reason: Reason | None
 ) -> None:
     failure = Failure(reason, "because") if reason else None
-    metrics.lifecycle(replace(WHOLE, wrong_aad=Call(Operation.DECRYPT, 0.1, failure)))
+    metrics.add_inspection(replace(WHOLE, wrong_aad_check=Call(Operation.DECRYPT, 0.1, failure)))
     known = {None: {"": 1}, Reason.PLAINTEXT_MISMATCH: {"": 0}}
     assert shown(metrics, "kms_wrong_aad_refused") == known.get(reason, {})
-    metrics.lifecycle(WHOLE)
+    metrics.add_inspection(WHOLE)
     assert shown(metrics, "kms_wrong_aad_refused") == {}
 
 
 def test_what_was_wrong_at_the_last_look_is_counted_and_gone_with_it(metrics: ExporterMetrics) -> None:
     assert shown(metrics, "kms_key_problems") == {}
-    metrics.lifecycle(replace(WHOLE, problems=("the canary file was lost", "cloudkms.cryptoKeys.get is not granted")))
+    metrics.add_inspection(replace(WHOLE, problems=("the canary file was lost", "cloudkms.cryptoKeys.get is not granted")))
     assert shown(metrics, "kms_key_problems") == {"": 2}
-    metrics.lifecycle(WHOLE)
+    metrics.add_inspection(WHOLE)
     assert shown(metrics, "kms_key_problems") == {"": 0}
 
 
 def test_a_snapshot_of_a_target_that_is_gone_is_dropped(metrics: ExporterMetrics) -> None:
-    metrics.watch([("backend", "other-kek")], [])
-    metrics.lifecycle(WHOLE)
+    metrics.configure([("backend", "other-kek")], [])
+    metrics.add_inspection(WHOLE)
     assert keys_families(metrics) == set()

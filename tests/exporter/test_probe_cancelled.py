@@ -8,20 +8,20 @@ import pytest
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
-from services.exporter.lifecycle import Lifecycle
+from services.exporter.lifecycle import KeyInspector
 from services.exporter.probe import Prober
-from shared.kms.gcp import GcpKey
-from shared.kms.provider import KeyProvider
+from shared.kms.gcp import GcpKmsKey
+from shared.kms.provider import KmsKey
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
 
-def probe(key: KeyProvider) -> Awaitable[object]:
+def probe(key: KmsKey) -> Awaitable[object]:
     return Prober("backend", "ledger-kek", key, 30).probe()
 
 
-def look(key: KeyProvider) -> Awaitable[object]:
-    return Lifecycle("backend", "ledger-kek", key, 30).read()
+def look(key: KmsKey) -> Awaitable[object]:
+    return KeyInspector("backend", "ledger-kek", key, 30).inspect()
 
 
 def tasks() -> set[str]:
@@ -47,9 +47,9 @@ async def until(condition: Callable[[], bool]) -> None:
     "fault", [Fault(kind="stall"), Fault(kind="stall", operation="Decrypt"), Fault(kind="latency", seconds=20)]
 )
 async def test_cancelled_it_ends_as_cancelled_and_leaves_neither_task_nor_channel(
-    emulator: Emulator, work: Callable[[KeyProvider], Awaitable[object]], fault: Fault
+    emulator: Emulator, work: Callable[[KmsKey], Awaitable[object]], fault: Fault
 ) -> None:
-    key = GcpKey(KEY, endpoint=str(emulator.address), insecure=True)
+    key = GcpKmsKey(KEY, endpoint=str(emulator.address), insecure=True)
     tasks_before, sockets_before = tasks(), sockets()
     emulator.faults.add(fault)
     running = asyncio.ensure_future(work(key))
@@ -66,9 +66,9 @@ async def test_cancelled_it_ends_as_cancelled_and_leaves_neither_task_nor_channe
 
 @pytest.mark.parametrize("work", [probe, look])
 async def test_cancelled_before_it_is_connected_it_leaves_nothing_either(
-    work: Callable[[KeyProvider], Awaitable[object]],
+    work: Callable[[KmsKey], Awaitable[object]],
 ) -> None:
-    key = GcpKey(KEY, endpoint="127.0.0.1:1", insecure=True)
+    key = GcpKmsKey(KEY, endpoint="127.0.0.1:1", insecure=True)
     tasks_before, sockets_before = tasks(), sockets()
     running = asyncio.ensure_future(work(key))
     await asyncio.sleep(0)

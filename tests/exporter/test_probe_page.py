@@ -36,7 +36,7 @@ async def test_a_right_probe_is_told_in_metrics_of_its_own(page: Probed) -> None
     calls = [found["probe_operation_duration_seconds", operation] for operation in ("encrypt", "decrypt")]
     assert found[("probe_duration_seconds",)] == pytest.approx(sum(calls))
     assert found[("probe_key_version",)] == 1
-    assert found[("probe_timestamp_seconds",)] == page.observed[0].at
+    assert found[("probe_timestamp_seconds",)] == page.observed[0].ended_at
     assert {name for name, *_ in found} == {
         "probe_success",
         "probe_duration_seconds",
@@ -97,7 +97,7 @@ async def test_when_the_scrape_ends_first_the_answer_is_a_timeout_and_the_probe_
         return len(page.observed) == 1
 
     await until(observed)
-    assert page.observed[0].failed is None
+    assert page.observed[0].failed_call is None
 
 
 @pytest.mark.parametrize("header", ["", "soon", "nan", "inf", "-inf", "1e999", "5,5", "10"])
@@ -166,7 +166,7 @@ async def test_a_target_that_is_watched_no_more_is_told_at_once(page: Probed, un
     waiting = asyncio.create_task(page.get("?target=ledger-kek"))
 
     async def stalls() -> bool:
-        return not page.emulator.faults.active()  # the one call that it meets has come
+        return not page.emulator.faults.list_active()  # the one call that it meets has come
 
     await until(stalls)
     begin = time.monotonic()

@@ -8,9 +8,9 @@ from prometheus_client.parser import text_string_to_metric_families as text
 from ops.kms_emulator.faults import Fault
 from services.exporter.model import Call, Failure, Operation, ProbeResult
 from services.exporter.probe import Prober
-from shared.kms.provider import Phase
+from shared.kms.provider import ConnectivityPhase
 from shared.kms.reason import Reason
-from shared.kms.registry import connect
+from shared.kms.registry import connect_key
 from shared.kms.settings import KeySettings
 from shared.secret_file import TokenFile
 from tests.exporter.probed import KEY, probed
@@ -54,10 +54,10 @@ async def test_the_steps_of_a_right_probe_are_told_and_its_way_is_measured_too()
 async def test_a_scrape_measures_no_way_while_all_is_well() -> None:
     ways = 0
 
-    async def way() -> tuple[Phase, ...]:
+    async def way() -> tuple[ConnectivityPhase, ...]:
         nonlocal ways
         ways += 1
-        return (Phase("dns", 0.001),)
+        return (ConnectivityPhase("dns", 0.001),)
 
     async with probed(way=way) as page:
         await page.get("?target=ledger-kek")
@@ -73,7 +73,7 @@ async def test_the_steps_tell_a_fault_of_kms_from_one_of_the_network() -> None:
     assert "unavailable: try again later" in lines(of_kms)["encrypt"]
     assert "The network is well" in of_kms
     assert "Look at https://status.cloud.google.com" in of_kms
-    key = connect(KeySettings(key=KEY, endpoint="127.0.0.1:1", insecure=True))  # where nobody listens
+    key = connect_key(KeySettings(key=KEY, endpoint="127.0.0.1:1", insecure=True))  # where nobody listens
     async with probed(probe=Prober("backend", "ledger-kek", key, 0.5).probe) as page:
         of_the_network = (await page.get(STEPS)).body
     await key.close()

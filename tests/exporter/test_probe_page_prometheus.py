@@ -9,9 +9,9 @@ from pathlib import Path
 import aiohttp
 import yaml
 
-from ops.demo.processes import processes
+from ops.demo.processes import run_processes
 from ops.kms_emulator.faults import Fault
-from shared.server import listening
+from shared.server import bind_socket
 from shared.settings import Address
 from tests.exporter.probed import Probed, probed
 
@@ -32,11 +32,11 @@ def configuration(page: Probed) -> str:
 async def test_prometheus_sees_a_failure_its_reason_and_the_end_of_its_own_patience(
     tmp_path: Path, until: Until
 ) -> None:
-    with listening(Address("127.0.0.1", 0)) as free:
+    with bind_socket(Address("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     command = ("prometheus", f"--storage.tsdb.path={tmp_path / 'data'}", f"--web.listen-address={address}")
     file = tmp_path / "prometheus.yml"
-    async with probed(min_interval=0.1) as page, processes(tmp_path) as children:
+    async with probed(min_interval=0.1) as page, run_processes(tmp_path) as children:
         file.write_text(configuration(page))
         await children.start("prometheus", (*command, f"--config.file={file}"))
 

@@ -8,22 +8,22 @@ from structlog.testing import capture_logs
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
-from services.exporter.probe import WAY_SECONDS, Prober
-from shared.kms.gcp import GcpKey
-from shared.kms.provider import Decrypted, Encrypted, KmsError, Phase
+from services.exporter.probe import CONNECTIVITY_MAX_AGE, Prober
+from shared.kms.gcp import GcpKmsKey
+from shared.kms.provider import DecryptResult, EncryptResult, KmsError, ConnectivityPhase
 from shared.kms.reason import Reason
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 TIMEOUT = 2.0
-WELL = (Phase("dns", 0.1), Phase("tcp", 0.1))
+WELL = (ConnectivityPhase("dns", 0.1), ConnectivityPhase("tcp", 0.1))
 
 
-class Measured(GcpKey):
+class Measured(GcpKmsKey):
     """A key that counts how often its way is measured."""
 
     measured = 0
 
-    async def way(self, *, timeout: float) -> tuple[Phase, ...]:
+    async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
         self.measured += 1
         return await super().way(timeout=timeout)
 
@@ -35,7 +35,7 @@ async def key(emulator: Emulator) -> AsyncIterator[Measured]:
     await provider.close()
 
 
-class Slow(GcpKey):
+class Slow(GcpKmsKey):
     """A key whose calls take as long as they are told, and whose way may never end."""
 
     def __init__(self, *, encrypt: float, decrypt: float = 0.0, way: float = 0.1) -> None:
@@ -43,15 +43,15 @@ class Slow(GcpKey):
         self._encrypt, self._decrypt, self._way_seconds = encrypt, decrypt, way
         self.given: list[float] = []
 
-    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> Encrypted:  # noqa: ARG002  the port's
+    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:  # noqa: ARG002  the port's
         await _bounded(self._encrypt, timeout)
-        return Encrypted(plaintext, f"{KEY}/cryptoKeyVersions/1", "SOFTWARE")
+        return EncryptResult(plaintext, f"{KEY}/cryptoKeyVersions/1", "SOFTWARE")
 
-    async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> Decrypted:  # noqa: ARG002  the port's
+    async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:  # noqa: ARG002  the port's
         await _bounded(self._decrypt, timeout)
-        return Decrypted(ciphertext, used_primary=True)
+        return DecryptResult(ciphertext, is_primary=True)
 
-    async def way(self, *, timeout: float) -> tuple[Phase, ...]:
+    async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
         self.given.append(timeout)
         await asyncio.sleep(self._way_seconds)
         return WELL
@@ -63,17 +63,17 @@ async def _bounded(seconds: float, timeout: float) -> None:
         raise KmsError(Reason.TIMEOUT, "late")
 
 
-def prober(key: GcpKey, timeout: float = TIMEOUT) -> Prober:
-    return Prober("backend", "ledger-kek", key, timeout, monotonic=asyncio.get_running_loop().time)
+def prober(key: GcpKmsKey, timeout: float = TIMEOUT) -> Prober:
+    return Prober("backend", "ledger-kek", key, timeout, clock=asyncio.get_running_loop().time)
 
 
 async def test_where_nothing_listens_the_way_says_that_it_is_the_network() -> None:
-    key = GcpKey(KEY, endpoint="127.0.0.1:1", insecure=True)
-    way = (await prober(key).probe()).way
+    key = GcpKmsKey(KEY, endpoint="127.0.0.1:1", insecure=True)
+    way = (await prober(key).probe()).connectivity
     await key.close()
     assert [phase.name for phase in way] == ["dns", "tcp"]
-    assert way[0].failure is None
-    assert way[1].failure == "no connection: Connection refused (127.0.0.1:1)"
+    assert way[0].error is None
+    assert way[1].error == "no connection: Connection refused (127.0.0.1:1)"
 
 
 @pytest.mark.parametrize("operation", ["Encrypt", "Decrypt"])
@@ -81,14 +81,14 @@ async def test_where_kms_stalls_the_way_says_that_the_network_is_well(
     emulator: Emulator, key: Measured, operation: str
 ) -> None:
     emulator.faults.add(Fault(kind="stall", operation=operation))
-    way = (await prober(key).probe()).way
-    assert [(phase.name, phase.failure) for phase in way] == [("dns", None), ("tcp", None)]
+    way = (await prober(key).probe()).connectivity
+    assert [(phase.name, phase.error) for phase in way] == [("dns", None), ("tcp", None)]
 
 
 async def test_a_right_round_trip_and_one_that_kms_refused_have_no_way(emulator: Emulator, key: Measured) -> None:
-    assert (await prober(key).probe()).way == ()
+    assert (await prober(key).probe()).connectivity == ()
     emulator.faults.add(Fault(kind="denied"))
-    assert (await prober(key).probe()).way == ()
+    assert (await prober(key).probe()).connectivity == ()
     assert key.measured == 0
 
 
@@ -96,23 +96,23 @@ async def test_the_way_is_measured_once_for_each_change_and_anew_after_a_minute(
     emulator: Emulator, key: Measured
 ) -> None:
     now = 1000.0
-    probes = Prober("backend", "ledger-kek", key, TIMEOUT, monotonic=lambda: now)
+    probes = Prober("backend", "ledger-kek", key, TIMEOUT, clock=lambda: now)
     emulator.faults.add(Fault(kind="status", status="UNAVAILABLE"))
-    ways = [(await probes.probe()).way for _ in range(3)]
+    ways = [(await probes.probe()).connectivity for _ in range(3)]
     assert ways[0]
     assert ways == [ways[0]] * 3
     assert key.measured == 1
-    now += WAY_SECONDS
-    assert (await probes.probe()).way != ways[0]  # its seconds differ
+    now += CONNECTIVITY_MAX_AGE
+    assert (await probes.probe()).connectivity != ways[0]  # its seconds differ
     assert key.measured == 2
     emulator.faults.clear()
     emulator.faults.add(Fault(kind="status", status="DEADLINE_EXCEEDED"))  # fails in another way
-    assert (await probes.probe()).way
+    assert (await probes.probe()).connectivity
     assert key.measured == 3
     emulator.faults.clear()
-    assert (await probes.probe()).way == ()
+    assert (await probes.probe()).connectivity == ()
     emulator.faults.add(Fault(kind="status", status="DEADLINE_EXCEEDED"))  # the same again, after it was well
-    assert (await probes.probe()).way
+    assert (await probes.probe()).connectivity
     assert key.measured == 4
 
 
@@ -123,10 +123,10 @@ async def test_a_round_trip_ends_within_two_timeouts_however_long_its_way_takes(
     begin = asyncio.get_running_loop().time()
     result = await prober(key, 5.0).probe()
     assert asyncio.get_running_loop().time() - begin <= 10.01
-    assert result.failed is not None
-    assert result.failed.failure is not None
-    assert result.failed.failure.reason is Reason.TIMEOUT
-    assert result.way == ()
+    assert result.failed_call is not None
+    assert result.failed_call.failure is not None
+    assert result.failed_call.failure.reason is Reason.TIMEOUT
+    assert result.connectivity == ()
     assert len(key.given) == 1
     assert 0 < key.given[0] < 10 - (encrypt if encrypt < 5 else 0) - 5
 
@@ -135,26 +135,26 @@ async def test_a_round_trip_ends_within_two_timeouts_however_long_its_way_takes(
 async def test_where_no_time_is_left_the_network_is_not_blamed_and_the_next_probe_measures() -> None:
     key = Slow(encrypt=4.9, decrypt=99.0)
     probes = prober(key, 5.0)
-    assert (await probes.probe()).way == ()
+    assert (await probes.probe()).connectivity == ()
     assert key.given == []
     key._encrypt = 0.0
-    assert (await probes.probe()).way == WELL
+    assert (await probes.probe()).connectivity == WELL
 
 
 @pytest.mark.looptime
 async def test_a_way_that_cannot_be_measured_is_logged_once_a_minute_and_spoils_no_result() -> None:
     class Defect(Slow):
-        async def way(self, *, timeout: float) -> tuple[Phase, ...]:  # noqa: ARG002  the port's
+        async def way(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:  # noqa: ARG002  the port's
             raise ZeroDivisionError
 
     probes = prober(Defect(encrypt=99.0), 5.0)
     with capture_logs() as logged:
         results = [await probes.probe() for _ in range(3)]
-    assert [entry["event"] for entry in logged] == ["the way could not be measured"]
+    assert [entry["event"] for entry in logged] == ["connectivity measurement failed"]
     for result in results:
-        assert result.failed is not None
-        assert result.failed.failure is not None
-        assert (result.failed.failure.reason, result.way) == (Reason.TIMEOUT, ())
+        assert result.failed_call is not None
+        assert result.failed_call.failure is not None
+        assert (result.failed_call.failure.reason, result.connectivity) == (Reason.TIMEOUT, ())
 
 
 @pytest.mark.looptime
@@ -171,9 +171,9 @@ async def test_a_probe_that_is_cancelled_while_its_way_is_measured_ends_as_cance
 
 async def test_a_wall_clock_that_jumps_moves_no_duration_and_no_way(emulator: Emulator, key: Measured) -> None:
     wall = iter([1_700_000_000.0, 1_600_000_000.0, 1_900_000_000.0])
-    probes = Prober("backend", "ledger-kek", key, TIMEOUT, wall=lambda: next(wall))
+    probes = Prober("backend", "ledger-kek", key, TIMEOUT, wall_clock=lambda: next(wall))
     emulator.faults.add(Fault(kind="status", status="UNAVAILABLE"))
     results = [await probes.probe() for _ in range(3)]
-    assert [result.at for result in results] == [1_700_000_000.0, 1_600_000_000.0, 1_900_000_000.0]
+    assert [result.ended_at for result in results] == [1_700_000_000.0, 1_600_000_000.0, 1_900_000_000.0]
     assert all(0 < call.seconds < TIMEOUT for result in results for call in result.calls)
     assert key.measured == 1

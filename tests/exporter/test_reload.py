@@ -6,11 +6,11 @@ import aiohttp
 import pytest
 
 from ops.kms_emulator.emulator import Emulator
-from services.exporter.app import running
-from shared.kms.provider import KeyProvider
-from shared.kms.registry import connect
+from services.exporter.app import run_exporter
+from shared.kms.provider import KmsKey
+from shared.kms.registry import connect_key
 from shared.kms.settings import KeySettings
-from shared.server import StartError, serving
+from shared.server import StartError, serve
 from tests.exporter.scraped import FREE, KEY, Scrape, configured, target
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
@@ -19,8 +19,8 @@ Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 async def test_a_reload_watches_what_the_new_configuration_says(emulator: Emulator, until: Until) -> None:
     stays, goes, comes = (target(emulator, name) for name in ("stays", "goes", "comes"))
     async with (
-        running(configured(targets=(stays, goes))) as app,
-        serving(app, FREE) as address,
+        run_exporter(configured(targets=(stays, goes))) as app,
+        serve(app, FREE) as address,
         aiohttp.ClientSession(f"http://{address}") as session,
     ):
         scrape = Scrape(address, session)
@@ -54,7 +54,7 @@ async def test_a_reload_watches_what_the_new_configuration_says(emulator: Emulat
 
 async def test_after_a_reload_no_target_is_probed_by_two(emulator: Emulator, until: Until) -> None:
     settings = configured(targets=(target(emulator),))
-    async with running(settings) as app, serving(app, FREE) as address, aiohttp.ClientSession() as session:
+    async with run_exporter(settings) as app, serve(app, FREE) as address, aiohttp.ClientSession() as session:
         scrape = Scrape(address, session)
         for _ in range(5):
             await app.state.apply(settings)
@@ -82,16 +82,16 @@ async def test_after_a_reload_no_target_is_probed_by_two(emulator: Emulator, unt
 async def test_where_the_new_configuration_cannot_be_watched_the_old_one_is_again(
     emulator: Emulator, until: Until
 ) -> None:
-    def connecting(key: KeySettings) -> KeyProvider:
+    def connecting(key: KeySettings) -> KmsKey:
         if key.key != KEY:
             raise StartError("this key cannot be connected")
-        return connect(key)
+        return connect_key(key)
 
     settings = configured(targets=(target(emulator),))
     other = target(emulator, "other").model_copy(update={"key": f"{KEY}-other"})
     async with (
-        running(settings, connect=connecting) as app,
-        serving(app, FREE) as address,
+        run_exporter(settings, connect=connecting) as app,
+        serve(app, FREE) as address,
         aiohttp.ClientSession() as session,
     ):
         scrape = Scrape(address, session)

@@ -9,11 +9,11 @@ import pytest
 
 from ops.kms_emulator.emulator import Emulator
 from services.exporter.config import Target
-from services.exporter.model import KeySnapshot
-from services.exporter.record import Record
-from services.exporter.watch import watching
-from shared.kms.provider import KeyProvider
-from shared.kms.registry import connect
+from services.exporter.model import KeyInspection
+from services.exporter.record import Results
+from services.exporter.watch import start_jobs
+from shared.kms.provider import KmsKey
+from shared.kms.registry import connect_key
 from shared.kms.settings import KeySettings
 from shared.server import StartError
 from tests.exporter.scraped import KEY, configured, target
@@ -25,15 +25,15 @@ def kept_in(emulator: Emulator, folder: Path | None) -> Target:
     return target(emulator).model_copy(update={"canary_dir": folder})
 
 
-async def reloaded(record: Record, until: Until, *targets: Target) -> dict[str, KeySnapshot]:
+async def reloaded(record: Results, until: Until, *targets: Target) -> dict[str, KeyInspection]:
     """The first look at each key of a generation, which has ended by then."""
     for known in record.history.targets.values():
-        known.snapshot = None
-    looks: dict[str, KeySnapshot] = {}
-    async with watching(configured(targets=targets, timeout=1), record, connect, Random(1)):  # noqa: S311  jitter
+        known.inspection = None
+    looks: dict[str, KeyInspection] = {}
+    async with start_jobs(configured(targets=targets, timeout=1), record, connect_key, Random(1)):  # noqa: S311  jitter
 
         async def all_looked_at() -> bool:
-            looks.update({name: one.snapshot for name, one in record.history.targets.items() if one.snapshot})
+            looks.update({name: one.inspection for name, one in record.history.targets.items() if one.inspection})
             return looks.keys() == {each.name for each in targets}
 
         await until(all_looked_at)
@@ -41,10 +41,10 @@ async def reloaded(record: Record, until: Until, *targets: Target) -> dict[str, 
 
 
 async def rotated(emulator: Emulator, version: int) -> None:
-    await emulator.store.change(KEY, lambda key: key.with_new_version(bytes(32), 0.0).with_primary(version, 0.0))
+    await emulator.store.update_key(KEY, lambda key: key.with_new_version(bytes(32), 0.0).with_primary(version, 0.0))
 
 
-def versions(look: dict[str, KeySnapshot]) -> list[str]:
+def versions(look: dict[str, KeyInspection]) -> list[str]:
     return [canary.version for canary in look["ledger-kek"].canaries]
 
 
@@ -61,7 +61,7 @@ def take_out_the_first(folder: Path) -> None:
 async def test_what_only_memory_holds_goes_into_the_folder_that_a_reload_brings(
     emulator: Emulator, until: Until, tmp_path: Path
 ) -> None:
-    record = Record()
+    record = Results()
     await reloaded(record, until, kept_in(emulator, tmp_path / "missing"))
     await rotated(emulator, 2)
     assert versions(await reloaded(record, until, kept_in(emulator, tmp_path / "missing"))) == ["1"]
@@ -70,7 +70,7 @@ async def test_what_only_memory_holds_goes_into_the_folder_that_a_reload_brings(
 
 
 async def test_a_reload_without_a_folder_forgets_nothing(emulator: Emulator, until: Until, tmp_path: Path) -> None:
-    record = Record()
+    record = Results()
     await reloaded(record, until, kept_in(emulator, tmp_path / "missing"))
     await rotated(emulator, 2)
     assert versions(await reloaded(record, until, kept_in(emulator, None))) == []
@@ -80,7 +80,7 @@ async def test_a_reload_without_a_folder_forgets_nothing(emulator: Emulator, unt
 async def test_what_a_person_took_out_of_the_file_stays_out_over_a_reload(
     emulator: Emulator, until: Until, tmp_path: Path
 ) -> None:
-    record = Record()
+    record = Results()
     await reloaded(record, until, kept_in(emulator, tmp_path))
     await rotated(emulator, 2)
     assert versions(await reloaded(record, until, kept_in(emulator, tmp_path))) == ["1"]
@@ -90,7 +90,7 @@ async def test_what_a_person_took_out_of_the_file_stays_out_over_a_reload(
 
 
 async def test_the_canaries_of_a_target_that_is_gone_are_gone(emulator: Emulator, until: Until, tmp_path: Path) -> None:
-    record, missing = Record(), tmp_path / "missing"
+    record, missing = Results(), tmp_path / "missing"
     await reloaded(record, until, kept_in(emulator, missing))
     await rotated(emulator, 2)
     await reloaded(record, until, target(emulator, "other-kek"))
@@ -98,13 +98,13 @@ async def test_the_canaries_of_a_target_that_is_gone_are_gone(emulator: Emulator
 
 
 async def test_a_reload_that_fails_forgets_nothing(emulator: Emulator, until: Until, tmp_path: Path) -> None:
-    def refused(_key: KeySettings) -> KeyProvider:
+    def refused(_key: KeySettings) -> KmsKey:
         raise StartError("this key cannot be connected")
 
-    record, missing = Record(), tmp_path / "missing"
+    record, missing = Results(), tmp_path / "missing"
     await reloaded(record, until, kept_in(emulator, missing))
     await rotated(emulator, 2)
     with pytest.raises(StartError):
-        async with watching(configured(targets=(target(emulator, "other"),)), record, refused, Random(1)):  # noqa: S311
+        async with start_jobs(configured(targets=(target(emulator, "other"),)), record, refused, Random(1)):  # noqa: S311
             pass
     assert versions(await reloaded(record, until, kept_in(emulator, missing))) == ["1"]

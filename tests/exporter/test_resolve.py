@@ -9,7 +9,7 @@ import pytest
 
 from services.exporter import resolve
 from services.exporter.model import BackendState, Health
-from services.exporter.resolve import Replicas, addresses_of
+from services.exporter.resolve import ReplicaReader, resolve_addresses
 from shared.contract import CryptoMode
 
 HEALTH = Health(CryptoMode.KMS, ready=True)
@@ -37,8 +37,8 @@ async def read_well(address: str) -> BackendState:
     return BackendState("backend", HEALTH, replica=address)
 
 
-def replicas(dns: Dns, read_one: Callable[[str], Awaitable[BackendState]] = read_well) -> Replicas:
-    return Replicas("backend", "backend.test", read_one, timeout=5, resolve=dns)
+def replicas(dns: Dns, read_one: Callable[[str], Awaitable[BackendState]] = read_well) -> ReplicaReader:
+    return ReplicaReader("backend", "backend.test", read_one, timeout=5, resolve=dns)
 
 
 def addresses(states: tuple[BackendState, ...]) -> list[str | None]:
@@ -200,11 +200,11 @@ async def test_a_read_that_is_cancelled_leaves_nothing_running(hangs: str) -> No
 
 
 async def test_this_machines_own_resolver_knows_localhost_and_takes_an_address_for_itself() -> None:
-    assert await addresses_of("127.0.0.1") == {"127.0.0.1"}
-    assert await addresses_of("::1") == {"::1"}
-    assert {"127.0.0.1", "::1"} >= await addresses_of("localhost") != set()
+    assert await resolve_addresses("127.0.0.1") == {"127.0.0.1"}
+    assert await resolve_addresses("::1") == {"::1"}
+    assert {"127.0.0.1", "::1"} >= await resolve_addresses("localhost") != set()
 
 
 async def test_what_is_no_host_name_is_a_problem_of_its_service() -> None:
-    (state,) = await Replicas("backend", f"{'a' * 64}.test", read_well, timeout=5).read()
+    (state,) = await ReplicaReader("backend", f"{'a' * 64}.test", read_well, timeout=5).read()
     assert state.problems == (f"DNS: {'a' * 64}.test could not be resolved: it is no host name",)

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from services.exporter.backend_state import BackendReader
 from services.exporter.metrics import ExporterMetrics
 from services.exporter.model import BackendState
-from services.exporter.resolve import Replicas
+from services.exporter.resolve import ReplicaReader
 
 Reader = Callable[..., BackendReader]
 ONE, TWO, SIX = "127.0.0.1", "127.0.0.2", "::1"
@@ -64,12 +64,12 @@ async def processes(*at: str, tls: ssl.SSLContext | None = None) -> AsyncIterato
         await runner.cleanup()
 
 
-def behind(reader: BackendReader, *addresses: str) -> Replicas:
+def behind(reader: BackendReader, *addresses: str) -> ReplicaReader:
     async def resolve(host: str) -> set[str]:
         assert host == "backend.test"
         return set(addresses)
 
-    return Replicas("backend", "backend.test", reader.read, timeout=1, resolve=resolve)
+    return ReplicaReader("backend", "backend.test", reader.read, timeout=1, resolve=resolve)
 
 
 def errors(states: Sequence[BackendState]) -> dict[str | None, float | None]:
@@ -96,11 +96,11 @@ async def test_an_address_that_goes_is_gone_from_metrics_and_one_that_is_dead_is
     async with processes(ONE, TWO) as running:
         name = f"http://backend.test:{running.port}"
         whole = reader(f"{name}/healthz", f"{name}/metrics", timeout=15)
-        metrics.show(*await behind(whole, ONE, TWO).read())
+        metrics.set_backend_states(*await behind(whole, ONE, TWO).read())
         assert shown()["crypto_decryption_errors"] == {ONE: 1, TWO: 2}
-        metrics.show(*await behind(whole, TWO).read())
+        metrics.set_backend_states(*await behind(whole, TWO).read())
         assert {frozenset(by_replica) for by_replica in shown().values()} == {frozenset({TWO})}
-        metrics.show(*await behind(whole, TWO, "127.0.0.3").read())  # nobody listens there
+        metrics.set_backend_states(*await behind(whole, TWO, "127.0.0.3").read())  # nobody listens there
     assert shown()["crypto_backend_up"] == {TWO: 1, "127.0.0.3": 0}
     assert shown()["crypto_mode"] == {TWO: 1}
 
@@ -129,7 +129,7 @@ async def test_a_url_that_names_an_address_has_that_one_replica(reader: Reader, 
     async with processes(address) as running:
         host = f"[{address}]" if ":" in address else address
         whole = reader(f"http://{host}:{running.port}/healthz", f"http://{host}:{running.port}/metrics", timeout=15)
-        states = await Replicas("backend", address, whole.read, timeout=15).read()
+        states = await ReplicaReader("backend", address, whole.read, timeout=15).read()
     assert errors(states) == {address: ERRORS[address]}
     assert {asked for _, _, asked in running.asked} == {f"{host}:{running.port}"}
 

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 from structlog.testing import capture_logs
 
-from services.exporter.scheduler import JITTER, START_SPACING, Beat, Job, repeat
+from services.exporter.scheduler import JITTER_FRACTION, START_SPACING, NextRun, Job, run_jobs
 
 pytestmark = pytest.mark.looptime
 
@@ -26,18 +26,18 @@ class Diary:
         self.ended: list[float] = []
         self._seconds = seconds
 
-    async def run(self) -> Beat:
+    async def run(self) -> NextRun:
         self.begun.append(now())
         await asyncio.sleep(self._seconds)
         self.ended.append(now())
-        return Beat.NEXT
+        return NextRun.ON_GRID
 
 
-async def run_for(seconds: float, *runs: Callable[[], Awaitable[Beat]], interval: float, concurrency: int = 16) -> None:
+async def run_for(seconds: float, *runs: Callable[[], Awaitable[NextRun]], interval: float, concurrency: int = 16) -> None:
     jobs = [Job(f"job {n}", run) for n, run in enumerate(runs)]
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(seconds):
-            await repeat(jobs, interval=interval, concurrency=concurrency, random=RANDOM)
+            await run_jobs(jobs, interval=interval, concurrency=concurrency, random=RANDOM)
 
 
 async def test_a_job_does_not_drift_over_a_day() -> None:
@@ -46,7 +46,7 @@ async def test_a_job_does_not_drift_over_a_day() -> None:
     assert len(diary.begun) in {2880, 2881}
     late = [at - n * 30 - diary.begun[0] for n, at in enumerate(diary.begun)]
     assert min(late) >= 0
-    assert max(late) <= JITTER * 30 + 0.001
+    assert max(late) <= JITTER_FRACTION * 30 + 0.001
 
 
 async def test_runs_are_jittered_so_that_exporters_do_not_stay_in_step() -> None:
@@ -75,13 +75,13 @@ async def test_the_first_runs_of_a_few_jobs_come_at_once() -> None:
 async def test_no_more_jobs_run_at_once_than_allowed() -> None:
     running = most = 0
 
-    async def run() -> Beat:
+    async def run() -> NextRun:
         nonlocal running, most
         running += 1
         most = max(most, running)
         await asyncio.sleep(5)
         running -= 1
-        return Beat.NEXT
+        return NextRun.ON_GRID
 
     await run_for(300, *[run] * 50, interval=10, concurrency=4)
     assert most == 4
@@ -98,18 +98,18 @@ async def test_a_job_slower_than_its_interval_never_overlaps_itself_and_runs_aga
     await run_for(1000, diary.run, interval=10)
     pauses = [begun - ended for ended, begun in zip(diary.ended, diary.begun[1:], strict=False)]
     assert min(pauses) >= 0
-    assert max(pauses) <= JITTER * 10
-    assert len(diary.begun) >= 1000 / (12 + JITTER * 10)
+    assert max(pauses) <= JITTER_FRACTION * 10
+    assert len(diary.begun) >= 1000 / (12 + JITTER_FRACTION * 10)
 
 
 async def test_beats_missed_during_one_long_run_are_left_out() -> None:
     begun: list[float] = []
 
-    async def run() -> Beat:
+    async def run() -> NextRun:
         begun.append(now())
         if len(begun) == 1:
             await asyncio.sleep(95)
-        return Beat.NEXT
+        return NextRun.ON_GRID
 
     begin = now()
     await run_for(131, run, interval=10)
@@ -122,7 +122,7 @@ async def test_a_job_that_raises_goes_on_and_harms_no_other() -> None:
     diary = Diary()
     tries = 0
 
-    async def broken() -> Beat:
+    async def broken() -> NextRun:
         nonlocal tries
         tries += 1
         raise ZeroDivisionError("defect")
@@ -141,10 +141,10 @@ async def test_a_job_that_fails_again_after_a_success_or_differently_is_logged_a
     outcomes = [ValueError("a"), ValueError("a"), ValueError("b"), None, ValueError("b"), ValueError("b")]
     left = iter(outcomes)
 
-    async def run() -> Beat:
+    async def run() -> NextRun:
         if outcome := next(left, None):
             raise outcome
-        return Beat.NEXT
+        return NextRun.ON_GRID
 
     with capture_logs() as logs:
         await run_for(100, run, interval=10)
@@ -154,7 +154,7 @@ async def test_a_job_that_fails_again_after_a_success_or_differently_is_logged_a
 async def test_a_library_that_raises_cancelled_error_does_not_end_the_job() -> None:
     tries = 0
 
-    async def run() -> Beat:
+    async def run() -> NextRun:
         nonlocal tries
         tries += 1
         raise asyncio.CancelledError
@@ -169,7 +169,7 @@ async def test_cancelled_in_the_middle_of_its_jobs_it_leaves_no_task_behind() ->
     before = asyncio.all_tasks()
     diaries = [Diary(seconds=100) for _ in range(20)]
     jobs = [Job(str(n), diary.run) for n, diary in enumerate(diaries)]
-    task = asyncio.create_task(repeat(jobs, interval=10, concurrency=3, random=RANDOM))
+    task = asyncio.create_task(run_jobs(jobs, interval=10, concurrency=3, random=RANDOM))
     await asyncio.sleep(5)
     assert sum(len(diary.begun) for diary in diaries) == 3
     task.cancel()
@@ -180,4 +180,4 @@ async def test_cancelled_in_the_middle_of_its_jobs_it_leaves_no_task_behind() ->
 
 
 async def test_without_jobs_there_is_nothing_to_wait_for() -> None:
-    await repeat([], interval=10, concurrency=1, random=RANDOM)
+    await run_jobs([], interval=10, concurrency=1, random=RANDOM)

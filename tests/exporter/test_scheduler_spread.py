@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from services.exporter.scheduler import Beat, Job, repeat
+from services.exporter.scheduler import NextRun, Job, run_jobs
 
 pytestmark = pytest.mark.looptime
 
@@ -22,18 +22,18 @@ async def begins(jobs: int, seconds: float, *, interval: float, spacing: float) 
     start = loop.time()
     begun: list[float] = []
 
-    async def run() -> Beat:
+    async def run() -> NextRun:
         begun.append(loop.time() - start)
-        return Beat.NEXT
+        return NextRun.ON_GRID
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(seconds):
-            await repeat(
+            await run_jobs(
                 [Job("job", run)] * jobs,
                 interval=interval,
                 concurrency=16,
                 random=Random(1),  # noqa: S311  jitter, no secret
-                spacing=spacing,
+                start_spacing=spacing,
             )
     return begun
 

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from services.exporter.scheduler import JITTER, Beat, Job, repeat
+from services.exporter.scheduler import JITTER_FRACTION, NextRun, Job, run_jobs
 
 pytestmark = pytest.mark.looptime
 
@@ -30,16 +30,16 @@ async def test_a_week_stays_on_the_grid_and_leaves_nothing_behind() -> None:
     earliest = latest = 0.0
     runs = 0
 
-    async def run() -> Beat:
+    async def run() -> NextRun:
         nonlocal begun, earliest, latest, runs
         begun = loop.time() if begun is None else begun
         late = loop.time() - begun - runs * INTERVAL
         earliest, latest = min(earliest, late), max(latest, late)
         runs += 1
         await asyncio.sleep(1.3)
-        return Beat.NEXT
+        return NextRun.ON_GRID
 
-    task = asyncio.create_task(repeat([Job("job", run)], interval=INTERVAL, concurrency=1, random=RANDOM))
+    task = asyncio.create_task(run_jobs([Job("job", run)], interval=INTERVAL, concurrency=1, random=RANDOM))
     await asyncio.sleep(HOUR)
     after_an_hour = kept()
     await asyncio.sleep(WEEK_BEATS * INTERVAL - HOUR - 1)
@@ -49,7 +49,7 @@ async def test_a_week_stays_on_the_grid_and_leaves_nothing_behind() -> None:
         await task
     assert runs == WEEK_BEATS
     assert earliest >= -0.001
-    assert latest <= JITTER * INTERVAL + 0.001
+    assert latest <= JITTER_FRACTION * INTERVAL + 0.001
     assert after_a_week[:2] == after_an_hour[:2]
     assert after_a_week[2] - after_an_hour[2] < 100  # of 10,000 beats, one object each would show
 
@@ -58,16 +58,16 @@ async def test_a_wall_clock_that_jumps_moves_no_beat(monkeypatch: pytest.MonkeyP
     loop = asyncio.get_running_loop()
     begun: list[float] = []
 
-    async def run() -> Beat:
+    async def run() -> NextRun:
         begun.append(loop.time())
         jumps = (-1) ** len(begun) * 86_400.0 * len(begun)
         monkeypatch.setattr(time, "time", lambda: 1_800_000_000.0 + jumps)
-        return Beat.NEXT
+        return NextRun.ON_GRID
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(100 * INTERVAL):
-            await repeat([Job("job", run)], interval=INTERVAL, concurrency=1, random=RANDOM)
+            await run_jobs([Job("job", run)], interval=INTERVAL, concurrency=1, random=RANDOM)
     late = [at - begun[0] - n * INTERVAL for n, at in enumerate(begun)]
     assert len(begun) in {100, 101}
     assert min(late) >= -0.001
-    assert max(late) <= JITTER * INTERVAL + 0.001
+    assert max(late) <= JITTER_FRACTION * INTERVAL + 0.001

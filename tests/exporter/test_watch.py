@@ -1,4 +1,4 @@
-"""What `watching` makes of a configuration: how often, how far apart, and what is shared."""
+"""What `start_jobs` makes of a configuration: how often, how far apart, and what is shared."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -8,11 +8,11 @@ from random import Random
 import pytest
 
 from services.exporter.config import Backend
-from services.exporter.record import Record
-from services.exporter.scheduler import SLOWEST
-from services.exporter.watch import watching
+from services.exporter.record import Results
+from services.exporter.scheduler import MAX_BACKOFF
+from services.exporter.watch import start_jobs
 from shared.kms.reason import Reason
-from shared.kms.registry import connect
+from shared.kms.registry import connect_key
 from tests.exporter.scraped import configured
 from tests.exporter.watched import Kms, named, watched
 
@@ -49,12 +49,12 @@ async def test_while_a_quota_is_exhausted_a_key_is_probed_less_often_and_with_an
         before = len(kms.times("encrypt", "ledger"))
         await asyncio.sleep(60)
         assert len(kms.times("encrypt", "ledger")) - before >= 5
-    assert slow[-1] - slow[0] >= SLOWEST  # looks try to encrypt, too
+    assert slow[-1] - slow[0] >= MAX_BACKOFF  # looks try to encrypt, too
 
 
 @pytest.mark.looptime
 async def test_a_success_is_none_any_more_after_two_intervals_while_others_hang_in_all_places() -> None:
-    kms, record = Kms(), Record()
+    kms, record = Kms(), Results()
     names = [f"key-{n}" for n in range(200)]
 
     def successes() -> float:
@@ -78,7 +78,7 @@ async def test_a_success_is_none_any_more_after_two_intervals_while_others_hang_
 
 @pytest.mark.looptime
 async def test_a_round_trip_that_is_slow_and_in_time_stays_a_success() -> None:
-    kms, record = Kms(), Record()
+    kms, record = Kms(), Results()
     kms.slow = 0.95
     async with watched(kms, named("ledger"), record=record, interval=1, timeout=1):
         await asyncio.sleep(5)
@@ -93,25 +93,25 @@ async def test_who_asks_soon_after_a_probe_gets_the_last_one_and_later_a_new_one
     kms = Kms()
     async with watched(kms, named("ledger"), min_interval=5, interval=60) as watch:
         await asyncio.sleep(20)
-        first = await watch.demands["ledger"].recent()
+        first = await watch.probes["ledger"].run_or_reuse()
         await asyncio.sleep(4.9)
-        assert await watch.demands["ledger"].recent() is first
+        assert await watch.probes["ledger"].run_or_reuse() is first
         await asyncio.sleep(0.2)
-        assert await watch.demands["ledger"].recent() is not first
+        assert await watch.probes["ledger"].run_or_reuse() is not first
 
 
 async def test_a_backend_with_resolve_all_is_read_by_its_addresses_and_another_by_its_name(until: Until) -> None:
-    record = Record()
+    record = Results()
     url = "http://localhost:1/healthz"
     backends = (
         Backend(service="all", health_url=url, resolve="all"),
         Backend(service="one", health_url=url),
     )
 
-    async with watching(configured(backends=backends), record, connect, Random(1)):  # noqa: S311  jitter
+    async with start_jobs(configured(backends=backends), record, connect_key, Random(1)):  # noqa: S311  jitter
 
         async def both_read() -> bool:
-            return {service for (service, _), known in record.history.backends.items() if known.at} == {"all", "one"}
+            return {service for (service, _), known in record.history.backends.items() if known.read_at} == {"all", "one"}
 
         await until(both_read)
     replicas = {
@@ -124,7 +124,7 @@ async def test_a_backend_with_resolve_all_is_read_by_its_addresses_and_another_b
 
 @pytest.mark.looptime
 async def test_however_often_a_reload_begins_anew_each_key_is_probed_and_looked_at() -> None:
-    kms, record = Kms(), Record()
+    kms, record = Kms(), Results()
     names = [f"key-{n}" for n in range(40)]
     for _ in range(8):
         async with watched(kms, *map(named, names), record=record, interval=4, timeout=1):
@@ -139,7 +139,7 @@ async def test_however_often_a_reload_begins_anew_each_key_is_probed_and_looked_
 
 @pytest.mark.looptime
 async def test_a_target_that_has_another_key_now_is_looked_at_first() -> None:
-    kms, record = Kms(), Record()
+    kms, record = Kms(), Results()
     async with watched(kms, named("one"), named("two"), record=record):
         await asyncio.sleep(5)
     other = named("two").model_copy(update={"key": named("other").key})

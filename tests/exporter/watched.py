@@ -1,4 +1,4 @@
-"""Keys for `watching`, made up: what is asked of them, and when, is written down."""
+"""Keys for `start_jobs`, made up: what is asked of them, and when, is written down."""
 
 import asyncio
 from collections import defaultdict
@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 from random import Random
 
 from services.exporter.config import ProbeSettings, Settings, Target
-from services.exporter.record import Record
-from services.exporter.watch import Watch, watching
-from shared.kms.provider import Decrypted, Encrypted, KeyDescription, KmsError, Phase
+from services.exporter.record import Results
+from services.exporter.watch import RunningJobs, start_jobs
+from shared.kms.provider import DecryptResult, EncryptResult, KeyDescription, KmsError, ConnectivityPhase
 from shared.kms.reason import Reason
 from shared.kms.settings import KeySettings
 from tests.exporter.scraped import FREE
@@ -53,13 +53,13 @@ class Key:
         if self._kms.reason:
             raise KmsError(self._kms.reason, "told to")
 
-    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> Encrypted:  # noqa: ARG002  the port's
+    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:  # noqa: ARG002  the port's
         await self._called("encrypt", timeout)
-        return Encrypted(plaintext, f"{self._settings.key}/cryptoKeyVersions/1", "SOFTWARE")
+        return EncryptResult(plaintext, f"{self._settings.key}/cryptoKeyVersions/1", "SOFTWARE")
 
-    async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> Decrypted:  # noqa: ARG002  the port's
+    async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:  # noqa: ARG002  the port's
         await self._called("decrypt", timeout)
-        return Decrypted(ciphertext, used_primary=True)
+        return DecryptResult(ciphertext, is_primary=True)
 
     async def describe(self, *, timeout: float) -> KeyDescription:
         await self._called("describe", timeout)
@@ -69,8 +69,8 @@ class Key:
         await self._called("permissions", timeout)
         return frozenset(wanted)
 
-    async def way(self, *, timeout: float) -> tuple[Phase, ...]:
-        return (Phase("dns", timeout),)
+    async def way(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
+        return (ConnectivityPhase("dns", timeout),)
 
     async def close(self) -> None:
         pass
@@ -81,8 +81,8 @@ def named(name: str, endpoint: str = "127.0.0.1:1") -> Target:
 
 
 @asynccontextmanager
-async def watched(kms: Kms, *targets: Target, record: Record | None = None, **probe: float) -> AsyncIterator[Watch]:
+async def watched(kms: Kms, *targets: Target, record: Results | None = None, **probe: float) -> AsyncIterator[RunningJobs]:
     """Watches `targets` each 30 s, 5 s at most, 16 at once, or as `probe` says."""
     settings = Settings(listen=FREE, probe=ProbeSettings.model_validate(probe), targets=targets)
-    async with watching(settings, record or Record(), kms.connect, Random(1)) as watch:  # noqa: S311  jitter
+    async with start_jobs(settings, record or Results(), kms.connect, Random(1)) as watch:  # noqa: S311  jitter
         yield watch

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from ops.demo.stand_ins.server import StandIns, start
-from shared.sql.location import Database
+from ops.demo.stand_ins.server import StandIns, run_stand_ins
+from shared.sql.location import DatabaseUrl
 from tests.faults import summary
 from tests.faults.relay import ROUTING_KEY, SLACK_TOKEN
 from tests.faults.scenario import Scenario
 from tests.long import LONG
 
-Scenarios = Callable[[Database], Scenario]
+Scenarios = Callable[[DatabaseUrl], Scenario]
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +32,7 @@ def seed() -> int:
 
 @pytest.fixture
 async def providers() -> AsyncIterator[StandIns]:
-    async with start(slack_tokens=[SLACK_TOKEN], pagerduty_keys=[ROUTING_KEY]) as stand_ins:
+    async with run_stand_ins(slack_tokens=[SLACK_TOKEN], pagerduty_keys=[ROUTING_KEY]) as stand_ins:
         yield stand_ins
 
 

@@ -17,10 +17,10 @@ from typing import Any, Final
 import aiohttp
 import yaml
 
-from ops.demo.processes import die_with_parent
-from ops.kms_emulator.crypto import new_material
+from ops.demo.processes import build_parent_death_hook
+from ops.kms_emulator.crypto import create_material
 from ops.kms_emulator.emulator import Emulator
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 
 KEY: Final = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 _SECONDS: Final = 60.0
@@ -88,9 +88,9 @@ class Stage:
 
     async def new_version(self) -> None:
         """The KMS key's primary version changes, whatever is going on."""
-        now, number = self.emulator.store.clock(), len((await self.emulator.store.key(KEY)).versions) + 1
-        await self.emulator.store.change(
-            KEY, lambda key: key.with_new_version(new_material(), now).with_primary(number, now)
+        now, number = self.emulator.store.clock(), len((await self.emulator.store.get_key(KEY)).versions) + 1
+        await self.emulator.store.update_key(
+            KEY, lambda key: key.with_new_version(create_material(), now).with_primary(number, now)
         )
 
     async def type(self, words: str) -> int:
@@ -151,12 +151,12 @@ class Stage:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=die_with_parent(),
+                preexec_fn=build_parent_death_hook(),
             )
 
 
 @asynccontextmanager
-async def staged(folder: Path, database: Database, emulator: Emulator, random: Random) -> AsyncIterator[Stage]:
+async def staged(folder: Path, database: DatabaseUrl, emulator: Emulator, random: Random) -> AsyncIterator[Stage]:
     """Everything, running."""
     ports = [_free_port() for _ in range(_INSTANCES)]
     (folder / "token").write_text("the-token-of-the-admin-api\n")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Row, create_engine, select
 
 from services.relay.outbox import schema
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 from tests.faults import keys
 from tests.faults.evidence import Delivery, Event
 from tests.faults.incidents import told
@@ -25,7 +25,7 @@ class Ledger(NamedTuple):
     deliveries: list[Delivery]
 
 
-def read(database: Database) -> Ledger:
+def read(database: DatabaseUrl) -> Ledger:
     """Everything. For a thread."""
     engine = create_engine(database)
     try:
@@ -85,7 +85,7 @@ def _key(row: Row[Any], group_key: str) -> str:
     return str(row.id)
 
 
-def unfinished(database: Database) -> Counter[str]:
+def unfinished(database: DatabaseUrl) -> Counter[str]:
     """How many deliveries are still to be made, by channel. For a thread."""
     of = schema.deliveries.c
     engine = create_engine(database)

@@ -10,7 +10,7 @@ from enum import Enum, auto
 from pathlib import Path
 
 from ops.demo.stand_ins.server import StandIns
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 
 
 class Cut(Enum):
@@ -132,7 +132,7 @@ class _Connection:
 
 
 @asynccontextmanager
-async def before(database: Database) -> AsyncIterator[tuple[Proxy, Database]]:
+async def before(database: DatabaseUrl) -> AsyncIterator[tuple[Proxy, DatabaseUrl]]:
     """A proxy before a database that listens on a socket of the file system; and the database's address through it."""
     file = Path(str(database.query["host"]), ".s.PGSQL.5432")
     async with _serving(lambda: asyncio.open_unix_connection(file)) as (proxy, (host, port)):

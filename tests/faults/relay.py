@@ -13,9 +13,9 @@ from typing import Any
 import aiohttp
 import yaml
 
-from ops.demo.processes import die_with_parent
+from ops.demo.processes import build_parent_death_hook
 from ops.demo.stand_ins.server import StandIns
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 from tests.relay.scripted import TOKEN, until
 from tests.relay.sending.sends import sending_processes
 
@@ -33,7 +33,7 @@ PLACES = {
 
 
 def configuration(
-    folder: Path, database: Database, providers: StandIns, *, slack_api_url: str | None = None, **changes: Any
+    folder: Path, database: DatabaseUrl, providers: StandIns, *, slack_api_url: str | None = None, **changes: Any
 ) -> dict[str, Any]:
     """Every event on every channel, and everything that takes its time in earnest takes seconds at most."""
     for name, secret in (("token", TOKEN), ("key", ROUTING_KEY), ("slack_token", SLACK_TOKEN)):
@@ -86,7 +86,7 @@ class Relay:
         """Starts it; `up` waits until it listens."""
         with self._log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *self._command, stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent()
+                *self._command, stdout=log, stderr=log, start_new_session=True, preexec_fn=build_parent_death_hook()
             )
 
     async def up(self) -> None:

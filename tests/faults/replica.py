@@ -8,21 +8,21 @@ import sys
 import time
 from pathlib import Path
 
-from services.relay.app import running
+from services.relay.app import run_relay
 from services.relay.channels.channel import ChannelSettings
 from services.relay.channels.pagerduty import PagerDutySettings
 from services.relay.config import RelaySettings
 from shared import logs
-from shared.cli import load_or_exit, run_or_exit
+from shared.cli import load_settings_or_exit, run_until_done_or_exit
 from shared.server import serve_until_stopped
-from shared.stop import stoppable
+from shared.stop import run_until_stop_signal
 from tests.faults.stopping import Stopping
 
 
 async def serve(settings: RelaySettings, ahead: Path, *stop: Path) -> None:
     channels = {name: _stopping(channel, *stop) for name, channel in settings.channels.items()}
     odd = settings.model_copy(update={"channels": channels})
-    async with running(odd, clock=lambda: time.time() + float(ahead.read_text())) as app:
+    async with run_relay(odd, clock=lambda: time.time() + float(ahead.read_text())) as app:
         await serve_until_stopped(app, settings.listen, app.state.stop)
 
 
@@ -35,4 +35,4 @@ def _stopping(channel: ChannelSettings, *stop: Path) -> ChannelSettings:
 if __name__ == "__main__":
     logs.configure("relay")
     config, *files = map(Path, sys.argv[1:])
-    run_or_exit(stoppable(serve(load_or_exit(RelaySettings, config), *files)))
+    run_until_done_or_exit(run_until_stop_signal(serve(load_settings_or_exit(RelaySettings, config), *files)))

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from ops.demo.stand_ins.server import StandIns
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 from tests.faults import ledger, summary
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.evidence import Said
@@ -39,7 +39,7 @@ class Scenario:
         self,
         name: str,
         folder: Path,
-        database: Database,
+        database: DatabaseUrl,
         providers: StandIns,
         seed: int,
         report: Callable[[summary.Row], None],
@@ -71,7 +71,7 @@ class Scenario:
         clock_ahead: float | None = None,
         stops_at: Path | None = None,
         through: tuple[str, ...] = (),
-        database: Database | None = None,
+        database: DatabaseUrl | None = None,
         **changes: Any,
     ) -> AsyncIterator[Relay]:
         """A running relay, as `tests.faults.relay` says.

@@ -44,7 +44,7 @@ class _Stopped:
         return self._attempt.maybe_sent
 
     def sending(self, payload: str) -> None:
-        self._attempt.sending(payload)
+        self._attempt.before_request(payload)
 
     def check_lease(self) -> None:
         self._attempt.check_lease()
@@ -53,7 +53,7 @@ class _Stopped:
             os.kill(os.getpid(), signal.SIGSTOP)
 
     def answered(self, answer: str) -> None:
-        self._attempt.answered(answer)
+        self._attempt.record_reply(answer)
 
     async def keep(self, progress: Progress) -> None:
-        await self._attempt.keep(progress)
+        await self._attempt.save_progress(progress)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios
 from tests.faults.incidents import Webhook
@@ -15,7 +15,7 @@ from tests.relay.sending.sends import is_gone
 
 
 async def test_a_sender_that_is_stopped_right_before_its_request(
-    database: Database, scenario: Scenarios, tmp_path: Path
+    database: DatabaseUrl, scenario: Scenarios, tmp_path: Path
 ) -> None:
     trial = scenario(database)
     stop = tmp_path / "stop"

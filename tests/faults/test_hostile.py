@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from ops.kms_emulator.emulator import start as emulator
+from ops.kms_emulator.emulator import run_emulator as emulator
 from tests.faults import servers
 from tests.faults.hostile import Request, crowd
 

@@ -11,7 +11,7 @@ def test_the_same_seed_makes_the_same_incidents() -> None:
 
 def test_the_relay_reads_them_as_alertmanagers() -> None:
     for number, sent in enumerate(history(seeded(1), 3, 30), start=1):
-        event = webhook.read(sent.body, "")
+        event = webhook.read_event(sent.body, "")
         stands = told("\n".join(alert.annotations["summary"] for alert in event.alerts))
         assert len(stands) == len(event.alerts)
         assert {alert.group for alert, _ in stands} == {3}

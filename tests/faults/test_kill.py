@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios
 from tests.faults.providers import disturb
@@ -24,7 +24,7 @@ ROUNDS = 4 if LONG else 1
 
 @pytest.mark.played
 @pytest.mark.parametrize("_round", range(ROUNDS))
-async def test_kills_at_random_moments(database: Database, scenario: Scenarios, long: bool, _round: int) -> None:
+async def test_kills_at_random_moments(database: DatabaseUrl, scenario: Scenarios, long: bool, _round: int) -> None:
     trial = scenario(database)
     random = trial.random("kills")
     async with trial.relay() as relay:

@@ -10,8 +10,8 @@ from random import Random
 
 import pytest
 
-from ops.kms_emulator.emulator import start
-from shared.sql.location import Database
+from ops.kms_emulator.emulator import run_emulator
+from shared.sql.location import DatabaseUrl
 from tests.faults import summary
 from tests.faults.keyring_killed import KEY, staged
 from tests.faults.scenario import meanwhile
@@ -23,10 +23,10 @@ CALM_SECONDS = 60.0
 
 @pytest.mark.played
 async def test_rotators_and_backends_that_are_killed_at_any_moment_lose_no_record(
-    empty_database: Database, tmp_path: Path, seed: int, request: pytest.FixtureRequest
+    empty_database: DatabaseUrl, tmp_path: Path, seed: int, request: pytest.FixtureRequest
 ) -> None:
     random = Random(seed)  # noqa: S311 - a test's
-    async with start(keys=[KEY]) as emulator, staged(tmp_path, empty_database, emulator, random) as stage:
+    async with run_emulator(keys=[KEY]) as emulator, staged(tmp_path, empty_database, emulator, random) as stage:
         writers = [asyncio.create_task(stage.write(f"w{number}")) for number in range(WRITERS)]
         async with meanwhile(stage.rotate()) as rotating:
             while stage.counted["rotators"] + stage.counted["backends"] < KILLS:

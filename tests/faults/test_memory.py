@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 from aiohttp import web
 
-from ops.kms_emulator.emulator import start as emulator
+from ops.kms_emulator.emulator import run_emulator as emulator
 from tests.faults import servers
 from tests.faults.hostile import MIB, REFUSED, VALID, filled
 from tests.relay.scripted import until

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 from tests.faults import proxy
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios
@@ -29,7 +29,7 @@ async def test_postgresql_stopped_and_started(own_postgres: Postgres, scenario: 
     assert verdict.late == []
 
 
-async def test_postgresql_that_does_not_answer(postgres_database: Database, scenario: Scenarios) -> None:
+async def test_postgresql_that_does_not_answer(postgres_database: DatabaseUrl, scenario: Scenarios) -> None:
     trial = scenario(postgres_database)
     async with proxy.before(postgres_database) as (door, address), trial.relay(database=address) as relay:
         alertmanager = Alertmanager([relay.url], trial.random("alertmanager"))
@@ -44,7 +44,7 @@ async def test_postgresql_that_does_not_answer(postgres_database: Database, scen
     assert verdict.late == []
 
 
-async def test_connection_reset_in_a_commit(postgres_database: Database, scenario: Scenarios, long: bool) -> None:
+async def test_connection_reset_in_a_commit(postgres_database: DatabaseUrl, scenario: Scenarios, long: bool) -> None:
     trial = scenario(postgres_database)
     random = trial.random("cuts")
     async with proxy.before(postgres_database) as (door, address), trial.relay(database=address) as relay:

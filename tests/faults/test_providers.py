@@ -6,9 +6,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ops.demo.stand_ins.faults import Fault, Kind, Provider
+from ops.demo.stand_ins.faults import Fault, FaultKind, Provider
 from shared.sql import location
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 from tests.faults import ledger
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios
@@ -23,14 +23,14 @@ WAITS = {"timeout": "1s", "lease": "2s", "backoff_initial": "100ms"}
 
 async def test_retry_after_on_one_channel(tmp_path: Path, scenario: Scenarios, long: bool) -> None:
     wait = 30 if long else 5
-    database = location.sqlite(tmp_path / "relay.db")
+    database = location.create_sqlite_url(tmp_path / "relay.db")
     trial = scenario(database)
     _break(trial, kind="rate_limit", seconds=wait, count=1)
     async with trial.relay() as relay:
         alertmanager = Alertmanager([relay.url], trial.random("alertmanager"), pause=0.1)
         first, *others = trial.histories(groups=5, length=4)
         await alertmanager.play([islice(first, 1)])
-        await until(lambda: trial.providers.faults.state() == [])
+        await until(lambda: trial.providers.faults.get_state() == [])
         limited = time.time()
         await alertmanager.play([first, *others])
         await _all_but_slack_deliver(database)
@@ -44,14 +44,14 @@ async def test_retry_after_on_one_channel(tmp_path: Path, scenario: Scenarios, l
 
 async def test_answers_that_are_lost(tmp_path: Path, scenario: Scenarios) -> None:
     """Everything arrives, and nobody is told so: Slack is asked, and the others know a repeat by its key."""
-    trial = scenario(location.sqlite(tmp_path / "relay.db"))
+    trial = scenario(location.create_sqlite_url(tmp_path / "relay.db"))
     for provider in Provider:
-        trial.providers.faults.add(Fault(provider=provider, kind=Kind.LOST_ANSWER, count=5))
+        trial.providers.faults.add(Fault(provider=provider, kind=FaultKind.LOST_ANSWER, count=5))
     async with trial.relay() as relay:
         alertmanager = Alertmanager([relay.url], trial.random("alertmanager"), repeats=0)
         await alertmanager.play(trial.histories(groups=5, length=1))
         await trial.drained()
-        assert trial.providers.faults.state() == []
+        assert trial.providers.faults.get_state() == []
         verdict = await trial.concluded(alertmanager)
         await relay.stop()
     assert +verdict.duplicates == {"email": 5 * len(PLACES["email"])}
@@ -59,7 +59,7 @@ async def test_answers_that_are_lost(tmp_path: Path, scenario: Scenarios) -> Non
 
 
 async def test_token_revoked_for_an_hour_and_given_back(tmp_path: Path, scenario: Scenarios) -> None:
-    database = location.sqlite(tmp_path / "relay.db")
+    database = location.create_sqlite_url(tmp_path / "relay.db")
     trial = scenario(database)
     async with trial.relay(delivery=WAITS | {"backoff_max": "5m"}, clock_ahead=0) as relay:
         alertmanager = Alertmanager([relay.url], trial.random("alertmanager"), pause=0.1)
@@ -85,7 +85,7 @@ async def test_token_revoked_for_an_hour_and_given_back(tmp_path: Path, scenario
 
 
 async def test_token_replaced_by_a_new_one(tmp_path: Path, scenario: Scenarios) -> None:
-    database = location.sqlite(tmp_path / "relay.db")
+    database = location.create_sqlite_url(tmp_path / "relay.db")
     trial = scenario(database)
     async with trial.relay(delivery=WAITS | {"backoff_max": "1h"}) as relay:
         (tmp_path / "slack_token").write_text("xoxb-revoked")
@@ -118,7 +118,7 @@ def _break(trial: Scenario, **fault: Any) -> None:
     trial.providers.faults.add(Fault.model_validate({"provider": "slack", "target": "#security-critical", **fault}))
 
 
-async def _all_but_slack_deliver(database: Database) -> None:
+async def _all_but_slack_deliver(database: DatabaseUrl) -> None:
     async def so() -> bool:
         return set(await asyncio.to_thread(ledger.unfinished, database)) <= {"slack"}
 

@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 from tests.faults import proxy
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios
@@ -26,7 +26,7 @@ CLAIMS = b"deliveries.attempts +"
 
 @pytest.mark.parametrize("replicas", [2, 4])
 async def test_replicas_killed_and_stopped(
-    postgres_database: Database, scenario: Scenarios, long: bool, replicas: int
+    postgres_database: DatabaseUrl, scenario: Scenarios, long: bool, replicas: int
 ) -> None:
     trial = scenario(postgres_database)
     async with AsyncExitStack() as stack:
@@ -49,7 +49,7 @@ async def test_replicas_killed_and_stopped(
     assert all("Traceback" not in relay.log for relay in relays)
 
 
-async def test_a_send_that_outlasts_its_lease(postgres_database: Database, scenario: Scenarios) -> None:
+async def test_a_send_that_outlasts_its_lease(postgres_database: DatabaseUrl, scenario: Scenarios) -> None:
     """Slack gets the request of a stopped replica after what another one posted in the meantime."""
     trial = scenario(postgres_database)
     first, second = trial.histories(groups=2, length=2)
@@ -79,7 +79,7 @@ async def test_a_send_that_outlasts_its_lease(postgres_database: Database, scena
     assert verdict.duplicates["email by key"] == verdict.duplicates["pagerduty by key"] == 0
 
 
-async def test_a_lease_that_ends_before_the_send(postgres_database: Database, scenario: Scenarios) -> None:
+async def test_a_lease_that_ends_before_the_send(postgres_database: DatabaseUrl, scenario: Scenarios) -> None:
     """A replica is stopped when it has claimed, and not sent yet: by the time it goes on, another one has."""
     trial = scenario(postgres_database)
     (history,) = trial.histories(groups=1, length=2)

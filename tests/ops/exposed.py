@@ -15,20 +15,20 @@ from services.exporter.metrics import ExporterMetrics
 from services.exporter.model import (
     BackendState,
     Call,
-    Canary,
+    CanaryResult,
     Failure,
     Health,
-    KeySnapshot,
+    KeyInspection,
     Operation,
     ProbeResult,
 )
-from services.relay.app import running
+from services.relay.app import run_relay
 from services.relay.config import RelaySettings
-from shared.contract import KEYRING_FAMILIES, KMS_ROTATION_LAST_SUCCESS, CryptoMode
-from shared.guard import Guard
+from shared.contract import KEYRING_METRIC_LABELS, KMS_ROTATION_LAST_SUCCESS, CryptoMode
+from shared.guard import Authorizer
 from shared.keyring.administration import RotationType
 from shared.kms.reason import Reason
-from shared.reload import Reloading
+from shared.reload import ReloadMiddleware
 from tests.shared.sample import SETTINGS
 
 
@@ -36,19 +36,19 @@ def by_the_exporter() -> list[Metric]:
     """After a round trip, a look at the key whose older versions fail in every way, and the reading of a backend."""
     metrics = ExporterMetrics([("ledger", "ledger-kek")], ["ledger"])
     call = Call(Operation.ENCRYPT, 0.1)
-    metrics.observe(ProbeResult("ledger", "ledger-kek", at=1.0, calls=(call,), key_version=None))
+    metrics.add_probe(ProbeResult("ledger", "ledger-kek", ended_at=1.0, calls=(call,), key_version=None))
     canaries = tuple(
-        Canary(str(n), Call(Operation.CANARY_DECRYPT, 0.1, Failure(reason, "as a test has it")))
+        CanaryResult(str(n), Call(Operation.CANARY_DECRYPT, 0.1, Failure(reason, "as a test has it")))
         for n, reason in enumerate(Reason)
     )
-    look = KeySnapshot(
-        "ledger", "ledger-kek", at=1.0, description=None, permissions=None, canaries=canaries, wrong_aad=None, reads={}
+    look = KeyInspection(
+        "ledger", "ledger-kek", inspected_at=1.0, description=None, permissions=None, canaries=canaries, wrong_aad_check=None, call_counts={}
     )
-    metrics.lifecycle(look)
-    keyring = {name: {labels: 1.0} for name, labels in KEYRING_FAMILIES.items()}
+    metrics.add_inspection(look)
+    keyring = {name: {labels: 1.0} for name, labels in KEYRING_METRIC_LABELS.items()}
     keyring[KMS_ROTATION_LAST_SUCCESS] = {(type_.value,): 1.0 for type_ in RotationType}
     health = Health(CryptoMode.KMS, ready=True)
-    metrics.show(BackendState("ledger", health, init_timestamp=1.0, decryption_errors=0.0, keyring=keyring))
+    metrics.set_backend_states(BackendState("ledger", health, init_timestamp=1.0, decryption_errors=0.0, keyring=keyring))
     return list(metrics.collect())
 
 
@@ -64,7 +64,7 @@ def by_a_relay(folder: Path) -> list[Metric]:
     }
 
     async def scrape() -> str:
-        async with running(RelaySettings(**configuration)) as app:
+        async with run_relay(RelaySettings(**configuration)) as app:
             answer = await asyncio.to_thread(TestClient(app).get, "/metrics")
         return answer.text
 
@@ -74,7 +74,7 @@ def by_a_relay(folder: Path) -> list[Metric]:
 def by_every_server() -> list[Metric]:
     """What each says of its configuration."""
     shown = CollectorRegistry()
-    Reloading(Starlette(), SETTINGS, lambda: SETTINGS, None, (), Guard(shown))
+    ReloadMiddleware(Starlette(), SETTINGS, lambda: SETTINGS, None, (), Authorizer(shown))
     return list(shown.collect())
 
 

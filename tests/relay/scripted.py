@@ -12,13 +12,13 @@ from typing import Any
 
 import aiohttp
 
-from services.relay.app import running
+from services.relay.app import run_relay
 from services.relay.channels.channel import Attempt, Channel, ChannelSettings, Receipt
 from services.relay.config import RelaySettings
 from services.relay.intake import webhook
 from services.relay.model import Event, Message
-from services.relay.sending.here import here
-from shared.server import serving
+from services.relay.sending.here import open_local_sender
+from shared.server import serve
 from shared.settings import Address
 
 PAYLOADS = sorted((Path(__file__).parent / "payloads").glob("*.json"))
@@ -40,7 +40,7 @@ class Scripted:
 
     async def send(self, attempt: Attempt) -> Receipt:
         message = attempt.message
-        attempt.sending(self.payload(message))
+        attempt.before_request(self.payload(message))
         self.tried.append((asyncio.get_running_loop().time(), message))
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
@@ -53,7 +53,7 @@ class Scripted:
         finally:
             self.under_way -= 1
         self.sent.append(message)
-        attempt.answered("taken")
+        attempt.record_reply("taken")
         return {"number": str(len(self.sent))}
 
     def payload(self, message: Message) -> str:
@@ -99,8 +99,8 @@ async def served(settings: RelaySettings, **options: Any) -> AsyncIterator[aioht
     """The relay behind a real server, and a client that holds the token."""
     headers = {"Authorization": f"Bearer {TOKEN}"}
     async with (
-        running(settings, sending=here, **options) as app,
-        serving(app, Address("127.0.0.1", 0)) as address,
+        run_relay(settings, open_sender=open_local_sender, **options) as app,
+        serve(app, Address("127.0.0.1", 0)) as address,
         aiohttp.ClientSession(f"http://{address}", headers=headers) as client,
     ):
         yield client
@@ -154,7 +154,7 @@ def webhook_of(status: str = "firing", *, group: str = "one", **changes: Any) ->
 
 
 def event_of(status: str = "firing", *, group: str = "one", **changes: Any) -> Event:
-    event = webhook.read(webhook_of(status, group=group), "")
+    event = webhook.read_event(webhook_of(status, group=group), "")
     return replace(event, **changes)
 
 

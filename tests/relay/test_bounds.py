@@ -6,26 +6,26 @@ from dataclasses import replace
 import pytest
 
 from services.relay import identity
-from services.relay.bounds import LISTED, TEXT, bounded
+from services.relay.bounds import MAX_ALERTS_SIZE, MAX_TEXT, limit_size
 from services.relay.intake import webhook
-from services.relay.intake.heartbeat import Heartbeat
-from services.relay.intake.routing import Rule, parse_matcher
-from services.relay.intake.take_apart import take_apart
-from services.relay.model import Status, spoken_of
+from services.relay.intake.heartbeat import HeartbeatMatcher
+from services.relay.intake.routing import Route, parse_matcher
+from services.relay.intake.take_apart import parse_webhook
+from services.relay.model import Status, collect_digests
 from tests.relay.scripted import PAYLOADS, event_of, payload, webhook_of
 
 
 @pytest.mark.parametrize("file", PAYLOADS, ids=lambda file: file.stem)
 def test_what_alertmanager_sends_is_within_them(file: object) -> None:
-    event = webhook.read(file.read_bytes(), "")  # type: ignore[attr-defined]
-    assert bounded(event) == event
+    event = webhook.read_event(file.read_bytes(), "")  # type: ignore[attr-defined]
+    assert limit_size(event) == event
 
 
 def test_every_text_is_cut_and_what_links_and_routes_need_is_kept() -> None:
     (alert,) = event_of().alerts
     labels = {f"a{number}": "x" * 100 for number in range(5_000)} | {"severity": "critical", "alertname": "A" * 99_999}
     long = "y" * 9_000_000
-    event = bounded(
+    event = limit_size(
         event_of(
             alerts=(replace(alert, labels=labels, annotations={"summary": long}, generator_url=long),),
             common_annotations={"k" * 99_999: long},
@@ -33,10 +33,10 @@ def test_every_text_is_cut_and_what_links_and_routes_need_is_kept() -> None:
         )
     )
     (shown,) = event.alerts
-    assert (shown.labels["severity"], len(shown.labels["alertname"])) == ("critical", TEXT)
+    assert (shown.labels["severity"], len(shown.labels["alertname"])) == ("critical", MAX_TEXT)
     assert 100 < len(shown.labels) < 1_000
-    assert (len(shown.annotations["summary"]), shown.generator_url, event.external_url) == (TEXT, "", "")
-    assert len(json.dumps(event.common_annotations)) < 3 * TEXT
+    assert (len(shown.annotations["summary"]), shown.generator_url, event.external_url) == (MAX_TEXT, "", "")
+    assert len(json.dumps(event.common_annotations)) < 3 * MAX_TEXT
 
 
 def test_a_webhook_in_many_parts_is_taken_apart_as_one() -> None:
@@ -45,15 +45,15 @@ def test_a_webhook_in_many_parts_is_taken_apart_as_one() -> None:
     alerts[2_900] |= {"labels": {"severity": "page"}}
     alerts[2_950] |= {"labels": {"alertname": "Watchdog"}}
     body = webhook_of(alerts=alerts)
-    assert len(list(webhook.parts(body, ""))) > 2
-    rules = [Rule(None, (parse_matcher(f"severity={name}"),), (name,)) for name in ("info", "page", "critical")]
-    heartbeats = [Heartbeat("dog", (parse_matcher("alertname=Watchdog"),))]
-    taken = take_apart(body, "", heartbeats, rules)
+    assert len(list(webhook.iterate_parts(body, ""))) > 2
+    rules = [Route(None, (parse_matcher(f"severity={name}"),), (name,)) for name in ("info", "page", "critical")]
+    heartbeats = [HeartbeatMatcher("dog", (parse_matcher("alertname=Watchdog"),))]
+    taken = parse_webhook(body, "", heartbeats, rules)
     assert taken.incoming is not None
-    assert (taken.seen, taken.rule) == (frozenset({"dog"}), rules[1])
-    whole = webhook.read(body, "")
+    assert (taken.heartbeats, taken.route) == (frozenset({"dog"}), rules[1])
+    whole = webhook.read_event(body, "")
     rest = replace(whole, alerts=tuple(each for each in whole.alerts if each.labels.get("alertname") != "Watchdog"))
-    assert spoken_of(taken.incoming.event) == spoken_of(rest)
-    assert taken.incoming.fingerprint == identity.fingerprint(rest)
+    assert collect_digests(taken.incoming.event) == collect_digests(rest)
+    assert taken.incoming.fingerprint == identity.build_fingerprint(rest)
     assert taken.incoming.event.status is Status.FIRING
-    assert sum(len(str(each.labels)) for each in taken.incoming.event.alerts) < LISTED
+    assert sum(len(str(each.labels)) for each in taken.incoming.event.alerts) < MAX_ALERTS_SIZE

@@ -10,7 +10,7 @@ import yaml
 
 from services.relay.config import RelaySettings
 from shared.mistakes import ConfigurationError
-from shared.settings import load
+from shared.settings import load_settings
 
 SHIPPED = Path(__file__).parents[2] / "ops/relay/relay.yml"
 PLACEHOLDERS = ["<telephone>", "<>", "", " ", None]
@@ -31,7 +31,7 @@ def written(folder: Path, **keys: Any) -> Path:
 
 def mistakes(folder: Path, **keys: Any) -> list[str]:
     with pytest.raises(ConfigurationError) as raised:
-        load(RelaySettings, written(folder, **keys))
+        load_settings(RelaySettings, written(folder, **keys))
     return [line.removeprefix(f"{folder / 'relay.yml'}: ") for line in raised.value.lines]
 
 
@@ -50,7 +50,7 @@ def test_a_placeholder_is_a_mistake_in_production_and_everywhere_else_a_doubt(
     (line,) = mistakes(tmp_path, contacts=contacts, **named)
     assert line.startswith("contacts.owner: a placeholder reaches nobody in production; expected ")
     for environment in ("staging", "demo"):
-        doubts = load(RelaySettings, written(tmp_path, contacts=contacts, environment=environment)).doubts()
+        doubts = load_settings(RelaySettings, written(tmp_path, contacts=contacts, environment=environment)).find_warnings()
         assert [key for key, _ in doubts] == ["contacts.owner"]
 
 
@@ -68,11 +68,11 @@ def test_check_and_start_refuse_it_and_elsewhere_check_only_names_it(tmp_path: P
 
 def test_the_shipped_configuration_lacks_nothing_but_contacts(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigurationError) as raised:
-        load(RelaySettings, SHIPPED)
+        load_settings(RelaySettings, SHIPPED)
     roles = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))["contacts"]
     assert [line.split(": ")[1] for line in raised.value.lines] == [f"contacts.{role}" for role in roles]
     monkeypatch.setenv("KEYPULSE_RELAY__ENVIRONMENT", "staging")
-    assert len(list(load(RelaySettings, SHIPPED).doubts())) == len(roles)
+    assert len(list(load_settings(RelaySettings, SHIPPED).find_warnings())) == len(roles)
 
 
 @pytest.mark.parametrize(

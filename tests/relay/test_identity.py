@@ -6,56 +6,56 @@ from typing import Any
 import pytest
 
 from services.relay import identity
-from services.relay.event_json import encode
+from services.relay.event_json import encode_event
 from services.relay.intake import webhook
 from services.relay.model import Event, Status
-from services.relay.outbox.accept import Plan
-from services.relay.outbox.known import Earlier, Known
+from services.relay.outbox.accept import DeliveryPlan
+from services.relay.outbox.known import EarlierEvent, IncidentState
 from tests.relay.scripted import at, event_of, payload
 
 
-def known(event: Event, **changes: Any) -> Known:
-    before = Known(
+def known(event: Event, **changes: Any) -> IncidentState:
+    before = IncidentState(
         episode=1,
-        open=event.status is Status.FIRING,
-        open_on=frozenset({"slack"}),
+        is_open=event.status is Status.FIRING,
+        open_channels=frozenset({"slack"}),
         event_id="e",
-        fingerprint=identity.fingerprint(event),
+        fingerprint=identity.build_fingerprint(event),
         accepted_at=1000.0,
-        deliveries=1,
-        any_dead=False,
-        ours=False,
+        delivery_count=1,
+        has_dead_delivery=False,
+        is_latest_own=False,
     )
     return before._replace(**changes)
 
 
-def plan(event: Event, before: Known | None, now: float = 1001.0) -> Plan | None:
+def plan(event: Event, before: IncidentState | None, now: float = 1001.0) -> DeliveryPlan | None:
     configured = ("slack", "mail")
-    content = identity.fingerprint(event)
-    return identity.plan(
-        event, before, content=content, now=now, duplicate_window=60, routed=["slack"], configured=configured
+    content = identity.build_fingerprint(event)
+    return identity.plan_deliveries(
+        event, before, fingerprint=content, now=now, duplicate_window=60, routed_channels=["slack"], configured_channels=configured
     )
 
 
 def test_an_incident_is_its_source_its_receiver_and_its_group() -> None:
     first = event_of()
-    assert identity.incident_id(first) == identity.incident_id(event_of("resolved"))
+    assert identity.build_incident_id(first) == identity.build_incident_id(event_of("resolved"))
     others = [replace(first, source="eu"), replace(first, receiver="other"), replace(first, group_key="other")]
     shifted = replace(first, source=first.receiver, receiver=first.source)
-    assert len({identity.incident_id(event) for event in [first, shifted, *others]}) == 5
+    assert len({identity.build_incident_id(event) for event in [first, shifted, *others]}) == 5
 
 
 def test_a_webhook_at_repeat_interval_equals_the_one_before() -> None:
-    first, second, resolved = (webhook.read(payload(number), "") for number in (1, 2, 3))
-    assert identity.fingerprint(first) == identity.fingerprint(second) != identity.fingerprint(resolved)
+    first, second, resolved = (webhook.read_event(payload(number), "") for number in (1, 2, 3))
+    assert identity.build_fingerprint(first) == identity.build_fingerprint(second) != identity.build_fingerprint(resolved)
 
 
 def test_the_order_of_alerts_their_ends_and_texts_are_no_part_of_what_is_told() -> None:
-    event = webhook.read(payload(7), "")
+    event = webhook.read_event(payload(7), "")
     changed = tuple(replace(alert, ends_at=at(1), annotations={}) for alert in reversed(event.alerts))
-    assert identity.fingerprint(event) == identity.fingerprint(replace(event, alerts=changed))
+    assert identity.build_fingerprint(event) == identity.build_fingerprint(replace(event, alerts=changed))
     later = tuple(replace(alert, starts_at=at(1)) for alert in event.alerts)
-    assert identity.fingerprint(event) != identity.fingerprint(replace(event, alerts=later))
+    assert identity.build_fingerprint(event) != identity.build_fingerprint(replace(event, alerts=later))
 
 
 def test_the_twins_webhook_a_moment_later_is_a_duplicate() -> None:
@@ -64,7 +64,7 @@ def test_the_twins_webhook_a_moment_later_is_a_duplicate() -> None:
 
 @pytest.mark.parametrize("now", [1060.0, 940.0])
 def test_the_same_webhook_outside_the_window_is_news_whichever_way_the_clock_went(now: float) -> None:
-    assert plan(event_of(), known(event_of()), now=now) == Plan(1, open=True, channels=("slack",))
+    assert plan(event_of(), known(event_of()), now=now) == DeliveryPlan(1, is_open=True, channels=("slack",))
 
 
 def test_the_same_webhook_is_news_where_a_delivery_was_given_up() -> None:
@@ -74,18 +74,18 @@ def test_the_same_webhook_is_news_where_a_delivery_was_given_up() -> None:
 def test_alertmanagers_end_of_what_the_relay_ended_is_no_news_however_late_it_comes() -> None:
     ended = known(event_of("resolved"), ours=True)
     assert plan(event_of("resolved"), ended, now=9999.0) is None
-    assert plan(event_of("resolved"), ended._replace(any_dead=True), now=9999.0) is not None
-    assert plan(event_of(), ended, now=9999.0) == Plan(2, open=True, channels=("slack",))
+    assert plan(event_of("resolved"), ended._replace(has_dead_delivery=True), now=9999.0) is not None
+    assert plan(event_of(), ended, now=9999.0) == DeliveryPlan(2, is_open=True, channels=("slack",))
     others = tuple(replace(alert, starts_at=at(1)) for alert in event_of().alerts)  # it had fired once more meanwhile
     assert plan(event_of("resolved", alerts=others), ended, now=9999.0) is not None
     told_again = known(event_of(), ours=True)
     assert plan(event_of(), told_again, now=9999.0) is not None, "a reminder of what fires is told"
 
 
-def late(event: Event, latest: Event, *, at: float = 980.0, **changes: Any) -> Known:
+def late(event: Event, latest: Event, *, at: float = 980.0, **changes: Any) -> IncidentState:
     """An incident whose latest event came after one that said the same as `event`."""
-    earlier = (Earlier(identity.fingerprint(event), at),)
-    return known(latest, earlier=earlier, written=encode(latest), **changes)
+    earlier = (EarlierEvent(identity.build_fingerprint(event), at),)
+    return known(latest, earlier=earlier, written=encode_event(latest), **changes)
 
 
 def alerts_of(*changed: dict[str, Any]) -> Event:
@@ -105,8 +105,8 @@ def test_a_late_twin_of_an_older_state_is_no_news() -> None:
     before = late(alerts_of(FIRES), alerts_of(FIRES, FIRES))
     assert plan(alerts_of(FIRES), before, now=1039.9) is None
     assert plan(alerts_of(FIRES), before, now=1040.0) is not None, "it is not that late"
-    assert plan(alerts_of(FIRES), before._replace(any_dead=True)) is not None
-    assert plan(alerts_of(FIRES), before._replace(earlier=())) is not None, "nobody sent that before"
+    assert plan(alerts_of(FIRES), before._replace(has_dead_delivery=True)) is not None
+    assert plan(alerts_of(FIRES), before._replace(earlier_events=())) is not None, "nobody sent that before"
 
 
 def test_a_late_end_of_what_fires_anew_closes_nothing() -> None:
@@ -142,24 +142,24 @@ def test_a_late_twin_that_lacks_what_fires_since_takes_back_no_end() -> None:
 
 
 def test_only_the_latest_event_counts_so_a_firing_after_a_resolve_is_news_and_a_new_episode() -> None:
-    assert plan(event_of(), known(event_of("resolved"))) == Plan(2, open=True, channels=("slack",))
+    assert plan(event_of(), known(event_of("resolved"))) == DeliveryPlan(2, is_open=True, channels=("slack",))
 
 
 def test_an_open_incident_stays_in_its_episode_and_reaches_every_configured_channel_it_is_open_on() -> None:
     before = known(event_of(), open_on=frozenset({"slack", "mail", "gone"}))
-    assert plan(event_of("resolved"), before) == Plan(1, open=False, channels=("slack", "mail"), gone=("gone",))
-    elsewhere = before._replace(served=frozenset({"gone"}))
-    assert plan(event_of("resolved"), elsewhere) == Plan(
-        1, open=False, channels=("slack", "gone", "mail"), gone=("gone",)
+    assert plan(event_of("resolved"), before) == DeliveryPlan(1, is_open=False, channels=("slack", "mail"), unconfigured_channels=("gone",))
+    elsewhere = before._replace(served_channels=frozenset({"gone"}))
+    assert plan(event_of("resolved"), elsewhere) == DeliveryPlan(
+        1, is_open=False, channels=("slack", "gone", "mail"), unconfigured_channels=("gone",)
     )
 
 
 def test_a_resolve_of_a_closed_incident_begins_nothing_and_follows_the_routes() -> None:
     before = known(event_of("resolved"), open_on=frozenset({"mail"}))
-    assert plan(event_of("resolved"), before, now=5000) == Plan(1, open=False, channels=("slack",))
+    assert plan(event_of("resolved"), before, now=5000) == DeliveryPlan(1, is_open=False, channels=("slack",))
 
 
 def test_a_truncated_group_is_never_taken_for_resolved() -> None:
     truncated = event_of("resolved", truncated_alerts=7)
-    assert plan(truncated, known(event_of())) == Plan(1, open=True, channels=("slack",))
-    assert plan(truncated, None) == Plan(1, open=True, channels=("slack",))
+    assert plan(truncated, known(event_of())) == DeliveryPlan(1, is_open=True, channels=("slack",))
+    assert plan(truncated, None) == DeliveryPlan(1, is_open=True, channels=("slack",))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ops.demo.stand_ins.server import start
+from ops.demo.stand_ins.server import run_stand_ins
 from shared.settings import Address
 
 KEY = "0" * 32
@@ -41,9 +41,9 @@ async def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 async def test_a_test_message_arrives_and_leaves_nothing_open(tmp_path: Path) -> None:
-    async with start(pagerduty_keys=(KEY,)) as providers:
+    async with run_stand_ins(pagerduty_keys=(KEY,)) as providers:
         result = await run("--config", configuration(tmp_path, providers.http), "send-test", "--channel", "pager")
-        (incident,) = providers.pagerduty.state()["incidents"]
+        (incident,) = providers.pagerduty.get_state()["incidents"]
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) == 2
     assert incident["dedup_key"] in result.stdout
@@ -52,7 +52,7 @@ async def test_a_test_message_arrives_and_leaves_nothing_open(tmp_path: Path) ->
 
 
 async def test_a_test_message_that_is_refused_exits_with_1_and_the_reason(tmp_path: Path) -> None:
-    async with start(pagerduty_keys=("1" * 32,)) as providers:
+    async with run_stand_ins(pagerduty_keys=("1" * 32,)) as providers:
         result = await run("--config", configuration(tmp_path, providers.http), "send-test", "--channel", "pager")
     assert result.returncode == 1
     assert result.stderr.startswith("pager: not sent (")

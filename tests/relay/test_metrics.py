@@ -8,10 +8,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 from starlette.testclient import TestClient
 
-from services.relay.app import running
+from services.relay.app import run_relay
 from services.relay.channels.channel import Reason, Scope, SendError
 from services.relay.metrics import OutboxGauges, OutboxState
-from services.relay.sending.here import here
+from services.relay.sending.here import open_local_sender
 from tests.relay.scripted import Scripted, hang, metric, post, reaches, served, settings, webhook_of
 
 
@@ -34,7 +34,7 @@ async def test_every_label_value_exists_from_the_start(tmp_path: Path) -> None:
 async def test_the_outbox_is_counted_by_channel_and_state_with_the_oldest_of_what_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.relay.workers.GRACE_SECONDS", 0.1)
+    monkeypatch.setattr("services.relay.workers.STOP_SECONDS", 0.1)
     before = time.time()
     async with served(settings(tmp_path, {"hangs": Scripted(*[hang] * 9), "works": Scripted()})) as client:
         for status, group in itertools.product(("firing", "resolved"), ("a", "b")):
@@ -59,7 +59,7 @@ def test_the_oldest_of_all_that_waits_counts_whichever_state_it_is_in(times: tup
     waits = ("queued", "sending", "retrying")
     rows = [("a", state, 1, at) for state, at in zip(waits, times, strict=True)]
     registry = CollectorRegistry()
-    state = OutboxState([("a", "dead", 1, 1.0), *rows], refused=(), seen={})
+    state = OutboxState([("a", "dead", 1, 1.0), *rows], down_channels=(), watchdogs_last_seen={})
     registry.register(OutboxGauges(["a"], (), [*waits, "dead"], waits, lambda: state))
     assert registry.get_sample_value("relay_outbox_oldest_timestamp_seconds", {"channel": "a"}) == 3.0
 
@@ -79,7 +79,7 @@ async def test_a_channel_that_refused_everything_is_still_down_after_a_restart(t
 
 
 async def test_what_the_outbox_cannot_tell_is_absent_and_the_rest_is_there(tmp_path: Path) -> None:
-    async with running(settings(tmp_path, {"one": Scripted()}), sending=here) as app:
+    async with run_relay(settings(tmp_path, {"one": Scripted()}), open_sender=open_local_sender) as app:
         pass
     text = TestClient(app).get("/metrics").text  # its outbox is closed
     assert "relay_outbox_deliveries{" not in text

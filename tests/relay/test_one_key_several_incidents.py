@@ -8,10 +8,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from ops.demo.stand_ins.faults import Fault, Kind, Provider
-from ops.demo.stand_ins.server import StandIns, start
+from ops.demo.stand_ins.faults import Fault, FaultKind, Provider
+from ops.demo.stand_ins.server import StandIns, run_stand_ins
 from services.relay.config import RelaySettings
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 from tests.relay.scripted import TOKEN, payload, post, served, until
 
 KEY = "0" * 32
@@ -19,12 +19,12 @@ KEY = "0" * 32
 
 @pytest.fixture
 async def providers() -> AsyncIterator[StandIns]:
-    async with start(pagerduty_keys=[KEY]) as stand_ins:
+    async with run_stand_ins(pagerduty_keys=[KEY]) as stand_ins:
         yield stand_ins
 
 
 @pytest.fixture
-async def client(tmp_path: Path, database: Database, providers: StandIns) -> AsyncIterator[aiohttp.ClientSession]:
+async def client(tmp_path: Path, database: DatabaseUrl, providers: StandIns) -> AsyncIterator[aiohttp.ClientSession]:
     (tmp_path / "token").write_text(TOKEN)
     (tmp_path / "key").write_text(KEY)
     pagerduty = {"kind": "pagerduty", "routing_key_file": str(tmp_path / "key"), "url": providers.pagerduty_url}
@@ -123,7 +123,7 @@ async def test_one_that_was_over_before_anybody_was_told_is_called_for_and_left_
     client: aiohttp.ClientSession, providers: StandIns
 ) -> None:
     await told(client, webhook("other", B="firing"), 1)
-    providers.faults.add(Fault(provider=Provider.PAGERDUTY, kind=Kind.STATUS, status=500))
+    providers.faults.add(Fault(provider=Provider.PAGERDUTY, kind=FaultKind.STATUS, status=500))
     await post(client, webhook("kms-critical", A="firing"))
     await post(client, webhook("kms-critical", A="resolved"))
 
@@ -145,7 +145,7 @@ async def test_one_that_begins_while_a_resolve_is_under_way_is_triggered_after_i
     client: aiohttp.ClientSession, providers: StandIns
 ) -> None:
     await told(client, webhook("kms-critical", A="firing"), 1)
-    providers.faults.add(Fault(provider=Provider.PAGERDUTY, kind=Kind.SLOW_ANSWER, seconds=0.5, count=1))
+    providers.faults.add(Fault(provider=Provider.PAGERDUTY, kind=FaultKind.SLOW_ANSWER, seconds=0.5, count=1))
     await post(client, webhook("kms-critical", A="resolved"))
     await until(lambda: actions(providers) == ["trigger", "resolve"])
     await told(client, webhook("other", B="firing"), 4)  # it, the resolve, and it once more

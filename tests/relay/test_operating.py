@@ -15,8 +15,8 @@ import bcrypt
 import pytest
 import yaml
 
-from services.relay.intake.endpoint import TURNS
-from shared.basic_auth import WAITING
+from services.relay.intake.endpoint import MAX_CONCURRENT_WEBHOOKS
+from shared.basic_auth import MAX_WAITING_CHECKS
 from tests.relay.scripted import TOKEN, webhook_of
 from tests.relay.test_process import logs_until
 from tests.shared.certificates import LOCALHOST, Authority, web_yml
@@ -128,7 +128,7 @@ async def test_a_client_without_an_allowed_certificate_is_not_even_asked(relay: 
 async def test_a_hangup_brings_another_channel_and_a_bad_file_or_another_database_nothing(relay: Relay) -> None:
     relay.configure("one", "two")
     relay.process.send_signal(signal.SIGHUP)
-    await relay.says("the configuration was reloaded")
+    await relay.says("configuration reloaded")
     assert (await relay.sends("a", headers=USER))[1]["deliveries"] == 2
     (relay.folder / "relay.yml").write_text((relay.folder / "relay.yml").read_text().replace("relay.db", "other.db"))
     async with relay.client.post("/-/reload", headers=USER) as refused:
@@ -148,7 +148,7 @@ async def test_after_a_reload_no_other_process_takes_the_log_of_the_outbox_away(
     assert (await relay.sends("a", headers=USER))[0] == 202
     before = log.stat().st_ino
     relay.process.send_signal(signal.SIGHUP)
-    await relay.says("the configuration was reloaded")
+    await relay.says("configuration reloaded")
     async with relay.client.post("/-/reload", headers=USER) as answer:
         assert answer.status == 200
     if sys.platform == "linux":
@@ -168,4 +168,4 @@ def locks_on(file: Path, process: int) -> list[str]:
 
 
 def test_passwords_that_wait_to_be_checked_never_have_every_turn_of_the_webhooks() -> None:
-    assert WAITING + 1 < TURNS
+    assert MAX_WAITING_CHECKS + 1 < MAX_CONCURRENT_WEBHOOKS

@@ -8,7 +8,7 @@ import pytest
 
 from services.relay.channels.channel import Reason, Scope, SendError
 from services.relay.outbox import fallback
-from services.relay.outbox.overdue import Looked
+from services.relay.outbox.overdue import SweepResult
 from services.relay.outbox.waiting import StoreUnavailableError
 from tests.relay.scripted import Scripted, hang, reaches, settings, statuses, until, webhook_of
 from tests.relay.test_reload import started
@@ -29,8 +29,8 @@ async def test_a_watchdog_that_stays_away_is_told_however_often_the_configuratio
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is waited for long."""
-    monkeypatch.setattr("services.relay.workers.GRACE_SECONDS", 0.1)
-    monkeypatch.setattr("services.relay.workers._LOOK_AFTER_SECONDS", 0.1)
+    monkeypatch.setattr("services.relay.workers.STOP_SECONDS", 0.1)
+    monkeypatch.setattr("services.relay.workers._SWEEP_INTERVAL", 0.1)
     monkeypatch.setattr(fallback, "GONE_AFTER", 0.0)
 
 
@@ -48,7 +48,7 @@ async def test_what_waits_for_a_channel_that_has_another_name_now_is_told_by_tho
         await relay.accepts("resolved", "one")
         await until(lambda: len(new.sent) == 3)
     assert statuses(new.sent) == ["firing", "firing", "resolved"]
-    assert {message.note for message in new.sent[:2]} == {
+    assert {message.remark for message in new.sent[:2]} == {
         "old takes no messages at the moment, so this comes here as well"
     }
 
@@ -76,8 +76,8 @@ async def test_a_webhook_whose_body_comes_during_a_reload_is_told_although_its_c
 async def test_what_another_replica_may_be_delivering_is_left_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.relay.workers.GRACE_SECONDS", 0.1)
-    monkeypatch.setattr("services.relay.workers._LOOK_AFTER_SECONDS", 0.05)
+    monkeypatch.setattr("services.relay.workers.STOP_SECONDS", 0.1)
+    monkeypatch.setattr("services.relay.workers._SWEEP_INTERVAL", 0.05)
     new = Scripted()
     async with started(settings(tmp_path, {"old": Scripted(hang)})) as relay:
         await relay.accepts("firing")
@@ -90,13 +90,13 @@ async def test_what_another_replica_may_be_delivering_is_left_to_it(
 async def test_what_is_overdue_is_looked_after_though_a_backup_cannot_be_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr("services.relay.workers._LOOK_AFTER_SECONDS", 0.01)
+    monkeypatch.setattr("services.relay.workers._SWEEP_INTERVAL", 0.01)
     looks = 0
 
-    async def look(*_given: object) -> Looked:
+    async def look(*_given: object) -> SweepResult:
         nonlocal looks
         looks += 1
-        return Looked((), frozenset())
+        return SweepResult((), frozenset())
 
     async def notice(*_given: object, **_named: object) -> bool:
         if broken:
@@ -115,7 +115,7 @@ async def test_what_is_overdue_is_looked_after_though_a_backup_cannot_be_noticed
 async def test_a_defect_in_looking_after_what_is_overdue_is_not_the_last_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.relay.workers._LOOK_AFTER_SECONDS", 0.01)
+    monkeypatch.setattr("services.relay.workers._SWEEP_INTERVAL", 0.01)
     looks = 0
 
     async def look(*_given: object) -> None:

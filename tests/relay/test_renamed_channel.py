@@ -7,12 +7,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from ops.demo.stand_ins.faults import Fault, Kind, Provider
-from ops.demo.stand_ins.server import StandIns, start
-from services.relay.app import running
+from ops.demo.stand_ins.faults import Fault, FaultKind, Provider
+from ops.demo.stand_ins.server import StandIns, run_stand_ins
+from services.relay.app import run_relay
 from services.relay.config import RelaySettings
-from services.relay.sending.here import here
-from shared.server import serving
+from services.relay.sending.here import open_local_sender
+from shared.server import serve
 from shared.settings import Address
 from tests.relay.scripted import TOKEN, post, until, webhook_of
 
@@ -21,7 +21,7 @@ KEY = "0" * 32
 
 @pytest.fixture
 async def providers() -> AsyncIterator[StandIns]:
-    async with start(pagerduty_keys=[KEY]) as stand_ins:
+    async with run_stand_ins(pagerduty_keys=[KEY]) as stand_ins:
         yield stand_ins
 
 
@@ -48,12 +48,12 @@ async def test_it_is_triggered_once_and_then_resolved(tmp_path: Path, providers:
         return [event["event_action"] for event in providers.pagerduty.events]
 
     async with (
-        running(settings(tmp_path, providers, "old"), sending=here) as app,
-        serving(app, Address("127.0.0.1", 0)) as address,
+        run_relay(settings(tmp_path, providers, "old"), open_sender=open_local_sender) as app,
+        serve(app, Address("127.0.0.1", 0)) as address,
         aiohttp.ClientSession(f"http://{address}", headers={"Authorization": f"Bearer {TOKEN}"}) as client,
     ):
         if waits:
-            providers.faults.add(Fault(provider=Provider.PAGERDUTY, kind=Kind.STATUS, status=500))
+            providers.faults.add(Fault(provider=Provider.PAGERDUTY, kind=FaultKind.STATUS, status=500))
         assert (await post(client, webhook_of("firing")))[0] == 202
         await until(lambda: waits or actions() == ["trigger"])
         await app.state.apply(settings(tmp_path, providers, "new"))

@@ -16,16 +16,16 @@ import pytest
 import yaml
 from aiohttp import web
 
-from ops.demo.stand_ins.faults import Fault, Kind, Provider
-from ops.demo.stand_ins.server import StandIns, start
+from ops.demo.stand_ins.faults import Fault, FaultKind, Provider
+from ops.demo.stand_ins.server import StandIns, run_stand_ins
 from services.relay.channels.channel import Reason
 from services.relay.config import RelaySettings
 from services.relay.metrics import Metrics
-from services.relay.outbox.restored import HELD_FOR, say_restored
-from services.relay.outbox.store import opened
-from services.relay.sending.here import here
-from services.relay.workers import delivering
-from shared.server import registry
+from services.relay.outbox.restored import COMPARE_DELAY, mark_restored
+from services.relay.outbox.store import open_store
+from services.relay.sending.here import open_local_sender
+from services.relay.workers import run_delivery
+from shared.server import create_registry
 from tests.relay.outbox.acts import take, told
 from tests.relay.scripted import TOKEN, Scripted, post, served, settings, until, webhook_of
 
@@ -34,7 +34,7 @@ KEY = "0" * 32
 
 @pytest.fixture
 async def providers() -> AsyncIterator[StandIns]:
-    async with start(pagerduty_keys=[KEY]) as stand_ins:
+    async with run_stand_ins(pagerduty_keys=[KEY]) as stand_ins:
         yield stand_ins
 
 
@@ -83,7 +83,7 @@ async def test_it_triggers_nothing_that_is_over(
     def actions() -> list[str]:
         return [event["event_action"] for event in providers.pagerduty.events]
 
-    providers.faults.add(Fault(provider=Provider.PAGERDUTY, kind=Kind.STATUS, status=500))
+    providers.faults.add(Fault(provider=Provider.PAGERDUTY, kind=FaultKind.STATUS, status=500))
     async with served(RelaySettings(**keys)) as client:
         await post(client, webhook_of("firing"))
         if over:
@@ -140,11 +140,11 @@ async def test_what_is_said_to_be_restored_stays_held_back_though_the_relay_is_s
     tmp_path: Path,
 ) -> None:
     given = settings(tmp_path, {"one": Scripted()}, alertmanager={"urls": ["http://127.0.0.1:1"]})
-    metrics = Metrics(registry(), given.channels, (), Reason)
-    async with opened(given.database, time.time) as store:
-        async with delivering(given, store, metrics, here):
+    metrics = Metrics(create_registry(), given.channels, (), Reason)
+    async with open_store(given.database, time.time) as store:
+        async with run_delivery(given, store, metrics, open_local_sender):
             await told(store, "x", "elsewhere")
-            await say_restored(store)
+            await mark_restored(store)
         taken = await take(store, "elsewhere")
-        assert taken.claims == ()
-        assert taken.seconds == pytest.approx(HELD_FOR, abs=30)
+        assert taken.tasks == ()
+        assert taken.retry_in == pytest.approx(COMPARE_DELAY, abs=30)

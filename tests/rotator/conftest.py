@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
-from ops.kms_emulator.crypto import new_material
-from ops.kms_emulator.emulator import Emulator, start
+from ops.kms_emulator.crypto import create_material
+from ops.kms_emulator.emulator import Emulator, run_emulator
 from tests.rotator.rotated import KEY, Rotated
 
 Another = Callable[[], Awaitable[Rotated]]
@@ -18,7 +18,7 @@ Another = Callable[[], Awaitable[Rotated]]
 
 @pytest.fixture
 async def emulator() -> AsyncIterator[Emulator]:
-    async with start(keys=[KEY]) as running:
+    async with run_emulator(keys=[KEY]) as running:
         yield running
 
 
@@ -28,10 +28,10 @@ def new_version(emulator: Emulator) -> Callable[[], Awaitable[None]]:
 
     async def rotate() -> None:
         now = emulator.store.clock()
-        key = await emulator.store.key(KEY)
+        key = await emulator.store.get_key(KEY)
         number = len(key.versions) + 1
-        await emulator.store.change(
-            KEY, lambda key: key.with_new_version(new_material(), now).with_primary(number, now)
+        await emulator.store.update_key(
+            KEY, lambda key: key.with_new_version(create_material(), now).with_primary(number, now)
         )
 
     return rotate

@@ -13,15 +13,15 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import URL, Connection, text
 
 from services.rotator.config import Settings
-from services.rotator.model import Amount, Took
-from services.rotator.session import Session, opened
+from services.rotator.model import StepProgress, StepResult
+from services.rotator.session import Session, open_session
 from shared.keyring import store
 from shared.keyring.database import Database
-from shared.keyring.model import DataKey, Status, fingerprint
+from shared.keyring.model import DataKey, DataKeyStatus, compute_fingerprint
 from shared.keyring.tables import TABLES
-from shared.keyring.wrapping import Wrapping
-from shared.kms.gcp import GcpKey
-from shared.settings import Address, load
+from shared.keyring.wrapping import KeyWrapper
+from shared.kms.gcp import GcpKmsKey
+from shared.settings import Address, load_settings
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 NONCE = bytes(12)
@@ -36,8 +36,8 @@ class Quiet:
     def step(self, name: str, detail: str = "") -> None:
         self.told.append(f"{name} {detail}".strip())
 
-    def progress(self, amount: Amount) -> None:
-        self.told.append(f"{amount.step} {amount.done}/{amount.total}, {amount.calls}/{amount.all_calls}")
+    def progress(self, amount: StepProgress) -> None:
+        self.told.append(f"{amount.step} {amount.done}/{amount.total}, {amount.calls}/{amount.total_calls}")
 
 
 def secret(number: int) -> bytes:
@@ -76,26 +76,26 @@ class Rotated:
         return file
 
     def settings(self, **overrides: Any) -> Settings:
-        return load(Settings, self.configuration(**overrides))
+        return load_settings(Settings, self.configuration(**overrides))
 
     @asynccontextmanager
     async def session(self, now: list[float] | None = None, **overrides: Any) -> AsyncIterator[Session]:
         """A rotator's, as a command opens it."""
-        took: list[Took] = []
+        took: list[StepResult] = []
         clock = (lambda: now[0]) if now else (lambda: datetime.now(UTC).timestamp())
-        async with opened(self.settings(**overrides), Quiet(), took, clock) as session:
+        async with open_session(self.settings(**overrides), Quiet(), took, clock) as session:
             yield session
 
     @asynccontextmanager
     async def database(self) -> AsyncIterator[Database]:
-        database = await Database.opened(self.url, TABLES)
+        database = await Database.open(self.url, TABLES)
         yield database
         await database.close()
 
     async def fill(self, keys: int, records: int = 2) -> None:
         """Data keys wrapped by the primary version, the last one active, each with records."""
-        kms = GcpKey(KEY, endpoint=str(self.kms), insecure=True)
-        wrapping = Wrapping(kms, KEY, 5.0)
+        kms = GcpKmsKey(KEY, endpoint=str(self.kms), insecure=True)
+        wrapping = KeyWrapper(kms, KEY, 5.0)
         try:
             wraps = [await wrapping.wrap(data_key_id(number), secret(number)) for number in range(keys)]
         finally:
@@ -105,9 +105,9 @@ class Rotated:
             blob = "BYTEA" if connection.dialect.name == "postgresql" else "BLOB"
             connection.execute(text(f"CREATE TABLE records (id TEXT, data_key_id TEXT, sealed {blob})"))
             for number, wrapped in enumerate(wraps):
-                status = Status.ACTIVE if number == keys - 1 else Status.RETIRED
-                proof, now = fingerprint(secret(number)), datetime.now(UTC)
-                store.insert(connection, DataKey(data_key_id(number), status, wrapped, proof, now))
+                status = DataKeyStatus.ACTIVE if number == keys - 1 else DataKeyStatus.RETIRED
+                proof, now = compute_fingerprint(secret(number)), datetime.now(UTC)
+                store.insert_data_key(connection, DataKey(data_key_id(number), status, wrapped, proof, now))
                 for record in range(records):
                     sealed = AESGCM(secret(number)).encrypt(NONCE, b"record %d" % record, None)
                     values = {"id": f"{number}-{record}", "key": data_key_id(number), "sealed": sealed}
@@ -123,7 +123,7 @@ class Rotated:
             for table in TABLES.sorted_tables:
                 connection.execute(table.delete())
             for key in keys:
-                store.insert(connection, key)
+                store.insert_data_key(connection, key)
 
         async with self.database() as database:
             await database.write(write)
@@ -136,13 +136,13 @@ class Rotated:
     async def keys(self) -> dict[str, DataKey]:
         """What the database holds."""
         async with self.database() as database:
-            rows = await database.read(lambda connection: store.page(connection, "", 1000))
+            rows = await database.read(lambda connection: store.list_data_keys(connection, "", 1000))
         return {row.id: row for row in rows}
 
     async def broken(self) -> list[str]:
         """Records that cannot be read, by what is stored now and KMS; past everything that a rotator or driver does."""
-        kms, found = GcpKey(KEY, endpoint=str(self.kms), insecure=True), []
-        wrapping, keys = Wrapping(kms, KEY, 5.0), await self.keys()
+        kms, found = GcpKmsKey(KEY, endpoint=str(self.kms), insecure=True), []
+        wrapping, keys = KeyWrapper(kms, KEY, 5.0), await self.keys()
         try:
             async with self.database() as database:
                 rows = await database.read(

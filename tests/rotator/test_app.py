@@ -1,4 +1,4 @@
-from services.rotator.app import reported
+from services.rotator.app import run_to_report
 from services.rotator.report import Outcome, Report
 from services.rotator.session import Session
 from tests.rotator.rotated import Quiet, Rotated
@@ -8,8 +8,8 @@ async def test_what_nobody_expected_is_a_report_without_the_value_that_it_is_abo
     async def work(session: Session) -> Report:
         raise ValueError(f"{session.caller} cannot read 'a value'")
 
-    report = await reported("verify", in_a_file.settings(), work, Quiet())
+    report = await run_to_report("verify", in_a_file.settings(), work, Quiet())
     assert report.outcome is Outcome.FAILED
-    assert "ValueError in test_app.py, line " in report.sentence
-    assert "a value" not in report.sentence
-    assert report.then == ("status", "verify")
+    assert "ValueError in test_app.py, line " in report.summary
+    assert "a value" not in report.summary
+    assert report.next_commands == ("status", "verify")

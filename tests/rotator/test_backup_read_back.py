@@ -16,13 +16,13 @@ NewVersion = Callable[[], Awaitable[None]]
 
 async def test_whatever_another_hand_wrote_into_a_row_can_be_backed_up_and_read(in_a_file: Rotated) -> None:
     async with in_a_file.session() as session:
-        rows = list(await session.administration.backup())
+        rows = list(await session.administration.list_backup_rows())
         rows[0] = rows[0].model_copy(update={"algorithm": 'AES\r\n"256",\r', "wrapped": "x" * 300_000})
 
         async def odd(after: str = "", _limit: int = 0) -> list[StoredKey]:
             return [row for row in rows if row.id > after]
 
-        session.administration.backup = odd  # type: ignore[method-assign,assignment]
+        session.administration.list_backup_rows = odd  # type: ignore[method-assign,assignment]
         file, _ = await written(session)
         assert await read(session, file) == rows
 
@@ -32,17 +32,17 @@ async def test_a_disk_that_keeps_another_backup_than_was_written_is_noticed_befo
 ) -> None:
     before = await in_a_file.keys()
     await new_version()
-    finish = sealed.Writer.finish
+    finish = sealed.EncryptedFileWriter.finish
 
-    def cut(self: sealed.Writer, plaintext: bytes) -> None:
+    def cut(self: sealed.EncryptedFileWriter, plaintext: bytes) -> None:
         finish(self, plaintext)
         file = self._file
         file.write_bytes(file.read_bytes()[:-1])
 
-    monkeypatch.setattr(sealed.Writer, "finish", cut)
+    monkeypatch.setattr(sealed.EncryptedFileWriter, "finish", cut)
     async with in_a_file.session() as session:
         with pytest.raises(RotatorError, match="is damaged") as failed:
             await run(session, RotationType.REWRAP_KEK)
-        assert failed.value.then == ("run --type rewrap-kek",)
+        assert failed.value.next_commands == ("run --type rewrap-kek",)
         assert list(session.backups.folder.iterdir()) == []
     assert await in_a_file.keys() == before

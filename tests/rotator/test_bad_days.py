@@ -9,12 +9,12 @@ from sqlalchemy import text
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from ops.kms_emulator.model import State
-from services.rotator.model import Amount, RotatorError
+from services.rotator.model import StepProgress, RotatorError
 from services.rotator.report import Outcome, Report
 from services.rotator.run import resume, rollback, run
 from services.rotator.session import Session
-from shared.keyring.administration import RefusedError, RotationState, RotationType, UnreachableError, Verification
-from shared.keyring.seen import seen
+from shared.keyring.administration import RefusedError, RotationState, RotationType, UnreachableError, VerificationResult
+from shared.keyring.seen import read_keyring_metrics
 from tests.rotator.rotated import KEY, Rotated, data_key_id
 
 NewVersion = Callable[[], Awaitable[None]]
@@ -30,11 +30,11 @@ async def failing(session: Session, type_: RotationType = REWRAP) -> RotatorErro
 def at_progress(session: Session, act: Callable[[int], object]) -> None:
     """Calls `act` with the number of data keys done, after each batch."""
 
-    def progress(amount: Amount) -> None:
+    def progress(amount: StepProgress) -> None:
         if amount.step != "verify":
             act(amount.done)
 
-    session.tell.progress = progress  # type: ignore[method-assign]
+    session.progress.report_progress = progress  # type: ignore[method-assign]
 
 
 async def sql(rotated: Rotated, statement: str, **values: object) -> None:
@@ -48,12 +48,12 @@ async def test_a_primary_version_that_is_not_enabled_stops_a_run_before_anything
 ) -> None:
     before = await in_a_file.keys()
     await new_version()
-    await emulator.store.change(KEY, lambda key: key.with_state(2, State.DISABLED))
+    await emulator.store.update_key(KEY, lambda key: key.with_state(2, State.DISABLED))
     async with in_a_file.session() as session:
         failed = await failing(session, type_)
-        assert await session.administration.progress() is None
-    assert "the primary version 2 of the KMS key is DISABLED, not ENABLED" in failed.why
-    assert failed.then == (f"run --type {type_}",)
+        assert await session.administration.get_progress() is None
+    assert "the primary version 2 of the KMS key is DISABLED, not ENABLED" in failed.message
+    assert failed.next_commands == (f"run --type {type_}",)
     assert await in_a_file.keys() == before
 
 
@@ -65,16 +65,16 @@ async def test_a_kms_that_refuses_half_way_leaves_a_rotation_that_can_be_resumed
     async with rotated.session(batch=1) as session:
         at_progress(session, lambda done: emulator.faults.add(denied) if done == 1 else None)
         failed = await failing(session)
-    assert "permission_denied" in failed.why
-    assert failed.then == ("resume", "rollback")
+    assert "permission_denied" in failed.message
+    assert failed.next_commands == ("resume", "rollback")
     assert sorted(key.wrapped.kek_version for key in (await rotated.keys()).values()) == [1, 1, 2]
     assert await rotated.broken() == []
     async with rotated.database() as database:
-        counted = await database.read(seen)
-    assert (counted.failures["rotate"], counted.in_progress) == (1, True)
+        counted = await database.read(read_keyring_metrics)
+    assert (counted.failures_by_step["rotate"], counted.is_in_progress) == (1, True)
     emulator.faults.clear()
     async with rotated.session() as session:
-        assert (await failing(session)).then == ("resume", "rollback")
+        assert (await failing(session)).next_commands == ("resume", "rollback")
         assert (await resume(session)).outcome is Outcome.DONE
     assert {key.wrapped.kek_version for key in (await rotated.keys()).values()} == {2}
 
@@ -96,9 +96,9 @@ async def test_an_encrypt_that_never_uses_it_ends_a_run_before_anything_is_chang
     await new_version()
     async with in_a_file.session(encrypt_wait="300ms") as session:
         failed = await failing(session)
-        assert await session.administration.progress() is None
-    assert "the last answer: version 1" in failed.why
-    assert failed.then == ("run --type rewrap-kek",)
+        assert await session.administration.get_progress() is None
+    assert "the last answer: version 1" in failed.message
+    assert failed.next_commands == ("run --type rewrap-kek",)
     assert await in_a_file.keys() == before
 
 
@@ -109,8 +109,8 @@ async def test_another_keys_wrap_is_skipped_and_named_and_no_failure(rotated: Ro
     async with rotated.session() as session:
         report = await run(session, REWRAP)
     assert report.outcome is Outcome.DONE
-    assert [(problem.id, problem.foreign) for problem in report.problems] == [(data_key_id(0), True)]
-    assert foreign in report.problems[0].why
+    assert [(problem.id, problem.is_foreign) for problem in report.problems] == [(data_key_id(0), True)]
+    assert foreign in report.problems[0].error
 
 
 async def test_a_corrupt_wrap_is_named_and_the_rest_goes_on(rotated: Rotated, new_version: NewVersion) -> None:
@@ -120,7 +120,7 @@ async def test_a_corrupt_wrap_is_named_and_the_rest_goes_on(rotated: Rotated, ne
         report = await run(session, REWRAP)
     assert report.outcome is Outcome.FAILED
     assert [problem.id for problem in report.problems] == [data_key_id(1)]
-    assert report.then == ("resume", "rollback")
+    assert report.next_commands == ("resume", "rollback")
     assert [key.wrapped.kek_version for key in (await rotated.keys()).values()] == [2, 1, 2]
 
 
@@ -143,7 +143,7 @@ async def test_who_loses_the_lease_in_the_middle_writes_nothing_more(rotated: Ro
 
         async def take() -> None:
             await sql(rotated, "UPDATE keyring_lease SET expires_at = 0")
-            await other.administration.lease("somebody else", 60)
+            await other.administration.acquire_lease("somebody else", 60)
 
         def act(done: int) -> None:
             if done == 1:
@@ -159,8 +159,8 @@ async def test_who_loses_the_lease_in_the_middle_writes_nothing_more(rotated: Ro
 
         session.administration.rotate = after_the_other  # type: ignore[method-assign,assignment]
         failed = await failing(session)
-    assert "somebody else" in failed.why
-    assert failed.then == ("status", "resume", "rollback")
+    assert "somebody else" in failed.message
+    assert failed.next_commands == ("status", "resume", "rollback")
     assert sorted(key.wrapped.kek_version for key in (await rotated.keys()).values()) == [1, 1, 2]
 
 
@@ -191,7 +191,7 @@ async def test_what_failed_for_a_version_that_is_no_longer_the_primary_is_left_t
         assert (await run(session, REWRAP)).outcome is Outcome.FAILED
         await new_version()
         report = await resume(session)
-        assert (report.outcome, report.then) == (Outcome.NOTHING_TO_DO, ("run --type rewrap-kek",))
+        assert (report.outcome, report.next_commands) == (Outcome.NOTHING_TO_DO, ("run --type rewrap-kek",))
         assert [problem.id for problem in report.problems] == [data_key_id(1)]
         assert (await run(session, REWRAP)).outcome is Outcome.FAILED
     assert [key.wrapped.kek_version for key in (await in_a_file.keys()).values()] == [3, 1, 3]
@@ -204,7 +204,7 @@ async def test_what_is_done_and_was_not_verified_is_verified_though_another_vers
         await new_version()
         verify = session.administration.verify
 
-        async def nobody(mode: object, after: object = None) -> Verification:
+        async def nobody(mode: object, after: object = None) -> VerificationResult:
             raise UnreachableError("nobody answers")
 
         session.administration.verify = nobody  # type: ignore[method-assign]

@@ -7,7 +7,7 @@ import pytest
 from services.rotator.report import Outcome
 from services.rotator.run import resume, rollback, run
 from shared.keyring.administration import RotationState, RotationType
-from shared.keyring.model import DataKey, Status
+from shared.keyring.model import DataKey, DataKeyStatus
 from tests.faults.summary import KILLS
 from tests.rotator.killed import killed
 from tests.rotator.rotated import Rotated
@@ -85,7 +85,7 @@ async def _rolled_back(rotated: Rotated) -> None:
     async with rotated.session() as session:
         assert (await rollback(session)).outcome in {Outcome.DONE, Outcome.NOTHING_TO_DO}
         assert (await rollback(session)).outcome is Outcome.NOTHING_TO_DO
-        latest = await session.administration.progress()
+        latest = await session.administration.get_progress()
         assert latest is None or latest.state is RotationState.ROLLED_BACK
 
 
@@ -96,13 +96,13 @@ async def _is_done(rotated: Rotated, type_: RotationType, before: dict[str, Data
         assert {key.wrapped.kek_version for key in after.values()} == {2}
     else:
         assert len(after) == len(before) + 1
-        assert [key.id in before for key in after.values() if key.status is Status.ACTIVE] == [False]
+        assert [key.id in before for key in after.values() if key.status is DataKeyStatus.ACTIVE] == [False]
 
 
 async def _is_undone(rotated: Rotated, type_: RotationType, before: dict[str, DataKey]) -> None:
     after = await rotated.keys()
     assert {id_: after[id_] for id_ in before} == before
-    assert [key.status for id_, key in after.items() if id_ not in before] in ([], [Status.RETIRED])
+    assert [key.status for id_, key in after.items() if id_ not in before] in ([], [DataKeyStatus.RETIRED])
 
 
 def _fingerprints(keys: dict[str, DataKey], of: dict[str, DataKey]) -> dict[str, bytes]:

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from services.rotator.lease import LeaseLostError, holder, holding
+from services.rotator.lease import LeaseLostError, describe_holder, run_with_lease
 from shared.keyring.administration import Administration, Lease, RefusedError, UnreachableError
 
 
@@ -37,7 +37,7 @@ async def held(keyring: Keyring, seconds: float) -> str:
         await asyncio.sleep(seconds)
         return "done"
 
-    return await holding(cast("Administration", keyring), 60, work, "me")
+    return await run_with_lease(cast("Administration", keyring), 60, work, "me")
 
 
 def no_answer() -> UnreachableError:
@@ -95,7 +95,7 @@ async def test_the_lease_is_given_up_after_an_error_and_after_a_cancellation() -
         raise LookupError
 
     with pytest.raises(LookupError):
-        await holding(cast("Administration", keyring), 60, fails, "me")
+        await run_with_lease(cast("Administration", keyring), 60, fails, "me")
     running = asyncio.create_task(held(keyring, 1000))
     await asyncio.sleep(1)
     running.cancel()
@@ -106,6 +106,6 @@ async def test_the_lease_is_given_up_after_an_error_and_after_a_cancellation() -
 
 
 def test_a_holder_is_a_user_a_host_and_a_process() -> None:
-    user, _, rest = holder().partition("@")
+    user, _, rest = describe_holder().partition("@")
     assert user
     assert rest.rpartition(" pid ")[2].isdecimal()

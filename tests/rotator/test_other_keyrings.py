@@ -8,10 +8,10 @@ from sqlalchemy import URL, text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.model import State
-from services.rotator.look import census, plans
+from services.rotator.look import show_key_usage, show_plans
 from services.rotator.model import RotatorError
-from services.rotator.report import Outcome, markdown
-from services.rotator.retire import destroy, retire
+from services.rotator.report import Outcome, format_markdown
+from services.rotator.retire import destroy_version, retire_version
 from services.rotator.run import run
 from shared.keyring.administration import RotationType
 from shared.mistakes import ConfigurationError
@@ -49,22 +49,22 @@ async def test_a_version_that_another_keyring_needs_is_neither_retired_nor_destr
     rotated: Rotated, payments: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     await rewrapped(rotated, new_version)
-    why = (await refused(rotated, retire, others(payments))).why
+    why = (await refused(rotated, retire_version, others(payments))).message
     assert f"in the other keyring {payments.url} version 1 is needed by 2 data keys and 4 records" in why
     assert await state(emulator, 1) is State.ENABLED
     async with payments.session() as session:
         await run(session, REWRAP)
-    away = await refused(rotated, retire, others(payments))
-    assert "needed by 1 backups that are not in" in away.why
-    assert away.then == ("retire 1 --confirm 1 --confirm-backups 1",)
+    away = await refused(rotated, retire_version, others(payments))
+    assert "needed by 1 backups that are not in" in away.message
+    assert away.next_commands == ("retire 1 --confirm 1 --confirm-backups 1",)
     await forgotten(payments)
     async with rotated.session(**others(payments)) as session:
-        assert (await retire(session, 1)).outcome is Outcome.DONE
+        assert (await retire_version(session, 1)).outcome is Outcome.DONE
     await passed(rotated, 31)
     back = text("UPDATE data_keys SET kek_version = 1 WHERE status = 'active'")  # as a restored database has it
     async with payments.database() as database:
         await database.write(lambda connection: connection.execute(back))
-    why = (await refused(rotated, destroy, others(payments))).why
+    why = (await refused(rotated, destroy_version, others(payments))).message
     assert "version 1 is needed by 1 data keys and 2 records" in why
     assert await state(emulator, 1) is State.DISABLED
 
@@ -80,23 +80,23 @@ async def test_a_data_key_that_another_keyrings_database_lost_blocks(
         await database.write(
             lambda connection: connection.execute(text("DELETE FROM data_keys WHERE status = 'retired'"))
         )
-    why = (await refused(in_a_file, retire, others(payments))).why
+    why = (await refused(in_a_file, retire_version, others(payments))).message
     assert f"in the other keyring {payments.url} version 1 may be needed by 1 data keys that records need and " in why
     assert await state(emulator, 1) is State.ENABLED
     async with in_a_file.session(**others(payments)) as session:
-        assert f"the database lacks in {payments.url} may need any version" in (await census(session)).sentence
+        assert f"the database lacks in {payments.url} may need any version" in (await show_key_usage(session)).summary
 
 
 async def test_nothing_is_retired_or_destroyed_before_somebody_has_said_which_other_keyrings_there_are(
     in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     await rewrapped(in_a_file, new_version)
-    for command in (retire, destroy):
-        why = (await refused(in_a_file, command, {"other_keyrings": None})).why
+    for command in (retire_version, destroy_version):
+        why = (await refused(in_a_file, command, {"other_keyrings": None})).message
         assert "add `other_keyrings` with their drivers to the configuration, or `other_keyrings: []`" in why
     assert await state(emulator, 1) is State.ENABLED
     async with in_a_file.session(other_keyrings=None) as session:
-        assert "which other keyrings this KMS key wraps is not known" in (await census(session)).sentence
+        assert "which other keyrings this KMS key wraps is not known" in (await show_key_usage(session)).summary
 
 
 async def test_a_keyring_that_cannot_be_reached_blocks(
@@ -104,15 +104,15 @@ async def test_a_keyring_that_cannot_be_reached_blocks(
 ) -> None:
     await rewrapped(in_a_file, new_version)
     (payments.folder / "keyring.db").unlink()
-    why = (await refused(in_a_file, retire, others(payments))).why
+    why = (await refused(in_a_file, retire_version, others(payments))).message
     assert f"the other keyring {payments.url} cannot be asked, so it may need any version: " in why
     assert "there is no such file" in why
     assert await state(emulator, 1) is State.ENABLED
     async with in_a_file.session(**others(payments)) as session:
-        counted, planned = await census(session), await plans(session, (REWRAP,))
+        counted, planned = await show_key_usage(session), await show_plans(session, (REWRAP,))
     assert (counted.outcome, planned.outcome) == (Outcome.FAILED, Outcome.NOTHING_TO_DO)
     for report in (counted, planned):
-        assert "it may need any: database sqlite:" in markdown(report, "rotator.yml")
+        assert "it may need any: database sqlite:" in format_markdown(report, "rotator.yml")
 
 
 async def test_so_does_a_service_that_does_not_answer(in_a_file: Rotated, new_version: NewVersion) -> None:
@@ -120,7 +120,7 @@ async def test_so_does_a_service_that_does_not_answer(in_a_file: Rotated, new_ve
     token = in_a_file.folder / "token"
     token.write_text("the-token-of-payments\n")
     listed = {"kind": "admin_api", "url": "http://127.0.0.1:1", "token_file": str(token)}
-    why = (await refused(in_a_file, retire, {"other_keyrings": [listed]})).why
+    why = (await refused(in_a_file, retire_version, {"other_keyrings": [listed]})).message
     assert "the other keyring http://127.0.0.1:1 cannot be asked, so it may need any version: " in why
 
 
@@ -131,14 +131,14 @@ async def test_a_keyring_that_is_being_rotated_or_was_left_in_the_middle_blocks(
     async with payments.session() as session:
         await run(session, REWRAP)
         await forgotten(payments)
-        lease = await session.administration.lease("somebody else", 60)
-        assert "somebody else holds the lease" in (await refused(in_a_file, retire, others(payments))).why
-        await session.administration.release(lease.token)
+        lease = await session.administration.acquire_lease("somebody else", 60)
+        assert "somebody else holds the lease" in (await refused(in_a_file, retire_version, others(payments))).message
+        await session.administration.release_lease(lease.token)
     async with payments.database() as database:  # as if its runner had been killed before
         gone = text("DELETE FROM keyring_notes WHERE step LIKE 'verify%'")
         await database.write(lambda connection: connection.execute(gone))
-    refusal = await refused(in_a_file, retire, others(payments))
-    assert ("is not finished" in refusal.why, refusal.then) == (True, ("census",))
+    refusal = await refused(in_a_file, retire_version, others(payments))
+    assert ("is not finished" in refusal.message, refusal.next_commands) == (True, ("census",))
     assert await state(emulator, 1) is State.ENABLED
 
 
@@ -149,8 +149,8 @@ async def test_plan_and_census_count_what_each_keyring_needs(
     async with payments.session() as session:
         await run(session, REWRAP)
     async with in_a_file.session(**others(payments)) as session:
-        for report in (await plans(session, (REWRAP,)), await census(session)):
-            shown = markdown(report, "rotator.yml")
+        for report in (await show_plans(session, (REWRAP,)), await show_key_usage(session)):
+            shown = format_markdown(report, "rotator.yml")
             assert f"| {payments.url} | {KEY} | 1 | 0 | 0 | 1 |" in shown
             assert f"| {payments.url} | {KEY} | 2 | 2 | 4 | 1 |" in shown
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.rotator.plan import may_resume, plan, unfinished, ways_on
-from shared.keyring.administration import Census, Progress, RotationState, RotationType, VersionCount
+from services.rotator.plan import can_resume, build_plan, is_unfinished, get_next_commands
+from shared.keyring.administration import KeyUsage, RotationProgress, RotationState, RotationType, VersionUsage
 from shared.keyring.model import LOCAL_KEK
 
 KEY, OTHER = "projects/p/locations/l/keyRings/r/cryptoKeys/ours", "projects/p/locations/l/keyRings/r/cryptoKeys/other"
@@ -14,7 +14,7 @@ REWRAP, NEW = RotationType.REWRAP_KEK, RotationType.NEW_DEK
 
 counts = st.lists(
     st.builds(
-        VersionCount,
+        VersionUsage,
         kek=st.sampled_from([KEY, OTHER, LOCAL_KEK]),
         kek_version=st.integers(0, 4),
         data_keys=st.integers(0, 9),
@@ -24,8 +24,8 @@ counts = st.lists(
 ).map(tuple)
 
 
-def census(*versions: VersionCount) -> Census:
-    return Census(versions=versions, active="a", active_since=NOW)
+def census(*versions: VersionUsage) -> KeyUsage:
+    return KeyUsage(versions=versions, active="a", active_since=NOW)
 
 
 def rotation(
@@ -33,8 +33,8 @@ def rotation(
     state: RotationState = RotationState.DONE,
     steps: tuple[str, ...] = ("backup x", "verify all is well"),
     rolling_back: bool = False,
-) -> Progress:
-    return Progress(
+) -> RotationProgress:
+    return RotationProgress(
         rotation_id="id",
         type=type_,
         state=state,
@@ -44,30 +44,30 @@ def rotation(
         updated_at=NOW,
         total=1,
         done=1,
-        steps=steps,
-        rolling_back=rolling_back,
+        journal=steps,
+        is_rolling_back=rolling_back,
     )
 
 
 @given(versions=counts, primary=st.integers(1, 4))
 def test_a_rewrap_counts_each_of_our_data_keys_that_another_version_wraps_and_names_each_other_key(
-    versions: tuple[VersionCount, ...], primary: int
+    versions: tuple[VersionUsage, ...], primary: int
 ) -> None:
-    made = plan(REWRAP, census(*versions), key=KEY, primary=primary, min_age=60)
+    made = build_plan(REWRAP, census(*versions), key=KEY, primary=primary, min_age=60)
     due = [each for each in versions if each.kek == KEY and each.kek_version != primary]
     assert made.data_keys == sum(each.data_keys for each in due)
-    assert made.sentence.startswith("nothing to do") is (made.data_keys == 0)
-    assert len(made.left_out) == len([each for each in versions if each.kek != KEY])
+    assert made.summary.startswith("nothing to do") is (made.data_keys == 0)
+    assert len(made.excluded) == len([each for each in versions if each.kek != KEY])
 
 
 @given(versions=counts, primary=st.integers(1, 4), done=st.data())
 def test_a_rewrap_that_did_what_was_planned_leaves_nothing_to_do(
-    versions: tuple[VersionCount, ...], primary: int, done: st.DataObject
+    versions: tuple[VersionUsage, ...], primary: int, done: st.DataObject
 ) -> None:
     total = sum(each.data_keys for each in versions if each.kek == KEY)
     others = tuple(each for each in versions if each.kek != KEY)
-    after = (*others, VersionCount(kek=KEY, kek_version=primary, data_keys=total, records=0))
-    assert not plan(REWRAP, census(*after), key=KEY, primary=primary, min_age=60).data_keys
+    after = (*others, VersionUsage(kek=KEY, kek_version=primary, data_keys=total, records=0))
+    assert not build_plan(REWRAP, census(*after), key=KEY, primary=primary, min_age=60).data_keys
 
 
 @pytest.mark.parametrize(
@@ -83,9 +83,9 @@ def test_a_rewrap_that_did_what_was_planned_leaves_nothing_to_do(
 def test_a_new_data_key_is_due_unless_one_was_just_made(ago: float | None, data_keys: int) -> None:
     made_at = None if ago is None else NOW - timedelta(seconds=ago)
     counted = census().model_copy(update={"new_dek_at": made_at, "counted_at": NOW})
-    made = plan(NEW, counted, key=KEY, primary=2, min_age=60)
+    made = build_plan(NEW, counted, key=KEY, primary=2, min_age=60)
     assert made.data_keys == data_keys
-    assert made.sentence.startswith("nothing to do") is (data_keys == 0)
+    assert made.summary.startswith("nothing to do") is (data_keys == 0)
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,8 @@ def test_a_new_data_key_is_due_unless_one_was_just_made(ago: float | None, data_
         (rotation(state=RotationState.ROLLED_BACK, steps=("backup x",)), False),
     ],
 )
-def test_a_rotation_is_finished_once_its_runner_has_verified_it(latest: Progress | None, expected: bool) -> None:
-    assert unfinished(latest) is expected
+def test_a_rotation_is_finished_once_its_runner_has_verified_it(latest: RotationProgress | None, expected: bool) -> None:
+    assert is_unfinished(latest) is expected
 
 
 @pytest.mark.parametrize(
@@ -121,10 +121,10 @@ def test_a_rotation_is_finished_once_its_runner_has_verified_it(latest: Progress
         (rotation(steps=("failed verify: problems: 1", "verify all is well")), False),
     ],
 )
-def test_what_failed_can_be_tried_again(latest: Progress, expected: bool) -> None:
-    assert may_resume(latest) is expected
+def test_what_failed_can_be_tried_again(latest: RotationProgress, expected: bool) -> None:
+    assert can_resume(latest) is expected
 
 
 def test_a_rollback_that_has_begun_can_only_be_finished() -> None:
-    assert ways_on(rotation(state=RotationState.RUNNING, rolling_back=True)) == ("rollback",)
-    assert ways_on(rotation(state=RotationState.RUNNING)) == ("resume", "rollback")
+    assert get_next_commands(rotation(state=RotationState.RUNNING, rolling_back=True)) == ("rollback",)
+    assert get_next_commands(rotation(state=RotationState.RUNNING)) == ("resume", "rollback")

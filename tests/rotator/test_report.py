@@ -9,18 +9,18 @@ from datetime import UTC, datetime
 import pytest
 from markdown_it import MarkdownIt
 
-from services.rotator.model import Amount
+from services.rotator.model import StepProgress
 from services.rotator.plan import Plan
-from services.rotator.progress import Lines, telling
-from services.rotator.report import Outcome, Report, markdown
+from services.rotator.progress import LineReporter, open_progress
+from services.rotator.report import Outcome, Report, format_markdown
 from shared.keyring.administration import (
-    Census,
+    KeyUsage,
     Problem,
-    Progress,
+    RotationProgress,
     RetiredVersion,
     RotationState,
     RotationType,
-    VersionCount,
+    VersionUsage,
 )
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -28,14 +28,14 @@ HOSTILE = "a|b\n# <img src=x onerror=alert(1)> `code` [link](javascript:alert(1)
 
 
 def hostile() -> Report:
-    problem = Problem(id=HOSTILE, why=HOSTILE)
+    problem = Problem(id=HOSTILE, error=HOSTILE)
     return Report(
         command="run",
         outcome=Outcome.FAILED,
-        sentence=HOSTILE,
-        then=("resume", "rollback"),
-        plans=(Plan(type=RotationType.NEW_DEK, target_version=1, data_keys=1, sentence=HOSTILE, left_out=(HOSTILE,)),),
-        rotation=Progress(
+        summary=HOSTILE,
+        next_commands=("resume", "rollback"),
+        plans=(Plan(type=RotationType.NEW_DEK, target_version=1, data_keys=1, summary=HOSTILE, excluded=(HOSTILE,)),),
+        rotation=RotationProgress(
             rotation_id=HOSTILE,
             type=RotationType.NEW_DEK,
             state=RotationState.FAILED,
@@ -46,10 +46,10 @@ def hostile() -> Report:
             total=2,
             done=1,
             problems=(problem,),
-            steps=(HOSTILE,),
+            journal=(HOSTILE,),
         ),
-        census=Census(
-            versions=(VersionCount(kek=HOSTILE, kek_version=1, data_keys=1, records=1),),
+        census=KeyUsage(
+            versions=(VersionUsage(kek=HOSTILE, kek_version=1, data_keys=1, records=1),),
             active=HOSTILE,
             active_since=NOW,
             retired_versions=(RetiredVersion(kek_version=1, retired_at=NOW),),
@@ -59,7 +59,7 @@ def hostile() -> Report:
 
 
 def test_what_a_server_answers_is_neither_mark_up_nor_a_control_character() -> None:
-    text = markdown(hostile(), "rotator.yml")
+    text = format_markdown(hostile(), "rotator.yml")
     assert not any(character in text for character in "\x1b\u202e")
     shown = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
     assert not any(mark in shown for mark in ("<img", "<a ", "<code>code", "<h1>"))
@@ -70,21 +70,21 @@ def test_what_a_server_answers_is_neither_mark_up_nor_a_control_character() -> N
 def test_a_status_has_the_steps_that_the_runner_noted_the_last_one_with_its_reason() -> None:
     noted = {"steps": ("smoke is right", "failed backup: the disk is full")}
     rotation = (rotation := hostile().rotation) and rotation.model_copy(update=noted)
-    text = markdown(Report(command="status", outcome=Outcome.DONE, sentence="s", rotation=rotation), "rotator.yml")
+    text = format_markdown(Report(command="status", outcome=Outcome.DONE, summary="s", rotation=rotation), "rotator.yml")
     assert text.endswith("| smoke is right |\n| failed backup: the disk is full |\n")
 
 
 def test_it_says_what_to_type_next() -> None:
-    text = markdown(hostile(), "my rotator.yml")
+    text = format_markdown(hostile(), "my rotator.yml")
     assert "    keypulse-rotator resume --config 'my rotator.yml'\n    keypulse-rotator rollback --config" in text
     assert text.startswith("## ✗ keypulse-rotator run: failed\n")
 
 
 def test_lines_of_progress_come_now_and_then_and_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
-    lines = Lines(lambda: now[0])
+    lines = LineReporter(lambda: now[0])
     for done in range(1, 13):
-        lines.progress(Amount("rotate", done, 12, done * 3, 48))
+        lines.report_progress(StepProgress("rotate", done, 12, done * 3, 48))
         now[0] += 1.0
     assert capsys.readouterr().err.splitlines() == [f"rotate: {done} of 12 data keys" for done in (1, 6, 11, 12)]
 
@@ -94,12 +94,12 @@ def test_a_terminal_gets_a_bar_with_counts_and_the_time_left(monkeypatch: pytest
     monkeypatch.setenv("TERM", "xterm")
     with os.fdopen(slave, "w", buffering=1) as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        with telling() as tell:
-            tell.step("rotate")
-            tell.progress(Amount("rotate", 1, 4, 3, 16))
-            tell.progress(Amount("rotate", 4, 4, 12, 16))
-            tell.step("rotate", "4 of 4 [bold]")
-            tell.progress(Amount("verify", 4, 4, 16, 16))
+        with open_progress() as tell:
+            tell.report_step("rotate")
+            tell.report_progress(StepProgress("rotate", 1, 4, 3, 16))
+            tell.report_progress(StepProgress("rotate", 4, 4, 12, 16))
+            tell.report_step("rotate", "4 of 4 [bold]")
+            tell.report_progress(StepProgress("verify", 4, 4, 16, 16))
     shown = b""
     with os.fdopen(master, "rb", buffering=0) as screen, suppress(OSError):  # EIO, once the other side is closed
         while read := screen.read(1 << 16):

@@ -10,13 +10,13 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from services.rotator import backup
 from services.rotator.backup import BackupError
-from services.rotator.look import restore_check
+from services.rotator.look import check_backup
 from services.rotator.model import RotatorError
 from services.rotator.report import Outcome
-from services.rotator.restore import restore
+from services.rotator.restore import restore_backup
 from services.rotator.run import run
 from shared.keyring.administration import RotationType
-from shared.keyring.model import Status
+from shared.keyring.model import DataKeyStatus
 from tests.rotator.rotated import Rotated, data_key_id
 
 NewVersion = Callable[[], Awaitable[None]]
@@ -33,26 +33,26 @@ async def test_damaged_and_lost_data_keys_come_back(rotated: Rotated) -> None:
         await run(session, RotationType.NEW_DEK)
         await sql(rotated, "UPDATE data_keys SET wrapped = :junk WHERE id = :id", junk=b"junk", id=data_key_id(0))
         await sql(rotated, "DELETE FROM data_keys WHERE id = :id", id=data_key_id(1))
-        report = await restore(session, "latest")
+        report = await restore_backup(session, "latest")
     after = await rotated.keys()
-    assert (report.outcome, report.sentence) == (
+    assert (report.outcome, report.summary) == (
         Outcome.DONE,
         "2 data keys are as in the backup again; everything can be read",
     )
     assert {id_: after[id_].wrapped for id_ in before} == {id_: key.wrapped for id_, key in before.items()}
-    assert [key.id in before for key in after.values() if key.status is Status.ACTIVE] == [False]
+    assert [key.id in before for key in after.values() if key.status is DataKeyStatus.ACTIVE] == [False]
     assert await rotated.broken() == []
 
 
 async def test_a_damaged_backup_changes_nothing(in_a_file: Rotated) -> None:
     async with in_a_file.session() as session:
         await run(session, RotationType.NEW_DEK)
-        file = session.backups.named("latest")
+        file = session.backups.find("latest")
         file.write_bytes(file.read_bytes()[:-1])
         await sql(in_a_file, "DELETE FROM data_keys WHERE id = :id", id=data_key_id(1))
         before = await in_a_file.keys()
         with pytest.raises(BackupError, match="is damaged"):
-            await restore(session, "latest")
+            await restore_backup(session, "latest")
     assert await in_a_file.keys() == before
 
 
@@ -61,12 +61,12 @@ async def test_what_cannot_be_put_back_is_named(in_a_file: Rotated) -> None:
         await sql(in_a_file, "UPDATE data_keys SET wrapped = :junk WHERE id = :id", junk=b"junk", id=data_key_id(0))
         await run(session, RotationType.NEW_DEK)  # its backup holds the junk, too
         await sql(in_a_file, "UPDATE data_keys SET wrapped = :other WHERE id = :id", other=b"other", id=data_key_id(0))
-        report = await restore(session, "latest")
-    assert (report.outcome, report.sentence) == (
+        report = await restore_backup(session, "latest")
+    assert (report.outcome, report.summary) == (
         Outcome.FAILED,
         "what can be put back is as in the backup; what is named below is not",
     )
-    assert data_key_id(0) in report.problems[0].why
+    assert data_key_id(0) in report.problems[0].error
 
 
 async def test_no_backup_is_put_back_in_the_middle_of_a_rotation(
@@ -75,13 +75,13 @@ async def test_no_backup_is_put_back_in_the_middle_of_a_rotation(
     await new_version()
     async with in_a_file.session(batch=1) as session:
         denied = Fault(kind="denied", operation="Encrypt")
-        session.tell.progress = lambda *_: emulator.faults.add(denied)  # type: ignore[method-assign,assignment]
+        session.progress.report_progress = lambda *_: emulator.faults.add(denied)  # type: ignore[method-assign,assignment]
         with pytest.raises(RotatorError):
             await run(session, RotationType.REWRAP_KEK)
         emulator.faults.clear()
         with pytest.raises(RotatorError, match="is not finished") as refused:
-            await restore(session, "latest")
-    assert refused.value.then == ("resume", "rollback")
+            await restore_backup(session, "latest")
+    assert refused.value.next_commands == ("resume", "rollback")
 
 
 async def test_the_latest_backup_is_that_of_the_latest_rotation_whatever_the_clock_of_this_machine_says(
@@ -90,15 +90,15 @@ async def test_the_latest_backup_is_that_of_the_latest_rotation_whatever_the_clo
     ahead = [datetime.now(UTC).timestamp() + 3 * 365 * 86400]
     async with in_a_file.session(now=ahead) as session:
         await run(session, RotationType.NEW_DEK)
-        ((file, header),) = session.backups.kept()
+        ((file, header),) = session.backups.list_backups()
         assert header.created_at < datetime.now(UTC)
-        later = session.backups.new("later", session.now)  # as a database on such a machine, too, would have it
-        await backup.write(
-            later, session.administration, session.kms, rotation_id="later", needs={1}, now=session.now, timeout=5
+        later = session.backups.get_new_path("later", session.now_utc)  # as a database on such a machine, too, would have it
+        await backup.write_backup(
+            later, session.administration, session.kms, rotation_id="later", needed_versions={1}, now=session.now_utc, timeout=5
         )
-        for command in (restore_check, restore):
+        for command in (check_backup, restore_backup):
             report = await command(session, "latest")
             assert report.backup
             assert report.backup.file == str(file)
         file.unlink()
-        assert session.backups.named("latest") == later
+        assert session.backups.find("latest") == later

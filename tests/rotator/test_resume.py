@@ -14,16 +14,16 @@ from services.rotator.run import resume, rollback, run
 from services.rotator.session import Session
 from shared.keyring.administration import (
     Problem,
-    Progress,
+    RotationProgress,
     RefusedError,
     RotateRequest,
     RotationState,
     RotationType,
     UnreachableError,
-    Verification,
+    VerificationResult,
 )
-from shared.keyring.model import Status
-from shared.keyring.seen import seen
+from shared.keyring.model import DataKeyStatus
+from shared.keyring.seen import read_keyring_metrics
 from tests.rotator.killed import killed
 from tests.rotator.rotated import Rotated, data_key_id
 
@@ -37,14 +37,14 @@ async def left_in_the_middle(rotated: Rotated) -> None:
         await _unreachable_after(session, 1)
         with pytest.raises(RotatorError, match="nobody answers") as failed:
             await run(session, REWRAP)
-    assert failed.value.then == ("resume", "rollback")
+    assert failed.value.next_commands == ("resume", "rollback")
 
 
 async def _unreachable_after(session: Session, batches: int) -> None:
     rotate = session.administration.rotate
     left = batches
 
-    async def some(request: RotateRequest) -> Progress:
+    async def some(request: RotateRequest) -> RotationProgress:
         nonlocal left
         if left == 0:
             raise UnreachableError("nobody answers")
@@ -58,9 +58,9 @@ async def test_a_backup_that_is_there_and_whole_is_kept(rotated: Rotated, new_ve
     await new_version()
     await left_in_the_middle(rotated)
     async with rotated.session() as session:
-        ((file, _),) = session.backups.kept()
+        ((file, _),) = session.backups.list_backups()
         report = await resume(session)
-        assert [kept for kept, _ in session.backups.kept()] == [file]
+        assert [kept for kept, _ in session.backups.list_backups()] == [file]
     assert report.backup
     assert (report.outcome, report.backup.file) == (Outcome.DONE, str(file))
     assert "backup" not in [step.step for step in report.steps]
@@ -73,7 +73,7 @@ async def test_a_backup_that_is_not_the_one_of_the_journal_is_made_anew(
     await new_version()
     await left_in_the_middle(in_a_file)
     async with in_a_file.session() as session:
-        ((file, _),) = session.backups.kept()
+        ((file, _),) = session.backups.list_backups()
         if damage == "cut":
             file.write_bytes(file.read_bytes()[:-1])
         else:
@@ -82,16 +82,16 @@ async def test_a_backup_that_is_not_the_one_of_the_journal_is_made_anew(
             async with in_a_file.session(state_dir=str(in_a_file.folder / "other")) as other:
                 await run_another(other, file)
         assert (await resume(session)).outcome is Outcome.DONE
-        newest = session.backups.named("latest")
+        newest = session.backups.find("latest")
         assert newest != file
-        assert session.took[2].step == "backup"
+        assert session.steps[2].step == "backup"
 
 
 async def run_another(session: Session, file: Path) -> None:
     """A whole backup, of the half-done keyring, in the place of the first."""
-    target = session.backups.new("other", session.now)
-    await backup.write(
-        target, session.administration, session.kms, rotation_id="other", needs={1}, now=session.now, timeout=5
+    target = session.backups.get_new_path("other", session.now_utc)
+    await backup.write_backup(
+        target, session.administration, session.kms, rotation_id="other", needed_versions={1}, now=session.now_utc, timeout=5
     )
     shutil.move(target, file)
 
@@ -102,32 +102,32 @@ async def test_what_cannot_be_verified_is_not_finished_until_it_is_resumed(
     await new_version()
     async with in_a_file.session(verify_tries=2) as session:
 
-        async def nobody(mode: object, after: object = None) -> Verification:
+        async def nobody(mode: object, after: object = None) -> VerificationResult:
             raise UnreachableError("nobody answers")
 
         verify = session.administration.verify
         session.administration.verify = nobody  # type: ignore[method-assign]
         with pytest.raises(RotatorError) as failed:
             await run(session, REWRAP)
-        assert failed.value.then == ("resume", "rollback")
+        assert failed.value.next_commands == ("resume", "rollback")
         session.administration.verify = verify  # type: ignore[method-assign]
         with pytest.raises(RotatorError, match="is not finished"):
             await run(session, REWRAP)
         assert (await resume(session)).outcome is Outcome.DONE
         assert (await resume(session)).outcome is Outcome.NOTHING_TO_DO
     async with in_a_file.database() as database:
-        assert (await database.read(seen)).failures["verify"] == 1
+        assert (await database.read(read_keyring_metrics)).failures_by_step["verify"] == 1
 
 
 async def test_a_verification_is_tried_again_before_it_is_believed(in_a_file: Rotated) -> None:
     async with in_a_file.session() as session:
         verify, tries = session.administration.verify, 0
 
-        async def late(mode: str, after: str | None = None) -> Verification:
+        async def late(mode: str, after: str | None = None) -> VerificationResult:
             nonlocal tries
             tries += 1
             found = await verify("full" if mode == "full" else "sample")
-            return found if tries == 3 else found.model_copy(update={"problems": (Problem(id="x", why="not yet"),)})
+            return found if tries == 3 else found.model_copy(update={"problems": (Problem(id="x", error="not yet"),)})
 
         session.administration.verify = late  # type: ignore[method-assign]
         assert (await run(session, NEW)).outcome is Outcome.DONE
@@ -138,7 +138,7 @@ async def test_a_verification_is_tried_again_before_it_is_believed(in_a_file: Ro
 
 async def test_a_data_key_that_was_backed_up_and_is_gone_after_the_rotation_is_named(in_a_file: Rotated) -> None:
     async with in_a_file.session() as session:
-        reload = session.administration.reload
+        reload = session.administration.reload_instances
 
         async def loses() -> None:
             def gone(connection: Connection) -> None:  # with its records, so that nothing else misses it
@@ -149,33 +149,33 @@ async def test_a_data_key_that_was_backed_up_and_is_gone_after_the_rotation_is_n
                 await database.write(gone)
             await reload()
 
-        session.administration.reload = loses  # type: ignore[method-assign]
+        session.administration.reload_instances = loses  # type: ignore[method-assign]
         report = await run(session, NEW)
     assert report.outcome is Outcome.FAILED
-    assert [(each.id, each.why) for each in report.problems] == [
+    assert [(each.id, each.error) for each in report.problems] == [
         (data_key_id(0), "it is in the backup, and no longer in the keyring")
     ]
 
 
 async def test_every_instance_knows_a_new_data_key_before_it_becomes_the_active_one(in_a_file: Rotated) -> None:
-    seen_at_reload: list[set[Status]] = []
+    seen_at_reload: list[set[DataKeyStatus]] = []
     async with in_a_file.session() as session:
 
         async def reload() -> None:
             seen_at_reload.append({key.status for key in (await in_a_file.keys()).values()})
 
-        session.administration.reload = reload  # type: ignore[method-assign]
+        session.administration.reload_instances = reload  # type: ignore[method-assign]
         await run(session, NEW)
-    assert Status.PENDING in seen_at_reload[0]
-    assert Status.PENDING not in seen_at_reload[-1]
+    assert DataKeyStatus.PENDING in seen_at_reload[0]
+    assert DataKeyStatus.PENDING not in seen_at_reload[-1]
 
 
 async def test_a_keyring_that_changes_nothing_ends_the_run(in_a_file: Rotated, new_version: NewVersion) -> None:
     await new_version()
     async with in_a_file.session(batch=1) as session:
-        rotate, first = session.administration.rotate, list[Progress]()
+        rotate, first = session.administration.rotate, list[RotationProgress]()
 
-        async def stuck(request: RotateRequest) -> Progress:
+        async def stuck(request: RotateRequest) -> RotationProgress:
             first.append(first[0] if first else await rotate(request))
             return first[0]
 
@@ -192,7 +192,7 @@ async def test_a_rollback_that_was_killed_can_only_be_finished(in_a_file: Rotate
     commits = 1
     while not await killed(in_a_file, "rollback", REWRAP, commits):
         async with in_a_file.session() as session:
-            latest = await session.administration.progress()
+            latest = await session.administration.get_progress()
             assert latest
             if latest.state is RotationState.RUNNING:
                 with pytest.raises((RotatorError, RefusedError)):

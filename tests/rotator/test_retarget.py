@@ -10,9 +10,9 @@ from ops.kms_emulator.model import State
 from services.rotator.model import RotatorError
 from services.rotator.report import Outcome
 from services.rotator.run import resume, rollback, run
-from services.rotator.steps import Steps
-from shared.keyring.administration import Progress, RotationType
-from shared.keyring.model import Status
+from services.rotator.steps import RotationSteps
+from shared.keyring.administration import RotationProgress, RotationType
+from shared.keyring.model import DataKeyStatus
 from tests.rotator.rotated import KEY, Rotated
 from tests.rotator.test_resume import left_in_the_middle
 
@@ -40,14 +40,14 @@ async def test_what_was_wrapped_for_the_version_before_is_wrapped_once_more(
     assert await versions(rotated) == {1, 2}
     await new_version()
     async with rotated.session() as session:
-        ((file, _),) = session.backups.kept()
+        ((file, _),) = session.backups.list_backups()
         report = await resume(session)
-        assert [kept for kept, _ in session.backups.kept()] == [file]
-        steps = [step.step for step in session.took]
+        assert [kept for kept, _ in session.backups.list_backups()] == [file]
+        steps = [step.step for step in session.steps]
     assert (report.outcome, await versions(rotated), await rotated.broken()) == (Outcome.DONE, {3}, [])
     assert report.rotation
     assert (report.rotation.target_version, report.rotation.done, report.rotation.total) == (3, 3, 3)
-    assert "retarget from version 2 to version 3" in report.rotation.steps
+    assert "retarget from version 2 to version 3" in report.rotation.journal
     assert steps == ["target", "smoke", "encrypt", "rotate", "reload", "verify"]
     assert await entries(rotated) == [(1, 3)] * 3
     async with rotated.session() as session:
@@ -65,8 +65,8 @@ async def test_a_rollback_goes_back_to_before_the_rotation_though_the_version_in
     await new_version()
     async with in_a_file.session() as session:
         await resume(session)
-        await emulator.store.change(KEY, lambda key: key.with_state(2, State.DISABLED))
-        for file, _ in session.backups.kept():
+        await emulator.store.update_key(KEY, lambda key: key.with_state(2, State.DISABLED))
+        for file, _ in session.backups.list_backups():
             file.unlink()  # version 2 encrypts it
         assert (await rollback(session)).outcome is Outcome.DONE
     assert await in_a_file.keys() == before
@@ -89,7 +89,7 @@ async def left_by(rotated: Rotated, command: Callable[..., Awaitable[object]]) -
     async with rotated.session(batch=1) as session:
         rotate, left = session.administration.rotate, 2
 
-        async def some(request: object) -> Progress:
+        async def some(request: object) -> RotationProgress:
             nonlocal left
             left -= 1
             if left < 0:
@@ -104,16 +104,16 @@ async def left_by(rotated: Rotated, command: Callable[..., Awaitable[object]]) -
 async def test_a_new_data_key_becomes_active_wrapped_by_the_new_primary_version(
     in_a_file: Rotated, new_version: NewVersion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rotate = Steps.rotate
+    rotate = RotationSteps.rotate
 
-    async def killed(self: Steps, version: int, *, retarget: bool = False) -> Progress:
+    async def killed(self: RotationSteps, version: int, *, retarget: bool = False) -> RotationProgress:
         async def gone() -> None:
             raise RotatorError("it is gone")
 
-        self._administration.reload = gone  # type: ignore[method-assign]  # between the two commits
+        self._administration.reload_instances = gone  # type: ignore[method-assign]  # between the two commits
         return await rotate(self, version, retarget=retarget)
 
-    monkeypatch.setattr(Steps, "rotate", killed)
+    monkeypatch.setattr(RotationSteps, "rotate", killed)
     async with in_a_file.session() as session:
         with pytest.raises(RotatorError, match="it is gone"):
             await run(session, NEW)
@@ -123,8 +123,8 @@ async def test_a_new_data_key_becomes_active_wrapped_by_the_new_primary_version(
         report = await resume(session)
     assert report.outcome is Outcome.DONE
     assert report.rotation
-    assert "retarget from version 1 to version 2" in report.rotation.steps
-    active = [key.wrapped.kek_version for key in (await in_a_file.keys()).values() if key.status is Status.ACTIVE]
+    assert "retarget from version 1 to version 2" in report.rotation.journal
+    active = [key.wrapped.kek_version for key in (await in_a_file.keys()).values() if key.status is DataKeyStatus.ACTIVE]
     assert (active, await in_a_file.broken()) == ([2], [])
 
 
@@ -136,10 +136,10 @@ async def test_without_being_asked_to_no_rotation_changes_its_version(
     await left_in_the_middle(in_a_file)
     await new_version()
     async with in_a_file.session() as session:
-        latest = await session.administration.progress()
+        latest = await session.administration.get_progress()
         assert latest
-        lease = await session.administration.lease("a runner", 60)
-        steps = Steps(session, lease.token, latest.type, latest.rotation_id, "resume")
+        lease = await session.administration.acquire_lease("a runner", 60)
+        steps = RotationSteps(session, lease.token, latest.type, latest.rotation_id, "resume")
         with pytest.raises(Exception, match="is to version 2, not 3"):
             await steps.rotate(3)
         with pytest.raises(Exception, match="Encrypt uses version 3, not 2"):

@@ -1,14 +1,14 @@
-"""Backups that `retire` and `destroy` know of by the journal alone: artifacts of a job, or files on another machine."""
+"""Backups that `retire_version` and `destroy_version` know of by the journal alone: artifacts of a job, or files on another machine."""
 
 import pytest
 from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.model import State
-from services.rotator.backups import noted
+from services.rotator.backups import parse_journal_backups
 from services.rotator.model import RotatorError
 from services.rotator.report import Outcome
-from services.rotator.retire import destroy, retire
+from services.rotator.retire import destroy_version, retire_version
 from services.rotator.run import run
 from shared.keyring.administration import RotationType
 from tests.rotator.rotated import Rotated
@@ -22,24 +22,24 @@ async def test_a_version_that_a_backup_elsewhere_needs_is_retired_and_destroyed_
     await new_version()
     async with in_a_file.session() as session:
         assert (await run(session, RotationType.REWRAP_KEK)).outcome is Outcome.DONE
-        ((file, _),) = session.backups.kept()
-        (noted_of_it,) = (await session.administration.census()).backups
+        ((file, _),) = session.backups.list_backups()
+        (noted_of_it,) = (await session.administration.count_key_usage()).backups
         assert noted_of_it.endswith(" needs 2,3")  # 2 for its data keys, 3 for the file itself
         file.unlink()  # the job's machine is thrown away
-    refused = await refusal(in_a_file, retire, 2)
-    assert f"needed by 1 backups that are not in {file.parent}, the latest {file.name}" in refused.why
-    assert refused.then == ("retire 2 --confirm 2 --confirm-backups 1",)
+    refused = await refusal(in_a_file, retire_version, 2)
+    assert f"needed by 1 backups that are not in {file.parent}, the latest {file.name}" in refused.message
+    assert refused.next_commands == ("retire 2 --confirm 2 --confirm-backups 1",)
     assert await state(emulator, 2) is State.ENABLED
     async with in_a_file.session() as session:
         with pytest.raises(RotatorError, match="needed by 1 backups that are not in"):
-            await retire(session, 2, 2)  # somebody has another number in mind
-        await retire(session, 1)  # no backup that is known of needs it
-        await retire(session, 2, 1)
+            await retire_version(session, 2, 2)  # somebody has another number in mind
+        await retire_version(session, 1)  # no backup that is known of needs it
+        await retire_version(session, 2, 1)
     assert await state(emulator, 2) is State.DISABLED
     await passed(in_a_file, 31)
-    assert (await refusal(in_a_file, destroy, 2)).then == ("destroy 2 --confirm 2 --confirm-backups 1",)
+    assert (await refusal(in_a_file, destroy_version, 2)).next_commands == ("destroy 2 --confirm 2 --confirm-backups 1",)
     async with in_a_file.session() as session:
-        await destroy(session, 2, 1)
+        await destroy_version(session, 2, 1)
     assert await state(emulator, 2) is State.DESTROY_SCHEDULED
 
 
@@ -51,18 +51,18 @@ async def test_while_the_version_of_a_data_key_or_of_a_backups_cannot_be_read_no
         await database.write(
             lambda it: it.execute(text("UPDATE data_keys SET kek_version = 'x' WHERE status = 'active'"))
         )
-    refused = await refusal(in_a_file, retire, 1)
-    assert "version 1 may be needed by 1 data keys whose version cannot be read" in refused.why
-    assert refused.then == ("run --type rewrap-kek",)
+    refused = await refusal(in_a_file, retire_version, 1)
+    assert "version 1 may be needed by 1 data keys whose version cannot be read" in refused.message
+    assert refused.next_commands == ("run --type rewrap-kek",)
     assert await state(emulator, 1) is State.ENABLED
     async with in_a_file.session() as session:
         assert (await run(session, RotationType.REWRAP_KEK)).outcome is Outcome.DONE
-        ((file, header),) = session.backups.kept()
-        assert header.needs == (-1, 2)
-    assert f"needed by the backup {file}" in (await refusal(in_a_file, retire, 1)).why
+        ((file, header),) = session.backups.list_backups()
+        assert header.needed_versions == (-1, 2)
+    assert f"needed by the backup {file}" in (await refusal(in_a_file, retire_version, 1)).message
     file.unlink()
-    refused = await refusal(in_a_file, retire, 1)
-    assert refused.then == ("retire 1 --confirm 1 --confirm-backups 1",)
+    refused = await refusal(in_a_file, retire_version, 1)
+    assert refused.next_commands == ("retire 1 --confirm 1 --confirm-backups 1",)
 
 
 async def test_what_a_backup_that_is_here_needs_is_what_it_says_itself(
@@ -74,16 +74,16 @@ async def test_what_a_backup_that_is_here_needs_is_what_it_says_itself(
         async with in_a_file.database() as database:
             bare = text("UPDATE keyring_notes SET step = replace(step, ' needs 2', '') WHERE step LIKE 'backup %'")
             await database.write(lambda connection: connection.execute(bare))
-        ((file, _),) = session.backups.kept()
-        assert (await session.administration.census()).backups[0].startswith(f"backup {file.name} ")
-        assert (await retire(session, 1)).outcome is Outcome.DONE
+        ((file, _),) = session.backups.list_backups()
+        assert (await session.administration.count_key_usage()).backups[0].startswith(f"backup {file.name} ")
+        assert (await retire_version(session, 1)).outcome is Outcome.DONE
 
 
 def test_a_note_that_does_not_say_what_its_backup_needs_is_one_that_may_need_every_version() -> None:
     old, new = "backup a.backup 0123", "backup b.backup 4567 needs 2,11"
     unread = "backup c.backup 89ab needs -1,2"  # of a data key whose version could not be read
     others = ("backup", "backup c", "backup d 1 needs", "rotate done", "failed backup: no space")
-    found = noted([old, new, unread, *others])
+    found = parse_journal_backups([old, new, unread, *others])
     assert [(each.name, each.sha256) for each in found] == [
         ("c.backup", "89ab"),
         ("b.backup", "4567"),

@@ -1,4 +1,4 @@
-"""`retire` where KMS or the keyring refuses in the middle: the version is as before, or it is said how it is."""
+"""`retire_version` where KMS or the keyring refuses in the middle: the version is as before, or it is said how it is."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from ops.kms_emulator.model import State
 from services.rotator.model import RotatorError
-from services.rotator.retire import retire
+from services.rotator.retire import retire_version
 from services.rotator.session import Session
 from shared.keyring.administration import AdministrationError, RefusedError, UnreachableError
 from shared.kms.provider import KeyVersion, KmsError
@@ -22,11 +22,11 @@ async def test_a_refusal_of_kms_is_told_and_nothing_is_written_down(
 ) -> None:
     await rewrapped(in_a_file, new_version)
     emulator.faults.add(Fault(kind="denied", operation="UpdateCryptoKeyVersion"))
-    refused = await refusal(in_a_file, retire, 1)
-    assert "PERMISSION_DENIED" in refused.why.upper()
-    assert refused.then == ("retire 1 --confirm 1",)
+    refused = await refusal(in_a_file, retire_version, 1)
+    assert "PERMISSION_DENIED" in refused.message.upper()
+    assert refused.next_commands == ("retire 1 --confirm 1",)
     async with in_a_file.session() as session:
-        assert (await session.administration.census()).retired_versions == ()
+        assert (await session.administration.count_key_usage()).retired_versions == ()
 
 
 def does_not_retire(session: Session, why: BaseException) -> None:
@@ -35,7 +35,7 @@ def does_not_retire(session: Session, why: BaseException) -> None:
     async def answers(kek_version: int, token: str) -> None:
         raise why
 
-    session.administration.retire = answers  # type: ignore[method-assign]
+    session.administration.retire_version = answers  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("error", [RefusedError, UnreachableError, AdministrationError])
@@ -46,8 +46,8 @@ async def test_a_version_that_the_keyring_does_not_retire_is_enabled_again(
     async with in_a_file.session() as session:
         does_not_retire(session, error("a data key needs it since"))
         with pytest.raises(RotatorError, match="a data key needs it since; it is enabled again") as failed:
-            await retire(session, 1)
-    assert failed.value.then == ("retire 1 --confirm 1",)
+            await retire_version(session, 1)
+    assert failed.value.next_commands == ("retire 1 --confirm 1",)
     assert await state(emulator, 1) is State.ENABLED
 
 
@@ -58,7 +58,7 @@ async def test_a_version_is_enabled_again_where_the_command_is_stopped(
     async with in_a_file.session() as session:
         does_not_retire(session, asyncio.CancelledError())
         with pytest.raises(asyncio.CancelledError):
-            await retire(session, 1)
+            await retire_version(session, 1)
     assert await state(emulator, 1) is State.ENABLED
 
 
@@ -68,7 +68,7 @@ async def test_a_version_is_enabled_again_where_kms_disables_it_and_nobody_hears
 ) -> None:
     await rewrapped(in_a_file, new_version)
     async with in_a_file.session() as session:
-        enable = session.kms.enable
+        enable = session.kms.set_version_enabled
 
         async def unheard(number: int, *, enabled: bool, timeout: float) -> KeyVersion:
             done = await enable(number, enabled=enabled, timeout=timeout)
@@ -76,10 +76,10 @@ async def test_a_version_is_enabled_again_where_kms_disables_it_and_nobody_hears
                 raise ends
             return done
 
-        session.kms.enable = unheard  # type: ignore[method-assign]
+        session.kms.set_version_enabled = unheard  # type: ignore[method-assign]
         with pytest.raises((RotatorError, asyncio.CancelledError)):
-            await retire(session, 1)
-        assert (await session.administration.census()).retired_versions == ()
+            await retire_version(session, 1)
+        assert (await session.administration.count_key_usage()).retired_versions == ()
     assert await state(emulator, 1) is State.ENABLED
 
 
@@ -87,11 +87,11 @@ async def test_a_version_that_somebody_had_disabled_stays_so(
     in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     await rewrapped(in_a_file, new_version)
-    await emulator.store.change(KEY, lambda key: key.with_state(1, State.DISABLED))
+    await emulator.store.update_key(KEY, lambda key: key.with_state(1, State.DISABLED))
     async with in_a_file.session() as session:
         does_not_retire(session, RefusedError("a data key needs it since"))
         with pytest.raises(RotatorError, match="it is disabled in KMS, as it was before"):
-            await retire(session, 1)
+            await retire_version(session, 1)
     assert await state(emulator, 1) is State.DISABLED
 
 
@@ -105,8 +105,8 @@ async def test_a_version_that_kms_does_not_enable_again_is_said_to_be_disabled(
             emulator.faults.add(Fault(kind="denied", operation="UpdateCryptoKeyVersion"))
             raise UnreachableError("nobody answers")
 
-        session.administration.retire = dies  # type: ignore[method-assign]
+        session.administration.retire_version = dies  # type: ignore[method-assign]
         with pytest.raises(RotatorError, match="nobody answers; it may be left DISABLED in KMS") as failed:
-            await retire(session, 1)
-    assert failed.value.then == ("retire 1 --confirm 1",)
+            await retire_version(session, 1)
+    assert failed.value.next_commands == ("retire 1 --confirm 1",)
     assert await state(emulator, 1) is State.DISABLED

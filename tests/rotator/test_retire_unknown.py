@@ -1,12 +1,12 @@
-"""`retire` and `destroy` are refused while a data key is not known: it may need any version."""
+"""`retire_version` and `destroy_version` are refused while a data key is not known: it may need any version."""
 
 import pytest
 from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.model import State
-from services.rotator.look import census
-from services.rotator.retire import destroy, retire
+from services.rotator.look import show_key_usage
+from services.rotator.retire import destroy_version, retire_version
 from services.rotator.run import run
 from shared.keyring.administration import RefusedError, RotationType
 from tests.rotator.rotated import KEY, Rotated, data_key_id
@@ -22,22 +22,22 @@ async def test_a_row_that_cannot_be_read_may_need_any_version_and_blocks_retire_
     await new_version()
     async with in_a_file.session() as session:
         await run(session, RotationType.REWRAP_KEK)  # skips what seems to be another key's
-        for file, _ in session.backups.kept():
+        for file, _ in session.backups.list_backups():
             file.unlink()
-        lease = await session.administration.lease("a caller of its own", 60)
+        lease = await session.administration.acquire_lease("a caller of its own", 60)
         with pytest.raises(RefusedError, match="1 rows of data keys that cannot be read"):
-            await session.administration.retire(1, lease.token)
-        await session.administration.release(lease.token)
-        assert "1 rows of data keys that cannot be read may need any version" in (await census(session)).sentence
+            await session.administration.retire_version(1, lease.token)
+        await session.administration.release_lease(lease.token)
+        assert "1 rows of data keys that cannot be read may need any version" in (await show_key_usage(session)).summary
     await forgotten(in_a_file)
-    refused = await refusal(in_a_file, retire, 1)
-    assert ("may be needed by 1 rows of data keys that cannot be read" in refused.why, refused.then) == (
+    refused = await refusal(in_a_file, retire_version, 1)
+    assert ("may be needed by 1 rows of data keys that cannot be read" in refused.message, refused.next_commands) == (
         True,
         ("verify",),
     )
     assert await state(emulator, 1) is State.ENABLED
     await retired_before(in_a_file, emulator)
-    assert "may be needed by 1 rows" in (await refusal(in_a_file, destroy, 1)).why
+    assert "may be needed by 1 rows" in (await refusal(in_a_file, destroy_version, 1)).message
     assert await state(emulator, 1) is State.DISABLED
 
 
@@ -50,20 +50,20 @@ async def test_a_data_key_that_the_database_lost_may_need_any_version_and_blocks
     await new_version()
     async with rotated.session() as session:
         await run(session, RotationType.REWRAP_KEK)
-        for file, _ in session.backups.kept():
+        for file, _ in session.backups.list_backups():
             file.unlink()
     await forgotten(rotated)
-    refused = await refusal(rotated, retire, 1)
-    assert "may be needed by 1 data keys that records need and the database lacks" in refused.why
+    refused = await refusal(rotated, retire_version, 1)
+    assert "may be needed by 1 data keys that records need and the database lacks" in refused.message
     assert await state(emulator, 1) is State.ENABLED
     await retired_before(rotated, emulator)
-    assert "may be needed by 1 data keys" in (await refusal(rotated, destroy, 1)).why
+    assert "may be needed by 1 data keys" in (await refusal(rotated, destroy_version, 1)).message
     assert await state(emulator, 1) is State.DISABLED
 
 
 async def retired_before(rotated: Rotated, emulator: Emulator) -> None:
     """As if version 1 had been retired a month ago, before anything was lost."""
-    await emulator.store.change(KEY, lambda key: key.with_state(1, State.DISABLED))
+    await emulator.store.update_key(KEY, lambda key: key.with_state(1, State.DISABLED))
     insert = text("INSERT INTO keyring_retired_versions (kek, kek_version, retired_at) VALUES (:kek, 1, :at)")
     async with rotated.database() as database:
         at = emulator.store.clock() - 31 * DAY

@@ -6,14 +6,14 @@ from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
-from services.rotator.look import plans, verify
+from services.rotator.look import show_plans, run_verification
 from services.rotator.model import RotatorError
 from services.rotator.report import Outcome
 from services.rotator.run import rollback, run
 from shared.keyring import store
 from shared.keyring.administration import RotationState, RotationType
-from shared.keyring.model import Status
-from shared.keyring.seen import seen
+from shared.keyring.model import DataKeyStatus
+from shared.keyring.seen import read_keyring_metrics
 from tests.rotator.rotated import Rotated, data_key_id
 
 NewVersion = Callable[[], Awaitable[None]]
@@ -42,7 +42,7 @@ async def test_a_new_data_key_becomes_the_active_one_and_the_old_one_still_reads
     after = await rotated.keys()
     assert report.outcome is Outcome.DONE
     assert len(after) == 4
-    (active,) = (key.id for key in after.values() if key.status is Status.ACTIVE)
+    (active,) = (key.id for key in after.values() if key.status is DataKeyStatus.ACTIVE)
     assert active not in before
     assert await rotated.broken() == []
 
@@ -58,7 +58,7 @@ async def test_a_second_run_is_told_to_have_nothing_to_do_and_changes_no_key(
         async with rotated.session() as session:
             report = await run(session, type_)
         assert report.outcome is Outcome.NOTHING_TO_DO
-        assert report.sentence.startswith("nothing to do")
+        assert report.summary.startswith("nothing to do")
         assert await rotated.keys() == before
 
 
@@ -75,7 +75,7 @@ async def test_a_failure_is_over_once_a_run_finds_all_in_order_and_nothing_to_do
         emulator.faults.clear()
         assert (await run(session, type_)).outcome is Outcome.NOTHING_TO_DO
     async with in_a_file.database() as database:
-        found = await database.read(seen)
+        found = await database.read(read_keyring_metrics)
     assert found.last_failure
     assert found.last_success[type_] > found.last_failure
 
@@ -92,7 +92,7 @@ async def test_a_failed_rotation_is_not_over_because_another_type_has_nothing_to
         assert (await run(session, RotationType.REWRAP_KEK)).outcome is Outcome.FAILED
         assert (await run(session, RotationType.NEW_DEK)).outcome is Outcome.NOTHING_TO_DO
     async with in_a_file.database() as database:
-        found = await database.read(seen)
+        found = await database.read(read_keyring_metrics)
     assert found.last_failure
     assert found.last_success[RotationType.NEW_DEK] < found.last_failure
 
@@ -116,9 +116,9 @@ async def test_what_a_plan_says_is_due_is_not_told_by_the_clock_of_this_machine(
         await run(session, RotationType.NEW_DEK)
     ahead = datetime.now(UTC).timestamp() + 3 * 365 * 86400
     async with in_a_file.session(now=[ahead]) as session:
-        assert (await plans(session, (RotationType.NEW_DEK,))).outcome is Outcome.NOTHING_TO_DO
+        assert (await show_plans(session, (RotationType.NEW_DEK,))).outcome is Outcome.NOTHING_TO_DO
         await rollback(session)
-        assert (await plans(session, (RotationType.NEW_DEK,))).outcome is Outcome.DONE
+        assert (await show_plans(session, (RotationType.NEW_DEK,))).outcome is Outcome.DONE
 
 
 async def test_the_bar_counts_the_calls_of_kms_of_all_steps_verification_included(
@@ -127,13 +127,13 @@ async def test_the_bar_counts_the_calls_of_kms_of_all_steps_verification_include
     monkeypatch.setattr(store, "PAGE", 2)
     await new_version()
     async with in_a_file.session(batch=2) as session:
-        told = session.tell.told  # type: ignore[attr-defined]
+        told = session.progress.told  # type: ignore[attr-defined]
         await run(session, RotationType.REWRAP_KEK)
         moved = [line for line in told if "/" in line]
         # Three calls for each of three data keys, and then one for each.
         assert moved == ["rotate 2/3, 6/12", "rotate 3/3, 9/12", "verify 2/3, 11/12", "verify 3/3, 12/12"]
         told.clear()
-        await verify(session, full=False)
+        await run_verification(session, full=False)
         assert told == ["verify 2/3, 2/3", "verify 3/3, 3/3"]
         told.clear()
         await rollback(session)

@@ -5,8 +5,8 @@ from typing import cast
 import pytest
 
 from services.rotator.model import RotatorError
-from services.rotator.target import settled
-from shared.kms.provider import Encrypted, KeyProvider, KmsError
+from services.rotator.target import wait_for_primary
+from shared.kms.provider import EncryptResult, KmsKey, KmsError
 from shared.kms.reason import Reason
 from tests.rotator.rotated import KEY
 
@@ -17,17 +17,17 @@ class Answering:
     def __init__(self, *versions: int) -> None:
         self.versions, self.calls = versions, 0
 
-    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> Encrypted:  # noqa: ARG002
+    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:  # noqa: ARG002
         version = self.versions[min(self.calls, len(self.versions) - 1)]
         self.calls += 1
         if not version:
             raise KmsError(Reason.UNAVAILABLE, "out")
-        return Encrypted(b"", f"{KEY}/cryptoKeyVersions/{version}", "SOFTWARE")
+        return EncryptResult(b"", f"{KEY}/cryptoKeyVersions/{version}", "SOFTWARE")
 
 
 async def asked(kms: Answering) -> int:
     """How many answers it took."""
-    await settled(cast("KeyProvider", kms), 2, "run", checks=3, wait=60, pause=1, timeout=5)
+    await wait_for_primary(cast("KmsKey", kms), 2, "run", checks=3, total_timeout=60, interval=1, timeout=5)
     return kms.calls
 
 

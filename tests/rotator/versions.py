@@ -22,7 +22,7 @@ async def rewrapped(rotated: Rotated, new_version: NewVersion) -> None:
     await new_version()
     async with rotated.session() as session:
         assert (await run(session, RotationType.REWRAP_KEK)).outcome is Outcome.DONE
-        for file, _ in session.backups.kept():
+        for file, _ in session.backups.list_backups():
             file.unlink()
     await forgotten(rotated)
 
@@ -35,7 +35,7 @@ async def forgotten(rotated: Rotated) -> None:
 
 
 async def state(emulator: Emulator, number: int) -> State:
-    return (await emulator.store.key(KEY)).version(number).state
+    return (await emulator.store.get_key(KEY)).version(number).state
 
 
 async def refusal(rotated: Rotated, command: Callable[..., Awaitable[object]], version: int) -> RotatorError:

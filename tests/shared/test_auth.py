@@ -6,21 +6,21 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from shared.auth import Access, Token
-from shared.guard import GuardedRoute, Requires, caller_of
+from shared.auth import AccessPolicy, Token
+from shared.guard import ProtectedRoute, RouteRequirements, get_caller
 from shared.secret_file import TokenFile
-from shared.server import application, registry
+from shared.server import create_application, create_registry
 from shared.settings import Role
 
 
 async def _endpoint(request: Request) -> Response:
-    return PlainTextResponse(f"inside as {caller_of(request).name}")
+    return PlainTextResponse(f"inside as {get_caller(request).name}")
 
 
 def _client(*secrets: TokenFile, browser: bool = False) -> httpx2.AsyncClient:
-    route = GuardedRoute("/", _endpoint, Requires(Role.VIEWER, browser=browser))
-    access = Access([Token(f"holder-{n}", Role.VIEWER, secret) for n, secret in enumerate(secrets)])
-    app = application("sample", registry(), [route], access=access)
+    route = ProtectedRoute("/", _endpoint, RouteRequirements(Role.VIEWER, challenges_browser=browser))
+    access = AccessPolicy([Token(f"holder-{n}", Role.VIEWER, secret) for n, secret in enumerate(secrets)])
+    app = create_application("sample", create_registry(), [route], access_policy=access)
     base = "http://server" if secrets else "http://127.0.0.1:9000"
     return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url=base)
 

@@ -11,7 +11,7 @@ from shared.keyring import engine as keyring
 from tests.postgres import SUPERUSER, Postgres
 
 
-@pytest.mark.parametrize("engines", [dialect.engines, keyring.engines])
+@pytest.mark.parametrize("engines", [dialect.create_engines, keyring.create_engines])
 def test_a_database_that_was_made_without_a_locale_gives_text(
     engines: Callable[[URL], tuple[Engine, Engine]], shared_postgres: Postgres
 ) -> None:

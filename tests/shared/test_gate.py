@@ -14,14 +14,14 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message
 
-from shared.auth import USER, Access, Token
-from shared.basic_auth import BusyError, Users
-from shared.gate import Gate
-from shared.guard import Guard, GuardedRoute, Requires
+from shared.auth import USER_SCOPE_KEY, AccessPolicy, Token
+from shared.basic_auth import TooManyPasswordChecksError, PasswordChecker
+from shared.gate import WebConfigMiddleware
+from shared.guard import Authorizer, ProtectedRoute, RouteRequirements
 from shared.secret_file import TokenFile
-from shared.server import application, registry
+from shared.server import create_application, create_registry
 from shared.settings import Role
-from shared.web_file import WebFile
+from shared.web_file import WebConfigFile
 
 HASH = bcrypt.hashpw(b"a secret", bcrypt.gensalt(4)).decode()
 ALICE = ("alice", "a secret")
@@ -38,10 +38,10 @@ class Rig:
         self.folder = folder
         self.write({"basic_auth_users": {"alice": HASH}})
         self.roles = {"alice": Role.ADMIN, "bob": Role.VIEWER}
-        self.access = Access([Token("admin", Role.ADMIN, TokenFile(folder / "admin"))], self.roles)
+        self.access = AccessPolicy([Token("admin", Role.ADMIN, TokenFile(folder / "admin"))], self.roles)
         self.bodies_read = 0
         self.refused: list[int] = []
-        self.web = WebFile(folder / "web.yml")
+        self.web = WebConfigFile(folder / "web.yml")
 
     def write(self, document: object) -> None:
         (self.folder / "web.yml").write_text(yaml.safe_dump(document))
@@ -51,26 +51,26 @@ class Rig:
 
     def app(self) -> ASGIApp:
         async def page(request: Request) -> Response:
-            return PlainTextResponse(request.scope.get(USER, "nobody"), headers={"X-Frame-Options": "sameorigin"})
+            return PlainTextResponse(request.scope.get(USER_SCOPE_KEY, "nobody"), headers={"X-Frame-Options": "sameorigin"})
 
         async def sent(request: Request) -> Response:
             body = await request.body()
             self.bodies_read += 1
             return PlainTextResponse(sha256(body).hexdigest())
 
-        bearer = Access([Token("sender", Role.ADMIN, TokenFile(self.folder / "bearer"))], self.roles)
-        page_of_bearer = Requires(Role.VIEWER, access=bearer)
+        bearer = AccessPolicy([Token("sender", Role.ADMIN, TokenFile(self.folder / "bearer"))], self.roles)
+        page_of_bearer = RouteRequirements(Role.VIEWER, access_policy=bearer)
         own = [
-            GuardedRoute("/page", page, Requires(Role.VIEWER)),
-            GuardedRoute("/sent", sent, Requires(Role.ADMIN, access=bearer, refused=self.refused.append), ["POST"]),
-            GuardedRoute("/own/{name}", page, page_of_bearer),
+            ProtectedRoute("/page", page, RouteRequirements(Role.VIEWER)),
+            ProtectedRoute("/sent", sent, RouteRequirements(Role.ADMIN, access_policy=bearer, on_refusal=self.refused.append), ["POST"]),
+            ProtectedRoute("/own/{name}", page, page_of_bearer),
             Route("/own", page),
             Route("/owned", page),
         ]
-        guard = Guard(registry())
-        behind = application("sample", guard.metrics, own, guard=guard, access=self.access)
+        guard = Authorizer(create_registry())
+        behind = create_application("sample", guard.metrics, own, authorizer=guard, access_policy=self.access)
         routes = [route for route in behind.routes if isinstance(route, Route)]
-        return Gate(behind, self.web, lambda: self.access, guard, lambda: routes, ("/sent", "/own/"))
+        return WebConfigMiddleware(behind, self.web, lambda: self.access, guard, lambda: routes, ("/sent", "/own/"))
 
 
 @pytest.fixture
@@ -121,9 +121,9 @@ async def test_a_path_with_credentials_of_its_own_takes_those_or_a_user(rig: Rig
 async def test_a_body_that_comes_while_the_password_is_checked_is_read_whole(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, reading = Users.admits, asyncio.Event()
+    real, reading = PasswordChecker.check_password, asyncio.Event()
 
-    async def admits(users: Users, name: str, password: bytes, peer: str) -> bool:
+    async def admits(users: PasswordChecker, name: str, password: bytes, peer: str) -> bool:
         await reading.wait()  # a part of the body is read ahead by then
         return await real(users, name, password, peer)
 
@@ -133,7 +133,7 @@ async def test_a_body_that_comes_while_the_password_is_checked_is_read_whole(
                 reading.set()
             yield bytes([n]) * 8 * 1024
 
-    monkeypatch.setattr(Users, "admits", admits)
+    monkeypatch.setattr(PasswordChecker, "admits", admits)
     async with asyncio.timeout(10), rig.client() as client:
         answer = await client.post("/sent", auth=ALICE, content=body())
     assert answer.text == sha256(b"".join(bytes([n]) * 8 * 1024 for n in range(20))).hexdigest()
@@ -144,14 +144,14 @@ async def test_who_is_gone_while_the_password_is_checked_gets_no_check_and_nothi
 ) -> None:
     given_up = asyncio.Event()
 
-    async def admits(_users: Users, *_: object) -> bool:
+    async def admits(_users: PasswordChecker, *_: object) -> bool:
         try:
             await asyncio.Event().wait()
         finally:
             given_up.set()
         return True
 
-    monkeypatch.setattr(Users, "admits", admits)
+    monkeypatch.setattr(PasswordChecker, "admits", admits)
     messages: Iterator[Message] = iter(
         [{"type": "http.request", "body": b"x", "more_body": False}, {"type": "http.disconnect"}]
     )
@@ -189,7 +189,7 @@ async def test_an_unreadable_token_file_is_503_and_a_user_comes_in_all_the_same(
 
 
 async def test_without_an_admin_token_a_user_is_asked_for(rig: Rig) -> None:
-    rig.access = Access(roles=rig.roles)
+    rig.access = AccessPolicy(roles=rig.roles)
     async with rig.client() as client:
         refused = await client.get("/page")
         assert (refused.status_code, refused.headers["www-authenticate"]) == (401, 'Basic realm="keypulse"')
@@ -201,9 +201,9 @@ async def test_too_many_passwords_at_once_are_503_and_counted_where_refusals_are
     rig: Rig, client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def busy(*_: object) -> bool:
-        raise BusyError
+        raise TooManyPasswordChecksError
 
-    monkeypatch.setattr(Users, "admits", busy)
+    monkeypatch.setattr(PasswordChecker, "admits", busy)
     for path in ("/page", "/metrics"):
         assert (await client.get(path, auth=ALICE)).status_code == 503
     assert (await client.post("/sent", auth=ALICE)).status_code == 503  # so that Alertmanager asks again

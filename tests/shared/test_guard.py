@@ -12,11 +12,11 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 from structlog.testing import capture_logs
 
-from shared.audit import AuditUnavailableError, Entry, RecentAudit
-from shared.auth import USER, Access, Token
-from shared.guard import Guard, GuardedRoute, Requires, describe
+from shared.audit import AuditUnavailableError, AuditEntry, InMemoryAuditLog
+from shared.auth import USER_SCOPE_KEY, AccessPolicy, Token
+from shared.guard import Authorizer, ProtectedRoute, RouteRequirements, describe_action
 from shared.secret_file import TokenFile
-from shared.server import application, registry
+from shared.server import create_application, create_registry
 from shared.settings import Role
 
 OPEN = "http://127.0.0.1:9912"
@@ -25,16 +25,16 @@ TOKENS = {role: f"the-token-of-a-{role}" for role in Role}
 
 
 async def _answer(request: Request) -> Response:
-    describe(request, on=request.query_params.get("on"), claimed=request.headers.get("x-claimed"))
+    describe_action(request, on=request.query_params.get("on"), claimed=request.headers.get("x-claimed"))
     return PlainTextResponse("answered", status_code=int(request.query_params.get("status", "200")))
 
 
 ROUTES = [
-    GuardedRoute("/public", _answer, Requires(Role.VIEWER, public=True)),
-    GuardedRoute("/read", _answer, Requires(Role.VIEWER)),
-    GuardedRoute("/page", _answer, Requires(Role.VIEWER, linked=True)),
-    GuardedRoute("/costly", _answer, Requires(Role.VIEWER, public=True, acts=True)),
-    GuardedRoute("/retry/{id}", _answer, Requires(Role.RESPONDER, action="retry"), ["POST"]),
+    ProtectedRoute("/public", _answer, RouteRequirements(Role.VIEWER, is_public=True)),
+    ProtectedRoute("/read", _answer, RouteRequirements(Role.VIEWER)),
+    ProtectedRoute("/page", _answer, RouteRequirements(Role.VIEWER, allows_cross_site_link=True)),
+    ProtectedRoute("/costly", _answer, RouteRequirements(Role.VIEWER, is_public=True, has_side_effects=True)),
+    ProtectedRoute("/retry/{id}", _answer, RouteRequirements(Role.RESPONDER, action="retry"), ["POST"]),
     Route("/undeclared", _answer),
 ]
 
@@ -45,15 +45,15 @@ class Rig:
         for role, token in TOKENS.items() if tokens else ():
             (folder / role).write_text(token)
             held.append(Token(f"a-{role}", role, TokenFile(folder / role)))
-        self.guard = Guard(registry())
-        access = Access(held, users or {})
-        self.app = application("sample", self.guard.metrics, ROUTES, guard=self.guard, access=access)
+        self.guard = Authorizer(create_registry())
+        access = AccessPolicy(held, users or {})
+        self.app = create_application("sample", self.guard.metrics, ROUTES, authorizer=self.guard, access_policy=access)
 
     def client(
         self, base: str = OPEN, *, user: str | None = None, role: Role | None = None, peer: str = "127.0.0.1"
     ) -> httpx2.AsyncClient:
         async def known(scope: Scope, receive: Receive, send: Send) -> None:
-            await self.app({**scope, **({USER: user} if user else {})}, receive, send)
+            await self.app({**scope, **({USER_SCOPE_KEY: user} if user else {})}, receive, send)
 
         headers = {"authorization": f"Bearer {TOKENS[role]}"} if role else {}
         transport = httpx2.ASGITransport(app=known, client=(peer, 1), raise_app_exceptions=False)
@@ -204,11 +204,11 @@ async def test_a_thousand_addresses_fill_neither_memory_nor_log_and_all_are_coun
         for n in range(1000):
             async with closed.client(peer=f"192.0.2.{n}") as client:
                 await client.get("/read")
-        assert len(logs) == len(closed.guard.refusals._logged) == 100
+        assert len(logs) == len(closed.guard.refusals._last_logged) == 100
         now = 11.0
         async with closed.client(peer="198.51.100.1") as client:
             await client.get("/read")
-    assert (logs[-1]["peer"], len(logs), len(closed.guard.refusals._logged)) == ("198.51.100.1", 101, 100)
+    assert (logs[-1]["peer"], len(logs), len(closed.guard.refusals._last_logged)) == ("198.51.100.1", 101, 100)
     assert closed.refused("/read", "missing") == 1001
 
 
@@ -232,7 +232,7 @@ async def test_an_action_is_logged_and_kept_by_the_name_of_its_credential(closed
 
 
 async def test_the_audit_is_read_in_pages_and_what_is_too_old_for_memory_is_gone(opened: Rig) -> None:
-    opened.guard.audit = RecentAudit(kept=5)
+    opened.guard.audit_log = InMemoryAuditLog(max_entries=5)
     async with opened.client() as client:
         for n in range(7):
             await client.post(f"/retry/{n}")
@@ -249,13 +249,13 @@ async def test_the_audit_is_read_in_pages_and_what_is_too_old_for_memory_is_gone
 
 async def test_an_audit_that_cannot_be_written_stops_no_action_and_is_logged(opened: Rig) -> None:
     class Broken:
-        async def add(self, _entry: Entry) -> None:
+        async def add(self, _entry: AuditEntry) -> None:
             raise AuditUnavailableError("the disk is full")
 
-        async def page(self, _limit: int, _before: int | None) -> tuple[list[Entry], int | None]:
+        async def page(self, _limit: int, _before: int | None) -> tuple[list[AuditEntry], int | None]:
             raise AuditUnavailableError("the disk is full")
 
-    opened.guard.audit = Broken()
+    opened.guard.audit_log = Broken()
     with capture_logs() as logs:
         async with opened.client() as client:
             assert (await client.post("/retry/1")).status_code == 200
@@ -263,7 +263,7 @@ async def test_an_audit_that_cannot_be_written_stops_no_action_and_is_logged(ope
     assert (answer.status_code, "the disk is full" in answer.text) == (503, True)
     assert [(line["event"], line["log_level"]) for line in logs] == [
         ("action", "info"),
-        ("the audit has no entry of an action; the log has", "error"),
+        ("audit entry not stored", "error"),
     ]
 
 
@@ -275,12 +275,12 @@ async def test_an_action_that_meets_a_defect_is_kept_too(tmp_path: Path) -> None
     async def twice(_request: Request) -> Response:
         return JSONResponse({})
 
-    guard = Guard(registry())
+    guard = Authorizer(create_registry())
     routes = [
-        GuardedRoute("/broken", broken, Requires(Role.ADMIN, action="break"), ["POST"]),
-        GuardedRoute("/twice", twice, Requires(Role.ADMIN, action="fix"), ["POST"]),
+        ProtectedRoute("/broken", broken, RouteRequirements(Role.ADMIN, action="break"), ["POST"]),
+        ProtectedRoute("/twice", twice, RouteRequirements(Role.ADMIN, action="fix"), ["POST"]),
     ]
-    app = application("sample", guard.metrics, routes, guard=guard)
+    app = create_application("sample", guard.metrics, routes, authorizer=guard)
     transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
     async with httpx2.AsyncClient(transport=transport, base_url=OPEN) as client:
         assert (await client.post("/broken")).status_code == 500
@@ -297,9 +297,9 @@ async def test_an_action_that_is_cancelled_is_kept_too() -> None:
         await asyncio.Event().wait()
         raise AssertionError
 
-    guard = Guard(registry())
-    routes = [GuardedRoute("/hang", hanging, Requires(Role.ADMIN, action="hang"), ["POST"])]
-    transport = httpx2.ASGITransport(app=application("sample", guard.metrics, routes, guard=guard))
+    guard = Authorizer(create_registry())
+    routes = [ProtectedRoute("/hang", hanging, RouteRequirements(Role.ADMIN, action="hang"), ["POST"])]
+    transport = httpx2.ASGITransport(app=create_application("sample", guard.metrics, routes, authorizer=guard))
     with capture_logs() as logs:
         async with httpx2.AsyncClient(transport=transport, base_url=OPEN) as client:
             asked = asyncio.create_task(client.post("/hang"))
@@ -307,5 +307,5 @@ async def test_an_action_that_is_cancelled_is_kept_too() -> None:
             asked.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asked
-    assert [entry.action for entry in (await guard.audit.page(10, None))[0]] == ["hang"]
+    assert [entry.action for entry in (await guard.audit_log.list_entries(10, None))[0]] == ["hang"]
     assert [line["status"] for line in logs if line["event"] == "action"] == [499]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from shared import healthcheck
-from shared.healthcheck import complaint, complaint_about
+from shared.healthcheck import check_server, check_configured_server
 from shared.settings import Address
 from tests.shared.certificates import LOCALHOST, Authority, web_yml
 from tests.shared.sample import Settings
@@ -125,7 +125,7 @@ def test_a_server_without_the_tls_that_its_file_asks_for_is_not_healthy(config: 
 def test_a_server_that_listens_and_never_answers_is_not_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(healthcheck, "TIMEOUT_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        said = complaint(Address(*silent.getsockname()[:2]))
+        said = check_server(Address(*silent.getsockname()[:2]))
     assert said is not None
     assert "no answer in time" in said
 
@@ -140,7 +140,7 @@ def test_a_server_that_listens_and_never_answers_is_not_healthy(monkeypatch: pyt
 def test_a_file_that_does_not_say_where_is_a_complaint(content: str, complains: str, tmp_path: Path) -> None:
     config = tmp_path / "sample.yml"
     config.write_text(content)
-    said = complaint_about(Settings, config, None)
+    said = check_configured_server(Settings, config, None)
     assert said is not None
     assert complains in said
 
@@ -155,7 +155,7 @@ def test_an_answer_other_than_200_is_a_complaint() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=answer, args=(listening,))
         thread.start()
-        said = complaint(Address(*listening.getsockname()[:2]))
+        said = check_server(Address(*listening.getsockname()[:2]))
         thread.join()
     assert said is not None
     assert said.endswith("answered /-/healthy with 500")

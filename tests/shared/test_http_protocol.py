@@ -10,8 +10,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from shared import http_protocol
-from shared.http_protocol import AHEAD, HEAD_BYTES
-from shared.server import application, registry, serving
+from shared.http_protocol import MAX_PIPELINED_REQUESTS, MAX_HEAD_BYTES
+from shared.server import create_application, create_registry, serve
 from shared.settings import Address
 
 HEAD = b"POST /sent HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n"
@@ -24,8 +24,8 @@ async def _sent(request: Request) -> Response:
 @pytest.fixture(params=["_WithH11", "_WithHttptools"])
 async def address(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Address]:
     monkeypatch.setattr("shared.server.HttpProtocol", getattr(http_protocol, request.param))
-    app = application("sample", registry(), [Route("/sent", _sent, methods=["POST"])])
-    async with asyncio.timeout(30), serving(app, Address("127.0.0.1", 0)) as address:
+    app = create_application("sample", create_registry(), [Route("/sent", _sent, methods=["POST"])])
+    async with asyncio.timeout(30), serve(app, Address("127.0.0.1", 0)) as address:
         yield address
 
 
@@ -51,14 +51,14 @@ async def test_a_head_without_an_end_ends_the_connection(begin: bytes, address: 
     reader, writer = await asyncio.open_connection(*address)
     writer.write(begin)
     answer, sent = asyncio.create_task(reader.read()), 0
-    while not answer.done() and sent < 256 * HEAD_BYTES:
+    while not answer.done() and sent < 256 * MAX_HEAD_BYTES:
         writer.write(more)
         with suppress(ConnectionError):
             await writer.drain()
         sent += len(more)
         await asyncio.sleep(0)
     writer.transport.abort()
-    assert sent < 256 * HEAD_BYTES
+    assert sent < 256 * MAX_HEAD_BYTES
     await asyncio.gather(answer, return_exceptions=True)
 
 
@@ -74,7 +74,7 @@ async def test_only_some_requests_may_come_before_the_first_is_answered(
 ) -> None:
     many = b"GET /-/healthy HTTP/1.1\r\nHost: localhost\r\n\r\n"
     last = b"GET /-/healthy HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-    assert (await answers(address, many * (AHEAD - 2) + last)).count(b"HTTP/1.1 200") == AHEAD - 1
+    assert (await answers(address, many * (MAX_PIPELINED_REQUESTS - 2) + last)).count(b"HTTP/1.1 200") == MAX_PIPELINED_REQUESTS - 1
     answered = (await answers(address, many * 1000 + last)).count(b"HTTP/1.1 200")
     reads_one_at_a_time = "_WithH11" in request.node.name
     assert answered == 1001 if reads_one_at_a_time else answered <= 1

@@ -6,10 +6,10 @@ from typing import Any
 import bcrypt
 import pytest
 
-from shared.launch import Launch, prepared
+from shared.launch import ServerRunner, prepare_server
 from shared.mistakes import ConfigurationError
-from shared.settings import RESERVED, Auth, NamedToken, Role, parse_address
-from shared.web_file import WebFile
+from shared.settings import RESERVED_NAMES, AuthSettings, NamedToken, Role, parse_address
+from shared.web_file import WebConfigFile
 from tests.shared.certificates import Authority, web_yml
 from tests.shared.sample import SETTINGS, Settings
 
@@ -24,7 +24,7 @@ def file(tmp_path: Path) -> Path:
 
 def _mistakes(config: Path, web: Path | None = None) -> list[str]:
     with pytest.raises(ConfigurationError) as refused:
-        prepared(Settings, config, web)
+        prepare_server(Settings, config, web)
     return refused.value.lines
 
 
@@ -35,13 +35,13 @@ def test_an_address_on_the_network_needs_an_admin_token(listen: str, file: Path)
     assert line.startswith(f"{file}: auth.admin_token_file: expected a file that holds a token")
     (file.parent / "token").write_text("a-token-of-the-tests")
     file.write_text(f"listen: '{listen}'\nauth: {{admin_token_file: token}}")
-    assert str(prepared(Settings, file, None).settings.listen) == listen
+    assert str(prepare_server(Settings, file, None).settings.listen) == listen
 
 
 def test_on_the_network_a_token_of_anybody_will_do(file: Path) -> None:
     (file.parent / "token").write_text("the-token-of-somebody")
     file.write_text("listen: 0.0.0.0:9000\nauth: {tokens: [{name: ci, role: viewer, file: token}]}")
-    assert prepared(Settings, file, None).settings.auth.tokens[0].file == file.parent / "token"
+    assert prepare_server(Settings, file, None).settings.auth.tokens[0].file == file.parent / "token"
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_role_that_there_is_not_and_a_name_that_says_nothing_are_named(auth: s
     assert expected in line, line
 
 
-@pytest.mark.parametrize("name", [*RESERVED, "ci"])
+@pytest.mark.parametrize("name", [*RESERVED_NAMES, "ci"])
 def test_a_user_of_web_yml_is_called_as_no_token_is(name: str, file: Path, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("the-token-of-somebody")
     file.write_text("auth: {tokens: [{name: ci, role: viewer, file: token}]}")
@@ -79,29 +79,29 @@ async def test_neither_a_reload_nor_a_changed_web_yml_gives_a_user_the_name_of_a
 
     def with_token(name: str) -> Settings:
         held = NamedToken(name=name, role=Role.VIEWER, file=tmp_path / "token")
-        return SETTINGS.model_copy(update={"auth": Auth(tokens=(held,))})
+        return SETTINGS.model_copy(update={"auth": AuthSettings(tokens=(held,))})
 
-    launch = Launch(SETTINGS, web=WebFile(web_yml(tmp_path, users={"alice": HASH})))
-    reloaded = launch._guarded(apply)
+    launch = ServerRunner(SETTINGS, web_config_file=WebConfigFile(web_yml(tmp_path, users={"alice": HASH})))
+    reloaded = launch._wrap_apply(apply)
     with pytest.raises(ConfigurationError, match=r"basic_auth_users\.alice: expected another name"):
         await reloaded(with_token("alice"))
     await reloaded(with_token("bob"))
     web_yml(tmp_path, users={"alice": HASH, "bob": HASH})
-    assert launch.web
-    assert list(launch.web.current().config.basic_auth_users) == ["alice"]
+    assert launch.web_config_file
+    assert list(launch.web_config_file.get_state().config.basic_auth_users) == ["alice"]
 
 
 def test_an_address_of_this_machine_needs_none(file: Path) -> None:
     file.write_text("listen: 127.0.0.1:9000")
-    assert prepared(Settings, file, None).settings.listen.port == 9000
+    assert prepare_server(Settings, file, None).settings.listen.port == 9000
 
 
 def test_on_the_network_users_or_required_certificates_do_too(file: Path, tmp_path: Path) -> None:
     file.write_text("listen: 0.0.0.0:9000")
-    assert prepared(Settings, file, web_yml(tmp_path, users={"alice": HASH})).web
+    assert prepare_server(Settings, file, web_yml(tmp_path, users={"alice": HASH})).web_config_file
     Authority(tmp_path).sign("server")
     tls: dict[str, Any] = {"client_auth_type": "RequireAndVerifyClientCert", "client_ca_file": "ca.pem"}
-    assert prepared(Settings, file, web_yml(tmp_path, **tls)).web
+    assert prepare_server(Settings, file, web_yml(tmp_path, **tls)).web_config_file
     tls["client_auth_type"] = "VerifyClientCertIfGiven"
     (line,) = _mistakes(file, web_yml(tmp_path, **tls))
     assert "basic_auth_users or required client certificates" in line
@@ -119,15 +119,15 @@ def test_the_mistakes_of_both_files_are_named_at_once(file: Path, tmp_path: Path
 
 
 def test_from_then_on_the_web_yml_may_not_let_everybody_in(tmp_path: Path) -> None:
-    launch = Launch(SETTINGS, web=WebFile(web_yml(tmp_path, users={"alice": HASH})))
-    assert launch.web
-    launch.guard(SETTINGS)
-    assert not launch.web.must_authenticate
+    launch = ServerRunner(SETTINGS, web_config_file=WebConfigFile(web_yml(tmp_path, users={"alice": HASH})))
+    assert launch.web_config_file
+    launch.refuse_unprotected(SETTINGS)
+    assert not launch.web_config_file.requires_credentials
     network = SETTINGS.model_copy(update={"listen": parse_address("0.0.0.0:1")})
-    launch.guard(network.model_copy(update={"auth": Auth(admin_token_file=tmp_path / "token")}))
-    assert not launch.web.must_authenticate
-    launch.guard(network)
-    assert launch.web.must_authenticate
+    launch.refuse_unprotected(network.model_copy(update={"auth": AuthSettings(admin_token_file=tmp_path / "token")}))
+    assert not launch.web_config_file.requires_credentials
+    launch.refuse_unprotected(network)
+    assert launch.web_config_file.requires_credentials
 
 
 async def test_a_reload_may_not_open_a_server_to_the_network_and_one_that_adds_a_token_frees_the_web_yml(
@@ -139,17 +139,17 @@ async def test_a_reload_may_not_open_a_server_to_the_network_and_one_that_adds_a
         applied.append(settings)
 
     alone = SETTINGS.model_copy(update={"listen": parse_address("0.0.0.0:1")})
-    with_token = alone.model_copy(update={"auth": Auth(admin_token_file=tmp_path / "token")})
+    with_token = alone.model_copy(update={"auth": AuthSettings(admin_token_file=tmp_path / "token")})
     (tmp_path / "web.yml").write_text("# nobody")
-    launch = Launch(with_token, web=WebFile(tmp_path / "web.yml"))
-    reloaded = launch._guarded(apply)
+    launch = ServerRunner(with_token, web_config_file=WebConfigFile(tmp_path / "web.yml"))
+    reloaded = launch._wrap_apply(apply)
     with pytest.raises(ConfigurationError, match="can be reached from the network"):
         await reloaded(alone)
     assert not applied
     web_yml(tmp_path, users={"alice": HASH})
     await reloaded(alone)
-    assert launch.web
-    assert launch.web.must_authenticate
+    assert launch.web_config_file
+    assert launch.web_config_file.requires_credentials
     await reloaded(with_token)
-    assert not launch.web.must_authenticate
+    assert not launch.web_config_file.requires_credentials
     assert applied == [alone, with_token]

@@ -27,7 +27,7 @@ def _configuration() -> Iterator[None]:
 def test_no_line_holds_what_ends_lines_turns_text_or_cannot_be_seen(
     form: Format, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    logs.configure("relay", form=form)
+    logs.configure("relay", line_format=form)
     logging.getLogger("library").warning("a%sb", INVISIBLE)
     structlog.get_logger("own").warning("own", text=f"ü漢😀{INVISIBLE}", nested={"key": [INVISIBLE]})
     lines = capsys.readouterr().err.removesuffix("\n").split("\n")
@@ -39,7 +39,7 @@ def test_what_is_escaped_can_be_read_again(capsys: pytest.CaptureFixture[str]) -
     logs.configure("relay")
     structlog.get_logger("own").warning("own", text=f"ü漢😀{INVISIBLE}")
     assert json.loads(capsys.readouterr().err)["text"] == f"ü漢😀{INVISIBLE}"
-    logs.configure("relay", form="logfmt")
+    logs.configure("relay", line_format="logfmt")
     structlog.get_logger("own").warning("own", text=f"ü漢😀{INVISIBLE}", plain="ü")
     line = capsys.readouterr().err
     written = line[line.index('text="') + 5 :]

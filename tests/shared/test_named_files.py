@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from services.relay.config import RelaySettings
-from shared.launch import prepared
+from shared.launch import prepare_server
 from shared.mistakes import ConfigurationError
 from tests.nobody import as_nobody
 from tests.shared.certificates import Authority, web_yml
@@ -48,13 +48,13 @@ def file(tmp_path: Path) -> Path:
 
 def errors(file: Path, *, to_check: bool = True) -> list[str]:
     with pytest.raises(ConfigurationError) as refused:
-        prepared(RelaySettings, file, None, to_check=to_check)
+        prepare_server(RelaySettings, file, None, is_check=to_check)
     return refused.value.lines
 
 
 def warnings(file: Path, web: Path | None = None, *, to_check: bool = True) -> list[tuple[str, str]]:
-    findings = prepared(RelaySettings, file, web, to_check=to_check).findings
-    return [(finding.key, finding.sentence) for _, finding in findings]
+    findings = prepare_server(RelaySettings, file, web, is_check=to_check).warnings
+    return [(finding.key, finding.message) for _, finding in findings]
 
 
 def test_a_configuration_whose_files_are_there_has_no_finding(file: Path) -> None:

@@ -131,7 +131,7 @@ def test_a_hangup_and_a_post_reload_and_a_bad_file_keeps_what_runs(start: Start,
         file.write_text("word: two\n")
         server.process.send_signal(signal.SIGHUP)
         assert json.loads(server.until('"runs"').string)["word"] == "two"
-        server.until("the configuration was reloaded")
+        server.until("configuration reloaded")
         file.write_text("word: three\n")
         assert server.asks("/-/reload", "POST") == (200, "reloaded\n")
         assert json.loads(server.until('"runs"').string)["word"] == "three"
@@ -143,7 +143,7 @@ def test_a_hangup_and_a_post_reload_and_a_bad_file_keeps_what_runs(start: Start,
         assert "keypulse_config_last_reload_successful 0.0" in server.asks("/metrics")[1]
         file.write_text("word: five\n")
         server.process.send_signal(signal.SIGHUP)
-        server.until("the configuration was reloaded")
+        server.until("configuration reloaded")
         assert "keypulse_config_last_reload_successful 1.0" in server.asks("/metrics")[1]
 
 
@@ -248,7 +248,7 @@ def test_refused_credentials_are_counted_and_logged_with_the_address(start: Star
             assert server.asks("/-/reload", "POST", user="anybody:a-wrong-password")[0] == 401
         assert counted + "100.0" in server.asks("/metrics")[1]
         assert server.asks("/-/reload", "POST", user="anybody:a-token-of-an-admin")[0] == 200
-        server.until("the configuration was reloaded")
+        server.until("configuration reloaded")
     refused = [json.loads(line) for line in server.lines if "request refused" in line]
     assert [(line["peer"], line["endpoint"], line["reason"]) for line in refused] == [
         ("127.0.0.1", "/-/reload", "wrong")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, exc, text
 
-from shared.sql.engine import PASSWORD_FILE, postgresql_engine
-from shared.sql.patience import Patience
+from shared.sql.engine import PASSWORD_FILE_VARIABLE, create_postgresql_engine
+from shared.sql.patience import AnswerTimeout
 from tests.postgres import Postgres
 
 Connect = Callable[..., Engine]
@@ -24,7 +24,7 @@ def engine(own_postgres: Postgres) -> Connect:
 
     def engine(**query: str) -> Engine:
         url = database.set(username="relay").update_query_dict(query)
-        return postgresql_engine(url, 1, program="test", options="", ping=False, patience=lambda: Patience(5.0))
+        return create_postgresql_engine(url, 1, application_name="test", options="", checks_connections=False, create_answer_timeout=lambda: AnswerTimeout(5.0))
 
     return engine
 
@@ -41,17 +41,17 @@ def test_it_is_read_again_for_each_connection(engine: Connect, tmp_path: Path, m
     file.write_text("first\n")
     file.chmod(0o440)  # as in a Secret's volume; libpq takes no file that its group may read
     connects = engine()
-    monkeypatch.delenv(PASSWORD_FILE, raising=False)
+    monkeypatch.delenv(PASSWORD_FILE_VARIABLE, raising=False)
     with pytest.raises(exc.OperationalError, match="no password supplied"):
         asked(connects)
-    monkeypatch.setenv(PASSWORD_FILE, str(file))
+    monkeypatch.setenv(PASSWORD_FILE_VARIABLE, str(file))
     assert asked(connects) == 1
     file.chmod(0o640)
     file.write_text("another one\n")
     with pytest.raises(exc.OperationalError, match="password authentication failed"):
         asked(connects)
     file.unlink()
-    with pytest.raises(exc.OperationalError, match=f"{PASSWORD_FILE}: {file}: No such file"):
+    with pytest.raises(exc.OperationalError, match=f"{PASSWORD_FILE_VARIABLE}: {file}: No such file"):
         asked(connects)
 
 
@@ -61,7 +61,7 @@ def test_a_password_may_begin_as_a_comment_does(
     connects = engine()
     own_postgres._execute("ALTER ROLE relay PASSWORD '#first'")
     (tmp_path / "password").write_text("#first\n")
-    monkeypatch.setenv(PASSWORD_FILE, str(tmp_path / "password"))
+    monkeypatch.setenv(PASSWORD_FILE_VARIABLE, str(tmp_path / "password"))
     assert asked(connects) == 1
 
 
@@ -70,5 +70,5 @@ def test_a_file_of_libpqs_that_the_url_names_wins(
 ) -> None:
     (tmp_path / "pgpass").write_text("*:*:*:*:first\n")
     (tmp_path / "pgpass").chmod(0o600)
-    monkeypatch.setenv(PASSWORD_FILE, str(tmp_path / "none"))
+    monkeypatch.setenv(PASSWORD_FILE_VARIABLE, str(tmp_path / "none"))
     assert asked(engine(passfile=str(tmp_path / "pgpass"))) == 1

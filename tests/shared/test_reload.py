@@ -14,11 +14,11 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from structlog.testing import capture_logs
 
-from shared.guard import Guard
+from shared.guard import Authorizer
 from shared.mistakes import ConfigurationError
-from shared.reload import Reloading
+from shared.reload import ReloadMiddleware
 from shared.server import StartError
-from shared.settings import Auth, parse_address
+from shared.settings import AuthSettings, parse_address
 from tests.conftest import Until
 from tests.shared.sample import SETTINGS, Settings
 
@@ -34,9 +34,9 @@ class Rig:
         self.written: Settings | Exception = settings
         self.applied: list[Settings] = []
         self.metrics = CollectorRegistry()
-        self.guard = Guard(self.metrics)
+        self.guard = Authorizer(self.metrics)
         self.now = 100.0
-        self.reloading = Reloading(
+        self.reloading = ReloadMiddleware(
             APP, settings, self._load, apply or self._apply, ("listen",), self.guard, lambda: self.now
         )
 
@@ -102,9 +102,9 @@ async def test_what_cannot_be_applied_does_not_count_as_what_runs(error: Excepti
         raise error
 
     rig = Rig(apply=apply)
-    rig.change(word="two", auth=Auth(admin_token_file=Path("/token")))
+    rig.change(word="two", auth=AuthSettings(admin_token_file=Path("/token")))
     assert await rig.reloading.reload() == said
-    assert (rig.reloading.settings, rig.reloading.access.tokens) == (SETTINGS, [])
+    assert (rig.reloading.settings, rig.reloading.access_policy.tokens) == (SETTINGS, [])
     assert rig.gauges() == (0, 100)
 
 
@@ -117,7 +117,7 @@ async def test_a_key_that_needs_a_restart_refuses_the_whole_and_names_it() -> No
 
 async def test_where_nothing_can_be_applied_every_changed_key_needs_a_restart() -> None:
     written = SETTINGS
-    reloading = Reloading(APP, SETTINGS, lambda: written, None, (), Guard(CollectorRegistry()))
+    reloading = ReloadMiddleware(APP, SETTINGS, lambda: written, None, (), Authorizer(CollectorRegistry()))
     assert await reloading.reload() == []
     written = SETTINGS.model_copy(update={"word": "two", "many": 2})
     assert [line.partition(":")[0] for line in await reloading.reload()] == ["many", "word"]
@@ -157,8 +157,8 @@ async def test_another_web_page_may_not_ask_nor_one_that_points_its_name_here() 
 async def test_it_needs_the_admin_token_of_what_runs(tmp_path: Path) -> None:
     (tmp_path / "old").write_text("an-old-admin-token")
     (tmp_path / "new").write_text("a-new-admin-token")
-    rig = Rig(SETTINGS.model_copy(update={"auth": Auth(admin_token_file=tmp_path / "old")}))
-    rig.change(auth=Auth(admin_token_file=tmp_path / "new"))
+    rig = Rig(SETTINGS.model_copy(update={"auth": AuthSettings(admin_token_file=tmp_path / "old")}))
+    rig.change(auth=AuthSettings(admin_token_file=tmp_path / "new"))
     async with rig.client() as client:
         for headers in ({}, {"authorization": "Bearer a-new-admin-token"}):
             assert (await client.post("/-/reload", headers=headers)).status_code == 401
@@ -182,12 +182,12 @@ async def test_a_hangup_is_in_the_audit_too(until: Until) -> None:
     rig = Rig()
 
     async def recorded() -> bool:
-        return bool((await rig.guard.audit.page(1, None))[0])
+        return bool((await rig.guard.audit_log.list_entries(1, None))[0])
 
-    async with rig.reloading.at_hangups():
+    async with rig.reloading.reload_on_sighup():
         os.kill(os.getpid(), signal.SIGHUP)
         await until(recorded)
-    entries, _ = await rig.guard.audit.page(1, None)
+    entries, _ = await rig.guard.audit_log.list_entries(1, None)
     assert (entries[0].who, entries[0].peer, entries[0].action) == ("SIGHUP", None, "reload")
 
 
@@ -204,13 +204,13 @@ async def test_a_hangup_reloads_and_the_end_waits_for_a_reload_that_was_cancelle
 
     rig = Rig(apply=apply)
     async with asyncio.timeout(10):
-        async with rig.reloading.at_hangups():
+        async with rig.reloading.reload_on_sighup():
             os.kill(os.getpid(), signal.SIGHUP)
             await begun.wait()
         assert ended.is_set()
         begun.clear()
         ended.clear()
-        async with rig.reloading.at_hangups():
+        async with rig.reloading.reload_on_sighup():
             asked = asyncio.create_task(rig.reloading.reload())
             await begun.wait()
             asked.cancel()

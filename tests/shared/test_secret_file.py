@@ -18,13 +18,13 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("text", ["one", "one\n", "  one \r\n\n"])
 def test_white_space_around_a_secret_is_not_part_of_it(text: str, file: Path) -> None:
     file.write_text(text)
-    assert SecretFile(file).values() == ("one",)
+    assert SecretFile(file).read_values() == ("one",)
 
 
 def test_of_two_secrets_both_are_let_in_and_the_first_is_sent(file: Path) -> None:
     file.write_text("new\nold\n")
     secret = SecretFile(file)
-    assert secret.value() == "new"
+    assert secret.read_value() == "new"
     assert [
         secret.matches(candidate.encode()) for candidate in ("new", "old", "new\nold", "ne", "newer", "", "NEW", "ü")
     ] == [
@@ -85,20 +85,20 @@ def test_a_swapped_folder_behind_a_link_is_seen_as_kubernetes_does_it(tmp_path: 
 def test_an_unchanged_file_is_not_read_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text("one")
     secret = SecretFile(file)
-    assert secret.values() == ("one",)
+    assert secret.read_values() == ("one",)
     monkeypatch.delattr(Path, "read_text")
-    assert secret.values() == ("one",)
+    assert secret.read_values() == ("one",)
 
 
 def test_other_content_in_the_same_file_of_the_same_size_and_time_is_read(file: Path) -> None:
     file.write_text("one")
     secret = SecretFile(file)
-    assert secret.values() == ("one",)
+    assert secret.read_values() == ("one",)
     status = file.stat()
     with file.open("r+b") as opened:
         opened.write(b"two")
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert secret.values() == ("two",)
+    assert secret.read_values() == ("two",)
 
 
 def test_a_file_that_is_made_unreadable_lets_nobody_in_any_more() -> None:
@@ -118,16 +118,16 @@ def test_a_file_that_is_made_unreadable_lets_nobody_in_any_more() -> None:
 def test_comments_and_empty_lines_are_no_secrets(file: Path) -> None:
     file.write_text("# of the relay, since May\n\none\n  # the one before\ntwo\n")
     secret = SecretFile(file)
-    assert secret.values() == ("one", "two")
+    assert secret.read_values() == ("one", "two")
     assert not secret.matches(b"# of the relay, since May")
     file.write_text("# nothing else\n")
     with pytest.raises(SecretUnreadableError, match="is empty"):
-        secret.values()
+        secret.read_values()
 
 
 def test_a_password_of_others_may_begin_like_a_comment(file: Path) -> None:
     file.write_text("#secret\n")
-    assert PasswordFile(file).value() == "#secret"
+    assert PasswordFile(file).read_value() == "#secret"
 
 
 def test_a_short_token_lets_nobody_in(file: Path) -> None:
@@ -145,23 +145,23 @@ def test_the_log_says_once_that_a_token_file_cannot_be_used_and_once_that_it_can
     tokens = TokenFile(file)
     with structlog.testing.capture_logs() as told:
         for _ in range(5):
-            assert tokens.problem == f"{file}: No such file or directory"
+            assert tokens.error == f"{file}: No such file or directory"
             with pytest.raises(SecretUnreadableError):
                 tokens.matches(b"x" * 16)
         file.write_text("x" * 16)
         for _ in range(5):
             assert tokens.matches(b"x" * 16)
-            assert tokens.problem is None
+            assert tokens.error is None
     assert [(line["log_level"], line["event"]) for line in told] == [
-        ("error", "a token file cannot be used; until it can, its callers are answered 503"),
-        ("info", "the token file can be used again"),
+        ("error", "token file is unreadable; requests get 503"),
+        ("info", "token file is readable again"),
     ]
 
 
 def test_a_missing_file_is_an_error_that_names_it_and_ends_when_it_appears(file: Path) -> None:
     secret = SecretFile(file)
     with pytest.raises(SecretUnreadableError, match=f"{file}: No such file"):
-        secret.values()
+        secret.read_values()
     file.write_text("one")
     assert secret.matches(b"one")
 
@@ -192,9 +192,9 @@ def test_a_byte_order_mark_is_no_part_of_the_secret(tmp_path: Path) -> None:
 
 def test_a_file_that_changed_has_another_stamp_and_one_that_is_gone_has_none(file: Path) -> None:
     secret = SecretFile(file)
-    assert secret.stamp() is None
+    assert secret.read_stamp() is None
     file.write_text("first")
-    first = secret.stamp()
-    assert first == secret.stamp()
+    first = secret.read_stamp()
+    assert first == secret.read_stamp()
     file.write_text("second")
-    assert secret.stamp() not in {None, first}
+    assert secret.read_stamp() not in {None, first}

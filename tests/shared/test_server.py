@@ -16,9 +16,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from shared import VERSION
-from shared.auth import Access, Token
+from shared.auth import AccessPolicy, Token
 from shared.secret_file import TokenFile
-from shared.server import StartError, application, listening, registry, serving
+from shared.server import StartError, create_application, bind_socket, create_registry, serve
 from shared.settings import Address, Role
 
 ANY_PORT = Address("127.0.0.1", 0)
@@ -33,10 +33,10 @@ OWN = [Route("/own", _own), Route("/own/{id}", _own), Route("/sent", _own, metho
 
 @pytest.fixture
 async def client() -> AsyncIterator[httpx2.AsyncClient]:
-    metrics = registry()
+    metrics = create_registry()
     Counter("things_total", "Things.", ["name"], registry=metrics).labels('a"b').inc()
     async with (
-        serving(application("<sample>", metrics, OWN), ANY_PORT) as address,
+        serve(create_application("<sample>", metrics, OWN), ANY_PORT) as address,
         httpx2.AsyncClient(base_url=f"http://{address}") as opened,
     ):
         yield opened
@@ -79,8 +79,8 @@ async def test_the_landing_page_links_every_page_that_can_be_opened_and_escapes_
 
 async def test_the_landing_page_needs_the_admin_token_and_metrics_and_probes_do_not(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("a-secret-of-16-and-more")
-    app = application(
-        "sample", registry(), OWN, access=Access([Token("admin", Role.ADMIN, TokenFile(tmp_path / "token"))])
+    app = create_application(
+        "sample", create_registry(), OWN, access_policy=AccessPolicy([Token("admin", Role.ADMIN, TokenFile(tmp_path / "token"))])
     )
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://sample") as client:
         refused = await client.get("/")
@@ -92,7 +92,7 @@ async def test_the_landing_page_needs_the_admin_token_and_metrics_and_probes_do_
 
 async def test_a_server_that_is_not_ready_says_why_and_is_healthy_all_the_same() -> None:
     reason: str | None = "waiting for something"
-    app = application("sample", registry(), OWN, not_ready=lambda: reason)
+    app = create_application("sample", create_registry(), OWN, get_unready_reason=lambda: reason)
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://sample") as client:
         not_ready = await client.get("/-/ready")
         assert (not_ready.status_code, not_ready.text) == (503, "waiting for something\n")
@@ -105,7 +105,7 @@ async def test_a_taken_port_is_one_sentence_that_says_what_to_do() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(StartError) as refused:
-            async with serving(application("sample", registry(), OWN), Address("127.0.0.1", port)):
+            async with serve(create_application("sample", create_registry(), OWN), Address("127.0.0.1", port)):
                 pytest.fail("it serves")
     assert str(refused.value) == (
         f"cannot listen on 127.0.0.1:{port}: Address already in use; stop what listens there, or set another address"
@@ -116,14 +116,14 @@ def test_of_two_that_bind_one_port_at_once_one_is_refused() -> None:
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", 0))
-        with listening(Address("127.0.0.1", other.getsockname()[1])), pytest.raises(OSError, match="in use"):
+        with bind_socket(Address("127.0.0.1", other.getsockname()[1])), pytest.raises(OSError, match="in use"):
             other.listen()
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "name.invalid"])
 def test_an_address_that_is_not_ours_is_one_sentence(host: str) -> None:
     with pytest.raises(StartError, match=f"cannot listen on {host}:0: .+; stop what listens there, or set another"):
-        listening(Address(host, 0))
+        bind_socket(Address(host, 0))
 
 
 async def test_a_request_in_hand_is_answered_before_the_stop_and_a_later_one_is_not_taken() -> None:
@@ -135,7 +135,7 @@ async def test_a_request_in_hand_is_answered_before_the_stop_and_a_later_one_is_
         return PlainTextResponse("answered")
 
     async with httpx2.AsyncClient() as client:
-        async with serving(application("sample", registry(), [Route("/slow", slow)]), ANY_PORT) as address:
+        async with serve(create_application("sample", create_registry(), [Route("/slow", slow)]), ANY_PORT) as address:
             asked = asyncio.create_task(client.get(f"http://{address}/slow"))
             await begun.wait()
             asyncio.get_running_loop().call_later(0.3, go_on.set)
@@ -150,7 +150,7 @@ async def test_a_header_does_not_change_who_calls() -> None:
         return PlainTextResponse(request.client.host)
 
     async with (
-        serving(application("sample", registry(), [Route("/caller", caller)]), ANY_PORT) as address,
+        serve(create_application("sample", create_registry(), [Route("/caller", caller)]), ANY_PORT) as address,
         httpx2.AsyncClient() as client,
     ):
         answer = await client.get(f"http://{address}/caller", headers={"x-forwarded-for": "10.1.2.3"})
@@ -164,7 +164,7 @@ async def test_what_an_accepted_connection_sends_is_not_held_back() -> None:
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             accepted.set_result(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
-    with listening(ANY_PORT) as bound:
+    with bind_socket(ANY_PORT) as bound:
         server = await asyncio.get_running_loop().create_server(Connection, sock=bound)
         async with server:
             _, writer = await asyncio.open_connection(*bound.getsockname())
@@ -181,10 +181,10 @@ async def test_the_two_probes_answer_while_every_scrape_hangs_to_a_head_too() ->
         go_on.wait(30)
         return PlainTextResponse("")
 
-    app = application("sample", registry(), OWN, exposition=hanging)
+    app = create_application("sample", create_registry(), OWN, handle_metrics=hanging)
     async with (
         asyncio.timeout(20),
-        serving(app, ANY_PORT) as address,
+        serve(app, ANY_PORT) as address,
         httpx2.AsyncClient(base_url=f"http://{address}") as client,
         asyncio.TaskGroup() as tasks,
     ):

@@ -14,7 +14,7 @@ from shared.settings import (
     ListenAddress,
     Section,
     ServerSettings,
-    load,
+    load_settings,
 )
 
 
@@ -58,12 +58,12 @@ def _written(file: Path, **document: Any) -> Path:
 
 def _lines(file: Path | None) -> list[str]:
     with pytest.raises(ConfigurationError) as refused:
-        load(Settings, file)
+        load_settings(Settings, file)
     return refused.value.lines
 
 
 def test_a_file_is_read_and_the_rest_are_defaults(file: Path) -> None:
-    settings = load(Settings, _written(file, part={"name": "p", "wait": "1h30m"}))
+    settings = load_settings(Settings, _written(file, part={"name": "p", "wait": "1h30m"}))
     assert (settings.part.name, settings.part.wait, settings.listen) == ("p", 5400.0, Address("127.0.0.1", 9000))
 
 
@@ -81,13 +81,13 @@ def test_every_mistake_has_one_line_with_file_key_and_what_was_expected(file: Pa
 def test_the_environment_wins_over_the_file_key_by_key(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEYPULSE_SAMPLE__PART__WAIT", "7s")
     monkeypatch.setenv("KEYPULSE_SAMPLE__LISTEN", "127.0.0.1:9001")
-    settings = load(Settings, _written(file, part={"name": "p", "wait": "1s"}))
+    settings = load_settings(Settings, _written(file, part={"name": "p", "wait": "1s"}))
     assert (settings.part.name, settings.part.wait, settings.listen.port) == ("p", 7.0, 9001)
 
 
 def test_the_environment_alone_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEYPULSE_SAMPLE__PART__NAME", "p")
-    assert load(Settings, None).part.name == "p"
+    assert load_settings(Settings, None).part.name == "p"
 
 
 def test_a_mistake_in_a_variable_is_named_by_the_variable(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def test_variables_of_other_services_and_of_kubernetes_are_passed_over(
 ) -> None:
     monkeypatch.setenv("KEYPULSE_OTHER__X", "x")
     monkeypatch.setenv("KEYPULSE_SAMPLE_PORT", "tcp://10.0.0.1:9000")
-    load(Settings, _written(file))
+    load_settings(Settings, _written(file))
 
 
 def test_a_missing_file_and_one_that_is_no_mapping_are_one_line(file: Path) -> None:
@@ -148,8 +148,8 @@ def test_an_empty_file_is_an_empty_configuration(file: Path) -> None:
 
 
 def test_a_relative_path_starts_at_the_files_folder_and_an_absolute_one_stays(file: Path) -> None:
-    assert load(Settings, _written(file, secret_file="a/token")).secret_file == file.parent / "a" / "token"
-    assert load(Settings, _written(file, secret_file="/run/token")).secret_file == Path("/run/token")
+    assert load_settings(Settings, _written(file, secret_file="a/token")).secret_file == file.parent / "a" / "token"
+    assert load_settings(Settings, _written(file, secret_file="/run/token")).secret_file == Path("/run/token")
 
 
 def test_a_url_with_a_password_is_not_repeated(file: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_url_with_a_password_is_not_repeated(file: Path) -> None:
 
     _written(file, url="postgresql://me:hunter2@db.example.org")
     with pytest.raises(ConfigurationError) as refused:
-        load(Strict, file)
+        load_settings(Strict, file)
     assert refused.value.lines == [f"{file}: url: expected HOST:PORT, such as 127.0.0.1:9912"]
 
 
@@ -170,12 +170,12 @@ def test_a_wait_without_a_bound_is_refused(wait: object, file: Path) -> None:
 
 def test_planned_keys_are_named_where_they_are_set_and_only_there(file: Path) -> None:
     set_, unset = {"name": "p", "later": 1}, {"name": "p"}
-    settings = load(Settings, _written(file, part=unset, many={"a": set_, "b": unset}, some=[unset, set_]))
+    settings = load_settings(Settings, _written(file, part=unset, many={"a": set_, "b": unset}, some=[unset, set_]))
     assert list(ignored_keys(settings)) == ["many.a.later", "some.1.later"]
 
 
 def test_settings_do_not_change(file: Path) -> None:
-    settings: BaseModel = load(Settings, _written(file))
+    settings: BaseModel = load_settings(Settings, _written(file))
     with pytest.raises(ValueError, match="frozen"):
         settings.url = "other"  # type: ignore[attr-defined]  # known to be a Settings
 
@@ -202,9 +202,9 @@ def test_a_mistake_inside_a_kind_is_named_as_it_is_written(file: Path, monkeypat
 def test_a_bare_number_of_seconds_is_a_duration_wherever_it_comes_from(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert load(Settings, _written(file, part={"name": "p", "wait": 7})).part.wait == 7.0
+    assert load_settings(Settings, _written(file, part={"name": "p", "wait": 7})).part.wait == 7.0
     monkeypatch.setenv("KEYPULSE_SAMPLE__PART__WAIT", "8")
-    assert load(Settings, file).part.wait == 8.0
+    assert load_settings(Settings, file).part.wait == 8.0
 
 
 def test_a_truth_value_is_no_duration(file: Path) -> None:

@@ -12,13 +12,13 @@ import pytest
 from cryptography import x509
 from structlog.testing import capture_logs
 
-from shared.launch import Launch
+from shared.launch import ServerRunner
 from shared.mistakes import ConfigurationError
-from shared.server import application, registry, serving
+from shared.server import create_application, create_registry, serve
 from shared.settings import Address
-from shared.tls import names_of, server_context
-from shared.web_config import read
-from shared.web_file import WebFile
+from shared.tls import read_alternative_names, create_server_context
+from shared.web_config import read_web_config
+from shared.web_file import WebConfigFile
 from tests.shared.certificates import LOCALHOST, Authority, web_yml
 from tests.shared.sample import SETTINGS
 
@@ -33,9 +33,9 @@ def authority(tmp_path: Path) -> Authority:
 
 
 @asynccontextmanager
-async def _served(web: WebFile) -> AsyncIterator[str]:
-    tls = Launch(SETTINGS, web=web).tls()
-    async with serving(application("sample", registry(), []), Address("127.0.0.1", 0), tls) as address:
+async def _served(web: WebConfigFile) -> AsyncIterator[str]:
+    tls = ServerRunner(SETTINGS, web_config_file=web).create_tls_context()
+    async with serve(create_application("sample", create_registry(), []), Address("127.0.0.1", 0), tls) as address:
         yield f"https://{address}/metrics"
 
 
@@ -52,7 +52,7 @@ async def _asks(url: str, authority: Authority, own: tuple[Path, Path] | None = 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 async def test_whoever_trusts_the_authority_is_answered(version: int, authority: Authority, tmp_path: Path) -> None:
-    async with _served(WebFile(web_yml(tmp_path))) as url:
+    async with _served(WebConfigFile(web_yml(tmp_path))) as url:
         assert await _asks(url, authority, maximum_version=version) == 200
         with pytest.raises(aiohttp.ClientConnectorCertificateError):
             await _asks(url, Authority(tmp_path, "other"))
@@ -65,7 +65,7 @@ async def test_a_client_needs_a_certificate_of_the_authority_where_it_is_require
     version: int, authority: Authority, tmp_path: Path
 ) -> None:
     own = authority.sign("client")
-    async with _served(WebFile(web_yml(tmp_path, client_auth_type=CLIENTS, client_ca_file="ca.pem"))) as url:
+    async with _served(WebConfigFile(web_yml(tmp_path, client_auth_type=CLIENTS, client_ca_file="ca.pem"))) as url:
         assert await _asks(url, authority, own, maximum_version=version) == 200
         for foreign in (None, Authority(tmp_path, "other").sign("foreign")):
             with pytest.raises(aiohttp.ClientError):
@@ -76,7 +76,7 @@ async def test_a_certificate_that_may_be_left_out_is_verified_where_it_is_given(
     authority: Authority, tmp_path: Path
 ) -> None:
     file = web_yml(tmp_path, client_auth_type="VerifyClientCertIfGiven", client_ca_file="ca.pem")
-    async with _served(WebFile(file)) as url:
+    async with _served(WebConfigFile(file)) as url:
         assert await _asks(url, authority) == 200
         assert await _asks(url, authority, authority.sign("client")) == 200
         with pytest.raises(aiohttp.ClientError):
@@ -105,7 +105,7 @@ async def test_only_certificates_with_an_allowed_name_are_let_in(
     allowed = ["prometheus", "ops@example.org", "spiffe://example.org/prometheus", "::1"]
     tls: dict[str, Any] = {"client_auth_type": CLIENTS, "client_ca_file": "ca.pem", "client_allowed_sans": allowed}
     with capture_logs() as logs:
-        async with _served(WebFile(web_yml(tmp_path, **tls))) as url:
+        async with _served(WebConfigFile(web_yml(tmp_path, **tls))) as url:
             if let_in:
                 assert await _asks(url, authority, own, maximum_version=version) == 200
                 return
@@ -116,13 +116,13 @@ async def test_only_certificates_with_an_allowed_name_are_let_in(
 
 def test_a_name_of_an_address_that_is_none_is_only_a_name_and_other_kinds_are_none() -> None:
     names = (("IP Address", "<invalid>"), ("DNS", "a"), ("Registered ID", "1.2.3"), ("othername", "<unsupported>"))
-    assert names_of({"subjectAltName": names}) == {"<invalid>", "a"}
+    assert read_alternative_names({"subjectAltName": names}) == {"<invalid>", "a"}
 
 
 async def test_a_renewed_certificate_and_other_clients_need_no_restart(authority: Authority, tmp_path: Path) -> None:
     own = authority.sign("client", x509.DNSName("prometheus"))
     file = web_yml(tmp_path)
-    async with _served(WebFile(file)) as url:
+    async with _served(WebConfigFile(file)) as url:
         assert await _asks(url, authority) == 200
         renewed = Authority(tmp_path, "renewed")
         renewed.sign("server", *LOCALHOST)
@@ -141,7 +141,7 @@ async def test_a_renewed_certificate_and_other_clients_need_no_restart(authority
 async def test_a_pair_that_does_not_fit_keeps_the_one_before_and_is_said_once(
     authority: Authority, tmp_path: Path
 ) -> None:
-    async with _served(WebFile(web_yml(tmp_path))) as url:
+    async with _served(WebConfigFile(web_yml(tmp_path))) as url:
         key = (tmp_path / "server.key").read_bytes()
         Authority(tmp_path, "other").sign("foreign")
         (tmp_path / "server.key").write_bytes((tmp_path / "foreign.key").read_bytes())
@@ -171,7 +171,7 @@ def test_a_file_that_cannot_be_used_is_named(
     if content:
         (tmp_path / file).write_text(content)
     with pytest.raises(ConfigurationError) as refused:
-        WebFile(written)
+        WebConfigFile(written)
     (line,) = refused.value.lines
     assert line.startswith(f"{written}: {mistake.format(folder=tmp_path)}")
 
@@ -185,9 +185,9 @@ def test_versions_suites_and_a_curve_are_those_that_are_named(authority: Authori
         curve_preferences=["CurveP384"],
         prefer_server_cipher_suites=False,
     )
-    tls = read(file).tls_server_config
+    tls = read_web_config(file).tls_server_config
     assert tls
-    context = server_context(file, tls)
+    context = create_server_context(file, tls)
     assert context.maximum_version == ssl.TLSVersion.TLSv1_2
     assert [c["name"] for c in context.get_ciphers() if c["protocol"] != "TLSv1.3"] == ["ECDHE-ECDSA-AES256-GCM-SHA384"]
     assert not context.options & ssl.OP_CIPHER_SERVER_PREFERENCE

@@ -10,9 +10,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from shared import http_protocol
-from shared.server import application, registry, serving
+from shared.server import create_application, create_registry, serve
 from shared.settings import Address
-from shared.turns import Turns
+from shared.turns import AdmissionQueue
 from tests.relay.scripted import until
 
 HEAD = b"POST /slow HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n"
@@ -60,9 +60,9 @@ def protocol(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 @asynccontextmanager
 async def slow(seconds: float = 60.0) -> AsyncIterator[Slow]:
     made = Slow()
-    app = application("sample", registry(), [Route("/slow", made.post, methods=["POST"])])
-    turns = Turns(b"POST /slow", MOST, seconds)
-    async with asyncio.timeout(30), serving(app, Address("127.0.0.1", 0), turns=turns) as made.address:
+    app = create_application("sample", create_registry(), [Route("/slow", made.post, methods=["POST"])])
+    turns = AdmissionQueue(b"POST /slow", MOST, seconds)
+    async with asyncio.timeout(30), serve(app, Address("127.0.0.1", 0), admission_queue=turns) as made.address:
         yield made
 
 
@@ -164,7 +164,7 @@ async def test_a_connection_that_was_kept_open_waits_like_others() -> None:
 async def test_what_does_not_arrive_keeps_its_turn_for_a_moment_only(
     piece: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.turns._ARRIVES_SECONDS", 0.1)
+    monkeypatch.setattr("shared.turns._ARRIVAL_SECONDS", 0.1)
     async with slow() as it, it.sent(b"", piece[:-2]), it.sent(b"", piece[:-2]), it.sent(b"cccc"):
         await until(lambda: it.in_hand == ["cccc"])
         it.go_on(9)
@@ -172,7 +172,7 @@ async def test_what_does_not_arrive_keeps_its_turn_for_a_moment_only(
 
 @pytest.mark.usefixtures("protocol")
 async def test_what_has_arrived_keeps_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.turns._ARRIVES_SECONDS", 0.05)
+    monkeypatch.setattr("shared.turns._ARRIVAL_SECONDS", 0.05)
     async with slow() as it, it.sent(b"aaaa"), it.sent(b"bbbb"), it.sent(b"cccc"):
         await until(lambda: len(it.in_hand) == MOST)
         await asyncio.sleep(0.2)

@@ -10,7 +10,7 @@ import yaml
 
 from shared.mistakes import ConfigurationError
 from shared.planned import ignored_keys
-from shared.web_config import HIGHEST_COST, HttpServer, TlsServer, WebConfig, read
+from shared.web_config import MAX_BCRYPT_COST, HttpSettings, TlsSettings, WebConfig, read_web_config
 
 HASH = bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()
 PAIR = {"cert_file": "a.pem", "key_file": "/b.key"}
@@ -19,7 +19,7 @@ REQUIRED = {"client_auth_type": "RequireAndVerifyClientCert", "client_ca_file": 
 
 def _read(folder: Path, document: dict[str, Any]) -> Any:
     (folder / "web.yml").write_text(yaml.safe_dump(document))
-    return read(folder / "web.yml")
+    return read_web_config(folder / "web.yml")
 
 
 def test_a_whole_file_is_read_and_relative_paths_start_at_its_folder(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_any_other_mistake_is_one_line_too(document: dict[str, Any], mistake: st
 
 @pytest.mark.parametrize(
     "password",
-    ["hunter2", "$2b$99$" + HASH[7:], f"$2b${HIGHEST_COST + 1}$" + HASH[7:], HASH[:-1], HASH[:28] + "a" + HASH[29:]],
+    ["hunter2", "$2b$99$" + HASH[7:], f"$2b${MAX_BCRYPT_COST + 1}$" + HASH[7:], HASH[:-1], HASH[:28] + "a" + HASH[29:]],
     ids=["no hash", "no cost", "too dear", "cut", "no salt"],
 )
 def test_what_is_no_bcrypt_hash_is_refused_and_never_repeated(password: str, tmp_path: Path) -> None:
@@ -127,6 +127,6 @@ def test_the_documented_example_is_valid_and_every_key_is_explained(tmp_path: Pa
     example = re.search(r"```yaml\n(.*?)```", section[1], re.DOTALL)
     assert example
     (tmp_path / "web.yml").write_text(example[1])
-    assert read(tmp_path / "web.yml").authenticates
-    for model in (WebConfig, TlsServer, HttpServer):
+    assert read_web_config(tmp_path / "web.yml").requires_credentials
+    for model in (WebConfig, TlsSettings, HttpSettings):
         assert {key for key in model.model_fields if f"`{key}`" not in section[1]} == set()

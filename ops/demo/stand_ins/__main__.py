@@ -8,12 +8,12 @@ from urllib.parse import urlsplit
 import click
 import structlog
 
-from ops.demo.stand_ins.server import StandIns, start
+from ops.demo.stand_ins.server import StandIns, run_stand_ins
 from shared import VERSION, logs
-from shared.cli import option_or_exit, run_or_exit
+from shared.cli import parse_option_or_exit, run_until_done_or_exit
 from shared.secret_file import SecretFile, SecretUnreadableError
 from shared.settings import Address, parse_address
-from shared.stop import stop_signal
+from shared.stop import wait_for_stop_signal
 
 log = structlog.get_logger(__name__)
 
@@ -55,32 +55,32 @@ def main(  # noqa: PLR0913, PLR0917  (one for each option)
 
     Everybody on this machine can read what arrives, so it only listens on loopback, unless it is allowed more.
     """
-    parse = parse_address if allow_remote_insecure else _loopback
-    http_address = option_or_exit("--http", parse, http)
-    smtp_address = option_or_exit("--smtp", parse, smtp)
-    tokens = option_or_exit("--slack-token-file", _secrets, slack_token_file)
-    keys = option_or_exit("--pagerduty-key-file", _secrets, pagerduty_key_file)
+    parse = parse_address if allow_remote_insecure else _parse_loopback_address
+    http_address = parse_option_or_exit("--http", parse, http)
+    smtp_address = parse_option_or_exit("--smtp", parse, smtp)
+    tokens = parse_option_or_exit("--slack-token-file", _read_secrets, slack_token_file)
+    keys = parse_option_or_exit("--pagerduty-key-file", _read_secrets, pagerduty_key_file)
     given = {"emulator_faults": emulator_faults, "prometheus": prometheus, "alertmanager": alertmanager}
     urls: dict[str, Any] = {
-        name: option_or_exit(f"--{name.replace('_', '-')}", _url, url) for name, url in given.items() if url
+        name: parse_option_or_exit(f"--{name.replace('_', '-')}", _check_url, url) for name, url in given.items() if url
     }
-    folder = option_or_exit("--docs", _folder, docs) if docs else None
+    folder = parse_option_or_exit("--docs", _check_folder, docs) if docs else None
     logs.configure("stand-ins")
-    run_or_exit(
-        _serve(
-            start(http=http_address, smtp=smtp_address, slack_tokens=tokens, pagerduty_keys=keys, docs=folder, **urls)
+    run_until_done_or_exit(
+        _serve_until_stopped(
+            run_stand_ins(http=http_address, smtp=smtp_address, slack_tokens=tokens, pagerduty_keys=keys, docs=folder, **urls)
         )
     )
 
 
-async def _serve(started: AbstractAsyncContextManager[StandIns]) -> None:
+async def _serve_until_stopped(started: AbstractAsyncContextManager[StandIns]) -> None:
     async with started as stand_ins:
         log.info("listening", http=str(stand_ins.http), smtp=str(stand_ins.smtp))
-        await stop_signal()
+        await wait_for_stop_signal()
         log.info("stopping")
 
 
-def _loopback(text: str) -> Address:
+def _parse_loopback_address(text: str) -> Address:
     address = parse_address(text)
     if not address.is_loopback:
         raise ValueError(
@@ -90,21 +90,21 @@ def _loopback(text: str) -> Address:
     return address
 
 
-def _secrets(file: Path) -> tuple[str, ...]:
+def _read_secrets(file: Path) -> tuple[str, ...]:
     try:
-        return SecretFile(file).values()
+        return SecretFile(file).read_values()
     except SecretUnreadableError as error:
         raise ValueError(f"{error}; write the demo's secret into it") from None
 
 
-def _url(text: str) -> str:
+def _check_url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme != "http" or not parts.netloc:
         raise ValueError("expected a URL such as http://127.0.0.1:9011")
     return text
 
 
-def _folder(path: Path) -> Path:
+def _check_folder(path: Path) -> Path:
     if not path.is_dir():
         raise ValueError("expected a folder")
     return path

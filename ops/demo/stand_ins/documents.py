@@ -7,7 +7,7 @@ from itertools import pairwise
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-_PAGE = """<!doctype html>
+_PAGE_TEMPLATE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -28,7 +28,7 @@ _PAGE = """<!doctype html>
 """
 
 
-def page_of(markdown: str, parser: MarkdownIt) -> str:
+def render_markdown(markdown: str, parser: MarkdownIt) -> str:
     """The whole HTML page.
 
     Args:
@@ -40,25 +40,25 @@ def page_of(markdown: str, parser: MarkdownIt) -> str:
     title = "Document"
     for opening, content in pairwise(tokens):
         if opening.type == "heading_open":
-            text = _text(content)
-            opening.attrSet("id", _anchor(text, taken))
+            text = _extract_text(content)
+            opening.attrSet("id", _build_anchor(text, taken))
             if opening.tag == "h1":
                 title = text
-    return whole_page(title, parser.renderer.render(tokens, parser.options, {}))
+    return build_page(title, parser.renderer.render(tokens, parser.options, {}))
 
 
-def whole_page(title: str, body: str) -> str:
+def build_page(title: str, body: str) -> str:
     """A page of ours: `title` as text, `body` as HTML."""
-    return _PAGE.format(title=escape(title), body=body)
+    return _PAGE_TEMPLATE.format(title=escape(title), body=body)
 
 
-def _text(inline: Token) -> str:
+def _extract_text(inline: Token) -> str:
     return "".join(part.content for part in inline.children or () if part.type in ("text", "code_inline"))
 
 
-def _anchor(text: str, taken: dict[str, int]) -> str:
+def _build_anchor(text: str, used_anchors: dict[str, int]) -> str:
     """Lower case, no punctuation, a hyphen for each space; a repeated one gets -1, -2, … (github-slugger's rule)."""
     slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
-    count = taken.get(slug, 0)
-    taken[slug] = count + 1
+    count = used_anchors.get(slug, 0)
+    used_anchors[slug] = count + 1
     return f"{slug}-{count}" if count else slug

@@ -21,9 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.responses import HTMLResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from ops.demo.stand_ins.live import Changes
+from ops.demo.stand_ins.live import ChangeFeed
 
-FOR_EVER = 3600.0  # seconds of a hang that names none; longer than any client waits
+ENDLESS_SECONDS = 3600.0  # seconds of a hang that names none; longer than any client waits
 
 
 class Provider(StrEnum):
@@ -34,7 +34,7 @@ class Provider(StrEnum):
     SMTP = "smtp"
 
 
-class Kind(StrEnum):
+class FaultKind(StrEnum):
     """What goes wrong; see the module."""
 
     HANG = "hang"
@@ -46,7 +46,7 @@ class Kind(StrEnum):
     REFUSE_RECIPIENT = "refuse_recipient"
 
 
-LATE = frozenset({Kind.LOST_ANSWER, Kind.SLOW_ANSWER})
+KINDS_AFTER_STORING = frozenset({FaultKind.LOST_ANSWER, FaultKind.SLOW_ANSWER})
 """What is stored before it goes wrong."""
 
 
@@ -56,7 +56,7 @@ class Fault(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     provider: Provider
-    kind: Kind
+    kind: FaultKind
     count: int | None = Field(None, ge=1)
     seconds: float | None = Field(None, ge=0)
     status: int | None = Field(None, ge=400, le=599)
@@ -66,13 +66,13 @@ class Fault(BaseModel):
     """A Slack channel, by its name with `#`; None is every request, also those that name no channel."""
 
     @model_validator(mode="after")
-    def _fits_the_provider(self) -> Self:
+    def _check_fields(self) -> Self:
         smtp = self.provider is Provider.SMTP
-        if self.kind is Kind.ERROR and (smtp or not self.error):
+        if self.kind is FaultKind.ERROR and (smtp or not self.error):
             raise ValueError("kind error: expected slack or pagerduty, and the error's name in `error`")
-        if self.kind is Kind.REFUSE_RECIPIENT and not (smtp and self.recipient):
+        if self.kind is FaultKind.REFUSE_RECIPIENT and not (smtp and self.recipient):
             raise ValueError("kind refuse_recipient: expected provider smtp, and the address in `recipient`")
-        if self.kind is Kind.SLOW_ANSWER and self.seconds is None:
+        if self.kind is FaultKind.SLOW_ANSWER and self.seconds is None:
             raise ValueError("kind slow_answer: expected how late, in `seconds`")
         if self.target is not None and self.provider is not Provider.SLACK:
             raise ValueError("target: expected with provider slack only")
@@ -82,7 +82,7 @@ class Fault(BaseModel):
 class Faults:
     """The faults in force."""
 
-    def __init__(self, changes: Changes) -> None:
+    def __init__(self, changes: ChangeFeed) -> None:
         self._changes = changes
         self._active: dict[int, Fault] = {}
         self._ids = itertools.count(1)
@@ -92,7 +92,7 @@ class Faults:
         """Puts a fault in force; gives its id."""
         number = next(self._ids)
         self._active[number] = fault.model_copy()
-        self._changes.happened()
+        self._changes.publish()
         return number
 
     def clear(self) -> None:
@@ -100,25 +100,25 @@ class Faults:
         self._active.clear()
         self._healed.set()
         self._healed = asyncio.Event()
-        self._changes.happened()
+        self._changes.publish()
 
-    def state(self) -> list[dict[str, object]]:
+    def get_state(self) -> list[dict[str, object]]:
         """The faults in force, as JSON."""
         return [{"id": number, **fault.model_dump(exclude_none=True)} for number, fault in self._active.items()]
 
-    def take(self, provider: Provider, fits: Callable[[Fault], bool]) -> Fault | None:
+    def match(self, provider: Provider, is_match: Callable[[Fault], bool]) -> Fault | None:
         """The oldest fault in force that fits, one less to come of it; None where all is well."""
         for number, fault in self._active.items():
-            if fault.provider is provider and fits(fault):
+            if fault.provider is provider and is_match(fault):
                 if fault.count is not None:
                     fault.count -= 1
                     if fault.count == 0:
                         del self._active[number]
-                    self._changes.happened()
+                    self._changes.publish()
                 return fault
         return None
 
-    async def hold(self, seconds: float) -> None:
+    async def wait_until_healed(self, seconds: float) -> None:
         """Waits `seconds`, or until everything is healed."""
         healed = self._healed
         with suppress(TimeoutError):
@@ -126,41 +126,41 @@ class Faults:
                 await healed.wait()
 
 
-async def disturbed(
+async def respond_with_fault(
     faults: Faults,
     fault: Fault | None,
-    answer: Callable[[], Response],
+    respond: Callable[[], Response],
     *,
-    error: Callable[[str], Response],
-    rate_limited: Callable[[dict[str, str]], Response],
+    build_error: Callable[[str], Response],
+    build_rate_limited: Callable[[dict[str, str]], Response],
 ) -> Response:
     """An HTTP provider's answer under `fault`.
 
     Args:
         faults: whose healing ends a wait.
         fault: what goes wrong, or None.
-        answer: stores the request and answers it.
-        error: the provider's words for an error of this name.
-        rate_limited: the provider's words for a 429 with these headers.
+        respond: stores the request and answers it.
+        build_error: the provider's words for an error of this name.
+        build_rate_limited: the provider's words for a 429 with these headers.
     """
     if fault is None:
-        return answer()
-    if fault.kind is Kind.HANG:
-        await faults.hold(FOR_EVER if fault.seconds is None else fault.seconds)
+        return respond()
+    if fault.kind is FaultKind.HANG:
+        await faults.wait_until_healed(ENDLESS_SECONDS if fault.seconds is None else fault.seconds)
         return HTMLResponse("<h1>Gateway Timeout</h1>", status_code=504)
-    if fault.kind is Kind.ERROR:
-        return error(fault.error or "")
-    if fault.kind is Kind.RATE_LIMIT:
-        return rate_limited({"Retry-After": str(math.ceil(1 if fault.seconds is None else fault.seconds))})
-    if fault.kind in LATE:
-        given = answer()
-        await faults.hold(fault.seconds or 0)
-        return given if fault.kind is Kind.SLOW_ANSWER else CutOff()
+    if fault.kind is FaultKind.ERROR:
+        return build_error(fault.error or "")
+    if fault.kind is FaultKind.RATE_LIMIT:
+        return build_rate_limited({"Retry-After": str(math.ceil(1 if fault.seconds is None else fault.seconds))})
+    if fault.kind in KINDS_AFTER_STORING:
+        given = respond()
+        await faults.wait_until_healed(fault.seconds or 0)
+        return given if fault.kind is FaultKind.SLOW_ANSWER else ClosedConnection()
     status = fault.status or 503
     return HTMLResponse(f"<h1>{status}</h1>", status_code=status)
 
 
-class CutOff(Response):
+class ClosedConnection(Response):
     """No answer at all: the connection closes before its first byte, which is what some clients try again."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

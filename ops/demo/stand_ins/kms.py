@@ -4,28 +4,28 @@ from typing import Any, Final
 
 import aiohttp
 
-TIMEOUT = aiohttp.ClientTimeout(total=5)
+CALL_TIMEOUT = aiohttp.ClientTimeout(total=5)
 
 Json = dict[str, Any]
 
 _CRYPTO = ("Encrypt", "Decrypt")
 
 
-def _both(**fault: Any) -> tuple[Json, ...]:
+def _build_crypto_faults(**fault: Any) -> tuple[Json, ...]:
     return tuple({**fault, "operation": operation} for operation in _CRYPTO)
 
 
-BREAKS: Final[dict[str, tuple[Json, ...]]] = {
-    "permission_denied": _both(kind="denied"),
+FAULTS_BY_NAME: Final[dict[str, tuple[Json, ...]]] = {
+    "permission_denied": _build_crypto_faults(kind="denied"),
     "unavailable": ({"kind": "status", "status": "UNAVAILABLE", "message": "The service is currently unavailable."},),
-    "latency": _both(kind="latency", seconds=2.0),
-    "stall": _both(kind="stall"),
-    "disabled": _both(
+    "latency": _build_crypto_faults(kind="latency", seconds=2.0),
+    "stall": _build_crypto_faults(kind="stall"),
+    "disabled": _build_crypto_faults(
         kind="status",
         status="FAILED_PRECONDITION",
         message="The key version is not enabled, current state is: DISABLED.",
     ),
-    "corrupt_crc": _both(kind="corrupt_crc"),
+    "corrupt_crc": _build_crypto_faults(kind="corrupt_crc"),
 }
 
 
@@ -43,34 +43,34 @@ class KmsFaults:
     def __init__(self, url: str | None) -> None:
         self._url = url
 
-    async def active(self) -> Json:
+    async def list_active(self) -> Json:
         """`{"broken": NAME | "other" | None, "faults": […]}`: what is broken now, whoever broke it."""
-        answer = await self._ask("GET")
+        answer = await self._call("GET")
         faults = answer["faults"]
         if not faults:
             return {"broken": None, "faults": []}
         return {
-            "broken": next((name for name, parts in BREAKS.items() if _same(parts, faults)), "other"),
+            "broken": next((name for name, parts in FAULTS_BY_NAME.items() if _are_equal(parts, faults)), "other"),
             "faults": faults,
         }
 
-    async def break_(self, name: str) -> None:
+    async def break_kms(self, name: str) -> None:
         """Breaks KMS as `name` says, and in no other way. Raises KeyError for an unknown name, EmulatorError."""
-        parts = BREAKS[name]
-        await self._ask("DELETE")
+        parts = FAULTS_BY_NAME[name]
+        await self._call("DELETE")
         for part in parts:
-            await self._ask("POST", part)
+            await self._call("POST", part)
 
-    async def heal(self) -> None:
+    async def heal_kms(self) -> None:
         """Takes every fault away. Raises EmulatorError."""
-        await self._ask("DELETE")
+        await self._call("DELETE")
 
-    async def _ask(self, method: str, fault: Json | None = None) -> Json:
+    async def _call(self, method: str, fault: Json | None = None) -> Json:
         if self._url is None:
             raise EmulatorError("no KMS emulator is connected; start the stand-ins with --emulator-faults URL")
         try:
             async with (
-                aiohttp.ClientSession(timeout=TIMEOUT) as session,
+                aiohttp.ClientSession(timeout=CALL_TIMEOUT) as session,
                 session.request(method, f"{self._url.rstrip('/')}/faults", json=fault) as response,
             ):
                 if response.status >= 300:
@@ -82,6 +82,6 @@ class KmsFaults:
             ) from None
 
 
-def _same(parts: tuple[Json, ...], faults: list[Json]) -> bool:
+def _are_equal(parts: tuple[Json, ...], faults: list[Json]) -> bool:
     """Whether the faults in force are exactly these."""
     return len(parts) == len(faults) and all(any(part.items() <= fault.items() for fault in faults) for part in parts)

@@ -16,13 +16,13 @@ from typing import Any, Literal
 
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
-from ops.demo.stand_ins.faults import FOR_EVER, Fault, Faults, Kind, Provider
-from ops.demo.stand_ins.live import Changes
-from shared.server import listening
+from ops.demo.stand_ins.faults import ENDLESS_SECONDS, Fault, Faults, FaultKind, Provider
+from ops.demo.stand_ins.live import ChangeFeed
+from shared.server import bind_socket
 from shared.settings import Address
 
 MAX_BYTES = 25 * 1024 * 1024
-KEPT = 500
+MAX_STORED = 500
 _ADDRESS = re.compile(r"[^@\s<>]+@[^@\s<>]+")
 
 
@@ -41,17 +41,17 @@ class Mail:
     html: str
 
 
-class Mailbox:
+class MailServer:
     """Takes every mail for every address, and keeps the last ones."""
 
-    def __init__(self, faults: Faults, changes: Changes, clock: Callable[[], float]) -> None:
+    def __init__(self, faults: Faults, changes: ChangeFeed, clock: Callable[[], float]) -> None:
         self._faults = faults
         self._changes = changes
         self._clock = clock
         self._count = 0
-        self.mails: deque[Mail] = deque(maxlen=KEPT)
+        self.mails: deque[Mail] = deque(maxlen=MAX_STORED)
 
-    def state(self) -> list[dict[str, Any]]:
+    def get_state(self) -> list[dict[str, Any]]:
         """The mails, oldest first, as JSON."""
         return [{**asdict(mail), "from": mail.sender} for mail in self.mails]
 
@@ -75,10 +75,10 @@ class Mailbox:
         """Takes a recipient that is an address, unless a fault refuses that one."""
         if not _ADDRESS.fullmatch(address):
             return "501 5.1.3 Bad recipient address syntax"
-        fault = self._faults.take(
+        fault = self._faults.match(
             Provider.SMTP,
             lambda f: (
-                f.kind is Kind.REFUSE_RECIPIENT and f.recipient is not None and f.recipient.lower() == address.lower()
+                f.kind is FaultKind.REFUSE_RECIPIENT and f.recipient is not None and f.recipient.lower() == address.lower()
             ),
         )
         if fault is None:
@@ -89,21 +89,21 @@ class Mailbox:
 
     async def handle_DATA(self, server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802  (likewise)
         """Takes a mail, or answers as the fault in force says."""
-        fault = self._faults.take(Provider.SMTP, lambda f: f.kind is not Kind.REFUSE_RECIPIENT)
+        fault = self._faults.match(Provider.SMTP, lambda f: f.kind is not FaultKind.REFUSE_RECIPIENT)
         if fault is None:
-            return await self._take(envelope)
-        if fault.kind is Kind.SLOW_ANSWER:
-            answer = await self._take(envelope)
-            await self._faults.hold(fault.seconds or 0)
+            return await self._store(envelope)
+        if fault.kind is FaultKind.SLOW_ANSWER:
+            answer = await self._store(envelope)
+            await self._faults.wait_until_healed(fault.seconds or 0)
             return answer
-        if fault.kind is Kind.LOST_ANSWER:
-            await self._take(envelope)
-            return await self._cut_off(server, fault.seconds or 0)
-        if fault.kind is Kind.HANG:
-            return await self._cut_off(server, FOR_EVER if fault.seconds is None else fault.seconds)
-        return _refusal(fault)
+        if fault.kind is FaultKind.LOST_ANSWER:
+            await self._store(envelope)
+            return await self._close_connection(server, fault.seconds or 0)
+        if fault.kind is FaultKind.HANG:
+            return await self._close_connection(server, ENDLESS_SECONDS if fault.seconds is None else fault.seconds)
+        return _build_refusal(fault)
 
-    async def _take(self, envelope: Envelope) -> str:
+    async def _store(self, envelope: Envelope) -> str:
         content = envelope.original_content or b""
         mail: EmailMessage = message_from_bytes(content, policy=policy.default)
         for name in ("From", "Message-ID"):
@@ -119,22 +119,22 @@ class Mailbox:
                 subject=str(mail["Subject"] or ""),
                 message_id=str(mail["Message-ID"]).strip(),
                 headers={name: str(value) for name, value in mail.items()},
-                text=_part(mail, "plain"),
-                html=_part(mail, "html"),
+                text=_get_part(mail, "plain"),
+                html=_get_part(mail, "html"),
             )
         )
-        self._changes.happened()
+        self._changes.publish()
         return "250 2.0.0 OK: queued"
 
-    async def _cut_off(self, server: SMTP, seconds: float) -> str:
-        await self._faults.hold(seconds)
+    async def _close_connection(self, server: SMTP, seconds: float) -> str:
+        await self._faults.wait_until_healed(seconds)
         if server.transport is not None:
             server.transport.close()
         return "421 4.4.2 connection lost"  # goes nowhere: the connection is closed
 
 
 @asynccontextmanager
-async def serving(mailbox: Mailbox, address: Address) -> AsyncIterator[Address]:
+async def serve_smtp(mailbox: MailServer, address: Address) -> AsyncIterator[Address]:
     """Speaks SMTP while the body runs; gives the real address (port 0 picks a free one)."""
     loop = asyncio.get_running_loop()
     open_connections: list[SMTP] = []
@@ -145,7 +145,7 @@ async def serving(mailbox: Mailbox, address: Address) -> AsyncIterator[Address]:
         open_connections.append(smtp)
         return smtp
 
-    server = await loop.create_server(connection, sock=listening(address))
+    server = await loop.create_server(connection, sock=bind_socket(address))
     try:
         yield Address(*server.sockets[0].getsockname()[:2])
     finally:
@@ -156,7 +156,7 @@ async def serving(mailbox: Mailbox, address: Address) -> AsyncIterator[Address]:
         await server.wait_closed()
 
 
-def _part(mail: EmailMessage, kind: Literal["plain", "html"]) -> str:
+def _get_part(mail: EmailMessage, kind: Literal["plain", "html"]) -> str:
     part = mail.get_body(preferencelist=(kind,))
     if part is None:
         return ""
@@ -166,8 +166,8 @@ def _part(mail: EmailMessage, kind: Literal["plain", "html"]) -> str:
         return "(this part cannot be decoded)"
 
 
-def _refusal(fault: Fault) -> str:
-    if fault.kind is Kind.RATE_LIMIT:
+def _build_refusal(fault: Fault) -> str:
+    if fault.kind is FaultKind.RATE_LIMIT:
         return "450 4.7.1 Too many messages, try again later"
     status = fault.status or 451
     return f"{status} {status // 100}.3.0 {fault.error or 'Refused on request'}"

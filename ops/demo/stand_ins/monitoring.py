@@ -13,8 +13,8 @@ import aiohttp
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
-from ops.demo.stand_ins.documents import whole_page
-from shared.guard import GuardedRoute, Requires
+from ops.demo.stand_ins.documents import build_page
+from shared.guard import ProtectedRoute, RouteRequirements
 from shared.settings import Role
 
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=5)
@@ -22,7 +22,7 @@ _GRAPHS: Final = ("/classic/graph", "/graph")
 """Debian's answers the second with an explanation; upstream's since version 3 has only the second."""
 
 
-class Monitoring:
+class MonitoringLinks:
     """The routes.
 
     Args:
@@ -36,15 +36,15 @@ class Monitoring:
         self._alertmanager = alertmanager
         self._headers = headers
 
-    def routes(self) -> list[GuardedRoute]:
+    def build_routes(self) -> list[ProtectedRoute]:
         """As Prometheus and Alertmanager write them into alerts and webhooks."""
-        page = Requires(Role.VIEWER, linked=True)
+        page = RouteRequirements(Role.VIEWER, allows_cross_site_link=True)
         return [
-            *([GuardedRoute("/graph", self.graph, page)] if self._prometheus else []),
-            *([GuardedRoute("/alertmanager/", self.alerts, page)] if self._alertmanager else []),
+            *([ProtectedRoute("/graph", self.redirect_to_graph, page)] if self._prometheus else []),
+            *([ProtectedRoute("/alertmanager/", self.show_alerts, page)] if self._alertmanager else []),
         ]
 
-    async def graph(self, request: Request) -> Response:
+    async def redirect_to_graph(self, request: Request) -> Response:
         """The graph of Prometheus, with the query that it is asked with."""
         async with aiohttp.ClientSession(timeout=_TIMEOUT) as http:
             for path in _GRAPHS:
@@ -53,10 +53,10 @@ class Monitoring:
                         if answer.status != 404:
                             return RedirectResponse(f"{self._prometheus}{path}?{request.url.query}", status_code=302)
                 except (aiohttp.ClientError, TimeoutError) as error:
-                    return self._unreachable("Prometheus", error)
-        return self._unreachable("Prometheus", "it has no graph")
+                    return self._build_error("Prometheus", error)
+        return self._build_error("Prometheus", "it has no graph")
 
-    async def alerts(self, _request: Request) -> Response:
+    async def show_alerts(self, _request: Request) -> Response:
         """What Alertmanager holds."""
         try:
             async with (
@@ -65,14 +65,14 @@ class Monitoring:
             ):
                 found = await answer.json()
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            return self._unreachable("Alertmanager", error)
-        return HTMLResponse(whole_page("Alerts in Alertmanager", "".join(_table(found))), headers=self._headers)
+            return self._build_error("Alertmanager", error)
+        return HTMLResponse(build_page("Alerts in Alertmanager", "".join(_build_table(found))), headers=self._headers)
 
-    def _unreachable(self, who: str, why: object) -> Response:
-        return PlainTextResponse(f"{who} gives no answer: {why!r}\n", status_code=502, headers=self._headers)
+    def _build_error(self, server: str, error: object) -> Response:
+        return PlainTextResponse(f"{server} gives no answer: {error!r}\n", status_code=502, headers=self._headers)
 
 
-def _table(alerts: list[dict[str, Any]]) -> Iterator[str]:
+def _build_table(alerts: list[dict[str, Any]]) -> Iterator[str]:
     """Those that nothing keeps quiet first, then by name."""
     names = {alert["fingerprint"]: alert["labels"]["alertname"] for alert in alerts}
     yield "<h1>Alerts in Alertmanager</h1>\n"
@@ -80,12 +80,12 @@ def _table(alerts: list[dict[str, Any]]) -> Iterator[str]:
         yield "<p>None: nothing fires.</p>\n"
         return
     yield "<table><thead><tr><th>alert</th><th>goes to</th><th>state</th><th>since</th><th>labels</th></tr></thead>\n"
-    for alert in sorted(alerts, key=lambda one: (bool(_muted_by(one, names)), one["labels"]["alertname"])):
+    for alert in sorted(alerts, key=lambda one: (bool(_describe_mute(one, names)), one["labels"]["alertname"])):
         labels = ", ".join(f"{name}={value}" for name, value in sorted(alert["labels"].items()) if name != "alertname")
         cells = (
             alert["labels"]["alertname"],
             ", ".join(receiver["name"] for receiver in alert["receivers"]),
-            _muted_by(alert, names) or "fires",
+            _describe_mute(alert, names) or "fires",
             alert["startsAt"],
             labels,
         )
@@ -93,7 +93,7 @@ def _table(alerts: list[dict[str, Any]]) -> Iterator[str]:
     yield "</table>\n"
 
 
-def _muted_by(alert: dict[str, Any], names: Mapping[str, str]) -> str:
+def _describe_mute(alert: dict[str, Any], names: Mapping[str, str]) -> str:
     """What keeps it from people; empty where nothing does."""
     status = alert["status"]
     by = sorted(names.get(cause, cause) for cause in status["inhibitedBy"])

@@ -16,15 +16,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ops.demo.stand_ins import body
-from ops.demo.stand_ins.faults import Faults, Provider, disturbed
-from ops.demo.stand_ins.live import Changes
+from ops.demo.stand_ins.faults import Faults, Provider, respond_with_fault
+from ops.demo.stand_ins.live import ChangeFeed
 
 MAX_BYTES = 512 * 1024
 MAX_SUMMARY = 1024
 MAX_DEDUP_KEY = 255
 ACTIONS = ("trigger", "acknowledge", "resolve")
 SEVERITIES = ("critical", "error", "warning", "info")
-KEPT = 500
+MAX_STORED = 500
 
 Json = dict[str, Any]
 
@@ -44,58 +44,58 @@ class Incident:
     custom_details: Any
     opened_at: float
     resolved_at: float | None = None
-    log: deque[Json] = field(default_factory=lambda: deque(maxlen=KEPT))
+    history: deque[Json] = field(default_factory=lambda: deque(maxlen=MAX_STORED))
 
 
 class PagerDuty:
     """One account: its routing keys, its incidents, and every event that it took."""
 
-    def __init__(self, keys: Iterable[str], faults: Faults, changes: Changes, clock: Callable[[], float]) -> None:
+    def __init__(self, keys: Iterable[str], faults: Faults, changes: ChangeFeed, clock: Callable[[], float]) -> None:
         self._keys = frozenset(keys)
         self._faults = faults
         self._changes = changes
         self._clock = clock
-        self.incidents: deque[Incident] = deque(maxlen=KEPT)
-        self.events: deque[Json] = deque(maxlen=KEPT)
+        self.incidents: deque[Incident] = deque(maxlen=MAX_STORED)
+        self.events: deque[Json] = deque(maxlen=MAX_STORED)
 
-    def state(self) -> Json:
+    def get_state(self) -> Json:
         """Incidents and events, oldest first, as JSON. Routing keys are secrets and not part of it."""
         return {
-            "incidents": [{**asdict(incident), "log": list(incident.log)} for incident in self.incidents],
+            "incidents": [{**asdict(incident), "log": list(incident.history)} for incident in self.incidents],
             "events": list(self.events),
         }
 
     async def enqueue(self, request: Request) -> Response:
         """`POST /v2/enqueue`: 202, or 400 with `errors`, 413, 429."""
         try:
-            raw = await body.read(request, MAX_BYTES)
-        except body.TooLargeError:
-            return _refused(f"Event size exceeds {MAX_BYTES} bytes", status=413)
-        fault = self._faults.take(Provider.PAGERDUTY, lambda _: True)
-        return await disturbed(self._faults, fault, lambda: self._answer(raw), error=_refused, rate_limited=_throttled)
+            raw = await body.read_body(request, MAX_BYTES)
+        except body.BodyTooLargeError:
+            return _build_refusal(f"Event size exceeds {MAX_BYTES} bytes", status=413)
+        fault = self._faults.match(Provider.PAGERDUTY, lambda _: True)
+        return await respond_with_fault(self._faults, fault, lambda: self._respond(raw), build_error=_build_refusal, build_rate_limited=_build_throttle_response)
 
-    def _answer(self, raw: bytes) -> Response:
+    def _respond(self, raw: bytes) -> Response:
         try:
             event = json.loads(raw)
         except ValueError:
-            return _refused("JSON is invalid")
+            return _build_refusal("JSON is invalid")
         if not isinstance(event, dict):
-            return _refused("Event is not an object")
-        if errors := list(_mistakes(event, self._keys)):
-            return _refused(*errors)
+            return _build_refusal("Event is not an object")
+        if errors := list(_find_event_errors(event, self._keys)):
+            return _build_refusal(*errors)
         dedup_key = event.get("dedup_key") or uuid.uuid4().hex
-        self._take(event, dedup_key)
+        self._store(event, dedup_key)
         accepted = {"status": "success", "message": "Event processed", "dedup_key": dedup_key}
         return JSONResponse(accepted, status_code=202)
 
-    def _take(self, event: Json, dedup_key: str) -> None:
+    def _store(self, event: Json, dedup_key: str) -> None:
         now = self._clock()
         action, payload, links = event["event_action"], event.get("payload") or {}, event.get("links") or []
         self.events.append(
             {"at": now, "event_action": action, "dedup_key": dedup_key, "payload": payload, "links": links}
         )
-        self._changes.happened()
-        incident = self._open(dedup_key)
+        self._changes.publish()
+        incident = self._find_open(dedup_key)
         if incident is None:
             if action != "trigger":
                 return  # an acknowledge or resolve without an open alert is accepted and dropped
@@ -117,14 +117,14 @@ class PagerDuty:
         elif action == "resolve":
             incident.status, incident.resolved_at = "resolved", now
         # A trigger for an open alert is one more line in its log and changes nothing else.
-        incident.log.append({"at": now, "event_action": action, "summary": payload.get("summary")})
+        incident.history.append({"at": now, "event_action": action, "summary": payload.get("summary")})
 
-    def _open(self, dedup_key: str) -> Incident | None:
+    def _find_open(self, dedup_key: str) -> Incident | None:
         found = (i for i in reversed(self.incidents) if i.dedup_key == dedup_key and i.status != "resolved")
         return next(found, None)
 
 
-def _mistakes(event: Json, keys: frozenset[str]) -> Iterable[str]:
+def _find_event_errors(event: Json, keys: frozenset[str]) -> Iterable[str]:
     """Everything that PagerDuty would not take, in its manner of speaking."""
     routing_key = event.get("routing_key")
     if not routing_key or not isinstance(routing_key, str):
@@ -143,12 +143,12 @@ def _mistakes(event: Json, keys: frozenset[str]) -> Iterable[str]:
     elif not isinstance(dedup_key, str) or len(dedup_key) > MAX_DEDUP_KEY:
         yield f"'dedup_key' is invalid (must be a string of at most {MAX_DEDUP_KEY} characters)"
     if action == "trigger":
-        yield from _payload_mistakes(event.get("payload"))
-    yield from _attachment_mistakes(event, "links", "href", ("http", "https"))
-    yield from _attachment_mistakes(event, "images", "src", ("https",))
+        yield from _find_payload_errors(event.get("payload"))
+    yield from _find_attachment_errors(event, "links", "href", ("http", "https"))
+    yield from _find_attachment_errors(event, "images", "src", ("https",))
 
 
-def _payload_mistakes(payload: object) -> Iterable[str]:
+def _find_payload_errors(payload: object) -> Iterable[str]:
     if not isinstance(payload, dict):
         yield "'payload' is missing or blank"
         return
@@ -161,7 +161,7 @@ def _payload_mistakes(payload: object) -> Iterable[str]:
         yield f"'payload.severity' is invalid (must be one of the following: {', '.join(SEVERITIES)})"
 
 
-def _attachment_mistakes(event: Json, name: str, address: str, schemes: tuple[str, ...]) -> Iterable[str]:
+def _find_attachment_errors(event: Json, name: str, address: str, schemes: tuple[str, ...]) -> Iterable[str]:
     items = event.get(name)
     if items is None:
         return
@@ -170,11 +170,11 @@ def _attachment_mistakes(event: Json, name: str, address: str, schemes: tuple[st
         return
     for i, item in enumerate(items):
         url = item.get(address) if isinstance(item, dict) else None
-        if not isinstance(url, str) or _scheme(url) not in schemes:
+        if not isinstance(url, str) or _get_scheme(url) not in schemes:
             yield f"'{name}[{i}].{address}' is invalid (must be a URL: {' or '.join(schemes)})"
 
 
-def _scheme(url: str) -> str:
+def _get_scheme(url: str) -> str:
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -182,12 +182,12 @@ def _scheme(url: str) -> str:
     return parts.scheme.lower() if parts.netloc else ""
 
 
-def _refused(*errors: str, status: int = 400) -> Response:
+def _build_refusal(*errors: str, status: int = 400) -> Response:
     refusal = {"status": "invalid event", "message": "Event object is invalid", "errors": list(errors)}
     return JSONResponse(refusal, status_code=status)
 
 
-def _throttled(headers: dict[str, str]) -> Response:
+def _build_throttle_response(headers: dict[str, str]) -> Response:
     message = "Requests for this service are arriving too quickly.  Please retry later."
     refusal = {"status": "throttle exceeded", "message": message, "errors": ["Enhance Your Calm."]}
     return JSONResponse(refusal, status_code=429, headers=headers)

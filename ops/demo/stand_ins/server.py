@@ -9,17 +9,17 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from ops.demo.stand_ins import mailbox as mail_server
-from ops.demo.stand_ins.api import Api
+from ops.demo.stand_ins.api import ControlApi
 from ops.demo.stand_ins.faults import Faults
 from ops.demo.stand_ins.kms import KmsFaults
-from ops.demo.stand_ins.live import Changes
-from ops.demo.stand_ins.mailbox import Mailbox
-from ops.demo.stand_ins.monitoring import Monitoring
+from ops.demo.stand_ins.live import ChangeFeed
+from ops.demo.stand_ins.mailbox import MailServer
+from ops.demo.stand_ins.monitoring import MonitoringLinks
 from ops.demo.stand_ins.pagerduty import PagerDuty
-from ops.demo.stand_ins.site import PAGE_HEADERS, Site
+from ops.demo.stand_ins.site import PAGE_HEADERS, Pages
 from ops.demo.stand_ins.slack import Slack
-from shared.guard import GuardedRoute, Requires
-from shared.server import application, registry, serving
+from shared.guard import ProtectedRoute, RouteRequirements
+from shared.server import create_application, create_registry, serve
 from shared.settings import Address
 
 FREE_PORT = Address("127.0.0.1", 0)
@@ -34,9 +34,9 @@ class StandIns:
     smtp: Address
     slack: Slack
     pagerduty: PagerDuty
-    mailbox: Mailbox
+    mailbox: MailServer
     faults: Faults
-    changes: Changes
+    changes: ChangeFeed
 
     @property
     def slack_api_url(self) -> str:
@@ -50,7 +50,7 @@ class StandIns:
 
 
 @asynccontextmanager
-async def start(  # noqa: PLR0913  (one keyword for each thing that a test may choose)
+async def run_stand_ins(  # noqa: PLR0913  (one keyword for each thing that a test may choose)
     *,
     http: Address = FREE_PORT,
     smtp: Address = FREE_PORT,
@@ -80,23 +80,23 @@ async def start(  # noqa: PLR0913  (one keyword for each thing that a test may c
     Raises:
         StartError: an address is taken.
     """
-    changes = Changes()
+    changes = ChangeFeed()
     faults = Faults(changes)
     slack = Slack(slack_tokens, slack_channels, faults, changes, clock)
     pagerduty = PagerDuty(pagerduty_keys, faults, changes, clock)
-    mailbox = Mailbox(faults, changes, clock)
-    api = Api(slack, pagerduty, mailbox, faults, KmsFaults(emulator_faults), changes)
+    mailbox = MailServer(faults, changes, clock)
+    api = ControlApi(slack, pagerduty, mailbox, faults, KmsFaults(emulator_faults), changes)
     routes = [
-        GuardedRoute(
-            "/slack/api/{method}", slack.call, Requires(None), ["GET", "POST"]
+        ProtectedRoute(
+            "/slack/api/{method}", slack.handle_call, RouteRequirements(None), ["GET", "POST"]
         ),  # they want tokens of their own,
-        GuardedRoute("/pagerduty/v2/enqueue", pagerduty.enqueue, Requires(None), ["POST"]),  # and are asked by any name
-        *api.routes(),
-        *Site(mailbox, docs).routes(),
-        *Monitoring(prometheus, alertmanager, PAGE_HEADERS).routes(),
+        ProtectedRoute("/pagerduty/v2/enqueue", pagerduty.enqueue, RouteRequirements(None), ["POST"]),  # and are asked by any name
+        *api.build_routes(),
+        *Pages(mailbox, docs).build_routes(),
+        *MonitoringLinks(prometheus, alertmanager, PAGE_HEADERS).build_routes(),
     ]
-    app = application("keypulse stand-ins", registry(), routes)
-    async with mail_server.serving(mailbox, smtp) as smtp_address, serving(app, http) as http_address:
+    app = create_application("keypulse stand-ins", create_registry(), routes)
+    async with mail_server.serve_smtp(mailbox, smtp) as smtp_address, serve(app, http) as http_address:
         try:
             yield StandIns(app, http_address, smtp_address, slack, pagerduty, mailbox, faults, changes)
         finally:

@@ -7,15 +7,15 @@ from markdown_it import MarkdownIt
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 
-from ops.demo.stand_ins.documents import page_of
-from ops.demo.stand_ins.mailbox import Mailbox
-from shared.guard import GuardedRoute, Requires
+from ops.demo.stand_ins.documents import render_markdown
+from ops.demo.stand_ins.mailbox import MailServer
+from shared.guard import ProtectedRoute, RouteRequirements
 from shared.settings import Role
 
-PAGE = Path(__file__).parent / "page"
-_COMMON = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
+PAGE_FOLDER = Path(__file__).parent / "page"
+_COMMON_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
 PAGE_HEADERS = {
-    **_COMMON,
+    **_COMMON_HEADERS,
     # Nothing but our own files; mails come in frames of their own.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -23,7 +23,7 @@ PAGE_HEADERS = {
     ),
 }
 MAIL_HEADERS = {
-    **_COMMON,
+    **_COMMON_HEADERS,
     # `sandbox` also holds when somebody opens the mail by itself: no script, no origin. Links open outside of it.
     "Content-Security-Policy": (
         "sandbox allow-popups allow-popups-to-escape-sandbox; default-src 'none'; style-src 'unsafe-inline'; "
@@ -31,11 +31,11 @@ MAIL_HEADERS = {
     ),
 }
 _DOCUMENT = re.compile(r"[\w.-]+(/[\w.-]+)*\.md")
-_IN_A_NEW_TAB = '<base target="_blank">'
+_NEW_TAB_BASE = '<base target="_blank">'
 _DOCTYPE = re.compile(r"\s*<!doctype[^>]*>", re.IGNORECASE)
 
 
-class Site:
+class Pages:
     """The routes of the page.
 
     Args:
@@ -43,33 +43,33 @@ class Site:
         docs: the folder of the documents, or None where there are none.
     """
 
-    def __init__(self, mailbox: Mailbox, docs: Path | None) -> None:
+    def __init__(self, mailbox: MailServer, docs: Path | None) -> None:
         self._mailbox = mailbox
         self._docs = docs.resolve() if docs else None
         self._markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
 
-    def routes(self) -> list[GuardedRoute]:
+    def build_routes(self) -> list[ProtectedRoute]:
         """The page at `/` and what it needs."""
-        page = Requires(Role.VIEWER, linked=True)
+        page = RouteRequirements(Role.VIEWER, allows_cross_site_link=True)
         return [
-            GuardedRoute("/", self.page, page),
-            GuardedRoute("/page/{name}", self.asset, Requires(Role.VIEWER)),
-            GuardedRoute("/mail/{number:int}", self.mail, page),
-            GuardedRoute("/docs/{path:path}", self.document, page),
+            ProtectedRoute("/", self.show_page, page),
+            ProtectedRoute("/page/{name}", self.serve_asset, RouteRequirements(Role.VIEWER)),
+            ProtectedRoute("/mail/{number:int}", self.show_mail, page),
+            ProtectedRoute("/docs/{path:path}", self.show_document, page),
         ]
 
-    async def page(self, _request: Request) -> Response:
+    async def show_page(self, _request: Request) -> Response:
         """The page."""
-        return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
+        return FileResponse(PAGE_FOLDER / "index.html", headers=PAGE_HEADERS)
 
-    async def asset(self, request: Request) -> Response:
+    async def serve_asset(self, request: Request) -> Response:
         """A style or script of the page."""
-        file = PAGE / request.path_params["name"]
+        file = PAGE_FOLDER / request.path_params["name"]
         if file.suffix not in (".css", ".js", ".svg") or not file.is_file():
             return PlainTextResponse("there is no such file\n", status_code=404)
         return FileResponse(file, headers=PAGE_HEADERS)
 
-    async def mail(self, request: Request) -> Response:
+    async def show_mail(self, request: Request) -> Response:
         """The HTML of one mail, as it was sent, in a sandbox."""
         mail = self._mailbox.find(request.path_params["number"])
         if mail is None or not mail.html:
@@ -77,12 +77,12 @@ class Site:
         # A tag before the doctype would put the mail into quirks mode; after it, the browser opens the head by itself.
         doctype = _DOCTYPE.match(mail.html)
         start = doctype.end() if doctype else 0
-        return HTMLResponse(mail.html[:start] + _IN_A_NEW_TAB + mail.html[start:], headers=MAIL_HEADERS)
+        return HTMLResponse(mail.html[:start] + _NEW_TAB_BASE + mail.html[start:], headers=MAIL_HEADERS)
 
-    def document(self, request: Request) -> Response:  # not async: Starlette reads the file off the event loop
+    def show_document(self, request: Request) -> Response:  # not async: Starlette reads the file off the event loop
         """A Markdown document of the folder, rendered."""
         path = request.path_params["path"]
         file = (self._docs / path).resolve() if self._docs and _DOCUMENT.fullmatch(path) else None
         if file is None or self._docs not in file.parents or not file.is_file():
             return PlainTextResponse("there is no such document\n", status_code=404)
-        return HTMLResponse(page_of(file.read_text(encoding="utf-8"), self._markdown), headers=PAGE_HEADERS)
+        return HTMLResponse(render_markdown(file.read_text(encoding="utf-8"), self._markdown), headers=PAGE_HEADERS)

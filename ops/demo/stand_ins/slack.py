@@ -11,15 +11,15 @@ from zlib import crc32
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ops.demo.stand_ins.faults import LATE, Fault, Faults, Provider, disturbed
-from ops.demo.stand_ins.live import Changes
-from ops.demo.stand_ins.slack_arguments import Json, SlackError, content, is_true, metadata, read_arguments
+from ops.demo.stand_ins.faults import KINDS_AFTER_STORING, Fault, Faults, Provider, respond_with_fault
+from ops.demo.stand_ins.live import ChangeFeed
+from ops.demo.stand_ins.slack_arguments import Json, SlackError, parse_content, is_true, parse_metadata, read_arguments
 from ops.demo.stand_ins.slack_channel import SlackChannel, SlackMessage
 
 T = TypeVar("T")
 
 MAX_POST_TEXT = 40_000  # a longer one is truncated: chat.postMessage, "Truncating content"
-MAX_LIST = 999  # "an integer under 1000": conversations.list; "Maximum of 999": conversations.history
+MAX_PAGE_SIZE = 999  # "an integer under 1000": conversations.list; "Maximum of 999": conversations.history
 SCOPES = {
     "chat.postMessage": "chat:write",
     "chat.update": "chat:write",
@@ -38,7 +38,7 @@ class Slack:
         tokens: Iterable[str],
         channels: Iterable[str],
         faults: Faults,
-        changes: Changes,
+        changes: ChangeFeed,
         clock: Callable[[], float],
     ) -> None:
         self._tokens = frozenset(tokens)
@@ -52,50 +52,50 @@ class Slack:
         self.channels = {name: SlackChannel(name, f"C{crc32(name.encode()):010X}") for name in names}
         self._methods: dict[str, Callable[[Json], Json]] = {
             "auth.test": self._auth_test,
-            "chat.postMessage": self._post,
-            "chat.update": self._update,
-            "conversations.history": self._history,
-            "conversations.list": self._list,
-            "conversations.replies": self._replies,
+            "chat.postMessage": self._post_message,
+            "chat.update": self._update_message,
+            "conversations.history": self._list_history,
+            "conversations.list": self._list_channels,
+            "conversations.replies": self._list_replies,
         }
 
-    def state(self) -> list[Json]:
+    def get_state(self) -> list[Json]:
         """Channels with their messages, oldest first, as JSON."""
         return [
             {"channel": channel.name, "id": channel.id, "messages": [vars(message) for message in channel.messages]}
             for channel in self.channels.values()
         ]
 
-    async def call(self, request: Request) -> Response:
+    async def handle_call(self, request: Request) -> Response:
         """`/api/{method}`: the arguments as JSON, as a form or in the query, the token in a header or among them."""
         method = request.path_params["method"]
         try:
             arguments = await read_arguments(request)
-            channel = self._channel(arguments)
+            channel = self._find_channel(arguments)
         except SlackError as error:
-            return JSONResponse(error.answer)
+            return JSONResponse(error.response)
 
         def fits(fault: Fault) -> bool:
-            if fault.kind in LATE and not method.startswith("chat."):
+            if fault.kind in KINDS_AFTER_STORING and not method.startswith("chat."):
                 return False  # nothing is stored whose answer could be lost or late
             return fault.target is None or (channel is not None and channel.name == fault.target)
 
-        return await disturbed(
+        return await respond_with_fault(
             self._faults,
-            self._faults.take(Provider.SLACK, fits),
-            lambda: JSONResponse(self._answer(method, arguments)),
-            error=lambda name: JSONResponse(SlackError(name).answer),
+            self._faults.match(Provider.SLACK, fits),
+            lambda: JSONResponse(self._respond(method, arguments)),
+            build_error=lambda name: JSONResponse(SlackError(name).response),
             # https://docs.slack.dev/apis/web-api/rate-limits
-            rate_limited=lambda headers: JSONResponse(SlackError("ratelimited").answer, 429, headers=headers),
+            build_rate_limited=lambda headers: JSONResponse(SlackError("ratelimited").response, 429, headers=headers),
         )
 
-    def _answer(self, method: str, arguments: Json) -> Json:
+    def _respond(self, method: str, arguments: Json) -> Json:
         try:
-            return {"ok": True, **self._method(method, arguments)(arguments)}
+            return {"ok": True, **self._find_method(method, arguments)(arguments)}
         except SlackError as error:
-            return error.answer
+            return error.response
 
-    def _method(self, name: str, arguments: Json) -> Callable[[Json], Json]:
+    def _find_method(self, name: str, arguments: Json) -> Callable[[Json], Json]:
         if not arguments.get("token"):
             raise SlackError("not_authed")
         if arguments["token"] not in self._tokens:
@@ -103,10 +103,10 @@ class Slack:
         if name not in self._methods:
             raise SlackError("unknown_method", req_method=name)
         if name in SCOPES:
-            self._need(SCOPES[name])
+            self._require_scope(SCOPES[name])
         return self._methods[name]
 
-    def _need(self, scope: str) -> None:
+    def _require_scope(self, scope: str) -> None:
         if scope not in self.scopes:
             raise SlackError("missing_scope", needed=scope, provided=",".join(sorted(self.scopes)))
 
@@ -121,13 +121,13 @@ class Slack:
             "is_enterprise_install": False,
         }
 
-    def _post(self, arguments: Json) -> Json:
-        channel = self._channel(arguments)
+    def _post_message(self, arguments: Json) -> Json:
+        channel = self._find_channel(arguments)
         if channel is None:
             raise SlackError("channel_not_found")
-        text, blocks = content(arguments)
-        given_metadata = metadata(arguments.get("metadata"))
-        root = channel.root(arguments.get("thread_ts"))
+        text, blocks = parse_content(arguments)
+        given_metadata = parse_metadata(arguments.get("metadata"))
+        root = channel.find_thread_root(arguments.get("thread_ts"))
         now = self._clock()
         self._last_ts = max(round(now, 6), self._last_ts + 0.000001)
         message = SlackMessage(
@@ -140,64 +140,64 @@ class Slack:
             metadata=given_metadata,
         )
         channel.messages.append(message)
-        self._changes.happened()
-        return {"channel": channel.id, "ts": message.ts, "message": message.shown(with_metadata=True)}
+        self._changes.publish()
+        return {"channel": channel.id, "ts": message.ts, "message": message.to_json(with_metadata=True)}
 
-    def _update(self, arguments: Json) -> Json:
-        channel = self._channel_by_id(arguments)
+    def _update_message(self, arguments: Json) -> Json:
+        channel = self._find_channel_by_id(arguments)
         message = channel.find(arguments.get("ts"))
         if message is None:
             raise SlackError("message_not_found")
-        text, blocks = content(arguments)
+        text, blocks = parse_content(arguments)
         if len(text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")) > MAX_UPDATE_TEXT:
             raise SlackError("msg_too_long")
         message.text, message.blocks, message.edited_at = text, blocks, self._clock()
-        message.metadata = metadata(arguments.get("metadata")) or message.metadata
-        self._changes.happened()
-        return {"channel": channel.id, "ts": message.ts, "text": text, "message": message.shown(with_metadata=True)}
+        message.metadata = parse_metadata(arguments.get("metadata")) or message.metadata
+        self._changes.publish()
+        return {"channel": channel.id, "ts": message.ts, "text": text, "message": message.to_json(with_metadata=True)}
 
-    def _history(self, arguments: Json) -> Json:
+    def _list_history(self, arguments: Json) -> Json:
         """Roots and broadcast replies, newest first."""
-        channel = self._channel_by_id(arguments)
+        channel = self._find_channel_by_id(arguments)
         visible = [m for m in reversed(channel.messages) if m.thread_ts is None or m.reply_broadcast]
-        return _page(visible, arguments)
+        return _build_message_page(visible, arguments)
 
-    def _replies(self, arguments: Json) -> Json:
+    def _list_replies(self, arguments: Json) -> Json:
         """The root and its replies, oldest first."""
-        channel = self._channel_by_id(arguments)
+        channel = self._find_channel_by_id(arguments)
         root = channel.find(arguments.get("ts"))
         if root is None:
             raise SlackError("thread_not_found")
         root_ts = root.thread_ts or root.ts
-        return _page([m for m in channel.messages if root_ts in (m.ts, m.thread_ts)], arguments)
+        return _build_message_page([m for m in channel.messages if root_ts in (m.ts, m.thread_ts)], arguments)
 
-    def _list(self, arguments: Json) -> Json:
+    def _list_channels(self, arguments: Json) -> Json:
         """The channels of the types asked for, of which this workspace has only public ones."""
         types = str(arguments.get("types") or "public_channel").split(",")
         for kind in types:
             if kind not in LIST_SCOPES:
                 raise SlackError("invalid_types")
-            self._need(LIST_SCOPES[kind])
+            self._require_scope(LIST_SCOPES[kind])
         channels = list(self.channels.values()) if "public_channel" in types else []
-        found, cursor = _cut(channels, arguments)
+        found, cursor = _paginate(channels, arguments)
         shown = [{"id": c.id, "name": c.name[1:], "is_channel": True, "is_member": True} for c in found]
         return {"channels": shown, "response_metadata": {"next_cursor": cursor}}
 
-    def _channel(self, arguments: Json) -> SlackChannel | None:
+    def _find_channel(self, arguments: Json) -> SlackChannel | None:
         """The channel by its ID or its name, as chat.postMessage takes both."""
         wanted = str(arguments.get("channel") or "")
         by_id = (channel for channel in self.channels.values() if channel.id == wanted)
         return self.channels.get(f"#{wanted.removeprefix('#')}") or next(by_id, None)
 
-    def _channel_by_id(self, arguments: Json) -> SlackChannel:
+    def _find_channel_by_id(self, arguments: Json) -> SlackChannel:
         """The channel by its ID: other methods than chat.postMessage take no name."""
-        channel = self._channel(arguments)
+        channel = self._find_channel(arguments)
         if channel is None or channel.id != arguments["channel"]:
             raise SlackError("channel_not_found")
         return channel
 
 
-def _page(messages: list[SlackMessage], arguments: Json) -> Json:
+def _build_message_page(messages: list[SlackMessage], arguments: Json) -> Json:
     """One page of messages between `oldest` and `latest`, after `cursor`."""
     try:
         oldest, latest = float(arguments.get("oldest") or 0), float(arguments.get("latest") or "inf")
@@ -205,22 +205,22 @@ def _page(messages: list[SlackMessage], arguments: Json) -> Json:
         raise SlackError("invalid_arguments") from None
     inclusive = is_true(arguments.get("inclusive"))
     within = [m for m in messages if oldest < float(m.ts) < latest or (inclusive and float(m.ts) in (oldest, latest))]
-    found, cursor = _cut(within, arguments)
+    found, cursor = _paginate(within, arguments)
     with_metadata = is_true(arguments.get("include_all_metadata"))
     return {
-        "messages": [message.shown(with_metadata=with_metadata) for message in found],
+        "messages": [message.to_json(with_metadata=with_metadata) for message in found],
         "has_more": bool(cursor),
         "response_metadata": {"next_cursor": cursor},
     }
 
 
-def _cut(items: list[T], arguments: Json) -> tuple[list[T], str]:
+def _paginate(items: list[T], arguments: Json) -> tuple[list[T], str]:
     """At most `limit` of the items after `cursor`, and the cursor of those that follow; empty where none do."""
     try:
         limit = int(arguments.get("limit") or 100)
     except ValueError:
         raise SlackError("invalid_limit") from None
-    if not 0 < limit <= MAX_LIST:
+    if not 0 < limit <= MAX_PAGE_SIZE:
         raise SlackError("invalid_limit")
     try:
         start = int(arguments.get("cursor") or 0)

@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl
 from starlette.requests import Request
 
 from ops.demo.stand_ins import body
-from ops.demo.stand_ins.slack_limits import MAX_BLOCKS_TEXT, complaints, text_length
+from ops.demo.stand_ins.slack_limits import MAX_BLOCKS_TEXT, find_block_errors, count_text
 
 MAX_BYTES = 1024 * 1024
 
@@ -19,14 +19,14 @@ class SlackError(Exception):
 
     def __init__(self, error: str, **details: Any) -> None:
         super().__init__(error)
-        self.answer: Json = {"ok": False, "error": error, **details}
+        self.response: Json = {"ok": False, "error": error, **details}
 
 
 async def read_arguments(request: Request) -> Json:
     """The arguments of a call, the token among them. Raises SlackError."""
     try:
-        raw = await body.read(request, MAX_BYTES)
-    except body.TooLargeError:
+        raw = await body.read_body(request, MAX_BYTES)
+    except body.BodyTooLargeError:
         raise SlackError("request_too_large") from None
     arguments: Json = dict(request.query_params)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
@@ -43,7 +43,7 @@ async def read_arguments(request: Request) -> Json:
     return {**arguments, "token": token.strip()} if scheme.lower() == "bearer" else arguments
 
 
-def content(arguments: Json) -> tuple[str, list[Json]]:
+def parse_content(arguments: Json) -> tuple[str, list[Json]]:
     """Text and blocks, checked. Raises SlackError."""
     text, blocks = arguments.get("text") or "", arguments.get("blocks") or []
     if isinstance(blocks, str):  # a form carries blocks as JSON in a string
@@ -55,15 +55,15 @@ def content(arguments: Json) -> tuple[str, list[Json]]:
         raise SlackError("invalid_blocks_format" if isinstance(text, str) else "invalid_arguments")
     if not text and not blocks:
         raise SlackError("no_text")
-    if found := [f"{text} [json-pointer:{pointer}]" for text, pointer in complaints(blocks)]:
+    if found := [f"{text} [json-pointer:{pointer}]" for text, pointer in find_block_errors(blocks)]:
         messages = [f"[ERROR] {complaint}" for complaint in found]
         raise SlackError("invalid_blocks", errors=found, response_metadata={"messages": messages})
-    if text_length(blocks) > MAX_BLOCKS_TEXT:
+    if count_text(blocks) > MAX_BLOCKS_TEXT:
         raise SlackError("msg_blocks_too_long")
     return text, blocks
 
 
-def metadata(value: Any) -> Json | None:
+def parse_metadata(value: Any) -> Json | None:
     """A message's metadata, checked. Raises SlackError."""
     if isinstance(value, str):
         try:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ops.demo.stand_ins.slack_arguments import Json, SlackError
 
-KEPT = 500
+MAX_STORED = 500
 
 
 @dataclass
@@ -23,7 +23,7 @@ class SlackMessage:
     metadata: Json | None
     edited_at: float | None = None
 
-    def shown(self, *, with_metadata: bool) -> Json:
+    def to_json(self, *, with_metadata: bool) -> Json:
         """The message as the Web API gives it."""
         shown: Json = {
             "type": "message",
@@ -48,13 +48,13 @@ class SlackChannel:
 
     name: str
     id: str
-    messages: deque[SlackMessage] = field(default_factory=lambda: deque(maxlen=KEPT))
+    messages: deque[SlackMessage] = field(default_factory=lambda: deque(maxlen=MAX_STORED))
 
     def find(self, ts: object) -> SlackMessage | None:
         """The message with this `ts`, if it is still kept."""
         return next((message for message in self.messages if message.ts == ts), None)
 
-    def root(self, thread_ts: Any) -> str | None:
+    def find_thread_root(self, thread_ts: Any) -> str | None:
         """The `ts` of the thread that a post joins.
 
         Slack takes a `thread_ts` of which it knows no message: the post then stands in the channel, outside any thread

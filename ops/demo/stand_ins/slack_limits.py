@@ -13,11 +13,11 @@ MAX_BLOCKS_TEXT = (
     13_200  # characters in all blocks together; measured in https://github.com/slackapi/bolt-js/issues/2509
 )
 
-Complaint = tuple[str, str]
+BlockError = tuple[str, str]
 Json = dict[str, Any]
 
 
-def complaints(blocks: list[Any]) -> Iterator[Complaint]:
+def find_block_errors(blocks: list[Any]) -> Iterator[BlockError]:
     """Everything that is wrong with the blocks of one message; nothing where Slack would take them."""
     if len(blocks) > MAX_BLOCKS:
         yield f"no more than {MAX_BLOCKS} items allowed", "/blocks"
@@ -26,7 +26,7 @@ def complaints(blocks: list[Any]) -> Iterator[Complaint]:
         if not isinstance(block, dict):
             yield "must be an object", at
             continue
-        check = _BLOCKS.get(str(block.get("type")))
+        check = _BLOCK_CHECKS.get(str(block.get("type")))
         if check is None:
             yield f"unsupported type: {block.get('type')}", at
             continue
@@ -35,114 +35,114 @@ def complaints(blocks: list[Any]) -> Iterator[Complaint]:
         yield from check(block, at)
 
 
-def text_length(value: Any) -> int:
+def count_text(value: Any) -> int:
     """The characters of every `text` string inside blocks."""
     if isinstance(value, dict):
         own = len(value["text"]) if isinstance(value.get("text"), str) else 0
-        return own + sum(text_length(child) for child in value.values())
+        return own + sum(count_text(child) for child in value.values())
     if isinstance(value, list):
-        return sum(text_length(child) for child in value)
+        return sum(count_text(child) for child in value)
     return 0
 
 
-def _header(block: Json, at: str) -> Iterator[Complaint]:
-    yield from _text(block.get("text"), f"{at}/text", 150, kinds=("plain_text",))
+def _check_header(block: Json, pointer: str) -> Iterator[BlockError]:
+    yield from _check_text(block.get("text"), f"{pointer}/text", 150, kinds=("plain_text",))
 
 
-def _section(block: Json, at: str) -> Iterator[Complaint]:
+def _check_section(block: Json, pointer: str) -> Iterator[BlockError]:
     if "text" not in block and "fields" not in block:
-        yield "missing required field: text", at
+        yield "missing required field: text", pointer
     if "text" in block:
-        yield from _text(block["text"], f"{at}/text", 3000)
+        yield from _check_text(block["text"], f"{pointer}/text", 3000)
     if "fields" in block:
-        yield from _each(block["fields"], f"{at}/fields", 10, lambda field, where: _text(field, where, 2000))
+        yield from _check_items(block["fields"], f"{pointer}/fields", 10, lambda field, where: _check_text(field, where, 2000))
     if "accessory" in block:
-        yield from _element(block["accessory"], f"{at}/accessory")
+        yield from _check_element(block["accessory"], f"{pointer}/accessory")
 
 
-def _context(block: Json, at: str) -> Iterator[Complaint]:
-    def one(element: Any, where: str) -> Iterator[Complaint]:
+def _check_context(block: Json, pointer: str) -> Iterator[BlockError]:
+    def one(element: Any, pointer: str) -> Iterator[BlockError]:
         image = isinstance(element, dict) and element.get("type") == "image"
-        yield from _image(element, where) if image else _text(element, where, 2000)
+        yield from _check_image(element, pointer) if image else _check_text(element, pointer, 2000)
 
-    yield from _each(block.get("elements"), f"{at}/elements", 10, one)
-
-
-def _actions(block: Json, at: str) -> Iterator[Complaint]:
-    yield from _each(block.get("elements"), f"{at}/elements", 25, _element)
+    yield from _check_items(block.get("elements"), f"{pointer}/elements", 10, one)
 
 
-def _image(block: Json, at: str) -> Iterator[Complaint]:
-    yield from _url(block.get("image_url"), f"{at}/image_url")
+def _check_actions(block: Json, pointer: str) -> Iterator[BlockError]:
+    yield from _check_items(block.get("elements"), f"{pointer}/elements", 25, _check_element)
+
+
+def _check_image(block: Json, pointer: str) -> Iterator[BlockError]:
+    yield from _check_url(block.get("image_url"), f"{pointer}/image_url")
     if not isinstance(block.get("alt_text"), str):
-        yield "missing required field: alt_text", at
+        yield "missing required field: alt_text", pointer
     elif len(block["alt_text"]) > 2000:
-        yield "must be less than 2001 characters", f"{at}/alt_text"
+        yield "must be less than 2001 characters", f"{pointer}/alt_text"
 
 
-def _divider(_block: Json, _at: str) -> Iterator[Complaint]:
+def _check_divider(_block: Json, _at: str) -> Iterator[BlockError]:
     return iter(())
 
 
-_BLOCKS: dict[str, Callable[[Json, str], Iterator[Complaint]]] = {
-    "header": _header,
-    "section": _section,
-    "context": _context,
-    "actions": _actions,
-    "image": _image,
-    "divider": _divider,
+_BLOCK_CHECKS: dict[str, Callable[[Json, str], Iterator[BlockError]]] = {
+    "header": _check_header,
+    "section": _check_section,
+    "context": _check_context,
+    "actions": _check_actions,
+    "image": _check_image,
+    "divider": _check_divider,
 }
 
 
-def _each(items: Any, at: str, most: int, check: Callable[[Any, str], Iterator[Complaint]]) -> Iterator[Complaint]:
+def _check_items(items: Any, pointer: str, max_items: int, check: Callable[[Any, str], Iterator[BlockError]]) -> Iterator[BlockError]:
     if not isinstance(items, list):
-        yield f"missing required field: {at.rpartition('/')[2]}", at.rpartition("/")[0]
+        yield f"missing required field: {pointer.rpartition('/')[2]}", pointer.rpartition("/")[0]
         return
     if not items:
-        yield "no less than 1 items allowed", at
-    if len(items) > most:
-        yield f"no more than {most} items allowed", at
+        yield "no less than 1 items allowed", pointer
+    if len(items) > max_items:
+        yield f"no more than {max_items} items allowed", pointer
     for i, item in enumerate(items):
-        yield from check(item, f"{at}/{i}")
+        yield from check(item, f"{pointer}/{i}")
 
 
-def _text(text: Any, at: str, most: int, kinds: tuple[str, ...] = ("mrkdwn", "plain_text")) -> Iterator[Complaint]:
+def _check_text(text: Any, pointer: str, max_length: int, kinds: tuple[str, ...] = ("mrkdwn", "plain_text")) -> Iterator[BlockError]:
     if not isinstance(text, dict):
-        yield "missing required field: text", at.rpartition("/")[0]
+        yield "missing required field: text", pointer.rpartition("/")[0]
         return
     if text.get("type") not in kinds:
-        yield f"unsupported type: {text.get('type')}", at
+        yield f"unsupported type: {text.get('type')}", pointer
     content = text.get("text")
     if not isinstance(content, str) or not content:
-        yield "must be more than 0 characters", f"{at}/text"
-    elif len(content) > most:
-        yield f"must be less than {most + 1} characters", f"{at}/text"
+        yield "must be more than 0 characters", f"{pointer}/text"
+    elif len(content) > max_length:
+        yield f"must be less than {max_length + 1} characters", f"{pointer}/text"
 
 
-def _element(element: Any, at: str) -> Iterator[Complaint]:
+def _check_element(element: Any, pointer: str) -> Iterator[BlockError]:
     if not isinstance(element, dict) or element.get("type") != "button":
-        yield f"unsupported type: {element.get('type') if isinstance(element, dict) else element}", at
+        yield f"unsupported type: {element.get('type') if isinstance(element, dict) else element}", pointer
         return
-    yield from _text(element.get("text"), f"{at}/text", 75, kinds=("plain_text",))
+    yield from _check_text(element.get("text"), f"{pointer}/text", 75, kinds=("plain_text",))
     if len(str(element.get("value", ""))) > 2000:
-        yield "must be less than 2001 characters", f"{at}/value"
+        yield "must be less than 2001 characters", f"{pointer}/value"
     if len(str(element.get("action_id", ""))) > 255:
-        yield "must be less than 256 characters", f"{at}/action_id"
+        yield "must be less than 256 characters", f"{pointer}/action_id"
     if element.get("style", "primary") not in ("primary", "danger"):
-        yield f"failed to match all allowed schemas: style {element['style']}", f"{at}/style"
+        yield f"failed to match all allowed schemas: style {element['style']}", f"{pointer}/style"
     if "url" in element:
-        yield from _url(element["url"], f"{at}/url")
+        yield from _check_url(element["url"], f"{pointer}/url")
 
 
-def _url(url: Any, at: str) -> Iterator[Complaint]:
+def _check_url(url: Any, pointer: str) -> Iterator[BlockError]:
     if not isinstance(url, str):
-        yield f"missing required field: {at.rpartition('/')[2]}", at.rpartition("/")[0]
+        yield f"missing required field: {pointer.rpartition('/')[2]}", pointer.rpartition("/")[0]
         return
     if len(url) > 3000:
-        yield "must be less than 3001 characters", at
+        yield "must be less than 3001 characters", pointer
     try:
         parts = urlsplit(url)
     except ValueError:
         parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        yield "must be a valid URL", at
+        yield "must be a valid URL", pointer

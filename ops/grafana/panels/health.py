@@ -5,102 +5,102 @@ from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models.dashboard import DynamicConfigValue, Panel
 
 from ops.grafana import links
-from ops.grafana.links import link, runbook, sections
-from ops.grafana.panels.kinds import cell, leads, lines, stat, table, timeline, unit
-from ops.grafana.panels.looks import HEALTH, LIGHT, MODE, YES, words
-from ops.grafana.panels.queries import columns, now, over_time
-from ops.grafana.variables import ENV, SERVICE
+from ops.grafana.links import build_link, build_runbook_url, build_runbook_links
+from ops.grafana.panels.kinds import color_cells, link_cells, build_time_series, build_stat, build_table, build_state_timeline, set_unit
+from ops.grafana.panels.looks import HEALTH_LABELS, RED_GREEN, MODE_LABELS, YES_LABELS, build_value_mappings
+from ops.grafana.panels.queries import query_table, query_instant, query_range
+from ops.grafana.variables import ENV_SELECTOR, SERVICE_SELECTOR
 
-_NAME = "{{env}} {{service}}"
-_HEALTH = f"kms:crypto_health_status{{{SERVICE}}}"
-_MODE = f"min by (env, service) (crypto_mode{{{SERVICE}}})"
-_READY = f"min by (env, service) (crypto_ready{{{SERVICE}}})"
-_UPTIME = f"kms:uptime_since_last_crypto_init{{{SERVICE}}}"
-_ERRORS = f"kms:decryption_error_rate_5m{{{SERVICE}}}"
-_KEYS = f"min by (env, service) (kms_probe_success{{{SERVICE}}})"
-_STATES = {"firing": ("firing", "red"), "pending": ("pending", "orange")}
+_LEGEND = "{{env}} {{service}}"
+_HEALTH_QUERY = f"kms:crypto_health_status{{{SERVICE_SELECTOR}}}"
+_MODE_QUERY = f"min by (env, service) (crypto_mode{{{SERVICE_SELECTOR}}})"
+_READY_QUERY = f"min by (env, service) (crypto_ready{{{SERVICE_SELECTOR}}})"
+_UPTIME_QUERY = f"kms:uptime_since_last_crypto_init{{{SERVICE_SELECTOR}}}"
+_ERRORS_QUERY = f"kms:decryption_error_rate_5m{{{SERVICE_SELECTOR}}}"
+_PROBES_QUERY = f"min by (env, service) (kms_probe_success{{{SERVICE_SELECTOR}}})"
+_ALERT_STATE_LABELS = {"firing": ("firing", "red"), "pending": ("pending", "orange")}
 
 
-def panels() -> list[Builder[Panel]]:
+def build_panels() -> list[Builder[Panel]]:
     """Four lights, two courses, two tables."""
     return [
-        stat(
+        build_stat(
             "Health",
             "Green: KMS wraps the data keys, the service is ready, and its health check answers. Red: one of them is "
             "not so, or nothing reports on a service that was there within a day. Of replicas the worst counts.",
-            LIGHT,
+            RED_GREEN,
         )
-        .with_target(now(_HEALTH, _NAME))
+        .with_target(query_instant(_HEALTH_QUERY, _LEGEND))
         .unit("none")
-        .mappings(words(HEALTH))
-        .links([link("Board", links.BOARD), *sections("What to look at first", "KMSHealthChecksFailing")])
+        .mappings(build_value_mappings(HEALTH_LABELS))
+        .links([build_link("Board", links.BOARD_URL), *build_runbook_links("What to look at first", "KMSHealthChecksFailing")])
         .span(6)
         .height(5),
-        stat(
+        build_stat(
             "Crypto mode",
             "What wraps the service's data keys: kms, or env, a local key out of the reach of KMS and its audit log. "
             "Absent while the service cannot be read.",
-            LIGHT,
+            RED_GREEN,
         )
-        .with_target(now(_MODE, _NAME))
+        .with_target(query_instant(_MODE_QUERY, _LEGEND))
         .unit("none")
-        .mappings(words(MODE))
-        .links(sections("KMSCryptoModeNotKMS", "KMSBackendOnEnvWhileKMSHealthy", "KMSCryptoModeFlapping"))
+        .mappings(build_value_mappings(MODE_LABELS))
+        .links(build_runbook_links("KMSCryptoModeNotKMS", "KMSBackendOnEnvWhileKMSHealthy", "KMSCryptoModeFlapping"))
         .span(6)
         .height(5),
-        stat(
+        build_stat(
             "Crypto ready",
             "Whether the service can encrypt and decrypt. Absent while the service cannot be read.",
-            LIGHT,
+            RED_GREEN,
         )
-        .with_target(now(_READY, _NAME))
+        .with_target(query_instant(_READY_QUERY, _LEGEND))
         .unit("none")
-        .mappings(words(YES))
-        .links(sections("KMSCryptoNotReady", "KMSCryptoDownOnLocalKey"))
+        .mappings(build_value_mappings(YES_LABELS))
+        .links(build_runbook_links("KMSCryptoNotReady", "KMSCryptoDownOnLocalKey"))
         .span(6)
         .height(5),
-        stat(
+        build_stat(
             "Uptime since init",
             "How long ago the service last initialised its encryption: at its start, and when its mode or readiness "
             "changed. Orange for the first 5 minutes.",
             {0: "orange", 300: "green"},
         )
-        .with_target(now(_UPTIME, _NAME))
+        .with_target(query_instant(_UPTIME_QUERY, _LEGEND))
         .unit("s")
-        .links(sections("KMSCryptoModeFlapping"))
+        .links(build_runbook_links("KMSCryptoModeFlapping"))
         .span(6)
         .height(5),
-        lines(
+        build_time_series(
             "Decryption error rate",
             "Records that could not be decrypted, per second, over 5 minutes. KMSHighCryptoErrorRate fires above the "
             "line at 0.1.",
             {0.1: "red"},
         )
-        .with_target(over_time(_ERRORS, _NAME))
+        .with_target(query_range(_ERRORS_QUERY, _LEGEND))
         .unit("cps")
-        .links([*sections("KMSHighCryptoErrorRate", "KMSDecryptionErrorsBurst"), link("Alerts", links.ALERTS)])
+        .links([*build_runbook_links("KMSHighCryptoErrorRate", "KMSDecryptionErrorsBurst"), build_link("Alerts", links.ALERTS_URL)])
         .span(12)
         .height(8),
-        timeline("Health over time", "The light of each service over time.", HEALTH)
-        .with_target(over_time(_HEALTH, _NAME))
-        .links([link("Board", links.BOARD), *sections("What to look at first")])
+        build_state_timeline("Health over time", "The light of each service over time.", HEALTH_LABELS)
+        .with_target(query_range(_HEALTH_QUERY, _LEGEND))
+        .links([build_link("Board", links.BOARD_URL), *build_runbook_links("What to look at first")])
         .span(12)
         .height(8),
-        _services(),
-        _alerts(),
+        _build_services_table(),
+        _build_alerts_table(),
     ]
 
 
-def _services() -> Builder[Panel]:
+def _build_services_table() -> Builder[Panel]:
     """A row for each service, with links to what tells more of it."""
     this = "${__data.fields.service:percentencode}"
     more = [
-        link("Health on the board", f"{links.BOARD}?q={this}"),
-        link(
+        build_link("Health on the board", f"{links.BOARD_URL}?q={this}"),
+        build_link(
             "Only this service", f"/d/kms-crypto-health?var-env=${{__data.fields.env:percentencode}}&var-service={this}"
         ),
-        link("Alerts", links.ALERTS),
-        link("Runbook: What to look at first", runbook("what-to-look-at-first")),
+        build_link("Alerts", links.ALERTS_URL),
+        build_link("Runbook: What to look at first", build_runbook_url("what-to-look-at-first")),
     ]
     names = {
         "env": "env",
@@ -112,54 +112,54 @@ def _services() -> Builder[Panel]:
         "Value #E": "uptime",
         "Value #F": "errors",
     }
-    panel = table(
+    panel = build_table(
         "Services",
         "Each service: its health, what wraps its data keys, whether it is ready, whether the last round trip of each "
         "of its keys was right, how long since it initialised, its decryption errors. Its name leads to its health.",
         names,
     )
-    for ref, expr in zip("ABCDEF", (_HEALTH, _MODE, _READY, _KEYS, _UPTIME, _ERRORS), strict=True):
-        panel.with_target(columns(f"min by (env, service) ({expr})", ref))
+    for ref, expr in zip("ABCDEF", (_HEALTH_QUERY, _MODE_QUERY, _READY_QUERY, _PROBES_QUERY, _UPTIME_QUERY, _ERRORS_QUERY), strict=True):
+        panel.with_target(query_table(f"min by (env, service) ({expr})", ref))
     return (
-        panel.override_by_name("service", leads(*more))
-        .override_by_name("health", cell(HEALTH))
-        .override_by_name("mode", cell(MODE))
-        .override_by_name("ready", cell(YES))
-        .override_by_name("keys right", cell(YES))
-        .override_by_name("uptime", unit("s"))
-        .override_by_name("errors", unit("cps"))
-        .links([link("Board", links.BOARD), *sections("What to look at first")])
+        panel.override_by_name("service", link_cells(*more))
+        .override_by_name("health", color_cells(HEALTH_LABELS))
+        .override_by_name("mode", color_cells(MODE_LABELS))
+        .override_by_name("ready", color_cells(YES_LABELS))
+        .override_by_name("keys right", color_cells(YES_LABELS))
+        .override_by_name("uptime", set_unit("s"))
+        .override_by_name("errors", set_unit("cps"))
+        .links([build_link("Board", links.BOARD_URL), *build_runbook_links("What to look at first")])
         .span(12)
         .height(9)
     )
 
 
-def _alerts() -> Builder[Panel]:
+def _build_alerts_table() -> Builder[Panel]:
     """A row for each alert. Anchors are in lower case, which PromQL cannot make of a name: a column's words can."""
-    which = f'alertname=~"(KMS|Relay).*", {ENV}, service=~"$service|"'
+    which = f'alertname=~"(KMS|Relay).*", {ENV_SELECTOR}, service=~"$service|"'
     since = f"1000 * (ALERTS{{{which}}} * ignoring (alertstate) group_left () ALERTS_FOR_STATE{{{which}}})"
-    anchors = {name: (name.lower(), None) for name in links.alerts()}
+    anchors = {name: (name.lower(), None) for name in links.list_alert_names()}
     shown = ("alertname", "alertstate", "severity", "env", "service", "target", "version", "channel")
     names = {name: name.removeprefix("alert") for name in shown} | {"Value": "since", "runbook": "runbook"}
     return (
-        table(
+        build_table(
             "Active alerts",
             "The alerts of keypulse that fire or wait to fire, with what to do about each. None is a good sign only "
             "while Prometheus and Alertmanager run: the row of the relay shows whether their heartbeat arrives.",
             names,
         )
-        .with_target(columns(f'label_replace({since}, "runbook", "$1", "alertname", "(.*)")'))
+        .with_target(query_table(f'label_replace({since}, "runbook", "$1", "alertname", "(.*)")'))
         .sort_by([TableSortByFieldState().display_name("state")])  # what fires, then what waits
-        .override_by_name("state", cell(_STATES))
-        .override_by_name("since", unit("dateTimeFromNow"))
+        .override_by_name("state", color_cells(_ALERT_STATE_LABELS))
+        .override_by_name("since", set_unit("dateTimeFromNow"))
         .override_by_name(
             "runbook",
             [
-                DynamicConfigValue(id_val="mappings", value=words(anchors)),
-                *leads(link("What to do", runbook("${__value.text}"))),
+                DynamicConfigValue(id_val="mappings", value=build_value_mappings(anchors)),
+                *link_cells(build_link("What to do", build_runbook_url("${__value.text}"))),
             ],
         )
-        .links([link("Alerts", links.ALERTS), *sections("What to look at first", "Escalation")])
+        .links([build_link("Alerts", links.ALERTS_URL), *build_runbook_links("What to look at first", "Escalation")])
         .span(12)
         .height(9)
     )

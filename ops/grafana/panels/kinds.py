@@ -35,11 +35,11 @@ from grafana_foundation_sdk.models.dashboard import (
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 
 from ops.grafana.links import Link
-from ops.grafana.panels.looks import LIGHT, UNKNOWN, Limits, Words, thresholds, words
+from ops.grafana.panels.looks import RED_GREEN, NO_VALUE_COLOR, ThresholdColors, ValueLabels, build_thresholds, build_value_mappings
 
 
-def stat(title: str, description: str, limits: Limits) -> Stat:
-    """A light for each series, with its name; `limits` begin with the colour from 0 on."""
+def build_stat(title: str, description: str, colors: ThresholdColors) -> Stat:
+    """A light for each series, with its name; `colors` begin with the colour from 0 on."""
     return (
         Stat()
         .title(title)
@@ -48,67 +48,67 @@ def stat(title: str, description: str, limits: Limits) -> Stat:
         .graph_mode(BigValueGraphMode.NONE)
         .text_mode(BigValueTextMode.VALUE_AND_NAME)
         .reduce_options(ReduceDataOptions().calcs(["lastNotNull"]))
-        .thresholds(thresholds(limits, base=UNKNOWN))
-        .color_scheme(_by_thresholds())
+        .thresholds(build_thresholds(colors, base=NO_VALUE_COLOR))
+        .color_scheme(_color_by_thresholds())
         .no_value("no data")
     )
 
 
-def lines(title: str, description: str, limits: Limits | None = None) -> Timeseries:
-    """A line for each series; `limits` are drawn across, where an alert judges by one."""
-    style = GraphThresholdsStyleMode.DASHED if limits else GraphThresholdsStyleMode.OFF
+def build_time_series(title: str, description: str, colors: ThresholdColors | None = None) -> Timeseries:
+    """A line for each series; `colors` are drawn across, where an alert judges by one."""
+    style = GraphThresholdsStyleMode.DASHED if colors else GraphThresholdsStyleMode.OFF
     return (
         Timeseries()
         .title(title)
         .description(description)
-        .thresholds(thresholds(limits))
+        .thresholds(build_thresholds(colors))
         .thresholds_style(GraphThresholdsStyleConfig().mode(style))
         .color_scheme(FieldColor().mode(FieldColorModeId.PALETTE_CLASSIC))
         .fill_opacity(10)
         .axis_soft_min(0)
         .show_points(VisibilityMode.AUTO)
-        .legend(_legend(LegendDisplayMode.TABLE).calcs(["lastNotNull", "max"]))
+        .legend(_build_legend(LegendDisplayMode.TABLE).calcs(["lastNotNull", "max"]))
         .tooltip(VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
     )
 
 
-def bars(title: str, description: str) -> Timeseries:
+def build_bar_chart(title: str, description: str) -> Timeseries:
     """What happened in each interval, one series on the other."""
     return (
-        lines(title, description)
+        build_time_series(title, description)
         .draw_style(GraphDrawStyle.BARS)
         .fill_opacity(80)
         .stacking(StackingConfig().mode(StackingMode.NORMAL).group("A"))
     )
 
 
-def timeline(title: str, description: str, states: Words) -> StateTimeline:
+def build_state_timeline(title: str, description: str, labels: ValueLabels) -> StateTimeline:
     """A bar for each series, in the colour of its state."""
     return (
         StateTimeline()
         .title(title)
         .description(description)
         .unit("none")
-        .mappings(words(states))
-        .thresholds(thresholds(LIGHT, base=UNKNOWN))
-        .color_scheme(_by_thresholds())
+        .mappings(build_value_mappings(labels))
+        .thresholds(build_thresholds(RED_GREEN, base=NO_VALUE_COLOR))
+        .color_scheme(_color_by_thresholds())
         .show_value(VisibilityMode.NEVER)
         .merge_values(merge_values=True)
         .row_height(0.8)
         .fill_opacity(80)
-        .legend(_legend(LegendDisplayMode.LIST))
+        .legend(_build_legend(LegendDisplayMode.LIST))
         .tooltip(VizTooltipOptions().mode(TooltipDisplayMode.SINGLE))
     )
 
 
-def heat(title: str, description: str) -> Heatmap:
+def build_heatmap(title: str, description: str) -> Heatmap:
     """A histogram's buckets over time, in seconds: the darker, the more calls."""
     return (
         Heatmap()
         .title(title)
         .description(description)
         .unit("short")
-        .thresholds(thresholds())
+        .thresholds(build_thresholds())
         .calculate(calculate=False)
         .color(HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Oranges").steps(64))
         .y_axis(YAxisConfig().unit("s"))
@@ -117,56 +117,56 @@ def heat(title: str, description: str) -> Heatmap:
     )
 
 
-def table(title: str, description: str, names: dict[str, str]) -> Table:
+def build_table(title: str, description: str, columns: dict[str, str]) -> Table:
     """A row for each series.
 
     Args:
         title: of the panel.
         description: of the panel.
-        names: the fields to show, in their order, and the heading of each. `Value` is a query's value; where several
+        columns: the fields to show, in their order, and the heading of each. `Value` is a query's value; where several
             queries are merged by their labels, `Value #A` is that of query A.
     """
-    hidden = {"Time": True, "Value": "Value" not in names}
+    hidden = {"Time": True, "Value": "Value" not in columns}
     organized = {
         "excludeByName": {name: True for name, hide in hidden.items() if hide},
-        "indexByName": {name: index for index, name in enumerate(names)},
-        "renameByName": names,
+        "indexByName": {name: index for index, name in enumerate(columns)},
+        "renameByName": columns,
     }
     return (
         Table()
         .title(title)
         .description(description)
         .unit("none")
-        .thresholds(thresholds())
+        .thresholds(build_thresholds())
         .no_value("-")
         .with_transformation(DataTransformerConfig(id_val="merge", options={}))
         .with_transformation(DataTransformerConfig(id_val="organize", options=organized))
     )
 
 
-def cell(states: Words) -> list[DynamicConfigValue]:
+def color_cells(labels: ValueLabels) -> list[DynamicConfigValue]:
     """Of a table's column: words on their colour."""
     return [
-        DynamicConfigValue(id_val="mappings", value=words(states)),
+        DynamicConfigValue(id_val="mappings", value=build_value_mappings(labels)),
         DynamicConfigValue(id_val="custom.cellOptions", value={"type": "color-background", "mode": "basic"}),
     ]
 
 
-def leads(*to: Link) -> list[DynamicConfigValue]:
+def link_cells(*links: Link) -> list[DynamicConfigValue]:
     """Of a table's column: where a click leads."""
-    made = [link.build() for link in to]
+    made = [link.build() for link in links]
     value = [{"title": link.title, "url": link.url, "targetBlank": link.target_blank} for link in made]
     return [DynamicConfigValue(id_val="links", value=value)]
 
 
-def unit(name: str) -> list[DynamicConfigValue]:
+def set_unit(name: str) -> list[DynamicConfigValue]:
     """Of a table's column."""
     return [DynamicConfigValue(id_val="unit", value=name)]
 
 
-def _by_thresholds() -> FieldColor:
+def _color_by_thresholds() -> FieldColor:
     return FieldColor().mode(FieldColorModeId.THRESHOLDS)
 
 
-def _legend(mode: LegendDisplayMode) -> VizLegendOptions:
+def _build_legend(mode: LegendDisplayMode) -> VizLegendOptions:
     return VizLegendOptions().show_legend(show_legend=True).display_mode(mode).placement(LegendPlacement.BOTTOM)

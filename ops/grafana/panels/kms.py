@@ -4,11 +4,11 @@ from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models.dashboard import Panel
 
 from ops.grafana import links
-from ops.grafana.links import link, runbook, sections
-from ops.grafana.panels.kinds import bars, heat, leads, lines, stat, table, timeline
-from ops.grafana.panels.looks import YES
-from ops.grafana.panels.queries import buckets, columns, now, over_time
-from ops.grafana.variables import SERVICE
+from ops.grafana.links import build_link, build_runbook_url, build_runbook_links
+from ops.grafana.panels.kinds import build_bar_chart, build_heatmap, link_cells, build_time_series, build_stat, build_table, build_state_timeline
+from ops.grafana.panels.looks import YES_LABELS
+from ops.grafana.panels.queries import query_buckets, query_table, query_instant, query_range
+from ops.grafana.variables import SERVICE_SELECTOR
 
 _OPERATIONS = {
     "encrypt": "Encrypt",
@@ -17,132 +17,132 @@ _OPERATIONS = {
 }
 
 
-def latency() -> list[Builder[Panel]]:
+def build_latency_panels() -> list[Builder[Panel]]:
     """Median, tail, and the whole distribution for each operation."""
-    return [_quantile(0.5, "half"), _quantile(0.95, "19 of 20"), *(_distribution(name) for name in _OPERATIONS)]
+    return [_build_quantile_panel(0.5, "half"), _build_quantile_panel(0.95, "19 of 20"), *(_build_heatmap_panel(name) for name in _OPERATIONS)]
 
 
-def _quantile(q: float, share: str) -> Builder[Panel]:
+def _build_quantile_panel(quantile: float, percentile: str) -> Builder[Panel]:
     series = "sum by (env, service, target, operation, le)"
-    rate = f"rate(kms_operation_duration_seconds_bucket{{{SERVICE}}}[$__rate_interval])"
+    rate = f"rate(kms_operation_duration_seconds_bucket{{{SERVICE_SELECTOR}}}[$__rate_interval])"
     return (
-        lines(
-            f"Latency, p{q * 100:.0f}",
-            f"The time within which {share} of the calls to KMS end, by key and operation; a timeout counts at its "
+        build_time_series(
+            f"Latency, p{quantile * 100:.0f}",
+            f"The time within which {percentile} of the calls to KMS end, by key and operation; a timeout counts at its "
             "full length. KMSHighLatency judges p95 by the line at 1 s.",
             {1: "red"},
         )
         .with_target(
-            over_time(f"histogram_quantile({q}, {series} ({rate}))", "{{env}} {{service}} {{target}} {{operation}}")
+            query_range(f"histogram_quantile({quantile}, {series} ({rate}))", "{{env}} {{service}} {{target}} {{operation}}")
         )
         .unit("s")
-        .links([*sections("KMSHighLatency", "timeout"), link("Alerts", links.ALERTS)])
+        .links([*build_runbook_links("KMSHighLatency", "timeout"), build_link("Alerts", links.ALERTS_URL)])
         .span(12)
         .height(8)
     )
 
 
-def _distribution(operation: str) -> Builder[Panel]:
-    selected = f'{SERVICE}, operation="{operation}"'
+def _build_heatmap_panel(operation: str) -> Builder[Panel]:
+    selected = f'{SERVICE_SELECTOR}, operation="{operation}"'
     rate = f"increase(kms_operation_duration_seconds_bucket{{{selected}}}[$__rate_interval])"
     return (
-        heat(
+        build_heatmap(
             f"Latency of {operation}",
             f"{_OPERATIONS[operation]}: how many calls took how long, in seconds, of all keys together.",
         )
-        .with_target(buckets(f"sum by (le) ({rate})"))
-        .links(sections("KMSHighLatency"))
+        .with_target(query_buckets(f"sum by (le) ({rate})"))
+        .links(build_runbook_links("KMSHighLatency"))
         .span(8)
         .height(8)
     )
 
 
-def failures() -> list[Builder[Panel]]:
+def build_failure_panels() -> list[Builder[Panel]]:
     """Which key fails, since when, and why."""
-    failed = f"kms_probe_failures_total{{{SERVICE}}}"
+    failed = f"kms_probe_failures_total{{{SERVICE_SELECTOR}}}"
     names = {name: name for name in ("env", "service", "target", "operation", "reason")} | {"Value": "failures"}
-    last = f"time() - max by (env, service, target) (kms_probe_last_success_timestamp_seconds{{{SERVICE}}})"
-    explained = link("What it means", runbook("${__value.raw}"))
+    last = f"time() - max by (env, service, target) (kms_probe_last_success_timestamp_seconds{{{SERVICE_SELECTOR}}})"
+    explained = build_link("What it means", build_runbook_url("${__value.raw}"))
     return [
-        timeline(
+        build_state_timeline(
             "Round trips",
             "Whether the last round trip with each key was right in every respect: encrypt, check, decrypt, compare.",
-            YES,
+            YES_LABELS,
         )
         .with_target(
-            over_time(
-                f"min by (env, service, target) (kms_probe_success{{{SERVICE}}})", "{{env}} {{service}} {{target}}"
+            query_range(
+                f"min by (env, service, target) (kms_probe_success{{{SERVICE_SELECTOR}}})", "{{env}} {{service}} {{target}}"
             )
         )
-        .links([link("Board", links.BOARD), *sections("KMSProbeFailing")])
+        .links([build_link("Board", links.BOARD_URL), *build_runbook_links("KMSProbeFailing")])
         .span(16)
         .height(8),
-        stat(
+        build_stat(
             "Since the last right round trip",
             "How long ago a round trip with each key was right. Orange after a minute, red after 5.",
             {0: "green", 60: "orange", 300: "red"},
         )
-        .with_target(now(last, "{{env}} {{service}} {{target}}"))
+        .with_target(query_instant(last, "{{env}} {{service}} {{target}}"))
         .unit("s")
-        .links(sections("KMSProbeFailing"))
+        .links(build_runbook_links("KMSProbeFailing"))
         .span(8)
         .height(8),
-        bars(
+        build_bar_chart(
             "Failures by reason",
             "What failed in each interval, by reason. Each reason counts from 0: a gap is an exporter that is gone.",
         )
-        .with_target(over_time(f"sum by (reason) (increase({failed}[$__rate_interval]))", "{{reason}}"))
+        .with_target(query_range(f"sum by (reason) (increase({failed}[$__rate_interval]))", "{{reason}}"))
         .unit("short")
-        .links(sections("What a reason means"))
+        .links(build_runbook_links("What a reason means"))
         .span(12)
         .height(8),
-        table(
+        build_table(
             "Failures of each key",
             "How often which operation failed, and why, within the time range. The reason leads to what it means.",
             names,
         )
         .with_target(
-            columns(f"round(sum by (env, service, target, operation, reason) (increase({failed}[$__range]))) > 0")
+            query_table(f"round(sum by (env, service, target, operation, reason) (increase({failed}[$__range]))) > 0")
         )
-        .override_by_name("reason", leads(explained))
-        .links(sections("What a reason means", "KMSProbeFailing"))
+        .override_by_name("reason", link_cells(explained))
+        .links(build_runbook_links("What a reason means", "KMSProbeFailing"))
         .span(12)
         .height(8),
     ]
 
 
-def calls() -> list[Builder[Panel]]:
+def build_call_panels() -> list[Builder[Panel]]:
     """How many calls, and what they cost."""
-    called = f"kms_operations_total{{{SERVICE}}}"
-    billed = f'kms_operations_total{{{SERVICE}, operation=~"encrypt|decrypt|canary_decrypt"}}'
+    called = f"kms_operations_total{{{SERVICE_SELECTOR}}}"
+    billed = f'kms_operations_total{{{SERVICE_SELECTOR}, operation=~"encrypt|decrypt|canary_decrypt"}}'
     month = f"sum by (env, service) (rate({billed}[1h])) * 86400 * 30 * 0.03 / 10000"
     return [
-        lines("Calls by operation", "Calls of the exporter to KMS per second, reads of the key included.")
-        .with_target(over_time(f"sum by (operation) (rate({called}[$__rate_interval]))", "{{operation}}"))
+        build_time_series("Calls by operation", "Calls of the exporter to KMS per second, reads of the key included.")
+        .with_target(query_range(f"sum by (operation) (rate({called}[$__rate_interval]))", "{{operation}}"))
         .unit("cps")
-        .links(sections("quota_exhausted"))
+        .links(build_runbook_links("quota_exhausted"))
         .span(9)
         .height(8),
-        lines("Calls by key", "Calls of the exporter to KMS per second, by key.")
+        build_time_series("Calls by key", "Calls of the exporter to KMS per second, by key.")
         .with_target(
-            over_time(
+            query_range(
                 f"sum by (env, service, target) (rate({called}[$__rate_interval]))", "{{env}} {{service}} {{target}}"
             )
         )
         .unit("cps")
-        .links(sections("quota_exhausted"))
+        .links(build_runbook_links("quota_exhausted"))
         .span(9)
         .height(8),
-        stat(
+        build_stat(
             "Costs of probing in 30 days",
             "At the pace of the last hour, and 0.03 USD for 10,000 cryptographic operations; reading a key is free. "
             "Orange above 10 USD.",
             {0: "green", 10: "orange"},
         )
-        .with_target(now(month, "{{env}} {{service}}"))
+        .with_target(query_instant(month, "{{env}} {{service}}"))
         .unit("currencyUSD")
         .decimals(2)
-        .links(sections("quota_exhausted"))
+        .links(build_runbook_links("quota_exhausted"))
         .span(6)
         .height(8),
     ]

@@ -12,31 +12,31 @@ from grafana_foundation_sdk.models.dashboard import (
     ValueMappingResult,
 )
 
-Limits = Mapping[float, str]
-Words = Mapping[str, tuple[str, str | None]]
+ThresholdColors = Mapping[float, str]
+ValueLabels = Mapping[str, tuple[str, str | None]]
 """What a value is called, and in which colour."""
-PLAIN: Final = "green"
-UNKNOWN: Final = "#808080"
+DEFAULT_COLOR: Final = "green"
+NO_VALUE_COLOR: Final = "#808080"
 """Of a light that has no value, and so is neither green nor red."""
-LIGHT: Final[Limits] = {0: "red", 1: "green"}
-HEALTH: Final[Words] = {"0": ("failing", "red"), "1": ("healthy", "green")}
-MODE: Final[Words] = {"0": ("env", "red"), "1": ("kms", "green")}
-YES: Final[Words] = {"0": ("no", "red"), "1": ("yes", "green")}
+RED_GREEN: Final[ThresholdColors] = {0: "red", 1: "green"}
+HEALTH_LABELS: Final[ValueLabels] = {"0": ("failing", "red"), "1": ("healthy", "green")}
+MODE_LABELS: Final[ValueLabels] = {"0": ("env", "red"), "1": ("kms", "green")}
+YES_LABELS: Final[ValueLabels] = {"0": ("no", "red"), "1": ("yes", "green")}
 
 
-def thresholds(limits: Limits | None = None, base: str = PLAIN) -> ThresholdsConfig:
+def build_thresholds(colors: ThresholdColors | None = None, base: str = DEFAULT_COLOR) -> ThresholdsConfig:
     """`base` up to the first limit, then the colour of each limit from its value on."""
-    steps = [Threshold(value=value, color=color) for value, color in sorted((limits or {}).items())]
+    steps = [Threshold(value=value, color=color) for value, color in sorted((colors or {}).items())]
     return ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps([Threshold(value=None, color=base), *steps])
 
 
-def words(mapped: Words) -> list[ValueMapping]:
+def build_value_mappings(labels: ValueLabels) -> list[ValueMapping]:
     """Values that are shown as words."""
     return [
         ValueMap(
             options={
                 value: ValueMappingResult(text=text, color=color, index=index)
-                for index, (value, (text, color)) in enumerate(mapped.items())
+                for index, (value, (text, color)) in enumerate(labels.items())
             }
         )
     ]

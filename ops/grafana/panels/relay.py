@@ -4,82 +4,82 @@ from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models.dashboard import Panel
 
 from ops.grafana import links
-from ops.grafana.links import link, sections
-from ops.grafana.panels.kinds import bars, lines, stat, timeline
-from ops.grafana.panels.queries import now, over_time
-from ops.grafana.variables import ENV
+from ops.grafana.links import build_link, build_runbook_links
+from ops.grafana.panels.kinds import build_bar_chart, build_time_series, build_stat, build_state_timeline
+from ops.grafana.panels.queries import query_instant, query_range
+from ops.grafana.variables import ENV_SELECTOR
 
-_UP = {"0": ("refuses", "red"), "1": ("accepts", "green")}
-_CHANNEL = "{{env}} {{channel}}"
+_CHANNEL_LABELS = {"0": ("refuses", "red"), "1": ("accepts", "green")}
+_LEGEND = "{{env}} {{channel}}"
 
 
-def panels() -> list[Builder[Panel]]:
+def build_panels() -> list[Builder[Panel]]:
     """From the webhook to the receipt."""
     return [
-        timeline("Channels", "Whether each channel's provider accepts messages at all.", _UP)
-        .with_target(over_time(f"min by (env, channel) (relay_channel_up{{{ENV}}})", _CHANNEL))
-        .links([link("Relay", links.RELAY), *sections("RelayChannelFailing", "What a channel's reason means")])
+        build_state_timeline("Channels", "Whether each channel's provider accepts messages at all.", _CHANNEL_LABELS)
+        .with_target(query_range(f"min by (env, channel) (relay_channel_up{{{ENV_SELECTOR}}})", _LEGEND))
+        .links([build_link("Relay", links.RELAY_URL), *build_runbook_links("RelayChannelFailing", "What a channel's reason means")])
         .span(12)
         .height(8),
-        stat(
+        build_stat(
             "Dead letters",
             "Messages that were given up, by channel; they are kept, and can be sent again.",
             {0: "green", 1: "red"},
         )
-        .with_target(now(f'max by (env, channel) (relay:outbox_deliveries{{{ENV}, state="dead"}})', _CHANNEL))
+        .with_target(query_instant(f'max by (env, channel) (relay:outbox_deliveries{{{ENV_SELECTOR}, state="dead"}})', _LEGEND))
         .unit("short")
-        .links([link("Relay", links.RELAY), *sections("RelayDeadLetters")])
+        .links([build_link("Relay", links.RELAY_URL), *build_runbook_links("RelayDeadLetters")])
         .span(6)
         .height(8),
-        stat(
+        build_stat(
             "Since the last heartbeat",
             "How long ago Alertmanager's Watchdog arrived. Red after 5 minutes: Prometheus or Alertmanager is gone, "
             "and no alert arrives either.",
             {0: "green", 300: "red"},
         )
         .with_target(
-            now(
-                f"time() - max by (env, watchdog) (relay_watchdog_last_seen_timestamp_seconds{{{ENV}}})",
+            query_instant(
+                f"time() - max by (env, watchdog) (relay_watchdog_last_seen_timestamp_seconds{{{ENV_SELECTOR}}})",
                 "{{env}} {{watchdog}}",
             )
         )
         .unit("s")
-        .links(sections("Watchdog", "WatchdogAbsent"))
+        .links(build_runbook_links("Watchdog", "WatchdogAbsent"))
         .span(6)
         .height(8),
-        _receipt(0.5, "half"),
-        _receipt(0.95, "19 of 20"),
-        lines("Outbox", "Messages that wait, by channel and state.")
-        .with_target(over_time(f'relay:outbox_deliveries{{{ENV}, state!="dead"}}', "{{env}} {{channel}} {{state}}"))
+        _build_receipt_panel(0.5, "half"),
+        _build_receipt_panel(0.95, "19 of 20"),
+        build_time_series("Outbox", "Messages that wait, by channel and state.")
+        .with_target(query_range(f'relay:outbox_deliveries{{{ENV_SELECTOR}, state!="dead"}}', "{{env}} {{channel}} {{state}}"))
         .unit("short")
         .decimals(0)
-        .links([link("Relay", links.RELAY), *sections("RelayOutboxStuck")])
+        .links([build_link("Relay", links.RELAY_URL), *build_runbook_links("RelayOutboxStuck")])
         .span(12)
         .height(8),
-        lines(
+        build_time_series(
             "Age of the oldest that waits",
             "How long the oldest message has waited, by channel; absent where none does. RelayOutboxStuck judges by "
             "the lines: 10 minutes while nothing is delivered, 2 hours while something is.",
             {600: "orange", 7200: "red"},
         )
-        .with_target(over_time(f"time() - relay:outbox_oldest_timestamp_seconds{{{ENV}}}", _CHANNEL))
+        .with_target(query_range(f"time() - relay:outbox_oldest_timestamp_seconds{{{ENV_SELECTOR}}}", _LEGEND))
         .unit("s")
-        .links([link("Relay", links.RELAY), *sections("RelayOutboxStuck")])
+        .links([build_link("Relay", links.RELAY_URL), *build_runbook_links("RelayOutboxStuck")])
         .span(12)
         .height(8),
-        _events(
+        _build_event_panel(
             "Deliveries",
             "Deliveries that ended in each interval: delivered, superseded by a later event, or dead.",
             ("relay_deliveries_total", "channel, outcome"),
             "RelayDeadLetters",
         ),
-        _events(
+        _build_event_panel(
             "Attempts by reason",
             "Attempts to send in each interval: ok, or why not.",
             ("relay_delivery_attempts_total", "channel, reason"),
             "What a channel's reason means",
         ),
-        _events(
+        _build_event_panel(
             "Webhooks",
             "Alertmanager's webhooks in each interval, by the status of the answer. What is answered 4xx reaches "
             "nobody; 503 is tried again.",
@@ -90,32 +90,32 @@ def panels() -> list[Builder[Panel]]:
     ]
 
 
-def _receipt(q: float, share: str) -> Builder[Panel]:
-    rate = f"rate(relay_delivery_duration_seconds_bucket{{{ENV}}}[$__rate_interval])"
+def _build_receipt_panel(quantile: float, percentile: str) -> Builder[Panel]:
+    rate = f"rate(relay_delivery_duration_seconds_bucket{{{ENV_SELECTOR}}}[$__rate_interval])"
     return (
-        lines(
-            f"Accept to receipt, p{q * 100:.0f}",
-            f"The time within which {share} of the messages got from the webhook to the provider's receipt, by "
+        build_time_series(
+            f"Accept to receipt, p{quantile * 100:.0f}",
+            f"The time within which {percentile} of the messages got from the webhook to the provider's receipt, by "
             "channel. The line is at a minute.",
             {60: "orange"},
         )
-        .with_target(over_time(f"histogram_quantile({q}, sum by (env, channel, le) ({rate}))", _CHANNEL))
+        .with_target(query_range(f"histogram_quantile({quantile}, sum by (env, channel, le) ({rate}))", _LEGEND))
         .unit("s")
-        .links([link("Relay", links.RELAY), *sections("RelayOutboxStuck")])
+        .links([build_link("Relay", links.RELAY_URL), *build_runbook_links("RelayOutboxStuck")])
         .span(12)
         .height(8)
     )
 
 
-def _events(title: str, description: str, counted: tuple[str, str], *headings: str) -> Builder[Panel]:
+def _build_event_panel(title: str, description: str, counted: tuple[str, str], *headings: str) -> Builder[Panel]:
     """A counter's increases by its labels."""
     counter, by = counted
     legend = " ".join(f"{{{{{label}}}}}" for label in by.split(", "))
     return (
-        bars(title, description)
-        .with_target(over_time(f"sum by ({by}) (increase({counter}{{{ENV}}}[$__rate_interval]))", legend))
+        build_bar_chart(title, description)
+        .with_target(query_range(f"sum by ({by}) (increase({counter}{{{ENV_SELECTOR}}}[$__rate_interval]))", legend))
         .unit("short")
-        .links(sections(*headings))
+        .links(build_runbook_links(*headings))
         .span(8)
         .height(8)
     )

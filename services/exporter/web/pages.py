@@ -17,21 +17,21 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
-from services.exporter.history import FAILURES, FailureSpan, History, quantile
+from services.exporter.history import MAX_FAILURE_SPANS, FailureSpan, History, compute_quantile
 from services.exporter.web import advice, cards, plot, words
-from services.exporter.web.board import Asked, Board, Heads, Look, look
-from services.exporter.web.findings import WORDS, Light, of_versions
+from services.exporter.web.board import BoardQuery, Board, CardCache, BoardCursor, build_board
+from services.exporter.web.findings import STATUS_LABELS, HealthStatus, format_versions
 from shared import VERSION
 from shared.auth import Endpoint
-from shared.guard import GuardedRoute, Requires
+from shared.guard import ProtectedRoute, RouteRequirements
 from shared.settings import Role
 
-_FOLDER: Final = Path(__file__).parent / "board"
-_TYPES: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-_FILES: Final = {
-    file.name: (file.read_bytes(), _TYPES[file.suffix]) for file in _FOLDER.iterdir() if file.suffix in _TYPES
+_ASSET_FOLDER: Final = Path(__file__).parent / "board"
+_MEDIA_TYPES: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_ASSETS: Final = {
+    file.name: (file.read_bytes(), _MEDIA_TYPES[file.suffix]) for file in _ASSET_FOLDER.iterdir() if file.suffix in _MEDIA_TYPES
 }
-HEADERS: Final = {
+SECURITY_HEADERS: Final = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
@@ -49,9 +49,9 @@ class Pages:
 
     Args:
         history: what is shown.
-        stale_after: seconds without news after which the last ones are said to be old.
-        overdue_after: seconds after which a right round trip is no success any more.
-        runbook: the URL of docs/KMS_OPERATIONS.md as people here read it; without it, sections are named only.
+        result_max_age: seconds without news after which the last ones are said to be old.
+        success_max_age: seconds after which a right round trip is no success any more.
+        runbook_url: the URL of docs/KMS_OPERATIONS.md as people here read it; without it, sections are named only.
         clock: Unix seconds.
     """
 
@@ -59,144 +59,144 @@ class Pages:
         self,
         history: History,
         *,
-        stale_after: float,
-        overdue_after: float = math.inf,
-        runbook: str | None = None,
+        result_max_age: float,
+        success_max_age: float = math.inf,
+        runbook_url: str | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._history = history
-        self._max_age = cards.MaxAge(stale_after, overdue_after)
-        self._heads = Heads(self._max_age)
+        self._max_age = cards.MaxAges(result_max_age, success_max_age)
+        self._cards = CardCache(self._max_age)
         self._clock = clock
-        self._boot = token_hex(8)  # a number of an earlier process's history says nothing here
+        self._process_id = token_hex(8)  # a number of an earlier process's history says nothing here
         self._templates = Environment(
-            loader=FileSystemLoader(_FOLDER),
+            loader=FileSystemLoader(_ASSET_FOLDER),
             autoescape=True,
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
         )
         self._templates.filters.update(
-            ago=words.ago,
-            span=words.span,
-            moment=words.moment,
-            short=words.short,
-            iso=words.iso,
-            took=words.took,
-            rounded=words.rounded,
-            quantile=quantile,
+            ago=words.format_age,
+            span=words.format_duration,
+            moment=words.format_time,
+            short=words.format_short_time,
+            iso=words.format_rfc3339,
+            took=words.format_latency,
+            rounded=words.format_scale,
+            quantile=compute_quantile,
         )
         self._templates.globals.update(
             version=VERSION,
-            runbook=runbook,
-            runbook_file=advice.RUNBOOK,
-            Light=Light,
-            WORDS=WORDS,
-            LISTED=cards.LISTED,
-            FAILURES=FAILURES,
+            runbook=runbook_url,
+            runbook_file=advice.RUNBOOK_FILE,
+            Light=HealthStatus,
+            WORDS=STATUS_LABELS,
+            LISTED=cards.MAX_LISTED_VERSIONS,
+            FAILURES=MAX_FAILURE_SPANS,
             plot=plot,
-            protection=cards.protection,
-            versions=cards.versions,
-            canaries=cards.canaries,
-            data_keys=cards.data_keys,
-            last_rotated=cards.last_rotated,
-            of_versions=of_versions,
-            of_the_way=advice.of_the_way,
-            of_a_failure=advice.of_a_failure,
+            protection=cards.get_protection_level,
+            versions=cards.sort_versions,
+            canaries=cards.sort_canaries,
+            data_keys=cards.format_data_keys,
+            last_rotated=cards.get_last_rotation_time,
+            of_versions=format_versions,
+            of_the_way=advice.describe_connectivity,
+            of_a_failure=advice.advise_on_failure,
         )
 
-    def routes(self) -> list[GuardedRoute]:
+    def build_routes(self) -> list[ProtectedRoute]:
         """The page at `/` and what it needs."""
-        page, part = Requires(Role.VIEWER, browser=True, linked=True), Requires(Role.VIEWER, browser=True)
+        page, part = RouteRequirements(Role.VIEWER, challenges_browser=True, allows_cross_site_link=True), RouteRequirements(Role.VIEWER, challenges_browser=True)
         return [
-            GuardedRoute("/", _fenced(self._page), page),
-            GuardedRoute("/history", _fenced(self._failures), page),
-            GuardedRoute("/api/board", _fenced(self._changes), part),
-            GuardedRoute("/board/{name}", _fenced(self._file), part),
+            ProtectedRoute("/", _add_security_headers(self._show_board), page),
+            ProtectedRoute("/history", _add_security_headers(self._show_history), page),
+            ProtectedRoute("/api/board", _add_security_headers(self._get_board_changes), part),
+            ProtectedRoute("/board/{name}", _add_security_headers(self._serve_asset), part),
         ]
 
-    async def _page(self, request: Request) -> Response:
-        asked = Asked.of(request.query_params)
-        board = look(self._history, self._heads, asked, self._clock())
-        return HTMLResponse(await run_in_threadpool(self._html, board, asked))
+    async def _show_board(self, request: Request) -> Response:
+        asked = BoardQuery.parse(request.query_params)
+        board = build_board(self._history, self._cards, asked, self._clock())
+        return HTMLResponse(await run_in_threadpool(self._render_board, board, asked))
 
-    async def _changes(self, request: Request) -> Response:
+    async def _get_board_changes(self, request: Request) -> Response:
         """What is new for a page that looked before, as HTML by the id of its card."""
-        asked = Asked.of(request.query_params)
-        last = self._last(request.query_params.get("cursor", ""))
-        board = look(self._history, self._heads, asked, self._clock(), last)
-        return JSONResponse(await run_in_threadpool(self._news, board, asked))
+        asked = BoardQuery.parse(request.query_params)
+        last = self._parse_cursor(request.query_params.get("cursor", ""))
+        board = build_board(self._history, self._cards, asked, self._clock(), last)
+        return JSONResponse(await run_in_threadpool(self._render_changes, board, asked))
 
-    async def _failures(self, request: Request) -> Response:
+    async def _show_history(self, request: Request) -> Response:
         name = request.query_params.get("target")
         if not name:
-            return HTMLResponse(await run_in_threadpool(self._failed, None, self._latest()))
+            return HTMLResponse(await run_in_threadpool(self._render_history, None, self._list_latest_failures()))
         record = self._history.targets.get(name)
         if record is None:
             return PlainTextResponse("there is no such target; / lists all of them\n", status_code=404)
         now = self._clock()
         record = record.copy(now)
-        head = cards.head(record, now, self._max_age)
-        rows = [(name, span) for span in reversed(record.failures)]
-        return HTMLResponse(await run_in_threadpool(self._failed, head, rows))
+        head = cards.build_card(record, now, self._max_age)
+        rows = [(name, span) for span in reversed(record.failure_spans)]
+        return HTMLResponse(await run_in_threadpool(self._render_history, head, rows))
 
-    def _latest(self) -> list[tuple[str, FailureSpan]]:
+    def _list_latest_failures(self) -> list[tuple[str, FailureSpan]]:
         """The last failures of all keys, the newest first, each with its key's name; copies."""
-        found = [(record.target, span) for record in self._history.targets.values() for span in record.failures]
-        latest = nlargest(FAILURES, found, key=lambda failure: failure[1].last)
+        found = [(record.target, span) for record in self._history.targets.values() for span in record.failure_spans]
+        latest = nlargest(MAX_FAILURE_SPANS, found, key=lambda failure: failure[1].last_at)
         return [(name, replace(span)) for name, span in latest]
 
-    def _failed(self, head: cards.Head | None, rows: Sequence[tuple[str, FailureSpan]]) -> str:
-        return self._template("history.html.j2").render(head=head, rows=rows, now=self._clock())
+    def _render_history(self, card: cards.Card | None, rows: Sequence[tuple[str, FailureSpan]]) -> str:
+        return self._get_template("history.html.j2").render(head=card, rows=rows, now=self._clock())
 
-    async def _file(self, request: Request) -> Response:
-        found = _FILES.get(request.path_params["name"])
+    async def _serve_asset(self, request: Request) -> Response:
+        found = _ASSETS.get(request.path_params["name"])
         if found is None:
             return PlainTextResponse("there is no such file\n", status_code=404)
         return Response(found[0], media_type=found[1])
 
-    def _template(self, name: str) -> Template:
+    def _get_template(self, name: str) -> Template:
         return self._templates.get_template(name)
 
-    def _html(self, board: Board, asked: Asked) -> str:
-        return self._template("board.html.j2").render(board=board, asked=asked, cursor=self._cursor(board))
+    def _render_board(self, board: Board, query: BoardQuery) -> str:
+        return self._get_template("board.html.j2").render(board=board, asked=query, cursor=self._format_cursor(board))
 
-    def _news(self, board: Board, asked: Asked) -> dict[str, object]:
-        parts: Any = self._template("parts.html.j2").module  # its macros
+    def _render_changes(self, board: Board, query: BoardQuery) -> dict[str, object]:
+        parts: Any = self._get_template("parts.html.j2").module  # its macros
         return {
-            "cursor": self._cursor(board),
+            "cursor": self._format_cursor(board),
             "overall": str(parts.overall(board)),
             "title": str(parts.title(board)),
             "sections": {
                 section.kind: {
-                    "order": section.order,
+                    "order": section.card_ids,
                     "total": section.total,
-                    "foot": str(parts.foot(section, asked)),
+                    "foot": str(parts.foot(section, query)),
                 }
                 for section in board.sections
             },
-            "cards": {head.id: str(parts.card(head, board.at)) for section in board.sections for head in section.fresh},
+            "cards": {head.id: str(parts.card(head, board.created_at)) for section in board.sections for head in section.changed_cards},
         }
 
-    def _cursor(self, board: Board) -> str:
-        return f"{self._boot}.{board.version}.{board.at!r}"
+    def _format_cursor(self, board: Board) -> str:
+        return f"{self._process_id}.{board.history_version}.{board.created_at!r}"
 
-    def _last(self, cursor: str) -> Look | None:
+    def _parse_cursor(self, cursor: str) -> BoardCursor | None:
         """The look that a cursor stands for; None where it is none of ours."""
         boot, _, rest = cursor.partition(".")
         version, _, at = rest.partition(".")
         try:
-            return Look(int(version), float(at)) if boot == self._boot else None
+            return BoardCursor(int(version), float(at)) if boot == self._process_id else None
         except ValueError:
             return None
 
 
-def _fenced(page: Endpoint) -> Endpoint:
+def _add_security_headers(page: Endpoint) -> Endpoint:
     """`page`, with the headers that say what a browser may do with it."""
 
     async def answer(request: Request) -> Response:
         response = await page(request)
-        response.headers.update(HEADERS)
+        response.headers.update(SECURITY_HEADERS)
         return response
 
     return answer

@@ -8,15 +8,15 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from services.exporter.history import WINDOW, RoundTrips
+from services.exporter.history import ROUND_TRIP_WINDOW, RoundTrips
 
 WIDTH = 360
 HEIGHT = 60
-STEPS = 120
+POINTS = 120
 """Points of a line, half a minute each; of several round trips in one the slowest is shown."""
-LEAST = 0.0001
+MIN_SECONDS = 0.0001
 """Seconds; what is faster is drawn here."""
-_DECADE = (1, 2, 5)
+_DECADE_STEPS = (1, 2, 5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,46 +37,46 @@ class Plot:
     decrypt: tuple[str, ...]
     failures: tuple[float, ...]
     """Where a round trip failed: x."""
-    least: float | None
+    min_seconds: float | None
     """Seconds of the fastest call that is drawn; None where no call has a length."""
-    most: float | None
+    max_seconds: float | None
     """Seconds of the slowest."""
     ticks: tuple[Tick, ...]
     """From the lower edge to the upper one; none where no call has a length."""
 
 
-def plot(trips: RoundTrips, now: float) -> Plot | None:
+def build_plot(round_trips: RoundTrips, now: float) -> Plot | None:
     """The plot of the hour before `now`; None where nothing was tried in it."""
-    steps = [_step(at, now) for at in trips.at]
-    if not any(0 <= step < STEPS for step in steps):
+    steps = [_compute_point(at, now) for at in round_trips.ended_at]
+    if not any(0 <= step < POINTS for step in steps):
         return None
-    encrypt, decrypt = _slowest(steps, trips.encrypt), _slowest(steps, trips.decrypt)
+    encrypt, decrypt = _find_slowest(steps, round_trips.encrypt), _find_slowest(steps, round_trips.decrypt)
     lengths = [*encrypt.values(), *decrypt.values()]
-    marks = _scale(min(lengths), max(lengths)) if lengths else []
-    failed = {step for step, ok in zip(steps, trips.ok, strict=True) if not ok and 0 <= step < STEPS}
-    tried = sorted({step for step in steps if 0 <= step < STEPS})
+    marks = _build_scale(min(lengths), max(lengths)) if lengths else []
+    failed = {step for step, ok in zip(steps, round_trips.succeeded, strict=True) if not ok and 0 <= step < POINTS}
+    tried = sorted({step for step in steps if 0 <= step < POINTS})
 
     def lines(values: dict[int, float]) -> tuple[str, ...]:
-        return tuple(_lines({step: _y(value, marks) for step, value in values.items()}, tried))
+        return tuple(_build_polylines({step: _compute_y(value, marks) for step, value in values.items()}, tried))
 
     return Plot(
         lines(encrypt),
         lines(decrypt),
-        tuple(map(_x, sorted(failed))),
+        tuple(map(_compute_x, sorted(failed))),
         min(lengths, default=None),
         max(lengths, default=None),
-        tuple(Tick(mark, round(100 * _y(mark, marks) / HEIGHT, 1)) for mark in _choose_ticks(marks)),
+        tuple(Tick(mark, round(100 * _compute_y(mark, marks) / HEIGHT, 1)) for mark in _choose_ticks(marks)),
     )
 
 
-def _scale(least: float, most: float) -> list[float]:
+def _build_scale(min_seconds: float, max_seconds: float) -> list[float]:
     """1, 2, 5, 10, and so on, around all values: a decade at least, so that noise does not look like news."""
-    least, most = max(least, LEAST), max(most, LEAST)
-    first = math.floor(math.log10(least))
-    known = [step * 10.0**power for power in range(first, math.ceil(math.log10(most)) + 2) for step in _DECADE]
-    low = max((n for n, mark in enumerate(known) if mark <= least * (1 + 1e-6)), default=0)
-    high = next(n for n, mark in enumerate(known) if mark >= most * (1 - 1e-6))
-    return known[low : max(high, low + len(_DECADE)) + 1]
+    min_seconds, max_seconds = max(min_seconds, MIN_SECONDS), max(max_seconds, MIN_SECONDS)
+    first = math.floor(math.log10(min_seconds))
+    known = [step * 10.0**power for power in range(first, math.ceil(math.log10(max_seconds)) + 2) for step in _DECADE_STEPS]
+    low = max((n for n, mark in enumerate(known) if mark <= min_seconds * (1 + 1e-6)), default=0)
+    high = next(n for n, mark in enumerate(known) if mark >= max_seconds * (1 - 1e-6))
+    return known[low : max(high, low + len(_DECADE_STEPS)) + 1]
 
 
 def _choose_ticks(marks: Sequence[float]) -> Sequence[float]:
@@ -85,34 +85,34 @@ def _choose_ticks(marks: Sequence[float]) -> Sequence[float]:
     return decades if len(decades) > 1 else marks
 
 
-def _y(seconds: float, marks: Sequence[float]) -> float:
+def _compute_y(seconds: float, marks: Sequence[float]) -> float:
     """From the top."""
-    up = math.log(max(seconds, LEAST) / marks[0]) / math.log(marks[-1] / marks[0])
+    up = math.log(max(seconds, MIN_SECONDS) / marks[0]) / math.log(marks[-1] / marks[0])
     return HEIGHT * (1 - min(max(0.0, up), 1.0))
 
 
-def _step(at: float, now: float) -> int:
-    return math.ceil((at - now + WINDOW) / WINDOW * STEPS) - 1  # the last one holds what is now
+def _compute_point(at: float, now: float) -> int:
+    return math.ceil((at - now + ROUND_TRIP_WINDOW) / ROUND_TRIP_WINDOW * POINTS) - 1  # the last one holds what is now
 
 
-def _x(step: int) -> float:
-    return round((step + 0.5) * WIDTH / STEPS, 1)
+def _compute_x(step: int) -> float:
+    return round((step + 0.5) * WIDTH / POINTS, 1)
 
 
-def _slowest(steps: Sequence[int], seconds: Iterable[float]) -> dict[int, float]:
+def _find_slowest(steps: Sequence[int], seconds: Iterable[float]) -> dict[int, float]:
     found: dict[int, float] = {}
     for step, value in zip(steps, seconds, strict=True):
-        if 0 <= step < STEPS and not math.isnan(value):
+        if 0 <= step < POINTS and not math.isnan(value):
             found[step] = max(value, found.get(step, 0.0))
     return found
 
 
-def _lines(heights: dict[int, float], tried: Sequence[int]) -> Iterable[str]:
+def _build_polylines(heights: dict[int, float], points_with_probes: Sequence[int]) -> Iterable[str]:
     """A line breaks where a round trip has no value of its own, not where none was due."""
     line: list[str] = []
-    for step in tried:
+    for step in points_with_probes:
         if step in heights:
-            line.append(f"{_x(step):g},{heights[step]:.1f}")
+            line.append(f"{_compute_x(step):g},{heights[step]:.1f}")
         elif line:
             yield " ".join(line)
             line = []

@@ -15,77 +15,77 @@ from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from services.exporter.demand import ClosedError, Demand
+from services.exporter.demand import ProbeClosedError, CoalescedProbe
 from services.exporter.model import ProbeResult
 from services.exporter.web import steps
-from shared.guard import GuardedRoute, Requires
-from shared.kms.provider import Phase
+from shared.guard import ProtectedRoute, RouteRequirements
+from shared.kms.provider import ConnectivityPhase
 from shared.kms.reason import Reason
-from shared.server import encoder
+from shared.server import select_encoder
 from shared.settings import Role
 
-SCRAPE_TIMEOUT: Final = "X-Prometheus-Scrape-Timeout-Seconds"
+SCRAPE_TIMEOUT_HEADER: Final = "X-Prometheus-Scrape-Timeout-Seconds"
 """The header in which Prometheus says how long it waits."""
-OFFSET: Final = 0.5
+TIMEOUT_OFFSET: Final = 0.5
 """Seconds of it that are left for the answer's way, as blackbox_exporter leaves them."""
-LONGEST: Final = 120.0
+MAX_TIMEOUT: Final = 120.0
 """Seconds that nobody waits longer; blackbox_exporter's bound where the header is missing."""
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-_METRICS: Final = Requires(Role.VIEWER, public=True, acts=True)
-_STEPS: Final = Requires(Role.VIEWER, acts=True, browser=True)
+_METRICS_ACCESS: Final = RouteRequirements(Role.VIEWER, is_public=True, has_side_effects=True)
+_DEBUG_ACCESS: Final = RouteRequirements(Role.VIEWER, has_side_effects=True, challenges_browser=True)
 
 
-def route(demands: Callable[[], Mapping[str, Demand]]) -> GuardedRoute:
+def build_route(get_probes: Callable[[], Mapping[str, CoalescedProbe]]) -> ProtectedRoute:
     """The page. Its metrics need no token, as at `/metrics`; its steps do.
 
     Args:
-        demands: the targets that are watched now, by name.
+        get_probes: the targets that are watched now, by name.
     """
 
     async def answer(request: Request) -> Response:
         if request.method != "GET":  # a HEAD must not cost a probe
             return PlainTextResponse("only GET\n", status_code=405, headers={"Allow": "GET"})
-        response = await _answer(request, demands(), debug=_debug(request))
+        response = await _respond(request, get_probes(), debug=_is_debug(request))
         response.headers.update(_HEADERS)
         return response
 
-    return GuardedRoute("/probe", answer, lambda request: _STEPS if _debug(request) else _METRICS)
+    return ProtectedRoute("/probe", answer, lambda request: _DEBUG_ACCESS if _is_debug(request) else _METRICS_ACCESS)
 
 
-def _debug(request: Request) -> bool:
+def _is_debug(request: Request) -> bool:
     return request.query_params.get("debug") == "true"
 
 
-async def _answer(request: Request, demands: Mapping[str, Demand], *, debug: bool) -> Response:
+async def _respond(request: Request, probes: Mapping[str, CoalescedProbe], *, debug: bool) -> Response:
     names = request.query_params.getlist("target")
     if len(names) != 1 or not names[0]:
         return PlainTextResponse("say which target, once: /probe?target=NAME\n", status_code=400)
-    demand = demands.get(names[0])
+    demand = probes.get(names[0])
     if demand is None:
-        told = f"there is no target {steps.printable(names[0], 100)}; the board at / lists all of them\n"
+        told = f"there is no target {steps.make_printable(names[0], 100)}; the board at / lists all of them\n"
         return PlainTextResponse(told, status_code=404)
-    seconds = _seconds(request.headers.get(SCRAPE_TIMEOUT, ""))
+    seconds = _parse_timeout(request.headers.get(SCRAPE_TIMEOUT_HEADER, ""))
     if seconds <= 0:
-        told = f"{SCRAPE_TIMEOUT} has to be over {OFFSET:g}: set a longer scrape_timeout in Prometheus\n"
+        told = f"{SCRAPE_TIMEOUT_HEADER} has to be over {TIMEOUT_OFFSET:g}: set a longer scrape_timeout in Prometheus\n"
         return PlainTextResponse(told, status_code=400)
     try:
-        probed = await _Probed.of(demand, seconds, debug=debug)
-    except (ClosedError, _BusyError) as error:
+        probed = await _ProbeMetrics.wait_for(demand, seconds, debug=debug)
+    except (ProbeClosedError, _BusyError) as error:
         return PlainTextResponse(f"{error}\n", status_code=503)
     if debug:
         metrics = generate_latest(probed).decode()
-        return PlainTextResponse(f"{steps.told(demand, probed.result, probed.way, seconds)}\n{metrics}")
-    encode, content_type = encoder(request.headers.get("accept", ""))
+        return PlainTextResponse(f"{steps.format_probe(demand, probed.result, probed.connectivity, seconds)}\n{metrics}")
+    encode, content_type = select_encoder(request.headers.get("accept", ""))
     return Response(encode(probed), headers={"content-type": content_type})
 
 
-def _seconds(header: str) -> float:
+def _parse_timeout(header: str) -> float:
     """How long the caller can be let wait; a header that is no number counts as missing."""
     try:
         given = float(header)
     except ValueError:
-        return LONGEST
-    return min(given - OFFSET, LONGEST) if math.isfinite(given) else LONGEST
+        return MAX_TIMEOUT
+    return min(given - TIMEOUT_OFFSET, MAX_TIMEOUT) if math.isfinite(given) else MAX_TIMEOUT
 
 
 class _BusyError(Exception):
@@ -98,42 +98,42 @@ class _BusyError(Exception):
         )
 
 
-class _Probed(Collector):
+class _ProbeMetrics(Collector):
     """What one probe found, as metrics of its own."""
 
-    def __init__(self, result: ProbeResult | None, way: tuple[Phase, ...], waited: float) -> None:
+    def __init__(self, result: ProbeResult | None, connectivity: tuple[ConnectivityPhase, ...], waited_seconds: float) -> None:
         self.result = result
-        self.way = way
-        self._waited = waited
+        self.connectivity = connectivity
+        self._waited = waited_seconds
 
     @classmethod
-    async def of(cls, demand: Demand, seconds: float, *, debug: bool) -> "_Probed":
+    async def wait_for(cls, probe: CoalescedProbe, seconds: float, *, debug: bool) -> "_ProbeMetrics":
         """Waits so many `seconds` for a probe, and for a look at its way where that is wanted.
 
         Raises ClosedError, or _BusyError where the probe was given its place too late to say anything of KMS.
         """
         late = asyncio.get_running_loop().time() + seconds / 2
         result: ProbeResult | None = None
-        way: tuple[Phase, ...] = ()
+        way: tuple[ConnectivityPhase, ...] = ()
         try:
             async with asyncio.timeout(seconds):
-                result = await demand.recent()
-                way = result.way
+                result = await probe.run_or_reuse()
+                way = result.connectivity
                 if debug and not way:
-                    way = await demand.way()
+                    way = await probe.measure_connectivity()
         except TimeoutError:  # what is missing says it
-            if result is None and (demand.began is None or demand.began > late):
+            if result is None and (probe.started_at is None or probe.started_at > late):
                 raise _BusyError(seconds) from None
         return cls(result, way, seconds)
 
     def collect(self) -> Iterable[Metric]:
         """The families; those of which nothing is known have no sample."""
         result = self.result
-        call = result.failed if result else None
+        call = result.failed_call if result else None
         reason = Reason.TIMEOUT if result is None else call.failure.reason if call and call.failure else None
         calls = result.calls if result else ()
-        yield _gauge("probe_success", "1 if the round trip was right in every respect.", float(reason is None))
-        yield _gauge(
+        yield _build_gauge("probe_success", "1 if the round trip was right in every respect.", float(reason is None))
+        yield _build_gauge(
             "probe_duration_seconds",
             "Duration of the round trip; of the wait, where it had not ended.",
             sum(call.seconds for call in calls) if result else self._waited,
@@ -151,15 +151,15 @@ class _Probed(Collector):
         phases = GaugeMetricFamily(
             "probe_phase_duration_seconds", "Duration of each step on the way, where it was measured.", labels=["phase"]
         )
-        for phase in self.way:
+        for phase in self.connectivity:
             phases.add_metric([phase.name], phase.seconds)
         yield phases
         number = (result.key_version or "").rpartition("/")[2] if result else ""
-        yield _gauge(
+        yield _build_gauge(
             "probe_key_version", "Number of the version that encrypted.", int(number) if number.isdecimal() else None
         )
-        yield _gauge("probe_timestamp_seconds", "Unix time of the round trip's end.", result.at if result else None)
+        yield _build_gauge("probe_timestamp_seconds", "Unix time of the round trip's end.", result.ended_at if result else None)
 
 
-def _gauge(name: str, explained: str, value: float | None) -> GaugeMetricFamily:
-    return GaugeMetricFamily(name, explained, value=value)
+def _build_gauge(name: str, documentation: str, value: float | None) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, documentation, value=value)

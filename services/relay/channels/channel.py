@@ -6,7 +6,7 @@ from enum import StrEnum
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
-from services.relay.channels.rate import PerSecond, Rate
+from services.relay.channels.rate import MessageRate, Rate
 from services.relay.model import Message
 from shared.settings import Section
 
@@ -67,7 +67,7 @@ class SendError(Exception):
         """Seconds that the provider asked to wait."""
         self.maybe_arrived = maybe_arrived
         """Whether the provider may have taken the message all the same: the answer was lost, not given."""
-        self.reached = reached
+        self.provider_works = reached
         """Whether the provider answered and works, so that this error says nothing against the next message."""
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -98,7 +98,7 @@ class Attempt(Protocol):
         """Whether an earlier attempt may have arrived without anybody knowing."""
         ...
 
-    def sending(self, payload: str) -> None:
+    def before_request(self, payload: str) -> None:
         """To be called right before each request that tells something.
 
         Args:
@@ -117,11 +117,11 @@ class Attempt(Protocol):
         """
         ...
 
-    def answered(self, answer: str) -> None:
+    def record_reply(self, reply: str) -> None:
         """Notes the provider's own words, for the record; without credentials."""
         ...
 
-    async def keep(self, progress: Progress) -> None:
+    async def save_progress(self, progress: Progress) -> None:
         """Commits progress, which the next attempt sees, whatever happens to this one.
 
         Raises:
@@ -140,11 +140,11 @@ class Channel(Protocol):
         """
         ...
 
-    def payload(self, message: Message) -> str:
+    def render_payload(self, message: Message) -> str:
         """What `send` would send, credentials masked. Pure, and may take a while: for a thread."""
         ...
 
-    def secrets(self) -> Hashable:
+    def read_secret_versions(self) -> Hashable:
         """Something that is another when one of its secrets has changed. Reads files: for a thread."""
         ...
 
@@ -156,18 +156,18 @@ class Channel(Protocol):
 class ChannelSettings(Section):
     """What a person may set of a channel; each kind adds its own keys and a `kind`."""
 
-    merges: ClassVar[bool] = True
+    merges_waiting: ClassVar[bool] = True
     """Whether what waits for this kind of channel is merged into what comes after it."""
-    lanes: ClassVar[int] = 256
+    max_concurrency: ClassVar[int] = 256
     """Messages under way at once."""
-    usual_rate: ClassVar[PerSecond | None] = None
+    provider_rate: ClassVar[MessageRate | None] = None
     """What the provider takes, where it says so."""
     rate: Rate | None = None
     """Messages in a time, such as 1/s or 120/m, instead of the provider's."""
     allow_remote_insecure: bool = False
     """Lets plaintext leave this machine: to a stand-in among containers."""
 
-    def shared_place(self) -> Hashable:
+    def dedup_scope(self) -> Hashable:
         """Where incidents of one source and groupKey are one, whatever their receiver; None where they are not.
 
         Equal for channels that lead to the same place.

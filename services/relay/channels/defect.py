@@ -6,7 +6,7 @@ A library puts into the text what it was given, such as the header that holds th
 import traceback
 
 
-def defect(error: BaseException) -> dict[str, object]:
+def describe_exception(error: BaseException) -> dict[str, object]:
     """The fields of a log line."""
     frames = traceback.extract_tb(error.__traceback__)
     return {

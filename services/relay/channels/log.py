@@ -2,7 +2,7 @@
 
 It gets every event, merged with none, so that whatever collects the logs has the whole history. A line is
 `{"event": "alert", "delivery_id", "incident_id", "episode", "status", "alertname", "receiver", "note", "alerts"}`; each
-of its alerts has `state`, `summary`, `labels` and `links`. Alerts that do not fit are counted in `not_listed`.
+of its alerts has `state`, `format_summary`, `labels` and `links`. Alerts that do not fit are counted in `not_listed`.
 """
 
 import json
@@ -13,17 +13,17 @@ import structlog
 
 from services.relay.channels import wording
 from services.relay.channels.channel import Attempt, ChannelSettings, Receipt
-from services.relay.channels.exchange import exchange, made
+from services.relay.channels.exchange import call_provider, build_in_thread_if_large
 from services.relay.model import Alert, Message
 
 # Container engines cut a line at 16 KiB. As JSON in ASCII a character takes up to 12.
-ALERTS = 10_000
+MAX_ALERTS_SIZE = 10_000
 """Characters of all alerts of a line, as JSON; one alert always fits."""
-_LABELS = 4_000
-_SUMMARY = 300
-_NAME = 100
-_VALUE = 200
-_URL = 500
+_MAX_LABELS_SIZE = 4_000
+_MAX_SUMMARY = 300
+_MAX_NAME = 100
+_MAX_VALUE = 200
+_MAX_URL = 500
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 class LogSettings(ChannelSettings):
     """The relay's own log."""
 
-    merges: ClassVar[bool] = False
+    merges_waiting: ClassVar[bool] = False
 
     kind: Literal["log"]
 
@@ -48,16 +48,16 @@ class LogChannel:
 
     async def send(self, attempt: Attempt) -> Receipt:
         """Writes the line; the receipt holds the `delivery_id` by which it can be found."""
-        async with exchange(attempt, "the log", self._timeout) as talk:
-            fields = await made(attempt.message, lambda: line(attempt.message))
-            talk.sending(_payload(fields))
+        async with call_provider(attempt, "the log", self._timeout) as talk:
+            fields = await build_in_thread_if_large(attempt.message, lambda: build_line(attempt.message))
+            talk.before_request(_encode_payload(fields))
             log.info("alert", **fields)
-            talk.answered("written")
+            talk.record_reply("written")
         return {"delivery_id": attempt.message.delivery_id}
 
     def payload(self, message: Message) -> str:
         """The line's fields as JSON."""
-        return _payload(line(message))
+        return _encode_payload(build_line(message))
 
     def secrets(self) -> Hashable:
         """It has none."""
@@ -67,48 +67,48 @@ class LogChannel:
         """Has nothing to close."""
 
 
-def line(message: Message) -> dict[str, Any]:
+def build_line(message: Message) -> dict[str, Any]:
     """The fields of the line, bounded whatever the alerts hold."""
     event = message.event
-    pairs = wording.listed(message)
+    pairs = wording.list_alerts(message)
     alerts: list[dict[str, Any]] = []
-    left = ALERTS
+    left = MAX_ALERTS_SIZE
     for alert, links in pairs:
-        shown = _alert(alert, links)
+        shown = _build_alert(alert, links)
         left -= len(json.dumps(shown))
         if left < 0:
             break
         alerts.append(shown)
-    missing = len(pairs) - len(alerts) + event.not_listed
+    missing = len(pairs) - len(alerts) + event.unlisted_count
     fields: dict[str, Any] = {
         "delivery_id": message.delivery_id,
         "incident_id": message.incident_id,
         "episode": message.episode,
-        "status": wording.status(event),
-        "alertname": _short(event.group_labels.get("alertname") or event.common_labels.get("alertname", ""), _NAME),
-        "receiver": _short(event.receiver, _NAME),
+        "status": wording.compute_status(event),
+        "alertname": _truncate_line(event.group_labels.get("alertname") or event.common_labels.get("alertname", ""), _MAX_NAME),
+        "receiver": _truncate_line(event.receiver, _MAX_NAME),
         "alerts": alerts,
     }
-    if note := wording.note(message):
+    if note := wording.format_remark(message):
         fields["note"] = note
     return {**fields, "not_listed": missing} if missing else fields
 
 
-def _alert(alert: Alert, links: list[wording.Link]) -> dict[str, Any]:
+def _build_alert(alert: Alert, links: list[wording.Link]) -> dict[str, Any]:
     return {
-        "state": wording.when(alert),
-        "summary": wording.shorten(wording.summary(alert), _SUMMARY),
-        "labels": _labels(alert),
-        "links": {link.text.lower(): link.url for link in links if len(link.url) <= _URL},
+        "state": wording.format_period(alert),
+        "summary": wording.truncate(wording.format_summary(alert), _MAX_SUMMARY),
+        "labels": _select_labels(alert),
+        "links": {link.text.lower(): link.url for link in links if len(link.url) <= _MAX_URL},
     }
 
 
-def _labels(alert: Alert) -> dict[str, str]:
+def _select_labels(alert: Alert) -> dict[str, str]:
     """As many as fit."""
     labels: dict[str, str] = {}
-    left = _LABELS
-    for key, value in wording.ordered(alert.labels):
-        pair = {wording.shorten(key, _NAME): wording.shorten(value, _VALUE)}
+    left = _MAX_LABELS_SIZE
+    for key, value in wording.sort_labels(alert.labels):
+        pair = {wording.truncate(key, _MAX_NAME): wording.truncate(value, _MAX_VALUE)}
         left -= len(json.dumps(pair))
         if left < 0:
             break
@@ -116,9 +116,9 @@ def _labels(alert: Alert) -> dict[str, str]:
     return labels
 
 
-def _short(text: str, limit: int) -> str:
-    return wording.shorten(wording.one_line(text), limit)
+def _truncate_line(text: str, limit: int) -> str:
+    return wording.truncate(wording.clean_line(text), limit)
 
 
-def _payload(fields: dict[str, Any]) -> str:
+def _encode_payload(fields: dict[str, Any]) -> str:
     return json.dumps({"event": "alert", **fields}, ensure_ascii=False)

@@ -23,24 +23,24 @@ from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 from services.relay.channels import wording
 from services.relay.channels.channel import Attempt, ChannelSettings, Progress, Reason, Receipt, Scope, SendError
-from services.relay.channels.exchange import MASK, Exchange, exchange, made, secret, told
-from services.relay.channels.rate import PerSecond
-from services.relay.channels.web_api import ProviderUrl, Session, as_json, reached, refusal, words
+from services.relay.channels.exchange import MASK, ProviderCall, call_provider, build_in_thread_if_large, read_secret, mask_reply
+from services.relay.channels.rate import MessageRate
+from services.relay.channels.web_api import ProviderUrl, HttpSession, encode_json, translate_connection_errors, build_status_error, read_text
 from services.relay.model import Alert, Event, Message
 from shared.secret_file import SecretFile
 from shared.settings import SecretPath
 
 Action = Literal["trigger", "resolve"]
 
-SUMMARY = 1_024
-LINKS = 20
-DETAILS = 400_000  # bytes of the 512 KB that an event may have
-_TEXT = 2_000
-_LABEL = 500
-_LABELS = 64
+MAX_SUMMARY = 1_024
+MAX_LINKS = 20
+MAX_DETAILS_BYTES = 400_000  # bytes of the 512 KB that an event may have
+_MAX_TEXT = 2_000
+_MAX_LABEL = 500
+_MAX_LABELS = 64
 _LEFT_OPEN = "left open: another incident with this key is open"
 _TRIGGERED: Progress = {"triggered": "yes"}
-_NOTHING: Final = {"event_action": "resolve", "dedup_key": "keypulse asks whether its routing key is right"}
+_KEY_CHECK_EVENT: Final = {"event_action": "resolve", "dedup_key": "keypulse asks whether its routing key is right"}
 """No incident has such a key, and PagerDuty drops a resolve where nothing is open."""
 
 
@@ -48,7 +48,7 @@ class PagerDutySettings(ChannelSettings):
     """A service of PagerDuty, by the routing key of its Events API v2 integration."""
 
     # For each integration key: https://community.pagerduty.com/forum/t/monitoring-api-rate-limiting/3318
-    usual_rate: ClassVar[PerSecond | None] = PerSecond(120 / 60)
+    provider_rate: ClassVar[MessageRate | None] = MessageRate(120 / 60)
 
     kind: Literal["pagerduty"]
     routing_key_file: SecretPath
@@ -56,7 +56,7 @@ class PagerDutySettings(ChannelSettings):
     page_resolved: bool = True
     """Whether somebody is called for an incident that is over before they could be."""
 
-    def shared_place(self) -> Hashable:
+    def dedup_scope(self) -> Hashable:
         """A service: the key of one of its incidents is the same for every receiver."""
         return self.url, self.routing_key_file
 
@@ -65,7 +65,7 @@ class PagerDutySettings(ChannelSettings):
         return PagerDutyChannel(self, timeout)
 
 
-class _Answer(NamedTuple):
+class _Reply(NamedTuple):
     status: int
     headers: Mapping[str, str]
     text: str
@@ -79,56 +79,56 @@ class PagerDutyChannel:
         self._timeout = timeout
         self._clock = clock
         self._routing_key = SecretFile(settings.routing_key_file)
-        self._session = Session("PagerDuty")
+        self._session = HttpSession("PagerDuty")
 
     async def send(self, attempt: Attempt) -> Receipt:
         """Triggers or resolves the incident; the receipt holds its `dedup_key` and PagerDuty's `status`."""
-        actions = self._events(attempt.message, attempt.progress)
-        receipt: Receipt = {"dedup_key": _dedup_key(attempt.message.event), "status": _LEFT_OPEN}
-        async with exchange(attempt, "PagerDuty", self._timeout) as talk:
+        actions = self._list_actions(attempt.message, attempt.progress)
+        receipt: Receipt = {"dedup_key": build_dedup_key(attempt.message.event), "status": _LEFT_OPEN}
+        async with call_provider(attempt, "PagerDuty", self._timeout) as talk:
             for number, action in enumerate(actions):
                 if number:
-                    await attempt.keep(_TRIGGERED)
-                receipt = await self._tell(talk, attempt.message, action)
+                    await attempt.save_progress(_TRIGGERED)
+                receipt = await self._send_event(talk, attempt.message, action)
         return receipt
 
     def payload(self, message: Message) -> str:
         """The events, each on a line, with the routing key masked."""
-        written = (as_json(render(message, action)) for action in self._events(message, {}))
-        return "\n".join(_with_key(MASK, each) for each in written)
+        written = (encode_json(build_event(message, action)) for action in self._list_actions(message, {}))
+        return "\n".join(_add_routing_key(MASK, each) for each in written)
 
     def secrets(self) -> Hashable:
         """Another where the routing key's file is another."""
-        return self._routing_key.stamp()
+        return self._routing_key.read_stamp()
 
     async def close(self) -> None:
         """Closes its connections."""
         await self._session.close()
 
-    def _events(self, message: Message, progress: Progress) -> tuple[Action, ...]:
+    def _list_actions(self, message: Message, progress: Progress) -> tuple[Action, ...]:
         """What is still to be sent."""
-        if not wording.is_over(message.event):
+        if not wording.is_resolved(message.event):
             return ("trigger",)
-        call = message.untold and self._settings.page_resolved and progress != _TRIGGERED
+        call = message.firing_undelivered and self._settings.page_resolved and progress != _TRIGGERED
         beginning: tuple[Action, ...] = ("trigger",) if call else ()
         end: tuple[Action, ...] = () if message.keep_open else ("resolve",)
         return (*beginning, *end)
 
-    async def _tell(self, talk: Exchange, message: Message, action: Action) -> Receipt:
-        event = await made(message, lambda: render(message, action))
-        key, written = secret(self._routing_key), as_json(event)
-        talk.sending(_with_key(MASK, written))
-        answer = await self._post(key, written)
-        talk.answered(f"HTTP {answer.status} {answer.text}", key)
-        said = _object(answer.text)
+    async def _send_event(self, call: ProviderCall, message: Message, action: Action) -> Receipt:
+        event = await build_in_thread_if_large(message, lambda: build_event(message, action))
+        key, written = read_secret(self._routing_key), encode_json(event)
+        call.before_request(_add_routing_key(MASK, written))
+        answer = await self._post_event(key, written)
+        call.record_reply(f"HTTP {answer.status} {answer.text}", key)
+        said = _parse_reply(answer.text)
         if answer.status == 202:
-            return {"dedup_key": event["dedup_key"], "status": told(str(said.get("status", "")), key)}
-        detail, about_the_key = _complaint(answer.status, said, key)
-        if about_the_key and await self._refuses(key):
+            return {"dedup_key": event["dedup_key"], "status": mask_reply(str(said.get("status", "")), key)}
+        detail, about_the_key = _explain_rejection(answer.status, said, key)
+        if about_the_key and await self._is_key_invalid(key):
             raise SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, detail)
-        raise refusal(answer.status, answer.headers, detail, self._clock())
+        raise build_status_error(answer.status, answer.headers, detail, self._clock())
 
-    async def _refuses(self, key: str) -> bool:
+    async def _is_key_invalid(self, key: str) -> bool:
         """Whether the routing key is wrong, by an event that holds nothing else, and that PagerDuty drops.
 
         What it says against a whole event cannot decide that: the words may be those of an alert.
@@ -136,43 +136,43 @@ class PagerDutyChannel:
         Raises:
             SendError: it says neither.
         """
-        answer = await self._post(key, as_json(_NOTHING))
+        answer = await self._post_event(key, encode_json(_KEY_CHECK_EVENT))
         if answer.status == 202:
             return False
-        detail, about_the_key = _complaint(answer.status, _object(answer.text), key)
+        detail, about_the_key = _explain_rejection(answer.status, _parse_reply(answer.text), key)
         if answer.status != 400:
-            raise refusal(answer.status, answer.headers, detail, self._clock())
+            raise build_status_error(answer.status, answer.headers, detail, self._clock())
         return about_the_key
 
-    async def _post(self, key: str, written: str) -> "_Answer":
-        headers, body = {"Content-Type": "application/json"}, _with_key(key, written).encode()
-        with reached("PagerDuty"):
-            async with self._session.get().post(self._settings.url, data=body, headers=headers) as response:
-                return _Answer(response.status, response.headers, await words(response))
+    async def _post_event(self, key: str, event_json: str) -> "_Reply":
+        headers, body = {"Content-Type": "application/json"}, _add_routing_key(key, event_json).encode()
+        with translate_connection_errors("PagerDuty"):
+            async with self._session.open().post(self._settings.url, data=body, headers=headers) as response:
+                return _Reply(response.status, response.headers, await read_text(response))
 
 
-def render(message: Message, action: Action) -> dict[str, Any]:
+def build_event(message: Message, action: Action) -> dict[str, Any]:
     """The event without its routing key, within PagerDuty's limits whatever the alerts hold."""
     event = message.event
-    alerts = wording.listed(message)
-    several = wording.counts(event) if len(alerts) + event.not_listed > 1 else ""
-    untold = "already over" if message.untold and wording.is_over(event) else ""
+    alerts = wording.list_alerts(message)
+    several = wording.format_counts(event) if len(alerts) + event.unlisted_count > 1 else ""
+    untold = "already over" if message.firing_undelivered and wording.is_resolved(event) else ""
     aside = ", ".join(filter(None, (several, untold)))
-    first = wording.summary(alerts[0][0]) if alerts else wording.counts(event)
-    page = wording.alertmanager(event)
-    note, contacts = wording.note(message), wording.contacts(message)
+    first = wording.format_summary(alerts[0][0]) if alerts else wording.format_counts(event)
+    page = wording.build_alertmanager_link(event)
+    note, contacts = wording.format_remark(message), wording.select_contacts(message)
     links = [link for _, found in alerts for link in found]
 
     def common(name: str, otherwise: str) -> str:
-        return wording.shorten(wording.one_line(event.common_labels.get(name, "")) or otherwise, 255)
+        return wording.truncate(wording.clean_line(event.common_labels.get(name, "")) or otherwise, 255)
 
     rendered: dict[str, Any] = {
         "event_action": action,
-        "dedup_key": _dedup_key(event),
+        "dedup_key": build_dedup_key(event),
         "client": "keypulse",
         "payload": {
-            "summary": wording.shorten(f"{wording.headline(event)}{f' ({aside})' if aside else ''}: {first}", SUMMARY),
-            "severity": wording.severity(event) or wording.Severity.ERROR,  # Alertmanager's default, too
+            "summary": wording.truncate(f"{wording.format_headline(event)}{f' ({aside})' if aside else ''}: {first}", MAX_SUMMARY),
+            "severity": wording.find_worst_severity(event) or wording.Severity.ERROR,  # Alertmanager's default, too
             "source": common("instance", common("service", "keypulse")),
             "component": common("service", ""),
             "group": common("env", ""),
@@ -180,52 +180,52 @@ def render(message: Message, action: Action) -> dict[str, Any]:
             "timestamp": min((alert.starts_at for alert, _ in alerts), default=message.accepted_at).isoformat(),
             "custom_details": {
                 **({"note": note} if note else {}),
-                "alerts": wording.counts(event),
+                "alerts": wording.format_counts(event),
                 **({"escalate_to": contacts} if contacts else {}),
-                **_details([alert for alert, _ in alerts]),
+                **_build_details([alert for alert, _ in alerts]),
             },
         },
-        "links": [{"href": link.url, "text": link.text} for link in links[:LINKS]],
+        "links": [{"href": link.url, "text": link.text} for link in links[:MAX_LINKS]],
     }
     if page:
         rendered["client_url"] = page.url
     return rendered
 
 
-def _dedup_key(event: Event) -> str:
+def build_dedup_key(event: Event) -> str:
     named = f"{event.source}\n{event.group_key}" if event.source else event.group_key
     return hashlib.sha256(named.encode(errors="surrogatepass")).hexdigest()
 
 
-def _details(alerts: Sequence[Alert]) -> dict[str, Any]:
+def _build_details(alerts: Sequence[Alert]) -> dict[str, Any]:
     """The alerts as far as they fit, and how many do not."""
     listed: list[dict[str, Any]] = []
-    left = DETAILS
+    left = MAX_DETAILS_BYTES
     for alert in alerts:
         detail = {
-            "state": wording.when(alert),
-            "summary": wording.shorten(wording.summary(alert), _TEXT),
-            "description": wording.shorten(wording.description(alert), _TEXT),
-            "labels": _bounded(alert.labels),
+            "state": wording.format_period(alert),
+            "summary": wording.truncate(wording.format_summary(alert), _MAX_TEXT),
+            "description": wording.truncate(wording.format_description(alert), _MAX_TEXT),
+            "labels": _limit_labels(alert.labels),
         }
-        left -= len(as_json(detail).encode()) + 1
+        left -= len(encode_json(detail).encode()) + 1
         if left < 0:
             return {"listed": listed, "more": f"… and {len(alerts) - len(listed)} more"}
         listed.append(detail)
     return {"listed": listed}
 
 
-def _bounded(labels: Mapping[str, str]) -> dict[str, str]:
-    pairs = list(wording.ordered(labels))[:_LABELS]
-    return {wording.shorten(key, _LABEL): wording.shorten(value, _LABEL) for key, value in pairs}
+def _limit_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    pairs = list(wording.sort_labels(labels))[:_MAX_LABELS]
+    return {wording.truncate(key, _MAX_LABEL): wording.truncate(value, _MAX_LABEL) for key, value in pairs}
 
 
-def _with_key(key: str, written: str) -> str:
+def _add_routing_key(key: str, event_json: str) -> str:
     """An event as JSON, with its routing key."""
-    return f'{{"routing_key":{json.dumps(key)},{written[1:]}'
+    return f'{{"routing_key":{json.dumps(key)},{event_json[1:]}'
 
 
-def _object(text: str) -> dict[str, Any]:
+def _parse_reply(text: str) -> dict[str, Any]:
     """The answer as an object; empty where it is none: the status alone decides then."""
     try:
         answer = json.loads(text)
@@ -234,10 +234,10 @@ def _object(text: str) -> dict[str, Any]:
     return answer if isinstance(answer, dict) else {}
 
 
-def _complaint(status: int, answer: dict[str, Any], key: str) -> tuple[str, bool]:
+def _explain_rejection(status: int, reply: dict[str, Any], key: str) -> tuple[str, bool]:
     """What PagerDuty has against an event, in one sentence, and whether it is the routing key."""
-    errors = answer.get("errors")
-    said = "; ".join(map(str, errors)) if isinstance(errors, list) and errors else str(answer.get("message", ""))
-    detail = f"PagerDuty answered HTTP {status}" + (f": {told(said, key)}" if said else "")
+    errors = reply.get("errors")
+    said = "; ".join(map(str, errors)) if isinstance(errors, list) and errors else str(reply.get("message", ""))
+    detail = f"PagerDuty answered HTTP {status}" + (f": {mask_reply(said, key)}" if said else "")
     # PagerDuty says: Invalid routing key. Or: Length of 'routing_key' is incorrect (should be 32 characters).
     return detail, status == 400 and "routing" in said.lower() and "key" in said.lower()

@@ -11,21 +11,21 @@ _SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 @dataclass(frozen=True, slots=True)
-class PerSecond:
+class MessageRate:
     """A rate."""
 
-    messages: float
+    per_second: float
     """In one second."""
 
 
-def _parse(value: object) -> object:
-    if isinstance(value, PerSecond):
+def _parse_rate(value: object) -> object:
+    if isinstance(value, MessageRate):
         return value
     parts = _RATE.fullmatch(value) if isinstance(value, str) else None
     if parts is None:
         raise ValueError("expected messages in a time, such as 1/s, 120/m or 500/h")
-    return PerSecond(int(parts[1]) / _SECONDS[parts[2]])
+    return MessageRate(int(parts[1]) / _SECONDS[parts[2]])
 
 
-Rate = Annotated[PerSecond, BeforeValidator(_parse, json_schema_input_type=str)]
+Rate = Annotated[MessageRate, BeforeValidator(_parse_rate, json_schema_input_type=str)]
 """A rate, written as `1/s`."""

@@ -13,12 +13,12 @@ from aiohttp.tracing import Trace
 from pydantic import AfterValidator, TypeAdapter, ValidationInfo
 
 from services.relay.channels.channel import Reason, Scope, SendError
-from services.relay.channels.exchange import check_lease
-from shared.http_resolver import Resolver
+from services.relay.channels.exchange import check_current_lease
+from shared.http_resolver import AiohttpResolver
 from shared.settings import Address
 
 
-def fit_for_a_secret(url: str, *, allow_remote_insecure: bool = False) -> str:
+def check_secret_url(url: str, *, allow_remote_insecure: bool = False) -> str:
     """The URL, where what is sent there stays secret on its way, or need not. Raises ValueError: what is expected."""
     try:
         parts = urlsplit(url)
@@ -32,13 +32,13 @@ def fit_for_a_secret(url: str, *, allow_remote_insecure: bool = False) -> str:
     return url
 
 
-ANSWER: Final = 64 * 1024
+MAX_TEXT_BYTES: Final = 64 * 1024
 """Bytes of an answer that are read; the longest of those that these channels ask for is far shorter."""
-WHOLE: Final = 2 * 1024 * 1024
+MAX_BODY_BYTES: Final = 2 * 1024 * 1024
 """Bytes of an answer that has to be read whole; a page of Slack's channels has a few hundred thousand."""
-LONGEST_WAIT: Final = 1_000_000.0
+MAX_RETRY_AFTER: Final = 1_000_000.0
 """Seconds; a `Retry-After` beyond is taken for a mistake."""
-_PASSING: Final = {
+_TEMPORARY_STATUSES: Final = {
     408: Reason.TIMEOUT,
     409: Reason.SERVER_ERROR,  # in conflict, such as with an attempt of ours that is still being worked on
     423: Reason.SERVER_ERROR,  # locked: RFC 4918
@@ -48,22 +48,22 @@ _PASSING: Final = {
 """Of the statuses that say it was our fault, those that another attempt may not meet."""
 
 
-def _of_a_channel(url: str, info: ValidationInfo) -> str:
-    return fit_for_a_secret(url, allow_remote_insecure=info.data.get("allow_remote_insecure", False))
+def _check_provider_url(url: str, info: ValidationInfo) -> str:
+    return check_secret_url(url, allow_remote_insecure=info.data.get("allow_remote_insecure", False))
 
 
-_ANY: Final[TypeAdapter[Any]] = TypeAdapter(Any)
+_JSON: Final[TypeAdapter[Any]] = TypeAdapter(Any)
 
-ProviderUrl = Annotated[str, AfterValidator(_of_a_channel)]
+ProviderUrl = Annotated[str, AfterValidator(_check_provider_url)]
 """Where a channel's provider is reached: https, or http on this machine, or anywhere with `allow_remote_insecure`."""
 
 
-def as_json(value: Any) -> str:
+def encode_json(value: Any) -> str:
     """JSON without spaces; by pydantic, which needs a third of what the standard library does."""
-    return _ANY.dump_json(value).decode()
+    return _JSON.dump_json(value).decode()
 
 
-class _Connector(aiohttp.TCPConnector):
+class _LeaseCheckingConnector(aiohttp.TCPConnector):
     """Checks the attempt's lease before each request, once there is a connection to write it on."""
 
     async def connect(
@@ -71,29 +71,29 @@ class _Connector(aiohttp.TCPConnector):
     ) -> Connection:
         connection = await super().connect(req, traces, timeout)
         try:
-            check_lease()
+            check_current_lease()
         except BaseException:
             connection.close()
             raise
         return connection
 
 
-class _Bounded(aiohttp.ClientResponse):
-    """An answer of which no more than `WHOLE` is read by those who read it whole, such as slack_sdk."""
+class _BoundedResponse(aiohttp.ClientResponse):
+    """An answer of which no more than `MAX_BODY_BYTES` is read by those who read it whole, such as slack_sdk."""
 
     async def read(self) -> bytes:
         if self._body is None:
             body = bytearray()
             async for chunk in self.content.iter_any():
                 body += chunk
-                if len(body) > WHOLE:
+                if len(body) > MAX_BODY_BYTES:
                     self.close()
-                    raise aiohttp.ClientPayloadError(f"over {WHOLE} bytes")
+                    raise aiohttp.ClientPayloadError(f"over {MAX_BODY_BYTES} bytes")
             self._body = bytes(body)
         return self._body
 
 
-class Session:
+class HttpSession:
     """One aiohttp session, opened in the running loop at its first use; proxies in the environment are not used.
 
     A redirect is an error, because it would carry the alert, and perhaps the secret, somewhere else. Nothing is
@@ -104,18 +104,18 @@ class Session:
         self._provider = provider
         self._session: aiohttp.ClientSession | None = None
 
-    def get(self) -> aiohttp.ClientSession:
+    def open(self) -> aiohttp.ClientSession:
         """The session. Its requests have no bound of their own: `exchange` sets it."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=_Connector(resolver=Resolver()),
+                connector=_LeaseCheckingConnector(resolver=AiohttpResolver()),
                 timeout=aiohttp.ClientTimeout(total=None),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 middlewares=[self._refuse_redirect],
-                response_class=_Bounded,
+                response_class=_BoundedResponse,
                 headers={"Accept-Encoding": "identity"},
                 auto_decompress=False,
-                json_serialize=as_json,
+                json_serialize=encode_json,
             )
         return self._session
 
@@ -138,7 +138,7 @@ class Session:
 
 
 @contextmanager
-def reached(provider: str) -> Iterator[None]:
+def translate_connection_errors(provider: str) -> Iterator[None]:
     """Turns what goes wrong on the way to a provider, or back, into SendError."""
     try:
         yield
@@ -159,15 +159,15 @@ def reached(provider: str) -> Iterator[None]:
         ) from None
 
 
-async def words(response: aiohttp.ClientResponse) -> str:
+async def read_text(response: aiohttp.ClientResponse) -> str:
     """The beginning of an answer's body as text, whatever it holds."""
     body = bytearray()
-    while len(body) < ANSWER and (chunk := await response.content.read(ANSWER - len(body))):
+    while len(body) < MAX_TEXT_BYTES and (chunk := await response.content.read(MAX_TEXT_BYTES - len(body))):
         body += chunk
     return body.decode(errors="replace")
 
 
-def refusal(status: int, headers: Mapping[str, str], detail: str, now: float) -> SendError:
+def build_status_error(status: int, headers: Mapping[str, str], detail: str, now: float) -> SendError:
     """The error for an HTTP status that is no success (RFC 9110, section 15).
 
     Args:
@@ -176,8 +176,8 @@ def refusal(status: int, headers: Mapping[str, str], detail: str, now: float) ->
         detail: one sentence for the log, without secrets.
         now: unix seconds.
     """
-    if status in _PASSING:
-        return SendError(_PASSING[status], Scope.ATTEMPT, detail, retry_after=retry_after(headers, now))
+    if status in _TEMPORARY_STATUSES:
+        return SendError(_TEMPORARY_STATUSES[status], Scope.ATTEMPT, detail, retry_after=parse_retry_after(headers, now))
     if status in {401, 403, 407}:
         return SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, detail)
     if status in {400, 413, 414, 422, 431}:
@@ -185,38 +185,38 @@ def refusal(status: int, headers: Mapping[str, str], detail: str, now: float) ->
     if 300 <= status < 500:  # nothing there that takes messages: a wrong address
         return SendError(Reason.MISCONFIGURED, Scope.CHANNEL, detail)
     # A success that this provider never answers, or a 5xx that a proxy may have given after the request went through.
-    wait = retry_after(headers, now)
+    wait = parse_retry_after(headers, now)
     return SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, detail, retry_after=wait, maybe_arrived=True)
 
 
-def retry_after(headers: Mapping[str, str], now: float) -> float | None:
+def parse_retry_after(headers: Mapping[str, str], now: float) -> float | None:
     """The wait that `Retry-After` asks for, in seconds, given so or as a date (RFC 9110, section 10.2.3).
 
     None where there is none, or where it is nonsense. A date is compared with the answer's own `Date`, and with `now`
     only where that is missing: our clock may be another one.
     """
-    value = _header(headers, "Retry-After")
+    value = _find_header(headers, "Retry-After")
     if value.isascii() and value.isdecimal():
         wait = float(value)
     else:
-        until, since = _moment(value), answered_at(headers)
+        until, since = _parse_http_date(value), parse_date(headers)
         if until is None:
             return None
         wait = max(until - (now if since is None else since), 0.0)
-    return wait if wait < LONGEST_WAIT else None
+    return wait if wait < MAX_RETRY_AFTER else None
 
 
-def answered_at(headers: Mapping[str, str]) -> float | None:
+def parse_date(headers: Mapping[str, str]) -> float | None:
     """When an answer was given, by the clock of who gave it, unix seconds (RFC 9110, section 6.6.1)."""
-    return _moment(_header(headers, "Date"))
+    return _parse_http_date(_find_header(headers, "Date"))
 
 
-def _header(headers: Mapping[str, str], wanted: str) -> str:
+def _find_header(headers: Mapping[str, str], name: str) -> str:
     """Of any mapping: slack_sdk makes a plain dict of what an answer had."""
-    return next((value.strip() for name, value in headers.items() if name.lower() == wanted.lower()), "")
+    return next((value.strip() for name, value in headers.items() if name.lower() == name.lower()), "")
 
 
-def _moment(value: str) -> float | None:
+def _parse_http_date(value: str) -> float | None:
     try:
         date = parsedate_to_datetime(value)  # all three forms of a date that section 5.6.7 knows
     except (ValueError, OverflowError):

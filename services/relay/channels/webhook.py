@@ -29,27 +29,27 @@ from pydantic import model_validator
 
 from services.relay.channels import wording
 from services.relay.channels.channel import Attempt, ChannelSettings, Reason, Receipt, Scope, SendError
-from services.relay.channels.exchange import exchange, made, secret, told
-from services.relay.channels.web_api import ProviderUrl, Session, fit_for_a_secret, reached, refusal, words
+from services.relay.channels.exchange import call_provider, build_in_thread_if_large, read_secret, mask_reply
+from services.relay.channels.web_api import ProviderUrl, HttpSession, check_secret_url, translate_connection_errors, build_status_error, read_text
 from services.relay.model import Alert, Message
 from shared.secret_file import SecretFile
 from shared.settings import SecretPath
 
-BODY = 1_000_000  # nginx takes 1 MiB unless it is told otherwise
-_FRAME = 400_000  # of it, for everything but the alerts: two sets of labels, each 64 * (200 + 500) * 4 bytes at most
-_TOKEN = 8
+MAX_BODY = 1_000_000  # nginx takes 1 MiB unless it is told otherwise
+_BODY_OVERHEAD = 400_000  # of it, for everything but the alerts: two sets of labels, each 64 * (200 + 500) * 4 bytes at most
+_MIN_SECRET_LENGTH = 8
 """Characters from which on a part of an address may be a secret."""
-_NAME = 200
-_LABEL = 500
-_LABELS = 64
-_TEXT = 2_000
-_TEXTS = 20
+_MAX_NAME = 200
+_MAX_LABEL = 500
+_MAX_LABELS = 64
+_MAX_TEXT = 2_000
+_MAX_ANNOTATIONS = 20
 
 
 class WebhookSettings(ChannelSettings):
     """Where events are posted, and the token that goes with them."""
 
-    merges: ClassVar[bool] = False
+    merges_waiting: ClassVar[bool] = False
 
     kind: Literal["webhook"]
     url: ProviderUrl | None = None
@@ -59,7 +59,7 @@ class WebhookSettings(ChannelSettings):
     """Sent as `Authorization: Bearer`."""
 
     @model_validator(mode="after")
-    def _one_address(self) -> Self:
+    def _check_one_url(self) -> Self:
         if (self.url is None) is (self.url_file is None):
             raise ValueError("expected either `url` or `url_file`")
         return self
@@ -79,66 +79,66 @@ class WebhookChannel:
         self._timeout = timeout
         self._clock = clock
         self._token = SecretFile(settings.token_file) if settings.token_file else None
-        self._session = Session("the webhook")
+        self._session = HttpSession("the webhook")
 
     async def send(self, attempt: Attempt) -> Receipt:
-        """Posts the event; the receipt holds the HTTP `status`."""
+        """Posts the event; the receipt holds the HTTP `compute_status`."""
         message = attempt.message
-        body = await made(message, lambda: self.payload(message))
-        async with exchange(attempt, "the webhook", self._timeout) as talk:
-            url, token = self._address(), secret(self._token) if self._token else ""
-            ours = (token, *_confidential(url))
+        body = await build_in_thread_if_large(message, lambda: self.payload(message))
+        async with call_provider(attempt, "the webhook", self._timeout) as talk:
+            url, token = self._read_url(), read_secret(self._token) if self._token else ""
+            ours = (token, *_list_url_secrets(url))
             headers = {"Content-Type": "application/json", "Idempotency-Key": message.delivery_id}
             if token:
                 headers["Authorization"] = f"Bearer {token}"
-            talk.sending(body)
-            with reached("the webhook"):
-                async with self._session.get().post(url, data=body.encode(), headers=headers) as response:
+            talk.before_request(body)
+            with translate_connection_errors("the webhook"):
+                async with self._session.open().post(url, data=body.encode(), headers=headers) as response:
                     if 200 <= response.status < 300:  # what follows the status decides nothing
-                        talk.answered(f"HTTP {response.status} {response.reason}", *ours)
+                        talk.record_reply(f"HTTP {response.status} {response.reason}", *ours)
                         return {"status": str(response.status)}
-                    said = await words(response)
-            talk.answered(f"HTTP {response.status} {said}", *ours)
-            detail = f"the webhook answered HTTP {response.status}" + (f": {told(said, *ours)}" if said.strip() else "")
-            raise refusal(response.status, response.headers, detail, self._clock())
+                    said = await read_text(response)
+            talk.record_reply(f"HTTP {response.status} {said}", *ours)
+            detail = f"the webhook answered HTTP {response.status}" + (f": {mask_reply(said, *ours)}" if said.strip() else "")
+            raise build_status_error(response.status, response.headers, detail, self._clock())
 
     def payload(self, message: Message) -> str:
         """The body; the token stands in a header, and so not in it."""
-        return json.dumps(render(message), ensure_ascii=False, separators=(",", ":"))
+        return json.dumps(build_body(message), ensure_ascii=False, separators=(",", ":"))
 
     def secrets(self) -> Hashable:
         """Another where the token's file is another, or that of the address."""
-        return tuple(file.stamp() for file in (self._token, self._url_file) if file)
+        return tuple(file.read_stamp() for file in (self._token, self._url_file) if file)
 
     async def close(self) -> None:
         """Closes its connections."""
         await self._session.close()
 
-    def _address(self) -> str:
+    def _read_url(self) -> str:
         """Where to post to. Raises SendError where its file holds no address."""
         if self._url_file is None:
             return self._url or ""
         try:
-            return fit_for_a_secret(secret(self._url_file), allow_remote_insecure=self._allow_remote_insecure)
+            return check_secret_url(read_secret(self._url_file), allow_remote_insecure=self._allow_remote_insecure)
         except ValueError as error:
             raise SendError(Reason.MISCONFIGURED, Scope.CHANNEL, f"{self._url_file.path}: {error}") from None
 
 
-def _confidential(url: str) -> list[str]:
+def _list_url_secrets(url: str) -> list[str]:
     """What of an address may be a secret, whole and in the parts that an answer may repeat: all but its host."""
     target = url.partition(urlsplit(url).netloc)[2]
-    parts = [part for part in re.split("[/?&=#]", target) if len(part) >= _TOKEN]
-    return [url, *([target] if len(target) >= _TOKEN else []), *sorted(parts, key=len, reverse=True)]
+    parts = [part for part in re.split("[/?&=#]", target) if len(part) >= _MIN_SECRET_LENGTH]
+    return [url, *([target] if len(target) >= _MIN_SECRET_LENGTH else []), *sorted(parts, key=len, reverse=True)]
 
 
-def render(message: Message) -> dict[str, Any]:
+def build_body(message: Message) -> dict[str, Any]:
     """The body, bounded whatever the alerts hold."""
     event = message.event
-    pairs = wording.listed(message)
+    pairs = wording.list_alerts(message)
     alerts: list[dict[str, Any]] = []
-    left = BODY - _FRAME
+    left = MAX_BODY - _BODY_OVERHEAD
     for alert, links in pairs:
-        shown = _alert(alert, links)
+        shown = _build_alert(alert, links)
         left -= len(json.dumps(shown, ensure_ascii=False).encode())
         if left < 0:  # never at the first
             break
@@ -148,33 +148,33 @@ def render(message: Message) -> dict[str, Any]:
         "incident_id": message.incident_id,
         "episode": message.episode,
         "accepted_at": message.accepted_at.isoformat(),
-        "status": wording.status(event),
-        "receiver": _cut(event.receiver, _LABEL),
-        "group_labels": _labels(event.group_labels),
-        "common_labels": _labels(event.common_labels),
-        "note": wording.note(message),
-        "contacts": wording.contacts(message),
+        "status": wording.compute_status(event),
+        "receiver": _clean_and_truncate(event.receiver, _MAX_LABEL),
+        "group_labels": _limit_labels(event.group_labels),
+        "common_labels": _limit_labels(event.common_labels),
+        "note": wording.format_remark(message),
+        "contacts": wording.select_contacts(message),
         "alerts": alerts,
-        "not_listed": len(pairs) - len(alerts) + event.not_listed,
+        "not_listed": len(pairs) - len(alerts) + event.unlisted_count,
     }
 
 
-def _alert(alert: Alert, links: list[wording.Link]) -> dict[str, Any]:
+def _build_alert(alert: Alert, links: list[wording.Link]) -> dict[str, Any]:
     usual_first = sorted(alert.annotations.items(), key=lambda pair: (pair[0] not in {"summary", "description"}, pair))
     return {
         "status": alert.status,
-        "labels": _labels(alert.labels),
-        "annotations": {_cut(key, _NAME): _cut(text, _TEXT) for key, text in usual_first[:_TEXTS]},
+        "labels": _limit_labels(alert.labels),
+        "annotations": {_clean_and_truncate(key, _MAX_NAME): _clean_and_truncate(text, _MAX_TEXT) for key, text in usual_first[:_MAX_ANNOTATIONS]},
         "starts_at": alert.starts_at.isoformat(),
         "ends_at": alert.ends_at.isoformat() if alert.ends_at else None,
-        "fingerprint": _cut(alert.fingerprint, _LABEL),
+        "fingerprint": _clean_and_truncate(alert.fingerprint, _MAX_LABEL),
         "links": {link.text.lower(): link.url for link in links},
     }
 
 
-def _labels(labels: Mapping[str, str]) -> dict[str, str]:
-    return {_cut(key, _NAME): _cut(value, _LABEL) for key, value in sorted(labels.items())[:_LABELS]}
+def _limit_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    return {_clean_and_truncate(key, _MAX_NAME): _clean_and_truncate(value, _MAX_LABEL) for key, value in sorted(labels.items())[:_MAX_LABELS]}
 
 
-def _cut(text: str, limit: int) -> str:
-    return wording.shorten(wording.readable(text), limit)
+def _clean_and_truncate(text: str, limit: int) -> str:
+    return wording.truncate(wording.clean_text(text), limit)

@@ -9,18 +9,18 @@ import click
 Command = Callable[..., Any]
 
 
-def configured(command: Command) -> Command:
+def add_config_option(command: Command) -> Command:
     """Hands the configuration's file to a command as its first argument."""
     option = click.option(
         "--config",
         type=click.Path(path_type=Path),
         expose_value=False,
-        callback=_instead,
+        callback=_replace_config,
         help="The relay's YAML file; it may stand before the command, too.",
     )
     return option(click.pass_obj(command))
 
 
-def _instead(context: click.Context, _option: click.Parameter, given: Path | None) -> None:
-    if given is not None:
-        context.obj = given
+def _replace_config(context: click.Context, _option: click.Parameter, path: Path | None) -> None:
+    if path is not None:
+        context.obj = path

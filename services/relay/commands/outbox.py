@@ -14,21 +14,21 @@ import click
 from services.relay.config import RelaySettings
 from services.relay.outbox import dialect
 from services.relay.outbox.audit import OutboxAudit
-from services.relay.outbox.store import Store, StoreUnusableError, opened
+from services.relay.outbox.store import Store, StoreUnusableError, open_store
 from services.relay.outbox.waiting import StoreUnavailableError
-from shared.audit import AuditUnavailableError, Entry
-from shared.cli import option_or_exit
+from shared.audit import AuditUnavailableError, AuditEntry
+from shared.cli import parse_option_or_exit
 
 T = TypeVar("T")
 
 
-def with_outbox(settings: RelaySettings, work: Callable[[Store], Awaitable[T]], *, to_read: bool = False) -> T:
+def run_with_outbox(settings: RelaySettings, work: Callable[[Store], Awaitable[T]], *, read_only: bool = False) -> T:
     """What `work` returns; where the database cannot be used, one sentence on standard error, then exit 1.
 
     Args:
         settings: say where it is.
         work: what to do with it.
-        to_read: `work` only reads: then whoever holds the database is not waited for.
+        read_only: `work` only reads: then whoever holds the database is not waited for.
     """
     file = Path(str(settings.database.database))
     if dialect.is_sqlite(settings.database) and not file.exists():  # the store would make it
@@ -36,7 +36,7 @@ def with_outbox(settings: RelaySettings, work: Callable[[Store], Awaitable[T]], 
         sys.exit(1)
 
     async def run() -> T:
-        async with opened(settings.database, time.time, settings.unmerged, to_read=to_read) as store:
+        async with open_store(settings.database, time.time, settings.unmerged_channels, read_only=read_only) as store:
             return await work(store)
 
     try:
@@ -48,14 +48,14 @@ def with_outbox(settings: RelaySettings, work: Callable[[Store], Awaitable[T]], 
     sys.exit(1)
 
 
-async def record(store: Store, action: str, on: str) -> None:
+async def record_action(store: Store, action: str, on: str) -> None:
     """No credential stands behind a command, but the account that may write into the database."""
-    entry = Entry(store.clock(), f"uid {os.geteuid()}", "command line", action, on)
+    entry = AuditEntry(store.clock(), f"uid {os.geteuid()}", "command line", action, on)
     with suppress(AuditUnavailableError):  # what is done stays done; the next call says that the database fails
         await OutboxAudit(store).add(entry)
 
 
-def channel_or_exit(settings: RelaySettings, name: str) -> str:
+def check_channel_or_exit(settings: RelaySettings, name: str) -> str:
     """The name of a configured channel; where it is none, one line on standard error, then exit 2."""
 
     def known(given: str) -> str:
@@ -63,4 +63,4 @@ def channel_or_exit(settings: RelaySettings, name: str) -> str:
             raise ValueError(f"no such channel; expected one of {', '.join(sorted(settings.channels))}")
         return given
 
-    return option_or_exit("--channel", known, name)
+    return parse_option_or_exit("--channel", known, name)

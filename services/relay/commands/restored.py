@@ -5,12 +5,12 @@ from typing import Final
 
 import click
 
-from services.relay.commands.configured import configured
-from services.relay.commands.outbox import record, with_outbox
+from services.relay.commands.configured import add_config_option
+from services.relay.commands.outbox import record_action, run_with_outbox
 from services.relay.config import RelaySettings
-from services.relay.outbox.restored import say_restored
+from services.relay.outbox.restored import mark_restored
 from services.relay.outbox.store import Store
-from shared.cli import load_or_exit
+from shared.cli import load_settings_or_exit
 
 _EXAMPLES: Final = """\b
 Example:
@@ -18,17 +18,17 @@ Example:
 
 
 @click.command("restored", short_help="Say that the outbox was restored.", epilog=_EXAMPLES)
-@configured
+@add_config_option
 def command(config: Path | None) -> None:
     """Say that the outbox was restored from a backup, a snapshot or a replica, before the relay is started.
 
     What waits in it then counts as perhaps told: it is compared with Alertmanager first, and nobody is paged for what
     is over.
     """
-    with_outbox(load_or_exit(RelaySettings, config), _say)
+    run_with_outbox(load_settings_or_exit(RelaySettings, config), _mark_restored)
     click.echo("what waits counts as perhaps told, from the relay's next look on")
 
 
-async def _say(store: Store) -> None:
-    await say_restored(store)
-    await record(store, "restored", "outbox")
+async def _mark_restored(store: Store) -> None:
+    await mark_restored(store)
+    await record_action(store, "restored", "outbox")

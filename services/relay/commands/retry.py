@@ -1,4 +1,4 @@
-"""`retry`: tries again what was given up."""
+"""`retry_delivery`: tries again what was given up."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,14 +11,14 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from services.relay.commands.configured import configured
-from services.relay.commands.outbox import channel_or_exit, record, with_outbox
+from services.relay.commands.configured import add_config_option
+from services.relay.commands.outbox import check_channel_or_exit, record_action, run_with_outbox
 from services.relay.config import RelaySettings
-from services.relay.console.again import STEP, NothingToRetryError, UnknownDeliveryError, retry, retry_channel
-from services.relay.console.written import searchable
+from services.relay.console.again import BULK_STEP, NotRetryableError, UnknownDeliveryError, retry_delivery, retry_channel
+from services.relay.console.written import check_text
 from services.relay.outbox import query
 from services.relay.outbox.store import Store
-from shared.cli import load_or_exit, option_or_exit
+from shared.cli import load_settings_or_exit, parse_option_or_exit
 
 _EXAMPLES: Final = """\b
 Examples:
@@ -31,7 +31,7 @@ Examples:
 @click.argument("ids", metavar="[ID]...", nargs=-1)
 @click.option("--channel", help="All that were given up on this channel.")
 @click.option("--all", "all_channels", is_flag=True, help="All that were given up on every configured channel.")
-@configured
+@add_config_option
 def command(config: Path | None, ids: tuple[str, ...], channel: str | None, all_channels: bool) -> None:
     """Try again what was given up (dead): it tells the current state of its incident. What waits is due at once.
 
@@ -39,42 +39,42 @@ def command(config: Path | None, ids: tuple[str, ...], channel: str | None, all_
 
     A relay that runs notices within seconds; else it goes out at the next start.
     """
-    settings = load_or_exit(RelaySettings, config)
+    settings = load_settings_or_exit(RelaySettings, config)
     if [bool(ids), channel is not None, all_channels].count(True) != 1:
         click.echo("expected one of: IDs, --channel, --all", err=True)
         sys.exit(2)
     for delivery_id in ids:
-        option_or_exit("ID", searchable, delivery_id)
+        parse_option_or_exit("ID", check_text, delivery_id)
     if ids:
-        retried, problems = with_outbox(settings, lambda store: _each(store, ids, settings))
+        retried, problems = run_with_outbox(settings, lambda store: _retry_deliveries(store, ids, settings))
     else:
-        names = [channel_or_exit(settings, channel)] if channel is not None else sorted(settings.channels)
-        retried, problems = with_outbox(settings, lambda store: _channels(store, names)), []
+        names = [check_channel_or_exit(settings, channel)] if channel is not None else sorted(settings.channels)
+        retried, problems = run_with_outbox(settings, lambda store: _retry_channels(store, names)), []
     for problem in problems:
         click.echo(problem, err=True)
     click.echo(f"{retried} to be sent again")
     sys.exit(1 if problems else 0)
 
 
-async def _each(store: Store, ids: Sequence[str], settings: RelaySettings) -> tuple[int, list[str]]:
+async def _retry_deliveries(store: Store, ids: Sequence[str], settings: RelaySettings) -> tuple[int, list[str]]:
     """How many are tried again, and a line for each of the others."""
     problems = []
-    with _progress(len(ids)) as advance:
+    with _show_progress(len(ids)) as advance:
         for delivery_id in ids:
             try:
-                await retry(store, delivery_id, settings.channels)
-                await record(store, "retry", delivery_id)
-            except (UnknownDeliveryError, NothingToRetryError) as error:
+                await retry_delivery(store, delivery_id, settings.channels)
+                await record_action(store, "retry", delivery_id)
+            except (UnknownDeliveryError, NotRetryableError) as error:
                 problems.append(f"{delivery_id}: {error}")
             advance(1)
     return len(ids) - len(problems), problems
 
 
-async def _channels(store: Store, names: Sequence[str]) -> int:
+async def _retry_channels(store: Store, names: Sequence[str]) -> int:
     retried = 0
-    with _progress(sum([await query.dead(store, name) for name in names])) as advance:
+    with _show_progress(sum([await query.count_dead(store, name) for name in names])) as advance:
         for name in names:
-            await record(store, "retry all", name)
+            await record_action(store, "retry all", name)
             async for taken in retry_channel(store, name):
                 retried += taken
                 advance(taken)
@@ -82,8 +82,8 @@ async def _channels(store: Store, names: Sequence[str]) -> int:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[float], None]]:
+def _show_progress(total: int) -> Iterator[Callable[[float], None]]:
     """A bar on standard error, where a person looks at it and it is more than one step."""
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal or total <= STEP) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal or total <= BULK_STEP) as progress:
         yield partial(progress.advance, progress.add_task("to be sent again", total=total))

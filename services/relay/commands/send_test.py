@@ -9,13 +9,13 @@ from typing import Final
 import click
 import structlog
 
-from services.relay.app import send_test
+from services.relay.app import send_test_message
 from services.relay.channels.channel import SendError
-from services.relay.commands.configured import configured
-from services.relay.commands.outbox import channel_or_exit
+from services.relay.commands.configured import add_config_option
+from services.relay.commands.outbox import check_channel_or_exit
 from services.relay.config import RelaySettings
 from shared import logs
-from shared.cli import load_or_exit
+from shared.cli import load_settings_or_exit
 
 _EXAMPLES: Final = """\b
 Example:
@@ -24,16 +24,16 @@ Example:
 
 @click.command("send-test", short_help="Send a test page and its all-clear.", epilog=_EXAMPLES)
 @click.option("--channel", required=True, help="The name of a channel in the configuration.")
-@configured
+@add_config_option
 def command(config: Path | None, channel: str) -> None:
     """Send a test page and its all-clear on one channel, and print what the provider answered."""
-    settings = load_or_exit(RelaySettings, config)
-    channel_or_exit(settings, channel)
+    settings = load_settings_or_exit(RelaySettings, config)
+    check_channel_or_exit(settings, channel)
     if settings.channels[channel].kind == "log":
         structlog.reset_defaults()
         logs.configure(settings.service_name)  # what it sends are lines of the log
     try:
-        for receipt in asyncio.run(send_test(settings, channel)):
+        for receipt in asyncio.run(send_test_message(settings, channel)):
             click.echo(json.dumps(dict(receipt)))
     except SendError as error:
         click.echo(f"{channel}: not sent ({error.reason}): {error.detail}", err=True)

@@ -4,15 +4,15 @@ from collections.abc import AsyncIterator, Collection
 from typing import Final
 
 from services.relay.outbox import query
-from services.relay.outbox.again import again, again_all
-from services.relay.outbox.gate import reopened
-from services.relay.outbox.query import Delivery
+from services.relay.outbox.again import requeue, requeue_dead
+from services.relay.outbox.gate import commit_allow_trial
+from services.relay.outbox.query import DeliveryRow
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store
 
-STEP: Final = 200
+BULK_STEP: Final = 200
 """Deliveries in one transaction."""
-_NOT_AGAIN: Final = {
+_NOT_RETRYABLE: Final = {
     State.SENDING: "it is being sent",
     State.DELIVERED: "it was delivered",
     State.SUPERSEDED: "another delivery tells it instead",
@@ -23,11 +23,11 @@ class UnknownDeliveryError(Exception):
     """There is no such delivery, or not any more."""
 
 
-class NothingToRetryError(Exception):
+class NotRetryableError(Exception):
     """The message is a sentence that says why."""
 
 
-async def retry(store: Store, delivery_id: str, channels: Collection[str]) -> Delivery:
+async def retry_delivery(store: Store, delivery_id: str, channels: Collection[str]) -> DeliveryRow:
     """Tries a delivery again that is dead, or waits for its next attempt; gives it as it stands then.
 
     Args:
@@ -40,13 +40,13 @@ async def retry(store: Store, delivery_id: str, channels: Collection[str]) -> De
         NothingToRetryError: nothing was changed.
         StoreUnavailableError: nothing was changed, or it cannot be read how it stands.
     """
-    before = await _found(store, delivery_id)
+    before = await _read_delivery(store, delivery_id)
     if before.channel not in channels:
-        raise NothingToRetryError(f"its channel, {before.channel}, is not configured any more")
-    had = await again(store, delivery_id)
-    if had in _NOT_AGAIN:
-        raise NothingToRetryError(f"there is nothing to try again: {_NOT_AGAIN[had]}")
-    return await _found(store, delivery_id)
+        raise NotRetryableError(f"its channel, {before.channel}, is not configured any more")
+    had = await requeue(store, delivery_id)
+    if had in _NOT_RETRYABLE:
+        raise NotRetryableError(f"there is nothing to try again: {_NOT_RETRYABLE[had]}")
+    return await _read_delivery(store, delivery_id)
 
 
 async def retry_channel(store: Store, channel: str) -> AsyncIterator[int]:
@@ -58,18 +58,18 @@ async def retry_channel(store: Store, channel: str) -> AsyncIterator[int]:
     Raises:
         StoreUnavailableError: the steps before this one are done.
     """
-    await reopened(store, [channel])
-    left = await query.dead(store, channel)
+    await commit_allow_trial(store, [channel])
+    left = await query.count_dead(store, channel)
     while left > 0:
-        taken = await again_all(store, channel, min(left, STEP))
+        taken = await requeue_dead(store, channel, min(left, BULK_STEP))
         if taken == 0:
             return
         left -= taken
         yield taken
 
 
-async def _found(store: Store, delivery_id: str) -> Delivery:
-    record = await query.one(store, delivery_id)
+async def _read_delivery(store: Store, delivery_id: str) -> DeliveryRow:
+    record = await query.read_delivery(store, delivery_id)
     if record is None:
         raise UnknownDeliveryError("no such delivery")
     return record.delivery

@@ -5,33 +5,33 @@ from datetime import UTC, datetime
 from typing import Any
 
 from services.relay.outbox import query
-from services.relay.outbox.schema import State, plain
+from services.relay.outbox.schema import State, clean_for_database
 
 
-def document(delivery: query.Delivery) -> dict[str, Any]:
+def encode_delivery(delivery: query.DeliveryRow) -> dict[str, Any]:
     """A delivery."""
-    times = {"accepted_at": written(delivery.accepted_at), "finished_at": written(delivery.finished_at)}
+    times = {"accepted_at": format_time(delivery.accepted_at), "finished_at": format_time(delivery.finished_at)}
     return {**asdict(delivery), **times}
 
 
-def whole_document(record: query.Record) -> dict[str, Any]:
+def encode_details(details: query.DeliveryDetails) -> dict[str, Any]:
     """A delivery with its attempts, what it stands for, and the payload as sent."""
     return {
-        **document(record.delivery),
-        "superseded": record.superseded,
-        "tried": [{**asdict(attempt), "started_at": written(attempt.started_at)} for attempt in record.tried],
-        "payload": record.payload,
+        **encode_delivery(details.delivery),
+        "superseded": details.supersedes,
+        "tried": [{**asdict(attempt), "started_at": format_time(attempt.started_at)} for attempt in details.attempts],
+        "payload": details.payload,
     }
 
 
-def written(seconds: float | None) -> str | None:
+def format_time(seconds: float | None) -> str | None:
     """Unix seconds → RFC 3339 in UTC with milliseconds."""
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def moment(text: str) -> float:
+def parse_time(text: str) -> float:
     """RFC 3339 → unix seconds. Raises ValueError with what was expected."""
     try:
         read = datetime.fromisoformat(text)
@@ -42,14 +42,14 @@ def moment(text: str) -> float:
     return read.timestamp()
 
 
-def searchable(text: str) -> str:
+def check_text(text: str) -> str:
     """Raises ValueError with what was expected: a database takes only what it could hold itself."""
-    if text != plain(text):
+    if text != clean_for_database(text):
         raise ValueError("expected UTF-8 without a NUL character")
     return text
 
 
-def state(text: str) -> State:
+def parse_state(text: str) -> State:
     """Raises ValueError with what was expected."""
     if text not in list(State):
         raise ValueError(f"expected one of {', '.join(State)}")

@@ -16,7 +16,7 @@ class RetryPolicy:
     """Since the event was accepted."""
 
 
-def next_attempt(
+def compute_retry_delay(
     error: SendError, *, attempt: int, age: float, policy: RetryPolicy, random: Callable[[], float]
 ) -> float | None:
     """In how many seconds to try again, or None: never.
@@ -36,20 +36,20 @@ def next_attempt(
     left = policy.give_up_after - age
     if error.scope is Scope.MESSAGE or left <= 0:
         return None
-    if refuses_channel(error, policy):
+    if is_channel_down(error, policy):
         wait = policy.backoff_max
     else:
         doublings = min(attempt - 1, 64)  # beyond, every backoff is at its maximum and a float may overflow
         wait = random() * min(policy.backoff_max, policy.backoff_initial * 2.0**doublings)
-    return max(min(wait, left), asked_to_wait(error, policy) or 0.0)
+    return max(min(wait, left), get_requested_delay(error, policy) or 0.0)
 
 
-def refuses_channel(error: SendError, policy: RetryPolicy) -> bool:
+def is_channel_down(error: SendError, policy: RetryPolicy) -> bool:
     """Whether nothing is taken until a person acts, or for longer than the longest backoff, which nobody waits for."""
     too_long = error.retry_after is not None and error.retry_after > policy.backoff_max
     return error.scope is Scope.CHANNEL or (error.scope is Scope.ATTEMPT and too_long)
 
 
-def asked_to_wait(error: SendError, policy: RetryPolicy) -> float | None:
+def get_requested_delay(error: SendError, policy: RetryPolicy) -> float | None:
     """Seconds that the provider asked for. One that asks for a year is asked once more, and given up then."""
     return None if error.retry_after is None else min(error.retry_after, policy.give_up_after)

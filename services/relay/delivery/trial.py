@@ -9,10 +9,10 @@ from datetime import datetime
 from uuid import uuid4
 
 from services.relay.model import Alert, Event, Message, Status
-from services.relay.sending.enrich.links import LinkRules, links
+from services.relay.sending.enrich.links import LinkRules, build_links
 
 
-def trial(now: datetime, rules: LinkRules) -> Message:
+def build_test_message(now: datetime, rules: LinkRules) -> Message:
     """A firing test alert, an incident of its own, so that it touches no real one.
 
     Args:
@@ -48,26 +48,26 @@ def trial(now: datetime, rules: LinkRules) -> Message:
         incident_id=name,
         episode=1,
         event=event,
-        links=(links(alert, now, rules),),
+        links=(build_links(alert, now, rules),),
         accepted_at=now,
         first_receipt=None,
     )
 
 
-def trial_over(trial: Message, receipt: Mapping[str, str], now: datetime) -> Message:
+def build_test_resolve(message: Message, receipt: Mapping[str, str], now: datetime) -> Message:
     """The all-clear of a trial, so that it leaves nothing open.
 
     Args:
-        trial: what was sent.
+        message: what was sent.
         receipt: what the channel said of it.
         now: when it ends.
     """
-    alerts = tuple(replace(alert, status=Status.RESOLVED, ends_at=now) for alert in trial.event.alerts)
-    event = replace(trial.event, status=Status.RESOLVED, alerts=alerts)
-    return replace(trial, delivery_id=f"{trial.delivery_id}-over", event=event, accepted_at=now, first_receipt=receipt)
+    alerts = tuple(replace(alert, status=Status.RESOLVED, ends_at=now) for alert in message.event.alerts)
+    event = replace(message.event, status=Status.RESOLVED, alerts=alerts)
+    return replace(message, delivery_id=f"{message.delivery_id}-over", event=event, accepted_at=now, first_receipt=receipt)
 
 
-class TrialAttempt:
+class UnrecordedAttempt:
     """The port's `Attempt` for a message that no outbox holds: it is tried once, and nothing of it is kept."""
 
     def __init__(self, message: Message) -> None:
@@ -75,15 +75,15 @@ class TrialAttempt:
         self.progress: Mapping[str, str] = {}
         self.maybe_sent = False
 
-    def sending(self, payload: str) -> None:
+    def before_request(self, payload: str) -> None:
         """See the port."""
 
     def check_lease(self) -> None:
         """See the port."""
 
-    def answered(self, answer: str) -> None:
+    def record_reply(self, reply: str) -> None:
         """See the port."""
 
-    async def keep(self, progress: Mapping[str, str]) -> None:
+    async def save_progress(self, progress: Mapping[str, str]) -> None:
         """See the port."""
         self.progress = progress

@@ -13,18 +13,18 @@ from typing import Final
 import structlog
 
 from services.relay.channels.channel import Channel
-from services.relay.delivery.deliver import Deliverer, Delivering
+from services.relay.delivery.deliver import Deliverer, DeliveryContext
 from services.relay.outbox import gate
-from services.relay.outbox.claim import LARGE, Claim, Taken, Wanted, claim
+from services.relay.outbox.claim import MAX_CLAIM_BYTES, DeliveryTask, ClaimResult, ClaimRequest, claim_due
 from services.relay.outbox.waiting import StoreUnavailableError
 
-_PAUSE: Final = 1.0
+_OUTBOX_RETRY_SECONDS: Final = 1.0
 """Seconds to wait after the outbox failed."""
-_LONGEST_SLEEP: Final = 2.0
+_MAX_SLEEP: Final = 2.0
 """Seconds: what another replica accepted and did not deliver, or a command made due, is noticed by then."""
-_SHORTEST_SLEEP: Final = 0.02
+_MIN_SLEEP: Final = 0.02
 """Seconds: what is due may be what another replica is just changing."""
-_LOOK_AT_SECRETS: Final = 1.0
+_SECRET_CHECK_INTERVAL: Final = 1.0
 """Seconds between looks at a refused channel's secrets."""
 
 log = structlog.get_logger(__name__)
@@ -37,9 +37,9 @@ class Worker:
         name: of the channel.
         channel: itself.
         rate: messages in a second; None where there is no pace.
-        lanes: how many messages are under way at once.
-        shared: what all workers share.
-        sharing: where incidents of a group are one on it: its name, and others that lead to the same place.
+        max_concurrency: how many messages are under way at once.
+        context: what all workers share.
+        dedup_channels: where incidents of a group are one on it: its name, and others that lead to the same place.
     """
 
     def __init__(
@@ -47,101 +47,101 @@ class Worker:
         name: str,
         channel: Channel,
         rate: float | None,
-        lanes: int,
-        shared: Delivering,
-        sharing: tuple[str, ...] = (),
+        max_concurrency: int,
+        context: DeliveryContext,
+        dedup_channels: tuple[str, ...] = (),
     ) -> None:
         self._name = name
         self._channel = channel
         self._rate = rate
-        self._lanes = lanes
-        self._sharing = sharing
-        self._shared = shared
-        self._deliverer = Deliverer(name, shared)
-        self._news = asyncio.Event()
-        self._free = asyncio.Event()
+        self._max_concurrency = max_concurrency
+        self._dedup_channels = dedup_channels
+        self._context = context
+        self._deliverer = Deliverer(name, context)
+        self._wake_event = asyncio.Event()
+        self._send_finished = asyncio.Event()
         self._secrets: Hashable = None
-        self._in_hand: set[str] = set()
+        self._in_flight_ids: set[str] = set()
         self._stopping = False
 
     def wake(self) -> None:
         """Something new may be due."""
-        self._news.set()
+        self._wake_event.set()
 
     def stop(self) -> None:
         """Finishes what is in hand and claims nothing more; then `run` returns."""
         self._stopping = True
-        self._news.set()
-        self._free.set()
+        self._wake_event.set()
+        self._send_finished.set()
 
     async def run(self) -> None:
         """Delivers until `stop`, whatever happens; cancellation ends it at once."""
-        self._secrets = await asyncio.to_thread(self._channel.secrets)
+        self._secrets = await asyncio.to_thread(self._channel.read_secret_versions)
         async with asyncio.TaskGroup() as sends:
             while not self._stopping:
                 try:
-                    await self._step(sends)
+                    await self._claim_and_send(sends)
                 except StoreUnavailableError:  # the store has logged it
                     await self._pause()
                 except Exception:
-                    log.exception("a defect in the delivery of this channel; it goes on", channel=self._name)
+                    log.exception("unexpected error in the channel's worker; the worker continues", channel=self._name)
                     await self._pause()
 
-    async def _step(self, sends: asyncio.TaskGroup) -> None:
-        self._free.clear()
-        if len(self._in_hand) >= self._lanes:
-            await self._free.wait()
+    async def _claim_and_send(self, sends: asyncio.TaskGroup) -> None:
+        self._send_finished.clear()
+        if len(self._in_flight_ids) >= self._max_concurrency:
+            await self._send_finished.wait()
             return
-        self._news.clear()
+        self._wake_event.clear()
         asked_at = asyncio.get_running_loop().time()
         taken = await self._claim()
-        size = sum(len(each.written_event) for each in taken.claims)
-        for each in taken.claims:
-            self._in_hand.add(each.delivery_id)
-            sends.create_task(self._deliver(each, asked_at + self._shared.lease))
-        if taken.refused and await self._deliverer.fall_back():
-            self._news.set()
-        if size > LARGE:  # nothing more is taken in hand with so much
-            while self._in_hand and not self._stopping:
-                self._free.clear()
-                await self._free.wait()
-        elif not taken.claims:
+        size = sum(len(each.event_json) for each in taken.tasks)
+        for each in taken.tasks:
+            self._in_flight_ids.add(each.delivery_id)
+            sends.create_task(self._deliver(each, asked_at + self._context.lease_seconds))
+        if taken.channel_down and await self._deliverer.fall_back():
+            self._wake_event.set()
+        if size > MAX_CLAIM_BYTES:  # nothing more is taken in hand with so much
+            while self._in_flight_ids and not self._stopping:
+                self._send_finished.clear()
+                await self._send_finished.wait()
+        elif not taken.tasks:
             await self._sleep(taken)
 
-    async def _claim(self) -> Taken:
-        shared, free = self._shared, self._lanes - len(self._in_hand)
-        wanted = Wanted(self._name, free, shared.owner, shared.lease, self._rate, self._sharing, tuple(self._in_hand))
-        return await claim(shared.store, wanted)
+    async def _claim(self) -> ClaimResult:
+        shared, free = self._context, self._max_concurrency - len(self._in_flight_ids)
+        wanted = ClaimRequest(self._name, free, shared.lease_owner, shared.lease_seconds, self._rate, self._dedup_channels, tuple(self._in_flight_ids))
+        return await claim_due(shared.store, wanted)
 
-    async def _deliver(self, claimed: Claim, lease_ends: float) -> None:
+    async def _deliver(self, task: DeliveryTask, lease_ends: float) -> None:
         try:
-            await self._deliverer.deliver(claimed, lease_ends)
+            await self._deliverer.deliver(task, lease_ends)
         except Exception:
-            log.exception("a defect in the delivery of this channel; it goes on", channel=self._name)
+            log.exception("unexpected error in the channel's worker; the worker continues", channel=self._name)
         finally:
-            self._in_hand.discard(claimed.delivery_id)
-            self._free.set()
-            self._news.set()
+            self._in_flight_ids.discard(task.delivery_id)
+            self._send_finished.set()
+            self._wake_event.set()
 
-    async def _sleep(self, taken: Taken) -> None:
-        seconds = _LONGEST_SLEEP if taken.seconds is None else min(max(taken.seconds, _SHORTEST_SLEEP), _LONGEST_SLEEP)
-        if taken.refused:
-            await self._look_at_secrets()
-            seconds = min(seconds, _LOOK_AT_SECRETS)
+    async def _sleep(self, result: ClaimResult) -> None:
+        seconds = _MAX_SLEEP if result.retry_in is None else min(max(result.retry_in, _MIN_SLEEP), _MAX_SLEEP)
+        if result.channel_down:
+            await self._check_secrets()
+            seconds = min(seconds, _SECRET_CHECK_INTERVAL)
         try:
             async with asyncio.timeout(seconds):
-                await self._news.wait()
+                await self._wake_event.wait()
         except TimeoutError:
             pass
 
-    async def _look_at_secrets(self) -> None:
+    async def _check_secrets(self) -> None:
         """What was refused may be taken with another secret."""
-        secrets = await asyncio.to_thread(self._channel.secrets)
+        secrets = await asyncio.to_thread(self._channel.read_secret_versions)
         if secrets != self._secrets:
-            await gate.reopened(self._shared.store, [self._name])
+            await gate.commit_allow_trial(self._context.store, [self._name])
             self._secrets = secrets
-            self._news.set()
+            self._wake_event.set()
 
     async def _pause(self) -> None:
         if not self._stopping:
-            await asyncio.sleep(_PAUSE)
+            await asyncio.sleep(_OUTBOX_RETRY_SECONDS)

@@ -17,38 +17,38 @@ from starlette.responses import JSONResponse, Response
 from services.relay import identity
 from services.relay.identity import OWN_SOURCE
 from services.relay.intake import quarantine, webhook
-from services.relay.intake.heartbeat import Heartbeat
-from services.relay.intake.routing import Rule
-from services.relay.intake.take_apart import take_apart
+from services.relay.intake.heartbeat import HeartbeatMatcher
+from services.relay.intake.routing import Route
+from services.relay.intake.take_apart import parse_webhook
 from services.relay.metrics import Metrics
 from services.relay.model import Status
 from services.relay.outbox import watchdogs
-from services.relay.outbox.accept import Incoming, Plan, accept
+from services.relay.outbox.accept import IncomingEvent, DeliveryPlan, accept_event
 from services.relay.outbox.byte_limit import ByteLimit
-from services.relay.outbox.known import Known
+from services.relay.outbox.known import IncidentState
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store
 from services.relay.outbox.waiting import StoreUnavailableError
-from services.relay.parsing import parse_apart
-from shared.arriving import SMALL, Arrival, CrowdedError, OverLimitError, Room, SlowError
+from services.relay.parsing import run_large
+from shared.arriving import SMALL_BODY_BYTES, BodyReader, BodyBudgetExhaustedError, BodyTooLargeError, BodyBudgets, SlowBodyError
 
-SMALL_ONES: Final = 16 * 1024 * 1024
+SMALL_BODIES_LIMIT: Final = 16 * 1024 * 1024
 """Bytes of all small bodies that arrive or wait for their commit. Larger ones share as much as one may have: so they
 come one after the other, and never hold up what is small."""
-TURNS: Final = 64
+MAX_CONCURRENT_WEBHOOKS: Final = 64
 """How many webhooks are taken apart and committed at a time, so that thousands at once fit into memory."""
-TURN_SECONDS: Final = 8.0
+QUEUE_SECONDS: Final = 8.0
 """How long one that was read waits for its turn; then Alertmanager may ask again."""
-_SOURCE_LIMIT: Final = 200
+_MAX_SOURCE: Final = 200
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class IntakeRules:
     """What a person set about the intake."""
 
-    routes: Sequence[Rule]
+    routes: Sequence[Route]
     default_channels: Sequence[str]
     channels: Collection[str]
     """Every channel that exists."""
@@ -56,11 +56,11 @@ class Rules:
     """Seconds."""
     max_body: int
     """Bytes of a webhook, at most."""
-    heartbeats: Sequence[Heartbeat] = ()
+    heartbeats: Sequence[HeartbeatMatcher] = ()
     """The alerts that are signs of life, and no news."""
 
 
-class _NotNowError(Exception):
+class _RetryLaterError(Exception):
     """A body that cannot be taken now, and may be sent again."""
 
 
@@ -71,158 +71,158 @@ class Intake:
         store: where they are committed.
         rules: where they go.
         metrics: counts the answers.
-        accepted: called with the channels that have something new, after the commit.
-        alive: called with the watchdogs that were seen, after the commit.
-        limit: of the outbox's bytes.
+        wake_channels: called with the channels that have something new, after the commit.
+        on_heartbeats: called with the watchdogs that were seen, after the commit.
+        byte_limit: of the outbox's bytes.
     """
 
     def __init__(
         self,
         store: Store,
-        rules: Rules,
+        rules: IntakeRules,
         metrics: Metrics,
-        accepted: Callable[[Iterable[str]], None],
-        alive: Callable[[Iterable[str]], None],
-        limit: ByteLimit | None = None,
+        wake_channels: Callable[[Iterable[str]], None],
+        on_heartbeats: Callable[[Iterable[str]], None],
+        byte_limit: ByteLimit | None = None,
     ) -> None:
         self._store = store
         self._rules = rules
         self._metrics = metrics
-        self._accepted = accepted
-        self._alive = alive
-        self._room = Room(SMALL_ONES, rules.max_body)
-        self._limit = limit or ByteLimit()
-        self._turns = asyncio.Semaphore(TURNS)
+        self._wake_channels = wake_channels
+        self._on_heartbeats = on_heartbeats
+        self._body_budget = BodyBudgets(SMALL_BODIES_LIMIT, rules.max_body)
+        self._byte_limit = byte_limit or ByteLimit()
+        self._concurrency = asyncio.Semaphore(MAX_CONCURRENT_WEBHOOKS)
         self._stopping = False
 
     def stop(self) -> None:
         """From now on every webhook is answered 503, also one whose body is still arriving."""
         self._stopping = True
 
-    async def post(self, request: Request) -> Response:
+    async def handle_post(self, request: Request) -> Response:
         """The answers of the contract: 202, 200, 400, 413, 503; 500 for a defect of ours."""
         try:
-            response = await self._answer(request)
+            response = await self._respond(request)
         except ClientDisconnect:  # nobody is left to be answered, so no answer is counted
-            log.warning("a sender went away before the end of its webhook; Alertmanager sends it again")
+            log.warning("client disconnected before the webhook was complete; Alertmanager retries")
             return Response(status_code=503)
         except Exception:
-            self._metrics.webhook(500)
+            self._metrics.count_webhook(500)
             raise
-        self._metrics.webhook(response.status_code)
+        self._metrics.count_webhook(response.status_code)
         return response
 
-    async def _answer(self, request: Request) -> Response:
+    async def _respond(self, request: Request) -> Response:
         source = request.query_params.get("source", "")
-        arrival = self._arrival(request)
+        arrival = self._open_body(request)
         body = arrival.body
         try:
-            await self._read(arrival)
-            return await self._in_turn(body, source)
-        except webhook.MalformedError as error:
-            return await self._put_aside(body, source, 400, str(error))
-        except webhook.TooManyError as error:
-            return await self._put_aside(body, source, 413, str(error))
-        except OverLimitError:
+            await self._read_body(arrival)
+            return await self._process_body(body, source)
+        except webhook.MalformedWebhookError as error:
+            return await self._quarantine(body, source, 400, str(error))
+        except webhook.TooManyTextsError as error:
+            return await self._quarantine(body, source, 413, str(error))
+        except BodyTooLargeError:
             reason = f"the body is over {self._rules.max_body} bytes, see intake.max_body"
-            return _closing(await self._put_aside(body, source, 413, reason))
-        except (_NotNowError, StoreUnavailableError) as error:
-            refused = _refuse(503, f"not accepted, send it again: {error}")
-            return refused if arrival.whole else _closing(refused)
+            return _close_connection(await self._quarantine(body, source, 413, reason))
+        except (_RetryLaterError, StoreUnavailableError) as error:
+            refused = _build_error_response(503, f"not accepted, send it again: {error}")
+            return refused if arrival.is_complete else _close_connection(refused)
         finally:
-            arrival.let_go()
+            arrival.release()
 
-    async def _in_turn(self, body: bytearray, source: str) -> Response:
-        if len(source) > _SOURCE_LIMIT or source == OWN_SOURCE:
-            reason = f"source: expected at most {_SOURCE_LIMIT} characters, and not {OWN_SOURCE}"
-            raise webhook.MalformedError(reason)
-        await self._turn()
+    async def _process_body(self, body: bytearray, source: str) -> Response:
+        if len(source) > _MAX_SOURCE or source == OWN_SOURCE:
+            reason = f"source: expected at most {_MAX_SOURCE} characters, and not {OWN_SOURCE}"
+            raise webhook.MalformedWebhookError(reason)
+        await self._wait_for_capacity()
         try:
             whole = bytes(body)
-            del body[quarantine.CUT :]  # what quarantine would keep
-            return await self._accept(whole, source)
+            del body[quarantine.MAX_BODY_BYTES :]  # what quarantine would keep
+            return await self._parse_and_commit(whole, source)
         finally:
-            self._turns.release()
+            self._concurrency.release()
 
-    async def _read(self, arrival: Arrival) -> None:
+    async def _read_body(self, arrival: BodyReader) -> None:
         try:
             await arrival.read()
-        except CrowdedError:
-            arrival.let_go()
-            await arrival.skip()
-            raise _NotNowError("other webhooks come first") from None
-        except SlowError as error:
-            raise _NotNowError(str(error)) from None
+        except BodyBudgetExhaustedError:
+            arrival.release()
+            await arrival.discard_rest()
+            raise _RetryLaterError("other webhooks come first") from None
+        except SlowBodyError as error:
+            raise _RetryLaterError(str(error)) from None
         if self._stopping:
-            raise _NotNowError("the relay is stopping")
+            raise _RetryLaterError("the relay is stopping")
 
-    def _arrival(self, request: Request) -> Arrival:
+    def _open_body(self, request: Request) -> BodyReader:
         header = request.headers.get("content-length", "")
         declared = int(header) if header.isdecimal() else None
         too_large = declared is not None and declared > self._rules.max_body
-        limit = quarantine.CUT if too_large else self._rules.max_body
-        return Arrival(self._room, request.stream(), min(limit, self._rules.max_body), declared)
+        limit = quarantine.MAX_BODY_BYTES if too_large else self._rules.max_body
+        return BodyReader(self._body_budget, request.stream(), min(limit, self._rules.max_body), declared)
 
-    async def _turn(self) -> None:
-        if not self._turns.locked():
-            await self._turns.acquire()  # at once
+    async def _wait_for_capacity(self) -> None:
+        if not self._concurrency.locked():
+            await self._concurrency.acquire()  # at once
             return
         try:
-            async with asyncio.timeout(TURN_SECONDS):
-                await self._turns.acquire()
+            async with asyncio.timeout(QUEUE_SECONDS):
+                await self._concurrency.acquire()
         except TimeoutError:
-            raise _NotNowError(f"{TURNS} others come first") from None
+            raise _RetryLaterError(f"{MAX_CONCURRENT_WEBHOOKS} others come first") from None
 
-    async def _accept(self, body: bytes, source: str) -> Response:
-        task = partial(take_apart, body, source, self._rules.heartbeats, self._rules.routes)
-        taken = await parse_apart(task) if len(body) > SMALL else task()
-        if taken.seen:
-            await watchdogs.seen(self._store, taken.seen)
-            self._alive(taken.seen)
+    async def _parse_and_commit(self, body: bytes, source: str) -> Response:
+        task = partial(parse_webhook, body, source, self._rules.heartbeats, self._rules.routes)
+        taken = await run_large(task) if len(body) > SMALL_BODY_BYTES else task()
+        if taken.heartbeats:
+            await watchdogs.record_heartbeats(self._store, taken.heartbeats)
+            self._on_heartbeats(taken.heartbeats)
         if taken.incoming is None:
             return JSONResponse({"event_id": None, "deliveries": 0, "duplicate": False}, status_code=202)
-        return await self._commit(taken.incoming, taken.rule.channels if taken.rule else self._rules.default_channels)
+        return await self._commit(taken.incoming, taken.route.channels if taken.route else self._rules.default_channels)
 
-    async def _commit(self, incoming: Incoming, routed: Sequence[str]) -> Response:
+    async def _commit(self, incoming: IncomingEvent, routed_channels: Sequence[str]) -> Response:
         rules = self._rules
 
-        def decide(known: Known | None, now: float) -> Plan | None:
-            return identity.plan(
+        def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
+            return identity.plan_deliveries(
                 incoming.event,
                 known,
-                content=incoming.fingerprint,
+                fingerprint=incoming.fingerprint,
                 now=now,
                 duplicate_window=rules.duplicate_window,
-                routed=routed,
-                configured=rules.channels,
+                routed_channels=routed_channels,
+                configured_channels=rules.channels,
             )
 
-        with self._limit.taking(len(incoming.body), resolved=incoming.event.status is Status.RESOLVED):
-            accepted = await accept(self._store, incoming, decide)
-        for channel in accepted.superseded:
-            self._metrics.ended(channel, State.SUPERSEDED)
-        self._accepted(accepted.channels)
+        with self._byte_limit.reserve(len(incoming.body), resolved=incoming.event.status is Status.RESOLVED):
+            accepted = await accept_event(self._store, incoming, decide)
+        for channel in accepted.superseded_channels:
+            self._metrics.count_delivery(channel, State.SUPERSEDED)
+        self._wake_channels(accepted.channels)
         answer = {
             "event_id": accepted.event_id,
-            "deliveries": accepted.deliveries,
-            "duplicate": accepted.duplicate,
+            "deliveries": accepted.delivery_count,
+            "duplicate": accepted.is_duplicate,
         }
-        return JSONResponse(answer, status_code=200 if accepted.duplicate else 202)
+        return JSONResponse(answer, status_code=200 if accepted.is_duplicate else 202)
 
-    async def _put_aside(self, body: bytearray, source: str, code: int, reason: str) -> Response:
+    async def _quarantine(self, body: bytearray, source: str, code: int, reason: str) -> Response:
         try:
-            kept = bytes(body[: quarantine.CUT])
-            await quarantine.put_aside(self._store, kept, source=source[:_SOURCE_LIMIT], code=code, reason=reason)
+            kept = bytes(body[: quarantine.MAX_BODY_BYTES])
+            await quarantine.quarantine_webhook(self._store, kept, source=source[:_MAX_SOURCE], code=code, reason=reason)
         except StoreUnavailableError as error:
-            return _refuse(503, f"not accepted ({reason}), and the body cannot be kept: {error}")
-        return _refuse(code, reason)
+            return _build_error_response(503, f"not accepted ({reason}), and the body cannot be kept: {error}")
+        return _build_error_response(code, reason)
 
 
-def _refuse(code: int, reason: str) -> Response:
+def _build_error_response(code: int, reason: str) -> Response:
     return JSONResponse({"error": reason}, status_code=code)
 
 
-def _closing(response: Response) -> Response:
+def _close_connection(response: Response) -> Response:
     """The answer to a body of which no more is read; else uvicorn would read the rest, to drop it."""
     response.headers["Connection"] = "close"
     return response

@@ -12,7 +12,7 @@ from services.relay.model import Alert, Event, Status
 
 
 @dataclass(frozen=True, slots=True)
-class Heartbeat:
+class HeartbeatMatcher:
     """What a watchdog's alert looks like."""
 
     name: str
@@ -21,7 +21,7 @@ class Heartbeat:
     """All of them hold for its alert."""
 
 
-def taken_out(event: Event, heartbeats: Iterable[Heartbeat]) -> tuple[Event | None, frozenset[str]]:
+def split_heartbeats(event: Event, heartbeats: Iterable[HeartbeatMatcher]) -> tuple[Event | None, frozenset[str]]:
     """The event without the alerts of watchdogs, or None where nothing is left; and the watchdogs that were seen.
 
     A resolved alert of a watchdog is taken out too, but is no sign of life: Prometheus has stopped sending it, which

@@ -7,14 +7,14 @@ import structlog
 from services.relay.outbox import rejected
 from services.relay.outbox.store import Store
 
-ENTRIES: Final = 100
-CUT: Final = 512 * 1024
+MAX_ENTRIES: Final = 100
+MAX_BODY_BYTES: Final = 512 * 1024
 """Bytes that are kept of one body."""
 
 log = structlog.get_logger(__name__)
 
 
-async def put_aside(store: Store, body: bytes, *, source: str, code: int, reason: str) -> None:
+async def quarantine_webhook(store: Store, body: bytes, *, source: str, code: int, reason: str) -> None:
     """Keeps a body that was answered with `code` for `reason`. Raises StoreUnavailableError."""
-    await rejected.keep(store, rejected.Rejected(source, code, reason, body[:CUT]), entries=ENTRIES)
-    log.warning("a webhook was not accepted; its body is in quarantine", code=code, reason=reason, source=source)
+    await rejected.add_entry(store, rejected.RefusedWebhook(source, code, reason, body[:MAX_BODY_BYTES]), max_entries=MAX_ENTRIES)
+    log.warning("webhook quarantined", code=code, reason=reason, source=source)

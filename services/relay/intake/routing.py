@@ -41,7 +41,7 @@ class Matcher:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class Route:
     """A route: everything it names must hold for the receiver and for one and the same alert."""
 
     receiver: str | None
@@ -56,21 +56,21 @@ def parse_matcher(text: str) -> Matcher:
     if parts is None:
         raise ValueError('expected a matcher such as severity="warning", with =, !=, =~ or !~')
     label, operator, written = parts.groups()
-    value = _value(written)
+    value = _unquote(written)
     pattern = None
     if operator.endswith("~"):
         try:
             pattern = re2.compile(value, _RE2)
         except re2.error as error:
-            raise ValueError(f"is not a regular expression of RE2: {_said(error)}") from None
+            raise ValueError(f"is not a regular expression of RE2: {_describe_re2_error(error)}") from None
         except UnicodeEncodeError:
             raise ValueError("is not a regular expression of RE2: half a surrogate pair") from None
-    return Matcher(_value(label), operator, value, pattern)
+    return Matcher(_unquote(label), operator, value, pattern)
 
 
-def first_match(event: Event, rules: Sequence[Rule]) -> int | None:
+def find_route(event: Event, routes: Sequence[Route]) -> int | None:
     """The place of the first rule that matches; None where none does."""
-    for place, rule in enumerate(rules):
+    for place, rule in enumerate(routes):
         if rule.receiver is not None and rule.receiver != event.receiver:
             continue
         if any(all(matcher.matches(alert.labels) for matcher in rule.matchers) for alert in event.alerts):
@@ -78,16 +78,16 @@ def first_match(event: Event, rules: Sequence[Rule]) -> int | None:
     return None
 
 
-def _said(error: Exception) -> str:
+def _describe_re2_error(error: Exception) -> str:
     """RE2's own words, which come as bytes and may quote a piece of a character."""
     (words,) = error.args
     return " ".join(words.decode(errors="replace").split()) if isinstance(words, bytes) else str(words)
 
 
-def _value(written: str) -> str:
-    quoted = _QUOTED.fullmatch(written)
+def _unquote(text: str) -> str:
+    quoted = _QUOTED.fullmatch(text)
     if quoted:
         return re.sub(r'\\["\\n]', lambda escape: _ESCAPES[escape.group()], quoted.group(1))
-    if not _BARE.fullmatch(written):
+    if not _BARE.fullmatch(text):
         raise ValueError('expected one matcher, its value in double quotes, such as severity="warning"')
-    return written
+    return text

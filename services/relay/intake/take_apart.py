@@ -8,26 +8,26 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from services.relay import identity
-from services.relay.bounds import TEXT, bounded
+from services.relay.bounds import MAX_TEXT, limit_size
 from services.relay.intake import webhook
-from services.relay.intake.heartbeat import Heartbeat, taken_out
-from services.relay.intake.routing import Rule, first_match
+from services.relay.intake.heartbeat import HeartbeatMatcher, split_heartbeats
+from services.relay.intake.routing import Route, find_route
 from services.relay.model import Event, Status
-from services.relay.outbox.accept import Incoming
+from services.relay.outbox.accept import IncomingEvent
 
 
-class TakenApart(NamedTuple):
+class ParsedWebhook(NamedTuple):
     """What is left to do for a webhook."""
 
-    seen: frozenset[str]
+    heartbeats: frozenset[str]
     """Watchdogs."""
-    incoming: Incoming | None
+    incoming: IncomingEvent | None
     """None where there is no news."""
-    rule: Rule | None
+    route: Route | None
     """The first route that matches any alert."""
 
 
-def take_apart(body: bytes, source: str, heartbeats: Sequence[Heartbeat], routes: Sequence[Rule]) -> TakenApart:
+def parse_webhook(body: bytes, source: str, heartbeats: Sequence[HeartbeatMatcher], routes: Sequence[Route]) -> ParsedWebhook:
     """See above. Raises MalformedError or TooManyError of `webhook`.
 
     Args:
@@ -39,27 +39,27 @@ def take_apart(body: bytes, source: str, heartbeats: Sequence[Heartbeat], routes
     event: Event | None = None
     seen: frozenset[str] = frozenset()
     said, rule, before, changed = 0, None, routes, False
-    for part in webhook.parts(body, source):
-        news, beats = taken_out(part, heartbeats)
+    for part in webhook.iterate_parts(body, source):
+        news, beats = split_heartbeats(part, heartbeats)
         seen |= beats
         changed |= news is not part
         if news is None:
             continue
-        said += identity.said(news)
-        place = first_match(news, before)
+        said += identity.hash_alerts(news)
+        place = find_route(news, before)
         if place is not None:
             rule, before = before[place], before[:place]
-        event = bounded(news if event is None else replace(event, alerts=event.alerts + news.alerts))
+        event = limit_size(news if event is None else replace(event, alerts=event.alerts + news.alerts))
     if event is None:
-        return TakenApart(seen, None, None)
+        return ParsedWebhook(seen, None, None)
     if changed:
         firing = event.unlisted_firing or any(alert.status is Status.FIRING for alert in event.alerts)
         event = replace(event, status=Status.FIRING if firing else Status.RESOLVED)
-    incoming = Incoming(
+    incoming = IncomingEvent(
         event=event,
-        incident_id=identity.incident_id(event),
+        incident_id=identity.build_incident_id(event),
         fingerprint=f"{said % 2**256:064x}",
-        alertname=identity.alertname(event)[:TEXT],
+        alertname=identity.find_alertname(event)[:MAX_TEXT],
         body=body,
     )
-    return TakenApart(seen, incoming, rule)
+    return ParsedWebhook(seen, incoming, rule)

@@ -12,25 +12,25 @@ import msgspec
 from msgspec import Meta
 
 from services.relay.model import Alert, Event, Status
-from shared.wire import WireError, decode
+from shared.wire import UntrustedJsonError, decode_json
 
-PART: Final = 256 * 1024
+PART_BYTES: Final = 256 * 1024
 """Bytes of alerts that are read at once: as objects they may take twenty times as much."""
-MOST_TEXTS: Final = 20_000
-"""Names and values of one alert, or of what the alerts of a group share, where that has more than `_DENSE`."""
-_DENSE: Final = 64 * 1024
+MAX_TEXTS: Final = 20_000
+"""Names and values of one alert, or of what the alerts of a group share, where that has more than `_COUNT_TEXTS_ABOVE`."""
+_COUNT_TEXTS_ABOVE: Final = 64 * 1024
 """Bytes."""
 _NONE: Final = msgspec.Raw(b"null")
-_WORDS: Final = {"status": "'firing' or 'resolved'", "version": "'4'"}
+_EXPECTED_VALUES: Final = {"status": "'firing' or 'resolved'", "version": "'4'"}
 
 T = TypeVar("T")
 
 
-class MalformedError(Exception):
+class MalformedWebhookError(Exception):
     """Not such a webhook; the message says where and what was expected, and repeats nothing of its content."""
 
 
-class TooManyError(Exception):
+class TooManyTextsError(Exception):
     """A webhook with so many names and values in one place that they would take too much memory."""
 
 
@@ -52,7 +52,7 @@ class _Alert(msgspec.Struct, rename="camel", gc=False):
     generator_url: str = msgspec.field(default="", name="generatorURL")
 
 
-class _Looked(msgspec.Struct, rename="camel", gc=False):
+class _AlertShape(msgspec.Struct, rename="camel", gc=False):
     """As much of an alert as tells that it is one, and has its size."""
 
     status: _Status
@@ -61,8 +61,8 @@ class _Looked(msgspec.Struct, rename="camel", gc=False):
     fingerprint: _Fingerprint
 
 
-class _Look(msgspec.Struct):
-    alerts: list[_Looked]
+class _WebhookShape(msgspec.Struct):
+    alerts: list[_AlertShape]
 
 
 class _Webhook(msgspec.Struct, rename="camel"):
@@ -79,18 +79,18 @@ class _Webhook(msgspec.Struct, rename="camel"):
 
 
 _WEBHOOK: Final = msgspec.json.Decoder(_Webhook)
-_LOOK: Final = msgspec.json.Decoder(_Look)
+_SHAPE: Final = msgspec.json.Decoder(_WebhookShape)
 _ALERT: Final = msgspec.json.Decoder(_Alert)
 _LABELS: Final = msgspec.json.Decoder(_Labels)
 
 
-def read(body: bytes, source: str) -> Event:
-    """A webhook's body → its event, all at once. Raises what `parts` does."""
-    first, *others = parts(body, source)
+def read_event(body: bytes, source: str) -> Event:
+    """A webhook's body → its event, all at once. Raises what `iterate_parts` does."""
+    first, *others = iterate_parts(body, source)
     return replace(first, alerts=tuple(alert for part in (first, *others) for alert in part.alerts))
 
 
-def parts(body: bytes, source: str) -> Iterator[Event]:
+def iterate_parts(body: bytes, source: str) -> Iterator[Event]:
     """A webhook's body → its event, in parts that have some of its alerts each; almost always one.
 
     Args:
@@ -101,56 +101,56 @@ def parts(body: bytes, source: str) -> Iterator[Event]:
         MalformedError: it is not one.
         TooManyError: it would take too much memory.
     """
-    if len(body) > PART:
-        _decoded(_LOOK, body)  # in `[0,0,…]` each piece below would take thirty times its bytes
-    webhook = _decoded(_WEBHOOK, body)
+    if len(body) > PART_BYTES:
+        _decode(_SHAPE, body)  # in `[0,0,…]` each piece below would take thirty times its bytes
+    webhook = _decode(_WEBHOOK, body)
     empty = Event(
         source=source,
         receiver=webhook.receiver,
         group_key=webhook.group_key,
         status=Status(webhook.status),
         alerts=(),
-        group_labels=_piece(_LABELS, webhook.group_labels, "groupLabels") or {},
-        common_labels=_piece(_LABELS, webhook.common_labels, "commonLabels") or {},
-        common_annotations=_piece(_LABELS, webhook.common_annotations, "commonAnnotations") or {},
+        group_labels=_decode_part(_LABELS, webhook.group_labels, "groupLabels") or {},
+        common_labels=_decode_part(_LABELS, webhook.common_labels, "commonLabels") or {},
+        common_annotations=_decode_part(_LABELS, webhook.common_annotations, "commonAnnotations") or {},
         external_url=webhook.external_url,
         truncated_alerts=webhook.truncated_alerts,
     )
     alerts: list[Alert] = []
     size = 0
     for number, piece in enumerate(webhook.alerts):
-        if alerts and size + len(memoryview(piece)) > PART:
+        if alerts and size + len(memoryview(piece)) > PART_BYTES:
             yield replace(empty, alerts=tuple(alerts))
             alerts.clear()
             size = 0
-        alerts.append(_alert(number, piece))
+        alerts.append(_build_alert(number, piece))
         size += len(memoryview(piece))
     yield replace(empty, alerts=tuple(alerts))
 
 
-def _piece(decoder: msgspec.json.Decoder[T], piece: msgspec.Raw, place: str) -> T:
-    size = len(memoryview(piece))
-    if size > _DENSE and bytes(piece).count(b'"') > 2 * MOST_TEXTS:
-        raise TooManyError(f"{place}: over {MOST_TEXTS} names and values")
-    return _decoded(decoder, piece, place)
+def _decode_part(decoder: msgspec.json.Decoder[T], raw: msgspec.Raw, location: str) -> T:
+    size = len(memoryview(raw))
+    if size > _COUNT_TEXTS_ABOVE and bytes(raw).count(b'"') > 2 * MAX_TEXTS:
+        raise TooManyTextsError(f"{location}: over {MAX_TEXTS} names and values")
+    return _decode(decoder, raw, location)
 
 
-def _decoded(decoder: msgspec.json.Decoder[T], body: bytes | msgspec.Raw, place: str = "") -> T:
+def _decode(decoder: msgspec.json.Decoder[T], body: bytes | msgspec.Raw, location: str = "") -> T:
     try:
-        return decode(decoder, body, place, _WORDS)
-    except WireError as error:
-        raise MalformedError(str(error)) from None
+        return decode_json(decoder, body, location, _EXPECTED_VALUES)
+    except UntrustedJsonError as error:
+        raise MalformedWebhookError(str(error)) from None
 
 
-def _alert(number: int, piece: msgspec.Raw) -> Alert:
-    alert = _piece(_ALERT, piece, f"alerts.{number}")
+def _build_alert(number: int, raw: msgspec.Raw) -> Alert:
+    alert = _decode_part(_ALERT, raw, f"alerts.{number}")
     status = Status(alert.status)
     try:
         starts_at = alert.starts_at.astimezone(UTC)
         # A firing alert's is zeroed: year 1.
         ends_at = alert.ends_at.astimezone(UTC) if alert.ends_at and status is Status.RESOLVED else None
     except OverflowError:
-        raise MalformedError(f"alerts.{number}.startsAt: expected times from the year 1 to 9999") from None
+        raise MalformedWebhookError(f"alerts.{number}.startsAt: expected times from the year 1 to 9999") from None
     return Alert(
         status=status,
         labels=alert.labels or {},

@@ -7,34 +7,34 @@ from uuid import uuid4
 
 from sqlalchemy import bindparam, func, insert, select, update
 
-from services.relay.event_json import encode
+from services.relay.event_json import encode_event
 from services.relay.model import Event
-from services.relay.outbox.enqueue import New, enqueue
-from services.relay.outbox.known import Known, known_of
-from services.relay.outbox.many import Many
-from services.relay.outbox.same_group import group_id, note_ends
-from services.relay.outbox.schema import deliveries, events, incidents, plain
+from services.relay.outbox.enqueue import NewDelivery, enqueue_deliveries
+from services.relay.outbox.known import IncidentState, lock_states
+from services.relay.outbox.many import BulkStatement
+from services.relay.outbox.same_group import build_group_id, record_resolved_elsewhere
+from services.relay.outbox.schema import deliveries, events, incidents, clean_for_database
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
 
-_LARGE: Final = 64 * 1024  # bytes of a webhook up to which writing its event is quicker than a thread
+_THREAD_ABOVE: Final = 64 * 1024  # bytes of a webhook up to which writing its event is quicker than a thread
 # Statements are built once: building one costs more than a database takes to run it.
-_NEW_EVENTS: Final = Many(insert(events), [column.name for column in events.c if column is not events.c.seq])
-_SEQS: Final = select(events.c.id, events.c.seq).where(events.c.id.in_(bindparam("ids", expanding=True)))
-_WAITS_FIRST: Final = select(func.min(deliveries.c.first_event)).where(
+_INSERT_EVENTS: Final = BulkStatement(insert(events), [column.name for column in events.c if column is not events.c.seq])
+_READ_SEQS: Final = select(events.c.id, events.c.seq).where(events.c.id.in_(bindparam("ids", expanding=True)))
+_FIRST_WAITING_EVENT: Final = select(func.min(deliveries.c.first_event)).where(
     deliveries.c.incident_id == bindparam("incident"),
     deliveries.c.channel.in_(bindparam("channels", expanding=True)),
     deliveries.c.finished_at.is_(None),
 )
-_KEPT: Final = ("episode", "open", "latest_event", "group_id", "earlier")
-_KEEP: Final = Many(
+_INCIDENT_COLUMNS: Final = ("episode", "open", "latest_event", "group_id", "earlier")
+_UPDATE_INCIDENTS: Final = BulkStatement(
     update(incidents)
     .where(incidents.c.id == bindparam("incident"))
-    .values({name: bindparam(f"new_{name}") for name in _KEPT})
+    .values({name: bindparam(f"new_{name}") for name in _INCIDENT_COLUMNS})
 )
 
 
-class Incoming(NamedTuple):
+class IncomingEvent(NamedTuple):
     """An event that asks to be accepted."""
 
     event: Event
@@ -46,163 +46,163 @@ class Incoming(NamedTuple):
     """The webhook as it came."""
 
 
-class Plan(NamedTuple):
+class DeliveryPlan(NamedTuple):
     """What follows from an event."""
 
     episode: int
-    open: bool
+    is_open: bool
     channels: tuple[str, ...]
-    gone: tuple[str, ...] = ()
+    unconfigured_channels: tuple[str, ...] = ()
     """Channels that are not configured here, though the incident is open on them: they may have another name now."""
 
 
-Decide = Callable[[Known | None, float], Plan | None]
+PlanEvent = Callable[[IncidentState | None, float], DeliveryPlan | None]
 """What is known and the time of acceptance → what to do; None where the event is no news."""
 
 
-class Accepted(NamedTuple):
+class AcceptResult(NamedTuple):
     """What was committed. For a duplicate, `event_id` and `deliveries` are those of the incident's latest event."""
 
     event_id: str
-    deliveries: int
-    duplicate: bool
+    delivery_count: int
+    is_duplicate: bool
     channels: tuple[str, ...]
     """Those that have something new to deliver."""
-    superseded: tuple[str, ...] = ()
+    superseded_channels: tuple[str, ...] = ()
     """The channel of each delivery that was merged into a new one."""
 
 
-class _Asked(NamedTuple):
-    incoming: Incoming
-    written: bytes
-    decide: Decide
+class _Request(NamedTuple):
+    incoming: IncomingEvent
+    event_json: bytes
+    plan: PlanEvent
 
 
-class _Planned(NamedTuple):
-    asked: _Asked
-    known: Known | None
-    plan: Plan
+class _PlannedEvent(NamedTuple):
+    request: _Request
+    state: IncidentState | None
+    plan: DeliveryPlan
 
 
-async def accept(store: Store, incoming: Incoming, decide: Decide) -> Accepted:
+async def accept_event(store: Store, incoming: IncomingEvent, plan: PlanEvent) -> AcceptResult:
     """Commits an event and its deliveries; they are on the disk when this returns.
 
     Args:
         store: the outbox.
         incoming: the event.
-        decide: pure; asked within the transaction, so that it sees the latest event whatever arrives beside this one.
+        plan: pure; asked within the transaction, so that it sees the latest event whatever arrives beside this one.
 
     Raises:
         StoreUnavailableError: it is not known to be committed.
     """
     # Written before its turn comes, so that a large event makes nobody wait.
-    large = len(incoming.body) > _LARGE
-    written = await asyncio.to_thread(encode, incoming.event) if large else encode(incoming.event)
-    return await store.batch(_accept, _Asked(incoming, written, decide), size=len(incoming.body))
+    large = len(incoming.body) > _THREAD_ABOVE
+    written = await asyncio.to_thread(encode_event, incoming.event) if large else encode_event(incoming.event)
+    return await store.batch(_accept_batch, _Request(incoming, written, plan), size=len(incoming.body))
 
 
-def _accept(transaction: Transaction, asked: Sequence[_Asked]) -> list[Accepted]:
+def _accept_batch(transaction: Transaction, requests: Sequence[_Request]) -> list[AcceptResult]:
     """In rounds: of one incident at most one event in each, so that the next one sees it."""
     rounds: list[dict[str, int]] = []
-    for place, each in enumerate(asked):
+    for place, each in enumerate(requests):
         incident = each.incoming.incident_id
         free = next((known for known in rounds if incident not in known), None)
         if free is None:
             rounds.append(free := {})
         free[incident] = place
-    results: dict[int, Accepted] = {}
+    results: dict[int, AcceptResult] = {}
     for places in rounds:
-        accepted = _round(transaction, [asked[place] for place in places.values()])
+        accepted = _accept_round(transaction, [requests[place] for place in places.values()])
         results.update(zip(places.values(), accepted, strict=True))
-    return [results[place] for place in range(len(asked))]
+    return [results[place] for place in range(len(requests))]
 
 
-def _round(transaction: Transaction, asked: Sequence[_Asked]) -> list[Accepted]:
-    known = known_of(transaction, {each.incoming.incident_id: each.incoming.fingerprint for each in asked})
+def _accept_round(transaction: Transaction, requests: Sequence[_Request]) -> list[AcceptResult]:
+    known = lock_states(transaction, {each.incoming.incident_id: each.incoming.fingerprint for each in requests})
     planned, repeated = [], {}
-    for each in asked:
+    for each in requests:
         incident = each.incoming.incident_id
-        plan = each.decide(known.get(incident), transaction.now)
+        plan = each.plan(known.get(incident), transaction.now)
         if plan is not None:
-            planned.append(_Planned(each, known.get(incident), plan))
+            planned.append(_PlannedEvent(each, known.get(incident), plan))
         elif incident in known:
             latest = known[incident]
-            repeated[incident] = Accepted(latest.event_id, latest.deliveries, duplicate=True, channels=())
+            repeated[incident] = AcceptResult(latest.event_id, latest.delivery_count, is_duplicate=True, channels=())
         else:
             raise ValueError("only what is known can be repeated")
-    new = _commit(transaction, planned)
-    return [(repeated | new)[each.incoming.incident_id] for each in asked]
+    new = _insert_events(transaction, planned)
+    return [(repeated | new)[each.incoming.incident_id] for each in requests]
 
 
-def _commit(transaction: Transaction, planned: Sequence[_Planned]) -> dict[str, Accepted]:
+def _insert_events(transaction: Transaction, planned: Sequence[_PlannedEvent]) -> dict[str, AcceptResult]:
     """Writes what is new; what was accepted of each incident."""
     if not planned:
         return {}
-    rows = [_event(each.asked, transaction.now) for each in planned]
-    _NEW_EVENTS.execute(transaction.connection, rows)
-    numbered = transaction.connection.execute(_SEQS, {"ids": [row["id"] for row in rows]}).all()
+    rows = [_build_event_row(each.request, transaction.now) for each in planned]
+    _INSERT_EVENTS.execute(transaction.connection, rows)
+    numbered = transaction.connection.execute(_READ_SEQS, {"ids": [row["id"] for row in rows]}).all()
     of_ids = {row.id: row.seq for row in numbered}
     seqs = [of_ids[row["id"]] for row in rows]
-    _KEEP.execute(
+    _UPDATE_INCIDENTS.execute(
         transaction.connection,
         [
             {
-                "incident": each.asked.incoming.incident_id,
+                "incident": each.request.incoming.incident_id,
                 "new_episode": each.plan.episode,
-                "new_open": int(each.plan.open),
+                "new_open": int(each.plan.is_open),
                 "new_latest_event": seq,
-                "new_group_id": group_id(each.asked.incoming.event),
-                "new_earlier": each.known.remembered() if each.known else None,
+                "new_group_id": build_group_id(each.request.incoming.event),
+                "new_earlier": each.state.encode_earlier_events() if each.state else None,
             }
             for each, seq in zip(planned, seqs, strict=True)
         ],
     )
-    note_ends(transaction, [(seq, each.asked.incoming.event) for each, seq in zip(planned, seqs, strict=True)])
+    record_resolved_elsewhere(transaction, [(seq, each.request.incoming.event) for each, seq in zip(planned, seqs, strict=True)])
     accepted = {}
-    for each, row, made in zip(planned, rows, _enqueue(transaction, planned, seqs), strict=True):
+    for each, row, made in zip(planned, rows, _enqueue_deliveries(transaction, planned, seqs), strict=True):
         channels, incident = each.plan.channels, row["incident_id"]
-        accepted[incident] = Accepted(row["id"], len(channels), duplicate=False, channels=channels, superseded=made)
+        accepted[incident] = AcceptResult(row["id"], len(channels), is_duplicate=False, channels=channels, superseded_channels=made)
     return accepted
 
 
-def _enqueue(transaction: Transaction, planned: Sequence[_Planned], seqs: Sequence[int]) -> list[tuple[str, ...]]:
+def _enqueue_deliveries(transaction: Transaction, planned: Sequence[_PlannedEvent], seqs: Sequence[int]) -> list[tuple[str, ...]]:
     """Makes the deliveries of new events; the channels of those that each of them superseded."""
-    news = [_news(transaction, each, seq) for each, seq in zip(planned, seqs, strict=True)]
+    news = [_build_deliveries(transaction, each, seq) for each, seq in zip(planned, seqs, strict=True)]
     channels: dict[str, list[str]] = {}
-    for old in enqueue(transaction, [new for of_event in news for new in of_event]).superseded:
+    for old in enqueue_deliveries(transaction, [new for of_event in news for new in of_event]).superseded_rows:
         channels.setdefault(old.incident_id, []).append(old.channel)
-    return [tuple(channels.get(each.asked.incoming.incident_id, ())) for each in planned]
+    return [tuple(channels.get(each.request.incoming.incident_id, ())) for each in planned]
 
 
-def _news(transaction: Transaction, planned: _Planned, seq: int) -> list[New]:
+def _build_deliveries(transaction: Transaction, planned: _PlannedEvent, seq: int) -> list[NewDelivery]:
     """The deliveries of an event.
 
     What nobody was told of yet, since it waits for a channel that is gone, is told by those that are new to the
     incident: one of them may be that channel under another name, and an end alone would tell it nothing.
     """
-    incident, plan = planned.asked.incoming.incident_id, planned.plan
+    incident, plan = planned.request.incoming.incident_id, planned.plan
     first, known_there = seq, frozenset(plan.channels)
-    if plan.gone and planned.known is not None:
-        known_there = planned.known.open_on | transaction.unmerged
-        waits = {"incident": incident, "channels": list(plan.gone)}
-        first = transaction.connection.execute(_WAITS_FIRST, waits).scalar() or seq
-    fresh = planned.known is None
+    if plan.unconfigured_channels and planned.state is not None:
+        known_there = planned.state.open_channels | transaction.unmerged_channels
+        waits = {"incident": incident, "channels": list(plan.unconfigured_channels)}
+        first = transaction.connection.execute(_FIRST_WAITING_EVENT, waits).scalar() or seq
+    fresh = planned.state is None
     return [
-        New(seq, seq if channel in known_there else first, incident, plan.episode, channel, fresh=fresh)
+        NewDelivery(seq, seq if channel in known_there else first, incident, plan.episode, channel, is_first_of_incident=fresh)
         for channel in plan.channels
     ]
 
 
-def _event(asked: _Asked, now: float) -> dict[str, Any]:
-    incoming = asked.incoming
+def _build_event_row(request: _Request, now: float) -> dict[str, Any]:
+    incoming = request.incoming
     return {
         "id": uuid4().hex,
         "incident_id": incoming.incident_id,
-        "receiver": plain(incoming.event.receiver),
-        "alertname": plain(incoming.alertname),
+        "receiver": clean_for_database(incoming.event.receiver),
+        "alertname": clean_for_database(incoming.alertname),
         "status": incoming.event.status,
         "fingerprint": incoming.fingerprint,
         "accepted_at": now,
-        "event": asked.written,
+        "event": request.event_json,
         "body": incoming.body,
     }

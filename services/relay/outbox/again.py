@@ -11,52 +11,52 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Row, bindparam, literal_column, select, update
 
 from services.relay.outbox import dialect, gate
-from services.relay.outbox.enqueue import New, enqueue
-from services.relay.outbox.lock import lock
-from services.relay.outbox.schema import COUNTED_ONES, State, deliveries, incidents
+from services.relay.outbox.enqueue import NewDelivery, enqueue_deliveries
+from services.relay.outbox.lock import lock_incidents
+from services.relay.outbox.schema import IS_UNSETTLED, State, deliveries, incidents
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
 
-_STEP: Final = 32
+_REQUEUE_STEP: Final = 32
 """How many dead letters are sent again in one transaction."""
-_ROUNDED: Final = 1.0
+_AGE_TOLERANCE: Final = 1.0
 """Seconds: an age is measured before the ending is committed, and by another clock."""
 
-_of = deliveries.c
-_ONE: Final = select(_of.seq, _of.incident_id).where(_of.id == bindparam("delivery"))
-_DEAD: Final = (
-    select(_of.seq, _of.incident_id)
-    .where(_of.channel == bindparam("channel"), _of.state == State.DEAD, COUNTED_ONES)
-    .order_by(_of.seq + 0)  # not as it stands: PostgreSQL would look for them through all that was delivered
+_delivery = deliveries.c
+_FIND_DELIVERY: Final = select(_delivery.seq, _delivery.incident_id).where(_delivery.id == bindparam("delivery"))
+_FIND_DEAD: Final = (
+    select(_delivery.seq, _delivery.incident_id)
+    .where(_delivery.channel == bindparam("channel"), _delivery.state == State.DEAD, IS_UNSETTLED)
+    .order_by(_delivery.seq + 0)  # not as it stands: PostgreSQL would look for them through all that was delivered
     .limit(bindparam("most"))
 )
-_TOO_EARLY: Final = (
-    select(_of.seq, _of.incident_id)
+_FIND_DEAD_TOO_EARLY: Final = (
+    select(_delivery.seq, _delivery.incident_id)
     # In the words of the index `deliveries_dead`.
-    .where(_of.state == literal_column("'dead'"), _of.finished_at > bindparam("now") + gate.SET_BACK)
-    .where(_of.finished_at - _of.accepted_at > bindparam("give_up_after") - _ROUNDED)
-    .order_by(_of.finished_at)
-    .limit(_STEP)
+    .where(_delivery.state == literal_column("'dead'"), _delivery.finished_at > bindparam("now") + gate.CLOCK_TOLERANCE)
+    .where(_delivery.finished_at - _delivery.accepted_at > bindparam("give_up_after") - _AGE_TOLERANCE)
+    .order_by(_delivery.finished_at)
+    .limit(_REQUEUE_STEP)
 )
-_ROWS: Final = (
-    select(_of.seq, _of.state, _of.channel, _of.incident_id, _of.event_seq, _of.first_event, _of.episode)
-    .where(_of.seq.in_(bindparam("seqs", expanding=True)))
-    .order_by(_of.seq)
+_LOCK_DELIVERIES: Final = (
+    select(_delivery.seq, _delivery.state, _delivery.channel, _delivery.incident_id, _delivery.event_seq, _delivery.first_event, _delivery.episode)
+    .where(_delivery.seq.in_(bindparam("seqs", expanding=True)))
+    .order_by(_delivery.seq)
     .with_for_update()
 )
-_CURRENT: Final = select(incidents.c.episode, incidents.c.latest_event).where(incidents.c.id == bindparam("incident"))
+_CURRENT_STATE: Final = select(incidents.c.episode, incidents.c.latest_event).where(incidents.c.id == bindparam("incident"))
 
 
-class Requeued(NamedTuple):
+class RequeueResult(NamedTuple):
     """What was sent again."""
 
-    superseded: list[str]
+    superseded_channels: list[str]
     """The channel of each delivery that waited, and was merged into a new one."""
-    woken: set[str]
+    channels_to_wake: set[str]
     """The channels that have something new to deliver."""
 
 
-async def again(store: Store, delivery_id: str) -> State | None:
+async def requeue(store: Store, delivery_id: str) -> State | None:
     """Sends a delivery again that is dead or waits; one in any other state is left alone.
 
     Returns:
@@ -65,15 +65,15 @@ async def again(store: Store, delivery_id: str) -> State | None:
     Raises:
         StoreUnavailableError: it is not known to be committed.
     """
-    return await store.run(lambda transaction: _again(transaction, delivery_id))
+    return await store.run(lambda transaction: _requeue_one(transaction, delivery_id))
 
 
-async def again_all(store: Store, channel: str, limit: int) -> int:
+async def requeue_dead(store: Store, channel: str, limit: int) -> int:
     """Sends up to `limit` dead letters of a channel again, the oldest first; how many. Raises StoreUnavailableError."""
-    return await store.run(lambda transaction: _again_all(transaction, channel, limit))
+    return await store.run(lambda transaction: _requeue_channel(transaction, channel, limit))
 
 
-async def requeue_too_early(store: Store, give_up_after: float) -> Requeued:
+async def requeue_too_early(store: Store, give_up_after: float) -> RequeueResult:
     """Sends again what was given up for its age, by a clock that has been set back since.
 
     Args:
@@ -83,72 +83,72 @@ async def requeue_too_early(store: Store, give_up_after: float) -> Requeued:
     Raises:
         StoreUnavailableError: the steps before this one are done.
     """
-    done = Requeued([], set())
+    done = RequeueResult([], set())
     while True:
         found = await store.read(
             lambda connection: connection.execute(
-                _TOO_EARLY, {"now": dialect.now(connection, store.clock), "give_up_after": give_up_after}
+                _FIND_DEAD_TOO_EARLY, {"now": dialect.read_clock(connection, store.clock), "give_up_after": give_up_after}
             ).all()
         )
         if not found:
             return done
-        step = await store.run(partial(_requeue, found=found))
-        done.superseded.extend(step.superseded)
-        done.woken.update(step.woken)
+        step = await store.run(partial(_requeue_found, found=found))
+        done.superseded_channels.extend(step.superseded_channels)
+        done.channels_to_wake.update(step.channels_to_wake)
 
 
-def _requeue(transaction: Transaction, found: Sequence[Row[*tuple[Any, ...]]]) -> Requeued:
-    dead = [row for row in _locked(transaction, found) if row.state == State.DEAD]
-    superseded = [channel for row in dead for channel in _revive(transaction, row)]
-    return Requeued(superseded, {row.channel for row in dead})
+def _requeue_found(transaction: Transaction, found: Sequence[Row[*tuple[Any, ...]]]) -> RequeueResult:
+    dead = [row for row in _lock_deliveries(transaction, found) if row.state == State.DEAD]
+    superseded = [channel for row in dead for channel in _enqueue_current_state(transaction, row)]
+    return RequeueResult(superseded, {row.channel for row in dead})
 
 
-def _again(transaction: Transaction, delivery_id: str) -> State | None:
-    found = transaction.connection.execute(_ONE, {"delivery": delivery_id}).all()
+def _requeue_one(transaction: Transaction, delivery_id: str) -> State | None:
+    found = transaction.connection.execute(_FIND_DELIVERY, {"delivery": delivery_id}).all()
     if not found:
         return None
-    (row,) = _locked(transaction, found)
+    (row,) = _lock_deliveries(transaction, found)
     state = State(row.state)
     if state is State.DEAD:
-        _revive(transaction, row)
+        _enqueue_current_state(transaction, row)
     elif state in (State.QUEUED, State.RETRYING):
-        due = update(deliveries).where(_of.seq == row.seq).values(due_at=transaction.now, set_at=transaction.now)
+        due = update(deliveries).where(_delivery.seq == row.seq).values(due_at=transaction.now, set_at=transaction.now)
         transaction.connection.execute(due)
     if state in (State.DEAD, State.QUEUED, State.RETRYING):
-        gate.reopen(transaction, [row.channel])
+        gate.allow_trial(transaction, [row.channel])
     return state
 
 
-def _again_all(transaction: Transaction, channel: str, limit: int) -> int:
-    found = transaction.connection.execute(_DEAD, {"channel": channel, "most": limit}).all()
-    dead = [row for row in _locked(transaction, found) if row.state == State.DEAD]
+def _requeue_channel(transaction: Transaction, channel: str, limit: int) -> int:
+    found = transaction.connection.execute(_FIND_DEAD, {"channel": channel, "most": limit}).all()
+    dead = [row for row in _lock_deliveries(transaction, found) if row.state == State.DEAD]
     for row in dead:
-        _revive(transaction, row)
+        _enqueue_current_state(transaction, row)
     if dead:
-        gate.reopen(transaction, [channel])
+        gate.allow_trial(transaction, [channel])
     return len(found)
 
 
-def _locked(transaction: Transaction, found: Sequence[Row[*tuple[Any, ...]]]) -> Sequence[Row[*tuple[Any, ...]]]:
+def _lock_deliveries(transaction: Transaction, found: Sequence[Row[*tuple[Any, ...]]]) -> Sequence[Row[*tuple[Any, ...]]]:
     """The deliveries as they are once nobody else changes anything of their incidents."""
-    lock(transaction, {row.incident_id for row in found})
-    return transaction.connection.execute(_ROWS, {"seqs": [row.seq for row in found]}).all() if found else []
+    lock_incidents(transaction, {row.incident_id for row in found})
+    return transaction.connection.execute(_LOCK_DELIVERIES, {"seqs": [row.seq for row in found]}).all() if found else []
 
 
-def _revive(transaction: Transaction, dead: Row[*tuple[Any, ...]]) -> list[str]:
+def _enqueue_current_state(transaction: Transaction, dead: Row[*tuple[Any, ...]]) -> list[str]:
     """A new delivery tells everything from what the dead one told to the incident's latest event.
 
     Returns:
         The channel of each delivery that was merged into it.
     """
     connection = transaction.connection
-    current = connection.execute(_CURRENT, {"incident": dead.incident_id}).one()
+    current = connection.execute(_CURRENT_STATE, {"incident": dead.incident_id}).one()
     # Where every event is told by itself, the later ones have deliveries of their own.
-    itself = dead.channel in transaction.unmerged
+    itself = dead.channel in transaction.unmerged_channels
     last, episode = (dead.event_seq, dead.episode) if itself else (current.latest_event, current.episode)
-    new = New(last, dead.first_event, dead.incident_id, episode, dead.channel)
-    enqueued = enqueue(transaction, [new])
-    (told_by,) = enqueued.told_by
-    superseded = update(deliveries).where(_of.seq == dead.seq)
+    new = NewDelivery(last, dead.first_event, dead.incident_id, episode, dead.channel)
+    enqueued = enqueue_deliveries(transaction, [new])
+    (told_by,) = enqueued.delivery_ids
+    superseded = update(deliveries).where(_delivery.seq == dead.seq)
     connection.execute(superseded.values(state=State.SUPERSEDED, superseded_by=told_by))
-    return [old.channel for old in enqueued.superseded]
+    return [old.channel for old in enqueued.superseded_rows]

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from sqlalchemy import delete, insert, or_, select
 
-from services.relay.outbox.schema import audit, plain
+from services.relay.outbox.schema import audit, clean_for_database
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
 from services.relay.outbox.waiting import StoreUnavailableError
-from shared.audit import AuditUnavailableError, Entry
+from shared.audit import AuditUnavailableError, AuditEntry
 
-_of = audit.c
+_audit = audit.c
 
 
 class OutboxAudit:
@@ -19,9 +19,9 @@ class OutboxAudit:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def add(self, entry: Entry) -> None:
+    async def add(self, entry: AuditEntry) -> None:
         """Commits one. Raises AuditUnavailableError."""
-        row = {"who": plain(entry.who), "peer": entry.peer, "action": entry.action, "object": plain(entry.on)}
+        row = {"who": clean_for_database(entry.who), "peer": entry.peer, "action": entry.action, "object": clean_for_database(entry.on)}
 
         def commit(transaction: Transaction) -> None:  # by the database's clock, which the retention goes by
             transaction.connection.execute(insert(audit), {**row, "at": transaction.now})
@@ -31,21 +31,21 @@ class OutboxAudit:
         except StoreUnavailableError as error:
             raise AuditUnavailableError(str(error)) from None
 
-    async def page(self, limit: int, before: int | None) -> tuple[Sequence[Entry], int | None]:
-        """See shared.audit.Audit."""
-        query = select(_of.seq, _of.at, _of.who, _of.peer, _of.action, _of.object).order_by(_of.seq.desc())
+    async def page(self, limit: int, before: int | None) -> tuple[Sequence[AuditEntry], int | None]:
+        """See shared.audit.AuditLog."""
+        query = select(_audit.seq, _audit.at, _audit.who, _audit.peer, _audit.action, _audit.object).order_by(_audit.seq.desc())
         if before is not None:
-            query = query.where(_of.seq < before)
+            query = query.where(_audit.seq < before)
         try:
             rows = await self._store.read(lambda connection: connection.execute(query.limit(limit + 1)).all())
         except StoreUnavailableError as error:
             raise AuditUnavailableError(str(error)) from None
         following = rows[limit - 1][0] if len(rows) > limit else None
-        return [Entry(*row[1:]) for row in rows[:limit]], following
+        return [AuditEntry(*row[1:]) for row in rows[:limit]], following
 
 
-async def prune_audit(store: Store, cutoff: float, most: int, step: int) -> int:
-    """Removes entries from before `cutoff`, and all but the newest `most`, `step` in one transaction.
+async def prune_audit(store: Store, cutoff: float, max_entries: int, step: int) -> int:
+    """Removes entries from before `cutoff`, and all but the newest `max_entries`, `step` in one transaction.
 
     Returns:
         How many went.
@@ -53,12 +53,12 @@ async def prune_audit(store: Store, cutoff: float, most: int, step: int) -> int:
     Raises:
         StoreUnavailableError: what went before stays so.
     """
-    too_many = select(_of.seq).order_by(_of.seq.desc()).offset(most).limit(1)
+    too_many = select(_audit.seq).order_by(_audit.seq.desc()).offset(max_entries).limit(1)
     newest = await store.read(lambda connection: connection.execute(too_many).scalar()) or 0
-    oldest = select(_of.seq).where(or_(_of.at < cutoff, _of.seq <= newest)).order_by(_of.seq).limit(step)
+    oldest = select(_audit.seq).where(or_(_audit.at < cutoff, _audit.seq <= newest)).order_by(_audit.seq).limit(step)
 
     def remove(transaction: Transaction) -> int:
-        return transaction.connection.execute(delete(audit).where(_of.seq.in_(oldest))).rowcount
+        return transaction.connection.execute(delete(audit).where(_audit.seq.in_(oldest))).rowcount
 
     gone = 0
     while removed := await store.run(remove):

@@ -1,6 +1,6 @@
 """How many bytes the outbox holds, and how many it may: what is measured, and what was accepted since.
 
-From `START` of `retention.max_bytes` on, retention drops the oldest of what is over (see `prune`), down to `GOAL`. What
+From `PRUNE_ABOVE` of `retention.max_bytes` on, retention drops the oldest of what is over (see `prune`), down to `PRUNE_DOWN_TO`. What
 cannot be dropped is still to be delivered, or is the latest event of an open incident. Where a whole round has left so
 much that this alone comes near the limit, webhooks are refused, and Alertmanager sends them again: first those that
 fire, and only a quarter beyond the limit those that resolve, since they let go of what their incident holds. Until a
@@ -21,27 +21,27 @@ from services.relay.outbox.schema import deliveries, events, quarantine
 from services.relay.outbox.store import Store
 from services.relay.outbox.waiting import StoreUnavailableError
 
-START: Final = 0.8
-GOAL: Final = 0.7
-_FIRING: Final = 0.9
+PRUNE_ABOVE: Final = 0.8
+PRUNE_DOWN_TO: Final = 0.7
+_FIRING_CEILING: Final = 0.9
 """Up to which part of the limit a webhook that fires is taken, while nothing more can be dropped."""
-_BEYOND: Final = 0.1
+_OVERRUN: Final = 0.1
 """What is taken beyond the limit, in parts of it, while more may be dropped."""
-_BEYOND_RESOLVED: Final = 0.25
+_RESOLVED_OVERRUN: Final = 0.25
 """The same of what resolves, at any time: it lets go of what its incident holds."""
-ROW_BYTES: Final = 1024
+ROW_OVERHEAD: Final = 1024
 """What a row takes beside its large columns: the others, its places in the indexes, its attempts."""
-_COPIES: Final = 2
+_COPIES_OF_EVENT: Final = 2
 """An event is kept as it came, and as it is read."""
-_DELIVERIES_BYTES: Final = 4 * ROW_BYTES
-_AGAIN_SECONDS: Final = 1.0
+_DELIVERIES_OVERHEAD: Final = 4 * ROW_OVERHEAD
+_MEASURE_INTERVAL: Final = 1.0
 """From one measurement to the next, at least, whatever is accepted."""
-_STUCK_SECONDS: Final = 30.0
+_FULL_MEASURE_INTERVAL: Final = 30.0
 """The same while nothing more can be dropped, for each try looks through everything."""
-_STAYS: Final = "the outbox is full; webhooks are refused until deliveries or incidents end"
-_FASTER: Final = "the outbox fills faster than retention makes room; webhooks are refused until it has made some"
+_NOTHING_TO_PRUNE: Final = "outbox is full and nothing can be pruned; webhooks are refused"
+_PRUNING_TOO_SLOW: Final = "outbox grows faster than retention prunes it; webhooks are refused"
 
-_EMPTY: Final = 1024 * 1024
+_EMPTY_DATABASE_BYTES: Final = 1024 * 1024
 """Bytes of an outbox that holds nothing, rather too many."""
 
 log = structlog.get_logger(__name__)
@@ -51,105 +51,105 @@ class ByteLimit:
     """The limit, for the event loop."""
 
     def __init__(self) -> None:
-        self.most = 0
+        self.max_bytes = 0
         """`retention.max_bytes`; 0 sets no limit."""
-        self._measured = 0
-        self._began = 0
+        self._measured_bytes = 0
+        self._started_bytes = 0
         """Bytes of all webhooks that were taken in hand."""
-        self._ended = 0
+        self._finished_bytes = 0
         """Bytes of those of them that are committed, or never will be."""
-        self._counted = 0
+        self._finished_when_measured = 0
         """`_ended` when the last measurement began, which saw all of those."""
-        self._before = 0
+        self._bytes_after_pruning = 0
         """What was there before the first round, or was left by one since."""
-        self._stuck = False
+        self._nothing_to_prune = False
         """Whether the last whole round left too much."""
-        self._full = ""
+        self._full_reason = ""
         """Why webhooks are refused, while they are."""
-        self._near = asyncio.Event()
+        self._near_limit = asyncio.Event()
 
     @property
-    def used(self) -> int:
+    def used_bytes(self) -> int:
         """What was measured last, and what was taken in hand since; rather too much than too little."""
-        return self._measured + self._began - self._counted
+        return self._measured_bytes + self._started_bytes - self._finished_when_measured
 
     @property
-    def taken(self) -> int:
+    def accepted_bytes(self) -> int:
         """Bytes of all webhooks that were taken in hand since the start."""
-        return self._began
+        return self._started_bytes
 
     @contextmanager
-    def taking(self, size: int, *, resolved: bool) -> Iterator[None]:
+    def reserve(self, size: int, *, resolved: bool) -> Iterator[None]:
         """While a webhook of so many bytes is committed. Raises StoreUnavailableError where it is refused."""
-        cost = _cost(size)
-        if self.most and self.used + cost > self._ceiling(resolved=resolved):
-            self._near.set()
-            raise self._refusal()
-        self._began += cost
-        if self.used > self.most * START:
-            self._near.set()
+        cost = _estimate_stored_size(size)
+        if self.max_bytes and self.used_bytes + cost > self._compute_ceiling(resolved=resolved):
+            self._near_limit.set()
+            raise self._build_full_error()
+        self._started_bytes += cost
+        if self.used_bytes > self.max_bytes * PRUNE_ABOVE:
+            self._near_limit.set()
         try:
             yield
         finally:
-            self._ended += cost
+            self._finished_bytes += cost
 
     async def measure(self, store: Store) -> None:
         """Has `used` say what is there now. Raises StoreUnavailableError."""
-        first = not self._measured
-        counted = self._ended
-        self._measured = await store.read(measure)
-        self._counted = counted
+        first = not self._measured_bytes
+        counted = self._finished_bytes
+        self._measured_bytes = await store.read(measure_bytes)
+        self._finished_when_measured = counted
         if first:
-            self._before = self._measured
-        if self._full and self.used <= self.most * START:
-            self._full = ""
-            log.info("the outbox is not full any more", bytes=self.used, max_bytes=self.most)
+            self._bytes_after_pruning = self._measured_bytes
+        if self._full_reason and self.used_bytes <= self.max_bytes * PRUNE_ABOVE:
+            self._full_reason = ""
+            log.info("outbox accepts webhooks again", used_bytes=self.used_bytes, max_bytes=self.max_bytes)
 
-    def round_ended(self, *, stuck: bool) -> None:
-        """A whole round of retention is over; `stuck` where it freed next to nothing, and more than `START` is left."""
-        self._stuck = stuck
-        self._before = self._measured
+    def record_pruning(self, *, nothing_to_prune: bool) -> None:
+        """A whole round of retention is over; `nothing_to_prune` where it freed next to nothing, and more than `PRUNE_ABOVE` is left."""
+        self._nothing_to_prune = nothing_to_prune
+        self._bytes_after_pruning = self._measured_bytes
 
-    def _ceiling(self, *, resolved: bool) -> float:
-        if self._stuck:
-            return self.most * (1 + _BEYOND_RESOLVED if resolved else _FIRING)
-        return max(self.most, self._before) + self.most * (_BEYOND_RESOLVED if resolved else _BEYOND)
+    def _compute_ceiling(self, *, resolved: bool) -> float:
+        if self._nothing_to_prune:
+            return self.max_bytes * (1 + _RESOLVED_OVERRUN if resolved else _FIRING_CEILING)
+        return max(self.max_bytes, self._bytes_after_pruning) + self.max_bytes * (_RESOLVED_OVERRUN if resolved else _OVERRUN)
 
-    def _refusal(self) -> StoreUnavailableError:
-        why = _STAYS if self._stuck else _FASTER
-        if self._full != why:
-            self._full = why
+    def _build_full_error(self) -> StoreUnavailableError:
+        why = _NOTHING_TO_PRUNE if self._nothing_to_prune else _PRUNING_TOO_SLOW
+        if self._full_reason != why:
+            self._full_reason = why
             log.error(
                 why,
-                bytes=self.used,
-                max_bytes=self.most,
+                used_bytes=self.used_bytes,
+                max_bytes=self.max_bytes,
                 hint="see which channel fails, or raise retention.max_bytes where the disk has more",
             )
         return StoreUnavailableError(
-            f"the outbox is full: it holds {self.used} bytes, and retention.max_bytes is {self.most}"
+            f"the outbox is full: it holds {self.used_bytes} bytes, and retention.max_bytes is {self.max_bytes}"
         )
 
-    async def wait(self, seconds: float) -> None:
+    async def wait_near_limit(self, seconds: float) -> None:
         """Returns after so long, or earlier where what was accepted meanwhile comes near the limit."""
         try:
             async with asyncio.timeout(seconds):
-                await asyncio.sleep(min(seconds, _STUCK_SECONDS if self._stuck else _AGAIN_SECONDS))
-                await self._near.wait()
+                await asyncio.sleep(min(seconds, _FULL_MEASURE_INTERVAL if self._nothing_to_prune else _MEASURE_INTERVAL))
+                await self._near_limit.wait()
         except TimeoutError:
             pass
-        self._near.clear()
+        self._near_limit.clear()
 
 
-def room_for(size: int) -> int:
+def compute_minimum(size: int) -> int:
     """The least limit with which an empty outbox takes a webhook of so many bytes."""
-    return math.ceil((_EMPTY + _cost(size)) / _FIRING)
+    return math.ceil((_EMPTY_DATABASE_BYTES + _estimate_stored_size(size)) / _FIRING_CEILING)
 
 
-def _cost(size: int) -> int:
-    return _COPIES * size + _DELIVERIES_BYTES
+def _estimate_stored_size(size: int) -> int:
+    return _COPIES_OF_EVENT * size + _DELIVERIES_OVERHEAD
 
 
-def measure(connection: Connection) -> int:
+def measure_bytes(connection: Connection) -> int:
     """The bytes that are in use, for `Store.read`. Freed ones are used again, so they do not count."""
     if connection.dialect.name == "sqlite":
         pages, free, size = (
@@ -157,15 +157,15 @@ def measure(connection: Connection) -> int:
             for name in ("page_count", "freelist_count", "page_size")
         )
         return (pages - free) * size
-    return sum(int(connection.execute(query).scalar_one()) for query in _TOTALS)
+    return sum(int(connection.execute(query).scalar_one()) for query in _POSTGRESQL_SIZES)
 
 
-_TOTALS: Final = (
+_POSTGRESQL_SIZES: Final = (
     select(
-        func.coalesce(func.sum(func.pg_column_size(events.c.event) + func.pg_column_size(events.c.body) + ROW_BYTES), 0)
+        func.coalesce(func.sum(func.pg_column_size(events.c.event) + func.pg_column_size(events.c.body) + ROW_OVERHEAD), 0)
     ),
     select(
-        func.coalesce(func.sum(func.coalesce(func.pg_column_size(deliveries.c.payload), 0) + ROW_BYTES), 0)
+        func.coalesce(func.sum(func.coalesce(func.pg_column_size(deliveries.c.payload), 0) + ROW_OVERHEAD), 0)
     ).select_from(deliveries),
-    select(func.coalesce(func.sum(func.pg_column_size(quarantine.c.body) + ROW_BYTES), 0)),
+    select(func.coalesce(func.sum(func.pg_column_size(quarantine.c.body) + ROW_OVERHEAD), 0)),
 )

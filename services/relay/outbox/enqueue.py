@@ -12,36 +12,36 @@ from uuid import uuid4
 
 from sqlalchemy import Row, bindparam, insert, select, update
 
-from services.relay.outbox.many import Many
+from services.relay.outbox.many import BulkStatement
 from services.relay.outbox.schema import WAITING, State, deliveries
 from services.relay.outbox.together import Transaction
 
-_of = deliveries.c
+_delivery = deliveries.c
 # Statements are built once: building one costs more than a database takes to run it.
-_WAITING: Final = (
+_LOCK_WAITING: Final = (
     select(
-        *(_of.seq, _of.channel, _of.incident_id, _of.event_seq, _of.first_event, _of.id),
-        *(_of.episode, _of.maybe_sent),
-        *(_of.due_at, _of.set_at, _of.attempts, _of.reason, _of.waits_since, _of.note, _of.fell_back, _of.maybe_told),
+        *(_delivery.seq, _delivery.channel, _delivery.incident_id, _delivery.event_seq, _delivery.first_event, _delivery.id),
+        *(_delivery.episode, _delivery.maybe_sent),
+        *(_delivery.due_at, _delivery.set_at, _delivery.attempts, _delivery.reason, _delivery.waits_since, _delivery.note, _delivery.fell_back, _delivery.maybe_told),
     )
     .where(
-        _of.channel.in_(bindparam("channels", expanding=True)),
-        _of.incident_id.in_(bindparam("incidents", expanding=True)),
-        _of.finished_at.is_(None),
-        _of.state.in_([state.value for state in WAITING]),
+        _delivery.channel.in_(bindparam("channels", expanding=True)),
+        _delivery.incident_id.in_(bindparam("incidents", expanding=True)),
+        _delivery.finished_at.is_(None),
+        _delivery.state.in_([state.value for state in WAITING]),
     )
-    .order_by(_of.seq)
+    .order_by(_delivery.seq)
     .with_for_update()
 )
-_BEHIND: Final = _WAITING.where(_of.seq > bindparam("before"))
-_SUPERSEDE: Final = Many(
+_LOCK_SUCCESSOR: Final = _LOCK_WAITING.where(_delivery.seq > bindparam("before"))
+_SUPERSEDE: Final = BulkStatement(
     update(deliveries)
-    .where(_of.seq == bindparam("old"))
+    .where(_delivery.seq == bindparam("old"))
     .values(state=State.SUPERSEDED, superseded_by=bindparam("by"), finished_at=bindparam("at"), lease=None)
 )
-_TAKE_OVER: Final = (
+_UPDATE_SUCCESSOR: Final = (
     update(deliveries)
-    .where(_of.seq == bindparam("successor"))
+    .where(_delivery.seq == bindparam("successor"))
     .values(
         state=bindparam("new_state"),
         first_event=bindparam("first"),
@@ -56,30 +56,30 @@ _TAKE_OVER: Final = (
     )
 )
 
-_COLUMNS: Final = (
+_INSERT_COLUMNS: Final = (
     *("id", "event_seq", "first_event", "incident_id", "episode", "channel", "state", "attempts", "reason"),
     *("accepted_at", "waits_since", "due_at", "set_at", "note", "fell_back", "maybe_told"),
 )
-_NEW: Final = Many(insert(deliveries), _COLUMNS)
-_INHERITED: Final = ("due_at", "set_at", "attempts", "reason", "waits_since", "fell_back", "maybe_told")
+_INSERT: Final = BulkStatement(insert(deliveries), _INSERT_COLUMNS)
+_INHERITED_COLUMNS: Final = ("due_at", "set_at", "attempts", "reason", "waits_since", "fell_back", "maybe_told")
 
 
-class New(NamedTuple):
+class NewDelivery(NamedTuple):
     """A delivery to be made."""
 
     event_seq: int
-    first_event: int
+    first_event_seq: int
     """Of the events that it tells; `event_seq` where it is one."""
     incident_id: str
     episode: int
     channel: str
-    note: str | None = None
-    fresh: bool = False
+    remark: str | None = None
+    is_first_of_incident: bool = False
     """Whether nothing of its incident can be waiting, so that nobody has to look."""
 
 
 @dataclass(frozen=True, slots=True)
-class Waits:
+class RetryState:
     """When a delivery is tried again, and after how many attempts."""
 
     attempts: int
@@ -88,117 +88,117 @@ class Waits:
 
 
 @dataclass(frozen=True, slots=True)
-class Enqueued:
+class EnqueueResult:
     """What became of new deliveries."""
 
-    told_by: list[str]
+    delivery_ids: list[str]
     """For each, the id of the delivery that tells it: of its own, or of one that waits with something newer."""
-    superseded: list[Row[*tuple[Any, ...]]]
+    superseded_rows: list[Row[*tuple[Any, ...]]]
     """The rows (seq, channel, incident_id, …) of those that were merged into a new one."""
 
 
-def enqueue(transaction: Transaction, news: Sequence[New]) -> Enqueued:
+def enqueue_deliveries(transaction: Transaction, new_deliveries: Sequence[NewDelivery]) -> EnqueueResult:
     """Inserts deliveries.
 
-    At most one for each incident and channel may be among `news`, but for channels that merge nothing.
+    At most one for each incident and channel may be among `new_deliveries`, but for channels that merge nothing.
     """
-    waiting = _waiting(transaction, [new for new in news if not new.fresh])
+    waiting = _lock_waiting(transaction, [new for new in new_deliveries if not new.is_first_of_incident])
     rows, changes = [], []
-    result = Enqueued([], [])
-    for new in news:
+    result = EnqueueResult([], [])
+    for new in new_deliveries:
         old = waiting.get((new.channel, new.incident_id))
         if old is not None and old.event_seq >= new.event_seq:
-            if old.first_event <= new.first_event or not (old.attempts or old.maybe_sent):
-                _widen(transaction, old, new.first_event)
-                result.told_by.append(old.id)
+            if old.first_event <= new.first_event_seq or not (old.attempts or old.maybe_sent):
+                _extend_to_event(transaction, old, new.first_event_seq)
+                result.delivery_ids.append(old.id)
                 continue
             # It may have arrived without the older events: a message of its own has to tell those.
             new = new._replace(event_seq=old.event_seq, episode=old.episode)  # noqa: PLW2901
-        row = _row(new, transaction.now)
+        row = _build_row(new, transaction.now)
         if old is not None:
-            row |= {name: getattr(old, name) for name in _INHERITED}
+            row |= {name: getattr(old, name) for name in _INHERITED_COLUMNS}
             row |= {
-                "first_event": min(old.first_event, new.first_event),
+                "first_event": min(old.first_event, new.first_event_seq),
                 "state": State.RETRYING if old.attempts else State.QUEUED,
-                "note": new.note or old.note,
+                "note": new.remark or old.note,
             }
             if old.maybe_told is not None:
                 row |= {"due_at": transaction.now, "set_at": transaction.now}  # held back is only what is old
-            if new.first_event < old.first_event:
+            if new.first_event_seq < old.first_event:
                 row["fell_back"] = None  # of the older events that is not known
             changes.append({"old": old.seq, "by": row["id"], "at": transaction.now})
-            result.superseded.append(old)
-        result.told_by.append(row["id"])
+            result.superseded_rows.append(old)
+        result.delivery_ids.append(row["id"])
         rows.append(row)
     if changes:
         _SUPERSEDE.execute(transaction.connection, changes)
     if rows:
-        _NEW.execute(transaction.connection, rows)
+        _INSERT.execute(transaction.connection, rows)
     return result
 
 
-def merge_into_successor(transaction: Transaction, old: Row[*tuple[Any, ...]], waits: Waits) -> str | None:
+def merge_into_successor(transaction: Transaction, delivery: Row[*tuple[Any, ...]], retry: RetryState) -> str | None:
     """Merges a delivery that was being sent, and has to be sent again, into the one that waits behind it.
 
     Args:
         transaction: the one under way.
-        old: its row, with seq, channel, incident_id, first_event, waits_since, note, fell_back and maybe_told.
-        waits: when it would be tried again; the successor then is.
+        delivery: its row, with seq, channel, incident_id, first_event, waits_since, note, fell_back and maybe_told.
+        retry: when it would be tried again; the successor then is.
 
     Returns:
         The id of the successor; None where nothing waits behind it, and nothing was changed.
     """
-    if old.channel in transaction.unmerged:
+    if delivery.channel in transaction.unmerged_channels:
         return None
     found = transaction.connection.execute(
-        _BEHIND, {"channels": [old.channel], "incidents": [old.incident_id], "before": old.seq}
+        _LOCK_SUCCESSOR, {"channels": [delivery.channel], "incidents": [delivery.incident_id], "before": delivery.seq}
     ).first()
     if found is None:
         return None
-    _SUPERSEDE.execute(transaction.connection, [{"old": old.seq, "by": found.id, "at": transaction.now}])
+    _SUPERSEDE.execute(transaction.connection, [{"old": delivery.seq, "by": found.id, "at": transaction.now}])
     transaction.connection.execute(
-        _TAKE_OVER,
+        _UPDATE_SUCCESSOR,
         {
             "successor": found.seq,
             "new_state": State.RETRYING,
-            "first": min(old.first_event, found.first_event),
-            "since": min(old.waits_since, found.waits_since),
-            "said": found.note or old.note,
-            "tried": waits.attempts,
-            "due": waits.due_at,
+            "first": min(delivery.first_event, found.first_event),
+            "since": min(delivery.waits_since, found.waits_since),
+            "said": found.note or delivery.note,
+            "tried": retry.attempts,
+            "due": retry.due_at,
             "at": transaction.now,
-            "why": waits.reason,
+            "why": retry.reason,
             # Of events before its own nobody knows how far they were handed on.
-            "told": found.maybe_told or old.maybe_told,
-            "fell": old.fell_back if old.first_event <= found.first_event else None,
+            "told": found.maybe_told or delivery.maybe_told,
+            "fell": delivery.fell_back if delivery.first_event <= found.first_event else None,
         },
     )
     successor: str = found.id
     return successor
 
 
-def _waiting(transaction: Transaction, news: Sequence[New]) -> dict[tuple[str, str], Row[*tuple[Any, ...]]]:
-    wanted = [new for new in news if new.channel not in transaction.unmerged]
+def _lock_waiting(transaction: Transaction, new_deliveries: Sequence[NewDelivery]) -> dict[tuple[str, str], Row[*tuple[Any, ...]]]:
+    wanted = [new for new in new_deliveries if new.channel not in transaction.unmerged_channels]
     if not wanted:
         return {}
     channels = sorted({new.channel for new in wanted})
     incidents = sorted({new.incident_id for new in wanted})
-    rows = transaction.connection.execute(_WAITING, {"channels": channels, "incidents": incidents})
+    rows = transaction.connection.execute(_LOCK_WAITING, {"channels": channels, "incidents": incidents})
     return {(row.channel, row.incident_id): row for row in rows}
 
 
-def _widen(transaction: Transaction, waiting: Row[*tuple[Any, ...]], first_event: int) -> None:
+def _extend_to_event(transaction: Transaction, waiting: Row[*tuple[Any, ...]], first_event: int) -> None:
     """What waits tells something newer already, and was never sent: it tells of the older, too."""
     if first_event < waiting.first_event:
-        widened = update(deliveries).where(_of.seq == waiting.seq).values(first_event=first_event, fell_back=None)
+        widened = update(deliveries).where(_delivery.seq == waiting.seq).values(first_event=first_event, fell_back=None)
         transaction.connection.execute(widened)
 
 
-def _row(new: New, now: float) -> dict[str, Any]:
+def _build_row(new: NewDelivery, now: float) -> dict[str, Any]:
     return {
         "id": uuid4().hex,
         "event_seq": new.event_seq,
-        "first_event": new.first_event,
+        "first_event": new.first_event_seq,
         "incident_id": new.incident_id,
         "episode": new.episode,
         "channel": new.channel,
@@ -209,7 +209,7 @@ def _row(new: New, now: float) -> dict[str, Any]:
         "waits_since": now,
         "due_at": now,
         "set_at": now,
-        "note": new.note,
+        "note": new.remark,
         "fell_back": None,
         "maybe_told": None,
     }

@@ -9,12 +9,12 @@ from typing import Any, Final
 
 from sqlalchemy import Column, Connection, Row, Select, and_, bindparam, select, text
 
-from services.relay.event_json import decode
+from services.relay.event_json import decode_event
 from services.relay.model import Event, Status
 from services.relay.outbox.schema import deliveries, events, incidents
 from services.relay.outbox.store import Store
 
-PAGE: Final = 20
+PAGE_SIZE: Final = 20
 """How many are read at once. An event of a large group has megabytes."""
 
 
@@ -35,16 +35,16 @@ _INCIDENTS: Final = select(incidents.c.id, incidents.c.episode, events.c.id.labe
 )
 _OPEN: Final = _INCIDENTS.where(incidents.c.open == 1)
 # In the words of the index `events_of_ours`: among a hundred thousand incidents that are over they are few.
-_CLOSED_BY_US: Final = _INCIDENTS.where(incidents.c.open == 0, text("length(events.body) = 0"))
+_CLOSED_BY_RELAY: Final = _INCIDENTS.where(incidents.c.open == 0, text("length(events.body) = 0"))
 _NEWEST_FIRST: Final = (
     select(events.c.event)
     .where(events.c.incident_id == bindparam("incident"))
     .order_by(events.c.seq.desc())
-    .limit(PAGE)
+    .limit(PAGE_SIZE)
 )
 
 
-def told_firing(connection: Connection, incident_id: str) -> frozenset[str]:
+def read_last_firing(connection: Connection, incident_id: str) -> frozenset[str]:
     """The fingerprints of all alerts that an incident last told as firing, as far as its newest events say.
 
     The latest one need not speak of all: a late twin's lacks what began since, and what is muted is left out.
@@ -52,7 +52,7 @@ def told_firing(connection: Connection, incident_id: str) -> frozenset[str]:
     last: dict[str, Status] = {}
     for (written,) in connection.execute(_NEWEST_FIRST, {"incident": incident_id}):
         try:
-            event = decode(written)
+            event = decode_event(written)
         except ValueError:
             continue
         if event.status is Status.RESOLVED and not event.truncated_alerts:
@@ -62,45 +62,45 @@ def told_firing(connection: Connection, incident_id: str) -> frozenset[str]:
     return frozenset(fingerprint for fingerprint, status in last.items() if status is Status.FIRING)
 
 
-def open_incident(connection: Connection, incident_id: str) -> Incident | None:
+def read_open_incident(connection: Connection, incident_id: str) -> Incident | None:
     """The incident, where it is open."""
     row = connection.execute(_OPEN.where(incidents.c.id == incident_id)).first()
-    return row and _incident(row)
+    return row and _build_incident(row)
 
 
-def open_incidents(store: Store) -> AsyncIterator[Incident]:
+def iterate_open_incidents(store: Store) -> AsyncIterator[Incident]:
     """Every open incident, in the order of their ids. Raises StoreUnavailableError."""
-    return _walk(store, _OPEN, incidents.c.id)
+    return _iterate(store, _OPEN, incidents.c.id)
 
 
-def closed_by_us(store: Store) -> AsyncIterator[Incident]:
+def iterate_closed_by_relay(store: Store) -> AsyncIterator[Incident]:
     """Every incident whose latest event is an end that the relay told by itself. Raises StoreUnavailableError."""
-    return _walk(store, _CLOSED_BY_US, events.c.incident_id)
+    return _iterate(store, _CLOSED_BY_RELAY, events.c.incident_id)
 
 
-def of_a_backup(store: Store, *, going_on: bool) -> AsyncIterator[Incident]:
+def iterate_restored(store: Store, *, is_open: bool) -> AsyncIterator[Incident]:
     """Every incident of which something is held back since a backup was restored, and nothing came since.
 
     Args:
         store: the outbox.
-        going_on: whether those that are open, or those that are over.
+        is_open: whether those that are open, or those that are over.
 
     Raises:
         StoreUnavailableError: they cannot be read.
     """
     of = deliveries.c
     waits = select(of.incident_id).where(of.finished_at.is_(None), of.maybe_told >= of.event_seq)
-    query = _INCIDENTS.where(incidents.c.open == int(going_on), incidents.c.id.in_(waits))
-    return _walk(store, query, incidents.c.id)
+    query = _INCIDENTS.where(incidents.c.open == int(is_open), incidents.c.id.in_(waits))
+    return _iterate(store, query, incidents.c.id)
 
 
-async def _walk(store: Store, query: Select[*tuple[Any, ...]], key: Column[str]) -> AsyncIterator[Incident]:
+async def _iterate(store: Store, query: Select[*tuple[Any, ...]], key: Column[str]) -> AsyncIterator[Incident]:
     """In the order of `key`, the incident's id in the table whose index the database shall follow."""
 
     def page(connection: Connection) -> list[Incident]:
-        return [_incident(row) for row in connection.execute(query.where(key > after))]
+        return [_build_incident(row) for row in connection.execute(query.where(key > after))]
 
-    query = query.order_by(key).limit(PAGE)
+    query = query.order_by(key).limit(PAGE_SIZE)
     after = ""
     while found := await store.read(page):
         for incident in found:
@@ -108,9 +108,9 @@ async def _walk(store: Store, query: Select[*tuple[Any, ...]], key: Column[str])
         after = found[-1].id
 
 
-def _incident(row: Row[*tuple[Any, ...]]) -> Incident:
+def _build_incident(row: Row[*tuple[Any, ...]]) -> Incident:
     try:
-        event = decode(row.event)
+        event = decode_event(row.event)
     except ValueError:
         event = None
     return Incident(row.id, row.episode, row.event_id, event)

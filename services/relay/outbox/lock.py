@@ -12,21 +12,21 @@ from sqlalchemy import bindparam, select
 from services.relay.outbox.schema import incidents
 from services.relay.outbox.together import Transaction
 
-_THESE: Final = (
+_SELECT_INCIDENTS: Final = (
     select(incidents.c.id).where(incidents.c.id.in_(bindparam("incidents", expanding=True))).order_by(incidents.c.id)
 )
-_WAITING_FOR_THEM: Final = _THESE.with_for_update()
-_IF_FREE: Final = _THESE.with_for_update(skip_locked=True)
+_LOCK_INCIDENTS: Final = _SELECT_INCIDENTS.with_for_update()
+_LOCK_INCIDENTS_IF_FREE: Final = _SELECT_INCIDENTS.with_for_update(skip_locked=True)
 
 
-def lock(transaction: Transaction, names: Collection[str]) -> None:
+def lock_incidents(transaction: Transaction, incident_ids: Collection[str]) -> None:
     """Waits for the incidents, in one order, so that nobody waits in a circle. Before anything else is locked."""
-    if names and transaction.connection.dialect.name != "sqlite":
-        transaction.connection.execute(_WAITING_FOR_THEM, {"incidents": sorted(names)})
+    if incident_ids and transaction.connection.dialect.name != "sqlite":
+        transaction.connection.execute(_LOCK_INCIDENTS, {"incidents": sorted(incident_ids)})
 
 
-def locked_now(transaction: Transaction, name: str) -> bool:
+def try_lock_incident(transaction: Transaction, incident_id: str) -> bool:
     """Locks an incident where nobody else holds it; for who has locked something else already, and must not wait."""
     if transaction.connection.dialect.name == "sqlite":
         return True
-    return transaction.connection.execute(_IF_FREE, {"incidents": [name]}).first() is not None
+    return transaction.connection.execute(_LOCK_INCIDENTS_IF_FREE, {"incidents": [incident_id]}).first() is not None

@@ -8,10 +8,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Dialect, Insert, Update
 
-Row = Mapping[str, Any]
+RowValues = Mapping[str, Any]
 
 
-class Many:
+class BulkStatement:
     """An insert or an update. Values go to the driver as they are: texts, numbers, bytes, None.
 
     Args:
@@ -22,17 +22,17 @@ class Many:
     def __init__(self, statement: Insert | Update, columns: Sequence[str] | None = None) -> None:
         self._statement = statement
         self._columns = columns
-        self._compiled: dict[str, tuple[str, Callable[[Row], Any]]] = {}
+        self._compiled: dict[str, tuple[str, Callable[[RowValues], Any]]] = {}
 
-    def execute(self, connection: Connection, rows: Sequence[Row]) -> None:
+    def execute(self, connection: Connection, rows: Sequence[RowValues]) -> None:
         """Does it for each row; there has to be one."""
         compiled = self._compiled.get(connection.dialect.name)
         if compiled is None:
-            compiled = self._compiled[connection.dialect.name] = self._of(connection.dialect)
+            compiled = self._compiled[connection.dialect.name] = self._compile(connection.dialect)
         sql, given = compiled
         connection.exec_driver_sql(sql, [given(row) for row in rows])
 
-    def _of(self, dialect: Dialect) -> tuple[str, Callable[[Row], Any]]:
+    def _compile(self, dialect: Dialect) -> tuple[str, Callable[[RowValues], Any]]:
         """The text for a driver, and what it takes for a row: a tuple or a mapping."""
         compiled = self._statement.compile(dialect=dialect, column_keys=self._columns, for_executemany=True)
         # What the statement itself holds, and what it awaits of each row.

@@ -13,14 +13,14 @@ from services.relay.outbox import dialect, schema
 HEAD: Final = "0007"
 """The newest revision of the tables: the one that `schema` describes."""
 
-_VERSION: Final = "alembic_version"
+_VERSION_TABLE: Final = "alembic_version"
 """The table in which Alembic keeps the revision."""
-_TOO_NEW_FOR_0_1: Final = 2
+_SQLITE_USER_VERSION: Final = 2
 """keypulse 0.1, which would write into the file, refuses one with this `user_version`."""
-_FIRST: Final = "0001"
+_FIRST_REVISION: Final = "0001"
 _FIRST_TABLES: Final = {"incidents", "events", "deliveries", "attempts", "quarantine"}
 """Those of keypulse 0.1, which had SQLite alone and kept its version, 1, in the file's `user_version`."""
-_LOCK: Final = 0x6B657970756C7365
+_ADVISORY_LOCK: Final = 0x6B657970756C7365
 """The advisory lock of PostgreSQL under which one replica at a time migrates: "keypulse" in ASCII."""
 
 
@@ -36,11 +36,11 @@ class ForeignDatabaseError(UnknownDatabaseError):
     """Another program's tables are in it."""
 
 
-class EmptiedDatabaseError(UnknownDatabaseError):
+class MissingTablesError(UnknownDatabaseError):
     """It has no tables, where a relay had some."""
 
 
-def upgrade(connection: Connection) -> bool:
+def upgrade_tables(connection: Connection) -> bool:
     """Makes the tables or brings them up to date, with what they hold; does nothing where they are.
 
     Returns whether it made them.
@@ -58,38 +58,38 @@ def upgrade(connection: Connection) -> bool:
     """
     if connection.dialect.name == "postgresql":
         connection.execute(text("SET LOCAL lock_timeout = '2s'"))  # while another replica makes the tables
-        connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))  # held until the transaction ends
-    revision = _revision(connection)
+        connection.execute(select(func.pg_advisory_xact_lock(_ADVISORY_LOCK)))  # held until the transaction ends
+    revision = _read_revision(connection)
     if revision == HEAD:
         return False
     if revision is None:
-        _refuse_emptied(connection)
-        with dialect.unhurried(connection):
-            _make(connection)
+        _check_missing_tables(connection)
+        with dialect.without_timeouts(connection):
+            _create_tables(connection)
         return True
     from services.relay.outbox import migrations  # noqa: PLC0415  # 90 ms and 10 MB that few starts need
 
-    if revision not in migrations.known():
+    if revision not in migrations.list_revisions():
         raise NewerSchemaError(
             f"a newer keypulse wrote it (its tables are of revision {revision}, this program knows up to {HEAD}); "
             "run that one, or set another `database`"
         )
-    with dialect.unhurried(connection):
-        migrations.run(connection, since=revision)
+    with dialect.without_timeouts(connection):
+        migrations.run_migrations(connection, from_revision=revision)
     return False
 
 
-def _refuse_emptied(connection: Connection) -> None:
-    seen = dialect.seen_file(connection.engine.url)
+def _check_missing_tables(connection: Connection) -> None:
+    seen = dialect.find_last_used_file(connection.engine.url)
     if seen is not None and seen.exists():
-        name = seen.name.removesuffix(dialect.SEEN)
-        raise EmptiedDatabaseError(
+        name = seen.name.removesuffix(dialect.LAST_USED_SUFFIX)
+        raise MissingTablesError(
             f"it is new or empty, but by {seen.name} beside it there was an outbox; "
             f"put {name} back, or remove {seen.name} to begin anew"
         )
 
 
-def _make(connection: Connection) -> None:
+def _create_tables(connection: Connection) -> None:
     """All tables at once, the same that the steps lead to, and Alembic's own as it would make it.
 
     Only the order of columns is another, and on SQLite some names of types, which mean the same there.
@@ -97,23 +97,23 @@ def _make(connection: Connection) -> None:
     schema.metadata.create_all(connection)
     connection.execute(
         text(
-            f"CREATE TABLE {_VERSION} (version_num VARCHAR(32) NOT NULL, "
-            f"CONSTRAINT {_VERSION}_pkc PRIMARY KEY (version_num))"
+            f"CREATE TABLE {_VERSION_TABLE} (version_num VARCHAR(32) NOT NULL, "
+            f"CONSTRAINT {_VERSION_TABLE}_pkc PRIMARY KEY (version_num))"
         )
     )
-    connection.execute(text(f"INSERT INTO {_VERSION} VALUES (:head)"), {"head": HEAD})  # noqa: S608  # our own name
+    connection.execute(text(f"INSERT INTO {_VERSION_TABLE} VALUES (:head)"), {"head": HEAD})  # noqa: S608  # our own name
     if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql(f"PRAGMA user_version = {_TOO_NEW_FOR_0_1}")
+        connection.exec_driver_sql(f"PRAGMA user_version = {_SQLITE_USER_VERSION}")
 
 
-def check(connection: Connection) -> None:
+def check_revision(connection: Connection) -> None:
     """For who makes nothing: changes nothing, and waits for nobody who writes.
 
     Raises:
         UnknownDatabaseError: the tables are of another version, or another program's.
         DBAPIError: the database failed.
     """
-    revision = _revision(connection)
+    revision = _read_revision(connection)
     if revision is None:
         raise UnknownDatabaseError(
             "it is empty, and has no tables of an outbox; where there was one, restore it; else restart the relay: it "
@@ -126,21 +126,21 @@ def check(connection: Connection) -> None:
         )
 
 
-def _revision(connection: Connection) -> str | None:
+def _read_revision(connection: Connection) -> str | None:
     """That of the tables; None where there are none yet."""
     tables = set(inspect(connection).get_table_names())
     ours = tables.intersection(schema.metadata.tables)
-    if ours and _VERSION in tables:
-        revision = connection.execute(text(f"SELECT version_num FROM {_VERSION}")).scalar()  # noqa: S608  # our own name
+    if ours and _VERSION_TABLE in tables:
+        revision = connection.execute(text(f"SELECT version_num FROM {_VERSION_TABLE}")).scalar()  # noqa: S608  # our own name
         if revision is not None:
             return str(revision)
     if connection.dialect.name == "sqlite":
         version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
         if version == 1 and tables >= _FIRST_TABLES:
-            return _FIRST
+            return _FIRST_REVISION
         others = tables
     else:  # tables of other names may live beside ours
-        others = tables & {_VERSION, *schema.metadata.tables}
+        others = tables & {_VERSION_TABLE, *schema.metadata.tables}
     if others:
         raise ForeignDatabaseError("another program's tables are in it; set another `database`")
     return None

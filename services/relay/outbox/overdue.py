@@ -15,83 +15,83 @@ from sqlalchemy import Connection, Row, bindparam, exists, or_, select, update
 
 from services.relay.outbox import dialect
 from services.relay.outbox.again import requeue_too_early
-from services.relay.outbox.enqueue import enqueue
-from services.relay.outbox.fallback import STEP, FellBack, fall_back, instead
-from services.relay.outbox.gate import BREAKS_AFTER, SET_BACK, refusing
-from services.relay.outbox.lock import lock
+from services.relay.outbox.enqueue import enqueue_deliveries
+from services.relay.outbox.fallback import FALLBACK_STEP, FallbackResult, fall_back, build_fallback_deliveries
+from services.relay.outbox.gate import FAILURE_THRESHOLD, CLOCK_TOLERANCE, read_down_channels
+from services.relay.outbox.lock import lock_incidents
 from services.relay.outbox.schema import WAITING, State, channels, deliveries
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
 
-_of = deliveries.c
+_delivery = deliveries.c
 _older = deliveries.alias("older")
-_closed = select(channels.c.name).where(or_(channels.c.failures >= BREAKS_AFTER, channels.c.refused > 0))
-_OVERDUE: Final = (
-    _of.channel.in_(_closed),
-    _of.finished_at.is_(None),
-    _of.state.in_([state.value for state in WAITING]),
-    _of.accepted_at < bindparam("before"),
-    or_(_of.maybe_told.is_(None), _of.due_at <= bindparam("now")),  # else it is held back, see `restored`
+_open_breakers = select(channels.c.name).where(or_(channels.c.failures >= FAILURE_THRESHOLD, channels.c.refused > 0))
+_EXPIRED: Final = (
+    _delivery.channel.in_(_open_breakers),
+    _delivery.finished_at.is_(None),
+    _delivery.state.in_([state.value for state in WAITING]),
+    _delivery.accepted_at < bindparam("before"),
+    or_(_delivery.maybe_told.is_(None), _delivery.due_at <= bindparam("now")),  # else it is held back, see `restored`
     # Else the older one, which may be under way, would be sent after what is newer was given up.
     ~exists().where(
-        _older.c.incident_id == _of.incident_id,
-        _older.c.channel == _of.channel,
+        _older.c.incident_id == _delivery.incident_id,
+        _older.c.channel == _delivery.channel,
         _older.c.finished_at.is_(None),
-        _older.c.seq < _of.seq,
+        _older.c.seq < _delivery.seq,
     ),
 )
-_NEXT: Final = select(_of.seq, _of.incident_id).where(*_OVERDUE).limit(STEP)
-_ROWS: Final = (
-    select(*(_of.seq, _of.channel, _of.incident_id, _of.episode, _of.event_seq, _of.first_event, _of.fell_back))
-    .where(_of.seq.in_(bindparam("seqs", expanding=True)), *_OVERDUE)
-    .order_by(_of.seq)
+_FIND_EXPIRED: Final = select(_delivery.seq, _delivery.incident_id).where(*_EXPIRED).limit(FALLBACK_STEP)
+_LOCK_EXPIRED: Final = (
+    select(*(_delivery.seq, _delivery.channel, _delivery.incident_id, _delivery.episode, _delivery.event_seq, _delivery.first_event, _delivery.fell_back))
+    .where(_delivery.seq.in_(bindparam("seqs", expanding=True)), *_EXPIRED)
+    .order_by(_delivery.seq)
     .with_for_update()
 )
 _GIVE_UP: Final = (
     update(deliveries)
-    .where(_of.seq.in_(bindparam("seqs", expanding=True)))
+    .where(_delivery.seq.in_(bindparam("seqs", expanding=True)))
     .values(
         state=State.DEAD,
         finished_at=bindparam("at"),
-        reason=select(channels.c.reason).where(channels.c.name == _of.channel).scalar_subquery(),
-        fell_back=_of.event_seq,
+        reason=select(channels.c.reason).where(channels.c.name == _delivery.channel).scalar_subquery(),
+        fell_back=_delivery.event_seq,
     )
 )
-_OVER: Final = (
+_RESET_FUTURE_WAITS: Final = (
     update(deliveries)
-    .where(_of.finished_at.is_(None), _of.set_at > bindparam("at") + SET_BACK)
-    .where(or_(_of.lease.is_(None), ~_of.lease.startswith(bindparam("owner"))))
+    .where(_delivery.finished_at.is_(None), _delivery.set_at > bindparam("at") + CLOCK_TOLERANCE)
+    .where(or_(_delivery.lease.is_(None), ~_delivery.lease.startswith(bindparam("owner"))))
     .values(due_at=bindparam("at"), set_at=bindparam("at"))
 )
-_OPEN: Final = (
+_RESET_FUTURE_BREAKERS: Final = (
     update(channels)
-    .where(channels.c.set_at > bindparam("at") + SET_BACK)
+    .where(channels.c.set_at > bindparam("at") + CLOCK_TOLERANCE)
     .values(open_at=bindparam("at"), set_at=bindparam("at"))
 )
 
-_FORGET: Final = (
-    update(channels).where(channels.c.asked_at > bindparam("at") + SET_BACK).values(asked_until=None, asked_at=None)
+_RESET_FUTURE_RETRY_AFTER: Final = (
+    update(channels).where(channels.c.asked_at > bindparam("at") + CLOCK_TOLERANCE).values(asked_until=None, asked_at=None)
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class SweepResult:
     """What was done."""
 
     ended: tuple[tuple[str, State], ...]
     """The channel of each delivery that was given up, or merged into one that tells it instead, and which it was."""
-    woken: frozenset[str]
+    channels_to_wake: frozenset[str]
     """The channels that have something new to deliver."""
 
 
-async def look_after(store: Store, owner: str, give_up_after: float, fallback: Sequence[str]) -> Looked:
+async def sweep(store: Store, lease_owner: str, give_up_after: float, fallback_channels: Sequence[str]) -> SweepResult:
     """Gives up what waited too long for a closed gate, and undoes what a wrong clock did.
 
     Args:
         store: the outbox.
-        owner: whose leases last whatever the clock says: the holder is here, and ends them.
+        lease_owner: whose leases last whatever the clock says: the holder is here, and ends them.
         give_up_after: seconds since the event was accepted.
-        fallback: channels that tell what another one refuses, or did not take until it was given up.
+        fallback_channels: channels that tell what another one refuses, or did not take until it was given up.
 
     Raises:
         StoreUnavailableError: the steps before this one are done.
@@ -99,60 +99,60 @@ async def look_after(store: Store, owner: str, give_up_after: float, fallback: S
     ended: list[tuple[str, State]] = []
     woken: set[str] = set()
 
-    def fell_back(told: FellBack) -> None:
-        ended.extend((channel, State.SUPERSEDED) for channel in told.superseded)
-        woken.update(told.woken)
+    def fell_back(told: FallbackResult) -> None:
+        ended.extend((channel, State.SUPERSEDED) for channel in told.superseded_channels)
+        woken.update(told.channels_to_wake)
 
-    for name in await store.read(refusing):  # its worker does so, too, but it has none where it is configured no more
-        fell_back(await fall_back(store, name, [other for other in fallback if other != name]))
-    await store.run(partial(_end_false_waits, owner=owner))
+    for name in await store.read(read_down_channels):  # its worker does so, too, but it has none where it is configured no more
+        fell_back(await fall_back(store, name, [other for other in fallback_channels if other != name]))
+    await store.run(partial(_reset_future_waits, lease_owner=lease_owner))
     requeued = await requeue_too_early(store, give_up_after)
-    ended += [(channel, State.SUPERSEDED) for channel in requeued.superseded]
-    woken.update(requeued.woken)
+    ended += [(channel, State.SUPERSEDED) for channel in requeued.superseded_channels]
+    woken.update(requeued.channels_to_wake)
     more = True
     while more:
-        told, given_up = await _give_up(store, give_up_after, fallback)
+        told, given_up = await _give_up(store, give_up_after, fallback_channels)
         fell_back(told)
         ended += [(channel, State.DEAD) for channel in given_up]
         woken.update(given_up)
-        more = told.more
-    return Looked(tuple(ended), frozenset(woken))
+        more = told.has_more
+    return SweepResult(tuple(ended), frozenset(woken))
 
 
-def _end_false_waits(transaction: Transaction, owner: str) -> None:
+def _reset_future_waits(transaction: Transaction, lease_owner: str) -> None:
     connection, now = transaction.connection, transaction.now
-    connection.execute(_OVER, {"at": now, "owner": owner})
-    connection.execute(_OPEN, {"at": now})
-    connection.execute(_FORGET, {"at": now})
+    connection.execute(_RESET_FUTURE_WAITS, {"at": now, "owner": lease_owner})
+    connection.execute(_RESET_FUTURE_BREAKERS, {"at": now})
+    connection.execute(_RESET_FUTURE_RETRY_AFTER, {"at": now})
 
 
-async def _give_up(store: Store, give_up_after: float, fallback: Sequence[str]) -> tuple[FellBack, list[str]]:
+async def _give_up(store: Store, give_up_after: float, fallback: Sequence[str]) -> tuple[FallbackResult, list[str]]:
     """One step: what others tell instead, and the channel of each delivery that is dead now."""
     found = await store.read(
-        lambda connection: _overdue(connection, dialect.now(connection, store.clock), give_up_after)
+        lambda connection: _find_expired(connection, dialect.read_clock(connection, store.clock), give_up_after)
     )
     if not found:
-        return FellBack(), []
-    return await store.run(partial(_step, found=found, give_up_after=give_up_after, fallback=fallback))
+        return FallbackResult(), []
+    return await store.run(partial(_give_up_step, found=found, give_up_after=give_up_after, fallback=fallback))
 
 
-def _overdue(connection: Connection, now: float, give_up_after: float) -> Sequence[Row[*tuple[Any, ...]]]:
-    return connection.execute(_NEXT, {"now": now, "before": now - give_up_after}).all()
+def _find_expired(connection: Connection, now: float, give_up_after: float) -> Sequence[Row[*tuple[Any, ...]]]:
+    return connection.execute(_FIND_EXPIRED, {"now": now, "before": now - give_up_after}).all()
 
 
-def _step(
+def _give_up_step(
     transaction: Transaction, found: Sequence[Row[*tuple[Any, ...]]], give_up_after: float, fallback: Sequence[str]
-) -> tuple[FellBack, list[str]]:
+) -> tuple[FallbackResult, list[str]]:
     connection, now = transaction.connection, transaction.now
-    lock(transaction, {row.incident_id for row in found})
+    lock_incidents(transaction, {row.incident_id for row in found})
     asked = {"seqs": [row.seq for row in found], "now": now, "before": now - give_up_after}
-    rows = connection.execute(_ROWS, asked).all()
+    rows = connection.execute(_LOCK_EXPIRED, asked).all()
     superseded, woken = [], set()
     for row in rows:
-        news = instead(transaction, row, [other for other in fallback if other != row.channel])
-        superseded += [old.channel for old in enqueue(transaction, news).superseded]
+        news = build_fallback_deliveries(transaction, row, [other for other in fallback if other != row.channel])
+        superseded += [old.channel for old in enqueue_deliveries(transaction, news).superseded_rows]
         woken |= {new.channel for new in news}
     if rows:
         connection.execute(_GIVE_UP, {"seqs": [row.seq for row in rows], "at": now})
-    told = FellBack(tuple(superseded), tuple(sorted(woken)), more=bool(rows))
+    told = FallbackResult(tuple(superseded), tuple(sorted(woken)), has_more=bool(rows))
     return told, [row.channel for row in rows]

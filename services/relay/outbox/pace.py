@@ -5,23 +5,23 @@ It is kept as one moment, when the next message would go were none saved up, as 
 
 from typing import Final
 
-_SAVED_SECONDS: Final = 5.0
+BURST_SECONDS: Final = 5.0
 """What a channel's pace may save up: Slack allows "short bursts", https://docs.slack.dev/apis/web-api/rate-limits"""
 
 
-def within_pace(next_slot: float, now: float, limit: int, rate: float | None) -> tuple[int, float | None]:
+def count_available(next_token_at: float, now: float, limit: int, rate: float | None) -> tuple[int, float | None]:
     """How many messages the pace lets go now, and in how many seconds the next one, where it is fewer than `limit`.
 
     Args:
-        next_slot: when it lets the next message go, were none saved up.
+        next_token_at: when it lets the next message go, were none saved up.
         now: unix seconds.
         limit: how many there may be.
         rate: messages in a second; None where there is no pace.
     """
     if rate is None:
         return limit, None
-    saved = max(1.0, rate * _SAVED_SECONDS)
-    ahead = max(next_slot - now, 0.0) * rate  # messages that were sent before their time
+    saved = max(1.0, rate * BURST_SECONDS)
+    ahead = max(next_token_at - now, 0.0) * rate  # messages that were sent before their time
     if ahead > saved + 1:
         ahead = 0.0  # more than was ever possible: the clock was set back
     room = int(saved - ahead + 1e-6)
@@ -30,7 +30,7 @@ def within_pace(next_slot: float, now: float, limit: int, rate: float | None) ->
     return room, (1 - (saved - ahead - room)) / rate
 
 
-def slot_after(next_slot: float, now: float, number: int, rate: float) -> float:
-    """The `next_slot` after as many messages."""
-    start = next_slot if next_slot - now <= _SAVED_SECONDS + 2 / rate else 0.0
-    return max(start, now) + number / rate
+def spend(next_token_at: float, now: float, count: int, rate: float) -> float:
+    """The `next_token_at` after as many messages."""
+    start = next_token_at if next_token_at - now <= BURST_SECONDS + 2 / rate else 0.0
+    return max(start, now) + count / rate

@@ -21,118 +21,118 @@ import structlog
 from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, func, or_, select, union_all
 
 from services.relay.outbox.audit import prune_audit
-from services.relay.outbox.byte_limit import GOAL, ROW_BYTES, START, ByteLimit
-from services.relay.outbox.needed import NOT_TOLD, TOLD, Needed, needed, said_again
+from services.relay.outbox.byte_limit import PRUNE_DOWN_TO, ROW_OVERHEAD, PRUNE_ABOVE, ByteLimit
+from services.relay.outbox.needed import UNSETTLED, SETTLED, UnsettledRanges, find_unsettled_ranges, find_redundant_events
 from services.relay.outbox.schema import State, attempts, deliveries, events, incidents, quarantine
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
 from services.relay.outbox.waiting import StoreUnavailableError
 
-STEP: Final = 100
+PRUNE_STEP: Final = 100
 """Rows that one transaction looks at: a few milliseconds of the writer's time."""
-_LARGE_STEP: Final = 1000
+_FAST_PRUNE_STEP: Final = 1000
 """The same where room is needed."""
 _STEP_BYTES: Final = 8 * 1024 * 1024
 """Bytes of events after which a transaction looks at no more of them."""
 AUDIT_ROWS: Final = 100_000
 """Entries of the audit that are kept."""
-_EVERY: Final = 300.0
+_PRUNE_INTERVAL: Final = 300.0
 """Seconds between two rounds."""
-_MEASURED_EVERY: Final = 30.0
+_MEASURE_INTERVAL: Final = 30.0
 """Seconds between two measurements, where little is accepted."""
-_SHARE: Final = 0.05
+_MINIMUM_SHARE: Final = 0.05
 """Of the limit in bytes: as much is dropped at a time, at least."""
 _PAUSE: Final = 0.05
 """Seconds between two steps, in which the writer belongs to the others."""
 
-_of = deliveries.c
+_delivery = deliveries.c
 log = structlog.get_logger(__name__)
 
 
-class Pruned(NamedTuple):
+class PruneResult(NamedTuple):
     """How many rows went."""
 
     deliveries: int
     events: int
-    refused: int = 0
+    quarantined: int = 0
     """Of webhooks."""
 
 
-class _Pace(NamedTuple):
+class _StepPlan(NamedTuple):
     rows: int
     """That one transaction looks at."""
     pause: float
 
 
-_CALM: Final = _Pace(STEP, _PAUSE)
-_QUICK: Final = _Pace(_LARGE_STEP, _PAUSE / 5)
+_NORMAL: Final = _StepPlan(PRUNE_STEP, _PAUSE)
+_FAST: Final = _StepPlan(_FAST_PRUNE_STEP, _PAUSE / 5)
 
 
-class _Bounds(NamedTuple):
+class _Excess(NamedTuple):
     """The newest that are too many; 0 where nothing is."""
 
-    delivery: int
-    event: int
+    last_delivery_seq: int
+    last_event_seq: int
 
 
-class _Step(NamedTuple):
+class _StepResult(NamedTuple):
     pruned: int
-    last: int
+    last_seq: int
     """The last row that it looked at."""
-    more: bool
+    has_more: bool
     """Whether younger rows may have to go, too."""
 
 
 _waiting = deliveries.alias("waiting")
-_GOES_ON: Final = or_(
-    exists().where(incidents.c.id == _of.incident_id, incidents.c.episode == _of.episode, incidents.c.open == 1),
+_IS_ACTIVE: Final = or_(
+    exists().where(incidents.c.id == _delivery.incident_id, incidents.c.episode == _delivery.episode, incidents.c.open == 1),
     exists().where(
-        _waiting.c.channel == _of.channel,
-        _waiting.c.incident_id == _of.incident_id,
+        _waiting.c.channel == _delivery.channel,
+        _waiting.c.incident_id == _delivery.incident_id,
         _waiting.c.finished_at.is_(None),
     ),
 )
 """Its incident is open, or something of it is still to be told on its channel."""
-_DELIVERIES: Final = (
-    select(_of.seq, _of.incident_id, _of.episode, _of.channel, _of.state, _of.accepted_at, _of.finished_at)
-    .add_columns(_GOES_ON.label("goes_on"))
-    .where(_of.seq > bindparam("after"))
-    .order_by(_of.seq)
+_READ_DELIVERIES: Final = (
+    select(_delivery.seq, _delivery.incident_id, _delivery.episode, _delivery.channel, _delivery.state, _delivery.accepted_at, _delivery.finished_at)
+    .add_columns(_IS_ACTIVE.label("goes_on"))
+    .where(_delivery.seq > bindparam("after"))
+    .order_by(_delivery.seq)
     .limit(bindparam("rows"))
 )
 _EVENT_BYTES: Final = func.length(events.c.event) + func.length(events.c.body)
-_EVENTS: Final = (
+_READ_EVENTS: Final = (
     select(events.c.seq, events.c.accepted_at, _EVENT_BYTES.label("size"))
     .where(events.c.seq > bindparam("after"))
     .order_by(events.c.seq)
     .limit(bindparam("rows"))
 )
-_BYTES_AT: Final = union_all(
-    select(events.c.accepted_at.label("at"), (_EVENT_BYTES + ROW_BYTES).label("size")),
-    select(_of.finished_at, func.coalesce(func.length(_of.payload), 0) + ROW_BYTES).where(_of.finished_at.is_not(None)),
-    select(quarantine.c.received_at, func.length(quarantine.c.body) + ROW_BYTES),
+_BYTES_BY_TIME: Final = union_all(
+    select(events.c.accepted_at.label("at"), (_EVENT_BYTES + ROW_OVERHEAD).label("size")),
+    select(_delivery.finished_at, func.coalesce(func.length(_delivery.payload), 0) + ROW_OVERHEAD).where(_delivery.finished_at.is_not(None)),
+    select(quarantine.c.received_at, func.length(quarantine.c.body) + ROW_OVERHEAD),
 ).subquery()
-_SUMS: Final = (
-    select(_BYTES_AT.c.at, func.sum(_BYTES_AT.c.size).over(order_by=_BYTES_AT.c.at).label("sum"))
-    .where(_BYTES_AT.c.at >= bindparam("after"))
+_RUNNING_TOTALS: Final = (
+    select(_BYTES_BY_TIME.c.at, func.sum(_BYTES_BY_TIME.c.size).over(order_by=_BYTES_BY_TIME.c.at).label("sum"))
+    .where(_BYTES_BY_TIME.c.at >= bindparam("after"))
     .subquery()
 )
-_UP_TO: Final = select(func.min(_SUMS.c.at)).where(_SUMS.c.sum >= bindparam("size"))
-_A_MOMENT: Final = 1e-3
+_CUTOFF_FOR_SIZE: Final = select(func.min(_RUNNING_TOTALS.c.at)).where(_RUNNING_TOTALS.c.sum >= bindparam("size"))
+_EPSILON: Final = 1e-3
 """Seconds: what came at a time goes with a cutoff behind it."""
-_UNUSED_EVENTS: Final = (
+_FIND_UNUSED_EVENTS: Final = (
     select(events.c.seq, events.c.incident_id)
     .outerjoin(incidents, and_(incidents.c.id == events.c.incident_id, incidents.c.latest_event == events.c.seq))
     .where(
         events.c.seq > bindparam("after"),
         events.c.seq <= bindparam("last"),
-        ~exists().where(_of.event_seq == events.c.seq),
+        ~exists().where(_delivery.event_seq == events.c.seq),
         or_(
             incidents.c.id.is_(None),
             and_(
                 incidents.c.open == 0,
                 events.c.accepted_at < bindparam("cutoff"),
-                ~exists().where(_of.incident_id == events.c.incident_id),
+                ~exists().where(_delivery.incident_id == events.c.incident_id),
             ),
         ),
     )
@@ -140,14 +140,14 @@ _UNUSED_EVENTS: Final = (
 """Told of by no delivery of their own; the latest ones only with an incident that is over, old, and told no more."""
 
 
-async def pruning(
+async def run_retention(
     store: Store,
     max_age: float,
     max_deliveries: int,
     limit: ByteLimit | None = None,
     *,
-    young: float = 0.0,
-    every: float = _EVERY,
+    min_age: float = 0.0,
+    interval: float = _PRUNE_INTERVAL,
 ) -> None:
     """Prunes now and then until it is cancelled; while the store is unavailable it waits for its next round.
 
@@ -156,8 +156,8 @@ async def pruning(
         max_age: seconds for which what is over is kept.
         max_deliveries: how many that were told are kept.
         limit: of its bytes.
-        young: seconds for which what is over is kept whatever its bytes are.
-        every: seconds between two rounds.
+        min_age: seconds for which what is over is kept whatever its bytes are.
+        interval: seconds between two rounds.
     """
     limit = limit or ByteLimit()
     clock = asyncio.get_running_loop().time
@@ -165,159 +165,159 @@ async def pruning(
     while True:
         try:
             if clock() >= due:
-                due = clock() + every
-                _tell(await prune(store, max_age, max_deliveries))
-            _tell(await prune_bytes(store, limit, young))
+                due = clock() + interval
+                _log_pruned(await prune_by_age(store, max_age, max_deliveries))
+            _log_pruned(await prune_to_size(store, limit, min_age))
         except StoreUnavailableError as error:
-            log.warning("nothing more is pruned in this round", problem=str(error))
+            log.warning("pruning stopped until the next round", error=str(error))
         except Exception:
-            log.exception("a defect in the retention; it goes on")
-        await limit.wait(min(_MEASURED_EVERY, max(0.0, due - clock())))
+            log.exception("unexpected error in retention; retention continues")
+        await limit.wait_near_limit(min(_MEASURE_INTERVAL, max(0.0, due - clock())))
 
 
-async def prune(store: Store, max_age: float, max_deliveries: int) -> Pruned:
+async def prune_by_age(store: Store, max_age: float, max_deliveries: int) -> PruneResult:
     """One round. Raises StoreUnavailableError: what was pruned before it stays so."""
     cutoff = await store.run(lambda transaction: transaction.now) - max_age
-    gone = await _prune(store, cutoff, await store.read(partial(_bounds, max_deliveries)))
-    await prune_audit(store, cutoff, AUDIT_ROWS, STEP)
+    gone = await _prune_before(store, cutoff, await store.read(partial(_find_excess, max_deliveries)))
+    await prune_audit(store, cutoff, AUDIT_ROWS, PRUNE_STEP)
     return gone
 
 
-async def prune_bytes(store: Store, limit: ByteLimit, young: float) -> Pruned:
+async def prune_to_size(store: Store, limit: ByteLimit, min_age: float) -> PruneResult:
     """Measures, and drops the oldest of what is over where that is near the limit. Raises StoreUnavailableError."""
     await limit.measure(store)
-    if not limit.most or limit.used <= START * limit.most:
-        limit.round_ended(stuck=False)
-        return Pruned(0, 0)
-    gone, cutoff, stuck = Pruned(0, 0), 0.0, False
-    while limit.used > GOAL * limit.most and not stuck:
-        newest = await store.run(lambda transaction: transaction.now) - young
-        wanted = max(limit.used - GOAL * limit.most, _SHARE * limit.most)
-        end: float | None = await store.read(partial(_end_of_the_oldest, cutoff, wanted))
+    if not limit.max_bytes or limit.used_bytes <= PRUNE_ABOVE * limit.max_bytes:
+        limit.record_pruning(nothing_to_prune=False)
+        return PruneResult(0, 0)
+    gone, cutoff, stuck = PruneResult(0, 0), 0.0, False
+    while limit.used_bytes > PRUNE_DOWN_TO * limit.max_bytes and not stuck:
+        newest = await store.run(lambda transaction: transaction.now) - min_age
+        wanted = max(limit.used_bytes - PRUNE_DOWN_TO * limit.max_bytes, _MINIMUM_SHARE * limit.max_bytes)
+        end: float | None = await store.read(partial(_find_cutoff, cutoff, wanted))
         cutoff = newest if end is None else min(newest, end)
-        there, taken = limit.used, limit.taken
-        more = await _prune(store, cutoff, _Bounds(0, 0), _QUICK)
-        gone = Pruned(*map(sum, zip(gone, more, strict=True)))
+        there, taken = limit.used_bytes, limit.accepted_bytes
+        more = await _prune_before(store, cutoff, _Excess(0, 0), _FAST)
+        gone = PruneResult(*map(sum, zip(gone, more, strict=True)))
         await limit.measure(store)
-        freed = there + limit.taken - taken - limit.used
-        stuck = cutoff >= newest and freed < _SHARE * limit.most
-    limit.round_ended(stuck=stuck and limit.used > START * limit.most)
+        freed = there + limit.accepted_bytes - taken - limit.used_bytes
+        stuck = cutoff >= newest and freed < _MINIMUM_SHARE * limit.max_bytes
+    limit.record_pruning(nothing_to_prune=stuck and limit.used_bytes > PRUNE_ABOVE * limit.max_bytes)
     return gone
 
 
-async def _prune(store: Store, cutoff: float, bounds: _Bounds, pace: _Pace = _CALM) -> Pruned:
-    gone = await _walk(
-        store, _Deliveries(cutoff, bounds.delivery, await needed(store, cutoff), pace.rows).step, pace.pause
+async def _prune_before(store: Store, cutoff: float, bounds: _Excess, pace: _StepPlan = _NORMAL) -> PruneResult:
+    gone = await _run_steps(
+        store, _DeliveryPruner(cutoff, bounds.last_delivery_seq, await find_unsettled_ranges(store, cutoff), pace.rows).step, pace.pause
     )
-    not_told = await needed(store, cutoff)
-    superfluous = await said_again(store, not_told, cutoff)
-    unused = await _walk(store, _Events(cutoff, bounds.event, not_told, superfluous, pace.rows).step, pace.pause)
+    not_told = await find_unsettled_ranges(store, cutoff)
+    superfluous = await find_redundant_events(store, not_told, cutoff)
+    unused = await _run_steps(store, _EventPruner(cutoff, bounds.last_event_seq, not_told, superfluous, pace.rows).step, pace.pause)
     old = delete(quarantine).where(quarantine.c.received_at < cutoff)
     refused = await store.run(lambda transaction: transaction.connection.execute(old).rowcount)
-    return Pruned(gone, unused, refused)
+    return PruneResult(gone, unused, refused)
 
 
-def _tell(pruned: Pruned) -> None:
-    if pruned != Pruned(0, 0):
-        log.info("pruned", deliveries=pruned.deliveries, events=pruned.events, refused=pruned.refused)
+def _log_pruned(pruned: PruneResult) -> None:
+    if pruned != PruneResult(0, 0):
+        log.info("old rows pruned", deliveries=pruned.deliveries, events=pruned.events, quarantined=pruned.quarantined)
 
 
-def _end_of_the_oldest(after: float, size: float, connection: Connection) -> float | None:
+def _find_cutoff(after: float, size: float, connection: Connection) -> float | None:
     """When so many bytes of what may be over had come, from `after` on; None where there are fewer."""
-    found = connection.execute(_UP_TO, {"after": after, "size": size}).scalar()
-    return None if found is None else found + _A_MOMENT
+    found = connection.execute(_CUTOFF_FOR_SIZE, {"after": after, "size": size}).scalar()
+    return None if found is None else found + _EPSILON
 
 
-async def _walk(store: Store, step: Callable[[int, Transaction], _Step], pause: float) -> int:
+async def _run_steps(store: Store, step: Callable[[int, Transaction], _StepResult], pause: float) -> int:
     """Every step from the oldest row on, each in a transaction of its own; gives how many rows went."""
     gone, after = 0, 0
     while True:
         done = await store.run(partial(step, after))
         gone += done.pruned
-        if not done.more:
+        if not done.has_more:
             return gone
-        after = done.last
+        after = done.last_seq
         await asyncio.sleep(pause)
 
 
-def _bounds(max_deliveries: int, connection: Connection) -> _Bounds:
+def _find_excess(max_deliveries: int, connection: Connection) -> _Excess:
     everything = connection.execute(select(func.count()).select_from(deliveries)).scalar_one()
-    others = select(func.count()).select_from(deliveries).where(_of.state.in_(NOT_TOLD))
+    others = select(func.count()).select_from(deliveries).where(_delivery.state.in_(UNSETTLED))
     too_many = everything - connection.execute(others).scalar_one() - max_deliveries
     if too_many <= 0:
-        return _Bounds(0, 0)
-    told = select(_of.seq, _of.event_seq).where(_of.state.in_(TOLD)).order_by(_of.seq)
+        return _Excess(0, 0)
+    told = select(_delivery.seq, _delivery.event_seq).where(_delivery.state.in_(SETTLED)).order_by(_delivery.seq)
     newest = connection.execute(told.offset(too_many - 1).limit(1)).first()
-    return _Bounds(0, 0) if newest is None else _Bounds(*newest)  # PostgreSQL: another replica may be at it, too
+    return _Excess(0, 0) if newest is None else _Excess(*newest)  # PostgreSQL: another replica may be at it, too
 
 
-class _Deliveries:
+class _DeliveryPruner:
     """The steps of one walk over the deliveries. A step may be done again: the store repeats what was in the way."""
 
-    def __init__(self, cutoff: float, bound: int, not_told: Collection[str], rows: int = STEP) -> None:
+    def __init__(self, cutoff: float, bound: int, unsettled: Collection[str], rows: int = PRUNE_STEP) -> None:
         self._rows = rows
         self._cutoff = cutoff
         self._bound = bound
-        self._not_told = not_told
+        self._unsettled = unsettled
         # Of what goes on: the oldest delivery for each (incident, episode, channel), and the oldest that arrived. They
         # say that the channel is told of the incident, and what it replies to.
         self._first: dict[tuple[str, int, str], int] = {}
-        self._arrived: dict[tuple[str, int, str], int] = {}
+        self._first_delivered: dict[tuple[str, int, str], int] = {}
 
-    def step(self, after: int, transaction: Transaction) -> _Step:
+    def step(self, after: int, transaction: Transaction) -> _StepResult:
         connection = transaction.connection
-        rows = connection.execute(_DELIVERIES, {"after": after, "rows": self._rows}).all()
+        rows = connection.execute(_READ_DELIVERIES, {"after": after, "rows": self._rows}).all()
         if not rows:
-            return _Step(0, after, more=False)
-        old = [row.seq for row in rows if self._is_over(row) and not self._is_needed(row)]
+            return _StepResult(0, after, has_more=False)
+        old = [row.seq for row in rows if self._is_expired(row) and not self._must_stay(row)]
         if old:
             connection.execute(delete(attempts).where(attempts.c.delivery_seq.in_(old)))
-            connection.execute(delete(deliveries).where(_of.seq.in_(old)))
+            connection.execute(delete(deliveries).where(_delivery.seq.in_(old)))
         last = rows[-1]
-        return _Step(len(old), last.seq, _goes_further(last, self._bound, self._cutoff, transaction.now))
+        return _StepResult(len(old), last.seq, _goes_further(last, self._bound, self._cutoff, transaction.now))
 
-    def _is_over(self, row: Row[Any]) -> bool:
+    def _is_expired(self, row: Row[Any]) -> bool:
         if row.finished_at is None:
             return False
-        return row.finished_at < self._cutoff or (row.seq <= self._bound and row.state in TOLD)
+        return row.finished_at < self._cutoff or (row.seq <= self._bound and row.state in SETTLED)
 
-    def _is_needed(self, row: Row[Any]) -> bool:
-        if not row.goes_on and row.incident_id not in self._not_told:
+    def _must_stay(self, row: Row[Any]) -> bool:
+        if not row.goes_on and row.incident_id not in self._unsettled:
             return False
         about = (row.incident_id, row.episode, row.channel)
         first = self._first.setdefault(about, row.seq)
-        arrived = self._arrived.setdefault(about, row.seq) if row.state == State.DELIVERED else None
+        arrived = self._first_delivered.setdefault(about, row.seq) if row.state == State.DELIVERED else None
         return row.seq in (first, arrived)
 
 
-class _Events:
+class _EventPruner:
     """The steps of one walk over the events."""
 
     def __init__(
-        self, cutoff: float, bound: int, not_told: Needed, superfluous: Collection[int], rows: int = STEP
+        self, cutoff: float, bound: int, unsettled: UnsettledRanges, redundant: Collection[int], rows: int = PRUNE_STEP
     ) -> None:
         self._rows = rows
         self._cutoff = cutoff
         self._bound = bound
-        self._first = {incident: min(each.start for each in ranges) for incident, ranges in not_told.items()}
-        self._superfluous = superfluous
+        self._first = {incident: min(each.start for each in ranges) for incident, ranges in unsettled.items()}
+        self._redundant = redundant
 
-    def step(self, after: int, transaction: Transaction) -> _Step:
+    def step(self, after: int, transaction: Transaction) -> _StepResult:
         connection = transaction.connection
-        rows = _of_few_bytes(connection.execute(_EVENTS, {"after": after, "rows": self._rows}).all())
+        rows = _limit_bytes(connection.execute(_READ_EVENTS, {"after": after, "rows": self._rows}).all())
         if not rows:
-            return _Step(0, after, more=False)
+            return _StepResult(0, after, has_more=False)
         last = rows[-1]
-        found = connection.execute(_UNUSED_EVENTS, {"after": after, "last": last.seq, "cutoff": self._cutoff})
-        unused = {seq: incident for seq, incident in found if not self._is_needed(seq, incident)}
+        found = connection.execute(_FIND_UNUSED_EVENTS, {"after": after, "last": last.seq, "cutoff": self._cutoff})
+        unused = {seq: incident for seq, incident in found if not self._must_stay(seq, incident)}
         if unused:
             over = incidents.c.id.in_(unused.values()), incidents.c.latest_event.in_(unused), incidents.c.open == 0
             connection.execute(delete(incidents).where(*over))
             connection.execute(delete(events).where(events.c.seq.in_(unused)))
-        return _Step(len(unused), last.seq, _goes_further(last, self._bound, self._cutoff, transaction.now))
+        return _StepResult(len(unused), last.seq, _goes_further(last, self._bound, self._cutoff, transaction.now))
 
-    def _is_needed(self, seq: int, incident: str) -> bool:
-        return incident in self._first and seq >= self._first[incident] and seq not in self._superfluous
+    def _must_stay(self, seq: int, incident: str) -> bool:
+        return incident in self._first and seq >= self._first[incident] and seq not in self._redundant
 
 
 def _goes_further(last: Row[Any], bound: int, cutoff: float, now: float) -> bool:
@@ -325,7 +325,7 @@ def _goes_further(last: Row[Any], bound: int, cutoff: float, now: float) -> bool
     return bool(last.seq < bound or last.accepted_at < cutoff or last.accepted_at > now)
 
 
-def _of_few_bytes(rows: Sequence[Any]) -> Sequence[Any]:
+def _limit_bytes(rows: Sequence[Any]) -> Sequence[Any]:
     """The first ones, as many as one transaction may drop; one at least."""
     sums = accumulate(row.size for row in rows)
     return [row for row, total in zip(rows, sums, strict=True) if total - row.size < _STEP_BYTES]

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Row, func, select
 
 from services.relay.outbox import schema
-from services.relay.outbox.schema import COUNTED_ONES, State, attempts, deliveries, events
+from services.relay.outbox.schema import IS_UNSETTLED, State, attempts, deliveries, events
 from services.relay.outbox.store import Store
 
 _of = deliveries.c
-_columns = (
+_select_deliveries = (
     select(*(column for column in _of if column is not _of.payload), events.c.id.label("public_event_id"))
     .add_columns(events.c.receiver, events.c.alertname, events.c.status)
     .join(events, events.c.seq == _of.event_seq)
@@ -20,7 +20,7 @@ _columns = (
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
+class DeliveryRow:
     """One event, or several merged, on the way to one channel. Times are unix seconds."""
 
     id: str
@@ -32,20 +32,20 @@ class Delivery:
     """Of the event: firing or resolved."""
     channel: str
     state: State
-    attempts: int
+    attempt_count: int
     reason: str | None
     """How the last attempt ended; None before the first."""
     accepted_at: float
     finished_at: float | None
     superseded_by: str | None
     """The delivery that tells it instead."""
-    note: str | None
+    remark: str | None
     """What the relay itself has to say to the reader, such as why it comes here."""
     receipt: Mapping[str, str] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class AttemptRow:
     """One try. Times are unix seconds."""
 
     number: int
@@ -57,35 +57,35 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class DeliveryDetails:
     """All that is known of one delivery."""
 
-    delivery: Delivery
-    tried: list[Attempt]
+    delivery: DeliveryRow
+    attempts: list[AttemptRow]
     """The oldest first."""
-    superseded: list[str]
+    supersedes: list[str]
     """The deliveries that it tells of, too; those that retention has taken are missing."""
     payload: str | None
     """What was last sent, credentials masked; None before the first attempt."""
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class DeliveryPage:
     """Some deliveries, the newest first."""
 
-    deliveries: list[Delivery]
+    deliveries: list[DeliveryRow]
     before: int | None
     """Where the next page begins; None where there is none. It stays right while deliveries are added."""
 
 
 @dataclass(frozen=True, slots=True)
-class Count:
+class DeliveryCount:
     """How many deliveries of a channel are in a state, and when the oldest of them was accepted (unix seconds)."""
 
     channel: str
     state: State
-    deliveries: int
-    oldest: float
+    count: int
+    oldest_accepted_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +93,16 @@ class ChannelState:
     """How a channel stands with all replicas."""
 
     name: str
-    refused: bool
+    is_down: bool
     """Whether it refuses everything until a person acts."""
-    open_at: float
+    paused_until: float
     """Its breaker lets nothing be claimed before; unix seconds."""
     failures: int
     """Attempts in a row that did not reach it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
+class DeliveryFilter:
     """Which deliveries; None stands for all."""
 
     state: State | None = None
@@ -112,59 +112,59 @@ class Filter:
     """Accepted at or after it, unix seconds."""
 
 
-async def recent(store: Store, wanted: Filter, *, limit: int, before: int | None = None) -> Page:
+async def list_deliveries(store: Store, filter_: DeliveryFilter, *, limit: int, before: int | None = None) -> DeliveryPage:
     """Deliveries, the newest first.
 
     Args:
         store: the outbox.
-        wanted: which of them.
+        filter_: which of them.
         limit: at most so many.
         before: the `before` of the page that came before this one; None begins with the newest.
 
     Raises:
         StoreUnavailableError: they cannot be read.
     """
-    query = _columns.order_by(_of.seq.desc()).limit(limit + 1)
+    query = _select_deliveries.order_by(_of.seq.desc()).limit(limit + 1)
     for column, value in (
-        (_of.state, wanted.state),
-        (_of.channel, wanted.channel),
-        (events.c.alertname, wanted.alertname),
+        (_of.state, filter_.state),
+        (_of.channel, filter_.channel),
+        (events.c.alertname, filter_.alertname),
     ):
         if value is not None:
             query = query.where(column == value)
-    if wanted.since is not None:
-        query = query.where(_of.accepted_at >= wanted.since)
+    if filter_.since is not None:
+        query = query.where(_of.accepted_at >= filter_.since)
     if before is not None:
         query = query.where(_of.seq < before)
     rows = await store.read(lambda connection: connection.execute(query).all())
     shown = rows[:limit]
-    return Page([_delivery(row) for row in shown], shown[-1].seq if len(rows) > limit else None)
+    return DeliveryPage([_build_delivery(row) for row in shown], shown[-1].seq if len(rows) > limit else None)
 
 
-async def one(store: Store, delivery_id: str) -> Record | None:
+async def read_delivery(store: Store, delivery_id: str) -> DeliveryDetails | None:
     """All that is known of a delivery; None where there is none. Raises StoreUnavailableError."""
-    return await store.read(lambda connection: _record(connection, delivery_id))
+    return await store.read(lambda connection: _read_details(connection, delivery_id))
 
 
-def counts(connection: Connection) -> list[Count]:
+def count_deliveries(connection: Connection) -> list[DeliveryCount]:
     """How many deliveries each channel has in each of `COUNTED`, for `Store.read`; those with none are left out."""
     query = (
         select(_of.channel, _of.state, func.count(), func.min(_of.waits_since))
-        .where(COUNTED_ONES)
+        .where(IS_UNSETTLED)
         .group_by(_of.channel, _of.state)
     )
     rows = connection.execute(query)
-    return [Count(channel, State(state), number, oldest) for channel, state, number, oldest in rows]
+    return [DeliveryCount(channel, State(state), number, oldest) for channel, state, number, oldest in rows]
 
 
-async def dead(store: Store, channel: str) -> int:
+async def count_dead(store: Store, channel: str) -> int:
     """How many deliveries of a channel were given up. Raises StoreUnavailableError."""
-    of_channel = _of.channel == channel, _of.state == State.DEAD, COUNTED_ONES
+    of_channel = _of.channel == channel, _of.state == State.DEAD, IS_UNSETTLED
     query = select(func.count()).select_from(deliveries).where(*of_channel)
     return await store.read(lambda connection: connection.execute(query).scalar_one())
 
 
-def channels(connection: Connection) -> list[ChannelState]:
+def read_channel_states(connection: Connection) -> list[ChannelState]:
     """How each channel stands that was ever tried; for `Store.read`."""
     columns = schema.channels.c
     query = select(columns.name, columns.refused, columns.open_at, columns.failures)
@@ -174,8 +174,8 @@ def channels(connection: Connection) -> list[ChannelState]:
     ]
 
 
-def _record(connection: Connection, delivery_id: str) -> Record | None:
-    row = connection.execute(_columns.add_columns(_of.payload).where(_of.id == delivery_id)).first()
+def _read_details(connection: Connection, delivery_id: str) -> DeliveryDetails | None:
+    row = connection.execute(_select_deliveries.add_columns(_of.payload).where(_of.id == delivery_id)).first()
     if row is None:
         return None
     of_try = attempts.c
@@ -189,16 +189,16 @@ def _record(connection: Connection, delivery_id: str) -> Record | None:
         .where(_of.incident_id == row.incident_id, _of.channel == row.channel, _of.superseded_by == delivery_id)
         .order_by(_of.seq)
     )
-    return Record(
-        delivery=_delivery(row),
-        tried=[Attempt(*each) for each in tried],
-        superseded=list(superseded.scalars()),
+    return DeliveryDetails(
+        delivery=_build_delivery(row),
+        attempts=[AttemptRow(*each) for each in tried],
+        supersedes=list(superseded.scalars()),
         payload=None if row.payload is None else zlib.decompress(row.payload).decode(),
     )
 
 
-def _delivery(row: Row[*tuple[object, ...]]) -> Delivery:
-    return Delivery(
+def _build_delivery(row: Row[*tuple[object, ...]]) -> DeliveryRow:
+    return DeliveryRow(
         id=row.id,
         event_id=row.public_event_id,
         incident_id=row.incident_id,
@@ -207,11 +207,11 @@ def _delivery(row: Row[*tuple[object, ...]]) -> Delivery:
         status=row.status,
         channel=row.channel,
         state=State(row.state),
-        attempts=row.attempts,
+        attempt_count=row.attempts,
         reason=row.reason,
         accepted_at=row.accepted_at,
         finished_at=row.finished_at,
         superseded_by=row.superseded_by,
-        note=row.note,
+        remark=row.note,
         receipt=json.loads(row.receipt) if row.receipt else None,
     )

@@ -4,25 +4,25 @@ from dataclasses import dataclass
 
 from sqlalchemy import delete, func, insert, select
 
-from services.relay.outbox.schema import plain, quarantine
+from services.relay.outbox.schema import clean_for_database, quarantine
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
+class RefusedWebhook:
     """A webhook that was not accepted."""
 
     source: str
     code: int
     """What was answered: 400 or 413."""
     reason: str
-    body: bytes
+    read_body: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """One that is kept; `body` gives its body."""
+class QuarantineEntry:
+    """One that is kept; `read_body` gives its body."""
 
     id: int
     received_at: float
@@ -30,19 +30,19 @@ class Kept:
     source: str
     code: int
     reason: str
-    size: int
+    body_bytes: int
     """Bytes of the body that are kept."""
 
 
-async def keep(store: Store, rejected: Rejected, *, entries: int) -> None:
-    """Commits one, and drops the oldest over `entries`. Raises StoreUnavailableError."""
+async def add_entry(store: Store, webhook: RefusedWebhook, *, max_entries: int) -> None:
+    """Commits one, and drops the oldest over `max_entries`. Raises StoreUnavailableError."""
     row = {
-        "source": plain(rejected.source),
-        "code": rejected.code,
-        "reason": plain(rejected.reason),
-        "body": rejected.body,
+        "source": clean_for_database(webhook.source),
+        "code": webhook.code,
+        "reason": clean_for_database(webhook.reason),
+        "body": webhook.body,
     }
-    newest = select(quarantine.c.seq).order_by(quarantine.c.seq.desc()).limit(entries)
+    newest = select(quarantine.c.seq).order_by(quarantine.c.seq.desc()).limit(max_entries)
     oldest = delete(quarantine).where(quarantine.c.seq.not_in(newest))
 
     def commit(transaction: Transaction) -> None:
@@ -52,16 +52,16 @@ async def keep(store: Store, rejected: Rejected, *, entries: int) -> None:
     await store.run(commit)
 
 
-async def kept(store: Store) -> list[Kept]:
+async def list_entries(store: Store) -> list[QuarantineEntry]:
     """What is kept, the newest first. Raises StoreUnavailableError."""
     columns = quarantine.c
     query = select(
         columns.seq, columns.received_at, columns.source, columns.code, columns.reason, func.length(columns.body)
     ).order_by(columns.seq.desc())
-    return await store.read(lambda connection: [Kept(*row) for row in connection.execute(query)])
+    return await store.read(lambda connection: [QuarantineEntry(*row) for row in connection.execute(query)])
 
 
-async def body(store: Store, entry: int) -> bytes | None:
+async def read_body(store: Store, entry: int) -> bytes | None:
     """The body of one that is kept; None where there is none. Raises StoreUnavailableError."""
     query = select(quarantine.c.body).where(quarantine.c.seq == entry)
     return await store.read(lambda connection: connection.execute(query).scalar())

@@ -34,10 +34,10 @@ class State(StrEnum):
     DEAD = "dead"
 
 
-OPEN: Final = (State.QUEUED, State.SENDING, State.RETRYING)
+UNFINISHED: Final = (State.QUEUED, State.SENDING, State.RETRYING)
 """The states of a delivery that is still to be made; `finished_at` is null in exactly these."""
 
-COUNTED: Final = (*OPEN, State.DEAD)
+UNSETTLED: Final = (*UNFINISHED, State.DEAD)
 """What the gauges show: what is still to be made, and what was given up. The rest only grows."""
 
 WAITING: Final = (State.QUEUED, State.RETRYING)
@@ -134,7 +134,7 @@ channels = Table(
     Column("served_at", Double),  # when a relay last said that it delivers on it
 )
 
-origin = Table(
+database_identity = Table(
     "origin",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),  # 1: there is one row
@@ -176,34 +176,34 @@ watchdogs = Table(
 )
 
 
-def _index(name: str, *columns: Column[object], where: str | None = None) -> None:
+def _add_index(name: str, *columns: Column[object], where: str | None = None) -> None:
     condition = None if where is None else text(where)
     Index(name, *columns, sqlite_where=condition, postgresql_where=condition)
 
 
-_UNFINISHED: Final = "finished_at IS NULL"
-_of = deliveries.c
-COUNTED_ONES: Final = _of.state.in_(bindparam("counted", [*map(str, COUNTED)], expanding=True, literal_execute=True))
+_UNFINISHED_SQL: Final = "finished_at IS NULL"
+_delivery = deliveries.c
+IS_UNSETTLED: Final = _delivery.state.in_(bindparam("counted", [*map(str, UNSETTLED)], expanding=True, literal_execute=True))
 """The condition of the index `deliveries_counted`, written out as a database needs it to see that it may use that."""
-_index("deliveries_due", _of.channel, _of.due_at, _of.seq, where=_UNFINISHED)
-_index("deliveries_in_order", _of.incident_id, _of.channel, _of.seq, where=_UNFINISHED)
-_index("deliveries_of_event", _of.event_seq)
-_index("deliveries_of_episode", _of.incident_id, _of.episode, _of.channel)
-_index(
+_add_index("deliveries_due", _delivery.channel, _delivery.due_at, _delivery.seq, where=_UNFINISHED_SQL)
+_add_index("deliveries_in_order", _delivery.incident_id, _delivery.channel, _delivery.seq, where=_UNFINISHED_SQL)
+_add_index("deliveries_of_event", _delivery.event_seq)
+_add_index("deliveries_of_episode", _delivery.incident_id, _delivery.episode, _delivery.channel)
+_add_index(
     "deliveries_counted",
-    _of.channel,
-    _of.state,
-    _of.waits_since,
+    _delivery.channel,
+    _delivery.state,
+    _delivery.waits_since,
     where="state IN ('queued', 'sending', 'retrying', 'dead')",
 )
 # By when they were given up; for everything else that is asked of dead letters, `deliveries_counted` is the right one.
-_index("deliveries_dead", _of.finished_at, where="state = 'dead' AND finished_at IS NOT NULL")
-_index("deliveries_delivered", _of.channel, _of.finished_at, where="state = 'delivered'")
-_index("incidents_of_group", incidents.c.group_id, where="open = 1")
-_index("events_of_incident", events.c.incident_id, events.c.seq)
-_index("events_of_ours", events.c.incident_id, events.c.seq, where="length(body) = 0")
+_add_index("deliveries_dead", _delivery.finished_at, where="state = 'dead' AND finished_at IS NOT NULL")
+_add_index("deliveries_delivered", _delivery.channel, _delivery.finished_at, where="state = 'delivered'")
+_add_index("incidents_of_group", incidents.c.group_id, where="open = 1")
+_add_index("events_of_incident", events.c.incident_id, events.c.seq)
+_add_index("events_of_ours", events.c.incident_id, events.c.seq, where="length(body) = 0")
 
 
-def plain(text: str) -> str:
+def clean_for_database(text: str) -> str:
     """A text as every database takes it: PostgreSQL refuses the character 0, and half a surrogate pair is no text."""
     return text.replace("\0", "\ufffd").encode(errors="replace").decode()

@@ -12,58 +12,58 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, bindparam, select, update
 
 from services.relay.model import Status
-from services.relay.outbox.dialect import insert_new
-from services.relay.outbox.enqueue import New, enqueue
-from services.relay.outbox.lock import lock
+from services.relay.outbox.dialect import build_insert
+from services.relay.outbox.enqueue import NewDelivery, enqueue_deliveries
+from services.relay.outbox.lock import lock_incidents
 from services.relay.outbox.schema import channels, deliveries, events, incidents
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
 
-_LIVE: Final = 60.0
+_REPLICA_TIMEOUT: Final = 60.0
 """Seconds after which a relay that said nothing is there no more."""
-_STEP: Final = 32
+_REFRESH_STEP: Final = 32
 """How many deliveries are brought up to date in one transaction."""
 
-_of = deliveries.c
-_SERVED: Final = select(channels.c.name).where(channels.c.served_at > bindparam("since"))
-_NO_LONGER: Final = (
+_delivery = deliveries.c
+_SERVED_CHANNELS: Final = select(channels.c.name).where(channels.c.served_at > bindparam("since"))
+_CLEAR_OTHERS: Final = (
     update(channels).where(channels.c.name.not_in(bindparam("names", expanding=True))).values(served_at=None)
 )
-_BEHIND: Final = (
-    select(_of.seq, _of.channel, _of.incident_id, _of.first_event, incidents.c.episode, incidents.c.latest_event)
-    .join(incidents, incidents.c.id == _of.incident_id)
-    .join(events, events.c.seq == _of.event_seq)
-    .where(_of.channel.in_(bindparam("channels", expanding=True)), _of.finished_at.is_(None))
-    .where(events.c.status == Status.FIRING, incidents.c.latest_event > _of.event_seq)
-    .order_by(_of.seq)
+_OUTDATED: Final = (
+    select(_delivery.seq, _delivery.channel, _delivery.incident_id, _delivery.first_event, incidents.c.episode, incidents.c.latest_event)
+    .join(incidents, incidents.c.id == _delivery.incident_id)
+    .join(events, events.c.seq == _delivery.event_seq)
+    .where(_delivery.channel.in_(bindparam("channels", expanding=True)), _delivery.finished_at.is_(None))
+    .where(events.c.status == Status.FIRING, incidents.c.latest_event > _delivery.event_seq)
+    .order_by(_delivery.seq)
 )
-_NEXT_BEHIND: Final = _BEHIND.where(_of.seq > bindparam("after")).limit(_STEP)
-_STILL_BEHIND: Final = _BEHIND.where(_of.seq.in_(bindparam("seqs", expanding=True)))
+_FIND_OUTDATED: Final = _OUTDATED.where(_delivery.seq > bindparam("after")).limit(_REFRESH_STEP)
+_LOCKED_OUTDATED: Final = _OUTDATED.where(_delivery.seq.in_(bindparam("seqs", expanding=True)))
 
 
-async def serve(store: Store, names: Collection[str]) -> None:
+async def record_served_channels(store: Store, names: Collection[str]) -> None:
     """Says that this relay delivers on these channels now. Raises StoreUnavailableError."""
 
     def commit(transaction: Transaction) -> None:
-        new = insert_new(channels, transaction.connection.dialect.name)
+        new = build_insert(channels, transaction.connection.dialect.name)
         served = new.on_conflict_do_update(index_elements=["name"], set_={"served_at": new.excluded.served_at})
         untouched = {"open_at": 0.0, "set_at": 0.0, "next_slot": 0.0, "failures": 0, "refused": 0}
         # Sorted: two replicas that lock the same rows in different orders would wait for each other.
         rows = [{"name": name, **untouched, "served_at": transaction.now} for name in sorted(names)]
         transaction.connection.execute(served, rows)
         if transaction.connection.dialect.name == "sqlite":  # which no other relay uses
-            transaction.connection.execute(_NO_LONGER, {"names": sorted(names)})
+            transaction.connection.execute(_CLEAR_OTHERS, {"names": sorted(names)})
 
     if names:
         await store.run(commit)
 
 
-def served(connection: Connection, now: float) -> frozenset[str]:
+def read_served_channels(connection: Connection, now: float) -> frozenset[str]:
     """The channels on which a relay delivers, be it another replica."""
-    return frozenset(connection.execute(_SERVED, {"since": now - _LIVE}).scalars())
+    return frozenset(connection.execute(_SERVED_CHANNELS, {"since": now - _REPLICA_TIMEOUT}).scalars())
 
 
-async def catch_up(store: Store, names: Collection[str]) -> None:
+async def refresh_outdated(store: Store, names: Collection[str]) -> None:
     """What waits on these channels with something that fires tells how its incident stands now.
 
     While a channel was not configured, it was not told of what came.
@@ -73,26 +73,26 @@ async def catch_up(store: Store, names: Collection[str]) -> None:
     """
     after = 0
     while True:
-        found = await store.read(partial(_behind, names=names, after=after))
+        found = await store.read(partial(_find_outdated, names=names, after=after))
         if not found:
             return
         after = found[-1].seq
-        await store.run(partial(_catch_up, found=found, names=names))
+        await store.run(partial(_refresh_outdated, found=found, names=names))
 
 
-def _behind(connection: Connection, names: Collection[str], after: int) -> Sequence[Row[*tuple[Any, ...]]]:
-    return connection.execute(_NEXT_BEHIND, {"channels": sorted(names), "after": after}).all()
+def _find_outdated(connection: Connection, names: Collection[str], after: int) -> Sequence[Row[*tuple[Any, ...]]]:
+    return connection.execute(_FIND_OUTDATED, {"channels": sorted(names), "after": after}).all()
 
 
-def _catch_up(transaction: Transaction, found: Sequence[Row[*tuple[Any, ...]]], names: Collection[str]) -> None:
-    lock(transaction, {row.incident_id for row in found})
+def _refresh_outdated(transaction: Transaction, found: Sequence[Row[*tuple[Any, ...]]], names: Collection[str]) -> None:
+    lock_incidents(transaction, {row.incident_id for row in found})
     asked = {"channels": sorted(names), "seqs": [row.seq for row in found]}
     news = {
-        (row.incident_id, row.channel): New(
+        (row.incident_id, row.channel): NewDelivery(
             row.latest_event, row.first_event, row.incident_id, row.episode, row.channel
         )
-        for row in reversed(transaction.connection.execute(_STILL_BEHIND, asked).all())
-        if row.channel not in transaction.unmerged
+        for row in reversed(transaction.connection.execute(_LOCKED_OUTDATED, asked).all())
+        if row.channel not in transaction.unmerged_channels
     }
     if news:
-        enqueue(transaction, list(news.values()))
+        enqueue_deliveries(transaction, list(news.values()))

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, exc
 
-Outcome = tuple[Any, Exception | None]
+JobResult = tuple[Any, Exception | None]
 """A result, or what was raised instead."""
 
 
@@ -15,46 +15,46 @@ class Transaction(NamedTuple):
     connection: Connection
     now: float
     """Unix seconds by the database's clock."""
-    unmerged: frozenset[str]
+    unmerged_channels: frozenset[str]
     """The channels on which every event is told by itself."""
 
 
-Do = Callable[[Transaction, Sequence[Any]], Sequence[Any]]
+Handler = Callable[[Transaction, Sequence[Any]], Sequence[Any]]
 """One kind of work: does all of its items at once, and gives the result of each in its place."""
 
 
-class Piece(NamedTuple):
+class Job(NamedTuple):
     """One item, and what is to be done with it."""
 
-    do: Do
+    handler: Handler
     item: Any
 
 
-def by_kind(pieces: Sequence[Piece]) -> dict[Do, list[int]]:
+def group_by_handler(jobs: Sequence[Job]) -> dict[Handler, list[int]]:
     """The places of the pieces of each kind."""
-    places: dict[Do, list[int]] = {}
-    for place, piece in enumerate(pieces):
-        places.setdefault(piece.do, []).append(place)
+    places: dict[Handler, list[int]] = {}
+    for place, piece in enumerate(jobs):
+        places.setdefault(piece.handler, []).append(place)
     return places
 
 
-def do_all(transaction: Transaction, pieces: Sequence[Piece]) -> list[Outcome]:
+def run_jobs(transaction: Transaction, jobs: Sequence[Job]) -> list[JobResult]:
     """The outcome of each piece, in its place. Raises DBAPIError, and then nothing was done."""
-    outcomes: list[Outcome] = [(None, None)] * len(pieces)
-    for do, places in by_kind(pieces).items():
-        items = [pieces[place].item for place in places]
-        for place, outcome in zip(places, _in_savepoint(transaction, do, items), strict=True):
+    outcomes: list[JobResult] = [(None, None)] * len(jobs)
+    for do, places in group_by_handler(jobs).items():
+        items = [jobs[place].item for place in places]
+        for place, outcome in zip(places, _run_in_savepoint(transaction, do, items), strict=True):
             outcomes[place] = outcome
     return outcomes
 
 
-def _in_savepoint(transaction: Transaction, do: Do, items: list[Any]) -> list[Outcome]:
+def _run_in_savepoint(transaction: Transaction, do: Handler, items: list[Any]) -> list[JobResult]:
     """Where one of several items raises, each is done by itself."""
     # By hand: where the database fails, SQLite has ended the transaction, and undoing the savepoint would fail again.
     connection = transaction.connection
     connection.exec_driver_sql("SAVEPOINT work")
     try:
-        outcomes: list[Outcome] = [(result, None) for result in do(transaction, items)]
+        outcomes: list[JobResult] = [(result, None) for result in do(transaction, items)]
     except exc.DBAPIError:
         raise
     except Exception as error:  # noqa: BLE001  # handed to whoever waits for this piece of work
@@ -62,6 +62,6 @@ def _in_savepoint(transaction: Transaction, do: Do, items: list[Any]) -> list[Ou
         connection.exec_driver_sql("RELEASE SAVEPOINT work")
         if len(items) == 1:
             return [(None, error)]
-        return [outcome for item in items for outcome in _in_savepoint(transaction, do, [item])]
+        return [outcome for item in items for outcome in _run_in_savepoint(transaction, do, [item])]
     connection.exec_driver_sql("RELEASE SAVEPOINT work")
     return outcomes

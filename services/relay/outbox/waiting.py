@@ -13,11 +13,11 @@ from typing import Any, Final
 
 import structlog
 
-from services.relay.outbox.together import Outcome, Piece
+from services.relay.outbox.together import JobResult, Job
 
-_PIECES: Final = 8192
+_MAX_JOBS: Final = 8192
 """How many pieces of work may wait; one more is refused."""
-_BYTES: Final = 64 * 1024 * 1024
+_MAX_BYTES: Final = 64 * 1024 * 1024
 """How large those that wait and those in hand may be together: as much as the intake receives at once."""
 
 log = structlog.get_logger(__name__)
@@ -32,109 +32,109 @@ class StoreUnavailableError(Exception):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Work:
+class QueuedJob:
     """A piece, who waits for it, and its size in bytes where that may be large."""
 
-    piece: Piece
-    done: "asyncio.Future[Any]"
+    job: Job
+    future: "asyncio.Future[Any]"
     size: int = 0
 
 
-class Queue:
+class WorkQueue:
     """What waits for the thread, in order of arrival, and what the thread has in hand."""
 
     def __init__(self) -> None:
-        self._news = threading.Condition()
-        self._waiting: dict[Work, None] = {}
-        self._in_hand: set[Work] = set()
+        self._changed = threading.Condition()
+        self._queued: dict[QueuedJob, None] = {}
+        self._running: set[QueuedJob] = set()
         self._bytes = 0
         self._closed = False
 
-    def put(self, work: Work) -> None:
+    def put(self, work: QueuedJob) -> None:
         """Lets it wait for its turn. Raises StoreUnavailableError."""
-        with self._news:
+        with self._changed:
             if self._closed:
                 raise StoreUnavailableError("the outbox is closed")
-            if len(self._waiting) >= _PIECES:
-                raise StoreUnavailableError(f"{_PIECES} pieces of work wait for the outbox already")
-            if self._bytes + work.size > _BYTES:
+            if len(self._queued) >= _MAX_JOBS:
+                raise StoreUnavailableError(f"{_MAX_JOBS} pieces of work wait for the outbox already")
+            if self._bytes + work.size > _MAX_BYTES:
                 raise StoreUnavailableError(f"{self._bytes} bytes wait for the outbox already")
-            self._waiting[work] = None
+            self._queued[work] = None
             self._bytes += work.size
-            self._news.notify()
+            self._changed.notify()
 
-    def leave(self, work: Work) -> None:
+    def cancel(self, queued: QueuedJob) -> None:
         """Nobody waits for it any more; where its turn has not come, it is not done."""
-        with self._news:
-            if work in self._waiting:
-                del self._waiting[work]
-                self._bytes -= work.size
+        with self._changed:
+            if queued in self._queued:
+                del self._queued[queued]
+                self._bytes -= queued.size
 
-    def wait(self) -> bool:
+    def wait_for_job(self) -> bool:
         """True once something waits, False once the queue is closed and nothing does; for the thread."""
-        with self._news:
-            self._news.wait_for(lambda: self._waiting or self._closed)
-            return bool(self._waiting)
+        with self._changed:
+            self._changed.wait_for(lambda: self._queued or self._closed)
+            return bool(self._queued)
 
-    def take(self, most: int) -> Sequence[Work]:
+    def start_next(self, limit: int) -> Sequence[QueuedJob]:
         """The next ones, in hand until they are told or dropped; for the thread."""
-        with self._news:
-            taken = list(islice(self._waiting, most))
+        with self._changed:
+            taken = list(islice(self._queued, limit))
             for work in taken:
-                del self._waiting[work]
-            self._in_hand.update(taken)
+                del self._queued[work]
+            self._running.update(taken)
             return taken
 
-    def put_back(self, work: Work) -> bool:
+    def return_job(self, work: QueuedJob) -> bool:
         """Lets what is in hand wait for another turn; False where it is closed. For the thread."""
-        with self._news:
+        with self._changed:
             if not self._closed:
-                self._in_hand.remove(work)
-                self._waiting[work] = None
+                self._running.remove(work)
+                self._queued[work] = None
             return not self._closed
 
-    def tell(self, works: Sequence[Work], outcomes: Sequence[Outcome]) -> None:
+    def set_results(self, jobs: Sequence[QueuedJob], results: Sequence[JobResult]) -> None:
         """Hands the outcomes to those who wait, all at once; for the thread."""
-        self.drop(works)  # first: whoever is told may come with the next one at once
-        told = list(zip(works, outcomes, strict=True))
-        for loop in {work.done.get_loop() for work in works}:
+        self.discard(jobs)  # first: whoever is told may come with the next one at once
+        told = list(zip(jobs, results, strict=True))
+        for loop in {work.future.get_loop() for work in jobs}:
             try:
-                loop.call_soon_threadsafe(_resolve, [each for each in told if each[0].done.get_loop() is loop])
+                loop.call_soon_threadsafe(_set_results, [each for each in told if each[0].future.get_loop() is loop])
             except RuntimeError:  # the loop has ended, and with it everybody who waited
-                log.warning("nobody waits any more for what was committed")
+                log.warning("event loop ended before the result was returned")
 
-    def drop(self, works: Sequence[Work]) -> None:
+    def discard(self, jobs: Sequence[QueuedJob]) -> None:
         """These are in hand no more; for the thread."""
-        with self._news:
-            for work in self._in_hand.intersection(works):
-                self._in_hand.remove(work)
+        with self._changed:
+            for work in self._running.intersection(jobs):
+                self._running.remove(work)
                 self._bytes -= work.size
 
     def close(self) -> None:
         """Takes nothing more."""
-        with self._news:
+        with self._changed:
             self._closed = True
-            self._news.notify()
+            self._changed.notify()
 
-    def give_up(self, why: str) -> None:
+    def fail_all(self, error: str) -> None:
         """Whoever waits gets a StoreUnavailableError now; for their event loop."""
-        with self._news:
-            works = [*self._in_hand, *self._waiting]
+        with self._changed:
+            works = [*self._running, *self._queued]
         for work in works:
-            too_late(work.done, why)
+            fail_job(work.future, error)
 
 
-def too_late(done: "asyncio.Future[Any]", why: str) -> None:
+def fail_job(future: "asyncio.Future[Any]", error: str) -> None:
     """Whoever waited so long waits no longer."""
-    if not done.done():
-        done.set_exception(StoreUnavailableError(why))
+    if not future.done():
+        future.set_exception(StoreUnavailableError(error))
 
 
-def _resolve(told: list[tuple[Work, Outcome]]) -> None:
-    for work, (result, problem) in told:
-        if work.done.done():
+def _set_results(results: list[tuple[QueuedJob, JobResult]]) -> None:
+    for work, (result, problem) in results:
+        if work.future.done():
             continue  # whoever waited has given up
         if problem is None:
-            work.done.set_result(result)
+            work.future.set_result(result)
         else:
-            work.done.set_exception(problem)
+            work.future.set_exception(problem)

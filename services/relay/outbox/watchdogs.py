@@ -10,24 +10,24 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Row, bindparam, func, literal_column, select, update
 
-from services.relay.outbox.dialect import insert_new
+from services.relay.outbox.dialect import build_insert
 from services.relay.outbox.schema import deliveries, watchdogs
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
 
-_of = deliveries.c
-_DELIVERED: Final = (
-    select(_of.seq)
+_delivery = deliveries.c
+_FIND_DELIVERED: Final = (
+    select(_delivery.seq)
     # In the words of the index `deliveries_delivered`: there may be a hundred thousand of them.
-    .where(_of.state == literal_column("'delivered'"))
-    .where(_of.channel == bindparam("on"), _of.finished_at >= bindparam("since"))
+    .where(_delivery.state == literal_column("'delivered'"))
+    .where(_delivery.channel == bindparam("on"), _delivery.finished_at >= bindparam("since"))
     .limit(1)
 )
-_SLACK: Final = 10.0
+CLOCK_TOLERANCE: Final = 10.0
 """Seconds; a clock that was set back by less only prolongs a wait by as much."""
-_RESTART: Final = 10.0
+_RESTART_ALLOWANCE: Final = 10.0
 """Seconds before a start that count as silence, too: Alertmanager sends again what was refused for so long."""
-_COUNT: Final = (
+_UPDATE_SILENCE: Final = (
     update(watchdogs)
     .where(watchdogs.c.name == bindparam("watchdog"))
     .values(silent=bindparam("seconds"), counted_at=bindparam("now"))
@@ -37,91 +37,91 @@ _COUNT: Final = (
 class Silence(NamedTuple):
     """How long a watchdog has been silent, in seconds."""
 
-    counted: float
+    observed: float
     """While a relay could have received a heartbeat."""
-    since_seen: float
+    since_last: float
     """By the clock, since the last one."""
 
 
-async def seen(store: Store, names: Collection[str]) -> None:
+async def record_heartbeats(store: Store, names: Collection[str]) -> None:
     """Commits that a heartbeat of each came just now. Raises StoreUnavailableError."""
 
     def commit(transaction: Transaction) -> None:
-        new = insert_new(watchdogs, transaction.connection.dialect.name)
+        new = build_insert(watchdogs, transaction.connection.dialect.name)
         # Transactions of several replicas may be committed in another order than they began.
         later = new.on_conflict_do_update(
             index_elements=["name"],
             set_={"seen_at": new.excluded.seen_at, "silent": 0.0, "counted_at": new.excluded.seen_at},
             where=watchdogs.c.seen_at < new.excluded.seen_at,
         )
-        transaction.connection.execute(later, _rows(names, transaction.now))
+        transaction.connection.execute(later, _build_rows(names, transaction.now))
 
     if names:
         await store.run(commit)
 
 
-def count_silence(transaction: Transaction, expected: Mapping[str, float], able_for: float) -> Mapping[str, Silence]:
+def count_silence(transaction: Transaction, expected: Mapping[str, float], uptime: float) -> Mapping[str, Silence]:
     """Counts how long each watchdog has been silent. One that was never seen is awaited from now on.
 
     Args:
         transaction: the one under way.
         expected: for each watchdog, after how many seconds it is absent.
-        able_for: seconds for which this relay has been able to receive heartbeats since it counted last.
+        uptime: seconds for which this relay has been able to receive heartbeats since it counted last.
     """
     connection, now = transaction.connection, transaction.now
     if not expected:
         return {}
-    connection.execute(insert_new(watchdogs, connection.dialect.name).on_conflict_do_nothing(), _rows(expected, now))
+    connection.execute(build_insert(watchdogs, connection.dialect.name).on_conflict_do_nothing(), _build_rows(expected, now))
     # Seen in the future: the clock was set back since, and would hide an absence until it is there again.
-    future = update(watchdogs).where(watchdogs.c.name.in_(expected), watchdogs.c.seen_at > now + _SLACK)
+    future = update(watchdogs).where(watchdogs.c.name.in_(expected), watchdogs.c.seen_at > now + CLOCK_TOLERANCE)
     connection.execute(future.values(seen_at=now))
     rows = select(watchdogs).where(watchdogs.c.name.in_(expected)).order_by(watchdogs.c.name).with_for_update()
     silences = {}
     for row in connection.execute(rows).all():
-        counted = _counted(row, now, expected[row.name], able_for)
-        connection.execute(_COUNT, {"watchdog": row.name, "seconds": counted, "now": now})
+        counted = _compute_silence(row, now, expected[row.name], uptime)
+        connection.execute(_UPDATE_SILENCE, {"watchdog": row.name, "seconds": counted, "now": now})
         silences[row.name] = Silence(counted, max(0.0, now - row.seen_at))
     return silences
 
 
-def _counted(row: Row[*tuple[Any, ...]], now: float, expect_every: float, able_for: float) -> float:
+def _compute_silence(row: Row[*tuple[Any, ...]], now: float, expect_every: float, uptime: float) -> float:
     passed: float = max(0.0, now - row.counted_at)
     # What a relay was there for after its last look nobody knows: it may have been killed before the next one.
-    able = min(passed, able_for + _RESTART)
+    able = min(passed, uptime + _RESTART_ALLOWANCE)
     if passed - able > expect_every:
-        return min(passed, able_for)
+        return min(passed, uptime)
     return float(row.silent) + able
 
 
-def last_seen(connection: Connection) -> dict[str, float]:
+def read_last_seen(connection: Connection) -> dict[str, float]:
     """When each was seen last, or first waited for, in unix seconds; also those that are no longer configured."""
     return {row.name: row.seen_at for row in connection.execute(select(watchdogs.c.name, watchdogs.c.seen_at))}
 
 
-def drains(transaction: Transaction, channels: Collection[str], *, within: float, longest: float) -> bool:
+def is_draining(transaction: Transaction, channels: Collection[str], *, within: float, max_age: float) -> bool:
     """Whether nobody waits too long on any of these channels; the alert RelayOutboxStuck judges by the same.
 
     Args:
         transaction: the one under way.
         channels: what waits for another one is waited for by nobody.
         within: seconds; what is older is too old where nothing was delivered on its channel within them.
-        longest: seconds; what is older is too old even while others are delivered.
+        max_age: seconds; what is older is too old even while others are delivered.
     """
     oldest = (
-        select(_of.channel, func.min(_of.waits_since))
-        .where(_of.finished_at.is_(None), _of.channel.in_(channels))
-        .group_by(_of.channel)
+        select(_delivery.channel, func.min(_delivery.waits_since))
+        .where(_delivery.finished_at.is_(None), _delivery.channel.in_(channels))
+        .group_by(_delivery.channel)
     )
     now = transaction.now
     old = [(channel, now - since) for channel, since in transaction.connection.execute(oldest) if now - since > within]
-    return all(age <= longest and _delivers(transaction, channel, within) for channel, age in old)
+    return all(age <= max_age and _has_delivered(transaction, channel, within) for channel, age in old)
 
 
-def _delivers(transaction: Transaction, channel: str, within: float) -> bool:
+def _has_delivered(transaction: Transaction, channel: str, within: float) -> bool:
     asked = {"on": channel, "since": transaction.now - within}
-    return transaction.connection.execute(_DELIVERED, asked).first() is not None
+    return transaction.connection.execute(_FIND_DELIVERED, asked).first() is not None
 
 
-def _rows(names: Collection[str], now: float) -> list[dict[str, object]]:
+def _build_rows(names: Collection[str], now: float) -> list[dict[str, object]]:
     # Sorted: two replicas that lock the same rows in different orders would wait for each other.
     return [{"name": name, "seen_at": now, "silent": 0.0, "counted_at": now} for name in sorted(names)]

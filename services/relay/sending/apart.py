@@ -18,17 +18,17 @@ from typing import Final
 import structlog
 
 from services.relay.channels.channel import LeaseLostError, Reason, Scope, SendError
-from services.relay.channels.defect import defect
-from services.relay.sending.outgoing import Attempted, Keep, NotKeptError, Outgoing, Send, SendingSettings
+from services.relay.channels.defect import describe_exception
+from services.relay.sending.outgoing import SendResult, SaveProgress, ProgressNotSavedError, DeliveryTask, Sender, SenderSettings
 from services.relay.sending.pipe import Pipe
-from services.relay.sending.words import OTHER_VERSION, Begin, Begun, Do, Done, KeepThis, Kept, Stop
+from services.relay.sending.words import EXIT_WRONG_VERSION, Start, Started, SendRequest, SendResponse, ProgressRequest, ProgressResponse, CancelRequest
 from shared import VERSION, logs
 
-_PAUSE: Final = 1.0
+_RESTART_SECONDS: Final = 1.0
 """Seconds before another one is started."""
-_UNREAD: Final = 0.2
+_READ_GRACE: Final = 0.2
 """Seconds for reading what it said meanwhile."""
-_TO_KILL: Final = 2 * _UNREAD
+_KILL_MARGIN: Final = 2 * _READ_GRACE
 """Seconds between the end of a send and that of its lease: with less, a process that hangs could be killed too late."""
 _CLOSE_SECONDS: Final = 1.0
 
@@ -36,12 +36,12 @@ log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
-async def apart(settings: SendingSettings) -> AsyncIterator[Send]:
+async def open_sender_process(settings: SenderSettings) -> AsyncIterator[Sender]:
     """Sends while the body runs; after it, the process is gone.
 
     For the main thread: Linux ends the process with the thread that started it.
     """
-    sending = _Apart(settings)
+    sending = _SenderProcess(settings)
     running = asyncio.create_task(sending.run(), name="sending process")
     try:
         yield sending
@@ -50,59 +50,59 @@ async def apart(settings: SendingSettings) -> AsyncIterator[Send]:
         await asyncio.gather(running, return_exceptions=True)
 
 
-class _Apart:
-    def __init__(self, settings: SendingSettings) -> None:
+class _SenderProcess:
+    def __init__(self, settings: SenderSettings) -> None:
         self._settings = settings
         self._numbers = count()
-        self._asked: dict[int, tuple[asyncio.Future[Attempted], Keep]] = {}
-        self._keeping: set[asyncio.Task[None]] = set()
+        self._requests: dict[int, tuple[asyncio.Future[SendResult], SaveProgress]] = {}
+        self._progress_tasks: set[asyncio.Task[None]] = set()
         self._process: Process | None = None
         self._starting: Pipe | None = None
         self._pipe: Pipe | None = None
         """Where one can send."""
-        self._up = asyncio.Event()
+        self._started = asyncio.Event()
 
-    async def __call__(self, outgoing: Outgoing, keep: Keep) -> Attempted:
+    async def __call__(self, task: DeliveryTask, save_progress: SaveProgress) -> SendResult:
         """See the port."""
-        if outgoing.lease_ends - outgoing.ends < _TO_KILL:
-            return Attempted(lease_lost=True)
+        if task.lease_ends - task.attempt_ends < _KILL_MARGIN:
+            return SendResult(lease_lost=True)
         while (pipe := self._pipe) is None:
             try:
-                async with asyncio.timeout_at(outgoing.ends):
-                    await self._up.wait()
+                async with asyncio.timeout_at(task.attempt_ends):
+                    await self._started.wait()
             except TimeoutError:
-                return _lost("no sending process could be started", maybe_arrived=False)
+                return _build_lost_result("no sending process could be started", maybe_arrived=False)
         loop, number = asyncio.get_running_loop(), next(self._numbers)
-        answer: asyncio.Future[Attempted] = loop.create_future()
-        self._asked[number] = answer, keep
-        pipe.say(Do(number, outgoing))
-        overdue = loop.call_at(_overdue(outgoing), self._late, number)
+        answer: asyncio.Future[SendResult] = loop.create_future()
+        self._requests[number] = answer, save_progress
+        pipe.send(SendRequest(number, task))
+        overdue = loop.call_at(_compute_kill_time(task), self._check_unread, number)
         try:
             return await answer
         except asyncio.CancelledError:
-            pipe.say(Stop(number))
+            pipe.send(CancelRequest(number))
             raise
         finally:
             overdue.cancel()
-            del self._asked[number]
+            del self._requests[number]
 
     async def run(self) -> None:
         """Keeps a process until it is cancelled."""
         try:
             while True:
                 try:
-                    await self._one()
+                    await self._run_process()
                 except OSError as error:
-                    log.error("the sending process cannot be started", problem=error.strerror)  # noqa: TRY400
+                    log.error("sender process cannot be started", error=error.strerror)  # noqa: TRY400
                 except Exception:
-                    log.exception("a defect in looking after the sending process; it goes on")
-                await asyncio.sleep(_PAUSE)
+                    log.exception("unexpected error in the sender process supervisor; it continues")
+                await asyncio.sleep(_RESTART_SECONDS)
         finally:
-            for task in self._keeping:
+            for task in self._progress_tasks:
                 task.cancel()
-            await asyncio.gather(*self._keeping, return_exceptions=True)
+            await asyncio.gather(*self._progress_tasks, return_exceptions=True)
 
-    async def _one(self) -> None:
+    async def _run_process(self) -> None:
         """Starts one, and returns when it has ended."""
         ours, theirs = socket.socketpair()
         with ours, theirs:
@@ -120,87 +120,87 @@ class _Apart:
             )
             theirs.close()
             try:
-                await self._talk(process, ours)
+                await self._serve_process(process, ours)
             finally:
                 try:
-                    await _end(process)
+                    await _stop_process(process)
                 finally:
-                    self._lose()  # not before: somebody else may send it then
-        if process.returncode == OTHER_VERSION:
-            log.error("another version is installed than the one that runs; restart the relay", running=VERSION)
+                    self._fail_requests()  # not before: somebody else may send it then
+        if process.returncode == EXIT_WRONG_VERSION:
+            log.error("installed version differs from the running version", running_version=VERSION)
         else:
-            log.error("the sending process has ended; another one is started", exit_code=process.returncode)
+            log.error("sender process exited; restarting it", exit_code=process.returncode)
 
-    async def _talk(self, process: Process, ours: socket.socket) -> None:
+    async def _serve_process(self, process: Process, relay_socket: socket.socket) -> None:
         ended = asyncio.Event()
-        pipe = Pipe(self._received, ended.set)
-        transport, _ = await asyncio.get_running_loop().create_connection(lambda: pipe, sock=ours)
+        pipe = Pipe(self._handle_message, ended.set)
+        transport, _ = await asyncio.get_running_loop().create_connection(lambda: pipe, sock=relay_socket)
         try:
             self._process, self._starting = process, pipe
-            pipe.say(Begin(self._settings, logs.configured()))
+            pipe.send(Start(self._settings, logs.get_configuration()))
             await ended.wait()
         finally:
-            self._up.clear()
+            self._started.clear()
             self._process = self._starting = self._pipe = None
             transport.close()
 
-    def _lose(self) -> None:
+    def _fail_requests(self) -> None:
         """What a process that is gone was sending has its ending."""
-        for answer, _ in self._asked.values():
+        for answer, _ in self._requests.values():
             if not answer.done():
-                answer.set_result(_lost("the sending process ended in the middle of it", maybe_arrived=True))
+                answer.set_result(_build_lost_result("the sending process ended in the middle of it", maybe_arrived=True))
 
-    def _late(self, number: int) -> None:
+    def _check_unread(self, number: int) -> None:
         """If this process was stopped for a while, the answer may be here, and only unread."""
-        asyncio.get_running_loop().call_later(_UNREAD, self._hangs, number)
+        asyncio.get_running_loop().call_later(_READ_GRACE, self._kill_unresponsive, number)
 
-    def _hangs(self, number: int) -> None:
+    def _kill_unresponsive(self, number: int) -> None:
         """It is killed, and so it answers: what it was sending is lost."""
-        if number in self._asked and self._pipe is not None and self._process is not None:
-            log.error("the sending process does not answer, and is killed")
+        if number in self._requests and self._pipe is not None and self._process is not None:
+            log.error("sender process does not respond; killing it")
             _kill(self._process)
-            self._up.clear()
+            self._started.clear()
             self._pipe = None
 
-    def _received(self, word: Begun | Done | KeepThis) -> None:
-        if isinstance(word, Begun):
+    def _handle_message(self, message: Started | SendResponse | ProgressRequest) -> None:
+        if isinstance(message, Started):
             self._pipe = self._starting
-            self._up.set()
+            self._started.set()
             return
-        answer, keep = self._asked.get(word.number, (None, None))
+        answer, keep = self._requests.get(message.number, (None, None))
         if answer is None or keep is None:
             return
-        if isinstance(word, Done):
+        if isinstance(message, SendResponse):
             if not answer.done():
-                answer.set_result(word.attempted)
+                answer.set_result(message.result)
         else:
-            task = asyncio.create_task(self._keep(word, keep))
-            self._keeping.add(task)
-            task.add_done_callback(self._keeping.discard)
+            task = asyncio.create_task(self._save_progress(message, keep))
+            self._progress_tasks.add(task)
+            task.add_done_callback(self._progress_tasks.discard)
 
-    async def _keep(self, word: KeepThis, keep: Keep) -> None:
+    async def _save_progress(self, request: ProgressRequest, save_progress: SaveProgress) -> None:
         error: Exception | None = None
         try:
-            await keep(word.progress)
-        except (LeaseLostError, NotKeptError) as raised:
+            await save_progress(request.progress)
+        except (LeaseLostError, ProgressNotSavedError) as raised:
             error = raised
         except Exception as raised:  # noqa: BLE001  # whoever keeps it waits for an answer
-            log.error("progress could not be kept", **defect(raised))  # noqa: TRY400  # without its text
-            error = NotKeptError(f"a defect: {type(raised).__name__}")
+            log.error("progress could not be saved", **describe_exception(raised))  # noqa: TRY400  # without its text
+            error = ProgressNotSavedError(f"a defect: {type(raised).__name__}")
         if self._pipe is not None:
-            self._pipe.say(Kept(word.number, error))
+            self._pipe.send(ProgressResponse(request.number, error))
 
 
-def _overdue(outgoing: Outgoing) -> float:
+def _compute_kill_time(task: DeliveryTask) -> float:
     """From when on a process that says nothing of a send hangs: half-way between the ends of the send and its lease."""
-    return (outgoing.ends + outgoing.lease_ends) / 2
+    return (task.attempt_ends + task.lease_ends) / 2
 
 
-def _lost(detail: str, *, maybe_arrived: bool) -> Attempted:
-    return Attempted(error=SendError(Reason.INTERNAL, Scope.ATTEMPT, detail, maybe_arrived=maybe_arrived))
+def _build_lost_result(detail: str, *, maybe_arrived: bool) -> SendResult:
+    return SendResult(error=SendError(Reason.INTERNAL, Scope.ATTEMPT, detail, maybe_arrived=maybe_arrived))
 
 
-async def _end(process: Process) -> None:
+async def _stop_process(process: Process) -> None:
     """Waits for a process whose pipe is closed, and kills it where that takes too long."""
     try:
         async with asyncio.timeout(_CLOSE_SECONDS):

@@ -4,53 +4,53 @@ import asyncio
 
 from services.relay.channels.channel import LeaseLostError, Progress
 from services.relay.model import Message
-from services.relay.sending.outgoing import Keep, Outgoing
+from services.relay.sending.outgoing import SaveProgress, DeliveryTask
 
 
 class LeasedAttempt:
     """The port's `Attempt` for what goes out.
 
     Args:
-        outgoing: whose lease it is bound to.
+        task: whose lease it is bound to.
         message: what to tell.
-        keep: commits progress.
+        save_progress: commits progress.
     """
 
-    def __init__(self, outgoing: Outgoing, message: Message, keep: Keep) -> None:
+    def __init__(self, task: DeliveryTask, message: Message, save_progress: SaveProgress) -> None:
         self.message = message
-        self.progress = outgoing.progress
-        self.maybe_sent = outgoing.maybe_sent
+        self.progress = task.progress
+        self.maybe_sent = task.maybe_sent
         self.payload: str | None = None
         """As it last went out; None where nothing has yet."""
-        self._before: str | None = None
-        self.answer = ""
-        self._ends = outgoing.ends
-        self._lease_ends = outgoing.lease_ends
-        self._keep = keep
+        self._previous_payload: str | None = None
+        self.reply = ""
+        self._attempt_ends = task.attempt_ends
+        self._lease_ends = task.lease_ends
+        self._save_progress = save_progress
 
-    def sending(self, payload: str) -> None:
+    def before_request(self, payload: str) -> None:
         """See the port. The lease has to outlast the send: a process that was stopped for a while finds out here."""
-        self._check()
-        self._before, self.payload = self.payload, payload
+        self._check_lease()
+        self._previous_payload, self.payload = self.payload, payload
 
     def check_lease(self) -> None:
         """See the port."""
         try:
-            self._check()
+            self._check_lease()
         except LeaseLostError:
-            self.payload = self._before
+            self.payload = self._previous_payload
             raise
-        self._before = self.payload
+        self._previous_payload = self.payload
 
-    def answered(self, answer: str) -> None:
+    def record_reply(self, reply: str) -> None:
         """See the port."""
-        self.answer = answer
+        self.reply = reply
 
-    async def keep(self, progress: Progress) -> None:
+    async def save_progress(self, progress: Progress) -> None:
         """See the port. Raises NotKeptError as well."""
-        await self._keep(progress)
+        await self._save_progress(progress)
         self.progress = progress
 
-    def _check(self) -> None:
-        if asyncio.get_running_loop().time() >= self._ends or self._ends > self._lease_ends:
+    def _check_lease(self) -> None:
+        if asyncio.get_running_loop().time() >= self._attempt_ends or self._attempt_ends > self._lease_ends:
             raise LeaseLostError

@@ -6,49 +6,49 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Final
 
-from services.relay.event_json import decode
+from services.relay.event_json import decode_event
 from services.relay.model import Event, Links, Message
-from services.relay.sending.enrich.links import LinkRules, links, narrowed
-from services.relay.sending.outgoing import Outgoing
+from services.relay.sending.enrich.links import LinkRules, build_links, remove_foreign_links
+from services.relay.sending.outgoing import DeliveryTask
 
-_ON_LOOP: Final = 16 * 1024
+_THREAD_ABOVE: Final = 16 * 1024
 """Bytes of an event up to which the work is quicker than handing it over to a thread."""
 
 
-async def message(outgoing: Outgoing, rules: LinkRules, contacts: Mapping[str, str]) -> Message:
+async def build_message(task: DeliveryTask, link_rules: LinkRules, contacts: Mapping[str, str]) -> Message:
     """The same at each attempt, so that a channel can recognise its own.
 
     Args:
-        outgoing: what goes out.
-        rules: for its links.
+        task: what goes out.
+        link_rules: for its links.
         contacts: how somebody of each role is reached.
 
     Raises:
         ValueError: the outbox holds something that is no event.
     """
-    told = outgoing.written_event, outgoing.accepted_at, rules
-    event, found = _told(*told) if len(outgoing.written_event) <= _ON_LOOP else await asyncio.to_thread(_read, *told)
+    told = task.event_json, task.accepted_at, link_rules
+    event, found = _enrich_event_cached(*told) if len(task.event_json) <= _THREAD_ABOVE else await asyncio.to_thread(_enrich_event, *told)
     return Message(
-        delivery_id=outgoing.delivery_id,
-        incident_id=outgoing.incident_id,
-        episode=outgoing.episode,
+        delivery_id=task.delivery_id,
+        incident_id=task.incident_id,
+        episode=task.episode,
         event=event,
         links=found,
-        accepted_at=outgoing.accepted_at,
-        first_receipt=outgoing.first_receipt,
-        untold=outgoing.untold,
-        note=outgoing.note,
-        size=outgoing.size,
+        accepted_at=task.accepted_at,
+        first_receipt=task.first_receipt,
+        firing_undelivered=task.firing_undelivered,
+        remark=task.remark,
+        events_size=task.events_size,
         contacts=contacts,
-        age=outgoing.age,
-        keep_open=outgoing.keep_open,
+        age=task.age,
+        keep_open=task.keep_open,
     )
 
 
-def _read(written: bytes, accepted_at: datetime, rules: LinkRules) -> tuple[Event, tuple[Links, ...]]:
-    event = narrowed(decode(written), rules)
-    return event, tuple(links(alert, accepted_at, rules) for alert in event.alerts)
+def _enrich_event(event_json: bytes, accepted_at: datetime, rules: LinkRules) -> tuple[Event, tuple[Links, ...]]:
+    event = remove_foreign_links(decode_event(event_json), rules)
+    return event, tuple(build_links(alert, accepted_at, rules) for alert in event.alerts)
 
 
-_told = lru_cache(maxsize=128)(_read)
+_enrich_event_cached = lru_cache(maxsize=128)(_enrich_event)
 """Several channels tell the same event, one soon after the other."""

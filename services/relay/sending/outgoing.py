@@ -13,7 +13,7 @@ from services.relay.channels.channel import ChannelSettings, Progress, Receipt, 
 from services.relay.sending.enrich.links import LinkRules
 
 
-class Outgoing(NamedTuple):
+class DeliveryTask(NamedTuple):
     """One try to send one delivery."""
 
     channel: str
@@ -21,18 +21,18 @@ class Outgoing(NamedTuple):
     incident_id: str
     episode: int
     accepted_at: datetime
-    written_event: bytes
+    event_json: bytes
     """What to tell; of several events that were merged, the one that they became."""
-    size: int
+    events_size: int
     """Bytes of all its events as they were accepted."""
     first_receipt: Receipt | None
-    untold: bool
-    note: str
+    firing_undelivered: bool
+    remark: str
     age: float
     """Seconds since the acceptance."""
     progress: Progress
     maybe_sent: bool
-    ends: float
+    attempt_ends: float
     """When it is cancelled at the latest, by CLOCK_MONOTONIC, which a machine's processes share, as is the next."""
     lease_ends: float
     """Until when nobody else claims the delivery."""
@@ -40,7 +40,7 @@ class Outgoing(NamedTuple):
     """Whether another incident needs what its end would end."""
 
 
-class Attempted(NamedTuple):
+class SendResult(NamedTuple):
     """How it ended: one of `receipt`, `error` and `lease_lost`."""
 
     seconds: float = 0.0
@@ -51,37 +51,37 @@ class Attempted(NamedTuple):
     """The lease ended too soon, and nothing was sent."""
     payload: bytes | None = None
     """As it last went out, credentials masked, compressed by zlib; None where nothing did."""
-    answer: str = ""
+    reply: str = ""
     """The provider's own words."""
 
 
-class NotKeptError(Exception):
+class ProgressNotSavedError(Exception):
     """Progress is not known to be committed; the text says why."""
 
 
-Keep = Callable[[Progress], Awaitable[None]]
+SaveProgress = Callable[[Progress], Awaitable[None]]
 """Commits what a channel has done of a delivery. Raises LeaseLostError or NotKeptError."""
 
 
-class Send(Protocol):
+class Sender(Protocol):
     """Sends, whatever happens; raises nothing but its own cancellation."""
 
-    async def __call__(self, outgoing: Outgoing, keep: Keep) -> Attempted:
+    async def __call__(self, task: DeliveryTask, save_progress: SaveProgress) -> SendResult:
         """How it ended."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class SendingSettings:
+class SenderSettings:
     """What a person set about sending."""
 
     channels: Mapping[str, ChannelSettings]
-    links: LinkRules
+    link_rules: LinkRules
     contacts: Mapping[str, str]
     """How somebody of each role is reached."""
     timeout: float
     """Seconds for one send."""
 
 
-Sending = Callable[[SendingSettings], AbstractAsyncContextManager[Send]]
+OpenSender = Callable[[SenderSettings], AbstractAsyncContextManager[Sender]]
 """What sends while its body runs: in this process (`here`) or in one of its own (`apart`)."""

@@ -16,23 +16,23 @@ class Pipe(asyncio.Protocol):
     """One end.
 
     Args:
-        received: called with each message.
-        lost: called when the other end is gone.
+        on_message: called with each message.
+        on_closed: called when the other end is gone.
     """
 
-    def __init__(self, received: Callable[[Any], object], lost: Callable[[], object]) -> None:
-        self._received = received
-        self._lost = lost
+    def __init__(self, on_message: Callable[[Any], object], on_closed: Callable[[], object]) -> None:
+        self._on_message = on_message
+        self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
-        self._said: list[object] = []
+        self._unsent: list[object] = []
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
 
-    def say(self, message: object) -> None:
+    def send(self, message: object) -> None:
         """Sends a message; it comes before those that are said after it."""
-        if not self._said:
+        if not self._unsent:
             self._loop.call_soon(self._flush)
-        self._said.append(message)
+        self._unsent.append(message)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by asyncio."""
@@ -41,7 +41,7 @@ class Pipe(asyncio.Protocol):
     def connection_lost(self, _exc: Exception | None) -> None:
         """Called by asyncio."""
         self._transport = None
-        self._lost()
+        self._on_closed()
 
     def data_received(self, data: bytes) -> None:
         """Called by asyncio."""
@@ -54,10 +54,10 @@ class Pipe(asyncio.Protocol):
                 messages = pickle.loads(piece)  # noqa: S301  # see above
             del self._buffer[:end]
             for message in messages:
-                self._received(message)
+                self._on_message(message)
 
     def _flush(self) -> None:
-        said, self._said = self._said, []
+        said, self._unsent = self._unsent, []
         if self._transport is not None:  # else the other end is gone, and `lost` was called
             piece = pickle.dumps(said, pickle.HIGHEST_PROTOCOL)
             self._transport.writelines((len(piece).to_bytes(_LENGTH, "big"), piece))

@@ -1,54 +1,54 @@
-"""What the relay and its sending process say to each other. The first word is `Begin`."""
+"""What the relay and its sending process say to each other. The first word is `Start`."""
 
 from typing import Any, Final, NamedTuple
 
 from services.relay.channels.channel import Progress
-from services.relay.sending.outgoing import Attempted, Outgoing, SendingSettings
+from services.relay.sending.outgoing import SendResult, DeliveryTask, SenderSettings
 
-OTHER_VERSION: Final = 3
+EXIT_WRONG_VERSION: Final = 3
 """The exit code of a process that is not of the relay's own version, and so would not understand it."""
 
 
-class Begin(NamedTuple):
+class Start(NamedTuple):
     """To the process: what it is about."""
 
-    settings: SendingSettings
+    settings: SenderSettings
     logging: tuple[Any, ...] | None
     """What `logs.configure` was called with."""
 
 
-class Begun(NamedTuple):
+class Started(NamedTuple):
     """From the process: it can send."""
 
 
-class Do(NamedTuple):
+class SendRequest(NamedTuple):
     """To the process: send this."""
 
     number: int
-    outgoing: Outgoing
+    task: DeliveryTask
 
 
-class Stop(NamedTuple):
+class CancelRequest(NamedTuple):
     """To the process: nobody waits for the end of this any more."""
 
     number: int
 
 
-class Done(NamedTuple):
+class SendResponse(NamedTuple):
     """From the process: how it ended."""
 
     number: int
-    attempted: Attempted
+    result: SendResult
 
 
-class KeepThis(NamedTuple):
+class ProgressRequest(NamedTuple):
     """From the process: commit this."""
 
     number: int
     progress: Progress
 
 
-class Kept(NamedTuple):
+class ProgressResponse(NamedTuple):
     """To the process: whether it is committed."""
 
     number: int

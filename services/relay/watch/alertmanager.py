@@ -13,23 +13,23 @@ from typing import Annotated, Final
 import msgspec
 
 from services.relay.channels.channel import SendError
-from services.relay.channels.web_api import Session, reached
-from services.relay.parsing import parse_apart
+from services.relay.channels.web_api import HttpSession, translate_connection_errors
+from services.relay.parsing import run_large
 from shared.secret_file import SecretFile, SecretUnreadableError
-from shared.wire import WireError, decode
+from shared.wire import UntrustedJsonError, decode_json
 
-_ANSWER_SECONDS: Final = 10.0
-_ANSWER_LIMIT: Final = 16 * 1024 * 1024
+_REPLY_TIMEOUT: Final = 10.0
+_MAX_REPLY_BYTES: Final = 16 * 1024 * 1024
 """Bytes."""
-_ALERTS: Final = "/api/v2/alerts?active=true&silenced=true&inhibited=true&unprocessed=true"
+_ALERTS_PATH: Final = "/api/v2/alerts?active=true&silenced=true&inhibited=true&unprocessed=true"
 
 
-class PeerError(Exception):
+class AlertmanagerError(Exception):
     """An Alertmanager cannot be asked; the message says why, without secrets."""
 
 
 @dataclass(frozen=True, slots=True)
-class Active:
+class ActiveAlert:
     """An alert that fires and is neither silenced nor inhibited."""
 
     starts_at: datetime
@@ -37,14 +37,14 @@ class Active:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class AlertmanagerState:
     """What one Alertmanager knows."""
 
-    since: float
+    started_at: float
     """When it started, in unix seconds by its clock."""
-    labels: Mapping[str, Mapping[str, str]]
+    labels_by_fingerprint: Mapping[str, Mapping[str, str]]
     """Of every alert that has not ended, whether it is told of or not, by fingerprint."""
-    active: Mapping[str, Active]
+    active_by_fingerprint: Mapping[str, ActiveAlert]
     """Those of them that are told of, likewise."""
 
 
@@ -72,10 +72,10 @@ class _Alert(msgspec.Struct, rename="camel", gc=False):
 
 
 _STATUS: Final = msgspec.json.Decoder(_Status)
-_LISTED: Final = msgspec.json.Decoder(list[_Alert])
+_ALERT_LIST: Final = msgspec.json.Decoder(list[_Alert])
 
 
-class Peer:
+class AlertmanagerClient:
     """One Alertmanager.
 
     Args:
@@ -86,20 +86,20 @@ class Peer:
     def __init__(self, url: str, token: SecretFile | None) -> None:
         self.url = url
         self._token = token
-        self._session = Session("Alertmanager")
+        self._session = HttpSession("Alertmanager")
 
-    async def ask(self) -> Known:
+    async def read_state(self) -> AlertmanagerState:
         """What it knows now. Raises PeerError."""
         try:
-            status = await parse_apart(partial(decode, _STATUS, await self._get("/api/v2/status")))
-            body = await self._get(_ALERTS)
-            return await parse_apart(partial(_known, status.uptime.timestamp(), body))
+            status = await run_large(partial(decode_json, _STATUS, await self._get("/api/v2/status")))
+            body = await self._get(_ALERTS_PATH)
+            return await run_large(partial(_build_state, status.uptime.timestamp(), body))
         except TimeoutError:
-            raise PeerError(f"no answer within {_ANSWER_SECONDS:g} s") from None
+            raise AlertmanagerError(f"no answer within {_REPLY_TIMEOUT:g} s") from None
         except (SendError, SecretUnreadableError) as error:
-            raise PeerError(str(error)) from None
-        except (WireError, OverflowError):  # the latter for a time near the year 1 or 9999
-            raise PeerError("its answer is not that of Alertmanager's API, version 2") from None
+            raise AlertmanagerError(str(error)) from None
+        except (UntrustedJsonError, OverflowError):  # the latter for a time near the year 1 or 9999
+            raise AlertmanagerError("its answer is not that of Alertmanager's API, version 2") from None
 
     async def close(self) -> None:
         """Closes its connections."""
@@ -107,28 +107,28 @@ class Peer:
 
     async def _get(self, path: str) -> bytes:
         body = bytearray()
-        with reached("Alertmanager"):
+        with translate_connection_errors("Alertmanager"):
             async with (
-                asyncio.timeout(_ANSWER_SECONDS),
-                self._session.get().get(self.url + path, headers=self._headers()) as answer,
+                asyncio.timeout(_REPLY_TIMEOUT),
+                self._session.open().get(self.url + path, headers=self._headers()) as answer,
             ):
                 if answer.status != 200:
-                    raise PeerError(f"it answered HTTP {answer.status}")
+                    raise AlertmanagerError(f"it answered HTTP {answer.status}")
                 async for chunk in answer.content.iter_any():
                     body += chunk
-                    if len(body) > _ANSWER_LIMIT:
-                        raise PeerError(f"its answer is over {_ANSWER_LIMIT} bytes")
+                    if len(body) > _MAX_REPLY_BYTES:
+                        raise AlertmanagerError(f"its answer is over {_MAX_REPLY_BYTES} bytes")
         return bytes(body)
 
     def _headers(self) -> Mapping[str, str]:
-        return {"Authorization": f"Bearer {self._token.value()}"} if self._token else {}
+        return {"Authorization": f"Bearer {self._token.read_value()}"} if self._token else {}
 
 
-def _known(since: float, body: bytes) -> Known:
-    alerts = decode(_LISTED, body)
+def _build_state(started_at: float, body: bytes) -> AlertmanagerState:
+    alerts = decode_json(_ALERT_LIST, body)
     active = {
-        alert.fingerprint: Active(alert.starts_at.astimezone(UTC), frozenset(each.name for each in alert.receivers))
+        alert.fingerprint: ActiveAlert(alert.starts_at.astimezone(UTC), frozenset(each.name for each in alert.receivers))
         for alert in alerts
         if alert.status.state == "active"
     }
-    return Known(since, {alert.fingerprint: alert.labels for alert in alerts}, active)
+    return AlertmanagerState(started_at, {alert.fingerprint: alert.labels for alert in alerts}, active)

@@ -6,31 +6,31 @@ from typing import Final
 
 import structlog
 
-from services.relay.channels.defect import defect
+from services.relay.channels.defect import describe_exception
 from services.relay.outbox.waiting import StoreUnavailableError
-from shared.cancelled import task_is_cancelled
+from shared.cancelled import is_task_cancelled
 
-_STORE_SECONDS: Final = 1.0
-_DEFECT_SECONDS: Final = 60.0
+_OUTBOX_RETRY_SECONDS: Final = 1.0
+_DEFECT_RETRY_SECONDS: Final = 60.0
 
 log = structlog.get_logger(__name__)
 
 
-async def again_and_again(name: str, turn: Callable[[], Awaitable[float]]) -> None:
+async def run_forever(name: str, step: Callable[[], Awaitable[float]]) -> None:
     """Takes turns until cancelled.
 
     Args:
         name: what the log calls it.
-        turn: gives the seconds until the next one.
+        step: gives the seconds until the next one.
     """
     while True:
         try:
-            pause = await turn()
+            pause = await step()
         except StoreUnavailableError:  # the store itself has logged why
-            pause = _STORE_SECONDS
+            pause = _OUTBOX_RETRY_SECONDS
         except (Exception, asyncio.CancelledError) as error:  # of one watch, it must end none
-            if isinstance(error, asyncio.CancelledError) and task_is_cancelled():
+            if isinstance(error, asyncio.CancelledError) and is_task_cancelled():
                 raise  # else a library let its own cancellation out
-            log.error("a defect of the watch", watch=name, **defect(error))  # noqa: TRY400  # its text may hold a secret
-            pause = _DEFECT_SECONDS
+            log.error("unexpected error in a monitor; it is retried", monitor=name, **describe_exception(error))  # noqa: TRY400  # its text may hold a secret
+            pause = _DEFECT_RETRY_SECONDS
         await asyncio.sleep(pause)

@@ -10,52 +10,52 @@ from typing import Final
 
 import structlog
 
-from services.relay.channels.wording import one_line, shorten
+from services.relay.channels.wording import clean_line, truncate
 from services.relay.outbox import rejected
-from services.relay.outbox.incidents import open_incident
-from services.relay.outbox.rejected import Kept
-from services.relay.watch.telling import Own, Teller
+from services.relay.outbox.incidents import read_open_incident
+from services.relay.outbox.rejected import QuarantineEntry
+from services.relay.watch.telling import SelfAlert, AlertPublisher
 
-_LOOK_SECONDS: Final = 5.0
-_QUIET_SECONDS: Final = 3600.0
-_REASON_LIMIT: Final = 200
+_CHECK_INTERVAL: Final = 5.0
+_RESOLVE_AFTER: Final = 3600.0
+_MAX_REASON: Final = 200
 """Characters; it may quote what was sent."""
-_QUIET: Final = "No further webhook was put in quarantine for an hour."
+_RESOLVED_REMARK: Final = "No further webhook was put in quarantine for an hour."
 
 log = structlog.get_logger(__name__)
 
 
-class Notice:
+class QuarantineMonitor:
     """Tells of webhooks in quarantine.
 
     Args:
-        teller: tells it.
+        publisher: tells it.
         channels: whom.
     """
 
-    def __init__(self, teller: Teller, channels: Collection[str]) -> None:
-        self._teller = teller
+    def __init__(self, publisher: AlertPublisher, channels: Collection[str]) -> None:
+        self._publisher = publisher
         self._channels = channels
-        self._incident_id = _incident([]).incident_id
+        self._incident_id = _build_alert([]).incident_id
 
-    async def look(self) -> float:
+    async def check(self) -> float:
         """Looks once; gives the seconds until the next look. Raises StoreUnavailableError."""
-        store = self._teller.store
+        store = self._publisher.store
         now = await store.run(lambda transaction: transaction.now)
-        recent = [entry for entry in await rejected.kept(store) if now - entry.received_at < _QUIET_SECONDS]
-        told = await store.read(partial(open_incident, incident_id=self._incident_id))
+        recent = [entry for entry in await rejected.list_entries(store) if now - entry.received_at < _RESOLVE_AFTER]
+        told = await store.read(partial(read_open_incident, incident_id=self._incident_id))
         if recent and told is None:
-            await self._teller.begin(_incident(recent), self._channels)
+            await self._publisher.fire(_build_alert(recent), self._channels)
         elif told is not None and not recent:
-            await self._teller.end(told, _QUIET)
-        return _LOOK_SECONDS
+            await self._publisher.resolve(told, _RESOLVED_REMARK)
+        return _CHECK_INTERVAL
 
 
-def _incident(recent: Sequence[Kept]) -> Own:
+def _build_alert(recent: Sequence[QuarantineEntry]) -> SelfAlert:
     """The incident, told of what came within the last hour, the newest first."""
-    last = shorten(one_line(recent[0].reason), _REASON_LIMIT) if recent else ""
+    last = truncate(clean_line(recent[0].reason), _MAX_REASON) if recent else ""
     number = "1 webhook was" if len(recent) == 1 else f"{len(recent)} webhooks were"
-    return Own(
+    return SelfAlert(
         group="quarantine",
         labels={"alertname": "RelayWebhookQuarantined", "severity": "warning"},
         summary=f"{number} not accepted; an alert in it may be unheard",

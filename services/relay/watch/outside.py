@@ -13,20 +13,20 @@ from typing import Final
 import structlog
 
 from services.relay.channels.channel import SendError
-from services.relay.channels.web_api import Session, fit_for_a_secret, reached
+from services.relay.channels.web_api import HttpSession, check_secret_url, translate_connection_errors
 from services.relay.outbox.store import Store
-from services.relay.outbox.watchdogs import drains
+from services.relay.outbox.watchdogs import is_draining
 from shared.secret_file import SecretFile, SecretUnreadableError
 
-_ANSWER_SECONDS: Final = 5.0
-WITHIN: Final = 600.0
-LONGEST: Final = 7200.0
-"""Seconds, both: see `drains`. They are those of the alert RelayOutboxStuck."""
+_REPLY_TIMEOUT: Final = 5.0
+DRAIN_WINDOW: Final = 600.0
+MAX_WAITING_AGE: Final = 7200.0
+"""Seconds, both: see `is_draining`. They are those of the alert RelayOutboxStuck."""
 
 log = structlog.get_logger(__name__)
 
 
-class Outside:
+class DeadMansSwitch:
     """The outside address of one watchdog.
 
     Args:
@@ -41,29 +41,29 @@ class Outside:
         self._url = SecretFile(url_file)
         self._store = store
         self._channels = channels
-        self._session = Session("the outside address")
-        self._seen = asyncio.Event()
+        self._session = HttpSession("the outside address")
+        self._heartbeat_received = asyncio.Event()
 
-    def heartbeat(self) -> None:
+    def record_heartbeat(self) -> None:
         """One came; those that come while one is passed on are passed on together."""
-        self._seen.set()
+        self._heartbeat_received.set()
 
-    async def pass_on(self) -> float:
+    async def ping_after_heartbeat(self) -> float:
         """Waits for a heartbeat and passes it on; gives the seconds until the next, 0. Raises StoreUnavailableError."""
-        await self._seen.wait()
-        self._seen.clear()
-        if not await self._store.run(partial(drains, channels=self._channels, within=WITHIN, longest=LONGEST)):
+        await self._heartbeat_received.wait()
+        self._heartbeat_received.clear()
+        if not await self._store.run(partial(is_draining, channels=self._channels, within=DRAIN_WINDOW, max_age=MAX_WAITING_AGE)):
             log.warning(
-                "the outside address is not asked while the outbox does not drain; see RelayOutboxStuck in the runbook",
+                "dead man's switch not pinged: the outbox does not drain",
                 watchdog=self._watchdog,
             )
             return 0.0
-        problem = await self._ask()
+        problem = await self._ping()
         if problem is not None:
             log.warning(
-                "the outside address could not be asked; the next heartbeat tries again",
+                "dead man's switch could not be pinged; retrying at the next heartbeat",
                 watchdog=self._watchdog,
-                problem=problem,
+                error=problem,
             )
         return 0.0
 
@@ -71,16 +71,16 @@ class Outside:
         """Closes its connections."""
         await self._session.close()
 
-    async def _ask(self) -> str | None:
+    async def _ping(self) -> str | None:
         """Why it could not be asked, in words that do not show it; None where it answered."""
         try:
-            url = fit_for_a_secret(self._url.value())
-            with reached("the outside address"):
-                async with asyncio.timeout(_ANSWER_SECONDS), self._session.get().get(url) as answer:
+            url = check_secret_url(self._url.read_value())
+            with translate_connection_errors("the outside address"):
+                async with asyncio.timeout(_REPLY_TIMEOUT), self._session.open().get(url) as answer:
                     if answer.status >= 300:
                         return f"it answered HTTP {answer.status}"
         except TimeoutError:
-            return f"no answer within {_ANSWER_SECONDS:g} s"
+            return f"no answer within {_REPLY_TIMEOUT:g} s"
         except ValueError as error:
             return f"{self._url.path}: {error}"
         except (SecretUnreadableError, SendError) as error:

@@ -15,16 +15,16 @@ import structlog
 
 from services.relay.identity import OWN_SOURCE
 from services.relay.outbox import watchdogs as outbox
-from services.relay.outbox.incidents import open_incident, open_incidents
+from services.relay.outbox.incidents import read_open_incident, iterate_open_incidents
 from services.relay.outbox.waiting import StoreUnavailableError
-from services.relay.watch.telling import Own, Teller
+from services.relay.watch.telling import SelfAlert, AlertPublisher
 
-_LOOK_SECONDS: Final = 5.0
+_CHECK_INTERVAL: Final = 5.0
 """The longest between two looks: another replica may have seen the heartbeat."""
-_IDLE_SECONDS: Final = 3600.0
-_GROUP: Final = "watchdog/"
-_RETURNED: Final = "The heartbeats are back."
-_REMOVED: Final = "This watchdog is no longer configured."
+_IDLE_INTERVAL: Final = 3600.0
+_GROUP_PREFIX: Final = "watchdog/"
+_RESOLVED_REMARK: Final = "The heartbeats are back."
+_REMOVED_REMARK: Final = "This watchdog is no longer configured."
 
 log = structlog.get_logger(__name__)
 
@@ -40,10 +40,10 @@ class Watchdog:
     ping_url_file: Path | None
     """Holds the outside address."""
 
-    def absent(self) -> Own:
+    def build_alert(self) -> SelfAlert:
         """The incident of its absence."""
-        return Own(
-            group=f"{_GROUP}{self.name}",
+        return SelfAlert(
+            group=f"{_GROUP_PREFIX}{self.name}",
             labels={"alertname": "WatchdogAbsent", "severity": "critical", "watchdog": self.name},
             summary=f"No heartbeat of {self.name} for {self.expect_every:g} s: alerts may not reach anybody",
             description=(
@@ -55,7 +55,7 @@ class Watchdog:
         )
 
 
-class Able:
+class IntakeUptime:
     """For how long heartbeats could be kept since the last look: of the time before, nothing is concluded.
 
     No wall clock knows that: one that jumps ahead, as after a machine was suspended, is no silence.
@@ -66,72 +66,72 @@ class Able:
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
-        self.begin()
+        self.restart()
 
-    def begin(self) -> None:
+    def restart(self) -> None:
         """From now on, and not before."""
-        self._since = self._monotonic()
+        self._started_at = self._monotonic()
 
     def again(self) -> float:
         """Seconds until now, from where it begins again."""
-        before, self._since = self._since, self._monotonic()
-        return self._since - before
+        before, self._started_at = self._started_at, self._monotonic()
+        return self._started_at - before
 
 
-class Guard:
+class WatchdogMonitor:
     """Tells which watchdogs stay away, and which are back.
 
     Args:
-        teller: tells it.
+        publisher: tells it.
         watchdogs: the configured ones.
-        able: from now on, since a watchdog that was configured again was awaited by nobody before.
+        uptime: from now on, since a watchdog that was configured again was awaited by nobody before.
     """
 
-    def __init__(self, teller: Teller, watchdogs: Sequence[Watchdog], able: Able) -> None:
-        self._teller = teller
+    def __init__(self, publisher: AlertPublisher, watchdogs: Sequence[Watchdog], uptime: IntakeUptime) -> None:
+        self._publisher = publisher
         self._watchdogs = watchdogs
-        self._able = able
-        self._able.begin()
-        self._tidy = False
+        self._uptime = uptime
+        self._uptime.restart()
+        self._removed_resolved = False
 
-    async def look(self) -> float:
+    async def check(self) -> float:
         """Looks once; gives the seconds until the next look. Raises StoreUnavailableError."""
         try:
-            return await self._look()
+            return await self._check()
         except StoreUnavailableError:
-            self._able.begin()  # the outbox took none
+            self._uptime.restart()  # the outbox took none
             raise
 
-    async def _look(self) -> float:
-        store, names = self._teller.store, [watchdog.name for watchdog in self._watchdogs]
-        if not self._tidy:
-            await self._forget_all_but(names)
-            self._tidy = True
+    async def _check(self) -> float:
+        store, names = self._publisher.store, [watchdog.name for watchdog in self._watchdogs]
+        if not self._removed_resolved:
+            await self._resolve_removed(names)
+            self._removed_resolved = True
         if not names:
-            return _IDLE_SECONDS
+            return _IDLE_INTERVAL
         expected = {watchdog.name: watchdog.expect_every for watchdog in self._watchdogs}
-        able_for = self._able.again()
+        able_for = self._uptime.again()
         silences = await store.run(lambda transaction: outbox.count_silence(transaction, expected, able_for))
-        pause = _LOOK_SECONDS
+        pause = _CHECK_INTERVAL
         for watchdog in self._watchdogs:
-            absent = watchdog.absent()
-            told = await store.read(partial(open_incident, incident_id=absent.incident_id))
+            absent = watchdog.build_alert()
+            told = await store.read(partial(read_open_incident, incident_id=absent.incident_id))
             silent, since_seen = silences[watchdog.name]
             if silent >= watchdog.expect_every:
-                if told is None and await self._teller.begin(absent, watchdog.channels):
-                    log.error("a watchdog stays away", watchdog=watchdog.name, seconds=watchdog.expect_every)
+                if told is None and await self._publisher.fire(absent, watchdog.channels):
+                    log.error("watchdog is absent", watchdog=watchdog.name, expect_every=watchdog.expect_every)
             else:
                 pause = min(pause, watchdog.expect_every - silent)
                 back = since_seen < watchdog.expect_every
-                if told is not None and back and await self._teller.end(told, _RETURNED):
-                    log.info("a watchdog is back", watchdog=watchdog.name)
+                if told is not None and back and await self._publisher.resolve(told, _RESOLVED_REMARK):
+                    log.info("watchdog is back after an absence", watchdog=watchdog.name)
         return pause
 
-    async def _forget_all_but(self, names: Collection[str]) -> None:
+    async def _resolve_removed(self, names: Collection[str]) -> None:
         """Ends the incidents of watchdogs that a person took out of the configuration while they were absent."""
-        async for incident in open_incidents(self._teller.store):
+        async for incident in iterate_open_incidents(self._publisher.store):
             event = incident.event
-            if event is None or event.source != OWN_SOURCE or not event.group_key.startswith(_GROUP):
+            if event is None or event.source != OWN_SOURCE or not event.group_key.startswith(_GROUP_PREFIX):
                 continue
-            if event.group_key.removeprefix(_GROUP) not in names:
-                await self._teller.end(incident, _REMOVED)
+            if event.group_key.removeprefix(_GROUP_PREFIX) not in names:
+                await self._publisher.resolve(incident, _REMOVED_REMARK)

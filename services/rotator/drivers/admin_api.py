@@ -14,16 +14,16 @@ from urllib.parse import urlsplit
 import aiohttp
 from pydantic import AfterValidator
 
-from services.rotator.drivers.remote import ANSWER_BYTES, Answer, Question, RemoteAdministration
+from services.rotator.drivers.remote import MAX_RESPONSE_BYTES, AdminResponse, AdminRequest, RemoteAdministration
 from shared.keyring.administration import Administration, RefusedError, UnreachableError
 from shared.kms.settings import KeySettings
 from shared.secret_file import SecretFile, SecretUnreadableError
 from shared.settings import Address, Duration, SecretPath, Section
 
-_CONNECT_SECONDS: Final = 10.0
+_CONNECT_TIMEOUT: Final = 10.0
 
 
-def _fit_for_a_token(url: str) -> str:
+def _check_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -37,11 +37,11 @@ def _fit_for_a_token(url: str) -> str:
     return url.rstrip("/")
 
 
-class AdminApiSettings(Section):
+class AdminApiDriverSettings(Section):
     """Over HTTPS."""
 
     kind: Literal["admin_api"]
-    url: Annotated[str, AfterValidator(_fit_for_a_token)]
+    url: Annotated[str, AfterValidator(_check_url)]
     """Of the service; `/admin/crypto/…` follows it."""
     token_file: SecretPath
     """The first line is sent."""
@@ -49,48 +49,48 @@ class AdminApiSettings(Section):
     """Of one call. That which takes longest is a full verification."""
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         """Names the keyring."""
         return self.url
 
     @asynccontextmanager
-    async def opened(self, kms: KeySettings, caller: str) -> AsyncIterator[Administration]:
+    async def open(self, kms: KeySettings, caller: str) -> AsyncIterator[Administration]:
         """The service's administration; `kms` is the service's own affair here."""
         del kms
         trusted = await asyncio.to_thread(ssl.create_default_context)  # aiohttp's own is made once, at its import
         async with aiohttp.ClientSession(
             # Not kept open: one left idle may be closed just as it is used again.
             connector=aiohttp.TCPConnector(force_close=True, ssl=trusted),
-            timeout=aiohttp.ClientTimeout(total=self.timeout, sock_connect=_CONNECT_SECONDS),
+            timeout=aiohttp.ClientTimeout(total=self.timeout, sock_connect=_CONNECT_TIMEOUT),
             headers={"Accept-Encoding": "identity", "User-Agent": "keypulse-rotator", "X-Keypulse-Caller": caller},
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
         ) as session:
-            yield RemoteAdministration(self.url, _Http(self, session).carry)
+            yield RemoteAdministration(self.url, _HttpTransport(self, session).send)
 
 
-class _Http:
-    def __init__(self, settings: AdminApiSettings, session: aiohttp.ClientSession) -> None:
+class _HttpTransport:
+    def __init__(self, settings: AdminApiDriverSettings, session: aiohttp.ClientSession) -> None:
         self._settings = settings
         self._session = session
         self._token = SecretFile(settings.token_file)
 
-    async def carry(self, question: Question) -> Answer:
-        token = self._secret()
+    async def send(self, request: AdminRequest) -> AdminResponse:
+        token = self._read_token()
         url = self._settings.url
         try:
             async with self._session.request(
-                question.method,
-                f"{url}/admin/crypto/{question.path}",
-                json=question.body,
+                request.method,
+                f"{url}/admin/crypto/{request.path}",
+                json=request.body,
                 headers={"Authorization": f"Bearer {token}"},
                 allow_redirects=False,
             ) as response:
                 body = bytearray()
                 async for chunk in response.content.iter_any():
                     body += chunk
-                    if len(body) > ANSWER_BYTES:
-                        raise UnreachableError(f"{url}: the answer is over {ANSWER_BYTES // 1024**2} MiB")
+                    if len(body) > MAX_RESPONSE_BYTES:
+                        raise UnreachableError(f"{url}: the answer is over {MAX_RESPONSE_BYTES // 1024**2} MiB")
         except TimeoutError:
             raise UnreachableError(
                 f"{url}: no answer within {self._settings.timeout:g} s; it may have been done: look with `status`"
@@ -105,11 +105,11 @@ class _Http:
             cause = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
             raise UnreachableError(f"{url}: no answer: {cause}; is the service running there?") from None
         # Whoever answers may repeat what it was told.
-        return Answer(response.status, bytes(body).replace(token.encode(), b"[secret]"))
+        return AdminResponse(response.status, bytes(body).replace(token.encode(), b"[secret]"))
 
-    def _secret(self) -> str:
+    def _read_token(self) -> str:
         try:
-            token = self._token.value()
+            token = self._token.read_value()
         except SecretUnreadableError as error:
             raise RefusedError(f"token_file {error}; expected the service's admin token") from None
         if not (token.isascii() and token.isprintable()):

@@ -5,17 +5,17 @@ from typing import Annotated
 
 from pydantic import Field
 
-from services.rotator.drivers.admin_api import AdminApiSettings
-from services.rotator.drivers.command import CommandSettings
-from services.rotator.drivers.sql import SqlSettings
+from services.rotator.drivers.admin_api import AdminApiDriverSettings
+from services.rotator.drivers.command import CommandDriverSettings
+from services.rotator.drivers.sql import SqlDriverSettings
 from shared.keyring.administration import Administration
 from shared.kms.settings import KeySettings
 
-DriverSettings = Annotated[AdminApiSettings | CommandSettings | SqlSettings, Field(discriminator="kind")]
+DriverSettings = Annotated[AdminApiDriverSettings | CommandDriverSettings | SqlDriverSettings, Field(discriminator="kind")]
 """The settings of a driver of any kind, told apart by `kind`."""
 
 
-def connect(
+def open_driver(
     settings: DriverSettings, kms: KeySettings, *, caller: str = "keypulse-rotator"
 ) -> AbstractAsyncContextManager[Administration]:
     """The keyring that `settings` lead to, open until the context ends.
@@ -28,4 +28,4 @@ def connect(
     Raises:
         AdministrationError: it cannot be opened at all. A service that does not answer is found at the first call.
     """
-    return settings.opened(kms, "".join(c if c.isascii() and c.isprintable() else "?" for c in caller)[:200])
+    return settings.open(kms, "".join(c if c.isascii() and c.isprintable() else "?" for c in caller)[:200])

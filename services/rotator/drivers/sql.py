@@ -13,13 +13,13 @@ from typing import Literal
 from pydantic import Field
 
 from shared.keyring.administration import Administration, RefusedError, UnreachableError
-from shared.keyring.carrier import KeyringAdministration
+from shared.keyring.carrier import LocalAdministration
 from shared.keyring.database import Database, DatabaseError
-from shared.keyring.paced import PacedKey
+from shared.keyring.paced import QuotaLimitedKey
 from shared.keyring.records import RecordsTable
 from shared.keyring.tables import TABLES
-from shared.keyring.wrapping import Wrapping
-from shared.kms.registry import connect
+from shared.keyring.wrapping import KeyWrapper
+from shared.kms.registry import connect_key
 from shared.kms.settings import KeySettings
 from shared.settings import Duration, Section
 from shared.sql import setting
@@ -32,50 +32,50 @@ class RecordsSettings(Section):
     data_key_column: str = Field(min_length=1)
 
 
-class SqlSettings(Section):
+class SqlDriverSettings(Section):
     """Without the service."""
 
     kind: Literal["sql"]
-    database: setting.Database
+    database: setting.DatabaseSetting
     """The service's."""
     records: RecordsSettings | None = None
     kms_timeout: Duration = 5.0
     """Of one call."""
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         """Names the keyring, without a password."""
         return str(self.database)
 
     @asynccontextmanager
-    async def opened(self, kms: KeySettings, caller: str) -> AsyncIterator[Administration]:
+    async def open(self, kms: KeySettings, caller: str) -> AsyncIterator[Administration]:
         """The keyring in `database`; its journal names the caller of a rotation."""
         del caller
-        provider = connect(kms)
+        provider = connect_key(kms)
         try:
-            async with _database(self.database, self.records) as database:
+            async with _open_database(self.database, self.records) as database:
                 records = RecordsTable(self.records.table, self.records.data_key_column) if self.records else None
-                wrapping = Wrapping(PacedKey(provider), kms.key, self.kms_timeout)
-                yield KeyringAdministration(database, wrapping, records)
+                wrapping = KeyWrapper(QuotaLimitedKey(provider), kms.key, self.kms_timeout)
+                yield LocalAdministration(database, wrapping, records)
         finally:
             await provider.close()
 
 
 @asynccontextmanager
-async def _database(location: setting.Database, records: RecordsSettings | None) -> AsyncIterator[Database]:
+async def _open_database(location: setting.DatabaseSetting, records: RecordsSettings | None) -> AsyncIterator[Database]:
     """The service's database. One that is not there is never made: an empty keyring has nothing to rotate."""
     where = f"database {location}"
     if location.drivername == "sqlite" and not await asyncio.to_thread(Path(location.database or "").is_file):
         raise RefusedError(f"{where}: there is no such file; expected the database of the service")
     try:
-        database = await Database.opened(location)
+        database = await Database.open(location)
     except DatabaseError as error:
         raise UnreachableError(f"{where}: {error}; expected the database of the service") from None
     try:
-        await _check(database, "data_keys", "fingerprint", where, "expected the database of the service")
+        await _check_column(database, "data_keys", "fingerprint", where, "expected the database of the service")
         await _complete(database, where)
         if records:
-            await _check(database, records.table, records.data_key_column, where, "correct driver.records")
+            await _check_column(database, records.table, records.data_key_column, where, "correct driver.records")
         yield database
     finally:
         await database.close()
@@ -91,8 +91,8 @@ async def _complete(database: Database, where: str) -> None:
         ) from None
 
 
-async def _check(database: Database, table: str, column: str, where: str, then: str) -> None:
+async def _check_column(database: Database, table: str, column: str, location: str, hint: str) -> None:
     try:
-        await RecordsTable(table, column).check(database)
+        await RecordsTable(table, column).check_columns(database)
     except DatabaseError as error:
-        raise RefusedError(f"{where}: {error}; {then}") from None
+        raise RefusedError(f"{location}: {error}; {hint}") from None

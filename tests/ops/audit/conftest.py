@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ops.audit import __main__ as command
-from ops.audit.client import Google
+from ops.audit.client import GoogleApi
 from tests.ops.audit.logs import LoggingWorld
 from tests.ops.audit.server import Stand, serving
 
@@ -41,9 +41,9 @@ def _one_stand() -> Iterator[Stand]:
 
 
 @pytest.fixture(scope="session")
-def _one_google(_one_stand: Stand, _one_clock: Waits) -> Iterator[Google]:
+def _one_google(_one_stand: Stand, _one_clock: Waits) -> Iterator[GoogleApi]:
     """Google's discovery documents are large: they are read once."""
-    google = Google(_one_clock.sleep, lambda: 1.0, _one_stand.url)
+    google = GoogleApi(_one_clock.sleep, lambda: 1.0, _one_stand.url)
     yield google
     google.close()
 
@@ -68,12 +68,12 @@ def stand(world: LoggingWorld, _one_stand: Stand) -> Iterator[Stand]:
 
 
 @pytest.fixture
-def google(stand: Stand, waits: Waits, _one_google: Google) -> Google:
+def google(stand: Stand, waits: Waits, _one_google: GoogleApi) -> GoogleApi:
     return _one_google
 
 
 @pytest.fixture
-def audit(stand: Stand, google: Google, waits: Waits, world: LoggingWorld, monkeypatch: pytest.MonkeyPatch) -> Audit:
+def audit(stand: Stand, google: GoogleApi, waits: Waits, world: LoggingWorld, monkeypatch: pytest.MonkeyPatch) -> Audit:
     """Runs `keypulse-audit` against the stand."""
 
     class _Time:

@@ -4,16 +4,16 @@ from collections.abc import Callable
 
 import pytest
 
-from ops.audit.apply import ATTEMPTS, apply
-from ops.audit.client import Google
-from ops.audit.model import Part, Wish
-from ops.audit.permissions import NEEDED
+from ops.audit.apply import MAX_ATTEMPTS, apply_changes
+from ops.audit.client import GoogleApi
+from ops.audit.model import AuditPart, DesiredState
+from ops.audit.permissions import PERMISSIONS_BY_METHOD
 from ops.audit.refusal import GoogleError
 from tests.ops.audit.conftest import Waits
 from tests.ops.audit.logs import LoggingWorld
 from tests.ops.audit.server import Fault, RefusedError, Stand
 
-WISH = Wish("acme-prod", bigquery=True, bucket="acme-kms-audit", location="europe-west3")
+WISH = DesiredState("acme-prod", bigquery=True, bucket="acme-kms-audit", location="europe-west3")
 GET_POLICY = "cloudresourcemanager.projects.getIamPolicy"
 SET_POLICY = "cloudresourcemanager.projects.setIamPolicy"
 WRITES = {
@@ -28,16 +28,16 @@ WRITES = {
 UPDATES = {"logging.projects.sinks.update", "storage.buckets.patch"}
 WRITER = "serviceAccount:service-1234@gcp-sa-logging.iam.gserviceaccount.com"
 
-Run = Callable[[], list[Part]]
+Run = Callable[[], list[AuditPart]]
 
 
 @pytest.fixture
-def run(google: Google, waits: Waits) -> Run:
-    return lambda: [change.part for change in apply(google, WISH, waits.sleep)]
+def run(google: GoogleApi, waits: Waits) -> Run:
+    return lambda: [change.part for change in apply_changes(google, WISH, waits.sleep)]
 
 
 def test_everything_is_set_up_and_a_second_run_changes_nothing(run: Run, world: LoggingWorld, stand: Stand) -> None:
-    assert run() == list(WISH.parts)
+    assert run() == list(WISH.list_parts)
     assert set(stand.names()) >= WRITES
     assert world.enabled == {"projects/acme-prod/services/cloudkms.googleapis.com"}
     (config,) = world.policies["acme-prod"]["auditConfigs"]
@@ -144,7 +144,7 @@ def test_conditions_of_others_stay_where_a_policy_is_written(run: Run, world: Lo
     binding = {"role": "roles/storage.objectViewer", "members": ["user:a@x"], "condition": condition}
     world.datasets["acme-prod.kms_audit"]["access"] = [entry]
     world.bucket_policies["acme-kms-audit"]["bindings"] = [binding]
-    assert run() == [Part.DATASET_ACCESS, Part.BUCKET_ACCESS]
+    assert run() == [AuditPart.DATASET_ACCESS, AuditPart.BUCKET_ACCESS]
     assert entry in world.datasets["acme-prod.kms_audit"]["access"]
     assert binding in world.bucket_policies["acme-kms-audit"]["bindings"]
 
@@ -166,7 +166,7 @@ def test_somebody_who_changes_the_policy_again_and_again_is_given_up_on(
     stand.faults.append(Fault(SET_POLICY, times=1000, before=somebody_else))
     with pytest.raises(GoogleError, match="concurrent policy changes"):
         run()
-    assert stand.names().count(SET_POLICY) < ATTEMPTS
+    assert stand.names().count(SET_POLICY) < MAX_ATTEMPTS
 
 
 def test_a_change_that_never_shows_is_given_up_on(run: Run, stand: Stand, world: LoggingWorld) -> None:
@@ -180,7 +180,7 @@ def test_a_change_that_never_shows_is_given_up_on(run: Run, stand: Stand, world:
 
 def test_a_writer_that_iam_has_not_heard_of_yet_is_waited_for(run: Run, world: LoggingWorld, waits: Waits) -> None:
     world.slowness = 8
-    assert run() == list(WISH.parts)
+    assert run() == list(WISH.list_parts)
     assert waits.seconds > 100, "IAM takes a minute or two"
 
 
@@ -206,7 +206,7 @@ def test_what_passes_by_itself_is_tried_again(
     method: str, status: int, late: bool, run: Run, stand: Stand, waits: Waits
 ) -> None:
     stand.faults.append(Fault(method, times=2, refuse=RefusedError(status), late=late))
-    assert run() == list(WISH.parts), "what was done although its answer was lost is told, too"
+    assert run() == list(WISH.list_parts), "what was done although its answer was lost is told, too"
     assert waits.pauses[0] >= (7 if status == 429 else 1)
     assert run() == []
 
@@ -218,7 +218,7 @@ def test_a_missing_permission_names_the_role_and_the_rest_is_done_when_it_is_the
     stand.denied.add(method)
     with pytest.raises(GoogleError) as refused:
         run()
-    permission, role = NEEDED[method]
+    permission, role = PERMISSIONS_BY_METHOD[method]
     assert f"it needs {permission}: ask for {role} on the project" in str(refused.value)
     assert stand.names().count(method) == 1
     stand.denied.clear()
@@ -239,4 +239,4 @@ def test_every_method_has_a_permission_to_ask_for(run: Run, stand: Stand, world:
     world.sinks["projects/acme-prod/sinks/kms-audit-storage"]["disabled"] = True
     run()
     assert set(stand.names()) >= WRITES | UPDATES
-    assert set(stand.names()) <= set(NEEDED)
+    assert set(stand.names()) <= set(PERMISSIONS_BY_METHOD)

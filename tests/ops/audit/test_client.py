@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from google.auth.exceptions import DefaultCredentialsError, RefreshError
 
-from ops.audit.client import Google
-from ops.audit.refusal import GoogleError, Kind
+from ops.audit.client import GoogleApi
+from ops.audit.refusal import GoogleError, ErrorKind
 from tests.ops.audit.conftest import Waits
 from tests.ops.audit.server import Fault, RefusedError, Stand
 
@@ -18,8 +18,8 @@ GET_SINK = "logging.projects.sinks.get"
 
 
 @contextmanager
-def client(url: str | None, waits: Waits) -> Iterator[Google]:
-    google = Google(waits.sleep, lambda: 0.0, url)
+def client(url: str | None, waits: Waits) -> Iterator[GoogleApi]:
+    google = GoogleApi(waits.sleep, lambda: 0.0, url)
     try:
         yield google
     finally:
@@ -60,7 +60,7 @@ def test_a_rate_limit_that_answers_403_is_no_missing_permission(waits: Waits, st
     stand.faults.append(Fault("bigquery.datasets.get", times=2, refuse=refused))
     with client(stand.url, waits) as google, pytest.raises(GoogleError) as error:
         google.call("bigquery.datasets.get", projectId="acme-prod", datasetId="kms_audit")
-    assert (error.value.kind, len(waits.pauses)) == (Kind.MISSING, 2)
+    assert (error.value.kind, len(waits.pauses)) == (ErrorKind.MISSING, 2)
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"\xff", b"null"])
@@ -116,7 +116,7 @@ def test_google_itself_is_asked_by_https_and_a_stand_in_gets_no_credentials(
 
     monkeypatch.setattr("google.auth.default", lambda **_: (AnonymousCredentials(), None))  # type: ignore[no-untyped-call]
     with client(None, waits) as google:
-        assert google._request(GET_SINK, SINK).uri.startswith("https://logging.googleapis.com/v2/projects/acme-prod/")
-        assert google._request("storage.buckets.get", {"bucket": "b"}).uri.startswith(
+        assert google._build_request(GET_SINK, SINK).uri.startswith("https://logging.googleapis.com/v2/projects/acme-prod/")
+        assert google._build_request("storage.buckets.get", {"bucket": "b"}).uri.startswith(
             "https://storage.googleapis.com/storage/v1/b/b?"
         )

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ops.audit.__main__ import main
-from ops.audit.permissions import NEEDED
-from ops.audit.verify import Probe
+from ops.audit.permissions import PERMISSIONS_BY_METHOD
+from ops.audit.verify import AuditProbe
 from tests.ops.audit.conftest import Audit
 from tests.ops.audit.logs import LoggingWorld
 
@@ -40,7 +40,7 @@ def test_every_option_is_in_the_reference_and_no_other() -> None:
 
 
 def test_every_role_that_is_asked_for_is_in_the_table_and_no_other() -> None:
-    asked = {role for _, roles in NEEDED.values() for role in re.findall(r"roles/[\w.]+", roles)}
+    asked = {role for _, roles in PERMISSIONS_BY_METHOD.values() for role in re.findall(r"roles/[\w.]+", roles)}
     assert set(re.findall(r"roles/[\w.]+", AUDIT)) == asked
 
 
@@ -48,7 +48,7 @@ def test_the_lines_that_verify_is_shown_to_print_are_its_own(audit: Audit, world
     shown = re.findall(r"^[✓✗] .*", AUDIT, re.MULTILINE)
     command = ("--project", "acme-prod", "--location", "europe-west3", "--bigquery", "--bucket", "acme-prod-kms-audit")
     audit("apply", *command)
-    world.now = Probe.parse("keypulse-20260101T120000Z-1a2b3c4d").at
+    world.now = AuditProbe.parse("keypulse-20260101T120000Z-1a2b3c4d").sent_at
     world.late = {"bucket acme-prod-kms-audit"}
     printed = audit("verify", *command).output.splitlines()
     assert [_plain(line) for line in printed] == [_plain(line) for line in shown]

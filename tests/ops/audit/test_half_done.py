@@ -6,17 +6,17 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ops.audit.apply import apply
-from ops.audit.client import Google
-from ops.audit.cloud import read
-from ops.audit.model import Wish
-from ops.audit.plan import changes
-from ops.audit.show import diff
+from ops.audit.apply import apply_changes
+from ops.audit.client import GoogleApi
+from ops.audit.cloud import read_part
+from ops.audit.model import DesiredState
+from ops.audit.plan import plan_changes
+from ops.audit.show import diff_change
 from tests.ops.audit.half_done import BUCKET, FOREIGN_BINDING, PROJECT, half_done
 from tests.ops.audit.logs import LoggingWorld
 from tests.ops.audit.server import Stand
 
-WISH = Wish(PROJECT, frozenset({"serviceAccount:exporter@x"}), bigquery=True, bucket=BUCKET, location="europe-west3")
+WISH = DesiredState(PROJECT, frozenset({"serviceAccount:exporter@x"}), bigquery=True, bucket=BUCKET, location="europe-west3")
 READS = {"get", "getIamPolicy"}
 
 
@@ -27,7 +27,7 @@ class CutOffError(Exception):
 class CutOff:
     """Calls until it is cut off, before or after Google has done what it was asked for."""
 
-    def __init__(self, google: Google, after: int, *, late: bool) -> None:
+    def __init__(self, google: GoogleApi, after: int, *, late: bool) -> None:
         self._google = google
         self._left = after
         self._late = late
@@ -54,15 +54,15 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
-def done(google: Google | CutOff) -> None:
-    for change in apply(google, WISH, lambda _: None):
-        assert diff(change), "a change that nobody would see"
+def done(google: GoogleApi | CutOff) -> None:
+    for change in apply_changes(google, WISH, lambda _: None):
+        assert diff_change(change), "a change that nobody would see"
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(world=half_done(), cuts=st.lists(st.tuples(st.integers(0, 30), st.booleans()), max_size=3))
 def test_from_any_half_done_state_a_run_ends_in_the_same_state(
-    world: LoggingWorld, cuts: list[tuple[int, bool]], stand: Stand, google: Google
+    world: LoggingWorld, cuts: list[tuple[int, bool]], stand: Stand, google: GoogleApi
 ) -> None:
     untouched, others = (
         deepcopy(world),
@@ -82,7 +82,7 @@ def test_from_any_half_done_state_a_run_ends_in_the_same_state(
     assert end(world) == end(untouched)
 
     stand.asked.clear()
-    assert changes({part: read(google, part, WISH) for part in WISH.parts}, WISH) == []
+    assert plan_changes({part: read_part(google, part, WISH) for part in WISH.list_parts}, WISH) == []
     done(google)
     assert {name.rpartition(".")[2] for name in stand.names()} == READS
     policy = world.policies[PROJECT]

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from ops.audit.model import KMS, Change, Document, Part, Wish
-from ops.audit.plan import SINK_FILTER, UNKNOWN_WRITER, ImpossibleError, change_of, changes, notes
-from ops.audit.show import diff, title
+from ops.audit.model import KMS, Change, Resource, AuditPart, DesiredState
+from ops.audit.plan import SINK_FILTER, WRITER_AFTER_CREATION, UnchangeableError, plan_change, plan_changes, list_warnings
+from ops.audit.show import diff_change, format_title
 from tests.ops.audit.logs import selects
 
-PLAIN = Wish("acme-prod")
-FULL = Wish(
+PLAIN = DesiredState("acme-prod")
+FULL = DesiredState(
     "acme-prod",
     frozenset({"serviceAccount:exporter@x"}),
     bigquery=True,
@@ -20,13 +20,13 @@ FULL = Wish(
 WRITER = "serviceAccount:service-1@gcp-sa-logging.iam.gserviceaccount.com"
 SHARED = "serviceAccount:cloud-logs@system.gserviceaccount.com"
 EMAIL = WRITER.removeprefix("serviceAccount:")
-ENABLED: Document = {"parent": "projects/1234", "state": "ENABLED"}
-EMPTY: dict[Part, Document | None] = {
-    **dict.fromkeys(FULL.parts),
-    Part.API: {"parent": "projects/1234", "state": "DISABLED"},
-    Part.POLICY: {"etag": "a", "bindings": []},
+ENABLED: Resource = {"parent": "projects/1234", "state": "ENABLED"}
+EMPTY: dict[AuditPart, Resource | None] = {
+    **dict.fromkeys(FULL.list_parts),
+    AuditPart.API: {"parent": "projects/1234", "state": "DISABLED"},
+    AuditPart.POLICY: {"etag": "a", "bindings": []},
 }
-BUCKET: Document = {
+BUCKET: Resource = {
     "name": "acme-kms-audit",
     "location": "EUROPE-WEST3",
     "projectNumber": "1234",
@@ -35,22 +35,22 @@ BUCKET: Document = {
 }
 
 
-def planned(part: Part, old: Document | None, wish: Wish = FULL, **others: Document) -> Any:
-    state = EMPTY | {Part.API: ENABLED, part: old} | {Part[name]: value for name, value in others.items()}
-    change = change_of(part, state, wish)
+def planned(part: AuditPart, old: Resource | None, wish: DesiredState = FULL, **others: Resource) -> Any:
+    state = EMPTY | {AuditPart.API: ENABLED, part: old} | {AuditPart[name]: value for name, value in others.items()}
+    change = plan_change(part, state, wish)
     return change and change.new
 
 
-def logs(*configs: Document) -> Document:
+def logs(*configs: Resource) -> Resource:
     return {"etag": "a", "bindings": [], "auditConfigs": list(configs)}
 
 
 def test_without_sinks_only_the_api_and_the_logs_are_wished() -> None:
-    assert [change.part for change in changes(EMPTY, PLAIN)] == [Part.API, Part.POLICY]
+    assert [change.part for change in plan_changes(EMPTY, PLAIN)] == [AuditPart.API, AuditPart.POLICY]
 
 
 def test_all_three_types_are_logged_and_only_reads_are_exempted() -> None:
-    (ours,) = planned(Part.POLICY, EMPTY[Part.POLICY])["auditConfigs"]
+    (ours,) = planned(AuditPart.POLICY, EMPTY[AuditPart.POLICY])["auditConfigs"]
     reads = {"exemptedMembers": ["serviceAccount:exporter@x"]}
     assert ours == {
         "service": KMS,
@@ -66,21 +66,21 @@ def test_other_services_stay_where_and_as_they_are() -> None:
     storage = {"service": "storage.googleapis.com", "auditLogConfigs": [{"logType": "DATA_READ"}]}
     everything = {"service": "allServices", "auditLogConfigs": [{"logType": "ADMIN_READ"}]}
     old = {"service": KMS, "auditLogConfigs": [{"logType": "DATA_READ"}]}
-    new = planned(Part.POLICY, logs(storage, old, everything))["auditConfigs"]
+    new = planned(AuditPart.POLICY, logs(storage, old, everything))["auditConfigs"]
     assert (new[0], new[1]["service"], new[2]) == (storage, KMS, everything)
 
 
 def test_the_order_of_log_types_and_members_is_no_change() -> None:
-    both = Wish("acme-prod", frozenset({"user:a@x", "user:b@x"}))
+    both = DesiredState("acme-prod", frozenset({"user:a@x", "user:b@x"}))
     reads = [{"logType": kind, "exemptedMembers": ["user:b@x", "user:a@x"]} for kind in ("DATA_READ", "ADMIN_READ")]
     there = logs({"service": KMS, "auditLogConfigs": [{"logType": "DATA_WRITE"}, *reads]})
-    assert planned(Part.POLICY, there, both) is None
-    assert planned(Part.POLICY, there, Wish("acme-prod", frozenset({"user:a@x"})))
+    assert planned(AuditPart.POLICY, there, both) is None
+    assert planned(AuditPart.POLICY, there, DesiredState("acme-prod", frozenset({"user:a@x"})))
 
 
 def test_who_is_exempted_for_all_services_is_told() -> None:
     config = {"service": "allServices", "auditLogConfigs": [{"logType": "DATA_READ", "exemptedMembers": ["user:a@x"]}]}
-    assert [note.partition(" ")[0] for note in notes(EMPTY | {Part.POLICY: logs(config)})] == ["user:a@x"]
+    assert [note.partition(" ")[0] for note in list_warnings(EMPTY | {AuditPart.POLICY: logs(config)})] == ["user:a@x"]
 
 
 def test_what_keeps_entries_from_a_sink_or_deletes_them_sooner_is_told() -> None:
@@ -91,26 +91,26 @@ def test_what_keeps_entries_from_a_sink_or_deletes_them_sooner_is_told() -> None
     cold = {"action": {"type": "SetStorageClass", "storageClass": "ARCHIVE"}, "condition": {"isLive": True}}
     soon = {"action": {"type": "Delete"}, "condition": {"age": 30, "isLive": True}}
     state = EMPTY | {
-        Part.STORAGE_SINK: {"exclusions": exclusions},
-        Part.BUCKET: BUCKET | {"lifecycle": {"rule": [*BUCKET["lifecycle"]["rule"], cold, soon]}},
+        AuditPart.STORAGE_SINK: {"exclusions": exclusions},
+        AuditPart.BUCKET: BUCKET | {"lifecycle": {"rule": [*BUCKET["lifecycle"]["rule"], cold, soon]}},
     }
-    assert list(notes(state)) == [
+    assert list(list_warnings(state)) == [
         'the sink to Cloud Storage leaves out protoPayload.methodName="Decrypt"; look whether that is meant',
         "another rule of the bucket deletes files, too: {'age': 30, 'isLive': True}; look whether that is meant",
     ]
 
 
 def test_a_writer_that_is_not_known_yet_is_named_as_such_and_then_granted() -> None:
-    new = planned(Part.BUCKET_ACCESS, {"bindings": []})
-    assert new["bindings"] == [{"role": "roles/storage.objectCreator", "members": [UNKNOWN_WRITER]}]
-    new = planned(Part.BUCKET_ACCESS, {"bindings": []}, STORAGE_SINK={"writerIdentity": WRITER})
+    new = planned(AuditPart.BUCKET_ACCESS, {"bindings": []})
+    assert new["bindings"] == [{"role": "roles/storage.objectCreator", "members": [WRITER_AFTER_CREATION]}]
+    new = planned(AuditPart.BUCKET_ACCESS, {"bindings": []}, STORAGE_SINK={"writerIdentity": WRITER})
     assert new["bindings"] == [{"role": "roles/storage.objectCreator", "members": [WRITER]}]
 
 
 @pytest.mark.parametrize("role", ["WRITER", "roles/bigquery.dataEditor"])
 def test_the_dataset_s_role_has_two_names(role: str) -> None:
     sink = {"writerIdentity": WRITER}
-    assert planned(Part.DATASET_ACCESS, {"access": [{"role": role, "userByEmail": EMAIL}]}, BIGQUERY_SINK=sink) is None
+    assert planned(AuditPart.DATASET_ACCESS, {"access": [{"role": role, "userByEmail": EMAIL}]}, BIGQUERY_SINK=sink) is None
 
 
 @pytest.mark.parametrize(
@@ -121,8 +121,8 @@ def test_the_dataset_s_role_has_two_names(role: str) -> None:
         {"role": "WRITER", "userByEmail": EMAIL, "condition": {"expression": "false"}},
     ],
 )
-def test_another_access_to_the_dataset_is_not_enough_and_stays(entry: Document) -> None:
-    new = planned(Part.DATASET_ACCESS, {"access": [entry]}, BIGQUERY_SINK={"writerIdentity": WRITER})
+def test_another_access_to_the_dataset_is_not_enough_and_stays(entry: Resource) -> None:
+    new = planned(AuditPart.DATASET_ACCESS, {"access": [entry]}, BIGQUERY_SINK={"writerIdentity": WRITER})
     assert new["access"] == [entry, {"role": "WRITER", "userByEmail": EMAIL}]
 
 
@@ -132,7 +132,7 @@ def test_a_grant_with_a_condition_is_not_enough_and_stays() -> None:
         {"role": "roles/storage.objectCreator", "members": ["user:a@x"]},
         {"role": "roles/storage.admin", "members": [WRITER]},
     ]
-    new = planned(Part.BUCKET_ACCESS, {"bindings": bindings}, STORAGE_SINK={"writerIdentity": WRITER})["bindings"]
+    new = planned(AuditPart.BUCKET_ACCESS, {"bindings": bindings}, STORAGE_SINK={"writerIdentity": WRITER})["bindings"]
     assert new == [
         bindings[0],
         bindings[2],
@@ -146,20 +146,20 @@ def test_a_grant_with_a_condition_is_not_enough_and_stays() -> None:
         ({"filter": "severity>=ERROR"}, ["- of severity>=ERROR", f"+ of {SINK_FILTER}"]),
         ({"disabled": True}, ["- off", "+ on"]),
         ({"bigqueryOptions": {}}, ["- in a table for each day", "+ in partitioned tables"]),
-        ({"writerIdentity": "group:a@x"}, ["- as group:a@x", f"+ as {UNKNOWN_WRITER}"]),
-        ({"writerIdentity": SHARED}, [f"- as {SHARED}", f"+ as {UNKNOWN_WRITER}"]),
+        ({"writerIdentity": "group:a@x"}, ["- as group:a@x", f"+ as {WRITER_AFTER_CREATION}"]),
+        ({"writerIdentity": SHARED}, [f"- as {SHARED}", f"+ as {WRITER_AFTER_CREATION}"]),
         (
             {"destination": "bigquery.googleapis.com/x"},
             ["- to bigquery.googleapis.com/x", "+ to bigquery.googleapis.com/projects/acme-prod/datasets/kms_audit"],
         ),
     ],
 )
-def test_a_sink_that_was_changed_is_set_right_and_its_exclusions_stay(drift: Document, lines: list[str]) -> None:
-    right = planned(Part.BIGQUERY_SINK, None) | {"writerIdentity": WRITER, "exclusions": [{"name": "mine"}]}
-    assert planned(Part.BIGQUERY_SINK, right) is None
-    new = planned(Part.BIGQUERY_SINK, right | drift)
+def test_a_sink_that_was_changed_is_set_right_and_its_exclusions_stay(drift: Resource, lines: list[str]) -> None:
+    right = planned(AuditPart.BIGQUERY_SINK, None) | {"writerIdentity": WRITER, "exclusions": [{"name": "mine"}]}
+    assert planned(AuditPart.BIGQUERY_SINK, right) is None
+    new = planned(AuditPart.BIGQUERY_SINK, right | drift)
     assert new["exclusions"] == [{"name": "mine"}]
-    assert diff(Change(Part.BIGQUERY_SINK, right | drift, new)) == lines
+    assert diff_change(Change(AuditPart.BIGQUERY_SINK, right | drift, new)) == lines
 
 
 @pytest.mark.parametrize(
@@ -177,16 +177,16 @@ def test_a_sink_takes_the_audit_logs_of_kms_and_nothing_else(log: str, service: 
 
 
 def test_a_bucket_as_it_is_wished_is_left_alone() -> None:
-    assert planned(Part.BUCKET, BUCKET) is None
+    assert planned(AuditPart.BUCKET, BUCKET) is None
 
 
 def test_what_deletes_by_another_age_gives_way_and_other_rules_stay() -> None:
     soon = {"action": {"type": "Delete"}, "condition": {"age": 30}}
     cold = {"action": {"type": "SetStorageClass", "storageClass": "ARCHIVE"}, "condition": {"age": 90}}
     drafts = {"action": {"type": "Delete"}, "condition": {"age": 1, "matchesPrefix": ["drafts/"]}}
-    new = planned(Part.BUCKET, BUCKET | {"lifecycle": {"rule": [soon, cold, drafts]}})
+    new = planned(AuditPart.BUCKET, BUCKET | {"lifecycle": {"rule": [soon, cold, drafts]}})
     assert new["lifecycle"]["rule"] == [cold, drafts, BUCKET["lifecycle"]["rule"][0]]
-    assert diff(Change(Part.BUCKET, BUCKET | {"lifecycle": {"rule": [soon, cold, drafts]}}, new)) == [
+    assert diff_change(Change(AuditPart.BUCKET, BUCKET | {"lifecycle": {"rule": [soon, cold, drafts]}}, new)) == [
         "- Delete at age 30 days",
         "+ Delete at age 730 days",
     ]
@@ -203,8 +203,8 @@ def test_what_deletes_by_another_age_gives_way_and_other_rules_stay() -> None:
         ),
     ],
 )
-def test_access_by_object_and_publicity_are_switched_off(switches: Document, changed: bool) -> None:
-    new = planned(Part.BUCKET, BUCKET | {"iamConfiguration": switches | {"bucketPolicyOnly": {"enabled": False}}})
+def test_access_by_object_and_publicity_are_switched_off(switches: Resource, changed: bool) -> None:
+    new = planned(AuditPart.BUCKET, BUCKET | {"iamConfiguration": switches | {"bucketPolicyOnly": {"enabled": False}}})
     assert (new is not None) == changed
     assert not changed or new["iamConfiguration"] == BUCKET["iamConfiguration"]
 
@@ -212,18 +212,18 @@ def test_access_by_object_and_publicity_are_switched_off(switches: Document, cha
 @pytest.mark.parametrize(
     ("part", "old", "said"),
     [
-        (Part.DATASET, {"location": "US"}, "kms_audit is in US, and Google moves none; say --location US"),
-        (Part.BUCKET, BUCKET | {"location": "EU"}, "acme-kms-audit is in EU, and Google moves none; say --location EU"),
-        (Part.BUCKET, BUCKET | {"projectNumber": "9"}, "acme-kms-audit belongs to another project, number 9"),
+        (AuditPart.DATASET, {"location": "US"}, "kms_audit is in US, and Google moves none; say --location US"),
+        (AuditPart.BUCKET, BUCKET | {"location": "EU"}, "acme-kms-audit is in EU, and Google moves none; say --location EU"),
+        (AuditPart.BUCKET, BUCKET | {"projectNumber": "9"}, "acme-kms-audit belongs to another project, number 9"),
     ],
 )
-def test_what_cannot_be_changed_is_a_sentence(part: Part, old: Document, said: str) -> None:
-    with pytest.raises(ImpossibleError, match=said):
+def test_what_cannot_be_changed_is_a_sentence(part: AuditPart, old: Resource, said: str) -> None:
+    with pytest.raises(UnchangeableError, match=said):
         planned(part, old)
 
 
 def test_every_part_has_a_title_and_every_change_a_line() -> None:
-    due = changes(EMPTY, FULL)
-    assert [change.part for change in due] == list(FULL.parts)
-    assert len({title(part, FULL) for part in Part}) == len(Part)
-    assert all(diff(change) for change in due)
+    due = plan_changes(EMPTY, FULL)
+    assert [change.part for change in due] == list(FULL.list_parts)
+    assert len({format_title(part, FULL) for part in AuditPart}) == len(AuditPart)
+    assert all(diff_change(change) for change in due)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from ops.audit.model import KMS, Document
-from ops.audit.queries import queries
+from ops.audit.model import KMS, Resource
+from ops.audit.queries import list_queries
 from tests.ops.audit.conftest import Audit
 from tests.ops.audit.logs import selects
 
 FAKE = '#!/bin/sh\nfor each in "$0" "$@"; do printf \'%s\\0\' "$each" >>"$ASKED"; done\n'
-ALL = dict(queries("acme-prod", bigquery=True))
+ALL = dict(list_queries("acme-prod", bigquery=True))
 
 
 @pytest.mark.parametrize("question", ALL)
@@ -35,7 +35,7 @@ def test_a_query_can_be_run_as_it_is(question: str, tmp_path: Path) -> None:
     assert ("Decrypt" in str(arguments)) == ("decrypted" in question)
 
 
-def entry(method: str, log: str = "data_access", severity: str = "INFO") -> Document:
+def entry(method: str, log: str = "data_access", severity: str = "INFO") -> Resource:
     payload = {"serviceName": KMS, "methodName": method}
     name = f"projects/acme-prod/logs/cloudaudit.googleapis.com%2F{log}"
     return {"logName": name, "severity": severity, "protoPayload": payload}
@@ -55,7 +55,7 @@ CHANGED = entry("UpdateCryptoKeyVersion", "activity", "NOTICE")
     ],
 )
 def test_a_query_of_the_log_selects_what_its_question_asks_for(
-    question: str, selected: list[Document], freshness: str
+    question: str, selected: list[Resource], freshness: str
 ) -> None:
     words = shlex.split(ALL[question].replace("\\\n", ""))
     asked = next(word for word in words if word.startswith("logName="))

@@ -5,43 +5,43 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ops.audit.apply import apply
-from ops.audit.client import Google
-from ops.audit.model import Wish
-from ops.audit.verify import Clock, Probe, looked_at
-from shared.smoke.check import Outcome, Result
+from ops.audit.apply import apply_changes
+from ops.audit.client import GoogleApi
+from ops.audit.model import DesiredState
+from ops.audit.verify import Clock, AuditProbe, verify_logging
+from shared.smoke.check import Outcome, CheckResult
 from tests.ops.audit.conftest import Waits
 from tests.ops.audit.logs import CALLER, LoggingWorld
 from tests.ops.audit.server import Fault, RefusedError, Stand
 
-FULL = Wish("acme-prod", bigquery=True, bucket="acme-kms-audit", location="europe-west3")
+FULL = DesiredState("acme-prod", bigquery=True, bucket="acme-kms-audit", location="europe-west3")
 NAMES = ["settings", "access to the log", "probe", "log", "BigQuery", "bucket"]
 
-Look = Callable[..., list[Result]]
+Look = Callable[..., list[CheckResult]]
 
 
 @pytest.fixture
-def look(google: Google, waits: Waits, world: LoggingWorld) -> Look:
-    def look(wishes: list[Wish] | None = None, *, sent: Probe | None = None, patience: float = 60) -> list[Result]:
-        probe = sent or Probe.new(world.now, "1a2b")
+def look(google: GoogleApi, waits: Waits, world: LoggingWorld) -> Look:
+    def look(wishes: list[DesiredState] | None = None, *, sent: AuditProbe | None = None, patience: float = 60) -> list[CheckResult]:
+        probe = sent or AuditProbe.create(world.now, "1a2b")
         clock = Clock(waits.now, waits.sleep)
-        results = looked_at(google, wishes or [FULL], probe, clock, send=sent is None, patience=patience)
+        results = verify_logging(google, wishes or [FULL], probe, clock, send_probe=sent is None, timeout=patience)
         return list(results)
 
     return look
 
 
 @pytest.fixture
-def set_up(google: Google, waits: Waits) -> None:
-    list(apply(google, FULL, waits.sleep))
+def set_up(google: GoogleApi, waits: Waits) -> None:
+    list(apply_changes(google, FULL, waits.sleep))
     waits.seconds = 0
 
 
-def outcomes(results: list[Result]) -> dict[str, Outcome]:
+def outcomes(results: list[CheckResult]) -> dict[str, Outcome]:
     return {result.name.partition(": ")[2]: result.outcome for result in results}
 
 
-def failed(results: list[Result]) -> Result:
+def failed(results: list[CheckResult]) -> CheckResult:
     (result,) = [result for result in results if result.outcome is Outcome.FAILED]
     return result
 
@@ -63,7 +63,7 @@ def test_it_is_waited_for_in_bounded_time_and_each_place_says_what_to_do(
     world.delay = 1000
     results = look(patience=45)
     assert waits.seconds == 45
-    late = {result.name: result.todo for result in results if not result.ok}
+    late = {result.name: result.hint for result in results if not result.is_ok}
     assert list(late) == ["acme-prod: log", "acme-prod: BigQuery", "acme-prod: bucket"]
     again = "look again later with --probe keypulse-20260102T235950Z-1a2b"
     assert all(todo.endswith(again) for todo in late.values())
@@ -72,28 +72,28 @@ def test_it_is_waited_for_in_bounded_time_and_each_place_says_what_to_do(
 def test_the_probe_of_an_earlier_run_is_looked_for_and_none_is_sent(
     set_up: None, look: Look, world: LoggingWorld, stand: Stand
 ) -> None:
-    mark = Probe.new(world.now, "1a2b").mark
+    mark = AuditProbe.create(world.now, "1a2b").marker
     world.delay = 1000
     look(patience=0)
     world.delay, world.now = 0, world.now + timedelta(hours=3)
     stand.asked.clear()
-    results = look(sent=Probe.parse(mark))
+    results = look(sent=AuditProbe.parse(mark))
     assert [result.outcome for result in results] == [Outcome.PASSED] * 5
     assert not any("keyRings" in name for name in stand.names())
 
 
 def test_another_run_s_probe_is_not_taken_for_it(set_up: None, look: Look, world: LoggingWorld) -> None:
     look()
-    results = look(sent=Probe.new(world.now, "ffff"), patience=0)
-    assert [result.name.partition(": ")[2] for result in results if not result.ok] == ["log", "BigQuery", "bucket"]
+    results = look(sent=AuditProbe.create(world.now, "ffff"), patience=0)
+    assert [result.name.partition(": ")[2] for result in results if not result.is_ok] == ["log", "BigQuery", "bucket"]
 
 
 def test_who_is_exempted_is_told_to_look_there(set_up: None, look: Look, world: LoggingWorld) -> None:
     for log in world.policies["acme-prod"]["auditConfigs"][0]["auditLogConfigs"]:
         log["exemptedMembers"] = [CALLER]
-    wish = Wish("acme-prod", frozenset({CALLER}))
+    wish = DesiredState("acme-prod", frozenset({CALLER}))
     world.policies["acme-prod"]["auditConfigs"][0]["auditLogConfigs"][2].pop("exemptedMembers")
-    assert "whether your own account is exempted" in failed(look([wish], patience=1)).todo
+    assert "whether your own account is exempted" in failed(look([wish], patience=1)).hint
 
 
 def test_settings_that_are_not_as_wished_are_named_and_the_rest_is_skipped(
@@ -101,13 +101,13 @@ def test_settings_that_are_not_as_wished_are_named_and_the_rest_is_skipped(
 ) -> None:
     world.sinks["projects/acme-prod/sinks/kms-audit-storage"]["disabled"] = True
     results = look()
-    assert failed(results).seen == "not as wished: sink to Cloud Storage"
+    assert failed(results).detail == "not as wished: sink to Cloud Storage"
     assert list(outcomes(results).values()).count(Outcome.SKIPPED) == 3
 
 
 def test_who_may_not_read_the_log_is_told_at_once(set_up: None, look: Look, world: LoggingWorld) -> None:
     world.log_readers = False
-    assert "ask for roles/logging.privateLogViewer" in failed(look()).todo
+    assert "ask for roles/logging.privateLogViewer" in failed(look()).hint
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_missing_permission_names_the_role(
     stand.denied.add(method)
     result = failed(look())
     assert result.name == f"acme-prod: {place}"
-    assert role in result.todo
+    assert role in result.hint
 
 
 def test_a_table_that_is_not_there_yet_is_waited_for(set_up: None, look: Look, stand: Stand, waits: Waits) -> None:
@@ -138,18 +138,18 @@ def test_a_table_that_is_not_there_yet_is_waited_for(set_up: None, look: Look, s
 def test_a_mark_that_two_reads_of_a_large_file_share_is_found(
     set_up: None, look: Look, world: LoggingWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ops.audit.places._CHUNK", 16)
+    monkeypatch.setattr("ops.audit.places._CHUNK_BYTES", 16)
     assert outcomes(look())["bucket"] is Outcome.PASSED
 
 
 def test_several_projects_are_waited_for_together(
-    google: Google, look: Look, world: LoggingWorld, waits: Waits
+    google: GoogleApi, look: Look, world: LoggingWorld, waits: Waits
 ) -> None:
-    wishes = [Wish("acme-prod"), Wish("acme-test")]
+    wishes = [DesiredState("acme-prod"), DesiredState("acme-test")]
     for wish in wishes:
-        list(apply(google, wish, waits.sleep))
+        list(apply_changes(google, wish, waits.sleep))
     world.delay, waits.seconds = 2, 0
-    assert all(result.ok for result in look(wishes))
+    assert all(result.is_ok for result in look(wishes))
     assert waits.seconds == 20
 
 
@@ -158,9 +158,9 @@ def test_several_projects_are_waited_for_together(
 )
 def test_a_probe_s_name_that_is_none_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="expected the name that an earlier run printed"):
-        Probe.parse(name)
+        AuditProbe.parse(name)
 
 
 def test_a_probe_is_known_by_its_name_alone() -> None:
-    probe = Probe.new(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "1a2b3c4d")
-    assert Probe.parse(probe.mark) == probe
+    probe = AuditProbe.create(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "1a2b3c4d")
+    assert AuditProbe.parse(probe.marker) == probe

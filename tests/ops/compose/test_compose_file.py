@@ -9,7 +9,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from ops.compose.build import built
+from ops.compose.build import build_files
 from services.exporter.__main__ import main as exporter
 from services.relay.__main__ import main as relay
 from tests.ops.mounted import mounted
@@ -132,11 +132,11 @@ def test_the_minimal_profile_has_configurations_that_name_nobody_who_is_not_ther
 PORTS = {"exporter": 9911, "relay": 9912}
 
 
-@pytest.mark.parametrize("file", built(), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", build_files(), ids=lambda file: file.name)
 def test_the_files_of_the_containers_are_those_of_production(file: Path) -> None:
-    assert file.read_text(encoding="utf-8") == built()[file], "run: python -m ops.compose.build"
+    assert file.read_text(encoding="utf-8") == build_files()[file], "run: python -m ops.compose.build"
 
 
 def test_no_container_looks_for_another_at_its_own_loopback() -> None:
-    for file in built():
+    for file in build_files():
         assert "127.0.0.1" not in file.read_text(encoding="utf-8")

@@ -15,14 +15,14 @@ from ops.demo import __main__ as demo
 from ops.demo import environment, key, stack
 from ops.demo.configure import DOCS, KEY
 from ops.demo.ports import Ports
-from ops.kms_emulator.emulator import start
+from ops.kms_emulator.emulator import run_emulator
 
 NOWHERE = Ports(*range(1, 10))
 """Ports on which nothing listens."""
 
 
 async def test_a_part_that_does_not_work_is_a_red_line_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
-    assert await demo._all_green(NOWHERE) is False
+    assert await demo._run_smoke_test(NOWHERE) is False
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("  ✗ backend answers: http://127.0.0.1:3/healthz cannot be reached")
     assert lines[0].endswith("; start it, or correct the address")
@@ -37,14 +37,14 @@ async def test_an_incident_is_not_even_begun_where_a_line_is_red(
         yield stack.Stack(NOWHERE, None, None, tmp_path)  # type: ignore[arg-type]  # never asked for anything
 
     monkeypatch.setattr(stack, "running", nothing)
-    assert await demo._incident(tmp_path / "demo.json") is False
+    assert await demo._run_incident(tmp_path / "demo.json") is False
     assert not (tmp_path / "demo.json").exists()
 
 
 def test_the_shell_of_a_person_on_call_has_the_runbooks_variables_and_keypulses_commands(tmp_path: Path) -> None:
     folder = tmp_path / "a folder"
     folder.mkdir()
-    environment.write(folder, NOWHERE)
+    environment.write_file(folder, NOWHERE)
     script = f'. "{folder}/env"; env; command -v python'
     printed = subprocess.run(["/bin/sh", "-ec", script], capture_output=True, text=True, check=True).stdout
     found = dict(line.partition("=")[::2] for line in printed.splitlines())
@@ -59,7 +59,7 @@ def test_the_shell_of_a_person_on_call_has_the_runbooks_variables_and_keypulses_
 
 
 async def test_the_demos_key_is_changed_as_an_administrator_would() -> None:
-    async with start(keys=[KEY]) as emulator:
+    async with run_emulator(keys=[KEY]) as emulator:
 
         async def change(*arguments: str) -> str:
             command = [*arguments, "--emulator", str(emulator.address)]
@@ -67,7 +67,7 @@ async def test_the_demos_key_is_changed_as_an_administrator_would() -> None:
             return done.output
 
         assert await change("create") == "1  ENABLED\n2  ENABLED\n"
-        assert (await emulator.store.key(KEY)).primary == 2
+        assert (await emulator.store.get_key(KEY)).primary == 2
         assert await change("destroy", "1") == "1  DESTROY_SCHEDULED\n2  ENABLED\n"
         assert await change("restore") == "1  DISABLED\n2  ENABLED\n"
         assert await change("enable") == await change("list") == "1  ENABLED\n2  ENABLED\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.demo.processes import processes
+from ops.demo.processes import run_processes
 from shared.server import StartError
 
 SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
@@ -30,7 +30,7 @@ def _alive(pid: int) -> bool:
 
 
 async def test_children_are_stopped_at_the_end(tmp_path: Path) -> None:
-    async with processes(tmp_path) as children:
+    async with run_processes(tmp_path) as children:
         await children.start("sleeper", SLEEPER)
         pid = children._running["sleeper"].pid
         assert _alive(pid)
@@ -38,7 +38,7 @@ async def test_children_are_stopped_at_the_end(tmp_path: Path) -> None:
 
 
 async def test_a_child_that_ended_is_named_with_its_last_words(tmp_path: Path) -> None:
-    async with processes(tmp_path) as children:
+    async with run_processes(tmp_path) as children:
         await children.start("relay", [sys.executable, "-c", "import sys; sys.exit('no such file')"])
         await children._running["relay"].wait()
         with pytest.raises(StartError, match="relay ended with exit code 1: no such file"):
@@ -46,17 +46,17 @@ async def test_a_child_that_ended_is_named_with_its_last_words(tmp_path: Path) -
 
 
 async def test_a_child_that_was_killed_is_started_again_and_its_last_words_stay(tmp_path: Path) -> None:
-    async with processes(tmp_path) as children:
+    async with run_processes(tmp_path) as children:
         first = await children.start("sleeper", SLEEPER)
         await children.start("other", SLEEPER)
         log, file = tmp_path / "sleeper.log", tmp_path / "sleeper.pid"
         _until(lambda: log.read_text() == "up\n")
-        assert children.ended() == {}
+        assert children.list_ended() == {}
         os.kill(int(file.read_text()), signal.SIGKILL)
         await children._running["sleeper"].wait()
-        assert children.ended() == {"sleeper": "sleeper ended with exit code -9: up"}
-        assert await children.start_again() == ["sleeper"]
-        assert children.ended() == {}
+        assert children.list_ended() == {"sleeper": "sleeper ended with exit code -9: up"}
+        assert await children.restart_ended() == ["sleeper"]
+        assert children.list_ended() == {}
         again = int(file.read_text())
         assert again != first
         _until(lambda: log.read_text() == "up\nup\n")

@@ -12,7 +12,7 @@ import pytest
 
 from ops.demo import scenario
 from ops.demo.ports import Ports
-from ops.demo.processes import processes
+from ops.demo.processes import run_processes
 from ops.demo.stack import Stack
 from ops.demo.timeline import CHANNELS, ChannelName, Hop, State
 
@@ -29,14 +29,14 @@ class ScriptedStack(Stack):
     late: list[str] = field(default_factory=list)
     """Parts that at the first question know nothing yet."""
 
-    async def get(self, part: str, path: str) -> Any:
+    async def get_json(self, part: str, path: str) -> Any:
         del path  # one answer a part is enough
         if part in self.late:
             self.late.remove(part)
             return None
         return self.answers[part]
 
-    async def text(self, part: str, path: str) -> str:
+    async def get_text(self, part: str, path: str) -> str:
         del path
         return str(self.answers[part])
 
@@ -47,12 +47,12 @@ Follow = Callable[[dict[str, Any], State], Any]
 @pytest.fixture
 async def follow(tmp_path: Path) -> AsyncIterator[Follow]:
     """Follows one change of KMS, of whose minute only half a second is left; gives the hops and what is missing."""
-    async with aiohttp.ClientSession() as http, processes(tmp_path) as children:
+    async with aiohttp.ClientSession() as http, run_processes(tmp_path) as children:
 
         async def follow(answers: dict[str, Any], state: State) -> tuple[list[Hop], list[str]]:
-            began = time.time() - scenario.PHASE_SECONDS + PATIENCE
+            began = time.time() - scenario.PHASE_TIMEOUT + PATIENCE
             stack = ScriptedStack(Ports(), http, children, tmp_path, answers)
-            return await scenario._Phase(stack, state, began, lambda _hop: None).follow()
+            return await scenario._Phase(stack, state, began, lambda _hop: None).wait_for_hops()
 
         yield follow
 
@@ -162,11 +162,11 @@ async def test_what_has_not_arrived_whole_has_not_arrived(spoilt: str, state: St
 
 async def test_a_delivery_is_told_after_its_webhook_although_it_was_seen_first(tmp_path: Path) -> None:
     told: list[str] = []
-    async with aiohttp.ClientSession() as http, processes(tmp_path) as children:
+    async with aiohttp.ClientSession() as http, run_processes(tmp_path) as children:
         # The relay has it between the first look for the webhook and the first look for a delivery.
         stack = ScriptedStack(Ports(), http, children, tmp_path, complete("firing"), late=["relay"])
-        began = time.time() - scenario.PHASE_SECONDS + PATIENCE
-        _, missing = await scenario._Phase(stack, "firing", began, lambda hop: told.append(hop.name)).follow()
+        began = time.time() - scenario.PHASE_TIMEOUT + PATIENCE
+        _, missing = await scenario._Phase(stack, "firing", began, lambda hop: told.append(hop.name)).wait_for_hops()
 
     assert missing == []
     assert [name for name in told if name in ("accepted", "delivered")] == ["accepted", *["delivered"] * len(CHANNELS)]

@@ -7,7 +7,7 @@ import pytest
 
 from ops.demo import stack
 from ops.demo.ports import Ports
-from ops.demo.processes import processes
+from ops.demo.processes import run_processes
 from shared.server import StartError
 from tests.ops.demo.test_scenario import ScriptedStack
 
@@ -16,7 +16,7 @@ async def test_the_alerts_that_keep_a_start_waiting_are_named(tmp_path: Path, mo
     monkeypatch.setattr(stack, "READY_SECONDS", 0.3)
     alerts = [{"labels": {"alertname": name}} for name in ("Watchdog", "KMSKeyProblems")]
     answers = {"prometheus": {"data": {"alerts": alerts}}, "relay": "", "alertmanager": "", "stand_ins": ""}
-    async with aiohttp.ClientSession() as http, processes(tmp_path) as children:
+    async with aiohttp.ClientSession() as http, run_processes(tmp_path) as children:
         waiting = ScriptedStack(Ports(), http, children, tmp_path, answers)
         with pytest.raises(StartError, match=r"still waiting for relay to be ready \(KMSKeyProblems\)"):
-            await stack._until_healthy(waiting)
+            await stack._wait_until_healthy(waiting)

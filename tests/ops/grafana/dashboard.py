@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ops.grafana.build import FILE
+from ops.grafana.build import DASHBOARD_FILE
 
-DASHBOARD: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
+DASHBOARD: dict[str, Any] = json.loads(DASHBOARD_FILE.read_text(encoding="utf-8"))
 PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 ANNOTATIONS: list[dict[str, Any]] = DASHBOARD["annotations"]["list"]
 VARIABLES: dict[str, dict[str, Any]] = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}

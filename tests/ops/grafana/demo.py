@@ -24,7 +24,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from grpc.aio import insecure_channel
 
 from ops.demo import stack
-from ops.demo.configure import KEY, configure
+from ops.demo.configure import KEY, write_configuration
 from ops.demo.ports import Ports
 from ops.demo.stack import Stack
 from tests.key_versions import Versions
@@ -39,7 +39,7 @@ PATIENCE = 60.0
 async def after_a_bad_day(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stack]:
     """KMS was denied for a while, Slack still refuses, and a version that data needs is to be destroyed."""
     monkeypatch.setattr(stack, "configure", _twice)
-    async with stack.running(Ports.free()) as running:
+    async with stack.run_stack(Ports.pick_free()) as running:
         await _seen(running, "count(kms_key_primary_version) == 4")  # so version 1 has its canaries
         refused = {"provider": "slack", "kind": "error", "error": "token_revoked"}
         await _post(running, "stand_ins", "/api/faults", refused)
@@ -47,7 +47,7 @@ async def after_a_bad_day(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stac
         await _seen(running, 'ALERTS{alertname="KMSCryptoModeNotKMS", alertstate="firing"}')
         await _seen(running, "relay_delivery_duration_seconds_count > 0")
         await _seen(running, "relay:outbox_oldest_timestamp_seconds")
-        async with running.http.delete(running.ports.url("faults") + "/faults") as answer:
+        async with running.http.delete(running.ports.build_url("faults") + "/faults") as answer:
             assert answer.status < 300
         await _turn_over_the_key(running.ports)
         await _restart_the_exporter(running)  # its first look comes at once, the next one after a minute
@@ -66,7 +66,7 @@ async def _seen(running: Stack, expression: str) -> None:
 
 
 def _twice(folder: Path, ports: Ports) -> None:
-    configure(folder, ports)
+    write_configuration(folder, ports)
     exporter = yaml.safe_load((folder / "exporter.yml").read_text())
     exporter["targets"].append({**exporter["targets"][0], "name": "other-kek", "service": "other"})
     exporter["backends"].append({**exporter["backends"][0], "service": "other"})
@@ -95,13 +95,13 @@ async def _turn_over_the_key(ports: Ports) -> None:
 
 
 async def _restart_the_exporter(running: Stack) -> None:
-    folder = running.children._logs
-    exporter = running.children._running["exporter"]
+    folder = running.processes._logs
+    exporter = running.processes._running["exporter"]
     exporter.terminate()
     await exporter.wait()
-    await running.children.start("exporter", stack.commands(folder, running.ports, "", "")["exporter"])
+    await running.processes.start("exporter", stack.build_commands(folder, running.ports, "", "")["exporter"])
 
 
 async def _post(running: Stack, part: str, path: str, document: dict[str, Any]) -> None:
-    async with running.http.post(running.ports.url(part) + path, json=document) as answer:
+    async with running.http.post(running.ports.build_url(part) + path, json=document) as answer:
         assert answer.status == 201, await answer.text()

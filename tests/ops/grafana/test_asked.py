@@ -29,7 +29,7 @@ async def test_every_expression_has_data_and_follows_the_variables(
     async with after_a_bad_day(monkeypatch) as running, aiohttp.ClientSession(timeout=timeout) as http:
         end = time.time()
         start = end - int(end - began)  # whole seconds, so that the last of the steps is at the end itself
-        asked = Asked(http, running.ports.url("prometheus"), start, end)
+        asked = Asked(http, running.ports.build_url("prometheus"), start, end)
         assert await asked.options(VARIABLES["env"]["query"], Choice()) == ENVS
         assert await asked.options(VARIABLES["service"]["query"], Choice()) == SERVICES
         assert await asked.options(VARIABLES["service"]["query"], NO_ENV) == []

@@ -9,25 +9,25 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from ops.grafana.build import FILE, UID, text
+from ops.grafana.build import DASHBOARD_FILE, UID, build_dashboard
 from services.exporter.metrics import ExporterMetrics
-from shared.smoke.grafana import DASHBOARD as SMOKED
+from shared.smoke.grafana import DASHBOARD_UID as SMOKED
 from tests.ops.grafana.dashboard import ANNOTATIONS, DASHBOARD, PANELS, VARIABLES
 from tests.ops.rules import ALERTS, PROMETHEUS, REFERENCE
 
-PROVISIONING = FILE.parents[1] / "provisioning"
+PROVISIONING = DASHBOARD_FILE.parents[1] / "provisioning"
 OF_PROMETHEUS = {"step", "titleFormat", "textFormat", "tagKeys", "useValueForTime"}
 """What Grafana's Prometheus data source reads of an annotation, and the SDK's type lacks."""
 
 
 def test_the_json_is_what_the_python_builds() -> None:
-    assert FILE.read_text(encoding="utf-8") == text(), "python -m ops.grafana.build writes it anew"
+    assert DASHBOARD_FILE.read_text(encoding="utf-8") == build_dashboard(), "python -m ops.grafana.build writes it anew"
 
 
 def test_the_json_is_wholly_of_types_that_the_sdk_knows() -> None:
     register_default_plugins()
-    known = json.loads(json.dumps(Dashboard.from_json(json.loads(text())).to_json(), cls=JSONEncoder))
-    ours = json.loads(text())
+    known = json.loads(json.dumps(Dashboard.from_json(json.loads(build_dashboard())).to_json(), cls=JSONEncoder))
+    ours = json.loads(build_dashboard())
     for annotation in ours["annotations"]["list"]:
         for key in OF_PROMETHEUS:
             del annotation[key]

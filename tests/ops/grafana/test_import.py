@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from ops.grafana.build import UID
-from ops.grafana.variables import ADDRESSES
+from ops.grafana.variables import LINK_ADDRESSES
 from tests.ops.rules import REFERENCE, ROOT
 
 
@@ -56,4 +56,4 @@ async def test_the_documented_commands_set_the_addresses_and_import_the_dashboar
     assert imported["dashboard"]["uid"] == UID
     assert "id" not in imported["dashboard"], "Grafana would look for a dashboard of that number"
     told = {variable["name"]: variable["query"] for variable in imported["dashboard"]["templating"]["list"]}
-    assert all(told[name] != address and "example.org" in told[name] for name, address in ADDRESSES.items())
+    assert all(told[name] != address and "example.org" in told[name] for name, address in LINK_ADDRESSES.items())

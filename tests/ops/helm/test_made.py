@@ -6,15 +6,15 @@ import pytest
 import yaml
 
 from ops.helm import CHART
-from ops.helm.build import made
-from ops.helm.table import table
+from ops.helm.build import build_files
+from ops.helm.table import build_values_table
 from tests.ops.helm.matrix import SIDECAR_EXAMPLE
 
 OPS = Path(__file__).parents[3] / "ops"
 
 
 def test_nothing_has_changed_since_it_was_built() -> None:
-    differ = [str(file) for file, content in made().items() if file.read_text(encoding="utf-8") != content]
+    differ = [str(file) for file, content in build_files().items() if file.read_text(encoding="utf-8") != content]
 
     assert differ == [], "run: .venv/bin/python -m ops.helm.build"
 
@@ -33,7 +33,7 @@ def test_rules_dashboard_and_routing_are_byte_for_byte_those_of_ops() -> None:
 def test_the_table_has_each_value_with_its_default_and_its_comment() -> None:
     text = "# About a.\n# Of two lines.\na: 1\nb:\n  # About c|d.\n  c: {e: [x]}\n  config:\n    f: null\n"
 
-    assert table(text).splitlines()[2:] == [
+    assert build_values_table(text).splitlines()[2:] == [
         "| `a` | `1` | About a. Of two lines. |",
         '| `b.c` | `{"e": ["x"]}` | About c\\|d. |',
         '| `b.config` | `{"f": null}` |  |',
@@ -41,7 +41,7 @@ def test_the_table_has_each_value_with_its_default_and_its_comment() -> None:
 
 
 def test_every_value_is_explained_or_stands_under_one_that_is() -> None:
-    rows = [row.split(" | ") for row in table((CHART / "values.yaml").read_text(encoding="utf-8")).splitlines()[2:]]
+    rows = [row.split(" | ") for row in build_values_table((CHART / "values.yaml").read_text(encoding="utf-8")).splitlines()[2:]]
     explained = {row[0].strip("| `") for row in rows if row[2].strip(" |")}
     names = [row[0].strip("| `") for row in rows]
     silent = [

@@ -8,7 +8,7 @@ import kubernetes_validate
 import pytest
 
 from ops.helm import CHART
-from ops.helm.lint import findings
+from ops.helm.lint import lint_chart
 from tests.ops.helm.matrix import MATRIX
 from tests.ops.helm.rendering import Object, containers, of_kind, pods, rendered
 
@@ -22,7 +22,7 @@ def test_the_schemas_are_asked_for_the_oldest_version_that_the_chart_allows() ->
 
 @every_deployment
 def test_helm_finds_nothing_to_warn_of(values: dict[str, Any]) -> None:
-    assert findings(CHART, values) == []
+    assert lint_chart(CHART, values) == []
 
 
 @pytest.mark.parametrize("version", [OLDEST, kubernetes_validate.latest_version()])

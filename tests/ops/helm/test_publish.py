@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 from aiohttp import web
 
-from ops.helm.publish import publish
+from ops.helm.publish import publish_chart
 
 
 @dataclass
@@ -60,7 +60,7 @@ async def registry() -> AsyncIterator[Registry]:
 
 async def test_the_digest_that_is_told_is_that_of_the_charts_version(registry: Registry) -> None:
     remote = f"oci://{registry.address}/acme/keypulse/charts"
-    digest = await asyncio.to_thread(publish, remote, "somebody", "a-password", plain_http=True)
+    digest = await asyncio.to_thread(publish_chart, remote, "somebody", "a-password", plain_http=True)
 
     manifest = json.loads(registry.manifests[digest])
     assert registry.manifests["0.1.0"] == registry.manifests[digest]

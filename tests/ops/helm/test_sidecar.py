@@ -8,7 +8,7 @@ import kubernetes_validate
 import pytest
 
 from ops.helm import CHART
-from ops.helm.lint import findings
+from ops.helm.lint import lint_chart
 from tests.ops.helm.matrix import SIDECAR_EXAMPLE
 from tests.ops.helm.rendering import of_kind, pods, rendered
 
@@ -49,7 +49,7 @@ def test_prometheus_finds_it_by_a_service_of_those_pods(example: Path) -> None:
 
 
 def test_kubernetes_and_helm_take_it_as_it_is(example: Path) -> None:
-    assert findings(example) == []
+    assert lint_chart(example) == []
     for each in rendered(chart=example, name="ledger"):
         if not each["apiVersion"].startswith("monitoring.coreos.com/"):
             kubernetes_validate.validate(each, kubernetes_validate.latest_version(), strict=True)

@@ -7,7 +7,7 @@ import pytest
 from google.cloud.kms_v1 import KeyManagementServiceAsyncClient
 from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
 
-from ops.kms_emulator.emulator import Emulator, start
+from ops.kms_emulator.emulator import Emulator, run_emulator
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
@@ -20,7 +20,7 @@ def now() -> list[float]:
 
 @pytest.fixture
 async def emulator(now: list[float]) -> AsyncIterator[Emulator]:
-    async with start(keys=[KEY], clock=lambda: now[0]) as running:
+    async with run_emulator(keys=[KEY], clock=lambda: now[0]) as running:
         yield running
 
 

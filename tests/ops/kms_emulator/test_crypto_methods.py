@@ -7,7 +7,7 @@ from google.cloud.kms_v1 import KeyManagementServiceAsyncClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.kms.checksum import crc32c
+from shared.kms.checksum import compute_crc32c
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 V1 = f"{KEY}/cryptoKeyVersions/1"
@@ -24,13 +24,13 @@ async def test_any_bytes_make_the_round_trip_with_every_checksum_right(
 ) -> None:
     encrypted = await client.encrypt(request=_encrypt(plaintext, aad), **ONCE)
     assert encrypted.name == V1
-    assert encrypted.ciphertext_crc32c == crc32c(encrypted.ciphertext)
+    assert encrypted.ciphertext_crc32c == compute_crc32c(encrypted.ciphertext)
     assert encrypted.verified_plaintext_crc32c
     assert encrypted.verified_additional_authenticated_data_crc32c
     assert encrypted.protection_level == kms.ProtectionLevel.SOFTWARE
     decrypted = await client.decrypt(request=_decrypt(encrypted.ciphertext, aad), **ONCE)
     assert decrypted.plaintext == plaintext
-    assert decrypted.plaintext_crc32c == crc32c(plaintext)
+    assert decrypted.plaintext_crc32c == compute_crc32c(plaintext)
     assert decrypted.used_primary
     assert decrypted.protection_level == kms.ProtectionLevel.SOFTWARE
 
@@ -43,7 +43,7 @@ async def test_a_checksum_that_was_not_sent_was_not_verified(client: KeyManageme
 
 
 async def test_a_checksum_of_zero_is_a_checksum(client: KeyManagementServiceAsyncClient) -> None:
-    assert crc32c(b"") == 0
+    assert compute_crc32c(b"") == 0
     encrypted = await client.encrypt(request=_encrypt(b"", b""), **ONCE)
     assert encrypted.verified_plaintext_crc32c
     assert encrypted.verified_additional_authenticated_data_crc32c
@@ -153,8 +153,8 @@ def _encrypt(plaintext: bytes, aad: bytes, **changed: Any) -> kms.EncryptRequest
         "name": KEY,
         "plaintext": plaintext,
         "additional_authenticated_data": aad,
-        "plaintext_crc32c": crc32c(plaintext),
-        "additional_authenticated_data_crc32c": crc32c(aad),
+        "plaintext_crc32c": compute_crc32c(plaintext),
+        "additional_authenticated_data_crc32c": compute_crc32c(aad),
     }
     return kms.EncryptRequest(request | changed)
 
@@ -164,7 +164,7 @@ def _decrypt(ciphertext: bytes, aad: bytes, **changed: Any) -> kms.DecryptReques
         "name": KEY,
         "ciphertext": ciphertext,
         "additional_authenticated_data": aad,
-        "ciphertext_crc32c": crc32c(ciphertext),
-        "additional_authenticated_data_crc32c": crc32c(aad),
+        "ciphertext_crc32c": compute_crc32c(ciphertext),
+        "additional_authenticated_data_crc32c": compute_crc32c(aad),
     }
     return kms.DecryptRequest(request | changed)

@@ -10,7 +10,7 @@ from google.cloud import kms_v1 as kms
 from google.cloud.kms_v1 import KeyManagementServiceAsyncClient
 from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
 
-from ops.kms_emulator.emulator import Emulator, start
+from ops.kms_emulator.emulator import Emulator, run_emulator
 from ops.kms_emulator.faults import Fault
 from shared.server import StartError
 from shared.settings import Address
@@ -28,7 +28,7 @@ def connect(emulator: Emulator) -> tuple[grpc.aio.Channel, KeyManagementServiceA
 
 
 async def test_keys_versions_and_ciphertexts_survive_a_restart(tmp_path: Path) -> None:
-    async with start(keys=[KEY], data=tmp_path) as emulator:
+    async with run_emulator(keys=[KEY], data=tmp_path) as emulator:
         channel, client = connect(emulator)
         async with channel:
             old = (await client.encrypt(name=KEY, plaintext=b"old", **ONCE)).ciphertext
@@ -37,7 +37,7 @@ async def test_keys_versions_and_ciphertexts_survive_a_restart(tmp_path: Path) -
             await client.update_crypto_key_primary_version(name=KEY, crypto_key_version_id="2", **ONCE)
             scheduled = await client.destroy_crypto_key_version(name=f"{KEY}/cryptoKeyVersions/3", **ONCE)
 
-    async with start(keys=[KEY], data=tmp_path) as emulator:
+    async with run_emulator(keys=[KEY], data=tmp_path) as emulator:
         channel, client = connect(emulator)
         async with channel:
             assert (await client.decrypt(name=KEY, ciphertext=old, **ONCE)).plaintext == b"old"
@@ -48,11 +48,11 @@ async def test_keys_versions_and_ciphertexts_survive_a_restart(tmp_path: Path) -
 
 
 async def test_without_a_folder_nothing_survives() -> None:
-    async with start(keys=[KEY]) as emulator:
+    async with run_emulator(keys=[KEY]) as emulator:
         channel, client = connect(emulator)
         async with channel:
             old = (await client.encrypt(name=KEY, plaintext=b"old", **ONCE)).ciphertext
-    async with start(keys=[KEY]) as emulator:
+    async with run_emulator(keys=[KEY]) as emulator:
         channel, client = connect(emulator)
         async with channel:
             with pytest.raises(exceptions.InvalidArgument, match="Decryption failed"):
@@ -61,13 +61,13 @@ async def test_without_a_folder_nothing_survives() -> None:
 
 async def test_a_stalled_call_ends_when_the_emulator_stops_and_leaves_no_task_behind() -> None:
     before = asyncio.all_tasks()
-    async with start(keys=[KEY]) as emulator:
+    async with run_emulator(keys=[KEY]) as emulator:
         channel, client = connect(emulator)
         await client.encrypt(name=KEY, plaintext=b"x", **ONCE)
         emulator.faults.add(Fault(kind="stall", count=1))
         stalled = asyncio.create_task(client.encrypt(name=KEY, plaintext=b"x", retry=None, timeout=60))
         async with asyncio.timeout(5):
-            while emulator.faults.active():  # noqa: ASYNC110 - the call has met its fault once that is used up
+            while emulator.faults.list_active():  # noqa: ASYNC110 - the call has met its fault once that is used up
                 await asyncio.sleep(0.01)
         stopping = time.monotonic()
     with pytest.raises((exceptions.GoogleAPICallError, asyncio.CancelledError)):
@@ -79,10 +79,10 @@ async def test_a_stalled_call_ends_when_the_emulator_stops_and_leaves_no_task_be
 
 async def test_a_taken_address_stops_the_start_with_one_sentence_and_leaves_nothing_behind() -> None:
     before = asyncio.all_tasks()
-    async with start() as first:
+    async with run_emulator() as first:
         for listen, faults in ((first.address, ANY), (ANY, first.faults_address)):
             with pytest.raises(StartError, match="cannot listen on 127"):
-                async with start(listen=listen, faults=faults):
+                async with run_emulator(listen=listen, faults=faults):
                     pytest.fail("it started on a taken address")
     assert asyncio.all_tasks() == before
 
@@ -90,21 +90,21 @@ async def test_a_taken_address_stops_the_start_with_one_sentence_and_leaves_noth
 async def test_a_full_disk_at_the_start_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "state.new").mkdir()  # where the new file would be written
     with pytest.raises(StartError, match=r"cannot write .* set another --data"):
-        async with start(keys=[KEY], data=tmp_path):
+        async with run_emulator(keys=[KEY], data=tmp_path):
             pytest.fail("it started without its key")
 
 
 async def test_a_second_emulator_on_the_folder_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:
-    async with start(keys=[KEY], data=tmp_path / "new" / "folder") as first:
+    async with run_emulator(keys=[KEY], data=tmp_path / "new" / "folder") as first:
         with pytest.raises(StartError, match="another emulator uses it; set another --data"):
-            async with start(keys=[KEY + "2"], data=tmp_path / "new" / "folder"):
+            async with run_emulator(keys=[KEY + "2"], data=tmp_path / "new" / "folder"):
                 pytest.fail("it started on another emulator's state")
-        assert [key.name for key in await first.store.keys(RING)] == [KEY]
-    async with start(data=tmp_path / "new" / "folder") as next_one:
-        assert [key.name for key in await next_one.store.keys(RING)] == [KEY]
+        assert [key.name for key in await first.store.list_keys(RING)] == [KEY]
+    async with run_emulator(data=tmp_path / "new" / "folder") as next_one:
+        assert [key.name for key in await next_one.store.list_keys(RING)] == [KEY]
 
 
 async def test_two_emulators_live_side_by_side() -> None:
-    async with start(keys=[KEY]) as one, start(keys=[KEY]) as two:
+    async with run_emulator(keys=[KEY]) as one, run_emulator(keys=[KEY]) as two:
         assert one.address != two.address
-        assert (await one.store.key(KEY)).version(1).material != (await two.store.key(KEY)).version(1).material
+        assert (await one.store.get_key(KEY)).version(1).material != (await two.store.get_key(KEY)).version(1).material

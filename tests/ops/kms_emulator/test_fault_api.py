@@ -31,14 +31,14 @@ async def test_a_fault_is_added_shown_and_healed(http: aiohttp.ClientSession, em
     async with http.post("/faults", json=body) as answer:
         assert answer.status == 201
         id_ = (await answer.json())["id"]
-    assert emulator.faults.active() == {id_: Fault(**body)}
+    assert emulator.faults.list_active() == {id_: Fault(**body)}
     async with http.get("/faults") as answer:
         assert await answer.json() == {"faults": [{"id": id_, **body}]}
     async with http.delete(f"/faults/{id_}") as answer:
         assert answer.status == 204
     async with http.delete(f"/faults/{id_}") as answer:
         assert answer.status == 404
-    assert emulator.faults.active() == {}
+    assert emulator.faults.list_active() == {}
 
 
 async def test_everything_is_healed_at_once(http: aiohttp.ClientSession, emulator: Emulator) -> None:
@@ -47,7 +47,7 @@ async def test_everything_is_healed_at_once(http: aiohttp.ClientSession, emulato
             assert answer.status == 201
     async with http.delete("/faults") as answer:
         assert answer.status == 204
-    assert emulator.faults.active() == {}
+    assert emulator.faults.list_active() == {}
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ async def test_a_body_that_is_no_fault_is_refused_with_its_mistake(
     async with http.post("/faults", data=body, headers={"Content-Type": "application/json"}) as answer:
         assert answer.status == 400
         assert complaint in (await answer.json())["error"]
-    assert emulator.faults.active() == {}
+    assert emulator.faults.list_active() == {}
 
 
 async def test_what_a_foreign_web_page_can_send_unasked_is_refused(
@@ -78,7 +78,7 @@ async def test_what_a_foreign_web_page_can_send_unasked_is_refused(
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
         async with http.post("/faults", data=b'{"kind": "stall"}', headers={"Content-Type": kind}) as answer:
             assert answer.status == 415
-    assert emulator.faults.active() == {}
+    assert emulator.faults.list_active() == {}
 
 
 async def test_a_body_without_end_is_cut(http: aiohttp.ClientSession) -> None:

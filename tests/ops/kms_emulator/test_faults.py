@@ -17,36 +17,36 @@ def never() -> float:
 def test_a_fault_meets_only_its_key_and_operation() -> None:
     faults = Faults(never)
     faults.add(Fault(kind="status", key=KEY, operation="Encrypt"))
-    assert faults.take("status", "Encrypt", KEY)
-    assert not faults.take("status", "Decrypt", KEY)
-    assert not faults.take("status", "Encrypt", KEY + "2")
-    assert not faults.take("status", "Encrypt", None)
-    assert not faults.take("stall", "Encrypt", KEY)
+    assert faults.match("status", "Encrypt", KEY)
+    assert not faults.match("status", "Decrypt", KEY)
+    assert not faults.match("status", "Encrypt", KEY + "2")
+    assert not faults.match("status", "Encrypt", None)
+    assert not faults.match("stall", "Encrypt", KEY)
 
 
 def test_a_fault_without_key_and_operation_meets_every_call() -> None:
     faults = Faults(never)
     faults.add(Fault(kind="status"))
-    assert faults.take("status", "CreateKeyRing", None)
-    assert faults.take("status", "Decrypt", KEY)
+    assert faults.match("status", "CreateKeyRing", None)
+    assert faults.match("status", "Decrypt", KEY)
 
 
 def test_a_count_is_used_up() -> None:
     faults = Faults(never)
     id_ = faults.add(Fault(kind="status", count=2))
-    assert faults.take("status", "Encrypt", KEY)
-    assert faults.active()[id_].count == 1
-    assert faults.take("status", "Encrypt", KEY)
-    assert not faults.take("status", "Encrypt", KEY)
-    assert faults.active() == {}
+    assert faults.match("status", "Encrypt", KEY)
+    assert faults.list_active()[id_].count == 1
+    assert faults.match("status", "Encrypt", KEY)
+    assert not faults.match("status", "Encrypt", KEY)
+    assert faults.list_active() == {}
 
 
 def test_a_probability_throws_the_dice_and_counts_only_what_it_met() -> None:
     dice = iter([0.5, 0.49, 0.9, 0.0])
     faults = Faults(lambda: next(dice))
     faults.add(Fault(kind="status", probability=0.5, count=2))
-    assert [bool(faults.take("status", "Encrypt", KEY)) for _ in range(4)] == [False, True, False, True]
-    assert faults.active() == {}
+    assert [bool(faults.match("status", "Encrypt", KEY)) for _ in range(4)] == [False, True, False, True]
+    assert faults.list_active() == {}
 
 
 def test_faults_are_healed_one_by_one_or_all_at_once() -> None:
@@ -55,9 +55,9 @@ def test_faults_are_healed_one_by_one_or_all_at_once() -> None:
     assert first != second
     assert faults.remove(first)
     assert not faults.remove(first)
-    assert list(faults.active()) == [second]
+    assert list(faults.list_active()) == [second]
     faults.clear()
-    assert faults.active() == {}
+    assert faults.list_active() == {}
 
 
 @pytest.mark.parametrize(
@@ -74,11 +74,11 @@ def test_denied_takes_away_a_permission_by_its_name_or_by_the_operation_that_nee
     fault: dict[str, str], refused: set[str]
 ) -> None:
     denied = Fault(kind="denied", **fault)
-    assert {permission for permission in PERMISSIONS.values() if denied.refuses(permission)} == refused
+    assert {permission for permission in PERMISSIONS.values() if denied.denies(permission)} == refused
 
 
 def test_only_denied_takes_away_permissions() -> None:
-    assert not Fault(kind="status").refuses(USE_TO_ENCRYPT)
+    assert not Fault(kind="status").denies(USE_TO_ENCRYPT)
 
 
 @pytest.mark.parametrize(

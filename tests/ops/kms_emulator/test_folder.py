@@ -3,25 +3,25 @@ from pathlib import Path
 
 import pytest
 
-from ops.kms_emulator.folder import Folder
+from ops.kms_emulator.folder import LockedFolder
 from shared.server import StartError
 
 
 def test_a_missing_folder_is_made_for_its_owner_only(tmp_path: Path) -> None:
-    Folder(tmp_path / "new" / "folder").release()
+    LockedFolder(tmp_path / "new" / "folder").release()
     assert stat.S_IMODE((tmp_path / "new" / "folder").stat().st_mode) == 0o700
 
 
 def test_a_folder_has_one_owner_at_a_time(tmp_path: Path) -> None:
-    first = Folder(tmp_path)
+    first = LockedFolder(tmp_path)
     with pytest.raises(StartError, match="another emulator uses it"):
-        Folder(tmp_path)
+        LockedFolder(tmp_path)
     first.release()
-    Folder(tmp_path).release()
+    LockedFolder(tmp_path).release()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_a_file_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StartError, match="set another --data"):
-        Folder(tmp_path / "file")
+        LockedFolder(tmp_path / "file")

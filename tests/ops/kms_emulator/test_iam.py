@@ -54,7 +54,7 @@ async def test_asking_for_permissions_uses_up_no_count(
 async def test_a_permission_denied_on_one_key_is_granted_on_another(
     client: KeyManagementServiceAsyncClient, emulator: Emulator
 ) -> None:
-    await emulator.store.ensure([f"{KEY}2"])
+    await emulator.store.create_missing_keys([f"{KEY}2"])
     emulator.faults.add(Fault(kind="denied", key=f"{KEY}2"))
     assert await _granted(client, f"{KEY}2", BOTH) == []
     assert await _granted(client, KEY, BOTH) == BOTH

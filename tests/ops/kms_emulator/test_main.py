@@ -8,8 +8,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from ops.kms_emulator.emulator import start
-from shared.kms.gcp import GcpKey
+from ops.kms_emulator.emulator import run_emulator
+from shared.kms.gcp import GcpKmsKey
 from shared.kms.provider import KmsError
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -58,7 +58,7 @@ async def test_it_serves_until_a_signal_and_leaves_with_0_whatever_stalls(
     process = await _start(*FREE, "--key", KEY, "--data", str(tmp_path / "state"))
     line = await _listening(process)
     assert line["service"] == "emulator"
-    key = GcpKey(KEY, endpoint=line["address"], insecure=True)
+    key = GcpKmsKey(KEY, endpoint=line["address"], insecure=True)
     encrypted = await key.encrypt(b"x", b"aad", timeout=5)
     assert (await key.decrypt(encrypted.ciphertext, b"aad", timeout=5)).plaintext == b"x"
     async with aiohttp.ClientSession() as http:
@@ -118,7 +118,7 @@ async def test_it_listens_beyond_loopback_only_where_that_is_allowed() -> None:
 
 
 async def test_a_taken_port_is_one_sentence_and_exit_1() -> None:
-    async with start() as other:
+    async with run_emulator() as other:
         for options in (
             ("--listen", str(other.address), "--faults", "127.0.0.1:0"),
             ("--listen", "127.0.0.1:0", "--faults", str(other.faults_address)),
@@ -130,7 +130,7 @@ async def test_a_taken_port_is_one_sentence_and_exit_1() -> None:
 
 
 async def test_a_folder_of_another_emulator_is_one_sentence_and_exit_1(tmp_path: Path) -> None:
-    async with start(data=tmp_path):
+    async with run_emulator(data=tmp_path):
         code, _, err = await run(*FREE, "--data", str(tmp_path))
     assert code == 1
     assert err == f"cannot keep state in {tmp_path}: another emulator uses it; set another --data\n"

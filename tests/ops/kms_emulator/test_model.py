@@ -7,7 +7,7 @@ from ops.kms_emulator.model import Key, State
 from ops.kms_emulator.status import StatusError
 
 DAY = 86400.0
-KEY = Key("projects/p/locations/l/keyRings/r/cryptoKeys/k", created=0.0)
+KEY = Key("projects/p/locations/l/keyRings/r/cryptoKeys/k", created_at=0.0)
 ONE = KEY.with_new_version(b"1" * 32, 0.0).with_primary(1, 0.0)
 TWO = ONE.with_new_version(b"2" * 32, 5.0)
 
@@ -26,8 +26,8 @@ def test_destruction_is_scheduled_and_comes_when_its_time_has_come() -> None:
     scheduled = TWO.with_destruction(2, 100.0)
     assert scheduled.version(2).state is State.DESTROY_SCHEDULED
     assert scheduled.version(2).destroy_time == 100.0 + 30 * DAY
-    assert scheduled.at(100.0 + 30 * DAY - 1) == scheduled
-    destroyed = scheduled.at(100.0 + 30 * DAY).version(2)
+    assert scheduled.with_due_destructions(100.0 + 30 * DAY - 1) == scheduled
+    destroyed = scheduled.with_due_destructions(100.0 + 30 * DAY).version(2)
     assert destroyed.state is State.DESTROYED
     assert destroyed.material is None
     assert destroyed.destroy_time is None
@@ -35,9 +35,9 @@ def test_destruction_is_scheduled_and_comes_when_its_time_has_come() -> None:
 
 
 def test_a_restored_version_is_disabled_and_keeps_its_material() -> None:
-    restored = TWO.with_destruction(2, 0.0).with_restored(2)
-    assert restored.at(1000 * DAY).version(2).state is State.DISABLED
-    assert restored.with_state(2, State.ENABLED).usable(2) == b"2" * 32
+    restored = TWO.with_destruction(2, 0.0).with_restored_version(2)
+    assert restored.with_due_destructions(1000 * DAY).version(2).state is State.DISABLED
+    assert restored.with_state(2, State.ENABLED).get_usable_material(2) == b"2" * 32
 
 
 def test_the_material_is_in_no_text_of_a_version() -> None:
@@ -53,7 +53,7 @@ def _scheduled(key: Key) -> Key:
 
 
 def _destroyed(key: Key) -> Key:
-    return key.with_destruction(1, 0.0).at(31 * DAY)
+    return key.with_destruction(1, 0.0).with_due_destructions(31 * DAY)
 
 
 @pytest.mark.parametrize(

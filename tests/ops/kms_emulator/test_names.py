@@ -9,31 +9,31 @@ KEY = f"{RING}/cryptoKeys/ledger"
 
 
 def test_each_level_of_the_hierarchy_is_recognised() -> None:
-    assert names.location("projects/demo/locations/global") == "projects/demo/locations/global"
-    assert names.key_ring(RING) == RING
-    assert names.key(KEY) == KEY
-    assert names.version(f"{KEY}/cryptoKeyVersions/12") == (KEY, 12)
-    assert names.ring_of(KEY) == RING
+    assert names.parse_location("projects/demo/locations/global") == "projects/demo/locations/global"
+    assert names.parse_key_ring(RING) == RING
+    assert names.parse_key_name(KEY) == KEY
+    assert names.parse_version_name(f"{KEY}/cryptoKeyVersions/12") == (KEY, 12)
+    assert names.get_key_ring(KEY) == RING
 
 
 @pytest.mark.parametrize(
     ("parse", "name"),
     [
-        (names.location, "projects/demo"),
-        (names.location, RING),
-        (names.location, "projects/a b/locations/global"),
-        (names.key_ring, KEY),
-        (names.key_ring, "projects/demo/locations/global/keyRings/"),
-        (names.key_ring, "projects/demo/locations/global/keyRings/ä"),
-        (names.key, RING),
-        (names.key, f"{KEY}/cryptoKeyVersions/1"),
-        (names.key, f"{KEY}\n"),
-        (names.version, KEY),
-        (names.version, f"{KEY}/cryptoKeyVersions/0"),
-        (names.version, f"{KEY}/cryptoKeyVersions/-1"),
-        (names.version, f"{KEY}/cryptoKeyVersions/one"),
-        (names.version, f"{RING}/cryptoKeyVersions/1"),
-        (names.version, ""),
+        (names.parse_location, "projects/demo"),
+        (names.parse_location, RING),
+        (names.parse_location, "projects/a b/locations/global"),
+        (names.parse_key_ring, KEY),
+        (names.parse_key_ring, "projects/demo/locations/global/keyRings/"),
+        (names.parse_key_ring, "projects/demo/locations/global/keyRings/ä"),
+        (names.parse_key_name, RING),
+        (names.parse_key_name, f"{KEY}/cryptoKeyVersions/1"),
+        (names.parse_key_name, f"{KEY}\n"),
+        (names.parse_version_name, KEY),
+        (names.parse_version_name, f"{KEY}/cryptoKeyVersions/0"),
+        (names.parse_version_name, f"{KEY}/cryptoKeyVersions/-1"),
+        (names.parse_version_name, f"{KEY}/cryptoKeyVersions/one"),
+        (names.parse_version_name, f"{RING}/cryptoKeyVersions/1"),
+        (names.parse_version_name, ""),
     ],
 )
 def test_a_malformed_name_is_an_invalid_argument_that_quotes_it(parse: object, name: str) -> None:
@@ -47,5 +47,5 @@ def test_a_malformed_name_is_an_invalid_argument_that_quotes_it(parse: object, n
 @pytest.mark.parametrize("text", ["", "a/b", "a b", "x" * 64])
 def test_an_id_that_the_real_service_refuses_is_refused(text: str) -> None:
     with pytest.raises(StatusError, match="crypto_key_id"):
-        names.new_id(text, "crypto_key_id")
-    assert names.new_id("x" * 63, "crypto_key_id") == "x" * 63
+        names.check_new_id(text, "crypto_key_id")
+    assert names.check_new_id("x" * 63, "crypto_key_id") == "x" * 63

@@ -2,7 +2,7 @@ import grpc
 import pytest
 from google.cloud import kms_v1 as kms
 
-from ops.kms_emulator.paging import MAX_PAGE, page
+from ops.kms_emulator.paging import MAX_PAGE, paginate
 from ops.kms_emulator.status import StatusError
 
 
@@ -10,20 +10,20 @@ def test_the_pages_together_hold_everything_once_and_in_order() -> None:
     items, token = list(range(7)), ""
     seen: list[int] = []
     for expected in (3, 3, 1):
-        shown, token = page(items, kms.ListCryptoKeysRequest(page_size=3, page_token=token))
+        shown, token = paginate(items, kms.ListCryptoKeysRequest(page_size=3, page_token=token))
         assert len(shown) == expected
         seen += shown
     assert (seen, token) == (items, "")
 
 
 def test_a_last_page_that_is_full_has_no_successor() -> None:
-    assert page([1, 2], kms.ListCryptoKeysRequest(page_size=2)) == ([1, 2], "")
+    assert paginate([1, 2], kms.ListCryptoKeysRequest(page_size=2)) == ([1, 2], "")
 
 
 def test_a_page_has_a_default_and_a_largest_size() -> None:
     many = list(range(3000))
-    assert len(page(many, kms.ListKeyRingsRequest())[0]) == 100
-    assert len(page(many, kms.ListKeyRingsRequest(page_size=2500))[0]) == MAX_PAGE
+    assert len(paginate(many, kms.ListKeyRingsRequest())[0]) == 100
+    assert len(paginate(many, kms.ListKeyRingsRequest(page_size=2500))[0]) == MAX_PAGE
 
 
 @pytest.mark.parametrize(
@@ -40,5 +40,5 @@ def test_a_page_has_a_default_and_a_largest_size() -> None:
 )
 def test_what_cannot_be_listed_is_refused(request_: kms.ListCryptoKeysRequest, code: grpc.StatusCode) -> None:
     with pytest.raises(StatusError) as refused:
-        page([1, 2, 3], request_)
+        paginate([1, 2, 3], request_)
     assert refused.value.code is code

@@ -14,8 +14,8 @@ from ops.kms_emulator import service
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from ops.kms_emulator.permissions import OPERATIONS
-from shared.kms.checksum import crc32c
-from shared.server import registry
+from shared.kms.checksum import compute_crc32c
+from shared.server import create_registry
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 V1 = f"{KEY}/cryptoKeyVersions/1"
@@ -33,7 +33,7 @@ class Call:
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 async def test_every_operation_that_can_be_named_in_a_fault_is_served(emulator: Emulator, operation: str) -> None:
-    handlers = service.handlers(emulator.store, emulator.faults, registry())
+    handlers = service.build_handlers(emulator.store, emulator.faults, create_registry())
     assert any(handler.service(Call(operation)) for handler in handlers)  # type: ignore[arg-type] # what it reads of it
 
 
@@ -135,8 +135,8 @@ async def test_a_corrupted_checksum_is_wrong_and_the_rest_is_right(
     decrypted = await client.decrypt(name=KEY, ciphertext=encrypted.ciphertext, **ONCE)
     assert decrypted.plaintext == b"x"
     wrong = [
-        encrypted.ciphertext_crc32c != crc32c(encrypted.ciphertext),
-        decrypted.plaintext_crc32c != crc32c(decrypted.plaintext),
+        encrypted.ciphertext_crc32c != compute_crc32c(encrypted.ciphertext),
+        decrypted.plaintext_crc32c != compute_crc32c(decrypted.plaintext),
     ]
     assert wrong == [operation == "Encrypt", operation == "Decrypt"]
 
@@ -149,7 +149,7 @@ async def test_a_wrong_plaintext_has_the_right_checksum_for_itself(
     encrypted = await client.encrypt(name=KEY, plaintext=plaintext, **ONCE)
     decrypted = await client.decrypt(name=KEY, ciphertext=encrypted.ciphertext, **ONCE)
     assert decrypted.plaintext != plaintext
-    assert decrypted.plaintext_crc32c == crc32c(decrypted.plaintext)
+    assert decrypted.plaintext_crc32c == compute_crc32c(decrypted.plaintext)
 
 
 async def test_a_slow_change_of_primary_encrypts_with_the_old_one_for_a_while(

@@ -6,7 +6,7 @@ import pytest
 
 from ops.kms_emulator.model import Key, State
 from ops.kms_emulator.status import StatusError
-from ops.kms_emulator.store import Store, new_key
+from ops.kms_emulator.store import Store, create_key
 from shared.server import StartError
 
 RING = "projects/demo/locations/global/keyRings/app"
@@ -19,79 +19,79 @@ def at(time: float = 100.0) -> float:
 
 async def test_what_was_changed_survives_a_restart(tmp_path: Path) -> None:
     store = Store(tmp_path, at)
-    await store.ensure([KEY])
-    await store.change(KEY, lambda key: key.with_new_version(b"2" * 32, 100.0))
-    await store.change(KEY, lambda key: key.with_primary(2, 100.0).with_destruction(1, 100.0))
-    before = await store.key(KEY)
+    await store.create_missing_keys([KEY])
+    await store.update_key(KEY, lambda key: key.with_new_version(b"2" * 32, 100.0))
+    await store.update_key(KEY, lambda key: key.with_primary(2, 100.0).with_destruction(1, 100.0))
+    before = await store.get_key(KEY)
 
     reopened = Store(tmp_path, at)
-    assert await reopened.key(KEY) == before
-    assert reopened.ring(RING) == 100.0
+    assert await reopened.get_key(KEY) == before
+    assert reopened.get_key_ring_time(RING) == 100.0
 
 
 async def test_material_of_a_destroyed_version_leaves_the_disk_at_the_next_look(tmp_path: Path) -> None:
     now = [0.0]
     store = Store(tmp_path, lambda: now[0])
-    await store.ensure([KEY])
-    key = await store.change(KEY, lambda key: key.with_destruction(1, 0.0))
+    await store.create_missing_keys([KEY])
+    key = await store.update_key(KEY, lambda key: key.with_destruction(1, 0.0))
     now[0] = key.destroy_scheduled_duration
-    assert (await store.key(KEY)).version(1).state is State.DESTROYED
+    assert (await store.get_key(KEY)).version(1).state is State.DESTROYED
     assert Store(tmp_path, lambda: 0.0)._now.keys[KEY].version(1).material is None
 
 
 async def test_the_file_is_for_its_owner_only_and_replaced_as_a_whole(tmp_path: Path) -> None:
     store = Store(tmp_path, at)
-    await store.ensure([KEY])
+    await store.create_missing_keys([KEY])
     assert not (tmp_path / "state.new").exists()
     assert (tmp_path / "state.json").stat().st_mode & 0o777 == 0o600
 
 
 async def test_a_change_that_cannot_be_written_is_refused_and_did_not_happen(tmp_path: Path) -> None:
     store = Store(tmp_path, at)
-    await store.ensure([KEY])
+    await store.create_missing_keys([KEY])
     (tmp_path / "state.new").mkdir()  # where the new file would be written
     with pytest.raises(StatusError) as refused:
-        await store.change(KEY, lambda key: key.with_state(1, State.DISABLED))
+        await store.update_key(KEY, lambda key: key.with_state(1, State.DISABLED))
     assert refused.value.code is grpc.StatusCode.INTERNAL
     assert str(tmp_path) in refused.value.message
-    assert (await store.key(KEY)).version(1).state is State.ENABLED
+    assert (await store.get_key(KEY)).version(1).state is State.ENABLED
 
 
 async def test_a_change_that_cannot_be_synced_is_refused_and_did_not_happen(tmp_path: Path) -> None:
     store = Store(tmp_path, at)
-    await store.ensure([KEY])
+    await store.create_missing_keys([KEY])
     before = (tmp_path / "state.json").read_bytes()
     (tmp_path / "state.new").symlink_to("/dev/null")  # takes every byte, and refuses fsync
     with pytest.raises(StatusError, match="Invalid argument"):
-        await store.change(KEY, lambda key: key.with_state(1, State.DISABLED))
-    assert (await store.key(KEY)).version(1).state is State.ENABLED
+        await store.update_key(KEY, lambda key: key.with_state(1, State.DISABLED))
+    assert (await store.get_key(KEY)).version(1).state is State.ENABLED
     assert (tmp_path / "state.json").read_bytes() == before
 
 
 async def test_concurrent_changes_lose_none(tmp_path: Path) -> None:
     store = Store(tmp_path, at)
-    await store.ensure([KEY])
-    await asyncio.gather(*(store.change(KEY, lambda key: key.with_new_version(b"x" * 32, 100.0)) for _ in range(20)))
-    assert [v.number for v in (await Store(tmp_path, at).key(KEY)).versions] == list(range(1, 22))
+    await store.create_missing_keys([KEY])
+    await asyncio.gather(*(store.update_key(KEY, lambda key: key.with_new_version(b"x" * 32, 100.0)) for _ in range(20)))
+    assert [v.number for v in (await Store(tmp_path, at).get_key(KEY)).versions] == list(range(1, 22))
 
 
 async def test_ensure_leaves_an_existing_key_alone() -> None:
     store = Store(None, at)
-    await store.ensure([KEY])
-    before = await store.key(KEY)
-    await store.ensure([KEY, KEY + "2"])
-    assert await store.key(KEY) == before
-    assert [key.name for key in await store.keys(RING)] == [KEY, KEY + "2"]
+    await store.create_missing_keys([KEY])
+    before = await store.get_key(KEY)
+    await store.create_missing_keys([KEY, KEY + "2"])
+    assert await store.get_key(KEY) == before
+    assert [key.name for key in await store.list_keys(RING)] == [KEY, KEY + "2"]
 
 
 async def test_a_key_needs_its_key_ring() -> None:
     with pytest.raises(StatusError, match=f"KeyRing {RING} not found."):
-        await Store(None, at).add_key(new_key(KEY, 0.0))
+        await Store(None, at).add_key(create_key(KEY, 0.0))
 
 
 async def test_changing_a_key_that_is_not_there_is_not_found() -> None:
     with pytest.raises(StatusError, match=f"CryptoKey {KEY} not found."):
-        await Store(None, at).change(KEY, lambda key: key)
+        await Store(None, at).update_key(KEY, lambda key: key)
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"2": {}}', '{"1": {"keys": {"k": {"material": "c2VjcmV0"}}}}', "\xff"])

@@ -15,7 +15,7 @@ ROTATOR = {"--config rotator.yml": "--config /etc/keypulse/rotator.yml"}
 
 async def run_all(director: Director) -> None:
     """Runs each command that no rehearsal has run; those of the rotator one after the other, as it wants."""
-    read = await director.stage.stack.get("relay", "/api/deliveries?limit=1")
+    read = await director.stage.stack.get_json("relay", "/api/deliveries?limit=1")
     found = [(document, block) for document in DOCUMENTS for block in blocks(document) if block.section not in ALERTS]
     rotations = [(d, b) for d, b in found if any("keypulse-rotator" in command for command in b.commands)]
     others = [pair for pair in found if pair not in rotations]

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from ops.demo.ports import Ports
-from shared.server import listening
+from shared.server import bind_socket
 from shared.settings import Address
 from tests.ops.rehearsal.gcloud import name_of
 
@@ -37,7 +37,7 @@ SHORTER = (
 def own_ports() -> dict[str, int]:
     """A free port for each process that the demo does not have."""
     names = (*SERVICES, "exporter-staging", "relay-staging", "careless", "careless-faults")
-    sockets = {name: listening(Address("127.0.0.1", 0)) for name in names}
+    sockets = {name: bind_socket(Address("127.0.0.1", 0)) for name in names}
     ports = {name: socket.getsockname()[1] for name, socket in sockets.items()}
     for socket in sockets.values():
         socket.close()

@@ -3,8 +3,8 @@
 from services.exporter import lifecycle
 
 if __name__ == "__main__":
-    lifecycle.LEAST_SECONDS /= 60  # type: ignore[misc]
-    lifecycle.READS_A_MINUTE *= 60  # type: ignore[misc]
+    lifecycle.MIN_INTERVAL /= 60  # type: ignore[misc]
+    lifecycle.MAX_READS_PER_MINUTE *= 60  # type: ignore[misc]
     from services.exporter.__main__ import main  # which takes the two along
 
     main()

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ops.demo.processes import STOP_SECONDS, Processes
+from ops.demo.processes import STOP_TIMEOUT, Processes
 from tests.ops.rehearsal.answer import Flags, RefusedError, parsed, table
 
 NODE = "node-7"
@@ -73,7 +73,7 @@ class Kubectl:
         process = self.children._running[name]
         if process.returncode is None:
             process.terminate()
-            await asyncio.wait_for(process.wait(), STOP_SECONDS)
+            await asyncio.wait_for(process.wait(), STOP_TIMEOUT)
 
     async def _restart(self, namespace: str, words: list[str]) -> str:
         (deployment,), _ = parsed(words, 1, Flags(frozenset()))

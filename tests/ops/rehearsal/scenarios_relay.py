@@ -73,7 +73,7 @@ async def _down(stage: Stage) -> AsyncIterator[Broken]:
 
 async def absence_is_told(stage: Stage) -> bool:
     """Whether the relay's last word of the heartbeat is that it stays away."""
-    read = await stage.stack.get("relay", "/api/deliveries?alertname=WatchdogAbsent&limit=1")
+    read = await stage.stack.get_json("relay", "/api/deliveries?alertname=WatchdogAbsent&limit=1")
     return bool(read and read["deliveries"] and read["deliveries"][0]["status"] == "firing")
 
 
@@ -125,7 +125,7 @@ MISTAKEN = Scenario(
 LOCKED = Scenario(
     "a database that nobody can write",
     _locked,
-    (Rehearsal("RelayStoreUnavailable", STAGING, ("the outbox cannot commit",), ("ready", "=>"), SECURITY),),
+    (Rehearsal("RelayStoreUnavailable", STAGING, ("outbox cannot commit",), ("ready", "=>"), SECURITY),),
 )
 DOWN = Scenario(
     "a relay that ended",

@@ -20,7 +20,7 @@ from google.cloud.kms_v1.services.key_management_service.transports import KeyMa
 from grpc.aio import insecure_channel
 
 from ops.demo import stack
-from ops.demo.configure import configure
+from ops.demo.configure import write_configuration
 from ops.demo.ports import Ports
 from ops.demo.stack import Stack
 from tests.ops.rehearsal import files
@@ -44,30 +44,30 @@ class Stage:
 
     async def firing(self, labels: dict[str, str]) -> bool:
         """Whether an alert with these labels fires."""
-        answer = await self.stack.get("prometheus", "/api/v1/alerts")
+        answer = await self.stack.get_json("prometheus", "/api/v1/alerts")
         alerts = answer["data"]["alerts"] if answer else []
         return any(labels.items() <= alert["labels"].items() and alert["state"] == "firing" for alert in alerts)
 
     async def kms_fault(self, key: str, **fault: Any) -> str:
         """Something goes wrong at a key; its id."""
-        url = self.stack.ports.url("faults") + "/faults"
+        url = self.stack.ports.build_url("faults") + "/faults"
         async with self.stack.http.post(url, json={"key": name_of(key), **fault}) as answer:
             assert answer.status == 201, await answer.text()
             return str((await answer.json())["id"])
 
     async def kms_healed(self, fault: str) -> None:
         """It is over."""
-        async with self.stack.http.delete(f"{self.stack.ports.url('faults')}/faults/{fault}") as answer:
+        async with self.stack.http.delete(f"{self.stack.ports.build_url('faults')}/faults/{fault}") as answer:
             assert answer.status == 204
 
     async def provider_fault(self, **fault: Any) -> None:
         """Something goes wrong at Slack, PagerDuty or the mail server."""
-        async with self.stack.http.post(self.stack.ports.url("stand_ins") + "/api/faults", json=fault) as answer:
+        async with self.stack.http.post(self.stack.ports.build_url("stand_ins") + "/api/faults", json=fault) as answer:
             assert answer.status == 201, await answer.text()
 
     async def providers_healed(self) -> None:
         """All of them are well."""
-        async with self.stack.http.delete(self.stack.ports.url("stand_ins") + "/api/faults") as answer:
+        async with self.stack.http.delete(self.stack.ports.build_url("stand_ins") + "/api/faults") as answer:
             assert answer.status == 204
 
     async def post_alert(self, relay: str, incident: str, source: str = "") -> int:
@@ -98,7 +98,7 @@ class Stage:
         """The ids of messages that were given up, once there are as many."""
         async with asyncio.timeout(PATIENCE):
             while True:
-                read = await self.stack.get("relay", f"/api/deliveries?state=dead&limit={count}")
+                read = await self.stack.get_json("relay", f"/api/deliveries?state=dead&limit={count}")
                 if read and len(read["deliveries"]) == count:
                     return [str(delivery["id"]) for delivery in read["deliveries"]]
                 await asyncio.sleep(0.1)
@@ -141,7 +141,7 @@ class Stage:
 
     def url(self, name: str) -> str:
         """Where one of the processes listens."""
-        return f"http://127.0.0.1:{self.staging[name]}" if name in self.staging else self.stack.ports.url(name)
+        return f"http://127.0.0.1:{self.staging[name]}" if name in self.staging else self.stack.ports.build_url(name)
 
     def shell_for(self, variables: dict[str, str], instead: Mapping[str, str]) -> Shell:
         """A shell whose variables are those of an alert; the parts that they do not name follow from them."""
@@ -158,14 +158,14 @@ class Stage:
 @asynccontextmanager
 async def staged(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
     """Everything, running and well."""
-    ports = Ports.free()
+    ports = Ports.pick_free()
     own = files.own_ports()
 
     def larger(folder: Path, of: Ports) -> None:
-        configure(folder, of)
+        write_configuration(folder, of)
         files.write(folder, of, own)
 
-    original = stack.commands
+    original = stack.build_commands
 
     def more(folder: Path, of: Ports, prometheus: str, alertmanager: str) -> dict[str, list[str | Path]]:
         return files.commands(original(folder, of, prometheus, alertmanager), folder, own)
@@ -175,14 +175,14 @@ async def staged(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
     async with AsyncExitStack() as opened:
         for port in (*own.values(), ports.backend, ports.exporter, ports.relay, ports.alertmanager):
             opened.enter_context(_reserved(port))
-        running = await opened.enter_async_context(stack.running(ports))
-        programs = (stack.program("prometheus"), stack.program("alertmanager", "prometheus-alertmanager"))
+        running = await opened.enter_async_context(stack.run_stack(ports))
+        programs = (stack.find_program("prometheus"), stack.find_program("alertmanager", "prometheus-alertmanager"))
         channel = await opened.enter_async_context(insecure_channel(f"127.0.0.1:{ports.emulator}"))
         transport = KeyManagementServiceGrpcAsyncIOTransport(channel=channel)
         client = KeyManagementServiceAsyncClient(transport=transport)
-        gcloud = Gcloud(client, running.http, f"{ports.url('faults')}/faults")
+        gcloud = Gcloud(client, running.http, f"{ports.build_url('faults')}/faults")
         commands = more(running.folder, ports, *programs)
-        kubectl = Kubectl(running.children, running.folder, commands, files.DEPLOYMENTS, _answers(running, own))
+        kubectl = Kubectl(running.processes, running.folder, commands, files.DEPLOYMENTS, _answers(running, own))
         url = await opened.enter_async_context(played(gcloud, kubectl))
         shell = Shell(variables(ports, running.folder, url), _instead(running.folder, ports))
         yield Stage(running, gcloud, kubectl, shell, own)
@@ -198,7 +198,7 @@ def _reserved(port: int) -> socket.socket:
 
 def _answers(running: Stack, own: dict[str, int]) -> Callable[[str], Awaitable[bool]]:
     async def answers(name: str) -> bool:
-        url = f"http://127.0.0.1:{own[name]}" if name in own else running.ports.url(name)
+        url = f"http://127.0.0.1:{own[name]}" if name in own else running.ports.build_url(name)
         try:
             async with running.http.get(f"{url}/-/healthy") as answer:
                 return answer.status == 200
@@ -215,11 +215,11 @@ def variables(ports: Ports, folder: Path, rehearsal: str) -> dict[str, str]:
         "SERVICE": "backend",
         "TARGET": "ledger-kek",
         "VERSION": "1",
-        "BACKEND": ports.url("backend"),
-        "EXPORTER": ports.url("exporter"),
-        "PROMETHEUS": ports.url("prometheus"),
-        "ALERTMANAGER": ports.url("alertmanager"),
-        "RELAY": ports.url("relay"),
+        "BACKEND": ports.build_url("backend"),
+        "EXPORTER": ports.build_url("exporter"),
+        "PROMETHEUS": ports.build_url("prometheus"),
+        "ALERTMANAGER": ports.build_url("alertmanager"),
+        "RELAY": ports.build_url("relay"),
         "RELAY_CONFIG": str(folder / "relay.yml"),
         "CHANNEL": "slack-critical",
         "PROJECT": "demo",

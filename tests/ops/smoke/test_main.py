@@ -18,8 +18,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ops.smoke.__main__ import main
-from ops.smoke.deployment import expected_rules
-from shared.server import serving
+from ops.smoke.deployment import load_rule_names
+from shared.server import serve
 from shared.settings import Address
 from tests.ops.rules import GROUPS
 
@@ -39,7 +39,7 @@ async def backend() -> AsyncIterator[str]:
         return Response(status_code=204) if request.method == "PUT" else Response("changed")
 
     app = Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "PUT"])])
-    async with serving(app, Address("127.0.0.1", 0)) as address:
+    async with serve(app, Address("127.0.0.1", 0)) as address:
         yield f"http://{address}"
 
 
@@ -133,7 +133,7 @@ def test_the_help_has_examples() -> None:
 
 def test_the_expected_rules_are_those_that_prometheus_is_given() -> None:
     every = {rule.get("alert") or rule["record"] for group in GROUPS for rule in group["rules"]}
-    assert {name for names in expected_rules().values() for name in names} == every
+    assert {name for names in load_rule_names().values() for name in names} == every
 
 
 def test_the_launcher_runs_from_anywhere(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ CRITICAL = ("slack-critical", "email-secops", "email-oncall", "pagerduty")
 
 async def smoke(running: Stack, *arguments: str) -> dict[str, list[str]]:
     """The names of the checks, by how they went."""
-    url = running.ports.url
+    url = running.ports.build_url
     places = ("--prometheus", url("prometheus"), "--alertmanager", url("alertmanager"), "--relay", url("relay"))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "ops.smoke", "--json", "--base-url", url("backend"), *places, *arguments),
@@ -35,7 +35,7 @@ async def smoke(running: Stack, *arguments: str) -> dict[str, list[str]]:
 
 @pytest.mark.played
 async def test_a_deployment_that_is_well_is_green_and_each_fault_is_red_in_its_line() -> None:
-    async with stack.running(Ports.free()) as running:
+    async with stack.run_stack(Ports.pick_free()) as running:
         everything = await smoke(running, "--test-alert", "critical")
         assert everything["failed"] == []
         assert {f"delivered on {channel}" for channel in CRITICAL} < set(everything["passed"])
@@ -72,7 +72,7 @@ def red(line: str, failed: list[str]) -> bool:
 async def a_channel_that_refuses(running: Stack) -> AsyncIterator[None]:
     await _ask(running, "stand_ins", "/api/faults", {"provider": "pagerduty", "kind": "error", "error": "no"})
     yield
-    async with running.http.delete(running.ports.url("stand_ins") + "/api/faults") as answer:
+    async with running.http.delete(running.ports.build_url("stand_ins") + "/api/faults") as answer:
         assert answer.status in {200, 204}, await answer.text()
 
 
@@ -83,7 +83,7 @@ async def alertmanager_has_a_wrong_token(running: Stack) -> AsyncIterator[None]:
     kept = file.read_text()
     for text in (kept.replace("/relay_token", "/slack_token"), kept):
         file.write_text(text)
-        async with running.http.post(running.ports.url("alertmanager") + "/-/reload") as answer:
+        async with running.http.post(running.ports.build_url("alertmanager") + "/-/reload") as answer:
             assert answer.status == 200, await answer.text()
         if text != kept:
             yield
@@ -93,7 +93,7 @@ async def alertmanager_has_a_wrong_token(running: Stack) -> AsyncIterator[None]:
 async def kms_denied(running: Stack) -> AsyncIterator[None]:
     await _ask(running, "faults", "/faults", {"kind": "denied", "operation": "Encrypt"})
     yield
-    async with running.http.delete(running.ports.url("faults") + "/faults") as answer:
+    async with running.http.delete(running.ports.build_url("faults") + "/faults") as answer:
         assert answer.status in {200, 204}, await answer.text()
 
 
@@ -122,9 +122,9 @@ async def the_backend_is_gone(running: Stack) -> AsyncIterator[None]:
 
 
 def _signal(running: Stack, name: str, number: signal.Signals) -> None:
-    os.kill(running.children._running[name].pid, number)
+    os.kill(running.processes._running[name].pid, number)
 
 
 async def _ask(running: Stack, part: str, path: str, document: dict[str, Any]) -> None:
-    async with running.http.post(running.ports.url(part) + path, json=document) as answer:
+    async with running.http.post(running.ports.build_url(part) + path, json=document) as answer:
         assert answer.status == 201, await answer.text()

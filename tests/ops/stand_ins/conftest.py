@@ -6,14 +6,14 @@ import aiohttp
 import pytest
 from slack_sdk.web.async_client import AsyncWebClient
 
-from ops.demo.stand_ins.server import StandIns, start
+from ops.demo.stand_ins.server import StandIns, run_stand_ins
 
 TOKEN = "xoxb-test"
 
 
 @pytest.fixture
 async def stand_ins() -> AsyncIterator[StandIns]:
-    async with start() as running:
+    async with run_stand_ins() as running:
         yield running
 
 

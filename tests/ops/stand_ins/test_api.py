@@ -6,13 +6,13 @@ import aiohttp
 import pytest
 from slack_sdk.web.async_client import AsyncWebClient
 
-from ops.demo.stand_ins.server import StandIns, start
+from ops.demo.stand_ins.server import StandIns, run_stand_ins
 
 CRITICAL = "#security-critical"
 
 
 async def test_the_state_shows_what_arrived_with_the_time_of_its_arrival(http: aiohttp.ClientSession) -> None:
-    async with start(clock=lambda: 1_700_000_000.25) as stand_ins:
+    async with run_stand_ins(clock=lambda: 1_700_000_000.25) as stand_ins:
         slack = AsyncWebClient("xoxb-test", base_url=stand_ins.slack_api_url, retry_handlers=[])
         await slack.chat_postMessage(channel=CRITICAL, text="x")
         async with http.get(f"http://{stand_ins.http}/api/state") as answer:
@@ -27,7 +27,7 @@ async def test_the_state_shows_what_arrived_with_the_time_of_its_arrival(http: a
 
 
 async def test_messages_of_one_moment_have_different_timestamps() -> None:
-    async with start(clock=lambda: 1_700_000_000.0) as stand_ins:
+    async with run_stand_ins(clock=lambda: 1_700_000_000.0) as stand_ins:
         slack = AsyncWebClient("xoxb-test", base_url=stand_ins.slack_api_url, retry_handlers=[])
         posted = [(await slack.chat_postMessage(channel=CRITICAL, text="x"))["ts"] for _ in range(3)]
     assert posted == ["1700000000.000000", "1700000000.000001", "1700000000.000002"]
@@ -56,7 +56,7 @@ async def test_the_live_stream_tells_of_each_change(
 
 async def test_an_open_live_stream_does_not_hold_up_the_stop(http: aiohttp.ClientSession) -> None:
     async with asyncio.timeout(4):  # less than the server's patience
-        async with start() as stand_ins:
+        async with run_stand_ins() as stand_ins:
             answer = await http.get(f"http://{stand_ins.http}/api/changes")
             await answer.content.readline()
         answer.close()
@@ -107,7 +107,7 @@ async def test_another_web_page_changes_nothing(
 ) -> None:
     async with http.request(method, path, json=FAULT, headers=headers) as answer:
         assert answer.status == 403
-    assert stand_ins.faults.state() == []
+    assert stand_ins.faults.get_state() == []
 
 
 async def test_our_own_page_may_change_things(http: aiohttp.ClientSession, stand_ins: StandIns) -> None:

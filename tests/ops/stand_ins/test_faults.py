@@ -8,7 +8,7 @@ import pytest
 from slack_sdk.errors import SlackApiError
 from slack_sdk.web.async_client import AsyncWebClient
 
-from ops.demo.stand_ins.faults import Fault, Kind, Provider
+from ops.demo.stand_ins.faults import Fault, FaultKind, Provider
 from ops.demo.stand_ins.server import StandIns
 
 CRITICAL = "#security-critical"
@@ -20,19 +20,19 @@ EVENT = {
 }
 
 
-def add(stand_ins: StandIns, provider: Provider, kind: Kind, **fields: Any) -> None:
+def add(stand_ins: StandIns, provider: Provider, kind: FaultKind, **fields: Any) -> None:
     stand_ins.faults.add(Fault(provider=provider, kind=kind, **fields))
 
 
 async def until_met(stand_ins: StandIns) -> None:
     """Until the only fault, which has a count of 1, was met."""
     async with asyncio.timeout(5):
-        while stand_ins.faults.state():
-            await stand_ins.changes.after(stand_ins.changes.version, 5)
+        while stand_ins.faults.get_state():
+            await stand_ins.changes.wait_for_change(stand_ins.changes.version, 5)
 
 
 async def test_slack_is_rate_limited_with_retry_after(slack: AsyncWebClient, stand_ins: StandIns) -> None:
-    add(stand_ins, Provider.SLACK, Kind.RATE_LIMIT, seconds=2.5, count=1)
+    add(stand_ins, Provider.SLACK, FaultKind.RATE_LIMIT, seconds=2.5, count=1)
     with pytest.raises(SlackApiError) as caught:
         await slack.chat_postMessage(channel=CRITICAL, text="x")
     answer = caught.value.response
@@ -42,20 +42,20 @@ async def test_slack_is_rate_limited_with_retry_after(slack: AsyncWebClient, sta
 
 
 async def test_slack_answers_the_error_that_a_fault_names(slack: AsyncWebClient, stand_ins: StandIns) -> None:
-    add(stand_ins, Provider.SLACK, Kind.ERROR, error="not_in_channel")
+    add(stand_ins, Provider.SLACK, FaultKind.ERROR, error="not_in_channel")
     with pytest.raises(SlackApiError, match="not_in_channel"):
         await slack.chat_postMessage(channel=CRITICAL, text="x")
 
 
 async def test_slack_answers_a_status(slack: AsyncWebClient, stand_ins: StandIns) -> None:
-    add(stand_ins, Provider.SLACK, Kind.STATUS)
+    add(stand_ins, Provider.SLACK, FaultKind.STATUS)
     with pytest.raises(SlackApiError) as caught:
         await slack.chat_postMessage(channel=CRITICAL, text="x")
     assert caught.value.response.status_code == 503
 
 
 async def test_a_fault_of_one_channel_spares_the_others(slack: AsyncWebClient, stand_ins: StandIns) -> None:
-    add(stand_ins, Provider.SLACK, Kind.ERROR, error="is_archived", target=CRITICAL)
+    add(stand_ins, Provider.SLACK, FaultKind.ERROR, error="is_archived", target=CRITICAL)
     await slack.auth_test()
     await slack.chat_postMessage(channel="#security-ops", text="x")
     for name in (CRITICAL, stand_ins.slack.channels[CRITICAL].id):
@@ -66,7 +66,7 @@ async def test_a_fault_of_one_channel_spares_the_others(slack: AsyncWebClient, s
 async def test_a_post_whose_answer_is_lost_can_be_found_by_its_metadata(
     slack: AsyncWebClient, stand_ins: StandIns
 ) -> None:
-    add(stand_ins, Provider.SLACK, Kind.LOST_ANSWER, count=1)
+    add(stand_ins, Provider.SLACK, FaultKind.LOST_ANSWER, count=1)
     await slack.auth_test()  # stores nothing, so the fault waits for the post
     metadata = {"event_type": "delivery", "event_payload": {"id": "7"}}
     with pytest.raises(aiohttp.ServerDisconnectedError):
@@ -79,7 +79,7 @@ async def test_a_post_whose_answer_is_lost_can_be_found_by_its_metadata(
 async def test_a_post_that_hangs_is_not_stored_and_healing_ends_the_wait(
     slack: AsyncWebClient, stand_ins: StandIns
 ) -> None:
-    add(stand_ins, Provider.SLACK, Kind.HANG, count=1)
+    add(stand_ins, Provider.SLACK, FaultKind.HANG, count=1)
     posting = asyncio.ensure_future(slack.chat_postMessage(channel=CRITICAL, text="x"))
     await until_met(stand_ins)
     assert not posting.done()
@@ -91,7 +91,7 @@ async def test_a_post_that_hangs_is_not_stored_and_healing_ends_the_wait(
 
 
 async def test_a_hang_of_so_many_seconds_ends_by_itself(http: aiohttp.ClientSession, stand_ins: StandIns) -> None:
-    add(stand_ins, Provider.PAGERDUTY, Kind.HANG, seconds=0.05)
+    add(stand_ins, Provider.PAGERDUTY, FaultKind.HANG, seconds=0.05)
     async with http.post("/pagerduty/v2/enqueue", json=EVENT) as answer:
         assert answer.status == 504
 
@@ -99,9 +99,9 @@ async def test_a_hang_of_so_many_seconds_ends_by_itself(http: aiohttp.ClientSess
 @pytest.mark.parametrize(
     ("fault", "status", "said"),
     [
-        ({"kind": Kind.STATUS, "status": 502}, 502, "502"),
-        ({"kind": Kind.ERROR, "error": "Invalid routing key"}, 400, '"errors":["Invalid routing key"]'),
-        ({"kind": Kind.RATE_LIMIT}, 429, "Enhance Your Calm"),
+        ({"kind": FaultKind.STATUS, "status": 502}, 502, "502"),
+        ({"kind": FaultKind.ERROR, "error": "Invalid routing key"}, 400, '"errors":["Invalid routing key"]'),
+        ({"kind": FaultKind.RATE_LIMIT}, 429, "Enhance Your Calm"),
     ],
 )
 async def test_pagerduty_answers_as_the_fault_says(
@@ -115,7 +115,7 @@ async def test_pagerduty_answers_as_the_fault_says(
 
 
 async def test_an_event_whose_answer_is_lost_was_taken(http: aiohttp.ClientSession, stand_ins: StandIns) -> None:
-    add(stand_ins, Provider.PAGERDUTY, Kind.LOST_ANSWER, count=1)
+    add(stand_ins, Provider.PAGERDUTY, FaultKind.LOST_ANSWER, count=1)
     with pytest.raises(aiohttp.ServerDisconnectedError):
         async with http.post("/pagerduty/v2/enqueue", json=EVENT) as answer:
             await answer.read()
@@ -123,7 +123,7 @@ async def test_an_event_whose_answer_is_lost_was_taken(http: aiohttp.ClientSessi
 
 
 async def test_a_slow_answer_comes_late_to_a_post_that_was_taken(slack: AsyncWebClient, stand_ins: StandIns) -> None:
-    add(stand_ins, Provider.SLACK, Kind.SLOW_ANSWER, seconds=3600, count=1)
+    add(stand_ins, Provider.SLACK, FaultKind.SLOW_ANSWER, seconds=3600, count=1)
     await slack.auth_test()  # stores nothing, so the fault waits for the post
     posting = asyncio.ensure_future(slack.chat_postMessage(channel=CRITICAL, text="x"))
     await until_met(stand_ins)
@@ -136,7 +136,7 @@ async def test_a_slow_answer_comes_late_to_a_post_that_was_taken(slack: AsyncWeb
 async def test_a_fault_with_a_count_is_over_after_so_many_requests(
     http: aiohttp.ClientSession, stand_ins: StandIns
 ) -> None:
-    add(stand_ins, Provider.PAGERDUTY, Kind.STATUS, count=2)
+    add(stand_ins, Provider.PAGERDUTY, FaultKind.STATUS, count=2)
     seen = []
     for _ in range(3):
         async with http.post("/pagerduty/v2/enqueue", json=EVENT) as answer:
@@ -165,4 +165,4 @@ async def test_a_fault_that_could_never_happen_is_refused_with_what_was_expected
     async with http.post("/api/faults", json=fields) as answer:
         assert answer.status == 400
         assert (await answer.json())["error"]
-    assert stand_ins.faults.state() == []
+    assert stand_ins.faults.get_state() == []

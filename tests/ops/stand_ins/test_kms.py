@@ -9,8 +9,8 @@ from google.api_core.exceptions import GoogleAPICallError
 from google.cloud import kms_v1
 from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
 
-from ops.demo.stand_ins.kms import BREAKS
-from ops.demo.stand_ins.server import start
+from ops.demo.stand_ins.kms import FAULTS_BY_NAME
+from ops.demo.stand_ins.server import run_stand_ins
 from ops.kms_emulator import emulator
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -18,14 +18,14 @@ KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
 @pytest.fixture
 async def kms() -> AsyncIterator[emulator.Emulator]:
-    async with emulator.start(keys=[KEY]) as running:
+    async with emulator.run_emulator(keys=[KEY]) as running:
         yield running
 
 
 @pytest.fixture
 async def buttons(kms: emulator.Emulator) -> AsyncIterator[aiohttp.ClientSession]:
     async with (
-        start(emulator_faults=f"http://{kms.faults_address}") as stand_ins,
+        run_stand_ins(emulator_faults=f"http://{kms.faults_address}") as stand_ins,
         aiohttp.ClientSession(f"http://{stand_ins.http}") as session,
     ):
         yield session
@@ -71,20 +71,20 @@ async def test_corrupted_checksums_do_not_fit_what_came(kms: emulator.Emulator, 
     good = await encrypt(kms)
     await break_(buttons, "corrupt_crc")
     bad = await encrypt(kms)
-    from shared.kms.checksum import crc32c
+    from shared.kms.checksum import compute_crc32c
 
-    assert crc32c(good.ciphertext) == good.ciphertext_crc32c
-    assert crc32c(bad.ciphertext) != bad.ciphertext_crc32c
+    assert compute_crc32c(good.ciphertext) == good.ciphertext_crc32c
+    assert compute_crc32c(bad.ciphertext) != bad.ciphertext_crc32c
 
 
-@pytest.mark.parametrize("name", BREAKS)
+@pytest.mark.parametrize("name", FAULTS_BY_NAME)
 async def test_what_is_broken_is_told_by_its_name(buttons: aiohttp.ClientSession, name: str) -> None:
     await break_(buttons, "unavailable")
     await break_(buttons, name)
     async with buttons.get("/api/kms") as answer:
         state = await answer.json()
     assert state["broken"] == name
-    assert len(state["faults"]) == len(BREAKS[name])
+    assert len(state["faults"]) == len(FAULTS_BY_NAME[name])
 
 
 async def test_a_fault_that_somebody_else_put_in_force_is_told_as_another(
@@ -114,7 +114,7 @@ async def test_an_unknown_break_names_those_that_exist(buttons: aiohttp.ClientSe
 )
 async def test_without_an_emulator_the_answer_is_502_with_what_to_do(url: str | None, said: str) -> None:
     async with (
-        start(emulator_faults=url) as stand_ins,
+        run_stand_ins(emulator_faults=url) as stand_ins,
         aiohttp.ClientSession(f"http://{stand_ins.http}") as session,
     ):
         for method, path in (("GET", "/api/kms"), ("POST", "/api/kms/break"), ("POST", "/api/kms/heal")):

@@ -6,8 +6,8 @@ from email.message import EmailMessage
 import aiosmtplib
 import pytest
 
-from ops.demo.stand_ins.faults import Fault, Kind, Provider
-from ops.demo.stand_ins.server import StandIns, start
+from ops.demo.stand_ins.faults import Fault, FaultKind, Provider
+from ops.demo.stand_ins.server import StandIns, run_stand_ins
 
 
 def mail(without: str | None = None) -> EmailMessage:
@@ -37,7 +37,7 @@ async def send(stand_ins: StandIns, message: EmailMessage, *recipients: str) -> 
 
 async def test_a_mail_arrives_with_both_its_bodies_and_its_headers(stand_ins: StandIns) -> None:
     await send(stand_ins, mail(), "oncall@example.org", "secops@example.org")
-    (arrived,) = stand_ins.mailbox.state()
+    (arrived,) = stand_ins.mailbox.get_state()
     assert arrived["to"] == ["oncall@example.org", "secops@example.org"]
     assert arrived["from"] == "keypulse <alerts@example.org>"
     assert (arrived["subject"], arrived["message_id"]) == ("Schlüssel 🔑", "<1@example.org>")
@@ -94,7 +94,7 @@ async def test_a_mail_over_25_mb_is_refused_before_it_is_sent(stand_ins: StandIn
 
 async def test_one_refused_recipient_does_not_cost_the_others_their_mail(stand_ins: StandIns) -> None:
     stand_ins.faults.add(
-        Fault(provider=Provider.SMTP, kind=Kind.REFUSE_RECIPIENT, recipient="Gone@example.org", count=1)
+        Fault(provider=Provider.SMTP, kind=FaultKind.REFUSE_RECIPIENT, recipient="Gone@example.org", count=1)
     )
     refused = await send(stand_ins, mail(), "gone@example.org", "secops@example.org")
     assert refused["gone@example.org"].code == 550
@@ -103,7 +103,7 @@ async def test_one_refused_recipient_does_not_cost_the_others_their_mail(stand_i
 
 
 async def test_a_recipient_can_be_refused_for_now_only(stand_ins: StandIns) -> None:
-    fault = Fault(provider=Provider.SMTP, kind=Kind.REFUSE_RECIPIENT, recipient="busy@example.org", status=450)
+    fault = Fault(provider=Provider.SMTP, kind=FaultKind.REFUSE_RECIPIENT, recipient="busy@example.org", status=450)
     stand_ins.faults.add(fault)
     with pytest.raises(aiosmtplib.SMTPRecipientsRefused) as caught:
         await send(stand_ins, mail(), "busy@example.org")
@@ -113,9 +113,9 @@ async def test_a_recipient_can_be_refused_for_now_only(stand_ins: StandIns) -> N
 @pytest.mark.parametrize(
     ("fault", "code"),
     [
-        (Fault(provider=Provider.SMTP, kind=Kind.STATUS), 451),
-        (Fault(provider=Provider.SMTP, kind=Kind.STATUS, status=554, error="spam"), 554),
-        (Fault(provider=Provider.SMTP, kind=Kind.RATE_LIMIT), 450),
+        (Fault(provider=Provider.SMTP, kind=FaultKind.STATUS), 451),
+        (Fault(provider=Provider.SMTP, kind=FaultKind.STATUS, status=554, error="spam"), 554),
+        (Fault(provider=Provider.SMTP, kind=FaultKind.RATE_LIMIT), 450),
     ],
 )
 async def test_a_fault_answers_the_mail_with_its_code_and_keeps_nothing(
@@ -129,29 +129,29 @@ async def test_a_fault_answers_the_mail_with_its_code_and_keeps_nothing(
 
 
 async def test_a_lost_answer_breaks_the_connection_after_the_mail_was_taken(stand_ins: StandIns) -> None:
-    stand_ins.faults.add(Fault(provider=Provider.SMTP, kind=Kind.LOST_ANSWER, count=1))
+    stand_ins.faults.add(Fault(provider=Provider.SMTP, kind=FaultKind.LOST_ANSWER, count=1))
     with pytest.raises(aiosmtplib.SMTPServerDisconnected):
         await send(stand_ins, mail())
     assert len(stand_ins.mailbox.mails) == 1
 
 
 async def test_a_slow_answer_comes_late_to_a_mail_that_was_taken(stand_ins: StandIns) -> None:
-    stand_ins.faults.add(Fault(provider=Provider.SMTP, kind=Kind.SLOW_ANSWER, seconds=3600, count=1))
+    stand_ins.faults.add(Fault(provider=Provider.SMTP, kind=FaultKind.SLOW_ANSWER, seconds=3600, count=1))
     sending = asyncio.ensure_future(send(stand_ins, mail()))
     async with asyncio.timeout(5):
         while not stand_ins.mailbox.mails:
-            await stand_ins.changes.after(stand_ins.changes.version, 5)
+            await stand_ins.changes.wait_for_change(stand_ins.changes.version, 5)
     assert not sending.done()
     stand_ins.faults.clear()
     assert await sending == {}
 
 
 async def test_a_mail_that_hangs_is_not_taken_and_healing_ends_the_wait(stand_ins: StandIns) -> None:
-    stand_ins.faults.add(Fault(provider=Provider.SMTP, kind=Kind.HANG, count=1))
+    stand_ins.faults.add(Fault(provider=Provider.SMTP, kind=FaultKind.HANG, count=1))
     sending = asyncio.ensure_future(send(stand_ins, mail()))
     async with asyncio.timeout(5):
-        while stand_ins.faults.state():  # until the mail met the fault
-            await stand_ins.changes.after(stand_ins.changes.version, 5)
+        while stand_ins.faults.get_state():  # until the mail met the fault
+            await stand_ins.changes.wait_for_change(stand_ins.changes.version, 5)
     assert not sending.done()
     stand_ins.faults.clear()
     with pytest.raises(aiosmtplib.SMTPServerDisconnected):
@@ -161,7 +161,7 @@ async def test_a_mail_that_hangs_is_not_taken_and_healing_ends_the_wait(stand_in
 
 async def test_a_client_that_stays_connected_does_not_hold_up_the_stop() -> None:
     async with asyncio.timeout(5):
-        async with start() as stand_ins:
+        async with run_stand_ins() as stand_ins:
             client = aiosmtplib.SMTP(hostname=stand_ins.smtp.host, port=stand_ins.smtp.port, start_tls=False)
             await client.connect()
         with pytest.raises(aiosmtplib.SMTPServerDisconnected):

@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from ops.demo.stand_ins.server import start
+from ops.demo.stand_ins.server import run_stand_ins
 
 NOBODY = "http://127.0.0.1:1"
 
@@ -48,7 +48,7 @@ def alert(name: str, *, silenced: bool = False, inhibited_by: str = "") -> dict[
 async def test_a_link_to_a_graph_leads_to_the_one_that_exists_with_its_query(known: tuple[str, ...], path: str) -> None:
     async with (
         answering(dict.fromkeys(known, "a page")) as prometheus,
-        start(prometheus=prometheus) as stand_ins,
+        run_stand_ins(prometheus=prometheus) as stand_ins,
         aiohttp.ClientSession(f"http://{stand_ins.http}") as http,
         http.get("/graph?g0.expr=crypto_mode+%3D%3D+0&g0.tab=1", allow_redirects=False) as answer,
     ):
@@ -60,7 +60,7 @@ async def test_the_alerts_are_shown_those_that_are_kept_quiet_last_and_escaped()
     alerts = [alert("A", inhibited_by="B"), alert("B"), alert("C", silenced=True)]
     async with (
         answering({"/api/v2/alerts": alerts}) as alertmanager,
-        start(alertmanager=alertmanager) as stand_ins,
+        run_stand_ins(alertmanager=alertmanager) as stand_ins,
         aiohttp.ClientSession(f"http://{stand_ins.http}") as http,
         http.get("/alertmanager/") as answer,
     ):
@@ -74,8 +74,8 @@ async def test_the_alerts_are_shown_those_that_are_kept_quiet_last_and_escaped()
 
 async def test_who_gives_no_answer_is_named_and_what_is_not_there_has_no_page() -> None:
     async with (
-        start(prometheus=NOBODY, alertmanager=NOBODY) as stand_ins,
-        start() as alone,
+        run_stand_ins(prometheus=NOBODY, alertmanager=NOBODY) as stand_ins,
+        run_stand_ins() as alone,
         aiohttp.ClientSession() as http,
     ):
         for path, who in (("/graph", "Prometheus"), ("/alertmanager/", "Alertmanager")):
@@ -89,7 +89,7 @@ async def test_the_links_of_a_mail_are_followed_from_its_frame_and_read_by_no_ot
     followed = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
     read = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
     async with (
-        start(prometheus=NOBODY, alertmanager=NOBODY) as stand_ins,
+        run_stand_ins(prometheus=NOBODY, alertmanager=NOBODY) as stand_ins,
         aiohttp.ClientSession(f"http://{stand_ins.http}") as http,
     ):
         for path in ("/graph?g0.expr=1", "/alertmanager/"):

@@ -8,7 +8,7 @@ import aiohttp
 import aiosmtplib
 import pytest
 
-from ops.demo.stand_ins.server import StandIns, start
+from ops.demo.stand_ins.server import StandIns, run_stand_ins
 
 DOCUMENT = """# Runbooks & more
 
@@ -35,7 +35,7 @@ async def site(tmp_path: Path) -> AsyncIterator[aiohttp.ClientSession]:
     (tmp_path / "outside.md").write_text("secret")
     (docs / "link.md").symlink_to(tmp_path / "outside.md")
     async with (
-        start(docs=docs) as stand_ins,
+        run_stand_ins(docs=docs) as stand_ins,
         aiohttp.ClientSession(f"http://{stand_ins.http}") as session,
     ):
         yield session

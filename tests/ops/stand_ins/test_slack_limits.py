@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ops.demo.stand_ins.slack_limits import complaints, text_length
+from ops.demo.stand_ins.slack_limits import find_block_errors, count_text
 
 
 def plain(length: int) -> dict[str, Any]:
@@ -76,10 +76,10 @@ def actions(*elements: dict[str, Any]) -> list[Any]:
 def test_what_is_within_a_limit_passes_and_one_more_is_named(
     within: list[Any], beyond: list[Any], pointer: str
 ) -> None:
-    assert list(complaints(within)) == []
-    assert [where for _, where in complaints(beyond)] == [pointer]
+    assert list(find_block_errors(within)) == []
+    assert [where for _, where in find_block_errors(beyond)] == [pointer]
 
 
 def test_the_text_of_all_blocks_is_counted_together() -> None:
     blocks = [{"type": "section", "text": mrkdwn(10), "fields": [mrkdwn(3)]}, *actions(button())]
-    assert text_length(blocks) == 10 + 3 + 5
+    assert count_text(blocks) == 10 + 3 + 5

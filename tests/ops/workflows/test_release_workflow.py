@@ -12,8 +12,8 @@ import yaml
 from click.testing import CliRunner
 
 from ops.release import pin
-from ops.release.__main__ import notes
-from ops.release.images import FILES, REFERENCE, references
+from ops.release.__main__ import extract_release_notes
+from ops.release.images import FILES_WITH_IMAGES, REFERENCE_PATTERN, find_references
 from tests.ops.workflows.conftest import ROOT, WORKFLOWS, NewMachine
 from tests.ops.workflows.runner import Runner, Step
 
@@ -66,12 +66,12 @@ def _checkout(workspace: Path) -> None:
     shutil.copytree(ROOT / "ops/release", workspace / "ops/release")
     shutil.copytree(ROOT / "ops/tools", workspace / "ops/tools")
     (workspace / "ops/__init__.py").touch()
-    for name in ("pyproject.toml", CHART, EXAMPLE, VALUES, *FILES):
+    for name in ("pyproject.toml", CHART, EXAMPLE, VALUES, *FILES_WITH_IMAGES):
         (workspace / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, workspace / name)
-    for name in FILES:
+    for name in FILES_WITH_IMAGES:
         text = (workspace / name).read_text()
-        (workspace / name).write_text(REFERENCE.sub(rf"\g<tagged>@{DIGEST}", text))
+        (workspace / name).write_text(REFERENCE_PATTERN.sub(rf"\g<tagged>@{DIGEST}", text))
     (workspace / "CHANGELOG.md").write_text(CHANGELOG)
 
 
@@ -155,9 +155,9 @@ def test_a_file_that_contradicts_the_tag_is_named(
 
 
 def test_the_notes_are_of_this_version_and_no_other() -> None:
-    assert notes(CHANGELOG, "0.0.1") == "Old."
-    assert notes(CHANGELOG.replace(" — 2026-01-01", ""), "0.1.0") == notes(CHANGELOG, "0.1.0") != ""
-    assert notes(CHANGELOG, "0.1") == notes(CHANGELOG, "0x1.0") == ""
+    assert extract_release_notes(CHANGELOG, "0.0.1") == "Old."
+    assert extract_release_notes(CHANGELOG.replace(" — 2026-01-01", ""), "0.1.0") == extract_release_notes(CHANGELOG, "0.1.0") != ""
+    assert extract_release_notes(CHANGELOG, "0.1") == extract_release_notes(CHANGELOG, "0x1.0") == ""
 
 
 def test_every_image_is_built_and_no_other() -> None:
@@ -203,7 +203,7 @@ echo "sha256:$(printf '%s' "$4" | sha256sum | cut -d ' ' -f 1)"
 @pytest.fixture
 def registries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The repository's files in a folder of their own, and a docker on PATH that makes up digests."""
-    for name in FILES:
+    for name in FILES_WITH_IMAGES:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "bin").mkdir()
@@ -215,23 +215,23 @@ def registries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_image_of_others_is_pinned_by_one_command_which_may_run_again(registries: Path) -> None:
-    before = {file: REFERENCE.sub(r"\g<tagged>", (registries / file).read_text()) for file in FILES}
-    assert len({each.tagged for each in references(registries)}) == 10
+    before = {file: REFERENCE_PATTERN.sub(r"\g<tagged>", (registries / file).read_text()) for file in FILES_WITH_IMAGES}
+    assert len({each.name_with_tag for each in find_references(registries)}) == 10
     for _ in range(2):
         done = CliRunner().invoke(pin.main)
         assert done.exit_code == 0, done.output
-        found = list(references(registries))
-        assert all(each.digest == f"sha256:{sha256(each.tagged.encode()).hexdigest()}" for each in found)
-        assert {file: REFERENCE.sub(r"\g<tagged>", (registries / file).read_text()) for file in FILES} == before
+        found = list(find_references(registries))
+        assert all(each.digest == f"sha256:{sha256(each.name_with_tag.encode()).hexdigest()}" for each in found)
+        assert {file: REFERENCE_PATTERN.sub(r"\g<tagged>", (registries / file).read_text()) for file in FILES_WITH_IMAGES} == before
 
 
 def test_a_registry_that_refuses_leaves_everything_as_it_was(registries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REFUSES", "1")
-    before = {file: (registries / file).read_text() for file in FILES}
+    before = {file: (registries / file).read_text() for file in FILES_WITH_IMAGES}
     done = CliRunner().invoke(pin.main)
     assert done.exit_code == 1
     assert "docker.io/grafana/grafana:12.2.0: no digest was found: ERROR: unauthorized" in done.output
-    assert {file: (registries / file).read_text() for file in FILES} == before
+    assert {file: (registries / file).read_text() for file in FILES_WITH_IMAGES} == before
 
 
 def test_an_image_gets_its_tag_only_after_it_was_scanned() -> None:

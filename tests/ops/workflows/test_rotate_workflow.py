@@ -15,12 +15,12 @@ import aiohttp
 import pytest
 import yaml
 
-from ops.kms_emulator.crypto import new_material
-from ops.kms_emulator.emulator import Emulator, start
-from services.backend.app import running
+from ops.kms_emulator.crypto import create_material
+from ops.kms_emulator.emulator import Emulator, run_emulator
+from services.backend.app import run_backend
 from services.backend.config import Settings
-from shared.server import listening, serving
-from shared.settings import Address, load
+from shared.server import bind_socket, serve
+from shared.settings import Address, load_settings
 from tests.ops.workflows.conftest import WORKFLOWS, NewMachine
 from tests.ops.workflows.runner import Runner, Step
 
@@ -69,18 +69,18 @@ class Deployment:
 @pytest.fixture
 async def deployment(tmp_path: Path) -> AsyncIterator[Deployment]:
     (tmp_path / "admin_token").write_text(TOKEN)
-    async with start(keys=[KEY]) as emulator:
+    async with run_emulator(keys=[KEY]) as emulator:
         kms = {"provider": "gcp", "key": KEY, "endpoint": str(emulator.address), "insecure": True}
         config = tmp_path / "backend.yml"
         document = {"database": "sqlite:///backend.db", "kms": kms, "local_key_file": "local.key"}
-        with listening(Address("127.0.0.1", 0)) as free:
+        with bind_socket(Address("127.0.0.1", 0)) as free:
             listen = Address(*free.getsockname())
         document |= {"listen": str(listen)}  # `keypulse-backend admin` looks for the backend there
         document |= {"admin": {"token_file": "admin_token"}, "kms_check_interval": "50ms"}
         config.write_text(yaml.safe_dump(document))
-        async with running(load(Settings, config)) as app, serving(app, listen) as address:
+        async with run_backend(load_settings(Settings, config)) as app, serve(app, listen) as address:
             now = emulator.store.clock()
-            await emulator.store.change(KEY, lambda key: key.with_new_version(new_material(), now).with_primary(2, now))
+            await emulator.store.update_key(KEY, lambda key: key.with_new_version(create_material(), now).with_primary(2, now))
             yield Deployment(f"http://{address}", config, emulator)
 
 
@@ -182,8 +182,8 @@ async def test_a_data_key_that_cannot_be_wrapped_fails_each_job_and_keeps_no_oth
         assert shape(await deployment.keys()) == [("active", 2), corrupt, ("retired", 2)]
 
         now = deployment.kms.store.clock()
-        await deployment.kms.store.change(
-            KEY, lambda key: key.with_new_version(new_material(), now).with_primary(3, now)
+        await deployment.kms.store.update_key(
+            KEY, lambda key: key.with_new_version(create_material(), now).with_primary(3, now)
         )
         inputs = {**BOTH, "rotation_type": "rewrap-kek"}
         job = await run(machine, deployment, inputs)

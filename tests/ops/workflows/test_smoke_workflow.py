@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from shared.server import serving
+from shared.server import serve
 from shared.settings import Address
 from tests.ops.workflows.conftest import WORKFLOWS, NewMachine
 
@@ -38,7 +38,7 @@ async def backend() -> AsyncIterator[str]:
         return Response(held)
 
     app = Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "PUT"])])
-    async with serving(app, Address("127.0.0.1", 0)) as address:
+    async with serve(app, Address("127.0.0.1", 0)) as address:
         yield f"http://{address}"
 
 

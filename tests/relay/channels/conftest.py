@@ -11,8 +11,8 @@ import pytest
 import structlog
 from aiohttp import web
 
-from ops.demo.stand_ins.faults import Fault, Kind, Provider
-from ops.demo.stand_ins.server import StandIns, start
+from ops.demo.stand_ins.faults import Fault, FaultKind, Provider
+from ops.demo.stand_ins.server import StandIns, run_stand_ins
 from shared.settings import Address
 from tests.relay.channels.examples import SECRET, example
 
@@ -33,7 +33,7 @@ def secret_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def stand_ins() -> AsyncIterator[StandIns]:
-    async with start(slack_tokens=(SECRET,), pagerduty_keys=(SECRET,)) as running:
+    async with run_stand_ins(slack_tokens=(SECRET,), pagerduty_keys=(SECRET,)) as running:
         yield running
 
 
@@ -68,7 +68,7 @@ class Providers:
             self.hook_is_late = True
             return
         of = {"slack": Provider.SLACK, "pagerduty": Provider.PAGERDUTY, "email": Provider.SMTP}[kind]
-        self._stand_ins.faults.add(Fault(provider=of, kind=Kind.SLOW_ANSWER, seconds=3600))
+        self._stand_ins.faults.add(Fault(provider=of, kind=FaultKind.SLOW_ANSWER, seconds=3600))
 
 
 @pytest.fixture

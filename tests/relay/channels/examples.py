@@ -11,9 +11,9 @@ from pydantic import TypeAdapter
 
 from services.relay.channels.channel import ChannelSettings
 from services.relay.channels.registry import AnyChannel
-from services.relay.intake.webhook import read
+from services.relay.intake.webhook import read_event
 from services.relay.model import Alert, Event, Links, Message, Status
-from services.relay.sending.enrich.contacts import LONGEST_CONTACT, MOST_CONTACTS
+from services.relay.sending.enrich.contacts import MAX_CONTACT_LENGTH, MAX_CONTACTS
 from shared.settings import Address
 
 PAYLOADS = Path(__file__).parents[1] / "payloads"
@@ -75,7 +75,7 @@ def settings(values: Mapping[str, Any]) -> ChannelSettings:
 def message(event: Event | str = "01-firing-1", **changes: Any) -> Message:
     """A message about an event, or about the payload of that name, with links as enrichment makes them."""
     if isinstance(event, str):
-        event = read((PAYLOADS / f"{event}.json").read_bytes(), "")
+        event = read_event((PAYLOADS / f"{event}.json").read_bytes(), "")
     made = Message(
         delivery_id="0192-delivery",
         incident_id="incident",
@@ -126,7 +126,7 @@ def critical(of: Message) -> Message:
 
 def contacts_of(text: str) -> dict[str, str]:
     """As many contacts as there may be, each as long as it may be, in which everything is `text`."""
-    return {f"{n} {text}"[:LONGEST_CONTACT]: text[:LONGEST_CONTACT] for n in range(MOST_CONTACTS)}
+    return {f"{n} {text}"[:MAX_CONTACT_LENGTH]: text[:MAX_CONTACT_LENGTH] for n in range(MAX_CONTACTS)}
 
 
 NASTY = (
@@ -180,8 +180,8 @@ _events = st.builds(
     truncated_alerts=st.integers(0, 100),
     note=strange,
 )
-_contact = strange.map(lambda text: text[:LONGEST_CONTACT])
-_contacts = st.dictionaries(_contact, _contact, max_size=MOST_CONTACTS)
+_contact = strange.map(lambda text: text[:MAX_CONTACT_LENGTH])
+_contacts = st.dictionaries(_contact, _contact, max_size=MAX_CONTACTS)
 _urls = st.none() | strange | strange.map(lambda text: f"https://runbooks.example.org/{text}")
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ops.demo.stand_ins.slack_limits import MAX_BLOCKS_TEXT, complaints, text_length
+from ops.demo.stand_ins.slack_limits import MAX_BLOCKS_TEXT, find_block_errors, count_text
 from services.relay.channels import wording
-from services.relay.channels.pagerduty import render as event_of
-from services.relay.channels.slack.blocks import CONTACTS, render
+from services.relay.channels.pagerduty import build_event as event_of
+from services.relay.channels.slack.blocks import MAX_CONTACTS_TEXT, build_post
 from services.relay.model import Links, Message
 from shared.settings import Address
 from tests.relay.channels.conftest import Providers
@@ -24,7 +24,7 @@ TOLD = pytest.mark.parametrize("kind", ["slack", "email", "pagerduty", "webhook"
 def shown(kind: str, of: Message) -> str:
     """What the channel would send, where Python and a person read the same."""
     channel = settings(example(kind, Path("missing"), Address("127.0.0.1", 9))).connect(5)
-    payload = channel.payload(of)
+    payload = channel.render_payload(of)
     if kind != "email":
         return payload
     mail = message_from_string(payload, policy=policy.default)
@@ -65,7 +65,7 @@ def test_a_critical_list_that_was_cut_is_not_over_and_names_them(kind: str) -> N
 def test_they_stand_at_the_end() -> None:
     firing = message(contacts=PEOPLE)
     text = "Escalate to\nsecurity on call: +49 30 1234567\nservice owner: #ledger-team"
-    post = render(firing, "none")
+    post = build_post(firing, "none")
     assert post.blocks[-1] == {"type": "context", "elements": [{"type": "plain_text", "text": text, "emoji": False}]}
     assert post.text.endswith(f"\n{text}")
     plain, html = shown("email", firing).split("<!doctype", 1)
@@ -76,30 +76,30 @@ def test_they_stand_at_the_end() -> None:
 
 def test_a_contact_stays_on_its_line() -> None:
     named = message(contacts={"owner\nSubject: x": "+49\r\n* All is well\u202e"})
-    assert wording.contacts(named) == {"owner Subject: x": "+49 * All is well"}
+    assert wording.select_contacts(named) == {"owner Subject: x": "+49 * All is well"}
 
 
 def widest(contacts: dict[str, str]) -> Message:
     """One alert with as much of everything as Slack is ever given, and these contacts."""
-    link = "https://example.org/".ljust(wording.URL, "a")
+    link = "https://example.org/".ljust(wording.MAX_URL, "a")
     wide = critical(with_text("&" * 3_000))
     (alert,) = wide.event.alerts
     alerts = (replace(alert, generator_url=f"{link[:-1]}b"),)
     event = replace(wide.event, alerts=alerts, receiver="r", external_url=link[:-30])
-    return replace(wide, event=event, links=(Links(link, f"{link[:-1]}c"),), note="&" * 3_000, contacts=contacts)
+    return replace(wide, event=event, links=(Links(link, f"{link[:-1]}c"),), remark="&" * 3_000, contacts=contacts)
 
 
 @pytest.mark.parametrize("text", ["&", "w", *NASTY])
 def test_slack_shows_whole_contacts_and_counts_the_others_beside_the_widest_alert(text: str) -> None:
     contacts = contacts_of(text * 200)
-    post = render(widest(contacts), "channel", may_be_a_repeat=True)
-    assert list(complaints(post.blocks)) == []
+    post = build_post(widest(contacts), "channel", may_be_a_repeat=True)
+    assert list(find_block_errors(post.blocks)) == []
     assert json.dumps(post.blocks).count('"url"') == 4
-    assert text_length(post.blocks) + 4 * wording.URL <= MAX_BLOCKS_TEXT
+    assert count_text(post.blocks) + 4 * wording.MAX_URL <= MAX_BLOCKS_TEXT
     assert "firing since" in json.dumps(post.blocks)
     assert len(post.text) <= 4_000
     escalation = post.blocks[-1]["elements"][0]["text"]
-    assert len(escalation) <= CONTACTS
+    assert len(escalation) <= MAX_CONTACTS_TEXT
     heading, *lines = escalation.split("\n")
     missing = int(lines.pop().split()[2]) if lines[-1].startswith("… and ") else 0
     assert (heading, len(lines) + missing) == ("Escalate to", len(contacts))
@@ -111,19 +111,19 @@ def test_slack_lets_alerts_wait_for_the_contacts() -> None:
     (alert,) = wide.event.alerts
     told = [replace(alert, annotations={"summary": f"{n} {'w' * 40}"}, generator_url="") for n in range(60)]
     event = replace(wide.event, alerts=tuple(told), common_labels=alert.labels)
-    post = render(replace(wide, event=event, links=(Links(None, None),) * 60), "channel", may_be_a_repeat=True)
-    assert text_length(post.blocks) + len(post.blocks[-2]["elements"][0]["url"]) <= MAX_BLOCKS_TEXT
-    assert list(complaints(post.blocks)) == []
+    post = build_post(replace(wide, event=event, links=(Links(None, None),) * 60), "channel", may_be_a_repeat=True)
+    assert count_text(post.blocks) + len(post.blocks[-2]["elements"][0]["url"]) <= MAX_BLOCKS_TEXT
+    assert list(find_block_errors(post.blocks)) == []
     assert len(post.text) <= 4_000
     assert post.text.endswith(post.blocks[-1]["elements"][0]["text"])
 
 
 def test_slack_passes_over_a_contact_that_is_too_long_and_shows_the_next() -> None:
-    post = render(message(contacts={"a": "&" * 200, "b": "#ledger-team"}), "none")
+    post = build_post(message(contacts={"a": "&" * 200, "b": "#ledger-team"}), "none")
     assert post.blocks[-1]["elements"][0]["text"] == "Escalate to\nb: #ledger-team\n… and 1 more"
 
 
 def test_slack_keeps_room_for_the_count() -> None:
     several = {**dict.fromkeys("abcd", "w" * 200), "e": "w" * 60, "f": "w" * 200}
-    escalation = render(message(contacts=several), "none").blocks[-1]["elements"][0]["text"]
+    escalation = build_post(message(contacts=several), "none").blocks[-1]["elements"][0]["text"]
     assert (escalation.count("\n"), escalation.split("\n")[-1]) == (5, "… and 2 more")

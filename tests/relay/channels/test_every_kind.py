@@ -41,7 +41,7 @@ async def test_no_text_and_no_size_is_refused(
     kind: str, text: str, alerts: int, secret_file: Path, providers: Providers
 ) -> None:
     channel = settings(providers.example(kind, secret_file)).connect(20)
-    assert await send(channel, critical(replace(with_text(text, alerts), note=text)))
+    assert await send(channel, critical(replace(with_text(text, alerts), remark=text)))
     await channel.close()
     assert len(providers.arrived(kind)) == 1
 
@@ -80,7 +80,7 @@ async def test_what_goes_out_is_noted_before_it_does_and_the_answer_after_it(
     attempt = Watching(message())
     await channel.send(attempt)
     await channel.close()
-    assert attempt.payloads == [channel.payload(message())]
+    assert attempt.payloads == [channel.render_payload(message())]
     assert "KMSCryptoModeNotKMS" in attempt.payloads[0]
     assert len(attempt.answers) == 1
     assert SECRET not in f"{attempt.payloads} {attempt.answers}"
@@ -98,12 +98,12 @@ async def test_nothing_goes_out_once_the_lease_is_lost(kind: str, secret_file: P
 @EVERY_KIND
 def test_a_changed_secret_shows_without_being_shown(kind: str, secret_file: Path) -> None:
     channel = settings(example(kind, secret_file, unused_address())).connect(5)
-    before = channel.secrets()
-    assert channel.secrets() == before
+    before = channel.read_secret_versions()
+    assert channel.read_secret_versions() == before
     rotate(secret_file, "rotated")
-    after = channel.secrets()
+    after = channel.read_secret_versions()
     secret_file.unlink()
-    gone = channel.secrets()
+    gone = channel.read_secret_versions()
     assert len({before, after, gone}) == (3 if kind in REMOTE_KINDS else 1)
     assert "rotated" not in str(after)
 
@@ -112,14 +112,14 @@ def test_a_changed_secret_shows_without_being_shown(kind: str, secret_file: Path
 def test_each_kind_merges_and_paces_as_its_provider_needs(kind: str) -> None:
     of = {kind_of(settings): settings for settings in KINDS}[kind]
     per_second = {"slack": 1.0, "pagerduty": 2.0}
-    assert of.merges is (kind not in {"webhook", "log"})
-    assert (of.usual_rate and of.usual_rate.messages) == per_second.get(kind)
+    assert of.merges_waiting is (kind not in {"webhook", "log"})
+    assert (of.provider_rate and of.provider_rate.per_second) == per_second.get(kind)
 
 
 @EVERY_KIND
 async def test_what_the_relay_itself_has_to_say_arrives(kind: str, secret_file: Path, providers: Providers) -> None:
     channel = settings(providers.example(kind, secret_file)).connect(5)
-    event = replace(message("03-resolved-1").event, note="Ended while silenced.")
+    event = replace(message("03-resolved-1").event, remark="Ended while silenced.")
     await send(channel, message(event, note="Here because slack is down."))
     await channel.close()
     (one,) = providers.arrived(kind)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 
-from services.relay.channels.log import line
+from services.relay.channels.log import build_line
 from services.relay.model import Message
 from tests.relay.channels.examples import HUGE, RUNBOOK, message, messages, with_text
 
@@ -14,7 +14,7 @@ from tests.relay.channels.examples import HUGE, RUNBOOK, message, messages, with
 @hypothesis_settings(max_examples=200)
 def test_no_line_is_cut_by_whoever_collects_it(any_message: Message) -> None:
     note = "Ours. " * 100
-    fields = line(replace(any_message, note=note, event=replace(any_message.event, note="")))
+    fields = build_line(replace(any_message, remark=note, event=replace(any_message.event, remark="")))
     assert len(json.dumps(fields)) < 16_000
     assert len(fields["alerts"]) + fields.get("not_listed", 0) == (
         len(any_message.event.alerts) + any_message.event.truncated_alerts
@@ -23,14 +23,14 @@ def test_no_line_is_cut_by_whoever_collects_it(any_message: Message) -> None:
 
 @pytest.mark.parametrize("text", HUGE)
 def test_of_many_alerts_the_first_is_listed_and_the_rest_is_counted(text: str) -> None:
-    fields = line(with_text(text, 500))
+    fields = build_line(with_text(text, 500))
     assert len(json.dumps(fields)) < 16_000
     assert fields["alerts"]
     assert fields["not_listed"] == 500 - len(fields["alerts"])
 
 
 def test_a_line_says_what_and_where_and_that_it_is_over() -> None:
-    fields = line(message("03-resolved-1"))
+    fields = build_line(message("03-resolved-1"))
     (alert,) = fields.pop("alerts")
     assert fields == {
         "delivery_id": "0192-delivery",

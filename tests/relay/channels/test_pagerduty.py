@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 
-from ops.demo.stand_ins.faults import Fault, Kind, Provider
+from ops.demo.stand_ins.faults import Fault, FaultKind, Provider
 from ops.demo.stand_ins.server import StandIns
 from services.relay.channels.channel import Channel, LeaseLostError, Progress, Reason, Scope, SendError
-from services.relay.channels.pagerduty import render
+from services.relay.channels.pagerduty import build_event
 from services.relay.model import Message
 from tests.relay.channels.conftest import WebServer
 from tests.relay.channels.examples import (
@@ -49,7 +49,7 @@ def size(event: dict[str, object]) -> int:
 @given(messages())
 @hypothesis_settings(max_examples=200)
 def test_no_message_passes_pagerdutys_limits(any_message: Message) -> None:
-    event = render(any_message, "trigger")
+    event = build_event(any_message, "trigger")
     payload = event["payload"]
     assert size(event) < 512_000
     assert 0 < len(payload["summary"]) <= 1024
@@ -61,7 +61,7 @@ def test_no_message_passes_pagerdutys_limits(any_message: Message) -> None:
 
 @pytest.mark.parametrize("text", HUGE)
 def test_alerts_that_do_not_fit_are_counted(text: str) -> None:
-    event = render(critical(with_text(text, 2_000)), "trigger")
+    event = build_event(critical(with_text(text, 2_000)), "trigger")
     details = event["payload"]["custom_details"]
     assert size(event) < 512_000
     assert 1 <= len(details["listed"]) < 2_000
@@ -105,12 +105,12 @@ async def test_the_same_group_of_two_alertmanagers_is_two_incidents(secret_file:
 )
 def test_the_title_counts_the_alerts_where_there_are_several(payload: str, truncated: int, title: str) -> None:
     event = replace(message(payload).event, truncated_alerts=truncated)
-    assert render(message(event), "trigger")["payload"]["summary"].startswith(title)
+    assert build_event(message(event), "trigger")["payload"]["summary"].startswith(title)
 
 
 def test_the_event_leads_back_to_alertmanager_where_it_can() -> None:
-    assert render(message(), "trigger")["client_url"] == "http://alertmanager:9093/#/alerts?receiver=kms-critical"
-    assert "client_url" not in render(message(replace(message().event, external_url="javascript:x")), "trigger")
+    assert build_event(message(), "trigger")["client_url"] == "http://alertmanager:9093/#/alerts?receiver=kms-critical"
+    assert "client_url" not in build_event(message(replace(message().event, external_url="javascript:x")), "trigger")
 
 
 def test_the_time_of_an_event_is_that_of_its_first_alert() -> None:
@@ -119,14 +119,14 @@ def test_the_time_of_an_event_is_that_of_its_first_alert() -> None:
     first = replace(early, starts_at=early.starts_at - timedelta(minutes=7))
     for alerts in ((first, *others), (*others, first)):
         assert (
-            render(message(replace(event, alerts=alerts)), "trigger")["payload"]["timestamp"]
+            build_event(message(replace(event, alerts=alerts)), "trigger")["payload"]["timestamp"]
             == first.starts_at.isoformat()
         )
 
 
 def test_a_list_that_was_cut_resolves_nothing(secret_file: Path, stand_ins: StandIns) -> None:
     event = replace(message("03-resolved-1").event, truncated_alerts=1)
-    assert actions(connect(secret_file, stand_ins).payload(message(event, untold=True))) == ["trigger"]
+    assert actions(connect(secret_file, stand_ins).render_payload(message(event, untold=True))) == ["trigger"]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_severity_becomes_one_of_pagerdutys_four(label: str, severity: str) ->
     event = message().event
     (alert,) = event.alerts
     changed = replace(event, alerts=(replace(alert, labels={**alert.labels, "severity": label}),))
-    assert render(message(changed), "trigger")["payload"]["severity"] == severity
+    assert build_event(message(changed), "trigger")["payload"]["severity"] == severity
 
 
 async def test_a_rotated_key_is_used_at_the_next_send(secret_file: Path, stand_ins: StandIns) -> None:
@@ -167,7 +167,7 @@ async def test_a_rotated_key_is_used_at_the_next_send(secret_file: Path, stand_i
 async def test_one_event_that_is_refused_shuts_no_channel_whatever_the_words(
     error: str, secret_file: Path, stand_ins: StandIns
 ) -> None:
-    stand_ins.faults.add(Fault(provider=Provider.PAGERDUTY, kind=Kind.ERROR, error=error, count=1))
+    stand_ins.faults.add(Fault(provider=Provider.PAGERDUTY, kind=FaultKind.ERROR, error=error, count=1))
     channel = connect(secret_file, stand_ins)
     attempt = Recorded(message())
     with pytest.raises(SendError, match="routing key") as raised:
@@ -183,7 +183,7 @@ async def test_one_event_that_is_refused_shuts_no_channel_whatever_the_words(
 async def test_where_pagerduty_does_not_say_whether_it_takes_the_key_the_message_is_tried_again(
     secret_file: Path, stand_ins: StandIns
 ) -> None:
-    for fault in ({"kind": Kind.ERROR, "error": "Invalid routing key"}, {"kind": Kind.RATE_LIMIT, "seconds": 7}):
+    for fault in ({"kind": FaultKind.ERROR, "error": "Invalid routing key"}, {"kind": FaultKind.RATE_LIMIT, "seconds": 7}):
         stand_ins.faults.add(Fault.model_validate({"provider": Provider.PAGERDUTY, "count": 1, **fault}))
     channel = connect(secret_file, stand_ins)
     with pytest.raises(SendError) as raised:
@@ -197,7 +197,7 @@ async def test_where_pagerduty_does_not_say_whether_it_takes_the_key_the_message
 async def test_an_event_that_is_called_invalid_is_the_messages_own_trouble(
     secret_file: Path, stand_ins: StandIns
 ) -> None:
-    stand_ins.faults.add(Fault(provider=Provider.PAGERDUTY, kind=Kind.ERROR, error="'payload.summary' is too long"))
+    stand_ins.faults.add(Fault(provider=Provider.PAGERDUTY, kind=FaultKind.ERROR, error="'payload.summary' is too long"))
     channel = connect(secret_file, stand_ins)
     with pytest.raises(SendError, match="is too long") as raised:
         await send(channel, message())
@@ -206,7 +206,7 @@ async def test_an_event_that_is_called_invalid_is_the_messages_own_trouble(
 
 
 async def test_the_wait_that_pagerduty_asks_for_is_handed_on(secret_file: Path, stand_ins: StandIns) -> None:
-    stand_ins.faults.add(Fault(provider=Provider.PAGERDUTY, kind=Kind.RATE_LIMIT, seconds=11, count=1))
+    stand_ins.faults.add(Fault(provider=Provider.PAGERDUTY, kind=FaultKind.RATE_LIMIT, seconds=11, count=1))
     channel = connect(secret_file, stand_ins)
     with pytest.raises(SendError) as raised:
         await send(channel, message())
@@ -234,7 +234,7 @@ async def test_what_was_over_before_anybody_heard_calls_and_then_resolves(
     assert (incident.status, incident.dedup_key) == ("resolved", receipt["dedup_key"])
     assert incident.summary.startswith("KMSCryptoModeNotKMS · production / backend (already over): ")
     assert attempt.kept == [{"triggered": "yes"}]
-    assert "\n".join(attempt.payloads) == channel.payload(attempt.message)
+    assert "\n".join(attempt.payloads) == channel.render_payload(attempt.message)
     assert [json.loads(payload)["routing_key"] for payload in attempt.payloads] == ["[secret]"] * 2
 
 
@@ -242,7 +242,7 @@ async def test_what_has_called_already_only_resolves(secret_file: Path, stand_in
     channel = connect(secret_file, stand_ins)
     over = message("03-resolved-1", untold=True)
     first = Recorded(over)
-    stand_ins.faults.add(Fault(provider=Provider.PAGERDUTY, kind=Kind.LOST_ANSWER, count=1))
+    stand_ins.faults.add(Fault(provider=Provider.PAGERDUTY, kind=FaultKind.LOST_ANSWER, count=1))
     with pytest.raises(SendError) as lost:
         await channel.send(first)
     assert (lost.value.maybe_arrived, first.kept) == (True, [])
@@ -272,7 +272,7 @@ async def test_a_person_may_choose_not_to_be_called_for_what_is_over(secret_file
 
 
 def test_what_the_relay_has_to_say_comes_first_in_the_details() -> None:
-    noted = message(replace(message().event, note="Ended while silenced."), note="Slack is down.")
-    details = render(noted, "trigger")["payload"]["custom_details"]
+    noted = message(replace(message().event, remark="Ended while silenced."), note="Slack is down.")
+    details = build_event(noted, "trigger")["payload"]["custom_details"]
     assert next(iter(details.items())) == ("note", "Slack is down. Ended while silenced.")
-    assert "note" not in render(message(), "trigger")["payload"]["custom_details"]
+    assert "note" not in build_event(message(), "trigger")["payload"]["custom_details"]

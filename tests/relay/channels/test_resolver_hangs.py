@@ -23,7 +23,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whoever asks for HANGS, or for this machine's own name, waits."""
     with hanging_for(HANGS, monkeypatch) as end:
         monkeypatch.setattr(socket, "getfqdn", lambda: str(end.wait(60)))
-        monkeypatch.setattr("shared.resolver._own_name", [])
+        monkeypatch.setattr("shared.resolver._own_name_lookup", [])
         yield
 
 

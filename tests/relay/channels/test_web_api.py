@@ -2,7 +2,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from services.relay.channels.web_api import retry_after
+from services.relay.channels.web_api import parse_retry_after
 
 NOW = datetime(1994, 11, 6, 8, 49, 7, tzinfo=UTC).timestamp()
 
@@ -31,7 +31,7 @@ NOW = datetime(1994, 11, 6, 8, 49, 7, tzinfo=UTC).timestamp()
     ],
 )
 def test_retry_after_is_a_number_of_seconds_or_a_date(given: str, seconds: float | None) -> None:
-    assert retry_after({"Retry-After": given}, NOW) == seconds
+    assert parse_retry_after({"Retry-After": given}, NOW) == seconds
 
 
 @pytest.mark.parametrize(
@@ -43,8 +43,8 @@ def test_retry_after_is_a_number_of_seconds_or_a_date(given: str, seconds: float
     ],
 )
 def test_a_date_is_read_by_the_clock_of_who_gave_it(name: str, date: str, until: str, seconds: float) -> None:
-    assert retry_after({name: date, "retry-after": until}, NOW) == seconds
+    assert parse_retry_after({name: date, "retry-after": until}, NOW) == seconds
 
 
 def test_without_a_header_there_is_no_wait() -> None:
-    assert retry_after({}, NOW) is None
+    assert parse_retry_after({}, NOW) is None

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 
 from services.relay.channels.channel import Reason, Scope, SendError
-from services.relay.channels.webhook import BODY, render
+from services.relay.channels.webhook import MAX_BODY, build_body
 from services.relay.model import Message
 from tests.relay.channels.conftest import Answering, TcpServer, WebServer
 from tests.relay.channels.examples import (
@@ -30,14 +30,14 @@ from tests.relay.channels.recorded import Recorded, send
 
 
 def size(message: Message) -> int:
-    return len(json.dumps(render(message), ensure_ascii=False, separators=(",", ":")).encode())
+    return len(json.dumps(build_body(message), ensure_ascii=False, separators=(",", ":")).encode())
 
 
 @given(messages())
 @hypothesis_settings(max_examples=200)
 def test_no_body_passes_its_limit(any_message: Message) -> None:
-    body = render(any_message)
-    assert size(any_message) <= BODY
+    body = build_body(any_message)
+    assert size(any_message) <= MAX_BODY
     assert len(body["alerts"]) + body["not_listed"] == (
         len(any_message.event.alerts) + any_message.event.truncated_alerts
     )
@@ -53,14 +53,14 @@ def test_alerts_that_do_not_fit_are_counted(text: str) -> None:
         common_labels=labels,
         alerts=tuple(replace(alert, labels=labels, annotations=labels) for alert in wide.event.alerts),
     )
-    body = render(replace(wide, event=event))
-    assert size(replace(wide, event=event)) <= BODY
+    body = build_body(replace(wide, event=event))
+    assert size(replace(wide, event=event)) <= MAX_BODY
     assert 1 <= len(body["alerts"]) < 500
     assert body["not_listed"] == 500 - len(body["alerts"])
 
 
 def test_the_body_is_the_documented_one() -> None:
-    body = render(message("03-resolved-1", note="Ours."))
+    body = build_body(message("03-resolved-1", note="Ours."))
     (alert,) = body.pop("alerts")
     assert body == {
         "delivery_id": "0192-delivery",
@@ -82,7 +82,7 @@ def test_the_body_is_the_documented_one() -> None:
 
 
 def test_a_list_that_was_cut_is_not_told_as_resolved() -> None:
-    body = render(message(replace(message("03-resolved-1").event, truncated_alerts=2)))
+    body = build_body(message(replace(message("03-resolved-1").event, truncated_alerts=2)))
     assert (body["status"], body["not_listed"]) == ("firing", 2)
 
 
@@ -106,7 +106,7 @@ async def test_the_token_and_the_key_of_the_delivery_stand_in_the_headers(
     assert [headers.get("Authorization") for headers in seen] == [f"Bearer {SECRET}", "Bearer rotated", None]
     assert {headers["Idempotency-Key"] for headers in seen} == {"0192-delivery"}
     assert {headers["Content-Type"] for headers in seen} == {"application/json"}
-    assert without.secrets() == ()
+    assert without.read_secret_versions() == ()
 
 
 @pytest.mark.parametrize("status", [200, 201, 204, 299])

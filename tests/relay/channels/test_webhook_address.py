@@ -29,10 +29,10 @@ async def test_an_address_in_a_file_is_read_again_when_it_changes(url_file: Path
     provider = await answering(answer)
     rotate(url_file, f"http://{provider}{TARGET}\n")
     channel = settings({"kind": "webhook", "url_file": url_file}).connect(5)
-    before = channel.secrets()
+    before = channel.read_secret_versions()
     await send(channel, message())
     rotate(url_file, f"http://{provider}/another")
-    assert channel.secrets() != before
+    assert channel.read_secret_versions() != before
     await send(channel, message())
     await channel.close()
     assert asked == [TARGET, "/another"]

@@ -12,8 +12,8 @@ import yaml
 from click.testing import CliRunner, Result
 
 from services.relay.__main__ import main
-from services.relay.outbox.store import opened
-from shared.sql.location import Database
+from services.relay.outbox.store import open_store
+from shared.sql.location import DatabaseUrl
 from tests.relay.outbox.rows import Rows
 
 Typed = Callable[..., Result]
@@ -21,7 +21,7 @@ Fill = Callable[[Callable[[Rows], Awaitable[Any]]], Any]
 
 
 @pytest.fixture
-def configuration(tmp_path: Path, database: Database) -> Path:
+def configuration(tmp_path: Path, database: DatabaseUrl) -> Path:
     """None of its secrets exists: no command here needs one."""
     channels = {
         "pager": {"kind": "pagerduty", "routing_key_file": "missing"},
@@ -55,12 +55,12 @@ def typed(configuration: Path) -> Iterator[Typed]:
 
 
 @pytest.fixture
-def fill(database: Database) -> Fill:
+def fill(database: DatabaseUrl) -> Fill:
     """Puts something into the outbox, or looks at what is there."""
 
     def run(work: Callable[[Rows], Awaitable[Any]]) -> Any:
         async def within() -> Any:
-            async with opened(database, time.time) as store:
+            async with open_store(database, time.time) as store:
                 return await work(Rows(store))
 
         return asyncio.run(within())

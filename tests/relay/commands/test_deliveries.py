@@ -6,9 +6,9 @@ import zlib
 import pytest
 from sqlalchemy import create_engine, text, update
 
-from services.relay.commands.deliveries import _PAGE
+from services.relay.commands.deliveries import _PAGE_SIZE
 from services.relay.outbox.schema import State, events
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 from tests.relay.commands.conftest import Fill, Typed
 from tests.relay.outbox.rows import Rows
 
@@ -66,10 +66,10 @@ def test_filters_choose(typed: Typed, fill: Fill, filters: list[str], wanted: li
 def test_a_limit_over_one_page_is_kept(typed: Typed, fill: Fill) -> None:
     async def many(rows: Rows) -> list[str]:
         event = await rows.event()
-        return [await rows.delivery(event, f"channel-{number}") for number in range(_PAGE + 10)]
+        return [await rows.delivery(event, f"channel-{number}") for number in range(_PAGE_SIZE + 10)]
 
     made = fill(many)
-    for limit in (_PAGE - 1, _PAGE, _PAGE + 1, _PAGE + 99):
+    for limit in (_PAGE_SIZE - 1, _PAGE_SIZE, _PAGE_SIZE + 1, _PAGE_SIZE + 99):
         lines = typed("deliveries", "--json", "--limit", f"{limit}").stdout.splitlines()
         assert [json.loads(line)["id"] for line in lines] == list(reversed(made))[:limit]
 
@@ -123,7 +123,7 @@ def test_a_mistake_exits_with_2_and_one_line(typed: Typed, arguments: list[str],
     assert result.stderr.count("\n") == 1
 
 
-def test_it_is_shown_while_somebody_else_holds_the_database(typed: Typed, fill: Fill, database: Database) -> None:
+def test_it_is_shown_while_somebody_else_holds_the_database(typed: Typed, fill: Fill, database: DatabaseUrl) -> None:
     _, delivered = fill(two)
     hold = "BEGIN EXCLUSIVE" if database.drivername == "sqlite" else "LOCK TABLE deliveries, events IN EXCLUSIVE MODE"
     engine = create_engine(database)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.sql.location import Database, sqlite
+from shared.sql.location import DatabaseUrl, create_sqlite_url
 from tests.relay.commands.conftest import Typed
 
 COMMANDS = (
@@ -17,8 +17,8 @@ COMMANDS = (
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Database:
-    return sqlite(tmp_path / "relay.db")
+def database(tmp_path: Path) -> DatabaseUrl:
+    return create_sqlite_url(tmp_path / "relay.db")
 
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.sql.location import Database, sqlite
+from shared.sql.location import DatabaseUrl, create_sqlite_url
 from tests.relay.commands.conftest import Typed
 from tests.relay.scripted import PAYLOADS, payload
 
@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Database:
-    return sqlite(tmp_path / "relay.db")
+def database(tmp_path: Path) -> DatabaseUrl:
+    return create_sqlite_url(tmp_path / "relay.db")
 
 
 def test_it_prints_what_pagerduty_would_be_sent(typed: Typed, tmp_path: Path) -> None:

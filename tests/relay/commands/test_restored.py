@@ -4,8 +4,8 @@ import pytest
 from sqlalchemy import delete
 
 from services.relay.outbox.audit import OutboxAudit
-from services.relay.outbox.restored import HELD_FOR, notice_restore
-from services.relay.outbox.schema import origin
+from services.relay.outbox.restored import COMPARE_DELAY, detect_restore
+from services.relay.outbox.schema import database_identity
 from tests.relay.commands.conftest import Fill, Typed
 from tests.relay.outbox.acts import claimed, nothing, told
 from tests.relay.outbox.rows import Rows
@@ -15,16 +15,16 @@ from tests.relay.scripted import event_of
 @pytest.mark.parametrize("from_before_the_upgrade", [False, True])
 def test_the_next_start_takes_the_outbox_for_a_backup(typed: Typed, fill: Fill, from_before_the_upgrade: bool) -> None:
     async def used(rows: Rows) -> None:
-        await notice_restore(rows.store, held_for=HELD_FOR)
+        await detect_restore(rows.store, compare_delay=COMPARE_DELAY)
         await told(rows.store, "x", event=event_of("firing"))
         await told(rows.store, "x", event=event_of("resolved"))
         if from_before_the_upgrade:
-            await rows.store.run(lambda transaction: transaction.connection.execute(delete(origin)))
+            await rows.store.run(lambda transaction: transaction.connection.execute(delete(database_identity)))
 
     async def started(rows: Rows) -> None:
-        assert await notice_restore(rows.store, held_for=HELD_FOR)
+        assert await detect_restore(rows.store, compare_delay=COMPARE_DELAY)
         assert await nothing(rows.store)
-        assert not await notice_restore(rows.store, held_for=0.0)
+        assert not await detect_restore(rows.store, compare_delay=0.0)
 
     async def audit(rows: Rows) -> list[str]:
         return [entry.action for entry in (await OutboxAudit(rows.store).page(9, None))[0]]
@@ -39,13 +39,13 @@ def test_the_next_start_takes_the_outbox_for_a_backup(typed: Typed, fill: Fill, 
 
 def test_without_held_time_what_is_over_calls_nobody(typed: Typed, fill: Fill) -> None:
     async def used(rows: Rows) -> None:
-        await notice_restore(rows.store, held_for=0.0)
+        await detect_restore(rows.store, compare_delay=0.0)
         await told(rows.store, "x", event=event_of("firing"))
         await told(rows.store, "x", event=event_of("resolved"))
 
     async def started(rows: Rows) -> bool:
-        assert await notice_restore(rows.store, held_for=0.0)
-        return (await claimed(rows.store)).untold
+        assert await detect_restore(rows.store, compare_delay=0.0)
+        return (await claimed(rows.store)).firing_undelivered
 
     fill(used)
     assert typed("restored").exit_code == 0

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from services.relay.channels.channel import Reason, Scope, SendError
 from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.schema import State, deliveries
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 from tests.relay.commands.conftest import Fill, Typed
 from tests.relay.outbox.rows import Rows
 from tests.relay.scripted import Scripted, post, reaches, served, settings, webhook_of
@@ -106,7 +106,7 @@ def test_on_a_channel_that_merges_nothing_each_is_sent_again_by_itself(typed: Ty
 
 
 async def test_a_relay_that_runs_sends_it_within_seconds(
-    tmp_path: Path, database: Database, configuration: Path
+    tmp_path: Path, database: DatabaseUrl, configuration: Path
 ) -> None:
     channel = Scripted(SendError(Reason.REJECTED, Scope.MESSAGE, "invalid_blocks"))
     async with served(settings(tmp_path, {"pager": channel}, database=database.render_as_string())) as client:
@@ -128,7 +128,7 @@ async def test_a_relay_that_runs_sends_it_within_seconds(
 
 
 async def test_a_channel_that_asked_for_a_day_is_down_until_somebody_says_so(
-    tmp_path: Path, database: Database, configuration: Path
+    tmp_path: Path, database: DatabaseUrl, configuration: Path
 ) -> None:
     channel = Scripted(SendError(Reason.RATE_LIMITED, Scope.ATTEMPT, "HTTP 429", retry_after=86_400))
     async with served(settings(tmp_path, {"pager": channel}, database=database.render_as_string())) as client:

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from ops.demo.stand_ins.faults import Fault, Kind, Provider
-from ops.demo.stand_ins.server import start
+from ops.demo.stand_ins.faults import Fault, FaultKind, Provider
+from ops.demo.stand_ins.server import run_stand_ins
 
 
 async def send_test(folder: Path, **channel: Any) -> subprocess.CompletedProcess[str]:
@@ -28,8 +28,8 @@ async def send_test(folder: Path, **channel: Any) -> subprocess.CompletedProcess
 
 
 async def test_a_recipient_who_is_refused_is_named_in_the_answer_and_in_no_log_line(tmp_path: Path) -> None:
-    async with start() as providers:
-        refuse = {"provider": Provider.SMTP, "kind": Kind.REFUSE_RECIPIENT, "recipient": "gone@example.org"}
+    async with run_stand_ins() as providers:
+        refuse = {"provider": Provider.SMTP, "kind": FaultKind.REFUSE_RECIPIENT, "recipient": "gone@example.org"}
         providers.faults.add(Fault.model_validate(refuse))
         smtp = providers.smtp
         mail = {"kind": "email", "host": smtp.host, "port": smtp.port, "tls": "none", "from": "a@example.org"}

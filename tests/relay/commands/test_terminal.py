@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.console.again import STEP
+from services.relay.console.again import BULK_STEP
 from services.relay.outbox.schema import State
-from shared.sql.location import Database, sqlite
+from shared.sql.location import DatabaseUrl, create_sqlite_url
 from tests.relay.commands.conftest import Fill, Typed
 from tests.relay.outbox.rows import Rows
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Database:
-    return sqlite(tmp_path / "relay.db")
+def database(tmp_path: Path) -> DatabaseUrl:
+    return create_sqlite_url(tmp_path / "relay.db")
 
 
 def in_a_terminal(configuration: Path, *arguments: str, columns: int = 80) -> str:
@@ -71,12 +71,12 @@ def test_a_wide_terminal_and_a_pipe_have_a_line_for_each(configuration: Path, ty
 def test_a_bar_shows_long_work_to_a_person_and_to_nobody_else(configuration: Path, typed: Typed, fill: Fill) -> None:
     async def many(rows: Rows) -> None:
         event = await rows.event()
-        await asyncio.gather(*(rows.delivery(event, "log", State.DEAD) for _ in range(STEP + 50)))
+        await asyncio.gather(*(rows.delivery(event, "log", State.DEAD) for _ in range(BULK_STEP + 50)))
 
     fill(many)
     seen = in_a_terminal(configuration, "retry", "--all")
     assert "100%" in seen
-    assert f"{STEP + 50} to be sent again\n" in seen
+    assert f"{BULK_STEP + 50} to be sent again\n" in seen
     fill(many)
     piped = typed("retry", "--all")
-    assert (piped.stdout, piped.stderr) == (f"{STEP + 50} to be sent again\n", "")
+    assert (piped.stdout, piped.stderr) == (f"{BULK_STEP + 50} to be sent again\n", "")

@@ -9,18 +9,18 @@ from services.relay.channels.channel import Reason, Scope, SendError
 from services.relay.outbox import prune as pruned
 from services.relay.outbox import schema
 from services.relay.outbox.audit import OutboxAudit
-from services.relay.outbox.prune import STEP, prune
-from services.relay.outbox.store import opened
+from services.relay.outbox.prune import PRUNE_STEP, prune_by_age
+from services.relay.outbox.store import open_store
 from services.relay.outbox.together import Transaction
-from shared.audit import Entry
-from shared.sql.location import Database
+from shared.audit import AuditEntry
+from shared.sql.location import DatabaseUrl
 from tests.relay.console.test_api import Clock, get
 from tests.relay.scripted import Scripted, payload, post, reaches, served, settings
 
 DAY = 86400.0
 
 
-async def test_who_retried_what_is_told_after_a_restart_too(database: Database, tmp_path: Path) -> None:
+async def test_who_retried_what_is_told_after_a_restart_too(database: DatabaseUrl, tmp_path: Path) -> None:
     for name in ("admin", "ben"):
         (tmp_path / name).write_text(f"the-token-of-{name}")
     auth = {
@@ -53,33 +53,33 @@ async def test_who_retried_what_is_told_after_a_restart_too(database: Database, 
     assert entry == {"who": "ben", "from": "127.0.0.1", "action": "retry", "on": delivery}
 
 
-async def test_entries_go_by_age_in_steps_and_hold_what_a_database_takes(database: Database) -> None:
-    async with opened(database, Clock()) as store:
+async def test_entries_go_by_age_in_steps_and_hold_what_a_database_takes(database: DatabaseUrl) -> None:
+    async with open_store(database, Clock()) as store:
         audit = OutboxAudit(store)
 
         def age(transaction: Transaction) -> None:
             row = {"who": "ben", "peer": None, "action": "old", "object": "", "at": transaction.now - 2 * DAY}
-            transaction.connection.execute(insert(schema.audit), [row] * (2 * STEP + 1))
+            transaction.connection.execute(insert(schema.audit), [row] * (2 * PRUNE_STEP + 1))
 
         await store.run(age)
-        await audit.add(Entry(0.0, "ben", "::1", "now", "a\0b"))
-        await prune(store, 3 * DAY, 1000)
-        assert len((await audit.page(1000, None))[0]) == 2 * STEP + 2
-        await prune(store, DAY, 1000)
+        await audit.add(AuditEntry(0.0, "ben", "::1", "now", "a\0b"))
+        await prune_by_age(store, 3 * DAY, 1000)
+        assert len((await audit.page(1000, None))[0]) == 2 * PRUNE_STEP + 2
+        await prune_by_age(store, DAY, 1000)
         (kept,) = (await audit.page(1000, None))[0]
     assert (kept.who, kept.peer, kept.action, kept.on) == ("ben", "::1", "now", "a\ufffdb")
     assert kept.at > 0  # by the database's clock
 
 
-async def test_of_more_entries_than_are_kept_the_oldest_go(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_of_more_entries_than_are_kept_the_oldest_go(database: DatabaseUrl, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pruned, "AUDIT_ROWS", 150)
-    async with opened(database, Clock()) as store:
+    async with open_store(database, Clock()) as store:
 
         def many(transaction: Transaction) -> None:
             rows = [{"who": "ben", "action": "x", "object": f"{n}", "at": transaction.now} for n in range(400)]
             transaction.connection.execute(insert(schema.audit), rows)
 
         await store.run(many)
-        await prune(store, DAY, 1000)
+        await prune_by_age(store, DAY, 1000)
         kept = (await OutboxAudit(store).page(1000, None))[0]
     assert [each.on for each in kept] == [f"{n}" for n in reversed(range(250, 400))]

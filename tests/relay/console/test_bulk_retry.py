@@ -3,30 +3,30 @@
 import asyncio
 import time
 
-from services.relay.console.again import STEP, retry_channel
+from services.relay.console.again import BULK_STEP, retry_channel
 from services.relay.outbox import query
 from services.relay.outbox.schema import State
-from services.relay.outbox.store import opened
-from shared.sql.location import Database
+from services.relay.outbox.store import open_store
+from shared.sql.location import DatabaseUrl
 from tests.relay.outbox.rows import Rows
 
 UNMERGED = frozenset({"log"})
 
 
-async def test_it_ends_although_as_many_die_meanwhile(database: Database) -> None:
-    async with opened(database, time.time, UNMERGED) as store:
+async def test_it_ends_although_as_many_die_meanwhile(database: DatabaseUrl) -> None:
+    async with open_store(database, time.time, UNMERGED) as store:
         rows = Rows(store)
         event = await rows.event()
 
         async def dies(number: int) -> set[str]:
             return set(await asyncio.gather(*(rows.delivery(event, "log", State.DEAD) for _ in range(number))))
 
-        asked_for, steps = await dies(STEP + 5), []
+        asked_for, steps = await dies(BULK_STEP + 5), []
         async for taken in retry_channel(store, "log"):
             steps.append(taken)
             assert len(steps) <= 2
             await dies(taken)
-        assert steps == [STEP, 5]
-        assert await query.dead(store, "log") == STEP + 5
-        page = await query.recent(store, query.Filter(state=State.SUPERSEDED), limit=1000)
+        assert steps == [BULK_STEP, 5]
+        assert await query.count_dead(store, "log") == BULK_STEP + 5
+        page = await query.list_deliveries(store, query.DeliveryFilter(state=State.SUPERSEDED), limit=1000)
         assert {delivery.id for delivery in page.deliveries} == asked_for

@@ -11,20 +11,20 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from services.relay.channels.channel import Reason, Scope, SendError
-from services.relay.delivery.deliver import Delivering
+from services.relay.delivery.deliver import DeliveryContext
 from services.relay.delivery.retry import RetryPolicy
 from services.relay.delivery.worker import Worker
 from services.relay.metrics import Metrics
 from services.relay.outbox import query
-from services.relay.outbox.accept import Incoming, Plan, accept
-from services.relay.outbox.known import Known
-from services.relay.outbox.query import Delivery, Filter, recent
-from services.relay.outbox.store import opened
+from services.relay.outbox.accept import IncomingEvent, DeliveryPlan, accept_event
+from services.relay.outbox.known import IncidentState
+from services.relay.outbox.query import DeliveryRow, DeliveryFilter, list_deliveries
+from services.relay.outbox.store import open_store
 from services.relay.sending.enrich.links import LinkRules
-from services.relay.sending.here import here
-from services.relay.sending.outgoing import SendingSettings
+from services.relay.sending.here import open_local_sender
+from services.relay.sending.outgoing import SenderSettings
 from shared.sql import location
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 from tests.relay.scripted import Scripted, ScriptedSettings, event_of, until
 
 QUICK = RetryPolicy(backoff_initial=0.01, backoff_max=0.3, give_up_after=60)
@@ -33,14 +33,14 @@ NEARLY = 0.99
 """The wall clock says when it is due, the event loop's clock how long that was."""
 
 
-def _always(plan: Plan, _known: Known | None, _now: float) -> Plan:
+def _always(plan: DeliveryPlan, _known: IncidentState | None, _now: float) -> DeliveryPlan:
     return plan
 
 
 class Rig:
     """Workers over a real outbox."""
 
-    def __init__(self, shared: Delivering, workers: dict[str, Worker], registry: CollectorRegistry) -> None:
+    def __init__(self, shared: DeliveryContext, workers: dict[str, Worker], registry: CollectorRegistry) -> None:
         self.shared = shared
         self.store = shared.store
         self.workers = workers
@@ -51,16 +51,16 @@ class Rig:
     ) -> None:
         channels = channels or tuple(self.workers)
         for status in statuses:
-            incoming = Incoming(event_of(status, group=group, **changes), group, "", "KMSTest", b"{}")
-            plan = Plan(1, open=True, channels=channels)
-            await accept(self.store, incoming, partial(_always, plan))
+            incoming = IncomingEvent(event_of(status, group=group, **changes), group, "", "KMSTest", b"{}")
+            plan = DeliveryPlan(1, is_open=True, channels=channels)
+            await accept_event(self.store, incoming, partial(_always, plan))
             for worker in self.workers.values():
                 worker.wake()
 
-    async def deliveries(self, channel: str = "a") -> list[Delivery]:
-        return (await recent(self.store, Filter(channel=channel), limit=200)).deliveries[::-1]
+    async def deliveries(self, channel: str = "a") -> list[DeliveryRow]:
+        return (await list_deliveries(self.store, DeliveryFilter(channel=channel), limit=200)).deliveries[::-1]
 
-    async def finished(self, channel: str = "a") -> list[Delivery]:
+    async def finished(self, channel: str = "a") -> list[DeliveryRow]:
         """The deliveries of a channel, oldest first, once all have ended."""
 
         async def over() -> bool:
@@ -70,7 +70,7 @@ class Rig:
         return await self.deliveries(channel)
 
     async def refused(self) -> set[str]:
-        return {each.name for each in await self.store.read(query.channels) if each.refused}
+        return {each.name for each in await self.store.read(query.read_channel_states) if each.is_down}
 
     def value(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(name, labels)
@@ -78,7 +78,7 @@ class Rig:
 
 @asynccontextmanager
 async def rig(
-    where: Path | Database,
+    where: Path | DatabaseUrl,
     policy: RetryPolicy = QUICK,
     timeout: float = 10,
     clock: Callable[[], float] = time.time,
@@ -89,31 +89,31 @@ async def rig(
 ) -> AsyncIterator[Rig]:
     registry = CollectorRegistry()
     unmerged = frozenset(name for name in channels if name.startswith("every"))
-    file = location.sqlite(where / "relay.db") if isinstance(where, Path) else where
-    given = SendingSettings(
+    file = location.create_sqlite_url(where / "relay.db") if isinstance(where, Path) else where
+    given = SenderSettings(
         channels={name: ScriptedSettings(channel=channel) for name, channel in channels.items()},
-        links=LinkRules("https://docs.example.org/#{alertname_lower}", None, hosts),
+        link_rules=LinkRules("https://docs.example.org/#{alertname_lower}", None, hosts),
         contacts={"service owner": "#ledger-team"},
         timeout=timeout,
     )
-    async with opened(file, clock, unmerged) as store, here(given) as send:
+    async with open_store(file, clock, unmerged) as store, open_local_sender(given) as send:
         workers: dict[str, Worker] = {}
 
         def wake(names: Iterable[str]) -> None:
             for name in workers.keys() & set(names):
                 workers[name].wake()
 
-        shared = Delivering(
+        shared = DeliveryContext(
             store=store,
             metrics=Metrics(registry, channels, ["delivered", "superseded", "dead"], Reason),
             send=send,
-            retry=policy,
+            retry_policy=policy,
             timeout=timeout,
-            lease=timeout * 2,
-            owner="test",
+            lease_seconds=timeout * 2,
+            lease_owner="test",
             random=lambda: 1.0,
-            fallback=fallback,
-            woken=wake,
+            fallback_channels=fallback,
+            wake_channels=wake,
         )
         workers |= {name: Worker(name, channel, rate, LANES, shared) for name, channel in channels.items()}
         tasks = [asyncio.create_task(worker.run()) for worker in workers.values()]

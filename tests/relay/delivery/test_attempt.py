@@ -9,12 +9,12 @@ import pytest
 
 from services.relay.channels.channel import Attempt, LeaseLostError, Reason, Receipt, Scope, SendError
 from services.relay.delivery.deliver import Deliverer
-from services.relay.outbox.claim import Claim
-from services.relay.outbox.query import Record, one
+from services.relay.outbox.claim import DeliveryTask
+from services.relay.outbox.query import DeliveryDetails, read_delivery
 from services.relay.outbox.schema import State
 from services.relay.sending.enrich.links import LinkRules
-from services.relay.sending.here import here
-from services.relay.sending.outgoing import SendingSettings
+from services.relay.sending.here import open_local_sender
+from services.relay.sending.outgoing import SenderSettings
 from tests.relay.delivery.rig import NEARLY, Rig, broken, rig
 from tests.relay.outbox.acts import claimed, take
 from tests.relay.scripted import Scripted, ScriptedSettings, until
@@ -34,32 +34,32 @@ class Twice(Scripted):
     """Tells something in two requests, and is stopped for longer than its lease between them."""
 
     async def send(self, attempt: Attempt) -> Receipt:
-        attempt.sending("the first request")
+        attempt.before_request("the first request")
         raise LeaseLostError
 
 
-async def deliver(it: Rig, channel: Scripted, claim: Claim, seconds: float = LEASE) -> None:
+async def deliver(it: Rig, channel: Scripted, claim: DeliveryTask, seconds: float = LEASE) -> None:
     """On a channel that has no worker, with so many seconds of the lease left."""
-    given = SendingSettings({"b": ScriptedSettings(channel=channel)}, NO_LINKS, {}, it.shared.timeout)
-    async with here(given) as send:
+    given = SenderSettings({"b": ScriptedSettings(channel=channel)}, NO_LINKS, {}, it.shared.timeout)
+    async with open_local_sender(given) as send:
         ends = asyncio.get_running_loop().time() + seconds
         await Deliverer("b", replace(it.shared, send=send)).deliver(claim, ends)
 
 
-async def due(it: Rig) -> Claim:
+async def due(it: Rig) -> DeliveryTask:
     """The delivery's next claim, once its wait of a hundredth of a second is over."""
-    claims: list[Claim] = []
+    claims: list[DeliveryTask] = []
 
     async def there() -> bool:
-        claims.extend((await take(it.store, "b")).claims)
+        claims.extend((await take(it.store, "b")).tasks)
         return bool(claims)
 
     await until(there)
     return claims[0]
 
 
-async def record_of(it: Rig, delivery_id: str) -> Record:
-    record = await one(it.store, delivery_id)
+async def record_of(it: Rig, delivery_id: str) -> DeliveryDetails:
+    record = await read_delivery(it.store, delivery_id)
     assert record is not None
     return record
 

@@ -9,8 +9,8 @@ import pytest
 from services.relay.channels.channel import Reason, Scope, SendError
 from services.relay.delivery import worker
 from services.relay.delivery.retry import RetryPolicy
-from services.relay.outbox.fallback import STEP
-from services.relay.outbox.overdue import look_after
+from services.relay.outbox.fallback import FALLBACK_STEP
+from services.relay.outbox.overdue import sweep
 from services.relay.outbox.schema import State
 from services.relay.outbox.waiting import StoreUnavailableError
 from tests.relay.delivery.rig import LANES, broken, rig
@@ -41,7 +41,7 @@ async def test_what_waited_and_what_comes_meanwhile_goes_to_the_fallback_at_once
 
     channel, other = Scripted(*[refuse_late] * 100), Scripted()
     async with rig(tmp_path, LONG, fallback=("a", "b"), a=channel, b=other) as it:
-        groups = [str(number) for number in range((LANES + 3) * STEP)]  # each ending is followed by one step
+        groups = [str(number) for number in range((LANES + 3) * FALLBACK_STEP)]  # each ending is followed by one step
         await asyncio.gather(*(it.tell("firing", group=group, channels=("a",)) for group in groups))
         over.set()
         await until(lambda: len(other.sent) == len(groups), seconds=60)
@@ -51,7 +51,7 @@ async def test_what_waited_and_what_comes_meanwhile_goes_to_the_fallback_at_once
         assert {delivery.state for delivery in await it.finished("b")} == {State.DELIVERED}
         assert {delivery.state for delivery in await it.deliveries("a")} <= {State.QUEUED, State.RETRYING}
     assert {message.event.group_key for message in other.sent} == {f"{{}}:{{{group}}}" for group in groups}
-    assert {message.note for message in other.sent} == {NOTE}
+    assert {message.remark for message in other.sent} == {NOTE}
 
 
 async def test_what_waited_arrives_on_its_own_channel_when_that_takes_it_again(tmp_path: Path) -> None:
@@ -124,12 +124,12 @@ async def test_what_a_clock_a_day_ahead_gave_up_goes_to_the_fallback_and_comes_b
         await until(lambda: len(channel.tried) > 6)
         ahead = 90_000.0
         while any(delivery.finished_at is None for delivery in await it.deliveries()):
-            await look_after(it.store, "test", day.give_up_after, ("b",))
+            await sweep(it.store, "test", day.give_up_after, ("b",))
             await asyncio.sleep(0.02)
         assert {delivery.state for delivery in await it.deliveries()} == {State.DEAD}
         await until(lambda: len(other.sent) == 6)
         channel.script.clear()
         ahead = 0.0
-        looked = await look_after(it.store, "test", day.give_up_after, ("b",))
-        assert looked.woken == {"a"}
+        looked = await sweep(it.store, "test", day.give_up_after, ("b",))
+        assert looked.channels_to_wake == {"a"}
         await until(lambda: {message.incident_id for message in channel.sent} == set(groups))

@@ -5,10 +5,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from services.relay.console.again import retry, retry_channel
+from services.relay.console.again import retry_delivery, retry_channel
 from services.relay.delivery.retry import RetryPolicy
 from services.relay.outbox.schema import State
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 from tests.relay.delivery.rig import Rig, broken, rig
 from tests.relay.scripted import Scripted, until
 
@@ -18,7 +18,7 @@ NOTE = "a takes no messages at the moment, so this comes here as well"
 
 
 @asynccontextmanager
-async def asked_for_a_day(database: Database, *others: str) -> AsyncIterator[tuple[Rig, Scripted, Scripted]]:
+async def asked_for_a_day(database: DatabaseUrl, *others: str) -> AsyncIterator[tuple[Rig, Scripted, Scripted]]:
     """Channel `a` was told to wait for a day."""
     channel, other = Scripted(broken(retry_after=DAY)), Scripted()
     async with rig(database, POLICY, fallback=others, a=channel, b=other) as it:
@@ -32,18 +32,18 @@ async def asked_for_a_day(database: Database, *others: str) -> AsyncIterator[tup
         yield it, channel, other
 
 
-async def test_it_counts_as_down_and_others_tell_what_waits_and_what_comes_at_once(database: Database) -> None:
+async def test_it_counts_as_down_and_others_tell_what_waits_and_what_comes_at_once(database: DatabaseUrl) -> None:
     async with asked_for_a_day(database, "b") as (it, channel, other):
         assert await it.refused() == {"a"}
         await it.tell("firing", group="meanwhile", channels=("a",))
         await until(lambda: len(other.sent) == 2)
         assert len(channel.tried) == 1
-    assert {message.note for message in other.sent} == {NOTE}
+    assert {message.remark for message in other.sent} == {NOTE}
 
 
 async def one_is_tried_again(it: Rig, _channel: Scripted) -> None:
     (waiting,) = await it.deliveries("a")
-    await retry(it.store, waiting.id, {"a"})
+    await retry_delivery(it.store, waiting.id, {"a"})
 
 
 async def all_of_the_channel_are_tried_again(it: Rig, _channel: Scripted) -> None:
@@ -55,7 +55,7 @@ async def its_secret_changes(_it: Rig, channel: Scripted) -> None:
 
 
 @pytest.mark.parametrize("act", [one_is_tried_again, all_of_the_channel_are_tried_again, its_secret_changes])
-async def test_a_person_ends_it(database: Database, act: Callable[[Rig, Scripted], Awaitable[None]]) -> None:
+async def test_a_person_ends_it(database: DatabaseUrl, act: Callable[[Rig, Scripted], Awaitable[None]]) -> None:
     async with asked_for_a_day(database) as (it, channel, _):
         await act(it, channel)
         (delivery,) = await it.finished("a")
@@ -63,7 +63,7 @@ async def test_a_person_ends_it(database: Database, act: Callable[[Rig, Scripted
         assert await it.refused() == set()
 
 
-async def test_what_is_at_most_the_longest_backoff_refuses_nothing(database: Database) -> None:
+async def test_what_is_at_most_the_longest_backoff_refuses_nothing(database: DatabaseUrl) -> None:
     channel, other = Scripted(broken(retry_after=POLICY.backoff_max)), Scripted()
     async with rig(database, POLICY, fallback=("b",), a=channel, b=other) as it:
         await it.tell("firing", channels=("a",))

@@ -4,11 +4,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from services.relay.bounds import bounded
+from services.relay.bounds import limit_size
 from services.relay.channels import wording
-from services.relay.delivery.merge import merge
-from services.relay.event_json import encode
-from services.relay.model import Alert, Event, Status, spoken_of
+from services.relay.delivery.merge import merge_events
+from services.relay.event_json import encode_event
+from services.relay.model import Alert, Event, Status, collect_digests
 from tests.relay.delivery.rig import broken, rig
 from tests.relay.scripted import Scripted, event_of
 
@@ -31,33 +31,33 @@ def states(event: Event) -> dict[str, str]:
 
 
 def test_an_alert_that_only_an_untold_event_speaks_of_is_told_in_its_last_state() -> None:
-    told = merge(merge(of(a="firing", b="firing"), of(a="resolved", b="firing")), of(b="firing"))
+    told = merge_events(merge_events(of(a="firing", b="firing"), of(a="resolved", b="firing")), of(b="firing"))
     assert states(told) == {"a": "resolved", "b": "firing"}
     assert told.status is Status.FIRING
 
 
 def test_of_an_alert_that_several_speak_of_the_last_word_counts() -> None:
-    assert states(merge(of(a="resolved", b="firing"), of(a="firing"))) == {"a": "firing", "b": "firing"}
+    assert states(merge_events(of(a="resolved", b="firing"), of(a="firing"))) == {"a": "firing", "b": "firing"}
 
 
 def test_what_all_its_alerts_share_is_what_a_merged_event_shares() -> None:
-    told = merge(of(a="resolved"), of(b="firing"))
+    told = merge_events(of(a="resolved"), of(b="firing"))
     assert "key" not in told.common_labels
     assert told.common_labels["alertname"] == of(b="firing").common_labels["alertname"]
 
 
 def test_alerts_that_have_no_room_are_merged_as_those_that_are_listed() -> None:
-    many = bounded(of(**{f"alert-{number}": "firing" for number in range(6_000)}, ends="firing", gone="firing"))
+    many = limit_size(of(**{f"alert-{number}": "firing" for number in range(6_000)}, ends="firing", gone="firing"))
     assert many.unlisted_firing
-    newer = bounded(
+    newer = limit_size(
         of(**{f"alert-{number}": "firing" for number in range(5_999, -1, -1)}, ends="resolved", new="firing")
     )
-    told = merge(many, newer)
-    assert wording.counts(told) == "6002 firing, 1 resolved"  # `gone` stays as it was last told of
-    assert spoken_of(told) == spoken_of(many) | spoken_of(newer)
-    assert merge(newer, many).not_listed + len(merge(newer, many).alerts) == 6_003
-    assert len(encode(told)) < 3_000_000
-    assert merge(told, of(ends="firing")).not_listed > 0
+    told = merge_events(many, newer)
+    assert wording.format_counts(told) == "6002 firing, 1 resolved"  # `gone` stays as it was last told of
+    assert collect_digests(told) == collect_digests(many) | collect_digests(newer)
+    assert merge_events(newer, many).unlisted_count + len(merge_events(newer, many).alerts) == 6_003
+    assert len(encode_event(told)) < 3_000_000
+    assert merge_events(told, of(ends="firing")).unlisted_count > 0
 
 
 async def test_all_that_waited_is_in_the_message(tmp_path: Path) -> None:

@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.relay.channels.channel import Reason, Scope, SendError
-from services.relay.delivery.retry import RetryPolicy, next_attempt
+from services.relay.delivery.retry import RetryPolicy, compute_retry_delay
 
 POLICY = RetryPolicy(backoff_initial=1, backoff_max=300, give_up_after=86400)
 
 
 def wait(scope: Scope, *, retry_after: float | None = None, random: float = 1.0, **changes: Any) -> float | None:
     error = SendError(Reason.SERVER_ERROR, scope, "no", retry_after=retry_after)
-    return next_attempt(error, random=lambda: random, **{"attempt": 1, "age": 100.0, "policy": POLICY, **changes})
+    return compute_retry_delay(error, random=lambda: random, **{"attempt": 1, "age": 100.0, "policy": POLICY, **changes})
 
 
 def test_the_backoff_doubles_up_to_its_maximum() -> None:
@@ -56,7 +56,7 @@ def test_the_wait_is_bounded_and_never_shorter_than_asked(
     scope: Scope, attempt: int, retry_after: float | None, random: float, age: float
 ) -> None:
     error = SendError(Reason.RATE_LIMITED, scope, "no", retry_after=retry_after)
-    wait = next_attempt(error, attempt=attempt, age=age, policy=POLICY, random=lambda: random)
+    wait = compute_retry_delay(error, attempt=attempt, age=age, policy=POLICY, random=lambda: random)
     asked = min(retry_after or 0.0, POLICY.give_up_after)
     assert wait is not None
     assert wait >= asked

@@ -10,7 +10,7 @@ import pytest
 
 from services.relay.channels.channel import Reason, Scope, SendError
 from services.relay.delivery.retry import RetryPolicy
-from services.relay.outbox.claim import LARGE
+from services.relay.outbox.claim import MAX_CLAIM_BYTES
 from services.relay.outbox.schema import State
 from tests.relay.delivery.rig import LANES, NEARLY, QUICK, broken, rig
 from tests.relay.scripted import Scripted, event_of, hang, statuses, until
@@ -47,14 +47,14 @@ async def test_what_waits_is_merged_into_its_successor_and_told_as_one(tmp_path:
         assert {each.superseded_by for each in done[:3]} <= {each.id for each in done[1:]}
         assert it.value("relay_deliveries_total", channel="a", outcome="superseded") == 1
     assert statuses(message for _, message in channel.tried) == ["firing", "resolved"]
-    assert channel.sent[0].untold  # fired and resolved, and nobody was told
+    assert channel.sent[0].firing_undelivered  # fired and resolved, and nobody was told
 
 
 async def test_every_event_is_told_where_a_channel_merges_none(tmp_path: Path) -> None:
     channel = Scripted(broken(), broken(), broken())
     async with rig(tmp_path, every=channel) as it:
         await it.tell("firing", "resolved", "firing")
-        assert [delivery.attempts for delivery in await it.finished("every")] == [4, 1, 1]
+        assert [delivery.attempt_count for delivery in await it.finished("every")] == [4, 1, 1]
     assert statuses(message for _, message in channel.tried) == ["firing"] * 4 + ["resolved", "firing"]
     assert len({message.delivery_id for message in channel.sent}) == 3
 
@@ -123,7 +123,7 @@ async def test_an_error_of_the_message_ends_it_and_the_next_goes_out(tmp_path: P
         await it.finished()
         await it.tell("resolved")
         first, second = await it.finished()
-        assert (first.state, first.reason, first.attempts) == (State.DEAD, "rejected", 1)
+        assert (first.state, first.reason, first.attempt_count) == (State.DEAD, "rejected", 1)
         assert second.state is State.DELIVERED
         assert it.value("relay_deliveries_total", channel="a", outcome="dead") == 1
         assert not await it.refused()
@@ -167,7 +167,7 @@ async def test_what_a_channel_refuses_goes_to_the_fallback_at_once(tmp_path: Pat
         (delivery,) = await it.finished("b")
         assert delivery.state is State.DELIVERED
         assert len(await it.deliveries("a")) == 1
-    assert other.sent[0].note == "a takes no messages at the moment, so this comes here as well"
+    assert other.sent[0].remark == "a takes no messages at the moment, so this comes here as well"
 
 
 async def test_a_provider_that_cannot_be_reached_is_left_alone_for_a_while(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ async def test_it_is_given_up_after_its_time(tmp_path: Path) -> None:
     async with rig(tmp_path, RetryPolicy(0.01, 0.1, 60), clock=lambda: time.time() + ahead, a=channel) as it:
         await it.tell("firing")
         (delivery,) = await it.finished()
-    assert (delivery.state, delivery.reason, delivery.attempts) == (State.DEAD, "server_error", 5)
+    assert (delivery.state, delivery.reason, delivery.attempt_count) == (State.DEAD, "server_error", 5)
 
 
 class WatchedHosts(frozenset[str]):
@@ -234,7 +234,7 @@ async def test_a_large_message_is_the_only_large_one_of_its_channel_in_hand(tmp_
     channel, other = Scripted(*[slow] * 8), Scripted(hang)
     async with rig(tmp_path, timeout=60, a=channel, b=other) as it:
         for number in range(2 * LANES):
-            await it.tell("firing", group=str(number), common_annotations={"description": "x" * LARGE})
+            await it.tell("firing", group=str(number), common_annotations={"description": "x" * MAX_CLAIM_BYTES})
         await it.finished("a")  # while the other channel's hangs
         assert (other.under_way, len(other.tried)) == (1, 1)
     assert len(channel.sent) == 2 * LANES

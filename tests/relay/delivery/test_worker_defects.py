@@ -16,15 +16,15 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from services.relay.channels.channel import Reason, Scope, SendError
-from services.relay.delivery.deliver import Delivering
+from services.relay.delivery.deliver import DeliveryContext
 from services.relay.delivery.retry import RetryPolicy
 from services.relay.delivery.worker import Worker
 from services.relay.metrics import Metrics
-from services.relay.outbox.query import one
+from services.relay.outbox.query import read_delivery
 from services.relay.outbox.schema import State, events
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
-from services.relay.sending.outgoing import Attempted, Keep, Outgoing
+from services.relay.sending.outgoing import SendResult, SaveProgress, DeliveryTask
 from shared.sql import location
 from tests.relay.delivery.rig import LANES, QUICK, rig
 from tests.relay.scripted import Scripted, until
@@ -45,13 +45,13 @@ async def test_a_defect_of_a_channel_is_logged_with_its_trace_and_tried_again(
             await it.tell("firing")
             (delivery,) = await it.finished()
             assert it.value("relay_delivery_attempts_total", channel="a", reason="internal") == 1
-            found = await one(it.store, delivery.id)
+            found = await read_delivery(it.store, delivery.id)
     assert delivery.state is State.DELIVERED
     (logged,) = [entry for entry in logs if entry["log_level"] == "error"]
-    assert (logged["event"], logged["error"]) == ("a defect in this channel", type(error).__name__)
+    assert (logged["event"], logged["error"]) == ("unexpected error in the channel", type(error).__name__)
     assert any("scripted.py" in frame and frame.endswith(" in send") for frame in logged["trace"])
     assert found is not None
-    assert found.tried[0].detail == f"a defect: {type(error).__name__}"  # what is stored and shown holds no text of it
+    assert found.attempts[0].detail == f"a defect: {type(error).__name__}"  # what is stored and shown holds no text of it
 
 
 async def test_as_many_stray_cancellations_as_lanes_stop_no_channel(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ with tempfile.TemporaryDirectory() as folder:
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in result.stderr.splitlines()]
     defects = [(line["event"], line["error"]) for line in lines if line["level"] == "error"]
-    assert defects == [("a defect in this channel", "ValueError"), ("a channel could not be closed", "ValueError")]
+    assert defects == [("unexpected error in the channel", "ValueError"), ("channel could not be closed", "ValueError")]
     assert all(line["trace"] for line in lines if line["level"] == "error")
     assert "xoxb-secret" not in result.stdout + result.stderr
 
@@ -104,17 +104,17 @@ async def test_a_detail_that_cannot_be_written_costs_its_odd_characters_only(tmp
     async with rig(tmp_path, a=channel) as it:
         await it.tell("firing")
         (delivery,) = await it.finished()
-        found = await one(it.store, delivery.id)
-    assert (delivery.state, delivery.attempts, len(channel.tried)) == (State.DELIVERED, 2, 2)
+        found = await read_delivery(it.store, delivery.id)
+    assert (delivery.state, delivery.attempt_count, len(channel.tried)) == (State.DELIVERED, 2, 2)
     assert found is not None
-    assert found.tried[0].detail == "bad ? answer, ü"
+    assert found.attempts[0].detail == "bad ? answer, ü"
 
 
 async def test_an_ending_that_cannot_be_written_is_written_once_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shared.sql.engine.LOCK_SECONDS", 0.05)
-    monkeypatch.setattr("services.relay.delivery.deliver._PAUSE", 0.05)
+    monkeypatch.setattr("services.relay.delivery.deliver._OUTBOX_RETRY_SECONDS", 0.05)
     other = sqlite3.connect(tmp_path / "relay.db", isolation_level=None)
 
     async def lock() -> None:
@@ -123,14 +123,14 @@ async def test_an_ending_that_cannot_be_written_is_written_once_it_can(
     channel = Scripted(lock)
     async with rig(tmp_path, a=channel) as it:
         await it.tell("firing")
-        await until(lambda: len(channel.sent) == 1 and it.store.problem is not None)
+        await until(lambda: len(channel.sent) == 1 and it.store.error is not None)
         other.execute("ROLLBACK")
         (delivery,) = await it.finished()
     other.close()
-    assert (delivery.state, delivery.attempts, len(channel.sent)) == (State.DELIVERED, 1, 1)
+    assert (delivery.state, delivery.attempt_count, len(channel.sent)) == (State.DELIVERED, 1, 1)
 
 
-async def never(outgoing: Outgoing, keep: Keep) -> Attempted:
+async def never(outgoing: DeliveryTask, keep: SaveProgress) -> SendResult:
     pytest.fail(f"nothing was claimed: {outgoing}, {keep}")
 
 
@@ -148,19 +148,19 @@ class ClosedStore(Store):
 
 @pytest.mark.looptime
 async def test_a_store_that_fails_is_asked_once_a_second(tmp_path: Path) -> None:
-    store = ClosedStore(location.sqlite(tmp_path / "relay.db"), time.time, frozenset())
+    store = ClosedStore(location.create_sqlite_url(tmp_path / "relay.db"), time.time, frozenset())
     store.close()
-    shared = Delivering(
+    shared = DeliveryContext(
         store=store,
         metrics=Metrics(CollectorRegistry(), ["a"], [], []),
         send=never,
-        retry=QUICK,
+        retry_policy=QUICK,
         timeout=10,
-        lease=20,
-        owner="test",
+        lease_seconds=20,
+        lease_owner="test",
         random=lambda: 1.0,
-        fallback=(),
-        woken=lambda _names: None,
+        fallback_channels=(),
+        wake_channels=lambda _names: None,
     )
     task = asyncio.create_task(Worker("a", Scripted(), None, LANES, shared).run())
     await asyncio.sleep(9.5)

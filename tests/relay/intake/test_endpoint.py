@@ -16,13 +16,13 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from services.relay.app import running
+from services.relay.app import run_relay
 from services.relay.channels import wording
 from services.relay.intake import endpoint, quarantine
 from services.relay.metrics import Metrics
 from services.relay.outbox import rejected
-from services.relay.outbox.store import opened
-from services.relay.sending.here import here
+from services.relay.outbox.store import open_store
+from services.relay.sending.here import open_local_sender
 from shared import arriving
 from shared.sql import location
 from tests.relay.scripted import (
@@ -51,10 +51,10 @@ def locked(file: Path) -> Iterator[None]:
         other.close()
 
 
-async def quarantined(folder: Path) -> list[tuple[rejected.Kept, bytes | None]]:
+async def quarantined(folder: Path) -> list[tuple[rejected.QuarantineEntry, bytes | None]]:
     """What is kept, the newest first, each with its body."""
-    async with opened(location.sqlite(folder / "relay.db"), lambda: 0.0) as store:
-        return [(kept, await rejected.body(store, kept.id)) for kept in await rejected.kept(store)]
+    async with open_store(location.create_sqlite_url(folder / "relay.db"), lambda: 0.0) as store:
+        return [(kept, await rejected.read_body(store, kept.id)) for kept in await rejected.list_entries(store)]
 
 
 async def first_line(client: aiohttp.ClientSession, head: str) -> str:
@@ -112,8 +112,8 @@ async def test_a_token_file_that_goes_missing_is_503_and_not_ready_and_one_line_
             assert (await post(client, payload(1)))[0] == 202
             assert (await ready())[0] == 200
     assert [line["event"] for line in told if "token file" in line["event"]] == [
-        "a token file cannot be used; until it can, its callers are answered 503",
-        "the token file can be used again",
+        "token file is unreadable; requests get 503",
+        "token file is readable again",
     ]
 
 
@@ -140,7 +140,7 @@ async def test_what_is_no_webhook_is_400_with_the_reason_and_its_body_is_kept(tm
 async def test_a_body_over_the_limit_is_413_and_its_beginning_is_kept(tmp_path: Path) -> None:
     # In process: a client over a socket may see the connection reset before it has sent all and reads the answer.
     configuration = settings(tmp_path, {"one": Scripted()}, intake={"max_body": "1MiB"})
-    async with running(configuration, sending=here) as app:
+    async with run_relay(configuration, open_sender=open_local_sender) as app:
         client = TestClient(app, headers={"Authorization": f"Bearer {TOKEN}"})
         body = b"x" * (1024 * 1024 + 1)
         response = await asyncio.to_thread(client.post, "/alerts", content=body)
@@ -150,8 +150,8 @@ async def test_a_body_over_the_limit_is_413_and_its_beginning_is_kept(tmp_path: 
         assert (await asyncio.to_thread(client.post, "/alerts", content=body[1:])).status_code == 400
     (largest, _), (over, beginning) = await quarantined(tmp_path)
     assert (over.code, largest.code) == (413, 400)
-    assert over.size == largest.size == quarantine.CUT
-    assert beginning == body[: quarantine.CUT]
+    assert over.body_bytes == largest.body_bytes == quarantine.MAX_BODY_BYTES
+    assert beginning == body[: quarantine.MAX_BODY_BYTES]
 
 
 async def test_a_large_webhook_is_kept_whole_and_told_as_far_as_anybody_reads(tmp_path: Path) -> None:
@@ -252,9 +252,9 @@ async def test_a_body_that_stops_in_the_middle_loses_its_room_to_one_that_waits(
     there: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(arriving, "PATIENCE_SECONDS", 0.5)
-    monkeypatch.setattr(endpoint, "SMALL_ONES", 2 * arriving.SMALL)
+    monkeypatch.setattr(endpoint, "SMALL_ONES", 2 * arriving.SMALL_BODY_BYTES)
     large = webhook_of(group="large", commonAnnotations={"description": "x" * 600_000})
-    size = 1_000_000 if there > 1 else arriving.SMALL
+    size = 1_000_000 if there > 1 else arriving.SMALL_BODY_BYTES
     part = f"Content-Length: {size}\r\n\r\n" + "{" * there
     async with (
         served(settings(tmp_path, {"one": Scripted()}, intake={"max_body": "1MiB"})) as client,
@@ -296,7 +296,7 @@ async def test_a_group_of_thousands_is_told_with_all_of_them_counted(tmp_path: P
         assert (await post(client, webhook_of(alerts=alerts[::-1] + over[::-1])))[0] == 200
         await until(lambda: len(channel.sent) == 1)
         event = channel.sent[0].event
-        assert wording.counts(event) == "9000 firing, 1000 resolved"
+        assert wording.format_counts(event) == "9000 firing, 1000 resolved"
         assert 500 < len(event.alerts) < 5_000
         assert event.alerts[0].fingerprint == f"{8_999:016x}"  # the only one that is critical
 
@@ -377,18 +377,18 @@ async def test_a_defect_of_ours_is_500_and_counted(tmp_path: Path) -> None:
         raise ZeroDivisionError
 
     registry = CollectorRegistry()
-    rules = endpoint.Rules((), ("one",), {"one"}, 60.0, 1_000_000)
-    async with opened(location.sqlite(tmp_path / "relay.db"), lambda: 0.0) as store:
+    rules = endpoint.IntakeRules((), ("one",), {"one"}, 60.0, 1_000_000)
+    async with open_store(location.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
         metrics = Metrics(registry, (), (), ())
         intake = endpoint.Intake(store, rules, metrics, broken, lambda _names: None)
-        app = Starlette(routes=[Route("/alerts", intake.post, methods=["POST"])])
+        app = Starlette(routes=[Route("/alerts", intake.handle_post, methods=["POST"])])
         client = TestClient(app, raise_server_exceptions=False)
         assert (await asyncio.to_thread(client.post, "/alerts", content=payload(1))).status_code == 500
     assert registry.get_sample_value("relay_webhooks_total", {"code": "500"}) == 1
 
 
 async def test_a_relay_that_has_stopped_answers_503(tmp_path: Path) -> None:
-    async with running(settings(tmp_path, {"one": Scripted()}), sending=here) as app:
+    async with run_relay(settings(tmp_path, {"one": Scripted()}), open_sender=open_local_sender) as app:
         pass
     client = TestClient(app, headers={"Authorization": f"Bearer {TOKEN}"})
     assert (await asyncio.to_thread(client.post, "/alerts", content=payload(1))).status_code == 503

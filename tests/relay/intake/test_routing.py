@@ -7,7 +7,7 @@ import re2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.relay.intake.routing import Matcher, Rule, first_match, parse_matcher
+from services.relay.intake.routing import Matcher, Route, find_route, parse_matcher
 from tests.relay.scripted import event_of, with_labels
 
 LABELS = {"severity": "warning", "path": 'C:\\a "b"\nc', "env": ""}
@@ -111,27 +111,27 @@ def test_any_text_is_a_matcher_or_a_value_error(text: str) -> None:
     assert matcher.label
 
 
-def rule(name: str, *matchers: str, receiver: str | None = None) -> Rule:
-    return Rule(receiver, tuple(map(parse_matcher, matchers)), (name,))
+def rule(name: str, *matchers: str, receiver: str | None = None) -> Route:
+    return Route(receiver, tuple(map(parse_matcher, matchers)), (name,))
 
 
 def test_the_first_route_that_matches_wins() -> None:
     rules = [rule("a", "severity=info"), rule("b", "severity=critical"), rule("c")]
-    assert first_match(event_of(), rules) == 1
+    assert find_route(event_of(), rules) == 1
 
 
 def test_a_route_matches_if_any_alert_does() -> None:
     event = with_labels(event_of(), {"severity": "info"}, {"severity": "critical"})
-    assert first_match(event, [rule("a", "severity=critical")]) == 0
+    assert find_route(event, [rule("a", "severity=critical")]) == 0
 
 
 def test_all_matchers_must_hold_for_one_and_the_same_alert() -> None:
     event = with_labels(event_of(), {"a": "1", "b": "2"}, {"a": "2", "b": "1"})
-    assert first_match(event, [rule("x", "a=1", "b=1")]) is None
+    assert find_route(event, [rule("x", "a=1", "b=1")]) is None
 
 
 def test_a_receiver_must_be_the_events() -> None:
     event = event_of(receiver="kms-critical")
     rules = [rule("a", receiver="other"), rule("b", receiver="kms-critical")]
-    assert first_match(event, rules) == 1
-    assert first_match(event, rules[:1]) is None
+    assert find_route(event, rules) == 1
+    assert find_route(event, rules[:1]) is None

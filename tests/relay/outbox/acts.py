@@ -3,48 +3,48 @@
 import asyncio
 from typing import Any
 
-from services.relay.delivery.outgoing import outgoing
-from services.relay.event_json import decode
+from services.relay.delivery.outgoing import prepare_task
+from services.relay.event_json import decode_event
 from services.relay.model import Event
-from services.relay.outbox.accept import Accepted, Incoming, Plan, accept
-from services.relay.outbox.claim import Claim, Taken, Wanted, claim
-from services.relay.outbox.gate import Effect, Pauses
-from services.relay.outbox.receipt import Ending, Recorded, record
+from services.relay.outbox.accept import AcceptResult, IncomingEvent, DeliveryPlan, accept_event
+from services.relay.outbox.claim import DeliveryTask, ClaimResult, ClaimRequest, claim_due
+from services.relay.outbox.gate import ChannelEffect, PauseLimits
+from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcome
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store
 from tests.relay.scripted import event_of
 
-PAUSES = Pauses(initial=1, longest=300)
+PAUSES = PauseLimits(initial=1, maximum=300)
 
 
-async def told(store: Store, incident: str, *channels: str, episode: int = 1, event: Event | None = None) -> Accepted:
-    incoming = Incoming(event or event_of(), incident, "fingerprint", "KMSTest", b"{}")
-    return await accept(store, incoming, lambda _known, _now: Plan(episode, open=True, channels=channels or ("a",)))
+async def told(store: Store, incident: str, *channels: str, episode: int = 1, event: Event | None = None) -> AcceptResult:
+    incoming = IncomingEvent(event or event_of(), incident, "fingerprint", "KMSTest", b"{}")
+    return await accept_event(store, incoming, lambda _known, _now: DeliveryPlan(episode, is_open=True, channels=channels or ("a",)))
 
 
-async def take(store: Store, channel: str = "a", owner: str = "me", limit: int = 1, rate: float | None = None) -> Taken:
-    return await claim(store, Wanted(channel, limit, owner, 20, rate))
+async def take(store: Store, channel: str = "a", owner: str = "me", limit: int = 1, rate: float | None = None) -> ClaimResult:
+    return await claim_due(store, ClaimRequest(channel, limit, owner, 20, rate))
 
 
-async def claimed(store: Store, channel: str = "a", owner: str = "me") -> Claim:
-    (one,) = (await take(store, channel, owner)).claims
+async def claimed(store: Store, channel: str = "a", owner: str = "me") -> DeliveryTask:
+    (one,) = (await take(store, channel, owner)).tasks
     return one
 
 
-async def told_by(store: Store, claim: Claim) -> Event:
+async def told_by(store: Store, claim: DeliveryTask) -> Event:
     """What the holder of a claim tells."""
     ends = asyncio.get_running_loop().time() + 10
-    return decode((await outgoing(store, claim, ends=ends, lease_ends=ends)).written_event)
+    return decode_event((await prepare_task(store, claim, attempt_ends=ends, lease_ends=ends)).event_json)
 
 
 async def nothing(store: Store, channel: str = "a") -> bool:
-    return not (await take(store, channel)).claims
+    return not (await take(store, channel)).tasks
 
 
-async def end(store: Store, claim: Claim, state: State = State.DELIVERED, **changes: Any) -> Recorded:
+async def end(store: Store, claim: DeliveryTask, state: State = State.DELIVERED, **changes: Any) -> OutcomeResult:
     """Ends a claim: delivered, to be tried again after `again_in` seconds, or dead."""
-    effects = {State.DELIVERED: Effect.REACHED, State.RETRYING: Effect.FAILED, State.DEAD: Effect.REACHED}
+    effects = {State.DELIVERED: ChannelEffect.REACHED, State.RETRYING: ChannelEffect.FAILED, State.DEAD: ChannelEffect.REACHED}
     if state is State.DELIVERED:
         changes = {"receipt": {"number": "1"}, "sent": True} | changes
     ending: dict[str, Any] = {"reason": "ok", "detail": "", "effect": effects[state]} | changes
-    return await record(store, claim, Ending(state, 1000.0, 1.5, **ending), PAUSES)
+    return await record_outcome(store, claim, AttemptOutcome(state, 1000.0, 1.5, **ending), PAUSES)

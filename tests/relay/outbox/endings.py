@@ -2,22 +2,22 @@
 
 from typing import Final
 
-from services.relay.outbox.gate import Effect, Pauses
-from services.relay.outbox.receipt import Ending
+from services.relay.outbox.gate import ChannelEffect, PauseLimits
+from services.relay.outbox.receipt import AttemptOutcome
 from services.relay.outbox.schema import State
 
-PAUSES: Final = Pauses(1.0, 300.0)
+PAUSES: Final = PauseLimits(1.0, 300.0)
 FALLBACK: Final = ("mail", "log")
 """The channels that tell what another one refuses."""
 
 ENDINGS: Final = {
-    "delivered": Ending(State.DELIVERED, 0, 1, "ok", "", Effect.REACHED, {"ts": "1"}, sent=True, payload=b"sent"),
-    "answer lost": Ending(State.RETRYING, 0, 1, "timeout", "", Effect.FAILED, again_in=2, sent=True, payload=b"sent"),
-    "failed": Ending(State.RETRYING, 0, 1, "server_error", "", Effect.FAILED, again_in=30),
-    "limited": Ending(State.RETRYING, 0, 1, "rate_limited", "", Effect.NOTHING, again_in=5, retry_after=30),
-    "refused": Ending(State.RETRYING, 0, 1, "unauthorized", "", Effect.REFUSED, again_in=300, fallback=FALLBACK),
-    "rejected": Ending(State.DEAD, 0, 1, "rejected", "", Effect.REACHED),
+    "delivered": AttemptOutcome(State.DELIVERED, 0, 1, "ok", "", ChannelEffect.REACHED, {"ts": "1"}, maybe_sent=True, payload=b"sent"),
+    "answer lost": AttemptOutcome(State.RETRYING, 0, 1, "timeout", "", ChannelEffect.FAILED, retry_in=2, maybe_sent=True, payload=b"sent"),
+    "failed": AttemptOutcome(State.RETRYING, 0, 1, "server_error", "", ChannelEffect.FAILED, retry_in=30),
+    "limited": AttemptOutcome(State.RETRYING, 0, 1, "rate_limited", "", ChannelEffect.NOTHING, retry_in=5, retry_after=30),
+    "refused": AttemptOutcome(State.RETRYING, 0, 1, "unauthorized", "", ChannelEffect.DOWN, retry_in=300, fallback_channels=FALLBACK),
+    "rejected": AttemptOutcome(State.DEAD, 0, 1, "rejected", "", ChannelEffect.REACHED),
 }
 
-UNSURE: Final = (Effect.NOTHING, Effect.FAILED)
+UNSURE: Final = (ChannelEffect.NOTHING, ChannelEffect.FAILED)
 """They do not say whether the channel refuses everything."""

@@ -3,10 +3,10 @@
 from typing import Any
 
 from services.relay.outbox import query
-from services.relay.outbox.claim import Claim
-from services.relay.outbox.gate import BREAKS_AFTER, Effect
+from services.relay.outbox.claim import DeliveryTask
+from services.relay.outbox.gate import FAILURE_THRESHOLD, ChannelEffect
 from services.relay.outbox.query import ChannelState
-from services.relay.outbox.receipt import Recorded
+from services.relay.outbox.receipt import OutcomeResult
 from services.relay.outbox.schema import State
 from services.relay.outbox.store import Store
 from tests.relay.outbox.acts import end, take, told
@@ -24,16 +24,16 @@ async def waiting(store: Store, number: int, channel: str = "a") -> None:
         await told(store, f"{channel}{incident}", channel)
 
 
-async def fail(store: Store, claim: Claim, effect: Effect = Effect.FAILED, **changes: Any) -> Recorded:
+async def fail(store: Store, claim: DeliveryTask, effect: ChannelEffect = ChannelEffect.FAILED, **changes: Any) -> OutcomeResult:
     return await end(store, claim, State.RETRYING, **{"reason": "timeout", "effect": effect, "again_in": 1.0} | changes)
 
 
 async def state_of(store: Store, channel: str = "a") -> ChannelState:
-    (state,) = [each for each in await store.read(query.channels) if each.name == channel]
+    (state,) = [each for each in await store.read(query.read_channel_states) if each.name == channel]
     return state
 
 
 async def break_it(store: Store) -> None:
     """The breaker of channel `a` opens: as many attempts in a row as it takes do not reach the provider."""
-    for claim in (await take(store, limit=BREAKS_AFTER)).claims:
+    for claim in (await take(store, limit=FAILURE_THRESHOLD)).tasks:
         await fail(store, claim)

@@ -2,14 +2,14 @@
 
 from datetime import UTC, datetime
 
-from services.relay.identity import incident_id
+from services.relay.identity import build_incident_id
 from services.relay.model import Alert, Event, Status
 from tests.relay.outbox.ledger import Alerts
 
 
 def group_id(group: str) -> str:
     """Of its incident."""
-    return incident_id(event_of(group, {}))
+    return build_incident_id(event_of(group, {}))
 
 
 def event_of(group: str, alerts: Alerts) -> Event:

@@ -12,8 +12,8 @@ from typing import Any
 from sqlalchemy import Row
 
 from services.relay.model import Status
-from services.relay.outbox.claim import Claim
-from services.relay.outbox.schema import OPEN, WAITING, State
+from services.relay.outbox.claim import DeliveryTask
+from services.relay.outbox.schema import UNFINISHED, WAITING, State
 
 Place = tuple[str, str]
 """An incident on a channel."""
@@ -37,7 +37,7 @@ class Known:
 class Held:
     """A claim in the hand of its owner."""
 
-    claim: Claim
+    claim: DeliveryTask
     owner: str
     until: float
     """When its holder stops, by a clock that nobody sets."""
@@ -56,7 +56,7 @@ class Ledger:
     events: dict[int, Known] = field(default_factory=dict)
     live: dict[Place, Held] = field(default_factory=dict)
     """The latest claim of each place, where it was not ended."""
-    messages: dict[Place, list[Claim]] = field(default_factory=lambda: defaultdict(list))
+    messages: dict[Place, list[DeliveryTask]] = field(default_factory=lambda: defaultdict(list))
     """What arrived."""
     kept: dict[str, str] = field(default_factory=dict)
     """The progress of each delivery."""
@@ -68,11 +68,11 @@ class Ledger:
         """Its latest event."""
         return max((event.seq for event in self.of(incident)), default=0)
 
-    def folded(self, claim: Claim) -> Alerts:
+    def folded(self, claim: DeliveryTask) -> Alerts:
         """Every alert of the events that it tells, in its last state."""
         told: Alerts = {}
         for event in self.of(claim.incident_id):
-            if claim.first_event <= event.seq <= claim.last_event:
+            if claim.first_event_seq <= event.seq <= claim.last_event_seq:
                 told |= event.alerts
         return told
 
@@ -87,7 +87,7 @@ class Ledger:
         for place, of_place in places.items():
             self._agree_at(place, of_place)
         for row in rows.values():
-            assert (row.finished_at is None) == (row.state in OPEN)
+            assert (row.finished_at is None) == (row.state in UNFINISHED)
             assert (row.lease is not None) == (row.state == State.SENDING)
             if row.state == State.SUPERSEDED:
                 teller = told_by(rows, row)
@@ -110,16 +110,16 @@ class Ledger:
             told = [row.event_seq for row in rows]
             assert told == sorted(told), "what is told later is older"
 
-    def claimed(self, claim: Claim, rows: Rows) -> None:
+    def claimed(self, claim: DeliveryTask, rows: Rows) -> None:
         """A claim that was just given is the right one."""
         row, place = rows[claim.delivery_id], (claim.incident_id, claim.channel)
         of_place = by_place(rows)[place]
         assert row.state == State.SENDING
-        assert row.lease == claim.lease
+        assert row.lease == claim.lease_id
         if claim.channel in self.merging:
             newest = max(other.event_seq for other in of_place if other.state != State.DEAD)
-            assert claim.last_event == newest, "it is stale"
-        event = self.events[claim.last_event]
+            assert claim.last_event_seq == newest, "it is stale"
+        event = self.events[claim.last_event_seq]
         assert claim.episode == event.episode
         assert claim.progress.get("done") == self.kept.get(claim.delivery_id)
         arrived = any(other.delivery_id == claim.delivery_id for other in self.messages[place])
@@ -132,17 +132,17 @@ class Ledger:
             for other in told_of
             for known in self.of(claim.incident_id)
         )
-        assert claim.untold == (fired and not told and not is_firing(event))
+        assert claim.firing_undelivered == (fired and not told and not is_firing(event))
 
     def settled(self, rows: Rows) -> None:
         """Nothing is left to do: what each channel was told last is how things stand."""
-        assert not any(row.state in OPEN for row in rows.values())
+        assert not any(row.state in UNFINISHED for row in rows.values())
         for (incident, channel), of_place in by_place(rows).items():
             messages = self.messages[incident, channel]
             if channel not in self.merging:  # what is told of each event by itself may be told again, much later
-                messages = sorted(messages, key=lambda claim: claim.last_event)
+                messages = sorted(messages, key=lambda claim: claim.last_event_seq)
             elif of_place[-1].state == State.DELIVERED:
-                assert messages[-1].last_event == of_place[-1].event_seq, "the last message is not the current state"
+                assert messages[-1].last_event_seq == of_place[-1].event_seq, "the last message is not the current state"
             shown: Alerts = {}
             for claim in messages:
                 shown |= self.folded(claim)

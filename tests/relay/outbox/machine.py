@@ -8,9 +8,9 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from sqlalchemy import Row
 
 from services.relay.model import Status
-from services.relay.outbox.again import again, again_all
-from services.relay.outbox.gate import reopened
-from services.relay.outbox.held import give_back, keep
+from services.relay.outbox.again import requeue, requeue_dead
+from services.relay.outbox.gate import commit_allow_trial
+from services.relay.outbox.held import release_leases, save_progress
 from services.relay.outbox.schema import State
 from tests.relay.outbox.endings import ENDINGS
 from tests.relay.outbox.groups import group_id
@@ -56,8 +56,8 @@ class Machine(RuleBasedStateMachine):
     @rule(channel=channels, owner=owners, limit=st.integers(1, 3), patient=st.booleans())
     def claim(self, channel: str, owner: str, limit: int, patient: bool) -> None:
         taken = self.world.claim(channel, owner, limit)
-        if patient and not taken.claims and taken.seconds is not None:
-            self.world.wait(taken.seconds + 0.001)
+        if patient and not taken.tasks and taken.retry_in is not None:
+            self.world.wait(taken.retry_in + 0.001)
             self.world.claim(channel, owner, limit)
 
     @precondition(lambda self: self.world.held)
@@ -126,7 +126,7 @@ class Machine(RuleBasedStateMachine):
     @rule(owner=owners)
     def give_back(self, owner: str) -> None:
         world = self.world
-        world.run(give_back(world.store, owner))
+        world.run(release_leases(world.store, owner))
         for place in [place for place, held in world.ledger.live.items() if held.owner == owner]:
             del world.ledger.live[place]
         self.crash(owner)
@@ -141,7 +141,7 @@ class Machine(RuleBasedStateMachine):
 
     def _again(self, row: Row[Any]) -> None:
         world = self.world
-        assert world.run(again(world.store, row.id)) == row.state
+        assert world.run(requeue(world.store, row.id)) == row.state
         world.look()
         if row.state == State.DEAD and row.channel in MERGING:
             assert told_by(world.rows, world.rows[row.id]).event_seq == world.ledger.current(row.incident_id)
@@ -151,7 +151,7 @@ class Machine(RuleBasedStateMachine):
     def again_all(self, channel: str, limit: int) -> None:
         world = self.world
         dead = sum(row.channel == channel and row.state == State.DEAD for row in world.rows.values())
-        assert world.run(again_all(world.store, channel, limit)) == min(dead, limit)
+        assert world.run(requeue_dead(world.store, channel, limit)) == min(dead, limit)
         world.look()
 
     @precondition(lambda self: self.open())
@@ -173,7 +173,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.open())
     @rule(names=st.lists(st.sampled_from(sorted(RATES)), unique=True))
     def secrets_change_and_the_relay_is_restarted(self, names: list[str]) -> None:
-        self.world.run(reopened(self.world.store, names))
+        self.world.run(commit_allow_trial(self.world.store, names))
         self.world.close()
         self.world.open()
         self.world.look()
@@ -197,7 +197,7 @@ class Machine(RuleBasedStateMachine):
             self.world.ledger.arrive(held)
 
     def _keep(self, held: Held, done: str) -> None:
-        kept = self.world.run(keep(self.world.store, held.claim, {"done": done}))
+        kept = self.world.run(save_progress(self.world.store, held.claim, {"done": done}))
         assert kept == (self.world.ledger.live.get(held.place) is held)
         if kept:
             self.world.ledger.kept[held.claim.delivery_id] = done
@@ -206,7 +206,7 @@ class Machine(RuleBasedStateMachine):
         if how == "delivered":
             self._arrive(held)
         if held.arrived:
-            how = how if ENDINGS[how].sent else "answer lost"
+            how = how if ENDINGS[how].maybe_sent else "answer lost"
         elif self.world.elapsed >= held.until or how == "delivered":
             self.world.held.remove(held)  # it was not sent in time, and its holder leaves it alone
             return

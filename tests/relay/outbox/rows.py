@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from sqlalchemy import Table, func, insert, select, update
 
-from services.relay.outbox.schema import OPEN, State, attempts, deliveries, events, incidents
+from services.relay.outbox.schema import UNFINISHED, State, attempts, deliveries, events, incidents
 from services.relay.outbox.store import Store
 from services.relay.outbox.together import Transaction
 
@@ -68,7 +68,7 @@ class Rows:
                 "accepted_at": of.accepted_at,
                 "waits_since": of.accepted_at,
                 "due_at": 0.0,
-                "finished_at": None if state in OPEN else of.accepted_at,
+                "finished_at": None if state in UNFINISHED else of.accepted_at,
                 **more,
             }
             seq = connection.execute(insert(deliveries).values(row).returning(deliveries.c.seq)).scalar_one()

@@ -10,27 +10,27 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.types import TypeEngine
 
 from services.relay.outbox import dialect, migrations, schema
-from services.relay.outbox.migrate import upgrade
-from shared.sql.location import Database
+from services.relay.outbox.migrate import upgrade_tables
+from shared.sql.location import DatabaseUrl
 
 
 @contextmanager
-def opened(database: Database) -> Iterator[Engine]:
+def opened(database: DatabaseUrl) -> Iterator[Engine]:
     dialect.make_file(database)
-    writing, _ = dialect.engines(database)
+    writing, _ = dialect.create_engines(database)
     yield writing
     writing.dispose()
 
 
 def up(engine: Engine) -> None:
     with engine.begin() as connection:
-        upgrade(connection)
+        upgrade_tables(connection)
 
 
 def up_by_steps(connection: Connection) -> None:
     """As a database goes that had the tables of every version."""
-    with dialect.unhurried(connection):
-        migrations.run(connection, since=None)
+    with dialect.without_timeouts(connection):
+        migrations.run_migrations(connection, from_revision=None)
 
 
 def differences(connection: Connection) -> list[Any]:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox.gate import BREAKS_AFTER, Effect, reopened
-from services.relay.outbox.overdue import look_after
+from services.relay.outbox.gate import FAILURE_THRESHOLD, ChannelEffect, commit_allow_trial
+from services.relay.outbox.overdue import sweep
 from services.relay.outbox.schema import State
-from services.relay.outbox.store import Store, opened
+from services.relay.outbox.store import Store, open_store
 from shared.sql import location
 from tests.relay.outbox.acts import claimed, end, nothing, take
 from tests.relay.outbox.gated import Clock, break_it, fail, state_of, waiting
@@ -23,20 +23,20 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
-    async with opened(location.sqlite(tmp_path / "relay.db"), clock) as store:
+    async with open_store(location.create_sqlite_url(tmp_path / "relay.db"), clock) as store:
         yield store
 
 
 async def waits(store: Store, seconds: float) -> bool:
     taken = await take(store, limit=9)
-    return not taken.claims and taken.seconds == seconds
+    return not taken.tasks and taken.retry_in == seconds
 
 
-@pytest.mark.parametrize("effect", [Effect.FAILED, Effect.NOTHING, Effect.REFUSED])
-async def test_another_attempt_that_fails_does_not_shorten_it(store: Store, clock: Clock, effect: Effect) -> None:
+@pytest.mark.parametrize("effect", [ChannelEffect.FAILED, ChannelEffect.NOTHING, ChannelEffect.DOWN])
+async def test_another_attempt_that_fails_does_not_shorten_it(store: Store, clock: Clock, effect: ChannelEffect) -> None:
     await waiting(store, 4)
-    limited, other = (await take(store, limit=2)).claims
-    await fail(store, limited, Effect.NOTHING, **LIMITED)
+    limited, other = (await take(store, limit=2)).tasks
+    await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
     await fail(store, other, effect)
     clock.now += 29
     assert await nothing(store)
@@ -44,67 +44,67 @@ async def test_another_attempt_that_fails_does_not_shorten_it(store: Store, cloc
 
 async def test_another_attempt_that_arrives_does_not_shorten_it(store: Store, clock: Clock) -> None:
     await waiting(store, 4)
-    limited, other = (await take(store, limit=2)).claims
-    await fail(store, limited, Effect.NOTHING, **LIMITED)
+    limited, other = (await take(store, limit=2)).tasks
+    await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
     await end(store, other)
     assert await waits(store, 30)
     clock.now += 30
-    assert len((await take(store, limit=9)).claims) == 3
+    assert len((await take(store, limit=9)).tasks) == 3
 
 
 async def test_a_breaker_that_opens_does_not_shorten_it(store: Store, clock: Clock) -> None:
-    await waiting(store, BREAKS_AFTER + 4)
-    *failing, limited, arriving = (await take(store, limit=BREAKS_AFTER + 2)).claims
+    await waiting(store, FAILURE_THRESHOLD + 4)
+    *failing, limited, arriving = (await take(store, limit=FAILURE_THRESHOLD + 2)).tasks
     for claim in failing:
         await fail(store, claim, again_in=100.0)
-    await fail(store, limited, Effect.NOTHING, **LIMITED)
+    await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
     await end(store, arriving)
     assert await waits(store, 30)
     clock.now += 30
-    assert len((await take(store, limit=9)).claims) == BREAKS_AFTER + 3  # those that failed wait no longer than that
+    assert len((await take(store, limit=9)).tasks) == FAILURE_THRESHOLD + 3  # those that failed wait no longer than that
 
 
 async def test_whoever_starts_anew_does_not_shorten_it(store: Store, clock: Clock) -> None:
-    await waiting(store, BREAKS_AFTER + 4)
-    *failing, limited = (await take(store, limit=BREAKS_AFTER + 1)).claims
+    await waiting(store, FAILURE_THRESHOLD + 4)
+    *failing, limited = (await take(store, limit=FAILURE_THRESHOLD + 1)).tasks
     for claim in failing:
         await fail(store, claim)
-    await fail(store, limited, Effect.NOTHING, **LIMITED)
-    await reopened(store, ["a"])
+    await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
+    await commit_allow_trial(store, ["a"])
     assert await waits(store, 30)
     clock.now += 30
-    (probe,) = (await take(store, limit=9)).claims
-    assert probe.probe
+    (probe,) = (await take(store, limit=9)).tasks
+    assert probe.is_breaker_trial
 
 
 async def test_a_probe_that_is_put_off_is_not_tried_before(store: Store, clock: Clock) -> None:
-    await waiting(store, BREAKS_AFTER + 4)
+    await waiting(store, FAILURE_THRESHOLD + 4)
     await break_it(store)
     clock.now += 1
-    (probe,) = (await take(store, limit=9)).claims
-    await fail(store, probe, Effect.FAILED, **LIMITED)  # the breaker alone would pause for 2 s
+    (probe,) = (await take(store, limit=9)).tasks
+    await fail(store, probe, ChannelEffect.FAILED, **LIMITED)  # the breaker alone would pause for 2 s
     assert await waits(store, 30)
 
 
 async def test_the_longer_of_two_counts(store: Store, clock: Clock) -> None:
     await waiting(store, 4)
-    first, second, third = (await take(store, limit=3)).claims
-    await fail(store, first, Effect.NOTHING, **LIMITED)
+    first, second, third = (await take(store, limit=3)).tasks
+    await fail(store, first, ChannelEffect.NOTHING, **LIMITED)
     clock.now += 10
-    await fail(store, second, Effect.NOTHING, retry_after=5.0)
+    await fail(store, second, ChannelEffect.NOTHING, retry_after=5.0)
     assert await waits(store, 20)
-    await fail(store, third, Effect.NOTHING, retry_after=40.0)
+    await fail(store, third, ChannelEffect.NOTHING, retry_after=40.0)
     assert await waits(store, 40)
 
 
 async def test_a_clock_that_is_set_back_ends_it(store: Store, clock: Clock) -> None:
     await waiting(store, 4)
-    limited, other = (await take(store, limit=2)).claims
-    await fail(store, limited, Effect.NOTHING, **LIMITED)
+    limited, other = (await take(store, limit=2)).tasks
+    await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
     clock.now -= 500
     await fail(store, other, again_in=0.0)  # which writes when its own pause began
     assert not await nothing(store)
-    await look_after(store, "me", 86400, ())
+    await sweep(store, "me", 86400, ())
     clock.now += 510  # as late as when it was asked for
     assert not await nothing(store)
 
@@ -113,20 +113,20 @@ DAY = {"reason": "rate_limited", "retry_after": 86_400.0, "again_in": 86_400.0}
 """Longer than the longest pause of the breaker: whoever is asked for that is refused."""
 
 
-@pytest.mark.parametrize("then", [Effect.REACHED, Effect.FAILED, Effect.REFUSED])
+@pytest.mark.parametrize("then", [ChannelEffect.REACHED, ChannelEffect.FAILED, ChannelEffect.DOWN])
 async def test_what_was_under_way_ends_no_pause_that_refuses_the_channel(
-    store: Store, clock: Clock, then: Effect
+    store: Store, clock: Clock, then: ChannelEffect
 ) -> None:
     await waiting(store, 4)
-    limited, other = (await take(store, limit=2)).claims
-    await fail(store, limited, Effect.REFUSED, **DAY)
+    limited, other = (await take(store, limit=2)).tasks
+    await fail(store, limited, ChannelEffect.DOWN, **DAY)
     await fail(store, other, then)
-    assert (await state_of(store)).refused
+    assert (await state_of(store)).is_down
     assert await waits(store, 86_400)
     clock.now += 86_400
-    (probe,) = (await take(store, limit=9)).claims
+    (probe,) = (await take(store, limit=9)).tasks
     await end(store, probe)
-    assert not (await state_of(store)).refused
+    assert not (await state_of(store)).is_down
 
 
 async def test_an_answer_to_one_message_never_silences_its_channel_for_a_day(store: Store) -> None:
@@ -137,11 +137,11 @@ async def test_an_answer_to_one_message_never_silences_its_channel_for_a_day(sto
 
 
 async def test_a_message_that_is_refused_ends_no_pause_but_that_of_the_breaker(store: Store, clock: Clock) -> None:
-    await waiting(store, BREAKS_AFTER + 4)
-    *failing, limited, refused = (await take(store, limit=BREAKS_AFTER + 2)).claims
+    await waiting(store, FAILURE_THRESHOLD + 4)
+    *failing, limited, refused = (await take(store, limit=FAILURE_THRESHOLD + 2)).tasks
     for claim in failing:
         await fail(store, claim)
-    await fail(store, limited, Effect.NOTHING, **LIMITED)
+    await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
     clock.now += 12
     await end(store, refused, State.DEAD)
     assert await waits(store, 18)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox.gate import BREAKS_AFTER, Effect, reopened
+from services.relay.outbox.gate import FAILURE_THRESHOLD, ChannelEffect, commit_allow_trial
 from services.relay.outbox.schema import State
-from services.relay.outbox.store import Store, opened
+from services.relay.outbox.store import Store, open_store
 from shared.sql import location
 from tests.relay.outbox.acts import claimed, end, nothing, take
 from tests.relay.outbox.gated import Clock, break_it, fail, state_of, waiting
@@ -20,41 +20,41 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
-    async with opened(location.sqlite(tmp_path / "relay.db"), clock) as store:
+    async with open_store(location.create_sqlite_url(tmp_path / "relay.db"), clock) as store:
         yield store
 
 
 async def test_after_failures_in_a_row_one_tries_for_all_and_each_failure_doubles_the_pause(
     store: Store, clock: Clock
 ) -> None:
-    await waiting(store, BREAKS_AFTER + 3)
+    await waiting(store, FAILURE_THRESHOLD + 3)
     await break_it(store)
     for pause in (1.0, 2.0, 4.0, 8.0):
         taken = await take(store, limit=9)
-        assert (taken.claims, taken.seconds) == ((), pause)
+        assert (taken.tasks, taken.retry_in) == ((), pause)
         clock.now += pause
-        (probe,) = (await take(store, limit=9)).claims
-        assert probe.probe
+        (probe,) = (await take(store, limit=9)).tasks
+        assert probe.is_breaker_trial
         assert await nothing(store)  # while it tries
         await fail(store, probe)
     clock.now += 16
     await end(store, await claimed(store))
-    assert len((await take(store, limit=99)).claims) == BREAKS_AFTER + 2  # also those that had to wait
+    assert len((await take(store, limit=99)).tasks) == FAILURE_THRESHOLD + 2  # also those that had to wait
 
 
 async def test_the_longest_pause_has_a_bound(store: Store, clock: Clock) -> None:
-    await waiting(store, BREAKS_AFTER)
+    await waiting(store, FAILURE_THRESHOLD)
     await break_it(store)
     for _ in range(20):
-        clock.now += (await take(store)).seconds or 0
+        clock.now += (await take(store)).retry_in or 0
         await fail(store, await claimed(store), again_in=0.0)
-    assert (await take(store)).seconds == 300
+    assert (await take(store)).retry_in == 300
 
 
 async def test_failures_with_a_success_between_them_break_nothing(store: Store) -> None:
     await waiting(store, 20)
     for _ in range(4):
-        for _ in range(BREAKS_AFTER - 1):
+        for _ in range(FAILURE_THRESHOLD - 1):
             await fail(store, await claimed(store))
         await end(store, await claimed(store))
     assert (await state_of(store)).failures == 0
@@ -62,14 +62,14 @@ async def test_failures_with_a_success_between_them_break_nothing(store: Store) 
 
 async def test_those_under_way_when_it_breaks_do_not_make_the_pause_longer(store: Store) -> None:
     await waiting(store, 30)
-    for claim in (await take(store, limit=29)).claims:
+    for claim in (await take(store, limit=29)).tasks:
         await fail(store, claim)
-    assert (await take(store)).seconds == 1.0
+    assert (await take(store)).retry_in == 1.0
 
 
 async def test_one_of_those_under_way_that_arrives_opens_the_gate(store: Store) -> None:
-    await waiting(store, BREAKS_AFTER + 2)
-    *others, last = (await take(store, limit=BREAKS_AFTER + 1)).claims
+    await waiting(store, FAILURE_THRESHOLD + 2)
+    *others, last = (await take(store, limit=FAILURE_THRESHOLD + 1)).tasks
     for claim in others:
         await fail(store, claim)
     assert await nothing(store)
@@ -78,8 +78,8 @@ async def test_one_of_those_under_way_that_arrives_opens_the_gate(store: Store) 
 
 
 async def test_a_message_that_is_refused_says_that_the_channel_works(store: Store) -> None:
-    await waiting(store, BREAKS_AFTER + 1)
-    for _ in range(BREAKS_AFTER - 1):
+    await waiting(store, FAILURE_THRESHOLD + 1)
+    for _ in range(FAILURE_THRESHOLD - 1):
         await fail(store, await claimed(store))
     await end(store, await claimed(store), State.DEAD)
     assert (await state_of(store)).failures == 0
@@ -87,58 +87,58 @@ async def test_a_message_that_is_refused_says_that_the_channel_works(store: Stor
 
 async def test_a_channel_that_refuses_everything_is_tried_after_the_longest_pause(store: Store, clock: Clock) -> None:
     await waiting(store, 5)
-    await fail(store, await claimed(store), Effect.REFUSED, reason="unauthorized", again_in=300.0)
-    assert (await state_of(store)).refused
+    await fail(store, await claimed(store), ChannelEffect.DOWN, reason="unauthorized", again_in=300.0)
+    assert (await state_of(store)).is_down
     taken = await take(store)
-    assert (taken.claims, taken.seconds, taken.refused) == ((), 300.0, True)
+    assert (taken.tasks, taken.retry_in, taken.channel_down) == ((), 300.0, True)
     clock.now += 300
-    (probe,) = (await take(store, limit=9)).claims
+    (probe,) = (await take(store, limit=9)).tasks
     await end(store, probe)
-    assert not (await state_of(store)).refused
-    assert len((await take(store, limit=9)).claims) == 4
+    assert not (await state_of(store)).is_down
+    assert len((await take(store, limit=9)).tasks) == 4
 
 
 async def test_a_probe_that_says_nothing_lets_the_next_try(store: Store, clock: Clock) -> None:
-    await waiting(store, BREAKS_AFTER + 1)
+    await waiting(store, FAILURE_THRESHOLD + 1)
     await break_it(store)
     clock.now += 1
-    await fail(store, await claimed(store), Effect.NOTHING, again_in=60.0)
-    assert len((await take(store, limit=9)).claims) == 1
+    await fail(store, await claimed(store), ChannelEffect.NOTHING, again_in=60.0)
+    assert len((await take(store, limit=9)).tasks) == 1
 
 
 async def test_a_probe_that_crashed_lets_the_next_try_when_its_lease_ends(store: Store, clock: Clock) -> None:
-    await waiting(store, BREAKS_AFTER + 1)
+    await waiting(store, FAILURE_THRESHOLD + 1)
     await break_it(store)
     clock.now += 1
     await claimed(store, owner="crashed")
-    assert (await take(store)).seconds == 20
+    assert (await take(store)).retry_in == 20
     clock.now += 20
-    assert len((await take(store, limit=9)).claims) == 1
+    assert len((await take(store, limit=9)).tasks) == 1
 
 
 async def test_another_secret_is_tried_at_once_by_one_for_all(store: Store) -> None:
     await waiting(store, 5)
-    await fail(store, await claimed(store), Effect.REFUSED, again_in=300.0)
-    await reopened(store, ["a"])
-    (probe,) = (await take(store, limit=9)).claims
-    assert (await state_of(store)).refused  # until something arrives
+    await fail(store, await claimed(store), ChannelEffect.DOWN, again_in=300.0)
+    await commit_allow_trial(store, ["a"])
+    (probe,) = (await take(store, limit=9)).tasks
+    assert (await state_of(store)).is_down  # until something arrives
     await end(store, probe)
-    assert len((await take(store, limit=9)).claims) == 4
+    assert len((await take(store, limit=9)).tasks) == 4
 
 
 async def test_what_failed_before_is_due_at_once_when_a_probe_arrives(store: Store, clock: Clock) -> None:
-    await waiting(store, BREAKS_AFTER + 1)
-    for claim in (await take(store, limit=BREAKS_AFTER)).claims:
+    await waiting(store, FAILURE_THRESHOLD + 1)
+    for claim in (await take(store, limit=FAILURE_THRESHOLD)).tasks:
         await fail(store, claim, again_in=1000.0)
     clock.now += 1
     await end(store, await claimed(store))
-    assert len((await take(store, limit=9)).claims) == BREAKS_AFTER
+    assert len((await take(store, limit=9)).tasks) == FAILURE_THRESHOLD
 
 
 async def test_whoever_starts_anew_tries_at_once(store: Store) -> None:
-    await waiting(store, BREAKS_AFTER + 3)
+    await waiting(store, FAILURE_THRESHOLD + 3)
     await break_it(store)
     assert await nothing(store)
-    await reopened(store, ["a"])
-    (probe,) = (await take(store, limit=9)).claims
-    assert probe.probe
+    await commit_allow_trial(store, ["a"])
+    (probe,) = (await take(store, limit=9)).tasks
+    assert probe.is_breaker_trial

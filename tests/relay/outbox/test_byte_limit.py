@@ -14,21 +14,21 @@ import structlog
 from sqlalchemy import insert, select
 
 from services.relay.outbox.audit import OutboxAudit
-from services.relay.outbox.byte_limit import GOAL, START, ByteLimit, measure
-from services.relay.outbox.prune import prune, prune_bytes
+from services.relay.outbox.byte_limit import PRUNE_DOWN_TO, PRUNE_ABOVE, ByteLimit, measure_bytes
+from services.relay.outbox.prune import prune_by_age, prune_to_size
 from services.relay.outbox.schema import State, quarantine
-from services.relay.outbox.store import Store, opened
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.together import Transaction
 from services.relay.outbox.waiting import StoreUnavailableError
-from shared.audit import Entry
-from shared.sql.location import Database
+from shared.audit import AuditEntry
+from shared.sql.location import DatabaseUrl
 from tests.relay.outbox.rows import Rows
 from tests.relay.scripted import Scripted, metric, post, served, settings, until, webhook_of
 
 MIB = 1024 * 1024
 DAY = 86400.0
 MANY = 1_000_000
-STAYS = "the outbox is full; webhooks are refused until deliveries or incidents end"
+STAYS = "outbox is full and nothing can be pruned; webhooks are refused"
 SMALL: dict[str, Any] = {
     "retention": {"max_bytes": "6MiB"},
     "intake": {"max_body": "1MiB"},
@@ -37,8 +37,8 @@ SMALL: dict[str, Any] = {
 
 
 @pytest.fixture
-async def store(database: Database) -> AsyncIterator[Store]:
-    async with opened(database, time.time) as store:
+async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
+    async with open_store(database, time.time) as store:
         yield store
 
 
@@ -49,7 +49,7 @@ def rows(store: Store) -> Rows:
 
 def limited(most: int) -> ByteLimit:
     limit = ByteLimit()
-    limit.most = most
+    limit.max_bytes = most
     return limit
 
 
@@ -69,7 +69,7 @@ async def sizes_of_refused(store: Store) -> list[int]:
 async def test_a_refused_webhook_goes_by_its_age_as_a_delivery_does(store: Store) -> None:
     await refused(store, age=2 * DAY, body=b"old")
     await refused(store, age=DAY / 2, body=b"young webhook")
-    assert (await prune(store, DAY, MANY)).refused == 1
+    assert (await prune_by_age(store, DAY, MANY)).quarantined == 1
     assert await sizes_of_refused(store) == [len("young webhook")]
 
 
@@ -88,10 +88,10 @@ async def test_near_the_limit_the_oldest_of_what_is_over_goes_and_nothing_that_i
             over.append(delivery)
     await refused(store, age=2990, body=secrets.token_bytes(100_000))
     limit = limited(4 * MIB)
-    await prune_bytes(store, limit, 60.0)
-    used = await store.read(measure)
-    assert used <= START * limit.most
-    assert used > 0.4 * limit.most, "it dropped more than it had to"
+    await prune_to_size(store, limit, 60.0)
+    used = await store.read(measure_bytes)
+    assert used <= PRUNE_ABOVE * limit.max_bytes
+    assert used > 0.4 * limit.max_bytes, "it dropped more than it had to"
     left = await rows.left()
     assert kept <= left, "what waits is never dropped"
     newest = [each for each in over if each in left]
@@ -106,16 +106,16 @@ async def test_what_is_given_up_goes_likewise_and_what_is_young_stays(store: Sto
         await rows.delivery(event, state=State.DEAD)
         event = await rows.event(f"young {number}", age=30, goes_on=False, written=content)
         await rows.delivery(event)
-    await prune_bytes(store, limited(MIB), 60.0)
+    await prune_to_size(store, limited(MIB), 60.0)
     assert len(await rows.left()) == 10
     assert len(await rows.events()) == 10
 
 
 async def test_who_fills_the_outbox_with_webhooks_erases_nothing_of_the_audit(store: Store) -> None:
-    await OutboxAudit(store).add(Entry(0.0, "ben", "::1", "retry", "1"))
+    await OutboxAudit(store).add(AuditEntry(0.0, "ben", "::1", "retry", "1"))
     for _ in range(20):
         await refused(store, age=0, body=secrets.token_bytes(200_000))
-    await prune_bytes(store, limited(1 * MIB), 0.0)
+    await prune_to_size(store, limited(1 * MIB), 0.0)
     assert len(await sizes_of_refused(store)) < 20
     assert len((await OutboxAudit(store).page(10, None))[0]) == 1
 
@@ -123,11 +123,11 @@ async def test_who_fills_the_outbox_with_webhooks_erases_nothing_of_the_audit(st
 async def test_below_the_limit_nothing_goes(store: Store, rows: Rows) -> None:
     await rows.delivery(await rows.event(age=DAY, goes_on=False, written=bytes(200_000)))
     limit = limited(8 * MIB)
-    assert await prune_bytes(store, limit, 0.0) == (0, 0, 0)
-    assert 0 < limit.used < GOAL * limit.most
+    assert await prune_to_size(store, limit, 0.0) == (0, 0, 0)
+    assert 0 < limit.used_bytes < PRUNE_DOWN_TO * limit.max_bytes
 
 
-def on_disk(database: Database) -> int:
+def on_disk(database: DatabaseUrl) -> int:
     """Of a file; PostgreSQL frees what was dropped when its autovacuum comes."""
     return Path(str(database.database)).stat().st_size if database.drivername == "sqlite" else 0
 
@@ -142,7 +142,7 @@ def large(group: str, status: str = "firing") -> bytes:
 
 
 async def test_what_is_still_to_be_delivered_fills_it_to_the_limit_and_no_further(
-    database: Database, tmp_path: Path
+    database: DatabaseUrl, tmp_path: Path
 ) -> None:
     waiting = asyncio.Event()
 
@@ -176,7 +176,7 @@ async def test_what_is_still_to_be_delivered_fills_it_to_the_limit_and_no_furthe
         await until(lambda: len(channel.sent) >= codes.count(202), 30)
 
 
-async def test_what_was_delivered_makes_place_for_the_next(database: Database, tmp_path: Path) -> None:
+async def test_what_was_delivered_makes_place_for_the_next(database: DatabaseUrl, tmp_path: Path) -> None:
     channel = Scripted()
     configuration = settings(tmp_path, {"one": channel}, **SMALL)
     async with served(configuration.model_copy(update={"database": database})) as client:
@@ -191,9 +191,9 @@ async def test_what_was_delivered_makes_place_for_the_next(database: Database, t
 
 
 async def test_an_outbox_far_over_its_limit_accepts_at_once_where_what_is_over_can_go(
-    database: Database, tmp_path: Path
+    database: DatabaseUrl, tmp_path: Path
 ) -> None:
-    async with opened(database, time.time) as store:
+    async with open_store(database, time.time) as store:
         rows = Rows(store)
         for number in range(400):
             content = secrets.token_bytes(40_000)
@@ -206,7 +206,7 @@ async def test_an_outbox_far_over_its_limit_accepts_at_once_where_what_is_over_c
             async def shrunk() -> bool:
                 assert (await post(client, webhook_of(group=f"{len(sizes)}")))[0] == 202
                 sizes.append(await metric(client, "relay_outbox_bytes") or 0)
-                return max(sizes) > 10 * MIB and sizes[-1] < 6 * MIB * START
+                return max(sizes) > 10 * MIB and sizes[-1] < 6 * MIB * PRUNE_ABOVE
 
             await until(shrunk, 20)
     assert not [line for line in told if line["event"].startswith("the outbox")]
@@ -216,20 +216,20 @@ async def test_until_a_round_has_ended_it_takes_little_beyond_its_limit_and_says
     limit = limited(100 * MIB)
     with structlog.testing.capture_logs() as told:
         for _ in range(53):  # two MiB each, and some for their rows
-            with limit.taking(MIB, resolved=False):
+            with limit.reserve(MIB, resolved=False):
                 pass
-        with limit.taking(MIB, resolved=False):
+        with limit.reserve(MIB, resolved=False):
             pass
-        with pytest.raises(StoreUnavailableError), limit.taking(MIB, resolved=False):
+        with pytest.raises(StoreUnavailableError), limit.reserve(MIB, resolved=False):
             pass
-        with limit.taking(MIB, resolved=True):
+        with limit.reserve(MIB, resolved=True):
             pass
-        limit.round_ended(stuck=True)
-        with pytest.raises(StoreUnavailableError), limit.taking(1, resolved=False):
+        limit.record_pruning(nothing_to_prune=True)
+        with pytest.raises(StoreUnavailableError), limit.reserve(1, resolved=False):
             pass
-        with limit.taking(MIB, resolved=True):
+        with limit.reserve(MIB, resolved=True):
             pass
     assert [line["event"] for line in told] == [
-        "the outbox fills faster than retention makes room; webhooks are refused until it has made some",
+        "outbox grows faster than retention prunes it; webhooks are refused",
         STAYS,
     ]

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.event_json import decode
-from services.relay.outbox.claim import LARGE, Wanted, claim
-from services.relay.outbox.held import give_back, keep, told_events
-from services.relay.outbox.overdue import look_after
-from services.relay.outbox.query import Filter, one, recent
+from services.relay.event_json import decode_event
+from services.relay.outbox.claim import MAX_CLAIM_BYTES, ClaimRequest, claim_due
+from services.relay.outbox.held import release_leases, save_progress, read_merged_events
+from services.relay.outbox.overdue import sweep
+from services.relay.outbox.query import DeliveryFilter, read_delivery, list_deliveries
 from services.relay.outbox.schema import State
-from services.relay.outbox.store import Store, opened
+from services.relay.outbox.store import Store, open_store
 from shared.sql import location
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 from tests.relay.outbox.acts import claimed, end, nothing, take, told
 from tests.relay.scripted import event_of
 
@@ -33,14 +33,14 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
-    async with opened(location.sqlite(tmp_path / "relay.db"), clock) as store:
+    async with open_store(location.create_sqlite_url(tmp_path / "relay.db"), clock) as store:
         yield store
 
 
 @pytest.fixture
-async def either(database: Database) -> AsyncIterator[Store]:
+async def either(database: DatabaseUrl) -> AsyncIterator[Store]:
     """One of each kind, by its own clock."""
-    async with opened(database, lambda: 1000.0, frozenset({"every"})) as store:
+    async with open_store(database, lambda: 1000.0, frozenset({"every"})) as store:
         yield store
 
 
@@ -54,8 +54,8 @@ async def test_the_oldest_is_claimed_first_and_incidents_do_not_wait_for_each_ot
 async def test_as_many_are_claimed_as_were_asked_for(either: Store) -> None:
     for number in range(5):
         await told(either, str(number))
-    assert [each.incident_id for each in (await take(either, limit=3)).claims] == ["0", "1", "2"]
-    assert [each.incident_id for each in (await take(either, limit=3)).claims] == ["3", "4"]
+    assert [each.incident_id for each in (await take(either, limit=3)).tasks] == ["0", "1", "2"]
+    assert [each.incident_id for each in (await take(either, limit=3)).tasks] == ["3", "4"]
 
 
 async def test_every_event_goes_out_by_itself_and_in_order_where_the_channel_merges_none(either: Store) -> None:
@@ -65,23 +65,23 @@ async def test_every_event_goes_out_by_itself_and_in_order_where_the_channel_mer
     assert await nothing(either, "every")
     await end(either, first, State.RETRYING, again_in=0.0)
     again = await claimed(either, "every")
-    assert (again.delivery_id, again.attempt) == (first.delivery_id, 2)
+    assert (again.delivery_id, again.attempt_number) == (first.delivery_id, 2)
     await end(either, again)
     second = await claimed(either, "every")
     assert second.delivery_id != first.delivery_id
     await end(either, second, State.DEAD)
     third = await claimed(either, "every")
     assert third.delivery_id not in {first.delivery_id, second.delivery_id}
-    assert {each.first_event - each.last_event for each in (first, second, third)} == {0}
+    assert {each.first_event_seq - each.last_event_seq for each in (first, second, third)} == {0}
 
 
 async def test_what_failed_waits_for_its_time(store: Store, clock: Clock) -> None:
     await told(store, "x")
     await end(store, await claimed(store), State.RETRYING, again_in=5.0)
     taken = await take(store)
-    assert (taken.claims, taken.seconds) == ((), 5.0)
+    assert (taken.tasks, taken.retry_in) == ((), 5.0)
     clock.now += 5
-    assert (await claimed(store)).attempt == 2
+    assert (await claimed(store)).attempt_number == 2
 
 
 async def test_channels_do_not_wait_for_each_other(either: Store) -> None:
@@ -92,17 +92,17 @@ async def test_channels_do_not_wait_for_each_other(either: Store) -> None:
 async def test_a_crashed_relays_claim_returns_when_its_lease_ends(store: Store, clock: Clock) -> None:
     await told(store, "x")
     lost = await claimed(store)
-    assert (await take(store)).seconds == 20
+    assert (await take(store)).retry_in == 20
     clock.now += 19.9
     assert await nothing(store)
     clock.now += 0.1
     again = await claimed(store, owner="other")
     assert again.delivery_id == lost.delivery_id
     assert (lost.maybe_sent, again.maybe_sent) == (False, True)
-    assert not await keep(store, lost, {"late": "yes"})
-    assert not (await end(store, lost, State.RETRYING)).ours  # its time is over
-    assert (await end(store, again)).ours
-    assert (await take(store)).seconds is None
+    assert not await save_progress(store, lost, {"late": "yes"})
+    assert not (await end(store, lost, State.RETRYING)).lease_valid  # its time is over
+    assert (await end(store, again)).lease_valid
+    assert (await take(store)).retry_in is None
 
 
 async def test_a_crashed_relays_claim_is_merged_into_what_waits_behind_it(store: Store, clock: Clock) -> None:
@@ -112,8 +112,8 @@ async def test_a_crashed_relays_claim_is_merged_into_what_waits_behind_it(store:
     clock.now += 20
     newer = await claimed(store)
     assert newer.delivery_id != lost.delivery_id
-    assert (newer.first_event, newer.attempt, newer.untold) == (lost.last_event, 2, True)
-    found = await one(store, lost.delivery_id)
+    assert (newer.first_event_seq, newer.attempt_number, newer.firing_undelivered) == (lost.last_event_seq, 2, True)
+    found = await read_delivery(store, lost.delivery_id)
     assert found is not None
     assert found.delivery.state is State.SUPERSEDED
     assert found.delivery.superseded_by == newer.delivery_id
@@ -127,13 +127,13 @@ async def test_a_clock_that_is_set_back_holds_up_nothing(store: Store, clock: Cl
     await end(store, await claimed(store), State.RETRYING, again_in=300.0)
     await claimed(store, owner="crashed")
     await claimed(store, owner="stopped")
-    await give_back(store, "stopped")
+    await release_leases(store, "stopped")
     clock.now -= back
-    await look_after(store, "me", 86400, ())
+    await sweep(store, "me", 86400, ())
     found = [(await claimed(store)).incident_id for _ in range(5)]
     assert sorted(found) == ["given back", "leased", "ours", "queued", "retried"]
     clock.now -= back
-    await look_after(store, "me", 86400, ())
+    await sweep(store, "me", 86400, ())
     assert await nothing(store)  # what this very run holds, it holds: another claim would send it twice
 
 
@@ -144,7 +144,7 @@ async def test_a_clock_that_is_set_back_by_a_moment_ends_no_wait_and_no_lease(st
     await end(store, await claimed(store), State.RETRYING, again_in=300.0)
     await claimed(store, owner="them")
     clock.now -= 5
-    await look_after(store, "me", 86400, ())
+    await sweep(store, "me", 86400, ())
     assert await nothing(store)
     clock.now += 305
     assert (await claimed(store)).incident_id == "leased"
@@ -155,9 +155,9 @@ async def test_a_clean_stop_returns_its_own_claims_and_no_others(either: Store) 
     await told(either, "x")
     await told(either, "y")
     mine, _theirs = await claimed(either, owner="me"), await claimed(either, owner="them")
-    await give_back(either, "me")
+    await release_leases(either, "me")
     back = await claimed(either)
-    assert (back.delivery_id, back.attempt, back.maybe_sent) == (mine.delivery_id, 1, True)
+    assert (back.delivery_id, back.attempt_number, back.maybe_sent) == (mine.delivery_id, 1, True)
     assert await nothing(either)
 
 
@@ -178,24 +178,24 @@ async def test_the_first_receipt_is_that_of_this_episode_on_this_channel(either:
 async def test_an_event_comes_out_as_it_went_in(either: Store) -> None:
     event = event_of("resolved", source="eu", truncated_alerts=3)
     await told(either, "x", event=event)
-    assert decode((await claimed(either)).written_event) == event
+    assert decode_event((await claimed(either)).event_json) == event
 
 
-async def test_progress_outlives_an_attempt_and_a_restart(database: Database) -> None:
-    async with opened(database, lambda: 1000.0) as store:
+async def test_progress_outlives_an_attempt_and_a_restart(database: DatabaseUrl) -> None:
+    async with open_store(database, lambda: 1000.0) as store:
         await told(store, "x")
         mine = await claimed(store)
-        assert await keep(store, mine, {"have_it": "oncall@example.org"})
+        assert await save_progress(store, mine, {"have_it": "oncall@example.org"})
         await end(store, mine, State.RETRYING)
-    async with opened(database, lambda: 1000.0) as store:
+    async with open_store(database, lambda: 1000.0) as store:
         assert (await claimed(store)).progress == {"have_it": "oncall@example.org"}
 
 
 async def test_large_events_are_claimed_one_by_one(either: Store) -> None:
-    large = event_of(common_annotations={"description": "x" * LARGE})
+    large = event_of(common_annotations={"description": "x" * MAX_CLAIM_BYTES})
     for number in range(3):
         await told(either, str(number), event=large)
-    assert len((await take(either, limit=3)).claims) == 1
+    assert len((await take(either, limit=3)).tasks) == 1
 
 
 async def test_all_events_of_a_long_wait_are_told_in_their_order(either: Store) -> None:
@@ -204,8 +204,8 @@ async def test_all_events_of_a_long_wait_are_told_in_their_order(either: Store) 
     for number in range(40):
         await told(either, "x", event=event_of(truncated_alerts=number))
         await told(either, "y", event=event_of(truncated_alerts=1000))
-    claims = {each.incident_id: each for each in (await take(either, limit=3)).claims}
-    told_of = [decode(written).truncated_alerts async for written in told_events(either, claims["x"])]
+    claims = {each.incident_id: each for each in (await take(either, limit=3)).tasks}
+    told_of = [decode_event(written).truncated_alerts async for written in read_merged_events(either, claims["x"])]
     assert told_of == [0, *range(40)]
 
 
@@ -213,22 +213,22 @@ async def test_a_delivery_is_its_own_receipt_with_each_of_its_attempts(either: S
     accepted = await told(either, "x")
     await end(either, await claimed(either), State.RETRYING, detail="put off")
     await end(either, await claimed(either), detail="taken", payload=zlib.compress(b"what was sent"))
-    (delivery,) = (await recent(either, Filter(state=State.DELIVERED, channel="a"), limit=10)).deliveries
-    assert (delivery.event_id, delivery.attempts, delivery.receipt) == (accepted.event_id, 2, {"number": "1"})
-    found = await one(either, delivery.id)
+    (delivery,) = (await list_deliveries(either, DeliveryFilter(state=State.DELIVERED, channel="a"), limit=10)).deliveries
+    assert (delivery.event_id, delivery.attempt_count, delivery.receipt) == (accepted.event_id, 2, {"number": "1"})
+    found = await read_delivery(either, delivery.id)
     assert found is not None
-    assert [(tried.number, tried.seconds, tried.detail) for tried in found.tried] == [
+    assert [(tried.number, tried.seconds, tried.detail) for tried in found.attempts] == [
         (1, 1.5, "put off"),
         (2, 1.5, "taken"),
     ]
     assert found.payload == "what was sent"
-    assert (await recent(either, Filter(state=State.DEAD), limit=10)).deliveries == []
-    assert await one(either, "unknown") is None
+    assert (await list_deliveries(either, DeliveryFilter(state=State.DEAD), limit=10)).deliveries == []
+    assert await read_delivery(either, "unknown") is None
 
 
 async def test_a_clock_that_is_set_forward_ends_no_lease_of_what_is_just_being_sent(store: Store, clock: Clock) -> None:
     await told(store, "x")
     ours = await claimed(store)
     clock.now += 3600
-    assert not (await claim(store, Wanted("a", 1, "me", 20, None, held=(ours.delivery_id,)))).claims
-    assert (await end(store, ours)).ours
+    assert not (await claim_due(store, ClaimRequest("a", 1, "me", 20, None, in_flight_ids=(ours.delivery_id,)))).tasks
+    assert (await end(store, ours)).lease_valid

@@ -3,7 +3,7 @@
 import pytest
 from sqlalchemy import make_url
 
-from shared.sql.location import parse
+from shared.sql.location import parse_database_url
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from shared.sql.location import parse
     ],
 )
 def test_what_can_be_used_is_read_as_it_is_written(text: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert parse(text) == make_url(text)
+    assert parse_database_url(text) == make_url(text)
     assert capfd.readouterr() == ("", "")  # libpq writes its warnings by itself
 
 
@@ -43,7 +43,7 @@ def test_what_can_be_used_is_read_as_it_is_written(text: str, capfd: pytest.Capt
 )
 def test_what_is_no_address_of_a_database_is_refused_without_being_quoted(text: str) -> None:
     with pytest.raises(ValueError, match="expected sqlite:///FILE, with four slashes") as refused:
-        parse(text)
+        parse_database_url(text)
     assert "hunter2" not in str(refused.value)
 
 
@@ -65,6 +65,6 @@ def test_what_is_no_address_of_a_database_is_refused_without_being_quoted(text: 
 )
 def test_libpq_looks_at_the_keys_and_a_mistake_quotes_no_value(query: str, line: str) -> None:
     with pytest.raises(ValueError, match=r"^\w") as refused:
-        parse(f"postgresql://db.example.org/relay?{query}")
+        parse_database_url(f"postgresql://db.example.org/relay?{query}")
     assert str(refused.value).startswith(line)
     assert "hunter2" not in str(refused.value)

@@ -9,15 +9,15 @@ from sqlalchemy import Connection, text
 
 from services.relay.outbox import watchdogs
 from services.relay.outbox.schema import State
-from services.relay.outbox.store import Store, opened
-from services.relay.outbox.watchdogs import drains
-from shared.sql.location import Database
+from services.relay.outbox.store import Store, open_store
+from services.relay.outbox.watchdogs import is_draining
+from shared.sql.location import DatabaseUrl
 from tests.relay.outbox.rows import Rows
 
 
 @pytest.fixture
-async def store(database: Database) -> AsyncIterator[Store]:
-    async with opened(database, time.time) as store:
+async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
+    async with open_store(database, time.time) as store:
         yield store
 
 
@@ -27,7 +27,7 @@ def rows(store: Store) -> Rows:
 
 
 async def draining(store: Store, *channels: str) -> bool:
-    return await store.run(partial(drains, channels=channels, within=600, longest=7200))
+    return await store.run(partial(is_draining, channels=channels, within=600, max_age=7200))
 
 
 async def waiting(rows: Rows, channel: str, age: float, state: State = State.QUEUED) -> None:
@@ -86,7 +86,7 @@ async def test_of_what_was_delivered_no_more_than_the_index_is_looked_through(st
         if connection.dialect.name == "postgresql":  # in so small a table it would look through all
             connection.execute(text("SET LOCAL enable_seqscan = off"))
         explain = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
-        query = watchdogs._DELIVERED.params(on="slack", since=1.0)
+        query = watchdogs._FIND_DELIVERED.params(on="slack", since=1.0)
         written = query.compile(connection, compile_kwargs={"literal_binds": True})
         return str(connection.execute(text(f"{explain} {written}")).all())
 

@@ -15,12 +15,12 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from services.relay.outbox import dialect, schema
-from services.relay.outbox.store import Store, StoreUnusableError, opened
+from services.relay.outbox.store import Store, StoreUnusableError, open_store
 from services.relay.outbox.together import Transaction
 from services.relay.outbox.waiting import StoreUnavailableError
 from shared.keyring import engine as keyring
 from shared.sql import location
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 from tests.postgres import Postgres
 from tests.relay.outbox import tables
 from tests.relay.outbox.storing import bodies, write
@@ -40,7 +40,7 @@ async def test_what_postgresql_acknowledged_outlives_its_kill_whatever_its_own_s
 ) -> None:
     database = own_postgres.database("durable")
     await asyncio.to_thread(careless, own_postgres)
-    async with opened(database, lambda: 0.0) as store:
+    async with open_store(database, lambda: 0.0) as store:
         for number in range(24):
             await store.run(partial(write, body=b"%d" % number))
         own_postgres.process.send_signal(signal.SIGQUIT)  # ends at once, without writing what waits in memory
@@ -58,9 +58,9 @@ async def _reads(store: Store) -> bool:
     return True
 
 
-@pytest.mark.parametrize("engines", [dialect.engines, keyring.engines])
+@pytest.mark.parametrize("engines", [dialect.create_engines, keyring.create_engines])
 def test_each_connection_waits_for_the_disk_and_a_stricter_setting_stays(
-    engines: Callable[[Database], tuple[Engine, Engine]], postgres_database: Database
+    engines: Callable[[DatabaseUrl], tuple[Engine, Engine]], postgres_database: DatabaseUrl
 ) -> None:
     for asked, expected in (("off", "on"), ("on", "on"), ("remote_apply", "remote_apply")):
         url = postgres_database.update_query_dict({"options": f"-c synchronous_commit={asked}"})
@@ -70,9 +70,9 @@ def test_each_connection_waits_for_the_disk_and_a_stricter_setting_stays(
             engine.dispose()
 
 
-@pytest.mark.parametrize("engines", [dialect.engines, keyring.engines])
+@pytest.mark.parametrize("engines", [dialect.create_engines, keyring.create_engines])
 def test_each_transaction_waits_for_the_disk_whatever_became_of_its_session(
-    engines: Callable[[Database], tuple[Engine, Engine]], postgres_database: Database
+    engines: Callable[[DatabaseUrl], tuple[Engine, Engine]], postgres_database: DatabaseUrl
 ) -> None:
     for engine in engines(postgres_database):
         with engine.begin() as connection:
@@ -116,7 +116,7 @@ async def test_a_file_that_is_removed_or_emptied_takes_nothing_until_it_is_back(
     act: Callable[[Path], None], reason: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "relay.db"
-    async with opened(location.sqlite(file), lambda: 0.0) as store:
+    async with open_store(location.create_sqlite_url(file), lambda: 0.0) as store:
         await store.run(partial(write, body=b"before"))
         await bodies(store)
         with closing(sqlite3.connect(file)) as old, closing(sqlite3.connect(tmp_path / "backup")) as new:
@@ -127,21 +127,21 @@ async def test_a_file_that_is_removed_or_emptied_takes_nothing_until_it_is_back(
                 await store.run(partial(write, body=b"lost"))
             with pytest.raises(StoreUnavailableError):
                 await bodies(store)
-        assert reason in str(store.problem)
+        assert reason in str(store.error)
         if act is emptied:
             with closing(sqlite3.connect(file)) as connection:
                 assert connection.execute("SELECT name FROM sqlite_schema").fetchall() == []
         removed(file)
         (tmp_path / "backup").rename(file)
         await store.run(partial(write, body=b"after"))
-        assert store.problem is None
+        assert store.error is None
         assert await bodies(store) == [b"before", b"after"]
     assert written(file) == [b"before", b"after"]
 
 
 async def test_what_takes_the_place_of_the_file_is_written_from_then_on(tmp_path: Path) -> None:
     file = tmp_path / "relay.db"
-    async with opened(location.sqlite(file), lambda: 0.0) as store:
+    async with open_store(location.create_sqlite_url(file), lambda: 0.0) as store:
         await store.run(partial(write, body=b"before"))
         await bodies(store)
         await asyncio.to_thread(copied, file)
@@ -157,14 +157,14 @@ async def test_a_file_that_goes_during_a_transaction_is_noticed_before_its_end_i
         write(transaction)
         removed(file)
 
-    async with opened(location.sqlite(file), lambda: 0.0) as store:
+    async with open_store(location.create_sqlite_url(file), lambda: 0.0) as store:
         with pytest.raises(StoreUnavailableError, match="was removed or replaced while it was in use"):
             await store.run(write_and_remove)
 
 
 async def test_a_log_of_the_file_that_is_removed_takes_nothing_and_nothing_is_lost(tmp_path: Path) -> None:
     file = tmp_path / "relay.db"
-    async with opened(location.sqlite(file), lambda: 0.0) as store:
+    async with open_store(location.create_sqlite_url(file), lambda: 0.0) as store:
         await store.run(partial(write, body=b"before"))
         await bodies(store)
         without_its_log(file)
@@ -178,9 +178,9 @@ async def test_a_log_is_looked_for_where_a_link_leads_which_may_come_to_lead_els
     link, real, other = tmp_path / "relay.db", tmp_path / "data" / "real.db", tmp_path / "data" / "other.db"
     real.parent.mkdir()
     link.symlink_to(real)
-    async with opened(location.sqlite(other), lambda: 0.0):
+    async with open_store(location.create_sqlite_url(other), lambda: 0.0):
         pass
-    async with opened(location.sqlite(link), lambda: 0.0) as store:
+    async with open_store(location.create_sqlite_url(link), lambda: 0.0) as store:
         await store.run(partial(write, body=b"before"))
         await bodies(store)
         without_its_log(real)
@@ -206,7 +206,7 @@ async def test_a_file_that_is_emptied_in_place_takes_nothing_until_another_is_th
         write(transaction)
         file.open("wb").close()
 
-    async with opened(location.sqlite(file), lambda: 0.0) as store:
+    async with open_store(location.create_sqlite_url(file), lambda: 0.0) as store:
         await store.run(partial(write, body=b"before"))
         await bodies(store)
         with closing(sqlite3.connect(file)) as old, closing(sqlite3.connect(tmp_path / "backup")) as new:
@@ -232,9 +232,9 @@ async def test_a_file_that_is_emptied_in_place_takes_nothing_until_another_is_th
 
 async def test_a_log_of_the_file_before_is_not_taken_for_that_of_the_new_one(tmp_path: Path) -> None:
     file, log = tmp_path / "relay.db", tmp_path / "relay.db-wal"
-    async with opened(location.sqlite(tmp_path / "other.db"), lambda: 0.0) as other:
+    async with open_store(location.create_sqlite_url(tmp_path / "other.db"), lambda: 0.0) as other:
         await other.run(partial(write, body=b"other"))
-    async with opened(location.sqlite(file), lambda: 0.0) as store:
+    async with open_store(location.create_sqlite_url(file), lambda: 0.0) as store:
         await store.run(partial(write, body=b"before"))
         (tmp_path / "other.db").replace(file)
         for _ in range(3):
@@ -248,14 +248,14 @@ async def test_a_log_of_the_file_before_is_not_taken_for_that_of_the_new_one(tmp
 
 async def test_a_start_without_the_file_whose_log_is_there_makes_no_new_one(tmp_path: Path) -> None:
     file, log = tmp_path / "relay.db", tmp_path / "relay.db-wal"
-    async with opened(location.sqlite(file), lambda: 0.0) as store:
+    async with open_store(location.create_sqlite_url(file), lambda: 0.0) as store:
         await store.run(write)
         shutil.copyfile(log, tmp_path / "kept")
     file.unlink()
     (tmp_path / "kept").rename(log)
     before = log.read_bytes()
     with pytest.raises(StoreUnusableError, match=r"relay\.db-wal beside it holds what was committed last"):
-        async with opened(location.sqlite(file), lambda: 0.0):
+        async with open_store(location.create_sqlite_url(file), lambda: 0.0):
             pass
     assert not file.exists()
     assert log.read_bytes() == before
@@ -266,7 +266,7 @@ def modes_in(folder: Path) -> dict[str, int]:
 
 
 async def test_the_file_and_those_beside_it_are_for_their_owner_alone(tmp_path: Path) -> None:
-    async with opened(location.sqlite(tmp_path / "relay.db"), lambda: 0.0) as store:
+    async with open_store(location.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
         await store.run(write)
         modes = modes_in(tmp_path)
     assert modes == dict.fromkeys(("relay.db", "relay.db-wal", "relay.db-shm"), 0o600)
@@ -278,7 +278,7 @@ def drop_all(connection: Connection) -> None:
 
 
 async def test_an_emptied_database_is_503_with_the_reason_and_no_tables_are_made(
-    database: Database, tmp_path: Path
+    database: DatabaseUrl, tmp_path: Path
 ) -> None:
     configuration = settings(tmp_path, {"one": Scripted()}).model_copy(update={"database": database})
     async with served(configuration) as client:

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from services.relay.outbox import fallback
-from services.relay.outbox.again import again
-from services.relay.outbox.fallback import FellBack, fall_back, fall_back_of_gone
-from services.relay.outbox.gate import BREAKS_AFTER, Effect, reopened
-from services.relay.outbox.overdue import Looked, look_after
-from services.relay.outbox.query import Filter, recent
+from services.relay.outbox.again import requeue
+from services.relay.outbox.fallback import FallbackResult, fall_back, fall_back_unserved
+from services.relay.outbox.gate import FAILURE_THRESHOLD, ChannelEffect, commit_allow_trial
+from services.relay.outbox.overdue import SweepResult, sweep
+from services.relay.outbox.query import DeliveryFilter, list_deliveries
 from services.relay.outbox.schema import State
-from services.relay.outbox.store import Store, opened
+from services.relay.outbox.store import Store, open_store
 from shared.sql import location
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 from tests.relay.outbox.acts import claimed, end, nothing, take, told
 from tests.relay.outbox.gated import Clock, break_it, fail, waiting
 from tests.relay.scripted import event_of
@@ -28,33 +28,33 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def store(database: Database, clock: Clock) -> AsyncIterator[Store]:
-    async with opened(database, clock, frozenset({"every"})) as store:
+async def store(database: DatabaseUrl, clock: Clock) -> AsyncIterator[Store]:
+    async with open_store(database, clock, frozenset({"every"})) as store:
         yield store
 
 
 async def refuse(store: Store, channel: str = "a", *others: str) -> None:
     """One attempt says that the channel refuses everything."""
     claim = await claimed(store, channel)
-    await fail(store, claim, Effect.REFUSED, reason="unauthorized", again_in=300.0, fallback=others)
+    await fail(store, claim, ChannelEffect.DOWN, reason="unauthorized", again_in=300.0, fallback=others)
 
 
 async def all_of(store: Store, channel: str) -> list[tuple[str, int, int]]:
     """What a channel tells now, in this order: the incident, from which event to which."""
-    claims = (await take(store, channel, limit=200)).claims
+    claims = (await take(store, channel, limit=200)).tasks
     for claim in claims:
-        assert claim.note == NOTE
+        assert claim.remark == NOTE
         await end(store, claim)
-    return [(claim.incident_id, claim.first_event, claim.last_event) for claim in claims]
+    return [(claim.incident_id, claim.first_event_seq, claim.last_event_seq) for claim in claims]
 
 
 async def test_all_that_waits_goes_to_the_others_in_order_and_once(store: Store) -> None:
     await waiting(store, 4)
     await refuse(store, "a", "b", "every")
-    assert await fall_back(store, "a", ("b", "every")) == FellBack(woken=("b", "every"))
+    assert await fall_back(store, "a", ("b", "every")) == FallbackResult(channels_to_wake=("b", "every"))
     for channel in ("b", "every"):
         assert await all_of(store, channel) == [(f"a{number}", number + 1, number + 1) for number in range(4)]
-    assert await fall_back(store, "a", ("b", "every")) == FellBack()
+    assert await fall_back(store, "a", ("b", "every")) == FallbackResult()
     assert await nothing(store, "b")
 
 
@@ -68,7 +68,7 @@ async def test_what_is_accepted_meanwhile_goes_there_too_and_no_event_twice(stor
     await fall_back(store, "a", ("b", "every"))
     assert await all_of(store, "b") == [("x", 2, 2), ("y", 3, 3)]
     every = [await claimed(store, "every") for _ in range(2)]  # of one incident one after the other
-    assert [(claim.first_event, claim.last_event) for claim in every] == [(1, 1), (3, 3)]
+    assert [(claim.first_event_seq, claim.last_event_seq) for claim in every] == [(1, 1), (3, 3)]
     await end(store, every[0])
     assert await all_of(store, "every") == [("x", 2, 2)]
 
@@ -77,7 +77,7 @@ async def test_what_another_channel_tells_anyway_is_not_told_twice(store: Store)
     await told(store, "x", "a", "b")
     await told(store, "x", "a")
     await refuse(store)
-    assert await fall_back(store, "a", ("b",)) == FellBack(superseded=("b",), woken=("b",))
+    assert await fall_back(store, "a", ("b",)) == FallbackResult(superseded_channels=("b",), channels_to_wake=("b",))
     assert await all_of(store, "b") == [("x", 1, 2)]
 
 
@@ -88,7 +88,7 @@ async def test_one_that_tells_every_event_by_itself_does_so_here_too(store: Stor
     await fall_back(store, "a", ("every",))
     for number in (1, 2):
         claim = await claimed(store, "every")
-        assert (claim.first_event, claim.last_event, claim.episode) == (number, number, number)
+        assert (claim.first_event_seq, claim.last_event_seq, claim.episode) == (number, number, number)
         await end(store, claim)
 
 
@@ -96,9 +96,9 @@ async def test_a_beginning_and_an_end_that_fall_back_as_one_were_told_to_nobody_
     await told(store, "x", event=event_of("firing"))
     hanging = await claimed(store)
     await told(store, "x", event=event_of("resolved"))
-    await fail(store, hanging, Effect.REFUSED, reason="unauthorized", again_in=300.0, fallback=("b",))
+    await fail(store, hanging, ChannelEffect.DOWN, reason="unauthorized", again_in=300.0, fallback=("b",))
     claim = await claimed(store, "b")
-    assert (claim.first_event, claim.last_event, claim.untold) == (1, 2, True)
+    assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered) == (1, 2, True)
 
 
 async def test_an_end_that_falls_back_where_the_beginning_was_told_is_an_end(store: Store) -> None:
@@ -107,7 +107,7 @@ async def test_an_end_that_falls_back_where_the_beginning_was_told_is_an_end(sto
     await told(store, "x", event=event_of("resolved"))
     await refuse(store, "a", "b")
     claim = await claimed(store, "b")
-    assert (claim.first_event, claim.last_event, claim.untold) == (2, 2, False)
+    assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered) == (2, 2, False)
     assert claim.first_receipt is not None
 
 
@@ -115,10 +115,10 @@ async def test_it_is_still_tried_on_its_own_channel(store: Store) -> None:
     await waiting(store, 3)
     await refuse(store)
     await fall_back(store, "a", ("b",))
-    await reopened(store, ["a"])
-    (probe,) = (await take(store, limit=9)).claims
+    await commit_allow_trial(store, ["a"])
+    (probe,) = (await take(store, limit=9)).tasks
     await end(store, probe)
-    assert {claim.incident_id for claim in (await take(store, limit=9)).claims} | {probe.incident_id} == {
+    assert {claim.incident_id for claim in (await take(store, limit=9)).tasks} | {probe.incident_id} == {
         "a0",
         "a1",
         "a2",
@@ -126,15 +126,15 @@ async def test_it_is_still_tried_on_its_own_channel(store: Store) -> None:
 
 
 async def test_thousands_are_handed_on_in_steps(store: Store) -> None:
-    await waiting(store, 2 * fallback.STEP + 2)
+    await waiting(store, 2 * fallback.FALLBACK_STEP + 2)
     await refuse(store, "a", "b")
     handed_on = []
     more = True
     while more:
-        more = (await fall_back(store, "a", ("b",))).more
-        handed_on.append(len((await recent(store, Filter(channel="b"), limit=200)).deliveries))
-    assert handed_on == [1 + fallback.STEP, 1 + 2 * fallback.STEP, 2 + 2 * fallback.STEP]
-    assert [each[0] for each in await all_of(store, "b")] == [f"a{number}" for number in range(2 * fallback.STEP + 2)]
+        more = (await fall_back(store, "a", ("b",))).has_more
+        handed_on.append(len((await list_deliveries(store, DeliveryFilter(channel="b"), limit=200)).deliveries))
+    assert handed_on == [1 + fallback.FALLBACK_STEP, 1 + 2 * fallback.FALLBACK_STEP, 2 + 2 * fallback.FALLBACK_STEP]
+    assert [each[0] for each in await all_of(store, "b")] == [f"a{number}" for number in range(2 * fallback.FALLBACK_STEP + 2)]
 
 
 async def test_two_that_refuse_do_not_hand_it_to_and_fro(store: Store) -> None:
@@ -143,10 +143,10 @@ async def test_two_that_refuse_do_not_hand_it_to_and_fro(store: Store) -> None:
     await refuse(store, "b", "a")
     for _ in range(3):
         for channel, other in (("a", "b"), ("b", "a")):
-            assert await fall_back(store, channel, (other,)) == FellBack()
+            assert await fall_back(store, channel, (other,)) == FallbackResult()
     await told(store, "x", "a", "b")
     for channel, other in (("a", "b"), ("b", "a")):
-        assert await fall_back(store, channel, (other,)) == FellBack()
+        assert await fall_back(store, channel, (other,)) == FallbackResult()
 
 
 async def test_what_a_third_one_stands_in_for_twice_is_told_there_once(store: Store) -> None:
@@ -154,37 +154,37 @@ async def test_what_a_third_one_stands_in_for_twice_is_told_there_once(store: St
     await refuse(store, "a", "b", "c")
     await refuse(store, "b", "a", "c")
     assert await all_of(store, "c") == [("x", 1, 1)]
-    assert await fall_back(store, "b", ("a", "c")) == FellBack()
+    assert await fall_back(store, "b", ("a", "c")) == FallbackResult()
     assert await nothing(store, "c")
 
 
 @pytest.mark.parametrize("others", [("b",), ()])
 async def test_nothing_is_given_up_that_nobody_else_tells(store: Store, others: tuple[str, ...]) -> None:
-    await waiting(store, fallback.STEP + 2)
+    await waiting(store, fallback.FALLBACK_STEP + 2)
     await refuse(store)
-    looked = await look_after(store, "me", -1, others)
-    assert looked.ended == (("a", State.DEAD),) * (fallback.STEP + 2)
-    assert looked.woken == {"a", *others}
-    assert len(await all_of(store, "b")) == (fallback.STEP + 2 if others else 0)
+    looked = await sweep(store, "me", -1, others)
+    assert looked.ended == (("a", State.DEAD),) * (fallback.FALLBACK_STEP + 2)
+    assert looked.channels_to_wake == {"a", *others}
+    assert len(await all_of(store, "b")) == (fallback.FALLBACK_STEP + 2 if others else 0)
 
 
 async def test_those_that_stand_in_and_refuse_as_well_give_it_up_each_by_itself(store: Store) -> None:
     await told(store, "x")
     await refuse(store, "a", "b")
     await refuse(store, "b", "a")
-    looked = await look_after(store, "me", -1, ("a", "b"))
+    looked = await sweep(store, "me", -1, ("a", "b"))
     assert sorted(looked.ended) == [("a", State.DEAD), ("b", State.DEAD)]
-    assert await look_after(store, "me", -1, ("a", "b")) == Looked((), frozenset())
+    assert await sweep(store, "me", -1, ("a", "b")) == SweepResult((), frozenset())
 
 
-@pytest.mark.parametrize("effect", [Effect.REFUSED, Effect.FAILED])
-async def test_a_last_attempt_hands_on_what_no_step_did_before(store: Store, effect: Effect) -> None:
+@pytest.mark.parametrize("effect", [ChannelEffect.DOWN, ChannelEffect.FAILED])
+async def test_a_last_attempt_hands_on_what_no_step_did_before(store: Store, effect: ChannelEffect) -> None:
     await waiting(store, 2)
     await refuse(store)
-    await reopened(store, ["a"])
+    await commit_allow_trial(store, ["a"])
     probe = await claimed(store)
     recorded = await end(store, probe, State.DEAD, effect=effect, reason="timeout", fallback=("b",))
-    assert recorded.woken == ("a", "b")
+    assert recorded.channels_to_wake == ("a", "b")
     assert [each[0] for each in await all_of(store, "b")] == [probe.incident_id]
 
 
@@ -195,34 +195,34 @@ async def test_a_message_that_is_refused_itself_is_told_by_nobody_else(store: St
 
 
 async def test_a_channel_that_cannot_be_reached_waits_for_itself(store: Store) -> None:
-    await waiting(store, BREAKS_AFTER + 2)
+    await waiting(store, FAILURE_THRESHOLD + 2)
     await fail(store, await claimed(store), fallback=("b",))
     await break_it(store)
-    assert (await look_after(store, "me", 3600, ("b",))).ended == ()
+    assert (await sweep(store, "me", 3600, ("b",))).ended == ()
     assert await nothing(store, "b")
 
 
 async def test_what_is_given_up_for_its_age_goes_to_the_others_whatever_its_channel_says(store: Store) -> None:
-    await waiting(store, BREAKS_AFTER + fallback.STEP)
+    await waiting(store, FAILURE_THRESHOLD + fallback.FALLBACK_STEP)
     claim = await claimed(store)
-    gave_up = {"effect": Effect.FAILED, "fallback": ("b",), "gave_up": True}
+    gave_up = {"effect": ChannelEffect.FAILED, "fallback": ("b",), "gave_up": True}
     await end(store, claim, State.DEAD, **gave_up)
     assert await all_of(store, "b") == [("a0", 1, 1)]
     await break_it(store)
-    looked = await look_after(store, "me", -1, ("a", "b"))
-    assert looked == Looked((("a", State.DEAD),) * (BREAKS_AFTER + fallback.STEP - 1), frozenset({"a", "b"}))
-    assert len(await all_of(store, "b")) == BREAKS_AFTER + fallback.STEP - 1
-    assert await look_after(store, "me", -1, ("a", "b")) == Looked((), frozenset())
+    looked = await sweep(store, "me", -1, ("a", "b"))
+    assert looked == SweepResult((("a", State.DEAD),) * (FAILURE_THRESHOLD + fallback.FALLBACK_STEP - 1), frozenset({"a", "b"}))
+    assert len(await all_of(store, "b")) == FAILURE_THRESHOLD + fallback.FALLBACK_STEP - 1
+    assert await sweep(store, "me", -1, ("a", "b")) == SweepResult((), frozenset())
 
 
 async def test_what_a_crashed_relay_held_goes_there_once_its_lease_ended(tmp_path: Path, clock: Clock) -> None:
-    async with opened(location.sqlite(tmp_path / "relay.db"), clock) as store:
+    async with open_store(location.create_sqlite_url(tmp_path / "relay.db"), clock) as store:
         await waiting(store, 2)
         await claimed(store, owner="crashed")
         await refuse(store, "a", "b")
         assert await all_of(store, "b") == [("a1", 2, 2)]
         clock.now += 19
-        assert await fall_back(store, "a", ("b",)) == FellBack()  # it may be under way
+        assert await fall_back(store, "a", ("b",)) == FallbackResult()  # it may be under way
         clock.now += 1
         await fall_back(store, "a", ("b",))
         assert await all_of(store, "b") == [("a0", 1, 1)]
@@ -236,7 +236,7 @@ async def test_a_dead_letter_that_is_sent_again_goes_there_too(store: Store) -> 
     await told(store, "y")
     await refuse(store)
     await fall_back(store, "a", ("b",))
-    assert await again(store, claim.delivery_id) is State.DEAD
+    assert await requeue(store, claim.delivery_id) is State.DEAD
     await fall_back(store, "a", ("b",))
     assert ("x", 1, 2) in await all_of(store, "b")
 
@@ -244,10 +244,10 @@ async def test_a_dead_letter_that_is_sent_again_goes_there_too(store: Store) -> 
 async def test_all_that_waits_for_a_channel_that_is_gone_goes_to_the_others_and_to_nobody_where_it_is_there(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await waiting(store, fallback.STEP + 1)
-    assert await fall_back_of_gone(store, ("b",), ("b",)) == FellBack()
+    await waiting(store, fallback.FALLBACK_STEP + 1)
+    assert await fall_back_unserved(store, ("b",), ("b",)) == FallbackResult()
     monkeypatch.setattr(fallback, "GONE_AFTER", -60.0)
-    assert await fall_back_of_gone(store, ("a", "b"), ("b",)) == FellBack()
-    assert await fall_back_of_gone(store, ("b",), ("b",)) == FellBack(woken=("b",))
-    assert len(await all_of(store, "b")) == fallback.STEP + 1
-    assert await fall_back_of_gone(store, ("b",), ("b",)) == FellBack()
+    assert await fall_back_unserved(store, ("a", "b"), ("b",)) == FallbackResult()
+    assert await fall_back_unserved(store, ("b",), ("b",)) == FallbackResult(channels_to_wake=("b",))
+    assert len(await all_of(store, "b")) == fallback.FALLBACK_STEP + 1
+    assert await fall_back_unserved(store, ("b",), ("b",)) == FallbackResult()

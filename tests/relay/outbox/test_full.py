@@ -13,12 +13,12 @@ import pytest
 from sqlalchemy import Connection, Select, event, insert, select
 
 from services.relay.outbox import again, claim, overdue, query
-from services.relay.outbox.again import again_all
+from services.relay.outbox.again import requeue_dead
 from services.relay.outbox.schema import State, deliveries
-from services.relay.outbox.store import Store, opened
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.together import Transaction
 from shared.sql import location
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 from tests.bench.filled import CHANNEL, fill
 from tests.relay.outbox.acts import claimed, end, take, told
 
@@ -27,8 +27,8 @@ WORK: dict[str, Callable[[Store], Awaitable[object]]] = {
     "an acceptance": lambda store: told(store, "new", CHANNEL),
     "a claim": lambda store: take(store, CHANNEL, limit=10),
     "a look that finds nothing": lambda store: take(store, "another"),
-    "a scrape": lambda store: store.run(lambda transaction: query.counts(transaction.connection)),
-    "dead letters again": lambda store: again_all(store, CHANNEL, 100),
+    "a scrape": lambda store: store.run(lambda transaction: query.count_deliveries(transaction.connection)),
+    "dead letters again": lambda store: requeue_dead(store, CHANNEL, 100),
 }
 
 
@@ -49,7 +49,7 @@ class Steps:
 
 
 async def taken(file: Path, delivered: int, work: Callable[[Store], Awaitable[object]]) -> int:
-    async with opened(location.sqlite(file), time.time) as store:
+    async with open_store(location.create_sqlite_url(file), time.time) as store:
         await fill(store, delivered, State.DELIVERED)
         await fill(store, 3, State.DEAD)
         for number in range(10):
@@ -69,7 +69,7 @@ async def test_what_was_delivered_before_is_not_looked_through(tmp_path: Path, w
 async def test_earlier_episodes_of_an_incident_are_not_looked_through(tmp_path: Path) -> None:
     found = []
     for number in (FEW, MANY):
-        async with opened(location.sqlite(tmp_path / f"{number}.db"), time.time) as store:
+        async with open_store(location.create_sqlite_url(tmp_path / f"{number}.db"), time.time) as store:
             await told(store, "flapping", CHANNEL)
             await end(store, await claimed(store, CHANNEL))
             await store.run(partial(_again_and_again, number=number))
@@ -91,12 +91,12 @@ def _again_and_again(transaction: Transaction, number: int) -> None:
 
 
 @pytest.mark.parametrize("looked_up", ["first receipts", "dead letters", "given up too early", "overdue"])
-async def test_no_database_takes_the_index_of_what_was_delivered(database: Database, looked_up: str) -> None:
+async def test_no_database_takes_the_index_of_what_was_delivered(database: DatabaseUrl, looked_up: str) -> None:
     looks: dict[str, tuple[Select[*tuple[Any, ...]], dict[str, Any]]] = {
         "first receipts": (claim._FIRST_RECEIPTS, {"incidents": ["a", "b"], "episodes": [1], "channel": CHANNEL}),
-        "dead letters": (again._DEAD, {"channel": CHANNEL, "most": 10}),
-        "given up too early": (again._TOO_EARLY, {"now": time.time(), "give_up_after": 86400.0}),
-        "overdue": (overdue._NEXT, {"now": time.time(), "before": time.time() - 86400.0}),
+        "dead letters": (again._FIND_DEAD, {"channel": CHANNEL, "most": 10}),
+        "given up too early": (again._FIND_DEAD_TOO_EARLY, {"now": time.time(), "give_up_after": 86400.0}),
+        "overdue": (overdue._FIND_EXPIRED, {"now": time.time(), "before": time.time() - 86400.0}),
     }
     query, given = looks[looked_up]
 
@@ -109,7 +109,7 @@ async def test_no_database_takes_the_index_of_what_was_delivered(database: Datab
 
         return str(connection.execute(query, given).cursor.fetchall())  # the plan has other columns than the query
 
-    async with opened(database, time.time) as store:
+    async with open_store(database, time.time) as store:
         await fill(store, MANY, State.DELIVERED)
         if looked_up != "first receipts":  # PostgreSQL looks for these in another way when it knows that there are many
             await fill(store, 500, State.DEAD)

@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import update
 
-from services.relay.outbox.gate import reopened
-from services.relay.outbox.overdue import look_after
+from services.relay.outbox.gate import commit_allow_trial
+from services.relay.outbox.overdue import sweep
 from services.relay.outbox.schema import State, deliveries
-from services.relay.outbox.store import Store, opened
-from shared.sql.location import Database
+from services.relay.outbox.store import Store, open_store
+from shared.sql.location import DatabaseUrl
 from tests.relay.outbox.acts import claimed, end, nothing, take, told
 from tests.relay.outbox.gated import break_it, waiting
 
@@ -17,8 +17,8 @@ DAY = 86_400.0
 
 
 @pytest.fixture
-async def store(database: Database) -> AsyncIterator[Store]:
-    async with opened(database, lambda: 1000.0, frozenset({"every"})) as store:
+async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
+    async with open_store(database, lambda: 1000.0, frozenset({"every"})) as store:
         yield store
 
 
@@ -32,14 +32,14 @@ async def set_the_clock_back(store: Store, seconds: float) -> None:
 async def test_all_that_waited_for_a_broken_channel_comes_back(store: Store) -> None:
     await waiting(store, 40)
     await break_it(store)
-    assert (await look_after(store, "me", -1, ())).ended == (("a", State.DEAD),) * 40
+    assert (await sweep(store, "me", -1, ())).ended == (("a", State.DEAD),) * 40
     await set_the_clock_back(store, DAY)
-    assert (await look_after(store, "me", DAY, ())).woken == {"a"}
-    assert (await look_after(store, "me", DAY, ())).woken == frozenset()
-    await reopened(store, ["a"])
-    (probe,) = (await take(store, limit=99)).claims
+    assert (await sweep(store, "me", DAY, ())).channels_to_wake == {"a"}
+    assert (await sweep(store, "me", DAY, ())).channels_to_wake == frozenset()
+    await commit_allow_trial(store, ["a"])
+    (probe,) = (await take(store, limit=99)).tasks
     await end(store, probe)
-    assert len((await take(store, limit=99)).claims) == 39
+    assert len((await take(store, limit=99)).tasks) == 39
 
 
 async def test_what_gave_up_at_its_last_attempt_comes_back_as_its_incident_stands(store: Store) -> None:
@@ -47,18 +47,18 @@ async def test_what_gave_up_at_its_last_attempt_comes_back_as_its_incident_stand
     await end(store, await claimed(store), State.DEAD, gave_up=True)
     await told(store, "x")
     await end(store, await claimed(store))
-    assert (await look_after(store, "me", DAY, ())).woken == frozenset()
+    assert (await sweep(store, "me", DAY, ())).channels_to_wake == frozenset()
     await set_the_clock_back(store, DAY)
-    assert (await look_after(store, "me", DAY, ())).woken == {"a"}
+    assert (await sweep(store, "me", DAY, ())).channels_to_wake == {"a"}
     claim = await claimed(store)
-    assert (claim.first_event, claim.last_event) == (1, 2)
+    assert (claim.first_event_seq, claim.last_event_seq) == (1, 2)
     await end(store, claim)
-    assert (await look_after(store, "me", DAY, ())).woken == frozenset()
+    assert (await sweep(store, "me", DAY, ())).channels_to_wake == frozenset()
 
 
 async def test_what_was_refused_for_what_it_is_stays_dead_as_does_what_is_over_for_long(store: Store) -> None:
     await told(store, "x")
     await end(store, await claimed(store), State.DEAD)
     await set_the_clock_back(store, 60.0)  # a minute ahead made nothing a day old
-    assert (await look_after(store, "me", DAY, ())).woken == frozenset()
+    assert (await sweep(store, "me", DAY, ())).channels_to_wake == frozenset()
     assert await nothing(store)

@@ -7,30 +7,30 @@ import pytest
 from sqlalchemy import update
 
 from services.relay.model import Event, Status
-from services.relay.outbox.accept import Incoming, Plan, accept
-from services.relay.outbox.incidents import PAGE, Incident, closed_by_us, open_incident, open_incidents
+from services.relay.outbox.accept import IncomingEvent, DeliveryPlan, accept_event
+from services.relay.outbox.incidents import PAGE_SIZE, Incident, iterate_closed_by_relay, read_open_incident, iterate_open_incidents
 from services.relay.outbox.schema import events
-from services.relay.outbox.store import Store, opened
-from shared.sql.location import Database
+from services.relay.outbox.store import Store, open_store
+from shared.sql.location import DatabaseUrl
 from tests.relay.watch.told import START, event
 
 FIRES = event(("A", Status.FIRING))
 
 
 @pytest.fixture
-async def store(database: Database) -> AsyncIterator[Store]:
-    async with opened(database, lambda: START) as store:
+async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
+    async with open_store(database, lambda: START) as store:
         yield store
 
 
 async def told(store: Store, incident: str, event: Event = FIRES, *, is_open: bool = True, body: bytes = b"{}") -> str:
-    incoming = Incoming(event, incident, "", "A", body)
-    accepted = await accept(store, incoming, lambda _known, _now: Plan(3, open=is_open, channels=("slack",)))
+    incoming = IncomingEvent(event, incident, "", "A", body)
+    accepted = await accept_event(store, incoming, lambda _known, _now: DeliveryPlan(3, is_open=is_open, channels=("slack",)))
     return accepted.event_id
 
 
 async def read(store: Store, incident: str) -> Incident | None:
-    return await store.read(partial(open_incident, incident_id=incident))
+    return await store.read(partial(read_open_incident, incident_id=incident))
 
 
 async def test_an_open_incident_has_its_latest_event(store: Store) -> None:
@@ -45,14 +45,14 @@ async def test_one_that_is_over_or_unknown_is_not_open(store: Store) -> None:
     await told(store, "one", is_open=False)
     assert await read(store, "one") is None
     assert await read(store, "two") is None
-    assert [incident async for incident in open_incidents(store)] == []
+    assert [incident async for incident in iterate_open_incidents(store)] == []
 
 
 async def test_pages_hold_every_open_incident_once(store: Store) -> None:
-    names = [f"{number:03}" for number in range(2 * PAGE + 5)]
+    names = [f"{number:03}" for number in range(2 * PAGE_SIZE + 5)]
     for name in reversed(names):
         await told(store, name, is_open=name != "007")
-    found = [incident.id async for incident in open_incidents(store)]
+    found = [incident.id async for incident in iterate_open_incidents(store)]
     assert found == [name for name in names if name != "007"]
 
 
@@ -63,7 +63,7 @@ async def test_those_that_the_relay_closed_are_those_whose_end_came_with_no_webh
     await told(store, "by alertmanager", is_open=False)
     await told(store, "open again", is_open=False, body=b"")
     await told(store, "open again", body=b"")
-    assert [incident.event_id async for incident in closed_by_us(store)] == [end]
+    assert [incident.event_id async for incident in iterate_closed_by_relay(store)] == [end]
 
 
 async def test_an_event_that_another_program_wrote_does_not_hide_the_others(store: Store) -> None:
@@ -71,5 +71,5 @@ async def test_an_event_that_another_program_wrote_does_not_hide_the_others(stor
     await told(store, "two")
     broken = update(events).where(events.c.incident_id == "one").values(event=b"{")
     await store.run(lambda transaction: transaction.connection.execute(broken))
-    found = [(incident.id, incident.event) async for incident in open_incidents(store)]
+    found = [(incident.id, incident.event) async for incident in iterate_open_incidents(store)]
     assert found == [("one", None), ("two", FIRES)]

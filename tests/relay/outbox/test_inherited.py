@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from services.relay.outbox import query
-from services.relay.outbox.again import again
+from services.relay.outbox.again import requeue
 from services.relay.outbox.fallback import fall_back
-from services.relay.outbox.gate import Effect, reopened
+from services.relay.outbox.gate import ChannelEffect, commit_allow_trial
 from services.relay.outbox.schema import State
-from services.relay.outbox.store import Store, opened
+from services.relay.outbox.store import Store, open_store
 from shared.sql import location
 from tests.relay.outbox.acts import claimed, end, nothing, take, told
 from tests.relay.outbox.gated import Clock, fail
@@ -23,14 +23,14 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
-    async with opened(location.sqlite(tmp_path / "relay.db"), clock) as store:
+    async with open_store(location.create_sqlite_url(tmp_path / "relay.db"), clock) as store:
         yield store
 
 
 async def waits_since(store: Store) -> float:
     """What RelayOutboxStuck and the outside ping go by."""
-    (waiting,) = await store.read(query.counts)
-    return waiting.oldest
+    (waiting,) = await store.read(query.count_deliveries)
+    return waiting.oldest_accepted_at
 
 
 async def test_a_message_that_is_replaced_again_and_again_gets_no_younger(store: Store, clock: Clock) -> None:
@@ -56,15 +56,15 @@ async def test_what_replaces_a_message_that_failed_is_tried_no_sooner_and_counts
     await fail(store, await claimed(store), again_in=100.0)
     clock.now += 60
     await told(store, "x")
-    assert (await take(store)).seconds == 40
+    assert (await take(store)).retry_in == 40
     clock.now += 39
     assert await nothing(store)
     clock.now += 1
     again = await claimed(store)
-    assert (again.attempt, again.first_event, again.last_event) == (2, 1, 2)
+    assert (again.attempt_number, again.first_event_seq, again.last_event_seq) == (2, 1, 2)
     await end(store, again)
     await told(store, "x")
-    assert (await claimed(store)).attempt == 1  # what arrived leaves nothing behind
+    assert (await claimed(store)).attempt_number == 1  # what arrived leaves nothing behind
 
 
 async def test_what_was_handed_on_of_a_message_says_nothing_of_a_dead_letter_that_is_told_with_it(store: Store) -> None:
@@ -72,11 +72,11 @@ async def test_what_was_handed_on_of_a_message_says_nothing_of_a_dead_letter_tha
     dead = await claimed(store)
     await end(store, dead, State.DEAD)
     await told(store, "x")
-    await fail(store, await claimed(store), Effect.REFUSED, fallback=("b",))
+    await fail(store, await claimed(store), ChannelEffect.DOWN, fallback=("b",))
     await fall_back(store, "a", ("b",))
-    await reopened(store, ["a"])
+    await commit_allow_trial(store, ["a"])
     tried = await claimed(store)
-    await again(store, dead.delivery_id)
-    await fail(store, tried, Effect.REFUSED)  # merged into what tells of both
+    await requeue(store, dead.delivery_id)
+    await fail(store, tried, ChannelEffect.DOWN)  # merged into what tells of both
     await fall_back(store, "a", ("b",))
-    assert (await claimed(store, "b")).first_event == 1
+    assert (await claimed(store, "b")).first_event_seq == 1

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from services.relay.identity import fingerprint, incident_id, plan
+from services.relay.identity import build_fingerprint, build_incident_id, plan_deliveries
 from services.relay.model import Event, Status
-from services.relay.outbox.accept import Accepted, Incoming, Plan, accept
-from services.relay.outbox.known import Known
-from services.relay.outbox.store import Store, opened
-from shared.sql.location import Database
+from services.relay.outbox.accept import AcceptResult, IncomingEvent, DeliveryPlan, accept_event
+from services.relay.outbox.known import IncidentState
+from services.relay.outbox.store import Store, open_store
+from shared.sql.location import DatabaseUrl
 from tests.relay.outbox.acts import claimed, nothing
 from tests.relay.scripted import at, event_of
 
@@ -18,8 +18,8 @@ FIRING, RESOLVED = Status.FIRING, Status.RESOLVED
 
 
 @pytest.fixture
-async def store(database: Database) -> AsyncIterator[Store]:
-    async with opened(database, lambda: 1000.0) as store:
+async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
+    async with open_store(database, lambda: 1000.0) as store:
         yield store
 
 
@@ -30,12 +30,12 @@ def group(*alerts: tuple[str, Status, float]) -> Event:
     return event_of("firing" if firing else "resolved", alerts=told)
 
 
-async def come(store: Store, event: Event) -> Accepted:
-    def decide(known: Known | None, now: float) -> Plan | None:
-        content = fingerprint(event)
-        return plan(event, known, content=content, now=now, duplicate_window=60, routed=("a",), configured=("a",))
+async def come(store: Store, event: Event) -> AcceptResult:
+    def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
+        content = build_fingerprint(event)
+        return plan_deliveries(event, known, fingerprint=content, now=now, duplicate_window=60, routed_channels=("a",), configured_channels=("a",))
 
-    return await accept(store, Incoming(event, incident_id(event), fingerprint(event), "Down", b"{}"), decide)
+    return await accept_event(store, IncomingEvent(event, build_incident_id(event), build_fingerprint(event), "Down", b"{}"), decide)
 
 
 async def test_it_takes_back_no_alert_that_came_since(store: Store) -> None:
@@ -43,40 +43,40 @@ async def test_it_takes_back_no_alert_that_came_since(store: Store) -> None:
     await come(store, one)
     latest = await come(store, two)
     for late in (one, one, two):
-        assert await come(store, late) == Accepted(latest.event_id, 1, duplicate=True, channels=())
-    assert (await claimed(store)).last_event == 2
+        assert await come(store, late) == AcceptResult(latest.event_id, 1, is_duplicate=True, channels=())
+    assert (await claimed(store)).last_event_seq == 2
     assert await nothing(store)
 
 
 async def test_it_ends_nothing_that_fires_anew(store: Store) -> None:
     fired, ended, again = (group(("A", status, start)) for status, start in ((FIRING, 1), (RESOLVED, 1), (FIRING, 9)))
     for event in (fired, ended, again):
-        assert not (await come(store, event)).duplicate
-    assert (await come(store, ended)).duplicate
-    assert (await come(store, fired)).duplicate
-    assert not (await come(store, group(("A", RESOLVED, 9)))).duplicate
-    assert not (await come(store, again)).duplicate, "a firing after a resolve is always news"
+        assert not (await come(store, event)).is_duplicate
+    assert (await come(store, ended)).is_duplicate
+    assert (await come(store, fired)).is_duplicate
+    assert not (await come(store, group(("A", RESOLVED, 9)))).is_duplicate
+    assert not (await come(store, again)).is_duplicate, "a firing after a resolve is always news"
 
 
 async def test_the_end_of_what_is_gone_ends_nothing_that_began_since(store: Store) -> None:
     fired, ended, latest = group(("A", FIRING, 1)), group(("A", RESOLVED, 1)), group(("B", FIRING, 9))
     for event in (fired, ended, latest):
-        assert not (await come(store, event)).duplicate
-    assert (await come(store, ended)).duplicate
-    assert not (await come(store, group(("A", RESOLVED, 1), ("B", RESOLVED, 9)))).duplicate
+        assert not (await come(store, event)).is_duplicate
+    assert (await come(store, ended)).is_duplicate
+    assert not (await come(store, group(("A", RESOLVED, 1), ("B", RESOLVED, 9)))).is_duplicate
 
 
 async def test_it_fires_nothing_anew_that_ended_while_another_one_began(store: Store) -> None:
     fired, latest = group(("A", FIRING, 1)), group(("A", RESOLVED, 1), ("B", FIRING, 9))
     await come(store, fired)
     await come(store, latest)
-    assert (await come(store, fired)).duplicate
+    assert (await come(store, fired)).is_duplicate
     await come(store, group(("A", RESOLVED, 1), ("B", RESOLVED, 9)))
-    assert not (await come(store, fired)).duplicate, "a firing after a resolve is always news"
+    assert not (await come(store, fired)).is_duplicate, "a firing after a resolve is always news"
 
 
 async def test_only_the_last_few_events_are_remembered(store: Store) -> None:
     events = [group(("A", FIRING, 1), *((str(number), FIRING, 1) for number in range(most))) for most in range(12)]
     for event in events:
         await come(store, event)
-    assert [(await come(store, event)).duplicate for event in (events[4], events[2])] == [True, False]
+    assert [(await come(store, event)).is_duplicate for event in (events[4], events[2])] == [True, False]

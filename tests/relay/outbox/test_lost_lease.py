@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox.claim import Claim
+from services.relay.outbox.claim import DeliveryTask
 from services.relay.outbox.schema import State
-from services.relay.outbox.store import Store, opened
+from services.relay.outbox.store import Store, open_store
 from shared.sql import location
 from tests.relay.outbox.acts import claimed, end, nothing, told
 from tests.relay.outbox.gated import Clock
@@ -20,11 +20,11 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
-    async with opened(location.sqlite(tmp_path / "relay.db"), clock, frozenset({"every"})) as store:
+    async with open_store(location.create_sqlite_url(tmp_path / "relay.db"), clock, frozenset({"every"})) as store:
         yield store
 
 
-async def lost(store: Store, clock: Clock, channel: str = "a") -> Claim:
+async def lost(store: Store, clock: Clock, channel: str = "a") -> DeliveryTask:
     """The claim of one whose lease ended."""
     await told(store, "x", channel)
     claim = await claimed(store, channel, owner="late")
@@ -43,9 +43,9 @@ async def test_what_came_late_is_followed_by_how_things_stand(
 
     recorded = await end(store, late)
 
-    assert (recorded.ours, recorded.woken) == (False, (channel,))
+    assert (recorded.lease_valid, recorded.channels_to_wake) == (False, (channel,))
     once_more = await claimed(store, channel)
-    assert (once_more.first_event, once_more.last_event, once_more.episode) == (first, 2, 2)
+    assert (once_more.first_event_seq, once_more.last_event_seq, once_more.episode) == (first, 2, 2)
     await end(store, once_more)
     assert await nothing(store, channel)
 
@@ -53,7 +53,7 @@ async def test_what_came_late_is_followed_by_how_things_stand(
 async def test_what_was_not_sent_is_followed_by_nothing(store: Store, clock: Clock) -> None:
     late = await lost(store, clock)
     await end(store, await claimed(store))
-    assert not (await end(store, late, State.RETRYING, sent=False)).ours
+    assert not (await end(store, late, State.RETRYING, sent=False)).lease_valid
     assert await nothing(store)
 
 
@@ -68,5 +68,5 @@ async def test_what_waits_and_tells_it_is_enough(store: Store, clock: Clock) -> 
 async def test_an_ending_whose_commit_was_not_answered_is_written_once_and_nothing_is_sent_again(store: Store) -> None:
     await told(store, "x")
     claim = await claimed(store)
-    assert [(await end(store, claim)).ours for _ in range(2)] == [True, True]
+    assert [(await end(store, claim)).lease_valid for _ in range(2)] == [True, True]
     assert await nothing(store)

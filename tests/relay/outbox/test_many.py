@@ -6,15 +6,15 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import bindparam, exc, insert, select, update
 
-from services.relay.outbox.many import Many
+from services.relay.outbox.many import BulkStatement
 from services.relay.outbox.schema import channels
-from services.relay.outbox.store import Store, opened
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.together import Transaction
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 
 COLUMNS = ("name", "open_at", "set_at", "next_slot", "failures", "refused")
-NEW = Many(insert(channels), COLUMNS)
-REFUSED = Many(
+NEW = BulkStatement(insert(channels), COLUMNS)
+REFUSED = BulkStatement(
     update(channels)
     .where(channels.c.name == bindparam("of"))
     .values(refused=1, reason=None, failures=bindparam("after"), next_slot=channels.c.next_slot + 1)
@@ -22,8 +22,8 @@ REFUSED = Many(
 
 
 @pytest.fixture
-async def store(database: Database) -> AsyncIterator[Store]:
-    async with opened(database, time.time) as store:
+async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
+    async with open_store(database, time.time) as store:
         yield store
 
 

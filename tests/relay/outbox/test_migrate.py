@@ -10,20 +10,20 @@ import pytest
 from sqlalchemy import Connection, Engine, exc, inspect, text
 
 from services.relay.outbox import migrations, schema
-from services.relay.outbox.migrate import HEAD, ForeignDatabaseError, NewerSchemaError, upgrade
+from services.relay.outbox.migrate import HEAD, ForeignDatabaseError, NewerSchemaError, upgrade_tables
 from shared.sql import location
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 from tests.relay.outbox.tables import differences, opened, up, up_by_steps
 
 
 @pytest.fixture
-def engine(empty_database: Database) -> Iterator[Engine]:
+def engine(empty_database: DatabaseUrl) -> Iterator[Engine]:
     with opened(empty_database) as engine:
         yield engine
 
 
 @pytest.fixture
-def postgres(postgres_database: Database) -> Iterator[Engine]:
+def postgres(postgres_database: DatabaseUrl) -> Iterator[Engine]:
     with opened(postgres_database) as engine:
         yield engine
 
@@ -61,7 +61,7 @@ def test_the_steps_lead_to_the_tables_that_a_new_database_gets(engine: Engine) -
         if connection.dialect.name == "sqlite":
             assert connection.exec_driver_sql("PRAGMA user_version").scalar() == 2  # too new for keypulse 0.1
             connection.exec_driver_sql("PRAGMA user_version = 0")
-        upgrade(connection)
+        upgrade_tables(connection)
 
         assert differences(connection) == []
         assert conditions(connection) == made
@@ -72,10 +72,10 @@ def test_the_steps_lead_to_the_tables_that_a_new_database_gets(engine: Engine) -
 
 def test_a_second_upgrade_asks_and_changes_nothing(engine: Engine) -> None:
     with engine.begin() as connection:
-        upgrade(connection)
+        upgrade_tables(connection)
         tables = inspect(connection).get_table_names()
     with engine.begin() as connection:
-        upgrade(connection)
+        upgrade_tables(connection)
 
         assert inspect(connection).get_table_names() == tables
         assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == [HEAD]
@@ -102,7 +102,7 @@ def test_alembic_is_imported_only_where_there_are_older_tables(tmp_path: Path) -
     assert [subprocess.check_output(command, text=True) for command in commands] == ["True\n", "False\n", "False\n"]
 
 
-def test_several_replicas_that_start_at_once_make_the_tables_once(postgres_database: Database) -> None:
+def test_several_replicas_that_start_at_once_make_the_tables_once(postgres_database: DatabaseUrl) -> None:
     def start(_: int) -> None:
         with opened(postgres_database) as replica:
             up(replica)
@@ -117,7 +117,7 @@ def test_several_replicas_that_start_at_once_make_the_tables_once(postgres_datab
 
 def test_a_database_of_a_newer_keypulse_is_refused(engine: Engine) -> None:
     with engine.begin() as connection:
-        upgrade(connection)
+        upgrade_tables(connection)
         connection.execute(text("UPDATE alembic_version SET version_num = '0099'"))
 
     with pytest.raises(NewerSchemaError, match=r"revision 0099, this program knows up to .*; run that one"):
@@ -142,14 +142,14 @@ def test_an_sqlite_file_of_another_program_is_refused_whatever_its_tables_are_ca
     with closing(sqlite3.connect(file)) as connection:
         connection.executescript("CREATE TABLE notes (words TEXT); PRAGMA user_version = 1;")
 
-    with opened(location.sqlite(file)) as engine, pytest.raises(ForeignDatabaseError):
+    with opened(location.create_sqlite_url(file)) as engine, pytest.raises(ForeignDatabaseError):
         up(engine)
 
 
 def test_other_tables_may_live_beside_ours_in_postgresql(postgres: Engine) -> None:
     with postgres.begin() as connection:
         connection.execute(text("CREATE TABLE notes (words TEXT)"))
-        upgrade(connection)
+        upgrade_tables(connection)
 
         assert "deliveries" in inspect(connection).get_table_names()
 

@@ -11,9 +11,9 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, exc, inspect, select
 
 from services.relay.outbox import migrations, schema
-from services.relay.outbox.migrate import upgrade
+from services.relay.outbox.migrate import upgrade_tables
 from shared.sql import location
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 from tests.relay.outbox.tables import differences, opened, up, up_by_steps
 
 TABLES = Path(__file__).with_name("keypulse_0_1.sql").read_text()
@@ -31,7 +31,7 @@ def v01(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def engine(v01: Path) -> Iterator[Engine]:
-    with opened(location.sqlite(v01)) as engine:
+    with opened(location.create_sqlite_url(v01)) as engine:
         yield engine
 
 
@@ -46,7 +46,7 @@ def test_a_file_of_keypulse_0_1_gets_the_tables_of_a_new_one(engine: Engine, tmp
     with engine.begin() as connection:
         assert differences(connection) == []
         columns = {name: str(inspect(connection).get_columns(name)) for name in schema.metadata.tables}
-    with opened(location.sqlite(tmp_path / "new.db")) as new, new.begin() as connection:
+    with opened(location.create_sqlite_url(tmp_path / "new.db")) as new, new.begin() as connection:
         up_by_steps(connection)
         assert columns == {name: str(inspect(connection).get_columns(name)) for name in schema.metadata.tables}
 
@@ -56,7 +56,7 @@ def test_a_file_of_keypulse_0_1_keeps_all_that_it_holds(v01: Path, engine: Engin
     with closing(sqlite3.connect(v01)) as old:
         before = {name: old.execute(f"SELECT * FROM {name}").fetchall() for name in kept}  # noqa: S608  # names of ours
     with engine.begin() as connection:
-        upgrade(connection)
+        upgrade_tables(connection)
 
         for name in kept:
             after = connection.execute(schema.metadata.tables[name].select()).all()
@@ -67,7 +67,7 @@ def test_a_file_of_keypulse_0_1_keeps_all_that_it_holds(v01: Path, engine: Engin
 def test_what_waited_in_keypulse_0_1_is_merged_and_still_due(engine: Engine) -> None:
     of = schema.deliveries.c
     with engine.begin() as connection:
-        upgrade(connection)
+        upgrade_tables(connection)
         columns = (of.id, of.state, of.first_event, of.event_seq, of.attempts, of.due_at, of.lease, of.superseded_by)
 
         assert [tuple(row) for row in connection.execute(select(*columns).order_by(of.seq))] == [
@@ -92,7 +92,7 @@ def test_keypulse_0_1_refuses_a_file_that_was_upgraded(v01: Path, engine: Engine
     assert version > 1, "0.1 takes a file whose user_version is higher than its own, 1, for a newer keypulse's"
 
 
-def test_what_waits_is_merged_in_postgresql_too(postgres_database: Database) -> None:
+def test_what_waits_is_merged_in_postgresql_too(postgres_database: DatabaseUrl) -> None:
     first = migrations.SCRIPTS.get_revision("0001")
     with opened(postgres_database) as engine:
         with engine.begin() as connection:
@@ -101,7 +101,7 @@ def test_what_waits_is_merged_in_postgresql_too(postgres_database: Database) -> 
             context.stamp(migrations.SCRIPTS, "0001")
             connection.exec_driver_sql(HELD)
         with engine.begin() as connection:
-            upgrade(connection)
+            upgrade_tables(connection)
             of = schema.deliveries.c
             columns = (of.id, of.state, of.first_event, of.attempts, of.due_at)
             unfinished = connection.execute(select(*columns).where(of.finished_at.is_(None)).order_by(of.seq))

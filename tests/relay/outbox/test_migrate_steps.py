@@ -8,16 +8,16 @@ from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, insert, select
 
-from services.relay.event_json import encode
+from services.relay.event_json import encode_event
 from services.relay.outbox import migrations, schema
-from services.relay.outbox.same_group import group_id
-from shared.sql.location import Database
+from services.relay.outbox.same_group import build_group_id
+from shared.sql.location import DatabaseUrl
 from tests.relay.outbox.tables import differences, opened, up
 from tests.relay.scripted import event_of
 
 
 @pytest.fixture
-def engine(empty_database: Database) -> Iterator[Engine]:
+def engine(empty_database: DatabaseUrl) -> Iterator[Engine]:
     """An empty outbox of revision 0002."""
     with opened(empty_database) as engine:
         with engine.begin() as connection:
@@ -61,7 +61,7 @@ def test_open_incidents_of_one_group_know_of_each_other(engine: Engine) -> None:
         for seq, (name, receiver, goes_on) in enumerate(given, start=1):
             told = replace(event_of(), receiver=name, source=receiver)
             event = {"seq": seq, "id": name, "incident_id": name, "receiver": "", "alertname": "", "status": "firing"}
-            event |= {"fingerprint": "", "accepted_at": 1.0, "event": encode(told) if receiver else b"{", "body": b""}
+            event |= {"fingerprint": "", "accepted_at": 1.0, "event": encode_event(told) if receiver else b"{", "body": b""}
             connection.execute(insert(schema.events).values(event))
             row = {"id": name, "episode": 1, "open": goes_on, "latest_event": seq}
             connection.execute(insert(schema.incidents).values(row))
@@ -69,6 +69,6 @@ def test_open_incidents_of_one_group_know_of_each_other(engine: Engine) -> None:
 
     with engine.begin() as connection:
         groups = dict(connection.execute(select(schema.incidents.c.id, schema.incidents.c.group_id)).all())
-        assert groups["one"] == groups["two"] == group_id(replace(event_of(), source="here"))
+        assert groups["one"] == groups["two"] == build_group_id(replace(event_of(), source="here"))
         assert groups["three"] not in {groups["one"], None}
         assert groups["four"] is groups["five"] is None

@@ -5,13 +5,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.relay.event_json import encode
+from services.relay.event_json import encode_event
 from services.relay.model import Status
-from services.relay.outbox.again import again
-from services.relay.outbox.prune import prune
+from services.relay.outbox.again import requeue
+from services.relay.outbox.prune import prune_by_age
 from services.relay.outbox.schema import State
-from services.relay.outbox.store import Store, opened
-from shared.sql.location import Database
+from services.relay.outbox.store import Store, open_store
+from shared.sql.location import DatabaseUrl
 from tests.relay.outbox.acts import claimed, told_by
 from tests.relay.outbox.rows import Rows
 from tests.relay.watch.told import event
@@ -21,8 +21,8 @@ FIRING, RESOLVED = Status.FIRING, Status.RESOLVED
 
 
 @pytest.fixture
-async def store(database: Database) -> AsyncIterator[Store]:
-    async with opened(database, time.time) as store:
+async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
+    async with open_store(database, time.time) as store:
         yield store
 
 
@@ -34,7 +34,7 @@ class Incident:
 
     async def event(self, *alerts: tuple[str, Status]) -> int:
         goes_on = any(status is FIRING for _, status in alerts)
-        return await self.rows.event(age=2 * DAY, goes_on=goes_on, written=encode(event(*alerts)))
+        return await self.rows.event(age=2 * DAY, goes_on=goes_on, written=encode_event(event(*alerts)))
 
     async def given_up(self, seq: int, **more: int) -> str:
         return await self.rows.delivery(seq, "a", State.DEAD, finished_at=time.time(), **more)
@@ -58,10 +58,10 @@ async def test_of_what_came_after_a_dead_letter_the_last_word_on_each_alert_is_l
         await incident.event(("B", FIRING))
     end = await incident.event(("B", RESOLVED))
 
-    assert (await prune(store, DAY, 1)).events == 10
+    assert (await prune_by_age(store, DAY, 1)).events == 10
 
     assert await incident.rows.events() == [first, last_of_a, last_of_c, end]
-    assert await again(store, dead) is State.DEAD
+    assert await requeue(store, dead) is State.DEAD
     told = await told_by(store, await claimed(store))
     assert {alert.labels["alertname"]: alert.status for alert in told.alerts} == dict.fromkeys("ABC", RESOLVED)
 
@@ -71,7 +71,7 @@ async def test_what_a_dead_letter_tells_itself_is_left_whole(store: Store, incid
     await incident.given_up(told[-1], first_event=told[0])
     await incident.event(("A", FIRING))
     end = await incident.event(("A", RESOLVED))
-    await prune(store, DAY, 1)
+    await prune_by_age(store, DAY, 1)
     assert await incident.rows.events() == [*told, end]
 
 
@@ -80,7 +80,7 @@ async def test_an_event_that_cannot_be_read_is_left(store: Store, incident: Inci
     await incident.given_up(first)
     unreadable = await incident.rows.event(age=2 * DAY)
     end = await incident.event(("A", RESOLVED))
-    await prune(store, DAY, 1)
+    await prune_by_age(store, DAY, 1)
     assert await incident.rows.events() == [first, unreadable, end]
 
 
@@ -88,5 +88,5 @@ async def test_once_the_dead_letter_is_gone_so_is_what_it_needed(store: Store, i
     await incident.given_up(await incident.event(("A", FIRING), ("B", FIRING)))
     await incident.event(("A", RESOLVED), ("B", FIRING))
     await incident.event(("B", RESOLVED))
-    await prune(store, 0.0, 1)
+    await prune_by_age(store, 0.0, 1)
     assert await incident.rows.events() == []

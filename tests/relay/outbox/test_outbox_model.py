@@ -16,7 +16,7 @@ from sqlalchemy import Engine, text
 
 from services.relay.outbox import schema
 from shared.sql import location
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 from tests import quick
 from tests.long import LONG
 from tests.relay.outbox.machine import Machine
@@ -78,19 +78,19 @@ def check(machine: type[Machine], examples: int) -> None:
 
 def test_an_outbox_in_sqlite_agrees_with_the_model(folder: Path) -> None:
     empty, number = folder / "empty.db", count()
-    with opened(location.sqlite(empty)) as engine:
+    with opened(location.create_sqlite_url(empty)) as engine:
         up(engine)
 
     class InSqlite(Machine):
         def __init__(self) -> None:
             file = folder / f"{next(number)}.db"
             shutil.copyfile(empty, file)
-            super().__init__(World(location.sqlite(file), FileClock()))
+            super().__init__(World(location.create_sqlite_url(file), FileClock()))
 
     check(InSqlite, 25)
 
 
-def test_an_outbox_in_postgresql_agrees_with_the_model(postgres_database: Database) -> None:
+def test_an_outbox_in_postgresql_agrees_with_the_model(postgres_database: DatabaseUrl) -> None:
     with opened(postgres_database) as engine:
         up(engine)
         clock = ServerClock(engine)

@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from services.relay import identity
-from services.relay.outbox.accept import Incoming, Plan, accept
-from services.relay.outbox.known import Known
-from services.relay.outbox.prune import Pruned, prune
-from services.relay.outbox.schema import OPEN, State, attempts, incidents
-from services.relay.outbox.store import Store, opened
-from shared.sql.location import Database
+from services.relay.outbox.accept import IncomingEvent, DeliveryPlan, accept_event
+from services.relay.outbox.known import IncidentState
+from services.relay.outbox.prune import PruneResult, prune_by_age
+from services.relay.outbox.schema import UNFINISHED, State, attempts, incidents
+from services.relay.outbox.store import Store, open_store
+from shared.sql.location import DatabaseUrl
 from tests.relay.outbox.rows import Rows
 from tests.relay.scripted import event_of
 
@@ -20,8 +20,8 @@ MANY = 1_000_000
 
 
 @pytest.fixture
-async def store(database: Database) -> AsyncIterator[Store]:
-    async with opened(database, time.time) as store:
+async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
+    async with open_store(database, time.time) as store:
         yield store
 
 
@@ -36,7 +36,7 @@ async def test_what_is_over_and_old_goes_with_its_attempts(store: Store, rows: R
     await rows.delivery(old, "email", State.SUPERSEDED)
     young = await rows.event(age=DAY / 2, goes_on=False)
     kept = await rows.delivery(young)
-    assert await prune(store, DAY, MANY) == Pruned(deliveries=2, events=1)
+    assert await prune_by_age(store, DAY, MANY) == PruneResult(deliveries=2, events=1)
     assert await rows.left() == {kept}
     assert await rows.events() == [young]
     assert await rows.count(attempts) == 1
@@ -46,15 +46,15 @@ async def test_the_age_counts_from_the_end_of_a_delivery(store: Store, rows: Row
     event = await rows.event(age=2 * DAY, goes_on=False)
     now = await store.run(lambda transaction: transaction.now)
     late = await rows.delivery(event, finished_at=now - DAY / 2)
-    await prune(store, DAY, MANY)
+    await prune_by_age(store, DAY, MANY)
     assert await rows.left() == {late}
 
 
-@pytest.mark.parametrize("state", OPEN)
+@pytest.mark.parametrize("state", UNFINISHED)
 async def test_what_is_still_to_be_delivered_stays_however_old_it_is(store: Store, rows: Rows, state: State) -> None:
     event = await rows.event(age=99 * DAY, goes_on=False)
     waiting = await rows.delivery(event, "slack", state)
-    assert await prune(store, DAY, 1) == Pruned(0, 0)
+    assert await prune_by_age(store, DAY, 1) == PruneResult(0, 0)
     assert await rows.left() == {waiting}
     assert await rows.events() == [event]
 
@@ -66,7 +66,7 @@ async def test_of_what_was_told_the_newest_are_kept_and_what_was_given_up_is_not
     for number in range(6):
         event = await rows.event(f"{number}", age=60 - number, goes_on=False)
         made.append(await rows.delivery(event, "slack", State.DEAD if number == 1 else State.DELIVERED))
-    await prune(store, DAY, 2)
+    await prune_by_age(store, DAY, 2)
     assert await rows.left() == {made[1], made[4], made[5]}
 
 
@@ -79,14 +79,14 @@ async def test_what_was_given_up_stays_beside_what_its_incident_was_told_before(
     }
     await rows.delivery(await rows.event("newer", goes_on=False))
     kept.add(await rows.delivery(await rows.event("newest", goes_on=False)))
-    await prune(store, DAY, 1)
+    await prune_by_age(store, DAY, 1)
     assert await rows.left() == kept
 
 
 async def test_what_was_given_up_goes_by_its_age(store: Store, rows: Rows) -> None:
     await rows.delivery(await rows.event("old", age=2 * DAY, goes_on=False), "slack", State.DEAD)
     young = await rows.delivery(await rows.event("young", age=DAY / 2, goes_on=False), "slack", State.DEAD)
-    await prune(store, DAY, 1)
+    await prune_by_age(store, DAY, 1)
     assert await rows.left() == {young}
 
 
@@ -100,9 +100,9 @@ async def test_an_open_incident_keeps_where_it_is_told_and_what_to_reply_to(stor
     replied_to = await rows.delivery(event, "slack", episode=2)
     await rows.delivery(event, "slack", State.SUPERSEDED, episode=2)
     await rows.delivery(await rows.event(age=6 * DAY, episode=2), "slack", episode=2)
-    await prune(store, DAY, 1)
+    await prune_by_age(store, DAY, 1)
     assert await rows.left() == {oldest, only, replied_to}
-    await prune(store, DAY, 1)
+    await prune_by_age(store, DAY, 1)
     assert await rows.left() == {oldest, only, replied_to}
 
 
@@ -111,7 +111,7 @@ async def test_an_incident_whose_end_is_not_told_keeps_what_to_reply_to(store: S
     page = await rows.delivery(await rows.event(age=3 * DAY, goes_on=True))
     await rows.delivery(await rows.event(age=2 * DAY, goes_on=True))
     end = await rows.delivery(await rows.event(age=DAY / 2, goes_on=False), "slack", state)
-    await prune(store, DAY, 1)
+    await prune_by_age(store, DAY, 1)
     assert await rows.left() == {page, end}
 
 
@@ -123,7 +123,7 @@ async def test_every_event_stays_that_a_delivery_may_still_have_to_tell(store: S
     last = await rows.event(age=DAY / 2)
     await rows.delivery(last, "slack", state, first_event=first)
     latest = await rows.event(age=DAY / 2, goes_on=False)
-    await prune(store, DAY, MANY)
+    await prune_by_age(store, DAY, MANY)
     assert await rows.events() == [first, merged, last, latest]
     assert untold not in await rows.events()
 
@@ -134,9 +134,9 @@ async def test_an_event_stays_until_its_last_channel_is_pruned(store: Store, row
     now = await store.run(lambda transaction: transaction.now)
     await rows.delivery(event, "email", finished_at=now - DAY / 2)
     latest = await rows.event(age=DAY / 3, goes_on=False)
-    await prune(store, DAY, MANY)
+    await prune_by_age(store, DAY, MANY)
     assert await rows.events() == [event, latest]
-    await prune(store, DAY / 4, MANY)
+    await prune_by_age(store, DAY / 4, MANY)
     assert await rows.events() == []
 
 
@@ -146,7 +146,7 @@ async def test_a_closed_incident_goes_with_its_last_event_and_an_open_one_stays(
     await rows.delivery(young)
     still = await rows.event("open", age=2 * DAY)
     told = await rows.delivery(still)
-    await prune(store, DAY, 1)
+    await prune_by_age(store, DAY, 1)
     assert await rows.events() == [young, still]
     assert told in await rows.left()
     assert await rows.count(incidents) == 2
@@ -154,7 +154,7 @@ async def test_a_closed_incident_goes_with_its_last_event_and_an_open_one_stays(
 
 async def test_an_open_incident_stays_that_no_channel_was_told_of(store: Store, rows: Rows) -> None:
     event = await rows.event(age=9 * DAY)
-    await prune(store, DAY, 1)
+    await prune_by_age(store, DAY, 1)
     assert await rows.events() == [event]
     assert await rows.count(incidents) == 1
 
@@ -164,7 +164,7 @@ async def test_an_incident_stays_while_one_of_its_deliveries_does(store: Store, 
     now = await store.run(lambda transaction: transaction.now)
     await rows.delivery(first, finished_at=now - DAY / 2)
     latest = await rows.event(age=2 * DAY, goes_on=False)
-    await prune(store, DAY, MANY)
+    await prune_by_age(store, DAY, MANY)
     assert await rows.events() == [first, latest]
     assert await rows.count(incidents) == 1
 
@@ -173,16 +173,16 @@ async def test_a_repeat_is_known_for_one_when_the_deliveries_of_what_it_repeats_
     store: Store, rows: Rows
 ) -> None:
     event = event_of("resolved")
-    incoming = Incoming(event, identity.incident_id(event), "same", "KMSTest", b"{}")
-    asked: list[Known | None] = []
+    incoming = IncomingEvent(event, identity.build_incident_id(event), "same", "KMSTest", b"{}")
+    asked: list[IncidentState | None] = []
 
-    def decide(known: Known | None, _now: float) -> Plan | None:
+    def decide(known: IncidentState | None, _now: float) -> DeliveryPlan | None:
         asked.append(known)
-        return None if known else Plan(1, open=False, channels=())
+        return None if known else DeliveryPlan(1, is_open=False, channels=())
 
-    await accept(store, incoming, decide)
+    await accept_event(store, incoming, decide)
     for number in range(3):
         await rows.delivery(await rows.event(f"{number}", goes_on=False))
-    await prune(store, DAY, 1)
-    assert (await accept(store, incoming, decide)).duplicate
+    await prune_by_age(store, DAY, 1)
+    assert (await accept_event(store, incoming, decide)).is_duplicate
     assert [known is not None for known in asked] == [False, True]

@@ -4,19 +4,19 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.relay.outbox.gate import Effect
-from services.relay.outbox.held import give_back
+from services.relay.outbox.gate import ChannelEffect
+from services.relay.outbox.held import release_leases
 from services.relay.outbox.schema import State
-from services.relay.outbox.store import Store, opened
-from shared.sql.location import Database
+from services.relay.outbox.store import Store, open_store
+from shared.sql.location import DatabaseUrl
 from tests.relay.outbox.acts import claimed, end, nothing, told
 
-REFUSED = {"effect": Effect.REFUSED, "again_in": 300.0, "fallback": ("b", "every")}
+REFUSED = {"effect": ChannelEffect.DOWN, "again_in": 300.0, "fallback": ("b", "every")}
 
 
 @pytest.fixture
-async def store(database: Database) -> AsyncIterator[Store]:
-    async with opened(database, lambda: 1000.0, frozenset({"every"})) as store:
+async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
+    async with open_store(database, lambda: 1000.0, frozenset({"every"})) as store:
         yield store
 
 
@@ -27,9 +27,9 @@ async def test_an_attempt_that_failed_is_merged_into_what_waits_behind_it(store:
 
     recorded = await end(store, first, State.RETRYING, again_in=0.0)
 
-    assert (recorded.ours, recorded.state, recorded.superseded) == (True, State.SUPERSEDED, ("a",))
+    assert (recorded.lease_valid, recorded.state, recorded.superseded_channels) == (True, State.SUPERSEDED, ("a",))
     second = await claimed(store)
-    assert (second.first_event, second.last_event, second.attempt) == (1, 2, 2)
+    assert (second.first_event_seq, second.last_event_seq, second.attempt_number) == (1, 2, 2)
     await end(store, second)
     assert await nothing(store)
 
@@ -39,10 +39,10 @@ async def test_what_a_stop_gives_back_is_merged_into_what_waits_behind_it(store:
     await claimed(store)
     await told(store, "x")
 
-    await give_back(store, "me")
+    await release_leases(store, "me")
 
     claim = await claimed(store)
-    assert (claim.first_event, claim.last_event, claim.attempt) == (1, 2, 1)
+    assert (claim.first_event_seq, claim.last_event_seq, claim.attempt_number) == (1, 2, 1)
     await end(store, claim)
     assert await nothing(store)
 
@@ -53,11 +53,11 @@ async def test_what_a_channel_refuses_goes_to_its_fallbacks_once(store: Store) -
 
     recorded = await end(store, claim, State.RETRYING, **REFUSED)
 
-    assert set(recorded.woken) == {"a", "b", "every"}
+    assert set(recorded.channels_to_wake) == {"a", "b", "every"}
     for channel in ("b", "every"):
         instead = await claimed(store, channel)
-        assert (instead.first_event, instead.last_event) == (1, 1)
-        assert instead.note == "a takes no messages at the moment, so this comes here as well"
+        assert (instead.first_event_seq, instead.last_event_seq) == (1, 1)
+        assert instead.remark == "a takes no messages at the moment, so this comes here as well"
         await end(store, instead)
         assert await nothing(store, channel)
 
@@ -68,7 +68,7 @@ async def test_a_fallback_that_is_told_of_the_event_anyway_gets_nothing_more(sto
 
     recorded = await end(store, await claimed(store), State.RETRYING, **REFUSED)
 
-    assert recorded.woken == ("a",)
+    assert recorded.channels_to_wake == ("a",)
 
 
 async def test_a_fallback_is_never_told_something_older_than_it_knows(store: Store) -> None:
@@ -80,4 +80,4 @@ async def test_a_fallback_is_never_told_something_older_than_it_knows(store: Sto
     await end(store, refused, State.RETRYING, **REFUSED)
 
     instead = await claimed(store, "b")
-    assert (instead.first_event, instead.last_event) == (1, 2)
+    assert (instead.first_event_seq, instead.last_event_seq) == (1, 2)

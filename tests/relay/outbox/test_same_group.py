@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import text, update
 
-from services.relay.delivery.outgoing import outgoing
-from services.relay.model import Event, Status, digest
-from services.relay.outbox.accept import Incoming, Plan, accept
-from services.relay.outbox.claim import Wanted, claim
+from services.relay.delivery.outgoing import prepare_task
+from services.relay.model import Event, Status, compute_digest
+from services.relay.outbox.accept import IncomingEvent, DeliveryPlan, accept_event
+from services.relay.outbox.claim import ClaimRequest, claim_due
 from services.relay.outbox.schema import events
-from services.relay.outbox.store import Store, opened
-from shared.sql.location import Database
+from services.relay.outbox.store import Store, open_store
+from shared.sql.location import DatabaseUrl
 from tests.relay.outbox.acts import end
 from tests.relay.scripted import event_of
 
@@ -21,8 +21,8 @@ DAY = 24 * 3600.0
 
 
 @pytest.fixture
-async def store(database: Database) -> AsyncIterator[Store]:
-    async with opened(database, lambda: 1000.0) as store:
+async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
+    async with open_store(database, lambda: 1000.0) as store:
         yield store
 
 
@@ -34,16 +34,16 @@ def group(status: str = "firing", /, **alerts: str) -> Event:
 
 async def come(store: Store, incident: str, event: Event) -> None:
     """Accepts it, and delivers what waits."""
-    plan = Plan(1, open=event.status is Status.FIRING, channels=("a",))
-    await accept(store, Incoming(event, incident, "", "Down", b"{}"), lambda _known, _now: plan)
-    if plan.open:
+    plan = DeliveryPlan(1, is_open=event.status is Status.FIRING, channels=("a",))
+    await accept_event(store, IncomingEvent(event, incident, "", "Down", b"{}"), lambda _known, _now: plan)
+    if plan.is_open:
         await _kept_open(store)
 
 
 async def _kept_open(store: Store) -> bool:
-    (one,) = (await claim(store, Wanted("a", 1, "me", 20, None, sharing=("a",)))).claims
+    (one,) = (await claim_due(store, ClaimRequest("a", 1, "me", 20, None, dedup_channels=("a",)))).tasks
     ends = asyncio.get_running_loop().time() + 10
-    kept = (await outgoing(store, one, ends=ends, lease_ends=ends)).keep_open
+    kept = (await prepare_task(store, one, attempt_ends=ends, lease_ends=ends)).keep_open
     await end(store, one)
     return kept
 
@@ -85,25 +85,25 @@ async def test_an_alert_is_over_that_any_other_told_so_last_and_an_event_of_its_
 
 
 async def test_what_is_not_listed_counts_as_well(store: Store) -> None:
-    await come(store, "one", replace(group(A="firing"), unlisted_firing=digest("B")))
+    await come(store, "one", replace(group(A="firing"), unlisted_firing=compute_digest("B")))
     assert await ends(store, "two", A="resolved")
-    await come(store, "two", replace(group("resolved", A="resolved"), unlisted_resolved=digest("B")))
+    await come(store, "two", replace(group("resolved", A="resolved"), unlisted_resolved=compute_digest("B")))
     assert not await _kept_open(store)
 
 
 async def test_what_a_replica_commits_late_under_an_earlier_number_is_told_again_after_an_end(
-    postgres_database: Database,
+    postgres_database: DatabaseUrl,
 ) -> None:
-    async with opened(postgres_database, lambda: 1000.0) as store:
+    async with open_store(postgres_database, lambda: 1000.0) as store:
         await come(store, "ends", group(A="firing"))
         await _number(store, "SELECT nextval('events_seq_seq')")  # another replica has it, and does not commit yet
         await come(store, "ends", group("resolved", A="resolved"))
-        (ending,) = (await claim(store, Wanted("a", 1, "me", 20, None, sharing=("a",)))).claims
+        (ending,) = (await claim_due(store, ClaimRequest("a", 1, "me", 20, None, dedup_channels=("a",)))).tasks
         await _number(store, "SELECT setval('events_seq_seq', (SELECT max(seq) - 2 FROM events))")
         await come(store, "begins", group(A="firing"))
         await end(store, ending, payload=b"sent")
-        (again,) = (await claim(store, Wanted("a", 1, "me", 20, None, sharing=("a",)))).claims
-        assert (again.incident_id, again.last_event < ending.last_event) == ("begins", True)
+        (again,) = (await claim_due(store, ClaimRequest("a", 1, "me", 20, None, dedup_channels=("a",)))).tasks
+        assert (again.incident_id, again.last_event_seq < ending.last_event_seq) == ("begins", True)
 
 
 async def _number(store: Store, of: str) -> None:

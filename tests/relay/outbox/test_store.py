@@ -8,23 +8,23 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event, exc
 
-from services.relay.outbox.store import Store, opened
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.together import Transaction
 from shared.sql import location
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 from tests.relay.outbox.storing import blocked, bodies, write, write_all
 
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with opened(location.sqlite(tmp_path / "relay.db"), lambda: 0.0) as store:
+    async with open_store(location.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
         yield store
 
 
 @pytest.fixture
-async def either(database: Database) -> AsyncIterator[Store]:
+async def either(database: DatabaseUrl) -> AsyncIterator[Store]:
     """One of each kind."""
-    async with opened(database, lambda: 0.0) as store:
+    async with open_store(database, lambda: 0.0) as store:
         yield store
 
 
@@ -93,7 +93,7 @@ async def test_one_that_the_database_will_not_have_costs_the_others_nothing(eith
         await asyncio.sleep(0)
     assert [type(result) for result in await work] == [type(None), exc.IntegrityError, type(None)]
     assert await bodies(either) == [b"a", b""]
-    assert either.problem is None  # it is our defect, not the database's
+    assert either.error is None  # it is our defect, not the database's
 
 
 async def test_a_read_does_not_wait_for_the_writer(store: Store) -> None:

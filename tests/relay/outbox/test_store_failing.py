@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, event, exc, text
 
-from services.relay.outbox.store import Store, StoreUnusableError, opened
+from services.relay.outbox.store import Store, StoreUnusableError, open_store
 from services.relay.outbox.waiting import StoreUnavailableError
 from shared.sql import location
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 from tests.faults.disk import tmpfs
 from tests.postgres import Postgres
 from tests.relay.outbox.storing import bodies, write
@@ -22,14 +22,14 @@ from tests.relay.outbox.storing import bodies, write
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with opened(location.sqlite(tmp_path / "relay.db"), lambda: 0.0) as store:
+    async with open_store(location.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
         yield store
 
 
 @pytest.fixture
-async def either(database: Database) -> AsyncIterator[Store]:
+async def either(database: DatabaseUrl) -> AsyncIterator[Store]:
     """One of each kind."""
-    async with opened(database, lambda: 0.0) as store:
+    async with open_store(database, lambda: 0.0) as store:
         yield store
 
 
@@ -38,9 +38,9 @@ async def test_a_full_disk_refuses_the_work_and_the_store_goes_on_when_there_is_
     await store.run(lambda tx: tx.connection.exec_driver_sql("PRAGMA max_page_count = 1"))
     with pytest.raises(StoreUnavailableError, match="full"):
         await store.run(partial(write, body=b"x" * 1_000_000))
-    assert store.problem == "database or disk is full"
+    assert store.error == "database or disk is full"
     await store.run(partial(write, body=b"y"))
-    assert store.problem is None
+    assert store.error is None
     assert await bodies(store) == [b"y"]
 
 
@@ -64,7 +64,7 @@ async def test_a_read_that_fails_is_no_defect(either: Store) -> None:
 async def test_a_read_during_which_another_fails_leaves_no_connection_open(either: Store) -> None:
     reads, fails = threading.Event(), threading.Event()
     closed = []
-    event.listen(either._reading, "close", lambda connection, _entry: closed.append(connection))
+    event.listen(either._read_engine, "close", lambda connection, _entry: closed.append(connection))
 
     def read(connection: Connection) -> object:
         reads.set()
@@ -90,22 +90,22 @@ async def test_an_errors_text_shows_no_payload(either: Store) -> None:
 async def test_a_database_that_is_not_there_yet_is_used_once_it_is(own_postgres: Postgres) -> None:
     database = own_postgres.database("later")
     own_postgres.stop()
-    async with opened(database, lambda: 0.0) as store:
-        assert store.problem is not None
+    async with open_store(database, lambda: 0.0) as store:
+        assert store.error is not None
         with pytest.raises(StoreUnavailableError):
             await store.run(write)
         with pytest.raises(StoreUnavailableError):
             await bodies(store)
         own_postgres.start()
         await store.run(partial(write, body=b"at last"))
-        assert store.problem is None
+        assert store.error is None
         assert await bodies(store) == [b"at last"]
 
 
 async def test_a_database_that_nobody_made_is_a_mistake_of_the_configuration(shared_postgres: Postgres) -> None:
     missing = shared_postgres.database("made").set(database="missing")
     with pytest.raises(StoreUnusableError, match='database "missing" does not exist'):
-        async with opened(missing, lambda: 0.0):
+        async with open_store(missing, lambda: 0.0):
             pass
 
 
@@ -121,7 +121,7 @@ async def test_a_file_that_is_not_ours_is_refused_and_left_as_it_is(
     other.execute(statement)
     before = other.execute("SELECT name FROM sqlite_schema").fetchall()
     with pytest.raises(StoreUnusableError, match=expected):
-        async with opened(location.sqlite(file), lambda: 0.0):
+        async with open_store(location.create_sqlite_url(file), lambda: 0.0):
             pass
     assert other.execute("SELECT name FROM sqlite_schema").fetchall() == before
     other.close()
@@ -129,7 +129,7 @@ async def test_a_file_that_is_not_ours_is_refused_and_left_as_it_is(
 
 async def made(file: Path) -> None:
     """An outbox that was used and closed."""
-    async with opened(location.sqlite(file), lambda: 0.0) as store:
+    async with open_store(location.create_sqlite_url(file), lambda: 0.0) as store:
         await store.run(write)
 
 
@@ -139,15 +139,15 @@ async def test_a_disk_that_is_full_at_the_start_is_waited_for(tmp_path: Path, be
         if before == "an outbox":
             await made(tmp_path / "relay.db")
         disk.fill()
-        async with opened(location.sqlite(tmp_path / "relay.db"), lambda: 0.0) as store:
-            assert store.problem is not None
+        async with open_store(location.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
+            assert store.error is not None
             with pytest.raises(StoreUnavailableError):
                 await store.run(write)
             with pytest.raises(StoreUnavailableError):
                 await bodies(store)
             disk.free()
             await store.run(partial(write, body=b"at last"))
-            assert store.problem is None
+            assert store.error is None
             assert (await bodies(store))[-1] == b"at last"
             assert (tmp_path / "relay.db").stat().st_mode & 0o777 == 0o600
 
@@ -158,13 +158,13 @@ async def test_a_disk_that_takes_no_more_files_at_the_start_is_waited_for(tmp_pa
         if before == "an outbox":
             await made(tmp_path / "relay.db")
         _may_hold(tmp_path, 1 if before == "an outbox" else 0)
-        async with opened(location.sqlite(tmp_path / "relay.db"), lambda: 0.0) as store:
-            assert store.problem is not None
+        async with open_store(location.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
+            assert store.error is not None
             with pytest.raises(StoreUnavailableError):
                 await store.run(write)
             _may_hold(tmp_path, 100)
             await store.run(partial(write, body=b"at last"))
-            assert store.problem is None
+            assert store.error is None
             assert (await bodies(store))[-1] == b"at last"
 
 

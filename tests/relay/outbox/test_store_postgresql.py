@@ -11,12 +11,12 @@ import psycopg
 import pytest
 from sqlalchemy import select
 
-from services.relay.outbox.accept import Accepted, Incoming, Plan, accept
+from services.relay.outbox.accept import AcceptResult, IncomingEvent, DeliveryPlan, accept_event
 from services.relay.outbox.schema import quarantine
-from services.relay.outbox.store import Store, opened
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.together import Transaction
 from services.relay.outbox.waiting import StoreUnavailableError
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 from tests.postgres import Postgres
 from tests.relay.outbox.frozen import frozen
 from tests.relay.outbox.storing import bodies, write
@@ -24,8 +24,8 @@ from tests.relay.scripted import event_of, until
 
 
 @pytest.fixture
-async def store(postgres_database: Database) -> AsyncIterator[Store]:
-    async with opened(postgres_database, lambda: 0.0) as store:
+async def store(postgres_database: DatabaseUrl) -> AsyncIterator[Store]:
+    async with open_store(postgres_database, lambda: 0.0) as store:
         yield store
 
 
@@ -33,8 +33,8 @@ def show(setting: str, transaction: Transaction) -> object:
     return transaction.connection.exec_driver_sql(f"SHOW {setting}").scalar()
 
 
-async def test_postgresql_flushes_at_each_commit_and_bounds_every_wait(postgres_database: Database) -> None:
-    async with opened(postgres_database, lambda: 0.0) as store:
+async def test_postgresql_flushes_at_each_commit_and_bounds_every_wait(postgres_database: DatabaseUrl) -> None:
+    async with open_store(postgres_database, lambda: 0.0) as store:
         settings = {
             name: await store.run(partial(show, name))
             for name in ("synchronous_commit", "lock_timeout", "statement_timeout")
@@ -42,8 +42,8 @@ async def test_postgresql_flushes_at_each_commit_and_bounds_every_wait(postgres_
     assert settings == {"synchronous_commit": "on", "lock_timeout": "1100ms", "statement_timeout": "7s"}
 
 
-async def test_a_deadlock_is_tried_again_at_once(postgres_database: Database) -> None:
-    async with opened(postgres_database, lambda: 0.0) as one, opened(postgres_database, lambda: 0.0) as other:
+async def test_a_deadlock_is_tried_again_at_once(postgres_database: DatabaseUrl) -> None:
+    async with open_store(postgres_database, lambda: 0.0) as one, open_store(postgres_database, lambda: 0.0) as other:
         await asyncio.gather(*(one.run(partial(write, body=body)) for body in (b"a", b"b")))
         meet = threading.Barrier(2)
 
@@ -59,13 +59,13 @@ async def test_a_deadlock_is_tried_again_at_once(postgres_database: Database) ->
     assert codes == [402, 402]
 
 
-async def test_what_a_person_wrote_into_the_url_wins(postgres_database: Database) -> None:
+async def test_what_a_person_wrote_into_the_url_wins(postgres_database: DatabaseUrl) -> None:
     asked = {
         "application_name": "relay-of-mine",
         "connect_timeout": "9",
         "options": "-c search_path=mine,public -c statement_timeout=9s",
     }
-    async with opened(postgres_database.update_query_dict(asked), lambda: 0.0) as store:
+    async with open_store(postgres_database.update_query_dict(asked), lambda: 0.0) as store:
         names = ("application_name", "search_path", "statement_timeout", "lock_timeout")
         settings = {name: await store.run(partial(show, name)) for name in names}
         timeout = await store.run(_connect_timeout)
@@ -85,7 +85,7 @@ def _connect_timeout(transaction: Transaction) -> str:
 
 
 async def test_a_server_that_hangs_is_left_alone_and_asked_anew(own_postgres: Postgres) -> None:
-    async with opened(own_postgres.database("relay"), lambda: 0.0) as store:
+    async with open_store(own_postgres.database("relay"), lambda: 0.0) as store:
         await store.run(partial(write, body=b"before"))
         assert await bodies(store) == [b"before"]
         store._patience.seconds = 0.3
@@ -96,30 +96,30 @@ async def test_a_server_that_hangs_is_left_alone_and_asked_anew(own_postgres: Po
             with pytest.raises(StoreUnavailableError):
                 await bodies(store)
             assert time.monotonic() - began < 7  # the reader also tries a new connection, which waits 3 s
-            assert store.problem == "PostgreSQL gave no answer within 0.3 s"
+            assert store.error == "PostgreSQL gave no answer within 0.3 s"
         store._patience.seconds = 7.5
         await store.run(partial(write, body=b"after"))
-        assert store.problem is None
+        assert store.error is None
         assert (await bodies(store))[-1] == b"after"
 
 
 async def test_a_transaction_that_hangs_is_a_problem_before_it_fails(own_postgres: Postgres) -> None:
     seconds = 0.0
-    async with opened(own_postgres.database("relay"), lambda: 0.0, monotonic=lambda: seconds) as store:
+    async with open_store(own_postgres.database("relay"), lambda: 0.0, monotonic=lambda: seconds) as store:
         await store.run(write)
         with frozen(own_postgres):
             task = asyncio.create_task(store.run(write))
-            await until(lambda: store._writer._began is not None)
-            assert store.problem is None
+            await until(lambda: store._writer._transaction_started is not None)
+            assert store.error is None
             seconds = 3.1
-            assert store.problem == "a transaction has been under way for more than 3 s"
+            assert store.error == "a transaction has been under way for more than 3 s"
             assert not task.done()
         await task
-        assert store.problem is None
+        assert store.error is None
 
 
 async def test_what_a_scrape_asks_is_answered_or_refused_within_2_seconds(own_postgres: Postgres) -> None:
-    async with opened(own_postgres.database("relay"), lambda: 0.0) as store:
+    async with open_store(own_postgres.database("relay"), lambda: 0.0) as store:
         assert await asyncio.to_thread(store.read_blocking, lambda _: 1) == 1
         with frozen(own_postgres):
             began = time.monotonic()
@@ -130,23 +130,23 @@ async def test_what_a_scrape_asks_is_answered_or_refused_within_2_seconds(own_po
 
 async def test_a_store_is_closed_though_the_server_hangs(own_postgres: Postgres) -> None:
     database = own_postgres.database("relay")
-    async with opened(database, lambda: 0.0) as store:
+    async with open_store(database, lambda: 0.0) as store:
         await store.run(partial(write, body=b"before"))
         await bodies(store)
         with frozen(own_postgres):
             tasks = [asyncio.create_task(store.run(write)), asyncio.create_task(bodies(store))]
-            await until(lambda: store._writer._began is not None)
+            await until(lambda: store._writer._transaction_started is not None)
             began = time.monotonic()
             await asyncio.to_thread(store.close)
             assert time.monotonic() - began < 2
             results = await asyncio.gather(*tasks, return_exceptions=True)
             assert [type(result) for result in results] == [StoreUnavailableError] * 2
-    async with opened(database, lambda: 0.0) as again:
+    async with open_store(database, lambda: 0.0) as again:
         assert await bodies(again) == [b"before"]
 
 
 async def test_an_incident_that_another_replica_holds_costs_the_others_little(
-    store: Store, postgres_database: Database
+    store: Store, postgres_database: DatabaseUrl
 ) -> None:
     await _accepted(store, "held")
     url = postgres_database.render_as_string(hide_password=False)
@@ -155,13 +155,13 @@ async def test_an_incident_that_another_replica_holds_costs_the_others_little(
         began = time.monotonic()
         held = [asyncio.create_task(_accepted(store, "held")) for _ in range(2)]
         free = [asyncio.create_task(_accepted(store, f"free {number}")) for number in range(20)]
-        assert [(await task).deliveries for task in free] == [1] * 20
+        assert [(await task).delivery_count for task in free] == [1] * 20
         assert time.monotonic() - began < 4
-        assert store.problem is None
+        assert store.error is None
         assert not any(task.done() for task in held)
-    assert [(await task).deliveries for task in held] == [1, 1]
+    assert [(await task).delivery_count for task in held] == [1, 1]
 
 
-async def _accepted(store: Store, incident: str) -> Accepted:
-    incoming = Incoming(event_of(), incident, "same", "alert", b"{}")
-    return await accept(store, incoming, lambda *_: Plan(1, open=True, channels=("slack",)))
+async def _accepted(store: Store, incident: str) -> AcceptResult:
+    incoming = IncomingEvent(event_of(), incident, "same", "alert", b"{}")
+    return await accept_event(store, incoming, lambda *_: DeliveryPlan(1, is_open=True, channels=("slack",)))

@@ -15,14 +15,14 @@ from sqlalchemy import Connection, create_engine, select, text
 
 from services.relay import identity
 from services.relay.model import Event
-from services.relay.outbox.accept import Incoming, Plan, accept
-from services.relay.outbox.again import again, again_all
-from services.relay.outbox.claim import Claim, Wanted, claim
-from services.relay.outbox.gate import BREAKS_AFTER, Effect
-from services.relay.outbox.known import Known
+from services.relay.outbox.accept import IncomingEvent, DeliveryPlan, accept_event
+from services.relay.outbox.again import requeue, requeue_dead
+from services.relay.outbox.claim import DeliveryTask, ClaimRequest, claim_due
+from services.relay.outbox.gate import FAILURE_THRESHOLD, ChannelEffect
+from services.relay.outbox.known import IncidentState
 from services.relay.outbox.schema import State, deliveries, events
-from services.relay.outbox.store import Store, opened
-from shared.sql.location import Database
+from services.relay.outbox.store import Store, open_store
+from shared.sql.location import DatabaseUrl
 from tests.faults.incidents import seeded
 from tests.relay.outbox.acts import claimed, end, told
 from tests.relay.scripted import event_of, until
@@ -45,18 +45,18 @@ class Replicas:
 
     async def deliver(self, store: Store, channel: str, random: Random, *, fails: float) -> int:
         """Claims what is due and ends it, some of it as failed; how many claims that were."""
-        taken = await claim(store, Wanted(channel, 3, "me", 60, None))
-        await asyncio.gather(*(self.end(store, one, failed=random.random() < fails) for one in taken.claims))
-        return len(taken.claims)
+        taken = await claim_due(store, ClaimRequest(channel, 3, "me", 60, None))
+        await asyncio.gather(*(self.end(store, one, failed=random.random() < fails) for one in taken.tasks))
+        return len(taken.tasks)
 
-    async def end(self, store: Store, one: Claim, *, failed: bool) -> None:
+    async def end(self, store: Store, one: DeliveryTask, *, failed: bool) -> None:
         """Ends a claim as delivered, or as failed."""
         if failed:
             # It says nothing of the channel, whose gate would else keep everybody waiting.
-            await end(store, one, State.RETRYING, effect=Effect.NOTHING)
+            await end(store, one, State.RETRYING, effect=ChannelEffect.NOTHING)
         else:
-            self.told[one.incident_id, one.channel].append((one.first_event, one.last_event))
-            assert (await end(store, one)).ours
+            self.told[one.incident_id, one.channel].append((one.first_event_seq, one.last_event_seq))
+            assert (await end(store, one)).lease_valid
 
     async def drain(self) -> None:
         """Delivers everything that is left, whoever claims it."""
@@ -98,21 +98,21 @@ def _unfinished(connection: Connection) -> bool:
 
 
 @pytest.fixture
-async def replicas(postgres_database: Database) -> AsyncIterator[Replicas]:
-    async with opened(postgres_database, time.time) as one, opened(postgres_database, time.time) as other:
+async def replicas(postgres_database: DatabaseUrl) -> AsyncIterator[Replicas]:
+    async with open_store(postgres_database, time.time) as one, open_store(postgres_database, time.time) as other:
         await asyncio.to_thread(_watch, postgres_database)
         yield Replicas(one, other)
     assert await asyncio.to_thread(_deadlocks, postgres_database) == 0
 
 
-def _watch(database: Database) -> None:
+def _watch(database: DatabaseUrl) -> None:
     engine = create_engine(database)
     with engine.begin() as connection:
         connection.execute(text(_ONE_WAITS))
     engine.dispose()
 
 
-def _deadlocks(database: Database) -> int:
+def _deadlocks(database: DatabaseUrl) -> int:
     """How many PostgreSQL had to resolve; each costs somebody a second, whom the store lets try again."""
     engine = create_engine(database)
     with engine.connect() as connection:
@@ -159,19 +159,19 @@ async def test_an_attempt_that_fails_while_the_other_accepts(replicas: Replicas)
 
 async def test_a_notification_that_comes_to_both_at_once_is_accepted_once(replicas: Replicas) -> None:
     async def posted(store: Store, event: Event) -> bool:
-        def decide(known: Known | None, now: float) -> Plan | None:
-            return identity.plan(
+        def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
+            return identity.plan_deliveries(
                 event,
                 known,
-                content=identity.fingerprint(event),
+                fingerprint=identity.build_fingerprint(event),
                 now=now,
                 duplicate_window=60,
-                routed=CHANNELS,
-                configured=CHANNELS,
+                routed_channels=CHANNELS,
+                configured_channels=CHANNELS,
             )
 
-        incident = Incoming(event, identity.incident_id(event), identity.fingerprint(event), "KMSTest", b"{}")
-        return (await accept(store, incident, decide)).duplicate
+        incident = IncomingEvent(event, identity.build_incident_id(event), identity.build_fingerprint(event), "KMSTest", b"{}")
+        return (await accept_event(store, incident, decide)).is_duplicate
 
     for number in range(40):
         for status in ("firing", "resolved"):
@@ -188,7 +188,7 @@ async def test_a_claim_whose_lease_ended_while_the_other_accepts(replicas: Repli
         incident = str(number)
         await told(one, incident, *CHANNELS)
         for channel in CHANNELS:  # a crash: nobody ends this claim
-            assert len((await claim(one, Wanted(channel, 1, "crashed", 0, None))).claims) == 1
+            assert len((await claim_due(one, ClaimRequest(channel, 1, "crashed", 0, None))).tasks) == 1
         if number % 2:  # something waits behind it already
             await told(other, incident, *CHANNELS)
         await asyncio.gather(
@@ -208,7 +208,7 @@ async def test_a_dead_letter_that_is_sent_again_while_the_other_accepts(replicas
         for each in dead.values():
             await end(one, each, State.DEAD)
         state, revived, _ = await asyncio.gather(
-            again(one, dead["a"].delivery_id), again_all(one, "b", 10), told(other, incident, *CHANNELS)
+            requeue(one, dead["a"].delivery_id), requeue_dead(one, "b", 10), told(other, incident, *CHANNELS)
         )
         assert (state, revived) == (State.DEAD, 1)
         await replicas.drain()
@@ -217,7 +217,7 @@ async def test_a_dead_letter_that_is_sent_again_while_the_other_accepts(replicas
 
 async def test_a_gate_that_opens_while_what_waits_behind_it_is_merged(replicas: Replicas) -> None:
     one, other = replicas.stores
-    incidents = [str(number) for number in range(BREAKS_AFTER + 15)]
+    incidents = [str(number) for number in range(FAILURE_THRESHOLD + 15)]
     for _ in range(6):
         for incident in incidents:
             await told(one, incident, *CHANNELS)
@@ -236,9 +236,9 @@ async def test_a_gate_that_opens_while_what_waits_behind_it_is_merged(replicas: 
     await replicas.judge()
 
 
-async def _closed_but_for_one(store: Store, channel: str, number: int) -> Claim:
+async def _closed_but_for_one(store: Store, channel: str, number: int) -> DeliveryTask:
     """All deliveries of a channel fail and wait, its gate is closed; but one claim is still to end, and may open it."""
-    opener, *others = (await claim(store, Wanted(channel, number, "me", 60, None))).claims
+    opener, *others = (await claim_due(store, ClaimRequest(channel, number, "me", 60, None))).tasks
     assert len(others) == number - 1
     await asyncio.gather(*(end(store, each, State.RETRYING, again_in=1) for each in others))
     return opener

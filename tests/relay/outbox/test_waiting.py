@@ -12,12 +12,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from services.relay.outbox import dialect
-from services.relay.outbox.accept import Incoming, Plan, accept
-from services.relay.outbox.store import Store, opened
+from services.relay.outbox.accept import IncomingEvent, DeliveryPlan, accept_event
+from services.relay.outbox.store import Store, open_store
 from services.relay.outbox.together import Transaction
 from services.relay.outbox.waiting import StoreUnavailableError
 from shared.sql import location
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 from tests.relay.outbox.storing import blocked, bodies, write, write_all
 from tests.relay.scripted import event_of
 
@@ -26,21 +26,21 @@ MOST = 64 * 1024 * 1024
 
 
 @pytest.fixture
-async def either(database: Database) -> AsyncIterator[Store]:
+async def either(database: DatabaseUrl) -> AsyncIterator[Store]:
     """One of each kind."""
-    async with opened(database, lambda: 0.0) as store:
+    async with open_store(database, lambda: 0.0) as store:
         yield store
 
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with opened(location.sqlite(tmp_path / "relay.db"), lambda: 0.0) as store:
+    async with open_store(location.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
         yield store
 
 
 async def test_nobody_waits_for_an_answer_longer_than_a_bound(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     async with blocked(store), asyncio.timeout(10):
-        monkeypatch.setattr("services.relay.outbox.store._ANSWER_SECONDS", 0.1)
+        monkeypatch.setattr("services.relay.outbox.store._REPLY_TIMEOUT", 0.1)
         with pytest.raises(StoreUnavailableError, match=r"no answer within 0\.1 s"):
             await store.run(write)
 
@@ -72,17 +72,17 @@ async def test_closing_waits_no_longer_than_a_second_for_what_hangs(store: Store
             began = time.monotonic()
             await asyncio.to_thread(store.close)
             assert time.monotonic() - began < 2
-    assert [entry["event"] for entry in logs] == ["the outbox is left in the middle of a transaction"]
+    assert [entry["event"] for entry in logs] == ["outbox closed during a transaction"]
 
 
-async def test_closing_does_what_waits_and_refuses_what_comes_later(database: Database) -> None:
-    async with opened(database, lambda: 0.0) as store:
+async def test_closing_does_what_waits_and_refuses_what_comes_later(database: DatabaseUrl) -> None:
+    async with open_store(database, lambda: 0.0) as store:
         late = asyncio.create_task(store.run(partial(write, body=b"in time")))
         await asyncio.sleep(0)
     await late
     with pytest.raises(StoreUnavailableError, match="closed"):
         await store.run(partial(write, body=b"too late"))
-    async with opened(database, lambda: 0.0) as again:
+    async with open_store(database, lambda: 0.0) as again:
         assert await bodies(again) == [b"in time"]
 
 
@@ -98,7 +98,7 @@ def nothing(_transaction: Transaction, items: Sequence[Large]) -> Sequence[None]
 async def test_what_nobody_waits_for_is_kept_no_longer(store: Store, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     async with blocked(store):
         if end == "too late":
-            monkeypatch.setattr("services.relay.outbox.store._ANSWER_SECONDS", 0.1)
+            monkeypatch.setattr("services.relay.outbox.store._REPLY_TIMEOUT", 0.1)
         item = Large()
         kept = weakref.ref(item)
         gc.disable()  # the relay rarely looks for cycles
@@ -120,7 +120,7 @@ async def test_what_nobody_waits_for_is_kept_no_longer(store: Store, monkeypatch
         next_one.cancel()
 
 
-async def test_what_cannot_be_committed_is_kept_no_longer(either: Store, database: Database) -> None:
+async def test_what_cannot_be_committed_is_kept_no_longer(either: Store, database: DatabaseUrl) -> None:
     def fail(transaction: Transaction, _items: Sequence[Large]) -> Sequence[None]:
         lost = "SELECT * FROM missing" if sqlite else "SELECT pg_terminate_backend(pg_backend_pid())"
         transaction.connection.exec_driver_sql(lost)
@@ -168,6 +168,6 @@ async def test_a_webhook_counts_with_its_size(store: Store) -> None:
     event = event_of()
     async with blocked(store, size=MOST - 10):
         with pytest.raises(StoreUnavailableError, match="bytes wait for the outbox already"):
-            await accept(
-                store, Incoming(event, "one", "same", "alert", bytes(11)), lambda *_: Plan(1, open=True, channels=())
+            await accept_event(
+                store, IncomingEvent(event, "one", "same", "alert", bytes(11)), lambda *_: DeliveryPlan(1, is_open=True, channels=())
             )

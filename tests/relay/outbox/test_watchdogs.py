@@ -7,17 +7,17 @@ import pytest
 from sqlalchemy import insert, update
 
 from services.relay.outbox.schema import watchdogs
-from services.relay.outbox.store import Store, opened
-from services.relay.outbox.watchdogs import count_silence, last_seen, seen
-from shared.sql.location import Database
+from services.relay.outbox.store import Store, open_store
+from services.relay.outbox.watchdogs import count_silence, read_last_seen, record_heartbeats
+from shared.sql.location import DatabaseUrl
 from tests.relay.watch.told import START
 
 AGES = 100.0
 
 
 @pytest.fixture
-async def store(database: Database) -> AsyncIterator[Store]:
-    async with opened(database, lambda: START) as store:
+async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
+    async with open_store(database, lambda: START) as store:
         yield store
 
 
@@ -27,7 +27,7 @@ async def now(store: Store) -> float:
 
 async def silences(store: Store, *names: str) -> dict[str, float]:
     found = await store.run(lambda transaction: count_silence(transaction, dict.fromkeys(names, 300.0), 600.0))
-    return {name: silence.since_seen for name, silence in found.items()}
+    return {name: silence.since_last for name, silence in found.items()}
 
 
 async def set_back(store: Store, name: str, seconds: float) -> None:
@@ -46,19 +46,19 @@ async def test_a_heartbeat_ends_the_silence_of_its_watchdog_alone(store: Store) 
     await silences(store, "Watchdog", "Other")
     for name in ("Watchdog", "Other"):
         await set_back(store, name, AGES)
-    await seen(store, ["Watchdog"])
+    await record_heartbeats(store, ["Watchdog"])
     silent = await silences(store, "Watchdog", "Other")
     assert silent["Watchdog"] < 5
     assert silent["Other"] == pytest.approx(AGES, abs=5)
 
 
 async def test_heartbeats_of_several_watchdogs_and_at_once_are_all_kept(store: Store) -> None:
-    await asyncio.gather(seen(store, ["a", "b"]), seen(store, ["b", "a"]), seen(store, {"c"}), seen(store, []))
-    assert set(await store.read(last_seen)) == {"a", "b", "c"}
+    await asyncio.gather(record_heartbeats(store, ["a", "b"]), record_heartbeats(store, ["b", "a"]), record_heartbeats(store, {"c"}), record_heartbeats(store, []))
+    assert set(await store.read(read_last_seen)) == {"a", "b", "c"}
 
 
 async def test_it_is_asked_only_for_those_that_are_configured(store: Store) -> None:
-    await seen(store, ["gone"])
+    await record_heartbeats(store, ["gone"])
     assert set(await silences(store, "Watchdog")) == {"Watchdog"}
     assert await silences(store) == {}
 
@@ -67,8 +67,8 @@ async def test_a_heartbeat_never_moves_it_backwards(store: Store) -> None:
     future = await now(store) + 5
     row = insert(watchdogs).values(name="Watchdog", seen_at=future)
     await store.run(lambda transaction: transaction.connection.execute(row))
-    await seen(store, ["Watchdog"])
-    assert await store.read(last_seen) == {"Watchdog": future}
+    await record_heartbeats(store, ["Watchdog"])
+    assert await store.read(read_last_seen) == {"Watchdog": future}
     assert await silences(store, "Watchdog") == {"Watchdog": 0}
 
 
@@ -77,4 +77,4 @@ async def test_a_clock_that_was_set_back_hides_no_absence(store: Store) -> None:
     row = insert(watchdogs).values(name="Watchdog", seen_at=moment + 3600)
     await store.run(lambda transaction: transaction.connection.execute(row))
     await silences(store, "Watchdog")
-    assert (await store.read(last_seen))["Watchdog"] == pytest.approx(moment, abs=5)
+    assert (await store.read(read_last_seen))["Watchdog"] == pytest.approx(moment, abs=5)

@@ -8,20 +8,20 @@ from typing import Any, Final, Protocol, TypeVar
 
 from sqlalchemy import Row, select
 
-from services.relay.identity import fingerprint, incident_id, plan
+from services.relay.identity import build_fingerprint, build_incident_id, plan_deliveries
 from services.relay.model import Status
 from services.relay.outbox import query, schema
-from services.relay.outbox.accept import Accepted, Incoming, Plan, accept
-from services.relay.outbox.claim import Taken, Wanted, claim
+from services.relay.outbox.accept import AcceptResult, IncomingEvent, DeliveryPlan, accept_event
+from services.relay.outbox.claim import ClaimResult, ClaimRequest, claim_due
 from services.relay.outbox.fallback import fall_back
-from services.relay.outbox.gate import Effect
-from services.relay.outbox.known import Known as KnownIncident
-from services.relay.outbox.overdue import look_after
-from services.relay.outbox.receipt import Ending, Recorded, record
+from services.relay.outbox.gate import ChannelEffect
+from services.relay.outbox.known import IncidentState as KnownIncident
+from services.relay.outbox.overdue import sweep
+from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcome
 from services.relay.outbox.schema import WAITING, State, deliveries, events
-from services.relay.outbox.store import opened
+from services.relay.outbox.store import open_store
 from services.relay.sending.enrich.links import LinkRules
-from shared.sql.location import Database
+from shared.sql.location import DatabaseUrl
 from tests.relay.outbox.acts import told_by
 from tests.relay.outbox.endings import ENDINGS, FALLBACK, PAUSES, UNSURE
 from tests.relay.outbox.groups import event_of, group_id
@@ -58,7 +58,7 @@ class World:
         clock: its.
     """
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: DatabaseUrl, clock: Clock) -> None:
         self.database, self.clock = database, clock
         self.elapsed = 0.0
         self.ledger = Ledger(MERGING)
@@ -76,7 +76,7 @@ class World:
         return self._runner.run(work)
 
     def open(self) -> None:
-        self.store = self.run(self._stack.enter_async_context(opened(self.database, self.clock, frozenset({"log"}))))
+        self.store = self.run(self._stack.enter_async_context(open_store(self.database, self.clock, frozenset({"log"}))))
 
     def close(self) -> None:
         self.run(self._stack.aclose())
@@ -91,8 +91,8 @@ class World:
         found = self.run(self.store.read(lambda connection: connection.execute(everything).all()))
         self.rows = {row.id: row for row in found}
         self.ledger.agree(self.rows)
-        counted = Counter((row.channel, row.state) for row in found if row.state in schema.COUNTED)
-        assert {(one.channel, one.state): one.deliveries for one in self.run(self.store.read(query.counts))} == counted
+        counted = Counter((row.channel, row.state) for row in found if row.state in schema.UNSETTLED)
+        assert {(one.channel, one.state): one.count for one in self.run(self.store.read(query.count_deliveries))} == counted
 
     def wait(self, seconds: float) -> None:
         self.elapsed += seconds
@@ -101,9 +101,9 @@ class World:
     def accept(self, webhooks: Sequence[tuple[str, Alerts, list[str]]]) -> None:
         """Several at once are committed together."""
         before = self.rows
-        planned: list[list[Plan | None]] = [[] for _ in webhooks]
+        planned: list[list[DeliveryPlan | None]] = [[] for _ in webhooks]
 
-        async def together() -> list[Accepted]:
+        async def together() -> list[AcceptResult]:
             return await asyncio.gather(
                 *(self._accept(*webhook, plans) for webhook, plans in zip(webhooks, planned, strict=True))
             )
@@ -112,8 +112,8 @@ class World:
         ids = select(events.c.id, events.c.seq)
         seqs = {row.id: row.seq for row in self.run(self.store.read(lambda connection: connection.execute(ids).all()))}
         for (group, alerts, routed), plans, one in zip(webhooks, planned, accepted, strict=True):
-            repeat = self._is_repeat(group, alerts, before) if len(webhooks) == 1 else one.duplicate
-            assert one.duplicate == repeat == (plans[-1] is None)
+            repeat = self._is_repeat(group, alerts, before) if len(webhooks) == 1 else one.is_duplicate
+            assert one.is_duplicate == repeat == (plans[-1] is None)
             if plans[-1] is not None:
                 assert set(one.channels) >= set(routed)
                 seq, incident = seqs[one.event_id], group_id(group)
@@ -123,19 +123,19 @@ class World:
                     self.earlier.setdefault(group, []).append(self.latest[group])
                 self.latest[group] = (alerts, self.clock())
         self.look()
-        assert superseded(before, self.rows) == Counter(channel for one in accepted for channel in one.superseded)
+        assert superseded(before, self.rows) == Counter(channel for one in accepted for channel in one.superseded_channels)
 
-    async def _accept(self, group: str, alerts: Alerts, routed: list[str], plans: list[Plan | None]) -> Accepted:
+    async def _accept(self, group: str, alerts: Alerts, routed: list[str], plans: list[DeliveryPlan | None]) -> AcceptResult:
         event = event_of(group, alerts)
 
-        def decide(known: KnownIncident | None, now: float) -> Plan | None:
-            content = fingerprint(event)
+        def decide(known: KnownIncident | None, now: float) -> DeliveryPlan | None:
+            content = build_fingerprint(event)
             plans.append(
-                plan(event, known, content=content, now=now, duplicate_window=WINDOW, routed=routed, configured=RATES)
+                plan_deliveries(event, known, fingerprint=content, now=now, duplicate_window=WINDOW, routed_channels=routed, configured_channels=RATES)
             )
             return plans[-1]
 
-        return await accept(self.store, Incoming(event, incident_id(event), fingerprint(event), "Down", b"{}"), decide)
+        return await accept_event(self.store, IncomingEvent(event, build_incident_id(event), build_fingerprint(event), "Down", b"{}"), decide)
 
     def _is_repeat(self, group: str, alerts: Alerts, rows: Rows) -> bool:
         told, at = self.latest.get(group, ({}, 0.0))
@@ -156,11 +156,11 @@ class World:
         late = min(ages, default=WINDOW) < WINDOW and no_more
         return (repeated or late) and not dead
 
-    def claim(self, channel: str, owner: str, limit: int) -> Taken:
-        taken = self.run(claim(self.store, Wanted(channel, limit, owner, LEASE, RATES[channel])))
+    def claim(self, channel: str, owner: str, limit: int) -> ClaimResult:
+        taken = self.run(claim_due(self.store, ClaimRequest(channel, limit, owner, LEASE, RATES[channel])))
         self.look()
-        assert len(taken.claims) <= limit
-        for each in taken.claims:
+        assert len(taken.tasks) <= limit
+        for each in taken.tasks:
             held = Held(each, owner, self.elapsed + LEASE, self.elapsed + LEASE)
             before = self.ledger.live.get(held.place)
             assert before is None or before.exclusive_until <= self.elapsed + ROUNDED, "two hold the same"
@@ -169,42 +169,42 @@ class World:
             assert {alert.fingerprint: alert.status for alert in told.alerts} == self.ledger.folded(each)
             self.ledger.live[held.place] = held
             self.held.append(held)
-        if not taken.claims and any(row.channel == channel and row.finished_at is None for row in self.rows.values()):
-            assert taken.seconds is not None, "nobody would look again"
+        if not taken.tasks and any(row.channel == channel and row.finished_at is None for row in self.rows.values()):
+            assert taken.retry_in is not None, "nobody would look again"
         return taken
 
-    def record(self, ending: Sequence[Held], how: Ending) -> None:
+    def record(self, ending: Sequence[Held], how: AttemptOutcome) -> None:
         """Several at once are committed together."""
         before = self.rows
 
-        async def together() -> list[Recorded]:
-            return await asyncio.gather(*(record(self.store, held.claim, how, PAUSES) for held in ending))
+        async def together() -> list[OutcomeResult]:
+            return await asyncio.gather(*(record_outcome(self.store, held.claim, how, PAUSES) for held in ending))
 
         recorded = self.run(together())
         self.look()
-        assert superseded(before, self.rows) == Counter(channel for one in recorded for channel in one.superseded)
-        gates = {gate.name: gate for gate in self.run(self.store.read(query.channels))}
+        assert superseded(before, self.rows) == Counter(channel for one in recorded for channel in one.superseded_channels)
+        gates = {gate.name: gate for gate in self.run(self.store.read(query.read_channel_states))}
         for held, one in zip(ending, recorded, strict=True):
             self.held.remove(held)
-            assert one.ours == (self.ledger.live.get(held.place) is held)
-            if one.ours:
+            assert one.lease_valid == (self.ledger.live.get(held.place) is held)
+            if one.lease_valid:
                 del self.ledger.live[held.place]
                 assert self.rows[held.claim.delivery_id].state == one.state
-                if how.effect is Effect.REACHED:
+                if how.channel_effect is ChannelEffect.REACHED:
                     assert not gates[held.claim.channel].failures
-                assert gates[held.claim.channel].refused == (how.effect is Effect.REFUSED) or how.effect in UNSURE
-            elif how.sent:
+                assert gates[held.claim.channel].is_down == (how.channel_effect is ChannelEffect.DOWN) or how.channel_effect in UNSURE
+            elif how.maybe_sent:
                 self._is_sent_once_more(held)
 
     def _is_sent_once_more(self, held: Held) -> None:
         waiting = [row for row in by_place(self.rows)[held.place] if row.state in WAITING]
         assert waiting
         assert waiting[-1].event_seq == self.ledger.current(held.claim.incident_id)
-        assert held.claim.channel == "log" or waiting[-1].first_event <= held.claim.first_event
+        assert held.claim.channel == "log" or waiting[-1].first_event <= held.claim.first_event_seq
 
     def look_after(self, owner: str, give_up_after: float) -> None:
         before = self.rows
-        looked = self.run(look_after(self.store, owner, give_up_after, FALLBACK))
+        looked = self.run(sweep(self.store, owner, give_up_after, FALLBACK))
         self.look()
         now_dead = [row for row in self.rows.values() if row.state == State.DEAD and before[row.id].state != State.DEAD]
         ended = [(row.channel, row.state) for row in now_dead]
@@ -220,7 +220,7 @@ class World:
 
     def refused(self) -> set[str]:
         """The channels that refuse everything."""
-        return {gate.name for gate in self.run(self.store.read(query.channels)) if gate.refused}
+        return {gate.name for gate in self.run(self.store.read(query.read_channel_states)) if gate.is_down}
 
     def fall_back(self, channel: str) -> None:
         """What its worker does while a channel refuses everything."""
@@ -228,8 +228,8 @@ class World:
         merged: list[str] = []
         while more:
             told = self.run(fall_back(self.store, channel, [name for name in FALLBACK if name != channel]))
-            merged += told.superseded
-            more = told.more
+            merged += told.superseded_channels
+            more = told.has_more
         self.look()
         assert superseded(before, self.rows) == Counter(merged)
         assert all(
@@ -256,7 +256,7 @@ class World:
             if self.held:
                 self.record(list(self.held), ENDINGS["delivered"])
                 continue
-            waits = [one.seconds for one in taken if one.seconds is not None]
+            waits = [one.retry_in for one in taken if one.retry_in is not None]
             if not waits:
                 self.ledger.settled(self.rows)
                 return

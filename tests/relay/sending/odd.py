@@ -21,10 +21,10 @@ class Odd:
         self.hanging = 0
 
     async def send(self, attempt: Attempt) -> Receipt:
-        attempt.sending(self.payload(attempt.message))
-        match attempt.message.note:
+        attempt.before_request(self.payload(attempt.message))
+        match attempt.message.remark:
             case "keep":
-                await attempt.keep({"told": "one of two"})
+                await attempt.save_progress({"told": "one of two"})
             case "hang":
                 self.hanging += 1
                 try:
@@ -42,7 +42,7 @@ class Odd:
                 raise REFUSED
             case "fail":
                 raise ValueError("xoxb-secret")
-        attempt.answered("taken")
+        attempt.record_reply("taken")
         return {"process": str(os.getpid()), "progress": str(dict(attempt.progress)), "hanging": str(self.hanging)}
 
     def payload(self, message: Message) -> str:

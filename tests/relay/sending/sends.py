@@ -8,43 +8,43 @@ from pathlib import Path
 import pytest
 
 from services.relay.channels.channel import Progress
-from services.relay.event_json import encode
+from services.relay.event_json import encode_event
 from services.relay.sending.enrich.links import LinkRules
-from services.relay.sending.outgoing import Outgoing, Send, SendingSettings
+from services.relay.sending.outgoing import DeliveryTask, Sender, SenderSettings
 from tests.relay.scripted import event_of
 from tests.relay.sending.odd import OddSettings
 
 LINKS = LinkRules("https://docs.example.org/#{alertname_lower}", None, ("docs.example.org",))
-SETTINGS = SendingSettings({"odd": OddSettings()}, LINKS, {"owner": "#team"}, 10)
+SETTINGS = SenderSettings({"odd": OddSettings()}, LINKS, {"owner": "#team"}, 10)
 
 
 async def never(progress: Progress) -> None:
     pytest.fail(f"{progress} was to be kept")
 
 
-def outgoing(note: str = "", *, seconds: float = 20.0, lease: float = 60.0) -> Outgoing:
+def outgoing(note: str = "", *, seconds: float = 20.0, lease: float = 60.0) -> DeliveryTask:
     now = asyncio.get_running_loop().time()
-    written = encode(event_of())
-    return Outgoing(
+    written = encode_event(event_of())
+    return DeliveryTask(
         channel="odd",
         delivery_id="d",
         incident_id="i",
         episode=1,
         accepted_at=datetime(2026, 1, 1, tzinfo=UTC),
-        written_event=written,
-        size=len(written),
+        event_json=written,
+        events_size=len(written),
         first_receipt=None,
-        untold=False,
-        note=note,
+        firing_undelivered=False,
+        remark=note,
         age=1.5,
         progress={},
         maybe_sent=False,
-        ends=now + seconds,
+        attempt_ends=now + seconds,
         lease_ends=now + lease,
     )
 
 
-async def process_of(send: Send) -> int:
+async def process_of(send: Sender) -> int:
     attempted = await send(outgoing(), never)
     assert attempted.receipt is not None
     return int(attempted.receipt["process"])
@@ -57,7 +57,7 @@ def sending_processes(relay: int | None = None) -> list[int]:
     return [int(pid) for pid in children if b"services.relay.sending" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-async def hang_there(send: Send, number: int) -> bool:
+async def hang_there(send: Sender, number: int) -> bool:
     receipt = (await send(outgoing(), never)).receipt
     return receipt is not None and receipt["hanging"] == str(number)
 

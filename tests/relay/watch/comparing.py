@@ -3,15 +3,15 @@
 from datetime import UTC, datetime
 
 from services.relay.model import Event, Status
-from services.relay.watch.alertmanager import Active, Known, Peer, PeerError
-from services.relay.watch.reconcile import ENDED, Reconcile, Waits
+from services.relay.watch.alertmanager import ActiveAlert, AlertmanagerState, AlertmanagerClient, AlertmanagerError
+from services.relay.watch.reconcile import CLOSED_REMARK, Reconciler, ReconcileTimes
 from tests.relay.watch.told import START, Clock, Desk, event
 
 LONG_AGO = START - 3600
 FIRES_AGAIN = datetime.fromtimestamp(START + 400, UTC)
 
 
-class Answers(Peer):
+class Answers(AlertmanagerClient):
     """A peer whose answer is given."""
 
     def __init__(self, url: str = "http://one.example.org") -> None:
@@ -25,33 +25,33 @@ class Answers(Peer):
         self.receiver = "kms-critical"
         self.problem: str | None = None
 
-    async def ask(self) -> Known:
+    async def read_state(self) -> AlertmanagerState:
         if self.problem:
-            raise PeerError(self.problem)
-        active = Active(FIRES_AGAIN, frozenset({self.receiver}))
-        return Known(
+            raise AlertmanagerError(self.problem)
+        active = ActiveAlert(FIRES_AGAIN, frozenset({self.receiver}))
+        return AlertmanagerState(
             self.since,
             {f"print-{name}": {"alertname": name, **self.labels} for name in self.alerts},
             {f"print-{name}": active for name in self.alerts - self.muted},
         )
 
 
-def reconcile(at: Desk, clock: Clock, *peers: Peer) -> Reconcile:
-    return Reconcile(at.teller, peers, Waits(), clock.steady)
+def reconcile(at: Desk, clock: Clock, *peers: AlertmanagerClient) -> Reconciler:
+    return Reconciler(at.teller, peers, ReconcileTimes(), clock.steady)
 
 
-async def minutes(number: int, clock: Clock, *rounds: Reconcile) -> None:
+async def minutes(number: int, clock: Clock, *rounds: Reconciler) -> None:
     for _ in range(number):
         for each in rounds:
-            clock.go(await each.round() / len(rounds))
+            clock.go(await each.reconcile() / len(rounds))
 
 
 async def latest(at: Desk) -> Event:
     return (await at.told())[-1].event
 
 
-async def closed(at: Desk, clock: Clock, comparing: Reconcile) -> None:
+async def closed(at: Desk, clock: Clock, comparing: Reconciler) -> None:
     """A group that the relay closed."""
     await at.accept(event(("A", Status.FIRING), ("B", Status.FIRING)), "email", "pagerduty")
     await minutes(6, clock, comparing)
-    assert (await latest(at)).note == ENDED
+    assert (await latest(at)).remark == CLOSED_REMARK

@@ -20,7 +20,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def at(tmp_path: Path, clock: Clock) -> AsyncIterator[Desk]:
-    async with desk(location.sqlite(tmp_path / "relay.db"), clock) as at:
+    async with desk(location.create_sqlite_url(tmp_path / "relay.db"), clock) as at:
         yield at
 
 

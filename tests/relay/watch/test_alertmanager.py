@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from services.relay.watch import alertmanager
-from services.relay.watch.alertmanager import Active, Known, Peer, PeerError
+from services.relay.watch.alertmanager import ActiveAlert, AlertmanagerState, AlertmanagerClient, AlertmanagerError
 from shared.secret_file import SecretFile
 
 SINCE = 1_700_000_000.0
@@ -73,28 +73,28 @@ async def api() -> AsyncIterator[Api]:
 
 
 @pytest.fixture
-async def peer(api: Api) -> AsyncIterator[Peer]:
-    peer = Peer(api.url, None)
+async def peer(api: Api) -> AsyncIterator[AlertmanagerClient]:
+    peer = AlertmanagerClient(api.url, None)
     yield peer
     await peer.close()
 
 
-async def test_it_says_since_when_it_is_up_and_what_it_knows(peer: Peer, api: Api) -> None:
-    active = Active(datetime.fromtimestamp(SINCE, UTC), frozenset({"kms-critical", "direct"}))
-    assert await peer.ask() == Known(SINCE, {key: {"alertname": "A"} for key in ("a1", "b2", "c3")}, {"a1": active})
+async def test_it_says_since_when_it_is_up_and_what_it_knows(peer: AlertmanagerClient, api: Api) -> None:
+    active = ActiveAlert(datetime.fromtimestamp(SINCE, UTC), frozenset({"kms-critical", "direct"}))
+    assert await peer.read_state() == AlertmanagerState(SINCE, {key: {"alertname": "A"} for key in ("a1", "b2", "c3")}, {"a1": active})
     assert api.credentials == [None, None]
 
 
 async def test_the_token_is_sent_and_read_again_when_its_file_changes(api: Api, tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("first\n")
-    peer = Peer(api.url, SecretFile(file))
-    await peer.ask()
+    peer = AlertmanagerClient(api.url, SecretFile(file))
+    await peer.read_state()
     file.write_text("the-second\n")
-    await peer.ask()
+    await peer.read_state()
     file.unlink()
-    with pytest.raises(PeerError, match="No such file"):
-        await peer.ask()
+    with pytest.raises(AlertmanagerError, match="No such file"):
+        await peer.read_state()
     await peer.close()
     assert api.credentials == ["Bearer first"] * 2 + ["Bearer the-second"] * 2
 
@@ -120,7 +120,7 @@ async def is_before_all_time(request: web.Request) -> web.StreamResponse:
 
 
 async def is_too_long(request: web.Request) -> web.StreamResponse:
-    return web.Response(body=b"[" + b" " * alertmanager._ANSWER_LIMIT)
+    return web.Response(body=b"[" + b" " * alertmanager._MAX_REPLY_BYTES)
 
 
 async def breaks_off(request: web.Request) -> web.StreamResponse:
@@ -146,16 +146,16 @@ async def breaks_off(request: web.Request) -> web.StreamResponse:
 )
 @pytest.mark.parametrize("where", ["status", "alerts"])
 async def test_an_answer_that_cannot_be_used_is_one_sentence(
-    where: str, answer: Answer, words: str, peer: Peer, api: Api
+    where: str, answer: Answer, words: str, peer: AlertmanagerClient, api: Api
 ) -> None:
     setattr(api, where, answer)
-    with pytest.raises(PeerError, match=words):
-        await peer.ask()
+    with pytest.raises(AlertmanagerError, match=words):
+        await peer.read_state()
 
 
 @pytest.mark.parametrize("compressed", [True, False])
 async def test_an_answer_takes_no_more_memory_than_a_few_times_what_is_read_of_it(
-    api: Api, peer: Peer, compressed: bool
+    api: Api, peer: AlertmanagerClient, compressed: bool
 ) -> None:
     content = b"[" + b"[]," * 2_000_000 + b"[]]"
 
@@ -167,8 +167,8 @@ async def test_an_answer_takes_no_more_memory_than_a_few_times_what_is_read_of_i
     api.alerts = answer
     tracemalloc.start()
     try:
-        with pytest.raises(PeerError, match="not that of Alertmanager's API"):
-            await peer.ask()
+        with pytest.raises(AlertmanagerError, match="not that of Alertmanager's API"):
+            await peer.read_state()
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -176,16 +176,16 @@ async def test_an_answer_takes_no_more_memory_than_a_few_times_what_is_read_of_i
 
 
 async def test_one_that_is_not_there_is_one_sentence() -> None:
-    peer = Peer("http://127.0.0.1:1", None)
-    with pytest.raises(PeerError, match="no connection"):
-        await peer.ask()
+    peer = AlertmanagerClient("http://127.0.0.1:1", None)
+    with pytest.raises(AlertmanagerError, match="no connection"):
+        await peer.read_state()
     await peer.close()
 
 
 async def test_one_that_hangs_is_waited_for_ten_seconds_at_most(
-    peer: Peer, api: Api, monkeypatch: pytest.MonkeyPatch
+    peer: AlertmanagerClient, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert alertmanager._ANSWER_SECONDS == 10
+    assert alertmanager._REPLY_TIMEOUT == 10
     monkeypatch.setattr(alertmanager, "_ANSWER_SECONDS", 0.05)
 
     async def trickles(request: web.Request) -> web.StreamResponse:
@@ -196,5 +196,5 @@ async def test_one_that_hangs_is_waited_for_ten_seconds_at_most(
             await asyncio.sleep(0.01)
 
     api.alerts = trickles
-    with pytest.raises(PeerError, match="no answer within"):
-        await peer.ask()
+    with pytest.raises(AlertmanagerError, match="no answer within"):
+        await peer.read_state()

@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from services.relay.outbox.waiting import StoreUnavailableError
-from services.relay.watch.loop import again_and_again
+from services.relay.watch.loop import run_forever
 
 pytestmark = pytest.mark.looptime
 
@@ -28,7 +28,7 @@ async def test_a_turn_that_fails_is_followed_by_the_next() -> None:
 
     start = asyncio.get_running_loop().time()
     with capture_logs() as logs, pytest.raises(TimeoutError):
-        await asyncio.wait_for(again_and_again("reconcile", turn), 125)
+        await asyncio.wait_for(run_forever("reconcile", turn), 125)
     waits = [later - earlier for earlier, later in itertools.pairwise(turns)]
     assert turns[0] == start
     assert waits == [30, 1, 60, 30]
@@ -46,5 +46,5 @@ async def test_a_cancellation_that_is_not_ours_ends_no_watch() -> None:
         raise asyncio.CancelledError  # out of a library, for something of its own
 
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(again_and_again("reconcile", turn), 100)
+        await asyncio.wait_for(run_forever("reconcile", turn), 100)
     assert turns == 2

@@ -2,21 +2,21 @@
 
 from services.relay.model import Status
 from services.relay.outbox import rejected
-from services.relay.outbox.rejected import Rejected
-from services.relay.watch.notice import Notice
+from services.relay.outbox.rejected import RefusedWebhook
+from services.relay.watch.notice import QuarantineMonitor
 from tests.relay.watch.told import Clock, Desk
 
 
 async def quarantined(at: Desk, reason: str = "the body: is no JSON") -> None:
-    await rejected.keep(at.store, Rejected("", 400, reason, b"{"), entries=100)
+    await rejected.add_entry(at.store, RefusedWebhook("", 400, reason, b"{"), max_entries=100)
 
 
-def notice(at: Desk) -> Notice:
-    return Notice(at.teller, ["slack", "email"])
+def notice(at: Desk) -> QuarantineMonitor:
+    return QuarantineMonitor(at.teller, ["slack", "email"])
 
 
 async def test_an_empty_quarantine_is_not_told(at: Desk) -> None:
-    await notice(at).look()
+    await notice(at).check()
     assert await at.told() == []
 
 
@@ -24,7 +24,7 @@ async def test_a_new_entry_is_told_once_by_whichever_replica_looks_first(at: Des
     await quarantined(at, "older")
     await quarantined(at)
     for replica in (notice(at), notice(at)):
-        await replica.look()
+        await replica.check()
     ((told, channels),) = await at.told()
     assert channels == {"slack", "email"}
     assert told.common_labels == {"alertname": "RelayWebhookQuarantined", "severity": "warning"}
@@ -36,16 +36,16 @@ async def test_a_new_entry_is_told_once_by_whichever_replica_looks_first(at: Des
 
 async def test_it_ends_when_none_came_for_an_hour_and_begins_anew_with_the_next(at: Desk, clock: Clock) -> None:
     await quarantined(at)
-    await notice(at).look()
+    await notice(at).check()
     clock.go(3000)
     await quarantined(at)
     clock.go(3000)
-    await notice(at).look()
+    await notice(at).check()
     assert len(await at.told()) == 1
     clock.go(600)
-    await notice(at).look()
+    await notice(at).check()
     await quarantined(at)
-    await notice(at).look()
+    await notice(at).check()
     statuses = [told.event.status for told in await at.told()]
     assert statuses == [Status.FIRING, Status.RESOLVED, Status.FIRING]
 
@@ -53,13 +53,13 @@ async def test_it_ends_when_none_came_for_an_hour_and_begins_anew_with_the_next(
 async def test_a_start_does_not_tell_what_is_over_an_hour_old(at: Desk, clock: Clock) -> None:
     await quarantined(at)
     clock.go(3600)
-    await notice(at).look()
+    await notice(at).check()
     assert await at.told() == []
 
 
 async def test_a_reason_that_quotes_what_was_sent_stays_one_short_line(at: Desk) -> None:
     await quarantined(at, "labels:\n\x1b[31m\u202e" + "<!channel> " * 1000)
-    await notice(at).look()
+    await notice(at).check()
     description = (await at.told())[0].event.common_annotations["description"]
     assert len(description) < 500
     assert not set(description) & {"\n", "\x1b", "\u202e"}

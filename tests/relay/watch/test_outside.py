@@ -11,7 +11,7 @@ from aiohttp import web
 from structlog.testing import capture_logs
 
 from services.relay.model import Status
-from services.relay.watch.outside import LONGEST, WITHIN, Outside
+from services.relay.watch.outside import MAX_WAITING_AGE, DRAIN_WINDOW, DeadMansSwitch
 from tests.ops.rules import ALERTS
 from tests.relay.outbox.acts import claimed, end
 from tests.relay.watch.told import CHANNELS, Clock, Desk, event
@@ -54,62 +54,62 @@ def file(tmp_path: Path, switch: Switch) -> Path:
 
 
 @pytest.fixture
-async def outside(at: Desk, file: Path) -> AsyncIterator[Outside]:
-    outside = Outside("Watchdog", file, at.store, CHANNELS)
+async def outside(at: Desk, file: Path) -> AsyncIterator[DeadMansSwitch]:
+    outside = DeadMansSwitch("Watchdog", file, at.store, CHANNELS)
     yield outside
     await outside.close()
 
 
-async def test_each_heartbeat_is_passed_on_and_those_in_between_together(outside: Outside, switch: Switch) -> None:
-    outside.heartbeat()
-    outside.heartbeat()
-    await outside.pass_on()
+async def test_each_heartbeat_is_passed_on_and_those_in_between_together(outside: DeadMansSwitch, switch: Switch) -> None:
+    outside.record_heartbeat()
+    outside.record_heartbeat()
+    await outside.ping_after_heartbeat()
     assert switch.asked == [f"GET {PATH}"]
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(outside.pass_on(), 0.05)  # without another heartbeat nothing is asked
-    outside.heartbeat()
-    await outside.pass_on()
+        await asyncio.wait_for(outside.ping_after_heartbeat(), 0.05)  # without another heartbeat nothing is asked
+    outside.record_heartbeat()
+    await outside.ping_after_heartbeat()
     assert len(switch.asked) == 2
 
 
 async def test_it_is_not_asked_while_something_waits_for_over_ten_minutes_and_nothing_is_delivered(
-    outside: Outside, switch: Switch, at: Desk, clock: Clock
+    outside: DeadMansSwitch, switch: Switch, at: Desk, clock: Clock
 ) -> None:
     await at.accept(event(("A", Status.FIRING)), "email")
     clock.go(600)
-    outside.heartbeat()
-    await outside.pass_on()
+    outside.record_heartbeat()
+    await outside.ping_after_heartbeat()
     assert len(switch.asked) == 1
     clock.go(1)
-    outside.heartbeat()
+    outside.record_heartbeat()
     with capture_logs() as logs:
-        await outside.pass_on()
+        await outside.ping_after_heartbeat()
     assert len(switch.asked) == 1
     (line,) = logs
     assert line["event"].startswith("the outside address is not asked while the outbox does not drain")
 
 
 async def test_it_is_asked_while_a_storm_is_delivered_slowly(
-    outside: Outside, switch: Switch, at: Desk, clock: Clock
+    outside: DeadMansSwitch, switch: Switch, at: Desk, clock: Clock
 ) -> None:
     for number in range(7):
         await at.accept(event((f"A{number}", Status.FIRING), group=str(number)), "email")
     for asked in range(1, 7):
         clock.go(500)
         await end(at.store, await claimed(at.store, "email"))
-        outside.heartbeat()
-        await outside.pass_on()
+        outside.record_heartbeat()
+        await outside.ping_after_heartbeat()
         assert len(switch.asked) == asked
     clock.go(601)
-    outside.heartbeat()
-    await outside.pass_on()
+    outside.record_heartbeat()
+    await outside.ping_after_heartbeat()
     assert len(switch.asked) == 6, "the last one waits, and nothing was delivered for over 10 minutes"
 
 
 def test_the_times_are_those_of_the_alert_that_tells_people() -> None:
     expression = ALERTS["RelayOutboxStuck"]["expr"]
-    assert re.findall(r"> (\d{2,})", expression) == [f"{WITHIN:g}", f"{LONGEST:g}"]
-    assert re.findall(r"\[(\d+)m\]", expression) == [f"{WITHIN / 60:g}"]
+    assert re.findall(r"> (\d{2,})", expression) == [f"{DRAIN_WINDOW:g}", f"{MAX_WAITING_AGE:g}"]
+    assert re.findall(r"\[(\d+)m\]", expression) == [f"{DRAIN_WINDOW / 60:g}"]
 
 
 async def test_what_waits_for_a_channel_that_is_gone_does_not_hold_it_up(
@@ -117,9 +117,9 @@ async def test_what_waits_for_a_channel_that_is_gone_does_not_hold_it_up(
 ) -> None:
     await at.accept(event(("A", Status.FIRING)), "email")
     clock.go(601)
-    outside = Outside("Watchdog", file, at.store, ["slack"])
-    outside.heartbeat()
-    await outside.pass_on()
+    outside = DeadMansSwitch("Watchdog", file, at.store, ["slack"])
+    outside.record_heartbeat()
+    await outside.ping_after_heartbeat()
     await outside.close()
     assert len(switch.asked) == 1
 
@@ -165,20 +165,20 @@ def mended(file: Path, switch: Switch) -> None:
     ],
 )
 async def test_one_that_fails_is_logged_without_the_address_and_tried_with_the_next_heartbeat(
-    spoil: Callable[[Path, Switch], None], words: str, outside: Outside, file: Path, switch: Switch
+    spoil: Callable[[Path, Switch], None], words: str, outside: DeadMansSwitch, file: Path, switch: Switch
 ) -> None:
     spoil(file, switch)
-    outside.heartbeat()
+    outside.record_heartbeat()
     with capture_logs() as logs:
-        assert await outside.pass_on() == 0
+        assert await outside.ping_after_heartbeat() == 0
     (line,) = logs
     assert words in line["problem"]
     assert PATH not in str(line)
     assert "/elsewhere" not in str(switch.asked)
 
     mended(file, switch)
-    outside.heartbeat()
+    outside.record_heartbeat()
     with capture_logs() as logs:
-        await outside.pass_on()
+        await outside.ping_after_heartbeat()
     assert logs == []
     assert switch.asked[-1] == f"GET {PATH}"

@@ -6,8 +6,8 @@ import pytest
 
 from services.relay.model import Status
 from services.relay.outbox import watchdogs
-from services.relay.watch.reconcile import ENDED
-from services.relay.watch.watchdog import Able, Guard, Watchdog
+from services.relay.watch.reconcile import CLOSED_REMARK
+from services.relay.watch.watchdog import IntakeUptime, WatchdogMonitor, Watchdog
 from tests.relay.watch.comparing import Answers, latest, minutes, reconcile
 from tests.relay.watch.told import START, Clock, Desk, event
 
@@ -27,8 +27,8 @@ async def test_one_that_is_gone_for_five_minutes_is_told_over_where_it_was_told(
     assert {alert.status for alert in told.alerts} == {RESOLVED}
     assert {alert.ends_at.timestamp() for alert in told.alerts if alert.ends_at} == {START + 300}
     assert told.status is RESOLVED
-    assert told.note == ENDED
-    assert "Alertmanager no longer has it; it may have ended while silenced or inhibited" in ENDED
+    assert told.remark == CLOSED_REMARK
+    assert "Alertmanager no longer has it; it may have ended while silenced or inhibited" in CLOSED_REMARK
     await minutes(10, clock, comparing)
     assert len(await at.told()) == 2
 
@@ -145,14 +145,14 @@ async def test_incidents_of_one_group_that_are_all_gone_are_all_closed(at: Desk,
 
 
 async def test_the_relays_own_incidents_are_none_of_alertmanagers(at: Desk, clock: Clock, one: Answers) -> None:
-    guard = Guard(at.teller, [Watchdog("Watchdog", 60, ("slack",), None)], Able(clock.steady))
-    await guard.look()
+    guard = WatchdogMonitor(at.teller, [Watchdog("Watchdog", 60, ("slack",), None)], IntakeUptime(clock.steady))
+    await guard.check()
     clock.go(60)
-    await guard.look()
+    await guard.check()
     await minutes(10, clock, reconcile(at, clock, one))
     assert len(await at.told()) == 1
-    await watchdogs.seen(at.store, ["Watchdog"])
-    await guard.look()
+    await watchdogs.record_heartbeats(at.store, ["Watchdog"])
+    await guard.check()
     assert len(await at.told()) == 2
 
 

@@ -1,7 +1,7 @@
 """After the relay closed an incident: it fires again, or Alertmanager tells of its end itself after all."""
 
 from services.relay.model import Status
-from services.relay.watch.reconcile import AGAIN, ENDED
+from services.relay.watch.reconcile import REFIRED_REMARK, CLOSED_REMARK
 from tests.relay.outbox.acts import take, told_by
 from tests.relay.watch.comparing import FIRES_AGAIN, Answers, closed, latest, minutes, reconcile
 from tests.relay.watch.told import Clock, Desk, event
@@ -19,12 +19,12 @@ async def test_what_the_relay_closed_is_told_where_it_fires_again(at: Desk, cloc
     assert len(await at.told()) == 3
     told, channels = (await at.told())[-1]
     assert channels == {"email", "pagerduty"}
-    assert (told.status, told.note) == (FIRING, AGAIN)
+    assert (told.status, told.remark) == (FIRING, REFIRED_REMARK)
     (alert,) = told.alerts
     assert (alert.labels["alertname"], alert.starts_at, alert.ends_at) == ("A", FIRES_AGAIN, None)
     one.alerts = set()
     await minutes(6, clock, comparing)
-    assert (await latest(at)).note == ENDED
+    assert (await latest(at)).remark == CLOSED_REMARK
 
 
 async def test_it_is_not_told_again_where_alertmanager_does_so(at: Desk, clock: Clock, one: Answers) -> None:
@@ -35,7 +35,7 @@ async def test_it_is_not_told_again_where_alertmanager_does_so(at: Desk, clock: 
     await at.accept(event(("A", FIRING)))
     await minutes(5, clock, comparing)
     assert len(await at.told()) == 3
-    assert (await latest(at)).note == ""
+    assert (await latest(at)).remark == ""
 
 
 async def test_what_fires_again_muted_or_to_another_receiver_or_for_a_moment_is_not_told(
@@ -86,10 +86,10 @@ async def test_what_waits_while_alertmanagers_own_end_comes_is_merged_as_it_was_
     await closed(at, clock, reconcile(at, clock, one))
     await at.accept(event(("A", RESOLVED), ("B", RESOLVED)), "email")
     await at.accept(event(("A", FIRING)), "email")
-    (claim,) = (await take(at.store, "email", limit=9)).claims
+    (claim,) = (await take(at.store, "email", limit=9)).tasks
     told = await told_by(at.store, claim)
     assert {alert.labels["alertname"]: alert.status for alert in told.alerts} == {"A": FIRING, "B": RESOLVED}
-    (end,) = (await take(at.store, "pagerduty", limit=9)).claims
+    (end,) = (await take(at.store, "pagerduty", limit=9)).tasks
     told = await told_by(at.store, end)
     assert [alert.status for alert in told.alerts] == [RESOLVED, RESOLVED]
 

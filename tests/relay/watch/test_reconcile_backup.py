@@ -3,9 +3,9 @@
 from sqlalchemy import update
 
 from services.relay.model import Status
-from services.relay.outbox.restored import HELD_FOR, notice_restore
-from services.relay.outbox.schema import origin
-from services.relay.watch.reconcile import AGAIN, ENDED
+from services.relay.outbox.restored import COMPARE_DELAY, detect_restore
+from services.relay.outbox.schema import database_identity
+from services.relay.watch.reconcile import REFIRED_REMARK, CLOSED_REMARK
 from tests.relay.outbox.acts import nothing, take, told_by
 from tests.relay.watch.comparing import Answers, latest, minutes, reconcile
 from tests.relay.watch.told import Clock, Desk, event
@@ -15,10 +15,10 @@ FIRING, RESOLVED = Status.FIRING, Status.RESOLVED
 
 async def restored(at: Desk) -> None:
     """As if all that was accepted so far stood in a backup."""
-    await notice_restore(at.store, held_for=HELD_FOR)
-    another = update(origin).values(name="another")
+    await detect_restore(at.store, compare_delay=COMPARE_DELAY)
+    another = update(database_identity).values(name="another")
     await at.store.run(lambda transaction: transaction.connection.execute(another))
-    assert await notice_restore(at.store, held_for=HELD_FOR)
+    assert await detect_restore(at.store, compare_delay=COMPARE_DELAY)
     assert await nothing(at.store, "slack")
 
 
@@ -30,11 +30,11 @@ async def test_what_is_over_is_told_over_at_once_and_what_goes_on_as_it_stands(
     await restored(at)
     one.alerts = {"B"}
     await minutes(1, clock, reconcile(at, clock, one))
-    claims = (await take(at.store, "slack", limit=9)).claims
+    claims = (await take(at.store, "slack", limit=9)).tasks
     told = {each.alerts[0].labels["alertname"]: each for each in [await told_by(at.store, claim) for claim in claims]}
     assert {name: each.status for name, each in told.items()} == {"A": RESOLVED, "B": FIRING}
-    assert told["A"].note == ENDED
-    assert not any(claim.untold for claim in claims)
+    assert told["A"].remark == CLOSED_REMARK
+    assert not any(claim.firing_undelivered for claim in claims)
 
 
 async def test_what_fires_though_the_backup_says_that_it_is_over_is_told(at: Desk, clock: Clock, one: Answers) -> None:
@@ -43,8 +43,8 @@ async def test_what_fires_though_the_backup_says_that_it_is_over_is_told(at: Des
     await restored(at)
     one.alerts = {"A"}
     await minutes(1, clock, reconcile(at, clock, one))
-    assert ((await latest(at)).status, (await latest(at)).note) == (FIRING, AGAIN)
-    (claim,) = (await take(at.store, "slack", limit=9)).claims
+    assert ((await latest(at)).status, (await latest(at)).remark) == (FIRING, REFIRED_REMARK)
+    (claim,) = (await take(at.store, "slack", limit=9)).tasks
     assert (await told_by(at.store, claim)).status is FIRING
 
 
@@ -63,10 +63,10 @@ async def test_an_alertmanager_that_does_not_count_is_waited_for_but_not_for_lon
 async def test_after_a_relay_was_merely_stopped_for_long_one_look_closes_nothing(
     at: Desk, clock: Clock, one: Answers
 ) -> None:
-    await notice_restore(at.store, held_for=HELD_FOR)
+    await detect_restore(at.store, compare_delay=COMPARE_DELAY)
     await at.accept(event(("A", FIRING)))
     clock.go(3700)
-    assert not await notice_restore(at.store, held_for=HELD_FOR)
+    assert not await detect_restore(at.store, compare_delay=COMPARE_DELAY)
     comparing = reconcile(at, clock, one)
     await minutes(1, clock, comparing)
     one.alerts = {"A"}

@@ -9,9 +9,9 @@ import pytest
 from aiohttp import web
 
 from services.relay.outbox import rejected, watchdogs
-from services.relay.outbox.rejected import Rejected
-from services.relay.watch.watchdog import Able, Watchdog
-from services.relay.watch.watching import Watched, Watching
+from services.relay.outbox.rejected import RefusedWebhook
+from services.relay.watch.watchdog import IntakeUptime, Watchdog
+from services.relay.watch.watching import MonitorSettings, Monitors
 from shared.sql import location
 from tests.conftest import Until
 from tests.relay.watch.told import Clock, Desk, desk
@@ -24,7 +24,7 @@ class Real(Clock):
 
 @pytest.fixture
 async def at(tmp_path: Path) -> AsyncIterator[Desk]:
-    async with desk(location.sqlite(tmp_path / "relay.db"), Real()) as at:
+    async with desk(location.create_sqlite_url(tmp_path / "relay.db"), Real()) as at:
         yield at
 
 
@@ -44,16 +44,16 @@ async def test_absences_quarantine_and_heartbeats_are_seen_side_by_side_until_it
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     file = tmp_path / "url"
     file.write_text(f"http://127.0.0.1:{runner.addresses[0][1]}/ping")
-    await rejected.keep(at.store, Rejected("", 400, "a reason", b"{"), entries=100)
+    await rejected.add_entry(at.store, RefusedWebhook("", 400, "a reason", b"{"), max_entries=100)
 
     seen, absent = Watchdog("Seen", 60, ["slack"], file), Watchdog("Absent", 0.2, ["email"], None)
     # No Alertmanager is there: the others do not wait for it.
-    watching = Watching(
-        at.teller, Watched([seen, absent], ["slack"], ["http://127.0.0.1:1"], None), Able(time.monotonic)
+    watching = Monitors(
+        at.teller, MonitorSettings([seen, absent], ["slack"], ["http://127.0.0.1:1"], None), IntakeUptime(time.monotonic)
     )
     task = asyncio.create_task(watching.run())
-    await watchdogs.seen(at.store, ["Seen", "Absent"])
-    watching.heartbeat(["Seen", "Absent"])
+    await watchdogs.record_heartbeats(at.store, ["Seen", "Absent"])
+    watching.record_heartbeats(["Seen", "Absent"])
 
     async def all_told() -> bool:
         names = sorted(told.event.common_labels["alertname"] for told in await at.told())

@@ -15,15 +15,15 @@ from aiohttp import web
 
 from services.relay.intake import webhook
 from services.relay.model import Event, Status
-from services.relay.watch.reconcile import AGAIN, ENDED, Waits
-from services.relay.watch.watchdog import Able
-from services.relay.watch.watching import Watched, Watching
+from services.relay.watch.reconcile import REFIRED_REMARK, CLOSED_REMARK, ReconcileTimes
+from services.relay.watch.watchdog import IntakeUptime
+from services.relay.watch.watching import MonitorSettings, Monitors
 from tests.conftest import Until
 from tests.relay.watch.told import CHANNELS, Clock, Desk
 
 Start = Callable[..., Awaitable[str]]
 PROGRAM = shutil.which("alertmanager") or shutil.which("prometheus-alertmanager")
-QUICK = Waits(between_rounds=0.2, absent=3.0, up=0.5)
+QUICK = ReconcileTimes(interval=0.2, min_absence=3.0, min_uptime=0.5)
 
 
 class Real(Clock):
@@ -47,7 +47,7 @@ async def intake(at: Desk, sent: list[Event]) -> AsyncIterator[str]:
     """Where the webhooks go; gives the URL."""
 
     async def take(request: web.Request) -> web.Response:
-        event = webhook.read(await request.read(), "")
+        event = webhook.read_event(await request.read(), "")
         await at.accept(event, "email")
         sent.append(event)
         return web.Response(status=202)
@@ -120,8 +120,8 @@ async def alertmanager(
 
 @pytest.fixture
 async def watching(at: Desk, alertmanager: Alertmanager) -> AsyncIterator[None]:
-    watched = Watched((), CHANNELS[:1], [alertmanager.url], None, QUICK)
-    task = asyncio.create_task(Watching(at.teller, watched, Able(time.monotonic)).run())
+    watched = MonitorSettings((), CHANNELS[:1], [alertmanager.url], None, QUICK)
+    task = asyncio.create_task(Monitors(at.teller, watched, IntakeUptime(time.monotonic)).run())
     yield
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -162,7 +162,7 @@ async def test_an_alert_that_ends_while_silenced_is_told_over_and_one_that_still
         await alertmanager.silence(name)
     await alertmanager.ends("Ends")
     over = await told_over(at, until, "Ends")
-    assert over.note == ENDED
+    assert over.remark == CLOSED_REMARK
     assert await alertmanager.muted() == {"GoesOn"}
     assert [event.status for event in await told_of(at, "GoesOn")] == [Status.FIRING]
 
@@ -179,7 +179,7 @@ async def test_an_alert_that_ends_while_inhibited_is_told_over_and_its_cause_is_
     await until(inhibited)
     await alertmanager.ends("Consequence")
     over = await told_over(at, until, "Consequence")
-    assert over.note == ENDED
+    assert over.remark == CLOSED_REMARK
     assert [event.status for event in await told_of(at, "Cause")] == [Status.FIRING]
 
 
@@ -188,7 +188,7 @@ async def test_an_alert_that_is_not_muted_is_told_over_by_alertmanager(
 ) -> None:
     await fire(at, alertmanager, until, "Ends")
     await alertmanager.ends("Ends")
-    assert (await told_over(at, until, "Ends")).note == ""
+    assert (await told_over(at, until, "Ends")).remark == ""
 
 
 async def test_an_alert_that_fires_again_after_its_silence_is_told_though_alertmanager_would_wait_an_hour(
@@ -205,14 +205,14 @@ async def test_an_alert_that_fires_again_after_its_silence_is_told_though_alertm
         return (await told_of(at, "A"))[-1].status is Status.FIRING
 
     await until(told_again)
-    assert [event.note for event in await told_of(at, "A")] == ["", ENDED, AGAIN]
+    assert [event.remark for event in await told_of(at, "A")] == ["", CLOSED_REMARK, REFIRED_REMARK]
     await alertmanager.ends("A")
 
     async def over_again() -> bool:
         return (await told_of(at, "A"))[-1].status is Status.RESOLVED
 
     await until(over_again)
-    assert (await told_of(at, "A"))[-1].note == "", "Alertmanager tells of this end itself"
+    assert (await told_of(at, "A"))[-1].remark == "", "Alertmanager tells of this end itself"
 
 
 @pytest.mark.parametrize("alertmanager", ["8s"], indirect=True, ids=["a long group_interval"])
@@ -222,7 +222,7 @@ async def test_where_alertmanager_tells_of_an_end_only_after_the_relay_did_it_is
     at.duplicate_window = 0  # as if it came a minute later
     await fire(at, alertmanager, until, "Ends")
     await alertmanager.ends("Ends")
-    assert (await told_over(at, until, "Ends")).note == ENDED
+    assert (await told_over(at, until, "Ends")).remark == CLOSED_REMARK
 
     async def sent_over() -> bool:
         return sent[-1].status is Status.RESOLVED

@@ -9,15 +9,15 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy import select
 
 from services.relay import identity
-from services.relay.event_json import decode
+from services.relay.event_json import decode_event
 from services.relay.metrics import Metrics
 from services.relay.model import Alert, Event, Status
-from services.relay.outbox.accept import Incoming, Plan, accept
-from services.relay.outbox.known import Known
+from services.relay.outbox.accept import IncomingEvent, DeliveryPlan, accept_event
+from services.relay.outbox.known import IncidentState
 from services.relay.outbox.schema import State, deliveries, events
-from services.relay.outbox.store import Store, opened
-from services.relay.watch.telling import Teller
-from shared.sql.location import Database
+from services.relay.outbox.store import Store, open_store
+from services.relay.watch.telling import AlertPublisher
+from shared.sql.location import DatabaseUrl
 
 CHANNELS = ("slack", "email", "pagerduty")
 START = 1_700_000_000.0
@@ -58,7 +58,7 @@ class Desk:
         self.duplicate_window = 60.0
         metrics = Metrics(registry, CHANNELS, (State.DELIVERED, State.SUPERSEDED, State.DEAD), ())
         self.routed: tuple[str, ...] = ("slack",)
-        self.teller = Teller(store, metrics, CHANNELS, self._accepted, lambda _event: self.routed)
+        self.teller = AlertPublisher(store, metrics, CHANNELS, self._accepted, lambda _event: self.routed)
 
     def _accepted(self, channels: Iterable[str]) -> None:
         self.woken += channels
@@ -73,32 +73,32 @@ class Desk:
         rows = await self.store.read(lambda connection: connection.execute(query).all())
         told: dict[int, Told] = {}
         for seq, event, channel in rows:
-            told.setdefault(seq, Told(decode(event), set())).channels.update({channel} - {None})
+            told.setdefault(seq, Told(decode_event(event), set())).channels.update({channel} - {None})
         return list(told.values())
 
     async def accept(self, event: Event, *channels: str) -> str:
         """Accepts a webhook's event; gives its id."""
 
-        def decide(known: Known | None, now: float) -> Plan | None:
-            return identity.plan(
+        def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
+            return identity.plan_deliveries(
                 event,
                 known,
-                content=identity.fingerprint(event),
+                fingerprint=identity.build_fingerprint(event),
                 now=now,
                 duplicate_window=self.duplicate_window,
-                routed=channels or ("slack",),
-                configured=CHANNELS,
+                routed_channels=channels or ("slack",),
+                configured_channels=CHANNELS,
             )
 
-        incoming = Incoming(
-            event, identity.incident_id(event), identity.fingerprint(event), identity.alertname(event), b"{}"
+        incoming = IncomingEvent(
+            event, identity.build_incident_id(event), identity.build_fingerprint(event), identity.find_alertname(event), b"{}"
         )
-        return (await accept(self.store, incoming, decide)).event_id
+        return (await accept_event(self.store, incoming, decide)).event_id
 
 
 @asynccontextmanager
-async def desk(database: Database, clock: Clock) -> AsyncIterator[Desk]:
-    async with opened(database, clock.wall) as store:
+async def desk(database: DatabaseUrl, clock: Clock) -> AsyncIterator[Desk]:
+    async with open_store(database, clock.wall) as store:
         yield Desk(store, CollectorRegistry())
 
 

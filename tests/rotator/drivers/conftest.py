@@ -13,14 +13,14 @@ import yaml
 from pydantic import TypeAdapter
 from sqlalchemy import URL
 
-from ops.kms_emulator.emulator import Emulator, start
-from services.backend.app import running
+from ops.kms_emulator.emulator import Emulator, run_emulator
+from services.backend.app import run_backend
 from services.backend.config import Settings
-from services.rotator.drivers.registry import DriverSettings, connect
+from services.rotator.drivers.registry import DriverSettings, open_driver
 from shared.keyring.administration import Administration
 from shared.kms.settings import GcpKeySettings
-from shared.server import serving
-from shared.settings import load, relative_to
+from shared.server import serve as serving
+from shared.settings import load_settings, use_base_folder
 from tests.backend.conftest import KEY, versions  # noqa: F401 - a fixture, used by its name
 from tests.long import LONG
 
@@ -33,7 +33,7 @@ KINDS = tuple(
 @pytest.fixture
 async def emulator() -> AsyncIterator[Emulator]:
     """A real Cloud KMS emulator over gRPC that holds KEY."""
-    async with start(keys=[KEY]) as running_emulator:
+    async with run_emulator(keys=[KEY]) as running_emulator:
         yield running_emulator
 
 
@@ -61,11 +61,11 @@ class Backend:
                 "records": {"table": "records", "data_key_column": "data_key_id"},
             },
         }
-        with relative_to(self.folder):
+        with use_base_folder(self.folder):
             return TypeAdapter(DriverSettings).validate_python({"kind": kind, **kinds[kind], **overrides})
 
     def connected(self, kind: str, **overrides: object) -> AbstractAsyncContextManager[Administration]:
-        return connect(self.driver(kind, **overrides), self.kms, caller="a test")
+        return open_driver(self.driver(kind, **overrides), self.kms, caller="a test")
 
     async def put(self, record_id: str, content: bytes) -> None:
         async with httpx2.AsyncClient(base_url=self.url) as client:
@@ -99,7 +99,7 @@ def serve(emulator: Emulator, tmp_path: Path) -> Serve:
         }
         file = tmp_path / "backend.yml"
         file.write_text(yaml.safe_dump(document))
-        async with running(load(Settings, file)) as app, serving(app, load(Settings, file).listen) as address:
+        async with run_backend(load_settings(Settings, file)) as app, serving(app, load_settings(Settings, file).listen) as address:
             file.write_text(yaml.safe_dump({**document, "listen": str(address)}))
             yield Backend(f"http://{address}", file, database, kms, tmp_path)
 

@@ -11,8 +11,8 @@ import pytest
 from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 
-from services.rotator.drivers.admin_api import AdminApiSettings
-from services.rotator.drivers.registry import connect
+from services.rotator.drivers.admin_api import AdminApiDriverSettings
+from services.rotator.drivers.registry import open_driver
 from shared.keyring.administration import Administration, AdministrationError, RefusedError, UnreachableError
 from shared.kms.settings import GcpKeySettings
 from tests.backend.conftest import KEY
@@ -38,9 +38,9 @@ def asking(tmp_path: Path) -> Callable[..., AbstractAsyncContextManager[Administ
         site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
         await site.start()
         url = f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}/base/"
-        settings = AdminApiSettings(kind="admin_api", url=url, token_file=tmp_path / "token", timeout=timeout)
+        settings = AdminApiDriverSettings(kind="admin_api", url=url, token_file=tmp_path / "token", timeout=timeout)
         try:
-            async with connect(settings, KMS, caller=caller) as keyring:
+            async with open_driver(settings, KMS, caller=caller) as keyring:
                 yield keyring
         finally:
             await runner.cleanup()
@@ -66,9 +66,9 @@ async def test_the_first_token_is_sent_and_the_caller_is_named(asking: Asking, t
         return web.json_response(CENSUS)
 
     async with asking(handler, caller="me\r\nX-Evil: ünd") as keyring:
-        await keyring.census()
+        await keyring.count_key_usage()
         (tmp_path / "token").write_text("a-new-token")
-        await keyring.census()
+        await keyring.count_key_usage()
     assert seen == [
         ("/base/admin/crypto/census", f"Bearer {TOKEN}", "me??X-Evil: ?nd"),
         ("/base/admin/crypto/census", "Bearer a-new-token", "me??X-Evil: ?nd"),
@@ -105,7 +105,7 @@ async def test_each_answer_that_is_none_is_one_sentence_with_the_next_step(
 ) -> None:
     async with asking(handler) as keyring:
         with pytest.raises(kind, match=sentence) as told:
-            await keyring.census()
+            await keyring.count_key_usage()
     assert type(told.value) is kind
     assert len(str(told.value)) < 800
 
@@ -113,16 +113,16 @@ async def test_each_answer_that_is_none_is_one_sentence_with_the_next_step(
 async def test_a_server_without_an_admin_api_is_not_taken_for_one_without_a_rotation(asking: Asking) -> None:
     async with asking(always(404, "Not Found")) as keyring:
         with pytest.raises(RefusedError, match="no admin API is there"):
-            await keyring.progress()
+            await keyring.get_progress()
     async with asking(always(404, '{"error": "no rotation was ever made"}')) as keyring:
-        assert await keyring.progress() is None
+        assert await keyring.get_progress() is None
 
 
 async def test_a_server_that_repeats_the_token_does_not_get_it_into_any_text(asking: Asking) -> None:
     for status in (200, 409, 500):
         async with asking(always(status, json.dumps({"error": f"you sent {TOKEN}"}))) as keyring:
             with pytest.raises(AdministrationError) as told:
-                await keyring.census()
+                await keyring.count_key_usage()
         assert TOKEN not in str(told.value)
 
 
@@ -136,15 +136,15 @@ async def test_a_server_that_does_not_answer_is_waited_for_within_a_bound(asking
 
     async with asking(handler, timeout=1.0) as keyring:
         with pytest.raises(UnreachableError, match="no answer within 1 s; it may have been done: look with `status`"):
-            await keyring.census()
+            await keyring.count_key_usage()
 
 
 async def test_nobody_who_listens_is_said_in_the_systems_own_words(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(TOKEN)
-    settings = AdminApiSettings(kind="admin_api", url="http://127.0.0.1:1", token_file=tmp_path / "token")
-    async with connect(settings, KMS) as keyring:
+    settings = AdminApiDriverSettings(kind="admin_api", url="http://127.0.0.1:1", token_file=tmp_path / "token")
+    async with open_driver(settings, KMS) as keyring:
         with pytest.raises(UnreachableError, match=r"no answer: .*; is the service running there"):
-            await keyring.census()
+            await keyring.count_key_usage()
 
 
 @pytest.mark.parametrize(("content", "sentence"), [(None, "No such file"), ("", "is empty"), ("\0x", "no HTTP header")])
@@ -153,10 +153,10 @@ async def test_a_token_that_cannot_be_sent_is_refused_before_anything_is(
 ) -> None:
     if content is not None:
         (tmp_path / "token").write_text(content)
-    settings = AdminApiSettings(kind="admin_api", url="http://127.0.0.1:1", token_file=tmp_path / "token")
-    async with connect(settings, KMS) as keyring:
+    settings = AdminApiDriverSettings(kind="admin_api", url="http://127.0.0.1:1", token_file=tmp_path / "token")
+    async with open_driver(settings, KMS) as keyring:
         with pytest.raises(RefusedError, match=f"token_file .*{sentence}"):
-            await keyring.census()
+            await keyring.count_key_usage()
 
 
 async def test_only_a_certificate_that_somebody_vouches_for_gets_the_token(
@@ -172,11 +172,11 @@ async def test_only_a_certificate_that_somebody_vouches_for_gets_the_token(
 
     async with asking(handler, tls=tls) as keyring:
         with pytest.raises(RefusedError, match=r"no secure connection .*SSL_CERT_FILE"):
-            await keyring.census()
+            await keyring.count_key_usage()
     assert seen == []
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.ca))
     async with asking(handler, tls=tls) as keyring:
-        await keyring.census()
+        await keyring.count_key_usage()
     assert seen == [f"Bearer {TOKEN}"]
 
 
@@ -193,12 +193,12 @@ async def test_only_a_certificate_that_somebody_vouches_for_gets_the_token(
 )
 def test_a_url_that_would_give_the_token_away_is_refused(url: str, expected: str) -> None:
     with pytest.raises(ValidationError, match=expected):
-        TypeAdapter(AdminApiSettings).validate_python({"kind": "admin_api", "url": url, "token_file": "t"})
+        TypeAdapter(AdminApiDriverSettings).validate_python({"kind": "admin_api", "url": url, "token_file": "t"})
 
 
 @pytest.mark.parametrize(
     "url", ["https://backend.example.org/", "http://127.0.0.1:8000", "http://localhost", "http://[::1]:1"]
 )
 def test_https_and_this_machine_are_fit_for_a_token(url: str) -> None:
-    settings = TypeAdapter(AdminApiSettings).validate_python({"kind": "admin_api", "url": url, "token_file": "t"})
+    settings = TypeAdapter(AdminApiDriverSettings).validate_python({"kind": "admin_api", "url": url, "token_file": "t"})
     assert settings.url == url.rstrip("/")

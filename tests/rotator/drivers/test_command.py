@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
-from services.rotator.drivers.command import CommandSettings
-from services.rotator.drivers.registry import connect
-from services.rotator.lease import holding
+from services.rotator.drivers.command import CommandDriverSettings
+from services.rotator.drivers.registry import open_driver
+from services.rotator.lease import run_with_lease
 from shared.keyring.administration import RefusedError, RotateRequest, RotationType, UnreachableError
 from shared.kms.settings import GcpKeySettings
-from shared.sql.location import sqlite
+from shared.sql.location import create_sqlite_url
 from tests.backend.conftest import KEY
 from tests.conftest import Until
 from tests.rotator.drivers.conftest import Backend, Serve
@@ -25,14 +25,14 @@ KMS = GcpKeySettings(key=KEY)
 CENSUS: dict[str, object] = {"versions": [], "active": None, "active_since": None}
 
 
-def python(script: str, *, timeout: float = 20.0) -> CommandSettings:
+def python(script: str, *, timeout: float = 20.0) -> CommandDriverSettings:
     """A command that does what the script says."""
-    return CommandSettings(kind="command", argv=(sys.executable, "-c", script), timeout=timeout)
+    return CommandDriverSettings(kind="command", argv=(sys.executable, "-c", script), timeout=timeout)
 
 
 @pytest.fixture
 def database(tmp_path: Path) -> URL:
-    return sqlite(tmp_path / "backend.db")
+    return create_sqlite_url(tmp_path / "backend.db")
 
 
 @pytest.mark.skipif(SSHD is None, reason="sshd is not installed: apt-get install openssh-server")
@@ -41,14 +41,14 @@ async def test_through_a_real_ssh_a_data_key_is_rotated_and_no_value_is_on_a_com
 ) -> None:
     (tmp_path / "ssh").mkdir()
     async with serve(database) as backend, sshd(tmp_path / "ssh") as ssh:
-        settings = CommandSettings(kind="command", argv=(*ssh, shlex.join(backend.admin_command)), timeout=60.0)
-        async with connect(settings, KMS, caller='o\'clock; rm -rf "$HOME"') as keyring:
-            lease = await keyring.lease("by 'ssh' $(id)", 60)
+        settings = CommandDriverSettings(kind="command", argv=(*ssh, shlex.join(backend.admin_command)), timeout=60.0)
+        async with open_driver(settings, KMS, caller='o\'clock; rm -rf "$HOME"') as keyring:
+            lease = await keyring.acquire_lease("by 'ssh' $(id)", 60)
             request = RotateRequest(rotation_id="by-ssh", type=RotationType.NEW_DEK, token=lease.token, caller="x")
             seen = b"".join(_command_lines())
             while (progress := await keyring.rotate(request)).state == "running":
                 seen += b"".join(_command_lines())
-            assert (progress.state, len(await keyring.keys())) == ("done", 2)
+            assert (progress.state, len(await keyring.list_keys())) == ("done", 2)
     assert b"services.backend" in seen
     assert lease.token.encode() not in seen
 
@@ -77,8 +77,8 @@ for line in sys.stdin:
     body = {{"keys": "[]", "lease": {json.dumps(json.dumps(lease))}}}
     print('{{"status": 200, "body": %s}}' % next((v for k, v in body.items() if '"' + k in line), "null"), flush=True)
 """
-    async with connect(python(script), KMS) as keyring:
-        assert not await holding(keyring, 6.0, lambda _: keyring.keys(), "a test")
+    async with open_driver(python(script), KMS) as keyring:
+        assert not await run_with_lease(keyring, 6.0, lambda _: keyring.list_keys(), "a test")
     assert len(kept.read_text()) >= 2
 
 
@@ -91,10 +91,10 @@ for line in sys.stdin:
     print('{{"status": 200, "body": {json.dumps(CENSUS)}}}', flush=True)
 open({str(log)!r}, "a").write("ended\\n")
 """
-    async with connect(python(script), KMS) as keyring:
+    async with open_driver(python(script), KMS) as keyring:
         assert not log.exists(), "it starts at the first call"
         for _ in range(3):
-            await keyring.census()
+            await keyring.count_key_usage()
     first, second = log.read_text().splitlines()
     assert (first.startswith("began"), second) == (True, "ended")
 
@@ -116,9 +116,9 @@ open({str(log)!r}, "a").write("ended\\n")
     ],
 )
 async def test_a_command_that_does_not_answer_is_one_sentence_with_its_last_words(script: str, sentence: str) -> None:
-    async with connect(python(f"import sys; sys.stdin.readline()\n{script}"), KMS) as keyring:
+    async with open_driver(python(f"import sys; sys.stdin.readline()\n{script}"), KMS) as keyring:
         with pytest.raises(UnreachableError, match=sentence) as told:
-            await keyring.census()
+            await keyring.count_key_usage()
         assert "\n" not in str(told.value)
         assert len(str(told.value)) < 800
 
@@ -135,12 +135,12 @@ if first:
     while True: time.sleep(60)
 print('{{"status": 200, "body": {json.dumps(CENSUS)}}}', flush=True)
 """
-    async with connect(python(script, timeout=2.0), KMS) as keyring:
+    async with open_driver(python(script, timeout=2.0), KMS) as keyring:
         with pytest.raises(UnreachableError, match="no answer within 2 s; it may have been done"):
-            await keyring.census()
+            await keyring.count_key_usage()
         with pytest.raises(ProcessLookupError):
             os.kill(int((tmp_path / "pid").read_text()), 0)
-        assert (await keyring.census()).active is None
+        assert (await keyring.count_key_usage()).active is None
 
 
 async def test_a_cancelled_call_leaves_no_answer_for_the_next_one(tmp_path: Path, until: Until) -> None:
@@ -157,25 +157,25 @@ for line in sys.stdin:
     async def was_asked() -> bool:
         return asked.exists()
 
-    async with connect(python(script), KMS) as keyring:
-        asking = asyncio.create_task(keyring.keys())
+    async with open_driver(python(script), KMS) as keyring:
+        asking = asyncio.create_task(keyring.list_keys())
         await until(was_asked)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-        assert (await keyring.census()).active is None
+        assert (await keyring.count_key_usage()).active is None
 
 
 @pytest.mark.parametrize("argv", [("/no/such/program",), ("/etc/passwd",), ("a\0b",)])
 async def test_a_command_that_cannot_be_started_is_refused(argv: tuple[str, ...]) -> None:
-    async with connect(CommandSettings(kind="command", argv=argv), KMS) as keyring:
+    async with open_driver(CommandDriverSettings(kind="command", argv=argv), KMS) as keyring:
         with pytest.raises(RefusedError, match=r"cannot be started: .*; correct driver.argv"):
-            await keyring.census()
+            await keyring.count_key_usage()
 
 
 async def test_a_backend_that_is_gone_is_said_by_the_far_side(backend_gone: Backend) -> None:
     async with backend_gone.connected("command") as keyring:
         with pytest.raises(UnreachableError, match=r"does not answer: Connection refused; is it running\?"):
-            await keyring.census()
+            await keyring.count_key_usage()
 
 
 @pytest.fixture

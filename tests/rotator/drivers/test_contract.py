@@ -10,7 +10,7 @@ from ops.kms_emulator.faults import Fault
 from shared.keyring.administration import (
     Administration,
     AdministrationError,
-    Progress,
+    RotationProgress,
     RefusedError,
     RotateRequest,
     RotationState,
@@ -24,14 +24,14 @@ from tests.rotator.drivers.conftest import KINDS, Backend
 NEW_DEK, REWRAP = RotationType.NEW_DEK, RotationType.REWRAP_KEK
 
 
-async def rotate(keyring: Administration, type_: RotationType, rotation_id: str, *, batch: int = 100) -> Progress:
+async def rotate(keyring: Administration, type_: RotationType, rotation_id: str, *, batch: int = 100) -> RotationProgress:
     """To the end, and gives the lease up."""
-    lease = await keyring.lease("a test", 60)
-    request = RotateRequest(rotation_id=rotation_id, type=type_, token=lease.token, caller="a test", batch=batch)
+    lease = await keyring.acquire_lease("a test", 60)
+    request = RotateRequest(rotation_id=rotation_id, type=type_, token=lease.token, caller="a test", batch_size=batch)
     for _ in range(20):
         progress = await keyring.rotate(request)
         if progress.state is not RotationState.RUNNING:
-            await keyring.release(lease.token)
+            await keyring.release_lease(lease.token)
             return progress
     pytest.fail("the rotation does not end")
 
@@ -43,11 +43,11 @@ def test_every_kind_is_here() -> None:
 async def test_keys_come_in_pages_by_id_and_without_what_wraps_them(keyring: Administration) -> None:
     await rotate(keyring, NEW_DEK, "first")
     await rotate(keyring, NEW_DEK, "second")
-    keys = await keyring.keys()
+    keys = await keyring.list_keys()
     assert len(keys) == 3
     assert [key.id for key in keys] == sorted(key.id for key in keys)
-    assert list(await keyring.keys(limit=2)) == list(keys[:2])
-    assert list(await keyring.keys(after=keys[1].id)) == list(keys[2:])
+    assert list(await keyring.list_keys(limit=2)) == list(keys[:2])
+    assert list(await keyring.list_keys(after=keys[1].id)) == list(keys[2:])
     assert {(key.kek, key.kek_version, key.algorithm) for key in keys} == {(KEY, 1, "AES-256-GCM")}
     assert not hasattr(keys[0], "wrapped")
 
@@ -58,9 +58,9 @@ async def test_the_census_counts_data_keys_and_records_of_each_version(
     await backend.put("before", b"x")
     await versions.rotate()
     await rotate(keyring, NEW_DEK, "new")
-    await keyring.reload()
-    census = await keyring.census()
-    (active,) = [key for key in await keyring.keys() if key.status == "active"]
+    await keyring.reload_instances()
+    census = await keyring.count_key_usage()
+    (active,) = [key for key in await keyring.list_keys() if key.status == "active"]
     assert census.active == active.id
     assert census.active_since == active.created_at
     assert [(each.kek_version, each.data_keys) for each in census.versions] == [(1, 1), (2, 1)]
@@ -69,36 +69,36 @@ async def test_the_census_counts_data_keys_and_records_of_each_version(
 
 
 async def test_one_at_a_time_holds_the_lease_and_the_other_is_told_who(keyring: Administration) -> None:
-    first = await keyring.lease("the first", 60)
+    first = await keyring.acquire_lease("the first", 60)
     with pytest.raises(RefusedError, match="the first"):
-        await keyring.lease("the second", 60)
-    again = await keyring.lease("the first", 120, first.token)
+        await keyring.acquire_lease("the second", 60)
+    again = await keyring.acquire_lease("the first", 120, first.token)
     assert again.token == first.token
     assert again.expires_at > first.expires_at
-    await keyring.release("another's")
+    await keyring.release_lease("another's")
     with pytest.raises(RefusedError):
-        await keyring.lease("the second", 60)
-    await keyring.release(first.token)
-    assert (await keyring.lease("the second", 60)).holder == "the second"
+        await keyring.acquire_lease("the second", 60)
+    await keyring.release_lease(first.token)
+    assert (await keyring.acquire_lease("the second", 60)).holder == "the second"
 
 
 async def test_a_new_data_key_is_rotated_once_whoever_asks_again(keyring: Administration, backend: Backend) -> None:
     await backend.put("before", b"kept")
     done = await rotate(keyring, NEW_DEK, "once")
     assert (done.state, done.type, done.caller, done.problems) == (RotationState.DONE, NEW_DEK, "a test", ())
-    keys = list(await keyring.keys())
+    keys = list(await keyring.list_keys())
     assert sorted(key.status for key in keys) == ["active", "retired"]
     assert await rotate(keyring, NEW_DEK, "once") == done
-    assert list(await keyring.keys()) == keys
-    assert await keyring.progress("once") == await keyring.progress() == done
-    assert await keyring.progress("another") is None
-    await keyring.reload()
+    assert list(await keyring.list_keys()) == keys
+    assert await keyring.get_progress("once") == await keyring.get_progress() == done
+    assert await keyring.get_progress("another") is None
+    await keyring.reload_instances()
     await backend.put("after", b"new")
     assert [await backend.get(record) for record in ("before", "after")] == [b"kept", b"new"]
 
 
 async def test_where_nothing_was_rotated_there_is_no_progress(keyring: Administration) -> None:
-    assert await keyring.progress() is None
+    assert await keyring.get_progress() is None
 
 
 async def test_data_keys_are_wrapped_anew_in_batches_and_stay_what_they_are(
@@ -106,11 +106,11 @@ async def test_data_keys_are_wrapped_anew_in_batches_and_stay_what_they_are(
 ) -> None:
     await backend.put("before", b"kept")
     await rotate(keyring, NEW_DEK, "another-key")
-    before = {key.id: key.fingerprint for key in await keyring.keys()}
+    before = {key.id: key.fingerprint for key in await keyring.list_keys()}
     await versions.rotate()
     done = await rotate(keyring, REWRAP, "rewrap", batch=1)
     assert (done.state, done.total, done.done, done.target_version) == (RotationState.DONE, 2, 2, 2)
-    keys = await keyring.keys()
+    keys = await keyring.list_keys()
     assert {key.kek_version for key in keys} == {2}
     assert {key.id: key.fingerprint for key in keys} == before
     assert await backend.get("before") == b"kept"
@@ -120,49 +120,49 @@ async def test_a_dry_run_says_what_would_be_done_and_changes_nothing(
     keyring: Administration, versions: Versions
 ) -> None:
     await versions.rotate()
-    before = list(await keyring.keys())
+    before = list(await keyring.list_keys())
     would = await keyring.dry_run(REWRAP, 2)
     assert (would.type, would.total, would.done, would.target_version) == (REWRAP, 1, 0, 2)
-    assert list(await keyring.keys()) == before
-    assert await keyring.progress() is None
+    assert list(await keyring.list_keys()) == before
+    assert await keyring.get_progress() is None
 
 
 async def test_without_the_lease_nothing_is_changed(keyring: Administration) -> None:
     request = RotateRequest(rotation_id="r", type=NEW_DEK, token="none", caller="a test")
     for change in (
         lambda: keyring.rotate(request),
-        lambda: keyring.note("r", "none", "a step"),
-        lambda: keyring.retire(1, "none"),
+        lambda: keyring.add_journal_entry("r", "none", "a step"),
+        lambda: keyring.retire_version(1, "none"),
         lambda: keyring.rollback("r", "none"),
     ):
         with pytest.raises(RefusedError):
             await change()
-    assert len(await keyring.keys()) == 1
+    assert len(await keyring.list_keys()) == 1
 
 
 async def test_a_rotation_is_undone_and_its_steps_are_noted(keyring: Administration) -> None:
-    (before,) = await keyring.keys()
+    (before,) = await keyring.list_keys()
     await rotate(keyring, NEW_DEK, "undone")
-    lease = await keyring.lease("a test", 60)
-    await keyring.note("undone", lease.token, "backup x.csv abc")
+    lease = await keyring.acquire_lease("a test", 60)
+    await keyring.add_journal_entry("undone", lease.token, "backup x.csv abc")
     back = await keyring.rollback("undone", lease.token)
     assert back.state is RotationState.ROLLED_BACK
-    assert back.steps[-1:] == ("backup x.csv abc",)
-    assert {key.status for key in await keyring.keys() if key.id == before.id} == {"active"}
+    assert back.journal[-1:] == ("backup x.csv abc",)
+    assert {key.status for key in await keyring.list_keys() if key.id == before.id} == {"active"}
     with pytest.raises(RefusedError, match="no rotation"):
         await keyring.rollback("unheard-of", lease.token)
 
 
 async def test_a_backup_is_put_back(keyring: Administration, versions: Versions) -> None:
-    (row,) = await keyring.backup()
+    (row,) = await keyring.list_backup_rows()
     assert row.wrapped
     await versions.rotate()
     await rotate(keyring, REWRAP, "rewrap")
-    assert (await keyring.backup())[0].wrapped != row.wrapped
-    lease = await keyring.lease("a test", 60)
+    assert (await keyring.list_backup_rows())[0].wrapped != row.wrapped
+    lease = await keyring.acquire_lease("a test", 60)
     assert await keyring.restore([row], lease.token) == 1
     assert await keyring.restore([row], lease.token) == 0
-    assert list(await keyring.backup()) == [row]
+    assert list(await keyring.list_backup_rows()) == [row]
 
 
 @pytest.mark.parametrize("mode", ["sample", "full"])
@@ -174,19 +174,19 @@ async def test_everything_is_verified(keyring: Administration, backend: Backend,
 
 
 async def test_a_version_is_retired_once_nothing_needs_it(keyring: Administration, versions: Versions) -> None:
-    lease = await keyring.lease("a test", 60)
+    lease = await keyring.acquire_lease("a test", 60)
     with pytest.raises(RefusedError, match="still wrapped by version 1"):
-        await keyring.retire(1, lease.token)
-    await keyring.release(lease.token)
+        await keyring.retire_version(1, lease.token)
+    await keyring.release_lease(lease.token)
     await versions.rotate()
     await rotate(keyring, REWRAP, "rewrap")
-    lease = await keyring.lease("a test", 60)
-    await keyring.retire(1, lease.token)
-    assert [each.kek_version for each in (await keyring.census()).retired_versions] == [1]
+    lease = await keyring.acquire_lease("a test", 60)
+    await keyring.retire_version(1, lease.token)
+    assert [each.kek_version for each in (await keyring.count_key_usage()).retired_versions] == [1]
 
 
 async def test_what_kms_refuses_is_told_and_tried_again_by_nobody(keyring: Administration, emulator: Emulator) -> None:
-    lease = await keyring.lease("a test", 60)
+    lease = await keyring.acquire_lease("a test", 60)
     emulator.faults.add(Fault(kind="denied", operation="Encrypt"))
     request = RotateRequest(rotation_id="r", type=NEW_DEK, token=lease.token, caller="a test")
     with pytest.raises(AdministrationError, match="permission_denied") as refused:
@@ -195,7 +195,7 @@ async def test_what_kms_refuses_is_told_and_tried_again_by_nobody(keyring: Admin
 
 
 async def test_a_kms_that_is_not_there_may_be_tried_again(keyring: Administration, emulator: Emulator) -> None:
-    lease = await keyring.lease("a test", 60)
+    lease = await keyring.acquire_lease("a test", 60)
     emulator.faults.add(Fault(kind="status", operation="Encrypt"))
     request = RotateRequest(rotation_id="r", type=NEW_DEK, token=lease.token, caller="a test")
     with pytest.raises(UnreachableError, match="unavailable"):

@@ -3,9 +3,9 @@ import tracemalloc
 
 import pytest
 
-from services.rotator.drivers.command import CommandSettings
-from services.rotator.drivers.registry import connect
-from services.rotator.drivers.remote import ANSWER_BYTES, Answer, Question, RemoteAdministration
+from services.rotator.drivers.command import CommandDriverSettings
+from services.rotator.drivers.registry import open_driver
+from services.rotator.drivers.remote import MAX_RESPONSE_BYTES, AdminResponse, AdminRequest, RemoteAdministration
 from shared.keyring.administration import UnreachableError
 from shared.kms.settings import GcpKeySettings
 from tests.backend.conftest import KEY
@@ -14,15 +14,15 @@ from tests.backend.conftest import KEY
 @pytest.mark.parametrize("status", [200, 409])
 @pytest.mark.parametrize("piece", [b"[]", b"{}", b"0"])
 async def test_an_answer_of_nothing_but_values_is_not_even_parsed(status: int, piece: bytes) -> None:
-    worst = b'{"x":[' + b",".join([piece] * (ANSWER_BYTES // (len(piece) + 1) - 10)) + b"]}"
+    worst = b'{"x":[' + b",".join([piece] * (MAX_RESPONSE_BYTES // (len(piece) + 1) - 10)) + b"]}"
 
-    async def carry(_question: Question) -> Answer:
-        return Answer(status, worst)
+    async def carry(_question: AdminRequest) -> AdminResponse:
+        return AdminResponse(status, worst)
 
     tracemalloc.start()
     try:
         with pytest.raises(UnreachableError, match="census holds over 200000 values; is it an admin API"):
-            await RemoteAdministration("http://service", carry).census()
+            await RemoteAdministration("http://service", carry).count_key_usage()
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -31,14 +31,14 @@ async def test_an_answer_of_nothing_but_values_is_not_even_parsed(status: int, p
 
 @pytest.mark.parametrize("begin", ['{"status":200,"body":[', '{"status":200,"x":['])
 async def test_neither_is_a_line_that_a_command_answers(begin: str) -> None:
-    line = f"print('{begin}' + '[],' * {ANSWER_BYTES // 3 - 20} + '0]}}')"
-    settings = CommandSettings(kind="command", argv=(sys.executable, "-c", line), timeout=20.0)
+    line = f"print('{begin}' + '[],' * {MAX_RESPONSE_BYTES // 3 - 20} + '0]}}')"
+    settings = CommandDriverSettings(kind="command", argv=(sys.executable, "-c", line), timeout=20.0)
     tracemalloc.start()
     try:
-        async with connect(settings, GcpKeySettings(key=KEY), caller="a test") as keyring:
+        async with open_driver(settings, GcpKeySettings(key=KEY), caller="a test") as keyring:
             with pytest.raises(UnreachableError, match="the answer holds over 200000 values; is it an admin API"):
-                await keyring.census()
+                await keyring.count_key_usage()
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 4 * ANSWER_BYTES
+    assert peak < 4 * MAX_RESPONSE_BYTES

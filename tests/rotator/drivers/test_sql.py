@@ -8,42 +8,42 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import URL, create_engine, text
 
 from ops.kms_emulator.emulator import Emulator
-from services.rotator.drivers.registry import DriverSettings, connect
-from services.rotator.drivers.sql import SqlSettings
+from services.rotator.drivers.registry import DriverSettings, open_driver
+from services.rotator.drivers.sql import SqlDriverSettings
 from shared.keyring.administration import RefusedError, RotateRequest, RotationType, UnreachableError
 from shared.keyring.database import Database
-from shared.keyring.model import Status
+from shared.keyring.model import DataKeyStatus
 from shared.kms.settings import GcpKeySettings
-from shared.sql.location import sqlite
+from shared.sql.location import create_sqlite_url
 from tests.backend.conftest import KEY
 from tests.rotator.drivers.conftest import Backend, Serve
 
 KMS = GcpKeySettings(key=KEY)
 
 
-def settings(database: URL | str, **overrides: object) -> SqlSettings:
+def settings(database: URL | str, **overrides: object) -> SqlDriverSettings:
     text = database if isinstance(database, str) else database.render_as_string(hide_password=False)
-    return SqlSettings.model_validate({"kind": "sql", "database": text, **overrides})
+    return SqlDriverSettings.model_validate({"kind": "sql", "database": text, **overrides})
 
 
 async def test_a_file_that_is_not_there_is_never_made(tmp_path: Path) -> None:
     file = tmp_path / "typo.db"
     with pytest.raises(RefusedError, match="there is no such file; expected the database of the service"):
-        async with connect(settings(sqlite(file)), KMS):
+        async with open_driver(settings(create_sqlite_url(file)), KMS):
             pytest.fail("it was opened")
     assert not await asyncio.to_thread(file.exists)
 
 
 async def test_a_database_without_a_keyring_is_refused(empty_database: URL) -> None:
-    await (await Database.opened(empty_database)).close()
+    await (await Database.open(empty_database)).close()
     with pytest.raises(RefusedError, match=r"no table data_keys .*; expected the database of the service"):
-        async with connect(settings(empty_database), KMS):
+        async with open_driver(settings(empty_database), KMS):
             pytest.fail("it was opened")
 
 
 async def test_a_database_that_does_not_answer_may_be_tried_again() -> None:
     with pytest.raises(UnreachableError, match="expected the database of the service") as told:
-        async with connect(settings("postgresql://me:hunter2@127.0.0.1:1/backend"), KMS):
+        async with open_driver(settings("postgresql://me:hunter2@127.0.0.1:1/backend"), KMS):
             pytest.fail("it was opened")
     assert "hunter2" not in str(told.value)
 
@@ -59,11 +59,11 @@ async def test_a_keyring_of_an_earlier_version_gets_the_tables_that_it_lacks(bac
     await backend.put("a", b"x")
     await _execute(backend.database, "DROP TABLE keyring_given_up", "DROP TABLE keyring_local_key")
     async with backend.connected("sql") as keyring:
-        assert [version.records for version in (await keyring.census()).versions] == [1]
-        lease = await keyring.lease("a test", 60)
+        assert [version.records for version in (await keyring.count_key_usage()).versions] == [1]
+        lease = await keyring.acquire_lease("a test", 60)
         request = RotateRequest(rotation_id="first", type=RotationType.NEW_DEK, token=lease.token, caller="me")
         assert (await keyring.rotate(request)).state == "running"
-        assert [key.status for key in await keyring.keys()].count(Status.PENDING) == 1
+        assert [key.status for key in await keyring.list_keys()].count(DataKeyStatus.PENDING) == 1
 
 
 async def _execute(url: URL, *statements: str) -> None:
@@ -80,9 +80,9 @@ async def _execute(url: URL, *statements: str) -> None:
 async def test_without_records_none_are_counted(backend: Backend) -> None:
     await backend.put("a", b"x")
     async with backend.connected("sql", records=None) as keyring:
-        assert [version.records for version in (await keyring.census()).versions] == [0]
+        assert [version.records for version in (await keyring.count_key_usage()).versions] == [0]
     async with backend.connected("sql") as keyring:
-        assert [version.records for version in (await keyring.census()).versions] == [1]
+        assert [version.records for version in (await keyring.count_key_usage()).versions] == [1]
 
 
 async def test_what_the_local_key_wraps_is_named_and_left_as_it_is(
@@ -90,17 +90,17 @@ async def test_what_the_local_key_wraps_is_named_and_left_as_it_is(
 ) -> None:
     nowhere = {"key": KEY, "endpoint": "127.0.0.1:1", "insecure": True}
     async with serve(empty_database, kms=nowhere) as backend, backend.connected("sql") as keyring:
-        (row,) = await keyring.backup()
+        (row,) = await keyring.list_backup_rows()
         assert row.kek == "local"
-        lease = await keyring.lease("a test", 60)
+        lease = await keyring.acquire_lease("a test", 60)
         rewrap = RotateRequest(
             rotation_id="r", type=RotationType.REWRAP_KEK, token=lease.token, caller="a test", target_version=1
         )
         while (progress := await keyring.rotate(rewrap)).state == "running":
             pass
         assert progress.state == "failed"
-        assert "local key" in progress.problems[0].why
-        assert list(await keyring.backup()) == [row]
+        assert "local key" in progress.problems[0].error
+        assert list(await keyring.list_backup_rows()) == [row]
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from services.rotator.drivers.remote import Answer, Question, RemoteAdministration
-from services.rotator.verify import by_pages
+from services.rotator.drivers.remote import AdminResponse, AdminRequest, RemoteAdministration
+from services.rotator.verify import verify_by_pages
 from shared.keyring import store
-from shared.keyring.administration import Administration, Problem, UnreachableError, Verification
+from shared.keyring.administration import Administration, Problem, UnreachableError, VerificationResult
 from tests.rotator.drivers.conftest import Backend
 from tests.rotator.drivers.test_contract import NEW_DEK, rotate
 
@@ -18,55 +18,55 @@ async def test_what_the_pages_find_is_one_verification(
 ) -> None:
     await backend.put("before", b"x")
     await rotate(keyring, NEW_DEK, "new")
-    await keyring.reload()
+    await keyring.reload_instances()
     await backend.put("after", b"y")
     at_once = await keyring.verify("full")
     assert at_once.data_keys == 2
     monkeypatch.setattr(store, "PAGE", 1)
-    assert await by_pages(keyring, "full") == at_once
+    assert await verify_by_pages(keyring, "full") == at_once
 
 
 class Service:
     """Answers a verification's pages as it was told to, and keeps what it was asked."""
 
-    def __init__(self, *pages: Verification) -> None:
+    def __init__(self, *pages: VerificationResult) -> None:
         self.pages = list(pages)
         self.asked: list[Any] = []
 
-    async def carry(self, question: Question) -> Answer:
+    async def carry(self, question: AdminRequest) -> AdminResponse:
         self.asked.append(question.body)
-        return Answer(200, self.pages.pop(0).model_dump_json().encode())
+        return AdminResponse(200, self.pages.pop(0).model_dump_json().encode())
 
 
-def page(following: str | None, *problems: Problem, fingerprint: str = "") -> Verification:
-    return Verification(data_keys=2, records=3, problems=problems, fingerprint=fingerprint, next=following)
+def page(following: str | None, *problems: Problem, fingerprint: str = "") -> VerificationResult:
+    return VerificationResult(data_keys=2, records=3, problems=problems, fingerprint=fingerprint, next=following)
 
 
 async def test_each_page_is_a_call_and_problems_of_our_own_come_first() -> None:
-    ours, foreign = Problem(id="z", why="w"), Problem(id="a", why="w", foreign=True)
+    ours, foreign = Problem(id="z", error="w"), Problem(id="a", error="w", is_foreign=True)
     service = Service(page("b", foreign), page("d"), page(None, ours, fingerprint="f"))
-    whole = await by_pages(RemoteAdministration("there", service.carry), "sample")
+    whole = await verify_by_pages(RemoteAdministration("there", service.carry), "sample")
     assert [(body["mode"], body["after"]) for body in service.asked] == [
         ("sample", ""),
         ("sample", "b"),
         ("sample", "d"),
     ]
-    assert whole == Verification(data_keys=6, records=9, problems=(ours, foreign), fingerprint="f")
+    assert whole == VerificationResult(data_keys=6, records=9, problems=(ours, foreign), fingerprint="f")
 
 
 async def test_a_hundred_problems_are_told_at_most() -> None:
-    service = Service(*(page(name, *[Problem(id="k", why="w")] * 60) for name in ("b", None)))
-    assert len((await by_pages(RemoteAdministration("there", service.carry), "full")).problems) == 100
+    service = Service(*(page(name, *[Problem(id="k", error="w")] * 60) for name in ("b", None)))
+    assert len((await verify_by_pages(RemoteAdministration("there", service.carry), "full")).problems) == 100
 
 
 async def test_an_older_service_that_knows_no_pages_has_looked_at_all() -> None:
-    async def carry(_question: Question) -> Answer:
-        return Answer(200, json.dumps({"data_keys": 9, "records": 1, "problems": [], "fingerprint": "f"}).encode())
+    async def carry(_question: AdminRequest) -> AdminResponse:
+        return AdminResponse(200, json.dumps({"data_keys": 9, "records": 1, "problems": [], "fingerprint": "f"}).encode())
 
-    assert (await by_pages(RemoteAdministration("there", carry), "full")).data_keys == 9
+    assert (await verify_by_pages(RemoteAdministration("there", carry), "full")).data_keys == 9
 
 
 async def test_pages_that_lead_in_a_circle_end_with_a_sentence() -> None:
     service = Service(page("b"), page("b"))
     with pytest.raises(UnreachableError, match="the service's verification does not go on after data key b"):
-        await by_pages(RemoteAdministration("there", service.carry), "full")
+        await verify_by_pages(RemoteAdministration("there", service.carry), "full")

@@ -7,9 +7,9 @@ from google.cloud.kms_v1.services.key_management_service.transports import KeyMa
 from grpc.aio import insecure_channel
 from sqlalchemy import URL
 
-from ops.kms_emulator.emulator import Emulator, start
-from shared.kms.gcp import GcpKey
-from shared.sql.location import sqlite
+from ops.kms_emulator.emulator import Emulator, run_emulator
+from shared.kms.gcp import GcpKmsKey
+from shared.sql.location import create_sqlite_url
 from tests.key_versions import Versions
 from tests.shared.keyring.keyring import KEY, Keyring, Meddled, opened
 
@@ -18,7 +18,7 @@ from tests.shared.keyring.keyring import KEY, Keyring, Meddled, opened
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
     """An empty database: the test runs once with each kind."""
     if request.param == "sqlite":
-        return sqlite(tmp_path / "keyring.db")
+        return create_sqlite_url(tmp_path / "keyring.db")
     made: URL = request.getfixturevalue("postgres_database")
     return made
 
@@ -26,7 +26,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
 @pytest.fixture
 async def emulator() -> AsyncIterator[Emulator]:
     """A real Cloud KMS emulator over gRPC that holds KEY."""
-    async with start(keys=[KEY]) as running:
+    async with run_emulator(keys=[KEY]) as running:
         yield running
 
 
@@ -39,14 +39,14 @@ async def versions(emulator: Emulator) -> AsyncIterator[Versions]:
 
 
 @pytest.fixture
-async def kms(emulator: Emulator) -> AsyncIterator[GcpKey]:
-    provider = GcpKey(KEY, endpoint=str(emulator.address), insecure=True)
+async def kms(emulator: Emulator) -> AsyncIterator[GcpKmsKey]:
+    provider = GcpKmsKey(KEY, endpoint=str(emulator.address), insecure=True)
     yield provider
     await provider.close()
 
 
 @pytest.fixture
-def meddled(kms: GcpKey) -> Meddled:
+def meddled(kms: GcpKmsKey) -> Meddled:
     """The emulator's key, with which the keyring works."""
     return Meddled(kms)
 

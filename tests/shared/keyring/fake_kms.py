@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Sequence
 from hashlib import sha256
 
-from shared.kms.provider import Decrypted, Encrypted, KeyDescription, KeyVersion, KmsError, Phase
+from shared.kms.provider import DecryptResult, EncryptResult, KeyDescription, KeyVersion, KmsError, ConnectivityPhase
 from shared.kms.reason import Reason
 from tests.shared.keyring.keyring import KEY
 
@@ -19,22 +19,22 @@ class FakeKms:
         self.calls_to_failure: int | None = None
         self._count = 0
 
-    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> Encrypted:  # noqa: ARG002
+    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:  # noqa: ARG002
         await self._called()
         self._refuse(self.primary)
         self._count += 1
         head = b"%04d%08d" % (self.primary, self._count)
         body = bytes(a ^ b for a, b in zip(plaintext, sha256(head).digest(), strict=True))
-        return Encrypted(head + body + _tag(head + body, aad), f"{KEY}/cryptoKeyVersions/{self.primary}", "SOFTWARE")
+        return EncryptResult(head + body + _tag(head + body, aad), f"{KEY}/cryptoKeyVersions/{self.primary}", "SOFTWARE")
 
-    async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> Decrypted:  # noqa: ARG002
+    async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:  # noqa: ARG002
         await self._called()
         head, body, tag = ciphertext[:12], ciphertext[12:-8], ciphertext[-8:]
         if len(ciphertext) != 52 or tag != _tag(head + body, aad):
             raise KmsError(Reason.INVALID_REQUEST, "decryption failed")
         self._refuse(int(head[:4]))
         plaintext = bytes(a ^ b for a, b in zip(body, sha256(head).digest(), strict=True))
-        return Decrypted(plaintext, int(head[:4]) == self.primary)
+        return DecryptResult(plaintext, int(head[:4]) == self.primary)
 
     async def describe(self, *, timeout: float) -> KeyDescription:  # noqa: ARG002
         states = {number: "DISABLED" if number in self.disabled else "ENABLED" for number in range(1, self.primary + 1)}
@@ -44,7 +44,7 @@ class FakeKms:
     async def permissions(self, wanted: Sequence[str], *, timeout: float) -> frozenset[str]:  # noqa: ARG002
         return frozenset(wanted)
 
-    async def way(self, *, timeout: float) -> tuple[Phase, ...]:  # noqa: ARG002
+    async def way(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:  # noqa: ARG002
         return ()
 
     async def close(self) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 from sqlalchemy import URL
 
 from shared.keyring import store
-from shared.keyring.administration import Progress, RotateRequest, RotationState, RotationType
-from shared.keyring.carrier import KeyringAdministration
+from shared.keyring.administration import RotationProgress, RotateRequest, RotationState, RotationType
+from shared.keyring.carrier import LocalAdministration
 from shared.keyring.database import Database
-from shared.keyring.model import DataKey, FingerprintOfAll, Status, Wrapped, fingerprint
+from shared.keyring.model import DataKey, KeyringFingerprint, DataKeyStatus, WrappedKey, compute_fingerprint
 from shared.keyring.tables import TABLES
-from shared.keyring.wrapping import LocalWrapping, Wrapping
-from shared.kms.provider import Encrypted, KeyProvider
+from shared.keyring.wrapping import LocalKeyWrapper, KeyWrapper
+from shared.kms.provider import EncryptResult, KmsKey
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 REWRAP, NEW_DEK = RotationType.REWRAP_KEK, RotationType.NEW_DEK
@@ -28,28 +28,28 @@ def secret_of(name: str) -> bytes:
 @dataclass
 class Keyring:
     database: Database
-    wrapping: Wrapping
-    administration: KeyringAdministration
+    wrapping: KeyWrapper
+    administration: LocalAdministration
     token: str = ""
 
     async def take_lease(self) -> None:
-        self.token = (await self.administration.lease("the test", 600)).token
+        self.token = (await self.administration.acquire_lease("the test", 600)).token
 
-    async def add(self, name: str, wrapped: Wrapped | None = None, status: Status = Status.RETIRED) -> DataKey:
+    async def add(self, name: str, wrapped: WrappedKey | None = None, status: DataKeyStatus = DataKeyStatus.RETIRED) -> DataKey:
         wrapped = wrapped or await self.wrapping.wrap(name, secret_of(name))
-        key = DataKey(name, status, wrapped, fingerprint(secret_of(name)), datetime(2026, 11, 25, tzinfo=UTC))
-        await self.database.change(lambda connection: store.insert(connection, key))
+        key = DataKey(name, status, wrapped, compute_fingerprint(secret_of(name)), datetime(2026, 11, 25, tzinfo=UTC))
+        await self.database.write_exclusively(lambda connection: store.insert_data_key(connection, key))
         return key
 
-    async def replace(self, key: DataKey, wrapped: Wrapped) -> None:
+    async def replace(self, key: DataKey, wrapped: WrappedKey) -> None:
         """As another hand does."""
-        assert await self.database.change(lambda connection: store.rewrap(connection, key.id, key.wrapped, wrapped))
+        assert await self.database.write_exclusively(lambda connection: store.replace_wrap(connection, key.id, key.wrapped, wrapped))
 
     async def fill(self, number: int) -> list[DataKey]:
-        return [await self.add(f"k{i:03}", status=Status.RETIRED if i else Status.ACTIVE) for i in range(number)]
+        return [await self.add(f"k{i:03}", status=DataKeyStatus.RETIRED if i else DataKeyStatus.ACTIVE) for i in range(number)]
 
     async def keys(self) -> dict[str, DataKey]:
-        found = await self.database.read(lambda connection: store.page(connection, "", 1000))
+        found = await self.database.read(lambda connection: store.list_data_keys(connection, "", 1000))
         return {key.id: key for key in found}
 
     async def key(self, name: str) -> DataKey:
@@ -58,11 +58,11 @@ class Keyring:
     async def versions(self) -> dict[str, int]:
         return {name: key.wrapped.kek_version for name, key in (await self.keys()).items()}
 
-    async def statuses(self) -> dict[str, Status]:
+    async def statuses(self) -> dict[str, DataKeyStatus]:
         return {name: key.status for name, key in (await self.keys()).items()}
 
     async def fingerprint(self) -> str:
-        whole = FingerprintOfAll()
+        whole = KeyringFingerprint()
         whole.add((await self.keys()).values())
         return whole.hexdigest()
 
@@ -70,7 +70,7 @@ class Keyring:
         values = {"rotation_id": rotation_id, "type": type_, "token": self.token, "caller": "the test", **other}
         return RotateRequest.model_validate(values)
 
-    async def rotate(self, type_: RotationType = REWRAP, rotation_id: str = "r1", **other: Any) -> Progress:
+    async def rotate(self, type_: RotationType = REWRAP, rotation_id: str = "r1", **other: Any) -> RotationProgress:
         """Calls until it is no longer running."""
         for _ in range(1000):
             progress = await self.administration.rotate(self.request(type_, rotation_id, **other))
@@ -78,7 +78,7 @@ class Keyring:
                 return progress
         raise AssertionError("the rotation does not end")
 
-    async def rollback(self, rotation_id: str = "r1") -> Progress:
+    async def rollback(self, rotation_id: str = "r1") -> RotationProgress:
         for _ in range(1000):
             progress = await self.administration.rollback(rotation_id, self.token)
             if progress.state is not RotationState.RUNNING:
@@ -89,13 +89,13 @@ class Keyring:
 class Meddled:
     """A KMS during whose next Encrypt, once, somebody else does something."""
 
-    def __init__(self, real: KeyProvider) -> None:
+    def __init__(self, real: KmsKey) -> None:
         self._real = real
         self.meddle: Callable[[], Awaitable[object]] | None = None
-        self.decrypt, self.describe = real.decrypt, real.describe
-        self.permissions, self.way, self.close = real.permissions, real.way, real.close
+        self.decrypt, self.describe = real.decrypt, real.describe_key
+        self.permissions, self.way, self.close = real.check_permissions, real.measure_connectivity, real.close
 
-    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> Encrypted:
+    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:
         meddle, self.meddle = self.meddle, None
         if meddle:
             await meddle()
@@ -104,11 +104,11 @@ class Meddled:
 
 @asynccontextmanager
 async def opened(
-    url: URL, kms: KeyProvider, *, local: LocalWrapping | None = None, kek: str = KEY, **other: Any
+    url: URL, kms: KmsKey, *, local: LocalKeyWrapper | None = None, kek: str = KEY, **other: Any
 ) -> AsyncIterator[Keyring]:
-    database = await Database.opened(url, TABLES)
+    database = await Database.open(url, TABLES)
     try:
-        wrapping = Wrapping(kms, kek, 10.0, local)
-        yield Keyring(database, wrapping, KeyringAdministration(database, wrapping, **other))
+        wrapping = KeyWrapper(kms, kek, 10.0, local)
+        yield Keyring(database, wrapping, LocalAdministration(database, wrapping, **other))
     finally:
         await database.close()

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import Column, Connection, Integer, MetaData, Table, event, text
 
 from shared.keyring.database import Database, DatabaseError
-from shared.sql.location import sqlite
+from shared.sql.location import create_sqlite_url
 
 TABLES = MetaData()
 _numbers = Table("numbers", TABLES, Column("number", Integer, primary_key=True))
@@ -28,7 +28,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def database(file: Path) -> AsyncIterator[Database]:
-    opened = await Database.opened(sqlite(file), TABLES)
+    opened = await Database.open(create_sqlite_url(file), TABLES)
     yield opened
     await opened.close()
 
@@ -110,8 +110,8 @@ async def test_a_writer_behind_a_stuck_one_is_answered_within_its_bound_and_writ
 
 async def test_a_full_disk_is_an_error_that_shows_no_values_and_ends_with_it(file: Path) -> None:
     await asyncio.to_thread(file.touch)
-    database = Database(sqlite(file))
-    event.listen(database._writing, "connect", lambda connection, _: connection.execute("PRAGMA max_page_count=20"))
+    database = Database(create_sqlite_url(file))
+    event.listen(database._write_engine, "connect", lambda connection, _: connection.execute("PRAGMA max_page_count=20"))
     try:
         await database.write(lambda connection: connection.execute(text("CREATE TABLE blobs (blob BLOB)")))
 
@@ -134,12 +134,12 @@ def no_database(file: Path) -> Path:
 
 async def test_a_file_that_is_no_database_is_an_error(no_database: Path) -> None:
     with pytest.raises(DatabaseError, match="file is not a database"):
-        await Database.opened(sqlite(no_database), TABLES)
+        await Database.open(create_sqlite_url(no_database), TABLES)
 
 
 async def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DatabaseError, match="unable to open database file"):
-        await Database.opened(sqlite(tmp_path / "gone" / "some.db"), TABLES)
+        await Database.open(create_sqlite_url(tmp_path / "gone" / "some.db"), TABLES)
 
 
 _OPEN = """
@@ -196,7 +196,7 @@ async def test_nothing_is_written_into_a_file_that_was_removed_or_replaced(datab
 
 async def test_opening_again_keeps_what_is_there(database: Database, file: Path) -> None:
     await database.write(_insert)
-    again = await Database.opened(sqlite(file), TABLES)
+    again = await Database.open(create_sqlite_url(file), TABLES)
     try:
         assert await again.read(_count) == 1
     finally:

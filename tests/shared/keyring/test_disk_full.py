@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import text
 
 from shared.keyring.administration import RotationState, UnreachableError
-from shared.sql.location import sqlite
+from shared.sql.location import create_sqlite_url
 from tests.shared.keyring.fake_kms import FakeKms
 from tests.shared.keyring.keyring import NEW_DEK, Keyring, opened, secret_of
 
@@ -21,7 +21,7 @@ async def _leave_pages(keyring: Keyring, free: int | None) -> None:
 @pytest.mark.parametrize("free", [0, 1, 3])
 async def test_what_is_committed_stays_and_the_same_rotation_goes_on_or_back(free: int, tmp_path: Path) -> None:
     kms = FakeKms()
-    async with opened(sqlite(tmp_path / "keyring.db"), kms) as keyring:
+    async with opened(create_sqlite_url(tmp_path / "keyring.db"), kms) as keyring:
         await keyring.fill(60)
         before = await keyring.keys()
         await keyring.take_lease()
@@ -46,14 +46,14 @@ async def _has_room(keyring: Keyring, rotation_id: str) -> bool:
 
 
 async def test_a_new_data_key_that_finds_no_room_is_not_there_at_all(tmp_path: Path) -> None:
-    async with opened(sqlite(tmp_path / "keyring.db"), FakeKms()) as keyring:
+    async with opened(create_sqlite_url(tmp_path / "keyring.db"), FakeKms()) as keyring:
         await keyring.take_lease()
         number = 1
         await _leave_pages(keyring, 0)
         while await _has_room(keyring, f"r{number}"):
             number += 1
         await _leave_pages(keyring, None)
-        progress = await keyring.administration.progress(f"r{number}")
+        progress = await keyring.administration.get_progress(f"r{number}")
         assert len(await keyring.keys()) == number - (progress is None)
         assert (await keyring.rotate(NEW_DEK, f"r{number}")).state is RotationState.DONE
         assert len(await keyring.keys()) == number

@@ -6,8 +6,8 @@ import pytest
 
 from shared.keyring import instances
 from shared.keyring.administration import RefusedError, RotationState
-from shared.keyring.instances import Heartbeat
-from shared.keyring.model import Status
+from shared.keyring.instances import InstanceHeartbeat
+from shared.keyring.model import DataKeyStatus
 from shared.keyring.tables import instances as table
 from tests.shared.keyring.keyring import NEW_DEK, Keyring
 
@@ -21,7 +21,7 @@ async def begun(keyring: Keyring) -> Keyring:
 
 
 async def _pending(keyring: Keyring) -> str:
-    return next(name for name, status in (await keyring.statuses()).items() if status is Status.PENDING)
+    return next(name for name, status in (await keyring.statuses()).items() if status is DataKeyStatus.PENDING)
 
 
 async def test_with_no_instance_alive_it_waits_for_none(begun: Keyring) -> None:
@@ -29,38 +29,38 @@ async def test_with_no_instance_alive_it_waits_for_none(begun: Keyring) -> None:
 
 
 async def test_it_waits_for_the_last_one_and_then_goes_on(begun: Keyring) -> None:
-    one, other = (Heartbeat(begun.database, name, 60.0) for name in ("one", "other"))
+    one, other = (InstanceHeartbeat(begun.database, name, 60.0) for name in ("one", "other"))
     new = await _pending(begun)
-    await one.beat([new, "another"])
-    await other.beat([f"{new}-not"])
+    await one.send([new, "another"])
+    await other.send([f"{new}-not"])
     promoting = asyncio.create_task(begun.administration.rotate(begun.request(NEW_DEK)))
     done, _ = await asyncio.wait([promoting], timeout=1)
     assert not done
     assert await _pending(begun) == new
-    await other.beat([new])
+    await other.send([new])
     async with asyncio.timeout(10):
         assert (await promoting).state is RotationState.DONE
-    assert (await begun.statuses())[new] is Status.ACTIVE
+    assert (await begun.statuses())[new] is DataKeyStatus.ACTIVE
 
 
 async def test_one_that_never_gets_it_is_named_and_nothing_is_promoted_until_it_is_gone(
     begun: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(instances, "_LONGEST_WAIT_SECONDS", 0.3)
-    stuck = Heartbeat(begun.database, "web-7", 60.0)
-    await stuck.beat([])
+    stuck = InstanceHeartbeat(begun.database, "web-7", 60.0)
+    await stuck.send([])
     with pytest.raises(RefusedError, match=r"web-7 of the service's instances cannot use .* or stop it, then resume"):
         await begun.administration.rotate(begun.request(NEW_DEK))
-    assert (await begun.statuses())["k000"] is Status.ACTIVE
-    await stuck.end()
+    assert (await begun.statuses())["k000"] is DataKeyStatus.ACTIVE
+    await stuck.remove()
     assert (await begun.administration.rotate(begun.request(NEW_DEK))).state is RotationState.DONE
 
 
 @pytest.mark.parametrize("seconds", [-181, 181], ids=["of one that was killed", "of a clock that was ahead"])
 async def test_a_row_that_is_not_of_the_last_three_intervals_keeps_nobody_waiting(begun: Keyring, seconds: int) -> None:
-    await Heartbeat(begun.database, "gone", 60.0).beat([])
+    await InstanceHeartbeat(begun.database, "gone", 60.0).send([])
     moved = table.update().values(beat_at=table.c.beat_at + seconds)
-    await begun.database.change(lambda connection: connection.execute(moved))
+    await begun.database.write_exclusively(lambda connection: connection.execute(moved))
     assert (await begun.administration.rotate(begun.request(NEW_DEK))).state is RotationState.DONE
 
 
@@ -68,19 +68,19 @@ async def test_one_whose_checks_are_far_apart_is_waited_for_between_them(
     begun: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(instances, "_LONGEST_WAIT_SECONDS", 0.3)
-    await Heartbeat(begun.database, "slow", 60.0).beat([])
+    await InstanceHeartbeat(begun.database, "slow", 60.0).send([])
     moved = table.update().values(beat_at=table.c.beat_at - 170)
-    await begun.database.change(lambda connection: connection.execute(moved))
+    await begun.database.write_exclusively(lambda connection: connection.execute(moved))
     with pytest.raises(RefusedError, match="slow of the service's instances"):
         await begun.administration.rotate(begun.request(NEW_DEK))
 
 
 async def test_an_instance_has_one_row_and_those_of_another_day_are_removed(keyring: Keyring) -> None:
-    one, other = (Heartbeat(keyring.database, name, 60.0) for name in ("one", "other"))
-    await other.beat([])
+    one, other = (InstanceHeartbeat(keyring.database, name, 60.0) for name in ("one", "other"))
+    await other.send([])
     moved = table.update().values(beat_at=table.c.beat_at - 90_000)
-    await keyring.database.change(lambda connection: connection.execute(moved))
-    await one.beat([])
-    await one.beat(["a", "b"])
+    await keyring.database.write_exclusively(lambda connection: connection.execute(moved))
+    await one.send([])
+    await one.send(["a", "b"])
     rows = await keyring.database.read(lambda connection: connection.execute(table.select()).all())
     assert [(row.id, row.interval, row.holds) for row in rows] == [("one", 60.0, "a b")]

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection
 
 from shared.keyring.administration import AdministrationError, RotationState, StoredKey
-from shared.keyring.model import Status, Wrapped, fingerprint
+from shared.keyring.model import DataKeyStatus, WrappedKey, compute_fingerprint
 from shared.kms.provider import KmsError
-from shared.sql.location import sqlite
+from shared.sql.location import create_sqlite_url
 from tests.shared.keyring.fake_kms import FakeKms
 from tests.shared.keyring.keyring import KEY, NEW_DEK, REWRAP, Keyring, opened, secret_of
 
-FOREIGN = Wrapped(b"?", "projects/other", 1)
+FOREIGN = WrappedKey(b"?", "projects/other", 1)
 
 
 class Dead(BaseException):
@@ -49,7 +49,7 @@ class Scenario:
             "back up": self._back_up,
             "restore": lambda: keyring.administration.restore(self.backup, keyring.token),
             "lose the lease": self._lose_the_lease,
-            "retire": lambda: keyring.administration.retire(max(1, self.kms.primary - 1), keyring.token),
+            "retire": lambda: keyring.administration.retire_version(max(1, self.kms.primary - 1), keyring.token),
         }
 
     def _id(self) -> str:
@@ -77,10 +77,10 @@ class Scenario:
         await self.keyring.replace(key, await self.keyring.wrapping.wrap(key.id, secret_of(key.id)))
 
     async def _back_up(self) -> None:
-        self.backup = list(await self.keyring.administration.backup())
+        self.backup = list(await self.keyring.administration.list_backup_rows())
 
     async def _lose_the_lease(self) -> None:
-        await self.keyring.administration.release(self.keyring.token)
+        await self.keyring.administration.release_lease(self.keyring.token)
 
     async def holds(self) -> None:
         """What must be true at any moment."""
@@ -91,11 +91,11 @@ class Scenario:
                 assert key.wrapped == FOREIGN
             else:
                 secret = await self.keyring.wrapping.unwrap(key)
-                assert fingerprint(secret) == key.fingerprint
+                assert compute_fingerprint(secret) == key.fingerprint
             if name.startswith("k"):
-                assert key.fingerprint == fingerprint(secret_of(name))
+                assert key.fingerprint == compute_fingerprint(secret_of(name))
         assert {"k000", "k001", "k002", "foreign"} <= {*keys}
-        assert [key.status for key in keys.values()].count(Status.ACTIVE) == 1
+        assert [key.status for key in keys.values()].count(DataKeyStatus.ACTIVE) == 1
         self.kms.disabled = disabled
 
 
@@ -104,13 +104,13 @@ class Scenario:
 def test_after_any_steps_and_deaths_every_data_key_unwraps_and_is_the_same(data: st.DataObject) -> None:
     async def scenario(folder: Path) -> None:
         kms = FakeKms()
-        async with opened(sqlite(folder / "keyring.db"), kms) as keyring:
+        async with opened(create_sqlite_url(folder / "keyring.db"), kms) as keyring:
             await keyring.fill(3)
             await keyring.add("foreign", FOREIGN)
             playing = Scenario(keyring, kms)
             for _ in range(data.draw(st.integers(1, 12), "steps")):
                 if not keyring.token or data.draw(st.booleans(), "takes the lease"):
-                    keyring.token = (await keyring.administration.lease("the test", 600, keyring.token)).token
+                    keyring.token = (await keyring.administration.acquire_lease("the test", 600, keyring.token)).token
                 step = data.draw(st.sampled_from(sorted(playing.steps)), "step")
                 deadly = data.draw(st.none() | st.integers(1, 4), "commits until it dies")
                 kms.calls_to_failure = data.draw(st.none() | st.integers(0, 12), "calls until KMS is out")
@@ -123,7 +123,7 @@ def test_after_any_steps_and_deaths_every_data_key_unwraps_and_is_the_same(data:
 
 
 async def _until_it_dies(playing: Scenario, step: str, commits: int | None) -> None:
-    change = playing.keyring.database.change
+    change = playing.keyring.database.write_exclusively
 
     async def deadly(work: Callable[[Connection], object]) -> object:
         nonlocal commits
@@ -134,13 +134,13 @@ async def _until_it_dies(playing: Scenario, step: str, commits: int | None) -> N
                 raise Dead
         return done
 
-    playing.keyring.database.change = deadly  # type: ignore[method-assign,assignment]
+    playing.keyring.database.write_exclusively = deadly  # type: ignore[method-assign,assignment]
     try:
         await playing.steps[step]()
     except (AdministrationError, KmsError, Dead):
         pass
     finally:
-        playing.keyring.database.change = change  # type: ignore[method-assign]
+        playing.keyring.database.write_exclusively = change  # type: ignore[method-assign]
 
 
 async def _to_the_end(playing: Scenario) -> None:
@@ -149,8 +149,8 @@ async def _to_the_end(playing: Scenario) -> None:
     kms.calls_to_failure = None
     kms.disabled.clear()
     kms.primary += 1
-    keyring.token = (await keyring.administration.lease("the test", 600, keyring.token)).token
-    left = await keyring.administration.progress()
+    keyring.token = (await keyring.administration.acquire_lease("the test", 600, keyring.token)).token
+    left = await keyring.administration.get_progress()
     if left and left.state is RotationState.RUNNING:
         ended = await keyring.rollback(left.rotation_id)
         assert ended.state is RotationState.ROLLED_BACK

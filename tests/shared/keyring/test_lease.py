@@ -6,55 +6,55 @@ import pytest
 from sqlalchemy import URL
 
 from shared.keyring.administration import RefusedError
-from shared.keyring.carrier import KeyringAdministration
+from shared.keyring.carrier import LocalAdministration
 from shared.keyring.database import Database
-from shared.keyring.tables import TABLES, lease
+from shared.keyring.tables import TABLES, rotation_lease
 from tests.conftest import Until
 from tests.key_versions import Versions
 from tests.shared.keyring.keyring import NEW_DEK, REWRAP, Keyring, Meddled, secret_of
 
 
 @pytest.fixture
-async def free(keyring: Keyring) -> KeyringAdministration:
+async def free(keyring: Keyring) -> LocalAdministration:
     """A keyring whose lease nobody holds."""
-    await keyring.administration.release(keyring.token)
+    await keyring.administration.release_lease(keyring.token)
     return keyring.administration
 
 
 async def _end(database: Database) -> None:
-    await database.change(lambda connection: connection.execute(lease.update().values(expires_at=1.0)))
+    await database.write_exclusively(lambda connection: connection.execute(rotation_lease.update().values(expires_at=1.0)))
 
 
-async def test_a_second_runner_is_refused_and_told_who_holds_it(free: KeyringAdministration) -> None:
-    taken = await free.lease("ci run 7", 60)
+async def test_a_second_runner_is_refused_and_told_who_holds_it(free: LocalAdministration) -> None:
+    taken = await free.acquire_lease("ci run 7", 60)
     with pytest.raises(RefusedError, match=r"ci run 7 holds the lease until 20\d\d-"):
-        await free.lease("ci run 8", 60)
+        await free.acquire_lease("ci run 8", 60)
     with pytest.raises(RefusedError, match="ci run 7 holds the lease"):
-        await free.lease("ci run 8", 60, "a guess")
+        await free.acquire_lease("ci run 8", 60, "a guess")
     assert taken.holder == "ci run 7"
 
 
-async def test_its_holder_keeps_it_by_its_token_and_it_lasts_longer(free: KeyringAdministration) -> None:
-    taken = await free.lease("one", 60)
-    kept = await free.lease("one", 120, taken.token)
+async def test_its_holder_keeps_it_by_its_token_and_it_lasts_longer(free: LocalAdministration) -> None:
+    taken = await free.acquire_lease("one", 60)
+    kept = await free.acquire_lease("one", 120, taken.token)
     assert kept.token == taken.token
     assert kept.expires_at > taken.expires_at
 
 
-async def test_after_it_was_given_up_another_takes_it_with_a_token_of_its_own(free: KeyringAdministration) -> None:
-    taken = await free.lease("one", 60)
-    await free.release("another token")
+async def test_after_it_was_given_up_another_takes_it_with_a_token_of_its_own(free: LocalAdministration) -> None:
+    taken = await free.acquire_lease("one", 60)
+    await free.release_lease("another token")
     with pytest.raises(RefusedError):
-        await free.lease("two", 60)
-    await free.release(taken.token)
-    assert (await free.lease("two", 60, taken.token)).token != taken.token
+        await free.acquire_lease("two", 60)
+    await free.release_lease(taken.token)
+    assert (await free.acquire_lease("two", 60, taken.token)).token != taken.token
 
 
-async def test_of_many_that_ask_at_once_one_gets_it(free: KeyringAdministration, url: URL, keyring: Keyring) -> None:
-    other = await Database.opened(url, TABLES)
+async def test_of_many_that_ask_at_once_one_gets_it(free: LocalAdministration, url: URL, keyring: Keyring) -> None:
+    other = await Database.open(url, TABLES)
     try:
-        carriers = [free, KeyringAdministration(other, keyring.wrapping)]
-        asked = (carriers[n % 2].lease(str(n), 60) for n in range(10))
+        carriers = [free, LocalAdministration(other, keyring.wrapping)]
+        asked = (carriers[n % 2].acquire_lease(str(n), 60) for n in range(10))
         outcomes = await asyncio.gather(*asked, return_exceptions=True)
     finally:
         await other.close()
@@ -62,30 +62,30 @@ async def test_of_many_that_ask_at_once_one_gets_it(free: KeyringAdministration,
 
 
 @pytest.mark.parametrize("seconds", [0, -1, 3601, float("nan")])
-async def test_a_lease_is_for_a_bounded_time(free: KeyringAdministration, seconds: float) -> None:
+async def test_a_lease_is_for_a_bounded_time(free: LocalAdministration, seconds: float) -> None:
     with pytest.raises(RefusedError, match="up to 3600 s"):
-        await free.lease("one", seconds)
+        await free.acquire_lease("one", seconds)
 
 
-async def test_the_database_holds_no_token(free: KeyringAdministration, keyring: Keyring) -> None:
-    taken = await free.lease("one", 60)
-    (row,) = await keyring.database.read(lambda connection: connection.execute(lease.select()).all())
+async def test_the_database_holds_no_token(free: LocalAdministration, keyring: Keyring) -> None:
+    taken = await free.acquire_lease("one", 60)
+    (row,) = await keyring.database.read(lambda connection: connection.execute(rotation_lease.select()).all())
     assert taken.token not in str(tuple(row))
     assert taken.token.encode() not in row.token
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
 async def test_a_dead_runners_lease_ends_by_postgresqls_clock_though_this_machines_stands_still(
-    url: URL, free: KeyringAdministration, keyring: Keyring, until: Until
+    url: URL, free: LocalAdministration, keyring: Keyring, until: Until
 ) -> None:
-    database = await Database.opened(url, TABLES, clock=lambda: 0.0)
+    database = await Database.open(url, TABLES, clock=lambda: 0.0)
     try:
-        behind = KeyringAdministration(database, keyring.wrapping)
-        await behind.lease("dead", 0.3)
+        behind = LocalAdministration(database, keyring.wrapping)
+        await behind.acquire_lease("dead", 0.3)
 
         async def taken() -> bool:
             try:
-                await behind.lease("next", 60)
+                await behind.acquire_lease("next", 60)
             except RefusedError:
                 return False
             return True
@@ -100,16 +100,16 @@ async def test_a_dead_runners_lease_ends_by_postgresqls_clock_though_this_machin
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 async def test_in_a_file_it_ends_by_the_clock_of_this_machine(url: URL, keyring: Keyring) -> None:
     now = 1000.0
-    database = await Database.opened(url, TABLES, clock=lambda: now)
+    database = await Database.open(url, TABLES, clock=lambda: now)
     try:
-        carrier = KeyringAdministration(database, keyring.wrapping)
-        await carrier.release(keyring.token)
-        await carrier.lease("dead", 60)
+        carrier = LocalAdministration(database, keyring.wrapping)
+        await carrier.release_lease(keyring.token)
+        await carrier.acquire_lease("dead", 60)
         now = 1059.9
         with pytest.raises(RefusedError, match="dead holds the lease"):
-            await carrier.lease("next", 60)
+            await carrier.acquire_lease("next", 60)
         now = 1060.0
-        await carrier.lease("next", 60)
+        await carrier.acquire_lease("next", 60)
     finally:
         await database.close()
 
@@ -126,13 +126,13 @@ async def test_a_runner_whose_lease_ended_or_was_taken_in_the_middle_writes_noth
 
     async def end_and_take() -> None:
         await end()
-        await keyring.administration.lease("another", 60)
+        await keyring.administration.acquire_lease("another", 60)
 
     meddled.meddle = end
     with pytest.raises(RefusedError, match=r"the lease ended at .*; take it again, then resume"):
         await keyring.rotate(batch=1)
     assert await keyring.keys() == before
-    keyring.token = (await keyring.administration.lease("the test", 600, keyring.token)).token
+    keyring.token = (await keyring.administration.acquire_lease("the test", 600, keyring.token)).token
     meddled.meddle = end_and_take
     with pytest.raises(RefusedError, match="the lease is not yours; another holds the lease until"):
         await keyring.rotate(batch=1)
@@ -142,7 +142,7 @@ async def test_a_runner_whose_lease_ended_or_was_taken_in_the_middle_writes_noth
 async def test_nothing_is_changed_without_the_lease(keyring: Keyring, versions: Versions) -> None:
     await keyring.fill(2)
     await keyring.rotate(NEW_DEK, "done")
-    rows = await keyring.administration.backup()
+    rows = await keyring.administration.list_backup_rows()
     key = await keyring.key("k000")
     await keyring.replace(key, await keyring.wrapping.wrap(key.id, secret_of(key.id)))
     await versions.rotate()
@@ -154,26 +154,26 @@ async def test_nothing_is_changed_without_the_lease(keyring: Keyring, versions: 
         lambda: keyring.rotate(NEW_DEK, "r2"),
         lambda: keyring.rollback("done"),
         lambda: carrier.restore(rows, "a guess"),
-        lambda: carrier.retire(2, "a guess"),
-        lambda: carrier.note("r1", "a guess", "step"),
+        lambda: carrier.retire_version(2, "a guess"),
+        lambda: carrier.add_journal_entry("r1", "a guess", "step"),
     ):
         with pytest.raises(RefusedError, match="the lease is not yours; the test holds the lease"):
             await change()
     assert await keyring.keys() == before
-    await carrier.release(own)
+    await carrier.release_lease(own)
     with pytest.raises(RefusedError, match="the lease is not yours; take it, then resume"):
         await keyring.rotate()
 
 
 async def test_one_that_a_clock_which_was_ahead_took_keeps_nobody_out_once_the_clock_is_right(
-    free: KeyringAdministration, keyring: Keyring
+    free: LocalAdministration, keyring: Keyring
 ) -> None:
-    ahead = await free.lease("ahead", 3600)
-    add = lease.update().values(expires_at=lease.c.expires_at + 3 * 365 * 86400)
-    await keyring.database.change(lambda connection: connection.execute(add))
-    taken = await free.lease("next", 3600)
+    ahead = await free.acquire_lease("ahead", 3600)
+    add = rotation_lease.update().values(expires_at=rotation_lease.c.expires_at + 3 * 365 * 86400)
+    await keyring.database.write_exclusively(lambda connection: connection.execute(add))
+    taken = await free.acquire_lease("next", 3600)
     with pytest.raises(RefusedError, match="next holds the lease until"):
-        await free.lease("a third", 60)
+        await free.acquire_lease("a third", 60)
     with pytest.raises(RefusedError, match="the lease is not yours; next holds the lease"):
-        await free.note("r1", ahead.token, "step")
-    await free.note("r1", taken.token, "step")
+        await free.add_journal_entry("r1", ahead.token, "step")
+    await free.add_journal_entry("r1", taken.token, "step")

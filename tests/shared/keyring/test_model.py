@@ -3,19 +3,19 @@
 import hashlib
 from datetime import UTC, datetime
 
-from shared.keyring.model import DataKey, FingerprintOfAll, Status, Wrapped, fingerprint, wrapping_aad
+from shared.keyring.model import DataKey, KeyringFingerprint, DataKeyStatus, WrappedKey, compute_fingerprint, build_wrapping_aad
 
 SECRET = bytes(range(32))
 
 
 def test_the_fingerprint_of_a_data_key_is_this_one() -> None:
     # printf 'keypulse data key fingerprint' | openssl dgst -sha256 -mac HMAC -macopt hexkey:000102…1f
-    assert fingerprint(SECRET).hex() == "bdf75b44d713ba274020d0863de080fea52f2a0190ca18e1573628d813b938e4"
+    assert compute_fingerprint(SECRET).hex() == "bdf75b44d713ba274020d0863de080fea52f2a0190ca18e1573628d813b938e4"
 
 
 def test_the_fingerprint_of_all_is_that_of_their_lines_however_they_come_in_pages() -> None:
-    a, b = (DataKey(name, Status.ACTIVE, Wrapped(b"?", "k", 1), name.encode(), datetime.now(UTC)) for name in "ab")
-    whole, paged = FingerprintOfAll(), FingerprintOfAll()
+    a, b = (DataKey(name, DataKeyStatus.ACTIVE, WrappedKey(b"?", "k", 1), name.encode(), datetime.now(UTC)) for name in "ab")
+    whole, paged = KeyringFingerprint(), KeyringFingerprint()
     whole.add([a, b])
     paged.add([a])
     paged.add([b])
@@ -23,4 +23,4 @@ def test_the_fingerprint_of_all_is_that_of_their_lines_however_they_come_in_page
 
 
 def test_a_wrap_is_bound_to_its_row() -> None:
-    assert wrapping_aad("a") == b"keypulse data key\0a"
+    assert build_wrapping_aad("a") == b"keypulse data key\0a"

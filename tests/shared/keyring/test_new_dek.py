@@ -9,15 +9,15 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from shared.keyring import journal, store
 from shared.keyring.administration import AdministrationError, RefusedError, RotationState
-from shared.keyring.model import KEY_BYTES, Status
-from shared.keyring.new_dek import NewDek
+from shared.keyring.model import KEY_BYTES, DataKeyStatus
+from shared.keyring.new_dek import NewDekRotation
 from shared.keyring.tables import data_keys
-from shared.kms.gcp import GcpKey
+from shared.kms.gcp import GcpKmsKey
 from tests.key_versions import Versions
 from tests.shared.keyring.keyring import NEW_DEK, Keyring, Meddled, opened
 
 
-async def test_a_new_data_key_is_pending_first_and_active_only_after_it_was_shown(url: URL, kms: GcpKey) -> None:
+async def test_a_new_data_key_is_pending_first_and_active_only_after_it_was_shown(url: URL, kms: GcpKmsKey) -> None:
     shown = []
 
     async def show() -> None:
@@ -64,20 +64,20 @@ async def test_kms_that_fails_before_the_new_data_key_is_stored_leaves_nothing(
     emulator.faults.add(Fault(kind="wrong_plaintext", count=1))
     with pytest.raises(AdministrationError, match="plaintext_mismatch"):
         await keyring.rotate(NEW_DEK)
-    assert (await keyring.keys(), await keyring.administration.progress()) == (before, None)
+    assert (await keyring.keys(), await keyring.administration.get_progress()) == (before, None)
 
 
 async def test_a_new_data_key_that_does_not_unwrap_is_not_made_active(keyring: Keyring, versions: Versions) -> None:
     await keyring.fill(1)
     await keyring.administration.rotate(keyring.request(NEW_DEK))
     (new,) = {*await keyring.keys()} - {"k000"}
-    await keyring.database.change(
+    await keyring.database.write_exclusively(
         lambda connection: connection.execute(data_keys.update().where(data_keys.c.id == new).values(wrapped=b"broken"))
     )
     failed = await keyring.rotate(NEW_DEK)
     assert failed.state is RotationState.FAILED
-    assert "was not made active: KMS: invalid_request" in failed.problems[0].why
-    assert await keyring.statuses() == {"k000": Status.ACTIVE, new: Status.PENDING}
+    assert "was not made active: KMS: invalid_request" in failed.problems[0].error
+    assert await keyring.statuses() == {"k000": DataKeyStatus.ACTIVE, new: DataKeyStatus.PENDING}
 
 
 async def test_a_data_key_that_became_active_in_between_is_the_one_that_is_retired(keyring: Keyring) -> None:
@@ -85,28 +85,28 @@ async def test_a_data_key_that_became_active_in_between_is_the_one_that_is_retir
     await keyring.administration.rotate(keyring.request(NEW_DEK))
     (new,) = {*await keyring.keys()} - {"k000"}
     other = await keyring.add("other")
-    assert await keyring.database.change(
+    assert await keyring.database.write_exclusively(
         lambda connection: (
-            store.change_status(connection, first.id, Status.ACTIVE, Status.RETIRED)
-            and store.change_status(connection, other.id, Status.RETIRED, Status.ACTIVE)
+            store.change_status(connection, first.id, DataKeyStatus.ACTIVE, DataKeyStatus.RETIRED)
+            and store.change_status(connection, other.id, DataKeyStatus.RETIRED, DataKeyStatus.ACTIVE)
         )
     )
     await keyring.rotate(NEW_DEK)
-    assert (await keyring.statuses())[new] is Status.ACTIVE
+    assert (await keyring.statuses())[new] is DataKeyStatus.ACTIVE
     await keyring.rollback()
-    assert await keyring.statuses() == {"k000": Status.RETIRED, "other": Status.ACTIVE, new: Status.RETIRED}
+    assert await keyring.statuses() == {"k000": DataKeyStatus.RETIRED, "other": DataKeyStatus.ACTIVE, new: DataKeyStatus.RETIRED}
 
 
 async def test_a_pending_data_key_whose_status_another_hand_changed_stops_with_a_sentence(keyring: Keyring) -> None:
     await keyring.fill(1)
     await keyring.administration.rotate(keyring.request(NEW_DEK))
     (new,) = {*await keyring.keys()} - {"k000"}
-    await keyring.database.change(lambda it: store.change_status(it, new, Status.PENDING, Status.RETIRED))
+    await keyring.database.write_exclusively(lambda it: store.change_status(it, new, DataKeyStatus.PENDING, DataKeyStatus.RETIRED))
     with pytest.raises(RefusedError, match="is no longer pending; roll the rotation back"):
         await keyring.rotate(NEW_DEK)
-    assert (await keyring.statuses())["k000"] is Status.ACTIVE
+    assert (await keyring.statuses())["k000"] is DataKeyStatus.ACTIVE
     assert (await keyring.rollback()).state is RotationState.ROLLED_BACK
-    assert (await keyring.statuses())["k000"] is Status.ACTIVE
+    assert (await keyring.statuses())["k000"] is DataKeyStatus.ACTIVE
 
 
 async def test_two_runners_that_begin_the_same_rotation_at_once_make_one_data_key(
@@ -124,10 +124,10 @@ async def test_a_promotion_that_comes_after_its_rotation_was_rolled_back_leaves_
 ) -> None:
     await keyring.fill(1)
     await keyring.administration.rotate(keyring.request(NEW_DEK))
-    rotation = await keyring.database.read(lambda connection: journal.required(connection, "r1"))
+    rotation = await keyring.database.read(lambda connection: journal.get_rotation(connection, "r1"))
     undone = await keyring.rollback()
     await versions.disable(1)  # it cannot be unwrapped, which ends a promotion that is in time as `failed`
-    late = NewDek(keyring.database, keyring.wrapping, keyring.request(NEW_DEK), os.urandom)
+    late = NewDekRotation(keyring.database, keyring.wrapping, keyring.request(NEW_DEK), os.urandom)
     with pytest.raises(RefusedError, match="r1 was changed by another runner meanwhile"):
-        await late.promote(rotation, keyring.administration.reload)
-    assert await keyring.administration.progress("r1") == undone
+        await late.promote_data_key(rotation, keyring.administration.reload_instances)
+    assert await keyring.administration.get_progress("r1") == undone

@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 
 from shared.keyring import paced
-from shared.keyring.paced import PacedKey
-from shared.kms.provider import Decrypted, Encrypted, KmsError
+from shared.keyring.paced import QuotaLimitedKey
+from shared.kms.provider import DecryptResult, EncryptResult, KmsError
 from shared.kms.reason import Reason
 from tests.shared.keyring.fake_kms import FakeKms
 
@@ -22,11 +22,11 @@ class Timed(FakeKms):
         self.called: list[float] = []
         self.refusals, self.reason = refusals, reason
 
-    async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> Decrypted:
+    async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:
         self._refuse_first()
         return await super().decrypt(ciphertext, aad, timeout=timeout)
 
-    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> Encrypted:
+    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:
         self._refuse_first()
         return await super().encrypt(plaintext, aad, timeout=timeout)
 
@@ -37,18 +37,18 @@ class Timed(FakeKms):
             raise KmsError(self.reason, "refused")
 
 
-async def call(kms: PacedKey) -> Encrypted:
+async def call(kms: QuotaLimitedKey) -> EncryptResult:
     return await kms.encrypt(bytes(32), b"", timeout=5)
 
 
 @pytest.mark.looptime
 async def test_no_minute_has_more_calls_than_five_sixths_of_the_quota(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert paced.CALLS_A_MINUTE + paced.CALLS_AT_ONCE <= QUOTA_A_MINUTE * 5 / 6
-    minute, at_once = paced.CALLS_A_MINUTE // 100, paced.CALLS_AT_ONCE // 100  # the same pace takes a minute to play
+    assert paced.CALLS_PER_MINUTE + paced.BURST_CALLS <= QUOTA_A_MINUTE * 5 / 6
+    minute, at_once = paced.CALLS_PER_MINUTE // 100, paced.BURST_CALLS // 100  # the same pace takes a minute to play
     monkeypatch.setattr(paced, "CALLS_A_MINUTE", minute)
     monkeypatch.setattr(paced, "CALLS_AT_ONCE", at_once)
     kms = Timed()
-    key = PacedKey(kms)
+    key = QuotaLimitedKey(kms)
 
     async def again_and_again() -> None:
         while asyncio.get_running_loop().time() < 100:
@@ -65,7 +65,7 @@ async def test_no_minute_has_more_calls_than_five_sixths_of_the_quota(monkeypatc
 @pytest.mark.looptime
 async def test_where_the_quota_is_exhausted_everybody_waits_and_then_goes_on() -> None:
     kms = Timed(refusals=3)
-    key = PacedKey(kms)
+    key = QuotaLimitedKey(kms)
     assert len(await asyncio.gather(*(call(key) for _ in range(3)))) == 3
     assert await key.decrypt((await call(key)).ciphertext, b"", timeout=5)
     assert kms.called == [0, 1, 3, *[7] * 5]  # one tries, the others wait for what it comes to
@@ -75,7 +75,7 @@ async def test_where_the_quota_is_exhausted_everybody_waits_and_then_goes_on() -
 async def test_a_quota_that_is_exhausted_for_longer_than_its_minute_is_told() -> None:
     kms = Timed(refusals=100)
     with pytest.raises(KmsError, match="quota_exhausted"):
-        await call(PacedKey(kms))
+        await call(QuotaLimitedKey(kms))
     assert kms.called == [0, 1, 3, 7, 15, 31, 63]
 
 
@@ -84,7 +84,7 @@ async def test_a_quota_that_is_exhausted_for_longer_than_its_minute_is_told() ->
 async def test_whatever_else_is_wrong_is_told_at_once(reason: Reason) -> None:
     kms = Timed(1, reason)
     with pytest.raises(KmsError, match=reason):
-        await call(PacedKey(kms))
+        await call(QuotaLimitedKey(kms))
     assert kms.called == [0]
 
 
@@ -93,5 +93,5 @@ async def test_whoever_waits_can_be_cancelled() -> None:
     kms = Timed(refusals=1)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.5):
-            await call(PacedKey(kms))
+            await call(QuotaLimitedKey(kms))
     assert kms.called == [0]

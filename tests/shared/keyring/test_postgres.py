@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import URL, Column, Connection, Integer, MetaData, Table, exc, text
 
 from shared.keyring.database import Database, DatabaseError
-from shared.keyring.engine import STATEMENT_SECONDS
+from shared.keyring.engine import STATEMENT_TIMEOUT_SECONDS
 from shared.keyring.tables import TABLES
-from shared.sql.location import sqlite
+from shared.sql.location import create_sqlite_url
 from tests.conftest import Until
 from tests.postgres import Postgres
 
@@ -24,7 +24,7 @@ _numbers = Table("numbers", _tables, Column("number", Integer, primary_key=True)
 
 @pytest.fixture
 async def database(postgres_database: URL) -> AsyncIterator[Database]:
-    opened = await Database.opened(postgres_database, _tables)
+    opened = await Database.open(postgres_database, _tables)
     yield opened
     await opened.close()
 
@@ -38,13 +38,13 @@ def _count(connection: Connection) -> int:
 
 
 async def test_many_processes_that_make_the_tables_at_once_all_succeed(postgres_database: URL) -> None:
-    opened = await asyncio.gather(*(Database.opened(postgres_database, TABLES) for _ in range(6)))
+    opened = await asyncio.gather(*(Database.open(postgres_database, TABLES) for _ in range(6)))
     for database in opened:
         await database.close()
 
 
 async def test_ids_are_compared_byte_by_byte_whatever_the_language_of_the_database(postgres_database: URL) -> None:
-    database = await Database.opened(postgres_database, TABLES)
+    database = await Database.open(postgres_database, TABLES)
     collation = "SELECT collation_name FROM information_schema.columns WHERE table_name = :t AND column_name = :c"
     try:
         for table, name in (("data_keys", "id"), ("keyring_rotations", "cursor"), ("keyring_problems", "data_key_id")):
@@ -58,16 +58,16 @@ async def test_ids_are_compared_byte_by_byte_whatever_the_language_of_the_databa
 async def test_whoever_waited_for_another_change_reads_it_whatever_isolation_the_server_has_by_default(
     postgres_database: URL, until: Until
 ) -> None:
-    database = await Database.opened(postgres_database, _tables)
+    database = await Database.open(postgres_database, _tables)
     default = f"ALTER DATABASE {postgres_database.database} SET default_transaction_isolation = 'repeatable read'"
     await database.write(lambda connection: connection.execute(text(default)))
     await database.close()
-    first, second = [await Database.opened(postgres_database) for _ in range(2)]
+    first, second = [await Database.open(postgres_database) for _ in range(2)]
     holds, proceed = threading.Event(), threading.Event()
 
     def slow(connection: Connection) -> None:
         holds.set()
-        assert proceed.wait(STATEMENT_SECONDS)
+        assert proceed.wait(STATEMENT_TIMEOUT_SECONDS)
         _insert(connection)
 
     async def is_waiting() -> bool:
@@ -75,11 +75,11 @@ async def test_whoever_waited_for_another_change_reads_it_whatever_isolation_the
         return bool(await first.read(lambda connection: connection.execute(waits).scalar_one()))
 
     try:
-        assert [await each.change(_count) for each in (first, second)] == [0, 0]  # they are connected
+        assert [await each.write_exclusively(_count) for each in (first, second)] == [0, 0]  # they are connected
         assert not await is_waiting()
-        changing = asyncio.create_task(first.change(slow))
-        await asyncio.to_thread(holds.wait, STATEMENT_SECONDS)
-        counting = asyncio.create_task(second.change(_count))
+        changing = asyncio.create_task(first.write_exclusively(slow))
+        await asyncio.to_thread(holds.wait, STATEMENT_TIMEOUT_SECONDS)
+        counting = asyncio.create_task(second.write_exclusively(_count))
         await until(is_waiting)
         proceed.set()
         await changing
@@ -91,7 +91,7 @@ async def test_whoever_waited_for_another_change_reads_it_whatever_isolation_the
 
 
 async def test_a_server_that_restarts_in_between_is_nobodys_error(own_postgres: Postgres) -> None:
-    database = await Database.opened(own_postgres.database("restarted"), _tables)
+    database = await Database.open(own_postgres.database("restarted"), _tables)
     try:
         await database.write(_insert)
         assert await database.read(_count) == 1
@@ -108,7 +108,7 @@ async def test_a_server_that_restarts_in_between_is_nobodys_error(own_postgres: 
 async def test_a_server_that_is_not_there_is_an_error_that_shows_no_password(tmp_path: Path) -> None:
     nowhere = URL.create("postgresql", "user", PASSWORD, database="keyring", query={"host": str(tmp_path)})
     with pytest.raises(DatabaseError) as told:
-        await Database.opened(nowhere, TABLES)
+        await Database.open(nowhere, TABLES)
     assert "No such file or directory" in str(told.value)
     assert PASSWORD not in repr(told.value)
 
@@ -122,7 +122,7 @@ async def test_a_statement_that_takes_too_long_ends_within_its_bound_and_a_patie
     assert time.monotonic() - begun < 10
     patient = await database.read(lambda it: it.execute(text("SELECT 1 FROM pg_sleep(4.6)")).scalar_one(), seconds=30)
     assert patient == 1
-    assert await database.read(_patience) == STATEMENT_SECONDS + 0.5
+    assert await database.read(_patience) == STATEMENT_TIMEOUT_SECONDS + 0.5
     with pytest.raises(DatabaseError, match="statement timeout"):  # the same connection is impatient again
         await database.read(lambda connection: connection.execute(text("SELECT pg_sleep(60)")))
 
@@ -130,7 +130,7 @@ async def test_a_statement_that_takes_too_long_ends_within_its_bound_and_a_patie
 async def test_whoever_changes_the_keyring_keeps_others_waiting_and_no_reader(
     database: Database, postgres_database: URL, until: Until
 ) -> None:
-    other = await Database.opened(postgres_database, _tables)
+    other = await Database.open(postgres_database, _tables)
     order: list[str] = []
 
     def slowly(connection: Connection) -> None:
@@ -143,10 +143,10 @@ async def test_whoever_changes_the_keyring_keeps_others_waiting_and_no_reader(
         return _count(connection)
 
     try:
-        first = asyncio.create_task(database.change(slowly))
+        first = asyncio.create_task(database.write_exclusively(slowly))
         await until(lambda: other.read(_is_held))
         assert await other.read(_count) == 0
-        assert await other.change(see) == 1
+        assert await other.write_exclusively(see) == 1
         await first
     finally:
         await other.close()
@@ -165,12 +165,12 @@ def _is_held(connection: Connection) -> bool:
 async def test_a_lock_that_stays_is_an_error_within_its_bound(
     database: Database, postgres_database: URL, until: Until
 ) -> None:
-    other = await Database.opened(postgres_database, _tables)
+    other = await Database.open(postgres_database, _tables)
     try:
-        held = asyncio.create_task(other.change(lambda connection: connection.execute(text("SELECT pg_sleep(3.5)"))))
+        held = asyncio.create_task(other.write_exclusively(lambda connection: connection.execute(text("SELECT pg_sleep(3.5)"))))
         await until(lambda: database.read(_is_held))
         with pytest.raises(DatabaseError, match="lock timeout"):
-            await database.change(_insert)
+            await database.write_exclusively(_insert)
         await held
     finally:
         await other.close()
@@ -189,9 +189,9 @@ async def test_a_lost_race_is_told_as_it_is_and_other_errors_show_no_values(data
 async def test_tables_of_an_older_version_are_refused_with_a_sentence(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    url = sqlite(tmp_path / "old.db") if kind == "sqlite" else request.getfixturevalue("postgres_database")
+    url = create_sqlite_url(tmp_path / "old.db") if kind == "sqlite" else request.getfixturevalue("postgres_database")
     old = MetaData()
     Table("data_keys", old, Column("id", Integer, primary_key=True), Column("status", Integer))
-    await (await Database.opened(url, old)).close()
+    await (await Database.open(url, old)).close()
     with pytest.raises(DatabaseError, match=r"data_keys has no column algorithm, .*: an older keypulse"):
-        await Database.opened(url, TABLES)
+        await Database.open(url, TABLES)

@@ -12,8 +12,8 @@ from shared.keyring.administration import (
     RotationState,
     UnreachableError,
 )
-from shared.keyring.model import LOCAL_KEK, Wrapped, wrapping_aad
-from shared.kms.gcp import GcpKey
+from shared.keyring.model import LOCAL_KEK, WrappedKey, build_wrapping_aad
+from shared.kms.gcp import GcpKmsKey
 from tests.key_versions import Versions
 from tests.shared.keyring.keyring import KEY, NEW_DEK, Keyring, Meddled, opened, secret_of
 
@@ -54,15 +54,15 @@ async def test_a_second_run_changes_nothing(keyring: Keyring, versions: Versions
 
 async def test_a_dry_run_tells_what_would_be_done_and_changes_nothing(keyring: Keyring, versions: Versions) -> None:
     await keyring.fill(3)
-    await keyring.add("foreign", Wrapped(b"?", "projects/other", 1))
-    await keyring.add("local", Wrapped(b"?", LOCAL_KEK, 0))
+    await keyring.add("foreign", WrappedKey(b"?", "projects/other", 1))
+    await keyring.add("local", WrappedKey(b"?", LOCAL_KEK, 0))
     await versions.rotate()
     before = await keyring.keys()
     dry = await keyring.administration.dry_run(keyring.request().type, None)
     assert (dry.total, dry.done, dry.target_version) == (4, 0, 2)
-    assert [(problem.id, problem.foreign) for problem in dry.problems] == [("foreign", True), ("local", False)]
+    assert [(problem.id, problem.is_foreign) for problem in dry.problems] == [("foreign", True), ("local", False)]
     assert await keyring.keys() == before
-    assert await keyring.administration.progress() is None
+    assert await keyring.administration.get_progress() is None
 
 
 async def test_a_version_that_is_not_enabled_is_refused_before_anything_is_done(
@@ -79,7 +79,7 @@ async def test_a_version_that_is_not_enabled_is_refused_before_anything_is_done(
     with pytest.raises(RefusedError, match="is DISABLED"):
         await keyring.administration.dry_run(NEW_DEK, 2)
     assert await keyring.keys() == before
-    assert await keyring.administration.progress() is None
+    assert await keyring.administration.get_progress() is None
 
 
 async def test_kms_that_refuses_half_way_leaves_what_is_done_and_the_next_call_goes_on(
@@ -92,7 +92,7 @@ async def test_kms_that_refuses_half_way_leaves_what_is_done_and_the_next_call_g
     with pytest.raises(AdministrationError, match=r"permission_denied.*resume when it works again"):
         await keyring.rotate()
     emulator.faults.remove(fault)
-    progress = await keyring.administration.progress("r1")
+    progress = await keyring.administration.get_progress("r1")
     assert progress is not None
     assert (progress.state, progress.problems) == (RotationState.RUNNING, ())
     assert progress.done == list((await keyring.versions()).values()).count(2) < 12
@@ -142,16 +142,16 @@ async def test_foreign_corrupt_and_local_wraps_are_named_and_the_rest_goes_on(
     keyring: Keyring, versions: Versions
 ) -> None:
     await keyring.fill(3)
-    await keyring.add("foreign", Wrapped(b"?", "projects/other", 1))
-    await keyring.add("local", Wrapped(b"?", LOCAL_KEK, 0))
-    await keyring.add("corrupt", Wrapped(b"no ciphertext", KEY, 1))
+    await keyring.add("foreign", WrappedKey(b"?", "projects/other", 1))
+    await keyring.add("local", WrappedKey(b"?", LOCAL_KEK, 0))
+    await keyring.add("corrupt", WrappedKey(b"no ciphertext", KEY, 1))
     await keyring.add("moved", (await keyring.key("k001")).wrapped)
     await keyring.add("other-key", await keyring.wrapping.wrap("other-key", b"x" * 32))
     before = await keyring.keys()
     await versions.rotate()
     failed = await keyring.rotate(batch=2)
     assert (failed.state, failed.total, failed.done) == (RotationState.FAILED, 7, 3)
-    assert {problem.id: (problem.foreign, problem.why) for problem in failed.problems} == {
+    assert {problem.id: (problem.is_foreign, problem.error) for problem in failed.problems} == {
         "corrupt": (False, "KMS: invalid_request (version 1)"),
         "foreign": (True, "it is wrapped by projects/other, which is not the configured key"),
         "local": (False, "it is wrapped by the service's local key, which only the service itself has"),
@@ -163,7 +163,7 @@ async def test_foreign_corrupt_and_local_wraps_are_named_and_the_rest_goes_on(
 
 
 async def test_a_foreign_wrap_alone_is_no_failure(keyring: Keyring, versions: Versions) -> None:
-    await keyring.add("foreign", Wrapped(b"?", "projects/other", 1))
+    await keyring.add("foreign", WrappedKey(b"?", "projects/other", 1))
     await versions.rotate()
     done = await keyring.rotate()
     assert (done.state, [problem.id for problem in done.problems]) == (RotationState.DONE, ["foreign"])
@@ -177,19 +177,19 @@ async def test_what_could_not_be_unwrapped_is_tried_again_by_the_same_rotation(
     await versions.disable(1)
     failed = await keyring.rotate()
     assert (failed.state, failed.done) == (RotationState.FAILED, 0)
-    assert failed.problems[0].why == "KMS: key_disabled (version 1)"
+    assert failed.problems[0].error == "KMS: key_disabled (version 1)"
     await versions.enable(1)
     done = await keyring.rotate()
     assert (done.state, done.done, done.problems) == (RotationState.DONE, 2, ())
 
 
 async def test_local_wraps_are_wrapped_by_kms_where_the_local_key_is_at_hand(
-    url: URL, kms: GcpKey, versions: Versions
+    url: URL, kms: GcpKmsKey, versions: Versions
 ) -> None:
     local = LocalKey(b"l" * 32)
     async with opened(url, kms, local=local) as keyring:
         await keyring.take_lease()
-        await keyring.add("a", Wrapped(local.wrap(secret_of("a"), wrapping_aad("a")), LOCAL_KEK, 0))
+        await keyring.add("a", WrappedKey(local.wrap(secret_of("a"), build_wrapping_aad("a")), LOCAL_KEK, 0))
         assert (await keyring.rotate()).done == 1
         assert (await keyring.key("a")).wrapped.kek == KEY
 
@@ -227,7 +227,7 @@ async def test_a_rotation_that_is_not_finished_keeps_others_away_and_says_which_
 async def test_what_a_rotation_did_and_is_due_again_is_counted_once(keyring: Keyring, versions: Versions) -> None:
     keys = await keyring.fill(4)
     whole = keys[0]
-    await keyring.replace(whole, Wrapped(b"corrupt", whole.wrapped.kek, 1))
+    await keyring.replace(whole, WrappedKey(b"corrupt", whole.wrapped.kek, 1))
     await versions.rotate()
     failed = await keyring.rotate()
     assert (failed.state, failed.done, failed.total) == (RotationState.FAILED, 3, 4)

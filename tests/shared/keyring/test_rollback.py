@@ -8,8 +8,8 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from shared.keyring import journal
 from shared.keyring.administration import AdministrationError, RefusedError, RotationState
-from shared.keyring.model import Status, Wrapped
-from shared.keyring.rewrap import Rewrap
+from shared.keyring.model import DataKeyStatus, WrappedKey
+from shared.keyring.rewrap import RewrapRotation
 from shared.keyring.rollback import Rollback
 from shared.keyring.tables import data_keys
 from tests.key_versions import Versions
@@ -50,9 +50,9 @@ async def test_a_rollback_that_kms_stops_goes_on_and_nobody_rotates_meanwhile(
     with pytest.raises(AdministrationError, match="unauthenticated"):
         await keyring.rollback()
     emulator.faults.remove(fault)
-    progress = await keyring.administration.progress("r1")
+    progress = await keyring.administration.get_progress("r1")
     assert progress is not None
-    assert (progress.state, progress.rolling_back) == (RotationState.RUNNING, True)
+    assert (progress.state, progress.is_rolling_back) == (RotationState.RUNNING, True)
     assert 0 < progress.done < 12
     with pytest.raises(RefusedError, match="r1 is being rolled back; go on with that"):
         await keyring.rotate()
@@ -74,7 +74,7 @@ async def test_what_another_hand_changed_since_or_can_no_longer_be_unwrapped_is_
     before = await keyring.keys()
     undone = await keyring.rollback()
     assert undone.state is RotationState.ROLLED_BACK
-    whys = {problem.id: problem.why for problem in undone.problems}
+    whys = {problem.id: problem.error for problem in undone.problems}
     assert whys[b.id] == "another hand changed its wrapped form since; it was left as it is"
     assert whys[a.id] == whys[c.id]
     assert "cannot be unwrapped: KMS: key_disabled (version 1); it was left as it is" in whys[a.id]
@@ -86,8 +86,8 @@ async def test_what_a_backup_put_back_since_is_as_it_has_to_be(
     keyring: Keyring, versions: Versions, resumed: bool
 ) -> None:
     a, b = await keyring.fill(2)
-    await keyring.add("broken", Wrapped(b"?", KEY, 1))
-    rows = await keyring.administration.backup()
+    await keyring.add("broken", WrappedKey(b"?", KEY, 1))
+    rows = await keyring.administration.list_backup_rows()
     await versions.rotate()
     assert (await keyring.rotate()).state is RotationState.FAILED
     await keyring.administration.restore(rows[1:], keyring.token)
@@ -102,9 +102,9 @@ async def test_a_version_that_was_retired_meanwhile_wraps_nothing_again(keyring:
     await keyring.fill(1)
     await versions.rotate()
     await keyring.rotate()
-    await keyring.administration.retire(1, keyring.token)
+    await keyring.administration.retire_version(1, keyring.token)
     undone = await keyring.rollback()
-    assert "version 1 of" in undone.problems[0].why
+    assert "version 1 of" in undone.problems[0].error
     assert await keyring.versions() == {"k000": 2}
 
 
@@ -114,7 +114,7 @@ async def test_the_former_data_key_is_active_again_and_the_new_one_is_kept_for_i
     (new,) = {*await keyring.keys()} - {"k000", "k001"}
     undone = await keyring.rollback()
     assert (undone.state, undone.done, undone.problems) == (RotationState.ROLLED_BACK, 0, ())
-    assert await keyring.statuses() == {"k000": Status.ACTIVE, "k001": Status.RETIRED, new: Status.RETIRED}
+    assert await keyring.statuses() == {"k000": DataKeyStatus.ACTIVE, "k001": DataKeyStatus.RETIRED, new: DataKeyStatus.RETIRED}
 
 
 async def test_a_new_data_key_that_was_never_active_is_retired_and_nothing_else_changes(keyring: Keyring) -> None:
@@ -122,7 +122,7 @@ async def test_a_new_data_key_that_was_never_active_is_retired_and_nothing_else_
     await keyring.administration.rotate(keyring.request(NEW_DEK))
     (new,) = {*await keyring.keys()} - {"k000"}
     await keyring.rollback()
-    assert await keyring.statuses() == {"k000": Status.ACTIVE, new: Status.RETIRED}
+    assert await keyring.statuses() == {"k000": DataKeyStatus.ACTIVE, new: DataKeyStatus.RETIRED}
 
 
 async def test_an_older_rotation_does_not_displace_what_is_active_since(keyring: Keyring) -> None:
@@ -131,7 +131,7 @@ async def test_an_older_rotation_does_not_displace_what_is_active_since(keyring:
     await keyring.rotate(NEW_DEK, "newer")
     before = await keyring.statuses()
     undone = await keyring.rollback("older")
-    assert "another data key is active since" in undone.problems[0].why
+    assert "another data key is active since" in undone.problems[0].error
     assert await keyring.statuses() == before
 
 
@@ -153,8 +153,8 @@ async def test_a_data_key_that_is_gone_is_named(keyring: Keyring, versions: Vers
     await keyring.fill(2)
     await versions.rotate()
     await keyring.rotate()
-    await keyring.database.change(lambda it: it.execute(data_keys.delete().where(data_keys.c.id == "k000")))
-    assert [problem.why for problem in (await keyring.rollback()).problems] == ["it is no longer in the keyring"]
+    await keyring.database.write_exclusively(lambda it: it.execute(data_keys.delete().where(data_keys.c.id == "k000")))
+    assert [problem.error for problem in (await keyring.rollback()).problems] == ["it is no longer in the keyring"]
     assert await keyring.versions() == {"k001": 1}
 
 
@@ -176,13 +176,13 @@ async def test_a_call_that_was_under_way_while_the_rotation_was_rolled_back_says
     await keyring.fill(2)
     await versions.rotate()
     await keyring.administration.rotate(keyring.request(batch=2))
-    rotation = await keyring.database.read(lambda connection: journal.required(connection, "r1"))
+    rotation = await keyring.database.read(lambda connection: journal.get_rotation(connection, "r1"))
     await versions.disable(1)  # so that nothing is put back, and nothing would be left to wrap anew
     await keyring.rollback()
-    undone = await keyring.administration.progress("r1")
-    late = Rewrap(keyring.database, keyring.wrapping, keyring.request(), rotation)
-    again = Rollback(keyring.database, keyring.wrapping, replace(rotation, rolling_back=True), keyring.token)
+    undone = await keyring.administration.get_progress("r1")
+    late = RewrapRotation(keyring.database, keyring.wrapping, keyring.request(), rotation)
+    again = Rollback(keyring.database, keyring.wrapping, replace(rotation, is_rolling_back=True), keyring.token)
     for call in (late, again):
         with pytest.raises(RefusedError, match="r1 was changed by another runner meanwhile"):
-            await call.batch()
-    assert await keyring.administration.progress("r1") == undone
+            await call.run_batch()
+    assert await keyring.administration.get_progress("r1") == undone

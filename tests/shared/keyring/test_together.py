@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from shared.keyring.together import TOGETHER, together
+from shared.keyring.together import MAX_CONCURRENT_CALLS, run_concurrently
 
 ITEMS = range(500)
 
@@ -39,8 +39,8 @@ class Work:
 @pytest.mark.looptime
 async def test_a_bounded_number_is_under_way_and_all_are_handed_over_in_their_order() -> None:
     work = Work()
-    await together(ITEMS, work.do, work.take)
-    assert work.most == TOGETHER
+    await run_concurrently(ITEMS, work.do, work.take)
+    assert work.most == MAX_CONCURRENT_CALLS
     assert work.taken == [(item, -item) for item in ITEMS]
 
 
@@ -52,7 +52,7 @@ async def test_one_that_is_slow_keeps_no_other_from_being_done() -> None:
         await asyncio.sleep(1 if item == 0 else 0.01)
         return await work.do(item)
 
-    await together(range(32 * 10), do, work.take)
+    await run_concurrently(range(32 * 10), do, work.take)
     assert asyncio.get_running_loop().time() - began < 2
 
 
@@ -60,8 +60,8 @@ async def test_one_that_is_slow_keeps_no_other_from_being_done() -> None:
 async def test_the_first_error_stops_all_and_what_was_done_is_handed_over() -> None:
     work = Work(failing=200)
     with pytest.raises(ValueError, match="200"):
-        await together(ITEMS, work.do, work.take)
-    assert max(work.begun) < 200 + 2 * TOGETHER
+        await run_concurrently(ITEMS, work.do, work.take)
+    assert max(work.begun) < 200 + 2 * MAX_CONCURRENT_CALLS
     assert [item for item, _ in work.taken] == [item for item in sorted(work.begun) if item != 200]
     assert work.under_way == 0
 
@@ -74,7 +74,7 @@ async def test_an_error_of_the_taker_stops_all() -> None:
         raise OSError(len(outcomes))
 
     with pytest.raises(OSError, match="64"):
-        await together(ITEMS, work.do, full)
+        await run_concurrently(ITEMS, work.do, full)
     assert (work.under_way, max(work.begun) < 200) == (0, True)
 
 
@@ -83,12 +83,12 @@ async def test_a_cancelled_caller_leaves_nothing_under_way() -> None:
     work = Work(stuck=3)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(5):
-            await together(ITEMS, work.do, work.take)
+            await run_concurrently(ITEMS, work.do, work.take)
     assert work.under_way == 0
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 async def test_nothing_to_do_is_done() -> None:
     work = Work()
-    await together([], work.do, work.take)
+    await run_concurrently([], work.do, work.take)
     assert work.taken == []

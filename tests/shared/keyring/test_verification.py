@@ -8,22 +8,22 @@ from sqlalchemy import URL
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from services.backend import records as backend
-from services.backend.records import RECORDS, Records
-from services.backend.sealing import UsableKey
+from services.backend.records import RECORDS_TABLE, Records
+from services.backend.sealing import UnwrappedKey
 from shared.keyring import store
 from shared.keyring.administration import UnreachableError
-from shared.keyring.model import Wrapped
+from shared.keyring.model import WrappedKey
 from shared.keyring.tables import data_keys
-from shared.kms.gcp import GcpKey
+from shared.kms.gcp import GcpKmsKey
 from tests.key_versions import Versions
 from tests.shared.keyring.keyring import Keyring, opened, secret_of
 
 
 @pytest.fixture
-async def keyring(url: URL, kms: GcpKey) -> AsyncIterator[Keyring]:
+async def keyring(url: URL, kms: GcpKmsKey) -> AsyncIterator[Keyring]:
     """Two data keys, with five records and one."""
-    async with opened(url, kms, records=RECORDS) as keyring:
-        await keyring.database.change(backend.TABLES.create_all)
+    async with opened(url, kms, records=RECORDS_TABLE) as keyring:
+        await keyring.database.write_exclusively(backend.TABLES.create_all)
         await keyring.take_lease()
         await keyring.fill(2)
         for number in range(5):
@@ -33,7 +33,7 @@ async def keyring(url: URL, kms: GcpKey) -> AsyncIterator[Keyring]:
 
 
 async def _put(keyring: Keyring, record: str, key: str, secret: bytes | None = None) -> None:
-    assert await Records(keyring.database).put(record, record.encode(), UsableKey(key, secret or secret_of(key)))
+    assert await Records(keyring.database).put(record, record.encode(), UnwrappedKey(key, secret or secret_of(key)))
 
 
 async def _orphan(keyring: Keyring) -> None:
@@ -41,7 +41,7 @@ async def _orphan(keyring: Keyring) -> None:
     await keyring.add("gone")
     await _put(keyring, "orphan", "gone")
     removed = data_keys.delete().where(data_keys.c.id == "gone")
-    await keyring.database.change(lambda connection: connection.execute(removed))
+    await keyring.database.write_exclusively(lambda connection: connection.execute(removed))
 
 
 async def test_where_all_is_well_nothing_is_named_and_the_fingerprint_outlives_a_rotation(
@@ -68,12 +68,12 @@ async def test_the_full_mode_goes_through_many_pages_of_records(keyring: Keyring
 async def test_what_cannot_be_read_is_named(keyring: Keyring) -> None:
     await _put(keyring, "broken", "k001", b"another data key's 32 bytes     ")
     await _orphan(keyring)
-    await keyring.add("foreign", Wrapped(b"?", "projects/other", 1))
+    await keyring.add("foreign", WrappedKey(b"?", "projects/other", 1))
     broken = data_keys.update().where(data_keys.c.id == "k000").values(wrapped=b"?")
-    await keyring.database.change(lambda connection: connection.execute(broken))
+    await keyring.database.write_exclusively(lambda connection: connection.execute(broken))
     found = await keyring.administration.verify("full")
     assert (found.data_keys, found.records) == (3, 2)
-    assert {problem.id: (problem.foreign, problem.why) for problem in found.problems} == {
+    assert {problem.id: (problem.is_foreign, problem.error) for problem in found.problems} == {
         "k000": (False, "KMS: invalid_request (version 1)"),
         "broken": (False, "this record cannot be opened: it is not what was stored under this id"),
         "gone": (False, "1 records need it, and it is not in the keyring"),
@@ -83,7 +83,7 @@ async def test_what_cannot_be_read_is_named(keyring: Keyring) -> None:
 
 async def test_a_hundred_foreign_wraps_hide_no_problem_of_our_own(keyring: Keyring) -> None:
     for number in range(101):
-        await keyring.add(f"a{number:03}", Wrapped(b"?", "projects/other", 1))
+        await keyring.add(f"a{number:03}", WrappedKey(b"?", "projects/other", 1))
     await _orphan(keyring)
     problems = (await keyring.administration.verify("sample")).problems
     assert (len(problems), problems[0].id) == (100, "gone")

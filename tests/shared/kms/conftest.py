@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from ops.kms_emulator.emulator import Emulator, start
-from shared.kms.provider import KeyAdmin
-from shared.kms.registry import connect
+from ops.kms_emulator.emulator import Emulator, run_emulator
+from shared.kms.provider import KmsKeyAdmin
+from shared.kms.registry import connect_key
 from shared.kms.settings import GcpKeySettings
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -14,12 +14,12 @@ KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
 @pytest.fixture
 async def emulator() -> AsyncIterator[Emulator]:
-    async with start(keys=[KEY]) as running:
+    async with run_emulator(keys=[KEY]) as running:
         yield running
 
 
 @pytest.fixture
-async def provider(emulator: Emulator) -> AsyncIterator[KeyAdmin]:
-    key = connect(GcpKeySettings(key=KEY, endpoint=str(emulator.address), insecure=True))
+async def provider(emulator: Emulator) -> AsyncIterator[KmsKeyAdmin]:
+    key = connect_key(GcpKeySettings(key=KEY, endpoint=str(emulator.address), insecure=True))
     yield key
     await key.close()

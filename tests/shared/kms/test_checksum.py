@@ -1,6 +1,6 @@
 import pytest
 
-from shared.kms.checksum import crc32c
+from shared.kms.checksum import compute_crc32c
 
 
 @pytest.mark.parametrize(
@@ -15,4 +15,4 @@ from shared.kms.checksum import crc32c
     ],
 )
 def test_the_checksum_is_castagnolis(data: bytes, checksum: int) -> None:
-    assert crc32c(data) == checksum
+    assert compute_crc32c(data) == checksum

@@ -11,8 +11,8 @@ from google.cloud.kms_v1 import DecryptRequest, DecryptResponse, EncryptRequest,
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
-from shared.kms.checksum import crc32c
-from shared.kms.gcp import GcpKey
+from shared.kms.checksum import compute_crc32c
+from shared.kms.gcp import GcpKmsKey
 from shared.kms.provider import KmsError
 from shared.kms.reason import Reason
 from shared.settings import Address
@@ -55,7 +55,7 @@ class Firewall:
 async def test_a_connection_that_went_silent_is_replaced(emulator: Emulator) -> None:
     firewall = Firewall(emulator.address)
     server = await asyncio.start_server(firewall.accept, "127.0.0.1", 0)
-    key = GcpKey(KEY, endpoint=f"127.0.0.1:{server.sockets[0].getsockname()[1]}", insecure=True)
+    key = GcpKmsKey(KEY, endpoint=f"127.0.0.1:{server.sockets[0].getsockname()[1]}", insecure=True)
     try:
         await key.encrypt(b"x", b"", timeout=5)
         firewall.forget()
@@ -81,7 +81,7 @@ async def test_plaintext_takes_no_way_through_a_proxy(emulator: Emulator, monkey
     for name in ("http_proxy", "https_proxy", "grpc_proxy"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     monkeypatch.delenv("no_proxy", raising=False)
-    key = GcpKey(KEY, endpoint=str(emulator.address), insecure=True)
+    key = GcpKmsKey(KEY, endpoint=str(emulator.address), insecure=True)
     await key.encrypt(b"x", b"", timeout=5)
     await key.close()
     server.close()
@@ -89,7 +89,7 @@ async def test_plaintext_takes_no_way_through_a_proxy(emulator: Emulator, monkey
 
 
 async def test_a_caller_that_is_cancelled_is_cancelled_and_not_told_of_an_error(emulator: Emulator) -> None:
-    key = GcpKey(KEY, endpoint=str(emulator.address), insecure=True)
+    key = GcpKmsKey(KEY, endpoint=str(emulator.address), insecure=True)
     emulator.faults.add(Fault(kind="stall"))
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(key.encrypt(b"x", b"", timeout=30), 0.2)
@@ -103,11 +103,11 @@ class Scripted:
         self.encrypt = EncryptResponse(
             name=f"{KEY}/cryptoKeyVersions/1",
             ciphertext=b"c",
-            ciphertext_crc32c=crc32c(b"c"),
+            ciphertext_crc32c=compute_crc32c(b"c"),
             verified_plaintext_crc32c=True,
             verified_additional_authenticated_data_crc32c=True,
         )
-        self.decrypt = DecryptResponse(plaintext=b"p", plaintext_crc32c=crc32c(b"p"))
+        self.decrypt = DecryptResponse(plaintext=b"p", plaintext_crc32c=compute_crc32c(b"p"))
         self.stalls = False
         self.arrived = asyncio.Event()
         self.encrypted: EncryptRequest | None = None
@@ -125,7 +125,7 @@ class Scripted:
         return self.decrypt
 
     @asynccontextmanager
-    async def serving(self) -> AsyncIterator[GcpKey]:
+    async def serving(self) -> AsyncIterator[GcpKmsKey]:
         methods = {
             "Encrypt": grpc.unary_unary_rpc_method_handler(
                 self.on_encrypt, EncryptRequest.deserialize, EncryptResponse.serialize
@@ -145,9 +145,9 @@ async def test_every_checksum_is_sent() -> None:
         await key.decrypt(b"cipher", b"", timeout=5)
     assert kms.encrypted is not None
     assert kms.decrypted is not None
-    assert kms.encrypted.plaintext_crc32c == crc32c(b"plain")
-    assert kms.encrypted.additional_authenticated_data_crc32c == crc32c(b"aad")
-    assert kms.decrypted.ciphertext_crc32c == crc32c(b"cipher")
+    assert kms.encrypted.plaintext_crc32c == compute_crc32c(b"plain")
+    assert kms.encrypted.additional_authenticated_data_crc32c == compute_crc32c(b"aad")
+    assert kms.decrypted.ciphertext_crc32c == compute_crc32c(b"cipher")
     assert kms.decrypted.additional_authenticated_data_crc32c == 0  # of nothing; 0 is a value, not its absence
     assert "additional_authenticated_data_crc32c" in kms.decrypted
 
@@ -191,7 +191,7 @@ async def test_after_a_call_that_was_cancelled_the_connection_is_closed_and_not_
     emulator: Emulator, until: Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 ) -> None:
     emulator.faults.add(Fault(kind="stall"))
-    key = GcpKey(KEY, endpoint=str(emulator.address), insecure=True)
+    key = GcpKmsKey(KEY, endpoint=str(emulator.address), insecure=True)
 
     async def connected() -> bool:
         return connections(emulator.address) == 1

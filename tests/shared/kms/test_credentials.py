@@ -20,8 +20,8 @@ from google.auth.exceptions import GoogleAuthError
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
-from shared.kms.credentials import Lookup
-from shared.kms.gcp import GcpKey
+from shared.kms.credentials import CredentialsLookup
+from shared.kms.gcp import GcpKmsKey
 from shared.kms.provider import KmsError
 from shared.kms.reason import Reason
 
@@ -46,20 +46,20 @@ class Finder:
 
 async def test_all_who_wait_share_one_lookup_and_the_loop_goes_on() -> None:
     finder = Finder()
-    lookup = Lookup(finder)
-    waiting = [asyncio.create_task(lookup.credentials()) for _ in range(20)]
+    lookup = CredentialsLookup(finder)
+    waiting = [asyncio.create_task(lookup.get_credentials()) for _ in range(20)]
     await asyncio.sleep(0)  # the loop turns although the lookup blocks
     finder.go_on.set()
     found = await asyncio.gather(*waiting)
     assert finder.calls == 1
     assert all(one is found[0] for one in found)
-    assert await lookup.credentials() is found[0]
+    assert await lookup.get_credentials() is found[0]
 
 
 async def test_a_lookup_that_outlasts_a_call_is_a_timeout_and_then_says_what_is_missing() -> None:
     finder = Finder()
     finder.error = GoogleAuthError("could not be found")  # type: ignore[no-untyped-call]
-    key = GcpKey(KEY, endpoint="localhost:1", lookup=Lookup(finder))
+    key = GcpKmsKey(KEY, endpoint="localhost:1", lookup=CredentialsLookup(finder))
     reasons = []
     for _ in range(2):
         with pytest.raises(KmsError) as failed:
@@ -76,11 +76,11 @@ async def test_after_a_failure_the_next_call_looks_anew() -> None:
     finder = Finder()
     finder.go_on.set()
     finder.error = RuntimeError("with a secret in it")
-    lookup = Lookup(finder)
+    lookup = CredentialsLookup(finder)
     with pytest.raises(GoogleAuthError, match="RuntimeError while looking for them"):
-        await lookup.credentials()
+        await lookup.get_credentials()
     finder.error = None
-    assert isinstance(await lookup.credentials(), AnonymousCredentials)
+    assert isinstance(await lookup.get_credentials(), AnonymousCredentials)
 
 
 async def test_a_file_of_credentials_that_is_another_is_read_again(
@@ -91,18 +91,18 @@ async def test_a_file_of_credentials_that_is_another_is_read_again(
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
     finder = Finder()
     finder.go_on.set()
-    lookup = Lookup(finder)
-    first = await lookup.credentials()
-    assert await lookup.credentials() is first
-    assert not lookup.has_other_than(first)
+    lookup = CredentialsLookup(finder)
+    first = await lookup.get_credentials()
+    assert await lookup.get_credentials() is first
+    assert not lookup.has_changed(first)
     file.unlink()  # in the middle of being replaced
-    assert await lookup.credentials() is first
+    assert await lookup.get_credentials() is first
     file.write_text('{"another": "key"}')
-    assert lookup.has_other_than(first)
-    second = await lookup.credentials()
+    assert lookup.has_changed(first)
+    second = await lookup.get_credentials()
     assert second is not first
-    assert lookup.has_other_than(first)
-    assert not lookup.has_other_than(second)
+    assert lookup.has_changed(first)
+    assert not lookup.has_changed(second)
     assert finder.calls == 2
 
 
@@ -208,9 +208,9 @@ async def test_a_call_that_is_refused_for_its_credentials_makes_way_for_new_ones
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
     finder = Finder()
     finder.go_on.set()
-    lookup = Lookup(finder)
-    key = GcpKey(KEY, endpoint=str(emulator.address), insecure=True, lookup=lookup)
-    key._credentials = await lookup.credentials()  # which plaintext does not need
+    lookup = CredentialsLookup(finder)
+    key = GcpKmsKey(KEY, endpoint=str(emulator.address), insecure=True, lookup=lookup)
+    key._credentials = await lookup.get_credentials()  # which plaintext does not need
     await key.encrypt(b"x", b"", timeout=5)
     connection = key._client
     emulator.faults.add(Fault(kind="status", status="UNAUTHENTICATED"))

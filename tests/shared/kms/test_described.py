@@ -14,7 +14,7 @@ from google.cloud.kms_v1 import (
     ListCryptoKeyVersionsResponse,
 )
 
-from shared.kms.gcp import GcpKey
+from shared.kms.gcp import GcpKmsKey
 from shared.kms.provider import KmsError
 from shared.kms.reason import Reason
 from tests.shared.kms.scripted import KEY, key_of
@@ -45,7 +45,7 @@ class Scripted:
         return ListCryptoKeyVersionsResponse(crypto_key_versions=self.versions)
 
     @asynccontextmanager
-    async def serving(self) -> AsyncIterator[GcpKey]:
+    async def serving(self) -> AsyncIterator[GcpKmsKey]:
         methods = {
             "GetCryptoKey": grpc.unary_unary_rpc_method_handler(
                 self.on_get, GetCryptoKeyRequest.deserialize, CryptoKey.serialize
@@ -68,7 +68,7 @@ async def test_a_version_whose_name_is_no_number_is_told_and_not_handed_on(numbe
         kms.versions = [version("1"), version(number)]
     async with kms.serving() as key:
         with pytest.raises(KmsError, match="which is no number") as told:
-            await key.describe(timeout=10)
+            await key.describe_key(timeout=10)
     assert told.value.reason is Reason.UNAVAILABLE
 
 
@@ -76,8 +76,8 @@ async def test_a_key_without_a_primary_version_is_described() -> None:
     kms = Scripted()
     kms.key, kms.versions = CryptoKey(name=KEY), []
     async with kms.serving() as key:
-        described = await key.describe(timeout=10)
-    assert (described.primary, described.versions) == (None, ())
+        described = await key.describe_key(timeout=10)
+    assert (described.primary_version, described.versions) == (None, ())
 
 
 async def test_a_list_that_fails_is_asked_for_once() -> None:
@@ -85,7 +85,7 @@ async def test_a_list_that_fails_is_asked_for_once() -> None:
     kms.fails = True
     async with kms.serving() as key:
         with pytest.raises(KmsError) as told:
-            await key.describe(timeout=1)
+            await key.describe_key(timeout=1)
     assert (told.value.reason, kms.listed) == (Reason.UNAVAILABLE, 1)
 
 
@@ -98,5 +98,5 @@ async def test_a_version_that_is_not_to_be_destroyed_has_no_date_whatever_its_me
         version("3", state=states.DESTROY_SCHEDULED, **dated),
     ]
     async with kms.serving() as key:
-        described = await key.describe(timeout=10)
+        described = await key.describe_key(timeout=10)
     assert [one.destroy_at for one in described.versions] == [None, None, dated["destroy_time"].timestamp()]

@@ -1,12 +1,12 @@
 import pytest
 
-from shared.kms.names import key_of, parse_key, version_number
+from shared.kms.names import get_key_name, check_key_name, get_version_id
 
 KEY = "projects/acme.example:demo/locations/europe-west3/keyRings/app_1/cryptoKeys/ledger-kek"
 
 
 def test_a_keys_full_name_is_itself() -> None:
-    assert parse_key(KEY) == KEY
+    assert check_key_name(KEY) == KEY
 
 
 @pytest.mark.parametrize(
@@ -26,10 +26,10 @@ def test_a_keys_full_name_is_itself() -> None:
 )
 def test_any_other_name_is_refused_with_what_was_expected(name: str) -> None:
     with pytest.raises(ValueError, match="expected projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY"):
-        parse_key(name)
+        check_key_name(name)
 
 
 def test_a_version_knows_its_key_and_its_number() -> None:
-    assert key_of(f"{KEY}/cryptoKeyVersions/12") == KEY
-    assert key_of(KEY) == KEY
-    assert version_number(f"{KEY}/cryptoKeyVersions/12") == 12
+    assert get_key_name(f"{KEY}/cryptoKeyVersions/12") == KEY
+    assert get_key_name(KEY) == KEY
+    assert get_version_id(f"{KEY}/cryptoKeyVersions/12") == 12

@@ -1,7 +1,7 @@
 import grpc
 import pytest
 
-from shared.kms.reason import Reason, from_status
+from shared.kms.reason import Reason, parse_grpc_status
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ from shared.kms.reason import Reason, from_status
     ],
 )
 def test_each_status_has_its_reason(status: str, message: str, reason: Reason) -> None:
-    assert from_status(status, message) is reason
+    assert parse_grpc_status(status, message) is reason
 
 
 def test_the_table_above_leaves_no_status_out() -> None:

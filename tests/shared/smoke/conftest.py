@@ -11,10 +11,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ops.kms_emulator.emulator import Emulator, start
-from services.backend.app import running
+from ops.kms_emulator.emulator import Emulator, run_emulator
+from services.backend.app import run_backend
 from services.backend.config import Settings
-from shared.server import serving
+from shared.server import serve
 from shared.settings import Address
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -33,7 +33,7 @@ class Backend:
 
 @pytest.fixture
 async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
-    async with start(keys=[KEY]) as emulator:
+    async with run_emulator(keys=[KEY]) as emulator:
         settings = Settings.model_validate(
             {
                 "database": f"sqlite:///{tmp_path}/backend.db",
@@ -42,14 +42,14 @@ async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
                 "kms_check_interval": "50ms",
             }
         )
-        async with running(settings) as app, serving(app, Address("127.0.0.1", 0)) as address:
+        async with run_backend(settings) as app, serve(app, Address("127.0.0.1", 0)) as address:
             yield Backend(f"http://{address}", emulator, tmp_path)
 
 
 @asynccontextmanager
 async def _answering(handler: Handler) -> AsyncIterator[str]:
     app = Starlette(routes=[Route("/{path:path}", handler, methods=["GET", "PUT", "POST"])])
-    async with serving(app, Address("127.0.0.1", 0)) as address:
+    async with serve(app, Address("127.0.0.1", 0)) as address:
         yield f"http://{address}"
 
 

@@ -8,8 +8,8 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from shared.smoke.alert import alert_checks
-from shared.smoke.check import Outcome, line
+from shared.smoke.alert import check_test_alert
+from shared.smoke.check import Outcome, format_line
 from tests.shared.smoke.conftest import Answering
 
 SERVICE = "keypulse-smoke-7"
@@ -53,8 +53,8 @@ class Way:
 
 async def follow(answering: Answering, way: Way, patience: float = 0.5) -> list[str]:
     async with answering(way.answer) as url:
-        results = await alert_checks(url, url, patience=patience, random=lambda _: "7", now=lambda: 1e9)
-    lines = [line(result, verbose=result.outcome is Outcome.PASSED) for result in results]
+        results = await check_test_alert(url, url, timeout=patience, random_hex=lambda _: "7", now=lambda: 1e9)
+    lines = [format_line(result, verbose=result.outcome is Outcome.PASSED) for result in results]
     return [re.sub(r" \([\d.]+ s\)$", "", text) for text in lines]
 
 

@@ -10,8 +10,8 @@ from starlette.responses import JSONResponse, Response
 
 from ops.kms_emulator.faults import Fault
 from shared.secret_file import SecretFile
-from shared.smoke.backend import backend_checks
-from shared.smoke.check import Outcome, Result, line
+from shared.smoke.backend import check_backend
+from shared.smoke.check import Outcome, CheckResult, format_line
 from tests.shared.smoke.conftest import Answering, Backend
 
 HEALTHY = {"crypto_mode": "kms", "crypto_ready": True}
@@ -19,16 +19,16 @@ METRICS = "crypto_mode 1\ncrypto_ready 1\ncrypto_init_timestamp_seconds 1\ncrypt
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 
 
-def failed(results: list[Result]) -> list[str]:
+def failed(results: list[CheckResult]) -> list[str]:
     return [result.name for result in results if result.outcome is Outcome.FAILED]
 
 
-def written(results: list[Result]) -> str:
-    return "\n".join(line(result) for result in results)
+def written(results: list[CheckResult]) -> str:
+    return "\n".join(format_line(result) for result in results)
 
 
 async def test_a_healthy_backend_passes_every_check(backend: Backend) -> None:
-    results = await backend_checks(backend.url)
+    results = await check_backend(backend.url)
     assert [result.outcome for result in results] == [Outcome.PASSED] * 5
     assert written(results).splitlines() == [
         "✓ backend answers",
@@ -41,18 +41,18 @@ async def test_a_healthy_backend_passes_every_check(backend: Backend) -> None:
 
 async def test_a_second_smoke_test_leaves_no_second_record(backend: Backend) -> None:
     for _ in range(2):
-        assert failed(await backend_checks(backend.url)) == []
+        assert failed(await check_backend(backend.url)) == []
     with closing(sqlite3.connect(backend.folder / "backend.db")) as database:
         assert database.execute("SELECT id FROM records").fetchall() == [("keypulse-smoke",)]
 
 
 async def test_two_smoke_tests_at_once_do_not_disturb_each_other(backend: Backend) -> None:
-    both = await asyncio.gather(*(backend_checks(backend.url) for _ in range(3)))
+    both = await asyncio.gather(*(check_backend(backend.url) for _ in range(3)))
     assert [failed(results) for results in both] == [[], [], []]
 
 
 async def test_a_backend_that_is_down_is_one_red_line_and_the_rest_is_not_looked_at() -> None:
-    results = await backend_checks("http://127.0.0.1:1")
+    results = await check_backend("http://127.0.0.1:1")
     assert failed(results) == ["backend answers"]
     assert {result.outcome for result in results[1:]} == {Outcome.SKIPPED}
     first = written(results).splitlines()[0]
@@ -64,10 +64,10 @@ async def test_the_mode_env_is_one_red_line(backend: Backend, until: Until) -> N
     backend.kms.faults.add(Fault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToEncrypt"))
 
     async def on_its_own_key() -> bool:
-        return failed(await backend_checks(backend.url)) != []
+        return failed(await check_backend(backend.url)) != []
 
     await until(on_its_own_key)
-    results = await backend_checks(backend.url)
+    results = await check_backend(backend.url)
     assert failed(results) == ["backend uses KMS"]
     assert "crypto_mode is env: KMS does not wrap its data keys; see KMSCryptoModeNotKMS" in written(results)
 
@@ -75,7 +75,7 @@ async def test_the_mode_env_is_one_red_line(backend: Backend, until: Until) -> N
 @pytest.mark.parametrize("family", ["crypto_mode", "crypto_decryption_errors_total"])
 async def test_a_metric_that_is_missing_is_named(answering: Answering, family: str) -> None:
     async with answering(_backend(metrics=METRICS.replace(f"{family} ", f"{family}_of_another "))) as url:
-        results = await backend_checks(url)
+        results = await check_backend(url)
     assert failed(results) == ["backend's metrics"]
     assert f"GET /metrics has no {family}; " in written(results)
 
@@ -85,7 +85,7 @@ async def test_metrics_with_labels_count_and_the_help_of_one_that_is_missing_doe
         "crypto_mode 1", "# HELP crypto_mode 1"
     )
     async with answering(_backend(metrics=labelled)) as url:
-        results = await backend_checks(url)
+        results = await check_backend(url)
     assert "GET /metrics has no crypto_mode; " in written(results)
 
 
@@ -100,7 +100,7 @@ async def test_a_record_that_comes_back_changed_is_red(answering: Answering, sto
         return Response(stored)
 
     async with answering(_backend(record=changed)) as url:
-        results = await backend_checks(url)
+        results = await check_backend(url)
     assert failed(results) == ["a record is written and read"]
     assert "what was read is not what was written" in written(results)
     assert len(reads) == said, "what another smoke test wrote is no damage until it stays so"
@@ -110,7 +110,7 @@ async def test_a_record_that_comes_back_changed_is_red(answering: Answering, sto
 async def test_a_backend_that_is_not_ready_says_why_and_no_record_is_tried(answering: Answering, ready: object) -> None:
     health = {"crypto_mode": "kms", "crypto_ready": ready, "reason": "permission_denied"}
     async with answering(_backend(health=JSONResponse(health, status_code=503))) as url:
-        results = await backend_checks(url)
+        results = await check_backend(url)
     assert failed(results) == ["backend is ready"]
     assert "crypto_ready is false: permission_denied" in written(results)
     assert results[-1].outcome is Outcome.SKIPPED
@@ -127,11 +127,11 @@ async def test_the_token_is_sent_and_a_wrong_one_has_a_next_step(answering: Answ
     token = tmp_path / "token"
     async with answering(_backend(record=guarded)) as url:
         token.write_text("right\n")
-        assert failed(await backend_checks(url, SecretFile(token))) == []
+        assert failed(await check_backend(url, SecretFile(token))) == []
         token.write_text("a-wrong-token\n")
-        refused = await backend_checks(url, SecretFile(token))
+        refused = await check_backend(url, SecretFile(token))
         token.unlink()
-        unreadable = await backend_checks(url, SecretFile(token))
+        unreadable = await check_backend(url, SecretFile(token))
     assert failed(refused) == ["a record is written and read"]
     assert "HTTP 401: " in written(refused)
     assert "--token-file" in written(refused)
@@ -152,7 +152,7 @@ async def test_the_token_is_sent_and_a_wrong_one_has_a_next_step(answering: Answ
 )
 async def test_what_is_no_backend_is_said(answering: Answering, health: Response, sentence: str) -> None:
     async with answering(_backend(health=health)) as url:
-        results = await backend_checks(url)
+        results = await check_backend(url)
     assert failed(results) == ["backend answers"]
     assert sentence in written(results)
 
@@ -164,7 +164,7 @@ async def test_a_backend_that_never_answers_is_given_up(answering: Answering) ->
 
     asked = answering(never)
     async with asked as url:
-        results = await backend_checks(url, seconds=0.2)
+        results = await check_backend(url, timeout=0.2)
     assert "gives no complete answer within 0.2 s" in written(results)
 
 
@@ -173,12 +173,12 @@ async def test_a_backend_that_never_answers_is_given_up(answering: Answering) ->
 )
 async def test_an_address_that_cannot_be_used_is_refused_without_being_repeated(url: str) -> None:
     with pytest.raises(ValueError, match="expected http://HOST:PORT") as error:
-        await backend_checks(url)
+        await check_backend(url)
     assert url not in str(error.value)
 
 
 async def test_a_password_in_an_address_is_never_shown() -> None:
-    assert "hunter2" not in written(await backend_checks("http://me:hunter2@127.0.0.1:1"))
+    assert "hunter2" not in written(await check_backend("http://me:hunter2@127.0.0.1:1"))
 
 
 def _backend(

@@ -2,12 +2,12 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from shared.smoke.check import Check, Outcome, Result, TroubleError, line, run
-from shared.smoke.report import document, junit, markdown
+from shared.smoke.check import Check, Outcome, CheckResult, CheckError, format_line, run_checks
+from shared.smoke.report import build_document, render_junit, render_markdown
 
-PASSED = Result("mode", Outcome.PASSED, "kms", seconds=0.25)
-FAILED = Result("mode", Outcome.FAILED, "it is <env>", "see the runbook", 1.5)
-SKIPPED = Result("record", Outcome.SKIPPED, "not looked at: it needs 'mode'")
+PASSED = CheckResult("mode", Outcome.PASSED, "kms", seconds=0.25)
+FAILED = CheckResult("mode", Outcome.FAILED, "it is <env>", "see the runbook", 1.5)
+SKIPPED = CheckResult("record", Outcome.SKIPPED, "not looked at: it needs 'mode'")
 
 
 async def fine() -> str:
@@ -15,7 +15,7 @@ async def fine() -> str:
 
 
 async def broken() -> str:
-    raise TroubleError("it is broken", "repair it")
+    raise CheckError("it is broken", "repair it")
 
 
 async def never() -> str:
@@ -25,22 +25,22 @@ async def never() -> str:
 async def test_a_check_is_skipped_when_what_it_needs_failed_or_was_skipped() -> None:
     checks = [
         Check("first", broken),
-        Check("second", never, needs="first"),
-        Check("third", never, needs="second"),
+        Check("second", never, depends_on="first"),
+        Check("third", never, depends_on="second"),
         Check("fourth", fine),
     ]
-    results = await run(checks, iter([1.0, 3.5, 4.0, 5.0]).__next__)
+    results = await run_checks(checks, iter([1.0, 3.5, 4.0, 5.0]).__next__)
     assert results == [
-        Result("first", Outcome.FAILED, "it is broken", "repair it", 2.5),
-        Result("second", Outcome.SKIPPED, "not looked at: it needs 'first'"),
-        Result("third", Outcome.SKIPPED, "not looked at: it needs 'second'"),
-        Result("fourth", Outcome.PASSED, "fine", seconds=1.0),
+        CheckResult("first", Outcome.FAILED, "it is broken", "repair it", 2.5),
+        CheckResult("second", Outcome.SKIPPED, "not looked at: it needs 'first'"),
+        CheckResult("third", Outcome.SKIPPED, "not looked at: it needs 'second'"),
+        CheckResult("fourth", Outcome.PASSED, "fine", seconds=1.0),
     ]
 
 
 async def test_a_mistake_in_a_check_is_no_result() -> None:
     with pytest.raises(AssertionError):
-        await run([Check("first", never)], iter([1.0, 2.0]).__next__)
+        await run_checks([Check("first", never)], iter([1.0, 2.0]).__next__)
 
 
 @pytest.mark.parametrize(
@@ -54,26 +54,26 @@ async def test_a_mistake_in_a_check_is_no_result() -> None:
         (SKIPPED, True, "- record: not looked at: it needs 'mode'"),
     ],
 )
-def test_a_result_is_one_line(result: Result, verbose: bool, text: str) -> None:
-    assert line(result, verbose=verbose) == text
+def test_a_result_is_one_line(result: CheckResult, verbose: bool, text: str) -> None:
+    assert format_line(result, verbose=verbose) == text
 
 
 def test_what_a_server_wrote_can_neither_break_the_line_nor_steer_the_terminal() -> None:
-    assert line(Result("mode", Outcome.FAILED, "a\nb\x1b[31mc\x00", "d")) == "✗ mode: a b [31mc ; d"
+    assert format_line(CheckResult("mode", Outcome.FAILED, "a\nb\x1b[31mc\x00", "d")) == "✗ mode: a b [31mc ; d"
 
 
 def test_the_document_is_ok_only_if_every_check_passed() -> None:
-    assert document([PASSED]) == {
+    assert build_document([PASSED]) == {
         "ok": True,
         "checks": [{"name": "mode", "outcome": "passed", "seen": "kms", "todo": "", "seconds": 0.25}],
     }
-    assert document([PASSED, FAILED])["ok"] is False
-    assert document([PASSED, SKIPPED])["ok"] is False
+    assert build_document([PASSED, FAILED])["ok"] is False
+    assert build_document([PASSED, SKIPPED])["ok"] is False
 
 
 def test_junit_counts_and_names_what_failed_and_what_was_skipped() -> None:
-    hostile = Result("mode", Outcome.FAILED, "\x00\x0b<&", "\x1b", 1.5)
-    suite = ET.fromstring(junit([PASSED, FAILED, SKIPPED, hostile]))[0]  # noqa: S314 - our own
+    hostile = CheckResult("mode", Outcome.FAILED, "\x00\x0b<&", "\x1b", 1.5)
+    suite = ET.fromstring(render_junit([PASSED, FAILED, SKIPPED, hostile]))[0]  # noqa: S314 - our own
     assert {key: suite.get(key) for key in ("tests", "failures", "skipped", "time")} == {
         "tests": "4",
         "failures": "2",
@@ -87,8 +87,8 @@ def test_junit_counts_and_names_what_failed_and_what_was_skipped() -> None:
 
 
 def test_the_summary_of_a_job_is_a_list_in_which_nothing_is_mark_up() -> None:
-    hostile = Result("mode", Outcome.FAILED, "<b>[a](b)\n# `c`", "d", 1)
-    assert markdown([PASSED, hostile]).splitlines() == [
+    hostile = CheckResult("mode", Outcome.FAILED, "<b>[a](b)\n# `c`", "d", 1)
+    assert render_markdown([PASSED, hostile]).splitlines() == [
         "## keypulse-smoke",
         "",
         "- ✓ mode: kms (0.25 s)",

@@ -10,10 +10,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from shared.secret_file import SecretFile
-from shared.smoke.check import Outcome, line
-from shared.smoke.delivery import alertmanager_checks, relay_checks
-from shared.smoke.grafana import grafana_checks
-from shared.smoke.prometheus import RECORDINGS, prometheus_checks
+from shared.smoke.check import Outcome, format_line
+from shared.smoke.delivery import check_alertmanager, check_relay
+from shared.smoke.grafana import check_grafana
+from shared.smoke.prometheus import RECORDINGS, check_prometheus
 from tests.shared.smoke.conftest import Answering, Handler
 
 RULES = {"rules/kms.yml": ["KMSHighLatency"], "rules/keys.yml": ["KMSCanaryLost", "KMSProbeFailing"]}
@@ -44,7 +44,7 @@ def prometheus(changed: Mapping[str, Any], ready: int = 200) -> Handler:
 
 async def test_a_prometheus_that_is_well_passes(answering: Answering) -> None:
     async with answering(prometheus({})) as url:
-        results = await prometheus_checks(url, RULES)
+        results = await check_prometheus(url, RULES)
     assert {result.outcome for result in results} == {Outcome.PASSED}
     assert len(results) == 4 + len(RECORDINGS)
 
@@ -87,26 +87,26 @@ async def test_each_defect_of_a_prometheus_is_red_in_its_line(
     answering: Answering, changed: dict[str, Any], failed: str, sentence: str
 ) -> None:
     async with answering(prometheus(changed)) as url:
-        results = await prometheus_checks(url, RULES)
+        results = await check_prometheus(url, RULES)
     first = next(result for result in results if result.outcome is Outcome.FAILED)
     assert first.name == failed
-    assert sentence in line(first)
+    assert sentence in format_line(first)
 
 
 async def test_a_service_that_is_ill_beside_one_that_is_well_is_not_this_one_s_defect(answering: Answering) -> None:
     async with answering(prometheus({"query": {"result": [{"value": [0, "0"]}, {"value": [0, "1"]}]}})) as url:
-        assert all(result.ok for result in await prometheus_checks(url, RULES))
+        assert all(result.is_ok for result in await check_prometheus(url, RULES))
 
 
 async def test_without_a_target_no_recording_is_looked_at(answering: Answering) -> None:
     async with answering(prometheus({"targets": {"activeTargets": []}, "query": {"result": []}})) as url:
-        results = await prometheus_checks(url, RULES)
+        results = await check_prometheus(url, RULES)
     assert [r.name for r in results if r.outcome is Outcome.SKIPPED] == [f"{name} has data" for name in RECORDINGS]
 
 
 async def test_a_prometheus_that_is_not_ready_is_one_red_line(answering: Answering) -> None:
     async with answering(prometheus({}, ready=503)) as url:
-        results = await prometheus_checks(url, RULES)
+        results = await check_prometheus(url, RULES)
     assert [r.outcome for r in results] == [Outcome.FAILED] + [Outcome.SKIPPED] * (len(results) - 1)
 
 
@@ -127,9 +127,9 @@ async def test_the_dashboard_is_looked_for_by_its_uid(answering: Answering, stat
         return JSONResponse({"dashboard": {}}, status_code=status)
 
     async with answering(grafana) as url:
-        (result,) = await grafana_checks(f"{url}/grafana/")
+        (result,) = await check_grafana(f"{url}/grafana/")
     assert asked == ["/grafana/api/dashboards/uid/kms-crypto-health"]
-    assert re.search(sentence, line(result))
+    assert re.search(sentence, format_line(result))
 
 
 async def test_an_alertmanager_that_starts_is_not_ready(answering: Answering) -> None:
@@ -137,8 +137,8 @@ async def test_an_alertmanager_that_starts_is_not_ready(answering: Answering) ->
         return Response("still starting", status_code=503)
 
     async with answering(starting) as url:
-        (result,) = await alertmanager_checks(url)
-    assert line(result) == "✗ Alertmanager is ready: it is not ready (HTTP 503): still starting; look at its log"
+        (result,) = await check_alertmanager(url)
+    assert format_line(result) == "✗ Alertmanager is ready: it is not ready (HTTP 503): still starting; look at its log"
 
 
 @pytest.mark.parametrize("said", ["<html>log in</html>", "{}", "[]"])
@@ -147,7 +147,7 @@ async def test_what_answers_everything_is_taken_for_nothing(answering: Answering
         return Response(said)
 
     async with answering(anything) as url:
-        looks = (await alertmanager_checks(url), await relay_checks(url), await grafana_checks(url))
+        looks = (await check_alertmanager(url), await check_relay(url), await check_grafana(url))
     assert [results[-1].outcome for results in looks] == [Outcome.FAILED] * 3
 
 
@@ -156,8 +156,8 @@ async def test_a_prometheus_is_no_alertmanager(answering: Answering) -> None:
         return Response(status_code=200 if request.url.path == "/-/ready" else 404)
 
     async with answering(prometheus) as url:
-        (result,) = await alertmanager_checks(url)
-    assert line(result).endswith("what answers is no Alertmanager; correct the address: --alertmanager")
+        (result,) = await check_alertmanager(url)
+    assert format_line(result).endswith("what answers is no Alertmanager; correct the address: --alertmanager")
 
 
 async def test_a_relay_whose_api_refuses_the_token_says_which_one_it_needs(
@@ -171,7 +171,7 @@ async def test_a_relay_whose_api_refuses_the_token_says_which_one_it_needs(
 
     (tmp_path / "right").write_text("right")
     async with answering(relay) as url:
-        refused = await relay_checks(url)
-        passed = await relay_checks(url, SecretFile(tmp_path / "right"))
-    assert line(refused[1]) == "✗ the relay's API: it refuses us (HTTP 401); give its admin token: --relay-token-file"
-    assert [result.ok for result in passed] == [True, True]
+        refused = await check_relay(url)
+        passed = await check_relay(url, SecretFile(tmp_path / "right"))
+    assert format_line(refused[1]) == "✗ the relay's API: it refuses us (HTTP 401); give its admin token: --relay-token-file"
+    assert [result.is_ok for result in passed] == [True, True]

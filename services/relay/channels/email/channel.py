@@ -21,19 +21,19 @@ from aiosmtplib import SMTP
 from pydantic import AfterValidator, Field, model_validator
 
 from services.relay.channels.channel import Attempt, ChannelSettings, Reason, Receipt, Scope, SendError
-from services.relay.channels.email.render import render
-from services.relay.channels.email.session import LOGIN_REQUIRED, TAKEN, Envelope, Outcome, code, session
-from services.relay.channels.exchange import Exchange, exchange, secret
+from services.relay.channels.email.render import build_mail
+from services.relay.channels.email.session import AUTHENTICATION_REQUIRED, ACCEPTED_CODES, Envelope, SmtpResult, parse_code, send_envelope
+from services.relay.channels.exchange import ProviderCall, call_provider, read_secret
 from services.relay.model import Message
 from shared.secret_file import PasswordFile
 from shared.settings import Address, PasswordPath
 
 log = structlog.get_logger(__name__)
 
-_PORTS = {"starttls": 587, "implicit": 465, "none": 25}
+_DEFAULT_PORTS = {"starttls": 587, "implicit": 465, "none": 25}
 
 
-def _one_address(value: str) -> str:
+def _check_address(value: str) -> str:
     found = getaddresses([value])
     name, address = found[0] if len(found) == 1 else ("", "")
     try:
@@ -45,23 +45,23 @@ def _one_address(value: str) -> str:
     return value
 
 
-def _host(value: str) -> str:
+def _check_host(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9.:_-]+", value):
         raise ValueError("expected the name or the address of a mail server, such as smtp.example.org")
     return value
 
 
-Mailbox = Annotated[str, AfterValidator(_one_address)]
+Mailbox = Annotated[str, AfterValidator(_check_address)]
 """An address, perhaps with a name before it."""
 
 
 class EmailSettings(ChannelSettings):
     """A mail server, and to whom it carries the alerts."""
 
-    lanes: ClassVar[int] = 4  # mail servers count connections: Postfix takes 50, many take 10
+    max_concurrency: ClassVar[int] = 4  # mail servers count connections: Postfix takes 50, many take 10
 
     kind: Literal["email"]
-    host: Annotated[str, AfterValidator(_host)]
+    host: Annotated[str, AfterValidator(_check_host)]
     port: Annotated[int | None, Field(ge=1, le=65535)] = None
     """587 with `starttls`, 465 with `implicit`, 25 with `none`."""
     tls: Literal["starttls", "implicit", "none"] = "starttls"
@@ -72,7 +72,7 @@ class EmailSettings(ChannelSettings):
     to: Annotated[tuple[Mailbox, ...], Field(min_length=1, max_length=100)]
 
     @model_validator(mode="after")
-    def _nothing_leaves_in_plaintext(self) -> Self:
+    def _check_plaintext(self) -> Self:
         if self.tls == "none" and not Address(self.host, 0).is_loopback and not self.allow_remote_insecure:
             raise ValueError(
                 f"`tls: none` would send alerts in plaintext to {self.host}, which is not this machine; expected "
@@ -110,50 +110,50 @@ class EmailChannel:
         delivered, and the receipt and the log name the refused. Where it puts off some, the delivery is tried again for
         these alone; progress holds the reply to every other one.
         """
-        mail = await asyncio.to_thread(self._rendered, attempt.message)
+        mail = await asyncio.to_thread(self._build_mail, attempt.message)
         settled = dict(attempt.progress)
         to = [address for address in self._recipients if address not in settled]
-        async with exchange(attempt, "the mail server", self._timeout) as talk:
-            replies, answer = await self._session(talk, Envelope(self._sender.addr_spec, to, mail.content))
-        put_off = {who: reply for who, reply in replies.items() if code(reply) not in TAKEN and code(reply) < 500}
+        async with call_provider(attempt, "the mail server", self._timeout) as talk:
+            replies, answer = await self._send_mail(talk, Envelope(self._sender.addr_spec, to, mail.content))
+        put_off = {who: reply for who, reply in replies.items() if parse_code(reply) not in ACCEPTED_CODES and parse_code(reply) < 500}
         settled |= {who: reply for who, reply in replies.items() if who not in put_off}
-        taken = not TAKEN.isdisjoint(map(code, settled.values()))
+        taken = not ACCEPTED_CODES.isdisjoint(map(parse_code, settled.values()))
         if put_off:
             if taken:  # where nobody has the mail, the next attempt is for all
-                await attempt.keep(settled)
-            detail = f"the mail server put off {len(put_off)} of {len(self._recipients)} recipients: {_listed(put_off)}"
-            raise SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, detail, reached=taken)
-        refused = {who: reply for who, reply in settled.items() if code(reply) >= 500}
+                await attempt.save_progress(settled)
+            detail = f"the mail server put off {len(put_off)} of {len(self._recipients)} recipients: {_format_recipients(put_off)}"
+            raise SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, detail, provider_works=taken)
+        refused = {who: reply for who, reply in settled.items() if parse_code(reply) >= 500}
         if not taken:
-            login = LOGIN_REQUIRED in map(code, refused.values())
+            login = AUTHENTICATION_REQUIRED in map(parse_code, refused.values())
             reason = Reason.UNAUTHORIZED if login else Reason.MISCONFIGURED
-            raise SendError(reason, Scope.CHANNEL, f"the mail server refused every recipient: {_listed(refused)}")
+            raise SendError(reason, Scope.CHANNEL, f"the mail server refused every recipient: {_format_recipients(refused)}")
         receipt = {"message_id": mail.message_id, "answer": answer}
         if refused:
-            receipt["refused"] = _listed(refused)
-            log.warning("recipients refused", delivery_id=attempt.message.delivery_id, refused=receipt["refused"])
+            receipt["refused"] = _format_recipients(refused)
+            log.warning("mail server rejected recipients", delivery_id=attempt.message.delivery_id, rejected_recipients=receipt["refused"])
         return receipt
 
     def payload(self, message: Message) -> str:
         """The mail as it goes over the wire."""
-        return self._rendered(message).content
+        return self._build_mail(message).content
 
     def secrets(self) -> Hashable:
         """Another where the password's file is another."""
-        return self._password.stamp() if self._password else None
+        return self._password.read_stamp() if self._password else None
 
     async def close(self) -> None:
         """Has nothing to close: each send closes its own connection."""
 
-    def _rendered(self, message: Message) -> _Mail:
-        mail = render(message, self._sender, self._recipients)
+    def _build_mail(self, message: Message) -> _Mail:
+        mail = build_mail(message, self._sender, self._recipients)
         return _Mail(str(mail["Message-ID"]), mail.as_bytes(policy=email.policy.SMTP).decode("ascii"))
 
-    async def _session(self, talk: Exchange, envelope: Envelope) -> Outcome:
+    async def _send_mail(self, call: ProviderCall, envelope: Envelope) -> SmtpResult:
         if not envelope.to:  # those whom the mail was still for are no longer in the configuration
-            return Outcome({}, "")
+            return SmtpResult({}, "")
         username = self._settings.username or ""
-        password = secret(self._password) if self._password else ""
+        password = read_secret(self._password) if self._password else ""
         client = SMTP(
             hostname=self._settings.host,
             username=username or None,
@@ -162,9 +162,9 @@ class EmailChannel:
             use_tls=self._settings.tls == "implicit",
             start_tls=self._settings.tls == "starttls",
         )
-        server = Address(self._settings.host, self._settings.port or _PORTS[self._settings.tls])
-        return await session(client, server, talk, envelope, (username, password), self._settings.tls)
+        server = Address(self._settings.host, self._settings.port or _DEFAULT_PORTS[self._settings.tls])
+        return await send_envelope(client, server, call, envelope, (username, password), self._settings.tls)
 
 
-def _listed(refused: Mapping[str, str]) -> str:
-    return ", ".join(f"{address} ({reply})" for address, reply in refused.items())
+def _format_recipients(replies: Mapping[str, str]) -> str:
+    return ", ".join(f"{address} ({reply})" for address, reply in replies.items())

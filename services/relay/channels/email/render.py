@@ -16,12 +16,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from services.relay.channels import wording
 from services.relay.model import Alert, Event, Message
 
-ALERTS = 25
-SUBJECT = 200
-_TEXT = 3_000
-_SUMMARY = 500
-_LABEL = 200
-_LABELS = 20
+MAX_ALERTS = 25
+MAX_SUBJECT = 200
+_MAX_TEXT = 3_000
+_MAX_SUMMARY = 500
+_MAX_LABEL = 200
+_MAX_LABELS = 20
 # 25 such alerts, in two parts, stay under 20 MB even where each character takes 12 bytes as quoted-printable; the
 # smallest of the usual limits is 25 MB (https://support.google.com/mail/answer/6584).
 
@@ -34,7 +34,7 @@ _TEMPLATE = Environment(
 ).get_template("mail.html.j2")
 
 
-def render(message: Message, sender: Address, recipients: Sequence[str]) -> EmailMessage:
+def build_mail(message: Message, sender: Address, recipients: Sequence[str]) -> EmailMessage:
     """The mail, ready to be sent.
 
     Args:
@@ -42,102 +42,102 @@ def render(message: Message, sender: Address, recipients: Sequence[str]) -> Emai
         sender: for `From`; its domain stands in the Message-ID and the List-ID.
         recipients: for `To`: addresses without names, all of them in one mail.
     """
-    root = _message_id(sender.domain, message.incident_id, str(message.episode), *sorted(recipients))
+    root = _build_message_id(sender.domain, message.incident_id, str(message.episode), *sorted(recipients))
     mail = EmailMessage(policy=email.policy.SMTP)
     mail["From"] = sender
     mail["To"] = ", ".join(recipients)
-    mail["Subject"] = subject(message)
+    mail["Subject"] = format_subject(message)
     mail["Date"] = message.accepted_at
-    mail["Message-ID"] = _message_id(sender.domain, message.delivery_id, *sorted(recipients))
+    mail["Message-ID"] = _build_message_id(sender.domain, message.delivery_id, *sorted(recipients))
     mail["In-Reply-To"] = root
     mail["References"] = root
     mail["Auto-Submitted"] = "auto-generated"  # RFC 3834: no out-of-office answers
     mail["List-ID"] = f"keypulse alerts <keypulse.{sender.domain}>"
-    alerts = wording.listed(message)
-    shown, more = [_Shown(alert, links, message) for alert, links in alerts[:ALERTS]], max(0, len(alerts) - ALERTS)
+    alerts = wording.list_alerts(message)
+    shown, more = [_MailAlert(alert, links, message) for alert, links in alerts[:MAX_ALERTS]], max(0, len(alerts) - MAX_ALERTS)
     # Quoted-printable: no line is too long and no byte over 127, whatever the server can take.
-    mail.set_content(_text(message, shown, more), cte="quoted-printable")
-    mail.add_alternative(_html(message, shown, more), subtype="html", cte="quoted-printable")
+    mail.set_content(_build_text(message, shown, more), cte="quoted-printable")
+    mail.add_alternative(_build_html(message, shown, more), subtype="html", cte="quoted-printable")
     # Python's own boundary is random, and a retry sends the same bytes; nobody who writes an alert knows this one.
-    mail.set_boundary(_digest("boundary", message.delivery_id))
+    mail.set_boundary(_hash_parts("boundary", message.delivery_id))
     return mail
 
 
-def subject(message: Message) -> str:
+def format_subject(message: Message) -> str:
     """The same for every event of an incident, such as `[KMSCryptoNotReady] production / backend`."""
-    name, _, where = wording.headline(message.event).partition(" · ")
-    return wording.shorten(f"[{name}] {where}".strip(), SUBJECT)
+    name, _, where = wording.format_headline(message.event).partition(" · ")
+    return wording.truncate(f"[{name}] {where}".strip(), MAX_SUBJECT)
 
 
-class _Shown:
+class _MailAlert:
     """An alert as both parts of the mail show it."""
 
     def __init__(self, alert: Alert, links: list[wording.Link], message: Message) -> None:
         self.state = str(alert.status)
-        self.summary = wording.shorten(wording.summary(alert), _SUMMARY)
-        self.description = wording.shorten(wording.description(alert), _TEXT)
-        self.when = wording.when(alert)
+        self.summary = wording.truncate(wording.format_summary(alert), _MAX_SUMMARY)
+        self.description = wording.truncate(wording.format_description(alert), _MAX_TEXT)
+        self.period = wording.format_period(alert)
         self.links = links
-        self.labels = _labels(wording.own_labels(alert, message.event))
+        self.labels = _limit_labels(wording.select_own_labels(alert, message.event))
 
 
-def _labels(labels: Mapping[str, str]) -> list[tuple[str, str]]:
-    pairs = list(wording.ordered(labels))[:_LABELS]
-    return [(wording.shorten(key, _LABEL), wording.shorten(value, _LABEL)) for key, value in pairs]
+def _limit_labels(labels: Mapping[str, str]) -> list[tuple[str, str]]:
+    pairs = list(wording.sort_labels(labels))[:_MAX_LABELS]
+    return [(wording.truncate(key, _MAX_LABEL), wording.truncate(value, _MAX_LABEL)) for key, value in pairs]
 
 
-def _text(message: Message, alerts: list[_Shown], more: int) -> str:
+def _build_text(message: Message, alerts: list[_MailAlert], more: int) -> str:
     event = message.event
-    level = wording.severity(event)
+    level = wording.find_worst_severity(event)
     lines = [
-        f"{wording.state(message)}: {wording.headline(event)}",
-        " · ".join(filter(None, (wording.counts(event), level))),
+        f"{wording.format_state(message)}: {wording.format_headline(event)}",
+        " · ".join(filter(None, (wording.format_counts(event), level))),
     ]
-    if note := wording.note(message):
+    if note := wording.format_remark(message):
         lines += ["", note]
     for alert in alerts:
-        lines += ["", f"* {alert.summary}", f"  {alert.when}"]
+        lines += ["", f"* {alert.summary}", f"  {alert.period}"]
         lines += [f"  {line}" for line in alert.description.splitlines()]
         lines += [f"  {link.text}: {link.url}" for link in alert.links]
         lines += [f"  {key} = {value}" for key, value in alert.labels]
     if more:
         lines += ["", f"… and {more} more"]
-    lines += ["", *(f"{key} = {value}" for key, value in _labels(event.common_labels))]
-    if page := wording.alertmanager(event):
+    lines += ["", *(f"{key} = {value}" for key, value in _limit_labels(event.common_labels))]
+    if page := wording.build_alertmanager_link(event):
         lines += ["", f"{page.text}: {page.url}"]
-    if contacts := wording.contacts(message):
+    if contacts := wording.select_contacts(message):
         lines += ["", "Escalate to", *(f"  {role}: {how}" for role, how in contacts.items())]
     return "\n".join(lines) + "\n"
 
 
-def _html(message: Message, alerts: list[_Shown], more: int) -> str:
+def _build_html(message: Message, alerts: list[_MailAlert], more: int) -> str:
     event = message.event
     return _TEMPLATE.render(
-        colour=_colour(event),
-        state=wording.state(message),
-        headline=wording.headline(event),
-        counts=wording.counts(event),
-        severity=wording.severity(event),
-        note=wording.note(message),
+        colour=_choose_colour(event),
+        state=wording.format_state(message),
+        headline=wording.format_headline(event),
+        counts=wording.format_counts(event),
+        severity=wording.find_worst_severity(event),
+        note=wording.format_remark(message),
         alerts=alerts,
         more=more,
-        labels=_labels(event.common_labels),
-        contacts=wording.contacts(message),
-        page=wording.alertmanager(event),
-        receiver=wording.one_line(event.receiver),
+        labels=_limit_labels(event.common_labels),
+        contacts=wording.select_contacts(message),
+        page=wording.build_alertmanager_link(event),
+        receiver=wording.clean_line(event.receiver),
     )
 
 
-def _colour(event: Event) -> str:
+def _choose_colour(event: Event) -> str:
     """Behind white text, at a contrast of 5 and more."""
-    if wording.is_over(event):
+    if wording.is_resolved(event):
         return "#1a7f37"
-    return "#96540a" if wording.severity(event) in {wording.Severity.WARNING, wording.Severity.INFO} else "#b3261e"
+    return "#96540a" if wording.find_worst_severity(event) in {wording.Severity.WARNING, wording.Severity.INFO} else "#b3261e"
 
 
-def _message_id(domain: str, *parts: str) -> str:
-    return f"<{_digest(*parts)}@{domain}>"
+def _build_message_id(domain: str, *parts: str) -> str:
+    return f"<{_hash_parts(*parts)}@{domain}>"
 
 
-def _digest(*parts: str) -> str:
+def _hash_parts(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode(errors="surrogatepass")).hexdigest()[:40]

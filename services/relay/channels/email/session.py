@@ -14,20 +14,20 @@ import aiosmtplib
 from aiosmtplib import SMTP
 
 from services.relay.channels.channel import Reason, Scope, SendError
-from services.relay.channels.exchange import Exchange, told
-from services.relay.channels.wording import shorten
-from shared.connection import connected
-from shared.resolver import own_name, resolved
+from services.relay.channels.exchange import ProviderCall, mask_reply
+from services.relay.channels.wording import truncate
+from shared.connection import connect
+from shared.resolver import get_own_name, resolve
 from shared.settings import Address
 
-TAKEN: Final = frozenset({250, 251})
+ACCEPTED_CODES: Final = frozenset({250, 251})
 """A recipient is accepted, or the server will forward (RFC 5321, section 4.3.2)."""
-LOGIN_REQUIRED: Final = 530  # RFC 4954
+AUTHENTICATION_REQUIRED: Final = 530  # RFC 4954
 _TOO_LARGE = 552  # RFC 1870: at MAIL and at DATA it speaks of the message's size
-_WHY: Final = 100
+_MAX_REASON: Final = 100
 """Characters of the reason for which a recipient is refused; there may be 100 of them."""
-_NO_CODE = -1  # aiosmtplib's, for an answer that is none of SMTP's
-_BROKEN_OFF = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
+_INVALID_REPLY = -1  # aiosmtplib's, for an answer that is none of SMTP's
+_CONNECTION_LOST = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
 
 class Envelope(NamedTuple):
@@ -38,55 +38,55 @@ class Envelope(NamedTuple):
     mail: str
 
 
-class Outcome(NamedTuple):
+class SmtpResult(NamedTuple):
     """How a session ended that a server went through with."""
 
     replies: Mapping[str, str]
     """What it answered to each recipient: the code, and why where it did not take the recipient."""
-    answer: str
+    reply: str
     """What it said when it took the mail; empty where it took it for nobody."""
 
 
-def code(reply: str) -> int:
+def parse_code(reply: str) -> int:
     """The three digits at the beginning of a reply."""
     return int(reply.partition(" ")[0])
 
 
-async def session(
-    client: SMTP, server: Address, talk: Exchange, envelope: Envelope, login: tuple[str, str], tls: str
-) -> Outcome:
+async def send_envelope(
+    client: SMTP, server: Address, call: ProviderCall, envelope: Envelope, credentials: tuple[str, str], tls: str
+) -> SmtpResult:
     """Connects, logs in, mails, and closes the connection.
 
     Args:
         client: a connection to be opened, with the login in it.
         server: where to.
-        talk: notes what goes out and what comes back.
+        call: notes what goes out and what comes back.
         envelope: for at least one recipient.
-        login: username and password, to be masked in what the server says.
+        credentials: username and password, to be masked in what the server says.
         tls: the setting, for a complaint.
 
     Raises:
         SendError: the server did not take part, or refused something other than a recipient.
     """
-    secrets = _forms(*login)
+    secrets = _list_secret_forms(*credentials)
     try:
-        await _connected(client, server)
-        outcome = await _mailed(client, talk, envelope, secrets)
-        _goodbye(client)
+        await _connect(client, server)
+        outcome = await _transfer(client, call, envelope, secrets)
+        _quit(client)
     except aiosmtplib.SMTPResponseException as error:
-        raise _refused(error, talk, secrets) from None
+        raise _build_reply_error(error, call, secrets) from None
     except (aiosmtplib.SMTPException, OSError) as error:
-        raise _failed(error, talk, tls) from None
+        raise _build_session_error(error, call, tls) from None
     finally:
         client.close()
     return outcome
 
 
-async def _connected(client: SMTP, server: Address) -> None:
+async def _connect(client: SMTP, server: Address) -> None:
     """With our own look-up of names: the event loop's has four threads, and one name that hangs would take all."""
-    name = await own_name()  # its own would take a thread for this, too, at each mail
+    name = await get_own_name()  # its own would take a thread for this, too, at each mail
     try:
-        connection = await connected(await resolved(*server))
+        connection = await connect(await resolve(*server))
     except UnicodeError:
         raise OSError(0, "no host can have such a name") from None
     try:
@@ -96,7 +96,7 @@ async def _connected(client: SMTP, server: Address) -> None:
         raise
 
 
-async def _mailed(client: SMTP, talk: Exchange, envelope: Envelope, secrets: tuple[str, ...]) -> Outcome:
+async def _transfer(client: SMTP, call: ProviderCall, envelope: Envelope, secrets: tuple[str, ...]) -> SmtpResult:
     size = [f"SIZE={len(envelope.mail)}"] if client.supports_extension("size") else []
     await client.mail(envelope.sender, options=size)
     replies: dict[str, str] = {}
@@ -104,23 +104,23 @@ async def _mailed(client: SMTP, talk: Exchange, envelope: Envelope, secrets: tup
         try:
             replies[address] = str((await client.rcpt(address)).code)
         except aiosmtplib.SMTPRecipientRefused as error:
-            replies[address] = f"{error.code} {shorten(told(error.message, *secrets), _WHY)}".strip()
-            talk.answered(f"{address}: {replies[address]}", *secrets)
-    if TAKEN.isdisjoint(map(code, replies.values())):
-        return Outcome(replies, "")
-    talk.sending(envelope.mail)
+            replies[address] = f"{error.code} {truncate(mask_reply(error.message, *secrets), _MAX_REASON)}".strip()
+            call.record_reply(f"{address}: {replies[address]}", *secrets)
+    if ACCEPTED_CODES.isdisjoint(map(parse_code, replies.values())):
+        return SmtpResult(replies, "")
+    call.before_request(envelope.mail)
     done, words = await client.data(envelope.mail)
-    talk.answered(f"{done} {words}", *secrets)
-    return Outcome(replies, told(words, *secrets))
+    call.record_reply(f"{done} {words}", *secrets)
+    return SmtpResult(replies, mask_reply(words, *secrets))
 
 
-def _goodbye(client: SMTP) -> None:
+def _quit(client: SMTP) -> None:
     """Ends a session whose mail is taken, without the answer: the time of a send may be over, and the mail is sent."""
     if isinstance(client.transport, asyncio.WriteTransport):
         client.transport.write(b"QUIT\r\n")  # closing sends it before it hangs up
 
 
-def _forms(username: str, password: str) -> tuple[str, ...]:
+def _list_secret_forms(username: str, password: str) -> tuple[str, ...]:
     """The password as it is, and as AUTH PLAIN and AUTH LOGIN send it: a server may repeat what it was sent."""
     if not password:
         return ()
@@ -128,35 +128,35 @@ def _forms(username: str, password: str) -> tuple[str, ...]:
     return (*encoded, *(form.rstrip("=") for form in encoded), password)
 
 
-def _refused(error: aiosmtplib.SMTPResponseException, talk: Exchange, secrets: tuple[str, ...]) -> SendError:
+def _build_reply_error(error: aiosmtplib.SMTPResponseException, call: ProviderCall, secrets: tuple[str, ...]) -> SendError:
     """The error for a code that the server gave.
 
     4yz is for now, 5yz for ever (RFC 5321, section 4.2.1). The stage says what 5yz is about: DATA about the message,
     everything before it about who we are and where we write.
     """
-    if error.code == _NO_CODE:
-        detail = f"the mail server: no answer of SMTP: {told(error.message, *secrets)}"
-        return SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, detail, maybe_arrived=talk.unanswered)
+    if error.code == _INVALID_REPLY:
+        detail = f"the mail server: no answer of SMTP: {mask_reply(error.message, *secrets)}"
+        return SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, detail, maybe_arrived=call.reply_missing)
     # The words that follow a login can hold what was sent, encoded.
-    words = "" if isinstance(error, aiosmtplib.SMTPAuthenticationError) else told(error.message, *secrets)
-    talk.answered(f"{error.code} {words}", *secrets)
+    words = "" if isinstance(error, aiosmtplib.SMTPAuthenticationError) else mask_reply(error.message, *secrets)
+    call.record_reply(f"{error.code} {words}", *secrets)
     detail = f"the mail server answered {error.code} {words or 'to the username and password'}"
     if not 500 <= error.code < 600:
         return SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, detail)
     if isinstance(error, aiosmtplib.SMTPDataError) or error.code == _TOO_LARGE:
         return SendError(Reason.REJECTED, Scope.MESSAGE, detail)
-    if isinstance(error, aiosmtplib.SMTPAuthenticationError) or error.code == LOGIN_REQUIRED:
+    if isinstance(error, aiosmtplib.SMTPAuthenticationError) or error.code == AUTHENTICATION_REQUIRED:
         return SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, detail)
     return SendError(Reason.MISCONFIGURED, Scope.CHANNEL, detail)
 
 
-def _failed(error: Exception, talk: Exchange, tls: str) -> SendError:
+def _build_session_error(error: Exception, call: ProviderCall, tls: str) -> SendError:
     """The error for a session that ended without a code."""
-    arrived = talk.unanswered
+    arrived = call.reply_missing
     if isinstance(error, TimeoutError):
         detail = "the mail server: no answer in time"
         return SendError(Reason.TIMEOUT, Scope.ATTEMPT, detail, maybe_arrived=arrived)
-    handshake = _handshake(error)
+    handshake = _find_tls_error(error)
     if isinstance(handshake, ssl.SSLCertVerificationError):
         return SendError(Reason.MISCONFIGURED, Scope.CHANNEL, "the mail server's certificate is not trusted")
     if handshake is not None:
@@ -168,13 +168,13 @@ def _failed(error: Exception, talk: Exchange, tls: str) -> SendError:
         detail = f"the mail server: {lost}: {cause.strerror or type(error).__name__}"
         return SendError(Reason.CONNECTION, Scope.ATTEMPT, detail, maybe_arrived=arrived)
     # What is left: no STARTTLS, no login where one is set, no way to log in that both sides know.
-    return SendError(Reason.MISCONFIGURED, Scope.CHANNEL, f"the mail server: {told(str(error))}")
+    return SendError(Reason.MISCONFIGURED, Scope.CHANNEL, f"the mail server: {mask_reply(str(error))}")
 
 
-def _handshake(error: BaseException | None) -> ssl.SSLError | None:
+def _find_tls_error(error: BaseException | None) -> ssl.SSLError | None:
     """What TLS has against the server, behind aiosmtplib's error; a connection that broke off is no such thing."""
     while error is not None:
-        if isinstance(error, ssl.SSLError) and not isinstance(error, _BROKEN_OFF):
+        if isinstance(error, ssl.SSLError) and not isinstance(error, _CONNECTION_LOST):
             return error
         error = error.__cause__
     return None

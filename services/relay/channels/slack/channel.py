@@ -5,7 +5,7 @@ so the all-clear stands where the alarm stood. What its thread will not take is 
 
 The bot needs the scope `chat:write`. With `channels:history` (`groups:history` for a private channel) a post whose
 answer was lost is looked for before it is made again; without it, the second post says that it may be a repeat.
-`look_up` says when `channels:read` and `groups:read` are needed as well; with a channel's ID they never are.
+`find_post` says when `channels:read` and `groups:read` are needed as well; with a channel's ID they never are.
 """
 
 import re
@@ -18,23 +18,23 @@ from pydantic import BeforeValidator
 from slack_sdk.web.async_client import AsyncWebClient
 
 from services.relay.channels.channel import Attempt, ChannelSettings, Progress, Receipt
-from services.relay.channels.exchange import Exchange, exchange, made, secret, told
-from services.relay.channels.rate import PerSecond
-from services.relay.channels.slack.blocks import Mention, render
-from services.relay.channels.slack.errors import THREAD_REFUSED, SlackRefusedError
-from services.relay.channels.slack.look_up import Absent, look_up, mark
-from services.relay.channels.slack.web_api import SlackApi, client
-from services.relay.channels.web_api import ProviderUrl, Session, as_json
+from services.relay.channels.exchange import ProviderCall, call_provider, build_in_thread_if_large, read_secret, mask_reply
+from services.relay.channels.rate import MessageRate
+from services.relay.channels.slack.blocks import Mention, build_post
+from services.relay.channels.slack.errors import THREAD_ERRORS, SlackError
+from services.relay.channels.slack.look_up import NotFound, find_post, build_metadata
+from services.relay.channels.slack.web_api import SlackApi, create_client
+from services.relay.channels.web_api import ProviderUrl, HttpSession, encode_json
 from services.relay.model import Message
 from shared.secret_file import SecretFile
 from shared.settings import SecretPath
 
-_ID = "[CDG][A-Z0-9]{2,}"
-_UNTHREADED: Progress = {"thread": "refused"}
+_CHANNEL_ID = "[CDG][A-Z0-9]{2,}"
+_THREAD_REJECTED: Progress = {"thread": "refused"}
 
 
-def _name_or_id(value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch(rf"#[^\s#]{{1,80}}|{_ID}", value):
+def _check_name_or_id(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(rf"#[^\s#]{{1,80}}|{_CHANNEL_ID}", value):
         raise ValueError('expected "#name", in quotes, since YAML takes # for a comment, or the ID of the channel')
     return value
 
@@ -42,10 +42,10 @@ def _name_or_id(value: object) -> str:
 class SlackSettings(ChannelSettings):
     """A channel of a Slack workspace, with the token of a bot that is a member of it."""
 
-    usual_rate: ClassVar[PerSecond | None] = PerSecond(1.0)  # https://docs.slack.dev/apis/web-api/rate-limits
+    provider_rate: ClassVar[MessageRate | None] = MessageRate(1.0)  # https://docs.slack.dev/apis/web-api/rate-limits
 
     kind: Literal["slack"]
-    channel: Annotated[str, BeforeValidator(_name_or_id, json_schema_input_type=str)]
+    channel: Annotated[str, BeforeValidator(_check_name_or_id, json_schema_input_type=str)]
     """`"#name"` (in quotes, else YAML takes it for a comment) or the channel's ID."""
     mention: Mention = "none"
     """Who is called by the first message of an episode."""
@@ -65,9 +65,9 @@ class SlackChannel:
         self._timeout = timeout
         self._clock = clock
         self._token = SecretFile(settings.token_file)
-        self._session = Session("Slack")
+        self._session = HttpSession("Slack")
         self._client: AsyncWebClient | None = None
-        self._id = settings.channel if re.fullmatch(_ID, settings.channel) else None
+        self._channel_id = settings.channel if re.fullmatch(_CHANNEL_ID, settings.channel) else None
         """The channel's ID as far as it is known."""
 
     async def send(self, attempt: Attempt) -> Receipt:
@@ -75,63 +75,63 @@ class SlackChannel:
 
         Where an earlier attempt may have arrived, and is found, nothing is posted, and the receipt says `found`.
         """
-        message = _unthreaded(attempt.message) if attempt.progress == _UNTHREADED else attempt.message
-        async with exchange(attempt, "Slack", self._timeout) as talk:
-            token = secret(self._token)
-            api = SlackApi(self._client_for(token), token, talk, self._clock())
-            found = await self._found(api, talk, message) if attempt.maybe_sent else None
+        message = _remove_thread(attempt.message) if attempt.progress == _THREAD_REJECTED else attempt.message
+        async with call_provider(attempt, "Slack", self._timeout) as talk:
+            token = read_secret(self._token)
+            api = SlackApi(self._get_client(token), token, talk, self._clock())
+            found = await self._find_post(api, talk, message) if attempt.maybe_sent else None
             if found is not None:
                 return found
             try:
                 answer = await self._post(api, talk, message)
-            except SlackRefusedError as error:
-                if error.code not in THREAD_REFUSED or not _thread(message):
+            except SlackError as error:
+                if error.code not in THREAD_ERRORS or not _find_thread(message):
                     raise
-                await attempt.keep(_UNTHREADED)  # so that whoever looks for the post looks where it is
-                answer = await self._post(api, talk, _unthreaded(message))
-            receipt = {key: told(str(answer.get(key) or ""), token) for key in ("channel", "ts")}
-            self._id = receipt["channel"] or self._id
+                await attempt.save_progress(_THREAD_REJECTED)  # so that whoever looks for the post looks where it is
+                answer = await self._post(api, talk, _remove_thread(message))
+            receipt = {key: mask_reply(str(answer.get(key) or ""), token) for key in ("channel", "ts")}
+            self._channel_id = receipt["channel"] or self._channel_id
         return receipt
 
     def payload(self, message: Message) -> str:
         """The arguments as JSON; the token stands in a header, and so not among them."""
-        return as_json(self._arguments(message, may_be_a_repeat=False))
+        return encode_json(self._build_arguments(message, may_be_a_repeat=False))
 
     def secrets(self) -> Hashable:
         """Another where the token's file is another."""
-        return self._token.stamp()
+        return self._token.read_stamp()
 
     async def close(self) -> None:
         """Closes its connections."""
         await self._session.close()
 
-    async def _post(self, api: SlackApi, talk: Exchange, message: Message) -> Mapping[str, Any]:
-        arguments = await made(message, lambda: self._arguments(message, may_be_a_repeat=talk.in_doubt))
-        talk.sending(as_json(arguments))
+    async def _post(self, api: SlackApi, call: ProviderCall, message: Message) -> Mapping[str, Any]:
+        arguments = await build_in_thread_if_large(message, lambda: self._build_arguments(message, may_be_a_repeat=call.maybe_sent))
+        call.before_request(encode_json(arguments))
         return await api.post("chat.postMessage", arguments)
 
-    async def _found(self, api: SlackApi, talk: Exchange, message: Message) -> Receipt | None:
+    async def _find_post(self, api: SlackApi, call: ProviderCall, message: Message) -> Receipt | None:
         """The receipt of a post that is there already; settles the doubt where it can be."""
-        place = await look_up(api, message, self._settings.channel, self._id)
-        if isinstance(place, Absent):
-            talk.in_doubt = place is Absent.UNKNOWN
+        place = await find_post(api, message, self._settings.channel, self._channel_id)
+        if isinstance(place, NotFound):
+            call.maybe_sent = place is NotFound.UNKNOWN
             return None
         return {"channel": place.channel, "ts": place.ts, "found": "yes"}
 
-    def _client_for(self, token: str) -> AsyncWebClient:
+    def _get_client(self, token: str) -> AsyncWebClient:
         if self._client is None or self._client.token != token:
-            self._client = client(self._session.get(), self._settings.api_url, token)
+            self._client = create_client(self._session.open(), self._settings.api_url, token)
         return self._client
 
-    def _arguments(self, message: Message, *, may_be_a_repeat: bool) -> dict[str, Any]:
-        post = render(message, self._settings.mention, may_be_a_repeat=may_be_a_repeat)
-        thread = _thread(message)
+    def _build_arguments(self, message: Message, *, may_be_a_repeat: bool) -> dict[str, Any]:
+        post = build_post(message, self._settings.mention, may_be_a_repeat=may_be_a_repeat)
+        thread = _find_thread(message)
         return {
             "channel": self._settings.channel,
             "text": post.text,
             "blocks": post.blocks,
             **({"thread_ts": thread, "reply_broadcast": True} if thread else {}),
-            "metadata": mark(message),
+            "metadata": build_metadata(message),
             "mrkdwn": False,
             "parse": "none",
             "unfurl_links": False,
@@ -139,11 +139,11 @@ class SlackChannel:
         }
 
 
-def _thread(message: Message) -> str:
+def _find_thread(message: Message) -> str:
     """The `ts` of the message that it answers; empty where it answers none."""
     return (message.first_receipt or {}).get("ts", "")
 
 
-def _unthreaded(message: Message) -> Message:
+def _remove_thread(message: Message) -> Message:
     """Still not the first of its episode, and so it calls nobody."""
     return replace(message, first_receipt={**(message.first_receipt or {}), "ts": ""})

@@ -6,8 +6,8 @@ from typing import Any, Final
 import aiohttp
 
 from services.relay.channels.channel import Reason, Scope, SendError
-from services.relay.channels.exchange import told
-from services.relay.channels.web_api import refusal, retry_after
+from services.relay.channels.exchange import mask_reply
+from services.relay.channels.web_api import build_status_error, parse_retry_after
 
 _SERVER_ERROR = (Reason.SERVER_ERROR, Scope.ATTEMPT)
 _REJECTED = (Reason.REJECTED, Scope.MESSAGE)
@@ -15,7 +15,7 @@ _UNAUTHORIZED = (Reason.UNAUTHORIZED, Scope.CHANNEL)
 _MISCONFIGURED = (Reason.MISCONFIGURED, Scope.CHANNEL)
 
 # https://docs.slack.dev/reference/methods/chat.postMessage, "Errors". They come as HTTP 200 with `ok: false`.
-ERRORS: dict[str, tuple[Reason, Scope]] = {
+ERROR_MEANINGS: dict[str, tuple[Reason, Scope]] = {
     **dict.fromkeys(("ratelimited", "rate_limited", "message_limit_exceeded"), (Reason.RATE_LIMITED, Scope.ATTEMPT)),
     **dict.fromkeys(
         ("internal_error", "fatal_error", "request_timeout", "service_unavailable", "team_added_to_org"), _SERVER_ERROR
@@ -51,7 +51,7 @@ ERRORS: dict[str, tuple[Reason, Scope]] = {
 One that is not listed is tried again with backoff: the message is not given up, nor the channel declared broken.
 """
 
-THREAD_REFUSED: Final = frozenset(
+THREAD_ERRORS: Final = frozenset(
     {
         "restricted_action_thread_locked",
         "restricted_action_non_threadable_channel",
@@ -64,16 +64,16 @@ THREAD_REFUSED: Final = frozenset(
 outside of the thread."""
 
 # "It's possible some aspect of the operation succeeded before the error was raised", it says there of both.
-PERHAPS_DONE: Final = frozenset({"fatal_error", "internal_error"})
+MAYBE_POSTED: Final = frozenset({"fatal_error", "internal_error"})
 
 
-class SlackRefusedError(SendError):
+class SlackError(SendError):
     """Slack's `ok: false`, with its `code`."""
 
     code: str = ""
 
 
-def refused(response: Any, token: str, now: float) -> SendError:
+def build_error(response: Any, token: str, now: float) -> SendError:
     """The error for an answer of slack_sdk, which is aiohttp's own where the body could not be read as JSON.
 
     Args:
@@ -82,26 +82,26 @@ def refused(response: Any, token: str, now: float) -> SendError:
         now: unix seconds.
     """
     if isinstance(response, aiohttp.ClientResponse):
-        return _refused_status(response.status, response.headers, now)
+        return _build_status_error(response.status, response.headers, now)
     if response.status_code != 200:
-        return _refused_status(response.status_code, response.headers, now)
+        return _build_status_error(response.status_code, response.headers, now)
     code = response.data.get("error") if isinstance(response.data, dict) else None
     if not isinstance(code, str):
-        return no_answer()
-    reason, scope = ERRORS.get(code, (Reason.REJECTED, Scope.ATTEMPT))
-    detail = f"Slack answered {told(code, token)}"
+        return build_invalid_reply_error()
+    reason, scope = ERROR_MEANINGS.get(code, (Reason.REJECTED, Scope.ATTEMPT))
+    detail = f"Slack answered {mask_reply(code, token)}"
     if code == "missing_scope" and isinstance(response.data.get("needed"), str):
-        detail += f"; the bot needs {told(response.data['needed'], token)}"
-    wait = retry_after(response.headers, now)
-    error = SlackRefusedError(reason, scope, detail, retry_after=wait, maybe_arrived=code in PERHAPS_DONE)
+        detail += f"; the bot needs {mask_reply(response.data['needed'], token)}"
+    wait = parse_retry_after(response.headers, now)
+    error = SlackError(reason, scope, detail, retry_after=wait, maybe_arrived=code in MAYBE_POSTED)
     error.code = code
     return error
 
 
-def no_answer() -> SendError:
+def build_invalid_reply_error() -> SendError:
     """The error for something that is no answer of the Web API."""
     return SendError(*_SERVER_ERROR, "Slack: the answer is not one of its Web API", maybe_arrived=True)
 
 
-def _refused_status(status: int, headers: Mapping[str, str], now: float) -> SendError:
-    return no_answer() if status == 200 else refusal(status, headers, f"Slack answered HTTP {status}", now)
+def _build_status_error(status: int, headers: Mapping[str, str], now: float) -> SendError:
+    return build_invalid_reply_error() if status == 200 else build_status_error(status, headers, f"Slack answered HTTP {status}", now)

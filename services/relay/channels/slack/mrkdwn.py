@@ -3,7 +3,7 @@
 import re
 
 
-def escaped(text: str, limit: int) -> str:
+def escape(text: str, limit: int) -> str:
     """The text with Slack's three control characters as entities, cut to `limit` characters as Slack counts them.
 
     Without `<` nothing can mention anybody or start a link, see

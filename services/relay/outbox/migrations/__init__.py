@@ -20,15 +20,15 @@ logging.getLogger("alembic").setLevel(logging.WARNING)
 SCRIPTS: Final = ScriptDirectory(Path(__file__).parent)
 
 
-def known() -> frozenset[str]:
+def list_revisions() -> frozenset[str]:
     """Every revision that this program knows."""
     return frozenset(script.revision for script in SCRIPTS.walk_revisions())
 
 
-def run(connection: Connection, *, since: str | None) -> None:
+def run_migrations(connection: Connection, *, from_revision: str | None) -> None:
     """Goes from a revision, or from no tables, to the newest, and notes that in the database."""
     context = MigrationContext.configure(connection)
-    steps = list(SCRIPTS.iterate_revisions("head", since))
+    steps = list(SCRIPTS.iterate_revisions("head", from_revision))
     for step in reversed(steps):
         step.module.upgrade(Operations(context))
     context.stamp(SCRIPTS, "head")

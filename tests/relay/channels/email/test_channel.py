@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ops.demo.stand_ins.faults import Fault, Kind, Provider
+from ops.demo.stand_ins.faults import Fault, FaultKind, Provider
 from ops.demo.stand_ins.server import StandIns
 from services.relay.channels.channel import Reason, Scope
 from shared.settings import Address
@@ -188,7 +188,7 @@ async def test_a_server_that_is_slow_to_take_the_mail_and_hangs_at_quit_is_no_fa
 
 
 async def test_a_lost_answer_is_tried_again_with_the_same_message_id(secret_file: Path, stand_ins: StandIns) -> None:
-    stand_ins.faults.add(Fault(provider=Provider.SMTP, kind=Kind.LOST_ANSWER, count=1))
+    stand_ins.faults.add(Fault(provider=Provider.SMTP, kind=FaultKind.LOST_ANSWER, count=1))
     channel = connect(secret_file, stand_ins.smtp, username=None, password_file=None)
     attempt = Recorded(message())
     error = await refused(channel, attempt)

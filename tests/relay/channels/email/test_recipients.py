@@ -20,7 +20,7 @@ async def test_who_is_refused_for_good_costs_the_others_nothing_and_is_named(
     assert receipt["refused"] == f"{ONCALL} (550 5.1.1 no such user)"
     assert [recipients for recipients, _ in server.taken] == [[SECOPS]]
     (line,) = logged
-    assert (line["log_level"], line["event"], line["refused"]) == ("warning", "recipients refused", receipt["refused"])
+    assert (line["log_level"], line["event"], line["refused"]) == ("warning", "mail server rejected recipients", receipt["refused"])
     assert line["delivery_id"] == message().delivery_id
 
 
@@ -41,11 +41,11 @@ async def test_who_is_put_off_is_tried_again_alone_after_a_restart_too(
     error = await refused(connect(secret_file, server.address), first)
     assert (error.reason, error.scope, error.maybe_arrived) == (Reason.SERVER_ERROR, Scope.ATTEMPT, False)
     assert error.detail == f"the mail server put off 1 of 2 recipients: {ONCALL} (450 4.2.0 greylisted)"
-    assert error.reached
+    assert error.provider_works
     assert first.kept == [{SECOPS: "250"}]
     second = first.again(error)
     # And again, with nothing new to keep but the same; the server still works for others.
-    assert (await refused(connect(secret_file, server.address), second)).reached
+    assert (await refused(connect(secret_file, server.address), second)).provider_works
     server.replies.clear()
     receipt = await connect(secret_file, server.address).send(second.again(error))
     assert "refused" not in receipt
@@ -59,7 +59,7 @@ async def test_where_nobody_has_the_mail_yet_all_are_tried_again(secret_file: Pa
     attempt = Recorded(message())
     error = await refused(connect(secret_file, server.address), attempt)
     assert (error.reason, attempt.kept, attempt.payloads) == (Reason.SERVER_ERROR, [], [])
-    assert not error.reached
+    assert not error.provider_works
     server.replies.clear()
     await connect(secret_file, server.address).send(attempt.again(error))
     assert [recipients for recipients, _ in server.taken] == [[SECOPS, ONCALL]]

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from hypothesis import given, settings
 
-from services.relay.channels.email.render import render
+from services.relay.channels.email.render import build_mail
 from services.relay.model import Message
 from tests.relay.channels.examples import DASHBOARD, HUGE, NASTY, RUNBOOK, critical, message, messages, with_text
 
@@ -55,7 +55,7 @@ class Tags(HTMLParser):
 
 
 def raw(of: Message) -> bytes:
-    return render(of, SENDER, TO).as_bytes(policy=policy.SMTP)
+    return build_mail(of, SENDER, TO).as_bytes(policy=policy.SMTP)
 
 
 def received(of: Message) -> EmailMessage:
@@ -93,7 +93,7 @@ def test_no_message_breaks_the_form_of_a_mail(any_message: Message) -> None:
 @pytest.mark.parametrize("text", [*NASTY, *HUGE])
 @pytest.mark.parametrize("alerts", [1, 40])
 def test_no_text_adds_a_header_a_tag_or_a_link(text: str, alerts: int) -> None:
-    noted = critical(replace(with_text(text, alerts), note=text))
+    noted = critical(replace(with_text(text, alerts), remark=text))
     check_form(noted)
     page = part(received(noted), "html")
     found = Tags()
@@ -116,20 +116,20 @@ def test_all_mails_of_an_episode_are_one_thread() -> None:
 
 def test_the_next_episode_and_another_mailbox_are_threads_of_their_own() -> None:
     roots = [
-        render(message(), SENDER, TO)["References"],
-        render(message(episode=2), SENDER, TO)["References"],
-        render(message(incident_id="another"), SENDER, TO)["References"],
-        render(message(), SENDER, TO[:1])["References"],
+        build_mail(message(), SENDER, TO)["References"],
+        build_mail(message(episode=2), SENDER, TO)["References"],
+        build_mail(message(incident_id="another"), SENDER, TO)["References"],
+        build_mail(message(), SENDER, TO[:1])["References"],
     ]
     assert len(set(map(str, roots))) == 4
 
 
 def test_a_message_id_is_fixed_for_a_delivery_and_its_recipients() -> None:
     ids = [
-        render(message(), SENDER, TO)["Message-ID"],
-        render(message(), SENDER, TO[::-1])["Message-ID"],
-        render(message(), SENDER, TO[:1])["Message-ID"],
-        render(message(delivery_id="other"), SENDER, TO)["Message-ID"],
+        build_mail(message(), SENDER, TO)["Message-ID"],
+        build_mail(message(), SENDER, TO[::-1])["Message-ID"],
+        build_mail(message(), SENDER, TO[:1])["Message-ID"],
+        build_mail(message(delivery_id="other"), SENDER, TO)["Message-ID"],
     ]
     assert ids[0] == ids[1]
     assert len(set(map(str, ids))) == 3

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ops.demo.stand_ins.faults import Fault, Kind, Provider
+from ops.demo.stand_ins.faults import Fault, FaultKind, Provider
 from ops.demo.stand_ins.server import StandIns
 from ops.demo.stand_ins.slack_channel import SlackMessage
 from services.relay.channels.channel import Channel, Receipt, SendError
@@ -29,7 +29,7 @@ def now(**changes: Any) -> Message:
 
 async def lost(stand_ins: StandIns, channel: Channel, message: Message) -> Recorded:
     """Posts a message whose answer is lost; gives the next attempt."""
-    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=Kind.LOST_ANSWER, count=1))
+    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=FaultKind.LOST_ANSWER, count=1))
     first = Recorded(message)
     with pytest.raises(SendError) as raised:
         await channel.send(first)

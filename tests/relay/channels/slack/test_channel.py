@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ops.demo.stand_ins.faults import Fault, Kind, Provider
+from ops.demo.stand_ins.faults import Fault, FaultKind, Provider
 from ops.demo.stand_ins.server import StandIns
 from ops.demo.stand_ins.slack_channel import SlackMessage
 from services.relay.channels.channel import Channel, Reason, Scope, SendError
-from services.relay.channels.slack.errors import ERRORS
+from services.relay.channels.slack.errors import ERROR_MEANINGS
 from tests.relay.channels.conftest import WebServer
 from tests.relay.channels.examples import SECRET, example, message, rotate, settings
 from tests.relay.channels.recorded import Recorded, send
@@ -91,7 +91,7 @@ async def test_a_rotated_token_is_used_at_the_next_send(secret_file: Path, stand
 async def test_each_error_of_slack_has_its_reason_and_scope(
     code: str, reason: Reason, scope: Scope, secret_file: Path, stand_ins: StandIns
 ) -> None:
-    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=Kind.ERROR, error=code))
+    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=FaultKind.ERROR, error=code))
     channel = connect(secret_file, stand_ins)
     with pytest.raises(SendError) as raised:
         await send(channel, message())
@@ -103,7 +103,7 @@ async def test_each_error_of_slack_has_its_reason_and_scope(
 
 
 def test_every_listed_error_is_spelled_as_slack_spells_errors() -> None:
-    assert [code for code in ERRORS if not re.fullmatch(r"[a-z]+(_[a-z]+)*", code)] == []
+    assert [code for code in ERROR_MEANINGS if not re.fullmatch(r"[a-z]+(_[a-z]+)*", code)] == []
 
 
 async def test_a_missing_scope_is_named(secret_file: Path, stand_ins: StandIns, website: WebServer) -> None:
@@ -117,7 +117,7 @@ async def test_a_missing_scope_is_named(secret_file: Path, stand_ins: StandIns, 
 
 
 async def test_the_wait_that_slack_asks_for_is_handed_on(secret_file: Path, stand_ins: StandIns) -> None:
-    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=Kind.RATE_LIMIT, seconds=7, count=1))
+    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=FaultKind.RATE_LIMIT, seconds=7, count=1))
     channel = connect(secret_file, stand_ins)
     with pytest.raises(SendError) as raised:
         await send(channel, message())
@@ -126,7 +126,7 @@ async def test_the_wait_that_slack_asks_for_is_handed_on(secret_file: Path, stan
 
 
 async def test_a_lost_answer_is_not_posted_again_behind_our_back(secret_file: Path, stand_ins: StandIns) -> None:
-    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=Kind.LOST_ANSWER, count=1))
+    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=FaultKind.LOST_ANSWER, count=1))
     channel = connect(secret_file, stand_ins)
     with pytest.raises(SendError) as raised:
         await send(channel, message())

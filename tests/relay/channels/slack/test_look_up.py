@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 from slack_sdk.web.async_client import AsyncWebClient
 
-from ops.demo.stand_ins.faults import Fault, Kind, Provider
+from ops.demo.stand_ins.faults import Fault, FaultKind, Provider
 from ops.demo.stand_ins.server import StandIns
 from services.relay.channels.channel import Scope, SendError
 from tests.relay.channels.conftest import Answering
@@ -120,7 +120,7 @@ async def test_a_doubt_that_could_not_be_settled_outlives_a_clear_refusal(
 
 @pytest.mark.parametrize(
     "fault",
-    [{"kind": Kind.STATUS}, {"kind": Kind.RATE_LIMIT, "seconds": 9}, {"kind": Kind.ERROR, "error": "fatal_error"}],
+    [{"kind": FaultKind.STATUS}, {"kind": FaultKind.RATE_LIMIT, "seconds": 9}, {"kind": FaultKind.ERROR, "error": "fatal_error"}],
 )
 async def test_nothing_is_posted_while_slack_cannot_say(
     fault: dict[str, object], connect: Connect, stand_ins: StandIns
@@ -141,7 +141,7 @@ async def test_a_look_up_that_hangs_costs_no_more_than_the_timeout(
     secret_file: Path, connect: Connect, stand_ins: StandIns
 ) -> None:
     again = await lost(stand_ins, connect(), now())
-    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=Kind.HANG, count=1))
+    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=FaultKind.HANG, count=1))
     channel = settings(example("slack", secret_file, stand_ins.http)).connect(0.2)
     with pytest.raises(SendError, match=r"no answer within 0.2 s") as raised:
         await channel.send(again)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ops.demo.stand_ins.faults import Fault, Kind, Provider
+from ops.demo.stand_ins.faults import Fault, FaultKind, Provider
 from ops.demo.stand_ins.server import StandIns
 from services.relay.channels.channel import Receipt, Scope, SendError
 from services.relay.model import Message
@@ -17,7 +17,7 @@ def answer_to(first: Receipt) -> Message:
 
 
 def refuse(stand_ins: StandIns, code: str = LOCKED, count: int | None = 1) -> None:
-    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=Kind.ERROR, error=code, count=count))
+    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=FaultKind.ERROR, error=code, count=count))
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ async def test_one_whose_answer_was_lost_then_is_found_and_not_posted_again(
     channel = connect()
     attempt = Recorded(answer_to(await send(channel, now())))
     refuse(stand_ins)
-    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=Kind.LOST_ANSWER, count=1))
+    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=FaultKind.LOST_ANSWER, count=1))
     with pytest.raises(SendError) as lost:
         await channel.send(attempt)
     assert lost.value.maybe_arrived
@@ -63,7 +63,7 @@ async def test_the_next_attempt_does_not_ask_the_thread_again(connect: Connect, 
     channel = connect()
     attempt = Recorded(answer_to(await send(channel, now())))
     refuse(stand_ins)
-    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=Kind.STATUS, count=1))
+    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=FaultKind.STATUS, count=1))
     with pytest.raises(SendError) as failed:
         await channel.send(attempt)
     again = attempt.again(failed.value)

@@ -7,7 +7,7 @@ import pytest
 from aiohttp import web
 
 from ops.demo.stand_ins.server import StandIns
-from services.relay.channels.slack.look_up import mark
+from services.relay.channels.slack.look_up import build_metadata
 from tests.relay.channels.conftest import Answering
 from tests.relay.channels.examples import example, message, settings
 from tests.relay.channels.recorded import Recorded, send
@@ -58,7 +58,7 @@ async def test_a_private_channel_is_found_by_its_name_by_a_member(
         method = request.path.rpartition("/")[2]
         asked.append(f"{method} {request.query.get('types') or request.query.get('channel', '')}".strip())
         private = {"id": PRIVATE, "name": "war-room", "is_private": True}
-        there = {"messages": [{"ts": "2.000001", "metadata": mark(message())}]}
+        there = {"messages": [{"ts": "2.000001", "metadata": build_metadata(message())}]}
         answers: dict[str, dict[str, Any]] = {
             "conversations.list public_channel": {"channels": [{"id": "C0123PUBLIC", "name": "war-room-2"}]},
             "conversations.list private_channel": {"channels": [private] if member else []},

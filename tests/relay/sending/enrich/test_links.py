@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.relay.event_json import encode
+from services.relay.event_json import encode_event
 from services.relay.model import Alert, Status
-from services.relay.sending.enrich.links import LONGEST, LinkRules, check_template, links
-from services.relay.sending.message import message
+from services.relay.sending.enrich.links import MAX_URL, LinkRules, check_template, build_links
+from services.relay.sending.message import build_message
 from tests.relay.channels.examples import example, settings
 from tests.relay.channels.examples import message as example_message
 from tests.relay.channels.kinds import EVERY_KIND, unused_address
@@ -33,7 +33,7 @@ def alert(labels: dict[str, str] | None = None, **annotations: str) -> Alert:
 
 
 def test_templates_are_filled_with_labels_and_the_time_around_the_alert() -> None:
-    found = links(alert(), ACCEPTED, RULES)
+    found = build_links(alert(), ACCEPTED, RULES)
     assert found.runbook == "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#kmstest"
     assert found.dashboard == (
         "https://grafana.example.org/d/kms?var-env=prod&var-service=api&from=1799998200000&to=1800001800000"
@@ -50,13 +50,13 @@ def test_templates_are_filled_with_labels_and_the_time_around_the_alert() -> Non
     ],
 )
 def test_a_label_that_an_alert_lacks_is_no_parameter(labels: dict[str, str], query: str) -> None:
-    found = links(alert(labels), ACCEPTED, RULES).dashboard or ""
+    found = build_links(alert(labels), ACCEPTED, RULES).dashboard or ""
     assert found.startswith(f"https://grafana.example.org/d/kms?{query}1799998200000"), "Grafana would find nothing"
 
 
 def test_what_is_no_parameter_of_one_label_stays_as_the_template_has_it() -> None:
     rules = LinkRules("https://example.org/?all&q={a}-{b}&kept=1&gone={c}#at={d}", None, frozenset())
-    assert links(alert({"a": "x"}), ACCEPTED, rules).runbook == "https://example.org/?all&q=x-&kept=1#at="
+    assert build_links(alert({"a": "x"}), ACCEPTED, rules).runbook == "https://example.org/?all&q=x-&kept=1#at="
 
 
 @pytest.mark.parametrize(
@@ -73,33 +73,33 @@ def test_what_is_no_parameter_of_one_label_stays_as_the_template_has_it() -> Non
 )
 def test_a_label_cannot_steer_a_link_to_another_folder(template: str, labels: dict[str, str]) -> None:
     rules = LinkRules(check_template(template), None, frozenset())
-    assert links(alert(labels), ACCEPTED, rules).runbook is None
-    assert links(alert({"a": "x..", "b": "..y"}), ACCEPTED, rules).runbook is not None
+    assert build_links(alert(labels), ACCEPTED, rules).runbook is None
+    assert build_links(alert({"a": "x..", "b": "..y"}), ACCEPTED, rules).runbook is not None
 
 
 def test_dots_outside_of_the_path_are_a_value_like_any_other() -> None:
-    assert "var-env=..&" in (links(alert({"env": ".."}), ACCEPTED, RULES).dashboard or "")
+    assert "var-env=..&" in (build_links(alert({"env": ".."}), ACCEPTED, RULES).dashboard or "")
 
 
 def test_the_end_of_a_resolved_alert_ends_the_dashboard() -> None:
     resolved = replace(alert(), status=Status.RESOLVED, ends_at=ACCEPTED + timedelta(hours=1))
-    assert "to=1800005400000" in (links(resolved, ACCEPTED, RULES).dashboard or "")
+    assert "to=1800005400000" in (build_links(resolved, ACCEPTED, RULES).dashboard or "")
 
 
 def test_a_missing_label_expands_to_nothing() -> None:
-    found = links(alert({}), ACCEPTED, RULES)
+    found = build_links(alert({}), ACCEPTED, RULES)
     assert found.runbook == "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#"
 
 
 def test_a_label_cannot_take_the_place_of_a_computed_value() -> None:
-    found = links(alert({"alertname": "A", "alertname_lower": "b", "to_ms": "0"}), ACCEPTED, RULES)
+    found = build_links(alert({"alertname": "A", "alertname_lower": "b", "to_ms": "0"}), ACCEPTED, RULES)
     assert (found.runbook or "").endswith("#a")
     assert "to=1800001800000" in (found.dashboard or "")
 
 
 def test_an_annotation_wins_over_the_template() -> None:
     own = alert(runbook_url="http://wiki.example.org/x?a=b#c", dashboard_url="https://d.example.org:3000/ü")
-    found = links(own, ACCEPTED, RULES)
+    found = build_links(own, ACCEPTED, RULES)
     assert found.runbook == "http://wiki.example.org/x?a=b#c"
     assert found.dashboard == "https://d.example.org:3000/%C3%BC"
 
@@ -124,23 +124,23 @@ def test_an_annotation_wins_over_the_template() -> None:
         "https://ex\u0430mple.org/",
         "https://example.org:99999/",
         "https://[::1/",
-        "https://example.org/" + "a" * LONGEST,
+        "https://example.org/" + "a" * MAX_URL,
         "https://example.org/\ud800",
     ],
 )
 def test_an_annotation_that_cannot_be_trusted_is_dropped_for_the_template(url: str) -> None:
-    found = links(alert(runbook_url=url, dashboard_url=url), ACCEPTED, RULES)
-    assert found == links(alert(), ACCEPTED, RULES)
+    found = build_links(alert(runbook_url=url, dashboard_url=url), ACCEPTED, RULES)
+    assert found == build_links(alert(), ACCEPTED, RULES)
     bare = LinkRules(None, None, frozenset())
-    assert links(alert(runbook_url=url), ACCEPTED, bare).runbook is None
+    assert build_links(alert(runbook_url=url), ACCEPTED, bare).runbook is None
 
 
 def test_allow_hosts_narrows_annotations_but_not_the_templates() -> None:
     rules = replace(RULES, allow_hosts=frozenset({"wiki.example.org"}))
     for url in ("https://WIKI.example.org:8443/x", "https://wiki.example.org/x"):
-        assert links(alert(runbook_url=url), ACCEPTED, rules).runbook == url
+        assert build_links(alert(runbook_url=url), ACCEPTED, rules).runbook == url
     for url in ("https://evil.example/wiki.example.org", "https://wiki.example.org.evil.example/"):
-        assert links(alert(runbook_url=url), ACCEPTED, rules).runbook == links(alert(), ACCEPTED, RULES).runbook
+        assert build_links(alert(runbook_url=url), ACCEPTED, rules).runbook == build_links(alert(), ACCEPTED, RULES).runbook
 
 
 @EVERY_KIND
@@ -155,8 +155,8 @@ async def test_no_channel_links_to_another_host_than_those_that_are_allowed(
         real = example_message("01-firing-1").event
         alerts = tuple(replace(each, generator_url=f"https://{brings}/graph") for each in real.alerts)
         brought = replace(real, alerts=alerts, external_url=f"https://{brings}/alertmanager")
-        going_out = outgoing()._replace(written_event=encode(brought))
-        payload = channel.payload(await message(going_out, rules, {})).replace("=\n", "").replace("=\r\n", "")
+        going_out = outgoing()._replace(event_json=encode_event(brought))
+        payload = channel.render_payload(await build_message(going_out, rules, {})).replace("=\n", "").replace("=\r\n", "")
         assert host.lower() not in payload.lower()
         assert (brings in payload) is shown
         assert ("/graph" in payload) is shown
@@ -165,12 +165,12 @@ async def test_no_channel_links_to_another_host_than_those_that_are_allowed(
 
 def test_a_time_at_the_edge_of_the_calendar_costs_the_link_only() -> None:
     first = replace(alert(), starts_at=at(-62135596800))  # 0001-01-01
-    assert links(first, ACCEPTED, RULES).dashboard is None
+    assert build_links(first, ACCEPTED, RULES).dashboard is None
 
 
 @given(st.dictionaries(st.sampled_from(["alertname", "env", "service", "x"]), st.text(max_size=40)))
 def test_whatever_labels_say_a_template_gives_a_link_to_its_own_place(labels: dict[str, str]) -> None:
-    found = links(alert(labels), ACCEPTED, RULES)
+    found = build_links(alert(labels), ACCEPTED, RULES)
     for url, template in ((found.runbook, RUNBOOK), (found.dashboard, DASHBOARD)):
         assert url is not None
         actual, meant = urlsplit(url), urlsplit(template)
@@ -187,7 +187,7 @@ def test_whatever_labels_say_a_template_gives_a_link_to_its_own_place(labels: di
 
 @given(st.text() | st.text().map("https://".__add__) | st.text().map("https://example.org/".__add__))
 def test_whatever_an_annotation_says_it_gives_a_plain_http_link_or_none(url: str) -> None:
-    found = links(alert(runbook_url=url), ACCEPTED, LinkRules(None, None, frozenset())).runbook
+    found = build_links(alert(runbook_url=url), ACCEPTED, LinkRules(None, None, frozenset())).runbook
     if found is not None:
         parts = urlsplit(found)
         assert parts.scheme in ("http", "https")
@@ -219,7 +219,7 @@ def test_whatever_an_annotation_says_it_gives_a_plain_http_link_or_none(url: str
         ("https://-/", "gives no link"),
         ("https://[::1/", "gives no link"),
         ("https://example.org/../{x}", "gives no link"),
-        ("https://example.org/" + "a" * LONGEST, "gives no link"),
+        ("https://example.org/" + "a" * MAX_URL, "gives no link"),
     ],
 )
 def test_a_template_that_could_give_anything_else_is_refused(template: str, expected: str) -> None:
