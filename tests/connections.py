@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from shared.settings import Address
+from shared.config.settings import Address
 
 _ESTABLISHED = "01"
 

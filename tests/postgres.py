@@ -22,7 +22,7 @@ from psycopg.conninfo import make_conninfo
 from sqlalchemy import URL
 
 from ops.demo.processes import build_parent_death_hook
-from shared.sql.location import DatabaseUrl
+from shared.sql.database_url import DatabaseUrl
 
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0

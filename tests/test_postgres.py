@@ -4,7 +4,7 @@ import psycopg
 import pytest
 from sqlalchemy import create_engine, text
 
-from shared.sql.location import DatabaseUrl, parse_database_url
+from shared.sql.database_url import DatabaseUrl, parse_database_url
 from tests.postgres import Postgres
 
 

@@ -14,16 +14,16 @@ from typing import Any, Final
 import click
 
 from ops.audit.apply import apply_changes as applied
-from ops.audit.client import GoogleApi
-from ops.audit.cloud import read_part
+from ops.audit.auditor_queries import list_queries as asked
+from ops.audit.diff import diff_change, format_title
+from ops.audit.google_api import GoogleApi
+from ops.audit.google_errors import GoogleError
 from ops.audit.model import Change, DesiredState
-from ops.audit.plan import UnchangeableError, plan_changes, list_warnings
-from ops.audit.queries import list_queries as asked
-from ops.audit.refusal import GoogleError
-from ops.audit.show import diff_change, format_title
-from ops.audit.verify import Clock, AuditProbe, verify_logging
+from ops.audit.plan import UnchangeableError, list_warnings, plan_changes
+from ops.audit.resources import read_part
+from ops.audit.verify import AuditProbe, Clock, verify_logging
 from shared import VERSION
-from shared.settings import parse_duration
+from shared.config.settings import parse_duration
 from shared.smoke.check import format_line, to_one_line
 
 _EXAMPLES = """\b
@@ -92,7 +92,9 @@ def _add_state_options(command: Command) -> Command:
             "--exempt",
             "exempted",
             multiple=True,
-            callback=_build_pattern_check(_MEMBER, "a member, such as serviceAccount:NAME@PROJECT.iam.gserviceaccount.com"),
+            callback=_build_pattern_check(
+                _MEMBER, "a member, such as serviceAccount:NAME@PROJECT.iam.gserviceaccount.com"
+            ),
             help="A member whose reads are not logged, such as the exporter; several times.",
         ),
         click.option(
@@ -154,7 +156,9 @@ def apply(**options: Any) -> None:
 
 @main.command()
 @_add_state_options
-@click.option("--timeout", default="10m", callback=_parse_duration_option, help="From the probe to the last place. Default 10m.")
+@click.option(
+    "--timeout", default="10m", callback=_parse_duration_option, help="From the probe to the last place. Default 10m."
+)
 @click.option("--probe", callback=_parse_probe_option, help="Looks for the probe of an earlier run, and sends none.")
 def verify(**options: Any) -> None:
     """Sends an operation to KMS and waits until it shows in the log and in each sink."""
@@ -162,7 +166,9 @@ def verify(**options: Any) -> None:
     probe = options["probe"] or AuditProbe.create(get_utc_now(), secrets.token_hex(4))
     clock, ok = Clock(time.monotonic, time.sleep), True
     with closing(_connect_google(options)) as google:
-        for result in verify_logging(google, wishes, probe, clock, send_probe=not options["probe"], timeout=options["timeout"]):
+        for result in verify_logging(
+            google, wishes, probe, clock, send_probe=not options["probe"], timeout=options["timeout"]
+        ):
             click.echo(format_line(result, verbose=True))
             ok = ok and result.is_ok
     sys.exit(0 if ok else 1)
@@ -203,7 +209,9 @@ def _connect_google(options: dict[str, Any]) -> GoogleApi:
     return GoogleApi(time.sleep, random.random, options["endpoint"])
 
 
-def _run_for_each_project(options: dict[str, Any], run_project: Callable[[GoogleApi, DesiredState], Iterator[str]]) -> None:
+def _run_for_each_project(
+    options: dict[str, Any], run_project: Callable[[GoogleApi, DesiredState], Iterator[str]]
+) -> None:
     """Does it for every project, whatever becomes of the others; exit 1 where one failed."""
     wishes, ok = _build_desired_states(options), True
     with closing(_connect_google(options)) as google:

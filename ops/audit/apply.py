@@ -6,10 +6,10 @@ Nothing is remembered between runs: what is there says how far an earlier run ca
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from ops.audit.cloud import GoogleCaller, is_finished, read_part, write_change
-from ops.audit.model import Change, Resource, AuditPart, DesiredState
+from ops.audit.google_errors import RUN_AGAIN_HINT, ErrorKind, GoogleError
+from ops.audit.model import AuditPart, Change, DesiredState, Resource
 from ops.audit.plan import plan_change
-from ops.audit.refusal import RUN_AGAIN_HINT, GoogleError, ErrorKind
+from ops.audit.resources import GoogleCaller, is_finished, read_part, write_change
 
 MAX_ATTEMPTS: Final = 10
 _PAUSE: Final = 3.0
@@ -51,7 +51,9 @@ def apply_changes(api: GoogleCaller, desired: DesiredState, sleep: Callable[[flo
                 _write_change(api, change, desired, sleep)
                 written = True
             except GoogleError as error:
-                passes = error.kind is ErrorKind.CONFLICT or (error.kind is ErrorKind.INVALID and part in _PARTS_WITH_NEW_WRITER)
+                passes = error.kind is ErrorKind.CONFLICT or (
+                    error.kind is ErrorKind.INVALID and part in _PARTS_WITH_NEW_WRITER
+                )
                 if not passes or attempt == MAX_ATTEMPTS - 1:
                     raise
                 sleep(_PAUSE * attempt)

@@ -12,11 +12,11 @@ from ops.audit.model import (
     KMS,
     RETENTION_DAYS,
     STORAGE_SINK,
-    Change,
-    Resource,
     AuditPart,
+    Change,
     CurrentState,
     DesiredState,
+    Resource,
 )
 
 WRITER_AFTER_CREATION: Final = "serviceAccount:(known when the sink is there)"

@@ -7,13 +7,12 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final
 
-from ops.audit.cloud import GoogleCaller, read_part
+from ops.audit.google_errors import READ_LOGS_PERMISSION, GoogleError, build_permission_hint
+from ops.audit.log_search import search_bigquery, search_bucket, search_log
 from ops.audit.model import DesiredState
-from ops.audit.permissions import READ_LOGS_PERMISSION, build_permission_hint
-from ops.audit.places import search_bigquery, search_bucket, search_log
 from ops.audit.plan import UnchangeableError, plan_changes
-from ops.audit.refusal import GoogleError
-from shared.smoke.check import Outcome, CheckResult
+from ops.audit.resources import GoogleCaller, read_part
+from shared.smoke.check import CheckResult, Outcome
 
 _POLL_INTERVAL: Final = 10.0
 """Seconds between two looks; the quota of reading the log is 60 a minute for each project."""
@@ -57,7 +56,13 @@ class Clock:
 
 
 def verify_logging(
-    api: GoogleCaller, desired_states: list[DesiredState], probe: AuditProbe, clock: Clock, *, send_probe: bool, timeout: float
+    api: GoogleCaller,
+    desired_states: list[DesiredState],
+    probe: AuditProbe,
+    clock: Clock,
+    *,
+    send_probe: bool,
+    timeout: float,
 ) -> Iterator[CheckResult]:
     """Every project's settings, then the probe in all of them, and where it has arrived.
 
@@ -84,7 +89,9 @@ def verify_logging(
         for name, (look, late) in list(waiting.items()):
             result = _search_once(name, look, clock.seconds, began)
             if result is None and clock.seconds() - began >= timeout:
-                result = CheckResult(name, Outcome.FAILED, f"{probe.marker} has not arrived", late, clock.seconds() - began)
+                result = CheckResult(
+                    name, Outcome.FAILED, f"{probe.marker} has not arrived", late, clock.seconds() - began
+                )
             if result:
                 del waiting[name]
                 yield result
@@ -92,7 +99,9 @@ def verify_logging(
             clock.sleep(min(_POLL_INTERVAL, max(0.0, timeout - (clock.seconds() - began))))
 
 
-def _check_prerequisites(api: GoogleCaller, desired: DesiredState, probe: AuditProbe | None, clock: Clock) -> Iterator[CheckResult]:
+def _check_prerequisites(
+    api: GoogleCaller, desired: DesiredState, probe: AuditProbe | None, clock: Clock
+) -> Iterator[CheckResult]:
     yield _run_check(f"{desired.project}: settings", lambda: _check_settings(api, desired), clock.seconds)
     yield _run_check(f"{desired.project}: access to the log", lambda: _check_log_access(api, desired), clock.seconds)
     if probe:
@@ -137,7 +146,9 @@ def _send_probe(api: GoogleCaller, desired: DesiredState, probe: AuditProbe) -> 
     return f"{probe.marker} was sent", ""
 
 
-def _list_searches(api: GoogleCaller, desired: DesiredState, probe: AuditProbe) -> Iterator[tuple[str, tuple[SearchProbe, str]]]:
+def _list_searches(
+    api: GoogleCaller, desired: DesiredState, probe: AuditProbe
+) -> Iterator[tuple[str, tuple[SearchProbe, str]]]:
     """Where it has to arrive, with what to do where it is late."""
     since = probe.sent_at - timedelta(hours=1)  # this machine's clock may be wrong
     again = f"look again later with --probe {probe.marker}"

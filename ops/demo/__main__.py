@@ -10,15 +10,15 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from ops.demo import environment, scenario, stack, timeline
+from ops.demo import scenario, shell_environment, stack, timeline
 from ops.demo.ports import Ports
 from ops.smoke.deployment import Deployment, run_checks
 from shared import VERSION
-from shared.cli import run_until_done_or_exit
-from shared.server import StartError
-from shared.smoke.alert import TEST_ALERT_TIMEOUT_SECONDS
+from shared.http.server import StartError
+from shared.process.command_line import run_until_done_or_exit
+from shared.process.shutdown import wait_for_stop_signal
+from shared.smoke.alerting import TEST_ALERT_TIMEOUT_SECONDS
 from shared.smoke.check import format_line
-from shared.stop import wait_for_stop_signal
 
 console = Console(highlight=False)
 
@@ -93,7 +93,9 @@ async def _run_smoke_test(ports: Ports) -> bool:
     green = True
     async for results in run_checks(where, None, TEST_ALERT_TIMEOUT_SECONDS):
         for result in results:
-            console.print(f"  {format_line(result)}", style=None if result.is_ok else "red", markup=False, soft_wrap=True)
+            console.print(
+                f"  {format_line(result)}", style=None if result.is_ok else "red", markup=False, soft_wrap=True
+            )
             green &= result.is_ok
     return green
 
@@ -105,7 +107,7 @@ async def _run_until_stopped() -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, again.set)
     try:
         async with stack.run_stack(Ports()) as running:
-            environment.write_file(running.folder, running.ports)
+            shell_environment.write_file(running.folder, running.ports)
             await _run_smoke_test(running.ports)
             _print_addresses(running.ports, running.folder)
             told: dict[str, str] = {}
@@ -134,7 +136,7 @@ def _print_ended_processes(ended: dict[str, str], printed: dict[str, str]) -> di
 
 def _print_addresses(ports: Ports, folder: Path) -> None:
     commands = (
-        ("first, in another terminal: the runbook's variables", f". {folder / environment.FILE_NAME}"),
+        ("first, in another terminal: the runbook's variables", f". {folder / shell_environment.FILE_NAME}"),
         ("one's own look, with a test alert to every channel", "keypulse-smoke --test-alert critical"),
         ("rotates the backend's data key", "keypulse-rotator run --type new-dek --config $DEMO/rotator.yml"),
     )

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, fields
 
-from shared.server import StartError, bind_socket
-from shared.settings import Address
+from shared.config.settings import Address
+from shared.http.server import StartError, bind_socket
 
 
 @dataclass(frozen=True, slots=True)

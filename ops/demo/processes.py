@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from shared.server import StartError
+from shared.http.server import StartError
 
 STOP_TIMEOUT = 15.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h

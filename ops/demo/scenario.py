@@ -19,7 +19,7 @@ import aiohttp
 
 from ops.demo.stack import Stack
 from ops.demo.timeline import CHANNELS, ChannelName, Hop, State
-from shared.server import StartError
+from shared.http.server import StartError
 
 ALERT = "KMSCryptoModeNotKMS"
 PHASE_TIMEOUT = 60.0
@@ -141,7 +141,11 @@ class _Phase:
             return None
         rows = [row for row in await self._list_deliveries() if row["channel"].startswith(channel)]
         held = await self.stack.get_json("stand_ins", "/api/state") if rows else None
-        if held is None or len(rows) < _DELIVERIES_PER_CHANNEL[channel] or any(row["state"] != "delivered" for row in rows):
+        if (
+            held is None
+            or len(rows) < _DELIVERIES_PER_CHANNEL[channel]
+            or any(row["state"] != "delivered" for row in rows)
+        ):
             return None
         messages = [self._find_message(held, channel, row["receipt"]) for row in rows]
         if not all(message and self._has_links(message) for message in messages):
@@ -170,7 +174,8 @@ class _Phase:
         return [
             row
             for row in (answer or {"deliveries": []})["deliveries"]
-            if (row["alertname"], row["status"]) == (ALERT, self.state) and _to_unix_seconds(row["accepted_at"]) >= self.started_at
+            if (row["alertname"], row["status"]) == (ALERT, self.state)
+            and _to_unix_seconds(row["accepted_at"]) >= self.started_at
         ]
 
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import aiohttp
 
-from ops.demo.configure import DOCS, KEY, write_configuration
+from ops.demo.configuration import DOCS, KEY, write_configuration
 from ops.demo.ports import Ports
 from ops.demo.processes import Processes, run_processes
-from shared.server import StartError
+from shared.http.server import StartError
 
 READY_TIMEOUT = 60.0
 

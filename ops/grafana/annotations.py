@@ -12,7 +12,9 @@ from grafana_foundation_sdk.models import dashboard
 
 from ops.grafana.variables import DATASOURCE, ENV_SELECTOR, SERVICE_SELECTOR
 
-FIRING_ALERTS: Final = f'ALERTS{{alertstate="firing", alertname=~"(KMS|Relay).*", {ENV_SELECTOR}, service=~"$service|"}}'
+FIRING_ALERTS: Final = (
+    f'ALERTS{{alertstate="firing", alertname=~"(KMS|Relay).*", {ENV_SELECTOR}, service=~"$service|"}}'
+)
 """Those of the relay, and of an exporter that is gone, name no service."""
 
 
@@ -37,7 +39,9 @@ def build_annotations() -> list[Builder[dashboard.AnnotationQuery]]:
     """Alerts as regions; the others at the second that the value names, in ms."""
     return [
         _build_annotation(
-            "Alerts", "red", _AnnotationQuery(FIRING_ALERTS, "{{alertname}}", "{{service}} {{target}} {{channel}}", at_value=False)
+            "Alerts",
+            "red",
+            _AnnotationQuery(FIRING_ALERTS, "{{alertname}}", "{{service}} {{target}} {{channel}}", at_value=False),
         ),
         _build_annotation(
             "Crypto initialised",

@@ -35,7 +35,9 @@ def build_variables() -> list[Builder[VariableModel]]:
         datasource,
         _build_query_variable("env", 'label_values(up{job=~"keypulse-exporter|keypulse-relay"}, env)'),
         # A service may have keys and no backend, or a backend and no keys.
-        _build_query_variable("service", f'label_values({{__name__=~"crypto_backend_up|kms_probe_success", {ENV_SELECTOR}}}, service)'),
+        _build_query_variable(
+            "service", f'label_values({{__name__=~"crypto_backend_up|kms_probe_success", {ENV_SELECTOR}}}, service)'
+        ),
         *(_build_address_variable(name, url) for name, url in LINK_ADDRESSES.items()),
     ]
 

@@ -25,7 +25,9 @@ def main(remote: str) -> None:
         raise click.ClickException(str(error)) from None
 
 
-def publish_chart(remote: str, user: str | None = None, password: str | None = None, *, plain_http: bool = False) -> str:
+def publish_chart(
+    remote: str, user: str | None = None, password: str | None = None, *, plain_http: bool = False
+) -> str:
     """The digest of the manifest that was pushed. Raises helm.HelmError.
 
     Args:

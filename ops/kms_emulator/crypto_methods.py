@@ -6,13 +6,14 @@ Rules: https://cloud.google.com/kms/docs/reference/rpc/google.cloud.kms.v1#encry
 from typing import Any
 
 from google.cloud import kms_v1 as kms
+from shared.kms.gcp.client.wire_format import compute_crc32c
 
-from ops.kms_emulator import crypto, names
+from ops.kms_emulator import ciphertext as crypto
+from ops.kms_emulator import resource_names
 from ops.kms_emulator.faults import Faults
+from ops.kms_emulator.grpc_errors import failed_precondition, invalid_argument
 from ops.kms_emulator.model import Key
-from ops.kms_emulator.status import failed_precondition, invalid_argument
 from ops.kms_emulator.store import Store
-from shared.kms.checksum import compute_crc32c
 
 MAX_BYTES = 64 * 1024
 """Of a plaintext, and of additional authenticated data, for protection level SOFTWARE."""
@@ -29,9 +30,9 @@ class CryptoMethods:
         """On a key: with its primary version; on a version: with that one."""
         number: int | None = None
         if "/cryptoKeyVersions/" in request.name:
-            name, number = names.parse_version_name(request.name)
+            name, number = resource_names.parse_version_name(request.name)
         else:
-            name = names.parse_key_name(request.name)
+            name = resource_names.parse_key_name(request.name)
         _check_size("plaintext", request.plaintext)
         _check_size("additional_authenticated_data", request.additional_authenticated_data)
         verified_plaintext = _verify_checksum("plaintext", request.plaintext, request.plaintext_crc32c)
@@ -53,7 +54,7 @@ class CryptoMethods:
 
     async def decrypt(self, request: kms.DecryptRequest) -> kms.DecryptResponse:
         """With whichever version of the key made the ciphertext."""
-        name = names.parse_key_name(request.name)
+        name = resource_names.parse_key_name(request.name)
         _check_size("additional_authenticated_data", request.additional_authenticated_data)
         _verify_checksum("ciphertext", request.ciphertext, request.ciphertext_crc32c)
         _verify_aad_checksum(request)

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import grpc
 
-from ops.kms_emulator import fault_api, service
+from ops.kms_emulator import fault_api, grpc_service
 from ops.kms_emulator.faults import Faults
-from ops.kms_emulator.folder import LockedFolder
-from ops.kms_emulator.status import StatusError
-from ops.kms_emulator.store import Store
-from shared.server import StartError, bind_socket, create_registry, serve
-from shared.settings import Address
+from ops.kms_emulator.grpc_errors import StatusError
+from ops.kms_emulator.store import LockedFolder, Store
+from shared.config.settings import Address
+from shared.http.server import StartError, bind_socket, create_registry, serve
 
 STOP_TIMEOUT = 1.0
 """What a call in hand gets to end at a stop; then it is cancelled, whatever it waits for."""
@@ -73,7 +72,7 @@ async def run_emulator(
         faults_address = await stack.enter_async_context(serve(http, faults))
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])  # else a second emulator would share the port
         stack.push_async_callback(server.stop, STOP_TIMEOUT)
-        server.add_generic_rpc_handlers(service.build_handlers(store, active, metrics))
+        server.add_generic_rpc_handlers(grpc_service.build_handlers(store, active, metrics))
         address = _bind_port(server, listen)
         await server.start()
         yield Emulator(address, faults_address, active, store)

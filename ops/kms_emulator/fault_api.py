@@ -14,10 +14,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ops.kms_emulator.faults import Fault, Faults
-from shared.guard import Authorizer, ProtectedRoute, RouteRequirements
-from shared.other_pages import is_loopback_host, is_private_host
-from shared.server import create_application
-from shared.settings import Role
+from shared.config.settings import Role
+from shared.http.authorization import Authorizer, ProtectedRoute, RouteRequirements
+from shared.http.csrf import is_loopback_host, is_private_host
+from shared.http.server import create_application
 
 MAX_BODY = 64 * 1024
 """Bytes of a fault."""

@@ -8,11 +8,10 @@ from typing import Annotated, Any, Final, Literal, Self
 
 import grpc
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from shared.kms.gcp.client.wire_format import check_key_name, compute_crc32c
 
+from ops.kms_emulator.grpc_errors import StatusError
 from ops.kms_emulator.permissions import OPERATIONS, PERMISSIONS
-from ops.kms_emulator.status import StatusError
-from shared.kms.checksum import compute_crc32c
-from shared.kms.names import check_key_name
 
 FaultKind = Literal["latency", "stall", "status", "corrupt_crc", "wrong_plaintext", "denied", "slow_primary"]
 _OPERATIONS_BY_KIND: Final = {

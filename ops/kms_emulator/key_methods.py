@@ -1,18 +1,106 @@
-"""Key rings, keys and versions: Google's requests in, Google's messages out, the store changed in between.
+"""`page_size` and `page_token` of the List methods. Pure.
+
+From the store's model to Google's messages. Pure.
+
+Key rings, keys and versions: Google's requests in, Google's messages out, the store changed in between.
 
 Rules: https://cloud.google.com/kms/docs/reference/rpc/google.cloud.kms.v1
+
 """
 
-from typing import Any
+import base64
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
 
 from google.cloud import kms_v1 as kms
 
-from ops.kms_emulator import messages, names
-from ops.kms_emulator.crypto import create_material
-from ops.kms_emulator.model import DEFAULT_DESTROY_SCHEDULED_DURATION, Key, State
-from ops.kms_emulator.paging import paginate
-from ops.kms_emulator.status import invalid_argument, unimplemented
+from ops.kms_emulator import resource_names
+from ops.kms_emulator.ciphertext import create_material
+from ops.kms_emulator.grpc_errors import invalid_argument, unimplemented
+from ops.kms_emulator.model import DEFAULT_DESTROY_SCHEDULED_DURATION, Key, State, Version
 from ops.kms_emulator.store import Store
+
+DEFAULT_PAGE = 100
+MAX_PAGE = 1000
+
+T = TypeVar("T")
+ListRequest = kms.ListKeyRingsRequest | kms.ListCryptoKeysRequest | kms.ListCryptoKeyVersionsRequest
+
+
+def paginate(items: Sequence[T], request: ListRequest) -> tuple[Sequence[T], str]:
+    """The items of the page that `request` asks for, and the token of the next one: empty after the last."""
+    if request.filter or request.order_by:
+        raise unimplemented("The emulator lists everything in its own order: leave filter and order_by empty.")
+    if request.page_size < 0:
+        raise invalid_argument(f"The page_size [{request.page_size}] is negative.")
+    start = _decode_token(request.page_token)
+    end = start + min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
+    return items[start:end], _encode_token(end) if end < len(items) else ""
+
+
+def _encode_token(offset: int) -> str:
+    return base64.urlsafe_b64encode(str(offset).encode()).decode()
+
+
+def _decode_token(token: str) -> int:
+    if not token:
+        return 0
+    try:
+        text = base64.b64decode(token, altchars=b"-_", validate=True).decode("ascii")
+    except ValueError:  # binascii.Error and UnicodeError among them
+        text = ""
+    if not text.isdecimal() or len(text) > 18:  # Python itself refuses to read a number of thousands of digits
+        raise invalid_argument(f"The page_token [{token}] is not one that this service gave.")
+    return int(text)
+
+
+_ALGORITHM = kms.CryptoKeyVersion.CryptoKeyVersionAlgorithm.GOOGLE_SYMMETRIC_ENCRYPTION
+
+
+def build_key_ring(name: str, created_at: float) -> kms.KeyRing:
+    """A key ring as GetKeyRing answers it."""
+    return kms.KeyRing(name=name, create_time=_to_datetime(created_at))
+
+
+def build_crypto_key(key: Key) -> kms.CryptoKey:
+    """A key as GetCryptoKey answers it, its primary version included."""
+    return kms.CryptoKey(
+        name=key.name,
+        primary=build_crypto_key_version(key, key.version(key.primary)) if key.primary else None,
+        purpose=kms.CryptoKey.CryptoKeyPurpose.ENCRYPT_DECRYPT,
+        create_time=_to_datetime(key.created_at),
+        next_rotation_time=_to_datetime(key.next_rotation),
+        rotation_period=_to_timedelta(key.rotation_period),
+        version_template=kms.CryptoKeyVersionTemplate(
+            protection_level=kms.ProtectionLevel.SOFTWARE, algorithm=_ALGORITHM
+        ),
+        labels=key.labels,
+        destroy_scheduled_duration=_to_timedelta(key.destroy_scheduled_duration),
+    )
+
+
+def build_crypto_key_version(key: Key, version: Version) -> kms.CryptoKeyVersion:
+    """A version as GetCryptoKeyVersion answers it."""
+    return kms.CryptoKeyVersion(
+        name=key.version_name(version.number),
+        state=getattr(kms.CryptoKeyVersion.CryptoKeyVersionState, version.state),
+        protection_level=kms.ProtectionLevel.SOFTWARE,
+        algorithm=_ALGORITHM,
+        create_time=_to_datetime(version.created_at),
+        generate_time=_to_datetime(version.created_at),
+        destroy_time=_to_datetime(version.destroy_time),
+        destroy_event_time=_to_datetime(version.destroy_event_time),
+    )
+
+
+def _to_datetime(unix: float | None) -> datetime | None:
+    return None if unix is None else datetime.fromtimestamp(unix, UTC)
+
+
+def _to_timedelta(seconds: float | None) -> timedelta | None:
+    return None if seconds is None else timedelta(seconds=seconds)
+
 
 _ENCRYPT_DECRYPT = kms.CryptoKey.CryptoKeyPurpose.ENCRYPT_DECRYPT
 _STATES = kms.CryptoKeyVersion.CryptoKeyVersionState
@@ -28,26 +116,26 @@ class KeyMethods:
 
     async def create_key_ring(self, request: kms.CreateKeyRingRequest) -> kms.KeyRing:
         """An empty key ring."""
-        id_ = names.check_new_id(request.key_ring_id, "key_ring_id")
-        name = f"{names.parse_location(request.parent)}/keyRings/{id_}"
-        return messages.build_key_ring(name, await self._store.add_key_ring(name))
+        id_ = resource_names.check_new_id(request.key_ring_id, "key_ring_id")
+        name = f"{resource_names.parse_location(request.parent)}/keyRings/{id_}"
+        return build_key_ring(name, await self._store.add_key_ring(name))
 
     async def get_key_ring(self, request: kms.GetKeyRingRequest) -> kms.KeyRing:
         """A key ring by its name."""
-        name = names.parse_key_ring(request.name)
-        return messages.build_key_ring(name, self._store.get_key_ring_time(name))
+        name = resource_names.parse_key_ring(request.name)
+        return build_key_ring(name, self._store.get_key_ring_time(name))
 
     async def list_key_rings(self, request: kms.ListKeyRingsRequest) -> kms.ListKeyRingsResponse:
         """The key rings of a location, by name."""
-        rings = self._store.list_key_rings(names.parse_location(request.parent))
+        rings = self._store.list_key_rings(resource_names.parse_location(request.parent))
         shown, token = paginate(rings, request)
-        found = [messages.build_key_ring(name, self._store.get_key_ring_time(name)) for name in shown]
+        found = [build_key_ring(name, self._store.get_key_ring_time(name)) for name in shown]
         return kms.ListKeyRingsResponse(key_rings=found, next_page_token=token, total_size=len(rings))
 
     async def create_crypto_key(self, request: kms.CreateCryptoKeyRequest) -> kms.CryptoKey:
         """A key, with version 1 as its primary unless the caller wants none."""
-        id_ = names.check_new_id(request.crypto_key_id, "crypto_key_id")
-        name = f"{names.parse_key_ring(request.parent)}/cryptoKeys/{id_}"
+        id_ = resource_names.check_new_id(request.crypto_key_id, "crypto_key_id")
+        name = f"{resource_names.parse_key_ring(request.parent)}/cryptoKeys/{id_}"
         wanted = request.crypto_key
         _check_supported(wanted)
         now = self._store.clock()
@@ -65,17 +153,17 @@ class KeyMethods:
         if not request.skip_initial_version_creation:
             key = key.with_new_version(create_material(), now).with_primary(1, now)
         await self._store.add_key(key)
-        return messages.build_crypto_key(key)
+        return build_crypto_key(key)
 
     async def get_crypto_key(self, request: kms.GetCryptoKeyRequest) -> kms.CryptoKey:
         """A key by its name, its primary version included."""
-        return messages.build_crypto_key(await self._store.get_key(names.parse_key_name(request.name)))
+        return build_crypto_key(await self._store.get_key(resource_names.parse_key_name(request.name)))
 
     async def list_crypto_keys(self, request: kms.ListCryptoKeysRequest) -> kms.ListCryptoKeysResponse:
         """The keys of a key ring, by name."""
-        keys = await self._store.list_keys(names.parse_key_ring(request.parent))
+        keys = await self._store.list_keys(resource_names.parse_key_ring(request.parent))
         shown, token = paginate(keys, request)
-        found = [messages.build_crypto_key(key) for key in shown]
+        found = [build_crypto_key(key) for key in shown]
         return kms.ListCryptoKeysResponse(crypto_keys=found, next_page_token=token, total_size=len(keys))
 
     async def update_crypto_key(self, request: kms.UpdateCryptoKeyRequest) -> kms.CryptoKey:
@@ -90,47 +178,51 @@ class KeyMethods:
 
         def update(key: Key) -> Key:
             period = _to_seconds(wanted.rotation_period) if "rotation_period" in paths else key.rotation_period
-            next_rotation = _to_unix_seconds(wanted.next_rotation_time) if "next_rotation_time" in paths else key.next_rotation
+            next_rotation = (
+                _to_unix_seconds(wanted.next_rotation_time) if "next_rotation_time" in paths else key.next_rotation
+            )
             labels = dict(wanted.labels) if "labels" in paths else key.labels
-            return _check_durations(key.with_settings(labels=labels, rotation_period=period, next_rotation=next_rotation))
+            return _check_durations(
+                key.with_settings(labels=labels, rotation_period=period, next_rotation=next_rotation)
+            )
 
-        return messages.build_crypto_key(await self._store.update_key(names.parse_key_name(wanted.name), update))
+        return build_crypto_key(await self._store.update_key(resource_names.parse_key_name(wanted.name), update))
 
     async def update_crypto_key_primary_version(
         self, request: kms.UpdateCryptoKeyPrimaryVersionRequest
     ) -> kms.CryptoKey:
         """Another ENABLED version becomes the one that Encrypt uses."""
-        name = names.parse_key_name(request.name)
-        _, number = names.parse_version_name(f"{name}/cryptoKeyVersions/{request.crypto_key_version_id}")
+        name = resource_names.parse_key_name(request.name)
+        _, number = resource_names.parse_version_name(f"{name}/cryptoKeyVersions/{request.crypto_key_version_id}")
         now = self._store.clock()
-        return messages.build_crypto_key(await self._store.update_key(name, lambda key: key.with_primary(number, now)))
+        return build_crypto_key(await self._store.update_key(name, lambda key: key.with_primary(number, now)))
 
     async def create_crypto_key_version(self, request: kms.CreateCryptoKeyVersionRequest) -> kms.CryptoKeyVersion:
         """The next version, ENABLED. It does not become the primary."""
         material, now = create_material(), self._store.clock()
-        name = names.parse_key_name(request.parent)
+        name = resource_names.parse_key_name(request.parent)
         key = await self._store.update_key(name, lambda key: key.with_new_version(material, now))
-        return messages.build_crypto_key_version(key, key.versions[-1])
+        return build_crypto_key_version(key, key.versions[-1])
 
     async def get_crypto_key_version(self, request: kms.GetCryptoKeyVersionRequest) -> kms.CryptoKeyVersion:
         """A version by its name."""
-        name, number = names.parse_version_name(request.name)
+        name, number = resource_names.parse_version_name(request.name)
         return _build_version(await self._store.get_key(name), number)
 
     async def list_crypto_key_versions(
         self, request: kms.ListCryptoKeyVersionsRequest
     ) -> kms.ListCryptoKeyVersionsResponse:
         """The versions of a key, by number."""
-        key = await self._store.get_key(names.parse_key_name(request.parent))
+        key = await self._store.get_key(resource_names.parse_key_name(request.parent))
         shown, token = paginate(key.versions, request)
-        found = [messages.build_crypto_key_version(key, version) for version in shown]
+        found = [build_crypto_key_version(key, version) for version in shown]
         return kms.ListCryptoKeyVersionsResponse(
             crypto_key_versions=found, next_page_token=token, total_size=len(key.versions)
         )
 
     async def update_crypto_key_version(self, request: kms.UpdateCryptoKeyVersionRequest) -> kms.CryptoKeyVersion:
         """Enables or disables a version."""
-        name, number = names.parse_version_name(request.crypto_key_version.name)
+        name, number = resource_names.parse_version_name(request.crypto_key_version.name)
         if list(request.update_mask.paths) != ["state"]:
             raise invalid_argument(f"The update_mask {list(request.update_mask.paths)} must name state, and only that.")
         # The number itself: proto-plus warns of one that it has no name for.
@@ -141,18 +233,18 @@ class KeyMethods:
 
     async def destroy_crypto_key_version(self, request: kms.DestroyCryptoKeyVersionRequest) -> kms.CryptoKeyVersion:
         """Schedules the destruction of a version's material."""
-        name, number = names.parse_version_name(request.name)
+        name, number = resource_names.parse_version_name(request.name)
         now = self._store.clock()
         return _build_version(await self._store.update_key(name, lambda key: key.with_destruction(number, now)), number)
 
     async def restore_crypto_key_version(self, request: kms.RestoreCryptoKeyVersionRequest) -> kms.CryptoKeyVersion:
         """Takes a scheduled destruction back; the version is DISABLED then."""
-        name, number = names.parse_version_name(request.name)
+        name, number = resource_names.parse_version_name(request.name)
         return _build_version(await self._store.update_key(name, lambda key: key.with_restored_version(number)), number)
 
 
 def _build_version(key: Key, number: int) -> kms.CryptoKeyVersion:
-    return messages.build_crypto_key_version(key, key.version(number))
+    return build_crypto_key_version(key, key.version(number))
 
 
 def _check_durations(key: Key) -> Key:

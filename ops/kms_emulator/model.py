@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Self
 
-from ops.kms_emulator.status import failed_precondition, not_found
+from ops.kms_emulator.grpc_errors import failed_precondition, not_found
 
 DEFAULT_DESTROY_SCHEDULED_DURATION = 30 * 86400.0
 """Seconds; `destroy_scheduled_duration` of a key that was created without one."""
@@ -72,7 +72,9 @@ class Key:
         """This key at that time: versions whose `destroy_time` has come are DESTROYED, their material is gone."""
         return replace(self, versions=tuple(_apply_due_destruction(version, now) for version in self.versions))
 
-    def with_settings(self, *, labels: dict[str, str], rotation_period: float | None, next_rotation: float | None) -> Self:
+    def with_settings(
+        self, *, labels: dict[str, str], rotation_period: float | None, next_rotation: float | None
+    ) -> Self:
         """The same key with other labels and another planned rotation."""
         return replace(self, labels=labels, rotation_period=rotation_period, next_rotation=next_rotation)
 

@@ -1,10 +1,14 @@
-"""Key rings and keys, in memory or in a folder. A change is on disk before anybody can see it.
+"""The folder that keeps the state, for one emulator at a time: a second one would overwrite what the first keeps.
+
+Key rings and keys, in memory or in a folder. A change is on disk before anybody can see it.
 
 Changes run in a thread, one after the other: each makes a new state from the present one, writes it as a whole to a new
 file, syncs, renames, and only then shows it. The file holds key material in the clear: an emulator guards no secret.
+
 """
 
 import asyncio
+import fcntl
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -15,11 +19,34 @@ import grpc
 import structlog
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from ops.kms_emulator import names
-from ops.kms_emulator.crypto import create_material
+from ops.kms_emulator import resource_names
+from ops.kms_emulator.ciphertext import create_material
+from ops.kms_emulator.grpc_errors import StatusError, already_exists, not_found
 from ops.kms_emulator.model import Key
-from ops.kms_emulator.status import StatusError, already_exists, not_found
-from shared.server import StartError
+from shared.http.server import StartError
+
+
+class LockedFolder:
+    """A folder that is ours until `release`, or until this process ends, however it ends."""
+
+    def __init__(self, path: Path) -> None:
+        """Makes it where it is missing. Raises StartError where it cannot be used, or is another emulator's."""
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise StartError(f"cannot keep state in {path}: {error.strerror}; set another --data") from None
+        try:
+            fcntl.flock(self._opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._opened)
+            why = "another emulator uses it" if isinstance(error, BlockingIOError) else error.strerror
+            raise StartError(f"cannot keep state in {path}: {why}; set another --data") from None
+
+    def release(self) -> None:
+        """Others may use it from now on."""
+        os.close(self._opened)
+
 
 log = structlog.get_logger(__name__)
 
@@ -67,7 +94,9 @@ class Store:
     async def list_keys(self, ring: str) -> list[Key]:
         """The keys of a key ring, by name. Raises NOT_FOUND."""
         self.get_key_ring_time(ring)
-        return [await self.get_key(name) for name in sorted(self._now.keys) if names.get_key_ring(name) == ring]
+        return [
+            await self.get_key(name) for name in sorted(self._now.keys) if resource_names.get_key_ring(name) == ring
+        ]
 
     async def add_key_ring(self, name: str) -> float:
         """Creates a key ring; gives its time. Raises ALREADY_EXISTS."""
@@ -83,8 +112,8 @@ class Store:
         """Creates a key in a key ring that exists. Raises NOT_FOUND and ALREADY_EXISTS."""
 
         def add(now: _StoredState) -> _StoredState:
-            if names.get_key_ring(key.name) not in now.rings:
-                raise not_found("KeyRing", names.get_key_ring(key.name))
+            if resource_names.get_key_ring(key.name) not in now.rings:
+                raise not_found("KeyRing", resource_names.get_key_ring(key.name))
             if key.name in now.keys:
                 raise already_exists("CryptoKey", key.name)
             return replace(now, keys={**now.keys, key.name: key})
@@ -103,9 +132,9 @@ class Store:
 
     async def create_missing_keys(self, keys: Iterable[str]) -> None:
         """Creates what is missing of these keys: key ring, key, and version 1 as its primary. Raises StatusError."""
-        for name in map(names.parse_key_name, keys):
-            if names.get_key_ring(name) not in self._now.rings:
-                await self.add_key_ring(names.get_key_ring(name))
+        for name in map(resource_names.parse_key_name, keys):
+            if resource_names.get_key_ring(name) not in self._now.rings:
+                await self.add_key_ring(resource_names.get_key_ring(name))
             if name not in self._now.keys:
                 await self.add_key(create_key(name, self.clock()))
 

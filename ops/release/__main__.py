@@ -14,7 +14,7 @@ from typing import Any
 import click
 import yaml
 
-from ops.release.images import find_references
+from ops.release.image_references import find_references
 
 _CHART_FILE = "ops/helm/keypulse/Chart.yaml"
 _EXAMPLE_CHART_FILE = "ops/helm/examples/sidecar/Chart.yaml"
@@ -53,7 +53,9 @@ def _find_version_errors(root: Path, tag: str, images: str | None) -> list[str]:
         ],
         f"{_CHART_FILE}, version": chart["version"],
         f"{_CHART_FILE}, appVersion": chart["appVersion"],
-        f"{_EXAMPLE_CHART_FILE}, version of the dependency": _load_yaml(root / _EXAMPLE_CHART_FILE)["dependencies"][0]["version"],
+        f"{_EXAMPLE_CHART_FILE}, version of the dependency": _load_yaml(root / _EXAMPLE_CHART_FILE)["dependencies"][0][
+            "version"
+        ],
         f"{_DOCKERFILE}, ARG VERSION": label and label[1],
     }
     mistakes = [f"{where} is {found}, and the tag is {tag}" for where, found in versions.items() if found != version]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from ops.release.images import FILES_WITH_IMAGES, REFERENCE_PATTERN, find_references
+from ops.release.image_references import FILES_WITH_IMAGES, REFERENCE_PATTERN, find_references
 
 _LOOKUP_TIMEOUT = 60
 
@@ -19,11 +19,16 @@ _LOOKUP_TIMEOUT = 60
 def main() -> None:
     """Write the digest of each image that the repository takes from others beside its tag. Needs docker buildx."""
     root = Path()
-    digests = {tagged: _look_up_digest(tagged) for tagged in dict.fromkeys(each.name_with_tag for each in find_references(root))}
+    digests = {
+        tagged: _look_up_digest(tagged)
+        for tagged in dict.fromkeys(each.name_with_tag for each in find_references(root))
+    }
     for name in FILES_WITH_IMAGES:
         file = root / name
         text = file.read_text(encoding="utf-8")
-        file.write_text(REFERENCE_PATTERN.sub(lambda found: f"{found['tagged']}@{digests[found['tagged']]}", text), "utf-8")
+        file.write_text(
+            REFERENCE_PATTERN.sub(lambda found: f"{found['tagged']}@{digests[found['tagged']]}", text), "utf-8"
+        )
     for tagged, digest in digests.items():
         click.echo(f"{tagged}@{digest}")
 

@@ -12,12 +12,11 @@ import click
 
 from ops.smoke.deployment import Deployment, run_checks
 from shared import VERSION
-from shared.secret_file import SecretFile
-from shared.settings import parse_duration
-from shared.smoke.alert import TEST_ALERT_TIMEOUT_SECONDS, Severity
-from shared.smoke.check import CheckResult, format_line
-from shared.smoke.http import parse_base_url
-from shared.smoke.report import build_document, render_junit, render_markdown
+from shared.config.secret_file import SecretFile
+from shared.config.settings import parse_duration
+from shared.smoke.alerting import TEST_ALERT_TIMEOUT_SECONDS, Severity
+from shared.smoke.check import CheckResult, build_document, format_line, render_junit, render_markdown
+from shared.smoke.http_client import parse_base_url
 
 _EXAMPLES = """\b
 Examples:
@@ -74,7 +73,10 @@ _URL, _FILE = _UrlOption(), click.Path(path_type=Path)
     "A warning, or `critical`, which pages.",
 )
 @click.option(
-    "--timeout", type=_DurationOption(), default=TEST_ALERT_TIMEOUT_SECONDS, help="Of the test alert, to its last receipt. Default 3m."
+    "--timeout",
+    type=_DurationOption(),
+    default=TEST_ALERT_TIMEOUT_SECONDS,
+    help="Of the test alert, to its last receipt. Default 3m.",
 )
 @click.option("--junit", "junit_file", type=_FILE, help="Writes JUnit's XML there, too.")
 @click.option("--json", "as_json", is_flag=True, help="Prints JSON instead of lines.")

@@ -7,11 +7,10 @@ from typing import Final
 
 import yaml
 
-from shared.secret_file import SecretFile
-from shared.smoke.alert import Severity, check_test_alert
+from shared.config.secret_file import SecretFile
+from shared.smoke.alerting import Severity, check_alertmanager, check_relay, check_test_alert
 from shared.smoke.backend import check_backend
-from shared.smoke.check import Outcome, CheckResult
-from shared.smoke.delivery import check_alertmanager, check_relay
+from shared.smoke.check import CheckResult, Outcome
 from shared.smoke.grafana import check_grafana
 from shared.smoke.prometheus import check_prometheus
 
@@ -32,7 +31,9 @@ class Deployment:
     grafana_token: SecretFile | None = None
 
 
-async def run_checks(deployment: Deployment, test_alert: Severity | None, alert_timeout: float) -> AsyncIterator[list[CheckResult]]:
+async def run_checks(
+    deployment: Deployment, test_alert: Severity | None, alert_timeout: float
+) -> AsyncIterator[list[CheckResult]]:
     """The results of one part after the other.
 
     Args:
@@ -57,7 +58,11 @@ async def run_checks(deployment: Deployment, test_alert: Severity | None, alert_
             yield [CheckResult("a test alert", Outcome.SKIPPED, f"not posted: it needs '{bad.name}'")]
         else:
             yield await check_test_alert(
-                deployment.alertmanager, deployment.relay, deployment.relay_token, severity=test_alert, timeout=alert_timeout
+                deployment.alertmanager,
+                deployment.relay,
+                deployment.relay_token,
+                severity=test_alert,
+                timeout=alert_timeout,
             )
 
 

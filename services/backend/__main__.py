@@ -4,10 +4,11 @@ from typing import Unpack
 
 import click
 
-from services.backend import admin_command, give_up_command
+from services.backend import admin_command
+from services.backend import admin_command as give_up_command
 from services.backend.app import serve
 from services.backend.config import Settings
-from shared.cli import ServerOptions, run_server, add_server_options
+from shared.process.command_line import ServerOptions, add_server_options, run_server
 
 _EXAMPLES = """\b
 Examples:

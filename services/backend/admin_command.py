@@ -7,6 +7,12 @@ A line of JSON on standard input is a request of the admin API, and a line on st
 
 Each is carried to the backend that runs on this machine, by its own configuration: its address and its token file. So
 whoever may run a command beside the backend needs to know neither, and no value stands on a command line.
+
+`keypulse-backend admin give-up`: the data keys that only a lost local key unwraps, listed, and given up by a person.
+
+It asks the running backend. Without names it lists them, with how many records each takes along, and changes nothing.
+With names it needs that number as well, so nobody gives up more than he knows of.
+
 """
 
 import json
@@ -22,11 +28,11 @@ import click
 from pydantic import BaseModel, Field, JsonValue, ValidationError
 
 from services.backend.config import Settings
-from shared.cli import load_settings_or_exit, parse_option_or_exit
-from shared.mistakes import ConfigurationError
-from shared.secret_file import SecretFile, SecretUnreadableError
-from shared.settings import Address
-from shared.web_config import read_web_config
+from shared.config.errors import ConfigurationError
+from shared.config.secret_file import SecretFile, SecretUnreadableError
+from shared.config.settings import Address
+from shared.http.web_config import read_web_config
+from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
 
 _MAX_LINE_BYTES: Final = 4 * 1024 * 1024 + 65536
 """Of a request; its body may have as much as the admin API takes."""
@@ -66,7 +72,9 @@ class BackendClient:
         try:
             token = self.token.read_value()
             if not (token.isascii() and token.isprintable()):
-                return _build_refusal(502, f"admin.token_file {self.token.path}: its first line fits into no HTTP header")
+                return _build_refusal(
+                    502, f"admin.token_file {self.token.path}: its first line fits into no HTTP header"
+                )
             return self._send_request(asked, token)
         except SecretUnreadableError as error:
             return _build_refusal(502, f"admin.token_file {error}")
@@ -163,3 +171,46 @@ def _load_tls(web_config: Path) -> ssl.SSLContext | None:
         return load_own_certificate(web_config)
     except (ConfigurationError, OSError) as error:  # ssl's errors are OSErrors
         raise ValueError(str(error)) from None
+
+
+@click.command("give-up", short_help="Give up data keys whose local key is lost.")
+@click.argument("data_keys", metavar="[DATA_KEY]...", nargs=-1)
+@click.option("--records", type=click.IntRange(min=0), metavar="N", help="How many records are lost with them.")
+@add_options
+def abandon(data_keys: tuple[str, ...], records: int | None, config: Path | None, web_config: Path | None) -> None:
+    """List the data keys that only a lost local key unwraps; give up those that are named, with their records."""
+    if data_keys and records is None:
+        click.echo(
+            "--records: expected how many records are lost with them; without names this command lists it", err=True
+        )
+        sys.exit(2)
+    backend = connect_to_backend(config, web_config)
+    if not data_keys:
+        _print_lost_keys(_call_backend(backend, "GET", "lost"))
+        return
+    done = _call_backend(backend, "POST", "give-up", {"data_keys": data_keys, "records": records})
+    click.echo(f"{done['given_up']} data keys were given up, and {records} records with them")
+
+
+def _print_lost_keys(lost_keys: list[dict[str, Any]]) -> None:
+    if not lost_keys:
+        click.echo("no data key is lost: there is nothing to give up")
+        return
+    for key in lost_keys:
+        click.echo(f"{key['id']}  made {key['created_at']}  {key['records']} records  {key['why']}")
+    names, records = " ".join(key["id"] for key in lost_keys), sum(key["records"] for key in lost_keys)
+    click.echo(
+        "Put the local key file back, from another instance or a backup, and all of them can be read again. Only where "
+        f"it is lost for good, give them up:\n  keypulse-backend admin give-up {names} --records {records}"
+    )
+
+
+def _call_backend(backend: BackendClient, method: str, path: str, body: object = None) -> Any:
+    """What the backend answers; exits with its sentence where it refuses."""
+    line = {"method": method, "path": path, "caller": "keypulse-backend admin give-up", "body": body}
+    answer = backend.send(json.dumps(line).encode())
+    content: Any = answer["body"]
+    if answer["status"] != 200:
+        click.echo((content or {}).get("error", f"the backend answers with {answer['status']}"), err=True)
+        sys.exit(1)
+    return content

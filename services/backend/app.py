@@ -11,26 +11,25 @@ from typing import Final
 
 from starlette.applications import Starlette
 
-from services.backend import admin, metrics, records, web
+from services.backend import admin_api, metrics, records, records_api
 from services.backend.config import Settings
 from services.backend.keyring import Keyring
-from services.backend.local_key import LocalKeyError
-from services.backend.look import KeyringPoller
-from services.backend.lost import LostDataKeys
-from services.backend.own_key import InstanceLocalKey
+from services.backend.keyring_poller import KeyringPoller
+from services.backend.local_key import InstanceLocalKey, LocalKeyError
+from services.backend.lost_data_keys import LostDataKeys
 from services.backend.records import RECORDS_TABLE, Records
-from shared.auth import create_access_policy
-from shared.guard import Authorizer
-from shared.keyring.carrier import LocalAdministration
+from shared.http.authentication import create_access_policy
+from shared.http.authorization import Authorizer
+from shared.http.server import StartError, create_application, create_registry
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.instances import InstanceHeartbeat
-from shared.keyring.paced import QuotaLimitedKey
+from shared.keyring.local_administration import LocalAdministration
 from shared.keyring.store import DataKeyStore
 from shared.keyring.tables import TABLES
 from shared.keyring.wrapping import KeyWrapper
+from shared.kms.quota import QuotaLimitedKey
 from shared.kms.registry import connect_key
-from shared.launch import ServerRunner
-from shared.server import StartError, create_application, create_registry
+from shared.process.runner import ServerRunner
 
 _FIRST_CHECK_TIMEOUT: Final = 1.5
 """How long the start waits for the first check of KMS; a KMS that stalls must not keep the port closed."""
@@ -57,7 +56,9 @@ async def run_backend(settings: Settings, *, clock: Callable[[], float] = time.t
         database = await _open_database(settings)
         stack.push_async_callback(database.close)
         keys = DataKeyStore(database)
-        heartbeat = InstanceHeartbeat(database, f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}", settings.kms_check_interval)
+        heartbeat = InstanceHeartbeat(
+            database, f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}", settings.kms_check_interval
+        )
         stack.push_async_callback(_end_heartbeat, heartbeat)
         local = InstanceLocalKey(settings.local_key_file, database, heartbeat)
         await _open_local_key(local)
@@ -99,11 +100,15 @@ async def run_backend(settings: Settings, *, clock: Callable[[], float] = time.t
             return None if keyring.is_ready else keyring.reason
 
         def answering(settings: Settings) -> Starlette:
-            own = web.build_routes(keyring, Records(database), list_problems=problems, count_decryption_error=count)
-            crypto = admin.build_access(settings.admin.token_file, settings.admin.tokens)
-            own += admin.build_routes(administration, lost, crypto)
+            own = records_api.build_routes(
+                keyring, Records(database), list_problems=problems, count_decryption_error=count
+            )
+            crypto = admin_api.build_access(settings.admin.token_file, settings.admin.tokens)
+            own += admin_api.build_routes(administration, lost, crypto)
             access = create_access_policy(settings.auth)
-            return create_application("keypulse backend", shown, own, authorizer=guard, access_policy=access, get_unready_reason=not_ready)
+            return create_application(
+                "keypulse backend", shown, own, authorizer=guard, access_policy=access, get_unready_reason=not_ready
+            )
 
         app = answering(settings)
 
@@ -117,7 +122,9 @@ async def run_backend(settings: Settings, *, clock: Callable[[], float] = time.t
 async def serve(launch: ServerRunner[Settings]) -> None:
     """Runs until SIGTERM or SIGINT. Raises StartError."""
     async with run_backend(launch.settings) as app:
-        await launch.serve(app, app.state.apply, restart_keys=RESTART_SETTINGS, self_authenticated_paths=(admin.ADMIN_PATH,))
+        await launch.serve(
+            app, app.state.apply, restart_keys=RESTART_SETTINGS, self_authenticated_paths=(admin_api.ADMIN_PATH,)
+        )
 
 
 async def _open_database(settings: Settings) -> Database:

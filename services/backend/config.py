@@ -7,9 +7,8 @@ from typing import Annotated, ClassVar
 from pydantic import ValidationInfo, field_validator
 
 from services.backend.local_key import LocalKeyError, read_or_create
-from shared.kms.settings import KeySettings
-from shared.named_files import FileCheckError, FileCheck, check_writable_folder
-from shared.settings import (
+from shared.config.file_checks import FileCheck, FileCheckError, check_writable_folder
+from shared.config.settings import (
     Address,
     AuthSettings,
     Duration,
@@ -21,7 +20,8 @@ from shared.settings import (
     TokenPath,
     check_unique_names,
 )
-from shared.sql.setting import DatabaseSetting
+from shared.kms.settings import KeySettings
+from shared.sql.database_url import DatabaseSetting
 
 
 def _check_local_key(file: Path) -> Iterable[Path]:

@@ -25,21 +25,26 @@ from typing import Final
 
 import structlog
 
-from services.backend.held import MAX_BACKGROUND_CALLS, DataKeyCache
-from services.backend.local_key import LocalKeyError
-from services.backend.own_key import InstanceLocalKey
-from services.backend.retries import UnwrapRetries
-from services.backend.sealing import UnwrappedKey
-from shared.cancelled import is_task_cancelled
-from shared.contract import CryptoMode
+from services.backend.aes_gcm import UnwrappedKey
+from services.backend.data_key_cache import MAX_BACKGROUND_CALLS, DataKeyCache, UnwrapRetries
+from services.backend.local_key import InstanceLocalKey, LocalKeyError
+from shared.backend_contract import CryptoMode
 from shared.keyring.database import DatabaseError
 from shared.keyring.instances import InstanceHeartbeat
-from shared.keyring.model import KEY_BYTES, LOCAL_KEK, DataKey, DataKeyStatus, WrappedKey, compute_fingerprint, build_wrapping_aad
+from shared.keyring.model import (
+    KEY_BYTES,
+    LOCAL_KEK,
+    DataKey,
+    DataKeyStatus,
+    WrappedKey,
+    build_wrapping_aad,
+    compute_fingerprint,
+)
 from shared.keyring.store import DataKeyStore, OtherLocalKeyError, RetiredVersionError
-from shared.keyring.together import run_concurrently
 from shared.keyring.wrapping import KeyWrapper
-from shared.kms.provider import KmsKey, KmsError
+from shared.kms.port import KmsError, KmsKey
 from shared.kms.reason import Reason
+from shared.process.concurrency import is_task_cancelled, run_concurrently
 
 _FAILURES_BEFORE_ENV_MODE: Final = 2
 _STATUSES_UNWRAPPED_FIRST: Final = {DataKeyStatus.ACTIVE, DataKeyStatus.PENDING}
@@ -88,7 +93,9 @@ class Keyring:
         self._cache = DataKeyCache()
         self._retries = UnwrapRetries()
         self._active: UnwrappedKey | None = None
-        self._ids_wrapped_locally_ever: set[str] = set()  # ids of what the local key wraps, or did: whoever copied the disk may have it
+        self._ids_wrapped_locally_ever: set[str] = (
+            set()
+        )  # ids of what the local key wraps, or did: whoever copied the disk may have it
         self._ids_wrapped_locally: frozenset[str] = frozenset()  # ids of what the local key wraps
         self._pending: tuple[str, ...] = ()
         self._failures = 0
@@ -117,7 +124,11 @@ class Keyring:
 
     def list_problems(self) -> list[str]:
         """What is wrong with the local key and the data keys, for `/healthz`: a sentence each."""
-        found = [f"there is no local key for an outage of KMS: {self._local.missing_reason}"] if self._local.missing_reason else []
+        found = (
+            [f"there is no local key for an outage of KMS: {self._local.missing_reason}"]
+            if self._local.missing_reason
+            else []
+        )
         lost = self._ids_wrapped_locally & self._cache.errors.keys()
         if lost:
             found.append(
@@ -269,7 +280,9 @@ class Keyring:
             following = self._retries.select_recovered(others, due, {key.id for key in due if key.id in self._cache})
             await run_concurrently(following, take, _ignore_results, MAX_BACKGROUND_CALLS)
             if mode is CryptoMode.KMS:
-                await run_concurrently([key for key in local if key.id in self._cache], self._rewrap, _ignore_results, MAX_BACKGROUND_CALLS)
+                await run_concurrently(
+                    [key for key in local if key.id in self._cache], self._rewrap, _ignore_results, MAX_BACKGROUND_CALLS
+                )
         except (KmsError, RetiredVersionError) as error:
             log.warning("KMS failed while data keys were unwrapped; they are tried again", error=str(error))
 
@@ -290,7 +303,11 @@ class Keyring:
                 await self._cache.unwrap(key, mode, self._wrapping)
         self._pending = tuple(key.id for key in keys if key.status is DataKeyStatus.PENDING and key.id in self._cache)
         stored = next((key for key in keys if key.status is DataKeyStatus.ACTIVE), None)
-        if stored and stored.id in self._cache and not (mode is CryptoMode.KMS and stored.id in self._ids_wrapped_locally_ever):
+        if (
+            stored
+            and stored.id in self._cache
+            and not (mode is CryptoMode.KMS and stored.id in self._ids_wrapped_locally_ever)
+        ):
             self._active = self._cache[stored.id]
         elif mode is CryptoMode.ENV and self._active:
             pass  # what is held goes on: to depose another instance's key, which KMS guards, would help nobody
@@ -318,7 +335,9 @@ class Keyring:
 
     async def _activate(self, row: DataKey, predecessor: DataKey | None) -> bool:
         try:
-            return await self._store.activate(row, expected_active=predecessor, local_fingerprint=self._local.fingerprint)
+            return await self._store.activate(
+                row, expected_active=predecessor, local_fingerprint=self._local.fingerprint
+            )
         except OtherLocalKeyError:
             self._local.reject()
             raise LocalKeyError(f"no data key can be made, {self._local.missing_reason}") from None

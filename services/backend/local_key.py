@@ -2,16 +2,32 @@
 
 A file of 32 random bytes that its owner alone may read, made at the first start, so that an outage finds it there. All
 instances of one database have the same; what is known of it there is its fingerprint.
+
+The local key of this instance, or why it has none: it is served without, and an outage of KMS is harder then.
+
+The database knows the fingerprint of the one local key that all instances have. An instance with another one is
+refused at its start, and never wraps a data key. A file that is missing is made only where no data key and no other
+instance needs the one that is gone; else it is looked for again at each check, until somebody puts it back. Where two
+instances make one at the same moment, the first that notes it counts, and the other file goes away again.
+
 """
 
+import asyncio
 import os
 import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from services.backend.sealing import encrypt, decrypt
+import structlog
+
+from services.backend.aes_gcm import decrypt, encrypt
+from shared.keyring import local_key
+from shared.keyring.database import Database
+from shared.keyring.instances import InstanceHeartbeat
 from shared.keyring.model import KEY_BYTES, compute_fingerprint
+from shared.keyring.store import OtherLocalKeyError
+from shared.keyring.wrapping import UnwrapError
 
 
 class LocalKeyError(Exception):
@@ -103,3 +119,102 @@ def _create_file(file: Path) -> bool:
     finally:
         os.close(folder)
     return made
+
+
+log = structlog.get_logger(__name__)
+
+
+class InstanceLocalKey:
+    """Wraps and unwraps, while there is a local key.
+
+    Args:
+        file: where it is.
+        database: knows its fingerprint.
+        heartbeat: of this instance.
+    """
+
+    def __init__(self, file: Path, database: Database, heartbeat: InstanceHeartbeat) -> None:
+        self._file = file
+        self._database = database
+        self._heartbeat = heartbeat
+        self._key: LocalKey | None = None
+        self.missing_reason: str | None = f"local_key_file {file}: was not read yet"
+        """Why there is none."""
+
+    @property
+    def fingerprint(self) -> bytes | None:
+        """Of the local key; None where there is none."""
+        return self._key.fingerprint if self._key else None
+
+    def wrap(self, plaintext: bytes, aad: bytes) -> bytes:
+        """`plaintext`, sealed and bound to `aad`. Raises LocalKeyError."""
+        if self._key is None:
+            raise LocalKeyError(f"no data key can be made, {self.missing_reason}")
+        return self._key.wrap(plaintext, aad)
+
+    def unwrap(self, ciphertext: bytes, aad: bytes) -> bytes:
+        """What `wrap` was given. Raises SealBrokenError, and UnwrapError where there is no local key."""
+        if self._key is None:
+            raise UnwrapError(f"it is wrapped by the local key, {self.missing_reason}")
+        return self._key.unwrap(ciphertext, aad)
+
+    async def open(self) -> None:
+        """Reads the file, or makes it; one that is missing and may not be made is no error.
+
+        Raises:
+            LocalKeyError: the file cannot be used, or is not the one that the other instances have.
+            DatabaseError: the database cannot be read or written.
+        """
+        try:
+            may_make = await self._database.read(
+                lambda connection: local_key.may_replace_local_key(
+                    connection, self._database.read_clock(connection), self._heartbeat.instance
+                )
+            )
+            key = await asyncio.to_thread(read_or_create, self._file, may_make=may_make)
+            await self._note(key)
+        except LocalKeyMissingError as error:
+            self._set_missing(str(error))
+        except OtherLocalKeyError:
+            raise LocalKeyError(
+                f"local_key_file {self._file}: the other instances of this database have another local key; copy their "
+                "file here, or, where it is lost, move this one away"
+            ) from None
+        else:
+            self._key, self.missing_reason = key, None
+
+    async def _note(self, key: LocalKey) -> None:
+        """Has the database know it; where another instance was faster, a file that was just made goes away again."""
+        try:
+            await self._database.write_exclusively(
+                lambda connection: local_key.register_local_key(
+                    connection, self._database.read_clock(connection), self._heartbeat, key.fingerprint
+                )
+            )
+        except OtherLocalKeyError:
+            if not key.is_new:
+                raise
+            await asyncio.to_thread(self._file.unlink)
+            raise LocalKeyMissingError(self._file) from None
+
+    async def reopen_if_missing(self) -> None:
+        """Opens it where there was none: somebody may have put it back. Raises DatabaseError."""
+        if self._key is None:
+            try:
+                await self.open()
+            except LocalKeyError as error:
+                self._set_missing(str(error))
+
+    def reject(self) -> None:
+        """The database knows another one: this one wraps nothing any more until `look_again` finds it right."""
+        self._key = None
+        self._set_missing(
+            f"local_key_file {self._file}: the other instances have another local key; copy their file here"
+        )
+
+    def _set_missing(self, error: str) -> None:
+        if self.missing_reason != error:
+            log.error(
+                "local key is missing; after a restart in a KMS outage nothing can be read or written", error=error
+            )
+        self.missing_reason = error

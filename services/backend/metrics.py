@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from shared.keyring.journal.progress.metrics import KeyringMetrics
 
-from shared.contract import (
+from shared.backend_contract import (
     CRYPTO_DECRYPTION_ERRORS,
     CRYPTO_INIT_TIMESTAMP,
     CRYPTO_MODE,
@@ -22,7 +23,6 @@ from shared.contract import (
     KMS_ROTATION_LAST_SUCCESS,
     CryptoMode,
 )
-from shared.keyring.seen import KeyringMetrics
 
 
 def register_metrics(
@@ -43,7 +43,11 @@ def register_metrics(
     gauges: tuple[tuple[str, str, Callable[[], float]], ...] = (
         (CRYPTO_MODE, "What wraps new data keys: 0 the local key, 1 KMS.", lambda: get_mode().metric_value),
         (CRYPTO_READY, "1 while a data key can be used, else 0.", is_ready),
-        (CRYPTO_INIT_TIMESTAMP, "When mode or readiness last changed, the start included; unix time.", get_initialised_at),
+        (
+            CRYPTO_INIT_TIMESTAMP,
+            "When mode or readiness last changed, the start included; unix time.",
+            get_initialised_at,
+        ),
         (KMS_DATA_KEYS_UNUSABLE, "Data keys that this instance cannot unwrap.", count_unusable),
         (
             KMS_LOCAL_KEY_MISSING,
@@ -90,7 +94,9 @@ class _KeyringCollector(Collector):
             KMS_DATA_KEYS_MISSING, "Data keys that records need and the database lacks.", len(seen.missing_data_keys)
         )
         yield GaugeMetricFamily(
-            KMS_KEYRING_ROWS_UNREADABLE, "Rows of the keyring that another program got wrong.", len(seen.unreadable_rows)
+            KMS_KEYRING_ROWS_UNREADABLE,
+            "Rows of the keyring that another program got wrong.",
+            len(seen.unreadable_rows),
         )
         yield GaugeMetricFamily(
             KMS_ROTATION_IN_PROGRESS, "1 while a rotation is under way, or was left in the middle.", seen.is_in_progress

@@ -22,8 +22,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from services.backend.sealing import DecryptionError, UnwrappedKey, encrypt, decrypt
-from shared.keyring.columns import Id, to_printable_text
+from services.backend.aes_gcm import DecryptionError, UnwrappedKey, decrypt, encrypt
+from shared.keyring.column_types import Id, to_printable_text
 from shared.keyring.database import Database
 from shared.keyring.records import Record, RecordsTable
 from shared.keyring.tables import data_keys

@@ -6,7 +6,7 @@ import click
 
 from services.exporter.app import serve
 from services.exporter.config import Settings
-from shared.cli import ServerOptions, run_server, add_server_options
+from shared.process.command_line import ServerOptions, add_server_options, run_server
 
 
 @click.command(

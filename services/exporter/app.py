@@ -8,18 +8,18 @@ from random import Random
 from starlette.applications import Starlette
 
 from services.exporter.config import Settings
-from services.exporter.exposition import Exposition
-from services.exporter.record import Results
+from services.exporter.jobs import Connect, RunningJobs, start_jobs
+from services.exporter.metrics.collector.exposition import Exposition
+from services.exporter.results import Results
 from services.exporter.scheduler import MAX_BACKOFF
-from services.exporter.watch import Connect, RunningJobs, start_jobs
-from services.exporter.web import probe
+from services.exporter.web import probe_endpoint
 from services.exporter.web.pages import Pages
-from shared.auth import create_access_policy
-from shared.generations import ReloadableApp
-from shared.guard import Authorizer
+from shared.http.authentication import create_access_policy
+from shared.http.authorization import Authorizer
+from shared.http.server import create_application, create_registry
 from shared.kms.registry import connect_key
-from shared.launch import ServerRunner
-from shared.server import create_application, create_registry
+from shared.process.hot_reload import ReloadableApp
+from shared.process.runner import ServerRunner
 
 
 @asynccontextmanager
@@ -61,7 +61,7 @@ async def run_exporter(
                 app = create_application(
                     "keypulse exporter",
                     process,
-                    [*pages.build_routes(), probe.build_route(lambda: watch.probes)],
+                    [*pages.build_routes(), probe_endpoint.build_route(lambda: watch.probes)],
                     authorizer=guard,
                     access_policy=create_access_policy(settings.auth),
                     get_unready_reason=lambda: not_ready(watch),

@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from services.exporter.canary import DISK_TIMEOUT
+from services.exporter.probes.canaries import DISK_TIMEOUT
+from shared.config.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings
 from shared.kms.settings import GcpKeySettings
-from shared.own_thread import start_in_thread
-from shared.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings
+from shared.process.concurrency import start_in_thread
 
 
 def _check_http_url(value: str) -> str:
@@ -131,7 +131,9 @@ class Settings(ServerSettings):
 
     def find_warnings(self) -> Iterator[tuple[str, str]]:
         """A missing folder stops no probe: it may be mounted later, and until then each look tells of it."""
-        there = {folder: _is_folder_usable(folder) for folder in {target.canary_dir for target in self.targets} if folder}
+        there = {
+            folder: _is_folder_usable(folder) for folder in {target.canary_dir for target in self.targets} if folder
+        }
         for n, target in enumerate(self.targets):
             if target.canary_dir and not there[target.canary_dir]:
                 expected = f"expected a folder that this user may read and write, got {str(target.canary_dir)!r}"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 
 from services.exporter.model import BackendState, KeyInspection, Operation, ProbeResult
-from shared.kms.provider import ConnectivityPhase
+from shared.kms.port import ConnectivityPhase
 from shared.kms.reason import Reason
 
 ROUND_TRIP_WINDOW = 3600.0
@@ -121,11 +121,17 @@ class TargetHistory:
         failure, span = call.failure, self.failure_spans[-1] if self.failure_spans and continues else None
         detail = failure.detail[:MAX_TEXT_LENGTH]
         if span and (span.operation, span.reason) == (call.operation, failure.reason):
-            span.last_at, span.detail, span.connectivity = result.ended_at, detail, result.connectivity or span.connectivity
+            span.last_at, span.detail, span.connectivity = (
+                result.ended_at,
+                detail,
+                result.connectivity or span.connectivity,
+            )
             span.count += 1
         else:
             kind = (call.operation, failure.reason)
-            self.failure_spans.append(FailureSpan(result.ended_at, result.ended_at, 1, *kind, detail, result.connectivity))
+            self.failure_spans.append(
+                FailureSpan(result.ended_at, result.ended_at, 1, *kind, detail, result.connectivity)
+            )
 
     @property
     def last_failure(self) -> FailureSpan | None:
@@ -136,7 +142,11 @@ class TargetHistory:
 
     def copy(self, now: float) -> "TargetHistory":
         """For a reader in another thread."""
-        return replace(self, round_trips=self.round_trips.copy(now), failure_spans=deque(replace(span) for span in self.failure_spans))
+        return replace(
+            self,
+            round_trips=self.round_trips.copy(now),
+            failure_spans=deque(replace(span) for span in self.failure_spans),
+        )
 
 
 @dataclass(slots=True)
@@ -196,7 +206,8 @@ class History:
         self._services = frozenset(services)
         known = {name: record for name, record in self.targets.items() if wanted.get(name) == record.service}
         self.targets = {
-            name: known.get(name) or TargetHistory(service, name, self._next_version()) for name, service in wanted.items()
+            name: known.get(name) or TargetHistory(service, name, self._next_version())
+            for name, service in wanted.items()
         }
         self.backends = {key: record for key, record in self.backends.items() if key[0] in self._services}
         for service in self._services - {service for service, _ in self.backends}:

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from shared.contract import CryptoMode
-from shared.kms.provider import KeyDescription, ConnectivityPhase
+from shared.backend_contract import CryptoMode
+from shared.kms.port import ConnectivityPhase, KeyDescription
 from shared.kms.reason import Reason
 
 

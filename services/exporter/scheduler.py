@@ -12,7 +12,7 @@ from random import Random
 
 import structlog
 
-from shared.cancelled import is_task_cancelled
+from shared.process.concurrency import is_task_cancelled
 
 START_SPACING = 0.1
 """Seconds between the first runs of two jobs, so that they do not all begin in the same moment."""

@@ -8,9 +8,9 @@ import structlog
 import uvloop
 
 from services.relay.app import serve
-from services.relay.commands import deliveries, render, restored, retry, send_test
+from services.relay.cli import deliveries, mark_restored, render, retry, send_test
 from services.relay.config import RelaySettings
-from shared.cli import ServerOptions, run_server, add_server_options
+from shared.process.command_line import ServerOptions, add_server_options, run_server
 
 _EXAMPLES: Final = """\b
 Examples:
@@ -36,7 +36,7 @@ def main(context: click.Context, **options: Unpack[ServerOptions]) -> None:
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
-for module in (deliveries, retry, restored, render, send_test):
+for module in (deliveries, retry, mark_restored, render, send_test):
     main.add_command(module.command)
 
 

@@ -11,38 +11,37 @@ from typing import Any, Final
 import structlog
 from starlette.applications import Starlette
 
-from services.relay.channels.channel import Reason, Receipt, Scope, SendError
+from services.relay.channel_check import UnrecordedAttempt, build_test_message, build_test_resolve
+from services.relay.channels.port import Reason, Receipt, Scope, SendError
 from services.relay.config import RelayAuthSettings, RelaySettings
 from services.relay.console import api
-from services.relay.delivery.trial import UnrecordedAttempt, build_test_message, build_test_resolve
-from services.relay.intake.endpoint import QUEUE_SECONDS, MAX_CONCURRENT_WEBHOOKS, Intake, IntakeRules
-from services.relay.intake.heartbeat import HeartbeatMatcher
+from services.relay.delivery.attempt import OpenSender, close_channel
+from services.relay.delivery.sender_process import open_sender_process
+from services.relay.delivery.worker import build_link_rules, run_delivery
+from services.relay.intake.endpoint import MAX_CONCURRENT_WEBHOOKS, QUEUE_SECONDS, Intake, IntakeRules
+from services.relay.intake.heartbeats import HeartbeatMatcher
 from services.relay.intake.routing import Route, find_route
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
 from services.relay.model import Event
-from services.relay.outbox import query
+from services.relay.monitors.self_alerts import AlertPublisher
+from services.relay.monitors.supervisor import Monitors, MonitorSettings
+from services.relay.monitors.watchdog import IntakeUptime, Watchdog
+from services.relay.outbox import queries
 from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.byte_limit import ByteLimit
-from services.relay.outbox.prune import run_retention
-from services.relay.outbox.schema import UNSETTLED, UNFINISHED, State
-from services.relay.outbox.store import Store, StoreUnusableError, open_store
-from services.relay.outbox.waiting import StoreUnavailableError
+from services.relay.outbox.engine.store import Store, StoreUnusableError, open_store
+from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.retention import run_retention
+from services.relay.outbox.tables import UNFINISHED, UNSETTLED, State
 from services.relay.outbox.watchdogs import read_last_seen
-from services.relay.sending.apart import open_sender_process
-from services.relay.sending.here import close_channel
-from services.relay.sending.outgoing import OpenSender
-from services.relay.watch.telling import AlertPublisher
-from services.relay.watch.watchdog import IntakeUptime, Watchdog
-from services.relay.watch.watching import MonitorSettings, Monitors
-from services.relay.workers import run_delivery, build_link_rules
-from shared.auth import AccessPolicy, Token, create_access_policy
-from shared.generations import ReloadableApp
-from shared.guard import Authorizer, ProtectedRoute, RouteRequirements
-from shared.launch import ServerRunner
-from shared.secret_file import TokenFile
-from shared.server import StartError, create_application, create_registry
-from shared.settings import Role
-from shared.turns import AdmissionQueue
+from shared.config.secret_file import TokenFile
+from shared.config.settings import Role
+from shared.http.authentication import AccessPolicy, Token, create_access_policy
+from shared.http.authorization import Authorizer, ProtectedRoute, RouteRequirements
+from shared.http.connection_limits import AdmissionQueue
+from shared.http.server import StartError, create_application, create_registry
+from shared.process.hot_reload import ReloadableApp
+from shared.process.runner import ServerRunner
 
 _FINAL_STATES: Final = (State.DELIVERED, State.SUPERSEDED, State.DEAD)
 
@@ -93,7 +92,9 @@ async def run_relay(
                     "keypulse relay",
                     shown,
                     [
-                        ProtectedRoute("/alerts", intake.handle_post, build_sender_access(settings.auth, bearer, metrics), ["POST"]),
+                        ProtectedRoute(
+                            "/alerts", intake.handle_post, build_sender_access(settings.auth, bearer, metrics), ["POST"]
+                        ),
                         *api.build_routes(store, settings.channels, wake),
                     ],
                     authorizer=guard,
@@ -142,7 +143,10 @@ async def send_test_message(settings: RelaySettings, channel_name: str) -> list[
         async with asyncio.timeout(2 * timeout):
             page = build_test_message(datetime.now(UTC), build_link_rules(settings))
             receipt = await channel.send(UnrecordedAttempt(page))
-            return [receipt, await channel.send(UnrecordedAttempt(build_test_resolve(page, receipt, datetime.now(UTC))))]
+            return [
+                receipt,
+                await channel.send(UnrecordedAttempt(build_test_resolve(page, receipt, datetime.now(UTC)))),
+            ]
     except TimeoutError:
         raise SendError(Reason.TIMEOUT, Scope.ATTEMPT, f"no answer within {2 * timeout:g} s") from None
     finally:
@@ -151,7 +155,12 @@ async def send_test_message(settings: RelaySettings, channel_name: str) -> list[
 
 @asynccontextmanager
 async def run_generation(
-    settings: RelaySettings, store: Store, metrics: Metrics, byte_limit: ByteLimit, uptime: IntakeUptime, open_sender: OpenSender
+    settings: RelaySettings,
+    store: Store,
+    metrics: Metrics,
+    byte_limit: ByteLimit,
+    uptime: IntakeUptime,
+    open_sender: OpenSender,
 ) -> AsyncIterator[tuple[Intake, Callable[[Iterable[str]], None]]]:
     """Takes in, delivers and watches while the body runs; gives the intake, and what wakes channels."""
     async with run_delivery(settings, store, metrics, open_sender) as wake:
@@ -161,7 +170,9 @@ async def run_generation(
             place = find_route(event, rules.routes)
             return rules.default_channels if place is None else rules.routes[place].channels
 
-        watching = Monitors(AlertPublisher(store, metrics, settings.channels, wake, route), build_monitor_settings(settings), uptime)
+        watching = Monitors(
+            AlertPublisher(store, metrics, settings.channels, wake, route), build_monitor_settings(settings), uptime
+        )
         retention, young = settings.retention, settings.delivery.duplicate_window
         kept = run_retention(store, retention.max_age, retention.max_deliveries, byte_limit, min_age=young)
         async with run_beside(watching.run(), kept):
@@ -218,8 +229,11 @@ def read_outbox_state(store: Store) -> OutboxState | None:
     try:
         return store.read_blocking(
             lambda connection: OutboxState(
-                [(each.channel, each.state, each.count, each.oldest_accepted_at) for each in query.count_deliveries(connection)],
-                {each.name for each in query.read_channel_states(connection) if each.is_down},
+                [
+                    (each.channel, each.state, each.count, each.oldest_accepted_at)
+                    for each in queries.count_deliveries(connection)
+                ],
+                {each.name for each in queries.read_channel_states(connection) if each.is_down},
                 read_last_seen(connection),
             )
         )
@@ -232,6 +246,4 @@ def warn_of_unserved_deliveries(settings: RelaySettings, store: Store) -> None:
     state = read_outbox_state(store)
     for channel, each, deliveries, _ in state.counts if state else ():
         if channel not in settings.channels and each in UNFINISHED:
-            log.warning(
-                "deliveries wait for a channel that is not configured", channel=channel, deliveries=deliveries
-            )
+            log.warning("deliveries wait for a channel that is not configured", channel=channel, deliveries=deliveries)

@@ -1,9 +1,12 @@
-"""What a person may set of the relay. A mistake is named with its key and what was expected."""
+"""What a person may set of the relay. A mistake is named with its key and what was expected.
+
+Whom to turn to from a critical message: what a person may write of how somebody is reached.
+"""
 
 import re
 from collections.abc import Iterator, Sized
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Annotated, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, ClassVar, Final, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -16,14 +19,22 @@ from pydantic import (
 )
 
 from services.relay.channels.registry import AnyChannel
-from services.relay.channels.web_api import check_secret_url
+from services.relay.delivery.links import check_template
+from services.relay.http_client import check_secret_url
 from services.relay.intake.routing import Matcher, parse_matcher
 from services.relay.outbox.byte_limit import compute_minimum
-from services.relay.sending.enrich.contacts import MAX_CONTACT_LENGTH, MAX_CONTACTS, parse_contact, is_placeholder
-from services.relay.sending.enrich.links import check_template
-from shared import settings
-from shared.settings import Address, Duration, ListenAddress, SecretPath, Section, ServerSettings, Size, TokenPath
-from shared.sql.setting import DatabaseSetting
+from shared.config import settings
+from shared.config.settings import (
+    Address,
+    Duration,
+    ListenAddress,
+    SecretPath,
+    Section,
+    ServerSettings,
+    Size,
+    TokenPath,
+)
+from shared.sql.database_url import DatabaseSetting
 
 T = TypeVar("T", bound=Sized)
 R = TypeVar("R", "Route", "Watchdog")
@@ -241,7 +252,9 @@ class RelaySettings(ServerSettings):
     channels: Annotated[dict[ChannelName, AnyChannel], AfterValidator(_require_one)]
     routes: tuple[Annotated[RouteSettings, AfterValidator(_check_channels)], ...] = ()
     default_channels: Annotated[tuple[KnownChannel, ...], AfterValidator(_require_one)]
-    watchdogs: Annotated[tuple[Annotated[WatchdogSettings, AfterValidator(_check_channels)], ...], AfterValidator(_check_unique_names)] = ()
+    watchdogs: Annotated[
+        tuple[Annotated[WatchdogSettings, AfterValidator(_check_channels)], ...], AfterValidator(_check_unique_names)
+    ] = ()
 
     @property
     def unmerged_channels(self) -> frozenset[str]:
@@ -253,3 +266,20 @@ class RelaySettings(ServerSettings):
         for role, how in self.contacts.items():
             if is_placeholder(how):
                 yield f"contacts.{role}", "a placeholder reaches nobody; production refuses it"
+
+
+MAX_CONTACTS: Final = 10
+MAX_CONTACT_LENGTH: Final = 200
+"""Characters of a role, and of how it is reached."""
+
+
+def parse_contact(value: object) -> object:
+    """What stands in the file, nothing being empty text. Raises ValueError for a number, as YAML takes +49301234567."""
+    if isinstance(value, (int, float)):
+        raise ValueError("expected text in quotes, since YAML takes a telephone number for a number")  # noqa: TRY004  # pydantic reports ValueError
+    return "" if value is None else value
+
+
+def is_placeholder(address: str) -> bool:
+    """Whether it reaches nobody: empty, or something to be filled in, such as `<telephone>`."""
+    return re.fullmatch(r"(<.*>)?", address.strip(), re.DOTALL) is not None

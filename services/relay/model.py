@@ -1,4 +1,7 @@
-"""What moves through the relay: frozen, no I/O. Wire shapes of Alertmanager or of a provider stop before it."""
+"""What moves through the relay: frozen, no I/O. Wire shapes of Alertmanager or of a provider stop before it.
+
+An event as the outbox keeps it and as it goes to the sending process: JSON in UTF-8.
+"""
 
 import hashlib
 from collections.abc import Mapping
@@ -6,6 +9,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Final
+
+import msgspec
+
+from shared.http import untrusted_json
 
 DIGEST_BYTES: Final = 8
 """Bytes of a fingerprint's digest."""
@@ -112,3 +119,17 @@ class Message:
     """Seconds since it was accepted, by the clock that it was accepted by, which may be another than a provider's."""
     keep_open: bool = False
     """Whether it is over while another incident of the same source and groupKey is open, and has to stay so."""
+
+
+_ENCODER: Final = msgspec.json.Encoder()
+_DECODER: Final = msgspec.json.Decoder(Event)
+
+
+def encode_event(event: Event) -> bytes:
+    """What `decode_event` reads."""
+    return _ENCODER.encode(event)
+
+
+def decode_event(event_json: bytes) -> Event:
+    """The event that `encode_event` wrote. Raises ValueError where it is not one."""
+    return untrusted_json.decode_json(_DECODER, event_json)

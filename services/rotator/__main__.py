@@ -8,15 +8,15 @@ from typing import Any, Final
 
 import click
 
-from services.rotator import look
+from services.rotator import inspection
 from services.rotator.app import SessionCommand, run_and_report
 from services.rotator.config import Settings
 from services.rotator.restore import restore_backup
-from services.rotator.retire import destroy_version, retire_version
-from services.rotator.run import resume, rollback, run
+from services.rotator.retirement import destroy_version, retire_version
+from services.rotator.runner import resume, rollback, run
 from shared import VERSION
-from shared.cli import load_settings_or_exit
 from shared.keyring.administration import RotationType
+from shared.process.command_line import load_settings_or_exit
 
 _EXAMPLES: Final = """\b
 Examples:
@@ -63,7 +63,7 @@ def _run_command(name: str, config: Path, as_json: bool, command: SessionCommand
 def plan(config: Path, *, as_json: bool, type_: str | None) -> None:
     """Say what a run would do. Changes nothing."""
     types = (RotationType(type_),) if type_ else tuple(RotationType)
-    _run_command("plan", config, as_json, lambda session: look.show_plans(session, types))
+    _run_command("plan", config, as_json, lambda session: inspection.show_plans(session, types))
 
 
 @main.command("run")
@@ -74,7 +74,12 @@ def run_(config: Path, *, as_json: bool, type_: str, dry_run: bool) -> None:
     """Rotate, where there is something to do; never asks."""
     wanted = RotationType(type_)
     if dry_run:
-        _run_command("plan", config, as_json, lambda session: look.show_plans(session, (wanted,), f"run --type {wanted} --dry-run"))
+        _run_command(
+            "plan",
+            config,
+            as_json,
+            lambda session: inspection.show_plans(session, (wanted,), f"run --type {wanted} --dry-run"),
+        )
     _run_command("run", config, as_json, lambda session: run(session, wanted))
 
 
@@ -96,14 +101,14 @@ def rollback_(config: Path, *, as_json: bool) -> None:
 @_add_options
 def status(config: Path, *, as_json: bool) -> None:
     """Show the latest rotation."""
-    _run_command("status", config, as_json, look.show_status)
+    _run_command("status", config, as_json, inspection.show_status)
 
 
 @main.command()
 @_add_options
 def census(config: Path, *, as_json: bool) -> None:
     """Count which data keys and records need which version."""
-    _run_command("census", config, as_json, look.show_key_usage)
+    _run_command("census", config, as_json, inspection.show_key_usage)
 
 
 @main.command()
@@ -111,7 +116,7 @@ def census(config: Path, *, as_json: bool) -> None:
 @click.option("--full", is_flag=True, help="Read every record, not some of each data key's.")
 def verify(config: Path, *, as_json: bool, full: bool) -> None:
     """Read everything, and say what cannot be read."""
-    _run_command("verify", config, as_json, lambda session: look.run_verification(session, full=full))
+    _run_command("verify", config, as_json, lambda session: inspection.run_verification(session, full=full))
 
 
 @main.command("restore-check")
@@ -119,7 +124,7 @@ def verify(config: Path, *, as_json: bool, full: bool) -> None:
 @_add_options
 def restore_check(config: Path, file: str, *, as_json: bool) -> None:
     """Read a backup whole, compare it with the keyring, and try a data key of each version."""
-    _run_command("restore-check", config, as_json, lambda session: look.check_backup(session, file))
+    _run_command("restore-check", config, as_json, lambda session: inspection.check_backup(session, file))
 
 
 @main.command("restore")

@@ -14,10 +14,10 @@ from typing import Final
 
 import click
 
-from services.rotator.backup import BackupError
+from services.rotator.backups.folder.backup_file import BackupError
 from services.rotator.config import Settings
-from services.rotator.model import RotatorError, ProgressReporter, StepResult
-from services.rotator.progress import open_progress
+from services.rotator.model import ProgressReporter, RotatorError, StepResult
+from services.rotator.progress_display import open_progress
 from services.rotator.report import Outcome, Report, format_markdown
 from services.rotator.session import Session, open_session
 from shared.keyring.administration import AdministrationError, RefusedError
@@ -93,6 +93,8 @@ def _build_failure_report(command: str, error: str, *next_commands: str) -> Repo
     return Report(command=command, outcome=Outcome.FAILED, summary=error, next_commands=next_commands)
 
 
-async def _run_in_session(settings: Settings, run: SessionCommand, progress: ProgressReporter, steps: list[StepResult]) -> Report:
+async def _run_in_session(
+    settings: Settings, run: SessionCommand, progress: ProgressReporter, steps: list[StepResult]
+) -> Report:
     async with open_session(settings, progress, steps, time.time) as session:
         return await run(session)

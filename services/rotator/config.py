@@ -5,9 +5,9 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from services.rotator.drivers.registry import DriverSettings
+from shared.config.settings import CommandSettings, Duration, FilePath
 from shared.keyring.administration import MAX_PAGE_SIZE
 from shared.kms.settings import KeySettings
-from shared.settings import CommandSettings, Duration, FilePath
 
 
 class Settings(CommandSettings):

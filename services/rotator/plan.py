@@ -38,7 +38,9 @@ def is_unfinished(latest: RotationProgress | None) -> bool:
 def can_resume(latest: RotationProgress) -> bool:
     """Whether it can be tried again: it was left in the middle, or something in it failed."""
     failed = bool(latest.journal) and not _get_verification_outcome(latest)
-    return is_unfinished(latest) or latest.state is RotationState.FAILED or (latest.state is RotationState.DONE and failed)
+    return (
+        is_unfinished(latest) or latest.state is RotationState.FAILED or (latest.state is RotationState.DONE and failed)
+    )
 
 
 def _get_verification_outcome(latest: RotationProgress) -> bool | None:
@@ -93,7 +95,11 @@ def build_plan(
     else:
         count, sentence = _plan_rewrap(census, key, primary)
     return Plan(
-        type=type_, target_version=primary, data_keys=count, summary=sentence, excluded=tuple(_list_excluded(census, key))
+        type=type_,
+        target_version=primary,
+        data_keys=count,
+        summary=sentence,
+        excluded=tuple(_list_excluded(census, key)),
     )
 
 

@@ -7,8 +7,8 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from services.rotator.backup import BackupSummary
-from services.rotator.backups import parse_journal_backups
+from services.rotator.backups.folder.backup_file import BackupSummary
+from services.rotator.backups.folder.folder import parse_journal_backups
 from services.rotator.model import PROGRAM, StepResult
 from services.rotator.plan import Plan
 from shared.keyring.administration import KeyUsage, Problem, RotationProgress, VerificationResult
@@ -65,7 +65,11 @@ _OUTCOME_SYMBOLS: Final = {Outcome.DONE: "✓", Outcome.NOTHING_TO_DO: "-", Outc
 
 def format_markdown(report: Report, config: str) -> str:
     """For a person, in a terminal or a summary of GitHub's; `config` is how the configuration was named."""
-    lines = [f"## {_OUTCOME_SYMBOLS[report.outcome]} {PROGRAM} {report.command}: {report.outcome}", "", _escape_cell(report.summary)]
+    lines = [
+        f"## {_OUTCOME_SYMBOLS[report.outcome]} {PROGRAM} {report.command}: {report.outcome}",
+        "",
+        _escape_cell(report.summary),
+    ]
     for plan in report.plans:
         lines += [
             "",
@@ -88,9 +92,19 @@ def format_markdown(report: Report, config: str) -> str:
         rows = ((each.step, each.detail, f"{each.seconds:.1f} s") for each in report.steps)
         lines += ["", *_format_table(("step", "seen", "took"), rows)]
     elif report.rotation and report.rotation.journal:
-        lines += ["", *_format_table(("noted, the latest last",), ((step,) for step in report.rotation.journal[-_MAX_JOURNAL_ENTRIES:]))]
+        lines += [
+            "",
+            *_format_table(
+                ("noted, the latest last",), ((step,) for step in report.rotation.journal[-_MAX_JOURNAL_ENTRIES:])
+            ),
+        ]
     if report.next_commands:
-        lines += ["", "Next:", "", *(f"    {PROGRAM} {words} --config {shlex.quote(config)}" for words in report.next_commands)]
+        lines += [
+            "",
+            "Next:",
+            "",
+            *(f"    {PROGRAM} {words} --config {shlex.quote(config)}" for words in report.next_commands),
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -120,7 +134,11 @@ def _format_key_usage(census: KeyUsage) -> Iterable[str]:
 
 def _format_other_keyrings(other_keyrings: tuple[OtherKeyringUsage, ...]) -> list[str]:
     heads = ("other keyring", "key", "version", "data keys", "records", "backups")
-    return ["", *_format_table(heads, (row for other in other_keyrings for row in _list_other_rows(other)))] if other_keyrings else []
+    return (
+        ["", *_format_table(heads, (row for other in other_keyrings for row in _list_other_rows(other)))]
+        if other_keyrings
+        else []
+    )
 
 
 def _list_other_rows(usage: OtherKeyringUsage) -> Iterable[tuple[object, ...]]:

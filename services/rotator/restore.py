@@ -2,12 +2,12 @@
 
 import asyncio
 
-from services.rotator import backup, backups
+from services.rotator.backups.folder import backup_file, folder
 from services.rotator.model import RotatorError
 from services.rotator.plan import refuse_unfinished
 from services.rotator.report import BackupReport, Outcome, Report
 from services.rotator.session import Session
-from services.rotator.verify import find_own_problems, verify_with_retries
+from services.rotator.verification import find_own_problems, verify_with_retries
 from shared.keyring.administration import AdministrationError, Lease, Problem, RefusedError, UnreachableError
 
 
@@ -31,9 +31,9 @@ async def _restore_with_lease(session: Session, lease: Lease, name: str) -> Repo
     refuse_unfinished(latest)
     timeout = session.settings.kms_timeout
     file = await asyncio.to_thread(session.backups.find, name, latest.journal if latest else ())
-    summary = await backups.read_whole_backup(file, session.kms, timeout=timeout)
+    summary = await folder.read_whole_backup(file, session.kms, timeout=timeout)
     changed, left = 0, list[Problem]()
-    async for rows in backup.read_pages(file, session.kms, backup.SummaryBuilder(), timeout=timeout):
+    async for rows in backup_file.read_pages(file, session.kms, backup_file.SummaryBuilder(), timeout=timeout):
         try:
             changed += await session.administration.restore(rows, lease.token)
         except (RefusedError, UnreachableError) as error:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-from services.rotator.backups import BackupFolder
+from services.rotator.backups.folder.folder import BackupFolder
 from services.rotator.config import Settings
 from services.rotator.drivers.registry import open_driver as connect_keyring
 from services.rotator.lease import describe_holder, run_with_lease
-from services.rotator.model import RotatorError, ProgressReporter, StepResult
+from services.rotator.model import ProgressReporter, RotatorError, StepResult
 from shared.keyring.administration import Administration, Lease
-from shared.kms.provider import KmsKeyAdmin
+from shared.kms.port import KmsKeyAdmin
 from shared.kms.registry import connect_key as connect_kms
 
 T = TypeVar("T")

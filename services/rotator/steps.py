@@ -10,23 +10,25 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
-from services.rotator import backup, backups, target
-from services.rotator.backup import BackupError, BackupSummary
-from services.rotator.model import StepProgress, RotatorError, StepResult
+from shared.keyring.journal.progress.metrics import NOTHING_TO_DO
+
+from services.rotator import preflight
+from services.rotator.backups.folder import backup_file, folder
+from services.rotator.backups.folder.backup_file import BackupError, BackupSummary
+from services.rotator.model import RotatorError, StepProgress, StepResult
 from services.rotator.plan import PROBLEMS_PREFIX
+from services.rotator.preflight import run_smoke_test
 from services.rotator.session import Session
-from services.rotator.smoke import run_smoke_test
-from services.rotator.verify import find_own_problems, verify_with_retries
+from services.rotator.verification import find_own_problems, verify_with_retries
 from shared.keyring.administration import (
     AdministrationError,
     Problem,
-    RotationProgress,
     RotateRequest,
+    RotationProgress,
     RotationState,
     RotationType,
     VerificationResult,
 )
-from shared.keyring.seen import NOTHING_TO_DO
 
 _MAX_ENTRY_LENGTH: Final = 1000
 _CALLS_PER_DATA_KEY: Final = {"rotate": 3, "rollback": 1, "verify": 1}
@@ -59,27 +61,27 @@ class RotationSteps:
 
     async def get_target_version(self) -> int:
         """The version that everything is to be wrapped by: the primary one, which is ENABLED."""
-        asked = target.get_usable_primary(self._session.kms, self._settings.kms_timeout, self._next_command)
+        asked = preflight.get_usable_primary(self._session.kms, self._settings.kms_timeout, self._next_command)
         return await self._run_step("target", asked, lambda number: f"version {number}")
 
     async def create_backup(self, journal: tuple[str, ...] = ()) -> tuple[Path, BackupSummary]:
         """The backup of this rotation: that of the steps `journal`, where it is here and whole; else a new one."""
-        for known in backups.parse_journal_backups(journal):
+        for known in folder.parse_journal_backups(journal):
             file = self._session.backups.folder / known.name
             try:
-                summary = await backups.read_whole_backup(file, self._session.kms, timeout=self._settings.kms_timeout)
+                summary = await folder.read_whole_backup(file, self._session.kms, timeout=self._settings.kms_timeout)
             except BackupError:
                 continue  # it is on another machine, or damaged
             if known.sha256 == summary.sha256:
                 return file, summary
-        return await self._run_step("backup", self._write_backup(), lambda made: backups.format_journal_backup(*made))
+        return await self._run_step("backup", self._write_backup(), lambda made: folder.format_journal_backup(*made))
 
     async def _write_backup(self) -> tuple[Path, BackupSummary]:
         census = await self._administration.count_key_usage()
         now = census.counted_at or self._session.now_utc  # the keyring's clock, the same on whatever machine
         file, timeout = self._session.backups.get_new_path(self._id, now), self._settings.kms_timeout
         key = self._settings.kms.key
-        made = await backup.write_backup(
+        made = await backup_file.write_backup(
             file,
             self._administration,
             self._session.kms,
@@ -89,7 +91,7 @@ class RotationSteps:
             timeout=timeout,
         )
         try:
-            await backups.read_whole_backup(file, self._session.kms, timeout=timeout)  # before anything is changed
+            await folder.read_whole_backup(file, self._session.kms, timeout=timeout)  # before anything is changed
         except BackupError:
             file.unlink(missing_ok=True)
             raise
@@ -98,7 +100,7 @@ class RotationSteps:
     async def wait_for_primary(self, version: int) -> None:
         """Waits until Encrypt uses `version`."""
         settings = self._settings
-        settled = target.wait_for_primary(
+        settled = preflight.wait_for_primary(
             self._session.kms,
             version,
             self._next_command,
@@ -127,7 +129,9 @@ class RotationSteps:
         async def batch() -> RotationProgress:
             progress = await self._administration.rotate(request)
             if self._type is RotationType.NEW_DEK and progress.state is RotationState.RUNNING:
-                await self._administration.reload_instances()  # who reads must know the new data key before anybody writes by it
+                await (
+                    self._administration.reload_instances()
+                )  # who reads must know the new data key before anybody writes by it
             return progress
 
         return await self._run_step("rotate", self._repeat_batches("rotate", batch), _describe_progress)
@@ -137,7 +141,9 @@ class RotationSteps:
         undoing = self._repeat_batches("rollback", lambda: self._administration.rollback(self._id, self._token))
         return await self._run_step("rollback", undoing, _describe_progress)
 
-    async def _repeat_batches(self, step: str, run_batch: Callable[[], Awaitable[RotationProgress]]) -> RotationProgress:
+    async def _repeat_batches(
+        self, step: str, run_batch: Callable[[], Awaitable[RotationProgress]]
+    ) -> RotationProgress:
         before, stalled, to_verify = None, 0, await self._count_data_keys()
         while True:
             progress = await run_batch()
@@ -157,7 +163,10 @@ class RotationSteps:
 
     def _report_progress(self, step: str, done: int, total: int, later_calls: int = 0) -> None:
         """How far a step is; `later_calls` calls of KMS follow it."""
-        calls, whole = self._finished_calls + _CALLS_PER_DATA_KEY[step] * done, self._finished_calls + _CALLS_PER_DATA_KEY[step] * total + later_calls
+        calls, whole = (
+            self._finished_calls + _CALLS_PER_DATA_KEY[step] * done,
+            self._finished_calls + _CALLS_PER_DATA_KEY[step] * total + later_calls,
+        )
         self._session.progress.report_progress(StepProgress(step, done, total, calls, whole))
 
     async def reload(self) -> None:
@@ -171,10 +180,12 @@ class RotationSteps:
             differing: list[Problem] = []
             if file:
                 kms, timeout = self._session.kms, self._settings.kms_timeout
-                differing = await backups.compare_with_keyring(file, self._administration, kms, timeout=timeout)
+                differing = await folder.compare_with_keyring(file, self._administration, kms, timeout=timeout)
             total = await self._count_data_keys()
             found = await verify_with_retries(
-                self._session, self._settings.verify_mode, lambda done: self._report_progress("verify", min(done, total), total)
+                self._session,
+                self._settings.verify_mode,
+                lambda done: self._report_progress("verify", min(done, total), total),
             )
             return found, [*differing, *find_own_problems(found)]
 
@@ -199,7 +210,9 @@ class RotationSteps:
         told = StepResult(step=name, detail=describe(outcome), seconds=now() - began)
         self._session.steps.append(told)
         self._session.progress.report_step(name, told.detail)
-        await self._add_journal_entry(f"failed {name}: {told.detail}" if told.detail.startswith(PROBLEMS_PREFIX) else f"{name} {told.detail}")
+        await self._add_journal_entry(
+            f"failed {name}: {told.detail}" if told.detail.startswith(PROBLEMS_PREFIX) else f"{name} {told.detail}"
+        )
         return outcome
 
     async def _add_journal_entry(self, step: str) -> None:

@@ -1,21 +1,114 @@
-"""An SQLite file or a PostgreSQL database behind asyncio: functions on a connection go in, results come out.
+"""What SQLite and PostgreSQL do differently: transactions, locks and errors, for `database`.
+
+An SQLite file or a PostgreSQL database behind asyncio: functions on a connection go in, results come out.
 
 Writes of this process wait for each other on one thread; reads have connections of their own and never wait for a
 write. What `write` and `change` return is committed, and durable.
+
 """
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import structlog
-from sqlalchemy import URL, Connection, Engine, MetaData, exc, func, inspect, select
+from sqlalchemy import URL, Connection, Engine, MetaData, event, exc, func, inspect, select, text
 
-from shared.keyring import engine
-from shared.sql.engine import is_retryable, open_transaction
-from shared.sql.sqlite_file import FileLostError
+from shared.keyring.column_types import decode_text
+from shared.sql.answer_timeout import AnswerTimeout
+from shared.sql.engine import create_postgresql_engine, create_sqlite_engine, is_retryable, open_transaction
+from shared.sql.sqlite_file import LOCK_SECONDS, FileLostError, SqliteFile
+
+READER_COUNT: Final = 2
+"""How many may read at once."""
+STATEMENT_TIMEOUT_SECONDS: Final = 4.0
+"""How long a statement may take at PostgreSQL, where the caller says nothing else."""
+_SERVER_OPTIONS: Final = (
+    f"-c lock_timeout={LOCK_SECONDS:g}s -c statement_timeout={STATEMENT_TIMEOUT_SECONDS:g}s "
+    "-c idle_in_transaction_session_timeout=5s"
+)
+_KEYRING_LOCK_ID: Final = 0x6B657972696E6721
+"""The advisory lock of PostgreSQL that whoever changes the keyring holds: "keyring!" in ASCII."""
+
+
+def create_engines(url: URL) -> tuple[Engine, Engine]:
+    """One to write with, of one connection, and one to read with."""
+    if url.drivername == "sqlite":
+        file = SqliteFile(url)
+        both = create_sqlite_engine(file, 1, "BEGIN IMMEDIATE"), create_sqlite_engine(file, READER_COUNT, "BEGIN")
+    else:
+        both = _create_postgresql_engine(url, 1), _create_postgresql_engine(url, READER_COUNT)
+    for engine in both:
+        event.listen(engine, "connect", _accept_any_text)
+    return both
+
+
+def create_file(url: URL) -> None:
+    """An empty file where there is none, for SQLite. Raises FileLostError, OSError."""
+    if url.drivername == "sqlite":
+        SqliteFile(url).create()
+
+
+def lock_keyring(connection: Connection) -> None:
+    """Keeps all others from here until this transaction ends. SQLite has one writer at a time anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _KEYRING_LOCK_ID})
+
+
+def extend_statement_timeout(connection: Connection, seconds: float) -> None:
+    """This transaction's statements may take so long, each."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SET LOCAL statement_timeout = {int(seconds * 1000)}"))
+        patient: Any = connection.connection.driver_connection
+        patient.patience.seconds = seconds + 0.5
+
+
+def reset_statement_timeout(connection: Connection) -> None:
+    """Ends `extend_statement_timeout`, whose connection serves others next."""
+    if connection.dialect.name == "postgresql":
+        patient: Any = connection.connection.driver_connection
+        patient.patience.seconds = STATEMENT_TIMEOUT_SECONDS + 0.5
+
+
+def describe_database_error(error: exc.SQLAlchemyError) -> str:
+    """What the database says, on one line; of PostgreSQL's messages the part that holds no row."""
+    own: Any = getattr(error, "orig", None) or error
+    primary = getattr(getattr(own, "diag", None), "message_primary", None)
+    return " ".join(str(primary or own).split())
+
+
+def _accept_any_text(connection: Any, _entry: object) -> None:
+    """One text that is not UTF-8 must not keep all others from being read. In a UTF-8 PostgreSQL there is none."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.text_factory = decode_text
+    elif connection.info.parameter_status("server_encoding") == "SQL_ASCII":  # it does not know what it keeps
+        from psycopg.adapt import Loader  # noqa: PLC0415  # as in shared.sql.engine
+
+        class AnyText(Loader):
+            def load(self, data: Any) -> str | bytes:
+                return decode_text(bytes(data))
+
+        for name in ("text", "varchar", "name", "bpchar", '"char"'):
+            connection.adapters.register_loader(name, AnyText)
+        connection.execute("SET client_encoding TO 'SQL_ASCII'")  # else it refuses a whole answer for one such text
+        connection.commit()
+
+
+def _create_postgresql_engine(url: URL, connections: int) -> Engine:
+    engine = create_postgresql_engine(
+        url,
+        connections,
+        application_name="keypulse-keyring",
+        options=_SERVER_OPTIONS,
+        checks_connections=True,
+        create_answer_timeout=lambda: AnswerTimeout(STATEMENT_TIMEOUT_SECONDS + 0.5),
+    )
+    # Whatever the server's default is: another level would read as of before `lock_keyring`, whose lock others held till then.
+    return engine.execution_options(isolation_level="READ COMMITTED")
+
 
 ANSWER_TIMEOUT_SECONDS: Final = 5.0
 """How long a caller waits, its turn behind other writers included."""
@@ -34,15 +127,15 @@ class Database:
     """An open database. `close` it.
 
     Args:
-        url: of SQLite or PostgreSQL; see `shared.sql.location.parse_database_url`.
+        url: of SQLite or PostgreSQL; see `shared.sql.database_url.parse_database_url`.
         clock: unix seconds by this machine, which is SQLite's clock too; PostgreSQL has its own.
     """
 
     def __init__(self, url: URL, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._write_engine, self._read_engine = engine.create_engines(url)
+        self._write_engine, self._read_engine = create_engines(url)
         self._write_thread = ThreadPoolExecutor(1, "database-writer")
-        self._read_threads = ThreadPoolExecutor(engine.READER_COUNT, "database-reader")
+        self._read_threads = ThreadPoolExecutor(READER_COUNT, "database-reader")
 
     @classmethod
     async def open(cls, url: URL, *tables: MetaData, clock: Callable[[], float] = time.time) -> Self:
@@ -74,11 +167,11 @@ class Database:
         """What `work` finds, within `seconds`. Raises DatabaseError."""
 
         def unhurried(connection: Connection) -> T:
-            engine.extend_statement_timeout(connection, seconds)
+            extend_statement_timeout(connection, seconds)
             try:
                 return work(connection)
             finally:
-                engine.reset_statement_timeout(connection)
+                reset_statement_timeout(connection)
 
         patient = seconds > ANSWER_TIMEOUT_SECONDS
         return await self._run(self._read_threads, self._read_engine, unhurried if patient else work, seconds)
@@ -95,14 +188,18 @@ class Database:
         """Like `write`, and no other `change` of any process goes on meanwhile: what `work` reads stays true."""
 
         def undisturbed(connection: Connection) -> T:
-            engine.lock_keyring(connection)
+            lock_keyring(connection)
             return work(connection)
 
         return await self.write(undisturbed)
 
     def read_clock(self, connection: Connection) -> float:
         """The time by the database's clock, unix seconds."""
-        return self._clock() if connection.dialect.name == "sqlite" else float(connection.execute(_CLOCK_QUERY).scalar_one())
+        return (
+            self._clock()
+            if connection.dialect.name == "sqlite"
+            else float(connection.execute(_CLOCK_QUERY).scalar_one())
+        )
 
     async def close(self) -> None:
         """Waits for the statements under way, each of which is bounded, and closes all connections."""
@@ -112,7 +209,11 @@ class Database:
             some.dispose()
 
     async def _run(
-        self, threads: Executor, engine: Engine, work: Callable[[Connection], T], seconds: float = ANSWER_TIMEOUT_SECONDS
+        self,
+        threads: Executor,
+        engine: Engine,
+        work: Callable[[Connection], T],
+        seconds: float = ANSWER_TIMEOUT_SECONDS,
     ) -> T:
         try:
             async with asyncio.timeout(seconds):
@@ -135,7 +236,7 @@ def _run_transaction(engine: Engine, work: Callable[[Connection], T], tries_left
 
 def _create_missing_file(url: URL) -> None:
     try:
-        engine.create_file(url)
+        create_file(url)
     except FileLostError as error:
         raise DatabaseError(str(error)) from None
     except OSError as error:

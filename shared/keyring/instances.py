@@ -37,7 +37,9 @@ class InstanceHeartbeat:
 
     async def send(self, pending: Collection[str]) -> None:
         """Says that it is alive, and holds these data keys of status pending; each `interval` at least."""
-        await self.database.write(lambda connection: self.write_row(connection, self.database.read_clock(connection), pending))
+        await self.database.write(
+            lambda connection: self.write_row(connection, self.database.read_clock(connection), pending)
+        )
 
     def write_row(self, connection: Connection, now: float, pending: Collection[str]) -> None:
         """Says so in a transaction of the caller's."""

@@ -36,7 +36,9 @@ def acquire_lease(connection: Connection, now: float, holder: str, seconds: floa
     token = token or secrets.token_urlsafe(32)
     connection.execute(rotation_lease.delete())
     expires_at = now + seconds
-    connection.execute(rotation_lease.insert().values(only=1, holder=holder, token=_hash_token(token), expires_at=expires_at))
+    connection.execute(
+        rotation_lease.insert().values(only=1, holder=holder, token=_hash_token(token), expires_at=expires_at)
+    )
     return Lease(holder=holder, token=token, expires_at=datetime.fromtimestamp(expires_at, UTC))
 
 

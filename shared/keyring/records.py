@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, TableClause, column, exists, func, inspect, select, table
 
-from shared.keyring import columns
-from shared.keyring.columns import to_printable_text
+from shared.keyring import column_types
+from shared.keyring.column_types import to_printable_text
 from shared.keyring.database import Database, DatabaseError
-from shared.keyring.tables import data_keys, abandoned_data_keys
+from shared.keyring.tables import abandoned_data_keys, data_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class RecordsTable:
         records = self._build_table()
         own_id, needed = records.c[self.id_column], records.c[self.data_key_column]
         these = select(own_id, needed, records.c[self.ciphertext_column]).where(needed == data_key_id, own_id > after)
-        found = columns.read_page(connection, these.order_by(own_id), limit)
+        found = column_types.read_page(connection, these.order_by(own_id), limit)
         return tuple(Record(row[0], row[1], row[2]) for row in found)
 
     def _build_table(self) -> TableClause:

@@ -13,11 +13,11 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, Row, exists, select
 from sqlalchemy.exc import IntegrityError
 
-from shared.keyring import columns
-from shared.keyring.columns import find_unreadable_rows
+from shared.keyring import column_types
+from shared.keyring.column_types import find_unreadable_rows
 from shared.keyring.database import Database
 from shared.keyring.model import LOCAL_KEK, DataKey, DataKeyStatus, WrappedKey
-from shared.keyring.tables import data_keys, abandoned_data_keys, local_key, retired_versions
+from shared.keyring.tables import abandoned_data_keys, data_keys, local_key, retired_versions
 
 PAGE_SIZE: Final = 1000
 """Data keys in one read, at most."""
@@ -37,7 +37,7 @@ def list_data_keys(
 ) -> tuple[DataKey, ...]:
     """Those whose id comes after `after`, in the order of their ids."""
     these = select(data_keys).where(_columns.id > after).order_by(_columns.id)
-    rows = columns.read_page(connection, these if condition is None else these.where(condition), limit)
+    rows = column_types.read_page(connection, these if condition is None else these.where(condition), limit)
     return tuple(_parse_data_key(row) for row in rows)
 
 
@@ -106,7 +106,9 @@ def read_local_key_fingerprint(connection: Connection) -> bytes | None:
 
 def find_unreadable_data_keys(connection: Connection) -> dict[str, str]:
     """Why data keys' rows cannot be read, by id: see `find_unreadable_rows`."""
-    return find_unreadable_rows(connection, data_keys, status=[each.value for each in DataKeyStatus if each is not DataKeyStatus.UNKNOWN])
+    return find_unreadable_rows(
+        connection, data_keys, status=[each.value for each in DataKeyStatus if each is not DataKeyStatus.UNKNOWN]
+    )
 
 
 class DataKeyStore:
@@ -134,7 +136,9 @@ class DataKeyStore:
         these = select(abandoned_data_keys.c.id).where(abandoned_data_keys.c.id == data_key_id, ~is_stored)
         return await self._database.read(lambda connection: connection.execute(these).first() is not None)
 
-    async def activate(self, new: DataKey, *, expected_active: DataKey | None, local_fingerprint: bytes | None = None) -> bool:
+    async def activate(
+        self, new: DataKey, *, expected_active: DataKey | None, local_fingerprint: bytes | None = None
+    ) -> bool:
         """Stores `new` as the active key, and retires the one that was active, in one step.
 
         Args:
@@ -153,7 +157,9 @@ class DataKeyStore:
         def swap(connection: Connection) -> bool:
             if new.wrapped.kek == LOCAL_KEK and read_local_key_fingerprint(connection) != local_fingerprint:
                 raise OtherLocalKeyError
-            if expected_active and not change_status(connection, expected_active.id, DataKeyStatus.ACTIVE, DataKeyStatus.RETIRED):
+            if expected_active and not change_status(
+                connection, expected_active.id, DataKeyStatus.ACTIVE, DataKeyStatus.RETIRED
+            ):
                 return False
             if expected_active is None:
                 _retire_unreadable(connection)
@@ -172,7 +178,9 @@ class DataKeyStore:
             RetiredVersionError: its wrap is by a version that was retired.
         """
         try:
-            await self._database.write_exclusively(lambda connection: insert_data_key(connection, replace(key, status=DataKeyStatus.RETIRED)))
+            await self._database.write_exclusively(
+                lambda connection: insert_data_key(connection, replace(key, status=DataKeyStatus.RETIRED))
+            )
         except IntegrityError:
             return False
         return True

@@ -4,7 +4,7 @@ from typing import Final
 
 from sqlalchemy import Boolean, Column, Index, Integer, MetaData, Table, text
 
-from shared.keyring.columns import LenientBytes, Id, LenientTimestamp, LenientVersion, LenientText
+from shared.keyring.column_types import Id, LenientBytes, LenientText, LenientTimestamp, LenientVersion
 
 TABLES: Final = MetaData()
 
@@ -92,7 +92,9 @@ rewraps: Final = Table(
     Column("new_wrapped", LenientBytes, nullable=False),
     Column("new_kek", LenientText, nullable=False),
     Column("new_kek_version", LenientVersion, nullable=False),
-    Column("outcome", LenientText, nullable=False),  # `done`; after a rollback `undone`, or `kept` where that was impossible
+    Column(
+        "outcome", LenientText, nullable=False
+    ),  # `done`; after a rollback `undone`, or `kept` where that was impossible
 )
 Index("keyring_journal_of_rotation", rewraps.c.rotation, rewraps.c.number)
 
@@ -120,5 +122,7 @@ instances: Final = Table(
     Column("id", LenientText, primary_key=True),
     Column("beat_at", LenientTimestamp, nullable=False),
     Column("interval", LenientTimestamp, nullable=False),
-    Column("holds", LenientText, nullable=False),  # ids of the pending data keys that it has unwrapped, with spaces between
+    Column(
+        "holds", LenientText, nullable=False
+    ),  # ids of the pending data keys that it has unwrapped, with spaces between
 )

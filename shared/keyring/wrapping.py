@@ -9,9 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from shared.keyring.model import LOCAL_KEK, DataKey, WrappedKey, compute_fingerprint, build_wrapping_aad
-from shared.kms.names import get_version_id
-from shared.kms.provider import KmsKey, KmsError
+from shared.keyring.model import LOCAL_KEK, DataKey, WrappedKey, build_wrapping_aad, compute_fingerprint
+from shared.kms.gcp.client.wire_format import get_version_id
+from shared.kms.port import KmsError, KmsKey
 from shared.kms.reason import Reason
 
 # From a KMS that works, these speak of one version or one ciphertext; any other reason speaks of KMS as a whole.

@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from shared.contract import (
+from shared.backend_contract import (
     CRYPTO_DECRYPTION_ERRORS,
     CRYPTO_INIT_TIMESTAMP,
     CRYPTO_MODE,
     CRYPTO_READY,
     CryptoMode,
 )
-from shared.secret_file import SecretFile
-from shared.smoke.check import Check, CheckResult, CheckError, run_checks
-from shared.smoke.http import TIMEOUT_SECONDS, HttpResponse, HttpClient, open_client
+from shared.config.secret_file import SecretFile
+from shared.smoke.check import Check, CheckError, CheckResult, run_checks
+from shared.smoke.http_client import TIMEOUT_SECONDS, HttpClient, HttpResponse, open_client
 
 RECORD_ID: Final = "keypulse-smoke"
 """One record, written anew each time, so that smoke tests leave nothing that grows."""
@@ -71,7 +71,9 @@ async def check_backend(
             Check("backend is ready", ready, depends_on="backend answers"),
             Check("backend uses KMS", mode, depends_on="backend answers"),
             Check("backend's metrics", lambda: _check_metrics(server), depends_on="backend answers"),
-            Check("a record is written and read", lambda: _check_record(server, random_hex), depends_on="backend is ready"),
+            Check(
+                "a record is written and read", lambda: _check_record(server, random_hex), depends_on="backend is ready"
+            ),
         ]
         return await run_checks(checks, time.monotonic)
 

@@ -3,9 +3,9 @@
 import time
 from typing import Final
 
-from shared.secret_file import SecretFile
-from shared.smoke.check import Check, CheckResult, CheckError, run_checks
-from shared.smoke.http import TIMEOUT_SECONDS, open_client
+from shared.config.secret_file import SecretFile
+from shared.smoke.check import Check, CheckError, CheckResult, run_checks
+from shared.smoke.http_client import TIMEOUT_SECONDS, open_client
 
 DASHBOARD_UID: Final = "kms-crypto-health"
 """Its uid."""
@@ -38,7 +38,9 @@ async def check_grafana(
                     "give the token of a service account: --grafana-token-file",
                 )
             if status == 404:
-                raise CheckError(f"it has no dashboard {DASHBOARD_UID}", "import ops/grafana/dashboards/kms-health.json")
+                raise CheckError(
+                    f"it has no dashboard {DASHBOARD_UID}", "import ops/grafana/dashboards/kms-health.json"
+                )
             if status != 200:
                 raise CheckError(f"it answers with HTTP {status}", "look at Grafana's log")
             document = answer.parse_json("the dashboard's address")

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-from shared.smoke.check import Check, CheckResult, CheckError, run_checks
-from shared.smoke.http import TIMEOUT_SECONDS, HttpClient, open_client
+from shared.smoke.check import Check, CheckError, CheckResult, run_checks
+from shared.smoke.http_client import TIMEOUT_SECONDS, HttpClient, open_client
 
 EXPORTER_JOB: Final = "keypulse-exporter"
 HEALTH_RECORDING: Final = "kms:crypto_health_status"
@@ -35,9 +35,17 @@ async def check_prometheus(
             Check("Prometheus answers", lambda: _check_ready(server)),
             Check("Prometheus scrapes the exporter", lambda: _check_scraping(server), depends_on="Prometheus answers"),
             Check("rules are loaded", lambda: _check_rules(server, rules), depends_on="Prometheus answers"),
-            Check("Prometheus knows an Alertmanager", lambda: _check_alertmanagers(server), depends_on="Prometheus answers"),
+            Check(
+                "Prometheus knows an Alertmanager",
+                lambda: _check_alertmanagers(server),
+                depends_on="Prometheus answers",
+            ),
             *(
-                Check(f"{name} has data", partial(_check_recording, server, name), depends_on="Prometheus scrapes the exporter")
+                Check(
+                    f"{name} has data",
+                    partial(_check_recording, server, name),
+                    depends_on="Prometheus scrapes the exporter",
+                )
                 for name in RECORDINGS
             ),
         ]
@@ -53,7 +61,9 @@ async def _check_ready(server: HttpClient) -> str:
 
 async def _check_scraping(server: HttpClient) -> str:
     targets = [
-        t for t in (await _query_api(server, "targets", {"state": "active"}))["activeTargets"] if t["labels"]["job"] == EXPORTER_JOB
+        t
+        for t in (await _query_api(server, "targets", {"state": "active"}))["activeTargets"]
+        if t["labels"]["job"] == EXPORTER_JOB
     ]
     if not targets:
         raise CheckError(

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import URL, Connection, Engine, QueuePool, create_engine, event, exc
 
-from shared.secret_file import PasswordFile, SecretUnreadableError
+from shared.config.secret_file import PasswordFile, SecretUnreadableError
 from shared.sql.sqlite_file import LOCK_SECONDS, FileConnection, SqliteFile
 
 if TYPE_CHECKING:
-    from shared.sql.patience import AnswerTimeout
-    from shared.sql.patient import TimeoutConnection
+    from shared.sql.answer_timeout import AnswerTimeout
+    from shared.sql.postgresql_connection import TimeoutConnection
 
 PASSWORD_FILE_VARIABLE: Final = "PGPASSWORD_FILE"  # noqa: S105  # its name
 """The environment variable that names a file with the password alone, such as a key of a Kubernetes Secret.
@@ -87,7 +87,13 @@ def open_transaction(engine: Engine) -> Iterator[Connection]:
 
 
 def create_postgresql_engine(
-    url: URL, connections: int, *, application_name: str, options: str, checks_connections: bool, create_answer_timeout: Callable[[], "AnswerTimeout"]
+    url: URL,
+    connections: int,
+    *,
+    application_name: str,
+    options: str,
+    checks_connections: bool,
+    create_answer_timeout: Callable[[], "AnswerTimeout"],
 ) -> Engine:
     """What a person sets otherwise in the URL counts.
 
@@ -99,7 +105,7 @@ def create_postgresql_engine(
         checks_connections: whether a connection is tried before it is used, so that a restart of the server is nobody's error.
         create_answer_timeout: of each connection that is made.
     """
-    from shared.sql.patient import TimeoutConnection  # noqa: PLC0415  # 0.1 s that a file does not need
+    from shared.sql.postgresql_connection import TimeoutConnection  # noqa: PLC0415  # 0.1 s that a file does not need
 
     def connect(_dialect: object, _entry: object, _none: object, parameters: dict[str, Any]) -> "TimeoutConnection":
         connection = TimeoutConnection.connect(**(parameters | _read_password(parameters)))

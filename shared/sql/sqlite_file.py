@@ -232,7 +232,9 @@ def _read_size(path: Path) -> int:
 
 
 def _create_wal_lost_error(wal: Path) -> sqlite3.OperationalError:
-    return _create_cannot_open_error(f"{wal} was removed or replaced while it was in use; let nothing but SQLite touch it")
+    return _create_cannot_open_error(
+        f"{wal} was removed or replaced while it was in use; let nothing but SQLite touch it"
+    )
 
 
 def _create_cannot_open_error(sentence: str) -> sqlite3.OperationalError:

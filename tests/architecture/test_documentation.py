@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from shared.settings import CommandSettings, ServerSettings, load_settings
+from shared.config.settings import CommandSettings, ServerSettings, load_settings
 from tests.architecture.test_roles import TABLE
 
 ROOT = Path(__file__).parents[2]

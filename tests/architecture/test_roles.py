@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from ops.demo.stand_ins import server as stand_ins
+from ops.demo.stand_ins import app as stand_ins
 from ops.kms_emulator import emulator, fault_api
 from ops.kms_emulator.faults import Faults
 from services.backend import app as backend
@@ -25,12 +25,12 @@ from services.exporter import app as exporter
 from services.exporter.config import Settings as ExporterSettings
 from services.relay import app as relay
 from services.relay.config import RelaySettings
-from services.relay.sending.here import open_local_sender
-from shared.guard import ProtectedRoute, RouteRequirements
-from shared.launch import ServerRunner
-from shared.reload import ReloadMiddleware
-from shared.settings import Role
-from shared.web_file import WebConfigFile
+from services.relay.delivery.attempt import open_local_sender
+from shared.config.settings import Role
+from shared.http.authorization import ProtectedRoute, RouteRequirements
+from shared.http.web_config_reload import WebConfigFile
+from shared.process.hot_reload import ReloadMiddleware
+from shared.process.runner import ServerRunner
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 

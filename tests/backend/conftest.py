@@ -11,22 +11,22 @@ import yaml
 from google.cloud.kms_v1 import KeyManagementServiceAsyncClient
 from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
 from grpc.aio import insecure_channel
+from shared.kms.gcp.client.client import GcpKmsKey
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
 from services.backend import records as records_module
 from services.backend.config import Settings
 from services.backend.keyring import Keyring
-from services.backend.own_key import InstanceLocalKey
+from services.backend.local_key import InstanceLocalKey
 from services.backend.records import Records, decrypt_record
+from shared.config.settings import load_settings
 from shared.keyring.database import Database
 from shared.keyring.instances import InstanceHeartbeat
-from shared.keyring.paced import QuotaLimitedKey
 from shared.keyring.store import DataKeyStore
 from shared.keyring.tables import TABLES
 from shared.keyring.wrapping import KeyWrapper
-from shared.kms.gcp import GcpKmsKey
-from shared.settings import load_settings
-from shared.sql.location import create_sqlite_url
+from shared.kms.quota import QuotaLimitedKey
+from shared.sql.database_url import create_sqlite_url
 from tests.key_versions import Versions
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"

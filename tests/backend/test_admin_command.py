@@ -14,8 +14,8 @@ import pytest
 from ops.kms_emulator.emulator import Emulator
 from services.backend.app import run_backend
 from services.backend.config import Settings
-from shared.server import serve
-from shared.settings import Address
+from shared.config.settings import Address
+from shared.http.server import serve
 from tests.shared.certificates import Authority, web_yml
 
 COMMAND = (sys.executable, "-m", "services.backend", "admin")

@@ -6,10 +6,10 @@ import pytest
 import yaml
 
 from services.backend.config import Settings
-from shared.mistakes import ConfigurationError
+from shared.config.errors import ConfigurationError
+from shared.config.settings import RESERVED_NAMES, Address, load_settings
 from shared.planned import ignored_keys
-from shared.settings import RESERVED_NAMES, Address, load_settings
-from shared.sql.location import create_sqlite_url
+from shared.sql.database_url import create_sqlite_url
 
 Configuration = Callable[..., Path]
 
@@ -46,7 +46,10 @@ def test_the_documents_backend_lets_the_documents_rotator_in() -> None:
 )
 def test_who_may_call_the_admin_api_is_called_as_nobody_else_is(auth: object, configuration: Configuration) -> None:
     admin = {"tokens": [{"name": "ci", "role": "viewer", "file": "token"}]}
-    assert load_settings(Settings, configuration("127.0.0.1:9010", admin=admin)).list_reserved_names() == [*RESERVED_NAMES, "ci"]
+    assert load_settings(Settings, configuration("127.0.0.1:9010", admin=admin)).list_reserved_names() == [
+        *RESERVED_NAMES,
+        "ci",
+    ]
     with pytest.raises(ConfigurationError, match=r"admin: expected each name once, .*; ci is there again"):
         load_settings(Settings, configuration("127.0.0.1:9010", admin=admin, auth=auth))
 

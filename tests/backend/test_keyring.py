@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
 from ops.kms_emulator.faults import Fault
+from services.backend.aes_gcm import UnwrappedKey
 from services.backend.keyring import KeyUnavailableError
 from services.backend.local_key import read_or_create
 from services.backend.records import CorruptRecordError, decrypt_record
-from services.backend.sealing import UnwrappedKey
-from shared.contract import CryptoMode
+from shared.backend_contract import CryptoMode
 from shared.keyring.model import LOCAL_KEK, DataKeyStatus, build_wrapping_aad
 from shared.keyring.tables import local_key
 
@@ -55,7 +55,11 @@ async def test_a_restart_in_an_outage_writes_with_a_local_key_and_says_why_an_ol
         with pytest.raises(KeyUnavailableError, match="it is wrapped by KMS, which cannot be used"):
             await backend.get("before")
         before, during = await backend.store.all()
-        assert (before.status, during.status, during.wrapped.kek) == (DataKeyStatus.RETIRED, DataKeyStatus.ACTIVE, LOCAL_KEK)
+        assert (before.status, during.status, during.wrapped.kek) == (
+            DataKeyStatus.RETIRED,
+            DataKeyStatus.ACTIVE,
+            LOCAL_KEK,
+        )
 
         emulator.faults.clear()
         await backend.check()
@@ -95,7 +99,11 @@ async def test_on_return_every_key_of_the_outage_is_wrapped_anew_by_kms_and_outl
         await backend.check()
         rewrapped, successor = await backend.store.all()
         assert backend.keyring.mode is CryptoMode.KMS
-        assert (rewrapped.status, successor.status, successor.wrapped.kek) == (DataKeyStatus.RETIRED, DataKeyStatus.ACTIVE, KEY)
+        assert (rewrapped.status, successor.status, successor.wrapped.kek) == (
+            DataKeyStatus.RETIRED,
+            DataKeyStatus.ACTIVE,
+            KEY,
+        )
         assert (rewrapped.id, rewrapped.wrapped.kek, rewrapped.wrapped.kek_version) == (local.id, KEY, 1)
         assert rewrapped.wrapped.ciphertext != local.wrapped.ciphertext
     (tmp_path / "local.key").unlink()

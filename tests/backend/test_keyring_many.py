@@ -9,26 +9,26 @@ from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
+from shared.kms.gcp.client.wire_format import get_version_id
 from sqlalchemy import Connection
 
 from services.backend import records as records_module
+from services.backend.aes_gcm import UnwrappedKey
 from services.backend.keyring import Keyring
-from services.backend.own_key import InstanceLocalKey
+from services.backend.local_key import InstanceLocalKey
 from services.backend.records import Records, decrypt_record
-from services.backend.sealing import UnwrappedKey
-from shared.contract import CryptoMode
+from shared.backend_contract import CryptoMode
 from shared.keyring import store
 from shared.keyring.database import Database
 from shared.keyring.instances import InstanceHeartbeat
 from shared.keyring.model import DataKey, DataKeyStatus, WrappedKey, compute_fingerprint
-from shared.keyring.paced import QuotaLimitedKey
 from shared.keyring.store import DataKeyStore
 from shared.keyring.tables import TABLES, data_keys
 from shared.keyring.wrapping import KeyWrapper
-from shared.kms.names import get_version_id
-from shared.kms.provider import DecryptResult, KmsError
+from shared.kms.port import DecryptResult, KmsError
+from shared.kms.quota import QuotaLimitedKey
 from shared.kms.reason import Reason
-from shared.sql.location import create_sqlite_url
+from shared.sql.database_url import create_sqlite_url
 from tests.conftest import Until
 from tests.shared.keyring.fake_kms import FakeKms
 from tests.shared.keyring.keyring import KEY, secret_of
@@ -102,7 +102,9 @@ async def _started(folder: Path, kms: SlowKms, number: int) -> AsyncIterator[tup
         local = InstanceLocalKey(folder / "local.key", database, heartbeat)
         await local.open()
         wrapping = KeyWrapper(kms, KEY, 5.0, local)
-        keyring = Keyring(DataKeyStore(database), local, wrapping, heartbeat, background_kms=QuotaLimitedKey(kms), clock=time.time)
+        keyring = Keyring(
+            DataKeyStore(database), local, wrapping, heartbeat, background_kms=QuotaLimitedKey(kms), clock=time.time
+        )
         kms.unwraps = 0
         checked = asyncio.Event()
         watching = asyncio.create_task(keyring.run(0.05, checked))

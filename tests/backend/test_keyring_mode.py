@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
-from shared.contract import CryptoMode
+from shared.backend_contract import CryptoMode
 from shared.keyring.database import DatabaseError
 from shared.keyring.model import LOCAL_KEK, DataKeyStatus
 from shared.keyring.tables import data_keys

@@ -9,9 +9,9 @@ import pytest
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from services.backend.keyring import KeyUnavailableError
-from shared.contract import CryptoMode
+from shared.backend_contract import CryptoMode
 from shared.keyring.administration import RotateRequest, RotationType
-from shared.keyring.carrier import LocalAdministration
+from shared.keyring.local_administration import LocalAdministration
 from shared.keyring.model import LOCAL_KEK
 from shared.keyring.tables import instances
 

@@ -16,10 +16,10 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from services.backend.app import run_backend
 from services.backend.config import Settings
-from services.backend.look import KeyringPoller
-from shared.contract import CryptoMode
+from services.backend.keyring_poller import KeyringPoller
+from shared.backend_contract import CryptoMode
 from shared.keyring.database import Database
-from shared.kms.provider import EncryptResult, KmsKey
+from shared.kms.port import EncryptResult, KmsKey
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 OUTAGE = Fault(kind="status", status="UNAVAILABLE")

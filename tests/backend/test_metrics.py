@@ -1,10 +1,10 @@
 from prometheus_client import CollectorRegistry, generate_latest
+from shared.keyring.journal.progress.metrics import KeyringMetrics
 
 from services.backend.metrics import register_metrics
-from shared.contract import KEYRING_METRIC_LABELS, CryptoMode
+from shared.backend_contract import KEYRING_METRIC_LABELS, CryptoMode
 from shared.keyring.administration import RotationType
 from shared.keyring.model import DataKeyStatus
-from shared.keyring.seen import KeyringMetrics
 
 
 def test_every_scrape_shows_the_state_of_that_moment() -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
+from services.backend.aes_gcm import UnwrappedKey
 from services.backend.records import TABLES, CorruptRecordError, Records, decrypt_record
-from services.backend.sealing import UnwrappedKey
 from shared.keyring import store
 from shared.keyring import tables as keyring
 from shared.keyring.database import Database
 from shared.keyring.model import DataKey, DataKeyStatus, WrappedKey
 from shared.keyring.records import Record
-from shared.sql.location import create_sqlite_url
+from shared.sql.database_url import create_sqlite_url
 
 KEY = UnwrappedKey("k1", os.urandom(32))
 

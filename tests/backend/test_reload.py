@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry
 from ops.kms_emulator.emulator import Emulator
 from services.backend.app import RESTART_SETTINGS, run_backend
 from services.backend.config import Settings
-from shared.guard import Authorizer
-from shared.reload import ReloadMiddleware
+from shared.http.authorization import Authorizer
+from shared.process.hot_reload import ReloadMiddleware
 
 
 async def test_another_token_counts_at_once_and_the_keys_stay_in_memory(
@@ -38,5 +38,7 @@ async def test_every_other_key_needs_a_restart(settings: Callable[..., Settings]
         raise AssertionError
 
     now, then = settings("127.0.0.1:1"), settings("127.0.0.1:2", kms_timeout="1s", local_key_file="other.key")
-    reloading = ReloadMiddleware(lambda *_: apply(now), now, lambda: then, apply, RESTART_SETTINGS, Authorizer(CollectorRegistry()))
+    reloading = ReloadMiddleware(
+        lambda *_: apply(now), now, lambda: then, apply, RESTART_SETTINGS, Authorizer(CollectorRegistry())
+    )
     assert [line.partition(":")[0] for line in await reloading.reload()] == ["kms", "kms_timeout", "local_key_file"]

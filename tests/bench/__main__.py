@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from shared.server import StartError
+from shared.http.server import StartError
 from tests.bench.claim import claims
 from tests.bench.hanging import hanging
 from tests.bench.intake import intake

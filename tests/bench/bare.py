@@ -18,9 +18,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from shared.server import serve
-from shared.settings import Address
-from shared.stop import wait_for_stop_signal
+from shared.config.settings import Address
+from shared.http.server import serve
+from shared.process.shutdown import wait_for_stop_signal
 
 _TOGETHER: Final = 256
 _Waiting = queue.SimpleQueue[tuple[bytes, "Future[None]"]]

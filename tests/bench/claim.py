@@ -16,15 +16,15 @@ from uuid import uuid4
 
 import click
 
+from services.relay.outbox.breaker import ChannelEffect, PauseLimits
 from services.relay.outbox.claim import ClaimRequest, claim_due
-from services.relay.outbox.gate import ChannelEffect, PauseLimits
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.receipt import AttemptOutcome, record_outcome
-from services.relay.outbox.schema import State
-from services.relay.outbox.store import Store, open_store
-from services.relay.outbox.waiting import StoreUnavailableError
-from shared.server import StartError
-from shared.sql import location
-from shared.sql.location import DatabaseUrl
+from services.relay.outbox.tables import State
+from shared.http.server import StartError
+from shared.sql import database_url
+from shared.sql.database_url import DatabaseUrl
 from tests.bench.filled import CHANNEL, fill, put_off
 from tests.bench.stage import BenchError, temporary
 from tests.postgres import Postgres, programs
@@ -68,7 +68,7 @@ async def claims(disk: Path, waiting: int, rounds: int) -> None:
     click.echo(f"\nclaim: one delivery beside {waiting} others, {TIMES} times in each round; milliseconds")
     with temporary(disk) as folder, _postgres() as server:
         stores: dict[str, Callable[[], DatabaseUrl]] = {
-            "SQLite": lambda: location.create_sqlite_url(folder / f"{uuid4().hex}.db"),
+            "SQLite": lambda: database_url.create_sqlite_url(folder / f"{uuid4().hex}.db"),
             "PostgreSQL": lambda: server.database(f"bench_{uuid4().hex}"),
         }
         for name, new in stores.items():

@@ -7,9 +7,9 @@ from uuid import uuid4
 
 from sqlalchemy import insert, update
 
-from services.relay.outbox.schema import UNFINISHED, State, deliveries, events, incidents
-from services.relay.outbox.store import Store
-from services.relay.outbox.together import Transaction
+from services.relay.outbox.engine.batching import Transaction
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.tables import UNFINISHED, State, deliveries, events, incidents
 from tests.bench.alerts import webhook
 
 CHANNEL: Final = "slack"

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from ops.demo.stack import find_program
-from shared.server import StartError
+from shared.http.server import StartError
 
 IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 

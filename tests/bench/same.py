@@ -13,8 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from shared.server import serve_until_stopped
-from shared.settings import Address
+from shared.config.settings import Address
+from shared.http.server import serve_until_stopped
 
 
 def app(plain: bytes) -> Starlette:

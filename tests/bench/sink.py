@@ -17,9 +17,9 @@ import sys
 import time
 from typing import Final
 
-from shared.server import bind_socket
-from shared.settings import Address
-from shared.stop import wait_for_stop_signal
+from shared.config.settings import Address
+from shared.http.server import bind_socket
+from shared.process.shutdown import wait_for_stop_signal
 
 _GROUP: Final = re.compile(rb"group-(\d{5})")
 _LENGTH: Final = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")

@@ -19,8 +19,8 @@ import yaml
 
 from ops.demo.processes import Processes, run_processes
 from ops.demo.stack import find_program
-from shared.server import StartError, bind_socket
-from shared.settings import Address
+from shared.config.settings import Address
+from shared.http.server import StartError, bind_socket
 
 TOKEN: Final = "a-token-of-the-benchmarks"
 SLACK_TOKEN: Final = "xoxb-benchmark"

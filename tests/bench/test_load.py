@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from shared.server import serve
-from shared.settings import Address
+from shared.config.settings import Address
+from shared.http.server import serve
 from tests.bench.load import Load, load
 from tests.bench.stage import TOKEN, BenchError, Running
 

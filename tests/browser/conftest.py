@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright
 
-from ops.demo.stand_ins.server import run_stand_ins
+from ops.demo.stand_ins.app import run_stand_ins
 from ops.kms_emulator import emulator
 from tests.browser.senders import Senders
 from tests.browser.watched import Watched, watched

@@ -4,9 +4,18 @@ from random import Random
 from typing import Final
 
 from services.exporter.history import History
-from services.exporter.model import BackendState, Call, CanaryResult, Failure, Health, KeyInspection, Operation, ProbeResult
-from shared.contract import CryptoMode
-from shared.kms.provider import KeyDescription, KeyVersion, ConnectivityPhase
+from services.exporter.model import (
+    BackendState,
+    Call,
+    CanaryResult,
+    Failure,
+    Health,
+    KeyInspection,
+    Operation,
+    ProbeResult,
+)
+from shared.backend_contract import CryptoMode
+from shared.kms.port import ConnectivityPhase, KeyDescription, KeyVersion
 from shared.kms.reason import Reason
 
 NOW: Final = 1_768_469_400.0
@@ -41,7 +50,10 @@ def failing() -> History:
     history = well(vault_until=240)
     detail = "failed to connect to all addresses; last error: UNKNOWN: ipv4:10.20.0.9:443: connection attempt timed out"
     failure = Failure(Reason.UNAVAILABLE, detail)
-    way = (ConnectivityPhase("dns", 0.003), ConnectivityPhase("tcp", 5.0, "no connection with 10.20.0.9:443: timed out"))
+    way = (
+        ConnectivityPhase("dns", 0.003),
+        ConnectivityPhase("tcp", 5.0, "no connection with 10.20.0.9:443: timed out"),
+    )
     for ago in range(233, 0, -30):
         call = Call(Operation.ENCRYPT, 5.0, failure)
         history.add_probe(ProbeResult("vault", "vault-kek", NOW - ago, (call,), None, None, way))

@@ -8,7 +8,7 @@ import aiohttp
 import aiosmtplib
 from slack_sdk.web.async_client import AsyncWebClient
 
-from ops.demo.stand_ins.server import StandIns
+from ops.demo.stand_ins.app import StandIns
 
 CRITICAL = "#security-critical"
 RUNBOOK = "https://example.org/docs/KMS_OPERATIONS.md#kmscryptomodenotkms"

@@ -7,9 +7,18 @@ import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 
 from services.exporter.history import History
-from services.exporter.model import BackendState, Call, CanaryResult, Failure, Health, KeyInspection, Operation, ProbeResult
-from shared.contract import CryptoMode
-from shared.kms.provider import KeyDescription, KeyVersion, ConnectivityPhase
+from services.exporter.model import (
+    BackendState,
+    Call,
+    CanaryResult,
+    Failure,
+    Health,
+    KeyInspection,
+    Operation,
+    ProbeResult,
+)
+from shared.backend_contract import CryptoMode
+from shared.kms.port import ConnectivityPhase, KeyDescription, KeyVersion
 from shared.kms.reason import Reason
 from tests.browser.conftest import opened
 from tests.browser.scenes import NOW

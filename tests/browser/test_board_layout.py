@@ -5,7 +5,7 @@ from playwright.async_api import Browser
 
 from services.exporter.history import History
 from services.exporter.model import BackendState, Call, Health, Operation, ProbeResult
-from shared.contract import CryptoMode
+from shared.backend_contract import CryptoMode
 from tests.browser.conftest import opened
 from tests.browser.scenes import NOW
 from tests.browser.watched import shown

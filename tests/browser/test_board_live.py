@@ -5,8 +5,8 @@ from playwright.async_api import Browser, Locator, Page, expect
 
 from ops.kms_emulator.faults import Fault
 from services.exporter.model import BackendState, Health
-from shared.contract import CryptoMode
-from shared.settings import Address
+from shared.backend_contract import CryptoMode
+from shared.config.settings import Address
 from tests.browser.scenes import NOW, failing, well
 from tests.browser.watched import Watched, key_name, shown
 

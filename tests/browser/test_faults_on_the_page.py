@@ -3,7 +3,7 @@
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from ops.demo.stand_ins.server import run_stand_ins
+from ops.demo.stand_ins.app import run_stand_ins
 from ops.kms_emulator import emulator
 from ops.kms_emulator.faults import Fault
 from tests.browser.senders import Senders

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from ops.kms_emulator import emulator
 from services.exporter.history import History
 from services.exporter.model import BackendState, Call, CanaryResult, Health, KeyInspection, Operation, ProbeResult
-from services.exporter.probe import Prober
+from services.exporter.probes.round_trip import Prober
 from services.exporter.web.pages import Pages
-from shared.auth import AccessPolicy, Token
-from shared.contract import CryptoMode
-from shared.kms.provider import KmsKey
+from shared.backend_contract import CryptoMode
+from shared.config.secret_file import TokenFile
+from shared.config.settings import Address, Role
+from shared.http.authentication import AccessPolicy, Token
+from shared.http.server import create_application, create_registry, serve
+from shared.kms.port import KmsKey
 from shared.kms.registry import connect_key
 from shared.kms.settings import GcpKeySettings
-from shared.secret_file import TokenFile
-from shared.server import create_application, create_registry, serve
-from shared.settings import Address, Role
 
 NAMES = ("ledger-kek", "vault-kek", "archive-kek")
 FREE = Address("127.0.0.1", 0)

@@ -20,7 +20,7 @@ import yaml
 
 from ops.compose import secrets
 from ops.demo.ports import Ports
-from ops.demo.scale import scale_yaml
+from ops.demo.time_scale import scale_yaml
 from tests.containers.engine import ROOT, Engine, privileges
 
 USER, GROUP = 65532, 65534

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from ops.demo import scenario, stack
-from ops.demo.configure import write_configuration
+from ops.demo.configuration import write_configuration
 from ops.demo.ports import Ports
 from ops.demo.processes import run_processes
 from tests.containers.engine import Engine

@@ -14,7 +14,7 @@ import pytest
 from ops.demo import scenario, stack, timeline
 from ops.demo.__main__ import list_addresses
 from ops.demo.ports import Ports
-from shared.server import StartError
+from shared.http.server import StartError
 
 
 def _children() -> set[int]:

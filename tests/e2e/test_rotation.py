@@ -14,7 +14,7 @@ from google.cloud.kms_v1 import CryptoKeyVersion, KeyManagementServiceAsyncClien
 from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
 
 from ops.demo import stack
-from ops.demo.configure import KEY
+from ops.demo.configuration import KEY
 from ops.demo.ports import Ports
 from tests.faults import summary
 

@@ -6,7 +6,7 @@ import pytest
 from aiohttp import web
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
-from services.exporter.backend_state import BackendReader, open_http_client
+from services.exporter.backends.reader import BackendReader, open_http_client
 from services.exporter.model import BackendState
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"

@@ -10,16 +10,16 @@ from typing import Any
 import aiohttp
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
-from services.exporter.demand import CoalescedProbe
 from services.exporter.model import ProbeResult
-from services.exporter.probe import Prober
-from services.exporter.web import probe
-from shared.auth import AccessPolicy, Token
+from services.exporter.probes.coalescing import CoalescedProbe
+from services.exporter.probes.round_trip import Prober
+from services.exporter.web import probe_endpoint
+from shared.config.secret_file import TokenFile
+from shared.config.settings import Address, Role
+from shared.http.authentication import AccessPolicy, Token
+from shared.http.server import create_application, create_registry, serve
 from shared.kms.registry import connect_key
 from shared.kms.settings import KeySettings
-from shared.secret_file import TokenFile
-from shared.server import create_application, create_registry, serve
-from shared.settings import Address, Role
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 TIMEOUT = 1.0
@@ -64,7 +64,7 @@ async def probed(admin: TokenFile | None = None, **changed: Any) -> AsyncIterato
         }
         demand = CoalescedProbe("backend", "ledger-kek", **(arguments | changed))
         access = AccessPolicy([Token("admin", Role.ADMIN, admin)] if admin else [])
-        route = probe.build_route(lambda: {"ledger-kek": demand})
+        route = probe_endpoint.build_route(lambda: {"ledger-kek": demand})
         app = create_application("keypulse exporter", create_registry(), [route], access_policy=access)
         try:
             async with serve(app, Address("127.0.0.1", 0)) as address, aiohttp.ClientSession() as session:

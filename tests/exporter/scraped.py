@@ -9,11 +9,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from ops.kms_emulator.emulator import Emulator
 from services.exporter.app import run_exporter
 from services.exporter.config import Backend, ProbeSettings, Settings, Target
-from shared.kms.provider import KmsKey
+from shared.config.settings import Address
+from shared.http.server import serve
+from shared.kms.port import KmsKey
 from shared.kms.registry import connect_key
 from shared.kms.settings import KeySettings
-from shared.server import serve
-from shared.settings import Address
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 INTERVAL = 1.0

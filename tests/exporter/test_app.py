@@ -3,6 +3,7 @@ import subprocess
 import time
 from collections.abc import Awaitable, Callable
 
+from shared.kms.gcp.client.client import GcpKmsKey
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -11,9 +12,8 @@ from starlette.routing import Route
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from services.exporter.config import Backend, ProbeSettings, Settings
-from shared.kms.gcp import GcpKmsKey
-from shared.kms.provider import EncryptResult
-from shared.server import serve
+from shared.http.server import serve
+from shared.kms.port import EncryptResult
 from tests.exporter.scraped import FREE, configured, scraped, target
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]

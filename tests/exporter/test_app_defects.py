@@ -8,15 +8,15 @@ from random import Random
 import aiohttp
 import pytest
 
-from services.exporter import watch
+from services.exporter import jobs
 from services.exporter.app import run_exporter
-from services.exporter.backend_state import BackendReader, open_http_client
+from services.exporter.backends.reader import BackendReader, open_http_client
 from services.exporter.config import Backend, Settings
 from services.exporter.model import BackendState, Health
-from services.exporter.record import Results
-from shared.contract import CryptoMode
-from shared.server import serve
-from shared.settings import Address
+from services.exporter.results import Results
+from shared.backend_contract import CryptoMode
+from shared.config.settings import Address
+from shared.http.server import serve
 
 FREE = Address("127.0.0.1", 0)
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
@@ -50,7 +50,7 @@ async def test_a_read_that_fails_unexpectedly_leaves_nothing_stale(
             return [await reader.read()]
 
         with pytest.raises(raised):
-            await watch._build_backend_job("backend", read, record).run()
+            await jobs._build_backend_job("backend", read, record).run()
     shown = [s for family in record.metrics.collect() for s in family.samples if s.name.startswith("crypto_")]
     assert [(sample.name, sample.value) for sample in shown] == [("crypto_backend_up", 0)]
 

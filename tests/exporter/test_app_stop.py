@@ -14,8 +14,8 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from services.exporter.app import run_exporter
 from services.exporter.config import Backend, ProbeSettings, Settings, Target
-from shared.server import serve
-from shared.settings import Address
+from shared.config.settings import Address
+from shared.http.server import serve
 from tests.connections import connections
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"

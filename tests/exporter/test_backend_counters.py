@@ -5,9 +5,10 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from services.exporter.metrics import ExporterMetrics
+from services.exporter.metrics.collector.collector import ExporterMetrics
+
 from services.exporter.model import BackendState, Health
-from shared.contract import CryptoMode
+from shared.backend_contract import CryptoMode
 
 HEALTH = Health(CryptoMode.KMS, ready=True)
 

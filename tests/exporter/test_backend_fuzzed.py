@@ -8,10 +8,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from services.exporter import backend_documents
-from services.exporter.backend_documents import parse_health, parse_metrics, parse_openmetrics
+from services.exporter.backends import documents as backend_documents
+from services.exporter.backends.documents import parse_health, parse_metrics, parse_openmetrics
 from services.exporter.model import Samples
-from shared.contract import KEYRING_METRIC_LABELS
+from shared.backend_contract import KEYRING_METRIC_LABELS
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 from aiohttp import web
 
-from services.exporter import backend_state
-from services.exporter.backend_state import BackendReader
+from services.exporter.backends import reader as backend_state
+from services.exporter.backends.reader import BackendReader
 from services.exporter.model import BackendState
 
 Read = Callable[..., Awaitable[BackendState]]

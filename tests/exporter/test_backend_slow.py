@@ -11,9 +11,9 @@ from contextlib import contextmanager
 import pytest
 from aiohttp import web
 
-from services.exporter.backend_state import BackendReader
+from services.exporter.backends.reader import BackendReader
 from services.exporter.model import BackendState, Health
-from shared.contract import CryptoMode
+from shared.backend_contract import CryptoMode
 
 Read = Callable[..., Awaitable[BackendState]]
 Reader = Callable[..., BackendReader]

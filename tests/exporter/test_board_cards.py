@@ -8,12 +8,29 @@ from typing import Final
 import pytest
 
 from services.exporter.history import History
-from services.exporter.model import BackendState, Call, CanaryResult, Failure, Health, KeyInspection, Operation, ProbeResult
-from services.exporter.web import advice
-from services.exporter.web.cards import Card, MaxAges, TargetOrBackendHistory, sort_canaries, build_card, get_protection_level, sort_versions
+from services.exporter.model import (
+    BackendState,
+    Call,
+    CanaryResult,
+    Failure,
+    Health,
+    KeyInspection,
+    Operation,
+    ProbeResult,
+)
+from services.exporter.web import findings
+from services.exporter.web.board import (
+    Card,
+    MaxAges,
+    TargetOrBackendHistory,
+    build_card,
+    get_protection_level,
+    sort_canaries,
+    sort_versions,
+)
 from services.exporter.web.findings import PERMANENT_CANARY_REASONS, HealthStatus
-from shared.contract import CryptoMode
-from shared.kms.provider import KeyDescription, KeyVersion, ConnectivityPhase
+from shared.backend_contract import CryptoMode
+from shared.kms.port import ConnectivityPhase, KeyDescription, KeyVersion
 from shared.kms.reason import Reason
 
 NOW: Final = 10_000.0
@@ -21,7 +38,7 @@ STALE: Final = 100.0
 OVERDUE: Final = 60.0
 MAX_AGE: Final = MaxAges(STALE, success=math.inf)
 ROOT: Final = Path(__file__).parents[2]
-RUNBOOK: Final = ROOT / advice.RUNBOOK_FILE
+RUNBOOK: Final = ROOT / findings.RUNBOOK_FILE
 WELL: Final = Call(Operation.ENCRYPT, 0.01)
 
 
@@ -81,7 +98,7 @@ def test_a_right_round_trip_is_well() -> None:
 def test_every_reason_has_its_sentence_and_what_to_do(reason: Reason) -> None:
     shown = Key().fails(reason).head()
     assert told(shown) == [(HealthStatus.FAILING, f"{reason} at encrypt", "said")]
-    assert shown.findings[0].advice is advice.REASON_ADVICE[reason]
+    assert shown.findings[0].advice is findings.REASON_ADVICE[reason]
     assert shown.announcement == f"ledger-kek: Failing, {reason} at encrypt"
 
 
@@ -97,18 +114,25 @@ def test_a_broken_way_says_that_it_is_the_network_and_a_whole_one_that_it_is_not
     dns, tcp = ConnectivityPhase("dns", 0.002), ConnectivityPhase("tcp", 0.004, "refused")
     (broken,) = Key().fails(Reason.UNAVAILABLE, dns, tcp).head().findings
     assert broken.connectivity == "It is the network, at TCP: refused (before it: DNS 2 ms)"
-    assert broken.advice is advice.NETWORK_ADVICE
-    (whole,) = Key().fails(Reason.UNAVAILABLE, dns, ConnectivityPhase("tcp", 0.004), ConnectivityPhase("tls", 0.03)).head().findings
+    assert broken.advice is findings.NETWORK_ADVICE
+    (whole,) = (
+        Key()
+        .fails(Reason.UNAVAILABLE, dns, ConnectivityPhase("tcp", 0.004), ConnectivityPhase("tls", 0.03))
+        .head()
+        .findings
+    )
     assert whole.connectivity == "The network is well (DNS 2 ms, TCP 4 ms, TLS 30 ms): it is KMS that does not answer."
-    assert whole.advice is advice.REASON_ADVICE[Reason.UNAVAILABLE]
+    assert whole.advice is findings.REASON_ADVICE[Reason.UNAVAILABLE]
     (measured,) = Key().fails(Reason.UNAVAILABLE).head().findings
     assert measured.connectivity is None
 
 
 def test_behind_a_proxy_nobody_is_blamed() -> None:
-    (found,) = Key().fails(Reason.TIMEOUT, ConnectivityPhase("proxy", 0.0, "it leads through proxy:3128")).head().findings
+    (found,) = (
+        Key().fails(Reason.TIMEOUT, ConnectivityPhase("proxy", 0.0, "it leads through proxy:3128")).head().findings
+    )
     assert found.connectivity == "Not known whether it is the network or KMS: it leads through proxy:3128"
-    assert found.advice is advice.REASON_ADVICE[Reason.TIMEOUT]
+    assert found.advice is findings.REASON_ADVICE[Reason.TIMEOUT]
 
 
 def test_lost_canaries_are_one_finding_for_each_reason() -> None:
@@ -126,13 +150,18 @@ def test_lost_canaries_are_one_finding_for_each_reason() -> None:
             "What version 1 encrypted cannot be decrypted: of 1",
         ),
     ]
-    assert [finding.advice for finding in shown.findings] == [advice.CANARY_LOST_ADVICE, advice.REASON_ADVICE[Reason.UNAVAILABLE]]
+    assert [finding.advice for finding in shown.findings] == [
+        findings.CANARY_LOST_ADVICE,
+        findings.REASON_ADVICE[Reason.UNAVAILABLE],
+    ]
     assert shown.since_label == "round trips right since"
 
 
 def test_a_wrong_aad_that_is_not_refused_is_a_failure() -> None:
     call = Call(Operation.DECRYPT, 0.01, Failure(Reason.PLAINTEXT_MISMATCH, "not refused"))
-    assert told(Key().probe().read(wrong_aad=call).head()) == [(HealthStatus.FAILING, "wrong AAD accepted", "not refused")]
+    assert told(Key().probe().read(wrong_aad=call).head()) == [
+        (HealthStatus.FAILING, "wrong AAD accepted", "not refused")
+    ]
     assert Key().probe().read(wrong_aad=WELL).head().status is HealthStatus.HEALTHY
 
 
@@ -236,23 +265,27 @@ def test_a_right_round_trip_that_is_too_long_ago_is_no_success() -> None:
     shown = build_card(right.record, NOW + OVERDUE + 1, max_age)
     assert (shown.status, [title for _, title, _ in told(shown)]) == (HealthStatus.FAILING, ["no round trip in time"])
     assert "1970-01-01 02:46:40 UTC" in shown.findings[0].text
-    assert [title for _, title, _ in told(build_card(wrong.record, NOW + OVERDUE + 1, max_age))] == ["timeout at encrypt"]
+    assert [title for _, title, _ in told(build_card(wrong.record, NOW + OVERDUE + 1, max_age))] == [
+        "timeout at encrypt"
+    ]
 
 
 def test_advice_about_a_role_or_credentials_holds_for_those_that_never_were() -> None:
     reasons = (Reason.PERMISSION_DENIED, Reason.UNAUTHENTICATED)
-    of_credentials = [advice.PERMISSION_ADVICE, *(advice.REASON_ADVICE[reason] for reason in reasons)]
+    of_credentials = [findings.PERMISSION_ADVICE, *(findings.REASON_ADVICE[reason] for reason in reasons)]
     assert [advised for advised in of_credentials if "again" in advised.text] == []
 
 
-def advices() -> set[advice.Advice]:
-    return {value for value in vars(advice).values() if isinstance(value, advice.Advice)} | {*advice.REASON_ADVICE.values()}
+def advices() -> set[findings.Advice]:
+    return {value for value in vars(findings).values() if isinstance(value, findings.Advice)} | {
+        *findings.REASON_ADVICE.values()
+    }
 
 
 def test_every_section_that_is_named_stands_in_the_runbook() -> None:
     headings = re.findall(r"^#+ (.+)$", RUNBOOK.read_text(encoding="utf-8"), re.MULTILINE)
     anchors = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
-    assert set(advice.REASON_ADVICE) == set(Reason)
+    assert set(findings.REASON_ADVICE) == set(Reason)
     assert len(advices()) > len(Reason) + 5
     for advised in advices():
         assert anchors.count(advised.anchor) == 1  # GitHub gives the second of two equal headings another anchor

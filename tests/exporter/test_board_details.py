@@ -19,12 +19,12 @@ from services.exporter.model import (
     ProbeResult,
     Samples,
 )
-from services.exporter.web.cards import MAX_LISTED_VERSIONS
+from services.exporter.web.board import MAX_LISTED_VERSIONS
 from services.exporter.web.pages import Pages
-from shared.contract import KMS_DATA_KEYS, KMS_ROTATION_LAST_SUCCESS, CryptoMode
-from shared.kms.provider import KeyDescription, KeyVersion
+from shared.backend_contract import KMS_DATA_KEYS, KMS_ROTATION_LAST_SUCCESS, CryptoMode
+from shared.http.server import create_application, create_registry
+from shared.kms.port import KeyDescription, KeyVersion
 from shared.kms.reason import Reason
-from shared.server import create_application, create_registry
 
 NOW: Final = 1_768_469_400.0
 WELL: Final = Call(Operation.CANARY_DECRYPT, 0.0242)
@@ -164,7 +164,9 @@ async def test_a_backend_tells_how_many_data_keys_each_version_wraps_and_when_th
     told = "|Data keys|12 under version 11 · 2 under version 2 · 1 under the local key"
     assert f"{told}|Last answer|" in await text(history)
     rotated: Samples = {("new-dek",): NOW - 3 * 86_400, ("rewrap-kek",): NOW - 9 * 86_400}
-    history.add_backend_state(BackendState("ledger", health, keyring={KMS_DATA_KEYS: keys, KMS_ROTATION_LAST_SUCCESS: rotated}))
+    history.add_backend_state(
+        BackendState("ledger", health, keyring={KMS_DATA_KEYS: keys, KMS_ROTATION_LAST_SUCCESS: rotated})
+    )
     assert f"{told}; last rotated|3 days ago|Last answer|" in await text(history)
     history.add_backend_state(BackendState("ledger", health))
     assert "|Data keys|" not in await text(history)

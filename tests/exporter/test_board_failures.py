@@ -8,9 +8,9 @@ import httpx2
 from services.exporter.history import MAX_FAILURE_SPANS, History
 from services.exporter.model import Call, Failure, Operation, ProbeResult
 from services.exporter.web.pages import Pages
-from shared.kms.provider import ConnectivityPhase
+from shared.http.server import create_application, create_registry
+from shared.kms.port import ConnectivityPhase
 from shared.kms.reason import Reason
-from shared.server import create_application, create_registry
 
 NOW: Final = 1_768_469_400.0
 HOUR: Final = 3600.0

@@ -8,10 +8,10 @@ import pytest
 from services.exporter.history import History
 from services.exporter.model import BackendState, Call, Failure, Health, KeyInspection, Operation, ProbeResult
 from services.exporter.web.pages import Pages
-from shared.contract import CryptoMode
-from shared.kms.provider import KeyDescription
+from shared.backend_contract import CryptoMode
+from shared.http.server import create_application, create_registry
+from shared.kms.port import KeyDescription
 from shared.kms.reason import Reason
-from shared.server import create_application, create_registry
 
 STALE: Final = 100.0
 
@@ -167,8 +167,7 @@ async def test_a_reload_shows_what_is_new_and_forgets_what_is_gone(board: Asking
 
 async def test_html_is_made_of_copies(board: Asking) -> None:
     """A look stays as it is, whatever happens while its HTML is made in a thread."""
-    from services.exporter.web.board import BoardQuery, CardCache, build_board
-    from services.exporter.web.cards import MaxAges
+    from services.exporter.web.board import BoardQuery, CardCache, MaxAges, build_board
 
     board.probe("key-1", Reason.TIMEOUT, "first")
     heads = CardCache(MaxAges(STALE, STALE))

@@ -13,11 +13,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from services.exporter.history import History
 from services.exporter.model import Call, Failure, Operation, ProbeResult
 from services.exporter.web.pages import Pages
-from shared.auth import USER_SCOPE_KEY, AccessPolicy, Token
+from shared.config.secret_file import TokenFile
+from shared.config.settings import Role
+from shared.http.authentication import USER_SCOPE_KEY, AccessPolicy, Token
+from shared.http.server import create_application, create_registry
 from shared.kms.reason import Reason
-from shared.secret_file import TokenFile
-from shared.server import create_application, create_registry
-from shared.settings import Role
 
 PATHS: Final = ("/", "/history?target=ledger-kek", "/api/board", "/board/board.js")
 LOOPBACK: Final = "http://127.0.0.1:9911"
@@ -36,7 +36,9 @@ async def asking(
     tokens = [Token("admin", Role.ADMIN, TokenFile(admin))] if admin else []
     access = AccessPolicy(tokens, {user: Role.VIEWER} if user else {})
     pages = Pages(history, result_max_age=180, clock=lambda: NOW)
-    app: ASGIApp = create_application("keypulse exporter", create_registry(), pages.build_routes(), access_policy=access)
+    app: ASGIApp = create_application(
+        "keypulse exporter", create_registry(), pages.build_routes(), access_policy=access
+    )
 
     async def known(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope, USER_SCOPE_KEY: user}, receive, send)

@@ -6,8 +6,8 @@ import pytest
 
 from services.exporter.history import RoundTrips
 from services.exporter.model import Call, Failure, Operation, ProbeResult
-from services.exporter.web import words
-from services.exporter.web.plot import HEIGHT, WIDTH, Plot, build_plot
+from services.exporter.web import time_format
+from services.exporter.web.latency_plot import HEIGHT, WIDTH, Plot, build_plot
 from shared.kms.reason import Reason
 
 NOW = 100_000.0
@@ -63,7 +63,7 @@ def test_the_hour_goes_from_left_to_right_and_ten_times_as_long_is_a_step_of_its
 )
 def test_the_scale_has_round_ticks_around_what_is_drawn(least: float, most: float, labels: list[str]) -> None:
     ticks = drawn(hour((60, least), (0, most))).ticks
-    assert [words.format_scale(tick.seconds) for tick in ticks] == labels
+    assert [time_format.format_scale(tick.seconds) for tick in ticks] == labels
     assert all(0 <= above.y < below.y <= 100 for below, above in pairwise(ticks))
 
 
@@ -121,24 +121,28 @@ def test_every_point_is_inside_of_the_picture() -> None:
     ],
 )  # fmt: skip
 def test_a_span_has_one_unit(seconds: float, told: str) -> None:
-    assert words.format_duration(seconds) == told
+    assert time_format.format_duration(seconds) == told
 
 
 def test_times_are_told_in_utc_and_by_their_distance() -> None:
-    assert words.format_time(1_768_469_400.9) == "2026-01-15 09:30:00 UTC"
-    assert words.format_short_time(1_768_469_400) == "15 Jan 09:30 UTC"
-    assert words.format_rfc3339(1_768_469_400) == "2026-01-15T09:30:00Z"
-    assert (words.format_age(10, 75), words.format_age(75, 10), words.format_age(5, 5)) == ("1 min ago", "in 1 min", "0 s ago")
+    assert time_format.format_time(1_768_469_400.9) == "2026-01-15 09:30:00 UTC"
+    assert time_format.format_short_time(1_768_469_400) == "15 Jan 09:30 UTC"
+    assert time_format.format_rfc3339(1_768_469_400) == "2026-01-15T09:30:00Z"
+    assert (time_format.format_age(10, 75), time_format.format_age(75, 10), time_format.format_age(5, 5)) == (
+        "1 min ago",
+        "in 1 min",
+        "0 s ago",
+    )
 
 
 @pytest.mark.parametrize("at", [1e12, 1e300])
 def test_a_time_that_a_backend_made_up_breaks_nothing(at: float) -> None:
-    assert words.format_time(at) == "9999-12-31 23:59:59 UTC"
-    assert words.format_rfc3339(at) == "9999-12-31T23:59:59Z"
+    assert time_format.format_time(at) == "9999-12-31 23:59:59 UTC"
+    assert time_format.format_rfc3339(at) == "9999-12-31T23:59:59Z"
 
 
 @pytest.mark.parametrize(
     ("seconds", "told"), [(None, "-"), (0.0042, "4.2 ms"), (0.01, "10 ms"), (0.9994, "999 ms"), (1.25, "1.25 s")]
 )
 def test_a_duration_has_two_or_three_digits(seconds: float | None, told: str) -> None:
-    assert words.format_latency(seconds) == told
+    assert time_format.format_latency(seconds) == told

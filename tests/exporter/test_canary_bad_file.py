@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from services.exporter.canary import MAX_BAD_FILES, MAX_FILE_BYTES, CanaryFile
 from services.exporter.model import Canary
+from services.exporter.probes.canaries import MAX_BAD_FILES, MAX_FILE_BYTES, CanaryFile
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 ONE = Canary("1", b"aad", b"ciphertext", bytes(32), 1_700_000_000.25)

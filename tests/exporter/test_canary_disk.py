@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from services.exporter import canary
-from services.exporter.canary import CanaryFile
 from services.exporter.model import Canary
+from services.exporter.probes import canaries as canary
+from services.exporter.probes.canaries import CanaryFile
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 ONE = Canary("1", b"aad", b"ciphertext", bytes(32), 1_700_000_000.25)

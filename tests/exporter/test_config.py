@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from services.exporter.config import Settings
-from shared.mistakes import ConfigurationError
+from shared.config.errors import ConfigurationError
+from shared.config.settings import Address, load_settings
 from shared.planned import ignored_keys
-from shared.settings import Address, load_settings
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 CONTRACT = f"""

@@ -10,11 +10,11 @@ from itertools import pairwise
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
+from services.exporter.metrics.collector.exposition import Exposition
 from starlette.requests import Request
 from structlog.testing import capture_logs
 
-from services.exporter import exposition
-from services.exporter.exposition import Exposition
+from services.exporter.metrics.collector import exposition
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 SCRAPE = Request({"type": "http", "headers": []})

@@ -14,10 +14,10 @@ from ops.kms_emulator.model import Key, State
 from services.exporter import app
 from services.exporter.config import ProbeSettings, Settings, Target
 from services.exporter.model import Operation, ProbeResult
-from services.exporter.record import Results
+from services.exporter.results import Results
+from shared.config.settings import Address
+from shared.http.server import bind_socket
 from shared.kms.reason import Reason
-from shared.server import bind_socket
-from shared.settings import Address
 from tests.exporter.scraped import FREE, scraped
 from tests.faults import summary
 

@@ -4,10 +4,17 @@ from array import array
 
 import pytest
 
-from services.exporter.history import MAX_FAILURE_SPANS, MAX_ROUND_TRIPS, ROUND_TRIP_WINDOW, History, TargetHistory, compute_quantile
+from services.exporter.history import (
+    MAX_FAILURE_SPANS,
+    MAX_ROUND_TRIPS,
+    ROUND_TRIP_WINDOW,
+    History,
+    TargetHistory,
+    compute_quantile,
+)
 from services.exporter.model import BackendState, Call, Failure, Health, KeyInspection, Operation, ProbeResult
-from shared.contract import CryptoMode
-from shared.kms.provider import ConnectivityPhase
+from shared.backend_contract import CryptoMode
+from shared.kms.port import ConnectivityPhase
 from shared.kms.reason import Reason
 
 DENIED = Failure(Reason.PERMISSION_DENIED, "Permission 'useToEncrypt' denied")
@@ -18,8 +25,12 @@ def right(at: float, *, target: str = "ledger-kek", encrypt: float = 0.004, decr
     return ProbeResult("backend", target, at, calls, "v/1")
 
 
-def wrong(at: float, failure: Failure = DENIED, *, seconds: float = 0.002, way: tuple[ConnectivityPhase, ...] = ()) -> ProbeResult:
-    return ProbeResult("backend", "ledger-kek", at, (Call(Operation.ENCRYPT, seconds, failure),), None, connectivity=way)
+def wrong(
+    at: float, failure: Failure = DENIED, *, seconds: float = 0.002, way: tuple[ConnectivityPhase, ...] = ()
+) -> ProbeResult:
+    return ProbeResult(
+        "backend", "ledger-kek", at, (Call(Operation.ENCRYPT, seconds, failure),), None, connectivity=way
+    )
 
 
 @pytest.fixture

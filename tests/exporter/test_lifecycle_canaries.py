@@ -6,15 +6,15 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from shared.kms.gcp.client.client import GcpKmsKey
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from ops.kms_emulator.model import Key, State
-from services.exporter.canary import CanaryFile
-from services.exporter.lifecycle import MAX_CONCURRENT_DECRYPTIONS, DESTROYED_CANARY_MAX_AGE, KeyInspector
 from services.exporter.model import KeyInspection, Operation
-from shared.kms.gcp import GcpKmsKey
-from shared.kms.provider import DecryptResult
+from services.exporter.probes.canaries import CanaryFile
+from services.exporter.probes.key_inspection import DESTROYED_CANARY_MAX_AGE, MAX_CONCURRENT_DECRYPTIONS, KeyInspector
+from shared.kms.port import DecryptResult
 from shared.kms.reason import Reason
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"

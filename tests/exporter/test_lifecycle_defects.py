@@ -5,13 +5,13 @@ import itertools
 from collections.abc import AsyncIterator, Collection
 
 import pytest
+from shared.kms.gcp.client.client import GcpKmsKey
 from structlog.testing import capture_logs
 
 from ops.kms_emulator.emulator import Emulator
-from services.exporter.lifecycle import KeyInspector
-from services.exporter.model import CanaryResult, Canary, Operation
-from shared.kms.gcp import GcpKmsKey
-from shared.kms.provider import DecryptResult, KeyDescription, KmsError
+from services.exporter.model import Canary, CanaryResult, Operation
+from services.exporter.probes.key_inspection import KeyInspector
+from shared.kms.port import DecryptResult, KeyDescription, KmsError
 from shared.kms.reason import Reason
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -68,7 +68,9 @@ async def key(emulator: Emulator) -> AsyncIterator[Broken]:
         KmsError(Reason.CRC_MISMATCH, "decrypt: the plaintext does not match its checksum"),
     ],
 )
-async def test_whatever_is_decrypted_with_a_wrong_aad_is_a_failure(key: Broken, answer: DecryptResult | KmsError) -> None:
+async def test_whatever_is_decrypted_with_a_wrong_aad_is_a_failure(
+    key: Broken, answer: DecryptResult | KmsError
+) -> None:
     key.decrypting = answer
     snapshot = await KeyInspector("backend", "ledger-kek", key, 1).inspect()
     assert snapshot.wrong_aad_check is not None

@@ -6,16 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from services.exporter.metrics.collector.collector import ExporterMetrics
+from shared.kms.gcp.client.client import GcpKmsKey
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from ops.kms_emulator.model import Key, State
-from services.exporter.canary import CanaryFile
-from services.exporter.lifecycle import KeyInspector
-from services.exporter.metrics import ExporterMetrics
 from services.exporter.model import KeyInspection
-from shared.kms.gcp import GcpKmsKey
-from shared.kms.provider import KeyDescription, KmsKey
+from services.exporter.probes.canaries import CanaryFile
+from services.exporter.probes.key_inspection import KeyInspector
+from shared.kms.port import KeyDescription, KmsKey
 from shared.kms.registry import connect_key
 from shared.kms.settings import KeySettings
 from tests.exporter.scraped import KEY

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.core import Metric
+from services.exporter.metrics.collector.collector import ExporterMetrics
 
-from services.exporter.metrics import ExporterMetrics
 from services.exporter.model import (
     BackendState,
     Call,
@@ -14,12 +14,12 @@ from services.exporter.model import (
     Failure,
     Health,
     KeyInspection,
+    KeyRead,
     Operation,
     ProbeResult,
-    KeyRead,
 )
-from shared.contract import KEYRING_METRIC_LABELS, CryptoMode
-from shared.kms.provider import KeyDescription, KeyVersion
+from shared.backend_contract import KEYRING_METRIC_LABELS, CryptoMode
+from shared.kms.port import KeyDescription, KeyVersion
 from shared.kms.reason import Reason
 
 REFERENCE = Path(__file__).parents[2] / "docs/reference.md"

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
+from services.exporter.metrics.collector.collector import ExporterMetrics
 
-from services.exporter.metrics import ExporterMetrics
-from services.exporter.model import Call, CanaryResult, Failure, KeyInspection, Operation, KeyRead
-from shared.kms.provider import KeyDescription, KeyVersion
+from services.exporter.model import Call, CanaryResult, Failure, KeyInspection, KeyRead, Operation
+from shared.kms.port import KeyDescription, KeyVersion
 from shared.kms.reason import Reason
 
 KEY = KeyDescription(
@@ -73,8 +73,7 @@ def test_versions_are_counted_by_state_and_every_known_state_is_there(metrics: E
 
 def test_the_known_states_are_those_of_googles_own_client() -> None:
     from google.cloud.kms_v1 import CryptoKeyVersion
-
-    from services.exporter.target_metrics import VERSION_STATES
+    from services.exporter.metrics.collector.targets import VERSION_STATES
 
     states = set(CryptoKeyVersion.CryptoKeyVersionState.__members__)
     assert states - {"CRYPTO_KEY_VERSION_STATE_UNSPECIFIED"} == set(VERSION_STATES) == ALL_STATES_OF_CLOUD_KMS
@@ -102,7 +101,9 @@ def test_of_a_key_that_cannot_be_read_nothing_old_is_shown(metrics: ExporterMetr
 
 
 def test_reads_and_canaries_count_as_operations(metrics: ExporterMetrics) -> None:
-    metrics.add_inspection(replace(WHOLE, encrypt_call=Call(Operation.ENCRYPT, 0.1), wrong_aad_check=Call(Operation.DECRYPT, 9)))
+    metrics.add_inspection(
+        replace(WHOLE, encrypt_call=Call(Operation.ENCRYPT, 0.1), wrong_aad_check=Call(Operation.DECRYPT, 9))
+    )
     metrics.add_inspection(WHOLE)
     assert shown(metrics, "kms_operations_total", "operation") == {
         "encrypt": 1,
@@ -175,7 +176,9 @@ def test_a_wrong_aad_counts_as_accepted_only_where_kms_decrypted_with_it(
 
 def test_what_was_wrong_at_the_last_look_is_counted_and_gone_with_it(metrics: ExporterMetrics) -> None:
     assert shown(metrics, "kms_key_problems") == {}
-    metrics.add_inspection(replace(WHOLE, problems=("the canary file was lost", "cloudkms.cryptoKeys.get is not granted")))
+    metrics.add_inspection(
+        replace(WHOLE, problems=("the canary file was lost", "cloudkms.cryptoKeys.get is not granted"))
+    )
     assert shown(metrics, "kms_key_problems") == {"": 2}
     metrics.add_inspection(WHOLE)
     assert shown(metrics, "kms_key_problems") == {"": 0}

@@ -5,13 +5,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from shared.kms.gcp.client.client import GcpKmsKey
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
-from services.exporter.lifecycle import KeyInspector
-from services.exporter.probe import Prober
-from shared.kms.gcp import GcpKmsKey
-from shared.kms.provider import KmsKey
+from services.exporter.probes.key_inspection import KeyInspector
+from services.exporter.probes.round_trip import Prober
+from shared.kms.port import KmsKey
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 

@@ -7,12 +7,12 @@ from prometheus_client.parser import text_string_to_metric_families as text
 
 from ops.kms_emulator.faults import Fault
 from services.exporter.model import Call, Failure, Operation, ProbeResult
-from services.exporter.probe import Prober
-from shared.kms.provider import ConnectivityPhase
+from services.exporter.probes.round_trip import Prober
+from shared.config.secret_file import TokenFile
+from shared.kms.port import ConnectivityPhase
 from shared.kms.reason import Reason
 from shared.kms.registry import connect_key
 from shared.kms.settings import KeySettings
-from shared.secret_file import TokenFile
 from tests.exporter.probed import KEY, probed
 
 STEPS = "?target=ledger-kek&debug=true"

@@ -11,8 +11,8 @@ import yaml
 
 from ops.demo.processes import run_processes
 from ops.kms_emulator.faults import Fault
-from shared.server import bind_socket
-from shared.settings import Address
+from shared.config.settings import Address
+from shared.http.server import bind_socket
 from tests.exporter.probed import Probed, probed
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]

@@ -7,10 +7,10 @@ import pytest
 
 from ops.kms_emulator.emulator import Emulator
 from services.exporter.app import run_exporter
-from shared.kms.provider import KmsKey
+from shared.http.server import StartError, serve
+from shared.kms.port import KmsKey
 from shared.kms.registry import connect_key
 from shared.kms.settings import KeySettings
-from shared.server import StartError, serve
 from tests.exporter.scraped import FREE, KEY, Scrape, configured, target
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]

@@ -9,13 +9,13 @@ import pytest
 
 from ops.kms_emulator.emulator import Emulator
 from services.exporter.config import Target
+from services.exporter.jobs import start_jobs
 from services.exporter.model import KeyInspection
-from services.exporter.record import Results
-from services.exporter.watch import start_jobs
-from shared.kms.provider import KmsKey
+from services.exporter.results import Results
+from shared.http.server import StartError
+from shared.kms.port import KmsKey
 from shared.kms.registry import connect_key
 from shared.kms.settings import KeySettings
-from shared.server import StartError
 from tests.exporter.scraped import KEY, configured, target
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]

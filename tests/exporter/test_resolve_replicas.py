@@ -14,11 +14,11 @@ from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from services.exporter.metrics.collector.collector import ExporterMetrics
 
-from services.exporter.backend_state import BackendReader
-from services.exporter.metrics import ExporterMetrics
+from services.exporter.backends.reader import BackendReader
+from services.exporter.backends.replicas import ReplicaReader
 from services.exporter.model import BackendState
-from services.exporter.resolve import ReplicaReader
 
 Reader = Callable[..., BackendReader]
 ONE, TWO, SIX = "127.0.0.1", "127.0.0.2", "::1"

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from aiohttp import web
 
-from services.exporter.resolve import ReplicaReader
+from services.exporter.backends.replicas import ReplicaReader
 from tests.hanging_names import hanging_for
 
 HANGS = "backend.hangs"
@@ -37,7 +37,9 @@ async def test_backends_whose_names_hang_are_down_and_one_beside_them_is_well(
     async with backend(healthy) as url, asyncio.timeout(30):
         port = urlsplit(url).port
         hang = [reader(f"http://{n}.{HANGS}:{port}/healthz", timeout=0.2).read() for n in range(64)]
-        replicas = [ReplicaReader("backend", f"all-{n}.{HANGS}", reader(url).read, timeout=0.2).read() for n in range(64)]
+        replicas = [
+            ReplicaReader("backend", f"all-{n}.{HANGS}", reader(url).read, timeout=0.2).read() for n in range(64)
+        ]
         down, unknown = await asyncio.gather(*hang), await asyncio.gather(*replicas)
         assert {state.problems for state in down} == {("health check: no complete answer within 0.2 s",)}
         assert all(states[0].health is None for states in unknown)

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 from structlog.testing import capture_logs
 
-from services.exporter.scheduler import JITTER_FRACTION, START_SPACING, NextRun, Job, run_jobs
+from services.exporter.scheduler import JITTER_FRACTION, START_SPACING, Job, NextRun, run_jobs
 
 pytestmark = pytest.mark.looptime
 
@@ -33,7 +33,9 @@ class Diary:
         return NextRun.ON_GRID
 
 
-async def run_for(seconds: float, *runs: Callable[[], Awaitable[NextRun]], interval: float, concurrency: int = 16) -> None:
+async def run_for(
+    seconds: float, *runs: Callable[[], Awaitable[NextRun]], interval: float, concurrency: int = 16
+) -> None:
     jobs = [Job(f"job {n}", run) for n, run in enumerate(runs)]
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(seconds):

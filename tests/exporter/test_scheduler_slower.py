@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from services.exporter.scheduler import JITTER_FRACTION, NextRun, Job, run_jobs
+from services.exporter.scheduler import JITTER_FRACTION, Job, NextRun, run_jobs
 
 pytestmark = pytest.mark.looptime
 

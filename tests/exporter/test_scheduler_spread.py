@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from services.exporter.scheduler import NextRun, Job, run_jobs
+from services.exporter.scheduler import Job, NextRun, run_jobs
 
 pytestmark = pytest.mark.looptime
 

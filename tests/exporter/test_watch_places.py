@@ -7,9 +7,9 @@ import httpx2
 import pytest
 from starlette.applications import Starlette
 
-from services.exporter.demand import CoalescedProbe
-from services.exporter.lifecycle import compute_interval
-from services.exporter.web import probe
+from services.exporter.probes.coalescing import CoalescedProbe
+from services.exporter.probes.key_inspection import compute_interval
+from services.exporter.web import probe_endpoint
 from tests.exporter.watched import Kms, named, watched
 
 pytestmark = pytest.mark.looptime
@@ -18,9 +18,9 @@ STALLED, WELL = "127.0.0.1:1", "127.0.0.1:2"
 
 async def asked(demand: CoalescedProbe, *, debug: bool = False) -> httpx2.Response:
     """`GET /probe` as Prometheus sends it, with a scrape timeout of 10 s."""
-    app = Starlette(routes=[probe.build_route(lambda: {demand.target: demand})])
+    app = Starlette(routes=[probe_endpoint.build_route(lambda: {demand.target: demand})])
     query = {"target": demand.target} | ({"debug": "true"} if debug else {})
-    headers = {probe.SCRAPE_TIMEOUT_HEADER: "10"}
+    headers = {probe_endpoint.SCRAPE_TIMEOUT_HEADER: "10"}
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
         return await client.get("/probe", params=query, headers=headers, timeout=None)
 

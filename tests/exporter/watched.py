@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 from random import Random
 
 from services.exporter.config import ProbeSettings, Settings, Target
-from services.exporter.record import Results
-from services.exporter.watch import RunningJobs, start_jobs
-from shared.kms.provider import DecryptResult, EncryptResult, KeyDescription, KmsError, ConnectivityPhase
+from services.exporter.jobs import RunningJobs, start_jobs
+from services.exporter.results import Results
+from shared.kms.port import ConnectivityPhase, DecryptResult, EncryptResult, KeyDescription, KmsError
 from shared.kms.reason import Reason
 from shared.kms.settings import KeySettings
 from tests.exporter.scraped import FREE
@@ -81,7 +81,9 @@ def named(name: str, endpoint: str = "127.0.0.1:1") -> Target:
 
 
 @asynccontextmanager
-async def watched(kms: Kms, *targets: Target, record: Results | None = None, **probe: float) -> AsyncIterator[RunningJobs]:
+async def watched(
+    kms: Kms, *targets: Target, record: Results | None = None, **probe: float
+) -> AsyncIterator[RunningJobs]:
     """Watches `targets` each 30 s, 5 s at most, 16 at once, or as `probe` says."""
     settings = Settings(listen=FREE, probe=ProbeSettings.model_validate(probe), targets=targets)
     async with start_jobs(settings, record or Results(), kms.connect, Random(1)) as watch:  # noqa: S311  jitter

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ops.demo.stand_ins.server import StandIns, run_stand_ins
-from shared.sql.location import DatabaseUrl
+from ops.demo.stand_ins.app import StandIns, run_stand_ins
+from shared.sql.database_url import DatabaseUrl
 from tests.faults import summary
 from tests.faults.relay import ROUTING_KEY, SLACK_TOKEN
 from tests.faults.scenario import Scenario

@@ -18,9 +18,9 @@ import aiohttp
 import yaml
 
 from ops.demo.processes import build_parent_death_hook
-from ops.kms_emulator.crypto import create_material
+from ops.kms_emulator.ciphertext import create_material
 from ops.kms_emulator.emulator import Emulator
-from shared.sql.location import DatabaseUrl
+from shared.sql.database_url import DatabaseUrl
 
 KEY: Final = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 _SECONDS: Final = 60.0

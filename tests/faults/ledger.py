@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Row, create_engine, select
 
-from services.relay.outbox import schema
-from shared.sql.location import DatabaseUrl
+from services.relay.outbox import tables
+from shared.sql.database_url import DatabaseUrl
 from tests.faults import keys
 from tests.faults.evidence import Delivery, Event
 from tests.faults.incidents import told
@@ -30,9 +30,9 @@ def read(database: DatabaseUrl) -> Ledger:
     engine = create_engine(database)
     try:
         with engine.connect() as connection:
-            events = connection.execute(select(schema.events).order_by(schema.events.c.seq)).all()
-            deliveries = connection.execute(select(schema.deliveries).order_by(schema.deliveries.c.seq)).all()
-            attempts = connection.execute(select(schema.attempts)).all()
+            events = connection.execute(select(tables.events).order_by(tables.events.c.seq)).all()
+            deliveries = connection.execute(select(tables.deliveries).order_by(tables.deliveries.c.seq)).all()
+            attempts = connection.execute(select(tables.attempts)).all()
     finally:
         engine.dispose()
     ended: dict[int, list[str]] = defaultdict(list)
@@ -87,7 +87,7 @@ def _key(row: Row[Any], group_key: str) -> str:
 
 def unfinished(database: DatabaseUrl) -> Counter[str]:
     """How many deliveries are still to be made, by channel. For a thread."""
-    of = schema.deliveries.c
+    of = tables.deliveries.c
     engine = create_engine(database)
     try:
         with engine.connect() as connection:

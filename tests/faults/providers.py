@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from random import Random
 
-from ops.demo.stand_ins.faults import Fault, Faults
-from ops.demo.stand_ins.server import StandIns
+from ops.demo.stand_ins.app import StandIns
+from ops.demo.stand_ins.provider_faults import Fault, Faults
 from tests.faults.evidence import Said
 from tests.faults.incidents import told
 from tests.faults.relay import PLACES

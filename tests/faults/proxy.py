@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 
-from ops.demo.stand_ins.server import StandIns
-from shared.sql.location import DatabaseUrl
+from ops.demo.stand_ins.app import StandIns
+from shared.sql.database_url import DatabaseUrl
 
 
 class Cut(Enum):

@@ -14,10 +14,10 @@ import aiohttp
 import yaml
 
 from ops.demo.processes import build_parent_death_hook
-from ops.demo.stand_ins.server import StandIns
-from shared.sql.location import DatabaseUrl
+from ops.demo.stand_ins.app import StandIns
+from shared.sql.database_url import DatabaseUrl
+from tests.relay.delivery.sends import sending_processes
 from tests.relay.scripted import TOKEN, until
-from tests.relay.sending.sends import sending_processes
 
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0

@@ -9,8 +9,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from ops.demo.stand_ins.server import StandIns
-from shared.sql.location import DatabaseUrl
+from ops.demo.stand_ins.app import StandIns
+from shared.sql.database_url import DatabaseUrl
 from tests.faults import ledger, summary
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.evidence import Said

@@ -10,7 +10,7 @@ import aiohttp
 import yaml
 from aiohttp import web
 
-from ops.demo.stand_ins.server import run_stand_ins as start_stand_ins
+from ops.demo.stand_ins.app import run_stand_ins as start_stand_ins
 from ops.kms_emulator.emulator import Emulator
 from tests.faults.limited import Limited, limited
 from tests.relay.scripted import until, webhook_of

@@ -4,8 +4,8 @@ import os
 import signal
 from pathlib import Path
 
-from services.relay.channels.channel import Attempt, Progress, Receipt
 from services.relay.channels.pagerduty import PagerDutyChannel, PagerDutySettings
+from services.relay.channels.port import Attempt, Progress, Receipt
 from services.relay.model import Message
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.sql import location
+from shared.sql import database_url
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios
 from tests.faults.disk import Disk, Quota, tmpfs
@@ -35,7 +35,7 @@ def disk(request: pytest.FixtureRequest, folder: Path) -> Iterator[Disk]:
 
 
 async def test_full_disk(folder: Path, disk: Disk, scenario: Scenarios) -> None:
-    trial = scenario(location.create_sqlite_url(folder / "relay.db"))
+    trial = scenario(database_url.create_sqlite_url(folder / "relay.db"))
     async with trial.relay() as relay:
         alertmanager = _alertmanager(trial, relay.url)
         async with meanwhile(alertmanager.play(trial.histories(groups=6, length=12))) as playing:
@@ -52,7 +52,7 @@ async def test_full_disk(folder: Path, disk: Disk, scenario: Scenarios) -> None:
 
 
 async def test_locked_database(folder: Path, scenario: Scenarios) -> None:
-    trial = scenario(location.create_sqlite_url(folder / "relay.db"))
+    trial = scenario(database_url.create_sqlite_url(folder / "relay.db"))
     async with trial.relay() as relay:
         alertmanager = _alertmanager(trial, relay.url)
         async with meanwhile(alertmanager.play(trial.histories(groups=3, length=8))) as playing:
@@ -72,7 +72,7 @@ async def test_read_only_folder(folder: Path, scenario: Scenarios) -> None:
     if os.geteuid() == 0 and not shutil.which("setpriv"):
         pytest.skip("root may write everywhere, and there is no setpriv that takes the privilege away")
     without_privilege = ("setpriv", f"--bounding-set={PRIVILEGE}", f"--inh-caps={PRIVILEGE}")
-    trial = scenario(location.create_sqlite_url(folder / "relay.db"))
+    trial = scenario(database_url.create_sqlite_url(folder / "relay.db"))
     async with trial.relay(through=without_privilege if os.geteuid() == 0 else ()) as relay:
         alertmanager = _alertmanager(trial, relay.url)
         async with meanwhile(alertmanager.play(trial.histories(groups=3, length=8))) as playing:

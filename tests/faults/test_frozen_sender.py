@@ -4,14 +4,14 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from shared.sql.location import DatabaseUrl
+from shared.sql.database_url import DatabaseUrl
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios
 from tests.faults.incidents import Webhook
 from tests.faults.relay import go_on
 from tests.faults.scenario import Scenario
+from tests.relay.delivery.sends import is_gone
 from tests.relay.scripted import until
-from tests.relay.sending.sends import is_gone
 
 
 async def test_a_sender_that_is_stopped_right_before_its_request(

@@ -10,14 +10,14 @@ from random import Random
 
 import pytest
 
-from shared.sql.location import DatabaseUrl
+from shared.sql.database_url import DatabaseUrl
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios
 from tests.faults.providers import disturb
 from tests.faults.relay import Relay, go_on
 from tests.faults.scenario import Scenario, meanwhile
 from tests.long import LONG
-from tests.relay.sending.sends import sending_processes
+from tests.relay.delivery.sends import sending_processes
 
 ROUNDS = 4 if LONG else 1
 

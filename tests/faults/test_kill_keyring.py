@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from ops.kms_emulator.emulator import run_emulator
-from shared.sql.location import DatabaseUrl
+from shared.sql.database_url import DatabaseUrl
 from tests.faults import summary
 from tests.faults.keyring_killed import KEY, staged
 from tests.faults.scenario import meanwhile

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from shared.sql.location import DatabaseUrl
+from shared.sql.database_url import DatabaseUrl
 from tests.faults import proxy
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios

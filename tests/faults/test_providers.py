@@ -6,9 +6,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ops.demo.stand_ins.faults import Fault, FaultKind, Provider
-from shared.sql import location
-from shared.sql.location import DatabaseUrl
+from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
+from shared.sql import database_url
+from shared.sql.database_url import DatabaseUrl
 from tests.faults import ledger
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios
@@ -23,7 +23,7 @@ WAITS = {"timeout": "1s", "lease": "2s", "backoff_initial": "100ms"}
 
 async def test_retry_after_on_one_channel(tmp_path: Path, scenario: Scenarios, long: bool) -> None:
     wait = 30 if long else 5
-    database = location.create_sqlite_url(tmp_path / "relay.db")
+    database = database_url.create_sqlite_url(tmp_path / "relay.db")
     trial = scenario(database)
     _break(trial, kind="rate_limit", seconds=wait, count=1)
     async with trial.relay() as relay:
@@ -44,7 +44,7 @@ async def test_retry_after_on_one_channel(tmp_path: Path, scenario: Scenarios, l
 
 async def test_answers_that_are_lost(tmp_path: Path, scenario: Scenarios) -> None:
     """Everything arrives, and nobody is told so: Slack is asked, and the others know a repeat by its key."""
-    trial = scenario(location.create_sqlite_url(tmp_path / "relay.db"))
+    trial = scenario(database_url.create_sqlite_url(tmp_path / "relay.db"))
     for provider in Provider:
         trial.providers.faults.add(Fault(provider=provider, kind=FaultKind.LOST_ANSWER, count=5))
     async with trial.relay() as relay:
@@ -59,7 +59,7 @@ async def test_answers_that_are_lost(tmp_path: Path, scenario: Scenarios) -> Non
 
 
 async def test_token_revoked_for_an_hour_and_given_back(tmp_path: Path, scenario: Scenarios) -> None:
-    database = location.create_sqlite_url(tmp_path / "relay.db")
+    database = database_url.create_sqlite_url(tmp_path / "relay.db")
     trial = scenario(database)
     async with trial.relay(delivery=WAITS | {"backoff_max": "5m"}, clock_ahead=0) as relay:
         alertmanager = Alertmanager([relay.url], trial.random("alertmanager"), pause=0.1)
@@ -85,7 +85,7 @@ async def test_token_revoked_for_an_hour_and_given_back(tmp_path: Path, scenario
 
 
 async def test_token_replaced_by_a_new_one(tmp_path: Path, scenario: Scenarios) -> None:
-    database = location.create_sqlite_url(tmp_path / "relay.db")
+    database = database_url.create_sqlite_url(tmp_path / "relay.db")
     trial = scenario(database)
     async with trial.relay(delivery=WAITS | {"backoff_max": "1h"}) as relay:
         (tmp_path / "slack_token").write_text("xoxb-revoked")

@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 
-from shared.sql.location import DatabaseUrl
+from shared.sql.database_url import DatabaseUrl
 from tests.faults import proxy
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios

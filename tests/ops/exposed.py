@@ -8,10 +8,10 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from services.exporter.metrics.collector.collector import ExporterMetrics
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from services.exporter.metrics import ExporterMetrics
 from services.exporter.model import (
     BackendState,
     Call,
@@ -24,11 +24,11 @@ from services.exporter.model import (
 )
 from services.relay.app import run_relay
 from services.relay.config import RelaySettings
-from shared.contract import KEYRING_METRIC_LABELS, KMS_ROTATION_LAST_SUCCESS, CryptoMode
-from shared.guard import Authorizer
+from shared.backend_contract import KEYRING_METRIC_LABELS, KMS_ROTATION_LAST_SUCCESS, CryptoMode
+from shared.http.authorization import Authorizer
 from shared.keyring.administration import RotationType
 from shared.kms.reason import Reason
-from shared.reload import ReloadMiddleware
+from shared.process.hot_reload import ReloadMiddleware
 from tests.shared.sample import SETTINGS
 
 
@@ -42,13 +42,22 @@ def by_the_exporter() -> list[Metric]:
         for n, reason in enumerate(Reason)
     )
     look = KeyInspection(
-        "ledger", "ledger-kek", inspected_at=1.0, description=None, permissions=None, canaries=canaries, wrong_aad_check=None, call_counts={}
+        "ledger",
+        "ledger-kek",
+        inspected_at=1.0,
+        description=None,
+        permissions=None,
+        canaries=canaries,
+        wrong_aad_check=None,
+        call_counts={},
     )
     metrics.add_inspection(look)
     keyring = {name: {labels: 1.0} for name, labels in KEYRING_METRIC_LABELS.items()}
     keyring[KMS_ROTATION_LAST_SUCCESS] = {(type_.value,): 1.0 for type_ in RotationType}
     health = Health(CryptoMode.KMS, ready=True)
-    metrics.set_backend_states(BackendState("ledger", health, init_timestamp=1.0, decryption_errors=0.0, keyring=keyring))
+    metrics.set_backend_states(
+        BackendState("ledger", health, init_timestamp=1.0, decryption_errors=0.0, keyring=keyring)
+    )
     return list(metrics.collect())
 
 

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from ops.demo.scale import scale_yaml
+from ops.demo.time_scale import scale_yaml
 from tests.ops.routing import FILE, uncommented
 from tests.ops.rules import ALERTS
 

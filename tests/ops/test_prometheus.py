@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from ops.demo.scale import scale_yaml
+from ops.demo.time_scale import scale_yaml
 from tests.ops.rules import FILES, GROUPS, PROMETHEUS
 
 PATIENCE = 40.0

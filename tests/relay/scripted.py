@@ -13,13 +13,13 @@ from typing import Any
 import aiohttp
 
 from services.relay.app import run_relay
-from services.relay.channels.channel import Attempt, Channel, ChannelSettings, Receipt
+from services.relay.channels.port import Attempt, Channel, ChannelSettings, Receipt
 from services.relay.config import RelaySettings
+from services.relay.delivery.attempt import open_local_sender
 from services.relay.intake import webhook
 from services.relay.model import Event, Message
-from services.relay.sending.here import open_local_sender
-from shared.server import serve
-from shared.settings import Address
+from shared.config.settings import Address
+from shared.http.server import serve
 
 PAYLOADS = sorted((Path(__file__).parent / "payloads").glob("*.json"))
 TOKEN = "a-token-of-alertmanager"

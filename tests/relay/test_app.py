@@ -11,12 +11,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from services.relay.app import run_relay
-from services.relay.channels.channel import Reason, Scope, SendError
+from services.relay.channels.port import Reason, Scope, SendError
+from services.relay.delivery.attempt import open_local_sender
+from services.relay.delivery.worker import run_delivery
 from services.relay.metrics import Metrics
-from services.relay.outbox.store import open_store
-from services.relay.sending.here import open_local_sender
-from services.relay.workers import run_delivery
-from shared.server import StartError, create_registry
+from services.relay.outbox.engine.store import open_store
+from shared.http.server import StartError, create_registry
 from tests.relay.outbox.storing import blocked
 from tests.relay.scripted import (
     PAYLOADS,
@@ -57,7 +57,7 @@ async def test_every_webhook_of_a_real_alertmanager_is_told_on_every_channel(tmp
 
 
 async def test_what_is_answered_202_is_in_the_file_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.relay.workers.STOP_SECONDS", 0.1)
+    monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)
     body = webhook_of(notification_reason="first notification")
     async with served(settings(tmp_path, {"one": Scripted(hang)})) as client:
         code, answer = await post(client, body)
@@ -121,7 +121,7 @@ async def test_a_stop_finishes_what_is_in_hand_and_refuses_the_rest(tmp_path: Pa
 async def test_a_send_that_outlasts_the_grace_period_returns_its_claim_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.relay.workers.STOP_SECONDS", 0.1)
+    monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)
     channel = Scripted(hang)
     lease = {"timeout": "60s", "lease": "2h"}
     async with served(settings(tmp_path, {"one": channel}, delivery=lease)) as client:
@@ -136,15 +136,18 @@ async def test_a_channel_that_does_not_close_holds_up_no_stop(tmp_path: Path, mo
         async def close(self) -> None:
             await hang()
 
-    monkeypatch.setattr("services.relay.sending.here._CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr("services.relay.delivery.attempt._CLOSE_SECONDS", 0.1)
     with capture_logs() as logs:
-        async with asyncio.timeout(10), run_relay(settings(tmp_path, {"one": Endless()}), open_sender=open_local_sender):
+        async with (
+            asyncio.timeout(10),
+            run_relay(settings(tmp_path, {"one": Endless()}), open_sender=open_local_sender),
+        ):
             pass
     assert [entry["error"] for entry in logs if entry["event"] == "channel could not be closed"] == ["TimeoutError"]
 
 
 async def test_an_outbox_that_hangs_holds_up_no_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.relay.workers.STOP_SECONDS", 0.1)
+    monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)
     configuration = settings(tmp_path, {"one": Scripted()})
     metrics = Metrics(create_registry(), configuration.channels, (), Reason)
     with capture_logs() as logs:
@@ -154,14 +157,16 @@ async def test_an_outbox_that_hangs_holds_up_no_stop(tmp_path: Path, monkeypatch
                 began = time.monotonic()
                 await stack.aclose()
                 assert time.monotonic() - began < 3
-    (said,) = [entry for entry in logs if entry["event"] == "leases could not be released at stop; they expire by themselves"]
+    (said,) = [
+        entry for entry in logs if entry["event"] == "leases could not be released at stop; they expire by themselves"
+    ]
     assert said["problem"] == "the outbox does not answer"
 
 
 async def test_what_waits_for_a_channel_that_is_gone_is_said_at_the_start_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.relay.workers.STOP_SECONDS", 0.1)
+    monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)
     old, new = Scripted(hang), Scripted()
     async with served(settings(tmp_path, {"old": old, "new": new})) as client:
         await post(client, payload(1))
@@ -201,7 +206,9 @@ async def test_a_database_that_cannot_be_used_is_said_in_one_sentence(
     assert callable(prepare)
     prepare(file)
     with pytest.raises(StartError, match=expected) as raised:
-        async with run_relay(settings(tmp_path, {"one": Scripted()}, database=f"sqlite:///{file}"), open_sender=open_local_sender):
+        async with run_relay(
+            settings(tmp_path, {"one": Scripted()}, database=f"sqlite:///{file}"), open_sender=open_local_sender
+        ):
             pass
     assert str(file.parent) in str(raised.value)
     assert "\n" not in str(raised.value)

@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from services.relay.config import RelaySettings
-from shared.mistakes import ConfigurationError
+from shared.config.errors import ConfigurationError
+from shared.config.settings import Address, load_settings
 from shared.planned import ignored_keys
-from shared.settings import Address, load_settings
-from shared.sql import location
+from shared.sql import database_url
 
 CONTRACT = """
 database: sqlite:////var/lib/keypulse/relay.db
@@ -82,7 +82,7 @@ def test_an_outbox_that_cannot_hold_one_webhook_is_a_mistake(tmp_path: Path) -> 
 def test_the_contracts_example_is_valid_and_every_key_of_it_has_an_effect(tmp_path: Path) -> None:
     settings = read(tmp_path, CONTRACT)
     assert settings.listen == Address("127.0.0.1", 9912)
-    assert settings.database == location.create_sqlite_url(Path("/var/lib/keypulse/relay.db"))
+    assert settings.database == database_url.create_sqlite_url(Path("/var/lib/keypulse/relay.db"))
     assert settings.delivery.backoff_max == 300
     assert settings.routes[1].matchers[0].value == "warning"
     assert not set(ignored_keys(settings))
@@ -98,7 +98,7 @@ def test_little_is_enough_and_paths_start_at_the_files_folder(tmp_path: Path) ->
         default_channels: [pd]
         """,
     )
-    assert settings.database == location.create_sqlite_url(tmp_path / "data/relay.db")
+    assert settings.database == database_url.create_sqlite_url(tmp_path / "data/relay.db")
     assert settings.auth.bearer_token_file == tmp_path / "token"
     assert (settings.delivery.timeout, settings.delivery.lease, settings.delivery.give_up_after) == (10, 20, 86400)
 
@@ -107,7 +107,7 @@ def test_the_environment_sets_what_the_file_does_not(tmp_path: Path, monkeypatch
     monkeypatch.setenv("KEYPULSE_RELAY__DATABASE", f"sqlite:///{tmp_path}/other.db")
     monkeypatch.setenv("KEYPULSE_RELAY__DELIVERY__GIVE_UP_AFTER", "1h")
     settings = read(tmp_path, CONTRACT)
-    assert settings.database == location.create_sqlite_url(tmp_path / "other.db")
+    assert settings.database == database_url.create_sqlite_url(tmp_path / "other.db")
     assert settings.delivery.give_up_after == 3600
 
 

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from services.relay.config import RelaySettings
-from shared.mistakes import ConfigurationError
-from shared.settings import load_settings
+from shared.config.errors import ConfigurationError
+from shared.config.settings import load_settings
 
 SHIPPED = Path(__file__).parents[2] / "ops/relay/relay.yml"
 PLACEHOLDERS = ["<telephone>", "<>", "", " ", None]
@@ -50,7 +50,9 @@ def test_a_placeholder_is_a_mistake_in_production_and_everywhere_else_a_doubt(
     (line,) = mistakes(tmp_path, contacts=contacts, **named)
     assert line.startswith("contacts.owner: a placeholder reaches nobody in production; expected ")
     for environment in ("staging", "demo"):
-        doubts = load_settings(RelaySettings, written(tmp_path, contacts=contacts, environment=environment)).find_warnings()
+        doubts = load_settings(
+            RelaySettings, written(tmp_path, contacts=contacts, environment=environment)
+        ).find_warnings()
         assert [key for key, _ in doubts] == ["contacts.owner"]
 
 

@@ -8,7 +8,7 @@ import aiohttp
 import psycopg
 import pytest
 
-from shared.sql.location import DatabaseUrl
+from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
 from tests.relay.outbox.frozen import frozen
 from tests.relay.scripted import TOKEN, Scripted, payload, post, served, settings, until
@@ -22,7 +22,9 @@ def database(own_postgres: Postgres) -> DatabaseUrl:
     return own_postgres.database("relay")
 
 
-async def test_it_says_so_and_answers_within_bounds(tmp_path: Path, own_postgres: Postgres, database: DatabaseUrl) -> None:
+async def test_it_says_so_and_answers_within_bounds(
+    tmp_path: Path, own_postgres: Postgres, database: DatabaseUrl
+) -> None:
     channel = Scripted()
     configuration = settings(tmp_path, {"one": channel}, database=database.render_as_string(hide_password=False))
     async with served(configuration) as client:

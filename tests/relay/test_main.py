@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ops.demo.stand_ins.server import run_stand_ins
-from shared.settings import Address
+from ops.demo.stand_ins.app import run_stand_ins
+from shared.config.settings import Address
 
 KEY = "0" * 32
 

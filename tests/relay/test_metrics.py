@@ -9,9 +9,9 @@ from prometheus_client import CollectorRegistry
 from starlette.testclient import TestClient
 
 from services.relay.app import run_relay
-from services.relay.channels.channel import Reason, Scope, SendError
+from services.relay.channels.port import Reason, Scope, SendError
+from services.relay.delivery.attempt import open_local_sender
 from services.relay.metrics import OutboxGauges, OutboxState
-from services.relay.sending.here import open_local_sender
 from tests.relay.scripted import Scripted, hang, metric, post, reaches, served, settings, webhook_of
 
 
@@ -34,7 +34,7 @@ async def test_every_label_value_exists_from_the_start(tmp_path: Path) -> None:
 async def test_the_outbox_is_counted_by_channel_and_state_with_the_oldest_of_what_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.relay.workers.STOP_SECONDS", 0.1)
+    monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)
     before = time.time()
     async with served(settings(tmp_path, {"hangs": Scripted(*[hang] * 9), "works": Scripted()})) as client:
         for status, group in itertools.product(("firing", "resolved"), ("a", "b")):

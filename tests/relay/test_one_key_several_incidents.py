@@ -8,10 +8,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from ops.demo.stand_ins.faults import Fault, FaultKind, Provider
-from ops.demo.stand_ins.server import StandIns, run_stand_ins
+from ops.demo.stand_ins.app import StandIns, run_stand_ins
+from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
 from services.relay.config import RelaySettings
-from shared.sql.location import DatabaseUrl
+from shared.sql.database_url import DatabaseUrl
 from tests.relay.scripted import TOKEN, payload, post, served, until
 
 KEY = "0" * 32

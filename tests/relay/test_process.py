@@ -12,7 +12,7 @@ from pathlib import Path
 import aiohttp
 import yaml
 
-from ops.demo.stand_ins.server import run_stand_ins as stand_ins
+from ops.demo.stand_ins.app import run_stand_ins as stand_ins
 from tests.relay.scripted import (
     TOKEN,
     payload,

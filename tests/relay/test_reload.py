@@ -13,11 +13,11 @@ from starlette.applications import Starlette
 from structlog.testing import capture_logs
 
 from services.relay.app import run_relay
-from services.relay.channels.channel import Channel
+from services.relay.channels.port import Channel
 from services.relay.config import RelaySettings
-from services.relay.sending.here import open_local_sender
-from shared.server import serve
-from shared.settings import Address
+from services.relay.delivery.attempt import open_local_sender
+from shared.config.settings import Address
+from shared.http.server import serve
 from tests.relay.scripted import (
     TOKEN,
     Scripted,
@@ -136,7 +136,7 @@ async def test_what_is_being_sent_is_finished_first_and_what_comes_meanwhile_fol
 async def test_a_send_that_hangs_holds_up_no_reload_and_its_message_goes_out_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.relay.workers.STOP_SECONDS", 0.1)
+    monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)
     old, new = Scripted(hang), Scripted()
     async with started(settings(tmp_path, {"one": old}, delivery=LEASE)) as relay:
         await relay.accepts("firing")
@@ -204,7 +204,7 @@ async def test_where_not_even_the_old_one_starts_again_it_is_not_ready_and_still
 async def test_what_waits_for_a_channel_that_a_reload_takes_out_is_said_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.relay.workers.STOP_SECONDS", 0.1)
+    monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)
     gone, kept = Scripted(hang), Scripted()
     async with started(settings(tmp_path, {"gone": gone, "kept": kept})) as relay:
         await relay.accepts("firing")
@@ -219,7 +219,7 @@ async def test_what_waits_for_a_channel_that_a_reload_takes_out_is_said_and_kept
 async def test_whether_a_channel_gets_every_event_follows_the_reload(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.relay.workers.STOP_SECONDS", 0.1)
+    monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)
 
     class Alone(ScriptedSettings):
         merges = False

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.channels.channel import Reason, Scope, SendError
+from services.relay.channels.port import Reason, Scope, SendError
 from services.relay.outbox import fallback
-from services.relay.outbox.overdue import SweepResult
-from services.relay.outbox.waiting import StoreUnavailableError
+from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.sweeper import SweepResult
 from tests.relay.scripted import Scripted, hang, reaches, settings, statuses, until, webhook_of
 from tests.relay.test_reload import started
 
@@ -29,8 +29,8 @@ async def test_a_watchdog_that_stays_away_is_told_however_often_the_configuratio
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is waited for long."""
-    monkeypatch.setattr("services.relay.workers.STOP_SECONDS", 0.1)
-    monkeypatch.setattr("services.relay.workers._SWEEP_INTERVAL", 0.1)
+    monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)
+    monkeypatch.setattr("services.relay.delivery.worker._SWEEP_INTERVAL", 0.1)
     monkeypatch.setattr(fallback, "GONE_AFTER", 0.0)
 
 
@@ -76,8 +76,8 @@ async def test_a_webhook_whose_body_comes_during_a_reload_is_told_although_its_c
 async def test_what_another_replica_may_be_delivering_is_left_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.relay.workers.STOP_SECONDS", 0.1)
-    monkeypatch.setattr("services.relay.workers._SWEEP_INTERVAL", 0.05)
+    monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)
+    monkeypatch.setattr("services.relay.delivery.worker._SWEEP_INTERVAL", 0.05)
     new = Scripted()
     async with started(settings(tmp_path, {"old": Scripted(hang)})) as relay:
         await relay.accepts("firing")
@@ -90,7 +90,7 @@ async def test_what_another_replica_may_be_delivering_is_left_to_it(
 async def test_what_is_overdue_is_looked_after_though_a_backup_cannot_be_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr("services.relay.workers._SWEEP_INTERVAL", 0.01)
+    monkeypatch.setattr("services.relay.delivery.worker._SWEEP_INTERVAL", 0.01)
     looks = 0
 
     async def look(*_given: object) -> SweepResult:
@@ -104,8 +104,8 @@ async def test_what_is_overdue_is_looked_after_though_a_backup_cannot_be_noticed
         return False
 
     broken = False
-    monkeypatch.setattr("services.relay.workers.look_after", look)
-    monkeypatch.setattr("services.relay.workers.notice_restore", notice)
+    monkeypatch.setattr("services.relay.delivery.worker.look_after", look)
+    monkeypatch.setattr("services.relay.delivery.worker.notice_restore", notice)
     async with started(settings(tmp_path, {"one": Scripted()})):
         broken, before = True, looks
         await until(lambda: looks >= before + 3)
@@ -115,7 +115,7 @@ async def test_what_is_overdue_is_looked_after_though_a_backup_cannot_be_noticed
 async def test_a_defect_in_looking_after_what_is_overdue_is_not_the_last_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.relay.workers._SWEEP_INTERVAL", 0.01)
+    monkeypatch.setattr("services.relay.delivery.worker._SWEEP_INTERVAL", 0.01)
     looks = 0
 
     async def look(*_given: object) -> None:
@@ -123,7 +123,7 @@ async def test_a_defect_in_looking_after_what_is_overdue_is_not_the_last_look(
         looks += 1
         raise ZeroDivisionError
 
-    monkeypatch.setattr("services.relay.workers.look_after", look)
+    monkeypatch.setattr("services.relay.delivery.worker.look_after", look)
     async with started(settings(tmp_path, {"one": Scripted()})):
         await until(lambda: looks >= 3)
 

@@ -7,13 +7,13 @@ from typing import Any
 import aiohttp
 import pytest
 
-from ops.demo.stand_ins.faults import Fault, FaultKind, Provider
-from ops.demo.stand_ins.server import StandIns, run_stand_ins
+from ops.demo.stand_ins.app import StandIns, run_stand_ins
+from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
 from services.relay.app import run_relay
 from services.relay.config import RelaySettings
-from services.relay.sending.here import open_local_sender
-from shared.server import serve
-from shared.settings import Address
+from services.relay.delivery.attempt import open_local_sender
+from shared.config.settings import Address
+from shared.http.server import serve
 from tests.relay.scripted import TOKEN, post, until, webhook_of
 
 KEY = "0" * 32

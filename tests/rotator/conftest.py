@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
-from ops.kms_emulator.crypto import create_material
+from ops.kms_emulator.ciphertext import create_material
 from ops.kms_emulator.emulator import Emulator, run_emulator
 from tests.rotator.rotated import KEY, Rotated
 

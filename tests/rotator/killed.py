@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from sqlalchemy import make_url
 
-from services.rotator.run import resume, rollback, run
+from services.rotator.runner import resume, rollback, run
+from shared.config.settings import Address
 from shared.keyring.administration import RotationType
 from shared.keyring.database import Database
-from shared.settings import Address
 from tests.rotator.rotated import Rotated
 
 PROCESSES: Final = multiprocessing.get_context("forkserver")

@@ -10,18 +10,18 @@ from typing import Any
 
 import yaml
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from shared.kms.gcp.client.client import GcpKmsKey
 from sqlalchemy import URL, Connection, text
 
 from services.rotator.config import Settings
 from services.rotator.model import StepProgress, StepResult
 from services.rotator.session import Session, open_session
+from shared.config.settings import Address, load_settings
 from shared.keyring import store
 from shared.keyring.database import Database
 from shared.keyring.model import DataKey, DataKeyStatus, compute_fingerprint
 from shared.keyring.tables import TABLES
 from shared.keyring.wrapping import KeyWrapper
-from shared.kms.gcp import GcpKmsKey
-from shared.settings import Address, load_settings
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 NONCE = bytes(12)

@@ -4,12 +4,12 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from services.rotator import sealed
+from services.rotator.backups.folder import encrypted_file
 from services.rotator.model import RotatorError
-from services.rotator.run import run
+from services.rotator.runner import run
 from shared.keyring.administration import RotationType, StoredKey
+from tests.rotator.backups.test_backup_file import read, written
 from tests.rotator.rotated import Rotated
-from tests.rotator.test_backup import read, written
 
 NewVersion = Callable[[], Awaitable[None]]
 
@@ -32,14 +32,14 @@ async def test_a_disk_that_keeps_another_backup_than_was_written_is_noticed_befo
 ) -> None:
     before = await in_a_file.keys()
     await new_version()
-    finish = sealed.EncryptedFileWriter.finish
+    finish = encrypted_file.EncryptedFileWriter.finish
 
-    def cut(self: sealed.EncryptedFileWriter, plaintext: bytes) -> None:
+    def cut(self: encrypted_file.EncryptedFileWriter, plaintext: bytes) -> None:
         finish(self, plaintext)
         file = self._file
         file.write_bytes(file.read_bytes()[:-1])
 
-    monkeypatch.setattr(sealed.EncryptedFileWriter, "finish", cut)
+    monkeypatch.setattr(encrypted_file.EncryptedFileWriter, "finish", cut)
     async with in_a_file.session() as session:
         with pytest.raises(RotatorError, match="is damaged") as failed:
             await run(session, RotationType.REWRAP_KEK)

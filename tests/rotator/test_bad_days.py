@@ -4,17 +4,23 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
+from shared.keyring.journal.progress.metrics import read_keyring_metrics
 from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from ops.kms_emulator.model import State
-from services.rotator.model import StepProgress, RotatorError
+from services.rotator.model import RotatorError, StepProgress
 from services.rotator.report import Outcome, Report
-from services.rotator.run import resume, rollback, run
+from services.rotator.runner import resume, rollback, run
 from services.rotator.session import Session
-from shared.keyring.administration import RefusedError, RotationState, RotationType, UnreachableError, VerificationResult
-from shared.keyring.seen import read_keyring_metrics
+from shared.keyring.administration import (
+    RefusedError,
+    RotationState,
+    RotationType,
+    UnreachableError,
+    VerificationResult,
+)
 from tests.rotator.rotated import KEY, Rotated, data_key_id
 
 NewVersion = Callable[[], Awaitable[None]]

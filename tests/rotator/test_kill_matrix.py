@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from services.rotator.report import Outcome
-from services.rotator.run import resume, rollback, run
+from services.rotator.runner import resume, rollback, run
 from shared.keyring.administration import RotationState, RotationType
 from shared.keyring.model import DataKey, DataKeyStatus
 from tests.faults.summary import KILLS

@@ -8,13 +8,13 @@ from sqlalchemy import URL, text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.model import State
-from services.rotator.look import show_key_usage, show_plans
+from services.rotator.inspection import show_key_usage, show_plans
 from services.rotator.model import RotatorError
 from services.rotator.report import Outcome, format_markdown
-from services.rotator.retire import destroy_version, retire_version
-from services.rotator.run import run
+from services.rotator.retirement import destroy_version, retire_version
+from services.rotator.runner import run
+from shared.config.errors import ConfigurationError
 from shared.keyring.administration import RotationType
-from shared.mistakes import ConfigurationError
 from tests.rotator.rotated import KEY, Rotated
 from tests.rotator.versions import NewVersion, forgotten, passed, rewrapped, state
 

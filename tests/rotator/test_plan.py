@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.rotator.plan import can_resume, build_plan, is_unfinished, get_next_commands
+from services.rotator.plan import build_plan, can_resume, get_next_commands, is_unfinished
 from shared.keyring.administration import KeyUsage, RotationProgress, RotationState, RotationType, VersionUsage
 from shared.keyring.model import LOCAL_KEK
 
@@ -105,7 +105,9 @@ def test_a_new_data_key_is_due_unless_one_was_just_made(ago: float | None, data_
         (rotation(state=RotationState.ROLLED_BACK, steps=("backup x",)), False),
     ],
 )
-def test_a_rotation_is_finished_once_its_runner_has_verified_it(latest: RotationProgress | None, expected: bool) -> None:
+def test_a_rotation_is_finished_once_its_runner_has_verified_it(
+    latest: RotationProgress | None, expected: bool
+) -> None:
     assert is_unfinished(latest) is expected
 
 

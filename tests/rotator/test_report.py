@@ -11,13 +11,13 @@ from markdown_it import MarkdownIt
 
 from services.rotator.model import StepProgress
 from services.rotator.plan import Plan
-from services.rotator.progress import LineReporter, open_progress
+from services.rotator.progress_display import LineReporter, open_progress
 from services.rotator.report import Outcome, Report, format_markdown
 from shared.keyring.administration import (
     KeyUsage,
     Problem,
-    RotationProgress,
     RetiredVersion,
+    RotationProgress,
     RotationState,
     RotationType,
     VersionUsage,
@@ -70,7 +70,9 @@ def test_what_a_server_answers_is_neither_mark_up_nor_a_control_character() -> N
 def test_a_status_has_the_steps_that_the_runner_noted_the_last_one_with_its_reason() -> None:
     noted = {"steps": ("smoke is right", "failed backup: the disk is full")}
     rotation = (rotation := hostile().rotation) and rotation.model_copy(update=noted)
-    text = format_markdown(Report(command="status", outcome=Outcome.DONE, summary="s", rotation=rotation), "rotator.yml")
+    text = format_markdown(
+        Report(command="status", outcome=Outcome.DONE, summary="s", rotation=rotation), "rotator.yml"
+    )
     assert text.endswith("| smoke is right |\n| failed backup: the disk is full |\n")
 
 

@@ -4,17 +4,17 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 import pytest
+from services.rotator.backups.folder.backup_file import BackupError
 from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
-from services.rotator import backup
-from services.rotator.backup import BackupError
-from services.rotator.look import check_backup
+from services.rotator.backups.folder import backup_file
+from services.rotator.inspection import check_backup
 from services.rotator.model import RotatorError
 from services.rotator.report import Outcome
 from services.rotator.restore import restore_backup
-from services.rotator.run import run
+from services.rotator.runner import run
 from shared.keyring.administration import RotationType
 from shared.keyring.model import DataKeyStatus
 from tests.rotator.rotated import Rotated, data_key_id
@@ -92,9 +92,17 @@ async def test_the_latest_backup_is_that_of_the_latest_rotation_whatever_the_clo
         await run(session, RotationType.NEW_DEK)
         ((file, header),) = session.backups.list_backups()
         assert header.created_at < datetime.now(UTC)
-        later = session.backups.get_new_path("later", session.now_utc)  # as a database on such a machine, too, would have it
-        await backup.write_backup(
-            later, session.administration, session.kms, rotation_id="later", needed_versions={1}, now=session.now_utc, timeout=5
+        later = session.backups.get_new_path(
+            "later", session.now_utc
+        )  # as a database on such a machine, too, would have it
+        await backup_file.write_backup(
+            later,
+            session.administration,
+            session.kms,
+            rotation_id="later",
+            needed_versions={1},
+            now=session.now_utc,
+            timeout=5,
         )
         for command in (check_backup, restore_backup):
             report = await command(session, "latest")

@@ -5,25 +5,25 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from shared.keyring.journal.progress.metrics import read_keyring_metrics
 from sqlalchemy import Connection, text
 
-from services.rotator import backup
+from services.rotator.backups.folder import backup_file
 from services.rotator.model import RotatorError
 from services.rotator.report import Outcome
-from services.rotator.run import resume, rollback, run
+from services.rotator.runner import resume, rollback, run
 from services.rotator.session import Session
 from shared.keyring.administration import (
     Problem,
-    RotationProgress,
     RefusedError,
     RotateRequest,
+    RotationProgress,
     RotationState,
     RotationType,
     UnreachableError,
     VerificationResult,
 )
 from shared.keyring.model import DataKeyStatus
-from shared.keyring.seen import read_keyring_metrics
 from tests.rotator.killed import killed
 from tests.rotator.rotated import Rotated, data_key_id
 
@@ -90,8 +90,14 @@ async def test_a_backup_that_is_not_the_one_of_the_journal_is_made_anew(
 async def run_another(session: Session, file: Path) -> None:
     """A whole backup, of the half-done keyring, in the place of the first."""
     target = session.backups.get_new_path("other", session.now_utc)
-    await backup.write_backup(
-        target, session.administration, session.kms, rotation_id="other", needed_versions={1}, now=session.now_utc, timeout=5
+    await backup_file.write_backup(
+        target,
+        session.administration,
+        session.kms,
+        rotation_id="other",
+        needed_versions={1},
+        now=session.now_utc,
+        timeout=5,
     )
     shutil.move(target, file)
 

@@ -9,7 +9,7 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.model import State
 from services.rotator.model import RotatorError
 from services.rotator.report import Outcome
-from services.rotator.run import resume, rollback, run
+from services.rotator.runner import resume, rollback, run
 from services.rotator.steps import RotationSteps
 from shared.keyring.administration import RotationProgress, RotationType
 from shared.keyring.model import DataKeyStatus
@@ -124,7 +124,9 @@ async def test_a_new_data_key_becomes_active_wrapped_by_the_new_primary_version(
     assert report.outcome is Outcome.DONE
     assert report.rotation
     assert "retarget from version 1 to version 2" in report.rotation.journal
-    active = [key.wrapped.kek_version for key in (await in_a_file.keys()).values() if key.status is DataKeyStatus.ACTIVE]
+    active = [
+        key.wrapped.kek_version for key in (await in_a_file.keys()).values() if key.status is DataKeyStatus.ACTIVE
+    ]
     assert (active, await in_a_file.broken()) == ([2], [])
 
 

@@ -1,15 +1,15 @@
 """Backups that `retire_version` and `destroy_version` know of by the journal alone: artifacts of a job, or files on another machine."""
 
 import pytest
+from services.rotator.backups.folder.folder import parse_journal_backups
 from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.model import State
-from services.rotator.backups import parse_journal_backups
 from services.rotator.model import RotatorError
 from services.rotator.report import Outcome
-from services.rotator.retire import destroy_version, retire_version
-from services.rotator.run import run
+from services.rotator.retirement import destroy_version, retire_version
+from services.rotator.runner import run
 from shared.keyring.administration import RotationType
 from tests.rotator.rotated import Rotated
 from tests.rotator.versions import NewVersion, passed, refusal, rewrapped, state
@@ -37,7 +37,9 @@ async def test_a_version_that_a_backup_elsewhere_needs_is_retired_and_destroyed_
         await retire_version(session, 2, 1)
     assert await state(emulator, 2) is State.DISABLED
     await passed(in_a_file, 31)
-    assert (await refusal(in_a_file, destroy_version, 2)).next_commands == ("destroy 2 --confirm 2 --confirm-backups 1",)
+    assert (await refusal(in_a_file, destroy_version, 2)).next_commands == (
+        "destroy 2 --confirm 2 --confirm-backups 1",
+    )
     async with in_a_file.session() as session:
         await destroy_version(session, 2, 1)
     assert await state(emulator, 2) is State.DESTROY_SCHEDULED

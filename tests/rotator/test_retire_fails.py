@@ -8,10 +8,10 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from ops.kms_emulator.model import State
 from services.rotator.model import RotatorError
-from services.rotator.retire import retire_version
+from services.rotator.retirement import retire_version
 from services.rotator.session import Session
 from shared.keyring.administration import AdministrationError, RefusedError, UnreachableError
-from shared.kms.provider import KeyVersion, KmsError
+from shared.kms.port import KeyVersion, KmsError
 from shared.kms.reason import Reason
 from tests.rotator.rotated import KEY, Rotated
 from tests.rotator.versions import NewVersion, refusal, rewrapped, state

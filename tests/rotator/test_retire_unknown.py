@@ -5,9 +5,9 @@ from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.model import State
-from services.rotator.look import show_key_usage
-from services.rotator.retire import destroy_version, retire_version
-from services.rotator.run import run
+from services.rotator.inspection import show_key_usage
+from services.rotator.retirement import destroy_version, retire_version
+from services.rotator.runner import run
 from shared.keyring.administration import RefusedError, RotationType
 from tests.rotator.rotated import KEY, Rotated, data_key_id
 from tests.rotator.versions import DAY, NewVersion, forgotten, refusal, state

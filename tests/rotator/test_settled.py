@@ -5,8 +5,8 @@ from typing import cast
 import pytest
 
 from services.rotator.model import RotatorError
-from services.rotator.target import wait_for_primary
-from shared.kms.provider import EncryptResult, KmsKey, KmsError
+from services.rotator.preflight import wait_for_primary
+from shared.kms.port import EncryptResult, KmsError, KmsKey
 from shared.kms.reason import Reason
 from tests.rotator.rotated import KEY
 

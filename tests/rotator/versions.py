@@ -9,7 +9,7 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.model import State
 from services.rotator.model import RotatorError
 from services.rotator.report import Outcome
-from services.rotator.run import run
+from services.rotator.runner import run
 from shared.keyring.administration import RotationType
 from tests.rotator.rotated import KEY, Rotated
 

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from shared.settings import Address, ListenAddress, ServerSettings
+from shared.config.settings import Address, ListenAddress, ServerSettings
 
 
 class Settings(ServerSettings):

@@ -6,8 +6,8 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import URL, Engine, text
 
-from services.relay.outbox import dialect
-from shared.keyring import engine as keyring
+from services.relay.outbox.engine import dialect
+from shared.keyring import database as keyring
 from tests.postgres import SUPERUSER, Postgres
 
 

@@ -27,9 +27,9 @@ SERVER = """
 import asyncio, logging
 import click
 import structlog
-from shared.auth import access_of
-from shared.cli import run_server, server_options
-from shared.server import application, registry
+from shared.http.authentication import access_of
+from shared.process.command_line import run_server, server_options
+from shared.http.server import application, registry
 from tests.shared.sample import Settings
 
 log = structlog.get_logger("shared.sample")

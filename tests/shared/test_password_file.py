@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, exc, text
 
+from shared.sql.answer_timeout import AnswerTimeout
 from shared.sql.engine import PASSWORD_FILE_VARIABLE, create_postgresql_engine
-from shared.sql.patience import AnswerTimeout
 from tests.postgres import Postgres
 
 Connect = Callable[..., Engine]
@@ -24,7 +24,14 @@ def engine(own_postgres: Postgres) -> Connect:
 
     def engine(**query: str) -> Engine:
         url = database.set(username="relay").update_query_dict(query)
-        return create_postgresql_engine(url, 1, application_name="test", options="", checks_connections=False, create_answer_timeout=lambda: AnswerTimeout(5.0))
+        return create_postgresql_engine(
+            url,
+            1,
+            application_name="test",
+            options="",
+            checks_connections=False,
+            create_answer_timeout=lambda: AnswerTimeout(5.0),
+        )
 
     return engine
 

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from shared.settings import Size, parse_address, parse_duration
+from shared.config.settings import Size, parse_address, parse_duration
 
 
 @pytest.mark.parametrize("text", ["", "9000", ":9000", "127.0.0.1", "127.0.0.1:", "127.0.0.1:-1", "127.0.0.1:65536"])

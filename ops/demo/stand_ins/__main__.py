@@ -8,12 +8,13 @@ from urllib.parse import urlsplit
 import click
 import structlog
 
-from ops.demo.stand_ins.server import StandIns, run_stand_ins
-from shared import VERSION, logs
-from shared.cli import parse_option_or_exit, run_until_done_or_exit
-from shared.secret_file import SecretFile, SecretUnreadableError
-from shared.settings import Address, parse_address
-from shared.stop import wait_for_stop_signal
+from ops.demo.stand_ins.app import StandIns, run_stand_ins
+from shared import VERSION
+from shared.config.secret_file import SecretFile, SecretUnreadableError
+from shared.config.settings import Address, parse_address
+from shared.process import logs
+from shared.process.command_line import parse_option_or_exit, run_until_done_or_exit
+from shared.process.shutdown import wait_for_stop_signal
 
 log = structlog.get_logger(__name__)
 
@@ -68,7 +69,9 @@ def main(  # noqa: PLR0913, PLR0917  (one for each option)
     logs.configure("stand-ins")
     run_until_done_or_exit(
         _serve_until_stopped(
-            run_stand_ins(http=http_address, smtp=smtp_address, slack_tokens=tokens, pagerduty_keys=keys, docs=folder, **urls)
+            run_stand_ins(
+                http=http_address, smtp=smtp_address, slack_tokens=tokens, pagerduty_keys=keys, docs=folder, **urls
+            )
         )
     )
 

@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ops.demo.stand_ins import body
-from ops.demo.stand_ins.faults import Faults, Provider, respond_with_fault
-from ops.demo.stand_ins.live import ChangeFeed
+from ops.demo.stand_ins import request_body
+from ops.demo.stand_ins.change_feed import ChangeFeed
+from ops.demo.stand_ins.provider_faults import Faults, Provider, respond_with_fault
 
 MAX_BYTES = 512 * 1024
 MAX_SUMMARY = 1024
@@ -68,11 +68,17 @@ class PagerDuty:
     async def enqueue(self, request: Request) -> Response:
         """`POST /v2/enqueue`: 202, or 400 with `errors`, 413, 429."""
         try:
-            raw = await body.read_body(request, MAX_BYTES)
-        except body.BodyTooLargeError:
+            raw = await request_body.read_body(request, MAX_BYTES)
+        except request_body.BodyTooLargeError:
             return _build_refusal(f"Event size exceeds {MAX_BYTES} bytes", status=413)
         fault = self._faults.match(Provider.PAGERDUTY, lambda _: True)
-        return await respond_with_fault(self._faults, fault, lambda: self._respond(raw), build_error=_build_refusal, build_rate_limited=_build_throttle_response)
+        return await respond_with_fault(
+            self._faults,
+            fault,
+            lambda: self._respond(raw),
+            build_error=_build_refusal,
+            build_rate_limited=_build_throttle_response,
+        )
 
     def _respond(self, raw: bytes) -> Response:
         try:

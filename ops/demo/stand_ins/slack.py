@@ -1,20 +1,87 @@
-"""A stand-in for Slack's Web API: a call comes in, the channels' messages grow, an answer as Slack gives it goes out.
+"""A stand-in Slack's channels and messages, as they are kept and as the Web API shows them.
+
+A stand-in for Slack's Web API: a call comes in, the channels' messages grow, an answer as Slack gives it goes out.
 
 Rules: https://docs.slack.dev/reference/methods/chat.postMessage and its neighbours. Errors are HTTP 200 with
 `ok: false`.
+
 """
 
+import re
+from collections import deque
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 from zlib import crc32
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ops.demo.stand_ins.faults import KINDS_AFTER_STORING, Fault, Faults, Provider, respond_with_fault
-from ops.demo.stand_ins.live import ChangeFeed
-from ops.demo.stand_ins.slack_arguments import Json, SlackError, parse_content, is_true, parse_metadata, read_arguments
-from ops.demo.stand_ins.slack_channel import SlackChannel, SlackMessage
+from ops.demo.stand_ins.change_feed import ChangeFeed
+from ops.demo.stand_ins.provider_faults import KINDS_AFTER_STORING, Fault, Faults, Provider, respond_with_fault
+from ops.demo.stand_ins.slack_validation import Json, SlackError, is_true, parse_content, parse_metadata, read_arguments
+
+MAX_STORED = 500
+
+
+@dataclass
+class SlackMessage:
+    """One message of a channel; `thread_ts` is its root's `ts`, where it is a reply."""
+
+    ts: str
+    at: float
+    text: str
+    blocks: list[Json]
+    thread_ts: str | None
+    reply_broadcast: bool
+    metadata: Json | None
+    edited_at: float | None = None
+
+    def to_json(self, *, with_metadata: bool) -> Json:
+        """The message as the Web API gives it."""
+        shown: Json = {
+            "type": "message",
+            "user": "U0000000001",
+            "bot_id": "B0000000001",
+            "text": self.text,
+            "ts": self.ts,
+            "blocks": self.blocks,
+        }
+        if self.thread_ts:
+            shown["thread_ts"] = self.thread_ts
+        if self.edited_at:
+            shown["edited"] = {"user": "U0000000001", "ts": f"{self.edited_at:.6f}"}
+        if with_metadata and self.metadata:
+            shown["metadata"] = self.metadata
+        return shown
+
+
+@dataclass
+class SlackChannel:
+    """A channel that the bot is a member of, and its last messages, oldest first."""
+
+    name: str
+    id: str
+    messages: deque[SlackMessage] = field(default_factory=lambda: deque(maxlen=MAX_STORED))
+
+    def find(self, ts: object) -> SlackMessage | None:
+        """The message with this `ts`, if it is still kept."""
+        return next((message for message in self.messages if message.ts == ts), None)
+
+    def find_thread_root(self, thread_ts: Any) -> str | None:
+        """The `ts` of the thread that a post joins.
+
+        Slack takes a `thread_ts` of which it knows no message: the post then stands in the channel, outside any thread
+        (https://github.com/slack-go/slack/issues/1571). Only one that is no timestamp is an error.
+        """
+        if not thread_ts:
+            return None
+        if not re.fullmatch(r"\d+\.\d{6}", str(thread_ts)):
+            complaint = f"[ERROR] {thread_ts} is not a valid thread_ts"
+            raise SlackError("invalid_thread_ts", response_metadata={"messages": [complaint]})
+        found = self.find(str(thread_ts))
+        return (found.thread_ts or found.ts) if found else None
+
 
 T = TypeVar("T")
 

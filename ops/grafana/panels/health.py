@@ -5,10 +5,24 @@ from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models.dashboard import DynamicConfigValue, Panel
 
 from ops.grafana import links
-from ops.grafana.links import build_link, build_runbook_url, build_runbook_links
-from ops.grafana.panels.kinds import color_cells, link_cells, build_time_series, build_stat, build_table, build_state_timeline, set_unit
-from ops.grafana.panels.looks import HEALTH_LABELS, RED_GREEN, MODE_LABELS, YES_LABELS, build_value_mappings
-from ops.grafana.panels.queries import query_table, query_instant, query_range
+from ops.grafana.links import build_link, build_runbook_links, build_runbook_url
+from ops.grafana.panels.panel_types import (
+    HEALTH_LABELS,
+    MODE_LABELS,
+    RED_GREEN,
+    YES_LABELS,
+    build_stat,
+    build_state_timeline,
+    build_table,
+    build_time_series,
+    build_value_mappings,
+    color_cells,
+    link_cells,
+    query_instant,
+    query_range,
+    query_table,
+    set_unit,
+)
 from ops.grafana.variables import ENV_SELECTOR, SERVICE_SELECTOR
 
 _LEGEND = "{{env}} {{service}}"
@@ -33,7 +47,12 @@ def build_panels() -> list[Builder[Panel]]:
         .with_target(query_instant(_HEALTH_QUERY, _LEGEND))
         .unit("none")
         .mappings(build_value_mappings(HEALTH_LABELS))
-        .links([build_link("Board", links.BOARD_URL), *build_runbook_links("What to look at first", "KMSHealthChecksFailing")])
+        .links(
+            [
+                build_link("Board", links.BOARD_URL),
+                *build_runbook_links("What to look at first", "KMSHealthChecksFailing"),
+            ]
+        )
         .span(6)
         .height(5),
         build_stat(
@@ -78,7 +97,12 @@ def build_panels() -> list[Builder[Panel]]:
         )
         .with_target(query_range(_ERRORS_QUERY, _LEGEND))
         .unit("cps")
-        .links([*build_runbook_links("KMSHighCryptoErrorRate", "KMSDecryptionErrorsBurst"), build_link("Alerts", links.ALERTS_URL)])
+        .links(
+            [
+                *build_runbook_links("KMSHighCryptoErrorRate", "KMSDecryptionErrorsBurst"),
+                build_link("Alerts", links.ALERTS_URL),
+            ]
+        )
         .span(12)
         .height(8),
         build_state_timeline("Health over time", "The light of each service over time.", HEALTH_LABELS)
@@ -118,7 +142,9 @@ def _build_services_table() -> Builder[Panel]:
         "of its keys was right, how long since it initialised, its decryption errors. Its name leads to its health.",
         names,
     )
-    for ref, expr in zip("ABCDEF", (_HEALTH_QUERY, _MODE_QUERY, _READY_QUERY, _PROBES_QUERY, _UPTIME_QUERY, _ERRORS_QUERY), strict=True):
+    for ref, expr in zip(
+        "ABCDEF", (_HEALTH_QUERY, _MODE_QUERY, _READY_QUERY, _PROBES_QUERY, _UPTIME_QUERY, _ERRORS_QUERY), strict=True
+    ):
         panel.with_target(query_table(f"min by (env, service) ({expr})", ref))
     return (
         panel.override_by_name("service", link_cells(*more))

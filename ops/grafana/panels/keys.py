@@ -5,9 +5,20 @@ from grafana_foundation_sdk.models.dashboard import Panel
 
 from ops.grafana import links
 from ops.grafana.links import build_link, build_runbook_links
-from ops.grafana.panels.kinds import build_bar_chart, color_cells, build_time_series, build_stat, build_table, build_state_timeline, set_unit
-from ops.grafana.panels.looks import YES_LABELS, build_value_mappings
-from ops.grafana.panels.queries import query_table, query_instant, query_range
+from ops.grafana.panels.panel_types import (
+    YES_LABELS,
+    build_bar_chart,
+    build_stat,
+    build_state_timeline,
+    build_table,
+    build_time_series,
+    build_value_mappings,
+    color_cells,
+    query_instant,
+    query_range,
+    query_table,
+    set_unit,
+)
 from ops.grafana.variables import SERVICE_SELECTOR
 
 _PERMISSION_LABELS = {"0": ("missing", "red"), "1": ("granted", "green")}
@@ -17,7 +28,9 @@ _IN_PROGRESS_LABELS = {"0": ("no", "green"), "1": ("under way", "blue")}
 
 def build_key_panels() -> list[Builder[Panel]]:
     """What the exporter sees at each look: versions, canaries, permissions, destructions."""
-    destroyed = f"min by (env, service, target, version) (kms_key_version_destroy_timestamp_seconds{{{SERVICE_SELECTOR}}})"
+    destroyed = (
+        f"min by (env, service, target, version) (kms_key_version_destroy_timestamp_seconds{{{SERVICE_SELECTOR}}})"
+    )
     destruction = {name: name for name in ("env", "service", "target", "version")}
     return [
         _build_keys_table(),
@@ -48,7 +61,9 @@ def build_key_panels() -> list[Builder[Panel]]:
         .links([build_link("Board", links.BOARD_URL), *build_runbook_links("KMSCanaryLost", "key_destroyed")])
         .span(12)
         .height(8),
-        build_state_timeline("Permissions", "Whether IAM grants the exporter's account what the key needs.", _PERMISSION_LABELS)
+        build_state_timeline(
+            "Permissions", "Whether IAM grants the exporter's account what the key needs.", _PERMISSION_LABELS
+        )
         .with_target(
             query_range(
                 f"min by (env, service, target, permission) (kms_key_permission{{{SERVICE_SELECTOR}}})",
@@ -104,7 +119,9 @@ def build_rotation_panels() -> list[Builder[Panel]]:
     told = f"max by (env, service, type) (kms_rotation_last_success_timestamp_seconds{{{SERVICE_SELECTOR}}})"
     failed = f"max by (env, service) (kms_rotation_last_failure_timestamp_seconds{{{SERVICE_SELECTOR}}})"
     keys = f"max by (env, service, kek_version, status) (kms_data_keys{{{SERVICE_SELECTOR}}})"
-    steps = f"max by (env, service, step) (increase(kms_rotation_failures_total{{{SERVICE_SELECTOR}}}[$__rate_interval]))"
+    steps = (
+        f"max by (env, service, step) (increase(kms_rotation_failures_total{{{SERVICE_SELECTOR}}}[$__rate_interval]))"
+    )
     return [
         build_stat(
             "Since the last rotation",
@@ -122,7 +139,11 @@ def build_rotation_panels() -> list[Builder[Panel]]:
             "Whether a rotation is under way, or was left in the middle.",
             {0: "green", 1: "blue"},
         )
-        .with_target(query_instant(f"max by (env, service) (kms_rotation_in_progress{{{SERVICE_SELECTOR}}})", "{{env}} {{service}}"))
+        .with_target(
+            query_instant(
+                f"max by (env, service) (kms_rotation_in_progress{{{SERVICE_SELECTOR}}})", "{{env}} {{service}}"
+            )
+        )
         .unit("none")
         .mappings(build_value_mappings(_IN_PROGRESS_LABELS))
         .links([build_link("Board", links.BOARD_URL), *build_runbook_links("KMSRotationFailed")])

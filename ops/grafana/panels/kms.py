@@ -4,10 +4,21 @@ from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models.dashboard import Panel
 
 from ops.grafana import links
-from ops.grafana.links import build_link, build_runbook_url, build_runbook_links
-from ops.grafana.panels.kinds import build_bar_chart, build_heatmap, link_cells, build_time_series, build_stat, build_table, build_state_timeline
-from ops.grafana.panels.looks import YES_LABELS
-from ops.grafana.panels.queries import query_buckets, query_table, query_instant, query_range
+from ops.grafana.links import build_link, build_runbook_links, build_runbook_url
+from ops.grafana.panels.panel_types import (
+    YES_LABELS,
+    build_bar_chart,
+    build_heatmap,
+    build_stat,
+    build_state_timeline,
+    build_table,
+    build_time_series,
+    link_cells,
+    query_buckets,
+    query_instant,
+    query_range,
+    query_table,
+)
 from ops.grafana.variables import SERVICE_SELECTOR
 
 _OPERATIONS = {
@@ -19,7 +30,11 @@ _OPERATIONS = {
 
 def build_latency_panels() -> list[Builder[Panel]]:
     """Median, tail, and the whole distribution for each operation."""
-    return [_build_quantile_panel(0.5, "half"), _build_quantile_panel(0.95, "19 of 20"), *(_build_heatmap_panel(name) for name in _OPERATIONS)]
+    return [
+        _build_quantile_panel(0.5, "half"),
+        _build_quantile_panel(0.95, "19 of 20"),
+        *(_build_heatmap_panel(name) for name in _OPERATIONS),
+    ]
 
 
 def _build_quantile_panel(quantile: float, percentile: str) -> Builder[Panel]:
@@ -33,7 +48,9 @@ def _build_quantile_panel(quantile: float, percentile: str) -> Builder[Panel]:
             {1: "red"},
         )
         .with_target(
-            query_range(f"histogram_quantile({quantile}, {series} ({rate}))", "{{env}} {{service}} {{target}} {{operation}}")
+            query_range(
+                f"histogram_quantile({quantile}, {series} ({rate}))", "{{env}} {{service}} {{target}} {{operation}}"
+            )
         )
         .unit("s")
         .links([*build_runbook_links("KMSHighLatency", "timeout"), build_link("Alerts", links.ALERTS_URL)])
@@ -71,7 +88,8 @@ def build_failure_panels() -> list[Builder[Panel]]:
         )
         .with_target(
             query_range(
-                f"min by (env, service, target) (kms_probe_success{{{SERVICE_SELECTOR}}})", "{{env}} {{service}} {{target}}"
+                f"min by (env, service, target) (kms_probe_success{{{SERVICE_SELECTOR}}})",
+                "{{env}} {{service}} {{target}}",
             )
         )
         .links([build_link("Board", links.BOARD_URL), *build_runbook_links("KMSProbeFailing")])

@@ -5,8 +5,14 @@ from grafana_foundation_sdk.models.dashboard import Panel
 
 from ops.grafana import links
 from ops.grafana.links import build_link, build_runbook_links
-from ops.grafana.panels.kinds import build_bar_chart, build_time_series, build_stat, build_state_timeline
-from ops.grafana.panels.queries import query_instant, query_range
+from ops.grafana.panels.panel_types import (
+    build_bar_chart,
+    build_stat,
+    build_state_timeline,
+    build_time_series,
+    query_instant,
+    query_range,
+)
 from ops.grafana.variables import ENV_SELECTOR
 
 _CHANNEL_LABELS = {"0": ("refuses", "red"), "1": ("accepts", "green")}
@@ -18,7 +24,12 @@ def build_panels() -> list[Builder[Panel]]:
     return [
         build_state_timeline("Channels", "Whether each channel's provider accepts messages at all.", _CHANNEL_LABELS)
         .with_target(query_range(f"min by (env, channel) (relay_channel_up{{{ENV_SELECTOR}}})", _LEGEND))
-        .links([build_link("Relay", links.RELAY_URL), *build_runbook_links("RelayChannelFailing", "What a channel's reason means")])
+        .links(
+            [
+                build_link("Relay", links.RELAY_URL),
+                *build_runbook_links("RelayChannelFailing", "What a channel's reason means"),
+            ]
+        )
         .span(12)
         .height(8),
         build_stat(
@@ -26,7 +37,9 @@ def build_panels() -> list[Builder[Panel]]:
             "Messages that were given up, by channel; they are kept, and can be sent again.",
             {0: "green", 1: "red"},
         )
-        .with_target(query_instant(f'max by (env, channel) (relay:outbox_deliveries{{{ENV_SELECTOR}, state="dead"}})', _LEGEND))
+        .with_target(
+            query_instant(f'max by (env, channel) (relay:outbox_deliveries{{{ENV_SELECTOR}, state="dead"}})', _LEGEND)
+        )
         .unit("short")
         .links([build_link("Relay", links.RELAY_URL), *build_runbook_links("RelayDeadLetters")])
         .span(6)
@@ -50,7 +63,9 @@ def build_panels() -> list[Builder[Panel]]:
         _build_receipt_panel(0.5, "half"),
         _build_receipt_panel(0.95, "19 of 20"),
         build_time_series("Outbox", "Messages that wait, by channel and state.")
-        .with_target(query_range(f'relay:outbox_deliveries{{{ENV_SELECTOR}, state!="dead"}}', "{{env}} {{channel}} {{state}}"))
+        .with_target(
+            query_range(f'relay:outbox_deliveries{{{ENV_SELECTOR}, state!="dead"}}', "{{env}} {{channel}} {{state}}")
+        )
         .unit("short")
         .decimals(0)
         .links([build_link("Relay", links.RELAY_URL), *build_runbook_links("RelayOutboxStuck")])

@@ -1,15 +1,216 @@
-"""Which cards a page shows, in which order, and which of them have changed since it looked last. Pure."""
+"""What the board says of one target or backend: a record in, a light with its findings out. Pure.
+
+Which cards a page shows, in which order, and which of them have changed since it looked last. Pure.
+"""
 
 import re
 from collections import Counter
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import Final
 from urllib.parse import urlencode
 
-from services.exporter.history import History
-from services.exporter.web.cards import Card, MaxAges, TargetOrBackendHistory, build_card, compute_expiry
-from services.exporter.web.findings import HealthStatus
+from services.exporter.history import BackendHistory, History, TargetHistory
+from services.exporter.model import BackendState, CanaryResult, KeyInspection
+from services.exporter.web.findings import (
+    STATUS_LABELS,
+    Finding,
+    HealthStatus,
+    build_failure_finding,
+    build_stale_finding,
+    build_success_expired_finding,
+    find_backend_problems,
+    find_key_problems,
+)
+from services.exporter.web.time_format import format_time
+from shared.backend_contract import KMS_DATA_KEYS, KMS_ROTATION_LAST_SUCCESS
+from shared.kms.port import KeyVersion
+
+MAX_LISTED_VERSIONS: Final = 10
+"""Versions and canaries shown of a key."""
+_DIGITS: Final = re.compile(r"(\d+)")
+TargetOrBackendHistory = TargetHistory | BackendHistory
+
+
+@dataclass(frozen=True, slots=True)
+class MaxAges:
+    """Seconds for which what was found last counts."""
+
+    result: float
+    """After these it says nothing any more."""
+    success: float
+    """After these a right round trip is no success any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What all cards are found and ordered by."""
+
+    id: str
+    """Fit for an attribute, whatever the names hold."""
+    name: str
+    service: str
+    status: HealthStatus
+    findings: tuple[Finding, ...]
+    """The worst first."""
+    history: TargetOrBackendHistory
+    search_text: str
+    """What a filter looks into."""
+    sort_key: tuple[HealthStatus, list[tuple[int, str]]]
+    """The worst first, then by name, `key-2` before `key-10`."""
+
+    @property
+    def status_label(self) -> str:
+        """The light in words."""
+        return STATUS_LABELS[self.status]
+
+    @property
+    def since_label(self) -> str:
+        """What the record's `since` is about: the light, or only the part of it that probes and reads tell."""
+        if isinstance(self.history, BackendHistory):
+            return "health as it is since" if self.status is HealthStatus.DEGRADED else "since"
+        right = self.history.last_result is None or self.history.last_result.failed_call is None
+        return "round trips right since" if right and self.status is not HealthStatus.HEALTHY else "since"
+
+    @property
+    def announcement(self) -> str:
+        """What a screen reader is told when it changes."""
+        return ": ".join([self.name, ", ".join([self.status_label, *(finding.title for finding in self.findings[:1])])])
+
+
+def build_card(history: TargetOrBackendHistory, now: float, max_ages: MaxAges) -> Card:
+    """The light of a target, a backend or a replica of one.
+
+    Args:
+        history: what is known.
+        now: Unix seconds.
+        max_ages: for how long what was found last counts.
+    """
+    if isinstance(history, TargetHistory):
+        return _build_target_card(history, now, max_ages)
+    return _build_backend_card(history, now, max_ages)
+
+
+def compute_expiry(history: TargetOrBackendHistory, now: float, max_ages: MaxAges) -> tuple[bool, bool, bool]:
+    """What time alone makes of a record: whether its news are old, a round trip is overdue, a rotation is."""
+    if isinstance(history, BackendHistory):
+        return history.read_at is not None and history.read_at + max_ages.result < now, False, False
+    planned = (
+        history.inspection.description.next_rotation_at
+        if history.inspection and history.inspection.description
+        else None
+    )
+    return (
+        _is_stale(history, now, max_ages),
+        _is_success_expired(history, now, max_ages),
+        planned is not None and planned < now,
+    )
+
+
+def _is_stale(history: TargetHistory, now: float, max_ages: MaxAges) -> bool:
+    return history.last_result is not None and history.last_result.ended_at + max_ages.result < now
+
+
+def _is_success_expired(history: TargetHistory, now: float, max_ages: MaxAges) -> bool:
+    return (
+        history.last_result is not None
+        and history.last_result.failed_call is None
+        and history.last_result.ended_at + max_ages.success < now
+    )
+
+
+def _build_target_card(history: TargetHistory, now: float, max_ages: MaxAges) -> Card:
+    findings = [] if history.inspection is None else list(find_key_problems(history.inspection, now))
+    if history.last_result is None:
+        light = HealthStatus.UNKNOWN
+    elif history.last_result.failed_call and history.failure_spans:
+        light = HealthStatus.FAILING
+        findings.append(build_failure_finding(history.failure_spans[-1]))
+    else:
+        light = HealthStatus.HEALTHY
+    if history.last_result and _is_success_expired(history, now, max_ages):
+        findings.append(build_success_expired_finding(history.last_result.ended_at))
+    elif history.last_result and _is_stale(history, now, max_ages):
+        findings.append(build_stale_finding(f"No round trip since {format_time(history.last_result.ended_at)}"))
+    return _assemble_card("key", history.target, history.service, light, findings, history)
+
+
+def _build_backend_card(history: BackendHistory, now: float, max_ages: MaxAges) -> Card:
+    findings = [] if history.state is None else list(find_backend_problems(history.state))
+    light = HealthStatus.UNKNOWN if history.state is None else HealthStatus.HEALTHY
+    if history.read_at is not None and history.read_at + max_ages.result < now:
+        findings.append(build_stale_finding(f"Not read since {format_time(history.read_at)}"))
+    name = history.service if history.replica is None else f"{history.service} {history.replica}"
+    return _assemble_card("backend", name, history.service, light, findings, history)
+
+
+def _assemble_card(
+    kind: str,
+    name: str,
+    service: str,
+    status: HealthStatus,
+    findings: list[Finding],
+    history: TargetOrBackendHistory,
+) -> Card:
+    worst_first = tuple(sorted(findings, key=lambda finding: finding.status))
+    status = min([status, *(finding.status for finding in worst_first)])
+    known_by = sha256(f"{service}\0{name}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    text = "\n".join([name, service, STATUS_LABELS[status], *(finding.title for finding in worst_first)]).casefold()
+    return Card(
+        f"{kind}-{known_by}", name, service, status, worst_first, history, text, (status, _natural_sort_key(name))
+    )
+
+
+def _natural_sort_key(name: str) -> list[tuple[int, str]]:
+    parts = _DIGITS.split(name.casefold())
+    return [(int(part) if part.isdecimal() and len(part) < 20 else 0, part) for part in parts]
+
+
+def get_protection_level(history: TargetHistory) -> str | None:
+    """The protection level of the version that encrypted last, else of the primary version as it was read."""
+    if history.last_result and history.last_result.protection_level:
+        return history.last_result.protection_level
+    description = history.inspection.description if history.inspection else None
+    known = {version.id: version.protection_level for version in description.versions} if description else {}
+    return known.get(description.primary_version or "") if description else None
+
+
+def sort_versions(inspection: KeyInspection) -> list[KeyVersion]:
+    """The versions of a key, those to be destroyed first, then the newest."""
+    known = inspection.description.versions if inspection.description else ()
+    return sorted(known, key=lambda version: (version.destroy_at is None, -_parse_version_number(version.id)))
+
+
+def sort_canaries(inspection: KeyInspection) -> list[CanaryResult]:
+    """The canaries of a key, those that are lost first, then the newest."""
+    return sorted(
+        inspection.canaries, key=lambda canary: (canary.call.failure is None, -_parse_version_number(canary.version))
+    )
+
+
+def format_data_keys(state: BackendState) -> str | None:
+    """How many data keys each version wraps, the newest first; None where the backend does not say."""
+    wrapped: dict[str, float] = {}
+    for (version, _status), number in state.keyring.get(KMS_DATA_KEYS, {}).items():
+        wrapped[version] = wrapped.get(version, 0.0) + number
+    counted = sorted(
+        ((version, number) for version, number in wrapped.items() if number),
+        key=lambda it: -_parse_version_number(it[0]),
+    )
+    by = [f"{number:.0f} under {'the local key' if v == '0' else f'version {v}'}" for v, number in counted]
+    more = [f"and {len(by) - MAX_LISTED_VERSIONS} more"] if len(by) > MAX_LISTED_VERSIONS else []
+    return " · ".join(by[:MAX_LISTED_VERSIONS] + more) or None
+
+
+def get_last_rotation_time(state: BackendState) -> float | None:
+    """When a rotation of whatever type last succeeded, Unix seconds; None where the backend does not say."""
+    return max(state.keyring.get(KMS_ROTATION_LAST_SUCCESS, {}).values(), default=None)
+
+
+def _parse_version_number(version: str) -> int:
+    return int(version) if version.isdecimal() else 0
+
 
 CARDS_PER_PAGE: Final = 50
 """Of a kind on one page."""
@@ -107,7 +308,9 @@ class CardCache:
         return record.version > cursor.version or next(turns) != next(turns)
 
 
-def build_board(history: History, cards: CardCache, query: BoardQuery, now: float, cursor: BoardCursor | None = None) -> Board:
+def build_board(
+    history: History, cards: CardCache, query: BoardQuery, now: float, cursor: BoardCursor | None = None
+) -> Board:
     """The board right now.
 
     Args:

@@ -1,17 +1,95 @@
-"""What is not as it should be with a key or a backend: what was found of it in, findings for a person out. Pure."""
+"""What to do: from a reason to a sentence and a section of the runbook; what the way to KMS tells. Pure.
 
-from collections.abc import Collection, Iterator
+What is not as it should be with a key or a backend: what was found of it in, findings for a person out. Pure.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
 from services.exporter.history import MAX_TEXT_LENGTH, FailureSpan
 from services.exporter.model import BackendState, KeyInspection
-from services.exporter.web import advice
-from services.exporter.web.advice import Advice
-from services.exporter.web.words import format_time
-from shared.contract import CryptoMode
+from services.exporter.web.time_format import format_time
+from shared.backend_contract import CryptoMode
+from shared.kms.port import ConnectivityPhase
 from shared.kms.reason import Reason
+
+RUNBOOK_FILE: Final = "docs/KMS_OPERATIONS.md"
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What a person does next."""
+
+    text: str
+    section: str
+    """The heading in the runbook: a reason, or an alert."""
+
+    @property
+    def anchor(self) -> str:
+        """The heading's anchor, as GitHub makes it of one word."""
+        return self.section.lower()
+
+
+_ADVICE_TEXTS: Final = {
+    Reason.TIMEOUT: "Look at https://status.cloud.google.com, then at the network and its DNS.",
+    Reason.UNAVAILABLE: "Look at https://status.cloud.google.com, then at the network and its DNS.",
+    Reason.PERMISSION_DENIED: "Grant the service account its role on this key.",
+    Reason.UNAUTHENTICATED: "Mount the service account's credentials, and check the clock.",
+    Reason.QUOTA_EXHAUSTED: "Find the caller in the project's quota page, and raise the quota.",
+    Reason.KEY_NOT_FOUND: "Compare key in the configuration with what gcloud kms keys list shows.",
+    Reason.KEY_DISABLED: "Enable the version that is needed.",
+    Reason.KEY_DESTROYED: "Restore the version now: after its date it is gone for good.",
+    Reason.CRC_MISMATCH: "Bytes changed on the way: stop writing, and escalate.",
+    Reason.PLAINTEXT_MISMATCH: "Stop writing, and escalate: what is encrypted may not come back.",
+    Reason.INVALID_REQUEST: "The sentence names the call; roll the last change back.",
+    Reason.INTERNAL: "A defect of keypulse: its log has the trace; the key may be well.",
+}
+REASON_ADVICE: Final = {reason: Advice(sentence, reason) for reason, sentence in _ADVICE_TEXTS.items()}
+NETWORK_ADVICE: Final = Advice(
+    "Look at what is between here and KMS: name servers, routes, firewalls, proxies.", "unavailable"
+)
+SUCCESS_EXPIRED_ADVICE: Final = Advice(
+    "Find the keys that time out: they take the places of probe.concurrency. Else raise it.", "KMSProbeFailing"
+)
+DESTRUCTION_ADVICE: Final = Advice(
+    "Restore it if anything was ever encrypted under it and not again since.", "KMSKeyVersionDestroyScheduled"
+)
+PERMISSION_ADVICE: Final = Advice("Grant the service account its role on this key.", "KMSPermissionMissing")
+CANARY_LOST_ADVICE: Final = Advice(
+    "Data of that version cannot be read either: make it usable again, or escalate.", "KMSCanaryLost"
+)
+WRONG_AAD_ADVICE: Final = Advice(
+    "Stop writing, and escalate: nothing binds a ciphertext to its record.", "KMSWrongAADAccepted"
+)
+BACKEND_DOWN_ADVICE: Final = Advice("Ask its health check yourself, and see whether it runs.", "KMSHealthChecksFailing")
+NOT_KMS_ADVICE: Final = Advice(
+    "Its /healthz says why; mend that, and it returns to KMS by itself.", "KMSCryptoModeNotKMS"
+)
+NOT_READY_ADVICE: Final = Advice("Its /healthz says what it waits for.", "KMSCryptoNotReady")
+_NETWORK_PHASES: Final = ("dns", "tcp", "tls")
+
+
+def advise_on_failure(reason: Reason, connectivity: Sequence[ConnectivityPhase]) -> Advice:
+    """What to do about a failed round trip."""
+    broken = any(phase.error for phase in connectivity if phase.name in _NETWORK_PHASES)
+    return NETWORK_ADVICE if broken else REASON_ADVICE[reason]
+
+
+def describe_connectivity(connectivity: Sequence[ConnectivityPhase]) -> str | None:
+    """Whether it is the network or KMS, in a sentence; None where the way was not measured."""
+    if not connectivity:
+        return None
+    took = ", ".join(f"{phase.name.upper()} {phase.seconds * 1000:.0f} ms" for phase in connectivity if not phase.error)
+    for phase in connectivity:
+        if phase.name == "proxy":
+            return f"Not known whether it is the network or KMS: {phase.error}"
+        if phase.error:
+            before = f" (before it: {took})" if took else ""
+            return f"It is the network, at {phase.name.upper()}: {phase.error}{before}"
+    return f"The network is well ({took}): it is KMS that does not answer."
+
 
 PERMANENT_CANARY_REASONS: Final = frozenset(
     {
@@ -63,14 +141,14 @@ class Finding:
 def build_failure_finding(span: FailureSpan) -> Finding:
     """Of a key whose last round trips failed."""
     title = f"{span.reason} at {span.operation}"
-    advised = advice.advise_on_failure(span.reason, span.connectivity)
-    return Finding(HealthStatus.FAILING, title, span.detail, advised, advice.describe_connectivity(span.connectivity))
+    advised = advise_on_failure(span.reason, span.connectivity)
+    return Finding(HealthStatus.FAILING, title, span.detail, advised, describe_connectivity(span.connectivity))
 
 
 def build_success_expired_finding(at: float) -> Finding:
     """Of a key whose last round trip succeeded too long ago to count."""
     sentence = f"The last one succeeded at {format_time(at)}; that is too long ago to count."
-    return Finding(HealthStatus.FAILING, "no round trip in time", sentence, advice.SUCCESS_EXPIRED_ADVICE)
+    return Finding(HealthStatus.FAILING, "no round trip in time", sentence, SUCCESS_EXPIRED_ADVICE)
 
 
 def build_stale_finding(text: str) -> Finding:
@@ -82,15 +160,15 @@ def find_key_problems(inspection: KeyInspection, now: float) -> Iterator[Finding
     """Of the last look at a key; `now` in Unix seconds."""
     yield from _find_canary_problems(inspection)
     if inspection.wrong_aad_check and (failure := inspection.wrong_aad_check.failure):
-        yield Finding(HealthStatus.FAILING, "wrong AAD accepted", _truncate(failure.detail), advice.WRONG_AAD_ADVICE)
+        yield Finding(HealthStatus.FAILING, "wrong AAD accepted", _truncate(failure.detail), WRONG_AAD_ADVICE)
     known = inspection.description.versions if inspection.description else ()
     if doomed := {version.id: version.destroy_at for version in known if version.destroy_at is not None}:
         first = min(doomed.values())
         sentence = f"{format_versions(doomed).capitalize()} will be destroyed{', the first' if len(doomed) > 1 else ''}"
-        yield Finding(HealthStatus.DEGRADED, "destruction scheduled", sentence, advice.DESTRUCTION_ADVICE, due_at=first)
+        yield Finding(HealthStatus.DEGRADED, "destruction scheduled", sentence, DESTRUCTION_ADVICE, due_at=first)
     if missing := [name for name, granted in (inspection.permissions or {}).items() if not granted]:
         sentence = f"IAM does not grant {', '.join(missing)}."
-        yield Finding(HealthStatus.DEGRADED, "permission missing", sentence, advice.PERMISSION_ADVICE)
+        yield Finding(HealthStatus.DEGRADED, "permission missing", sentence, PERMISSION_ADVICE)
     planned = inspection.description.next_rotation_at if inspection.description else None
     if planned is not None and planned < now:
         sentence = f"The key was to be rotated at {format_time(planned)}; gcloud kms keys describe shows its plan."
@@ -108,22 +186,24 @@ def _find_canary_problems(inspection: KeyInspection) -> Iterator[Finding]:
     for reason, details in failed.items():
         what = f"What {format_versions(details)} encrypted cannot be decrypted: {next(iter(details.values()))}"
         if reason in PERMANENT_CANARY_REASONS:
-            yield Finding(HealthStatus.FAILING, f"canary lost, {reason}", _truncate(what), advice.CANARY_LOST_ADVICE)
+            yield Finding(HealthStatus.FAILING, f"canary lost, {reason}", _truncate(what), CANARY_LOST_ADVICE)
         else:
-            yield Finding(HealthStatus.DEGRADED, f"canary not decrypted, {reason}", _truncate(what), advice.REASON_ADVICE[reason])
+            yield Finding(
+                HealthStatus.DEGRADED, f"canary not decrypted, {reason}", _truncate(what), REASON_ADVICE[reason]
+            )
 
 
 def find_backend_problems(state: BackendState) -> Iterator[Finding]:
     """Of the last read of a backend."""
     problems = _truncate("; ".join(state.problems))
     if state.health is None:
-        yield Finding(HealthStatus.FAILING, "down", problems, advice.BACKEND_DOWN_ADVICE)
+        yield Finding(HealthStatus.FAILING, "down", problems, BACKEND_DOWN_ADVICE)
         return
     if state.health.mode is not CryptoMode.KMS:
         sentence = "New data keys are wrapped by a key on its own disk, not by KMS."
-        yield Finding(HealthStatus.FAILING, f"mode is {state.health.mode}", sentence, advice.NOT_KMS_ADVICE)
+        yield Finding(HealthStatus.FAILING, f"mode is {state.health.mode}", sentence, NOT_KMS_ADVICE)
     if not state.health.ready:
-        yield Finding(HealthStatus.FAILING, "not ready", "It can neither encrypt nor decrypt.", advice.NOT_READY_ADVICE)
+        yield Finding(HealthStatus.FAILING, "not ready", "It can neither encrypt nor decrypt.", NOT_READY_ADVICE)
     if problems:
         yield Finding(HealthStatus.DEGRADED, "not all could be read", problems)
 

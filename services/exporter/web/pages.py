@@ -18,18 +18,21 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from services.exporter.history import MAX_FAILURE_SPANS, FailureSpan, History, compute_quantile
-from services.exporter.web import advice, cards, plot, words
-from services.exporter.web.board import BoardQuery, Board, CardCache, BoardCursor, build_board
+from services.exporter.web import board as cards
+from services.exporter.web import findings, latency_plot, time_format
+from services.exporter.web.board import Board, BoardCursor, BoardQuery, CardCache, build_board
 from services.exporter.web.findings import STATUS_LABELS, HealthStatus, format_versions
 from shared import VERSION
-from shared.auth import Endpoint
-from shared.guard import ProtectedRoute, RouteRequirements
-from shared.settings import Role
+from shared.config.settings import Role
+from shared.http.authentication import Endpoint
+from shared.http.authorization import ProtectedRoute, RouteRequirements
 
 _ASSET_FOLDER: Final = Path(__file__).parent / "board"
 _MEDIA_TYPES: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _ASSETS: Final = {
-    file.name: (file.read_bytes(), _MEDIA_TYPES[file.suffix]) for file in _ASSET_FOLDER.iterdir() if file.suffix in _MEDIA_TYPES
+    file.name: (file.read_bytes(), _MEDIA_TYPES[file.suffix])
+    for file in _ASSET_FOLDER.iterdir()
+    if file.suffix in _MEDIA_TYPES
 }
 SECURITY_HEADERS: Final = {
     "Cache-Control": "no-store",
@@ -77,37 +80,40 @@ class Pages:
             lstrip_blocks=True,
         )
         self._templates.filters.update(
-            ago=words.format_age,
-            span=words.format_duration,
-            moment=words.format_time,
-            short=words.format_short_time,
-            iso=words.format_rfc3339,
-            took=words.format_latency,
-            rounded=words.format_scale,
+            ago=time_format.format_age,
+            span=time_format.format_duration,
+            moment=time_format.format_time,
+            short=time_format.format_short_time,
+            iso=time_format.format_rfc3339,
+            took=time_format.format_latency,
+            rounded=time_format.format_scale,
             quantile=compute_quantile,
         )
         self._templates.globals.update(
             version=VERSION,
             runbook=runbook_url,
-            runbook_file=advice.RUNBOOK_FILE,
+            runbook_file=findings.RUNBOOK_FILE,
             Light=HealthStatus,
             WORDS=STATUS_LABELS,
             LISTED=cards.MAX_LISTED_VERSIONS,
             FAILURES=MAX_FAILURE_SPANS,
-            plot=plot,
+            plot=latency_plot,
             protection=cards.get_protection_level,
             versions=cards.sort_versions,
             canaries=cards.sort_canaries,
             data_keys=cards.format_data_keys,
             last_rotated=cards.get_last_rotation_time,
             of_versions=format_versions,
-            of_the_way=advice.describe_connectivity,
-            of_a_failure=advice.advise_on_failure,
+            of_the_way=findings.describe_connectivity,
+            of_a_failure=findings.advise_on_failure,
         )
 
     def build_routes(self) -> list[ProtectedRoute]:
         """The page at `/` and what it needs."""
-        page, part = RouteRequirements(Role.VIEWER, challenges_browser=True, allows_cross_site_link=True), RouteRequirements(Role.VIEWER, challenges_browser=True)
+        page, part = (
+            RouteRequirements(Role.VIEWER, challenges_browser=True, allows_cross_site_link=True),
+            RouteRequirements(Role.VIEWER, challenges_browser=True),
+        )
         return [
             ProtectedRoute("/", _add_security_headers(self._show_board), page),
             ProtectedRoute("/history", _add_security_headers(self._show_history), page),
@@ -175,7 +181,11 @@ class Pages:
                 }
                 for section in board.sections
             },
-            "cards": {head.id: str(parts.card(head, board.created_at)) for section in board.sections for head in section.changed_cards},
+            "cards": {
+                head.id: str(parts.card(head, board.created_at))
+                for section in board.sections
+                for head in section.changed_cards
+            },
         }
 
     def _format_cursor(self, board: Board) -> str:

@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Literal
 
 import structlog
 
-from services.relay.channels import wording
-from services.relay.channels.channel import Attempt, ChannelSettings, Receipt
-from services.relay.channels.exchange import call_provider, build_in_thread_if_large
+from services.relay import text as wording
+from services.relay.channels.port import Attempt, ChannelSettings, Receipt
+from services.relay.channels.provider_call import build_in_thread_if_large, call_provider
 from services.relay.model import Alert, Message
 
 # Container engines cut a line at 16 KiB. As JSON in ASCII a character takes up to 12.
@@ -85,7 +85,9 @@ def build_line(message: Message) -> dict[str, Any]:
         "incident_id": message.incident_id,
         "episode": message.episode,
         "status": wording.compute_status(event),
-        "alertname": _truncate_line(event.group_labels.get("alertname") or event.common_labels.get("alertname", ""), _MAX_NAME),
+        "alertname": _truncate_line(
+            event.group_labels.get("alertname") or event.common_labels.get("alertname", ""), _MAX_NAME
+        ),
         "receiver": _truncate_line(event.receiver, _MAX_NAME),
         "alerts": alerts,
     }

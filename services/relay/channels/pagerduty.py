@@ -21,14 +21,36 @@ import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal, NamedTuple
 
-from services.relay.channels import wording
-from services.relay.channels.channel import Attempt, ChannelSettings, Progress, Reason, Receipt, Scope, SendError
-from services.relay.channels.exchange import MASK, ProviderCall, call_provider, build_in_thread_if_large, read_secret, mask_reply
-from services.relay.channels.rate import MessageRate
-from services.relay.channels.web_api import ProviderUrl, HttpSession, encode_json, translate_connection_errors, build_status_error, read_text
+from services.relay import text as wording
+from services.relay.channels.port import (
+    Attempt,
+    ChannelSettings,
+    MessageRate,
+    Progress,
+    Reason,
+    Receipt,
+    Scope,
+    SendError,
+)
+from services.relay.channels.provider_call import (
+    MASK,
+    ProviderCall,
+    build_in_thread_if_large,
+    call_provider,
+    mask_reply,
+    read_secret,
+)
+from services.relay.http_client import (
+    HttpSession,
+    ProviderUrl,
+    build_status_error,
+    encode_json,
+    read_text,
+    translate_connection_errors,
+)
 from services.relay.model import Alert, Event, Message
-from shared.secret_file import SecretFile
-from shared.settings import SecretPath
+from shared.config.secret_file import SecretFile
+from shared.config.settings import SecretPath
 
 Action = Literal["trigger", "resolve"]
 
@@ -171,7 +193,9 @@ def build_event(message: Message, action: Action) -> dict[str, Any]:
         "dedup_key": build_dedup_key(event),
         "client": "keypulse",
         "payload": {
-            "summary": wording.truncate(f"{wording.format_headline(event)}{f' ({aside})' if aside else ''}: {first}", MAX_SUMMARY),
+            "summary": wording.truncate(
+                f"{wording.format_headline(event)}{f' ({aside})' if aside else ''}: {first}", MAX_SUMMARY
+            ),
             "severity": wording.find_worst_severity(event) or wording.Severity.ERROR,  # Alertmanager's default, too
             "source": common("instance", common("service", "keypulse")),
             "component": common("service", ""),

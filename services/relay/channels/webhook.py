@@ -27,16 +27,25 @@ from urllib.parse import urlsplit
 
 from pydantic import model_validator
 
-from services.relay.channels import wording
-from services.relay.channels.channel import Attempt, ChannelSettings, Reason, Receipt, Scope, SendError
-from services.relay.channels.exchange import call_provider, build_in_thread_if_large, read_secret, mask_reply
-from services.relay.channels.web_api import ProviderUrl, HttpSession, check_secret_url, translate_connection_errors, build_status_error, read_text
+from services.relay import text as wording
+from services.relay.channels.port import Attempt, ChannelSettings, Reason, Receipt, Scope, SendError
+from services.relay.channels.provider_call import build_in_thread_if_large, call_provider, mask_reply, read_secret
+from services.relay.http_client import (
+    HttpSession,
+    ProviderUrl,
+    build_status_error,
+    check_secret_url,
+    read_text,
+    translate_connection_errors,
+)
 from services.relay.model import Alert, Message
-from shared.secret_file import SecretFile
-from shared.settings import SecretPath
+from shared.config.secret_file import SecretFile
+from shared.config.settings import SecretPath
 
 MAX_BODY = 1_000_000  # nginx takes 1 MiB unless it is told otherwise
-_BODY_OVERHEAD = 400_000  # of it, for everything but the alerts: two sets of labels, each 64 * (200 + 500) * 4 bytes at most
+_BODY_OVERHEAD = (
+    400_000  # of it, for everything but the alerts: two sets of labels, each 64 * (200 + 500) * 4 bytes at most
+)
 _MIN_SECRET_LENGTH = 8
 """Characters from which on a part of an address may be a secret."""
 _MAX_NAME = 200
@@ -99,7 +108,9 @@ class WebhookChannel:
                         return {"status": str(response.status)}
                     said = await read_text(response)
             talk.record_reply(f"HTTP {response.status} {said}", *ours)
-            detail = f"the webhook answered HTTP {response.status}" + (f": {mask_reply(said, *ours)}" if said.strip() else "")
+            detail = f"the webhook answered HTTP {response.status}" + (
+                f": {mask_reply(said, *ours)}" if said.strip() else ""
+            )
             raise build_status_error(response.status, response.headers, detail, self._clock())
 
     def payload(self, message: Message) -> str:
@@ -164,7 +175,10 @@ def _build_alert(alert: Alert, links: list[wording.Link]) -> dict[str, Any]:
     return {
         "status": alert.status,
         "labels": _limit_labels(alert.labels),
-        "annotations": {_clean_and_truncate(key, _MAX_NAME): _clean_and_truncate(text, _MAX_TEXT) for key, text in usual_first[:_MAX_ANNOTATIONS]},
+        "annotations": {
+            _clean_and_truncate(key, _MAX_NAME): _clean_and_truncate(text, _MAX_TEXT)
+            for key, text in usual_first[:_MAX_ANNOTATIONS]
+        },
         "starts_at": alert.starts_at.isoformat(),
         "ends_at": alert.ends_at.isoformat() if alert.ends_at else None,
         "fingerprint": _clean_and_truncate(alert.fingerprint, _MAX_LABEL),
@@ -173,7 +187,10 @@ def _build_alert(alert: Alert, links: list[wording.Link]) -> dict[str, Any]:
 
 
 def _limit_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    return {_clean_and_truncate(key, _MAX_NAME): _clean_and_truncate(value, _MAX_LABEL) for key, value in sorted(labels.items())[:_MAX_LABELS]}
+    return {
+        _clean_and_truncate(key, _MAX_NAME): _clean_and_truncate(value, _MAX_LABEL)
+        for key, value in sorted(labels.items())[:_MAX_LABELS]
+    }
 
 
 def _clean_and_truncate(text: str, limit: int) -> str:

@@ -13,15 +13,23 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from services.relay.console.again import NotRetryableError, UnknownDeliveryError, retry_delivery, retry_channel
-from services.relay.console.written import encode_delivery, parse_time, check_text, parse_state, encode_details, format_time
-from services.relay.outbox import query, rejected
-from services.relay.outbox.schema import clean_for_database
-from services.relay.outbox.store import Store
-from services.relay.outbox.waiting import StoreUnavailableError
-from shared.auth import Endpoint
-from shared.guard import ProtectedRoute, RouteRequirements, describe_action
-from shared.settings import Role
+from services.relay.outbox import quarantine as rejected
+from services.relay.outbox import queries
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.queries import (
+    check_text,
+    encode_delivery,
+    encode_details,
+    format_time,
+    parse_state,
+    parse_time,
+)
+from services.relay.outbox.requeue import NotRetryableError, UnknownDeliveryError, retry_channel, retry_delivery
+from services.relay.outbox.tables import clean_for_database
+from shared.config.settings import Role
+from shared.http.authentication import Endpoint
+from shared.http.authorization import ProtectedRoute, RouteRequirements, describe_action
 
 T = TypeVar("T")
 _DEFAULT_LIMIT: Final = 100
@@ -29,7 +37,9 @@ _MAX_LIMIT: Final = 1000
 _FILTERS: Final = ("state", "channel", "alertname", "since", "limit", "cursor")
 
 
-def build_routes(store: Store, channels: Collection[str], wake_channels: Callable[[Iterable[str]], None]) -> list[ProtectedRoute]:
+def build_routes(
+    store: Store, channels: Collection[str], wake_channels: Callable[[Iterable[str]], None]
+) -> list[ProtectedRoute]:
     """The routes of the API.
 
     Args:
@@ -41,7 +51,9 @@ def build_routes(store: Store, channels: Collection[str], wake_channels: Callabl
 
     def route(path: str, endpoint: Endpoint, needs: Role, action: str | None = None) -> ProtectedRoute:
         methods = ["GET"] if action is None else ["POST"]
-        return ProtectedRoute(path, _respond_503_when_unavailable(endpoint), RouteRequirements(needs, action=action), methods)
+        return ProtectedRoute(
+            path, _respond_503_when_unavailable(endpoint), RouteRequirements(needs, action=action), methods
+        )
 
     return [
         route("/api/deliveries", deliveries.list, Role.VIEWER),
@@ -66,13 +78,17 @@ class _DeliveriesEndpoint:
             wanted, limit, before = _parse_filter(request.query_params)
         except ValueError as error:
             return _build_error_response(400, str(error))
-        page = await query.list_deliveries(self._store, wanted, limit=limit, before=before)
+        page = await queries.list_deliveries(self._store, wanted, limit=limit, before=before)
         cursor = None if page.before is None else f"{page.before:x}"
-        return JSONResponse({"deliveries": [encode_delivery(delivery) for delivery in page.deliveries], "next_cursor": cursor})
+        return JSONResponse(
+            {"deliveries": [encode_delivery(delivery) for delivery in page.deliveries], "next_cursor": cursor}
+        )
 
     async def get(self, request: Request) -> Response:
-        record = await query.read_delivery(self._store, clean_for_database(request.path_params["id"]))
-        return _build_error_response(404, "no such delivery") if record is None else JSONResponse(encode_details(record))
+        record = await queries.read_delivery(self._store, clean_for_database(request.path_params["id"]))
+        return (
+            _build_error_response(404, "no such delivery") if record is None else JSONResponse(encode_details(record))
+        )
 
     async def retry(self, request: Request) -> Response:
         try:
@@ -120,7 +136,7 @@ class _QuarantineEndpoint:
         return Response(body, media_type="text/plain", headers=headers)
 
 
-def _parse_filter(parameters: QueryParams) -> tuple[query.DeliveryFilter, int, int | None]:
+def _parse_filter(parameters: QueryParams) -> tuple[queries.DeliveryFilter, int, int | None]:
     """What was asked for, how much of it, and where to begin. Raises ValueError with what was expected."""
     if set(parameters) - set(_FILTERS):
         raise ValueError(f"unknown filter; expected {', '.join(_FILTERS)}")
@@ -129,7 +145,7 @@ def _parse_filter(parameters: QueryParams) -> tuple[query.DeliveryFilter, int, i
         raise ValueError(f"limit: expected a number from 1 to {_MAX_LIMIT}")
     if cursor is not None and not re.fullmatch("[0-9a-f]{1,15}", cursor):
         raise ValueError("cursor: expected the next_cursor of an earlier answer")
-    wanted = query.DeliveryFilter(
+    wanted = queries.DeliveryFilter(
         state=_parse_parameter("state", parse_state, parameters),
         channel=_parse_parameter("channel", check_text, parameters),
         alertname=_parse_parameter("alertname", check_text, parameters),

@@ -4,19 +4,37 @@ Each channel claims as many deliveries as it has lanes free, and each is sent by
 it that the messages of one incident go out one after the other, and at the channel's pace. The worker sleeps until
 something is due or `wake` is called, and looks every few seconds for what another process made due. While the channel
 refuses everything, it hands what waits on to those that stand in.
+
+The workers of all channels put together, and how they stop.
 """
 
 import asyncio
-from collections.abc import Hashable
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Final
+from uuid import uuid4
 
 import structlog
 
-from services.relay.channels.channel import Channel
-from services.relay.delivery.deliver import Deliverer, DeliveryContext
-from services.relay.outbox import gate
-from services.relay.outbox.claim import MAX_CLAIM_BYTES, DeliveryTask, ClaimResult, ClaimRequest, claim_due
-from services.relay.outbox.waiting import StoreUnavailableError
+from services.relay.channels.port import Channel, ChannelSettings
+from services.relay.config import RelaySettings
+from services.relay.delivery.attempt import OpenSender, Sender, SenderSettings
+from services.relay.delivery.links import LinkRules
+from services.relay.delivery.retry_policy import RetryPolicy
+from services.relay.delivery.task import Deliverer, DeliveryContext
+from services.relay.metrics import Metrics
+from services.relay.outbox import breaker
+from services.relay.outbox.claim import MAX_CLAIM_BYTES, ClaimRequest, ClaimResult, DeliveryTask, claim_due
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.fallback import fall_back_unserved
+from services.relay.outbox.lease import release_leases
+from services.relay.outbox.replicas import record_served_channels, refresh_outdated
+from services.relay.outbox.restore_detection import COMPARE_DELAY, detect_restore
+from services.relay.outbox.sweeper import sweep
+from services.relay.outbox.tables import State
 
 _OUTBOX_RETRY_SECONDS: Final = 1.0
 """Seconds to wait after the outbox failed."""
@@ -110,7 +128,15 @@ class Worker:
 
     async def _claim(self) -> ClaimResult:
         shared, free = self._context, self._max_concurrency - len(self._in_flight_ids)
-        wanted = ClaimRequest(self._name, free, shared.lease_owner, shared.lease_seconds, self._rate, self._dedup_channels, tuple(self._in_flight_ids))
+        wanted = ClaimRequest(
+            self._name,
+            free,
+            shared.lease_owner,
+            shared.lease_seconds,
+            self._rate,
+            self._dedup_channels,
+            tuple(self._in_flight_ids),
+        )
         return await claim_due(shared.store, wanted)
 
     async def _deliver(self, task: DeliveryTask, lease_ends: float) -> None:
@@ -138,10 +164,181 @@ class Worker:
         """What was refused may be taken with another secret."""
         secrets = await asyncio.to_thread(self._channel.read_secret_versions)
         if secrets != self._secrets:
-            await gate.commit_allow_trial(self._context.store, [self._name])
+            await breaker.commit_allow_trial(self._context.store, [self._name])
             self._secrets = secrets
             self._wake_event.set()
 
     async def _pause(self) -> None:
         if not self._stopping:
             await asyncio.sleep(_OUTBOX_RETRY_SECONDS)
+
+
+STOP_SECONDS: Final = 6.0
+"""How long a stop waits for messages that are being sent; with the server's own drain it stays within its bound."""
+_CLOSE_SECONDS: Final = 1.0
+_PAUSE: Final = 1.0
+"""Seconds to wait after the outbox failed."""
+_SWEEP_INTERVAL: Final = 15.0
+
+WakeChannels = Callable[[Iterable[str]], None]
+
+
+@asynccontextmanager
+async def run_delivery(
+    settings: RelaySettings, store: Store, metrics: Metrics, open_sender: OpenSender
+) -> AsyncIterator[WakeChannels]:
+    """A worker for each channel; at the end they finish what is in hand, within the grace period.
+
+    Yields:
+        What tells the workers of some channels that there is something new.
+    """
+    owner = uuid4().hex
+    timeout = settings.delivery.timeout
+    given = SenderSettings(settings.channels, build_link_rules(settings), settings.contacts, timeout)
+    try:
+        async with open_sender(given) as send, _run_workers(settings, store, metrics, owner, send) as wake:
+            yield wake
+    finally:  # nothing is sent any more
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await release_leases(store, owner)
+                await detect_restore(store, compare_delay=_held_for(settings))  # until now it was used
+        except (StoreUnavailableError, TimeoutError) as error:
+            log.warning(
+                "leases could not be released at stop; they expire by themselves",
+                error=str(error) or "the outbox does not answer",
+            )
+
+
+@asynccontextmanager
+async def _run_workers(
+    settings: RelaySettings, store: Store, metrics: Metrics, lease_owner: str, send: Sender
+) -> AsyncIterator[WakeChannels]:
+    delivery = settings.delivery
+    workers: dict[str, Worker] = {}
+
+    def wake(names: Iterable[str]) -> None:
+        for name in names:
+            if name in workers:
+                workers[name].wake()
+
+    shared = DeliveryContext(
+        store=store,
+        metrics=metrics,
+        send=send,
+        retry_policy=RetryPolicy(delivery.backoff_initial, delivery.backoff_max, delivery.give_up_after),
+        timeout=delivery.timeout,
+        lease_seconds=delivery.lease,
+        lease_owner=lease_owner,
+        random=random.random,
+        fallback_channels=settings.default_channels,
+        wake_channels=wake,
+    )
+    # Of these nothing is asked but whether their secrets are others: they connect at their first send, and never send.
+    channels = {name: channel.connect(delivery.timeout) for name, channel in settings.channels.items()}
+    for name, channel in channels.items():
+        own = settings.channels[name]
+        sharing = _find_dedup_channels(own, settings.channels)
+        workers[name] = Worker(name, channel, _get_rate(settings, own), own.max_concurrency, shared, sharing)
+    held_for = _held_for(settings)
+    begun = await _prepare_channels(store, channels, held_for)
+    beginning = asyncio.create_task(_begin_late(store, channels, held_for, begun=begun), name="begin to deliver")
+
+    async def deliver(worker: Worker) -> None:
+        await asyncio.wait([beginning])  # before, what waits may be that of a backup
+        await worker.run()
+
+    tasks = [asyncio.create_task(deliver(worker), name=f"deliver {name}") for name, worker in workers.items()]
+    looking = asyncio.create_task(_run_sweeper(store, shared, wake, channels, held_for), name="overdue deliveries")
+    try:
+        yield wake
+    finally:
+        looking.cancel()
+        beginning.cancel()
+        for worker in workers.values():
+            worker.stop()
+        try:
+            await asyncio.wait(tasks, timeout=STOP_SECONDS)
+        finally:  # whoever cancels a reload, such as a stop, ends the grace, and no more than that
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, looking, beginning, return_exceptions=True)
+
+
+def build_link_rules(settings: RelaySettings) -> LinkRules:
+    """What a person set about links."""
+    return LinkRules(settings.links.runbook, settings.links.dashboard, frozenset(settings.links.allow_hosts))
+
+
+def _held_for(settings: RelaySettings) -> float:
+    """Seconds for which what waits in a restored backup is held back, where it can be compared."""
+    return COMPARE_DELAY if settings.alertmanager.urls else 0.0
+
+
+def _find_dedup_channels(channel: ChannelSettings, channels: Mapping[str, ChannelSettings]) -> tuple[str, ...]:
+    place = channel.dedup_scope()
+    return tuple(name for name, other in channels.items() if place is not None and other.dedup_scope() == place)
+
+
+def _get_rate(settings: RelaySettings, channel: ChannelSettings) -> float | None:
+    rate = channel.rate or channel.provider_rate
+    return rate.per_second if rate is not None and settings.pacing.enabled else None
+
+
+async def _prepare_channels(store: Store, names: Collection[str], compare_delay: float) -> bool:
+    """Whoever starts the relay anew may have mended why a channel refused everything, or brought one back.
+
+    Or restored a backup. False where the outbox is not available, so that nothing of it is known.
+    """
+    try:
+        await _brought_back(store, names)
+        await detect_restore(store, compare_delay=compare_delay)
+    except StoreUnavailableError as error:
+        log.warning("nothing is delivered until the outbox can be used", error=str(error))
+        return False
+    return True
+
+
+async def _begin_late(store: Store, names: Collection[str], held_for: float, *, begun: bool) -> None:
+    while not begun:
+        await asyncio.sleep(_PAUSE)
+        with suppress(StoreUnavailableError):  # the store has logged it
+            with suppress(StoreUnavailableError):  # then they are tried when their pause ends
+                await _brought_back(store, names)
+            await detect_restore(store, compare_delay=held_for)
+            begun = True
+
+
+async def _brought_back(store: Store, names: Collection[str]) -> None:
+    await record_served_channels(store, names)
+    await refresh_outdated(store, names)
+    await breaker.commit_allow_trial(store, names)
+
+
+async def _run_sweeper(
+    store: Store, context: DeliveryContext, wake_channels: WakeChannels, channels: Collection[str], compare_delay: float
+) -> None:
+    async def overdue() -> None:
+        await record_served_channels(store, channels)
+        told = await fall_back_unserved(store, channels, context.fallback_channels)
+        for channel in told.superseded_channels:
+            context.metrics.count_delivery(channel, State.SUPERSEDED)
+        wake_channels(told.channels_to_wake)
+        looked = await sweep(store, context.lease_owner, context.retry_policy.give_up_after, context.fallback_channels)
+        for channel, state in looked.ended:
+            context.metrics.count_delivery(channel, state)
+        wake_channels(looked.channels_to_wake)
+
+    looks: tuple[Callable[[], Awaitable[object]], ...] = (
+        partial(detect_restore, store, compare_delay=compare_delay),
+        overdue,
+    )
+    while True:
+        await asyncio.sleep(_SWEEP_INTERVAL)
+        for look in looks:
+            try:
+                await look()
+            except StoreUnavailableError:
+                continue  # the store has logged it
+            except Exception:
+                log.exception("unexpected error in the sweeper; it continues")

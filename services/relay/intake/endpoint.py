@@ -14,23 +14,29 @@ import structlog
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from services.relay import identity
-from services.relay.identity import OWN_SOURCE
-from services.relay.intake import quarantine, webhook
-from services.relay.intake.heartbeat import HeartbeatMatcher
+from services.relay.intake import deduplication, webhook
+from services.relay.intake.deduplication import OWN_SOURCE
+from services.relay.intake.heartbeats import HeartbeatMatcher
 from services.relay.intake.routing import Route
-from services.relay.intake.take_apart import parse_webhook
+from services.relay.intake.webhook import parse_webhook
 from services.relay.metrics import Metrics
 from services.relay.model import Status
-from services.relay.outbox import watchdogs
-from services.relay.outbox.accept import IncomingEvent, DeliveryPlan, accept_event
+from services.relay.outbox import quarantine, watchdogs
+from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.byte_limit import ByteLimit
-from services.relay.outbox.known import IncidentState
-from services.relay.outbox.schema import State
-from services.relay.outbox.store import Store
-from services.relay.outbox.waiting import StoreUnavailableError
-from services.relay.parsing import run_large
-from shared.arriving import SMALL_BODY_BYTES, BodyReader, BodyBudgetExhaustedError, BodyTooLargeError, BodyBudgets, SlowBodyError
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.incidents import IncidentState
+from services.relay.outbox.tables import State
+from shared.http.body_limits import (
+    SMALL_BODY_BYTES,
+    BodyBudgetExhaustedError,
+    BodyBudgets,
+    BodyReader,
+    BodyTooLargeError,
+    SlowBodyError,
+)
+from shared.process.concurrency import run_large
 
 SMALL_BODIES_LIMIT: Final = 16 * 1024 * 1024
 """Bytes of all small bodies that arrive or wait for their commit. Larger ones share as much as one may have: so they
@@ -187,7 +193,7 @@ class Intake:
         rules = self._rules
 
         def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
-            return identity.plan_deliveries(
+            return deduplication.plan_deliveries(
                 incoming.event,
                 known,
                 fingerprint=incoming.fingerprint,
@@ -212,7 +218,9 @@ class Intake:
     async def _quarantine(self, body: bytearray, source: str, code: int, reason: str) -> Response:
         try:
             kept = bytes(body[: quarantine.MAX_BODY_BYTES])
-            await quarantine.quarantine_webhook(self._store, kept, source=source[:_MAX_SOURCE], code=code, reason=reason)
+            await quarantine.quarantine_webhook(
+                self._store, kept, source=source[:_MAX_SOURCE], code=code, reason=reason
+            )
         except StoreUnavailableError as error:
             return _build_error_response(503, f"not accepted ({reason}), and the body cannot be kept: {error}")
         return _build_error_response(code, reason)

@@ -7,19 +7,19 @@ from uuid import uuid4
 
 from sqlalchemy import bindparam, func, insert, select, update
 
-from services.relay.event_json import encode_event
-from services.relay.model import Event
-from services.relay.outbox.enqueue import NewDelivery, enqueue_deliveries
-from services.relay.outbox.known import IncidentState, lock_states
-from services.relay.outbox.many import BulkStatement
-from services.relay.outbox.same_group import build_group_id, record_resolved_elsewhere
-from services.relay.outbox.schema import deliveries, events, incidents, clean_for_database
-from services.relay.outbox.store import Store
-from services.relay.outbox.together import Transaction
+from services.relay.model import Event, encode_event
+from services.relay.outbox.alert_groups import build_group_id, record_resolved_elsewhere
+from services.relay.outbox.engine.batching import BulkStatement, Transaction
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.incidents import IncidentState, lock_states
+from services.relay.outbox.merge import NewDelivery, enqueue_deliveries
+from services.relay.outbox.tables import clean_for_database, deliveries, events, incidents
 
 _THREAD_ABOVE: Final = 64 * 1024  # bytes of a webhook up to which writing its event is quicker than a thread
 # Statements are built once: building one costs more than a database takes to run it.
-_INSERT_EVENTS: Final = BulkStatement(insert(events), [column.name for column in events.c if column is not events.c.seq])
+_INSERT_EVENTS: Final = BulkStatement(
+    insert(events), [column.name for column in events.c if column is not events.c.seq]
+)
 _READ_SEQS: Final = select(events.c.id, events.c.seq).where(events.c.id.in_(bindparam("ids", expanding=True)))
 _FIRST_WAITING_EVENT: Final = select(func.min(deliveries.c.first_event)).where(
     deliveries.c.incident_id == bindparam("incident"),
@@ -157,15 +157,21 @@ def _insert_events(transaction: Transaction, planned: Sequence[_PlannedEvent]) -
             for each, seq in zip(planned, seqs, strict=True)
         ],
     )
-    record_resolved_elsewhere(transaction, [(seq, each.request.incoming.event) for each, seq in zip(planned, seqs, strict=True)])
+    record_resolved_elsewhere(
+        transaction, [(seq, each.request.incoming.event) for each, seq in zip(planned, seqs, strict=True)]
+    )
     accepted = {}
     for each, row, made in zip(planned, rows, _enqueue_deliveries(transaction, planned, seqs), strict=True):
         channels, incident = each.plan.channels, row["incident_id"]
-        accepted[incident] = AcceptResult(row["id"], len(channels), is_duplicate=False, channels=channels, superseded_channels=made)
+        accepted[incident] = AcceptResult(
+            row["id"], len(channels), is_duplicate=False, channels=channels, superseded_channels=made
+        )
     return accepted
 
 
-def _enqueue_deliveries(transaction: Transaction, planned: Sequence[_PlannedEvent], seqs: Sequence[int]) -> list[tuple[str, ...]]:
+def _enqueue_deliveries(
+    transaction: Transaction, planned: Sequence[_PlannedEvent], seqs: Sequence[int]
+) -> list[tuple[str, ...]]:
     """Makes the deliveries of new events; the channels of those that each of them superseded."""
     news = [_build_deliveries(transaction, each, seq) for each, seq in zip(planned, seqs, strict=True)]
     channels: dict[str, list[str]] = {}
@@ -188,7 +194,9 @@ def _build_deliveries(transaction: Transaction, planned: _PlannedEvent, seq: int
         first = transaction.connection.execute(_FIRST_WAITING_EVENT, waits).scalar() or seq
     fresh = planned.state is None
     return [
-        NewDelivery(seq, seq if channel in known_there else first, incident, plan.episode, channel, is_first_of_incident=fresh)
+        NewDelivery(
+            seq, seq if channel in known_there else first, incident, plan.episode, channel, is_first_of_incident=fresh
+        )
         for channel in plan.channels
     ]
 

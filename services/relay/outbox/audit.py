@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from sqlalchemy import delete, insert, or_, select
 
-from services.relay.outbox.schema import audit, clean_for_database
-from services.relay.outbox.store import Store
-from services.relay.outbox.together import Transaction
-from services.relay.outbox.waiting import StoreUnavailableError
-from shared.audit import AuditUnavailableError, AuditEntry
+from services.relay.outbox.engine.batching import Transaction
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.tables import audit, clean_for_database
+from shared.http.audit_log import AuditEntry, AuditUnavailableError
 
 _audit = audit.c
 
@@ -21,7 +21,12 @@ class OutboxAudit:
 
     async def add(self, entry: AuditEntry) -> None:
         """Commits one. Raises AuditUnavailableError."""
-        row = {"who": clean_for_database(entry.who), "peer": entry.peer, "action": entry.action, "object": clean_for_database(entry.on)}
+        row = {
+            "who": clean_for_database(entry.who),
+            "peer": entry.peer,
+            "action": entry.action,
+            "object": clean_for_database(entry.on),
+        }
 
         def commit(transaction: Transaction) -> None:  # by the database's clock, which the retention goes by
             transaction.connection.execute(insert(audit), {**row, "at": transaction.now})
@@ -32,8 +37,10 @@ class OutboxAudit:
             raise AuditUnavailableError(str(error)) from None
 
     async def page(self, limit: int, before: int | None) -> tuple[Sequence[AuditEntry], int | None]:
-        """See shared.audit.AuditLog."""
-        query = select(_audit.seq, _audit.at, _audit.who, _audit.peer, _audit.action, _audit.object).order_by(_audit.seq.desc())
+        """See shared.http.audit_log.AuditLog."""
+        query = select(_audit.seq, _audit.at, _audit.who, _audit.peer, _audit.action, _audit.object).order_by(
+            _audit.seq.desc()
+        )
         if before is not None:
             query = query.where(_audit.seq < before)
         try:

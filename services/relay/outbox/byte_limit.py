@@ -17,9 +17,9 @@ from typing import Final
 import structlog
 from sqlalchemy import Connection, func, select
 
-from services.relay.outbox.schema import deliveries, events, quarantine
-from services.relay.outbox.store import Store
-from services.relay.outbox.waiting import StoreUnavailableError
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.tables import deliveries, events, quarantine
 
 PRUNE_ABOVE: Final = 0.8
 PRUNE_DOWN_TO: Final = 0.7
@@ -113,7 +113,9 @@ class ByteLimit:
     def _compute_ceiling(self, *, resolved: bool) -> float:
         if self._nothing_to_prune:
             return self.max_bytes * (1 + _RESOLVED_OVERRUN if resolved else _FIRING_CEILING)
-        return max(self.max_bytes, self._bytes_after_pruning) + self.max_bytes * (_RESOLVED_OVERRUN if resolved else _OVERRUN)
+        return max(self.max_bytes, self._bytes_after_pruning) + self.max_bytes * (
+            _RESOLVED_OVERRUN if resolved else _OVERRUN
+        )
 
     def _build_full_error(self) -> StoreUnavailableError:
         why = _NOTHING_TO_PRUNE if self._nothing_to_prune else _PRUNING_TOO_SLOW
@@ -133,7 +135,9 @@ class ByteLimit:
         """Returns after so long, or earlier where what was accepted meanwhile comes near the limit."""
         try:
             async with asyncio.timeout(seconds):
-                await asyncio.sleep(min(seconds, _FULL_MEASURE_INTERVAL if self._nothing_to_prune else _MEASURE_INTERVAL))
+                await asyncio.sleep(
+                    min(seconds, _FULL_MEASURE_INTERVAL if self._nothing_to_prune else _MEASURE_INTERVAL)
+                )
                 await self._near_limit.wait()
         except TimeoutError:
             pass
@@ -162,7 +166,9 @@ def measure_bytes(connection: Connection) -> int:
 
 _POSTGRESQL_SIZES: Final = (
     select(
-        func.coalesce(func.sum(func.pg_column_size(events.c.event) + func.pg_column_size(events.c.body) + ROW_OVERHEAD), 0)
+        func.coalesce(
+            func.sum(func.pg_column_size(events.c.event) + func.pg_column_size(events.c.body) + ROW_OVERHEAD), 0
+        )
     ),
     select(
         func.coalesce(func.sum(func.coalesce(func.pg_column_size(deliveries.c.payload), 0) + ROW_OVERHEAD), 0)

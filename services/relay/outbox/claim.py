@@ -14,14 +14,13 @@ from uuid import uuid4
 from sqlalchemy import Row, and_, bindparam, case, exists, func, select, update
 
 from services.relay.model import Status
-from services.relay.outbox import gate
-from services.relay.outbox.enqueue import RetryState, merge_into_successor
-from services.relay.outbox.lock import try_lock_incident
-from services.relay.outbox.pace import count_available
-from services.relay.outbox.same_group import find_open_incidents
-from services.relay.outbox.schema import State, deliveries, events
-from services.relay.outbox.store import Store
-from services.relay.outbox.together import Transaction
+from services.relay.outbox import breaker
+from services.relay.outbox.alert_groups import find_open_incidents
+from services.relay.outbox.engine.batching import Transaction
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.merge import RetryState, merge_into_successor, try_lock_incident
+from services.relay.outbox.rate_limit import count_available
+from services.relay.outbox.tables import State, deliveries, events
 
 MAX_CLAIM_BYTES: Final = 1024 * 1024
 """Bytes of events over which nothing more is claimed with them, so that memory is bounded."""
@@ -45,14 +44,20 @@ _with_event_size = select(deliveries, func.length(events.c.event).label("size"),
     events, events.c.seq == _delivery.event_seq
 )
 _LOCK_DUE: Final = (
-    _with_event_size.where(*_FIRST_OF_INCIDENT, _delivery.due_at <= bindparam("now"), _delivery.id.not_in(bindparam("held", expanding=True)))
+    _with_event_size.where(
+        *_FIRST_OF_INCIDENT,
+        _delivery.due_at <= bindparam("now"),
+        _delivery.id.not_in(bindparam("held", expanding=True)),
+    )
     .order_by(_delivery.due_at, _delivery.seq)
     .limit(bindparam("most"))
     .with_for_update(of=deliveries, skip_locked=True)
 )
 _LOCK_BY_ID: Final = _with_event_size.where(_delivery.id == bindparam("delivery")).with_for_update(of=deliveries)
 # Not `min`, for which PostgreSQL looks at every row.
-_NEXT_DUE: Final = select(_delivery.due_at).where(*_FIRST_OF_INCIDENT).order_by(_delivery.due_at, _delivery.seq).limit(1)
+_NEXT_DUE: Final = (
+    select(_delivery.due_at).where(*_FIRST_OF_INCIDENT).order_by(_delivery.due_at, _delivery.seq).limit(1)
+)
 _MARK_CLAIMED: Final = (
     update(deliveries)
     .where(_delivery.seq.in_(bindparam("taken", expanding=True)))
@@ -77,11 +82,19 @@ _first_delivered = (
     )
     .group_by(_delivery.incident_id, _delivery.episode)
 )
-_FIRST_RECEIPTS: Final = select(_delivery.incident_id, _delivery.episode, _delivery.receipt).where(_delivery.seq.in_(_first_delivered))
+_FIRST_RECEIPTS: Final = select(_delivery.incident_id, _delivery.episode, _delivery.receipt).where(
+    _delivery.seq.in_(_first_delivered)
+)
 _LAST_FIRING: Final = (
     select(_delivery.incident_id, _delivery.episode, func.max(events.c.seq).label("event"))
     .group_by(_delivery.incident_id, _delivery.episode)
-    .join(events, and_(events.c.incident_id == _delivery.incident_id, events.c.seq.between(_delivery.first_event, _delivery.event_seq)))
+    .join(
+        events,
+        and_(
+            events.c.incident_id == _delivery.incident_id,
+            events.c.seq.between(_delivery.first_event, _delivery.event_seq),
+        ),
+    )
     .where(_delivery.incident_id.in_(bindparam("incidents", expanding=True)), _delivery.channel == bindparam("channel"))
     .where(_delivery.episode.in_(bindparam("episodes", expanding=True)), events.c.status == Status.FIRING)
 )
@@ -166,19 +179,23 @@ def _claim_batch(transaction: Transaction, requests: Sequence[ClaimRequest]) -> 
 
 
 def _claim_channel(transaction: Transaction, wanted: ClaimRequest) -> ClaimResult:
-    admission, row = gate.admit(transaction, wanted.channel, wanted.limit)
+    admission, row = breaker.admit(transaction, wanted.channel, wanted.limit)
     if row is None or not admission.limit:
         return ClaimResult((), admission.retry_in, admission.channel_down)
     room, seconds = count_available(row.next_slot, transaction.now, admission.limit, wanted.rate)
     due = _lock_due(transaction, wanted, room) if room else []
     if not due:
-        return ClaimResult((), seconds if not room else _seconds_until_next(transaction, wanted.channel), admission.channel_down)
+        return ClaimResult(
+            (), seconds if not room else _seconds_until_next(transaction, wanted.channel), admission.channel_down
+        )
     probe_seconds = wanted.lease_seconds if admission.is_breaker_trial else None
-    gate.record_claim(transaction, row, len(due), rate=wanted.rate, trial_seconds=probe_seconds)
+    breaker.record_claim(transaction, row, len(due), rate=wanted.rate, trial_seconds=probe_seconds)
     lease = f"{wanted.lease_owner}/{uuid4().hex}"
     taking = {"taken": [each.seq for each in due], "proof": lease, "now": transaction.now}
     transaction.connection.execute(_MARK_CLAIMED, {**taking, "ends": transaction.now + wanted.lease_seconds})
-    return ClaimResult(_build_tasks(transaction, wanted, due, lease, admission.is_breaker_trial), 0.0, admission.channel_down)
+    return ClaimResult(
+        _build_tasks(transaction, wanted, due, lease, admission.is_breaker_trial), 0.0, admission.channel_down
+    )
 
 
 def _lock_due(transaction: Transaction, wanted: ClaimRequest, limit: int) -> list[Row[*tuple[Any, ...]]]:
@@ -217,7 +234,11 @@ def _seconds_until_next(transaction: Transaction, channel: str) -> float | None:
 
 
 def _build_tasks(
-    transaction: Transaction, request: ClaimRequest, due: Sequence[Row[*tuple[Any, ...]]], lease_id: str, is_breaker_trial: bool
+    transaction: Transaction,
+    request: ClaimRequest,
+    due: Sequence[Row[*tuple[Any, ...]]],
+    lease_id: str,
+    is_breaker_trial: bool,
 ) -> tuple[DeliveryTask, ...]:
     connection, channel = transaction.connection, request.channel
     episodes = list({row.episode for row in due})
@@ -249,7 +270,9 @@ def _build_tasks(
             last_event_seq=row.event_seq,
             event_json=written[row.event_seq],
             first_receipt=json.loads(receipt) if receipt else None,
-            firing_undelivered=receipt is None and row.status == Status.RESOLVED and fired.get(episode, 0) > (row.maybe_told or 0),
+            firing_undelivered=receipt is None
+            and row.status == Status.RESOLVED
+            and fired.get(episode, 0) > (row.maybe_told or 0),
             maybe_sent=bool(row.maybe_sent) or row.state == State.SENDING,
             progress=json.loads(row.progress) if row.progress else {},
             remark=row.note or "",

@@ -14,12 +14,11 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Row, bindparam, exists, or_, select, update
 
-from services.relay.outbox import dialect
-from services.relay.outbox.enqueue import NewDelivery, enqueue_deliveries
-from services.relay.outbox.lock import lock_incidents
-from services.relay.outbox.schema import WAITING, channels, deliveries, events, incidents
-from services.relay.outbox.store import Store
-from services.relay.outbox.together import Transaction
+from services.relay.outbox.engine import dialect
+from services.relay.outbox.engine.batching import Transaction
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.merge import NewDelivery, enqueue_deliveries, lock_incidents
+from services.relay.outbox.tables import WAITING, channels, deliveries, events, incidents
 
 FALLBACK_STEP: Final = 32
 """How many deliveries are handed on in one transaction, so that a channel for which thousands wait holds nobody up."""
@@ -37,7 +36,9 @@ _UNSERVED_CHANNELS: Final = (
 )
 _NOT_FALLEN_BACK: Final = (
     _delivery.finished_at.is_(None),
-    or_(_delivery.state.in_([state.value for state in WAITING]), _delivery.due_at <= bindparam("now")),  # or its lease ended
+    or_(
+        _delivery.state.in_([state.value for state in WAITING]), _delivery.due_at <= bindparam("now")
+    ),  # or its lease ended
     or_(_delivery.fell_back.is_(None), _delivery.fell_back < _delivery.event_seq),
     or_(_delivery.maybe_told.is_(None), _delivery.due_at <= bindparam("now")),  # else it is held back, see `restored`
 )
@@ -48,7 +49,17 @@ _FIND_NEXT: Final = (
     .limit(FALLBACK_STEP)
 )
 _LOCK_DELIVERIES: Final = (
-    select(*(_delivery.seq, _delivery.channel, _delivery.incident_id, _delivery.episode, _delivery.event_seq, _delivery.first_event, _delivery.fell_back))
+    select(
+        *(
+            _delivery.seq,
+            _delivery.channel,
+            _delivery.incident_id,
+            _delivery.episode,
+            _delivery.event_seq,
+            _delivery.first_event,
+            _delivery.fell_back,
+        )
+    )
     .where(_delivery.seq.in_(bindparam("seqs", expanding=True)), *_NOT_FALLEN_BACK)
     .order_by(_delivery.seq)
     .with_for_update()
@@ -70,7 +81,9 @@ _MISSING_EVENTS: Final = (
     )
     .order_by(events.c.seq)
 )
-_CURRENT_STATE: Final = select(incidents.c.episode, incidents.c.latest_event).where(incidents.c.id == bindparam("incident"))
+_CURRENT_STATE: Final = select(incidents.c.episode, incidents.c.latest_event).where(
+    incidents.c.id == bindparam("incident")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +111,17 @@ async def fall_back(store: Store, channel: str, fallback_channels: Sequence[str]
     """
     if not fallback_channels:
         return FallbackResult()
-    found = await store.read(lambda connection: _find_next(connection, channel, dialect.read_clock(connection, store.clock)))
+    found = await store.read(
+        lambda connection: _find_next(connection, channel, dialect.read_clock(connection, store.clock))
+    )
     if not found:
         return FallbackResult()
     return await store.run(partial(_fall_back_step, found=found, others=fallback_channels))
 
 
-async def fall_back_unserved(store: Store, configured_channels: Collection[str], fallback_channels: Sequence[str]) -> FallbackResult:
+async def fall_back_unserved(
+    store: Store, configured_channels: Collection[str], fallback_channels: Sequence[str]
+) -> FallbackResult:
     """Hands on what has waited for `UNSERVED_AFTER` for channels that no replica has served for as long; all of it.
 
     Args:
@@ -135,7 +152,9 @@ def _find_next(connection: Connection, channel: str, now: float) -> Sequence[Row
     return connection.execute(_FIND_NEXT, {"channel": channel, "now": now}).all()
 
 
-def _fall_back_step(transaction: Transaction, found: Sequence[Row[*tuple[Any, ...]]], others: Sequence[str]) -> FallbackResult:
+def _fall_back_step(
+    transaction: Transaction, found: Sequence[Row[*tuple[Any, ...]]], others: Sequence[str]
+) -> FallbackResult:
     connection = transaction.connection
     lock_incidents(transaction, {row.incident_id for row in found})
     asked = {"seqs": [row.seq for row in found], "now": transaction.now}
@@ -150,7 +169,9 @@ def _fall_back_step(transaction: Transaction, found: Sequence[Row[*tuple[Any, ..
     return FallbackResult(tuple(superseded), tuple(sorted(woken)), has_more=len(found) == FALLBACK_STEP)
 
 
-def build_fallback_deliveries(transaction: Transaction, row: Row[*tuple[Any, ...]], fallback_channels: Sequence[str]) -> list[NewDelivery]:
+def build_fallback_deliveries(
+    transaction: Transaction, row: Row[*tuple[Any, ...]], fallback_channels: Sequence[str]
+) -> list[NewDelivery]:
     """What other channels tell of a delivery, as far as they do not tell it anyway.
 
     Args:
@@ -171,5 +192,7 @@ def build_fallback_deliveries(transaction: Transaction, row: Row[*tuple[Any, ...
         elif untold:
             current = transaction.connection.execute(_CURRENT_STATE, {"incident": row.incident_id}).one()
             # Something newer may have been told there already: so it tells how things stand now.
-            news.append(NewDelivery(current.latest_event, untold[0].seq, row.incident_id, current.episode, channel, note))
+            news.append(
+                NewDelivery(current.latest_event, untold[0].seq, row.incident_id, current.episode, channel, note)
+            )
     return news

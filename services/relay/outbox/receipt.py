@@ -11,22 +11,45 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Row, bindparam, insert, select, update
 
-from services.relay.outbox import gate
+from services.relay.outbox import breaker
+from services.relay.outbox.alert_groups import find_open_incidents
 from services.relay.outbox.claim import DeliveryTask
-from services.relay.outbox.enqueue import NewDelivery, RetryState, enqueue_deliveries, merge_into_successor
+from services.relay.outbox.engine.batching import BulkStatement, Transaction
+from services.relay.outbox.engine.store import Store
 from services.relay.outbox.fallback import build_fallback_deliveries
-from services.relay.outbox.lock import lock_incidents
-from services.relay.outbox.many import BulkStatement
-from services.relay.outbox.same_group import find_open_incidents
-from services.relay.outbox.schema import State, attempts, deliveries, incidents, clean_for_database
-from services.relay.outbox.store import Store
-from services.relay.outbox.together import Transaction
+from services.relay.outbox.merge import (
+    NewDelivery,
+    RetryState,
+    enqueue_deliveries,
+    lock_incidents,
+    merge_into_successor,
+)
+from services.relay.outbox.tables import State, attempts, clean_for_database, deliveries, incidents
 
 _delivery = deliveries.c
 # Statements are built once: building one costs more than a database takes to run it.
 _LOCK_DELIVERIES: Final = (
-    select(*(_delivery.seq, _delivery.id, _delivery.lease, _delivery.due_at, _delivery.event_seq, _delivery.first_event, _delivery.incident_id, _delivery.episode))
-    .add_columns(_delivery.channel, _delivery.accepted_at, _delivery.waits_since, _delivery.state, _delivery.note, _delivery.fell_back, _delivery.maybe_told)
+    select(
+        *(
+            _delivery.seq,
+            _delivery.id,
+            _delivery.lease,
+            _delivery.due_at,
+            _delivery.event_seq,
+            _delivery.first_event,
+            _delivery.incident_id,
+            _delivery.episode,
+        )
+    )
+    .add_columns(
+        _delivery.channel,
+        _delivery.accepted_at,
+        _delivery.waits_since,
+        _delivery.state,
+        _delivery.note,
+        _delivery.fell_back,
+        _delivery.maybe_told,
+    )
     .where(_delivery.id.in_(bindparam("ids", expanding=True)))
     .order_by(_delivery.seq)
     .with_for_update()
@@ -43,7 +66,9 @@ _ATTEMPT_EXISTS: Final = select(attempts.c.number).where(
     attempts.c.number == bindparam("attempt"),
     attempts.c.started_at == bindparam("since"),
 )
-_CURRENT_STATE: Final = select(incidents.c.episode, incidents.c.latest_event).where(incidents.c.id == bindparam("incident"))
+_CURRENT_STATE: Final = select(incidents.c.episode, incidents.c.latest_event).where(
+    incidents.c.id == bindparam("incident")
+)
 
 
 class AttemptOutcome(NamedTuple):
@@ -57,7 +82,7 @@ class AttemptOutcome(NamedTuple):
     reason: str
     detail: str
     """The provider's answer or what went wrong, for a person; holds no secret."""
-    channel_effect: gate.ChannelEffect
+    channel_effect: breaker.ChannelEffect
     """What it says about the channel."""
     receipt: Mapping[str, str] | None = None
     retry_in: float = 0.0
@@ -92,10 +117,12 @@ class OutcomeResult(NamedTuple):
 class _Request(NamedTuple):
     task: DeliveryTask
     outcome: AttemptOutcome
-    pauses: gate.PauseLimits
+    pauses: breaker.PauseLimits
 
 
-async def record_outcome(store: Store, task: DeliveryTask, outcome: AttemptOutcome, pauses: gate.PauseLimits) -> OutcomeResult:
+async def record_outcome(
+    store: Store, task: DeliveryTask, outcome: AttemptOutcome, pauses: breaker.PauseLimits
+) -> OutcomeResult:
     """Commits an ending. Raises StoreUnavailableError: it is not known to be committed."""
     return await store.batch(_record_batch, _Request(task, outcome, pauses))
 
@@ -108,12 +135,14 @@ def _record_batch(transaction: Transaction, requests: Sequence[_Request]) -> lis
     rows = {row.id: row for row in connection.execute(_LOCK_DELIVERIES, {"ids": ids}).all()}
     ours = [each for each in requests if _is_lease_valid(each.task, rows)]
     if ours:
-        _WRITE_OUTCOMES.execute(connection, [_build_outcome_values(each, rows[each.task.delivery_id], transaction.now) for each in ours])
+        _WRITE_OUTCOMES.execute(
+            connection, [_build_outcome_values(each, rows[each.task.delivery_id], transaction.now) for each in ours]
+        )
         _INSERT_ATTEMPTS.execute(connection, [_build_attempt_row(each, rows[each.task.delivery_id]) for each in ours])
-    reached = gate.find_healthy(transaction, {each.task.channel for each in ours}) if ours else frozenset()
+    reached = breaker.find_healthy(transaction, {each.task.channel for each in ours}) if ours else frozenset()
     for each in sorted(ours, key=lambda each: each.task.channel):  # in one order, as locks have to be taken
-        if each.task.channel not in reached or each.outcome.channel_effect is not gate.ChannelEffect.REACHED:
-            gate.record_effect(
+        if each.task.channel not in reached or each.outcome.channel_effect is not breaker.ChannelEffect.REACHED:
+            breaker.record_effect(
                 transaction,
                 each.task.channel,
                 each.outcome.channel_effect,
@@ -139,9 +168,13 @@ def _build_group_repeats(transaction: Transaction, request: Sequence[_Request]) 
     for claim, ending, _ in request:
         if not claim.dedup_channels or not ending.maybe_sent or (ending.payload is None and not claim.maybe_sent):
             continue
-        for other in find_open_incidents(transaction.connection, [claim.incident_id], claim.dedup_channels).get(claim.incident_id, ()):
+        for other in find_open_incidents(transaction.connection, [claim.incident_id], claim.dedup_channels).get(
+            claim.incident_id, ()
+        ):
             # A replica may commit an event later than another one commits one with a higher number.
-            if other.latest_event > claim.last_event_seq or other.latest_event != claim.open_group_incidents.get(other.other):
+            if other.latest_event > claim.last_event_seq or other.latest_event != claim.open_group_incidents.get(
+                other.other
+            ):
                 new = NewDelivery(other.latest_event, other.latest_event, other.other, other.episode, other.channel)
                 news[other.other, other.channel] = new
     return list(news.values())
@@ -189,8 +222,8 @@ def _apply_outcome(transaction: Transaction, request: _Request, row: Row[*tuple[
         if merge_into_successor(transaction, row, waits):
             state = State.SUPERSEDED
             superseded.append(row.channel)
-    if ending.channel_effect is gate.ChannelEffect.DOWN or (
-        state is State.DEAD and (ending.is_expired or row.channel in gate.read_down_channels(transaction.connection))
+    if ending.channel_effect is breaker.ChannelEffect.DOWN or (
+        state is State.DEAD and (ending.is_expired or row.channel in breaker.read_down_channels(transaction.connection))
     ):
         news = build_fallback_deliveries(transaction, row, ending.fallback_channels)
         superseded += [old.channel for old in enqueue_deliveries(transaction, news).superseded_rows]
@@ -210,7 +243,13 @@ def _handle_lost_lease(transaction: Transaction, request: _Request, row: Row[*tu
         known = {"delivery": row.seq, "attempt": request.task.attempt_number, "since": request.outcome.started_at}
         if transaction.connection.execute(_ATTEMPT_EXISTS, known).first() is not None:
             seconds = max(transaction.now - row.accepted_at, 0.0)
-            return OutcomeResult(lease_valid=True, state=State(row.state), age=seconds, superseded_channels=(), channels_to_wake=(row.channel,))
+            return OutcomeResult(
+                lease_valid=True,
+                state=State(row.state),
+                age=seconds,
+                superseded_channels=(),
+                channels_to_wake=(row.channel,),
+            )
     return _enqueue_current_state(transaction, request)
 
 

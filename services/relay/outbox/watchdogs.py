@@ -10,10 +10,10 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Row, bindparam, func, literal_column, select, update
 
-from services.relay.outbox.dialect import build_insert
-from services.relay.outbox.schema import deliveries, watchdogs
-from services.relay.outbox.store import Store
-from services.relay.outbox.together import Transaction
+from services.relay.outbox.engine.batching import Transaction
+from services.relay.outbox.engine.dialect import build_insert
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.tables import deliveries, watchdogs
 
 _delivery = deliveries.c
 _FIND_DELIVERED: Final = (
@@ -71,7 +71,9 @@ def count_silence(transaction: Transaction, expected: Mapping[str, float], uptim
     connection, now = transaction.connection, transaction.now
     if not expected:
         return {}
-    connection.execute(build_insert(watchdogs, connection.dialect.name).on_conflict_do_nothing(), _build_rows(expected, now))
+    connection.execute(
+        build_insert(watchdogs, connection.dialect.name).on_conflict_do_nothing(), _build_rows(expected, now)
+    )
     # Seen in the future: the clock was set back since, and would hide an absence until it is there again.
     future = update(watchdogs).where(watchdogs.c.name.in_(expected), watchdogs.c.seen_at > now + CLOCK_TOLERANCE)
     connection.execute(future.values(seen_at=now))

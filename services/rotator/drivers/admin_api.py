@@ -14,11 +14,16 @@ from urllib.parse import urlsplit
 import aiohttp
 from pydantic import AfterValidator
 
-from services.rotator.drivers.remote import MAX_RESPONSE_BYTES, AdminResponse, AdminRequest, RemoteAdministration
+from services.rotator.drivers.remote_administration import (
+    MAX_RESPONSE_BYTES,
+    AdminRequest,
+    AdminResponse,
+    RemoteAdministration,
+)
+from shared.config.secret_file import SecretFile, SecretUnreadableError
+from shared.config.settings import Address, Duration, SecretPath, Section
 from shared.keyring.administration import Administration, RefusedError, UnreachableError
 from shared.kms.settings import KeySettings
-from shared.secret_file import SecretFile, SecretUnreadableError
-from shared.settings import Address, Duration, SecretPath, Section
 
 _CONNECT_TIMEOUT: Final = 10.0
 

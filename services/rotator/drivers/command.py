@@ -22,16 +22,16 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, Field, JsonValue, ValidationError
 
-from services.rotator.drivers.remote import (
+from services.rotator.drivers.remote_administration import (
     MAX_RESPONSE_BYTES,
-    AdminResponse,
     AdminRequest,
+    AdminResponse,
     RemoteAdministration,
     too_many_values,
 )
+from shared.config.settings import Duration, Section
 from shared.keyring.administration import Administration, RefusedError, UnreachableError
 from shared.kms.settings import KeySettings
-from shared.settings import Duration, Section
 
 _EXIT_TIMEOUT: Final = 5.0
 """How long the process may take to end once its standard input is closed."""
@@ -108,7 +108,12 @@ class _CommandTransport:
             # A session of its own: neither does Ctrl-C end it before the lease is given up, nor can ssh ask for a
             # password on the terminal, and wait.
             process = await asyncio.create_subprocess_exec(
-                *self._settings.argv, stdin=PIPE, stdout=PIPE, stderr=PIPE, limit=MAX_RESPONSE_BYTES, start_new_session=True
+                *self._settings.argv,
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=PIPE,
+                limit=MAX_RESPONSE_BYTES,
+                start_new_session=True,
             )
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else "an argument holds a NUL character"

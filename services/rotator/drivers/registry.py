@@ -11,7 +11,9 @@ from services.rotator.drivers.sql import SqlDriverSettings
 from shared.keyring.administration import Administration
 from shared.kms.settings import KeySettings
 
-DriverSettings = Annotated[AdminApiDriverSettings | CommandDriverSettings | SqlDriverSettings, Field(discriminator="kind")]
+DriverSettings = Annotated[
+    AdminApiDriverSettings | CommandDriverSettings | SqlDriverSettings, Field(discriminator="kind")
+]
 """The settings of a driver of any kind, told apart by `kind`."""
 
 

@@ -12,17 +12,17 @@ from typing import Literal
 
 from pydantic import Field
 
+from shared.config.settings import Duration, Section
 from shared.keyring.administration import Administration, RefusedError, UnreachableError
-from shared.keyring.carrier import LocalAdministration
 from shared.keyring.database import Database, DatabaseError
-from shared.keyring.paced import QuotaLimitedKey
+from shared.keyring.local_administration import LocalAdministration
 from shared.keyring.records import RecordsTable
 from shared.keyring.tables import TABLES
 from shared.keyring.wrapping import KeyWrapper
+from shared.kms.quota import QuotaLimitedKey
 from shared.kms.registry import connect_key
 from shared.kms.settings import KeySettings
-from shared.settings import Duration, Section
-from shared.sql import setting
+from shared.sql import database_url
 
 
 class RecordsSettings(Section):
@@ -36,7 +36,7 @@ class SqlDriverSettings(Section):
     """Without the service."""
 
     kind: Literal["sql"]
-    database: setting.DatabaseSetting
+    database: database_url.DatabaseSetting
     """The service's."""
     records: RecordsSettings | None = None
     kms_timeout: Duration = 5.0
@@ -62,7 +62,9 @@ class SqlDriverSettings(Section):
 
 
 @asynccontextmanager
-async def _open_database(location: setting.DatabaseSetting, records: RecordsSettings | None) -> AsyncIterator[Database]:
+async def _open_database(
+    location: database_url.DatabaseSetting, records: RecordsSettings | None
+) -> AsyncIterator[Database]:
     """The service's database. One that is not there is never made: an empty keyring has nothing to rotate."""
     where = f"database {location}"
     if location.drivername == "sqlite" and not await asyncio.to_thread(Path(location.database or "").is_file):

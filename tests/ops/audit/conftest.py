@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ops.audit import __main__ as command
-from ops.audit.client import GoogleApi
+from ops.audit.google_api import GoogleApi
 from tests.ops.audit.logs import LoggingWorld
 from tests.ops.audit.server import Stand, serving
 

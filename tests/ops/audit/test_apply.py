@@ -5,10 +5,9 @@ from collections.abc import Callable
 import pytest
 
 from ops.audit.apply import MAX_ATTEMPTS, apply_changes
-from ops.audit.client import GoogleApi
+from ops.audit.google_api import GoogleApi
+from ops.audit.google_errors import PERMISSIONS_BY_METHOD, GoogleError
 from ops.audit.model import AuditPart, DesiredState
-from ops.audit.permissions import PERMISSIONS_BY_METHOD
-from ops.audit.refusal import GoogleError
 from tests.ops.audit.conftest import Waits
 from tests.ops.audit.logs import LoggingWorld
 from tests.ops.audit.server import Fault, RefusedError, Stand

@@ -7,16 +7,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ops.audit.apply import apply_changes
-from ops.audit.client import GoogleApi
-from ops.audit.cloud import read_part
+from ops.audit.diff import diff_change
+from ops.audit.google_api import GoogleApi
 from ops.audit.model import DesiredState
 from ops.audit.plan import plan_changes
-from ops.audit.show import diff_change
+from ops.audit.resources import read_part
 from tests.ops.audit.half_done import BUCKET, FOREIGN_BINDING, PROJECT, half_done
 from tests.ops.audit.logs import LoggingWorld
 from tests.ops.audit.server import Stand
 
-WISH = DesiredState(PROJECT, frozenset({"serviceAccount:exporter@x"}), bigquery=True, bucket=BUCKET, location="europe-west3")
+WISH = DesiredState(
+    PROJECT, frozenset({"serviceAccount:exporter@x"}), bigquery=True, bucket=BUCKET, location="europe-west3"
+)
 READS = {"get", "getIamPolicy"}
 
 

@@ -4,9 +4,16 @@ from typing import Any
 
 import pytest
 
-from ops.audit.model import KMS, Change, Resource, AuditPart, DesiredState
-from ops.audit.plan import SINK_FILTER, WRITER_AFTER_CREATION, UnchangeableError, plan_change, plan_changes, list_warnings
-from ops.audit.show import diff_change, format_title
+from ops.audit.diff import diff_change, format_title
+from ops.audit.model import KMS, AuditPart, Change, DesiredState, Resource
+from ops.audit.plan import (
+    SINK_FILTER,
+    WRITER_AFTER_CREATION,
+    UnchangeableError,
+    list_warnings,
+    plan_change,
+    plan_changes,
+)
 from tests.ops.audit.logs import selects
 
 PLAIN = DesiredState("acme-prod")
@@ -110,7 +117,10 @@ def test_a_writer_that_is_not_known_yet_is_named_as_such_and_then_granted() -> N
 @pytest.mark.parametrize("role", ["WRITER", "roles/bigquery.dataEditor"])
 def test_the_dataset_s_role_has_two_names(role: str) -> None:
     sink = {"writerIdentity": WRITER}
-    assert planned(AuditPart.DATASET_ACCESS, {"access": [{"role": role, "userByEmail": EMAIL}]}, BIGQUERY_SINK=sink) is None
+    assert (
+        planned(AuditPart.DATASET_ACCESS, {"access": [{"role": role, "userByEmail": EMAIL}]}, BIGQUERY_SINK=sink)
+        is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -213,7 +223,11 @@ def test_access_by_object_and_publicity_are_switched_off(switches: Resource, cha
     ("part", "old", "said"),
     [
         (AuditPart.DATASET, {"location": "US"}, "kms_audit is in US, and Google moves none; say --location US"),
-        (AuditPart.BUCKET, BUCKET | {"location": "EU"}, "acme-kms-audit is in EU, and Google moves none; say --location EU"),
+        (
+            AuditPart.BUCKET,
+            BUCKET | {"location": "EU"},
+            "acme-kms-audit is in EU, and Google moves none; say --location EU",
+        ),
         (AuditPart.BUCKET, BUCKET | {"projectNumber": "9"}, "acme-kms-audit belongs to another project, number 9"),
     ],
 )

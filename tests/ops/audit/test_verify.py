@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ops.audit.apply import apply_changes
-from ops.audit.client import GoogleApi
+from ops.audit.google_api import GoogleApi
 from ops.audit.model import DesiredState
-from ops.audit.verify import Clock, AuditProbe, verify_logging
-from shared.smoke.check import Outcome, CheckResult
+from ops.audit.verify import AuditProbe, Clock, verify_logging
+from shared.smoke.check import CheckResult, Outcome
 from tests.ops.audit.conftest import Waits
 from tests.ops.audit.logs import CALLER, LoggingWorld
 from tests.ops.audit.server import Fault, RefusedError, Stand
@@ -22,7 +22,9 @@ Look = Callable[..., list[CheckResult]]
 
 @pytest.fixture
 def look(google: GoogleApi, waits: Waits, world: LoggingWorld) -> Look:
-    def look(wishes: list[DesiredState] | None = None, *, sent: AuditProbe | None = None, patience: float = 60) -> list[CheckResult]:
+    def look(
+        wishes: list[DesiredState] | None = None, *, sent: AuditProbe | None = None, patience: float = 60
+    ) -> list[CheckResult]:
         probe = sent or AuditProbe.create(world.now, "1a2b")
         clock = Clock(waits.now, waits.sleep)
         results = verify_logging(google, wishes or [FULL], probe, clock, send_probe=sent is None, timeout=patience)
@@ -138,7 +140,7 @@ def test_a_table_that_is_not_there_yet_is_waited_for(set_up: None, look: Look, s
 def test_a_mark_that_two_reads_of_a_large_file_share_is_found(
     set_up: None, look: Look, world: LoggingWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ops.audit.places._CHUNK_BYTES", 16)
+    monkeypatch.setattr("ops.audit.log_search._CHUNK_BYTES", 16)
     assert outcomes(look())["bucket"] is Outcome.PASSED
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from services.exporter.config import Settings
-from shared.settings import load_settings
+from shared.config.settings import load_settings
 
 FOLDER = Path(__file__).parents[3] / "ops/compose/sidecar"
 TEXT = (FOLDER / "compose.yaml").read_text(encoding="utf-8")

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from ops.demo import __main__ as demo
-from ops.demo import environment, key, stack
-from ops.demo.configure import DOCS, KEY
+from ops.demo import kms_admin, shell_environment, stack
+from ops.demo.configuration import DOCS, KEY
 from ops.demo.ports import Ports
 from ops.kms_emulator.emulator import run_emulator
 
@@ -44,7 +44,7 @@ async def test_an_incident_is_not_even_begun_where_a_line_is_red(
 def test_the_shell_of_a_person_on_call_has_the_runbooks_variables_and_keypulses_commands(tmp_path: Path) -> None:
     folder = tmp_path / "a folder"
     folder.mkdir()
-    environment.write_file(folder, NOWHERE)
+    shell_environment.write_file(folder, NOWHERE)
     script = f'. "{folder}/env"; env; command -v python'
     printed = subprocess.run(["/bin/sh", "-ec", script], capture_output=True, text=True, check=True).stdout
     found = dict(line.partition("=")[::2] for line in printed.splitlines())
@@ -63,7 +63,7 @@ async def test_the_demos_key_is_changed_as_an_administrator_would() -> None:
 
         async def change(*arguments: str) -> str:
             command = [*arguments, "--emulator", str(emulator.address)]
-            done = await asyncio.to_thread(CliRunner().invoke, key.main, command)
+            done = await asyncio.to_thread(CliRunner().invoke, kms_admin.main, command)
             return done.output
 
         assert await change("create") == "1  ENABLED\n2  ENABLED\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ops.demo.processes import run_processes
-from shared.server import StartError
+from shared.http.server import StartError
 
 SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
 

@@ -8,7 +8,7 @@ import pytest
 from ops.demo import stack
 from ops.demo.ports import Ports
 from ops.demo.processes import run_processes
-from shared.server import StartError
+from shared.http.server import StartError
 from tests.ops.demo.test_scenario import ScriptedStack
 
 

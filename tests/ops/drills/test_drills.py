@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.demo.stand_ins.kms import FAULTS_BY_NAME
+from ops.demo.stand_ins.kms_faults import FAULTS_BY_NAME
 from tests.ops.drills.demo import Demo, demo
 
 PAGE = Path(__file__).parents[3] / "docs/DRILLS.md"

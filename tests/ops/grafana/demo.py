@@ -24,7 +24,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from grpc.aio import insecure_channel
 
 from ops.demo import stack
-from ops.demo.configure import KEY, write_configuration
+from ops.demo.configuration import KEY, write_configuration
 from ops.demo.ports import Ports
 from ops.demo.stack import Stack
 from tests.key_versions import Versions

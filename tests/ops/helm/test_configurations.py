@@ -11,7 +11,7 @@ from services.backend.__main__ import main as backend
 from services.exporter.__main__ import main as exporter
 from services.relay.__main__ import main as relay
 from services.rotator.config import Settings
-from shared.settings import load_settings
+from shared.config.settings import load_settings
 from tests.ops.helm.matrix import MATRIX
 from tests.ops.helm.rendering import of_kind, pods, rendered
 from tests.ops.mounted import mounted

@@ -7,7 +7,7 @@ import yaml
 
 from ops.helm import CHART
 from ops.helm.build import build_files
-from ops.helm.table import build_values_table
+from ops.helm.values_table import build_values_table
 from tests.ops.helm.matrix import SIDECAR_EXAMPLE
 
 OPS = Path(__file__).parents[3] / "ops"
@@ -41,7 +41,10 @@ def test_the_table_has_each_value_with_its_default_and_its_comment() -> None:
 
 
 def test_every_value_is_explained_or_stands_under_one_that_is() -> None:
-    rows = [row.split(" | ") for row in build_values_table((CHART / "values.yaml").read_text(encoding="utf-8")).splitlines()[2:]]
+    rows = [
+        row.split(" | ")
+        for row in build_values_table((CHART / "values.yaml").read_text(encoding="utf-8")).splitlines()[2:]
+    ]
     explained = {row[0].strip("| `") for row in rows if row[2].strip(" |")}
     names = [row[0].strip("| `") for row in rows]
     silent = [

@@ -12,8 +12,8 @@ from google.cloud.kms_v1.services.key_management_service.transports import KeyMa
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
 from ops.kms_emulator.faults import Fault
-from shared.server import StartError
-from shared.settings import Address
+from shared.config.settings import Address
+from shared.http.server import StartError
 
 RING = "projects/demo/locations/global/keyRings/app"
 KEY = f"{RING}/cryptoKeys/ledger"

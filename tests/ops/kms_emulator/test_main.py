@@ -7,10 +7,10 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from shared.kms.gcp.client.client import GcpKmsKey
 
 from ops.kms_emulator.emulator import run_emulator
-from shared.kms.gcp import GcpKmsKey
-from shared.kms.provider import KmsError
+from shared.kms.port import KmsError
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 FREE = ("--listen", "127.0.0.1:0", "--faults", "127.0.0.1:0")

@@ -3,8 +3,8 @@ from collections.abc import Callable
 import grpc
 import pytest
 
+from ops.kms_emulator.grpc_errors import StatusError
 from ops.kms_emulator.model import Key, State
-from ops.kms_emulator.status import StatusError
 
 DAY = 86400.0
 KEY = Key("projects/p/locations/l/keyRings/r/cryptoKeys/k", created_at=0.0)

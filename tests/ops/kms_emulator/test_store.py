@@ -4,10 +4,10 @@ from pathlib import Path
 import grpc
 import pytest
 
+from ops.kms_emulator.grpc_errors import StatusError
 from ops.kms_emulator.model import Key, State
-from ops.kms_emulator.status import StatusError
 from ops.kms_emulator.store import Store, create_key
-from shared.server import StartError
+from shared.http.server import StartError
 
 RING = "projects/demo/locations/global/keyRings/app"
 KEY = f"{RING}/cryptoKeys/ledger"
@@ -71,7 +71,9 @@ async def test_a_change_that_cannot_be_synced_is_refused_and_did_not_happen(tmp_
 async def test_concurrent_changes_lose_none(tmp_path: Path) -> None:
     store = Store(tmp_path, at)
     await store.create_missing_keys([KEY])
-    await asyncio.gather(*(store.update_key(KEY, lambda key: key.with_new_version(b"x" * 32, 100.0)) for _ in range(20)))
+    await asyncio.gather(
+        *(store.update_key(KEY, lambda key: key.with_new_version(b"x" * 32, 100.0)) for _ in range(20))
+    )
     assert [v.number for v in (await Store(tmp_path, at).get_key(KEY)).versions] == list(range(1, 22))
 
 

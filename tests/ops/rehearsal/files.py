@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 from ops.demo.ports import Ports
-from shared.server import bind_socket
-from shared.settings import Address
+from shared.config.settings import Address
+from shared.http.server import bind_socket
 from tests.ops.rehearsal.gcloud import name_of
 
 SERVICES = ("orders", "payroll", "archive")

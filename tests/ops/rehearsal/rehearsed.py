@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
-from ops.demo.scale import scale_duration
+from ops.demo.time_scale import scale_duration
 from tests.ops.rehearsal.document import Block
 from tests.ops.rehearsal.not_run import not_run
 from tests.ops.rehearsal.shape import disagreement

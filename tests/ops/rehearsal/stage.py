@@ -20,7 +20,7 @@ from google.cloud.kms_v1.services.key_management_service.transports import KeyMa
 from grpc.aio import insecure_channel
 
 from ops.demo import stack
-from ops.demo.configure import write_configuration
+from ops.demo.configuration import write_configuration
 from ops.demo.ports import Ports
 from ops.demo.stack import Stack
 from tests.ops.rehearsal import files

@@ -19,8 +19,8 @@ from starlette.routing import Route
 
 from ops.smoke.__main__ import main
 from ops.smoke.deployment import load_rule_names
-from shared.server import serve
-from shared.settings import Address
+from shared.config.settings import Address
+from shared.http.server import serve
 from tests.ops.rules import GROUPS
 
 LAUNCHERS = Path(__file__).parents[3] / "ops/smoke"

@@ -6,7 +6,7 @@ import aiohttp
 import pytest
 from slack_sdk.web.async_client import AsyncWebClient
 
-from ops.demo.stand_ins.server import StandIns, run_stand_ins
+from ops.demo.stand_ins.app import StandIns, run_stand_ins
 
 CRITICAL = "#security-critical"
 

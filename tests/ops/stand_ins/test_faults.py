@@ -8,8 +8,8 @@ import pytest
 from slack_sdk.errors import SlackApiError
 from slack_sdk.web.async_client import AsyncWebClient
 
-from ops.demo.stand_ins.faults import Fault, FaultKind, Provider
-from ops.demo.stand_ins.server import StandIns
+from ops.demo.stand_ins.app import StandIns
+from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
 
 CRITICAL = "#security-critical"
 EVENT = {

@@ -9,8 +9,8 @@ from google.api_core.exceptions import GoogleAPICallError
 from google.cloud import kms_v1
 from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
 
-from ops.demo.stand_ins.kms import FAULTS_BY_NAME
-from ops.demo.stand_ins.server import run_stand_ins
+from ops.demo.stand_ins.app import run_stand_ins
+from ops.demo.stand_ins.kms_faults import FAULTS_BY_NAME
 from ops.kms_emulator import emulator
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -71,7 +71,7 @@ async def test_corrupted_checksums_do_not_fit_what_came(kms: emulator.Emulator, 
     good = await encrypt(kms)
     await break_(buttons, "corrupt_crc")
     bad = await encrypt(kms)
-    from shared.kms.checksum import compute_crc32c
+    from shared.kms.gcp.client.wire_format import compute_crc32c
 
     assert compute_crc32c(good.ciphertext) == good.ciphertext_crc32c
     assert compute_crc32c(bad.ciphertext) != bad.ciphertext_crc32c

@@ -6,8 +6,8 @@ from email.message import EmailMessage
 import aiosmtplib
 import pytest
 
-from ops.demo.stand_ins.faults import Fault, FaultKind, Provider
-from ops.demo.stand_ins.server import StandIns, run_stand_ins
+from ops.demo.stand_ins.app import StandIns, run_stand_ins
+from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
 
 
 def mail(without: str | None = None) -> EmailMessage:

@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from ops.demo.stand_ins.server import run_stand_ins
+from ops.demo.stand_ins.app import run_stand_ins
 
 NOBODY = "http://127.0.0.1:1"
 

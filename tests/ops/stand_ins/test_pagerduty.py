@@ -5,7 +5,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from ops.demo.stand_ins.server import StandIns
+from ops.demo.stand_ins.app import StandIns
 
 KEY = "0" * 32
 

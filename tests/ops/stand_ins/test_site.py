@@ -8,7 +8,7 @@ import aiohttp
 import aiosmtplib
 import pytest
 
-from ops.demo.stand_ins.server import StandIns, run_stand_ins
+from ops.demo.stand_ins.app import StandIns, run_stand_ins
 
 DOCUMENT = """# Runbooks & more
 

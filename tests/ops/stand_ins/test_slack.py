@@ -10,7 +10,7 @@ from slack_sdk.models.blocks import ActionsBlock, ButtonElement, DividerBlock, H
 from slack_sdk.models.metadata import Metadata
 from slack_sdk.web.async_client import AsyncWebClient
 
-from ops.demo.stand_ins.server import StandIns
+from ops.demo.stand_ins.app import StandIns
 
 CRITICAL = "#security-critical"
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from ops.release import pin
 from ops.release.__main__ import extract_release_notes
-from ops.release.images import FILES_WITH_IMAGES, REFERENCE_PATTERN, find_references
+from ops.release.image_references import FILES_WITH_IMAGES, REFERENCE_PATTERN, find_references
 from tests.ops.workflows.conftest import ROOT, WORKFLOWS, NewMachine
 from tests.ops.workflows.runner import Runner, Step
 
@@ -156,7 +156,11 @@ def test_a_file_that_contradicts_the_tag_is_named(
 
 def test_the_notes_are_of_this_version_and_no_other() -> None:
     assert extract_release_notes(CHANGELOG, "0.0.1") == "Old."
-    assert extract_release_notes(CHANGELOG.replace(" — 2026-01-01", ""), "0.1.0") == extract_release_notes(CHANGELOG, "0.1.0") != ""
+    assert (
+        extract_release_notes(CHANGELOG.replace(" — 2026-01-01", ""), "0.1.0")
+        == extract_release_notes(CHANGELOG, "0.1.0")
+        != ""
+    )
     assert extract_release_notes(CHANGELOG, "0.1") == extract_release_notes(CHANGELOG, "0x1.0") == ""
 
 
@@ -222,7 +226,9 @@ def test_every_image_of_others_is_pinned_by_one_command_which_may_run_again(regi
         assert done.exit_code == 0, done.output
         found = list(find_references(registries))
         assert all(each.digest == f"sha256:{sha256(each.name_with_tag.encode()).hexdigest()}" for each in found)
-        assert {file: REFERENCE_PATTERN.sub(r"\g<tagged>", (registries / file).read_text()) for file in FILES_WITH_IMAGES} == before
+        assert {
+            file: REFERENCE_PATTERN.sub(r"\g<tagged>", (registries / file).read_text()) for file in FILES_WITH_IMAGES
+        } == before
 
 
 def test_a_registry_that_refuses_leaves_everything_as_it_was(registries: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,12 @@ import aiohttp
 import pytest
 import yaml
 
-from ops.kms_emulator.crypto import create_material
+from ops.kms_emulator.ciphertext import create_material
 from ops.kms_emulator.emulator import Emulator, run_emulator
 from services.backend.app import run_backend
 from services.backend.config import Settings
-from shared.server import bind_socket, serve
-from shared.settings import Address, load_settings
+from shared.config.settings import Address, load_settings
+from shared.http.server import bind_socket, serve
 from tests.ops.workflows.conftest import WORKFLOWS, NewMachine
 from tests.ops.workflows.runner import Runner, Step
 
@@ -80,7 +80,9 @@ async def deployment(tmp_path: Path) -> AsyncIterator[Deployment]:
         config.write_text(yaml.safe_dump(document))
         async with run_backend(load_settings(Settings, config)) as app, serve(app, listen) as address:
             now = emulator.store.clock()
-            await emulator.store.update_key(KEY, lambda key: key.with_new_version(create_material(), now).with_primary(2, now))
+            await emulator.store.update_key(
+                KEY, lambda key: key.with_new_version(create_material(), now).with_primary(2, now)
+            )
             yield Deployment(f"http://{address}", config, emulator)
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from services.rotator.config import Settings
-from shared.settings import load_settings
+from shared.config.settings import load_settings
 from tests.ops.workflows.conftest import ROOT, WORKFLOWS
 
 FILES = sorted(WORKFLOWS.glob("*.yml"))

@@ -11,9 +11,9 @@ import pytest
 import structlog
 from aiohttp import web
 
-from ops.demo.stand_ins.faults import Fault, FaultKind, Provider
-from ops.demo.stand_ins.server import StandIns, run_stand_ins
-from shared.settings import Address
+from ops.demo.stand_ins.app import StandIns, run_stand_ins
+from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
+from shared.config.settings import Address
 from tests.relay.channels.examples import SECRET, example
 
 HOOK_BYTES = 1_000_000

@@ -9,12 +9,12 @@ from typing import Any, get_args
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from services.relay.channels.channel import ChannelSettings
+from services.relay.channels.port import ChannelSettings
 from services.relay.channels.registry import AnyChannel
+from services.relay.config import MAX_CONTACT_LENGTH, MAX_CONTACTS
 from services.relay.intake.webhook import read_event
 from services.relay.model import Alert, Event, Links, Message, Status
-from services.relay.sending.enrich.contacts import MAX_CONTACT_LENGTH, MAX_CONTACTS
-from shared.settings import Address
+from shared.config.settings import Address
 
 PAYLOADS = Path(__file__).parents[1] / "payloads"
 KINDS: tuple[type[ChannelSettings], ...] = get_args(get_args(AnyChannel)[0])

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.channels.channel import SendError
-from shared.settings import Address
+from services.relay.channels.port import SendError
+from shared.config.settings import Address
 from tests.relay.channels.examples import KINDS, example, kind_of, message, settings
 from tests.relay.channels.recorded import Recorded
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from services.relay.channels.channel import Channel, LeaseLostError, Progress, Receipt, SendError
+from services.relay.channels.port import Channel, LeaseLostError, Progress, Receipt, SendError
 from services.relay.model import Message
 
 

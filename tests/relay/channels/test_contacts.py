@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from ops.demo.stand_ins.slack_limits import MAX_BLOCKS_TEXT, find_block_errors, count_text
-from services.relay.channels import wording
+from ops.demo.stand_ins.slack_validation import MAX_BLOCKS_TEXT, count_text, find_block_errors
+from services.relay import text as wording
 from services.relay.channels.pagerduty import build_event as event_of
 from services.relay.channels.slack.blocks import MAX_CONTACTS_TEXT, build_post
 from services.relay.model import Links, Message
-from shared.settings import Address
+from shared.config.settings import Address
 from tests.relay.channels.conftest import Providers
 from tests.relay.channels.examples import NASTY, contacts_of, critical, example, message, settings, with_text
 from tests.relay.channels.recorded import send

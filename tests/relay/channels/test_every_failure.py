@@ -10,7 +10,7 @@ from time import time
 
 import pytest
 
-from services.relay.channels.channel import LeaseLostError, Reason, Scope, SendError
+from services.relay.channels.port import LeaseLostError, Reason, Scope, SendError
 from tests.relay.channels.conftest import Providers, TcpServer, WebServer
 from tests.relay.channels.examples import SECRET, example, message, settings
 from tests.relay.channels.kinds import (

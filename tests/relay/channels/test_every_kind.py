@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.channels.channel import LeaseLostError
-from shared.settings import Address
+from services.relay.channels.port import LeaseLostError
+from shared.config.settings import Address
 from tests.relay.channels.conftest import Providers
 from tests.relay.channels.examples import (
     HUGE,

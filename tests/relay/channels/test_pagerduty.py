@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 
-from ops.demo.stand_ins.faults import Fault, FaultKind, Provider
-from ops.demo.stand_ins.server import StandIns
-from services.relay.channels.channel import Channel, LeaseLostError, Progress, Reason, Scope, SendError
+from ops.demo.stand_ins.app import StandIns
+from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
 from services.relay.channels.pagerduty import build_event
+from services.relay.channels.port import Channel, LeaseLostError, Progress, Reason, Scope, SendError
 from services.relay.model import Message
 from tests.relay.channels.conftest import WebServer
 from tests.relay.channels.examples import (
@@ -183,7 +183,10 @@ async def test_one_event_that_is_refused_shuts_no_channel_whatever_the_words(
 async def test_where_pagerduty_does_not_say_whether_it_takes_the_key_the_message_is_tried_again(
     secret_file: Path, stand_ins: StandIns
 ) -> None:
-    for fault in ({"kind": FaultKind.ERROR, "error": "Invalid routing key"}, {"kind": FaultKind.RATE_LIMIT, "seconds": 7}):
+    for fault in (
+        {"kind": FaultKind.ERROR, "error": "Invalid routing key"},
+        {"kind": FaultKind.RATE_LIMIT, "seconds": 7},
+    ):
         stand_ins.faults.add(Fault.model_validate({"provider": Provider.PAGERDUTY, "count": 1, **fault}))
     channel = connect(secret_file, stand_ins)
     with pytest.raises(SendError) as raised:
@@ -197,7 +200,9 @@ async def test_where_pagerduty_does_not_say_whether_it_takes_the_key_the_message
 async def test_an_event_that_is_called_invalid_is_the_messages_own_trouble(
     secret_file: Path, stand_ins: StandIns
 ) -> None:
-    stand_ins.faults.add(Fault(provider=Provider.PAGERDUTY, kind=FaultKind.ERROR, error="'payload.summary' is too long"))
+    stand_ins.faults.add(
+        Fault(provider=Provider.PAGERDUTY, kind=FaultKind.ERROR, error="'payload.summary' is too long")
+    )
     channel = connect(secret_file, stand_ins)
     with pytest.raises(SendError, match="is too long") as raised:
         await send(channel, message())

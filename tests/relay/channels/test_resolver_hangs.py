@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from services.relay.channels.channel import Reason, SendError
+from services.relay.channels.port import Reason, SendError
 from services.relay.channels.webhook import WebhookSettings
 from tests.hanging_names import hanging_for
 from tests.relay.channels.email.mail_server import UNBOUND
@@ -23,7 +23,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whoever asks for HANGS, or for this machine's own name, waits."""
     with hanging_for(HANGS, monkeypatch) as end:
         monkeypatch.setattr(socket, "getfqdn", lambda: str(end.wait(60)))
-        monkeypatch.setattr("shared.resolver._own_name_lookup", [])
+        monkeypatch.setattr("shared.net.resolver._own_name_lookup", [])
         yield
 
 

@@ -9,7 +9,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 
-from services.relay.channels.channel import Reason, Scope, SendError
+from services.relay.channels.port import Reason, Scope, SendError
 from services.relay.channels.webhook import MAX_BODY, build_body
 from services.relay.model import Message
 from tests.relay.channels.conftest import Answering, TcpServer, WebServer

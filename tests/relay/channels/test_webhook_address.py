@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from services.relay.channels.channel import Reason, Scope, SendError
+from services.relay.channels.port import Reason, Scope, SendError
 from tests.relay.channels.conftest import Answering
 from tests.relay.channels.examples import message, rotate, settings
 from tests.relay.channels.kinds import unused_address

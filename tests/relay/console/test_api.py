@@ -7,8 +7,8 @@ from typing import Any
 
 import aiohttp
 
-from services.relay.channels.channel import Reason, Scope, SendError
-from shared.sql.location import DatabaseUrl
+from services.relay.channels.port import Reason, Scope, SendError
+from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
 from tests.relay.scripted import Scripted, payload, post, reaches, served, settings, webhook_of
 
@@ -103,7 +103,9 @@ async def test_a_wrong_filter_is_400_with_what_was_expected(tmp_path: Path) -> N
         )
 
 
-async def test_a_nul_character_is_a_mistake_and_no_defect_with_either_store(tmp_path: Path, database: DatabaseUrl) -> None:
+async def test_a_nul_character_is_a_mistake_and_no_defect_with_either_store(
+    tmp_path: Path, database: DatabaseUrl
+) -> None:
     configuration = settings(tmp_path, {"one": Scripted()}, database=database.render_as_string())
     async with served(configuration) as client:
         for method, path, code in (

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 from sqlalchemy import insert
 
-from services.relay.channels.channel import Reason, Scope, SendError
-from services.relay.outbox import prune as pruned
-from services.relay.outbox import schema
+from services.relay.channels.port import Reason, Scope, SendError
+from services.relay.outbox import retention as pruned
+from services.relay.outbox import tables
 from services.relay.outbox.audit import OutboxAudit
-from services.relay.outbox.prune import PRUNE_STEP, prune_by_age
-from services.relay.outbox.store import open_store
-from services.relay.outbox.together import Transaction
-from shared.audit import AuditEntry
-from shared.sql.location import DatabaseUrl
+from services.relay.outbox.engine.batching import Transaction
+from services.relay.outbox.engine.store import open_store
+from services.relay.outbox.retention import PRUNE_STEP, prune_by_age
+from shared.http.audit_log import AuditEntry
+from shared.sql.database_url import DatabaseUrl
 from tests.relay.console.test_api import Clock, get
 from tests.relay.scripted import Scripted, payload, post, reaches, served, settings
 
@@ -59,7 +59,7 @@ async def test_entries_go_by_age_in_steps_and_hold_what_a_database_takes(databas
 
         def age(transaction: Transaction) -> None:
             row = {"who": "ben", "peer": None, "action": "old", "object": "", "at": transaction.now - 2 * DAY}
-            transaction.connection.execute(insert(schema.audit), [row] * (2 * PRUNE_STEP + 1))
+            transaction.connection.execute(insert(tables.audit), [row] * (2 * PRUNE_STEP + 1))
 
         await store.run(age)
         await audit.add(AuditEntry(0.0, "ben", "::1", "now", "a\0b"))
@@ -71,13 +71,15 @@ async def test_entries_go_by_age_in_steps_and_hold_what_a_database_takes(databas
     assert kept.at > 0  # by the database's clock
 
 
-async def test_of_more_entries_than_are_kept_the_oldest_go(database: DatabaseUrl, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_of_more_entries_than_are_kept_the_oldest_go(
+    database: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pruned, "AUDIT_ROWS", 150)
     async with open_store(database, Clock()) as store:
 
         def many(transaction: Transaction) -> None:
             rows = [{"who": "ben", "action": "x", "object": f"{n}", "at": transaction.now} for n in range(400)]
-            transaction.connection.execute(insert(schema.audit), rows)
+            transaction.connection.execute(insert(tables.audit), rows)
 
         await store.run(many)
         await prune_by_age(store, DAY, 1000)

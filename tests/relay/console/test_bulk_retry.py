@@ -3,11 +3,11 @@
 import asyncio
 import time
 
-from services.relay.console.again import BULK_STEP, retry_channel
-from services.relay.outbox import query
-from services.relay.outbox.schema import State
-from services.relay.outbox.store import open_store
-from shared.sql.location import DatabaseUrl
+from services.relay.outbox import queries
+from services.relay.outbox.engine.store import open_store
+from services.relay.outbox.requeue import BULK_STEP, retry_channel
+from services.relay.outbox.tables import State
+from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
 
 UNMERGED = frozenset({"log"})
@@ -27,6 +27,6 @@ async def test_it_ends_although_as_many_die_meanwhile(database: DatabaseUrl) -> 
             assert len(steps) <= 2
             await dies(taken)
         assert steps == [BULK_STEP, 5]
-        assert await query.count_dead(store, "log") == BULK_STEP + 5
-        page = await query.list_deliveries(store, query.DeliveryFilter(state=State.SUPERSEDED), limit=1000)
+        assert await queries.count_dead(store, "log") == BULK_STEP + 5
+        page = await queries.list_deliveries(store, queries.DeliveryFilter(state=State.SUPERSEDED), limit=1000)
         assert {delivery.id for delivery in page.deliveries} == asked_for

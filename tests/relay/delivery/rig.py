@@ -10,21 +10,20 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from services.relay.channels.channel import Reason, Scope, SendError
-from services.relay.delivery.deliver import DeliveryContext
-from services.relay.delivery.retry import RetryPolicy
+from services.relay.channels.port import Reason, Scope, SendError
+from services.relay.delivery.attempt import SenderSettings, open_local_sender
+from services.relay.delivery.links import LinkRules
+from services.relay.delivery.retry_policy import RetryPolicy
+from services.relay.delivery.task import DeliveryContext
 from services.relay.delivery.worker import Worker
 from services.relay.metrics import Metrics
-from services.relay.outbox import query
-from services.relay.outbox.accept import IncomingEvent, DeliveryPlan, accept_event
-from services.relay.outbox.known import IncidentState
-from services.relay.outbox.query import DeliveryRow, DeliveryFilter, list_deliveries
-from services.relay.outbox.store import open_store
-from services.relay.sending.enrich.links import LinkRules
-from services.relay.sending.here import open_local_sender
-from services.relay.sending.outgoing import SenderSettings
-from shared.sql import location
-from shared.sql.location import DatabaseUrl
+from services.relay.outbox import queries
+from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
+from services.relay.outbox.engine.store import open_store
+from services.relay.outbox.incidents import IncidentState
+from services.relay.outbox.queries import DeliveryFilter, DeliveryRow, list_deliveries
+from shared.sql import database_url
+from shared.sql.database_url import DatabaseUrl
 from tests.relay.scripted import Scripted, ScriptedSettings, event_of, until
 
 QUICK = RetryPolicy(backoff_initial=0.01, backoff_max=0.3, give_up_after=60)
@@ -70,7 +69,7 @@ class Rig:
         return await self.deliveries(channel)
 
     async def refused(self) -> set[str]:
-        return {each.name for each in await self.store.read(query.read_channel_states) if each.is_down}
+        return {each.name for each in await self.store.read(queries.read_channel_states) if each.is_down}
 
     def value(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(name, labels)
@@ -89,7 +88,7 @@ async def rig(
 ) -> AsyncIterator[Rig]:
     registry = CollectorRegistry()
     unmerged = frozenset(name for name in channels if name.startswith("every"))
-    file = location.create_sqlite_url(where / "relay.db") if isinstance(where, Path) else where
+    file = database_url.create_sqlite_url(where / "relay.db") if isinstance(where, Path) else where
     given = SenderSettings(
         channels={name: ScriptedSettings(channel=channel) for name, channel in channels.items()},
         link_rules=LinkRules("https://docs.example.org/#{alertname_lower}", None, hosts),

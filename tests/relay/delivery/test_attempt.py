@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.channels.channel import Attempt, LeaseLostError, Reason, Receipt, Scope, SendError
-from services.relay.delivery.deliver import Deliverer
+from services.relay.channels.port import Attempt, LeaseLostError, Reason, Receipt, Scope, SendError
+from services.relay.delivery.attempt import SenderSettings, open_local_sender
+from services.relay.delivery.links import LinkRules
+from services.relay.delivery.task import Deliverer
 from services.relay.outbox.claim import DeliveryTask
-from services.relay.outbox.query import DeliveryDetails, read_delivery
-from services.relay.outbox.schema import State
-from services.relay.sending.enrich.links import LinkRules
-from services.relay.sending.here import open_local_sender
-from services.relay.sending.outgoing import SenderSettings
+from services.relay.outbox.queries import DeliveryDetails, read_delivery
+from services.relay.outbox.tables import State
 from tests.relay.delivery.rig import NEARLY, Rig, broken, rig
 from tests.relay.outbox.acts import claimed, take
 from tests.relay.scripted import Scripted, ScriptedSettings, until

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from services.relay.channels.channel import Reason, Scope, SendError
-from services.relay.outbox import query
-from services.relay.outbox.gate import FAILURE_THRESHOLD
+from services.relay.channels.port import Reason, Scope, SendError
+from services.relay.outbox import queries
+from services.relay.outbox.breaker import FAILURE_THRESHOLD
 from tests.relay.delivery.rig import rig
 from tests.relay.scripted import Scripted, hang, until
 
@@ -15,7 +15,7 @@ async def test_what_a_provider_that_works_puts_off_holds_back_no_other_message(t
     async with rig(tmp_path, a=channel) as it:
         await it.tell("firing")
         await until(lambda: len(channel.tried) == FAILURE_THRESHOLD + 2)
-        (state,) = await it.store.read(query.read_channel_states)
+        (state,) = await it.store.read(queries.read_channel_states)
         assert (state.failures, state.is_down) == (0, False)
         await it.tell("firing", group="another")
         await until(lambda: len(channel.sent) == 1)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.channels.channel import Reason, Scope, SendError
+from services.relay.channels.port import Reason, Scope, SendError
 from services.relay.delivery import worker
-from services.relay.delivery.retry import RetryPolicy
+from services.relay.delivery.retry_policy import RetryPolicy
+from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.fallback import FALLBACK_STEP
-from services.relay.outbox.overdue import sweep
-from services.relay.outbox.schema import State
-from services.relay.outbox.waiting import StoreUnavailableError
+from services.relay.outbox.sweeper import sweep
+from services.relay.outbox.tables import State
 from tests.relay.delivery.rig import LANES, broken, rig
 from tests.relay.scripted import Scripted, hang, until
 
@@ -104,7 +104,7 @@ async def test_a_step_that_fails_takes_no_attempt_with_it(tmp_path: Path, monkey
     async def unavailable(*_given: object) -> None:
         raise StoreUnavailableError("for now")
 
-    monkeypatch.setattr("services.relay.delivery.deliver.fall_back", unavailable)
+    monkeypatch.setattr("services.relay.delivery.task.fall_back", unavailable)
     channel = refusing(1)
     quick = RetryPolicy(backoff_initial=0.01, backoff_max=0.1, give_up_after=3600)
     async with rig(tmp_path, quick, fallback=("b",), a=channel, b=Scripted()) as it:

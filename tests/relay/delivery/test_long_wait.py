@@ -5,10 +5,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from services.relay.console.again import retry_delivery, retry_channel
-from services.relay.delivery.retry import RetryPolicy
-from services.relay.outbox.schema import State
-from shared.sql.location import DatabaseUrl
+from services.relay.delivery.retry_policy import RetryPolicy
+from services.relay.outbox.requeue import retry_channel, retry_delivery
+from services.relay.outbox.tables import State
+from shared.sql.database_url import DatabaseUrl
 from tests.relay.delivery.rig import Rig, broken, rig
 from tests.relay.scripted import Scripted, until
 

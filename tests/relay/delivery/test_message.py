@@ -4,11 +4,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from services.relay.bounds import limit_size
-from services.relay.channels import wording
-from services.relay.delivery.merge import merge_events
-from services.relay.event_json import encode_event
-from services.relay.model import Alert, Event, Status, collect_digests
+from services.relay import text
+from services.relay.delivery.message import merge_events
+from services.relay.event_size import limit_size
+from services.relay.model import Alert, Event, Status, collect_digests, encode_event
 from tests.relay.delivery.rig import broken, rig
 from tests.relay.scripted import Scripted, event_of
 
@@ -53,7 +52,7 @@ def test_alerts_that_have_no_room_are_merged_as_those_that_are_listed() -> None:
         of(**{f"alert-{number}": "firing" for number in range(5_999, -1, -1)}, ends="resolved", new="firing")
     )
     told = merge_events(many, newer)
-    assert wording.format_counts(told) == "6002 firing, 1 resolved"  # `gone` stays as it was last told of
+    assert text.format_counts(told) == "6002 firing, 1 resolved"  # `gone` stays as it was last told of
     assert collect_digests(told) == collect_digests(many) | collect_digests(newer)
     assert merge_events(newer, many).unlisted_count + len(merge_events(newer, many).alerts) == 6_003
     assert len(encode_event(told)) < 3_000_000

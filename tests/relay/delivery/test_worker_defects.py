@@ -15,17 +15,17 @@ import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from services.relay.channels.channel import Reason, Scope, SendError
-from services.relay.delivery.deliver import DeliveryContext
-from services.relay.delivery.retry import RetryPolicy
+from services.relay.channels.port import Reason, Scope, SendError
+from services.relay.delivery.attempt import DeliveryTask, SaveProgress, SendResult
+from services.relay.delivery.retry_policy import RetryPolicy
+from services.relay.delivery.task import DeliveryContext
 from services.relay.delivery.worker import Worker
 from services.relay.metrics import Metrics
-from services.relay.outbox.query import read_delivery
-from services.relay.outbox.schema import State, events
-from services.relay.outbox.store import Store
-from services.relay.outbox.together import Transaction
-from services.relay.sending.outgoing import SendResult, SaveProgress, DeliveryTask
-from shared.sql import location
+from services.relay.outbox.engine.batching import Transaction
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.queries import read_delivery
+from services.relay.outbox.tables import State, events
+from shared.sql import database_url
 from tests.relay.delivery.rig import LANES, QUICK, rig
 from tests.relay.scripted import Scripted, until
 
@@ -51,7 +51,9 @@ async def test_a_defect_of_a_channel_is_logged_with_its_trace_and_tried_again(
     assert (logged["event"], logged["error"]) == ("unexpected error in the channel", type(error).__name__)
     assert any("scripted.py" in frame and frame.endswith(" in send") for frame in logged["trace"])
     assert found is not None
-    assert found.attempts[0].detail == f"a defect: {type(error).__name__}"  # what is stored and shown holds no text of it
+    assert (
+        found.attempts[0].detail == f"a defect: {type(error).__name__}"
+    )  # what is stored and shown holds no text of it
 
 
 async def test_as_many_stray_cancellations_as_lanes_stop_no_channel(tmp_path: Path) -> None:
@@ -114,7 +116,7 @@ async def test_an_ending_that_cannot_be_written_is_written_once_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shared.sql.engine.LOCK_SECONDS", 0.05)
-    monkeypatch.setattr("services.relay.delivery.deliver._OUTBOX_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("services.relay.delivery.task._OUTBOX_RETRY_SECONDS", 0.05)
     other = sqlite3.connect(tmp_path / "relay.db", isolation_level=None)
 
     async def lock() -> None:
@@ -148,7 +150,7 @@ class ClosedStore(Store):
 
 @pytest.mark.looptime
 async def test_a_store_that_fails_is_asked_once_a_second(tmp_path: Path) -> None:
-    store = ClosedStore(location.create_sqlite_url(tmp_path / "relay.db"), time.time, frozenset())
+    store = ClosedStore(database_url.create_sqlite_url(tmp_path / "relay.db"), time.time, frozenset())
     store.close()
     shared = DeliveryContext(
         store=store,

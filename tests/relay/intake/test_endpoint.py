@@ -16,15 +16,16 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from services.relay import text
 from services.relay.app import run_relay
-from services.relay.channels import wording
-from services.relay.intake import endpoint, quarantine
+from services.relay.delivery.attempt import open_local_sender
+from services.relay.intake import endpoint
 from services.relay.metrics import Metrics
-from services.relay.outbox import rejected
-from services.relay.outbox.store import open_store
-from services.relay.sending.here import open_local_sender
-from shared import arriving
-from shared.sql import location
+from services.relay.outbox import quarantine
+from services.relay.outbox import quarantine as rejected
+from services.relay.outbox.engine.store import open_store
+from shared.http import body_limits
+from shared.sql import database_url
 from tests.relay.scripted import (
     TOKEN,
     Scripted,
@@ -53,7 +54,7 @@ def locked(file: Path) -> Iterator[None]:
 
 async def quarantined(folder: Path) -> list[tuple[rejected.QuarantineEntry, bytes | None]]:
     """What is kept, the newest first, each with its body."""
-    async with open_store(location.create_sqlite_url(folder / "relay.db"), lambda: 0.0) as store:
+    async with open_store(database_url.create_sqlite_url(folder / "relay.db"), lambda: 0.0) as store:
         return [(kept, await rejected.read_body(store, kept.id)) for kept in await rejected.list_entries(store)]
 
 
@@ -188,7 +189,7 @@ async def test_an_upload_over_the_limit_ends_before_it_is_whole(tmp_path: Path) 
 async def test_large_webhooks_come_one_after_the_other_and_small_ones_pass_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arriving, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(body_limits, "WAIT_SECONDS", 0.1)
     large = webhook_of(group="large", commonAnnotations={"description": "x" * 600_000})
     async with served(settings(tmp_path, {"one": Scripted()}, intake={"max_body": "1MiB"})) as client:
         base = client._base_url
@@ -231,7 +232,7 @@ async def stalled(client: aiohttp.ClientSession, *sent: str) -> AsyncIterator[li
 async def test_a_body_that_hardly_begins_keeps_no_other_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arriving, "WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(body_limits, "WAIT_SECONDS", 0.5)
     large = webhook_of(group="large", commonAnnotations={"description": "x" * 600_000})
     chunks = "Transfer-Encoding: chunked\r\n\r\n"
     async with (
@@ -251,10 +252,10 @@ async def test_a_body_that_hardly_begins_keeps_no_other_waiting(
 async def test_a_body_that_stops_in_the_middle_loses_its_room_to_one_that_waits(
     there: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arriving, "PATIENCE_SECONDS", 0.5)
-    monkeypatch.setattr(endpoint, "SMALL_ONES", 2 * arriving.SMALL_BODY_BYTES)
+    monkeypatch.setattr(body_limits, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(endpoint, "SMALL_ONES", 2 * body_limits.SMALL_BODY_BYTES)
     large = webhook_of(group="large", commonAnnotations={"description": "x" * 600_000})
-    size = 1_000_000 if there > 1 else arriving.SMALL_BODY_BYTES
+    size = 1_000_000 if there > 1 else body_limits.SMALL_BODY_BYTES
     part = f"Content-Length: {size}\r\n\r\n" + "{" * there
     async with (
         served(settings(tmp_path, {"one": Scripted()}, intake={"max_body": "1MiB"})) as client,
@@ -267,7 +268,7 @@ async def test_a_body_that_stops_in_the_middle_loses_its_room_to_one_that_waits(
 async def test_one_that_finds_no_room_is_read_to_its_end_and_then_answered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arriving, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(body_limits, "WAIT_SECONDS", 0.1)
     async with (
         served(settings(tmp_path, {"one": Scripted()})) as client,
         stalled(client, "Content-Length: 16000000\r\n\r\n" + "{" * 100_000),
@@ -296,7 +297,7 @@ async def test_a_group_of_thousands_is_told_with_all_of_them_counted(tmp_path: P
         assert (await post(client, webhook_of(alerts=alerts[::-1] + over[::-1])))[0] == 200
         await until(lambda: len(channel.sent) == 1)
         event = channel.sent[0].event
-        assert wording.format_counts(event) == "9000 firing, 1000 resolved"
+        assert text.format_counts(event) == "9000 firing, 1000 resolved"
         assert 500 < len(event.alerts) < 5_000
         assert event.alerts[0].fingerprint == f"{8_999:016x}"  # the only one that is critical
 
@@ -311,7 +312,7 @@ async def test_where_a_place_holds_more_names_than_any_alert_has_it_is_413_and_k
 
 
 async def test_a_body_that_never_ends_is_503_after_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arriving, "BODY_SECONDS", 0.1)
+    monkeypatch.setattr(body_limits, "BODY_SECONDS", 0.1)
     async with served(settings(tmp_path, {"one": Scripted()})) as client:
         head = f"POST /alerts HTTP/1.1\nHost: relay\nAuthorization: Bearer {TOKEN}\nContent-Length: 10\n\n{{"
         assert await first_line(client, head) == "HTTP/1.1 503 Service Unavailable"
@@ -321,7 +322,7 @@ async def test_too_much_at_once_is_503_and_what_was_in_hand_is_let_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(endpoint, "SMALL_ONES", len(payload(1)))
-    monkeypatch.setattr(arriving, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(body_limits, "WAIT_SECONDS", 0.1)
     async with served(settings(tmp_path, {"one": Scripted()})) as client:
         base = client._base_url
         assert base is not None
@@ -378,7 +379,7 @@ async def test_a_defect_of_ours_is_500_and_counted(tmp_path: Path) -> None:
 
     registry = CollectorRegistry()
     rules = endpoint.IntakeRules((), ("one",), {"one"}, 60.0, 1_000_000)
-    async with open_store(location.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
+    async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
         metrics = Metrics(registry, (), (), ())
         intake = endpoint.Intake(store, rules, metrics, broken, lambda _names: None)
         app = Starlette(routes=[Route("/alerts", intake.handle_post, methods=["POST"])])

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from services.relay.outbox import rejected
-from services.relay.outbox.store import open_store
-from shared.sql import location
+from services.relay.outbox import quarantine
+from services.relay.outbox.engine.store import open_store
+from shared.sql import database_url
 from tests.relay.scripted import TOKEN, Scripted, metric, payload, post, served, settings, until
 
 
@@ -19,9 +19,9 @@ async def test_a_source_that_nobody_may_have_is_400_and_its_body_is_kept(tmp_pat
         assert code == 400
         assert answer["error"] == "source: expected at most 200 characters, and not keypulse"
         assert await metric(client, "relay_webhooks_total", code="400") == 1
-    async with open_store(location.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
-        (kept,) = await rejected.list_entries(store)
-        assert await rejected.read_body(store, kept.id) == payload(1)
+    async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
+        (kept,) = await quarantine.list_entries(store)
+        assert await quarantine.read_body(store, kept.id) == payload(1)
     assert (kept.source, kept.code, kept.reason) == (source[:200], 400, answer["error"])
 
 

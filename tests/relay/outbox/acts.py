@@ -3,26 +3,31 @@
 import asyncio
 from typing import Any
 
-from services.relay.delivery.outgoing import prepare_task
-from services.relay.event_json import decode_event
-from services.relay.model import Event
-from services.relay.outbox.accept import AcceptResult, IncomingEvent, DeliveryPlan, accept_event
-from services.relay.outbox.claim import DeliveryTask, ClaimResult, ClaimRequest, claim_due
-from services.relay.outbox.gate import ChannelEffect, PauseLimits
+from services.relay.delivery.task import prepare_task
+from services.relay.model import Event, decode_event
+from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
+from services.relay.outbox.breaker import ChannelEffect, PauseLimits
+from services.relay.outbox.claim import ClaimRequest, ClaimResult, DeliveryTask, claim_due
+from services.relay.outbox.engine.store import Store
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcome
-from services.relay.outbox.schema import State
-from services.relay.outbox.store import Store
+from services.relay.outbox.tables import State
 from tests.relay.scripted import event_of
 
 PAUSES = PauseLimits(initial=1, maximum=300)
 
 
-async def told(store: Store, incident: str, *channels: str, episode: int = 1, event: Event | None = None) -> AcceptResult:
+async def told(
+    store: Store, incident: str, *channels: str, episode: int = 1, event: Event | None = None
+) -> AcceptResult:
     incoming = IncomingEvent(event or event_of(), incident, "fingerprint", "KMSTest", b"{}")
-    return await accept_event(store, incoming, lambda _known, _now: DeliveryPlan(episode, is_open=True, channels=channels or ("a",)))
+    return await accept_event(
+        store, incoming, lambda _known, _now: DeliveryPlan(episode, is_open=True, channels=channels or ("a",))
+    )
 
 
-async def take(store: Store, channel: str = "a", owner: str = "me", limit: int = 1, rate: float | None = None) -> ClaimResult:
+async def take(
+    store: Store, channel: str = "a", owner: str = "me", limit: int = 1, rate: float | None = None
+) -> ClaimResult:
     return await claim_due(store, ClaimRequest(channel, limit, owner, 20, rate))
 
 
@@ -43,7 +48,11 @@ async def nothing(store: Store, channel: str = "a") -> bool:
 
 async def end(store: Store, claim: DeliveryTask, state: State = State.DELIVERED, **changes: Any) -> OutcomeResult:
     """Ends a claim: delivered, to be tried again after `again_in` seconds, or dead."""
-    effects = {State.DELIVERED: ChannelEffect.REACHED, State.RETRYING: ChannelEffect.FAILED, State.DEAD: ChannelEffect.REACHED}
+    effects = {
+        State.DELIVERED: ChannelEffect.REACHED,
+        State.RETRYING: ChannelEffect.FAILED,
+        State.DEAD: ChannelEffect.REACHED,
+    }
     if state is State.DELIVERED:
         changes = {"receipt": {"number": "1"}, "sent": True} | changes
     ending: dict[str, Any] = {"reason": "ok", "detail": "", "effect": effects[state]} | changes

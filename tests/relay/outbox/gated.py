@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from services.relay.outbox import query
+from services.relay.outbox import queries
+from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect
 from services.relay.outbox.claim import DeliveryTask
-from services.relay.outbox.gate import FAILURE_THRESHOLD, ChannelEffect
-from services.relay.outbox.query import ChannelState
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.queries import ChannelState
 from services.relay.outbox.receipt import OutcomeResult
-from services.relay.outbox.schema import State
-from services.relay.outbox.store import Store
+from services.relay.outbox.tables import State
 from tests.relay.outbox.acts import end, take, told
 
 
@@ -24,12 +24,14 @@ async def waiting(store: Store, number: int, channel: str = "a") -> None:
         await told(store, f"{channel}{incident}", channel)
 
 
-async def fail(store: Store, claim: DeliveryTask, effect: ChannelEffect = ChannelEffect.FAILED, **changes: Any) -> OutcomeResult:
+async def fail(
+    store: Store, claim: DeliveryTask, effect: ChannelEffect = ChannelEffect.FAILED, **changes: Any
+) -> OutcomeResult:
     return await end(store, claim, State.RETRYING, **{"reason": "timeout", "effect": effect, "again_in": 1.0} | changes)
 
 
 async def state_of(store: Store, channel: str = "a") -> ChannelState:
-    (state,) = [each for each in await store.read(query.read_channel_states) if each.name == channel]
+    (state,) = [each for each in await store.read(queries.read_channel_states) if each.name == channel]
     return state
 
 

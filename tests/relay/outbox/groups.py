@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from services.relay.identity import build_incident_id
+from services.relay.intake.deduplication import build_incident_id
 from services.relay.model import Alert, Event, Status
 from tests.relay.outbox.ledger import Alerts
 

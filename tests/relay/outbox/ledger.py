@@ -13,7 +13,7 @@ from sqlalchemy import Row
 
 from services.relay.model import Status
 from services.relay.outbox.claim import DeliveryTask
-from services.relay.outbox.schema import UNFINISHED, WAITING, State
+from services.relay.outbox.tables import UNFINISHED, WAITING, State
 
 Place = tuple[str, str]
 """An incident on a channel."""
@@ -142,7 +142,9 @@ class Ledger:
             if channel not in self.merging:  # what is told of each event by itself may be told again, much later
                 messages = sorted(messages, key=lambda claim: claim.last_event_seq)
             elif of_place[-1].state == State.DELIVERED:
-                assert messages[-1].last_event_seq == of_place[-1].event_seq, "the last message is not the current state"
+                assert messages[-1].last_event_seq == of_place[-1].event_seq, (
+                    "the last message is not the current state"
+                )
             shown: Alerts = {}
             for claim in messages:
                 shown |= self.folded(claim)

@@ -8,10 +8,10 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from sqlalchemy import Row
 
 from services.relay.model import Status
-from services.relay.outbox.again import requeue, requeue_dead
-from services.relay.outbox.gate import commit_allow_trial
-from services.relay.outbox.held import release_leases, save_progress
-from services.relay.outbox.schema import State
+from services.relay.outbox.breaker import commit_allow_trial
+from services.relay.outbox.lease import release_leases, save_progress
+from services.relay.outbox.requeue import requeue, requeue_dead
+from services.relay.outbox.tables import State
 from tests.relay.outbox.endings import ENDINGS
 from tests.relay.outbox.groups import group_id
 from tests.relay.outbox.ledger import Alerts, Held, told_by

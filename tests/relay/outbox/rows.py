@@ -6,9 +6,9 @@ from uuid import uuid4
 
 from sqlalchemy import Table, func, insert, select, update
 
-from services.relay.outbox.schema import UNFINISHED, State, attempts, deliveries, events, incidents
-from services.relay.outbox.store import Store
-from services.relay.outbox.together import Transaction
+from services.relay.outbox.engine.batching import Transaction
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.tables import UNFINISHED, State, attempts, deliveries, events, incidents
 
 
 class Rows:

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 
 from sqlalchemy import insert, select
 
-from services.relay.outbox.schema import quarantine
-from services.relay.outbox.store import Store
-from services.relay.outbox.together import Transaction
+from services.relay.outbox.engine.batching import Transaction
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.tables import quarantine
 from tests.relay.scripted import until
 
 

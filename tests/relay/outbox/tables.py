@@ -9,9 +9,10 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, Engine
 from sqlalchemy.types import TypeEngine
 
-from services.relay.outbox import dialect, migrations, schema
-from services.relay.outbox.migrate import upgrade_tables
-from shared.sql.location import DatabaseUrl
+from services.relay.outbox import tables
+from services.relay.outbox.engine import dialect, migrations
+from services.relay.outbox.engine.migrate import upgrade_tables
+from shared.sql.database_url import DatabaseUrl
 
 
 @contextmanager
@@ -44,5 +45,5 @@ def differences(connection: Connection) -> list[Any]:
         return found._type_affinity is not wanted._type_affinity  # SQLite knows no other types
 
     context = MigrationContext.configure(connection, opts={"compare_type": differ, "compare_server_default": True})
-    found: list[Any] = compare_metadata(context, schema.metadata)
+    found: list[Any] = compare_metadata(context, tables.metadata)
     return found

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox.gate import FAILURE_THRESHOLD, ChannelEffect, commit_allow_trial
-from services.relay.outbox.overdue import sweep
-from services.relay.outbox.schema import State
-from services.relay.outbox.store import Store, open_store
-from shared.sql import location
+from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect, commit_allow_trial
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.sweeper import sweep
+from services.relay.outbox.tables import State
+from shared.sql import database_url
 from tests.relay.outbox.acts import claimed, end, nothing, take
 from tests.relay.outbox.gated import Clock, break_it, fail, state_of, waiting
 
@@ -23,7 +23,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
-    async with open_store(location.create_sqlite_url(tmp_path / "relay.db"), clock) as store:
+    async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), clock) as store:
         yield store
 
 
@@ -33,7 +33,9 @@ async def waits(store: Store, seconds: float) -> bool:
 
 
 @pytest.mark.parametrize("effect", [ChannelEffect.FAILED, ChannelEffect.NOTHING, ChannelEffect.DOWN])
-async def test_another_attempt_that_fails_does_not_shorten_it(store: Store, clock: Clock, effect: ChannelEffect) -> None:
+async def test_another_attempt_that_fails_does_not_shorten_it(
+    store: Store, clock: Clock, effect: ChannelEffect
+) -> None:
     await waiting(store, 4)
     limited, other = (await take(store, limit=2)).tasks
     await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
@@ -61,7 +63,9 @@ async def test_a_breaker_that_opens_does_not_shorten_it(store: Store, clock: Clo
     await end(store, arriving)
     assert await waits(store, 30)
     clock.now += 30
-    assert len((await take(store, limit=9)).tasks) == FAILURE_THRESHOLD + 3  # those that failed wait no longer than that
+    assert (
+        len((await take(store, limit=9)).tasks) == FAILURE_THRESHOLD + 3
+    )  # those that failed wait no longer than that
 
 
 async def test_whoever_starts_anew_does_not_shorten_it(store: Store, clock: Clock) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox.gate import FAILURE_THRESHOLD, ChannelEffect, commit_allow_trial
-from services.relay.outbox.schema import State
-from services.relay.outbox.store import Store, open_store
-from shared.sql import location
+from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect, commit_allow_trial
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.tables import State
+from shared.sql import database_url
 from tests.relay.outbox.acts import claimed, end, nothing, take
 from tests.relay.outbox.gated import Clock, break_it, fail, state_of, waiting
 
@@ -20,7 +20,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
-    async with open_store(location.create_sqlite_url(tmp_path / "relay.db"), clock) as store:
+    async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), clock) as store:
         yield store
 
 

@@ -14,14 +14,14 @@ import structlog
 from sqlalchemy import insert, select
 
 from services.relay.outbox.audit import OutboxAudit
-from services.relay.outbox.byte_limit import PRUNE_DOWN_TO, PRUNE_ABOVE, ByteLimit, measure_bytes
-from services.relay.outbox.prune import prune_by_age, prune_to_size
-from services.relay.outbox.schema import State, quarantine
-from services.relay.outbox.store import Store, open_store
-from services.relay.outbox.together import Transaction
-from services.relay.outbox.waiting import StoreUnavailableError
-from shared.audit import AuditEntry
-from shared.sql.location import DatabaseUrl
+from services.relay.outbox.byte_limit import PRUNE_ABOVE, PRUNE_DOWN_TO, ByteLimit, measure_bytes
+from services.relay.outbox.engine.batching import Transaction
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.retention import prune_by_age, prune_to_size
+from services.relay.outbox.tables import State, quarantine
+from shared.http.audit_log import AuditEntry
+from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
 from tests.relay.scripted import Scripted, metric, post, served, settings, until, webhook_of
 

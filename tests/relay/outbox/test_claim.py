@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.event_json import decode_event
+from services.relay.model import decode_event
 from services.relay.outbox.claim import MAX_CLAIM_BYTES, ClaimRequest, claim_due
-from services.relay.outbox.held import release_leases, save_progress, read_merged_events
-from services.relay.outbox.overdue import sweep
-from services.relay.outbox.query import DeliveryFilter, read_delivery, list_deliveries
-from services.relay.outbox.schema import State
-from services.relay.outbox.store import Store, open_store
-from shared.sql import location
-from shared.sql.location import DatabaseUrl
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.lease import read_merged_events, release_leases, save_progress
+from services.relay.outbox.queries import DeliveryFilter, list_deliveries, read_delivery
+from services.relay.outbox.sweeper import sweep
+from services.relay.outbox.tables import State
+from shared.sql import database_url
+from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.acts import claimed, end, nothing, take, told
 from tests.relay.scripted import event_of
 
@@ -33,7 +33,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
-    async with open_store(location.create_sqlite_url(tmp_path / "relay.db"), clock) as store:
+    async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), clock) as store:
         yield store
 
 
@@ -213,7 +213,9 @@ async def test_a_delivery_is_its_own_receipt_with_each_of_its_attempts(either: S
     accepted = await told(either, "x")
     await end(either, await claimed(either), State.RETRYING, detail="put off")
     await end(either, await claimed(either), detail="taken", payload=zlib.compress(b"what was sent"))
-    (delivery,) = (await list_deliveries(either, DeliveryFilter(state=State.DELIVERED, channel="a"), limit=10)).deliveries
+    (delivery,) = (
+        await list_deliveries(either, DeliveryFilter(state=State.DELIVERED, channel="a"), limit=10)
+    ).deliveries
     assert (delivery.event_id, delivery.attempt_count, delivery.receipt) == (accepted.event_id, 2, {"number": "1"})
     found = await read_delivery(either, delivery.id)
     assert found is not None

@@ -3,7 +3,7 @@
 import pytest
 from sqlalchemy import make_url
 
-from shared.sql.location import parse_database_url
+from shared.sql.database_url import parse_database_url
 
 
 @pytest.mark.parametrize(

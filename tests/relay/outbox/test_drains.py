@@ -8,10 +8,10 @@ import pytest
 from sqlalchemy import Connection, text
 
 from services.relay.outbox import watchdogs
-from services.relay.outbox.schema import State
-from services.relay.outbox.store import Store, open_store
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.tables import State
 from services.relay.outbox.watchdogs import is_draining
-from shared.sql.location import DatabaseUrl
+from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
 
 

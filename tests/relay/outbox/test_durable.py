@@ -14,13 +14,14 @@ import psycopg
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from services.relay.outbox import dialect, schema
-from services.relay.outbox.store import Store, StoreUnusableError, open_store
-from services.relay.outbox.together import Transaction
-from services.relay.outbox.waiting import StoreUnavailableError
-from shared.keyring import engine as keyring
-from shared.sql import location
-from shared.sql.location import DatabaseUrl
+from services.relay.outbox import tables as schema
+from services.relay.outbox.engine import dialect
+from services.relay.outbox.engine.batching import Transaction
+from services.relay.outbox.engine.store import Store, StoreUnusableError, open_store
+from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from shared.keyring import database as keyring
+from shared.sql import database_url
+from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
 from tests.relay.outbox import tables
 from tests.relay.outbox.storing import bodies, write
@@ -116,7 +117,7 @@ async def test_a_file_that_is_removed_or_emptied_takes_nothing_until_it_is_back(
     act: Callable[[Path], None], reason: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "relay.db"
-    async with open_store(location.create_sqlite_url(file), lambda: 0.0) as store:
+    async with open_store(database_url.create_sqlite_url(file), lambda: 0.0) as store:
         await store.run(partial(write, body=b"before"))
         await bodies(store)
         with closing(sqlite3.connect(file)) as old, closing(sqlite3.connect(tmp_path / "backup")) as new:
@@ -141,7 +142,7 @@ async def test_a_file_that_is_removed_or_emptied_takes_nothing_until_it_is_back(
 
 async def test_what_takes_the_place_of_the_file_is_written_from_then_on(tmp_path: Path) -> None:
     file = tmp_path / "relay.db"
-    async with open_store(location.create_sqlite_url(file), lambda: 0.0) as store:
+    async with open_store(database_url.create_sqlite_url(file), lambda: 0.0) as store:
         await store.run(partial(write, body=b"before"))
         await bodies(store)
         await asyncio.to_thread(copied, file)
@@ -157,14 +158,14 @@ async def test_a_file_that_goes_during_a_transaction_is_noticed_before_its_end_i
         write(transaction)
         removed(file)
 
-    async with open_store(location.create_sqlite_url(file), lambda: 0.0) as store:
+    async with open_store(database_url.create_sqlite_url(file), lambda: 0.0) as store:
         with pytest.raises(StoreUnavailableError, match="was removed or replaced while it was in use"):
             await store.run(write_and_remove)
 
 
 async def test_a_log_of_the_file_that_is_removed_takes_nothing_and_nothing_is_lost(tmp_path: Path) -> None:
     file = tmp_path / "relay.db"
-    async with open_store(location.create_sqlite_url(file), lambda: 0.0) as store:
+    async with open_store(database_url.create_sqlite_url(file), lambda: 0.0) as store:
         await store.run(partial(write, body=b"before"))
         await bodies(store)
         without_its_log(file)
@@ -178,9 +179,9 @@ async def test_a_log_is_looked_for_where_a_link_leads_which_may_come_to_lead_els
     link, real, other = tmp_path / "relay.db", tmp_path / "data" / "real.db", tmp_path / "data" / "other.db"
     real.parent.mkdir()
     link.symlink_to(real)
-    async with open_store(location.create_sqlite_url(other), lambda: 0.0):
+    async with open_store(database_url.create_sqlite_url(other), lambda: 0.0):
         pass
-    async with open_store(location.create_sqlite_url(link), lambda: 0.0) as store:
+    async with open_store(database_url.create_sqlite_url(link), lambda: 0.0) as store:
         await store.run(partial(write, body=b"before"))
         await bodies(store)
         without_its_log(real)
@@ -206,7 +207,7 @@ async def test_a_file_that_is_emptied_in_place_takes_nothing_until_another_is_th
         write(transaction)
         file.open("wb").close()
 
-    async with open_store(location.create_sqlite_url(file), lambda: 0.0) as store:
+    async with open_store(database_url.create_sqlite_url(file), lambda: 0.0) as store:
         await store.run(partial(write, body=b"before"))
         await bodies(store)
         with closing(sqlite3.connect(file)) as old, closing(sqlite3.connect(tmp_path / "backup")) as new:
@@ -232,9 +233,9 @@ async def test_a_file_that_is_emptied_in_place_takes_nothing_until_another_is_th
 
 async def test_a_log_of_the_file_before_is_not_taken_for_that_of_the_new_one(tmp_path: Path) -> None:
     file, log = tmp_path / "relay.db", tmp_path / "relay.db-wal"
-    async with open_store(location.create_sqlite_url(tmp_path / "other.db"), lambda: 0.0) as other:
+    async with open_store(database_url.create_sqlite_url(tmp_path / "other.db"), lambda: 0.0) as other:
         await other.run(partial(write, body=b"other"))
-    async with open_store(location.create_sqlite_url(file), lambda: 0.0) as store:
+    async with open_store(database_url.create_sqlite_url(file), lambda: 0.0) as store:
         await store.run(partial(write, body=b"before"))
         (tmp_path / "other.db").replace(file)
         for _ in range(3):
@@ -248,14 +249,14 @@ async def test_a_log_of_the_file_before_is_not_taken_for_that_of_the_new_one(tmp
 
 async def test_a_start_without_the_file_whose_log_is_there_makes_no_new_one(tmp_path: Path) -> None:
     file, log = tmp_path / "relay.db", tmp_path / "relay.db-wal"
-    async with open_store(location.create_sqlite_url(file), lambda: 0.0) as store:
+    async with open_store(database_url.create_sqlite_url(file), lambda: 0.0) as store:
         await store.run(write)
         shutil.copyfile(log, tmp_path / "kept")
     file.unlink()
     (tmp_path / "kept").rename(log)
     before = log.read_bytes()
     with pytest.raises(StoreUnusableError, match=r"relay\.db-wal beside it holds what was committed last"):
-        async with open_store(location.create_sqlite_url(file), lambda: 0.0):
+        async with open_store(database_url.create_sqlite_url(file), lambda: 0.0):
             pass
     assert not file.exists()
     assert log.read_bytes() == before
@@ -266,7 +267,7 @@ def modes_in(folder: Path) -> dict[str, int]:
 
 
 async def test_the_file_and_those_beside_it_are_for_their_owner_alone(tmp_path: Path) -> None:
-    async with open_store(location.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
+    async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
         await store.run(write)
         modes = modes_in(tmp_path)
     assert modes == dict.fromkeys(("relay.db", "relay.db-wal", "relay.db-shm"), 0o600)

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from services.relay.outbox import fallback
-from services.relay.outbox.again import requeue
+from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect, commit_allow_trial
+from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.fallback import FallbackResult, fall_back, fall_back_unserved
-from services.relay.outbox.gate import FAILURE_THRESHOLD, ChannelEffect, commit_allow_trial
-from services.relay.outbox.overdue import SweepResult, sweep
-from services.relay.outbox.query import DeliveryFilter, list_deliveries
-from services.relay.outbox.schema import State
-from services.relay.outbox.store import Store, open_store
-from shared.sql import location
-from shared.sql.location import DatabaseUrl
+from services.relay.outbox.queries import DeliveryFilter, list_deliveries
+from services.relay.outbox.requeue import requeue
+from services.relay.outbox.sweeper import SweepResult, sweep
+from services.relay.outbox.tables import State
+from shared.sql import database_url
+from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.acts import claimed, end, nothing, take, told
 from tests.relay.outbox.gated import Clock, break_it, fail, waiting
 from tests.relay.scripted import event_of
@@ -134,7 +134,9 @@ async def test_thousands_are_handed_on_in_steps(store: Store) -> None:
         more = (await fall_back(store, "a", ("b",))).has_more
         handed_on.append(len((await list_deliveries(store, DeliveryFilter(channel="b"), limit=200)).deliveries))
     assert handed_on == [1 + fallback.FALLBACK_STEP, 1 + 2 * fallback.FALLBACK_STEP, 2 + 2 * fallback.FALLBACK_STEP]
-    assert [each[0] for each in await all_of(store, "b")] == [f"a{number}" for number in range(2 * fallback.FALLBACK_STEP + 2)]
+    assert [each[0] for each in await all_of(store, "b")] == [
+        f"a{number}" for number in range(2 * fallback.FALLBACK_STEP + 2)
+    ]
 
 
 async def test_two_that_refuse_do_not_hand_it_to_and_fro(store: Store) -> None:
@@ -210,13 +212,15 @@ async def test_what_is_given_up_for_its_age_goes_to_the_others_whatever_its_chan
     assert await all_of(store, "b") == [("a0", 1, 1)]
     await break_it(store)
     looked = await sweep(store, "me", -1, ("a", "b"))
-    assert looked == SweepResult((("a", State.DEAD),) * (FAILURE_THRESHOLD + fallback.FALLBACK_STEP - 1), frozenset({"a", "b"}))
+    assert looked == SweepResult(
+        (("a", State.DEAD),) * (FAILURE_THRESHOLD + fallback.FALLBACK_STEP - 1), frozenset({"a", "b"})
+    )
     assert len(await all_of(store, "b")) == FAILURE_THRESHOLD + fallback.FALLBACK_STEP - 1
     assert await sweep(store, "me", -1, ("a", "b")) == SweepResult((), frozenset())
 
 
 async def test_what_a_crashed_relay_held_goes_there_once_its_lease_ended(tmp_path: Path, clock: Clock) -> None:
-    async with open_store(location.create_sqlite_url(tmp_path / "relay.db"), clock) as store:
+    async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), clock) as store:
         await waiting(store, 2)
         await claimed(store, owner="crashed")
         await refuse(store, "a", "b")

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Select, event, insert, select
 
-from services.relay.outbox import again, claim, overdue, query
-from services.relay.outbox.again import requeue_dead
-from services.relay.outbox.schema import State, deliveries
-from services.relay.outbox.store import Store, open_store
-from services.relay.outbox.together import Transaction
-from shared.sql import location
-from shared.sql.location import DatabaseUrl
+from services.relay.outbox import claim, queries, requeue, sweeper
+from services.relay.outbox.engine.batching import Transaction
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.requeue import requeue_dead
+from services.relay.outbox.tables import State, deliveries
+from shared.sql import database_url
+from shared.sql.database_url import DatabaseUrl
 from tests.bench.filled import CHANNEL, fill
 from tests.relay.outbox.acts import claimed, end, take, told
 
@@ -27,7 +27,7 @@ WORK: dict[str, Callable[[Store], Awaitable[object]]] = {
     "an acceptance": lambda store: told(store, "new", CHANNEL),
     "a claim": lambda store: take(store, CHANNEL, limit=10),
     "a look that finds nothing": lambda store: take(store, "another"),
-    "a scrape": lambda store: store.run(lambda transaction: query.count_deliveries(transaction.connection)),
+    "a scrape": lambda store: store.run(lambda transaction: queries.count_deliveries(transaction.connection)),
     "dead letters again": lambda store: requeue_dead(store, CHANNEL, 100),
 }
 
@@ -49,7 +49,7 @@ class Steps:
 
 
 async def taken(file: Path, delivered: int, work: Callable[[Store], Awaitable[object]]) -> int:
-    async with open_store(location.create_sqlite_url(file), time.time) as store:
+    async with open_store(database_url.create_sqlite_url(file), time.time) as store:
         await fill(store, delivered, State.DELIVERED)
         await fill(store, 3, State.DEAD)
         for number in range(10):
@@ -69,7 +69,7 @@ async def test_what_was_delivered_before_is_not_looked_through(tmp_path: Path, w
 async def test_earlier_episodes_of_an_incident_are_not_looked_through(tmp_path: Path) -> None:
     found = []
     for number in (FEW, MANY):
-        async with open_store(location.create_sqlite_url(tmp_path / f"{number}.db"), time.time) as store:
+        async with open_store(database_url.create_sqlite_url(tmp_path / f"{number}.db"), time.time) as store:
             await told(store, "flapping", CHANNEL)
             await end(store, await claimed(store, CHANNEL))
             await store.run(partial(_again_and_again, number=number))
@@ -94,9 +94,9 @@ def _again_and_again(transaction: Transaction, number: int) -> None:
 async def test_no_database_takes_the_index_of_what_was_delivered(database: DatabaseUrl, looked_up: str) -> None:
     looks: dict[str, tuple[Select[*tuple[Any, ...]], dict[str, Any]]] = {
         "first receipts": (claim._FIRST_RECEIPTS, {"incidents": ["a", "b"], "episodes": [1], "channel": CHANNEL}),
-        "dead letters": (again._FIND_DEAD, {"channel": CHANNEL, "most": 10}),
-        "given up too early": (again._FIND_DEAD_TOO_EARLY, {"now": time.time(), "give_up_after": 86400.0}),
-        "overdue": (overdue._FIND_EXPIRED, {"now": time.time(), "before": time.time() - 86400.0}),
+        "dead letters": (requeue._FIND_DEAD, {"channel": CHANNEL, "most": 10}),
+        "given up too early": (requeue._FIND_DEAD_TOO_EARLY, {"now": time.time(), "give_up_after": 86400.0}),
+        "overdue": (sweeper._FIND_EXPIRED, {"now": time.time(), "before": time.time() - 86400.0}),
     }
     query, given = looks[looked_up]
 

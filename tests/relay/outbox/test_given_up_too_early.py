@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import update
 
-from services.relay.outbox.gate import commit_allow_trial
-from services.relay.outbox.overdue import sweep
-from services.relay.outbox.schema import State, deliveries
-from services.relay.outbox.store import Store, open_store
-from shared.sql.location import DatabaseUrl
+from services.relay.outbox.breaker import commit_allow_trial
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.sweeper import sweep
+from services.relay.outbox.tables import State, deliveries
+from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.acts import claimed, end, nothing, take, told
 from tests.relay.outbox.gated import break_it, waiting
 

@@ -7,12 +7,18 @@ import pytest
 from sqlalchemy import update
 
 from services.relay.model import Event, Status
-from services.relay.outbox.accept import IncomingEvent, DeliveryPlan, accept_event
-from services.relay.outbox.incidents import PAGE_SIZE, Incident, iterate_closed_by_relay, read_open_incident, iterate_open_incidents
-from services.relay.outbox.schema import events
-from services.relay.outbox.store import Store, open_store
-from shared.sql.location import DatabaseUrl
-from tests.relay.watch.told import START, event
+from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.incidents import (
+    PAGE_SIZE,
+    Incident,
+    iterate_closed_by_relay,
+    iterate_open_incidents,
+    read_open_incident,
+)
+from services.relay.outbox.tables import events
+from shared.sql.database_url import DatabaseUrl
+from tests.relay.monitors.told import START, event
 
 FIRES = event(("A", Status.FIRING))
 
@@ -25,7 +31,9 @@ async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
 
 async def told(store: Store, incident: str, event: Event = FIRES, *, is_open: bool = True, body: bytes = b"{}") -> str:
     incoming = IncomingEvent(event, incident, "", "A", body)
-    accepted = await accept_event(store, incoming, lambda _known, _now: DeliveryPlan(3, is_open=is_open, channels=("slack",)))
+    accepted = await accept_event(
+        store, incoming, lambda _known, _now: DeliveryPlan(3, is_open=is_open, channels=("slack",))
+    )
     return accepted.event_id
 
 

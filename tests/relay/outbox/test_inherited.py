@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox import query
-from services.relay.outbox.again import requeue
+from services.relay.outbox import queries
+from services.relay.outbox.breaker import ChannelEffect, commit_allow_trial
+from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.fallback import fall_back
-from services.relay.outbox.gate import ChannelEffect, commit_allow_trial
-from services.relay.outbox.schema import State
-from services.relay.outbox.store import Store, open_store
-from shared.sql import location
+from services.relay.outbox.requeue import requeue
+from services.relay.outbox.tables import State
+from shared.sql import database_url
 from tests.relay.outbox.acts import claimed, end, nothing, take, told
 from tests.relay.outbox.gated import Clock, fail
 
@@ -23,13 +23,13 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
-    async with open_store(location.create_sqlite_url(tmp_path / "relay.db"), clock) as store:
+    async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), clock) as store:
         yield store
 
 
 async def waits_since(store: Store) -> float:
     """What RelayOutboxStuck and the outside ping go by."""
-    (waiting,) = await store.read(query.count_deliveries)
+    (waiting,) = await store.read(queries.count_deliveries)
     return waiting.oldest_accepted_at
 
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from services.relay.identity import build_fingerprint, build_incident_id, plan_deliveries
+from services.relay.intake.deduplication import build_fingerprint, build_incident_id, plan_deliveries
 from services.relay.model import Event, Status
-from services.relay.outbox.accept import AcceptResult, IncomingEvent, DeliveryPlan, accept_event
-from services.relay.outbox.known import IncidentState
-from services.relay.outbox.store import Store, open_store
-from shared.sql.location import DatabaseUrl
+from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.incidents import IncidentState
+from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.acts import claimed, nothing
 from tests.relay.scripted import at, event_of
 
@@ -33,9 +33,19 @@ def group(*alerts: tuple[str, Status, float]) -> Event:
 async def come(store: Store, event: Event) -> AcceptResult:
     def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
         content = build_fingerprint(event)
-        return plan_deliveries(event, known, fingerprint=content, now=now, duplicate_window=60, routed_channels=("a",), configured_channels=("a",))
+        return plan_deliveries(
+            event,
+            known,
+            fingerprint=content,
+            now=now,
+            duplicate_window=60,
+            routed_channels=("a",),
+            configured_channels=("a",),
+        )
 
-    return await accept_event(store, IncomingEvent(event, build_incident_id(event), build_fingerprint(event), "Down", b"{}"), decide)
+    return await accept_event(
+        store, IncomingEvent(event, build_incident_id(event), build_fingerprint(event), "Down", b"{}"), decide
+    )
 
 
 async def test_it_takes_back_no_alert_that_came_since(store: Store) -> None:

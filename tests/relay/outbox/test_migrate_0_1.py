@@ -10,10 +10,11 @@ from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, exc, inspect, select
 
-from services.relay.outbox import migrations, schema
-from services.relay.outbox.migrate import upgrade_tables
-from shared.sql import location
-from shared.sql.location import DatabaseUrl
+from services.relay.outbox import tables
+from services.relay.outbox.engine import migrations
+from services.relay.outbox.engine.migrate import upgrade_tables
+from shared.sql import database_url
+from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.tables import differences, opened, up, up_by_steps
 
 TABLES = Path(__file__).with_name("keypulse_0_1.sql").read_text()
@@ -31,7 +32,7 @@ def v01(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def engine(v01: Path) -> Iterator[Engine]:
-    with opened(location.create_sqlite_url(v01)) as engine:
+    with opened(database_url.create_sqlite_url(v01)) as engine:
         yield engine
 
 
@@ -45,10 +46,10 @@ def test_a_file_of_keypulse_0_1_gets_the_tables_of_a_new_one(engine: Engine, tmp
 
     with engine.begin() as connection:
         assert differences(connection) == []
-        columns = {name: str(inspect(connection).get_columns(name)) for name in schema.metadata.tables}
-    with opened(location.create_sqlite_url(tmp_path / "new.db")) as new, new.begin() as connection:
+        columns = {name: str(inspect(connection).get_columns(name)) for name in tables.metadata.tables}
+    with opened(database_url.create_sqlite_url(tmp_path / "new.db")) as new, new.begin() as connection:
         up_by_steps(connection)
-        assert columns == {name: str(inspect(connection).get_columns(name)) for name in schema.metadata.tables}
+        assert columns == {name: str(inspect(connection).get_columns(name)) for name in tables.metadata.tables}
 
 
 def test_a_file_of_keypulse_0_1_keeps_all_that_it_holds(v01: Path, engine: Engine) -> None:
@@ -59,13 +60,13 @@ def test_a_file_of_keypulse_0_1_keeps_all_that_it_holds(v01: Path, engine: Engin
         upgrade_tables(connection)
 
         for name in kept:
-            after = connection.execute(schema.metadata.tables[name].select()).all()
+            after = connection.execute(tables.metadata.tables[name].select()).all()
             assert [tuple(row)[: len(before[name][0])] for row in after] == before[name]
         assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
 
 
 def test_what_waited_in_keypulse_0_1_is_merged_and_still_due(engine: Engine) -> None:
-    of = schema.deliveries.c
+    of = tables.deliveries.c
     with engine.begin() as connection:
         upgrade_tables(connection)
         columns = (of.id, of.state, of.first_event, of.event_seq, of.attempts, of.due_at, of.lease, of.superseded_by)
@@ -102,7 +103,7 @@ def test_what_waits_is_merged_in_postgresql_too(postgres_database: DatabaseUrl) 
             connection.exec_driver_sql(HELD)
         with engine.begin() as connection:
             upgrade_tables(connection)
-            of = schema.deliveries.c
+            of = tables.deliveries.c
             columns = (of.id, of.state, of.first_event, of.attempts, of.due_at)
             unfinished = connection.execute(select(*columns).where(of.finished_at.is_(None)).order_by(of.seq))
 

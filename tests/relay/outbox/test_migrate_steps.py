@@ -8,10 +8,11 @@ from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, insert, select
 
-from services.relay.event_json import encode_event
-from services.relay.outbox import migrations, schema
-from services.relay.outbox.same_group import build_group_id
-from shared.sql.location import DatabaseUrl
+from services.relay.model import encode_event
+from services.relay.outbox import tables
+from services.relay.outbox.alert_groups import build_group_id
+from services.relay.outbox.engine import migrations
+from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.tables import differences, opened, up
 from tests.relay.scripted import event_of
 
@@ -31,11 +32,11 @@ def engine(empty_database: DatabaseUrl) -> Iterator[Engine]:
 def test_nobody_is_known_to_have_asked_for_a_pause(engine: Engine) -> None:
     held = {"name": "a", "open_at": 7.5, "set_at": 2.5, "next_slot": 1.5, "failures": 6, "refused": 1, "reason": "why"}
     with engine.begin() as connection:
-        connection.execute(insert(schema.channels).values(held))
+        connection.execute(insert(tables.channels).values(held))
     up(engine)
 
     with engine.begin() as connection:
-        (row,) = connection.execute(select(schema.channels)).mappings()
+        (row,) = connection.execute(select(tables.channels)).mappings()
         assert row == held | {"asked_until": None, "asked_at": None, "served_at": None}
         assert differences(connection) == []
 
@@ -46,12 +47,12 @@ def test_what_waits_was_told_by_no_other_channel(engine: Engine) -> None:
     held = {"id": "d", "event_seq": 1, "incident_id": "x", "episode": 1, "channel": "a", "state": "queued"}
     held |= {"attempts": 0, "accepted_at": 1.0, "due_at": 1.0}
     with engine.begin() as connection:
-        connection.execute(insert(schema.events).values(event))
-        connection.execute(insert(schema.deliveries).values(held))
+        connection.execute(insert(tables.events).values(event))
+        connection.execute(insert(tables.deliveries).values(held))
     up(engine)
 
     with engine.begin() as connection:
-        assert connection.execute(select(schema.deliveries.c.fell_back)).scalars().all() == [None]
+        assert connection.execute(select(tables.deliveries.c.fell_back)).scalars().all() == [None]
         assert differences(connection) == []
 
 
@@ -61,14 +62,19 @@ def test_open_incidents_of_one_group_know_of_each_other(engine: Engine) -> None:
         for seq, (name, receiver, goes_on) in enumerate(given, start=1):
             told = replace(event_of(), receiver=name, source=receiver)
             event = {"seq": seq, "id": name, "incident_id": name, "receiver": "", "alertname": "", "status": "firing"}
-            event |= {"fingerprint": "", "accepted_at": 1.0, "event": encode_event(told) if receiver else b"{", "body": b""}
-            connection.execute(insert(schema.events).values(event))
+            event |= {
+                "fingerprint": "",
+                "accepted_at": 1.0,
+                "event": encode_event(told) if receiver else b"{",
+                "body": b"",
+            }
+            connection.execute(insert(tables.events).values(event))
             row = {"id": name, "episode": 1, "open": goes_on, "latest_event": seq}
-            connection.execute(insert(schema.incidents).values(row))
+            connection.execute(insert(tables.incidents).values(row))
     up(engine)
 
     with engine.begin() as connection:
-        groups = dict(connection.execute(select(schema.incidents.c.id, schema.incidents.c.group_id)).all())
+        groups = dict(connection.execute(select(tables.incidents.c.id, tables.incidents.c.group_id)).all())
         assert groups["one"] == groups["two"] == build_group_id(replace(event_of(), source="here"))
         assert groups["three"] not in {groups["one"], None}
         assert groups["four"] is groups["five"] is None

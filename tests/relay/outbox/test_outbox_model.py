@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy import Engine, text
 
-from services.relay.outbox import schema
-from shared.sql import location
-from shared.sql.location import DatabaseUrl
+from services.relay.outbox import tables
+from shared.sql import database_url
+from shared.sql.database_url import DatabaseUrl
 from tests import quick
 from tests.long import LONG
 from tests.relay.outbox.machine import Machine
@@ -57,7 +57,7 @@ class ServerClock(FileClock):
 
     def start_again(self) -> None:
         self.move(START - self.now)
-        self._run(f"TRUNCATE {', '.join(schema.metadata.tables)} RESTART IDENTITY")
+        self._run(f"TRUNCATE {', '.join(tables.metadata.tables)} RESTART IDENTITY")
 
     def _run(self, *statements: str) -> None:
         with self._engine.begin() as connection:
@@ -78,14 +78,14 @@ def check(machine: type[Machine], examples: int) -> None:
 
 def test_an_outbox_in_sqlite_agrees_with_the_model(folder: Path) -> None:
     empty, number = folder / "empty.db", count()
-    with opened(location.create_sqlite_url(empty)) as engine:
+    with opened(database_url.create_sqlite_url(empty)) as engine:
         up(engine)
 
     class InSqlite(Machine):
         def __init__(self) -> None:
             file = folder / f"{next(number)}.db"
             shutil.copyfile(empty, file)
-            super().__init__(World(location.create_sqlite_url(file), FileClock()))
+            super().__init__(World(database_url.create_sqlite_url(file), FileClock()))
 
     check(InSqlite, 25)
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from services.relay.outbox import prune as retention
-from services.relay.outbox.prune import PRUNE_STEP, PruneResult, prune_by_age, run_retention
-from services.relay.outbox.schema import State, deliveries, incidents
-from services.relay.outbox.store import Store, open_store
-from services.relay.outbox.together import Transaction
-from shared.sql.location import DatabaseUrl, create_sqlite_url
+from services.relay.outbox import retention
+from services.relay.outbox.engine.batching import Transaction
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.retention import PRUNE_STEP, PruneResult, prune_by_age, run_retention
+from services.relay.outbox.tables import State, deliveries, incidents
+from shared.sql.database_url import DatabaseUrl, create_sqlite_url
 from tests.conftest import Until
 from tests.relay.outbox.rows import Rows
 
@@ -34,7 +34,9 @@ def rows(store: Store) -> Rows:
 
 
 async def test_more_than_one_step_is_pruned_in_a_round_and_the_oldest_go_first(store: Store, rows: Rows) -> None:
-    made = [await rows.delivery(await rows.event(f"{number}", age=60, goes_on=False)) for number in range(PRUNE_STEP + 30)]
+    made = [
+        await rows.delivery(await rows.event(f"{number}", age=60, goes_on=False)) for number in range(PRUNE_STEP + 30)
+    ]
     assert await prune_by_age(store, DAY, 10) == PruneResult(deliveries=PRUNE_STEP + 20, events=0)
     assert await rows.left() == set(made[-10:])
     assert (await prune_by_age(store, 1.0, MANY)).events == PRUNE_STEP + 30

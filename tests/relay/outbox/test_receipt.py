@@ -4,11 +4,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.relay.outbox.gate import ChannelEffect
-from services.relay.outbox.held import release_leases
-from services.relay.outbox.schema import State
-from services.relay.outbox.store import Store, open_store
-from shared.sql.location import DatabaseUrl
+from services.relay.outbox.breaker import ChannelEffect
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.lease import release_leases
+from services.relay.outbox.tables import State
+from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.acts import claimed, end, nothing, told
 
 REFUSED = {"effect": ChannelEffect.DOWN, "again_in": 300.0, "fallback": ("b", "every")}

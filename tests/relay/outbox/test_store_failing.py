@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, event, exc, text
 
-from services.relay.outbox.store import Store, StoreUnusableError, open_store
-from services.relay.outbox.waiting import StoreUnavailableError
-from shared.sql import location
-from shared.sql.location import DatabaseUrl
+from services.relay.outbox.engine.store import Store, StoreUnusableError, open_store
+from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from shared.sql import database_url
+from shared.sql.database_url import DatabaseUrl
 from tests.faults.disk import tmpfs
 from tests.postgres import Postgres
 from tests.relay.outbox.storing import bodies, write
@@ -22,7 +22,7 @@ from tests.relay.outbox.storing import bodies, write
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with open_store(location.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
+    async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
         yield store
 
 
@@ -121,7 +121,7 @@ async def test_a_file_that_is_not_ours_is_refused_and_left_as_it_is(
     other.execute(statement)
     before = other.execute("SELECT name FROM sqlite_schema").fetchall()
     with pytest.raises(StoreUnusableError, match=expected):
-        async with open_store(location.create_sqlite_url(file), lambda: 0.0):
+        async with open_store(database_url.create_sqlite_url(file), lambda: 0.0):
             pass
     assert other.execute("SELECT name FROM sqlite_schema").fetchall() == before
     other.close()
@@ -129,7 +129,7 @@ async def test_a_file_that_is_not_ours_is_refused_and_left_as_it_is(
 
 async def made(file: Path) -> None:
     """An outbox that was used and closed."""
-    async with open_store(location.create_sqlite_url(file), lambda: 0.0) as store:
+    async with open_store(database_url.create_sqlite_url(file), lambda: 0.0) as store:
         await store.run(write)
 
 
@@ -139,7 +139,7 @@ async def test_a_disk_that_is_full_at_the_start_is_waited_for(tmp_path: Path, be
         if before == "an outbox":
             await made(tmp_path / "relay.db")
         disk.fill()
-        async with open_store(location.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
+        async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
             assert store.error is not None
             with pytest.raises(StoreUnavailableError):
                 await store.run(write)
@@ -158,7 +158,7 @@ async def test_a_disk_that_takes_no_more_files_at_the_start_is_waited_for(tmp_pa
         if before == "an outbox":
             await made(tmp_path / "relay.db")
         _may_hold(tmp_path, 1 if before == "an outbox" else 0)
-        async with open_store(location.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
+        async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
             assert store.error is not None
             with pytest.raises(StoreUnavailableError):
                 await store.run(write)

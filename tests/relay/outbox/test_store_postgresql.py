@@ -11,12 +11,12 @@ import psycopg
 import pytest
 from sqlalchemy import select
 
-from services.relay.outbox.accept import AcceptResult, IncomingEvent, DeliveryPlan, accept_event
-from services.relay.outbox.schema import quarantine
-from services.relay.outbox.store import Store, open_store
-from services.relay.outbox.together import Transaction
-from services.relay.outbox.waiting import StoreUnavailableError
-from shared.sql.location import DatabaseUrl
+from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
+from services.relay.outbox.engine.batching import Transaction
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.tables import quarantine
+from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
 from tests.relay.outbox.frozen import frozen
 from tests.relay.outbox.storing import bodies, write

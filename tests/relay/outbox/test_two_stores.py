@@ -13,16 +13,16 @@ from random import Random
 import pytest
 from sqlalchemy import Connection, create_engine, select, text
 
-from services.relay import identity
+from services.relay.intake import deduplication
 from services.relay.model import Event
-from services.relay.outbox.accept import IncomingEvent, DeliveryPlan, accept_event
-from services.relay.outbox.again import requeue, requeue_dead
-from services.relay.outbox.claim import DeliveryTask, ClaimRequest, claim_due
-from services.relay.outbox.gate import FAILURE_THRESHOLD, ChannelEffect
-from services.relay.outbox.known import IncidentState
-from services.relay.outbox.schema import State, deliveries, events
-from services.relay.outbox.store import Store, open_store
-from shared.sql.location import DatabaseUrl
+from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
+from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect
+from services.relay.outbox.claim import ClaimRequest, DeliveryTask, claim_due
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.incidents import IncidentState
+from services.relay.outbox.requeue import requeue, requeue_dead
+from services.relay.outbox.tables import State, deliveries, events
+from shared.sql.database_url import DatabaseUrl
 from tests.faults.incidents import seeded
 from tests.relay.outbox.acts import claimed, end, told
 from tests.relay.scripted import event_of, until
@@ -160,17 +160,19 @@ async def test_an_attempt_that_fails_while_the_other_accepts(replicas: Replicas)
 async def test_a_notification_that_comes_to_both_at_once_is_accepted_once(replicas: Replicas) -> None:
     async def posted(store: Store, event: Event) -> bool:
         def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
-            return identity.plan_deliveries(
+            return deduplication.plan_deliveries(
                 event,
                 known,
-                fingerprint=identity.build_fingerprint(event),
+                fingerprint=deduplication.build_fingerprint(event),
                 now=now,
                 duplicate_window=60,
                 routed_channels=CHANNELS,
                 configured_channels=CHANNELS,
             )
 
-        incident = IncomingEvent(event, identity.build_incident_id(event), identity.build_fingerprint(event), "KMSTest", b"{}")
+        incident = IncomingEvent(
+            event, deduplication.build_incident_id(event), deduplication.build_fingerprint(event), "KMSTest", b"{}"
+        )
         return (await accept_event(store, incident, decide)).is_duplicate
 
     for number in range(40):

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import insert, update
 
-from services.relay.outbox.schema import watchdogs
-from services.relay.outbox.store import Store, open_store
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.tables import watchdogs
 from services.relay.outbox.watchdogs import count_silence, read_last_seen, record_heartbeats
-from shared.sql.location import DatabaseUrl
-from tests.relay.watch.told import START
+from shared.sql.database_url import DatabaseUrl
+from tests.relay.monitors.told import START
 
 AGES = 100.0
 
@@ -53,7 +53,12 @@ async def test_a_heartbeat_ends_the_silence_of_its_watchdog_alone(store: Store) 
 
 
 async def test_heartbeats_of_several_watchdogs_and_at_once_are_all_kept(store: Store) -> None:
-    await asyncio.gather(record_heartbeats(store, ["a", "b"]), record_heartbeats(store, ["b", "a"]), record_heartbeats(store, {"c"}), record_heartbeats(store, []))
+    await asyncio.gather(
+        record_heartbeats(store, ["a", "b"]),
+        record_heartbeats(store, ["b", "a"]),
+        record_heartbeats(store, {"c"}),
+        record_heartbeats(store, []),
+    )
     assert set(await store.read(read_last_seen)) == {"a", "b", "c"}
 
 

@@ -8,20 +8,20 @@ from typing import Any, Final, Protocol, TypeVar
 
 from sqlalchemy import Row, select
 
-from services.relay.identity import build_fingerprint, build_incident_id, plan_deliveries
+from services.relay.delivery.links import LinkRules
+from services.relay.intake.deduplication import build_fingerprint, build_incident_id, plan_deliveries
 from services.relay.model import Status
-from services.relay.outbox import query, schema
-from services.relay.outbox.accept import AcceptResult, IncomingEvent, DeliveryPlan, accept_event
-from services.relay.outbox.claim import ClaimResult, ClaimRequest, claim_due
+from services.relay.outbox import queries, tables
+from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
+from services.relay.outbox.breaker import ChannelEffect
+from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
+from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.fallback import fall_back
-from services.relay.outbox.gate import ChannelEffect
-from services.relay.outbox.known import IncidentState as KnownIncident
-from services.relay.outbox.overdue import sweep
+from services.relay.outbox.incidents import IncidentState as KnownIncident
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcome
-from services.relay.outbox.schema import WAITING, State, deliveries, events
-from services.relay.outbox.store import open_store
-from services.relay.sending.enrich.links import LinkRules
-from shared.sql.location import DatabaseUrl
+from services.relay.outbox.sweeper import sweep
+from services.relay.outbox.tables import WAITING, State, deliveries, events
+from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.acts import told_by
 from tests.relay.outbox.endings import ENDINGS, FALLBACK, PAUSES, UNSURE
 from tests.relay.outbox.groups import event_of, group_id
@@ -76,7 +76,9 @@ class World:
         return self._runner.run(work)
 
     def open(self) -> None:
-        self.store = self.run(self._stack.enter_async_context(open_store(self.database, self.clock, frozenset({"log"}))))
+        self.store = self.run(
+            self._stack.enter_async_context(open_store(self.database, self.clock, frozenset({"log"})))
+        )
 
     def close(self) -> None:
         self.run(self._stack.aclose())
@@ -91,8 +93,10 @@ class World:
         found = self.run(self.store.read(lambda connection: connection.execute(everything).all()))
         self.rows = {row.id: row for row in found}
         self.ledger.agree(self.rows)
-        counted = Counter((row.channel, row.state) for row in found if row.state in schema.UNSETTLED)
-        assert {(one.channel, one.state): one.count for one in self.run(self.store.read(query.count_deliveries))} == counted
+        counted = Counter((row.channel, row.state) for row in found if row.state in tables.UNSETTLED)
+        assert {
+            (one.channel, one.state): one.count for one in self.run(self.store.read(queries.count_deliveries))
+        } == counted
 
     def wait(self, seconds: float) -> None:
         self.elapsed += seconds
@@ -123,19 +127,33 @@ class World:
                     self.earlier.setdefault(group, []).append(self.latest[group])
                 self.latest[group] = (alerts, self.clock())
         self.look()
-        assert superseded(before, self.rows) == Counter(channel for one in accepted for channel in one.superseded_channels)
+        assert superseded(before, self.rows) == Counter(
+            channel for one in accepted for channel in one.superseded_channels
+        )
 
-    async def _accept(self, group: str, alerts: Alerts, routed: list[str], plans: list[DeliveryPlan | None]) -> AcceptResult:
+    async def _accept(
+        self, group: str, alerts: Alerts, routed: list[str], plans: list[DeliveryPlan | None]
+    ) -> AcceptResult:
         event = event_of(group, alerts)
 
         def decide(known: KnownIncident | None, now: float) -> DeliveryPlan | None:
             content = build_fingerprint(event)
             plans.append(
-                plan_deliveries(event, known, fingerprint=content, now=now, duplicate_window=WINDOW, routed_channels=routed, configured_channels=RATES)
+                plan_deliveries(
+                    event,
+                    known,
+                    fingerprint=content,
+                    now=now,
+                    duplicate_window=WINDOW,
+                    routed_channels=routed,
+                    configured_channels=RATES,
+                )
             )
             return plans[-1]
 
-        return await accept_event(self.store, IncomingEvent(event, build_incident_id(event), build_fingerprint(event), "Down", b"{}"), decide)
+        return await accept_event(
+            self.store, IncomingEvent(event, build_incident_id(event), build_fingerprint(event), "Down", b"{}"), decide
+        )
 
     def _is_repeat(self, group: str, alerts: Alerts, rows: Rows) -> bool:
         told, at = self.latest.get(group, ({}, 0.0))
@@ -182,8 +200,10 @@ class World:
 
         recorded = self.run(together())
         self.look()
-        assert superseded(before, self.rows) == Counter(channel for one in recorded for channel in one.superseded_channels)
-        gates = {gate.name: gate for gate in self.run(self.store.read(query.read_channel_states))}
+        assert superseded(before, self.rows) == Counter(
+            channel for one in recorded for channel in one.superseded_channels
+        )
+        gates = {gate.name: gate for gate in self.run(self.store.read(queries.read_channel_states))}
         for held, one in zip(ending, recorded, strict=True):
             self.held.remove(held)
             assert one.lease_valid == (self.ledger.live.get(held.place) is held)
@@ -192,7 +212,10 @@ class World:
                 assert self.rows[held.claim.delivery_id].state == one.state
                 if how.channel_effect is ChannelEffect.REACHED:
                     assert not gates[held.claim.channel].failures
-                assert gates[held.claim.channel].is_down == (how.channel_effect is ChannelEffect.DOWN) or how.channel_effect in UNSURE
+                assert (
+                    gates[held.claim.channel].is_down == (how.channel_effect is ChannelEffect.DOWN)
+                    or how.channel_effect in UNSURE
+                )
             elif how.maybe_sent:
                 self._is_sent_once_more(held)
 
@@ -220,7 +243,7 @@ class World:
 
     def refused(self) -> set[str]:
         """The channels that refuse everything."""
-        return {gate.name for gate in self.run(self.store.read(query.read_channel_states)) if gate.is_down}
+        return {gate.name for gate in self.run(self.store.read(queries.read_channel_states)) if gate.is_down}
 
     def fall_back(self, channel: str) -> None:
         """What its worker does while a channel refuses everything."""

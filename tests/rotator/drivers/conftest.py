@@ -17,10 +17,10 @@ from ops.kms_emulator.emulator import Emulator, run_emulator
 from services.backend.app import run_backend
 from services.backend.config import Settings
 from services.rotator.drivers.registry import DriverSettings, open_driver
+from shared.config.settings import load_settings, use_base_folder
+from shared.http.server import serve as serving
 from shared.keyring.administration import Administration
 from shared.kms.settings import GcpKeySettings
-from shared.server import serve as serving
-from shared.settings import load_settings, use_base_folder
 from tests.backend.conftest import KEY, versions  # noqa: F401 - a fixture, used by its name
 from tests.long import LONG
 
@@ -99,7 +99,10 @@ def serve(emulator: Emulator, tmp_path: Path) -> Serve:
         }
         file = tmp_path / "backend.yml"
         file.write_text(yaml.safe_dump(document))
-        async with run_backend(load_settings(Settings, file)) as app, serving(app, load_settings(Settings, file).listen) as address:
+        async with (
+            run_backend(load_settings(Settings, file)) as app,
+            serving(app, load_settings(Settings, file).listen) as address,
+        ):
             file.write_text(yaml.safe_dump({**document, "listen": str(address)}))
             yield Backend(f"http://{address}", file, database, kms, tmp_path)
 

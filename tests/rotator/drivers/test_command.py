@@ -15,7 +15,7 @@ from services.rotator.drivers.registry import open_driver
 from services.rotator.lease import run_with_lease
 from shared.keyring.administration import RefusedError, RotateRequest, RotationType, UnreachableError
 from shared.kms.settings import GcpKeySettings
-from shared.sql.location import create_sqlite_url
+from shared.sql.database_url import create_sqlite_url
 from tests.backend.conftest import KEY
 from tests.conftest import Until
 from tests.rotator.drivers.conftest import Backend, Serve

@@ -10,9 +10,9 @@ from ops.kms_emulator.faults import Fault
 from shared.keyring.administration import (
     Administration,
     AdministrationError,
-    RotationProgress,
     RefusedError,
     RotateRequest,
+    RotationProgress,
     RotationState,
     RotationType,
     UnreachableError,
@@ -24,7 +24,9 @@ from tests.rotator.drivers.conftest import KINDS, Backend
 NEW_DEK, REWRAP = RotationType.NEW_DEK, RotationType.REWRAP_KEK
 
 
-async def rotate(keyring: Administration, type_: RotationType, rotation_id: str, *, batch: int = 100) -> RotationProgress:
+async def rotate(
+    keyring: Administration, type_: RotationType, rotation_id: str, *, batch: int = 100
+) -> RotationProgress:
     """To the end, and gives the lease up."""
     lease = await keyring.acquire_lease("a test", 60)
     request = RotateRequest(rotation_id=rotation_id, type=type_, token=lease.token, caller="a test", batch_size=batch)

@@ -5,7 +5,12 @@ import pytest
 
 from services.rotator.drivers.command import CommandDriverSettings
 from services.rotator.drivers.registry import open_driver
-from services.rotator.drivers.remote import MAX_RESPONSE_BYTES, AdminResponse, AdminRequest, RemoteAdministration
+from services.rotator.drivers.remote_administration import (
+    MAX_RESPONSE_BYTES,
+    AdminRequest,
+    AdminResponse,
+    RemoteAdministration,
+)
 from shared.keyring.administration import UnreachableError
 from shared.kms.settings import GcpKeySettings
 from tests.backend.conftest import KEY

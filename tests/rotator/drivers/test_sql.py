@@ -14,7 +14,7 @@ from shared.keyring.administration import RefusedError, RotateRequest, RotationT
 from shared.keyring.database import Database
 from shared.keyring.model import DataKeyStatus
 from shared.kms.settings import GcpKeySettings
-from shared.sql.location import create_sqlite_url
+from shared.sql.database_url import create_sqlite_url
 from tests.backend.conftest import KEY
 from tests.rotator.drivers.conftest import Backend, Serve
 

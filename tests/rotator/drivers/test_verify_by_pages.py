@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from services.rotator.drivers.remote import AdminResponse, AdminRequest, RemoteAdministration
-from services.rotator.verify import verify_by_pages
+from services.rotator.drivers.remote_administration import AdminRequest, AdminResponse, RemoteAdministration
+from services.rotator.verification import verify_by_pages
 from shared.keyring import store
 from shared.keyring.administration import Administration, Problem, UnreachableError, VerificationResult
 from tests.rotator.drivers.conftest import Backend
@@ -61,7 +61,9 @@ async def test_a_hundred_problems_are_told_at_most() -> None:
 
 async def test_an_older_service_that_knows_no_pages_has_looked_at_all() -> None:
     async def carry(_question: AdminRequest) -> AdminResponse:
-        return AdminResponse(200, json.dumps({"data_keys": 9, "records": 1, "problems": [], "fingerprint": "f"}).encode())
+        return AdminResponse(
+            200, json.dumps({"data_keys": 9, "records": 1, "problems": [], "fingerprint": "f"}).encode()
+        )
 
     assert (await verify_by_pages(RemoteAdministration("there", carry), "full")).data_keys == 9
 

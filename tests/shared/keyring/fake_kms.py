@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Sequence
 from hashlib import sha256
 
-from shared.kms.provider import DecryptResult, EncryptResult, KeyDescription, KeyVersion, KmsError, ConnectivityPhase
+from shared.kms.port import ConnectivityPhase, DecryptResult, EncryptResult, KeyDescription, KeyVersion, KmsError
 from shared.kms.reason import Reason
 from tests.shared.keyring.keyring import KEY
 
@@ -25,7 +25,9 @@ class FakeKms:
         self._count += 1
         head = b"%04d%08d" % (self.primary, self._count)
         body = bytes(a ^ b for a, b in zip(plaintext, sha256(head).digest(), strict=True))
-        return EncryptResult(head + body + _tag(head + body, aad), f"{KEY}/cryptoKeyVersions/{self.primary}", "SOFTWARE")
+        return EncryptResult(
+            head + body + _tag(head + body, aad), f"{KEY}/cryptoKeyVersions/{self.primary}", "SOFTWARE"
+        )
 
     async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:  # noqa: ARG002
         await self._called()

@@ -9,13 +9,13 @@ from typing import Any
 from sqlalchemy import URL
 
 from shared.keyring import store
-from shared.keyring.administration import RotationProgress, RotateRequest, RotationState, RotationType
-from shared.keyring.carrier import LocalAdministration
+from shared.keyring.administration import RotateRequest, RotationProgress, RotationState, RotationType
 from shared.keyring.database import Database
-from shared.keyring.model import DataKey, KeyringFingerprint, DataKeyStatus, WrappedKey, compute_fingerprint
+from shared.keyring.local_administration import LocalAdministration
+from shared.keyring.model import DataKey, DataKeyStatus, KeyringFingerprint, WrappedKey, compute_fingerprint
 from shared.keyring.tables import TABLES
-from shared.keyring.wrapping import LocalKeyWrapper, KeyWrapper
-from shared.kms.provider import EncryptResult, KmsKey
+from shared.keyring.wrapping import KeyWrapper, LocalKeyWrapper
+from shared.kms.port import EncryptResult, KmsKey
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 REWRAP, NEW_DEK = RotationType.REWRAP_KEK, RotationType.NEW_DEK
@@ -35,7 +35,9 @@ class Keyring:
     async def take_lease(self) -> None:
         self.token = (await self.administration.acquire_lease("the test", 600)).token
 
-    async def add(self, name: str, wrapped: WrappedKey | None = None, status: DataKeyStatus = DataKeyStatus.RETIRED) -> DataKey:
+    async def add(
+        self, name: str, wrapped: WrappedKey | None = None, status: DataKeyStatus = DataKeyStatus.RETIRED
+    ) -> DataKey:
         wrapped = wrapped or await self.wrapping.wrap(name, secret_of(name))
         key = DataKey(name, status, wrapped, compute_fingerprint(secret_of(name)), datetime(2026, 11, 25, tzinfo=UTC))
         await self.database.write_exclusively(lambda connection: store.insert_data_key(connection, key))
@@ -43,10 +45,15 @@ class Keyring:
 
     async def replace(self, key: DataKey, wrapped: WrappedKey) -> None:
         """As another hand does."""
-        assert await self.database.write_exclusively(lambda connection: store.replace_wrap(connection, key.id, key.wrapped, wrapped))
+        assert await self.database.write_exclusively(
+            lambda connection: store.replace_wrap(connection, key.id, key.wrapped, wrapped)
+        )
 
     async def fill(self, number: int) -> list[DataKey]:
-        return [await self.add(f"k{i:03}", status=DataKeyStatus.RETIRED if i else DataKeyStatus.ACTIVE) for i in range(number)]
+        return [
+            await self.add(f"k{i:03}", status=DataKeyStatus.RETIRED if i else DataKeyStatus.ACTIVE)
+            for i in range(number)
+        ]
 
     async def keys(self) -> dict[str, DataKey]:
         found = await self.database.read(lambda connection: store.list_data_keys(connection, "", 1000))

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import Column, Connection, Integer, MetaData, Table, event, text
 
 from shared.keyring.database import Database, DatabaseError
-from shared.sql.location import create_sqlite_url
+from shared.sql.database_url import create_sqlite_url
 
 TABLES = MetaData()
 _numbers = Table("numbers", TABLES, Column("number", Integer, primary_key=True))
@@ -111,7 +111,9 @@ async def test_a_writer_behind_a_stuck_one_is_answered_within_its_bound_and_writ
 async def test_a_full_disk_is_an_error_that_shows_no_values_and_ends_with_it(file: Path) -> None:
     await asyncio.to_thread(file.touch)
     database = Database(create_sqlite_url(file))
-    event.listen(database._write_engine, "connect", lambda connection, _: connection.execute("PRAGMA max_page_count=20"))
+    event.listen(
+        database._write_engine, "connect", lambda connection, _: connection.execute("PRAGMA max_page_count=20")
+    )
     try:
         await database.write(lambda connection: connection.execute(text("CREATE TABLE blobs (blob BLOB)")))
 
@@ -148,7 +150,7 @@ from pathlib import Path
 from sqlalchemy import Column, Integer, MetaData, Table
 from sqlalchemy.dialects import sqlite  # now: later, as nobody, its file may be out of reach
 from shared.keyring.database import Database, DatabaseError
-from shared.sql.location import sqlite as at
+from shared.sql.database_url import sqlite as at
 
 tables = MetaData()
 Table("numbers", tables, Column("number", Integer))

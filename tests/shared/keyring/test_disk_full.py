@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import text
 
 from shared.keyring.administration import RotationState, UnreachableError
-from shared.sql.location import create_sqlite_url
+from shared.sql.database_url import create_sqlite_url
 from tests.shared.keyring.fake_kms import FakeKms
 from tests.shared.keyring.keyring import NEW_DEK, Keyring, opened, secret_of
 

@@ -15,8 +15,8 @@ from sqlalchemy import Connection
 
 from shared.keyring.administration import AdministrationError, RotationState, StoredKey
 from shared.keyring.model import DataKeyStatus, WrappedKey, compute_fingerprint
-from shared.kms.provider import KmsError
-from shared.sql.location import create_sqlite_url
+from shared.kms.port import KmsError
+from shared.sql.database_url import create_sqlite_url
 from tests.shared.keyring.fake_kms import FakeKms
 from tests.shared.keyring.keyring import KEY, NEW_DEK, REWRAP, Keyring, opened, secret_of
 

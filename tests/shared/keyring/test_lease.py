@@ -6,8 +6,8 @@ import pytest
 from sqlalchemy import URL
 
 from shared.keyring.administration import RefusedError
-from shared.keyring.carrier import LocalAdministration
 from shared.keyring.database import Database
+from shared.keyring.local_administration import LocalAdministration
 from shared.keyring.tables import TABLES, rotation_lease
 from tests.conftest import Until
 from tests.key_versions import Versions
@@ -22,7 +22,9 @@ async def free(keyring: Keyring) -> LocalAdministration:
 
 
 async def _end(database: Database) -> None:
-    await database.write_exclusively(lambda connection: connection.execute(rotation_lease.update().values(expires_at=1.0)))
+    await database.write_exclusively(
+        lambda connection: connection.execute(rotation_lease.update().values(expires_at=1.0))
+    )
 
 
 async def test_a_second_runner_is_refused_and_told_who_holds_it(free: LocalAdministration) -> None:

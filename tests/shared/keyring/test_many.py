@@ -10,7 +10,7 @@ import pytest
 from shared.keyring.administration import MAX_PAGE_SIZE, RotationState
 from shared.keyring.model import KeyringFingerprint, compute_fingerprint
 from shared.keyring.tables import data_keys
-from shared.sql.location import create_sqlite_url
+from shared.sql.database_url import create_sqlite_url
 from tests.long import LONG
 from tests.shared.keyring.fake_kms import FakeKms
 from tests.shared.keyring.keyring import REWRAP, Keyring, opened, secret_of

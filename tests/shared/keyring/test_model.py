@@ -3,7 +3,14 @@
 import hashlib
 from datetime import UTC, datetime
 
-from shared.keyring.model import DataKey, KeyringFingerprint, DataKeyStatus, WrappedKey, compute_fingerprint, build_wrapping_aad
+from shared.keyring.model import (
+    DataKey,
+    DataKeyStatus,
+    KeyringFingerprint,
+    WrappedKey,
+    build_wrapping_aad,
+    compute_fingerprint,
+)
 
 SECRET = bytes(range(32))
 
@@ -14,7 +21,9 @@ def test_the_fingerprint_of_a_data_key_is_this_one() -> None:
 
 
 def test_the_fingerprint_of_all_is_that_of_their_lines_however_they_come_in_pages() -> None:
-    a, b = (DataKey(name, DataKeyStatus.ACTIVE, WrappedKey(b"?", "k", 1), name.encode(), datetime.now(UTC)) for name in "ab")
+    a, b = (
+        DataKey(name, DataKeyStatus.ACTIVE, WrappedKey(b"?", "k", 1), name.encode(), datetime.now(UTC)) for name in "ab"
+    )
     whole, paged = KeyringFingerprint(), KeyringFingerprint()
     whole.add([a, b])
     paged.add([a])

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 from sqlalchemy import URL, Column, Connection, Integer, MetaData, Table, exc, text
 
-from shared.keyring.database import Database, DatabaseError
-from shared.keyring.engine import STATEMENT_TIMEOUT_SECONDS
+from shared.keyring.database import STATEMENT_TIMEOUT_SECONDS, Database, DatabaseError
 from shared.keyring.tables import TABLES
-from shared.sql.location import create_sqlite_url
+from shared.sql.database_url import create_sqlite_url
 from tests.conftest import Until
 from tests.postgres import Postgres
 
@@ -167,7 +166,9 @@ async def test_a_lock_that_stays_is_an_error_within_its_bound(
 ) -> None:
     other = await Database.open(postgres_database, _tables)
     try:
-        held = asyncio.create_task(other.write_exclusively(lambda connection: connection.execute(text("SELECT pg_sleep(3.5)"))))
+        held = asyncio.create_task(
+            other.write_exclusively(lambda connection: connection.execute(text("SELECT pg_sleep(3.5)")))
+        )
         await until(lambda: database.read(_is_held))
         with pytest.raises(DatabaseError, match="lock timeout"):
             await database.write_exclusively(_insert)

@@ -8,7 +8,7 @@ from sqlalchemy import URL, text
 from sqlalchemy.exc import IntegrityError
 from structlog.testing import capture_logs
 
-from shared.keyring import local
+from shared.keyring import local_key
 from shared.keyring.database import Database
 from shared.keyring.instances import InstanceHeartbeat
 from shared.keyring.model import LOCAL_KEK, DataKey, DataKeyStatus, WrappedKey
@@ -21,7 +21,9 @@ KEK = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
 def _key(name: str, *, age: int = 0) -> DataKey:
     wrapped = WrappedKey(f"wrapped {name}".encode(), LOCAL_KEK, 0)
-    return DataKey(name, DataKeyStatus.ACTIVE, wrapped, b"fingerprint of " + name.encode(), NOW - timedelta(seconds=age))
+    return DataKey(
+        name, DataKeyStatus.ACTIVE, wrapped, b"fingerprint of " + name.encode(), NOW - timedelta(seconds=age)
+    )
 
 
 @pytest.fixture
@@ -85,7 +87,9 @@ async def test_of_many_that_activate_at_once_one_succeeds(url: URL, store: DataK
     other = await Database.open(url, TABLES)  # as another process
     try:
         stores = (store, DataKeyStore(other))
-        outcomes = await asyncio.gather(*(stores[n % 2].activate(_key(str(n)), expected_active=None) for n in range(10)))
+        outcomes = await asyncio.gather(
+            *(stores[n % 2].activate(_key(str(n)), expected_active=None) for n in range(10))
+        )
     finally:
         await other.close()
     assert sorted(outcomes) == [False] * 9 + [True]
@@ -123,19 +127,31 @@ async def test_once_its_last_data_key_was_given_up_a_local_key_is_replaced_only_
     database: Database, store: DataKeyStore
 ) -> None:
     one, other = (InstanceHeartbeat(database, name, 60.0) for name in ("one", "other"))
-    await database.write_exclusively(lambda connection: local.register_local_key(connection, database.read_clock(connection), one, b"former"))
+    await database.write_exclusively(
+        lambda connection: local_key.register_local_key(connection, database.read_clock(connection), one, b"former")
+    )
     await store.restore_row(_key("a"))
-    assert await database.write_exclusively(lambda connection: local.abandon_data_keys(connection, 1.0, "one", [_key("a")]))
+    assert await database.write_exclusively(
+        lambda connection: local_key.abandon_data_keys(connection, 1.0, "one", [_key("a")])
+    )
     await other.send([])
     with pytest.raises(OtherLocalKeyError):
-        await database.write_exclusively(lambda connection: local.register_local_key(connection, database.read_clock(connection), one, b"new"))
+        await database.write_exclusively(
+            lambda connection: local_key.register_local_key(connection, database.read_clock(connection), one, b"new")
+        )
     await other.remove()
-    await database.write_exclusively(lambda connection: local.register_local_key(connection, database.read_clock(connection), one, b"new"))
+    await database.write_exclusively(
+        lambda connection: local_key.register_local_key(connection, database.read_clock(connection), one, b"new")
+    )
 
 
-async def test_a_data_key_whose_row_is_stored_again_is_no_longer_given_up(database: Database, store: DataKeyStore) -> None:
+async def test_a_data_key_whose_row_is_stored_again_is_no_longer_given_up(
+    database: Database, store: DataKeyStore
+) -> None:
     await store.restore_row(_key("a"))
-    await database.write_exclusively(lambda connection: local.abandon_data_keys(connection, 1.0, "one", [_key("a")]))
+    await database.write_exclusively(
+        lambda connection: local_key.abandon_data_keys(connection, 1.0, "one", [_key("a")])
+    )
     assert await store.restore_row(_key("a"))
     left = await database.read(lambda connection: connection.execute(text("SELECT id FROM keyring_given_up")).all())
     assert left == []

@@ -5,14 +5,14 @@ from dataclasses import replace
 from uuid import uuid4
 
 import pytest
+from shared.keyring.journal.progress.metrics import read_keyring_metrics
+from shared.kms.gcp.client.client import GcpKmsKey
 from sqlalchemy import URL, Connection
 
 from shared.keyring import store
 from shared.keyring.administration import RefusedError
 from shared.keyring.model import DataKeyStatus, WrappedKey
-from shared.keyring.seen import read_keyring_metrics
 from shared.keyring.store import DataKeyStore
-from shared.kms.gcp import GcpKmsKey
 from tests.key_versions import Versions
 from tests.postgres import Postgres
 from tests.shared.keyring.keyring import NEW_DEK, Keyring, opened
@@ -90,7 +90,10 @@ async def test_an_active_data_key_without_a_readable_id_gives_way_to_another(
         await _set(keyring, "data_keys", f"id = {text_of_any_bytes}", "k")
         assert await DataKeyStore(keyring.database).activate(replace(old, id="new"), expected_active=None)
         assert await keyring.statuses() == {"new": DataKeyStatus.ACTIVE}
-        assert (await keyring.database.read(read_keyring_metrics)).data_keys == {(1, DataKeyStatus.ACTIVE): 1, (1, DataKeyStatus.RETIRED): 1}
+        assert (await keyring.database.read(read_keyring_metrics)).data_keys == {
+            (1, DataKeyStatus.ACTIVE): 1,
+            (1, DataKeyStatus.RETIRED): 1,
+        }
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
@@ -132,7 +135,10 @@ async def test_two_statuses_that_nobody_knows_are_counted_together(keyring: Keyr
     await keyring.fill(3)
     await _set(keyring, "data_keys", "status = 'one'", "k001")
     await _set(keyring, "data_keys", "status = 'two'", "k002")
-    assert (await keyring.database.read(read_keyring_metrics)).data_keys == {(1, DataKeyStatus.ACTIVE): 1, (1, DataKeyStatus.UNKNOWN): 2}
+    assert (await keyring.database.read(read_keyring_metrics)).data_keys == {
+        (1, DataKeyStatus.ACTIVE): 1,
+        (1, DataKeyStatus.UNKNOWN): 2,
+    }
 
 
 @pytest.mark.parametrize("column", ["type", "state"])
@@ -146,7 +152,9 @@ async def test_a_rotation_of_which_that_is_wrong_is_named_by_every_command_and_b
         with pytest.raises(RefusedError, match=r"rotation r1 cannot be read: .* correct it there"):
             await call()
     now = await keyring.database.read(read_keyring_metrics)
-    assert now.unreadable_rows == {"r1": f"its {column} in the table keyring_rotations cannot be read; correct it there"}
+    assert now.unreadable_rows == {
+        "r1": f"its {column} in the table keyring_rotations cannot be read; correct it there"
+    }
     assert now.is_in_progress is False
 
 

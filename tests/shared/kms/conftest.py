@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
-from shared.kms.provider import KmsKeyAdmin
+from shared.kms.port import KmsKeyAdmin
 from shared.kms.registry import connect_key
 from shared.kms.settings import GcpKeySettings
 

@@ -8,14 +8,14 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 from google.cloud.kms_v1 import DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse
+from shared.kms.gcp.client.client import GcpKmsKey
+from shared.kms.gcp.client.wire_format import compute_crc32c
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
-from shared.kms.checksum import compute_crc32c
-from shared.kms.gcp import GcpKmsKey
-from shared.kms.provider import KmsError
+from shared.config.settings import Address
+from shared.kms.port import KmsError
 from shared.kms.reason import Reason
-from shared.settings import Address
 from tests.connections import connections
 from tests.shared.kms.scripted import KEY, key_of
 

@@ -13,9 +13,9 @@ from google.cloud.kms_v1 import (
     ListCryptoKeyVersionsRequest,
     ListCryptoKeyVersionsResponse,
 )
+from shared.kms.gcp.client.client import GcpKmsKey
 
-from shared.kms.gcp import GcpKmsKey
-from shared.kms.provider import KmsError
+from shared.kms.port import KmsError
 from shared.kms.reason import Reason
 from tests.shared.kms.scripted import KEY, key_of
 

@@ -14,8 +14,8 @@ from starlette.routing import Route
 from ops.kms_emulator.emulator import Emulator, run_emulator
 from services.backend.app import run_backend
 from services.backend.config import Settings
-from shared.server import serve
-from shared.settings import Address
+from shared.config.settings import Address
+from shared.http.server import serve
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 Handler = Callable[[Request], Awaitable[Response]]

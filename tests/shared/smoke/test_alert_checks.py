@@ -8,7 +8,7 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from shared.smoke.alert import check_test_alert
+from shared.smoke.alerting import check_test_alert
 from shared.smoke.check import Outcome, format_line
 from tests.shared.smoke.conftest import Answering
 

@@ -2,8 +2,17 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from shared.smoke.check import Check, Outcome, CheckResult, CheckError, format_line, run_checks
-from shared.smoke.report import build_document, render_junit, render_markdown
+from shared.smoke.check import (
+    Check,
+    CheckError,
+    CheckResult,
+    Outcome,
+    build_document,
+    format_line,
+    render_junit,
+    render_markdown,
+    run_checks,
+)
 
 PASSED = CheckResult("mode", Outcome.PASSED, "kms", seconds=0.25)
 FAILED = CheckResult("mode", Outcome.FAILED, "it is <env>", "see the runbook", 1.5)

@@ -9,9 +9,9 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from shared.secret_file import SecretFile
+from shared.config.secret_file import SecretFile
+from shared.smoke.alerting import check_alertmanager, check_relay
 from shared.smoke.check import Outcome, format_line
-from shared.smoke.delivery import check_alertmanager, check_relay
 from shared.smoke.grafana import check_grafana
 from shared.smoke.prometheus import RECORDINGS, check_prometheus
 from tests.shared.smoke.conftest import Answering, Handler
@@ -173,5 +173,8 @@ async def test_a_relay_whose_api_refuses_the_token_says_which_one_it_needs(
     async with answering(relay) as url:
         refused = await check_relay(url)
         passed = await check_relay(url, SecretFile(tmp_path / "right"))
-    assert format_line(refused[1]) == "✗ the relay's API: it refuses us (HTTP 401); give its admin token: --relay-token-file"
+    assert (
+        format_line(refused[1])
+        == "✗ the relay's API: it refuses us (HTTP 401); give its admin token: --relay-token-file"
+    )
     assert [result.is_ok for result in passed] == [True, True]

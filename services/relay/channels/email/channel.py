@@ -20,13 +20,20 @@ import structlog
 from aiosmtplib import SMTP
 from pydantic import AfterValidator, Field, model_validator
 
-from services.relay.channels.channel import Attempt, ChannelSettings, Reason, Receipt, Scope, SendError
-from services.relay.channels.email.render import build_mail
-from services.relay.channels.email.session import AUTHENTICATION_REQUIRED, ACCEPTED_CODES, Envelope, SmtpResult, parse_code, send_envelope
-from services.relay.channels.exchange import ProviderCall, call_provider, read_secret
+from services.relay.channels.email.mail import build_mail
+from services.relay.channels.email.smtp_session import (
+    ACCEPTED_CODES,
+    AUTHENTICATION_REQUIRED,
+    Envelope,
+    SmtpResult,
+    parse_code,
+    send_envelope,
+)
+from services.relay.channels.port import Attempt, ChannelSettings, Reason, Receipt, Scope, SendError
+from services.relay.channels.provider_call import ProviderCall, call_provider, read_secret
 from services.relay.model import Message
-from shared.secret_file import PasswordFile
-from shared.settings import Address, PasswordPath
+from shared.config.secret_file import PasswordFile
+from shared.config.settings import Address, PasswordPath
 
 log = structlog.get_logger(__name__)
 
@@ -115,7 +122,11 @@ class EmailChannel:
         to = [address for address in self._recipients if address not in settled]
         async with call_provider(attempt, "the mail server", self._timeout) as talk:
             replies, answer = await self._send_mail(talk, Envelope(self._sender.addr_spec, to, mail.content))
-        put_off = {who: reply for who, reply in replies.items() if parse_code(reply) not in ACCEPTED_CODES and parse_code(reply) < 500}
+        put_off = {
+            who: reply
+            for who, reply in replies.items()
+            if parse_code(reply) not in ACCEPTED_CODES and parse_code(reply) < 500
+        }
         settled |= {who: reply for who, reply in replies.items() if who not in put_off}
         taken = not ACCEPTED_CODES.isdisjoint(map(parse_code, settled.values()))
         if put_off:
@@ -127,11 +138,17 @@ class EmailChannel:
         if not taken:
             login = AUTHENTICATION_REQUIRED in map(parse_code, refused.values())
             reason = Reason.UNAUTHORIZED if login else Reason.MISCONFIGURED
-            raise SendError(reason, Scope.CHANNEL, f"the mail server refused every recipient: {_format_recipients(refused)}")
+            raise SendError(
+                reason, Scope.CHANNEL, f"the mail server refused every recipient: {_format_recipients(refused)}"
+            )
         receipt = {"message_id": mail.message_id, "answer": answer}
         if refused:
             receipt["refused"] = _format_recipients(refused)
-            log.warning("mail server rejected recipients", delivery_id=attempt.message.delivery_id, rejected_recipients=receipt["refused"])
+            log.warning(
+                "mail server rejected recipients",
+                delivery_id=attempt.message.delivery_id,
+                rejected_recipients=receipt["refused"],
+            )
         return receipt
 
     def payload(self, message: Message) -> str:

@@ -1,16 +1,33 @@
-"""A message → what Slack shows: a fallback text and blocks, within Slack's limits whatever the alerts hold.
+"""Text of strangers → text that Slack shows as it is.
+
+A message → what Slack shows: a fallback text and blocks, within Slack's limits whatever the alerts hold.
 
 Everything that comes from an alert stands in `plain_text` objects, where `*`, `_` and backticks are only characters;
 `mrkdwn` objects hold our own words alone. The limits are those of slack_sdk/models/blocks, and 13,200 characters in all
 blocks together (slackapi/bolt-js#2509).
+
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from services.relay.channels import wording
-from services.relay.channels.slack.mrkdwn import escape
+from services.relay import text as wording
 from services.relay.model import Alert, Event, Message
+
+
+def escape(text: str, limit: int) -> str:
+    """The text with Slack's three control characters as entities, cut to `limit` characters as Slack counts them.
+
+    Without `<` nothing can mention anybody or start a link, see
+    https://docs.slack.dev/messaging/formatting-message-text#escaping. The limit is that of the escaped text, and no
+    entity is cut in two.
+    """
+    whole = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    if len(whole) <= limit:
+        return whole
+    return re.sub(r"&[a-z]*$", "", whole[: limit - 1]).rstrip() + "…"
+
 
 Mention = Literal["channel", "here", "none"]
 Block = dict[str, Any]
@@ -54,7 +71,10 @@ def build_post(message: Message, mention: Mention, *, may_be_a_repeat: bool = Fa
     for alert, links in alerts:
         more = [*([{"type": "divider"}] if shown else []), *_build_alert(alert, event, links)]
         together = [*blocks, *more, *ending]
-        if len(together) > MAX_BLOCKS - _RESERVED_BLOCKS or _count_characters(together) > MAX_CHARACTERS - _RESERVED_CHARACTERS:
+        if (
+            len(together) > MAX_BLOCKS - _RESERVED_BLOCKS
+            or _count_characters(together) > MAX_CHARACTERS - _RESERVED_CHARACTERS
+        ):
             break
         blocks += more
         shown += 1
@@ -110,7 +130,9 @@ def _build_buttons(links: list[wording.Link]) -> list[Block]:
     return [{"type": "actions", "elements": buttons}] if buttons else []
 
 
-def _build_fallback_text(message: Message, remarks: Iterable[str], alerts: list[tuple[Alert, list[wording.Link]]], contacts: str) -> str:
+def _build_fallback_text(
+    message: Message, remarks: Iterable[str], alerts: list[tuple[Alert, list[wording.Link]]], contacts: str
+) -> str:
     """The title, the notes, then summaries and links as far as they fit, the contacts; a link is never cut."""
     ending = escape(f"\n{contacts}", MAX_TEXT) if contacts else ""
     room = MAX_TEXT - len(ending)

@@ -17,17 +17,21 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator
 from slack_sdk.web.async_client import AsyncWebClient
 
-from services.relay.channels.channel import Attempt, ChannelSettings, Progress, Receipt
-from services.relay.channels.exchange import ProviderCall, call_provider, build_in_thread_if_large, read_secret, mask_reply
-from services.relay.channels.rate import MessageRate
+from services.relay.channels.port import Attempt, ChannelSettings, MessageRate, Progress, Receipt
+from services.relay.channels.provider_call import (
+    ProviderCall,
+    build_in_thread_if_large,
+    call_provider,
+    mask_reply,
+    read_secret,
+)
 from services.relay.channels.slack.blocks import Mention, build_post
-from services.relay.channels.slack.errors import THREAD_ERRORS, SlackError
-from services.relay.channels.slack.look_up import NotFound, find_post, build_metadata
-from services.relay.channels.slack.web_api import SlackApi, create_client
-from services.relay.channels.web_api import ProviderUrl, HttpSession, encode_json
+from services.relay.channels.slack.post_search import NotFound, build_metadata, find_post
+from services.relay.channels.slack.web_api import THREAD_ERRORS, SlackApi, SlackError, create_client
+from services.relay.http_client import HttpSession, ProviderUrl, encode_json
 from services.relay.model import Message
-from shared.secret_file import SecretFile
-from shared.settings import SecretPath
+from shared.config.secret_file import SecretFile
+from shared.config.settings import SecretPath
 
 _CHANNEL_ID = "[CDG][A-Z0-9]{2,}"
 _THREAD_REJECTED: Progress = {"thread": "refused"}
@@ -106,7 +110,9 @@ class SlackChannel:
         await self._session.close()
 
     async def _post(self, api: SlackApi, call: ProviderCall, message: Message) -> Mapping[str, Any]:
-        arguments = await build_in_thread_if_large(message, lambda: self._build_arguments(message, may_be_a_repeat=call.maybe_sent))
+        arguments = await build_in_thread_if_large(
+            message, lambda: self._build_arguments(message, may_be_a_repeat=call.maybe_sent)
+        )
         call.before_request(encode_json(arguments))
         return await api.post("chat.postMessage", arguments)
 

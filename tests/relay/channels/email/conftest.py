@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 import pytest
 from aiosmtpd.smtp import SMTP
 
-from shared.settings import Address
+from shared.config.settings import Address
 from tests.relay.channels.email.mail_server import MailServer, StartServer
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from ops.demo.stand_ins.faults import Fault, FaultKind, Provider
-from ops.demo.stand_ins.server import StandIns
-from services.relay.channels.channel import Reason, Scope
-from shared.settings import Address
+from ops.demo.stand_ins.app import StandIns
+from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
+from services.relay.channels.port import Reason, Scope
+from shared.config.settings import Address
 from tests.relay.channels.conftest import TcpServer
 from tests.relay.channels.email.mail_server import ONCALL, SECOPS, StartServer, connect, refused
 from tests.relay.channels.examples import SECRET, example, message, rotate, settings

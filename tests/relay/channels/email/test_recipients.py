@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from services.relay.channels.channel import LeaseLostError, Reason, Scope
+from services.relay.channels.port import LeaseLostError, Reason, Scope
 from tests.relay.channels.email.mail_server import ONCALL, SECOPS, StartServer, connect, refused
 from tests.relay.channels.examples import SECRET, message
 from tests.relay.channels.recorded import Recorded, send
@@ -20,7 +20,11 @@ async def test_who_is_refused_for_good_costs_the_others_nothing_and_is_named(
     assert receipt["refused"] == f"{ONCALL} (550 5.1.1 no such user)"
     assert [recipients for recipients, _ in server.taken] == [[SECOPS]]
     (line,) = logged
-    assert (line["log_level"], line["event"], line["refused"]) == ("warning", "mail server rejected recipients", receipt["refused"])
+    assert (line["log_level"], line["event"], line["refused"]) == (
+        "warning",
+        "mail server rejected recipients",
+        receipt["refused"],
+    )
     assert line["delivery_id"] == message().delivery_id
 
 

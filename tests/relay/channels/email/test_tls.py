@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from services.relay.channels.channel import Reason, Scope
+from services.relay.channels.port import Reason, Scope
 from tests.relay.channels.conftest import TcpServer
 from tests.relay.channels.email.mail_server import StartServer, connect, refused
 from tests.relay.channels.examples import message

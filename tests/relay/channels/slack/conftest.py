@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ops.demo.stand_ins.server import StandIns
-from services.relay.channels.channel import Channel
+from ops.demo.stand_ins.app import StandIns
+from services.relay.channels.port import Channel
 from tests.relay.channels.examples import example, settings
 from tests.relay.channels.slack.posted import CRITICAL, Connect
 

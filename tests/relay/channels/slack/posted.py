@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from ops.demo.stand_ins.faults import Fault, FaultKind, Provider
-from ops.demo.stand_ins.server import StandIns
-from ops.demo.stand_ins.slack_channel import SlackMessage
-from services.relay.channels.channel import Channel, Receipt, SendError
+from ops.demo.stand_ins.app import StandIns
+from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
+from ops.demo.stand_ins.slack import SlackMessage
+from services.relay.channels.port import Channel, Receipt, SendError
 from services.relay.model import Message
 from tests.relay.channels.examples import message
 from tests.relay.channels.recorded import Recorded

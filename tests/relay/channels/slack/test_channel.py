@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ops.demo.stand_ins.faults import Fault, FaultKind, Provider
-from ops.demo.stand_ins.server import StandIns
-from ops.demo.stand_ins.slack_channel import SlackMessage
-from services.relay.channels.channel import Channel, Reason, Scope, SendError
-from services.relay.channels.slack.errors import ERROR_MEANINGS
+from ops.demo.stand_ins.app import StandIns
+from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
+from ops.demo.stand_ins.slack import SlackMessage
+from services.relay.channels.port import Channel, Reason, Scope, SendError
+from services.relay.channels.slack.web_api import ERROR_MEANINGS
 from tests.relay.channels.conftest import WebServer
 from tests.relay.channels.examples import SECRET, example, message, rotate, settings
 from tests.relay.channels.recorded import Recorded, send

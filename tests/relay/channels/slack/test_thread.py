@@ -2,9 +2,9 @@
 
 import pytest
 
-from ops.demo.stand_ins.faults import Fault, FaultKind, Provider
-from ops.demo.stand_ins.server import StandIns
-from services.relay.channels.channel import Receipt, Scope, SendError
+from ops.demo.stand_ins.app import StandIns
+from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
+from services.relay.channels.port import Receipt, Scope, SendError
 from services.relay.model import Message
 from tests.relay.channels.recorded import Recorded, send
 from tests.relay.channels.slack.posted import Connect, now, place, posts

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from ops.demo.stand_ins.server import StandIns
-from services.relay.channels.slack.look_up import build_metadata
+from ops.demo.stand_ins.app import StandIns
+from services.relay.channels.slack.post_search import build_metadata
 from tests.relay.channels.conftest import Answering
 from tests.relay.channels.examples import example, message, settings
 from tests.relay.channels.recorded import Recorded, send

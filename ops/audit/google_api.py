@@ -1,0 +1,147 @@
+"""The only room that knows google-api-python-client: a method by its name, called in bounded time → its answer.
+
+The discovery documents come with the package, so that nothing is fetched. 429, 5xx and lost connections are tried
+again, with backoff; what a repeat finds done already answers 409, and is read again like any conflict.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any, Final
+
+import google.auth
+import google_auth_httplib2
+import httplib2
+from google.auth.credentials import AnonymousCredentials, Credentials
+from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
+from googleapiclient.discovery import build
+from googleapiclient.errors import HttpError
+
+from ops.audit.google_errors import LOGIN_HINT, RUN_AGAIN_HINT, ErrorKind, GoogleError, build_error, is_transient
+from shared import VERSION
+
+_APIS: Final = {
+    "serviceusage": ("v1", ""),
+    "cloudresourcemanager": ("v3", ""),
+    "logging": ("v2", ""),
+    "bigquery": ("v2", "bigquery/v2/"),
+    "storage": ("v1", "storage/v1/"),
+    "cloudkms": ("v1", ""),
+}
+"""Of each API the version, and the path that its methods are under."""
+_SCOPE: Final = "https://www.googleapis.com/auth/cloud-platform"
+_TIMEOUT_SECONDS: Final = 60.0
+_MAX_ATTEMPTS: Final = 5
+_MAX_PAUSE: Final = 32.0
+
+
+class GoogleApi:
+    """Google's APIs.
+
+    Args:
+        sleep: waits for so many seconds.
+        jitter: gives a number from 0 to 1, each time another.
+        endpoint: the base address of a stand-in for all APIs, which gets no credentials; None is Google.
+    """
+
+    def __init__(
+        self, sleep: Callable[[float], None], jitter: Callable[[], float], endpoint: str | None = None
+    ) -> None:
+        self._sleep = sleep
+        self._jitter = jitter
+        self._endpoint = endpoint
+        self._apis: dict[str, Any] = {}
+        self._http: Any = None
+
+    def close(self) -> None:
+        """Closes the connections."""
+        if self._http is not None:
+            self._http.close()
+
+    def call(self, name: str, /, *, headers: dict[str, str] | None = None, **parameters: Any) -> Any:
+        """The answer of a method: JSON's objects, or bytes where the method ends in `_media`.
+
+        Args:
+            name: of API and method, such as `logging.projects.sinks.get`.
+            headers: to send beside the usual ones.
+            parameters: of the method.
+
+        Raises:
+            GoogleError: it was refused, or could not be asked.
+        """
+        request = self._build_request(name, parameters)
+        request.headers.update({"user-agent": f"keypulse-audit/{VERSION}"} | (headers or {}))
+        for attempt in range(1, _MAX_ATTEMPTS + 1):
+            pause = min(_MAX_PAUSE, 2.0**attempt) * (0.5 + self._jitter() / 2)
+            try:
+                return _execute(request, bytes if name.endswith("_media") else dict)
+            except HttpError as error:
+                reasons = _parse_reasons(error.content)
+                if attempt == _MAX_ATTEMPTS or not is_transient(error.status_code, reasons):
+                    said = " ".join(str(error.reason).split())
+                    raise build_error(name, error.status_code, said, reasons) from None
+                pause = max(pause, min(_MAX_PAUSE, _parse_retry_after(error)))
+            except GoogleAuthError as error:
+                what = f"the credentials cannot be used ({type(error).__name__})"
+                raise GoogleError(ErrorKind.FAILED, f"{what}; {LOGIN_HINT}") from None
+            except (OSError, httplib2.HttpLib2Error, ValueError, LookupError, TypeError) as error:
+                if attempt == _MAX_ATTEMPTS:
+                    what = f"{name} got no answer that can be read ({type(error).__name__})"
+                    todo = f"look whether this machine reaches Google, and {RUN_AGAIN_HINT}"
+                    raise GoogleError(ErrorKind.FAILED, f"{what}; {todo}") from None
+            self._sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _build_request(self, name: str, parameters: dict[str, Any]) -> Any:
+        api, *resources, method = name.split(".")
+        room = self._get_api(api)
+        for resource in resources:
+            room = getattr(room, resource)()
+        return getattr(room, method)(**parameters)
+
+    def _get_api(self, name: str) -> Any:
+        if name not in self._apis:
+            if self._http is None:
+                connection = httplib2.Http(timeout=_TIMEOUT_SECONDS)
+                self._http = google_auth_httplib2.AuthorizedHttp(self._load_credentials(), http=connection)
+            version, path = _APIS[name]
+            options = {"api_endpoint": f"{self._endpoint.rstrip('/')}/{name}/{path}"} if self._endpoint else None
+            self._apis[name] = build(
+                name,
+                version,
+                http=self._http,
+                client_options=options,
+                static_discovery=True,
+                cache_discovery=False,
+            )
+        return self._apis[name]
+
+    def _load_credentials(self) -> Credentials:
+        if self._endpoint:
+            return AnonymousCredentials()  # type: ignore[no-untyped-call]
+        try:
+            credentials: Credentials = google.auth.default(scopes=[_SCOPE])[0]
+        except DefaultCredentialsError:
+            raise GoogleError(ErrorKind.FAILED, f"there are no credentials for Google; {LOGIN_HINT}") from None
+        return credentials
+
+
+def _execute(request: Any, kind: type) -> Any:
+    """The answer; of what is not Google's, such as a proxy's page, the SDK makes text, or stumbles over it."""
+    answer = request.execute()
+    if not isinstance(answer, kind):
+        raise ValueError(f"expected {kind.__name__}, got {type(answer).__name__}")  # noqa: TRY004 - as the SDK's own
+    return answer
+
+
+def _parse_retry_after(error: HttpError) -> float:
+    seconds = str(error.resp.get("retry-after", ""))
+    return float(seconds) if seconds.isdecimal() else 0.0
+
+
+def _parse_reasons(content: bytes) -> set[str]:
+    """Google's words for machines, in both of its forms: `errors[].reason`, and `details[].reason` of an ErrorInfo."""
+    try:
+        error = json.loads(content)["error"]
+        return {str(each["reason"]) for key in ("errors", "details") for each in error.get(key, []) if "reason" in each}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return set()

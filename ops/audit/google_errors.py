@@ -1,0 +1,125 @@
+"""A method of Google's that was refused → the permission that it needs, and the role to ask for. Pure.
+
+The roles are predefined ones, and narrow: https://cloud.google.com/iam/docs/roles-permissions
+
+What Google answered instead of doing it → of what kind that is, and a sentence that says what to do. Pure.
+"""
+
+from enum import Enum, auto
+from typing import Final
+
+_USAGE_ADMIN: Final = "roles/serviceusage.serviceUsageAdmin"
+_DATA_OWNER: Final = "roles/bigquery.dataOwner"
+_BUCKET_ADMIN: Final = "roles/storage.admin"
+_OBJECT_VIEWER: Final = "roles/storage.objectViewer"
+_LOG_VIEWER: Final = "roles/logging.privateLogViewer"
+_LOG_CONFIG_WRITER: Final = "roles/logging.configWriter"
+
+READ_LOGS_PERMISSION: Final = "logging.privateLogEntries.list"
+"""Without it, a list of entries leaves the Data Access logs out, and says nothing of that."""
+
+PERMISSIONS_BY_METHOD: Final = {
+    "serviceusage.services.get": ("serviceusage.services.get", "roles/serviceusage.serviceUsageViewer"),
+    "serviceusage.services.enable": ("serviceusage.services.enable", _USAGE_ADMIN),
+    "serviceusage.operations.get": ("serviceusage.operations.get", _USAGE_ADMIN),
+    "cloudresourcemanager.projects.getIamPolicy": (
+        "resourcemanager.projects.getIamPolicy",
+        "roles/iam.securityReviewer",
+    ),
+    "cloudresourcemanager.projects.setIamPolicy": (
+        "resourcemanager.projects.setIamPolicy",
+        "roles/resourcemanager.projectIamAdmin",
+    ),
+    "logging.projects.sinks.get": ("logging.sinks.get", _LOG_CONFIG_WRITER),
+    "logging.projects.sinks.create": ("logging.sinks.create", _LOG_CONFIG_WRITER),
+    "logging.projects.sinks.update": ("logging.sinks.update", _LOG_CONFIG_WRITER),
+    "logging.entries.list": (READ_LOGS_PERMISSION, _LOG_VIEWER),
+    "bigquery.datasets.get": ("bigquery.datasets.get", "roles/bigquery.metadataViewer"),
+    "bigquery.datasets.insert": ("bigquery.datasets.create", _DATA_OWNER),
+    "bigquery.datasets.patch": ("bigquery.datasets.update", _DATA_OWNER),
+    "bigquery.jobs.query": (
+        "bigquery.jobs.create and bigquery.tables.getData",
+        "roles/bigquery.jobUser and roles/bigquery.dataViewer",
+    ),
+    "storage.buckets.get": ("storage.buckets.get", _BUCKET_ADMIN),
+    "storage.buckets.insert": ("storage.buckets.create", _BUCKET_ADMIN),
+    "storage.buckets.patch": ("storage.buckets.update", _BUCKET_ADMIN),
+    "storage.buckets.getIamPolicy": ("storage.buckets.getIamPolicy", _BUCKET_ADMIN),
+    "storage.buckets.setIamPolicy": ("storage.buckets.setIamPolicy", _BUCKET_ADMIN),
+    "storage.objects.list": ("storage.objects.list", _OBJECT_VIEWER),
+    "storage.objects.get_media": ("storage.objects.get", _OBJECT_VIEWER),
+    "cloudkms.projects.locations.keyRings.list": ("cloudkms.keyRings.list", "roles/cloudkms.viewer"),
+}
+"""By API and method."""
+
+
+def build_permission_hint(method: str) -> str:
+    """What to ask for, in words; Google answers the same to a name that is somebody else's or nobody's."""
+    if method not in PERMISSIONS_BY_METHOD:  # it needs none
+        return "look whether the names are right"
+    permission, role = PERMISSIONS_BY_METHOD[method]
+    return f"it needs {permission}: ask for {role} on the project, and look whether the names are right"
+
+
+LOGIN_HINT: Final = (
+    "log in with `gcloud auth application-default login`, or name a file in GOOGLE_APPLICATION_CREDENTIALS"
+)
+RUN_AGAIN_HINT: Final = "run this again: it goes on where it stopped"
+
+
+class ErrorKind(Enum):
+    """Of what kind a refusal is, for whoever can do something about it."""
+
+    MISSING = auto()
+    CONFLICT = auto()
+    """It has changed since it was read, or is there already."""
+    INVALID = auto()
+    FAILED = auto()
+
+
+_KINDS: Final = {400: ErrorKind.INVALID, 404: ErrorKind.MISSING, 409: ErrorKind.CONFLICT, 412: ErrorKind.CONFLICT}
+
+
+class GoogleError(Exception):
+    """Google has not done what it was asked for.
+
+    Args:
+        kind: of the refusal.
+        message: what was refused and what to do; no secret.
+    """
+
+    def __init__(self, kind: ErrorKind, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def is_transient(status: int, reasons: set[str]) -> bool:
+    """Whether it may pass by itself; BigQuery and Cloud Storage have rate limits that answer 403."""
+    return status == 429 or status >= 500 or "rateLimitExceeded" in reasons
+
+
+def build_error(name: str, status: int, google_message: str, reasons: set[str]) -> GoogleError:
+    """What an answer means.
+
+    Args:
+        name: of API and method.
+        status: of HTTP.
+        google_message: Google's own words.
+        reasons: Google's words for machines.
+    """
+    kind, api = _KINDS.get(status, ErrorKind.FAILED), name.partition(".")[0]
+    if status == 401:
+        return GoogleError(kind, f"the credentials are not taken; {LOGIN_HINT}")
+    if is_transient(status, reasons):
+        return GoogleError(
+            kind, f"{name} still fails with {status} ({google_message}); wait a minute and {RUN_AGAIN_HINT}"
+        )
+    if "quota project" in google_message:  # whoever is logged in as a person has to say who pays for the calls
+        todo = "say which with `gcloud auth application-default set-quota-project PROJECT`"
+    elif reasons & {"SERVICE_DISABLED", "accessNotConfigured"}:
+        todo = f"switch the API on with `gcloud services enable {api}.googleapis.com`, and wait a minute"
+    elif status == 403:
+        todo = build_permission_hint(name)
+    else:
+        todo = "look whether the names are right"
+    return GoogleError(kind, f"{name} is refused with {status} ({google_message}); {todo}")

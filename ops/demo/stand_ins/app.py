@@ -1,0 +1,106 @@
+"""The composition root of the stand-ins: tokens and addresses come in, running providers and their page go out."""
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from starlette.applications import Starlette
+
+from ops.demo.stand_ins import mail_server
+from ops.demo.stand_ins.change_feed import ChangeFeed
+from ops.demo.stand_ins.control_api import ControlApi
+from ops.demo.stand_ins.kms_faults import KmsFaults
+from ops.demo.stand_ins.mail_server import MailServer
+from ops.demo.stand_ins.monitoring_links import MonitoringLinks
+from ops.demo.stand_ins.pagerduty import PagerDuty
+from ops.demo.stand_ins.pages import PAGE_HEADERS, Pages
+from ops.demo.stand_ins.provider_faults import Faults
+from ops.demo.stand_ins.slack import Slack
+from shared.config.settings import Address
+from shared.http.authorization import ProtectedRoute, RouteRequirements
+from shared.http.server import create_application, create_registry, serve
+
+FREE_PORT = Address("127.0.0.1", 0)
+
+
+@dataclass(frozen=True)
+class StandIns:
+    """The running stand-ins: where they listen, what arrived, and what goes wrong there."""
+
+    app: Starlette
+    http: Address
+    smtp: Address
+    slack: Slack
+    pagerduty: PagerDuty
+    mailbox: MailServer
+    faults: Faults
+    changes: ChangeFeed
+
+    @property
+    def slack_api_url(self) -> str:
+        """What a Slack client takes for its base URL."""
+        return f"http://{self.http}/slack/api/"
+
+    @property
+    def pagerduty_url(self) -> str:
+        """Where events are posted."""
+        return f"http://{self.http}/pagerduty/v2/enqueue"
+
+
+@asynccontextmanager
+async def run_stand_ins(  # noqa: PLR0913  (one keyword for each thing that a test may choose)
+    *,
+    http: Address = FREE_PORT,
+    smtp: Address = FREE_PORT,
+    slack_tokens: Iterable[str] = ("xoxb-test",),
+    pagerduty_keys: Iterable[str] = ("0" * 32,),
+    slack_channels: Iterable[str] = ("#security-critical", "#security-ops"),
+    emulator_faults: str | None = None,
+    docs: Path | None = None,
+    prometheus: str | None = None,
+    alertmanager: str | None = None,
+    clock: Callable[[], float] = time.time,
+) -> AsyncIterator[StandIns]:
+    """Runs a stand-in Slack, PagerDuty and mail server while the body runs.
+
+    Args:
+        http: where Slack, PagerDuty, the page and its API listen; port 0 picks a free one.
+        smtp: where the mail server listens.
+        slack_tokens: the bot tokens that Slack knows.
+        pagerduty_keys: the routing keys that PagerDuty knows, 32 characters each.
+        slack_channels: the channels that the bot is in.
+        emulator_faults: the URL of the KMS emulator's faults API, for the page's buttons.
+        docs: the folder of the documents under `/docs/`.
+        prometheus: its URL, for the graph at `/graph`.
+        alertmanager: its URL, for the alerts at `/alertmanager/`.
+        clock: gives Unix seconds; what arrives is stamped with it.
+
+    Raises:
+        StartError: an address is taken.
+    """
+    changes = ChangeFeed()
+    faults = Faults(changes)
+    slack = Slack(slack_tokens, slack_channels, faults, changes, clock)
+    pagerduty = PagerDuty(pagerduty_keys, faults, changes, clock)
+    mailbox = MailServer(faults, changes, clock)
+    api = ControlApi(slack, pagerduty, mailbox, faults, KmsFaults(emulator_faults), changes)
+    routes = [
+        ProtectedRoute(
+            "/slack/api/{method}", slack.handle_call, RouteRequirements(None), ["GET", "POST"]
+        ),  # they want tokens of their own,
+        ProtectedRoute(
+            "/pagerduty/v2/enqueue", pagerduty.enqueue, RouteRequirements(None), ["POST"]
+        ),  # and are asked by any name
+        *api.build_routes(),
+        *Pages(mailbox, docs).build_routes(),
+        *MonitoringLinks(prometheus, alertmanager, PAGE_HEADERS).build_routes(),
+    ]
+    app = create_application("keypulse stand-ins", create_registry(), routes)
+    async with mail_server.serve_smtp(mailbox, smtp) as smtp_address, serve(app, http) as http_address:
+        try:
+            yield StandIns(app, http_address, smtp_address, slack, pagerduty, mailbox, faults, changes)
+        finally:
+            changes.stop()
+            faults.clear()

@@ -1,0 +1,234 @@
+"""What Slack refuses in `blocks`: pure; blocks come in, its complaints go out as (text, JSON pointer).
+
+Limits: https://docs.slack.dev/reference/block-kit/blocks, the same that `slack_sdk.models.blocks` checks, which clients
+that send plain dictionaries pass by. Block types that keypulse has no use for are refused as unknown.
+
+What a call of Slack's Web API carries: a request comes in, checked arguments or a SlackError go out.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from starlette.requests import Request
+
+from ops.demo.stand_ins import request_body
+
+MAX_BLOCKS = 50
+MAX_BLOCKS_TEXT = (
+    13_200  # characters in all blocks together; measured in https://github.com/slackapi/bolt-js/issues/2509
+)
+
+BlockError = tuple[str, str]
+Json = dict[str, Any]
+
+
+def find_block_errors(blocks: list[Any]) -> Iterator[BlockError]:
+    """Everything that is wrong with the blocks of one message; nothing where Slack would take them."""
+    if len(blocks) > MAX_BLOCKS:
+        yield f"no more than {MAX_BLOCKS} items allowed", "/blocks"
+    for i, block in enumerate(blocks):
+        at = f"/blocks/{i}"
+        if not isinstance(block, dict):
+            yield "must be an object", at
+            continue
+        check = _BLOCK_CHECKS.get(str(block.get("type")))
+        if check is None:
+            yield f"unsupported type: {block.get('type')}", at
+            continue
+        if len(str(block.get("block_id", ""))) > 255:
+            yield "must be less than 256 characters", f"{at}/block_id"
+        yield from check(block, at)
+
+
+def count_text(value: Any) -> int:
+    """The characters of every `text` string inside blocks."""
+    if isinstance(value, dict):
+        own = len(value["text"]) if isinstance(value.get("text"), str) else 0
+        return own + sum(count_text(child) for child in value.values())
+    if isinstance(value, list):
+        return sum(count_text(child) for child in value)
+    return 0
+
+
+def _check_header(block: Json, pointer: str) -> Iterator[BlockError]:
+    yield from _check_text(block.get("text"), f"{pointer}/text", 150, kinds=("plain_text",))
+
+
+def _check_section(block: Json, pointer: str) -> Iterator[BlockError]:
+    if "text" not in block and "fields" not in block:
+        yield "missing required field: text", pointer
+    if "text" in block:
+        yield from _check_text(block["text"], f"{pointer}/text", 3000)
+    if "fields" in block:
+        yield from _check_items(
+            block["fields"], f"{pointer}/fields", 10, lambda field, where: _check_text(field, where, 2000)
+        )
+    if "accessory" in block:
+        yield from _check_element(block["accessory"], f"{pointer}/accessory")
+
+
+def _check_context(block: Json, pointer: str) -> Iterator[BlockError]:
+    def one(element: Any, pointer: str) -> Iterator[BlockError]:
+        image = isinstance(element, dict) and element.get("type") == "image"
+        yield from _check_image(element, pointer) if image else _check_text(element, pointer, 2000)
+
+    yield from _check_items(block.get("elements"), f"{pointer}/elements", 10, one)
+
+
+def _check_actions(block: Json, pointer: str) -> Iterator[BlockError]:
+    yield from _check_items(block.get("elements"), f"{pointer}/elements", 25, _check_element)
+
+
+def _check_image(block: Json, pointer: str) -> Iterator[BlockError]:
+    yield from _check_url(block.get("image_url"), f"{pointer}/image_url")
+    if not isinstance(block.get("alt_text"), str):
+        yield "missing required field: alt_text", pointer
+    elif len(block["alt_text"]) > 2000:
+        yield "must be less than 2001 characters", f"{pointer}/alt_text"
+
+
+def _check_divider(_block: Json, _at: str) -> Iterator[BlockError]:
+    return iter(())
+
+
+_BLOCK_CHECKS: dict[str, Callable[[Json, str], Iterator[BlockError]]] = {
+    "header": _check_header,
+    "section": _check_section,
+    "context": _check_context,
+    "actions": _check_actions,
+    "image": _check_image,
+    "divider": _check_divider,
+}
+
+
+def _check_items(
+    items: Any, pointer: str, max_items: int, check: Callable[[Any, str], Iterator[BlockError]]
+) -> Iterator[BlockError]:
+    if not isinstance(items, list):
+        yield f"missing required field: {pointer.rpartition('/')[2]}", pointer.rpartition("/")[0]
+        return
+    if not items:
+        yield "no less than 1 items allowed", pointer
+    if len(items) > max_items:
+        yield f"no more than {max_items} items allowed", pointer
+    for i, item in enumerate(items):
+        yield from check(item, f"{pointer}/{i}")
+
+
+def _check_text(
+    text: Any, pointer: str, max_length: int, kinds: tuple[str, ...] = ("mrkdwn", "plain_text")
+) -> Iterator[BlockError]:
+    if not isinstance(text, dict):
+        yield "missing required field: text", pointer.rpartition("/")[0]
+        return
+    if text.get("type") not in kinds:
+        yield f"unsupported type: {text.get('type')}", pointer
+    content = text.get("text")
+    if not isinstance(content, str) or not content:
+        yield "must be more than 0 characters", f"{pointer}/text"
+    elif len(content) > max_length:
+        yield f"must be less than {max_length + 1} characters", f"{pointer}/text"
+
+
+def _check_element(element: Any, pointer: str) -> Iterator[BlockError]:
+    if not isinstance(element, dict) or element.get("type") != "button":
+        yield f"unsupported type: {element.get('type') if isinstance(element, dict) else element}", pointer
+        return
+    yield from _check_text(element.get("text"), f"{pointer}/text", 75, kinds=("plain_text",))
+    if len(str(element.get("value", ""))) > 2000:
+        yield "must be less than 2001 characters", f"{pointer}/value"
+    if len(str(element.get("action_id", ""))) > 255:
+        yield "must be less than 256 characters", f"{pointer}/action_id"
+    if element.get("style", "primary") not in ("primary", "danger"):
+        yield f"failed to match all allowed schemas: style {element['style']}", f"{pointer}/style"
+    if "url" in element:
+        yield from _check_url(element["url"], f"{pointer}/url")
+
+
+def _check_url(url: Any, pointer: str) -> Iterator[BlockError]:
+    if not isinstance(url, str):
+        yield f"missing required field: {pointer.rpartition('/')[2]}", pointer.rpartition("/")[0]
+        return
+    if len(url) > 3000:
+        yield "must be less than 3001 characters", pointer
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        yield "must be a valid URL", pointer
+
+
+MAX_BYTES = 1024 * 1024
+
+
+class SlackError(Exception):
+    """Slack's `ok: false`; `details` go into the answer beside the error's name."""
+
+    def __init__(self, error: str, **details: Any) -> None:
+        super().__init__(error)
+        self.response: Json = {"ok": False, "error": error, **details}
+
+
+async def read_arguments(request: Request) -> Json:
+    """The arguments of a call, the token among them. Raises SlackError."""
+    try:
+        raw = await request_body.read_body(request, MAX_BYTES)
+    except request_body.BodyTooLargeError:
+        raise SlackError("request_too_large") from None
+    arguments: Json = dict(request.query_params)
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
+        try:
+            given = json.loads(raw)
+        except ValueError:
+            raise SlackError("invalid_json") from None
+        if not isinstance(given, dict):
+            raise SlackError("json_not_object")
+        arguments |= given
+    else:
+        arguments |= dict(parse_qsl(raw.decode(errors="replace")))
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return {**arguments, "token": token.strip()} if scheme.lower() == "bearer" else arguments
+
+
+def parse_content(arguments: Json) -> tuple[str, list[Json]]:
+    """Text and blocks, checked. Raises SlackError."""
+    text, blocks = arguments.get("text") or "", arguments.get("blocks") or []
+    if isinstance(blocks, str):  # a form carries blocks as JSON in a string
+        try:
+            blocks = json.loads(blocks)
+        except ValueError:
+            raise SlackError("invalid_blocks_format") from None
+    if not isinstance(text, str) or not isinstance(blocks, list):
+        raise SlackError("invalid_blocks_format" if isinstance(text, str) else "invalid_arguments")
+    if not text and not blocks:
+        raise SlackError("no_text")
+    if found := [f"{text} [json-pointer:{pointer}]" for text, pointer in find_block_errors(blocks)]:
+        messages = [f"[ERROR] {complaint}" for complaint in found]
+        raise SlackError("invalid_blocks", errors=found, response_metadata={"messages": messages})
+    if count_text(blocks) > MAX_BLOCKS_TEXT:
+        raise SlackError("msg_blocks_too_long")
+    return text, blocks
+
+
+def parse_metadata(value: Any) -> Json | None:
+    """A message's metadata, checked. Raises SlackError."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise SlackError("invalid_metadata_format") from None
+    if value is None:
+        return None
+    if not isinstance(value, dict) or not isinstance(value.get("event_type"), str):
+        raise SlackError("invalid_metadata_format")
+    if not isinstance(value.get("event_payload"), dict):
+        raise SlackError("invalid_metadata_format")
+    return value
+
+
+def is_true(value: Any) -> bool:
+    """Whether a boolean argument is set; a form writes it as 1 or true."""
+    return str(value).lower() in ("1", "true")

@@ -1,0 +1,227 @@
+"""One call of the admin API: what the log and the audit say of it, and what an error is answered.
+
+Who called is what the credential says. What a caller says of itself is `claimed_caller`, escaped. No token and no key
+is in either.
+
+The admin API, `/admin/crypto/…`: each path is one call of the keyring's Administration.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import structlog
+from pydantic import TypeAdapter, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from services.backend import admin_requests as bodies
+from services.backend.admin_requests import BodyFormat
+from services.backend.lost_data_keys import LostDataKeys
+from services.backend.request_body import RequestRefusedError, build_error_response, read_body
+from shared.config.secret_file import TokenFile
+from shared.config.settings import NamedToken, Role
+from shared.http.audit_log import MAX_TEXT_LENGTH
+from shared.http.authentication import AccessPolicy, Endpoint, Token, load_tokens
+from shared.http.authorization import (
+    SAFE_METHODS,
+    ProtectedRoute,
+    RouteRequirements,
+    describe_action,
+    get_caller,
+    get_peer,
+)
+from shared.http.untrusted_json import UntrustedJsonError
+from shared.keyring.administration import Administration, AdministrationError, RotateRequest, UnreachableError
+from shared.keyring.administration import RefusedError as AskedError
+from shared.keyring.database import DatabaseError
+from shared.kms.port import KmsError
+
+MAX_BODY_BYTES: Final = 4 * 1024 * 1024
+"""A page of a backup has about half a megabyte."""
+_LOGGED_FIELDS: Final = ("rotation_id", "type", "kek_version")
+"""What of a request is shown in the log and the audit."""
+_ERROR_STATUSES: Final[dict[type[Exception], int]] = {
+    AskedError: 409,
+    UnreachableError: 503,
+    KmsError: 503,
+    DatabaseError: 503,
+    AdministrationError: 424,  # what is behind us refuses and goes on refusing, such as KMS
+}
+"""What an error of the keyring is answered: the first that fits."""
+_JSON: Final = TypeAdapter[Any](Any)
+
+I = TypeVar("I")  # noqa: E741 - what is parsed
+T = TypeVar("T")
+Handler = Callable[[Request], Awaitable[object]]
+
+log = structlog.get_logger(__name__)
+
+
+def build_endpoint(handler: Handler) -> Endpoint:
+    """`handler`, with its JSON for a response."""
+
+    async def call(request: Request) -> Response:
+        _add_audit_details(request, request.path_params)
+        response = await _call_handler(request, handler)
+        if request.method in SAFE_METHODS:  # of all others the guard's line tells
+            log.info(
+                "admin API call",
+                path=request.url.path[:MAX_TEXT_LENGTH],
+                who=get_caller(request).name,
+                peer=get_peer(request),
+            )
+        return response
+
+    return call
+
+
+def handle_body(shape: BodyFormat[T], action: Callable[[T], Awaitable[object]]) -> Handler:
+    """What answers a POST: its body, parsed, is handed to `action`."""
+
+    async def answer(request: Request) -> object:
+        try:
+            document = shape.read(await read_body(request, MAX_BODY_BYTES, "a request") or b"{}")
+        except UntrustedJsonError as error:
+            raise RequestRefusedError(400, str(error)) from None
+        _add_audit_details(request, document)
+        return await action(parse_or_refuse(shape.parse, document))
+
+    return answer
+
+
+def parse_or_refuse(parse: Callable[[I], T], document: I) -> T:
+    """What `parse` makes of it. Raises RefusedError where it raises ValidationError."""
+    try:
+        return parse(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise RequestRefusedError(400, ": ".join([*map(str, first["loc"]), first["msg"]])) from None
+
+
+async def _call_handler(request: Request, handler: Handler) -> Response:
+    try:
+        document = await handler(request)
+    except RequestRefusedError as error:
+        return build_error_response(error.status, str(error))
+    except tuple(_ERROR_STATUSES) as error:
+        status = next(status for kind, status in _ERROR_STATUSES.items() if isinstance(error, kind))
+        return build_error_response(status, str(error))
+    if document is None:
+        return Response(status_code=204)
+    return Response(_JSON.dump_json(document), media_type="application/json", headers={"Cache-Control": "no-store"})
+
+
+def _add_audit_details(request: Request, details: Mapping[str, object]) -> None:
+    claimed = request.headers.get("x-keypulse-caller") or details.get("caller") or details.get("holder")
+    about = {"claimed_caller": claimed, **{key: details[key] for key in _LOGGED_FIELDS if key in details}}
+    on = next((f"{key} {details[key]}" for key in _LOGGED_FIELDS if key in details), "")
+    shown = {key: None if value is None else str(value) for key, value in about.items()}
+    describe_action(request, on=on, dry_run=details.get("dry_run") is True, **shown)
+
+
+ADMIN_PATH = "/admin/crypto/"
+
+
+def build_access(file: Path | None, tokens: Sequence[NamedToken]) -> AccessPolicy:
+    """Who may call: by bearer tokens alone, and no user of web.yml, who may be there for `/metrics` alone.
+
+    Args:
+        file: the token of an admin.
+        tokens: those of others.
+    """
+    own = [Token("crypto-admin", Role.ADMIN, TokenFile(file))] if file else []
+    off = "the admin API is off: it needs admin.token_file in the backend's configuration"
+    return AccessPolicy([*own, *load_tokens(tokens)], bearer_only=True, disabled_reason=off)
+
+
+def build_routes(keyring: Administration, lost_data_keys: LostDataKeys, access: AccessPolicy) -> list[ProtectedRoute]:
+    """The admin API's routes: a viewer reads, an admin does everything.
+
+    Args:
+        keyring: what is administered.
+        lost_data_keys: what may be given up of it.
+        access: who may call.
+    """
+
+    async def keys(request: Request) -> object:
+        page = parse_or_refuse(bodies.PageRequest.model_validate, dict(request.query_params))
+        return await keyring.list_keys(page.after, page.limit)
+
+    async def census(_request: Request) -> object:
+        return await keyring.count_key_usage()
+
+    async def progress(request: Request) -> object:
+        rotation_id = parse_or_refuse(bodies.parse_rotation_id, request.path_params["rotation_id"])
+        found = await keyring.get_progress(None if rotation_id == "latest" else rotation_id)
+        if found is None:
+            latest = "no rotation was ever made" if rotation_id == "latest" else f"there is no rotation {rotation_id}"
+            raise RequestRefusedError(404, latest)
+        return found
+
+    async def rotate(request: bodies.DryRunRequest | RotateRequest) -> object:
+        if isinstance(request, bodies.DryRunRequest):
+            return await keyring.dry_run(request.type, request.target_version)
+        return await keyring.rotate(request)
+
+    async def restore(request: bodies.RestoreRequest) -> object:
+        return {"changed": await keyring.restore(request.rows, request.token)}
+
+    async def lost_keys(_request: Request) -> object:
+        return await lost_data_keys.list_lost()
+
+    async def give_up(request: bodies.AbandonRequest) -> object:
+        return {"given_up": await lost_data_keys.abandon(request.data_keys, request.records)}
+
+    lease = handle_body(
+        bodies.build_format(bodies.LeaseRequest), lambda it: keyring.acquire_lease(it.holder, it.seconds, it.token)
+    )
+    release = handle_body(bodies.build_format(bodies.ReleaseRequest), lambda it: keyring.release_lease(it.token))
+    backup = handle_body(
+        bodies.build_format(bodies.PageRequest), lambda it: keyring.list_backup_rows(it.after, it.limit)
+    )
+    verify = handle_body(bodies.build_format(bodies.VerifyRequest), lambda it: keyring.verify(it.mode, it.after))
+    retire = handle_body(
+        bodies.build_format(bodies.RetireRequest), lambda it: keyring.retire_version(it.kek_version, it.token)
+    )
+    reload = handle_body(bodies.build_format(bodies.RequestBody), lambda _: keyring.reload_instances())
+    note = handle_body(
+        bodies.build_format(bodies.JournalRequest),
+        lambda it: keyring.add_journal_entry(it.rotation_id, it.token, it.step),
+    )
+    rollback = handle_body(
+        bodies.build_format(bodies.RollbackRequest), lambda it: keyring.rollback(it.rotation_id, it.token)
+    )
+
+    return [
+        _build_read_route(access, "keys", keys),
+        _build_read_route(access, "census", census),
+        _build_read_route(access, "rotations/{rotation_id}", progress),
+        _build_action_route(access, "rotate", handle_body(bodies.ROTATION_FORMAT, rotate)),
+        _build_action_route(access, "restore", handle_body(bodies.build_format(bodies.RestoreRequest), restore)),
+        _build_action_route(access, "lease", lease),
+        _build_action_route(access, "release", release),
+        _build_action_route(access, "backup", backup),
+        _build_action_route(access, "verify", verify),
+        _build_action_route(access, "retire", retire),
+        _build_action_route(access, "reload", reload),
+        _build_action_route(access, "note", note),
+        _build_action_route(access, "rollback", rollback),
+        _build_read_route(access, "lost", lost_keys),
+        _build_action_route(access, "give-up", handle_body(bodies.build_format(bodies.AbandonRequest), give_up)),
+    ]
+
+
+def _build_read_route(access: AccessPolicy, path: str, handler: Handler) -> ProtectedRoute:
+    return ProtectedRoute(
+        ADMIN_PATH + path, build_endpoint(handler), RouteRequirements(Role.VIEWER, access_policy=access)
+    )
+
+
+def _build_action_route(access: AccessPolicy, name: str, handler: Handler) -> ProtectedRoute:
+    return ProtectedRoute(
+        ADMIN_PATH + name,
+        build_endpoint(handler),
+        RouteRequirements(Role.ADMIN, action=name, access_policy=access),
+        ["POST"],
+    )

@@ -1,0 +1,98 @@
+"""Data keys that only a lost local key unwraps: which they are, what they cost, and giving them up for good.
+
+Nothing else can be given up here. What is given up is put aside in the database, should the file turn up after all; an
+instance that still holds the data key in memory would put it back, and may have the file: none other may be alive.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import structlog
+
+from services.backend.records import RECORDS_TABLE
+from shared.keyring import local_key
+from shared.keyring.administration import RefusedError
+from shared.keyring.database import Database
+from shared.keyring.model import DataKey
+from shared.keyring.wrapping import KeyWrapper, UnwrapError
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LostDataKey:
+    """One of them."""
+
+    id: str
+    created_at: datetime
+    record_count: int
+    """That need it, and cannot be read."""
+    error: str
+
+
+class LostDataKeys:
+    """Those of one keyring. Every method raises DatabaseError.
+
+    Args:
+        database: the keyring's, and that of the records.
+        wrapping: knows the local key, where there is one.
+        instance: names this one among those of the service.
+        reload_keyring: has the service read the keyring again.
+    """
+
+    def __init__(
+        self, database: Database, wrapping: KeyWrapper, instance: str, reload_keyring: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._database = database
+        self._wrapping = wrapping
+        self._instance = instance
+        self._show = reload_keyring
+
+    async def list_lost(self) -> list[LostDataKey]:
+        """The first thousand, with how many records each takes along."""
+        return [lost for _, lost in await self._find_lost()]
+
+    async def abandon(self, data_key_ids: Sequence[str], confirmed_record_count: int) -> int:
+        """How many were given up.
+
+        Args:
+            data_key_ids: each by its name.
+            confirmed_record_count: how many need them: whoever gives them up has to know.
+
+        Raises:
+            RefusedError: one of them is not lost, the number is another, or another instance is alive: it may have the
+                local key, or hold the data key and write by it. Nothing was changed.
+        """
+        found = {lost.id: (key, lost) for key, lost in await self._find_lost()}
+        for data_key_id in data_key_ids:
+            if data_key_id not in found:
+                raise RefusedError(
+                    f"data key {data_key_id} is not lost: only those can be given up that no key unwraps"
+                )
+        needed = sum(found[data_key_id][1].record_count for data_key_id in set(data_key_ids))
+        if needed != confirmed_record_count:
+            raise RefusedError(
+                f"{needed} records need them, not {confirmed_record_count}; confirm that number if you mean it"
+            )
+        keys = [found[data_key_id][0] for data_key_id in dict.fromkeys(data_key_ids)]
+        number = await self._database.write_exclusively(
+            lambda connection: local_key.abandon_data_keys(
+                connection, self._database.read_clock(connection), self._instance, keys
+            )
+        )
+        log.warning("data keys abandoned", data_keys=[key.id for key in keys], records=confirmed_record_count)
+        await self._show()
+        return number
+
+    async def _find_lost(self) -> list[tuple[DataKey, LostDataKey]]:
+        found = []
+        for key in await self._database.read(local_key.list_locally_wrapped_keys):
+            try:
+                await self._wrapping.unwrap(key)
+            except UnwrapError as error:
+                found.append((key, LostDataKey(key.id, key.created_at, await self._count_records(key.id), str(error))))
+        return found
+
+    async def _count_records(self, data_key_id: str) -> int:
+        return await self._database.read(lambda connection: RECORDS_TABLE.count_by_data_key(connection, data_key_id))

@@ -1,0 +1,132 @@
+"""HTTP in, records and health out: `PUT` and `GET /v1/records/{id}`, `GET /healthz`.
+
+Every answer but a record's own bytes is JSON; a refusal is `{"error": one sentence}`. Nothing here holds key material.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from services.backend.keyring import KeyAbandonedError, Keyring, KeyUnavailableError
+from services.backend.records import CorruptRecordError, Records, decrypt_record
+from services.backend.request_body import RequestRefusedError, build_error_response, read_body
+from shared.config.settings import Role
+from shared.http.authentication import Endpoint
+from shared.http.authorization import ProtectedRoute, RouteRequirements
+from shared.keyring.database import DatabaseError
+
+MAX_RECORD_BYTES: Final = 1024 * 1024
+_MAX_ATTEMPTS: Final = 3
+_RECORD_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+log = structlog.get_logger(__name__)
+
+
+def build_routes(
+    keyring: Keyring,
+    records: Records,
+    *,
+    list_problems: Callable[[], list[str]],
+    count_decryption_error: Callable[[], None],
+) -> list[ProtectedRoute]:
+    """The backend's own routes.
+
+    Args:
+        keyring: gives the keys, and what `/healthz` says.
+        records: where they are stored.
+        list_problems: what `/healthz` says beside it, where not all records can be read.
+        count_decryption_error: called at each read that fails for its key or its ciphertext.
+    """
+
+    async def put(request: Request) -> Response:
+        record_id = _parse_record_id(request)
+        keyring.get_active_key()  # before the body is read: it may be large
+        await _store_record(keyring, records, record_id, await read_body(request, MAX_RECORD_BYTES, "a record"))
+        return Response(status_code=204)
+
+    async def get(request: Request) -> Response:
+        record_id = _parse_record_id(request)
+        record = await records.find(record_id)
+        if record is None:
+            raise RequestRefusedError(404, f"there is no record {record_id}")
+        try:
+            plaintext = decrypt_record(record, await keyring.get_key(record.data_key_id))
+        except KeyAbandonedError as error:
+            raise RequestRefusedError(
+                410, f"record {record_id} cannot be decrypted any more: {error}; write it anew"
+            ) from None
+        except KeyUnavailableError as error:
+            count_decryption_error()
+            raise RequestRefusedError(503, f"record {record_id} cannot be decrypted right now: {error}") from None
+        except CorruptRecordError:
+            count_decryption_error()
+            log.error("record is corrupt", record=record_id, data_key=record.data_key_id)  # noqa: TRY400 - a trace adds nothing
+            raise RequestRefusedError(
+                500, f"record {record_id} is corrupt: it is not what was stored under this id; restore it"
+            ) from None
+        return Response(
+            plaintext,
+            media_type="application/octet-stream",
+            headers={"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"},
+        )
+
+    async def record(request: Request) -> Response:
+        return await (put if request.method == "PUT" else get)(request)
+
+    async def healthz(_request: Request) -> Response:
+        wrong = list_problems()
+        health = {
+            "status": ("degraded" if wrong else "ok") if keyring.is_ready else "not ready",
+            "crypto_mode": keyring.mode.value,
+            "crypto_ready": keyring.is_ready,
+            "data_keys_unusable": len(keyring.unwrap_errors),
+            "reason": keyring.reason,
+            **({"problems": wrong} if wrong else {}),
+        }
+        return JSONResponse(health, status_code=200 if keyring.is_ready else 503, headers={"Cache-Control": "no-store"})
+
+    return [
+        # `path`, so that an id with a slash in it is refused with a reason.
+        ProtectedRoute(
+            "/v1/records/{id:path}", _handle_errors(record), RouteRequirements(Role.RESPONDER), ["GET", "PUT"]
+        ),
+        ProtectedRoute("/healthz", healthz, RouteRequirements(Role.VIEWER, is_public=True)),
+    ]
+
+
+async def _store_record(keyring: Keyring, records: Records, record_id: str, content: bytes) -> None:
+    """Stores a record by the active data key, whose row is put back where the database lost it."""
+    for _ in range(_MAX_ATTEMPTS):
+        key = keyring.get_active_key()
+        if await records.put(record_id, content, key):
+            return
+        await keyring.restore_row(key.id)
+    raise KeyUnavailableError("the database loses the row of its data key again and again")
+
+
+def _handle_errors(endpoint: Endpoint) -> Endpoint:
+    """`endpoint`, whose errors become answers."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except RequestRefusedError as error:
+            return build_error_response(error.status, str(error))
+        except KeyUnavailableError as error:
+            return JSONResponse({"error": f"nothing is stored: {error}"}, status_code=503)
+        except DatabaseError as error:
+            log.warning("database failed a request", method=request.method, error=str(error))
+            return JSONResponse({"error": f"the database cannot be used, try again: {error}"}, status_code=503)
+
+    return answer
+
+
+def _parse_record_id(request: Request) -> str:
+    record_id: str = request.path_params["id"]
+    if not _RECORD_ID.fullmatch(record_id):
+        raise RequestRefusedError(400, "expected an id of 1 to 128 letters, digits, dots, underscores or hyphens")
+    return record_id

@@ -1,0 +1,60 @@
+"""What a request holds: its body, within bounds of size and time; and the answer to one that is refused."""
+
+from contextlib import suppress
+from typing import Final
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from shared.http.body_limits import BodyBudgetExhaustedError, BodyBudgets, BodyReader, BodyTooLargeError, SlowBodyError
+
+_MEMORY_BUDGET: Final = BodyBudgets(8 * 1024 * 1024, 8 * 1024 * 1024)
+"""For the bodies that are being read at once."""
+
+
+class RequestRefusedError(Exception):
+    """A request that gets nothing; `status` and one sentence."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def build_error_response(status: int, message: str) -> Response:
+    """The answer; after one that comes before the end of a body, nothing more of that is read."""
+    headers = {"Connection": "close"} if status in {408, 413, 503} else {}
+    return JSONResponse({"error": message}, status_code=status, headers=headers)
+
+
+async def read_body(request: Request, max_bytes: int, content_name: str) -> bytes:
+    """The whole body; refused as soon as it is known to be over the limit.
+
+    Args:
+        request: not read yet.
+        max_bytes: bytes.
+        content_name: what may have so many, for the sentence.
+
+    Raises:
+        RefusedError: it is too large, or did not arrive whole in time.
+    """
+    too_large = RequestRefusedError(413, f"{content_name} may have up to {max_bytes} bytes")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise too_large
+    arrival = BodyReader(_MEMORY_BUDGET, request.stream(), max_bytes, int(declared) if declared.isdecimal() else None)
+    try:
+        await arrival.read()
+        return bytes(arrival.body)
+    except BodyTooLargeError:
+        raise too_large from None
+    except BodyBudgetExhaustedError:
+        arrival.release()
+        with suppress(ClientDisconnect):
+            await arrival.discard_rest()
+        raise RequestRefusedError(503, "other requests come first; try again") from None
+    except SlowBodyError as error:
+        raise RequestRefusedError(408, str(error)) from None
+    except ClientDisconnect:
+        raise RequestRefusedError(400, "the body ended early") from None
+    finally:
+        arrival.release()

@@ -1,0 +1,174 @@
+"""The two documents of a backend as it answered them: bytes in, what they say of its encryption out.
+
+The other side is not trusted: depth, lines and series are bounded, and what is not of the expected type is refused with
+a sentence, never with another exception.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from io import BytesIO
+from typing import Final, NamedTuple
+
+import msgspec
+from prometheus_client.core import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as text_string_to_openmetrics_families
+from prometheus_client.parser import text_string_to_metric_families
+
+from services.exporter.model import Health, Samples
+from shared.backend_contract import (
+    CRYPTO_DECRYPTION_ERRORS,
+    CRYPTO_INIT_TIMESTAMP,
+    KEYRING_METRIC_LABELS,
+    KMS_ROTATION_FAILURES,
+    CryptoMode,
+)
+from shared.http.untrusted_json import UntrustedJsonError, decode_json
+
+MAX_LINE_LENGTH = 8192  # the parser's time grows with the square of a line's labels: 4 MiB of them would take minutes
+OWN_CHARACTERS: Final = 512 * 1024
+"""Of all lines that are carried over: the parser takes twenty times as many bytes. A thousand series have a tenth."""
+MAX_SERIES: Final = 1000
+"""Of one family, at most: each becomes a series of ours. A keyring has a handful of versions, in three states; where
+the KMS key is rotated each day, and no data key is ever wrapped anew, a few hundred."""
+_MAX_LABEL_LENGTH: Final = 64
+
+
+class _ExportedFamily(NamedTuple):
+    """A family that is carried over."""
+
+    labels: tuple[str, ...] = ()
+    combine: Callable[[Iterable[float]], float] = max
+    """How samples become one where a backend gives them more labels than these."""
+
+    @property
+    def kind(self) -> str:
+        """In OpenMetrics a sample may have an exemplar only where its type is known."""
+        return "counter" if self.combine is sum else "gauge"
+
+
+_EXPORTED_FAMILIES: Final = {
+    CRYPTO_INIT_TIMESTAMP: _ExportedFamily(),
+    CRYPTO_DECRYPTION_ERRORS: _ExportedFamily(combine=sum),
+    **{
+        name: _ExportedFamily(labels, sum if name == KMS_ROTATION_FAILURES else max)
+        for name, labels in KEYRING_METRIC_LABELS.items()
+    },
+}
+_NAME_END: Final = re.compile(r"[\s{]")
+
+
+class UnreadableError(Exception):
+    """The message completes the sentence `health check: …`."""
+
+
+class _HealthDocument(msgspec.Struct):
+    crypto_mode: CryptoMode
+    crypto_ready: bool
+
+
+_HEALTH: Final = msgspec.json.Decoder(_HealthDocument)
+# Python writes them, though they are no JSON; in what is skipped they do no harm. Possessive, so that a text is read
+# once, and without a note of each of its characters, whether it ends or not.
+_NON_JSON_NUMBERS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?+|(-?(?:NaN|Infinity))', re.DOTALL)
+_EXPECTED_VALUES: Final = {"crypto_mode": "'env' or 'kms'"}
+
+
+def parse_health(body: bytes) -> Health:
+    """The document of `/healthz`; unknown fields are fine. Raises UnreadableError."""
+    if b"NaN" in body or b"Infinity" in body:
+        body = _with_numbers(body)
+    try:
+        document = decode_json(_HEALTH, body, expected_values=_EXPECTED_VALUES)
+    except UntrustedJsonError as error:
+        raise UnreadableError(str(error)) from None
+    return Health(document.crypto_mode, document.crypto_ready)
+
+
+def _with_numbers(body: bytes) -> bytes:
+    """The same, in the same place, with a 0 where there is none: pieces would take many times the body's size."""
+    numbers = bytearray(body)
+    for found in _NON_JSON_NUMBERS.finditer(body):
+        if found[1]:
+            numbers[found.start() : found.end()] = b"0".ljust(len(found[1]))
+    return bytes(numbers)
+
+
+def parse_metrics(body: bytes) -> dict[str, Samples]:
+    """The families that are carried over, by name, as far as they are there. Raises UnreadableError."""
+
+    def families() -> Iterable[Metric]:
+        yield from text_string_to_metric_families("".join(_select_lines(body)))
+
+    return _combine_samples("Prometheus's text format", families)
+
+
+def parse_openmetrics(body: bytes) -> dict[str, Samples]:
+    """The same of an answer in OpenMetrics. Raises UnreadableError."""
+    if not body.endswith((b"# EOF", b"# EOF\n")):
+        raise UnreadableError("OpenMetrics without its # EOF: the answer is cut off")
+
+    def families() -> Iterable[Metric]:
+        lines = _select_lines(body)
+        by_family = [
+            f"# TYPE {name.removesuffix('_total')} {family.kind}\n"
+            + "".join(line for line in lines if _parse_name(line) == name)
+            for name, family in _EXPORTED_FAMILIES.items()
+        ]
+        ours = "".join(by_family) + "# EOF\n"
+        yield from text_string_to_openmetrics_families(ours)  # type: ignore[no-untyped-call]  # it has no types
+
+    return _combine_samples("OpenMetrics", families)
+
+
+def _select_lines(body: bytes) -> list[str]:
+    """Only these reach the parser, so a line of somebody else's family that it would refuse costs nothing."""
+    # Not all of it as lines: four megabytes may be two million of them. Nor as text: StringIO takes four bytes for each
+    # character.
+    lines, left = [], OWN_CHARACTERS
+    for line in (line.decode() for line in BytesIO(body)):
+        if _parse_name(line) not in _EXPORTED_FAMILIES:
+            continue
+        if len(line) > MAX_LINE_LENGTH:
+            raise UnreadableError(f"a line is over {MAX_LINE_LENGTH} characters")
+        left -= len(line)
+        if left < 0:
+            raise UnreadableError(f"the lines that are carried over have over {OWN_CHARACTERS // 1024} KiB together")
+        lines.append(line if line.endswith("\n") else f"{line}\n")
+    return lines
+
+
+def _parse_name(line: str) -> str:
+    return _NAME_END.split(line.lstrip(), maxsplit=1)[0]
+
+
+def _combine_samples(format_name: str, families: Callable[[], Iterable[Metric]]) -> dict[str, Samples]:
+    try:
+        samples = [
+            (sample.name, sample.labels, float(sample.value)) for family in families() for sample in family.samples
+        ]
+    except (ValueError, LookupError, AttributeError, OverflowError) as error:  # the parsers' answers to junk
+        raise UnreadableError(f"not in {format_name}: {str(error)[:200]}") from None
+    values: dict[str, dict[tuple[str, ...], list[float]]] = {}
+    for name, labels, value in samples:
+        if name not in _EXPORTED_FAMILIES:
+            continue
+        if not (math.isfinite(value) and value >= 0):
+            raise UnreadableError(f"{name}: expected a number of at least 0")
+        series = values.setdefault(name, {})
+        series.setdefault(_select_label_values(name, labels), []).append(value)
+        if len(series) > MAX_SERIES:
+            raise UnreadableError(f"{name}: over {MAX_SERIES} series")
+    return {
+        name: {key: _EXPORTED_FAMILIES[name].combine(several) for key, several in series.items()}
+        for name, series in values.items()
+    }
+
+
+def _select_label_values(name: str, labels: dict[str, str]) -> tuple[str, ...]:
+    """The values of the labels that are kept."""
+    wanted = _EXPORTED_FAMILIES[name].labels
+    kept = tuple(labels.get(label, "") for label in wanted)
+    if not all(0 < len(value) <= _MAX_LABEL_LENGTH for value in kept):
+        raise UnreadableError(f"{name}: expected {' and '.join(wanted)} with up to {_MAX_LABEL_LENGTH} characters each")
+    return kept

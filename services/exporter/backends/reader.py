@@ -1,0 +1,145 @@
+"""What a backend says of its encryption: its `/healthz` and `/metrics` → BackendState.
+
+The other side is not trusted: time and size of an answer are bounded, redirects are not followed, and what cannot be
+read is a problem with a sentence, never an exception.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import aiohttp
+from yarl import URL
+
+from services.exporter.backends.documents import UnreadableError, parse_health, parse_metrics, parse_openmetrics
+from services.exporter.model import BackendState, Health, Samples
+from shared.backend_contract import CRYPTO_DECRYPTION_ERRORS, CRYPTO_INIT_TIMESTAMP, KEYRING_METRIC_LABELS
+from shared.net.aiohttp_resolver import AiohttpResolver
+
+MAX_HEALTH_BYTES = 1024 * 1024
+MAX_METRICS_BYTES = 4 * 1024 * 1024
+_MAX_BYTES_ON_EVENT_LOOP: Final = 64 * 1024
+"""Bytes of a health document up to which parsing it is quicker than handing it over to a thread."""
+_OPENMETRICS: Final = "application/openmetrics-text"
+_ACCEPTED_METRICS: Final = f"text/plain;version=0.0.4,{_OPENMETRICS};version=1.0.0;q=0.5"
+_INVALID_URL: Final = "its URL cannot be used; correct it in the configuration"
+
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def open_http_client() -> AsyncIterator[aiohttp.ClientSession]:
+    """The client for all backends.
+
+    Each read makes a connection of its own, because an open one would still answer when no new caller gets in. Nothing
+    is decompressed, so an answer cannot grow after it was measured.
+    """
+    connector = aiohttp.TCPConnector(force_close=True, limit=0, resolver=AiohttpResolver())
+    headers = {"Accept-Encoding": "identity", "User-Agent": "keypulse-exporter"}
+    async with aiohttp.ClientSession(
+        connector=connector,
+        headers=headers,
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(),  # none: a read has its own, and the texts of these hold the URL
+    ) as session:
+        yield session
+
+
+@dataclass(frozen=True, slots=True)
+class BackendReader:
+    """Reads one backend."""
+
+    service: str
+    health_url: str
+    metrics_url: str | None
+    session: aiohttp.ClientSession
+    parser_executor: Executor
+    """Where metrics are parsed; no other backend's, so that one with slow metrics delays itself alone."""
+    timeout: float
+    """Seconds for each of the two documents, which are read side by side."""
+
+    async def read(self, address: str | None = None) -> BackendState:
+        """The state right now. Whatever the backend answers or does not answer is a state, never an exception.
+
+        Args:
+            address: the one to read, of those that the URLs' name has; `Host` and TLS keep the name. None leaves the
+                choice to the system, and the state without a replica.
+        """
+        async with asyncio.TaskGroup() as group:
+            reads = (
+                group.create_task(self._read_within_timeout("health check", self._read_health(address))),
+                group.create_task(self._read_within_timeout("metrics", self._read_metrics(address))),
+            )
+        health, metrics = reads[0].result(), reads[1].result()
+        problems = tuple(found for found in (health, metrics) if isinstance(found, str))
+        if isinstance(health, str):
+            return BackendState(self.service, None, problems=problems, replica=address)
+        carried = {} if isinstance(metrics, str) else metrics
+        return BackendState(
+            self.service,
+            health,
+            init_timestamp=carried.get(CRYPTO_INIT_TIMESTAMP, {}).get(()),
+            decryption_errors=carried.get(CRYPTO_DECRYPTION_ERRORS, {}).get(()),
+            keyring={name: series for name, series in carried.items() if name in KEYRING_METRIC_LABELS},
+            problems=problems,
+            replica=address,
+        )
+
+    async def _read_within_timeout(self, subject: str, document: Awaitable[T]) -> T | str:
+        """The document, or the sentence that says why it could not be read."""
+        try:
+            async with asyncio.timeout(self.timeout):
+                return await document
+        except TimeoutError:
+            return f"{subject}: no complete answer within {self.timeout:g} s"
+        except UnreadableError as error:
+            return f"{subject}: {error}"
+
+    async def _read_health(self, address: str | None) -> Health:
+        _, body = await self._get(self.health_url, address, "application/json", MAX_HEALTH_BYTES, statuses={200, 503})
+        return (
+            parse_health(body) if len(body) <= _MAX_BYTES_ON_EVENT_LOOP else await asyncio.to_thread(parse_health, body)
+        )
+
+    async def _read_metrics(self, address: str | None) -> dict[str, Samples]:
+        if self.metrics_url is None:
+            return {}
+        kind, body = await self._get(self.metrics_url, address, _ACCEPTED_METRICS, MAX_METRICS_BYTES, statuses={200})
+        parse = parse_openmetrics if kind == _OPENMETRICS else parse_metrics
+        return await asyncio.get_running_loop().run_in_executor(self.parser_executor, parse, body)
+
+    async def _get(
+        self, url: str, address: str | None, accept: str, max_bytes: int, *, statuses: set[int]
+    ) -> tuple[str, bytes]:
+        """The media type and the body."""
+        body = bytearray()
+        try:
+            named = URL(url)
+            at = named.with_host(address) if address else named
+        except ValueError:  # its text is the URL, which may hold a password
+            raise UnreadableError(_INVALID_URL) from None
+        try:
+            async with self.session.get(
+                at,
+                headers={"Accept": accept, "Host": named.host_port_subcomponent or ""},
+                server_hostname=named.raw_host,
+                allow_redirects=False,
+            ) as response:
+                if response.status not in statuses:
+                    hint = "; a redirect is not followed, set the final URL" if 300 <= response.status < 400 else ""
+                    raise UnreadableError(f"answered with HTTP {response.status}{hint}")
+                async for chunk in response.content.iter_any():
+                    body += chunk
+                    if len(body) > max_bytes:
+                        raise UnreadableError(f"the answer is over {max_bytes // 1024} KiB")
+        except (aiohttp.InvalidURL, UnicodeError):  # likewise
+            raise UnreadableError(_INVALID_URL) from None
+        except aiohttp.ClientResponseError as error:  # its own text would hold the URL
+            raise UnreadableError(f"the answer is not HTTP: {' '.join(error.message.split())[:200]}") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise UnreadableError(str(error)[:200] or type(error).__name__) from None
+        return response.content_type, bytes(body)

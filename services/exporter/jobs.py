@@ -1,0 +1,227 @@
+"""What one configuration watches: probes, looks at keys and reads of backends, for as long as the body runs.
+
+Settings in; what is found goes to the record. A reload ends one of these and begins the next over the same record.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
+from random import Random
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from services.exporter.backends.reader import BackendReader, open_http_client
+from services.exporter.backends.replicas import ReplicaReader
+from services.exporter.config import Backend, Settings, Target
+from services.exporter.model import BackendState, ProbeResult
+from services.exporter.probes.coalescing import CoalescedProbe, ProbeClosedError
+from services.exporter.probes.key_inspection import (
+    MAX_READS_PER_MINUTE,
+    READS_PER_INSPECTION,
+    KeyInspector,
+    compute_interval,
+    sync_nothing,
+)
+from services.exporter.probes.round_trip import Prober
+from services.exporter.results import Results
+from services.exporter.scheduler import Job, NextRun, run_jobs
+from shared.kms.port import KmsKey
+from shared.kms.reason import Reason
+from shared.kms.settings import KeySettings
+
+Connect = Callable[[KeySettings], KmsKey]
+ReadBackend = Callable[[], Awaitable[Sequence[BackendState]]]
+
+
+@dataclass(frozen=True, slots=True)
+class RunningJobs:
+    """What runs."""
+
+    probes: Mapping[str, CoalescedProbe]
+    """By the name of the target."""
+    tasks: Sequence[asyncio.Task[None]]
+    """None of them ends by itself."""
+
+    def cancel_probes(self) -> None:
+        """The end is near: whoever waits for a probe is answered at once."""
+        for demand in self.probes.values():
+            demand.cancel()
+
+
+@asynccontextmanager
+async def start_jobs(
+    settings: Settings, results: Results, connect: Connect, random: Random
+) -> AsyncIterator[RunningJobs]:
+    """Watches what `settings` say while the body runs; after it nothing is left running or open.
+
+    Args:
+        settings: what to watch.
+        results: takes what is found.
+        connect: from a key's settings to the key behind the port.
+        random: where the schedule's jitter comes from.
+    """
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(open_http_client())
+        # By endpoint: a KMS that hangs takes no place from the keys of another one.
+        new = partial(asyncio.Semaphore, settings.probe.concurrency)
+        probing: defaultdict[str | None, asyncio.Semaphore] = defaultdict(new)
+        looking: defaultdict[str | None, asyncio.Semaphore] = defaultdict(new)
+        demands: dict[str, CoalescedProbe] = {}
+        ended = dict.fromkeys((target.name for target in settings.targets), asyncio.get_running_loop().time())
+        probes: list[tuple[float, Job]] = []
+        looks: list[tuple[float, Job]] = []
+        for target in settings.targets:
+            probed_at, looked_at = results.get_last_times(target)
+            key = connect(target)
+            stack.push_async_callback(key.close)
+            demand = _build_probe(target, settings, key, partial(_add_probe, results, ended), probing[target.endpoint])
+            stack.push_async_callback(demand.close)
+            demands[target.name] = demand
+            probes.append((probed_at, _build_probe_job(demand)))
+            look = _build_inspection_job(target, settings.probe.timeout, connect, results, looking[target.endpoint])
+            looks.append((looked_at, look))
+        reads = [
+            _build_backend_job(
+                backend.service, _build_backend_reader(backend, settings.probe.timeout, session, stack), results
+            )
+            for backend in settings.backends
+        ]
+        # Schedules of their own: a KMS that hangs never delays what is known of the backends.
+        schedule, every = partial(run_jobs, random=random), len(settings.targets)
+        interval = settings.probe.interval
+        slow, apart = compute_interval(len(looks)), 60 * READS_PER_INSPECTION / MAX_READS_PER_MINUTE
+        schedules = [
+            *([schedule(_sort_by_last_run(probes), interval=interval, concurrency=every)] if probes else []),
+            *([_expire_successes(settings, results, ended)] if probes else []),
+            *([schedule(_sort_by_last_run(looks), interval=slow, concurrency=every, spacing=apart)] if looks else []),
+            *([schedule(reads, interval=interval, concurrency=settings.probe.concurrency)] if reads else []),
+        ]
+        results.configure(settings)  # not before it is certain that this will be watched: it forgets the rest
+        tasks = [asyncio.create_task(each) for each in schedules]
+        stack.push_async_callback(_cancel_tasks, tasks)
+        yield RunningJobs(demands, tasks)
+
+
+def _add_probe(results: Results, last_ended: dict[str, float], result: ProbeResult) -> None:
+    last_ended[result.target] = asyncio.get_running_loop().time()
+    results.add_probe(result)
+
+
+async def _expire_successes(settings: Settings, results: Results, last_ended: Mapping[str, float]) -> None:
+    """While others hang in all places, a key is not probed: what its last round trip found is no success for ever.
+
+    Args:
+        settings: what is watched, and how often.
+        results: is told.
+        last_ended: when the last round trip of each target ended, by the loop's clock; the start, where there was none.
+    """
+    after = settings.probe.success_max_age
+    while True:
+        await asyncio.sleep(min(1.0, after / 4))
+        late = asyncio.get_running_loop().time() - after
+        for target in settings.targets:
+            if last_ended[target.name] < late:
+                results.expire_success(target.service, target.name)
+
+
+def _sort_by_last_run(jobs: Sequence[tuple[float, Job]]) -> list[Job]:
+    """By when they ran last: however often a reload begins anew, each has its turn."""
+    return [job for _, job in sorted(jobs, key=itemgetter(0))]
+
+
+def _build_probe(
+    target: Target,
+    settings: Settings,
+    key: KmsKey,
+    add_result: Callable[[ProbeResult], None],
+    semaphore: asyncio.Semaphore,
+) -> CoalescedProbe:
+    timeout = settings.probe.timeout
+    return CoalescedProbe(
+        target.service,
+        target.name,
+        probe=Prober(target.service, target.name, key, timeout).probe,
+        measure_connectivity=lambda: key.measure_connectivity(timeout=timeout),
+        add_result=add_result,
+        semaphore=semaphore,
+        min_interval=settings.probe.min_interval,
+    )
+
+
+def _build_probe_job(probe: CoalescedProbe) -> Job:
+    async def run() -> NextRun:
+        try:
+            call = (await probe.run()).failed_call
+        except ProbeClosedError:  # everything ends
+            return NextRun.ON_GRID
+        return (
+            NextRun.BACK_OFF
+            if call and call.failure and call.failure.reason is Reason.QUOTA_EXHAUSTED
+            else NextRun.ON_GRID
+        )
+
+    return Job(f"probe of {probe.target}", run)
+
+
+def _build_inspection_job(
+    target: Target, timeout: float, connect: Connect, results: Results, semaphore: asyncio.Semaphore
+) -> Job:
+    # A connection of its own: one that a look finds dead is closed, and must not take a probe with it.
+    key = connect(target)
+    folder = target.canary_dir
+    sync = results.canary_files.get_file(folder, target.name, target.key).sync if folder else sync_nothing
+    lifecycle = KeyInspector(target.service, target.name, key, timeout, sync)
+
+    async def run() -> NextRun:
+        try:
+            async with semaphore:
+                results.add_inspection(await lifecycle.inspect())
+        finally:
+            await key.close()  # a thousand idle connections would cost more than one that is opened each minute
+        return NextRun.ON_GRID
+
+    return Job(f"look at the key of {target.name}", run)
+
+
+def _build_backend_reader(
+    backend: Backend, timeout: float, session: aiohttp.ClientSession, stack: AsyncExitStack
+) -> ReadBackend:
+    parser = ThreadPoolExecutor(1, "metrics-parser")
+    stack.callback(parser.shutdown, wait=False, cancel_futures=True)
+    reader = BackendReader(backend.service, backend.health_url, backend.metrics_url, session, parser, timeout)
+    if backend.resolve == "all":
+        return ReplicaReader(backend.service, urlsplit(backend.health_url).hostname or "", reader.read, timeout).read
+
+    async def read() -> tuple[BackendState, ...]:
+        return (await reader.read(),)
+
+    return read
+
+
+def _build_backend_job(service: str, read: ReadBackend, results: Results) -> Job:
+    async def run() -> NextRun:
+        try:
+            states = await read()
+        except BaseException:  # a library's CancelledError, too
+            results.metrics.set_backend_states(
+                BackendState(service, None)
+            )  # what is shown is never older than the last read
+            raise
+        results.add_backend_states(states)
+        return NextRun.ON_GRID
+
+    return Job(f"read of {service}", run)
+
+
+async def _cancel_tasks(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    for ended in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(ended, Exception):
+            raise ended

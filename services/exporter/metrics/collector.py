@@ -1,0 +1,79 @@
+"""What `/metrics` shows: the targets and services that are watched, each a part of its own.
+
+It only shows what it was handed, so a scrape never waits for KMS or for a backend. What a result says of somebody who
+is not watched is dropped: a probe that was under way when a reload took its target out brings nothing back.
+"""
+
+import asyncio
+from collections.abc import Iterable, Iterator
+
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+from services.exporter.metrics.collector.backends import BackendMetrics
+from services.exporter.metrics.collector.targets import TargetMetrics
+from services.exporter.model import BackendState, KeyInspection, ProbeResult
+
+
+class ExporterMetrics(Collector):
+    """Every metric of the exporter but those that each server has."""
+
+    def __init__(self, targets: Iterable[tuple[str, str]], services: Iterable[str]) -> None:
+        """Takes what `watch` takes."""
+        self.changed = asyncio.Event()
+        """Set after each change, for whoever encodes ahead of the scrape; it clears it."""
+        self._targets: dict[tuple[str, str], TargetMetrics] = {}
+        self._backends: dict[str, BackendMetrics] = {}
+        self.configure(targets, services)
+
+    def configure(self, targets: Iterable[tuple[str, str]], services: Iterable[str]) -> None:
+        """From now on these are watched: what is new starts at 0, what is gone disappears, the others go on.
+
+        Args:
+            targets: (service, target) of each.
+            services: those with a backend.
+        """
+        self._targets = {both: self._targets.get(both) or TargetMetrics(*both) for both in targets}
+        self._backends = {service: self._backends.get(service) or BackendMetrics() for service in services}
+        self.changed.set()
+
+    def add_probe(self, result: ProbeResult) -> None:
+        """Counts a round trip."""
+        if target := self._targets.get((result.service, result.target)):
+            target.add_probe(result)
+            self.changed.set()
+
+    def expire_success(self, service: str, target: str) -> bool:
+        """The last round trip is too long ago to be a success; whether that is news."""
+        known = self._targets.get((service, target))
+        if known is None or not known.expire_success():
+            return False
+        self.changed.set()
+        return True
+
+    def add_inspection(self, inspection: KeyInspection) -> None:
+        """Counts the calls of a snapshot, and shows the key as it says; what it does not know disappears."""
+        if target := self._targets.get((inspection.service, inspection.target)):
+            target.add_inspection(inspection)
+            self.changed.set()
+
+    def set_backend_states(self, *states: BackendState) -> None:
+        """Shows the backend of one service as it is now, by all its replicas; what is not known of it disappears."""
+        if backend := self._backends.get(states[0].service):
+            backend.set_states(states)
+            self.changed.set()
+
+    def get_sources(self) -> list[TargetMetrics | BackendMetrics]:
+        """All that is shown; each has a `version` that grows after each of its changes."""
+        return [*self._targets.values(), *self._backends.values()]
+
+    def collect(self) -> Iterator[Metric]:
+        """The families of all parts, each once."""
+        families: dict[str, Metric] = {}
+        for part in self.get_sources():
+            for family in part.collect():
+                if shown := families.get(family.name):
+                    shown.samples.extend(family.samples)
+                else:
+                    families[family.name] = family
+        yield from families.values()

@@ -1,0 +1,222 @@
+"""What `/metrics` says of one target: ProbeResult and KeySnapshot in, Prometheus's families out.
+
+The numbers are plain, and the families are built anew from them: what a key was before its last snapshot cannot stay on
+show, and what belongs to a target goes with it. Changed on the event loop, read from the thread that encodes.
+"""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+from typing import Final, TypeVar
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from services.exporter.model import Call, KeyInspection, KeyRead, Operation, ProbeResult
+from shared.kms.reason import Reason
+
+# 1 s is where KMSHighLatency begins; over 10 s an answer counts as an error in Cloud KMS's SLA.
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+# As the contract and Prometheus's own clients write them; `le="1.0"` is another series for Prometheus before version 3.
+_BOUNDS = [*(f"{bound:g}" for bound in BUCKETS), "+Inf"]
+VERSION_STATES = (
+    "PENDING_GENERATION",
+    "ENABLED",
+    "DISABLED",
+    "DESTROYED",
+    "DESTROY_SCHEDULED",
+    "PENDING_IMPORT",
+    "IMPORT_FAILED",
+    "GENERATION_FAILED",
+    "PENDING_EXTERNAL_DESTRUCTION",
+    "EXTERNAL_DESTRUCTION_FAILED",
+)
+"""https://cloud.google.com/kms/docs/reference/rest/v1/projects.locations.keyRings.cryptoKeys.cryptoKeyVersions"""
+_WRONG_AAD_GAUGE: Final = {"": True, Reason.PLAINTEXT_MISMATCH: False}
+"""What the check with a wrong AAD found, by its reason; any other says that KMS gave no answer to it."""
+
+Family = TypeVar("Family", bound=Metric)
+
+
+class TargetMetrics:
+    """One target; every counter starts at 0, so that a first failure is an increase, not a beginning."""
+
+    def __init__(self, service: str, target: str) -> None:
+        self.version = 0
+        """Grows after each change."""
+        self._labels = {"service": service, "target": target}
+        self._probes = 0
+        self._success: bool | None = None
+        self._last_success: float | None = None
+        self._operations: Counter[str] = Counter(dict.fromkeys([*Operation, *KeyRead], 0))
+        self._failures = Counter({(operation, reason): 0 for operation in Operation for reason in Reason})
+        self._durations = {operation: _DurationHistogram() for operation in Operation}
+        self._inspection: KeyInspection | None = None
+
+    def add_probe(self, result: ProbeResult) -> None:
+        """Counts a round trip."""
+        self._probes += 1
+        for call in result.calls:
+            self._count_call(call)
+        self._success = result.failed_call is None
+        if self._success:
+            self._last_success = result.ended_at
+        self.version += 1
+
+    def expire_success(self) -> bool:
+        """The last round trip is too long ago to be a success; whether that is news."""
+        if not self._success:
+            return False
+        self._success = False
+        self.version += 1
+        return True
+
+    def add_inspection(self, inspection: KeyInspection) -> None:
+        """Counts the calls of a snapshot, and shows the key as it says; what it does not know disappears."""
+        for call in (inspection.encrypt_call, *(canary.call for canary in inspection.canaries)):
+            if call:
+                self._count_call(call)
+        if inspection.wrong_aad_check:
+            self._count_call(
+                inspection.wrong_aad_check, has_duration=False
+            )  # a refusal, whose duration says nothing of a decryption
+        self._operations.update(inspection.call_counts)
+        self._inspection = inspection
+        self.version += 1
+
+    def _count_call(self, call: Call, *, has_duration: bool = True) -> None:
+        self._operations[call.operation] += 1
+        if call.failure is not None:
+            self._failures[call.operation, call.failure.reason] += 1
+        if has_duration and (call.failure is None or call.failure.reason is Reason.TIMEOUT):
+            self._durations[call.operation].observe(call.seconds)
+
+    def collect(self) -> Iterator[Metric]:
+        """Every family of a target, also those of which it has no sample now."""
+        yield self._add_samples(
+            GaugeMetricFamily(
+                "kms_probe_success", "1 if the last round trip was right in every respect, and is not overdue."
+            ),
+            _build_optional_sample(self._success),
+        )
+        yield self._add_samples(
+            GaugeMetricFamily(
+                "kms_probe_last_success_timestamp_seconds",
+                "Unix time of the last right round trip; absent until the first.",
+            ),
+            _build_optional_sample(self._last_success),
+        )
+        yield self._add_samples(
+            CounterMetricFamily("kms_probes_total", "Round trips tried."), _build_optional_sample(self._probes)
+        )
+        yield self._add_samples(
+            CounterMetricFamily("kms_probe_failures_total", "Calls that were not right, by what they were and why."),
+            (({"operation": operation, "reason": reason}, n) for (operation, reason), n in self._failures.items()),
+        )
+        yield self._add_samples(
+            CounterMetricFamily("kms_operations_total", "Calls to KMS, those that only read the key included."),
+            (({"operation": operation}, n) for operation, n in self._operations.items()),
+        )
+        durations = HistogramMetricFamily(
+            "kms_operation_duration_seconds",
+            "Duration of the calls that succeeded, and of those that timed out, at their full length.",
+            labels=[*self._labels, "operation"],
+        )
+        for operation, measured in self._durations.items():
+            durations.add_metric([*self._labels.values(), operation], measured.buckets(), measured.sum)
+        yield durations
+        yield from self._collect_key()
+
+    def _collect_key(self) -> Iterator[Metric]:
+        key = self._inspection.description if self._inspection else None
+        permissions = (self._inspection.permissions if self._inspection else None) or {}
+        yield self._add_samples(
+            GaugeMetricFamily("kms_key_primary_version", "Number of the version that encrypts."),
+            _build_optional_sample(int(key.primary_version) if key and key.primary_version else None),
+        )
+        states = {**dict.fromkeys(VERSION_STATES, 0), **Counter(v.state for v in key.versions)} if key else {}
+        yield self._add_samples(
+            GaugeMetricFamily("kms_key_versions", "Versions of the key by state."),
+            (({"state": state}, n) for state, n in states.items()),
+        )
+        yield self._add_samples(
+            GaugeMetricFamily(
+                "kms_key_next_rotation_timestamp_seconds",
+                "Unix time of the next planned rotation; absent where none is planned.",
+            ),
+            _build_optional_sample(key.next_rotation_at if key else None),
+        )
+        scheduled = [(v.id, v.destroy_at) for v in (key.versions if key else ()) if v.destroy_at is not None]
+        yield self._add_samples(
+            GaugeMetricFamily(
+                "kms_key_version_destroy_timestamp_seconds",
+                "Unix time at which a version will be destroyed; only while that is scheduled.",
+            ),
+            (({"version": number}, at) for number, at in scheduled),
+        )
+        yield self._add_samples(
+            GaugeMetricFamily("kms_key_permission", "1 if IAM grants the permission."),
+            (({"permission": permission}, granted) for permission, granted in permissions.items()),
+        )
+        yield from self._collect_canaries()
+
+    def _collect_canaries(self) -> Iterator[Metric]:
+        look = self._inspection
+        reasons = {canary.version: _get_reason(canary.call) for canary in (look.canaries if look else ())}
+        yield self._add_samples(
+            GaugeMetricFamily(
+                "kms_canary_success",
+                "1 if what a version encrypted once could be decrypted; where not, the label says why.",
+            ),
+            (({"version": version, "reason": reason}, not reason) for version, reason in reasons.items()),
+        )
+        unwatched = look.versions_without_canary if look else None
+        yield self._add_samples(
+            GaugeMetricFamily(
+                "kms_key_versions_without_canary", "Older versions, not destroyed, of which no canary is kept."
+            ),
+            _build_optional_sample(None if unwatched is None else len(unwatched)),
+        )
+        wrong_aad = look.wrong_aad_check if look else None
+        yield self._add_samples(
+            GaugeMetricFamily(
+                "kms_wrong_aad_refused",
+                "1 if KMS refused to decrypt with other authenticated data; absent where that could not be asked.",
+            ),
+            _build_optional_sample(_WRONG_AAD_GAUGE.get(_get_reason(wrong_aad)) if wrong_aad else None),
+        )
+        yield self._add_samples(
+            GaugeMetricFamily(
+                "kms_key_problems", "What could not be read of the key, and what was wrong with its canaries' file."
+            ),
+            _build_optional_sample(len(look.problems) if look else None),
+        )
+
+    def _add_samples(self, family: Family, samples: Iterable[tuple[dict[str, str], float]]) -> Family:
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        for labels, value in samples:
+            family.add_sample(name, {**self._labels, **labels}, value)
+        return family
+
+
+class _DurationHistogram:
+    """A histogram of one operation."""
+
+    def __init__(self) -> None:
+        self.sum = 0.0
+        self._counts = [0] * len(_BOUNDS)
+
+    def observe(self, seconds: float) -> None:
+        self._counts[bisect_left(BUCKETS, seconds)] += 1
+        self.sum += seconds
+
+    def buckets(self) -> list[tuple[str, float]]:
+        return list(zip(_BOUNDS, accumulate(self._counts), strict=True))
+
+
+def _get_reason(call: Call) -> str:
+    return call.failure.reason if call.failure else ""
+
+
+def _build_optional_sample(value: float | None) -> list[tuple[dict[str, str], float]]:
+    return [] if value is None else [({}, value)]

@@ -1,0 +1,129 @@
+"""One target's probe for everybody who wants it, the schedule and `GET /probe` alike → one ProbeResult for all of them.
+
+Who comes while a probe is under way waits for that one. It belongs to nobody of those who wait: one that goes away ends
+nothing, and what was found is observed once, however many waited. `close` ends what is under way.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+from services.exporter.model import ProbeResult
+from shared.kms.port import ConnectivityPhase
+
+T = TypeVar("T")
+
+
+class ProbeClosedError(Exception):
+    """The target is watched no more: the exporter stops, or a reload took it out."""
+
+    def __init__(self) -> None:
+        super().__init__("this target is not watched any more")
+
+
+class CoalescedProbe:
+    """A target that can be probed at any time.
+
+    Args:
+        service: the label.
+        target: its name.
+        probe: one round trip; bounds itself.
+        measure_connectivity: measures the way to the service anew; bounds itself.
+        add_result: takes each result, once.
+        semaphore: one for each probe that may run at the same time, of all targets of one endpoint.
+        min_interval: seconds for which the last result answers who asks again.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        target: str,
+        *,
+        probe: Callable[[], Awaitable[ProbeResult]],
+        measure_connectivity: Callable[[], Awaitable[tuple[ConnectivityPhase, ...]]],
+        add_result: Callable[[ProbeResult], None],
+        semaphore: asyncio.Semaphore,
+        min_interval: float,
+    ) -> None:
+        self.started_at: float | None = None
+        """When the last probe was given a place, by the loop's clock; None while it waits for one."""
+
+        async def observed() -> ProbeResult:
+            self.started_at = None
+            async with semaphore:
+                self.started_at = asyncio.get_running_loop().time()
+                result = await probe()
+            add_result(result)
+            return result
+
+        self.service = service
+        self.target = target
+        self._probe = _CoalescedCall(observed, min_interval)
+        self._connectivity = _CoalescedCall(measure_connectivity, min_interval)
+
+    async def run(self) -> ProbeResult:
+        """For the schedule: the probe that is under way, or else a new one. Raises ClosedError."""
+        return await self._probe.run()
+
+    async def run_or_reuse(self) -> ProbeResult:
+        """For who asks: likewise, or the last one, where it ended less than `min_interval` ago. Raises ClosedError."""
+        return await self._probe.run_or_reuse()
+
+    async def measure_connectivity(self) -> tuple[ConnectivityPhase, ...]:
+        """The way to the service, measured as seldom as `recent` probes. Raises ClosedError."""
+        return await self._connectivity.run_or_reuse()
+
+    def cancel(self) -> None:
+        """Ends what is under way, so that nobody waits for it any more; from then on nothing begins."""
+        self._probe.cancel()
+        self._connectivity.cancel()
+
+    async def close(self) -> None:
+        """The same, and waits for its end."""
+        await self._probe.close()
+        await self._connectivity.close()
+
+
+class _CoalescedCall(Generic[T]):
+    """Something that is done once for all who ask for it meanwhile; what it raises, each of them gets."""
+
+    def __init__(self, call: Callable[[], Awaitable[T]], min_interval: float) -> None:
+        self._work = call
+        self._min_interval = min_interval
+        self._task: asyncio.Task[T] | None = None
+        self._last_result: tuple[float, T] | None = None
+        """When it ended, by the loop's clock, and what it gave."""
+        self._closed = False
+
+    async def run(self) -> T:
+        if self._closed:
+            raise ProbeClosedError
+        if self._task is None:
+            self._task = asyncio.create_task(self._call_once())
+        task = self._task
+        await asyncio.wait({task})  # unlike `await task`, it does not cancel the task where it is cancelled itself
+        if self._closed and task.cancelled():
+            raise ProbeClosedError
+        return task.result()
+
+    async def run_or_reuse(self) -> T:
+        fresh = self._last_result and asyncio.get_running_loop().time() - self._last_result[0] < self._min_interval
+        return self._last_result[1] if self._last_result and fresh and self._task is None else await self.run()
+
+    def cancel(self) -> None:
+        self._closed = True
+        if self._task:
+            self._task.cancel()
+
+    async def close(self) -> None:
+        self.cancel()
+        if task := self._task:
+            await asyncio.wait({task})
+
+    async def _call_once(self) -> T:
+        try:
+            found = await self._work()
+            self._last_result = asyncio.get_running_loop().time(), found
+            return found
+        finally:
+            self._task = None

@@ -1,0 +1,245 @@
+"""What becomes of a key, at a slower beat than the probe: key and canaries in → KeySnapshot.
+
+It reads the key, its versions and its permissions, decrypts what older versions encrypted, and sees that a wrong AAD is
+refused. Where canaries are kept is not known here: a function is handed over.
+"""
+
+import asyncio
+import hashlib
+import math
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from secrets import token_bytes
+from typing import Final, Protocol, TypeVar
+
+import structlog
+
+from services.exporter.model import Call, Canary, CanaryResult, Failure, KeyInspection, KeyRead, Operation
+from services.exporter.probes.round_trip import AAD_BYTES, PLAINTEXT_BYTES, time_call
+from shared.kms.port import KeyDescription, KmsKey
+from shared.kms.reason import Reason
+
+MAX_READS_PER_MINUTE: Final = 200.0
+"""What all targets together read, at most. Cloud KMS grants a project 300; a third is left to people and others.
+
+Encrypt and Decrypt are no reads: their quota is 60,000. https://cloud.google.com/kms/quotas
+"""
+READS_PER_INSPECTION: Final = 3
+"""Of one look at a key: the key, its versions (1,000 a read), its permissions."""
+MIN_INTERVAL: Final = 60.0
+"""Between two looks at one key."""
+MAX_CONCURRENT_DECRYPTIONS: Final = 10
+"""Canaries decrypted at the same time: where nothing answers, 100 of them are done within ten timeouts."""
+DESTROYED_CANARY_MAX_AGE: Final = 86400.0
+"""How long a canary goes on failing after its version was destroyed: a day to see that it was no mistake."""
+
+STATES_WITHOUT_CIPHERTEXTS: Final = frozenset(
+    {"DESTROYED", "PENDING_GENERATION", "GENERATION_FAILED", "PENDING_IMPORT", "IMPORT_FAILED"}
+)
+"""States of versions that are gone for good, or have never encrypted anything."""
+
+PERMISSIONS: Final = (
+    "cloudkms.cryptoKeyVersions.useToEncrypt",
+    "cloudkms.cryptoKeyVersions.useToDecrypt",
+    "cloudkms.cryptoKeys.get",
+    "cloudkms.cryptoKeyVersions.list",
+)
+"""What the exporter needs, by https://cloud.google.com/kms/docs/reference/permissions-and-roles."""
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+
+def compute_interval(targets: int, reads_per_target: float = READS_PER_INSPECTION) -> float:
+    """Seconds between two looks at one target, so that all of them keep to `MAX_READS_PER_MINUTE`; `MIN_INTERVAL` or more.
+
+    The first looks have to be spread over one such beat, too.
+    """
+    return max(MIN_INTERVAL, targets * reads_per_target / MAX_READS_PER_MINUTE * 60)
+
+
+class SyncCanaries(Protocol):
+    """Where canaries are kept: adds one, forgets some, and gives those that are known, with problem sentences."""
+
+    def __call__(
+        self, add: Canary | None = None, remove: Collection[str] = ()
+    ) -> Awaitable[tuple[Sequence[Canary], Sequence[str]]]:
+        """Raises nothing for what is broken: that is a sentence."""
+        ...
+
+
+async def sync_nothing(add: Canary | None = None, remove: Collection[str] = ()) -> tuple[tuple[()], tuple[()]]:  # noqa: ARG001
+    """For a target without `canary_dir`."""
+    return (), ()
+
+
+@dataclass(slots=True)
+class _LatestCanary:
+    """The canary that was made last, for the check with the wrong AAD where none is kept."""
+
+    canary: Canary | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyInspector:
+    """Looks at one target's key. Its provider should not be the prober's: a timeout closes the connection for both."""
+
+    service: str
+    target: str
+    key: KmsKey
+    timeout: float
+    """Seconds for each call."""
+    sync_canaries: SyncCanaries = sync_nothing
+    clock: Callable[[], float] = time.perf_counter
+    wall_clock: Callable[[], float] = time.time
+    random_bytes: Callable[[int], bytes] = token_bytes
+    _latest_canary: _LatestCanary = field(default_factory=_LatestCanary, repr=False)
+
+    async def inspect(self) -> KeyInspection:
+        """One look. Raises nothing but cancellation: what cannot be read is None, with a sentence why.
+
+        A read that fails counts as one call, however far it came.
+        """
+        problems: list[str] = []
+        failure, description = await self._try_read(
+            "the key cannot be read", lambda: self.key.describe_key(timeout=self.timeout), problems
+        )
+        granted: frozenset[str] | None = None
+        is_there = failure is None or failure.reason is not Reason.KEY_NOT_FOUND
+        if is_there:  # of a key that is not, IAM grants nothing, whatever the account may do
+            _, granted = await self._try_read(
+                "its permissions cannot be read",
+                lambda: self.key.check_permissions(PERMISSIONS, timeout=self.timeout),
+                problems,
+            )
+        kept = await self._sync_canaries(problems)
+        primary = description.primary_version if description else None
+        present = next((one for one in (*kept, self._latest_canary.canary) if one and one.version == primary), None)
+        encrypt = None
+        if present is None:
+            encrypt, present = await self._create_canary(problems)
+            self._latest_canary.canary = present
+        await self._update_stored_canaries(kept, present, self._find_expired_versions(description), problems)
+        newest = primary or next((one.version for one in (present, *reversed(kept)) if one), None)
+        return KeyInspection(
+            self.service,
+            self.target,
+            canaries=await self._decrypt_canaries([one for one in kept if one.version != newest]),
+            wrong_aad_check=await self._check_wrong_aad(present, problems) if present else None,
+            inspected_at=self.wall_clock(),
+            description=description,
+            permissions=None if granted is None else {one: one in granted for one in PERMISSIONS},
+            call_counts=_count_reads(description, permissions=is_there),
+            problems=tuple(dict.fromkeys(problems)),
+            encrypt_call=encrypt,
+            versions_without_canary=self._find_versions_without_canary(
+                [one.version for one in (*kept, present) if one], description
+            ),
+        )
+
+    def _find_versions_without_canary(
+        self, versions_with_canary: Collection[str], description: KeyDescription | None
+    ) -> tuple[str, ...] | None:
+        if description is None or self.sync_canaries is sync_nothing:
+            return None
+        older = int(description.primary_version) if description.primary_version else math.inf
+        needed = [one.id for one in description.versions if one.state not in STATES_WITHOUT_CIPHERTEXTS]
+        without = (number for number in needed if int(number) < older and number not in versions_with_canary)
+        return tuple(sorted(without, key=int, reverse=True))
+
+    def _find_expired_versions(self, description: KeyDescription | None) -> frozenset[str]:
+        """The versions that have been destroyed for so long that their canaries end."""
+        then = self.wall_clock() - DESTROYED_CANARY_MAX_AGE
+        versions = description.versions if description else ()
+        return frozenset(one.id for one in versions if one.destroyed_at is not None and one.destroyed_at < then)
+
+    async def _create_canary(self, problems: list[str]) -> tuple[Call, Canary | None]:
+        plaintext, aad = self.random_bytes(PLAINTEXT_BYTES), self.random_bytes(AAD_BYTES)
+        seconds, failure, encrypted = await self._time_call(
+            lambda: self.key.encrypt(plaintext, aad, timeout=self.timeout)
+        )
+        call = Call(Operation.ENCRYPT, seconds, failure)
+        if encrypted is None:
+            problems.append(_format_problem("no canary could be made", failure))
+            return call, None
+        # Not the version that was described: Cloud KMS may go on encrypting with the old primary for a while.
+        version = encrypted.version.rpartition("/")[2]
+        digest = hashlib.sha256(plaintext).digest()
+        return call, Canary(version, aad, encrypted.ciphertext, digest, self.wall_clock())
+
+    async def _update_stored_canaries(
+        self, stored: Sequence[Canary], current: Canary | None, expired: Collection[str], problems: list[str]
+    ) -> None:
+        """Keeps what is new, and forgets what is over."""
+        versions = [one.version for one in stored]
+        forget = [version for version in versions if version in expired]
+        add = current if current and current.version not in versions else None
+        if forget:
+            log.warning("canaries of destroyed versions removed", target=self.target, versions=forget)
+        if add or forget:
+            await self._sync_canaries(problems, add, forget)
+
+    async def _decrypt_canaries(self, older: Sequence[Canary]) -> tuple[CanaryResult, ...]:
+        places = asyncio.Semaphore(MAX_CONCURRENT_DECRYPTIONS)
+
+        async def decrypted(canary: Canary) -> CanaryResult:
+            async with places:
+                seconds, failure, answer = await self._time_call(
+                    lambda: self.key.decrypt(canary.ciphertext, canary.aad, timeout=self.timeout)
+                )
+            if answer and hashlib.sha256(answer.plaintext).digest() != canary.plaintext_sha256:
+                failure = Failure(Reason.PLAINTEXT_MISMATCH, "decrypt gave back another plaintext than was encrypted")
+            return CanaryResult(canary.version, Call(Operation.CANARY_DECRYPT, seconds, failure))
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(decrypted(kept)) for kept in older]
+        return tuple(task.result() for task in tasks)
+
+    async def _check_wrong_aad(self, canary: Canary, problems: list[str]) -> Call | None:
+        wrong = canary.aad + b"\0"
+        seconds, failure, answer = await self._time_call(
+            lambda: self.key.decrypt(canary.ciphertext, wrong, timeout=self.timeout)
+        )
+        if failure and failure.reason is Reason.INVALID_REQUEST:
+            return Call(Operation.DECRYPT, seconds)
+        # A checksum is looked at when there is a plaintext.
+        if answer or (failure and failure.reason is Reason.CRC_MISMATCH):
+            accepted = Failure(Reason.PLAINTEXT_MISMATCH, "decrypt accepted another AAD than was encrypted with")
+            return Call(Operation.DECRYPT, seconds, accepted)
+        problems.append(_format_problem("whether a wrong AAD is refused is not known", failure))
+        return None
+
+    async def _sync_canaries(
+        self, problems: list[str], add: Canary | None = None, remove: Collection[str] = ()
+    ) -> Sequence[Canary]:
+        _, answer = await self._try_read(
+            "the canaries cannot be used", lambda: self.sync_canaries(add, remove), problems
+        )
+        kept, broken = answer or ((), ())
+        problems.extend(broken)
+        return kept
+
+    async def _try_read(
+        self, problem: str, call: Callable[[], Awaitable[T]], problems: list[str]
+    ) -> tuple[Failure | None, T | None]:
+        _, failure, answer = await self._time_call(call)
+        if failure:
+            problems.append(_format_problem(problem, failure))
+        return failure, answer
+
+    async def _time_call(self, call: Callable[[], Awaitable[T]]) -> tuple[float, Failure | None, T | None]:
+        seconds, failure, answer = await time_call(call, timeout=self.timeout, clock=self.clock)
+        if failure and failure.exception:
+            log.error("key inspection failed unexpectedly", target=self.target, exc_info=failure.exception)
+        return seconds, failure, answer
+
+
+def _count_reads(description: KeyDescription | None, *, permissions: bool) -> Mapping[KeyRead, int]:
+    listed = description.call_count - 1 if description else 0
+    return {KeyRead.GET_KEY: 1, KeyRead.LIST_VERSIONS: listed, KeyRead.TEST_PERMISSIONS: int(permissions)}
+
+
+def _format_problem(subject: str, failure: Failure | None) -> str:
+    return f"{subject}: {failure.reason}: {failure.detail}" if failure else subject

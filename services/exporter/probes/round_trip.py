@@ -1,0 +1,158 @@
+"""One call to the key management service: timed, and whatever it raises is a failure with a reason.
+
+What: one round trip through a key → ProbeResult. Random plaintext and AAD, encrypt, decrypt, compare.
+
+Where it fails on the way to the service, the way is measured too. The key stands behind the port, which checks every
+checksum; no vendor's library is known here.
+
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from secrets import token_bytes
+from typing import TypeVar
+
+import structlog
+
+from services.exporter.model import Call, Failure, Operation, ProbeResult
+from shared.kms.port import ConnectivityPhase, KmsError, KmsKey
+from shared.kms.reason import Reason
+from shared.process.concurrency import is_task_cancelled
+
+PLAINTEXT_BYTES = 32
+"""The size of a data key, which is what services encrypt with KMS."""
+AAD_BYTES = 16
+
+T = TypeVar("T")
+
+
+async def time_call(
+    call: Callable[[], Awaitable[T]], *, timeout: float, clock: Callable[[], float]
+) -> tuple[float, Failure | None, T | None]:
+    """How many seconds `call` took, why it failed, or what it answered.
+
+    Raises nothing but cancellation: a defect of our own is a failure like any other.
+
+    Args:
+        call: bounds itself by `timeout`.
+        timeout: seconds; a call that timed out took at least as many.
+        clock: a clock that never jumps.
+    """
+    begin = clock()
+    try:
+        answer = await call()
+    except KmsError as error:
+        failure = Failure(error.reason, error.detail)
+    except asyncio.CancelledError as error:
+        # A library may raise it although nobody cancelled us; let through, it would leave the last success on show.
+        if is_task_cancelled():
+            raise
+        failure = Failure(Reason.INTERNAL, repr(error), error)
+    except Exception as error:  # noqa: BLE001  the reason `internal`; its trace travels in the failure
+        failure = Failure(Reason.INTERNAL, repr(error), error)
+    else:
+        return clock() - begin, None, answer
+    seconds = clock() - begin
+    if failure.reason is Reason.TIMEOUT:
+        # A service may report its own deadline before ours has passed; for us it took at least all of it.
+        seconds = max(seconds, timeout)
+    return seconds, failure, None
+
+
+CONNECTIVITY_MAX_AGE = 60.0
+"""How long a measured way stands for the same failure, before it is measured anew."""
+_CONNECTIVITY_REASONS = frozenset({Reason.UNAVAILABLE, Reason.TIMEOUT})
+
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _ConnectivityCache:
+    """The way as it was measured last."""
+
+    reason: Reason | None = None
+    """Why the last round trip failed; None where it was right, or where its failure has no way yet."""
+    measured_at: float = 0.0
+    """When it was measured, by the monotonic clock."""
+    phases: tuple[ConnectivityPhase, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Prober:
+    """Probes one target."""
+
+    service: str
+    target: str
+    key: KmsKey
+    timeout: float
+    """Seconds for each call."""
+    clock: Callable[[], float] = time.perf_counter
+    wall_clock: Callable[[], float] = time.time
+    random_bytes: Callable[[int], bytes] = token_bytes
+    _connectivity: _ConnectivityCache = field(default_factory=_ConnectivityCache, repr=False)
+
+    async def probe(self) -> ProbeResult:
+        """One round trip, within twice `timeout` and what the port adds to each call's bound.
+
+        Raises nothing but cancellation: a defect of our own is a failure like any other.
+        """
+        begin = self.clock()
+        result = await self._run_round_trip()
+        failure = result.failed_call.failure if result.failed_call else None
+        if failure is None or failure.reason not in _CONNECTIVITY_REASONS:
+            self._connectivity.reason = None
+            return result
+        await self._measure_connectivity(failure.reason, 2 * self.timeout - (self.clock() - begin))
+        return replace(
+            result, connectivity=self._connectivity.phases if self._connectivity.reason is failure.reason else ()
+        )
+
+    async def _run_round_trip(self) -> ProbeResult:
+        plaintext, aad = self.random_bytes(PLAINTEXT_BYTES), self.random_bytes(AAD_BYTES)
+        encrypt, encrypted = await self._time_call(
+            Operation.ENCRYPT, lambda: self.key.encrypt(plaintext, aad, timeout=self.timeout)
+        )
+        if encrypted is None:
+            return ProbeResult(self.service, self.target, self.wall_clock(), (encrypt,), None)
+        decrypt, decrypted = await self._time_call(
+            Operation.DECRYPT, lambda: self.key.decrypt(encrypted.ciphertext, aad, timeout=self.timeout)
+        )
+        if decrypted is not None and decrypted.plaintext != plaintext:
+            wrong = Failure(Reason.PLAINTEXT_MISMATCH, "decrypt gave back another plaintext than was encrypted")
+            decrypt = replace(decrypt, failure=wrong)
+        return ProbeResult(
+            self.service,
+            self.target,
+            self.wall_clock(),
+            (encrypt, decrypt),
+            encrypted.version,
+            encrypted.protection_level,
+        )
+
+    async def _measure_connectivity(self, reason: Reason, time_left: float) -> None:
+        """Measures the way within `time_left` seconds, unless it is known for this failure."""
+        now = self.clock()
+        if self._connectivity.reason is reason and now - self._connectivity.measured_at < CONNECTIVITY_MAX_AGE:
+            return
+        self._connectivity.reason = None
+        # In almost no time any way is too long, and the network would be blamed: the next probe may have more.
+        if time_left < self.timeout / 4:
+            return
+
+        async def measured() -> tuple[ConnectivityPhase, ...]:
+            async with asyncio.timeout(time_left):  # whatever it does, the result waits no longer
+                return await self.key.measure_connectivity(timeout=0.9 * time_left)
+
+        _, failure, phases = await time_call(measured, timeout=time_left, clock=self.clock)
+        if failure:
+            log.error(
+                "connectivity measurement failed", target=self.target, error=failure.detail, exc_info=failure.exception
+            )
+        self._connectivity.reason, self._connectivity.measured_at, self._connectivity.phases = reason, now, phases or ()
+
+    async def _time_call(self, operation: Operation, call: Callable[[], Awaitable[T]]) -> tuple[Call, T | None]:
+        seconds, failure, answer = await time_call(call, timeout=self.timeout, clock=self.clock)
+        return Call(operation, seconds, failure), answer

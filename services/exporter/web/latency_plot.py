@@ -1,0 +1,122 @@
+"""The last hour of a target as a small plot: round trips in, the lines of an SVG out. Pure.
+
+The scale is logarithmic: what is usual keeps its shape beside one call that took a thousand times as long, nothing is
+cut off, and ten times as slow is as high a step on every card.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from services.exporter.history import ROUND_TRIP_WINDOW, RoundTrips
+
+WIDTH = 360
+HEIGHT = 60
+POINTS = 120
+"""Points of a line, half a minute each; of several round trips in one the slowest is shown."""
+MIN_SECONDS = 0.0001
+"""Seconds; what is faster is drawn here."""
+_DECADE_STEPS = (1, 2, 5)
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A line across the plot."""
+
+    seconds: float
+    y: float
+    """In percent of the height, from the top."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """What is drawn, in units of WIDTH x HEIGHT, the hour from left to right."""
+
+    encrypt: tuple[str, ...]
+    """Lines as the `points` of an SVG polyline; a new one after each gap."""
+    decrypt: tuple[str, ...]
+    failures: tuple[float, ...]
+    """Where a round trip failed: x."""
+    min_seconds: float | None
+    """Seconds of the fastest call that is drawn; None where no call has a length."""
+    max_seconds: float | None
+    """Seconds of the slowest."""
+    ticks: tuple[Tick, ...]
+    """From the lower edge to the upper one; none where no call has a length."""
+
+
+def build_plot(round_trips: RoundTrips, now: float) -> Plot | None:
+    """The plot of the hour before `now`; None where nothing was tried in it."""
+    steps = [_compute_point(at, now) for at in round_trips.ended_at]
+    if not any(0 <= step < POINTS for step in steps):
+        return None
+    encrypt, decrypt = _find_slowest(steps, round_trips.encrypt), _find_slowest(steps, round_trips.decrypt)
+    lengths = [*encrypt.values(), *decrypt.values()]
+    marks = _build_scale(min(lengths), max(lengths)) if lengths else []
+    failed = {step for step, ok in zip(steps, round_trips.succeeded, strict=True) if not ok and 0 <= step < POINTS}
+    tried = sorted({step for step in steps if 0 <= step < POINTS})
+
+    def lines(values: dict[int, float]) -> tuple[str, ...]:
+        return tuple(_build_polylines({step: _compute_y(value, marks) for step, value in values.items()}, tried))
+
+    return Plot(
+        lines(encrypt),
+        lines(decrypt),
+        tuple(map(_compute_x, sorted(failed))),
+        min(lengths, default=None),
+        max(lengths, default=None),
+        tuple(Tick(mark, round(100 * _compute_y(mark, marks) / HEIGHT, 1)) for mark in _choose_ticks(marks)),
+    )
+
+
+def _build_scale(min_seconds: float, max_seconds: float) -> list[float]:
+    """1, 2, 5, 10, and so on, around all values: a decade at least, so that noise does not look like news."""
+    min_seconds, max_seconds = max(min_seconds, MIN_SECONDS), max(max_seconds, MIN_SECONDS)
+    first = math.floor(math.log10(min_seconds))
+    known = [
+        step * 10.0**power for power in range(first, math.ceil(math.log10(max_seconds)) + 2) for step in _DECADE_STEPS
+    ]
+    low = max((n for n, mark in enumerate(known) if mark <= min_seconds * (1 + 1e-6)), default=0)
+    high = next(n for n, mark in enumerate(known) if mark >= max_seconds * (1 - 1e-6))
+    return known[low : max(high, low + len(_DECADE_STEPS)) + 1]
+
+
+def _choose_ticks(marks: Sequence[float]) -> Sequence[float]:
+    """Only 1, 10, 100 where two of them are there: there is no room for more."""
+    decades = [mark for mark in marks if math.isclose(math.log10(mark), round(math.log10(mark)), abs_tol=1e-9)]
+    return decades if len(decades) > 1 else marks
+
+
+def _compute_y(seconds: float, marks: Sequence[float]) -> float:
+    """From the top."""
+    up = math.log(max(seconds, MIN_SECONDS) / marks[0]) / math.log(marks[-1] / marks[0])
+    return HEIGHT * (1 - min(max(0.0, up), 1.0))
+
+
+def _compute_point(at: float, now: float) -> int:
+    return math.ceil((at - now + ROUND_TRIP_WINDOW) / ROUND_TRIP_WINDOW * POINTS) - 1  # the last one holds what is now
+
+
+def _compute_x(step: int) -> float:
+    return round((step + 0.5) * WIDTH / POINTS, 1)
+
+
+def _find_slowest(steps: Sequence[int], seconds: Iterable[float]) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for step, value in zip(steps, seconds, strict=True):
+        if 0 <= step < POINTS and not math.isnan(value):
+            found[step] = max(value, found.get(step, 0.0))
+    return found
+
+
+def _build_polylines(heights: dict[int, float], points_with_probes: Sequence[int]) -> Iterable[str]:
+    """A line breaks where a round trip has no value of its own, not where none was due."""
+    line: list[str] = []
+    for step in points_with_probes:
+        if step in heights:
+            line.append(f"{_compute_x(step):g},{heights[step]:.1f}")
+        elif line:
+            yield " ".join(line)
+            line = []
+    if line:
+        yield " ".join(line)

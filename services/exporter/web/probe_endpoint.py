@@ -1,0 +1,251 @@
+"""What a probe did, step by step, for a person who reads it in a terminal. Pure.
+
+`GET /probe?target=NAME`, as blackbox_exporter has it: a probe of that target → its metrics, or its steps in words.
+
+Only targets of the configuration are probed. A probe that takes longer than the caller waits goes on, and is counted at
+`/metrics` as every other.
+
+"""
+
+import asyncio
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from services.exporter.model import Call, Operation, ProbeResult
+from services.exporter.probes.coalescing import CoalescedProbe, ProbeClosedError
+from services.exporter.web import findings
+from shared.config.settings import Role
+from shared.http.authorization import ProtectedRoute, RouteRequirements
+from shared.http.server import select_encoder
+from shared.kms.port import ConnectivityPhase
+from shared.kms.reason import Reason
+
+MAX_TEXT_LENGTH: Final = 500
+"""Characters shown of what a service said."""
+_SUCCESS_TEXTS: Final = {
+    Operation.ENCRYPT: "right: plaintext and AAD arrived by their CRC32C, and the ciphertext matches its own",
+    Operation.DECRYPT: "right: the plaintext matches its CRC32C, and is the one that was encrypted",
+}
+
+
+def format_probe(
+    probe: CoalescedProbe, result: ProbeResult | None, connectivity: Sequence[ConnectivityPhase], waited_seconds: float
+) -> str:
+    """The steps, a line each.
+
+    Args:
+        probe: whose they are.
+        result: None where it had not come after `waited_seconds` seconds.
+        connectivity: empty where it was not measured.
+        waited_seconds: seconds.
+    """
+    return "\n".join(_format_lines(probe, result, connectivity, waited_seconds))
+
+
+def make_printable(text: str, length: int = MAX_TEXT_LENGTH) -> str:
+    """One line that moves no terminal's cursor, cut to `length` characters."""
+    cut = text if len(text) <= length else f"{text[:length]}…"
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in cut)
+
+
+def _format_lines(
+    probe: CoalescedProbe, result: ProbeResult | None, connectivity: Sequence[ConnectivityPhase], waited_seconds: float
+) -> Iterator[str]:
+    yield f"Probe of {make_printable(probe.target)}, service {make_printable(probe.service)}"
+    if result is None:
+        yield f"It had not ended after {waited_seconds:g} s: timeout. It goes on, and is counted at /metrics when it ends."
+    else:
+        yield f"It ended at {datetime.fromtimestamp(result.ended_at, UTC).isoformat(timespec='milliseconds')}."
+        yield ""
+        yield "The calls:"
+        for call in result.calls:
+            yield _format_step(call.operation, call.seconds, _format_outcome(call))
+        version = make_printable(result.key_version) if result.key_version else "none"
+        yield f"  key version that encrypted: {version}"
+        yield f"  protection level: {make_printable(result.protection_level or 'not known')}"
+    yield ""
+    yield "The way to KMS, on a connection of its own:"
+    for phase in connectivity:
+        yield _format_step(phase.name, phase.seconds, make_printable(phase.error or "right"))
+    if not connectivity:
+        yield "  not measured: no time was left"
+    if result is not None:
+        yield _format_step("first call", result.calls[0].seconds, "on the connection of the probes")
+        yield from _format_advice(result, connectivity)
+    yield ""
+    yield "What a scrape gets:"
+
+
+def _format_advice(result: ProbeResult, connectivity: Sequence[ConnectivityPhase]) -> Iterator[str]:
+    failure = result.failed_call.failure if result.failed_call else None
+    if failure is None:
+        return
+    yield ""
+    if failure.reason in (Reason.TIMEOUT, Reason.UNAVAILABLE) and (
+        sentence := findings.describe_connectivity(connectivity)
+    ):
+        yield make_printable(sentence)
+    yield findings.REASON_ADVICE[failure.reason].text
+
+
+def _format_outcome(call: Call) -> str:
+    if call.failure is None:
+        return _SUCCESS_TEXTS[call.operation]
+    return f"{call.failure.reason}: {make_printable(call.failure.detail)}"
+
+
+def _format_step(name: str, seconds: float, outcome: str) -> str:
+    return f"  {name:<10}  {seconds:9.4f} s  {outcome}"
+
+
+SCRAPE_TIMEOUT_HEADER: Final = "X-Prometheus-Scrape-Timeout-Seconds"
+"""The header in which Prometheus says how long it waits."""
+TIMEOUT_OFFSET: Final = 0.5
+"""Seconds of it that are left for the answer's way, as blackbox_exporter leaves them."""
+MAX_TIMEOUT: Final = 120.0
+"""Seconds that nobody waits longer; blackbox_exporter's bound where the header is missing."""
+_HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+_METRICS_ACCESS: Final = RouteRequirements(Role.VIEWER, is_public=True, has_side_effects=True)
+_DEBUG_ACCESS: Final = RouteRequirements(Role.VIEWER, has_side_effects=True, challenges_browser=True)
+
+
+def build_route(get_probes: Callable[[], Mapping[str, CoalescedProbe]]) -> ProtectedRoute:
+    """The page. Its metrics need no token, as at `/metrics`; its steps do.
+
+    Args:
+        get_probes: the targets that are watched now, by name.
+    """
+
+    async def answer(request: Request) -> Response:
+        if request.method != "GET":  # a HEAD must not cost a probe
+            return PlainTextResponse("only GET\n", status_code=405, headers={"Allow": "GET"})
+        response = await _respond(request, get_probes(), debug=_is_debug(request))
+        response.headers.update(_HEADERS)
+        return response
+
+    return ProtectedRoute("/probe", answer, lambda request: _DEBUG_ACCESS if _is_debug(request) else _METRICS_ACCESS)
+
+
+def _is_debug(request: Request) -> bool:
+    return request.query_params.get("debug") == "true"
+
+
+async def _respond(request: Request, probes: Mapping[str, CoalescedProbe], *, debug: bool) -> Response:
+    names = request.query_params.getlist("target")
+    if len(names) != 1 or not names[0]:
+        return PlainTextResponse("say which target, once: /probe?target=NAME\n", status_code=400)
+    demand = probes.get(names[0])
+    if demand is None:
+        told = f"there is no target {make_printable(names[0], 100)}; the board at / lists all of them\n"
+        return PlainTextResponse(told, status_code=404)
+    seconds = _parse_timeout(request.headers.get(SCRAPE_TIMEOUT_HEADER, ""))
+    if seconds <= 0:
+        told = f"{SCRAPE_TIMEOUT_HEADER} has to be over {TIMEOUT_OFFSET:g}: set a longer scrape_timeout in Prometheus\n"
+        return PlainTextResponse(told, status_code=400)
+    try:
+        probed = await _ProbeMetrics.wait_for(demand, seconds, debug=debug)
+    except (ProbeClosedError, _BusyError) as error:
+        return PlainTextResponse(f"{error}\n", status_code=503)
+    if debug:
+        metrics = generate_latest(probed).decode()
+        return PlainTextResponse(f"{format_probe(demand, probed.result, probed.connectivity, seconds)}\n{metrics}")
+    encode, content_type = select_encoder(request.headers.get("accept", ""))
+    return Response(encode(probed), headers={"content-type": content_type})
+
+
+def _parse_timeout(header: str) -> float:
+    """How long the caller can be let wait; a header that is no number counts as missing."""
+    try:
+        given = float(header)
+    except ValueError:
+        return MAX_TIMEOUT
+    return min(given - TIMEOUT_OFFSET, MAX_TIMEOUT) if math.isfinite(given) else MAX_TIMEOUT
+
+
+class _BusyError(Exception):
+    """The probe could not be made in time, and KMS is not to blame."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"for most of {seconds:g} s no place was free for this probe: others of its endpoint took all of them; "
+            "/metrics says how they went. Raise probe.concurrency, or wait longer"
+        )
+
+
+class _ProbeMetrics(Collector):
+    """What one probe found, as metrics of its own."""
+
+    def __init__(
+        self, result: ProbeResult | None, connectivity: tuple[ConnectivityPhase, ...], waited_seconds: float
+    ) -> None:
+        self.result = result
+        self.connectivity = connectivity
+        self._waited = waited_seconds
+
+    @classmethod
+    async def wait_for(cls, probe: CoalescedProbe, seconds: float, *, debug: bool) -> "_ProbeMetrics":
+        """Waits so many `seconds` for a probe, and for a look at its way where that is wanted.
+
+        Raises ClosedError, or _BusyError where the probe was given its place too late to say anything of KMS.
+        """
+        late = asyncio.get_running_loop().time() + seconds / 2
+        result: ProbeResult | None = None
+        way: tuple[ConnectivityPhase, ...] = ()
+        try:
+            async with asyncio.timeout(seconds):
+                result = await probe.run_or_reuse()
+                way = result.connectivity
+                if debug and not way:
+                    way = await probe.measure_connectivity()
+        except TimeoutError:  # what is missing says it
+            if result is None and (probe.started_at is None or probe.started_at > late):
+                raise _BusyError(seconds) from None
+        return cls(result, way, seconds)
+
+    def collect(self) -> Iterable[Metric]:
+        """The families; those of which nothing is known have no sample."""
+        result = self.result
+        call = result.failed_call if result else None
+        reason = Reason.TIMEOUT if result is None else call.failure.reason if call and call.failure else None
+        calls = result.calls if result else ()
+        yield _build_gauge("probe_success", "1 if the round trip was right in every respect.", float(reason is None))
+        yield _build_gauge(
+            "probe_duration_seconds",
+            "Duration of the round trip; of the wait, where it had not ended.",
+            sum(call.seconds for call in calls) if result else self._waited,
+        )
+        reasons = GaugeMetricFamily("probe_failure_reason", "1 for why it was not right.", labels=["reason"])
+        for known in Reason:
+            reasons.add_metric([known], float(known is reason))
+        yield reasons
+        operations = GaugeMetricFamily(
+            "probe_operation_duration_seconds", "Duration of each call that was made.", labels=["operation"]
+        )
+        for call in calls:
+            operations.add_metric([call.operation], call.seconds)
+        yield operations
+        phases = GaugeMetricFamily(
+            "probe_phase_duration_seconds", "Duration of each step on the way, where it was measured.", labels=["phase"]
+        )
+        for phase in self.connectivity:
+            phases.add_metric([phase.name], phase.seconds)
+        yield phases
+        number = (result.key_version or "").rpartition("/")[2] if result else ""
+        yield _build_gauge(
+            "probe_key_version", "Number of the version that encrypted.", int(number) if number.isdecimal() else None
+        )
+        yield _build_gauge(
+            "probe_timestamp_seconds", "Unix time of the round trip's end.", result.ended_at if result else None
+        )
+
+
+def _build_gauge(name: str, documentation: str, value: float | None) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, documentation, value=value)

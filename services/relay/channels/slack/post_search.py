@@ -1,0 +1,160 @@
+"""Whether Slack has a message already: its delivery goes in; its place, or that it is not there, or unknown, comes out.
+
+Slack has no idempotency key, but keeps the metadata of a post, and gives it back to whoever may read the channel: the
+bot needs the scope `channels:history`, and `groups:history` for a private channel, and must be a member. The methods
+that read take only the channel's ID; where it is not in the configuration and nothing was posted yet, it is looked up
+by its name, which needs `channels:read`, and `groups:read` for a private channel.
+https://docs.slack.dev/reference/methods/conversations.history
+"""
+
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any, Final, NamedTuple
+
+from services.relay.channels.port import Reason, SendError
+from services.relay.channels.slack.web_api import SlackApi, SlackError
+from services.relay.model import Message
+from services.relay.text import truncate
+
+EVENT_TYPE: Final = "keypulse_delivery"
+_CLOCK_MARGIN: Final = 60.0
+"""Seconds before a message was accepted from which on it is looked for."""
+_MAX_PAGES: Final = 5
+_MESSAGES_PER_PAGE: Final = 200
+"""On a page."""
+_MAX_TS: Final = 200
+"""Characters of a `ts` that are kept; Slack's have 17."""
+_CHANNELS_PER_PAGE: Final = 999
+"""On a page; Slack's limit."""
+_TEMPORARY: Final = {Reason.TIMEOUT, Reason.CONNECTION, Reason.RATE_LIMITED, Reason.SERVER_ERROR}
+
+
+class PostLocation(NamedTuple):
+    """Where a message stands."""
+
+    channel: str
+    """Its ID."""
+    ts: str
+
+
+class NotFound(Enum):
+    """Why no place is given."""
+
+    ABSENT = "not there"
+    UNKNOWN = "unknown"
+    """It could not be looked for, or not in all places: a scope is missing, or there are too many messages."""
+
+
+def build_metadata(message: Message) -> dict[str, Any]:
+    """The metadata of a post by which it is found again."""
+    return {"event_type": EVENT_TYPE, "event_payload": {"delivery_id": message.delivery_id}}
+
+
+async def find_post(
+    api: SlackApi, message: Message, channel_name: str, channel_id: str | None
+) -> PostLocation | NotFound:
+    """Looks for the post of this delivery.
+
+    Args:
+        api: the workspace.
+        message: as it was posted, or not.
+        channel_name: of its channel, with `#`.
+        channel_id: its ID, where an answer of this run or the configuration named it.
+
+    Raises:
+        SendError: a temporary trouble; it is worth asking again.
+    """
+    try:
+        channel_id = channel_id or await _find_channel_id(api, channel_name.removeprefix("#"))
+        if channel_id:
+            return await _find_in_channel(api, message, channel_id)
+        # The channel of the first receipt may be another one than is configured now: what is not there may be here.
+        first = (message.first_receipt or {}).get("channel")
+        place = await _find_in_channel(api, message, first) if first else NotFound.UNKNOWN
+        return NotFound.UNKNOWN if isinstance(place, NotFound) else place
+    except SendError as error:
+        if error.reason in _TEMPORARY:
+            raise
+        return NotFound.UNKNOWN
+
+
+async def _find_in_channel(api: SlackApi, message: Message, channel: str) -> PostLocation | NotFound:
+    """What is not there by our clock is looked for by Slack's, which stamped the post and is in each of its answers."""
+    since = message.accepted_at.timestamp() - _CLOCK_MARGIN
+    place = await _find_since(api, message, channel, since)
+    if place is not NotFound.ABSENT:
+        return place
+    if api.slack_time is None:
+        return NotFound.UNKNOWN
+    by_slack = api.slack_time - message.age - _CLOCK_MARGIN
+    return await _find_since(api, message, channel, by_slack) if by_slack < since else place
+
+
+async def _find_since(api: SlackApi, message: Message, channel: str, since: float) -> PostLocation | NotFound:
+    arguments = {
+        "channel": channel,
+        "oldest": f"{since:.6f}",
+        "limit": _MESSAGES_PER_PAGE,
+        "include_all_metadata": True,
+    }
+    first_ts = (message.first_receipt or {}).get("ts")
+    try:
+        if first_ts:
+            return await _search(api, "conversations.replies", {**arguments, "ts": first_ts}, message)
+    except SlackError as error:
+        if error.code != "thread_not_found":
+            raise
+        # The first message is gone, and Slack puts a reply to it into the channel, outside any thread.
+    return await _search(api, "conversations.history", arguments, message)
+
+
+async def _search(
+    api: SlackApi, method: str, arguments: Mapping[str, Any], message: Message
+) -> PostLocation | NotFound:
+    ours = build_metadata(message)
+
+    def is_it(post: Mapping[str, Any]) -> bool:
+        metadata = post.get("metadata")
+        return isinstance(metadata, dict) and all(metadata.get(key) == ours[key] for key in ours)
+
+    post = await _find_first(api, method, arguments, "messages", is_it)
+    return (
+        post
+        if isinstance(post, NotFound)
+        else PostLocation(arguments["channel"], truncate(str(post.get("ts", "")), _MAX_TS))
+    )
+
+
+async def _find_channel_id(api: SlackApi, name: str) -> str | None:
+    """Each type by itself, because a bot may see one and lack the scope for the other."""
+    for kind in ("public_channel", "private_channel"):
+        arguments = {"types": kind, "exclude_archived": True, "limit": _CHANNELS_PER_PAGE}
+        try:
+            found = await _find_first(
+                api, "conversations.list", arguments, "channels", lambda one: one.get("name") == name
+            )
+        except SendError as error:
+            if error.reason in _TEMPORARY:
+                raise
+        else:
+            if not isinstance(found, NotFound):
+                return str(found.get("id", ""))
+    return None
+
+
+async def _find_first(
+    api: SlackApi, method: str, arguments: Mapping[str, Any], key: str, matches: Callable[[Mapping[str, Any]], bool]
+) -> Mapping[str, Any] | NotFound:
+    """The first item of a list that fits, a page of it at a time."""
+    cursor: dict[str, Any] = {}
+    for _ in range(_MAX_PAGES):
+        page = await api.read(method, {**arguments, **cursor})
+        items = page.get(key)
+        for item in items if isinstance(items, list) else ():
+            if isinstance(item, dict) and matches(item):
+                return item
+        metadata = page.get("response_metadata")
+        cursor = {"cursor": metadata.get("next_cursor") if isinstance(metadata, dict) else None}
+        if not cursor["cursor"]:
+            return NotFound.ABSENT
+    return NotFound.UNKNOWN

@@ -1,0 +1,89 @@
+"""`--config` after a command, where many people type it; before it, it is the relay's own.
+
+The outbox for a command, whether a relay runs beside it or not; its audit; and a channel's name, as it was typed.
+"""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from services.relay.config import RelaySettings
+from services.relay.outbox.audit import OutboxAudit
+from services.relay.outbox.engine import dialect
+from services.relay.outbox.engine.store import Store, StoreUnusableError, open_store
+from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from shared.http.audit_log import AuditEntry, AuditUnavailableError
+from shared.process.command_line import parse_option_or_exit
+
+Command = Callable[..., Any]
+
+
+def add_config_option(command: Command) -> Command:
+    """Hands the configuration's file to a command as its first argument."""
+    option = click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        expose_value=False,
+        callback=_replace_config,
+        help="The relay's YAML file; it may stand before the command, too.",
+    )
+    return option(click.pass_obj(command))
+
+
+def _replace_config(context: click.Context, _option: click.Parameter, path: Path | None) -> None:
+    if path is not None:
+        context.obj = path
+
+
+T = TypeVar("T")
+
+
+def run_with_outbox(settings: RelaySettings, work: Callable[[Store], Awaitable[T]], *, read_only: bool = False) -> T:
+    """What `work` returns; where the database cannot be used, one sentence on standard error, then exit 1.
+
+    Args:
+        settings: say where it is.
+        work: what to do with it.
+        read_only: `work` only reads: then whoever holds the database is not waited for.
+    """
+    file = Path(str(settings.database.database))
+    if dialect.is_sqlite(settings.database) and not file.exists():  # the store would make it
+        click.echo(f"there is no database {file}; start the relay, or set another `database`", err=True)
+        sys.exit(1)
+
+    async def run() -> T:
+        async with open_store(settings.database, time.time, settings.unmerged_channels, read_only=read_only) as store:
+            return await work(store)
+
+    try:
+        return asyncio.run(run())
+    except StoreUnusableError as error:
+        click.echo(str(error), err=True)
+    except StoreUnavailableError as error:
+        click.echo(f"the outbox cannot be used now, try again: {error}", err=True)
+    sys.exit(1)
+
+
+async def record_action(store: Store, action: str, on: str) -> None:
+    """No credential stands behind a command, but the account that may write into the database."""
+    entry = AuditEntry(store.clock(), f"uid {os.geteuid()}", "command line", action, on)
+    with suppress(AuditUnavailableError):  # what is done stays done; the next call says that the database fails
+        await OutboxAudit(store).add(entry)
+
+
+def check_channel_or_exit(settings: RelaySettings, name: str) -> str:
+    """The name of a configured channel; where it is none, one line on standard error, then exit 2."""
+
+    def known(given: str) -> str:
+        if given not in settings.channels:
+            raise ValueError(f"no such channel; expected one of {', '.join(sorted(settings.channels))}")
+        return given
+
+    return parse_option_or_exit("--channel", known, name)

@@ -1,0 +1,216 @@
+"""Deliveries as a person reads them in a terminal. What an alert says is written by others: it cannot steer it.
+
+`deliveries`: what was delivered, to which channel, and how it went.
+"""
+
+import json
+import re
+import sys
+from collections.abc import AsyncIterator, Collection, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from services.relay.cli.command_context import add_config_option, run_with_outbox
+from services.relay.config import RelaySettings
+from services.relay.outbox import queries
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.queries import (
+    AttemptRow,
+    DeliveryDetails,
+    DeliveryRow,
+    check_text,
+    encode_delivery,
+    encode_details,
+    format_time,
+    parse_state,
+    parse_time,
+)
+from services.relay.outbox.tables import State
+from services.relay.text import clean_line, clean_text
+from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
+
+_PIPE_WIDTH = 1000
+"""Columns of a pipe: nothing is cut off or folded there."""
+_NARROW_HEADINGS: Final = ("id\naccepted", "alertname\nstatus, channel", "state\nattempts: reason")
+_UNFOLDED: Final = {"id", _NARROW_HEADINGS[0]}
+"""The columns that are never folded: a person copies what stands there."""
+
+
+def print_deliveries(deliveries: Collection[DeliveryRow]) -> None:
+    """Prints a table with a row for each, of two lines where the terminal is too narrow for one."""
+    headings = ("id", "accepted", "alertname", "status", "channel", "state", "attempts", "reason")
+    table = _build_table(headings, map(_build_row, deliveries))
+    console = _open_console()
+    if console.measure(table, options=console.options.update_width(_PIPE_WIDTH)).maximum > console.width:
+        table = _build_table(_NARROW_HEADINGS, map(_build_narrow_row, deliveries))
+    console.print(table)
+
+
+def print_details(details: DeliveryDetails) -> None:
+    """Prints all that is known of one."""
+    one = details.delivery
+    facts = {
+        "id": one.id,
+        "alertname": one.alertname,
+        "status": one.status,
+        "receiver": one.receiver,
+        "channel": one.channel,
+        "state": one.state,
+        "reason": one.reason,
+        "accepted": format_time(one.accepted_at),
+        "finished": format_time(one.finished_at),
+        "note": one.remark,
+        "superseded by": one.superseded_by,
+        "tells of": ", ".join(details.supersedes),
+        "event": one.event_id,
+        "incident": one.incident_id,
+    }
+    grid = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        if value:
+            grid.add_row(name, _build_cell(value))
+    if one.receipt:
+        grid.add_row("receipt", _build_cell(*(f"{key}={value}" for key, value in one.receipt.items())))
+    console = _open_console()
+    console.print(grid)
+    if details.attempts:
+        console.print(
+            "",
+            _build_table(
+                ("attempt", "started", "seconds", "reason", "answer"), map(_build_attempt_row, details.attempts)
+            ),
+        )
+    if details.payload is not None:
+        console.print("", "payload, credentials masked:", Text(clean_text(details.payload), overflow="fold"), sep="\n")
+
+
+def _build_row(delivery: DeliveryRow) -> Iterable[Text]:
+    about = (delivery.id, format_time(delivery.accepted_at), delivery.alertname, delivery.status)
+    return map(_build_cell, (*about, delivery.channel, delivery.state, str(delivery.attempt_count), delivery.reason))
+
+
+def _build_narrow_row(delivery: DeliveryRow) -> Iterable[Text]:
+    tried = f"{delivery.attempt_count}: {delivery.reason}" if delivery.reason else None
+    return (
+        _build_cell(delivery.id, format_time(delivery.accepted_at), ""),
+        _build_cell(delivery.alertname, f"{delivery.status}, {delivery.channel}", ""),
+        _build_cell(delivery.state, tried, ""),
+    )
+
+
+def _build_attempt_row(attempt: AttemptRow) -> Iterable[Text]:
+    started = format_time(attempt.started_at)
+    return map(_build_cell, (str(attempt.number), started, f"{attempt.seconds:.3f}", attempt.reason, attempt.detail))
+
+
+def _build_table(headings: Iterable[str], rows: Iterable[Iterable[Text]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(heading, overflow="fold", no_wrap=heading in _UNFOLDED)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _build_cell(*lines: str | None) -> Text:
+    return Text("\n".join(clean_line(line or "") for line in lines), overflow="fold")
+
+
+def _open_console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False, markup=False, emoji=False)
+
+
+_DEFAULT_LIMIT: Final = 50
+_PAGE_SIZE: Final = 500
+
+_EXAMPLES: Final = """\b
+Examples:
+  keypulse-relay --config relay.yml deliveries --state dead
+  keypulse-relay --config relay.yml deliveries --channel pagerduty --since 2026-11-24T22:00:00Z --json
+  keypulse-relay --config relay.yml deliveries 5f0c8e4f1b3f4c1e9a52d1f7f6a3b9d2"""
+
+
+@click.command("deliveries", short_help="Show what was delivered, and how it went.", epilog=_EXAMPLES)
+@click.argument("delivery_id", metavar="[ID]", required=False)
+@click.option("--state", "in_state", help=f"Only those in this state: {', '.join(State)}.")
+@click.option("--channel", help="Only those to this channel.")
+@click.option("--alertname", help="Only those of this alert.")
+@click.option("--since", metavar="TIME", help="Only those accepted since, such as 2026-11-24T22:46:10Z.")
+@click.option("--limit", metavar="NUMBER", help=f"At most so many; {_DEFAULT_LIMIT} where it is not given.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line.")
+@add_config_option
+def command(config: Path | None, /, delivery_id: str | None, *, as_json: bool, **filters: str | None) -> None:
+    """Show the newest deliveries, or all that is known of one: its attempts, its receipt, the payload as sent."""
+    settings = load_settings_or_exit(RelaySettings, config)
+    given = {name: value for name, value in filters.items() if value is not None}
+    if delivery_id is None:
+        wanted, limit = _parse_filter(given)
+        run_with_outbox(settings, lambda store: _print_list(store, wanted, limit, as_json=as_json), read_only=True)
+    elif given:
+        click.echo("ID: expected alone; the filters are for a list", err=True)
+        sys.exit(2)
+    elif not run_with_outbox(
+        settings,
+        partial(_print_one, parse_option_or_exit("ID", check_text, delivery_id), as_json=as_json),
+        read_only=True,
+    ):
+        click.echo(f"{delivery_id}: no such delivery", err=True)
+        sys.exit(1)
+
+
+def _parse_filter(options: dict[str, str]) -> tuple[queries.DeliveryFilter, int]:
+    """What was asked for, and how much of it; on a mistake one line on standard error, then exit 2."""
+    wanted = queries.DeliveryFilter(
+        state=parse_option_or_exit("--state", parse_state, options["in_state"]) if "in_state" in options else None,
+        channel=parse_option_or_exit("--channel", check_text, options["channel"]) if "channel" in options else None,
+        alertname=parse_option_or_exit("--alertname", check_text, options["alertname"])
+        if "alertname" in options
+        else None,
+        since=parse_option_or_exit("--since", parse_time, options["since"]) if "since" in options else None,
+    )
+    return wanted, parse_option_or_exit("--limit", _parse_limit, options.get("limit", str(_DEFAULT_LIMIT)))
+
+
+def _parse_limit(text: str) -> int:
+    if not re.fullmatch("[1-9][0-9]{0,8}", text):
+        raise ValueError("expected a number from 1 on")
+    return int(text)
+
+
+async def _print_list(store: Store, wanted: queries.DeliveryFilter, limit: int, *, as_json: bool) -> None:
+    if as_json:
+        async for delivery in _iterate_deliveries(store, wanted, limit):
+            click.echo(json.dumps(encode_delivery(delivery)))
+    else:
+        print_deliveries([delivery async for delivery in _iterate_deliveries(store, wanted, limit)])
+
+
+async def _print_one(delivery_id: str, store: Store, *, as_json: bool) -> bool:
+    record = await queries.read_delivery(store, delivery_id)
+    if record is None:
+        return False
+    if as_json:
+        click.echo(json.dumps(encode_details(record)))
+    else:
+        print_details(record)
+    return True
+
+
+async def _iterate_deliveries(
+    store: Store, wanted: queries.DeliveryFilter, limit: int
+) -> AsyncIterator[queries.DeliveryRow]:
+    before = None
+    while limit > 0:
+        page = await queries.list_deliveries(store, wanted, limit=min(limit, _PAGE_SIZE), before=before)
+        for delivery in page.deliveries:
+            yield delivery
+        limit -= len(page.deliveries)
+        before = page.before
+        if before is None:
+            return

@@ -1,0 +1,94 @@
+"""`retry_delivery`: tries again what was given up."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+
+from services.relay.cli.command_context import add_config_option, check_channel_or_exit, record_action, run_with_outbox
+from services.relay.config import RelaySettings
+from services.relay.outbox import queries
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.queries import check_text
+from services.relay.outbox.requeue import (
+    BULK_STEP,
+    NotRetryableError,
+    UnknownDeliveryError,
+    retry_channel,
+    retry_delivery,
+)
+from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
+
+_EXAMPLES: Final = """\b
+Examples:
+  keypulse-relay --config relay.yml retry 5f0c8e4f1b3f4c1e9a52d1f7f6a3b9d2
+  keypulse-relay --config relay.yml retry --channel slack-critical
+  keypulse-relay --config relay.yml retry --all"""
+
+
+@click.command("retry", short_help="Try again what was given up.", epilog=_EXAMPLES)
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@click.option("--channel", help="All that were given up on this channel.")
+@click.option("--all", "all_channels", is_flag=True, help="All that were given up on every configured channel.")
+@add_config_option
+def command(config: Path | None, ids: tuple[str, ...], channel: str | None, all_channels: bool) -> None:
+    """Try again what was given up (dead): it tells the current state of its incident. What waits is due at once.
+
+    With --channel and --all, a channel that refuses everything is tried at once, too.
+
+    A relay that runs notices within seconds; else it goes out at the next start.
+    """
+    settings = load_settings_or_exit(RelaySettings, config)
+    if [bool(ids), channel is not None, all_channels].count(True) != 1:
+        click.echo("expected one of: IDs, --channel, --all", err=True)
+        sys.exit(2)
+    for delivery_id in ids:
+        parse_option_or_exit("ID", check_text, delivery_id)
+    if ids:
+        retried, problems = run_with_outbox(settings, lambda store: _retry_deliveries(store, ids, settings))
+    else:
+        names = [check_channel_or_exit(settings, channel)] if channel is not None else sorted(settings.channels)
+        retried, problems = run_with_outbox(settings, lambda store: _retry_channels(store, names)), []
+    for problem in problems:
+        click.echo(problem, err=True)
+    click.echo(f"{retried} to be sent again")
+    sys.exit(1 if problems else 0)
+
+
+async def _retry_deliveries(store: Store, ids: Sequence[str], settings: RelaySettings) -> tuple[int, list[str]]:
+    """How many are tried again, and a line for each of the others."""
+    problems = []
+    with _show_progress(len(ids)) as advance:
+        for delivery_id in ids:
+            try:
+                await retry_delivery(store, delivery_id, settings.channels)
+                await record_action(store, "retry", delivery_id)
+            except (UnknownDeliveryError, NotRetryableError) as error:
+                problems.append(f"{delivery_id}: {error}")
+            advance(1)
+    return len(ids) - len(problems), problems
+
+
+async def _retry_channels(store: Store, names: Sequence[str]) -> int:
+    retried = 0
+    with _show_progress(sum([await queries.count_dead(store, name) for name in names])) as advance:
+        for name in names:
+            await record_action(store, "retry all", name)
+            async for taken in retry_channel(store, name):
+                retried += taken
+                advance(taken)
+    return retried
+
+
+@contextmanager
+def _show_progress(total: int) -> Iterator[Callable[[float], None]]:
+    """A bar on standard error, where a person looks at it and it is more than one step."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal or total <= BULK_STEP) as progress:
+        yield partial(progress.advance, progress.add_task("to be sent again", total=total))

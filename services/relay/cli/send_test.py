@@ -1,0 +1,39 @@
+"""`send-test`: whether a channel works."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Final
+
+import click
+import structlog
+
+from services.relay.app import send_test_message
+from services.relay.channels.port import SendError
+from services.relay.cli.command_context import add_config_option, check_channel_or_exit
+from services.relay.config import RelaySettings
+from shared.process import logs
+from shared.process.command_line import load_settings_or_exit
+
+_EXAMPLES: Final = """\b
+Example:
+  keypulse-relay --config relay.yml send-test --channel slack-critical"""
+
+
+@click.command("send-test", short_help="Send a test page and its all-clear.", epilog=_EXAMPLES)
+@click.option("--channel", required=True, help="The name of a channel in the configuration.")
+@add_config_option
+def command(config: Path | None, channel: str) -> None:
+    """Send a test page and its all-clear on one channel, and print what the provider answered."""
+    settings = load_settings_or_exit(RelaySettings, config)
+    check_channel_or_exit(settings, channel)
+    if settings.channels[channel].kind == "log":
+        structlog.reset_defaults()
+        logs.configure(settings.service_name)  # what it sends are lines of the log
+    try:
+        for receipt in asyncio.run(send_test_message(settings, channel)):
+            click.echo(json.dumps(dict(receipt)))
+    except SendError as error:
+        click.echo(f"{channel}: not sent ({error.reason}): {error.detail}", err=True)
+        sys.exit(1)

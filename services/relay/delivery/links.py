@@ -1,0 +1,153 @@
+"""Where a person goes from an alert: its own annotations, or templates filled with its labels. Pure, and fails open.
+
+Whatever cannot become a link is no link; an alert is never held back for one. Labels and annotations are written by
+whoever can write a rule or a metric, so nothing of them gets into a link unescaped, and only http(s) gets out.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final
+from urllib.parse import SplitResult, quote, unquote, urlsplit
+
+import uritemplate
+
+from services.relay.model import Alert, Event, Links
+
+MAX_URL: Final = 1900
+"""Characters, as in channels/wording.py, which shows no longer link."""
+_DASHBOARD_MARGIN: Final = timedelta(minutes=30)
+"""What a dashboard shows before the start and after the end."""
+_COMPUTED_VARIABLES: Final = "alertname_lower, from_ms, to_ms"
+_VARIABLE: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+_LABEL_PARAMETER: Final = re.compile(r"[^={}]*=\{(\w+)\}")
+_ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+(?:[/?#]|$)")
+_HOST: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
+_CONTROL: Final = re.compile(r"[\x00-\x20\x7f-\xa0\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff]")
+_URL_CHARACTERS: Final = "%/:?#[]@!$&'()*+,;=~-._"
+"""What has a meaning in a URL (RFC 3986); the rest is percent-encoded."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRules:
+    """What a person set. Templates are RFC 6570 with simple expansion; None makes no link."""
+
+    runbook: str | None
+    dashboard: str | None
+    allow_hosts: Collection[str]
+    """Hosts that an alert's own addresses may lead to, in lower case; empty allows every one."""
+
+
+def check_template(template: str) -> str:
+    """The template, where it can give a link, and only to its own place. Raises ValueError with what was expected."""
+    if not _ORIGIN.match(template):
+        raise ValueError("expected http(s)://HOST/…, without a variable or credentials in the host")
+    names = re.findall(r"\{([^}]*)\}?", template)
+    for name in names:
+        if name[:1] and name[:1] in "+#./;?&":
+            raise ValueError(f"{{{name}}} is not simple expansion, which escapes; write {{{name[1:]}}}")
+        if not _VARIABLE.fullmatch(name):
+            raise ValueError(
+                f"{{{name}}} is no variable; expected the name of a label, or one of {_COMPUTED_VARIABLES}"
+            )
+    if re.search(r"[{}]", re.sub(r"\{[^{}]*\}", "", template)):
+        raise ValueError("expected each { to have its }")
+    if _fill_template(template, dict.fromkeys(names, "x")) is None:
+        raise ValueError(
+            f"gives no link, whatever the labels; expected at most {MAX_URL} characters, a plain host, a port up to "
+            "65535, no spaces, and no . or .. in its path"
+        )
+    return template
+
+
+def build_links(alert: Alert, accepted_at: datetime, rules: LinkRules) -> Links:
+    """An alert's links; an annotation `runbook_url` or `dashboard_url` wins over the template where it can be trusted.
+
+    Args:
+        alert: whose annotations and labels are used.
+        accepted_at: the end of what the dashboard shows, while the alert fires.
+        rules: what a person set.
+    """
+    return Links(
+        runbook=_read_annotation(alert, "runbook_url", rules) or _expand_template(rules.runbook, alert, accepted_at),
+        dashboard=_read_annotation(alert, "dashboard_url", rules)
+        or _expand_template(rules.dashboard, alert, accepted_at),
+    )
+
+
+def remove_foreign_links(event: Event, rules: LinkRules) -> Event:
+    """The event without the addresses of Prometheus and Alertmanager that lead to no allowed host."""
+    if not rules.allow_hosts:
+        return event
+    alerts = (replace(alert, generator_url=_check_host(alert.generator_url, rules) or "") for alert in event.alerts)
+    return replace(event, alerts=tuple(alerts), external_url=_check_host(event.external_url, rules) or "")
+
+
+def _read_annotation(alert: Alert, name: str, rules: LinkRules) -> str | None:
+    return _check_host(alert.annotations.get(name, ""), rules)
+
+
+def _check_host(address: str, rules: LinkRules) -> str | None:
+    """An address that an alert brings, where it is one and may be followed."""
+    url = _sanitize_url(address)
+    if url is None or (rules.allow_hosts and urlsplit(url).hostname not in rules.allow_hosts):
+        return None
+    return url
+
+
+def _expand_template(template: str | None, alert: Alert, accepted_at: datetime) -> str | None:
+    if template is None:
+        return None
+    try:
+        computed = {
+            "alertname_lower": alert.labels.get("alertname", "").lower(),
+            "from_ms": _format_milliseconds(alert.starts_at - _DASHBOARD_MARGIN),
+            "to_ms": _format_milliseconds((alert.ends_at or accepted_at) + _DASHBOARD_MARGIN),
+        }
+        return _fill_template(template, {**alert.labels, **computed})
+    except (ValueError, OverflowError):  # a time at the edge of the calendar, a label that is no text
+        return None
+
+
+def _fill_template(template: str, values: Mapping[str, str]) -> str | None:
+    """The link, or None where it cannot be one or a value would steer it: a browser takes `..` for the folder above."""
+    url = _sanitize_url(uritemplate.expand(_drop_empty_parameters(template, values), dict(values)))
+    if url is None or {".", ".."}.intersection(re.split(r"[/\\]", unquote(urlsplit(url).path))):
+        return None
+    return url
+
+
+def _drop_empty_parameters(template: str, values: Mapping[str, str]) -> str:
+    """The template without the parameters whose label is not there: Grafana takes an empty variable for a value."""
+    head, mark, rest = template.partition("?")
+    query, sharp, fragment = rest.partition("#")
+    kept = [pair for pair in query.split("&") if not (only := _LABEL_PARAMETER.fullmatch(pair)) or values.get(only[1])]
+    return head + mark + "&".join(kept) + sharp + fragment
+
+
+def _format_milliseconds(moment: datetime) -> str:
+    return str(int(moment.timestamp() * 1000))
+
+
+def _sanitize_url(url: str) -> str | None:
+    """The URL in ASCII, or None where it is not http(s) with a plain host, or is anything a browser may misread."""
+    if len(url) > MAX_URL or _CONTROL.search(url):
+        return None
+    try:
+        parts = urlsplit(url)
+        if not _has_plain_host(parts):
+            return None
+        encoded = quote(url, safe=_URL_CHARACTERS)
+    except ValueError:  # a port over 65535, half an IPv6 address, half a surrogate pair
+        return None
+    return encoded if len(encoded) <= MAX_URL else None
+
+
+def _has_plain_host(parts: SplitResult) -> bool:
+    return (
+        parts.scheme in ("http", "https")
+        and "@" not in parts.netloc
+        and _HOST.fullmatch(parts.hostname or "") is not None
+        and parts.port != 0
+    )

@@ -1,0 +1,102 @@
+"""Two events of one incident → one that tells both: every alert in its last state. Pure.
+
+What goes out → the message that a channel is asked to tell: its event read and enriched.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from functools import lru_cache
+from typing import Final
+
+from services.relay.delivery.attempt import DeliveryTask
+from services.relay.delivery.links import LinkRules, build_links, remove_foreign_links
+from services.relay.event_size import limit_size
+from services.relay.model import Event, Links, Message, collect_digests, compute_digest, decode_event, split_digests
+
+
+def merge_events(older: Event, newer: Event) -> Event:
+    """The newer event, and every alert of the older one that it does not speak of, within bounds.
+
+    So of {A and B fire}, {A is over, B fires} and {B fires} the last still tells that A is over. An alert that ended
+    unnoticed, since it was silenced by then, stays as it was last told of.
+
+    Args:
+        older: what nobody was told of.
+        newer: what was accepted after it.
+    """
+    known = collect_digests(newer)
+    others = tuple(alert for alert in older.alerts if compute_digest(alert.fingerprint) not in known)
+    firing = split_digests(older.unlisted_firing) - known
+    resolved = split_digests(older.unlisted_resolved) - known
+    note = newer.remark or older.remark
+    if not (others or firing or resolved):
+        return replace(newer, remark=note)
+    labels, annotations = newer.common_labels, newer.common_annotations
+    if firing or resolved:  # of these it is known no better
+        labels, annotations = _intersect(labels, older.common_labels), _intersect(annotations, older.common_annotations)
+    for alert in others:
+        labels, annotations = _intersect(labels, alert.labels), _intersect(annotations, alert.annotations)
+    return limit_size(
+        replace(
+            newer,
+            alerts=newer.alerts + others,
+            common_labels=labels,
+            common_annotations=annotations,
+            unlisted_firing=newer.unlisted_firing + b"".join(sorted(firing)),
+            unlisted_resolved=newer.unlisted_resolved + b"".join(sorted(resolved)),
+            remark=note,
+        )
+    )
+
+
+def _intersect(one: Mapping[str, str], other: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in one.items() if other.get(key) == value}
+
+
+_THREAD_ABOVE: Final = 16 * 1024
+"""Bytes of an event up to which the work is quicker than handing it over to a thread."""
+
+
+async def build_message(task: DeliveryTask, link_rules: LinkRules, contacts: Mapping[str, str]) -> Message:
+    """The same at each attempt, so that a channel can recognise its own.
+
+    Args:
+        task: what goes out.
+        link_rules: for its links.
+        contacts: how somebody of each role is reached.
+
+    Raises:
+        ValueError: the outbox holds something that is no event.
+    """
+    told = task.event_json, task.accepted_at, link_rules
+    event, found = (
+        _enrich_event_cached(*told)
+        if len(task.event_json) <= _THREAD_ABOVE
+        else await asyncio.to_thread(_enrich_event, *told)
+    )
+    return Message(
+        delivery_id=task.delivery_id,
+        incident_id=task.incident_id,
+        episode=task.episode,
+        event=event,
+        links=found,
+        accepted_at=task.accepted_at,
+        first_receipt=task.first_receipt,
+        firing_undelivered=task.firing_undelivered,
+        remark=task.remark,
+        events_size=task.events_size,
+        contacts=contacts,
+        age=task.age,
+        keep_open=task.keep_open,
+    )
+
+
+def _enrich_event(event_json: bytes, accepted_at: datetime, rules: LinkRules) -> tuple[Event, tuple[Links, ...]]:
+    event = remove_foreign_links(decode_event(event_json), rules)
+    return event, tuple(build_links(alert, accepted_at, rules) for alert in event.alerts)
+
+
+_enrich_event_cached = lru_cache(maxsize=128)(_enrich_event)
+"""Several channels tell the same event, one soon after the other."""

@@ -1,0 +1,438 @@
+"""What the relay and its sending process say to each other. The first word is `Start`.
+
+Messages between the relay and its sending process, over a socket that only these two have.
+
+What is said in one turn of the event loop goes out as one piece: its length in eight bytes, then the pickle of a list.
+Pickle, because both ends are the same code of one release under one user, and what passes are plain data classes.
+
+
+Sends in a process of its own, beside the one that takes in and commits: Python runs on one core in each.
+
+It holds nothing that is not in the outbox as well. When it ends, whatever it was sending counts as perhaps arrived and
+is tried again, and another one is started. It ends when the relay does, and one that says nothing is killed before the
+lease of what it sends ends: nobody else may send that before this one no longer can.
+
+
+`python -m services.relay.sending FD VERSION RELAY`: the process that sends.
+
+`apart` starts it in the relay, whose process id is RELAY, and with which it ends.
+
+"""
+
+import asyncio
+import ctypes
+import gc
+import os
+import pickle
+import signal
+import socket
+import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from itertools import count
+from typing import Any, Final, NamedTuple, cast
+
+import structlog
+import uvloop
+
+from services.relay.channels.port import LeaseLostError, Progress, Reason, Scope, SendError
+from services.relay.delivery.attempt import (
+    DeliveryTask,
+    ProgressNotSavedError,
+    SaveProgress,
+    Sender,
+    SenderSettings,
+    SendResult,
+    open_local_sender,
+)
+from shared import VERSION
+from shared.process import logs, memory
+from shared.process.logs import describe_exception
+
+EXIT_WRONG_VERSION: Final = 3
+"""The exit code of a process that is not of the relay's own version, and so would not understand it."""
+
+
+class Start(NamedTuple):
+    """To the process: what it is about."""
+
+    settings: SenderSettings
+    logging: tuple[Any, ...] | None
+    """What `logs.configure` was called with."""
+
+
+class Started(NamedTuple):
+    """From the process: it can send."""
+
+
+class SendRequest(NamedTuple):
+    """To the process: send this."""
+
+    number: int
+    task: DeliveryTask
+
+
+class CancelRequest(NamedTuple):
+    """To the process: nobody waits for the end of this any more."""
+
+    number: int
+
+
+class SendResponse(NamedTuple):
+    """From the process: how it ended."""
+
+    number: int
+    result: SendResult
+
+
+class ProgressRequest(NamedTuple):
+    """From the process: commit this."""
+
+    number: int
+    progress: Progress
+
+
+class ProgressResponse(NamedTuple):
+    """To the process: whether it is committed."""
+
+    number: int
+    error: Exception | None
+    """LeaseLostError or NotKeptError where it is not."""
+
+
+_LENGTH: Final = 8
+
+
+class Pipe(asyncio.Protocol):
+    """One end.
+
+    Args:
+        on_message: called with each message.
+        on_closed: called when the other end is gone.
+    """
+
+    def __init__(self, on_message: Callable[[Any], object], on_closed: Callable[[], object]) -> None:
+        self._on_message = on_message
+        self._on_closed = on_closed
+        self._loop = asyncio.get_running_loop()
+        self._unsent: list[object] = []
+        self._buffer = bytearray()
+        self._transport: asyncio.Transport | None = None
+
+    def send(self, message: object) -> None:
+        """Sends a message; it comes before those that are said after it."""
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent.append(message)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by asyncio."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        """Called by asyncio."""
+        self._transport = None
+        self._on_closed()
+
+    def data_received(self, data: bytes) -> None:
+        """Called by asyncio."""
+        self._buffer += data
+        while len(self._buffer) >= _LENGTH:
+            end = _LENGTH + int.from_bytes(self._buffer[:_LENGTH], "big")
+            if len(self._buffer) < end:
+                return
+            with memoryview(self._buffer) as view, view[_LENGTH:end] as piece:
+                messages = pickle.loads(piece)  # noqa: S301  # see above
+            del self._buffer[:end]
+            for message in messages:
+                self._on_message(message)
+
+    def _flush(self) -> None:
+        said, self._unsent = self._unsent, []
+        if self._transport is not None:  # else the other end is gone, and `lost` was called
+            piece = pickle.dumps(said, pickle.HIGHEST_PROTOCOL)
+            self._transport.writelines((len(piece).to_bytes(_LENGTH, "big"), piece))
+
+
+_RESTART_SECONDS: Final = 1.0
+"""Seconds before another one is started."""
+_READ_GRACE: Final = 0.2
+"""Seconds for reading what it said meanwhile."""
+_KILL_MARGIN: Final = 2 * _READ_GRACE
+"""Seconds between the end of a send and that of its lease: with less, a process that hangs could be killed too late."""
+_CLOSE_SECONDS: Final = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def open_sender_process(settings: SenderSettings) -> AsyncIterator[Sender]:
+    """Sends while the body runs; after it, the process is gone.
+
+    For the main thread: Linux ends the process with the thread that started it.
+    """
+    sending = _SenderProcess(settings)
+    running = asyncio.create_task(sending.run(), name="sending process")
+    try:
+        yield sending
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+class _SenderProcess:
+    def __init__(self, settings: SenderSettings) -> None:
+        self._settings = settings
+        self._numbers = count()
+        self._requests: dict[int, tuple[asyncio.Future[SendResult], SaveProgress]] = {}
+        self._progress_tasks: set[asyncio.Task[None]] = set()
+        self._process: Process | None = None
+        self._starting: Pipe | None = None
+        self._pipe: Pipe | None = None
+        """Where one can send."""
+        self._started = asyncio.Event()
+
+    async def __call__(self, task: DeliveryTask, save_progress: SaveProgress) -> SendResult:
+        """See the port."""
+        if task.lease_ends - task.attempt_ends < _KILL_MARGIN:
+            return SendResult(lease_lost=True)
+        while (pipe := self._pipe) is None:
+            try:
+                async with asyncio.timeout_at(task.attempt_ends):
+                    await self._started.wait()
+            except TimeoutError:
+                return _build_lost_result("no sending process could be started", maybe_arrived=False)
+        loop, number = asyncio.get_running_loop(), next(self._numbers)
+        answer: asyncio.Future[SendResult] = loop.create_future()
+        self._requests[number] = answer, save_progress
+        pipe.send(SendRequest(number, task))
+        overdue = loop.call_at(_compute_kill_time(task), self._check_unread, number)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            pipe.send(CancelRequest(number))
+            raise
+        finally:
+            overdue.cancel()
+            del self._requests[number]
+
+    async def run(self) -> None:
+        """Keeps a process until it is cancelled."""
+        try:
+            while True:
+                try:
+                    await self._run_process()
+                except OSError as error:
+                    log.error("sender process cannot be started", error=error.strerror)  # noqa: TRY400
+                except Exception:
+                    log.exception("unexpected error in the sender process supervisor; it continues")
+                await asyncio.sleep(_RESTART_SECONDS)
+        finally:
+            for task in self._progress_tasks:
+                task.cancel()
+            await asyncio.gather(*self._progress_tasks, return_exceptions=True)
+
+    async def _run_process(self) -> None:
+        """Starts one, and returns when it has ended."""
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            arguments = (str(theirs.fileno()), VERSION, str(os.getpid()))
+            command = (sys.executable, "-P", "-m", "services.relay.sending", *arguments)
+            # It imports what this process does, wherever it was started, and nothing that happens to lie there.
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+            # In a session of its own, so that the terminal's Ctrl-C reaches only the relay.
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                env=environment,
+            )
+            theirs.close()
+            try:
+                await self._serve_process(process, ours)
+            finally:
+                try:
+                    await _stop_process(process)
+                finally:
+                    self._fail_requests()  # not before: somebody else may send it then
+        if process.returncode == EXIT_WRONG_VERSION:
+            log.error("installed version differs from the running version", running_version=VERSION)
+        else:
+            log.error("sender process exited; restarting it", exit_code=process.returncode)
+
+    async def _serve_process(self, process: Process, relay_socket: socket.socket) -> None:
+        ended = asyncio.Event()
+        pipe = Pipe(self._handle_message, ended.set)
+        transport, _ = await asyncio.get_running_loop().create_connection(lambda: pipe, sock=relay_socket)
+        try:
+            self._process, self._starting = process, pipe
+            pipe.send(Start(self._settings, logs.get_configuration()))
+            await ended.wait()
+        finally:
+            self._started.clear()
+            self._process = self._starting = self._pipe = None
+            transport.close()
+
+    def _fail_requests(self) -> None:
+        """What a process that is gone was sending has its ending."""
+        for answer, _ in self._requests.values():
+            if not answer.done():
+                answer.set_result(
+                    _build_lost_result("the sending process ended in the middle of it", maybe_arrived=True)
+                )
+
+    def _check_unread(self, number: int) -> None:
+        """If this process was stopped for a while, the answer may be here, and only unread."""
+        asyncio.get_running_loop().call_later(_READ_GRACE, self._kill_unresponsive, number)
+
+    def _kill_unresponsive(self, number: int) -> None:
+        """It is killed, and so it answers: what it was sending is lost."""
+        if number in self._requests and self._pipe is not None and self._process is not None:
+            log.error("sender process does not respond; killing it")
+            _kill(self._process)
+            self._started.clear()
+            self._pipe = None
+
+    def _handle_message(self, message: Started | SendResponse | ProgressRequest) -> None:
+        if isinstance(message, Started):
+            self._pipe = self._starting
+            self._started.set()
+            return
+        answer, keep = self._requests.get(message.number, (None, None))
+        if answer is None or keep is None:
+            return
+        if isinstance(message, SendResponse):
+            if not answer.done():
+                answer.set_result(message.result)
+        else:
+            task = asyncio.create_task(self._save_progress(message, keep))
+            self._progress_tasks.add(task)
+            task.add_done_callback(self._progress_tasks.discard)
+
+    async def _save_progress(self, request: ProgressRequest, save_progress: SaveProgress) -> None:
+        error: Exception | None = None
+        try:
+            await save_progress(request.progress)
+        except (LeaseLostError, ProgressNotSavedError) as raised:
+            error = raised
+        except Exception as raised:  # noqa: BLE001  # whoever keeps it waits for an answer
+            log.error("progress could not be saved", **describe_exception(raised))  # noqa: TRY400  # without its text
+            error = ProgressNotSavedError(f"a defect: {type(raised).__name__}")
+        if self._pipe is not None:
+            self._pipe.send(ProgressResponse(request.number, error))
+
+
+def _compute_kill_time(task: DeliveryTask) -> float:
+    """From when on a process that says nothing of a send hangs: half-way between the ends of the send and its lease."""
+    return (task.attempt_ends + task.lease_ends) / 2
+
+
+def _build_lost_result(detail: str, *, maybe_arrived: bool) -> SendResult:
+    return SendResult(error=SendError(Reason.INTERNAL, Scope.ATTEMPT, detail, maybe_arrived=maybe_arrived))
+
+
+async def _stop_process(process: Process) -> None:
+    """Waits for a process whose pipe is closed, and kills it where that takes too long."""
+    try:
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await process.wait()
+    except TimeoutError:
+        _kill(process)
+        await process.wait()
+    except asyncio.CancelledError:
+        _kill(process)
+        raise
+
+
+def _kill(process: Process) -> None:
+    with suppress(ProcessLookupError):
+        process.kill()
+
+
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+
+
+class _SenderMain:
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.start: asyncio.Future[Start | None] = loop.create_future()
+        self.send: Sender
+        self.ended = asyncio.Event()
+        self.pipe = Pipe(self._handle_message, self._handle_closed)
+        self.sends: dict[int, asyncio.Task[None]] = {}
+        self._progress_responses: dict[int, asyncio.Future[None]] = {}
+
+    def _handle_closed(self) -> None:
+        if not self.start.done():
+            self.start.set_result(None)
+        self.ended.set()
+
+    def _handle_message(self, message: Start | SendRequest | CancelRequest | ProgressResponse) -> None:
+        match message:
+            case SendRequest(number):
+                task = self.sends[number] = asyncio.create_task(self._send(message))
+                task.add_done_callback(lambda _: self.sends.pop(number, None))
+            case CancelRequest(number):
+                if number in self.sends:
+                    self.sends[number].cancel()
+            case ProgressResponse(number, error):
+                kept = self._progress_responses.pop(number, None)
+                if kept is not None and not kept.done():
+                    kept.set_exception(error) if error else kept.set_result(None)
+            case Start():
+                self.start.set_result(message)
+
+    async def _send(self, request: SendRequest) -> None:
+        async def keep(progress: Progress) -> None:
+            self._progress_responses[request.number] = asyncio.get_running_loop().create_future()
+            self.pipe.send(ProgressRequest(request.number, progress))
+            await self._progress_responses[request.number]
+
+        try:
+            self.pipe.send(SendResponse(request.number, await self.send(request.task, keep)))
+        finally:
+            self._progress_responses.pop(request.number, None)
+
+
+async def _run_sender(sender_socket: socket.socket) -> None:
+    process = _SenderMain()
+    await asyncio.get_running_loop().create_connection(lambda: process.pipe, sock=sender_socket)
+    begin = await process.start
+    if begin is None:  # the relay was gone before it could say anything
+        return
+    if begin.logging is not None:
+        logs.configure(*begin.logging)
+    async with open_local_sender(begin.settings) as process.send:
+        process.pipe.send(Started())
+        gc.freeze()  # as the relay itself: what is there by now stays
+        gc.set_threshold(100_000, 50, 50)
+        await process.ended.wait()
+        sends = list(process.sends.values())
+        for task in sends:
+            task.cancel()
+        await asyncio.gather(*sends, return_exceptions=True)
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    """Has this process killed when the relay ends, also while it is stopped: continued later, it would send the past.
+
+    Where there is no such signal, the end of the pipe remains, which a process has to run for to notice.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+    if os.getppid() != parent_pid:  # it ended before
+        sys.exit()
+
+
+if __name__ == "__main__":
+    _die_with_parent(int(sys.argv[3]))
+    # Whoever stops the relay sends these to all of its processes. It says itself when this one shall end.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.argv[2] != VERSION:
+        sys.exit(EXIT_WRONG_VERSION)
+    memory.limit_retained_memory()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run_sender(socket.socket(fileno=int(sys.argv[1]))))

@@ -1,0 +1,269 @@
+"""A claimed delivery → what goes out: its events merged into one.
+
+One claim to its end: the message is made and sent, and the ending is recorded, whatever it is.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import structlog
+
+from services.relay.channels.port import LeaseLostError, Progress, Reason, Scope, SendError
+from services.relay.delivery.attempt import DeliveryTask as Outgoing
+from services.relay.delivery.attempt import ProgressNotSavedError, SaveProgress, Sender, SendResult
+from services.relay.delivery.message import merge_events
+from services.relay.delivery.retry_policy import RetryPolicy, compute_retry_delay, get_requested_delay, is_channel_down
+from services.relay.metrics import Metrics
+from services.relay.model import Event, decode_event, encode_event
+from services.relay.outbox.alert_groups import is_dedup_key_in_use
+from services.relay.outbox.breaker import ChannelEffect, PauseLimits
+from services.relay.outbox.claim import DeliveryTask
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.fallback import fall_back
+from services.relay.outbox.lease import read_merged_events, save_progress
+from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcome
+from services.relay.outbox.tables import State
+from shared.process.logs import describe_exception
+
+
+async def prepare_task(store: Store, task: DeliveryTask, *, attempt_ends: float, lease_ends: float) -> Outgoing:
+    """One try of it.
+
+    Args:
+        store: the outbox, where its events are.
+        task: which delivery.
+        attempt_ends: when the try is cancelled at the latest, by the event loop's clock.
+        lease_ends: until when nobody else claims the delivery, by the same clock.
+
+    Raises:
+        StoreUnavailableError: the events cannot be read.
+        TimeoutError: they could not be read in time.
+        ValueError: the outbox holds something that is no event.
+    """
+    written, size = task.event_json, len(task.event_json)
+    if task.first_event_seq != task.last_event_seq:
+        async with asyncio.timeout_at(attempt_ends):
+            written, size = await _merge_events(store, task)
+    keep_open = False
+    if task.open_group_incidents:
+        needed = partial(
+            is_dedup_key_in_use, incident_ids=task.open_group_incidents, now=task.accepted_at.timestamp() + task.age
+        )
+        async with asyncio.timeout_at(attempt_ends):
+            keep_open = await store.read(needed)
+    return Outgoing(
+        channel=task.channel,
+        delivery_id=task.delivery_id,
+        incident_id=task.incident_id,
+        episode=task.episode,
+        accepted_at=task.accepted_at,
+        event_json=written,
+        events_size=size,
+        first_receipt=task.first_receipt,
+        firing_undelivered=task.firing_undelivered,
+        remark=task.remark,
+        age=task.age,
+        progress=task.progress,
+        maybe_sent=task.maybe_sent,
+        attempt_ends=attempt_ends,
+        lease_ends=lease_ends,
+        keep_open=keep_open,
+    )
+
+
+async def _merge_events(store: Store, task: DeliveryTask) -> tuple[bytes, int]:
+    told: Event | None = None
+    size = 0
+    async for written in read_merged_events(store, task):
+        told, size = await asyncio.to_thread(_merge_json, told, written), size + len(written)
+    if told is None:
+        raise ValueError("the delivery tells no event")
+    return await asyncio.to_thread(encode_event, told), size
+
+
+def _merge_json(merged: Event | None, event_json: bytes) -> Event:
+    event = decode_event(event_json)
+    return event if merged is None else merge_events(merged, event)
+
+
+_OUTBOX_RETRY_SECONDS: Final = 1.0
+"""Seconds to wait after the outbox failed."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryContext:
+    """What the workers of all channels share."""
+
+    store: Store
+    metrics: Metrics
+    send: Sender
+    retry_policy: RetryPolicy
+    timeout: float
+    """Seconds for one send."""
+    lease_seconds: float
+    """Seconds; longer than `timeout`, and by enough to kill a sending process that says nothing of the end."""
+    lease_owner: str
+    """Of the claims: unique to this run."""
+    random: Callable[[], float]
+    """A number from 0 to 1."""
+    fallback_channels: tuple[str, ...]
+    """Channels that get what a channel refuses."""
+    wake_channels: Callable[[Iterable[str]], None]
+    """Called with the channels that have something new to deliver."""
+
+
+class Deliverer:
+    """Brings claims of one channel to their end."""
+
+    def __init__(self, name: str, context: DeliveryContext) -> None:
+        self._name = name
+        self._shared = context
+        self._pauses = PauseLimits(context.retry_policy.backoff_initial, context.retry_policy.backoff_max)
+        self._fallback = tuple(other for other in context.fallback_channels if other != name)
+
+    async def deliver(self, task: DeliveryTask, lease_ends: float) -> None:
+        """Sends and records; returns without either where the lease ended too soon.
+
+        Args:
+            task: what to deliver.
+            lease_ends: until when nobody else claims it, by the event loop's clock.
+        """
+        started_at = self._shared.store.clock()
+        attempted = await self._attempt(task, lease_ends)
+        if attempted.lease_lost:
+            log.warning("lease expired before the message was sent", channel=self._name, delivery_id=task.delivery_id)
+            self._shared.metrics.count_lost_lease(self._name)
+            return
+        if attempted.error is None:
+            ending = _build_success(attempted, started_at)
+        else:
+            ending = self._build_failure(task, attempted, attempted.error, started_at)
+        self._shared.metrics.count_attempt(self._name, ending.reason)
+        await self._record(task, ending)
+
+    async def fall_back(self) -> bool:
+        """Has other channels tell some of what waits while this one refuses everything; whether there may be more.
+
+        Raises:
+            StoreUnavailableError: it is not known to be committed.
+        """
+        told = await fall_back(self._shared.store, self._name, self._fallback)
+        for channel in told.superseded_channels:
+            self._shared.metrics.count_delivery(channel, State.SUPERSEDED)
+        self._shared.wake_channels(told.channels_to_wake)
+        return told.has_more
+
+    async def _attempt(self, task: DeliveryTask, lease_ends: float) -> SendResult:
+        ends = asyncio.get_running_loop().time() + self._shared.timeout
+        try:
+            out = await prepare_task(self._shared.store, task, attempt_ends=ends, lease_ends=lease_ends)
+        except (StoreUnavailableError, TimeoutError) as error:
+            detail = f"what to tell could not be read from the outbox: {str(error) or 'it did not answer in time'}"
+            return SendResult(error=SendError(Reason.INTERNAL, Scope.ATTEMPT, detail))
+        except Exception as error:  # noqa: BLE001  # every ending is recorded
+            log.error(  # noqa: TRY400  # without the exception's text, which may hold what an alert says
+                "stored event cannot be read",
+                channel=self._name,
+                delivery_id=task.delivery_id,
+                **describe_exception(error),
+            )
+            return SendResult(error=SendError(Reason.INTERNAL, Scope.ATTEMPT, f"a defect: {type(error).__name__}"))
+        return await self._shared.send(out, self._build_save_progress(task))
+
+    def _build_save_progress(self, task: DeliveryTask) -> SaveProgress:
+        async def kept(progress: Progress) -> None:
+            try:
+                if not await save_progress(self._shared.store, task, progress):
+                    raise LeaseLostError
+            except StoreUnavailableError as error:
+                raise ProgressNotSavedError(str(error)) from None
+
+        return kept
+
+    def _build_failure(
+        self, task: DeliveryTask, result: SendResult, error: SendError, started_at: float
+    ) -> AttemptOutcome:
+        shared = self._shared
+        again_in = compute_retry_delay(
+            error,
+            attempt=task.attempt_number,
+            age=task.age + result.seconds,
+            policy=shared.retry_policy,
+            random=shared.random,
+        )
+        log.warning(
+            "delivery attempt failed",
+            channel=self._name,
+            delivery_id=task.delivery_id,
+            attempt=task.attempt_number,
+            reason=error.reason,
+            error=error.detail,
+            retry_in=None if again_in is None else round(again_in, 1),
+        )
+        return AttemptOutcome(
+            State.DEAD if again_in is None else State.RETRYING,
+            started_at,
+            result.seconds,
+            error.reason,
+            error.detail,
+            ChannelEffect.DOWN if is_channel_down(error, shared.retry_policy) else _classify_effect(error),
+            retry_in=again_in or 0.0,
+            retry_after=get_requested_delay(error, shared.retry_policy),
+            maybe_sent=error.maybe_arrived,
+            payload=result.payload,
+            fallback_channels=self._fallback,
+            is_expired=again_in is None and error.scope is not Scope.MESSAGE,
+        )
+
+    async def _record(self, task: DeliveryTask, outcome: AttemptOutcome) -> None:
+        """Does not give up: an ending that is lost makes a message that is sent twice."""
+        while True:
+            try:
+                recorded = await record_outcome(self._shared.store, task, outcome, self._pauses)
+                break
+            except StoreUnavailableError:
+                await asyncio.sleep(_OUTBOX_RETRY_SECONDS)
+        self._count_outcome(task, recorded)
+        self._shared.wake_channels(recorded.channels_to_wake)
+
+    def _count_outcome(self, task: DeliveryTask, result: OutcomeResult) -> None:
+        metrics = self._shared.metrics
+        for channel in result.superseded_channels:
+            metrics.count_delivery(channel, State.SUPERSEDED)
+        if not result.lease_valid:
+            log.warning(
+                "lease expired before the outcome was recorded", channel=self._name, delivery_id=task.delivery_id
+            )
+            metrics.count_lost_lease(self._name)
+        elif result.state in (State.DELIVERED, State.DEAD):
+            metrics.count_delivery(self._name, result.state)
+        if result.lease_valid and result.state is State.DELIVERED:
+            metrics.observe_duration(self._name, result.age)
+
+
+def _build_success(result: SendResult, started_at: float) -> AttemptOutcome:
+    return AttemptOutcome(
+        State.DELIVERED,
+        started_at,
+        result.seconds,
+        Reason.OK,
+        result.reply,
+        ChannelEffect.REACHED,
+        receipt=result.receipt,
+        maybe_sent=True,
+        payload=result.payload,
+    )
+
+
+def _classify_effect(error: SendError) -> ChannelEffect:
+    if error.scope is Scope.MESSAGE or error.provider_works:
+        return ChannelEffect.REACHED
+    if error.reason is Reason.INTERNAL or (error.reason is Reason.RATE_LIMITED and error.retry_after is not None):
+        return ChannelEffect.NOTHING
+    return ChannelEffect.FAILED

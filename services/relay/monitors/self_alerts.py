@@ -1,0 +1,237 @@
+"""Events that the relay makes itself: the beginning of an incident of its own, and what follows in one that is known.
+
+They are accepted like a webhook. Replicas see the same at the same time, and one may stop in between: so both are
+decided within the transaction, and told once.
+
+A webhook that was not accepted may be an alert that nobody hears of: so the relay tells of it itself.
+
+What comes in is the quarantine; out goes an incident of the relay's own on the default channels, which ends when no
+further webhook was put there for an hour.
+
+"""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import Final
+
+import structlog
+
+from services.relay.intake import deduplication
+from services.relay.metrics import Metrics
+from services.relay.model import Alert, Event, Status
+from services.relay.outbox import quarantine
+from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, PlanEvent, accept_event
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.incidents import Incident, IncidentState, read_open_incident
+from services.relay.outbox.quarantine import QuarantineEntry
+from services.relay.outbox.tables import State
+from services.relay.text import clean_line, truncate
+
+
+@dataclass(frozen=True, slots=True)
+class SelfAlert:
+    """An incident of the relay's own."""
+
+    group: str
+    """Tells it apart from the others, for ever."""
+    labels: dict[str, str]
+    summary: str
+    description: str
+
+    @property
+    def incident_id(self) -> str:
+        """As the outbox knows it."""
+        return deduplication.build_incident_id(self.event(datetime.min.replace(tzinfo=UTC)))
+
+    def event(self, starts_at: datetime) -> Event:
+        """Its beginning."""
+        annotations = {"summary": self.summary, "description": self.description}
+        alert = Alert(
+            status=Status.FIRING,
+            labels=self.labels,
+            annotations=annotations,
+            starts_at=starts_at,
+            ends_at=None,
+            generator_url="",
+            fingerprint=self.group,
+        )
+        return Event(
+            source=deduplication.OWN_SOURCE,
+            receiver="keypulse-relay",
+            group_key=self.group,
+            status=alert.status,
+            alerts=(alert,),
+            group_labels={"alertname": self.labels["alertname"]},
+            common_labels=self.labels,
+            common_annotations=annotations,
+            external_url="",
+            truncated_alerts=0,
+        )
+
+
+class AlertPublisher:
+    """Commits what the relay has to tell.
+
+    Args:
+        store: the outbox.
+        metrics: counts the deliveries that are merged away.
+        channels: those that exist.
+        wake_channels: called with the channels that have something new, after the commit.
+        route: the channels to which an event of this kind goes by the routes.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        metrics: Metrics,
+        channels: Collection[str],
+        wake_channels: Callable[[Iterable[str]], None],
+        route: Callable[[Event], Collection[str]],
+    ) -> None:
+        self.store = store
+        self.channels = channels
+        self._metrics = metrics
+        self._wake_channels = wake_channels
+        self._route = route
+
+    def now(self) -> datetime:
+        """By this machine's clock."""
+        return datetime.fromtimestamp(self.store.clock(), UTC)
+
+    async def fire(self, alert: SelfAlert, channels: Collection[str]) -> bool:
+        """Tells these channels of an incident of the relay's own; False where it goes on already.
+
+        Raises:
+            StoreUnavailableError: it is not known to be committed.
+        """
+        event = alert.event(self.now())
+
+        def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
+            return None if known and known.is_open else self._plan(event, known, now, channels)
+
+        return await self._accept(event, decide)
+
+    async def resolve(self, incident: Incident, remark: str) -> bool:
+        """Tells that all of an incident is over; as `follow`, with a note for the reader."""
+        return incident.event is not None and await self.publish(
+            incident, build_resolve(incident.event, self.now(), remark)
+        )
+
+    async def publish(self, incident: Incident, event: Event) -> bool:
+        """Tells what follows, on every channel that its latest episode was told on; False where it has changed since.
+
+        Where one of those is gone, it may have another name now, to which the routes lead.
+
+        Args:
+            incident: as it was read.
+            event: what follows.
+
+        Raises:
+            StoreUnavailableError: it is not known to be committed.
+        """
+
+        def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
+            if known is None or known.event_id != incident.event_id:
+                return None
+            gone = known.open_channels.difference(self.channels, known.served_channels)
+            channels = known.open_channels.union(self._route(event)) if gone else known.open_channels
+            return self._plan(event, known, now, channels)
+
+        return await self._accept(event, decide)
+
+    def _plan(
+        self, event: Event, state: IncidentState | None, now: float, channels: Collection[str]
+    ) -> DeliveryPlan | None:
+        routed = tuple(sorted(set(channels).intersection(self.channels)))
+        return deduplication.plan_deliveries(
+            event,
+            state,
+            fingerprint=deduplication.build_fingerprint(event),
+            now=now,
+            duplicate_window=0,  # no second Alertmanager tells of the same
+            routed_channels=routed,
+            configured_channels=self.channels,
+        )
+
+    async def _accept(self, event: Event, decide: PlanEvent) -> bool:
+        incoming = IncomingEvent(
+            event=event,
+            incident_id=deduplication.build_incident_id(event),
+            fingerprint=deduplication.build_fingerprint(event),
+            alertname=deduplication.find_alertname(event),
+            body=b"",  # there was no webhook
+        )
+        accepted = await accept_event(self.store, incoming, decide)
+        for channel in accepted.superseded_channels:
+            self._metrics.count_delivery(channel, State.SUPERSEDED)
+        self._wake_channels(accepted.channels)
+        return not accepted.is_duplicate
+
+
+def build_resolve(event: Event, now: datetime, remark: str) -> Event:
+    """The end of what fires in an event, and of what was cut off; what was told resolved with it is not told again."""
+    firing = [alert for alert in event.alerts if alert.status is Status.FIRING]
+    alerts = tuple(
+        replace(alert, status=Status.RESOLVED, ends_at=max(now, alert.starts_at)) for alert in firing or event.alerts
+    )
+    return replace(
+        event,
+        status=Status.RESOLVED,
+        alerts=alerts,
+        truncated_alerts=0,
+        unlisted_firing=b"",
+        unlisted_resolved=event.unlisted_firing,
+        remark=remark,
+    )
+
+
+_CHECK_INTERVAL: Final = 5.0
+_RESOLVE_AFTER: Final = 3600.0
+_MAX_REASON: Final = 200
+"""Characters; it may quote what was sent."""
+_RESOLVED_REMARK: Final = "No further webhook was put in quarantine for an hour."
+
+log = structlog.get_logger(__name__)
+
+
+class QuarantineMonitor:
+    """Tells of webhooks in quarantine.
+
+    Args:
+        publisher: tells it.
+        channels: whom.
+    """
+
+    def __init__(self, publisher: AlertPublisher, channels: Collection[str]) -> None:
+        self._publisher = publisher
+        self._channels = channels
+        self._incident_id = _build_alert([]).incident_id
+
+    async def check(self) -> float:
+        """Looks once; gives the seconds until the next look. Raises StoreUnavailableError."""
+        store = self._publisher.store
+        now = await store.run(lambda transaction: transaction.now)
+        recent = [entry for entry in await quarantine.list_entries(store) if now - entry.received_at < _RESOLVE_AFTER]
+        told = await store.read(partial(read_open_incident, incident_id=self._incident_id))
+        if recent and told is None:
+            await self._publisher.fire(_build_alert(recent), self._channels)
+        elif told is not None and not recent:
+            await self._publisher.resolve(told, _RESOLVED_REMARK)
+        return _CHECK_INTERVAL
+
+
+def _build_alert(recent: Sequence[QuarantineEntry]) -> SelfAlert:
+    """The incident, told of what came within the last hour, the newest first."""
+    last = truncate(clean_line(recent[0].reason), _MAX_REASON) if recent else ""
+    number = "1 webhook was" if len(recent) == 1 else f"{len(recent)} webhooks were"
+    return SelfAlert(
+        group="quarantine",
+        labels={"alertname": "RelayWebhookQuarantined", "severity": "warning"},
+        summary=f"{number} not accepted; an alert in it may be unheard",
+        description=(
+            f"{number} not accepted within the last hour and put in quarantine; the last one because: {last}. "
+            "`GET /api/quarantine` of the relay lists them, `GET /api/quarantine/ID` gives the body of one."
+        ),
+    )

@@ -1,0 +1,109 @@
+"""A task that goes on, whatever one of its turns meets.
+
+The watch put together: its tasks run side by side until they are cancelled.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from services.relay.monitors.alertmanager_api import AlertmanagerClient
+from services.relay.monitors.deadman import DeadMansSwitch
+from services.relay.monitors.reconcile import Reconciler, ReconcileTimes
+from services.relay.monitors.self_alerts import AlertPublisher, QuarantineMonitor
+from services.relay.monitors.watchdog import IntakeUptime, Watchdog, WatchdogMonitor
+from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from shared.config.secret_file import SecretFile
+from shared.process.concurrency import is_task_cancelled
+from shared.process.logs import describe_exception
+
+_OUTBOX_RETRY_SECONDS: Final = 1.0
+_DEFECT_RETRY_SECONDS: Final = 60.0
+
+log = structlog.get_logger(__name__)
+
+
+async def run_forever(name: str, step: Callable[[], Awaitable[float]]) -> None:
+    """Takes turns until cancelled.
+
+    Args:
+        name: what the log calls it.
+        step: gives the seconds until the next one.
+    """
+    while True:
+        try:
+            pause = await step()
+        except StoreUnavailableError:  # the store itself has logged why
+            pause = _OUTBOX_RETRY_SECONDS
+        except (Exception, asyncio.CancelledError) as error:  # of one watch, it must end none
+            if isinstance(error, asyncio.CancelledError) and is_task_cancelled():
+                raise  # else a library let its own cancellation out
+            log.error("unexpected error in a monitor; it is retried", monitor=name, **describe_exception(error))  # noqa: TRY400  # its text may hold a secret
+            pause = _DEFECT_RETRY_SECONDS
+        await asyncio.sleep(pause)
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorSettings:
+    """What a person set of it."""
+
+    watchdogs: Sequence[Watchdog]
+    default_channels: Collection[str]
+    alertmanagers: Sequence[str]
+    """URLs of every Alertmanager that sends here; empty compares nothing."""
+    alertmanager_token: Path | None
+    reconcile_times: ReconcileTimes = field(default_factory=ReconcileTimes)
+
+
+class Monitors:
+    """The watch.
+
+    Args:
+        publisher: tells what is found out.
+        settings: what a person set.
+        uptime: since when heartbeats could be kept.
+    """
+
+    def __init__(self, publisher: AlertPublisher, settings: MonitorSettings, uptime: IntakeUptime) -> None:
+        self._publisher = publisher
+        self._settings = settings
+        self._uptime = uptime
+        self._switches = {
+            watchdog.name: DeadMansSwitch(watchdog.name, watchdog.ping_url_file, publisher.store, publisher.channels)
+            for watchdog in settings.watchdogs
+            if watchdog.ping_url_file
+        }
+
+    def record_heartbeats(self, names: Iterable[str]) -> None:
+        """Heartbeats of these watchdogs came to this replica, and are committed."""
+        for name in names:
+            if name in self._switches:
+                self._switches[name].record_heartbeat()
+
+    async def run(self) -> None:
+        """Watches until cancelled."""
+        watched = self._settings
+        notice = QuarantineMonitor(self._publisher, watched.default_channels)
+        guard = WatchdogMonitor(self._publisher, watched.watchdogs, self._uptime)
+        turns: dict[str, Callable[[], Awaitable[float]]] = {"quarantine": notice.check, "watchdogs": guard.check}
+        async with AsyncExitStack() as stack:
+            for name, outside in self._switches.items():
+                stack.push_async_callback(outside.close)
+                turns[f"outside address of {name}"] = outside.ping_after_heartbeat
+            if watched.alertmanagers:
+                token = SecretFile(watched.alertmanager_token) if watched.alertmanager_token else None
+                peers = [AlertmanagerClient(url, token) for url in watched.alertmanagers]
+                for peer in peers:
+                    stack.push_async_callback(peer.close)
+                turns["reconcile"] = Reconciler(
+                    self._publisher, peers, watched.reconcile_times, time.monotonic
+                ).reconcile
+            async with asyncio.TaskGroup() as tasks:
+                for name, turn in turns.items():
+                    tasks.create_task(run_forever(name, turn), name=f"watch {name}")

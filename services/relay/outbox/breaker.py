@@ -1,0 +1,228 @@
+"""When a channel may be used: its pace, the pause that its provider asked for, and its breaker. Shared by all replicas.
+
+Breaker: after 5 attempts in a row that did not reach the provider, or one that was refused for a reason that only a
+person can end, nothing is claimed for a while; then one delivery tries, and its ending opens the gate or closes it for
+twice as long. When it opens, what waited for its next attempt is due at once. The pause that the provider asked for is
+kept apart from it (`asked_until`): nothing that else happens to the channel shortens that one. But whoever asks for
+more than the longest pause refuses everything: that lasts as long as was asked, and a person ends it as any refusal.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, bindparam, select, update
+
+from services.relay.outbox.engine.batching import Transaction
+from services.relay.outbox.engine.dialect import build_insert
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.rate_limit import spend
+from services.relay.outbox.tables import State, channels, deliveries
+
+FAILURE_THRESHOLD: Final = 5
+"""Attempts in a row that did not reach the provider."""
+_LOCKED_RETRY_SECONDS: Final = 0.05
+"""When to look again where another replica is just claiming for the channel."""
+CLOCK_TOLERANCE: Final = 10.0
+"""Seconds; a clock that was set back by less only prolongs a wait by as much."""
+
+_channel = channels.c
+_LOCK_CHANNEL_IF_FREE: Final = (
+    select(channels).where(_channel.name == bindparam("channel")).with_for_update(skip_locked=True)
+)
+_CHANNEL_EXISTS: Final = select(_channel.name).where(_channel.name == bindparam("channel"))
+_LOCK_CHANNEL: Final = select(channels).where(_channel.name == bindparam("channel")).with_for_update()
+_DOWN_CHANNELS: Final = select(_channel.name).where(_channel.refused > 0)
+_FAILING_CHANNELS: Final = select(_channel.name).where((_channel.failures > 0) | (_channel.refused > 0))
+
+
+class ChannelEffect(Enum):
+    """What an attempt said about its channel."""
+
+    NOTHING = auto()
+    REACHED = auto()
+    """The provider answered, be it that it will not have this message."""
+    FAILED = auto()
+    DOWN = auto()
+    """Everything is refused until a person acts."""
+
+
+@dataclass(frozen=True, slots=True)
+class PauseLimits:
+    """How long a breaker pauses, in seconds, unless the provider asks for more."""
+
+    initial: float
+    maximum: float
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """How many deliveries may be claimed now."""
+
+    limit: int
+    retry_in: float | None = None
+    """When to ask again, where a delivery that is due has to wait for the gate."""
+    channel_down: bool = False
+    is_breaker_trial: bool = False
+    """Whether the one that is admitted tries for all the others."""
+
+
+def admit(transaction: Transaction, channel: str, limit: int) -> tuple[Admission, Row[*tuple[Any, ...]] | None]:
+    """Whether and how many of at most `limit` deliveries may be claimed; the gate's row is locked then."""
+    row = transaction.connection.execute(_LOCK_CHANNEL_IF_FREE, {"channel": channel}).first()
+    if row is None and not transaction.connection.execute(_CHANNEL_EXISTS, {"channel": channel}).first():
+        _insert_channel(transaction, channel)
+        row = transaction.connection.execute(_LOCK_CHANNEL_IF_FREE, {"channel": channel}).first()
+    if row is None:  # another replica is just claiming
+        return Admission(0, _LOCKED_RETRY_SECONDS), None
+    now, refused = transaction.now, bool(row.refused)
+    seconds = max(_compute_remaining(row.open_at, row.set_at, now), _compute_retry_after(row, now))
+    if seconds > 0:
+        return Admission(0, seconds, refused), row
+    if row.failures >= FAILURE_THRESHOLD:
+        return Admission(1, None, refused, is_breaker_trial=True), row
+    return Admission(limit, None, refused), row
+
+
+def record_claim(
+    transaction: Transaction,
+    row: Row[*tuple[Any, ...]],
+    count: int,
+    *,
+    rate: float | None,
+    trial_seconds: float | None,
+) -> None:
+    """Takes note that deliveries were claimed.
+
+    Args:
+        transaction: the one under way.
+        row: of the gate, as `admit` gave it.
+        count: how many.
+        rate: messages in a second; None where there is no pace.
+        trial_seconds: how long nothing else is claimed, where it is the one that tries.
+    """
+    changes: dict[str, float] = {}
+    if rate is not None:
+        changes["next_slot"] = spend(row.next_slot, transaction.now, count, rate)
+    if trial_seconds is not None:
+        changes |= {"open_at": transaction.now + trial_seconds, "set_at": transaction.now}
+    if changes:
+        _update_channel(transaction, row.name, **changes)
+
+
+def find_healthy(transaction: Transaction, names: Collection[str]) -> frozenset[str]:
+    """Those of some channels to which another success says nothing new: almost always all, and nothing is locked."""
+    return frozenset(names).difference(transaction.connection.execute(_FAILING_CHANNELS).scalars())
+
+
+def read_down_channels(connection: Connection) -> frozenset[str]:
+    """The channels that refuse everything until a person acts."""
+    return frozenset(connection.execute(_DOWN_CHANNELS).scalars())
+
+
+def record_effect(
+    transaction: Transaction,
+    channel: str,
+    effect: ChannelEffect,
+    *,
+    reason: str,
+    is_breaker_trial: bool,
+    retry_after: float | None,
+    pauses: PauseLimits,
+) -> None:
+    """Takes note of how an attempt ended.
+
+    Args:
+        transaction: the one under way.
+        channel: its name.
+        effect: what the attempt said.
+        reason: how it ended.
+        is_breaker_trial: whether it was the one that tried for all.
+        retry_after: seconds that the provider asked to wait.
+        pauses: how long a breaker pauses.
+    """
+    if effect is ChannelEffect.NOTHING and retry_after is None and not is_breaker_trial:
+        return
+    row = transaction.connection.execute(_LOCK_CHANNEL, {"channel": channel}).first()
+    if row is None:
+        return
+    now, asked = transaction.now, retry_after or 0.0
+    # A longer pause than the longest was asked for; what was under way by then says nothing against it.
+    left = 0.0 if is_breaker_trial else _compute_remaining(row.open_at, row.set_at, now)
+    if 0 < asked <= pauses.maximum:
+        _update_channel(
+            transaction, channel, asked_until=now + max(_compute_retry_after(row, now), asked), asked_at=now
+        )
+    if effect is ChannelEffect.REACHED and (row.failures or row.refused) and left <= pauses.maximum:
+        _close_breaker(transaction, row)
+    elif effect is ChannelEffect.DOWN:
+        failures, pause = max(row.failures, FAILURE_THRESHOLD), max(pauses.maximum, asked, left)
+        _pause_until(transaction, channel, now + pause, failures=failures, refused=1, reason=reason)
+    elif effect is ChannelEffect.FAILED and (is_breaker_trial or row.failures < FAILURE_THRESHOLD):
+        failures = row.failures + 1
+        doublings = min(failures - FAILURE_THRESHOLD, 64)
+        pause = min(pauses.maximum, pauses.initial * 2.0**doublings) if doublings >= 0 else 0.0
+        _pause_until(transaction, channel, now + pause, failures=failures, reason=reason)
+    elif is_breaker_trial:
+        _pause_until(transaction, channel, now, failures=row.failures)  # it said nothing: the next one tries
+
+
+def allow_trial(transaction: Transaction, names: Iterable[str]) -> None:
+    """Lets channels behind their breaker be tried at once: a secret changed, somebody asked, or the relay was started.
+
+    The pause that a provider asked for stays.
+    """
+    for name in names:
+        row = transaction.connection.execute(_LOCK_CHANNEL, {"channel": name}).first()
+        if row is not None and (row.refused or row.failures >= FAILURE_THRESHOLD):
+            _pause_until(transaction, name, transaction.now)
+            _make_retries_due(transaction, name)
+
+
+async def commit_allow_trial(store: Store, names: Iterable[str]) -> None:
+    """`allow_trial`, committed. Raises StoreUnavailableError."""
+    names = tuple(names)
+    await store.run(lambda transaction: allow_trial(transaction, names))
+
+
+def _compute_remaining(until: float, set_at: float, now: float) -> float:
+    """Seconds of a pause that are left; none of one that was written by a clock that has been set back since."""
+    return max(until - now, 0.0) if set_at <= now + CLOCK_TOLERANCE else 0.0
+
+
+def _compute_retry_after(row: Row[*tuple[Any, ...]], now: float) -> float:
+    """Seconds that are left of the pause that the provider asked for."""
+    return 0.0 if row.asked_until is None else _compute_remaining(row.asked_until, row.asked_at, now)
+
+
+def _close_breaker(transaction: Transaction, row: Row[*tuple[Any, ...]]) -> None:
+    was_closed = row.failures >= FAILURE_THRESHOLD or row.refused
+    _update_channel(transaction, row.name, failures=0, refused=0, reason=None)
+    if was_closed:
+        _pause_until(transaction, row.name, transaction.now)
+        _make_retries_due(transaction, row.name)
+
+
+def _make_retries_due(transaction: Transaction, channel: str) -> None:
+    """What waits for its next attempt is due at once, as far as its provider did not ask for a pause: `admit` knows."""
+    of = deliveries.c
+    waiting = (of.channel == channel, of.finished_at.is_(None), of.state == State.RETRYING, of.due_at > transaction.now)
+    # Those that somebody else is just merging are due when he says.
+    free = select(of.seq).where(*waiting).order_by(of.seq).with_for_update(skip_locked=True)
+    due = update(deliveries).where(of.seq.in_(free))
+    transaction.connection.execute(due.values(due_at=transaction.now, set_at=transaction.now))
+
+
+def _pause_until(transaction: Transaction, channel: str, until: float, **changes: object) -> None:
+    _update_channel(transaction, channel, open_at=until, set_at=transaction.now, **changes)
+
+
+def _update_channel(transaction: Transaction, channel: str, **changes: object) -> None:
+    transaction.connection.execute(update(channels).where(_channel.name == channel).values(**changes))
+
+
+def _insert_channel(transaction: Transaction, channel: str) -> None:
+    row = {"name": channel, "open_at": 0.0, "set_at": 0.0, "next_slot": 0.0, "failures": 0, "refused": 0}
+    connection = transaction.connection
+    connection.execute(build_insert(channels, connection.dialect.name).on_conflict_do_nothing(), row)

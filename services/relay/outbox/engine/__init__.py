@@ -1,0 +1,1 @@
+"""TODO services/relay/outbox/engine."""

@@ -1,0 +1,108 @@
+"""Several pieces of work in one transaction: each gets its own result, and one that fails undoes itself alone.
+
+A statement for many rows, compiled once for each kind of database.
+
+SQLAlchemy looks at every value of every row anew at each execution, which takes longer than SQLite needs for the row.
+
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Dialect, Insert, Update, exc
+
+JobResult = tuple[Any, Exception | None]
+"""A result, or what was raised instead."""
+
+
+class Transaction(NamedTuple):
+    """One that is under way."""
+
+    connection: Connection
+    now: float
+    """Unix seconds by the database's clock."""
+    unmerged_channels: frozenset[str]
+    """The channels on which every event is told by itself."""
+
+
+Handler = Callable[[Transaction, Sequence[Any]], Sequence[Any]]
+"""One kind of work: does all of its items at once, and gives the result of each in its place."""
+
+
+class Job(NamedTuple):
+    """One item, and what is to be done with it."""
+
+    handler: Handler
+    item: Any
+
+
+def group_by_handler(jobs: Sequence[Job]) -> dict[Handler, list[int]]:
+    """The places of the pieces of each kind."""
+    places: dict[Handler, list[int]] = {}
+    for place, piece in enumerate(jobs):
+        places.setdefault(piece.handler, []).append(place)
+    return places
+
+
+def run_jobs(transaction: Transaction, jobs: Sequence[Job]) -> list[JobResult]:
+    """The outcome of each piece, in its place. Raises DBAPIError, and then nothing was done."""
+    outcomes: list[JobResult] = [(None, None)] * len(jobs)
+    for do, places in group_by_handler(jobs).items():
+        items = [jobs[place].item for place in places]
+        for place, outcome in zip(places, _run_in_savepoint(transaction, do, items), strict=True):
+            outcomes[place] = outcome
+    return outcomes
+
+
+def _run_in_savepoint(transaction: Transaction, do: Handler, items: list[Any]) -> list[JobResult]:
+    """Where one of several items raises, each is done by itself."""
+    # By hand: where the database fails, SQLite has ended the transaction, and undoing the savepoint would fail again.
+    connection = transaction.connection
+    connection.exec_driver_sql("SAVEPOINT work")
+    try:
+        outcomes: list[JobResult] = [(result, None) for result in do(transaction, items)]
+    except exc.DBAPIError:
+        raise
+    except Exception as error:  # noqa: BLE001  # handed to whoever waits for this piece of work
+        connection.exec_driver_sql("ROLLBACK TO SAVEPOINT work")
+        connection.exec_driver_sql("RELEASE SAVEPOINT work")
+        if len(items) == 1:
+            return [(None, error)]
+        return [outcome for item in items for outcome in _run_in_savepoint(transaction, do, [item])]
+    connection.exec_driver_sql("RELEASE SAVEPOINT work")
+    return outcomes
+
+
+RowValues = Mapping[str, Any]
+
+
+class BulkStatement:
+    """An insert or an update. Values go to the driver as they are: texts, numbers, bytes, None.
+
+    Args:
+        statement: without RETURNING.
+        columns: of an insert; each row has all of them.
+    """
+
+    def __init__(self, statement: Insert | Update, columns: Sequence[str] | None = None) -> None:
+        self._statement = statement
+        self._columns = columns
+        self._compiled: dict[str, tuple[str, Callable[[RowValues], Any]]] = {}
+
+    def execute(self, connection: Connection, rows: Sequence[RowValues]) -> None:
+        """Does it for each row; there has to be one."""
+        compiled = self._compiled.get(connection.dialect.name)
+        if compiled is None:
+            compiled = self._compiled[connection.dialect.name] = self._compile(connection.dialect)
+        sql, given = compiled
+        connection.exec_driver_sql(sql, [given(row) for row in rows])
+
+    def _compile(self, dialect: Dialect) -> tuple[str, Callable[[RowValues], Any]]:
+        """The text for a driver, and what it takes for a row: a tuple or a mapping."""
+        compiled = self._statement.compile(dialect=dialect, column_keys=self._columns, for_executemany=True)
+        # What the statement itself holds, and what it awaits of each row.
+        same = {name: value for name, value in compiled.params.items() if not compiled.binds[name].required}
+        order = compiled.positiontup
+        if order is None:
+            return compiled.string, lambda row: {**same, **row}
+        return compiled.string, lambda row: tuple(map({**same, **row}.__getitem__, order))

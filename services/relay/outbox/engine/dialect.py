@@ -1,0 +1,152 @@
+"""What SQLite and PostgreSQL do differently; the rest of the outbox is written once.
+
+SQLite: WAL with `synchronous=FULL`, one writer at a time, its transactions `IMMEDIATE`; the clock is this machine's.
+PostgreSQL: a commit waits for the disk; every other wait is bounded, so that neither a server that hangs nor a replica
+that is stopped in the middle of a transaction holds anybody up for long; the clock is the server's, which all replicas
+share.
+"""
+
+import errno
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, Table, exc, func, select, text
+from sqlalchemy.dialects import postgresql, sqlite
+
+from shared.sql.answer_timeout import AnswerTimeout
+from shared.sql.database_url import DatabaseUrl
+from shared.sql.engine import create_postgresql_engine, create_sqlite_engine
+from shared.sql.sqlite_file import SqliteFile
+
+READERS: Final = 4
+"""How many may read at once."""
+LAST_USED_SUFFIX: Final = "-seen"
+"""What the name of the file beside one of SQLite ends with; see `find_last_used_file`."""
+_OPTIONS: Final = "-c lock_timeout=1100ms -c statement_timeout=7s -c idle_in_transaction_session_timeout=5s"
+"""While a transaction waits for a lock all others wait for it; but after a second PostgreSQL finds a deadlock, and ends
+one of the two, where this time-out would end both."""
+_LOCK_TIMEOUT: Final = "55P03"
+"""Lock time-out (ibid.)."""
+_WRONG_TABLES: Final = {"42P01", "42703", "42501"}
+"""No such table or column, no right to it (ibid.): those that we made are gone, or the database is another."""
+_DISK_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+_SQLITE_TEMPORARY: Final = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,  # on a full disk too, where the files beside the database cannot grow
+}
+_POSTGRESQL_TEMPORARY: Final = (
+    "starting up",
+    "shutting down",
+    "too many",
+    "connection slots",
+    "recovery",
+    "administrator",
+)
+_NOW: Final = select(func.extract("epoch", func.clock_timestamp()))
+
+
+def create_engines(database: DatabaseUrl, patience: AnswerTimeout | None = None) -> tuple[Engine, Engine]:
+    """One to write with, of one connection, and one to read with; `patience` is that of PostgreSQL's connections."""
+    if is_sqlite(database):
+        file = SqliteFile(database)
+        return create_sqlite_engine(file, 1, "BEGIN IMMEDIATE"), create_sqlite_engine(file, READERS, "BEGIN")
+    patience = patience or AnswerTimeout()
+    return _create_postgresql_engine(database, 1, patience), _create_postgresql_engine(database, READERS, patience)
+
+
+def is_sqlite(database: DatabaseUrl) -> bool:
+    """Whether it is a file."""
+    return database.drivername == "sqlite"
+
+
+def make_file(database: DatabaseUrl) -> None:
+    """An empty file where there is none, for SQLite. Raises FileLostError, OSError."""
+    if is_sqlite(database):
+        SqliteFile(database).create()
+
+
+def find_last_used_file(database: DatabaseUrl) -> Path | None:
+    """That beside a file of SQLite which says when it was used last; see `restored`. None for PostgreSQL."""
+    return Path(f"{database.database}{LAST_USED_SUFFIX}") if is_sqlite(database) else None
+
+
+def read_clock(connection: Connection, clock: Callable[[], float]) -> float:
+    """The time by the database's clock, unix seconds; `clock` is this machine's."""
+    return clock() if connection.dialect.name == "sqlite" else float(connection.execute(_NOW).scalar_one())
+
+
+def build_insert(table: Table, dialect: str) -> Any:
+    """The INSERT of the dialect with this name, with `on_conflict_do_nothing` and `on_conflict_do_update`."""
+    return (sqlite if dialect == "sqlite" else postgresql).insert(table)
+
+
+@contextmanager
+def without_timeouts(connection: Connection) -> Iterator[None]:
+    """While the body runs, a statement may take as long as it takes: a migration is no piece of daily work."""
+    if connection.dialect.name == "sqlite":
+        yield
+        return
+    connection.execute(text("SET LOCAL statement_timeout = 0"))
+    connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+    patient: Any = connection.connection.driver_connection
+    usual, patient.patience = patient.patience, AnswerTimeout(None)
+    try:
+        yield
+    finally:
+        patient.patience = usual
+
+
+def set_short_lock_timeout(connection: Connection) -> None:
+    """For this transaction: what another one holds is hardly waited for."""
+    connection.execute(text("SET LOCAL lock_timeout = '100ms'"))
+
+
+def is_lock_timeout(error: exc.DBAPIError) -> bool:
+    """Whether another transaction, such as that of a replica that hangs, held a row for too long."""
+    return getattr(error.orig, "sqlstate", None) == _LOCK_TIMEOUT
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether a file could not be made only because there was no room."""
+    return error.errno in _DISK_FULL
+
+
+def is_query_error(error: exc.DBAPIError) -> bool:
+    """Whether the database works, and what we asked of it was wrong: a defect, which another try does not mend."""
+    asked = isinstance(error, exc.IntegrityError | exc.DataError | exc.ProgrammingError)
+    return asked and getattr(error.orig, "sqlstate", None) not in _WRONG_TABLES
+
+
+def is_temporary(error: exc.DBAPIError, database: DatabaseUrl) -> bool:
+    """Whether a database that cannot be opened now may be opened later, without anybody changing the configuration."""
+    if isinstance(error.orig, sqlite3.Error):
+        code = error.orig.sqlite_errorcode & 0xFF
+        # A file that is there, and cannot be opened: those beside it cannot be made.
+        return code in _SQLITE_TEMPORARY or (code == sqlite3.SQLITE_CANTOPEN and Path(str(database.database)).is_file())
+    state = getattr(error.orig, "sqlstate", None)
+    if state is None:  # no connection; why the server gave none is to be had in words alone
+        words = str(error.orig)
+        return "FATAL" not in words or any(passing in words for passing in _POSTGRESQL_TEMPORARY)
+    return state[:2] in {"08", "53", "55", "57"}  # connection, resources, locked, shutting down or starting up
+
+
+def describe_error(error: exc.SQLAlchemyError) -> str:
+    """What the database says, on one line."""
+    return " ".join(str(error.orig if isinstance(error, exc.DBAPIError) else error).split())
+
+
+def _create_postgresql_engine(database: DatabaseUrl, connections: int, patience: AnswerTimeout) -> Engine:
+    return create_postgresql_engine(
+        database,
+        connections,
+        application_name="keypulse-relay",
+        options=_OPTIONS,
+        checks_connections=connections
+        > 1,  # a read may find a connection that a restart cut; the writer notices by itself
+        create_answer_timeout=lambda: patience,
+    )

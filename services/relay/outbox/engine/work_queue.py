@@ -1,0 +1,140 @@
+"""Pieces of work that somebody waits for on an event loop, while the outbox's thread does them.
+
+What waits is bounded in number and in bytes, and leaves when nobody waits for it any more: while a database hangs,
+Alertmanager sends the same webhooks again and again.
+"""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final
+
+import structlog
+
+from services.relay.outbox.engine.batching import Job, JobResult
+
+_MAX_JOBS: Final = 8192
+"""How many pieces of work may wait; one more is refused."""
+_MAX_BYTES: Final = 64 * 1024 * 1024
+"""How large those that wait and those in hand may be together: as much as the intake receives at once."""
+
+log = structlog.get_logger(__name__)
+
+
+class StoreUnavailableError(Exception):
+    """Nothing is known to be committed: locked, full, read-only, closed, or too much is waiting. Try again later.
+
+    In almost all cases nothing was. But a connection may be lost between a COMMIT and its answer, and a caller that
+    waits no longer does not stop a transaction that is under way: then it was, or will be.
+    """
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QueuedJob:
+    """A piece, who waits for it, and its size in bytes where that may be large."""
+
+    job: Job
+    future: "asyncio.Future[Any]"
+    size: int = 0
+
+
+class WorkQueue:
+    """What waits for the thread, in order of arrival, and what the thread has in hand."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._queued: dict[QueuedJob, None] = {}
+        self._running: set[QueuedJob] = set()
+        self._bytes = 0
+        self._closed = False
+
+    def put(self, work: QueuedJob) -> None:
+        """Lets it wait for its turn. Raises StoreUnavailableError."""
+        with self._changed:
+            if self._closed:
+                raise StoreUnavailableError("the outbox is closed")
+            if len(self._queued) >= _MAX_JOBS:
+                raise StoreUnavailableError(f"{_MAX_JOBS} pieces of work wait for the outbox already")
+            if self._bytes + work.size > _MAX_BYTES:
+                raise StoreUnavailableError(f"{self._bytes} bytes wait for the outbox already")
+            self._queued[work] = None
+            self._bytes += work.size
+            self._changed.notify()
+
+    def cancel(self, queued: QueuedJob) -> None:
+        """Nobody waits for it any more; where its turn has not come, it is not done."""
+        with self._changed:
+            if queued in self._queued:
+                del self._queued[queued]
+                self._bytes -= queued.size
+
+    def wait_for_job(self) -> bool:
+        """True once something waits, False once the queue is closed and nothing does; for the thread."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queued or self._closed)
+            return bool(self._queued)
+
+    def start_next(self, limit: int) -> Sequence[QueuedJob]:
+        """The next ones, in hand until they are told or dropped; for the thread."""
+        with self._changed:
+            taken = list(islice(self._queued, limit))
+            for work in taken:
+                del self._queued[work]
+            self._running.update(taken)
+            return taken
+
+    def return_job(self, work: QueuedJob) -> bool:
+        """Lets what is in hand wait for another turn; False where it is closed. For the thread."""
+        with self._changed:
+            if not self._closed:
+                self._running.remove(work)
+                self._queued[work] = None
+            return not self._closed
+
+    def set_results(self, jobs: Sequence[QueuedJob], results: Sequence[JobResult]) -> None:
+        """Hands the outcomes to those who wait, all at once; for the thread."""
+        self.discard(jobs)  # first: whoever is told may come with the next one at once
+        told = list(zip(jobs, results, strict=True))
+        for loop in {work.future.get_loop() for work in jobs}:
+            try:
+                loop.call_soon_threadsafe(_set_results, [each for each in told if each[0].future.get_loop() is loop])
+            except RuntimeError:  # the loop has ended, and with it everybody who waited
+                log.warning("event loop ended before the result was returned")
+
+    def discard(self, jobs: Sequence[QueuedJob]) -> None:
+        """These are in hand no more; for the thread."""
+        with self._changed:
+            for work in self._running.intersection(jobs):
+                self._running.remove(work)
+                self._bytes -= work.size
+
+    def close(self) -> None:
+        """Takes nothing more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def fail_all(self, error: str) -> None:
+        """Whoever waits gets a StoreUnavailableError now; for their event loop."""
+        with self._changed:
+            works = [*self._running, *self._queued]
+        for work in works:
+            fail_job(work.future, error)
+
+
+def fail_job(future: "asyncio.Future[Any]", error: str) -> None:
+    """Whoever waited so long waits no longer."""
+    if not future.done():
+        future.set_exception(StoreUnavailableError(error))
+
+
+def _set_results(results: list[tuple[QueuedJob, JobResult]]) -> None:
+    for work, (result, problem) in results:
+        if work.future.done():
+            continue  # whoever waited has given up
+        if problem is None:
+            work.future.set_result(result)
+        else:
+            work.future.set_exception(problem)

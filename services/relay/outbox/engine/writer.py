@@ -1,0 +1,195 @@
+"""The thread that writes: takes what waits, does it in few transactions, and says how each piece of work ended.
+
+On SQLite everything shares one transaction; on PostgreSQL each kind of work has its own, so that the order in which it
+locks rows is the same in every replica.
+"""
+
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import structlog
+from sqlalchemy import Connection, Engine, exc
+
+from services.relay.outbox.engine import dialect
+from services.relay.outbox.engine.batching import JobResult, Transaction, group_by_handler, run_jobs
+from services.relay.outbox.engine.migrate import UnknownDatabaseError, check_revision, upgrade_tables
+from services.relay.outbox.engine.work_queue import QueuedJob, StoreUnavailableError, WorkQueue
+from shared.sql.database_url import DatabaseUrl
+from shared.sql.engine import is_retryable, open_transaction
+from shared.sql.sqlite_file import FileLostError
+
+_MAX_BATCH: Final = 256
+"""How many pieces of work share one transaction at most."""
+_SMALL_BATCH: Final = 4
+"""Pieces of work in one transaction after which the next one waits a moment, so that it finds more of them."""
+_BATCH_DELAY: Final = 0.004
+"""That moment. A busy outbox does more with it, since a flush to the disk costs the same for one and for many."""
+_MAX_TRIES: Final = 3
+_REVISION_CHECKED: Final = "the tables are ours"
+"""The key of a connection's own mapping under which that stands."""
+_SLOW_TRANSACTION: Final = 3.0
+"""How long a transaction may take before that is a problem."""
+
+log = structlog.get_logger(__name__)
+
+
+class Writer:
+    """Works until its queue is closed and empty.
+
+    Args:
+        database: where it is.
+        engine: its one connection.
+        read_engine: those that read, which are opened anew, too, once the database failed.
+        queue: what is to be done.
+        clock: unix seconds, by this machine.
+        unmerged_channels: the channels on which every event is told by itself.
+        monotonic: seconds, to see how long a transaction takes.
+    """
+
+    def __init__(
+        self,
+        database: DatabaseUrl,
+        engine: Engine,
+        read_engine: Engine,
+        queue: WorkQueue,
+        clock: Callable[[], float],
+        unmerged_channels: frozenset[str],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self.is_prepared = False
+        """Whether the tables are there."""
+        self._database = database
+        self._engine = engine
+        self._read_engine = read_engine
+        self._queue = queue
+        self._clock = clock
+        self.unmerged_channels = unmerged_channels
+        self._monotonic = monotonic
+        self._error: str | None = None
+        self._transaction_started: float | None = None
+        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+
+    @property
+    def error(self) -> str | None:
+        """Why the last transaction failed, or that one hangs; None where all is well."""
+        began = self._transaction_started
+        if self._error is None and began is not None and self._monotonic() - began > _SLOW_TRANSACTION:
+            return f"a transaction has been under way for more than {_SLOW_TRANSACTION:g} s"
+        return self._error
+
+    def start(self) -> None:
+        """Begins to work."""
+        self._thread.start()
+
+    def join(self, seconds: float) -> bool:
+        """Whether the work is over, at the latest after so long."""
+        if self._thread.is_alive():
+            self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def prepare(self) -> None:
+        """Makes the tables, or brings them up to date, once. Raises what `upgrade_tables` raises, and OSError."""
+        if self.is_prepared:
+            return
+        try:
+            dialect.make_file(self._database)
+        except FileLostError as error:
+            raise UnknownDatabaseError(str(error)) from None
+        with open_transaction(self._engine) as connection:
+            made = upgrade_tables(connection)
+        if made:
+            log.warning("new tables created in an empty database", database=str(self._database))
+        self.is_prepared = True
+
+    def fail(self, jobs: Sequence[QueuedJob], error: str) -> None:
+        """Nothing is committed for now; whoever waits for these pieces of work is told."""
+        if self._error != error:
+            log.error("outbox cannot commit", error=error)
+            self._error = error
+        for engine in (self._engine, self._read_engine):
+            engine.dispose()  # the next transaction opens it anew: what was mounted, replaced or restarted is seen
+        self._queue.set_results(jobs, [(None, StoreUnavailableError(error)) for _ in jobs])
+
+    def _run(self) -> None:
+        before = 0
+        while self._queue.wait_for_job():
+            if before > _SMALL_BATCH:
+                time.sleep(_BATCH_DELAY)
+            before = self._run_next_batch()
+        self._engine.dispose()
+
+    def _run_next_batch(self) -> int:
+        """Does what waits; how many pieces of work it was."""
+        works = self._queue.start_next(_MAX_BATCH)
+        if dialect.is_sqlite(self._database):
+            self._commit(works)
+        else:
+            for places in group_by_handler([work.job for work in works]).values():
+                self._commit([works[place] for place in places])
+        self._queue.discard(works)
+        return len(works)
+
+    def _commit(self, jobs: Sequence[QueuedJob], tries: int = _MAX_TRIES, *, short_lock_timeout: bool = False) -> None:
+        jobs = [work for work in jobs if not work.future.done()]
+        if not jobs:
+            return
+        try:
+            outcomes = self._run_transaction(jobs, short_lock_timeout=short_lock_timeout)
+        except exc.DBAPIError as error:
+            # SQLAlchemy's frames hold their own error, and so all that was to be written, until cycles are looked for.
+            traceback.clear_frames(error.__traceback__)
+            if dialect.is_lock_timeout(error) and self.is_prepared:
+                self._retry_locked(jobs, StoreUnavailableError(dialect.describe_error(error)))
+            elif is_retryable(error) and tries > 1:
+                self._commit(jobs, tries - 1, short_lock_timeout=short_lock_timeout)
+            elif dialect.is_query_error(error):
+                self._commit_one_by_one(jobs, error)
+            else:
+                self.fail(jobs, dialect.describe_error(error))
+        except UnknownDatabaseError as error:
+            self.fail(jobs, str(error))
+        except Exception as error:  # noqa: BLE001  # this thread outlives whatever happens to the database
+            self.fail(jobs, repr(error))
+        else:
+            if self._error is not None:
+                log.info("outbox can commit again")
+                self._error = None
+            self._queue.set_results(jobs, outcomes)
+
+    def _run_transaction(self, jobs: Sequence[QueuedJob], *, short_lock_timeout: bool) -> list[JobResult]:
+        self._transaction_started = self._monotonic()
+        try:
+            self.prepare()
+            with open_transaction(self._engine) as connection:
+                _check_new_connection(connection)
+                if short_lock_timeout:
+                    dialect.set_short_lock_timeout(connection)
+                now = dialect.read_clock(connection, self._clock)
+                return run_jobs(Transaction(connection, now, self.unmerged_channels), [work.job for work in jobs])
+        finally:
+            self._transaction_started = None
+
+    def _retry_locked(self, jobs: Sequence[QueuedJob], error: Exception) -> None:
+        """Another process holds what some of them need: the others are done, and those get another turn after them."""
+        if len(jobs) > 1:
+            for work in jobs:
+                self._commit([work], short_lock_timeout=True)
+        elif not self._queue.return_job(jobs[0]):
+            self._queue.set_results(jobs, [(None, error)])
+
+    def _commit_one_by_one(self, jobs: Sequence[QueuedJob], error: Exception) -> None:
+        """Each is done alone, so that one that is wrong fails alone."""
+        if len(jobs) == 1:
+            self._queue.set_results(jobs, [(None, error)])
+        for work in jobs if len(jobs) > 1 else ():
+            self._commit([work])
+
+
+def _check_new_connection(connection: Connection) -> None:
+    """A database that was connected to anew may be another one, in the place of ours. Raises UnknownDatabaseError."""
+    if not connection.info.get(_REVISION_CHECKED):
+        check_revision(connection)
+        connection.info[_REVISION_CHECKED] = True

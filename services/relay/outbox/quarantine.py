@@ -1,0 +1,84 @@
+"""What is kept of a webhook that was not accepted, and how much: 100 entries of 512 KiB, so 50 MiB at most.
+
+Where bodies lie that were not accepted: the newest ones, so that a person can see what was sent.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+from sqlalchemy import delete, func, insert, select
+
+from services.relay.outbox.engine.batching import Transaction
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.tables import clean_for_database, quarantine
+
+MAX_ENTRIES: Final = 100
+MAX_BODY_BYTES: Final = 512 * 1024
+"""Bytes that are kept of one body."""
+
+log = structlog.get_logger(__name__)
+
+
+async def quarantine_webhook(store: Store, body: bytes, *, source: str, code: int, reason: str) -> None:
+    """Keeps a body that was answered with `code` for `reason`. Raises StoreUnavailableError."""
+    await add_entry(store, RefusedWebhook(source, code, reason, body[:MAX_BODY_BYTES]), max_entries=MAX_ENTRIES)
+    log.warning("webhook quarantined", code=code, reason=reason, source=source)
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedWebhook:
+    """A webhook that was not accepted."""
+
+    source: str
+    code: int
+    """What was answered: 400 or 413."""
+    reason: str
+    read_body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineEntry:
+    """One that is kept; `read_body` gives its body."""
+
+    id: int
+    received_at: float
+    """Unix seconds."""
+    source: str
+    code: int
+    reason: str
+    body_bytes: int
+    """Bytes of the body that are kept."""
+
+
+async def add_entry(store: Store, webhook: RefusedWebhook, *, max_entries: int) -> None:
+    """Commits one, and drops the oldest over `max_entries`. Raises StoreUnavailableError."""
+    row = {
+        "source": clean_for_database(webhook.source),
+        "code": webhook.code,
+        "reason": clean_for_database(webhook.reason),
+        "body": webhook.body,
+    }
+    newest = select(quarantine.c.seq).order_by(quarantine.c.seq.desc()).limit(max_entries)
+    oldest = delete(quarantine).where(quarantine.c.seq.not_in(newest))
+
+    def commit(transaction: Transaction) -> None:
+        transaction.connection.execute(insert(quarantine), {**row, "received_at": transaction.now})
+        transaction.connection.execute(oldest)
+
+    await store.run(commit)
+
+
+async def list_entries(store: Store) -> list[QuarantineEntry]:
+    """What is kept, the newest first. Raises StoreUnavailableError."""
+    columns = quarantine.c
+    query = select(
+        columns.seq, columns.received_at, columns.source, columns.code, columns.reason, func.length(columns.body)
+    ).order_by(columns.seq.desc())
+    return await store.read(lambda connection: [QuarantineEntry(*row) for row in connection.execute(query)])
+
+
+async def read_body(store: Store, entry: int) -> bytes | None:
+    """The body of one that is kept; None where there is none. Raises StoreUnavailableError."""
+    query = select(quarantine.c.body).where(quarantine.c.seq == entry)
+    return await store.read(lambda connection: connection.execute(query).scalar())

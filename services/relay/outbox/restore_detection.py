@@ -1,0 +1,161 @@
+"""A restored backup: what waits in it may have been told since, and may be over.
+
+The outbox keeps which database it is: the file's inode, or what PostgreSQL calls the cluster, the database and the
+table. When a file was used last is kept beside it, in `relay.db-seen`, which a backup in its place does not bring.
+Where the database is another one, or was used since, a backup was restored. Then all that waits counts as perhaps told,
+so that PagerDuty calls nobody for what is over. Where Alertmanager can be asked, it is held back until then, for a few
+minutes at most; see `watch.reconcile`. A snapshot of the whole volume, or a database set back in its own place, looks
+like before: there a person has to say it (`keypulse-relay restored`). That no relay ran for long says nothing: what
+waits then was told to nobody.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import structlog
+from sqlalchemy import Connection, bindparam, func, select, text, update
+
+from services.relay.outbox.engine.batching import Transaction
+from services.relay.outbox.engine.dialect import build_insert
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.merge import RetryState, lock_incidents, merge_into_successor
+from services.relay.outbox.tables import State, database_identity, deliveries
+
+COMPARE_DELAY: Final = 360.0
+"""Seconds for which what waits is held back: an Alertmanager that has just started is believed after 300."""
+RESTORED_REMARK: Final = "This waited in an outbox that was restored from a backup; it may have been told before"
+
+_MARKED_RESTORED: Final = "restored"
+"""The name of no database: a person says that it is a backup."""
+_delivery = deliveries.c
+_MAY_READ_CLUSTER: Final = text("SELECT has_function_privilege('pg_control_system()', 'EXECUTE')")
+_READ_CLUSTER: Final = text("SELECT system_identifier FROM pg_control_system()")
+_READ_TABLE: Final = text(
+    "SELECT (SELECT oid FROM pg_database WHERE datname = current_database()) || '/' || 'deliveries'::regclass::oid"
+)
+_FIND_LEASED: Final = (
+    select(deliveries).where(_delivery.state == State.SENDING, _delivery.finished_at.is_(None)).order_by(_delivery.seq)
+)
+_MARK_MAYBE_DELIVERED: Final = (
+    update(deliveries)
+    .where(_delivery.finished_at.is_(None))
+    .values(
+        state=State.QUEUED,
+        lease=None,
+        maybe_sent=1,
+        maybe_told=_delivery.event_seq,
+        due_at=bindparam("due"),
+        set_at=bindparam("at"),
+        note=func.coalesce(_delivery.note, RESTORED_REMARK),
+    )
+)
+_MAKE_DUE: Final = (
+    update(deliveries)
+    .where(_delivery.finished_at.is_(None), _delivery.maybe_told.is_not(None))
+    .where(_delivery.state == State.QUEUED, _delivery.due_at > bindparam("at"))
+    .values(due_at=bindparam("at"), set_at=bindparam("at"))
+)
+
+log = structlog.get_logger(__name__)
+
+
+class _Detection(NamedTuple):
+    at: float
+    """Unix seconds, as they were committed."""
+    last_used_file: Path | None
+    is_restored: bool
+
+
+async def detect_restore(store: Store, *, compare_delay: float) -> bool:
+    """Keeps which database the outbox is, and finds out whether a backup was restored.
+
+    Args:
+        store: the outbox.
+        compare_delay: seconds for which what waits in a backup is held back.
+
+    Raises:
+        StoreUnavailableError: it is not known to be committed.
+    """
+    found = await store.run(lambda transaction: _detect(transaction, compare_delay))
+    if found.last_used_file is not None:
+        await asyncio.to_thread(
+            _write_last_used, found.last_used_file, found.at
+        )  # after the commit: else a crash would look like a backup
+    if found.is_restored:
+        log.warning("outbox was restored from a backup; waiting deliveries may be repeats", compare_delay=compare_delay)
+    return found.is_restored
+
+
+async def mark_restored(store: Store) -> None:
+    """The next look takes the outbox for a backup, even one that looks like before. Raises StoreUnavailableError."""
+
+    def say(transaction: Transaction) -> None:
+        said = build_insert(database_identity, transaction.connection.dialect.name).values(
+            id=1, name=_MARKED_RESTORED, seen_at=0.0
+        )
+        transaction.connection.execute(
+            said.on_conflict_do_update(index_elements=["id"], set_={"name": _MARKED_RESTORED})
+        )
+
+    await store.run(say)
+
+
+async def release_compared(store: Store) -> None:
+    """What was held back is due now: it was compared with Alertmanager. Raises StoreUnavailableError."""
+    await store.run(lambda transaction: transaction.connection.execute(_MAKE_DUE, {"at": transaction.now}))
+
+
+def _detect(transaction: Transaction, compare_delay: float) -> _Detection:
+    connection, now, name = transaction.connection, transaction.now, _read_identity(transaction.connection)
+    beside = _find_last_used_file(connection)
+    # Never seen: where the file beside says that it was used, it is a backup from before this was kept.
+    first = build_insert(database_identity, connection.dialect.name).values(id=1, name=name, seen_at=0.0)
+    connection.execute(first.on_conflict_do_nothing())  # another replica may start at the same moment
+    known = connection.execute(select(database_identity).with_for_update()).one()
+    connection.execute(update(database_identity).values(name=name, seen_at=now))
+    used_since = beside is not None and _read_last_used(beside) > known.seen_at
+    if _is_same_database(known.name, name) and not used_since:
+        return _Detection(now, beside, is_restored=False)
+    leased = connection.execute(_FIND_LEASED).all()
+    lock_incidents(transaction, {row.incident_id for row in leased})
+    for row in leased:
+        merge_into_successor(transaction, row, RetryState(row.attempts, now, row.reason))
+    marked: Any = connection.execute(_MARK_MAYBE_DELIVERED, {"due": now + compare_delay, "at": now})
+    return _Detection(now, beside, is_restored=bool(marked.rowcount))
+
+
+def _read_identity(connection: Connection) -> str:
+    if connection.dialect.name == "sqlite":
+        return str(Path(str(connection.engine.url.database)).stat().st_ino)
+    cluster = (
+        connection.execute(_READ_CLUSTER).scalar_one() if connection.execute(_MAY_READ_CLUSTER).scalar_one() else ""
+    )
+    return f"{cluster}/{connection.execute(_READ_TABLE).scalar_one()}"
+
+
+def _is_same_database(one: str, other: str) -> bool:
+    """Whether two names may be of one database: without the right to ask, its cluster is not known."""
+    (one_cluster, _, one_table), (other_cluster, _, other_table) = one.partition("/"), other.partition("/")
+    return one_table == other_table and (one_cluster == other_cluster or not (one_cluster and other_cluster))
+
+
+def _find_last_used_file(connection: Connection) -> Path | None:
+    """The file that says when a file of SQLite was used last."""
+    return Path(f"{connection.engine.url.database}-seen") if connection.dialect.name == "sqlite" else None
+
+
+def _read_last_used(beside: Path) -> float:
+    """Unix seconds; 0 where it is not known."""
+    try:
+        return float(beside.read_text())
+    except (OSError, ValueError):
+        return 0.0
+
+
+def _write_last_used(beside: Path, at: float) -> None:
+    try:
+        beside.touch(mode=0o600)
+        beside.write_text(repr(at))
+    except OSError as error:
+        log.warning("last-used file cannot be written; a restored backup may not be detected", error=str(error))

@@ -1,0 +1,211 @@
+"""The tables of the outbox, and how an event is written into one. `migrations` makes them; a test compares the two.
+
+`seq` is the order of acceptance; `id` is what the outside sees. Ids are random, so that a Message-ID or a metadata
+mark made from one never meets its like from an earlier database. Times are unix seconds by the database's clock.
+"""
+
+from enum import StrEnum
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    bindparam,
+    text,
+)
+
+
+class State(StrEnum):
+    """Where a delivery stands. The last three are final."""
+
+    QUEUED = "queued"
+    SENDING = "sending"
+    RETRYING = "retrying"
+    DELIVERED = "delivered"
+    SUPERSEDED = "superseded"
+    DEAD = "dead"
+
+
+UNFINISHED: Final = (State.QUEUED, State.SENDING, State.RETRYING)
+"""The states of a delivery that is still to be made; `finished_at` is null in exactly these."""
+
+UNSETTLED: Final = (*UNFINISHED, State.DEAD)
+"""What the gauges show: what is still to be made, and what was given up. The rest only grows."""
+
+WAITING: Final = (State.QUEUED, State.RETRYING)
+"""The states of a delivery that nobody is sending; where its channel merges, an incident has one of them at most."""
+
+metadata = MetaData()
+
+_Seq: Final = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts only a column of type INTEGER
+
+incidents = Table(
+    "incidents",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("episode", Integer, nullable=False),
+    Column("open", Integer, nullable=False),  # 1 until the whole group is told resolved
+    Column("latest_event", BigInteger, nullable=False),  # 0 before its first event is committed
+    Column("group_id", Text),  # see `same_group`; null before its first event is committed
+    Column("ended_elsewhere", Text),  # JSON; see `same_group`
+    Column("earlier", Text),  # JSON; of the last few events before it: their fingerprint, and when each was accepted
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("seq", _Seq, primary_key=True),
+    Column("id", Text, nullable=False, unique=True),
+    Column("incident_id", Text, nullable=False),
+    Column("receiver", Text, nullable=False),
+    Column("alertname", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("fingerprint", Text, nullable=False),  # what a twin of this event would equal
+    Column("accepted_at", Double, nullable=False),
+    Column("event", LargeBinary, nullable=False),  # as `encode` writes it
+    # The webhook as it came, with fields that this version does not know; empty for an event of the relay's own.
+    Column("body", LargeBinary, nullable=False),
+    sqlite_autoincrement=True,  # a seq is never given twice, whatever is deleted
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("seq", _Seq, primary_key=True),
+    Column("id", Text, nullable=False, unique=True),
+    Column("event_seq", _Seq, ForeignKey("events.seq"), nullable=False),
+    # The oldest event that is told with it: every event of the incident from this one to `event_seq` is merged.
+    Column("first_event", BigInteger, nullable=False, server_default="0"),
+    Column("incident_id", Text, nullable=False),
+    Column("episode", Integer, nullable=False),
+    Column("channel", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("reason", Text),  # how the last attempt ended
+    Column("accepted_at", Double, nullable=False),
+    Column("waits_since", Double, nullable=False, server_default="0"),  # when the first that it tells was accepted
+    Column("due_at", Double, nullable=False),  # when it may be claimed; while `sending`, when its lease ends
+    Column("set_at", Double, nullable=False, server_default="0"),  # when `due_at` was written
+    Column("lease", Text),  # whose claim it is
+    Column("maybe_sent", Integer, nullable=False, server_default="0"),  # 1: an attempt may have arrived unseen
+    Column("progress", Text),  # JSON; what its channel has done of it already
+    Column("note", Text),  # for the reader, such as why it comes here
+    Column("finished_at", Double),
+    Column("superseded_by", Text),  # the id of the delivery that tells it instead
+    Column("receipt", Text),  # JSON
+    Column("payload", LargeBinary),  # as it was last sent, credentials masked; zlib
+    Column("fell_back", BigInteger),  # up to this event other channels tell it, too, since its own refuses everything
+    Column("maybe_told", BigInteger),  # up to this event it may have been told before, for a backup was restored
+    sqlite_autoincrement=True,
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("delivery_seq", _Seq, ForeignKey("deliveries.seq"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("started_at", Double, nullable=False),
+    Column("seconds", Double, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("detail", Text, nullable=False),  # the provider's answer, or what went wrong
+    sqlite_with_rowid=False,
+)
+
+channels = Table(
+    "channels",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("open_at", Double, nullable=False),  # its breaker lets nothing be claimed before
+    Column("set_at", Double, nullable=False),  # when `open_at` was written
+    Column("next_slot", Double, nullable=False),  # when its pace lets the next message go, were none saved up
+    Column("failures", Integer, nullable=False),  # attempts in a row that did not reach it
+    Column("refused", Integer, nullable=False),  # 1: it refuses everything until a person acts
+    Column("reason", Text),  # how the last attempt that did not reach it ended
+    Column("asked_until", Double),  # nothing is claimed before, since the provider asked for it
+    Column("asked_at", Double),  # when it did
+    Column("served_at", Double),  # when a relay last said that it delivers on it
+)
+
+database_identity = Table(
+    "origin",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),  # 1: there is one row
+    Column("name", Text, nullable=False),  # which database this is; another one where a backup was restored
+    Column("seen_at", Double, nullable=False),  # when a relay last looked
+)
+
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("seq", _Seq, primary_key=True),
+    Column("received_at", Double, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("code", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", _Seq, primary_key=True),
+    Column("at", Double, nullable=False),
+    Column("who", Text, nullable=False),  # the name of the credential
+    Column("peer", Text),  # the address that called
+    Column("action", Text, nullable=False),
+    Column("object", Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+watchdogs = Table(
+    "watchdogs",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("seen_at", Double, nullable=False),  # its last heartbeat; before it, when we first waited for one
+    # Seconds since then in which a relay was there to receive one, as counted until `counted_at`.
+    Column("silent", Double, nullable=False, server_default="0"),
+    Column("counted_at", Double, nullable=False, server_default="0"),
+)
+
+
+def _add_index(name: str, *columns: Column[object], where: str | None = None) -> None:
+    condition = None if where is None else text(where)
+    Index(name, *columns, sqlite_where=condition, postgresql_where=condition)
+
+
+_UNFINISHED_SQL: Final = "finished_at IS NULL"
+_delivery = deliveries.c
+IS_UNSETTLED: Final = _delivery.state.in_(
+    bindparam("counted", [*map(str, UNSETTLED)], expanding=True, literal_execute=True)
+)
+"""The condition of the index `deliveries_counted`, written out as a database needs it to see that it may use that."""
+_add_index("deliveries_due", _delivery.channel, _delivery.due_at, _delivery.seq, where=_UNFINISHED_SQL)
+_add_index("deliveries_in_order", _delivery.incident_id, _delivery.channel, _delivery.seq, where=_UNFINISHED_SQL)
+_add_index("deliveries_of_event", _delivery.event_seq)
+_add_index("deliveries_of_episode", _delivery.incident_id, _delivery.episode, _delivery.channel)
+_add_index(
+    "deliveries_counted",
+    _delivery.channel,
+    _delivery.state,
+    _delivery.waits_since,
+    where="state IN ('queued', 'sending', 'retrying', 'dead')",
+)
+# By when they were given up; for everything else that is asked of dead letters, `deliveries_counted` is the right one.
+_add_index("deliveries_dead", _delivery.finished_at, where="state = 'dead' AND finished_at IS NOT NULL")
+_add_index("deliveries_delivered", _delivery.channel, _delivery.finished_at, where="state = 'delivered'")
+_add_index("incidents_of_group", incidents.c.group_id, where="open = 1")
+_add_index("events_of_incident", events.c.incident_id, events.c.seq)
+_add_index("events_of_ours", events.c.incident_id, events.c.seq, where="length(body) = 0")
+
+
+def clean_for_database(text: str) -> str:
+    """A text as every database takes it: PostgreSQL refuses the character 0, and half a surrogate pair is no text."""
+    return text.replace("\0", "\ufffd").encode(errors="replace").decode()

@@ -1,1 +1,0 @@
-"""What is added to an event before it is told."""

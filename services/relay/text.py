@@ -1,0 +1,215 @@
+"""The words that several channels share: a message goes in, readable pieces of text and safe links come out.
+
+Everything in an alert's labels and annotations was written by somebody else. What leaves this room holds no control
+character and no mark that turns the direction of writing, and a link is http(s) or absent. Escaping is the medium's
+own affair: each channel does it for itself.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from functools import lru_cache
+from typing import NamedTuple
+from urllib.parse import quote, urlsplit
+
+from services.relay.model import DIGEST_BYTES, Alert, Event, Links, Message, Status
+
+_LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0e-\x1f\x7f-\x9f"  # control characters, tab and newline excepted
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # they turn the direction: https://trojansource.codes
+    "\ud800-\udfff\ufeff]"  # half a character, which no encoding takes
+)
+# As in sending/enrich. Slack takes 3,000 for a button, PagerDuty and browsers at least 2,000; three must fit into one
+# message.
+MAX_URL = 1_900
+MAX_REMARK = 500
+_IMPORTANT_LABELS = ("alertname", "env", "service", "severity")
+
+
+class Severity(StrEnum):
+    """How bad, in the words of PagerDuty; the worst first."""
+
+    CRITICAL = "critical"
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"
+
+
+_SEVERITIES = {
+    **dict.fromkeys(("critical", "crit", "page", "emergency", "fatal", "p1"), Severity.CRITICAL),
+    **dict.fromkeys(("error", "high", "major", "p2"), Severity.ERROR),
+    **dict.fromkeys(("warning", "warn", "medium", "minor", "ticket", "p3"), Severity.WARNING),
+    **dict.fromkeys(("info", "informational", "notice", "low", "none", "p4", "p5"), Severity.INFO),
+}
+
+_WORST_FIRST = tuple(Severity)
+
+
+class Link(NamedTuple):
+    """Where a person may go from a message."""
+
+    text: str
+    url: str
+
+
+def clean_text(text: str) -> str:
+    """The text without what a person cannot see; every kind of line end becomes a newline."""
+    if text.isprintable():  # as almost always: nothing in it is invisible, or ends a line
+        return text.strip()
+    return _INVISIBLE.sub("", _LINE_ENDS.sub("\n", text)).strip()
+
+
+def clean_line(text: str) -> str:
+    """The text on one line, with single spaces."""
+    text = clean_text(text)
+    return " ".join(text.split()) if "  " in text or not text.isprintable() else text
+
+
+def truncate(text: str, limit: int) -> str:
+    """At most `limit` characters, the last of them an ellipsis where something is missing."""
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def is_resolved(event: Event) -> bool:
+    """Whether the whole group is resolved. Where Alertmanager cut alerts off, nobody knows: then it is not."""
+    return event.status is Status.RESOLVED and event.truncated_alerts == 0
+
+
+def compute_status(event: Event) -> Status:
+    """That of the whole group."""
+    return Status.RESOLVED if is_resolved(event) else Status.FIRING
+
+
+def format_state(message: Message) -> str:
+    """`Firing` or `Resolved`; `Fired and resolved` where the reader has heard nothing of it before."""
+    if not is_resolved(message.event):
+        return "Firing"
+    return "Fired and resolved" if message.firing_undelivered else "Resolved"
+
+
+def format_remark(message: Message) -> str:
+    """What the relay itself has to say, on one line; empty where that is nothing."""
+    return truncate(" ".join(filter(None, map(clean_line, (message.remark, message.event.remark)))), MAX_REMARK)
+
+
+def format_headline(event: Event) -> str:
+    """What it is and where, such as `KMSCryptoNotReady · production / backend`.
+
+    It is made of the group's labels alone, so it is the same for every event of an incident.
+    """
+    labels = event.group_labels
+    name = labels.get("alertname") or event.receiver
+    where = " / ".join(labels[key] for key in ("env", "service") if labels.get(key))
+    others = [f"{key}={value}" for key, value in sort_labels(labels) if key not in _IMPORTANT_LABELS]
+    return " · ".join(clean_line(part) for part in (name, where, *others) if part)
+
+
+def format_counts(event: Event) -> str:
+    """How many alerts, such as `2 firing, 1 resolved, 7 not listed`."""
+    firing = sum(alert.status is Status.FIRING for alert in event.alerts)
+    resolved = len(event.alerts) - firing + len(event.unlisted_resolved) // DIGEST_BYTES
+    firing += len(event.unlisted_firing) // DIGEST_BYTES
+    numbers = (firing, "firing"), (resolved, "resolved"), (event.truncated_alerts, "not listed")
+    return ", ".join(f"{number} {word}" for number, word in numbers if number) or "no alerts"
+
+
+def find_worst_severity(event: Event) -> Severity | None:
+    """The worst severity of the alerts that still fire, else of all; None where none of them is a usual word."""
+    firing = [alert for alert in event.alerts if alert.status is Status.FIRING]
+    found = {_SEVERITIES.get(alert.labels.get("severity", "").lower()) for alert in firing or event.alerts}
+    return next((level for level in _WORST_FIRST if level in found), None)
+
+
+def select_contacts(message: Message) -> dict[str, str]:
+    """Whom to turn to while something critical fires, by role; nobody otherwise."""
+    if is_resolved(message.event) or find_worst_severity(message.event) is not Severity.CRITICAL:
+        return {}
+    return {clean_line(role): clean_line(how) for role, how in message.contacts.items()}
+
+
+def format_summary(alert: Alert) -> str:
+    """One line on what is wrong."""
+    return clean_line(alert.annotations.get("summary", "")) or clean_line(alert.labels.get("alertname", "")) or "Alert"
+
+
+def format_description(alert: Alert) -> str:
+    """The longer text, perhaps of several lines, perhaps empty."""
+    return clean_text(alert.annotations.get("description", ""))
+
+
+def format_period(alert: Alert) -> str:
+    """Since when it fires, or that it is over and from when to when it did, in UTC."""
+    start = _format_time(alert.starts_at)
+    if alert.status is Status.FIRING:
+        return f"firing since {start}"
+    if alert.ends_at is None:
+        return f"resolved; fired from {start}"
+    return f"resolved; fired from {start} to {_format_time(alert.ends_at)} ({_format_duration(alert.ends_at - alert.starts_at)})"
+
+
+def sort_labels(labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The labels that say most first, the rest by name."""
+    known = [key for key in _IMPORTANT_LABELS if key in labels]
+    for key in known + sorted(labels.keys() - set(known)):
+        yield clean_line(key), clean_line(labels[key])
+
+
+def select_own_labels(alert: Alert, event: Event) -> Mapping[str, str]:
+    """The labels by which this alert differs from the others of its group."""
+    return {key: value for key, value in alert.labels.items() if event.common_labels.get(key) != value}
+
+
+def list_alerts(message: Message) -> list[tuple[Alert, list[Link]]]:
+    """The alerts, those that still fire first, each with the links that no alert before it has."""
+    pairs = list(zip(message.event.alerts, message.links, strict=True))
+    seen: set[Link] = set()
+    result = []
+    for alert, links in sorted(pairs, key=lambda pair: pair[0].status is Status.RESOLVED):
+        new = [link for link in _build_links(alert, links) if link not in seen]
+        seen.update(new)
+        result.append((alert, new))
+    return result
+
+
+def build_alertmanager_link(event: Event) -> Link | None:
+    """The page of the Alertmanager that sent it, at the alerts of its receiver."""
+    url = sanitize_url(
+        f"{event.external_url.rstrip('/')}/#/alerts?receiver={quote(clean_text(event.receiver), safe='')}"
+    )
+    return Link("Alertmanager", url) if url else None
+
+
+@lru_cache(maxsize=256)
+def sanitize_url(url: str | None) -> str | None:
+    """An http(s) URL in which nothing ends a link in any medium.
+
+    None where it is none, holds a user or a password (which may be a secret, or make a host look like another), or is
+    longer than media take.
+    """
+    if not url or len(url) > MAX_URL or re.search(r"[\s\\]", url) or url != clean_text(url):
+        return None
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return None
+    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
+        return None
+    quoted = quote(url, safe="!#$%&'()*+,-./:;=?@[]_~")
+    return quoted if len(quoted) <= MAX_URL else None
+
+
+def _build_links(alert: Alert, links: Links) -> list[Link]:
+    found = ("Runbook", links.runbook), ("Dashboard", links.dashboard), ("Prometheus", alert.generator_url)
+    return [Link(text, url) for text, given in found if (url := sanitize_url(given))]
+
+
+def _format_time(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC).replace(tzinfo=None).isoformat(' ', 'seconds')} UTC"
+
+
+def _format_duration(span: timedelta) -> str:
+    minutes, seconds = divmod(max(0, round(span.total_seconds())), 60)
+    hours, minutes = divmod(minutes, 60)
+    return " ".join(f"{n} {unit}" for n, unit in ((hours, "h"), (minutes, "min"), (seconds, "s")) if n) or "0 s"

@@ -1,0 +1,152 @@
+"""The folder of backups: names, which are kept, what they need, and whether one can be restored."""
+
+import base64
+import re
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from datetime import datetime
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from services.rotator.backups.folder import backup_file
+from services.rotator.backups.folder.backup_file import BackupError, BackupHeader, BackupSummary
+from services.rotator.model import RotatorError
+from shared.keyring.administration import Administration, KeyInfo, Problem
+from shared.keyring.model import UNREADABLE_VERSION, build_wrapping_aad, compute_fingerprint
+from shared.kms.port import KmsError, KmsKey
+
+LATEST: Final = "latest"
+_FILE_SUFFIX: Final = ".backup"
+_MAX_DIFFERENCES: Final = 100
+_JOURNAL_BACKUP: Final = re.compile(r"backup (?P<name>\S+) (?P<sha256>\S+)( needs (?P<needs>-?\d+(,\d+)*))?")
+
+
+class BackupFolder:
+    """The backups in `state_dir`/backups. Raises RotatorError where the folder cannot be used."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.folder = state_dir / "backups"
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise RotatorError(
+                f"the folder {self.folder} cannot be made: {error.strerror}; set another `state_dir`", "plan"
+            ) from None
+
+    def get_new_path(self, rotation_id: str, now: datetime) -> Path:
+        """Where a rotation's backup is written."""
+        return self.folder / f"{rotation_id}.{now:%Y%m%dT%H%M%S.%fZ}{_FILE_SUFFIX}"
+
+    def list_backups(self) -> list[tuple[Path, BackupHeader]]:
+        """All of them, the newest last. Raises BackupError, OSError."""
+        found = [(file, backup_file.read_header(file)) for file in self.folder.glob(f"[!.]*{_FILE_SUFFIX}")]
+        return sorted(found, key=lambda each: each[1].created_at)
+
+    def find(self, name: str, journal: Iterable[str] = ()) -> Path:
+        """`latest`, a name in the folder, or a path. Raises BackupError where there is none.
+
+        `latest` is that of the latest rotation, whose `journal` these are, where it is here; else the newest.
+        """
+        if name == LATEST:
+            kept = [file for file, _ in self.list_backups()]
+            if not kept:
+                raise BackupError(f"there is no backup in {self.folder}")
+            return next(
+                (file for each in parse_journal_backups(journal) if (file := self.folder / each.name) in kept), kept[-1]
+            )
+        return next((file for file in (self.folder / name, Path(name)) if file.is_file()), Path(name))
+
+
+class JournalBackup(NamedTuple):
+    """What the journal tells of a backup, wherever it is."""
+
+    name: str
+    sha256: str
+    needed_versions: frozenset[int] | None
+    """Versions of the KMS key without which it cannot be read and restored; None where that was not noted."""
+
+    def may_need(self, version: int) -> bool:
+        """Whether it does, as far as is known."""
+        return self.needed_versions is None or not {version, UNREADABLE_VERSION}.isdisjoint(self.needed_versions)
+
+
+def format_journal_backup(file: Path, summary: BackupSummary) -> str:
+    """What the journal is told of a backup that was just made, for `parse_journal_backups`. Raises BackupError."""
+    header = backup_file.read_header(file)
+    return f"{file.name} {summary.sha256} needs {','.join(map(str, sorted({header.kek_version, *header.needed_versions})))}"
+
+
+def parse_journal_backups(steps: Iterable[str]) -> list[JournalBackup]:
+    """The backups that these steps of the journal tell of, the last one first."""
+    found = [_JOURNAL_BACKUP.fullmatch(step) for step in steps]
+    return [
+        JournalBackup(
+            Path(each["name"]).name,
+            each["sha256"],
+            frozenset(map(int, each["needs"].split(","))) if each["needs"] else None,
+        )
+        for each in reversed(found)
+        if each
+    ]
+
+
+async def read_whole_backup(file: Path, kms: KmsKey, *, timeout: float) -> BackupSummary:
+    """What a backup holds, once all of it was read and compared. Raises BackupError."""
+    counted = backup_file.SummaryBuilder()
+    async for _ in backup_file.read_pages(file, kms, counted, timeout=timeout):
+        pass
+    return counted.build()
+
+
+async def compare_with_keyring(
+    file: Path, administration: Administration, kms: KmsKey, *, timeout: float
+) -> list[Problem]:
+    """Data keys of the backup that are gone, or are others by now: a hundred at most.
+
+    Raises BackupError, AdministrationError.
+    """
+    found: list[Problem] = []
+    async with aclosing(_list_keys(administration)) as keys:
+        key = await anext(keys, None)
+        async for rows in backup_file.read_pages(file, kms, backup_file.SummaryBuilder(), timeout=timeout):
+            for row in rows:
+                while key is not None and key.id < row.id:
+                    key = await anext(keys, None)
+                if key is None or key.id != row.id:
+                    found.append(Problem(id=row.id, error="it is in the backup, and no longer in the keyring"))
+                elif key.fingerprint != row.fingerprint:
+                    found.append(Problem(id=row.id, error="it is not the one in the backup: its fingerprint differs"))
+                if len(found) == _MAX_DIFFERENCES:
+                    return found
+    return found
+
+
+async def find_unwrap_failures(file: Path, kms: KmsKey, *, timeout: float) -> list[Problem]:
+    """Unwraps one data key of each version, and gives those that it does not give back. Raises BackupError."""
+    found: list[Problem] = []
+    tried: set[tuple[str, int]] = set()
+    kek = backup_file.read_header(file).kek
+    async for rows in backup_file.read_pages(file, kms, backup_file.SummaryBuilder(), timeout=timeout):
+        for row in rows:
+            if row.kek != kek or (row.kek, row.kek_version) in tried:
+                continue
+            tried.add((row.kek, row.kek_version))
+            try:
+                secret = await kms.decrypt(base64.b64decode(row.wrapped), build_wrapping_aad(row.id), timeout=timeout)
+                wrong = (
+                    "" if compute_fingerprint(secret.plaintext).hex() == row.fingerprint else "its fingerprint differs"
+                )
+            except KmsError as error:
+                wrong = str(error)
+            if wrong:
+                found.append(Problem(id=row.id, error=f"version {row.kek_version} does not unwrap it: {wrong}"))
+    return found
+
+
+async def _list_keys(administration: Administration) -> AsyncGenerator[KeyInfo, None]:
+    """All of them, a page at a time, in the order of their ids."""
+    after = ""
+    while page := await administration.list_keys(after):
+        for key in page:
+            yield key
+        after = page[-1].id

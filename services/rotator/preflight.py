@@ -1,0 +1,115 @@
+"""The KMS key's primary version, which everything is wrapped by in the end: whether it may be, and since when it is.
+
+What a rotation needs, tried before it begins: the keyring answers, and KMS wraps and unwraps.
+"""
+
+import asyncio
+import os
+import time
+from typing import Final
+
+from shared.kms.gcp.client.wire_format import get_version_id
+
+from services.rotator.model import RotatorError
+from services.rotator.session import Session
+from shared.keyring.administration import AdministrationError
+from shared.kms.port import KmsError, KmsKey
+from shared.smoke.check import Check, CheckError, format_line, run_checks
+
+_USABLE_STATE: Final = "ENABLED"
+_PROBE_AAD: Final = b"keypulse rotator"
+
+
+async def get_usable_primary(kms: KmsKey, timeout: float, next_command: str) -> int:
+    """The number of the primary version. `timeout` is in seconds, `next_command` what to type when it is mended.
+
+    Raises:
+        RotatorError: there is none, it is not ENABLED, or KMS does not tell.
+    """
+    try:
+        key = await kms.describe_key(timeout=timeout)
+    except KmsError as error:
+        raise RotatorError(f"KMS does not tell the key's primary version: {error}", next_command) from None
+    if key.primary_version is None:
+        raise RotatorError("the KMS key has no primary version; make a version and set it as the primary", next_command)
+    state = next((version.state for version in key.versions if version.id == key.primary_version), "unknown")
+    if state != _USABLE_STATE:
+        raise RotatorError(
+            f"the primary version {key.primary_version} of the KMS key is {state}, not {_USABLE_STATE}: nothing can be wrapped by "
+            "it; enable it, or set another version as the primary",
+            next_command,
+        )
+    return int(key.primary_version)
+
+
+async def wait_for_primary(
+    kms: KmsKey, version: int, next_command: str, *, checks: int, total_timeout: float, interval: float, timeout: float
+) -> None:
+    """Returns once Encrypt has used `version` that many times in a row: a new primary is not used everywhere at once.
+
+    https://cloud.google.com/kms/docs/consistency: a change of the primary may take minutes, rarely hours.
+
+    Args:
+        kms: the key.
+        version: the number that is expected.
+        next_command: what to type later.
+        checks: answers in a row.
+        total_timeout: seconds, in all.
+        interval: seconds between two answers.
+        timeout: seconds of one call.
+
+    Raises:
+        RotatorError: it does not within `total_timeout`; nothing was changed.
+    """
+    seen, last = 0, "no answer"
+    try:
+        async with asyncio.timeout(total_timeout):
+            while True:
+                try:
+                    answer = await kms.encrypt(os.urandom(16), _PROBE_AAD, timeout=timeout)
+                    number = get_version_id(answer.version)
+                    seen, last = (seen + 1 if number == version else 0), f"version {number}"
+                except KmsError as error:
+                    seen, last = 0, str(error)
+                if seen == checks:
+                    return
+                await asyncio.sleep(interval)
+    except TimeoutError:
+        raise RotatorError(
+            f"Encrypt has not used version {version} {checks} times in a row within {total_timeout:g} s (the last answer: "
+            f"{last}); a change of the primary takes minutes, rarely hours",
+            next_command,
+        ) from None
+
+
+_AAD = b"keypulse rotator smoke"
+
+
+async def run_smoke_test(session: Session, next_command: str) -> str:
+    """What was seen, in a few words. Raises RotatorError with every check that failed; `next_command` is what to type then."""
+
+    async def keyring() -> str:
+        try:
+            keys = await session.administration.list_keys(limit=1)
+        except AdministrationError as error:
+            raise CheckError(str(error), "look at `driver`") from None
+        if not keys:
+            raise CheckError("it holds no data key", "start the service, which makes the first one")
+        return "answers"
+
+    async def kms() -> str:
+        secret, timeout = os.urandom(32), session.settings.kms_timeout
+        try:
+            wrapped = await session.kms.encrypt(secret, _AAD, timeout=timeout)
+            unwrapped = await session.kms.decrypt(wrapped.ciphertext, _AAD, timeout=timeout)
+        except KmsError as error:
+            raise CheckError(str(error), "see that reason in docs/KMS_OPERATIONS.md") from None
+        if unwrapped.plaintext != secret:
+            raise CheckError("what it decrypts is not what was encrypted", "do not rotate; ask who runs KMS")
+        return "a round trip is right"
+
+    results = await run_checks([Check("keyring", keyring), Check("KMS", kms)], time.monotonic)
+    failed = [format_line(result) for result in results if not result.is_ok]
+    if failed:
+        raise RotatorError(f"the smoke test failed, nothing was changed: {' / '.join(failed)}", next_command)
+    return ", ".join(f"{result.name} {result.detail}" for result in results)

@@ -1,0 +1,219 @@
+"""The end of a version of the KMS key, in two commands: `retire_version` disables it, `destroy_version` has it destroyed a month later.
+
+Both refuse while anything that is known of needs the version: a data key, a record, a backup in the folder, in this
+keyring or in one of the others that the KMS key wraps. A backup that only a journal knows of has to be confirmed. A
+data key that cannot be read, or that the database lost, may need any version, and blocks both. What is not known of is
+an older backup of the service's whole database; `destroy_version` warns of it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from services.rotator.backups.folder.folder import parse_journal_backups
+from services.rotator.model import RotatorError
+from services.rotator.other_keyrings import count_with_leases
+from services.rotator.plan import refuse_unfinished
+from services.rotator.report import OtherKeyringUsage, Outcome, Report
+from services.rotator.session import Session
+from shared.keyring.administration import AdministrationError, KeyUsage, Lease
+from shared.keyring.model import UNREADABLE_VERSION
+from shared.kms.port import KeyDescription, KmsError
+
+MIN_DISABLED_DAYS: Final = 30
+"""Between `retire_version` and `destroy_version`, at least: whoever still needs the version finds out while it can be enabled again."""
+
+_MAX_NAMED_BACKUPS: Final = 5
+
+
+async def retire_version(session: Session, version: int, confirmed_backups: int = 0) -> Report:
+    """Disables a version. Raises RotatorError, AdministrationError, BackupError.
+
+    Args:
+        session: the way to everything.
+        version: its number.
+        confirmed_backups: how many backups that are elsewhere, or gone, may never be restored again: all that may need the version.
+    """
+    return await _run_with_all_leases(
+        session,
+        "retire",
+        version,
+        lambda lease, others: _disable_and_record(session, lease, version, confirmed_backups, others),
+    )
+
+
+async def destroy_version(session: Session, version: int, confirmed_backups: int = 0) -> Report:
+    """Schedules a version's destruction. Arguments and errors are those of `retire_version`."""
+    return await _run_with_all_leases(
+        session,
+        "destroy",
+        version,
+        lambda lease, others: _schedule_destruction(session, lease, version, confirmed_backups, others),
+    )
+
+
+async def _run_with_all_leases(
+    session: Session, command: str, version: int, run: Callable[[Lease, Sequence[OtherKeyringUsage]], Awaitable[str]]
+) -> Report:
+    """Does `run` while nobody else changes this keyring or another one."""
+
+    async def alone(lease: Lease) -> str:
+        return await count_with_leases(session, lambda others: run(lease, others))
+
+    try:
+        sentence = await session.run_with_lease(alone)
+    except KmsError as error:
+        raise RotatorError(f"KMS: {error}", _format_command(command, version)) from None
+    return Report(command=command, outcome=Outcome.DONE, summary=sentence, next_commands=("census",))
+
+
+async def _disable_and_record(
+    session: Session, lease: Lease, version: int, confirmed_backups: int, other_keyrings: Sequence[OtherKeyringUsage]
+) -> str:
+    refuse_unfinished(await session.administration.get_progress())  # a rollback would need the version
+    timeout = session.settings.kms_timeout
+    key = await session.kms.describe_key(timeout=timeout)
+    was_enabled = _check_version_state(key, version, "retire", ("ENABLED", "DISABLED")) == "ENABLED"
+    if key.primary_version == str(version):
+        raise RotatorError(
+            f"version {version} is the primary one, by which everything is wrapped; set another, and rotate",
+            "run --type rewrap-kek",
+        )
+    await _refuse_if_used(session, "retire", version, confirmed_backups, other_keyrings)
+    since = await _get_retirement_time(session, version)
+    if since and not was_enabled:
+        return f"version {version} is retired since {since:%Y-%m-%d}, and disabled; nothing was changed"
+    # Disabled before it is written down: the days that `destroy_version` counts must be days without it.
+    try:
+        if was_enabled:
+            await session.kms.set_version_enabled(version, is_enabled=False, timeout=timeout)
+        await session.administration.retire_version(version, lease.token)
+    except (KmsError, AdministrationError, asyncio.CancelledError) as error:  # a call without an answer may be done
+        left = await _undo_disable(session, version, was_enabled=was_enabled)
+        if isinstance(error, asyncio.CancelledError):
+            session.progress.report_step("retire", left)
+            raise
+        raise RotatorError(
+            f"version {version} is not retired: {error}; {left}", _format_command("retire", version)
+        ) from None
+    return (
+        f"version {version} is disabled, and nothing can be wrapped by it any more; in {MIN_DISABLED_DAYS} days it can be "
+        "destroyed, until then KMS can enable it again"
+    )
+
+
+async def _get_retirement_time(session: Session, version: int) -> datetime | None:
+    retired = (await session.administration.count_key_usage()).retired_versions
+    return next((each.retired_at for each in retired if each.kek_version == version), None)
+
+
+async def _undo_disable(session: Session, version: int, *, was_enabled: bool) -> str:
+    """Enables the version again where it was that disabled it; says how it is now."""
+    if not was_enabled:
+        return "it is disabled in KMS, as it was before"
+    try:
+        await session.kms.set_version_enabled(version, is_enabled=True, timeout=session.settings.kms_timeout)
+    except KmsError as error:
+        return f"it may be left DISABLED in KMS, which does not enable it: {error}"
+    return "it is enabled again in KMS"
+
+
+async def _schedule_destruction(
+    session: Session, lease: Lease, version: int, confirmed_backups: int, other_keyrings: Sequence[OtherKeyringUsage]
+) -> str:
+    timeout = session.settings.kms_timeout
+    _check_version_state(await session.kms.describe_key(timeout=timeout), version, "destroy", ("DISABLED",))
+    since = await _get_retirement_time(session, version)
+    if since is None:
+        raise RotatorError(f"version {version} is not retired", _format_command("retire", version))
+    day = since + timedelta(days=MIN_DISABLED_DAYS)
+    if session.get_database_time(lease) < day:
+        raise RotatorError(
+            f"version {version} is retired since {since:%Y-%m-%d}; it can be destroyed from {day:%Y-%m-%d} on, after "
+            f"{MIN_DISABLED_DAYS} days",
+            "census",
+        )
+    await _refuse_if_used(session, "destroy", version, confirmed_backups, other_keyrings)
+    scheduled = await session.kms.schedule_destruction(version, timeout=timeout)
+    at = datetime.fromtimestamp(scheduled.destroy_at or 0.0, UTC)
+    return (
+        f"version {version} will be destroyed at {at:%Y-%m-%d %H:%M} UTC; until then KMS can restore it. An older "
+        f"backup of the database, from before {since:%Y-%m-%d}, may hold data keys that only this version unwraps: "
+        "then nobody can read its records any more"
+    )
+
+
+def _check_version_state(key: KeyDescription, version: int, command: str, expected: tuple[str, ...]) -> str:
+    """The version's state in KMS. Raises RotatorError where it is none of those `expected`."""
+    state = next((each.state for each in key.versions if each.id == str(version)), None)
+    if state is None:
+        raise RotatorError(f"the KMS key has no version {version}", "census")
+    if state not in expected:
+        then = _format_command("retire", version) if command == "destroy" and state == "ENABLED" else "census"
+        raise RotatorError(f"version {version} is {state}, not {' or '.join(expected)}; nothing was changed", then)
+    return state
+
+
+async def _refuse_if_used(
+    session: Session, command: str, version: int, confirmed_backups: int, other_keyrings: Sequence[OtherKeyringUsage]
+) -> None:
+    """Raises RotatorError where a data key, a record, a kept backup or more than the `confirmed_backups` ones need the version."""
+    kek = session.settings.kms.key
+    census = await session.administration.count_key_usage()
+    _refuse_if_used_by_keyring(census, kek, version, "", "run --type rewrap-kek")
+    elsewhere = [(other.name, other.census) for other in other_keyrings if other.census]
+    for keyring, its in elsewhere:
+        _refuse_if_used_by_keyring(its, kek, version, f"in the other keyring {keyring} ", "census")
+    kept = await asyncio.to_thread(session.backups.list_backups)
+    for file, header in kept:
+        if header.kek == kek and header.may_need(version):
+            raise RotatorError(
+                f"version {version} is needed by the backup {file}; nothing was changed; remove that file once nobody "
+                "wants to restore it",
+                "census",
+            )
+    here = {file.name for file, _ in kept}
+    known = [each for its in (census, *(its for _, its in elsewhere)) for each in parse_journal_backups(its.backups)]
+    away = [each.name for each in known if each.name not in here and each.may_need(version)]
+    if len(away) != confirmed_backups:
+        raise RotatorError(
+            f"version {version} is needed by {len(away)} backups that are not in {session.backups.folder}, the latest "
+            f"{', '.join(away[:_MAX_NAMED_BACKUPS]) or 'none'}; nothing was changed; wherever they are, nobody can restore them "
+            "without it: where that is meant, confirm their number",
+            f"{_format_command(command, version)} --confirm-backups {len(away)}",
+        )
+
+
+def _refuse_if_used_by_keyring(census: KeyUsage, kek: str, version: int, prefix: str, next_command: str) -> None:
+    """Raises RotatorError where a data key or a record of a keyring needs the version; `prefix` begins its sentence."""
+    versions = census.versions
+    if not any(each.kek == kek for each in versions):
+        raise RotatorError(
+            f"{prefix}no data key is wrapped by {kek}, so who needs its versions is not known here; nothing was "
+            "changed; expected the service's own key in `kms.key`, and in `other_keyrings` those that it wraps",
+            "census",
+        )
+    for each in versions:
+        if (each.kek, each.kek_version) == (kek, version) and (each.data_keys or each.records):
+            raise RotatorError(
+                f"{prefix}version {version} is needed by {each.data_keys} data keys and {each.records} records; nothing "
+                "was changed",
+                next_command,
+            )
+        if (each.kek, each.kek_version) == (kek, UNREADABLE_VERSION):
+            raise RotatorError(
+                f"{prefix}version {version} may be needed by {each.data_keys} data keys whose version cannot be read; "
+                "nothing was changed; a re-wrap writes it anew",
+                next_command,
+            )
+    if census.unknown_usage:
+        raise RotatorError(
+            f"{prefix}version {version} may be needed by {census.unknown_usage}; nothing was changed; verify names them, "
+            "and each has to be corrected or put back first",
+            "verify" if not prefix else next_command,
+        )
+
+
+def _format_command(command: str, version: int) -> str:
+    return f"{command} {version} --confirm {version}"

@@ -1,0 +1,172 @@
+"""The orders of steps, each under the lease: `run` begins a rotation, `resume` finishes one, `rollback` undoes one.
+
+target → smoke → backup → encrypt → rotate → reload → verify
+
+Until `rotate` nothing is changed, and a failure leaves nothing to be finished. `verify` comes last: a rotation without
+it is not finished, whatever state the keyring gives it.
+"""
+
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from services.rotator.backups.folder.backup_file import BackupError, BackupSummary
+from services.rotator.model import RotatorError
+from services.rotator.plan import (
+    build_plan,
+    can_resume,
+    describe_unfinished,
+    get_next_commands,
+    is_unfinished,
+    refuse_unfinished,
+)
+from services.rotator.report import BackupReport, Outcome, Report
+from services.rotator.session import Session
+from services.rotator.steps import RotationSteps
+from shared.keyring.administration import (
+    AdministrationError,
+    Lease,
+    Problem,
+    RefusedError,
+    RotationProgress,
+    RotationState,
+    RotationType,
+)
+
+
+async def run(session: Session, type_: RotationType) -> Report:
+    """Rotates, where there is something to do. Raises RotatorError, AdministrationError, BackupError."""
+    return await session.run_with_lease(lambda lease: _rotate_with_lease(session, lease, type_))
+
+
+async def resume(session: Session) -> Report:
+    """Finishes the rotation that was left in the middle. Raises RotatorError, AdministrationError, BackupError."""
+    return await session.run_with_lease(lambda lease: _resume_with_lease(session, lease))
+
+
+async def rollback(session: Session) -> Report:
+    """Undoes the latest rotation. Raises RotatorError, AdministrationError, BackupError."""
+    return await session.run_with_lease(lambda lease: _rollback_with_lease(session, lease))
+
+
+async def _rotate_with_lease(session: Session, lease: Lease, type_: RotationType) -> Report:
+    latest = await session.administration.get_progress()
+    refuse_unfinished(latest)
+    again, now = f"run --type {type_}", session.get_database_time(lease)
+    steps = RotationSteps(session, lease.token, type_, f"{type_}-{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}", again)
+    version = await steps.get_target_version()
+    await steps.run_smoke_test()
+    census, settings = await session.administration.count_key_usage(), session.settings
+    wanted = build_plan(
+        type_,
+        census,
+        key=settings.kms.key,
+        primary=version,
+        min_age=settings.new_dek_min_age,
+    )
+    if not wanted.data_keys:
+        if latest is None or not can_resume(latest):
+            await steps.record_nothing_to_do()
+        return Report(command="run", outcome=Outcome.NOTHING_TO_DO, summary=wanted.summary, plans=(wanted,))
+    with _add_next_commands(again):
+        file, summary = await steps.create_backup()
+        await steps.wait_for_primary(version)
+    with _add_next_commands("resume", "rollback"):
+        rotation = await steps.rotate(version)
+        return await _build_report("run", session, steps, rotation, file, summary)
+
+
+async def _resume_with_lease(session: Session, lease: Lease) -> Report:
+    latest = await session.administration.get_progress()
+    if latest is None or not can_resume(latest):
+        why = f"rotation {latest.rotation_id} is {latest.state}" if latest else "there was no rotation"
+        nothing = f"nothing to do: {why}"
+        return Report(command="resume", outcome=Outcome.NOTHING_TO_DO, summary=nothing, rotation=latest)
+    if latest.is_rolling_back:
+        raise RotatorError(describe_unfinished(latest), *get_next_commands(latest))
+    steps = RotationSteps(session, lease.token, latest.type, latest.rotation_id, "resume")
+    version = await steps.get_target_version()
+    await steps.run_smoke_test()
+    overtaken = latest.target_version not in {None, version}
+    if overtaken and latest.state is RotationState.FAILED:  # what it could do is done, and a run does the rest
+        return Report(
+            command="resume",
+            outcome=Outcome.NOTHING_TO_DO,
+            summary=f"nothing to do: rotation {latest.rotation_id} failed for version {latest.target_version} of the "
+            f"KMS key, whose primary version is {version} by now; another run tries what is left",
+            next_commands=(f"run --type {latest.type}",),
+            rotation=latest,
+            problems=latest.problems,
+        )
+    with _add_next_commands("resume", "rollback"):
+        file, summary = await steps.create_backup(latest.journal)
+        if latest.state is not RotationState.DONE:
+            await steps.wait_for_primary(version)
+            latest = await steps.rotate(version, retarget=overtaken)
+        return await _build_report("resume", session, steps, latest, file, summary)
+
+
+async def _build_report(
+    command: str,
+    session: Session,
+    steps: RotationSteps,
+    rotation: RotationProgress,
+    file: Path,
+    backup_summary: BackupSummary,
+) -> Report:
+    await steps.reload()
+    found, wrong = await steps.verify(file)
+    latest = await session.administration.get_progress(rotation.rotation_id) or rotation
+    failed = latest.state is not RotationState.DONE or bool(wrong)
+    what = f"rotation {latest.rotation_id}: {latest.done} of {latest.total} data keys are done"
+    return Report(
+        command=command,
+        outcome=Outcome.FAILED if failed else Outcome.DONE,
+        summary=f"{what}, and what is named below is not" if failed else f"{what}; everything can be read",
+        next_commands=("resume", "rollback") if failed else (),
+        rotation=latest,
+        backup=BackupReport(file=str(file), **backup_summary.model_dump()),
+        verification=found,
+        problems=_deduplicate_problems((*latest.problems, *wrong)),
+    )
+
+
+async def _rollback_with_lease(session: Session, lease: Lease) -> Report:
+    latest = await session.administration.get_progress()
+    if latest is None or (latest.state is RotationState.ROLLED_BACK and not is_unfinished(latest)):
+        why = f"rotation {latest.rotation_id} is rolled back" if latest else "there was no rotation"
+        nothing = f"nothing to do: {why}"
+        return Report(command="rollback", outcome=Outcome.NOTHING_TO_DO, summary=nothing, rotation=latest)
+    steps = RotationSteps(session, lease.token, latest.type, latest.rotation_id, "rollback")
+    with _add_next_commands("rollback"):
+        rotation = await steps.rollback()
+        await steps.reload()
+        found, unreadable = await steps.verify()
+    wrong = _deduplicate_problems((*rotation.problems, *unreadable))
+    what = f"rotation {rotation.rotation_id} is rolled back"
+    return Report(
+        command="rollback",
+        outcome=Outcome.FAILED if wrong else Outcome.DONE,
+        summary=f"{what}, but for what is named below" if wrong else f"{what}; everything can be read",
+        next_commands=("verify", "status") if wrong else (),
+        rotation=await session.administration.get_progress(rotation.rotation_id),
+        verification=found,
+        problems=wrong,
+    )
+
+
+@contextmanager
+def _add_next_commands(*next_commands: str) -> Iterator[None]:
+    """Where something fails in it, this is what to type next."""
+    try:
+        yield
+    except RefusedError as error:  # somebody else has the lease, say
+        raise RotatorError(str(error), "status", *next_commands) from None
+    except (AdministrationError, BackupError) as error:
+        raise RotatorError(str(error), *next_commands) from None
+
+
+def _deduplicate_problems(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """One for each thing, what was said of it last."""
+    return tuple({problem.id: problem for problem in problems}.values())

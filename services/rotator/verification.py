@@ -1,0 +1,64 @@
+"""Whether everything can be read: asked a few times, since a change takes a moment to be seen."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, Literal
+
+from services.rotator.session import Session
+from shared.keyring.administration import Administration, Problem, UnreachableError, VerificationResult
+
+_MAX_PROBLEMS: Final = 100
+"""Of a verification, at most."""
+
+Mode = Literal["sample", "full"]
+ReportCount = Callable[[int], None]
+"""Is told how many data keys were looked at."""
+
+
+async def verify_with_retries(
+    session: Session, mode: Mode, report_count: ReportCount = lambda _number: None
+) -> VerificationResult:
+    """What was found the last time. Raises AdministrationError where it is not told."""
+    settings = session.settings
+    for tries_left in range(settings.verify_tries - 1, -1, -1):
+        try:
+            found = await verify_by_pages(session.administration, mode, report_count)
+            if not find_own_problems(found):
+                return found
+        except UnreachableError:
+            if not tries_left:
+                raise
+        if tries_left:
+            await asyncio.sleep(settings.verify_pause)
+    return found
+
+
+async def verify_by_pages(
+    administration: Administration, mode: Mode, report_count: ReportCount = lambda _number: None
+) -> VerificationResult:
+    """All of it page by page, so that no call lasts as long as the keyring is large."""
+    whole = await administration.verify(mode, "")
+    while (last := whole.next) is not None:
+        report_count(whole.data_keys)
+        part = await administration.verify(mode, last)
+        if part.next is not None and part.next <= last:
+            raise UnreachableError(f"the service's verification does not go on after data key {last}; try again")
+        whole = _merge_verifications(whole, part)
+    report_count(whole.data_keys)
+    return whole
+
+
+def find_own_problems(found: VerificationResult) -> list[Problem]:
+    """What is wrong; another key's wrap is not."""
+    return [problem for problem in found.problems if not problem.is_foreign]
+
+
+def _merge_verifications(whole: VerificationResult, part: VerificationResult) -> VerificationResult:
+    problems = sorted((*whole.problems, *part.problems), key=lambda each: each.is_foreign)  # ours first, in their order
+    return VerificationResult(
+        data_keys=whole.data_keys + part.data_keys,
+        records=whole.records + part.records,
+        problems=tuple(problems[:_MAX_PROBLEMS]),
+        fingerprint=part.fingerprint,
+        next=part.next,
+    )

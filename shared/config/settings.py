@@ -1,0 +1,266 @@
+"""YAML file + environment → a pydantic model, or one readable line for each mistake.
+
+Every value may also come from the environment (`KEYPULSE_RELAY__DELIVERY__TIMEOUT=5s`), which wins over the file.
+Unknown keys are refused. Relative paths are taken from the configuration file's folder, as Prometheus does.
+"""
+
+import ipaddress
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, ClassVar, Final, NamedTuple, Self, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from shared.config import yaml_file
+from shared.config.errors import UNKNOWN_KEY, ConfigurationError, format_error
+from shared.config.file_checks import PASSWORD_FILE_CHECK, SECRET_FILE_CHECK, TOKEN_FILE_CHECK
+
+_base_folder: ContextVar[Path] = ContextVar("_folder", default=Path())
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE = TypeAdapter(ByteSize)
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
+
+
+class Address(NamedTuple):
+    """Where a server listens, or is reached."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        """`HOST:PORT`, an IPv6 host in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches it. A name other than `localhost` counts as the network."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def parse_address(value: object) -> Address:
+    """`HOST:PORT` → Address; ValueError says what was expected."""
+    if isinstance(value, tuple):
+        return Address(*value)
+    host, _, port = str(value).rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError("expected HOST:PORT, such as 127.0.0.1:9912")
+    return Address(host, int(port))
+
+
+def parse_duration(value: object) -> object:
+    """`30s`, `5m`, `1h30m`, `500ms` → seconds; a bare number is seconds, also as text, as the environment has it."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError("expected a duration such as 30s, 5m or 1h30m")  # noqa: TRY004 - pydantic reports ValueError
+    if isinstance(value, str) and not value.isdecimal():
+        if not _DURATION.fullmatch(value):
+            raise ValueError("expected a duration such as 30s, 5m or 1h30m")
+        return sum(float(n) * _UNITS[unit] for n, unit in re.findall(r"([\d.]+)(ms|s|m|h|d)", value))
+    return value
+
+
+def parse_size(value: object) -> object:
+    """`512KiB`, `16MiB`, `1GiB` → bytes; a bare number is bytes."""
+    try:
+        return int(_SIZE.validate_python(value))
+    except ValidationError:
+        raise ValueError("expected a size such as 512KiB, 16MiB or 1GiB") from None
+
+
+def resolve_path(path: Path) -> Path:
+    """A path as a person wrote it → from where the process is; a relative one starts at the configuration's folder."""
+    if "\0" in str(path):
+        raise ValueError("expected a path; a NUL character can stand in none")
+    return _base_folder.get() / path
+
+
+# NoDecode: from the environment it comes as the same HOST:PORT; pydantic-settings would want a tuple as JSON.
+ListenAddress = Annotated[Address, NoDecode, BeforeValidator(parse_address, json_schema_input_type=str)]
+Duration = Annotated[
+    float,
+    BeforeValidator(parse_duration, json_schema_input_type=str | float),
+    Field(gt=0, allow_inf_nan=False),
+]
+"""Seconds, written as `30s`, `5m` or `1h30m`."""
+Size = Annotated[int, BeforeValidator(parse_size, json_schema_input_type=str | int), Field(gt=0)]
+"""Bytes, written as `512KiB`, `16MiB` or `1GiB`."""
+FilePath = Annotated[Path, AfterValidator(resolve_path)]
+"""A path; a relative one starts at the configuration file's folder."""
+TokenPath = Annotated[FilePath, TOKEN_FILE_CHECK]
+"""Of tokens that the server itself checks."""
+SecretPath = Annotated[FilePath, SECRET_FILE_CHECK]
+"""Of a secret that is sent to others."""
+PasswordPath = Annotated[FilePath, PASSWORD_FILE_CHECK]
+"""Of a password that is sent to others."""
+
+
+class Section(BaseModel):
+    """A part of a configuration: unknown keys are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Role(StrEnum):
+    """What a caller may do; each may also do what those before it may."""
+
+    VIEWER = "viewer"
+    """Reads pages and `/api`."""
+    RESPONDER = "responder"
+    """Also retries, and reads and writes records."""
+    ADMIN = "admin"
+    """Everything."""
+
+    def includes(self, other: "Role") -> bool:
+        """Whether it may do what `other` may."""
+        roles = list(Role)
+        return roles.index(self) >= roles.index(other)
+
+
+RESERVED_NAMES: Final = ("admin", "crypto-admin", "sender", "anonymous", "SIGHUP")
+"""What the audit calls the holders of `auth.admin_token_file`, `admin.token_file` and `auth.bearer_token_file`, and who
+needs no credentials."""
+
+
+class NamedToken(Section):
+    """A token of somebody."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}$")]
+    """How logs and the audit call its holder."""
+    role: Role
+    file: TokenPath
+
+
+def check_unique_names(names: Sequence[str]) -> None:
+    """Raises ValueError where a name of the audit would stand for two, or for what has a name anyway."""
+    every = [*RESERVED_NAMES, *names]
+    twice = next((name for name in every if every.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"expected each name once, and none of {', '.join(RESERVED_NAMES)}; {twice} is there again")
+
+
+class AuthSettings(Section):
+    """Who may look at pages and use the API."""
+
+    admin_token_file: TokenPath | None = None
+    tokens: tuple[NamedToken, ...] = ()
+    roles: dict[str, Role] = Field(default_factory=dict)
+    """Of users of web.yml; one without a role reads `/metrics` alone."""
+
+    @model_validator(mode="after")
+    def _check_unique_names(self) -> Self:
+        check_unique_names([*(token.name for token in self.tokens), *self.roles])
+        return self
+
+
+class CommandSettings(BaseSettings):
+    """The configuration of a command. `service_name` is the middle of the environment prefix."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, env_nested_delimiter="__")
+    service_name: ClassVar[str]
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the file, whose content comes in as arguments."""
+        del env_settings, dotenv_settings, file_secret_settings
+        return EnvSettingsSource(settings_cls, env_prefix=get_env_prefix(cls)), init_settings
+
+
+class ServerSettings(CommandSettings):
+    """What every server lets a person set."""
+
+    listen: ListenAddress
+    auth: AuthSettings = AuthSettings()
+
+    def list_reserved_names(self) -> list[str]:
+        """Those that the audit has for others than users of web.yml."""
+        return [*RESERVED_NAMES, *(token.name for token in self.auth.tokens)]
+
+    def find_warnings(self) -> Iterator[tuple[str, str]]:
+        """Keys whose valid values will not do as things are, with a sentence; told by `--check` and at the start."""
+        yield from ()
+
+
+S = TypeVar("S", bound=CommandSettings)
+
+
+def get_env_prefix(model: type[CommandSettings]) -> str:
+    """The prefix of a command's environment variables, such as `KEYPULSE_RELAY__`."""
+    return f"KEYPULSE_{model.service_name.upper()}__"
+
+
+def load_settings(model: type[S], file: Path | None) -> S:
+    """Reads a configuration.
+
+    Args:
+        model: the settings.
+        file: the YAML file; None takes defaults and the environment only.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or holds mistakes; all of them are named at once.
+    """
+    with use_base_folder(file.parent.resolve() if file else Path.cwd()):
+        document = yaml_file.read_yaml(file) if file else {}
+        mistakes = [f"{name}: {UNKNOWN_KEY}" for name in _unknown_variables(model)]
+        try:
+            settings = model(**document)
+        except ValidationError as error:
+            mistakes += [format_error(model, get_env_prefix(model), file, e) for e in error.errors()]
+        except SettingsError as error:
+            # Its text names the field, as in: error parsing value for field "kms" from source "EnvSettingsSource".
+            field = str(error).partition('"')[2].partition('"')[0]
+            mistakes.append(f"{get_env_prefix(model)}{field.upper()}: expected JSON for a list or a mapping")
+        if mistakes:
+            raise ConfigurationError(mistakes)
+        return settings
+
+
+def _unknown_variables(model: type[CommandSettings]) -> list[str]:
+    """Environment variables with the command's prefix that set nothing; pydantic-settings passes over them."""
+    prefix = get_env_prefix(model)
+    names = [name for name in os.environ if name.upper().startswith(prefix)]
+    return [name for name in names if name[len(prefix) :].lower().partition("__")[0] not in model.model_fields]
+
+
+@contextmanager
+def use_base_folder(folder: Path) -> Iterator[None]:
+    """Within it, a relative path of a configuration starts at `folder`."""
+    token = _base_folder.set(folder)
+    try:
+        yield
+    finally:
+        _base_folder.reset(token)

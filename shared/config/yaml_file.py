@@ -1,0 +1,45 @@
+"""A YAML file → a mapping. A key that stands twice is a mistake, not a silent loss of the first."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from shared.config.errors import ConfigurationError
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys and says nothing; the YAML specification forbids them."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                problem = f"the key {key.value!r} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The mapping in `file`; empty where the file is. Raises ConfigurationError."""
+    try:
+        document = yaml.load(file.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+    except OSError as error:
+        raise ConfigurationError([f"{file}: cannot be read: {error.strerror}"]) from None
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:  # PyYAML's own errors of a bad scalar, too
+        raise ConfigurationError([f"{file}: is not usable YAML: {_describe_yaml_error(error)}"]) from None
+    except RecursionError:
+        raise ConfigurationError([f"{file}: is nested too deeply"]) from None
+    if document is None:
+        return {}
+    if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
+        raise ConfigurationError([f"{file}: expected a mapping of keys to values"])
+    return cast("dict[str, Any]", document)
+
+
+def _describe_yaml_error(error: Exception) -> str:
+    """On one line, and without the lines of the file that PyYAML shows: they may hold a password."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
+    return " ".join(str(error).split())

@@ -1,0 +1,124 @@
+"""Who calls: the credentials of a request → a name and a role.
+
+`Authorization: Bearer TOKEN`; for a browser, Basic with the token as its password, or a user of web.yml, whose password
+`gate` has checked by then. A name comes from the credential alone, never from another header.
+"""
+
+import base64
+import binascii
+import ipaddress
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from shared.config.secret_file import SecretUnreadableError, TokenFile
+from shared.config.settings import AuthSettings, NamedToken, Role
+
+USER_SCOPE_KEY: Final = "keypulse.user"
+"""The key of a request's scope under which the name of a user of web.yml stands, once the password was right."""
+ADMIN_NAME: Final = "admin"
+"""What the holder of `admin_token_file` is called."""
+Endpoint = Callable[[Request], Awaitable[Response]]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls."""
+
+    name: str
+    role: Role | None
+    """None may read `/metrics` alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token's file, and who holds it."""
+
+    name: str
+    role: Role
+    secret: TokenFile
+
+
+@dataclass(frozen=True, slots=True)
+class AccessPolicy:
+    """Who may call, of a whole server or of some of its endpoints."""
+
+    tokens: Sequence[Token] = ()
+    """Where there are none, and no users of web.yml, everybody may call who reaches the server: settings allow that
+    on loopback alone."""
+    roles: Mapping[str, Role] = field(default_factory=dict)
+    """Of users of web.yml."""
+    allowed_networks: Collection[Network] = ()
+    """From where one may call; empty allows every address."""
+    bearer_only: bool = False
+    """Whether a user of web.yml, or what a browser sends by itself, is not enough."""
+    disabled_reason: str | None = None
+    """Why nobody may call while there are no tokens; None lets everybody in then."""
+
+    def identify_caller(self, request: Request) -> Caller | None:
+        """Who calls; None where no credential is right. Only headers are read, never the body.
+
+        Raises:
+            SecretUnreadableError: a token file cannot be read, and no other credential is right.
+        """
+        if USER_SCOPE_KEY in request.scope and not self.bearer_only:
+            name = request.scope[USER_SCOPE_KEY]
+            return Caller(name, self.roles.get(name))
+        sent = _parse_token(request, bearer_only=self.bearer_only)
+        found: Token | None = None
+        unreadable: SecretUnreadableError | None = None
+        for token in self.tokens:  # every one, so that the delay tells nothing
+            try:
+                found = token if token.secret.matches(sent) and found is None else found
+            except SecretUnreadableError as error:
+                unreadable = error
+        if found is None and unreadable is not None:
+            raise unreadable
+        return None if found is None else Caller(found.name, found.role)
+
+    def allows_address(self, request: Request) -> bool:
+        """Whether one may call from there."""
+        if not self.allowed_networks:
+            return True
+        try:
+            address = ipaddress.ip_address(request.client.host if request.client else "")
+        except ValueError:
+            return False
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+            address = address.ipv4_mapped  # how a dual-stack socket shows a caller of IPv4
+        return any(address in network for network in self.allowed_networks)
+
+
+def create_access_policy(auth: AuthSettings) -> AccessPolicy:
+    """What a server's settings say."""
+    admin = auth.admin_token_file
+    own = [Token(ADMIN_NAME, Role.ADMIN, TokenFile(admin))] if admin else []
+    return AccessPolicy(tokens=[*own, *load_tokens(auth.tokens)], roles=auth.roles)
+
+
+def load_tokens(tokens: Sequence[NamedToken]) -> list[Token]:
+    """Tokens as settings name them."""
+    return [Token(token.name, token.role, TokenFile(token.file)) for token in tokens]
+
+
+def parse_basic_credentials(request: Request) -> tuple[str, bytes]:
+    """Name and password of a Basic header; both empty where there is none."""
+    scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "basic":
+        return "", b""
+    try:
+        name, _, password = base64.b64decode(credentials, validate=True).partition(b":")
+        return name.decode(), password
+    except (binascii.Error, ValueError):
+        return "", b""
+
+
+def _parse_token(request: Request, *, bearer_only: bool) -> bytes:
+    scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+    # The bytes as they came: Starlette reads headers as latin-1.
+    bearer = credentials.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
+    return bearer if bearer or bearer_only else parse_basic_credentials(request)[1]

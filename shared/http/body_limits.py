@@ -1,0 +1,210 @@
+"""How many bytes of bodies are in memory at once. Who wants to read one waits until there is room, in order of arrival.
+
+What waits is read no further: uvicorn lets a connection bring 64 KiB and no more until somebody reads.
+
+Bodies as they arrive: how many bytes of them are in memory at once, and how long one may take.
+
+None takes room before its first byte is there. Up to `SMALL_BODY_BYTES` bytes it has its place among the small ones; to go on, it
+needs all its room among the large ones, so that no two of them wait for each other. Whoever holds room that others wait
+for, and brings so little that it would not arrive in time, loses it.
+
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Final
+
+
+class ByteBudget:
+    """Room for bodies.
+
+    Args:
+        limit: bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._available = limit
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @property
+    def waiting_count(self) -> int:
+        """How many wait for room."""
+        return len(self._waiting)
+
+    async def acquire(self, size: int, seconds: float) -> None:
+        """Returns once `size` bytes are its caller's, who gives them back. Raises TimeoutError after `seconds`."""
+        if not self._waiting and size <= self._available:
+            self._available -= size
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((size, turn))
+        try:
+            async with asyncio.timeout(seconds):
+                await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled():  # its turn came in the same moment
+                self.release(size)
+            else:
+                with suppress(ValueError):
+                    self._waiting.remove((size, turn))
+                self._wake_waiting()
+            raise
+
+    def release(self, size: int) -> None:
+        """They are free again."""
+        self._available += size
+        self._wake_waiting()
+
+    def _wake_waiting(self) -> None:
+        while self._waiting and self._waiting[0][0] <= self._available:
+            size, turn = self._waiting.popleft()
+            if not turn.done():  # else nobody waits for it any more
+                self._available -= size
+                turn.set_result(None)
+
+
+SMALL_BODY_BYTES: Final = 64 * 1024
+BODY_SECONDS: Final = 30.0
+"""How long a body may take to arrive, beside its waits for room."""
+BUDGET_WAIT_SECONDS: Final = 8.0
+"""How long one waits for room; then its sender may ask again."""
+SLOW_BODY_SECONDS: Final = 5.0
+"""How long one keeps room that others wait for without bringing its share: as much of it as of `BODY_SECONDS`."""
+_MAX_WAITING: Final = 128
+"""How many wait for room among the large ones: each holds some of what the small ones have."""
+
+
+class BodyTooLargeError(Exception):
+    """A body of more bytes than it may have."""
+
+
+class BodyBudgetExhaustedError(Exception):
+    """No room for it came in time."""
+
+
+class SlowBodyError(Exception):
+    """It did not arrive in time; one sentence."""
+
+
+class BodyBudgets:
+    """Of one server.
+
+    Args:
+        small: bytes of all small bodies.
+        large: bytes of all larger ones; one must fit.
+    """
+
+    def __init__(self, small: int, large: int) -> None:
+        self.small = ByteBudget(small)
+        self.large = ByteBudget(large)
+
+
+class BodyReader:
+    """One body. Whoever reads it lets go of it in the end.
+
+    Args:
+        budgets: where it finds its own.
+        stream: what comes.
+        limit: bytes that it may have.
+        content_length: bytes that it says that it has; None where it does not.
+    """
+
+    def __init__(
+        self, budgets: BodyBudgets, stream: AsyncIterator[bytes], limit: int, content_length: int | None
+    ) -> None:
+        self.body = bytearray()
+        self.is_complete = False
+        """Whether all that was sent was read, or dropped."""
+        self._budgets = budgets
+        self._stream = stream
+        self._limit = limit
+        self._expected_size = limit if content_length is None else min(content_length, limit)
+        self._budget: ByteBudget | None = None
+        self._reserved = 0
+        self._is_waiting = False
+        self._measured_at = 0.0
+        self._measured_bytes = 0
+        """Its bytes at `_since`."""
+        self._is_evicted = False
+        self._progress_timer: asyncio.TimerHandle
+
+    async def read(self) -> None:
+        """Has the whole of it in `body`.
+
+        Raises:
+            OverLimitError: `body` has its beginning.
+            CrowdedError: other ones come first.
+            SlowError: it did not arrive in time.
+        """
+        try:
+            async with asyncio.timeout(BODY_SECONDS) as deadline:
+                self._check_progress(deadline)
+                try:
+                    async for chunk in self._stream:
+                        await self._reserve(len(self.body) + len(chunk), deadline)
+                        self.body += chunk
+                        if len(self.body) > self._limit:
+                            raise BodyTooLargeError
+                finally:
+                    self._progress_timer.cancel()
+        except TimeoutError:
+            if self._is_evicted:
+                raise SlowBodyError("others waited, and too little of the body arrived") from None
+            raise SlowBodyError(f"the body did not arrive within {BODY_SECONDS:g} s") from None
+        self.is_complete = True
+        if self._budget and self._reserved > len(self.body):
+            self._budget.release(self._reserved - len(self.body))
+            self._reserved = len(self.body)
+
+    async def discard_rest(self) -> None:
+        """Reads the rest and drops it: a sender that is not done hears of a lost connection, and not the answer."""
+        left = self._limit - len(self.body)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(BODY_SECONDS):
+                async for chunk in self._stream:
+                    left -= len(chunk)
+                    if left < 0:
+                        return
+                self.is_complete = True
+
+    def release(self) -> None:
+        """Others may have its room."""
+        if self._budget:
+            self._budget.release(self._reserved)
+        self._budget, self._reserved = None, 0
+
+    async def _reserve(self, size: int, deadline: asyncio.Timeout) -> None:
+        if size and self._budget is None:
+            await self._acquire(self._budgets.small, min(self._expected_size, SMALL_BODY_BYTES), deadline)
+        if size > SMALL_BODY_BYTES and self._budget is self._budgets.small and size <= self._limit:
+            if self._budgets.large.waiting_count >= _MAX_WAITING:
+                raise BodyBudgetExhaustedError
+            await self._acquire(self._budgets.large, self._expected_size, deadline)
+
+    async def _acquire(self, budget: ByteBudget, size: int, deadline: asyncio.Timeout) -> None:
+        now, when = asyncio.get_running_loop().time, deadline.when() or 0.0
+        began, self._is_waiting, self._is_evicted = now(), True, False
+        deadline.reschedule(None)
+        try:
+            await budget.acquire(size, BUDGET_WAIT_SECONDS)
+        except TimeoutError:
+            raise BodyBudgetExhaustedError from None
+        finally:
+            self._is_waiting = False
+        self.release()  # of its place among the small ones
+        self._budget, self._reserved = budget, size
+        self._measured_at, self._measured_bytes = now(), len(self.body)
+        deadline.reschedule(when + now() - began)
+
+    def _check_progress(self, deadline: asyncio.Timeout) -> None:
+        loop = asyncio.get_running_loop()
+        if self._budget and not self._is_waiting:
+            if len(self.body) - self._measured_bytes >= max(1, self._reserved * SLOW_BODY_SECONDS / BODY_SECONDS):
+                self._measured_at, self._measured_bytes = loop.time(), len(self.body)
+            elif self._budget.waiting_count and loop.time() - self._measured_at >= SLOW_BODY_SECONDS:
+                self._is_evicted = True
+                deadline.reschedule(loop.time())
+                return
+        self._progress_timer = loop.call_later(SLOW_BODY_SECONDS / 5, self._check_progress, deadline)

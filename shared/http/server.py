@@ -1,0 +1,210 @@
+"""What every HTTP server here has: `/metrics`, `/-/healthy`, `/-/ready`, build information, a graceful stop.
+
+A stop on SIGTERM or SIGINT first ends the accepting of connections, then waits for what is in hand, and the process is
+gone within `STOP_SECONDS` whatever hangs.
+"""
+
+import asyncio
+import platform
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from html import escape
+
+import structlog
+import uvicorn
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disable_created_metrics
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
+from prometheus_client.registry import Collector
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from shared import VERSION
+from shared.config.settings import Address, Role
+from shared.http import audit_log
+from shared.http.authentication import AccessPolicy
+from shared.http.authorization import Authorizer, ProtectedRoute, RouteRequirements
+from shared.http.connection_limits import AdmissionProtocol, AdmissionQueue, HttpProtocol
+from shared.process.shutdown import STOP_SECONDS, wait_for_stop_signal
+
+_LANDING = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title>
+<meta name="viewport" content="width=device-width"><style>:root{{color-scheme:light dark}}
+body{{font:1rem/1.6 system-ui;margin:2rem auto;max-width:40rem;padding:0 1rem}}</style>
+<h1>{name}</h1><p>Version {version}.</p><ul>{items}</ul></html>
+"""
+DRAIN_SECONDS = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+class StartError(Exception):
+    """The server cannot start; the message is one sentence with the next step."""
+
+
+def create_registry() -> CollectorRegistry:
+    """A registry of its own for a server: process metrics and `keypulse_build_info`, nothing else."""
+    # A `_created` gauge beside each counter would double the series, and nothing reads them.
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client leaves it without types
+    metrics = CollectorRegistry()
+    ProcessCollector(registry=metrics)
+    build = Gauge("keypulse_build_info", "Version of keypulse; always 1.", ["version", "python"], registry=metrics)
+    build.labels(VERSION, platform.python_version()).set(1)
+    return metrics
+
+
+def select_encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
+    """What encodes as the header `Accept` asks for, and its content type; Prometheus's text for what makes no sense."""
+    try:
+        return choose_encoder(accept)
+    except TypeError:  # prometheus_client's answer to a version that is no number
+        return generate_latest, CONTENT_TYPE_PLAIN_0_0_4
+
+
+def create_application(
+    name: str,
+    metrics: CollectorRegistry,
+    routes: Iterable[Route],
+    *,
+    authorizer: Authorizer | None = None,
+    access_policy: AccessPolicy | None = None,
+    get_unready_reason: Callable[[], str | None] = lambda: None,
+    handle_metrics: Callable[[Request], Response] | None = None,
+) -> Starlette:
+    """The routes of a server beside those that every server has.
+
+    Args:
+        name: the title of the page at `/`, where `routes` has none of its own.
+        metrics: what `/metrics` shows.
+        routes: the server's own; GuardedRoute says who may call, any other is for admins.
+        authorizer: stands before every route, and is `state.guard` of the application; None makes one.
+        access_policy: who may call; None lets everybody on this machine.
+        get_unready_reason: why it cannot serve right now, or None; the text of a 503 of `/-/ready`.
+        handle_metrics: answers `/metrics` instead, where `metrics` would take long to encode; called off the event loop.
+    """
+    own, authorizer, who = list(routes), authorizer or Authorizer(metrics), access_policy or AccessPolicy()
+
+    def metrics_endpoint(request: Request) -> Response:  # not async: Starlette encodes it off the event loop
+        encode, content_type = select_encoder(request.headers.get("accept", ""))
+        return Response(encode(metrics), headers={"content-type": content_type})
+
+    async def healthy(_request: Request) -> Response:
+        return PlainTextResponse("healthy\n")
+
+    async def ready(_request: Request) -> Response:
+        reason = get_unready_reason()
+        return PlainTextResponse(f"{reason}\n", status_code=503) if reason else PlainTextResponse("ready\n")
+
+    async def landing(_request: Request) -> Response:
+        routes = [route for route in [*common, *own] if isinstance(route, Route) and "{" not in route.path]
+        paths = sorted(route.path for route in routes if "GET" in (route.methods or ()))
+        items = "".join(f'<li><a href="{escape(path)}">{escape(path)}</a>' for path in paths)
+        return HTMLResponse(_LANDING.format(name=escape(name), version=escape(VERSION), items=items))
+
+    async def actions(request: Request) -> Response:
+        return await audit_log.handle_audit_request(authorizer.audit_log, request)
+
+    common = [
+        ProtectedRoute("/metrics", handle_metrics or metrics_endpoint, RouteRequirements(None)),
+        ProtectedRoute("/-/healthy", healthy, RouteRequirements(None)),
+        ProtectedRoute("/-/ready", ready, RouteRequirements(None)),
+        ProtectedRoute("/api/audit", actions, RouteRequirements(Role.VIEWER)),
+    ]
+    page = ProtectedRoute(
+        "/", landing, RouteRequirements(Role.VIEWER, challenges_browser=True, allows_cross_site_link=True)
+    )
+    app = Starlette(routes=[authorizer.protect(route, lambda: who) for route in (*own, *common, page)])
+    app.router.redirect_slashes = False  # a redirect would repeat `Host`, whoever wrote it
+    app.state.guard = authorizer
+    return app
+
+
+def bind_socket(address: Address) -> socket.socket:
+    """A listening socket. Raises StartError where the address is taken or is not ours."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    # With the protocol spelt out: only then does asyncio set TCP_NODELAY on what it accepts, and without that the body
+    # of an answer waits for the acknowledgement of its head, which a client may put off by 40 ms.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((address.host, address.port))
+        bound.listen()  # with SO_REUSEADDR, two may bind the same port; only one may listen
+    except OSError as error:
+        bound.close()
+        raise StartError(
+            f"cannot listen on {address}: {error.strerror}; stop what listens there, or set another address"
+        ) from None
+    return bound
+
+
+@asynccontextmanager
+async def serve(
+    app: ASGIApp, address: Address, tls: ssl.SSLContext | None = None, admission_queue: AdmissionQueue | None = None
+) -> AsyncIterator[Address]:
+    """Serves while the body runs, by TLS where there is a context; gives the real address (port 0 picks a free one)."""
+    protocol = (
+        HttpProtocol
+        if admission_queue is None
+        else type("Protocol", (AdmissionProtocol, HttpProtocol), {"turns": admission_queue})
+    )
+    with bind_socket(address) as bound:
+        server = _Server(
+            uvicorn.Config(
+                app,
+                http=protocol,
+                lifespan="off",
+                ws="none",
+                ssl_context_factory=(lambda _config, _default: tls) if tls else None,
+                log_config=None,
+                access_log=False,  # nobody reads them, and a line for each request would have to be put together
+                server_header=False,
+                proxy_headers=False,  # who calls is who connected: a header must not open `allow_from`
+                timeout_graceful_shutdown=int(DRAIN_SECONDS),
+            )
+        )
+        task = asyncio.create_task(server.serve(sockets=[bound]))
+        try:
+            await server.is_listening.wait()
+            yield Address(*bound.getsockname()[:2])
+        finally:
+            server.should_exit = True
+            await task
+
+
+async def serve_until_stopped(
+    app: ASGIApp,
+    address: Address,
+    on_stop: Callable[[], object] = lambda: None,
+    tls: ssl.SSLContext | None = None,
+    admission_queue: AdmissionQueue | None = None,
+) -> None:
+    """Serves until SIGTERM or SIGINT, then calls `on_stop` and finishes what is in hand. Raises StartError."""
+    async with serve(app, address, tls, admission_queue) as actual:
+        log.info("listening", address=str(actual))
+        await wait_for_stop_signal()
+        log.info("stopping", timeout_seconds=STOP_SECONDS)
+        on_stop()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that says when it listens, and without its signal handlers.
+
+    Those would raise the signal again after the stop, and end us with it.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.is_listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().startup(sockets)
+        finally:
+            self.is_listening.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

@@ -1,0 +1,92 @@
+"""JSON of somebody who is not trusted → a typed structure, or one sentence that repeats nothing of what it holds.
+
+What the structure does not name is skipped and takes no memory. A document that is read whole, or an error that holds a
+piece of it, may take two hundred times its size: `{"x":[[],[],…]}` of 4 MB took 900 MB.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Final, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+_KINDS: Final = {
+    "str": "text",
+    "int": "a whole number",
+    "float": "a fraction",
+    "bool": "true or false",
+    "object": "an object",
+    "array": "a list",
+    "datetime": "a time as RFC 3339 text",
+}
+_PATH_PART: Final = re.compile(r"\.(\w+)|\[(\d+)\]|\[\.\.\.\]")
+_SHORT_MESSAGES: Final = {"Input data was truncated": "it ends too early"}
+_MISSING: Final = re.compile(r"Object missing required field `(\w+)`")
+
+
+class UntrustedJsonError(ValueError):
+    """It cannot be read; the message says where and what was expected, such as `alerts.0.status: expected …`."""
+
+    def __init__(self, place: str, sentence: str) -> None:
+        super().__init__(f"{place}: {sentence}" if place else sentence)
+
+
+def decode_json(
+    decoder: msgspec.json.Decoder[T],
+    body: bytes | msgspec.Raw,
+    path: str = "",
+    expected_values: Mapping[str, str] | None = None,
+) -> T:
+    """What `decoder` makes of a body.
+
+    Args:
+        decoder: of a typed structure; a field of the type Any would keep whatever comes.
+        body: JSON in UTF-8.
+        path: where the body stands in a larger one; errors begin with it.
+        expected_values: what is expected in fields that take a few words only, by the name of the field.
+
+    Raises:
+        WireError: it is something else.
+    """
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _describe_mismatch(str(error), path, expected_values or {}) from None
+    except UnicodeDecodeError:
+        raise UntrustedJsonError(path, "invalid JSON: it is not UTF-8") from None
+    except msgspec.DecodeError as error:
+        why = _SHORT_MESSAGES.get(str(error)) or str(error).partition(": ")[2]
+        raise UntrustedJsonError(path, f"invalid JSON: {why}") from None
+    except RecursionError:
+        raise UntrustedJsonError(path, "invalid JSON: it is nested too deeply") from None
+
+
+def _describe_mismatch(error: str, path: str, expected_values: Mapping[str, str]) -> UntrustedJsonError:
+    what, _, path = error.rpartition(" - at `$")
+    if not what:
+        what, path = error, ""
+    parts = [name or number for name, number in _PATH_PART.findall(path) if name or number]
+    where = [path] if path else []
+    if missing := _MISSING.fullmatch(what):
+        return UntrustedJsonError(".".join([*where, *parts, missing[1]]), "missing")
+    return UntrustedJsonError(
+        ".".join([*where, *parts]), _format_expectation(what, expected_values.get(parts[-1], "") if parts else "")
+    )
+
+
+def _format_expectation(what: str, allowed: str) -> str:
+    if what.startswith("Expected"):
+        wanted, _, found = what.removeprefix("Expected ").partition(", got ")
+        readable = re.sub("`([^`]+)`", lambda kinds: _describe_kind(kinds[1]), wanted)
+        return f"expected {allowed or readable}" + (f", not {_KINDS.get(found.strip('`'), 'null')}" if found else "")
+    if what.startswith("Invalid RFC3339"):
+        return "expected a time as RFC 3339 text, such as 2026-11-27T12:00:00Z"
+    # Whatever else msgspec says may repeat the value.
+    return f"expected {allowed or 'another value'}"
+
+
+def _describe_kind(kinds: str) -> str:
+    several = [kind for kind in kinds.split(" | ") if kind != "null"]
+    return _KINDS.get(several[0], several[0]) if len(several) == 1 else "a single value"

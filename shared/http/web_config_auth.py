@@ -1,0 +1,166 @@
+"""Who gets past a web.yml: users by Basic, or the holder of a token; and the headers of every answer.
+
+It stands before the whole server, so that no page can be forgotten. `/-/healthy` and `/-/ready` stay open. What a user
+may do then is the guard's business.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Collection, Coroutine, Iterable
+from dataclasses import replace
+from typing import Any, Final
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shared.config.secret_file import SecretUnreadableError
+from shared.http.authentication import USER_SCOPE_KEY, AccessPolicy, parse_basic_credentials
+from shared.http.authorization import (
+    OTHER_ENDPOINT,
+    Authorizer,
+    RefusalReason,
+    RouteRequirements,
+    get_peer,
+    get_requirements,
+)
+from shared.http.basic_auth import PasswordChecker, TooManyPasswordChecksError
+from shared.http.web_config_reload import WebConfigFile
+
+_PUBLIC_PATHS: Final = ("/-/healthy", "/-/ready")
+_MAX_BUFFERED_BYTES: Final = 16 * 1024
+"""What is read of a body while its sender's password waits to be checked: only so it shows that the sender is gone."""
+_DEFAULT_REQUIREMENTS: Final = RouteRequirements(None, challenges_browser=True)
+
+
+class WebConfigMiddleware:
+    """An ASGI application before another.
+
+    Args:
+        app: what is behind it.
+        web_config_file: says who gets in.
+        get_access_policy: gives those whose tokens open everything too.
+        authorizer: counts and logs who does not get in.
+        get_routes: gives the routes behind it: a refusal is counted for the one that would have answered.
+        self_authenticated_paths: paths that check credentials of their own, where a user is not the only one let in; one that
+            ends with a slash stands for all below it.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        web_config_file: WebConfigFile,
+        get_access_policy: Callable[[], AccessPolicy],
+        authorizer: Authorizer,
+        get_routes: Callable[[], Iterable[Route]],
+        self_authenticated_paths: Collection[str],
+    ) -> None:
+        self._app = app
+        self._web_config_file = web_config_file
+        self._get_access_policy = get_access_policy
+        self._authorizer = authorizer
+        self._get_routes = get_routes
+        self._self_authenticated_paths = self_authenticated_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Lets the request through, or answers it with 401 or 503; one whose sender is gone is dropped."""
+        web = self._web_config_file.get_state()
+        headers = web.config.http_server_config.headers
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answer = MutableHeaders(scope=message)
+                for name, value in headers.items():
+                    answer.setdefault(name, value)
+            await send(message)
+
+        refused = None
+        if web.password_checker and scope["path"] not in _PUBLIC_PATHS:
+            ahead = _BufferedReceive(receive)
+            try:
+                refused = await self._authenticate(Request(scope), web.password_checker, ahead)
+            except _ClientDisconnectedError:
+                return
+            receive = ahead.receive
+        await (refused or self._app)(scope, receive, with_headers)
+
+    async def _authenticate(
+        self, request: Request, users: PasswordChecker, buffered: "_BufferedReceive"
+    ) -> Response | None:
+        unreadable = False
+        try:
+            if self._get_access_policy().identify_caller(request):
+                return None
+        except SecretUnreadableError:
+            unreadable = True
+        name, password = parse_basic_credentials(request)
+        try:
+            if name and await buffered.run_until_disconnect(
+                users.check_password(name, password, get_peer(request) or "")
+            ):
+                request.scope[USER_SCOPE_KEY] = name
+                return None
+        except TooManyPasswordChecksError:
+            return self._refuse(request, RefusalReason.BUSY)
+        path = request.url.path
+        if any(path == own or (own.endswith("/") and path.startswith(own)) for own in self._self_authenticated_paths):
+            return None
+        if unreadable:
+            return self._refuse(request, RefusalReason.UNREADABLE)
+        reason = RefusalReason.WRONG if request.headers.get("authorization") else RefusalReason.MISSING
+        return self._refuse(request, reason, "a user of basic_auth_users in web.yml is needed, or a valid token")
+
+    def _refuse(self, request: Request, reason: RefusalReason, message: str | None = None) -> Response:
+        scope = request.scope
+        route = next((route for route in self._get_routes() if route.matches(scope)[0] is not Match.NONE), None)
+        requires = (
+            replace(_DEFAULT_REQUIREMENTS, on_refusal=get_requirements(route, request).on_refusal)
+            if route
+            else _DEFAULT_REQUIREMENTS
+        )
+        return self._authorizer.refuse(
+            request, reason, route.path_format if route else OTHER_ENDPOINT, requires, message
+        )
+
+
+class _ClientDisconnectedError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class _BufferedReceive:
+    """What a request's `receive` gives, of which some may have been read before its turn."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._buffer: deque[Message] = deque()
+
+    async def receive(self) -> Message:
+        """The next message."""
+        return self._buffer.popleft() if self._buffer else await self._receive()
+
+    async def run_until_disconnect(self, check: Coroutine[Any, Any, bool]) -> bool:
+        """What `check` gives. Raises _GoneError where the client disconnects before, and cancels it."""
+        check = asyncio.ensure_future(check)
+        gone = asyncio.ensure_future(self._wait_for_disconnect())
+        try:
+            await asyncio.wait((check, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not check.done():
+                raise _ClientDisconnectedError
+            return check.result()
+        finally:
+            for task in (check, gone):
+                task.cancel()
+            await asyncio.gather(check, gone, return_exceptions=True)
+
+    async def _wait_for_disconnect(self) -> None:
+        size = 0
+        while True:
+            message = await self._receive()
+            self._buffer.append(message)
+            if message["type"] == "http.disconnect":
+                return
+            size += len(message.get("body", b""))
+            if size > _MAX_BUFFERED_BYTES:
+                await asyncio.Event().wait()

@@ -1,0 +1,112 @@
+"""A web.yml while a server runs: read again whenever it, or a file that it names, has changed.
+
+So a renewed certificate needs no restart. What cannot be used keeps what was, and is said once. The files are small and
+local, and looked at with `stat` first, as in `secret_file`.
+"""
+
+import ssl
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from shared.config.errors import ConfigurationError
+from shared.config.secret_file import FileStamp, SecretFile
+from shared.http.basic_auth import PasswordChecker
+from shared.http.tls import create_server_context
+from shared.http.web_config import WebConfig, read_web_config
+
+FileStamps = tuple[FileStamp | None, ...]
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WebState:
+    """One state of the files."""
+
+    config: WebConfig
+    tls: ssl.SSLContext | None
+    password_checker: PasswordChecker | None
+
+
+class WebConfigFile:
+    """Gives the newest usable state of a web.yml.
+
+    Args:
+        file: the web.yml.
+
+    Raises:
+        ConfigurationError: it cannot be used.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.requires_credentials = False
+        """Whether a state that lets everybody in is refused, since nothing else guards the server's address."""
+        self.list_reserved_names: Collection[str] = ()
+        """What no user may be called."""
+        self.file = file
+        self._watched_files: tuple[Path, ...] = ()
+        self._stamps: FileStamps = ()
+        self._state = self._read()
+
+    def get_state(self) -> WebState:
+        """The newest usable state."""
+        stamps = _read_stamps(self.file, *self._watched_files)
+        if stamps != self._stamps:
+            self._stamps = stamps
+            try:
+                self._state = self._check_allowed(self._read())
+                log.info("web.yml reloaded", file=str(self.file))
+            except ConfigurationError as error:
+                for mistake in error.lines:
+                    log.error(  # noqa: TRY400 - a trace adds nothing
+                        "web.yml reload failed; the previous configuration stays active", error=mistake
+                    )
+        return self._state
+
+    def check_names(self, web: WebState, reserved_names: Collection[str]) -> None:
+        """Raises ConfigurationError where the audit could not tell a user from somebody else."""
+        taken = [name for name in web.config.basic_auth_users if name in reserved_names]
+        if taken:
+            sentence = "expected another name; the audit calls somebody else so"
+            raise ConfigurationError([f"{self.file}: basic_auth_users.{name}: {sentence}" for name in taken])
+
+    def _read(self) -> WebState:
+        own = _read_stamps(self.file)
+        config = read_web_config(self.file)
+        tls, users = config.tls_server_config, config.basic_auth_users
+        self._watched_files = tls.files if tls else ()
+        self._stamps = own + _read_stamps(
+            *self._watched_files
+        )  # before they are read: what changes meanwhile is read again
+        return WebState(
+            config, create_server_context(self.file, tls) if tls else None, PasswordChecker(users) if users else None
+        )
+
+    def _check_allowed(self, web: WebState) -> WebState:
+        if (web.tls is None) != (self._state.tls is None):
+            raise ConfigurationError([f"{self.file}: tls_server_config: comes or goes only with a restart; restart"])
+        if self.requires_credentials and not web.config.requires_credentials:
+            raise ConfigurationError([f"{self.file}: expected basic_auth_users or required client certificates"])
+        self.check_names(web, self.list_reserved_names)
+        return web
+
+
+class ReloadedTlsContext(ssl.SSLContext):
+    """Hands each new connection to the context of that moment; itself it has no certificate."""
+
+    web_config_file: WebConfigFile
+
+    def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
+        """What asyncio and uvloop call for each connection."""
+        tls = self.web_config_file.get_state().tls
+        if tls is None:
+            raise ssl.SSLError("no TLS is configured")
+        return tls.wrap_bio(*args, **options)
+
+
+def _read_stamps(*files: Path) -> FileStamps:
+    return tuple(SecretFile(file).read_stamp() for file in files)

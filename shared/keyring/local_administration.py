@@ -1,0 +1,196 @@
+"""The administration of a keyring, carried out over its database and KMS: in the service itself, or beside it."""
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Final, Literal
+
+from sqlalchemy import Connection
+
+from shared.keyring import lease, store, usage
+from shared.keyring.administration import (
+    MAX_PAGE_SIZE,
+    AdministrationError,
+    KeyInfo,
+    KeyUsage,
+    Lease,
+    RefusedError,
+    RotateRequest,
+    RotationProgress,
+    RotationType,
+    StoredKey,
+    UnreachableError,
+    VerificationResult,
+)
+from shared.keyring.database import Database, DatabaseError
+from shared.keyring.journal.progress import progress
+from shared.keyring.lease import run_under_lease
+from shared.keyring.model import MAX_VERSION, UNREADABLE_VERSION
+from shared.keyring.operations import restore
+from shared.keyring.operations.rotation import RotationRunner
+from shared.keyring.operations.verification import RECORD_QUERY_SECONDS, KeyringVerifier
+from shared.keyring.records import RecordsTable
+from shared.keyring.store import RetiredVersionError
+from shared.keyring.tables import data_keys, retired_versions
+from shared.keyring.wrapping import KeyWrapper
+from shared.kms.port import KmsError
+from shared.kms.reason import Reason
+
+_MAX_STEP_LENGTH: Final = 1000
+_ROTATION_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_TRANSIENT_REASONS: Final = {Reason.TIMEOUT, Reason.UNAVAILABLE, Reason.QUOTA_EXHAUSTED, Reason.CRC_MISMATCH}
+
+
+async def _notify_nobody() -> None:
+    """Shows the keyring to nobody: its instances look at it from time to time."""
+
+
+class LocalAdministration:
+    """An `Administration` over a database and KMS.
+
+    Args:
+        database: open, with `tables.TABLES`.
+        wrapping: KMS, paced as `PacedKey` does, and the service's local key where it is at hand.
+        records: the service's table of records, in the same database; None counts none.
+        notify_instances: has every instance of the service that can be reached read the keyring again.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        wrapping: KeyWrapper,
+        records: RecordsTable | None = None,
+        notify_instances: Callable[[], Awaitable[None]] = _notify_nobody,
+    ) -> None:
+        self._database = database
+        self._wrapping = wrapping
+        self._records = records
+        self._notify_instances = notify_instances
+        self._rotations = RotationRunner(database, wrapping, notify_instances)
+
+    async def list_keys(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[KeyInfo]:
+        """See `Administration`, here and below."""
+        return [KeyInfo.model_validate(row.model_dump()) for row in await self.list_backup_rows(after, limit)]
+
+    async def list_backup_rows(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[StoredKey]:
+        """One page of rows."""
+        wanted = max(1, min(limit, MAX_PAGE_SIZE))
+        async with _translate_errors():
+            keys = await self._database.read(lambda connection: store.list_data_keys(connection, after, wanted))
+        return [restore.create_backup_row(key) for key in keys]
+
+    async def count_key_usage(self) -> KeyUsage:
+        """Counts in the database."""
+
+        def count(connection: Connection) -> KeyUsage:
+            return usage.count_key_usage(
+                connection, self._database.read_clock(connection), self._wrapping.kek, self._records
+            )
+
+        async with _translate_errors():
+            return await self._database.read(count, seconds=RECORD_QUERY_SECONDS)
+
+    async def acquire_lease(self, holder: str, seconds: float, token: str = "") -> Lease:
+        """For `LONGEST_SECONDS` at most."""
+
+        def take(connection: Connection) -> Lease:
+            return lease.acquire_lease(connection, self._database.read_clock(connection), holder[:200], seconds, token)
+
+        async with _translate_errors():
+            return await self._database.write_exclusively(take)
+
+    async def release_lease(self, token: str) -> None:
+        """Gives up one's own lease."""
+        async with _translate_errors():
+            await self._database.write_exclusively(lambda connection: lease.release_lease(connection, token))
+
+    async def rotate(self, request: RotateRequest) -> RotationProgress:
+        """One batch."""
+        async with _translate_errors():
+            await self._rotations.rotate(request)
+        return await self._require_progress(request.rotation_id)
+
+    async def dry_run(self, type_: RotationType, target_version: int | None) -> RotationProgress:
+        """Changes nothing."""
+        async with _translate_errors():
+            return await self._rotations.dry_run(type_, target_version)
+
+    async def get_progress(self, rotation_id: str | None = None) -> RotationProgress | None:
+        """From the journal."""
+        async with _translate_errors():
+            return await self._database.read(lambda connection: progress.read_progress(connection, rotation_id))
+
+    async def add_journal_entry(self, rotation_id: str, token: str, step: str) -> None:
+        """May come before the rotation itself."""
+        if not _ROTATION_ID.fullmatch(rotation_id) or len(step) > _MAX_STEP_LENGTH:
+            raise RefusedError(f"expected a rotation's id and a step of up to {_MAX_STEP_LENGTH} characters")
+
+        def note(connection: Connection, now: float) -> None:
+            progress.add_journal_entry(connection, now, rotation_id, step)
+
+        async with _translate_errors():
+            await run_under_lease(self._database, token, note)
+
+    async def rollback(self, rotation_id: str, token: str) -> RotationProgress:
+        """One batch."""
+        async with _translate_errors():
+            await self._rotations.rollback(rotation_id, token)
+        return await self._require_progress(rotation_id)
+
+    async def restore(self, rows: Sequence[StoredKey], token: str) -> int:
+        """A page of rows at most."""
+        async with _translate_errors():
+            return await restore.restore_data_keys(self._database, self._wrapping, rows, token)
+
+    async def verify(self, mode: Literal["sample", "full"], after: str | None = None) -> VerificationResult:
+        """One call of KMS for each data key: of a hundred thousand it takes minutes, of a page seconds."""
+        async with _translate_errors():
+            return await KeyringVerifier(self._database, self._wrapping, self._records, mode == "full").verify(after)
+
+    async def retire_version(self, kek_version: int, token: str) -> None:
+        """Of the KMS key that is configured."""
+        kek = self._wrapping.kek
+
+        def retire(connection: Connection, now: float) -> None:
+            progress.refuse_while_running(connection)
+            by = data_keys.c.kek_version
+            needed = (by == kek_version) | ~by.between(0, MAX_VERSION)
+            if first := store.list_data_keys(connection, "", 1, (data_keys.c.kek == kek) & needed):
+                unread = " perhaps" if first[0].wrapped.kek_version == UNREADABLE_VERSION else ""
+                raise RefusedError(
+                    f"data key {first[0].id} is still wrapped{unread} by version {kek_version} of {kek}; rotate with "
+                    "--type rewrap-kek, then retire it"
+                )
+            same = (retired_versions.c.kek == kek) & (retired_versions.c.kek_version == kek_version)
+            connection.execute(retired_versions.delete().where(same))  # whoever retires it again begins the days anew
+            values = {"kek": kek, "kek_version": kek_version, "retired_at": now}
+            connection.execute(retired_versions.insert().values(**values))
+
+        if unknown := (await self.count_key_usage()).unknown_usage:
+            raise RefusedError(f"version {kek_version} of {kek} may be needed by {unknown}; verify names them")
+        async with _translate_errors():
+            await run_under_lease(self._database, token, retire)
+
+    async def reload_instances(self) -> None:
+        """Asks the service, where it can be reached."""
+        await self._notify_instances()
+
+    async def _require_progress(self, rotation_id: str) -> RotationProgress:
+        found = await self.get_progress(rotation_id)
+        if found is None:
+            raise RefusedError(f"there is no rotation {rotation_id}")
+        return found
+
+
+@asynccontextmanager
+async def _translate_errors() -> AsyncIterator[None]:
+    """Errors of the rooms below become those of the port."""
+    try:
+        yield
+    except DatabaseError as error:
+        raise UnreachableError(f"the keyring's database cannot be used: {error}; try again") from None
+    except RetiredVersionError as error:
+        raise RefusedError(str(error)) from None
+    except KmsError as error:
+        kind = UnreachableError if error.reason in _TRANSIENT_REASONS else AdministrationError
+        raise kind(f"KMS: {error}; what was done stays, resume when it works again") from None

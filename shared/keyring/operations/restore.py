@@ -1,0 +1,107 @@
+"""Puts the rows of a backup back: those whose data key is the same, and those that are missing altogether.
+
+A row is believed only after it was unwrapped: a backup that was damaged must not displace what works. Where its version
+was retired meanwhile, what can be read as it is stays so, and the rest is wrapped anew by the primary version.
+"""
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
+
+from shared.keyring import store
+from shared.keyring.administration import MAX_PAGE_SIZE, AdministrationError, RefusedError, StoredKey
+from shared.keyring.database import Database
+from shared.keyring.lease import run_under_lease
+from shared.keyring.model import DataKey, DataKeyStatus, WrappedKey
+from shared.keyring.wrapping import KeyWrapper, UnwrapError
+
+
+def create_backup_row(key: DataKey) -> StoredKey:
+    """A row for a backup."""
+    return StoredKey(
+        id=key.id,
+        status=key.status,
+        kek=key.wrapped.kek,
+        kek_version=key.wrapped.kek_version,
+        algorithm=key.algorithm,
+        created_at=key.created_at,
+        fingerprint=key.fingerprint.hex(),
+        wrapped=base64.b64encode(key.wrapped.ciphertext).decode(),
+    )
+
+
+async def restore_data_keys(database: Database, wrapping: KeyWrapper, rows: Sequence[StoredKey], token: str) -> int:
+    """How many rows were changed or put in; one that is missing comes back as retired, so that it encrypts nothing.
+
+    Raises:
+        RefusedError: the lease is not held, or these are too many rows.
+        RetiredVersionError: Encrypt uses a version that was retired.
+        AdministrationError: some could not be put back; all others were.
+        KmsError, DatabaseError: the rest was not tried.
+    """
+    if len(rows) > MAX_PAGE_SIZE:
+        raise RefusedError(f"a restore takes up to {MAX_PAGE_SIZE} rows; send the others in another call")
+    changed, failed = 0, []
+    for row in rows:
+        try:
+            changed += await _restore_data_key(database, wrapping, row, token)
+        except (UnwrapError, ValueError) as error:
+            failed.append(f"{row.id} ({error})")
+    if failed:
+        more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
+        raise AdministrationError(
+            f"of {len(rows)} rows {changed} were changed; these could not be put back, and are as they were: "
+            f"{', '.join(failed[:5])}{more}; look at them in another backup"
+        )
+    return changed
+
+
+async def _restore_data_key(database: Database, wrapping: KeyWrapper, row: StoredKey, token: str) -> bool:
+    wanted = _parse_backup_row(row)
+    found = await database.read(lambda connection: store.find_data_key(connection, row.id))
+    if found and found.fingerprint != wanted.fingerprint:
+        raise ValueError("the keyring has another data key of this id")
+    if found and found.wrapped == wanted.wrapped:
+        return False
+    if wanted.wrapped.kek_version in await database.read(
+        lambda it: store.list_retired_versions(it, wanted.wrapped.kek)
+    ):
+        if found and await _can_unwrap(wrapping, found):
+            return False
+        wanted = replace(wanted, wrapped=await wrapping.wrap(wanted.id, await wrapping.unwrap(wanted)))
+    else:
+        await wrapping.unwrap(wanted)
+
+    def write(connection: Connection, _now: float) -> bool:
+        if found is None:
+            store.insert_data_key(connection, wanted)
+            return True
+        return store.replace_wrap(connection, row.id, found.wrapped, wanted.wrapped)
+
+    try:
+        if await run_under_lease(database, token, write):
+            return True
+    except IntegrityError:
+        pass
+    raise ValueError("another hand changed it meanwhile")
+
+
+async def _can_unwrap(wrapping: KeyWrapper, key: DataKey) -> bool:
+    try:
+        await wrapping.unwrap(key)
+    except UnwrapError:
+        return False
+    return True
+
+
+def _parse_backup_row(row: StoredKey) -> DataKey:
+    try:
+        ciphertext, fingerprint = base64.b64decode(row.wrapped, validate=True), bytes.fromhex(row.fingerprint)
+    except (binascii.Error, ValueError):
+        raise ValueError("it is damaged") from None
+    wrapped = WrappedKey(ciphertext, row.kek, row.kek_version)
+    return DataKey(row.id, DataKeyStatus.RETIRED, wrapped, fingerprint, row.created_at, row.algorithm)

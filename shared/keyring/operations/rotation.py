@@ -1,0 +1,185 @@
+"""Carries out a rotation, one batch in each call, so that it may be killed and resumed between any two commits.
+
+What a call may do follows from the journal alone: whoever calls next, from wherever, goes on where the last one was.
+"""
+
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+
+from sqlalchemy import Connection
+
+from shared.keyring import store
+from shared.keyring.administration import (
+    MAX_PAGE_SIZE,
+    Problem,
+    RefusedError,
+    RotateRequest,
+    RotationProgress,
+    RotationState,
+    RotationType,
+)
+from shared.keyring.database import Database
+from shared.keyring.journal.progress import progress
+from shared.keyring.journal.progress.progress import MAX_PROBLEMS, Rotation
+from shared.keyring.lease import run_under_lease
+from shared.keyring.operations import rewrap
+from shared.keyring.operations import target_version as target
+from shared.keyring.operations.new_dek import STEP_COUNT, NewDekRotation
+from shared.keyring.operations.rewrap import RewrapRotation
+from shared.keyring.operations.rollback import Rollback
+from shared.keyring.wrapping import KeyWrapper
+
+
+@dataclass(frozen=True, slots=True)
+class RotationRunner:
+    """The rotations of one keyring. Every method raises AdministrationError, KmsError and DatabaseError."""
+
+    database: Database
+    wrapping: KeyWrapper
+    notify_instances: Callable[[], Awaitable[None]]
+    """Has every instance of the service read the keyring again."""
+    random_bytes: Callable[[int], bytes] = os.urandom
+
+    async def rotate(self, request: RotateRequest) -> None:
+        """Begins a rotation or does its next batch; one that is done stays as it is."""
+        rotation = await self._find_rotation(request.rotation_id)
+        if rotation:
+            _refuse_mismatch(rotation, request)
+            if rotation.state is RotationState.DONE:
+                return
+        overtaken = rotation is not None and request.target_version not in (None, rotation.target_version)
+        version = await self._choose_target_version(
+            rotation.target_version if rotation and not overtaken else request.target_version
+        )
+        new_dek = NewDekRotation(self.database, self.wrapping, request, self.random_bytes)
+        if rotation is None:
+            if request.type is RotationType.NEW_DEK:
+                await new_dek.add_data_key(_build_progress(request, version, STEP_COUNT, done=1), version)
+                return
+            rotation = await self._begin_rewrap(request, version)
+        if rotation.state is RotationState.FAILED:
+            rotation = await self._retry_failed(request, rotation)
+        if overtaken:
+            rotation = await self._retarget(request, rotation, version, new_dek)
+        if request.type is RotationType.NEW_DEK:
+            await new_dek.promote_data_key(rotation, self.notify_instances)
+        elif rotation.state is RotationState.RUNNING:
+            await RewrapRotation(self.database, self.wrapping, request, rotation).run_batch()
+
+    async def dry_run(self, type_: RotationType, target_version: int | None) -> RotationProgress:
+        """What `rotate` would do; its id is `dry-run`."""
+        version = await self._choose_target_version(target_version)
+        request = RotateRequest(rotation_id="dry-run", type=type_, token="", caller="", target_version=version)
+        if type_ is RotationType.NEW_DEK:
+            return _build_progress(request, version, STEP_COUNT)
+        kek = self.wrapping.kek
+        total = await self.database.read(lambda connection: rewrap.count_outdated(connection, kek, version))
+        return _build_progress(request, version, total).model_copy(
+            update={"problems": await self._find_skipped_data_keys(version)}
+        )
+
+    async def rollback(self, rotation_id: str, token: str) -> None:
+        """Undoes a rotation's next entries; one that is rolled back stays as it is."""
+        rotation = await self.database.read(lambda connection: progress.get_rotation(connection, rotation_id))
+        if rotation.state is RotationState.ROLLED_BACK:
+            return
+        if not rotation.is_rolling_back:
+            rotation = await Rollback(self.database, self.wrapping, rotation, token).begin()
+        await Rollback(self.database, self.wrapping, rotation, token).run_batch()
+
+    async def _find_rotation(self, rotation_id: str) -> Rotation | None:
+        return await self.database.read(lambda connection: progress.find_rotation(connection, rotation_id))
+
+    async def _choose_target_version(self, wanted: int | None) -> int:
+        kek = self.wrapping.kek
+        retired = await self.database.read(lambda connection: store.list_retired_versions(connection, kek))
+        return await target.choose_target_version(self.wrapping, wanted, retired)
+
+    async def _begin_rewrap(self, request: RotateRequest, version: int) -> Rotation:
+        def begin(connection: Connection, now: float) -> Rotation:
+            total = rewrap.count_outdated(connection, self.wrapping.kek, version)
+            return progress.begin_rotation(connection, now, _build_progress(request, version, total))
+
+        return await run_under_lease(self.database, request.token, begin)
+
+    async def _retry_failed(self, request: RotateRequest, rotation: Rotation) -> Rotation:
+        """A rotation that failed tries once more what it could not do."""
+
+        def again(connection: Connection, now: float) -> Rotation:
+            progress.check_unchanged(connection, rotation)
+            progress.refuse_while_running(connection)
+            progress.delete_problems(connection, rotation)
+            columns: dict[str, int] = {}
+            if rotation.type is RotationType.REWRAP_KEK:  # what was done may be due again: a backup was put back, say
+                left = rewrap.count_outdated(connection, self.wrapping.kek, rotation.target_version)
+                total = max(left, progress.read_total(connection, rotation))
+                columns = {"total": total, "done": total - left}
+            progress.update_rotation(connection, now, rotation, state=RotationState.RUNNING.value, cursor="", **columns)
+            return progress.get_rotation(connection, rotation.id)
+
+        return await run_under_lease(self.database, request.token, again)
+
+    async def _retarget(
+        self, request: RotateRequest, rotation: Rotation, version: int, new_dek: NewDekRotation
+    ) -> Rotation:
+        """A rotation goes on with another version; what it wrapped so far is wrapped once more."""
+        if request.type is RotationType.NEW_DEK:
+            return await new_dek.retarget(rotation, version)
+
+        def write(connection: Connection, now: float) -> Rotation:
+            progress.check_unchanged(connection, rotation)
+            left = rewrap.count_outdated(connection, self.wrapping.kek, version)
+            total = max(left, progress.read_total(connection, rotation))
+            return progress.retarget_rotation(connection, now, rotation, version, total=total, done=total - left)
+
+        return await run_under_lease(self.database, request.token, write)
+
+    async def _find_skipped_data_keys(self, version: int) -> tuple[Problem, ...]:
+        """The data keys that would not even be tried."""
+        left_out: list[Problem] = []
+        after, needed = "", rewrap.build_outdated_condition(self.wrapping.kek, version)
+        while len(left_out) < MAX_PROBLEMS:
+            keys = await self.database.read(
+                partial(store.list_data_keys, after=after, limit=MAX_PAGE_SIZE, condition=needed)
+            )
+            if not keys:
+                break
+            after = keys[-1].id
+            refusals = ((key.id, self.wrapping.explain_refusal(key.wrapped)) for key in keys)
+            left_out += (Problem(id=each, error=str(why), is_foreign=why.is_foreign) for each, why in refusals if why)
+        return tuple(left_out[:MAX_PROBLEMS])
+
+
+def _build_progress(request: RotateRequest, version: int, total: int, *, done: int = 0) -> RotationProgress:
+    now = datetime.now(UTC)
+    return RotationProgress(
+        rotation_id=request.rotation_id,
+        type=request.type,
+        state=RotationState.DONE,
+        target_version=version,
+        caller=request.caller,
+        started_at=now,
+        updated_at=now,
+        total=total,
+        done=done,
+    )
+
+
+def _refuse_mismatch(rotation: Rotation, request: RotateRequest) -> None:
+    if rotation.is_rolling_back:
+        done = rotation.state is RotationState.ROLLED_BACK
+        raise RefusedError(
+            f"rotation {rotation.id} was rolled back; begin another one"
+            if done
+            else f"rotation {rotation.id} is being rolled back; go on with that"
+        )
+    if rotation.type is not request.type:
+        raise RefusedError(f"rotation {rotation.id} is of the type {rotation.type}, not {request.type}")
+    if request.target_version not in (None, rotation.target_version) and not request.allows_retarget:
+        raise RefusedError(
+            f"rotation {rotation.id} is to version {rotation.target_version}, not {request.target_version}; "
+            "finish it or roll it back, then begin another one"
+        )

@@ -1,0 +1,110 @@
+"""The way to a service, measured step by step on a connection of its own: is it the network, or the service?
+
+DNS, TCP and TLS come one after the other; the first that fails says so in one sentence and ends the measurement.
+"""
+
+import asyncio
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import ExitStack, asynccontextmanager
+from typing import Any, Final
+
+from shared.config.settings import Address
+from shared.kms.port import ConnectivityPhase
+from shared.net.connect import ConnectError, connect
+from shared.net.resolver import ResolvedAddress, resolve
+
+_HTTP2: Final = "h2"
+
+
+class _PhaseError(Exception):
+    """A phase failed; the text is its sentence."""
+
+
+async def measure_connectivity(
+    address: Address, *, create_trust_context: Callable[[], ssl.SSLContext] | None, timeout: float
+) -> tuple[ConnectivityPhase, ...]:
+    """Walks the way once. Raises nothing but cancellation, and leaves nothing open.
+
+    Args:
+        address: the service.
+        create_trust_context: gives the TLS context, in a thread, for it may read files; None where the service speaks no TLS.
+        timeout: seconds for all phases together.
+    """
+    phases: list[ConnectivityPhase] = []
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+
+    @asynccontextmanager
+    async def phase(name: str) -> AsyncIterator[None]:
+        begin = loop.time()
+        failure = None
+        try:
+            async with asyncio.timeout_at(deadline):
+                yield
+        except TimeoutError:
+            failure = f"{name} to {address} had not ended when the {timeout:g} s for the whole way were over"
+        except _PhaseError as error:
+            failure = str(error)
+        phases.append(ConnectivityPhase(name, loop.time() - begin, failure))
+        if failure:
+            raise _PhaseError(failure)
+
+    with ExitStack() as sockets:
+        try:
+            async with phase("dns"):
+                addresses = await _resolve(address)
+            async with phase("tcp"):
+                connection = sockets.enter_context(await _connect(addresses))
+            if create_trust_context:
+                async with phase("tls"):
+                    await _start_tls(connection, address, create_trust_context)
+        except _PhaseError:
+            pass  # its phase says it
+    return tuple(phases)
+
+
+async def _resolve(to: Address) -> list[ResolvedAddress]:
+    try:
+        return await resolve(*to)
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "no host can have such a name"
+        raise _PhaseError(f"the name {to.host} cannot be resolved: {why}") from None
+
+
+async def _connect(addresses: list[ResolvedAddress]) -> socket.socket:
+    try:
+        return await connect(addresses)
+    except ConnectError as error:
+        raise _PhaseError(_describe_connect_errors(error.errors)) from None
+
+
+def _describe_connect_errors(errors: Mapping[Any, BaseException | None]) -> str:
+    """One sentence for all addresses: each kind of error once, with the first address that gave it."""
+    kinds: dict[str, list[Address]] = {}
+    for (host, port, *_), error in errors.items():
+        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else repr(error)
+        kinds.setdefault(why, []).append(Address(host, port))
+    told = (f"{why} ({of[0]}{f' and {len(of) - 1} more' if of[1:] else ''})" for why, of in kinds.items())
+    return f"no connection: {', '.join(told)}"
+
+
+async def _start_tls(
+    connection: socket.socket, to: Address, create_trust_context: Callable[[], ssl.SSLContext]
+) -> None:
+    try:
+        context = await asyncio.to_thread(create_trust_context)
+        context.set_alpn_protocols([_HTTP2])
+        transport, _ = await asyncio.get_running_loop().create_connection(
+            asyncio.Protocol, ssl=context, sock=connection, server_hostname=to.host
+        )
+    except ssl.SSLCertVerificationError as error:
+        raise _PhaseError(f"the certificate of {to} is not trusted: {error.verify_message}") from None
+    except OSError as error:
+        raise _PhaseError(f"no TLS with {to}: {error.strerror or error or type(error).__name__}") from None
+    spoken = transport.get_extra_info("ssl_object").selected_alpn_protocol()
+    transport.abort()
+    if spoken != _HTTP2:  # gRPC, too, then refuses: https://github.com/grpc/grpc/issues/36119
+        raise _PhaseError(f"{to} speaks TLS, but not HTTP/2, which gRPC needs")

@@ -1,0 +1,250 @@
+"""Google Cloud KMS behind the port. The only room of `services` and `shared` that imports google.*.
+
+Every call has `retry=None` and a timeout: with the client's own retry, `encrypt(timeout=1)` took 57 s where a server
+stalled, and ended without a status. Who calls decides when to try again.
+"""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from enum import IntEnum
+from typing import Any, Final, TypeVar
+
+import grpc
+from google.api_core.exceptions import GoogleAPICallError
+from google.auth.credentials import Credentials
+from google.auth.exceptions import GoogleAuthError
+from google.cloud.kms_v1 import (
+    CryptoKey,
+    CryptoKeyVersion,
+    DecryptRequest,
+    DestroyCryptoKeyVersionRequest,
+    EncryptRequest,
+    EncryptResponse,
+    GetCryptoKeyRequest,
+    KeyManagementServiceAsyncClient,
+    ListCryptoKeyVersionsRequest,
+    ProtectionLevel,
+    UpdateCryptoKeyVersionRequest,
+)
+from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
+from google.iam.v1.iam_policy_pb2 import TestIamPermissionsRequest
+
+from shared.config.settings import parse_address
+from shared.kms.connectivity import measure_connectivity
+from shared.kms.gcp.client.credentials import CredentialsLookup, process_lookup
+from shared.kms.gcp.client.grpc_transport import create_trust_context, find_proxy
+from shared.kms.gcp.client.wire_format import compute_crc32c
+from shared.kms.port import ConnectivityPhase, DecryptResult, EncryptResult, KeyDescription, KeyVersion, KmsError
+from shared.kms.reason import Reason, parse_grpc_status
+from shared.process.concurrency import is_task_cancelled
+
+_CHANNEL_OPTIONS: Final = [
+    # Without these, gRPC waits up to 2 minutes before it connects again, long after the service is back.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 5000),
+    # Without this, a new channel may be given the connection of the one that was just closed because it was dead.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+# Plaintext to an emulator on this machine must not take a way through a proxy that the environment names.
+_PLAINTEXT_CHANNEL_OPTIONS: Final = [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0)]
+
+MAX_PAGES: Final = 20
+"""Of versions, `_PAGE_SIZE` each: two versions a day for 27 years. A longer list is refused, never shown in part."""
+_PAGE_SIZE: Final = 1000  # the most the service gives
+
+_Transport: Final = KeyManagementServiceGrpcAsyncIOTransport
+_States: Final = CryptoKeyVersion.CryptoKeyVersionState
+
+T = TypeVar("T")
+
+
+class GcpKmsKey:
+    """One key of Cloud KMS, or of an emulator where `endpoint` is given with `insecure`."""
+
+    def __init__(
+        self,
+        key: str,
+        *,
+        endpoint: str | None = None,
+        insecure: bool = False,
+        lookup: CredentialsLookup = process_lookup,
+    ) -> None:
+        self._key = key
+        self._address = parse_address(endpoint or f"{_Transport.DEFAULT_HOST}:443")
+        self._is_plaintext = insecure and endpoint is not None
+        self._lookup = lookup
+        self._client: KeyManagementServiceAsyncClient | None = None
+        self._credentials: Credentials | None = None
+        self._connecting = asyncio.Lock()
+
+    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:
+        """See the port. `verified_*` is demanded: without it the service may not have looked at our checksums."""
+        request = EncryptRequest(
+            name=self._key,
+            plaintext=plaintext,
+            additional_authenticated_data=aad,
+            plaintext_crc32c=compute_crc32c(plaintext),
+            additional_authenticated_data_crc32c=compute_crc32c(aad),
+        )
+        answer = await self._call(lambda kms: kms.encrypt(request, retry=None, timeout=timeout), timeout)
+        if not (answer.verified_plaintext_crc32c and answer.verified_additional_authenticated_data_crc32c):
+            raise KmsError(Reason.CRC_MISMATCH, "encrypt: the service did not verify the request's checksums")
+        if answer.ciphertext_crc32c is None or answer.ciphertext_crc32c != compute_crc32c(answer.ciphertext):
+            raise KmsError(Reason.CRC_MISMATCH, "encrypt: the ciphertext does not match its checksum")
+        level = EncryptResponse.pb(answer).protection_level
+        return EncryptResult(answer.ciphertext, answer.name, _get_enum_name(ProtectionLevel, level))
+
+    async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:
+        """See the port."""
+        request = DecryptRequest(
+            name=self._key,
+            ciphertext=ciphertext,
+            additional_authenticated_data=aad,
+            ciphertext_crc32c=compute_crc32c(ciphertext),
+            additional_authenticated_data_crc32c=compute_crc32c(aad),
+        )
+        answer = await self._call(lambda kms: kms.decrypt(request, retry=None, timeout=timeout), timeout)
+        if answer.plaintext_crc32c is None or answer.plaintext_crc32c != compute_crc32c(answer.plaintext):
+            raise KmsError(Reason.CRC_MISMATCH, "decrypt: the plaintext does not match its checksum")
+        return DecryptResult(answer.plaintext, answer.used_primary)
+
+    async def describe_key(self, *, timeout: float) -> KeyDescription:
+        """See the port."""
+        list_ = ListCryptoKeyVersionsRequest(parent=self._key, page_size=_PAGE_SIZE)
+
+        async def read(client: KeyManagementServiceAsyncClient) -> KeyDescription:
+            request = GetCryptoKeyRequest(name=self._key)
+            key = CryptoKey.pb(await client.get_crypto_key(request, retry=None, timeout=timeout))
+            pages = []
+            async for page in (await client.list_crypto_key_versions(list_, retry=None, timeout=timeout)).pages:
+                pages.append(page)
+                if len(pages) == MAX_PAGES and page.next_page_token:
+                    raise KmsError(Reason.INTERNAL, f"the key has over {MAX_PAGES * _PAGE_SIZE} versions")
+            return KeyDescription(
+                primary_version=_parse_version_id(key.primary.name) if key.primary.name else None,
+                next_rotation_at=_to_unix_seconds(key, "next_rotation_time"),
+                versions=tuple(_parse_version(v) for page in pages for v in type(page).pb(page).crypto_key_versions),
+                call_count=1 + len(pages),
+            )
+
+        return await self._call(read, timeout)
+
+    async def check_permissions(self, permissions: Sequence[str], *, timeout: float) -> frozenset[str]:
+        """See the port."""
+        request = TestIamPermissionsRequest(resource=self._key, permissions=permissions)
+        answer = await self._call(lambda kms: kms.test_iam_permissions(request, retry=None, timeout=timeout), timeout)
+        return frozenset(answer.permissions)
+
+    async def set_version_enabled(self, version: int, *, is_enabled: bool, timeout: float) -> KeyVersion:
+        """See the port."""
+        version = CryptoKeyVersion(
+            name=self._version_name(version), state=_States.ENABLED if is_enabled else _States.DISABLED
+        )
+        request = UpdateCryptoKeyVersionRequest(crypto_key_version=version, update_mask={"paths": ["state"]})
+        answer = await self._call(
+            lambda kms: kms.update_crypto_key_version(request, retry=None, timeout=timeout), timeout
+        )
+        return _parse_version(CryptoKeyVersion.pb(answer))
+
+    async def schedule_destruction(self, version: int, *, timeout: float) -> KeyVersion:
+        """See the port."""
+        request = DestroyCryptoKeyVersionRequest(name=self._version_name(version))
+        answer = await self._call(
+            lambda kms: kms.destroy_crypto_key_version(request, retry=None, timeout=timeout), timeout
+        )
+        return _parse_version(CryptoKeyVersion.pb(answer))
+
+    def _version_name(self, version: int) -> str:
+        return f"{self._key}/cryptoKeyVersions/{version}"
+
+    async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
+        """See the port."""
+        if not self._is_plaintext and (proxy := find_proxy(self._address.host, os.environ)):
+            told = f"{proxy[0]} leads the way to {self._address} through the proxy {proxy[1]}: it is not measured"
+            return (ConnectivityPhase("proxy", 0.0, told),)
+        return await measure_connectivity(
+            self._address, create_trust_context=None if self._is_plaintext else create_trust_context, timeout=timeout
+        )
+
+    async def close(self) -> None:
+        """Closes the connection; a call under way ends with KmsError."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.transport.close()  # type: ignore[no-untyped-call]
+
+    async def _call(self, call: Callable[[KeyManagementServiceAsyncClient], Awaitable[T]], timeout: float) -> T:
+        client: KeyManagementServiceAsyncClient | None = None
+        try:
+            # Bounds connecting and calling together; a little over the call's own bound, whose status says more.
+            async with asyncio.timeout(timeout + 0.25):
+                client = await self._get_client()
+                return await call(client)
+        except TimeoutError:
+            failure = KmsError(Reason.TIMEOUT, f"no answer within {timeout:g} s")
+        except GoogleAPICallError as error:
+            status = error.grpc_status_code.name if error.grpc_status_code else "UNKNOWN"
+            failure = KmsError(parse_grpc_status(status, error.message or ""), error.message or status)
+        except GoogleAuthError as error:
+            failure = KmsError(Reason.UNAUTHENTICATED, f"Google credentials: {error}")
+        except asyncio.CancelledError:
+            # gRPC raises it for a call whose connection was closed, although nobody cancelled us.
+            if is_task_cancelled():
+                raise
+            failure = KmsError(Reason.UNAVAILABLE, "the connection was closed during the call")
+        other = failure.reason is Reason.UNAUTHENTICATED and self._lookup.has_changed(self._credentials)
+        if (other or failure.reason is Reason.TIMEOUT) and client and client is self._client:
+            # Perhaps only this connection is dead: a firewall forgot it, say. gRPC would use it for ever.
+            await self.close()
+        raise failure
+
+    async def _get_client(self) -> KeyManagementServiceAsyncClient:
+        # One client for each channel: the transport adds an interceptor to the channel it is given.
+        async with self._connecting:
+            if self._client is None:
+                self._client = KeyManagementServiceAsyncClient(transport=await self._create_transport())
+            return self._client
+
+    async def _create_transport(self) -> KeyManagementServiceGrpcAsyncIOTransport:
+        if self._is_plaintext:
+            return _Transport(channel=grpc.aio.insecure_channel(str(self._address), options=_PLAINTEXT_CHANNEL_OPTIONS))
+        self._credentials = await self._lookup.get_credentials()
+        return _Transport(
+            host=str(self._address),
+            credentials=self._credentials,
+            channel=_create_secure_channel,
+            always_use_jwt_access=True,  # as the client itself would: no token server between us and KMS
+        )
+
+
+def _create_secure_channel(host: str, *, options: list[tuple[str, Any]], **arguments: Any) -> grpc.aio.Channel:
+    return _Transport.create_channel(host, options=[*options, *_CHANNEL_OPTIONS], **arguments)
+
+
+# From here on Google's bare protobuf messages: proto-plus warns on standard error of an enum's value it does not know.
+def _parse_version(version: Any) -> KeyVersion:
+    return KeyVersion(
+        id=_parse_version_id(version.name),
+        state=_get_enum_name(_States, version.state),
+        protection_level=_get_enum_name(ProtectionLevel, version.protection_level),
+        # The field may go on holding a time after the destruction was taken back or has happened.
+        destroy_at=_to_unix_seconds(version, "destroy_time") if version.state == _States.DESTROY_SCHEDULED else None,
+        destroyed_at=_to_unix_seconds(version, "destroy_event_time"),
+    )
+
+
+def _parse_version_id(version_name: str) -> str:
+    number = version_name.rpartition("/")[2]
+    if not (number.isascii() and number.isdecimal() and len(number) < 20):
+        raise KmsError(Reason.UNAVAILABLE, f"the service named a version {number[:100]!r}, which is no number")
+    return number
+
+
+def _get_enum_name(enum: type[IntEnum], value: int) -> str:
+    """An enum's name; a value newer than this client is a bare number."""
+    return enum(value).name if value in set(enum) else str(value)
+
+
+def _to_unix_seconds(message: Any, field: str) -> float | None:
+    time = getattr(message, field)
+    return float(time.seconds + time.nanos / 1e9) if message.HasField(field) else None

@@ -1,0 +1,83 @@
+"""Google's credentials, looked for once for all keys of a process.
+
+`google.auth.default()` reads files and asks the metadata server, and blocks for seconds where there is none: so it has
+a thread of its own, which nothing else waits for, and which ends with the process. A file that the environment names is
+read again once it is another: a service account's key is rotated, too.
+"""
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Final
+
+import google.auth
+from google.auth.credentials import Credentials
+from google.auth.environment_vars import CREDENTIALS
+from google.auth.exceptions import GoogleAuthError
+
+from shared.config.secret_file import FileStamp, SecretFile
+
+_SCOPE: Final = "https://www.googleapis.com/auth/cloudkms"
+
+
+def _find_default_credentials() -> Credentials:
+    credentials: Credentials = google.auth.default(scopes=[_SCOPE])[0]
+    return credentials
+
+
+class CredentialsLookup:
+    """A lookup that many may wait for. One that failed is told to whoever asks next, and then begun anew."""
+
+    def __init__(self, find: Callable[[], Credentials] = _find_default_credentials) -> None:
+        self._find = find
+        self._pending: Future[Credentials] | None = None
+        self._stamp: FileStamp | None = None
+
+    async def get_credentials(self) -> Credentials:
+        """The credentials; a wait that is cancelled leaves the lookup running, so that a later one finds its end.
+
+        Raises:
+            google.auth.exceptions.GoogleAuthError: there are none.
+        """
+        looking = self._pending
+        if looking is None or (looking.done() and self._is_file_changed):
+            self._stamp = _read_file_stamp()
+            looking = self._pending = Future()
+            looking.set_running_or_notify_cancel()  # running, so that no one who waits can cancel it for the others
+            threading.Thread(target=self._run, args=(looking,), name="google credentials", daemon=True).start()
+        try:
+            return await asyncio.wrap_future(looking)
+        finally:
+            if looking.done() and looking.exception() is not None and self._pending is looking:
+                self._pending = None
+
+    def has_changed(self, credentials: Credentials | None) -> bool:
+        """Whether a lookup would give, or gave by now, something else than these."""
+        looking = self._pending
+        if looking is None or not looking.done() or looking.exception() is not None:
+            return False
+        return self._is_file_changed or looking.result() is not credentials
+
+    @property
+    def _is_file_changed(self) -> bool:
+        return _read_file_stamp() not in {None, self._stamp}
+
+    def _run(self, looking: "Future[Any]") -> None:
+        try:
+            looking.set_result(self._find())
+        except Exception as error:  # noqa: BLE001 - whatever ends the lookup is handed to those who wait
+            known = error if isinstance(error, GoogleAuthError) else None
+            looking.set_exception(known or GoogleAuthError(f"{type(error).__name__} while looking for them"))  # type: ignore[no-untyped-call]
+
+
+def _read_file_stamp() -> FileStamp | None:
+    """Of the file with the credentials; None where there is none, or none at the moment."""
+    named = os.environ.get(CREDENTIALS)
+    return SecretFile(Path(named)).read_stamp() if named else None
+
+
+process_lookup: Final = CredentialsLookup()
+"""The one of this process."""

@@ -1,0 +1,36 @@
+"""Resource names of Cloud KMS. Pure.
+
+CRC32C as Cloud KMS uses it. Pure.
+"""
+
+import re
+from typing import Final
+
+import google_crc32c
+
+_SEGMENT = r"[^/\s]+"
+_KEY: Final = re.compile(
+    rf"projects/{_SEGMENT}/locations/{_SEGMENT}/keyRings/[a-zA-Z0-9_-]{{1,63}}/cryptoKeys/[a-zA-Z0-9_-]{{1,63}}"
+)
+
+
+def check_key_name(name: str) -> str:
+    """`name` itself where it is a key's full name; ValueError says what was expected."""
+    if not _KEY.fullmatch(name):
+        raise ValueError("expected projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY")
+    return name
+
+
+def get_key_name(version_name: str) -> str:
+    """The key that a version belongs to."""
+    return version_name.partition("/cryptoKeyVersions/")[0]
+
+
+def get_version_id(version_name: str) -> int:
+    """The number of a version: the last part of its name."""
+    return int(version_name.rpartition("/")[2])
+
+
+def compute_crc32c(data: bytes) -> int:
+    """The checksum that goes into the `*_crc32c` fields; 0 is a value like any other."""
+    return int(google_crc32c.value(data))

@@ -1,0 +1,233 @@
+"""The checks of the two through which an alert goes: Alertmanager is ready, and so is the relay, whose API answers.
+
+A test alert, from Alertmanager to a receipt on every channel that the relay's routes choose for it.
+
+The alert is of a service of its own, whose name nobody else has: so it is a group of its own, of which Alertmanager
+tells after `group_wait`, and the message that carries it can be told from those of other smoke tests.
+
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal
+
+from shared.config.secret_file import SecretFile
+from shared.smoke.check import Check, CheckError, CheckResult, Outcome, run_checks
+from shared.smoke.http_client import TIMEOUT_SECONDS, HttpClient, HttpResponse, open_client
+
+
+async def check_alertmanager(url: str, *, timeout: float = TIMEOUT_SECONDS) -> list[CheckResult]:
+    """Whether it takes alerts. Raises ValueError where `url` is no address; `timeout` are for one whole answer."""
+    async with open_client(url, timeout=timeout) as server:
+
+        async def ready() -> str:
+            seen = await _check_ready(server)
+            # Prometheus, and many a proxy, are ready at the same path.
+            answer = await server.get("/api/v2/status")
+            if answer.status != 200 or "versionInfo" not in _parse_object(answer, "/api/v2/status"):
+                raise CheckError("what answers is no Alertmanager", "correct the address: --alertmanager")
+            return seen
+
+        return await run_checks([Check("Alertmanager is ready", ready)], time.monotonic)
+
+
+async def check_relay(
+    url: str,
+    token: SecretFile | None = None,
+    *,
+    timeout: float = TIMEOUT_SECONDS,
+) -> list[CheckResult]:
+    """Whether it delivers, and tells what it has delivered.
+
+    Args:
+        url: its base address.
+        token: its admin token, where its API needs one.
+        timeout: for one whole answer.
+
+    Raises:
+        ValueError: `url` is no address.
+    """
+    async with open_client(url, token, timeout) as server:
+
+        async def api() -> str:
+            answer = await server.get("/api/deliveries", {"limit": "1"})
+            status = answer.status
+            if status in {401, 403}:
+                raise CheckError(f"it refuses us (HTTP {status})", "give its admin token: --relay-token-file")
+            if status != 200:
+                raise CheckError(f"/api/deliveries answers with HTTP {status}", "look at the relay's log")
+            if "deliveries" not in _parse_object(answer, "/api/deliveries"):
+                raise CheckError("what answers is no relay", "correct the address: --relay")
+            return "deliveries can be read"
+
+        checks = [
+            Check("the relay is ready", lambda: _check_ready(server)),
+            Check("the relay's API", api, depends_on="the relay is ready"),
+        ]
+        return await run_checks(checks, time.monotonic)
+
+
+def _parse_object(answer: HttpResponse, source: str) -> dict[str, Any]:
+    document = answer.parse_json(source)
+    return document if isinstance(document, dict) else {}
+
+
+async def _check_ready(server: HttpClient) -> str:
+    answer = await server.get("/-/ready")
+    if answer.status != 200:
+        said = answer.body[:200].decode(errors="replace").strip()
+        raise CheckError(f"it is not ready (HTTP {answer.status}): {said}", "look at its log")
+    return "it is ready"
+
+
+ALERT_NAME: Final = "KMSTest"
+Severity = Literal["warning", "critical"]
+TEST_ALERT_TIMEOUT_SECONDS: Final = 180.0
+"""Seconds; Alertmanager alone takes 30 until it tells of a new warning, and a channel may have to try again."""
+_POLL_SECONDS: Final = 0.5
+_MAX_CLOCK_SKEW_SECONDS: Final = 600.0
+"""Seconds that the relay's clock may be behind ours."""
+_ACCEPTED_CHECK, _ARRIVED_CHECK = "Alertmanager takes a test alert", "the test alert arrives at the relay"
+
+
+async def check_test_alert(
+    alertmanager: str,
+    relay: str,
+    relay_token: SecretFile | None = None,
+    *,
+    severity: Severity = "warning",
+    timeout: float = TEST_ALERT_TIMEOUT_SECONDS,
+    random_hex: Callable[[int], str] = secrets.token_hex,
+    now: Callable[[], float] = time.time,
+) -> list[CheckResult]:
+    """Posts an alert, and follows it; in the end it is over, and people are told that, too.
+
+    Args:
+        alertmanager: the base address of one.
+        relay: the base address of the relay.
+        relay_token: its admin token, where its API needs one.
+        severity: chooses the route; `critical` pages whoever is on call.
+        timeout: seconds from the alert to the last receipt.
+        random_hex: gives that many bytes in hexadecimal.
+        now: unix time.
+
+    Raises:
+        ValueError: one of them is no address.
+    """
+    deadline = time.monotonic() + timeout
+    async with open_client(alertmanager) as taker, open_client(relay, relay_token) as teller:
+        test = _TestAlert(f"keypulse-smoke-{random_hex(8)}", severity, timeout, deadline, taker, teller, now)
+        async with test.resolve_at_end():
+            taken = Check(_ACCEPTED_CHECK, test.post)
+            results = await run_checks(
+                [taken, Check(_ARRIVED_CHECK, test.wait_for_arrival, depends_on=_ACCEPTED_CHECK)], time.monotonic
+            )
+            return [*results, *await asyncio.gather(*(test.wait_for_receipt(channel) for channel in test.deliveries))]
+
+
+@dataclass
+class _TestAlert:
+    service: str
+    severity: Severity
+    timeout: float
+    deadline: float
+    """Monotonic."""
+    alertmanager: HttpClient
+    relay: HttpClient
+    now: Callable[[], float]
+
+    def __post_init__(self) -> None:
+        self.started_at = self.now()
+        self.deliveries: dict[str, str] = {}
+        """Their ids, by channel."""
+
+    async def post(self) -> str:
+        # It ends by itself, should nobody be left to say so.
+        await self._post(self.started_at + self.timeout + 60)
+        return f"{ALERT_NAME} of {self.service}"
+
+    async def _post(self, ends: float) -> None:
+        labels = {"alertname": ALERT_NAME, "severity": self.severity, "env": "smoke-test", "service": self.service}
+        summary = "This is a smoke test of the way to you. Nothing is wrong, and there is nothing to do."
+        alert = {
+            "labels": labels,
+            "annotations": {"summary": summary, "description": "Posted by keypulse-smoke --test-alert."},
+            "startsAt": _format_time(self.started_at),
+            "endsAt": _format_time(ends),
+        }
+        answer = await self.alertmanager.post("/api/v2/alerts", [alert])
+        if answer.status != 200:
+            said = answer.body[:200].decode(errors="replace").strip()
+            raise CheckError(f"it answers with HTTP {answer.status}: {said}", "look at Alertmanager's log")
+
+    @asynccontextmanager
+    async def resolve_at_end(self) -> AsyncIterator[None]:
+        """The alert is over afterwards."""
+        try:
+            yield
+        finally:
+            with suppress(CheckError):  # it ends by itself, later
+                await self._post(self.now())
+
+    async def wait_for_arrival(self) -> str:
+        """Waits until the relay has told somebody of it, or tried."""
+        since = _format_time(self.started_at - _MAX_CLOCK_SKEW_SECONDS)
+        unclear = ""
+        while time.monotonic() < self.deadline:
+            try:
+                rows = (await self._get_json("/api/deliveries", alertname=ALERT_NAME, since=since, limit="1000"))[
+                    "deliveries"
+                ]
+                firing = [row for row in rows if row["status"] == "firing"]
+                for row in firing:
+                    if self.service in ((await self._get_json(f"/api/deliveries/{row['id']}"))["payload"] or ""):
+                        ours = [other for other in firing if other["event_id"] == row["event_id"]]
+                        self.deliveries = {other["channel"]: other["id"] for other in ours}
+                        return f"{len(ours)} channels"
+            except CheckError as trouble:  # it may be restarted just now
+                unclear = f" ({trouble.error})"
+            await asyncio.sleep(_POLL_SECONDS)
+        raise CheckError(
+            f"within {self.timeout:g} s the relay sent nothing of it{unclear}",
+            "look at Alertmanager's routes, silences and log, at the relay's quarantine and waiting deliveries",
+        )
+
+    async def wait_for_receipt(self, channel: str) -> CheckResult:
+        """Waits until a receipt is there, or until the relay gives up."""
+        name = f"delivered on {channel}"
+        began = time.monotonic()
+        row: dict[str, Any] = {"state": "unknown", "reason": None}
+
+        def failed(found: str, row: dict[str, Any]) -> CheckResult:
+            found += f"; its last attempt ended with {row['reason'] or 'nothing: there was none'}"
+            todo = f"see `keypulse-relay deliveries --channel {channel}`, and that reason in docs/KMS_OPERATIONS.md"
+            return CheckResult(name, Outcome.FAILED, found, todo, time.monotonic() - began)
+
+        while True:
+            with suppress(CheckError):  # likewise
+                row = await self._get_json(f"/api/deliveries/{self.deliveries[channel]}")
+            if row["state"] == "superseded":  # a later message of the same channel tells it instead
+                self.deliveries[channel] = row["superseded_by"]
+            if row["state"] == "delivered":
+                receipt = " ".join(f"{key}={value}" for key, value in (row["receipt"] or {}).items())
+                return CheckResult(name, Outcome.PASSED, receipt or "delivered", seconds=time.monotonic() - began)
+            if row["state"] == "dead":
+                return failed("the relay gave up", row)
+            if time.monotonic() >= self.deadline:
+                return failed(f"no receipt within {self.timeout:g} s: it is {row['state']}", row)
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _get_json(self, path: str, **params: str) -> Any:
+        answer = await self.relay.get(path, params)
+        if answer.status != 200:
+            raise CheckError(f"{path} answers with HTTP {answer.status}", "look at the relay's log")
+        return answer.parse_json(path)
+
+
+def _format_time(seconds: float) -> str:
+    return (datetime.fromtimestamp(0, UTC) + timedelta(seconds=seconds)).isoformat()

@@ -1,0 +1,130 @@
+"""Requests to one server, bounded in time and size; what goes wrong is one sentence that holds no credential."""
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp
+from yarl import URL
+
+from shared.config.secret_file import SecretFile, SecretUnreadableError
+from shared.smoke.check import CheckError
+
+MAX_RESPONSE_BYTES: Final = 16 * 1024 * 1024
+"""Of one answer: the rules of a large Prometheus are some megabytes."""
+TIMEOUT_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class HttpResponse:
+    """What a server said."""
+
+    status: int
+    body: bytes
+
+    def parse_json(self, source: str) -> Any:
+        """The body's JSON. Raises TroubleError, which names `source` answered."""
+        try:
+            return json.loads(self.body)
+        except (ValueError, RecursionError):
+            raise CheckError(
+                f"{source} answers with something that is not JSON (HTTP {self.status})",
+                "look at what its URL leads to",
+            ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class HttpClient:
+    """One server; made by `open_client`."""
+
+    url: URL
+    session: aiohttp.ClientSession
+    token: SecretFile | None
+
+    async def get(self, path: str, params: Mapping[str, str] | None = None) -> HttpResponse:
+        """Raises TroubleError where nothing that is HTTP comes back in time."""
+        return await self._request("GET", path, params=params)
+
+    async def put(self, path: str, body: bytes) -> HttpResponse:
+        """Likewise."""
+        return await self._request("PUT", path, data=body)
+
+    async def post(self, path: str, document: Any) -> HttpResponse:
+        """Likewise."""
+        return await self._request("POST", path, json=document)
+
+    async def _request(self, method: str, path: str, **rest: Any) -> HttpResponse:
+        where = self.url.joinpath(path.lstrip("/"))
+        shown = where.with_user(None)
+        body = bytearray()
+        try:
+            async with self.session.request(
+                method, where, headers=self._build_headers(), allow_redirects=False, **rest
+            ) as response:
+                if 300 <= response.status < 400:
+                    raise CheckError(
+                        f"{shown} answers with a redirect (HTTP {response.status})",
+                        "a token does not follow it: give the final address",
+                    )
+                async for chunk in response.content.iter_any():
+                    body += chunk
+                    if len(body) > MAX_RESPONSE_BYTES:
+                        raise CheckError(
+                            f"{shown} answers with more than {MAX_RESPONSE_BYTES // 1024 // 1024} MiB",
+                            "look at what it leads to",
+                        )
+        except TimeoutError:
+            raise CheckError(
+                f"{shown} gives no complete answer within {self.session.timeout.total:g} s",
+                "look at its log, and whether it is overloaded",
+            ) from None
+        except aiohttp.ClientResponseError as error:  # its own text would hold the URL
+            raise CheckError(
+                f"{shown} does not answer with HTTP: {error.message[:200]}", "look at what listens there"
+            ) from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise CheckError(
+                f"{shown} cannot be reached: {str(error)[:200] or type(error).__name__}",
+                "start it, or correct the address",
+            ) from None
+        return HttpResponse(response.status, bytes(body))
+
+    def _build_headers(self) -> dict[str, str]:
+        if self.token is None:
+            return {}
+        try:
+            return {"Authorization": f"Bearer {self.token.read_value()}"}
+        except SecretUnreadableError as error:
+            raise CheckError(f"the token cannot be read: {error}", "write it into that file") from None
+
+
+@asynccontextmanager
+async def open_client(
+    url: str, token: SecretFile | None = None, timeout: float = TIMEOUT_SECONDS
+) -> AsyncIterator[HttpClient]:
+    """A server, whose connections are closed in the end.
+
+    Args:
+        url: `http://HOST:PORT`, or with a path before all that it serves; checked by `parse_base_url`.
+        token: sent as a bearer token.
+        timeout: for one whole answer.
+    """
+    timeout = aiohttp.ClientTimeout(total=timeout)
+    headers = {"Accept-Encoding": "identity", "User-Agent": "keypulse-smoke"}
+    async with aiohttp.ClientSession(
+        timeout=timeout, headers=headers, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
+    ) as session:
+        yield HttpClient(URL(parse_base_url(url)), session, token)
+
+
+def parse_base_url(text: str) -> str:
+    """A usable base address. Raises ValueError with what was expected, not with the address: it may hold a password."""
+    try:
+        url = URL(text)
+    except ValueError:
+        url = URL()
+    if url.scheme not in {"http", "https"} or not url.host or url.query_string or url.fragment:
+        raise ValueError("expected http://HOST:PORT or https://HOST")
+    return text

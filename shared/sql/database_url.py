@@ -1,0 +1,137 @@
+"""Where a database is, as a person writes it.
+
+A database among a person's settings.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import PlainSerializer, PlainValidator
+from pydantic_settings import NoDecode
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from shared.config.file_checks import FileCheck, FileCheckError, check_readable, check_writable_folder
+from shared.config.settings import resolve_path
+
+DatabaseUrl = URL
+"""Of an SQLite file, or of a PostgreSQL database. Its text shows no password."""
+
+FILE_PARAMETERS: Final = ("passfile", "sslcert", "sslkey", "sslrootcert", "sslcrl", "sslcrldir")
+"""The keys of a PostgreSQL URL whose values are paths."""
+_EXPECTED: Final = (
+    "expected sqlite:///FILE, with four slashes for an absolute path, or postgresql://USER@HOST/NAME, whose password "
+    "may stand in a file: ?passfile=/run/secrets/pgpass"
+)
+_ADDRESS_PARAMETERS: Final = {"host", "hostaddr", "port"}
+"""The keys that may stand there several times: one server may stand in for another."""
+_NUMERIC_PARAMETERS: Final = {"connect_timeout", "tcp_user_timeout"} | {
+    f"keepalives{which}" for which in ("", "_idle", "_interval", "_count")
+}
+"""The keys at whose values libpq only looks once it connects."""
+_PARAMETERS_HINT: Final = "see https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS"
+_UNREACHABLE_HOST: Final = "/dev/null"
+"""As a host, a socket that cannot be there: libpq looks at all that it is given, and connects to nothing."""
+
+
+def create_sqlite_url(file: Path) -> DatabaseUrl:
+    """The database in a file."""
+    return URL.create("sqlite", database=str(file))
+
+
+def parse_database_url(text: str) -> DatabaseUrl:
+    """Raises ValueError with what was expected; its text holds nothing of `text`, which may hold a password."""
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        raise ValueError(_EXPECTED) from None
+    fit = {"sqlite": not url.host and "?" not in text, "postgresql": True}
+    if not fit.get(url.drivername) or not url.database:
+        raise ValueError(_EXPECTED)
+    if url.drivername == "postgresql":
+        _check_parameters(url)
+    return url
+
+
+def _check_parameters(url: DatabaseUrl) -> None:
+    """Has libpq look at the keys behind the `?`, before a server that would never be reached is waited for."""
+    from psycopg import pq  # noqa: PLC0415  # 0.1 s that a file does not need
+    from psycopg.conninfo import make_conninfo  # noqa: PLC0415
+
+    known = {option.keyword.decode(): option.dispchar for option in pq.Conninfo.get_defaults()}
+    values = {}
+    for key, value in url.query.items():
+        if key not in known:
+            raise ValueError(f"{key} is no connection parameter of PostgreSQL; {_PARAMETERS_HINT}")
+        if known[key] == b"*" or key.startswith("scram_"):  # libpq marks what is not to be shown, but for these two
+            raise ValueError(
+                f"{key} would stand there for everybody to read; expected the password in a file: "
+                "?passfile=/run/secrets/pgpass, or the environment variable PGPASSFILE"
+            )
+        if key in _ADDRESS_PARAMETERS:
+            continue
+        if not isinstance(value, str):
+            raise ValueError(f"{key} stands there twice; expected it once")  # noqa: TRY004  # the value is wrong
+        if "\0" in value:
+            raise ValueError(f"{key} holds a NUL character; expected text without")
+        if key in _NUMERIC_PARAMETERS and not value.isdecimal():
+            raise ValueError(f"{key} is no number; {_PARAMETERS_HINT}")
+        values[key] = value
+    values |= {"host": _UNREACHABLE_HOST, "passfile": f"{_UNREACHABLE_HOST}/none"}
+    connection = pq.PGconn.connect_start(make_conninfo(**values).encode())
+    said = connection.error_message.decode()
+    connection.finish()
+    if _UNREACHABLE_HOST not in said:
+        raise ValueError(f"{said.partition(':')[0]}; {_PARAMETERS_HINT}")  # as in: invalid sslmode value: "x"
+
+
+_SECRET_PARAMETERS: Final = {"passfile", "sslkey"}
+_NO_FILE_VALUES: Final = {"", "system"}  # libpq's words for none, and for the certificates of the operating system
+
+
+def _parse_setting(value: object) -> DatabaseUrl:
+    url = parse_database_url(value if isinstance(value, str) else "")
+    if url.drivername == "sqlite":
+        return create_sqlite_url(resolve_path(Path(url.database or "")))
+    written = {key: url.query.get(key) for key in FILE_PARAMETERS}
+    files = {
+        key: resolve_path(Path(name))
+        for key, name in written.items()
+        if isinstance(name, str) and name not in _NO_FILE_VALUES
+    }
+    return url.update_query_dict({key: str(file) for key, file in files.items()})
+
+
+def _check_database_files(url: DatabaseUrl) -> list[Path]:
+    """The files of a database that hold secrets: itself, or the password and the key for it. Raises NamedFileError."""
+    if url.drivername == "sqlite":
+        file = Path(url.database or "")
+        check_writable_folder(file.parent)
+        return [_check_usable(file)] if file.exists() else []
+    files = {
+        key: Path(str(url.query[key])) for key in FILE_PARAMETERS if url.query.get(key) not in {None, *_NO_FILE_VALUES}
+    }
+    for file in files.values():
+        check_readable(file)
+    return [file for key, file in files.items() if key in _SECRET_PARAMETERS]
+
+
+def _check_usable(file: Path) -> Path:
+    """The file itself, not opened: the close would drop all locks of a process that serves from it (fcntl(2)).
+
+    Another process that closed it then would take its -wal away. Raises NamedFileError.
+    """
+    if not os.access(file, os.R_OK | os.W_OK):
+        raise FileCheckError(f"{file}: expected a file that this user may read and write")
+    return file
+
+
+DatabaseSetting = Annotated[
+    DatabaseUrl,
+    NoDecode,  # from the environment it comes as the same text; pydantic-settings would want JSON
+    PlainValidator(_parse_setting, json_schema_input_type=str),
+    PlainSerializer(str),  # which shows no password
+    FileCheck(_check_database_files, "looks itself"),
+]
+"""Of an SQLite file, `sqlite:///FILE`, or of PostgreSQL, `postgresql://USER@HOST/NAME`."""

@@ -1,0 +1,38 @@
+"""A connection to PostgreSQL whose every wait for an answer ends.
+
+The server's own time-outs bound what it does, and the kernel's a peer that is gone. Neither helps where the server, or
+what stands before it, takes bytes and answers nothing: a process that is stopped, a machine that is paused.
+"""
+
+import time
+from collections.abc import Generator
+from typing import Any
+
+from psycopg import Connection, OperationalError
+from psycopg.waiting import Ready
+
+from shared.sql.answer_timeout import AnswerTimeout
+
+
+class TimeoutConnection(Connection[Any]):
+    """Closes itself where an answer takes longer than its patience, with an OperationalError."""
+
+    answer_timeout = AnswerTimeout()
+
+    def wait(self, gen: Generator[Any, Any, Any], *how: Any, **also: Any) -> Any:
+        """The wait of psycopg itself, which every exchange goes through."""
+        return super().wait(self._enforce_timeout(gen), *how, **also)
+
+    def _enforce_timeout(self, exchange: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        began = time.monotonic()
+        ready = None
+        while True:
+            try:
+                wanted = exchange.send(ready)
+            except StopIteration as end:
+                return end.value
+            ready = yield wanted
+            seconds = self.answer_timeout.seconds
+            if ready == Ready.NONE and seconds is not None and time.monotonic() - began > seconds:
+                self.close()
+                raise OperationalError(f"PostgreSQL gave no answer within {seconds:g} s")

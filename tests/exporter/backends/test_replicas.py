@@ -1,0 +1,210 @@
+"""Which addresses are read, for how long, and how many at once; what is read of them is made up here."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
+
+import pytest
+
+from services.exporter.backends import replicas as resolve
+from services.exporter.backends.replicas import ReplicaReader, resolve_addresses
+from services.exporter.model import BackendState, Health
+from shared.backend_contract import CryptoMode
+
+HEALTH = Health(CryptoMode.KMS, ready=True)
+Answer = set[str] | Exception | None
+
+
+class Dns:
+    """Answers what it is told: addresses, an error, or nothing at all."""
+
+    def __init__(self, *addresses: str) -> None:
+        self.answer: Answer = set(addresses)
+        self.asked: list[str] = []
+
+    async def __call__(self, host: str) -> set[str]:
+        self.asked.append(host)
+        if self.answer is None:
+            await asyncio.sleep(3600)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        assert self.answer is not None
+        return self.answer
+
+
+async def read_well(address: str) -> BackendState:
+    return BackendState("backend", HEALTH, replica=address)
+
+
+def replicas(dns: Dns, read_one: Callable[[str], Awaitable[BackendState]] = read_well) -> ReplicaReader:
+    return ReplicaReader("backend", "backend.test", read_one, timeout=5, resolve=dns)
+
+
+def addresses(states: tuple[BackendState, ...]) -> list[str | None]:
+    return [state.replica for state in states]
+
+
+async def test_each_address_is_read_in_the_same_order_at_each_beat() -> None:
+    dns = Dns("fd00::2", "10.0.0.10", "10.0.0.9")
+    states = await replicas(dns).read()
+    assert dns.asked == ["backend.test"]
+    assert addresses(states) == ["10.0.0.9", "10.0.0.10", "fd00::2"]
+    assert {(state.service, state.health, state.problems) for state in states} == {("backend", HEALTH, ())}
+
+
+async def test_an_address_that_dns_names_no_more_is_not_read_again() -> None:
+    dns = Dns("10.0.0.1", "10.0.0.2")
+    watched = replicas(dns)
+    await watched.read()
+    dns.answer = {"10.0.0.2", "10.0.0.3"}
+    assert addresses(await watched.read()) == ["10.0.0.2", "10.0.0.3"]
+    dns.answer = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+    assert addresses(await watched.read()) == ["10.0.0.2", "10.0.0.3"]
+
+
+async def test_where_no_address_was_ever_known_the_service_is_down_and_says_why() -> None:
+    dns = Dns()
+    dns.answer = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    (state,) = await replicas(dns).read()
+    said = "DNS: backend.test could not be resolved: Name or service not known"
+    assert state == BackendState("backend", None, problems=(said,))
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize(
+    ("answer", "why", "takes"),
+    [
+        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), "Temporary failure in name", 0),
+        (UnicodeError("label too long"), "it is no host name", 0),
+        (None, "no answer within 5 s", 5),
+    ],
+    ids=["refused", "no name", "hangs"],
+)
+async def test_while_dns_fails_the_last_addresses_are_read_for_5_minutes(
+    answer: Answer, why: str, takes: float
+) -> None:
+    dns, loop = Dns("10.0.0.1"), asyncio.get_running_loop()
+    watched = replicas(dns)
+    await watched.read()
+    named = loop.time()
+    dns.answer = answer
+    (state,) = await watched.read()
+    assert loop.time() == named + takes
+    (problem,) = state.problems
+    assert (state.replica, state.health) == ("10.0.0.1", HEALTH)
+    assert problem.startswith(f"DNS: backend.test could not be resolved: {why}")
+    assert problem.endswith("; its last addresses are read for 5 minutes after they were named")
+    await asyncio.sleep(named + 299 - takes - loop.time())
+    assert addresses(await watched.read()) == ["10.0.0.1"]
+    await asyncio.sleep(named + 300 - takes - loop.time())
+    (state,) = await watched.read()
+    assert (state.replica, state.health) == (None, None)
+    assert state.problems[0].startswith(f"DNS: backend.test could not be resolved: {why}")
+    assert "last addresses" not in state.problems[0]
+    dns.answer = {"10.0.0.2"}
+    assert await watched.read() == (BackendState("backend", HEALTH, replica="10.0.0.2"),)
+
+
+@pytest.mark.looptime
+async def test_each_answer_of_dns_begins_the_5_minutes_anew() -> None:
+    dns = Dns("10.0.0.1")
+    watched = replicas(dns)
+    for _ in range(3):
+        await watched.read()
+        await asyncio.sleep(200)
+    dns.answer = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+    assert addresses(await watched.read()) == ["10.0.0.1"]
+
+
+async def test_what_is_wrong_with_dns_is_said_once_before_what_the_first_replica_says() -> None:
+    async def broken(address: str) -> BackendState:
+        return BackendState("backend", None, problems=("health check: refused",), replica=address)
+
+    dns = Dns("10.0.0.1", "10.0.0.2", "10.0.0.3")
+    watched = replicas(dns, broken)
+    assert [state.problems for state in await watched.read()] == [("health check: refused",)] * 3
+    dns.answer = OSError()
+    first, *others = [state.problems for state in await watched.read()]
+    assert (first[0].startswith("DNS: "), first[1:]) == (True, ("health check: refused",))
+    assert others == [("health check: refused",)] * 2
+
+
+async def test_of_more_addresses_than_the_limit_the_first_are_read_and_that_is_said() -> None:
+    everywhere = [str(ip_address("10.0.0.0") + n) for n in range(resolve.MAX_ADDRESSES + 1)]
+    dns = Dns(*everywhere)
+    watched = replicas(dns)
+    states = await watched.read()
+    assert addresses(states) == everywhere[:1000]
+    said = "DNS: backend.test has 1001 addresses, of which the first 1000 are read"
+    assert [state.problems for state in states if state.problems] == [(said,)]
+    dns.answer = set(everywhere[:1000])
+    assert {state.problems for state in await watched.read()} == {()}
+
+
+@pytest.mark.looptime
+async def test_a_replica_that_hangs_delays_the_reading_of_no_other() -> None:
+    loop, read_at = asyncio.get_running_loop(), {}
+
+    async def read_one(address: str) -> BackendState:
+        read_at[address] = loop.time()
+        if address == "10.0.0.1":
+            await asyncio.sleep(5)
+            return BackendState("backend", None, replica=address)
+        return await read_well(address)
+
+    states = await replicas(Dns("10.0.0.1", "10.0.0.2", "10.0.0.3"), read_one).read()
+    assert [state.health for state in states] == [None, HEALTH, HEALTH]
+    assert set(read_at.values()) == {0}
+    assert loop.time() == 5
+
+
+@pytest.mark.looptime
+async def test_a_thousand_replicas_are_read_100_at_a_time() -> None:
+    now, most = 0, 0
+
+    async def read_one(address: str) -> BackendState:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(5)
+        now -= 1
+        return await read_well(address)
+
+    states = await replicas(Dns(*(str(ip_address("10.0.0.0") + n) for n in range(1000))), read_one).read()
+    assert (len(states), most, asyncio.get_running_loop().time()) == (1000, 100, 50)
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("hangs", ["DNS", "a replica"])
+async def test_a_read_that_is_cancelled_leaves_nothing_running(hangs: str) -> None:
+    ended = []
+
+    async def read_one(address: str) -> BackendState:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.append(address)
+        return await read_well(address)
+
+    dns = Dns("10.0.0.1", "10.0.0.2")
+    if hangs == "DNS":
+        dns.answer = None
+    task = asyncio.create_task(replicas(dns, read_one).read())
+    await asyncio.sleep(1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert sorted(ended) == ([] if hangs == "DNS" else ["10.0.0.1", "10.0.0.2"])
+
+
+async def test_this_machines_own_resolver_knows_localhost_and_takes_an_address_for_itself() -> None:
+    assert await resolve_addresses("127.0.0.1") == {"127.0.0.1"}
+    assert await resolve_addresses("::1") == {"::1"}
+    assert {"127.0.0.1", "::1"} >= await resolve_addresses("localhost") != set()
+
+
+async def test_what_is_no_host_name_is_a_problem_of_its_service() -> None:
+    (state,) = await ReplicaReader("backend", f"{'a' * 64}.test", read_well, timeout=5).read()
+    assert state.problems == (f"DNS: {'a' * 64}.test could not be resolved: it is no host name",)

@@ -1,0 +1,210 @@
+import subprocess
+from dataclasses import replace
+
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from services.exporter.metrics.collector.collector import ExporterMetrics
+
+from services.exporter.model import BackendState, Call, Failure, Health, Operation, ProbeResult
+from shared.backend_contract import CryptoMode
+from shared.kms.reason import Reason
+
+TARGET = {"service": "backend", "target": "ledger-kek"}
+REASONS = (  # as the contract lists them
+    "timeout",
+    "unavailable",
+    "permission_denied",
+    "unauthenticated",
+    "quota_exhausted",
+    "key_not_found",
+    "key_disabled",
+    "key_destroyed",
+    "crc_mismatch",
+    "plaintext_mismatch",
+    "invalid_request",
+    "internal",
+)
+VERSION = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger/cryptoKeyVersions/1"
+RIGHT = ProbeResult(
+    "backend", "ledger-kek", 1_700_000_000.5, (Call(Operation.ENCRYPT, 0.02), Call(Operation.DECRYPT, 1.5)), VERSION
+)
+HEALTHY = BackendState("backend", Health(CryptoMode.KMS, ready=True), 1_700_000_000.25, 17.0)
+
+
+def failed(operation: Operation, reason: Reason, seconds: float) -> ProbeResult:
+    calls = (Call(operation, seconds, Failure(reason, "because")),)
+    return ProbeResult("backend", "ledger-kek", 1_700_000_100.0, calls, None)
+
+
+@pytest.fixture
+def metrics() -> ExporterMetrics:
+    return ExporterMetrics([("backend", "ledger-kek")], ["backend"])
+
+
+def text(metrics: ExporterMetrics) -> str:
+    return generate_latest(metrics).decode()
+
+
+def value(metrics: ExporterMetrics, name: str, **labels: str) -> float | None:
+    return next((s.value for f in metrics.collect() for s in f.samples if (s.name, s.labels) == (name, labels)), None)
+
+
+def test_before_the_first_probe_every_counter_is_there_at_0(metrics: ExporterMetrics) -> None:
+    assert value(metrics, "kms_probes_total", **TARGET) == 0
+    for operation in ("get_key", "list_versions", "test_permissions"):
+        assert value(metrics, "kms_operations_total", **TARGET, operation=operation) == 0
+    for operation in ("encrypt", "decrypt", "canary_decrypt"):
+        assert value(metrics, "kms_operations_total", **TARGET, operation=operation) == 0
+        assert value(metrics, "kms_operation_duration_seconds_count", **TARGET, operation=operation) == 0
+        for reason in REASONS:
+            assert value(metrics, "kms_probe_failures_total", **TARGET, operation=operation, reason=reason) == 0
+
+
+def test_before_the_first_look_nothing_is_claimed(metrics: ExporterMetrics) -> None:
+    samples = {sample.name for family in metrics.collect() for sample in family.samples}
+    assert "kms_probe_success" not in samples
+    assert "kms_probe_last_success_timestamp_seconds" not in samples
+    assert not {name for name in samples if name.startswith(("crypto_", "kms_key_"))}
+
+
+def test_the_bounds_of_1_and_10_seconds_are_written_as_the_contract_writes_them(metrics: ExporterMetrics) -> None:
+    metrics.add_probe(RIGHT)
+    shown = text(metrics)
+    labels = 'operation="decrypt",service="backend",target="ledger-kek"'
+    assert f'kms_operation_duration_seconds_bucket{{le="1",{labels}}} 0.0' in shown
+    assert f'kms_operation_duration_seconds_bucket{{le="2.5",{labels}}} 1.0' in shown
+    assert f'kms_operation_duration_seconds_bucket{{le="10",{labels}}} 1.0' in shown
+    assert f'kms_operation_duration_seconds_bucket{{le="+Inf",{labels}}} 1.0' in shown
+
+
+def test_a_right_round_trip_counts_two_billable_calls_and_two_durations(metrics: ExporterMetrics) -> None:
+    metrics.add_probe(RIGHT)
+    assert value(metrics, "kms_probe_success", **TARGET) == 1
+    assert value(metrics, "kms_probes_total", **TARGET) == 1
+    assert value(metrics, "kms_probe_last_success_timestamp_seconds", **TARGET) == 1_700_000_000.5
+    assert value(metrics, "kms_operations_total", **TARGET, operation="encrypt") == 1
+    assert value(metrics, "kms_operations_total", **TARGET, operation="decrypt") == 1
+    assert value(metrics, "kms_operation_duration_seconds_sum", **TARGET, operation="decrypt") == 1.5
+
+
+def test_a_timeout_is_a_duration_and_another_failure_is_none(metrics: ExporterMetrics) -> None:
+    metrics.add_probe(failed(Operation.ENCRYPT, Reason.TIMEOUT, 5.0))
+    metrics.add_probe(failed(Operation.ENCRYPT, Reason.UNAVAILABLE, 0.001))
+    labels = {**TARGET, "operation": "encrypt"}
+    assert value(metrics, "kms_operation_duration_seconds_count", **labels) == 1
+    assert value(metrics, "kms_operation_duration_seconds_sum", **labels) == 5
+    assert value(metrics, "kms_operations_total", **labels) == 2
+    assert value(metrics, "kms_probe_failures_total", **labels, reason="timeout") == 1
+    assert value(metrics, "kms_probe_failures_total", **labels, reason="unavailable") == 1
+
+
+def test_a_failure_leaves_the_time_of_the_last_success(metrics: ExporterMetrics) -> None:
+    metrics.add_probe(RIGHT)
+    metrics.add_probe(failed(Operation.DECRYPT, Reason.KEY_DISABLED, 0.1))
+    assert value(metrics, "kms_probe_success", **TARGET) == 0
+    assert value(metrics, "kms_probe_last_success_timestamp_seconds", **TARGET) == 1_700_000_000.5
+
+
+def test_a_healthy_backend_has_all_five_families(metrics: ExporterMetrics) -> None:
+    metrics.set_backend_states(HEALTHY)
+    assert value(metrics, "crypto_backend_up", service="backend") == 1
+    assert value(metrics, "crypto_mode", service="backend") == 1
+    assert value(metrics, "crypto_ready", service="backend") == 1
+    assert value(metrics, "crypto_init_timestamp_seconds", service="backend") == 1_700_000_000.25
+    assert value(metrics, "crypto_decryption_errors_total", service="backend") == 17
+
+
+def test_a_backend_without_errors_shows_0_so_that_the_first_one_is_an_increase(metrics: ExporterMetrics) -> None:
+    metrics.set_backend_states(replace(HEALTHY, init_timestamp=0.0, decryption_errors=0.0))
+    assert value(metrics, "crypto_decryption_errors_total", service="backend") == 0
+    assert value(metrics, "crypto_init_timestamp_seconds", service="backend") == 0
+
+
+def test_a_backend_in_env_mode_that_is_not_ready_shows_zeros(metrics: ExporterMetrics) -> None:
+    metrics.set_backend_states(BackendState("backend", Health(CryptoMode.ENV, ready=False)))
+    assert value(metrics, "crypto_backend_up", service="backend") == 1
+    assert value(metrics, "crypto_mode", service="backend") == 0
+    assert value(metrics, "crypto_ready", service="backend") == 0
+
+
+def test_of_a_backend_that_cannot_be_read_only_up_is_left(metrics: ExporterMetrics) -> None:
+    metrics.set_backend_states(HEALTHY)
+    metrics.set_backend_states(BackendState("backend", None, problems=("health check: refused",)))
+    left = [s for family in metrics.collect() for s in family.samples if s.name.startswith("crypto_")]
+    assert [(sample.name, sample.value) for sample in left] == [("crypto_backend_up", 0)]
+
+
+def test_without_readable_metrics_a_backend_keeps_mode_and_ready(metrics: ExporterMetrics) -> None:
+    metrics.set_backend_states(HEALTHY)
+    metrics.set_backend_states(
+        BackendState("backend", Health(CryptoMode.KMS, ready=True), problems=("metrics: HTTP 500",))
+    )
+    assert value(metrics, "crypto_mode", service="backend") == 1
+    assert value(metrics, "crypto_ready", service="backend") == 1
+    assert value(metrics, "crypto_init_timestamp_seconds", service="backend") is None
+    assert value(metrics, "crypto_decryption_errors_total", service="backend") is None
+
+
+def test_a_backend_that_was_restarted_shows_its_smaller_counter(metrics: ExporterMetrics) -> None:
+    metrics.set_backend_states(HEALTHY)
+    metrics.set_backend_states(BackendState("backend", Health(CryptoMode.KMS, ready=True), 1_700_000_500.0, 2.0))
+    assert value(metrics, "crypto_decryption_errors_total", service="backend") == 2
+
+
+def test_each_replica_is_shown_by_its_address_and_disappears_with_it(metrics: ExporterMetrics) -> None:
+    one, two = (replace(HEALTHY, replica=address) for address in ("10.0.0.1", "fd00::2"))
+    metrics.set_backend_states(one, two)
+    assert value(metrics, "crypto_mode", service="backend", replica="10.0.0.1") == 1
+    assert value(metrics, "crypto_decryption_errors_total", service="backend", replica="fd00::2") == 17
+    metrics.set_backend_states(one, BackendState("backend", None, replica="fd00::3"))
+    shown = {
+        (s.labels.get("replica"), s.value)
+        for f in metrics.collect()
+        for s in f.samples
+        if s.name == "crypto_backend_up"
+    }
+    assert shown == {("10.0.0.1", 1), ("fd00::3", 0)}
+
+
+def test_a_backend_that_is_read_as_a_whole_has_no_replica(metrics: ExporterMetrics) -> None:
+    metrics.set_backend_states(HEALTHY)
+    assert "replica" not in text(metrics)
+
+
+def test_a_reload_starts_the_new_at_0_drops_the_old_and_keeps_the_rest(metrics: ExporterMetrics) -> None:
+    metrics.add_probe(RIGHT)
+    metrics.set_backend_states(HEALTHY)
+    metrics.configure([("backend", "ledger-kek"), ("backend", "new-kek")], ["other"])
+    assert value(metrics, "kms_probes_total", **TARGET) == 1
+    assert value(metrics, "kms_probes_total", service="backend", target="new-kek") == 0
+    assert value(metrics, "crypto_mode", service="backend") is None
+    metrics.configure([("backend", "new-kek")], [])
+    assert "ledger-kek" not in text(metrics)
+
+
+def test_what_was_under_way_when_a_reload_took_its_target_out_brings_nothing_back(metrics: ExporterMetrics) -> None:
+    metrics.configure([], [])
+    metrics.changed.clear()
+    metrics.add_probe(RIGHT)
+    metrics.set_backend_states(HEALTHY)
+    assert [s for family in metrics.collect() for s in family.samples] == []
+    assert not metrics.changed.is_set()
+
+
+def test_hostile_label_values_are_escaped() -> None:
+    hostile = 'a"} 1\nkms_probe_success{x="'
+    metrics = ExporterMetrics([(hostile, hostile)], [])
+    families = list(text_string_to_metric_families(text(metrics)))
+    (probes,) = [family for family in families if family.name == "kms_probes"]
+    assert [sample.labels for sample in probes.samples] == [{"service": hostile, "target": hostile}]
+
+
+def test_promtool_has_nothing_to_say(metrics: ExporterMetrics) -> None:
+    metrics.add_probe(RIGHT)
+    metrics.set_backend_states(HEALTHY)
+    shown = text(metrics)
+    verdict = subprocess.run(
+        ["promtool", "check", "metrics"], input=shown, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (verdict.returncode, verdict.stdout, verdict.stderr) == (0, "", "")

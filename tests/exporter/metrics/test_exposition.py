@@ -1,0 +1,181 @@
+"""What is encoded ahead of the scrape is what prometheus_client would encode at it."""
+
+import asyncio
+import subprocess
+import zlib
+
+import httpx2
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
+from prometheus_client.parser import text_string_to_metric_families
+from services.exporter.metrics.collector.collector import ExporterMetrics
+from services.exporter.metrics.collector.exposition import Exposition
+
+from services.exporter.model import (
+    BackendState,
+    Call,
+    CanaryResult,
+    Failure,
+    Health,
+    KeyInspection,
+    KeyRead,
+    Operation,
+    ProbeResult,
+)
+from shared.backend_contract import CryptoMode
+from shared.config.settings import Address
+from shared.http.server import create_application, create_registry, serve
+from shared.kms.port import KeyDescription, KeyVersion
+from shared.kms.reason import Reason
+
+OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.5"
+HOSTILE = 'a"} 1\n# HELP x \\ # EOF\n'
+
+
+@pytest.fixture
+def process() -> CollectorRegistry:
+    """`keypulse_build_info` and the metrics of this process."""
+    return create_registry()
+
+
+@pytest.fixture
+def metrics() -> ExporterMetrics:
+    """Three targets and two services, one of them with a hostile name, of which there is something to show."""
+    targets = [("backend", "a"), ("backend", "b"), (HOSTILE, HOSTILE)]
+    metrics = ExporterMetrics(targets, ["backend", HOSTILE])
+    for service, target in targets:
+        call = Call(Operation.ENCRYPT, 0.1, Failure(Reason.TIMEOUT, "late") if target == "b" else None)
+        metrics.add_probe(ProbeResult(service, target, 1.5, (call,), None))
+    key = KeyDescription("1", None, (KeyVersion("1", "ENABLED", "HSM", 5.0),), 1)
+    canaries = (
+        CanaryResult("1", Call(Operation.CANARY_DECRYPT, 0.1, Failure(Reason.KEY_DISABLED, HOSTILE))),
+        CanaryResult("2", call),
+    )
+    metrics.add_inspection(KeyInspection("backend", "b", 1.0, key, {"p": True}, canaries, call, {KeyRead.GET_KEY: 1}))
+    for replica in ("10.0.0.1", "10.0.0.2"):
+        metrics.set_backend_states(
+            BackendState("backend", Health(CryptoMode.KMS, ready=True), 1.0, 2.0, replica=replica)
+        )
+    metrics.set_backend_states(BackendState(HOSTILE, None))
+    return metrics
+
+
+async def scrape(metrics: ExporterMetrics, process: CollectorRegistry, **headers: str) -> httpx2.Response:
+    exposition = Exposition(metrics.get_sources, process)
+    app = create_application("sample", create_registry(), [], handle_metrics=exposition.respond)
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://sample") as client:
+        return await client.get("/metrics", headers=dict({"accept-encoding": "identity"}, **headers))
+
+
+def samples(text: str) -> list[tuple[str, dict[str, str], float]]:
+    """Without those of the process, which change."""
+    return [
+        (sample.name, sample.labels, sample.value)
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if not sample.name.startswith("process_")
+    ]
+
+
+async def test_the_parts_are_joined_into_what_one_encoding_of_all_would_be(
+    metrics: ExporterMetrics, process: CollectorRegistry
+) -> None:
+    answer = await scrape(metrics, process)
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert "process_cpu_seconds_total" in answer.text
+    assert samples(answer.text) == samples(generate_latest(metrics).decode() + generate_latest(process).decode())
+    types = [line for line in answer.text.split("\n") if line.startswith("# TYPE ")]
+    assert len(types) == len(set(types))
+
+
+async def test_promtool_has_nothing_to_say(metrics: ExporterMetrics, process: CollectorRegistry) -> None:
+    shown = (await scrape(metrics, process)).text
+    check = ["promtool", "check", "metrics"]
+    verdict = await asyncio.to_thread(
+        subprocess.run, check, input=shown, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (verdict.returncode, verdict.stdout, verdict.stderr) == (0, "", "")
+
+
+async def test_openmetrics_is_given_to_who_asks_and_ends_once(
+    metrics: ExporterMetrics, process: CollectorRegistry
+) -> None:
+    answer = await scrape(metrics, process, accept=OPENMETRICS)
+    assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert answer.text.endswith("\n# EOF\n")
+    families = list(openmetrics_families(answer.text))  # type: ignore[no-untyped-call]  # it has no types
+    counters = {family.name for family in families if family.type == "counter"}
+    assert counters >= {"kms_probes", "crypto_decryption_errors", "process_cpu_seconds"}
+    assert "keypulse_build_info" in {family.name for family in families}
+
+
+@pytest.mark.parametrize("version", ["abc", "1.x", ""])
+@pytest.mark.parametrize("kind", ["application/openmetrics-text", "text/plain"])
+async def test_an_accept_header_that_makes_no_sense_is_answered(
+    kind: str, version: str, metrics: ExporterMetrics, process: CollectorRegistry
+) -> None:
+    answer = await scrape(metrics, process, accept=f"{kind};version={version}")
+    assert answer.status_code == 200
+    assert "kms_probes" in answer.text
+
+
+@pytest.mark.parametrize("accept", ["text/plain", OPENMETRICS])
+async def test_compressed_it_is_one_stream_of_the_same_text(
+    accept: str, metrics: ExporterMetrics, process: CollectorRegistry
+) -> None:
+    app = create_application(
+        "sample", create_registry(), [], handle_metrics=Exposition(metrics.get_sources, process).respond
+    )
+    async with (
+        httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://sample") as client,
+        client.stream("GET", "/metrics", headers={"accept": accept, "accept-encoding": "gzip"}) as answer,
+    ):
+        raw = b"".join([chunk async for chunk in answer.aiter_raw()])
+    assert answer.headers["content-encoding"] == "gzip"
+    stream = zlib.decompressobj(wbits=31)
+    text = stream.decompress(raw).decode()
+    assert (stream.eof, stream.unused_data) == (True, b"")  # the check sum was right, and nothing comes after it
+    assert samples(text.removesuffix("# EOF\n")) == samples(
+        (await scrape(metrics, process, accept=accept)).text.removesuffix("# EOF\n")
+    )
+
+
+@pytest.mark.parametrize(
+    ("accepted", "compressed"),
+    [
+        ("gzip", True),
+        ("br, GZIP;q=0.5", True),
+        ("gzip;q=1.0", True),
+        ("gzip;q=0", False),
+        ("gzip; q=0.000", False),
+        ("identity", False),
+        ("", False),
+        ("x-gzip", False),
+    ],
+)
+async def test_it_is_compressed_for_who_can_read_it(
+    accepted: str, compressed: bool, metrics: ExporterMetrics, process: CollectorRegistry
+) -> None:
+    answer = await scrape(metrics, process, **{"accept-encoding": accepted})
+    assert (answer.headers.get("content-encoding") == "gzip") is compressed
+    assert answer.headers["vary"] == "accept, accept-encoding"
+    assert "keypulse_build_info" in answer.text
+
+
+@pytest.mark.parametrize("coding", ["gzip", "identity"])
+async def test_head_is_answered_like_get_without_the_body(
+    coding: str, metrics: ExporterMetrics, process: CollectorRegistry
+) -> None:
+    app = create_application("sample", process, [], handle_metrics=Exposition(metrics.get_sources, process).respond)
+    async with serve(app, Address("127.0.0.1", 0)) as address:
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        head = f"HEAD /metrics HTTP/1.1\r\nHost: sample\r\nAccept-Encoding: {coding}\r\nConnection: close\r\n\r\n"
+        writer.write(head.encode())
+        answer = (await asyncio.wait_for(reader.read(), 15)).decode().lower()
+        writer.close()
+    assert answer.startswith("http/1.1 200 ")
+    assert "content-type: text/plain; version=0.0.4" in answer
+    assert ("content-encoding: gzip" in answer) is (coding == "gzip")
+    assert answer.endswith("\r\n\r\n")
+    assert answer.count("\r\n\r\n") == 1

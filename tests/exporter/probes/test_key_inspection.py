@@ -1,0 +1,198 @@
+"""A look at a key: what is read of it, what is not, and the check with a wrong AAD."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from services.exporter.metrics.collector.collector import ExporterMetrics
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.model import State
+from services.exporter.model import KeyInspection, KeyRead, Operation
+from services.exporter.probes.key_inspection import (
+    MIN_INTERVAL,
+    PERMISSIONS,
+    READS_PER_INSPECTION,
+    KeyInspector,
+    compute_interval,
+)
+from services.exporter.web.findings import find_key_problems
+from shared.kms.port import KmsKey
+from shared.kms.reason import Reason
+from shared.kms.registry import connect_key
+from shared.kms.settings import KeySettings
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+DAY = 86400.0
+TIMEOUT = 5.0
+ONE_LOOK = {KeyRead.GET_KEY: 1, KeyRead.LIST_VERSIONS: 1, KeyRead.TEST_PERMISSIONS: 1}
+
+
+@pytest.fixture
+async def key(emulator: Emulator) -> AsyncIterator[KmsKey]:
+    provider = connect_key(KeySettings(key=KEY, endpoint=str(emulator.address), insecure=True))
+    yield provider
+    await provider.close()
+
+
+@pytest.fixture
+def lifecycle(key: KmsKey) -> KeyInspector:
+    return KeyInspector("backend", "ledger-kek", key, TIMEOUT, wall_clock=lambda: 1_700_000_000.5)
+
+
+async def test_a_healthy_key_is_read_whole(lifecycle: KeyInspector) -> None:
+    snapshot = await lifecycle.inspect()
+    assert snapshot.description is not None
+    assert snapshot.description.primary_version == "1"
+    assert [(one.id, one.state) for one in snapshot.description.versions] == [("1", "ENABLED")]
+    assert snapshot.permissions == dict.fromkeys(PERMISSIONS, True)
+    assert snapshot.call_counts == ONE_LOOK
+    assert (snapshot.service, snapshot.target, snapshot.inspected_at) == ("backend", "ledger-kek", 1_700_000_000.5)
+    assert (snapshot.problems, snapshot.canaries) == ((), ())
+
+
+async def test_versions_are_read_with_their_states_and_the_times_of_their_destruction(
+    emulator: Emulator, lifecycle: KeyInspector
+) -> None:
+    now = emulator.store.clock()
+    for _ in range(3):
+        await emulator.store.update_key(KEY, lambda key: key.with_new_version(bytes(32), now))
+    await emulator.store.update_key(KEY, lambda key: key.with_primary(4, now).with_state(3, State.DISABLED))
+    await emulator.store.update_key(KEY, lambda key: key.with_destruction(2, now).with_destruction(1, now - 31 * DAY))
+    snapshot = await lifecycle.inspect()
+    assert snapshot.description is not None
+    assert snapshot.description.primary_version == "4"
+    assert {one.id: (one.state, one.destroy_at, one.destroyed_at) for one in snapshot.description.versions} == {
+        "1": ("DESTROYED", None, pytest.approx(now - DAY)),
+        "2": ("DESTROY_SCHEDULED", pytest.approx(now + 30 * DAY), None),
+        "3": ("DISABLED", None, None),
+        "4": ("ENABLED", None, None),
+    }
+
+
+async def test_what_iam_does_not_grant_is_0_and_the_rest_is_read(emulator: Emulator, lifecycle: KeyInspector) -> None:
+    emulator.faults.add(Fault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToDecrypt"))
+    snapshot = await lifecycle.inspect()
+    assert snapshot.permissions == {one: one != "cloudkms.cryptoKeyVersions.useToDecrypt" for one in PERMISSIONS}
+    assert snapshot.description is not None
+
+
+async def test_where_the_key_may_not_be_read_the_permissions_and_the_wrong_aad_still_are(
+    emulator: Emulator, lifecycle: KeyInspector
+) -> None:
+    emulator.faults.add(Fault(kind="denied", operation="GetCryptoKey"))
+    for _ in range(2):
+        snapshot = await lifecycle.inspect()
+        assert snapshot.description is None
+        assert snapshot.permissions == {one: one != "cloudkms.cryptoKeys.get" for one in PERMISSIONS}
+        assert snapshot.call_counts == {**ONE_LOOK, KeyRead.LIST_VERSIONS: 0}
+        (problem,) = snapshot.problems
+        assert problem.startswith(
+            "the key cannot be read: permission_denied: Permission 'cloudkms.cryptoKeys.get' denied"
+        )
+        assert refused(snapshot)
+        assert snapshot.encrypt_call is not None  # only what it encrypts tells the version
+
+
+async def test_of_a_key_that_is_not_there_no_permission_is_said_to_be_missing(emulator: Emulator) -> None:
+    absent = connect_key(KeySettings(key=f"{KEY}-absent", endpoint=str(emulator.address), insecure=True))
+    snapshot = await KeyInspector("backend", "ledger-kek", absent, TIMEOUT).inspect()
+    await absent.close()
+    assert snapshot.permissions is None
+    assert snapshot.call_counts == {KeyRead.GET_KEY: 1, KeyRead.LIST_VERSIONS: 0, KeyRead.TEST_PERMISSIONS: 0}
+    assert [problem.partition(": ")[2].partition(":")[0] for problem in snapshot.problems] == ["key_not_found"] * 2
+    assert [finding.title for finding in find_key_problems(snapshot, 0.0)] == ["not all could be read or kept"]
+    metrics = ExporterMetrics([("backend", "ledger-kek")], [])
+    metrics.add_inspection(snapshot)
+    assert [family.samples for family in metrics.collect() if family.name == "kms_key_permission"] == [[]]
+
+
+async def test_permissions_that_cannot_be_asked_for_are_unknown_and_not_0(
+    emulator: Emulator, lifecycle: KeyInspector
+) -> None:
+    emulator.faults.add(Fault(kind="status", operation="TestIamPermissions", status="UNAVAILABLE"))
+    snapshot = await lifecycle.inspect()
+    assert snapshot.permissions is None
+    assert snapshot.problems[0].startswith("its permissions cannot be read: unavailable: ")
+    assert snapshot.description is not None
+    assert snapshot.call_counts == ONE_LOOK
+
+
+async def test_where_kms_stalls_a_look_ends_in_time_and_says_so(emulator: Emulator, key: KmsKey) -> None:
+    lifecycle = KeyInspector("backend", "ledger-kek", key, 0.5)
+    emulator.faults.add(Fault(kind="stall"))
+    async with asyncio.timeout(20):
+        snapshot = await lifecycle.inspect()
+    assert (snapshot.description, snapshot.permissions, snapshot.wrong_aad_check) == (None, None, None)
+    assert len(snapshot.problems) == 3
+    assert all("timeout" in problem for problem in snapshot.problems)
+    assert snapshot.encrypt_call is not None
+    assert snapshot.encrypt_call.failure is not None
+    assert snapshot.encrypt_call.seconds >= 0.5
+    emulator.faults.clear()
+    assert (await KeyInspector("backend", "ledger-kek", key, TIMEOUT).inspect()).problems == ()
+
+
+async def test_a_key_without_a_version_that_encrypts_is_no_crash(emulator: Emulator, lifecycle: KeyInspector) -> None:
+    await emulator.store.update_key(KEY, lambda key: key.with_state(1, State.DISABLED))
+    snapshot = await lifecycle.inspect()
+    assert snapshot.description is not None
+    assert snapshot.encrypt_call is not None
+    assert snapshot.encrypt_call.failure is not None
+    assert snapshot.encrypt_call.failure.reason is Reason.KEY_DISABLED
+    assert snapshot.wrong_aad_check is None
+    assert snapshot.problems[0].startswith("no canary could be made: key_disabled: ")
+
+
+def refused(snapshot: KeyInspection) -> bool:
+    assert snapshot.wrong_aad_check is not None
+    assert snapshot.wrong_aad_check.operation is Operation.DECRYPT
+    return snapshot.wrong_aad_check.failure is None
+
+
+async def test_a_wrong_aad_is_refused_at_each_look_and_costs_one_encryption(lifecycle: KeyInspector) -> None:
+    first, second = await lifecycle.inspect(), await lifecycle.inspect()
+    assert refused(first)
+    assert refused(second)
+    assert first.encrypt_call is not None
+    assert first.encrypt_call.operation is Operation.ENCRYPT
+    assert second.encrypt_call is None
+
+
+async def test_after_a_rotation_a_wrong_aad_is_tried_on_the_new_version(
+    emulator: Emulator, lifecycle: KeyInspector
+) -> None:
+    await lifecycle.inspect()
+    await emulator.store.update_key(KEY, lambda key: key.with_new_version(bytes(32), 0.0).with_primary(2, 0.0))
+    await emulator.store.update_key(KEY, lambda key: key.with_state(1, State.DISABLED))
+    after = await lifecycle.inspect()
+    assert after.encrypt_call is not None
+    assert refused(after)
+    assert (await lifecycle.inspect()).encrypt_call is None
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (Fault(kind="status", operation="Decrypt", status="UNAVAILABLE"), "unavailable"),
+        (Fault(kind="denied", operation="Decrypt"), "permission_denied"),
+        (Fault(kind="stall", operation="Decrypt"), "timeout"),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Fault) else value,
+)
+async def test_another_error_says_nothing_of_the_wrong_aad(
+    emulator: Emulator, lifecycle: KeyInspector, fault: Fault, told: str
+) -> None:
+    emulator.faults.add(fault)
+    snapshot = await lifecycle.inspect()
+    assert snapshot.wrong_aad_check is None
+    assert snapshot.problems[0].startswith(f"whether a wrong AAD is refused is not known: {told}: ")
+
+
+@pytest.mark.parametrize("targets", [1, 20, 21, 100, 1000])
+def test_all_targets_together_keep_to_the_quota_of_300_reads_a_minute(targets: int) -> None:
+    seconds = compute_interval(targets)
+    assert seconds >= MIN_INTERVAL == 60
+    assert targets * READS_PER_INSPECTION * 60 / seconds <= 200
+    assert compute_interval(targets, 22) == max(60, targets * 22 * 60 / 200)

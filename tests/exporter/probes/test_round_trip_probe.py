@@ -1,0 +1,168 @@
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+
+import pytest
+from shared.kms.gcp.client.client import GcpKmsKey
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import Fault
+from services.exporter.model import Operation
+from services.exporter.probes.round_trip import AAD_BYTES, PLAINTEXT_BYTES, Prober
+from shared.kms.port import DecryptResult, EncryptResult, KmsKey
+from shared.kms.reason import Reason
+from shared.kms.registry import connect_key
+from shared.kms.settings import KeySettings
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+OTHER = "projects/demo/locations/global/keyRings/app/cryptoKeys/absent"
+TIMEOUT = 2.0
+
+
+class Mirror(GcpKmsKey):
+    """A key that keeps what it is asked to encrypt, and can fail in ways that no service does."""
+
+    def __init__(self, *, broken: BaseException | None = None) -> None:
+        super().__init__(KEY, endpoint="127.0.0.1:1", insecure=True)
+        self.asked: list[tuple[bytes, bytes]] = []
+        self._broken = broken
+
+    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:
+        assert timeout == TIMEOUT
+        self.asked.append((plaintext, aad))
+        return EncryptResult(plaintext[::-1], f"{KEY}/cryptoKeyVersions/7", "SOFTWARE")
+
+    async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:
+        assert timeout == TIMEOUT
+        if self._broken:
+            raise self._broken
+        assert aad == self.asked[-1][1]
+        return DecryptResult(ciphertext[::-1], is_primary=True)
+
+
+@pytest.fixture
+async def key(emulator: Emulator) -> AsyncIterator[KmsKey]:
+    provider = connect_key(KeySettings(key=KEY, endpoint=str(emulator.address), insecure=True))
+    yield provider
+    await provider.close()
+
+
+async def test_a_round_trip_through_a_healthy_key_is_right_in_every_respect(key: KmsKey) -> None:
+    result = await Prober("backend", "ledger-kek", key, TIMEOUT, wall_clock=lambda: 1_700_000_000.5).probe()
+    assert result.failed_call is None
+    assert [call.operation for call in result.calls] == [Operation.ENCRYPT, Operation.DECRYPT]
+    assert all(0 < call.seconds < TIMEOUT for call in result.calls)
+    assert (result.key_version, result.protection_level) == (f"{KEY}/cryptoKeyVersions/1", "SOFTWARE")
+    assert (result.service, result.target, result.ended_at) == ("backend", "ledger-kek", 1_700_000_000.5)
+
+
+@pytest.mark.parametrize(
+    ("fault", "operation", "reason"),
+    [
+        (Fault(kind="stall"), "encrypt", Reason.TIMEOUT),
+        (Fault(kind="stall", operation="Decrypt"), "decrypt", Reason.TIMEOUT),
+        (Fault(kind="latency", seconds=5), "encrypt", Reason.TIMEOUT),
+        (Fault(kind="corrupt_crc"), "encrypt", Reason.CRC_MISMATCH),
+        (Fault(kind="corrupt_crc", operation="Decrypt"), "decrypt", Reason.CRC_MISMATCH),
+        (Fault(kind="wrong_plaintext"), "decrypt", Reason.PLAINTEXT_MISMATCH),
+        (Fault(kind="denied", operation="Encrypt"), "encrypt", Reason.PERMISSION_DENIED),
+        (Fault(kind="denied", operation="Decrypt"), "decrypt", Reason.PERMISSION_DENIED),
+        (Fault(kind="status", status="DEADLINE_EXCEEDED"), "encrypt", Reason.TIMEOUT),
+        (Fault(kind="status", status="UNAVAILABLE"), "encrypt", Reason.UNAVAILABLE),
+        (Fault(kind="status", status="INTERNAL"), "encrypt", Reason.UNAVAILABLE),
+        (Fault(kind="status", status="CANCELLED"), "encrypt", Reason.UNAVAILABLE),
+        (Fault(kind="status", status="UNAUTHENTICATED"), "encrypt", Reason.UNAUTHENTICATED),
+        (Fault(kind="status", status="RESOURCE_EXHAUSTED"), "encrypt", Reason.QUOTA_EXHAUSTED),
+        (Fault(kind="status", status="NOT_FOUND"), "encrypt", Reason.KEY_NOT_FOUND),
+        (Fault(kind="status", status="INVALID_ARGUMENT"), "encrypt", Reason.INVALID_REQUEST),
+        (Fault(kind="status", status="FAILED_PRECONDITION"), "encrypt", Reason.UNAVAILABLE),
+        (
+            Fault(kind="status", status="FAILED_PRECONDITION", message="is not enabled, current state is: DISABLED."),
+            "encrypt",
+            Reason.KEY_DISABLED,
+        ),
+        (
+            Fault(kind="status", status="FAILED_PRECONDITION", message="is not enabled, current state is: DESTROYED."),
+            "encrypt",
+            Reason.KEY_DESTROYED,
+        ),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Fault) else str(value),
+)
+async def test_each_fault_has_its_reason_and_is_over_when_it_is_healed(
+    emulator: Emulator, key: KmsKey, fault: Fault, operation: str, reason: Reason
+) -> None:
+    prober = Prober("backend", "ledger-kek", key, TIMEOUT)
+    emulator.faults.add(fault)
+    failed = (await prober.probe()).failed_call
+    assert failed is not None
+    assert failed.failure is not None
+    assert (failed.operation, failed.failure.reason) == (operation, reason)
+    assert failed.failure.detail
+    emulator.faults.clear()
+    assert (await prober.probe()).failed_call is None
+
+
+async def test_a_key_that_does_not_exist_is_not_found(emulator: Emulator) -> None:
+    provider = connect_key(KeySettings(key=OTHER, endpoint=str(emulator.address), insecure=True))
+    failed = (await Prober("backend", "absent", provider, TIMEOUT).probe()).failed_call
+    await provider.close()
+    assert failed is not None
+    assert failed.failure is not None
+    assert failed.failure.reason is Reason.KEY_NOT_FOUND
+
+
+async def test_where_nothing_listens_kms_is_unavailable() -> None:
+    provider = connect_key(KeySettings(key=KEY, endpoint="127.0.0.1:1", insecure=True))
+    failed = (await Prober("backend", "nowhere", provider, TIMEOUT).probe()).failed_call
+    await provider.close()
+    assert failed is not None
+    assert failed.failure is not None
+    assert failed.failure.reason is Reason.UNAVAILABLE
+
+
+async def test_a_timeout_counts_at_its_full_length_even_where_the_service_gave_up_early(
+    emulator: Emulator, key: KmsKey
+) -> None:
+    emulator.faults.add(Fault(kind="status", status="DEADLINE_EXCEEDED"))
+    (call,) = (await Prober("backend", "ledger-kek", key, TIMEOUT).probe()).calls
+    assert call.seconds == TIMEOUT
+    emulator.faults.clear()
+    emulator.faults.add(Fault(kind="stall"))
+    (call,) = (await Prober("backend", "ledger-kek", key, TIMEOUT).probe()).calls
+    assert TIMEOUT <= call.seconds < 2 * TIMEOUT
+
+
+async def test_plaintext_and_aad_are_random_and_new_in_each_probe() -> None:
+    mirror = Mirror()
+    prober = Prober("backend", "mirror", mirror, TIMEOUT)
+    await prober.probe()
+    await prober.probe()
+    (plaintext, aad), (next_plaintext, next_aad) = mirror.asked
+    assert (len(plaintext), len(aad)) == (PLAINTEXT_BYTES, AAD_BYTES)
+    assert plaintext != next_plaintext
+    assert aad != next_aad
+
+
+async def test_a_duration_is_measured_by_the_monotonic_clock_alone() -> None:
+    ticks = itertools.count(100.0, 0.25)
+    result = await Prober("backend", "mirror", Mirror(), TIMEOUT, clock=lambda: next(ticks)).probe()
+    assert [call.seconds for call in result.calls] == [0.25, 0.25]
+
+
+async def test_an_unexpected_exception_is_an_internal_failure_that_carries_its_trace() -> None:
+    defect = ZeroDivisionError("defect")
+    result = await Prober("backend", "mirror", Mirror(broken=defect), TIMEOUT).probe()
+    assert result.failed_call is not None
+    assert result.failed_call.operation is Operation.DECRYPT
+    assert result.failed_call.failure is not None
+    assert result.failed_call.failure.reason is Reason.INTERNAL
+    assert result.failed_call.failure.exception is defect
+    assert defect.__traceback__ is not None
+
+
+async def test_a_cancellation_that_nobody_asked_for_is_an_internal_failure() -> None:
+    result = await Prober("backend", "mirror", Mirror(broken=asyncio.CancelledError()), TIMEOUT).probe()
+    assert result.failed_call is not None
+    assert result.failed_call.failure is not None
+    assert result.failed_call.failure.reason is Reason.INTERNAL

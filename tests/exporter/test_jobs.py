@@ -1,0 +1,152 @@
+"""What `start_jobs` makes of a configuration: how often, how far apart, and what is shared."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from itertools import pairwise
+from random import Random
+
+import pytest
+
+from services.exporter.config import Backend
+from services.exporter.jobs import start_jobs
+from services.exporter.results import Results
+from services.exporter.scheduler import MAX_BACKOFF
+from shared.kms.reason import Reason
+from shared.kms.registry import connect_key
+from tests.exporter.scraped import configured
+from tests.exporter.watched import Kms, named, watched
+
+Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
+
+
+@pytest.mark.looptime
+async def test_a_hundred_keys_are_looked_at_one_after_the_other_and_seldom_enough_for_the_quota() -> None:
+    kms = Kms()
+    names = [f"key-{n}" for n in range(100)]
+    async with watched(kms, *map(named, names)):
+        await asyncio.sleep(600)
+    first = [kms.times("describe", name)[0] for name in names]
+    assert [round(later - earlier, 2) for earlier, later in pairwise(first)] == [0.9] * 99
+    every = sorted(at for name in names for at in kms.times("describe", name))
+    looks_in_90_s = [len([at for at in every if begin <= at < begin + 90]) for begin in range(0, 500, 10)]
+    assert max(looks_in_90_s) <= 112  # 3 reads each: 200 a minute, and what the jitter of a tenth may move
+    assert all(
+        80 <= later - earlier <= 100 for name in names for earlier, later in pairwise(kms.times("describe", name))
+    )
+
+
+@pytest.mark.looptime
+async def test_while_a_quota_is_exhausted_a_key_is_probed_less_often_and_with_any_other_reason_as_ever() -> None:
+    kms = Kms()
+    async with watched(kms, named("ledger"), interval=10):
+        await asyncio.sleep(35)
+        assert len(kms.times("encrypt", "ledger")) in {4, 5}  # one for the look
+        kms.reason = Reason.QUOTA_EXHAUSTED
+        await asyncio.sleep(600)
+        slow = kms.times("encrypt", "ledger")[-4:]
+        kms.reason = Reason.UNAVAILABLE
+        await asyncio.sleep(100)
+        before = len(kms.times("encrypt", "ledger"))
+        await asyncio.sleep(60)
+        assert len(kms.times("encrypt", "ledger")) - before >= 5
+    assert slow[-1] - slow[0] >= MAX_BACKOFF  # looks try to encrypt, too
+
+
+@pytest.mark.looptime
+async def test_a_success_is_none_any_more_after_two_intervals_while_others_hang_in_all_places() -> None:
+    kms, record = Kms(), Results()
+    names = [f"key-{n}" for n in range(200)]
+
+    def successes() -> float:
+        families = {family.name: family for family in record.metrics.collect()}
+        return sum(sample.value for sample in families["kms_probe_success"].samples)
+
+    async with watched(kms, *map(named, names), record=record, interval=10, timeout=4):
+        await asyncio.sleep(25)
+        assert successes() == 200
+        kms.stalled.add("127.0.0.1:1")
+        await asyncio.sleep(10)
+        assert 100 < successes() < 200  # who fails is known; who waits for a place was right a moment ago
+        record.metrics.changed.clear()
+        await asyncio.sleep(12)
+        assert successes() == 0
+        assert record.metrics.changed.is_set()
+        kms.stalled.clear()
+        await asyncio.sleep(15)
+        assert successes() == 200
+
+
+@pytest.mark.looptime
+async def test_a_round_trip_that_is_slow_and_in_time_stays_a_success() -> None:
+    kms, record = Kms(), Results()
+    kms.slow = 0.95
+    async with watched(kms, named("ledger"), record=record, interval=1, timeout=1):
+        await asyncio.sleep(5)
+        for _ in range(100):
+            await asyncio.sleep(0.1)
+            (family,) = [family for family in record.metrics.collect() if family.name == "kms_probe_success"]
+            assert [sample.value for sample in family.samples] == [1]
+
+
+@pytest.mark.looptime
+async def test_who_asks_soon_after_a_probe_gets_the_last_one_and_later_a_new_one() -> None:
+    kms = Kms()
+    async with watched(kms, named("ledger"), min_interval=5, interval=60) as watch:
+        await asyncio.sleep(20)
+        first = await watch.probes["ledger"].run_or_reuse()
+        await asyncio.sleep(4.9)
+        assert await watch.probes["ledger"].run_or_reuse() is first
+        await asyncio.sleep(0.2)
+        assert await watch.probes["ledger"].run_or_reuse() is not first
+
+
+async def test_a_backend_with_resolve_all_is_read_by_its_addresses_and_another_by_its_name(until: Until) -> None:
+    record = Results()
+    url = "http://localhost:1/healthz"
+    backends = (
+        Backend(service="all", health_url=url, resolve="all"),
+        Backend(service="one", health_url=url),
+    )
+
+    async with start_jobs(configured(backends=backends), record, connect_key, Random(1)):  # noqa: S311  jitter
+
+        async def both_read() -> bool:
+            return {service for (service, _), known in record.history.backends.items() if known.read_at} == {
+                "all",
+                "one",
+            }
+
+        await until(both_read)
+    replicas = {
+        service: {of for known, of in record.history.backends if known == service} for service in ("all", "one")
+    }
+    assert replicas["one"] == {None}
+    assert replicas["all"]
+    assert replicas["all"] <= {"127.0.0.1", "::1"}
+
+
+@pytest.mark.looptime
+async def test_however_often_a_reload_begins_anew_each_key_is_probed_and_looked_at() -> None:
+    kms, record = Kms(), Results()
+    names = [f"key-{n}" for n in range(40)]
+    for _ in range(8):
+        async with watched(kms, *map(named, names), record=record, interval=4, timeout=1):
+            await asyncio.sleep(1)  # of the 4 s that all probes take, and of the 36 s that all looks take
+    probed = [len(kms.times("encrypt", name)) for name in names]
+    assert min(probed) >= 2
+    async with watched(kms, *map(named, names), record=record, interval=4, timeout=1):
+        looked = {name for name in names if kms.times("describe", name)}
+        await asyncio.sleep(0.9 * (len(names) - len(looked)))
+    assert all(kms.times("describe", name) for name in names)
+
+
+@pytest.mark.looptime
+async def test_a_target_that_has_another_key_now_is_looked_at_first() -> None:
+    kms, record = Kms(), Results()
+    async with watched(kms, named("one"), named("two"), record=record):
+        await asyncio.sleep(5)
+    other = named("two").model_copy(update={"key": named("other").key})
+    async with watched(kms, named("one"), other, record=record):
+        await asyncio.sleep(0.5)
+    assert len(kms.times("describe", "other")) == 1
+    assert len(kms.times("describe", "one")) == 1

@@ -1,0 +1,124 @@
+"""What the SDK's client does where there is no answer, or none that can be read."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from google.auth.exceptions import DefaultCredentialsError, RefreshError
+
+from ops.audit.google_api import GoogleApi
+from ops.audit.google_errors import ErrorKind, GoogleError
+from tests.ops.audit.conftest import Waits
+from tests.ops.audit.server import Fault, RefusedError, Stand
+
+SINK: dict[str, Any] = {"sinkName": "projects/acme-prod/sinks/kms-audit-storage"}
+GET_SINK = "logging.projects.sinks.get"
+
+
+@contextmanager
+def client(url: str | None, waits: Waits) -> Iterator[GoogleApi]:
+    google = GoogleApi(waits.sleep, lambda: 0.0, url)
+    try:
+        yield google
+    finally:
+        google.close()
+
+
+def test_a_refused_connection_is_tried_five_times_and_then_a_sentence(waits: Waits) -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        with client(f"http://127.0.0.1:{bound.getsockname()[1]}", waits) as google, pytest.raises(GoogleError) as error:
+            google.call(GET_SINK, **SINK)
+    assert "got no answer that can be read (ConnectionRefusedError); look whether this machine" in str(error.value)
+    assert waits.pauses == [1, 2, 4, 8]
+
+
+def test_a_quota_is_obeyed_and_given_up_on_in_bounded_time(waits: Waits, stand: Stand) -> None:
+    stand.faults.append(Fault(GET_SINK, times=9, refuse=RefusedError(429, "Quota exceeded")))
+    with (
+        client(stand.url, waits) as google,
+        pytest.raises(GoogleError, match=r"still fails with 429 \(Quota exceeded\)"),
+    ):
+        google.call(GET_SINK, **SINK)
+    assert waits.pauses == [7, 7, 7, 8]
+
+
+def test_a_wait_that_is_asked_for_is_bounded(waits: Waits, stand: Stand) -> None:
+    refused = RefusedError(429)
+    refused.headers = {"Retry-After": "86400"}
+    stand.faults.append(Fault(GET_SINK, times=9, refuse=refused))
+    with client(stand.url, waits) as google, pytest.raises(GoogleError):
+        google.call(GET_SINK, **SINK)
+    assert waits.pauses == [32, 32, 32, 32]
+
+
+def test_a_rate_limit_that_answers_403_is_no_missing_permission(waits: Waits, stand: Stand) -> None:
+    refused = RefusedError(403)
+    refused.body = {"error": {"code": 403, "message": "slow down", "errors": [{"reason": "rateLimitExceeded"}]}}
+    stand.faults.append(Fault("bigquery.datasets.get", times=2, refuse=refused))
+    with client(stand.url, waits) as google, pytest.raises(GoogleError) as error:
+        google.call("bigquery.datasets.get", projectId="acme-prod", datasetId="kms_audit")
+    assert (error.value.kind, len(waits.pauses)) == (ErrorKind.MISSING, 2)
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b"\xff", b"null"])
+@pytest.mark.parametrize("status", [200, 400, 403])
+def test_an_answer_that_is_not_google_s_is_a_sentence(body: bytes, status: int, waits: Waits, stand: Stand) -> None:
+    refused = RefusedError(status)
+    refused.raw = body
+    stand.faults.append(Fault(GET_SINK, times=9, refuse=refused))
+    with client(stand.url, waits) as google, pytest.raises(GoogleError, match="; "):
+        google.call(GET_SINK, **SINK)
+
+
+def test_missing_credentials_are_a_sentence(waits: Waits, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(**_: object) -> None:
+        raise DefaultCredentialsError
+
+    monkeypatch.setattr("google.auth.default", none)
+    with client(None, waits) as google, pytest.raises(GoogleError, match="gcloud auth application-default login"):
+        google.call(GET_SINK, **SINK)
+
+
+def test_credentials_that_have_ended_are_a_sentence_without_what_they_say(
+    waits: Waits, monkeypatch: pytest.MonkeyPatch, stand: Stand
+) -> None:
+    def ended(*_: object, **__: object) -> None:
+        raise RefreshError("invalid_grant: hunter2")  # type: ignore[no-untyped-call]
+
+    with client(stand.url, waits) as google:
+        monkeypatch.setattr("google.auth.credentials.AnonymousCredentials.before_request", ended)
+        with pytest.raises(GoogleError, match="application-default login") as error:
+            google.call(GET_SINK, **SINK)
+    assert "hunter2" not in str(error.value)
+    assert error.value.__cause__ is None
+
+
+def test_credentials_that_are_not_taken_are_a_sentence(waits: Waits, stand: Stand) -> None:
+    stand.faults.append(Fault(GET_SINK, refuse=RefusedError(401)))
+    with client(stand.url, waits) as google, pytest.raises(GoogleError, match="application-default login"):
+        google.call(GET_SINK, **SINK)
+
+
+def test_a_person_without_a_quota_project_is_told_how_to_name_one(waits: Waits, stand: Stand) -> None:
+    refused = RefusedError(403, "The API requires a quota project, which is not set by default.", "SERVICE_DISABLED")
+    stand.faults.append(Fault(GET_SINK, refuse=refused))
+    with client(stand.url, waits) as google, pytest.raises(GoogleError, match="application-default set-quota-project"):
+        google.call(GET_SINK, **SINK)
+
+
+def test_google_itself_is_asked_by_https_and_a_stand_in_gets_no_credentials(
+    waits: Waits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from google.auth.credentials import AnonymousCredentials
+
+    monkeypatch.setattr("google.auth.default", lambda **_: (AnonymousCredentials(), None))  # type: ignore[no-untyped-call]
+    with client(None, waits) as google:
+        assert google._build_request(GET_SINK, SINK).uri.startswith(
+            "https://logging.googleapis.com/v2/projects/acme-prod/"
+        )
+        assert google._build_request("storage.buckets.get", {"bucket": "b"}).uri.startswith(
+            "https://storage.googleapis.com/storage/v1/b/b?"
+        )

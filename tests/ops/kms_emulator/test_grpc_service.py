@@ -1,0 +1,206 @@
+import asyncio
+import time
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+from google.api_core import exceptions
+from google.cloud import kms_v1 as kms
+from google.cloud.kms_v1 import KeyManagementServiceAsyncClient, KeyManagementServiceClient
+from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcTransport
+from shared.kms.gcp.client.wire_format import compute_crc32c
+
+from ops.kms_emulator import grpc_service
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.permissions import OPERATIONS
+from shared.http.server import create_registry
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+V1 = f"{KEY}/cryptoKeyVersions/1"
+ONCE: dict[str, Any] = {"retry": None, "timeout": 5}
+
+
+class Call:
+    """What gRPC asks a handler with."""
+
+    def __init__(self, operation: str) -> None:
+        iam = operation == "TestIamPermissions"
+        service_name = "google.iam.v1.IAMPolicy" if iam else "google.cloud.kms.v1.KeyManagementService"
+        self.method = f"/{service_name}/{operation}"
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_every_operation_that_can_be_named_in_a_fault_is_served(emulator: Emulator, operation: str) -> None:
+    handlers = grpc_service.build_handlers(emulator.store, emulator.faults, create_registry())
+    assert any(handler.service(Call(operation)) for handler in handlers)  # type: ignore[arg-type] # what it reads of it
+
+
+async def test_a_method_that_the_emulator_lacks_is_unimplemented(client: KeyManagementServiceAsyncClient) -> None:
+    with pytest.raises(exceptions.MethodNotImplemented):
+        await client.generate_random_bytes(request={"location": "projects/p/locations/l"}, **ONCE)
+
+
+async def test_the_synchronous_client_works_as_well(emulator: Emulator) -> None:
+    def round_trip() -> bytes:
+        with grpc.insecure_channel(str(emulator.address)) as channel:
+            client = KeyManagementServiceClient(transport=KeyManagementServiceGrpcTransport(channel=channel))
+            encrypted = client.encrypt(name=KEY, plaintext=b"x", **ONCE)
+            assert [version.name for version in client.list_crypto_key_versions(parent=KEY, **ONCE)] == [V1]
+            return client.decrypt(name=KEY, ciphertext=encrypted.ciphertext, **ONCE).plaintext
+
+    assert await asyncio.to_thread(round_trip) == b"x"
+
+
+# CANCELLED is left out: a client on asyncio shows it as the cancellation of the waiting task.
+@pytest.mark.parametrize("status", sorted(set(grpc.StatusCode.__members__) - {"OK", "CANCELLED"}))
+async def test_a_status_fault_answers_any_status_with_its_text(
+    client: KeyManagementServiceAsyncClient, emulator: Emulator, status: str
+) -> None:
+    emulator.faults.add(Fault(kind="status", status=status, message="out to lunch", count=1))
+    with pytest.raises(exceptions.GoogleAPICallError) as answer:
+        await client.encrypt(name=KEY, plaintext=b"x", **ONCE)
+    assert answer.value.grpc_status_code == grpc.StatusCode[status]
+    assert answer.value.message == "out to lunch"
+    assert (await client.encrypt(name=KEY, plaintext=b"x", **ONCE)).name == V1
+
+
+@pytest.mark.parametrize(
+    ("operation", "call"),
+    [
+        ("GetCryptoKey", lambda client: client.get_crypto_key(name=KEY, **ONCE)),
+        ("ListCryptoKeyVersions", lambda client: client.list_crypto_key_versions(parent=KEY, **ONCE)),
+        (
+            "UpdateCryptoKeyVersion",
+            lambda client: client.update_crypto_key_version(
+                request={"crypto_key_version": {"name": V1, "state": 2}, "update_mask": {"paths": ["state"]}}, **ONCE
+            ),
+        ),
+        (
+            "UpdateCryptoKey",
+            lambda client: client.update_crypto_key(
+                request={"crypto_key": {"name": KEY}, "update_mask": {"paths": ["labels"]}}, **ONCE
+            ),
+        ),
+        (
+            "TestIamPermissions",
+            lambda client: client.test_iam_permissions(request={"resource": KEY, "permissions": ["a.b.c"]}, **ONCE),
+        ),
+    ],
+)
+async def test_a_fault_of_a_key_finds_it_wherever_a_request_names_it(
+    client: KeyManagementServiceAsyncClient, emulator: Emulator, operation: str, call: Any
+) -> None:
+    emulator.faults.add(Fault(kind="status", key=KEY, operation=operation))
+    with pytest.raises(exceptions.ServiceUnavailable):
+        await call(client)
+    emulator.faults.clear()
+    await call(client)
+
+
+async def test_latency_delays_the_answer_and_nothing_else(
+    client: KeyManagementServiceAsyncClient, emulator: Emulator
+) -> None:
+    await client.encrypt(name=KEY, plaintext=b"x", **ONCE)  # connected
+    emulator.faults.add(Fault(kind="latency", operation="Encrypt", seconds=0.3))
+    before = time.monotonic()
+    slow = asyncio.create_task(client.encrypt(name=KEY, plaintext=b"x", **ONCE))
+    await client.get_crypto_key(name=KEY, **ONCE)
+    assert not slow.done()
+    assert (await slow).name == V1
+    assert time.monotonic() - before >= 0.3
+
+
+async def test_a_stalled_call_is_bounded_by_the_deadline_of_its_caller(
+    client: KeyManagementServiceAsyncClient, emulator: Emulator
+) -> None:
+    await client.encrypt(name=KEY, plaintext=b"x", **ONCE)  # connected
+    tasks = len(asyncio.all_tasks())
+    emulator.faults.add(Fault(kind="stall", operation="Encrypt"))
+    with pytest.raises(exceptions.DeadlineExceeded):
+        await client.encrypt(name=KEY, plaintext=b"x", retry=None, timeout=0.2)
+    async with asyncio.timeout(5):
+        while len(asyncio.all_tasks()) > tasks:  # noqa: ASYNC110 - no event tells that gRPC has dropped a task
+            await asyncio.sleep(0.01)
+    assert (await _requests(emulator))['emulator_requests_total{code="CANCELLED",operation="Encrypt"}'] == "1.0"
+
+
+@pytest.mark.parametrize("operation", ["Encrypt", "Decrypt"])
+async def test_a_corrupted_checksum_is_wrong_and_the_rest_is_right(
+    client: KeyManagementServiceAsyncClient, emulator: Emulator, operation: str
+) -> None:
+    emulator.faults.add(Fault(kind="corrupt_crc", operation=operation))
+    encrypted = await client.encrypt(name=KEY, plaintext=b"x", **ONCE)
+    decrypted = await client.decrypt(name=KEY, ciphertext=encrypted.ciphertext, **ONCE)
+    assert decrypted.plaintext == b"x"
+    wrong = [
+        encrypted.ciphertext_crc32c != compute_crc32c(encrypted.ciphertext),
+        decrypted.plaintext_crc32c != compute_crc32c(decrypted.plaintext),
+    ]
+    assert wrong == [operation == "Encrypt", operation == "Decrypt"]
+
+
+@pytest.mark.parametrize("plaintext", [b"x", b"", bytes(100)])
+async def test_a_wrong_plaintext_has_the_right_checksum_for_itself(
+    client: KeyManagementServiceAsyncClient, emulator: Emulator, plaintext: bytes
+) -> None:
+    emulator.faults.add(Fault(kind="wrong_plaintext"))
+    encrypted = await client.encrypt(name=KEY, plaintext=plaintext, **ONCE)
+    decrypted = await client.decrypt(name=KEY, ciphertext=encrypted.ciphertext, **ONCE)
+    assert decrypted.plaintext != plaintext
+    assert decrypted.plaintext_crc32c == compute_crc32c(decrypted.plaintext)
+
+
+async def test_a_slow_change_of_primary_encrypts_with_the_old_one_for_a_while(
+    client: KeyManagementServiceAsyncClient, emulator: Emulator, now: list[float]
+) -> None:
+    emulator.faults.add(Fault(kind="slow_primary", seconds=60))
+    assert (await client.encrypt(name=KEY, plaintext=b"x", **ONCE)).name == V1
+    await client.create_crypto_key_version(parent=KEY, **ONCE)
+    key = await client.update_crypto_key_primary_version(name=KEY, crypto_key_version_id="2", **ONCE)
+    assert key.primary.name == f"{KEY}/cryptoKeyVersions/2"
+    assert (await client.encrypt(name=KEY, plaintext=b"x", **ONCE)).name == V1
+    now[0] += 59
+    assert (await client.encrypt(name=KEY, plaintext=b"x", **ONCE)).name == V1
+    now[0] += 1
+    assert (await client.encrypt(name=KEY, plaintext=b"x", **ONCE)).name == f"{KEY}/cryptoKeyVersions/2"
+
+
+async def test_healing_ends_a_slow_change_of_primary(
+    client: KeyManagementServiceAsyncClient, emulator: Emulator
+) -> None:
+    emulator.faults.add(Fault(kind="slow_primary", seconds=60))
+    await client.create_crypto_key_version(parent=KEY, **ONCE)
+    await client.update_crypto_key_primary_version(name=KEY, crypto_key_version_id="2", **ONCE)
+    assert (await client.encrypt(name=KEY, plaintext=b"x", **ONCE)).name == V1
+    emulator.faults.clear()
+    assert (await client.encrypt(name=KEY, plaintext=b"x", **ONCE)).name == f"{KEY}/cryptoKeyVersions/2"
+
+
+async def test_calls_are_counted_by_operation_and_status(
+    client: KeyManagementServiceAsyncClient, emulator: Emulator
+) -> None:
+    for name in (KEY, KEY, f"{KEY}2"):
+        try:
+            await client.encrypt(name=name, plaintext=b"x", **ONCE)
+        except exceptions.NotFound:
+            assert name != KEY
+    assert await _requests(emulator) == {
+        'emulator_requests_total{code="OK",operation="Encrypt"}': "2.0",
+        'emulator_requests_total{code="NOT_FOUND",operation="Encrypt"}': "1.0",
+    }
+
+
+async def test_concurrent_calls_do_not_disturb_one_another(client: KeyManagementServiceAsyncClient) -> None:
+    async def round_trip(number: int) -> bytes:
+        encrypted: kms.EncryptResponse = await client.encrypt(name=KEY, plaintext=b"%d" % number, **ONCE)
+        return (await client.decrypt(name=KEY, ciphertext=encrypted.ciphertext, **ONCE)).plaintext
+
+    assert await asyncio.gather(*map(round_trip, range(100))) == [b"%d" % number for number in range(100)]
+
+
+async def _requests(emulator: Emulator) -> dict[str, str]:
+    async with aiohttp.ClientSession() as http, http.get(f"http://{emulator.faults_address}/metrics") as answer:
+        lines = [line.rsplit(" ", 1) for line in (await answer.text()).splitlines()]
+    return {name: value for name, value in lines if name.startswith("emulator_requests_total{")}

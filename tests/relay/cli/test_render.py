@@ -1,0 +1,86 @@
+"""`keypulse-relay render`: what a channel would tell, without sending it and without a secret."""
+
+import email
+import email.policy
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shared.sql.database_url import DatabaseUrl, create_sqlite_url
+from tests.relay.cli.conftest import Typed
+from tests.relay.scripted import PAYLOADS, payload
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> DatabaseUrl:
+    return create_sqlite_url(tmp_path / "relay.db")
+
+
+def test_it_prints_what_pagerduty_would_be_sent(typed: Typed, tmp_path: Path) -> None:
+    result = typed("render", "--payload", str(PAYLOADS[0]), "--channel", "pager")
+    assert (result.exit_code, result.stderr) == (0, "")
+    sent = json.loads(result.stdout)
+    assert sent["event_action"] == "trigger"
+    assert {"href": "https://grafana.example.org/d/kms?var-env=production", "text": "Dashboard"} in sent["links"]
+    assert not (tmp_path / "relay.db").exists()
+
+
+def test_it_prints_what_slack_would_be_sent(typed: Typed) -> None:
+    sent = json.loads(typed("render", "--payload", str(PAYLOADS[0]), "--channel", "slack").stdout)
+    assert sent["channel"] == "#ops"
+    assert "KMSCryptoModeNotKMS" in json.dumps(sent["blocks"] if "blocks" in sent else sent["attachments"])
+
+
+def test_it_prints_the_mail_that_would_be_sent(typed: Typed) -> None:
+    result = typed("render", "--payload", str(PAYLOADS[0]), "--channel", "mail")
+    mail = email.message_from_string(result.stdout, policy=email.policy.default)
+    assert mail["To"] == "b@example.org"
+    assert "KMSCryptoModeNotKMS" in mail["Subject"]
+
+
+@pytest.mark.parametrize("channel", ["pager", "slack", "mail", "log"])
+@pytest.mark.parametrize("number", range(1, len(PAYLOADS) + 1))
+def test_every_payload_can_be_rendered_on_every_kind_of_channel(typed: Typed, channel: str, number: int) -> None:
+    result = typed("render", "--payload", "-", "--channel", channel, stdin=payload(number))
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "KMS" in result.stdout
+
+
+def test_the_first_example_of_its_help_works_when_it_is_typed_in_a_checkout() -> None:
+    def typed_there(*arguments: str) -> str:
+        command = [sys.executable, "-m", "services.relay", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
+
+    example = next(
+        line for line in typed_there("render", "--help").splitlines() if line.strip().startswith("keypulse-relay ")
+    )
+    _, *arguments = shlex.split(example)
+    sent = json.loads(typed_there(*arguments))
+    assert sent["event_action"] == "trigger"
+    assert sent["payload"]["custom_details"]["escalate_to"]["service owner"] == "#ledger-team"
+
+
+def test_what_is_no_webhook_exits_with_2_and_says_where(typed: Typed, tmp_path: Path) -> None:
+    result = typed("render", "--payload", "-", "--channel", "pager", stdin=b'{"version": "3"}')
+    assert result.exit_code == 2
+    assert result.stderr.startswith("--payload: expected a webhook of Alertmanager: version: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_file_that_cannot_be_read_exits_with_2(typed: Typed, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.json"
+    result = typed("render", "--payload", str(missing), "--channel", "pager")
+    assert result.exit_code == 2
+    assert result.stderr == f"--payload: it cannot be read: No such file or directory, got '{missing}'\n"
+
+
+def test_an_unknown_channel_exits_with_2_and_those_that_exist(typed: Typed) -> None:
+    result = typed("render", "--payload", str(PAYLOADS[0]), "--channel", "x")
+    assert result.exit_code == 2
+    assert result.stderr == "--channel: no such channel; expected one of log, mail, pager, slack, got 'x'\n"

@@ -1,0 +1,172 @@
+"""`keypulse-relay retry`: what was given up goes out again, with or without a relay beside it."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from services.relay.channels.port import Reason, Scope, SendError
+from services.relay.outbox.audit import OutboxAudit
+from services.relay.outbox.tables import State, deliveries
+from shared.sql.database_url import DatabaseUrl
+from tests.relay.cli.conftest import Fill, Typed
+from tests.relay.outbox.rows import Rows
+from tests.relay.scripted import Scripted, post, reaches, served, settings, webhook_of
+
+
+async def one_of_each(rows: Rows) -> dict[str, str]:
+    """The id of a delivery in each state, of an incident of its own; and of a dead one of a channel that is gone."""
+    made = {state.value: await rows.delivery(await rows.event(state.value), "pager", state) for state in State}
+    return made | {"gone": await rows.delivery(await rows.event("gone"), "gone", State.DEAD)}
+
+
+async def states(rows: Rows) -> dict[str, int]:
+    """How many deliveries are in each state."""
+    found = await rows.store.read(lambda connection: connection.execute(select(deliveries.c.state)).scalars().all())
+    return {state: list(found).count(state) for state in set(found)}
+
+
+async def given_up(rows: Rows) -> None:
+    for incident in ("a", "b", "c"):
+        await rows.delivery(await rows.event(incident), "pager", State.DEAD)
+    await rows.delivery(await rows.event("d"), "mail", State.DEAD)
+    await rows.delivery(await rows.event("e"), "gone", State.DEAD)
+
+
+def test_some_are_tried_again_by_their_ids(typed: Typed, fill: Fill) -> None:
+    made = fill(one_of_each)
+    result = typed("retry", made["dead"], made["retrying"], made["queued"])
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "3 to be sent again\n", "")
+    assert fill(states) == {"queued": 2, "sending": 1, "retrying": 1, "delivered": 1, "superseded": 2, "dead": 1}
+
+
+def test_each_that_cannot_be_is_a_line_and_the_others_are_tried_again(typed: Typed, fill: Fill) -> None:
+    made = fill(one_of_each)
+    ids = [made[name] for name in ("delivered", "sending", "dead", "superseded", "gone")]
+    result = typed("retry", ids[0], "unknown", *ids[1:])
+    assert (result.exit_code, result.stdout) == (1, "1 to be sent again\n")
+    assert result.stderr.splitlines() == [
+        f"{made['delivered']}: there is nothing to try again: it was delivered",
+        "unknown: no such delivery",
+        f"{made['sending']}: there is nothing to try again: it is being sent",
+        f"{made['superseded']}: there is nothing to try again: another delivery tells it instead",
+        f"{made['gone']}: its channel, gone, is not configured any more",
+    ]
+
+
+def test_all_of_a_channel_are_tried_again(typed: Typed, fill: Fill) -> None:
+    fill(given_up)
+    assert typed("retry", "--channel", "pager").stdout == "3 to be sent again\n"
+    assert fill(states) == {"superseded": 3, "queued": 3, "dead": 2}
+    assert typed("retry", "--channel", "pager").stdout == "0 to be sent again\n"
+
+
+def test_the_audit_tells_which_account_of_this_machine_tried_what_again(typed: Typed, fill: Fill) -> None:
+    made = fill(one_of_each)
+    typed("retry", made["dead"], made["delivered"])
+    typed("retry", "--channel", "pager")
+
+    async def audit(rows: Rows) -> list[tuple[str, str | None, str, str]]:
+        entries, _ = await OutboxAudit(rows.store).page(10, None)
+        return [(each.who, each.peer, each.action, each.on) for each in entries]
+
+    who = f"uid {os.geteuid()}"
+    assert fill(audit) == [
+        (who, "command line", "retry all", "pager"),
+        (who, "command line", "retry", made["dead"]),
+    ]
+
+
+def test_all_of_every_configured_channel_are_tried_again(typed: Typed, fill: Fill) -> None:
+    fill(given_up)
+    result = typed("retry", "--all")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "4 to be sent again\n", "")
+    assert fill(states) == {"superseded": 4, "queued": 4, "dead": 1}
+
+
+def test_on_a_channel_that_merges_nothing_each_is_sent_again_by_itself(typed: Typed, fill: Fill) -> None:
+    async def three_of_one(rows: Rows) -> None:
+        for _ in range(3):
+            event = await rows.event()
+            await rows.delivery(event, "log", State.DEAD)
+            await rows.delivery(event, "pager", State.DEAD)
+
+    fill(three_of_one)
+    assert typed("retry", "--all").stdout == "6 to be sent again\n"
+
+    async def waiting(rows: Rows) -> list[str]:
+        query = select(deliveries.c.channel).where(deliveries.c.state == State.QUEUED).order_by(deliveries.c.channel)
+        return await rows.store.read(lambda connection: list(connection.execute(query).scalars()))
+
+    assert fill(waiting) == ["log", "log", "log", "pager"]
+
+
+async def test_a_relay_that_runs_sends_it_within_seconds(
+    tmp_path: Path, database: DatabaseUrl, configuration: Path
+) -> None:
+    channel = Scripted(SendError(Reason.REJECTED, Scope.MESSAGE, "invalid_blocks"))
+    async with served(settings(tmp_path, {"pager": channel}, database=database.render_as_string())) as client:
+        await post(client, webhook_of())
+        await reaches(client, 1, "relay_outbox_deliveries", channel="pager", state="dead")
+        command = [
+            sys.executable,
+            "-m",
+            "services.relay",
+            "--config",
+            str(configuration),
+            "retry",
+            "--channel",
+            "pager",
+        ]
+        await asyncio.to_thread(subprocess.run, command, check=True, timeout=60)
+        await reaches(client, 1, "relay_deliveries_total", channel="pager", outcome="delivered")
+    assert len(channel.sent) == 1
+
+
+async def test_a_channel_that_asked_for_a_day_is_down_until_somebody_says_so(
+    tmp_path: Path, database: DatabaseUrl, configuration: Path
+) -> None:
+    channel = Scripted(SendError(Reason.RATE_LIMITED, Scope.ATTEMPT, "HTTP 429", retry_after=86_400))
+    async with served(settings(tmp_path, {"pager": channel}, database=database.render_as_string())) as client:
+        await post(client, webhook_of())
+        await reaches(client, 0, "relay_channel_up", channel="pager")
+        command = [
+            sys.executable,
+            "-m",
+            "services.relay",
+            "--config",
+            str(configuration),
+            "retry",
+            "--channel",
+            "pager",
+        ]
+        await asyncio.to_thread(subprocess.run, command, check=True, timeout=60)
+        await reaches(client, 1, "relay_channel_up", channel="pager")
+    assert len(channel.sent) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["an-id", "--all"], ["--all", "--channel", "pager"], ["an-id", "--channel", "pager"]]
+)
+def test_what_is_meant_must_be_said_in_one_way(typed: Typed, arguments: list[str]) -> None:
+    result = typed("retry", *arguments)
+    assert (result.exit_code, result.stderr) == (2, "expected one of: IDs, --channel, --all\n")
+
+
+@pytest.mark.parametrize("given", ["\udcff", "a\0b"])
+def test_what_can_be_no_id_exits_with_2_and_nothing_is_tried_again(typed: Typed, fill: Fill, given: str) -> None:
+    made = fill(one_of_each)
+    result = typed("retry", made["dead"], given)
+    line = f"ID: expected UTF-8 without a NUL character, got {given!r}\n"
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", line)
+    assert fill(states)["dead"] == 2
+
+
+def test_an_unknown_channel_exits_with_2_and_those_that_exist(typed: Typed) -> None:
+    result = typed("retry", "--channel", "x")
+    assert result.exit_code == 2
+    assert result.stderr == "--channel: no such channel; expected one of log, mail, pager, slack, got 'x'\n"

@@ -1,0 +1,51 @@
+"""`keypulse-relay send-test`: a person reads what a provider answered, and no log beside it."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ops.demo.stand_ins.app import run_stand_ins
+from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
+
+
+async def send_test(folder: Path, **channel: Any) -> subprocess.CompletedProcess[str]:
+    """Of the one channel that there is."""
+    document = {
+        "database": "sqlite:///relay.db",
+        "auth": {"bearer_token_file": "token"},
+        "channels": {"one": channel},
+        "default_channels": ["one"],
+    }
+    file = folder / "relay.yml"
+    await asyncio.to_thread(file.write_text, yaml.safe_dump(document))
+    command = [sys.executable, "-m", "services.relay", "--config", str(file), "send-test", "--channel", "one"]
+    return await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False, timeout=60)
+
+
+async def test_a_recipient_who_is_refused_is_named_in_the_answer_and_in_no_log_line(tmp_path: Path) -> None:
+    async with run_stand_ins() as providers:
+        refuse = {"provider": Provider.SMTP, "kind": FaultKind.REFUSE_RECIPIENT, "recipient": "gone@example.org"}
+        providers.faults.add(Fault.model_validate(refuse))
+        smtp = providers.smtp
+        mail = {"kind": "email", "host": smtp.host, "port": smtp.port, "tls": "none", "from": "a@example.org"}
+        result = await send_test(tmp_path, **mail, to=["b@example.org", "gone@example.org"])
+    assert (result.returncode, result.stderr) == (0, "")
+    for line in result.stdout.splitlines():
+        assert json.loads(line)["refused"].startswith("gone@example.org (550 ")
+
+
+async def test_what_is_sent_to_the_log_is_written_as_the_relay_writes_it(tmp_path: Path) -> None:
+    result = await send_test(tmp_path, kind="log")
+    assert result.returncode == 0
+    lines = [json.loads(line) for line in result.stderr.splitlines()]
+    assert [(line["service"], line["event"], line["status"]) for line in lines] == [
+        ("relay", "alert", "firing"),
+        ("relay", "alert", "resolved"),
+    ]
+    receipts = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [receipt["delivery_id"] for receipt in receipts] == [line["delivery_id"] for line in lines]

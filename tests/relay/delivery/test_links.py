@@ -1,0 +1,236 @@
+"""Links: templates, annotations, and what hostile labels cannot do to them."""
+
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.relay.delivery.links import MAX_URL, LinkRules, build_links, check_template
+from services.relay.delivery.message import build_message
+from services.relay.model import Alert, Status, encode_event
+from tests.relay.channels.examples import example, settings
+from tests.relay.channels.examples import message as example_message
+from tests.relay.channels.kinds import EVERY_KIND, unused_address
+from tests.relay.delivery.sends import outgoing
+from tests.relay.scripted import at, event_of
+
+RUNBOOK = "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#{alertname_lower}"
+DASHBOARD = "https://grafana.example.org/d/kms?var-env={env}&var-service={service}&from={from_ms}&to={to_ms}"
+RULES = LinkRules(RUNBOOK, DASHBOARD, frozenset())
+ACCEPTED = at(1_800_000_000)
+
+
+def alert(labels: dict[str, str] | None = None, **annotations: str) -> Alert:
+    usual = {"alertname": "KMSTest", "env": "prod", "service": "api"}
+    return replace(
+        event_of().alerts[0], labels=usual if labels is None else labels, annotations=annotations, starts_at=ACCEPTED
+    )
+
+
+def test_templates_are_filled_with_labels_and_the_time_around_the_alert() -> None:
+    found = build_links(alert(), ACCEPTED, RULES)
+    assert found.runbook == "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#kmstest"
+    assert found.dashboard == (
+        "https://grafana.example.org/d/kms?var-env=prod&var-service=api&from=1799998200000&to=1800001800000"
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "query"),
+    [
+        ({"alertname": "RelayDown", "env": "prod"}, "var-env=prod&from="),
+        ({"alertname": "RelayDown", "env": "prod", "service": ""}, "var-env=prod&from="),
+        ({"alertname": "KMSExporterAbsent"}, "from="),
+        ({"service": "api"}, "var-service=api&from="),
+    ],
+)
+def test_a_label_that_an_alert_lacks_is_no_parameter(labels: dict[str, str], query: str) -> None:
+    found = build_links(alert(labels), ACCEPTED, RULES).dashboard or ""
+    assert found.startswith(f"https://grafana.example.org/d/kms?{query}1799998200000"), "Grafana would find nothing"
+
+
+def test_what_is_no_parameter_of_one_label_stays_as_the_template_has_it() -> None:
+    rules = LinkRules("https://example.org/?all&q={a}-{b}&kept=1&gone={c}#at={d}", None, frozenset())
+    assert build_links(alert({"a": "x"}), ACCEPTED, rules).runbook == "https://example.org/?all&q=x-&kept=1#at="
+
+
+@pytest.mark.parametrize(
+    ("template", "labels"),
+    [
+        ("https://example.org/acme/{a}/{b}", {"a": "..", "b": "evil"}),
+        ("https://example.org/acme/{a}/{b}", {"a": ".", "b": "x"}),
+        ("https://example.org/acme/{a}{b}", {"a": ".", "b": "."}),
+        ("https://example.org/acme/.{a}?q", {"a": "."}),
+        ("https://example.org/acme/%2e{a}", {"a": "."}),
+        ("https://example.org/acme/{a}", {"a": "../../evil"}),
+        ("https://example.org/acme/{a}", {"a": "..\\evil"}),
+    ],
+)
+def test_a_label_cannot_steer_a_link_to_another_folder(template: str, labels: dict[str, str]) -> None:
+    rules = LinkRules(check_template(template), None, frozenset())
+    assert build_links(alert(labels), ACCEPTED, rules).runbook is None
+    assert build_links(alert({"a": "x..", "b": "..y"}), ACCEPTED, rules).runbook is not None
+
+
+def test_dots_outside_of_the_path_are_a_value_like_any_other() -> None:
+    assert "var-env=..&" in (build_links(alert({"env": ".."}), ACCEPTED, RULES).dashboard or "")
+
+
+def test_the_end_of_a_resolved_alert_ends_the_dashboard() -> None:
+    resolved = replace(alert(), status=Status.RESOLVED, ends_at=ACCEPTED + timedelta(hours=1))
+    assert "to=1800005400000" in (build_links(resolved, ACCEPTED, RULES).dashboard or "")
+
+
+def test_a_missing_label_expands_to_nothing() -> None:
+    found = build_links(alert({}), ACCEPTED, RULES)
+    assert found.runbook == "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#"
+
+
+def test_a_label_cannot_take_the_place_of_a_computed_value() -> None:
+    found = build_links(alert({"alertname": "A", "alertname_lower": "b", "to_ms": "0"}), ACCEPTED, RULES)
+    assert (found.runbook or "").endswith("#a")
+    assert "to=1800001800000" in (found.dashboard or "")
+
+
+def test_an_annotation_wins_over_the_template() -> None:
+    own = alert(runbook_url="http://wiki.example.org/x?a=b#c", dashboard_url="https://d.example.org:3000/ü")
+    found = build_links(own, ACCEPTED, RULES)
+    assert found.runbook == "http://wiki.example.org/x?a=b#c"
+    assert found.dashboard == "https://d.example.org:3000/%C3%BC"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "javascript:alert(1)",
+        "data:text/html,x",
+        "//example.org/x",
+        "/relative",
+        "https:///no-host",
+        "https://",
+        "https://user:password@example.org/",
+        "https://example.org\\@evil.example/",
+        "https://evil.example\\.example.org/",
+        "https://example.org/a\nHost: b",
+        "https://example.org/a\x00",
+        "java\tscript:alert(1)",
+        " https://example.org/",
+        "https://example.org/\u202egpj.exe",
+        "https://ex\u0430mple.org/",
+        "https://example.org:99999/",
+        "https://[::1/",
+        "https://example.org/" + "a" * MAX_URL,
+        "https://example.org/\ud800",
+    ],
+)
+def test_an_annotation_that_cannot_be_trusted_is_dropped_for_the_template(url: str) -> None:
+    found = build_links(alert(runbook_url=url, dashboard_url=url), ACCEPTED, RULES)
+    assert found == build_links(alert(), ACCEPTED, RULES)
+    bare = LinkRules(None, None, frozenset())
+    assert build_links(alert(runbook_url=url), ACCEPTED, bare).runbook is None
+
+
+def test_allow_hosts_narrows_annotations_but_not_the_templates() -> None:
+    rules = replace(RULES, allow_hosts=frozenset({"wiki.example.org"}))
+    for url in ("https://WIKI.example.org:8443/x", "https://wiki.example.org/x"):
+        assert build_links(alert(runbook_url=url), ACCEPTED, rules).runbook == url
+    for url in ("https://evil.example/wiki.example.org", "https://wiki.example.org.evil.example/"):
+        assert (
+            build_links(alert(runbook_url=url), ACCEPTED, rules).runbook
+            == build_links(alert(), ACCEPTED, RULES).runbook
+        )
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("host", ["evil.example", "EVIL.example:8443", "allowed.example.evil.example"])
+async def test_no_channel_links_to_another_host_than_those_that_are_allowed(
+    kind: str, host: str, tmp_path: Path
+) -> None:
+    rules = LinkRules(None, None, frozenset({"allowed.example"}))
+    (secret := tmp_path / "secret").write_text("x" * 32)
+    channel = settings(example(kind, secret, unused_address())).connect(5)
+    for brings, shown in ((host, False), ("allowed.example:9090", True)):
+        real = example_message("01-firing-1").event
+        alerts = tuple(replace(each, generator_url=f"https://{brings}/graph") for each in real.alerts)
+        brought = replace(real, alerts=alerts, external_url=f"https://{brings}/alertmanager")
+        going_out = outgoing()._replace(event_json=encode_event(brought))
+        payload = (
+            channel.render_payload(await build_message(going_out, rules, {})).replace("=\n", "").replace("=\r\n", "")
+        )
+        assert host.lower() not in payload.lower()
+        assert (brings in payload) is shown
+        assert ("/graph" in payload) is shown
+    await channel.close()
+
+
+def test_a_time_at_the_edge_of_the_calendar_costs_the_link_only() -> None:
+    first = replace(alert(), starts_at=at(-62135596800))  # 0001-01-01
+    assert build_links(first, ACCEPTED, RULES).dashboard is None
+
+
+@given(st.dictionaries(st.sampled_from(["alertname", "env", "service", "x"]), st.text(max_size=40)))
+def test_whatever_labels_say_a_template_gives_a_link_to_its_own_place(labels: dict[str, str]) -> None:
+    found = build_links(alert(labels), ACCEPTED, RULES)
+    for url, template in ((found.runbook, RUNBOOK), (found.dashboard, DASHBOARD)):
+        assert url is not None
+        actual, meant = urlsplit(url), urlsplit(template)
+        assert url.isascii()
+        assert url.isprintable()
+        assert (actual.scheme, actual.netloc, actual.path) == (meant.scheme, meant.netloc, meant.path)
+        assert bool(actual.query) == bool(meant.query)
+        names = [name for name, _ in parse_qsl(actual.query, keep_blank_values=True)]
+        gone = {f"var-{label}" for label in ("env", "service") if not labels.get(label)}
+        assert names == [name for name, _ in parse_qsl(meant.query, keep_blank_values=True) if name not in gone]
+    values = dict(parse_qsl(urlsplit(found.dashboard or "").query, keep_blank_values=True))
+    assert values.get("var-env", "") == labels.get("env", "")
+
+
+@given(st.text() | st.text().map("https://".__add__) | st.text().map("https://example.org/".__add__))
+def test_whatever_an_annotation_says_it_gives_a_plain_http_link_or_none(url: str) -> None:
+    found = build_links(alert(runbook_url=url), ACCEPTED, LinkRules(None, None, frozenset())).runbook
+    if found is not None:
+        parts = urlsplit(found)
+        assert parts.scheme in ("http", "https")
+        assert parts.hostname
+        assert parts.username is None
+        assert found.isascii()
+        assert found.isprintable()
+        assert not set(found) & set(' "<>\\^`{|}')
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("https://example.org/{+path}", "not simple expansion, which escapes; write {path}"),
+        ("https://example.org/{#part}", "not simple expansion"),
+        ("https://example.org/{?q}", "not simple expansion"),
+        ("https://example.org/{alert-name}", "is no variable"),
+        ("https://example.org/{}", "is no variable"),
+        ("https://example.org/{a,b}", "is no variable"),
+        ("https://example.org/{a:3}", "is no variable"),
+        ("https://example.org/{a", "expected each { to have its }"),
+        ("https://example.org/a}", "expected each { to have its }"),
+        ("https://{host}/", "expected http"),
+        ("https://user@example.org/", "expected http"),
+        ("ftp://example.org/", "expected http"),
+        ("{url}", "expected http"),
+        ("https://example.org/a b{x}", "gives no link"),
+        ("https://example.org:99999/{x}", "gives no link"),
+        ("https://-/", "gives no link"),
+        ("https://[::1/", "gives no link"),
+        ("https://example.org/../{x}", "gives no link"),
+        ("https://example.org/" + "a" * MAX_URL, "gives no link"),
+    ],
+)
+def test_a_template_that_could_give_anything_else_is_refused(template: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        check_template(template)
+
+
+@pytest.mark.parametrize("template", [RUNBOOK, DASHBOARD, "http://[::1]:3000/?a={b}", "https://example.org"])
+def test_a_good_template_stays_as_it_is(template: str) -> None:
+    assert check_template(template) == template

@@ -1,0 +1,126 @@
+"""What goes to the sending process comes back as it was, each send by itself."""
+
+import asyncio
+import os
+import zlib
+
+import pytest
+from structlog.testing import capture_logs
+
+from services.relay.channels.port import LeaseLostError, Progress, Reason, Scope
+from services.relay.delivery.attempt import ProgressNotSavedError, Sender
+from tests.relay.delivery.odd import REFUSED
+from tests.relay.delivery.sends import hang_there, never, outgoing, process_of
+from tests.relay.scripted import until
+
+
+async def test_a_message_is_made_and_sent_in_another_process(send: Sender) -> None:
+    attempted = await send(outgoing(), never)
+    assert attempted.receipt is not None
+    assert int(attempted.receipt["process"]) != os.getpid()
+    assert attempted.payload is not None
+    told = "firing https://docs.example.org/#kmscryptomodenotkms {'owner': '#team'}"
+    assert zlib.decompress(attempted.payload).decode() == told
+    assert (attempted.reply, attempted.error, attempted.lease_lost) == ("taken", None, False)
+
+
+async def test_a_thousand_at_once_get_each_its_own_ending(send: Sender) -> None:
+    notes = ["", "refuse", "fail", "keep"] * 250
+    kept: list[Progress] = []
+
+    async def keep(progress: Progress) -> None:
+        kept.append(progress)
+
+    endings = await asyncio.gather(*(send(outgoing(note), keep) for note in notes))
+    reasons = [None if each.error is None else each.error.reason for each in endings]
+    assert reasons == [None, Reason.RATE_LIMITED, Reason.INTERNAL, None] * 250
+    assert kept == [{"told": "one of two"}] * 250
+
+
+async def test_an_error_comes_over_as_it_was(send: Sender) -> None:
+    error = (await send(outgoing("refuse"), never)).error
+    assert error is not None
+    assert vars(error) == vars(REFUSED)
+    assert str(error) == "later ü"
+
+
+async def test_a_defect_comes_over_without_its_text(send: Sender) -> None:
+    error = (await send(outgoing("fail"), never)).error
+    assert error is not None
+    assert (error.reason, error.detail, error.maybe_arrived) == (Reason.INTERNAL, "a defect: ValueError", True)
+
+
+async def test_progress_is_kept_before_the_send_goes_on(send: Sender) -> None:
+    kept: list[Progress] = []
+
+    async def keep(progress: Progress) -> None:
+        await asyncio.sleep(0.05)
+        kept.append(progress)
+
+    attempted = await send(outgoing("keep"), keep)
+    assert kept == [{"told": "one of two"}]
+    assert attempted.receipt is not None
+    assert attempted.receipt["progress"] == "{'told': 'one of two'}"
+
+
+@pytest.mark.parametrize(
+    ("raised", "reason", "detail"),
+    [
+        (LeaseLostError(), Reason.TIMEOUT, "the lease ended between two requests"),
+        (
+            ProgressNotSavedError("it is locked"),
+            Reason.INTERNAL,
+            "the outbox was not available in the middle of it: it is locked",
+        ),
+    ],
+)
+async def test_what_cannot_be_kept_ends_the_send(send: Sender, raised: Exception, reason: Reason, detail: str) -> None:
+    async def keep(_progress: Progress) -> None:
+        raise raised
+
+    error = (await send(outgoing("keep"), keep)).error
+    assert error is not None
+    assert (error.reason, error.scope, error.detail, error.maybe_arrived) == (reason, Scope.ATTEMPT, detail, True)
+
+
+@pytest.mark.parametrize("lease", [0.0, 19.0, 20.3])  # the send may take 20 s, and it takes a moment to kill who sends
+async def test_nothing_is_sent_that_could_outlast_its_lease(send: Sender, lease: float) -> None:
+    assert (await send(outgoing(lease=lease), never)).lease_lost
+
+
+async def test_nothing_is_written_where_the_lease_ended_after_its_first_check(send: Sender) -> None:
+    await process_of(send)
+    attempted = await send(outgoing("stopped", seconds=0.3), never)
+    assert attempted.lease_lost
+    assert (attempted.error, attempted.payload) == (None, None)
+
+
+async def test_a_send_that_hangs_ends_in_time_and_the_others_go_on(send: Sender) -> None:
+    await process_of(send)
+    hanging = asyncio.create_task(send(outgoing("hang", seconds=0.5), never))
+    assert await process_of(send)
+    error = (await hanging).error
+    assert error is not None
+    assert (error.reason, error.maybe_arrived) == (Reason.TIMEOUT, True)
+
+
+async def test_a_defect_in_keeping_ends_the_send_and_tells_nothing_of_itself(send: Sender) -> None:
+    async def keep(_progress: Progress) -> None:
+        raise ValueError("xoxb-secret")
+
+    with capture_logs() as logs:
+        error = (await send(outgoing("keep"), keep)).error
+    assert error is not None
+    assert error.detail == "the outbox was not available in the middle of it: a defect: ValueError"
+    assert [(entry["event"], entry["error"]) for entry in logs] == [("progress could not be saved", "ValueError")]
+    assert "xoxb" not in str(logs)
+
+
+async def test_a_send_that_nobody_waits_for_is_stopped(send: Sender) -> None:
+    await process_of(send)
+    hanging = asyncio.create_task(send(outgoing("hang"), never))
+    await until(lambda: hang_there(send, 1))
+    hanging.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await hanging
+    await until(lambda: hang_there(send, 0))

@@ -1,0 +1,186 @@
+"""A heartbeat is passed on outside while the outbox drains, and the address is never shown."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from structlog.testing import capture_logs
+
+from services.relay.model import Status
+from services.relay.monitors.deadman import DRAIN_WINDOW, MAX_WAITING_AGE, DeadMansSwitch
+from tests.ops.rules import ALERTS
+from tests.relay.monitors.told import CHANNELS, Clock, Desk, event
+from tests.relay.outbox.acts import claimed, end
+
+PATH = "/ping/3c0de-a-secret"
+
+
+@dataclass
+class Switch:
+    """A dead man's switch outside."""
+
+    url: str = ""
+    status: int = 200
+    asked: list[str] = field(default_factory=list)
+
+    async def take(self, request: web.Request) -> web.Response:
+        self.asked.append(f"{request.method} {request.path}")
+        headers = {"Location": "/elsewhere"} if self.status == 302 else {}
+        return web.Response(status=self.status, headers=headers)
+
+
+@pytest.fixture
+async def switch() -> AsyncIterator[Switch]:
+    switch = Switch()
+    app = web.Application()
+    app.router.add_get("/{anything:.*}", switch.take)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    switch.url = f"http://127.0.0.1:{runner.addresses[0][1]}{PATH}"
+    yield switch
+    await runner.cleanup()
+
+
+@pytest.fixture
+def file(tmp_path: Path, switch: Switch) -> Path:
+    file = tmp_path / "ping_url"
+    file.write_text(switch.url + "\n")
+    return file
+
+
+@pytest.fixture
+async def outside(at: Desk, file: Path) -> AsyncIterator[DeadMansSwitch]:
+    outside = DeadMansSwitch("Watchdog", file, at.store, CHANNELS)
+    yield outside
+    await outside.close()
+
+
+async def test_each_heartbeat_is_passed_on_and_those_in_between_together(
+    outside: DeadMansSwitch, switch: Switch
+) -> None:
+    outside.record_heartbeat()
+    outside.record_heartbeat()
+    await outside.ping_after_heartbeat()
+    assert switch.asked == [f"GET {PATH}"]
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(outside.ping_after_heartbeat(), 0.05)  # without another heartbeat nothing is asked
+    outside.record_heartbeat()
+    await outside.ping_after_heartbeat()
+    assert len(switch.asked) == 2
+
+
+async def test_it_is_not_asked_while_something_waits_for_over_ten_minutes_and_nothing_is_delivered(
+    outside: DeadMansSwitch, switch: Switch, at: Desk, clock: Clock
+) -> None:
+    await at.accept(event(("A", Status.FIRING)), "email")
+    clock.go(600)
+    outside.record_heartbeat()
+    await outside.ping_after_heartbeat()
+    assert len(switch.asked) == 1
+    clock.go(1)
+    outside.record_heartbeat()
+    with capture_logs() as logs:
+        await outside.ping_after_heartbeat()
+    assert len(switch.asked) == 1
+    (line,) = logs
+    assert line["event"].startswith("the outside address is not asked while the outbox does not drain")
+
+
+async def test_it_is_asked_while_a_storm_is_delivered_slowly(
+    outside: DeadMansSwitch, switch: Switch, at: Desk, clock: Clock
+) -> None:
+    for number in range(7):
+        await at.accept(event((f"A{number}", Status.FIRING), group=str(number)), "email")
+    for asked in range(1, 7):
+        clock.go(500)
+        await end(at.store, await claimed(at.store, "email"))
+        outside.record_heartbeat()
+        await outside.ping_after_heartbeat()
+        assert len(switch.asked) == asked
+    clock.go(601)
+    outside.record_heartbeat()
+    await outside.ping_after_heartbeat()
+    assert len(switch.asked) == 6, "the last one waits, and nothing was delivered for over 10 minutes"
+
+
+def test_the_times_are_those_of_the_alert_that_tells_people() -> None:
+    expression = ALERTS["RelayOutboxStuck"]["expr"]
+    assert re.findall(r"> (\d{2,})", expression) == [f"{DRAIN_WINDOW:g}", f"{MAX_WAITING_AGE:g}"]
+    assert re.findall(r"\[(\d+)m\]", expression) == [f"{DRAIN_WINDOW / 60:g}"]
+
+
+async def test_what_waits_for_a_channel_that_is_gone_does_not_hold_it_up(
+    at: Desk, file: Path, switch: Switch, clock: Clock
+) -> None:
+    await at.accept(event(("A", Status.FIRING)), "email")
+    clock.go(601)
+    outside = DeadMansSwitch("Watchdog", file, at.store, ["slack"])
+    outside.record_heartbeat()
+    await outside.ping_after_heartbeat()
+    await outside.close()
+    assert len(switch.asked) == 1
+
+
+def refused(file: Path, switch: Switch) -> None:
+    switch.status = 404
+
+
+def redirected(file: Path, switch: Switch) -> None:
+    switch.status = 302
+
+
+def unreachable(file: Path, switch: Switch) -> None:
+    file.write_text(f"http://127.0.0.1:1{PATH}")
+
+
+def in_plaintext(file: Path, switch: Switch) -> None:
+    file.write_text(f"http://ping.example.org{PATH}")
+
+
+def no_address(file: Path, switch: Switch) -> None:
+    file.write_text(PATH)
+
+
+def missing(file: Path, switch: Switch) -> None:
+    file.unlink()
+
+
+def mended(file: Path, switch: Switch) -> None:
+    switch.status = 200
+    file.write_text(switch.url + "\n\n")  # of another length: it is read again
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (refused, "it answered HTTP 404"),
+        (redirected, "a redirect"),
+        (unreachable, "no connection"),
+        (in_plaintext, "expected https://"),
+        (no_address, "expected a URL"),
+        (missing, "No such file"),
+    ],
+)
+async def test_one_that_fails_is_logged_without_the_address_and_tried_with_the_next_heartbeat(
+    spoil: Callable[[Path, Switch], None], words: str, outside: DeadMansSwitch, file: Path, switch: Switch
+) -> None:
+    spoil(file, switch)
+    outside.record_heartbeat()
+    with capture_logs() as logs:
+        assert await outside.ping_after_heartbeat() == 0
+    (line,) = logs
+    assert words in line["problem"]
+    assert PATH not in str(line)
+    assert "/elsewhere" not in str(switch.asked)
+
+    mended(file, switch)
+    outside.record_heartbeat()
+    with capture_logs() as logs:
+        await outside.ping_after_heartbeat()
+    assert logs == []
+    assert switch.asked[-1] == f"GET {PATH}"

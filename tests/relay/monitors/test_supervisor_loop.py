@@ -1,0 +1,50 @@
+"""Turns go on, whatever one of them meets."""
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+
+import pytest
+from structlog.testing import capture_logs
+
+from services.relay.monitors.supervisor import run_forever
+from services.relay.outbox.engine.work_queue import StoreUnavailableError
+
+pytestmark = pytest.mark.looptime
+
+
+async def test_a_turn_that_fails_is_followed_by_the_next() -> None:
+    turns: list[float] = []
+    outcomes: Iterator[float | Exception] = iter(
+        [30.0, StoreUnavailableError("locked"), LookupError("Bearer a-secret"), 30.0]
+    )
+
+    async def turn() -> float:
+        turns.append(asyncio.get_running_loop().time())
+        outcome = next(outcomes, 30.0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    start = asyncio.get_running_loop().time()
+    with capture_logs() as logs, pytest.raises(TimeoutError):
+        await asyncio.wait_for(run_forever("reconcile", turn), 125)
+    waits = [later - earlier for earlier, later in itertools.pairwise(turns)]
+    assert turns[0] == start
+    assert waits == [30, 1, 60, 30]
+    (line,) = logs
+    assert (line["watch"], line["error"]) == ("reconcile", "LookupError")
+    assert "a-secret" not in str(line)
+
+
+async def test_a_cancellation_that_is_not_ours_ends_no_watch() -> None:
+    turns = 0
+
+    async def turn() -> float:
+        nonlocal turns
+        turns += 1
+        raise asyncio.CancelledError  # out of a library, for something of its own
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(run_forever("reconcile", turn), 100)
+    assert turns == 2

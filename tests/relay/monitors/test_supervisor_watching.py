@@ -1,0 +1,68 @@
+"""The watch put together: every task runs, and all of them end with it."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from services.relay.monitors.supervisor import Monitors, MonitorSettings
+from services.relay.monitors.watchdog import IntakeUptime, Watchdog
+from services.relay.outbox import quarantine, watchdogs
+from services.relay.outbox.quarantine import RefusedWebhook
+from shared.sql import database_url
+from tests.conftest import Until
+from tests.relay.monitors.told import Clock, Desk, desk
+
+
+class Real(Clock):
+    def wall(self) -> float:
+        return time.time()
+
+
+@pytest.fixture
+async def at(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with desk(database_url.create_sqlite_url(tmp_path / "relay.db"), Real()) as at:
+        yield at
+
+
+async def test_absences_quarantine_and_heartbeats_are_seen_side_by_side_until_it_is_cancelled(
+    at: Desk, tmp_path: Path, until: Until
+) -> None:
+    asked: list[str] = []
+
+    async def take(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/ping", take)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    file = tmp_path / "url"
+    file.write_text(f"http://127.0.0.1:{runner.addresses[0][1]}/ping")
+    await quarantine.add_entry(at.store, RefusedWebhook("", 400, "a reason", b"{"), max_entries=100)
+
+    seen, absent = Watchdog("Seen", 60, ["slack"], file), Watchdog("Absent", 0.2, ["email"], None)
+    # No Alertmanager is there: the others do not wait for it.
+    watching = Monitors(
+        at.teller,
+        MonitorSettings([seen, absent], ["slack"], ["http://127.0.0.1:1"], None),
+        IntakeUptime(time.monotonic),
+    )
+    task = asyncio.create_task(watching.run())
+    await watchdogs.record_heartbeats(at.store, ["Seen", "Absent"])
+    watching.record_heartbeats(["Seen", "Absent"])
+
+    async def all_told() -> bool:
+        names = sorted(told.event.common_labels["alertname"] for told in await at.told())
+        return names == ["RelayWebhookQuarantined", "WatchdogAbsent"] and asked == ["/ping"]
+
+    await until(all_told)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await runner.cleanup()

@@ -1,0 +1,129 @@
+"""A teller over a real outbox, and what it has told: the latest event of each incident."""
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from prometheus_client import CollectorRegistry
+from sqlalchemy import select
+
+from services.relay.intake import deduplication
+from services.relay.metrics import Metrics
+from services.relay.model import Alert, Event, Status, decode_event
+from services.relay.monitors.self_alerts import AlertPublisher
+from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.incidents import IncidentState
+from services.relay.outbox.tables import State, deliveries, events
+from shared.sql.database_url import DatabaseUrl
+
+CHANNELS = ("slack", "email", "pagerduty")
+START = 1_700_000_000.0
+
+
+class Clock:
+    """The wall clock, and the monotonic one; both go only when told."""
+
+    def __init__(self) -> None:
+        self.now = START
+        self.monotonic = 0.0
+
+    def wall(self) -> float:
+        return self.now
+
+    def steady(self) -> float:
+        return self.monotonic
+
+    def go(self, seconds: float) -> None:
+        self.now += seconds
+        self.monotonic += seconds
+
+
+class Told(NamedTuple):
+    """One event that was accepted, and the channels it went to."""
+
+    event: Event
+    channels: set[str]
+
+
+class Desk:
+    """A teller, its outbox, and the channels that it woke."""
+
+    def __init__(self, store: Store, registry: CollectorRegistry) -> None:
+        self.store = store
+        self.registry = registry
+        self.woken: list[str] = []
+        self.duplicate_window = 60.0
+        metrics = Metrics(registry, CHANNELS, (State.DELIVERED, State.SUPERSEDED, State.DEAD), ())
+        self.routed: tuple[str, ...] = ("slack",)
+        self.teller = AlertPublisher(store, metrics, CHANNELS, self._accepted, lambda _event: self.routed)
+
+    def _accepted(self, channels: Iterable[str]) -> None:
+        self.woken += channels
+
+    async def told(self) -> list[Told]:
+        """Every event, the oldest first."""
+        query = (
+            select(events.c.seq, events.c.event, deliveries.c.channel)
+            .outerjoin(deliveries, deliveries.c.event_seq == events.c.seq)
+            .order_by(events.c.seq)
+        )
+        rows = await self.store.read(lambda connection: connection.execute(query).all())
+        told: dict[int, Told] = {}
+        for seq, event, channel in rows:
+            told.setdefault(seq, Told(decode_event(event), set())).channels.update({channel} - {None})
+        return list(told.values())
+
+    async def accept(self, event: Event, *channels: str) -> str:
+        """Accepts a webhook's event; gives its id."""
+
+        def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
+            return deduplication.plan_deliveries(
+                event,
+                known,
+                fingerprint=deduplication.build_fingerprint(event),
+                now=now,
+                duplicate_window=self.duplicate_window,
+                routed_channels=channels or ("slack",),
+                configured_channels=CHANNELS,
+            )
+
+        incoming = IncomingEvent(
+            event,
+            deduplication.build_incident_id(event),
+            deduplication.build_fingerprint(event),
+            deduplication.find_alertname(event),
+            b"{}",
+        )
+        return (await accept_event(self.store, incoming, decide)).event_id
+
+
+@asynccontextmanager
+async def desk(database: DatabaseUrl, clock: Clock) -> AsyncIterator[Desk]:
+    async with open_store(database, clock.wall) as store:
+        yield Desk(store, CollectorRegistry())
+
+
+def event(*alerts: tuple[str, Status], group: str = "one", source: str = "", truncated: int = 0) -> Event:
+    """A group of alerts, each given by its name and its status."""
+    moment = datetime.fromtimestamp(START - 60, UTC)
+    told = tuple(
+        Alert(
+            status, {"alertname": name}, {}, moment, moment if status is Status.RESOLVED else None, "", f"print-{name}"
+        )
+        for name, status in alerts
+    )
+    firing = any(status is Status.FIRING for _, status in alerts)
+    return Event(
+        source=source,
+        receiver="kms-critical",
+        group_key=f"{{}}:{{{group}}}",
+        status=Status.FIRING if firing else Status.RESOLVED,
+        alerts=told,
+        group_labels={},
+        common_labels={},
+        common_annotations={},
+        external_url="",
+        truncated_alerts=truncated,
+    )

@@ -1,0 +1,110 @@
+"""What an open incident needs of those of its group: as long as it lives, and none of them told its alerts as over."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import text, update
+
+from services.relay.delivery.task import prepare_task
+from services.relay.model import Event, Status, compute_digest
+from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
+from services.relay.outbox.claim import ClaimRequest, claim_due
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.tables import events
+from shared.sql.database_url import DatabaseUrl
+from tests.relay.outbox.acts import end
+from tests.relay.scripted import event_of
+
+DAY = 24 * 3600.0
+
+
+@pytest.fixture
+async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
+    async with open_store(database, lambda: 1000.0) as store:
+        yield store
+
+
+def group(status: str = "firing", /, **alerts: str) -> Event:
+    (one,) = event_of().alerts
+    told = tuple(replace(one, fingerprint=name, status=Status(each)) for name, each in alerts.items())
+    return event_of(status, alerts=told)
+
+
+async def come(store: Store, incident: str, event: Event) -> None:
+    """Accepts it, and delivers what waits."""
+    plan = DeliveryPlan(1, is_open=event.status is Status.FIRING, channels=("a",))
+    await accept_event(store, IncomingEvent(event, incident, "", "Down", b"{}"), lambda _known, _now: plan)
+    if plan.is_open:
+        await _kept_open(store)
+
+
+async def _kept_open(store: Store) -> bool:
+    (one,) = (await claim_due(store, ClaimRequest("a", 1, "me", 20, None, dedup_channels=("a",)))).tasks
+    ends = asyncio.get_running_loop().time() + 10
+    kept = (await prepare_task(store, one, attempt_ends=ends, lease_ends=ends)).keep_open
+    await end(store, one)
+    return kept
+
+
+async def ends(store: Store, incident: str, **alerts: str) -> bool:
+    """Whether its end leaves open what the others need."""
+    await come(store, incident, group("resolved", **alerts or {"X": "resolved"}))
+    return await _kept_open(store)
+
+
+async def go(store: Store, seconds: float) -> None:
+    """Everything was accepted that much earlier."""
+    earlier = update(events).values(accepted_at=events.c.accepted_at - seconds)
+    await store.run(lambda transaction: transaction.connection.execute(earlier))
+
+
+async def test_one_that_has_been_quiet_for_a_day_needs_nothing(store: Store) -> None:
+    await come(store, "gone", replace(group(A="firing"), truncated_alerts=1))
+    await go(store, DAY - 60)
+    assert await ends(store, "other")
+    await come(store, "repeated", group(A="firing"))
+    await go(store, 120)
+    assert await ends(store, "other"), "one that was told again lives"
+    await go(store, DAY)
+    assert not await ends(store, "other")
+
+
+async def test_an_alert_is_over_that_any_other_told_so_last_and_an_event_of_its_own_says_more(store: Store) -> None:
+    await come(store, "one", group(A="firing", B="firing"))
+    await come(store, "two", group(A="resolved", C="firing"))
+    await come(store, "three", group(B="resolved", D="firing"))
+    await come(store, "two", group(A="firing"))
+    assert await ends(store, "four")
+    await come(store, "three", group(D="resolved", E="firing"))
+    assert await ends(store, "two", A="resolved"), "three fires"
+    assert not await ends(store, "three", D="resolved", E="resolved")
+    await come(store, "one", group(A="firing", B="firing"))
+    assert await ends(store, "three", E="resolved")
+
+
+async def test_what_is_not_listed_counts_as_well(store: Store) -> None:
+    await come(store, "one", replace(group(A="firing"), unlisted_firing=compute_digest("B")))
+    assert await ends(store, "two", A="resolved")
+    await come(store, "two", replace(group("resolved", A="resolved"), unlisted_resolved=compute_digest("B")))
+    assert not await _kept_open(store)
+
+
+async def test_what_a_replica_commits_late_under_an_earlier_number_is_told_again_after_an_end(
+    postgres_database: DatabaseUrl,
+) -> None:
+    async with open_store(postgres_database, lambda: 1000.0) as store:
+        await come(store, "ends", group(A="firing"))
+        await _number(store, "SELECT nextval('events_seq_seq')")  # another replica has it, and does not commit yet
+        await come(store, "ends", group("resolved", A="resolved"))
+        (ending,) = (await claim_due(store, ClaimRequest("a", 1, "me", 20, None, dedup_channels=("a",)))).tasks
+        await _number(store, "SELECT setval('events_seq_seq', (SELECT max(seq) - 2 FROM events))")
+        await come(store, "begins", group(A="firing"))
+        await end(store, ending, payload=b"sent")
+        (again,) = (await claim_due(store, ClaimRequest("a", 1, "me", 20, None, dedup_channels=("a",)))).tasks
+        assert (again.incident_id, again.last_event_seq < ending.last_event_seq) == ("begins", True)
+
+
+async def _number(store: Store, of: str) -> None:
+    await store.run(lambda transaction: transaction.connection.execute(text(of)).all())

@@ -1,0 +1,128 @@
+"""When a channel may be used: pace and Retry-After, by a clock under the test's control."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services.relay.outbox import queries
+from services.relay.outbox.breaker import ChannelEffect, commit_allow_trial
+from services.relay.outbox.claim import ClaimResult
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.queries import DeliveryFilter, list_deliveries
+from services.relay.outbox.sweeper import sweep
+from services.relay.outbox.tables import State
+from shared.sql import database_url
+from tests.relay.outbox.acts import claimed, nothing, take, told
+from tests.relay.outbox.gated import Clock, fail, state_of, waiting
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
+    async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), clock) as store:
+        yield store
+
+
+async def at_pace(store: Store, rate: float, limit: int = 100) -> ClaimResult:
+    return await take(store, limit=limit, rate=rate)
+
+
+async def test_a_channel_sends_at_once_what_its_pace_saved_up_and_then_keeps_it(store: Store, clock: Clock) -> None:
+    await waiting(store, 12)
+    assert len((await at_pace(store, 1.0)).tasks) == 5
+    assert (await at_pace(store, 1.0)).retry_in == pytest.approx(1.0)
+    clock.now += 0.5
+    assert (await at_pace(store, 1.0)).retry_in == pytest.approx(0.5)
+    clock.now += 0.5
+    assert len((await at_pace(store, 1.0)).tasks) == 1
+    clock.now += 2.5
+    assert len((await at_pace(store, 1.0)).tasks) == 2
+    clock.now += 15
+    assert len((await at_pace(store, 1.0)).tasks) == 4  # there are no more
+
+
+async def test_a_slow_pace_lets_one_go_at_a_time(store: Store, clock: Clock) -> None:
+    await waiting(store, 3)
+    assert len((await at_pace(store, 1 / 60)).tasks) == 1
+    taken = await at_pace(store, 1 / 60)
+    assert not taken.tasks
+    assert taken.retry_in == pytest.approx(60)
+    clock.now += 59
+    assert not (await at_pace(store, 1 / 60)).tasks
+    clock.now += 1
+    assert len((await at_pace(store, 1 / 60)).tasks) == 1
+
+
+async def test_a_pace_counts_what_was_taken_and_not_what_might_have_been(store: Store) -> None:
+    await waiting(store, 1)
+    assert len((await at_pace(store, 1.0)).tasks) == 1
+    await waiting(store, 10)
+    assert len((await at_pace(store, 1.0)).tasks) == 4
+
+
+@pytest.mark.parametrize("back", [60, 86400])
+async def test_a_clock_that_is_set_back_makes_no_pace_slower(store: Store, clock: Clock, back: float) -> None:
+    await waiting(store, 10)
+    await at_pace(store, 1.0)
+    clock.now -= back
+    await sweep(store, "me", 86400, ())
+    assert len((await at_pace(store, 1.0)).tasks) == 5
+
+
+async def test_nothing_is_sent_before_a_provider_said(store: Store, clock: Clock) -> None:
+    await waiting(store, 2)
+    await waiting(store, 1, "b")
+    await fail(store, await claimed(store), ChannelEffect.NOTHING, retry_after=30.0, again_in=30.0)
+    taken = await take(store)
+    assert (taken.tasks, taken.retry_in) == ((), 30.0)
+    assert (await take(store, "b")).tasks  # another channel waits for nobody
+    clock.now += 29.9
+    assert await nothing(store)
+    clock.now += 0.1
+    assert len((await take(store, limit=5)).tasks) == 2
+    assert not (await state_of(store)).is_down
+
+
+async def test_a_shorter_retry_after_does_not_shorten_a_longer_one(store: Store, clock: Clock) -> None:
+    await waiting(store, 3)
+    first, second = (await take(store, limit=2)).tasks
+    await fail(store, first, ChannelEffect.NOTHING, retry_after=30.0)
+    await fail(store, second, ChannelEffect.NOTHING, retry_after=5.0)
+    clock.now += 29
+    assert await nothing(store)
+
+
+async def test_a_pause_that_a_provider_asked_for_is_kept_whoever_starts_anew(store: Store) -> None:
+    await waiting(store, 2)
+    await fail(store, await claimed(store), ChannelEffect.NOTHING, retry_after=30.0)
+    await commit_allow_trial(store, ["a"])
+    assert (await take(store)).retry_in == 30
+
+
+async def test_what_a_closed_gate_held_up_for_too_long_is_given_up_and_nothing_else(store: Store, clock: Clock) -> None:
+    await waiting(store, 3)
+    await fail(store, await claimed(store), ChannelEffect.DOWN, reason="unauthorized", again_in=300.0)
+    await waiting(store, 2, "b")
+    clock.now += 3000
+    await told(store, "late", "a")
+    clock.now += 700
+    assert (await sweep(store, "me", 3600, ())).ended == (("a", State.DEAD),) * 3
+    assert [(each.channel, each.reason) for each in await _states(store, State.DEAD)] == [("a", "unauthorized")] * 3
+    assert {each.channel for each in await _states(store, State.QUEUED)} == {"a", "b"}
+
+
+async def test_a_clock_that_is_set_back_opens_what_would_stay_closed(store: Store, clock: Clock) -> None:
+    await waiting(store, 2)
+    await fail(store, await claimed(store), ChannelEffect.NOTHING, retry_after=30.0)
+    clock.now -= 3600
+    await sweep(store, "me", 86400, ())
+    assert not await nothing(store)
+
+
+async def _states(store: Store, state: State) -> list[queries.DeliveryRow]:
+    return (await list_deliveries(store, DeliveryFilter(state=state), limit=100)).deliveries

@@ -1,0 +1,188 @@
+"""A backup of the outbox is restored: what waits in it may have been told since."""
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+from sqlalchemy import delete, update
+from structlog.testing import capture_logs
+
+from services.relay.outbox.engine.store import Store, StoreUnusableError, open_store
+from services.relay.outbox.fallback import fall_back
+from services.relay.outbox.restore_detection import COMPARE_DELAY, RESTORED_REMARK, detect_restore, release_compared
+from services.relay.outbox.tables import State, database_identity
+from shared.sql import database_url
+from shared.sql.database_url import DatabaseUrl
+from tests.postgres import Postgres
+from tests.relay.outbox.acts import claimed, end, nothing, take, told
+from tests.relay.scripted import event_of
+
+Restore = Callable[[], DatabaseUrl]
+
+
+@pytest.fixture
+def restore(request: pytest.FixtureRequest, database: DatabaseUrl, tmp_path: Path) -> Restore:
+    """Copies an outbox that nobody has open, as a restored backup is a copy."""
+
+    def copy() -> DatabaseUrl:
+        if database.drivername == "sqlite":
+            shutil.copyfile(str(database.database), tmp_path / "restored.db")
+            return database_url.create_sqlite_url(tmp_path / "restored.db")
+        server: Postgres = request.getfixturevalue("shared_postgres")
+        return server.database(f"restored_{uuid4().hex}", database)
+
+    return copy
+
+
+async def notice(store: Store, held_for: float = COMPARE_DELAY) -> bool:
+    return await detect_restore(store, compare_delay=held_for)
+
+
+async def test_what_waits_in_a_backup_is_held_back_and_counts_as_perhaps_told(
+    database: DatabaseUrl, restore: Restore
+) -> None:
+    async with open_store(database, lambda: 10_000.0) as store:
+        assert not await notice(store)
+        await told(store, "x")
+        await end(store, await claimed(store), State.RETRYING, again_in=0.0)
+        await claimed(store)  # it is under way while the backup is made
+        await told(store, "x")
+        await told(store, "y")
+        assert not await notice(store)
+    async with open_store(restore(), lambda: 10_000.0) as store:
+        assert await notice(store)
+        taken = await take(store, limit=9)
+        assert taken.tasks == ()
+        assert taken.retry_in == pytest.approx(COMPARE_DELAY, abs=5)
+        assert not (await fall_back(store, "a", ("b",))).channels_to_wake
+        await release_compared(store)
+        claims = (await take(store, limit=9)).tasks
+        assert {(each.incident_id, each.first_event_seq, each.maybe_sent, each.remark) for each in claims} == {
+            ("x", 1, True, RESTORED_REMARK),
+            ("y", 3, True, RESTORED_REMARK),
+        }
+        assert not await notice(store)
+        for each in claims:
+            assert (await end(store, each)).lease_valid
+        await told(store, "z")
+        assert (await claimed(store)).remark == ""
+
+
+async def test_nobody_is_called_for_what_was_over_in_it_but_for_what_fired_and_ended_since(
+    database: DatabaseUrl, restore: Restore
+) -> None:
+    async with open_store(database, lambda: 10_000.0) as store:
+        await notice(store)
+        for incident in ("x", "y", "z"):
+            await told(store, incident, event=event_of("firing"))
+        await told(store, "x", event=event_of("resolved"))
+    async with open_store(restore(), lambda: 10_000.0) as store:
+        await notice(store, 0.0)
+        await told(store, "y", event=event_of("resolved"))
+        await told(store, "z", event=event_of("firing"))
+        await told(store, "z", event=event_of("resolved"))
+        claims = (await take(store, limit=9)).tasks
+        assert {each.incident_id: each.firing_undelivered for each in claims} == {"x": False, "y": False, "z": True}
+
+
+async def test_what_comes_after_the_restore_is_not_held_back(database: DatabaseUrl, restore: Restore) -> None:
+    async with open_store(database, lambda: 10_000.0) as store:
+        await notice(store)
+        await told(store, "x")
+    async with open_store(restore(), lambda: 10_000.0) as store:
+        await notice(store)
+        assert await nothing(store)
+        await told(store, "x")
+        claim = await claimed(store)
+        assert (claim.first_event_seq, claim.last_event_seq) == (1, 2)
+
+
+async def test_a_relay_that_was_stopped_for_long_tells_what_waits_as_ever(database: DatabaseUrl) -> None:
+    async with open_store(database, lambda: 10_000.0) as store:
+        await notice(store)
+        await told(store, "x", event=event_of("firing"))
+        await told(store, "x", event=event_of("resolved"))
+        earlier = update(database_identity).values(seen_at=database_identity.c.seen_at - 9_000)
+        await store.run(lambda transaction: transaction.connection.execute(earlier))
+        await asyncio.to_thread(Path(f"{database.database}-seen").unlink, missing_ok=True)
+        assert not await notice(store)
+        assert (await claimed(store)).firing_undelivered
+
+
+async def test_two_replicas_that_start_for_the_first_time_at_once_find_no_backup(database: DatabaseUrl) -> None:
+    async with open_store(database, lambda: 10_000.0) as one, open_store(database, lambda: 10_000.0) as other:
+        for _ in range(5):
+            assert not any(await asyncio.gather(notice(one), notice(other)))
+            await one.run(lambda transaction: transaction.connection.execute(delete(database_identity)))
+            await asyncio.to_thread(Path(f"{database.database}-seen").unlink, missing_ok=True)
+
+
+async def test_a_backup_from_before_this_was_kept_is_noticed_where_a_file_says_that_it_was_used(tmp_path: Path) -> None:
+    async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), lambda: 10_000.0) as store:
+        await told(store, "x")
+        assert not await notice(store), "it was brought up to date, and nothing was used yet"
+        assert not await nothing(store)
+        await store.run(lambda transaction: transaction.connection.execute(delete(database_identity)))
+        assert await notice(store)
+        assert await nothing(store)
+
+
+async def test_a_relay_that_may_not_ask_which_cluster_it_is_tells_the_database_by_the_rest(
+    shared_postgres: Postgres, postgres_database: DatabaseUrl
+) -> None:
+    own = await asyncio.to_thread(_without_the_right, shared_postgres, postgres_database)
+    async with open_store(own, lambda: 10_000.0) as store:
+        assert not await notice(store)
+        await told(store, "x")
+        assert not await notice(store)
+        assert not await nothing(store)
+    async with open_store(postgres_database, lambda: 10_000.0) as store:
+        assert not await notice(store), "the right was granted, and the database is the same"
+        await store.run(
+            lambda transaction: transaction.connection.execute(update(database_identity).values(name="/1/2"))
+        )
+        assert await notice(store)
+
+
+def _without_the_right(server: Postgres, database: DatabaseUrl) -> DatabaseUrl:
+    """The database for a role that may use it, and may not call `pg_control_system`."""
+    role = f"relay_{uuid4().hex}"
+    with psycopg.connect(
+        host=str(server.folder), user="postgres", dbname=database.database, autocommit=True
+    ) as connection:
+        for statement in (
+            f"CREATE ROLE {role} LOGIN",
+            f"GRANT ALL ON SCHEMA public TO {role}",
+            "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM public",
+        ):
+            connection.execute(statement.encode())
+    return database.set(username=role)
+
+
+@pytest.mark.parametrize("gone", [True, False])
+async def test_a_start_makes_no_tables_where_a_file_says_that_there_were_some(gone: bool, tmp_path: Path) -> None:
+    file, seen = tmp_path / "relay.db", tmp_path / "relay.db-seen"
+    async with open_store(database_url.create_sqlite_url(file), lambda: 10_000.0) as store:
+        await notice(store)
+    file.unlink()
+    if not gone:
+        file.touch()
+    for _ in range(2):
+        with pytest.raises(StoreUnusableError, match=r"put relay\.db back, or remove relay\.db-seen to begin anew"):
+            async with open_store(database_url.create_sqlite_url(file), lambda: 10_000.0):
+                pass
+    seen.unlink()
+    async with open_store(database_url.create_sqlite_url(file), lambda: 10_000.0) as store:
+        assert not await notice(store)
+
+
+async def test_tables_that_are_made_are_told(empty_database: DatabaseUrl) -> None:
+    for expected in (["new tables created in an empty database"], []):
+        with capture_logs() as logs:
+            async with open_store(empty_database, lambda: 10_000.0):
+                pass
+        assert [line["event"] for line in logs if line["log_level"] == "warning"] == expected

@@ -1,0 +1,58 @@
+"""What is left of an event within bounds, and that a webhook of one part and of many parts say the same."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from services.relay.event_size import MAX_ALERTS_SIZE, MAX_TEXT, limit_size
+from services.relay.intake import deduplication, webhook
+from services.relay.intake.heartbeats import HeartbeatMatcher
+from services.relay.intake.routing import Route, parse_matcher
+from services.relay.intake.webhook import parse_webhook
+from services.relay.model import Status, collect_digests
+from tests.relay.scripted import PAYLOADS, event_of, payload, webhook_of
+
+
+@pytest.mark.parametrize("file", PAYLOADS, ids=lambda file: file.stem)
+def test_what_alertmanager_sends_is_within_them(file: object) -> None:
+    event = webhook.read_event(file.read_bytes(), "")  # type: ignore[attr-defined]
+    assert limit_size(event) == event
+
+
+def test_every_text_is_cut_and_what_links_and_routes_need_is_kept() -> None:
+    (alert,) = event_of().alerts
+    labels = {f"a{number}": "x" * 100 for number in range(5_000)} | {"severity": "critical", "alertname": "A" * 99_999}
+    long = "y" * 9_000_000
+    event = limit_size(
+        event_of(
+            alerts=(replace(alert, labels=labels, annotations={"summary": long}, generator_url=long),),
+            common_annotations={"k" * 99_999: long},
+            external_url=long,
+        )
+    )
+    (shown,) = event.alerts
+    assert (shown.labels["severity"], len(shown.labels["alertname"])) == ("critical", MAX_TEXT)
+    assert 100 < len(shown.labels) < 1_000
+    assert (len(shown.annotations["summary"]), shown.generator_url, event.external_url) == (MAX_TEXT, "", "")
+    assert len(json.dumps(event.common_annotations)) < 3 * MAX_TEXT
+
+
+def test_a_webhook_in_many_parts_is_taken_apart_as_one() -> None:
+    (alert,) = json.loads(payload(1))["alerts"]
+    alerts = [alert | {"fingerprint": f"{number:016x}"} for number in range(3_000)]
+    alerts[2_900] |= {"labels": {"severity": "page"}}
+    alerts[2_950] |= {"labels": {"alertname": "Watchdog"}}
+    body = webhook_of(alerts=alerts)
+    assert len(list(webhook.iterate_parts(body, ""))) > 2
+    rules = [Route(None, (parse_matcher(f"severity={name}"),), (name,)) for name in ("info", "page", "critical")]
+    heartbeats = [HeartbeatMatcher("dog", (parse_matcher("alertname=Watchdog"),))]
+    taken = parse_webhook(body, "", heartbeats, rules)
+    assert taken.incoming is not None
+    assert (taken.heartbeats, taken.route) == (frozenset({"dog"}), rules[1])
+    whole = webhook.read_event(body, "")
+    rest = replace(whole, alerts=tuple(each for each in whole.alerts if each.labels.get("alertname") != "Watchdog"))
+    assert collect_digests(taken.incoming.event) == collect_digests(rest)
+    assert taken.incoming.fingerprint == deduplication.build_fingerprint(rest)
+    assert taken.incoming.event.status is Status.FIRING
+    assert sum(len(str(each.labels)) for each in taken.incoming.event.alerts) < MAX_ALERTS_SIZE

@@ -1,0 +1,197 @@
+"""`retire_version` and `destroy_version`: refused while anything needs the version, and not before its month is over."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL, text
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.model import State
+from services.rotator.backups.folder import backup_file
+from services.rotator.model import RotatorError
+from services.rotator.report import Outcome
+from services.rotator.restore import restore_backup
+from services.rotator.retirement import destroy_version, retire_version
+from services.rotator.runner import resume, rollback, run
+from shared.keyring.administration import KeyUsage, RotationType
+from tests.rotator.rotated import KEY, Rotated
+from tests.rotator.versions import DAY, NewVersion, passed, refusal, rewrapped, state
+
+
+async def test_a_version_that_nothing_needs_is_disabled_and_destroyed_after_its_month(
+    rotated: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(rotated, new_version)
+    async with rotated.session() as session:
+        assert (await retire_version(session, 1)).outcome is Outcome.DONE
+    assert await state(emulator, 1) is State.DISABLED
+    await passed(rotated, 29.9)
+    assert "after 30 days" in (await refusal(rotated, destroy_version, 1)).message
+    assert await state(emulator, 1) is State.DISABLED
+    await passed(rotated, 0.2)
+    async with rotated.session() as session:
+        report = await destroy_version(session, 1)
+    assert "An older backup of the database" in report.summary
+    assert await state(emulator, 1) is State.DESTROY_SCHEDULED
+    assert await rotated.broken() == []
+
+
+async def test_the_month_begins_again_where_the_version_was_enabled_meanwhile(
+    rotated: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(rotated, new_version)
+    async with rotated.session() as session:
+        await retire_version(session, 1)
+    await passed(rotated, 31)
+    async with rotated.session() as session:
+        report = await retire_version(session, 1)  # it is disabled all the time: these days count
+        (before,) = (await session.administration.count_key_usage()).retired_versions
+    assert "is retired since" in report.summary
+    await emulator.store.update_key(KEY, lambda key: key.with_state(1, State.ENABLED))
+    async with rotated.session() as session:
+        assert (await retire_version(session, 1)).outcome is Outcome.DONE
+        (after,) = (await session.administration.count_key_usage()).retired_versions
+    assert after.retired_at - before.retired_at > timedelta(days=30.9)
+    assert "after 30 days" in (await refusal(rotated, destroy_version, 1)).message
+    assert await state(emulator, 1) is State.DISABLED
+
+
+async def test_no_version_is_retired_while_a_rotation_that_may_have_to_be_undone_is_not_verified(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(in_a_file, new_version)
+    async with in_a_file.database() as database:  # as if its runner had been killed before
+        gone = text("DELETE FROM keyring_notes WHERE step LIKE 'verify%'")
+        await database.write(lambda connection: connection.execute(gone))
+    refused = await refusal(in_a_file, retire_version, 1)
+    assert ("is not finished" in refused.message, refused.next_commands) == (True, ("resume", "rollback"))
+    assert await state(emulator, 1) is State.ENABLED
+
+
+async def test_a_wrong_clock_of_this_machine_destroys_nothing_early(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(in_a_file, new_version)
+    async with in_a_file.session() as session:
+        await retire_version(session, 1)
+    async with in_a_file.session(now=[emulator.store.clock() + 365 * DAY]) as session:
+        with pytest.raises(RotatorError, match="after 30 days"):
+            await destroy_version(session, 1)
+
+
+async def test_a_version_is_not_retired_while_a_data_key_needs_it(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await new_version()
+    refused = await refusal(in_a_file, retire_version, 1)
+    assert "needed by 3 data keys and 6 records" in refused.message
+    assert refused.next_commands == ("run --type rewrap-kek",)
+    assert await state(emulator, 1) is State.ENABLED
+
+
+async def test_a_version_is_not_retired_while_a_data_key_without_any_record_needs_it(
+    emulator: Emulator, tmp_path: Path, new_version: NewVersion
+) -> None:
+    keyring = Rotated(URL.create("sqlite", database=str(tmp_path / "keyring.db")), emulator.address, tmp_path)
+    await keyring.fill(1, records=0)
+    await new_version()
+    assert "needed by 1 data keys and 0 records" in (await refusal(keyring, retire_version, 1)).message
+    assert await state(emulator, 1) is State.ENABLED
+
+
+async def test_a_version_is_not_retired_while_a_kept_backup_needs_it(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await new_version()
+    async with in_a_file.session() as session:
+        await run(session, RotationType.REWRAP_KEK)
+        ((file, header),) = session.backups.list_backups()
+    assert (header.kek_version, header.needed_versions) == (2, (1,))
+    assert f"needed by the backup {file}" in (await refusal(in_a_file, retire_version, 1)).message
+    assert await state(emulator, 1) is State.ENABLED
+
+
+async def test_a_version_by_which_a_backup_itself_is_encrypted_is_not_retired(
+    in_a_file: Rotated, new_version: NewVersion
+) -> None:
+    async with in_a_file.session() as session:
+        file = session.backups.get_new_path("one", session.now_utc)
+        await backup_file.write_backup(
+            file,
+            session.administration,
+            session.kms,
+            rotation_id="one",
+            needed_versions=(),
+            now=session.now_utc,
+            timeout=5,
+        )
+    await new_version()
+    async with in_a_file.session() as session:
+        await run(session, RotationType.REWRAP_KEK)
+        for other, _ in session.backups.list_backups():
+            if other != file:
+                other.unlink()
+    assert f"needed by the backup {file}" in (await refusal(in_a_file, retire_version, 1)).message
+
+
+async def test_a_key_whose_users_the_census_does_not_know_is_neither_rotated_nor_retired(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(in_a_file, new_version)
+    commands = (
+        lambda session: run(session, RotationType.NEW_DEK),
+        resume,
+        rollback,
+        lambda session: restore_backup(session, "latest"),
+        lambda session: retire_version(session, 1),
+        lambda session: destroy_version(session, 1),
+    )
+    before = await in_a_file.keys()
+    async with in_a_file.session() as session:
+        counted = await session.administration.count_key_usage()
+
+        async def of(kek: str | None) -> None:
+            async def census() -> KeyUsage:
+                return counted.model_copy(update={"kek": kek})
+
+            session.administration.count_key_usage = census  # type: ignore[method-assign]
+            for command in commands:
+                with pytest.raises(RotatorError, match=f"by .*{kek or 'does not tell'}.*`kms.key` is {KEY}"):
+                    await command(session)
+
+        await of("another/key")
+        await of(None)
+    assert await in_a_file.keys() == before
+    assert await state(emulator, 1) is State.ENABLED
+
+
+async def test_a_key_that_wraps_nothing_of_the_keyring_is_not_retired(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(in_a_file, new_version)
+    async with in_a_file.database() as database:
+        await database.write(lambda connection: connection.execute(text("UPDATE data_keys SET kek = 'another/key'")))
+    assert f"no data key is wrapped by {KEY}" in (await refusal(in_a_file, retire_version, 1)).message
+    assert await state(emulator, 1) is State.ENABLED
+
+
+async def test_the_primary_version_is_not_retired(in_a_file: Rotated, new_version: NewVersion) -> None:
+    await rewrapped(in_a_file, new_version)
+    assert "is the primary one" in (await refusal(in_a_file, retire_version, 2)).message
+    assert "has no version 3" in (await refusal(in_a_file, retire_version, 3)).message
+
+
+async def test_only_a_version_that_was_retired_and_is_still_disabled_is_destroyed(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await rewrapped(in_a_file, new_version)
+    refused = await refusal(in_a_file, destroy_version, 1)
+    assert ("is ENABLED" in refused.message, refused.next_commands) == (True, ("retire 1 --confirm 1",))
+    await emulator.store.update_key(KEY, lambda key: key.with_state(1, State.DISABLED))
+    assert "is not retired" in (await refusal(in_a_file, destroy_version, 1)).message
+    async with in_a_file.session() as session:
+        await retire_version(session, 1)
+    await passed(in_a_file, 31)
+    await emulator.store.update_key(KEY, lambda key: key.with_state(1, State.ENABLED))
+    assert "is ENABLED" in (await refusal(in_a_file, destroy_version, 1)).message

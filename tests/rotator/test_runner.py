@@ -1,0 +1,144 @@
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+
+import pytest
+from shared.keyring.journal.progress.metrics import read_keyring_metrics
+from sqlalchemy import text
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import Fault
+from services.rotator.inspection import run_verification, show_plans
+from services.rotator.model import RotatorError
+from services.rotator.report import Outcome
+from services.rotator.runner import rollback, run
+from shared.keyring import store
+from shared.keyring.administration import RotationState, RotationType
+from shared.keyring.model import DataKeyStatus
+from tests.rotator.rotated import Rotated, data_key_id
+
+NewVersion = Callable[[], Awaitable[None]]
+
+
+async def test_a_rewrap_leaves_every_data_key_what_it_was_and_wraps_it_by_the_primary_version(
+    rotated: Rotated, new_version: NewVersion
+) -> None:
+    before = await rotated.keys()
+    await new_version()
+    async with rotated.session() as session:
+        report = await run(session, RotationType.REWRAP_KEK)
+    after = await rotated.keys()
+    assert report.outcome is Outcome.DONE
+    assert report.rotation
+    assert (report.rotation.state, report.rotation.done, report.rotation.total) == (RotationState.DONE, 3, 3)
+    assert {key.wrapped.kek_version for key in after.values()} == {2}
+    assert {id_: key.fingerprint for id_, key in after.items()} == {id_: k.fingerprint for id_, k in before.items()}
+    assert await rotated.broken() == []
+
+
+async def test_a_new_data_key_becomes_the_active_one_and_the_old_one_still_reads(rotated: Rotated) -> None:
+    before = await rotated.keys()
+    async with rotated.session() as session:
+        report = await run(session, RotationType.NEW_DEK)
+    after = await rotated.keys()
+    assert report.outcome is Outcome.DONE
+    assert len(after) == 4
+    (active,) = (key.id for key in after.values() if key.status is DataKeyStatus.ACTIVE)
+    assert active not in before
+    assert await rotated.broken() == []
+
+
+async def test_a_second_run_is_told_to_have_nothing_to_do_and_changes_no_key(
+    rotated: Rotated, new_version: NewVersion
+) -> None:
+    await new_version()
+    for type_ in (RotationType.REWRAP_KEK, RotationType.NEW_DEK):
+        async with rotated.session() as session:
+            assert (await run(session, type_)).outcome is Outcome.DONE
+        before = await rotated.keys()
+        async with rotated.session() as session:
+            report = await run(session, type_)
+        assert report.outcome is Outcome.NOTHING_TO_DO
+        assert report.summary.startswith("nothing to do")
+        assert await rotated.keys() == before
+
+
+@pytest.mark.parametrize("type_", [RotationType.REWRAP_KEK, RotationType.NEW_DEK])
+async def test_a_failure_is_over_once_a_run_finds_all_in_order_and_nothing_to_do(
+    in_a_file: Rotated, emulator: Emulator, type_: RotationType
+) -> None:
+    async with in_a_file.session() as session:
+        if type_ is RotationType.NEW_DEK:
+            await run(session, type_)
+        emulator.faults.add(Fault(kind="denied", operation="Encrypt"))
+        with pytest.raises(RotatorError, match="smoke test failed"):
+            await run(session, type_)
+        emulator.faults.clear()
+        assert (await run(session, type_)).outcome is Outcome.NOTHING_TO_DO
+    async with in_a_file.database() as database:
+        found = await database.read(read_keyring_metrics)
+    assert found.last_failure
+    assert found.last_success[type_] > found.last_failure
+
+
+async def test_a_failed_rotation_is_not_over_because_another_type_has_nothing_to_do(
+    in_a_file: Rotated, new_version: NewVersion
+) -> None:
+    await new_version()
+    async with in_a_file.session() as session:
+        await run(session, RotationType.NEW_DEK)
+        async with in_a_file.database() as database:
+            junk = text("UPDATE data_keys SET wrapped = :junk WHERE id = :id")
+            await database.write(lambda c: c.execute(junk, {"junk": b"junk", "id": data_key_id(0)}))
+        assert (await run(session, RotationType.REWRAP_KEK)).outcome is Outcome.FAILED
+        assert (await run(session, RotationType.NEW_DEK)).outcome is Outcome.NOTHING_TO_DO
+    async with in_a_file.database() as database:
+        found = await database.read(read_keyring_metrics)
+    assert found.last_failure
+    assert found.last_success[RotationType.NEW_DEK] < found.last_failure
+
+
+async def test_a_new_data_key_is_not_replaced_within_its_day_whatever_was_rotated_since(
+    rotated: Rotated, new_version: NewVersion
+) -> None:
+    async with rotated.session() as session:
+        await run(session, RotationType.NEW_DEK)
+        await new_version()
+        await run(session, RotationType.REWRAP_KEK)
+        assert (await run(session, RotationType.NEW_DEK)).outcome is Outcome.NOTHING_TO_DO
+    async with rotated.session(new_dek_min_age="1ms") as session:
+        assert (await run(session, RotationType.NEW_DEK)).outcome is Outcome.DONE
+        await rollback(session)
+    assert len(await rotated.keys()) == 5
+
+
+async def test_what_a_plan_says_is_due_is_not_told_by_the_clock_of_this_machine(in_a_file: Rotated) -> None:
+    async with in_a_file.session() as session:
+        await run(session, RotationType.NEW_DEK)
+    ahead = datetime.now(UTC).timestamp() + 3 * 365 * 86400
+    async with in_a_file.session(now=[ahead]) as session:
+        assert (await show_plans(session, (RotationType.NEW_DEK,))).outcome is Outcome.NOTHING_TO_DO
+        await rollback(session)
+        assert (await show_plans(session, (RotationType.NEW_DEK,))).outcome is Outcome.DONE
+
+
+async def test_the_bar_counts_the_calls_of_kms_of_all_steps_verification_included(
+    in_a_file: Rotated, new_version: NewVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "PAGE", 2)
+    await new_version()
+    async with in_a_file.session(batch=2) as session:
+        told = session.progress.told  # type: ignore[attr-defined]
+        await run(session, RotationType.REWRAP_KEK)
+        moved = [line for line in told if "/" in line]
+        # Three calls for each of three data keys, and then one for each.
+        assert moved == ["rotate 2/3, 6/12", "rotate 3/3, 9/12", "verify 2/3, 11/12", "verify 3/3, 12/12"]
+        told.clear()
+        await run_verification(session, full=False)
+        assert told == ["verify 2/3, 2/3", "verify 3/3, 3/3"]
+        told.clear()
+        await rollback(session)
+        assert [line for line in told if "/" in line] == [
+            "rollback 3/3, 3/6",
+            "verify 2/3, 5/6",
+            "verify 3/3, 6/6",
+        ]

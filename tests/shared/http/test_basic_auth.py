@@ -1,0 +1,234 @@
+"""Passwords of web.yml, with real bcrypt; how often and where it runs is watched."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import bcrypt
+import pytest
+
+from shared.http.basic_auth import MAX_WAITING_CHECKS, PasswordChecker, TooManyPasswordChecksError
+
+Counted = list[threading.Thread]
+
+
+def _hash(password: bytes, cost: int = 4) -> str:
+    return bcrypt.hashpw(password, bcrypt.gensalt(cost)).decode()
+
+
+PEER = "127.0.0.1"
+USERS = {"alice": _hash(b"a secret"), "bob": _hash(b"another")}
+
+
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    """The thread of each bcrypt check."""
+    threads: Counted = []
+    check: Callable[[bytes, bytes], bool] = bcrypt.checkpw
+
+    def counted(password: bytes, stored: bytes) -> bool:
+        threads.append(threading.current_thread())
+        return check(password, stored)
+
+    monkeypatch.setattr(bcrypt, "checkpw", counted)
+    return threads
+
+
+async def test_a_user_is_known_by_their_own_password_alone() -> None:
+    users = PasswordChecker(USERS)
+    for _ in range(2):  # the second time, what was right is remembered
+        assert await users.check_password("alice", b"a secret", PEER)
+        assert not await users.check_password("alice", b"another", PEER)
+        assert not await users.check_password("alice", b"", PEER)
+        assert not await users.check_password("carol", b"a secret", PEER)
+        assert await users.check_password("bob", b"another", PEER)
+
+
+async def test_a_password_that_was_right_is_not_hashed_again_and_none_on_the_event_loop(checks: Counted) -> None:
+    users = PasswordChecker(USERS)
+    for _ in range(3):
+        assert await users.check_password("alice", b"a secret", PEER)
+    assert len(checks) == 1
+    assert not await users.check_password("alice", b"wrong", PEER)
+    assert not await users.check_password("alice", b"wrong", PEER)
+    assert len(checks) == 3
+    assert threading.current_thread() not in checks
+
+
+async def test_a_wrong_password_takes_the_time_of_the_dearest_hash_whoever_it_is_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spent: list[int] = []
+    real = bcrypt.checkpw
+
+    def check(password: bytes, stored: bytes) -> bool:
+        spent.append(2 ** int(stored[4:6]))  # each step of cost doubles the time
+        return real(password, stored)
+
+    monkeypatch.setattr(bcrypt, "checkpw", check)
+    users = PasswordChecker({"cheap": _hash(b"x", 4), "middle": _hash(b"x", 6), "dear": _hash(b"x", 7)})
+    for name in ("nobody", "cheap", "middle", "dear"):
+        spent.clear()
+        assert not await users.check_password(name, b"wrong", PEER)
+        assert sum(spent) == 2**7, name
+
+
+@dataclass
+class Held:
+    """Checks that end when they are let, each with its password."""
+
+    begun: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    go_on: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    passwords: list[bytes] = field(default_factory=list)
+
+    def check(self, password: bytes, _stored: bytes) -> bool:
+        self.passwords.append(password)
+        self.begun.release()
+        assert self.go_on.acquire(timeout=10)
+        return password == b"right"
+
+    async def until_one_runs(self) -> None:
+        assert await asyncio.to_thread(self.begun.acquire, timeout=10)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Held:
+    held = Held()
+    monkeypatch.setattr(bcrypt, "checkpw", held.check)
+    return held
+
+
+async def test_dozens_of_one_address_are_checked_in_their_order_and_keep_no_other_waiting(held: Held) -> None:
+    users = PasswordChecker({"alice": USERS["alice"]})
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        tasks.create_task(users.check_password("alice", b"first", "127.0.0.2"))
+        await held.until_one_runs()
+        wrong = [
+            tasks.create_task(users.check_password("nobody", b"%d" % n, "127.0.0.2"))
+            for n in range(MAX_WAITING_CHECKS - 2)
+        ]
+        await asyncio.sleep(0)
+        behind_them = tasks.create_task(
+            users.check_password("alice", b"right", "127.0.0.2")
+        )  # all come through an ingress
+        elsewhere = tasks.create_task(users.check_password("nobody", b"elsewhere", "127.0.0.3"))
+        held.go_on.release(MAX_WAITING_CHECKS + 1)
+        assert await behind_them
+    assert held.passwords[:4] == [b"first", b"0", b"elsewhere", b"1"]  # the addresses take turns
+    assert held.passwords[4:] == [*(b"%d" % n for n in range(2, MAX_WAITING_CHECKS - 2)), b"right"]
+    assert [each.result() for each in (elsewhere, *wrong)] == [False] * (MAX_WAITING_CHECKS - 1)
+
+
+async def test_where_every_place_is_taken_an_address_with_few_gets_one_of_that_with_most(held: Held) -> None:
+    users = PasswordChecker({"alice": USERS["alice"]})
+    async with asyncio.timeout(20):
+        running = asyncio.create_task(users.check_password("alice", b"first", PEER))
+        await held.until_one_runs()
+        addresses = [f"127.0.0.{10 + n % 8}" for n in range(MAX_WAITING_CHECKS)]
+        waiting = [asyncio.create_task(users.check_password("alice", b"x", address)) for address in addresses]
+        await asyncio.sleep(0)
+        right = [asyncio.create_task(users.check_password("alice", b"right", f"127.0.0.{n}")) for n in (200, 201)]
+        await asyncio.sleep(0)
+        with pytest.raises(TooManyPasswordChecksError):
+            await users.check_password("alice", b"x", addresses[-1])  # it has as many as any
+        held.go_on.release(MAX_WAITING_CHECKS + 1)
+        assert await asyncio.gather(*right) == [True, True]
+        ended = await asyncio.gather(running, *waiting, return_exceptions=True)
+    assert [isinstance(each, TooManyPasswordChecksError) for each in ended].count(True) == 2
+    assert users._queues == {}
+
+
+async def test_the_addresses_of_one_ipv6_network_count_as_one(held: Held) -> None:
+    users = PasswordChecker({"alice": USERS["alice"]})
+    async with asyncio.timeout(20):
+        running = asyncio.create_task(users.check_password("alice", b"first", PEER))
+        await held.until_one_runs()
+        waiting = [
+            asyncio.create_task(users.check_password("alice", b"x", f"2001:db8::{n:x}"))
+            for n in range(MAX_WAITING_CHECKS)
+        ]
+        await asyncio.sleep(0)
+        with pytest.raises(TooManyPasswordChecksError):
+            await users.check_password("alice", b"x", "2001:db8::ffff")
+        others = [
+            asyncio.create_task(users.check_password("alice", b"right", peer))
+            for peer in ("2001:db8:0:1::1", "", "::1")
+        ]
+        held.go_on.release(MAX_WAITING_CHECKS + 1)
+        assert await asyncio.gather(*others) == [True] * 3
+        await asyncio.gather(running, *waiting, return_exceptions=True)
+
+
+async def test_all_addresses_together_wait_up_to_a_bound(held: Held) -> None:
+    users = PasswordChecker({"alice": USERS["alice"]})
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        tasks.create_task(users.check_password("alice", b"first", PEER))
+        await held.until_one_runs()
+        for n in range(MAX_WAITING_CHECKS):
+            tasks.create_task(users.check_password("alice", b"x", f"192.0.2.{n}"))
+        await asyncio.sleep(0)
+        with pytest.raises(TooManyPasswordChecksError):
+            await users.check_password("alice", b"x", "198.51.100.1")
+        held.go_on.release(MAX_WAITING_CHECKS + 1)
+    assert users._queues == {}
+
+
+async def test_a_check_that_is_given_up_leaves_its_place_and_is_never_made(held: Held) -> None:
+    users = PasswordChecker({"alice": USERS["alice"]})
+    async with asyncio.timeout(20):
+        running = asyncio.create_task(users.check_password("alice", b"running", PEER))
+        await held.until_one_runs()
+        given_up = [asyncio.create_task(users.check_password("alice", b"%d" % n, PEER)) for n in range(8)]
+        await asyncio.sleep(0)
+        for task in (running, *given_up):
+            task.cancel()
+        await asyncio.gather(running, *given_up, return_exceptions=True)
+        right = asyncio.create_task(users.check_password("alice", b"right", PEER))
+        held.go_on.release(2)
+        assert await right
+    assert held.passwords == [b"running", b"right"]
+    assert (users._queues, users._is_running) == ({}, False)
+
+
+async def test_one_that_is_given_up_in_the_moment_of_its_turn_passes_it_on(held: Held) -> None:
+    users = PasswordChecker({"alice": USERS["alice"]})
+    async with asyncio.timeout(20):
+        await users._acquire_turn(PEER)
+        given_up = asyncio.create_task(users.check_password("alice", b"given up", PEER))
+        right = asyncio.create_task(users.check_password("alice", b"right", PEER))
+        await asyncio.sleep(0)
+        users._release_turn()
+        given_up.cancel()
+        held.go_on.release()
+        assert await right
+    assert held.passwords == [b"right"]
+
+
+async def test_a_password_that_was_found_right_meanwhile_is_not_hashed_again(held: Held) -> None:
+    users = PasswordChecker({"alice": USERS["alice"]})
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        asked = [tasks.create_task(users.check_password("alice", b"right", PEER)) for _ in range(8)]
+        await held.until_one_runs()
+        held.go_on.release()
+    assert [task.result() for task in asked] == [True] * 8
+    assert held.passwords == [b"right"]
+
+
+@pytest.mark.parametrize("password", [b"long" * 30, "пароль".encode(), b"with\0nul", b"\xff"])
+async def test_any_password_can_be_asked_about(password: bytes) -> None:
+    users = PasswordChecker({"alice": _hash(password[:72])})
+    assert await users.check_password("alice", password, PEER)
+    assert not await users.check_password("alice", b"x" + password, PEER)
+
+
+async def test_a_right_password_is_answered_while_the_threads_of_the_event_loop_are_all_taken() -> None:
+    go_on = threading.Event()
+    waiting = [asyncio.create_task(asyncio.to_thread(go_on.wait, 60)) for _ in range(64)]
+    try:
+        await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            assert await PasswordChecker(USERS).check_password("alice", b"a secret", PEER)
+    finally:
+        go_on.set()
+        await asyncio.gather(*waiting)

@@ -1,0 +1,168 @@
+"""`--healthcheck`, as the HEALTHCHECK of an image runs it: one process asks another."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from shared.config.settings import Address
+from shared.http import healthcheck
+from shared.http.healthcheck import check_configured_server, check_server
+from tests.shared.certificates import LOCALHOST, Authority, web_yml
+from tests.shared.sample import Settings
+
+ROOT = Path(__file__).parents[2]
+SERVER = """
+import click
+from shared.process.command_line import run_server, server_options
+from shared.http.server import application, registry
+from tests.shared.sample import Settings
+
+async def serve(launch):
+    await launch.serve(application("sample", registry(), []))
+
+@click.command()
+@server_options
+def main(**options):
+    run_server(Settings, serve, options)
+
+main()
+"""
+Check = Callable[..., tuple[int, str]]
+
+
+def free_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port: int = bound.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    (tmp_path / "sample.yml").write_text(f"listen: 127.0.0.1:{free_port()}\n")
+    return tmp_path / "sample.yml"
+
+
+@contextmanager
+def running(config: Path, *options: object) -> Iterator[None]:
+    command = [sys.executable, "-c", SERVER, "--config", str(config), *map(str, options)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as server:
+        bound = threading.Timer(60, server.kill)
+        bound.start()
+        try:
+            assert server.stderr
+            assert any('"listening"' in line for line in server.stderr), "it ended"
+            yield
+        finally:
+            server.terminate()
+            server.communicate()
+            bound.cancel()
+
+
+def check(config: Path, *options: object, **environment: str) -> tuple[int, str]:
+    command = [sys.executable, "-c", SERVER, "--config", str(config), "--healthcheck", *map(str, options)]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=60, env={**os.environ, **environment}, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_server_that_serves_is_healthy_and_one_that_does_not_is_not(config: Path) -> None:
+    with running(config):
+        assert check(config) == (0, "healthy\n")
+    code, said = check(config)
+    assert code == 1
+    assert "does not answer: Connection refused; is the server running" in said
+
+
+def test_the_address_of_the_environment_wins_as_the_servers_does(config: Path) -> None:
+    with running(config):
+        code, said = check(config, KEYPULSE_SAMPLE__LISTEN="127.0.0.1:1")
+        assert (code, "127.0.0.1:1 does not answer" in said) == (1, True)
+
+
+def test_a_mistake_that_a_reload_would_refuse_leaves_the_running_server_healthy(config: Path) -> None:
+    with running(config):
+        config.write_text(config.read_text() + "many: none\nunknown: 1\n")
+        assert check(config) == (0, "healthy\n")
+
+
+@pytest.mark.parametrize("version", ["TLS12", "TLS13"])
+@pytest.mark.parametrize("clients", ["NoClientCert", "VerifyClientCertIfGiven", "RequireAndVerifyClientCert"])
+def test_it_asks_through_tls_without_credentials_and_without_a_certificate(
+    version: str, clients: str, config: Path, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    authority.sign("server", *LOCALHOST)
+    verifies = {} if clients == "NoClientCert" else {"client_ca_file": "ca.pem"}
+    web = web_yml(
+        tmp_path,
+        users={"prometheus": "$2y$10$H3hmm4NBS7ihIolP9uAFAOukknHGOqDHRPRQkl4NwcNgzVgGV.q/C"},
+        client_auth_type=clients,
+        max_version=version,
+        **verifies,
+    )
+    with running(config, "--web.config.file", web):
+        assert check(config, "--web.config.file", web) == (0, "healthy\n")
+
+
+def test_a_server_without_the_tls_that_its_file_asks_for_is_not_healthy(config: Path, tmp_path: Path) -> None:
+    Authority(tmp_path).sign("server", *LOCALHOST)
+    for clients in ("VerifyClientCertIfGiven", "RequireAndVerifyClientCert"):
+        web = web_yml(tmp_path, client_auth_type=clients, client_ca_file="ca.pem")
+        with running(config):
+            code, said = check(config, "--web.config.file", web)
+        assert (code, "speaks no TLS" in said) == (1, True), said
+
+
+def test_a_server_that_listens_and_never_answers_is_not_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(healthcheck, "TIMEOUT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        said = check_server(Address(*silent.getsockname()[:2]))
+    assert said is not None
+    assert "no answer in time" in said
+
+
+@pytest.mark.parametrize(
+    ("content", "complains"),
+    [
+        ("listen: [", "is not usable YAML"),
+        ("listen: nowhere\n", "listen: expected HOST:PORT"),
+    ],
+)
+def test_a_file_that_does_not_say_where_is_a_complaint(content: str, complains: str, tmp_path: Path) -> None:
+    config = tmp_path / "sample.yml"
+    config.write_text(content)
+    said = check_configured_server(Settings, config, None)
+    assert said is not None
+    assert complains in said
+
+
+def test_an_answer_other_than_200_is_a_complaint() -> None:
+    def answer(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(1000)
+            connection.sendall(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=answer, args=(listening,))
+        thread.start()
+        said = check_server(Address(*listening.getsockname()[:2]))
+        thread.join()
+    assert said is not None
+    assert said.endswith("answered /-/healthy with 500")
+
+
+def test_a_server_without_a_file_is_asked_by_its_address() -> None:
+    command = [sys.executable, "-m", "shared.http.healthcheck", "127.0.0.1:1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "127.0.0.1:1 does not answer" in done.stderr

@@ -1,0 +1,120 @@
+"""What a service's metrics say of its keyring, on both stores."""
+
+from datetime import UTC, datetime
+
+import pytest
+from shared.keyring.journal.progress.metrics import ROTATION_STEPS, KeyringMetrics, read_keyring_metrics
+
+from shared.keyring.administration import RotationType
+from shared.keyring.model import LOCAL_KEK, DataKeyStatus, WrappedKey
+from tests.key_versions import Versions
+from tests.shared.keyring.keyring import NEW_DEK, REWRAP, Keyring
+
+BEGINNING = datetime(2026, 11, 25, tzinfo=UTC).timestamp()  # of each data key that `Keyring.add` makes
+
+
+async def look(keyring: Keyring) -> KeyringMetrics:
+    return await keyring.database.read(read_keyring_metrics)
+
+
+async def test_an_empty_keyring_shows_that_nothing_failed_yet(keyring: Keyring) -> None:
+    assert await look(keyring) == KeyringMetrics(
+        {}, {}, None, is_in_progress=False, failures_by_step=dict.fromkeys(ROTATION_STEPS, 0), unreadable_rows={}
+    )
+
+
+async def test_data_keys_are_counted_by_version_and_status(keyring: Keyring, versions: Versions) -> None:
+    await keyring.fill(3)
+    await versions.rotate()
+    await keyring.add("new")
+    await keyring.add("kept", WrappedKey(b"x", LOCAL_KEK, 0))
+    assert (await look(keyring)).data_keys == {
+        (0, DataKeyStatus.RETIRED): 1, (1, DataKeyStatus.ACTIVE): 1, (1, DataKeyStatus.RETIRED): 2, (2, DataKeyStatus.RETIRED): 1,
+    }  # fmt: skip
+
+
+async def test_the_keyrings_beginning_counts_as_a_new_data_key(keyring: Keyring) -> None:
+    await keyring.fill(2)
+    assert (await look(keyring)).last_success == {RotationType.NEW_DEK: BEGINNING}
+
+
+@pytest.mark.parametrize("type_", [NEW_DEK, REWRAP])
+async def test_a_rotation_is_in_progress_until_it_is_done_and_then_a_success(
+    keyring: Keyring, versions: Versions, type_: RotationType
+) -> None:
+    await keyring.fill(2)
+    await versions.rotate()
+    await keyring.administration.rotate(keyring.request(type_, batch=1))
+    assert (await look(keyring)).is_in_progress
+    assert (await look(keyring)).last_success == {NEW_DEK: BEGINNING}
+    done = await keyring.rotate(type_)
+    now = await look(keyring)
+    assert not now.is_in_progress
+    assert now.last_success[type_] == pytest.approx(done.updated_at.timestamp())
+
+
+async def test_one_that_could_not_be_verified_is_no_success_until_it_is(keyring: Keyring) -> None:
+    await keyring.fill(1)
+    done = await keyring.rotate(NEW_DEK)
+    note = keyring.administration.add_journal_entry
+    await note(done.rotation_id, keyring.token, "failed verify: 3 problems")
+    failed = await look(keyring)
+    assert failed.last_success == {NEW_DEK: BEGINNING}
+    assert failed.last_failure is not None
+    assert failed.failures_by_step == {**dict.fromkeys(ROTATION_STEPS, 0), "verify": 1}
+    await note(done.rotation_id, keyring.token, "verify all is well")
+    now = await look(keyring)
+    assert now.last_success[NEW_DEK] >= failed.last_failure
+    assert now.failures_by_step["verify"] == 1
+
+
+async def test_one_whose_runner_was_killed_before_it_verified_is_in_progress_and_no_success(keyring: Keyring) -> None:
+    await keyring.fill(1)
+    done = await keyring.rotate(NEW_DEK)
+    for step, in_progress in (
+        ("rotate 2 of 2, done", True),
+        ("failed verify: problems: 1", False),
+        ("smoke a round trip is right", True),  # of a resume, which was killed, too
+    ):
+        await keyring.administration.add_journal_entry(done.rotation_id, keyring.token, step)
+        now = await look(keyring)
+        assert (now.last_success, now.is_in_progress) == ({NEW_DEK: BEGINNING}, in_progress)
+
+
+async def test_a_rotation_that_has_nothing_to_do_is_a_success_of_its_type(keyring: Keyring) -> None:
+    await keyring.fill(1)
+    note = keyring.administration.add_journal_entry
+    await note("rewrap-kek-1", keyring.token, "failed target: the primary version is DISABLED")
+    for step in ("nothing to do: at all", "target nothing to do: rewrap-kek"):
+        await note("rewrap-kek-2", keyring.token, step)
+    assert (await look(keyring)).last_success == {NEW_DEK: BEGINNING}
+    await note("rewrap-kek-2", keyring.token, "nothing to do: rewrap-kek")
+    now = await look(keyring)
+    assert now.last_failure
+    assert now.last_success[REWRAP] >= now.last_failure
+    assert now.last_success[NEW_DEK] == BEGINNING
+
+
+async def test_a_step_that_nobody_knows_is_counted_without_its_name(keyring: Keyring) -> None:
+    for step in ("failed to do it", "failed x", "failed ", "failedverify", "backup failed x", "failed smoke"):
+        await keyring.administration.add_journal_entry("r", keyring.token, step)
+    assert (await look(keyring)).failures_by_step == {**dict.fromkeys(ROTATION_STEPS, 0), "other": 2, "smoke": 1}
+
+
+async def test_a_failure_stays_counted_when_the_rotation_is_made_good(keyring: Keyring, versions: Versions) -> None:
+    (key,) = await keyring.fill(1)
+    broken = WrappedKey(b"broken", key.wrapped.kek, key.wrapped.kek_version)
+    await keyring.replace(key, broken)
+    await versions.rotate()
+    assert (await keyring.rotate(REWRAP)).state == "failed"
+    failed = await look(keyring)
+    assert (failed.failures_by_step["rotate"], failed.is_in_progress, REWRAP in failed.last_success) == (
+        1,
+        False,
+        False,
+    )
+    assert failed.last_failure is not None
+    await keyring.replace((await keyring.keys())[key.id], key.wrapped)
+    assert (await keyring.rotate(REWRAP)).state == "done"
+    now = await look(keyring)
+    assert now.failures_by_step["rotate"] == 1

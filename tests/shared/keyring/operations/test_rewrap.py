@@ -1,0 +1,239 @@
+"""`rewrap-kek` over real databases and a real emulator: what a bad day leaves, and that the next call makes it good."""
+
+import pytest
+from shared.kms.gcp.client.client import GcpKmsKey
+from sqlalchemy import URL
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import Fault
+from services.backend.local_key import LocalKey
+from shared.keyring.administration import (
+    AdministrationError,
+    RefusedError,
+    RotationState,
+    UnreachableError,
+)
+from shared.keyring.model import LOCAL_KEK, WrappedKey, build_wrapping_aad
+from tests.key_versions import Versions
+from tests.shared.keyring.keyring import KEY, NEW_DEK, Keyring, Meddled, opened, secret_of
+
+
+async def test_every_data_key_is_wrapped_by_the_new_primary_version_and_is_the_same(
+    keyring: Keyring, versions: Versions
+) -> None:
+    await keyring.fill(11)
+    before = await keyring.fingerprint()
+    await versions.rotate()
+    done = await keyring.rotate(batch=4)
+    assert (done.state, done.total, done.done, done.target_version, done.problems) == ("done", 11, 11, 2, ())
+    assert set((await keyring.versions()).values()) == {2}
+    for name, key in (await keyring.keys()).items():
+        assert await keyring.wrapping.unwrap(key) == secret_of(name)
+    assert await keyring.fingerprint() == before
+
+
+async def test_a_batch_is_as_large_as_was_asked_and_the_state_tells_that_there_is_more(
+    keyring: Keyring, versions: Versions
+) -> None:
+    await keyring.fill(5)
+    await versions.rotate()
+    progress = await keyring.administration.rotate(keyring.request(batch=2))
+    assert (progress.state, progress.done) == (RotationState.RUNNING, 2)
+    assert list((await keyring.versions()).values()) == [2, 2, 1, 1, 1]
+
+
+async def test_a_second_run_changes_nothing(keyring: Keyring, versions: Versions) -> None:
+    await keyring.fill(3)
+    await versions.rotate()
+    first = await keyring.rotate()
+    before = await keyring.keys()
+    assert await keyring.rotate() == first
+    assert (await keyring.rotate(rotation_id="r2")).total == 0
+    assert await keyring.keys() == before
+
+
+async def test_a_dry_run_tells_what_would_be_done_and_changes_nothing(keyring: Keyring, versions: Versions) -> None:
+    await keyring.fill(3)
+    await keyring.add("foreign", WrappedKey(b"?", "projects/other", 1))
+    await keyring.add("local", WrappedKey(b"?", LOCAL_KEK, 0))
+    await versions.rotate()
+    before = await keyring.keys()
+    dry = await keyring.administration.dry_run(keyring.request().type, None)
+    assert (dry.total, dry.done, dry.target_version) == (4, 0, 2)
+    assert [(problem.id, problem.is_foreign) for problem in dry.problems] == [("foreign", True), ("local", False)]
+    assert await keyring.keys() == before
+    assert await keyring.administration.get_progress() is None
+
+
+async def test_a_version_that_is_not_enabled_is_refused_before_anything_is_done(
+    keyring: Keyring, versions: Versions
+) -> None:
+    await keyring.fill(2)
+    before = await keyring.keys()
+    await versions.rotate()
+    await versions.disable(2)
+    with pytest.raises(RefusedError, match=r"version 2 .* is DISABLED; enable it or set another primary version"):
+        await keyring.rotate()
+    with pytest.raises(RefusedError, match="has no version 9; its primary version is 2"):
+        await keyring.rotate(target_version=9)
+    with pytest.raises(RefusedError, match="is DISABLED"):
+        await keyring.administration.dry_run(NEW_DEK, 2)
+    assert await keyring.keys() == before
+    assert await keyring.administration.get_progress() is None
+
+
+async def test_kms_that_refuses_half_way_leaves_what_is_done_and_the_next_call_goes_on(
+    keyring: Keyring, versions: Versions, emulator: Emulator
+) -> None:
+    await keyring.fill(12)
+    before = await keyring.fingerprint()
+    await versions.rotate()
+    fault = emulator.faults.add(Fault(kind="status", status="PERMISSION_DENIED", operation="Decrypt", count=3))
+    with pytest.raises(AdministrationError, match=r"permission_denied.*resume when it works again"):
+        await keyring.rotate()
+    emulator.faults.remove(fault)
+    progress = await keyring.administration.get_progress("r1")
+    assert progress is not None
+    assert (progress.state, progress.problems) == (RotationState.RUNNING, ())
+    assert progress.done == list((await keyring.versions()).values()).count(2) < 12
+    assert (await keyring.rotate()).done == 12
+    assert await keyring.fingerprint() == before
+
+
+async def test_an_outage_is_told_apart_since_it_may_be_tried_again(
+    keyring: Keyring, versions: Versions, emulator: Emulator
+) -> None:
+    await keyring.fill(1)
+    await versions.rotate()
+    emulator.faults.add(Fault(kind="status", status="UNAVAILABLE", count=1, operation="Encrypt"))
+    with pytest.raises(UnreachableError, match="unavailable"):
+        await keyring.rotate()
+    assert (await keyring.rotate()).done == 1
+
+
+async def test_encrypt_that_still_uses_the_old_version_changes_nothing_and_says_to_wait(
+    keyring: Keyring, versions: Versions, emulator: Emulator
+) -> None:
+    await keyring.fill(2)
+    before = await keyring.keys()
+    emulator.faults.add(Fault(kind="slow_primary", seconds=3600))
+    await versions.rotate()
+    with pytest.raises(AdministrationError, match=r"Encrypt uses version 1, not 2; .* wait"):
+        await keyring.rotate()
+    assert await keyring.keys() == before
+    emulator.faults.clear()
+    assert (await keyring.rotate()).done == 2
+
+
+async def test_a_wrap_that_does_not_give_the_key_back_is_never_stored(
+    keyring: Keyring, versions: Versions, emulator: Emulator
+) -> None:
+    await keyring.fill(1)
+    before = await keyring.keys()
+    await versions.rotate()
+    emulator.faults.add(Fault(kind="wrong_plaintext", probability=0.5))
+    emulator.faults._random = iter([0.9, 0.1]).__next__  # the old wrap is unwrapped rightly, the new one wrongly
+    with pytest.raises(AdministrationError, match="plaintext_mismatch"):
+        await keyring.rotate()
+    assert await keyring.keys() == before
+
+
+async def test_foreign_corrupt_and_local_wraps_are_named_and_the_rest_goes_on(
+    keyring: Keyring, versions: Versions
+) -> None:
+    await keyring.fill(3)
+    await keyring.add("foreign", WrappedKey(b"?", "projects/other", 1))
+    await keyring.add("local", WrappedKey(b"?", LOCAL_KEK, 0))
+    await keyring.add("corrupt", WrappedKey(b"no ciphertext", KEY, 1))
+    await keyring.add("moved", (await keyring.key("k001")).wrapped)
+    await keyring.add("other-key", await keyring.wrapping.wrap("other-key", b"x" * 32))
+    before = await keyring.keys()
+    await versions.rotate()
+    failed = await keyring.rotate(batch=2)
+    assert (failed.state, failed.total, failed.done) == (RotationState.FAILED, 7, 3)
+    assert {problem.id: (problem.is_foreign, problem.error) for problem in failed.problems} == {
+        "corrupt": (False, "KMS: invalid_request (version 1)"),
+        "foreign": (True, "it is wrapped by projects/other, which is not the configured key"),
+        "local": (False, "it is wrapped by the service's local key, which only the service itself has"),
+        "moved": (False, "KMS: invalid_request (version 1)"),
+        "other-key": (False, "what it unwraps to is not the key that was stored"),
+    }
+    after = await keyring.keys()
+    assert {name for name in before if before[name] != after[name]} == {"k000", "k001", "k002"}
+
+
+async def test_a_foreign_wrap_alone_is_no_failure(keyring: Keyring, versions: Versions) -> None:
+    await keyring.add("foreign", WrappedKey(b"?", "projects/other", 1))
+    await versions.rotate()
+    done = await keyring.rotate()
+    assert (done.state, [problem.id for problem in done.problems]) == (RotationState.DONE, ["foreign"])
+
+
+async def test_what_could_not_be_unwrapped_is_tried_again_by_the_same_rotation(
+    keyring: Keyring, versions: Versions
+) -> None:
+    await keyring.fill(2)
+    await versions.rotate()
+    await versions.disable(1)
+    failed = await keyring.rotate()
+    assert (failed.state, failed.done) == (RotationState.FAILED, 0)
+    assert failed.problems[0].error == "KMS: key_disabled (version 1)"
+    await versions.enable(1)
+    done = await keyring.rotate()
+    assert (done.state, done.done, done.problems) == (RotationState.DONE, 2, ())
+
+
+async def test_local_wraps_are_wrapped_by_kms_where_the_local_key_is_at_hand(
+    url: URL, kms: GcpKmsKey, versions: Versions
+) -> None:
+    local = LocalKey(b"l" * 32)
+    async with opened(url, kms, local=local) as keyring:
+        await keyring.take_lease()
+        await keyring.add("a", WrappedKey(local.wrap(secret_of("a"), build_wrapping_aad("a")), LOCAL_KEK, 0))
+        assert (await keyring.rotate()).done == 1
+        assert (await keyring.key("a")).wrapped.kek == KEY
+
+
+async def test_a_row_that_another_hand_changed_between_read_and_write_keeps_that_change_and_is_done_next(
+    keyring: Keyring, versions: Versions, meddled: Meddled
+) -> None:
+    (key,) = await keyring.fill(1)
+    other = await keyring.wrapping.wrap(key.id, secret_of(key.id))
+    await versions.rotate()
+    meddled.meddle = lambda: keyring.replace(key, other)
+    progress = await keyring.administration.rotate(keyring.request())
+    assert (await keyring.key(key.id)).wrapped == other
+    assert (progress.state, progress.done) == (RotationState.RUNNING, 0)
+    assert (await keyring.rotate()).done == 1
+    assert await keyring.wrapping.unwrap(await keyring.key(key.id)) == secret_of(key.id)
+
+
+async def test_a_rotation_that_is_not_finished_keeps_others_away_and_says_which_it_is(
+    keyring: Keyring, versions: Versions
+) -> None:
+    await keyring.fill(3)
+    await versions.rotate()
+    await keyring.administration.rotate(keyring.request(batch=1))
+    for type_ in (keyring.request().type, NEW_DEK):
+        with pytest.raises(RefusedError, match=r"rotation r1 \(rewrap-kek, begun by the test\) is not finished"):
+            await keyring.rotate(type_, "r2")
+    with pytest.raises(RefusedError, match="r1 is of the type rewrap-kek, not new-dek"):
+        await keyring.rotate(NEW_DEK, "r1")
+    await versions.rotate()
+    with pytest.raises(RefusedError, match="r1 is to version 2, not 3"):
+        await keyring.rotate(target_version=3)
+
+
+async def test_what_a_rotation_did_and_is_due_again_is_counted_once(keyring: Keyring, versions: Versions) -> None:
+    keys = await keyring.fill(4)
+    whole = keys[0]
+    await keyring.replace(whole, WrappedKey(b"corrupt", whole.wrapped.kek, 1))
+    await versions.rotate()
+    failed = await keyring.rotate()
+    assert (failed.state, failed.done, failed.total) == (RotationState.FAILED, 3, 4)
+    for key in keys:  # a backup was put back
+        await keyring.replace(await keyring.key(key.id), key.wrapped)
+    begun = await keyring.administration.rotate(keyring.request(batch=1))
+    assert (begun.done, begun.total) == (1, 4)
+    done = await keyring.rotate()
+    assert (done.state, done.done, done.total) == (RotationState.DONE, 4, 4)

@@ -1,0 +1,180 @@
+"""The contract of the port `KmsKey`, held against a running emulator."""
+
+import asyncio
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from shared.kms.gcp.client.client import GcpKmsKey
+
+from ops.kms_emulator.emulator import Emulator, run_emulator
+from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.model import State
+from shared.config.settings import Address
+from shared.kms.port import KmsError, KmsKey, KmsKeyAdmin
+from shared.kms.reason import Reason
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+
+
+# All examples share one emulator on purpose: a round trip must not depend on what was encrypted before.
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(plaintext=st.binary(max_size=200), aad=st.binary(max_size=200))
+async def test_any_bytes_make_the_round_trip(provider: KmsKey, plaintext: bytes, aad: bytes) -> None:
+    encrypted = await provider.encrypt(plaintext, aad, timeout=5)
+    assert encrypted.version == f"{KEY}/cryptoKeyVersions/1"
+    assert encrypted.protection_level == "SOFTWARE"
+    decrypted = await provider.decrypt(encrypted.ciphertext, aad, timeout=5)
+    assert (decrypted.plaintext, decrypted.is_primary) == (plaintext, True)
+
+
+async def test_a_rotated_key_decrypts_what_its_older_version_made(provider: KmsKey, emulator: Emulator) -> None:
+    old = await provider.encrypt(b"old", b"", timeout=5)
+    await emulator.store.update_key(KEY, lambda key: key.with_new_version(bytes(32), 0.0).with_primary(2, 0.0))
+    assert (await provider.encrypt(b"new", b"", timeout=5)).version == f"{KEY}/cryptoKeyVersions/2"
+    decrypted = await provider.decrypt(old.ciphertext, b"", timeout=5)
+    assert (decrypted.plaintext, decrypted.is_primary) == (b"old", False)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (Fault(kind="status", status="UNAVAILABLE"), Reason.UNAVAILABLE),
+        (Fault(kind="status", status="INTERNAL"), Reason.UNAVAILABLE),
+        (Fault(kind="status", status="UNAUTHENTICATED"), Reason.UNAUTHENTICATED),
+        (Fault(kind="status", status="RESOURCE_EXHAUSTED"), Reason.QUOTA_EXHAUSTED),
+        (Fault(kind="status", status="DEADLINE_EXCEEDED"), Reason.TIMEOUT),
+        (Fault(kind="status", status="INVALID_ARGUMENT"), Reason.INVALID_REQUEST),
+        (Fault(kind="denied"), Reason.PERMISSION_DENIED),
+        (Fault(kind="corrupt_crc"), Reason.CRC_MISMATCH),
+    ],
+)
+async def test_what_goes_wrong_has_its_reason_for_both_operations(
+    provider: KmsKey, emulator: Emulator, fault: Fault, reason: Reason
+) -> None:
+    ciphertext = (await provider.encrypt(b"x", b"aad", timeout=5)).ciphertext
+    emulator.faults.add(fault)
+    with pytest.raises(KmsError) as encrypting:
+        await provider.encrypt(b"x", b"aad", timeout=5)
+    with pytest.raises(KmsError) as decrypting:
+        await provider.decrypt(ciphertext, b"aad", timeout=5)
+    assert (encrypting.value.reason, decrypting.value.reason) == (reason, reason)
+    assert encrypting.value.detail
+    emulator.faults.clear()
+    assert (await provider.decrypt(ciphertext, b"aad", timeout=5)).plaintext == b"x"
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "reason"),
+    [(0.0, Reason.KEY_DESTROYED), (31 * 86400.0, Reason.KEY_DESTROYED), (None, Reason.KEY_DISABLED)],
+)
+async def test_the_state_of_a_version_is_told_apart(
+    provider: KmsKey, emulator: Emulator, elapsed: float | None, reason: Reason
+) -> None:
+    ciphertext = (await provider.encrypt(b"x", b"", timeout=5)).ciphertext
+    if elapsed is None:
+        await emulator.store.update_key(KEY, lambda key: key.with_state(1, State.DISABLED))
+    else:
+        destroyed_at = emulator.store.clock() - elapsed
+        await emulator.store.update_key(KEY, lambda key: key.with_destruction(1, destroyed_at))
+    for call in (provider.encrypt(b"x", b"", timeout=5), provider.decrypt(ciphertext, b"", timeout=5)):
+        with pytest.raises(KmsError) as refused:
+            await call
+        assert refused.value.reason is reason
+
+
+async def test_a_key_that_is_not_there_is_not_found(emulator: Emulator) -> None:
+    key = GcpKmsKey(f"{KEY}2", endpoint=str(emulator.address), insecure=True)
+    with pytest.raises(KmsError, match=f"CryptoKey {KEY}2 not found.") as missing:
+        await key.encrypt(b"x", b"", timeout=5)
+    assert missing.value.reason is Reason.KEY_NOT_FOUND
+    await key.close()
+
+
+async def test_wrong_aad_is_an_invalid_request_and_quotes_neither_plaintext_nor_aad(provider: KmsKey) -> None:
+    ciphertext = (await provider.encrypt(b"my plaintext", b"my aad", timeout=5)).ciphertext
+    with pytest.raises(KmsError) as refused:
+        await provider.decrypt(ciphertext, b"your aad", timeout=5)
+    assert refused.value.reason is Reason.INVALID_REQUEST
+    assert "plaintext" not in str(refused.value)
+    assert "aad" not in str(refused.value)
+
+
+async def test_a_version_is_disabled_and_enabled_and_its_destruction_scheduled(
+    provider: KmsKeyAdmin, emulator: Emulator
+) -> None:
+    await emulator.store.update_key(KEY, lambda key: key.with_new_version(bytes(32), 0.0).with_primary(2, 0.0))
+    assert (await provider.set_version_enabled(1, is_enabled=False, timeout=5)).state == "DISABLED"
+    assert (await provider.set_version_enabled(1, is_enabled=False, timeout=5)).state == "DISABLED"
+    assert (await provider.set_version_enabled(1, is_enabled=True, timeout=5)).state == "ENABLED"
+    scheduled = await provider.schedule_destruction(1, timeout=5)
+    assert (scheduled.id, scheduled.state) == ("1", "DESTROY_SCHEDULED")
+    assert scheduled.destroy_at == (await provider.describe_key(timeout=5)).versions[0].destroy_at
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [(Fault(kind="denied"), Reason.PERMISSION_DENIED), (Fault(kind="stall"), Reason.TIMEOUT)],
+)
+async def test_who_may_not_administer_a_version_or_gets_no_answer_is_told(
+    provider: KmsKeyAdmin, emulator: Emulator, fault: Fault, reason: Reason
+) -> None:
+    emulator.faults.add(fault)
+    for call in (
+        provider.set_version_enabled(1, is_enabled=False, timeout=0.3),
+        provider.schedule_destruction(1, timeout=0.3),
+        provider.set_version_enabled(9, is_enabled=True, timeout=0.3),
+    ):
+        with pytest.raises(KmsError) as refused:
+            await call
+        assert refused.value.reason is reason
+
+
+async def test_a_stalled_service_is_a_timeout_after_the_callers_own_bound(provider: KmsKey, emulator: Emulator) -> None:
+    await provider.encrypt(b"x", b"", timeout=5)  # connected
+    emulator.faults.add(Fault(kind="stall"))
+    before = time.monotonic()
+    with pytest.raises(KmsError) as late:
+        await provider.encrypt(b"x", b"", timeout=0.3)
+    assert late.value.reason is Reason.TIMEOUT
+    assert 0.25 < time.monotonic() - before < 2
+
+
+async def test_a_service_that_is_not_there_is_unavailable_and_comes_back_by_itself() -> None:
+    async with run_emulator(keys=[KEY]) as emulator:
+        address: Address = emulator.address
+    key = GcpKmsKey(KEY, endpoint=str(address), insecure=True)
+    with pytest.raises(KmsError) as gone:
+        await key.encrypt(b"x", b"", timeout=2)
+    assert gone.value.reason is Reason.UNAVAILABLE
+    async with run_emulator(listen=address, keys=[KEY]):
+        async with asyncio.timeout(15):
+            while not await _works(key):  # noqa: ASYNC110 - whoever calls is whoever finds out
+                await asyncio.sleep(0.05)
+    await key.close()
+
+
+async def test_many_calls_share_one_key(provider: KmsKey) -> None:
+    encrypted = await asyncio.gather(*(provider.encrypt(b"%d" % n, b"", timeout=5) for n in range(50)))
+    decrypted = await asyncio.gather(*(provider.decrypt(e.ciphertext, b"", timeout=5) for e in encrypted))
+    assert [d.plaintext for d in decrypted] == [b"%d" % n for n in range(50)]
+
+
+async def test_closing_twice_is_no_error_and_leaves_no_task_behind(emulator: Emulator) -> None:
+    before = asyncio.all_tasks()
+    key = GcpKmsKey(KEY, endpoint=str(emulator.address), insecure=True)
+    await key.encrypt(b"x", b"", timeout=5)
+    await key.close()
+    await key.close()
+    async with asyncio.timeout(5):
+        while asyncio.all_tasks() > before:  # noqa: ASYNC110 - the server's side of the connection ends on its own
+            await asyncio.sleep(0.01)
+
+
+async def _works(key: KmsKey) -> bool:
+    try:
+        await key.encrypt(b"x", b"", timeout=1)
+    except KmsError:
+        return False
+    return True

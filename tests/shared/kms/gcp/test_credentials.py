@@ -1,0 +1,224 @@
+"""Credentials are looked for once, off the event loop; and with them the real way to KMS, TLS included, is gone."""
+
+import asyncio
+import datetime as dt
+import json
+import os
+import ssl
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
+from google.auth.credentials import AnonymousCredentials, Credentials
+from google.auth.exceptions import GoogleAuthError
+from shared.kms.gcp.client.client import GcpKmsKey
+from shared.kms.gcp.client.credentials import CredentialsLookup
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import Fault
+from shared.kms.port import KmsError
+from shared.kms.reason import Reason
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+
+
+class Finder:
+    """A lookup that blocks its thread until it is let go."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.go_on = threading.Event()
+        self.error: Exception | None = None
+
+    def __call__(self) -> Credentials:
+        self.calls += 1
+        assert self.go_on.wait(10)
+        if self.error is not None:
+            raise self.error
+        return AnonymousCredentials()  # type: ignore[no-untyped-call]
+
+
+async def test_all_who_wait_share_one_lookup_and_the_loop_goes_on() -> None:
+    finder = Finder()
+    lookup = CredentialsLookup(finder)
+    waiting = [asyncio.create_task(lookup.get_credentials()) for _ in range(20)]
+    await asyncio.sleep(0)  # the loop turns although the lookup blocks
+    finder.go_on.set()
+    found = await asyncio.gather(*waiting)
+    assert finder.calls == 1
+    assert all(one is found[0] for one in found)
+    assert await lookup.get_credentials() is found[0]
+
+
+async def test_a_lookup_that_outlasts_a_call_is_a_timeout_and_then_says_what_is_missing() -> None:
+    finder = Finder()
+    finder.error = GoogleAuthError("could not be found")  # type: ignore[no-untyped-call]
+    key = GcpKmsKey(KEY, endpoint="localhost:1", lookup=CredentialsLookup(finder))
+    reasons = []
+    for _ in range(2):
+        with pytest.raises(KmsError) as failed:
+            await key.encrypt(b"x", b"", timeout=0.1)
+        reasons.append(failed.value.reason)
+        finder.go_on.set()
+        for thread in [thread for thread in threading.enumerate() if thread.name == "google credentials"]:
+            await asyncio.to_thread(thread.join, 5)
+    assert reasons == [Reason.TIMEOUT, Reason.UNAUTHENTICATED]
+    assert finder.calls == 1
+
+
+async def test_after_a_failure_the_next_call_looks_anew() -> None:
+    finder = Finder()
+    finder.go_on.set()
+    finder.error = RuntimeError("with a secret in it")
+    lookup = CredentialsLookup(finder)
+    with pytest.raises(GoogleAuthError, match="RuntimeError while looking for them"):
+        await lookup.get_credentials()
+    finder.error = None
+    assert isinstance(await lookup.get_credentials(), AnonymousCredentials)
+
+
+async def test_a_file_of_credentials_that_is_another_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "account.json"
+    file.write_text("{}")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
+    finder = Finder()
+    finder.go_on.set()
+    lookup = CredentialsLookup(finder)
+    first = await lookup.get_credentials()
+    assert await lookup.get_credentials() is first
+    assert not lookup.has_changed(first)
+    file.unlink()  # in the middle of being replaced
+    assert await lookup.get_credentials() is first
+    file.write_text('{"another": "key"}')
+    assert lookup.has_changed(first)
+    second = await lookup.get_credentials()
+    assert second is not first
+    assert lookup.has_changed(first)
+    assert not lookup.has_changed(second)
+    assert finder.calls == 2
+
+
+def _certificate(folder: Path) -> tuple[Path, Path]:
+    """A self-signed certificate for localhost, and its key."""
+    key = rsa.generate_private_key(65537, 2048)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = dt.datetime.now(dt.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (folder / "key.pem").write_bytes(_pem(key))
+    return folder / "cert.pem", folder / "key.pem"
+
+
+def _pem(key: rsa.RSAPrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+PROGRAM = f"""
+import asyncio, sys
+from shared.kms.registry import connect
+from shared.kms.settings import GcpKeySettings
+async def main():
+    key = connect(GcpKeySettings(key={KEY!r}, endpoint=sys.argv[1]))
+    encrypted = await key.encrypt(b"secret", b"aad", timeout=10)
+    print((await key.decrypt(encrypted.ciphertext, b"aad", timeout=10)).plaintext.decode())
+    await key.close()
+asyncio.run(main())
+"""
+
+
+async def test_with_a_service_account_and_tls_the_round_trip_works(emulator: Emulator, tmp_path: Path) -> None:
+    """In a process of its own: gRPC reads the trusted roots once."""
+    certificate, key = _certificate(tmp_path)
+    account = {
+        "type": "service_account",
+        "client_email": "keypulse@demo.iam.gserviceaccount.com",
+        "token_uri": "http://127.0.0.1:1/never-asked",
+        "private_key_id": "1",
+        "private_key": _pem(rsa.generate_private_key(65537, 2048)).decode(),
+    }
+    (tmp_path / "account.json").write_text(json.dumps(account))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    context.set_alpn_protocols(["h2"])
+    seen = bytearray()
+    connections: list[asyncio.Task[None]] = []
+
+    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter, kept: bytearray) -> None:
+        while data := await source.read(65536):
+            kept += data
+            sink.write(data)
+        sink.close()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(*emulator.address)
+        await asyncio.gather(pump(reader, back, seen), pump(there, writer, bytearray()), return_exceptions=True)
+        for end in (writer, back):
+            end.close()
+        await asyncio.gather(writer.wait_closed(), back.wait_closed(), return_exceptions=True)
+
+    def terminate(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(asyncio.create_task(connected(reader, writer)))
+
+    server = await asyncio.start_server(terminate, "127.0.0.1", 0, ssl=context)
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", PROGRAM, f"localhost:{server.sockets[0].getsockname()[1]}"],
+        env={
+            **os.environ,
+            "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(certificate),
+            "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "account.json"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    server.close()
+    await asyncio.wait_for(asyncio.gather(*connections), 10)
+    assert (done.returncode, done.stdout) == (0, "secret\n"), done.stderr
+    assert len(seen) > 500
+
+
+async def test_a_call_that_is_refused_for_its_credentials_makes_way_for_new_ones(
+    emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "account.json"
+    file.write_text("{}")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
+    finder = Finder()
+    finder.go_on.set()
+    lookup = CredentialsLookup(finder)
+    key = GcpKmsKey(KEY, endpoint=str(emulator.address), insecure=True, lookup=lookup)
+    key._credentials = await lookup.get_credentials()  # which plaintext does not need
+    await key.encrypt(b"x", b"", timeout=5)
+    connection = key._client
+    emulator.faults.add(Fault(kind="status", status="UNAUTHENTICATED"))
+    for changed in (False, True):
+        if changed:
+            file.write_text('{"another": "key"}')
+        with pytest.raises(KmsError) as refused:
+            await key.encrypt(b"x", b"", timeout=5)
+        assert refused.value.reason is Reason.UNAUTHENTICATED
+        assert (key._client is connection) is not changed
+    await key.close()

@@ -1,0 +1,34 @@
+import pytest
+from shared.kms.gcp.client.wire_format import check_key_name, get_key_name, get_version_id
+
+KEY = "projects/acme.example:demo/locations/europe-west3/keyRings/app_1/cryptoKeys/ledger-kek"
+
+
+def test_a_keys_full_name_is_itself() -> None:
+    assert check_key_name(KEY) == KEY
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "ledger",
+        f"{KEY}/cryptoKeyVersions/1",
+        f"/{KEY}",
+        f"{KEY}/",
+        f"{KEY}\n",
+        KEY.replace("ledger-kek", "a b"),
+        KEY.replace("ledger-kek", "x" * 64),
+        KEY.replace("app_1", ""),
+        KEY.replace("projects", "project"),
+    ],
+)
+def test_any_other_name_is_refused_with_what_was_expected(name: str) -> None:
+    with pytest.raises(ValueError, match="expected projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY"):
+        check_key_name(name)
+
+
+def test_a_version_knows_its_key_and_its_number() -> None:
+    assert get_key_name(f"{KEY}/cryptoKeyVersions/12") == KEY
+    assert get_key_name(KEY) == KEY
+    assert get_version_id(f"{KEY}/cryptoKeyVersions/12") == 12

@@ -1,0 +1,268 @@
+"""The command line of a server, on real processes: a sample server that has one endpoint which hangs."""
+
+import fcntl
+import json
+import signal
+import socket
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shared import VERSION
+from shared.http.server import DRAIN_SECONDS
+from shared.process.shutdown import STOP_SECONDS
+from tests.shared.certificates import web_yml
+
+PIPE_BYTES = 65536 - 4096
+"""Linux gives a pipe 64 KiB (pipe(7)); a write that finds less than a page free waits."""
+
+SERVER = """
+import asyncio, logging, sys, threading, time, warnings
+from pathlib import Path
+from typing import ClassVar
+import click
+import structlog
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from shared.process.command_line import run_server, server_options
+from shared.http.server import StartError, application, registry
+from shared.planned import planned
+from shared.config.settings import Address, ListenAddress, ServerSettings
+
+class Settings(ServerSettings):
+    service_name: ClassVar[str] = "sample"
+    listen: ListenAddress = Address("127.0.0.1", 0)
+    starts: str = "well"
+    later: int = planned(0)
+
+async def hang(request):
+    print("hanging", flush=True)
+    await asyncio.Event().wait()
+
+def block(request):
+    print("hanging", flush=True)
+    time.sleep(60)
+
+async def freeze(request):
+    print("hanging", flush=True)
+    time.sleep(60)
+
+async def fill(request):
+    while True:
+        logging.getLogger("much").warning("x" * 10000)
+
+async def serve(launch):
+    settings = launch.settings
+    log = structlog.get_logger("sample")
+    if settings.starts == "slowly":
+        print("starting", flush=True)
+        await asyncio.sleep(60)
+    if settings.starts == "never":
+        raise StartError("cannot start: nothing is well; make it well")
+    log.info("own event", text='with "quotes"\\nand lines', path=Path("/x"))
+    logging.getLogger("some.library").warning("said %s", "something")
+    warnings.warn("a warning")
+    try:
+        1 / 0
+    except ZeroDivisionError:
+        log.exception("failed")
+    routes = [Route("/hang", hang), Route("/block", block), Route("/freeze", freeze), Route("/fill", fill)]
+    stopping = lambda: print("stopping", flush=True)
+    await launch.serve(application("sample", registry(), routes), stopping=stopping)
+
+@click.command()
+@server_options
+def main(**options):
+    run_server(Settings, serve, options)
+
+main()
+"""
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    (tmp_path / "server.py").write_text(SERVER)
+    return [sys.executable, str(tmp_path / "server.py")]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "sample.yml"
+
+
+def _run(command: list[str], *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=30, check=False)
+
+
+@pytest.fixture
+def server(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
+
+
+def _lines_until_it_listens(server: subprocess.Popen[str]) -> list[str]:
+    assert server.stderr is not None
+    lines = []
+    for line in server.stderr:
+        lines.append(line)
+        if '"event": "listening"' in line:
+            return lines
+    pytest.fail(f"it does not listen: {lines}")
+
+
+def _address(server: subprocess.Popen[str]) -> tuple[str, int]:
+    host, _, port = json.loads(_lines_until_it_listens(server)[-1])["address"].rpartition(":")
+    return host, int(port)
+
+
+def test_the_version_and_the_schema_are_printed(command: list[str]) -> None:
+    assert VERSION in _run(command, "--version").stdout
+    schema = json.loads(_run(command, "--print-schema").stdout)
+    assert schema["properties"]["listen"]["type"] == "string"  # as it is written, not as it is held
+    assert schema["additionalProperties"] is False
+
+
+def test_a_wrong_configuration_exits_2_with_its_lines_on_standard_error(command: list[str], file: Path) -> None:
+    file.write_text("listen: x\nlatr: 1\n")
+    for more in ((), ("--check",)):
+        refused = _run(command, "--config", file, *more)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert refused.stderr.splitlines() == [
+            f"{file}: listen: expected HOST:PORT, such as 127.0.0.1:9912, got 'x'",
+            f"{file}: latr: unknown key; see --print-schema for those that exist",
+        ]
+
+
+def test_a_missing_configuration_file_exits_2(command: list[str], file: Path) -> None:
+    refused = _run(command, "--config", file)
+    assert (refused.returncode, refused.stderr) == (2, f"{file}: cannot be read: No such file or directory\n")
+
+
+def test_a_check_exits_0_and_names_what_has_no_effect_yet(command: list[str], file: Path) -> None:
+    file.write_text("later: 1\n")
+    checked = _run(command, "--config", file, "--check")
+    assert (checked.returncode, checked.stdout) == (0, "the configuration is valid\n")
+    assert checked.stderr == f"{file}: later: has no effect in version {VERSION}\n"
+
+
+def test_a_user_without_a_role_and_a_role_without_a_user_are_told_by_the_check_and_at_the_start(
+    command: list[str], file: Path
+) -> None:
+    file.write_text("auth: {roles: {anna: admin, ben: viewer}}\nstarts: never\n")
+    web = web_yml(file.parent, users=dict.fromkeys(("anna", "alertmanager"), "$2b$04$" + "a" * 21 + "e" + "a" * 31))
+    sentences = {
+        "basic_auth_users.alertmanager": "reads /metrics alone, since auth.roles has no role for it; "
+        "to send alerts to a relay it needs `responder`",
+        "auth.roles.ben": "web.yml has no such user, so nobody has this role",
+    }
+    checked = _run(command, "--config", file, "--web.config.file", web, "--check")
+    assert checked.returncode == 0
+    assert checked.stderr.splitlines() == [
+        f"{named}: {key}: {said}" for named, (key, said) in zip((web, file), sentences.items(), strict=True)
+    ]
+    started = _run(command, "--config", file, "--web.config.file", web)
+    told = [json.loads(line) for line in started.stderr.splitlines() if line.startswith("{")]
+    assert {each["key"]: each["doubt"] for each in told if "doubt" in each} == sentences
+    checked = _run(command, "--config", file, "--check")
+    assert [line.split(": ")[1] for line in checked.stderr.splitlines()] == ["auth.roles.anna", "auth.roles.ben"]
+
+
+def test_a_server_that_cannot_start_exits_1_with_one_sentence(command: list[str], file: Path) -> None:
+    file.write_text("starts: never\n")
+    failed = _run(command, "--config", file)
+    assert (failed.returncode, failed.stderr) == (1, "cannot start: nothing is well; make it well\n")
+
+
+def test_a_taken_port_exits_1_with_one_sentence_in_the_end(command: list[str], file: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        file.write_text(f"listen: 127.0.0.1:{port}\n")
+        failed = _run(command, "--config", file)
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1] == (
+        f"cannot listen on 127.0.0.1:{port}: Address already in use; stop what listens there, or set another address"
+    )
+
+
+def test_every_line_of_the_log_is_a_json_object_with_service_level_and_time(server: subprocess.Popen[str]) -> None:
+    told = [json.loads(line) for line in _lines_until_it_listens(server)]
+    for line in told:
+        assert line["service"] == "sample"
+        assert line["level"] in {"info", "warning", "error"}
+        assert line["timestamp"].endswith("Z")
+    events = {line["event"]: line for line in told}
+    assert events["own event"]["text"] == 'with "quotes"\nand lines'
+    assert (events["said something"]["logger"], events["said something"]["level"]) == ("some.library", "warning")
+    assert any("UserWarning: a warning" in event for event in events)
+    (trace,) = events["failed"]["exception"]
+    assert trace["exc_type"] == "ZeroDivisionError"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_signal_ends_an_idle_server_with_0(number: signal.Signals, server: subprocess.Popen[str]) -> None:
+    with socket.create_connection(_address(server)):  # a connection that asks nothing does not hold it up
+        server.send_signal(number)
+        assert server.wait(timeout=3) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_signal_during_the_start_ends_it_with_0(number: signal.Signals, command: list[str], file: Path) -> None:
+    file.write_text("starts: slowly\n")
+    with subprocess.Popen([*command, "--config", str(file)], stdout=subprocess.PIPE, text=True) as starting:
+        assert starting.stdout is not None
+        assert starting.stdout.readline() == "starting\n"
+        starting.send_signal(number)
+        assert starting.wait(timeout=3) == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "seconds"),
+    # A coroutine can be cancelled; a thread cannot, nor can the loop itself, and then the process leaves without them.
+    [("/hang", 0, DRAIN_SECONDS), ("/block", 1, STOP_SECONDS), ("/freeze", 1, STOP_SECONDS)],
+)
+def test_whatever_hangs_the_process_is_gone_within_its_bound(
+    path: str, code: int, seconds: float, server: subprocess.Popen[str]
+) -> None:
+    with socket.create_connection(_address(server)) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        assert server.stdout is not None
+        assert server.stdout.readline() == "hanging\n"
+        signalled = time.monotonic()
+        server.terminate()
+        assert server.wait(timeout=20) == code
+        assert time.monotonic() - signalled < min(seconds + 3, 15)
+
+
+def _waiting_in(pipe: int) -> int:
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def test_a_process_whose_log_nobody_reads_is_gone_within_the_bound_too(server: subprocess.Popen[str]) -> None:
+    with socket.create_connection(_address(server)) as connection:
+        connection.sendall(b"GET /fill HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert server.stderr is not None
+        deadline = time.monotonic() + 10
+        while _waiting_in(server.stderr.fileno()) < PIPE_BYTES:
+            assert time.monotonic() < deadline, "its pipe does not fill"
+            time.sleep(0.05)  # a bounded wait for another process
+        signalled = time.monotonic()
+        server.terminate()
+        assert server.wait(timeout=20) == -signal.SIGALRM
+        assert time.monotonic() - signalled < 15
+
+
+def test_a_second_signal_does_not_cut_the_stop_short(server: subprocess.Popen[str]) -> None:
+    with socket.create_connection(_address(server)) as connection:
+        connection.sendall(b"GET /hang HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert server.stdout is not None
+        assert server.stdout.readline() == "hanging\n"
+        server.send_signal(signal.SIGINT)
+        assert server.stdout.readline() == "stopping\n"  # said before the drain, while requests are in hand
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(timeout=10) == 0

@@ -1,0 +1,94 @@
+"""Work side by side: bounded, handed over in its order, stopped by the first error, and cancelled without a rest."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from shared.process.concurrency import MAX_CONCURRENT_CALLS, run_concurrently
+
+ITEMS = range(500)
+
+
+class Work:
+    """Items that take longer the earlier they are; some fail, some never end."""
+
+    def __init__(self, failing: int | None = None, stuck: int | None = None) -> None:
+        self.failing, self.stuck = failing, stuck
+        self.under_way, self.most = 0, 0
+        self.begun: list[int] = []
+        self.taken: list[tuple[int, int]] = []
+
+    async def do(self, item: int) -> int:
+        self.begun.append(item)
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        try:
+            await asyncio.sleep(0.1 - item / 10_000 if item != self.stuck else 1e9)
+            if item == self.failing:
+                raise ValueError(item)
+            return -item
+        finally:
+            self.under_way -= 1
+
+    async def take(self, outcomes: Sequence[tuple[int, int]]) -> None:
+        await asyncio.sleep(0.01)
+        self.taken += outcomes
+
+
+@pytest.mark.looptime
+async def test_a_bounded_number_is_under_way_and_all_are_handed_over_in_their_order() -> None:
+    work = Work()
+    await run_concurrently(ITEMS, work.do, work.take)
+    assert work.most == MAX_CONCURRENT_CALLS
+    assert work.taken == [(item, -item) for item in ITEMS]
+
+
+@pytest.mark.looptime
+async def test_one_that_is_slow_keeps_no_other_from_being_done() -> None:
+    work, began = Work(), asyncio.get_running_loop().time()
+
+    async def do(item: int) -> int:
+        await asyncio.sleep(1 if item == 0 else 0.01)
+        return await work.do(item)
+
+    await run_concurrently(range(32 * 10), do, work.take)
+    assert asyncio.get_running_loop().time() - began < 2
+
+
+@pytest.mark.looptime
+async def test_the_first_error_stops_all_and_what_was_done_is_handed_over() -> None:
+    work = Work(failing=200)
+    with pytest.raises(ValueError, match="200"):
+        await run_concurrently(ITEMS, work.do, work.take)
+    assert max(work.begun) < 200 + 2 * MAX_CONCURRENT_CALLS
+    assert [item for item, _ in work.taken] == [item for item in sorted(work.begun) if item != 200]
+    assert work.under_way == 0
+
+
+@pytest.mark.looptime
+async def test_an_error_of_the_taker_stops_all() -> None:
+    work = Work()
+
+    async def full(outcomes: Sequence[tuple[int, int]]) -> None:
+        raise OSError(len(outcomes))
+
+    with pytest.raises(OSError, match="64"):
+        await run_concurrently(ITEMS, work.do, full)
+    assert (work.under_way, max(work.begun) < 200) == (0, True)
+
+
+@pytest.mark.looptime
+async def test_a_cancelled_caller_leaves_nothing_under_way() -> None:
+    work = Work(stuck=3)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(5):
+            await run_concurrently(ITEMS, work.do, work.take)
+    assert work.under_way == 0
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_nothing_to_do_is_done() -> None:
+    work = Work()
+    await run_concurrently([], work.do, work.take)
+    assert work.taken == []

@@ -1,0 +1,47 @@
+"""What a line of the log may hold, whatever is logged."""
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from shared.process import logs
+from shared.process.logs import Format
+
+INVISIBLE = "\x00\x1b\x7f\x85\xa0\xad\u061c\u200b\u200e\u2028\u2029\u202e\u2066\ufeff\ufff9\U000e0001\ud800"
+
+
+@pytest.fixture(autouse=True)
+def _configuration() -> Iterator[None]:
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    yield
+    root.handlers[:], level = before
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+@pytest.mark.parametrize("form", ["json", "logfmt"])
+def test_no_line_holds_what_ends_lines_turns_text_or_cannot_be_seen(
+    form: Format, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.configure("relay", line_format=form)
+    logging.getLogger("library").warning("a%sb", INVISIBLE)
+    structlog.get_logger("own").warning("own", text=f"ü漢😀{INVISIBLE}", nested={"key": [INVISIBLE]})
+    lines = capsys.readouterr().err.removesuffix("\n").split("\n")
+    assert len(lines) == 2
+    assert all(line.isprintable() for line in lines), [ascii(line) for line in lines]
+
+
+def test_what_is_escaped_can_be_read_again(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("relay")
+    structlog.get_logger("own").warning("own", text=f"ü漢😀{INVISIBLE}")
+    assert json.loads(capsys.readouterr().err)["text"] == f"ü漢😀{INVISIBLE}"
+    logs.configure("relay", line_format="logfmt")
+    structlog.get_logger("own").warning("own", text=f"ü漢😀{INVISIBLE}", plain="ü")
+    line = capsys.readouterr().err
+    written = line[line.index('text="') + 5 :]
+    assert json.JSONDecoder().raw_decode(written)[0] == f"ü漢😀{INVISIBLE}"
+    assert "plain=ü" in line
