@@ -5,15 +5,12 @@ from pathlib import Path
 import click
 import structlog
 
-<<<<<<< HEAD
-from ops.kms_emulator.emulator import run_emulator
-=======
->>>>>>> main
-from shared import VERSION, logs
-from shared.process.command_line import parse_option_or_exit, run_until_done_or_exit
-from shared.kms.gcp.wire_format import check_key_name
+from shared import VERSION
 from shared.config.settings import Address, parse_address
-from shared.process.shutdown import wait_for_stop_signal, run_until_stop_signal
+from shared.kms.gcp.wire_format import check_key_name
+from shared.process import logs
+from shared.process.command_line import parse_option_or_exit, run_until_done_or_exit
+from shared.process.shutdown import run_until_stop_signal, wait_for_stop_signal
 
 log = structlog.get_logger(__name__)
 
@@ -51,15 +48,10 @@ def main(listen: str, faults: str, keys: tuple[str, ...], data: Path | None, all
     run_until_done_or_exit(run_until_stop_signal(_serve_until_stopped(listen_address, faults_address, names, data)))
 
 
-<<<<<<< HEAD
 async def _serve_until_stopped(listen: Address, faults: Address, keys: list[str], data: Path | None) -> None:
-    async with run_emulator(listen=listen, faults=faults, keys=keys, data=data) as emulator:
-=======
-async def _serve(listen: Address, faults: Address, keys: list[str], data: Path | None) -> None:
-    from ops.kms_emulator.emulator import start  # noqa: PLC0415  # 0.4 s that --help and a wrong option do not need
+    from ops.kms_emulator.emulator import run_emulator  # noqa: PLC0415  # 0.4 s that --help does not need
 
-    async with start(listen=listen, faults=faults, keys=keys, data=data) as emulator:
->>>>>>> main
+    async with run_emulator(listen=listen, faults=faults, keys=keys, data=data) as emulator:
         log.info("listening", address=str(emulator.address), faults=str(emulator.faults_address))
         await wait_for_stop_signal()
         log.info("stopping")
