@@ -6,7 +6,6 @@ Rules: https://cloud.google.com/kms/docs/reference/rpc/google.cloud.kms.v1#encry
 from typing import Any
 
 from google.cloud import kms_v1 as kms
-from shared.kms.gcp.client.wire_format import compute_crc32c
 
 from ops.kms_emulator import ciphertext as crypto
 from ops.kms_emulator import resource_names
@@ -14,6 +13,7 @@ from ops.kms_emulator.faults import Faults
 from ops.kms_emulator.grpc_errors import failed_precondition, invalid_argument
 from ops.kms_emulator.model import Key
 from ops.kms_emulator.store import Store
+from shared.kms.gcp.wire_format import compute_crc32c
 
 MAX_BYTES = 64 * 1024
 """Of a plaintext, and of additional authenticated data, for protection level SOFTWARE."""

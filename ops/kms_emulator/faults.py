@@ -8,10 +8,10 @@ from typing import Annotated, Any, Final, Literal, Self
 
 import grpc
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
-from shared.kms.gcp.client.wire_format import check_key_name, compute_crc32c
 
 from ops.kms_emulator.grpc_errors import StatusError
 from ops.kms_emulator.permissions import OPERATIONS, PERMISSIONS
+from shared.kms.gcp.wire_format import check_key_name, compute_crc32c
 
 FaultKind = Literal["latency", "stall", "status", "corrupt_crc", "wrong_plaintext", "denied", "slow_primary"]
 _OPERATIONS_BY_KIND: Final = {

@@ -9,7 +9,6 @@ import grpc
 from google.cloud import kms_v1 as kms
 from google.iam.v1 import iam_policy_pb2
 from prometheus_client import CollectorRegistry, Counter
-from shared.kms.gcp.client.wire_format import get_key_name
 
 from ops.kms_emulator import iam_methods
 from ops.kms_emulator.crypto_methods import CryptoMethods
@@ -18,6 +17,7 @@ from ops.kms_emulator.grpc_errors import StatusError
 from ops.kms_emulator.key_methods import KeyMethods
 from ops.kms_emulator.permissions import TEST_IAM_PERMISSIONS
 from ops.kms_emulator.store import Store
+from shared.kms.gcp.wire_format import get_key_name
 
 Method = Callable[[Any], Awaitable[Any]]
 

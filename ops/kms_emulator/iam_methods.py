@@ -1,12 +1,12 @@
 """TestIamPermissions of google.iam.v1.IAMPolicy: everything is granted but what a `denied` fault refuses."""
 
 from google.iam.v1 import iam_policy_pb2
-from shared.kms.gcp.client.wire_format import get_key_name
 
 from ops.kms_emulator import resource_names
 from ops.kms_emulator.faults import Faults
 from ops.kms_emulator.grpc_errors import StatusError, invalid_argument
 from ops.kms_emulator.store import Store
+from shared.kms.gcp.wire_format import get_key_name
 
 
 async def test_iam_permissions(

@@ -6,10 +6,10 @@ from functools import partial
 from typing import Final
 
 import structlog
-from shared.keyring.journal.progress.metrics import KeyringMetrics, read_keyring_metrics
 
 from services.backend.records import RECORDS_TABLE
 from shared.keyring.database import Database, DatabaseError
+from shared.keyring.journal.metrics import KeyringMetrics, read_keyring_metrics
 
 _MAX_NAMED: Final = 3
 

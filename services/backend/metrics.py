@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from shared.keyring.journal.progress.metrics import KeyringMetrics
 
 from shared.backend_contract import (
     CRYPTO_DECRYPTION_ERRORS,
@@ -23,6 +22,7 @@ from shared.backend_contract import (
     KMS_ROTATION_LAST_SUCCESS,
     CryptoMode,
 )
+from shared.keyring.journal.metrics import KeyringMetrics
 
 
 def register_metrics(

@@ -9,7 +9,7 @@ from starlette.applications import Starlette
 
 from services.exporter.config import Settings
 from services.exporter.jobs import Connect, RunningJobs, start_jobs
-from services.exporter.metrics.collector.exposition import Exposition
+from services.exporter.metrics.exposition import Exposition
 from services.exporter.results import Results
 from services.exporter.scheduler import MAX_BACKOFF
 from services.exporter.web import probe_endpoint

@@ -9,7 +9,7 @@ import structlog
 
 from services.exporter.config import Settings, Target
 from services.exporter.history import History
-from services.exporter.metrics.collector.collector import ExporterMetrics
+from services.exporter.metrics.collector import ExporterMetrics
 from services.exporter.model import BackendState, KeyInspection, ProbeResult
 from services.exporter.probes.canaries import CanaryFiles
 from shared.kms.reason import Reason

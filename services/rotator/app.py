@@ -14,7 +14,7 @@ from typing import Final
 
 import click
 
-from services.rotator.backups.folder.backup_file import BackupError
+from services.rotator.backups.backup_file import BackupError
 from services.rotator.config import Settings
 from services.rotator.model import ProgressReporter, RotatorError, StepResult
 from services.rotator.progress_display import open_progress

@@ -3,7 +3,7 @@
 import asyncio
 
 from services.rotator import other_keyrings
-from services.rotator.backups.folder import folder
+from services.rotator.backups import folder
 from services.rotator.model import StepProgress
 from services.rotator.plan import build_plan, describe_unfinished, get_next_commands, is_unfinished
 from services.rotator.preflight import get_usable_primary

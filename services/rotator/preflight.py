@@ -8,11 +8,10 @@ import os
 import time
 from typing import Final
 
-from shared.kms.gcp.client.wire_format import get_version_id
-
 from services.rotator.model import RotatorError
 from services.rotator.session import Session
 from shared.keyring.administration import AdministrationError
+from shared.kms.gcp.wire_format import get_version_id
 from shared.kms.port import KmsError, KmsKey
 from shared.smoke.check import Check, CheckError, format_line, run_checks
 

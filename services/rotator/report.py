@@ -7,8 +7,8 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from services.rotator.backups.folder.backup_file import BackupSummary
-from services.rotator.backups.folder.folder import parse_journal_backups
+from services.rotator.backups.backup_file import BackupSummary
+from services.rotator.backups.folder import parse_journal_backups
 from services.rotator.model import PROGRAM, StepResult
 from services.rotator.plan import Plan
 from shared.keyring.administration import KeyUsage, Problem, RotationProgress, VerificationResult

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from services.rotator.backups.folder import backup_file, folder
+from services.rotator.backups import backup_file, folder
 from services.rotator.model import RotatorError
 from services.rotator.plan import refuse_unfinished
 from services.rotator.report import BackupReport, Outcome, Report

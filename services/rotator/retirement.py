@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from services.rotator.backups.folder.folder import parse_journal_backups
+from services.rotator.backups.folder import parse_journal_backups
 from services.rotator.model import RotatorError
 from services.rotator.other_keyrings import count_with_leases
 from services.rotator.plan import refuse_unfinished

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-from services.rotator.backups.folder.folder import BackupFolder
+from services.rotator.backups.folder import BackupFolder
 from services.rotator.config import Settings
 from services.rotator.drivers.registry import open_driver as connect_keyring
 from services.rotator.lease import describe_holder, run_with_lease

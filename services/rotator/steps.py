@@ -10,11 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
-from shared.keyring.journal.progress.metrics import NOTHING_TO_DO
-
 from services.rotator import preflight
-from services.rotator.backups.folder import backup_file, folder
-from services.rotator.backups.folder.backup_file import BackupError, BackupSummary
+from services.rotator.backups import backup_file, folder
+from services.rotator.backups.backup_file import BackupError, BackupSummary
 from services.rotator.model import RotatorError, StepProgress, StepResult
 from services.rotator.plan import PROBLEMS_PREFIX
 from services.rotator.preflight import run_smoke_test
@@ -29,6 +27,7 @@ from shared.keyring.administration import (
     RotationType,
     VerificationResult,
 )
+from shared.keyring.journal.metrics import NOTHING_TO_DO
 
 _MAX_ENTRY_LENGTH: Final = 1000
 _CALLS_PER_DATA_KEY: Final = {"rotate": 3, "rollback": 1, "verify": 1}

@@ -23,7 +23,7 @@ from shared.keyring.administration import (
     VerificationResult,
 )
 from shared.keyring.database import Database, DatabaseError
-from shared.keyring.journal.progress import progress
+from shared.keyring.journal import progress
 from shared.keyring.lease import run_under_lease
 from shared.keyring.model import MAX_VERSION, UNREADABLE_VERSION
 from shared.keyring.operations import restore

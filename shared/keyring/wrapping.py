@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from shared.keyring.model import LOCAL_KEK, DataKey, WrappedKey, build_wrapping_aad, compute_fingerprint
-from shared.kms.gcp.client.wire_format import get_version_id
+from shared.kms.gcp.wire_format import get_version_id
 from shared.kms.port import KmsError, KmsKey
 from shared.kms.reason import Reason
 

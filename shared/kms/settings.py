@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, model_validator
 
 from shared.config.settings import Section, parse_address
-from shared.kms.gcp.client.wire_format import check_key_name
+from shared.kms.gcp.wire_format import check_key_name
 
 
 def _parse_endpoint(value: str) -> str:

@@ -11,7 +11,6 @@ import yaml
 from google.cloud.kms_v1 import KeyManagementServiceAsyncClient
 from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
 from grpc.aio import insecure_channel
-from shared.kms.gcp.client.client import GcpKmsKey
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
 from services.backend import records as records_module
@@ -25,6 +24,7 @@ from shared.keyring.instances import InstanceHeartbeat
 from shared.keyring.store import DataKeyStore
 from shared.keyring.tables import TABLES
 from shared.keyring.wrapping import KeyWrapper
+from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.quota import QuotaLimitedKey
 from shared.sql.database_url import create_sqlite_url
 from tests.key_versions import Versions

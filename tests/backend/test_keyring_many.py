@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
-from shared.kms.gcp.client.wire_format import get_version_id
 from sqlalchemy import Connection
 
 from services.backend import records as records_module
@@ -25,6 +24,7 @@ from shared.keyring.model import DataKey, DataKeyStatus, WrappedKey, compute_fin
 from shared.keyring.store import DataKeyStore
 from shared.keyring.tables import TABLES, data_keys
 from shared.keyring.wrapping import KeyWrapper
+from shared.kms.gcp.wire_format import get_version_id
 from shared.kms.port import DecryptResult, KmsError
 from shared.kms.quota import QuotaLimitedKey
 from shared.kms.reason import Reason

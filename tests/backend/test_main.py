@@ -17,11 +17,11 @@ from typing import Any
 
 import httpx2
 import pytest
-from shared.kms.gcp.client.client import GcpKmsKey
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
 from ops.kms_emulator.faults import Fault
 from shared.keyring.model import build_wrapping_aad
+from shared.kms.gcp.client import GcpKmsKey
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 COMMAND = (sys.executable, "-m", "services.backend")

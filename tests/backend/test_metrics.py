@@ -1,9 +1,9 @@
 from prometheus_client import CollectorRegistry, generate_latest
-from shared.keyring.journal.progress.metrics import KeyringMetrics
 
 from services.backend.metrics import register_metrics
 from shared.backend_contract import KEYRING_METRIC_LABELS, CryptoMode
 from shared.keyring.administration import RotationType
+from shared.keyring.journal.metrics import KeyringMetrics
 from shared.keyring.model import DataKeyStatus
 
 

@@ -13,7 +13,6 @@ import click
 from google.cloud.kms_v1 import KeyManagementServiceAsyncClient
 from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
 from grpc.aio import insecure_channel
-from shared.kms.gcp.client.client import GcpKmsKey
 from sqlalchemy import URL, Connection, text
 
 from services.rotator.report import Outcome
@@ -22,6 +21,7 @@ from shared.config.settings import Address
 from shared.keyring.administration import RotationType
 from shared.keyring.model import build_wrapping_aad, compute_fingerprint
 from shared.keyring.tables import data_keys
+from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.quota import BURST_CALLS, CALLS_PER_MINUTE
 from tests.bench.stage import BenchError, Stage, free_port, stage
 from tests.key_versions import Versions

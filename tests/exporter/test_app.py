@@ -3,7 +3,6 @@ import subprocess
 import time
 from collections.abc import Awaitable, Callable
 
-from shared.kms.gcp.client.client import GcpKmsKey
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -13,6 +12,7 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from services.exporter.config import Backend, ProbeSettings, Settings
 from shared.http.server import serve
+from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.port import EncryptResult
 from tests.exporter.scraped import FREE, configured, scraped, target
 

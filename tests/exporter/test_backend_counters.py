@@ -5,8 +5,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from services.exporter.metrics.collector.collector import ExporterMetrics
-
+from services.exporter.metrics.collector import ExporterMetrics
 from services.exporter.model import BackendState, Health
 from shared.backend_contract import CryptoMode
 

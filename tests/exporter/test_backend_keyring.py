@@ -5,9 +5,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
-from services.exporter.metrics.collector.collector import ExporterMetrics
 
 from services.exporter.backends.documents import UnreadableError, parse_metrics, parse_openmetrics
+from services.exporter.metrics.collector import ExporterMetrics
 from services.exporter.model import BackendState
 
 Read = Callable[..., Awaitable[BackendState]]

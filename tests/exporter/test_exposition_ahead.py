@@ -10,11 +10,11 @@ from itertools import pairwise
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
-from services.exporter.metrics.collector.exposition import Exposition
 from starlette.requests import Request
 from structlog.testing import capture_logs
 
 from services.exporter.metrics.collector import exposition
+from services.exporter.metrics.exposition import Exposition
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 SCRAPE = Request({"type": "http", "headers": []})

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from shared.kms.gcp.client.client import GcpKmsKey
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
@@ -14,6 +13,7 @@ from ops.kms_emulator.model import Key, State
 from services.exporter.model import KeyInspection, Operation
 from services.exporter.probes.canaries import CanaryFile
 from services.exporter.probes.key_inspection import DESTROYED_CANARY_MAX_AGE, MAX_CONCURRENT_DECRYPTIONS, KeyInspector
+from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.port import DecryptResult
 from shared.kms.reason import Reason
 

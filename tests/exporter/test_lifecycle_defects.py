@@ -5,12 +5,12 @@ import itertools
 from collections.abc import AsyncIterator, Collection
 
 import pytest
-from shared.kms.gcp.client.client import GcpKmsKey
 from structlog.testing import capture_logs
 
 from ops.kms_emulator.emulator import Emulator
 from services.exporter.model import Canary, CanaryResult, Operation
 from services.exporter.probes.key_inspection import KeyInspector
+from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.port import DecryptResult, KeyDescription, KmsError
 from shared.kms.reason import Reason
 

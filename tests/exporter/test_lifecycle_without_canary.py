@@ -6,15 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from services.exporter.metrics.collector.collector import ExporterMetrics
-from shared.kms.gcp.client.client import GcpKmsKey
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from ops.kms_emulator.model import Key, State
+from services.exporter.metrics.collector import ExporterMetrics
 from services.exporter.model import KeyInspection
 from services.exporter.probes.canaries import CanaryFile
 from services.exporter.probes.key_inspection import KeyInspector
+from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.port import KeyDescription, KmsKey
 from shared.kms.registry import connect_key
 from shared.kms.settings import KeySettings

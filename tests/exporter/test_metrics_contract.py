@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.core import Metric
-from services.exporter.metrics.collector.collector import ExporterMetrics
 
+from services.exporter.metrics.collector import ExporterMetrics
 from services.exporter.model import (
     BackendState,
     Call,

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from services.exporter.metrics.collector.collector import ExporterMetrics
 
+from services.exporter.metrics.collector import ExporterMetrics
 from services.exporter.model import Call, CanaryResult, Failure, KeyInspection, KeyRead, Operation
 from shared.kms.port import KeyDescription, KeyVersion
 from shared.kms.reason import Reason
@@ -73,7 +73,8 @@ def test_versions_are_counted_by_state_and_every_known_state_is_there(metrics: E
 
 def test_the_known_states_are_those_of_googles_own_client() -> None:
     from google.cloud.kms_v1 import CryptoKeyVersion
-    from services.exporter.metrics.collector.targets import VERSION_STATES
+
+    from services.exporter.metrics.targets import VERSION_STATES
 
     states = set(CryptoKeyVersion.CryptoKeyVersionState.__members__)
     assert states - {"CRYPTO_KEY_VERSION_STATE_UNSPECIFIED"} == set(VERSION_STATES) == ALL_STATES_OF_CLOUD_KMS

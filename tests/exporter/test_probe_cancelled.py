@@ -5,12 +5,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from shared.kms.gcp.client.client import GcpKmsKey
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from services.exporter.probes.key_inspection import KeyInspector
 from services.exporter.probes.round_trip import Prober
+from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.port import KmsKey
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"

@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from shared.kms.gcp.client.client import GcpKmsKey
 from structlog.testing import capture_logs
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from services.exporter.probes.round_trip import CONNECTIVITY_MAX_AGE, Prober
+from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.port import ConnectivityPhase, DecryptResult, EncryptResult, KmsError
 from shared.kms.reason import Reason
 

@@ -14,10 +14,10 @@ from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from services.exporter.metrics.collector.collector import ExporterMetrics
 
 from services.exporter.backends.reader import BackendReader
 from services.exporter.backends.replicas import ReplicaReader
+from services.exporter.metrics.collector import ExporterMetrics
 from services.exporter.model import BackendState
 
 Reader = Callable[..., BackendReader]

@@ -8,10 +8,10 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
-from services.exporter.metrics.collector.collector import ExporterMetrics
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from services.exporter.metrics.collector import ExporterMetrics
 from services.exporter.model import (
     BackendState,
     Call,

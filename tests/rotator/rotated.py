@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from shared.kms.gcp.client.client import GcpKmsKey
 from sqlalchemy import URL, Connection, text
 
 from services.rotator.config import Settings
@@ -22,6 +21,7 @@ from shared.keyring.database import Database
 from shared.keyring.model import DataKey, DataKeyStatus, compute_fingerprint
 from shared.keyring.tables import TABLES
 from shared.keyring.wrapping import KeyWrapper
+from shared.kms.gcp.client import GcpKmsKey
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 NONCE = bytes(12)

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from shared.keyring.journal.progress.metrics import read_keyring_metrics
 from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
@@ -21,6 +20,7 @@ from shared.keyring.administration import (
     UnreachableError,
     VerificationResult,
 )
+from shared.keyring.journal.metrics import read_keyring_metrics
 from tests.rotator.rotated import KEY, Rotated, data_key_id
 
 NewVersion = Callable[[], Awaitable[None]]

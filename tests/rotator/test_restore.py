@@ -4,12 +4,12 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 import pytest
-from services.rotator.backups.folder.backup_file import BackupError
 from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
-from services.rotator.backups.folder import backup_file
+from services.rotator.backups import backup_file
+from services.rotator.backups.backup_file import BackupError
 from services.rotator.inspection import check_backup
 from services.rotator.model import RotatorError
 from services.rotator.report import Outcome

@@ -5,10 +5,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from shared.keyring.journal.progress.metrics import read_keyring_metrics
 from sqlalchemy import Connection, text
 
-from services.rotator.backups.folder import backup_file
+from services.rotator.backups import backup_file
 from services.rotator.model import RotatorError
 from services.rotator.report import Outcome
 from services.rotator.runner import resume, rollback, run
@@ -23,6 +22,7 @@ from shared.keyring.administration import (
     UnreachableError,
     VerificationResult,
 )
+from shared.keyring.journal.metrics import read_keyring_metrics
 from shared.keyring.model import DataKeyStatus
 from tests.rotator.killed import killed
 from tests.rotator.rotated import Rotated, data_key_id

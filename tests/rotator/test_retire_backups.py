@@ -1,11 +1,11 @@
 """Backups that `retire_version` and `destroy_version` know of by the journal alone: artifacts of a job, or files on another machine."""
 
 import pytest
-from services.rotator.backups.folder.folder import parse_journal_backups
 from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.model import State
+from services.rotator.backups.folder import parse_journal_backups
 from services.rotator.model import RotatorError
 from services.rotator.report import Outcome
 from services.rotator.retirement import destroy_version, retire_version

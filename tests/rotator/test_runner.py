@@ -2,7 +2,6 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 import pytest
-from shared.keyring.journal.progress.metrics import read_keyring_metrics
 from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
@@ -13,6 +12,7 @@ from services.rotator.report import Outcome
 from services.rotator.runner import rollback, run
 from shared.keyring import store
 from shared.keyring.administration import RotationState, RotationType
+from shared.keyring.journal.metrics import read_keyring_metrics
 from shared.keyring.model import DataKeyStatus
 from tests.rotator.rotated import Rotated, data_key_id
 

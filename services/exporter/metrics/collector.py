@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from services.exporter.metrics.collector.backends import BackendMetrics
-from services.exporter.metrics.collector.targets import TargetMetrics
+from services.exporter.metrics.backends import BackendMetrics
+from services.exporter.metrics.targets import TargetMetrics
 from services.exporter.model import BackendState, KeyInspection, ProbeResult
 
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from shared.kms.gcp.client.wire_format import get_key_name, get_version_id
 
-from services.rotator.backups.folder import encrypted_file
+from services.rotator.backups import encrypted_file
 from shared.keyring.administration import Administration, StoredKey
 from shared.keyring.model import UNREADABLE_VERSION
+from shared.kms.gcp.wire_format import get_key_name, get_version_id
 from shared.kms.port import KmsError, KmsKey
 
 _AAD: Final = b"keypulse backup\0"

@@ -8,8 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from services.rotator.backups.folder import backup_file
-from services.rotator.backups.folder.backup_file import BackupError, BackupHeader, BackupSummary
+from services.rotator.backups import backup_file
+from services.rotator.backups.backup_file import BackupError, BackupHeader, BackupSummary
 from services.rotator.model import RotatorError
 from shared.keyring.administration import Administration, KeyInfo, Problem
 from shared.keyring.model import UNREADABLE_VERSION, build_wrapping_aad, compute_fingerprint

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, func, select
 
 from shared.keyring import store
 from shared.keyring.administration import RotationState, RotationType
-from shared.keyring.journal.progress import progress
+from shared.keyring.journal import progress
 from shared.keyring.model import DataKeyStatus
 from shared.keyring.records import RecordsTable
 from shared.keyring.tables import data_keys, journal_entries, rotations

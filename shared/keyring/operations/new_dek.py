@@ -17,8 +17,8 @@ from shared.keyring import store
 from shared.keyring.administration import Problem, RefusedError, RotateRequest, RotationProgress, RotationState
 from shared.keyring.database import Database
 from shared.keyring.instances import wait_for_all_instances
-from shared.keyring.journal.progress import progress as journal
-from shared.keyring.journal.progress.progress import Rotation
+from shared.keyring.journal import progress as journal
+from shared.keyring.journal.progress import Rotation
 from shared.keyring.lease import run_under_lease
 from shared.keyring.model import KEY_BYTES, DataKey, DataKeyStatus, compute_fingerprint
 from shared.keyring.operations import target_version

@@ -12,8 +12,8 @@ from sqlalchemy import ColumnElement, Connection, exists, func, select
 from shared.keyring import store
 from shared.keyring.administration import Problem, RotateRequest, RotationState
 from shared.keyring.database import Database
-from shared.keyring.journal.progress import progress
-from shared.keyring.journal.progress.progress import RewrapEntry, Rotation
+from shared.keyring.journal import progress
+from shared.keyring.journal.progress import RewrapEntry, Rotation
 from shared.keyring.lease import run_under_lease
 from shared.keyring.model import LOCAL_KEK, DataKey, WrappedKey
 from shared.keyring.operations import target_version

@@ -13,8 +13,8 @@ from sqlalchemy import Connection
 from shared.keyring import store
 from shared.keyring.administration import MAX_PAGE_SIZE, Problem, RotationState
 from shared.keyring.database import Database
-from shared.keyring.journal.progress import progress
-from shared.keyring.journal.progress.progress import RewrapEntry, RewrapOutcome, Rotation
+from shared.keyring.journal import progress
+from shared.keyring.journal.progress import RewrapEntry, RewrapOutcome, Rotation
 from shared.keyring.lease import run_under_lease
 from shared.keyring.model import DataKeyStatus
 from shared.keyring.store import RetiredVersionError

@@ -22,8 +22,8 @@ from shared.keyring.administration import (
     RotationType,
 )
 from shared.keyring.database import Database
-from shared.keyring.journal.progress import progress
-from shared.keyring.journal.progress.progress import MAX_PROBLEMS, Rotation
+from shared.keyring.journal import progress
+from shared.keyring.journal.progress import MAX_PROBLEMS, Rotation
 from shared.keyring.lease import run_under_lease
 from shared.keyring.operations import rewrap
 from shared.keyring.operations import target_version as target

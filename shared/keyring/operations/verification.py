@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from shared.keyring import store
 from shared.keyring.administration import Problem, VerificationResult
 from shared.keyring.database import Database
-from shared.keyring.journal.progress.progress import MAX_PROBLEMS
+from shared.keyring.journal.progress import MAX_PROBLEMS
 from shared.keyring.model import DataKey, KeyringFingerprint
 from shared.keyring.records import Record, RecordsTable
 from shared.keyring.wrapping import KeyWrapper, UnwrapError

@@ -32,9 +32,9 @@ from google.iam.v1.iam_policy_pb2 import TestIamPermissionsRequest
 
 from shared.config.settings import parse_address
 from shared.kms.connectivity import measure_connectivity
-from shared.kms.gcp.client.credentials import CredentialsLookup, process_lookup
-from shared.kms.gcp.client.grpc_transport import create_trust_context, find_proxy
-from shared.kms.gcp.client.wire_format import compute_crc32c
+from shared.kms.gcp.credentials import CredentialsLookup, process_lookup
+from shared.kms.gcp.grpc_transport import create_trust_context, find_proxy
+from shared.kms.gcp.wire_format import compute_crc32c
 from shared.kms.port import ConnectivityPhase, DecryptResult, EncryptResult, KeyDescription, KeyVersion, KmsError
 from shared.kms.reason import Reason, parse_grpc_status
 from shared.process.concurrency import is_task_cancelled

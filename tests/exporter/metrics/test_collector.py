@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from services.exporter.metrics.collector.collector import ExporterMetrics
 
+from services.exporter.metrics.collector import ExporterMetrics
 from services.exporter.model import BackendState, Call, Failure, Health, Operation, ProbeResult
 from shared.backend_contract import CryptoMode
 from shared.kms.reason import Reason

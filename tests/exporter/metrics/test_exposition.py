@@ -9,9 +9,9 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
-from services.exporter.metrics.collector.collector import ExporterMetrics
-from services.exporter.metrics.collector.exposition import Exposition
 
+from services.exporter.metrics.collector import ExporterMetrics
+from services.exporter.metrics.exposition import Exposition
 from services.exporter.model import (
     BackendState,
     Call,

@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from services.exporter.metrics.collector.collector import ExporterMetrics
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from ops.kms_emulator.model import State
+from services.exporter.metrics.collector import ExporterMetrics
 from services.exporter.model import KeyInspection, KeyRead, Operation
 from services.exporter.probes.key_inspection import (
     MIN_INTERVAL,

@@ -3,12 +3,12 @@ import itertools
 from collections.abc import AsyncIterator
 
 import pytest
-from shared.kms.gcp.client.client import GcpKmsKey
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from services.exporter.model import Operation
 from services.exporter.probes.round_trip import AAD_BYTES, PLAINTEXT_BYTES, Prober
+from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.port import DecryptResult, EncryptResult, KmsKey
 from shared.kms.reason import Reason
 from shared.kms.registry import connect_key

@@ -8,9 +8,9 @@ import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
-from services.exporter.metrics.collector.collector import ExporterMetrics
 
 from ops.grafana.build import DASHBOARD_FILE, UID, build_dashboard
+from services.exporter.metrics.collector import ExporterMetrics
 from shared.smoke.grafana import DASHBOARD_UID as SMOKED
 from tests.ops.grafana.dashboard import ANNOTATIONS, DASHBOARD, PANELS, VARIABLES
 from tests.ops.rules import ALERTS, PROMETHEUS, REFERENCE

@@ -9,13 +9,13 @@ from google.api_core import exceptions
 from google.cloud import kms_v1 as kms
 from google.cloud.kms_v1 import KeyManagementServiceAsyncClient, KeyManagementServiceClient
 from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcTransport
-from shared.kms.gcp.client.wire_format import compute_crc32c
 
 from ops.kms_emulator import grpc_service
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from ops.kms_emulator.permissions import OPERATIONS
 from shared.http.server import create_registry
+from shared.kms.gcp.wire_format import compute_crc32c
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 V1 = f"{KEY}/cryptoKeyVersions/1"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from shared.kms.gcp.client.client import GcpKmsKey
 
 from ops.kms_emulator.emulator import run_emulator
+from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.port import KmsError
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"

@@ -13,12 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from services.rotator.backups.folder.backup_file import BackupError, BackupSummary
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from ops.kms_emulator.model import State
-from services.rotator.backups.folder import backup_file, encrypted_file, folder
+from services.rotator.backups import backup_file, encrypted_file, folder
+from services.rotator.backups.backup_file import BackupError, BackupSummary
 from services.rotator.inspection import check_backup
 from services.rotator.report import Outcome
 from services.rotator.session import Session

@@ -5,10 +5,10 @@ import pytest
 from google.cloud.kms_v1 import KeyManagementServiceAsyncClient
 from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
 from grpc.aio import insecure_channel
-from shared.kms.gcp.client.client import GcpKmsKey
 from sqlalchemy import URL
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
+from shared.kms.gcp.client import GcpKmsKey
 from shared.sql.database_url import create_sqlite_url
 from tests.key_versions import Versions
 from tests.shared.keyring.keyring import KEY, Keyring, Meddled, opened

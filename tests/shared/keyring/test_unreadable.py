@@ -5,14 +5,14 @@ from dataclasses import replace
 from uuid import uuid4
 
 import pytest
-from shared.keyring.journal.progress.metrics import read_keyring_metrics
-from shared.kms.gcp.client.client import GcpKmsKey
 from sqlalchemy import URL, Connection
 
 from shared.keyring import store
 from shared.keyring.administration import RefusedError
+from shared.keyring.journal.metrics import read_keyring_metrics
 from shared.keyring.model import DataKeyStatus, WrappedKey
 from shared.keyring.store import DataKeyStore
+from shared.kms.gcp.client import GcpKmsKey
 from tests.key_versions import Versions
 from tests.postgres import Postgres
 from tests.shared.keyring.keyring import NEW_DEK, Keyring, opened

@@ -1,7 +1,6 @@
 """What needs which version, and that a version is retired only when nothing does."""
 
 import pytest
-from shared.kms.gcp.client.client import GcpKmsKey
 from sqlalchemy import URL
 
 from services.backend import records as backend
@@ -14,6 +13,7 @@ from shared.keyring.model import LOCAL_KEK, WrappedKey
 from shared.keyring.records import RecordsTable
 from shared.keyring.store import DataKeyStore, RetiredVersionError
 from shared.keyring.tables import data_keys, rotations
+from shared.kms.gcp.client import GcpKmsKey
 from tests.key_versions import Versions
 from tests.shared.keyring.keyring import KEY, NEW_DEK, Keyring, Meddled, opened, secret_of
 

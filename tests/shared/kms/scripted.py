@@ -5,7 +5,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
-from shared.kms.gcp.client.client import GcpKmsKey
+
+from shared.kms.gcp.client import GcpKmsKey
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 

@@ -13,8 +13,8 @@ from google.cloud.kms_v1 import (
     ListCryptoKeyVersionsRequest,
     ListCryptoKeyVersionsResponse,
 )
-from shared.kms.gcp.client.client import GcpKmsKey
 
+from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.port import KmsError
 from shared.kms.reason import Reason
 from tests.shared.kms.scripted import KEY, key_of

@@ -3,9 +3,9 @@
 from datetime import UTC, datetime
 
 import pytest
-from shared.keyring.journal.progress.metrics import ROTATION_STEPS, KeyringMetrics, read_keyring_metrics
 
 from shared.keyring.administration import RotationType
+from shared.keyring.journal.metrics import ROTATION_STEPS, KeyringMetrics, read_keyring_metrics
 from shared.keyring.model import LOCAL_KEK, DataKeyStatus, WrappedKey
 from tests.key_versions import Versions
 from tests.shared.keyring.keyring import NEW_DEK, REWRAP, Keyring

@@ -3,17 +3,17 @@
 import os
 
 import pytest
-from shared.kms.gcp.client.client import GcpKmsKey
 from sqlalchemy import URL
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from shared.keyring import store
 from shared.keyring.administration import AdministrationError, RefusedError, RotationState
-from shared.keyring.journal.progress import progress
+from shared.keyring.journal import progress
 from shared.keyring.model import KEY_BYTES, DataKeyStatus
 from shared.keyring.operations.new_dek import NewDekRotation
 from shared.keyring.tables import data_keys
+from shared.kms.gcp.client import GcpKmsKey
 from tests.key_versions import Versions
 from tests.shared.keyring.keyring import NEW_DEK, Keyring, Meddled, opened
 

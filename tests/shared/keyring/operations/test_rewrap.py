@@ -1,7 +1,6 @@
 """`rewrap-kek` over real databases and a real emulator: what a bad day leaves, and that the next call makes it good."""
 
 import pytest
-from shared.kms.gcp.client.client import GcpKmsKey
 from sqlalchemy import URL
 
 from ops.kms_emulator.emulator import Emulator
@@ -14,6 +13,7 @@ from shared.keyring.administration import (
     UnreachableError,
 )
 from shared.keyring.model import LOCAL_KEK, WrappedKey, build_wrapping_aad
+from shared.kms.gcp.client import GcpKmsKey
 from tests.key_versions import Versions
 from tests.shared.keyring.keyring import KEY, NEW_DEK, Keyring, Meddled, opened, secret_of
 

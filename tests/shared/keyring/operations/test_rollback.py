@@ -7,7 +7,7 @@ import pytest
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from shared.keyring.administration import AdministrationError, RefusedError, RotationState
-from shared.keyring.journal.progress import progress as journal
+from shared.keyring.journal import progress as journal
 from shared.keyring.model import DataKeyStatus, WrappedKey
 from shared.keyring.operations.rewrap import RewrapRotation
 from shared.keyring.operations.rollback import Rollback

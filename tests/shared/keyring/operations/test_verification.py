@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from shared.kms.gcp.client.client import GcpKmsKey
 from sqlalchemy import URL
 
 from ops.kms_emulator.emulator import Emulator
@@ -15,6 +14,7 @@ from shared.keyring import store
 from shared.keyring.administration import UnreachableError
 from shared.keyring.model import WrappedKey
 from shared.keyring.tables import data_keys
+from shared.kms.gcp.client import GcpKmsKey
 from tests.key_versions import Versions
 from tests.shared.keyring.keyring import Keyring, opened, secret_of
 

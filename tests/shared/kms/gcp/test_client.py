@@ -6,12 +6,12 @@ import time
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from shared.kms.gcp.client.client import GcpKmsKey
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
 from ops.kms_emulator.faults import Fault
 from ops.kms_emulator.model import State
 from shared.config.settings import Address
+from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.port import KmsError, KmsKey, KmsKeyAdmin
 from shared.kms.reason import Reason
 

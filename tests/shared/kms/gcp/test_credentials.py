@@ -17,11 +17,11 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 from google.auth.credentials import AnonymousCredentials, Credentials
 from google.auth.exceptions import GoogleAuthError
-from shared.kms.gcp.client.client import GcpKmsKey
-from shared.kms.gcp.client.credentials import CredentialsLookup
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
+from shared.kms.gcp.client import GcpKmsKey
+from shared.kms.gcp.credentials import CredentialsLookup
 from shared.kms.port import KmsError
 from shared.kms.reason import Reason
 

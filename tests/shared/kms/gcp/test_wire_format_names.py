@@ -1,5 +1,6 @@
 import pytest
-from shared.kms.gcp.client.wire_format import check_key_name, get_key_name, get_version_id
+
+from shared.kms.gcp.wire_format import check_key_name, get_key_name, get_version_id
 
 KEY = "projects/acme.example:demo/locations/europe-west3/keyRings/app_1/cryptoKeys/ledger-kek"
 
