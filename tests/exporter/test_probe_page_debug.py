@@ -59,7 +59,7 @@ async def test_a_scrape_measures_no_way_while_all_is_well() -> None:
         ways += 1
         return (ConnectivityPhase("dns", 0.001),)
 
-    async with probed(way=way) as page:
+    async with probed(measure_connectivity=way) as page:
         await page.get("?target=ledger-kek")
         assert ways == 0
         await page.get(STEPS)

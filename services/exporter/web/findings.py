@@ -117,9 +117,9 @@ class HealthStatus(IntEnum):
 
 STATUS_LABELS: Final = {
     HealthStatus.FAILING: "Failing",
-    HealthStatus.DEGRADED: "Attention",
-    HealthStatus.UNKNOWN: "No news",
-    HealthStatus.HEALTHY: "Well",
+    HealthStatus.DEGRADED: "Degraded",
+    HealthStatus.UNKNOWN: "Unknown",
+    HealthStatus.HEALTHY: "Healthy",
 }
 
 
