@@ -132,7 +132,7 @@ async def test_what_time_alone_does_changes_a_card_too(board: Asking) -> None:
     assert "rotation overdue" in overdue
     board.now += STALE
     (stale,) = (await board.news(q="key-5", cursor=cursor))["cards"].values()
-    assert "no news" in stale
+    assert "no recent result" in stale
     assert "Degraded" in stale
 
 

@@ -85,7 +85,7 @@ async def test_the_steps_of_a_probe_that_has_not_ended_say_so() -> None:
     async with probed() as page:
         page.emulator.faults.add(Fault(kind="stall"))
         answer = await page.get(STEPS, {"X-Prometheus-Scrape-Timeout-Seconds": "0.6"})
-    assert "It had not ended after 0.1 s: timeout. It goes on, and is counted at /metrics" in answer.body
+    assert "It had not ended after 0.1 s: timeout. It continues and will be counted at /metrics." in answer.body
     assert "not measured: no time was left" in answer.body
     assert 'probe_failure_reason{reason="timeout"} 1.0' in answer.body
 
