@@ -20,7 +20,7 @@ from shared.config.settings import (
     TokenPath,
     check_unique_names,
 )
-from shared.kms.settings import KeySettings
+from shared.kms.registry import KeySettings
 from shared.sql.database_url import DatabaseSetting
 
 
