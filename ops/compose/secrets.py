@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-LAST_SECRET = "relay_token"
+LAST_SECRET = "relay_token"  # noqa: S105  # its name
 """Written when all others are there: where it is, the folder is whole, or somebody's own."""
 _READABLE_MODE = 0o440
 _OWNER_ONLY_MODE = 0o400

@@ -83,7 +83,7 @@ def create_application(
         authorizer: stands before every route, and is `state.guard` of the application; None makes one.
         access_policy: who may call; None lets everybody on this machine.
         get_unready_reason: why it cannot serve right now, or None; the text of a 503 of `/-/ready`.
-        handle_metrics: answers `/metrics` instead, where `metrics` would take long to encode; called off the event loop.
+        handle_metrics: answers `/metrics` instead, if `metrics` takes long to encode; called off the event loop.
     """
     own, authorizer, who = list(routes), authorizer or Authorizer(metrics), access_policy or AccessPolicy()
 
@@ -148,7 +148,7 @@ async def serve(
     protocol = (
         HttpProtocol
         if admission_queue is None
-        else type("Protocol", (AdmissionProtocol, HttpProtocol), {"turns": admission_queue})
+        else type("Protocol", (AdmissionProtocol, HttpProtocol), {"queue": admission_queue})
     )
     with bind_socket(address) as bound:
         server = _Server(

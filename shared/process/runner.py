@@ -128,7 +128,7 @@ class ServerRunner(Generic[S]):
             await apply(settings)
             if self.web_config_file:
                 self.web_config_file.requires_credentials = _needs_credentials(settings)
-                self.web_config_file.list_reserved_names = settings.list_reserved_names()
+                self.web_config_file.reserved_names = settings.list_reserved_names()
 
         return guarded
 
@@ -170,7 +170,7 @@ def prepare_server(
     launch = ServerRunner(settings, config_file, web)
     launch.refuse_unprotected(settings)
     if web:
-        web.list_reserved_names = settings.list_reserved_names()
+        web.reserved_names = settings.list_reserved_names()
     found = [(config_file, finding) for finding in check_files(settings)]
     if web:
         found += [(web_config_path, finding) for finding in check_files(web.get_state().config)]

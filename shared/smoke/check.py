@@ -45,7 +45,7 @@ class Check:
     """One thing to look at."""
 
     name: str
-    run_checks: Callable[[], Awaitable[str]]
+    run: Callable[[], Awaitable[str]]
     """Gives what was seen, in a few words. Raises TroubleError; it must end by itself, in bounded time."""
     depends_on: str | None = None
     """The name of an earlier check, without which this one has nothing to say."""

@@ -252,7 +252,7 @@ async def test_an_audit_that_cannot_be_written_stops_no_action_and_is_logged(ope
         async def add(self, _entry: AuditEntry) -> None:
             raise AuditUnavailableError("the disk is full")
 
-        async def page(self, _limit: int, _before: int | None) -> tuple[list[AuditEntry], int | None]:
+        async def list_entries(self, _limit: int, _before: int | None) -> tuple[list[AuditEntry], int | None]:
             raise AuditUnavailableError("the disk is full")
 
     opened.guard.audit_log = Broken()
