@@ -10,10 +10,18 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Final
 
-from services.relay.delivery.attempt import DeliveryTask
 from services.relay.delivery.links import LinkRules, build_links, remove_foreign_links
 from services.relay.event_size import limit_size
-from services.relay.model import Event, Links, Message, collect_digests, compute_digest, decode_event, split_digests
+from services.relay.model import (
+    DeliveryTask,
+    Event,
+    Links,
+    Message,
+    collect_digests,
+    compute_digest,
+    decode_event,
+    split_digests,
+)
 
 
 def merge_events(older: Event, newer: Event) -> Event:

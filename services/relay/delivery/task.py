@@ -11,12 +11,12 @@ from typing import Final
 
 import structlog
 
-from services.relay.channels.port import LeaseLostError, Progress, Reason, Scope, SendError
-from services.relay.delivery.attempt import DeliveryTask as Outgoing
+from services.relay.channels.port import LeaseLostError, Progress
 from services.relay.delivery.attempt import ProgressNotSavedError, SaveProgress, Sender, SendResult
 from services.relay.delivery.message import merge_events
 from services.relay.delivery.retry_policy import RetryPolicy, compute_retry_delay, get_requested_delay, is_channel_down
 from services.relay.metrics import Metrics
+from services.relay.model import DeliveryTask as Outgoing
 from services.relay.model import Event, decode_event, encode_event
 from services.relay.outbox.alert_groups import is_dedup_key_in_use
 from services.relay.outbox.breaker import ChannelEffect, PauseLimits
@@ -27,6 +27,7 @@ from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.lease import read_merged_events, save_progress
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcome
 from services.relay.outbox.tables import State
+from services.relay.send_error import Reason, Scope, SendError
 from shared.process.logs import describe_exception
 
 
@@ -203,7 +204,7 @@ class Deliverer:
             delivery_id=task.delivery_id,
             attempt=task.attempt_number,
             reason=error.reason,
-            error=error.detail,
+            error=str(error),
             retry_in=None if again_in is None else round(again_in, 1),
         )
         return AttemptOutcome(
@@ -211,7 +212,7 @@ class Deliverer:
             started_at,
             result.seconds,
             error.reason,
-            error.detail,
+            str(error),
             ChannelEffect.DOWN if is_channel_down(error, shared.retry_policy) else _classify_effect(error),
             retry_in=again_in or 0.0,
             retry_after=get_requested_delay(error, shared.retry_policy),

@@ -314,6 +314,10 @@ class _DeliveryPruner:
         return row.seq in (first, arrived)
 
 
+UnsettledRanges = Mapping[str, Sequence[range]]
+"""By incident: for each delivery that is not told, the events from its first to its last."""
+
+
 class _EventPruner:
     """The steps of one walk over the events."""
 
@@ -383,9 +387,6 @@ _NEWEST_FIRST: Final = (
     .where(events.c.incident_id == bindparam("incident"), events.c.seq >= bindparam("first"))
     .order_by(events.c.seq.desc())
 )
-
-UnsettledRanges = Mapping[str, Sequence[range]]
-"""By incident: for each delivery that is not told, the events from its first to its last."""
 
 
 async def find_unsettled_ranges(store: Store, cutoff: float) -> UnsettledRanges:
