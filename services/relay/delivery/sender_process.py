@@ -38,7 +38,6 @@ import uvloop
 
 from services.relay.channels.port import LeaseLostError, Progress, Reason, Scope, SendError
 from services.relay.delivery.attempt import (
-    DeliveryTask,
     ProgressNotSavedError,
     SaveProgress,
     Sender,
@@ -46,6 +45,7 @@ from services.relay.delivery.attempt import (
     SendResult,
     open_local_sender,
 )
+from services.relay.model import DeliveryTask
 from shared import VERSION
 from shared.process import logs, memory
 from shared.process.logs import describe_exception

@@ -22,7 +22,7 @@ class Odd:
 
     async def send(self, attempt: Attempt) -> Receipt:
         attempt.before_request(self.payload(attempt.message))
-        match attempt.message.remark:
+        match attempt.message.task.remark:
             case "keep":
                 await attempt.save_progress({"told": "one of two"})
             case "hang":

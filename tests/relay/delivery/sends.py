@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from services.relay.channels.port import Progress
-from services.relay.delivery.attempt import DeliveryTask, Sender, SenderSettings
+from services.relay.delivery.attempt import Sender, SenderSettings
 from services.relay.delivery.links import LinkRules
-from services.relay.model import encode_event
+from services.relay.model import DeliveryTask, encode_event
 from tests.relay.delivery.odd import OddSettings
 from tests.relay.scripted import event_of
 

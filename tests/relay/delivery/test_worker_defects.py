@@ -16,11 +16,12 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from services.relay.channels.port import Reason, Scope, SendError
-from services.relay.delivery.attempt import DeliveryTask, SaveProgress, SendResult
+from services.relay.delivery.attempt import SaveProgress, SendResult
 from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.delivery.task import DeliveryContext
 from services.relay.delivery.worker import Worker
 from services.relay.metrics import Metrics
+from services.relay.model import DeliveryTask
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.queries import read_delivery
