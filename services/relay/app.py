@@ -142,7 +142,7 @@ async def send_test_message(settings: RelaySettings, channel_name: str) -> list[
     channel = settings.channels[channel_name].connect(timeout)
     try:
         async with asyncio.timeout(2 * timeout):
-            page = build_test_message(datetime.now(UTC), build_link_rules(settings))
+            page = build_test_message(channel_name, datetime.now(UTC), build_link_rules(settings))
             receipt = await channel.send(UnrecordedAttempt(page))
             return [
                 receipt,

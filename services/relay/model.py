@@ -92,63 +92,67 @@ class Links:
     dashboard: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """What a channel is asked to tell: one event, or several merged, enriched. At a retry only its age is another."""
+class DeliveryTask(NamedTuple):
+    """One delivery on its way from the claim to the provider.
+
+    The claim fills in what the outbox holds. Before an attempt, `event_json` becomes all its events merged into one,
+    and the fields from `keep_open` on are set. It then crosses to the sending process as it is: a named tuple, since
+    pickle takes a tenth of the time for one that it takes for a data class with slots.
+    """
 
     delivery_id: str
     incident_id: str
     """A hash of source, receiver and groupKey: the same for every event of the group, for ever."""
     episode: int
-    """How many times the incident had begun by then; a firing accepted after a resolve begins the next."""
+    """How many times the incident has begun; a firing event accepted after a resolved one begins the next episode."""
+    channel: str
+    accepted_at: datetime
+    event_json: bytes = b""
+    """The last event, or all events merged into one; empty for a message that no outbox holds."""
+    events_size: int = 0
+    """Bytes of all its events as they were accepted: how much work a message of them is."""
+    first_receipt: Mapping[str, str] | None = None
+    """The receipt of this episode's first delivery on this channel, which a reply can refer to."""
+    firing_undelivered: bool = False
+    """Whether the incident is over, and this channel never got a message that it had begun."""
+    remark: str = ""
+    """What the relay itself adds for the reader, such as why the message comes here; usually empty."""
+    age: float = 0.0
+    """Seconds since `accepted_at`, by the clock that set it, which may differ from a provider's."""
+    attempt_number: int = 1
+    progress: Mapping[str, str] = {}
+    """What the channel has done of it in earlier attempts."""
+    maybe_sent: bool = False
+    """Whether an earlier attempt may have arrived without anybody knowing."""
+    lease_id: str = ""
+    """Proof of this claim; an outcome is recorded only under it."""
+    is_breaker_trial: bool = False
+    """Whether it is the one delivery that tries a channel behind its circuit breaker."""
+    first_event_seq: int = 0
+    last_event_seq: int = 0
+    """It delivers the events of its incident from the first to the last."""
+    dedup_channels: tuple[str, ...] = ()
+    """Where it resolves: the channels on which that resolves every incident of its group; see `alert_groups`."""
+    open_group_incidents: Mapping[str, int] = {}
+    """The open incidents of its group on these channels, each with its latest event at the claim."""
+    keep_open: bool = False
+    """Whether its resolve must not close the provider's incident, since an open incident of its group needs it."""
+    attempt_ends: float = 0.0
+    """When the attempt is cancelled at the latest, by CLOCK_MONOTONIC, which all processes of a machine share."""
+    lease_ends: float = 0.0
+    """Until when nobody else claims the delivery, by the same clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What a channel sends: one event, or several merged, enriched. From attempt to attempt only `task` differs."""
+
+    task: DeliveryTask
     event: Event
     links: tuple[Links, ...]
     """One for each alert of the event, in their order."""
-    accepted_at: datetime
-    first_receipt: Mapping[str, str] | None
-    """The receipt of this episode's first delivery on this channel, which a reply can refer to."""
-    firing_undelivered: bool = False
-    """Whether the incident is over, and this channel was never told that it had begun."""
-    remark: str = ""
-    """What the relay itself has to say to the reader, such as why it comes here; usually empty."""
-    events_size: int = 0
-    """Bytes of the events as they were written: how much there is to do for whoever makes something of it."""
     contacts: Mapping[str, str] = field(default_factory=dict)
     """How somebody of each role is reached: 10 at most, each text of 200 characters at most."""
-    age: float = 0.0
-    """Seconds since it was accepted, by the clock that it was accepted by, which may be another than a provider's."""
-    keep_open: bool = False
-    """Whether it is over while another incident of the same source and groupKey is open, and has to stay so."""
-
-
-class DeliveryTask(NamedTuple):
-    """One attempt to send one delivery.
-
-    A named tuple: pickle takes a tenth of the time for it that it takes for a data class with slots.
-    """
-
-    channel: str
-    delivery_id: str
-    incident_id: str
-    episode: int
-    accepted_at: datetime
-    event_json: bytes
-    """What to tell; of several events that were merged, the one that they became."""
-    events_size: int
-    """Bytes of all its events as they were accepted."""
-    first_receipt: Mapping[str, str] | None
-    firing_undelivered: bool
-    remark: str
-    age: float
-    """Seconds since the acceptance."""
-    progress: Mapping[str, str]
-    maybe_sent: bool
-    attempt_ends: float
-    """When it is cancelled at the latest, by CLOCK_MONOTONIC, which a machine's processes share, as is the next."""
-    lease_ends: float
-    """Until when nobody else claims the delivery."""
-    keep_open: bool = False
-    """Whether another incident needs what its end would end."""
 
 
 def build_incident_id(event: Event) -> str:

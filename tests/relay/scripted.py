@@ -57,7 +57,7 @@ class Scripted:
         return {"number": str(len(self.sent))}
 
     def render_payload(self, message: Message) -> str:
-        return f"{message.delivery_id}: {message.event.status}"
+        return f"{message.task.delivery_id}: {message.event.status}"
 
     def read_secret_versions(self) -> int:
         return self.secret

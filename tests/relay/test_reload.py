@@ -130,7 +130,7 @@ async def test_what_is_being_sent_is_finished_first_and_what_comes_meanwhile_fol
     assert statuses(old.sent) == ["firing"]
     assert sorted(statuses(new.sent)) == ["firing", "resolved"]
     (resolved,) = [message for message in new.sent if message.event.status == "resolved"]
-    assert resolved.first_receipt == {"number": "1"}  # of what the old one had sent
+    assert resolved.task.first_receipt == {"number": "1"}  # of what the old one had sent
 
 
 async def test_a_send_that_hangs_holds_up_no_reload_and_its_message_goes_out_at_once(

@@ -82,7 +82,7 @@ def test_every_link_that_enrichment_makes_is_shown_as_it_is(path: str) -> None:
     annotations = {"runbook_url": f"https://example.org/{path}"}
     (alert,) = message().event.alerts
     for given_to in (alert, replace(alert, annotations=annotations, labels={"given": path})):
-        made = build_links(given_to, message().accepted_at, rules).runbook
+        made = build_links(given_to, message().task.accepted_at, rules).runbook
         assert sanitize_url(made) == made
 
 
@@ -90,7 +90,9 @@ def test_the_longest_link_that_enrichment_makes_is_shown() -> None:
     longest = "https://example.org/".ljust(MAX_URL, "a")
     (alert,) = message().event.alerts
     made = build_links(
-        replace(alert, annotations={"runbook_url": longest}), message().accepted_at, LinkRules(None, None, frozenset())
+        replace(alert, annotations={"runbook_url": longest}),
+        message().task.accepted_at,
+        LinkRules(None, None, frozenset()),
     )
     assert made.runbook == sanitize_url(longest) == longest
 

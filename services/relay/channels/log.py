@@ -63,7 +63,7 @@ class LogChannel:
             talk.before_request(_encode_payload(fields))
             log.info("alert", **fields)
             talk.record_reply("written")
-        return {"delivery_id": attempt.message.delivery_id}
+        return {"delivery_id": attempt.message.task.delivery_id}
 
     def render_payload(self, message: Message) -> str:
         """The line's fields as JSON."""
@@ -91,9 +91,9 @@ def build_line(message: Message) -> dict[str, Any]:
         alerts.append(shown)
     missing = len(pairs) - len(alerts) + event.unlisted_count
     fields: dict[str, Any] = {
-        "delivery_id": message.delivery_id,
-        "incident_id": message.incident_id,
-        "episode": message.episode,
+        "delivery_id": message.task.delivery_id,
+        "incident_id": message.task.incident_id,
+        "episode": message.task.episode,
         "status": compute_status(event),
         "alertname": _truncate_line(
             event.group_labels.get("alertname") or event.common_labels.get("alertname", ""), _MAX_NAME

@@ -139,9 +139,9 @@ class PagerDutyChannel:
         """What is still to be sent."""
         if not is_resolved(message.event):
             return ("trigger",)
-        call = message.firing_undelivered and self._settings.page_resolved and progress != _TRIGGERED
+        call = message.task.firing_undelivered and self._settings.page_resolved and progress != _TRIGGERED
         beginning: tuple[Action, ...] = ("trigger",) if call else ()
-        end: tuple[Action, ...] = () if message.keep_open else ("resolve",)
+        end: tuple[Action, ...] = () if message.task.keep_open else ("resolve",)
         return (*beginning, *end)
 
     async def _send_event(self, call: ProviderCall, message: Message, action: Action) -> Receipt:
@@ -186,7 +186,7 @@ def build_event(message: Message, action: Action) -> dict[str, Any]:
     event = message.event
     alerts = list_alerts(message)
     several = format_counts(event) if len(alerts) + event.unlisted_count > 1 else ""
-    untold = "already over" if message.firing_undelivered and is_resolved(event) else ""
+    untold = "already over" if message.task.firing_undelivered and is_resolved(event) else ""
     aside = ", ".join(filter(None, (several, untold)))
     first = format_summary(alerts[0][0]) if alerts else format_counts(event)
     page = build_alertmanager_link(event)
@@ -207,7 +207,7 @@ def build_event(message: Message, action: Action) -> dict[str, Any]:
             "component": common("service", ""),
             "group": common("env", ""),
             "class": common("alertname", ""),
-            "timestamp": min((alert.starts_at for alert, _ in alerts), default=message.accepted_at).isoformat(),
+            "timestamp": min((alert.starts_at for alert, _ in alerts), default=message.task.accepted_at).isoformat(),
             "custom_details": {
                 **({"note": note} if note else {}),
                 "alerts": format_counts(event),

@@ -100,7 +100,7 @@ def read_secret(file: SecretFile) -> str:
 
 async def build_in_thread_if_large(message: Message, build: Callable[[], T]) -> T:
     """What `build` makes of a message; in a thread where that takes its time."""
-    return build() if message.events_size <= _THREAD_ABOVE else await asyncio.to_thread(build)
+    return build() if message.task.events_size <= _THREAD_ABOVE else await asyncio.to_thread(build)
 
 
 def mask_reply(reply: str, *secrets: str) -> str:

@@ -103,7 +103,7 @@ class WebhookChannel:
         async with call_provider(attempt, "the webhook", self._timeout) as talk:
             url, token = self._read_url(), read_secret(self._token) if self._token else ""
             ours = (token, *_list_url_secrets(url))
-            headers = {"Content-Type": "application/json", "Idempotency-Key": message.delivery_id}
+            headers = {"Content-Type": "application/json", "Idempotency-Key": message.task.delivery_id}
             if token:
                 headers["Authorization"] = f"Bearer {token}"
             talk.before_request(body)
@@ -161,10 +161,10 @@ def build_body(message: Message) -> dict[str, Any]:
             break
         alerts.append(shown)
     return {
-        "delivery_id": message.delivery_id,
-        "incident_id": message.incident_id,
-        "episode": message.episode,
-        "accepted_at": message.accepted_at.isoformat(),
+        "delivery_id": message.task.delivery_id,
+        "incident_id": message.task.incident_id,
+        "episode": message.task.episode,
+        "accepted_at": message.task.accepted_at.isoformat(),
         "status": compute_status(event),
         "receiver": _clean_and_truncate(event.receiver, _MAX_LABEL),
         "group_labels": _limit_labels(event.group_labels),

@@ -16,11 +16,9 @@ from services.relay.delivery.attempt import ProgressNotSavedError, SaveProgress,
 from services.relay.delivery.message import merge_events
 from services.relay.delivery.retry_policy import RetryPolicy, compute_retry_delay, get_requested_delay, is_channel_down
 from services.relay.metrics import Metrics
-from services.relay.model import DeliveryTask as Outgoing
-from services.relay.model import Event, decode_event, encode_event
+from services.relay.model import DeliveryTask, Event, decode_event, encode_event
 from services.relay.outbox.alert_groups import is_dedup_key_in_use
 from services.relay.outbox.breaker import ChannelEffect, PauseLimits
-from services.relay.outbox.claim import DeliveryTask
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.fallback import fall_back
@@ -31,8 +29,8 @@ from services.relay.send_error import Reason, Scope, SendError
 from shared.process.logs import describe_exception
 
 
-async def prepare_task(store: Store, task: DeliveryTask, *, attempt_ends: float, lease_ends: float) -> Outgoing:
-    """One try of it.
+async def prepare_task(store: Store, task: DeliveryTask, *, attempt_ends: float, lease_ends: float) -> DeliveryTask:
+    """The task of one attempt: its events merged into one, and its deadlines set.
 
     Args:
         store: the outbox, where its events are.
@@ -56,23 +54,8 @@ async def prepare_task(store: Store, task: DeliveryTask, *, attempt_ends: float,
         )
         async with asyncio.timeout_at(attempt_ends):
             keep_open = await store.read(needed)
-    return Outgoing(
-        channel=task.channel,
-        delivery_id=task.delivery_id,
-        incident_id=task.incident_id,
-        episode=task.episode,
-        accepted_at=task.accepted_at,
-        event_json=written,
-        events_size=size,
-        first_receipt=task.first_receipt,
-        firing_undelivered=task.firing_undelivered,
-        remark=task.remark,
-        age=task.age,
-        progress=task.progress,
-        maybe_sent=task.maybe_sent,
-        attempt_ends=attempt_ends,
-        lease_ends=lease_ends,
-        keep_open=keep_open,
+    return task._replace(
+        event_json=written, events_size=size, keep_open=keep_open, attempt_ends=attempt_ends, lease_ends=lease_ends
     )
 
 

@@ -14,7 +14,7 @@ from services.relay.model import Links, Message
 from services.relay.text import MAX_URL, select_contacts
 from shared.config.settings import Address
 from tests.relay.channels.conftest import Providers
-from tests.relay.channels.examples import NASTY, contacts_of, critical, example, message, settings, with_text
+from tests.relay.channels.examples import NASTY, change, contacts_of, critical, example, message, settings, with_text
 from tests.relay.channels.recorded import send
 
 PEOPLE = {"security on call": "+49 30 1234567", "service owner": "#ledger-team"}
@@ -48,7 +48,7 @@ def test_neither_an_all_clear_nor_a_warning_names_anybody(kind: str, payload: st
 
 
 def test_nor_does_a_page_for_what_is_over() -> None:
-    over = message("03-resolved-1", untold=True, contacts=PEOPLE)
+    over = message("03-resolved-1", firing_undelivered=True, contacts=PEOPLE)
     assert "escalate_to" not in shown("pagerduty", over)
 
 
@@ -86,7 +86,7 @@ def widest(contacts: dict[str, str]) -> Message:
     (alert,) = wide.event.alerts
     alerts = (replace(alert, generator_url=f"{link[:-1]}b"),)
     event = replace(wide.event, alerts=alerts, receiver="r", external_url=link[:-30])
-    return replace(wide, event=event, links=(Links(link, f"{link[:-1]}c"),), remark="&" * 3_000, contacts=contacts)
+    return change(wide, event=event, links=(Links(link, f"{link[:-1]}c"),), remark="&" * 3_000, contacts=contacts)
 
 
 @pytest.mark.parametrize("text", ["&", "w", *NASTY])

@@ -60,7 +60,7 @@ def test_alerts_that_do_not_fit_are_counted(text: str) -> None:
 
 
 def test_the_body_is_the_documented_one() -> None:
-    body = build_body(message("03-resolved-1", note="Ours."))
+    body = build_body(message("03-resolved-1", remark="Ours."))
     (alert,) = body.pop("alerts")
     assert body == {
         "delivery_id": "0192-delivery",

@@ -25,7 +25,7 @@ class Odd:
 
     async def send(self, attempt: Attempt) -> Receipt:
         attempt.before_request(self.render_payload(attempt.message))
-        match attempt.message.remark:
+        match attempt.message.task.remark:
             case "keep":
                 await attempt.save_progress({"told": "one of two"})
             case "hang":

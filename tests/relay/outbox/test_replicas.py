@@ -95,7 +95,7 @@ async def test_what_no_replica_has_delivered_on_for_a_while_goes_to_the_others(s
 
 async def test_a_channel_that_comes_back_tells_how_things_stand_now(store: Store) -> None:
     await come(store, "firing", "old")
-    await end(store, await claimed(store, "old"), State.RETRYING, again_in=0.0)
+    await end(store, await claimed(store, "old"), State.RETRYING, retry_in=0.0)
     await come(store, "resolved", "new")
     await refresh_outdated(store, ["new"])
     await refresh_outdated(store, ["old", "every"])

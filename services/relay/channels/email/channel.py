@@ -148,7 +148,7 @@ class EmailChannel:
             receipt["refused"] = _format_recipients(refused)
             log.warning(
                 "mail server rejected recipients",
-                delivery_id=attempt.message.delivery_id,
+                delivery_id=attempt.message.task.delivery_id,
                 rejected_recipients=receipt["refused"],
             )
         return receipt

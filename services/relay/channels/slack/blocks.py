@@ -80,7 +80,7 @@ def build_post(message: Message, mention: Mention, *, may_be_a_repeat: bool = Fa
     """
     event = message.event
     notes = [note for note in (REPEAT_REMARK if may_be_a_repeat else "", format_remark(message)) if note]
-    blocks = [_build_header(message), _build_counts(event, mention if message.first_receipt is None else "none")]
+    blocks = [_build_header(message), _build_counts(event, mention if message.task.first_receipt is None else "none")]
     blocks += [block for note in notes for block in _build_context([note])]
     alerts = list_alerts(message)
     contacts = _format_contacts(message)

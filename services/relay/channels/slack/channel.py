@@ -148,9 +148,10 @@ class SlackChannel:
 
 def _find_thread(message: Message) -> str:
     """The `ts` of the message that it answers; empty where it answers none."""
-    return (message.first_receipt or {}).get("ts", "")
+    return (message.task.first_receipt or {}).get("ts", "")
 
 
 def _remove_thread(message: Message) -> Message:
     """Still not the first of its episode, and so it calls nobody."""
-    return replace(message, first_receipt={**(message.first_receipt or {}), "ts": ""})
+    receipt = {**(message.task.first_receipt or {}), "ts": ""}
+    return replace(message, task=message.task._replace(first_receipt=receipt))

@@ -26,7 +26,7 @@ async def test_who_is_refused_for_good_costs_the_others_nothing_and_is_named(
         "mail server rejected recipients",
         receipt["refused"],
     )
-    assert line["delivery_id"] == message().delivery_id
+    assert line["delivery_id"] == message().task.delivery_id
 
 
 async def test_the_reason_of_a_refusal_is_short_and_holds_no_password(

@@ -1,7 +1,6 @@
 import asyncio
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from services.relay.channels.port import Channel
 from services.relay.channels.slack.web_api import ERROR_MEANINGS
 from services.relay.send_error import Reason, Scope, SendError
 from tests.relay.channels.conftest import WebServer
-from tests.relay.channels.examples import SECRET, example, message, rotate, settings
+from tests.relay.channels.examples import SECRET, change, example, message, rotate, settings
 from tests.relay.channels.recorded import Recorded, send
 
 
@@ -186,7 +185,7 @@ def test_a_channel_is_a_name_with_a_hash_or_an_id(channel: str | None, secret_fi
 
 async def test_sends_of_different_incidents_run_side_by_side(secret_file: Path, stand_ins: StandIns) -> None:
     channel = connect(secret_file, stand_ins)
-    made = [replace(message(), delivery_id=str(number)) for number in range(20)]
+    made = [change(message(), delivery_id=str(number)) for number in range(20)]
     receipts = await asyncio.gather(*[send(channel, one) for one in made])
     await channel.close()
     assert len({receipt["ts"] for receipt in receipts}) == 20
