@@ -36,7 +36,7 @@ from services.relay.outbox.tables import UNFINISHED, UNSETTLED, State
 from services.relay.outbox.watchdogs import read_last_seen
 from services.relay.send_error import Reason, Scope, SendError
 from shared.config.secret_file import TokenFile
-from shared.config.settings import Role
+from shared.config.server_settings import Role
 from shared.http.authentication import AccessPolicy, Token, create_access_policy
 from shared.http.authorization import Authorizer, ProtectedRoute, RouteRequirements
 from shared.http.connection_limits import AdmissionQueue
@@ -120,13 +120,13 @@ async def run_relay(
         yield app
 
 
-async def serve(launch: ServerRunner[RelaySettings]) -> None:
+async def serve(runner: ServerRunner[RelaySettings]) -> None:
     """Runs the relay until SIGTERM. Raises StartError."""
     # What is there by now stays, and looking for cycles in it again and again took a seventh of the time of a storm.
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)
-    async with run_relay(launch.settings) as app:
-        await launch.serve(
+    async with run_relay(runner.settings) as app:
+        await runner.serve(
             app,
             app.state.apply,
             restart_keys=("listen", "database"),

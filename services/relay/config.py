@@ -21,16 +21,8 @@ from services.relay.http_client import check_secret_url
 from services.relay.intake.routing import Matcher, parse_matcher
 from services.relay.outbox.byte_limit import compute_minimum
 from shared.config import settings
-from shared.config.settings import (
-    Address,
-    Duration,
-    ListenAddress,
-    SecretPath,
-    Section,
-    ServerSettings,
-    Size,
-    TokenPath,
-)
+from shared.config.server_settings import ServerSettings
+from shared.config.settings import Address, Duration, ListenAddress, SecretPath, Section, Size, TokenPath
 from shared.sql.database_url import DatabaseSetting
 
 T = TypeVar("T", bound=Sized)

@@ -23,7 +23,7 @@ from services.exporter.web import findings, latency_plot, time_format
 from services.exporter.web.board import Board, BoardCursor, BoardQuery, CardCache, build_board
 from services.exporter.web.findings import STATUS_LABELS, HealthStatus, format_versions
 from shared import VERSION
-from shared.config.settings import Role
+from shared.config.server_settings import Role
 from shared.http.authentication import Endpoint
 from shared.http.authorization import ProtectedRoute, RouteRequirements
 
