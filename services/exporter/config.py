@@ -21,7 +21,8 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails
 
 from services.exporter.probes.canaries import DISK_TIMEOUT
-from shared.config.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings
+from shared.config.server_settings import ServerSettings
+from shared.config.settings import Address, Duration, FilePath, ListenAddress, Section
 from shared.kms.registry import KeySettings
 from shared.kms.settings import ProviderSettings
 from shared.process.concurrency import start_in_thread

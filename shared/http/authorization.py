@@ -23,7 +23,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.config.secret_file import SecretUnreadableError
-from shared.config.settings import Role
+from shared.config.server_settings import Role
 from shared.http.audit_log import AuditEntry, AuditLog, AuditUnavailableError, InMemoryAuditLog, escape_text
 from shared.http.authentication import USER_SCOPE_KEY, AccessPolicy, Caller
 from shared.http.csrf import is_cross_origin, is_loopback_host

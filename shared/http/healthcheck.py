@@ -14,7 +14,8 @@ import click
 
 from shared.config import yaml_file
 from shared.config.errors import ConfigurationError
-from shared.config.settings import Address, ServerSettings, get_env_prefix, parse_address
+from shared.config.server_settings import ServerSettings
+from shared.config.settings import Address, get_env_prefix, parse_address
 from shared.http import web_config as web_file
 from shared.http.web_config import TlsSettings
 

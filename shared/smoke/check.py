@@ -116,7 +116,7 @@ def to_one_line(text: str) -> str:
 
 
 def build_document(results: Sequence[CheckResult]) -> dict[str, Any]:
-    """`{"ok": …, "checks": [{"name", "outcome": "passed" | "failed" | "skipped", "seen", "todo", "seconds"}]}`."""
+    """`{"ok": …, "checks": [{"name", "outcome": "passed" | "failed" | "skipped", "detail", "hint", "seconds"}]}`."""
     rows = [{**asdict(result), "seconds": round(result.seconds, 3)} for result in results]
     return {"ok": all(result.is_ok for result in results), "checks": rows}
 

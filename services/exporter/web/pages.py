@@ -39,7 +39,7 @@ from services.exporter.web.board import (
 )
 from services.exporter.web.findings import STATUS_LABELS, HealthStatus
 from shared import VERSION
-from shared.config.settings import Role
+from shared.config.server_settings import Role
 from shared.http.authentication import Endpoint
 from shared.http.authorization import ProtectedRoute, RouteRequirements
 

@@ -19,7 +19,7 @@ from starlette.responses import PlainTextResponse, Response
 from services.exporter.model import Call, Operation, ProbeResult
 from services.exporter.probes.coalescing import CoalescedProbe, ProbeClosedError
 from services.exporter.web import findings
-from shared.config.settings import Role
+from shared.config.server_settings import Role
 from shared.http.authorization import ProtectedRoute, RouteRequirements
 from shared.http.server import select_encoder
 from shared.kms.port import ConnectivityPhase
