@@ -1,9 +1,7 @@
-"""What moves through the relay: frozen, no I/O. Wire shapes of Alertmanager or of a provider stop before it.
-
-An event as the outbox keeps it and as it goes to the sending process: JSON in UTF-8.
-"""
+"""The types that move through the relay, an event's identity, and its JSON. Frozen, no I/O."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,6 +12,8 @@ import msgspec
 
 from shared.http import untrusted_json
 
+OWN_SOURCE: Final = "keypulse"
+"""Of every incident of the relay's own; no sender may use it."""
 DIGEST_BYTES: Final = 8
 """Bytes of a fingerprint's digest."""
 
@@ -153,6 +153,34 @@ class Message:
     """One for each alert of the event, in their order."""
     contacts: Mapping[str, str] = field(default_factory=dict)
     """How somebody of each role is reached: 10 at most, each text of 200 characters at most."""
+
+
+def build_incident_id(event: Event) -> str:
+    """The same for every event of a group, for ever: a hash of source, receiver and groupKey."""
+    return _hash_json([event.source, event.receiver, event.group_key])
+
+
+def build_fingerprint(event: Event) -> str:
+    """Equal for two events that tell the same: a hash of what they say."""
+    return f"{hash_alerts(event):064x}"
+
+
+def hash_alerts(event: Event) -> int:
+    """A hash of fingerprint, status and start of each alert, in any order: parts of an event add up to the whole.
+
+    The end is no part of it, nor is anything else: the twins of an HA pair may differ there.
+    """
+    alerts = {(alert.fingerprint, alert.status.value, alert.starts_at.isoformat()) for alert in event.alerts}
+    return sum(int(_hash_json(alert), 16) for alert in alerts) % 2**256
+
+
+def find_alertname(event: Event) -> str:
+    """What a person calls it; empty where the alerts of the group have several names and none is its own."""
+    return event.group_labels.get("alertname") or event.common_labels.get("alertname", "")
+
+
+def _hash_json(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 _ENCODER: Final = msgspec.json.Encoder()

@@ -146,7 +146,8 @@ def format_period(alert: Alert) -> str:
         return f"firing since {start}"
     if alert.ends_at is None:
         return f"resolved; fired from {start}"
-    return f"resolved; fired from {start} to {_format_time(alert.ends_at)} ({_format_duration(alert.ends_at - alert.starts_at)})"
+    end, duration = _format_time(alert.ends_at), _format_duration(alert.ends_at - alert.starts_at)
+    return f"resolved; fired from {start} to {end} ({duration})"
 
 
 def sort_labels(labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:

@@ -52,8 +52,8 @@ class _Stopped:
             self._at.unlink()
             os.kill(os.getpid(), signal.SIGSTOP)
 
-    def record_reply(self, reply: str) -> None:
-        self._attempt.record_reply(reply)
+    def record_reply(self, answer: str) -> None:
+        self._attempt.record_reply(answer)
 
     async def save_progress(self, progress: Progress) -> None:
         await self._attempt.save_progress(progress)

@@ -11,11 +11,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from services.relay.app import run_relay
-from services.relay.channels.port import Reason, Scope, SendError
 from services.relay.delivery.attempt import open_local_sender
 from services.relay.delivery.worker import run_delivery
 from services.relay.metrics import Metrics
 from services.relay.outbox.engine.store import open_store
+from services.relay.send_error import Reason, Scope, SendError
 from shared.http.server import StartError, create_registry
 from tests.relay.outbox.storing import blocked
 from tests.relay.scripted import (

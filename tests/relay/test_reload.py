@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import aiohttp
 import pytest
@@ -222,7 +222,7 @@ async def test_whether_a_channel_gets_every_event_follows_the_reload(
     monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)
 
     class Alone(ScriptedSettings):
-        merges = False
+        merges_waiting: ClassVar[bool] = False
 
     alone, first = Scripted(), settings(tmp_path, {"one": Scripted()})
     async with started(first) as relay:

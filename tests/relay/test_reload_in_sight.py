@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.channels.port import Reason, Scope, SendError
 from services.relay.outbox import fallback
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.sweeper import SweepResult
+from services.relay.send_error import Reason, Scope, SendError
 from tests.relay.scripted import Scripted, hang, reaches, settings, statuses, until, webhook_of
 from tests.relay.test_reload import started
 

@@ -10,8 +10,9 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Final, TypeVar
 
-from services.relay.channels.port import Attempt, Reason, Scope, SendError
+from services.relay.channels.port import Attempt
 from services.relay.model import Message
+from services.relay.send_error import Reason, Scope, SendError
 from services.relay.text import clean_line, truncate
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 

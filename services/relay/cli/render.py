@@ -14,8 +14,8 @@ from services.relay.delivery.attempt import close_channel
 from services.relay.delivery.links import build_links, remove_foreign_links
 from services.relay.delivery.worker import build_link_rules
 from services.relay.event_size import limit_size
-from services.relay.intake import deduplication, webhook
-from services.relay.model import DeliveryTask, Event, Message
+from services.relay.intake import webhook
+from services.relay.model import DeliveryTask, Event, Message, build_incident_id
 from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
 
 _EXAMPLES: Final = """\b
@@ -52,7 +52,7 @@ def _build_message(channel: str, event: Event, settings: RelaySettings) -> Messa
     event = remove_foreign_links(event, rules)
     task = DeliveryTask(
         delivery_id="0" * 32,
-        incident_id=deduplication.build_incident_id(event),
+        incident_id=build_incident_id(event),
         episode=1,
         channel=channel,
         accepted_at=now,
@@ -64,6 +64,6 @@ def _build_message(channel: str, event: Event, settings: RelaySettings) -> Messa
 async def _render_payload(settings: RelaySettings, name: str, message: Message) -> str:
     channel = settings.channels[name].connect(settings.delivery.timeout)
     try:
-        return await asyncio.to_thread(channel.payload, message)
+        return await asyncio.to_thread(channel.render_payload, message)
     finally:
         await close_channel(name, channel)

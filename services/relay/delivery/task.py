@@ -11,7 +11,7 @@ from typing import Final
 
 import structlog
 
-from services.relay.channels.port import LeaseLostError, Progress, Reason, Scope, SendError
+from services.relay.channels.port import LeaseLostError, Progress
 from services.relay.delivery.attempt import ProgressNotSavedError, SaveProgress, Sender, SendResult
 from services.relay.delivery.message import merge_events
 from services.relay.delivery.retry_policy import RetryPolicy, compute_retry_delay, get_requested_delay, is_channel_down
@@ -25,6 +25,7 @@ from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.lease import read_merged_events, save_progress
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcome
 from services.relay.outbox.tables import State
+from services.relay.send_error import Reason, Scope, SendError
 from shared.process.logs import describe_exception
 
 
@@ -186,7 +187,7 @@ class Deliverer:
             delivery_id=task.delivery_id,
             attempt=task.attempt_number,
             reason=error.reason,
-            error=error.detail,
+            error=str(error),
             retry_in=None if again_in is None else round(again_in, 1),
         )
         return AttemptOutcome(
@@ -194,7 +195,7 @@ class Deliverer:
             started_at,
             result.seconds,
             error.reason,
-            error.detail,
+            str(error),
             ChannelEffect.DOWN if is_channel_down(error, shared.retry_policy) else _classify_effect(error),
             retry_in=again_in or 0.0,
             retry_after=get_requested_delay(error, shared.retry_policy),

@@ -34,7 +34,7 @@ class RefusedWebhook:
     code: int
     """What was answered: 400 or 413."""
     reason: str
-    read_body: bytes
+    body: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ async def add_entry(store: Store, webhook: RefusedWebhook, *, max_entries: int) 
         "source": clean_for_database(webhook.source),
         "code": webhook.code,
         "reason": clean_for_database(webhook.reason),
-        "body": webhook.read_body,
+        "body": webhook.body,
     }
     newest = select(quarantine.c.seq).order_by(quarantine.c.seq.desc()).limit(max_entries)
     oldest = delete(quarantine).where(quarantine.c.seq.not_in(newest))

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from ops.demo.stand_ins.slack_validation import MAX_BLOCKS_TEXT, count_text, find_block_errors
-from services.relay import text as wording
 from services.relay.channels.pagerduty import build_event as event_of
 from services.relay.channels.slack.blocks import MAX_CONTACTS_TEXT, build_post
 from services.relay.model import Links, Message
+from services.relay.text import MAX_URL, select_contacts
 from shared.config.settings import Address
 from tests.relay.channels.conftest import Providers
 from tests.relay.channels.examples import NASTY, change, contacts_of, critical, example, message, settings, with_text
@@ -76,12 +76,12 @@ def test_they_stand_at_the_end() -> None:
 
 def test_a_contact_stays_on_its_line() -> None:
     named = message(contacts={"owner\nSubject: x": "+49\r\n* All is well\u202e"})
-    assert wording.select_contacts(named) == {"owner Subject: x": "+49 * All is well"}
+    assert select_contacts(named) == {"owner Subject: x": "+49 * All is well"}
 
 
 def widest(contacts: dict[str, str]) -> Message:
     """One alert with as much of everything as Slack is ever given, and these contacts."""
-    link = "https://example.org/".ljust(wording.MAX_URL, "a")
+    link = "https://example.org/".ljust(MAX_URL, "a")
     wide = critical(with_text("&" * 3_000))
     (alert,) = wide.event.alerts
     alerts = (replace(alert, generator_url=f"{link[:-1]}b"),)
@@ -95,7 +95,7 @@ def test_slack_shows_whole_contacts_and_counts_the_others_beside_the_widest_aler
     post = build_post(widest(contacts), "channel", may_be_a_repeat=True)
     assert list(find_block_errors(post.blocks)) == []
     assert json.dumps(post.blocks).count('"url"') == 4
-    assert count_text(post.blocks) + 4 * wording.MAX_URL <= MAX_BLOCKS_TEXT
+    assert count_text(post.blocks) + 4 * MAX_URL <= MAX_BLOCKS_TEXT
     assert "firing since" in json.dumps(post.blocks)
     assert len(post.text) <= 4_000
     escalation = post.blocks[-1]["elements"][0]["text"]

@@ -68,14 +68,14 @@ async def test_what_goes_out_is_noted_before_it_does_and_the_answer_after_it(
     kind: str, secret_file: Path, providers: Providers
 ) -> None:
     class Watching(Recorded):
-        def sending(self, payload: str) -> None:
+        def before_request(self, payload: str) -> None:
             assert providers.arrived(kind) == []
             assert self.answers == []
-            super().sending(payload)
+            super().before_request(payload)
 
-        def answered(self, answer: str) -> None:
+        def record_reply(self, answer: str) -> None:
             assert len(providers.arrived(kind)) == 1
-            super().answered(answer)
+            super().record_reply(answer)
 
     channel = settings(providers.example(kind, secret_file)).connect(5)
     attempt = Watching(message())

@@ -11,8 +11,9 @@ from hypothesis import settings as hypothesis_settings
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
 from services.relay.channels.pagerduty import build_event
-from services.relay.channels.port import Channel, LeaseLostError, Progress, Reason, Scope, SendError
+from services.relay.channels.port import Channel, LeaseLostError, Progress
 from services.relay.model import Message
+from services.relay.send_error import Reason, Scope, SendError
 from tests.relay.channels.conftest import WebServer
 from tests.relay.channels.examples import (
     DASHBOARD,
@@ -158,7 +159,7 @@ async def test_a_rotated_key_is_used_at_the_next_send(secret_file: Path, stand_i
         with pytest.raises(SendError) as refused:
             await send(channel, message())
         assert (refused.value.reason, refused.value.scope) == (Reason.UNAUTHORIZED, Scope.CHANNEL)
-        assert wrong not in refused.value.detail
+        assert wrong not in str(refused.value)
     rotate(secret_file, SECRET)
     await send(channel, message())
     await channel.close()
@@ -257,8 +258,8 @@ async def test_what_has_called_already_only_resolves(secret_file: Path, stand_in
     class Cut(Recorded):
         """Its process ends between the two events."""
 
-        async def keep(self, progress: Progress) -> None:
-            await super().keep(progress)
+        async def save_progress(self, progress: Progress) -> None:
+            await super().save_progress(progress)
             self.lease_lost = True
 
     second = Cut(over, maybe_sent=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from services.relay.channels.port import Reason, Scope, SendError
 from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.tables import State, deliveries
+from services.relay.send_error import Reason, Scope, SendError
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.cli.conftest import Fill, Typed
 from tests.relay.outbox.rows import Rows

@@ -54,7 +54,11 @@ def sending_processes(relay: int | None = None) -> list[int]:
     """Those that the main thread of a relay has started; None is this process, which may have other children."""
     pid = relay or os.getpid()
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(pid) for pid in children if b"services.relay.sending" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [
+        int(pid)
+        for pid in children
+        if b"services.relay.delivery.sender_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
 
 
 async def hang_there(send: Sender, number: int) -> bool:

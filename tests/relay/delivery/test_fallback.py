@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.channels.port import Reason, Scope, SendError
 from services.relay.delivery import worker
 from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.fallback import FALLBACK_STEP
 from services.relay.outbox.sweeper import sweep
 from services.relay.outbox.tables import State
+from services.relay.send_error import Reason, Scope, SendError
 from tests.relay.delivery.rig import LANES, broken, rig
 from tests.relay.scripted import Scripted, hang, until
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.channels.port import Reason, Scope, SendError
 from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.outbox.claim import MAX_CLAIM_BYTES
 from services.relay.outbox.tables import State
+from services.relay.send_error import Reason, Scope, SendError
 from tests.relay.delivery.rig import LANES, NEARLY, QUICK, broken, rig
 from tests.relay.scripted import Scripted, event_of, hang, statuses, until
 

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import update
 
-from services.relay.intake.deduplication import build_fingerprint, build_incident_id, plan_deliveries
+from services.relay.intake.deduplication import plan_event
+from services.relay.model import build_fingerprint, build_incident_id
 from services.relay.outbox import fallback
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.engine.store import Store, open_store
@@ -31,7 +32,7 @@ async def come(store: Store, status: str, *routed: str, configured: tuple[str, .
     def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
         content = build_fingerprint(event)
         served = configured or routed
-        return plan_deliveries(
+        return plan_event(
             event,
             known,
             fingerprint=content,

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Connection, create_engine, select, text
 
 from services.relay.intake import deduplication
-from services.relay.model import DeliveryTask, Event
+from services.relay.model import DeliveryTask, Event, build_fingerprint, build_incident_id
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect
 from services.relay.outbox.claim import ClaimRequest, claim_due
@@ -160,19 +160,17 @@ async def test_an_attempt_that_fails_while_the_other_accepts(replicas: Replicas)
 async def test_a_notification_that_comes_to_both_at_once_is_accepted_once(replicas: Replicas) -> None:
     async def posted(store: Store, event: Event) -> bool:
         def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
-            return deduplication.plan_deliveries(
+            return deduplication.plan_event(
                 event,
                 known,
-                fingerprint=deduplication.build_fingerprint(event),
+                fingerprint=build_fingerprint(event),
                 now=now,
                 duplicate_window=60,
                 routed_channels=CHANNELS,
                 configured_channels=CHANNELS,
             )
 
-        incident = IncomingEvent(
-            event, deduplication.build_incident_id(event), deduplication.build_fingerprint(event), "KMSTest", b"{}"
-        )
+        incident = IncomingEvent(event, build_incident_id(event), build_fingerprint(event), "KMSTest", b"{}")
         return (await accept_event(store, incident, decide)).is_duplicate
 
     for number in range(40):

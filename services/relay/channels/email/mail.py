@@ -121,7 +121,7 @@ def _build_html(message: Message, alerts: list[_MailAlert], more: int) -> str:
         headline=text.format_headline(event),
         counts=text.format_counts(event),
         severity=text.find_worst_severity(event),
-        note=text.format_remark(message),
+        remark=text.format_remark(message),
         alerts=alerts,
         more=more,
         labels=_limit_labels(event.common_labels),

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
-from services.relay.channels.port import Reason, SendError
 from services.relay.channels.slack.web_api import SlackApi, SlackError
 from services.relay.model import Message
+from services.relay.send_error import Reason, SendError
 from services.relay.text import truncate
 
 EVENT_TYPE: Final = "keypulse_delivery"
