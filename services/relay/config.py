@@ -20,7 +20,7 @@ from services.relay.delivery.links import check_template
 from services.relay.http_client import check_secret_url
 from services.relay.intake.routing import Matcher, parse_matcher
 from services.relay.outbox.byte_limit import compute_minimum
-from shared.config import settings
+from shared.config import server_settings
 from shared.config.server_settings import ServerSettings
 from shared.config.settings import Address, Duration, ListenAddress, SecretPath, Section, Size, TokenPath
 from shared.sql.database_url import DatabaseSetting
@@ -132,7 +132,7 @@ ContactAddress = Annotated[
 KnownChannel = Annotated[str, AfterValidator(_check_channel)]
 
 
-class RelayAuthSettings(settings.AuthSettings):
+class RelayAuthSettings(server_settings.AuthSettings):
     """Who may send alerts, and who may look."""
 
     bearer_token_file: TokenPath

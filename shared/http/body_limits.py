@@ -132,9 +132,9 @@ class BodyReader:
         """Has the whole of it in `body`.
 
         Raises:
-            OverLimitError: `body` has its beginning.
-            CrowdedError: other ones come first.
-            SlowError: it did not arrive in time.
+            BodyTooLargeError: `body` has its beginning.
+            BodyBudgetExhaustedError: other ones come first.
+            SlowBodyError: it did not arrive in time.
         """
         try:
             async with asyncio.timeout(BODY_SECONDS) as deadline:

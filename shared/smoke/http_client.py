@@ -25,7 +25,7 @@ class HttpResponse:
     body: bytes
 
     def parse_json(self, source: str) -> Any:
-        """The body's JSON. Raises TroubleError, which names `source` answered."""
+        """The body's JSON. Raises CheckError, which names `source` answered."""
         try:
             return json.loads(self.body)
         except (ValueError, RecursionError):
@@ -44,7 +44,7 @@ class HttpClient:
     token: SecretFile | None
 
     async def get(self, path: str, params: Mapping[str, str] | None = None) -> HttpResponse:
-        """Raises TroubleError where nothing that is HTTP comes back in time."""
+        """Raises CheckError where nothing that is HTTP comes back in time."""
         return await self._request("GET", path, params=params)
 
     async def put(self, path: str, body: bytes) -> HttpResponse:

@@ -153,7 +153,9 @@ def build_success_expired_finding(at: float) -> Finding:
 
 def build_stale_finding(text: str) -> Finding:
     """Of what nothing has been heard of for long; `text` says since when, without its full stop."""
-    return Finding(HealthStatus.DEGRADED, "no recent result", f"{text}; the state may have changed. See the exporter's log.")
+    return Finding(
+        HealthStatus.DEGRADED, "no recent result", f"{text}; the state may have changed. See the exporter's log."
+    )
 
 
 def find_key_problems(inspection: KeyInspection, now: float) -> Iterator[Finding]:
