@@ -86,6 +86,16 @@ class SlowBodyError(Exception):
     """It did not arrive in time; one sentence."""
 
 
+async def read_body(stream: AsyncIterator[bytes], max_bytes: int) -> bytes:
+    """Return a body that needs no budget, as of a test server. Raises BodyTooLargeError past `max_bytes`."""
+    body = bytearray()
+    async for chunk in stream:
+        body += chunk
+        if len(body) > max_bytes:
+            raise BodyTooLargeError
+    return bytes(body)
+
+
 class BodyBudgets:
     """Of one server.
 

@@ -30,7 +30,7 @@ TERMS = {
     "outside systems by their name": "outside here apart abroad",
     "probe, round trip": "tried trying",
     "quarantine": "rejected",
-    "a verb in the present": "made makes making kept keeps seen saw shown shows taken took takes asked asks written gone",
+    "a verb in the present": "made makes making kept keeps seen saw shown taken took takes asked asks written gone",
     "expected, required, existing": "known needed",
     "retire, destroy": "wish wishes wished",
     "space, capacity, limit": "room rooms house floor floors",
