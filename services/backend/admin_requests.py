@@ -57,7 +57,7 @@ class DryRunRequest(RequestBody):
 class JournalRequest(RequestBody):
     """One of the runner's own steps."""
 
-    parse_rotation_id: RotationId
+    rotation_id: RotationId
     token: Token
     step: Text = Field(min_length=1, max_length=1000)
 
@@ -65,7 +65,7 @@ class JournalRequest(RequestBody):
 class RollbackRequest(RequestBody):
     """Undoes a rotation."""
 
-    parse_rotation_id: RotationId
+    rotation_id: RotationId
     token: Token
 
 

@@ -143,12 +143,12 @@ class InstanceLocalKey:
             DatabaseError: the database cannot be read or written.
         """
         try:
-            may_make = await self._database.read(
+            may_create = await self._database.read(
                 lambda connection: local_key.may_replace_local_key(
                     connection, self._database.read_clock(connection), self._heartbeat.instance
                 )
             )
-            key = await asyncio.to_thread(read_or_create, self._file, may_make=may_make)
+            key = await asyncio.to_thread(read_or_create, self._file, may_create=may_create)
             await self._note(key)
         except LocalKeyMissingError as error:
             self._set_missing(str(error))

@@ -34,7 +34,7 @@ class EncryptedFileWriter:
     """Writes `file`, which is there as a whole after `finish`, or not at all. Every method may raise OSError."""
 
     def __init__(self, file: Path, header: bytes, key: bytes) -> None:
-        """Begins beside `file`, for its owner's eyes only. `read_header` is one line; `key` is used for no other file."""
+        """Begins beside `file`, readable by its owner only. `header` is one line; `key` is used for no other file."""
         self._file, self._temporary_file = file, file.with_name(f".{file.name}.part")
         self._cipher, self._header, self._page_number = AESGCM(key), header, 0
         self._temporary_file.unlink(missing_ok=True)  # of a runner that was killed
