@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-LAST_SECRET = "relay_token"
+LAST_SECRET = "relay_token"  # noqa: S105  # its name
 """Written when all others are there: where it is, the folder is whole, or somebody's own."""
 _READABLE_MODE = 0o440
 _OWNER_ONLY_MODE = 0o400
@@ -46,7 +46,7 @@ def create_secrets(folder: Path) -> str:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), default="/run/secrets")
 @click.option("--show", metavar="NAME", help="Print one of them instead, such as admin_token.")
-@click.option("--stay", is_flag=True, help="End only with SIGTERM, so that what waited for it can be started again.")
+@click.option("--stay", "wait_for_signal", is_flag=True, help="End only with SIGTERM, so that what waited for it can be started again.")
 def main(folder: Path, show: str | None, wait_for_signal: bool) -> None:
     """Make the secrets of compose.yaml, where there are none."""
     ends = {signal.SIGTERM, signal.SIGINT}

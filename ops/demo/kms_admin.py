@@ -1,4 +1,4 @@
-"""`python -m ops.demo.kms_admin destroy 1`: what an administrator may do to the demo's key, for exercises without gcloud."""
+"""`python -m ops.demo.kms_admin destroy 1`: an administrator's changes to the demo's key, for drills without gcloud."""
 
 import click
 import grpc

@@ -31,7 +31,7 @@ class Stack:
 
     ports: Ports
     http: aiohttp.ClientSession
-    run_processes: Processes
+    processes: Processes
     folder: Path
     """Configurations and data; gone with the demo."""
 

@@ -37,7 +37,7 @@ class Hop:
     name: str
     channel: ChannelName | None
     state: State | None
-    seen_at: float
+    at: float
     seconds: float
 
 
@@ -48,7 +48,7 @@ def write_json(hops: list[Hop], *, ok: bool, file: Path) -> None:
             "name": hop.name,
             "channel": hop.channel,
             "state": hop.state,
-            "at": datetime.fromtimestamp(hop.seen_at, UTC).isoformat(timespec="milliseconds"),
+            "at": datetime.fromtimestamp(hop.at, UTC).isoformat(timespec="milliseconds"),
             "seconds": round(hop.seconds, 3),
         }
         for hop in hops

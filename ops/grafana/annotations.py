@@ -1,7 +1,7 @@
 """What happened when, drawn across every panel: alerts that fire, services that began anew, and deployments.
 
-The SDK's type of an annotation lacks the keys that Grafana's Prometheus data source reads beside `expr`: `_AnnotationQuery` has
-them.
+The SDK's annotation type lacks the keys that Grafana's Prometheus data source reads beside `expr`: `_AnnotationQuery`
+has them.
 """
 
 from typing import Final

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ops.kms_emulator.faults import Fault, Faults
-from shared.config.settings import Role
+from shared.config.server_settings import Role
 from shared.http.authorization import Authorizer, ProtectedRoute, RouteRequirements
 from shared.http.csrf import is_loopback_host, is_private_host
 from shared.http.server import create_application

@@ -20,7 +20,7 @@ from services.backend.admin_requests import BodyFormat
 from services.backend.lost_data_keys import LostDataKeys
 from services.backend.request_body import RequestRefusedError, build_error_response, read_body
 from shared.config.secret_file import TokenFile
-from shared.config.settings import NamedToken, Role
+from shared.config.server_settings import NamedToken, Role
 from shared.http.audit_log import MAX_TEXT_LENGTH
 from shared.http.authentication import AccessPolicy, Endpoint, Token, load_tokens
 from shared.http.authorization import (

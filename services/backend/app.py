@@ -119,10 +119,10 @@ async def run_backend(settings: Settings, *, clock: Callable[[], float] = time.t
         yield app
 
 
-async def serve(launch: ServerRunner[Settings]) -> None:
+async def serve(runner: ServerRunner[Settings]) -> None:
     """Runs until SIGTERM or SIGINT. Raises StartError."""
-    async with run_backend(launch.settings) as app:
-        await launch.serve(
+    async with run_backend(runner.settings) as app:
+        await runner.serve(
             app, app.state.apply, restart_keys=RESTART_SETTINGS, self_authenticated_paths=(admin_api.ADMIN_PATH,)
         )
 

@@ -8,18 +8,8 @@ from pydantic import ValidationInfo, field_validator
 
 from services.backend.local_key import LocalKeyError, read_or_create
 from shared.config.file_checks import FileCheck, FileCheckError, check_writable_folder
-from shared.config.settings import (
-    Address,
-    AuthSettings,
-    Duration,
-    FilePath,
-    ListenAddress,
-    NamedToken,
-    Section,
-    ServerSettings,
-    TokenPath,
-    check_unique_names,
-)
+from shared.config.server_settings import AuthSettings, NamedToken, ServerSettings, check_unique_names
+from shared.config.settings import Address, Duration, FilePath, ListenAddress, Section, TokenPath
 from shared.kms.settings import KeySettings
 from shared.sql.database_url import DatabaseSetting
 

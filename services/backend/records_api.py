@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from services.backend.keyring import KeyAbandonedError, Keyring, KeyUnavailableError
 from services.backend.records import CorruptRecordError, Records, decrypt_record
 from services.backend.request_body import RequestRefusedError, build_error_response, read_body
-from shared.config.settings import Role
+from shared.config.server_settings import Role
 from shared.http.authentication import Endpoint
 from shared.http.authorization import ProtectedRoute, RouteRequirements
 from shared.keyring.database import DatabaseError

@@ -76,10 +76,10 @@ async def run_exporter(
         yield app
 
 
-async def serve(launch: ServerRunner[Settings]) -> None:
+async def serve(runner: ServerRunner[Settings]) -> None:
     """Runs until SIGTERM or SIGINT. Raises StartError where it cannot listen."""
-    async with run_exporter(launch.settings) as app:
-        await launch.serve(app, app.state.apply, on_stop=lambda: app.state.stop())  # noqa: PLW0108 - that of the generation that runs by then
+    async with run_exporter(runner.settings) as app:
+        await runner.serve(app, app.state.apply, on_stop=lambda: app.state.stop())  # noqa: PLW0108 - that of the generation that runs by then
 
 
 @asynccontextmanager

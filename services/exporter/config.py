@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from services.exporter.probes.canaries import DISK_TIMEOUT
-from shared.config.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings
+from shared.config.server_settings import ServerSettings
+from shared.config.settings import Address, Duration, FilePath, ListenAddress, Section
 from shared.kms.settings import GcpKeySettings
 from shared.process.concurrency import start_in_thread
 

@@ -159,7 +159,7 @@ class BackendHistory:
     state: BackendState | None = None
     read_at: float | None = None
     """When it was read last."""
-    health_since: float | None = None
+    status_since: float | None = None
     """When its health became what it is now."""
     last_success: float | None = None
     """When its health was last read."""
@@ -169,7 +169,7 @@ class BackendHistory:
     def add_state(self, state: BackendState, at: float) -> None:
         """Takes a read."""
         if self.state is None or self.state.health != state.health:
-            self.health_since = at
+            self.status_since = at
         self.state, self.read_at = state, at
         if state.health is not None:
             if self.last_success is None:

@@ -99,7 +99,11 @@ async def start_jobs(
         schedules = [
             *([schedule(_sort_by_last_run(probes), interval=interval, concurrency=every)] if probes else []),
             *([_expire_successes(settings, results, ended)] if probes else []),
-            *([schedule(_sort_by_last_run(looks), interval=slow, concurrency=every, spacing=apart)] if looks else []),
+            *(
+                [schedule(_sort_by_last_run(looks), interval=slow, concurrency=every, start_spacing=apart)]
+                if looks
+                else []
+            ),
             *([schedule(reads, interval=interval, concurrency=settings.probe.concurrency)] if reads else []),
         ]
         results.configure(settings)  # not before it is certain that this will be watched: it forgets the rest

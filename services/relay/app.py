@@ -12,7 +12,7 @@ import structlog
 from starlette.applications import Starlette
 
 from services.relay.channel_check import UnrecordedAttempt, build_test_message, build_test_resolve
-from services.relay.channels.port import Reason, Receipt, Scope, SendError
+from services.relay.channels.port import Receipt
 from services.relay.config import RelayAuthSettings, RelaySettings
 from services.relay.console import api
 from services.relay.delivery.attempt import OpenSender, close_channel
@@ -34,8 +34,9 @@ from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.retention import run_retention
 from services.relay.outbox.tables import UNFINISHED, UNSETTLED, State
 from services.relay.outbox.watchdogs import read_last_seen
+from services.relay.send_error import Reason, Scope, SendError
 from shared.config.secret_file import TokenFile
-from shared.config.settings import Role
+from shared.config.server_settings import Role
 from shared.http.authentication import AccessPolicy, Token, create_access_policy
 from shared.http.authorization import Authorizer, ProtectedRoute, RouteRequirements
 from shared.http.connection_limits import AdmissionQueue
@@ -119,13 +120,13 @@ async def run_relay(
         yield app
 
 
-async def serve(launch: ServerRunner[RelaySettings]) -> None:
+async def serve(runner: ServerRunner[RelaySettings]) -> None:
     """Runs the relay until SIGTERM. Raises StartError."""
     # What is there by now stays, and looking for cycles in it again and again took a seventh of the time of a storm.
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)
-    async with run_relay(launch.settings) as app:
-        await launch.serve(
+    async with run_relay(runner.settings) as app:
+        await runner.serve(
             app,
             app.state.apply,
             restart_keys=("listen", "database"),
@@ -141,7 +142,7 @@ async def send_test_message(settings: RelaySettings, channel_name: str) -> list[
     channel = settings.channels[channel_name].connect(timeout)
     try:
         async with asyncio.timeout(2 * timeout):
-            page = build_test_message(datetime.now(UTC), build_link_rules(settings))
+            page = build_test_message(channel_name, datetime.now(UTC), build_link_rules(settings))
             receipt = await channel.send(UnrecordedAttempt(page))
             return [
                 receipt,
@@ -205,6 +206,7 @@ def describe_unusable_token(bearer_token: TokenFile) -> str | None:
 
 
 def build_intake_rules(settings: RelaySettings) -> IntakeRules:
+    """What the configuration says about the intake."""
     return IntakeRules(
         routes=[Route(route.receiver, route.matchers, route.channels) for route in settings.routes],
         default_channels=settings.default_channels,
@@ -216,6 +218,7 @@ def build_intake_rules(settings: RelaySettings) -> IntakeRules:
 
 
 def build_monitor_settings(settings: RelaySettings) -> MonitorSettings:
+    """What the configuration says about the monitors."""
     watchdogs = [
         Watchdog(each.name, each.expect_every, each.channels, each.ping_url_file) for each in settings.watchdogs
     ]
@@ -224,6 +227,7 @@ def build_monitor_settings(settings: RelaySettings) -> MonitorSettings:
 
 
 def read_outbox_state(store: Store) -> OutboxState | None:
+    """What the gauges show; None where the outbox cannot be read or cannot commit."""
     if store.error is not None:
         return None  # what can still be read would hide that nothing is committed
     try:
@@ -243,6 +247,7 @@ def read_outbox_state(store: Store) -> OutboxState | None:
 
 
 def warn_of_unserved_deliveries(settings: RelaySettings, store: Store) -> None:
+    """Logs a warning for each channel that has unfinished deliveries and is not configured."""
     state = read_outbox_state(store)
     for channel, each, deliveries, _ in state.counts if state else ():
         if channel not in settings.channels and each in UNFINISHED:

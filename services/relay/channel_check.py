@@ -9,13 +9,14 @@ from datetime import datetime
 from uuid import uuid4
 
 from services.relay.delivery.links import LinkRules, build_links
-from services.relay.model import Alert, Event, Message, Status
+from services.relay.model import Alert, DeliveryTask, Event, Message, Status
 
 
-def build_test_message(now: datetime, rules: LinkRules) -> Message:
+def build_test_message(channel: str, now: datetime, rules: LinkRules) -> Message:
     """A firing test alert, an incident of its own, so that it touches no real one.
 
     Args:
+        channel: the name of the channel.
         now: when it is sent.
         rules: for its links.
     """
@@ -43,15 +44,8 @@ def build_test_message(now: datetime, rules: LinkRules) -> Message:
         external_url="",
         truncated_alerts=0,
     )
-    return Message(
-        delivery_id=name,
-        incident_id=name,
-        episode=1,
-        event=event,
-        links=(build_links(alert, now, rules),),
-        accepted_at=now,
-        first_receipt=None,
-    )
+    task = DeliveryTask(delivery_id=name, incident_id=name, episode=1, channel=channel, accepted_at=now)
+    return Message(task, event, links=(build_links(alert, now, rules),))
 
 
 def build_test_resolve(message: Message, receipt: Mapping[str, str], now: datetime) -> Message:
@@ -64,9 +58,9 @@ def build_test_resolve(message: Message, receipt: Mapping[str, str], now: dateti
     """
     alerts = tuple(replace(alert, status=Status.RESOLVED, ends_at=now) for alert in message.event.alerts)
     event = replace(message.event, status=Status.RESOLVED, alerts=alerts)
-    return replace(
-        message, delivery_id=f"{message.delivery_id}-over", event=event, accepted_at=now, first_receipt=receipt
-    )
+    delivery_id = f"{message.task.delivery_id}-over"
+    task = message.task._replace(delivery_id=delivery_id, accepted_at=now, first_receipt=receipt)
+    return replace(message, task=task, event=event)
 
 
 class UnrecordedAttempt:

@@ -1,7 +1,4 @@
-"""What a person may set of the relay. A mistake is named with its key and what was expected.
-
-Whom to turn to from a critical message: what a person may write of how somebody is reached.
-"""
+"""The relay's configuration: each error names the key and what was expected."""
 
 import re
 from collections.abc import Iterator, Sized
@@ -24,21 +21,16 @@ from services.relay.http_client import check_secret_url
 from services.relay.intake.routing import Matcher, parse_matcher
 from services.relay.outbox.byte_limit import compute_minimum
 from shared.config import settings
-from shared.config.settings import (
-    Address,
-    Duration,
-    ListenAddress,
-    SecretPath,
-    Section,
-    ServerSettings,
-    Size,
-    TokenPath,
-)
+from shared.config.server_settings import ServerSettings
+from shared.config.settings import Address, Duration, ListenAddress, SecretPath, Section, Size, TokenPath
 from shared.sql.database_url import DatabaseSetting
 
 T = TypeVar("T", bound=Sized)
-R = TypeVar("R", "Route", "Watchdog")
+R = TypeVar("R", "RouteSettings", "WatchdogSettings")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+MAX_CONTACTS: Final = 10
+MAX_CONTACT_LENGTH: Final = 200
+"""Characters of a role, and of how it is reached."""
 
 
 def _check_channel_name(name: str) -> str:
@@ -68,6 +60,18 @@ def _check_channels(route: R, info: ValidationInfo) -> R:
         except ValueError as error:
             raise ValueError(f"channels: {name}: {error}") from None
     return route
+
+
+def parse_contact(value: object) -> object:
+    """What stands in the file, nothing being empty text. Raises ValueError for a number, as YAML takes +49301234567."""
+    if isinstance(value, (int, float)):
+        raise ValueError("expected text in quotes, since YAML takes a telephone number for a number")  # noqa: TRY004  # pydantic reports ValueError
+    return "" if value is None else value
+
+
+def is_placeholder(address: str) -> bool:
+    """Whether it reaches nobody: empty, or something to be filled in, such as `<telephone>`."""
+    return re.fullmatch(r"(<.*>)?", address.strip(), re.DOTALL) is not None
 
 
 def _check_contact(address: str, info: ValidationInfo) -> str:
@@ -266,20 +270,3 @@ class RelaySettings(ServerSettings):
         for role, how in self.contacts.items():
             if is_placeholder(how):
                 yield f"contacts.{role}", "a placeholder reaches nobody; production refuses it"
-
-
-MAX_CONTACTS: Final = 10
-MAX_CONTACT_LENGTH: Final = 200
-"""Characters of a role, and of how it is reached."""
-
-
-def parse_contact(value: object) -> object:
-    """What stands in the file, nothing being empty text. Raises ValueError for a number, as YAML takes +49301234567."""
-    if isinstance(value, (int, float)):
-        raise ValueError("expected text in quotes, since YAML takes a telephone number for a number")  # noqa: TRY004  # pydantic reports ValueError
-    return "" if value is None else value
-
-
-def is_placeholder(address: str) -> bool:
-    """Whether it reaches nobody: empty, or something to be filled in, such as `<telephone>`."""
-    return re.fullmatch(r"(<.*>)?", address.strip(), re.DOTALL) is not None

@@ -1,19 +1,18 @@
-"""What the channels that speak HTTP share: which addresses are fit for a secret, one session, what a status means."""
+"""HTTP to a provider: which URLs may carry a secret, one session, and what a status means."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import Annotated, Any, Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
-from pydantic import AfterValidator, TypeAdapter, ValidationInfo
+from pydantic import TypeAdapter
 
-from services.relay.channels.port import Reason, Scope, SendError
-from services.relay.channels.provider_call import check_current_lease
+from services.relay.send_error import Reason, Scope, SendError
 from shared.config.settings import Address
 from shared.net.aiohttp_resolver import AiohttpResolver
 
@@ -48,14 +47,7 @@ _TEMPORARY_STATUSES: Final = {
 """Of the statuses that say it was our fault, those that another attempt may not meet."""
 
 
-def _check_provider_url(url: str, info: ValidationInfo) -> str:
-    return check_secret_url(url, allow_remote_insecure=info.data.get("allow_remote_insecure", False))
-
-
 _JSON: Final[TypeAdapter[Any]] = TypeAdapter(Any)
-
-ProviderUrl = Annotated[str, AfterValidator(_check_provider_url)]
-"""Where a channel's provider is reached: https, or http on this machine, or anywhere with `allow_remote_insecure`."""
 
 
 def encode_json(value: Any) -> str:
@@ -63,15 +55,19 @@ def encode_json(value: Any) -> str:
     return _JSON.dump_json(value).decode()
 
 
-class _LeaseCheckingConnector(aiohttp.TCPConnector):
-    """Checks the attempt's lease before each request, once there is a connection to write it on."""
+class _Connector(aiohttp.TCPConnector):
+    """Calls `before_write` before each request, once there is a connection to write it on; what it raises ends it."""
+
+    def __init__(self, before_write: Callable[[], None]) -> None:
+        super().__init__(resolver=AiohttpResolver())
+        self._before_write = before_write
 
     async def connect(
         self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
     ) -> Connection:
         connection = await super().connect(req, traces, timeout)
         try:
-            check_current_lease()
+            self._before_write()
         except BaseException:
             connection.close()
             raise
@@ -98,17 +94,22 @@ class HttpSession:
 
     A redirect is an error, because it would carry the alert, and perhaps the secret, somewhere else. Nothing is
     decompressed, so an answer cannot grow after it was measured.
+
+    Args:
+        provider: how errors name it.
+        before_write: called before each request, once it is connected; what it raises ends the request unsent.
     """
 
-    def __init__(self, provider: str) -> None:
+    def __init__(self, provider: str, before_write: Callable[[], None] = lambda: None) -> None:
         self._provider = provider
+        self._before_write = before_write
         self._session: aiohttp.ClientSession | None = None
 
     def open(self) -> aiohttp.ClientSession:
-        """The session. Its requests have no bound of their own: `exchange` sets it."""
+        """The session. Its requests have no time-out of their own: the caller sets one."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=_LeaseCheckingConnector(resolver=AiohttpResolver()),
+                connector=_Connector(self._before_write),
                 timeout=aiohttp.ClientTimeout(total=None),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 middlewares=[self._refuse_redirect],
@@ -214,8 +215,8 @@ def parse_date(headers: Mapping[str, str]) -> float | None:
 
 
 def _find_header(headers: Mapping[str, str], name: str) -> str:
-    """Of any mapping: slack_sdk makes a plain dict of what an answer had."""
-    return next((value.strip() for name, value in headers.items() if name.lower() == name.lower()), "")
+    """The value in any mapping, whatever the case of its keys: slack_sdk gives a plain dict."""
+    return next((value.strip() for key, value in headers.items() if key.lower() == name.lower()), "")
 
 
 def _parse_http_date(value: str) -> float | None:

@@ -86,12 +86,12 @@ def format_state(message: Message) -> str:
     """`Firing` or `Resolved`; `Fired and resolved` where the reader has heard nothing of it before."""
     if not is_resolved(message.event):
         return "Firing"
-    return "Fired and resolved" if message.firing_undelivered else "Resolved"
+    return "Fired and resolved" if message.task.firing_undelivered else "Resolved"
 
 
 def format_remark(message: Message) -> str:
     """What the relay itself has to say, on one line; empty where that is nothing."""
-    return truncate(" ".join(filter(None, map(clean_line, (message.remark, message.event.remark)))), MAX_REMARK)
+    return truncate(" ".join(filter(None, map(clean_line, (message.task.remark, message.event.remark)))), MAX_REMARK)
 
 
 def format_headline(event: Event) -> str:
@@ -146,7 +146,8 @@ def format_period(alert: Alert) -> str:
         return f"firing since {start}"
     if alert.ends_at is None:
         return f"resolved; fired from {start}"
-    return f"resolved; fired from {start} to {_format_time(alert.ends_at)} ({_format_duration(alert.ends_at - alert.starts_at)})"
+    end, duration = _format_time(alert.ends_at), _format_duration(alert.ends_at - alert.starts_at)
+    return f"resolved; fired from {start} to {end} ({duration})"
 
 
 def sort_labels(labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:

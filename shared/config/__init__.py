@@ -1,1 +1,1 @@
-"""TODO shared/config."""
+"""Configuration: settings from YAML and the environment, errors, secret files and file checks."""

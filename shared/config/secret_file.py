@@ -113,7 +113,7 @@ class TokenFile(SecretFile):
 
     def read_values(self) -> tuple[str, ...]:
         """Every token in the file, at least one. Raises SecretUnreadableError, also where one is short."""
-        tokens = super().values()
+        tokens = super().read_values()
         if any(len(token) < MIN_TOKEN_LENGTH for token in tokens):
             raise SecretUnreadableError(f"{self.path}: has a token of less than {MIN_TOKEN_LENGTH} characters")
         return tokens

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from shared.config.secret_file import SecretUnreadableError, TokenFile
-from shared.config.settings import AuthSettings, NamedToken, Role
+from shared.config.server_settings import AuthSettings, NamedToken, Role
 
 USER_SCOPE_KEY: Final = "keypulse.user"
 """The key of a request's scope under which the name of a user of web.yml stands, once the password was right."""

@@ -1,11 +1,9 @@
-"""Requests that are refused for who sends them: counted each, logged with the address at most once in 10 s for each.
+"""Decides who may call which endpoint, and records refusals and actions.
 
-Who may call which endpoint, and what is written down of it: the one guard of every server.
-
-Each route says what it requires of its caller (`RouteRequirements`); one that says nothing is for admins. What changes something
-is refused to other web pages, whatever credentials a browser adds. Where nobody needs credentials, only names of this
-machine are answered. A refusal is counted and logged, an action is logged and kept in the audit.
-
+Each route declares its requirements (`RouteRequirements`); a route without them is for admins. Requests with side
+effects are refused to other web pages, whatever credentials a browser adds. A server without credentials answers only
+to the names of its own machine. A refusal is counted, and logged with the peer's address at most once in 10 s for each
+address. An action is logged and stored in the audit log.
 """
 
 import asyncio
@@ -25,7 +23,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.config.secret_file import SecretUnreadableError
-from shared.config.settings import Role
+from shared.config.server_settings import Role
 from shared.http.audit_log import AuditEntry, AuditLog, AuditUnavailableError, InMemoryAuditLog, escape_text
 from shared.http.authentication import USER_SCOPE_KEY, AccessPolicy, Caller
 from shared.http.csrf import is_cross_origin, is_loopback_host
@@ -356,10 +354,10 @@ def _check_role(request: Request, role: Role, access_policy: AccessPolicy) -> Ca
     return caller
 
 
-_TOKEN_REQUIRED: Final = "a valid token is needed: Authorization: Bearer TOKEN"
+_CREDENTIALS_NEEDED: Final = "a valid token is needed: Authorization: Bearer TOKEN"
 _REFUSAL_RESPONSES: Final[dict[RefusalReason, tuple[int, str]]] = {
-    RefusalReason.MISSING: (401, _TOKEN_REQUIRED),
-    RefusalReason.WRONG: (401, _TOKEN_REQUIRED),
+    RefusalReason.MISSING: (401, _CREDENTIALS_NEEDED),
+    RefusalReason.WRONG: (401, _CREDENTIALS_NEEDED),
     RefusalReason.ROLE: (403, "the role of this caller does not allow it"),
     RefusalReason.ADDRESS: (403, "this address may not send alerts; see auth.allow_from"),
     RefusalReason.UNREADABLE: (503, "the token file of this server cannot be read"),

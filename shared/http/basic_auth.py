@@ -114,7 +114,11 @@ class PasswordChecker:
             raise
 
     def _evict_waiting(self, waiting_count: int) -> None:
-        """For one more of an address that has `waiting_count`: the youngest of those that have most. Raises BusyError."""
+        """Evict the youngest check of the address with most, for one of an address that has `waiting_count`.
+
+        Raises:
+            TooManyPasswordChecksError: no address has more.
+        """
         most = max(self._queues.values(), key=len)
         if len(most) <= waiting_count + 1:
             raise TooManyPasswordChecksError

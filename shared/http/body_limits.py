@@ -1,13 +1,11 @@
-"""How many bytes of bodies are in memory at once. Who wants to read one waits until there is room, in order of arrival.
+"""Limits how many bytes of request bodies are in memory at once, and how long a body may take to arrive.
 
-What waits is read no further: uvicorn lets a connection bring 64 KiB and no more until somebody reads.
+A reader waits until its budget has room, in order of arrival. While it waits, nothing is read: uvicorn buffers at most
+64 KiB for a connection that nobody reads.
 
-Bodies as they arrive: how many bytes of them are in memory at once, and how long one may take.
-
-None takes room before its first byte is there. Up to `SMALL_BODY_BYTES` bytes it has its place among the small ones; to go on, it
-needs all its room among the large ones, so that no two of them wait for each other. Whoever holds room that others wait
-for, and brings so little that it would not arrive in time, loses it.
-
+A body takes no room before its first byte. Up to `SMALL_BODY_BYTES` it counts against the small budget. A larger body
+then needs its whole size from the large budget at once, so no two bodies wait for each other. A sender that holds room
+while others wait, and is too slow to finish in time, loses it.
 """
 
 import asyncio

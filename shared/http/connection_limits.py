@@ -102,7 +102,7 @@ except ImportError:
     pass
 else:
 
-    class _WithHttptools(_HeadTimeoutProtocol, HttpToolsProtocol):
+    class _LimitedHttptoolsProtocol(_HeadTimeoutProtocol, HttpToolsProtocol):
         _kept = 0
         """Bytes of which the parser has made nothing yet, or only headers."""
 
@@ -123,7 +123,7 @@ else:
             self._kept = 0
             super().on_body(body)
 
-    HttpProtocol = _WithHttptools
+    HttpProtocol = _LimitedHttptoolsProtocol
 
 
 _MAX_DEFERRED_BYTES: Final = 16 * 1024

@@ -1,7 +1,7 @@
-"""Whether a server answers: its address comes in, the reason why not goes out. For a container, which has no curl.
+"""Checks whether a server answers: an address comes in, the error goes out. For containers, which have no curl.
 
-`--healthcheck` asks the server of a configuration. `python -m shared.http.healthcheck HOST:PORT` asks one that has no such
-file, as the emulator.
+`--healthcheck` checks the server of a configuration. `python -m shared.http.healthcheck HOST:PORT` checks a server
+without one, such as the emulator.
 """
 
 import os
@@ -14,7 +14,8 @@ import click
 
 from shared.config import yaml_file
 from shared.config.errors import ConfigurationError
-from shared.config.settings import Address, ServerSettings, get_env_prefix, parse_address
+from shared.config.server_settings import ServerSettings
+from shared.config.settings import Address, get_env_prefix, parse_address
 from shared.http import web_config as web_file
 from shared.http.web_config import TlsSettings
 

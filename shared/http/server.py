@@ -1,7 +1,6 @@
-"""What every HTTP server here has: `/metrics`, `/-/healthy`, `/-/ready`, build information, a graceful stop.
+"""What every HTTP server has: `/metrics`, `/-/healthy`, `/-/ready`, `/api/audit`, a start page, a graceful stop.
 
-A stop on SIGTERM or SIGINT first ends the accepting of connections, then waits for what is in hand, and the process is
-gone within `STOP_SECONDS` whatever hangs.
+A stop first ends the accepting of connections, then waits up to `DRAIN_SECONDS` for requests in progress.
 """
 
 import asyncio
@@ -12,7 +11,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from html import escape
 
-import structlog
 import uvicorn
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
@@ -24,12 +22,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from shared import VERSION
-from shared.config.settings import Address, Role
+from shared.config.server_settings import Role
+from shared.config.settings import Address
 from shared.http import audit_log
 from shared.http.authentication import AccessPolicy
 from shared.http.authorization import Authorizer, ProtectedRoute, RouteRequirements
 from shared.http.connection_limits import AdmissionProtocol, AdmissionQueue, HttpProtocol
-from shared.process.shutdown import STOP_SECONDS, wait_for_stop_signal
 
 _LANDING = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title>
 <meta name="viewport" content="width=device-width"><style>:root{{color-scheme:light dark}}
@@ -37,8 +35,6 @@ body{{font:1rem/1.6 system-ui;margin:2rem auto;max-width:40rem;padding:0 1rem}}<
 <h1>{name}</h1><p>Version {version}.</p><ul>{items}</ul></html>
 """
 DRAIN_SECONDS = 5.0
-
-log = structlog.get_logger(__name__)
 
 
 class StartError(Exception):
@@ -83,7 +79,7 @@ def create_application(
         authorizer: stands before every route, and is `state.guard` of the application; None makes one.
         access_policy: who may call; None lets everybody on this machine.
         get_unready_reason: why it cannot serve right now, or None; the text of a 503 of `/-/ready`.
-        handle_metrics: answers `/metrics` instead, where `metrics` would take long to encode; called off the event loop.
+        handle_metrics: answers `/metrics` instead, if `metrics` takes long to encode; called off the event loop.
     """
     own, authorizer, who = list(routes), authorizer or Authorizer(metrics), access_policy or AccessPolicy()
 
@@ -148,7 +144,7 @@ async def serve(
     protocol = (
         HttpProtocol
         if admission_queue is None
-        else type("Protocol", (AdmissionProtocol, HttpProtocol), {"turns": admission_queue})
+        else type("Protocol", (AdmissionProtocol, HttpProtocol), {"queue": admission_queue})
     )
     with bind_socket(address) as bound:
         server = _Server(
@@ -172,21 +168,6 @@ async def serve(
         finally:
             server.should_exit = True
             await task
-
-
-async def serve_until_stopped(
-    app: ASGIApp,
-    address: Address,
-    on_stop: Callable[[], object] = lambda: None,
-    tls: ssl.SSLContext | None = None,
-    admission_queue: AdmissionQueue | None = None,
-) -> None:
-    """Serves until SIGTERM or SIGINT, then calls `on_stop` and finishes what is in hand. Raises StartError."""
-    async with serve(app, address, tls, admission_queue) as actual:
-        log.info("listening", address=str(actual))
-        await wait_for_stop_signal()
-        log.info("stopping", timeout_seconds=STOP_SECONDS)
-        on_stop()
 
 
 class _Server(uvicorn.Server):

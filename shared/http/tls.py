@@ -36,12 +36,6 @@ def create_server_context(web_config_path: Path, settings: TlsSettings) -> ssl.S
     context.minimum_version = _VERSIONS[settings.min_version]
     context.maximum_version = _VERSIONS[settings.max_version]
     context.set_alpn_protocols(["http/1.1"])
-    if settings.cipher_suites:
-        context.set_ciphers(":".join(settings.cipher_suites))
-    if not settings.prefer_server_cipher_suites:
-        context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
-    for curve in settings.curve_preferences:
-        context.set_ecdh_curve(curve)
     _check_readable_files(web_config_path, settings)
     where = f"{web_config_path}: tls_server_config"
     try:

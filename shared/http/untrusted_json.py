@@ -64,10 +64,10 @@ def decode_json(
 
 
 def _describe_mismatch(error: str, path: str, expected_values: Mapping[str, str]) -> UntrustedJsonError:
-    what, _, path = error.rpartition(" - at `$")
+    what, _, inner = error.rpartition(" - at `$")
     if not what:
-        what, path = error, ""
-    parts = [name or number for name, number in _PATH_PART.findall(path) if name or number]
+        what, inner = error, ""
+    parts = [name or number for name, number in _PATH_PART.findall(inner) if name or number]
     where = [path] if path else []
     if missing := _MISSING.fullmatch(what):
         return UntrustedJsonError(".".join([*where, *parts, missing[1]]), "missing")

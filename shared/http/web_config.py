@@ -14,15 +14,18 @@ from shared.config import yaml_file
 from shared.config.errors import UNKNOWN_KEY, ConfigurationError, format_error
 from shared.config.file_checks import FileCheck, check_readable
 from shared.config.settings import FilePath, Section, use_base_folder
-from shared.planned import planned
 
 MAX_BCRYPT_COST: Final = 12
 """Of bcrypt: about a quarter of a second of a core for each wrong password. Each step doubles it."""
 _INLINE_NOT_SUPPORTED: Final = "is not supported inline; name a file with {}_file, which is read again when it changes"
+_DEFAULTS_ONLY: Final = "is not supported; leave it out: OpenSSL's secure defaults apply"
 _UNSUPPORTED_KEYS: Final = {
     "tls_server_config.cert": _INLINE_NOT_SUPPORTED.format("cert"),
     "tls_server_config.key": _INLINE_NOT_SUPPORTED.format("key"),
     "tls_server_config.client_ca": _INLINE_NOT_SUPPORTED.format("client_ca"),
+    "tls_server_config.cipher_suites": _DEFAULTS_ONLY,
+    "tls_server_config.curve_preferences": _DEFAULTS_ONLY,
+    "tls_server_config.prefer_server_cipher_suites": _DEFAULTS_ONLY,
     "rate_limit": "is not supported; limit the rate in a proxy",
 }
 _ALLOWED_HEADERS: Final[dict[str, tuple[str, ...]]] = {
@@ -33,20 +36,6 @@ _ALLOWED_HEADERS: Final[dict[str, tuple[str, ...]]] = {
     "X-XSS-Protection": (),
 }
 _BCRYPT_PATTERN: Final = re.compile(r"\$2[abxy]\$(\d\d)\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
-CIPHERS: Final = {
-    f"TLS_ECDHE_{key}_WITH_{go}": f"ECDHE-{key}-{openssl}"
-    for key in ("ECDSA", "RSA")
-    for go, openssl in (
-        ("AES_128_CBC_SHA", "AES128-SHA"),
-        ("AES_256_CBC_SHA", "AES256-SHA"),
-        ("AES_128_GCM_SHA256", "AES128-GCM-SHA256"),
-        ("AES_256_GCM_SHA384", "AES256-GCM-SHA384"),
-        ("CHACHA20_POLY1305_SHA256", "CHACHA20-POLY1305"),
-    )
-}
-"""Go's names of the suites of TLS 1.2 that it holds secure (https://pkg.go.dev/crypto/tls#CipherSuites) → OpenSSL's."""
-CURVES: Final = {"CurveP256": "prime256v1", "CurveP384": "secp384r1", "CurveP521": "secp521r1", "X25519": "X25519"}
-"""Go's names of curves → OpenSSL's."""
 
 
 def _check_client_auth(value: object) -> object:
@@ -62,26 +51,6 @@ def _check_tls_version(value: object) -> object:
     if value in ("TLS10", "TLS11"):
         raise ValueError("cannot be honoured: OpenSSL refuses versions before TLS 1.2; set TLS12 or TLS13")
     return value
-
-
-def _cipher(name: str) -> str:
-    if name in ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"):
-        raise ValueError("cannot be honoured: the suites of TLS 1.3 are not configurable; leave it out")
-    if name not in CIPHERS:
-        raise ValueError(f"expected one of {', '.join(CIPHERS)}")
-    return CIPHERS[name]
-
-
-def _curve(name: str) -> str:
-    if name not in CURVES:
-        raise ValueError(f"expected one of {', '.join(CURVES)}")
-    return CURVES[name]
-
-
-def _curves(curves: tuple[str, ...]) -> tuple[str, ...]:
-    if len(curves) > 1:
-        raise ValueError("cannot be honoured: Python's TLS takes one curve, not an order of several; name one")
-    return curves
 
 
 def _check_headers(headers: dict[str, str]) -> dict[str, str]:
@@ -130,10 +99,6 @@ class TlsSettings(Section):
     """A client certificate must have one of them, as it is written; None lets every verified one in."""
     min_version: TlsVersion = "TLS12"
     max_version: TlsVersion = "TLS13"
-    cipher_suites: tuple[Annotated[str, AfterValidator(_cipher)], ...] = ()
-    """Of TLS 1.2."""
-    prefer_server_cipher_suites: bool = True
-    curve_preferences: Annotated[tuple[Annotated[str, AfterValidator(_curve)], ...], AfterValidator(_curves)] = ()
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
@@ -158,7 +123,8 @@ class TlsSettings(Section):
 class HttpSettings(Section):
     """What every answer carries."""
 
-    http2: bool = planned(default=True)
+    http2: bool = True
+    """Accepted and without effect: the servers speak HTTP/1.1."""
     headers: Annotated[dict[str, str], AfterValidator(_check_headers)] = Field(default_factory=dict)
     """Where the page itself does not set them."""
 

@@ -44,8 +44,8 @@ class WebConfigMiddleware:
         get_access_policy: gives those whose tokens open everything too.
         authorizer: counts and logs who does not get in.
         get_routes: gives the routes behind it: a refusal is counted for the one that would have answered.
-        self_authenticated_paths: paths that check credentials of their own, where a user is not the only one let in; one that
-            ends with a slash stands for all below it.
+        self_authenticated_paths: paths that check credentials of their own beside the users; one that ends with a
+            slash stands for all below it.
     """
 
     def __init__(
@@ -141,18 +141,18 @@ class _BufferedReceive:
         return self._buffer.popleft() if self._buffer else await self._receive()
 
     async def run_until_disconnect(self, check: Coroutine[Any, Any, bool]) -> bool:
-        """What `check` gives. Raises _GoneError where the client disconnects before, and cancels it."""
-        check = asyncio.ensure_future(check)
-        gone = asyncio.ensure_future(self._wait_for_disconnect())
+        """Return the result of `check`. Raises _ClientDisconnectedError and cancels it if the client disconnects."""
+        checking = asyncio.ensure_future(check)
+        disconnecting = asyncio.ensure_future(self._wait_for_disconnect())
         try:
-            await asyncio.wait((check, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not check.done():
+            await asyncio.wait((checking, disconnecting), return_when=asyncio.FIRST_COMPLETED)
+            if not checking.done():
                 raise _ClientDisconnectedError
-            return check.result()
+            return checking.result()
         finally:
-            for task in (check, gone):
+            for task in (checking, disconnecting):
                 task.cancel()
-            await asyncio.gather(check, gone, return_exceptions=True)
+            await asyncio.gather(checking, disconnecting, return_exceptions=True)
 
     async def _wait_for_disconnect(self) -> None:
         size = 0

@@ -45,7 +45,7 @@ class WebConfigFile:
     def __init__(self, file: Path) -> None:
         self.requires_credentials = False
         """Whether a state that lets everybody in is refused, since nothing else guards the server's address."""
-        self.list_reserved_names: Collection[str] = ()
+        self.reserved_names: Collection[str] = ()
         """What no user may be called."""
         self.file = file
         self._watched_files: tuple[Path, ...] = ()
@@ -91,7 +91,7 @@ class WebConfigFile:
             raise ConfigurationError([f"{self.file}: tls_server_config: comes or goes only with a restart; restart"])
         if self.requires_credentials and not web.config.requires_credentials:
             raise ConfigurationError([f"{self.file}: expected basic_auth_users or required client certificates"])
-        self.check_names(web, self.list_reserved_names)
+        self.check_names(web, self.reserved_names)
         return web
 
 

@@ -32,7 +32,7 @@ class QuotaLimitedKey:
         self._next_call_at = float("-inf")
         """When the next call is due; by the event loop's clock, as the next one."""
         self._paused_until = float("-inf")
-        self.describe, self.permissions, self.way, self.close = (
+        self.describe_key, self.check_permissions, self.measure_connectivity, self.close = (
             kms.describe_key,
             kms.check_permissions,
             kms.measure_connectivity,

@@ -1,1 +1,1 @@
-"""TODO shared/net."""
+"""From a host name to an open connection: resolver and sockets."""

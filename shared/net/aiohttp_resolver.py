@@ -1,4 +1,4 @@
-"""Names for aiohttp, by `shared.net.resolver`: where one hangs, its own would take the threads that serve all others."""
+"""Resolves names for aiohttp by `shared.net.resolver`: aiohttp's own resolver shares its threads with all lookups."""
 
 import socket
 

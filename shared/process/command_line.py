@@ -16,10 +16,10 @@ import structlog
 
 from shared import VERSION
 from shared.config.errors import ConfigurationError
-from shared.config.settings import CommandSettings, ServerSettings, load_settings
+from shared.config.server_settings import ServerSettings
+from shared.config.settings import CommandSettings, load_settings
 from shared.http.healthcheck import check_configured_server, exit_with_result
 from shared.http.server import StartError
-from shared.planned import ignored_keys
 from shared.process import logs, memory
 from shared.process.hot_reload import block_sighup
 from shared.process.runner import ServerRunner, prepare_server
@@ -122,30 +122,20 @@ def run_server(
         exit_with_result(check_configured_server(model, config, web_config))
     if not options["check"]:
         block_sighup()
-    launch = _exit_on_configuration_error(lambda: prepare_server(model, config, web_config, is_check=options["check"]))
-    ignored = [(config, key) for key in ignored_keys(launch.settings)]
-    ignored += (
-        [(web_config, key) for key in ignored_keys(launch.web_config_file.get_state().config)]
-        if launch.web_config_file
-        else []
-    )
-    doubts = [(config, key, doubt) for key, doubt in launch.settings.find_warnings()]
-    doubts += [(file, finding.key, finding.message) for file, finding in launch.warnings]
+    runner = _exit_on_configuration_error(lambda: prepare_server(model, config, web_config, is_check=options["check"]))
+    warnings = [(config, key, warning) for key, warning in runner.settings.find_warnings()]
+    warnings += [(file, problem.key, problem.message) for file, problem in runner.warnings]
     if options["check"]:
-        for file, key in ignored:
-            click.echo(f"{file}: {key}: has no effect in version {VERSION}", err=True)
-        for file, key, doubt in doubts:
-            click.echo(f"{file or 'environment'}: {key}: {doubt}", err=True)
+        for file, key, warning in warnings:
+            click.echo(f"{file or 'environment'}: {key}: {warning}", err=True)
         click.echo("the configuration is valid")
         return
     logs.configure(model.service_name, options["log_level"], options["log_format"])
     memory.limit_retained_memory()
-    for _, key in ignored:
-        log.warning("this key has no effect in this version", key=key, version=VERSION)
-    for _, key, doubt in doubts:
-        log.warning("configuration warning", key=key, error=doubt)
+    for _, key, warning in warnings:
+        log.warning("configuration warning", key=key, error=warning)
     _raise_open_file_limit()
-    run_until_done_or_exit(run_until_stop_signal(serve(launch)), loop)
+    run_until_done_or_exit(run_until_stop_signal(serve(runner)), loop)
 
 
 def _raise_open_file_limit() -> None:
@@ -170,8 +160,8 @@ def run_until_done_or_exit(work: Awaitable[None], loop: Loop | None = None) -> N
         await work
 
     try:
-        with asyncio.Runner(loop_factory=loop) as runner:
-            runner.run(until_done())
+        with asyncio.Runner(loop_factory=loop) as loop_runner:
+            loop_runner.run(until_done())
     except StartError as error:
         click.echo(str(error), err=True)
         sys.exit(1)

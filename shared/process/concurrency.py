@@ -1,13 +1,4 @@
-"""What may hang for ever, a disk or a name server, done in a thread that holds up nobody.
-
-The event loop's own few threads serve everybody, and the end of the process waits for them; one of these ends with it.
-
-Whether a CancelledError is meant for us: a library may raise one although nobody cancelled anything.
-
-Work at KMS, several pieces at a time: it answers in tens of milliseconds, one after the other would take hours.
-
-Where large documents are parsed: off the event loop and one at a time, so that their memory does not add up.
-"""
+"""Runs work beside the event loop: in threads that may hang, in bounded concurrency, or large work one at a time."""
 
 import asyncio
 import threading
@@ -21,14 +12,21 @@ T = TypeVar("T")
 
 
 def start_in_thread(name: str, work: Callable[[], T]) -> "Future[T]":
-    """Begins `work` in a thread of that name; what it gives or raises comes to whoever waits."""
+    """Start `work`, which may hang for ever, in a daemon thread of its own.
+
+    The event loop's own threads are few and shared, and the end of the process waits for them; it does not for this one.
+
+    Args:
+        name: of the thread.
+        work: its result or exception is the future's.
+    """
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()  # running, so that a wait that ends early leaves it to the thread
 
     def run() -> None:
         try:
             future.set_result(work())
-        except Exception as error:  # noqa: BLE001  whatever it is, whoever waits is told
+        except Exception as error:  # noqa: BLE001  the future carries every error
             future.set_exception(error)
 
     threading.Thread(target=run, name=name, daemon=True).start()
@@ -36,22 +34,22 @@ def start_in_thread(name: str, work: Callable[[], T]) -> "Future[T]":
 
 
 def is_task_cancelled() -> bool:
-    """Whether somebody asked the running task to end.
+    """Whether the running task was cancelled: a library may raise CancelledError although nobody cancelled anything.
 
-    To be called where a CancelledError is caught. A frame that held its own task in a variable would be held by the
-    task's end in turn, and with it all that it knows, such as an open connection, until cycles are looked for.
+    Call it where a CancelledError is caught. A frame that kept its own task in a variable would form a cycle with it,
+    and keep its locals, such as an open connection, alive until the garbage collector runs.
     """
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
 
 
 MAX_CONCURRENT_CALLS: Final = 32
-"""Pieces under way: enough for all that `paced` allows, while an answer takes 45 ms or less."""
+"""Concurrent calls: enough to use the whole KMS quota while an answer takes 45 ms or less."""
 _BATCH_SIZE: Final = 64
-"""Outcomes at a time, at most: a commit takes as long for one as for many."""
+"""Results in one batch, at most: a commit takes as long for one as for many."""
 
 I = TypeVar("I")  # noqa: E741  # an item of work
-O = TypeVar("O")  # noqa: E741  # its outcome
+O = TypeVar("O")  # noqa: E741  # its result
 
 
 async def run_concurrently(
@@ -60,16 +58,22 @@ async def run_concurrently(
     handle_batch: Callable[[Sequence[tuple[I, O]]], Awaitable[None]],
     max_concurrent: int = MAX_CONCURRENT_CALLS,
 ) -> None:
-    """Hands the items with what `call` made of them to `handle_batch`, some at a time, in their order, while others are done.
+    """Call `call` for each item, several at a time, and pass the results to `handle_batch` in batches, in their order.
 
-    After the first exception of `call` no further item is begun. It comes out once what was done was handed over, so that
-    nothing of it is lost.
+    One call after the other to KMS, which answers in tens of milliseconds, would take hours. After the first exception
+    no further item starts; the exception is raised once all finished results were handled, so that none is lost.
+
+    Args:
+        items: what to work on.
+        call: does the work for one.
+        handle_batch: takes finished items with their results.
+        max_concurrent: calls at the same time.
     """
     failures: list[BaseException] = []
-    room = asyncio.Semaphore(max_concurrent)
+    slots = asyncio.Semaphore(max_concurrent)
 
-    async def begin(item: I) -> O:
-        async with room:
+    async def start(item: I) -> O:
+        async with slots:
             if failures:
                 raise failures[0]
             try:
@@ -78,7 +82,7 @@ async def run_concurrently(
                 failures.append(error)
                 raise
 
-    left = [(item, asyncio.create_task(begin(item))) for item in items]
+    left = [(item, asyncio.create_task(start(item))) for item in items]
     tasks = [task for _, task in left]
     try:
         while left:
@@ -99,16 +103,17 @@ async def run_concurrently(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-_LARGE_WORK: Final = ThreadPoolExecutor(1, "parse")
+_LARGE_WORK: Final = ThreadPoolExecutor(1, "large")
+"""One at a time, so that the memory of several does not add up."""
 
 
 async def run_large(work: Callable[[], T]) -> T:
-    """What `work` returns; the memory that it needed meanwhile goes back to the system."""
+    """Run `work` off the event loop, after what runs there; then give the freed memory back to the system."""
 
-    def parsed() -> T:
+    def run() -> T:
         try:
             return work()
         finally:
             release_free_memory()
 
-    return await asyncio.get_running_loop().run_in_executor(_LARGE_WORK, parsed)
+    return await asyncio.get_running_loop().run_in_executor(_LARGE_WORK, run)

@@ -30,7 +30,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared.config.errors import ConfigurationError
-from shared.config.settings import Role, ServerSettings
+from shared.config.server_settings import Role, ServerSettings
 from shared.http.authentication import AccessPolicy, Caller, create_access_policy
 from shared.http.authorization import Authorizer, ProtectedRoute, RouteRequirements
 from shared.http.server import StartError

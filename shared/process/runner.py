@@ -1,10 +1,10 @@
-"""From a command line to a server that serves: what both of its files say, and what stands before its application.
+"""Runs a server: reads its configuration and its web.yml, and serves an application until a stop signal.
 
-    async def serve(launch: Launch[Settings]) -> None:
-        async with running(launch.settings) as app:
-            await launch.serve(app, app.state.apply)
+    async def serve(runner: ServerRunner[Settings]) -> None:
+        async with run_relay(runner.settings) as app:
+            await runner.serve(app, app.state.apply)
 
-`apply` is explained in `reload`.
+`shared.process.hot_reload` explains `apply`.
 """
 
 import ssl
@@ -20,13 +20,15 @@ from starlette.types import ASGIApp
 
 from shared.config.errors import ConfigurationError
 from shared.config.file_checks import FileProblem, check_files
-from shared.config.settings import ServerSettings, load_settings
+from shared.config.server_settings import ServerSettings
+from shared.config.settings import Address, load_settings
 from shared.http.authorization import OTHER_ENDPOINT
 from shared.http.connection_limits import AdmissionQueue
-from shared.http.server import serve_until_stopped
+from shared.http.server import serve
 from shared.http.web_config_auth import WebConfigMiddleware
 from shared.http.web_config_reload import ReloadedTlsContext, WebConfigFile
 from shared.process.hot_reload import ReloadMiddleware
+from shared.process.shutdown import STOP_SECONDS, wait_for_stop_signal
 
 S = TypeVar("S", bound=ServerSettings)
 
@@ -35,14 +37,14 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ServerRunner(Generic[S]):
-    """What a command line asks for."""
+    """A server's settings, the files that they come from, and how it serves."""
 
     settings: S
     config_file: Path | None = None
-    """Where they were read, beside the environment."""
+    """The file that they come from, beside the environment."""
     web_config_file: WebConfigFile | None = None
     warnings: Sequence[tuple[Path | None, FileProblem]] = ()
-    """What is wrong with what the files name, and stops no start; with the file that names it."""
+    """Problems that stop no start, each with the file that names it."""
 
     async def serve(
         self,
@@ -54,29 +56,29 @@ class ServerRunner(Generic[S]):
         on_stop: Callable[[], object] = lambda: None,
         admission_queue: AdmissionQueue | None = None,
     ) -> None:
-        """Serves, and reloads when asked to, until SIGTERM or SIGINT. Raises StartError.
+        """Serve, with hot reload, until SIGTERM or SIGINT. Raises StartError.
 
         Args:
-            app: made by `application`.
-            apply: makes what runs what settings say; None where nothing can change without a restart.
+            app: from `create_application`.
+            apply: applies new settings; None if every change needs a restart.
             restart_keys: the keys that change only with a restart.
-            self_authenticated_paths: paths that check credentials of their own, beside a web.yml's users.
-            on_stop: called at the signal, while requests are still in hand.
-            admission_queue: what of the requests is taken in hand in turns; None takes each at once.
+            self_authenticated_paths: paths that check credentials of their own, beside the users of web.yml.
+            on_stop: called at the signal, while requests are still in progress.
+            admission_queue: limits how many requests of a kind are handled at once; None handles each at once.
         """
 
-        def again() -> S:
+        def reload_settings() -> S:
             settings = load_settings(type(self.settings), self.config_file)
-            found = [(self.config_file, finding) for finding in check_files(settings)]
-            for _, finding in [
-                *_refuse_errors(found),
+            problems = [(self.config_file, problem) for problem in check_files(settings)]
+            for _, problem in [
+                *_refuse_errors(problems),
                 *_find_unmatched_roles(settings, self.config_file, self.web_config_file),
             ]:
-                log.warning("configuration warning", key=finding.key, error=finding.message)
+                log.warning("configuration warning", key=problem.key, error=problem.message)
             return settings
 
         reloading = ReloadMiddleware(
-            app, self.settings, again, apply and self._wrap_apply(apply), restart_keys, app.state.guard
+            app, self.settings, reload_settings, apply and self._wrap_apply(apply), restart_keys, app.state.guard
         )
         served = self.add_middleware(app, reloading, self_authenticated_paths)
         async with reloading.reload_on_sighup():
@@ -85,14 +87,14 @@ class ServerRunner(Generic[S]):
     def add_middleware(
         self, app: Starlette, reload_middleware: ReloadMiddleware[S], self_authenticated_paths: Collection[str]
     ) -> ASGIApp:
-        """The whole of what is served: `reload_middleware`, behind the gate where there is a web.yml."""
+        """Return the whole application: `reload_middleware`, behind the checks of web.yml if there is one."""
         if self.web_config_file is None:
             return reload_middleware
 
         def routes() -> list[Route]:
             return [route for route in (*app.routes, reload_middleware.route) if isinstance(route, Route)]
 
-        app.state.guard.refusals.expose([OTHER_ENDPOINT])
+        app.state.guard.refusals.initialise([OTHER_ENDPOINT])
         return WebConfigMiddleware(
             reload_middleware,
             self.web_config_file,
@@ -103,9 +105,10 @@ class ServerRunner(Generic[S]):
         )
 
     def refuse_unprotected(self, settings: S) -> None:
-        """Raises ConfigurationError where the network would reach what nobody has to prove anything for.
+        """Refuse an address that the network reaches without credentials, and users named like tokens.
 
-        Also where a user of web.yml is called as a token is.
+        Raises:
+            ConfigurationError: says what to configure.
         """
         if self.web_config_file:
             self.web_config_file.check_names(self.web_config_file.get_state(), settings.list_reserved_names())
@@ -115,12 +118,12 @@ class ServerRunner(Generic[S]):
             self.web_config_file.requires_credentials = True
             if self.web_config_file.get_state().config.requires_credentials:
                 return
-        mistake = (
+        error = (
             f"{self.config_file or 'environment'}: auth.admin_token_file: expected a file that holds a token, because "
             f"`listen` ({settings.listen}) can be reached from the network; or a --web.config.file with "
             "basic_auth_users or required client certificates"
         )
-        raise ConfigurationError([mistake])
+        raise ConfigurationError([error])
 
     def _wrap_apply(self, apply: Callable[[S], Awaitable[None]]) -> Callable[[S], Awaitable[None]]:
         async def guarded(settings: S) -> None:
@@ -128,12 +131,12 @@ class ServerRunner(Generic[S]):
             await apply(settings)
             if self.web_config_file:
                 self.web_config_file.requires_credentials = _needs_credentials(settings)
-                self.web_config_file.list_reserved_names = settings.list_reserved_names()
+                self.web_config_file.reserved_names = settings.list_reserved_names()
 
         return guarded
 
     def create_tls_context(self) -> ssl.SSLContext | None:
-        """What each connection is handed to, where the web.yml has certificates."""
+        """Return the context of every connection, or None if web.yml has no certificates."""
         if self.web_config_file is None or self.web_config_file.get_state().tls is None:
             return None
         context = ReloadedTlsContext(ssl.PROTOCOL_TLS_SERVER)
@@ -141,41 +144,61 @@ class ServerRunner(Generic[S]):
         return context
 
 
+async def serve_until_stopped(
+    app: ASGIApp,
+    address: Address,
+    on_stop: Callable[[], object] = lambda: None,
+    tls: ssl.SSLContext | None = None,
+    admission_queue: AdmissionQueue | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then call `on_stop` and finish the requests in progress. Raises StartError."""
+    async with serve(app, address, tls, admission_queue) as actual:
+        await wait_until_stopped(on_stop, address=str(actual))
+
+
+async def wait_until_stopped(on_stop: Callable[[], object] = lambda: None, **addresses: str) -> None:
+    """Log the addresses, and return at SIGTERM or SIGINT, once `on_stop` was called."""
+    log.info("listening", **addresses)
+    await wait_for_stop_signal()
+    log.info("stopping", timeout_seconds=STOP_SECONDS)
+    on_stop()
+
+
 def prepare_server(
     model: type[S], config_file: Path | None, web_config_path: Path | None, *, is_check: bool = False
 ) -> ServerRunner[S]:
-    """Reads both files, and opens what they name.
+    """Read both files, and open the files that they name.
 
     Args:
         model: the settings of the server.
         config_file: its configuration; None takes defaults and the environment only.
         web_config_path: a web.yml, if any.
-        is_check: whether whatever cannot be opened is a mistake, and not only what a start needs.
+        is_check: whether every file that cannot be opened is an error, and not only those that a start needs.
 
     Raises:
-        ConfigurationError: the mistakes of both.
+        ConfigurationError: the errors of both files.
     """
-    mistakes: list[str] = []
+    errors: list[str] = []
     web, settings = None, None
     try:
         web = WebConfigFile(web_config_path) if web_config_path else None
     except ConfigurationError as error:
-        mistakes += error.lines
+        errors += error.lines
     try:
         settings = load_settings(model, config_file)
     except ConfigurationError as error:
-        mistakes += error.lines
-    if settings is None or mistakes:
-        raise ConfigurationError(mistakes)
-    launch = ServerRunner(settings, config_file, web)
-    launch.refuse_unprotected(settings)
+        errors += error.lines
+    if settings is None or errors:
+        raise ConfigurationError(errors)
+    runner = ServerRunner(settings, config_file, web)
+    runner.refuse_unprotected(settings)
     if web:
-        web.list_reserved_names = settings.list_reserved_names()
-    found = [(config_file, finding) for finding in check_files(settings)]
+        web.reserved_names = settings.list_reserved_names()
+    problems = [(config_file, problem) for problem in check_files(settings)]
     if web:
-        found += [(web_config_path, finding) for finding in check_files(web.get_state().config)]
-    findings = [*_refuse_errors(found, is_check=is_check), *_find_unmatched_roles(settings, config_file, web)]
-    return replace(launch, warnings=findings)
+        problems += [(web_config_path, problem) for problem in check_files(web.get_state().config)]
+    warnings = [*_refuse_errors(problems, is_check=is_check), *_find_unmatched_roles(settings, config_file, web)]
+    return replace(runner, warnings=warnings)
 
 
 def _find_unmatched_roles(
@@ -198,7 +221,7 @@ def _find_unmatched_roles(
 def _refuse_errors(
     problems: Sequence[tuple[Path | None, FileProblem]], *, is_check: bool = False
 ) -> Sequence[tuple[Path | None, FileProblem]]:
-    """What is no error, as a check or else a start sees it. Raises ConfigurationError with what is one."""
+    """Return the problems that are only warnings. Raises ConfigurationError with the others."""
     errors = [
         (file, each)
         for file, each in problems

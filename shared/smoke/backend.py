@@ -22,7 +22,7 @@ RECORD_ID: Final = "keypulse-smoke"
 _METRIC_NAMES: Final = (CRYPTO_MODE, CRYPTO_READY, CRYPTO_INIT_TIMESTAMP, CRYPTO_DECRYPTION_ERRORS)
 _RECORD_PREFIX: Final = b"keypulse smoke test "
 _MAX_TRIES: Final = 5
-_TOKEN_HINT: Final = "give a token that may use /v1/records: --token-file"
+_CREDENTIALS_HINT: Final = "give a token that may use /v1/records: --token-file"
 
 
 async def check_backend(
@@ -124,7 +124,7 @@ async def _check_record(server: HttpClient, random: Callable[[int], str]) -> str
 
 
 def _choose_hint(answer: HttpResponse) -> str:
-    return _TOKEN_HINT if answer.status in {401, 403} else "look at the backend's log"
+    return _CREDENTIALS_HINT if answer.status in {401, 403} else "look at the backend's log"
 
 
 def _create_status_error(request: str, answer: HttpResponse, hint: str) -> CheckError:

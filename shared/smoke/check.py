@@ -45,7 +45,7 @@ class Check:
     """One thing to look at."""
 
     name: str
-    run_checks: Callable[[], Awaitable[str]]
+    run: Callable[[], Awaitable[str]]
     """Gives what was seen, in a few words. Raises TroubleError; it must end by itself, in bounded time."""
     depends_on: str | None = None
     """The name of an earlier check, without which this one has nothing to say."""
@@ -116,7 +116,7 @@ def to_one_line(text: str) -> str:
 
 
 def build_document(results: Sequence[CheckResult]) -> dict[str, Any]:
-    """`{"ok": …, "checks": [{"name", "outcome": "passed" | "failed" | "skipped", "seen", "todo", "seconds"}]}`."""
+    """`{"ok": …, "checks": [{"name", "outcome": "passed" | "failed" | "skipped", "detail", "hint", "seconds"}]}`."""
     rows = [{**asdict(result), "seconds": round(result.seconds, 3)} for result in results]
     return {"ok": all(result.is_ok for result in results), "checks": rows}
 

@@ -111,10 +111,10 @@ async def open_client(
         token: sent as a bearer token.
         timeout: for one whole answer.
     """
-    timeout = aiohttp.ClientTimeout(total=timeout)
+    limit = aiohttp.ClientTimeout(total=timeout)
     headers = {"Accept-Encoding": "identity", "User-Agent": "keypulse-smoke"}
     async with aiohttp.ClientSession(
-        timeout=timeout, headers=headers, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
+        timeout=limit, headers=headers, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
     ) as session:
         yield HttpClient(URL(parse_base_url(url)), session, token)
 

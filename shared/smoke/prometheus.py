@@ -73,8 +73,8 @@ async def _check_scraping(server: HttpClient) -> str:
     if down := [t for t in targets if t["health"] != "up"]:
         first = down[0]
         raise CheckError(
-            f"{len(down)} of {len(targets)} targets of {EXPORTER_JOB} cannot be scraped, such as {first['labels']['instance']}: "
-            f"{first['lastError'][:200] or first['health']}",
+            f"{len(down)} of {len(targets)} targets of {EXPORTER_JOB} cannot be scraped, such as "
+            f"{first['labels']['instance']}: {first['lastError'][:200] or first['health']}",
             "start the exporter, or correct the target",
         )
     return f"{len(targets)} up"

@@ -102,7 +102,7 @@ def create_postgresql_engine(
         connections: how many at most.
         application_name: the name under which the server shows them.
         options: the server's own time-outs, as `-c NAME=VALUE …`.
-        checks_connections: whether a connection is tried before it is used, so that a restart of the server is nobody's error.
+        checks_connections: whether a connection is tested before use, so that a server restart causes no error.
         create_answer_timeout: of each connection that is made.
     """
     from shared.sql.postgresql_connection import TimeoutConnection  # noqa: PLC0415  # 0.1 s that a file does not need

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from shared.config.settings import CommandSettings, ServerSettings, load_settings
+from shared.config.server_settings import ServerSettings
+from shared.config.settings import CommandSettings, load_settings
 from tests.architecture.test_roles import TABLE
 
 ROOT = Path(__file__).parents[2]

@@ -26,7 +26,7 @@ from services.exporter.config import Settings as ExporterSettings
 from services.relay import app as relay
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
-from shared.config.settings import Role
+from shared.config.server_settings import Role
 from shared.http.authorization import ProtectedRoute, RouteRequirements
 from shared.http.web_config_reload import WebConfigFile
 from shared.process.hot_reload import ReloadMiddleware

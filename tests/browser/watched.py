@@ -12,7 +12,8 @@ from services.exporter.probes.round_trip import Prober
 from services.exporter.web.pages import Pages
 from shared.backend_contract import CryptoMode
 from shared.config.secret_file import TokenFile
-from shared.config.settings import Address, Role
+from shared.config.server_settings import Role
+from shared.config.settings import Address
 from shared.http.authentication import AccessPolicy, Token
 from shared.http.server import create_application, create_registry, serve
 from shared.kms.port import KmsKey

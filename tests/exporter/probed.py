@@ -15,7 +15,8 @@ from services.exporter.probes.coalescing import CoalescedProbe
 from services.exporter.probes.round_trip import Prober
 from services.exporter.web import probe_endpoint
 from shared.config.secret_file import TokenFile
-from shared.config.settings import Address, Role
+from shared.config.server_settings import Role
+from shared.config.settings import Address
 from shared.http.authentication import AccessPolicy, Token
 from shared.http.server import create_application, create_registry, serve
 from shared.kms.registry import connect_key
@@ -51,15 +52,15 @@ class Probed:
 
 @asynccontextmanager
 async def probed(admin: TokenFile | None = None, **changed: Any) -> AsyncIterator[Probed]:
-    """`changed`: other arguments for Demand."""
+    """`changed`: other arguments for CoalescedProbe."""
     async with run_emulator(keys=[KEY]) as emulator:
         key = connect_key(KeySettings(key=KEY, endpoint=str(emulator.address), insecure=True))
         observed: list[ProbeResult] = []
         arguments: dict[str, Any] = {
             "probe": Prober("backend", "ledger-kek", key, TIMEOUT).probe,
-            "way": partial(key.measure_connectivity, timeout=TIMEOUT),
-            "observe": observed.append,
-            "places": asyncio.Semaphore(16),
+            "measure_connectivity": partial(key.measure_connectivity, timeout=TIMEOUT),
+            "add_result": observed.append,
+            "semaphore": asyncio.Semaphore(16),
             "min_interval": 1.0,
         }
         demand = CoalescedProbe("backend", "ledger-kek", **(arguments | changed))

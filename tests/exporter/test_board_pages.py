@@ -14,7 +14,7 @@ from services.exporter.history import History
 from services.exporter.model import Call, Failure, Operation, ProbeResult
 from services.exporter.web.pages import Pages
 from shared.config.secret_file import TokenFile
-from shared.config.settings import Role
+from shared.config.server_settings import Role
 from shared.http.authentication import USER_SCOPE_KEY, AccessPolicy, Token
 from shared.http.server import create_application, create_registry
 from shared.kms.reason import Reason

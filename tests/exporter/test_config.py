@@ -5,7 +5,6 @@ import pytest
 from services.exporter.config import Settings
 from shared.config.errors import ConfigurationError
 from shared.config.settings import Address, load_settings
-from shared.planned import ignored_keys
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 CONTRACT = f"""
@@ -43,11 +42,6 @@ def test_the_example_of_the_contract_is_valid(tmp_path: Path) -> None:
     assert (read.probe.interval, read.probe.timeout, read.probe.concurrency) == (30, 5, 16)
     assert [(target.name, target.service, target.key) for target in read.targets] == [("ledger-kek", "backend", KEY)]
     assert read.backends[0].metrics_url == "http://127.0.0.1:8000/metrics"
-
-
-def test_every_key_has_an_effect(tmp_path: Path) -> None:
-    read = settings(tmp_path, CONTRACT + "    resolve: all\n")
-    assert list(ignored_keys(read)) == []
 
 
 def test_an_entry_takes_the_service_at_the_top_unless_it_has_its_own(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ class _Stopped:
     def maybe_sent(self) -> bool:
         return self._attempt.maybe_sent
 
-    def sending(self, payload: str) -> None:
+    def before_request(self, payload: str) -> None:
         self._attempt.before_request(payload)
 
     def check_lease(self) -> None:
@@ -52,8 +52,8 @@ class _Stopped:
             self._at.unlink()
             os.kill(os.getpid(), signal.SIGSTOP)
 
-    def answered(self, answer: str) -> None:
+    def record_reply(self, answer: str) -> None:
         self._attempt.record_reply(answer)
 
-    async def keep(self, progress: Progress) -> None:
+    async def save_progress(self, progress: Progress) -> None:
         await self._attempt.save_progress(progress)

@@ -40,7 +40,7 @@ class Scripted:
 
     async def send(self, attempt: Attempt) -> Receipt:
         message = attempt.message
-        attempt.before_request(self.payload(message))
+        attempt.before_request(self.render_payload(message))
         self.tried.append((asyncio.get_running_loop().time(), message))
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
@@ -56,10 +56,10 @@ class Scripted:
         attempt.record_reply("taken")
         return {"number": str(len(self.sent))}
 
-    def payload(self, message: Message) -> str:
-        return f"{message.delivery_id}: {message.event.status}"
+    def render_payload(self, message: Message) -> str:
+        return f"{message.task.delivery_id}: {message.event.status}"
 
-    def secrets(self) -> int:
+    def read_secret_versions(self) -> int:
         return self.secret
 
     async def close(self) -> None:

@@ -11,11 +11,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from services.relay.app import run_relay
-from services.relay.channels.port import Reason, Scope, SendError
 from services.relay.delivery.attempt import open_local_sender
 from services.relay.delivery.worker import run_delivery
 from services.relay.metrics import Metrics
 from services.relay.outbox.engine.store import open_store
+from services.relay.send_error import Reason, Scope, SendError
 from shared.http.server import StartError, create_registry
 from tests.relay.outbox.storing import blocked
 from tests.relay.scripted import (
@@ -94,9 +94,9 @@ async def test_a_further_event_reaches_the_channels_on_which_the_incident_is_ope
         assert (await post(client, webhook_of("firing")))[1]["deliveries"] == 1
         await until(lambda: len(critical.sent) == 3)
     assert statuses(critical.sent) == ["firing", "resolved", "firing"]
-    assert [message.episode for message in critical.sent] == [1, 1, 2]
-    assert [message.first_receipt for message in critical.sent] == [None, {"number": "1"}, None]
-    assert len({message.incident_id for message in critical.sent}) == 1
+    assert [message.task.episode for message in critical.sent] == [1, 1, 2]
+    assert [message.task.first_receipt for message in critical.sent] == [None, {"number": "1"}, None]
+    assert len({message.task.incident_id for message in critical.sent}) == 1
 
 
 async def test_a_stop_finishes_what_is_in_hand_and_refuses_the_rest(tmp_path: Path) -> None:

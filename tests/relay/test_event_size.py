@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from services.relay.event_size import MAX_ALERTS_SIZE, MAX_TEXT, limit_size
-from services.relay.intake import deduplication, webhook
+from services.relay.intake import webhook
 from services.relay.intake.heartbeats import HeartbeatMatcher
 from services.relay.intake.routing import Route, parse_matcher
 from services.relay.intake.webhook import parse_webhook
-from services.relay.model import Status, collect_digests
+from services.relay.model import Status, build_fingerprint, collect_digests
 from tests.relay.scripted import PAYLOADS, event_of, payload, webhook_of
 
 
@@ -53,6 +53,6 @@ def test_a_webhook_in_many_parts_is_taken_apart_as_one() -> None:
     whole = webhook.read_event(body, "")
     rest = replace(whole, alerts=tuple(each for each in whole.alerts if each.labels.get("alertname") != "Watchdog"))
     assert collect_digests(taken.incoming.event) == collect_digests(rest)
-    assert taken.incoming.fingerprint == deduplication.build_fingerprint(rest)
+    assert taken.incoming.fingerprint == build_fingerprint(rest)
     assert taken.incoming.event.status is Status.FIRING
     assert sum(len(str(each.labels)) for each in taken.incoming.event.alerts) < MAX_ALERTS_SIZE

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import aiohttp
 import pytest
@@ -130,7 +130,7 @@ async def test_what_is_being_sent_is_finished_first_and_what_comes_meanwhile_fol
     assert statuses(old.sent) == ["firing"]
     assert sorted(statuses(new.sent)) == ["firing", "resolved"]
     (resolved,) = [message for message in new.sent if message.event.status == "resolved"]
-    assert resolved.first_receipt == {"number": "1"}  # of what the old one had sent
+    assert resolved.task.first_receipt == {"number": "1"}  # of what the old one had sent
 
 
 async def test_a_send_that_hangs_holds_up_no_reload_and_its_message_goes_out_at_once(
@@ -222,7 +222,7 @@ async def test_whether_a_channel_gets_every_event_follows_the_reload(
     monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)
 
     class Alone(ScriptedSettings):
-        merges = False
+        merges_waiting: ClassVar[bool] = False
 
     alone, first = Scripted(), settings(tmp_path, {"one": Scripted()})
     async with started(first) as relay:

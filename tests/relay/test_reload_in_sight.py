@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.channels.port import Reason, Scope, SendError
 from services.relay.outbox import fallback
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.sweeper import SweepResult
+from services.relay.send_error import Reason, Scope, SendError
 from tests.relay.scripted import Scripted, hang, reaches, settings, statuses, until, webhook_of
 from tests.relay.test_reload import started
 
@@ -31,7 +31,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is waited for long."""
     monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)
     monkeypatch.setattr("services.relay.delivery.worker._SWEEP_INTERVAL", 0.1)
-    monkeypatch.setattr(fallback, "GONE_AFTER", 0.0)
+    monkeypatch.setattr(fallback, "UNSERVED_AFTER", 0.0)
 
 
 @pytest.mark.usefixtures("soon")
@@ -48,7 +48,7 @@ async def test_what_waits_for_a_channel_that_has_another_name_now_is_told_by_tho
         await relay.accepts("resolved", "one")
         await until(lambda: len(new.sent) == 3)
     assert statuses(new.sent) == ["firing", "firing", "resolved"]
-    assert {message.remark for message in new.sent[:2]} == {
+    assert {message.task.remark for message in new.sent[:2]} == {
         "old takes no messages at the moment, so this comes here as well"
     }
 

@@ -18,13 +18,13 @@ from aiohttp import web
 
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
 from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
-from services.relay.channels.port import Reason
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
 from services.relay.delivery.worker import run_delivery
 from services.relay.metrics import Metrics
 from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.restore_detection import COMPARE_DELAY, mark_restored
+from services.relay.send_error import Reason
 from shared.http.server import create_registry
 from tests.relay.outbox.acts import take, told
 from tests.relay.scripted import TOKEN, Scripted, post, served, settings, until, webhook_of

@@ -4,23 +4,37 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 
-from services.relay import text as wording
-from services.relay.delivery.links import MAX_URL, LinkRules, build_links
+from services.relay.delivery.links import LinkRules, build_links
 from services.relay.model import Links, Status
+from services.relay.text import (
+    MAX_REMARK,
+    MAX_URL,
+    Severity,
+    clean_text,
+    find_worst_severity,
+    format_counts,
+    format_headline,
+    format_period,
+    format_remark,
+    format_state,
+    is_resolved,
+    list_alerts,
+    sanitize_url,
+)
 from tests.relay.channels.examples import message, strange
 
 
 @given(strange)
 def test_readable_text_can_be_encoded_and_holds_nothing_invisible(text: str) -> None:
-    readable = wording.clean_text(text)
+    readable = clean_text(text)
     readable.encode()
     assert not set(readable) & set("\x00\x07\x1b\r\x7f\x85\u2028\u202e\u2066\ud800\ufeff")
-    assert wording.clean_text(readable) == readable
+    assert clean_text(readable) == readable
 
 
 def test_what_a_person_sees_stays_as_it_was() -> None:
     text = "naïve ✓ 👩\N{ZERO WIDTH JOINER}🚒 עברית crypto_mode == 0\n\tsecond line"
-    assert wording.clean_text(text) == text
+    assert clean_text(text) == text
 
 
 @pytest.mark.parametrize(
@@ -43,22 +57,22 @@ def test_what_a_person_sees_stays_as_it_was() -> None:
         "https://user:password@example.org/",
         "https://example.org@evil.example/",
         "https://@example.org/",
-        "https://example.org/" + "a" * wording.MAX_URL,
+        "https://example.org/" + "a" * MAX_URL,
         " https://example.org",
     ],
 )
 def test_a_link_that_is_not_plainly_http_is_dropped(url: str | None) -> None:
-    assert wording.sanitize_url(url) is None
+    assert sanitize_url(url) is None
 
 
 def test_nothing_in_a_link_can_end_it() -> None:
     url = 'https://example.org/a|b<c>"d`{e}?x=%20&y=é#f'
-    assert wording.sanitize_url(url) == "https://example.org/a%7Cb%3Cc%3E%22d%60%7Be%7D?x=%20&y=%C3%A9#f"
+    assert sanitize_url(url) == "https://example.org/a%7Cb%3Cc%3E%22d%60%7Be%7D?x=%20&y=%C3%A9#f"
 
 
 @given(strange)
 def test_a_link_survives_unchanged_or_is_safe_everywhere(text: str) -> None:
-    url = wording.sanitize_url(f"https://example.org/{text}")
+    url = sanitize_url(f"https://example.org/{text}")
     assert url is None or (url.isascii() and not set(url) & set('<>|"`\\ \r\n'))
 
 
@@ -68,81 +82,79 @@ def test_every_link_that_enrichment_makes_is_shown_as_it_is(path: str) -> None:
     annotations = {"runbook_url": f"https://example.org/{path}"}
     (alert,) = message().event.alerts
     for given_to in (alert, replace(alert, annotations=annotations, labels={"given": path})):
-        made = build_links(given_to, message().accepted_at, rules).runbook
-        assert wording.sanitize_url(made) == made
+        made = build_links(given_to, message().task.accepted_at, rules).runbook
+        assert sanitize_url(made) == made
 
 
 def test_the_longest_link_that_enrichment_makes_is_shown() -> None:
     longest = "https://example.org/".ljust(MAX_URL, "a")
     (alert,) = message().event.alerts
     made = build_links(
-        replace(alert, annotations={"runbook_url": longest}), message().accepted_at, LinkRules(None, None, frozenset())
+        replace(alert, annotations={"runbook_url": longest}),
+        message().task.accepted_at,
+        LinkRules(None, None, frozenset()),
     )
-    assert made.runbook == wording.sanitize_url(longest) == longest
+    assert made.runbook == sanitize_url(longest) == longest
 
 
 def test_a_cut_list_of_alerts_is_never_over() -> None:
     resolved = message("03-resolved-1").event
-    assert wording.is_resolved(resolved)
+    assert is_resolved(resolved)
     cut = replace(resolved, truncated_alerts=1)
-    assert not wording.is_resolved(cut)
-    assert wording.format_state(message(cut)) == "Firing"
-    assert wording.format_counts(cut) == "1 resolved, 1 not listed"
+    assert not is_resolved(cut)
+    assert format_state(message(cut)) == "Firing"
+    assert format_counts(cut) == "1 resolved, 1 not listed"
 
 
 def test_what_nobody_heard_of_before_it_was_over_is_told_as_both() -> None:
-    assert wording.format_state(message("03-resolved-1", untold=True)) == "Fired and resolved"
-    assert wording.format_state(message("03-resolved-1")) == "Resolved"
-    assert wording.format_state(message("01-firing-1", untold=True)) == "Firing"
+    assert format_state(message("03-resolved-1", untold=True)) == "Fired and resolved"
+    assert format_state(message("03-resolved-1")) == "Resolved"
+    assert format_state(message("01-firing-1", untold=True)) == "Firing"
 
 
 def test_the_relays_own_words_stand_on_one_short_line() -> None:
     event = replace(message().event, remark="Ended\nwhile silenced.")
-    assert wording.format_remark(message(event, note=" Slack is down. ")) == "Slack is down. Ended while silenced."
-    assert wording.format_remark(message()) == ""
-    assert len(wording.format_remark(message(event, note="w" * 20_000))) == wording.MAX_REMARK
+    assert format_remark(message(event, note=" Slack is down. ")) == "Slack is down. Ended while silenced."
+    assert format_remark(message()) == ""
+    assert len(format_remark(message(event, note="w" * 20_000))) == MAX_REMARK
 
 
 def test_the_severity_is_that_of_the_alerts_that_still_fire() -> None:
     event = message("07-firing-3").event
     over, *firing = event.alerts
     critical = replace(over, labels={**over.labels, "severity": "critical"})
-    assert wording.find_worst_severity(replace(event, alerts=(critical, *firing))) is wording.Severity.WARNING
-    assert wording.find_worst_severity(replace(event, alerts=(critical,))) is wording.Severity.CRITICAL
+    assert find_worst_severity(replace(event, alerts=(critical, *firing))) is Severity.WARNING
+    assert find_worst_severity(replace(event, alerts=(critical,))) is Severity.CRITICAL
 
 
 def test_the_headline_is_the_same_for_every_event_of_a_group() -> None:
-    headlines = {
-        wording.format_headline(message(name).event) for name in ("01-firing-1", "02-firing-1", "03-resolved-1")
-    }
+    headlines = {format_headline(message(name).event) for name in ("01-firing-1", "02-firing-1", "03-resolved-1")}
     assert headlines == {"KMSCryptoModeNotKMS · production / backend"}
 
 
 def test_alerts_that_still_fire_come_first_and_a_link_comes_once() -> None:
-    listed = wording.list_alerts(message("07-firing-3"))
+    listed = list_alerts(message("07-firing-3"))
     assert [alert.status for alert, _ in listed] == [Status.FIRING, Status.FIRING, Status.RESOLVED]
     assert [len(links) for _, links in listed] == [3, 0, 0]
 
 
 def test_an_alert_with_a_runbook_of_its_own_shows_it() -> None:
     given_links = (Links("https://a.example.org/", None), Links("https://b.example.org/", None), Links(None, "ftp://c"))
-    listed = wording.list_alerts(message("05-firing-3", links=given_links))
+    listed = list_alerts(message("05-firing-3", links=given_links))
     runbooks = [link.url for _, found in listed for link in found if link.text == "Runbook"]
     assert runbooks == ["https://a.example.org/", "https://b.example.org/"]
 
 
 def test_the_time_of_an_alert_says_how_long_it_lasted() -> None:
     (alert,) = message("03-resolved-1").event.alerts
-    assert (
-        wording.format_period(alert) == "resolved; fired from 2026-11-24 22:46:10 UTC to 2026-11-24 22:46:18 UTC (8 s)"
-    )
+    assert format_period(alert) == "resolved; fired from 2026-11-24 22:46:10 UTC to 2026-11-24 22:46:18 UTC (8 s)"
     (alert,) = message("01-firing-1").event.alerts
-    assert wording.format_period(alert) == "firing since 2026-11-24 22:46:10 UTC"
+    assert format_period(alert) == "firing since 2026-11-24 22:46:10 UTC"
 
 
 def test_a_resolved_alert_without_an_end_is_not_told_as_firing() -> None:
     (alert,) = message("03-resolved-1").event.alerts
-    assert wording.format_period(replace(alert, ends_at=None)) == "resolved; fired from 2026-11-24 22:46:10 UTC"
+    assert format_period(replace(alert, ends_at=None)) == "resolved; fired from 2026-11-24 22:46:10 UTC"
 
 
 @pytest.mark.parametrize(
@@ -153,4 +165,4 @@ def test_a_span_is_told_in_hours_minutes_and_seconds(seconds: float, said: str) 
     start = datetime(2026, 11, 24, tzinfo=UTC)
     (alert,) = message("03-resolved-1").event.alerts
     changed = replace(alert, starts_at=start, ends_at=start + timedelta(seconds=seconds))
-    assert wording.format_period(changed).endswith(f"({said})")
+    assert format_period(changed).endswith(f"({said})")

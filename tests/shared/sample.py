@@ -2,7 +2,8 @@
 
 from typing import ClassVar
 
-from shared.config.settings import Address, ListenAddress, ServerSettings
+from shared.config.server_settings import ServerSettings
+from shared.config.settings import Address, ListenAddress
 
 
 class Settings(ServerSettings):

@@ -15,7 +15,7 @@ from ops.demo.stand_ins.mail_server import MailServer
 from ops.demo.stand_ins.pagerduty import PagerDuty
 from ops.demo.stand_ins.provider_faults import Fault, Faults
 from ops.demo.stand_ins.slack import Slack
-from shared.config.settings import Role
+from shared.config.server_settings import Role
 from shared.http.authorization import ProtectedRoute, RouteRequirements
 
 MAX_BYTES = 64 * 1024

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
 from ops.demo.stand_ins.pages import build_page
-from shared.config.settings import Role
+from shared.config.server_settings import Role
 from shared.http.authorization import ProtectedRoute, RouteRequirements
 
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=5)

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 
 from ops.demo.stand_ins.mail_server import MailServer
-from shared.config.settings import Role
+from shared.config.server_settings import Role
 from shared.http.authorization import ProtectedRoute, RouteRequirements
 
 _PAGE_TEMPLATE = """<!doctype html>

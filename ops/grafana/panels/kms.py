@@ -43,8 +43,8 @@ def _build_quantile_panel(quantile: float, percentile: str) -> Builder[Panel]:
     return (
         build_time_series(
             f"Latency, p{quantile * 100:.0f}",
-            f"The time within which {percentile} of the calls to KMS end, by key and operation; a timeout counts at its "
-            "full length. KMSHighLatency judges p95 by the line at 1 s.",
+            f"The time within which {percentile} of the calls to KMS end, by key and operation; a timeout counts at "
+            "its full length. KMSHighLatency judges p95 by the line at 1 s.",
             {1: "red"},
         )
         .with_target(

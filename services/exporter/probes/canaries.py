@@ -70,7 +70,7 @@ class CanaryFile:
             folder: where the file is; it has to exist.
             target: any name; the file's name begins with what is harmless of it.
             key: the full resource name of the target's key. With another one the target has another file.
-            known: what is in memory already, to be written.
+            canaries: what is in memory already, to be written.
         """
         digest = hashlib.sha256(f"{target}\0{key}".encode("utf-8", "surrogatepass")).hexdigest()
         self.path = folder / f"{re.sub('[^A-Za-z0-9_-]', '_', target)[:64]}-{digest[:16]}.json"

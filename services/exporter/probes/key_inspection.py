@@ -53,9 +53,9 @@ log = structlog.get_logger(__name__)
 
 
 def compute_interval(targets: int, reads_per_target: float = READS_PER_INSPECTION) -> float:
-    """Seconds between two looks at one target, so that all of them keep to `MAX_READS_PER_MINUTE`; `MIN_INTERVAL` or more.
+    """Seconds between two inspections of one target, so that all targets keep to `MAX_READS_PER_MINUTE`.
 
-    The first looks have to be spread over one such beat, too.
+    At least `MIN_INTERVAL`. The first inspections have to be spread over one interval, too.
     """
     return max(MIN_INTERVAL, targets * reads_per_target / MAX_READS_PER_MINUTE * 60)
 

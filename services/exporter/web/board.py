@@ -321,24 +321,23 @@ def build_board(
         cursor: the look before, if there was one.
     """
 
-    def section(kind: str, cards: list[Card]) -> Section:
-        lights.update(head.status for head in cards)
-        words = query.filter_text.casefold()
-        matching = sorted((head for head in cards if words in head.search_text), key=lambda head: head.sort_key)
+    def build_section(kind: str, all_cards: list[Card]) -> Section:
+        status_counts.update(card.status for card in all_cards)
+        text = query.filter_text.casefold()
+        matching = sorted((card for card in all_cards if text in card.search_text), key=lambda card: card.sort_key)
         pages = max(1, -(-len(matching) // CARDS_PER_PAGE))
         page = min(query.pages.get(kind, 1), pages)
         shown = matching[(page - 1) * CARDS_PER_PAGE : page * CARDS_PER_PAGE]
-        order = tuple(head.id for head in shown)
-        fresh = [head for head in shown if cursor is None or cards.has_changed(head, now, cursor)]
+        changed = [card for card in shown if cursor is None or cards.has_changed(card, now, cursor)]
         return Section(
             kind,
-            order,
-            tuple(replace(head, history=head.history.copy(now)) for head in fresh),
+            tuple(card.id for card in shown),
+            tuple(replace(card, history=card.history.copy(now)) for card in changed),
             len(matching),
             page,
             pages,
         )
 
-    lights: Counter[HealthStatus] = Counter()
-    sections = tuple(section(kind, known) for kind, known in cards.build_all(history, now).items())
-    return Board(now, history.version, lights, sections)
+    status_counts: Counter[HealthStatus] = Counter()
+    sections = tuple(build_section(kind, cards_) for kind, cards_ in cards.build_all(history, now).items())
+    return Board(now, history.version, status_counts, sections)

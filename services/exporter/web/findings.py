@@ -117,9 +117,9 @@ class HealthStatus(IntEnum):
 
 STATUS_LABELS: Final = {
     HealthStatus.FAILING: "Failing",
-    HealthStatus.DEGRADED: "Attention",
-    HealthStatus.UNKNOWN: "No news",
-    HealthStatus.HEALTHY: "Well",
+    HealthStatus.DEGRADED: "Degraded",
+    HealthStatus.UNKNOWN: "Unknown",
+    HealthStatus.HEALTHY: "Healthy",
 }
 
 
@@ -153,7 +153,7 @@ def build_success_expired_finding(at: float) -> Finding:
 
 def build_stale_finding(text: str) -> Finding:
     """Of what nothing has been heard of for long; `text` says since when, without its full stop."""
-    return Finding(HealthStatus.DEGRADED, "no news", f"{text}; what is shown may be over. Look at the exporter's log.")
+    return Finding(HealthStatus.DEGRADED, "no recent result", f"{text}; the state may have changed. See the exporter's log.")
 
 
 def find_key_problems(inspection: KeyInspection, now: float) -> Iterator[Finding]:

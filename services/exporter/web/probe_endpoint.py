@@ -22,7 +22,7 @@ from starlette.responses import PlainTextResponse, Response
 from services.exporter.model import Call, Operation, ProbeResult
 from services.exporter.probes.coalescing import CoalescedProbe, ProbeClosedError
 from services.exporter.web import findings
-from shared.config.settings import Role
+from shared.config.server_settings import Role
 from shared.http.authorization import ProtectedRoute, RouteRequirements
 from shared.http.server import select_encoder
 from shared.kms.port import ConnectivityPhase
@@ -61,7 +61,7 @@ def _format_lines(
 ) -> Iterator[str]:
     yield f"Probe of {make_printable(probe.target)}, service {make_printable(probe.service)}"
     if result is None:
-        yield f"It had not ended after {waited_seconds:g} s: timeout. It goes on, and is counted at /metrics when it ends."
+        yield f"It had not ended after {waited_seconds:g} s: timeout. It continues and will be counted at /metrics."
     else:
         yield f"It ended at {datetime.fromtimestamp(result.ended_at, UTC).isoformat(timespec='milliseconds')}."
         yield ""

@@ -11,10 +11,20 @@ from typing import Any, ClassVar, Literal
 
 import structlog
 
-from services.relay import text as wording
 from services.relay.channels.port import Attempt, ChannelSettings, Receipt
 from services.relay.channels.provider_call import build_in_thread_if_large, call_provider
 from services.relay.model import Alert, Message
+from services.relay.text import (
+    Link,
+    clean_line,
+    compute_status,
+    format_period,
+    format_remark,
+    format_summary,
+    list_alerts,
+    sort_labels,
+    truncate,
+)
 
 # Container engines cut a line at 16 KiB. As JSON in ASCII a character takes up to 12.
 MAX_ALERTS_SIZE = 10_000
@@ -53,13 +63,13 @@ class LogChannel:
             talk.before_request(_encode_payload(fields))
             log.info("alert", **fields)
             talk.record_reply("written")
-        return {"delivery_id": attempt.message.delivery_id}
+        return {"delivery_id": attempt.message.task.delivery_id}
 
-    def payload(self, message: Message) -> str:
+    def render_payload(self, message: Message) -> str:
         """The line's fields as JSON."""
         return _encode_payload(build_line(message))
 
-    def secrets(self) -> Hashable:
+    def read_secret_versions(self) -> Hashable:
         """It has none."""
         return None
 
@@ -70,7 +80,7 @@ class LogChannel:
 def build_line(message: Message) -> dict[str, Any]:
     """The fields of the line, bounded whatever the alerts hold."""
     event = message.event
-    pairs = wording.list_alerts(message)
+    pairs = list_alerts(message)
     alerts: list[dict[str, Any]] = []
     left = MAX_ALERTS_SIZE
     for alert, links in pairs:
@@ -81,25 +91,25 @@ def build_line(message: Message) -> dict[str, Any]:
         alerts.append(shown)
     missing = len(pairs) - len(alerts) + event.unlisted_count
     fields: dict[str, Any] = {
-        "delivery_id": message.delivery_id,
-        "incident_id": message.incident_id,
-        "episode": message.episode,
-        "status": wording.compute_status(event),
+        "delivery_id": message.task.delivery_id,
+        "incident_id": message.task.incident_id,
+        "episode": message.task.episode,
+        "status": compute_status(event),
         "alertname": _truncate_line(
             event.group_labels.get("alertname") or event.common_labels.get("alertname", ""), _MAX_NAME
         ),
         "receiver": _truncate_line(event.receiver, _MAX_NAME),
         "alerts": alerts,
     }
-    if note := wording.format_remark(message):
+    if note := format_remark(message):
         fields["note"] = note
     return {**fields, "not_listed": missing} if missing else fields
 
 
-def _build_alert(alert: Alert, links: list[wording.Link]) -> dict[str, Any]:
+def _build_alert(alert: Alert, links: list[Link]) -> dict[str, Any]:
     return {
-        "state": wording.format_period(alert),
-        "summary": wording.truncate(wording.format_summary(alert), _MAX_SUMMARY),
+        "state": format_period(alert),
+        "summary": truncate(format_summary(alert), _MAX_SUMMARY),
         "labels": _select_labels(alert),
         "links": {link.text.lower(): link.url for link in links if len(link.url) <= _MAX_URL},
     }
@@ -109,8 +119,8 @@ def _select_labels(alert: Alert) -> dict[str, str]:
     """As many as fit."""
     labels: dict[str, str] = {}
     left = _MAX_LABELS_SIZE
-    for key, value in wording.sort_labels(alert.labels):
-        pair = {wording.truncate(key, _MAX_NAME): wording.truncate(value, _MAX_VALUE)}
+    for key, value in sort_labels(alert.labels):
+        pair = {truncate(key, _MAX_NAME): truncate(value, _MAX_VALUE)}
         left -= len(json.dumps(pair))
         if left < 0:
             break
@@ -119,7 +129,7 @@ def _select_labels(alert: Alert) -> dict[str, str]:
 
 
 def _truncate_line(text: str, limit: int) -> str:
-    return wording.truncate(wording.clean_line(text), limit)
+    return truncate(clean_line(text), limit)
 
 
 def _encode_payload(fields: dict[str, Any]) -> str:

@@ -21,34 +21,42 @@ import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal, NamedTuple
 
-from services.relay import text as wording
-from services.relay.channels.port import (
-    Attempt,
-    ChannelSettings,
-    MessageRate,
-    Progress,
-    Reason,
-    Receipt,
-    Scope,
-    SendError,
-)
+from services.relay.channels.port import Attempt, ChannelSettings, MessageRate, Progress, ProviderUrl, Receipt
 from services.relay.channels.provider_call import (
     MASK,
     ProviderCall,
     build_in_thread_if_large,
     call_provider,
+    check_current_lease,
     mask_reply,
     read_secret,
 )
 from services.relay.http_client import (
     HttpSession,
-    ProviderUrl,
     build_status_error,
     encode_json,
     read_text,
     translate_connection_errors,
 )
 from services.relay.model import Alert, Event, Message
+from services.relay.send_error import Reason, Scope, SendError
+from services.relay.text import (
+    Severity,
+    build_alertmanager_link,
+    clean_line,
+    find_worst_severity,
+    format_counts,
+    format_description,
+    format_headline,
+    format_period,
+    format_remark,
+    format_summary,
+    is_resolved,
+    list_alerts,
+    select_contacts,
+    sort_labels,
+    truncate,
+)
 from shared.config.secret_file import SecretFile
 from shared.config.settings import SecretPath
 
@@ -101,7 +109,7 @@ class PagerDutyChannel:
         self._timeout = timeout
         self._clock = clock
         self._routing_key = SecretFile(settings.routing_key_file)
-        self._session = HttpSession("PagerDuty")
+        self._session = HttpSession("PagerDuty", check_current_lease)
 
     async def send(self, attempt: Attempt) -> Receipt:
         """Triggers or resolves the incident; the receipt holds its `dedup_key` and PagerDuty's `status`."""
@@ -114,12 +122,12 @@ class PagerDutyChannel:
                 receipt = await self._send_event(talk, attempt.message, action)
         return receipt
 
-    def payload(self, message: Message) -> str:
+    def render_payload(self, message: Message) -> str:
         """The events, each on a line, with the routing key masked."""
         written = (encode_json(build_event(message, action)) for action in self._list_actions(message, {}))
         return "\n".join(_add_routing_key(MASK, each) for each in written)
 
-    def secrets(self) -> Hashable:
+    def read_secret_versions(self) -> Hashable:
         """Another where the routing key's file is another."""
         return self._routing_key.read_stamp()
 
@@ -129,11 +137,11 @@ class PagerDutyChannel:
 
     def _list_actions(self, message: Message, progress: Progress) -> tuple[Action, ...]:
         """What is still to be sent."""
-        if not wording.is_resolved(message.event):
+        if not is_resolved(message.event):
             return ("trigger",)
-        call = message.firing_undelivered and self._settings.page_resolved and progress != _TRIGGERED
+        call = message.task.firing_undelivered and self._settings.page_resolved and progress != _TRIGGERED
         beginning: tuple[Action, ...] = ("trigger",) if call else ()
-        end: tuple[Action, ...] = () if message.keep_open else ("resolve",)
+        end: tuple[Action, ...] = () if message.task.keep_open else ("resolve",)
         return (*beginning, *end)
 
     async def _send_event(self, call: ProviderCall, message: Message, action: Action) -> Receipt:
@@ -176,35 +184,33 @@ class PagerDutyChannel:
 def build_event(message: Message, action: Action) -> dict[str, Any]:
     """The event without its routing key, within PagerDuty's limits whatever the alerts hold."""
     event = message.event
-    alerts = wording.list_alerts(message)
-    several = wording.format_counts(event) if len(alerts) + event.unlisted_count > 1 else ""
-    untold = "already over" if message.firing_undelivered and wording.is_resolved(event) else ""
+    alerts = list_alerts(message)
+    several = format_counts(event) if len(alerts) + event.unlisted_count > 1 else ""
+    untold = "already over" if message.task.firing_undelivered and is_resolved(event) else ""
     aside = ", ".join(filter(None, (several, untold)))
-    first = wording.format_summary(alerts[0][0]) if alerts else wording.format_counts(event)
-    page = wording.build_alertmanager_link(event)
-    note, contacts = wording.format_remark(message), wording.select_contacts(message)
+    first = format_summary(alerts[0][0]) if alerts else format_counts(event)
+    page = build_alertmanager_link(event)
+    note, contacts = format_remark(message), select_contacts(message)
     links = [link for _, found in alerts for link in found]
 
     def common(name: str, otherwise: str) -> str:
-        return wording.truncate(wording.clean_line(event.common_labels.get(name, "")) or otherwise, 255)
+        return truncate(clean_line(event.common_labels.get(name, "")) or otherwise, 255)
 
     rendered: dict[str, Any] = {
         "event_action": action,
         "dedup_key": build_dedup_key(event),
         "client": "keypulse",
         "payload": {
-            "summary": wording.truncate(
-                f"{wording.format_headline(event)}{f' ({aside})' if aside else ''}: {first}", MAX_SUMMARY
-            ),
-            "severity": wording.find_worst_severity(event) or wording.Severity.ERROR,  # Alertmanager's default, too
+            "summary": truncate(f"{format_headline(event)}{f' ({aside})' if aside else ''}: {first}", MAX_SUMMARY),
+            "severity": find_worst_severity(event) or Severity.ERROR,  # Alertmanager's default, too
             "source": common("instance", common("service", "keypulse")),
             "component": common("service", ""),
             "group": common("env", ""),
             "class": common("alertname", ""),
-            "timestamp": min((alert.starts_at for alert, _ in alerts), default=message.accepted_at).isoformat(),
+            "timestamp": min((alert.starts_at for alert, _ in alerts), default=message.task.accepted_at).isoformat(),
             "custom_details": {
                 **({"note": note} if note else {}),
-                "alerts": wording.format_counts(event),
+                "alerts": format_counts(event),
                 **({"escalate_to": contacts} if contacts else {}),
                 **_build_details([alert for alert, _ in alerts]),
             },
@@ -217,6 +223,7 @@ def build_event(message: Message, action: Action) -> dict[str, Any]:
 
 
 def build_dedup_key(event: Event) -> str:
+    """The key of the incident in PagerDuty: Alertmanager's own, and another for each source."""
     named = f"{event.source}\n{event.group_key}" if event.source else event.group_key
     return hashlib.sha256(named.encode(errors="surrogatepass")).hexdigest()
 
@@ -227,9 +234,9 @@ def _build_details(alerts: Sequence[Alert]) -> dict[str, Any]:
     left = MAX_DETAILS_BYTES
     for alert in alerts:
         detail = {
-            "state": wording.format_period(alert),
-            "summary": wording.truncate(wording.format_summary(alert), _MAX_TEXT),
-            "description": wording.truncate(wording.format_description(alert), _MAX_TEXT),
+            "state": format_period(alert),
+            "summary": truncate(format_summary(alert), _MAX_TEXT),
+            "description": truncate(format_description(alert), _MAX_TEXT),
             "labels": _limit_labels(alert.labels),
         }
         left -= len(encode_json(detail).encode()) + 1
@@ -240,8 +247,8 @@ def _build_details(alerts: Sequence[Alert]) -> dict[str, Any]:
 
 
 def _limit_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    pairs = list(wording.sort_labels(labels))[:_MAX_LABELS]
-    return {wording.truncate(key, _MAX_LABEL): wording.truncate(value, _MAX_LABEL) for key, value in pairs}
+    pairs = list(sort_labels(labels))[:_MAX_LABELS]
+    return {truncate(key, _MAX_LABEL): truncate(value, _MAX_LABEL) for key, value in pairs}
 
 
 def _add_routing_key(key: str, event_json: str) -> str:

@@ -1,18 +1,14 @@
-"""How many messages a channel takes in a time, as a person writes it: `1/s`, `120/m`, `500/h`.
-
-The port of a channel: what delivery knows of Slack, mail and the rest.
-"""
+"""The port of a channel: what delivery knows of Slack, email and the others."""
 
 import re
 from abc import abstractmethod
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
-from functools import partial
-from typing import Annotated, Any, ClassVar, Final, Protocol
+from typing import Annotated, ClassVar, Final, Protocol
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
+from services.relay.http_client import check_secret_url
 from services.relay.model import Message
 from shared.config.settings import Section
 
@@ -41,70 +37,17 @@ Rate = Annotated[MessageRate, BeforeValidator(_parse_rate, json_schema_input_typ
 """A rate, written as `1/s`."""
 
 
+def _check_provider_url(url: str, info: ValidationInfo) -> str:
+    return check_secret_url(url, allow_remote_insecure=info.data.get("allow_remote_insecure", False))
+
+
+ProviderUrl = Annotated[str, AfterValidator(_check_provider_url)]
+"""Where a channel's provider is reached: https, or http on this machine, or anywhere with `allow_remote_insecure`."""
+
 Receipt = Mapping[str, str]
 """What the provider said of a message that it took: Slack's channel and ts, PagerDuty's dedup_key, …"""
 Progress = Mapping[str, str]
 """What a channel has done of a delivery already, in its own words, such as which recipients have the mail."""
-
-
-class Reason(StrEnum):
-    """How one attempt ended: the label `reason` of `relay_delivery_attempts_total`."""
-
-    OK = "ok"
-    TIMEOUT = "timeout"
-    CONNECTION = "connection"
-    """Refused, reset, or not resolved."""
-    RATE_LIMITED = "rate_limited"
-    SERVER_ERROR = "server_error"
-    REJECTED = "rejected"
-    """The provider will not take this message."""
-    UNAUTHORIZED = "unauthorized"
-    """A token, key or password is wrong, revoked or unreadable."""
-    MISCONFIGURED = "misconfigured"
-    """The place does not exist, or we may not write there."""
-    INTERNAL = "internal"
-    """A defect of ours."""
-
-
-class Scope(StrEnum):
-    """What an error is about, and so what follows from it."""
-
-    ATTEMPT = "attempt"
-    """This one try: again, with backoff."""
-    MESSAGE = "message"
-    """This message, on any try: dead at once, and shown."""
-    CHANNEL = "channel"
-    """Every message, until a person acts: again at the longest backoff, never dead before `give_up_after`."""
-
-
-class SendError(Exception):
-    """The one error of this port. Its text is fit for a log: it never holds a token, a key or a password."""
-
-    def __init__(
-        self,
-        reason: Reason,
-        scope: Scope,
-        detail: str,
-        *,
-        retry_after: float | None = None,
-        maybe_arrived: bool = False,
-        reached: bool = False,
-    ) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.scope = scope
-        self.detail = detail
-        self.retry_after = retry_after
-        """Seconds that the provider asked to wait."""
-        self.maybe_arrived = maybe_arrived
-        """Whether the provider may have taken the message all the same: the answer was lost, not given."""
-        self.provider_works = reached
-        """Whether the provider answered and works, so that this error says nothing against the next message."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """As pickle needs it: what an exception has by itself would call it with its text alone."""
-        optional = {name: getattr(self, name) for name in ("retry_after", "maybe_arrived", "reached")}
-        return partial(SendError, **optional), (self.reason, self.scope, self.detail)
 
 
 class LeaseLostError(Exception):

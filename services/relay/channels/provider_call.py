@@ -10,8 +10,9 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Final, TypeVar
 
-from services.relay.channels.port import Attempt, Reason, Scope, SendError
+from services.relay.channels.port import Attempt
 from services.relay.model import Message
+from services.relay.send_error import Reason, Scope, SendError
 from services.relay.text import clean_line, truncate
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 
@@ -99,7 +100,7 @@ def read_secret(file: SecretFile) -> str:
 
 async def build_in_thread_if_large(message: Message, build: Callable[[], T]) -> T:
     """What `build` makes of a message; in a thread where that takes its time."""
-    return build() if message.events_size <= _THREAD_ABOVE else await asyncio.to_thread(build)
+    return build() if message.task.events_size <= _THREAD_ABOVE else await asyncio.to_thread(build)
 
 
 def mask_reply(reply: str, *secrets: str) -> str:

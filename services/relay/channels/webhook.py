@@ -27,18 +27,24 @@ from urllib.parse import urlsplit
 
 from pydantic import model_validator
 
-from services.relay import text as wording
-from services.relay.channels.port import Attempt, ChannelSettings, Reason, Receipt, Scope, SendError
-from services.relay.channels.provider_call import build_in_thread_if_large, call_provider, mask_reply, read_secret
+from services.relay.channels.port import Attempt, ChannelSettings, ProviderUrl, Receipt
+from services.relay.channels.provider_call import (
+    build_in_thread_if_large,
+    call_provider,
+    check_current_lease,
+    mask_reply,
+    read_secret,
+)
 from services.relay.http_client import (
     HttpSession,
-    ProviderUrl,
     build_status_error,
     check_secret_url,
     read_text,
     translate_connection_errors,
 )
 from services.relay.model import Alert, Message
+from services.relay.send_error import Reason, Scope, SendError
+from services.relay.text import Link, clean_text, compute_status, format_remark, list_alerts, select_contacts, truncate
 from shared.config.secret_file import SecretFile
 from shared.config.settings import SecretPath
 
@@ -88,16 +94,16 @@ class WebhookChannel:
         self._timeout = timeout
         self._clock = clock
         self._token = SecretFile(settings.token_file) if settings.token_file else None
-        self._session = HttpSession("the webhook")
+        self._session = HttpSession("the webhook", check_current_lease)
 
     async def send(self, attempt: Attempt) -> Receipt:
         """Posts the event; the receipt holds the HTTP `compute_status`."""
         message = attempt.message
-        body = await build_in_thread_if_large(message, lambda: self.payload(message))
+        body = await build_in_thread_if_large(message, lambda: self.render_payload(message))
         async with call_provider(attempt, "the webhook", self._timeout) as talk:
             url, token = self._read_url(), read_secret(self._token) if self._token else ""
             ours = (token, *_list_url_secrets(url))
-            headers = {"Content-Type": "application/json", "Idempotency-Key": message.delivery_id}
+            headers = {"Content-Type": "application/json", "Idempotency-Key": message.task.delivery_id}
             if token:
                 headers["Authorization"] = f"Bearer {token}"
             talk.before_request(body)
@@ -113,11 +119,11 @@ class WebhookChannel:
             )
             raise build_status_error(response.status, response.headers, detail, self._clock())
 
-    def payload(self, message: Message) -> str:
+    def render_payload(self, message: Message) -> str:
         """The body; the token stands in a header, and so not in it."""
         return json.dumps(build_body(message), ensure_ascii=False, separators=(",", ":"))
 
-    def secrets(self) -> Hashable:
+    def read_secret_versions(self) -> Hashable:
         """Another where the token's file is another, or that of the address."""
         return tuple(file.read_stamp() for file in (self._token, self._url_file) if file)
 
@@ -145,7 +151,7 @@ def _list_url_secrets(url: str) -> list[str]:
 def build_body(message: Message) -> dict[str, Any]:
     """The body, bounded whatever the alerts hold."""
     event = message.event
-    pairs = wording.list_alerts(message)
+    pairs = list_alerts(message)
     alerts: list[dict[str, Any]] = []
     left = MAX_BODY - _BODY_OVERHEAD
     for alert, links in pairs:
@@ -155,22 +161,22 @@ def build_body(message: Message) -> dict[str, Any]:
             break
         alerts.append(shown)
     return {
-        "delivery_id": message.delivery_id,
-        "incident_id": message.incident_id,
-        "episode": message.episode,
-        "accepted_at": message.accepted_at.isoformat(),
-        "status": wording.compute_status(event),
+        "delivery_id": message.task.delivery_id,
+        "incident_id": message.task.incident_id,
+        "episode": message.task.episode,
+        "accepted_at": message.task.accepted_at.isoformat(),
+        "status": compute_status(event),
         "receiver": _clean_and_truncate(event.receiver, _MAX_LABEL),
         "group_labels": _limit_labels(event.group_labels),
         "common_labels": _limit_labels(event.common_labels),
-        "note": wording.format_remark(message),
-        "contacts": wording.select_contacts(message),
+        "note": format_remark(message),
+        "contacts": select_contacts(message),
         "alerts": alerts,
         "not_listed": len(pairs) - len(alerts) + event.unlisted_count,
     }
 
 
-def _build_alert(alert: Alert, links: list[wording.Link]) -> dict[str, Any]:
+def _build_alert(alert: Alert, links: list[Link]) -> dict[str, Any]:
     usual_first = sorted(alert.annotations.items(), key=lambda pair: (pair[0] not in {"summary", "description"}, pair))
     return {
         "status": alert.status,
@@ -194,4 +200,4 @@ def _limit_labels(labels: Mapping[str, str]) -> dict[str, str]:
 
 
 def _clean_and_truncate(text: str, limit: int) -> str:
-    return wording.truncate(wording.clean_text(text), limit)
+    return truncate(clean_text(text), limit)

@@ -14,8 +14,8 @@ from services.relay.delivery.attempt import close_channel
 from services.relay.delivery.links import build_links, remove_foreign_links
 from services.relay.delivery.worker import build_link_rules
 from services.relay.event_size import limit_size
-from services.relay.intake import deduplication, webhook
-from services.relay.model import Event, Message
+from services.relay.intake import webhook
+from services.relay.model import DeliveryTask, Event, Message, build_incident_id
 from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
 
 _EXAMPLES: Final = """\b
@@ -33,7 +33,7 @@ def command(config: Path | None, payload: str, channel: str) -> None:
     settings = load_settings_or_exit(RelaySettings, config)
     check_channel_or_exit(settings, channel)
     event = parse_option_or_exit("--payload", _read_event, payload)
-    click.echo(asyncio.run(_render_payload(settings, channel, _build_message(event, settings))))
+    click.echo(asyncio.run(_render_payload(settings, channel, _build_message(channel, event, settings))))
 
 
 def _read_event(file: str) -> Event:
@@ -46,25 +46,24 @@ def _read_event(file: str) -> Event:
         raise ValueError(f"expected a webhook of Alertmanager: {error}") from None
 
 
-def _build_message(event: Event, settings: RelaySettings) -> Message:
+def _build_message(channel: str, event: Event, settings: RelaySettings) -> Message:
     """The first of its incident."""
     now, rules = datetime.now(UTC), build_link_rules(settings)
     event = remove_foreign_links(event, rules)
-    return Message(
+    task = DeliveryTask(
         delivery_id="0" * 32,
-        incident_id=deduplication.build_incident_id(event),
+        incident_id=build_incident_id(event),
         episode=1,
-        event=event,
-        links=tuple(build_links(alert, now, rules) for alert in event.alerts),
+        channel=channel,
         accepted_at=now,
-        first_receipt=None,
-        contacts=settings.contacts,
     )
+    links = tuple(build_links(alert, now, rules) for alert in event.alerts)
+    return Message(task, event, links, settings.contacts)
 
 
 async def _render_payload(settings: RelaySettings, name: str, message: Message) -> str:
     channel = settings.channels[name].connect(settings.delivery.timeout)
     try:
-        return await asyncio.to_thread(channel.payload, message)
+        return await asyncio.to_thread(channel.render_payload, message)
     finally:
         await close_channel(name, channel)

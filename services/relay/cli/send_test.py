@@ -10,9 +10,9 @@ import click
 import structlog
 
 from services.relay.app import send_test_message
-from services.relay.channels.port import SendError
 from services.relay.cli.command_context import add_config_option, check_channel_or_exit
 from services.relay.config import RelaySettings
+from services.relay.send_error import SendError
 from shared.process import logs
 from shared.process.command_line import load_settings_or_exit
 
@@ -35,5 +35,5 @@ def command(config: Path | None, channel: str) -> None:
         for receipt in asyncio.run(send_test_message(settings, channel)):
             click.echo(json.dumps(dict(receipt)))
     except SendError as error:
-        click.echo(f"{channel}: not sent ({error.reason}): {error.detail}", err=True)
+        click.echo(f"{channel}: not sent ({error.reason}): {error}", err=True)
         sys.exit(1)

@@ -27,7 +27,7 @@ from services.relay.outbox.queries import (
 )
 from services.relay.outbox.requeue import NotRetryableError, UnknownDeliveryError, retry_channel, retry_delivery
 from services.relay.outbox.tables import clean_for_database
-from shared.config.settings import Role
+from shared.config.server_settings import Role
 from shared.http.authentication import Endpoint
 from shared.http.authorization import ProtectedRoute, RouteRequirements, describe_action
 

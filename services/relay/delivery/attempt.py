@@ -1,10 +1,6 @@
-"""What passes between who delivers and who sends: what to send, and how it ended.
+"""One attempt to send: a task becomes a message, its channel sends it, and the result says how that ended.
 
-No I/O. Named tuples, since pickle takes a tenth of the time for them that it takes for a data class with slots.
-
-One try to deliver, as its channel sees it: bound to a lease, and noting what happens for the receipt.
-
-Sends in this process: a message is made of what goes out, its channel sends it; whatever happens is an ending.
+`Sender` is the port: in this process (`open_local_sender`) or in one of its own (`sender_process`).
 """
 
 import asyncio
@@ -12,53 +8,17 @@ import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Final, NamedTuple, Protocol
 
 import structlog
 
-from services.relay.channels.port import (
-    Channel,
-    ChannelSettings,
-    LeaseLostError,
-    Progress,
-    Reason,
-    Receipt,
-    Scope,
-    SendError,
-)
+from services.relay.channels.port import Channel, ChannelSettings, LeaseLostError, Progress, Receipt
 from services.relay.delivery.links import LinkRules
 from services.relay.delivery.message import build_message
-from services.relay.model import Message
+from services.relay.model import DeliveryTask, Message
+from services.relay.send_error import Reason, Scope, SendError
 from shared.process.concurrency import is_task_cancelled
 from shared.process.logs import describe_exception
-
-
-class DeliveryTask(NamedTuple):
-    """One try to send one delivery."""
-
-    channel: str
-    delivery_id: str
-    incident_id: str
-    episode: int
-    accepted_at: datetime
-    event_json: bytes
-    """What to tell; of several events that were merged, the one that they became."""
-    events_size: int
-    """Bytes of all its events as they were accepted."""
-    first_receipt: Receipt | None
-    firing_undelivered: bool
-    remark: str
-    age: float
-    """Seconds since the acceptance."""
-    progress: Progress
-    maybe_sent: bool
-    attempt_ends: float
-    """When it is cancelled at the latest, by CLOCK_MONOTONIC, which a machine's processes share, as is the next."""
-    lease_ends: float
-    """Until when nobody else claims the delivery."""
-    keep_open: bool = False
-    """Whether another incident needs what its end would end."""
 
 
 class SendResult(NamedTuple):

@@ -14,9 +14,8 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 import uritemplate
 
 from services.relay.model import Alert, Event, Links
+from services.relay.text import MAX_URL
 
-MAX_URL: Final = 1900
-"""Characters, as in channels/wording.py, which shows no longer link."""
 _DASHBOARD_MARGIN: Final = timedelta(minutes=30)
 """What a dashboard shows before the start and after the end."""
 _COMPUTED_VARIABLES: Final = "alertname_lower, from_ms, to_ms"

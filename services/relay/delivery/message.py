@@ -10,10 +10,18 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Final
 
-from services.relay.delivery.attempt import DeliveryTask
 from services.relay.delivery.links import LinkRules, build_links, remove_foreign_links
 from services.relay.event_size import limit_size
-from services.relay.model import Event, Links, Message, collect_digests, compute_digest, decode_event, split_digests
+from services.relay.model import (
+    DeliveryTask,
+    Event,
+    Links,
+    Message,
+    collect_digests,
+    compute_digest,
+    decode_event,
+    split_digests,
+)
 
 
 def merge_events(older: Event, newer: Event) -> Event:
@@ -76,21 +84,7 @@ async def build_message(task: DeliveryTask, link_rules: LinkRules, contacts: Map
         if len(task.event_json) <= _THREAD_ABOVE
         else await asyncio.to_thread(_enrich_event, *told)
     )
-    return Message(
-        delivery_id=task.delivery_id,
-        incident_id=task.incident_id,
-        episode=task.episode,
-        event=event,
-        links=found,
-        accepted_at=task.accepted_at,
-        first_receipt=task.first_receipt,
-        firing_undelivered=task.firing_undelivered,
-        remark=task.remark,
-        events_size=task.events_size,
-        contacts=contacts,
-        age=task.age,
-        keep_open=task.keep_open,
-    )
+    return Message(task, event, found, contacts)
 
 
 def _enrich_event(event_json: bytes, accepted_at: datetime, rules: LinkRules) -> tuple[Event, tuple[Links, ...]]:

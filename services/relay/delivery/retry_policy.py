@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from services.relay.channels.port import Scope, SendError
+from services.relay.send_error import Scope, SendError
 
 
 @dataclass(frozen=True, slots=True)

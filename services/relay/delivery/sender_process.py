@@ -36,9 +36,8 @@ from typing import Any, Final, NamedTuple, cast
 import structlog
 import uvloop
 
-from services.relay.channels.port import LeaseLostError, Progress, Reason, Scope, SendError
+from services.relay.channels.port import LeaseLostError, Progress
 from services.relay.delivery.attempt import (
-    DeliveryTask,
     ProgressNotSavedError,
     SaveProgress,
     Sender,
@@ -46,12 +45,16 @@ from services.relay.delivery.attempt import (
     SendResult,
     open_local_sender,
 )
+from services.relay.model import DeliveryTask
+from services.relay.send_error import Reason, Scope, SendError
 from shared import VERSION
 from shared.process import logs, memory
 from shared.process.logs import describe_exception
 
 EXIT_WRONG_VERSION: Final = 3
 """The exit code of a process that is not of the relay's own version, and so would not understand it."""
+# Not `-m`: pickle finds the messages' classes in this module, not in one called `__main__`.
+COMMAND: Final = "from services.relay.delivery.sender_process import main; main()"
 
 
 class Start(NamedTuple):
@@ -238,7 +241,7 @@ class _SenderProcess:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             arguments = (str(theirs.fileno()), VERSION, str(os.getpid()))
-            command = (sys.executable, "-P", "-m", "services.relay.sending", *arguments)
+            command = (sys.executable, "-P", "-c", COMMAND, *arguments)
             # It imports what this process does, wherever it was started, and nothing that happens to lie there.
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
             # In a session of its own, so that the terminal's Ctrl-C reaches only the relay.
@@ -426,7 +429,8 @@ def _die_with_parent(parent_pid: int) -> None:
         sys.exit()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Sends until the relay ends; its arguments are FD VERSION RELAY_PID."""
     _die_with_parent(int(sys.argv[3]))
     # Whoever stops the relay sends these to all of its processes. It says itself when this one shall end.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -11,27 +11,26 @@ from typing import Final
 
 import structlog
 
-from services.relay.channels.port import LeaseLostError, Progress, Reason, Scope, SendError
-from services.relay.delivery.attempt import DeliveryTask as Outgoing
+from services.relay.channels.port import LeaseLostError, Progress
 from services.relay.delivery.attempt import ProgressNotSavedError, SaveProgress, Sender, SendResult
 from services.relay.delivery.message import merge_events
 from services.relay.delivery.retry_policy import RetryPolicy, compute_retry_delay, get_requested_delay, is_channel_down
 from services.relay.metrics import Metrics
-from services.relay.model import Event, decode_event, encode_event
+from services.relay.model import DeliveryTask, Event, decode_event, encode_event
 from services.relay.outbox.alert_groups import is_dedup_key_in_use
 from services.relay.outbox.breaker import ChannelEffect, PauseLimits
-from services.relay.outbox.claim import DeliveryTask
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.lease import read_merged_events, save_progress
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcome
 from services.relay.outbox.tables import State
+from services.relay.send_error import Reason, Scope, SendError
 from shared.process.logs import describe_exception
 
 
-async def prepare_task(store: Store, task: DeliveryTask, *, attempt_ends: float, lease_ends: float) -> Outgoing:
-    """One try of it.
+async def prepare_task(store: Store, task: DeliveryTask, *, attempt_ends: float, lease_ends: float) -> DeliveryTask:
+    """The task of one attempt: its events merged into one, and its deadlines set.
 
     Args:
         store: the outbox, where its events are.
@@ -55,23 +54,8 @@ async def prepare_task(store: Store, task: DeliveryTask, *, attempt_ends: float,
         )
         async with asyncio.timeout_at(attempt_ends):
             keep_open = await store.read(needed)
-    return Outgoing(
-        channel=task.channel,
-        delivery_id=task.delivery_id,
-        incident_id=task.incident_id,
-        episode=task.episode,
-        accepted_at=task.accepted_at,
-        event_json=written,
-        events_size=size,
-        first_receipt=task.first_receipt,
-        firing_undelivered=task.firing_undelivered,
-        remark=task.remark,
-        age=task.age,
-        progress=task.progress,
-        maybe_sent=task.maybe_sent,
-        attempt_ends=attempt_ends,
-        lease_ends=lease_ends,
-        keep_open=keep_open,
+    return task._replace(
+        event_json=written, events_size=size, keep_open=keep_open, attempt_ends=attempt_ends, lease_ends=lease_ends
     )
 
 
@@ -203,7 +187,7 @@ class Deliverer:
             delivery_id=task.delivery_id,
             attempt=task.attempt_number,
             reason=error.reason,
-            error=error.detail,
+            error=str(error),
             retry_in=None if again_in is None else round(again_in, 1),
         )
         return AttemptOutcome(
@@ -211,7 +195,7 @@ class Deliverer:
             started_at,
             result.seconds,
             error.reason,
-            error.detail,
+            str(error),
             ChannelEffect.DOWN if is_channel_down(error, shared.retry_policy) else _classify_effect(error),
             retry_in=again_in or 0.0,
             retry_after=get_requested_delay(error, shared.retry_policy),

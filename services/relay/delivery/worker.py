@@ -25,8 +25,9 @@ from services.relay.delivery.links import LinkRules
 from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.delivery.task import Deliverer, DeliveryContext
 from services.relay.metrics import Metrics
+from services.relay.model import DeliveryTask
 from services.relay.outbox import breaker
-from services.relay.outbox.claim import MAX_CLAIM_BYTES, ClaimRequest, ClaimResult, DeliveryTask, claim_due
+from services.relay.outbox.claim import MAX_CLAIM_BYTES, ClaimRequest, ClaimResult, claim_due
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.fallback import fall_back_unserved

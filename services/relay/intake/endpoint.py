@@ -15,12 +15,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from services.relay.intake import deduplication, webhook
-from services.relay.intake.deduplication import OWN_SOURCE
 from services.relay.intake.heartbeats import HeartbeatMatcher
 from services.relay.intake.routing import Route
 from services.relay.intake.webhook import parse_webhook
 from services.relay.metrics import Metrics
-from services.relay.model import Status
+from services.relay.model import OWN_SOURCE, Status
 from services.relay.outbox import quarantine, watchdogs
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.byte_limit import ByteLimit
@@ -193,7 +192,7 @@ class Intake:
         rules = self._rules
 
         def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
-            return deduplication.plan_deliveries(
+            return deduplication.plan_event(
                 incoming.event,
                 known,
                 fingerprint=incoming.fingerprint,

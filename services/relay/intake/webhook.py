@@ -17,17 +17,16 @@ import msgspec
 from msgspec import Meta
 
 from services.relay.event_size import MAX_TEXT, limit_size
-from services.relay.intake import deduplication
 from services.relay.intake.heartbeats import HeartbeatMatcher, split_heartbeats
 from services.relay.intake.routing import Route, find_route
-from services.relay.model import Alert, Event, Status
+from services.relay.model import Alert, Event, Status, build_incident_id, find_alertname, hash_alerts
 from services.relay.outbox.accept import IncomingEvent
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
 
 PART_BYTES: Final = 256 * 1024
 """Bytes of alerts that are read at once: as objects they may take twenty times as much."""
 MAX_TEXTS: Final = 20_000
-"""Names and values of one alert, or of what the alerts of a group share, where that has more than `_COUNT_TEXTS_ABOVE`."""
+"""Names and values of one alert, or of a group's common labels, counted where they have over `_COUNT_TEXTS_ABOVE`."""
 _COUNT_TEXTS_ABOVE: Final = 64 * 1024
 """Bytes."""
 _NONE: Final = msgspec.Raw(b"null")
@@ -203,7 +202,7 @@ def parse_webhook(
         changed |= news is not part
         if news is None:
             continue
-        said += deduplication.hash_alerts(news)
+        said += hash_alerts(news)
         place = find_route(news, before)
         if place is not None:
             rule, before = before[place], before[:place]
@@ -215,9 +214,9 @@ def parse_webhook(
         event = replace(event, status=Status.FIRING if firing else Status.RESOLVED)
     incoming = IncomingEvent(
         event=event,
-        incident_id=deduplication.build_incident_id(event),
+        incident_id=build_incident_id(event),
         fingerprint=f"{said % 2**256:064x}",
-        alertname=deduplication.find_alertname(event)[:MAX_TEXT],
+        alertname=find_alertname(event)[:MAX_TEXT],
         body=body,
     )
     return ParsedWebhook(seen, incoming, rule)

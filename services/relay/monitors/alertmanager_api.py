@@ -12,8 +12,8 @@ from typing import Annotated, Final
 
 import msgspec
 
-from services.relay.channels.port import SendError
 from services.relay.http_client import HttpSession, translate_connection_errors
+from services.relay.send_error import SendError
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
 from shared.process.concurrency import run_large

@@ -26,8 +26,7 @@ from typing import Final
 
 import structlog
 
-from services.relay.intake.deduplication import OWN_SOURCE
-from services.relay.model import Event, Status
+from services.relay.model import OWN_SOURCE, Event, Status
 from services.relay.monitors.alertmanager_api import ActiveAlert, AlertmanagerClient, AlertmanagerError
 from services.relay.monitors.self_alerts import AlertPublisher
 from services.relay.outbox.alert_groups import build_group_id

@@ -18,11 +18,10 @@ from typing import Final
 
 import structlog
 
-from services.relay.intake import deduplication
 from services.relay.metrics import Metrics
-from services.relay.model import Alert, Event, Status
+from services.relay.model import OWN_SOURCE, Alert, Event, Status, build_fingerprint, build_incident_id, find_alertname
 from services.relay.outbox import quarantine
-from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, PlanEvent, accept_event
+from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, PlanEvent, accept_event, plan_deliveries
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.incidents import Incident, IncidentState, read_open_incident
 from services.relay.outbox.quarantine import QuarantineEntry
@@ -43,7 +42,7 @@ class SelfAlert:
     @property
     def incident_id(self) -> str:
         """As the outbox knows it."""
-        return deduplication.build_incident_id(self.event(datetime.min.replace(tzinfo=UTC)))
+        return build_incident_id(self.event(datetime.min.replace(tzinfo=UTC)))
 
     def event(self, starts_at: datetime) -> Event:
         """Its beginning."""
@@ -58,7 +57,7 @@ class SelfAlert:
             fingerprint=self.group,
         )
         return Event(
-            source=deduplication.OWN_SOURCE,
+            source=OWN_SOURCE,
             receiver="keypulse-relay",
             group_key=self.group,
             status=alert.status,
@@ -108,8 +107,8 @@ class AlertPublisher:
         """
         event = alert.event(self.now())
 
-        def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
-            return None if known and known.is_open else self._plan(event, known, now, channels)
+        def decide(known: IncidentState | None, _now: float) -> DeliveryPlan | None:
+            return None if known and known.is_open else self._plan(event, known, channels)
 
         return await self._accept(event, decide)
 
@@ -132,35 +131,25 @@ class AlertPublisher:
             StoreUnavailableError: it is not known to be committed.
         """
 
-        def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
+        def decide(known: IncidentState | None, _now: float) -> DeliveryPlan | None:
             if known is None or known.event_id != incident.event_id:
                 return None
             gone = known.open_channels.difference(self.channels, known.served_channels)
             channels = known.open_channels.union(self._route(event)) if gone else known.open_channels
-            return self._plan(event, known, now, channels)
+            return self._plan(event, known, channels)
 
         return await self._accept(event, decide)
 
-    def _plan(
-        self, event: Event, state: IncidentState | None, now: float, channels: Collection[str]
-    ) -> DeliveryPlan | None:
+    def _plan(self, event: Event, state: IncidentState | None, channels: Collection[str]) -> DeliveryPlan:
         routed = tuple(sorted(set(channels).intersection(self.channels)))
-        return deduplication.plan_deliveries(
-            event,
-            state,
-            fingerprint=deduplication.build_fingerprint(event),
-            now=now,
-            duplicate_window=0,  # no second Alertmanager tells of the same
-            routed_channels=routed,
-            configured_channels=self.channels,
-        )
+        return plan_deliveries(event, state, routed_channels=routed, configured_channels=self.channels)
 
     async def _accept(self, event: Event, decide: PlanEvent) -> bool:
         incoming = IncomingEvent(
             event=event,
-            incident_id=deduplication.build_incident_id(event),
-            fingerprint=deduplication.build_fingerprint(event),
-            alertname=deduplication.find_alertname(event),
+            incident_id=build_incident_id(event),
+            fingerprint=build_fingerprint(event),
+            alertname=find_alertname(event),
             body=b"",  # there was no webhook
         )
         accepted = await accept_event(self.store, incoming, decide)

@@ -13,7 +13,7 @@ from typing import Final
 
 import structlog
 
-from services.relay.intake.deduplication import OWN_SOURCE
+from services.relay.model import OWN_SOURCE
 from services.relay.monitors.self_alerts import AlertPublisher, SelfAlert
 from services.relay.outbox import watchdogs as outbox
 from services.relay.outbox.engine.work_queue import StoreUnavailableError

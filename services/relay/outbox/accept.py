@@ -1,13 +1,13 @@
 """The first stride's commit: an event and one delivery for each channel it goes to, or nothing where it is a repeat."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
 from sqlalchemy import bindparam, func, insert, select, update
 
-from services.relay.model import Event, encode_event
+from services.relay.model import Event, Status, encode_event
 from services.relay.outbox.alert_groups import build_group_id, record_resolved_elsewhere
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.store import Store
@@ -82,6 +82,46 @@ class _PlannedEvent(NamedTuple):
     request: _Request
     state: IncidentState | None
     plan: DeliveryPlan
+
+
+def plan_deliveries(
+    event: Event,
+    state: IncidentState | None,
+    *,
+    routed_channels: Sequence[str],
+    configured_channels: Collection[str],
+) -> DeliveryPlan:
+    """The deliveries of an event that is no duplicate. Pure.
+
+    Args:
+        event: to be accepted.
+        state: what the outbox holds of its incident; None where that is new.
+        routed_channels: the channels that the routes name.
+        configured_channels: the channels that exist here; those of other replicas are in the state.
+    """
+    if state is None:
+        return DeliveryPlan(
+            1, is_open=_is_open_after(event, was_open=True), channels=tuple(dict.fromkeys(routed_channels))
+        )
+    begins = event.status is Status.FIRING and not state.is_open
+    existing = state.served_channels.union(configured_channels)
+    also = sorted(state.open_channels & existing) if state.is_open else []
+    return DeliveryPlan(
+        state.episode + begins,
+        is_open=_is_open_after(event, was_open=state.is_open),
+        channels=tuple(dict.fromkeys([*routed_channels, *also])),
+        unconfigured_channels=tuple(sorted(state.open_channels.difference(configured_channels)))
+        if state.is_open
+        else (),
+    )
+
+
+def _is_open_after(event: Event, *, was_open: bool) -> bool:
+    """Whether the incident is open after this event, given whether it was before."""
+    if event.status is Status.FIRING:
+        return True
+    # Alertmanager computes the status of a truncated group on the alerts that were left in it: it says nothing.
+    return was_open if event.truncated_alerts else False
 
 
 async def accept_event(store: Store, incoming: IncomingEvent, plan: PlanEvent) -> AcceptResult:

@@ -36,7 +36,7 @@ class OutboxAudit:
         except StoreUnavailableError as error:
             raise AuditUnavailableError(str(error)) from None
 
-    async def page(self, limit: int, before: int | None) -> tuple[Sequence[AuditEntry], int | None]:
+    async def list_entries(self, limit: int, before: int | None) -> tuple[Sequence[AuditEntry], int | None]:
         """See shared.http.audit_log.AuditLog."""
         query = select(_audit.seq, _audit.at, _audit.who, _audit.peer, _audit.action, _audit.object).order_by(
             _audit.seq.desc()

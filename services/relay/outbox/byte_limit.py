@@ -1,11 +1,11 @@
 """How many bytes the outbox holds, and how many it may: what is measured, and what was accepted since.
 
-From `PRUNE_ABOVE` of `retention.max_bytes` on, retention drops the oldest of what is over (see `prune`), down to `PRUNE_DOWN_TO`. What
-cannot be dropped is still to be delivered, or is the latest event of an open incident. Where a whole round has left so
-much that this alone comes near the limit, webhooks are refused, and Alertmanager sends them again: first those that
-fire, and only a quarter beyond the limit those that resolve, since they let go of what their incident holds. Until a
-round has shown that, what comes is taken, for the round may well make room; yet only little beyond the limit, or beyond
-what was there already.
+From `PRUNE_ABOVE` of `retention.max_bytes` on, `retention` prunes the oldest finished rows, down to `PRUNE_DOWN_TO`.
+Rows that are still to be delivered, and the latest event of an open incident, are never pruned. Where a whole pruning
+round leaves so many of these that they alone come near the limit, webhooks are refused, and Alertmanager sends them
+again: firing ones first, resolved ones only a quarter beyond the limit, since they release what their incident holds.
+Until a round has shown that, webhooks are accepted, since the round may well make room; but only a little beyond the
+limit, or beyond what was there already.
 """
 
 import asyncio
@@ -106,7 +106,11 @@ class ByteLimit:
             log.info("outbox accepts webhooks again", used_bytes=self.used_bytes, max_bytes=self.max_bytes)
 
     def record_pruning(self, *, nothing_to_prune: bool) -> None:
-        """A whole round of retention is over; `nothing_to_prune` where it freed next to nothing, and more than `PRUNE_ABOVE` is left."""
+        """Records the end of a whole pruning round.
+
+        Args:
+            nothing_to_prune: whether it freed next to nothing, and more than `PRUNE_ABOVE` is left.
+        """
         self._nothing_to_prune = nothing_to_prune
         self._bytes_after_pruning = self._measured_bytes
 

@@ -4,16 +4,15 @@ A claim is a lease: it ends by itself, so that the claims of a crashed relay ret
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
 from sqlalchemy import Row, and_, bindparam, case, exists, func, select, update
 
-from services.relay.model import Status
+from services.relay.model import DeliveryTask, Status
 from services.relay.outbox import breaker
 from services.relay.outbox.alert_groups import find_open_incidents
 from services.relay.outbox.engine.batching import Transaction
@@ -100,41 +99,6 @@ _LAST_FIRING: Final = (
 )
 """The last event that fired. Of what a delivery tells any may have: what falls back late tells the beginning and the
 end as one."""
-
-
-class DeliveryTask(NamedTuple):
-    """A delivery that is ours until its lease ends."""
-
-    delivery_id: str
-    lease_id: str
-    """Proof of this claim; a receipt is written only under it."""
-    attempt_number: int
-    """1 for the first."""
-    channel: str
-    incident_id: str
-    episode: int
-    accepted_at: datetime
-    age: float
-    """Seconds since then, by the clock that it was accepted by."""
-    first_event_seq: int
-    last_event_seq: int
-    """It tells the events of its incident from the first to the last."""
-    event_json: bytes
-    """The last of them."""
-    first_receipt: Mapping[str, str] | None
-    """Of this episode's first delivery on this channel."""
-    firing_undelivered: bool
-    """Whether the incident is over, and this channel was never told that it had begun."""
-    maybe_sent: bool
-    """Whether an earlier attempt may have arrived without anybody knowing."""
-    progress: Mapping[str, str]
-    remark: str
-    is_breaker_trial: bool
-    """Whether it tries for all others that a channel's breaker holds back."""
-    dedup_channels: tuple[str, ...] = ()
-    """Where it tells an end: the channels on which that ends every incident of its group; see `same_group`."""
-    open_group_incidents: Mapping[str, int] = MappingProxyType({})
-    """The open incidents of its group on these, with their latest event by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +233,7 @@ def _build_tasks(
             first_event_seq=row.first_event,
             last_event_seq=row.event_seq,
             event_json=written[row.event_seq],
+            events_size=row.size,
             first_receipt=json.loads(receipt) if receipt else None,
             firing_undelivered=receipt is None
             and row.status == Status.RESOLVED

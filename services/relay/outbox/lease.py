@@ -7,7 +7,8 @@ from typing import Final
 
 from sqlalchemy import Connection, Row, bindparam, case, func, select, update
 
-from services.relay.outbox.claim import MAX_CLAIM_BYTES, DeliveryTask
+from services.relay.model import DeliveryTask
+from services.relay.outbox.claim import MAX_CLAIM_BYTES
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.merge import RetryState, lock_incidents, merge_into_successor

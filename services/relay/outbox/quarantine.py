@@ -34,7 +34,7 @@ class RefusedWebhook:
     code: int
     """What was answered: 400 or 413."""
     reason: str
-    read_body: bytes
+    body: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Row, bindparam, insert, select, update
 
+from services.relay.model import DeliveryTask
 from services.relay.outbox import breaker
 from services.relay.outbox.alert_groups import find_open_incidents
-from services.relay.outbox.claim import DeliveryTask
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.fallback import build_fallback_deliveries

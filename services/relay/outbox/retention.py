@@ -34,7 +34,16 @@ from services.relay.outbox.byte_limit import PRUNE_ABOVE, PRUNE_DOWN_TO, ROW_OVE
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from services.relay.outbox.tables import State, attempts, deliveries, events, incidents, quarantine
+from services.relay.outbox.tables import (
+    IS_UNSETTLED,
+    SETTLED,
+    State,
+    attempts,
+    deliveries,
+    events,
+    incidents,
+    quarantine,
+)
 
 PRUNE_STEP: Final = 100
 """Rows that one transaction looks at: a few milliseconds of the writer's time."""
@@ -53,6 +62,8 @@ _MINIMUM_SHARE: Final = 0.05
 _PAUSE: Final = 0.05
 """Seconds between two steps, in which the writer belongs to the others."""
 
+UnsettledRanges = Mapping[str, Sequence[range]]
+"""By incident: for each delivery that is not told, the events from its first to its last."""
 _delivery = deliveries.c
 log = structlog.get_logger(__name__)
 
@@ -266,7 +277,7 @@ async def _run_steps(store: Store, step: Callable[[int, Transaction], _StepResul
 
 def _find_excess(max_deliveries: int, connection: Connection) -> _Excess:
     everything = connection.execute(select(func.count()).select_from(deliveries)).scalar_one()
-    others = select(func.count()).select_from(deliveries).where(_delivery.state.in_(UNSETTLED))
+    others = select(func.count()).select_from(deliveries).where(IS_UNSETTLED)
     too_many = everything - connection.execute(others).scalar_one() - max_deliveries
     if too_many <= 0:
         return _Excess(0, 0)
@@ -355,11 +366,8 @@ def _limit_bytes(rows: Sequence[Any]) -> Sequence[Any]:
     return [row for row, total in zip(rows, sums, strict=True) if total - row.size < _STEP_BYTES]
 
 
-SETTLED: Final = (State.DELIVERED, State.SUPERSEDED)
-"""How a delivery ends that nobody has to look at."""
-UNSETTLED: Final = [state.value for state in State if state not in SETTLED]  # as an index of `schema` has it
 _UNSETTLED_DELIVERIES: Final = (
-    _delivery.state.in_(UNSETTLED),
+    IS_UNSETTLED,
     or_(_delivery.finished_at.is_(None), _delivery.finished_at >= bindparam("cutoff")),
 )
 _READ_RANGES: Final = select(_delivery.incident_id, _delivery.first_event, _delivery.event_seq).where(
@@ -383,9 +391,6 @@ _NEWEST_FIRST: Final = (
     .where(events.c.incident_id == bindparam("incident"), events.c.seq >= bindparam("first"))
     .order_by(events.c.seq.desc())
 )
-
-UnsettledRanges = Mapping[str, Sequence[range]]
-"""By incident: for each delivery that is not told, the events from its first to its last."""
 
 
 async def find_unsettled_ranges(store: Store, cutoff: float) -> UnsettledRanges:

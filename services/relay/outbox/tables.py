@@ -38,7 +38,10 @@ UNFINISHED: Final = (State.QUEUED, State.SENDING, State.RETRYING)
 """The states of a delivery that is still to be made; `finished_at` is null in exactly these."""
 
 UNSETTLED: Final = (*UNFINISHED, State.DEAD)
-"""What the gauges show: what is still to be made, and what was given up. The rest only grows."""
+"""Not delivered: still to be sent, or given up. The gauges show these; the other states only grow."""
+
+SETTLED: Final = (State.DELIVERED, State.SUPERSEDED)
+"""The final states that nobody has to look at."""
 
 WAITING: Final = (State.QUEUED, State.RETRYING)
 """The states of a delivery that nobody is sending; where its channel merges, an incident has one of them at most."""
@@ -184,9 +187,9 @@ def _add_index(name: str, *columns: Column[object], where: str | None = None) ->
 _UNFINISHED_SQL: Final = "finished_at IS NULL"
 _delivery = deliveries.c
 IS_UNSETTLED: Final = _delivery.state.in_(
-    bindparam("counted", [*map(str, UNSETTLED)], expanding=True, literal_execute=True)
+    bindparam("unsettled", [*map(str, UNSETTLED)], expanding=True, literal_execute=True)
 )
-"""The condition of the index `deliveries_counted`, written out as a database needs it to see that it may use that."""
+"""The condition of the index `deliveries_counted`, in literals, so that a database sees that it may use the index."""
 _add_index("deliveries_due", _delivery.channel, _delivery.due_at, _delivery.seq, where=_UNFINISHED_SQL)
 _add_index("deliveries_in_order", _delivery.incident_id, _delivery.channel, _delivery.seq, where=_UNFINISHED_SQL)
 _add_index("deliveries_of_event", _delivery.event_seq)

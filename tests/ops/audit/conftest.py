@@ -81,7 +81,7 @@ def audit(stand: Stand, google: GoogleApi, waits: Waits, world: LoggingWorld, mo
         monotonic = staticmethod(waits.now)
 
     monkeypatch.setattr(command, "time", _Time)
-    monkeypatch.setattr(command, "utc_now", lambda: world.now)
-    monkeypatch.setattr(command, "Google", lambda *_: google)
+    monkeypatch.setattr(command, "get_utc_now", lambda: world.now)
+    monkeypatch.setattr(command, "GoogleApi", lambda *_: google)
     monkeypatch.setattr(google, "close", lambda: None)
     return lambda *arguments: CliRunner().invoke(command.main, arguments)

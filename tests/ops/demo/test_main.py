@@ -36,7 +36,7 @@ async def test_an_incident_is_not_even_begun_where_a_line_is_red(
     async def nothing(_ports: Ports) -> AsyncIterator[stack.Stack]:
         yield stack.Stack(NOWHERE, None, None, tmp_path)  # type: ignore[arg-type]  # never asked for anything
 
-    monkeypatch.setattr(stack, "running", nothing)
+    monkeypatch.setattr(stack, "run_stack", nothing)
     assert await demo._run_incident(tmp_path / "demo.json") is False
     assert not (tmp_path / "demo.json").exists()
 

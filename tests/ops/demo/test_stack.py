@@ -13,7 +13,7 @@ from tests.ops.demo.test_scenario import ScriptedStack
 
 
 async def test_the_alerts_that_keep_a_start_waiting_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stack, "READY_SECONDS", 0.3)
+    monkeypatch.setattr(stack, "READY_TIMEOUT", 0.3)
     alerts = [{"labels": {"alertname": name}} for name in ("Watchdog", "KMSKeyProblems")]
     answers = {"prometheus": {"data": {"alerts": alerts}}, "relay": "", "alertmanager": "", "stand_ins": ""}
     async with aiohttp.ClientSession() as http, run_processes(tmp_path) as children:

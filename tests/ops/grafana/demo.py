@@ -38,7 +38,7 @@ PATIENCE = 60.0
 @asynccontextmanager
 async def after_a_bad_day(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stack]:
     """KMS was denied for a while, Slack still refuses, and a version that data needs is to be destroyed."""
-    monkeypatch.setattr(stack, "configure", _twice)
+    monkeypatch.setattr(stack, "write_configuration", _twice)
     async with stack.run_stack(Ports.pick_free()) as running:
         await _seen(running, "count(kms_key_primary_version) == 4")  # so version 1 has its canaries
         refused = {"provider": "slack", "kind": "error", "error": "token_revoked"}

@@ -59,17 +59,17 @@ def _destroyed(key: Key) -> Key:
 @pytest.mark.parametrize(
     ("state", "change"),
     [
-        (_disabled, lambda key: key.usable(1)),
-        (_disabled, lambda key: key.with_restored(1)),
+        (_disabled, lambda key: key.get_usable_material(1)),
+        (_disabled, lambda key: key.with_restored_version(1)),
         (_disabled, lambda key: key.with_primary(2, 0.0).with_primary(1, 0.0)),
-        (_scheduled, lambda key: key.usable(1)),
+        (_scheduled, lambda key: key.get_usable_material(1)),
         (_scheduled, lambda key: key.with_state(1, State.ENABLED)),
         (_scheduled, lambda key: key.with_destruction(1, 0.0)),
-        (_destroyed, lambda key: key.usable(1)),
+        (_destroyed, lambda key: key.get_usable_material(1)),
         (_destroyed, lambda key: key.with_state(1, State.ENABLED)),
-        (_destroyed, lambda key: key.with_restored(1)),
+        (_destroyed, lambda key: key.with_restored_version(1)),
         (_destroyed, lambda key: key.with_destruction(1, 0.0)),
-        (lambda key: key, lambda key: key.with_restored(1)),
+        (lambda key: key, lambda key: key.with_restored_version(1)),
     ],
 )
 def test_a_way_between_states_that_does_not_exist_is_refused(

@@ -170,8 +170,8 @@ async def staged(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
     def more(folder: Path, of: Ports, prometheus: str, alertmanager: str) -> dict[str, list[str | Path]]:
         return files.commands(original(folder, of, prometheus, alertmanager), folder, own)
 
-    monkeypatch.setattr(stack, "configure", larger)
-    monkeypatch.setattr(stack, "commands", more)
+    monkeypatch.setattr(stack, "write_configuration", larger)
+    monkeypatch.setattr(stack, "build_commands", more)
     async with AsyncExitStack() as opened:
         for port in (*own.values(), ports.backend, ports.exporter, ports.relay, ports.alertmanager):
             opened.enter_context(_reserved(port))

@@ -13,7 +13,7 @@ from services.relay.channels.port import ChannelSettings
 from services.relay.channels.registry import AnyChannel
 from services.relay.config import MAX_CONTACT_LENGTH, MAX_CONTACTS
 from services.relay.intake.webhook import read_event
-from services.relay.model import Alert, Event, Links, Message, Status
+from services.relay.model import Alert, DeliveryTask, Event, Links, Message, Status
 from shared.config.settings import Address
 
 PAYLOADS = Path(__file__).parents[1] / "payloads"
@@ -76,16 +76,21 @@ def message(event: Event | str = "01-firing-1", **changes: Any) -> Message:
     """A message about an event, or about the payload of that name, with links as enrichment makes them."""
     if isinstance(event, str):
         event = read_event((PAYLOADS / f"{event}.json").read_bytes(), "")
-    made = Message(
+    task = DeliveryTask(
         delivery_id="0192-delivery",
         incident_id="incident",
         episode=1,
-        event=event,
-        links=tuple(Links(RUNBOOK, DASHBOARD) for _ in event.alerts),
+        channel="channel",
         accepted_at=datetime(2026, 11, 24, 22, 46, 12, tzinfo=UTC),
-        first_receipt=None,
     )
-    return replace(made, **changes)
+    made = Message(task, event, links=tuple(Links(RUNBOOK, DASHBOARD) for _ in event.alerts))
+    return change(made, **changes)
+
+
+def change(message: Message, **changes: Any) -> Message:
+    """The message with other fields, of itself or of its task."""
+    of_task = {name: changes.pop(name) for name in DeliveryTask._fields if name in changes}
+    return replace(message, task=message.task._replace(**of_task), **changes)
 
 
 def with_text(text: str, alerts: int = 1) -> Message:
@@ -178,7 +183,7 @@ _events = st.builds(
     common_annotations=_labels,
     external_url=strange,
     truncated_alerts=st.integers(0, 100),
-    note=strange,
+    remark=strange,
 )
 _contact = strange.map(lambda text: text[:MAX_CONTACT_LENGTH])
 _contacts = st.dictionaries(_contact, _contact, max_size=MAX_CONTACTS)
@@ -195,8 +200,8 @@ def messages(draw: st.DrawFn) -> Message:
         event,
         links=(links,) * len(event.alerts),
         first_receipt=receipt,
-        untold=draw(st.booleans()),
-        note=draw(strange),
+        firing_undelivered=draw(st.booleans()),
+        remark=draw(strange),
         contacts=draw(_contacts),
     )
     return critical(made) if draw(st.booleans()) else made

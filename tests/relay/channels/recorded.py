@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from services.relay.channels.port import Channel, LeaseLostError, Progress, Receipt, SendError
+from services.relay.channels.port import Channel, LeaseLostError, Progress, Receipt
 from services.relay.model import Message
+from services.relay.send_error import SendError
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Recorded:
     answers: list[str] = field(default_factory=list)
     kept: list[Mapping[str, str]] = field(default_factory=list)
 
-    def sending(self, payload: str) -> None:
+    def before_request(self, payload: str) -> None:
         if self.lease_lost:
             raise LeaseLostError
         self.payloads.append(payload)
@@ -32,10 +33,10 @@ class Recorded:
         if self.lease_lost:
             raise LeaseLostError
 
-    def answered(self, answer: str) -> None:
+    def record_reply(self, answer: str) -> None:
         self.answers.append(answer)
 
-    async def keep(self, progress: Progress) -> None:
+    async def save_progress(self, progress: Progress) -> None:
         if self.lease_lost:
             raise LeaseLostError
         self.kept.append(dict(progress))

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from ops.demo.stand_ins.slack_validation import MAX_BLOCKS_TEXT, count_text, find_block_errors
-from services.relay import text as wording
 from services.relay.channels.pagerduty import build_event as event_of
 from services.relay.channels.slack.blocks import MAX_CONTACTS_TEXT, build_post
 from services.relay.model import Links, Message
+from services.relay.text import MAX_URL, select_contacts
 from shared.config.settings import Address
 from tests.relay.channels.conftest import Providers
-from tests.relay.channels.examples import NASTY, contacts_of, critical, example, message, settings, with_text
+from tests.relay.channels.examples import NASTY, change, contacts_of, critical, example, message, settings, with_text
 from tests.relay.channels.recorded import send
 
 PEOPLE = {"security on call": "+49 30 1234567", "service owner": "#ledger-team"}
@@ -48,7 +48,7 @@ def test_neither_an_all_clear_nor_a_warning_names_anybody(kind: str, payload: st
 
 
 def test_nor_does_a_page_for_what_is_over() -> None:
-    over = message("03-resolved-1", untold=True, contacts=PEOPLE)
+    over = message("03-resolved-1", firing_undelivered=True, contacts=PEOPLE)
     assert "escalate_to" not in shown("pagerduty", over)
 
 
@@ -76,17 +76,17 @@ def test_they_stand_at_the_end() -> None:
 
 def test_a_contact_stays_on_its_line() -> None:
     named = message(contacts={"owner\nSubject: x": "+49\r\n* All is well\u202e"})
-    assert wording.select_contacts(named) == {"owner Subject: x": "+49 * All is well"}
+    assert select_contacts(named) == {"owner Subject: x": "+49 * All is well"}
 
 
 def widest(contacts: dict[str, str]) -> Message:
     """One alert with as much of everything as Slack is ever given, and these contacts."""
-    link = "https://example.org/".ljust(wording.MAX_URL, "a")
+    link = "https://example.org/".ljust(MAX_URL, "a")
     wide = critical(with_text("&" * 3_000))
     (alert,) = wide.event.alerts
     alerts = (replace(alert, generator_url=f"{link[:-1]}b"),)
     event = replace(wide.event, alerts=alerts, receiver="r", external_url=link[:-30])
-    return replace(wide, event=event, links=(Links(link, f"{link[:-1]}c"),), remark="&" * 3_000, contacts=contacts)
+    return change(wide, event=event, links=(Links(link, f"{link[:-1]}c"),), remark="&" * 3_000, contacts=contacts)
 
 
 @pytest.mark.parametrize("text", ["&", "w", *NASTY])
@@ -95,7 +95,7 @@ def test_slack_shows_whole_contacts_and_counts_the_others_beside_the_widest_aler
     post = build_post(widest(contacts), "channel", may_be_a_repeat=True)
     assert list(find_block_errors(post.blocks)) == []
     assert json.dumps(post.blocks).count('"url"') == 4
-    assert count_text(post.blocks) + 4 * wording.MAX_URL <= MAX_BLOCKS_TEXT
+    assert count_text(post.blocks) + 4 * MAX_URL <= MAX_BLOCKS_TEXT
     assert "firing since" in json.dumps(post.blocks)
     assert len(post.text) <= 4_000
     escalation = post.blocks[-1]["elements"][0]["text"]

@@ -10,7 +10,8 @@ from time import time
 
 import pytest
 
-from services.relay.channels.port import LeaseLostError, Reason, Scope, SendError
+from services.relay.channels.port import LeaseLostError
+from services.relay.send_error import Reason, Scope, SendError
 from tests.relay.channels.conftest import Providers, TcpServer, WebServer
 from tests.relay.channels.examples import SECRET, example, message, settings
 from tests.relay.channels.kinds import (
@@ -158,7 +159,7 @@ async def test_an_unusable_secret_is_the_channels_trouble_until_it_is_mended(
     with pytest.raises(SendError) as unusable:
         await send(channel, message())
     assert (unusable.value.reason, unusable.value.scope) == (Reason.UNAUTHORIZED, Scope.CHANNEL)
-    assert str(file) in unusable.value.detail
+    assert str(file) in str(unusable.value)
 
     file.write_text(SECRET)
     with pytest.raises(SendError) as mended:
@@ -212,7 +213,7 @@ async def test_a_provider_that_repeats_the_secret_does_not_bring_it_into_an_erro
     for provider in providers:
         attempt = Recorded(message())
         error = await failure(kind, secret_file, provider, attempt=attempt)
-        assert SECRET not in f"{error} {error!r} {error.detail} {error.__cause__!r} {attempt}"
+        assert SECRET not in f"{error} {error!r} {error!s} {error.__cause__!r} {attempt}"
 
 
 @EVERY_HTTP_KIND
@@ -250,7 +251,7 @@ async def test_each_http_status_has_its_reason_and_scope(
     error = await failure(kind, secret_file, provider, attempt=attempt)
     assert (error.reason, error.scope) == (reason, scope)
     assert error.maybe_arrived is (status >= 500)  # which a proxy may have given after the request went through
-    assert f"HTTP {status}" in error.detail
+    assert f"HTTP {status}" in str(error)
 
 
 @EVERY_HTTP_KIND
@@ -263,7 +264,7 @@ async def test_a_redirect_is_not_followed(
     error = await failure(kind, secret_file, provider)
     gc.collect()  # an unclosed answer would speak up now
     assert (error.reason, error.scope) == (Reason.MISCONFIGURED, Scope.CHANNEL)
-    assert f"HTTP {status}" in error.detail
+    assert f"HTTP {status}" in str(error)
     assert len(requests) == 1
 
 

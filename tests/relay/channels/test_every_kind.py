@@ -15,6 +15,7 @@ from tests.relay.channels.examples import (
     KINDS,
     NASTY,
     SECRET,
+    change,
     critical,
     example,
     kind_of,
@@ -41,7 +42,7 @@ async def test_no_text_and_no_size_is_refused(
     kind: str, text: str, alerts: int, secret_file: Path, providers: Providers
 ) -> None:
     channel = settings(providers.example(kind, secret_file)).connect(20)
-    assert await send(channel, critical(replace(with_text(text, alerts), remark=text)))
+    assert await send(channel, critical(change(with_text(text, alerts), remark=text)))
     await channel.close()
     assert len(providers.arrived(kind)) == 1
 
@@ -67,14 +68,14 @@ async def test_what_goes_out_is_noted_before_it_does_and_the_answer_after_it(
     kind: str, secret_file: Path, providers: Providers
 ) -> None:
     class Watching(Recorded):
-        def sending(self, payload: str) -> None:
+        def before_request(self, payload: str) -> None:
             assert providers.arrived(kind) == []
             assert self.answers == []
-            super().sending(payload)
+            super().before_request(payload)
 
-        def answered(self, answer: str) -> None:
+        def record_reply(self, answer: str) -> None:
             assert len(providers.arrived(kind)) == 1
-            super().answered(answer)
+            super().record_reply(answer)
 
     channel = settings(providers.example(kind, secret_file)).connect(5)
     attempt = Watching(message())
@@ -120,7 +121,7 @@ def test_each_kind_merges_and_paces_as_its_provider_needs(kind: str) -> None:
 async def test_what_the_relay_itself_has_to_say_arrives(kind: str, secret_file: Path, providers: Providers) -> None:
     channel = settings(providers.example(kind, secret_file)).connect(5)
     event = replace(message("03-resolved-1").event, remark="Ended while silenced.")
-    await send(channel, message(event, note="Here because slack is down."))
+    await send(channel, message(event, remark="Here because slack is down."))
     await channel.close()
     (one,) = providers.arrived(kind)
     assert "Here because slack is down. Ended while silenced." in one

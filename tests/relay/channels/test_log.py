@@ -7,14 +7,14 @@ from hypothesis import settings as hypothesis_settings
 
 from services.relay.channels.log import build_line
 from services.relay.model import Message
-from tests.relay.channels.examples import HUGE, RUNBOOK, message, messages, with_text
+from tests.relay.channels.examples import HUGE, RUNBOOK, change, message, messages, with_text
 
 
 @given(messages())
 @hypothesis_settings(max_examples=200)
 def test_no_line_is_cut_by_whoever_collects_it(any_message: Message) -> None:
     note = "Ours. " * 100
-    fields = build_line(replace(any_message, remark=note, event=replace(any_message.event, remark="")))
+    fields = build_line(change(any_message, remark=note, event=replace(any_message.event, remark="")))
     assert len(json.dumps(fields)) < 16_000
     assert len(fields["alerts"]) + fields.get("not_listed", 0) == (
         len(any_message.event.alerts) + any_message.event.truncated_alerts

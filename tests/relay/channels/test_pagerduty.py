@@ -11,8 +11,9 @@ from hypothesis import settings as hypothesis_settings
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
 from services.relay.channels.pagerduty import build_event
-from services.relay.channels.port import Channel, LeaseLostError, Progress, Reason, Scope, SendError
+from services.relay.channels.port import Channel, LeaseLostError, Progress
 from services.relay.model import Message
+from services.relay.send_error import Reason, Scope, SendError
 from tests.relay.channels.conftest import WebServer
 from tests.relay.channels.examples import (
     DASHBOARD,
@@ -126,7 +127,9 @@ def test_the_time_of_an_event_is_that_of_its_first_alert() -> None:
 
 def test_a_list_that_was_cut_resolves_nothing(secret_file: Path, stand_ins: StandIns) -> None:
     event = replace(message("03-resolved-1").event, truncated_alerts=1)
-    assert actions(connect(secret_file, stand_ins).render_payload(message(event, untold=True))) == ["trigger"]
+    assert actions(connect(secret_file, stand_ins).render_payload(message(event, firing_undelivered=True))) == [
+        "trigger"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +159,7 @@ async def test_a_rotated_key_is_used_at_the_next_send(secret_file: Path, stand_i
         with pytest.raises(SendError) as refused:
             await send(channel, message())
         assert (refused.value.reason, refused.value.scope) == (Reason.UNAUTHORIZED, Scope.CHANNEL)
-        assert wrong not in refused.value.detail
+        assert wrong not in str(refused.value)
     rotate(secret_file, SECRET)
     await send(channel, message())
     await channel.close()
@@ -231,7 +234,7 @@ async def test_what_was_over_before_anybody_heard_calls_and_then_resolves(
     secret_file: Path, stand_ins: StandIns
 ) -> None:
     channel = connect(secret_file, stand_ins)
-    attempt = Recorded(message("03-resolved-1", untold=True))
+    attempt = Recorded(message("03-resolved-1", firing_undelivered=True))
     receipt = await channel.send(attempt)
     await channel.close()
     assert sent(stand_ins) == ["trigger", "resolve"]
@@ -245,7 +248,7 @@ async def test_what_was_over_before_anybody_heard_calls_and_then_resolves(
 
 async def test_what_has_called_already_only_resolves(secret_file: Path, stand_ins: StandIns) -> None:
     channel = connect(secret_file, stand_ins)
-    over = message("03-resolved-1", untold=True)
+    over = message("03-resolved-1", firing_undelivered=True)
     first = Recorded(over)
     stand_ins.faults.add(Fault(provider=Provider.PAGERDUTY, kind=FaultKind.LOST_ANSWER, count=1))
     with pytest.raises(SendError) as lost:
@@ -255,8 +258,8 @@ async def test_what_has_called_already_only_resolves(secret_file: Path, stand_in
     class Cut(Recorded):
         """Its process ends between the two events."""
 
-        async def keep(self, progress: Progress) -> None:
-            await super().keep(progress)
+        async def save_progress(self, progress: Progress) -> None:
+            await super().save_progress(progress)
             self.lease_lost = True
 
     second = Cut(over, maybe_sent=True)
@@ -270,14 +273,14 @@ async def test_what_has_called_already_only_resolves(secret_file: Path, stand_in
 
 async def test_a_person_may_choose_not_to_be_called_for_what_is_over(secret_file: Path, stand_ins: StandIns) -> None:
     channel = connect(secret_file, stand_ins, page_resolved=False)
-    await send(channel, message("03-resolved-1", untold=True))
+    await send(channel, message("03-resolved-1", firing_undelivered=True))
     await channel.close()
     assert sent(stand_ins) == ["resolve"]
     assert not stand_ins.pagerduty.incidents
 
 
 def test_what_the_relay_has_to_say_comes_first_in_the_details() -> None:
-    noted = message(replace(message().event, remark="Ended while silenced."), note="Slack is down.")
+    noted = message(replace(message().event, remark="Ended while silenced."), remark="Slack is down.")
     details = build_event(noted, "trigger")["payload"]["custom_details"]
     assert next(iter(details.items())) == ("note", "Slack is down. Ended while silenced.")
     assert "note" not in build_event(message(), "trigger")["payload"]["custom_details"]

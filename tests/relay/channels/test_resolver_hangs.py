@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from services.relay.channels.port import Reason, SendError
 from services.relay.channels.webhook import WebhookSettings
+from services.relay.send_error import Reason, SendError
 from tests.hanging_names import hanging_for
 from tests.relay.channels.email.mail_server import UNBOUND
 from tests.relay.channels.examples import example, message, settings

@@ -9,9 +9,9 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 
-from services.relay.channels.port import Reason, Scope, SendError
 from services.relay.channels.webhook import MAX_BODY, build_body
 from services.relay.model import Message
+from services.relay.send_error import Reason, Scope, SendError
 from tests.relay.channels.conftest import Answering, TcpServer, WebServer
 from tests.relay.channels.examples import (
     DASHBOARD,
@@ -60,7 +60,7 @@ def test_alerts_that_do_not_fit_are_counted(text: str) -> None:
 
 
 def test_the_body_is_the_documented_one() -> None:
-    body = build_body(message("03-resolved-1", note="Ours."))
+    body = build_body(message("03-resolved-1", remark="Ours."))
     (alert,) = body.pop("alerts")
     assert body == {
         "delivery_id": "0192-delivery",
@@ -136,7 +136,7 @@ async def test_the_words_of_a_refusal_are_handed_on(secret_file: Path, website: 
         await channel.send(attempt)
     await channel.close()
     assert (raised.value.reason, raised.value.scope) == (Reason.REJECTED, Scope.MESSAGE)
-    assert raised.value.detail == "the webhook answered HTTP 422: no field `team` ([secret])"
+    assert str(raised.value) == "the webhook answered HTTP 422: no field `team` ([secret])"
     assert attempt.answers == ["HTTP 422 no field `team` ([secret])"]
 
 
@@ -152,4 +152,4 @@ async def test_an_answer_without_end_is_read_only_at_its_beginning(secret_file: 
         await send(channel, message())
     await channel.close()
     assert raised.value.reason is Reason.SERVER_ERROR
-    assert len(raised.value.detail) < 300
+    assert len(str(raised.value)) < 300

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from services.relay.channels.port import Reason, Scope, SendError
+from services.relay.send_error import Reason, Scope, SendError
 from tests.relay.channels.conftest import Answering
 from tests.relay.channels.examples import message, rotate, settings
 from tests.relay.channels.kinds import unused_address
@@ -67,8 +67,8 @@ async def test_an_answer_that_repeats_the_address_does_not_bring_it_into_the_rec
     with pytest.raises(SendError) as raised:
         await channel.send(attempt)
     await channel.close()
-    assert "[secret]" in raised.value.detail
-    shown = f"{raised.value!r} {raised.value.detail} {attempt}"
+    assert "[secret]" in str(raised.value)
+    shown = f"{raised.value!r} {raised.value!s} {attempt}"
     assert not [part for part in ("T0123456789", "geheim", "0123456789abcdef") if part in shown]
 
 
@@ -78,8 +78,8 @@ async def test_no_connection_says_nothing_of_the_address(url_file: Path) -> None
     with pytest.raises(SendError) as raised:
         await send(channel, message())
     await channel.close()
-    assert raised.value.detail.startswith("the webhook: no connection")
-    assert not [part for part in ("T0123456789", "geheim", "0123456789abcdef") if part in raised.value.detail]
+    assert str(raised.value).startswith("the webhook: no connection")
+    assert not [part for part in ("T0123456789", "geheim", "0123456789abcdef") if part in str(raised.value)]
 
 
 @pytest.mark.parametrize(
@@ -101,8 +101,8 @@ async def test_a_file_without_an_address_is_the_channels_trouble_until_it_is_men
     with pytest.raises(SendError) as unusable:
         await send(channel, message())
     assert (unusable.value.reason, unusable.value.scope) == (reason, Scope.CHANNEL)
-    assert unusable.value.detail.startswith(f"{url_file}: {expected}")
-    assert "geheim" not in unusable.value.detail
+    assert str(unusable.value).startswith(f"{url_file}: {expected}")
+    assert "geheim" not in str(unusable.value)
     rotate(url_file, f"http://{unused_address()}/")
     with pytest.raises(SendError) as mended:
         await send(channel, message())

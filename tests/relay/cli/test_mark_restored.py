@@ -27,7 +27,7 @@ def test_the_next_start_takes_the_outbox_for_a_backup(typed: Typed, fill: Fill, 
         assert not await detect_restore(rows.store, compare_delay=0.0)
 
     async def audit(rows: Rows) -> list[str]:
-        return [entry.action for entry in (await OutboxAudit(rows.store).page(9, None))[0]]
+        return [entry.action for entry in (await OutboxAudit(rows.store).list_entries(9, None))[0]]
 
     fill(used)
     result = typed("restored")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from services.relay.channels.port import Reason, Scope, SendError
 from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.tables import State, deliveries
+from services.relay.send_error import Reason, Scope, SendError
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.cli.conftest import Fill, Typed
 from tests.relay.outbox.rows import Rows
@@ -71,7 +71,7 @@ def test_the_audit_tells_which_account_of_this_machine_tried_what_again(typed: T
     typed("retry", "--channel", "pager")
 
     async def audit(rows: Rows) -> list[tuple[str, str | None, str, str]]:
-        entries, _ = await OutboxAudit(rows.store).page(10, None)
+        entries, _ = await OutboxAudit(rows.store).list_entries(10, None)
         return [(each.who, each.peer, each.action, each.on) for each in entries]
 
     who = f"uid {os.geteuid()}"

@@ -7,7 +7,7 @@ from typing import Any
 
 import aiohttp
 
-from services.relay.channels.port import Reason, Scope, SendError
+from services.relay.send_error import Reason, Scope, SendError
 from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
 from tests.relay.scripted import Scripted, payload, post, reaches, served, settings, webhook_of

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import insert
 
-from services.relay.channels.port import Reason, Scope, SendError
 from services.relay.outbox import retention as pruned
 from services.relay.outbox import tables
 from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.retention import PRUNE_STEP, prune_by_age
+from services.relay.send_error import Reason, Scope, SendError
 from shared.http.audit_log import AuditEntry
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.console.test_api import Clock, get
@@ -64,9 +64,9 @@ async def test_entries_go_by_age_in_steps_and_hold_what_a_database_takes(databas
         await store.run(age)
         await audit.add(AuditEntry(0.0, "ben", "::1", "now", "a\0b"))
         await prune_by_age(store, 3 * DAY, 1000)
-        assert len((await audit.page(1000, None))[0]) == 2 * PRUNE_STEP + 2
+        assert len((await audit.list_entries(1000, None))[0]) == 2 * PRUNE_STEP + 2
         await prune_by_age(store, DAY, 1000)
-        (kept,) = (await audit.page(1000, None))[0]
+        (kept,) = (await audit.list_entries(1000, None))[0]
     assert (kept.who, kept.peer, kept.action, kept.on) == ("ben", "::1", "now", "a\ufffdb")
     assert kept.at > 0  # by the database's clock
 
@@ -83,5 +83,5 @@ async def test_of_more_entries_than_are_kept_the_oldest_go(
 
         await store.run(many)
         await prune_by_age(store, DAY, 1000)
-        kept = (await OutboxAudit(store).page(1000, None))[0]
+        kept = (await OutboxAudit(store).list_entries(1000, None))[0]
     assert [each.on for each in kept] == [f"{n}" for n in reversed(range(250, 400))]

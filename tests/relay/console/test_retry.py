@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from services.relay.channels.port import Reason, Scope, SendError
+from services.relay.send_error import Reason, Scope, SendError
 from tests.relay.scripted import Scripted, hang, post, reaches, served, settings, webhook_of
 
 REFUSED = SendError(Reason.REJECTED, Scope.MESSAGE, "invalid_blocks")

@@ -5,10 +5,13 @@ import os
 import signal
 import time
 
-from services.relay.channels.port import Attempt, Channel, ChannelSettings, Reason, Receipt, Scope, SendError
+from services.relay.channels.port import Attempt, Channel, ChannelSettings, Receipt
 from services.relay.model import Message
+from services.relay.send_error import Reason, Scope, SendError
 
-REFUSED = SendError(Reason.RATE_LIMITED, Scope.CHANNEL, "later ü", retry_after=30.5, maybe_arrived=True, reached=True)
+REFUSED = SendError(
+    Reason.RATE_LIMITED, Scope.CHANNEL, "later ü", retry_after=30.5, maybe_arrived=True, provider_works=True
+)
 
 
 class OddSettings(ChannelSettings):
@@ -21,8 +24,8 @@ class Odd:
         self.hanging = 0
 
     async def send(self, attempt: Attempt) -> Receipt:
-        attempt.before_request(self.payload(attempt.message))
-        match attempt.message.remark:
+        attempt.before_request(self.render_payload(attempt.message))
+        match attempt.message.task.remark:
             case "keep":
                 await attempt.save_progress({"told": "one of two"})
             case "hang":
@@ -45,10 +48,10 @@ class Odd:
         attempt.record_reply("taken")
         return {"process": str(os.getpid()), "progress": str(dict(attempt.progress)), "hanging": str(self.hanging)}
 
-    def payload(self, message: Message) -> str:
+    def render_payload(self, message: Message) -> str:
         return f"{message.event.status} {message.links[0].runbook} {dict(message.contacts)}"
 
-    def secrets(self) -> int:
+    def read_secret_versions(self) -> int:
         return 0
 
     async def close(self) -> None:

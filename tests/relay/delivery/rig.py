@@ -10,7 +10,6 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from services.relay.channels.port import Reason, Scope, SendError
 from services.relay.delivery.attempt import SenderSettings, open_local_sender
 from services.relay.delivery.links import LinkRules
 from services.relay.delivery.retry_policy import RetryPolicy
@@ -22,6 +21,7 @@ from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_eve
 from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.incidents import IncidentState
 from services.relay.outbox.queries import DeliveryFilter, DeliveryRow, list_deliveries
+from services.relay.send_error import Reason, Scope, SendError
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.scripted import Scripted, ScriptedSettings, event_of, until

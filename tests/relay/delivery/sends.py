@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from services.relay.channels.port import Progress
-from services.relay.delivery.attempt import DeliveryTask, Sender, SenderSettings
+from services.relay.delivery.attempt import Sender, SenderSettings
 from services.relay.delivery.links import LinkRules
-from services.relay.model import encode_event
+from services.relay.model import DeliveryTask, encode_event
 from tests.relay.delivery.odd import OddSettings
 from tests.relay.scripted import event_of
 
@@ -54,7 +54,11 @@ def sending_processes(relay: int | None = None) -> list[int]:
     """Those that the main thread of a relay has started; None is this process, which may have other children."""
     pid = relay or os.getpid()
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(pid) for pid in children if b"services.relay.sending" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [
+        int(pid)
+        for pid in children
+        if b"services.relay.delivery.sender_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
 
 
 async def hang_there(send: Sender, number: int) -> bool:

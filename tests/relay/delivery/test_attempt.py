@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.channels.port import Attempt, LeaseLostError, Reason, Receipt, Scope, SendError
+from services.relay.channels.port import Attempt, LeaseLostError, Receipt
 from services.relay.delivery.attempt import SenderSettings, open_local_sender
 from services.relay.delivery.links import LinkRules
 from services.relay.delivery.task import Deliverer
-from services.relay.outbox.claim import DeliveryTask
+from services.relay.model import DeliveryTask
 from services.relay.outbox.queries import DeliveryDetails, read_delivery
 from services.relay.outbox.tables import State
+from services.relay.send_error import Reason, Scope, SendError
 from tests.relay.delivery.rig import NEARLY, Rig, broken, rig
 from tests.relay.outbox.acts import claimed, take
 from tests.relay.scripted import Scripted, ScriptedSettings, until

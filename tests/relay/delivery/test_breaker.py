@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from services.relay.channels.port import Reason, Scope, SendError
 from services.relay.outbox import queries
 from services.relay.outbox.breaker import FAILURE_THRESHOLD
+from services.relay.send_error import Reason, Scope, SendError
 from tests.relay.delivery.rig import rig
 from tests.relay.scripted import Scripted, hang, until
 

@@ -8,6 +8,7 @@ import sys
 from asyncio.subprocess import PIPE
 from pathlib import Path
 
+from services.relay.delivery.sender_process import COMMAND
 from shared import VERSION
 from tests.relay.delivery.sends import is_gone
 from tests.relay.scripted import until
@@ -16,11 +17,11 @@ ROOT = Path(__file__).parents[3]
 RELAY = """
 import asyncio, sys
 sys.path.insert(0, sys.argv[1])
-from services.relay.delivery.sender_process import apart
+from services.relay.delivery.sender_process import open_sender_process
 from tests.relay.delivery.sends import SETTINGS, process_of
 
 async def main():
-    async with apart(SETTINGS) as send:
+    async with open_sender_process(SETTINGS) as send:
         print(await process_of(send), flush=True)
         await asyncio.sleep(60)
 
@@ -45,7 +46,7 @@ async def test_one_that_is_stopped_ends_when_its_relay_is_killed() -> None:
 async def test_one_whose_relay_ended_before_it_began_does_nothing() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:  # whose end it would wait for
-        command = (sys.executable, "-m", "services.relay.sending", str(theirs.fileno()), VERSION, str(os.getpid() + 1))
+        command = (sys.executable, "-c", COMMAND, str(theirs.fileno()), VERSION, str(os.getpid() + 1))
         process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, pass_fds=[theirs.fileno()])
         try:
             assert await asyncio.wait_for(process.wait(), 20) == 0

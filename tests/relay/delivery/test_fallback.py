@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.channels.port import Reason, Scope, SendError
 from services.relay.delivery import worker
 from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.fallback import FALLBACK_STEP
 from services.relay.outbox.sweeper import sweep
 from services.relay.outbox.tables import State
+from services.relay.send_error import Reason, Scope, SendError
 from tests.relay.delivery.rig import LANES, broken, rig
 from tests.relay.scripted import Scripted, hang, until
 
@@ -51,7 +51,7 @@ async def test_what_waited_and_what_comes_meanwhile_goes_to_the_fallback_at_once
         assert {delivery.state for delivery in await it.finished("b")} == {State.DELIVERED}
         assert {delivery.state for delivery in await it.deliveries("a")} <= {State.QUEUED, State.RETRYING}
     assert {message.event.group_key for message in other.sent} == {f"{{}}:{{{group}}}" for group in groups}
-    assert {message.remark for message in other.sent} == {NOTE}
+    assert {message.task.remark for message in other.sent} == {NOTE}
 
 
 async def test_what_waited_arrives_on_its_own_channel_when_that_takes_it_again(tmp_path: Path) -> None:
@@ -132,4 +132,4 @@ async def test_what_a_clock_a_day_ahead_gave_up_goes_to_the_fallback_and_comes_b
         ahead = 0.0
         looked = await sweep(it.store, "test", day.give_up_after, ("b",))
         assert looked.channels_to_wake == {"a"}
-        await until(lambda: {message.incident_id for message in channel.sent} == set(groups))
+        await until(lambda: {message.task.incident_id for message in channel.sent} == set(groups))

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.relay.delivery.links import MAX_URL, LinkRules, build_links, check_template
+from services.relay.delivery.links import LinkRules, build_links, check_template
 from services.relay.delivery.message import build_message
 from services.relay.model import Alert, Status, encode_event
+from services.relay.text import MAX_URL
 from tests.relay.channels.examples import example, settings
 from tests.relay.channels.examples import message as example_message
 from tests.relay.channels.kinds import EVERY_KIND, unused_address

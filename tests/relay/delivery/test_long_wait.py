@@ -38,7 +38,7 @@ async def test_it_counts_as_down_and_others_tell_what_waits_and_what_comes_at_on
         await it.tell("firing", group="meanwhile", channels=("a",))
         await until(lambda: len(other.sent) == 2)
         assert len(channel.tried) == 1
-    assert {message.remark for message in other.sent} == {NOTE}
+    assert {message.task.remark for message in other.sent} == {NOTE}
 
 
 async def one_is_tried_again(it: Rig, _channel: Scripted) -> None:

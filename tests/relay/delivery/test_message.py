@@ -84,5 +84,5 @@ async def test_a_message_that_is_tried_again_is_as_old_as_its_event(tmp_path: Pa
     async with rig(tmp_path, clock=lambda: time.time() + ahead, a=channel) as it:
         await it.tell("firing")
         await it.finished()
-    ages = [message.age for _, message in channel.tried]
+    ages = [message.task.age for _, message in channel.tried]
     assert ages[0] < 15 <= ages[1]

@@ -6,8 +6,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.relay.channels.port import Reason, Scope, SendError
 from services.relay.delivery.retry_policy import RetryPolicy, compute_retry_delay
+from services.relay.send_error import Reason, Scope, SendError
 
 POLICY = RetryPolicy(backoff_initial=1, backoff_max=300, give_up_after=86400)
 

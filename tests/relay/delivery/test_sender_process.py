@@ -7,8 +7,9 @@ import zlib
 import pytest
 from structlog.testing import capture_logs
 
-from services.relay.channels.port import LeaseLostError, Progress, Reason, Scope
+from services.relay.channels.port import LeaseLostError, Progress
 from services.relay.delivery.attempt import ProgressNotSavedError, Sender
+from services.relay.send_error import Reason, Scope
 from tests.relay.delivery.odd import REFUSED
 from tests.relay.delivery.sends import hang_there, never, outgoing, process_of
 from tests.relay.scripted import until
@@ -47,7 +48,7 @@ async def test_an_error_comes_over_as_it_was(send: Sender) -> None:
 async def test_a_defect_comes_over_without_its_text(send: Sender) -> None:
     error = (await send(outgoing("fail"), never)).error
     assert error is not None
-    assert (error.reason, error.detail, error.maybe_arrived) == (Reason.INTERNAL, "a defect: ValueError", True)
+    assert (error.reason, str(error), error.maybe_arrived) == (Reason.INTERNAL, "a defect: ValueError", True)
 
 
 async def test_progress_is_kept_before_the_send_goes_on(send: Sender) -> None:
@@ -80,7 +81,7 @@ async def test_what_cannot_be_kept_ends_the_send(send: Sender, raised: Exception
 
     error = (await send(outgoing("keep"), keep)).error
     assert error is not None
-    assert (error.reason, error.scope, error.detail, error.maybe_arrived) == (reason, Scope.ATTEMPT, detail, True)
+    assert (error.reason, error.scope, str(error), error.maybe_arrived) == (reason, Scope.ATTEMPT, detail, True)
 
 
 @pytest.mark.parametrize("lease", [0.0, 19.0, 20.3])  # the send may take 20 s, and it takes a moment to kill who sends
@@ -111,7 +112,7 @@ async def test_a_defect_in_keeping_ends_the_send_and_tells_nothing_of_itself(sen
     with capture_logs() as logs:
         error = (await send(outgoing("keep"), keep)).error
     assert error is not None
-    assert error.detail == "the outbox was not available in the middle of it: a defect: ValueError"
+    assert str(error) == "the outbox was not available in the middle of it: a defect: ValueError"
     assert [(entry["event"], entry["error"]) for entry in logs] == [("progress could not be saved", "ValueError")]
     assert "xoxb" not in str(logs)
 

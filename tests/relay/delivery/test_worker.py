@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.channels.port import Reason, Scope, SendError
 from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.outbox.claim import MAX_CLAIM_BYTES
 from services.relay.outbox.tables import State
+from services.relay.send_error import Reason, Scope, SendError
 from tests.relay.delivery.rig import LANES, NEARLY, QUICK, broken, rig
 from tests.relay.scripted import Scripted, event_of, hang, statuses, until
 
@@ -22,10 +22,10 @@ async def test_a_message_carries_the_event_and_its_links(tmp_path: Path) -> None
         await it.tell("firing")
         (delivery,) = await it.finished()
     (message,) = channel.sent
-    assert (message.delivery_id, message.incident_id) == (delivery.id, "one")
+    assert (message.task.delivery_id, message.task.incident_id) == (delivery.id, "one")
     assert message.event == event_of("firing")
     assert [link.runbook for link in message.links] == [event_of().alerts[0].annotations["runbook_url"]]
-    assert message.accepted_at.timestamp() == pytest.approx(delivery.accepted_at, abs=1e-5)
+    assert message.task.accepted_at.timestamp() == pytest.approx(delivery.accepted_at, abs=1e-5)
     assert (delivery.state, delivery.receipt, delivery.reason) == (State.DELIVERED, {"number": "1"}, "ok")
 
 
@@ -47,7 +47,7 @@ async def test_what_waits_is_merged_into_its_successor_and_told_as_one(tmp_path:
         assert {each.superseded_by for each in done[:3]} <= {each.id for each in done[1:]}
         assert it.value("relay_deliveries_total", channel="a", outcome="superseded") == 1
     assert statuses(message for _, message in channel.tried) == ["firing", "resolved"]
-    assert channel.sent[0].firing_undelivered  # fired and resolved, and nobody was told
+    assert channel.sent[0].task.firing_undelivered  # fired and resolved, and nobody was told
 
 
 async def test_every_event_is_told_where_a_channel_merges_none(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ async def test_every_event_is_told_where_a_channel_merges_none(tmp_path: Path) -
         await it.tell("firing", "resolved", "firing")
         assert [delivery.attempt_count for delivery in await it.finished("every")] == [4, 1, 1]
     assert statuses(message for _, message in channel.tried) == ["firing"] * 4 + ["resolved", "firing"]
-    assert len({message.delivery_id for message in channel.sent}) == 3
+    assert len({message.task.delivery_id for message in channel.sent}) == 3
 
 
 async def test_one_incident_is_told_one_message_at_a_time_and_many_incidents_a_few_at_a_time(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ async def test_what_a_channel_refuses_goes_to_the_fallback_at_once(tmp_path: Pat
         (delivery,) = await it.finished("b")
         assert delivery.state is State.DELIVERED
         assert len(await it.deliveries("a")) == 1
-    assert other.sent[0].remark == "a takes no messages at the moment, so this comes here as well"
+    assert other.sent[0].task.remark == "a takes no messages at the moment, so this comes here as well"
 
 
 async def test_a_provider_that_cannot_be_reached_is_left_alone_for_a_while(tmp_path: Path) -> None:

@@ -15,16 +15,17 @@ import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from services.relay.channels.port import Reason, Scope, SendError
-from services.relay.delivery.attempt import DeliveryTask, SaveProgress, SendResult
+from services.relay.delivery.attempt import SaveProgress, SendResult
 from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.delivery.task import DeliveryContext
 from services.relay.delivery.worker import Worker
 from services.relay.metrics import Metrics
+from services.relay.model import DeliveryTask
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.queries import read_delivery
 from services.relay.outbox.tables import State, events
+from services.relay.send_error import Reason, Scope, SendError
 from shared.sql import database_url
 from tests.relay.delivery.rig import LANES, QUICK, rig
 from tests.relay.scripted import Scripted, until
@@ -132,8 +133,8 @@ async def test_an_ending_that_cannot_be_written_is_written_once_it_can(
     assert (delivery.state, delivery.attempt_count, len(channel.sent)) == (State.DELIVERED, 1, 1)
 
 
-async def never(outgoing: DeliveryTask, keep: SaveProgress) -> SendResult:
-    pytest.fail(f"nothing was claimed: {outgoing}, {keep}")
+async def never(task: DeliveryTask, save_progress: SaveProgress) -> SendResult:
+    pytest.fail(f"nothing was claimed: {task}, {save_progress}")
 
 
 class ClosedStore(Store):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from services.relay.intake import deduplication, webhook
-from services.relay.model import Event, Status, encode_event
+from services.relay.model import Event, Status, build_fingerprint, build_incident_id, encode_event
 from services.relay.outbox.accept import DeliveryPlan
 from services.relay.outbox.incidents import EarlierEvent, IncidentState
 from tests.relay.scripted import at, event_of, payload
@@ -18,7 +18,7 @@ def known(event: Event, **changes: Any) -> IncidentState:
         is_open=event.status is Status.FIRING,
         open_channels=frozenset({"slack"}),
         event_id="e",
-        fingerprint=deduplication.build_fingerprint(event),
+        fingerprint=build_fingerprint(event),
         accepted_at=1000.0,
         delivery_count=1,
         has_dead_delivery=False,
@@ -29,8 +29,8 @@ def known(event: Event, **changes: Any) -> IncidentState:
 
 def plan(event: Event, before: IncidentState | None, now: float = 1001.0) -> DeliveryPlan | None:
     configured = ("slack", "mail")
-    content = deduplication.build_fingerprint(event)
-    return deduplication.plan_deliveries(
+    content = build_fingerprint(event)
+    return deduplication.plan_event(
         event,
         before,
         fingerprint=content,
@@ -43,27 +43,23 @@ def plan(event: Event, before: IncidentState | None, now: float = 1001.0) -> Del
 
 def test_an_incident_is_its_source_its_receiver_and_its_group() -> None:
     first = event_of()
-    assert deduplication.build_incident_id(first) == deduplication.build_incident_id(event_of("resolved"))
+    assert build_incident_id(first) == build_incident_id(event_of("resolved"))
     others = [replace(first, source="eu"), replace(first, receiver="other"), replace(first, group_key="other")]
     shifted = replace(first, source=first.receiver, receiver=first.source)
-    assert len({deduplication.build_incident_id(event) for event in [first, shifted, *others]}) == 5
+    assert len({build_incident_id(event) for event in [first, shifted, *others]}) == 5
 
 
 def test_a_webhook_at_repeat_interval_equals_the_one_before() -> None:
     first, second, resolved = (webhook.read_event(payload(number), "") for number in (1, 2, 3))
-    assert (
-        deduplication.build_fingerprint(first)
-        == deduplication.build_fingerprint(second)
-        != deduplication.build_fingerprint(resolved)
-    )
+    assert build_fingerprint(first) == build_fingerprint(second) != build_fingerprint(resolved)
 
 
 def test_the_order_of_alerts_their_ends_and_texts_are_no_part_of_what_is_told() -> None:
     event = webhook.read_event(payload(7), "")
     changed = tuple(replace(alert, ends_at=at(1), annotations={}) for alert in reversed(event.alerts))
-    assert deduplication.build_fingerprint(event) == deduplication.build_fingerprint(replace(event, alerts=changed))
+    assert build_fingerprint(event) == build_fingerprint(replace(event, alerts=changed))
     later = tuple(replace(alert, starts_at=at(1)) for alert in event.alerts)
-    assert deduplication.build_fingerprint(event) != deduplication.build_fingerprint(replace(event, alerts=later))
+    assert build_fingerprint(event) != build_fingerprint(replace(event, alerts=later))
 
 
 def test_the_twins_webhook_a_moment_later_is_a_duplicate() -> None:
@@ -76,24 +72,24 @@ def test_the_same_webhook_outside_the_window_is_news_whichever_way_the_clock_wen
 
 
 def test_the_same_webhook_is_news_where_a_delivery_was_given_up() -> None:
-    assert plan(event_of(), known(event_of(), any_dead=True)) is not None
+    assert plan(event_of(), known(event_of(), has_dead_delivery=True)) is not None
 
 
 def test_alertmanagers_end_of_what_the_relay_ended_is_no_news_however_late_it_comes() -> None:
-    ended = known(event_of("resolved"), ours=True)
+    ended = known(event_of("resolved"), is_latest_own=True)
     assert plan(event_of("resolved"), ended, now=9999.0) is None
     assert plan(event_of("resolved"), ended._replace(has_dead_delivery=True), now=9999.0) is not None
     assert plan(event_of(), ended, now=9999.0) == DeliveryPlan(2, is_open=True, channels=("slack",))
     others = tuple(replace(alert, starts_at=at(1)) for alert in event_of().alerts)  # it had fired once more meanwhile
     assert plan(event_of("resolved", alerts=others), ended, now=9999.0) is not None
-    told_again = known(event_of(), ours=True)
+    told_again = known(event_of(), is_latest_own=True)
     assert plan(event_of(), told_again, now=9999.0) is not None, "a reminder of what fires is told"
 
 
 def late(event: Event, latest: Event, *, at: float = 980.0, **changes: Any) -> IncidentState:
     """An incident whose latest event came after one that said the same as `event`."""
-    earlier = (EarlierEvent(deduplication.build_fingerprint(event), at),)
-    return known(latest, earlier=earlier, written=encode_event(latest), **changes)
+    earlier = (EarlierEvent(build_fingerprint(event), at),)
+    return known(latest, earlier_events=earlier, latest_event_json=encode_event(latest), **changes)
 
 
 def alerts_of(*changed: dict[str, Any]) -> Event:
@@ -154,7 +150,7 @@ def test_only_the_latest_event_counts_so_a_firing_after_a_resolve_is_news_and_a_
 
 
 def test_an_open_incident_stays_in_its_episode_and_reaches_every_configured_channel_it_is_open_on() -> None:
-    before = known(event_of(), open_on=frozenset({"slack", "mail", "gone"}))
+    before = known(event_of(), open_channels=frozenset({"slack", "mail", "gone"}))
     assert plan(event_of("resolved"), before) == DeliveryPlan(
         1, is_open=False, channels=("slack", "mail"), unconfigured_channels=("gone",)
     )
@@ -165,7 +161,7 @@ def test_an_open_incident_stays_in_its_episode_and_reaches_every_configured_chan
 
 
 def test_a_resolve_of_a_closed_incident_begins_nothing_and_follows_the_routes() -> None:
-    before = known(event_of("resolved"), open_on=frozenset({"mail"}))
+    before = known(event_of("resolved"), open_channels=frozenset({"mail"}))
     assert plan(event_of("resolved"), before, now=5000) == DeliveryPlan(1, is_open=False, channels=("slack",))
 
 

@@ -402,7 +402,7 @@ async def test_sources_with_equal_group_keys_are_incidents_of_their_own(tmp_path
             assert (await post(client, payload(1), f"/alerts?source={source}"))[0] == 202
         assert (await post(client, payload(1), "/alerts?source=eu"))[0] == 200
         await until(lambda: len(channel.sent) == 2)
-    assert len({message.incident_id for message in channel.sent}) == 2
+    assert len({message.task.incident_id for message in channel.sent}) == 2
 
 
 async def test_twins_that_arrive_together_are_told_once(tmp_path: Path) -> None:

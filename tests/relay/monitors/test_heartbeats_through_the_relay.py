@@ -69,7 +69,7 @@ async def test_the_watchdogs_of_two_clusters_are_told_apart(tmp_path: Path, unti
 
         await until(told)
         await post(client, webhook("Watchdog", cluster="eu"))
-        absent = {message.event.common_labels["watchdog"]: message.incident_id for message in page.sent}
+        absent = {message.event.common_labels["watchdog"]: message.task.incident_id for message in page.sent}
         assert set(absent) == {"Watchdog{cluster=us}", "Watchdog{cluster=ap}"}
         assert len(set(absent.values())) == 2
         seen = [

@@ -6,8 +6,7 @@ from functools import partial
 
 import pytest
 
-from services.relay.intake import deduplication
-from services.relay.model import Status
+from services.relay.model import Status, build_incident_id
 from services.relay.monitors.self_alerts import SelfAlert
 from services.relay.outbox.incidents import Incident, read_open_incident
 from shared.sql.database_url import DatabaseUrl
@@ -88,7 +87,7 @@ async def test_it_may_begin_again_after_its_end(at: Desk) -> None:
 async def test_an_incident_that_has_changed_since_is_not_ended(at: Desk) -> None:
     fires = event(("A", FIRING))
     await at.accept(fires)
-    incident = await opened(at, deduplication.build_incident_id(fires))
+    incident = await opened(at, build_incident_id(fires))
     assert incident is not None
     await at.accept(event(("A", FIRING), ("B", FIRING)))
     assert not await at.teller.resolve(incident, "")
@@ -98,7 +97,7 @@ async def test_an_incident_that_has_changed_since_is_not_ended(at: Desk) -> None
 async def test_what_was_told_resolved_is_not_told_again(at: Desk) -> None:
     mixed = event(("A", RESOLVED), ("B", FIRING))
     await at.accept(mixed)
-    incident = await opened(at, deduplication.build_incident_id(mixed))
+    incident = await opened(at, build_incident_id(mixed))
     assert incident is not None
     assert await at.teller.resolve(incident, "")
     (alert,) = (await at.told())[-1].event.alerts

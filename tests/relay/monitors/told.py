@@ -10,7 +10,15 @@ from sqlalchemy import select
 
 from services.relay.intake import deduplication
 from services.relay.metrics import Metrics
-from services.relay.model import Alert, Event, Status, decode_event
+from services.relay.model import (
+    Alert,
+    Event,
+    Status,
+    build_fingerprint,
+    build_incident_id,
+    decode_event,
+    find_alertname,
+)
 from services.relay.monitors.self_alerts import AlertPublisher
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.engine.store import Store, open_store
@@ -79,10 +87,10 @@ class Desk:
         """Accepts a webhook's event; gives its id."""
 
         def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
-            return deduplication.plan_deliveries(
+            return deduplication.plan_event(
                 event,
                 known,
-                fingerprint=deduplication.build_fingerprint(event),
+                fingerprint=build_fingerprint(event),
                 now=now,
                 duplicate_window=self.duplicate_window,
                 routed_channels=channels or ("slack",),
@@ -91,9 +99,9 @@ class Desk:
 
         incoming = IncomingEvent(
             event,
-            deduplication.build_incident_id(event),
-            deduplication.build_fingerprint(event),
-            deduplication.find_alertname(event),
+            build_incident_id(event),
+            build_fingerprint(event),
+            find_alertname(event),
             b"{}",
         )
         return (await accept_event(self.store, incoming, decide)).event_id

@@ -4,10 +4,10 @@ import asyncio
 from typing import Any
 
 from services.relay.delivery.task import prepare_task
-from services.relay.model import Event, decode_event
+from services.relay.model import DeliveryTask, Event, decode_event
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.breaker import ChannelEffect, PauseLimits
-from services.relay.outbox.claim import ClaimRequest, ClaimResult, DeliveryTask, claim_due
+from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcome
 from services.relay.outbox.tables import State
@@ -47,13 +47,13 @@ async def nothing(store: Store, channel: str = "a") -> bool:
 
 
 async def end(store: Store, claim: DeliveryTask, state: State = State.DELIVERED, **changes: Any) -> OutcomeResult:
-    """Ends a claim: delivered, to be tried again after `again_in` seconds, or dead."""
+    """Ends a claim: delivered, to be tried again after `retry_in` seconds, or dead."""
     effects = {
         State.DELIVERED: ChannelEffect.REACHED,
         State.RETRYING: ChannelEffect.FAILED,
         State.DEAD: ChannelEffect.REACHED,
     }
     if state is State.DELIVERED:
-        changes = {"receipt": {"number": "1"}, "sent": True} | changes
-    ending: dict[str, Any] = {"reason": "ok", "detail": "", "effect": effects[state]} | changes
+        changes = {"receipt": {"number": "1"}, "maybe_sent": True} | changes
+    ending: dict[str, Any] = {"reason": "ok", "detail": "", "channel_effect": effects[state]} | changes
     return await record_outcome(store, claim, AttemptOutcome(state, 1000.0, 1.5, **ending), PAUSES)

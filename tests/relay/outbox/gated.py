@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from services.relay.model import DeliveryTask
 from services.relay.outbox import queries
 from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect
-from services.relay.outbox.claim import DeliveryTask
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.queries import ChannelState
 from services.relay.outbox.receipt import OutcomeResult
@@ -27,7 +27,8 @@ async def waiting(store: Store, number: int, channel: str = "a") -> None:
 async def fail(
     store: Store, claim: DeliveryTask, effect: ChannelEffect = ChannelEffect.FAILED, **changes: Any
 ) -> OutcomeResult:
-    return await end(store, claim, State.RETRYING, **{"reason": "timeout", "effect": effect, "again_in": 1.0} | changes)
+    outcome: dict[str, Any] = {"reason": "timeout", "channel_effect": effect, "retry_in": 1.0}
+    return await end(store, claim, State.RETRYING, **outcome | changes)
 
 
 async def state_of(store: Store, channel: str = "a") -> ChannelState:

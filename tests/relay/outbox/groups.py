@@ -2,8 +2,7 @@
 
 from datetime import UTC, datetime
 
-from services.relay.intake.deduplication import build_incident_id
-from services.relay.model import Alert, Event, Status
+from services.relay.model import Alert, Event, Status, build_incident_id
 from tests.relay.outbox.ledger import Alerts
 
 

@@ -11,8 +11,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from services.relay.model import Status
-from services.relay.outbox.claim import DeliveryTask
+from services.relay.model import DeliveryTask, Status
 from services.relay.outbox.tables import UNFINISHED, WAITING, State
 
 Place = tuple[str, str]

@@ -58,7 +58,7 @@ async def test_a_breaker_that_opens_does_not_shorten_it(store: Store, clock: Clo
     await waiting(store, FAILURE_THRESHOLD + 4)
     *failing, limited, arriving = (await take(store, limit=FAILURE_THRESHOLD + 2)).tasks
     for claim in failing:
-        await fail(store, claim, again_in=100.0)
+        await fail(store, claim, retry_in=100.0)
     await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
     await end(store, arriving)
     assert await waits(store, 30)
@@ -106,7 +106,7 @@ async def test_a_clock_that_is_set_back_ends_it(store: Store, clock: Clock) -> N
     limited, other = (await take(store, limit=2)).tasks
     await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
     clock.now -= 500
-    await fail(store, other, again_in=0.0)  # which writes when its own pause began
+    await fail(store, other, retry_in=0.0)  # which writes when its own pause began
     assert not await nothing(store)
     await sweep(store, "me", 86400, ())
     clock.now += 510  # as late as when it was asked for

@@ -47,7 +47,7 @@ async def test_the_longest_pause_has_a_bound(store: Store, clock: Clock) -> None
     await break_it(store)
     for _ in range(20):
         clock.now += (await take(store)).retry_in or 0
-        await fail(store, await claimed(store), again_in=0.0)
+        await fail(store, await claimed(store), retry_in=0.0)
     assert (await take(store)).retry_in == 300
 
 
@@ -87,7 +87,7 @@ async def test_a_message_that_is_refused_says_that_the_channel_works(store: Stor
 
 async def test_a_channel_that_refuses_everything_is_tried_after_the_longest_pause(store: Store, clock: Clock) -> None:
     await waiting(store, 5)
-    await fail(store, await claimed(store), ChannelEffect.DOWN, reason="unauthorized", again_in=300.0)
+    await fail(store, await claimed(store), ChannelEffect.DOWN, reason="unauthorized", retry_in=300.0)
     assert (await state_of(store)).is_down
     taken = await take(store)
     assert (taken.tasks, taken.retry_in, taken.channel_down) == ((), 300.0, True)
@@ -102,7 +102,7 @@ async def test_a_probe_that_says_nothing_lets_the_next_try(store: Store, clock: 
     await waiting(store, FAILURE_THRESHOLD + 1)
     await break_it(store)
     clock.now += 1
-    await fail(store, await claimed(store), ChannelEffect.NOTHING, again_in=60.0)
+    await fail(store, await claimed(store), ChannelEffect.NOTHING, retry_in=60.0)
     assert len((await take(store, limit=9)).tasks) == 1
 
 
@@ -118,7 +118,7 @@ async def test_a_probe_that_crashed_lets_the_next_try_when_its_lease_ends(store:
 
 async def test_another_secret_is_tried_at_once_by_one_for_all(store: Store) -> None:
     await waiting(store, 5)
-    await fail(store, await claimed(store), ChannelEffect.DOWN, again_in=300.0)
+    await fail(store, await claimed(store), ChannelEffect.DOWN, retry_in=300.0)
     await commit_allow_trial(store, ["a"])
     (probe,) = (await take(store, limit=9)).tasks
     assert (await state_of(store)).is_down  # until something arrives
@@ -129,7 +129,7 @@ async def test_another_secret_is_tried_at_once_by_one_for_all(store: Store) -> N
 async def test_what_failed_before_is_due_at_once_when_a_probe_arrives(store: Store, clock: Clock) -> None:
     await waiting(store, FAILURE_THRESHOLD + 1)
     for claim in (await take(store, limit=FAILURE_THRESHOLD)).tasks:
-        await fail(store, claim, again_in=1000.0)
+        await fail(store, claim, retry_in=1000.0)
     clock.now += 1
     await end(store, await claimed(store))
     assert len((await take(store, limit=9)).tasks) == FAILURE_THRESHOLD

@@ -77,7 +77,7 @@ async def test_a_clock_that_is_set_back_makes_no_pace_slower(store: Store, clock
 async def test_nothing_is_sent_before_a_provider_said(store: Store, clock: Clock) -> None:
     await waiting(store, 2)
     await waiting(store, 1, "b")
-    await fail(store, await claimed(store), ChannelEffect.NOTHING, retry_after=30.0, again_in=30.0)
+    await fail(store, await claimed(store), ChannelEffect.NOTHING, retry_after=30.0, retry_in=30.0)
     taken = await take(store)
     assert (taken.tasks, taken.retry_in) == ((), 30.0)
     assert (await take(store, "b")).tasks  # another channel waits for nobody
@@ -106,7 +106,7 @@ async def test_a_pause_that_a_provider_asked_for_is_kept_whoever_starts_anew(sto
 
 async def test_what_a_closed_gate_held_up_for_too_long_is_given_up_and_nothing_else(store: Store, clock: Clock) -> None:
     await waiting(store, 3)
-    await fail(store, await claimed(store), ChannelEffect.DOWN, reason="unauthorized", again_in=300.0)
+    await fail(store, await claimed(store), ChannelEffect.DOWN, reason="unauthorized", retry_in=300.0)
     await waiting(store, 2, "b")
     clock.now += 3000
     await told(store, "late", "a")

@@ -117,7 +117,7 @@ async def test_who_fills_the_outbox_with_webhooks_erases_nothing_of_the_audit(st
         await refused(store, age=0, body=secrets.token_bytes(200_000))
     await prune_to_size(store, limited(1 * MIB), 0.0)
     assert len(await sizes_of_refused(store)) < 20
-    assert len((await OutboxAudit(store).page(10, None))[0]) == 1
+    assert len((await OutboxAudit(store).list_entries(10, None))[0]) == 1
 
 
 async def test_below_the_limit_nothing_goes(store: Store, rows: Rows) -> None:

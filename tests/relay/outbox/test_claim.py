@@ -63,7 +63,7 @@ async def test_every_event_goes_out_by_itself_and_in_order_where_the_channel_mer
         await told(either, "x", "every")
     first = await claimed(either, "every")
     assert await nothing(either, "every")
-    await end(either, first, State.RETRYING, again_in=0.0)
+    await end(either, first, State.RETRYING, retry_in=0.0)
     again = await claimed(either, "every")
     assert (again.delivery_id, again.attempt_number) == (first.delivery_id, 2)
     await end(either, again)
@@ -77,7 +77,7 @@ async def test_every_event_goes_out_by_itself_and_in_order_where_the_channel_mer
 
 async def test_what_failed_waits_for_its_time(store: Store, clock: Clock) -> None:
     await told(store, "x")
-    await end(store, await claimed(store), State.RETRYING, again_in=5.0)
+    await end(store, await claimed(store), State.RETRYING, retry_in=5.0)
     taken = await take(store)
     assert (taken.tasks, taken.retry_in) == ((), 5.0)
     clock.now += 5
@@ -124,7 +124,7 @@ async def test_a_clock_that_is_set_back_holds_up_nothing(store: Store, clock: Cl
     clock.now = 1e9
     for incident in ("retried", "leased", "given back", "queued", "ours"):
         await told(store, incident)
-    await end(store, await claimed(store), State.RETRYING, again_in=300.0)
+    await end(store, await claimed(store), State.RETRYING, retry_in=300.0)
     await claimed(store, owner="crashed")
     await claimed(store, owner="stopped")
     await release_leases(store, "stopped")
@@ -141,7 +141,7 @@ async def test_a_clock_that_is_set_back_by_a_moment_ends_no_wait_and_no_lease(st
     clock.now = 1e9
     await told(store, "retried")
     await told(store, "leased")
-    await end(store, await claimed(store), State.RETRYING, again_in=300.0)
+    await end(store, await claimed(store), State.RETRYING, retry_in=300.0)
     await claimed(store, owner="them")
     clock.now -= 5
     await sweep(store, "me", 86400, ())

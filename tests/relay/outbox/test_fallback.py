@@ -36,7 +36,7 @@ async def store(database: DatabaseUrl, clock: Clock) -> AsyncIterator[Store]:
 async def refuse(store: Store, channel: str = "a", *others: str) -> None:
     """One attempt says that the channel refuses everything."""
     claim = await claimed(store, channel)
-    await fail(store, claim, ChannelEffect.DOWN, reason="unauthorized", again_in=300.0, fallback=others)
+    await fail(store, claim, ChannelEffect.DOWN, reason="unauthorized", retry_in=300.0, fallback_channels=others)
 
 
 async def all_of(store: Store, channel: str) -> list[tuple[str, int, int]]:
@@ -96,7 +96,7 @@ async def test_a_beginning_and_an_end_that_fall_back_as_one_were_told_to_nobody_
     await told(store, "x", event=event_of("firing"))
     hanging = await claimed(store)
     await told(store, "x", event=event_of("resolved"))
-    await fail(store, hanging, ChannelEffect.DOWN, reason="unauthorized", again_in=300.0, fallback=("b",))
+    await fail(store, hanging, ChannelEffect.DOWN, reason="unauthorized", retry_in=300.0, fallback_channels=("b",))
     claim = await claimed(store, "b")
     assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered) == (1, 2, True)
 
@@ -185,20 +185,20 @@ async def test_a_last_attempt_hands_on_what_no_step_did_before(store: Store, eff
     await refuse(store)
     await commit_allow_trial(store, ["a"])
     probe = await claimed(store)
-    recorded = await end(store, probe, State.DEAD, effect=effect, reason="timeout", fallback=("b",))
+    recorded = await end(store, probe, State.DEAD, channel_effect=effect, reason="timeout", fallback_channels=("b",))
     assert recorded.channels_to_wake == ("a", "b")
     assert [each[0] for each in await all_of(store, "b")] == [probe.incident_id]
 
 
 async def test_a_message_that_is_refused_itself_is_told_by_nobody_else(store: Store) -> None:
     await told(store, "x")
-    await end(store, await claimed(store), State.DEAD, fallback=("b",))
+    await end(store, await claimed(store), State.DEAD, fallback_channels=("b",))
     assert await nothing(store, "b")
 
 
 async def test_a_channel_that_cannot_be_reached_waits_for_itself(store: Store) -> None:
     await waiting(store, FAILURE_THRESHOLD + 2)
-    await fail(store, await claimed(store), fallback=("b",))
+    await fail(store, await claimed(store), fallback_channels=("b",))
     await break_it(store)
     assert (await sweep(store, "me", 3600, ("b",))).ended == ()
     assert await nothing(store, "b")
@@ -207,7 +207,7 @@ async def test_a_channel_that_cannot_be_reached_waits_for_itself(store: Store) -
 async def test_what_is_given_up_for_its_age_goes_to_the_others_whatever_its_channel_says(store: Store) -> None:
     await waiting(store, FAILURE_THRESHOLD + fallback.FALLBACK_STEP)
     claim = await claimed(store)
-    gave_up = {"effect": ChannelEffect.FAILED, "fallback": ("b",), "gave_up": True}
+    gave_up = {"channel_effect": ChannelEffect.FAILED, "fallback": ("b",), "gave_up": True}
     await end(store, claim, State.DEAD, **gave_up)
     assert await all_of(store, "b") == [("a0", 1, 1)]
     await break_it(store)
@@ -250,7 +250,7 @@ async def test_all_that_waits_for_a_channel_that_is_gone_goes_to_the_others_and_
 ) -> None:
     await waiting(store, fallback.FALLBACK_STEP + 1)
     assert await fall_back_unserved(store, ("b",), ("b",)) == FallbackResult()
-    monkeypatch.setattr(fallback, "GONE_AFTER", -60.0)
+    monkeypatch.setattr(fallback, "UNSERVED_AFTER", -60.0)
     assert await fall_back_unserved(store, ("a", "b"), ("b",)) == FallbackResult()
     assert await fall_back_unserved(store, ("b",), ("b",)) == FallbackResult(channels_to_wake=("b",))
     assert len(await all_of(store, "b")) == fallback.FALLBACK_STEP + 1

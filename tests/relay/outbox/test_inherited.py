@@ -53,7 +53,7 @@ async def test_what_replaces_a_message_that_failed_is_tried_no_sooner_and_counts
     store: Store, clock: Clock
 ) -> None:
     await told(store, "x")
-    await fail(store, await claimed(store), again_in=100.0)
+    await fail(store, await claimed(store), retry_in=100.0)
     clock.now += 60
     await told(store, "x")
     assert (await take(store)).retry_in == 40
@@ -72,7 +72,7 @@ async def test_what_was_handed_on_of_a_message_says_nothing_of_a_dead_letter_tha
     dead = await claimed(store)
     await end(store, dead, State.DEAD)
     await told(store, "x")
-    await fail(store, await claimed(store), ChannelEffect.DOWN, fallback=("b",))
+    await fail(store, await claimed(store), ChannelEffect.DOWN, fallback_channels=("b",))
     await fall_back(store, "a", ("b",))
     await commit_allow_trial(store, ["a"])
     tried = await claimed(store)

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from services.relay.intake.deduplication import build_fingerprint, build_incident_id, plan_deliveries
-from services.relay.model import Event, Status
+from services.relay.intake.deduplication import plan_event
+from services.relay.model import Event, Status, build_fingerprint, build_incident_id
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.incidents import IncidentState
@@ -33,7 +33,7 @@ def group(*alerts: tuple[str, Status, float]) -> Event:
 async def come(store: Store, event: Event) -> AcceptResult:
     def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
         content = build_fingerprint(event)
-        return plan_deliveries(
+        return plan_event(
             event,
             known,
             fingerprint=content,

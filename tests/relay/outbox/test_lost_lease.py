@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox.claim import DeliveryTask
+from services.relay.model import DeliveryTask
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.tables import State
 from shared.sql import database_url
@@ -53,13 +53,13 @@ async def test_what_came_late_is_followed_by_how_things_stand(
 async def test_what_was_not_sent_is_followed_by_nothing(store: Store, clock: Clock) -> None:
     late = await lost(store, clock)
     await end(store, await claimed(store))
-    assert not (await end(store, late, State.RETRYING, sent=False)).lease_valid
+    assert not (await end(store, late, State.RETRYING, maybe_sent=False)).lease_valid
     assert await nothing(store)
 
 
 async def test_what_waits_and_tells_it_is_enough(store: Store, clock: Clock) -> None:
     late = await lost(store, clock)
-    await end(store, await claimed(store), State.RETRYING, sent=True, again_in=0.0)
+    await end(store, await claimed(store), State.RETRYING, maybe_sent=True, retry_in=0.0)
     await end(store, late)
     again = await claimed(store)
     assert (again.delivery_id, again.maybe_sent) == (late.delivery_id, True)

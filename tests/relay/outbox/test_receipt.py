@@ -11,7 +11,7 @@ from services.relay.outbox.tables import State
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.acts import claimed, end, nothing, told
 
-REFUSED = {"effect": ChannelEffect.DOWN, "again_in": 300.0, "fallback": ("b", "every")}
+REFUSED = {"channel_effect": ChannelEffect.DOWN, "again_in": 300.0, "fallback": ("b", "every")}
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ async def test_an_attempt_that_failed_is_merged_into_what_waits_behind_it(store:
     first = await claimed(store)
     await told(store, "x")
 
-    recorded = await end(store, first, State.RETRYING, again_in=0.0)
+    recorded = await end(store, first, State.RETRYING, retry_in=0.0)
 
     assert (recorded.lease_valid, recorded.state, recorded.superseded_channels) == (True, State.SUPERSEDED, ("a",))
     second = await claimed(store)

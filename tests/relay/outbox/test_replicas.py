@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import update
 
-from services.relay.intake.deduplication import build_fingerprint, build_incident_id, plan_deliveries
+from services.relay.intake.deduplication import plan_event
+from services.relay.model import build_fingerprint, build_incident_id
 from services.relay.outbox import fallback
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.engine.store import Store, open_store
@@ -31,7 +32,7 @@ async def come(store: Store, status: str, *routed: str, configured: tuple[str, .
     def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
         content = build_fingerprint(event)
         served = configured or routed
-        return plan_deliveries(
+        return plan_event(
             event,
             known,
             fingerprint=content,
@@ -94,7 +95,7 @@ async def test_what_no_replica_has_delivered_on_for_a_while_goes_to_the_others(s
 
 async def test_a_channel_that_comes_back_tells_how_things_stand_now(store: Store) -> None:
     await come(store, "firing", "old")
-    await end(store, await claimed(store, "old"), State.RETRYING, again_in=0.0)
+    await end(store, await claimed(store, "old"), State.RETRYING, retry_in=0.0)
     await come(store, "resolved", "new")
     await refresh_outdated(store, ["new"])
     await refresh_outdated(store, ["old", "every"])

@@ -31,7 +31,7 @@ async def broken(store: Store) -> None:
     for number in range(FAILURE_THRESHOLD):
         await told(store, f"failing{number}")
     for claim in (await take(store, limit=FAILURE_THRESHOLD)).tasks:
-        await end(store, claim, State.RETRYING, again_in=60.0)
+        await end(store, claim, State.RETRYING, retry_in=60.0)
     assert await nothing(store)
 
 
@@ -74,7 +74,7 @@ async def test_what_was_sent_already_and_waits_is_told_anew_with_the_dead_letter
     if how == "given back":
         await release_leases(store, "me")
     else:
-        await end(store, tried, State.RETRYING, sent=True, again_in=0.0)
+        await end(store, tried, State.RETRYING, maybe_sent=True, retry_in=0.0)
 
     assert await requeue(store, dead) is State.DEAD
 
@@ -103,7 +103,7 @@ async def test_a_dead_letter_of_a_channel_that_tells_every_event_is_sent_as_it_w
 async def test_what_waits_for_its_next_attempt_is_due_at_once(store: Store) -> None:
     await told(store, "x")
     waiting = await claimed(store)
-    await end(store, waiting, State.RETRYING, again_in=300.0)
+    await end(store, waiting, State.RETRYING, retry_in=300.0)
     assert await nothing(store)
 
     assert await requeue(store, waiting.delivery_id) is State.RETRYING

@@ -48,7 +48,7 @@ async def test_what_waits_in_a_backup_is_held_back_and_counts_as_perhaps_told(
     async with open_store(database, lambda: 10_000.0) as store:
         assert not await notice(store)
         await told(store, "x")
-        await end(store, await claimed(store), State.RETRYING, again_in=0.0)
+        await end(store, await claimed(store), State.RETRYING, retry_in=0.0)
         await claimed(store)  # it is under way while the backup is made
         await told(store, "x")
         await told(store, "y")

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.relay.intake import deduplication
+from services.relay.model import build_incident_id
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.incidents import IncidentState
@@ -173,7 +173,7 @@ async def test_a_repeat_is_known_for_one_when_the_deliveries_of_what_it_repeats_
     store: Store, rows: Rows
 ) -> None:
     event = event_of("resolved")
-    incoming = IncomingEvent(event, deduplication.build_incident_id(event), "same", "KMSTest", b"{}")
+    incoming = IncomingEvent(event, build_incident_id(event), "same", "KMSTest", b"{}")
     asked: list[IncidentState | None] = []
 
     def decide(known: IncidentState | None, _now: float) -> DeliveryPlan | None:

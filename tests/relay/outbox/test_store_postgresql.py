@@ -88,7 +88,7 @@ async def test_a_server_that_hangs_is_left_alone_and_asked_anew(own_postgres: Po
     async with open_store(own_postgres.database("relay"), lambda: 0.0) as store:
         await store.run(partial(write, body=b"before"))
         assert await bodies(store) == [b"before"]
-        store._patience.seconds = 0.3
+        store._answer_timeout.seconds = 0.3
         with frozen(own_postgres):
             began = time.monotonic()
             with pytest.raises(StoreUnavailableError, match=r"PostgreSQL gave no answer within 0\.3 s"):
@@ -97,7 +97,7 @@ async def test_a_server_that_hangs_is_left_alone_and_asked_anew(own_postgres: Po
                 await bodies(store)
             assert time.monotonic() - began < 7  # the reader also tries a new connection, which waits 3 s
             assert store.error == "PostgreSQL gave no answer within 0.3 s"
-        store._patience.seconds = 7.5
+        store._answer_timeout.seconds = 7.5
         await store.run(partial(write, body=b"after"))
         assert store.error is None
         assert (await bodies(store))[-1] == b"after"

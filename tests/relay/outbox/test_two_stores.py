@@ -14,10 +14,10 @@ import pytest
 from sqlalchemy import Connection, create_engine, select, text
 
 from services.relay.intake import deduplication
-from services.relay.model import Event
+from services.relay.model import DeliveryTask, Event, build_fingerprint, build_incident_id
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect
-from services.relay.outbox.claim import ClaimRequest, DeliveryTask, claim_due
+from services.relay.outbox.claim import ClaimRequest, claim_due
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.incidents import IncidentState
 from services.relay.outbox.requeue import requeue, requeue_dead
@@ -53,7 +53,7 @@ class Replicas:
         """Ends a claim as delivered, or as failed."""
         if failed:
             # It says nothing of the channel, whose gate would else keep everybody waiting.
-            await end(store, one, State.RETRYING, effect=ChannelEffect.NOTHING)
+            await end(store, one, State.RETRYING, channel_effect=ChannelEffect.NOTHING)
         else:
             self.told[one.incident_id, one.channel].append((one.first_event_seq, one.last_event_seq))
             assert (await end(store, one)).lease_valid
@@ -160,19 +160,17 @@ async def test_an_attempt_that_fails_while_the_other_accepts(replicas: Replicas)
 async def test_a_notification_that_comes_to_both_at_once_is_accepted_once(replicas: Replicas) -> None:
     async def posted(store: Store, event: Event) -> bool:
         def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
-            return deduplication.plan_deliveries(
+            return deduplication.plan_event(
                 event,
                 known,
-                fingerprint=deduplication.build_fingerprint(event),
+                fingerprint=build_fingerprint(event),
                 now=now,
                 duplicate_window=60,
                 routed_channels=CHANNELS,
                 configured_channels=CHANNELS,
             )
 
-        incident = IncomingEvent(
-            event, deduplication.build_incident_id(event), deduplication.build_fingerprint(event), "KMSTest", b"{}"
-        )
+        incident = IncomingEvent(event, build_incident_id(event), build_fingerprint(event), "KMSTest", b"{}")
         return (await accept_event(store, incident, decide)).is_duplicate
 
     for number in range(40):
@@ -242,5 +240,5 @@ async def _closed_but_for_one(store: Store, channel: str, number: int) -> Delive
     """All deliveries of a channel fail and wait, its gate is closed; but one claim is still to end, and may open it."""
     opener, *others = (await claim_due(store, ClaimRequest(channel, number, "me", 60, None))).tasks
     assert len(others) == number - 1
-    await asyncio.gather(*(end(store, each, State.RETRYING, again_in=1) for each in others))
+    await asyncio.gather(*(end(store, each, State.RETRYING, retry_in=1) for each in others))
     return opener

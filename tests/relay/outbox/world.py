@@ -9,8 +9,8 @@ from typing import Any, Final, Protocol, TypeVar
 from sqlalchemy import Row, select
 
 from services.relay.delivery.links import LinkRules
-from services.relay.intake.deduplication import build_fingerprint, build_incident_id, plan_deliveries
-from services.relay.model import Status
+from services.relay.intake.deduplication import plan_event
+from services.relay.model import Status, build_fingerprint, build_incident_id
 from services.relay.outbox import queries, tables
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.breaker import ChannelEffect
@@ -139,7 +139,7 @@ class World:
         def decide(known: KnownIncident | None, now: float) -> DeliveryPlan | None:
             content = build_fingerprint(event)
             plans.append(
-                plan_deliveries(
+                plan_event(
                     event,
                     known,
                     fingerprint=content,

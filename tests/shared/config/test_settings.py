@@ -6,14 +6,13 @@ import yaml
 from pydantic import BaseModel, Field
 
 from shared.config.errors import ConfigurationError
-from shared.config.settings import Address, Duration, FilePath, ListenAddress, Section, ServerSettings, load_settings
-from shared.planned import ignored_keys, planned
+from shared.config.server_settings import ServerSettings
+from shared.config.settings import Address, Duration, FilePath, ListenAddress, Section, load_settings
 
 
 class Part(Section):
     name: str
     wait: Duration = 5.0
-    later: int = planned(0)
 
 
 class Cat(Section):
@@ -158,12 +157,6 @@ def test_a_url_with_a_password_is_not_repeated(file: Path) -> None:
 def test_a_wait_without_a_bound_is_refused(wait: object, file: Path) -> None:
     (line,) = _lines(_written(file, part={"name": "p", "wait": wait}))
     assert line.startswith(f"{file}: part.wait: ")
-
-
-def test_planned_keys_are_named_where_they_are_set_and_only_there(file: Path) -> None:
-    set_, unset = {"name": "p", "later": 1}, {"name": "p"}
-    settings = load_settings(Settings, _written(file, part=unset, many={"a": set_, "b": unset}, some=[unset, set_]))
-    assert list(ignored_keys(settings)) == ["many.a.later", "some.1.later"]
 
 
 def test_settings_do_not_change(file: Path) -> None:

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from shared.config.secret_file import TokenFile
-from shared.config.settings import Role
+from shared.config.server_settings import Role
 from shared.http.authentication import AccessPolicy, Token
 from shared.http.authorization import ProtectedRoute, RouteRequirements, get_caller
 from shared.http.server import create_application, create_registry

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from structlog.testing import capture_logs
 
 from shared.config.secret_file import TokenFile
-from shared.config.settings import Role
+from shared.config.server_settings import Role
 from shared.http.audit_log import AuditEntry, AuditUnavailableError, InMemoryAuditLog
 from shared.http.authentication import USER_SCOPE_KEY, AccessPolicy, Token
 from shared.http.authorization import Authorizer, ProtectedRoute, RouteRequirements, describe_action
@@ -192,7 +192,7 @@ async def test_a_refusal_is_logged_with_the_address_once_in_10_s_for_each(closed
             for peer in ("192.0.2.1", "192.0.2.2"):
                 async with closed.client(peer=peer) as client:
                     await client.get("/read", headers={"authorization": "Bearer a-secret-that-is-wrong"})
-    told = [(line["peer"], line["endpoint"], line["reason"], line["more_since_last_line"]) for line in logs]
+    told = [(line["peer"], line["endpoint"], line["reason"], line["suppressed"]) for line in logs]
     assert told == [(peer, "/read", "wrong", more) for more in (0, 2) for peer in ("192.0.2.1", "192.0.2.2")]
     assert "a-secret" not in str(logs)
 
@@ -252,7 +252,7 @@ async def test_an_audit_that_cannot_be_written_stops_no_action_and_is_logged(ope
         async def add(self, _entry: AuditEntry) -> None:
             raise AuditUnavailableError("the disk is full")
 
-        async def page(self, _limit: int, _before: int | None) -> tuple[list[AuditEntry], int | None]:
+        async def list_entries(self, _limit: int, _before: int | None) -> tuple[list[AuditEntry], int | None]:
             raise AuditUnavailableError("the disk is full")
 
     opened.guard.audit_log = Broken()

@@ -21,7 +21,7 @@ async def _sent(request: Request) -> Response:
     return PlainTextResponse((await request.body()).decode())
 
 
-@pytest.fixture(params=["_WithH11", "_WithHttptools"])
+@pytest.fixture(params=["_LimitedH11Protocol", "_LimitedHttptoolsProtocol"])
 async def address(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Address]:
     monkeypatch.setattr("shared.http.server.HttpProtocol", getattr(connection_limits, request.param))
     app = create_application("sample", create_registry(), [Route("/sent", _sent, methods=["POST"])])
@@ -78,7 +78,7 @@ async def test_only_some_requests_may_come_before_the_first_is_answered(
         b"HTTP/1.1 200"
     ) == MAX_PIPELINED_REQUESTS - 1
     answered = (await answers(address, many * 1000 + last)).count(b"HTTP/1.1 200")
-    reads_one_at_a_time = "_WithH11" in request.node.name
+    reads_one_at_a_time = "_LimitedH11Protocol" in request.node.name
     assert answered == 1001 if reads_one_at_a_time else answered <= 1
 
 

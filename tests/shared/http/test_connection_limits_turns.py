@@ -52,7 +52,7 @@ class Slow:
             writer.transport.abort()
 
 
-@pytest.fixture(params=["_WithH11", "_WithHttptools"])
+@pytest.fixture(params=["_LimitedH11Protocol", "_LimitedHttptoolsProtocol"])
 def protocol(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.http.server.HttpProtocol", getattr(connection_limits, request.param))
 

@@ -17,18 +17,18 @@ from shared.http.healthcheck import check_configured_server, check_server
 from tests.shared.certificates import LOCALHOST, Authority, web_yml
 from tests.shared.sample import Settings
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SERVER = """
 import click
-from shared.process.command_line import run_server, server_options
-from shared.http.server import application, registry
+from shared.process.command_line import add_server_options, run_server
+from shared.http.server import create_application, create_registry
 from tests.shared.sample import Settings
 
-async def serve(launch):
-    await launch.serve(application("sample", registry(), []))
+async def serve(runner):
+    await runner.serve(create_application("sample", create_registry(), []))
 
 @click.command()
-@server_options
+@add_server_options
 def main(**options):
     run_server(Settings, serve, options)
 

@@ -17,7 +17,8 @@ from starlette.routing import Route
 
 from shared import VERSION
 from shared.config.secret_file import TokenFile
-from shared.config.settings import Address, Role
+from shared.config.server_settings import Role
+from shared.config.settings import Address
 from shared.http.authentication import AccessPolicy, Token
 from shared.http.server import StartError, bind_socket, create_application, create_registry, serve
 

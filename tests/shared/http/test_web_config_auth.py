@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message
 
 from shared.config.secret_file import TokenFile
-from shared.config.settings import Role
+from shared.config.server_settings import Role
 from shared.http.authentication import USER_SCOPE_KEY, AccessPolicy, Token
 from shared.http.authorization import Authorizer, ProtectedRoute, RouteRequirements
 from shared.http.basic_auth import PasswordChecker, TooManyPasswordChecksError
@@ -130,7 +130,7 @@ async def test_a_body_that_comes_while_the_password_is_checked_is_read_whole(
 ) -> None:
     real, reading = PasswordChecker.check_password, asyncio.Event()
 
-    async def admits(users: PasswordChecker, name: str, password: bytes, peer: str) -> bool:
+    async def check_password(users: PasswordChecker, name: str, password: bytes, peer: str) -> bool:
         await reading.wait()  # a part of the body is read ahead by then
         return await real(users, name, password, peer)
 
@@ -140,7 +140,7 @@ async def test_a_body_that_comes_while_the_password_is_checked_is_read_whole(
                 reading.set()
             yield bytes([n]) * 8 * 1024
 
-    monkeypatch.setattr(PasswordChecker, "admits", admits)
+    monkeypatch.setattr(PasswordChecker, "check_password", check_password)
     async with asyncio.timeout(10), rig.client() as client:
         answer = await client.post("/sent", auth=ALICE, content=body())
     assert answer.text == sha256(b"".join(bytes([n]) * 8 * 1024 for n in range(20))).hexdigest()
@@ -151,14 +151,14 @@ async def test_who_is_gone_while_the_password_is_checked_gets_no_check_and_nothi
 ) -> None:
     given_up = asyncio.Event()
 
-    async def admits(_users: PasswordChecker, *_: object) -> bool:
+    async def check_password(_users: PasswordChecker, *_: object) -> bool:
         try:
             await asyncio.Event().wait()
         finally:
             given_up.set()
         return True
 
-    monkeypatch.setattr(PasswordChecker, "admits", admits)
+    monkeypatch.setattr(PasswordChecker, "check_password", check_password)
     messages: Iterator[Message] = iter(
         [{"type": "http.request", "body": b"x", "more_body": False}, {"type": "http.disconnect"}]
     )
@@ -210,7 +210,7 @@ async def test_too_many_passwords_at_once_are_503_and_counted_where_refusals_are
     async def busy(*_: object) -> bool:
         raise TooManyPasswordChecksError
 
-    monkeypatch.setattr(PasswordChecker, "admits", busy)
+    monkeypatch.setattr(PasswordChecker, "check_password", busy)
     for path in ("/page", "/metrics"):
         assert (await client.get(path, auth=ALICE)).status_code == 503
     assert (await client.post("/sent", auth=ALICE)).status_code == 503  # so that Alertmanager asks again

@@ -34,7 +34,7 @@ def test_a_file_that_cannot_be_used_is_refused_at_first_and_later_keeps_what_was
         assert [_names(web) for _ in range(3)] == [["alice"]] * 3
     (said,) = logs  # once
     assert said["log_level"] == "error"
-    assert said["mistake"].startswith(f"{file}: ")
+    assert said["error"].startswith(f"{file}: ")
     web_yml(tmp_path, users={"bob": HASH})
     assert _names(web) == ["bob"]
 
@@ -60,7 +60,7 @@ def test_tls_comes_and_goes_only_with_a_restart(tmp_path: Path) -> None:
     web_yml(tmp_path, users={"bob": HASH})
     with capture_logs() as logs:
         assert _names(web) == ["alice"]
-    assert logs[0]["mistake"].endswith("tls_server_config: comes or goes only with a restart; restart")
+    assert logs[0]["error"].endswith("tls_server_config: comes or goes only with a restart; restart")
     with_tls = WebConfigFile(web_yml(tmp_path, users={"alice": HASH}))
     (tmp_path / "server.pem").unlink()
     web_yml(tmp_path, users={"bob": HASH})
@@ -74,7 +74,7 @@ def test_a_file_that_lets_everybody_in_is_refused_where_nothing_else_guards_the_
     web_yml(tmp_path)
     with capture_logs() as logs:
         assert _names(web) == ["alice"]
-    assert logs[0]["mistake"].endswith("expected basic_auth_users or required client certificates")
+    assert logs[0]["error"].endswith("expected basic_auth_users or required client certificates")
     web.requires_credentials = False
     web_yml(tmp_path)
     (tmp_path / "web.yml").write_text("# nobody\n")

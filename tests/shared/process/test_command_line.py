@@ -29,16 +29,15 @@ import click
 import structlog
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
-from shared.process.command_line import run_server, server_options
-from shared.http.server import StartError, application, registry
-from shared.planned import planned
-from shared.config.settings import Address, ListenAddress, ServerSettings
+from shared.process.command_line import add_server_options, run_server
+from shared.http.server import StartError, create_application, create_registry
+from shared.config.server_settings import ServerSettings
+from shared.config.settings import Address, ListenAddress
 
 class Settings(ServerSettings):
     service_name: ClassVar[str] = "sample"
     listen: ListenAddress = Address("127.0.0.1", 0)
     starts: str = "well"
-    later: int = planned(0)
 
 async def hang(request):
     print("hanging", flush=True)
@@ -56,8 +55,8 @@ async def fill(request):
     while True:
         logging.getLogger("much").warning("x" * 10000)
 
-async def serve(launch):
-    settings = launch.settings
+async def serve(runner):
+    settings = runner.settings
     log = structlog.get_logger("sample")
     if settings.starts == "slowly":
         print("starting", flush=True)
@@ -73,10 +72,10 @@ async def serve(launch):
         log.exception("failed")
     routes = [Route("/hang", hang), Route("/block", block), Route("/freeze", freeze), Route("/fill", fill)]
     stopping = lambda: print("stopping", flush=True)
-    await launch.serve(application("sample", registry(), routes), stopping=stopping)
+    await runner.serve(create_application("sample", create_registry(), routes), on_stop=stopping)
 
 @click.command()
-@server_options
+@add_server_options
 def main(**options):
     run_server(Settings, serve, options)
 
@@ -144,13 +143,6 @@ def test_a_missing_configuration_file_exits_2(command: list[str], file: Path) ->
     assert (refused.returncode, refused.stderr) == (2, f"{file}: cannot be read: No such file or directory\n")
 
 
-def test_a_check_exits_0_and_names_what_has_no_effect_yet(command: list[str], file: Path) -> None:
-    file.write_text("later: 1\n")
-    checked = _run(command, "--config", file, "--check")
-    assert (checked.returncode, checked.stdout) == (0, "the configuration is valid\n")
-    assert checked.stderr == f"{file}: later: has no effect in version {VERSION}\n"
-
-
 def test_a_user_without_a_role_and_a_role_without_a_user_are_told_by_the_check_and_at_the_start(
     command: list[str], file: Path
 ) -> None:
@@ -168,7 +160,7 @@ def test_a_user_without_a_role_and_a_role_without_a_user_are_told_by_the_check_a
     ]
     started = _run(command, "--config", file, "--web.config.file", web)
     told = [json.loads(line) for line in started.stderr.splitlines() if line.startswith("{")]
-    assert {each["key"]: each["doubt"] for each in told if "doubt" in each} == sentences
+    assert {each["key"]: each["error"] for each in told if "error" in each} == sentences
     checked = _run(command, "--config", file, "--check")
     assert [line.split(": ")[1] for line in checked.stderr.splitlines()] == ["auth.roles.anna", "auth.roles.ben"]
 

@@ -15,7 +15,8 @@ from starlette.routing import Route
 from structlog.testing import capture_logs
 
 from shared.config.errors import ConfigurationError
-from shared.config.settings import AuthSettings, parse_address
+from shared.config.server_settings import AuthSettings
+from shared.config.settings import parse_address
 from shared.http.authorization import Authorizer
 from shared.http.server import StartError
 from shared.process.hot_reload import ReloadMiddleware
@@ -80,7 +81,7 @@ async def test_a_bad_file_changes_nothing_and_each_mistake_is_said_in_answer_log
         async with rig.client() as client:
             answer = await client.post("/-/reload")
     assert (answer.status_code, answer.text) == (500, "f: a: wrong\nf: b: wrong\n")
-    assert [entry["mistake"] for entry in logs if "mistake" in entry] == ["f: a: wrong", "f: b: wrong"]
+    assert [entry["error"] for entry in logs if "error" in entry] == ["f: a: wrong", "f: b: wrong"]
     assert (logs[-1]["event"], logs[-1]["who"], logs[-1]["status"]) == ("action", "anonymous", 500)
     assert not rig.applied
     assert rig.gauges() == (0, 100)

@@ -7,7 +7,8 @@ import bcrypt
 import pytest
 
 from shared.config.errors import ConfigurationError
-from shared.config.settings import RESERVED_NAMES, AuthSettings, NamedToken, Role, parse_address
+from shared.config.server_settings import RESERVED_NAMES, AuthSettings, NamedToken, Role
+from shared.config.settings import parse_address
 from shared.http.web_config_reload import WebConfigFile
 from shared.process.runner import ServerRunner, prepare_server
 from tests.shared.certificates import Authority, web_yml
@@ -81,14 +82,14 @@ async def test_neither_a_reload_nor_a_changed_web_yml_gives_a_user_the_name_of_a
         held = NamedToken(name=name, role=Role.VIEWER, file=tmp_path / "token")
         return SETTINGS.model_copy(update={"auth": AuthSettings(tokens=(held,))})
 
-    launch = ServerRunner(SETTINGS, web_config_file=WebConfigFile(web_yml(tmp_path, users={"alice": HASH})))
-    reloaded = launch._wrap_apply(apply)
+    runner = ServerRunner(SETTINGS, web_config_file=WebConfigFile(web_yml(tmp_path, users={"alice": HASH})))
+    reloaded = runner._wrap_apply(apply)
     with pytest.raises(ConfigurationError, match=r"basic_auth_users\.alice: expected another name"):
         await reloaded(with_token("alice"))
     await reloaded(with_token("bob"))
     web_yml(tmp_path, users={"alice": HASH, "bob": HASH})
-    assert launch.web_config_file
-    assert list(launch.web_config_file.get_state().config.basic_auth_users) == ["alice"]
+    assert runner.web_config_file
+    assert list(runner.web_config_file.get_state().config.basic_auth_users) == ["alice"]
 
 
 def test_an_address_of_this_machine_needs_none(file: Path) -> None:
@@ -119,15 +120,15 @@ def test_the_mistakes_of_both_files_are_named_at_once(file: Path, tmp_path: Path
 
 
 def test_from_then_on_the_web_yml_may_not_let_everybody_in(tmp_path: Path) -> None:
-    launch = ServerRunner(SETTINGS, web_config_file=WebConfigFile(web_yml(tmp_path, users={"alice": HASH})))
-    assert launch.web_config_file
-    launch.refuse_unprotected(SETTINGS)
-    assert not launch.web_config_file.requires_credentials
+    runner = ServerRunner(SETTINGS, web_config_file=WebConfigFile(web_yml(tmp_path, users={"alice": HASH})))
+    assert runner.web_config_file
+    runner.refuse_unprotected(SETTINGS)
+    assert not runner.web_config_file.requires_credentials
     network = SETTINGS.model_copy(update={"listen": parse_address("0.0.0.0:1")})
-    launch.refuse_unprotected(network.model_copy(update={"auth": AuthSettings(admin_token_file=tmp_path / "token")}))
-    assert not launch.web_config_file.requires_credentials
-    launch.refuse_unprotected(network)
-    assert launch.web_config_file.requires_credentials
+    runner.refuse_unprotected(network.model_copy(update={"auth": AuthSettings(admin_token_file=tmp_path / "token")}))
+    assert not runner.web_config_file.requires_credentials
+    runner.refuse_unprotected(network)
+    assert runner.web_config_file.requires_credentials
 
 
 async def test_a_reload_may_not_open_a_server_to_the_network_and_one_that_adds_a_token_frees_the_web_yml(
@@ -141,15 +142,15 @@ async def test_a_reload_may_not_open_a_server_to_the_network_and_one_that_adds_a
     alone = SETTINGS.model_copy(update={"listen": parse_address("0.0.0.0:1")})
     with_token = alone.model_copy(update={"auth": AuthSettings(admin_token_file=tmp_path / "token")})
     (tmp_path / "web.yml").write_text("# nobody")
-    launch = ServerRunner(with_token, web_config_file=WebConfigFile(tmp_path / "web.yml"))
-    reloaded = launch._wrap_apply(apply)
+    runner = ServerRunner(with_token, web_config_file=WebConfigFile(tmp_path / "web.yml"))
+    reloaded = runner._wrap_apply(apply)
     with pytest.raises(ConfigurationError, match="can be reached from the network"):
         await reloaded(alone)
     assert not applied
     web_yml(tmp_path, users={"alice": HASH})
     await reloaded(alone)
-    assert launch.web_config_file
-    assert launch.web_config_file.requires_credentials
+    assert runner.web_config_file
+    assert runner.web_config_file.requires_credentials
     await reloaded(with_token)
-    assert not launch.web_config_file.requires_credentials
+    assert not runner.web_config_file.requires_credentials
     assert applied == [alone, with_token]

@@ -74,7 +74,7 @@ def test_what_a_server_wrote_can_neither_break_the_line_nor_steer_the_terminal()
 def test_the_document_is_ok_only_if_every_check_passed() -> None:
     assert build_document([PASSED]) == {
         "ok": True,
-        "checks": [{"name": "mode", "outcome": "passed", "seen": "kms", "todo": "", "seconds": 0.25}],
+        "checks": [{"name": "mode", "outcome": "passed", "detail": "kms", "hint": "", "seconds": 0.25}],
     }
     assert build_document([PASSED, FAILED])["ok"] is False
     assert build_document([PASSED, SKIPPED])["ok"] is False

@@ -29,9 +29,10 @@ from services.relay.channels.email.smtp_session import (
     parse_code,
     send_envelope,
 )
-from services.relay.channels.port import Attempt, ChannelSettings, Reason, Receipt, Scope, SendError
+from services.relay.channels.port import Attempt, ChannelSettings, Receipt
 from services.relay.channels.provider_call import ProviderCall, call_provider, read_secret
 from services.relay.model import Message
+from services.relay.send_error import Reason, Scope, SendError
 from shared.config.secret_file import PasswordFile
 from shared.config.settings import Address, PasswordPath
 
@@ -132,7 +133,8 @@ class EmailChannel:
         if put_off:
             if taken:  # where nobody has the mail, the next attempt is for all
                 await attempt.save_progress(settled)
-            detail = f"the mail server put off {len(put_off)} of {len(self._recipients)} recipients: {_format_recipients(put_off)}"
+            count = f"{len(put_off)} of {len(self._recipients)}"
+            detail = f"the mail server put off {count} recipients: {_format_recipients(put_off)}"
             raise SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, detail, provider_works=taken)
         refused = {who: reply for who, reply in settled.items() if parse_code(reply) >= 500}
         if not taken:
@@ -146,16 +148,16 @@ class EmailChannel:
             receipt["refused"] = _format_recipients(refused)
             log.warning(
                 "mail server rejected recipients",
-                delivery_id=attempt.message.delivery_id,
+                delivery_id=attempt.message.task.delivery_id,
                 rejected_recipients=receipt["refused"],
             )
         return receipt
 
-    def payload(self, message: Message) -> str:
+    def render_payload(self, message: Message) -> str:
         """The mail as it goes over the wire."""
         return self._build_mail(message).content
 
-    def secrets(self) -> Hashable:
+    def read_secret_versions(self) -> Hashable:
         """Another where the password's file is another."""
         return self._password.read_stamp() if self._password else None
 

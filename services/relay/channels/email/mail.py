@@ -42,13 +42,13 @@ def build_mail(message: Message, sender: Address, recipients: Sequence[str]) -> 
         sender: for `From`; its domain stands in the Message-ID and the List-ID.
         recipients: for `To`: addresses without names, all of them in one mail.
     """
-    root = _build_message_id(sender.domain, message.incident_id, str(message.episode), *sorted(recipients))
+    root = _build_message_id(sender.domain, message.task.incident_id, str(message.task.episode), *sorted(recipients))
     mail = EmailMessage(policy=email.policy.SMTP)
     mail["From"] = sender
     mail["To"] = ", ".join(recipients)
     mail["Subject"] = format_subject(message)
-    mail["Date"] = message.accepted_at
-    mail["Message-ID"] = _build_message_id(sender.domain, message.delivery_id, *sorted(recipients))
+    mail["Date"] = message.task.accepted_at
+    mail["Message-ID"] = _build_message_id(sender.domain, message.task.delivery_id, *sorted(recipients))
     mail["In-Reply-To"] = root
     mail["References"] = root
     mail["Auto-Submitted"] = "auto-generated"  # RFC 3834: no out-of-office answers
@@ -62,7 +62,7 @@ def build_mail(message: Message, sender: Address, recipients: Sequence[str]) -> 
     mail.set_content(_build_text(message, shown, more), cte="quoted-printable")
     mail.add_alternative(_build_html(message, shown, more), subtype="html", cte="quoted-printable")
     # Python's own boundary is random, and a retry sends the same bytes; nobody who writes an alert knows this one.
-    mail.set_boundary(_hash_parts("boundary", message.delivery_id))
+    mail.set_boundary(_hash_parts("boundary", message.task.delivery_id))
     return mail
 
 
@@ -121,7 +121,7 @@ def _build_html(message: Message, alerts: list[_MailAlert], more: int) -> str:
         headline=text.format_headline(event),
         counts=text.format_counts(event),
         severity=text.find_worst_severity(event),
-        note=text.format_remark(message),
+        remark=text.format_remark(message),
         alerts=alerts,
         more=more,
         labels=_limit_labels(event.common_labels),

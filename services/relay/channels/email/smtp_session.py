@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 import aiosmtplib
 from aiosmtplib import SMTP
 
-from services.relay.channels.port import Reason, Scope, SendError
 from services.relay.channels.provider_call import ProviderCall, mask_reply
+from services.relay.send_error import Reason, Scope, SendError
 from services.relay.text import truncate
 from shared.config.settings import Address
 from shared.net.connect import connect

@@ -12,8 +12,26 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from services.relay import text as wording
 from services.relay.model import Alert, Event, Message
+from services.relay.text import (
+    Link,
+    Severity,
+    build_alertmanager_link,
+    find_worst_severity,
+    format_counts,
+    format_description,
+    format_headline,
+    format_period,
+    format_remark,
+    format_state,
+    format_summary,
+    is_resolved,
+    list_alerts,
+    select_contacts,
+    select_own_labels,
+    sort_labels,
+    truncate,
+)
 
 
 def escape(text: str, limit: int) -> str:
@@ -61,10 +79,10 @@ def build_post(message: Message, mention: Mention, *, may_be_a_repeat: bool = Fa
     at every repeat learns to look away.
     """
     event = message.event
-    notes = [note for note in (REPEAT_REMARK if may_be_a_repeat else "", wording.format_remark(message)) if note]
-    blocks = [_build_header(message), _build_counts(event, mention if message.first_receipt is None else "none")]
+    notes = [note for note in (REPEAT_REMARK if may_be_a_repeat else "", format_remark(message)) if note]
+    blocks = [_build_header(message), _build_counts(event, mention if message.task.first_receipt is None else "none")]
     blocks += [block for note in notes for block in _build_context([note])]
-    alerts = wording.list_alerts(message)
+    alerts = list_alerts(message)
     contacts = _format_contacts(message)
     ending = _build_context([contacts], MAX_CONTACTS_TEXT)
     shown = 0
@@ -80,7 +98,7 @@ def build_post(message: Message, mention: Mention, *, may_be_a_repeat: bool = Fa
         shown += 1
     more_alerts = [f"… and {len(alerts) - shown} more"] if shown < len(alerts) else []
     blocks += _build_context([*more_alerts, *_format_labels(event.common_labels)])
-    if page := wording.build_alertmanager_link(event):
+    if page := build_alertmanager_link(event):
         blocks += _build_buttons([page])
     return Post(_build_fallback_text(message, notes, alerts, contacts), [*blocks, *ending])
 
@@ -90,23 +108,23 @@ def _build_header(message: Message) -> Block:
 
 
 def _build_counts(event: Event, mention: Mention) -> Block:
-    call = f"<!{mention}> " if mention != "none" and not wording.is_resolved(event) else ""
-    level = wording.find_worst_severity(event)
-    text = f"{call}*{wording.format_counts(event)}*" + (f" · {level}" if level else "")
+    call = f"<!{mention}> " if mention != "none" and not is_resolved(event) else ""
+    level = find_worst_severity(event)
+    text = f"{call}*{format_counts(event)}*" + (f" · {level}" if level else "")
     return {"type": "section", "text": {"type": "mrkdwn", "text": text, "verbatim": True}}
 
 
-def _build_alert(alert: Alert, event: Event, links: list[wording.Link]) -> list[Block]:
-    own = wording.truncate(_join(_format_labels(wording.select_own_labels(alert, event))), MAX_LABELS)
-    text = "\n".join(filter(None, (wording.format_summary(alert), own, wording.format_description(alert))))
+def _build_alert(alert: Alert, event: Event, links: list[Link]) -> list[Block]:
+    own = truncate(_join(_format_labels(select_own_labels(alert, event))), MAX_LABELS)
+    text = "\n".join(filter(None, (format_summary(alert), own, format_description(alert))))
     section = {"type": "section", "text": _build_plain_text(text, MAX_SECTION)}
-    return [section, *_build_context([wording.format_period(alert)]), *_build_buttons(links)]
+    return [section, *_build_context([format_period(alert)]), *_build_buttons(links)]
 
 
 def _format_contacts(message: Message) -> str:
     """A line for each contact that fits whole, since half a telephone number is another one; empty without any."""
     text, missing = "Escalate to", 0
-    contacts = wording.select_contacts(message)
+    contacts = select_contacts(message)
     for role, how in contacts.items():
         longer = f"{text}\n{role}: {how}"
         if len(escape(longer, 2 * MAX_CONTACTS_TEXT)) <= MAX_CONTACTS_TEXT - _MORE_LENGTH:
@@ -125,21 +143,21 @@ def _build_context(parts: Iterable[str], limit: int = MAX_LABELS) -> list[Block]
     return [{"type": "context", "elements": [_build_plain_text(text, limit)]}] if text else []
 
 
-def _build_buttons(links: list[wording.Link]) -> list[Block]:
+def _build_buttons(links: list[Link]) -> list[Block]:
     buttons = [{"type": "button", "text": _build_plain_text(link.text, 75), "url": link.url} for link in links]
     return [{"type": "actions", "elements": buttons}] if buttons else []
 
 
 def _build_fallback_text(
-    message: Message, remarks: Iterable[str], alerts: list[tuple[Alert, list[wording.Link]]], contacts: str
+    message: Message, remarks: Iterable[str], alerts: list[tuple[Alert, list[Link]]], contacts: str
 ) -> str:
     """The title, the notes, then summaries and links as far as they fit, the contacts; a link is never cut."""
     ending = escape(f"\n{contacts}", MAX_TEXT) if contacts else ""
     room = MAX_TEXT - len(ending)
-    title = f"{_format_title(message)} ({wording.format_counts(message.event)})"
+    title = f"{_format_title(message)} ({format_counts(message.event)})"
     text = "\n".join(escape(line, MAX_SUMMARY) for line in (title, *remarks))
     for alert, links in alerts:
-        summary = escape(wording.format_summary(alert), MAX_SUMMARY)
+        summary = escape(format_summary(alert), MAX_SUMMARY)
         if len(text) + 1 + len(summary) > room:
             break
         text += f"\n{summary}" if summary not in text.split("\n") else ""  # alerts of one rule often share theirs
@@ -151,13 +169,13 @@ def _build_fallback_text(
 
 def _format_title(message: Message) -> str:
     event = message.event
-    urgent = wording.find_worst_severity(event) not in {wording.Severity.WARNING, wording.Severity.INFO}
-    mark = "🟢" if wording.is_resolved(event) else "🔴" if urgent else "🟠"
-    return f"{mark} {wording.format_state(message)}: {wording.format_headline(event)}"
+    urgent = find_worst_severity(event) not in {Severity.WARNING, Severity.INFO}
+    mark = "🟢" if is_resolved(event) else "🔴" if urgent else "🟠"
+    return f"{mark} {format_state(message)}: {format_headline(event)}"
 
 
 def _format_labels(labels: Mapping[str, str]) -> list[str]:
-    return [f"{key}={value}" for key, value in wording.sort_labels(labels)]
+    return [f"{key}={value}" for key, value in sort_labels(labels)]
 
 
 def _build_plain_text(text: str, limit: int) -> Block:

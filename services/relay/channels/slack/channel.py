@@ -17,18 +17,19 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator
 from slack_sdk.web.async_client import AsyncWebClient
 
-from services.relay.channels.port import Attempt, ChannelSettings, MessageRate, Progress, Receipt
+from services.relay.channels.port import Attempt, ChannelSettings, MessageRate, Progress, ProviderUrl, Receipt
 from services.relay.channels.provider_call import (
     ProviderCall,
     build_in_thread_if_large,
     call_provider,
+    check_current_lease,
     mask_reply,
     read_secret,
 )
 from services.relay.channels.slack.blocks import Mention, build_post
 from services.relay.channels.slack.post_search import NotFound, build_metadata, find_post
 from services.relay.channels.slack.web_api import THREAD_ERRORS, SlackApi, SlackError, create_client
-from services.relay.http_client import HttpSession, ProviderUrl, encode_json
+from services.relay.http_client import HttpSession, encode_json
 from services.relay.model import Message
 from shared.config.secret_file import SecretFile
 from shared.config.settings import SecretPath
@@ -69,7 +70,7 @@ class SlackChannel:
         self._timeout = timeout
         self._clock = clock
         self._token = SecretFile(settings.token_file)
-        self._session = HttpSession("Slack")
+        self._session = HttpSession("Slack", check_current_lease)
         self._client: AsyncWebClient | None = None
         self._channel_id = settings.channel if re.fullmatch(_CHANNEL_ID, settings.channel) else None
         """The channel's ID as far as it is known."""
@@ -97,11 +98,11 @@ class SlackChannel:
             self._channel_id = receipt["channel"] or self._channel_id
         return receipt
 
-    def payload(self, message: Message) -> str:
+    def render_payload(self, message: Message) -> str:
         """The arguments as JSON; the token stands in a header, and so not among them."""
         return encode_json(self._build_arguments(message, may_be_a_repeat=False))
 
-    def secrets(self) -> Hashable:
+    def read_secret_versions(self) -> Hashable:
         """Another where the token's file is another."""
         return self._token.read_stamp()
 
@@ -147,9 +148,10 @@ class SlackChannel:
 
 def _find_thread(message: Message) -> str:
     """The `ts` of the message that it answers; empty where it answers none."""
-    return (message.first_receipt or {}).get("ts", "")
+    return (message.task.first_receipt or {}).get("ts", "")
 
 
 def _remove_thread(message: Message) -> Message:
     """Still not the first of its episode, and so it calls nobody."""
-    return replace(message, first_receipt={**(message.first_receipt or {}), "ts": ""})
+    receipt = {**(message.task.first_receipt or {}), "ts": ""}
+    return replace(message, task=message.task._replace(first_receipt=receipt))

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
-from services.relay.channels.port import Reason, SendError
 from services.relay.channels.slack.web_api import SlackApi, SlackError
 from services.relay.model import Message
+from services.relay.send_error import Reason, SendError
 from services.relay.text import truncate
 
 EVENT_TYPE: Final = "keypulse_delivery"
@@ -47,7 +47,7 @@ class NotFound(Enum):
 
 def build_metadata(message: Message) -> dict[str, Any]:
     """The metadata of a post by which it is found again."""
-    return {"event_type": EVENT_TYPE, "event_payload": {"delivery_id": message.delivery_id}}
+    return {"event_type": EVENT_TYPE, "event_payload": {"delivery_id": message.task.delivery_id}}
 
 
 async def find_post(
@@ -69,7 +69,7 @@ async def find_post(
         if channel_id:
             return await _find_in_channel(api, message, channel_id)
         # The channel of the first receipt may be another one than is configured now: what is not there may be here.
-        first = (message.first_receipt or {}).get("channel")
+        first = (message.task.first_receipt or {}).get("channel")
         place = await _find_in_channel(api, message, first) if first else NotFound.UNKNOWN
         return NotFound.UNKNOWN if isinstance(place, NotFound) else place
     except SendError as error:
@@ -80,13 +80,13 @@ async def find_post(
 
 async def _find_in_channel(api: SlackApi, message: Message, channel: str) -> PostLocation | NotFound:
     """What is not there by our clock is looked for by Slack's, which stamped the post and is in each of its answers."""
-    since = message.accepted_at.timestamp() - _CLOCK_MARGIN
+    since = message.task.accepted_at.timestamp() - _CLOCK_MARGIN
     place = await _find_since(api, message, channel, since)
     if place is not NotFound.ABSENT:
         return place
     if api.slack_time is None:
         return NotFound.UNKNOWN
-    by_slack = api.slack_time - message.age - _CLOCK_MARGIN
+    by_slack = api.slack_time - message.task.age - _CLOCK_MARGIN
     return await _find_since(api, message, channel, by_slack) if by_slack < since else place
 
 
@@ -97,7 +97,7 @@ async def _find_since(api: SlackApi, message: Message, channel: str, since: floa
         "limit": _MESSAGES_PER_PAGE,
         "include_all_metadata": True,
     }
-    first_ts = (message.first_receipt or {}).get("ts")
+    first_ts = (message.task.first_receipt or {}).get("ts")
     try:
         if first_ts:
             return await _search(api, "conversations.replies", {**arguments, "ts": first_ts}, message)

@@ -12,9 +12,9 @@ import aiohttp
 from slack_sdk.errors import SlackApiError
 from slack_sdk.web.async_client import AsyncWebClient
 
-from services.relay.channels.port import Reason, Scope, SendError
 from services.relay.channels.provider_call import ProviderCall, mask_reply
 from services.relay.http_client import build_status_error, parse_date, parse_retry_after, translate_connection_errors
+from services.relay.send_error import Reason, Scope, SendError
 
 _SERVER_ERROR = (Reason.SERVER_ERROR, Scope.ATTEMPT)
 _REJECTED = (Reason.REJECTED, Scope.MESSAGE)
@@ -136,13 +136,13 @@ class SlackApi:
     """One workspace, with the token of a bot."""
 
     def __init__(self, client: AsyncWebClient, token: str, call: ProviderCall, now: float) -> None:
-        """Takes up an attempt.
+        """Calls for one attempt.
 
         Args:
-            client: with the token, as `create_client` makes it.
+            client: with the token, from `create_client`.
             token: of the bot.
-            talk: notes the answers.
-            now: unix seconds; an attempt is too short for it to matter that they pass.
+            call: records the replies.
+            now: unix seconds; one value for the whole attempt, which is short.
         """
         self._client = client
         self._token = token

@@ -50,13 +50,18 @@ _POSTGRESQL_TEMPORARY: Final = (
 _NOW: Final = select(func.extract("epoch", func.clock_timestamp()))
 
 
-def create_engines(database: DatabaseUrl, patience: AnswerTimeout | None = None) -> tuple[Engine, Engine]:
-    """One to write with, of one connection, and one to read with; `patience` is that of PostgreSQL's connections."""
+def create_engines(database: DatabaseUrl, answer_timeout: AnswerTimeout | None = None) -> tuple[Engine, Engine]:
+    """One to write with, of one connection, and one to read with.
+
+    Args:
+        database: where it is.
+        answer_timeout: how long connections to PostgreSQL wait for an answer.
+    """
     if is_sqlite(database):
         file = SqliteFile(database)
         return create_sqlite_engine(file, 1, "BEGIN IMMEDIATE"), create_sqlite_engine(file, READERS, "BEGIN")
-    patience = patience or AnswerTimeout()
-    return _create_postgresql_engine(database, 1, patience), _create_postgresql_engine(database, READERS, patience)
+    timeout = answer_timeout or AnswerTimeout()
+    return _create_postgresql_engine(database, 1, timeout), _create_postgresql_engine(database, READERS, timeout)
 
 
 def is_sqlite(database: DatabaseUrl) -> bool:
@@ -93,12 +98,12 @@ def without_timeouts(connection: Connection) -> Iterator[None]:
         return
     connection.execute(text("SET LOCAL statement_timeout = 0"))
     connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
-    patient: Any = connection.connection.driver_connection
-    usual, patient.patience = patient.patience, AnswerTimeout(None)
+    driver: Any = connection.connection.driver_connection
+    usual, driver.answer_timeout = driver.answer_timeout, AnswerTimeout(None)
     try:
         yield
     finally:
-        patient.patience = usual
+        driver.answer_timeout = usual
 
 
 def set_short_lock_timeout(connection: Connection) -> None:
@@ -140,7 +145,7 @@ def describe_error(error: exc.SQLAlchemyError) -> str:
     return " ".join(str(error.orig if isinstance(error, exc.DBAPIError) else error).split())
 
 
-def _create_postgresql_engine(database: DatabaseUrl, connections: int, patience: AnswerTimeout) -> Engine:
+def _create_postgresql_engine(database: DatabaseUrl, connections: int, answer_timeout: AnswerTimeout) -> Engine:
     return create_postgresql_engine(
         database,
         connections,
@@ -148,5 +153,5 @@ def _create_postgresql_engine(database: DatabaseUrl, connections: int, patience:
         options=_OPTIONS,
         checks_connections=connections
         > 1,  # a read may find a connection that a restart cut; the writer notices by itself
-        create_answer_timeout=lambda: patience,
+        create_answer_timeout=lambda: answer_timeout,
     )

@@ -63,8 +63,8 @@ class Store:
     ) -> None:
         self.clock = clock
         self._database = database
-        self._patience = AnswerTimeout()
-        writing, self._read_engine = dialect.create_engines(database, self._patience)
+        self._answer_timeout = AnswerTimeout()
+        writing, self._read_engine = dialect.create_engines(database, self._answer_timeout)
         self._queue = WorkQueue()
         self._writer = Writer(database, writing, self._read_engine, self._queue, clock, unmerged_channels, monotonic)
         self._readers = ThreadPoolExecutor(dialect.READERS, "outbox read")
@@ -88,7 +88,9 @@ class Store:
         return await self.batch(lambda transaction, _: [work(transaction)], None)
 
     async def batch(self, handler: Callable[[Transaction, Sequence[I]], Sequence[T]], item: I, size: int = 0) -> T:
-        """What `handler` returns for `item`, once it is on the disk; `handler` gets all items that wait for it in one call.
+        """What `handler` returns for `item`, once it is on the disk.
+
+        `handler` gets all items that wait for it in one call.
 
         Args:
             handler: does its items in one transaction.
@@ -177,7 +179,7 @@ class Store:
     def close(self) -> None:
         """Does what waits, then closes the database. Blocks, for a second at most where that hangs."""
         ends = time.monotonic() + _CLOSE_SECONDS
-        self._patience.seconds = _CLOSING_TIMEOUT
+        self._answer_timeout.seconds = _CLOSING_TIMEOUT
         self._queue.close()
         self._readers.shutdown(wait=False, cancel_futures=True)
         wait(self._reads, _CLOSE_SECONDS)
@@ -186,7 +188,7 @@ class Store:
         self._read_engine.dispose()
 
     def _stop_waiting(self) -> None:
-        self._patience.seconds = _CLOSING_TIMEOUT
+        self._answer_timeout.seconds = _CLOSING_TIMEOUT
         if self.error is not None:
             self._queue.fail_all(self.error)
 

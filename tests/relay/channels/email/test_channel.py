@@ -10,7 +10,7 @@ import pytest
 
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
-from services.relay.channels.port import Reason, Scope
+from services.relay.send_error import Reason, Scope
 from shared.config.settings import Address
 from tests.relay.channels.conftest import TcpServer
 from tests.relay.channels.email.mail_server import ONCALL, SECOPS, StartServer, connect, refused
@@ -55,7 +55,7 @@ async def test_each_code_of_smtp_has_its_reason_and_scope(
     server = await mail_server(**replies)
     error = await refused(connect(secret_file, server.address))
     assert (error.reason, error.scope) == (reason, scope)
-    assert next(iter(replies.values()))[:3] in error.detail
+    assert next(iter(replies.values()))[:3] in str(error)
     assert not error.maybe_arrived
     assert server.taken == []
 
@@ -84,8 +84,8 @@ async def test_a_rotated_password_is_used_at_the_next_send(secret_file: Path, ma
     channel = connect(secret_file, server.address)
     error = await refused(channel)
     assert (error.reason, error.scope) == (Reason.UNAUTHORIZED, Scope.CHANNEL)
-    assert "535" in error.detail
-    assert "revoked-password" not in error.detail
+    assert "535" in str(error)
+    assert "revoked-password" not in str(error)
     rotate(secret_file, SECRET)
     await send(channel, message())
     assert len(server.taken) == 1
@@ -125,7 +125,7 @@ async def test_a_server_that_repeats_the_login_does_not_bring_it_into_an_error(
                 writer.write(b"451 after " + said + b", " + said.rstrip(b"=") + b" and " + SECRET.encode() + b"\r\n")
 
     error = await refused(connect(secret_file, await tcp(parrot)))
-    assert error.detail == "the mail server answered 451 after [secret], [secret] and [secret]"
+    assert str(error) == "the mail server answered 451 after [secret], [secret] and [secret]"
     assert SECRET in b64decode(sent[-1]).decode()
 
 

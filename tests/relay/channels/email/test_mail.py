@@ -11,7 +11,17 @@ from hypothesis import given, settings
 
 from services.relay.channels.email.mail import build_mail
 from services.relay.model import Message
-from tests.relay.channels.examples import DASHBOARD, HUGE, NASTY, RUNBOOK, critical, message, messages, with_text
+from tests.relay.channels.examples import (
+    DASHBOARD,
+    HUGE,
+    NASTY,
+    RUNBOOK,
+    change,
+    critical,
+    message,
+    messages,
+    with_text,
+)
 
 SENDER = Address("keypulse", addr_spec="alerts@example.org")
 TO = ("secops@example.org", "oncall@example.org")
@@ -93,7 +103,7 @@ def test_no_message_breaks_the_form_of_a_mail(any_message: Message) -> None:
 @pytest.mark.parametrize("text", [*NASTY, *HUGE])
 @pytest.mark.parametrize("alerts", [1, 40])
 def test_no_text_adds_a_header_a_tag_or_a_link(text: str, alerts: int) -> None:
-    noted = critical(replace(with_text(text, alerts), remark=text))
+    noted = critical(change(with_text(text, alerts), remark=text))
     check_form(noted)
     page = part(received(noted), "html")
     found = Tags()
@@ -140,7 +150,7 @@ def test_no_machine_answers_it() -> None:
     mail = received(message())
     assert mail["Auto-Submitted"] == "auto-generated"
     assert mail["List-ID"] == "keypulse alerts <keypulse.example.org>"
-    assert mail["Date"].datetime == message().accepted_at
+    assert mail["Date"].datetime == message().task.accepted_at
 
 
 @pytest.mark.parametrize("kind", ["plain", "html"])
@@ -191,7 +201,7 @@ def test_a_subject_in_any_script_arrives_as_it_was_written() -> None:
 
 @pytest.mark.parametrize("kind", ["plain", "html"])
 def test_both_parts_say_that_it_began_and_is_over_and_what_the_relay_has_to_say(kind: str) -> None:
-    over = message("03-resolved-1", untold=True, note="<b>Slack</b> is down.")
+    over = message("03-resolved-1", firing_undelivered=True, remark="<b>Slack</b> is down.")
     text = part(received(over), kind)
     assert "Fired and resolved" in text
     assert "<b>" not in (text if kind == "html" else "")

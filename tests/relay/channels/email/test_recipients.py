@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from services.relay.channels.port import LeaseLostError, Reason, Scope
+from services.relay.channels.port import LeaseLostError
+from services.relay.send_error import Reason, Scope
 from tests.relay.channels.email.mail_server import ONCALL, SECOPS, StartServer, connect, refused
 from tests.relay.channels.examples import SECRET, message
 from tests.relay.channels.recorded import Recorded, send
@@ -25,7 +26,7 @@ async def test_who_is_refused_for_good_costs_the_others_nothing_and_is_named(
         "mail server rejected recipients",
         receipt["refused"],
     )
-    assert line["delivery_id"] == message().delivery_id
+    assert line["delivery_id"] == message().task.delivery_id
 
 
 async def test_the_reason_of_a_refusal_is_short_and_holds_no_password(
@@ -44,7 +45,7 @@ async def test_who_is_put_off_is_tried_again_alone_after_a_restart_too(
     first = Recorded(message())
     error = await refused(connect(secret_file, server.address), first)
     assert (error.reason, error.scope, error.maybe_arrived) == (Reason.SERVER_ERROR, Scope.ATTEMPT, False)
-    assert error.detail == f"the mail server put off 1 of 2 recipients: {ONCALL} (450 4.2.0 greylisted)"
+    assert str(error) == f"the mail server put off 1 of 2 recipients: {ONCALL} (450 4.2.0 greylisted)"
     assert error.provider_works
     assert first.kept == [{SECOPS: "250"}]
     second = first.again(error)
@@ -115,8 +116,8 @@ async def test_a_lease_that_is_lost_after_the_mail_was_taken_keeps_nothing(
     server = await mail_server(**{f"RCPT {ONCALL}": "450 4.2.0 greylisted"})
 
     class Overtaken(Recorded):
-        def sending(self, payload: str) -> None:
-            super().sending(payload)
+        def before_request(self, payload: str) -> None:
+            super().before_request(payload)
             self.lease_lost = True
 
     attempt = Overtaken(message())

@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from services.relay.channels.port import Reason, Scope
+from services.relay.send_error import Reason, Scope
 from tests.relay.channels.conftest import TcpServer
 from tests.relay.channels.email.mail_server import StartServer, connect, refused
 from tests.relay.channels.examples import message
@@ -54,7 +54,7 @@ async def test_a_port_without_tls_is_the_channels_trouble_and_says_what_to_check
 
     error = await refused(connect(secret_file, await tcp(plain), tls="implicit"))
     assert (error.reason, error.scope) == (Reason.MISCONFIGURED, Scope.CHANNEL)
-    assert error.detail == (
+    assert str(error) == (
         "the mail server speaks no TLS that fits `tls: implicit` (WRONG_VERSION_NUMBER); check `port` and `tls`"
     )
 
@@ -80,7 +80,7 @@ async def test_starttls_is_the_default_and_the_certificate_is_verified(
     encrypted = {"host": "localhost", "port": server.address.port, "tls": "starttls"}
     error = await refused(connect(secret_file, server.address, **encrypted))
     assert (error.reason, error.scope) == (Reason.MISCONFIGURED, Scope.CHANNEL)
-    assert error.detail == "the mail server's certificate is not trusted"
+    assert str(error) == "the mail server's certificate is not trusted"
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate_file))
     await send(connect(secret_file, server.address, **encrypted), message())
     assert len(server.taken) == 1
@@ -97,7 +97,7 @@ async def test_implicit_tls_is_spoken_and_its_certificate_verified(
     encrypted = {"host": "localhost", "port": server.address.port, "tls": "implicit"}
     plain = {"username": None, "password_file": None}
     error = await refused(connect(secret_file, server.address, **encrypted, **plain))
-    assert error.detail == "the mail server's certificate is not trusted"
+    assert str(error) == "the mail server's certificate is not trusted"
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate_file))
     await send(connect(secret_file, server.address, **encrypted, **plain), message())
     assert len(server.taken) == 1
@@ -109,5 +109,5 @@ async def test_a_server_without_starttls_gets_neither_password_nor_mail(
     server = await mail_server()
     error = await refused(connect(secret_file, server.address, tls="starttls"))
     assert (error.reason, error.scope) == (Reason.MISCONFIGURED, Scope.CHANNEL)
-    assert "STARTTLS" in error.detail
+    assert "STARTTLS" in str(error)
     assert server.taken == []

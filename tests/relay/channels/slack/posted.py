@@ -9,8 +9,9 @@ import pytest
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
 from ops.demo.stand_ins.slack import SlackMessage
-from services.relay.channels.port import Channel, Receipt, SendError
+from services.relay.channels.port import Channel, Receipt
 from services.relay.model import Message
+from services.relay.send_error import SendError
 from tests.relay.channels.examples import message
 from tests.relay.channels.recorded import Recorded
 

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from ops.demo.stand_ins.slack_validation import MAX_BLOCKS_TEXT, count_text, find_block_errors
 from services.relay.channels.slack.blocks import build_post
 from services.relay.model import Message
-from tests.relay.channels.examples import DASHBOARD, HUGE, NASTY, RUNBOOK, critical, message, messages, with_text
+from tests.relay.channels.examples import (
+    DASHBOARD,
+    HUGE,
+    NASTY,
+    RUNBOOK,
+    change,
+    critical,
+    message,
+    messages,
+    with_text,
+)
 
 
 def texts(value: Any, kind: str) -> list[str]:
@@ -39,7 +49,7 @@ def test_no_message_passes_slacks_limits(any_message: Message, repeat: bool) -> 
 @pytest.mark.parametrize("text", [*HUGE, "x"])
 @pytest.mark.parametrize("alerts", [1, 2, 20, 500])
 def test_of_any_number_of_alerts_the_first_is_shown_and_the_rest_is_counted(text: str, alerts: int) -> None:
-    noted = critical(replace(with_text(text, alerts), remark=text))
+    noted = critical(change(with_text(text, alerts), remark=text))
     post = build_post(noted, "none", may_be_a_repeat=True)
     shown = sum(text.startswith("firing since") for text in texts(post.blocks, "plain_text"))
     assert 1 <= shown <= alerts
@@ -51,7 +61,7 @@ def test_of_any_number_of_alerts_the_first_is_shown_and_the_rest_is_counted(text
 @pytest.mark.parametrize("text", NASTY)
 @pytest.mark.parametrize("mention", ["channel", "none"])
 def test_what_an_alert_says_stands_in_no_markup(text: str, mention: Any) -> None:
-    post = build_post(critical(replace(with_text(text), remark=text)), mention)
+    post = build_post(critical(change(with_text(text), remark=text)), mention)
     call = "<!channel> " if mention == "channel" else ""
     assert texts(post.blocks, "mrkdwn") == [f"{call}*1 firing* · critical"]
     assert not any("<" in plain or ">" in plain for plain in [post.text, *texts(post.blocks, "plain_text")])
@@ -115,7 +125,7 @@ def test_several_alerts_are_kept_apart_by_a_line_and_by_the_labels_beside_their_
 
 
 def test_a_repeat_and_what_the_relay_has_to_say_stand_above_the_alerts_and_in_the_text() -> None:
-    noted = message("03-resolved-1", note="Slack was down.", untold=True)
+    noted = message("03-resolved-1", remark="Slack was down.", firing_undelivered=True)
     post = build_post(noted, "none", may_be_a_repeat=True)
     assert [block["type"] for block in post.blocks[:5]] == ["header", "section", "context", "context", "section"]
     title, repeat, note = post.text.split("\n")[:3]

@@ -10,7 +10,7 @@ from slack_sdk.web.async_client import AsyncWebClient
 
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
-from services.relay.channels.port import Scope, SendError
+from services.relay.send_error import Scope, SendError
 from tests.relay.channels.conftest import Answering
 from tests.relay.channels.examples import SECRET, example, settings
 from tests.relay.channels.recorded import Recorded, send

@@ -4,8 +4,9 @@ import pytest
 
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
-from services.relay.channels.port import Receipt, Scope, SendError
+from services.relay.channels.port import Receipt
 from services.relay.model import Message
+from services.relay.send_error import Scope, SendError
 from tests.relay.channels.recorded import Recorded, send
 from tests.relay.channels.slack.posted import Connect, now, place, posts
 

@@ -88,7 +88,7 @@ def test_the_newest_revision_is_the_one_that_the_program_expects() -> None:
 
 def test_alembic_is_imported_only_where_there_are_older_tables(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "old.db")) as old:
-        old.executescript((Path(__file__).parent / "keypulse_0_1.sql").read_text())
+        old.executescript((Path(__file__).parents[1] / "keypulse_0_1.sql").read_text())
     program = (
         "import sys; from pathlib import Path; from services.relay.outbox import dialect, migrate\n"
         "from shared.sql import location\n"

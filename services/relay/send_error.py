@@ -1,0 +1,64 @@
+"""How an attempt to send failed: the one error of whatever speaks to a provider, and what follows from it."""
+
+from enum import StrEnum
+from functools import partial
+from typing import Any
+
+
+class Reason(StrEnum):
+    """How one attempt ended: the label `reason` of `relay_delivery_attempts_total`."""
+
+    OK = "ok"
+    TIMEOUT = "timeout"
+    CONNECTION = "connection"
+    """Refused, reset, or not resolved."""
+    RATE_LIMITED = "rate_limited"
+    SERVER_ERROR = "server_error"
+    REJECTED = "rejected"
+    """The provider will not take this message."""
+    UNAUTHORIZED = "unauthorized"
+    """A token, key or password is wrong, revoked or unreadable."""
+    MISCONFIGURED = "misconfigured"
+    """The place does not exist, or we may not write there."""
+    INTERNAL = "internal"
+    """A defect of ours."""
+
+
+class Scope(StrEnum):
+    """What an error is about, and so what follows from it."""
+
+    ATTEMPT = "attempt"
+    """This one try: again, with backoff."""
+    MESSAGE = "message"
+    """This message, on any try: dead at once, and shown."""
+    CHANNEL = "channel"
+    """Every message, until a person acts: again at the longest backoff, never dead before `give_up_after`."""
+
+
+class SendError(Exception):
+    """A provider did not take what was sent. Its text is fit for a log: it holds no token, key or password."""
+
+    def __init__(
+        self,
+        reason: Reason,
+        scope: Scope,
+        detail: str,
+        *,
+        retry_after: float | None = None,
+        maybe_arrived: bool = False,
+        provider_works: bool = False,
+    ) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.scope = scope
+        self.retry_after = retry_after
+        """Seconds that the provider asked to wait."""
+        self.maybe_arrived = maybe_arrived
+        """Whether the provider may have taken the message all the same: the answer was lost, not given."""
+        self.provider_works = provider_works
+        """Whether the provider answered and works, so that this error says nothing against the next message."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As pickle needs it: what an exception has by itself would call it with its text alone."""
+        optional = {name: getattr(self, name) for name in ("retry_after", "maybe_arrived", "provider_works")}
+        return partial(SendError, **optional), (self.reason, self.scope, str(self))

@@ -1,0 +1,70 @@
+"""URLs of HTTP servers among settings and options, checked before anything is sent to them.
+
+Errors never repeat the URL: it may hold a password or a token.
+"""
+
+from typing import Annotated
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import AfterValidator
+
+from shared.config.settings import Address
+
+
+def check_http_url(url: str) -> str:
+    """Return the URL if an HTTP client can use it. Raises ValueError with what was expected."""
+    _split(url, "expected an http:// or https:// URL without spaces and line breaks")
+    return url
+
+
+def check_base_url(url: str, *, allow_user: bool = False) -> str:
+    """Return the URL, to which paths are appended, without its last slash. Raises ValueError with what was expected."""
+    without = "a query" if allow_user else "a user, a password or a query"
+    expected = f"expected a URL such as https://HOST, without {without}"
+    parts = _split(url, expected)
+    if parts.query or parts.fragment or (parts.username is not None and not allow_user):
+        raise ValueError(expected)
+    return url.rstrip("/")
+
+
+def check_secret_url(url: str, *, allow_remote_insecure: bool = False) -> str:
+    """Return the URL if secrets stay secret on their way to it: https, or http on this machine.
+
+    Args:
+        url: it may hold a secret in its path or query, but no user.
+        allow_remote_insecure: accepts http everywhere.
+
+    Raises:
+        ValueError: says what was expected.
+    """
+    expected = "expected a URL such as https://HOST/PATH, without a user or a password"
+    parts = _split(url, expected)
+    if parts.username is not None:
+        raise ValueError(expected)
+    is_exposed = parts.scheme == "http" and not Address(parts.hostname or "", 0).is_loopback
+    if is_exposed and not allow_remote_insecure:
+        raise ValueError("expected https://, because http:// would send the secret in plaintext beyond this machine")
+    return url
+
+
+def _split(url: str, expected: str) -> SplitResult:
+    if not url.isprintable() or " " in url:  # urlsplit drops some of them
+        raise ValueError(expected)
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError(expected) from None
+    if parts.scheme not in {"http", "https"} or not host or port == 0:
+        raise ValueError(expected)
+    try:
+        host.encode("idna")  # as every lookup of a name does
+    except UnicodeError:
+        raise ValueError("expected a host whose parts between the dots have 1 to 63 characters each") from None
+    return parts
+
+
+HttpUrl = Annotated[str, AfterValidator(check_http_url)]
+"""Any URL of an HTTP server."""
+BaseUrl = Annotated[str, AfterValidator(check_base_url)]
+"""A URL to which paths are appended."""

@@ -1,0 +1,114 @@
+"""Names use the words of the field, docs/architecture.md has the glossary: not the words that a newcomer has to guess."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGES = ("services", "shared", "ops")
+
+TERMS = {
+    "accepts, refuses or opens": "gate",
+    "the caller, the client, the peer": "stranger strangers asker",
+    "circuit breaker, rate limit": "paced pacer stride",
+    "configuration error, warning": "mistake mistakes doubt doubts trouble complaint complaints misfit",
+    "connectivity, phases": "way",
+    "dead letter, requeue": "again",
+    "delivered, reported, published": "tell tells telling told teller news",
+    "expired, due": "overdue beat beats",
+    "failing, degraded, healthy": "well odd",
+    "fix": "mend mends mended",
+    "batch, several": "together many pieces",
+    "hot reload": "generation generations",
+    "journal entry": "note notes noted",
+    "key inspection, read": "look looks looked looking",
+    "lease": "held holds holding turn turns hand handed",
+    "message, text, template": "word words wording say says said saying talk",
+    "outside systems by their name": "outside here apart abroad",
+    "probe, round trip": "tried trying",
+    "quarantine": "rejected",
+    "a verb": "made makes making kept keeps seen saw shown shows taken took takes asked asks written gone done_with known needed",
+    "retire, destroy": "wish wishes wished",
+    "space, capacity, limit": "room rooms house floor floors",
+    "task": "carrier carry carries carried",
+    "encrypted": "sealed seal",
+    "path, location, key": "place places",
+}
+"""What the field says → words that stood for it."""
+ODD = {word: term for term, words in TERMS.items() for word in words.split()}
+ESTABLISHED = (
+    "connection_made",  # asyncio.Protocol calls it
+    "last_seen",  # of the metric relay_watchdog_last_seen_timestamp_seconds
+    "look_up",  # what one does with a name or a digest
+    "release_notes",
+    "too_many",  # as in HTTP's 429
+)
+"""Phrases of the field that hold such a word."""
+
+
+def split(name: str) -> str:
+    """`TooManyRowsError` and `too_many_rows` alike as `too_many_rows`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower().strip("_")
+
+
+def find_odd_words(name: str) -> set[str]:
+    words = split(name)
+    for phrase in ESTABLISHED:
+        words = words.replace(phrase, "")
+    return set(words.split("_")) & ODD.keys()
+
+
+def iterate_names(source: str) -> Iterator[tuple[int, str]]:
+    """Each class, function and parameter with its line."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node.lineno, node.name
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+
+
+def find_names(source: str) -> list[str]:
+    return [f"{line}: {name}" for line, name in iterate_names(source) if find_odd_words(name)]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_module_class_function_or_parameter_has_an_odd_word(package: str) -> None:
+    odd: list[str] = []
+    files = sorted((REPOSITORY / package).rglob("*.py"))
+    assert files
+    for file in files:
+        name = str(file.relative_to(REPOSITORY))
+        odd += [f"{name}: say {ODD[word]}, not {word}" for word in sorted(find_odd_words(file.stem))]
+        odd += [f"{name}:{found}" for found in find_names(file.read_text(encoding="utf-8"))]
+    assert odd == []
+
+
+def test_no_module_of_the_tests_has_an_odd_word() -> None:
+    helpers = [file for file in (REPOSITORY / "tests").rglob("*.py") if not file.stem.startswith("test_")]
+    assert helpers
+    assert [str(file.relative_to(REPOSITORY)) for file in helpers if find_odd_words(file.stem)] == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "class Told: ...",
+        "def tell(): ...",
+        "async def _held_for(): ...",
+        "def f(overdue): ...",
+        "def f(*, needed_keys=()): ...",
+        "f = lambda word: word",
+        "class KeptRows: ...",
+        "class HTTPGate: ...",
+    ],
+)
+def test_an_odd_word_is_found_wherever_it_stands(source: str) -> None:
+    assert len(find_names(source)) == 1
+
+
+@pytest.mark.parametrize("source", ["class TooManyRowsError: ...", "def connection_made(): ...", "def keyword(): ..."])
+def test_a_phrase_of_the_field_is_no_odd_word(source: str) -> None:
+    assert find_names(source) == []
