@@ -19,8 +19,8 @@ from typing import Final
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from services.exporter.model import Canary
-from shared.kms.port import MAX_VERSION_LENGTH
 from shared.atomic_file import replace_file
+from shared.kms.port import MAX_VERSION_LENGTH
 from shared.process.concurrency import start_in_thread
 
 MAX_CANARIES = 100
