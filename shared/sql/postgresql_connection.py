@@ -6,10 +6,10 @@ what stands before it, takes bytes and answers nothing: a process that is stoppe
 
 import time
 from collections.abc import Generator, Iterable
-from typing import Any
+from typing import Any, cast
 
 from psycopg import Connection, Cursor, OperationalError
-from psycopg.abc import Params, QueryNoTemplate
+from psycopg.abc import Params, Query, QueryNoTemplate
 from psycopg.waiting import Ready
 
 from shared.sql.answer_timeout import AnswerTimeout
@@ -45,9 +45,9 @@ class RowByRowCursor(Cursor[Any]):
     So `idle_in_transaction_session_timeout` ends a transaction whose client has stopped.
     """
 
-    def executemany(self, query: QueryNoTemplate, params_seq: Iterable[Params], *, returning: bool = False) -> None:
+    def executemany(self, query: Query, params_seq: Iterable[Params], *, returning: bool = False) -> None:
         """Executes the query for each row. `returning` is of psycopg's own, and nothing here uses it."""
         if returning:
             raise NotImplementedError("returning=True")
         for params in params_seq:
-            self.execute(query, params)
+            self.execute(cast("QueryNoTemplate", query), params)  # a template has its values already
