@@ -1,7 +1,7 @@
-"""When: runs named jobs, each once in every interval, for as long as it is not cancelled.
+"""Runs named jobs, each once in every interval, until it is cancelled.
 
-What comes in are jobs without arguments; whose they are, and what they found, is not known here, only whether one asks
-to come less often. The only clock is the event loop's, which no change of the wall clock moves.
+A job takes no arguments and returns only when it wants to run again. The only clock is the event loop's, which no
+change of the wall clock moves.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ START_SPACING = 0.1
 JITTER_FRACTION = 0.1
 """How late a run may come, as a part of the interval, so that many exporters do not stay in step with one another."""
 MAX_BACKOFF = 60.0
-"""Seconds to which the pause of a job that asks for a slower beat grows; the interval where that is longer."""
+"""The longest pause of a job that backs off, in seconds; the interval where that is longer."""
 
 log = structlog.get_logger(__name__)
 
@@ -28,7 +28,7 @@ class NextRun(Enum):
     """When a job wants its next run."""
 
     ON_GRID = "next"
-    """At the next beat of its grid."""
+    """At the next tick of its grid."""
     BACK_OFF = "slower"
     """After twice the last pause, such as while a quota is exhausted."""
 
@@ -44,29 +44,29 @@ class Job:
 async def run_jobs(
     jobs: Sequence[Job], *, interval: float, concurrency: int, random: Random, start_spacing: float = START_SPACING
 ) -> None:
-    """Runs every job at each beat of its own grid: first beat + n * `interval`, plus a jitter that never adds up.
+    """Runs every job at each tick of its own grid: first run + n * `interval`, plus a jitter that never adds up.
 
-    A job never overlaps itself. One that is late, because it is slow or because no place was free, runs as soon as it
-    can, and the beats that it missed meanwhile are left out. One that asks for `Beat.SLOWER` pauses twice as long each
-    time, up to `MAX_BACKOFF`, and is back on its grid as soon as it asks no longer. A job's exception is logged once, with
-    its trace, until the job succeeds or fails differently; the job goes on at its next beat.
+    A job never overlaps itself. A job that is late, because it is slow or because of `concurrency`, runs as soon as it
+    can, and the ticks that it missed are skipped. A job that returns `NextRun.BACK_OFF` pauses twice as long each time,
+    up to `MAX_BACKOFF`, and returns to its grid after the first run that does not. A job's exception is logged once,
+    with its trace, until the job succeeds or fails differently; the job runs again at its next tick.
 
     Args:
         jobs: the first runs come in this order, all of them within one interval.
-        interval: seconds between two beats of a job.
+        interval: seconds between two ticks of a job.
         concurrency: how many jobs run at the same time.
         random: where the jitter comes from.
         start_spacing: seconds between the first runs of two jobs; less where they would not fit into one interval.
 
     Returns only where there are no jobs; cancelled, it leaves nothing running.
     """
-    places = asyncio.Semaphore(concurrency)
+    semaphore = asyncio.Semaphore(concurrency)
     start_spacing = min(start_spacing, interval / max(len(jobs), 1))
     start = asyncio.get_running_loop().time()
     async with asyncio.TaskGroup() as group:
         for n, job in enumerate(jobs):
-            beats = _Grid(start + n * start_spacing, interval, random)
-            group.create_task(_repeat_job(job, beats, places), name=job.name)
+            grid = _Grid(start + n * start_spacing, interval, random)
+            group.create_task(_repeat_job(job, grid, semaphore), name=job.name)
 
 
 class _Grid:
@@ -82,7 +82,7 @@ class _Grid:
         """When the next run is due."""
 
     def advance(self, next_run: NextRun, now: float) -> None:
-        """After a run: to a beat to come, or to the latest of those that are past."""
+        """After a run: to the next tick, or to the latest one that is past."""
         if next_run is NextRun.BACK_OFF:
             self._pause = min(2 * self._pause, max(MAX_BACKOFF, self._interval))
             self.next_run_at = now + self._pause
@@ -99,16 +99,16 @@ class _Grid:
 
 async def _repeat_job(job: Job, grid: _Grid, semaphore: asyncio.Semaphore) -> None:
     loop = asyncio.get_running_loop()
-    known: str | None = None
+    logged_error: str | None = None
     while True:
         await asyncio.sleep(max(0.0, grid.next_run_at - loop.time()))
         async with semaphore:
-            beat, known = await _run_once(job, known)
-        grid.advance(beat, loop.time())
+            next_run, logged_error = await _run_once(job, logged_error)
+        grid.advance(next_run, loop.time())
 
 
 async def _run_once(job: Job, logged_error: str | None) -> tuple[NextRun, str | None]:
-    """Runs the job; gives what it asks for, and what it raised, in words, or None. The log says `logged_error` already."""
+    """Runs the job. Returns when it wants to run again, and its error or None; `logged_error` is not logged again."""
     try:
         return await job.run(), None
     except asyncio.CancelledError as error:
@@ -121,7 +121,7 @@ async def _run_once(job: Job, logged_error: str | None) -> tuple[NextRun, str | 
 
 
 def _log_failure(job: Job, error: BaseException, logged_error: str | None) -> str:
-    words = repr(error)
-    if words != logged_error:
+    described = repr(error)
+    if described != logged_error:
         log.error("job failed unexpectedly; it runs again at its next time", job=job.name, exc_info=error)
-    return words
+    return described

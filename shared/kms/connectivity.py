@@ -30,7 +30,7 @@ async def measure_connectivity(
 
     Args:
         address: the service.
-        create_trust_context: gives the TLS context, in a thread, for it may read files; None where the service speaks no TLS.
+        create_trust_context: returns the TLS context; called in a thread, because it may read files. None: no TLS.
         timeout: seconds for all phases together.
     """
     phases: list[ConnectivityPhase] = []

@@ -34,7 +34,7 @@ async def connect(addresses: list[ResolvedAddress]) -> socket.socket:
         addresses: at least one.
 
     Raises:
-        NoConnectionError: each of them refused.
+        ConnectError: each of them refused.
     """
     waiting = _interleave_families(addresses)
     attempts: dict[asyncio.Task[socket.socket], Any] = {}

@@ -15,5 +15,5 @@ def test_the_wheel_holds_every_file_of_the_packages(tmp_path: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
     files = [file.relative_to(ROOT) for room in ("services", "shared", "ops") for file in (ROOT / room).rglob("*.*")]
     kept = {file.as_posix() for file in files if "__pycache__" not in file.parts and (ROOT / file).is_file()}
-    assert "services/exporter/web/board/board.html.j2" in kept
+    assert "services/exporter/web/assets/board.html.j2" in kept
     assert sorted(kept - held) == []

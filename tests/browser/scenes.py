@@ -29,7 +29,7 @@ PERMISSIONS: Final = (
 )
 
 
-def well(vault_until: float = 0) -> History:
+def healthy(vault_until: float = 0) -> History:
     """Nothing is wrong.
 
     Args:
@@ -47,7 +47,7 @@ def well(vault_until: float = 0) -> History:
 
 def failing() -> History:
     """The network to KMS is cut for one key, for four minutes by now."""
-    history = well(vault_until=240)
+    history = healthy(vault_until=240)
     detail = "failed to connect to all addresses; last error: UNKNOWN: ipv4:10.20.0.9:443: connection attempt timed out"
     failure = Failure(Reason.UNAVAILABLE, detail)
     way = (
@@ -60,9 +60,9 @@ def failing() -> History:
     return history
 
 
-def attention() -> History:
+def degraded() -> History:
     """A version is disabled that data still needs, another one will be destroyed, and a backend is without KMS."""
-    history = well()
+    history = healthy()
     detail = "projects/demo/…/cryptoKeyVersions/2 is not enabled, current state is: DISABLED."
     lost = CanaryResult("2", Call(Operation.CANARY_DECRYPT, 0.012, Failure(Reason.KEY_DISABLED, detail)))
     _key(history, "archive-kek", lost, states={"2": "DISABLED"})
@@ -71,7 +71,7 @@ def attention() -> History:
     return history
 
 
-SCENES: Final = {"well": well, "failing": failing, "attention": attention}
+SCENES: Final = {"healthy": healthy, "failing": failing, "degraded": degraded}
 
 
 def _hour(history: History, target: str, until: float) -> None:

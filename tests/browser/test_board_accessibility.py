@@ -11,7 +11,7 @@ from services.exporter.history import History
 from services.exporter.model import Call, Failure, Operation, ProbeResult
 from shared.kms.reason import Reason
 from tests.browser.conftest import opened
-from tests.browser.scenes import NOW, SCENES, attention, failing
+from tests.browser.scenes import NOW, SCENES, degraded, failing
 from tests.browser.test_accessibility import CONTRASTS, FOCUS
 from tests.browser.watched import shown
 
@@ -76,7 +76,7 @@ MARKS = """() => {
 @pytest.mark.parametrize("scheme", SCHEMES)
 async def test_lights_and_lines_are_seen(chromium: Browser, complaints: list[str], scheme: str) -> None:
     """WCAG 2.2, 1.4.11: 3 to 1."""
-    async with board(chromium, attention(), complaints) as page:
+    async with board(chromium, degraded(), complaints) as page:
         await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light", reduced_motion="reduce")
         found = await page.evaluate(MARKS)
         assert len(found) > 12
@@ -85,20 +85,20 @@ async def test_lights_and_lines_are_seen(chromium: Browser, complaints: list[str
 
 async def test_a_light_is_more_than_its_colour(chromium: Browser, complaints: list[str]) -> None:
     """WCAG 2.2, 1.4.1: each has a shape and a word."""
-    history = attention()
+    history = degraded()
     history.configure([(record.service, name) for name, record in history.targets.items()] + [("x", "new")], ["ledger"])
     async with board(chromium, history, complaints) as page:
         shapes = await page.evaluate(
             """() => Object.fromEntries([...document.querySelectorAll(".card > header")].map((header) =>
                  [header.querySelector(".state").textContent, header.querySelector(".led").innerHTML.trim()]))"""
         )
-    assert set(shapes) == {"Failing", "Attention", "No news", "Well"}
+    assert set(shapes) == {"Failing", "Degraded", "Unknown", "Healthy"}
     assert len(set(shapes.values())) == 4
 
 
 @pytest.mark.parametrize("width", [320, 390, 1280])
 async def test_nothing_is_wider_than_the_window(chromium: Browser, complaints: list[str], width: int) -> None:
-    history = attention()
+    history = degraded()
     long = "w" * 200
     history.configure([(record.service, name) for name, record in history.targets.items()] + [(long, long)], ["ledger"])
     failure = Failure(Reason.INVALID_REQUEST, "y" * 500)
@@ -125,7 +125,7 @@ async def test_the_keyboard_reaches_everything_and_the_focus_is_seen(chromium: B
             if name:
                 assert outline, name
                 reached.append(name)
-        assert reached[0] == "Skip to what is watched"
+        assert reached[0] == "Skip to content"
         assert {"filter", "Runbook: unavailable", "All failures of vault-kek", "metrics"} <= set(reached)
         assert reached.count("Versions, permissions, canaries") >= 3
         await page.locator("summary").first.focus()
@@ -133,7 +133,7 @@ async def test_the_keyboard_reaches_everything_and_the_focus_is_seen(chromium: B
         await expect(page.get_by_role("region", name="Versions of vault-kek")).to_be_visible()
         await page.keyboard.press("Tab")
         await expect(page.get_by_role("region", name="Versions of vault-kek")).to_be_focused()  # so that it scrolls
-        await page.get_by_role("link", name="Skip to what is watched").focus()
+        await page.get_by_role("link", name="Skip to content").focus()
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("main")).to_be_focused()
 
@@ -150,7 +150,7 @@ HEADINGS = """() => [...document.querySelectorAll("h1, h2, h3, h4")].map((node) 
 
 
 async def test_every_part_has_a_name_and_a_place_for_a_screen_reader(chromium: Browser, complaints: list[str]) -> None:
-    async with board(chromium, attention(), complaints) as page:
+    async with board(chromium, degraded(), complaints) as page:
         for role in ("banner", "main", "contentinfo", "search", "status"):
             await expect(page.get_by_role(role)).to_have_count(1)
         for name in ("Overall", "Backends 2", "Keys 3"):
@@ -176,7 +176,7 @@ async def test_without_javascript_everything_is_there(chromium: Browser) -> None
     page = await context.new_page()
     async with shown(failing(), clock=lambda: NOW) as address:
         await page.goto(f"http://{address}/")
-        await expect(page.locator(".live")).to_have_text("As of 2026-01-15 09:30:00 UTC; reload for news")
+        await expect(page.locator(".live")).to_have_text("As of 2026-01-15 09:30:00 UTC; reload to update")
         await expect(page.get_by_role("article")).to_have_count(5)
         vault = page.get_by_role("article", name="vault-kek")
         for text in ("Failing", "unavailable at encrypt", "It is the network", "What to do:", "4 min ago"):

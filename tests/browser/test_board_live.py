@@ -7,7 +7,7 @@ from ops.kms_emulator.faults import Fault
 from services.exporter.model import BackendState, Health
 from shared.backend_contract import CryptoMode
 from shared.config.settings import Address
-from tests.browser.scenes import NOW, failing, well
+from tests.browser.scenes import NOW, failing, healthy
 from tests.browser.watched import Watched, key_name, shown
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
@@ -30,9 +30,9 @@ async def break_ledger(watch: Watched, kind: str = "PERMISSION_DENIED", message:
 
 
 async def test_a_probe_that_fails_turns_its_card_without_a_reload(board: Page, watch: Watched) -> None:
-    await expect(card(board, LEDGER).locator(".state")).to_have_text("No news")
+    await expect(card(board, LEDGER).locator(".state")).to_have_text("Unknown")
     await watch.probe()
-    await expect(card(board, LEDGER).locator(".state")).to_have_text("Well")
+    await expect(card(board, LEDGER).locator(".state")).to_have_text("Healthy")
     await break_ledger(watch)
     await expect(card(board, LEDGER).locator(".state")).to_have_text("Failing")
     await expect(card(board, LEDGER)).to_contain_text("permission_denied at encrypt")
@@ -45,14 +45,14 @@ async def test_a_probe_that_fails_turns_its_card_without_a_reload(board: Page, w
     await expect(board.locator("[data-kind=keys] h3").first).to_have_text(LEDGER)  # the failing ones first
     watch.kms.faults.clear()
     await watch.probe(LEDGER)
-    await expect(card(board, LEDGER).locator(".state")).to_have_text("Well")
+    await expect(card(board, LEDGER).locator(".state")).to_have_text("Healthy")
     await expect(card(board, LEDGER)).to_contain_text("Last failure")
     await expect(board).to_have_title("keypulse exporter")
 
 
 async def test_a_screen_reader_hears_of_a_failure_once(board: Page, watch: Watched) -> None:
     await watch.probe()
-    await expect(card(board, LEDGER).locator(".state")).to_have_text("Well")
+    await expect(card(board, LEDGER).locator(".state")).to_have_text("Healthy")
     await board.evaluate(HEARD)
     await break_ledger(watch)
     for count in (2, 3):
@@ -91,29 +91,29 @@ async def test_text_that_is_being_selected_stays_until_there_is_news(board: Page
     await expect(card(board, LEDGER).locator(".state")).to_have_text("Failing")
     await board.evaluate("getSelection().selectAllChildren(document.querySelector('.failing .what'))")
     await watch.probe(LEDGER, "vault-kek")
-    await expect(card(board, "vault-kek").locator(".state")).to_have_text("Well")  # so the page has looked again
+    await expect(card(board, "vault-kek").locator(".state")).to_have_text("Healthy")  # so the page has looked again
     assert await board.evaluate("String(getSelection()).trim()") == "permission_denied at encrypt"
     await board.evaluate("getSelection().removeAllRanges()")
     await expect(card(board, LEDGER)).to_contain_text("2 in a row")
     await board.evaluate("getSelection().selectAllChildren(document.querySelector('.failing .what'))")
     watch.kms.faults.clear()
     await watch.probe(LEDGER)
-    await expect(card(board, LEDGER).locator(".state")).to_have_text("Well")  # news go before
+    await expect(card(board, LEDGER).locator(".state")).to_have_text("Healthy")  # news go before
 
 
 async def test_a_backend_turns_too_and_a_reload_brings_and_takes_cards(board: Page, watch: Watched) -> None:
     watch.backend()
-    await expect(card(board, "backend").locator(".state")).to_have_text("Well")
+    await expect(card(board, "backend").locator(".state")).to_have_text("Healthy")
     watch.backend(Health(CryptoMode.ENV, ready=True))
     await expect(card(board, "backend")).to_contain_text("mode is env")
     watch.backend(None, "health check: connection refused")
     await expect(card(board, "backend")).to_contain_text("health check: connection refused")
     watch.history.configure([("backend", LEDGER), ("backend", "brand-new")], ["backend", "other"])
-    await expect(card(board, "brand-new").locator(".state")).to_have_text("No news")
-    await expect(card(board, "other").locator(".state")).to_have_text("No news")
+    await expect(card(board, "brand-new").locator(".state")).to_have_text("Unknown")
+    await expect(card(board, "other").locator(".state")).to_have_text("Unknown")
     await expect(card(board, "vault-kek")).to_have_count(0)
     watch.history.add_backend_state(BackendState("other", Health(CryptoMode.KMS, ready=True), replica="10.0.0.7"))
-    await expect(card(board, "other 10.0.0.7").locator(".state")).to_have_text("Well")
+    await expect(card(board, "other 10.0.0.7").locator(".state")).to_have_text("Healthy")
 
 
 async def test_a_lost_connection_is_said_and_ends_when_it_is_back(chromium: Browser, watch: Watched) -> None:
@@ -128,7 +128,7 @@ async def test_a_lost_connection_is_said_and_ends_when_it_is_back(chromium: Brow
     await watch.probe()
     await page.context.set_offline(False)
     await expect(live).to_have_text("Live")
-    await expect(card(page, LEDGER).locator(".state")).to_have_text("Well")
+    await expect(card(page, LEDGER).locator(".state")).to_have_text("Healthy")
     await page.close()
 
 
@@ -142,10 +142,10 @@ async def test_an_answer_that_is_an_error_is_named(chromium: Browser, watch: Wat
 
 async def test_the_board_goes_on_with_an_exporter_that_was_restarted(chromium: Browser) -> None:
     page = await chromium.new_page()  # this one may complain: the server is away for a while
-    async with shown(well(), clock=lambda: NOW) as address:
+    async with shown(healthy(), clock=lambda: NOW) as address:
         await page.goto(f"http://{address}/")
         await expect(page.get_by_role("status")).to_have_text("Live")
-        await expect(page.locator(".verdict")).to_have_text("All 5 well")
+        await expect(page.locator(".verdict")).to_have_text("All 5 healthy")
         await page.evaluate("window.sameDocument = true")
     await expect(page.get_by_role("status")).to_contain_text("Connection lost")
     async with shown(failing(), clock=lambda: NOW, listen=Address(*address)):
@@ -157,11 +157,11 @@ async def test_the_board_goes_on_with_an_exporter_that_was_restarted(chromium: B
 
 async def test_what_is_filtered_stays_filtered(board: Page, watch: Watched) -> None:
     await watch.probe()
-    await expect(card(board, "vault-kek").locator(".state")).to_have_text("Well")
+    await expect(card(board, "vault-kek").locator(".state")).to_have_text("Healthy")
     await board.evaluate(HEARD)
     await board.get_by_role("searchbox", name="Filter").fill("VAULT")
     await expect(board.locator("[data-kind=keys] h3")).to_have_text(["vault-kek"])
-    await expect(board.locator("[data-kind=backends] .foot")).to_have_text("None of these holds “VAULT”.")
+    await expect(board.locator("[data-kind=backends] .foot")).to_have_text("No match for “VAULT”.")
     await break_ledger(watch)
     await expect(board.locator(".verdict")).to_have_text("1 of 4 failing")
     await expect(board.locator("[data-kind=keys] h3")).to_have_text(["vault-kek"])

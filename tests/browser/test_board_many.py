@@ -46,7 +46,7 @@ async def many(chromium: Browser, hour: History, complaints: list[str]) -> Async
 
 
 async def test_a_page_holds_fifty_of_a_thousand_and_leads_to_the_others(many: Page) -> None:
-    await expect(many.locator(".verdict")).to_have_text("All 1000 well")
+    await expect(many.locator(".verdict")).to_have_text("All 1000 healthy")
     await expect(many.locator("[data-kind=keys] .total")).to_have_text("1000")
     await expect(many.get_by_role("article")).to_have_count(50)
     assert await many.locator("*").count() < 5000
@@ -57,7 +57,7 @@ async def test_a_page_holds_fifty_of_a_thousand_and_leads_to_the_others(many: Pa
 
 
 async def test_a_key_that_fails_comes_to_the_first_page_and_is_told(many: Page, hour: History) -> None:
-    await expect(card(many, "key-0").locator(".state")).to_have_text("Well")
+    await expect(card(many, "key-0").locator(".state")).to_have_text("Healthy")
     await many.evaluate(HEARD)
     probe(hour, "key-777", 1, Reason.KEY_DISABLED)
     await expect(many.locator("[data-kind=keys] h3").first).to_have_text("key-777")
@@ -80,11 +80,11 @@ async def test_when_all_of_them_change_at_once_the_page_is_whole(many: Page, hou
     assert len(spoken) < 500  # nobody is read a thousand names
     for name in NAMES:
         probe(hour, name, 0)
-    await expect(many.locator(".verdict")).to_have_text("All 1000 well")
+    await expect(many.locator(".verdict")).to_have_text("All 1000 healthy")
 
 
 async def test_the_filter_finds_one_of_a_thousand(many: Page) -> None:
     await many.get_by_role("searchbox").press_sequentially("key-999")
     await expect(many.locator("[data-kind=keys] h3")).to_have_text(["key-999"])
     await expect(many.locator("[data-kind=keys] .total")).to_have_text("1")
-    await expect(many.locator(".verdict")).to_have_text("All 1000 well")
+    await expect(many.locator(".verdict")).to_have_text("All 1000 healthy")

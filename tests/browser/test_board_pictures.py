@@ -9,7 +9,7 @@ from tests.browser.pictures import IMAGES, take
 def test_the_pictures_can_be_made_anew(tmp_path: Path) -> None:
     asyncio.run(take(tmp_path, every=False))
     made = {picture.name for picture in tmp_path.iterdir()}
-    assert made == {"board-well.png", "board-failing.png", "board-attention.png"}
+    assert made == {"board-healthy.png", "board-failing.png", "board-degraded.png"}
     for name in made:
         for picture in (tmp_path / name, IMAGES / name):
             assert picture.read_bytes().startswith(b"\x89PNG")

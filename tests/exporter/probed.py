@@ -52,15 +52,15 @@ class Probed:
 
 @asynccontextmanager
 async def probed(admin: TokenFile | None = None, **changed: Any) -> AsyncIterator[Probed]:
-    """`changed`: other arguments for Demand."""
+    """`changed`: other arguments for CoalescedProbe."""
     async with run_emulator(keys=[KEY]) as emulator:
         key = connect_key(KeySettings(key=KEY, endpoint=str(emulator.address), insecure=True))
         observed: list[ProbeResult] = []
         arguments: dict[str, Any] = {
             "probe": Prober("backend", "ledger-kek", key, TIMEOUT).probe,
-            "way": partial(key.measure_connectivity, timeout=TIMEOUT),
-            "observe": observed.append,
-            "places": asyncio.Semaphore(16),
+            "measure_connectivity": partial(key.measure_connectivity, timeout=TIMEOUT),
+            "add_result": observed.append,
+            "semaphore": asyncio.Semaphore(16),
             "min_interval": 1.0,
         }
         demand = CoalescedProbe("backend", "ledger-kek", **(arguments | changed))

@@ -104,10 +104,10 @@ def test_every_reason_has_its_sentence_and_what_to_do(reason: Reason) -> None:
 
 def test_news_that_are_old_are_said_to_be_whatever_they_are() -> None:
     for key, light in ((Key().probe(), HealthStatus.DEGRADED), (Key().fails(Reason.TIMEOUT), HealthStatus.FAILING)):
-        assert all(title != "no news" for _, title, _ in told(key.head(NOW + STALE)))
+        assert all(title != "no recent result" for _, title, _ in told(key.head(NOW + STALE)))
         shown = key.head(NOW + STALE + 1)
         assert shown.status is light
-        assert "no news" in [title for _, title, _ in told(shown)]
+        assert "no recent result" in [title for _, title, _ in told(shown)]
 
 
 def test_a_broken_way_says_that_it_is_the_network_and_a_whole_one_that_it_is_not() -> None:
@@ -221,7 +221,7 @@ def test_a_backend_has_a_light_too(
     shown = build_card(history.backends["ledger", None], NOW, MAX_AGE)
     assert (shown.status, [finding.title for finding in shown.findings]) == (light, titles)
     stale = build_card(history.backends["ledger", None], NOW + STALE + 1, MAX_AGE)
-    assert [finding.title for finding in stale.findings] == [*titles, "no news"]
+    assert [finding.title for finding in stale.findings] == [*titles, "no recent result"]
 
 
 def test_no_sentence_is_endless() -> None:

@@ -98,10 +98,10 @@ async def test_versions_that_no_canary_watches_are_named_without_a_reproach(hist
     history.add_probe(ProbeResult("ledger", "ledger-kek", NOW - 4, (Call(Operation.ENCRYPT, 0.0042),), None))
     history.add_inspection(replace(look(), versions_without_canary=("2", "1")))
     shown = await text(history)
-    assert "|None of versions 2, 1: nobody watches what was encrypted under them.|" in shown
-    assert "1 of 2 in need of attention" not in shown
+    assert "|No canary of versions 2, 1: ciphertexts of these versions are not checked.|" in shown
+    assert "1 of 2 degraded" not in shown
     history.add_inspection(replace(look(canaries=(CanaryResult("2", WELL),)), versions_without_canary=("1",)))
-    assert "|version 2: decrypted in 24 ms|None of version 1: nobody watches what was encrypted under it.|" in (
+    assert "|version 2: decrypted in 24 ms|No canary of version 1: ciphertexts of this version are not checked.|" in (
         await text(history)
     )
 

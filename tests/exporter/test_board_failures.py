@@ -49,7 +49,7 @@ async def test_a_failure_stays_when_the_successes_around_it_are_over() -> None:
     html = await page(history)
     assert "version 2 is still not enabled" in html
     assert "2 times in a row, from 2026-01-15 07:30:00 UTC to 2026-01-15 07:30:30 UTC (1 h ago)" in html
-    assert "In the last hour 1 of 1 round trips were right" in html
+    assert "In the last hour 1 of 1 round trips succeeded" in html
     assert '<a href="https://example.org/r#key_disabled" rel="noreferrer">Runbook: key_disabled</a>' in html
 
 

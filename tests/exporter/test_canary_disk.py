@@ -140,8 +140,8 @@ async def test_a_disk_that_hangs_is_said_in_time_has_one_thread_and_loses_nothin
 ) -> None:
     await canary_file(tmp_path).sync(ONE)
     awake, content = threading.Event(), canary._read_bounded
-    monkeypatch.setattr(canary, "_content", lambda path: (awake.wait(), content(path))[1])
-    monkeypatch.setattr(canary, "DISK_SECONDS", 0.05)
+    monkeypatch.setattr(canary, "_read_bounded", lambda path: (awake.wait(), content(path))[1])
+    monkeypatch.setattr(canary, "DISK_TIMEOUT", 0.05)
     file = canary_file(tmp_path)
     for _ in range(3):
         async with asyncio.timeout(5):
@@ -155,5 +155,5 @@ async def test_a_disk_that_hangs_is_said_in_time_has_one_thread_and_loses_nothin
     async with asyncio.timeout(5):
         while at_work():  # noqa: ASYNC110  a thread tells no loop of its end
             await asyncio.sleep(0.01)
-    monkeypatch.setattr(canary, "DISK_SECONDS", 5.0)
+    monkeypatch.setattr(canary, "DISK_TIMEOUT", 5.0)
     assert await file.sync() == ((ONE, TWO), ())

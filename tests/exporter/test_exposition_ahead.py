@@ -13,7 +13,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from starlette.requests import Request
 from structlog.testing import capture_logs
 
-from services.exporter.metrics.collector import exposition
+from services.exporter.metrics import exposition
 from services.exporter.metrics.exposition import Exposition
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]

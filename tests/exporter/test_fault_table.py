@@ -114,7 +114,7 @@ class Watched(Results):
         self.ends: dict[str, list[tuple[float, bool]]] = {}
 
     def add_probe(self, result: ProbeResult) -> None:
-        super().probe(result)
+        super().add_probe(result)
         self.ends.setdefault(result.target, []).append((result.ended_at, result.failed_call is None))
 
     def first(self, name: str, since: float, *, right: bool) -> float | None:
@@ -126,7 +126,7 @@ class Watched(Results):
 def record(monkeypatch: pytest.MonkeyPatch) -> Watched:
     """That of the exporter that starts next."""
     made = Watched()
-    monkeypatch.setattr(app, "Record", lambda: made)
+    monkeypatch.setattr(app, "Results", lambda: made)
     return made
 
 

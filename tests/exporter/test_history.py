@@ -201,7 +201,7 @@ def test_a_backend_has_its_state_since_when_and_its_last_failure(history: Histor
         history.clock = lambda now=now: float(now)  # type: ignore[misc]
         history.add_backend_state(state)
     (record,) = history.backends.values()
-    assert (record.read_at, record.health_since, record.last_success) == (4, 3, 4)
+    assert (record.read_at, record.status_since, record.last_success) == (4, 3, 4)
     assert record.last_failure == (4, ("metrics: HTTP 500",))
 
 

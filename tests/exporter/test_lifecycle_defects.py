@@ -31,7 +31,7 @@ class Broken(GcpKmsKey):
     async def describe_key(self, *, timeout: float) -> KeyDescription:
         if self.describing:
             raise self.describing
-        return await super().describe(timeout=timeout)
+        return await super().describe_key(timeout=timeout)
 
 
 class Folder:
@@ -45,7 +45,7 @@ class Folder:
     async def sync(
         self,
         add: Canary | None = None,
-        forget: Collection[str] = (),  # noqa: ARG002  the port's
+        remove: Collection[str] = (),  # noqa: ARG002  the port's
     ) -> tuple[tuple[Canary, ...], tuple[()]]:
         if self._broken:
             raise self._broken

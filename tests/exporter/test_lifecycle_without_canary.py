@@ -82,7 +82,7 @@ class Between(GcpKmsKey):
     primary: str | None = None
 
     async def describe_key(self, *, timeout: float) -> KeyDescription:
-        return replace(await super().describe(timeout=timeout), primary_version=self.primary)
+        return replace(await super().describe_key(timeout=timeout), primary_version=self.primary)
 
 
 async def test_without_a_primary_version_all_are_older_and_one_that_encrypted_just_now_has_its_canary(

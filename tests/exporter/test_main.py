@@ -93,7 +93,7 @@ def test_a_missing_folder_of_canaries_is_named_by_check_and_at_the_start_and_sto
         assert process.stderr
         first = json.loads(process.stderr.readline())
         process.kill()
-    assert (first["level"], first["key"], first["doubt"]) == ("warning", "targets.0.canary_dir", told)
+    assert (first["level"], first["key"], first["error"]) == ("warning", "targets.0.canary_dir", told)
 
 
 def test_a_wrong_configuration_is_one_line_for_each_mistake_and_exit_2(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ async def test_a_scrape_measures_no_way_while_all_is_well() -> None:
         ways += 1
         return (ConnectivityPhase("dns", 0.001),)
 
-    async with probed(way=way) as page:
+    async with probed(measure_connectivity=way) as page:
         await page.get("?target=ledger-kek")
         assert ways == 0
         await page.get(STEPS)
@@ -85,7 +85,7 @@ async def test_the_steps_of_a_probe_that_has_not_ended_say_so() -> None:
     async with probed() as page:
         page.emulator.faults.add(Fault(kind="stall"))
         answer = await page.get(STEPS, {"X-Prometheus-Scrape-Timeout-Seconds": "0.6"})
-    assert "It had not ended after 0.1 s: timeout. It goes on, and is counted at /metrics" in answer.body
+    assert "It had not ended after 0.1 s: timeout. It continues and will be counted at /metrics." in answer.body
     assert "not measured: no time was left" in answer.body
     assert 'probe_failure_reason{reason="timeout"} 1.0' in answer.body
 

@@ -25,7 +25,7 @@ class Measured(GcpKmsKey):
 
     async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
         self.measured += 1
-        return await super().way(timeout=timeout)
+        return await super().measure_connectivity(timeout=timeout)
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ async def test_where_no_time_is_left_the_network_is_not_blamed_and_the_next_prob
 @pytest.mark.looptime
 async def test_a_way_that_cannot_be_measured_is_logged_once_a_minute_and_spoils_no_result() -> None:
     class Defect(Slow):
-        async def way(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:  # noqa: ARG002  the port's
+        async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:  # noqa: ARG002  the port's
             raise ZeroDivisionError
 
     probes = prober(Defect(encrypt=99.0), 5.0)

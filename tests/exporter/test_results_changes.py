@@ -39,7 +39,7 @@ def test_a_probe_is_told_of_when_its_reason_changes_and_not_each_time() -> None:
     ]
     assert logs[0]["target"] == "ledger-kek"
     assert logs[0]["operation"] == "encrypt"
-    assert logs[0]["detail"] == denied.detail
+    assert logs[0]["error"] == denied.detail
     assert logs[0]["exc_info"] is None
 
 

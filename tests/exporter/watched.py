@@ -61,15 +61,15 @@ class Key:
         await self._called("decrypt", timeout)
         return DecryptResult(ciphertext, is_primary=True)
 
-    async def describe(self, *, timeout: float) -> KeyDescription:
+    async def describe_key(self, *, timeout: float) -> KeyDescription:
         await self._called("describe", timeout)
         return KeyDescription("1", None, (), 2)
 
-    async def permissions(self, wanted: Sequence[str], *, timeout: float) -> frozenset[str]:
+    async def check_permissions(self, permissions: Sequence[str], *, timeout: float) -> frozenset[str]:
         await self._called("permissions", timeout)
-        return frozenset(wanted)
+        return frozenset(permissions)
 
-    async def way(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
+    async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
         return (ConnectivityPhase("dns", timeout),)
 
     async def close(self) -> None:

@@ -11,6 +11,10 @@ PROMETHEUS = ROOT / "ops/prometheus"
 FILES = sorted((PROMETHEUS / "rules").glob("*.yml"))
 TEST_FILES = sorted((PROMETHEUS / "tests").glob("*.yml"))
 RUNBOOK = ROOT / "docs/KMS_OPERATIONS.md"
+"""The general part, with a heading for each alert that leads to its page."""
+ALERT_PAGES = {file.stem: file for file in sorted((ROOT / "docs/runbooks").glob("*.md"))}
+"""The runbook of each alert, by its name."""
+RUNBOOKS = (RUNBOOK, *ALERT_PAGES.values())
 REFERENCE = ROOT / "docs/reference.md"
 
 TESTS: dict[str, dict[str, Any]] = {

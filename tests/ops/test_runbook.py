@@ -1,4 +1,4 @@
-"""The runbook: its general part, a section for each alert, commands that a shell takes, and only names that exist."""
+"""The runbook: its general part, a page for each alert, commands that a shell takes, and only names that exist."""
 
 import re
 import subprocess
@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from services.relay.channels import port
+from services.relay import send_error
 from shared.kms.reason import Reason
 from tests.ops import exposed
-from tests.ops.rehearsal.document import blocks
+from tests.ops.rehearsal.document import ALERT_PARTS, blocks, read_parts
 from tests.ops.routing import FILE as ALERTMANAGER
-from tests.ops.rules import ALERTS, RECORDINGS, ROOT, RUNBOOK
+from tests.ops.rules import ALERT_PAGES, ALERTS, RECORDINGS, ROOT, RUNBOOK, RUNBOOKS
 
 GENERAL = [
     "System status",
@@ -24,7 +24,10 @@ GENERAL = [
     "Troubleshooting",
     "Contacts",
     "Escalation",
+    "Alerts",
 ]
+RELAYS_OWN = {"RelayWebhookQuarantined": "RelayWebhooksRejected", "WatchdogAbsent": "Watchdog"}
+"""What the relay tells of itself, without a rule, and the alert on whose page it stands."""
 
 
 def sections(text: str, level: int) -> dict[str, str]:
@@ -45,22 +48,24 @@ def anchor(title: str) -> str:
     return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 
-def of_alert(alert: str) -> dict[str, str]:
-    """The parts of an alert's section by their names; what stands above the first has none."""
-    parts = re.split(r"^\*\*(\w+)\*\*\n", f"\n{SECTIONS[alert]}", flags=re.MULTILINE)
-    return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
-
-
 SECTIONS = sections(RUNBOOK.read_text(), 2)
+TEXT = "".join(file.read_text() for file in RUNBOOKS)
 ROLES = [row[0] for row in rows(SECTIONS["Contacts"], "role")]
 
 
-def test_the_general_part_stands_before_the_alerts_in_the_order_in_which_it_is_looked_for() -> None:
-    assert list(SECTIONS) == [*GENERAL, *(name for name in SECTIONS if name in ALERTS)]
-    assert set(SECTIONS) - set(GENERAL) == set(ALERTS)
-    assert [name for name in GENERAL if name != "Escalation" and "```" not in SECTIONS[name]] == [
-        "Monitoring and alerts"
-    ]
+def test_the_general_part_has_its_sections_in_the_order_in_which_they_are_looked_for() -> None:
+    assert list(SECTIONS) == GENERAL
+    without = {"Monitoring and alerts", "Escalation", "Alerts"}
+    assert {name for name in GENERAL if "```" not in SECTIONS[name]} == without
+
+
+def test_each_alert_has_a_page_and_a_heading_that_leads_to_it() -> None:
+    assert ALERT_PAGES.keys() == ALERTS.keys()
+    headings = sections(SECTIONS["Alerts"], 3)
+    assert headings.keys() == ALERTS.keys() | RELAYS_OWN.keys()
+    for name, text in headings.items():
+        page = f"runbooks/{RELAYS_OWN[name]}.md#{name.lower()}" if name in RELAYS_OWN else f"runbooks/{name}.md"
+        assert re.findall(r"\]\(([^)]+)\)", text) == [page]
 
 
 @pytest.mark.parametrize("alert", ALERTS)
@@ -72,8 +77,9 @@ def test_an_alert_tells_a_person_what_happened_and_what_to_do(alert: str) -> Non
     assert address == "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md"
     assert fragment == alert.lower(), "GitHub makes the anchor of a one-word heading by lowering it"
 
-    parts = of_alert(alert)
-    assert list(parts) == ["", "Diagnosis", "Resolution", "Verification", "Escalate"]
+    assert ALERT_PAGES[alert].read_text().startswith(f"# {alert}\n")
+    parts = read_parts(ALERT_PAGES[alert])
+    assert list(parts) == ["", *ALERT_PARTS, *(own for own, page in RELAYS_OWN.items() if page == alert)]
     assert all("```" in parts[name] for name in ("Diagnosis", "Resolution", "Verification"))
     assert re.search(r"customer|people|somebody|nobody|whoever|alert", parts[""], re.IGNORECASE), (
         "what it means for users"
@@ -82,7 +88,7 @@ def test_an_alert_tells_a_person_what_happened_and_what_to_do(alert: str) -> Non
 
 @pytest.mark.parametrize("alert", ALERTS)
 def test_a_diagnosis_shows_good_and_bad_and_a_resolution_goes_from_likely_to_rare(alert: str) -> None:
-    parts = of_alert(alert)
+    parts = read_parts(ALERT_PAGES[alert])
     seen = re.findall(r"^ *- (Good|Bad)[:,](.*(?:\n {2,}\S.*)*)", parts["Diagnosis"], re.MULTILINE)
     shown = {verdict for verdict, text in seen if re.search(r"`[^`]+`|\b[Nn]o output\b", text)}
     assert shown == {"Good", "Bad"}, "the output to expect of either"
@@ -94,7 +100,7 @@ def test_a_diagnosis_shows_good_and_bad_and_a_resolution_goes_from_likely_to_rar
 
 @pytest.mark.parametrize("alert", ALERTS)
 def test_whom_to_wake_is_a_role_and_when_is_a_number(alert: str) -> None:
-    lines = re.findall(r"^- (.+(?:\n {2}.+)*)", of_alert(alert)["Escalate"], re.MULTILINE)
+    lines = re.findall(r"^- (.+(?:\n {2}.+)*)", read_parts(ALERT_PAGES[alert])["Escalate"], re.MULTILINE)
     assert lines
     assert any(role in line for role in ROLES for line in lines), f"expected one of {ROLES}"
     assert any(re.search(r"\d|at once", line) for line in lines)
@@ -104,7 +110,7 @@ def test_the_table_of_the_alerts_agrees_with_the_rules_and_the_routing() -> None
     table = rows(SECTIONS["Monitoring and alerts"], "alert")
     documented = {alert: (severity, after, receiver) for alert, severity, after, receiver, _ in table}
     assert documented == {
-        f"[{alert}](#{alert.lower()})": (
+        f"[{alert}](runbooks/{alert}.md)": (
             rule["labels"]["severity"],
             rule.get("for", "at once"),
             f"`{receiver(alert, rule['labels']['severity'])}`",
@@ -137,13 +143,13 @@ def test_the_contacts_are_the_roles_that_the_relay_tells() -> None:
     assert list(contacts) == ROLES
 
 
-def test_what_silences_what_agrees_with_the_inhibitions() -> None:
+def test_what_inhibits_what_agrees_with_the_inhibitions() -> None:
     (sentence,) = re.findall(
-        r"^A cause keeps.*?\n\n", SECTIONS["Monitoring and alerts"] + "\n", re.MULTILINE | re.DOTALL
+        r"^A cause inhibits.*?\n\n", SECTIONS["Monitoring and alerts"] + "\n", re.MULTILINE | re.DOTALL
     )
     documented = {
         source: set(re.findall(r"\bKMS\w+", targets))
-        for source, targets in re.findall(r"(KMS\w+)\s+silences(.*?)[;.](?=\s)", sentence, re.DOTALL)
+        for source, targets in re.findall(r"(KMS\w+)\s+inhibits(.*?)[;.](?=\s)", sentence, re.DOTALL)
     }
     assert documented == {
         _names(rule["source_matchers"]).pop(): _names(rule["target_matchers"])
@@ -156,28 +162,32 @@ def _names(matchers: list[str]) -> set[str]:
 
 
 def test_the_runbook_names_only_metrics_that_exist(tmp_path: Path) -> None:
-    named = set(re.findall(r"\b(?:crypto|kms|relay)_[a-z_]+\b|\b(?:kms|relay):[a-z0-9_]+\b", RUNBOOK.read_text()))
+    named = set(re.findall(r"\b(?:crypto|kms|relay)_[a-z_]+\b|\b(?:kms|relay):[a-z0-9_]+\b", TEXT))
     named -= {"relay_token"}  # a file
     families = [*exposed.by_the_exporter(), *exposed.by_a_relay(tmp_path), *exposed.by_every_server()]
     assert named <= exposed.names(families) | RECORDINGS.keys()
 
 
 def test_the_runbook_looks_for_lines_of_the_log_that_are_written() -> None:
-    looked_for = re.findall(r"kubectl[^\n]* logs [^\n]*\| grep '\"?([^'\"]+)", RUNBOOK.read_text())
+    looked_for = re.findall(r"kubectl[^\n]* logs [^\n]*\| grep '\"?([^'\"]+)", TEXT)
     assert len(looked_for) > 5
     code = "".join(file.read_text() for part in ("services", "shared") for file in (ROOT / part).rglob("*.py"))
     assert [words for words in looked_for if f'"{words}' not in code] == []
 
 
 def test_the_runbook_counts_data_keys_only_of_lines_that_tell_of_a_failure() -> None:
-    counts = [c for block in blocks(RUNBOOK) for c in block.commands if "data_key" in c and " logs " in c]
+    counts = [
+        c for file in RUNBOOKS for block in blocks(file) for c in block.commands if "data_key" in c and " logs " in c
+    ]
     assert counts
-    assert [command for command in counts if "corrupt record" not in command] == [], "a re-wrap names data keys, too"
+    assert [command for command in counts if "record is corrupt" not in command] == [], "a re-wrap names data keys, too"
 
 
 def test_the_runbook_explains_every_reason_of_a_channel() -> None:
     explained = rows(sections(SECTIONS["Troubleshooting"], 3)["What a channel's reason means"], "reason")
-    assert {name for row in explained for name in re.findall(r"`(\w+)`", row[0])} == set(map(str, port.Reason)) - {"ok"}
+    assert {name for row in explained for name in re.findall(r"`(\w+)`", row[0])} == set(
+        map(str, send_error.Reason)
+    ) - {"ok"}
 
 
 def test_the_runbook_explains_every_reason_of_kms_and_says_what_to_run_first() -> None:
@@ -186,15 +196,16 @@ def test_the_runbook_explains_every_reason_of_kms_and_says_what_to_run_first() -
     assert [reason for reason, text in explained.items() if "```bash" not in text] == []
 
 
-def test_every_link_within_the_runbook_leads_to_one_heading() -> None:
-    text = RUNBOOK.read_text()
+@pytest.mark.parametrize("file", RUNBOOKS, ids=lambda file: file.stem)
+def test_every_link_within_a_runbook_leads_to_one_heading(file: Path) -> None:
+    text = file.read_text()
     anchors = [anchor(title) for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)]
     for link in set(re.findall(r"\]\(#([^)]+)\)", text)):
         assert anchors.count(link) == 1, link
 
 
 def test_the_runbooks_commands_are_sound_shell(tmp_path: Path) -> None:
-    found = re.findall(r"^( *)```bash\n(.*?)^ *```$", RUNBOOK.read_text(), re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^( *)```bash\n(.*?)^ *```$", TEXT, re.MULTILINE | re.DOTALL)
     assert found
     script = tmp_path / "runbook.sh"
     script.write_text("\n".join(re.sub(rf"^{indent}", "", commands, flags=re.MULTILINE) for indent, commands in found))

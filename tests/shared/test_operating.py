@@ -47,7 +47,8 @@ async def serve(runner):
     async def apply(settings):
         log.error("runs", word=settings.word)
 
-    await runner.serve(create_application("sample", create_registry(), [], access_policy=create_access_policy(runner.settings.auth)), apply)
+    policy = create_access_policy(runner.settings.auth)
+    await runner.serve(create_application("sample", create_registry(), [], access_policy=policy), apply)
 
 @click.command()
 @add_server_options

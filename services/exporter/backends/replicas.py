@@ -1,7 +1,7 @@
-"""`resolve: all`: every process behind a backend's name is read by itself → one BackendState for each address.
+"""`resolve: all`: reads every process behind a backend's name by itself → one BackendState for each address.
 
-DNS is asked anew at each beat, so that what a roll-out brings and takes away is followed. A DNS that does not answer is
-no backend that is down: the addresses of its last answer go on for a while.
+DNS is resolved again for each read, so that a roll-out is followed. A DNS server that does not answer does not mean
+that the backend is down: the last known addresses stay in use for a while.
 """
 
 import asyncio
@@ -32,18 +32,18 @@ class ReplicaReader:
     host: str
     """The name in the backend's URLs."""
     read_replica: Callable[[str], Awaitable[BackendState]]
-    """Reads the process at an address; whatever it answers is a state."""
+    """Reads the process at an address; never raises for what it answers."""
     timeout: float
-    """Seconds for DNS; `read_one` has its own."""
+    """Seconds for DNS; `read_replica` has its own."""
     resolve: Callable[[str], Awaitable[set[str]]] = resolve_addresses
     _addresses: list[str] = field(default_factory=list, init=False)
     _addresses_expire_at: float = field(default=0.0, init=False)
 
     async def read(self) -> tuple[BackendState, ...]:
-        """The state of each replica right now; one of the service alone, down, where no address is known.
+        """Reads every replica. Returns one state of the service alone, down, where no address is known.
 
-        What is not among the states is no longer there. What is wrong with DNS is said once, by the first. A replica
-        that hangs makes the answer late by the time that `read_one` gives it; more than `MAX_CONCURRENT_READS` that hang, by a
+        A replica that is not among the states is gone. The first state carries the problems of DNS. A replica that
+        hangs delays the result by the timeout of `read_replica`; more than `MAX_CONCURRENT_READS` of them by a
         multiple of it.
         """
         problems = await self._resolve_host()
@@ -61,7 +61,7 @@ class ReplicaReader:
         return (replace(first, problems=problems + first.problems), *others)
 
     async def _resolve_host(self) -> tuple[str, ...]:
-        """Brings the known addresses up to date; gives what there is to say about it."""
+        """Updates the known addresses. Returns what went wrong."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self.timeout):
@@ -84,6 +84,6 @@ class ReplicaReader:
 
 
 def _get_sort_key(address: str) -> tuple[int, int]:
-    """The same addresses in the same order at each beat, whatever turn DNS gives them."""
+    """Keeps the order of the addresses stable, whatever order DNS returns."""
     parsed = ip_address(address)
     return parsed.version, int(parsed)

@@ -29,7 +29,7 @@ from shared.http.server import select_encoder
 REST_FACTOR = 20
 """After each encoding, that many times its duration goes by until the next: it takes a twentieth of a core at most."""
 MAX_REST = 5.0
-"""Seconds; wins over `REST_FACTOR`: what is shown is this and two encodings old at most, however slow the machine is."""
+"""Seconds; wins over `REST_FACTOR`: the exposition is at most this and two encodings old, however slow the host is."""
 FORMAT_IDLE_SECONDS = 300.0
 """Seconds without a scrape after which a format is no longer encoded ahead."""
 _EOF_LINE = b"# EOF\n"
@@ -57,16 +57,16 @@ class Exposition:
         process_registry: CollectorRegistry,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Takes what to show.
+        """Encodes nothing yet.
 
         Args:
-            parts: all there are right now.
-            process: small; encoded anew at each scrape.
-            monotonic: seconds.
+            get_sources: returns all sources that exist right now.
+            process_registry: metrics of the process; small, encoded at each scrape.
+            clock: monotonic seconds.
         """
-        self._parts = get_sources
+        self._get_sources = get_sources
         self._process = process_registry
-        self._monotonic = clock
+        self._clock = clock
         self._text = _Format(generate_latest)
         self._openmetrics = _Format(generate_openmetrics)
         self._encodes_ahead = False
@@ -80,13 +80,13 @@ class Exposition:
             while True:
                 await changed.wait()
                 changed.clear()
-                begin = self._monotonic()
+                begin = self._clock()
                 for format_ in (self._text, self._openmetrics):
-                    if format_.scraped_at + FORMAT_IDLE_SECONDS < self._monotonic():
+                    if format_.scraped_at + FORMAT_IDLE_SECONDS < self._clock():
                         format_.clear()
                     else:
-                        await loop.run_in_executor(thread, format_.encode, self._parts())
-                await asyncio.sleep(min(REST_FACTOR * (self._monotonic() - begin), MAX_REST))
+                        await loop.run_in_executor(thread, format_.encode, self._get_sources())
+                await asyncio.sleep(min(REST_FACTOR * (self._clock() - begin), MAX_REST))
         finally:
             self._encodes_ahead = False
             thread.shutdown(wait=False, cancel_futures=True)
@@ -95,8 +95,8 @@ class Exposition:
         """Answers a scrape; not async, so that Starlette calls it off the event loop."""
         content_type = select_encoder(request.headers.get("accept", ""))[1]
         format_ = self._openmetrics if content_type.startswith("application/openmetrics-text") else self._text
-        format_.scraped_at = self._monotonic()
-        body = (self._encodes_ahead and format_.body) or format_.encode(self._parts())
+        format_.scraped_at = self._clock()
+        body = (self._encodes_ahead and format_.body) or format_.encode(self._get_sources())
         tail = format_.generate(self._process)
         headers = {"content-type": content_type, "vary": "accept, accept-encoding"}
         if not _accepts_gzip(request.headers.get("accept-encoding", "")):

@@ -1,6 +1,6 @@
-"""The board for people: its pages, what its script asks for, its files. HTML is made here and nowhere else.
+"""The pages of the board, the endpoint that its script polls, and its files. All HTML is rendered here.
 
-A look is taken on the event loop, where the history lives; the HTML of it is made in a thread.
+A board is built on the event loop, where the history lives; its HTML is rendered in a thread.
 """
 
 import math
@@ -17,17 +17,33 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
-from services.exporter.history import MAX_FAILURE_SPANS, FailureSpan, History, compute_quantile
-from services.exporter.web import board as cards
+from services.exporter.history import MAX_FAILURE_SPANS, FailureSpan, History, TargetHistory, compute_quantile
 from services.exporter.web import findings, latency_plot, time_format
-from services.exporter.web.board import Board, BoardCursor, BoardQuery, CardCache, build_board
-from services.exporter.web.findings import STATUS_LABELS, HealthStatus, format_versions
+from services.exporter.web.board import (
+    MAX_LISTED_VERSIONS,
+    Board,
+    BoardCursor,
+    BoardQuery,
+    Card,
+    CardCache,
+    MaxAges,
+    build_board,
+    build_card,
+    format_data_keys,
+    get_last_rotation_time,
+    get_protection_level,
+    get_version_label,
+    label_versions,
+    sort_canaries,
+    sort_versions,
+)
+from services.exporter.web.findings import STATUS_LABELS, HealthStatus
 from shared import VERSION
 from shared.config.server_settings import Role
 from shared.http.authentication import Endpoint
 from shared.http.authorization import ProtectedRoute, RouteRequirements
 
-_ASSET_FOLDER: Final = Path(__file__).parent / "board"
+_ASSET_FOLDER: Final = Path(__file__).parent / "assets"
 _MEDIA_TYPES: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _ASSETS: Final = {
     file.name: (file.read_bytes(), _MEDIA_TYPES[file.suffix])
@@ -68,8 +84,8 @@ class Pages:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._history = history
-        self._max_age = cards.MaxAges(result_max_age, success_max_age)
-        self._cards = CardCache(self._max_age)
+        self._max_ages = MaxAges(result_max_age, success_max_age)
+        self._cards = CardCache(self._max_ages)
         self._clock = clock
         self._process_id = token_hex(8)  # a number of an earlier process's history says nothing here
         self._templates = Environment(
@@ -80,32 +96,34 @@ class Pages:
             lstrip_blocks=True,
         )
         self._templates.filters.update(
-            ago=time_format.format_age,
-            span=time_format.format_duration,
-            moment=time_format.format_time,
-            short=time_format.format_short_time,
-            iso=time_format.format_rfc3339,
-            took=time_format.format_latency,
-            rounded=time_format.format_scale,
+            age=time_format.format_age,
+            duration=time_format.format_duration,
+            time=time_format.format_time,
+            short_time=time_format.format_short_time,
+            rfc3339=time_format.format_rfc3339,
+            latency=time_format.format_latency,
+            scale=time_format.format_scale,
             quantile=compute_quantile,
         )
         self._templates.globals.update(
             version=VERSION,
-            runbook=runbook_url,
-            runbook_file=findings.RUNBOOK_FILE,
-            Light=HealthStatus,
-            WORDS=STATUS_LABELS,
-            LISTED=cards.MAX_LISTED_VERSIONS,
-            FAILURES=MAX_FAILURE_SPANS,
-            plot=latency_plot,
-            protection=cards.get_protection_level,
-            versions=cards.sort_versions,
-            canaries=cards.sort_canaries,
-            data_keys=cards.format_data_keys,
-            last_rotated=cards.get_last_rotation_time,
-            of_versions=format_versions,
-            of_the_way=findings.describe_connectivity,
-            of_a_failure=findings.advise_on_failure,
+            runbook_url=runbook_url,
+            RUNBOOK_FILE=findings.RUNBOOK_FILE,
+            HealthStatus=HealthStatus,
+            STATUS_LABELS=STATUS_LABELS,
+            MAX_LISTED_VERSIONS=MAX_LISTED_VERSIONS,
+            MAX_FAILURE_SPANS=MAX_FAILURE_SPANS,
+            latency_plot=latency_plot,
+            get_protection_level=get_protection_level,
+            sort_versions=sort_versions,
+            get_version_label=get_version_label,
+            label_versions=label_versions,
+            sort_canaries=sort_canaries,
+            format_data_keys=format_data_keys,
+            get_last_rotation_time=get_last_rotation_time,
+            format_versions=findings.format_versions,
+            describe_connectivity=findings.describe_connectivity,
+            advise_on_failure=findings.advise_on_failure,
         )
 
     def build_routes(self) -> list[ProtectedRoute]:
@@ -122,16 +140,16 @@ class Pages:
         ]
 
     async def _show_board(self, request: Request) -> Response:
-        asked = BoardQuery.parse(request.query_params)
-        board = build_board(self._history, self._cards, asked, self._clock())
-        return HTMLResponse(await run_in_threadpool(self._render_board, board, asked))
+        query = BoardQuery.parse(request.query_params)
+        board = build_board(self._history, self._cards, query, self._clock())
+        return HTMLResponse(await run_in_threadpool(self._render_board, board, query))
 
     async def _get_board_changes(self, request: Request) -> Response:
         """What is new for a page that looked before, as HTML by the id of its card."""
-        asked = BoardQuery.parse(request.query_params)
+        query = BoardQuery.parse(request.query_params)
         last = self._parse_cursor(request.query_params.get("cursor", ""))
-        board = build_board(self._history, self._cards, asked, self._clock(), last)
-        return JSONResponse(await run_in_threadpool(self._render_changes, board, asked))
+        board = build_board(self._history, self._cards, query, self._clock(), last)
+        return JSONResponse(await run_in_threadpool(self._render_changes, board, query))
 
     async def _show_history(self, request: Request) -> Response:
         name = request.query_params.get("target")
@@ -142,18 +160,18 @@ class Pages:
             return PlainTextResponse("there is no such target; / lists all of them\n", status_code=404)
         now = self._clock()
         record = record.copy(now)
-        head = cards.build_card(record, now, self._max_age)
-        rows = [(name, span) for span in reversed(record.failure_spans)]
-        return HTMLResponse(await run_in_threadpool(self._render_history, head, rows))
+        card = build_card(record, now, self._max_ages)
+        rows = [(record, span) for span in reversed(record.failure_spans)]
+        return HTMLResponse(await run_in_threadpool(self._render_history, card, rows))
 
-    def _list_latest_failures(self) -> list[tuple[str, FailureSpan]]:
-        """The last failures of all keys, the newest first, each with its key's name; copies."""
-        found = [(record.target, span) for record in self._history.targets.values() for span in record.failure_spans]
+    def _list_latest_failures(self) -> list[tuple[TargetHistory, FailureSpan]]:
+        """The last failures of all keys, the newest first, each with the key it is of; the failures are copies."""
+        found = [(record, span) for record in self._history.targets.values() for span in record.failure_spans]
         latest = nlargest(MAX_FAILURE_SPANS, found, key=lambda failure: failure[1].last_at)
-        return [(name, replace(span)) for name, span in latest]
+        return [(record, replace(span)) for record, span in latest]
 
-    def _render_history(self, card: cards.Card | None, rows: Sequence[tuple[str, FailureSpan]]) -> str:
-        return self._get_template("history.html.j2").render(head=card, rows=rows, now=self._clock())
+    def _render_history(self, card: Card | None, rows: Sequence[tuple[TargetHistory, FailureSpan]]) -> str:
+        return self._get_template("history.html.j2").render(card=card, rows=rows, now=self._clock())
 
     async def _serve_asset(self, request: Request) -> Response:
         found = _ASSETS.get(request.path_params["name"])
@@ -165,7 +183,7 @@ class Pages:
         return self._templates.get_template(name)
 
     def _render_board(self, board: Board, query: BoardQuery) -> str:
-        return self._get_template("board.html.j2").render(board=board, asked=query, cursor=self._format_cursor(board))
+        return self._get_template("board.html.j2").render(board=board, query=query, cursor=self._format_cursor(board))
 
     def _render_changes(self, board: Board, query: BoardQuery) -> dict[str, object]:
         parts: Any = self._get_template("parts.html.j2").module  # its macros
@@ -182,9 +200,9 @@ class Pages:
                 for section in board.sections
             },
             "cards": {
-                head.id: str(parts.card(head, board.created_at))
+                card.id: str(parts.show_card(card, board.created_at))
                 for section in board.sections
-                for head in section.changed_cards
+                for card in section.changed_cards
             },
         }
 

@@ -1,4 +1,4 @@
-"""Times and durations as a person reads them. Pure; `board.js` keeps what `format_age` says up to date in its own words."""
+"""Formats times and durations for people. Pure; `board.js` formats ages in the same way."""
 
 from datetime import UTC, datetime
 from typing import Final

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+ALERT_PARTS = ("Diagnosis", "Resolution", "Verification", "Escalate")
+"""The headings of an alert's page below its name."""
 _SHELL = {"bash", "sh"}
 _FENCE = re.compile(r"^( *)```(\w*)$")
 
@@ -23,8 +25,9 @@ class Block:
     """A block of commands.
 
     Args:
-        section: the heading above it, without its mark-up.
-        part: the bold word above it in that section, such as Diagnosis; empty above the first.
+        section: the heading above it, without its mark-up; on an alert's page, the alert.
+        part: Diagnosis or another part of an alert's page, or the bold word above it in that section; empty above the
+            first.
         commands: as they are typed, one after the other.
         outputs: what is shown below it and before the next block of commands.
     """
@@ -43,7 +46,8 @@ def blocks(file: Path) -> list[Block]:
     lines = iter(file.read_text(encoding="utf-8").splitlines())
     for line in lines:
         if heading := re.match(r"#+ (.+)$", line):
-            section, part = heading[1].replace("`", ""), ""
+            title = heading[1].replace("`", "")
+            section, part = (section, title) if title in ALERT_PARTS else (title, "")
         elif bold := re.match(r"\*\*([\w ]+)\*\*", line):
             part = bold[1]
         elif fence := _FENCE.match(line):
@@ -57,12 +61,11 @@ def blocks(file: Path) -> list[Block]:
     return found
 
 
-def text_of(file: Path, section: str) -> str:
-    """Everything below a heading, up to the next one of its level or above."""
-    text = file.read_text(encoding="utf-8")
-    (marks,) = re.findall(rf"^(#+) `?{re.escape(section)}`?$", text, re.MULTILINE)
-    body = re.split(rf"^{marks} `?{re.escape(section)}`?$", text, flags=re.MULTILINE)[1]
-    return re.split(rf"^#{{1,{len(marks)}}} ", body, maxsplit=1, flags=re.MULTILINE)[0]
+def read_parts(page: Path) -> dict[str, str]:
+    """The parts of an alert's page by their headings; what stands above the first has none."""
+    text = page.read_text(encoding="utf-8").split("\n", 1)[1]
+    parts = re.split(r"^## (\w+)\n", text, flags=re.MULTILINE)
+    return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
 
 
 def _until_closed(lines: Iterator[str], indent: str) -> Iterator[str]:

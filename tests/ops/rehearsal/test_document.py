@@ -8,22 +8,20 @@ import pytest
 from ops.demo.ports import Ports
 from tests.ops.rehearsal import not_run, stage
 from tests.ops.rehearsal.answer import RefusedError
-from tests.ops.rehearsal.document import Block, Output, blocks, text_of
+from tests.ops.rehearsal.document import Block, Output, blocks, read_parts
 from tests.ops.rehearsal.gcloud import selects
 from tests.ops.rehearsal.programme import AT_ONCE
 from tests.ops.rehearsal.rehearsed import Rehearsal
 from tests.ops.rehearsal.shape import disagreement
-from tests.ops.rules import ALERTS, RUNBOOK
+from tests.ops.rules import ALERT_PAGES, ALERTS, RUNBOOK
 
 COMMANDS = [
     (document, command) for document in not_run.DOCUMENTS for block in blocks(document) for command in block.commands
 ]
 REHEARSALS = [r for scenarios in AT_ONCE for scenario in scenarios for r in scenario.rehearsals]
-DOCUMENT = r"""# Top
+DOCUMENT = r"""# An `alert`
 
-## An `alert`
-
-**Diagnosis**
+## Diagnosis
 
 - Look:
 
@@ -42,7 +40,7 @@ DOCUMENT = r"""# Top
   {a="1"} => 2
   ```
 
-**Resolution**
+## Resolution
 
 ```json
 {}
@@ -62,8 +60,8 @@ def test_what_may_end_with_another_code_stands_in_a_document(what: str) -> None:
 
 @pytest.mark.parametrize("rehearsal", REHEARSALS, ids=lambda rehearsal: rehearsal.alert)
 def test_what_a_rehearsal_looks_for_is_what_the_runbook_tells_to_look_for(rehearsal: Rehearsal) -> None:
-    diagnosis, _, rest = text_of(RUNBOOK, rehearsal.alert).partition("**Resolution**")
-    verification = rest.partition("**Verification**")[2]
+    parts = read_parts(ALERT_PAGES[rehearsal.alert])
+    diagnosis, verification = parts["Diagnosis"], parts["Verification"]
     assert [word for word in rehearsal.bad if word in diagnosis]
     values = [word for word in rehearsal.good if word != "=>"]  # which is any value
     assert not values or [word for word in values if word in verification]

@@ -10,7 +10,7 @@ from tests.ops.rehearsal.documented import not_covered, run_all
 from tests.ops.rehearsal.programme import AT_ONCE
 from tests.ops.rehearsal.rehearsed import Director, Scenario
 from tests.ops.rehearsal.stage import staged
-from tests.ops.rules import ALERTS, RUNBOOK
+from tests.ops.rules import ALERTS, RUNBOOKS
 
 
 @pytest.mark.played
@@ -18,7 +18,7 @@ async def test_each_alert_fires_and_its_runbook_ends_it(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     async with staged(monkeypatch) as stage:
-        director = Director(stage, blocks(RUNBOOK))
+        director = Director(stage, [block for file in RUNBOOKS for block in blocks(file)])
 
         async def one_after_the_other(scenarios: tuple[Scenario, ...]) -> None:
             for scenario in scenarios:

@@ -38,15 +38,15 @@ class FakeKms:
         plaintext = bytes(a ^ b for a, b in zip(body, sha256(head).digest(), strict=True))
         return DecryptResult(plaintext, int(head[:4]) == self.primary)
 
-    async def describe(self, *, timeout: float) -> KeyDescription:  # noqa: ARG002
+    async def describe_key(self, *, timeout: float) -> KeyDescription:  # noqa: ARG002
         states = {number: "DISABLED" if number in self.disabled else "ENABLED" for number in range(1, self.primary + 1)}
         versions = tuple(KeyVersion(str(number), state, "SOFTWARE", None) for number, state in states.items())
         return KeyDescription(str(self.primary), None, versions, 1)
 
-    async def permissions(self, wanted: Sequence[str], *, timeout: float) -> frozenset[str]:  # noqa: ARG002
-        return frozenset(wanted)
+    async def check_permissions(self, permissions: Sequence[str], *, timeout: float) -> frozenset[str]:  # noqa: ARG002
+        return frozenset(permissions)
 
-    async def way(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:  # noqa: ARG002
+    async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:  # noqa: ARG002
         return ()
 
     async def close(self) -> None:

@@ -45,8 +45,8 @@ async def call(kms: QuotaLimitedKey) -> EncryptResult:
 async def test_no_minute_has_more_calls_than_five_sixths_of_the_quota(monkeypatch: pytest.MonkeyPatch) -> None:
     assert quota.CALLS_PER_MINUTE + quota.BURST_CALLS <= QUOTA_A_MINUTE * 5 / 6
     minute, at_once = quota.CALLS_PER_MINUTE // 100, quota.BURST_CALLS // 100  # the same pace takes a minute to play
-    monkeypatch.setattr(quota, "CALLS_A_MINUTE", minute)
-    monkeypatch.setattr(quota, "CALLS_AT_ONCE", at_once)
+    monkeypatch.setattr(quota, "CALLS_PER_MINUTE", minute)
+    monkeypatch.setattr(quota, "BURST_CALLS", at_once)
     kms = Timed()
     key = QuotaLimitedKey(kms)
 

@@ -136,10 +136,10 @@ def _pem(key: rsa.RSAPrivateKey) -> bytes:
 
 PROGRAM = f"""
 import asyncio, sys
-from shared.kms.registry import connect
+from shared.kms.registry import connect_key
 from shared.kms.settings import GcpKeySettings
 async def main():
-    key = connect(GcpKeySettings(key={KEY!r}, endpoint=sys.argv[1]))
+    key = connect_key(GcpKeySettings(key={KEY!r}, endpoint=sys.argv[1]))
     encrypted = await key.encrypt(b"secret", b"aad", timeout=10)
     print((await key.decrypt(encrypted.ciphertext, b"aad", timeout=10)).plaintext.decode())
     await key.close()
