@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from services.relay.channels.registry import AnyChannel
-from services.relay.delivery.links import check_template
+from services.relay.delivery.links import LinkRules, check_template
 from services.relay.http_client import check_secret_url
 from services.relay.intake.routing import Matcher, parse_matcher
 from services.relay.outbox.byte_limit import compute_minimum
@@ -161,6 +161,10 @@ class LinkSettings(Section):
     dashboard: Template | None = None
     allow_hosts: tuple[Annotated[str, AfterValidator(str.lower)], ...] = ()
     """Hosts that an alert's own addresses may lead to: `runbook_url`, `dashboard_url`, generatorURL and externalURL."""
+
+    def build_rules(self) -> LinkRules:
+        """The rules by which delivery builds links."""
+        return LinkRules(self.runbook, self.dashboard, frozenset(self.allow_hosts))
 
 
 class RouteSettings(Section):

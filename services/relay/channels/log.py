@@ -1,8 +1,8 @@
 """The log of the relay itself: a message goes in, one structured line on standard error comes out.
 
 It gets every event, merged with none, so that whatever collects the logs has the whole history. A line is
-`{"event": "alert", "delivery_id", "incident_id", "episode", "status", "alertname", "receiver", "remark", "alerts"}`; each
-of its alerts has `state`, `summary`, `labels` and `links`. Alerts that do not fit are counted in `unlisted_count`.
+`{"event": "alert", "delivery_id", "incident_id", "episode", "status", "alertname", "receiver", "remark", "alerts"}`;
+each of its alerts has `state`, `summary`, `labels` and `links`. Alerts that do not fit are counted in `unlisted_count`.
 """
 
 import json
