@@ -59,4 +59,4 @@ class Settings(ServerSettings):
 
     def list_reserved_names(self) -> list[str]:
         """See ServerSettings."""
-        return [*super().taken_names(), *(token.name for token in self.admin.tokens)]
+        return [*super().list_reserved_names(), *(token.name for token in self.admin.tokens)]

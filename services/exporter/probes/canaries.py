@@ -10,7 +10,6 @@ import hashlib
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Collection
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Final
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from services.exporter.model import Canary
+from shared.atomic_file import replace_file
 from shared.kms.port import MAX_VERSION_LENGTH
 from shared.process.concurrency import start_in_thread
 
@@ -132,7 +132,7 @@ class CanaryFile:
         merged = dict(list(merged.items())[-MAX_CANARIES:])
         if merged != on_disk:
             try:
-                _write_atomically(self.path, self._encode(merged))
+                replace_file(self.path, self._encode(merged))
             except OSError as error:
                 problems.append(
                     f"{self.path} cannot be written: {error.strerror}; the canaries are in memory only, until a "
@@ -227,23 +227,3 @@ def _read_bounded(path: Path) -> bytes:
     if len(content) > MAX_FILE_BYTES:
         raise _BadFileError(f"is larger than {MAX_FILE_BYTES} bytes")
     return content
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Whoever reads `path` meanwhile, or after a crash, finds the old file or the new one. Raises OSError."""
-    opened, name = tempfile.mkstemp(".new", f".{path.name}.", path.parent)  # its mode is 0600
-    new = Path(name)
-    try:
-        with open(opened, "wb") as file:  # noqa: PTH123  by its descriptor
-            file.write(content)
-            file.flush()
-            os.fsync(opened)
-        new.replace(path)
-    except OSError:
-        new.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
