@@ -38,7 +38,7 @@ def read_settings(folder: Path, text: str = CONFIGURATION) -> Settings:
 async def wait_for(scrape: Scrape, sample: str, value: float) -> dict[str, float]:
 
     async with asyncio.timeout(10):
-        while (values := await scrape.values()).get(sample) != value:
+        while (values := await scrape.values()).get(sample) != value:  # noqa: ASYNC110  over HTTP
             await asyncio.sleep(0.05)
     return values
 
