@@ -12,21 +12,9 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator, mod
 from services.exporter.probes.canaries import DISK_TIMEOUT
 from shared.config.server_settings import ServerSettings
 from shared.config.settings import Address, Duration, FilePath, ListenAddress, Section
+from shared.config.url import HttpUrl
 from shared.kms.settings import GcpKeySettings
 from shared.process.concurrency import start_in_thread
-
-
-def _check_http_url(value: str) -> str:
-    if not value.isprintable() or " " in value:  # urlsplit would leave some of them out
-        raise ValueError("expected a URL without spaces and line breaks")
-    parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
-        raise ValueError("expected an http:// or https:// URL")
-    try:
-        parts.hostname.encode("idna")  # as every look-up of a name does
-    except UnicodeError:
-        raise ValueError("expected a host whose parts between the dots have 1 to 63 characters each") from None
-    return value
 
 
 def _refuse_fragment(url: str) -> str:
@@ -36,7 +24,6 @@ def _refuse_fragment(url: str) -> str:
 
 
 Name = Annotated[str, Field(min_length=1)]
-HttpUrl = Annotated[str, AfterValidator(_check_http_url)]
 
 
 class ProbeSettings(Section):

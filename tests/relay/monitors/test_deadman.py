@@ -174,7 +174,7 @@ async def test_one_that_fails_is_logged_without_the_address_and_tried_with_the_n
     with capture_logs() as logs:
         assert await outside.ping_after_heartbeat() == 0
     (line,) = logs
-    assert words in line["problem"]
+    assert words in line["error"]
     assert PATH not in str(line)
     assert "/elsewhere" not in str(switch.asked)
 
