@@ -1,8 +1,7 @@
-"""Where canaries are kept: one JSON file for each target and key, replaced as a whole or not at all.
+"""Stores canaries: one JSON file for each target and key, replaced as a whole or not at all.
 
-In comes what the file should hold besides what it holds; out comes what is known now, with a sentence for each thing
-that is broken. What a lost or a bad file held, memory gives back; what a person took out of a good one stays out.
-Nothing here knows a key management service.
+`sync` merges memory and file, and returns all canaries with a sentence for each problem. Memory restores what a lost or
+bad file held; what a person removed from a good file stays removed. Nothing here knows a key management service.
 """
 
 import asyncio
@@ -21,6 +20,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from services.exporter.model import Canary
 from shared.atomic_file import replace_file
+from shared.kms.port import MAX_VERSION_LENGTH
 from shared.process.concurrency import start_in_thread
 
 MAX_CANARIES = 100
@@ -33,7 +33,6 @@ DISK_TIMEOUT = 5.0
 """How long a folder may take to answer."""
 
 _SHA256_BYTES: Final = 32
-_VERSION: Final = re.compile("[0-9]{1,19}")
 _ADAPTER_CONFIG: Final = ConfigDict(strict=True, allow_inf_nan=False, ser_json_bytes="base64", val_json_bytes="base64")
 
 CanariesByVersion = dict[str, Canary]
@@ -200,7 +199,9 @@ def _compute_digest(canary: Canary) -> bytes:
 
 def _is_intact(entry: _FileEntry) -> bool:
     canary = entry.canary
-    if not _VERSION.fullmatch(canary.version) or len(canary.plaintext_sha256) != _SHA256_BYTES:
+    if not 1 <= len(canary.version) <= MAX_VERSION_LENGTH or not canary.version.isprintable():
+        return False
+    if len(canary.plaintext_sha256) != _SHA256_BYTES:
         return False
     return entry.sha256 == _compute_digest(canary)
 
