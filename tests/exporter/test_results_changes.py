@@ -125,7 +125,7 @@ def test_a_look_at_a_key_is_told_of_when_it_finds_something_else() -> None:
         changes.log_inspection(look(canary=disabled, wrong_aad=accepted))
         changes.log_inspection(look())
     assert [line.get("error") for line in logs] == [
-        "the key cannot be read: unavailable: connection 1 refused; IAM does not grant cloudkms.cryptoKeys.get",
+        "the key cannot be read: unavailable: connection 1 refused; permission missing: cloudkms.cryptoKeys.get",
         f"what version 3 encrypted cannot be decrypted: key_disabled; {accepted.detail}",
         None,
     ]
