@@ -77,8 +77,8 @@ def write_configuration(folder: Path, ports: Ports) -> None:
         "kms": kms,
         "state_dir": "rotator",
         "other_keyrings": [],
-        "encrypt_pause": "100ms",
-        "verify_pause": "1s",
+        "primary_check_interval": "100ms",
+        "verify_interval": "1s",
     }
     files = {"backend": backend, "exporter": exporter, "relay": _build_relay_config(folder, ports), "rotator": rotator}
     for name, content in files.items():

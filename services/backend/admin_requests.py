@@ -57,7 +57,7 @@ class DryRunRequest(RequestBody):
 class JournalRequest(RequestBody):
     """One of the runner's own steps."""
 
-    parse_rotation_id: RotationId
+    rotation_id: RotationId
     token: Token
     step: Text = Field(min_length=1, max_length=1000)
 
@@ -65,7 +65,7 @@ class JournalRequest(RequestBody):
 class RollbackRequest(RequestBody):
     """Undoes a rotation."""
 
-    parse_rotation_id: RotationId
+    rotation_id: RotationId
     token: Token
 
 
@@ -110,7 +110,7 @@ class BodyFormat(NamedTuple, Generic[T]):
     """Of a body."""
 
     read: Callable[[bytes], dict[str, object]]
-    """JSON → its known fields. Raises WireError."""
+    """JSON → its known fields. Raises UntrustedJsonError."""
     parse: Callable[[object], T]
     """These, within bounds. Raises ValidationError."""
 

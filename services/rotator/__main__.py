@@ -140,7 +140,7 @@ def _add_confirmation(command: Command) -> Command:
     for option in (
         click.option(
             "--confirm-backups",
-            "lost",
+            "confirmed_backups",
             default=0,
             type=click.IntRange(min=0),
             metavar="N",

@@ -34,8 +34,8 @@ async def get_usable_primary(kms: KmsKey, timeout: float, next_command: str) -> 
     state = next((version.state for version in key.versions if version.id == key.primary_version), "unknown")
     if state != _USABLE_STATE:
         raise RotatorError(
-            f"the primary version {key.primary_version} of the KMS key is {state}, not {_USABLE_STATE}: nothing can be wrapped by "
-            "it; enable it, or set another version as the primary",
+            f"the primary version {key.primary_version} of the KMS key is {state}, not {_USABLE_STATE}: nothing can be "
+            "wrapped by it; enable it, or set another version as the primary",
             next_command,
         )
     return int(key.primary_version)
@@ -75,8 +75,8 @@ async def wait_for_primary(
                 await asyncio.sleep(interval)
     except TimeoutError:
         raise RotatorError(
-            f"Encrypt has not used version {version} {checks} times in a row within {total_timeout:g} s (the last answer: "
-            f"{last}); a change of the primary takes minutes, rarely hours",
+            f"Encrypt has not used version {version} {checks} times in a row within {total_timeout:g} s (the last "
+            f"answer: {last}); a change of the primary takes minutes, rarely hours",
             next_command,
         ) from None
 
@@ -85,7 +85,10 @@ _AAD = b"keypulse rotator smoke"
 
 
 async def run_smoke_test(session: Session, next_command: str) -> str:
-    """What was seen, in a few words. Raises RotatorError with every check that failed; `next_command` is what to type then."""
+    """Runs every check and describes the result in a few words.
+
+    Raises RotatorError with every check that failed; `next_command` is what to type then.
+    """
 
     async def keyring() -> str:
         try:

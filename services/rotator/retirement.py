@@ -1,9 +1,9 @@
-"""The end of a version of the KMS key, in two commands: `retire_version` disables it, `destroy_version` has it destroyed a month later.
+"""The end of a version of the KMS key, in two commands: `retire` disables it, `destroy` destroys it a month later.
 
 Both refuse while anything that is known of needs the version: a data key, a record, a backup in the folder, in this
 keyring or in one of the others that the KMS key wraps. A backup that only a journal knows of has to be confirmed. A
 data key that cannot be read, or that the database lost, may need any version, and blocks both. What is not known of is
-an older backup of the service's whole database; `destroy_version` warns of it.
+an older backup of the service's whole database; `destroy` warns of it.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from shared.keyring.model import UNREADABLE_VERSION
 from shared.kms.port import KeyDescription, KmsError
 
 MIN_DISABLED_DAYS: Final = 30
-"""Between `retire_version` and `destroy_version`, at least: whoever still needs the version finds out while it can be enabled again."""
+"""Between the two commands, at least: whoever still needs the version finds out while it can be enabled again."""
 
 _MAX_NAMED_BACKUPS: Final = 5
 
@@ -33,7 +33,8 @@ async def retire_version(session: Session, version: int, confirmed_backups: int 
     Args:
         session: the way to everything.
         version: its number.
-        confirmed_backups: how many backups that are elsewhere, or gone, may never be restored again: all that may need the version.
+        confirmed_backups: how many backups, elsewhere or gone, may never be restored again: all that may need the
+            version.
     """
     return await _run_with_all_leases(
         session,
@@ -98,8 +99,8 @@ async def _disable_and_record(
             f"version {version} is not retired: {error}; {left}", _format_command("retire", version)
         ) from None
     return (
-        f"version {version} is disabled, and nothing can be wrapped by it any more; in {MIN_DISABLED_DAYS} days it can be "
-        "destroyed, until then KMS can enable it again"
+        f"version {version} is disabled, and nothing can be wrapped by it any more; in {MIN_DISABLED_DAYS} days it can "
+        "be destroyed, until then KMS can enable it again"
     )
 
 
@@ -158,7 +159,7 @@ def _check_version_state(key: KeyDescription, version: int, command: str, expect
 async def _refuse_if_used(
     session: Session, command: str, version: int, confirmed_backups: int, other_keyrings: Sequence[OtherKeyringUsage]
 ) -> None:
-    """Raises RotatorError where a data key, a record, a kept backup or more than the `confirmed_backups` ones need the version."""
+    """Raises RotatorError where a data key, a record, a kept backup or an unconfirmed backup needs the version."""
     kek = session.settings.kms.key
     census = await session.administration.count_key_usage()
     _refuse_if_used_by_keyring(census, kek, version, "", "run --type rewrap-kek")
@@ -179,8 +180,8 @@ async def _refuse_if_used(
     if len(away) != confirmed_backups:
         raise RotatorError(
             f"version {version} is needed by {len(away)} backups that are not in {session.backups.folder}, the latest "
-            f"{', '.join(away[:_MAX_NAMED_BACKUPS]) or 'none'}; nothing was changed; wherever they are, nobody can restore them "
-            "without it: where that is meant, confirm their number",
+            f"{', '.join(away[:_MAX_NAMED_BACKUPS]) or 'none'}; nothing was changed; wherever they are, nobody can "
+            "restore them without it: where that is meant, confirm their number",
             f"{_format_command(command, version)} --confirm-backups {len(away)}",
         )
 
@@ -197,8 +198,8 @@ def _refuse_if_used_by_keyring(census: KeyUsage, kek: str, version: int, prefix:
     for each in versions:
         if (each.kek, each.kek_version) == (kek, version) and (each.data_keys or each.records):
             raise RotatorError(
-                f"{prefix}version {version} is needed by {each.data_keys} data keys and {each.records} records; nothing "
-                "was changed",
+                f"{prefix}version {version} is needed by {each.data_keys} data keys and {each.records} records; "
+                "nothing was changed",
                 next_command,
             )
         if (each.kek, each.kek_version) == (kek, UNREADABLE_VERSION):
@@ -209,8 +210,8 @@ def _refuse_if_used_by_keyring(census: KeyUsage, kek: str, version: int, prefix:
             )
     if census.unknown_usage:
         raise RotatorError(
-            f"{prefix}version {version} may be needed by {census.unknown_usage}; nothing was changed; verify names them, "
-            "and each has to be corrected or put back first",
+            f"{prefix}version {version} may be needed by {census.unknown_usage}; nothing was changed; verify names "
+            "them, and each has to be corrected or put back first",
             "verify" if not prefix else next_command,
         )
 

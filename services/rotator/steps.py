@@ -103,9 +103,9 @@ class RotationSteps:
             self._session.kms,
             version,
             self._next_command,
-            checks=settings.encrypt_checks,
-            total_timeout=settings.encrypt_wait,
-            interval=settings.encrypt_pause,
+            checks=settings.primary_checks,
+            total_timeout=settings.primary_timeout,
+            interval=settings.primary_check_interval,
             timeout=settings.kms_timeout,
         )
         await self._run_step("encrypt", settled, lambda _: f"uses version {version}")
@@ -121,7 +121,7 @@ class RotationSteps:
             token=self._token,
             caller=self._session.caller,
             target_version=version,
-            batch_size=self._settings.batch,
+            batch_size=self._settings.batch_size,
             allows_retarget=retarget,
         )
 

@@ -101,7 +101,7 @@ class KeyUsage(_WireModel):
     new_dek_at: datetime | None = None
     """When a rotation last made a data key the active one, by the database's clock."""
     backups: tuple[str, ...] = ()
-    """What runners noted of the backups that they made, oldest first: steps as in `RotationProgress`, of all rotations."""
+    """The backups that runners recorded, oldest first, of all rotations."""
     counted_at: datetime | None = None
     """By the same clock; None where the service does not tell."""
     unreadable: int = 0

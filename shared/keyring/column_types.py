@@ -1,8 +1,8 @@
 """The types of the keyring's columns, which read whatever stands there.
 
 Any program may write into the tables. What it got wrong in one row must not hide the others: a value that is none of
-its column's is read as one that shows up, and `find_unreadable_rows` names its row. A text that is not UTF-8 comes from the
-connection as bytes, see `decode_text`; a row whose id is none is passed over, for nothing could refer to it.
+its column's is read as one that shows up, and `find_unreadable_rows` names its row. A text that is not UTF-8 comes
+from the connection as bytes, see `decode_text`; a row whose id is none is passed over, for nothing could refer to it.
 """
 
 from collections.abc import Callable, Collection
@@ -106,7 +106,10 @@ class LenientBytes(LargeBinary):
 
 
 def find_unreadable_rows(connection: Connection, table: Table, **allowed_values: Collection[str]) -> dict[str, str]:
-    """Why rows of `table` cannot be read, by their id: of each column a hundred. `allowed_values` has what may stand in some."""
+    """Why rows of `table` cannot be read, by their id: of each column a hundred.
+
+    `allowed_values` has the values that some columns may hold.
+    """
     bad = {name: table.c[name].not_in(values) for name, values in allowed_values.items()}
     found = _find_undecodable_text(connection, table)
     for column in table.c:

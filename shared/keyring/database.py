@@ -1,10 +1,8 @@
-"""What SQLite and PostgreSQL do differently: transactions, locks and errors, for `database`.
-
-An SQLite file or a PostgreSQL database behind asyncio: functions on a connection go in, results come out.
+"""The keyring's database, an SQLite file or PostgreSQL, behind asyncio: functions on a connection in, results out.
 
 Writes of this process wait for each other on one thread; reads have connections of their own and never wait for a
-write. What `write` and `change` return is committed, and durable.
-
+write. What `write` and `write_exclusively` return is committed, and durable. Both stores differ in transactions, locks
+and errors; the first part of this module hides that.
 """
 
 import asyncio
@@ -62,15 +60,15 @@ def extend_statement_timeout(connection: Connection, seconds: float) -> None:
     """This transaction's statements may take so long, each."""
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SET LOCAL statement_timeout = {int(seconds * 1000)}"))
-        patient: Any = connection.connection.driver_connection
-        patient.patience.seconds = seconds + 0.5
+        driver: Any = connection.connection.driver_connection
+        driver.answer_timeout.seconds = seconds + 0.5
 
 
 def reset_statement_timeout(connection: Connection) -> None:
     """Ends `extend_statement_timeout`, whose connection serves others next."""
     if connection.dialect.name == "postgresql":
-        patient: Any = connection.connection.driver_connection
-        patient.patience.seconds = STATEMENT_TIMEOUT_SECONDS + 0.5
+        driver: Any = connection.connection.driver_connection
+        driver.answer_timeout.seconds = STATEMENT_TIMEOUT_SECONDS + 0.5
 
 
 def describe_database_error(error: exc.SQLAlchemyError) -> str:
@@ -106,7 +104,7 @@ def _create_postgresql_engine(url: URL, connections: int) -> Engine:
         checks_connections=True,
         create_answer_timeout=lambda: AnswerTimeout(STATEMENT_TIMEOUT_SECONDS + 0.5),
     )
-    # Whatever the server's default is: another level would read as of before `lock_keyring`, whose lock others held till then.
+    # Whatever the server's default is: another level would read as of before `lock_keyring` had the lock.
     return engine.execution_options(isolation_level="READ COMMITTED")
 
 
@@ -120,7 +118,7 @@ log = structlog.get_logger(__name__)
 
 
 class DatabaseError(Exception):
-    """The one error of this room: locked, full, unreachable. Its text is the database's own, and shows no values."""
+    """The one error of this module: locked, full, unreachable. Its text is the database's own, and shows no values."""
 
 
 class Database:
@@ -231,7 +229,7 @@ def _run_transaction(engine: Engine, work: Callable[[Connection], T], tries_left
     except exc.SQLAlchemyError as error:
         if tries_left > 1 and is_retryable(error):
             return _run_transaction(engine, work, tries_left - 1)
-        raise DatabaseError(engine.words(error)) from None
+        raise DatabaseError(describe_database_error(error)) from None
 
 
 def _create_missing_file(url: URL) -> None:

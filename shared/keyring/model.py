@@ -55,7 +55,7 @@ class DataKey:
     id: str
     status: DataKeyStatus
     wrapped: WrappedKey
-    compute_fingerprint: bytes
+    fingerprint: bytes
     """See `compute_fingerprint`: a wrong unwrap is noticed before it encrypts anything."""
     created_at: datetime
     """Aware, in UTC."""

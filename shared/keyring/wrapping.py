@@ -21,9 +21,9 @@ _KEY_REASONS: Final = {Reason.KEY_DISABLED, Reason.KEY_DESTROYED, Reason.INVALID
 class UnwrapError(Exception):
     """This data key cannot be unwrapped, whatever holds for others; the message says why, and holds no key material."""
 
-    def __init__(self, why: str, *, foreign: bool = False) -> None:
-        super().__init__(why)
-        self.is_foreign = foreign
+    def __init__(self, message: str, *, is_foreign: bool = False) -> None:
+        super().__init__(message)
+        self.is_foreign = is_foreign
         """Whether only a key that is not ours could unwrap it."""
 
 

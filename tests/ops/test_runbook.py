@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from services.relay.channels import port
+from services.relay import send_error
 from shared.kms.reason import Reason
 from tests.ops import exposed
 from tests.ops.rehearsal.document import ALERT_PARTS, blocks, read_parts
@@ -185,7 +185,9 @@ def test_the_runbook_counts_data_keys_only_of_lines_that_tell_of_a_failure() -> 
 
 def test_the_runbook_explains_every_reason_of_a_channel() -> None:
     explained = rows(sections(SECTIONS["Troubleshooting"], 3)["What a channel's reason means"], "reason")
-    assert {name for row in explained for name in re.findall(r"`(\w+)`", row[0])} == set(map(str, port.Reason)) - {"ok"}
+    assert {name for row in explained for name in re.findall(r"`(\w+)`", row[0])} == set(
+        map(str, send_error.Reason)
+    ) - {"ok"}
 
 
 def test_the_runbook_explains_every_reason_of_kms_and_says_what_to_run_first() -> None:

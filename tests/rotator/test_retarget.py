@@ -86,7 +86,7 @@ async def test_the_primary_may_change_again_and_again(in_a_file: Rotated, new_ve
 
 async def left_by(rotated: Rotated, command: Callable[..., Awaitable[object]]) -> None:
     """A runner that is gone after its second batch of one."""
-    async with rotated.session(batch=1) as session:
+    async with rotated.session(batch_size=1) as session:
         rotate, left = session.administration.rotate, 2
 
         async def some(request: object) -> RotationProgress:

@@ -1,4 +1,4 @@
-"""Backups that `retire_version` and `destroy_version` know of by the journal alone: artifacts of a job, or files on another machine."""
+"""Backups that `retire` and `destroy` know of by the journal alone: artifacts of a job, or files on another machine."""
 
 import pytest
 from sqlalchemy import text

@@ -1,4 +1,4 @@
-"""`retire_version` and `destroy_version`: refused while anything needs the version, and not before its month is over."""
+"""`retire` and `destroy`: refused while anything needs the version, and not before its month is over."""
 
 from datetime import timedelta
 from pathlib import Path

@@ -124,9 +124,9 @@ async def test_what_a_plan_says_is_due_is_not_told_by_the_clock_of_this_machine(
 async def test_the_bar_counts_the_calls_of_kms_of_all_steps_verification_included(
     in_a_file: Rotated, new_version: NewVersion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "PAGE", 2)
+    monkeypatch.setattr(store, "PAGE_SIZE", 2)
     await new_version()
-    async with in_a_file.session(batch=2) as session:
+    async with in_a_file.session(batch_size=2) as session:
         told = session.progress.told  # type: ignore[attr-defined]
         await run(session, RotationType.REWRAP_KEK)
         moved = [line for line in told if "/" in line]

@@ -73,7 +73,8 @@ class JournalBackup(NamedTuple):
 def format_journal_backup(file: Path, summary: BackupSummary) -> str:
     """What the journal is told of a backup that was just made, for `parse_journal_backups`. Raises BackupError."""
     header = backup_file.read_header(file)
-    return f"{file.name} {summary.sha256} needs {','.join(map(str, sorted({header.kek_version, *header.needed_versions})))}"
+    needed = sorted({header.kek_version, *header.needed_versions})
+    return f"{file.name} {summary.sha256} needs {','.join(map(str, needed))}"
 
 
 def parse_journal_backups(steps: Iterable[str]) -> list[JournalBackup]:

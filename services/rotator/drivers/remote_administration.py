@@ -149,7 +149,7 @@ class RemoteAdministration:
         said = _parse_error(answer.body)
         if answer.status == 401:
             return RefusedError(
-                f"{self._location}: the token is refused; expected in token_file the one of the service's admin.token_file"
+                f"{self._location}: the token is refused; expected in token_file the service's admin.token_file"
                 + (f" ({said})" if said else "")
             )
         if answer.status in _CLIENT_ERROR_STATUSES and said:

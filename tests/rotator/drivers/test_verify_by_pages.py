@@ -22,7 +22,7 @@ async def test_what_the_pages_find_is_one_verification(
     await backend.put("after", b"y")
     at_once = await keyring.verify("full")
     assert at_once.data_keys == 2
-    monkeypatch.setattr(store, "PAGE", 1)
+    monkeypatch.setattr(store, "PAGE_SIZE", 1)
     assert await verify_by_pages(keyring, "full") == at_once
 
 

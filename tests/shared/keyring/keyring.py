@@ -99,8 +99,9 @@ class Meddled:
     def __init__(self, real: KmsKey) -> None:
         self._real = real
         self.meddle: Callable[[], Awaitable[object]] | None = None
-        self.decrypt, self.describe = real.decrypt, real.describe_key
-        self.permissions, self.way, self.close = real.check_permissions, real.measure_connectivity, real.close
+        self.decrypt, self.describe_key = real.decrypt, real.describe_key
+        self.check_permissions, self.measure_connectivity = real.check_permissions, real.measure_connectivity
+        self.close = real.close
 
     async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:
         meddle, self.meddle = self.meddle, None

@@ -150,7 +150,7 @@ from pathlib import Path
 from sqlalchemy import Column, Integer, MetaData, Table
 from sqlalchemy.dialects import sqlite  # now: later, as nobody, its file may be out of reach
 from shared.keyring.database import Database, DatabaseError
-from shared.sql.database_url import sqlite as at
+from shared.sql.database_url import create_sqlite_url as at
 
 tables = MetaData()
 Table("numbers", tables, Column("number", Integer))

@@ -132,12 +132,12 @@ async def test_a_runner_whose_lease_ended_or_was_taken_in_the_middle_writes_noth
 
     meddled.meddle = end
     with pytest.raises(RefusedError, match=r"the lease ended at .*; take it again, then resume"):
-        await keyring.rotate(batch=1)
+        await keyring.rotate(batch_size=1)
     assert await keyring.keys() == before
     keyring.token = (await keyring.administration.acquire_lease("the test", 600, keyring.token)).token
     meddled.meddle = end_and_take
     with pytest.raises(RefusedError, match="the lease is not yours; another holds the lease until"):
-        await keyring.rotate(batch=1)
+        await keyring.rotate(batch_size=1)
     assert await keyring.keys() == before
 
 

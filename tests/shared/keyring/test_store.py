@@ -39,7 +39,7 @@ def store(database: Database) -> DataKeyStore:
 
 
 async def test_tables_that_are_made_are_told(url: URL) -> None:
-    for expected in (["new tables created in an empty database"], []):
+    for expected in (["created tables in an empty database"], []):
         with capture_logs() as logs:
             await (await Database.open(url, TABLES)).close()
         assert [line["event"] for line in logs] == expected

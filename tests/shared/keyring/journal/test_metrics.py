@@ -29,8 +29,11 @@ async def test_data_keys_are_counted_by_version_and_status(keyring: Keyring, ver
     await keyring.add("new")
     await keyring.add("kept", WrappedKey(b"x", LOCAL_KEK, 0))
     assert (await look(keyring)).data_keys == {
-        (0, DataKeyStatus.RETIRED): 1, (1, DataKeyStatus.ACTIVE): 1, (1, DataKeyStatus.RETIRED): 2, (2, DataKeyStatus.RETIRED): 1,
-    }  # fmt: skip
+        (0, DataKeyStatus.RETIRED): 1,
+        (1, DataKeyStatus.ACTIVE): 1,
+        (1, DataKeyStatus.RETIRED): 2,
+        (2, DataKeyStatus.RETIRED): 1,
+    }
 
 
 async def test_the_keyrings_beginning_counts_as_a_new_data_key(keyring: Keyring) -> None:
@@ -44,7 +47,7 @@ async def test_a_rotation_is_in_progress_until_it_is_done_and_then_a_success(
 ) -> None:
     await keyring.fill(2)
     await versions.rotate()
-    await keyring.administration.rotate(keyring.request(type_, batch=1))
+    await keyring.administration.rotate(keyring.request(type_, batch_size=1))
     assert (await look(keyring)).is_in_progress
     assert (await look(keyring)).last_success == {NEW_DEK: BEGINNING}
     done = await keyring.rotate(type_)

@@ -100,7 +100,7 @@ async def test_a_page_looks_at_its_own_data_keys_and_the_last_one_at_what_belong
 ) -> None:
     await _orphan(keyring)
     whole = await keyring.administration.verify("full")
-    monkeypatch.setattr(store, "PAGE", 1)
+    monkeypatch.setattr(store, "PAGE_SIZE", 1)
     pages = [await keyring.administration.verify("full", after) for after in ("", "k000", "k001")]
     assert [(page.data_keys, page.records, page.next) for page in pages] == [
         (1, 5, "k000"),
