@@ -108,7 +108,7 @@ class RotationRunner:
     async def _retry_failed(self, request: RotateRequest, rotation: Rotation) -> Rotation:
         """A rotation that failed tries once more what it could not do."""
 
-        def again(connection: Connection, now: float) -> Rotation:
+        def reopen(connection: Connection, now: float) -> Rotation:
             progress.check_unchanged(connection, rotation)
             progress.refuse_while_running(connection)
             progress.delete_problems(connection, rotation)
@@ -120,7 +120,7 @@ class RotationRunner:
             progress.update_rotation(connection, now, rotation, state=RotationState.RUNNING.value, cursor="", **columns)
             return progress.get_rotation(connection, rotation.id)
 
-        return await run_under_lease(self.database, request.token, again)
+        return await run_under_lease(self.database, request.token, reopen)
 
     async def _retarget(
         self, request: RotateRequest, rotation: Rotation, version: int, new_dek: NewDekRotation

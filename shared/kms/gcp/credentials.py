@@ -70,7 +70,7 @@ class CredentialsLookup:
             lookup.set_result(self._find())
         except Exception as error:  # noqa: BLE001 - whatever ends the lookup is handed to those who wait
             known = error if isinstance(error, GoogleAuthError) else None
-            lookup.set_exception(known or GoogleAuthError(f"{type(error).__name__} while lookup for them"))  # type: ignore[no-untyped-call]
+            lookup.set_exception(known or GoogleAuthError(f"{type(error).__name__} while looking for them"))  # type: ignore[no-untyped-call]
 
 
 def _read_file_stamp() -> FileStamp | None:

@@ -183,7 +183,7 @@ async def test_only_a_certificate_that_somebody_vouches_for_gets_the_token(
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("http://backend.example.org", "expected https://, because http:// would send the token in plaintext"),
+        ("http://backend.example.org", "expected https://, because http:// would send the secret in plaintext"),
         ("https://me:secret@backend.example.org", "without a user, a password or a query"),
         ("https://backend.example.org/?a=b", "without a user, a password or a query"),
         ("ftp://backend.example.org", "expected a URL such as https://HOST"),
