@@ -1,6 +1,5 @@
 """`keypulse-audit`: audit logging of Cloud KMS, for one project or several."""
 
-import io
 import random
 import re
 import secrets
@@ -24,6 +23,7 @@ from ops.audit.resources import read_part
 from ops.audit.verify import AuditProbe, Clock, verify_logging
 from shared import VERSION
 from shared.config.settings import parse_duration
+from shared.process.command_line import replace_unencodable_output
 from shared.smoke.check import format_line, to_one_line
 
 _EXAMPLES = """\b
@@ -119,8 +119,7 @@ def main() -> None:
 
     Exit codes: 0 done, 1 failed, 2 wrong usage.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that has no ✓
+    replace_unencodable_output()
 
 
 @main.command()

@@ -46,7 +46,12 @@ def create_secrets(folder: Path) -> str:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), default="/run/secrets")
 @click.option("--show", metavar="NAME", help="Print one of them instead, such as admin_token.")
-@click.option("--stay", "wait_for_signal", is_flag=True, help="End only with SIGTERM, so that what waited for it can be started again.")
+@click.option(
+    "--stay",
+    "wait_for_signal",
+    is_flag=True,
+    help="End only with SIGTERM, so that what waited for it can be started again.",
+)
 def main(folder: Path, show: str | None, wait_for_signal: bool) -> None:
     """Make the secrets of compose.yaml, where there are none."""
     ends = {signal.SIGTERM, signal.SIGINT}

@@ -1,7 +1,6 @@
 """`keypulse-demo`: the whole product on this machine, with no account anywhere."""
 
 import asyncio
-import io
 import os
 import signal
 import sys
@@ -15,7 +14,7 @@ from ops.demo.ports import Ports
 from ops.smoke.deployment import Deployment, run_checks
 from shared import VERSION
 from shared.http.server import StartError
-from shared.process.command_line import run_until_done_or_exit
+from shared.process.command_line import replace_unencodable_output, run_until_done_or_exit
 from shared.process.shutdown import wait_for_stop_signal
 from shared.smoke.alerting import TEST_ALERT_TIMEOUT_SECONDS
 from shared.smoke.check import format_line
@@ -39,8 +38,7 @@ def main(once: bool) -> None:
     """
     # A terminal that is closed sends SIGHUP; what was started must be stopped then, too.
     signal.signal(signal.SIGHUP, lambda _number, _frame: signal.raise_signal(signal.SIGTERM))
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that has no ✓
+    replace_unencodable_output()
     run_until_done_or_exit(_run_once(Path("demo.json")) if once else _run_until_stopped())
 
 

@@ -93,7 +93,7 @@ class _Phase:
         for result in seen:
             if isinstance(result, BaseException):
                 raise result
-        hops = sorted((hop for hop in seen if isinstance(hop, Hop)), key=lambda hop: hop.seen_at)
+        hops = sorted((hop for hop in seen if isinstance(hop, Hop)), key=lambda hop: hop.at)
         missing = [
             f"no '{name}'{f' on {channel}' if channel else ''} ({self.state}) within {PHASE_TIMEOUT:.0f} s"
             for (name, channel, _), hop in zip(looks, seen, strict=True)

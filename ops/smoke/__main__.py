@@ -1,7 +1,6 @@
 """`keypulse-smoke`: whether a deployment works, a line a check, and what to do about each that failed."""
 
 import asyncio
-import io
 import json
 import os
 import sys
@@ -14,9 +13,10 @@ from ops.smoke.deployment import Deployment, run_checks
 from shared import VERSION
 from shared.config.secret_file import SecretFile
 from shared.config.settings import parse_duration
+from shared.config.url import check_base_url
+from shared.process.command_line import replace_unencodable_output
 from shared.smoke.alerting import TEST_ALERT_TIMEOUT_SECONDS, Severity
 from shared.smoke.check import CheckResult, build_document, format_line, render_junit, render_markdown
-from shared.smoke.http_client import parse_base_url
 
 _EXAMPLES = """\b
 Examples:
@@ -34,7 +34,7 @@ class _UrlOption(click.ParamType[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
-            return parse_base_url(str(value))
+            return check_base_url(str(value), allow_user=True)
         except ValueError as error:
             self.fail(str(error), param, ctx)  # without the value: it may hold a password
 
@@ -91,8 +91,7 @@ def main(**options: Any) -> None:
         raise click.UsageError(
             "--test-alert needs --alertmanager, which it is posted to, and --relay, which delivers it"
         )
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that has no ✓
+    replace_unencodable_output()
     where = Deployment(
         backend=options["base_url"],
         backend_token=_open_secret(options["token_file"]),

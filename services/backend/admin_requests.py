@@ -118,7 +118,7 @@ class BodyFormat(NamedTuple, Generic[T]):
     """Of a body."""
 
     read: Callable[[bytes], dict[str, object]]
-    """JSON → its known fields. Raises WireError."""
+    """JSON → its known fields. Raises UntrustedJsonError."""
     parse: Callable[[object], T]
     """These, within bounds. Raises ValidationError."""
 

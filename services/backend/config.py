@@ -10,7 +10,7 @@ from services.backend.local_key import LocalKeyError, read_or_create
 from shared.config.file_checks import FileCheck, FileCheckError, check_writable_folder
 from shared.config.server_settings import AuthSettings, NamedToken, ServerSettings, check_unique_names
 from shared.config.settings import Address, Duration, FilePath, ListenAddress, Section, TokenPath
-from shared.kms.settings import KeySettings
+from shared.kms.registry import KeySettings
 from shared.sql.database_url import DatabaseSetting
 
 

@@ -16,12 +16,11 @@ from pydantic import (
 )
 
 from services.relay.channels.registry import AnyChannel
-from services.relay.delivery.links import check_template
+from services.relay.delivery.links import LinkRules, check_template
 from services.relay.http_client import check_secret_url
 from services.relay.intake.routing import Matcher, parse_matcher
 from services.relay.outbox.byte_limit import compute_minimum
-from shared.config import settings
-from shared.config.server_settings import ServerSettings
+from shared.config.server_settings import AuthSettings, ServerSettings
 from shared.config.settings import Address, Duration, ListenAddress, SecretPath, Section, Size, TokenPath
 from shared.sql.database_url import DatabaseSetting
 
@@ -132,7 +131,7 @@ ContactAddress = Annotated[
 KnownChannel = Annotated[str, AfterValidator(_check_channel)]
 
 
-class RelayAuthSettings(settings.AuthSettings):
+class RelayAuthSettings(AuthSettings):
     """Who may send alerts, and who may look."""
 
     bearer_token_file: TokenPath
@@ -162,6 +161,10 @@ class LinkSettings(Section):
     dashboard: Template | None = None
     allow_hosts: tuple[Annotated[str, AfterValidator(str.lower)], ...] = ()
     """Hosts that an alert's own addresses may lead to: `runbook_url`, `dashboard_url`, generatorURL and externalURL."""
+
+    def build_rules(self) -> LinkRules:
+        """The rules by which delivery builds links."""
+        return LinkRules(self.runbook, self.dashboard, frozenset(self.allow_hosts))
 
 
 class RouteSettings(Section):

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from services.rotator.drivers.registry import DriverSettings
 from shared.config.settings import CommandSettings, Duration, FilePath
 from shared.keyring.administration import MAX_PAGE_SIZE
-from shared.kms.settings import KeySettings
+from shared.kms.registry import KeySettings
 
 
 class Settings(CommandSettings):

@@ -31,7 +31,7 @@ class FileCheck(NamedTuple):
     """How what a value names is opened; stands in the `Annotated` type of its key."""
 
     check: Callable[[Any], Iterable[Path]]
-    """Gives the files among it that hold secrets. Raises NamedFileError."""
+    """Gives the files among it that hold secrets. Raises FileCheckError."""
     startup_policy: StartupPolicy = "warns"
 
 
@@ -65,7 +65,7 @@ def _is_on_read_only_mount(file: Path) -> bool:
 
 
 def check_readable(file: Path) -> Path:
-    """The file itself. Raises NamedFileError where it cannot be opened."""
+    """The file itself. Raises FileCheckError where it cannot be opened."""
     try:
         os.close(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError as error:
@@ -74,7 +74,7 @@ def check_readable(file: Path) -> Path:
 
 
 def check_writable_folder(folder: Path) -> None:
-    """Raises NamedFileError where no file can be made in it."""
+    """Raises FileCheckError where no file can be made in it."""
     if not folder.is_dir():
         raise FileCheckError(f"the folder {folder} does not exist; run: mkdir -p {folder}")
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):

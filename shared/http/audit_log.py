@@ -68,7 +68,7 @@ class InMemoryAuditLog:
         self._entries.append((next(self._numbers), entry))
 
     async def list_entries(self, limit: int, before: int | None) -> tuple[Sequence[AuditEntry], int | None]:
-        """See Audit."""
+        """See AuditLog."""
         older = [each for each in reversed(self._entries) if before is None or each[0] < before]
         following = older[limit - 1][0] if len(older) > limit else None
         return [entry for _, entry in older[:limit]], following

@@ -201,7 +201,7 @@ class Authorizer:
         """A copy of the route that is answered only to those who may call it.
 
         Args:
-            route: a GuardedRoute, or one of Starlette's, which is for admins.
+            route: a ProtectedRoute, or one of Starlette's, which is for admins.
             get_access_policy: gives who may call, where what the route requires does not say it.
         """
         app = route.app

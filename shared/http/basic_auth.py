@@ -57,12 +57,12 @@ class PasswordChecker:
             peer: the address that sent it.
 
         Raises:
-            BusyError: too many others wait.
+            TooManyPasswordChecksError: too many others wait.
         """
         digest = hmac.digest(self._key, password, "sha256")
         if self._is_cached(name, digest):
             return True
-        await self._acquire_turn(peer)
+        await self._acquire_slot(peer)
         try:
             if self._is_cached(name, digest):  # somebody before it sent the same
                 return True
@@ -70,7 +70,7 @@ class PasswordChecker:
                 self._executor, self._check_hash, name, password[:_BCRYPT_BYTES]
             )
         finally:
-            self._release_turn()
+            self._release_slot()
         if right:
             self._verified_digests[name] = digest
         return right
@@ -91,8 +91,8 @@ class PasswordChecker:
             bcrypt.checkpw(password, self._padding_hashes[cost])
         return False
 
-    async def _acquire_turn(self, peer: str) -> None:
-        """Waits until no check runs and it is the address's turn. Raises BusyError."""
+    async def _acquire_slot(self, peer: str) -> None:
+        """Waits until no check runs and it is the address's turn. Raises TooManyPasswordChecksError."""
         if not self._is_running:
             self._is_running = True
             return
@@ -106,7 +106,7 @@ class PasswordChecker:
         except asyncio.CancelledError:
             if not mine.cancelled():  # in the same moment it was let go, or had to leave
                 if mine.exception() is None:
-                    self._release_turn()
+                    self._release_slot()
             elif mine in (own := self._queues.get(network, deque())):
                 own.remove(mine)
                 if not own:
@@ -126,7 +126,7 @@ class PasswordChecker:
         if not youngest.done():
             youngest.set_exception(TooManyPasswordChecksError())
 
-    def _release_turn(self) -> None:
+    def _release_slot(self) -> None:
         """Lets the next one go: the first of the address whose turn it is."""
         while self._queues:
             network, own = self._queues.popitem(last=False)

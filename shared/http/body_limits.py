@@ -86,6 +86,16 @@ class SlowBodyError(Exception):
     """It did not arrive in time; one sentence."""
 
 
+async def read_body(stream: AsyncIterator[bytes], max_bytes: int) -> bytes:
+    """Return a body that needs no budget, as of a test server. Raises BodyTooLargeError past `max_bytes`."""
+    body = bytearray()
+    async for chunk in stream:
+        body += chunk
+        if len(body) > max_bytes:
+            raise BodyTooLargeError
+    return bytes(body)
+
+
 class BodyBudgets:
     """Of one server.
 
@@ -132,9 +142,9 @@ class BodyReader:
         """Has the whole of it in `body`.
 
         Raises:
-            OverLimitError: `body` has its beginning.
-            CrowdedError: other ones come first.
-            SlowError: it did not arrive in time.
+            BodyTooLargeError: `body` has its beginning.
+            BodyBudgetExhaustedError: other ones come first.
+            SlowBodyError: it did not arrive in time.
         """
         try:
             async with asyncio.timeout(BODY_SECONDS) as deadline:

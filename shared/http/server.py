@@ -75,7 +75,7 @@ def create_application(
     Args:
         name: the title of the page at `/`, where `routes` has none of its own.
         metrics: what `/metrics` shows.
-        routes: the server's own; GuardedRoute says who may call, any other is for admins.
+        routes: the server's own; ProtectedRoute says who may call, any other is for admins.
         authorizer: stands before every route, and is `state.guard` of the application; None makes one.
         access_policy: who may call; None lets everybody on this machine.
         get_unready_reason: why it cannot serve right now, or None; the text of a 503 of `/-/ready`.

@@ -14,7 +14,7 @@ T = TypeVar("T")
 def start_in_thread(name: str, work: Callable[[], T]) -> "Future[T]":
     """Start `work`, which may hang for ever, in a daemon thread of its own.
 
-    The event loop's own threads are few and shared, and the end of the process waits for them; it does not for this one.
+    The event loop's own threads are few and shared, and the end of the process waits for them, but not for this one.
 
     Args:
         name: of the thread.

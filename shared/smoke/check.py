@@ -46,7 +46,7 @@ class Check:
 
     name: str
     run: Callable[[], Awaitable[str]]
-    """Gives what was seen, in a few words. Raises TroubleError; it must end by itself, in bounded time."""
+    """Gives what was seen, in a few words. Raises CheckError; it must end by itself, in bounded time."""
     depends_on: str | None = None
     """The name of an earlier check, without which this one has nothing to say."""
 

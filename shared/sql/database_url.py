@@ -104,7 +104,7 @@ def _parse_setting(value: object) -> DatabaseUrl:
 
 
 def _check_database_files(url: DatabaseUrl) -> list[Path]:
-    """The files of a database that hold secrets: itself, or the password and the key for it. Raises NamedFileError."""
+    """The files of a database that hold secrets: itself, or the password and the key for it. Raises FileCheckError."""
     if url.drivername == "sqlite":
         file = Path(url.database or "")
         check_writable_folder(file.parent)
@@ -120,7 +120,7 @@ def _check_database_files(url: DatabaseUrl) -> list[Path]:
 def _check_usable(file: Path) -> Path:
     """The file itself, not opened: the close would drop all locks of a process that serves from it (fcntl(2)).
 
-    Another process that closed it then would take its -wal away. Raises NamedFileError.
+    Another process that closed it then would take its -wal away. Raises FileCheckError.
     """
     if not os.access(file, os.R_OK | os.W_OK):
         raise FileCheckError(f"{file}: expected a file that this user may read and write")

@@ -43,7 +43,7 @@ async def test_it_says_so_and_answers_within_bounds(
             assert time.monotonic() - began < 9
             status, reason = await _ready(client)
             assert status == 503
-            assert reason.startswith("outbox cannot commit: ")
+            assert reason.startswith("the outbox cannot commit: ")
             assert (await _scraped(client))[1] < 1  # what is known to hang is not asked
         await until(lambda: _is_ready(client), 15)
         assert (await post(client, payload(3)))[0] in {200, 202}

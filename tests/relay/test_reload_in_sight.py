@@ -104,8 +104,8 @@ async def test_what_is_overdue_is_looked_after_though_a_backup_cannot_be_noticed
         return False
 
     broken = False
-    monkeypatch.setattr("services.relay.delivery.worker.look_after", look)
-    monkeypatch.setattr("services.relay.delivery.worker.notice_restore", notice)
+    monkeypatch.setattr("services.relay.delivery.worker.sweep", look)
+    monkeypatch.setattr("services.relay.delivery.worker.detect_restore", notice)
     async with started(settings(tmp_path, {"one": Scripted()})):
         broken, before = True, looks
         await until(lambda: looks >= before + 3)
@@ -123,7 +123,7 @@ async def test_a_defect_in_looking_after_what_is_overdue_is_not_the_last_look(
         looks += 1
         raise ZeroDivisionError
 
-    monkeypatch.setattr("services.relay.delivery.worker.look_after", look)
+    monkeypatch.setattr("services.relay.delivery.worker.sweep", look)
     async with started(settings(tmp_path, {"one": Scripted()})):
         await until(lambda: looks >= 3)
 

@@ -18,6 +18,7 @@ from aiohttp import web
 
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
 from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
+from services.relay.app import build_delivery_rules
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
 from services.relay.delivery.worker import run_delivery
@@ -106,8 +107,8 @@ async def test_it_triggers_nothing_that_is_over(
         (tmp_path / "backup.db").rename(tmp_path / "relay.db")
     if way == "a snapshot of the volume":
         with closing(sqlite3.connect(tmp_path / "relay.db")) as snapshot:
-            (seen_at,) = snapshot.execute("SELECT seen_at FROM origin").fetchone()
-        (tmp_path / "relay.db-seen").write_text(repr(seen_at))  # it is as old
+            (seen_at,) = snapshot.execute("SELECT last_used_at FROM database_identity").fetchone()
+        (tmp_path / "relay.db-last-used").write_text(repr(seen_at))  # it is as old
         (tmp_path / "relay.yml").write_text(yaml.safe_dump(keys))
         command = [sys.executable, "-m", "services.relay", "--config", str(tmp_path / "relay.yml"), "restored"]
         await asyncio.to_thread(subprocess.run, command, check=True, timeout=30)
@@ -125,7 +126,7 @@ async def _started_while_it_is_locked(given: RelaySettings) -> None:
         other.execute("BEGIN IMMEDIATE")
         async with served(given) as client:
             other.execute("ROLLBACK")
-            held = "SELECT 1 FROM deliveries WHERE maybe_told IS NOT NULL"
+            held = "SELECT 1 FROM deliveries WHERE maybe_delivered_up_to IS NOT NULL"
             await until(lambda: other.execute(held).fetchone() is not None)
             await post(client, webhook_of("resolved"))
             await until(lambda: _told(client))
@@ -142,7 +143,7 @@ async def test_what_is_said_to_be_restored_stays_held_back_though_the_relay_is_s
     given = settings(tmp_path, {"one": Scripted()}, alertmanager={"urls": ["http://127.0.0.1:1"]})
     metrics = Metrics(create_registry(), given.channels, (), Reason)
     async with open_store(given.database, time.time) as store:
-        async with run_delivery(given, store, metrics, open_local_sender):
+        async with run_delivery(build_delivery_rules(given), store, metrics, open_local_sender):
             await told(store, "x", "elsewhere")
             await mark_restored(store)
         taken = await take(store, "elsewhere")

@@ -8,7 +8,6 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from ops.demo.stand_ins import request_body
 from ops.demo.stand_ins.change_feed import ChangeFeed
 from ops.demo.stand_ins.kms_faults import FAULTS_BY_NAME, EmulatorError, KmsFaults
 from ops.demo.stand_ins.mail_server import MailServer
@@ -17,6 +16,7 @@ from ops.demo.stand_ins.provider_faults import Fault, Faults
 from ops.demo.stand_ins.slack import Slack
 from shared.config.server_settings import Role
 from shared.http.authorization import ProtectedRoute, RouteRequirements
+from shared.http.body_limits import BodyTooLargeError, read_body
 
 MAX_BYTES = 64 * 1024
 HEARTBEAT_SECONDS = 15.0
@@ -86,11 +86,11 @@ class ControlApi:
     async def add_fault(self, request: Request) -> Response:
         """Puts a provider's fault in force: 201 with its id, 400 with what was expected."""
         try:
-            fault = Fault.model_validate_json(await request_body.read_body(request, MAX_BYTES))
+            fault = Fault.model_validate_json(await read_body(request.stream(), MAX_BYTES))
         except ValidationError as error:
             found = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}".removeprefix(": ") for e in error.errors()]
             return JSONResponse({"error": "; ".join(found)}, status_code=400)
-        except request_body.BodyTooLargeError:
+        except BodyTooLargeError:
             return JSONResponse({"error": f"expected at most {MAX_BYTES} bytes"}, status_code=413)
         return JSONResponse({"id": self._faults.add(fault)}, status_code=201)
 
@@ -109,10 +109,10 @@ class ControlApi:
     async def break_kms(self, request: Request) -> Response:
         """Breaks KMS in one of the known ways; what was broken before is healed first."""
         try:
-            given = json.loads(await request_body.read_body(request, MAX_BYTES))
+            given = json.loads(await read_body(request.stream(), MAX_BYTES))
             name = given["fault"]
             await self._kms.break_kms(name)
-        except (ValueError, KeyError, TypeError, request_body.BodyTooLargeError):
+        except (ValueError, KeyError, TypeError, BodyTooLargeError):
             expected = ", ".join(FAULTS_BY_NAME)
             return JSONResponse({"error": f"expected {{'fault': NAME}} with one of: {expected}"}, status_code=400)
         except EmulatorError as error:

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from starlette.requests import Request
 
-from ops.demo.stand_ins import request_body
+from shared.http.body_limits import BodyTooLargeError, read_body
 
 MAX_BLOCKS = 50
 MAX_BLOCKS_TEXT = (
@@ -175,8 +175,8 @@ class SlackError(Exception):
 async def read_arguments(request: Request) -> Json:
     """The arguments of a call, the token among them. Raises SlackError."""
     try:
-        raw = await request_body.read_body(request, MAX_BYTES)
-    except request_body.BodyTooLargeError:
+        raw = await read_body(request.stream(), MAX_BYTES)
+    except BodyTooLargeError:
         raise SlackError("request_too_large") from None
     arguments: Json = dict(request.query_params)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":

@@ -65,7 +65,7 @@ def print_details(details: DeliveryDetails) -> None:
         "reason": one.reason,
         "accepted": format_time(one.accepted_at),
         "finished": format_time(one.finished_at),
-        "note": one.remark,
+        "remark": one.remark,
         "superseded by": one.superseded_by,
         "tells of": ", ".join(details.supersedes),
         "event": one.event_id,

@@ -21,12 +21,12 @@ _INSERT_EVENTS: Final = BulkStatement(
     insert(events), [column.name for column in events.c if column is not events.c.seq]
 )
 _READ_SEQS: Final = select(events.c.id, events.c.seq).where(events.c.id.in_(bindparam("ids", expanding=True)))
-_FIRST_WAITING_EVENT: Final = select(func.min(deliveries.c.first_event)).where(
+_FIRST_WAITING_EVENT: Final = select(func.min(deliveries.c.first_event_seq)).where(
     deliveries.c.incident_id == bindparam("incident"),
     deliveries.c.channel.in_(bindparam("channels", expanding=True)),
     deliveries.c.finished_at.is_(None),
 )
-_INCIDENT_COLUMNS: Final = ("episode", "open", "latest_event", "group_id", "earlier")
+_INCIDENT_COLUMNS: Final = ("episode", "is_open", "latest_event_seq", "group_id", "earlier_events")
 _UPDATE_INCIDENTS: Final = BulkStatement(
     update(incidents)
     .where(incidents.c.id == bindparam("incident"))
@@ -189,10 +189,10 @@ def _insert_events(transaction: Transaction, planned: Sequence[_PlannedEvent]) -
             {
                 "incident": each.request.incoming.incident_id,
                 "new_episode": each.plan.episode,
-                "new_open": int(each.plan.is_open),
-                "new_latest_event": seq,
+                "new_is_open": int(each.plan.is_open),
+                "new_latest_event_seq": seq,
                 "new_group_id": build_group_id(each.request.incoming.event),
-                "new_earlier": each.state.encode_earlier_events() if each.state else None,
+                "new_earlier_events": each.state.encode_earlier_events() if each.state else None,
             }
             for each, seq in zip(planned, seqs, strict=True)
         ],

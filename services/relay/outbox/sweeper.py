@@ -24,13 +24,15 @@ from services.relay.outbox.tables import WAITING, State, channels, deliveries
 
 _delivery = deliveries.c
 _older = deliveries.alias("older")
-_open_breakers = select(channels.c.name).where(or_(channels.c.failures >= FAILURE_THRESHOLD, channels.c.refused > 0))
+_open_breakers = select(channels.c.name).where(or_(channels.c.failures >= FAILURE_THRESHOLD, channels.c.is_down > 0))
 _EXPIRED: Final = (
     _delivery.channel.in_(_open_breakers),
     _delivery.finished_at.is_(None),
     _delivery.state.in_([state.value for state in WAITING]),
     _delivery.accepted_at < bindparam("before"),
-    or_(_delivery.maybe_told.is_(None), _delivery.due_at <= bindparam("now")),  # else it is held back, see `restored`
+    or_(
+        _delivery.maybe_delivered_up_to.is_(None), _delivery.due_at <= bindparam("now")
+    ),  # else it is held back, see `restored`
     # Else the older one, which may be under way, would be sent after what is newer was given up.
     ~exists().where(
         _older.c.incident_id == _delivery.incident_id,
@@ -48,8 +50,8 @@ _LOCK_EXPIRED: Final = (
             _delivery.incident_id,
             _delivery.episode,
             _delivery.event_seq,
-            _delivery.first_event,
-            _delivery.fell_back,
+            _delivery.first_event_seq,
+            _delivery.fallback_up_to,
         )
     )
     .where(_delivery.seq.in_(bindparam("seqs", expanding=True)), *_EXPIRED)
@@ -63,25 +65,25 @@ _GIVE_UP: Final = (
         state=State.DEAD,
         finished_at=bindparam("at"),
         reason=select(channels.c.reason).where(channels.c.name == _delivery.channel).scalar_subquery(),
-        fell_back=_delivery.event_seq,
+        fallback_up_to=_delivery.event_seq,
     )
 )
 _RESET_FUTURE_WAITS: Final = (
     update(deliveries)
-    .where(_delivery.finished_at.is_(None), _delivery.set_at > bindparam("at") + CLOCK_TOLERANCE)
+    .where(_delivery.finished_at.is_(None), _delivery.due_set_at > bindparam("at") + CLOCK_TOLERANCE)
     .where(or_(_delivery.lease.is_(None), ~_delivery.lease.startswith(bindparam("owner"))))
-    .values(due_at=bindparam("at"), set_at=bindparam("at"))
+    .values(due_at=bindparam("at"), due_set_at=bindparam("at"))
 )
 _RESET_FUTURE_BREAKERS: Final = (
     update(channels)
-    .where(channels.c.set_at > bindparam("at") + CLOCK_TOLERANCE)
-    .values(open_at=bindparam("at"), set_at=bindparam("at"))
+    .where(channels.c.paused_set_at > bindparam("at") + CLOCK_TOLERANCE)
+    .values(paused_until=bindparam("at"), paused_set_at=bindparam("at"))
 )
 
 _RESET_FUTURE_RETRY_AFTER: Final = (
     update(channels)
-    .where(channels.c.asked_at > bindparam("at") + CLOCK_TOLERANCE)
-    .values(asked_until=None, asked_at=None)
+    .where(channels.c.retry_after_set_at > bindparam("at") + CLOCK_TOLERANCE)
+    .values(retry_after_until=None, retry_after_set_at=None)
 )
 
 

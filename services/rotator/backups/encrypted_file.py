@@ -17,6 +17,8 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from shared.atomic_file import sync_folder
+
 KEY_BYTES: Final = 32
 _MAX_HEADER_BYTES: Final = 64 * 1024
 MAX_PAGE_BYTES: Final = 16 * 1024 * 1024
@@ -55,11 +57,7 @@ class EncryptedFileWriter:
         if self._file.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         self._temporary_file.rename(self._file)
-        folder = os.open(self._file.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(self._file.parent)
 
     def discard(self) -> None:
         """Leaves nothing of a file that is not finished."""

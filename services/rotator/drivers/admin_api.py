@@ -23,7 +23,7 @@ from services.rotator.drivers.remote_administration import (
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.config.settings import Address, Duration, SecretPath, Section
 from shared.keyring.administration import Administration, RefusedError, UnreachableError
-from shared.kms.settings import KeySettings
+from shared.kms.settings import ProviderSettings
 
 _CONNECT_TIMEOUT: Final = 10.0
 
@@ -59,7 +59,7 @@ class AdminApiDriverSettings(Section):
         return self.url
 
     @asynccontextmanager
-    async def open(self, kms: KeySettings, caller: str) -> AsyncIterator[Administration]:
+    async def open(self, kms: ProviderSettings, caller: str) -> AsyncIterator[Administration]:
         """The service's administration; `kms` is the service's own affair here."""
         del kms
         trusted = await asyncio.to_thread(ssl.create_default_context)  # aiohttp's own is made once, at its import

@@ -20,7 +20,7 @@ from shared.keyring.records import RecordsTable
 from shared.keyring.wrapping import KeyWrapper
 from shared.kms.quota import QuotaLimitedKey
 from shared.kms.registry import connect_key
-from shared.kms.settings import KeySettings
+from shared.kms.settings import ProviderSettings
 from shared.sql import database_url
 
 
@@ -47,7 +47,7 @@ class SqlDriverSettings(Section):
         return str(self.database)
 
     @asynccontextmanager
-    async def open(self, kms: KeySettings, caller: str) -> AsyncIterator[Administration]:
+    async def open(self, kms: ProviderSettings, caller: str) -> AsyncIterator[Administration]:
         """The keyring in `database`; its journal names the caller of a rotation."""
         del caller
         provider = connect_key(kms)

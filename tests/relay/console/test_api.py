@@ -51,10 +51,10 @@ async def test_deliveries_are_told_with_all_that_is_known_the_newest_first(tmp_p
             "status": "firing",
             "channel": "bad",
             "state": "dead",
-            "attempts": 1,
+            "attempt_count": 1,
             "reason": "rejected",
             "superseded_by": None,
-            "note": None,
+            "remark": None,
             "receipt": None,
         }
 
@@ -67,11 +67,11 @@ async def test_one_delivery_is_told_with_its_attempts(tmp_path: Path) -> None:
         _, answer = await get(client, "/api/deliveries")
         code, delivery = await get(client, f"/api/deliveries/{answer['deliveries'][0]['id']}")
         assert code == 200
-        tried = [(attempt["number"], attempt["reason"], attempt["detail"]) for attempt in delivery["tried"]]
+        tried = [(attempt["number"], attempt["reason"], attempt["detail"]) for attempt in delivery["attempts"]]
         assert tried == [(1, "server_error", "HTTP 503"), (2, "ok", "taken")]
         assert delivery["receipt"] == {"number": "1"}
         assert delivery["payload"] == f"{delivery['id']}: firing"
-        assert delivery["superseded"] == []
+        assert delivery["supersedes"] == []
         assert (await get(client, "/api/deliveries/unknown"))[0] == 404
 
 
@@ -169,9 +169,9 @@ async def test_what_was_not_accepted_can_be_looked_at(tmp_path: Path) -> None:
             "source": "eu",
             "code": 400,
             "reason": refused["error"],
-            "size": len(body),
+            "body_bytes": len(body),
         }
-        assert oldest["size"] == 2
+        assert oldest["body_bytes"] == 2
         async with client.get(f"/api/quarantine/{newest['id']}") as response:
             assert await response.read() == body
             assert response.headers["Content-Type"].startswith("text/plain")

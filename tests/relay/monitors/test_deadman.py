@@ -88,7 +88,7 @@ async def test_it_is_not_asked_while_something_waits_for_over_ten_minutes_and_no
         await outside.ping_after_heartbeat()
     assert len(switch.asked) == 1
     (line,) = logs
-    assert line["event"].startswith("the outside address is not asked while the outbox does not drain")
+    assert line["event"] == "dead man's switch not pinged: the outbox does not drain"
 
 
 async def test_it_is_asked_while_a_storm_is_delivered_slowly(
@@ -174,7 +174,7 @@ async def test_one_that_fails_is_logged_without_the_address_and_tried_with_the_n
     with capture_logs() as logs:
         assert await outside.ping_after_heartbeat() == 0
     (line,) = logs
-    assert words in line["problem"]
+    assert words in line["error"]
     assert PATH not in str(line)
     assert "/elsewhere" not in str(switch.asked)
 

@@ -39,7 +39,7 @@ async def test_what_hinders_is_logged_when_it_begins_and_when_it_ends(at: Desk, 
         await minutes(2, clock, comparing)
         one.since = LONG_AGO
         await minutes(2, clock, comparing)
-    assert [line.get("problem") for line in logs] == ["no connection", "it started less than 300 s ago", None]
+    assert [line.get("error") for line in logs] == ["no connection", "it started less than 300 s ago", None]
 
 
 async def test_one_peer_is_enough_to_close_and_any_peer_to_keep(

@@ -13,7 +13,7 @@ from shared.sql import database_url
 from tests.relay.outbox.acts import claimed, end, nothing, take
 from tests.relay.outbox.gated import Clock, break_it, fail, state_of, waiting
 
-LIMITED = {"reason": "rate_limited", "retry_after": 30.0, "again_in": 30.0}
+LIMITED = {"reason": "rate_limited", "retry_after": 30.0, "retry_in": 30.0}
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ async def test_a_clock_that_is_set_back_ends_it(store: Store, clock: Clock) -> N
     assert not await nothing(store)
 
 
-DAY = {"reason": "rate_limited", "retry_after": 86_400.0, "again_in": 86_400.0}
+DAY = {"reason": "rate_limited", "retry_after": 86_400.0, "retry_in": 86_400.0}
 """Longer than the longest pause of the breaker: whoever is asked for that is refused."""
 
 

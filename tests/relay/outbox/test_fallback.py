@@ -207,7 +207,7 @@ async def test_a_channel_that_cannot_be_reached_waits_for_itself(store: Store) -
 async def test_what_is_given_up_for_its_age_goes_to_the_others_whatever_its_channel_says(store: Store) -> None:
     await waiting(store, FAILURE_THRESHOLD + fallback.FALLBACK_STEP)
     claim = await claimed(store)
-    gave_up = {"channel_effect": ChannelEffect.FAILED, "fallback": ("b",), "gave_up": True}
+    gave_up = {"channel_effect": ChannelEffect.FAILED, "fallback_channels": ("b",), "is_expired": True}
     await end(store, claim, State.DEAD, **gave_up)
     assert await all_of(store, "b") == [("a0", 1, 1)]
     await break_it(store)

@@ -44,7 +44,7 @@ async def test_all_that_waited_for_a_broken_channel_comes_back(store: Store) -> 
 
 async def test_what_gave_up_at_its_last_attempt_comes_back_as_its_incident_stands(store: Store) -> None:
     await told(store, "x")
-    await end(store, await claimed(store), State.DEAD, gave_up=True)
+    await end(store, await claimed(store), State.DEAD, is_expired=True)
     await told(store, "x")
     await end(store, await claimed(store))
     assert (await sweep(store, "me", DAY, ())).channels_to_wake == frozenset()

@@ -11,7 +11,7 @@ from services.relay.outbox.tables import State
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.acts import claimed, end, nothing, told
 
-REFUSED = {"channel_effect": ChannelEffect.DOWN, "again_in": 300.0, "fallback": ("b", "every")}
+REFUSED = {"channel_effect": ChannelEffect.DOWN, "retry_in": 300.0, "fallback_channels": ("b", "every")}
 
 
 @pytest.fixture

@@ -49,10 +49,10 @@ def test_the_steps_lead_to_the_tables_that_a_new_database_gets(engine: Engine) -
         assert made.keys() == {
             "deliveries_due",
             "deliveries_in_order",
-            "deliveries_counted",
+            "deliveries_unsettled",
             "deliveries_dead",
             "deliveries_delivered",
-            "events_of_ours",
+            "events_of_relay",
             "incidents_of_group",
         }
     with engine.begin() as connection:
@@ -90,11 +90,11 @@ def test_alembic_is_imported_only_where_there_are_older_tables(tmp_path: Path) -
     with closing(sqlite3.connect(tmp_path / "old.db")) as old:
         old.executescript((Path(__file__).parents[1] / "keypulse_0_1.sql").read_text())
     program = (
-        "import sys; from pathlib import Path; from services.relay.outbox import dialect, migrate\n"
-        "from shared.sql import location\n"
-        "dialect.make_file(where := location.sqlite(Path(sys.argv[1])))\n"
-        "writing, _ = dialect.engines(where)\n"
-        "with writing.begin() as connection: migrate.upgrade(connection)\n"
+        "import sys; from pathlib import Path; from services.relay.outbox.engine import dialect, migrate\n"
+        "from shared.sql import database_url\n"
+        "dialect.make_file(where := database_url.create_sqlite_url(Path(sys.argv[1])))\n"
+        "writing, _ = dialect.create_engines(where)\n"
+        "with writing.begin() as connection: migrate.upgrade_tables(connection)\n"
         "print('alembic' in sys.modules)"
     )
     files = ["old.db", "old.db", "new.db"]
