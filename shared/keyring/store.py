@@ -95,8 +95,8 @@ def refuse_retired_version(connection: Connection, wrapped: WrappedKey) -> None:
         )
 
 
-def list_retired_versions(connection: Connection, kek: str) -> dict[int, float]:
-    """The versions of `kek` that nothing may be wrapped by any more, ascending, and since when (unix seconds)."""
+def list_retired_versions(connection: Connection, kek: str) -> dict[str, float]:
+    """The versions of `kek` that nothing may be wrapped by any more, and since when (unix seconds)."""
     columns = retired_versions.c
     these = select_rows(retired_versions, RetiredVersionRow).where(columns.kek == kek).order_by(columns.kek_version)
     return {row.kek_version: row.retired_at for row in fetch(connection, these, RetiredVersionRow)}

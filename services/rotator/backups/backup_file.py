@@ -18,9 +18,8 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from services.rotator.backups import encrypted_pages
-from shared.keyring.administration import Administration, StoredKey
-from shared.keyring.model import UNREADABLE_VERSION
-from shared.kms.gcp.wire_format import get_key_name, get_version_id
+from shared.keyring.administration import Administration, StoredKey, StoredVersion
+from shared.keyring.model import UNREADABLE_VERSION, get_version_sort_key
 from shared.kms.port import KmsError, KmsKey
 
 _AAD: Final = b"keypulse backup\0"
@@ -42,14 +41,14 @@ class BackupHeader(BaseModel):
     rotation_id: str
     created_at: datetime
     kek: str
-    kek_version: int
+    kek_version: StoredVersion
     """The version of the KMS key without which the backup cannot be read."""
-    needed_versions: tuple[int, ...]
+    needed_versions: tuple[StoredVersion, ...]
     """Versions of the KMS key that wrap its data keys, and thus are needed to restore it."""
     wrapped_key: str
     """Base64 of the file's key, wrapped."""
 
-    def may_need(self, version: int) -> bool:
+    def may_need(self, version: str) -> bool:
         """Whether it needs that version, as far as is known."""
         return not {version, UNREADABLE_VERSION}.isdisjoint({self.kek_version, *self.needed_versions})
 
@@ -84,13 +83,14 @@ class SummaryBuilder:
         return BackupSummary(data_keys=self.data_keys, sha256=self._csv.hexdigest(), fingerprint=self._keys.hexdigest())
 
 
-async def write_backup(
+async def write_backup(  # noqa: PLR0913  most by name
     file: Path,
     administration: Administration,
     kms: KmsKey,
     *,
     rotation_id: str,
-    needed_versions: Collection[int],
+    kek: str,
+    needed_versions: Collection[str],
     now: datetime,
     timeout: float,
 ) -> BackupSummary:
@@ -100,6 +100,7 @@ async def write_backup(
         file: in a folder that exists.
         administration: gives the rows, a page at a time.
         kms: wraps the file's key.
+        kek: full name of that KMS key.
         rotation_id: for whose sake.
         needed_versions: versions of the KMS key that wrap the rows.
         now: aware.
@@ -117,9 +118,9 @@ async def write_backup(
     header = BackupHeader(
         rotation_id=rotation_id,
         created_at=now,
-        kek=get_key_name(wrapped.version),
-        kek_version=get_version_id(wrapped.version),
-        needed_versions=tuple(sorted(needed_versions)),
+        kek=kek,
+        kek_version=wrapped.version,
+        needed_versions=tuple(sorted(needed_versions, key=get_version_sort_key)),
         wrapped_key=base64.b64encode(wrapped.ciphertext).decode(),
     )
     try:

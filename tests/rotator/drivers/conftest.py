@@ -21,7 +21,7 @@ from services.rotator.drivers.registry import DriverSettings, open_driver
 from shared.config.settings import load_settings, use_base_folder
 from shared.http.server import serve as serving
 from shared.keyring.administration import Administration
-from shared.kms.settings import GcpKeySettings
+from shared.kms.gcp.settings import GcpKeySettings
 from tests.backend.conftest import KEY, versions  # noqa: F401 - a fixture, used by its name
 from tests.long import LONG
 

@@ -13,7 +13,7 @@ from services.rotator.drivers.registry import DriverSettings, open_driver
 from services.rotator.drivers.sql import SqlDriverSettings
 from shared.keyring.administration import RefusedError, RotateRequest, RotationType, UnreachableError
 from shared.keyring.database import Database
-from shared.kms.settings import GcpKeySettings
+from shared.kms.gcp.settings import GcpKeySettings
 from shared.sql.database_url import create_sqlite_url
 from tests.backend.conftest import KEY
 from tests.rotator.drivers.conftest import Backend, Serve
