@@ -39,7 +39,10 @@ def _add(transaction: Transaction, number: int, state: State, due_in: float) -> 
     seqs = connection.execute(_NEW_EVENTS, rows).scalars().all()
     connection.execute(
         insert(incidents),
-        [{"id": name, "episode": 1, "open": 1, "latest_event": seq} for name, seq in zip(names, seqs, strict=True)],
+        [
+            {"id": name, "episode": 1, "is_open": 1, "latest_event_seq": seq}
+            for name, seq in zip(names, seqs, strict=True)
+        ],
     )
     waits = {"state": state, "attempts": int(state is State.RETRYING), "due_at": now + due_in, "accepted_at": now}
     waits["finished_at"] = None if state in UNFINISHED else now
@@ -49,7 +52,7 @@ def _add(transaction: Transaction, number: int, state: State, due_in: float) -> 
             {
                 "id": name,
                 "event_seq": seq,
-                "first_event": seq,
+                "first_event_seq": seq,
                 "incident_id": name,
                 "episode": 1,
                 "channel": CHANNEL,

@@ -30,7 +30,7 @@ class Delivery:
 
     id: str
     event_seq: int
-    first_event: int
+    first_event_seq: int
     incident: str
     channel: str
     state: str

@@ -66,7 +66,7 @@ def _delivery(row: Row[Any], group_key: str, ended: Sequence[str], claims: int) 
     return Delivery(
         id=row.id,
         event_seq=row.event_seq,
-        first_event=row.first_event,
+        first_event_seq=row.first_event_seq,
         incident=row.incident_id,
         channel=row.channel,
         state=row.state,

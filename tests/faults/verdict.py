@@ -89,7 +89,7 @@ def _end(event: Event, channel: str, deliveries: Sequence[Delivery]) -> Delivery
             delivery
             for delivery in deliveries
             if (delivery.incident, delivery.channel) == (event.incident, channel)
-            and delivery.first_event <= event.seq <= delivery.event_seq
+            and delivery.first_event_seq <= event.seq <= delivery.event_seq
             and delivery.state in ("delivered", "dead")
         ),
         None,
@@ -134,7 +134,7 @@ def _not_ours(
     tells: dict[tuple[str, str], set[tuple[Alert, Told]]] = {}
     for delivery in deliveries:
         of = (event for event in events if event.incident == delivery.incident)
-        alerts = (e.alerts for e in of if delivery.first_event <= e.seq <= delivery.event_seq)
+        alerts = (e.alerts for e in of if delivery.first_event_seq <= e.seq <= delivery.event_seq)
         tells.setdefault((delivery.channel, delivery.key), set()).update(*alerts)
     for message in said:
         if message.place != place:

@@ -188,7 +188,7 @@ async def test_nobody_else_on_the_machine_may_read_the_outbox(tmp_path: Path) ->
         modes = await asyncio.to_thread(
             lambda: {file.name: file.stat().st_mode & 0o777 for file in tmp_path.glob("relay.db*")}
         )
-    assert modes == dict.fromkeys(("relay.db", "relay.db-wal", "relay.db-shm", "relay.db-seen"), 0o600)
+    assert modes == dict.fromkeys(("relay.db", "relay.db-wal", "relay.db-shm", "relay.db-last-used"), 0o600)
 
 
 @pytest.mark.parametrize(

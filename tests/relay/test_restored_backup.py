@@ -107,8 +107,8 @@ async def test_it_triggers_nothing_that_is_over(
         (tmp_path / "backup.db").rename(tmp_path / "relay.db")
     if way == "a snapshot of the volume":
         with closing(sqlite3.connect(tmp_path / "relay.db")) as snapshot:
-            (seen_at,) = snapshot.execute("SELECT seen_at FROM origin").fetchone()
-        (tmp_path / "relay.db-seen").write_text(repr(seen_at))  # it is as old
+            (seen_at,) = snapshot.execute("SELECT last_used_at FROM database_identity").fetchone()
+        (tmp_path / "relay.db-last-used").write_text(repr(seen_at))  # it is as old
         (tmp_path / "relay.yml").write_text(yaml.safe_dump(keys))
         command = [sys.executable, "-m", "services.relay", "--config", str(tmp_path / "relay.yml"), "restored"]
         await asyncio.to_thread(subprocess.run, command, check=True, timeout=30)
@@ -126,7 +126,7 @@ async def _started_while_it_is_locked(given: RelaySettings) -> None:
         other.execute("BEGIN IMMEDIATE")
         async with served(given) as client:
             other.execute("ROLLBACK")
-            held = "SELECT 1 FROM deliveries WHERE maybe_told IS NOT NULL"
+            held = "SELECT 1 FROM deliveries WHERE maybe_delivered_up_to IS NOT NULL"
             await until(lambda: other.execute(held).fetchone() is not None)
             await post(client, webhook_of("resolved"))
             await until(lambda: _told(client))

@@ -1,6 +1,5 @@
 """The first stride's commit: an event and one delivery for each channel it goes to, or nothing where it is a repeat."""
 
-import asyncio
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
@@ -14,19 +13,19 @@ from services.relay.outbox.engine.store import Store
 from services.relay.outbox.incidents import IncidentState, lock_states
 from services.relay.outbox.merge import NewDelivery, enqueue_deliveries
 from services.relay.outbox.tables import clean_for_database, deliveries, events, incidents
+from shared.process.concurrency import run_in_thread_if_large
 
-_THREAD_ABOVE: Final = 64 * 1024  # bytes of a webhook up to which writing its event is quicker than a thread
 # Statements are built once: building one costs more than a database takes to run it.
 _INSERT_EVENTS: Final = BulkStatement(
     insert(events), [column.name for column in events.c if column is not events.c.seq]
 )
 _READ_SEQS: Final = select(events.c.id, events.c.seq).where(events.c.id.in_(bindparam("ids", expanding=True)))
-_FIRST_WAITING_EVENT: Final = select(func.min(deliveries.c.first_event)).where(
+_FIRST_WAITING_EVENT: Final = select(func.min(deliveries.c.first_event_seq)).where(
     deliveries.c.incident_id == bindparam("incident"),
     deliveries.c.channel.in_(bindparam("channels", expanding=True)),
     deliveries.c.finished_at.is_(None),
 )
-_INCIDENT_COLUMNS: Final = ("episode", "open", "latest_event", "group_id", "earlier")
+_INCIDENT_COLUMNS: Final = ("episode", "is_open", "latest_event_seq", "group_id", "earlier_events")
 _UPDATE_INCIDENTS: Final = BulkStatement(
     update(incidents)
     .where(incidents.c.id == bindparam("incident"))
@@ -136,9 +135,9 @@ async def accept_event(store: Store, incoming: IncomingEvent, plan: PlanEvent) -
         StoreUnavailableError: it is not known to be committed.
     """
     # Written before its turn comes, so that a large event makes nobody wait.
-    large = len(incoming.body) > _THREAD_ABOVE
-    written = await asyncio.to_thread(encode_event, incoming.event) if large else encode_event(incoming.event)
-    return await store.batch(_accept_batch, _Request(incoming, written, plan), size=len(incoming.body))
+    size = len(incoming.body)
+    written = await run_in_thread_if_large(size, lambda: encode_event(incoming.event))
+    return await store.batch(_accept_batch, _Request(incoming, written, plan), size=size)
 
 
 def _accept_batch(transaction: Transaction, requests: Sequence[_Request]) -> list[AcceptResult]:
@@ -189,10 +188,10 @@ def _insert_events(transaction: Transaction, planned: Sequence[_PlannedEvent]) -
             {
                 "incident": each.request.incoming.incident_id,
                 "new_episode": each.plan.episode,
-                "new_open": int(each.plan.is_open),
-                "new_latest_event": seq,
+                "new_is_open": int(each.plan.is_open),
+                "new_latest_event_seq": seq,
                 "new_group_id": build_group_id(each.request.incoming.event),
-                "new_earlier": each.state.encode_earlier_events() if each.state else None,
+                "new_earlier_events": each.state.encode_earlier_events() if each.state else None,
             }
             for each, seq in zip(planned, seqs, strict=True)
         ],

@@ -3,7 +3,7 @@
 A receiver that is renamed during an incident, or a second one, makes such a pair. What resolves the one there resolves
 the other, too: so the end of the one is not told there while the other is open and needs it. That of the last one is.
 
-An alert that one of them tells as over needs nothing of the others: each remembers that, in `ended_elsewhere`, with
+An alert that one of them tells as over needs nothing of the others: each remembers that, in `resolved_elsewhere`, with
 its latest event by then, since a newer one says more. It stays open, for elsewhere its own end is still to be told.
 """
 
@@ -28,7 +28,7 @@ receiver that is gone, and nobody tells its end.
 _delivery = deliveries.c
 _other = incidents.alias("other")
 _FIND_OPEN: Final = (
-    select(incidents.c.id, _other.c.id.label("other"), _other.c.episode, _other.c.latest_event, _delivery.channel)
+    select(incidents.c.id, _other.c.id.label("other"), _other.c.episode, _other.c.latest_event_seq, _delivery.channel)
     .distinct()
     .select_from(incidents)
     .join(
@@ -36,7 +36,7 @@ _FIND_OPEN: Final = (
         and_(
             _other.c.group_id == incidents.c.group_id,
             _other.c.id != incidents.c.id,
-            _other.c.open == literal_column("1"),  # in the words of the index `incidents_of_group`
+            _other.c.is_open == literal_column("1"),  # in the words of the index `incidents_of_group`
         ),
     )
     .join(deliveries, and_(_delivery.incident_id == _other.c.id, _delivery.episode == _other.c.episode))
@@ -44,9 +44,9 @@ _FIND_OPEN: Final = (
     .where(_delivery.channel.in_(bindparam("channels", expanding=True)))
 )
 _READ_LATEST: Final = (
-    select(incidents.c.id, incidents.c.group_id, incidents.c.latest_event, incidents.c.ended_elsewhere)
-    .join(events, events.c.seq == incidents.c.latest_event)
-    .where(incidents.c.open == literal_column("1"), events.c.accepted_at > bindparam("since"))
+    select(incidents.c.id, incidents.c.group_id, incidents.c.latest_event_seq, incidents.c.resolved_elsewhere)
+    .join(events, events.c.seq == incidents.c.latest_event_seq)
+    .where(incidents.c.is_open == literal_column("1"), events.c.accepted_at > bindparam("since"))
 )
 _LOCK_GROUPS: Final = _READ_LATEST.where(incidents.c.group_id.in_(bindparam("groups", expanding=True))).with_for_update(
     of=incidents, skip_locked=True
@@ -55,7 +55,7 @@ _READ_INCIDENTS: Final = _READ_LATEST.add_columns(events.c.event).where(
     incidents.c.id.in_(bindparam("incidents", expanding=True))
 )
 _UPDATE_RESOLVED_ELSEWHERE: Final = (
-    update(incidents).where(incidents.c.id == bindparam("incident")).values(ended_elsewhere=bindparam("ends"))
+    update(incidents).where(incidents.c.id == bindparam("incident")).values(resolved_elsewhere=bindparam("ends"))
 )
 
 
@@ -69,7 +69,7 @@ def find_open_incidents(
 ) -> Mapping[str, Sequence[Row[*tuple[Any, ...]]]]:
     """For each incident, the open ones of its group that were given to one of these channels.
 
-    Their rows have other (its id), episode, latest_event and channel.
+    Their rows have other (its id), episode, latest_event_seq and channel.
     """
     found: dict[str, list[Row[*tuple[Any, ...]]]] = {}
     asked = {"incidents": sorted(ids), "channels": sorted(channels)}
@@ -92,10 +92,10 @@ def record_resolved_elsewhere(transaction: Transaction, events: Sequence[tuple[i
     for row in transaction.connection.execute(_LOCK_GROUPS, asked).all():
         before = ended = _read_resolved_elsewhere(row)
         for group, (seq, event) in zip(groups, events, strict=True):
-            if group == row.group_id and seq > row.latest_event:
+            if group == row.group_id and seq > row.latest_event_seq:
                 ended = (ended | _collect_digests(event, Status.RESOLVED)) - _collect_digests(event, Status.FIRING)
         if ended != before:
-            ends = json.dumps([row.latest_event, b"".join(sorted(ended)).hex()])
+            ends = json.dumps([row.latest_event_seq, b"".join(sorted(ended)).hex()])
             transaction.connection.execute(_UPDATE_RESOLVED_ELSEWHERE, {"incident": row.id, "ends": ends})
 
 
@@ -123,7 +123,7 @@ def _collect_digests(event: Event, status: Status) -> frozenset[bytes]:
 
 def _read_resolved_elsewhere(row: Row[*tuple[Any, ...]]) -> frozenset[bytes]:
     """The digests of the alerts that were told as over since its latest event, by other incidents of its group."""
-    if row.ended_elsewhere is None:
+    if row.resolved_elsewhere is None:
         return frozenset()
-    event, ended = json.loads(row.ended_elsewhere)
-    return split_digests(bytes.fromhex(ended)) if event == row.latest_event else frozenset()
+    event, ended = json.loads(row.resolved_elsewhere)
+    return split_digests(bytes.fromhex(ended)) if event == row.latest_event_seq else frozenset()

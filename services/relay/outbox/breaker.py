@@ -3,8 +3,8 @@
 Breaker: after 5 attempts in a row that did not reach the provider, or one that was refused for a reason that only a
 person can end, nothing is claimed for a while; then one delivery tries, and its ending opens the gate or closes it for
 twice as long. When it opens, what waited for its next attempt is due at once. The pause that the provider asked for is
-kept apart from it (`asked_until`): nothing that else happens to the channel shortens that one. But whoever asks for
-more than the longest pause refuses everything: that lasts as long as was asked, and a person ends it as any refusal.
+kept apart from it (`retry_after_until`): nothing else that happens to the channel shortens it. A provider that asks for
+more than the longest pause takes the channel down: for as long as it asked, or until a person acts.
 """
 
 from collections.abc import Collection, Iterable
@@ -33,8 +33,8 @@ _LOCK_CHANNEL_IF_FREE: Final = (
 )
 _CHANNEL_EXISTS: Final = select(_channel.name).where(_channel.name == bindparam("channel"))
 _LOCK_CHANNEL: Final = select(channels).where(_channel.name == bindparam("channel")).with_for_update()
-_DOWN_CHANNELS: Final = select(_channel.name).where(_channel.refused > 0)
-_FAILING_CHANNELS: Final = select(_channel.name).where((_channel.failures > 0) | (_channel.refused > 0))
+_DOWN_CHANNELS: Final = select(_channel.name).where(_channel.is_down > 0)
+_FAILING_CHANNELS: Final = select(_channel.name).where((_channel.failures > 0) | (_channel.is_down > 0))
 
 
 class ChannelEffect(Enum):
@@ -76,13 +76,13 @@ def admit(transaction: Transaction, channel: str, limit: int) -> tuple[Admission
         row = transaction.connection.execute(_LOCK_CHANNEL_IF_FREE, {"channel": channel}).first()
     if row is None:  # another replica is just claiming
         return Admission(0, _LOCKED_RETRY_SECONDS), None
-    now, refused = transaction.now, bool(row.refused)
-    seconds = max(_compute_remaining(row.open_at, row.set_at, now), _compute_retry_after(row, now))
+    now, is_down = transaction.now, bool(row.is_down)
+    seconds = max(_compute_remaining(row.paused_until, row.paused_set_at, now), _compute_retry_after(row, now))
     if seconds > 0:
-        return Admission(0, seconds, refused), row
+        return Admission(0, seconds, is_down), row
     if row.failures >= FAILURE_THRESHOLD:
-        return Admission(1, None, refused, is_breaker_trial=True), row
-    return Admission(limit, None, refused), row
+        return Admission(1, None, is_down, is_breaker_trial=True), row
+    return Admission(limit, None, is_down), row
 
 
 def record_claim(
@@ -104,9 +104,9 @@ def record_claim(
     """
     changes: dict[str, float] = {}
     if rate is not None:
-        changes["next_slot"] = spend(row.next_slot, transaction.now, count, rate)
+        changes["next_token_at"] = spend(row.next_token_at, transaction.now, count, rate)
     if trial_seconds is not None:
-        changes |= {"open_at": transaction.now + trial_seconds, "set_at": transaction.now}
+        changes |= {"paused_until": transaction.now + trial_seconds, "paused_set_at": transaction.now}
     if changes:
         _update_channel(transaction, row.name, **changes)
 
@@ -149,16 +149,19 @@ def record_effect(
         return
     now, asked = transaction.now, retry_after or 0.0
     # A longer pause than the longest was asked for; what was under way by then says nothing against it.
-    left = 0.0 if is_breaker_trial else _compute_remaining(row.open_at, row.set_at, now)
+    left = 0.0 if is_breaker_trial else _compute_remaining(row.paused_until, row.paused_set_at, now)
     if 0 < asked <= pauses.maximum:
         _update_channel(
-            transaction, channel, asked_until=now + max(_compute_retry_after(row, now), asked), asked_at=now
+            transaction,
+            channel,
+            retry_after_until=now + max(_compute_retry_after(row, now), asked),
+            retry_after_set_at=now,
         )
-    if effect is ChannelEffect.REACHED and (row.failures or row.refused) and left <= pauses.maximum:
+    if effect is ChannelEffect.REACHED and (row.failures or row.is_down) and left <= pauses.maximum:
         _close_breaker(transaction, row)
     elif effect is ChannelEffect.DOWN:
         failures, pause = max(row.failures, FAILURE_THRESHOLD), max(pauses.maximum, asked, left)
-        _pause_until(transaction, channel, now + pause, failures=failures, refused=1, reason=reason)
+        _pause_until(transaction, channel, now + pause, failures=failures, is_down=1, reason=reason)
     elif effect is ChannelEffect.FAILED and (is_breaker_trial or row.failures < FAILURE_THRESHOLD):
         failures = row.failures + 1
         doublings = min(failures - FAILURE_THRESHOLD, 64)
@@ -175,7 +178,7 @@ def allow_trial(transaction: Transaction, names: Iterable[str]) -> None:
     """
     for name in names:
         row = transaction.connection.execute(_LOCK_CHANNEL, {"channel": name}).first()
-        if row is not None and (row.refused or row.failures >= FAILURE_THRESHOLD):
+        if row is not None and (row.is_down or row.failures >= FAILURE_THRESHOLD):
             _pause_until(transaction, name, transaction.now)
             _make_retries_due(transaction, name)
 
@@ -193,12 +196,14 @@ def _compute_remaining(until: float, set_at: float, now: float) -> float:
 
 def _compute_retry_after(row: Row[*tuple[Any, ...]], now: float) -> float:
     """Seconds that are left of the pause that the provider asked for."""
-    return 0.0 if row.asked_until is None else _compute_remaining(row.asked_until, row.asked_at, now)
+    return (
+        0.0 if row.retry_after_until is None else _compute_remaining(row.retry_after_until, row.retry_after_set_at, now)
+    )
 
 
 def _close_breaker(transaction: Transaction, row: Row[*tuple[Any, ...]]) -> None:
-    was_closed = row.failures >= FAILURE_THRESHOLD or row.refused
-    _update_channel(transaction, row.name, failures=0, refused=0, reason=None)
+    was_closed = row.failures >= FAILURE_THRESHOLD or row.is_down
+    _update_channel(transaction, row.name, failures=0, is_down=0, reason=None)
     if was_closed:
         _pause_until(transaction, row.name, transaction.now)
         _make_retries_due(transaction, row.name)
@@ -211,11 +216,11 @@ def _make_retries_due(transaction: Transaction, channel: str) -> None:
     # Those that somebody else is just merging are due when he says.
     free = select(of.seq).where(*waiting).order_by(of.seq).with_for_update(skip_locked=True)
     due = update(deliveries).where(of.seq.in_(free))
-    transaction.connection.execute(due.values(due_at=transaction.now, set_at=transaction.now))
+    transaction.connection.execute(due.values(due_at=transaction.now, due_set_at=transaction.now))
 
 
 def _pause_until(transaction: Transaction, channel: str, until: float, **changes: object) -> None:
-    _update_channel(transaction, channel, open_at=until, set_at=transaction.now, **changes)
+    _update_channel(transaction, channel, paused_until=until, paused_set_at=transaction.now, **changes)
 
 
 def _update_channel(transaction: Transaction, channel: str, **changes: object) -> None:
@@ -223,6 +228,13 @@ def _update_channel(transaction: Transaction, channel: str, **changes: object) -
 
 
 def _insert_channel(transaction: Transaction, channel: str) -> None:
-    row = {"name": channel, "open_at": 0.0, "set_at": 0.0, "next_slot": 0.0, "failures": 0, "refused": 0}
+    row = {
+        "name": channel,
+        "paused_until": 0.0,
+        "paused_set_at": 0.0,
+        "next_token_at": 0.0,
+        "failures": 0,
+        "is_down": 0,
+    }
     connection = transaction.connection
     connection.execute(build_insert(channels, connection.dialect.name).on_conflict_do_nothing(), row)

@@ -64,7 +64,7 @@ _MARK_CLAIMED: Final = (
         state=State.SENDING,
         lease=bindparam("proof"),
         due_at=bindparam("ends"),
-        set_at=bindparam("now"),
+        due_set_at=bindparam("now"),
         attempts=_delivery.attempts + 1,
         # A lease that ended by itself: whoever had it may have sent the message.
         maybe_sent=case((_delivery.state == State.SENDING, 1), else_=_delivery.maybe_sent),
@@ -91,7 +91,7 @@ _LAST_FIRING: Final = (
         events,
         and_(
             events.c.incident_id == _delivery.incident_id,
-            events.c.seq.between(_delivery.first_event, _delivery.event_seq),
+            events.c.seq.between(_delivery.first_event_seq, _delivery.event_seq),
         ),
     )
     .where(_delivery.incident_id.in_(bindparam("incidents", expanding=True)), _delivery.channel == bindparam("channel"))
@@ -146,7 +146,7 @@ def _claim_channel(transaction: Transaction, wanted: ClaimRequest) -> ClaimResul
     admission, row = breaker.admit(transaction, wanted.channel, wanted.limit)
     if row is None or not admission.limit:
         return ClaimResult((), admission.retry_in, admission.channel_down)
-    room, seconds = count_available(row.next_slot, transaction.now, admission.limit, wanted.rate)
+    room, seconds = count_available(row.next_token_at, transaction.now, admission.limit, wanted.rate)
     due = _lock_due(transaction, wanted, room) if room else []
     if not due:
         return ClaimResult(
@@ -218,7 +218,7 @@ def _build_tasks(
     ends = {row.incident_id for row in due if row.status == Status.RESOLVED} if request.dedup_channels else set()
     others = find_open_incidents(connection, ends, request.dedup_channels) if ends else {}
 
-    def made(row: Row[*tuple[Any, ...]]) -> DeliveryTask:
+    def build_task(row: Row[*tuple[Any, ...]]) -> DeliveryTask:
         episode = (row.incident_id, row.episode)
         receipt = receipts.get(episode)
         return DeliveryTask(
@@ -230,20 +230,20 @@ def _build_tasks(
             episode=row.episode,
             accepted_at=datetime.fromtimestamp(row.accepted_at, UTC),
             age=transaction.now - row.accepted_at,
-            first_event_seq=row.first_event,
+            first_event_seq=row.first_event_seq,
             last_event_seq=row.event_seq,
             event_json=written[row.event_seq],
             events_size=row.size,
             first_receipt=json.loads(receipt) if receipt else None,
             firing_undelivered=receipt is None
             and row.status == Status.RESOLVED
-            and fired.get(episode, 0) > (row.maybe_told or 0),
+            and fired.get(episode, 0) > (row.maybe_delivered_up_to or 0),
             maybe_sent=bool(row.maybe_sent) or row.state == State.SENDING,
             progress=json.loads(row.progress) if row.progress else {},
-            remark=row.note or "",
+            remark=row.remark or "",
             is_breaker_trial=is_breaker_trial,
             dedup_channels=request.dedup_channels if row.incident_id in ends else (),
-            open_group_incidents={other.other: other.latest_event for other in others.get(row.incident_id, ())},
+            open_group_incidents={other.other: other.latest_event_seq for other in others.get(row.incident_id, ())},
         )
 
-    return tuple(made(row) for row in due)
+    return tuple(build_task(row) for row in due)

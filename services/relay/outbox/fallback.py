@@ -3,8 +3,8 @@
 So does, after a while, what waits for a channel on which no replica delivers any more: a webhook may have been accepted
 by the configuration of before, and nobody else would ever tell of it.
 
-It goes on waiting for its own channel, too. How far it was handed on is noted in the delivery (`fell_back`), so that
-each step finds the next ones; what another channel tells already, be it because it refused it before, is not repeated.
+It goes on waiting for its own channel, too. The delivery records how far its events fell back (`fallback_up_to`), so
+that each step finds the next ones. An event that a fallback channel delivers anyway is not repeated there.
 """
 
 from collections.abc import Collection, Sequence
@@ -31,7 +31,7 @@ _UNSERVED_CHANNELS: Final = (
     select(_delivery.channel)
     .distinct()
     .where(_delivery.finished_at.is_(None), _delivery.channel.not_in(bindparam("configured", expanding=True)))
-    .where(_delivery.waits_since < bindparam("before"))
+    .where(_delivery.oldest_accepted_at < bindparam("before"))
     .where(~exists().where(channels.c.name == _delivery.channel, channels.c.served_at >= bindparam("before")))
 )
 _NOT_FALLEN_BACK: Final = (
@@ -39,8 +39,10 @@ _NOT_FALLEN_BACK: Final = (
     or_(
         _delivery.state.in_([state.value for state in WAITING]), _delivery.due_at <= bindparam("now")
     ),  # or its lease ended
-    or_(_delivery.fell_back.is_(None), _delivery.fell_back < _delivery.event_seq),
-    or_(_delivery.maybe_told.is_(None), _delivery.due_at <= bindparam("now")),  # else it is held back, see `restored`
+    or_(_delivery.fallback_up_to.is_(None), _delivery.fallback_up_to < _delivery.event_seq),
+    or_(
+        _delivery.maybe_delivered_up_to.is_(None), _delivery.due_at <= bindparam("now")
+    ),  # else it is held back, see `restored`
 )
 _FIND_NEXT: Final = (
     select(_delivery.seq, _delivery.incident_id)
@@ -56,8 +58,8 @@ _LOCK_DELIVERIES: Final = (
             _delivery.incident_id,
             _delivery.episode,
             _delivery.event_seq,
-            _delivery.first_event,
-            _delivery.fell_back,
+            _delivery.first_event_seq,
+            _delivery.fallback_up_to,
         )
     )
     .where(_delivery.seq.in_(bindparam("seqs", expanding=True)), *_NOT_FALLEN_BACK)
@@ -65,7 +67,9 @@ _LOCK_DELIVERIES: Final = (
     .with_for_update()
 )
 _MARK_FALLEN_BACK: Final = (
-    update(deliveries).where(_delivery.seq.in_(bindparam("seqs", expanding=True))).values(fell_back=_delivery.event_seq)
+    update(deliveries)
+    .where(_delivery.seq.in_(bindparam("seqs", expanding=True)))
+    .values(fallback_up_to=_delivery.event_seq)
 )
 _EVENT_EPISODE: Final = select(_delivery.episode).where(_delivery.event_seq == events.c.seq).limit(1).scalar_subquery()
 _MISSING_EVENTS: Final = (
@@ -76,12 +80,12 @@ _MISSING_EVENTS: Final = (
         ~exists().where(
             _delivery.incident_id == bindparam("incident"),
             _delivery.channel == bindparam("channel"),
-            events.c.seq.between(_delivery.first_event, _delivery.event_seq),
+            events.c.seq.between(_delivery.first_event_seq, _delivery.event_seq),
         ),
     )
     .order_by(events.c.seq)
 )
-_CURRENT_STATE: Final = select(incidents.c.episode, incidents.c.latest_event).where(
+_CURRENT_STATE: Final = select(incidents.c.episode, incidents.c.latest_event_seq).where(
     incidents.c.id == bindparam("incident")
 )
 
@@ -176,12 +180,16 @@ def build_fallback_deliveries(
 
     Args:
         transaction: the one under way, which holds the incident.
-        row: the delivery, with channel, incident_id, episode, event_seq, first_event and fell_back.
+        row: the delivery, with channel, incident_id, episode, event_seq, first_event_seq and fallback_up_to.
         fallback_channels: the names of the channels.
     """
     note = f"{row.channel} takes no messages at the moment, so this comes here as well"
     # What was handed on before is not even looked for: an incident that flaps for a day has hundreds of events.
-    span = {"incident": row.incident_id, "first": max(row.first_event, (row.fell_back or 0) + 1), "last": row.event_seq}
+    span = {
+        "incident": row.incident_id,
+        "first": max(row.first_event_seq, (row.fallback_up_to or 0) + 1),
+        "last": row.event_seq,
+    }
     news = []
     for channel in fallback_channels:
         untold = transaction.connection.execute(_MISSING_EVENTS, {**span, "channel": channel}).all()
@@ -193,6 +201,6 @@ def build_fallback_deliveries(
             current = transaction.connection.execute(_CURRENT_STATE, {"incident": row.incident_id}).one()
             # Something newer may have been told there already: so it tells how things stand now.
             news.append(
-                NewDelivery(current.latest_event, untold[0].seq, row.incident_id, current.episode, channel, note)
+                NewDelivery(current.latest_event_seq, untold[0].seq, row.incident_id, current.episode, channel, note)
             )
     return news

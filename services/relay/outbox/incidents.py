@@ -28,10 +28,12 @@ _INSERT_INCIDENTS: Final = {
     for dialect in ("sqlite", "postgresql")
 }
 _READ_LATEST: Final = (
-    select(incidents.c.id.label("incident"), *(incidents.c[name] for name in ("episode", "open", "latest_event")))
-    .add_columns(incidents.c.earlier)
+    select(
+        incidents.c.id.label("incident"), *(incidents.c[name] for name in ("episode", "is_open", "latest_event_seq"))
+    )
+    .add_columns(incidents.c.earlier_events)
     .add_columns(events.c.id, events.c.fingerprint, events.c.accepted_at, func.length(events.c.body).label("size"))
-    .outerjoin(events, events.c.seq == incidents.c.latest_event)
+    .outerjoin(events, events.c.seq == incidents.c.latest_event_seq)
     .where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
 )
 _READ_DELIVERY_STATES: Final = select(deliveries.c.event_seq, deliveries.c.state).where(
@@ -92,7 +94,14 @@ def lock_states(transaction: Transaction, fingerprints: Mapping[str, str]) -> di
         fingerprints: the fingerprint of the event that comes in, by its incident.
     """
     connection, ids = transaction.connection, sorted(fingerprints)
-    none = {"episode": 0, "open": 0, "latest_event": 0, "group_id": None, "ended_elsewhere": None, "earlier": None}
+    none = {
+        "episode": 0,
+        "is_open": 0,
+        "latest_event_seq": 0,
+        "group_id": None,
+        "resolved_elsewhere": None,
+        "earlier_events": None,
+    }
     rows = [{"id": incident, **none} for incident in ids]
     _INSERT_INCIDENTS[connection.dialect.name].execute(connection, rows)
     lock_incidents(transaction, ids)
@@ -100,7 +109,7 @@ def lock_states(transaction: Transaction, fingerprints: Mapping[str, str]) -> di
     if not latest:
         return {}
     states: dict[int, list[str]] = {}
-    for event, state in connection.execute(_READ_DELIVERY_STATES, {"events": [row.latest_event for row in latest]}):
+    for event, state in connection.execute(_READ_DELIVERY_STATES, {"events": [row.latest_event_seq for row in latest]}):
         states.setdefault(event, []).append(state)
     on: dict[str, set[str]] = {}
     for incident, channel in connection.execute(_READ_OPEN_CHANNELS, {"incidents": [row.incident for row in latest]}):
@@ -108,9 +117,9 @@ def lock_states(transaction: Transaction, fingerprints: Mapping[str, str]) -> di
     live = read_served_channels(connection, transaction.now)
     known = {}
     for row in latest:
-        known[row.incident] = _build_state(row, states.get(row.latest_event, []), on.get(row.incident, set()), live)
+        known[row.incident] = _build_state(row, states.get(row.latest_event_seq, []), on.get(row.incident, set()), live)
         if fingerprints[row.incident] in {earlier.fingerprint for earlier in known[row.incident].earlier_events}:
-            written = connection.execute(_READ_EVENT, {"event": row.latest_event}).scalar_one()
+            written = connection.execute(_READ_EVENT, {"event": row.latest_event_seq}).scalar_one()
             known[row.incident] = known[row.incident]._replace(latest_event_json=written)
     return known
 
@@ -120,7 +129,7 @@ def _build_state(
 ) -> IncidentState:
     return IncidentState(
         episode=row.episode,
-        is_open=bool(row.open),
+        is_open=bool(row.is_open),
         open_channels=frozenset(open_channels),
         event_id=row.id,
         fingerprint=row.fingerprint,
@@ -129,7 +138,9 @@ def _build_state(
         has_dead_delivery=State.DEAD in states,
         is_latest_own=not row.size,
         served_channels=served_channels,
-        earlier_events=tuple(EarlierEvent(*each) for each in json.loads(row.earlier)) if row.earlier else (),
+        earlier_events=tuple(EarlierEvent(*each) for each in json.loads(row.earlier_events))
+        if row.earlier_events
+        else (),
     )
 
 
@@ -150,11 +161,11 @@ class Incident:
 
 
 _INCIDENTS: Final = select(incidents.c.id, incidents.c.episode, events.c.id.label("event_id"), events.c.event).join(
-    events, and_(events.c.seq == incidents.c.latest_event, events.c.incident_id == incidents.c.id)
+    events, and_(events.c.seq == incidents.c.latest_event_seq, events.c.incident_id == incidents.c.id)
 )
-_OPEN: Final = _INCIDENTS.where(incidents.c.open == 1)
-# In the words of the index `events_of_ours`: among a hundred thousand incidents that are over they are few.
-_CLOSED_BY_RELAY: Final = _INCIDENTS.where(incidents.c.open == 0, text("length(events.body) = 0"))
+_OPEN: Final = _INCIDENTS.where(incidents.c.is_open == 1)
+# In the words of the index `events_of_relay`: among a hundred thousand incidents that are over they are few.
+_CLOSED_BY_RELAY: Final = _INCIDENTS.where(incidents.c.is_open == 0, text("length(events.body) = 0"))
 _NEWEST_FIRST: Final = (
     select(events.c.event)
     .where(events.c.incident_id == bindparam("incident"))
@@ -208,8 +219,8 @@ def iterate_restored(store: Store, *, is_open: bool) -> AsyncIterator[Incident]:
         StoreUnavailableError: they cannot be read.
     """
     of = deliveries.c
-    waits = select(of.incident_id).where(of.finished_at.is_(None), of.maybe_told >= of.event_seq)
-    query = _INCIDENTS.where(incidents.c.open == int(is_open), incidents.c.id.in_(waits))
+    waits = select(of.incident_id).where(of.finished_at.is_(None), of.maybe_delivered_up_to >= of.event_seq)
+    query = _INCIDENTS.where(incidents.c.is_open == int(is_open), incidents.c.id.in_(waits))
     return _iterate(store, query, incidents.c.id)
 
 

@@ -30,13 +30,13 @@ _LOCK_OWNED: Final = (
         _delivery.seq,
         _delivery.channel,
         _delivery.incident_id,
-        _delivery.first_event,
+        _delivery.first_event_seq,
         _delivery.attempts,
         _delivery.reason,
-        _delivery.waits_since,
-        _delivery.note,
+        _delivery.oldest_accepted_at,
+        _delivery.remark,
     )
-    .add_columns(_delivery.fell_back, _delivery.maybe_told)
+    .add_columns(_delivery.fallback_up_to, _delivery.maybe_delivered_up_to)
     .where(*_owned)
     .order_by(_delivery.seq)
     .with_for_update()
@@ -48,7 +48,7 @@ _RELEASE: Final = (
         state=case((_delivery.attempts > 1, State.RETRYING), else_=State.QUEUED),
         attempts=_delivery.attempts - 1,
         due_at=bindparam("now"),
-        set_at=bindparam("now"),
+        due_set_at=bindparam("now"),
         lease=None,
         maybe_sent=1,
     )

@@ -5,9 +5,9 @@ what is joined to it, nor what another statement read before. SQLite has one wri
 
 Makes deliveries. What waits for the same channel with something of the same incident is merged into the new one.
 
-So an incident has at most one waiting delivery on a channel that merges, and that one tells everything that was not
-told yet: every event from its `first_event` to its `event_seq`. It goes on where its predecessor stood: after as many
-attempts, and no sooner than that one.
+So an incident has at most one waiting delivery on a channel that merges, and it delivers every event that was not
+delivered yet, from its `first_event_seq` to its `event_seq`. It continues where its predecessor stood: after as many
+attempts, and no sooner.
 
 """
 
@@ -50,19 +50,19 @@ _LOCK_WAITING: Final = (
             _delivery.channel,
             _delivery.incident_id,
             _delivery.event_seq,
-            _delivery.first_event,
+            _delivery.first_event_seq,
             _delivery.id,
         ),
         *(_delivery.episode, _delivery.maybe_sent),
         *(
             _delivery.due_at,
-            _delivery.set_at,
+            _delivery.due_set_at,
             _delivery.attempts,
             _delivery.reason,
-            _delivery.waits_since,
-            _delivery.note,
-            _delivery.fell_back,
-            _delivery.maybe_told,
+            _delivery.oldest_accepted_at,
+            _delivery.remark,
+            _delivery.fallback_up_to,
+            _delivery.maybe_delivered_up_to,
         ),
     )
     .where(
@@ -85,24 +85,32 @@ _UPDATE_SUCCESSOR: Final = (
     .where(_delivery.seq == bindparam("successor"))
     .values(
         state=bindparam("new_state"),
-        first_event=bindparam("first"),
-        waits_since=bindparam("since"),
-        note=bindparam("said"),
+        first_event_seq=bindparam("first"),
+        oldest_accepted_at=bindparam("since"),
+        remark=bindparam("said"),
         attempts=bindparam("tried"),
         due_at=bindparam("due"),
-        set_at=bindparam("at"),
+        due_set_at=bindparam("at"),
         reason=bindparam("why"),
-        fell_back=bindparam("fell"),
-        maybe_told=bindparam("told"),
+        fallback_up_to=bindparam("fell"),
+        maybe_delivered_up_to=bindparam("told"),
     )
 )
 
 _INSERT_COLUMNS: Final = (
-    *("id", "event_seq", "first_event", "incident_id", "episode", "channel", "state", "attempts", "reason"),
-    *("accepted_at", "waits_since", "due_at", "set_at", "note", "fell_back", "maybe_told"),
+    *("id", "event_seq", "first_event_seq", "incident_id", "episode", "channel", "state", "attempts", "reason"),
+    *("accepted_at", "oldest_accepted_at", "due_at", "due_set_at", "remark", "fallback_up_to", "maybe_delivered_up_to"),
 )
 _INSERT: Final = BulkStatement(insert(deliveries), _INSERT_COLUMNS)
-_INHERITED_COLUMNS: Final = ("due_at", "set_at", "attempts", "reason", "waits_since", "fell_back", "maybe_told")
+_INHERITED_COLUMNS: Final = (
+    "due_at",
+    "due_set_at",
+    "attempts",
+    "reason",
+    "oldest_accepted_at",
+    "fallback_up_to",
+    "maybe_delivered_up_to",
+)
 
 
 class NewDelivery(NamedTuple):
@@ -149,7 +157,7 @@ def enqueue_deliveries(transaction: Transaction, new_deliveries: Sequence[NewDel
     for new in new_deliveries:
         old = waiting.get((new.channel, new.incident_id))
         if old is not None and old.event_seq >= new.event_seq:
-            if old.first_event <= new.first_event_seq or not (old.attempts or old.maybe_sent):
+            if old.first_event_seq <= new.first_event_seq or not (old.attempts or old.maybe_sent):
                 _extend_to_event(transaction, old, new.first_event_seq)
                 result.delivery_ids.append(old.id)
                 continue
@@ -159,14 +167,14 @@ def enqueue_deliveries(transaction: Transaction, new_deliveries: Sequence[NewDel
         if old is not None:
             row |= {name: getattr(old, name) for name in _INHERITED_COLUMNS}
             row |= {
-                "first_event": min(old.first_event, new.first_event_seq),
+                "first_event_seq": min(old.first_event_seq, new.first_event_seq),
                 "state": State.RETRYING if old.attempts else State.QUEUED,
-                "note": new.remark or old.note,
+                "remark": new.remark or old.remark,
             }
-            if old.maybe_told is not None:
-                row |= {"due_at": transaction.now, "set_at": transaction.now}  # held back is only what is old
-            if new.first_event_seq < old.first_event:
-                row["fell_back"] = None  # of the older events that is not known
+            if old.maybe_delivered_up_to is not None:
+                row |= {"due_at": transaction.now, "due_set_at": transaction.now}  # held back is only what is old
+            if new.first_event_seq < old.first_event_seq:
+                row["fallback_up_to"] = None  # of the older events that is not known
             changes.append({"old": old.seq, "by": row["id"], "at": transaction.now})
             result.superseded_rows.append(old)
         result.delivery_ids.append(row["id"])
@@ -183,7 +191,7 @@ def merge_into_successor(transaction: Transaction, delivery: Row[*tuple[Any, ...
 
     Args:
         transaction: the one under way.
-        delivery: its row, with seq, channel, incident_id, first_event, waits_since, note, fell_back and maybe_told.
+        delivery: its row, with seq, channel, incident_id, first_event_seq, oldest_accepted_at, note, fallback_up_to and maybe_delivered_up_to.
         retry: when it would be tried again; the successor then is.
 
     Returns:
@@ -202,16 +210,16 @@ def merge_into_successor(transaction: Transaction, delivery: Row[*tuple[Any, ...
         {
             "successor": found.seq,
             "new_state": State.RETRYING,
-            "first": min(delivery.first_event, found.first_event),
-            "since": min(delivery.waits_since, found.waits_since),
-            "said": found.note or delivery.note,
+            "first": min(delivery.first_event_seq, found.first_event_seq),
+            "since": min(delivery.oldest_accepted_at, found.oldest_accepted_at),
+            "said": found.remark or delivery.remark,
             "tried": retry.attempts,
             "due": retry.due_at,
             "at": transaction.now,
             "why": retry.reason,
             # Of events before its own nobody knows how far they were handed on.
-            "told": found.maybe_told or delivery.maybe_told,
-            "fell": delivery.fell_back if delivery.first_event <= found.first_event else None,
+            "told": found.maybe_delivered_up_to or delivery.maybe_delivered_up_to,
+            "fell": delivery.fallback_up_to if delivery.first_event_seq <= found.first_event_seq else None,
         },
     )
     successor: str = found.id
@@ -230,10 +238,14 @@ def _lock_waiting(
     return {(row.channel, row.incident_id): row for row in rows}
 
 
-def _extend_to_event(transaction: Transaction, waiting: Row[*tuple[Any, ...]], first_event: int) -> None:
+def _extend_to_event(transaction: Transaction, waiting: Row[*tuple[Any, ...]], first_event_seq: int) -> None:
     """What waits tells something newer already, and was never sent: it tells of the older, too."""
-    if first_event < waiting.first_event:
-        widened = update(deliveries).where(_delivery.seq == waiting.seq).values(first_event=first_event, fell_back=None)
+    if first_event_seq < waiting.first_event_seq:
+        widened = (
+            update(deliveries)
+            .where(_delivery.seq == waiting.seq)
+            .values(first_event_seq=first_event_seq, fallback_up_to=None)
+        )
         transaction.connection.execute(widened)
 
 
@@ -241,7 +253,7 @@ def _build_row(new: NewDelivery, now: float) -> dict[str, Any]:
     return {
         "id": uuid4().hex,
         "event_seq": new.event_seq,
-        "first_event": new.first_event_seq,
+        "first_event_seq": new.first_event_seq,
         "incident_id": new.incident_id,
         "episode": new.episode,
         "channel": new.channel,
@@ -249,10 +261,10 @@ def _build_row(new: NewDelivery, now: float) -> dict[str, Any]:
         "attempts": 0,
         "reason": None,
         "accepted_at": now,
-        "waits_since": now,
+        "oldest_accepted_at": now,
         "due_at": now,
-        "set_at": now,
-        "note": new.remark,
-        "fell_back": None,
-        "maybe_told": None,
+        "due_set_at": now,
+        "remark": new.remark,
+        "fallback_up_to": None,
+        "maybe_delivered_up_to": None,
     }

@@ -156,7 +156,7 @@ async def read_delivery(store: Store, delivery_id: str) -> DeliveryDetails | Non
 def count_deliveries(connection: Connection) -> list[DeliveryCount]:
     """How many deliveries each channel has in each of `COUNTED`, for `Store.read`; those with none are left out."""
     query = (
-        select(_of.channel, _of.state, func.count(), func.min(_of.waits_since))
+        select(_of.channel, _of.state, func.count(), func.min(_of.oldest_accepted_at))
         .where(IS_UNSETTLED)
         .group_by(_of.channel, _of.state)
     )
@@ -174,10 +174,10 @@ async def count_dead(store: Store, channel: str) -> int:
 def read_channel_states(connection: Connection) -> list[ChannelState]:
     """How each channel stands that was ever tried; for `Store.read`."""
     columns = tables.channels.c
-    query = select(columns.name, columns.refused, columns.open_at, columns.failures)
+    query = select(columns.name, columns.is_down, columns.paused_until, columns.failures)
     return [
-        ChannelState(name, bool(refused), open_at, failures)
-        for name, refused, open_at, failures in connection.execute(query)
+        ChannelState(name, bool(is_down), paused_until, failures)
+        for name, is_down, paused_until, failures in connection.execute(query)
     ]
 
 
@@ -219,7 +219,7 @@ def _build_delivery(row: Row[*tuple[object, ...]]) -> DeliveryRow:
         accepted_at=row.accepted_at,
         finished_at=row.finished_at,
         superseded_by=row.superseded_by,
-        remark=row.note,
+        remark=row.remark,
         receipt=json.loads(row.receipt) if row.receipt else None,
     )
 
@@ -234,8 +234,10 @@ def encode_details(details: DeliveryDetails) -> dict[str, Any]:
     """A delivery with its attempts, what it stands for, and the payload as sent."""
     return {
         **encode_delivery(details.delivery),
-        "superseded": details.supersedes,
-        "tried": [{**asdict(attempt), "started_at": format_time(attempt.started_at)} for attempt in details.attempts],
+        "supersedes": details.supersedes,
+        "attempts": [
+            {**asdict(attempt), "started_at": format_time(attempt.started_at)} for attempt in details.attempts
+        ],
         "payload": details.payload,
     }
 

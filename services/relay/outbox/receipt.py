@@ -36,7 +36,7 @@ _LOCK_DELIVERIES: Final = (
             _delivery.lease,
             _delivery.due_at,
             _delivery.event_seq,
-            _delivery.first_event,
+            _delivery.first_event_seq,
             _delivery.incident_id,
             _delivery.episode,
         )
@@ -44,17 +44,17 @@ _LOCK_DELIVERIES: Final = (
     .add_columns(
         _delivery.channel,
         _delivery.accepted_at,
-        _delivery.waits_since,
+        _delivery.oldest_accepted_at,
         _delivery.state,
-        _delivery.note,
-        _delivery.fell_back,
-        _delivery.maybe_told,
+        _delivery.remark,
+        _delivery.fallback_up_to,
+        _delivery.maybe_delivered_up_to,
     )
     .where(_delivery.id.in_(bindparam("ids", expanding=True)))
     .order_by(_delivery.seq)
     .with_for_update()
 )
-_OUTCOME_COLUMNS: Final = ("state", "reason", "due_at", "set_at", "finished_at", "receipt", "maybe_sent", "payload")
+_OUTCOME_COLUMNS: Final = ("state", "reason", "due_at", "due_set_at", "finished_at", "receipt", "maybe_sent", "payload")
 _WRITE_OUTCOMES: Final = BulkStatement(
     update(deliveries)
     .where(_delivery.seq == bindparam("ours"))
@@ -66,7 +66,7 @@ _ATTEMPT_EXISTS: Final = select(attempts.c.number).where(
     attempts.c.number == bindparam("attempt"),
     attempts.c.started_at == bindparam("since"),
 )
-_CURRENT_STATE: Final = select(incidents.c.episode, incidents.c.latest_event).where(
+_CURRENT_STATE: Final = select(incidents.c.episode, incidents.c.latest_event_seq).where(
     incidents.c.id == bindparam("incident")
 )
 
@@ -172,10 +172,13 @@ def _build_group_repeats(transaction: Transaction, request: Sequence[_Request]) 
             claim.incident_id, ()
         ):
             # A replica may commit an event later than another one commits one with a higher number.
-            if other.latest_event > claim.last_event_seq or other.latest_event != claim.open_group_incidents.get(
-                other.other
+            if (
+                other.latest_event_seq > claim.last_event_seq
+                or other.latest_event_seq != claim.open_group_incidents.get(other.other)
             ):
-                new = NewDelivery(other.latest_event, other.latest_event, other.other, other.episode, other.channel)
+                new = NewDelivery(
+                    other.latest_event_seq, other.latest_event_seq, other.other, other.episode, other.channel
+                )
                 news[other.other, other.channel] = new
     return list(news.values())
 
@@ -193,7 +196,7 @@ def _build_outcome_values(request: _Request, row: Row[*tuple[Any, ...]], now: fl
         "new_state": ending.state,
         "new_reason": ending.reason,
         "new_due_at": now + ending.retry_in if again else row.due_at,
-        "new_set_at": now,
+        "new_due_set_at": now,
         "new_finished_at": None if again else now,
         "new_receipt": None if ending.receipt is None else clean_for_database(json.dumps(dict(ending.receipt))),
         "new_maybe_sent": int(again and (ending.maybe_sent or request.task.maybe_sent)),
@@ -258,7 +261,7 @@ def _enqueue_current_state(transaction: Transaction, request: _Request) -> Outco
     if request.outcome.maybe_sent:
         current = transaction.connection.execute(_CURRENT_STATE, {"incident": claim.incident_id}).first()
         if current is not None:
-            latest: int = current.latest_event
+            latest: int = current.latest_event_seq
             first = latest if claim.channel in transaction.unmerged_channels else claim.first_event_seq
             new = NewDelivery(latest, first, claim.incident_id, current.episode, claim.channel)
             superseded = [old.channel for old in enqueue_deliveries(transaction, [new]).superseded_rows]

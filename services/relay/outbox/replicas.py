@@ -33,14 +33,14 @@ _OUTDATED: Final = (
         _delivery.seq,
         _delivery.channel,
         _delivery.incident_id,
-        _delivery.first_event,
+        _delivery.first_event_seq,
         incidents.c.episode,
-        incidents.c.latest_event,
+        incidents.c.latest_event_seq,
     )
     .join(incidents, incidents.c.id == _delivery.incident_id)
     .join(events, events.c.seq == _delivery.event_seq)
     .where(_delivery.channel.in_(bindparam("channels", expanding=True)), _delivery.finished_at.is_(None))
-    .where(events.c.status == Status.FIRING, incidents.c.latest_event > _delivery.event_seq)
+    .where(events.c.status == Status.FIRING, incidents.c.latest_event_seq > _delivery.event_seq)
     .order_by(_delivery.seq)
 )
 _FIND_OUTDATED: Final = _OUTDATED.where(_delivery.seq > bindparam("after")).limit(_REFRESH_STEP)
@@ -53,7 +53,7 @@ async def record_served_channels(store: Store, names: Collection[str]) -> None:
     def commit(transaction: Transaction) -> None:
         new = build_insert(channels, transaction.connection.dialect.name)
         served = new.on_conflict_do_update(index_elements=["name"], set_={"served_at": new.excluded.served_at})
-        untouched = {"open_at": 0.0, "set_at": 0.0, "next_slot": 0.0, "failures": 0, "refused": 0}
+        untouched = {"paused_until": 0.0, "paused_set_at": 0.0, "next_token_at": 0.0, "failures": 0, "is_down": 0}
         # Sorted: two replicas that lock the same rows in different orders would wait for each other.
         rows = [{"name": name, **untouched, "served_at": transaction.now} for name in sorted(names)]
         transaction.connection.execute(served, rows)
@@ -95,7 +95,7 @@ def _refresh_outdated(transaction: Transaction, found: Sequence[Row[*tuple[Any, 
     asked = {"channels": sorted(names), "seqs": [row.seq for row in found]}
     news = {
         (row.incident_id, row.channel): NewDelivery(
-            row.latest_event, row.first_event, row.incident_id, row.episode, row.channel
+            row.latest_event_seq, row.first_event_seq, row.incident_id, row.episode, row.channel
         )
         for row in reversed(transaction.connection.execute(_LOCKED_OUTDATED, asked).all())
         if row.channel not in transaction.unmerged_channels

@@ -51,14 +51,14 @@ _LOCK_DELIVERIES: Final = (
         _delivery.channel,
         _delivery.incident_id,
         _delivery.event_seq,
-        _delivery.first_event,
+        _delivery.first_event_seq,
         _delivery.episode,
     )
     .where(_delivery.seq.in_(bindparam("seqs", expanding=True)))
     .order_by(_delivery.seq)
     .with_for_update()
 )
-_CURRENT_STATE: Final = select(incidents.c.episode, incidents.c.latest_event).where(
+_CURRENT_STATE: Final = select(incidents.c.episode, incidents.c.latest_event_seq).where(
     incidents.c.id == bindparam("incident")
 )
 
@@ -129,7 +129,11 @@ def _requeue_one(transaction: Transaction, delivery_id: str) -> State | None:
     if state is State.DEAD:
         _enqueue_current_state(transaction, row)
     elif state in (State.QUEUED, State.RETRYING):
-        due = update(deliveries).where(_delivery.seq == row.seq).values(due_at=transaction.now, set_at=transaction.now)
+        due = (
+            update(deliveries)
+            .where(_delivery.seq == row.seq)
+            .values(due_at=transaction.now, due_set_at=transaction.now)
+        )
         transaction.connection.execute(due)
     if state in (State.DEAD, State.QUEUED, State.RETRYING):
         breaker.allow_trial(transaction, [row.channel])
@@ -164,8 +168,8 @@ def _enqueue_current_state(transaction: Transaction, dead: Row[*tuple[Any, ...]]
     current = connection.execute(_CURRENT_STATE, {"incident": dead.incident_id}).one()
     # Where every event is told by itself, the later ones have deliveries of their own.
     itself = dead.channel in transaction.unmerged_channels
-    last, episode = (dead.event_seq, dead.episode) if itself else (current.latest_event, current.episode)
-    new = NewDelivery(last, dead.first_event, dead.incident_id, episode, dead.channel)
+    last, episode = (dead.event_seq, dead.episode) if itself else (current.latest_event_seq, current.episode)
+    new = NewDelivery(last, dead.first_event_seq, dead.incident_id, episode, dead.channel)
     enqueued = enqueue_deliveries(transaction, [new])
     (told_by,) = enqueued.delivery_ids
     superseded = update(deliveries).where(_delivery.seq == dead.seq)

@@ -1,7 +1,7 @@
 """A restored backup: what waits in it may have been told since, and may be over.
 
 The outbox keeps which database it is: the file's inode, or what PostgreSQL calls the cluster, the database and the
-table. When a file was used last is kept beside it, in `relay.db-seen`, which a backup in its place does not bring.
+table. When a file was used last is kept beside it, in `relay.db-last-used`, which a backup in its place does not bring.
 Where the database is another one, or was used since, a backup was restored. Then all that waits counts as perhaps told,
 so that PagerDuty calls nobody for what is over. Where Alertmanager can be asked, it is held back until then, for a few
 minutes at most; see `watch.reconcile`. A snapshot of the whole volume, or a database set back in its own place, looks
@@ -10,12 +10,15 @@ waits then was told to nobody.
 """
 
 import asyncio
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import structlog
 from sqlalchemy import Connection, bindparam, func, select, text, update
 
+from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.dialect import build_insert
 from services.relay.outbox.engine.store import Store
@@ -44,17 +47,17 @@ _MARK_MAYBE_DELIVERED: Final = (
         state=State.QUEUED,
         lease=None,
         maybe_sent=1,
-        maybe_told=_delivery.event_seq,
+        maybe_delivered_up_to=_delivery.event_seq,
         due_at=bindparam("due"),
-        set_at=bindparam("at"),
-        note=func.coalesce(_delivery.note, RESTORED_REMARK),
+        due_set_at=bindparam("at"),
+        remark=func.coalesce(_delivery.remark, RESTORED_REMARK),
     )
 )
 _MAKE_DUE: Final = (
     update(deliveries)
-    .where(_delivery.finished_at.is_(None), _delivery.maybe_told.is_not(None))
+    .where(_delivery.finished_at.is_(None), _delivery.maybe_delivered_up_to.is_not(None))
     .where(_delivery.state == State.QUEUED, _delivery.due_at > bindparam("at"))
-    .values(due_at=bindparam("at"), set_at=bindparam("at"))
+    .values(due_at=bindparam("at"), due_set_at=bindparam("at"))
 )
 
 log = structlog.get_logger(__name__)
@@ -63,7 +66,8 @@ log = structlog.get_logger(__name__)
 class _Detection(NamedTuple):
     at: float
     """Unix seconds, as they were committed."""
-    last_used_file: Path | None
+    last_used_files: Sequence[Path]
+    """Empty for PostgreSQL."""
     is_restored: bool
 
 
@@ -78,10 +82,9 @@ async def detect_restore(store: Store, *, compare_delay: float) -> bool:
         StoreUnavailableError: it is not known to be committed.
     """
     found = await store.run(lambda transaction: _detect(transaction, compare_delay))
-    if found.last_used_file is not None:
-        await asyncio.to_thread(
-            _write_last_used, found.last_used_file, found.at
-        )  # after the commit: else a crash would look like a backup
+    if found.last_used_files:
+        # After the commit: else a crash would look like a restored backup.
+        await asyncio.to_thread(_write_last_used, found.last_used_files, found.at)
     if found.is_restored:
         log.warning("outbox was restored from a backup; waiting deliveries may be repeats", compare_delay=compare_delay)
     return found.is_restored
@@ -90,15 +93,15 @@ async def detect_restore(store: Store, *, compare_delay: float) -> bool:
 async def mark_restored(store: Store) -> None:
     """The next look takes the outbox for a backup, even one that looks like before. Raises StoreUnavailableError."""
 
-    def say(transaction: Transaction) -> None:
+    def mark(transaction: Transaction) -> None:
         said = build_insert(database_identity, transaction.connection.dialect.name).values(
-            id=1, name=_MARKED_RESTORED, seen_at=0.0
+            id=1, identity=_MARKED_RESTORED, last_used_at=0.0
         )
         transaction.connection.execute(
-            said.on_conflict_do_update(index_elements=["id"], set_={"name": _MARKED_RESTORED})
+            said.on_conflict_do_update(index_elements=["id"], set_={"identity": _MARKED_RESTORED})
         )
 
-    await store.run(say)
+    await store.run(mark)
 
 
 async def release_compared(store: Store) -> None:
@@ -108,21 +111,21 @@ async def release_compared(store: Store) -> None:
 
 def _detect(transaction: Transaction, compare_delay: float) -> _Detection:
     connection, now, name = transaction.connection, transaction.now, _read_identity(transaction.connection)
-    beside = _find_last_used_file(connection)
-    # Never seen: where the file beside says that it was used, it is a backup from before this was kept.
-    first = build_insert(database_identity, connection.dialect.name).values(id=1, name=name, seen_at=0.0)
+    files = dialect.find_last_used_files(connection.engine.url)
+    # Never used: where the file says that it was, it is a backup from before this was recorded.
+    first = build_insert(database_identity, connection.dialect.name).values(id=1, identity=name, last_used_at=0.0)
     connection.execute(first.on_conflict_do_nothing())  # another replica may start at the same moment
     known = connection.execute(select(database_identity).with_for_update()).one()
-    connection.execute(update(database_identity).values(name=name, seen_at=now))
-    used_since = beside is not None and _read_last_used(beside) > known.seen_at
-    if _is_same_database(known.name, name) and not used_since:
-        return _Detection(now, beside, is_restored=False)
+    connection.execute(update(database_identity).values(identity=name, last_used_at=now))
+    used_since = _read_last_used(files) > known.last_used_at
+    if _is_same_database(known.identity, name) and not used_since:
+        return _Detection(now, files, is_restored=False)
     leased = connection.execute(_FIND_LEASED).all()
     lock_incidents(transaction, {row.incident_id for row in leased})
     for row in leased:
         merge_into_successor(transaction, row, RetryState(row.attempts, now, row.reason))
     marked: Any = connection.execute(_MARK_MAYBE_DELIVERED, {"due": now + compare_delay, "at": now})
-    return _Detection(now, beside, is_restored=bool(marked.rowcount))
+    return _Detection(now, files, is_restored=bool(marked.rowcount))
 
 
 def _read_identity(connection: Connection) -> str:
@@ -140,22 +143,22 @@ def _is_same_database(one: str, other: str) -> bool:
     return one_table == other_table and (one_cluster == other_cluster or not (one_cluster and other_cluster))
 
 
-def _find_last_used_file(connection: Connection) -> Path | None:
-    """The file that says when a file of SQLite was used last."""
-    return Path(f"{connection.engine.url.database}-seen") if connection.dialect.name == "sqlite" else None
+def _read_last_used(files: Collection[Path]) -> float:
+    """Unix seconds; 0 where it is not known. A relay of an earlier version wrote the second file."""
+    last_used = 0.0
+    for file in files:
+        with suppress(OSError, ValueError):
+            last_used = max(last_used, float(file.read_text()))
+    return last_used
 
 
-def _read_last_used(beside: Path) -> float:
-    """Unix seconds; 0 where it is not known."""
+def _write_last_used(files: Sequence[Path], at: float) -> None:
+    """Writes the first file; then the one of an earlier version has been read, and goes."""
+    file, *former = files
     try:
-        return float(beside.read_text())
-    except (OSError, ValueError):
-        return 0.0
-
-
-def _write_last_used(beside: Path, at: float) -> None:
-    try:
-        beside.touch(mode=0o600)
-        beside.write_text(repr(at))
+        file.touch(mode=0o600)
+        file.write_text(repr(at))
+        for each in former:
+            each.unlink(missing_ok=True)
     except OSError as error:
         log.warning("last-used file cannot be written; a restored backup may not be detected", error=str(error))

@@ -105,7 +105,7 @@ class _StepResult(NamedTuple):
 _waiting = deliveries.alias("waiting")
 _IS_ACTIVE: Final = or_(
     exists().where(
-        incidents.c.id == _delivery.incident_id, incidents.c.episode == _delivery.episode, incidents.c.open == 1
+        incidents.c.id == _delivery.incident_id, incidents.c.episode == _delivery.episode, incidents.c.is_open == 1
     ),
     exists().where(
         _waiting.c.channel == _delivery.channel,
@@ -153,7 +153,7 @@ _EPSILON: Final = 1e-3
 """Seconds: what came at a time goes with a cutoff behind it."""
 _FIND_UNUSED_EVENTS: Final = (
     select(events.c.seq, events.c.incident_id)
-    .outerjoin(incidents, and_(incidents.c.id == events.c.incident_id, incidents.c.latest_event == events.c.seq))
+    .outerjoin(incidents, and_(incidents.c.id == events.c.incident_id, incidents.c.latest_event_seq == events.c.seq))
     .where(
         events.c.seq > bindparam("after"),
         events.c.seq <= bindparam("last"),
@@ -161,7 +161,7 @@ _FIND_UNUSED_EVENTS: Final = (
         or_(
             incidents.c.id.is_(None),
             and_(
-                incidents.c.open == 0,
+                incidents.c.is_open == 0,
                 events.c.accepted_at < bindparam("cutoff"),
                 ~exists().where(_delivery.incident_id == events.c.incident_id),
             ),
@@ -346,7 +346,11 @@ class _EventPruner:
         found = connection.execute(_FIND_UNUSED_EVENTS, {"after": after, "last": last.seq, "cutoff": self._cutoff})
         unused = {seq: incident for seq, incident in found if not self._must_stay(seq, incident)}
         if unused:
-            over = incidents.c.id.in_(unused.values()), incidents.c.latest_event.in_(unused), incidents.c.open == 0
+            over = (
+                incidents.c.id.in_(unused.values()),
+                incidents.c.latest_event_seq.in_(unused),
+                incidents.c.is_open == 0,
+            )
             connection.execute(delete(incidents).where(*over))
             connection.execute(delete(events).where(events.c.seq.in_(unused)))
         return _StepResult(len(unused), last.seq, _goes_further(last, self._bound, self._cutoff, transaction.now))
@@ -370,11 +374,11 @@ _UNSETTLED_DELIVERIES: Final = (
     IS_UNSETTLED,
     or_(_delivery.finished_at.is_(None), _delivery.finished_at >= bindparam("cutoff")),
 )
-_READ_RANGES: Final = select(_delivery.incident_id, _delivery.first_event, _delivery.event_seq).where(
+_READ_RANGES: Final = select(_delivery.incident_id, _delivery.first_event_seq, _delivery.event_seq).where(
     *_UNSETTLED_DELIVERIES
 )
 _first = (
-    select(_delivery.incident_id, func.min(_delivery.first_event).label("event"))
+    select(_delivery.incident_id, func.min(_delivery.first_event_seq).label("event"))
     .where(*_UNSETTLED_DELIVERIES)
     .group_by(_delivery.incident_id)
     .subquery()

@@ -24,13 +24,15 @@ from services.relay.outbox.tables import WAITING, State, channels, deliveries
 
 _delivery = deliveries.c
 _older = deliveries.alias("older")
-_open_breakers = select(channels.c.name).where(or_(channels.c.failures >= FAILURE_THRESHOLD, channels.c.refused > 0))
+_open_breakers = select(channels.c.name).where(or_(channels.c.failures >= FAILURE_THRESHOLD, channels.c.is_down > 0))
 _EXPIRED: Final = (
     _delivery.channel.in_(_open_breakers),
     _delivery.finished_at.is_(None),
     _delivery.state.in_([state.value for state in WAITING]),
     _delivery.accepted_at < bindparam("before"),
-    or_(_delivery.maybe_told.is_(None), _delivery.due_at <= bindparam("now")),  # else it is held back, see `restored`
+    or_(
+        _delivery.maybe_delivered_up_to.is_(None), _delivery.due_at <= bindparam("now")
+    ),  # else it is held back, see `restored`
     # Else the older one, which may be under way, would be sent after what is newer was given up.
     ~exists().where(
         _older.c.incident_id == _delivery.incident_id,
@@ -48,8 +50,8 @@ _LOCK_EXPIRED: Final = (
             _delivery.incident_id,
             _delivery.episode,
             _delivery.event_seq,
-            _delivery.first_event,
-            _delivery.fell_back,
+            _delivery.first_event_seq,
+            _delivery.fallback_up_to,
         )
     )
     .where(_delivery.seq.in_(bindparam("seqs", expanding=True)), *_EXPIRED)
@@ -63,25 +65,25 @@ _GIVE_UP: Final = (
         state=State.DEAD,
         finished_at=bindparam("at"),
         reason=select(channels.c.reason).where(channels.c.name == _delivery.channel).scalar_subquery(),
-        fell_back=_delivery.event_seq,
+        fallback_up_to=_delivery.event_seq,
     )
 )
 _RESET_FUTURE_WAITS: Final = (
     update(deliveries)
-    .where(_delivery.finished_at.is_(None), _delivery.set_at > bindparam("at") + CLOCK_TOLERANCE)
+    .where(_delivery.finished_at.is_(None), _delivery.due_set_at > bindparam("at") + CLOCK_TOLERANCE)
     .where(or_(_delivery.lease.is_(None), ~_delivery.lease.startswith(bindparam("owner"))))
-    .values(due_at=bindparam("at"), set_at=bindparam("at"))
+    .values(due_at=bindparam("at"), due_set_at=bindparam("at"))
 )
 _RESET_FUTURE_BREAKERS: Final = (
     update(channels)
-    .where(channels.c.set_at > bindparam("at") + CLOCK_TOLERANCE)
-    .values(open_at=bindparam("at"), set_at=bindparam("at"))
+    .where(channels.c.paused_set_at > bindparam("at") + CLOCK_TOLERANCE)
+    .values(paused_until=bindparam("at"), paused_set_at=bindparam("at"))
 )
 
 _RESET_FUTURE_RETRY_AFTER: Final = (
     update(channels)
-    .where(channels.c.asked_at > bindparam("at") + CLOCK_TOLERANCE)
-    .values(asked_until=None, asked_at=None)
+    .where(channels.c.retry_after_set_at > bindparam("at") + CLOCK_TOLERANCE)
+    .values(retry_after_until=None, retry_after_set_at=None)
 )
 
 
@@ -110,9 +112,9 @@ async def sweep(store: Store, lease_owner: str, give_up_after: float, fallback_c
     ended: list[tuple[str, State]] = []
     woken: set[str] = set()
 
-    def fell_back(told: FallbackResult) -> None:
-        ended.extend((channel, State.SUPERSEDED) for channel in told.superseded_channels)
-        woken.update(told.channels_to_wake)
+    def fell_back(result: FallbackResult) -> None:
+        ended.extend((channel, State.SUPERSEDED) for channel in result.superseded_channels)
+        woken.update(result.channels_to_wake)
 
     for name in await store.read(
         read_down_channels
@@ -124,11 +126,11 @@ async def sweep(store: Store, lease_owner: str, give_up_after: float, fallback_c
     woken.update(requeued.channels_to_wake)
     more = True
     while more:
-        told, given_up = await _give_up(store, give_up_after, fallback_channels)
-        fell_back(told)
+        result, given_up = await _give_up(store, give_up_after, fallback_channels)
+        fell_back(result)
         ended += [(channel, State.DEAD) for channel in given_up]
         woken.update(given_up)
-        more = told.has_more
+        more = result.has_more
     return SweepResult(tuple(ended), frozenset(woken))
 
 
@@ -167,5 +169,5 @@ def _give_up_step(
         woken |= {new.channel for new in news}
     if rows:
         connection.execute(_GIVE_UP, {"seqs": [row.seq for row in rows], "at": now})
-    told = FallbackResult(tuple(superseded), tuple(sorted(woken)), has_more=bool(rows))
-    return told, [row.channel for row in rows]
+    result = FallbackResult(tuple(superseded), tuple(sorted(woken)), has_more=bool(rows))
+    return result, [row.channel for row in rows]

@@ -55,11 +55,11 @@ incidents = Table(
     metadata,
     Column("id", Text, primary_key=True),
     Column("episode", Integer, nullable=False),
-    Column("open", Integer, nullable=False),  # 1 until the whole group is told resolved
-    Column("latest_event", BigInteger, nullable=False),  # 0 before its first event is committed
-    Column("group_id", Text),  # see `same_group`; null before its first event is committed
-    Column("ended_elsewhere", Text),  # JSON; see `same_group`
-    Column("earlier", Text),  # JSON; of the last few events before it: their fingerprint, and when each was accepted
+    Column("is_open", Integer, nullable=False),  # 1 until the whole group is resolved
+    Column("latest_event_seq", BigInteger, nullable=False),  # 0 before its first event is committed
+    Column("group_id", Text),  # see `alert_groups`; null before its first event is committed
+    Column("resolved_elsewhere", Text),  # JSON; see `alert_groups`
+    Column("earlier_events", Text),  # JSON; fingerprint and time of acceptance of the last few events before it
 )
 
 events = Table(
@@ -85,8 +85,8 @@ deliveries = Table(
     Column("seq", _Seq, primary_key=True),
     Column("id", Text, nullable=False, unique=True),
     Column("event_seq", _Seq, ForeignKey("events.seq"), nullable=False),
-    # The oldest event that is told with it: every event of the incident from this one to `event_seq` is merged.
-    Column("first_event", BigInteger, nullable=False, server_default="0"),
+    # The oldest event in it: every event of the incident from this one to `event_seq` is merged into it.
+    Column("first_event_seq", BigInteger, nullable=False, server_default="0"),
     Column("incident_id", Text, nullable=False),
     Column("episode", Integer, nullable=False),
     Column("channel", Text, nullable=False),
@@ -94,19 +94,20 @@ deliveries = Table(
     Column("attempts", Integer, nullable=False),
     Column("reason", Text),  # how the last attempt ended
     Column("accepted_at", Double, nullable=False),
-    Column("waits_since", Double, nullable=False, server_default="0"),  # when the first that it tells was accepted
+    Column("oldest_accepted_at", Double, nullable=False, server_default="0"),  # when its oldest event was accepted
     Column("due_at", Double, nullable=False),  # when it may be claimed; while `sending`, when its lease ends
-    Column("set_at", Double, nullable=False, server_default="0"),  # when `due_at` was written
+    Column("due_set_at", Double, nullable=False, server_default="0"),  # when `due_at` was written
     Column("lease", Text),  # whose claim it is
-    Column("maybe_sent", Integer, nullable=False, server_default="0"),  # 1: an attempt may have arrived unseen
+    Column("maybe_sent", Integer, nullable=False, server_default="0"),  # 1: an attempt may have arrived
     Column("progress", Text),  # JSON; what its channel has done of it already
-    Column("note", Text),  # for the reader, such as why it comes here
+    Column("remark", Text),  # for the reader, such as why it comes here
     Column("finished_at", Double),
-    Column("superseded_by", Text),  # the id of the delivery that tells it instead
+    Column("superseded_by", Text),  # the id of the delivery that it was merged into
     Column("receipt", Text),  # JSON
     Column("payload", LargeBinary),  # as it was last sent, credentials masked; zlib
-    Column("fell_back", BigInteger),  # up to this event other channels tell it, too, since its own refuses everything
-    Column("maybe_told", BigInteger),  # up to this event it may have been told before, for a backup was restored
+    Column("fallback_up_to", BigInteger),  # up to this event fallback channels deliver it, too; see `fallback`
+    # Up to this event it may have been delivered before, for a backup was restored; see `restore_detection`.
+    Column("maybe_delivered_up_to", BigInteger),
     sqlite_autoincrement=True,
 )
 
@@ -126,23 +127,23 @@ channels = Table(
     "channels",
     metadata,
     Column("name", Text, primary_key=True),
-    Column("open_at", Double, nullable=False),  # its breaker lets nothing be claimed before
-    Column("set_at", Double, nullable=False),  # when `open_at` was written
-    Column("next_slot", Double, nullable=False),  # when its pace lets the next message go, were none saved up
+    Column("paused_until", Double, nullable=False),  # until then its circuit breaker is open
+    Column("paused_set_at", Double, nullable=False),  # when `paused_until` was written
+    Column("next_token_at", Double, nullable=False),  # when its token bucket, once empty, has the next token
     Column("failures", Integer, nullable=False),  # attempts in a row that did not reach it
-    Column("refused", Integer, nullable=False),  # 1: it refuses everything until a person acts
+    Column("is_down", Integer, nullable=False),  # 1: it is down until a person acts
     Column("reason", Text),  # how the last attempt that did not reach it ended
-    Column("asked_until", Double),  # nothing is claimed before, since the provider asked for it
-    Column("asked_at", Double),  # when it did
+    Column("retry_after_until", Double),  # until then nothing is claimed: its provider asked for a pause
+    Column("retry_after_set_at", Double),  # when `retry_after_until` was written
     Column("served_at", Double),  # when a relay last said that it delivers on it
 )
 
 database_identity = Table(
-    "origin",
+    "database_identity",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),  # 1: there is one row
-    Column("name", Text, nullable=False),  # which database this is; another one where a backup was restored
-    Column("seen_at", Double, nullable=False),  # when a relay last looked
+    Column("identity", Text, nullable=False),  # which database this is; a restored backup is another one
+    Column("last_used_at", Double, nullable=False),  # when a relay last used it
 )
 
 quarantine = Table(
@@ -172,9 +173,9 @@ watchdogs = Table(
     "watchdogs",
     metadata,
     Column("name", Text, primary_key=True),
-    Column("seen_at", Double, nullable=False),  # its last heartbeat; before it, when we first waited for one
+    Column("last_seen_at", Double, nullable=False),  # its last heartbeat; before it, since when one is awaited
     # Seconds since then in which a relay was there to receive one, as counted until `counted_at`.
-    Column("silent", Double, nullable=False, server_default="0"),
+    Column("silent_seconds", Double, nullable=False, server_default="0"),
     Column("counted_at", Double, nullable=False, server_default="0"),
 )
 
@@ -189,24 +190,24 @@ _delivery = deliveries.c
 IS_UNSETTLED: Final = _delivery.state.in_(
     bindparam("unsettled", [*map(str, UNSETTLED)], expanding=True, literal_execute=True)
 )
-"""The condition of the index `deliveries_counted`, in literals, so that a database sees that it may use the index."""
+"""The condition of the index `deliveries_unsettled`, in literals, so that a database sees that it may use the index."""
 _add_index("deliveries_due", _delivery.channel, _delivery.due_at, _delivery.seq, where=_UNFINISHED_SQL)
 _add_index("deliveries_in_order", _delivery.incident_id, _delivery.channel, _delivery.seq, where=_UNFINISHED_SQL)
 _add_index("deliveries_of_event", _delivery.event_seq)
 _add_index("deliveries_of_episode", _delivery.incident_id, _delivery.episode, _delivery.channel)
 _add_index(
-    "deliveries_counted",
+    "deliveries_unsettled",
     _delivery.channel,
     _delivery.state,
-    _delivery.waits_since,
+    _delivery.oldest_accepted_at,
     where="state IN ('queued', 'sending', 'retrying', 'dead')",
 )
-# By when they were given up; for everything else that is asked of dead letters, `deliveries_counted` is the right one.
+# By when they were given up; every other query for dead letters uses `deliveries_unsettled`.
 _add_index("deliveries_dead", _delivery.finished_at, where="state = 'dead' AND finished_at IS NOT NULL")
 _add_index("deliveries_delivered", _delivery.channel, _delivery.finished_at, where="state = 'delivered'")
-_add_index("incidents_of_group", incidents.c.group_id, where="open = 1")
+_add_index("incidents_of_group", incidents.c.group_id, where="is_open = 1")
 _add_index("events_of_incident", events.c.incident_id, events.c.seq)
-_add_index("events_of_ours", events.c.incident_id, events.c.seq, where="length(body) = 0")
+_add_index("events_of_relay", events.c.incident_id, events.c.seq, where="length(body) = 0")
 
 
 def clean_for_database(text: str) -> str:

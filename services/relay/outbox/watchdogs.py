@@ -30,7 +30,7 @@ _RESTART_ALLOWANCE: Final = 10.0
 _UPDATE_SILENCE: Final = (
     update(watchdogs)
     .where(watchdogs.c.name == bindparam("watchdog"))
-    .values(silent=bindparam("seconds"), counted_at=bindparam("now"))
+    .values(silent_seconds=bindparam("seconds"), counted_at=bindparam("now"))
 )
 
 
@@ -51,8 +51,12 @@ async def record_heartbeats(store: Store, names: Collection[str]) -> None:
         # Transactions of several replicas may be committed in another order than they began.
         later = new.on_conflict_do_update(
             index_elements=["name"],
-            set_={"seen_at": new.excluded.seen_at, "silent": 0.0, "counted_at": new.excluded.seen_at},
-            where=watchdogs.c.seen_at < new.excluded.seen_at,
+            set_={
+                "last_seen_at": new.excluded.last_seen_at,
+                "silent_seconds": 0.0,
+                "counted_at": new.excluded.last_seen_at,
+            },
+            where=watchdogs.c.last_seen_at < new.excluded.last_seen_at,
         )
         transaction.connection.execute(later, _build_rows(names, transaction.now))
 
@@ -75,14 +79,14 @@ def count_silence(transaction: Transaction, expected: Mapping[str, float], uptim
         build_insert(watchdogs, connection.dialect.name).on_conflict_do_nothing(), _build_rows(expected, now)
     )
     # Seen in the future: the clock was set back since, and would hide an absence until it is there again.
-    future = update(watchdogs).where(watchdogs.c.name.in_(expected), watchdogs.c.seen_at > now + CLOCK_TOLERANCE)
-    connection.execute(future.values(seen_at=now))
+    future = update(watchdogs).where(watchdogs.c.name.in_(expected), watchdogs.c.last_seen_at > now + CLOCK_TOLERANCE)
+    connection.execute(future.values(last_seen_at=now))
     rows = select(watchdogs).where(watchdogs.c.name.in_(expected)).order_by(watchdogs.c.name).with_for_update()
     silences = {}
     for row in connection.execute(rows).all():
         counted = _compute_silence(row, now, expected[row.name], uptime)
         connection.execute(_UPDATE_SILENCE, {"watchdog": row.name, "seconds": counted, "now": now})
-        silences[row.name] = Silence(counted, max(0.0, now - row.seen_at))
+        silences[row.name] = Silence(counted, max(0.0, now - row.last_seen_at))
     return silences
 
 
@@ -92,12 +96,14 @@ def _compute_silence(row: Row[*tuple[Any, ...]], now: float, expect_every: float
     able = min(passed, uptime + _RESTART_ALLOWANCE)
     if passed - able > expect_every:
         return min(passed, uptime)
-    return float(row.silent) + able
+    return float(row.silent_seconds) + able
 
 
 def read_last_seen(connection: Connection) -> dict[str, float]:
     """When each was seen last, or first waited for, in unix seconds; also those that are no longer configured."""
-    return {row.name: row.seen_at for row in connection.execute(select(watchdogs.c.name, watchdogs.c.seen_at))}
+    return {
+        row.name: row.last_seen_at for row in connection.execute(select(watchdogs.c.name, watchdogs.c.last_seen_at))
+    }
 
 
 def is_draining(transaction: Transaction, channels: Collection[str], *, within: float, max_age: float) -> bool:
@@ -110,7 +116,7 @@ def is_draining(transaction: Transaction, channels: Collection[str], *, within: 
         max_age: seconds; what is older is too old even while others are delivered.
     """
     oldest = (
-        select(_delivery.channel, func.min(_delivery.waits_since))
+        select(_delivery.channel, func.min(_delivery.oldest_accepted_at))
         .where(_delivery.finished_at.is_(None), _delivery.channel.in_(channels))
         .group_by(_delivery.channel)
     )
@@ -126,4 +132,4 @@ def _has_delivered(transaction: Transaction, channel: str, within: float) -> boo
 
 def _build_rows(names: Collection[str], now: float) -> list[dict[str, object]]:
     # Sorted: two replicas that lock the same rows in different orders would wait for each other.
-    return [{"name": name, "seen_at": now, "silent": 0.0, "counted_at": now} for name in sorted(names)]
+    return [{"name": name, "last_seen_at": now, "silent_seconds": 0.0, "counted_at": now} for name in sorted(names)]

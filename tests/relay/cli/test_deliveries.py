@@ -81,7 +81,7 @@ def test_one_is_shown_with_its_attempts_its_receipt_and_what_was_sent(typed: Typ
         assert part in shown
     whole = json.loads(typed("deliveries", delivered, "--json").stdout)
     assert whole["payload"] == '{"summary": "as sent"}'
-    assert [attempt["detail"] for attempt in whole["tried"]] == ["250 queued"]
+    assert [attempt["detail"] for attempt in whole["attempts"]] == ["250 queued"]
 
 
 def test_an_unknown_one_exits_with_1(typed: Typed, fill: Fill) -> None:

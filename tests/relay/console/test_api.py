@@ -67,11 +67,11 @@ async def test_one_delivery_is_told_with_its_attempts(tmp_path: Path) -> None:
         _, answer = await get(client, "/api/deliveries")
         code, delivery = await get(client, f"/api/deliveries/{answer['deliveries'][0]['id']}")
         assert code == 200
-        tried = [(attempt["number"], attempt["reason"], attempt["detail"]) for attempt in delivery["tried"]]
+        tried = [(attempt["number"], attempt["reason"], attempt["detail"]) for attempt in delivery["attempts"]]
         assert tried == [(1, "server_error", "HTTP 503"), (2, "ok", "taken")]
         assert delivery["receipt"] == {"number": "1"}
         assert delivery["payload"] == f"{delivery['id']}: firing"
-        assert delivery["superseded"] == []
+        assert delivery["supersedes"] == []
         assert (await get(client, "/api/deliveries/unknown"))[0] == 404
 
 

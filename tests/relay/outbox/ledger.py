@@ -91,13 +91,13 @@ class Ledger:
             if row.state == State.SUPERSEDED:
                 teller = told_by(rows, row)
                 assert (teller.incident_id, teller.channel) == (row.incident_id, row.channel)
-                assert teller.first_event <= row.first_event <= row.event_seq <= teller.event_seq
+                assert teller.first_event_seq <= row.first_event_seq <= row.event_seq <= teller.event_seq
         for event in self.events.values():
             for channel in event.channels:
                 of_place = places.get((event.incident, channel), [])
                 told = [row for row in of_place if covers(row, event.seq)]
                 assert told, f"event {event.seq} is lost on {channel}"
-                assert channel in self.merging or any(row.first_event == row.event_seq for row in told), "merged"
+                assert channel in self.merging or any(row.first_event_seq == row.event_seq for row in told), "merged"
 
     def _agree_at(self, place: Place, rows: Sequence[Row[Any]]) -> None:
         sending = [row for row in rows if row.state == State.SENDING]
@@ -127,7 +127,7 @@ class Ledger:
         assert (claim.first_receipt is not None) == told
         told_of = [other for other in of_place if other.episode == claim.episode]
         fired = any(
-            is_firing(known) and other.first_event <= known.seq <= other.event_seq
+            is_firing(known) and other.first_event_seq <= known.seq <= other.event_seq
             for other in told_of
             for known in self.of(claim.incident_id)
         )
@@ -169,7 +169,7 @@ def by_place(rows: Rows) -> dict[Place, list[Row[Any]]]:
 
 def covers(row: Row[Any], event: int) -> bool:
     """Whether an event is told with a delivery, and not with another one instead."""
-    return bool(row.state != State.SUPERSEDED and row.first_event <= event <= row.event_seq)
+    return bool(row.state != State.SUPERSEDED and row.first_event_seq <= event <= row.event_seq)
 
 
 def told_by(rows: Rows, row: Row[Any]) -> Row[Any]:

@@ -42,7 +42,7 @@ class Rows:
             }
             connection = transaction.connection
             seq: int = connection.execute(insert(events).values(row).returning(events.c.seq)).scalar_one()
-            state = {"episode": episode, "open": int(goes_on), "latest_event": seq}
+            state = {"episode": episode, "is_open": int(goes_on), "latest_event_seq": seq}
             if not connection.execute(update(incidents).where(incidents.c.id == incident).values(state)).rowcount:
                 connection.execute(insert(incidents).values(id=incident, **state))
             return seq
@@ -58,7 +58,7 @@ class Rows:
             row = {
                 "id": uuid4().hex,
                 "event_seq": event,
-                "first_event": event,
+                "first_event_seq": event,
                 "incident_id": of.incident_id,
                 "episode": 1,
                 "channel": channel,
@@ -66,7 +66,7 @@ class Rows:
                 "attempts": 1,
                 "reason": "ok",
                 "accepted_at": of.accepted_at,
-                "waits_since": of.accepted_at,
+                "oldest_accepted_at": of.accepted_at,
                 "due_at": 0.0,
                 "finished_at": None if state in UNFINISHED else of.accepted_at,
                 **more,

@@ -27,7 +27,7 @@ async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
         yield store
 
 
-async def waits_since(store: Store) -> float:
+async def oldest_accepted_at(store: Store) -> float:
     """What RelayOutboxStuck and the outside ping go by."""
     (waiting,) = await store.read(queries.count_deliveries)
     return waiting.oldest_accepted_at
@@ -37,7 +37,7 @@ async def test_a_message_that_is_replaced_again_and_again_gets_no_younger(store:
     for _ in range(3):
         await told(store, "x")
         clock.now += 1800
-    assert await waits_since(store) == 1000
+    assert await oldest_accepted_at(store) == 1000
 
 
 async def test_nor_does_one_into_which_a_failed_attempt_is_merged(store: Store, clock: Clock) -> None:
@@ -46,7 +46,7 @@ async def test_nor_does_one_into_which_a_failed_attempt_is_merged(store: Store, 
     clock.now += 10
     await told(store, "x")
     await fail(store, claim)
-    assert await waits_since(store) == 1000
+    assert await oldest_accepted_at(store) == 1000
 
 
 async def test_what_replaces_a_message_that_failed_is_tried_no_sooner_and_counts_its_attempts(

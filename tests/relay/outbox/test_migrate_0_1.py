@@ -69,9 +69,18 @@ def test_what_waited_in_keypulse_0_1_is_merged_and_still_due(engine: Engine) -> 
     of = tables.deliveries.c
     with engine.begin() as connection:
         upgrade_tables(connection)
-        columns = (of.id, of.state, of.first_event, of.event_seq, of.attempts, of.due_at, of.lease, of.superseded_by)
+        columns = (
+            of.id,
+            of.state,
+            of.first_event_seq,
+            of.event_seq,
+            of.attempts,
+            of.due_at,
+            of.lease,
+            of.superseded_by,
+        )
 
-        assert [tuple(row) for row in connection.execute(select(*columns).order_by(of.seq))] == [
+        assert [tuple(row) for row in connection.execute(select(*columns, of.superseded_by).order_by(of.seq))] == [
             ("d1", "delivered", 1, 1, 1, 0, None, None),
             ("d2", "superseded", 2, 2, 3, 190, None, "d4"),
             ("d3", "superseded", 3, 3, 0, 0, None, "d4"),
@@ -104,7 +113,7 @@ def test_what_waits_is_merged_in_postgresql_too(postgres_database: DatabaseUrl) 
         with engine.begin() as connection:
             upgrade_tables(connection)
             of = tables.deliveries.c
-            columns = (of.id, of.state, of.first_event, of.attempts, of.due_at)
+            columns = (of.id, of.state, of.first_event_seq, of.attempts, of.due_at)
             unfinished = connection.execute(select(*columns).where(of.finished_at.is_(None)).order_by(of.seq))
 
             assert [tuple(row) for row in unfinished] == [

@@ -1,12 +1,12 @@
 """What an outbox of an earlier revision than the newest holds is still there, and means the same, on both stores."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import pytest
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Engine, insert, select
+from sqlalchemy import Connection, Engine, column, insert, select, table
 
 from services.relay.model import encode_event
 from services.relay.outbox import tables
@@ -29,15 +29,22 @@ def engine(empty_database: DatabaseUrl) -> Iterator[Engine]:
         yield engine
 
 
+def _insert(connection: Connection, name: str, values: Mapping[str, object]) -> None:
+    """A row of a table as it was by then; `tables` has today's columns."""
+    connection.execute(insert(table(name, *map(column, values))).values(values))
+
+
 def test_nobody_is_known_to_have_asked_for_a_pause(engine: Engine) -> None:
     held = {"name": "a", "open_at": 7.5, "set_at": 2.5, "next_slot": 1.5, "failures": 6, "refused": 1, "reason": "why"}
     with engine.begin() as connection:
-        connection.execute(insert(tables.channels).values(held))
+        _insert(connection, "channels", held)
     up(engine)
 
     with engine.begin() as connection:
         (row,) = connection.execute(select(tables.channels)).mappings()
-        assert row == held | {"asked_until": None, "asked_at": None, "served_at": None}
+        renamed = {"name": "a", "paused_until": 7.5, "paused_set_at": 2.5, "next_token_at": 1.5, "failures": 6}
+        renamed |= {"is_down": 1, "reason": "why"}
+        assert row == renamed | {"retry_after_until": None, "retry_after_set_at": None, "served_at": None}
         assert differences(connection) == []
 
 
@@ -47,12 +54,12 @@ def test_what_waits_was_told_by_no_other_channel(engine: Engine) -> None:
     held = {"id": "d", "event_seq": 1, "incident_id": "x", "episode": 1, "channel": "a", "state": "queued"}
     held |= {"attempts": 0, "accepted_at": 1.0, "due_at": 1.0}
     with engine.begin() as connection:
-        connection.execute(insert(tables.events).values(event))
-        connection.execute(insert(tables.deliveries).values(held))
+        _insert(connection, "events", event)
+        _insert(connection, "deliveries", held)
     up(engine)
 
     with engine.begin() as connection:
-        assert connection.execute(select(tables.deliveries.c.fell_back)).scalars().all() == [None]
+        assert connection.execute(select(tables.deliveries.c.fallback_up_to)).scalars().all() == [None]
         assert differences(connection) == []
 
 
@@ -68,9 +75,9 @@ def test_open_incidents_of_one_group_know_of_each_other(engine: Engine) -> None:
                 "event": encode_event(told) if receiver else b"{",
                 "body": b"",
             }
-            connection.execute(insert(tables.events).values(event))
+            _insert(connection, "events", event)
             row = {"id": name, "episode": 1, "open": goes_on, "latest_event": seq}
-            connection.execute(insert(tables.incidents).values(row))
+            _insert(connection, "incidents", row)
     up(engine)
 
     with engine.begin() as connection:

@@ -70,7 +70,7 @@ async def test_each_filter_leaves_out_the_others(store: Store, rows: Rows) -> No
 async def test_one_is_told_with_all_that_is_known_of_it(store: Store, rows: Rows) -> None:
     event = await rows.event()
     one = await rows.delivery(
-        event, receipt='{"ts": "1.2"}', note="it is late", payload=zlib.compress("{“as sent”}".encode())
+        event, receipt='{"ts": "1.2"}', remark="it is late", payload=zlib.compress("{“as sent”}".encode())
     )
     before = [await rows.delivery(event, "slack", State.SUPERSEDED, superseded_by=one) for _ in range(2)]
     record = await queries.read_delivery(store, one)
@@ -104,7 +104,14 @@ async def test_what_waits_and_what_was_given_up_is_counted(store: Store, rows: R
 
 
 async def test_channels_are_told_with_how_they_stand(store: Store) -> None:
-    row = {"name": "slack", "open_at": 7.5, "set_at": 1.0, "next_slot": 0.0, "failures": 3, "refused": 1}
+    row = {
+        "name": "slack",
+        "paused_until": 7.5,
+        "paused_set_at": 1.0,
+        "next_token_at": 0.0,
+        "failures": 3,
+        "is_down": 1,
+    }
     await store.run(lambda transaction: transaction.connection.execute(insert(channels).values(row)))
     assert await store.read(queries.read_channel_states) == [
         ChannelState("slack", is_down=True, paused_until=7.5, failures=3)

@@ -49,7 +49,7 @@ async def come(store: Store, status: str, *routed: str, configured: tuple[str, .
 
 async def ages(store: Store, seconds: float) -> None:
     """As if all that waits, and all that relays said, were so old."""
-    older = update(deliveries).values(waits_since=deliveries.c.waits_since - seconds)
+    older = update(deliveries).values(oldest_accepted_at=deliveries.c.oldest_accepted_at - seconds)
     said = update(channels).values(served_at=channels.c.served_at - seconds)
     await store.run(lambda transaction: [transaction.connection.execute(each) for each in (older, said)])
 

@@ -8,9 +8,12 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from alembic.operations import Operations
+from alembic.runtime.migration import MigrationContext
 from sqlalchemy import delete, update
 from structlog.testing import capture_logs
 
+from services.relay.outbox.engine import migrations
 from services.relay.outbox.engine.store import Store, StoreUnusableError, open_store
 from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.restore_detection import COMPARE_DELAY, RESTORED_REMARK, detect_restore, release_compared
@@ -19,6 +22,7 @@ from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
 from tests.relay.outbox.acts import claimed, end, nothing, take, told
+from tests.relay.outbox.tables import opened
 from tests.relay.scripted import event_of
 
 Restore = Callable[[], DatabaseUrl]
@@ -106,9 +110,9 @@ async def test_a_relay_that_was_stopped_for_long_tells_what_waits_as_ever(databa
         await notice(store)
         await told(store, "x", event=event_of("firing"))
         await told(store, "x", event=event_of("resolved"))
-        earlier = update(database_identity).values(seen_at=database_identity.c.seen_at - 9_000)
+        earlier = update(database_identity).values(last_used_at=database_identity.c.last_used_at - 9_000)
         await store.run(lambda transaction: transaction.connection.execute(earlier))
-        await asyncio.to_thread(Path(f"{database.database}-seen").unlink, missing_ok=True)
+        await asyncio.to_thread(Path(f"{database.database}-last-used").unlink, missing_ok=True)
         assert not await notice(store)
         assert (await claimed(store)).firing_undelivered
 
@@ -118,7 +122,7 @@ async def test_two_replicas_that_start_for_the_first_time_at_once_find_no_backup
         for _ in range(5):
             assert not any(await asyncio.gather(notice(one), notice(other)))
             await one.run(lambda transaction: transaction.connection.execute(delete(database_identity)))
-            await asyncio.to_thread(Path(f"{database.database}-seen").unlink, missing_ok=True)
+            await asyncio.to_thread(Path(f"{database.database}-last-used").unlink, missing_ok=True)
 
 
 async def test_a_backup_from_before_this_was_kept_is_noticed_where_a_file_says_that_it_was_used(tmp_path: Path) -> None:
@@ -143,7 +147,7 @@ async def test_a_relay_that_may_not_ask_which_cluster_it_is_tells_the_database_b
     async with open_store(postgres_database, lambda: 10_000.0) as store:
         assert not await notice(store), "the right was granted, and the database is the same"
         await store.run(
-            lambda transaction: transaction.connection.execute(update(database_identity).values(name="/1/2"))
+            lambda transaction: transaction.connection.execute(update(database_identity).values(identity="/1/2"))
         )
         assert await notice(store)
 
@@ -165,19 +169,51 @@ def _without_the_right(server: Postgres, database: DatabaseUrl) -> DatabaseUrl:
 
 @pytest.mark.parametrize("gone", [True, False])
 async def test_a_start_makes_no_tables_where_a_file_says_that_there_were_some(gone: bool, tmp_path: Path) -> None:
-    file, seen = tmp_path / "relay.db", tmp_path / "relay.db-seen"
+    file, seen = tmp_path / "relay.db", tmp_path / "relay.db-last-used"
     async with open_store(database_url.create_sqlite_url(file), lambda: 10_000.0) as store:
         await notice(store)
     file.unlink()
     if not gone:
         file.touch()
     for _ in range(2):
-        with pytest.raises(StoreUnusableError, match=r"put relay\.db back, or remove relay\.db-seen to begin anew"):
+        with pytest.raises(StoreUnusableError, match=r"put relay\.db back, or remove relay\.db-last-used to begin"):
             async with open_store(database_url.create_sqlite_url(file), lambda: 10_000.0):
                 pass
     seen.unlink()
     async with open_store(database_url.create_sqlite_url(file), lambda: 10_000.0) as store:
         assert not await notice(store)
+
+
+@pytest.mark.parametrize("is_backup", [True, False])
+async def test_a_backup_of_older_tables_is_noticed_by_the_file_of_the_former_name(
+    is_backup: bool, tmp_path: Path
+) -> None:
+    file, former, current = (tmp_path / f"relay.db{suffix}" for suffix in ("", "-seen", "-last-used"))
+    _make_outbox_of_revision_0007(file, last_used_at=1000.0)
+    former.write_text("5000.0" if is_backup else "1000.0")
+    async with open_store(database_url.create_sqlite_url(file), lambda: 10_000.0) as store:
+        assert await notice(store) is is_backup
+        assert await nothing(store) is is_backup, "only what waits in a backup is held back"
+    assert (former.exists(), current.read_text()) == (False, "10000.0")
+
+
+def _make_outbox_of_revision_0007(file: Path, last_used_at: float) -> None:
+    """One delivery waits in it."""
+    with opened(database_url.create_sqlite_url(file)) as engine, engine.begin() as connection:
+        context = MigrationContext.configure(connection)
+        for number in range(1, 8):
+            migrations.SCRIPTS.get_revision(f"{number:04}").module.upgrade(Operations(context))
+        context.stamp(migrations.SCRIPTS, "0007")
+        for statement in (
+            f"INSERT INTO origin VALUES (1, '{file.stat().st_ino}', {last_used_at})",  # noqa: S608  # names of ours
+            "INSERT INTO incidents (id, episode, open, latest_event) VALUES ('x', 1, 1, 1)",
+            "INSERT INTO events VALUES (1, 'e', 'x', '', '', 'firing', '', 900, x'7b7d', x'7b7d')",
+            (
+                "INSERT INTO deliveries (id, event_seq, first_event, incident_id, episode, channel, state, attempts, "
+                "due_at, accepted_at) VALUES ('d', 1, 1, 'x', 1, 'a', 'queued', 0, 900, 900)"
+            ),
+        ):
+            connection.exec_driver_sql(statement)
 
 
 async def test_tables_that_are_made_are_told(empty_database: DatabaseUrl) -> None:

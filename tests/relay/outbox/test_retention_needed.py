@@ -67,7 +67,7 @@ async def test_of_what_came_after_a_dead_letter_the_last_word_on_each_alert_is_l
 
 async def test_what_a_dead_letter_tells_itself_is_left_whole(store: Store, incident: Incident) -> None:
     told = [await incident.event(("A", FIRING)) for _ in range(3)]
-    await incident.given_up(told[-1], first_event=told[0])
+    await incident.given_up(told[-1], first_event_seq=told[0])
     await incident.event(("A", FIRING))
     end = await incident.event(("A", RESOLVED))
     await prune_by_age(store, DAY, 1)

@@ -121,7 +121,7 @@ async def test_every_event_stays_that_a_delivery_may_still_have_to_tell(store: S
     first = await rows.event(age=3 * DAY)
     merged = await rows.event(age=3 * DAY)
     last = await rows.event(age=DAY / 2)
-    await rows.delivery(last, "slack", state, first_event=first)
+    await rows.delivery(last, "slack", state, first_event_seq=first)
     latest = await rows.event(age=DAY / 2, goes_on=False)
     await prune_by_age(store, DAY, MANY)
     assert await rows.events() == [first, merged, last, latest]

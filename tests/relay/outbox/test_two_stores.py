@@ -79,7 +79,7 @@ class Replicas:
                 heir = by_id[heir.superseded_by]
                 assert (heir.incident_id, heir.channel) == (row.incident_id, row.channel)
             assert heir.state == State.DELIVERED
-            assert heir.first_event <= row.first_event <= row.event_seq <= heir.event_seq
+            assert heir.first_event_seq <= row.first_event_seq <= row.event_seq <= heir.event_seq
         of_incident = select(events.c.incident_id, events.c.seq).order_by(events.c.seq)
         accepted = defaultdict(list)
         for incident, seq in await self.stores[0].read(lambda connection: connection.execute(of_incident).all()):

@@ -32,7 +32,7 @@ async def silences(store: Store, *names: str) -> dict[str, float]:
 
 async def set_back(store: Store, name: str, seconds: float) -> None:
     """As if it had been seen so long before."""
-    earlier = update(watchdogs).where(watchdogs.c.name == name).values(seen_at=watchdogs.c.seen_at - seconds)
+    earlier = update(watchdogs).where(watchdogs.c.name == name).values(last_seen_at=watchdogs.c.last_seen_at - seconds)
     await store.run(lambda transaction: transaction.connection.execute(earlier))
 
 
@@ -70,7 +70,7 @@ async def test_it_is_asked_only_for_those_that_are_configured(store: Store) -> N
 
 async def test_a_heartbeat_never_moves_it_backwards(store: Store) -> None:
     future = await now(store) + 5
-    row = insert(watchdogs).values(name="Watchdog", seen_at=future)
+    row = insert(watchdogs).values(name="Watchdog", last_seen_at=future)
     await store.run(lambda transaction: transaction.connection.execute(row))
     await record_heartbeats(store, ["Watchdog"])
     assert await store.read(read_last_seen) == {"Watchdog": future}
@@ -79,7 +79,7 @@ async def test_a_heartbeat_never_moves_it_backwards(store: Store) -> None:
 
 async def test_a_clock_that_was_set_back_hides_no_absence(store: Store) -> None:
     moment = await now(store)
-    row = insert(watchdogs).values(name="Watchdog", seen_at=moment + 3600)
+    row = insert(watchdogs).values(name="Watchdog", last_seen_at=moment + 3600)
     await store.run(lambda transaction: transaction.connection.execute(row))
     await silences(store, "Watchdog")
     assert (await store.read(read_last_seen))["Watchdog"] == pytest.approx(moment, abs=5)

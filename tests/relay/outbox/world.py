@@ -223,7 +223,7 @@ class World:
         waiting = [row for row in by_place(self.rows)[held.place] if row.state in WAITING]
         assert waiting
         assert waiting[-1].event_seq == self.ledger.current(held.claim.incident_id)
-        assert held.claim.channel == "log" or waiting[-1].first_event <= held.claim.first_event_seq
+        assert held.claim.channel == "log" or waiting[-1].first_event_seq <= held.claim.first_event_seq
 
     def look_after(self, owner: str, give_up_after: float) -> None:
         before = self.rows
@@ -262,7 +262,7 @@ class World:
     def _stands_in(self, row: Row[Any]) -> bool:
         """Whether each channel that stands in tells every event of a delivery."""
         events = [
-            event.seq for event in self.ledger.of(row.incident_id) if row.first_event <= event.seq <= row.event_seq
+            event.seq for event in self.ledger.of(row.incident_id) if row.first_event_seq <= event.seq <= row.event_seq
         ]
         places = by_place(self.rows)
         tell = {name: places.get((row.incident_id, name), []) for name in FALLBACK if name != row.channel}

@@ -18,13 +18,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from shared.sql.answer_timeout import AnswerTimeout
 from shared.sql.database_url import DatabaseUrl
-from shared.sql.engine import create_postgresql_engine, create_sqlite_engine
+from shared.sql.engine import create_postgresql_engine, create_sqlite_engine, has_transaction_timeout
 from shared.sql.sqlite_file import SqliteFile
 
 READERS: Final = 4
 """How many may read at once."""
-LAST_USED_SUFFIX: Final = "-seen"
-"""What the name of the file beside one of SQLite ends with; see `find_last_used_file`."""
+_LAST_USED_SUFFIXES: Final = ("-last-used", "-seen")
+"""What the name of the file beside one of SQLite ends with; the second up to revision 0007 of the tables."""
 _OPTIONS: Final = "-c lock_timeout=1100ms -c statement_timeout=7s -c idle_in_transaction_session_timeout=5s"
 """While a transaction waits for a lock all others wait for it; but after a second PostgreSQL finds a deadlock, and ends
 one of the two, where this time-out would end both."""
@@ -75,9 +75,12 @@ def make_file(database: DatabaseUrl) -> None:
         SqliteFile(database).create()
 
 
-def find_last_used_file(database: DatabaseUrl) -> Path | None:
-    """That beside a file of SQLite which says when it was used last; see `restored`. None for PostgreSQL."""
-    return Path(f"{database.database}{LAST_USED_SUFFIX}") if is_sqlite(database) else None
+def find_last_used_files(database: DatabaseUrl) -> tuple[Path, ...]:
+    """The file beside one of SQLite that says when it was used last, and its former name; none for PostgreSQL.
+
+    See `restore_detection`. Only the first is written.
+    """
+    return tuple(Path(f"{database.database}{suffix}") for suffix in _LAST_USED_SUFFIXES if is_sqlite(database))
 
 
 def read_clock(connection: Connection, clock: Callable[[], float]) -> float:
@@ -98,6 +101,8 @@ def without_timeouts(connection: Connection) -> Iterator[None]:
         return
     connection.execute(text("SET LOCAL statement_timeout = 0"))
     connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+    if has_transaction_timeout(connection):
+        connection.execute(text("SET LOCAL transaction_timeout = 0"))
     driver: Any = connection.connection.driver_connection
     usual, driver.answer_timeout = driver.answer_timeout, AnswerTimeout(None)
     try:

@@ -4,6 +4,7 @@ Alembic does the steps (`migrations`) from older tables. It is imported only whe
 there are none.
 """
 
+from pathlib import Path
 from typing import Final
 
 from sqlalchemy import Connection, func, inspect, select, text
@@ -11,7 +12,7 @@ from sqlalchemy import Connection, func, inspect, select, text
 from services.relay.outbox import tables as schema
 from services.relay.outbox.engine import dialect
 
-HEAD: Final = "0007"
+HEAD: Final = "0008"
 """The newest revision of the tables: the one that `schema` describes."""
 
 _VERSION_TABLE: Final = "alembic_version"
@@ -81,13 +82,13 @@ def upgrade_tables(connection: Connection) -> bool:
 
 
 def _check_missing_tables(connection: Connection) -> None:
-    seen = dialect.find_last_used_file(connection.engine.url)
-    if seen is not None and seen.exists():
-        name = seen.name.removesuffix(dialect.LAST_USED_SUFFIX)
-        raise MissingTablesError(
-            f"it is new or empty, but by {seen.name} beside it there was an outbox; "
-            f"put {name} back, or remove {seen.name} to begin anew"
-        )
+    for file in dialect.find_last_used_files(connection.engine.url):
+        if file.exists():
+            name = Path(str(connection.engine.url.database)).name
+            raise MissingTablesError(
+                f"it is new or empty, but by {file.name} beside it there was an outbox; "
+                f"put {name} back, or remove {file.name} to begin anew"
+            )
 
 
 def _create_tables(connection: Connection) -> None:

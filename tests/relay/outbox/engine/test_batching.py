@@ -11,12 +11,12 @@ from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.tables import channels
 from shared.sql.database_url import DatabaseUrl
 
-COLUMNS = ("name", "open_at", "set_at", "next_slot", "failures", "refused")
+COLUMNS = ("name", "paused_until", "paused_set_at", "next_token_at", "failures", "is_down")
 NEW = BulkStatement(insert(channels), COLUMNS)
 REFUSED = BulkStatement(
     update(channels)
     .where(channels.c.name == bindparam("of"))
-    .values(refused=1, reason=None, failures=bindparam("after"), next_slot=channels.c.next_slot + 1)
+    .values(is_down=1, reason=None, failures=bindparam("after"), next_token_at=channels.c.next_token_at + 1)
 )
 
 

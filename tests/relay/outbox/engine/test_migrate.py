@@ -49,10 +49,10 @@ def test_the_steps_lead_to_the_tables_that_a_new_database_gets(engine: Engine) -
         assert made.keys() == {
             "deliveries_due",
             "deliveries_in_order",
-            "deliveries_counted",
+            "deliveries_unsettled",
             "deliveries_dead",
             "deliveries_delivered",
-            "events_of_ours",
+            "events_of_relay",
             "incidents_of_group",
         }
     with engine.begin() as connection:
