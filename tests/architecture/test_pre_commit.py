@@ -15,7 +15,9 @@ CONFIGURATION = ROOT / ".pre-commit-config.yaml"
 def hooks() -> list[dict[str, Any]]:
     (repository,) = yaml.safe_load(CONFIGURATION.read_text(encoding="utf-8"))["repos"]
     assert repository["repo"] == "local", "a commit downloads nothing"
-    return list(repository["hooks"])
+    found = list(repository["hooks"])
+    assert {hook["language"] for hook in found} == {"system"}
+    return found
 
 
 def recipe(target: str) -> list[str]:

@@ -40,7 +40,9 @@ def test_the_example_of_the_contract_is_valid(tmp_path: Path) -> None:
     read = settings(tmp_path, CONTRACT)
     assert read.listen == Address("127.0.0.1", 9911)
     assert (read.probe.interval, read.probe.timeout, read.probe.concurrency) == (30, 5, 16)
-    assert [(target.name, target.service, target.key) for target in read.targets] == [("ledger-kek", "backend", KEY)]
+    assert [(target.name, target.service, target.kms.key) for target in read.targets] == [
+        ("ledger-kek", "backend", KEY)
+    ]
     assert read.backends[0].metrics_url == "http://127.0.0.1:8000/metrics"
 
 

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from services.rotator.drivers.admin_api import AdminApiDriverSettings
 from services.rotator.drivers.registry import open_driver
 from shared.keyring.administration import Administration, AdministrationError, RefusedError, UnreachableError
-from shared.kms.settings import GcpKeySettings
+from shared.kms.gcp.settings import GcpKeySettings
 from tests.backend.conftest import KEY
 from tests.rotator.drivers.conftest import TOKEN
 from tests.shared.certificates import LOCALHOST, Authority
