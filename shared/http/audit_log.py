@@ -48,7 +48,7 @@ class AuditLog(Protocol):
         """Store an entry. Raises AuditUnavailableError."""
 
     async def list_entries(self, limit: int, before: int | None) -> tuple[Sequence[AuditEntry], int | None]:
-        """Return the newest entries numbered under `before`, and the next page's `before`. Raises AuditUnavailableError.
+        """Return the newest entries with numbers under `before`, and the next `before`. Raises AuditUnavailableError.
 
         Args:
             limit: how many at most.

@@ -44,7 +44,7 @@ class WebConfigFile:
 
     def __init__(self, file: Path) -> None:
         self.requires_credentials = False
-        """Whether a state without credentials is refused: the network reaches the server, and nothing else protects it."""
+        """Whether a state without credentials is refused: nothing else protects an address that the network reaches."""
         self.reserved_names: Collection[str] = ()
         """Names that no user may have."""
         self.file = file

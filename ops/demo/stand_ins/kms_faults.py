@@ -78,7 +78,7 @@ class KmsFaults:
                 return await response.json() if response.status != 204 else {}
         except (aiohttp.ClientError, TimeoutError, ValueError):
             raise EmulatorError(
-                f"the KMS emulator at {self._url} does not answer; start it, or look at its log"
+                f"the KMS emulator at {self._url} does not answer; start it, or see its log"
             ) from None
 
 
