@@ -42,7 +42,7 @@ async def check_grafana(
                     f"it has no dashboard {DASHBOARD_UID}", "import ops/grafana/dashboards/kms-health.json"
                 )
             if status != 200:
-                raise CheckError(f"it answers with HTTP {status}", "look at Grafana's log")
+                raise CheckError(f"it answers with HTTP {status}", "see Grafana's log")
             document = answer.parse_json("the dashboard's address")
             if not isinstance(document, dict) or "dashboard" not in document:
                 raise CheckError("what answers is no Grafana", "correct the address: --grafana")
