@@ -185,9 +185,9 @@ def build_routes(keyring: Administration, lost_data_keys: LostDataKeys, access: 
         bodies.build_format(bodies.RetireRequest), lambda it: keyring.retire_version(it.kek_version, it.token)
     )
     reload = handle_body(bodies.build_format(bodies.RequestBody), lambda _: keyring.reload_instances())
-    note = handle_body(
+    journal = handle_body(
         bodies.build_format(bodies.JournalRequest),
-        lambda it: keyring.add_journal_entry(it.rotation_id, it.token, it.step),
+        lambda it: keyring.add_journal_entry(it.rotation_id, it.token, it),
     )
     rollback = handle_body(
         bodies.build_format(bodies.RollbackRequest), lambda it: keyring.rollback(it.rotation_id, it.token)
@@ -205,7 +205,7 @@ def build_routes(keyring: Administration, lost_data_keys: LostDataKeys, access: 
         _build_action_route(access, "verify", verify),
         _build_action_route(access, "retire", retire),
         _build_action_route(access, "reload", reload),
-        _build_action_route(access, "note", note),
+        _build_action_route(access, "journal", journal),
         _build_action_route(access, "rollback", rollback),
         _build_read_route(access, "lost", lost_keys),
         _build_action_route(access, "abandon", handle_body(bodies.build_format(bodies.AbandonRequest), abandon)),

@@ -149,7 +149,7 @@ class InstanceLocalKey:
                 )
             )
             key = await asyncio.to_thread(read_or_create, self._file, may_create=may_create)
-            await self._note(key)
+            await self._register_key(key)
         except LocalKeyMissingError as error:
             self._set_missing(str(error))
         except OtherLocalKeyError:
@@ -160,7 +160,7 @@ class InstanceLocalKey:
         else:
             self._key, self.missing_reason = key, None
 
-    async def _note(self, key: LocalKey) -> None:
+    async def _register_key(self, key: LocalKey) -> None:
         """Has the database know it; where another instance was faster, a file that was just made goes away again."""
         try:
             await self._database.write_exclusively(

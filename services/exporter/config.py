@@ -23,22 +23,10 @@ from pydantic_core import CoreSchema, InitErrorDetails
 from services.exporter.probes.canaries import DISK_TIMEOUT
 from shared.config.server_settings import ServerSettings
 from shared.config.settings import Address, Duration, FilePath, ListenAddress, Section
+from shared.config.url import HttpUrl
 from shared.kms.registry import KeySettings
 from shared.kms.settings import ProviderSettings
 from shared.process.concurrency import start_in_thread
-
-
-def _check_http_url(value: str) -> str:
-    if not value.isprintable() or " " in value:  # urlsplit would leave some of them out
-        raise ValueError("expected a URL without spaces and line breaks")
-    parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
-        raise ValueError("expected an http:// or https:// URL")
-    try:
-        parts.hostname.encode("idna")  # as every look-up of a name does
-    except UnicodeError:
-        raise ValueError("expected a host whose parts between the dots have 1 to 63 characters each") from None
-    return value
 
 
 def _refuse_fragment(url: str) -> str:
@@ -48,7 +36,6 @@ def _refuse_fragment(url: str) -> str:
 
 
 Name = Annotated[str, Field(min_length=1)]
-HttpUrl = Annotated[str, AfterValidator(_check_http_url)]
 
 
 class ProbeSettings(Section):

@@ -75,7 +75,7 @@ class ChangeLog:
             return
         told = log.bind(watched_service=inspection.service, target=inspection.target)
         if now:
-            told.warning("key inspection found problems", problems=problems)
+            told.warning("key inspection found problems", error="; ".join(problems))
         else:
             told.info("key inspection finds no problems any more")
 
@@ -98,7 +98,7 @@ class ChangeLog:
             told = told.bind(replica=state.replica)
         if state.problems:
             what = "backend is down" if state.health is None else "backend can be read only in part"
-            told.warning(what, problems=state.problems)
+            told.warning(what, error="; ".join(state.problems))
         else:
             told.info("backend can be read again")
 

@@ -80,14 +80,14 @@ async def run_relay(
         shown.register(gauges)
 
         @asynccontextmanager
-        async def generation(settings: RelaySettings) -> AsyncIterator[Starlette]:
+        async def start_app(settings: RelaySettings) -> AsyncIterator[Starlette]:
             store.set_unmerged_channels(settings.unmerged_channels)
             metrics.set_channels(settings.channels)
             gauges.set_configuration(settings.channels, frozenset(watchdog.name for watchdog in settings.watchdogs))
             await asyncio.to_thread(warn_of_unserved_deliveries, settings, store)
             limit.max_bytes = settings.retention.max_bytes
             bearer = TokenFile(settings.auth.bearer_token_file)
-            async with run_generation(settings, store, metrics, limit, able, open_sender) as (intake, wake):
+            async with run_intake_and_delivery(settings, store, metrics, limit, able, open_sender) as (intake, wake):
                 app = create_application(
                     "keypulse relay",
                     shown,
@@ -100,7 +100,7 @@ async def run_relay(
                     authorizer=guard,
                     access_policy=create_access_policy(settings.auth),
                     get_unready_reason=lambda: (
-                        generations.error
+                        reloadable.error
                         or (store.error and f"the outbox cannot commit: {store.error}")
                         or describe_unusable_token(bearer)
                     ),
@@ -113,9 +113,9 @@ async def run_relay(
                 app.state.stop = stop
                 yield app
 
-        generations = ReloadableApp(generation)
-        app = await stack.enter_async_context(generations.run(settings))
-        app.state.apply = generations.apply
+        reloadable = ReloadableApp(start_app)
+        app = await stack.enter_async_context(reloadable.run(settings))
+        app.state.apply = reloadable.apply
         yield app
 
 
@@ -136,7 +136,7 @@ async def serve(runner: ServerRunner[RelaySettings]) -> None:
 
 
 @asynccontextmanager
-async def run_generation(
+async def run_intake_and_delivery(
     settings: RelaySettings,
     store: Store,
     metrics: Metrics,

@@ -1,4 +1,4 @@
-"""What a rotation would do, in words and numbers. Pure: the census, the primary version and the type come in."""
+"""What a rotation would do, and whether the latest one is finished. Pure: the key usage and the journal come in."""
 
 from datetime import timedelta
 from typing import Final
@@ -6,11 +6,16 @@ from typing import Final
 from pydantic import BaseModel
 
 from services.rotator.model import RotatorError
-from shared.keyring.administration import KeyUsage, RotationProgress, RotationState, RotationType
+from shared.keyring.administration import (
+    JournalStep,
+    KeyUsage,
+    RotationProgress,
+    RotationState,
+    RotationType,
+    StepOutcome,
+)
 from shared.keyring.model import LOCAL_KEK
 
-PROBLEMS_PREFIX: Final = "problems: "
-"""Begins what a step saw that has come to its end, and is not content."""
 _HINT: Final = "shorten `new_dek_min_age` where it must be replaced now"
 
 
@@ -27,7 +32,7 @@ class Plan(BaseModel):
 
 
 def is_unfinished(latest: RotationProgress | None) -> bool:
-    """Whether a rotation was left in the middle: under way, or done and not looked at by its runner since."""
+    """Whether a rotation was left in the middle: under way, or done and not verified by its runner since."""
     if latest is None:
         return False
     return latest.state is RotationState.RUNNING or (
@@ -37,18 +42,20 @@ def is_unfinished(latest: RotationProgress | None) -> bool:
 
 def can_resume(latest: RotationProgress) -> bool:
     """Whether it can be tried again: it was left in the middle, or something in it failed."""
-    failed = bool(latest.journal) and not _get_verification_outcome(latest)
+    failed = bool(latest.journal) and _get_verification_outcome(latest) is not StepOutcome.SUCCEEDED
     return (
         is_unfinished(latest) or latest.state is RotationState.FAILED or (latest.state is RotationState.DONE and failed)
     )
 
 
-def _get_verification_outcome(latest: RotationProgress) -> bool | None:
-    """Whether its runner found all well when it looked last; None where it has not looked since the last change."""
-    for step in reversed(latest.journal):
-        if step.startswith(("verify", f"failed verify: {PROBLEMS_PREFIX}")):
-            return step.startswith("verify")
-        if step.startswith("rotate"):
+def _get_verification_outcome(latest: RotationProgress) -> StepOutcome | None:
+    """How its runner's latest verification ended; None where none came to its end since the last change."""
+    for entry in reversed(latest.journal):
+        if entry.outcome not in (StepOutcome.SUCCEEDED, StepOutcome.PROBLEMS):
+            continue
+        if entry.step is JournalStep.VERIFY:
+            return entry.outcome
+        if entry.step is JournalStep.ROTATE:
             break
     return None
 

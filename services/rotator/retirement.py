@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from services.rotator.backups.folder import parse_journal_backups
 from services.rotator.model import RotatorError
 from services.rotator.other_keyrings import count_with_leases
 from services.rotator.plan import refuse_unfinished
@@ -175,7 +174,7 @@ async def _refuse_if_used(
                 "census",
             )
     here = {file.name for file, _ in kept}
-    known = [each for its in (census, *(its for _, its in elsewhere)) for each in parse_journal_backups(its.backups)]
+    known = [each for its in (census, *(its for _, its in elsewhere)) for each in reversed(its.backups)]
     away = [each.name for each in known if each.name not in here and each.may_need(version)]
     if len(away) != confirmed_backups:
         raise RotatorError(
@@ -210,8 +209,8 @@ def _refuse_if_used_by_keyring(census: KeyUsage, kek: str, version: int, prefix:
             )
     if census.unknown_usage:
         raise RotatorError(
-            f"{prefix}version {version} may be needed by {census.unknown_usage}; nothing was changed; verify names "
-            "them, and each has to be corrected or put back first",
+            f"{prefix}version {version} may be needed by {census.unknown_usage}; nothing was changed; each "
+            "has to be corrected or put back first: verify names data keys, the service's health check all rows",
             "verify" if not prefix else next_command,
         )
 

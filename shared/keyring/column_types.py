@@ -7,7 +7,7 @@ from the connection as bytes, see `decode_text`; a row whose id is none is passe
 
 from collections.abc import Callable, Collection
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import (
     Column,
@@ -27,6 +27,8 @@ from sqlalchemy import (
 )
 
 from shared.keyring.model import MAX_VERSION, UNREADABLE_VERSION
+
+R = TypeVar("R")
 
 Id: Final = String().with_variant(String(collation="C"), "postgresql")
 """Of an id, of data keys and of records. Compared byte by byte, as Python does: in the order of a language, the
@@ -50,13 +52,13 @@ def to_printable_text(value: Any) -> str:
     return value if isinstance(value, str) else str(value)
 
 
-def read_page(connection: Connection, ordered: Select[Any], limit: int) -> list[Any]:
+def read_page(connection: Connection, ordered: Select[Any], row_type: Callable[..., R], limit: int) -> list[R]:
     """The first rows of `ordered` by an id, their first column, that can be read; fewer than `limit` are all."""
-    found: list[Any] = []
+    found: list[R] = []
     offset = 0
     while len(found) < limit:
         rows = connection.execute(ordered.limit(limit).offset(offset)).all()
-        found += [row for row in rows if isinstance(row[0], str)]
+        found += [row_type(*row) for row in rows if isinstance(row[0], str)]
         if len(rows) < limit:
             break
         offset += limit

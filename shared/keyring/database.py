@@ -15,7 +15,9 @@ from typing import Any, Final, Self, TypeVar
 import structlog
 from sqlalchemy import URL, Connection, Engine, MetaData, event, exc, func, inspect, select, text
 
+from shared.keyring import migrations
 from shared.keyring.column_types import decode_text
+from shared.keyring.tables import TABLES
 from shared.sql.answer_timeout import AnswerTimeout
 from shared.sql.engine import create_postgresql_engine, create_sqlite_engine, is_retryable, open_transaction
 from shared.sql.sqlite_file import LOCK_SECONDS, FileLostError, SqliteFile
@@ -137,7 +139,7 @@ class Database:
 
     @classmethod
     async def open(cls, url: URL, *tables: MetaData, clock: Callable[[], float] = time.time) -> Self:
-        """Opens `url`, makes a missing file and the missing ones of `tables`. Raises DatabaseError."""
+        """Opens `url`, creates a missing file and the missing ones of `tables`. Raises DatabaseError."""
         database = cls(url, clock)
         try:
             await asyncio.to_thread(_create_missing_file, url)
@@ -149,17 +151,30 @@ class Database:
         return database
 
     async def complete(self, *tables: MetaData) -> bool:
-        """Makes those of `tables` that are missing; whether there were none before. Raises DatabaseError."""
+        """Creates those of `tables` that are missing, and brings the keyring's up to date: see `migrations`.
+
+        Returns:
+            Whether there were none before.
+
+        Raises:
+            DatabaseError: it cannot be done, or a newer keypulse made them.
+        """
 
         def create(connection: Connection) -> bool:
             there = inspect(connection)
             empty = not any(there.has_table(name) for some in tables for name in some.tables)
+            if TABLES in tables:
+                _migrate(connection)
             for some in tables:
                 some.create_all(connection)
                 _check_columns(connection, some)
             return empty and bool(tables)
 
         return await self.write_exclusively(create)
+
+    async def is_keyring_current(self) -> bool:
+        """Whether the keyring's tables are those of this keypulse. Raises DatabaseError."""
+        return await self.read(migrations.is_current)
 
     async def read(self, work: Callable[[Connection], T], *, seconds: float = ANSWER_TIMEOUT_SECONDS) -> T:
         """What `work` finds, within `seconds`. Raises DatabaseError."""
@@ -183,7 +198,7 @@ class Database:
         return await self._run(self._write_thread, self._write_engine, work)
 
     async def write_exclusively(self, work: Callable[[Connection], T]) -> T:
-        """Like `write`, and no other `change` of any process goes on meanwhile: what `work` reads stays true."""
+        """Like `write`, while no other process runs a `write_exclusively`: what `work` reads stays true."""
 
         def undisturbed(connection: Connection) -> T:
             lock_keyring(connection)
@@ -230,6 +245,13 @@ def _run_transaction(engine: Engine, work: Callable[[Connection], T], tries_left
         if tries_left > 1 and is_retryable(error):
             return _run_transaction(engine, work, tries_left - 1)
         raise DatabaseError(describe_database_error(error)) from None
+
+
+def _migrate(connection: Connection) -> None:
+    try:
+        migrations.migrate(connection)
+    except migrations.NewerSchemaError as error:
+        raise DatabaseError(str(error)) from None
 
 
 def _create_missing_file(url: URL) -> None:

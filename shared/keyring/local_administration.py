@@ -11,6 +11,7 @@ from shared.keyring import lease, store, usage
 from shared.keyring.administration import (
     MAX_PAGE_SIZE,
     AdministrationError,
+    JournalEntry,
     KeyInfo,
     KeyUsage,
     Lease,
@@ -23,7 +24,7 @@ from shared.keyring.administration import (
     VerificationResult,
 )
 from shared.keyring.database import Database, DatabaseError
-from shared.keyring.journal import progress
+from shared.keyring.journal import progress, steps
 from shared.keyring.lease import run_under_lease
 from shared.keyring.model import MAX_VERSION, UNREADABLE_VERSION
 from shared.keyring.operations import restore
@@ -36,13 +37,12 @@ from shared.keyring.wrapping import KeyWrapper
 from shared.kms.port import KmsError
 from shared.kms.reason import Reason
 
-_MAX_STEP_LENGTH: Final = 1000
 _ROTATION_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TRANSIENT_REASONS: Final = {Reason.TIMEOUT, Reason.UNAVAILABLE, Reason.QUOTA_EXHAUSTED, Reason.CRC_MISMATCH}
 
 
 async def _notify_nobody() -> None:
-    """Shows the keyring to nobody: its instances look at it from time to time."""
+    """Does nothing: the instances read the keyring from time to time."""
 
 
 class LocalAdministration:
@@ -120,16 +120,17 @@ class LocalAdministration:
         async with _translate_errors():
             return await self._database.read(lambda connection: progress.read_progress(connection, rotation_id))
 
-    async def add_journal_entry(self, rotation_id: str, token: str, step: str) -> None:
+    async def add_journal_entry(self, rotation_id: str, token: str, entry: JournalEntry) -> None:
         """May come before the rotation itself."""
-        if not _ROTATION_ID.fullmatch(rotation_id) or len(step) > _MAX_STEP_LENGTH:
-            raise RefusedError(f"expected a rotation's id and a step of up to {_MAX_STEP_LENGTH} characters")
+        if not _ROTATION_ID.fullmatch(rotation_id):
+            raise RefusedError("expected a rotation's id: up to 64 letters, digits, dots, dashes and underscores")
+        steps.refuse_defective_entry(entry)
 
-        def note(connection: Connection, now: float) -> None:
-            progress.add_journal_entry(connection, now, rotation_id, step)
+        def write(connection: Connection, now: float) -> None:
+            steps.add_journal_entry(connection, now, rotation_id, entry)
 
         async with _translate_errors():
-            await run_under_lease(self._database, token, note)
+            await run_under_lease(self._database, token, write)
 
     async def rollback(self, rotation_id: str, token: str) -> RotationProgress:
         """One batch."""
@@ -167,7 +168,7 @@ class LocalAdministration:
             connection.execute(retired_versions.insert().values(**values))
 
         if unknown := (await self.count_key_usage()).unknown_usage:
-            raise RefusedError(f"version {kek_version} of {kek} may be needed by {unknown}; verify names them")
+            raise RefusedError(f"version {kek_version} of {kek} may be needed by {unknown}; correct them first")
         async with _translate_errors():
             await run_under_lease(self._database, token, retire)
 
@@ -184,7 +185,7 @@ class LocalAdministration:
 
 @asynccontextmanager
 async def _translate_errors() -> AsyncIterator[None]:
-    """Errors of the rooms below become those of the port."""
+    """Translates the errors of the modules below into those of the port."""
     try:
         yield
     except DatabaseError as error:

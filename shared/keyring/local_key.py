@@ -35,7 +35,7 @@ def register_local_key(connection: Connection, now: float, heartbeat: InstanceHe
     if known not in (None, fingerprint) and not may_replace_local_key(connection, now, heartbeat.instance):
         raise OtherLocalKeyError
     connection.execute(local_key.delete())
-    connection.execute(local_key.insert().values(only=1, fingerprint=fingerprint))
+    connection.execute(local_key.insert().values(singleton=1, fingerprint=fingerprint))
     heartbeat.write_row(connection, now, ())
 
 
@@ -70,7 +70,7 @@ def _abandon_data_key(connection: Connection, now: float, key: DataKey) -> bool:
         "algorithm": key.algorithm,
         "fingerprint": key.fingerprint,
         "created_at": key.created_at.timestamp(),
-        "given_up_at": now,
+        "abandoned_at": now,
     }
     connection.execute(abandoned_data_keys.insert().values(**values))
     connection.execute(data_keys.delete().where(same))

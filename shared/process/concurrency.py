@@ -103,6 +103,15 @@ async def run_concurrently(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+LARGE_BYTES: Final = 16 * 1024
+"""Bytes up to which parsing, encoding or rendering is quicker than a change of threads."""
+
+
+async def run_in_thread_if_large(size: int, work: Callable[[], T]) -> T:
+    """Run `work`, whose time grows with `size` bytes: in a thread if they are many, else on the event loop."""
+    return await asyncio.to_thread(work) if size > LARGE_BYTES else work()
+
+
 _LARGE_WORK: Final = ThreadPoolExecutor(1, "large")
 """One at a time, so that the memory of several does not add up."""
 

@@ -245,7 +245,8 @@ async def test_what_was_given_up_and_is_copied_back_is_lost_no_more_not_even_in_
     await asyncio.to_thread((tmp_path / "elsewhere.key").rename, tmp_path / "local.key")
     async with _served(configured()) as client:
         columns = "wrapped, kek, kek_version, algorithm, fingerprint, created_at"
-        copy = f"INSERT INTO data_keys (id, status, {columns}) SELECT id, 'retired', {columns} FROM keyring_given_up"  # noqa: S608
+        abandoned = "keyring_abandoned_keys"
+        copy = f"INSERT INTO data_keys (id, status, {columns}) SELECT id, 'retired', {columns} FROM {abandoned}"  # noqa: S608
         await asyncio.to_thread(_execute, empty_database, copy)
 
         async def is_read() -> bool:

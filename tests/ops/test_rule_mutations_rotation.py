@@ -23,7 +23,7 @@ MISTAKES = [
     (OVERDUE, "unless on (env, service, kek_version)", "and on (env, service, kek_version)"),
     (OVERDUE, "on (env, service, kek_version)", "on (service, kek_version)"),
     (OVERDUE, "on (env, service, kek_version)", "on (env, service)"),
-    (OVERDUE, "and on (env, service) last_over_time(kms_key_primary_version[1h])\n", ""),
+    (OVERDUE, "and on (env, service) last_over_time(kms_key_primary_version_info[1h])\n", ""),
     (FAILED, "last_over_time(kms_rotation_last_failure_timestamp_seconds[1h])", f"{LAST_FAILURE} + 0"),
     (FAILED, ">= on (env, service)", "> on (env, service)"),
     (FAILED, ">= on (env, service)", "< on (env, service)"),

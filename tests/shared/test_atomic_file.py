@@ -33,7 +33,7 @@ def test_where_the_disk_fails_the_old_content_stays_and_nothing_is_left(
         raise OSError(28, "No space left on device")
 
     file.write_bytes(b"old")
-    monkeypatch.setattr(*((os, "fsync") if failing == "fsync" else (Path, "replace")), fail)
+    monkeypatch.setattr(os if failing == "fsync" else Path, failing, fail)
     with pytest.raises(OSError, match="No space left"):
         replace_file(file, b"new")
     assert file.read_bytes() == b"old"

@@ -38,7 +38,6 @@ from services.relay.channels.provider_call import (
 from services.relay.http_client import (
     HttpSession,
     build_status_error,
-    check_secret_url,
     read_text,
     translate_connection_errors,
 )
@@ -47,6 +46,7 @@ from services.relay.send_error import Reason, Scope, SendError
 from services.relay.text import Link, clean_text, compute_status, format_remark, list_alerts, select_contacts, truncate
 from shared.config.secret_file import SecretFile
 from shared.config.settings import SecretPath
+from shared.config.url import check_secret_url
 
 MAX_BODY = 1_000_000  # nginx takes 1 MiB unless it is told otherwise
 _BODY_OVERHEAD = (

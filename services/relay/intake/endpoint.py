@@ -191,10 +191,10 @@ class Intake:
     async def _commit(self, incoming: IncomingEvent, routed_channels: Sequence[str]) -> Response:
         rules = self._rules
 
-        def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
+        def decide(incident: IncidentState | None, now: float) -> DeliveryPlan | None:
             return deduplication.plan_event(
                 incoming.event,
-                known,
+                incident,
                 fingerprint=incoming.fingerprint,
                 now=now,
                 duplicate_window=rules.duplicate_window,

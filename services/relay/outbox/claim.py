@@ -218,7 +218,7 @@ def _build_tasks(
     ends = {row.incident_id for row in due if row.status == Status.RESOLVED} if request.dedup_channels else set()
     others = find_open_incidents(connection, ends, request.dedup_channels) if ends else {}
 
-    def made(row: Row[*tuple[Any, ...]]) -> DeliveryTask:
+    def build_task(row: Row[*tuple[Any, ...]]) -> DeliveryTask:
         episode = (row.incident_id, row.episode)
         receipt = receipts.get(episode)
         return DeliveryTask(
@@ -246,4 +246,4 @@ def _build_tasks(
             open_group_incidents={other.other: other.latest_event_seq for other in others.get(row.incident_id, ())},
         )
 
-    return tuple(made(row) for row in due)
+    return tuple(build_task(row) for row in due)

@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 async def quarantine_webhook(store: Store, body: bytes, *, source: str, code: int, reason: str) -> None:
     """Keeps a body that was answered with `code` for `reason`. Raises StoreUnavailableError."""
     await add_entry(store, RefusedWebhook(source, code, reason, body[:MAX_BODY_BYTES]), max_entries=MAX_ENTRIES)
-    log.warning("webhook quarantined", code=code, reason=reason, source=source)
+    log.warning("webhook quarantined", code=code, error=reason, source=source)
 
 
 @dataclass(frozen=True, slots=True)

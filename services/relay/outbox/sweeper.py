@@ -112,9 +112,9 @@ async def sweep(store: Store, lease_owner: str, give_up_after: float, fallback_c
     ended: list[tuple[str, State]] = []
     woken: set[str] = set()
 
-    def fell_back(told: FallbackResult) -> None:
-        ended.extend((channel, State.SUPERSEDED) for channel in told.superseded_channels)
-        woken.update(told.channels_to_wake)
+    def fell_back(result: FallbackResult) -> None:
+        ended.extend((channel, State.SUPERSEDED) for channel in result.superseded_channels)
+        woken.update(result.channels_to_wake)
 
     for name in await store.read(
         read_down_channels
@@ -126,11 +126,11 @@ async def sweep(store: Store, lease_owner: str, give_up_after: float, fallback_c
     woken.update(requeued.channels_to_wake)
     more = True
     while more:
-        told, given_up = await _give_up(store, give_up_after, fallback_channels)
-        fell_back(told)
+        result, given_up = await _give_up(store, give_up_after, fallback_channels)
+        fell_back(result)
         ended += [(channel, State.DEAD) for channel in given_up]
         woken.update(given_up)
-        more = told.has_more
+        more = result.has_more
     return SweepResult(tuple(ended), frozenset(woken))
 
 
@@ -169,5 +169,5 @@ def _give_up_step(
         woken |= {new.channel for new in news}
     if rows:
         connection.execute(_GIVE_UP, {"seqs": [row.seq for row in rows], "at": now})
-    told = FallbackResult(tuple(superseded), tuple(sorted(woken)), has_more=bool(rows))
-    return told, [row.channel for row in rows]
+    result = FallbackResult(tuple(superseded), tuple(sorted(woken)), has_more=bool(rows))
+    return result, [row.channel for row in rows]

@@ -14,6 +14,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from shared.keyring.administration import (
     MAX_PAGE_SIZE,
     AdministrationError,
+    JournalEntry,
     KeyInfo,
     KeyUsage,
     Lease,
@@ -105,8 +106,9 @@ class RemoteAdministration:
     async def get_progress(self, rotation_id: str | None = None) -> RotationProgress | None:  # noqa: D102
         return await self._call(_OPTIONAL_PROGRESS, "GET", f"rotations/{quote(rotation_id or 'latest', safe='')}")
 
-    async def add_journal_entry(self, rotation_id: str, token: str, entry: str) -> None:  # noqa: D102
-        await self._call(_NOTHING, "POST", "note", rotation_id=rotation_id, token=token, step=entry)
+    async def add_journal_entry(self, rotation_id: str, token: str, entry: JournalEntry) -> None:  # noqa: D102
+        columns = entry.model_dump(mode="json", exclude={"created_at"})
+        await self._call(_NOTHING, "POST", "journal", rotation_id=rotation_id, token=token, **columns)
 
     async def rollback(self, rotation_id: str, token: str) -> RotationProgress:  # noqa: D102
         return await self._call(_PROGRESS, "POST", "rollback", rotation_id=rotation_id, token=token)

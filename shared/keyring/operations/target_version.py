@@ -5,6 +5,7 @@ from collections.abc import Collection
 from shared.keyring.administration import AdministrationError, RefusedError
 from shared.keyring.model import WrappedKey
 from shared.keyring.wrapping import KeyWrapper
+from shared.kms.port import VersionState
 
 
 async def choose_target_version(wrapping: KeyWrapper, requested: int | None, retired: Collection[int]) -> int:
@@ -23,7 +24,7 @@ async def choose_target_version(wrapping: KeyWrapper, requested: int | None, ret
         raise RefusedError(
             f"{wrapping.kek} has no version {target}; its primary version is {described.primary_version}"
         )
-    if state != "ENABLED":
+    if state is not VersionState.USABLE:
         raise RefusedError(f"version {target} of {wrapping.kek} is {state}; enable it or set another primary version")
     if target in retired:
         raise RefusedError(f"version {target} of {wrapping.kek} was retired; set another primary version")

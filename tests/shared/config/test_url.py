@@ -17,7 +17,7 @@ def test_what_an_http_client_can_use_is_a_url(url: str) -> None:
     ],
 )
 def test_anything_else_is_refused_and_not_repeated(check: object, url: str) -> None:
-    with pytest.raises(ValueError, match="^expected ") as refused:
+    with pytest.raises(ValueError, match=r"^expected ") as refused:
         check(url)  # type: ignore[operator]  # one of three functions
     assert "hunter2" not in str(refused.value)
 

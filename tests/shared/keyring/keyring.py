@@ -9,7 +9,15 @@ from typing import Any
 from sqlalchemy import URL
 
 from shared.keyring import store
-from shared.keyring.administration import RotateRequest, RotationProgress, RotationState, RotationType
+from shared.keyring.administration import (
+    JournalEntry,
+    JournalStep,
+    RotateRequest,
+    RotationProgress,
+    RotationState,
+    RotationType,
+    StepOutcome,
+)
 from shared.keyring.database import Database
 from shared.keyring.local_administration import LocalAdministration
 from shared.keyring.model import DataKey, DataKeyStatus, KeyringFingerprint, WrappedKey, compute_fingerprint
@@ -91,6 +99,10 @@ class Keyring:
             if progress.state is not RotationState.RUNNING:
                 return progress
         raise AssertionError("the rollback does not end")
+
+
+def entry(step: JournalStep, outcome: StepOutcome = StepOutcome.SUCCEEDED, **columns: Any) -> JournalEntry:
+    return JournalEntry(step=step, outcome=outcome, **columns)
 
 
 class Meddled:

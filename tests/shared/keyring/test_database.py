@@ -159,7 +159,7 @@ if os.geteuid() == 0:  # root may write to any file, nobody may not
     os.setgid(65534)
     os.setuid(65534)
 try:
-    asyncio.run(Database.opened(at(Path(sys.argv[1])), tables))
+    asyncio.run(Database.open(at(Path(sys.argv[1])), tables))
 except DatabaseError as error:
     print(f"DatabaseError: {error}")
 """
