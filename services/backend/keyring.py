@@ -27,7 +27,7 @@ import structlog
 
 from services.backend.aes_gcm import UnwrappedKey
 from services.backend.data_key_cache import MAX_BACKGROUND_CALLS, DataKeyCache, UnwrapRetries
-from services.backend.local_key import InstanceLocalKey, LocalKeyError
+from services.backend.local_key_file import InstanceLocalKey, LocalKeyError
 from shared.backend_contract import CryptoMode
 from shared.keyring.database import DatabaseError
 from shared.keyring.instances import InstanceHeartbeat

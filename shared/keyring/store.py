@@ -14,14 +14,13 @@ from sqlalchemy import ColumnElement, Connection, exists, select
 from sqlalchemy.exc import IntegrityError
 
 from shared.keyring import column_types
+from shared.keyring.administration import MAX_PAGE_SIZE
 from shared.keyring.column_types import find_unreadable_rows
 from shared.keyring.database import Database
 from shared.keyring.model import LOCAL_KEK, DataKey, DataKeyStatus, WrappedKey
 from shared.keyring.rows import DataKeyRow, RetiredVersionRow, fetch, fetch_first, select_rows
 from shared.keyring.tables import abandoned_data_keys, data_keys, local_key, retired_versions
 
-PAGE_SIZE: Final = 1000
-"""Data keys in one read, at most."""
 _columns: Final = data_keys.c
 
 
@@ -125,7 +124,7 @@ class DataKeyStore:
         """Every data key, oldest first."""
         keys: list[DataKey] = []
         after = ""
-        while some := await self._database.read(partial(list_data_keys, after=after, limit=PAGE_SIZE)):
+        while some := await self._database.read(partial(list_data_keys, after=after, limit=MAX_PAGE_SIZE)):
             keys += some
             after = some[-1].id
         return tuple(sorted(keys, key=lambda key: (key.created_at, key.id)))

@@ -17,14 +17,14 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from services.rotator.backups import encrypted_file
+from services.rotator.backups import encrypted_pages
 from shared.keyring.administration import Administration, StoredKey, StoredVersion
 from shared.keyring.model import UNREADABLE_VERSION, get_version_sort_key
 from shared.kms.port import KmsError, KmsKey
 
 _AAD: Final = b"keypulse backup\0"
 _CSV_COLUMNS: Final = tuple(StoredKey.model_fields)
-csv.field_size_limit(encrypted_file.MAX_PAGE_BYTES)
+csv.field_size_limit(encrypted_pages.MAX_PAGE_BYTES)
 _CSV_HEADER: Final = ",".join(_CSV_COLUMNS).encode() + b"\n"
 
 
@@ -110,7 +110,7 @@ async def write_backup(  # noqa: PLR0913  most by name
         BackupError: the disk or KMS refuses.
         AdministrationError: the rows cannot be read.
     """
-    key = os.urandom(encrypted_file.KEY_BYTES)
+    key = os.urandom(encrypted_pages.KEY_BYTES)
     try:
         wrapped = await kms.encrypt(key, _AAD + rotation_id.encode(), timeout=timeout)
     except KmsError as error:
@@ -125,7 +125,7 @@ async def write_backup(  # noqa: PLR0913  most by name
     )
     try:
         writer = await asyncio.to_thread(
-            encrypted_file.EncryptedFileWriter, file, header.model_dump_json().encode(), key
+            encrypted_pages.EncryptedFileWriter, file, header.model_dump_json().encode(), key
         )
         try:
             counted = SummaryBuilder()
@@ -145,10 +145,10 @@ async def write_backup(  # noqa: PLR0913  most by name
 def read_header(file: Path) -> BackupHeader:
     """Raises BackupError."""
     try:
-        return BackupHeader.model_validate_json(encrypted_file.read_header(file))
+        return BackupHeader.model_validate_json(encrypted_pages.read_header(file))
     except OSError as error:
         raise BackupError(f"the backup {file} cannot be read: {error.strerror}") from None
-    except (encrypted_file.FileDamagedError, ValidationError):
+    except (encrypted_pages.FileDamagedError, ValidationError):
         raise BackupError(f"{file} is no backup of keypulse's, or its header is damaged") from None
 
 
@@ -170,7 +170,7 @@ async def read_pages(
     try:
         wrapped = base64.b64decode(first.wrapped_key, validate=True)
         key = (await kms.decrypt(wrapped, _AAD + first.rotation_id.encode(), timeout=timeout)).plaintext
-        read = encrypted_file.read_pages(file, key)
+        read = encrypted_pages.read_pages(file, key)
         while page := await asyncio.to_thread(next, read, None):
             text, last = page
             if last:
@@ -184,8 +184,8 @@ async def read_pages(
         raise BackupError(f"KMS does not unwrap the key of the backup {file}: {error}") from None
     except OSError as error:
         raise BackupError(f"the backup {file} cannot be read: {error.strerror}") from None
-    except (encrypted_file.FileDamagedError, ValueError, csv.Error) as error:
-        why = str(error) if isinstance(error, encrypted_file.FileDamagedError) else "its content is not a backup's"
+    except (encrypted_pages.FileDamagedError, ValueError, csv.Error) as error:
+        why = str(error) if isinstance(error, encrypted_pages.FileDamagedError) else "its content is not a backup's"
         raise BackupError(f"the backup {file} is damaged: {why}") from None
 
 
