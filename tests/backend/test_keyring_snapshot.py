@@ -39,7 +39,7 @@ async def test_a_locked_database_does_not_end_the_checks_and_is_told_as_the_reas
     async with open_backend(tmp_path, str(emulator.address)) as backend:
         with closing(sqlite3.connect(tmp_path / "backend.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            watching = asyncio.create_task(backend.keyring.run(0.02, asyncio.Event()))
+            watching = asyncio.create_task(backend.checker.run(0.02, asyncio.Event()))
             await until(locked)
             assert not backend.keyring.is_ready
             other.execute("ROLLBACK")
@@ -75,7 +75,7 @@ async def test_a_defect_does_not_end_the_checks_and_is_logged_with_its_trace(
         wrapping = backend.keyring._wrapping
         backend.keyring._wrapping = replace(wrapping, kms=_Defective(wrapping.kms, raised))
         with capture_logs() as lines:
-            watching = asyncio.create_task(backend.keyring.run(0.02, asyncio.Event()))
+            watching = asyncio.create_task(backend.checker.run(0.02, asyncio.Event()))
             await until(well)
             watching.cancel()
     assert [line["event"] for line in lines if line.get("exc_info")] == [
@@ -88,7 +88,7 @@ async def test_checks_that_are_cancelled_end_even_in_the_middle_of_one(
 ) -> None:
     emulator.faults.add(Fault(kind="stall", count=1))
     async with open_backend(tmp_path, str(emulator.address), timeout=60) as backend:
-        watching = asyncio.create_task(backend.keyring.run(0.02, asyncio.Event()))
+        watching = asyncio.create_task(backend.checker.run(0.02, asyncio.Event()))
         async with asyncio.timeout(10):
             while emulator.faults.list_active():  # noqa: ASYNC110 - the check has met its fault once that is used up
                 await asyncio.sleep(0.01)
