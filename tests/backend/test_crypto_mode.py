@@ -94,7 +94,7 @@ async def test_an_exhausted_quota_is_told_and_changes_no_mode_for_kms_answers(
         for _ in range(3):
             await backend.checker.check()
         assert (backend.keyring.mode, backend.keyring.reason) == (CryptoMode.KMS, "KMS refuses: quota_exhausted")
-        await backend.store._database.change(lambda connection: connection.execute(data_keys.delete()))
+        await backend.store._database.write_exclusively(lambda connection: connection.execute(data_keys.delete()))
         await backend.checker.check()
         await backend.put("r", b"kept")
         assert await backend.get("r") == b"kept"

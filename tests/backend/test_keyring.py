@@ -274,7 +274,7 @@ async def test_an_instance_whose_local_key_is_no_longer_the_known_one_makes_no_d
 ) -> None:
     async with open_backend(tmp_path, str(emulator.address)) as backend:
         emulator.faults.add(OUTAGE)
-        await backend.store._database.change(
+        await backend.store._database.write_exclusively(
             lambda connection: connection.execute(local_key.update().values(fingerprint=b"another one's"))
         )
         await backend.checker.check()

@@ -27,7 +27,7 @@ async def _new_dek(backend: Any) -> None:
 
 async def _forgotten(backend: Any) -> None:
     """As one whose checks were late three times: no rotation waits for it any more."""
-    await backend.keyring._heartbeat.end()
+    await backend.keyring._heartbeat.remove()
 
 
 async def test_a_record_of_a_data_key_that_another_instance_has_since_is_read_at_once(
@@ -82,7 +82,7 @@ async def test_an_instance_claims_a_pending_data_key_only_once_it_has_unwrapped_
 
         async def holds() -> str:
             row = await backend.store._database.read(lambda connection: connection.execute(instances.select()).one())
-            return str(row.holds)
+            return str(row.unwrapped_keys)
 
         assert backend.keyring.mode is CryptoMode.ENV
         await backend.keyring.reload()

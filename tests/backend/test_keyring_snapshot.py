@@ -104,7 +104,7 @@ async def test_a_backend_whose_checks_have_ended_says_so(emulator: Emulator, set
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
             assert (await client.get("/-/ready")).status_code == 200
-            (watching,) = [task for task in asyncio.all_tasks() - before if "Keyring.watch" in str(task.get_coro())]
+            (watching,) = [task for task in asyncio.all_tasks() - before if "KmsChecker.run" in str(task.get_coro())]
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
             ended = await client.get("/-/ready")
