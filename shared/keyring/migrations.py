@@ -111,7 +111,7 @@ def _name_versions_by_text(connection: Connection) -> None:
         if not versions or not _has_table(connection, table.name):
             continue
         types = {column["name"]: column["type"] for column in inspect(connection).get_columns(table.name)}
-        if not isinstance(types[versions[0]], Integer):
+        if not isinstance(types.get(versions[0]), Integer):
             continue
         if is_sqlite:
             _rebuild_with_text_versions(connection, table, versions)

@@ -105,11 +105,11 @@ async def test_a_primary_version_that_was_retired_wraps_nothing_and_is_told(
     async with open_backend(tmp_path, str(emulator.address)) as backend:
         carrier = LocalAdministration(backend.store._database, backend.keyring._wrapping)
         token = (await carrier.acquire_lease("the test", 60)).token
-        await carrier.retire_version(1, token)
+        await carrier.retire_version("1", token)
         await backend.check()
         assert (backend.keyring.mode, backend.keyring.is_ready) == (CryptoMode.ENV, True)
         assert [key.wrapped.kek for key in await backend.store.list_all()] == [LOCAL_KEK]
         await versions.rotate()
         await backend.check()
         assert backend.keyring.mode is CryptoMode.KMS
-        assert [key.wrapped.kek_version for key in await backend.store.list_all()] == [2, 2]
+        assert [key.wrapped.kek_version for key in await backend.store.list_all()] == ["2", "2"]

@@ -58,7 +58,7 @@ async def test_plan_run_status_and_a_second_run(in_a_file: Rotated, new_version:
     assert f"keypulse-rotator run --type rewrap-kek --config {config}" in planned.out
     dry = await rotator("run", "--type", "rewrap-kek", "--dry-run", "--config", config)
     assert (dry.code, "nothing was changed" in dry.out) == (0, True)
-    assert {key.wrapped.kek_version for key in (await in_a_file.keys()).values()} == {1}
+    assert {key.wrapped.kek_version for key in (await in_a_file.keys()).values()} == {"1"}
     summary = tmp_path / "summary.md"
     summary.write_text("# before\n")
     done = await rotator("run", "--type", "rewrap-kek", "--config", config, "--json", GITHUB_STEP_SUMMARY=str(summary))
@@ -150,7 +150,7 @@ async def test_a_full_disk_at_the_backup_changes_nothing_and_leaves_nothing_half
     assert f"the backup cannot be written to {tmp_path / 'state' / 'backups'}: File too large" in ended.out
     assert f"    keypulse-rotator run --type rewrap-kek --config {config}" in ended.out
     assert list((tmp_path / "state" / "backups").iterdir()) == []
-    assert {key.wrapped.kek_version for key in (await rotated.keys()).values()} == {1}
+    assert {key.wrapped.kek_version for key in (await rotated.keys()).values()} == {"1"}
     assert (await rotator("run", "--type", "rewrap-kek", "--config", config)).code == 0
 
 

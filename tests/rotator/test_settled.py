@@ -27,7 +27,7 @@ class Answering:
 
 async def asked(kms: Answering) -> int:
     """How many answers it took."""
-    await wait_for_primary(cast("KmsKey", kms), 2, "run", checks=3, total_timeout=60, interval=1, timeout=5)
+    await wait_for_primary(cast("KmsKey", kms), "2", "run", checks=3, total_timeout=60, interval=1, timeout=5)
     return kms.calls
 
 

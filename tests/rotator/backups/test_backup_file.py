@@ -37,7 +37,8 @@ async def written(session: Session, rotation_id: str = "one") -> tuple[Path, Bac
         session.administration,
         session.kms,
         rotation_id=rotation_id,
-        needed_versions={1},
+        kek=KEY,
+        needed_versions={"1"},
         now=session.now_utc,
         timeout=5,
     )

@@ -86,7 +86,7 @@ async def test_what_a_backup_put_back_since_is_as_it_has_to_be(
     keyring: Keyring, versions: Versions, resumed: bool
 ) -> None:
     a, b = await keyring.fill(2)
-    await keyring.add("broken", WrappedKey(b"?", KEY, 1))
+    await keyring.add("broken", WrappedKey(b"?", KEY, "1"))
     rows = await keyring.administration.list_backup_rows()
     await versions.rotate()
     assert (await keyring.rotate()).state is RotationState.FAILED
@@ -102,10 +102,10 @@ async def test_a_version_that_was_retired_meanwhile_wraps_nothing_again(keyring:
     await keyring.fill(1)
     await versions.rotate()
     await keyring.rotate()
-    await keyring.administration.retire_version(1, keyring.token)
+    await keyring.administration.retire_version("1", keyring.token)
     undone = await keyring.rollback()
     assert "version 1 of" in undone.problems[0].error
-    assert await keyring.versions() == {"k000": 2}
+    assert await keyring.versions() == {"k000": "2"}
 
 
 async def test_the_former_data_key_is_active_again_and_the_new_one_is_kept_for_its_records(keyring: Keyring) -> None:
@@ -159,7 +159,7 @@ async def test_a_data_key_that_is_gone_is_named(keyring: Keyring, versions: Vers
     await keyring.rotate()
     await keyring.database.write_exclusively(lambda it: it.execute(data_keys.delete().where(data_keys.c.id == "k000")))
     assert [problem.error for problem in (await keyring.rollback()).problems] == ["it is no longer in the keyring"]
-    assert await keyring.versions() == {"k001": 1}
+    assert await keyring.versions() == {"k001": "1"}
 
 
 async def test_a_batch_during_which_the_rotation_was_rolled_back_writes_nothing(
