@@ -175,7 +175,8 @@ class LocalAdministration:
                 if each.kek == kek and each.data_keys and described.find_version(each.kek_version) is None:
                     raise RefusedError(
                         f"version {kek_version} of {kek} may be needed by {each.data_keys} data keys of version "
-                        f"{each.kek_version!r}, which the key does not have; rotate with --type rewrap-kek, then retire it"
+                        f"{each.kek_version!r}, which the key does not have; rotate with --type rewrap-kek, then "
+                        "retire it"
                     )
             await run_under_lease(self._database, token, retire)
 
