@@ -24,8 +24,10 @@ Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 
 
 def _accept_number(value: object) -> object:
-    """A service whose versions are numbers may write them as JSON numbers."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    """Versions were numbers once, and -1 where they could not be read: in older backups, and on the wire."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    return UNREADABLE_VERSION if value < 0 else str(value)
 
 
 StoredVersion = Annotated[

@@ -37,7 +37,7 @@ def hostile() -> Report:
         outcome=Outcome.FAILED,
         summary=HOSTILE,
         next_commands=("resume", "rollback"),
-        plans=(Plan(type=RotationType.NEW_DEK, target_version=1, data_keys=1, summary=HOSTILE, excluded=(HOSTILE,)),),
+        plans=(Plan(type=RotationType.NEW_DEK, target_version="1", data_keys=1, summary=HOSTILE, excluded=(HOSTILE,)),),
         rotation=RotationProgress(
             rotation_id=HOSTILE,
             type=RotationType.NEW_DEK,
