@@ -149,7 +149,7 @@ class Keyring:
             return self._cache[data_key_id]
         why = self._cache.errors.get(data_key_id)
         if await self._store.is_abandoned(data_key_id):
-            raise KeyAbandonedError(f"its data key {data_key_id} was given up with the local key that wrapped it")
+            raise KeyAbandonedError(f"its data key {data_key_id} was abandoned with the local key that wrapped it")
         why = why or "it is not in the keyring"
         raise KeyUnavailableError(f"its data key {data_key_id} cannot be unwrapped: {why}")
 

@@ -265,7 +265,7 @@ class VerificationResult(_WireModel):
     fingerprint: str
     """Of all data keys by id, hexadecimal; a re-wrap leaves it as it is. Empty before the last page."""
     next: str | None = None
-    """`after` of the next page. The last one tells what belongs to no data key, such as records that lost theirs."""
+    """`after` of the next page. The last page has the problems of no data key, such as of records without one."""
 
 
 class Lease(_WireModel):

@@ -111,7 +111,7 @@ def _create_postgresql_engine(url: URL, connections: int) -> Engine:
 
 
 ANSWER_TIMEOUT_SECONDS: Final = 5.0
-"""How long a caller waits, its turn behind other writers included."""
+"""How long a caller waits, the wait for other writers included."""
 _MAX_TRIES: Final = 3
 _CLOCK_QUERY: Final = select(func.extract("epoch", func.clock_timestamp()))
 

@@ -49,7 +49,7 @@ class LocalAdministration:
 
     Args:
         database: open, with `tables.TABLES`.
-        wrapping: KMS, paced as `PacedKey` does, and the service's local key where it is at hand.
+        wrapping: KMS, limited as by `QuotaLimitedKey`, and the service's local key where it is at hand.
         records: the service's table of records, in the same database; None counts none.
         notify_instances: has every instance of the service that can be reached read the keyring again.
     """
