@@ -8,7 +8,7 @@ import pytest
 
 from services.relay.outbox import fallback
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from services.relay.outbox.sweeper import SweepResult
+from services.relay.outbox.merge import DeliveryChanges
 from services.relay.send_error import Reason, Scope, SendError
 from tests.relay.scripted import Scripted, hang, reaches, settings, statuses, until, webhook_of
 from tests.relay.test_reload import started
@@ -93,10 +93,10 @@ async def test_what_is_overdue_is_looked_after_though_a_backup_cannot_be_noticed
     monkeypatch.setattr("services.relay.delivery.worker._SWEEP_INTERVAL", 0.01)
     looks = 0
 
-    async def look(*_given: object) -> SweepResult:
+    async def look(*_given: object) -> DeliveryChanges:
         nonlocal looks
         looks += 1
-        return SweepResult((), frozenset())
+        return DeliveryChanges()
 
     async def notice(*_given: object, **_named: object) -> bool:
         if broken:
@@ -104,7 +104,7 @@ async def test_what_is_overdue_is_looked_after_though_a_backup_cannot_be_noticed
         return False
 
     broken = False
-    monkeypatch.setattr("services.relay.delivery.worker.look_after", look)
+    monkeypatch.setattr("services.relay.delivery.worker.sweep", look)
     monkeypatch.setattr("services.relay.delivery.worker.notice_restore", notice)
     async with started(settings(tmp_path, {"one": Scripted()})):
         broken, before = True, looks
@@ -123,7 +123,7 @@ async def test_a_defect_in_looking_after_what_is_overdue_is_not_the_last_look(
         looks += 1
         raise ZeroDivisionError
 
-    monkeypatch.setattr("services.relay.delivery.worker.look_after", look)
+    monkeypatch.setattr("services.relay.delivery.worker.sweep", look)
     async with started(settings(tmp_path, {"one": Scripted()})):
         await until(lambda: looks >= 3)
 

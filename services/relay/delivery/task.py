@@ -137,11 +137,11 @@ class Deliverer:
         Raises:
             StoreUnavailableError: it is not known to be committed.
         """
-        told = await fall_back(self._shared.store, self._name, self._fallback)
-        for channel in told.superseded_channels:
-            self._shared.metrics.count_delivery(channel, State.SUPERSEDED)
-        self._shared.wake_channels(told.channels_to_wake)
-        return told.has_more
+        changes = await fall_back(self._shared.store, self._name, self._fallback)
+        for channel, state in changes.ended:
+            self._shared.metrics.count_delivery(channel, state)
+        self._shared.wake_channels(changes.channels_to_wake)
+        return changes.has_more
 
     async def _attempt(self, task: DeliveryTask, lease_ends: float) -> SendResult:
         ends = asyncio.get_running_loop().time() + self._shared.timeout

@@ -124,5 +124,5 @@ async def test_a_clock_that_is_set_back_opens_what_would_stay_closed(store: Stor
     assert not await nothing(store)
 
 
-async def _states(store: Store, state: State) -> list[queries.DeliveryRow]:
+async def _states(store: Store, state: State) -> list[queries.DeliverySummary]:
     return (await list_deliveries(store, DeliveryFilter(state=state), limit=100)).deliveries

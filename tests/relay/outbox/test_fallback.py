@@ -8,10 +8,11 @@ import pytest
 from services.relay.outbox import fallback
 from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect, commit_allow_trial
 from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.fallback import FallbackResult, fall_back, fall_back_unserved
+from services.relay.outbox.fallback import fall_back, fall_back_unserved
+from services.relay.outbox.merge import DeliveryChanges
 from services.relay.outbox.queries import DeliveryFilter, list_deliveries
 from services.relay.outbox.requeue import requeue
-from services.relay.outbox.sweeper import SweepResult, sweep
+from services.relay.outbox.sweeper import sweep
 from services.relay.outbox.tables import State
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
@@ -51,10 +52,10 @@ async def all_of(store: Store, channel: str) -> list[tuple[str, int, int]]:
 async def test_all_that_waits_goes_to_the_others_in_order_and_once(store: Store) -> None:
     await waiting(store, 4)
     await refuse(store, "a", "b", "every")
-    assert await fall_back(store, "a", ("b", "every")) == FallbackResult(channels_to_wake=("b", "every"))
+    assert await fall_back(store, "a", ("b", "every")) == DeliveryChanges(channels_to_wake=frozenset(("b", "every")))
     for channel in ("b", "every"):
         assert await all_of(store, channel) == [(f"a{number}", number + 1, number + 1) for number in range(4)]
-    assert await fall_back(store, "a", ("b", "every")) == FallbackResult()
+    assert await fall_back(store, "a", ("b", "every")) == DeliveryChanges()
     assert await nothing(store, "b")
 
 
@@ -77,7 +78,9 @@ async def test_what_another_channel_tells_anyway_is_not_told_twice(store: Store)
     await told(store, "x", "a", "b")
     await told(store, "x", "a")
     await refuse(store)
-    assert await fall_back(store, "a", ("b",)) == FallbackResult(superseded_channels=("b",), channels_to_wake=("b",))
+    assert await fall_back(store, "a", ("b",)) == DeliveryChanges(
+        ended=(("b", State.SUPERSEDED),), channels_to_wake=frozenset(("b",))
+    )
     assert await all_of(store, "b") == [("x", 1, 2)]
 
 
@@ -145,10 +148,10 @@ async def test_two_that_refuse_do_not_hand_it_to_and_fro(store: Store) -> None:
     await refuse(store, "b", "a")
     for _ in range(3):
         for channel, other in (("a", "b"), ("b", "a")):
-            assert await fall_back(store, channel, (other,)) == FallbackResult()
+            assert await fall_back(store, channel, (other,)) == DeliveryChanges()
     await told(store, "x", "a", "b")
     for channel, other in (("a", "b"), ("b", "a")):
-        assert await fall_back(store, channel, (other,)) == FallbackResult()
+        assert await fall_back(store, channel, (other,)) == DeliveryChanges()
 
 
 async def test_what_a_third_one_stands_in_for_twice_is_told_there_once(store: Store) -> None:
@@ -156,7 +159,7 @@ async def test_what_a_third_one_stands_in_for_twice_is_told_there_once(store: St
     await refuse(store, "a", "b", "c")
     await refuse(store, "b", "a", "c")
     assert await all_of(store, "c") == [("x", 1, 1)]
-    assert await fall_back(store, "b", ("a", "c")) == FallbackResult()
+    assert await fall_back(store, "b", ("a", "c")) == DeliveryChanges()
     assert await nothing(store, "c")
 
 
@@ -176,7 +179,7 @@ async def test_those_that_stand_in_and_refuse_as_well_give_it_up_each_by_itself(
     await refuse(store, "b", "a")
     looked = await sweep(store, "me", -1, ("a", "b"))
     assert sorted(looked.ended) == [("a", State.DEAD), ("b", State.DEAD)]
-    assert await sweep(store, "me", -1, ("a", "b")) == SweepResult((), frozenset())
+    assert await sweep(store, "me", -1, ("a", "b")) == DeliveryChanges()
 
 
 @pytest.mark.parametrize("effect", [ChannelEffect.DOWN, ChannelEffect.FAILED])
@@ -212,11 +215,11 @@ async def test_what_is_given_up_for_its_age_goes_to_the_others_whatever_its_chan
     assert await all_of(store, "b") == [("a0", 1, 1)]
     await break_it(store)
     looked = await sweep(store, "me", -1, ("a", "b"))
-    assert looked == SweepResult(
+    assert looked == DeliveryChanges(
         (("a", State.DEAD),) * (FAILURE_THRESHOLD + fallback.FALLBACK_STEP - 1), frozenset({"a", "b"})
     )
     assert len(await all_of(store, "b")) == FAILURE_THRESHOLD + fallback.FALLBACK_STEP - 1
-    assert await sweep(store, "me", -1, ("a", "b")) == SweepResult((), frozenset())
+    assert await sweep(store, "me", -1, ("a", "b")) == DeliveryChanges()
 
 
 async def test_what_a_crashed_relay_held_goes_there_once_its_lease_ended(tmp_path: Path, clock: Clock) -> None:
@@ -226,7 +229,7 @@ async def test_what_a_crashed_relay_held_goes_there_once_its_lease_ended(tmp_pat
         await refuse(store, "a", "b")
         assert await all_of(store, "b") == [("a1", 2, 2)]
         clock.now += 19
-        assert await fall_back(store, "a", ("b",)) == FallbackResult()  # it may be under way
+        assert await fall_back(store, "a", ("b",)) == DeliveryChanges()  # it may be under way
         clock.now += 1
         await fall_back(store, "a", ("b",))
         assert await all_of(store, "b") == [("a0", 1, 1)]
@@ -249,9 +252,9 @@ async def test_all_that_waits_for_a_channel_that_is_gone_goes_to_the_others_and_
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await waiting(store, fallback.FALLBACK_STEP + 1)
-    assert await fall_back_unserved(store, ("b",), ("b",)) == FallbackResult()
+    assert await fall_back_unserved(store, ("b",), ("b",)) == DeliveryChanges()
     monkeypatch.setattr(fallback, "UNSERVED_AFTER", -60.0)
-    assert await fall_back_unserved(store, ("a", "b"), ("b",)) == FallbackResult()
-    assert await fall_back_unserved(store, ("b",), ("b",)) == FallbackResult(channels_to_wake=("b",))
+    assert await fall_back_unserved(store, ("a", "b"), ("b",)) == DeliveryChanges()
+    assert await fall_back_unserved(store, ("b",), ("b",)) == DeliveryChanges(channels_to_wake=frozenset(("b",)))
     assert len(await all_of(store, "b")) == fallback.FALLBACK_STEP + 1
-    assert await fall_back_unserved(store, ("b",), ("b",)) == FallbackResult()
+    assert await fall_back_unserved(store, ("b",), ("b",)) == DeliveryChanges()

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Select, event, insert, select
+from sqlalchemy import Connection, event, insert, select
 
 from services.relay.outbox import claim, queries, requeue, sweeper
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.requeue import requeue_dead
+from services.relay.outbox.rows import RowQuery
 from services.relay.outbox.tables import State, deliveries
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
@@ -92,7 +93,7 @@ def _again_and_again(transaction: Transaction, number: int) -> None:
 
 @pytest.mark.parametrize("looked_up", ["first receipts", "dead letters", "given up too early", "overdue"])
 async def test_no_database_takes_the_index_of_what_was_delivered(database: DatabaseUrl, looked_up: str) -> None:
-    looks: dict[str, tuple[Select[*tuple[Any, ...]], dict[str, Any]]] = {
+    looks: dict[str, tuple[RowQuery[Any], dict[str, Any]]] = {
         "first receipts": (claim._FIRST_RECEIPTS, {"incidents": ["a", "b"], "episodes": [1], "channel": CHANNEL}),
         "dead letters": (requeue._FIND_DEAD, {"channel": CHANNEL, "most": 10}),
         "given up too early": (requeue._FIND_DEAD_TOO_EARLY, {"now": time.time(), "give_up_after": 86400.0}),
@@ -107,7 +108,9 @@ async def test_no_database_takes_the_index_of_what_was_delivered(database: Datab
         def _explained(*execution: Any) -> tuple[str, Any]:
             return f"{explain} {execution[2]}", execution[3]
 
-        return str(connection.execute(query, given).cursor.fetchall())  # the plan has other columns than the query
+        return str(
+            connection.execute(query.statement, given).cursor.fetchall()
+        )  # the plan has other columns than the query
 
     async with open_store(database, time.time) as store:
         await fill(store, MANY, State.DELIVERED)

@@ -10,8 +10,9 @@ from services.relay.model import build_fingerprint, build_incident_id
 from services.relay.outbox import fallback
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.fallback import FallbackResult, fall_back_unserved
+from services.relay.outbox.fallback import fall_back_unserved
 from services.relay.outbox.incidents import IncidentState
+from services.relay.outbox.merge import DeliveryChanges
 from services.relay.outbox.replicas import record_served_channels, refresh_outdated
 from services.relay.outbox.tables import State, channels, deliveries
 from shared.sql.database_url import DatabaseUrl
@@ -78,7 +79,7 @@ async def test_what_another_replica_delivers_is_left_to_it_and_told_what_comes(s
     await come(store, "firing", "theirs", "ours")
     await ages(store, 4 * fallback.UNSERVED_AFTER)
     await record_served_channels(store, ["theirs"])
-    assert await fall_back_unserved(store, ("ours",), ("ours", "mail")) == FallbackResult()
+    assert await fall_back_unserved(store, ("ours",), ("ours", "mail")) == DeliveryChanges()
     assert (await come(store, "resolved", "ours")).channels == ("ours", "theirs")
     assert await nothing(store, "mail")
 
@@ -87,10 +88,12 @@ async def test_what_no_replica_has_delivered_on_for_a_while_goes_to_the_others(s
     await record_served_channels(store, ["theirs"])
     await come(store, "firing", "theirs", "ours")
     await ages(store, fallback.UNSERVED_AFTER - 10)
-    assert await fall_back_unserved(store, ("ours",), ("mail",)) == FallbackResult()
+    assert await fall_back_unserved(store, ("ours",), ("mail",)) == DeliveryChanges()
     await ages(store, 20)
     assert (await come(store, "resolved", "ours")).channels == ("ours",)
-    assert await fall_back_unserved(store, ("ours",), ("mail",)) == FallbackResult(channels_to_wake=("mail",))
+    assert await fall_back_unserved(store, ("ours",), ("mail",)) == DeliveryChanges(
+        channels_to_wake=frozenset(("mail",))
+    )
 
 
 async def test_a_channel_that_comes_back_tells_how_things_stand_now(store: Store) -> None:

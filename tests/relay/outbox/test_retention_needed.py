@@ -8,7 +8,7 @@ import pytest
 from services.relay.model import Status, encode_event
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.requeue import requeue
-from services.relay.outbox.retention import prune_by_age
+from services.relay.outbox.retention_by_age import prune_by_age
 from services.relay.outbox.tables import State
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.monitors.told import event

@@ -251,7 +251,7 @@ class World:
         merged: list[str] = []
         while more:
             told = self.run(fall_back(self.store, channel, [name for name in FALLBACK if name != channel]))
-            merged += told.superseded_channels
+            merged += [merged_channel for merged_channel, _ in told.ended]
             more = told.has_more
         self.look()
         assert superseded(before, self.rows) == Counter(merged)
